@@ -1,0 +1,92 @@
+"""The command line: the names of all commands, and how one run of `kvstore` begins and ends.
+
+Owns: the table of commands, `main`, the exit code of the process.
+Promises: a command imports what it needs and no more (`get` no rich and no server, `shard serve` no router).
+Leaves to others: the commands, one module each; their common frame (`frame`), and loading by name (`lazy`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+import kvstore
+from kvstore.cli.lazy import LazyCommand, LazyGroup
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+_EPILOG = (
+    "Exit codes: 0 done; 1 the store said no (no such key, value too large, disk full); "
+    "2 usage, or the store cannot be reached or gave no decision; 130 interrupted."
+)
+
+
+def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"kvstore {kvstore.__version__}")
+        context.exit()
+
+
+_version_option = click.Option(
+    ["--version"],
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version.",
+)
+
+_shard = LazyGroup(
+    "shard",
+    short_help="Serve one shard.",
+    help="Shards: the processes that keep the data.",
+    lazy={"serve": LazyCommand("kvstore.cli.shard_serve:serve", "Serve one shard on this host.")},
+)
+_router = LazyGroup(
+    "router",
+    short_help="Serve a router.",
+    help="Routers: the addresses that clients talk to.",
+    lazy={"serve": LazyCommand("kvstore.cli.router_serve:serve", "Serve one router on this host.")},
+)
+_controller = LazyGroup(
+    "controller",
+    short_help="Serve a controller.",
+    help="Controllers: the processes that own the cluster map.",
+    lazy={"serve": LazyCommand("kvstore.cli.controller_serve:serve", "Serve one controller on this host.")},
+)
+
+root = LazyGroup(
+    "kvstore",
+    help="A sharded, durable key-value store. `kvstore COMMAND --help` shows an example of each command.",
+    epilog=_EPILOG,
+    params=[_version_option],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    lazy={
+        "up": LazyCommand("kvstore.cli.up:up", "Run the whole cluster on this machine."),
+        "get": LazyCommand("kvstore.cli.data:get", "Print the value of a key."),
+        "put": LazyCommand("kvstore.cli.data:put", "Store a value under a key."),
+        "delete": LazyCommand("kvstore.cli.data:delete", "Delete a key."),
+        "list": LazyCommand("kvstore.cli.data:list_keys", "List keys in order, or count them."),
+        "import": LazyCommand("kvstore.cli.import_command:import_", "Load NDJSON, or a folder's files."),
+        "export": LazyCommand("kvstore.cli.export_command:export", "Write keys and values as NDJSON."),
+        "status": LazyCommand("kvstore.cli.cluster:status", "Show the shards and what they hold."),
+        "ring": LazyCommand("kvstore.cli.cluster:ring", "Show how evenly keys are spread."),
+        "explain": LazyCommand("kvstore.cli.cluster:explain", "Show the way of a key to its shard."),
+        "shard": _shard,
+        "router": _router,
+        "controller": _controller,
+    },
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (without the program's name; None: that of the process) and return its exit code."""
+    try:
+        code = root.main(args=arguments, prog_name="kvstore", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    return code if isinstance(code, int) else 0

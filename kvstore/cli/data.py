@@ -1,0 +1,179 @@
+"""get, put, delete, list: one key at a time, or a range of them.
+
+Owns: arguments and output of these commands.
+Promises: bytes in are bytes out: `get` adds a newline only on a terminal, `put` takes any bytes from standard input.
+Leaves to others: the calls (`kvstore.client`), errors and exit codes (`frame`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from kvstore.cli.frame import (
+    VALUE_BYTES_READ_MAX,
+    call,
+    complain,
+    emit,
+    printable,
+    reporting,
+    say,
+    say_json,
+    talks_to_cluster,
+)
+from kvstore.client import Client, Item, ListedItem, value_members
+from kvstore.errors import NotFound, ValueTooLarge
+
+_PAGE_SIZE = 1000
+
+
+@click.command()
+@click.argument("key")
+@talks_to_cluster
+def get(key: str, url: str, as_json: bool) -> None:
+    """Print the value of KEY, byte for byte; a newline is added only on a terminal.
+
+    \b
+    Exit code 1 if there is no such key. With --json:
+      {"key","version","value"|"value_base64","ttl"?}
+
+    \b
+    Example:
+      kvstore get config/theme
+      kvstore get logo.png > logo.png
+    """
+
+    async def work(kv: Client) -> None:
+        item = await kv.get(key)
+        if item is None:
+            raise _not_found(key)
+        if as_json:
+            say_json(_members(key, item))
+            return
+        sys.stdout.buffer.write(item.value)
+        if sys.stdout.isatty():
+            sys.stdout.buffer.write(b"\n")
+
+    call(url, as_json, work)
+
+
+@click.command()
+@click.argument("key")
+@click.argument("value", required=False)
+@click.option("--ttl", type=float, metavar="SECONDS", help="Let it expire; without, it stays until deleted.")
+@talks_to_cluster
+def put(key: str, value: str | None, ttl: float | None, url: str, as_json: bool) -> None:
+    """Store VALUE under KEY and print its version.
+
+    Without VALUE, or with -, the value is read from standard input, byte for byte. With --json: {"key","version"}.
+
+    \b
+    Example:
+      kvstore put config/theme dark
+      kvstore put session/42 --ttl 3600 < session.bin
+      kvstore put -- temperature -5
+    """
+
+    with reporting(as_json):  # before the event loop runs: Ctrl-C must end a read that waits for the terminal
+        content = _from_stdin() if value in {None, "-"} else os.fsencode(str(value))
+
+    async def work(kv: Client) -> None:
+        version = await kv.put(key, content, ttl=ttl)
+        emit(as_json, {"key": key, "version": version}, f"version {version}")
+
+    call(url, as_json, work)
+
+
+@click.command()
+@click.argument("key")
+@talks_to_cluster
+def delete(key: str, url: str, as_json: bool) -> None:
+    """Delete KEY.
+
+    Exit code 1 if there was no such key. With --json: {"key","deleted":true}.
+
+    \b
+    Example:
+      kvstore delete config/theme
+    """
+
+    async def work(kv: Client) -> None:
+        if not await kv.delete(key):
+            raise _not_found(key)
+        emit(as_json, {"key": key, "deleted": True}, "deleted")
+
+    call(url, as_json, work)
+
+
+@click.command("list")
+@click.argument("prefix", default="")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N keys.")
+@click.option("--values", is_flag=True, help="Values, too: KEY, a tab, VALUE (escaped to fit on the line).")
+@click.option("--count", is_flag=True, help="Only the number of keys.")
+@talks_to_cluster
+def list_keys(prefix: str, limit: int | None, values: bool, count: bool, url: str, as_json: bool) -> None:
+    """List the keys that start with PREFIX (all, without), in byte order, one a line.
+
+    \b
+    Characters that would break a line or steer a terminal are shown escaped; for programs there is
+    --json, a line each: {"key","version"}, with --values also "value"|"value_base64" and "ttl"?;
+    with --count one line {"count"}.
+
+    \b
+    Example:
+      kvstore list config/
+      kvstore list --count
+      kvstore list user/ --values --limit 10
+    """
+    if count and (values or limit is not None):
+        raise click.UsageError("--count goes with neither --values nor --limit")
+
+    async def work(kv: Client) -> None:
+        if count:
+            number = await kv.count(prefix)
+            emit(as_json, {"count": number}, str(number))
+            return
+        left = limit
+        async for item in kv.list(prefix, values=values, page_size=min(limit or _PAGE_SIZE, _PAGE_SIZE)):
+            if as_json:
+                say_json(listed_members(item))
+            else:
+                say(_line(item))
+            if left is not None and (left := left - 1) <= 0:
+                break
+
+    call(url, as_json, work)
+
+
+def listed_members(item: ListedItem) -> dict[str, Any]:
+    """The JSON of a listed key; with a value, it is also the form of an export line."""
+    if item.value is None:
+        return {"key": item.key, "version": item.version}
+    return _members(item.key, Item(item.value, item.version, item.ttl))
+
+
+def _members(key: str, item: Item) -> dict[str, Any]:
+    ttl = {} if item.ttl is None else {"ttl": item.ttl}
+    return {"key": key, "version": item.version, **value_members(item.value), **ttl}
+
+
+def _line(item: ListedItem) -> str:
+    if item.value is None:
+        return printable(item.key)
+    return f"{printable(item.key)}\t{printable(item.value.decode('utf-8', 'backslashreplace'))}"
+
+
+def _from_stdin() -> bytes:
+    if sys.stdin.isatty():
+        complain("kvstore: reading the value from the terminal; Ctrl-D ends it.")
+    content = sys.stdin.buffer.read(VALUE_BYTES_READ_MAX + 1)
+    if len(content) > VALUE_BYTES_READ_MAX:
+        raise ValueTooLarge(f"Standard input has more than {VALUE_BYTES_READ_MAX:,} bytes; no cluster takes that.")
+    return content
+
+
+def _not_found(key: str) -> NotFound:
+    return NotFound(f"There is no key {key!r}.", next_step="`kvstore list` shows what there is.", key=key)

@@ -1,0 +1,151 @@
+"""export: keys and values as NDJSON, resumable when it goes to a file.
+
+Owns: the form of an export line, the partial file and its journal.
+Promises: FILE appears when it is complete, never half; what `import` reads from it is byte for byte what was stored.
+Leaves to others: listing (`kvstore.client`), the journal's file (`journal`).
+
+An export is no snapshot: it shows each key as it was when its page was read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+import msgspec
+
+from kvstore.cli import EXIT_INTERRUPTED
+from kvstore.cli.data import listed_members
+from kvstore.cli.frame import complain, emit, human_bytes, reporting, talks_to_cluster
+from kvstore.cli.journal import Journal
+from kvstore.cli.progress import Progress, progress
+from kvstore.client import Client, ListedItem, Page
+from kvstore.errors import BadCursor
+
+_SUFFIX = ".kvstore-export"
+_PAGE_SIZE = 1000
+_TTL_S_MIN = 0.001
+
+
+@click.command()
+@click.argument("prefix", default="")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write to FILE instead of standard output.",
+)
+@talks_to_cluster
+def export(prefix: str, output: Path | None, url: str, as_json: bool) -> None:
+    """Write all keys that start with PREFIX (all, without) and their values as NDJSON, for `kvstore import`.
+
+    \b
+    A line is {"key","version","value"|"value_base64","ttl"?}; ttl is the time left in seconds.
+
+    With -o, the lines go to FILE.part, which becomes FILE when it is complete; interrupted, the same command goes
+    on where it stopped. With -o and --json, the last line on standard output is {"exported","bytes","seconds"}.
+
+    \b
+    Example:
+      kvstore export > backup.ndjson
+      kvstore export user/ -o users.ndjson
+    """
+    with reporting(as_json):
+        if output is None:
+            asyncio.run(_to_stdout(url, prefix))
+            return
+        try:
+            asyncio.run(_ToFile(url, prefix, output, as_json).run())
+        except KeyboardInterrupt:
+            complain(f"kvstore: interrupted. {output}.part is kept; the same command goes on from there.")
+            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+
+
+async def _to_stdout(url: str, prefix: str) -> None:
+    # On a terminal the lines themselves are the progress.
+    shown = sys.stderr.isatty() and not sys.stdout.isatty()
+    async with Client(url) as kv:
+        total = await kv.count(prefix) if shown else None
+        with progress("export", total, bar=shown) as bar:
+            async for page in kv.pages(prefix, values=True, page_size=_PAGE_SIZE):
+                sys.stdout.buffer.write(_lines(page))
+                bar.add(len(page.items), len(page.items))
+
+
+class _ToFile:
+    def __init__(self, url: str, prefix: str, output: Path, as_json: bool) -> None:
+        self._url, self._prefix, self._output, self._as_json = url, prefix, output, as_json
+        self._part = output.with_name(output.name + ".part")
+        self._bytes = self._records = 0
+
+    async def run(self) -> None:
+        began_s = time.monotonic()
+        async with Client(self._url) as kv:
+            work = {"export": self._prefix, "cluster_id": (await kv.cluster())["cluster_id"]}
+            journal = Journal(self._output.with_name(self._output.name + _SUFFIX), work)
+            with progress("export", await kv.count(self._prefix)) as bar:
+                try:
+                    await self._pages(kv, journal, self._resume(journal), bar)
+                except BadCursor:
+                    journal.close()
+                    journal.forget()
+                    await self._pages(kv, journal, None, bar)
+                finally:
+                    journal.close()
+            self._part.replace(self._output)
+            journal.delete()
+        seconds = time.monotonic() - began_s
+        document = {"exported": self._records, "bytes": self._bytes, "seconds": round(seconds, 3)}
+        line = f"exported {self._records:,} records ({human_bytes(self._bytes)}) in {seconds:.1f} s"
+        emit(self._as_json, document, line)
+
+    def _resume(self, journal: Journal) -> str | None:
+        """The cursor of the page to go on with, if the journal and the partial file agree."""
+        entries = journal.entries()
+        if entries and self._part.exists():
+            size, records, cursor = entries[-1]
+            if self._part.stat().st_size >= size:
+                self._bytes, self._records = size, records
+                complain(f"kvstore: going on after {records:,} records in {self._part}.")
+                return str(cursor)
+        journal.forget()
+        return None
+
+    async def _pages(self, kv: Client, journal: Journal, after: str | None, bar: Progress) -> None:
+        if after is None:
+            self._bytes = self._records = 0
+        bar.resume_at(self._records)
+        with self._part.open("r+b" if after is not None else "wb") as file:
+            file.truncate(self._bytes)
+            file.seek(self._bytes)
+            async for page in kv.pages(self._prefix, values=True, page_size=_PAGE_SIZE, after=after):
+                self._write(file, page)
+                bar.add(len(page.items), len(page.items))
+                if page.next is not None:
+                    journal.append([[self._bytes, self._records, page.next]])
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write(self, file: BinaryIO, page: Page) -> None:
+        lines = _lines(page)
+        file.write(lines)
+        file.flush()  # before the journal says so
+        self._bytes += len(lines)
+        self._records += len(page.items)
+
+
+def _lines(page: Page) -> bytes:
+    return b"".join(msgspec.json.encode(_members(item)) + b"\n" for item in page.items)
+
+
+def _members(item: ListedItem) -> dict[str, object]:
+    members = listed_members(item)
+    if item.ttl is not None:
+        members["ttl"] = max(item.ttl, _TTL_S_MIN)  # what was still there when it was read must be importable
+    return members

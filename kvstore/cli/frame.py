@@ -1,0 +1,154 @@
+"""The frame of every command that talks to a cluster: its options, its client, its output, its end.
+
+Owns: `--url` and `--json`, the form of an error, the exit codes 0, 1, 2, 130 and 141.
+Promises: no traceback for anything that a network, a disk or a user can do; standard output carries results only:
+an error is one line on standard error, `kvstore: what happened. What to do.`, with `--json` the problem document.
+Leaves to others: what a command does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from kvstore.cli import EXIT_INTERRUPTED
+from kvstore.client import DEFAULT_URL, Client, base_url
+from kvstore.errors import KvError
+
+EXIT_STORE_SAID_NO = 1
+EXIT_NO_DECISION = 2
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: what the shell sees of any program that writes to a reader that has gone
+
+# A value must fit into the channel between router and shard, whatever the limits of a cluster are.
+VALUE_BYTES_READ_MAX = 64 * 1024 * 1024
+
+# Decisions of the store about this key. Other 4xx are wrong usage, other 5xx (and 429) no decision at all.
+_STATUS_STORE_SAID_NO = frozenset({404, 409, 412, 413, 423, 507})
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _checked_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
+    try:
+        return base_url(url)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from None
+
+
+def talks_to_cluster(command: F) -> F:
+    """The options `--url` and `--json`, as arguments `url` and `as_json`."""
+    url = click.option(
+        "--url",
+        envvar="KVSTORE_URL",
+        default=DEFAULT_URL,
+        show_default=True,
+        show_envvar=True,
+        callback=_checked_url,
+        help="Address of a router.",
+    )
+    as_json = click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print JSON for programs; an error is then a JSON line (problem document) on standard error.",
+    )
+    return url(as_json(command))
+
+
+def call(url: str, as_json: bool, work: Callable[[Client], Awaitable[T]]) -> T:
+    """Run `work` with a client. Errors end the command by `reporting`."""
+
+    async def entry() -> T:
+        async with Client(url) as kv:
+            return await work(kv)
+
+    with reporting(as_json):
+        return asyncio.run(entry())
+
+
+@contextmanager
+def reporting(as_json: bool) -> Iterator[None]:
+    """End the command with one readable line and its exit code (`click.exceptions.Exit`) when an error comes up.
+
+    BrokenPipeError can only be standard output's here: those of connections arrive as `KvError`.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except KvError as error:
+        report(error, as_json)
+        raise click.exceptions.Exit(exit_code(error)) from None
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:
+        # Standard output goes nowhere from now on, else Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.exceptions.Exit(EXIT_BROKEN_PIPE) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        report(KvError(f"{where}{error.strerror or error}.", next_step=""), as_json)
+        raise click.exceptions.Exit(EXIT_NO_DECISION) from None
+
+
+def exit_code(error: KvError) -> int:
+    """1 if the store decided against the request, 2 if the request was wrong or nothing was decided."""
+    return EXIT_STORE_SAID_NO if error.status in _STATUS_STORE_SAID_NO else EXIT_NO_DECISION
+
+
+def report(error: KvError, as_json: bool) -> None:
+    """One line on standard error."""
+    problem = error.problem()
+    if as_json:
+        complain(msgspec.json.encode(problem).decode())
+    else:
+        complain(f"kvstore: {printable(str(problem['detail']))} {problem['next_step']}".rstrip())
+
+
+def complain(line: str) -> None:
+    """A line on standard error, whatever the terminal's encoding is; nothing if that is closed."""
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        pass
+
+
+def say(line: str) -> None:
+    """A line on standard output, in UTF-8."""
+    sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
+
+
+def say_json(document: Any) -> None:
+    """One JSON line on standard output."""
+    sys.stdout.buffer.write(msgspec.json.encode(document) + b"\n")
+
+
+def emit(as_json: bool, document: Any, line: str) -> None:
+    """One line on standard output: the document for programs, or the line for people."""
+    if as_json:
+        say_json(document)
+    else:
+        say(line)
+
+
+def printable(text: str) -> str:
+    """`text` on one line and without control characters: a stored key must not steer somebody's terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def human_bytes(count: float) -> str:
+    """`12.3 MB`: decimal units, as disks and networks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,51 @@
+"""Commands that are imported when they are called (https://click.palletsprojects.com/en/stable/complex/#lazy-loading).
+
+Owns: finding a command by name without importing its neighbours; the overview in `--help`.
+Promises: `--help` of a group imports nothing: the summaries stand in the table.
+Leaves to others: which commands there are (`kvstore.cli`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import click
+
+
+class LazyCommand(NamedTuple):
+    """`target` is `module:attribute`; `summary` the line in the group's help."""
+
+    target: str
+    summary: str
+
+    def load(self) -> click.Command:
+        module, _, attribute = self.target.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{self.target} is no click command")
+        return command
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are named in a table, in the order of its help."""
+
+    def __init__(self, name: str, *, lazy: Mapping[str, LazyCommand | click.Command], **attributes: Any) -> None:
+        super().__init__(name, **attributes)
+        self._lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = self._lazy.get(cmd_name)
+        return command.load() if isinstance(command, LazyCommand) else command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _summary(command)) for name, command in self._lazy.items()])
+
+
+def _summary(command: LazyCommand | click.Command) -> str:
+    return command.summary if isinstance(command, LazyCommand) else command.get_short_help_str()

@@ -1,0 +1,434 @@
+"""The Python client: the HTTP API of a router as typed asyncio calls.
+
+Owns: percent-encoding of keys, JSON forms of values, what a broken connection means, waiting before a repeat.
+Promises: a write is sent once. What may have been done and what has not are never confused:
+
+    nothing was sent (refused, no route, no such host)      Unavailable
+    a read whose connection broke                           repeated, then Unavailable
+    a write whose connection broke, or took too long        OutcomeUnknown, never repeated
+    the answer "nothing was done" (409, 423, 429, 503)      repeated after the wait that it names
+    every other problem document                            the class of `kvstore.errors` with that code
+
+Leaves to others: what the calls mean (the router), splitting large batches (the caller).
+
+aiohttp by itself repeats PUT and DELETE once when a kept connection turns out to be dead, which may be after
+the request was carried out; that is switched off here (`ClientSession._retry_connection`; a test watches).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import math
+import os
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from kvstore.errors import BadTtl, KeyNotUtf8, KvError, NotFound, OutcomeUnknown, Unavailable, from_problem
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+CONNECT_TIMEOUT_S = 5.0
+RETRY_WAIT_S_MAX = 5.0
+RETRY_WAIT_MS_UNNAMED = 100
+# A body beyond this is announced first (Expect: 100-continue), so that a refusal arrives before it is sent,
+# and handed over as a stream, as aiohttp asks for.
+LARGE_BODY_BYTES = 1024 * 1024
+
+_PROBLEM = "application/problem+json"
+_UNREACHABLE_NEXT_STEP = "Start the cluster (kvstore up), or give the address of its router."
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A value with its version; `ttl` is the time left in seconds, None if it does not expire."""
+
+    value: bytes
+    version: int
+    ttl: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedItem:
+    """A key of a listing. `value` and `ttl` (seconds left) are None unless values were asked for."""
+
+    key: str
+    version: int
+    value: bytes | None = None
+    ttl: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Items in key order; `next` is the cursor of the page after, None on the last one."""
+
+    items: Sequence[ListedItem]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """An operation of a batch: `ttl` in seconds, None for a value that does not expire."""
+
+    key: str
+    value: bytes
+    ttl: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """An operation of a batch."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """An operation of a batch."""
+
+    key: str
+
+
+Operation = Put | Get | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one operation of a batch. `error` is None if it was done, else the reason (not raised).
+
+    A get or delete of a key that is not there has a `NotFound` as its error. `value` is that of a get.
+    """
+
+    key: str
+    status: int
+    version: int | None = None
+    value: bytes | None = None
+    ttl: float | None = None
+    error: KvError | None = None
+
+
+_Results = list[Result]  # inside Client, `list` is the method
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Client:
+    """One cluster, by the address of a router. Safe to share between the tasks of one event loop.
+
+        async with Client("http://127.0.0.1:8080") as kv:
+            version = await kv.put("greeting", b"hello")
+
+    `retries`: how often a call is repeated of which surely nothing was done (see above); 0 turns that off.
+    Where the answer names a wait of more than 5 s, its error is raised at once. `timeout_s` bounds each try.
+    Raises ValueError for a `url` that is no http(s) address. Calls raise the errors of `kvstore.errors`.
+    """
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, retries: int = 3, timeout_s: float = 30.0, connections_max: int = 100
+    ) -> None:
+        self.url = base_url(url)
+        self._retries = retries
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        self._connections_max = connections_max
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Client:
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._connections_max),
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,
+        )
+        self._http._retry_connection = False
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections. The client cannot be used afterwards."""
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
+
+    # --- keys and values ------------------------------------------------------------------------------------
+
+    async def put(self, key: str, value: bytes, *, ttl: float | None = None) -> int:
+        """Store `value` and return its version. `ttl`: seconds until it expires; None clears an earlier one.
+
+        Raises ValueTooLarge, BadTtl, KeyTooLong, …; OutcomeUnknown when it may or may not have been written.
+        """
+        query = "" if ttl is None else f"?ttl={_ttl_text(ttl)}"
+        answer = await self._ask("PUT", f"/v1/kv/{_quoted(key)}{query}", body=_checked(value), writes=True)
+        return _version(answer)
+
+    async def get(self, key: str) -> Item | None:
+        """The value of `key`, or None if there is no such key."""
+        try:
+            answer = await self._ask("GET", f"/v1/kv/{_quoted(key)}")
+        except NotFound:
+            return None
+        ttl = answer.headers.get("Kv-Ttl")
+        return Item(answer.body, _version(answer), float(ttl) if ttl else None)
+
+    async def delete(self, key: str) -> bool:
+        """Whether there was such a key; it is gone now. Raises OutcomeUnknown when that cannot be told."""
+        try:
+            await self._ask("DELETE", f"/v1/kv/{_quoted(key)}", writes=True)
+        except NotFound:
+            return False
+        return True
+
+    async def list(self, prefix: str = "", *, values: bool = False, page_size: int = 1000) -> AsyncIterator[ListedItem]:
+        """The keys that start with `prefix`, in byte order, fetched page by page: not one instant."""
+        async for page in self.pages(prefix, values=values, page_size=page_size):
+            for item in page.items:
+                yield item
+
+    async def pages(
+        self, prefix: str = "", *, values: bool = False, page_size: int = 1000, after: str | None = None
+    ) -> AsyncIterator[Page]:
+        """The listing by pages of at most `page_size` items; `after` is the `next` of an earlier page.
+
+        Raises BadCursor if `after` is not such a cursor.
+        """
+        query = f"/v1/kv?prefix={_quoted(prefix, in_path=False)}&limit={page_size}"
+        query += "&values=true" if values else ""
+        more = True
+        while more:
+            cursor = "" if after is None else f"&after={quote(after, safe='')}"
+            document = _document(await self._ask("GET", query + cursor))
+            after = document.get("next")
+            more = after is not None
+            yield Page([_listed(item) for item in document["items"]], after)
+
+    async def count(self, prefix: str = "") -> int:
+        """The number of keys that start with `prefix`."""
+        answer = await self._ask("GET", f"/v1/kv?prefix={_quoted(prefix, in_path=False)}&count=true")
+        return int(_document(answer)["count"])
+
+    async def batch(self, operations: Sequence[Operation]) -> _Results:
+        """Carry out independent operations in one request, not atomically; results in their order.
+
+        One that cannot be done fails alone: its `Result.error` says why (429 and 503, too: repeating single
+        operations is left to the caller). Raises BodyTooLarge (beyond 16 MiB of JSON) or BadBody when all of
+        it was refused, OutcomeUnknown when the connection broke and the batch has writes.
+        """
+        if not operations:
+            return []
+        writes = any(not isinstance(operation, Get) for operation in operations)
+        body = msgspec.json.encode({"ops": [_operation(operation) for operation in operations]})
+        document = _document(await self._ask("POST", "/v1/batch", body=body, writes=writes))
+        return [_result(entry) for entry in document["results"]]
+
+    # --- the cluster ----------------------------------------------------------------------------------------
+
+    async def cluster(self) -> dict[str, Any]:
+        """GET /v1/cluster: shards, epoch, moves."""
+        return _document(await self._ask("GET", "/v1/cluster"))
+
+    async def explain(self, key: str) -> dict[str, Any]:
+        """GET /v1/explain/{key}: hash, partition, ring walk, owner, version."""
+        return _document(await self._ask("GET", f"/v1/explain/{_quoted(key)}"))
+
+    async def ready(self) -> bool:
+        """Whether the router can serve; False also when nobody answers at the address."""
+        try:
+            await self._ask("GET", "/readyz", retries=0)
+        except Unavailable:
+            return False
+        return True
+
+    # --- one request ----------------------------------------------------------------------------------------
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        writes: bool = False,
+        retries: int | None = None,
+    ) -> _Answer:
+        """One call, repeated while the error names a wait; that it does only if nothing was done."""
+        left = self._retries if retries is None else retries
+        while True:
+            try:
+                answer = await self._send_once(method, path, body, writes)
+                if answer.status < 300:
+                    return answer
+                raise self._error(answer, writes)
+            except KvError as error:
+                wait_ms = error.members.get("retry_after_ms")
+                if not (error.retryable and left and isinstance(wait_ms, int | float)):
+                    raise
+                if wait_ms > RETRY_WAIT_S_MAX * 1000:
+                    raise
+            left -= 1
+            # Spread out: those who were turned away together should not come back together.
+            await asyncio.sleep(wait_ms / 1000 * random.uniform(1.0, 1.5))
+
+    async def _send_once(self, method: str, path: str, body: bytes | None, writes: bool) -> _Answer:
+        if self._http is None:
+            raise RuntimeError("the client is not open: use `async with Client(url) as kv:`")
+        large = body is not None and len(body) > LARGE_BODY_BYTES
+        try:
+            async with self._http.request(
+                method,
+                URL(self.url + path, encoded=True),  # otherwise yarl would resolve `..` and re-quote the key
+                data=io.BytesIO(body) if large and body else body,
+                allow_redirects=False,
+                expect100=large,
+            ) as response:
+                return _Answer(response.status, response.headers, await response.read())
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise Unavailable(
+                f"{self.url} cannot be reached: {_reason(error)}.", next_step=_UNREACHABLE_NEXT_STEP
+            ) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            broken = f"The answer of {self.url} did not arrive: {_reason(error)}."
+            if writes:
+                raise OutcomeUnknown(broken) from error
+            raise Unavailable(broken, retry_after_ms=RETRY_WAIT_MS_UNNAMED) from error
+
+    def _error(self, answer: _Answer, writes: bool) -> KvError:
+        """The error of an answer that is no success. One that no router wrote (a proxy?) proves nothing."""
+        if answer.headers.get("Content-Type", "").partition(";")[0].strip() == _PROBLEM:
+            error = from_problem(_document(answer))
+            if error.retryable and "retry_after_ms" not in error.members:
+                seconds = answer.headers.get("Retry-After", "")
+                error.members["retry_after_ms"] = int(seconds) * 1000 if seconds.isdecimal() else RETRY_WAIT_MS_UNNAMED
+            return error
+        what = f"{self.url} answered {answer.status} without a problem document: is that a kvstore router?"
+        if answer.status < 500:
+            return KvError(what)
+        return OutcomeUnknown(what) if writes else Unavailable(what)
+
+
+def base_url(url: str) -> str:
+    """`url` without trailing slash. Raises ValueError unless it is http(s), without query or fragment."""
+    parsed = URL(url)
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise ValueError(f"{url!r} is no address: give one like {DEFAULT_URL}")
+    if parsed.raw_query_string or parsed.raw_fragment:
+        raise ValueError(f"{url!r} has a query or fragment: give only scheme, host and port")
+    return str(parsed).rstrip("/")
+
+
+# --- forms on the wire --------------------------------------------------------------------------------------
+
+
+def value_members(value: bytes) -> dict[str, str]:
+    """A value in JSON: `{"value": text}` where it is UTF-8, else `{"value_base64": …}`."""
+    try:
+        return {"value": value.decode()}
+    except UnicodeDecodeError:
+        return {"value_base64": base64.b64encode(value).decode()}
+
+
+def value_of(document: Mapping[str, Any]) -> bytes | None:
+    """The inverse of `value_members`; None if there is no value. Raises ValueError for broken base64."""
+    if "value" in document:
+        return str(document["value"]).encode()
+    if "value_base64" in document:
+        try:
+            return base64.b64decode(document["value_base64"], validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"value_base64 is not base64: {error}") from None
+    return None
+
+
+def _quoted(key: str, in_path: bool = True) -> str:
+    """Percent-encode all but unreserved characters, so that no proxy takes a part of the key for syntax."""
+    try:
+        text = quote(key.encode(), safe="")
+    except UnicodeEncodeError as error:
+        raise KeyNotUtf8(f"The key {key!r} is not UTF-8 at character {error.start}.") from None
+    # `.` and `..` alone would be segments with a meaning; as `/` is encoded, no other key has segments.
+    return text.replace(".", "%2E") if in_path and text in {".", ".."} else text
+
+
+def _checked(value: bytes) -> bytes:
+    if not isinstance(value, bytes):
+        raise TypeError(f"a value is bytes, not {type(value).__name__}: encode text first")
+    return value
+
+
+def _finite(ttl: float) -> float:
+    """JSON has no NaN: sent as null, it would be a ttl lost silently."""
+    if not math.isfinite(ttl):
+        raise BadTtl(f"ttl is {ttl}, which is no time.")
+    return ttl
+
+
+def _ttl_text(ttl: float) -> str:
+    return format(Decimal(repr(_finite(ttl))), "f")  # decimal seconds, never an exponent
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    _quoted(operation.key)  # raises for a key that JSON could not carry either
+    if isinstance(operation, Put):
+        ttl = {} if operation.ttl is None else {"ttl": _finite(operation.ttl)}
+        return {"op": "put", "key": operation.key, **value_members(_checked(operation.value)), **ttl}
+    return {"op": "get" if isinstance(operation, Get) else "delete", "key": operation.key}
+
+
+def _result(entry: dict[str, Any]) -> Result:
+    status = int(entry["status"])
+    error = None if status < 400 else from_problem({name: entry[name] for name in entry if name != "key"})
+    return Result(
+        key=entry["key"],
+        status=status,
+        version=entry.get("version"),
+        value=value_of(entry),
+        ttl=entry.get("ttl"),
+        error=error,
+    )
+
+
+def _listed(item: dict[str, Any]) -> ListedItem:
+    return ListedItem(item["key"], item["version"], value_of(item), item.get("ttl"))
+
+
+def _document(answer: _Answer) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(answer.body, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise KvError(
+            f"The answer ({answer.status}) is not a JSON object: {error}: is that a kvstore router?"
+        ) from error
+
+
+def _version(answer: _Answer) -> int:
+    tag = answer.headers.get("ETag", "").strip('"')
+    if not tag.isdecimal():
+        raise KvError(f"The answer ({answer.status}) has no version in its ETag: is that a kvstore router?")
+    return int(tag)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return str(error.os_error.strerror or error.os_error)
+    if isinstance(error, TimeoutError):
+        return "it took too long"
+    return str(error) or type(error).__name__

@@ -1,0 +1,284 @@
+"""cluster.yaml, read strictly, and every limit and time-out of the system in one place.
+
+Owns: the names, units and defaults of all settings; their validation with the line of the file and the mend.
+Promises: an unknown key, a wrong type, a double id or a double port never passes silently.
+Leaves to others: what the settings do.
+
+The shards listed in the file are the *first* members of a cluster; afterwards the stored cluster map is the
+truth.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import msgspec
+import yaml
+
+from kvstore.errors import ConfigError
+
+PARTITIONS_MIN = 64
+PARTITIONS_MAX = 65_536
+WEIGHT_MAX = 1000
+ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+
+_ANY_ADDRESS = frozenset({"0.0.0.0", "::"})
+_KINDS = {int: "a whole number", float: "a number", str: "a text"}
+
+
+class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """Every bound on a queue, body, batch, wait or retry. Units are the last part of each name."""
+
+    # what a client may send
+    key_bytes_max: int = 1024
+    value_bytes_max: int = 1024 * 1024
+    body_bytes_max: int = 16 * 1024 * 1024
+    ttl_s_max: int = 315_360_000
+    list_keys_max: int = 10_000
+    request_line_bytes_max: int = 16_384
+    header_bytes_max: int = 16_384
+
+    # the router: what it takes in at once
+    connections_max: int = 4096
+    requests_in_flight_max: int = 1024
+    body_bytes_in_flight_max: int = 128 * 1024 * 1024
+    batch_window_ops: int = 512
+    batch_window_bytes: int = 32 * 1024 * 1024
+    keepalive_timeout_s: float = 75.0
+
+    # the channel between router and shard
+    channel_ops_max: int = 8192
+    channel_bytes_max: int = 64 * 1024 * 1024
+    frame_bytes_max: int = 4 * 1024 * 1024
+    request_timeout_s: float = 10.0
+    reroute_timeout_s: float = 5.0
+    reconnect_wait_s_max: float = 1.0
+
+    # the store
+    batch_ops_max: int = 1024
+    batch_bytes_max: int = 8 * 1024 * 1024
+    queue_ops_max: int = 16_384
+    queue_bytes_max: int = 128 * 1024 * 1024
+    read_queue_ops_max: int = 16_384
+    cache_bytes_max: int = 32 * 1024 * 1024
+    page_bytes_max: int = 4 * 1024 * 1024
+    wal_bytes_max: int = 16 * 1024 * 1024
+    disk_reserve_bytes: int = 64 * 1024 * 1024
+    tombstone_kept_s: float = 600.0
+    expiry_sweep_s: float = 0.5
+    expiry_ops_max: int = 500
+
+    # the controller and the launcher
+    map_poll_s: float = 10.0
+    map_write_tries_max: int = 20
+    stop_timeout_s: float = 8.0
+    restart_wait_s_max: float = 2.0
+
+
+class RouterConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    id: str
+    listen: str
+
+
+class ControllerConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    id: str
+    listen: str
+
+
+class ShardConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    id: str
+    listen: str
+    weight: int = 1
+
+
+class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What cluster.yaml says. `data_dir` is absolute once loaded (a relative one is relative to the file)."""
+
+    routers: list[RouterConfig]
+    controllers: list[ControllerConfig]
+    shards: list[ShardConfig]
+    data_dir: str = "./data"
+    partitions: int = 4096
+    replicas: int = 1
+    allowed_hosts: list[str] = []
+    limits: Limits = msgspec.field(default_factory=Limits)
+
+
+def default_config() -> ClusterConfig:
+    """One router, one controller and four shards on this machine, with their data in ./data."""
+    return ClusterConfig(
+        routers=[RouterConfig(id="0", listen="127.0.0.1:8080")],
+        controllers=[ControllerConfig(id="0", listen="127.0.0.1:8090")],
+        shards=[ShardConfig(id=f"s{n}", listen=f"127.0.0.1:{9100 + n}") for n in range(1, 5)],
+        data_dir=str(Path("data").absolute()),
+    )
+
+
+def listen_address(listen: str) -> tuple[str, int]:
+    """Host and port of "HOST:PORT" (IPv6 in brackets). Port 0 lets the system choose. Raises ConfigError."""
+    host, separator, port = listen.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not separator or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
+        raise ConfigError(f"{listen!r} is no address; write HOST:PORT, for example 127.0.0.1:8080")
+    return host, int(port)
+
+
+def load_config(path: Path) -> ClusterConfig:
+    """Read cluster.yaml. Raises ConfigError whose detail names file and line, what is wrong and the mend."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); name another file with --config") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    reader = _Reader(path, text)
+    config = reader.read()
+    _check(reader, config)
+    return msgspec.structs.replace(config, data_dir=str(path.absolute().parent / config.data_dir))
+
+
+# --- reading: YAML's node graph knows the lines that plain values have lost --------------------------------
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+
+class _Reader:
+    """Builds the structs from YAML nodes, and remembers each node by name, as in "shards[2].listen"."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._path = path
+        self._loader = yaml.SafeLoader(text)
+        self._nodes: dict[str, yaml.Node] = {}
+
+    def read(self) -> ClusterConfig:
+        try:
+            root = self._loader.get_single_node()
+            if root is None:
+                raise ConfigError(f"{self._path}:1: the file is empty; start from the shipped cluster.yaml")
+            return self._struct(ClusterConfig, root, "")
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise ConfigError(f"{self._path}:{line}: not valid YAML: {error.problem}; mend the line") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{self._path}:1: not valid YAML: {error}; mend the file") from error
+
+    def error(self, name: str, sentence: str) -> ConfigError:
+        """A complaint about what has that name, with the line of it or of what it is missing in."""
+        place = name
+        while place not in self._nodes:
+            place = place.rpartition(".")[0]
+        return self._error_at(self._nodes[place], f"{name or 'the file'} {sentence}")
+
+    def _error_at(self, node: yaml.Node, sentence: str) -> ConfigError:
+        return ConfigError(f"{self._path}:{node.start_mark.line + 1}: {sentence}")
+
+    def _value(self, kind: Any, node: yaml.Node, name: str) -> Any:
+        self._nodes[name] = node
+        if get_origin(kind) is list:
+            if not isinstance(node, yaml.SequenceNode):
+                raise self.error(name, "must be a list; begin each entry with `- `")
+            (entry_kind,) = get_args(kind)
+            return [self._value(entry_kind, entry, f"{name}[{i}]") for i, entry in enumerate(node.value)]
+        if issubclass(kind, msgspec.Struct):
+            return self._struct(kind, node, name)
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.error(name, f"must be {_KINDS[kind]}; write a single value")
+        try:
+            return msgspec.convert(self._loader.construct_object(node), kind)
+        except (msgspec.ValidationError, ValueError):
+            mend = f'put it in quotes: "{node.value}"' if kind is str else f"{node.value!r} is none"
+            raise self.error(name, f"must be {_KINDS[kind]}; {mend}") from None
+
+    def _struct(self, kind: type[_Struct], node: yaml.Node, name: str) -> _Struct:
+        self._nodes[name] = node
+        if not isinstance(node, yaml.MappingNode):
+            raise self.error(name, "must be a mapping; write `key: value`")
+        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            full_name = f"{name}.{key}" if name else key
+            if key not in fields:
+                raise self._error_at(key_node, f"{full_name} is unknown; {_nearest(key, list(fields))}")
+            if key in values:
+                raise self._error_at(key_node, f"{full_name} stands here a second time; keep one of them")
+            values[key] = self._value(fields[key].type, value_node, full_name)
+        for field in fields.values():
+            if field.required and field.name not in values:
+                raise self.error(f"{name}.{field.name}" if name else field.name, "is missing; add it")
+        return kind(**values)
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+
+
+# --- what types do not say ---------------------------------------------------------------------------------
+
+
+def _check(reader: _Reader, config: ClusterConfig) -> None:
+    if not config.data_dir:
+        raise reader.error("data_dir", "is empty; name a folder")
+    if not PARTITIONS_MIN <= config.partitions <= PARTITIONS_MAX or config.partitions.bit_count() != 1:
+        sentence = f"must be a power of two from {PARTITIONS_MIN} to {PARTITIONS_MAX}; 4096 suits most clusters"
+        raise reader.error("partitions", sentence)
+    if config.replicas != 1:
+        raise reader.error("replicas", "must be 1: more copies are refused until they exist; write 1")
+    if len(config.controllers) > 1:
+        raise reader.error("controllers[1]", "is one too many until controllers can share a store; keep one")
+    for i, host in enumerate(config.allowed_hosts):
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", host):
+            raise reader.error(f"allowed_hosts[{i}]", f"{host!r} is no host name; write it without a port")
+    for i, shard in enumerate(config.shards):
+        if not 1 <= shard.weight <= WEIGHT_MAX:
+            raise reader.error(f"shards[{i}].weight", f"must be 1 to {WEIGHT_MAX}; 1 is the usual weight")
+    for name, limit in msgspec.structs.asdict(config.limits).items():
+        if not (limit > 0 and math.isfinite(limit)):
+            sentence = f"must be above 0 and finite, not {limit}; leave it out for the default"
+            raise reader.error(f"limits.{name}", sentence)
+    _check_processes(reader, config)
+
+
+def _check_processes(reader: _Reader, config: ClusterConfig) -> None:
+    taken: list[tuple[str, int, str]] = []
+    for role, processes in _roles(config):
+        if not processes:
+            raise reader.error(role, "is empty; list at least one")
+        ids: dict[str, str] = {}
+        for i, process in enumerate(processes):
+            name = f"{role}[{i}]"
+            if not ID_PATTERN.fullmatch(process.id):
+                sentence = f"{process.id!r} must be 1 to 32 of a-z, 0-9 and -, not beginning with -; rename it"
+                raise reader.error(f"{name}.id", sentence)
+            if process.id in ids:
+                sentence = f"{process.id} is that of {ids[process.id]} already; choose another"
+                raise reader.error(f"{name}.id", sentence)
+            ids[process.id] = name
+            _check_listen(reader, f"{name}.listen", process.listen, taken)
+
+
+def _check_listen(reader: _Reader, name: str, listen: str, taken: list[tuple[str, int, str]]) -> None:
+    try:
+        host, port = listen_address(listen)
+    except ConfigError as error:
+        raise reader.error(name, error.detail) from None
+    if port == 0:
+        raise reader.error(name, "has port 0; choose one from 1 to 65535, so that others can find it")
+    host = "127.0.0.1" if host == "localhost" else host
+    for other_host, other_port, other_name in taken:
+        if port == other_port and (host == other_host or _ANY_ADDRESS & {host, other_host}):
+            raise reader.error(name, f"port {port} is that of {other_name} already; choose another")
+    taken.append((host, port, name))
+
+
+def _roles(config: ClusterConfig) -> list[tuple[str, Sequence[RouterConfig | ControllerConfig | ShardConfig]]]:
+    return [("routers", config.routers), ("controllers", config.controllers), ("shards", config.shards)]

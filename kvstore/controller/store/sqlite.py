@@ -1,0 +1,150 @@
+"""The embedded backend: one SQLite file, one row.
+
+Owns: `controller-<id>.db`: its format, and the lock that lets one process at a time open it.
+Promises: what `MapStore` asks for; an acknowledged swap survives kill -9 and a power cut (WAL,
+synchronous=FULL).
+Leaves to others: the meaning of the document.
+
+A swap is a single UPDATE that names the revision it expects: SQLite makes it atomic, and autocommit makes it
+durable before it returns. A crash before its commit leaves the old row, a crash after it the new one; in both
+cases the revision tells. locking_mode=EXCLUSIVE keeps a second process out, so every change passes through
+this object and watchers can be woken from memory instead of polling the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+
+from kvstore.controller.store import Stored
+from kvstore.errors import ConfigError, ForeignData, Unavailable
+
+APPLICATION_ID = 0x6B76_6374  # "kvct" in the header of the file; shards write another
+FORMAT = 1
+
+_CREATE = (
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {FORMAT}",
+    "CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), revision INTEGER NOT NULL, document BLOB)",
+    "INSERT INTO state VALUES (1, 0, NULL)",
+)
+_SWAP = "UPDATE state SET revision = revision + 1, document = ? WHERE id = 1 AND revision = ? RETURNING revision"
+
+
+async def open_sqlite(path: Path) -> SqliteMapStore:
+    """Open the file, or create it (its folder too).
+
+    Raises ForeignData for a file that is not a controller's or has another format, ConfigError for one that
+    another process has open.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        connection = await aiosqlite.connect(path, isolation_level=None, timeout=1.0)
+    except sqlite3.Error as error:
+        raise ConfigError(f"{path} cannot be opened: {error}; check data_dir and its permissions.") from error
+    try:
+        await _prepare(connection, path)
+    except sqlite3.Error as error:
+        await connection.close()
+        raise _refusal(path, error) from error
+    except BaseException:
+        await connection.close()
+        raise
+    return SqliteMapStore(connection)
+
+
+async def _prepare(connection: aiosqlite.Connection, path: Path) -> None:
+    await connection.execute_fetchall("PRAGMA locking_mode = EXCLUSIVE")
+    await connection.execute_fetchall("BEGIN EXCLUSIVE")  # never released: a second process is refused here
+    if await _number(connection, "SELECT count(*) FROM sqlite_master") == 0:
+        for statement in _CREATE:
+            await connection.execute_fetchall(statement)
+    if await _number(connection, "PRAGMA application_id") != APPLICATION_ID:
+        raise ForeignData(f"{path} was not written by a controller.")
+    found = await _number(connection, "PRAGMA user_version")
+    if found != FORMAT:
+        raise ForeignData(f"{path} has format {found}; this version of kvstore knows format {FORMAT}.")
+    await connection.execute_fetchall("COMMIT")
+    await connection.execute_fetchall("PRAGMA journal_mode = WAL")
+    await connection.execute_fetchall("PRAGMA synchronous = FULL")
+
+
+def _refusal(path: Path, error: sqlite3.Error) -> ConfigError | ForeignData:
+    # The low byte is the primary code:
+    # https://www.sqlite.org/rescode.html#primary_result_codes_versus_extended_result_codes
+    code = error.sqlite_errorcode & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return ConfigError(f"{path} is open in another process: stop that one first.")
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return ForeignData(f"{path} cannot be read as a controller's file: {error}.")
+    return ConfigError(f"{path} cannot be opened: {error}; check data_dir, its permissions and the disk.")
+
+
+async def _number(connection: aiosqlite.Connection, query: str) -> int:
+    for row in await connection.execute_fetchall(query):
+        return int(row[0])
+    raise AssertionError(f"no row: {query}")
+
+
+class SqliteMapStore:
+    """See `MapStore`."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+        self._closed = False
+        self._changed = asyncio.Event()
+        self._swaps: set[asyncio.Task[int | None]] = set()
+
+    async def read(self) -> Stored:
+        self._refuse_if_closed()
+        rows = await self._execute("SELECT revision, document FROM state WHERE id = 1", ())
+        return Stored(*rows[0])
+
+    async def compare_and_swap(self, revision: int, document: bytes) -> int | None:
+        self._refuse_if_closed()
+        # Cancelling an await does not stop the statement in its thread. The task of its own sees the outcome
+        # even if the caller does not, so that watchers are woken by every change.
+        swap = asyncio.create_task(self._swap(revision, document))
+        self._swaps.add(swap)
+        swap.add_done_callback(self._swaps.discard)
+        return await asyncio.shield(swap)
+
+    async def watch(self, revision: int) -> Stored:
+        while True:
+            changed = self._changed  # taken before the read: a swap in between sets this very event
+            stored = await self.read()
+            if stored.revision > revision:
+                return stored
+            await changed.wait()
+
+    async def close(self) -> None:
+        self._closed = True
+        await asyncio.gather(*self._swaps, return_exceptions=True)
+        self._wake_watchers()
+        await self._connection.close()
+
+    async def _swap(self, revision: int, document: bytes) -> int | None:
+        rows = await self._execute(_SWAP, (document, revision))
+        if not rows:
+            return None
+        self._wake_watchers()
+        return int(rows[0][0])
+
+    async def _execute(self, statement: str, parameters: tuple[object, ...]) -> list[Any]:
+        """One statement, to its end and committed, in one visit to the connection's thread."""
+        try:
+            return list(await self._connection.execute_fetchall(statement, parameters))
+        except sqlite3.Error as error:
+            raise Unavailable(f"the controller's file cannot be used: {error}.", retry_after_ms=1000) from error
+
+    def _wake_watchers(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise Unavailable("the controller is stopping.", retry_after_ms=1000)

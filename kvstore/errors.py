@@ -1,0 +1,225 @@
+"""Every error of the system, once: its code, HTTP status, whether a repeat is safe, and what to do next.
+
+An error crosses three borders as the same thing: a shard puts `problem()` into its answer, the router sends it as an
+RFC 9457 problem document, and the client raises the class that `from_problem` finds by `code`. Nothing compares
+messages: `code` is the identity, `detail` is for people.
+
+`retryable` means: nothing was done by this try, the same request may be sent again unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+_BY_CODE: dict[str, type[KvError]] = {}
+
+
+class KvError(Exception):
+    """Base of all errors. `detail` says what happened to whom; `members` is what a program needs to react.
+
+    Class attributes: `status` (HTTP), `code` (stable, kebab-case), `title`, `retryable`, `next_step`.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+    retryable: ClassVar[bool] = False
+    next_step: ClassVar[str] = "Look into the log of the process; please report what you find there."
+
+    def __init_subclass__(cls) -> None:
+        _BY_CODE[cls.code] = cls
+
+    def __init__(self, detail: str = "", **members: Any) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.members = members
+
+    def problem(self) -> dict[str, Any]:
+        """The RFC 9457 members of this error, `type` and `status` included."""
+        return {
+            "type": f"/problems/{self.code}",
+            "code": self.code,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "next_step": self.next_step,
+            **self.members,
+        }
+
+
+_BY_CODE[KvError.code] = KvError
+_STANDARD_MEMBERS = frozenset({"type", "code", "title", "status", "detail", "next_step"})
+
+
+def from_problem(problem: dict[str, Any]) -> KvError:
+    """The error that a problem document names; an unknown code becomes a plain `KvError`. Raises nothing."""
+    kind = _BY_CODE.get(str(problem.get("code")), KvError)
+    members = {name: value for name, value in problem.items() if name not in _STANDARD_MEMBERS}
+    return kind(str(problem.get("detail", "")), **members)
+
+
+def all_errors() -> list[type[KvError]]:
+    """Every error class, by code; the OpenAPI document and the README's table are checked against it."""
+    return [_BY_CODE[code] for code in sorted(_BY_CODE)]
+
+
+# --- 400: the request is wrong; nothing was done ---------------------------------------------------------------------
+
+
+class BadRequest(KvError):
+    status, code, title = 400, "bad-request", "The request cannot be understood"
+    next_step = "Correct the request as `detail` says, then send it again."
+
+
+class KeyEmpty(BadRequest):
+    code, title = "key-empty", "The key is empty"
+    next_step = "Name a key of 1 to 1,024 bytes: /v1/kv/KEY."
+
+
+class KeyTooLong(BadRequest):
+    code, title = "key-too-long", "The key is too long"
+    next_step = "Shorten the key; store a long name inside the value and use its hash as the key."
+
+
+class KeyNotUtf8(BadRequest):
+    code, title = "key-not-utf8", "The key is not percent-encoded UTF-8"
+    next_step = "Percent-encode the UTF-8 bytes of the key (curl --data-urlencode, urllib.parse.quote)."
+
+
+class BadParameter(BadRequest):
+    code, title = "bad-parameter", "A query parameter or header is wrong"
+    next_step = "Correct the parameter that `detail` names."
+
+
+class BadBody(BadRequest):
+    code, title = "bad-body", "The body is not what this call takes"
+    next_step = "Correct the body as `detail` says; nothing of it was done."
+
+
+class BadCursor(BadRequest):
+    code, title = "bad-cursor", "The cursor is not one that this call gave out"
+    next_step = "Pass `next` of the page before unchanged as `after`, or begin again without it."
+
+
+class BadTtl(BadRequest):
+    code, title = "bad-ttl", "The ttl is not a time to live"
+    next_step = "Give ttl in decimal seconds, above 0 and at most the limit in `ttl_s_max`."
+
+
+class BadCondition(BadRequest):
+    code, title = "bad-condition", "The condition header is malformed"
+    next_step = 'Quote the version: If-Match: "42". Several are separated by commas; * means any.'
+
+
+# --- 403 to 417: refused by rule -------------------------------------------------------------------------------------
+
+
+class Foreign(KvError):
+    status, code, title = 403, "foreign-origin", "A request from a foreign origin or for a foreign host is refused"
+    next_step = "Call by the address of the router, or list the host name under `allowed_hosts` in cluster.yaml."
+
+
+class NotFound(KvError):
+    status, code, title = 404, "not-found", "There is no such key"
+    next_step = "Check the key's spelling; GET /v1/kv?prefix=… lists what there is."
+
+
+class NoSuchRoute(KvError):
+    status, code, title = 404, "no-such-route", "There is no such route"
+    next_step = "GET / names the routes; a key's address is /v1/kv/KEY."
+
+
+class MethodNotAllowed(KvError):
+    status, code, title = 405, "method-not-allowed", "The route does not take this method"
+    next_step = "Use one of the methods in the Allow header."
+
+
+class Conflict(KvError):
+    status, code, title, retryable = 409, "conflict", "The request conflicts with the state of the cluster", True
+    next_step = "Wait for retry_after_ms and send it again."
+
+
+class PreconditionFailed(KvError):
+    status, code, title = 412, "precondition-failed", "The condition does not hold"
+    next_step = "Read the key again, decide anew, and send the version from its ETag."
+
+
+class ValueTooLarge(KvError):
+    status, code, title = 413, "value-too-large", "The value is too large"
+    next_step = "Split the value over several keys, or raise limits.value_bytes_max in cluster.yaml."
+
+
+class BodyTooLarge(KvError):
+    status, code, title = 413, "body-too-large", "The body is too large"
+    next_step = "Send several smaller requests."
+
+
+class UriTooLong(KvError):
+    status, code, title = 414, "uri-too-long", "The request line is too long"
+    next_step = "A key has at most 1,024 bytes (3,072 characters percent-encoded); shorten the address."
+
+
+class ContentEncodingRefused(KvError):
+    status, code, title = 415, "content-encoding-refused", "Values are stored as sent"
+    next_step = "Send the body without Content-Encoding; compress before, if you like, and store the result."
+
+
+class ExpectationFailed(KvError):
+    status, code, title = 417, "expectation-failed", "The expectation is unknown"
+    next_step = "Only Expect: 100-continue is known."
+
+
+class WrongOwner(KvError):
+    status, code, title, retryable = 421, "wrong-owner", "This shard does not own the key", True
+    next_step = "Fetch the cluster map of at least the epoch in `epoch` and ask the shard that it names."
+
+
+class HeadersTooLarge(KvError):
+    status, code, title = 431, "headers-too-large", "The request's header fields are too large"
+    next_step = "Send fewer or shorter header fields."
+
+
+# --- the cluster cannot do it now ------------------------------------------------------------------------------------
+
+
+class TooManyRequests(KvError):
+    status, code, title, retryable = 429, "too-many-requests", "More is asked than can be taken in", True
+    next_step = "Wait for retry_after_ms and send it again; keep fewer requests under way."
+
+
+class DataCorrupt(KvError):
+    status, code, title = 500, "data-corrupt", "A stored row does not match its checksum"
+    next_step = "Restore the shard's file from a backup; the row is left as it is for examination."
+
+
+class Unavailable(KvError):
+    status, code, title, retryable = 503, "unavailable", "The part of the cluster that owns the key cannot answer", True
+    next_step = "Wait for retry_after_ms and send it again; GET /v1/cluster shows which shard is down."
+
+
+class OutcomeUnknown(KvError):
+    status, code, title = 504, "outcome-unknown", "The write may or may not have been done"
+    next_step = "Read the key to see; a write repeated blindly may undo what somebody else wrote since."
+
+
+class NotImplementedYet(KvError):
+    status, code, title = 501, "not-implemented", "This is announced but does not exist yet"
+    next_step = "Send the request without it."
+
+
+class DiskFull(KvError):
+    status, code, title = 507, "disk-full", "The shard's disk is full; nothing was written"
+    next_step = "Delete keys (that still works) or make room on the disk; writes go on by themselves then."
+
+
+# --- processes that cannot start; never sent over HTTP to clients of a router ----------------------------------------
+
+
+class ConfigError(KvError):
+    status, code, title = 500, "config-error", "The configuration is wrong"
+    next_step = "Mend the line that `detail` names."
+
+
+class ForeignData(KvError):
+    status, code, title = 409, "foreign-data", "The data file belongs to another store, cluster or version"
+    next_step = "Point data_dir at the right data, or move the file away."

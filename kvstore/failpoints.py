@@ -1,0 +1,41 @@
+"""Named points at which a test makes a real process die or stand still; off, and nearly free, in normal runs.
+
+Owns: the environment variable KVSTORE_FAILPOINTS, for example `batch-after-commit=kill@3;batch-before-commit=pause:200`.
+Promises: without the variable `hit` does nothing. `kill` ends the process as SIGKILL does, at the n-th time with `@n`;
+`pause:MS` sleeps that many milliseconds in the calling thread, each time.
+Leaves to others: where the points are: grep for `failpoints.hit`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+
+def _parse(text: str) -> dict[str, tuple[str, int]]:
+    points = {}
+    for item in filter(None, text.split(";")):
+        name, _, action = item.partition("=")
+        if action.startswith("pause:"):
+            points[name] = ("pause", int(action.removeprefix("pause:")))
+        elif action.partition("@")[0] == "kill":
+            points[name] = ("kill", int(action.partition("@")[2] or 1))
+        else:
+            raise ValueError(f"KVSTORE_FAILPOINTS: {item!r} is neither NAME=kill[@N] nor NAME=pause:MS")
+    return points
+
+
+_points = _parse(os.environ.get("KVSTORE_FAILPOINTS", ""))
+_hits: dict[str, int] = {}
+
+
+def hit(name: str) -> None:
+    """The process has come to the point `name`."""
+    if _points and name in _points:
+        action, number = _points[name]
+        _hits[name] = _hits.get(name, 0) + 1
+        if action == "pause":
+            time.sleep(number / 1000)
+        elif _hits[name] == number:
+            os.kill(os.getpid(), signal.SIGKILL)

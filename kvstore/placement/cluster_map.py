@@ -1,0 +1,67 @@
+"""The cluster map: who is a member, which shard owns which partition, as of which epoch.
+
+Owns: the one document that the controller writes and everybody else follows.
+Promises: pure data; every change is a new map with epoch + 1, so two maps of one cluster with the same epoch are equal.
+Leaves to others: placing partitions (`ring`), storing and spreading the map (controller), following it (router, shard).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from kvstore.placement.ring import Node, partition_of, place
+
+MemberState = Literal["joining", "up", "leaving"]
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard as the map knows it. `store_id` is the random id of its file: an empty or foreign file is no owner."""
+
+    id: str
+    url: str
+    store_id: str
+    weight: int = 1
+    state: MemberState = "up"
+
+
+class ClusterMap(msgspec.Struct, frozen=True, kw_only=True):
+    """`owners[p]` is the index in `members` of the shard that owns partition p; `members` is in order of joining."""
+
+    cluster_id: str
+    epoch: int
+    partitions: int
+    members: list[Member]
+    owners: list[int]
+    replicas: int = 1
+
+    def member(self, shard_id: str) -> Member | None:
+        """The member of that id, or None."""
+        return next((member for member in self.members if member.id == shard_id), None)
+
+    def owner_of(self, key: bytes) -> Member:
+        """The shard that owns `key` (its UTF-8 bytes)."""
+        return self.members[self.owners[partition_of(key, self.partitions)]]
+
+    def owned_by(self, shard_id: str) -> list[int]:
+        """The partitions that the shard owns, ascending."""
+        index = next((i for i, member in enumerate(self.members) if member.id == shard_id), -1)
+        return [partition for partition, owner in enumerate(self.owners) if owner == index]
+
+
+def first_map(cluster_id: str, partitions: int, members: list[Member]) -> ClusterMap:
+    """Epoch 1: all partitions placed on the first members by the ring."""
+    nodes = [Node(member.id, member.weight) for member in members]
+    index = {member.id: i for i, member in enumerate(members)}
+    owners = [index[owner] for owner in place(nodes, partitions)]
+    return ClusterMap(cluster_id=cluster_id, epoch=1, partitions=partitions, members=members, owners=owners)
+
+
+def with_member_url(cluster_map: ClusterMap, shard_id: str, url: str) -> ClusterMap:
+    """The next map, in which that shard is reached at another address."""
+    members = [
+        msgspec.structs.replace(member, url=url) if member.id == shard_id else member
+        for member in cluster_map.members
+    ]
+    return msgspec.structs.replace(cluster_map, epoch=cluster_map.epoch + 1, members=members)

@@ -1,0 +1,277 @@
+"""The shell around every process that serves: event loop, signals, pid file, log, refusals.
+
+Owns: `<data_dir>/run/<role>-<id>.pid`, the handlers of SIGINT and SIGTERM, the limit of open files, the form
+of the log.
+Promises: one process per role and id on one data_dir; a supervised process ends when its supervisor is gone,
+however that one died; a start that is refused is one readable line and exit code 2, never a traceback.
+Leaves to others: what is served (`main`), starting processes and starting them again (`launcher`).
+
+A pid file is not trusted for being there: kill -9 leaves it behind, and its number may belong to somebody
+else by then. What counts is the lock (flock) that a living process holds on its own pid file; the kernel
+drops it with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import gc
+import json
+import logging
+import os
+import re
+import resource
+import signal
+import stat
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import uvloop
+
+from kvstore.errors import ConfigError, KvError
+
+EXIT_REFUSED = 2
+
+_STDIN = 0
+_REFUSALS_OF_THE_SYSTEM = {
+    errno.EADDRINUSE,
+    errno.EADDRNOTAVAIL,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
+_log = logging.getLogger(__name__)
+
+
+def run_process(
+    *,
+    role: str,
+    process_id: str,
+    data_dir: Path | None,
+    supervised: bool,
+    main: Callable[[asyncio.Event], Awaitable[None]],
+) -> int:
+    """Run `main(stop)` to its end and return the exit code: 0 orderly, 1 a bug (with traceback), 2 refused.
+
+    `stop` is set by SIGINT, SIGTERM and, if `supervised`, by the end of standard input (which must be a pipe
+    then). `data_dir` None: no pid file. Environment: KVSTORE_LOOP=asyncio instead of uvloop,
+    KVSTORE_LOG=json.
+    """
+    configure_log(f"{role}-{process_id}")
+    raise_open_files_limit()
+    try:
+        with _pid_file(data_dir, role, process_id):
+            asyncio_run(_serve(main, supervised))
+    except KvError as error:
+        print(f"kvstore {role} {process_id}: {refusal(error)}", file=sys.stderr, flush=True)
+        return EXIT_REFUSED
+    except OSError as error:
+        if error.errno not in _REFUSALS_OF_THE_SYSTEM:
+            _log.exception("%s %s ended by an error", role, process_id)
+            return 1
+        print(f"kvstore {role} {process_id}: {_os_refusal(error)}", file=sys.stderr, flush=True)
+        return EXIT_REFUSED
+    except Exception:
+        _log.exception("%s %s ended by an error", role, process_id)
+        return 1
+    return 0
+
+
+def refusal(error: KvError) -> str:
+    """What stands between a person and a running process, and the mend, on one line."""
+    # The detail of a ConfigError names the mend itself.
+    return error.detail if isinstance(error, ConfigError) else f"{error.detail} {error.next_step}"
+
+
+def asyncio_run(main: Awaitable[None]) -> None:
+    """`asyncio.run` on uvloop, or on plain asyncio with KVSTORE_LOOP=asyncio."""
+    factory = None if os.environ.get("KVSTORE_LOOP") == "asyncio" else uvloop.new_event_loop
+
+    async def entry() -> None:
+        await main
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(entry())
+
+
+async def _serve(main: Callable[[asyncio.Event], Awaitable[None]], supervised: bool) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signal_number, stop.set)
+    if supervised:
+        _stop_at_end_of_stdin(loop, stop)
+    # All that lives until now (modules, classes, routes) lives for ever: no collection need look at it again.
+    gc.collect()
+    gc.freeze()
+    await main(stop)
+
+
+def _stop_at_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """The supervisor holds the other end; when it dies, by kill -9 too, the kernel closes that."""
+    mode = os.fstat(_STDIN).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        raise ConfigError("--supervised needs a pipe as standard input; leave it out when starting by hand.")
+
+    def readable() -> None:
+        if not os.read(_STDIN, 4096):
+            loop.remove_reader(_STDIN)
+            stop.set()
+
+    loop.add_reader(_STDIN, readable)
+
+
+# --- the pid file -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _pid_file(data_dir: Path | None, role: str, process_id: str) -> Iterator[None]:
+    """Raises ConfigError while another living process holds the file."""
+    if data_dir is None:
+        yield
+        return
+    path = data_dir / "run" / f"{role}-{process_id}.pid"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_if_held(path, f"{role} {process_id}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temporary.replace(path)
+        yield
+    finally:
+        if _is_same_file(path, descriptor):
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _refuse_if_held(path: Path, name: str) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.read(descriptor, 32).decode(errors="replace").strip()
+        raise ConfigError(
+            f"{name} already runs as pid {pid} on this data_dir ({path}): stop it, or choose another id."
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def _is_same_file(path: Path, descriptor: int) -> bool:
+    """A successor may have put its own file in our place: that one is not ours to delete."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+# --- ports --------------------------------------------------------------------------------------------------
+
+
+class Holder(NamedTuple):
+    """The process that listens on a port."""
+
+    pid: int
+    name: str
+
+
+def port_holder(port: int) -> Holder | None:
+    """Who listens on the TCP port, from /proc; None where that cannot be told (another user's, not Linux)."""
+    sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    if not sockets:
+        return None
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(_link_target(descriptor) in sockets for descriptor in (process / "fd").iterdir()):
+                return Holder(int(process.name), (process / "comm").read_text().strip())
+        except OSError:
+            continue  # it has ended since, or belongs to somebody else
+    return None
+
+
+def port_in_use(port: int) -> str:
+    """One line for people: which port is taken, by whom if that can be told, and what to do."""
+    holder = port_holder(port)
+    by = f" by pid {holder.pid} ({holder.name})" if holder else ""
+    return f"port {port} is in use{by}: stop that process, or change `listen` in cluster.yaml."
+
+
+def _listening_inodes(port: int) -> Iterator[str]:
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            # sl  local_address  rem_address  st  tx:rx  tr:when  retrnsmt  uid  timeout  inode (see proc(5))
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == port:
+                yield fields[9]
+
+
+def _link_target(descriptor: Path) -> str:
+    try:
+        return str(descriptor.readlink())
+    except OSError:
+        return ""
+
+
+def _os_refusal(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        # The loops name the address in their message only: (('127.0.0.1', 8080): address already in use).
+        port = re.search(r"\('[^']*', (\d+)", str(error))
+        return port_in_use(int(port[1])) if port else f"{error}: stop the process that listens there."
+    return f"{error}."
+
+
+# --- limits and log -----------------------------------------------------------------------------------------
+
+
+def raise_open_files_limit() -> None:
+    """Every client connection is an open file: take as many as the system allows without asking."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        _log.warning("the limit of open files could not be raised")
+
+
+class _JsonFormatter(logging.Formatter):
+    def __init__(self, process_name: str) -> None:
+        super().__init__()
+        self._process_name = process_name
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "at": f"{at}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "process": self._process_name,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def configure_log(process_name: str) -> None:
+    """The root logger to standard error, from INFO: text, or a JSON object a line with KVSTORE_LOG=json."""
+    handler = logging.StreamHandler(sys.stderr)
+    if os.environ.get("KVSTORE_LOG") == "json":
+        handler.setFormatter(_JsonFormatter(process_name))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -1,0 +1,397 @@
+"""The router's process and its HTTP: decode, call the service, encode.
+
+Owns: routes, parameters, header fields and statuses of the public API; counting and timing of requests.
+Promises: every answer that is not a value is JSON, every error a problem document. Nothing that a client sends is silently
+ignored if it would change the meaning of its request.
+Leaves to others: rules (`service`), HTTP's own strictness and limits (`transport.http`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from kvstore.config import ClusterConfig, listen_address
+from kvstore.errors import (
+    BadCondition,
+    BadCursor,
+    BadParameter,
+    BadTtl,
+    BodyTooLarge,
+    KvError,
+    MethodNotAllowed,
+    NoSuchRoute,
+    NotFound,
+    NotImplementedYet,
+    PreconditionFailed,
+    TooManyRequests,
+    Unavailable,
+    ValueTooLarge,
+    from_problem,
+)
+from kvstore.metrics import RequestStats, exposition, gauge_family, shard_families
+from kvstore.protocol import Delete, Get, Put
+from kvstore.router.batch import encode_value, parse_batch, run_batch, ttl_to_ms
+from kvstore.router.openapi import openapi_json
+from kvstore.router.service import Routed, RouterService
+from kvstore.transport.http import (
+    BINARY,
+    JSON,
+    BodyReader,
+    Head,
+    HostGuard,
+    Response,
+    Server,
+    decode_key,
+    decode_query,
+    json_response,
+    problem_response,
+    read_head,
+    start_server,
+)
+from kvstore.transport.map_follower import MapFollower
+
+KEY_PREFIX = "/v1/kv/"
+KEY_ROUTE = "/v1/kv/{key}"
+EXPLAIN_PREFIX = "/v1/explain/"
+EXPLAIN_ROUTE = "/v1/explain/{key}"
+
+_NONE: frozenset[str] = frozenset()
+_TTL = frozenset({"ttl"})
+_LIST = frozenset({"prefix", "limit", "after", "values", "count"})
+_DECIMAL = re.compile(r"\d{1,20}(\.\d{0,20})?|\.\d{1,20}")
+_ETAG = re.compile(r'(W/)?"([^"\x00-\x20\x7f]*)"')
+_NOT_YET = ("idempotency-key", "lock-token")
+_STREAM_BYTES = 256 * 1024
+
+Reply = Response | web.StreamResponse
+Route = Callable[[web.BaseRequest, Head], Awaitable[Reply]]
+
+
+class RouterApp:
+    def __init__(self, router_id: str, service: RouterService, config: ClusterConfig) -> None:
+        self._router_id = router_id
+        self._service = service
+        self._limits = config.limits
+        self._guard = HostGuard([*config.allowed_hosts, *(listen_address(r.listen)[0] for r in config.routers)])
+        self._bodies = BodyReader(config.limits)
+        self._stats = RequestStats()
+        self._under_way = 0
+        self._key_methods = {"GET": self._get, "HEAD": self._get, "PUT": self._put, "DELETE": self._delete}
+        self._explain_methods: dict[str, Route] = {"GET": self._explain}
+        self.routes: dict[str, dict[str, Route]] = {
+            "/v1/kv": {"GET": self._list},
+            "/v1/batch": {"POST": self._batch},
+            "/v1/cluster": {"GET": self._cluster},
+            "/healthz": {"GET": self._healthz},
+            "/readyz": {"GET": self._readyz},
+            "/metrics": {"GET": self._metrics},
+            "/openapi.json": {"GET": self._openapi},
+            "/": {"GET": self._index},
+        }
+
+    # --- dispatch -----------------------------------------------------------------------------------------------------
+
+    async def handle(self, request: web.BaseRequest) -> Reply:
+        """Answer one request. Raises nothing but what aiohttp itself must see (a vanished client)."""
+        started = time.perf_counter()
+        route = "unknown"
+        self._under_way += 1
+        reply: Reply
+        try:
+            head = read_head(request)
+            self._guard.check(head.fields)
+            if head.path.startswith(KEY_PREFIX):
+                route = KEY_ROUTE
+                reply = await self._on_key(request, head)
+            else:
+                route, handler = self._find(head)
+                reply = await handler(request, head)
+        except KvError as error:
+            reply = problem_response(error, _error_lines(error))
+        finally:
+            self._under_way -= 1
+        if request.method == "HEAD" and isinstance(reply, Response):
+            reply.head_only = True
+        self._stats.observe(route, request.method, reply.status, time.perf_counter() - started)
+        return reply
+
+    def _find(self, head: Head) -> tuple[str, Route]:
+        if head.path.startswith(EXPLAIN_PREFIX):
+            route, methods = EXPLAIN_ROUTE, self._explain_methods
+        else:
+            route, methods = head.path, self.routes.get(head.path, {})
+        if not methods:
+            raise NoSuchRoute(f"there is nothing at {head.path[:200]!a}")
+        handler = methods.get("GET" if head.method == "HEAD" else head.method)
+        if handler is None:
+            raise _method_not_allowed(head.method, [*methods, *(["HEAD"] if "GET" in methods else [])])
+        return route, handler
+
+    async def _on_key(self, request: web.BaseRequest, head: Head) -> Response:
+        method = self._key_methods.get(head.method)
+        if method is None:
+            raise _method_not_allowed(head.method, list(self._key_methods))
+        if self._under_way > self._limits.requests_in_flight_max:
+            raise TooManyRequests("the router has as many requests under way as it takes", retry_after_ms=200)
+        key = decode_key(head.path[len(KEY_PREFIX) :], self._limits.key_bytes_max)
+        return await method(key, request, head)
+
+    # --- one key ------------------------------------------------------------------------------------------------------
+
+    async def _get(self, key: str, request: web.BaseRequest, head: Head) -> Response:
+        if head.query:
+            decode_query(head.query, _NONE)
+        routed = await self._service.ask(Get(0, key))
+        answer, shard_id, partition = routed
+        if answer.problem is not None:
+            raise from_problem(answer.problem)
+        lines = f"Kv-Shard: {shard_id}\r\nKv-Partition: {partition}\r\n"
+        if answer.status == 404:
+            if "if-match" in head.fields:
+                raise PreconditionFailed(f"there is no key {key!r}")
+            return problem_response(NotFound(f"there is no key {key!r}"), lines)
+        lines = f'ETag: "{answer.version}"\r\n{lines}Cache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\n'
+        if answer.ttl_left_ms:
+            lines += f"Kv-Ttl: {answer.ttl_left_ms / 1000:.3f}\r\n"
+        if "if-match" in head.fields and not _names_version(head.fields["if-match"], answer.version, weak=False):
+            return problem_response(_changed(key, answer.version), f'ETag: "{answer.version}"\r\n')
+        if "if-none-match" in head.fields and _names_version(head.fields["if-none-match"], answer.version, weak=True):
+            return Response(304, lines=lines)
+        return Response(200, answer.value or b"", BINARY, lines)
+
+    async def _put(self, key: str, request: web.BaseRequest, head: Head) -> Response:
+        _refuse_not_yet(head)
+        ttl_ms = 0
+        if head.query:
+            ttl_ms = self._ttl_ms(decode_query(head.query, _TTL))
+        value = await self._bodies.read(request, head, self._limits.value_bytes_max, ValueTooLarge)
+        return _written(await self._service.ask(Put(0, key, value, ttl_ms)), key)
+
+    async def _delete(self, key: str, request: web.BaseRequest, head: Head) -> Response:
+        _refuse_not_yet(head)
+        if head.query:
+            decode_query(head.query, _NONE)
+        return _written(await self._service.ask(Delete(0, key)), key)
+
+    def _ttl_ms(self, parameters: dict[str, str]) -> int:
+        text = parameters.get("ttl")
+        if text is None:
+            return 0
+        if not _DECIMAL.fullmatch(text):
+            raise BadTtl(f"ttl={text!a} is not a number of seconds", ttl_s_max=self._limits.ttl_s_max)
+        return ttl_to_ms(float(text), self._limits)
+
+    # --- many keys ----------------------------------------------------------------------------------------------------
+
+    async def _list(self, request: web.BaseRequest, head: Head) -> Response:
+        parameters = decode_query(head.query, _LIST)
+        prefix = parameters.get("prefix", "")
+        if _flag(parameters, "count"):
+            if len(parameters.keys() - {"count", "prefix"}):
+                raise BadParameter("count goes with prefix only")
+            return json_response(200, {"count": await self._service.count(prefix)})
+        limit = _integer(parameters, "limit", 1000, 1, self._limits.list_keys_max)
+        values = _flag(parameters, "values")
+        listing = await self._service.page(prefix, _decode_cursor(parameters.get("after")), limit, values)
+        items = []
+        for key, version, value, ttl_left_ms in listing.items:
+            item: dict[str, Any] = {"key": key, "version": version}
+            if values:
+                item |= encode_value(value or b"")
+                if ttl_left_ms:
+                    item["ttl"] = ttl_left_ms / 1000
+            items.append(item)
+        return json_response(200, {"items": items, "next": _encode_cursor(listing.last)})
+
+    async def _batch(self, request: web.BaseRequest, head: Head) -> Reply:
+        _refuse_not_yet(head)
+        decode_query(head.query, _NONE)
+        body = await self._bodies.read(request, head, self._limits.body_bytes_max, BodyTooLarge)
+        results = run_batch(self._service, parse_batch(body, self._limits), self._limits)
+        return await _stream_results(request, results)
+
+    # --- the cluster --------------------------------------------------------------------------------------------------
+
+    async def _cluster(self, request: web.BaseRequest, head: Head) -> Response:
+        decode_query(head.query, _NONE)
+        return json_response(200, await self._service.cluster())
+
+    async def _explain(self, request: web.BaseRequest, head: Head) -> Response:
+        decode_query(head.query, _NONE)
+        key = decode_key(head.path[len(EXPLAIN_PREFIX) :], self._limits.key_bytes_max)
+        return json_response(200, await self._service.explain(key))
+
+    async def _healthz(self, request: web.BaseRequest, head: Head) -> Response:
+        return json_response(200, {"status": "alive", "router": self._router_id})
+
+    async def _readyz(self, request: web.BaseRequest, head: Head) -> Response:
+        reason = self._service.not_ready()
+        if reason is not None:
+            raise Unavailable(reason, retry_after_ms=200)
+        return json_response(200, {"status": "ready", "router": self._router_id})
+
+    async def _metrics(self, request: web.BaseRequest, head: Head) -> Response:
+        stats = await self._service.shard_stats()
+        channels = self._service.channels
+        text = exposition(
+            self._stats.families(),
+            shard_families({shard_id: shard for shard_id, shard in stats.items() if shard is not None}),
+            [
+                gauge_family(
+                    "kvstore_channel_ops",
+                    "Operations under way to the shard",
+                    {shard_id: channel.ops_under_way for shard_id, channel in channels.items()},
+                    "shard",
+                ),
+                gauge_family(
+                    "kvstore_channel_up",
+                    "1 while the shard is connected",
+                    {shard_id: float(channel.connected) for shard_id, channel in channels.items()},
+                    "shard",
+                ),
+                gauge_family(
+                    "kvstore_requests_under_way", "Requests under way", {self._router_id: self._under_way}, "router"
+                ),
+            ],
+        )
+        return Response(200, text, "text/plain; version=0.0.4; charset=utf-8")
+
+    async def _openapi(self, request: web.BaseRequest, head: Head) -> Response:
+        return Response(200, openapi_json(self._limits), JSON)
+
+    async def _index(self, request: web.BaseRequest, head: Head) -> Response:
+        routes = [KEY_ROUTE, EXPLAIN_ROUTE, *(route for route in self.routes if route != "/")]
+        return json_response(200, {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"})
+
+
+# --- decoding and encoding --------------------------------------------------------------------------------------------
+
+
+def _written(routed: Routed, key: str) -> Response:
+    answer, shard_id, partition = routed
+    if answer.problem is not None:
+        raise from_problem(answer.problem)
+    lines = f"Kv-Shard: {shard_id}\r\nKv-Partition: {partition}\r\n"
+    if answer.status == 404:
+        return problem_response(NotFound(f"there is no key {key!r}"), lines)
+    return Response(answer.status, lines=f'ETag: "{answer.version}"\r\n{lines}')
+
+
+def _names_version(field: str, version: int, *, weak: bool) -> bool:
+    """Whether the condition names the version (RFC 9110, 13.1); weak tags count only if `weak`. Raises BadCondition."""
+    if field.strip() == "*":
+        return True
+    named = False
+    for item in filter(None, (part.strip() for part in field.split(","))):
+        match = _ETAG.fullmatch(item)
+        if match is None:
+            raise BadCondition(f"{item!a} is neither * nor a quoted version")
+        named = named or (match[2] == str(version) and (weak or not match[1]))
+    return named
+
+
+def _changed(key: str, version: int) -> PreconditionFailed:
+    return PreconditionFailed(f"key {key!r} has version {version}", version=version)
+
+
+def _refuse_not_yet(head: Head) -> None:
+    for name in ("if-match", "if-none-match", *_NOT_YET):
+        if name in head.fields:
+            raise NotImplementedYet(f"the header {name} on {head.method} does not exist yet")
+
+
+def _error_lines(error: KvError) -> str:
+    allow = error.members.get("allow")
+    return f"Allow: {', '.join(allow)}\r\n" if allow else ""
+
+
+def _method_not_allowed(method: str, allowed: list[str]) -> MethodNotAllowed:
+    return MethodNotAllowed(f"{method!a} is not among {', '.join(allowed)}", allow=allowed)
+
+
+def _flag(parameters: dict[str, str], name: str) -> bool:
+    text = parameters.get(name, "false")
+    if text not in ("true", "false"):
+        raise BadParameter(f"{name}={text!a} is neither true nor false", parameter=name)
+    return text == "true"
+
+
+def _integer(parameters: dict[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = parameters.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,12}", text) or not low <= int(text) <= high:
+        raise BadParameter(f"{name}={text!a} is not an integer from {low} to {high}", parameter=name)
+    return int(text)
+
+
+def _encode_cursor(last: str | None) -> str | None:
+    return None if last is None else base64.urlsafe_b64encode(b"k" + last.encode()).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str | None) -> str:
+    if cursor is None:
+        return ""
+    try:
+        decoded = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        last = decoded[1:].decode("utf-8", "strict")
+    except (binascii.Error, ValueError):
+        raise BadCursor(f"after={cursor!a} is no cursor") from None
+    if decoded[:1] != b"k" or not last:
+        raise BadCursor(f"after={cursor!a} is no cursor")
+    return last
+
+
+async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes]) -> Reply:
+    """`{"results":[…]}`, sent as it comes once it is large."""
+    stream: web.StreamResponse | None = None
+    parts: list[bytes] = [b'{"results":[']
+    size, separator = 0, b""
+    async for result in results:
+        parts += (separator, result)
+        separator = b",\n"
+        size += len(result)
+        if size >= _STREAM_BYTES:
+            if stream is None:
+                stream = web.StreamResponse(headers={"Content-Type": JSON})
+                await stream.prepare(request)
+            await stream.write(b"".join(parts))
+            parts, size = [], 0
+    parts.append(b"]}\n")
+    if stream is None:
+        return Response(200, b"".join(parts), JSON)
+    await stream.write(b"".join(parts))
+    await stream.write_eof()
+    return stream
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+async def serve(*, router_id: str, listen: str, join: str, config: ClusterConfig, stop: asyncio.Event) -> None:
+    """Run the router until `stop` is set. Raises OSError when the port is taken."""
+    host, port = listen_address(listen)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        service = RouterService(config.limits, session)
+        app = RouterApp(router_id, service, config)
+        runner = await start_server(Server(app.handle, config.limits), host, port)
+        follower = MapFollower(session, join, config.limits)
+        tasks = [asyncio.create_task(follower.follow(0, service.follow)), asyncio.create_task(service.greet())]
+        try:
+            await stop.wait()
+        finally:
+            await runner.cleanup()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await service.close()

@@ -1,0 +1,174 @@
+"""POST /v1/batch: many independent operations in one request, answered in their order.
+
+Owns: the shape of the body, which errors refuse it whole and which fail one operation, the window of operations under way.
+Promises: a body that is not well formed is refused whole, before anything is done. However many operations there are,
+only a window of them is under way, bounded in count and in bytes, gets counting as a value of the largest size.
+Leaves to others: each operation (`service`), HTTP (`app`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from kvstore.config import Limits
+from kvstore.errors import BadBody, BadTtl, KvError, NotFound, ValueTooLarge, from_problem
+from kvstore.protocol import Delete, Get, Put
+from kvstore.router.service import KeyRequest, RouterService
+from kvstore.transport.channel import Channel
+from kvstore.transport.http import check_key
+
+
+class PutOp(Struct, tag_field="op", tag="put", forbid_unknown_fields=True):
+    key: str
+    value: str | UnsetType = UNSET
+    value_base64: str | UnsetType = UNSET
+    ttl: float | UnsetType = UNSET
+
+
+class GetOp(Struct, tag_field="op", tag="get", forbid_unknown_fields=True):
+    key: str
+
+
+class DeleteOp(Struct, tag_field="op", tag="delete", forbid_unknown_fields=True):
+    key: str
+
+
+class BatchBody(Struct, forbid_unknown_fields=True):
+    ops: list[PutOp | GetOp | DeleteOp]
+
+
+_decoder = msgspec.json.Decoder(BatchBody)
+
+
+class _Step(NamedTuple):
+    """One operation: its key as given, and its request, or why there is none."""
+
+    key: str
+    request: KeyRequest | None
+    error: KvError | None
+    bytes: int
+
+
+class _UnderWay(NamedTuple):
+    step: _Step
+    sent: tuple[asyncio.Future[Any], Channel, int] | KvError
+
+
+def parse_batch(body: bytes, limits: Limits) -> list[_Step]:
+    """The operations of a body. Raises BadBody, which refuses it whole."""
+    try:
+        ops = _decoder.decode(body).ops
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadBody(f'the body is not {{"ops":[…]}} as documented: {error}') from None
+    if not ops:
+        raise BadBody("the body has no operations")
+    return [_parse_op(op, number, limits) for number, op in enumerate(ops)]
+
+
+def _parse_op(op: PutOp | GetOp | DeleteOp, number: int, limits: Limits) -> _Step:
+    value = b""
+    if isinstance(op, PutOp):
+        value = decode_value(op.value, op.value_base64, f"operation {number}")
+    try:
+        key = check_key(op.key, limits.key_bytes_max)
+        if isinstance(op, GetOp):
+            return _Step(key, Get(0, key), None, limits.value_bytes_max)
+        if isinstance(op, DeleteOp):
+            return _Step(key, Delete(0, key), None, 64)
+        ttl_ms = 0 if op.ttl is UNSET else ttl_to_ms(op.ttl, limits)
+        check_value_size(len(value), limits)
+        return _Step(key, Put(0, key, value, ttl_ms), None, len(value) + 64)
+    except KvError as error:
+        return _Step(op.key, None, error, 0)
+
+
+def decode_value(text: str | UnsetType, encoded: str | UnsetType, where: str) -> bytes:
+    """The bytes of `value` or `value_base64`, exactly one of which is given. Raises BadBody."""
+    if (text is UNSET) == (encoded is UNSET):
+        raise BadBody(f"{where} needs exactly one of value and value_base64")
+    try:
+        if encoded is not UNSET:
+            return base64.b64decode(encoded, validate=True)
+        return str(text).encode()
+    except binascii.Error as error:
+        raise BadBody(f"{where}: value_base64 is not base64: {error}") from None
+    except UnicodeEncodeError:
+        raise BadBody(f"{where}: value holds a lone surrogate; use value_base64 for bytes") from None
+
+
+def encode_value(value: bytes) -> dict[str, str]:
+    """`{"value": text}` where the bytes are UTF-8, else `{"value_base64": …}`."""
+    try:
+        return {"value": value.decode()}
+    except UnicodeDecodeError:
+        return {"value_base64": base64.b64encode(value).decode()}
+
+
+def ttl_to_ms(ttl_s: float, limits: Limits) -> int:
+    """Milliseconds, rounded up so that a ttl never ends early. Raises BadTtl."""
+    if not 0 < ttl_s <= limits.ttl_s_max:
+        raise BadTtl(f"a ttl of {ttl_s:g} s is not above 0 and at most {limits.ttl_s_max}", ttl_s_max=limits.ttl_s_max)
+    return max(1, -int(-ttl_s * 1000 // 1))
+
+
+def check_value_size(size: int, limits: Limits) -> None:
+    """Raises ValueTooLarge."""
+    if size > limits.value_bytes_max:
+        raise ValueTooLarge(
+            f"the value has {size} bytes; the limit is {limits.value_bytes_max}", bytes_max=limits.value_bytes_max
+        )
+
+
+async def run_batch(service: RouterService, steps: list[_Step], limits: Limits) -> AsyncIterator[bytes]:
+    """Do them, a window at a time; yields the JSON of each result, in order."""
+    under_way: deque[_UnderWay] = deque()
+    window_bytes = 0
+    for step in steps:
+        while under_way and (
+            len(under_way) >= limits.batch_window_ops or window_bytes + step.bytes > limits.batch_window_bytes
+        ):
+            first = under_way.popleft()
+            yield await _result(service, first)
+            window_bytes -= first.step.bytes
+        under_way.append(_begin(service, step))
+        window_bytes += step.bytes
+    while under_way:
+        yield await _result(service, under_way.popleft())
+
+
+def _begin(service: RouterService, step: _Step) -> _UnderWay:
+    if step.request is None:
+        return _UnderWay(step, step.error or KvError())
+    try:
+        return _UnderWay(step, service.begin(step.request))
+    except KvError as error:
+        return _UnderWay(step, error)
+
+
+async def _result(service: RouterService, under_way: _UnderWay) -> bytes:
+    step, sent = under_way
+    try:
+        if isinstance(sent, KvError) or step.request is None:
+            raise sent if isinstance(sent, KvError) else KvError()
+        answer = (await service.settle(step.request, *sent)).answer
+        if answer.problem is not None:
+            raise from_problem(answer.problem)
+        if answer.status == 404:
+            raise NotFound(f"there is no key {step.key!r}")
+    except KvError as error:
+        document = {"status": error.status, "key": step.key, "code": error.code, "detail": error.detail}
+        return msgspec.json.encode(document | error.members)
+    result: dict[str, Any] = {"status": answer.status, "key": step.key, "version": answer.version}
+    if answer.value is not None:
+        result |= encode_value(answer.value)
+        if answer.ttl_left_ms:
+            result["ttl"] = answer.ttl_left_ms / 1000
+    return msgspec.json.encode(result)

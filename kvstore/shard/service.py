@@ -1,0 +1,73 @@
+"""What a shard does with each request of a router, and which partitions it answers for.
+
+Owns: the dispatch of requests to the store; the map that the shard follows; arrivals.
+Promises: the shard has the last word on ownership, by its own map: what it does not own it answers with 421, unexecuted.
+Leaves to others: queues, batches and visibility (`storage.store`), the wire (`transport.channel`), fetching the map (`app`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from typing import Any
+
+import msgspec
+
+from kvstore.errors import KvError
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.protocol import Count, Delete, Explain, Facts, Get, Put, Request, Scan, Stats
+from kvstore.storage.batch import refusal
+from kvstore.storage.store import Sink, Store
+
+log = logging.getLogger(__name__)
+
+
+class ShardService:
+    """One store, served. Until a map is followed it owns nothing."""
+
+    def __init__(self, shard_id: str, store: Store) -> None:
+        self.shard_id = shard_id
+        self.store = store
+        self.cluster_map: ClusterMap | None = None
+        self._arrival = itertools.count(1)
+        self._slow: set[asyncio.Task[None]] = set()
+
+    def follow(self, cluster_map: ClusterMap) -> bool:
+        """Take over a newer map; False if it is not newer. A partition that stays keeps its arrival."""
+        if self.cluster_map is not None and cluster_map.epoch <= self.cluster_map.epoch:
+            return False
+        arrivals = [0] * cluster_map.partitions
+        for partition in cluster_map.owned_by(self.shard_id):
+            arrivals[partition] = self.store.arrivals[partition] or next(self._arrival)
+        self.store.own(arrivals, cluster_map.epoch)
+        self.cluster_map = cluster_map
+        return True
+
+    def handle(self, request: Request, sink: Sink) -> None:
+        """Begin the request; its answer goes to `sink`."""
+        if isinstance(request, Get):
+            self.store.get(request, sink)
+        elif isinstance(request, Put | Delete):
+            self.store.write(request, sink)
+        else:
+            task = asyncio.create_task(self._answer_slowly(request, sink))
+            self._slow.add(task)
+            task.add_done_callback(self._slow.discard)
+
+    async def _answer_slowly(self, request: Scan | Count | Explain | Stats, sink: Sink) -> None:
+        try:
+            if isinstance(request, Scan):
+                sink.send(await self.store.scan(request))
+            else:
+                sink.send(Facts(request.id, self.store.epoch, await self._facts(request)))
+        except KvError as error:
+            sink.send(refusal(request.id, error.problem()))
+
+    async def _facts(self, request: Count | Explain | Stats) -> dict[str, Any]:
+        if isinstance(request, Count):
+            return {"count": await self.store.count(request.prefix)}
+        if isinstance(request, Explain):
+            return await self.store.explain(request.key)
+        stats: dict[str, Any] = msgspec.to_builtins(self.store.snapshot())
+        return stats

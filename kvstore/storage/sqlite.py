@@ -1,0 +1,397 @@
+"""The file of a store: one SQLite database in WAL mode, one connection that writes, two that read.
+
+Owns: opening and checking the file, the threads, the statements, the checkpoints.
+Promises: `commit` is one function in the writing connection's thread, with one fsync (`synchronous=FULL`), whatever the
+number of operations. The writing connection does all checkpoints and readers are read-only, which also keeps clear of
+SQLite's WAL-reset bug (fixed in 3.51.3). The WAL is bounded under a load that never pauses: past a quarter of
+`wal_bytes_max` it is copied into the file without waiting for anybody; should a reader have kept it from starting over, so that it
+passes the bound, the writer waits for the readers, which are short.
+Leaves to others: which operations make a batch (`store`), what they do (`batch`).
+
+A crash before or in COMMIT means: none of the batch happened, and nobody was answered. A crash after it means: all of it
+happened, some were not told. A COMMIT that fails is neither, so the process ends (see `store`).
+
+aiosqlite runs one thread per connection and one hop per call. Its `_execute` is private but is the only way to run a whole
+function in that thread; it is used in one place here, and a contract test fails when a release changes it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+
+import aiosqlite
+
+from kvstore import failpoints
+from kvstore.config import Limits
+from kvstore.errors import DataCorrupt, ForeignData
+from kvstore.storage.batch import Batch, Before, Context, WriteOp
+from kvstore.storage.rows import FORMAT, SCHEMA, VALUE, Clock, Row, checksum
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PAGE_BYTES = 4096
+_PAGES_PER_ROW = 3  # that one changed row dirties, at the most typical: its own, the feed's, a share of the upper ones
+
+_BEFORE = "SELECT version, coalesce(expires_at_ms, 0), coalesce(length(body), 0), body IS NOT NULL FROM rows WHERE kind = ? AND key = ?"
+_ROW = "SELECT partition, sequence, version, coalesce(expires_at_ms, 0), body, checksum FROM rows WHERE kind = ? AND key = ?"
+_UPSERT = """INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET
+    partition = excluded.partition, sequence = excluded.sequence, version = excluded.version,
+    expires_at_ms = excluded.expires_at_ms, body = excluded.body, checksum = excluded.checksum"""
+_SET_CLOCK = "UPDATE clock SET version = ?, sequence = ?, tombstones_floor = ?, keys = ?, bytes = ?"
+_FEED = """SELECT kind, key, partition, sequence, version, coalesce(expires_at_ms, 0), body, checksum FROM rows
+    WHERE partition = ? AND sequence > ? ORDER BY sequence LIMIT ?"""
+
+
+class Found(NamedTuple):
+    """What a reader saw of one key, and as of which sequence of the store it looked."""
+
+    row: Row | None
+    as_of: int
+
+
+class ScanPage(NamedTuple):
+    """Live rows in key order. `more`: there may be further ones after `last`. `due` are keys past their deadline."""
+
+    rows: list[tuple[str, int, bytes | None, int]]
+    due: list[str]
+    last: str
+    more: bool
+    as_of: int
+
+
+class Identity(NamedTuple):
+    store_id: str
+    cluster_id: str | None
+    shard_id: str
+
+
+class Database:
+    """The opened file. Every method that touches it runs in one of its threads and raises sqlite3.Error."""
+
+    def __init__(self, path: Path, limits: Limits, writer: aiosqlite.Connection) -> None:
+        self.path = path
+        self.identity = Identity("", None, "")
+        self.clock = Clock()
+        self._limits = limits
+        self._writer = writer
+        self._point_reader = writer
+        self._scan_reader = writer
+        self._wal_pages_guess = 0
+        self._wal_path = Path(f"{path}-wal")
+
+    @property
+    def wal_bytes(self) -> int:
+        """The size of the WAL file now."""
+        return self._wal_path.stat().st_size if self._wal_path.exists() else 0
+
+    @classmethod
+    async def open(cls, path: Path, limits: Limits, shard_id: str, partitions: int) -> Database:
+        """Open or create the file. Raises ForeignData if it is of another format, shard or number of partitions."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = await aiosqlite.connect(path, isolation_level=None, cached_statements=64)
+        database = cls(path, limits, writer)
+        try:
+            try:
+                database.identity = await _in_thread(writer, _prepare, path, shard_id, partitions)
+            except sqlite3.DatabaseError as error:
+                raise ForeignData(f"{path} cannot be opened as a store of kvstore: {error}") from error
+            database.clock = await _in_thread(writer, _read_clock)
+            database._point_reader = await _reader(path)
+            database._scan_reader = await _reader(path)
+        except BaseException:
+            await database.close()
+            raise
+        return database
+
+    async def close(self) -> None:
+        """Close the readers, then the writer, which copies the WAL into the file."""
+        for connection in dict.fromkeys((self._point_reader, self._scan_reader, self._writer)):
+            await connection.close()
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of the database file now, without its WAL."""
+        return self.path.stat().st_size
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    async def commit(
+        self,
+        ops: list[WriteOp],
+        now_ms: int,
+        arrivals: list[int],
+        epoch: int,
+        known: Callable[[str], Before | None],
+    ) -> Batch:
+        """Decide and commit one batch; durable when it returns. `known` may spare the look-up of a committed row."""
+        return await _in_thread(self._writer, self._commit, ops, now_ms, arrivals, epoch, known)
+
+    def _commit(
+        self,
+        connection: sqlite3.Connection,
+        ops: list[WriteOp],
+        now_ms: int,
+        arrivals: list[int],
+        epoch: int,
+        known: Callable[[str], Before | None],
+    ) -> Batch:
+        def read(key: str) -> Before | None:
+            before = known(key)
+            if before is not None:
+                return before
+            found = connection.execute(_BEFORE, (VALUE, key)).fetchone()
+            return Before(*found) if found else None
+
+        batch = Batch(self.clock, Context(now_ms, arrivals, epoch, self._disk_is_full(connection)), read)
+        connection.execute("BEGIN IMMEDIATE")
+        for op in ops:
+            batch.decide(op)
+        if batch.changed:
+            connection.executemany(_UPSERT, map(_stored, batch.changed.values()))
+            connection.execute(_SET_CLOCK, batch.clock)
+        failpoints.hit("batch-before-commit")
+        connection.execute("COMMIT")
+        failpoints.hit("batch-after-commit")
+        self.clock = batch.clock
+        self._bound_wal(connection, batch.changed.values())
+        return batch
+
+    def _disk_is_full(self, connection: sqlite3.Connection) -> bool:
+        """Room for the WAL must be free on the disk; what values need may also be free inside the file."""
+        disk = os.statvfs(self.path.parent)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        if free_bytes >= self._limits.disk_reserve_bytes:
+            return False
+        if free_bytes < self._limits.disk_reserve_bytes // 2:
+            return True
+        free_pages = connection.execute("PRAGMA freelist_count").fetchone()[0]
+        return bool(free_bytes + free_pages * _PAGE_BYTES < self._limits.disk_reserve_bytes)
+
+    def _bound_wal(self, connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
+        self._wal_pages_guess += sum(_PAGES_PER_ROW + len(row.body or b"") // _PAGE_BYTES for row in rows)
+        if self._wal_pages_guess * _PAGE_BYTES < self._limits.wal_bytes_max // 4:
+            return
+        _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if pages * _PAGE_BYTES > self._limits.wal_bytes_max:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._wal_pages_guess = 0
+
+    async def trim_tombstones(self, sequence: int, count_max: int) -> int:
+        """Delete up to `count_max` tombstones at or below `sequence`, raising the floor first. Returns how many."""
+        return await _in_thread(self._writer, self._trim_tombstones, sequence, count_max)
+
+    def _trim_tombstones(self, connection: sqlite3.Connection, sequence: int, count_max: int) -> int:
+        query = "SELECT kind, key, sequence FROM rows WHERE body IS NULL AND sequence <= ? ORDER BY sequence LIMIT ?"
+        dead = connection.execute(query, (sequence, count_max)).fetchall()
+        if not dead:
+            return 0
+        self.clock = self.clock._replace(tombstones_floor=max(self.clock.tombstones_floor, dead[-1][2]))
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany("DELETE FROM rows WHERE kind = ? AND key = ? AND sequence = ?", dead)
+        connection.execute(_SET_CLOCK, self.clock)
+        connection.execute("COMMIT")
+        self._wal_pages_guess += len(dead) * _PAGES_PER_ROW
+        return len(dead)
+
+    async def write_meta(self, name: str, value: str) -> None:
+        """Set a row of `meta`, durably."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+        await _in_thread(self._writer, write)
+        if name == "cluster_id":
+            self.identity = self.identity._replace(cluster_id=value)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def read_meta(self, name: str) -> str | None:
+        """A row of `meta`, or None."""
+
+        def read(connection: sqlite3.Connection) -> str | None:
+            found = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+            return str(found[0]) if found else None
+
+        return await _in_thread(self._scan_reader, read)
+
+    async def read(self, keys: list[str]) -> list[Found | DataCorrupt]:
+        """The committed row of each key, in one hop; a row that does not match its checksum is a DataCorrupt."""
+        return await _in_thread(self._point_reader, _read_rows, keys)
+
+    async def scan(
+        self,
+        prefix: str,
+        after: str,
+        limit: int,
+        values: bool,
+        now_ms: int,
+        arrivals: list[int],
+        bytes_max: int,
+    ) -> ScanPage:
+        """A page of live values in key order, of the partitions that have an arrival. Raises DataCorrupt."""
+        return await _in_thread(self._scan_reader, _scan, prefix, after, limit, values, now_ms, arrivals, bytes_max)
+
+    async def feed(self, partitions: list[int], after: int, limit: int) -> tuple[list[Row], int]:
+        """The change feed: rows of these partitions with sequence > `after`, in order, tombstones included; and the floor.
+
+        Returns at most `limit` rows and `tombstones_floor`: a copy that began below it may have missed a deletion and
+        is void. Raises DataCorrupt.
+        """
+        return await _in_thread(self._scan_reader, _feed, partitions, after, limit)
+
+    async def due(self, now_ms: int, count_max: int) -> list[tuple[str, int]]:
+        """Keys and partitions of values whose deadline has passed, oldest first."""
+
+        def read(connection: sqlite3.Connection) -> list[tuple[str, int]]:
+            query = """SELECT key, partition FROM rows WHERE expires_at_ms IS NOT NULL AND expires_at_ms <= ? AND kind = ?
+                ORDER BY expires_at_ms LIMIT ?"""
+            return connection.execute(query, (now_ms, VALUE, count_max)).fetchall()
+
+        return await _in_thread(self._scan_reader, read)
+
+
+async def _in_thread(
+    connection: aiosqlite.Connection,
+    function: Callable[Concatenate[sqlite3.Connection, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Run `function(sqlite3 connection, …)` in the connection's thread: the only place that knows aiosqlite's inside."""
+    result: T = await connection._execute(function, connection._conn, *args, **kwargs)  # type: ignore[no-untyped-call]
+    return result
+
+
+async def _reader(path: Path) -> aiosqlite.Connection:
+    connection = await aiosqlite.connect(f"file:{_uri_path(path)}?mode=ro", uri=True, isolation_level=None)
+    await connection.execute("PRAGMA cache_size = -4096")
+    await connection.execute("PRAGMA busy_timeout = 2000")
+    return connection
+
+
+def _uri_path(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, shard_id: str, partitions: int) -> Identity:
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "wal_autocheckpoint = 0",
+        "secure_delete = OFF",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+    for pragma in ("cache_size = -8192", "busy_timeout = 500"):
+        connection.execute(f"PRAGMA {pragma}")
+    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+        first = {
+            "format": FORMAT,
+            "store_id": secrets.token_hex(16),
+            "shard_id": shard_id,
+            "partitions": partitions,
+        }
+        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", [(name, str(value)) for name, value in first.items()])
+        connection.execute("COMMIT")
+    meta = dict(connection.execute("SELECT name, value FROM meta"))
+    if meta.get("format") != str(FORMAT):
+        raise ForeignData(f"{path} has format {meta.get('format')}; this program reads format {FORMAT}")
+    for name, expected in (("shard_id", shard_id), ("partitions", str(partitions))):
+        if meta.get(name) != expected:
+            raise ForeignData(f"{path} belongs to {name} {meta.get(name)}, not {expected}")
+    return Identity(meta["store_id"], meta.get("cluster_id"), shard_id)
+
+
+def _read_clock(connection: sqlite3.Connection) -> Clock:
+    query = "SELECT version, sequence, tombstones_floor, keys, bytes FROM clock"
+    return Clock(*connection.execute(query).fetchone())
+
+
+def _stored(row: Row) -> tuple[Any, ...]:
+    kind, key, partition, sequence, version, expires_at_ms, body = row
+    check = checksum(kind, key, version, expires_at_ms, body)
+    return kind, key, partition, sequence, version, expires_at_ms or None, body, check
+
+
+def _checked(row: Row, stored_checksum: int) -> Row:
+    if checksum(row.kind, row.key, row.version, row.expires_at_ms, row.body) != stored_checksum:
+        raise DataCorrupt(f"the {row.kind} row of key {row.key!r} does not match its checksum")
+    return row
+
+
+def _read_rows(connection: sqlite3.Connection, keys: list[str]) -> list[Found | DataCorrupt]:
+    found: list[Found | DataCorrupt] = []
+    connection.execute("BEGIN")
+    try:
+        as_of = connection.execute("SELECT sequence FROM clock").fetchone()[0]
+        for key in keys:
+            stored = connection.execute(_ROW, (VALUE, key)).fetchone()
+            if stored is None:
+                found.append(Found(None, as_of))
+                continue
+            try:
+                found.append(Found(_checked(Row(VALUE, key, *stored[:5]), stored[5]), as_of))
+            except DataCorrupt as error:
+                found.append(error)
+    finally:
+        connection.execute("COMMIT")
+    return found
+
+
+def _scan(
+    connection: sqlite3.Connection,
+    prefix: str,
+    after: str,
+    limit: int,
+    values: bool,
+    now_ms: int,
+    arrivals: list[int],
+    bytes_max: int,
+) -> ScanPage:
+    body = "body, checksum" if values else "NULL, 0"
+    query = f"""SELECT key, partition, version, coalesce(expires_at_ms, 0), {body} FROM rows
+        WHERE kind = ? AND key > ? AND key >= ? AND body IS NOT NULL ORDER BY key"""
+    rows: list[tuple[str, int, bytes | None, int]] = []
+    due: list[str] = []
+    last, size, more = after, 0, False
+    connection.execute("BEGIN")
+    try:
+        as_of = connection.execute("SELECT sequence FROM clock").fetchone()[0]
+        cursor: Iterator[Any] = connection.execute(query, (VALUE, after, prefix))
+        for key, partition, version, expires_at_ms, value, stored_checksum in cursor:
+            if not key.startswith(prefix):
+                break
+            if len(rows) + len(due) >= limit or size >= bytes_max:
+                more = True
+                break
+            last = key
+            if not arrivals[partition]:
+                continue
+            if 0 < expires_at_ms <= now_ms:
+                due.append(key)
+                continue
+            if values:
+                _checked(Row(VALUE, key, partition, 0, version, expires_at_ms, value), stored_checksum)
+            rows.append((key, version, value, expires_at_ms - now_ms if expires_at_ms else 0))
+            size += len(key) + len(value or b"") + 32
+    finally:
+        connection.execute("COMMIT")
+    return ScanPage(rows, due, last, more, as_of)
+
+
+def _feed(connection: sqlite3.Connection, partitions: list[int], after: int, limit: int) -> tuple[list[Row], int]:
+    connection.execute("BEGIN")
+    try:
+        floor = connection.execute("SELECT tombstones_floor FROM clock").fetchone()[0]
+        stored: list[Any] = []
+        for partition in partitions:
+            stored += connection.execute(_FEED, (partition, after, limit)).fetchall()
+    finally:
+        connection.execute("COMMIT")
+    stored.sort(key=lambda row: row[3])
+    return [_checked(Row(*row[:7]), row[7]) for row in stored[:limit]], floor

@@ -1,0 +1,360 @@
+"""A store: one file, one ordered stream of batches, one version clock, one cache, and what is visible of them.
+
+Owns: the queue of writes and their group commit; the queue of reads; the visible sequence; expiry and the trimming of tombstones.
+Promises:
+  - A write is answered after the commit of its batch, and answers leave in batch order: one that changed nothing (404, 507, 421) waits for
+    the batch that it saw, too.
+  - Reads show visible changes only. A change becomes visible after its commit and before its answer leaves.
+  - Ownership (the same arrival of the partition) is checked before and after every read and page, and inside every batch.
+  - A commit that fails ends the process: nobody can know its outcome.
+Leaves to others: the file (`sqlite`), the decisions (`batch`), which partitions are owned (`shard.service`), the wire.
+
+A store is an object, not a process: a process may serve more than one.
+
+    write ─> queue ─┐ while one batch is at work the next one gathers
+                    └─> batch: decide, COMMIT (its own thread) ─> visible: cache, sequence ─> answers, in order
+    get ──> cache ──hit──────────────────────────────────────────> answer
+              └──miss──> queue ─> reader thread, many keys a hop ─> checked, cached ─> answer
+
+`arrivals` holds for each partition the number of its arrival in this store, 0 when it is not owned. A partition that leaves
+and comes back has another number, so "the same arrival" means that nobody else had it in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from kvstore.config import Limits
+from kvstore.errors import DataCorrupt, KvError, TooManyRequests, WrongOwner
+from kvstore.metrics import ShardStats
+from kvstore.placement.ring import partition_of
+from kvstore.protocol import Answer, Get, Page, Put, Reply, Scan
+from kvstore.storage.batch import Batch, Before, Expire, WriteOp, refusal
+from kvstore.storage.cache import ABSENT, Cache, Entry
+from kvstore.storage.sqlite import Database, Found
+
+log = logging.getLogger(__name__)
+
+_TRIM_ROWS_MAX = 500
+_READ_KEYS_MAX = 256
+_COUNT_KEYS_MAX = 20_000
+
+
+class Sink(Protocol):
+    """Whoever waits for an answer. When `closed`, an operation that has not begun is dropped."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    def send(self, reply: Reply, /) -> None: ...
+
+
+class Store:
+    def __init__(
+        self,
+        database: Database,
+        limits: Limits,
+        partitions: int,
+        on_fatal: Callable[[BaseException], NoReturn],
+    ) -> None:
+        self.database = database
+        self.arrivals = [0] * partitions
+        self.epoch = 0
+        self.stats = ShardStats()
+        self._limits = limits
+        self._on_fatal = on_fatal
+        self._cache = Cache(limits.cache_bytes_max)
+        self._visible = database.clock.sequence
+        self._writes: deque[tuple[WriteOp, Sink]] = deque()
+        self._write_bytes = 0
+        self._write_queued = asyncio.Event()
+        self._reads: list[tuple[Get, Sink, int, int]] = []
+        self._read_queued = asyncio.Event()
+        self._when_visible: list[tuple[int, Callable[[], None]]] = []
+        self._closing = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        limits: Limits,
+        shard_id: str,
+        partitions: int,
+        on_fatal: Callable[[BaseException], NoReturn],
+    ) -> Store:
+        """Open the file and begin to work. Raises ForeignData."""
+        store = cls(await Database.open(path, limits, shard_id, partitions), limits, partitions, on_fatal)
+        for work in (store._commit_batches(), store._read_batches(), store._sweep()):
+            store._tasks.append(asyncio.create_task(store._guard(work)))
+        return store
+
+    async def close(self) -> None:
+        """Commit and answer what is queued, then close the file."""
+        self._closing = True
+        self._write_queued.set()
+        await self._tasks[0]
+        for task in self._tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.database.close()
+
+    def own(self, arrivals: list[int], epoch: int) -> None:
+        """From now on these partitions are owned, as of the map's epoch."""
+        if arrivals != self.arrivals:
+            self._cache.clear()
+            self.arrivals = arrivals
+        self.epoch = epoch
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+
+    def write(self, op: WriteOp, sink: Sink) -> None:
+        """Queue a write; its answer goes to `sink` when its batch is durable."""
+        size = len(op.value) + 64 if isinstance(op, Put) else 64
+        if len(self._writes) >= self._limits.queue_ops_max or self._write_bytes + size > self._limits.queue_bytes_max:
+            full = TooManyRequests("the shard's queue of writes is full", retry_after_ms=100)
+            sink.send(refusal(op.id, full.problem()))
+            return
+        self._writes.append((op, sink))
+        self._write_bytes += size
+        self._write_queued.set()
+
+    async def _commit_batches(self) -> None:
+        while True:
+            await self._write_queued.wait()
+            ops, sinks = self._take_batch()
+            if ops:
+                started = time.perf_counter()
+                batch = await self.database.commit(ops, _now_ms(), self.arrivals, self.epoch, self._before)
+                self.stats.commit_s.observe(time.perf_counter() - started)
+                self.stats.batch_ops.observe(len(ops))
+                self._publish(batch)
+                for sink, answer in zip(sinks, batch.answers, strict=True):
+                    sink.send(answer)
+            elif self._closing:
+                return
+
+    def _take_batch(self) -> tuple[list[WriteOp], list[Sink]]:
+        ops: list[WriteOp] = []
+        sinks: list[Sink] = []
+        size = 0
+        while self._writes and len(ops) < self._limits.batch_ops_max and size < self._limits.batch_bytes_max:
+            op, sink = self._writes.popleft()
+            op_size = len(op.value) + 64 if isinstance(op, Put) else 64
+            self._write_bytes -= op_size
+            if not sink.closed:
+                size += op_size
+                ops.append(op)
+                sinks.append(sink)
+        if not self._writes and not self._closing:
+            self._write_queued.clear()
+        return ops, sinks
+
+    def _before(self, key: str) -> Before | None:
+        """Called in the writer's thread: while a batch is decided all that is committed is visible, so the cache is right."""
+        entry = self._cache.peek(key)
+        if entry is None:
+            return None
+        value, version, expires_at_ms = entry
+        return Before(version, expires_at_ms, len(value or b""), value is not None)
+
+    def _publish(self, batch: Batch) -> None:
+        self.stats.expired += batch.expired
+        self.stats.disk_full = batch.frees_only
+        for row in batch.changed.values():
+            self._cache.publish(row.key, Entry(row.body, row.version, row.expires_at_ms))
+        self._visible = batch.clock.sequence
+        if self._when_visible:
+            ready = [then for sequence, then in self._when_visible if sequence <= self._visible]
+            self._when_visible = [wait for wait in self._when_visible if wait[0] > self._visible]
+            for then in ready:
+                then()
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+
+    def get(self, op: Get, sink: Sink) -> None:
+        """Answer from the cache now, or from the file soon."""
+        partition = partition_of(op.key.encode(), len(self.arrivals))
+        arrival = self.arrivals[partition]
+        if not arrival:
+            sink.send(self._wrong_owner(op.id, partition))
+            return
+        entry = self._cache.get(op.key)
+        if entry is not None:
+            self.stats.cache_hits += 1
+            self._answer_get(op, sink, entry)
+        elif len(self._reads) >= self._limits.read_queue_ops_max:
+            full = TooManyRequests("the shard's queue of reads is full", retry_after_ms=100)
+            sink.send(refusal(op.id, full.problem()))
+        else:
+            self.stats.cache_misses += 1
+            self._reads.append((op, sink, partition, arrival))
+            self._read_queued.set()
+
+    def _answer_get(self, op: Get, sink: Sink, entry: Entry) -> None:
+        value, version, expires_at_ms = entry
+        if value is None:
+            sink.send(Answer(op.id, 404))
+        elif not expires_at_ms:
+            sink.send(Answer(op.id, 200, version, value))
+        elif (left_ms := expires_at_ms - _now_ms()) > 0:
+            sink.send(Answer(op.id, 200, version, value, left_ms))
+        else:
+            self.write(Expire(op.key), _Then(lambda _: self.get(op, sink), sink))
+
+    async def _read_batches(self) -> None:
+        while True:
+            await self._read_queued.wait()
+            reads, self._reads = self._reads[:_READ_KEYS_MAX], self._reads[_READ_KEYS_MAX:]
+            if not self._reads:
+                self._read_queued.clear()
+            tickets = [self._cache.begin(op.key) for op, _, _, _ in reads]
+            found = await self.database.read([op.key for op, _, _, _ in reads])
+            for read, ticket, result in zip(reads, tickets, found, strict=True):
+                self._finish_read(*read, ticket, result)
+
+    def _finish_read(
+        self, op: Get, sink: Sink, partition: int, arrival: int, ticket: int, found: Found | DataCorrupt
+    ) -> None:
+        if self.arrivals[partition] != arrival:
+            self._cache.finish(op.key, ticket, None)
+            sink.send(self._wrong_owner(op.id, partition))
+        elif isinstance(found, DataCorrupt):
+            self._cache.finish(op.key, ticket, None)
+            log.error("%s", found)
+            sink.send(refusal(op.id, found.problem()))
+        elif found.row is not None and found.row.sequence > self._visible:
+            self._cache.finish(op.key, ticket, None)
+            self._when_visible.append((found.row.sequence, lambda: self.get(op, sink)))
+        else:
+            row = found.row
+            entry = ABSENT if row is None else Entry(row.body, row.version, row.expires_at_ms)
+            self._cache.finish(op.key, ticket, entry)
+            self._answer_get(op, sink, entry)
+
+    def _wrong_owner(self, op_id: int, partition: int) -> Answer:
+        error = WrongOwner(f"this shard does not own partition {partition}", epoch=self.epoch)
+        return refusal(op_id, error.problem())
+
+    async def scan(self, op: Scan) -> Page:
+        """A page of visible live values of the owned partitions. Raises DataCorrupt."""
+        limits = self._limits
+        while True:
+            arrivals = self.arrivals
+            page = await self.database.scan(
+                op.prefix, op.after, op.limit, op.values, _now_ms(), arrivals, limits.page_bytes_max
+            )
+            await self._until_visible(page.as_of)
+            if page.due:
+                await self._expire(page.due)
+            if self.arrivals is arrivals:
+                return Page(op.id, self.epoch, page.more, page.last, page.rows)
+
+    async def count(self, prefix: str) -> int:
+        """The number of visible live values of the owned partitions whose key starts with `prefix`."""
+        count, after, more = 0, "", True
+        while more:
+            page = await self.scan(Scan(0, prefix, after, _COUNT_KEYS_MAX))
+            count, after, more = count + len(page.items), page.last, page.more
+        return count
+
+    async def _until_visible(self, sequence: int) -> None:
+        if sequence > self._visible:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._when_visible.append((sequence, lambda: _wake(future)))
+            await future
+
+    # --- background work ---------------------------------------------------------------------------------------------
+
+    async def _expire(self, keys: list[str]) -> None:
+        """Have the expiry of these keys made, and wait until it is visible."""
+        loop = asyncio.get_running_loop()
+        answers = []
+        for key in keys:
+            future: asyncio.Future[Reply] = loop.create_future()
+            answers.append(future)
+            self.write(Expire(key), _Then(future.set_result))
+        await asyncio.gather(*answers)
+
+    async def _sweep(self) -> None:
+        """Expire what is due; trim the tombstones that are old enough."""
+        marks: deque[tuple[float, int]] = deque()
+        while True:
+            await asyncio.sleep(self._limits.expiry_sweep_s)
+            due = await self.database.due(_now_ms(), self._limits.expiry_ops_max)
+            await self._expire([key for key, partition in due if self.arrivals[partition]])
+            now = time.monotonic()
+            if not marks or now - marks[-1][0] >= 1.0:
+                marks.append((now, self._visible))
+            while marks and now - marks[0][0] >= self._limits.tombstone_kept_s:
+                if await self.database.trim_tombstones(marks[0][1], _TRIM_ROWS_MAX) < _TRIM_ROWS_MAX:
+                    marks.popleft()
+                else:
+                    break
+
+    async def _guard(self, work: Any) -> None:
+        """Run `work`; what it cannot survive nobody can: end the process."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._on_fatal(error)
+
+    # --- for people --------------------------------------------------------------------------------------------------
+
+    async def explain(self, key: str) -> dict[str, Any]:
+        """The committed row of the key: version, sequence, size, deadline, checksum state. A tombstone is shown as such."""
+        (found,) = await self.database.read([key])
+        if isinstance(found, KvError):
+            return {"row": "damaged", "detail": found.detail}
+        row = found.row
+        if row is None:
+            return {"row": "absent"}
+        return {
+            "row": "value" if row.body is not None else "tombstone",
+            "version": row.version,
+            "sequence": row.sequence,
+            "bytes": len(row.body or b""),
+            "expires_at_ms": row.expires_at_ms or None,
+            "cached": self._cache.peek(key) is not None,
+        }
+
+    def snapshot(self) -> ShardStats:
+        """The numbers as of now."""
+        stats, clock = self.stats, self.database.clock
+        stats.keys, stats.bytes = clock.keys, clock.bytes
+        stats.file_bytes, stats.wal_bytes = self.database.file_bytes, self.database.wal_bytes
+        stats.write_queue_ops, stats.read_queue_ops = len(self._writes), len(self._reads)
+        stats.cache_keys = len(self._cache)
+        return stats
+
+
+class _Then:
+    """A sink that calls a function; `behind` is the sink of the client on whose behalf it is, if any."""
+
+    def __init__(self, function: Callable[[Reply], None], behind: Sink | None = None) -> None:
+        self._function = function
+        self._behind = behind
+
+    def send(self, reply: Reply, /) -> None:
+        self._function(reply)
+
+    @property
+    def closed(self) -> bool:
+        return self._behind is not None and self._behind.closed
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

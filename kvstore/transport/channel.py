@@ -1,0 +1,260 @@
+"""The channel between a router and a shard: one WebSocket, many operations to a frame, an answer to each as it is done.
+
+Owns: identities of operations, batching into frames, bounds, reconnecting, and what a lost connection means.
+Promises:
+  - What is asked while the loop turns, or while the frame before is still being taken in by the socket, leaves in one frame. No
+    timer is involved: frames fill by themselves under load and shrink when idle.
+  - Every operation gets exactly one outcome: its answer, or an error that says whether it may have been executed. Nothing is
+    ever sent twice.
+  - Operations and bytes under way are bounded; past the bound `TooManyRequests`, at once.
+  - A shard does not begin an operation whose connection has ended (`Connection.closed`).
+Leaves to others: what the operations mean (`shard.service`), which shard to ask (`router.service`).
+
+A lost connection means for an operation that never left: `Unavailable`, nothing was done. For a read that left: the same.
+For a write that left: `OutcomeUnknown`. The same holds for one that was not answered within `request_timeout_s`; a shard that let a request time out
+and has sent nothing at all in that time (it hangs, or the network swallows frames) loses its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from kvstore.config import Limits
+from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable
+from kvstore.protocol import WRITES, Answer, Page, Put, Reply, Request, decode_replies, decode_requests, encode_frame
+
+log = logging.getLogger(__name__)
+
+_MESSAGE_BYTES = 64  # what a message takes beside its key and value, roughly
+_SWEEP_S = 0.25
+
+
+def _request_bytes(request: Request) -> int:
+    return len(request.value) + _MESSAGE_BYTES if isinstance(request, Put) else _MESSAGE_BYTES
+
+
+def _reply_bytes(reply: Reply) -> int:
+    if isinstance(reply, Answer):
+        return len(reply.value or b"") + _MESSAGE_BYTES
+    if isinstance(reply, Page):
+        return sum(len(value or b"") + _MESSAGE_BYTES for _, _, value, _ in reply.items)
+    return _MESSAGE_BYTES
+
+
+class _Outbox:
+    """Messages on their way out. `run` sends them, as many to a frame as have gathered, until cancelled."""
+
+    def __init__(self, size_of: Callable[[Any], int], frame_bytes_max: int) -> None:
+        self._messages: list[Any] = []
+        self._size_of = size_of
+        self._frame_bytes_max = frame_bytes_max
+        self._wake: asyncio.Future[None] | None = None
+
+    def put(self, message: Any) -> None:
+        self._messages.append(message)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def run(self, socket: Any, on_sent: Callable[[list[Any]], None] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._messages:
+                self._wake = loop.create_future()
+                await self._wake
+                self._wake = None
+            messages = self._take_frame()
+            if on_sent is not None:
+                on_sent(messages)
+            await socket.send_bytes(encode_frame(messages))
+
+    def _take_frame(self) -> list[Any]:
+        size = 0
+        for count, message in enumerate(self._messages, start=1):
+            size += self._size_of(message)
+            if size >= self._frame_bytes_max:
+                messages, self._messages = self._messages[:count], self._messages[count:]
+                return messages
+        messages, self._messages = self._messages, []
+        return messages
+
+
+class Connection:
+    """The shard's end. `send` queues an answer; `closed` turns True when the router is gone."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.closed = False
+        self._outbox = _Outbox(_reply_bytes, limits.frame_bytes_max)
+
+    def send(self, reply: Reply) -> None:
+        if not self.closed:
+            self._outbox.put(reply)
+
+    async def serve(self, socket: web.WebSocketResponse, handle: Callable[[Request, Connection], None]) -> None:
+        """Pass each request to `handle` until the router leaves."""
+        sender = asyncio.create_task(self._outbox.run(socket))
+        try:
+            async for message in socket:
+                if message.type is not aiohttp.WSMsgType.BINARY:
+                    break
+                for request in decode_requests(message.data):
+                    handle(request, self)
+        except msgspec.DecodeError as error:
+            log.error("a router sent a frame that is none: %s", error)
+        finally:
+            self.closed = True
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+            await socket.close()
+
+
+class _Pending(NamedTuple):
+    future: asyncio.Future[Any]
+    is_write: bool
+    size: int
+    deadline_s: float
+
+
+class Channel:
+    """The router's end: connects, stays connected, and brings each request its answer."""
+
+    def __init__(self, shard_id: str, url: str, limits: Limits, session: aiohttp.ClientSession) -> None:
+        self.shard_id = shard_id
+        self.url = url
+        self.connected = False
+        self.answered = False
+        self.bytes_under_way = 0
+        self._limits = limits
+        self._session = session
+        self._loop = asyncio.get_running_loop()
+        self._pending: dict[int, _Pending] = {}
+        self._sent_up_to = 0
+        self._next_id = 0
+        self._heard_s = 0.0
+        self._outbox = _Outbox(_request_bytes, limits.frame_bytes_max)
+        self._tasks = [asyncio.create_task(self._stay_connected()), asyncio.create_task(self._sweep())]
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+
+    @property
+    def ops_under_way(self) -> int:
+        return len(self._pending)
+
+    async def close(self) -> None:
+        """End the connection; whoever still waits gets an error."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def request(self, request: Request) -> asyncio.Future[Any]:
+        """Send it; the future brings the Reply. Its `id` is set here.
+
+        Raises TooManyRequests and Unavailable at once; the future raises Unavailable or OutcomeUnknown.
+        """
+        if not self.connected:
+            raise self._unavailable("is not connected")
+        size = _request_bytes(request)
+        limits = self._limits
+        if len(self._pending) >= limits.channel_ops_max or self.bytes_under_way + size > limits.channel_bytes_max:
+            raise TooManyRequests(f"too many operations wait for shard {self.shard_id}", retry_after_ms=100)
+        self._next_id += 1
+        request.id = self._next_id
+        future = self._loop.create_future()
+        self._pending[request.id] = _Pending(
+            future, isinstance(request, WRITES), size, self._loop.time() + limits.request_timeout_s
+        )
+        self.bytes_under_way += size
+        self._outbox.put(request)
+        return future
+
+    async def _stay_connected(self) -> None:
+        wait_s = 0.01
+        while True:
+            try:
+                async with self._session.ws_connect(
+                    f"{self.url}/channel?shard={self.shard_id}",
+                    max_msg_size=0,
+                    compress=0,
+                    autoclose=True,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+                ) as socket:
+                    wait_s = 0.01
+                    await self._serve(socket)
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                log.debug("shard %s cannot be reached: %s", self.shard_id, error)
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, self._limits.reconnect_wait_s_max)
+
+    async def _serve(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._outbox = _Outbox(_request_bytes, self._limits.frame_bytes_max)
+        self._heard_s = self._loop.time()
+        self.connected = True
+        sender = asyncio.create_task(self._outbox.run(socket, self._note_sent))
+        try:
+            async for message in socket:
+                if message.type is not aiohttp.WSMsgType.BINARY:
+                    break
+                self._heard_s = self._loop.time()
+                self.answered = True
+                for reply in decode_replies(message.data):
+                    pending = self._pending.pop(reply.id, None)
+                    if pending is not None:
+                        self.bytes_under_way -= pending.size
+                        if not pending.future.done():
+                            pending.future.set_result(reply)
+        finally:
+            self.connected = False
+            self._socket = None
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+            self._fail_pending()
+
+    def _note_sent(self, messages: list[Any]) -> None:
+        self._sent_up_to = messages[-1].id
+
+    def _fail_pending(self) -> None:
+        pending, self._pending, self.bytes_under_way = self._pending, {}, 0
+        for op_id, waiting in pending.items():
+            if not waiting.future.done():
+                waiting.future.set_exception(self._lost(op_id, waiting, "closed the connection"))
+
+    def _lost(self, op_id: int, waiting: _Pending, what: str) -> KvError:
+        if waiting.is_write and op_id <= self._sent_up_to:
+            return OutcomeUnknown(f"shard {self.shard_id} {what} before it answered")
+        return self._unavailable(what)
+
+    def _unavailable(self, what: str) -> Unavailable:
+        return Unavailable(f"shard {self.shard_id} {what}", shard=self.shard_id, retry_after_ms=1000)
+
+    async def _sweep(self) -> None:
+        """Time out what waits too long. Operations are in order of their deadlines, so only the oldest are looked at."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now = self._loop.time()
+            timed_out = 0
+            while self._pending:
+                op_id = next(iter(self._pending))
+                waiting = self._pending[op_id]
+                if waiting.deadline_s > now:
+                    break
+                del self._pending[op_id]
+                self.bytes_under_way -= waiting.size
+                timed_out += 1
+                if not waiting.future.done():
+                    waiting.future.set_exception(self._lost(op_id, waiting, "did not answer in time"))
+            silent_s = now - self._heard_s
+            if timed_out and silent_s > self._limits.request_timeout_s and self._socket is not None:
+                log.warning("shard %s has been silent for %.1f s: reconnecting", self.shard_id, silent_s)
+                await self._abort(self._socket)
+
+    async def _abort(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """End a connection whose other end does not listen: without a closing handshake."""
+        transport = socket._response.connection and socket._response.connection.transport
+        if transport is not None:
+            transport.abort()

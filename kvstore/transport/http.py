@@ -1,0 +1,372 @@
+"""HTTP as all front doors of the system speak it: strict in, problem documents out, lean on the way.
+
+Owns: decoding of paths and queries, bounds on connections, bodies and requests under way, the check of Host and Origin, the
+response, and problem documents for every error, those that aiohttp makes by itself included.
+Promises: bytes that are not UTF-8, broken escapes, unknown or repeated parameters never pass for something else; a body over
+its limit is refused before it is buffered whole; memory is bounded however many clients there are.
+Leaves to others: routes and their meaning (`router.app`).
+
+aiohttp's low-level `web.Server` is used with three of its extension points: the request handler class (errors, bound on
+connections), the request factory and the response protocol (`prepare`, `write_eof`). `Response` writes its head and
+body in one piece, which saves a third of the time that a request takes with `web.Response`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any, NamedTuple, cast
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+from aiohttp.web_protocol import RequestHandler
+
+from kvstore.config import Limits
+from kvstore.errors import (
+    BadParameter,
+    BadRequest,
+    BodyTooLarge,
+    ContentEncodingRefused,
+    ExpectationFailed,
+    Foreign,
+    HeadersTooLarge,
+    KeyEmpty,
+    KeyNotUtf8,
+    KeyTooLong,
+    KvError,
+    TooManyRequests,
+    UriTooLong,
+    ValueTooLarge,
+)
+
+JSON = "application/json"
+PROBLEM_JSON = "application/problem+json"
+BINARY = "application/octet-stream"
+
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_IP_LITERAL = re.compile(r"\d{1,3}(\.\d{1,3}){3}|\[[0-9A-Fa-f:.]+\]")
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+_STATUS_LINES = {code: f"HTTP/1.1 {code} {phrase}\r\n" for code, phrase in _REASONS.items()}
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+class Head(NamedTuple):
+    """What is needed of a request line and its header fields, decoded. `path` is raw; names in `fields` are lower case."""
+
+    method: str
+    path: str
+    query: str
+    fields: dict[str, str]
+
+
+def read_head(request: web.BaseRequest) -> Head:
+    """Take the request apart. Raises BadRequest for a repeated field that may come but once."""
+    path, _, query = request.raw_path.partition("?")
+    if not path.startswith("/") and "://" in path:
+        path = "/" + path.partition("://")[2].partition("/")[2]
+    fields: dict[str, str] = {}
+    for raw_name, raw_value in request.raw_headers:
+        name = raw_name.decode("ascii", "replace").lower()
+        value = raw_value.decode("utf-8", "surrogateescape")
+        if name in fields:
+            if name in ("host", "content-length", "lock-token", "idempotency-key"):
+                raise BadRequest(f"the header {name} is given more than once")
+            value = f"{fields[name]}, {value}"
+        fields[name] = value
+    return Head(request.method, path, query, fields)
+
+
+def decode_key(raw: str, bytes_max: int) -> str:
+    """A key from its percent-encoded form, strictly. Raises KeyEmpty, KeyTooLong, KeyNotUtf8."""
+    if raw.isascii() and "%" not in raw:
+        key, size = raw, len(raw)
+    else:
+        encoded = raw.encode("utf-8", "surrogateescape")
+        if _BROKEN_ESCAPE.search(encoded):
+            raise KeyNotUtf8("the key holds a % that is not followed by two hexadecimal digits")
+        decoded = unquote_to_bytes(encoded)
+        size = len(decoded)
+        try:
+            key = decoded.decode("utf-8", "strict")
+        except UnicodeDecodeError as error:
+            raise KeyNotUtf8(f"byte {error.start} of the key is not UTF-8") from None
+    check_key_size(size, bytes_max)
+    return key
+
+
+def check_key(key: str, bytes_max: int) -> str:
+    """A key that came as text (JSON). Raises KeyEmpty, KeyTooLong, KeyNotUtf8 (lone surrogates)."""
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise KeyNotUtf8("the key holds a lone surrogate, which is not Unicode text") from None
+    check_key_size(size, bytes_max)
+    return key
+
+
+def check_key_size(size: int, bytes_max: int) -> None:
+    """Raises KeyEmpty, KeyTooLong."""
+    if not size:
+        raise KeyEmpty()
+    if size > bytes_max:
+        raise KeyTooLong(f"the key has {size} bytes; the limit is {bytes_max}", key_bytes_max=bytes_max)
+
+
+def decode_query(query: str, known: frozenset[str]) -> dict[str, str]:
+    """The parameters of a query, strictly. Raises BadParameter for unknown or repeated ones and for what is not UTF-8."""
+    parameters: dict[str, str] = {}
+    for item in filter(None, query.split("&")):
+        raw_name, _, raw_value = item.partition("=")
+        name, value = _decode_component(raw_name), _decode_component(raw_value)
+        if name not in known:
+            offered = f"known are: {', '.join(sorted(known))}" if known else "this call takes none"
+            raise BadParameter(f"the query parameter {name!r} is unknown; {offered}", parameter=name)
+        if name in parameters:
+            raise BadParameter(f"the query parameter {name!r} is given more than once", parameter=name)
+        parameters[name] = value
+    return parameters
+
+
+def _decode_component(raw: str) -> str:
+    encoded = raw.replace("+", " ").encode("utf-8", "surrogateescape")
+    if _BROKEN_ESCAPE.search(encoded):
+        raise BadParameter(f"the query holds a broken escape in {raw!r}")
+    try:
+        return unquote_to_bytes(encoded).decode("utf-8", "strict")
+    except UnicodeDecodeError:
+        raise BadParameter(f"the query holds bytes that are not UTF-8 in {raw!a}") from None
+
+
+class BodyReader:
+    """Reads bodies within a bound on all that are under way together."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._under_way_bytes_max = limits.body_bytes_in_flight_max
+        self.under_way_bytes = 0
+
+    async def read(
+        self, request: web.BaseRequest, head: Head, bytes_max: int, too_large: type[ValueTooLarge | BodyTooLarge]
+    ) -> bytes:
+        """The whole body. Raises `too_large` before it is buffered whole, TooManyRequests, ContentEncodingRefused,
+        BadRequest and ExpectationFailed."""
+        fields = head.fields
+        if "content-encoding" in fields and fields["content-encoding"].lower() != "identity":
+            raise ContentEncodingRefused(f"Content-Encoding: {fields['content-encoding']} is not taken")
+        if "content-range" in fields:
+            raise BadRequest("Content-Range is not taken: a value is written whole")
+        announced = int(fields.get("content-length", 0))
+        if announced > bytes_max:
+            raise too_large(f"the body has {announced} bytes; the limit is {bytes_max}", bytes_max=bytes_max)
+        if "expect" in fields:
+            await self._answer_expect(request, fields["expect"])
+        if request.content.is_eof():
+            body: bytes = request.content.read_nowait(-1)
+            if len(body) > bytes_max:
+                raise too_large(f"the body is over the limit of {bytes_max} bytes", bytes_max=bytes_max)
+            return body
+        return await self._read_on(request, announced, bytes_max, too_large)
+
+    async def _read_on(
+        self, request: web.BaseRequest, announced: int, bytes_max: int, too_large: type[KvError]
+    ) -> bytes:
+        reserved = announced or bytes_max
+        if self.under_way_bytes + reserved > self._under_way_bytes_max:
+            raise TooManyRequests("too many bodies are under way", retry_after_ms=200)
+        self.under_way_bytes += reserved
+        try:
+            chunks: list[bytes] = []
+            size = 0
+            async for chunk in request.content.iter_any():
+                size += len(chunk)
+                if size > bytes_max:
+                    raise too_large(f"the body is over the limit of {bytes_max} bytes", bytes_max=bytes_max)
+                chunks.append(chunk)
+            return b"".join(chunks)
+        finally:
+            self.under_way_bytes -= reserved
+
+    async def _answer_expect(self, request: web.BaseRequest, expectation: str) -> None:
+        if expectation.lower() != "100-continue":
+            raise ExpectationFailed(f"Expect: {expectation} is unknown")
+        if request.version >= HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+class HostGuard:
+    """Refuses what a web page of somebody else could send: foreign Host (DNS rebinding) and foreign Origin."""
+
+    def __init__(self, allowed_hosts: list[str]) -> None:
+        self._names = {"localhost", *(name.lower() for name in allowed_hosts)}
+        self._good: set[str] = set()
+
+    def check(self, fields: dict[str, str]) -> None:
+        """Raises Foreign and BadRequest."""
+        host = fields.get("host", "")
+        if host not in self._good:
+            name = re.sub(r":\d+$", "", host).lower()
+            if name and name not in self._names and not _IP_LITERAL.fullmatch(name):
+                raise Foreign(f"Host {host!a} is not a name of this router")
+            if len(self._good) < 1000:
+                self._good.add(host)
+        if "origin" in fields and fields["origin"].lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
+            raise Foreign(f"a page of {fields['origin']!a} may not call this router")
+
+
+# --- responses --------------------------------------------------------------------------------------------------------
+
+
+class Response:
+    """A whole answer: a status, header lines that end in CRLF each, a body.
+
+    Implements what aiohttp asks of a response (`prepare`, `write_eof`, `keep_alive`), without its header containers.
+    """
+
+    __slots__ = ("body", "content_type", "head_only", "keep_alive", "lines", "status")
+
+    def __init__(
+        self, status: int, body: bytes = b"", content_type: str = "", lines: str = "", *, head_only: bool = False
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.content_type = content_type
+        self.lines = lines
+        self.head_only = head_only
+        self.keep_alive = True
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Write all of it."""
+        keep = self.keep_alive and request.keep_alive
+        self.keep_alive = keep
+        lines = self.lines
+        if self.content_type:
+            lines += f"Content-Type: {self.content_type}\r\n"
+        if not keep:
+            lines += "Connection: close\r\n"
+        elif request.version < HttpVersion11:
+            lines += "Connection: keep-alive\r\n"
+        if self.status not in (204, 304):
+            lines += f"Content-Length: {len(self.body)}\r\n"
+        head = f"{_STATUS_LINES[self.status]}{lines}{_date_line()}\r\n".encode("latin-1")
+        body = b"" if self.head_only or self.status in (204, 304) else self.body
+        await request.writer.write(head + body if len(body) < 65_536 else head)
+        if len(body) >= 65_536:
+            await request.writer.write(body)
+
+    async def write_eof(self) -> None:
+        """Nothing is left to do."""
+
+
+def json_response(status: int, document: Any, lines: str = "") -> Response:
+    """A JSON answer that ends in a newline, for people with curl."""
+    return Response(status, msgspec.json.encode(document) + b"\n", JSON, lines)
+
+
+def problem_response(error: KvError, lines: str = "") -> Response:
+    """The RFC 9457 problem document of the error; `Retry-After` (whole seconds, rounded up) where it says when."""
+    retry_after_ms = error.members.get("retry_after_ms")
+    if retry_after_ms is not None:
+        lines += f"Retry-After: {max(1, -(-retry_after_ms // 1000))}\r\n"
+    return Response(error.status, msgspec.json.encode(error.problem()) + b"\n", PROBLEM_JSON, lines)
+
+
+_date_cache = (0, "")
+
+
+def _date_line() -> str:
+    global _date_cache
+    now_s = int(time.time())
+    if _date_cache[0] != now_s:
+        _date_cache = (now_s, f"Date: {formatdate(now_s, usegmt=True)}\r\n")
+    return _date_cache[1]
+
+
+# --- the server -------------------------------------------------------------------------------------------------------
+
+Handler = Callable[[web.BaseRequest], Awaitable[Any]]
+
+
+class _Protocol(RequestHandler):
+    __slots__ = ()
+
+    def connection_made(self, transport: Any) -> None:
+        server = cast(Server, self._manager)
+        if len(server.connections) >= server.connections_max:
+            transport.write(_REFUSED_CONNECTION)
+            transport.close()
+            self._force_close = True
+            return
+        super().connection_made(transport)
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """aiohttp's own errors (an unreadable request, an exception in a handler) as problem documents."""
+        response = problem_response(_error_of(status, exc, message))
+        response.keep_alive = False
+        if status >= 500:
+            self.log_exception("a request failed: %s %s", request.method, ascii(request.raw_path), exc_info=exc)
+        return cast(web.StreamResponse, response)
+
+
+def _error_of(status: int, exc: BaseException | None, message: str | None) -> KvError:
+    text = (message or str(exc or "")).split("\n", 1)[0]
+    if status < 500:
+        kind = type(exc).__name__
+        if kind == "LineTooLong":
+            in_line = "status line" in text.lower() or "request line" in text.lower() or "url" in text.lower()
+            return UriTooLong("the request line is too long") if in_line else HeadersTooLarge("a header is too long")
+        return BadRequest(f"this is not HTTP as expected: {text}")
+    return KvError("the router failed to handle this request; its log says why")
+
+
+_REFUSED_CONNECTION = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n%s"
+)
+_refused = msgspec.json.encode(
+    {
+        "type": "/problems/unavailable",
+        "code": "unavailable",
+        "title": "Too many connections",
+        "status": 503,
+        "detail": "the router has as many connections as it takes",
+        "next_step": "Use fewer connections and keep them open, or wait for retry_after_ms.",
+        "retry_after_ms": 1000,
+    }
+)
+_REFUSED_CONNECTION = _REFUSED_CONNECTION % (len(_refused), _refused)
+
+
+class Server(web.Server):
+    """A `web.Server` with our limits and our errors."""
+
+    def __init__(self, handler: Handler, limits: Limits) -> None:
+        super().__init__(
+            cast(Any, handler),
+            access_log=None,
+            auto_decompress=False,
+            handler_cancellation=False,
+            keepalive_timeout=limits.keepalive_timeout_s,
+            lingering_time=2.0,
+            max_line_size=limits.request_line_bytes_max,
+            max_field_size=limits.header_bytes_max,
+        )
+        self.connections_max = limits.connections_max
+
+    def __call__(self) -> RequestHandler:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+async def start_server(server: Server, host: str, port: int) -> web.ServerRunner:
+    """Serve at the address until the runner's `cleanup`. Raises OSError when the port is taken."""
+    runner = web.ServerRunner(server, shutdown_timeout=5.0)
+    await runner.setup()
+    await web.TCPSite(runner, host, port, backlog=1024).start()
+    return runner

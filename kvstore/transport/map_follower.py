@@ -1,0 +1,77 @@
+"""Following the cluster map: a shard or router asks the controller, by long poll, for one newer than its own.
+
+Owns: the two calls of the controller's HTTP interface that its followers make, and their endless, bounded repetition.
+Promises: while the controller is away the last map stays in force; nothing is raised for it, and one line is logged when it goes and one
+when it is back.
+Leaves to others: what a new map means to whoever follows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import aiohttp
+import msgspec
+
+from kvstore.config import Limits
+from kvstore.errors import ForeignData, from_problem
+from kvstore.placement.cluster_map import ClusterMap
+
+log = logging.getLogger(__name__)
+
+
+class MapFollower:
+    def __init__(self, session: aiohttp.ClientSession, controller_url: str, limits: Limits) -> None:
+        self._session = session
+        self._url = controller_url.rstrip("/")
+        self._limits = limits
+        self._timeout = aiohttp.ClientTimeout(total=limits.map_poll_s + 5.0)
+        self._away = False
+
+    async def announce(self, shard_id: str, url: str, store_id: str, cluster_id: str | None, weight: int) -> None:
+        """Tell the controller that this shard is there, until it has heard it. Raises ForeignData if it is refused."""
+        body = {"id": shard_id, "url": url, "store_id": store_id, "cluster_id": cluster_id, "weight": weight}
+        while True:
+            try:
+                async with self._session.post(f"{self._url}/v1/members", json=body, timeout=self._timeout) as answer:
+                    if answer.status in (200, 202):
+                        self._note(None)
+                        return
+                    problem = from_problem(await answer.json(content_type=None))
+                    if isinstance(problem, ForeignData):
+                        raise problem
+                    self._note(problem)
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                self._note(error)
+            await self._wait()
+
+    async def follow(self, epoch: int, on_map: Callable[[ClusterMap], None]) -> None:
+        """Call `on_map` with each map whose epoch is above the last one's, for ever."""
+        while True:
+            try:
+                query = {"after": str(epoch)}
+                async with self._session.get(f"{self._url}/v1/map", params=query, timeout=self._timeout) as answer:
+                    body = await answer.read()
+                    if answer.status == 200:
+                        cluster_map = msgspec.json.decode(body, type=ClusterMap)
+                        epoch = cluster_map.epoch
+                        on_map(cluster_map)
+                    if answer.status in (200, 204):
+                        self._note(None)
+                        continue
+                    self._note(from_problem(msgspec.json.decode(body)))
+            except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
+                self._note(error)
+            await self._wait()
+
+    async def _wait(self) -> None:
+        await asyncio.sleep(self._limits.reconnect_wait_s_max / 5)
+
+    def _note(self, error: Exception | None) -> None:
+        if error is not None and not self._away:
+            log.warning("the controller at %s is away (%s): going on with the last map", self._url, error)
+        elif error is None and self._away:
+            log.warning("the controller at %s is back", self._url)
+        self._away = error is not None

@@ -1,0 +1,114 @@
+"""One kvstore cluster of real processes in a folder of its own, as `kvstore up` starts it.
+
+Owns: its cluster.yaml, the `up` process, and which of its processes has which pid.
+Promises: `pids` names only processes that descend from the `up` started here; `stop` leaves none of them running.
+Leaves to others: what is done with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from loadtest import processes
+from loadtest.processes import Pid
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+READY_TIMEOUT_S = 60.0
+
+
+class LocalCluster:
+    """`shards` storage shards, one router and one controller below `folder` (made if missing).
+
+    async with LocalCluster(folder, shards=4) as cluster: requests to cluster.url
+    """
+
+    def __init__(self, folder: Path, shards: int = 4, limits: dict[str, Any] | None = None) -> None:
+        self.folder = folder.resolve()
+        self.data_dir = self.folder / "data"
+        self.log = self.folder / "up.log"
+        self.config = self.folder / "cluster.yaml"
+        self.shards = shards
+        self.limits = limits or {}
+        self.url = ""
+        self.ready_s = 0.0
+        self.up: asyncio.subprocess.Process | None = None
+        self._drain: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start `kvstore up` and wait for its `ready:` line; sets `url` and `ready_s`. Raises RuntimeError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.config.exists():
+            self.config.write_text(self._yaml(), encoding="utf-8")
+        began = time.monotonic()
+        command = [sys.executable, "-m", "kvstore", "up", "--config", str(self.config)]
+        self.up = await processes.start(command, self.log, cwd=REPOSITORY, pipe=True)
+        try:
+            self.url = await processes.read_line(self.up, "ready:", READY_TIMEOUT_S)
+        except RuntimeError as error:
+            raise RuntimeError(f"kvstore up: {error}\n{processes.tail(self.log)}") from None
+        self.ready_s = time.monotonic() - began
+        self._drain = asyncio.create_task(self._read_on(self.up))
+
+    async def stop(self) -> None:
+        """End `up` and everything that it started."""
+        if self.up is not None:
+            await processes.end(self.up)
+            self.up = None
+        if self._drain is not None:
+            self._drain.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._drain
+            self._drain = None
+
+    def pids(self) -> dict[str, Pid]:
+        """The running processes by name (`router-0`, `controller-0`, `shard-s1`, …), from `<data_dir>/run/*.pid`."""
+        if self.up is None:
+            return {}
+        family = {process.pid: process for process in processes.tree(self.up.pid)}
+        found: dict[str, Pid] = {}
+        for file in sorted((self.data_dir / "run").glob("*.pid")):
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(file.read_text(encoding="utf-8"))
+                if pid in family:
+                    found[file.stem] = family[pid]
+        return found
+
+    def members(self) -> set[str]:
+        """The names that `pids` has when every process runs."""
+        return {"router-0", "controller-0", *(f"shard-s{number + 1}" for number in range(self.shards))}
+
+    def _yaml(self) -> str:
+        router, controller, *shards = (f"127.0.0.1:{port}" for port in processes.free_ports(2 + self.shards))
+        document: dict[str, Any] = {
+            "data_dir": "./data",
+            "routers": [{"id": "0", "listen": router}],
+            "controllers": [{"id": "0", "listen": controller}],
+            "shards": [{"id": f"s{number}", "listen": listen} for number, listen in enumerate(shards, start=1)],
+        }
+        if self.limits:
+            document["limits"] = self.limits
+        return yaml.safe_dump(document, sort_keys=False)
+
+    @staticmethod
+    async def _read_on(up: asyncio.subprocess.Process) -> None:
+        """Take in whatever else `up` prints: a full pipe would stop it."""
+        while up.stdout is not None and await up.stdout.read(65_536):
+            pass

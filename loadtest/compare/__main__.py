@@ -1,0 +1,201 @@
+"""`python -m loadtest.compare`: this cluster beside etcd, Redis behind webdis, and a bare handler, on one machine.
+
+Owns: the options and the order of things: start, measure at rest, store the keys, run, report, end.
+Promises: every process started is ended by pid and every temporary file removed, also after Ctrl-C, SIGTERM or an
+error; what is not installed is left out, with the command that installs it.
+Leaves to others: everything else in this folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from loadtest import processes
+from loadtest.cluster import REPOSITORY
+from loadtest.compare import report
+from loadtest.compare.drive import SETTLE_S, WARM_UP_S, Plan, Run
+from loadtest.compare.report import SystemFacts
+from loadtest.compare.systems import BareSystem, EtcdSystem, KvstoreSystem, RedisSystem, System
+from loadtest.compare.workloads import WORKLOADS, make_data
+
+SYSTEMS = ("kvstore", "etcd", "redis", "bare")
+_MB = 1_000_000
+_IDLE_WAIT_S = 1.0
+_SEED = 2  # of keys' values; the order of requests has the round's number as its seed
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The command line, checked."""
+
+    rounds: int
+    seconds: int
+    connections: list[int]
+    systems: list[str]
+    works: list[str]
+    shards: int
+    keys: int
+    json_file: Path | None
+    folder: Path
+
+
+def _names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    def check(_context: click.Context, _option: click.Parameter, text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        for name in names:
+            if name not in known:
+                raise click.BadParameter(f"{name!r} is unknown; there are {', '.join(known)}")
+        if not names:
+            raise click.BadParameter(f"name at least one of {', '.join(known)}")
+        return list(dict.fromkeys(names))
+
+    return check
+
+
+def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of numbers, as in 1,32,128") from None
+    if min(numbers) < 1:
+        raise click.BadParameter("at least 1 connection")
+    return numbers
+
+
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds; figures are medians.")
+@click.option("--seconds", type=click.IntRange(1), default=5, show_default=True, help="Length of one run.")
+@click.option("--connections", callback=_numbers, default="1,32,128", show_default=True)
+@click.option("--systems", callback=_names(SYSTEMS), default=",".join(SYSTEMS), show_default=True)
+@click.option("--work", "works", callback=_names(tuple(WORKLOADS)), default="get,put", show_default=True)
+@click.option("--shards", type=click.IntRange(1, 64), default=4, show_default=True, help="Shards of this cluster.")
+@click.option("--keys", type=click.IntRange(1), default=20_000, show_default=True, help="Keys of 100-byte values.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there.")
+@click.option(
+    "--tmp",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=REPOSITORY / "loadtest" / "out",
+    help="Data of all systems go into a folder below this one, on its disk.  [default: loadtest/out]",
+)
+def main(**options: Any) -> None:
+    asked = Options(**options)
+    if shutil.which("wrk") is None:
+        raise click.ClickException("wrk, the load generator, is not installed: apt-get install wrk")
+    try:
+        text = asyncio.run(_compare(asked))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise click.ClickException("interrupted; everything that was started has been ended") from None
+    except (OSError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(text)
+
+
+async def _compare(options: Options) -> str:
+    """Everything from start to end; the report."""
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    data = make_data(options.keys, _SEED)
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-", dir=options.folder)))
+        systems = _installed(options)
+        plan = Plan(systems, [WORKLOADS[name] for name in options.works], data, folder)
+        facts = []
+        for system in systems:
+            stack.push_async_callback(system.stop)
+            facts.append(await _start(system, folder / system.name))
+        for system in systems:
+            _tell(f"storing {len(data.keys):,} keys in {system.name}")
+            await plan.prepare(system)
+        runs = await _run_all(plan, options)
+        facts = [
+            msgspec.structs.replace(fact, loaded_pss_mb=processes.pss_bytes(system.roots) / _MB)
+            for fact, system in zip(facts, systems, strict=True)
+        ]
+    return _report(options, runs, facts)
+
+
+def _installed(options: Options) -> list[System]:
+    """The systems asked for that can be started here; the rest is told, with the mend."""
+    known: dict[str, Callable[[], System]] = {
+        "kvstore": lambda: KvstoreSystem(options.shards),
+        "etcd": EtcdSystem,
+        "redis": RedisSystem,
+        "bare": BareSystem,
+    }
+    found = []
+    for name in options.systems:
+        system = known[name]()
+        if (mend := system.missing()) is not None:
+            _tell(f"{name} is left out: it is not installed. Install it with: {mend}")
+        else:
+            found.append(system)
+    return found
+
+
+async def _start(system: System, folder: Path) -> SystemFacts:
+    """Start one system, let it come to rest, and take its memory before the next one starts."""
+    _tell(f"starting {system.name}")
+    folder.mkdir()
+    version = await asyncio.to_thread(system.version)
+    await system.start(folder)
+    await asyncio.sleep(_IDLE_WAIT_S)
+    idle_mb = processes.pss_bytes(system.roots) / _MB
+    _tell(f"{system.name} is ready after {system.ready_s:.2f} s and takes {idle_mb:.0f} MB at rest")
+    return SystemFacts(system=system.name, version=version, ready_s=system.ready_s, idle_pss_mb=idle_mb)
+
+
+async def _run_all(plan: Plan, options: Options) -> list[Run]:
+    steps = plan.steps(options.rounds, options.connections)
+    warm_ups = len({(step.system.name, step.workload.name) for step in steps})
+    expected_s = len(steps) * (options.seconds + SETTLE_S) + warm_ups * (WARM_UP_S + SETTLE_S)
+    _tell(f"{len(steps)} runs of {options.seconds} s: about {expected_s / 60:.1f} minutes")
+    began = time.monotonic()
+    runs: list[Run] = []
+    async for run in plan.run(steps, options.seconds):
+        runs.append(run)
+        left_s = (time.monotonic() - began) / len(runs) * (len(steps) - len(runs))
+        errors = f"  ERRORS {run.errors}" if run.failed else ""
+        _tell(
+            f"[{len(runs):>3}/{len(steps)}] round {run.round} {run.work:<4} {run.connections:>4} {run.system:<8}"
+            f" {run.per_s:>9,.0f}/s  p99 {run.p99_ms:>7.2f} ms  {run.cpu_us_per_op:>5.0f} µs CPU/op"
+            f"  ({int(left_s) // 60}:{int(left_s) % 60:02d} left){errors}"
+        )
+    return runs
+
+
+def _report(options: Options, runs: Sequence[Run], facts: Sequence[SystemFacts]) -> str:
+    command = " ".join(["python -m loadtest.compare", *sys.argv[1:]])
+    wrk = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout.split()
+    header = report.machine([" ".join(wrk[:2]), *(fact.version for fact in facts)], command)
+    header.append(
+        f"{options.keys:,} keys, values of 100 bytes, {options.rounds} rounds of {options.seconds} s, medians; "
+        "wrk with 1 thread on the same machine"
+    )
+    cells = report.summarize(runs)
+    if options.json_file is not None:
+        document = {"header": header, "systems": facts, "cells": cells, "runs": runs}
+        options.json_file.write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+    return report.render(cells, facts, header)
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Runs wrk against the systems, in turn, and measures what each run cost.
+
+Owns: the order of runs, the wrk process, reading its figures, CPU time per operation.
+Promises: rounds are interleaved (all systems run one workload at one number of connections before the next), so that a
+slow minute of the machine hits all of them; a run's CPU time holds what the system still did just after it.
+Leaves to others: what is asked (workloads.py), the systems' processes (systems.py), medians and ratios (report.py).
+
+wrk is a closed loop: each connection sends its next request when it has the answer. Its latencies are corrected by wrk
+for requests that a slow answer held back (coordinated omission), for all systems alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from loadtest import processes
+from loadtest.compare.dialects import Unsupported
+from loadtest.compare.http1 import ask, ask_all, write_replay
+from loadtest.compare.systems import System
+from loadtest.compare.workloads import Data, Workload, preload
+
+WARM_UP_S = 1
+SETTLE_S = 0.4
+_PRELOAD_CONNECTIONS = 32
+_WRK_GRACE_S = 30.0
+_RESULT = "RESULT "
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of wrk. Rates and CPU time are per operation; latencies are per request."""
+
+    round: int
+    work: str
+    connections: int
+    system: str
+    seconds: float
+    operations: int
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    errors: dict[str, int]
+    cpu_us_per_op: float
+    wrk_cpu_us_per_op: float
+
+    @property
+    def failed(self) -> int:
+        return sum(self.errors.values())
+
+
+class Step(NamedTuple):
+    """One run to be done; `round` counts from 1."""
+
+    round: int
+    workload: Workload
+    connections: int
+    system: System
+
+
+class Plan:
+    """All runs in their order, with the request files that wrk reads."""
+
+    def __init__(self, systems: Sequence[System], workloads: Sequence[Workload], data: Data, folder: Path) -> None:
+        self.systems = systems
+        self.workloads = workloads
+        self.data = data
+        self.folder = folder
+
+    async def prepare(self, system: System) -> None:
+        """Store all keys in that system, write its request files, and see that its answers carry the values."""
+        await ask_all(system.url, preload(system.dialect, self.data), _PRELOAD_CONNECTIONS)
+        answer = await ask(system.url, system.dialect.get(self.data.keys[-1]))
+        if answer.status != 200 or not system.dialect.shows(answer.body, self.data.stored[-1]):
+            raise RuntimeError(f"{system.name} does not show what was stored: {answer.status} {answer.body[:300]!r}")
+        for workload in self.workloads:
+            try:
+                requests = workload.requests(system.dialect, self.data)
+            except Unsupported:
+                continue
+            self.request_file(system, workload).write_bytes(write_replay(requests, system.url))
+
+    def request_file(self, system: System, workload: Workload) -> Path:
+        return self.folder / f"{system.name}-{workload.name}.requests"
+
+    def steps(self, rounds: int, connections: Sequence[int]) -> list[Step]:
+        """Every run that the systems support, interleaved."""
+        return [
+            Step(number, workload, count, system)
+            for number in range(1, rounds + 1)
+            for workload in self.workloads
+            for count in connections
+            for system in self._in_turn(number)
+            if self.request_file(system, workload).exists()
+        ]
+
+    async def run(self, steps: Sequence[Step], seconds: int) -> AsyncIterator[Run]:
+        """The runs, one after the other; each system is warmed up before its first run of a workload."""
+        warm: set[tuple[str, str]] = set()
+        for step in steps:
+            if (step.system.name, step.workload.name) not in warm:
+                warm.add((step.system.name, step.workload.name))
+                await self._one(step, WARM_UP_S)
+            yield await self._one(step, seconds)
+
+    def _in_turn(self, number: int) -> list[System]:
+        """Another system goes first in each round: none always follows the same one."""
+        first = (number - 1) % len(self.systems)
+        return [*self.systems[first:], *self.systems[:first]]
+
+    async def _one(self, step: Step, seconds: int) -> Run:
+        workload, system = step.workload, step.system
+        before_s, wrk_before_s = processes.cpu_s(system.roots), _children_cpu_s()
+        script_arguments = [str(self.request_file(system, workload)), str(step.round * 1009 + step.connections)]
+        result = await run_wrk(system.url, workload.script, step.connections, seconds, script_arguments)
+        wrk_s = _children_cpu_s() - wrk_before_s
+        await asyncio.sleep(SETTLE_S)  # what it writes after its last answer is its own, and not the next one's noise
+        cpu_s = processes.cpu_s(system.roots) - before_s
+        operations = result["requests"] * workload.operations
+        duration_s = result["duration_us"] / 1e6
+        return Run(
+            round=step.round,
+            work=workload.name,
+            connections=step.connections,
+            system=system.name,
+            seconds=duration_s,
+            operations=operations,
+            per_s=operations / duration_s,
+            p50_ms=result["p50_us"] / 1e3,
+            p99_ms=result["p99_us"] / 1e3,
+            max_ms=result["max_us"] / 1e3,
+            errors={kind: result[kind] for kind in ("connect", "read", "write", "status", "timeout") if result[kind]},
+            cpu_us_per_op=cpu_s * 1e6 / max(1, operations),
+            wrk_cpu_us_per_op=wrk_s * 1e6 / max(1, operations),
+        )
+
+
+async def run_wrk(
+    url: str, script: Path, connections: int, seconds: int, script_arguments: Sequence[str]
+) -> dict[str, int]:
+    """Run wrk with one thread; the figures that the script's `done` prints.
+
+    `status` counts answers of 400 and above, `timeout` those that took longer than 2 s; times are in microseconds.
+    Raises RuntimeError when wrk fails.
+    """
+    command = ["wrk", "-t", "1", "-c", str(connections), "-d", f"{seconds}s", "-s", str(script), url, "--"]
+    wrk = await asyncio.create_subprocess_exec(
+        *command,
+        *script_arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(seconds + _WRK_GRACE_S):
+            output = (await wrk.communicate())[0].decode(errors="replace")
+    finally:
+        if wrk.returncode is None:
+            wrk.kill()
+            await wrk.wait()
+    return read_result(output)
+
+
+def read_result(output: str) -> dict[str, int]:
+    """The line of JSON among wrk's output. Raises RuntimeError, with the output, when there is none."""
+    for line in output.splitlines():
+        if line.startswith(_RESULT):
+            figures: dict[str, int] = json.loads(line.removeprefix(_RESULT))
+            return figures
+    raise RuntimeError(f"wrk gave no figures:\n{output}")
+
+
+def _children_cpu_s() -> float:
+    """CPU seconds of the ended and awaited children of this process."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

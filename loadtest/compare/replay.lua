@@ -1,0 +1,38 @@
+-- Replays HTTP requests that were written out beforehand, in random order: wrk ... -s replay.lua URL -- FILE SEED
+--
+-- FILE holds the bytes of whole requests, each preceded by its length and a line end. Everything that costs time happens
+-- in init, so that a request is one random number and one table look-up, the same for every system. There is no
+-- response(): with one, wrk would hand every header of every answer to Lua.
+
+local requests = {}
+local count = 0
+local random = math.random
+
+function init(args)
+  local file = assert(io.open(args[1], "rb"))
+  local text = file:read("*a")
+  file:close()
+  local position = 1
+  while position <= #text do
+    local line_end = assert(string.find(text, "\n", position, true))
+    local length = assert(tonumber(string.sub(text, position, line_end - 1)))
+    count = count + 1
+    requests[count] = string.sub(text, line_end + 1, line_end + length)
+    position = line_end + length + 1
+  end
+  math.randomseed(tonumber(args[2]))
+end
+
+function request()
+  return requests[random(count)]
+end
+
+-- One line of JSON instead of wrk's text for people: no units to guess.
+function done(summary, latency, _)
+  local errors = summary.errors
+  io.write(string.format(
+    'RESULT {"duration_us":%d,"requests":%d,"connect":%d,"read":%d,"write":%d,"status":%d,"timeout":%d,' ..
+    '"p50_us":%d,"p99_us":%d,"max_us":%d}\n',
+    summary.duration, summary.requests, errors.connect, errors.read, errors.write, errors.status, errors.timeout,
+    latency:percentile(50), latency:percentile(99), latency.max))
+end

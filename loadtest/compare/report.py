@@ -1,0 +1,228 @@
+"""Medians, ratios and the table.
+
+Owns: how many runs become one figure, and what is reached of what was aimed at.
+Promises: a ratio is the median of the ratios within each round (both runs a few seconds apart, so the machine's slow
+minutes cancel out), never a ratio of figures from different times. Pure but for `machine`.
+Leaves to others: the runs (drive.py).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import msgspec
+
+from loadtest.compare.drive import Run
+
+_PEERS = ("etcd", "bare")
+
+
+class SystemFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What one system is and costs when nothing is asked. Memory is the sum of PSS over all its processes."""
+
+    system: str
+    version: str
+    ready_s: float
+    idle_pss_mb: float
+    loaded_pss_mb: float = 0.0
+
+
+class Ratio(msgspec.Struct, frozen=True):
+    """The median over the rounds, and the rounds' lowest and highest."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the table: the medians over all rounds of one system, workload and number of connections."""
+
+    work: str
+    connections: int
+    system: str
+    rounds: int
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+    cpu_us_per_op: float
+    errors: int
+    to: dict[str, Ratio]
+
+
+def summarize(runs: Iterable[Run]) -> list[Cell]:
+    """One cell per workload, connections and system, in the order of their first run (round 1)."""
+    groups: dict[tuple[str, int, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.work, run.connections, run.system), []).append(run)
+    return [
+        Cell(
+            work=work,
+            connections=connections,
+            system=system,
+            rounds=len(group),
+            per_s=median(run.per_s for run in group),
+            p50_ms=median(run.p50_ms for run in group),
+            p99_ms=median(run.p99_ms for run in group),
+            cpu_us_per_op=median(run.cpu_us_per_op for run in group),
+            errors=sum(run.failed for run in group),
+            to={
+                peer: ratio
+                for peer in _PEERS
+                if (ratio := _ratio(group, groups.get((work, connections, peer), []))) is not None
+            },
+        )
+        for (work, connections, system), group in groups.items()
+    ]
+
+
+def _ratio(mine: Sequence[Run], peers: Sequence[Run]) -> Ratio | None:
+    """Of the rates, round by round; None when no round has both."""
+    peer_per_s = {run.round: run.per_s for run in peers if run.per_s > 0}
+    ratios = [run.per_s / peer_per_s[run.round] for run in mine if run.round in peer_per_s]
+    return Ratio(median(ratios), min(ratios), max(ratios)) if ratios else None
+
+
+# --- what is aimed at ------------------------------------------------------------------------------------------------
+
+
+class Target(NamedTuple):
+    """`figure` is None when the runs do not tell (a system or workload was left out)."""
+
+    text: str
+    figure: float | None
+    reached: bool | None
+
+
+def targets(cells: Sequence[Cell], facts: Sequence[SystemFacts], subject: str = "kvstore") -> list[Target]:
+    """What this cluster is meant to reach, and whether these runs did."""
+    found = {(cell.work, cell.connections): cell for cell in cells if cell.system == subject}
+    etcd = {(cell.work, cell.connections): cell for cell in cells if cell.system == "etcd"}
+    result = []
+    for work, connections, peer, least in _RATE_TARGETS:
+        cell = found.get((work, connections))
+        ratio = cell.to.get(peer) if cell is not None else None
+        text = f"{work.upper()} at {connections} connections ≥ {least:g} × {peer}"
+        result.append(_at_least(text, ratio.median if ratio else None, least))
+    for connections in (32, 128):
+        mine, theirs = found.get(("put", connections)), etcd.get(("put", connections))
+        share = mine.p99_ms / theirs.p99_ms if mine and theirs and theirs.p99_ms else None
+        result.append(_at_most(f"PUT at {connections} connections: p99 ≤ 1 × etcd's", share, 1.0))
+    fact = next((fact for fact in facts if fact.system == subject), None)
+    result.append(_at_most("idle memory (PSS) ≤ 350 MB", fact.idle_pss_mb if fact else None, 350))
+    result.append(_at_most("ready in ≤ 3 s", fact.ready_s if fact else None, 3))
+    return result
+
+
+_RATE_TARGETS = (
+    ("get", 32, "etcd", 3.0),
+    ("get", 128, "etcd", 2.5),
+    ("get", 32, "bare", 0.5),
+    ("get", 128, "bare", 0.5),
+    ("put", 32, "etcd", 1.3),
+    ("put", 128, "etcd", 1.5),
+)
+
+
+def _at_least(text: str, figure: float | None, least: float) -> Target:
+    return Target(text, figure, None if figure is None else figure >= least)
+
+
+def _at_most(text: str, figure: float | None, most: float) -> Target:
+    return Target(text, figure, None if figure is None else figure <= most)
+
+
+# --- for people ------------------------------------------------------------------------------------------------------
+
+
+def render(cells: Sequence[Cell], facts: Sequence[SystemFacts], header: Sequence[str]) -> str:
+    """The whole report as Markdown whose tables also line up on a terminal."""
+    parts = [*header, "", _facts_table(facts), "", _rate_table(cells), "", "Aims:"]
+    marks = {True: "reached", False: "MISSED", None: "not measured"}
+    for target in targets(cells, facts):
+        figure = "" if target.figure is None else f" ({target.figure:.2f})"
+        parts.append(f"- {target.text}: {marks[target.reached]}{figure}")
+    return "\n".join(parts)
+
+
+def _rate_table(cells: Sequence[Cell]) -> str:
+    columns: list[tuple[str, Callable[[Cell], str]]] = [
+        ("work", lambda cell: cell.work),
+        ("conn", lambda cell: str(cell.connections)),
+        ("system", lambda cell: cell.system),
+        ("ops/s", lambda cell: f"{cell.per_s:,.0f}"),
+        ("p50 ms", lambda cell: f"{cell.p50_ms:.2f}"),
+        ("p99 ms", lambda cell: f"{cell.p99_ms:.2f}"),
+        ("CPU µs/op", lambda cell: f"{cell.cpu_us_per_op:.0f}"),
+        ("× etcd (low–high)", lambda cell: _show_ratio(cell.to.get("etcd"))),
+        ("× bare", lambda cell: f"{cell.to['bare'].median:.2f}" if "bare" in cell.to else "–"),
+        ("errors", lambda cell: str(cell.errors)),
+    ]
+    rows = [[show(cell) for _, show in columns] for cell in _side_by_side(cells)]
+    return _table([title for title, _ in columns], rows, left=("work", "system"))
+
+
+def _side_by_side(cells: Sequence[Cell]) -> list[Cell]:
+    """In the order of the first runs, but the systems always in the same order: the first row's."""
+    works = list(dict.fromkeys(cell.work for cell in cells))
+    systems = list(dict.fromkeys(cell.system for cell in cells))
+    return sorted(cells, key=lambda cell: (works.index(cell.work), cell.connections, systems.index(cell.system)))
+
+
+def _show_ratio(ratio: Ratio | None) -> str:
+    return "–" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+
+
+def _facts_table(facts: Sequence[SystemFacts]) -> str:
+    titles = ["system", "version", "ready s", "idle MB", "MB after the runs"]
+    rows = [
+        [
+            fact.system,
+            fact.version,
+            f"{fact.ready_s:.2f}",
+            f"{fact.idle_pss_mb:.0f}",
+            f"{fact.loaded_pss_mb:.0f}" if fact.loaded_pss_mb else "–",
+        ]
+        for fact in facts
+    ]
+    return _table(titles, rows, left=("system", "version"))
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> str:
+    widths = [max(len(line[column]) for line in [titles, *rows]) for column in range(len(titles))]
+
+    def line(fields: Sequence[str]) -> str:
+        padded = (
+            field.ljust(width) if title in left else field.rjust(width)
+            for title, field, width in zip(titles, fields, widths, strict=True)
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = [
+        "-" * width if title in left else "-" * (width - 1) + ":" for title, width in zip(titles, widths, strict=True)
+    ]
+    return "\n".join([line(titles), line(rule), *(line(row) for row in rows)])
+
+
+def machine(versions: Sequence[str], command: str) -> list[str]:
+    """The header: when, on what, with what, and the command that was run."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    cores = len(os.sched_getaffinity(0))
+    return [
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC · {cores} cores · {model} · {platform.system()} {platform.release()}",
+        f"Python {platform.python_version()} · {' · '.join(versions)}",
+        f"`{command}`",
+    ]

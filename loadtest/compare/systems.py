@@ -1,0 +1,191 @@
+"""The systems that are compared: what each needs, how it is started, how it is ended.
+
+Owns: the processes of each system, their folder and ports, and how long they took until they answered.
+Promises: each is durable at every acknowledgement (but `bare`, which stores nothing); everything is on 127.0.0.1, in
+the given folder, and is ended by `stop`, whatever happened before.
+Leaves to others: requests (dialects.py), measuring (drive.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from loadtest import processes
+from loadtest.cluster import READY_TIMEOUT_S, REPOSITORY, LocalCluster
+from loadtest.compare import dialects
+from loadtest.compare.dialects import Dialect
+from loadtest.compare.http1 import Request, ask
+
+_READY_POLL_S = 0.01
+
+
+class System:
+    """One system in a folder of its own. After `start`: `url`, `roots` (pids of its top processes), `ready_s`."""
+
+    dialect: Dialect
+    programs: tuple[tuple[str, str], ...] = ()  # what must be installed: program and Debian package
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.ready_s = 0.0
+        self._running: list[asyncio.subprocess.Process] = []
+
+    @property
+    def name(self) -> str:
+        return self.dialect.name
+
+    @property
+    def roots(self) -> list[int]:
+        return [process.pid for process in self._running]
+
+    def missing(self) -> str | None:
+        """The command that installs what is missing, None when all is there."""
+        packages = [package for program, package in self.programs if shutil.which(program) is None]
+        return f"apt-get install {' '.join(packages)}" if packages else None
+
+    def version(self) -> str:
+        raise NotImplementedError
+
+    async def start(self, folder: Path) -> None:
+        """Start it and wait until it answers. Raises RuntimeError with the end of its log when it does not."""
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        for process in reversed(self._running):
+            await processes.end(process)
+        self._running.clear()
+
+    async def _wait_for(self, probe: Request, log: Path) -> None:
+        """Until the probe answers 200."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline and self._running[-1].returncode is None:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                if (await ask(self.url, probe)).status == 200:
+                    return
+            await asyncio.sleep(_READY_POLL_S)
+        raise RuntimeError(f"{self.name} did not get ready\n{processes.tail(log)}")
+
+
+class KvstoreSystem(System):
+    dialect = dialects.Kvstore()
+
+    def __init__(self, shards: int = 4) -> None:
+        super().__init__()
+        self.shards = shards
+        self._cluster: LocalCluster | None = None
+
+    @property
+    def roots(self) -> list[int]:
+        return [self._cluster.up.pid] if self._cluster is not None and self._cluster.up is not None else []
+
+    def version(self) -> str:
+        commit = _output("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty")
+        return f"kvstore ({commit or 'no commit'}, {self.shards} shards)"
+
+    async def start(self, folder: Path) -> None:
+        self._cluster = LocalCluster(folder, shards=self.shards)
+        await self._cluster.start()
+        self.url, self.ready_s = self._cluster.url, self._cluster.ready_s
+
+    async def stop(self) -> None:
+        if self._cluster is not None:
+            await self._cluster.stop()
+
+
+class EtcdSystem(System):
+    dialect = dialects.Etcd()
+    programs = (("etcd", "etcd-server"),)
+
+    def version(self) -> str:
+        lines = _output("etcd", "--version").splitlines()
+        return f"etcd {lines[0].rpartition(' ')[2]}" if lines else "etcd"
+
+    async def start(self, folder: Path) -> None:
+        client, peer = (f"http://127.0.0.1:{port}" for port in processes.free_ports(2))
+        self.url, log = client, folder / "etcd.log"
+        command = [
+            *("etcd", "--data-dir", str(folder / "data"), "--logger", "zap", "--log-level", "warn"),
+            *("--listen-client-urls", client, "--advertise-client-urls", client),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            *("--initial-cluster", f"default={peer}"),
+            *("--quota-backend-bytes", str(8 << 30)),  # it keeps every version: a long run would pass the 2 GiB
+        ]
+        began = time.monotonic()
+        self._running.append(await processes.start(command, log))
+        await self._wait_for(Request("GET", "/health"), log)
+        self.ready_s = time.monotonic() - began
+
+
+class RedisSystem(System):
+    """Redis with `appendfsync always`, behind webdis, which speaks HTTP to clients and Redis's protocol to Redis."""
+
+    dialect = dialects.Webdis()
+    programs = (("redis-server", "redis-server"), ("webdis", "webdis"))
+
+    def version(self) -> str:
+        words = (word for word in _output("redis-server", "--version").split() if word.startswith("v="))
+        webdis = _output("dpkg-query", "-W", "-f=${Version}", "webdis")
+        return f"Redis {next(words, '')[2:]} + webdis {webdis}".rstrip()
+
+    async def start(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        redis_port, web_port = processes.free_ports(2)
+        self.url, log = f"http://127.0.0.1:{web_port}", folder / "redis.log"
+        settings = {"redis_host": "127.0.0.1", "redis_port": redis_port, "http_host": "127.0.0.1"}
+        more = {"http_port": web_port, "threads": 2, "daemonize": False, "logfile": str(folder / "webdis.log")}
+        config = folder / "webdis.json"
+        config.write_text(json.dumps({**settings, **more, "verbosity": 0}), encoding="utf-8")
+        command = [
+            *("redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder)),
+            *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--daemonize", "no"),
+        ]
+        began = time.monotonic()
+        self._running.append(await processes.start(command, log))
+        await _wait_for_port(redis_port)
+        self._running.append(await processes.start(["webdis", str(config)], folder / "webdis.out", cwd=folder))
+        await self._wait_for(Request("GET", "/PING"), log)
+        self.ready_s = time.monotonic() - began
+
+
+class BareSystem(System):
+    dialect = dialects.Bare()
+
+    def version(self) -> str:
+        return f"bare aiohttp {metadata.version('aiohttp')} web.Server"
+
+    async def start(self, folder: Path) -> None:
+        log, (port,) = folder / "bare.log", processes.free_ports(1)
+        command = [sys.executable, "-m", "loadtest.compare.bare", str(port)]
+        began = time.monotonic()
+        self._running.append(await processes.start(command, log, cwd=REPOSITORY))
+        self.url = f"http://127.0.0.1:{port}"
+        await self._wait_for(Request("GET", "/"), log)
+        self.ready_s = time.monotonic() - began
+
+
+async def _wait_for_port(port: int) -> None:
+    """Until somebody listens there. Raises RuntimeError."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            return
+        await asyncio.sleep(_READY_POLL_S)
+    raise RuntimeError(f"nobody listens on port {port}")
+
+
+def _output(*command: str) -> str:
+    """What a command prints, empty when it fails or is not there."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
