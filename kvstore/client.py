@@ -301,10 +301,10 @@ class Client:
                 return _Answer(response.status, response.headers, await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unavailable(
-                f"{self.url} cannot be reached: {_reason(error)}.", next_step=_UNREACHABLE_NEXT_STEP
+                f"{self.url} cannot be reached: {_reason(error)}", next_step=_UNREACHABLE_NEXT_STEP
             ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            broken = f"The answer of {self.url} did not arrive: {_reason(error)}."
+            broken = f"the answer of {self.url} did not arrive: {_reason(error)}"
             if writes:
                 raise OutcomeUnknown(broken) from error
             raise Unavailable(broken, retry_after_ms=RETRY_WAIT_MS_UNNAMED) from error
@@ -361,7 +361,7 @@ def _quoted(key: str, in_path: bool = True) -> str:
     try:
         text = quote(key.encode(), safe="")
     except UnicodeEncodeError as error:
-        raise KeyNotUtf8(f"The key {key!r} is not UTF-8 at character {error.start}.") from None
+        raise KeyNotUtf8(f"the key {key!r} is not UTF-8 at character {error.start}") from None
     # `.` and `..` alone would be segments with a meaning; as `/` is encoded, no other key has segments.
     return text.replace(".", "%2E") if in_path and text in {".", ".."} else text
 
@@ -375,7 +375,7 @@ def _checked(value: bytes) -> bytes:
 def _finite(ttl: float) -> float:
     """JSON has no NaN: sent as null, it would be a ttl lost silently."""
     if not math.isfinite(ttl):
-        raise BadTtl(f"ttl is {ttl}, which is no time.")
+        raise BadTtl(f"ttl is {ttl}, which is no time")
     return ttl
 
 
@@ -413,14 +413,14 @@ def _document(answer: _Answer) -> dict[str, Any]:
         return msgspec.json.decode(answer.body, type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise KvError(
-            f"The answer ({answer.status}) is not a JSON object: {error}: is that a kvstore router?"
+            f"the answer ({answer.status}) is not a JSON object: {error}: is that a kvstore router?"
         ) from error
 
 
 def _version(answer: _Answer) -> int:
     tag = answer.headers.get("ETag", "").strip('"')
     if not tag.isdecimal():
-        raise KvError(f"The answer ({answer.status}) has no version in its ETag: is that a kvstore router?")
+        raise KvError(f"the answer ({answer.status}) has no version in its ETag: is that a kvstore router?")
     return int(tag)
 
 

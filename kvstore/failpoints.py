@@ -1,8 +1,9 @@
 """Named points at which a test makes a real process die or stand still; off, and nearly free, in normal runs.
 
-Owns: the environment variable KVSTORE_FAILPOINTS, for example `batch-after-commit=kill@3;batch-before-commit=pause:200`.
-Promises: without the variable `hit` does nothing. `kill` ends the process as SIGKILL does, at the n-th time with `@n`;
-`pause:MS` sleeps that many milliseconds in the calling thread, each time.
+Owns: the environment variable KVSTORE_FAILPOINTS, for example
+`batch-after-commit=kill@3;batch-before-commit=pause:200`.
+Promises: without the variable `hit` does nothing. `kill` ends the process as SIGKILL does, at the n-th time with
+`@n`; `pause:MS` sleeps that many milliseconds in the calling thread, each time.
 Leaves to others: where the points are: grep for `failpoints.hit`.
 """
 

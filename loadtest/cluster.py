@@ -1,7 +1,8 @@
 """One kvstore cluster of real processes in a folder of its own, as `kvstore up` starts it.
 
 Owns: its cluster.yaml, the `up` process, and which of its processes has which pid.
-Promises: `pids` names only processes that descend from the `up` started here; `stop` leaves none of them running.
+Promises: `pids` names only processes that descend from the `up` started here; `stop` leaves none of them running,
+also those that outlived a killed `up`.
 Leaves to others: what is done with it.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ from loadtest.processes import Pid
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 READY_TIMEOUT_S = 60.0
+_ORPHANS_TIMEOUT_S = 12.0
 
 
 class LocalCluster:
@@ -40,6 +43,7 @@ class LocalCluster:
         self.ready_s = 0.0
         self.up: asyncio.subprocess.Process | None = None
         self._drain: asyncio.Task[None] | None = None
+        self._seen: set[Pid] = set()
 
     async def __aenter__(self) -> Self:
         try:
@@ -72,6 +76,9 @@ class LocalCluster:
         if self.up is not None:
             await processes.end(self.up)
             self.up = None
+        for process in await processes.wait_gone(sorted(self._seen), _ORPHANS_TIMEOUT_S):
+            processes.send_signal(process, signal.SIGKILL)
+        self._seen.clear()
         if self._drain is not None:
             self._drain.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -82,13 +89,19 @@ class LocalCluster:
         """The running processes by name (`router-0`, `controller-0`, `shard-s1`, …), from `<data_dir>/run/*.pid`."""
         if self.up is None:
             return {}
-        family = {process.pid: process for process in processes.tree(self.up.pid)}
+        family = {process.pid: process for process in self.family()}
         found: dict[str, Pid] = {}
         for file in sorted((self.data_dir / "run").glob("*.pid")):
             with contextlib.suppress(OSError, ValueError):
                 pid = int(file.read_text(encoding="utf-8"))
                 if pid in family:
                     found[file.stem] = family[pid]
+        return found
+
+    def family(self) -> list[Pid]:
+        """`up` and all its descendants that run now, `up` first."""
+        found = processes.tree(self.up.pid) if self.up is not None else []
+        self._seen.update(found)
         return found
 
     def members(self) -> set[str]:

@@ -80,13 +80,46 @@ def tree(root: int) -> list[Pid]:
     return found
 
 
-def cpu_s(roots: Sequence[int]) -> float:
-    """CPU seconds, user and system, that the processes `roots` and all their descendants have used so far.
+def cpu_by_name(roots: Sequence[int]) -> dict[str, float]:
+    """CPU seconds, user and system, that the trees under `roots` have used so far, by the `name` of the process.
 
-    Descendants that ended count too, once their parent has reaped them.
+    Descendants that ended count too, under the name of the parent that reaped them.
     """
-    stats = (read_stat(process.pid) for root in roots for process in tree(root))
-    return sum(stat.cpu_ticks for stat in stats if stat is not None) / _TICKS_PER_S
+    used: dict[str, float] = {}
+    for process in (process for root in roots for process in tree(root)):
+        if (stat := read_stat(process.pid)) is not None:
+            label = name(process.pid)
+            used[label] = used.get(label, 0.0) + stat.cpu_ticks / _TICKS_PER_S
+    return used
+
+
+def name(pid: int) -> str:
+    """What a process is: its program, or the word after the module for `python -m MODULE WORD`; empty when gone."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:
+        return ""
+    if "-m" in words[:-2]:
+        module = words.index("-m") + 1
+        return words[module + 1] or words[module]
+    return Path(words[0].split(" ")[0]).name
+
+
+class MachineCpu(NamedTuple):
+    """CPU seconds of all cores since boot: `busy` with anything, `stolen` by the hypervisor (part of `busy`)."""
+
+    busy: float
+    stolen: float
+
+
+def machine_cpu() -> MachineCpu:
+    """From the first line of /proc/stat."""
+    with Path("/proc/stat").open(encoding="ascii") as file:
+        user, nice, system, _idle, _iowait, irq, softirq, stolen = (
+            int(field) for field in file.readline().split()[1:9]
+        )
+    busy = user + nice + system + irq + softirq + stolen
+    return MachineCpu(busy / _TICKS_PER_S, stolen / _TICKS_PER_S)
 
 
 def pss_bytes(roots: Sequence[int]) -> int:

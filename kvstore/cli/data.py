@@ -117,10 +117,9 @@ def delete(key: str, url: str, as_json: bool) -> None:
 def list_keys(prefix: str, limit: int | None, values: bool, count: bool, url: str, as_json: bool) -> None:
     """List the keys that start with PREFIX (all, without), in byte order, one a line.
 
-    \b
-    Characters that would break a line or steer a terminal are shown escaped; for programs there is
-    --json, a line each: {"key","version"}, with --values also "value"|"value_base64" and "ttl"?;
-    with --count one line {"count"}.
+    Characters that would break a line or steer a terminal are shown escaped. For programs there is --json, a
+    line each: {"key","version"}, with --values also "value"|"value_base64" and "ttl"?; with --count one line
+    {"count"}.
 
     \b
     Example:
@@ -171,9 +170,9 @@ def _from_stdin() -> bytes:
         complain("kvstore: reading the value from the terminal; Ctrl-D ends it.")
     content = sys.stdin.buffer.read(VALUE_BYTES_READ_MAX + 1)
     if len(content) > VALUE_BYTES_READ_MAX:
-        raise ValueTooLarge(f"Standard input has more than {VALUE_BYTES_READ_MAX:,} bytes; no cluster takes that.")
+        raise ValueTooLarge(f"standard input has more than {VALUE_BYTES_READ_MAX:,} bytes; no cluster takes that")
     return content
 
 
 def _not_found(key: str) -> NotFound:
-    return NotFound(f"There is no key {key!r}.", next_step="`kvstore list` shows what there is.", key=key)
+    return NotFound(f"there is no key {key!r}", next_step="`kvstore list` shows what there is.", key=key)

@@ -36,7 +36,8 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _checked_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
+def checked_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
+    """A callback for options that are the address of a process."""
     try:
         return base_url(url)
     except ValueError as error:
@@ -51,7 +52,7 @@ def talks_to_cluster(command: F) -> F:
         default=DEFAULT_URL,
         show_default=True,
         show_envvar=True,
-        callback=_checked_url,
+        callback=checked_url,
         help="Address of a router.",
     )
     as_json = click.option(
@@ -94,7 +95,7 @@ def reporting(as_json: bool) -> Iterator[None]:
         raise click.exceptions.Exit(EXIT_BROKEN_PIPE) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        report(KvError(f"{where}{error.strerror or error}.", next_step=""), as_json)
+        report(KvError(f"{where}{error.strerror or error}", next_step=""), as_json)
         raise click.exceptions.Exit(EXIT_NO_DECISION) from None
 
 
@@ -109,7 +110,7 @@ def report(error: KvError, as_json: bool) -> None:
     if as_json:
         complain(msgspec.json.encode(problem).decode())
     else:
-        complain(f"kvstore: {printable(str(problem['detail']))} {problem['next_step']}".rstrip())
+        complain(f"kvstore: {sentence(str(problem['detail']))} {problem['next_step']}".rstrip())
 
 
 def complain(line: str) -> None:
@@ -136,6 +137,12 @@ def emit(as_json: bool, document: Any, line: str) -> None:
         say_json(document)
     else:
         say(line)
+
+
+def sentence(text: str) -> str:
+    """`text` made printable, with a full stop if it ends without a mark."""
+    line = printable(text)
+    return line if line.endswith((".", "?", "!")) else f"{line}."
 
 
 def printable(text: str) -> str:

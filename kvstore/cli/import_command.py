@@ -30,12 +30,13 @@ from kvstore.cli.frame import (
     printable,
     report,
     reporting,
+    sentence,
     talks_to_cluster,
 )
-from kvstore.cli.importer import BadLine, Done, Importer, batches
+from kvstore.cli.importer import BadLine, Done, Importer, batches, in_thread
 from kvstore.cli.journal import Journal
 from kvstore.cli.progress import Progress, progress
-from kvstore.cli.sources import Entry, NoRecord, folder_bytes, folder_records, ndjson_records
+from kvstore.cli.sources import Entry, folder_bytes, folder_records, ndjson_records
 from kvstore.client import Client
 from kvstore.errors import KvError
 
@@ -73,11 +74,14 @@ def import_(
     unchanged FILE; files below DIR that changed since are stored again. Delete it to begin anew. Standard input
     has none. Running an import twice is harmless: it stores the same values.
 
+    Values that the store refuses (too large) and files that cannot be read or named as a key are reported on
+    standard error, and the others go on. Links to folders and what is no regular file are skipped.
+
     \b
-    Values that the store refuses (too large) are named on standard error and the others go on.
-    Exit codes: 0 all stored; 1 some refused or unreadable, or the disk is full; 2 a bad line (unless --skip-bad),
-    or the cluster did not answer for a minute; 130 interrupted.
-    With --json: {"stored","bytes","refused","bad_lines","skipped","stored_before","seconds"}.
+    Exit codes: 0 all stored; 1 some refused, or the disk is full; 130 interrupted;
+    2 a bad line (unless --skip-bad), or the cluster did not answer for a minute.
+    With --json: {"stored","bytes","refused","bad_lines","skipped",
+    "stored_before","seconds"}.
 
     \b
     Example:
@@ -119,6 +123,7 @@ class _Import:
         self._as_json = as_json
         self._counts = _Counts()
         self._journal: Journal | None = None
+        self._stream: BinaryIO | None = None
         self._progress = Progress("import", None)
 
     def run(self, url: str, journal_path: Path | None) -> int:
@@ -130,15 +135,19 @@ class _Import:
             complain(f"kvstore: interrupted. {self._how_far()}")
             return EXIT_INTERRUPTED
         except BadLine as error:
-            hint = "Mend it, or leave such lines out with --skip-bad."
-            report(KvError(f"{printable(str(error))}.", next_step=f"{self._how_far()} {hint}"), self._as_json)
+            stored = self._counts.stored + self._counts.stored_before
+            hint = f"Mend it, or pass --skip-bad. The {stored:,} records before it are stored."
+            report(KvError(str(error), next_step=hint), self._as_json)
             return EXIT_NO_DECISION
         except KvError as error:
-            error.members["next_step"] = f"{error.problem()['next_step']} {self._how_far()}"
+            if self._counts.stored:
+                error.members["next_step"] = f"{error.problem()['next_step']} {self._how_far()}"
             raise
         finally:
             if self._journal:
                 self._journal.close()
+            if self._stream:
+                self._stream.close()
         if self._journal:
             self._journal.delete()
         self._summary(time.monotonic() - began_s)
@@ -167,7 +176,7 @@ class _Import:
         self._journal = Journal(path, {**work, "cluster_id": cluster_id})
         marks = self._marks(self._journal)
         if stat.S_ISDIR(facts.st_mode):
-            return self._open_folder(self.source, marks)
+            return await self._open_folder(self.source, marks)
         return self._open_file(self.source, facts.st_size, marks)
 
     def _marks(self, journal: Journal) -> list[Any]:
@@ -179,10 +188,11 @@ class _Import:
             complain(f"kvstore: going on from {journal.path}.")
         return marks
 
-    def _open_folder(self, folder: Path, marks: list[Any]) -> tuple[Iterator[Entry], int, int]:
+    async def _open_folder(self, folder: Path, marks: list[Any]) -> tuple[Iterator[Entry], int, int]:
         done = frozenset((key, size, mtime_ns) for key, size, mtime_ns in marks)
         self._counts.stored_before = len(done)
-        return folder_records(folder, done), folder_bytes(folder), sum(size for _, size, _ in done)
+        total = await in_thread(lambda: folder_bytes(folder))
+        return folder_records(folder, done), total, sum(size for _, size, _ in done)
 
     def _open_file(self, file: Path, size: int, marks: list[Any]) -> tuple[Iterator[Entry], int, int]:
         offset, line = 0, 0
@@ -191,17 +201,17 @@ class _Import:
             before = msgspec.convert(counts, _Counts)
             self._counts.stored_before = before.stored + before.stored_before
             self._counts.refused, self._counts.bad_lines = before.refused, before.bad_lines
-        stream = file.open("rb")
-        stream.seek(offset)
-        return ndjson_records(stream, offset=offset, line=line), size, offset
+        self._stream = file.open("rb")
+        self._stream.seek(offset)
+        return ndjson_records(self._stream, offset=offset, line=line), size, offset
 
     # --- what is done --------------------------------------------------------------------------------------------
 
     def _done(self, done: Done) -> None:
         for record, error in done.refused:
-            self._progress.say(f"kvstore: {printable(record.key)}: {printable(error.detail)}")
+            self._progress.say(f"kvstore: {printable(record.key)}: {sentence(error.detail)}")
         for entry in done.no_records:
-            self._progress.say(f"kvstore: {entry.where}: {printable(entry.reason)}")
+            self._progress.say(f"kvstore: {entry.where}: {sentence(entry.reason)}")
         kinds = [entry.kind for entry in done.no_records]
         self._counts.stored += len(done.stored)
         self._counts.bytes += sum(len(record.value) for record in done.stored)
@@ -209,8 +219,7 @@ class _Import:
         self._counts.bad_lines += kinds.count("bad-line")
         self._counts.skipped += kinds.count("skipped")
         self._note(done)
-        records = [*done.stored, *(record for record, _ in done.refused)]
-        self._progress.add(sum(entry.steps for entry in (*records, *done.no_records)), len(done.stored))
+        self._progress.add(done.steps, len(done.stored))
 
     def _note(self, done: Done) -> None:
         if self._journal is None or done.last is None:
@@ -230,6 +239,8 @@ class _Import:
 
     def _how_far(self) -> str:
         counts = self._counts
+        if not counts.stored + counts.stored_before:
+            return "Nothing is stored yet."
         stored = f"{counts.stored + counts.stored_before:,} records are stored."
         if self._journal is None:
             return f"{stored} The same command stores them once more, which is harmless."
@@ -247,11 +258,12 @@ class _Import:
             (counts.bad_lines, "bad lines left out"),
             (counts.skipped, "skipped"),
         ):
-            parts += [f"{number:,} {words}"] if number else []
+            parts += [f"{words}: {number:,}"] if number else []
         document = {**msgspec.to_builtins(counts), "seconds": round(seconds, 3)}
         emit(self._as_json, document, "; ".join(parts))
 
 
 def _standard_input() -> BinaryIO:
-    # A buffer of its own: at exit, the interpreter may not wait for one that a blocked read holds.
-    return open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: PTH123, SIM115 - a descriptor, not ours to close
+    # A buffer of its own, which nobody closes: after Ctrl-C a thread may be blocked in a read of it for ever, and the
+    # interpreter must not wait for that at its exit.
+    return open(sys.stdin.fileno(), "rb", closefd=False)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from kvstore.cli.frame import sentence
 from kvstore.cli.progress import Progress
 from kvstore.cli.sources import Entry, NoRecord, Record
 from kvstore.client import Client, Put
@@ -98,6 +99,7 @@ class Done:
     refused: Sequence[tuple[Record, KvError]]
     no_records: Sequence[NoRecord]
     last: Entry | None
+    steps: int
 
 
 class Importer:
@@ -113,7 +115,7 @@ class Importer:
     async def run(self, source: Iterator[Batch]) -> None:
         """Raises BadLine, or the error that does not go away (Unavailable, DiskFull, …); confirmed is confirmed."""
         try:
-            while batch := await _in_thread(lambda: next(source, None)):
+            while batch := await in_thread(lambda: next(source, None)):
                 while self._must_wait(batch):
                     await self._confirm_first()
                 self._under_way.append((batch, asyncio.create_task(self._store(batch))))
@@ -173,7 +175,8 @@ class Importer:
             if again:
                 wait_s = await self._wait(again[0][1], wait_s)
         no_records = [entry for entry in batch.entries if isinstance(entry, NoRecord)]
-        return Done(stored, refused, no_records, batch.entries[-1] if batch.entries else None)
+        last = batch.entries[-1] if batch.entries else None
+        return Done(stored, refused, no_records, last, sum(entry.steps for entry in batch.entries))
 
     async def _wait(self, error: KvError, wait_s: float) -> float:
         """Before the next try; returns the wait of the one after. Raises `error` when patience is at its end."""
@@ -182,7 +185,7 @@ class Importer:
         if now_s - self._nothing_stored_since_s > PATIENCE_S:
             raise error
         if wait_s >= RETRY_WAIT_S_MAX:
-            self._progress.say(f"kvstore: {error.detail} Trying again.")
+            self._progress.say(f"kvstore: {sentence(error.detail)} Trying again.")
         await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
         return min(wait_s * 2, RETRY_WAIT_S_MAX)
 
@@ -208,7 +211,7 @@ class Importer:
             raise
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+async def in_thread(work: Callable[[], T]) -> T:
     """Run blocking `work` in a thread that does not keep the process alive.
 
     (asyncio.to_thread would: after Ctrl-C the process would wait for a read of standard input that never ends.)

@@ -63,6 +63,8 @@ async def serve(*, controller_id: str, listen: str, data_dir: Path, config: Clus
         try:
             await web.TCPSite(runner, host, port).start()
             _log.info("controller %s listens on %s", controller_id, listen)
+            if not _is_loopback(host):
+                _log.warning("whoever reaches %s can change the cluster: there are no accounts yet", listen)
             await stop.wait()
         finally:
             await runner.cleanup()
@@ -169,7 +171,8 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
 
 def _refuse_foreign(config: ClusterConfig) -> Middleware:
     """Keep web pages out: a browser sends Origin, and by DNS rebinding a Host that is not ours."""
-    allowed = frozenset(host.lower() for host in config.allowed_hosts) | {"localhost"}
+    own = [listen_address(controller.listen)[0] for controller in config.controllers]
+    allowed = frozenset(host.lower() for host in ("localhost", *own, *config.allowed_hosts))
 
     @web.middleware
     async def refuse_foreign(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -188,8 +191,14 @@ def _is_own_host(host: str, allowed: frozenset[str]) -> bool:
     """`host` is a Host header: NAME, NAME:PORT, ADDRESS, [ADDRESS]:PORT."""
     name, _, _ = host[1:].partition("]") if host.startswith("[") else host.partition(":")
     name = name.lower().removesuffix(".")
-    if name in allowed:
-        return True
+    return name in allowed or _is_address(name)
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:

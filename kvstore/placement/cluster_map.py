@@ -61,7 +61,6 @@ def first_map(cluster_id: str, partitions: int, members: list[Member]) -> Cluste
 def with_member_url(cluster_map: ClusterMap, shard_id: str, url: str) -> ClusterMap:
     """The next map, in which that shard is reached at another address."""
     members = [
-        msgspec.structs.replace(member, url=url) if member.id == shard_id else member
-        for member in cluster_map.members
+        msgspec.structs.replace(member, url=url) if member.id == shard_id else member for member in cluster_map.members
     ]
     return msgspec.structs.replace(cluster_map, epoch=cluster_map.epoch + 1, members=members)

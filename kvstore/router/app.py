@@ -1,8 +1,8 @@
 """The router's process and its HTTP: decode, call the service, encode.
 
 Owns: routes, parameters, header fields and statuses of the public API; counting and timing of requests.
-Promises: every answer that is not a value is JSON, every error a problem document. Nothing that a client sends is silently
-ignored if it would change the meaning of its request.
+Promises: every answer that is not a value is JSON, every error a problem document. Nothing that a client sends is
+silently ignored if it would change the meaning of its request.
 Leaves to others: rules (`service`), HTTP's own strictness and limits (`transport.http`).
 """
 

@@ -1,6 +1,7 @@
 """POST /v1/batch: many independent operations in one request, answered in their order.
 
-Owns: the shape of the body, which errors refuse it whole and which fail one operation, the window of operations under way.
+Owns: the shape of the body, which errors refuse it whole and which fail one operation, the window of operations under
+way.
 Promises: a body that is not well formed is refused whole, before anything is done. However many operations there are,
 only a window of them is under way, bounded in count and in bytes, gets counting as a value of the largest size.
 Leaves to others: each operation (`service`), HTTP (`app`).

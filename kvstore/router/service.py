@@ -1,9 +1,10 @@
 """What a router does: find the shard of a key in the cached map, ask it, follow the map when the answer is 421.
 
 Owns: the cached cluster map, a channel per member, merging what all shards say (listing, counting, status).
-Promises: holds no state worth keeping. A write is sent once; only a shard's 421 (nothing was executed) sends it on to another.
-A listing is complete for the epoch that all its pages name, or it is an error.
-Leaves to others: HTTP (`app`), bounds and lost connections (`transport.channel`), the last word on ownership (the shard).
+Promises: holds no state worth keeping. A write is sent once; only a shard's 421 (nothing was executed) sends it on to
+another. A listing is complete for the epoch that all its pages name, or it is an error.
+Leaves to others: HTTP (`app`), bounds and lost connections (`transport.channel`), the last word on ownership (the
+shard).
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class RouterService:
     # --- one key ------------------------------------------------------------------------------------------------------
 
     def begin(self, request: KeyRequest) -> tuple[asyncio.Future[Any], Channel, int]:
-        """Send a request on its way; its future, where it went, and the partition. Raises Unavailable, TooManyRequests."""
+        """Send a request on its way: its future, its channel, its partition. Raises Unavailable, TooManyRequests."""
         if not self._owners:
             raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
         partition = partition_of(request.key.encode(), self._partitions)

@@ -1,8 +1,8 @@
 """The shard's process: its store, its HTTP door for the routers' channels, its place in the cluster.
 
 Owns: opening and closing in the right order; the durable copy of the cluster map in the store's file.
-Promises: serves only with a map; a restarted shard starts from its own durable map, so it does not need the controller to serve; a
-shard whose file belongs to another cluster ends with an error instead of serving.
+Promises: serves only with a map; a restarted shard starts from its own durable map, so it does not need the
+controller to serve; a shard whose file belongs to another cluster ends with an error instead of serving.
 Leaves to others: requests (`service`), the store (`storage`).
 """
 

@@ -1,8 +1,10 @@
 """What a shard does with each request of a router, and which partitions it answers for.
 
 Owns: the dispatch of requests to the store; the map that the shard follows; arrivals.
-Promises: the shard has the last word on ownership, by its own map: what it does not own it answers with 421, unexecuted.
-Leaves to others: queues, batches and visibility (`storage.store`), the wire (`transport.channel`), fetching the map (`app`).
+Promises: the shard has the last word on ownership, by its own map: what it does not own it answers with 421,
+unexecuted.
+Leaves to others: queues, batches and visibility (`storage.store`), the wire (`transport.channel`), fetching the map
+(`app`).
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """The rules of one batch: what each operation does to the rows, decided in order, without touching a file.
 
-Owns: put, delete, expire and trim as decisions on rows; the version clock and the sequence; the count of keys and bytes.
-Promises: pure but for `read`, the look-up of a committed row that it is given. Operations see what earlier ones of the same batch
-did. An operation that is refused has changed nothing: it rolls back alone, because nothing is written before all are
-decided. Every operation that changes something takes one step of the version clock.
+Owns: put, delete, expire and trim as decisions on rows; the version clock and the sequence; the count of keys and
+bytes.
+Promises: pure but for `read`, the look-up of a committed row that it is given. Operations see what earlier ones of
+the same batch did. An operation that is refused has changed nothing: it rolls back alone, because nothing is written
+before all are decided. Every operation that changes something takes one step of the version clock.
 Leaves to others: the order of the operations (`store`), writing the rows and the commit (`sqlite`).
 
-A key past its deadline is expired here, first, by whichever operation meets it: with a step of its own and a tombstone,
-so that "expired" is a change like any other and no reader ever decides it by looking at a clock.
+A key past its deadline is expired here, first, by whichever operation meets it: with a step of its own and a
+tombstone, so that "expired" is a change like any other and no reader ever decides it by looking at a clock.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ WriteOp = Put | Delete | Expire
 
 
 class Before(NamedTuple):
-    """What a batch must know of the committed row of a key; `size` is that of its body, `live` is False for a tombstone."""
+    """What a batch must know of a key's committed row; `size` is that of its body, a tombstone is not `live`."""
 
     version: int
     expires_at_ms: int

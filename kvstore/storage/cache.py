@@ -1,14 +1,15 @@
 """A bounded cache of visible rows, so that hot reads need no thread hop.
 
 Owns: the newest visible state of recently read or written keys, "not there" included.
-Promises: it never holds anything older than the visible state. Two doors lead in: `publish`, called in batch order for
-each change as it becomes visible, and `finish`, for what a reader thread found. A reader's find enters only if its
-`begin` is still the newest event of that key: no change of the key became visible and the partition did not leave since.
+Promises: it never holds anything older than the visible state. Two doors lead in: `publish`, called in batch order
+for each change as it becomes visible, and `finish`, for what a reader thread found. A reader's find enters only if
+its `begin` is still the newest event of that key: no change of the key became visible and the partition did not leave
+since.
 Leaves to others: what is visible (`store`), expiry (whoever looks compares the deadline).
 
 Eviction is by generation: entries live in a young and an old dictionary; a hit in the old one moves the entry to the
-young; when the young is full the old is thrown away and the young becomes old. A hit costs one dictionary look-up, and
-what was used within the last half of the cache's bytes is always kept.
+young; when the young is full the old is thrown away and the young becomes old. A hit costs one dictionary look-up,
+and what was used within the last half of the cache's bytes is always kept.
 """
 
 from __future__ import annotations

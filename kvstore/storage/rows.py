@@ -1,12 +1,13 @@
 """The rows of a store: what one is, how it lies in SQLite, and how damage to it is seen.
 
 Owns: the schema (the on-disk format), the row, its checksum.
-Promises: every durable thing of a store is a row in `rows` with kind, key, partition, sequence, version and checksum; a
-deletion is a row too (a tombstone: `body` is NULL), so "rows of these partitions with sequence > n" is all that changed.
+Promises: every durable thing of a store is a row in `rows` with kind, key, partition, sequence, version and checksum;
+a deletion is a row too (a tombstone: `body` is NULL), so "rows of these partitions with sequence > n" is all that
+changed.
 Leaves to others: who may write which row (`batch`), the file and its threads (`sqlite`).
 
-`clock` is a single row, written in every batch: the version clock and the sequence must survive even when the rows they
-were given to are gone, or versions would be given twice after a delete.
+`clock` is a single row, written in every batch: the version clock and the sequence must survive even when the rows
+they were given to are gone, or versions would be given twice after a delete.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 """The file of a store: one SQLite database in WAL mode, one connection that writes, two that read.
 
 Owns: opening and checking the file, the threads, the statements, the checkpoints.
-Promises: `commit` is one function in the writing connection's thread, with one fsync (`synchronous=FULL`), whatever the
-number of operations. The writing connection does all checkpoints and readers are read-only, which also keeps clear of
-SQLite's WAL-reset bug (fixed in 3.51.3). The WAL is bounded under a load that never pauses: past a quarter of
-`wal_bytes_max` it is copied into the file without waiting for anybody; should a reader have kept it from starting over, so that it
-passes the bound, the writer waits for the readers, which are short.
+Promises: `commit` is one function in the writing connection's thread, with one fsync (`synchronous=FULL`), whatever
+the number of operations. The writing connection does all checkpoints and readers are read-only, which also keeps
+clear of SQLite's WAL-reset bug (fixed in 3.51.3). The WAL is bounded under a load that never pauses: past a quarter
+of `wal_bytes_max` it is copied into the file without waiting for anybody; should a reader have kept it from starting
+over, so that it passes the bound, the writer waits for the readers, which are short.
 Leaves to others: which operations make a batch (`store`), what they do (`batch`).
 
-A crash before or in COMMIT means: none of the batch happened, and nobody was answered. A crash after it means: all of it
-happened, some were not told. A COMMIT that fails is neither, so the process ends (see `store`).
+A crash before or in COMMIT means: none of the batch happened, and nobody was answered. A crash after it means: all of
+it happened, some were not told. A COMMIT that fails is neither, so the process ends (see `store`).
 
-aiosqlite runs one thread per connection and one hop per call. Its `_execute` is private but is the only way to run a whole
-function in that thread; it is used in one place here, and a contract test fails when a release changes it.
+aiosqlite runs one thread per connection and one hop per call. Its `_execute` is private but is the only way to run a
+whole function in that thread; it is used in one place here, and a contract test fails when a release changes it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ T = TypeVar("T")
 _PAGE_BYTES = 4096
 _PAGES_PER_ROW = 3  # that one changed row dirties, at the most typical: its own, the feed's, a share of the upper ones
 
-_BEFORE = "SELECT version, coalesce(expires_at_ms, 0), coalesce(length(body), 0), body IS NOT NULL FROM rows WHERE kind = ? AND key = ?"
-_ROW = "SELECT partition, sequence, version, coalesce(expires_at_ms, 0), body, checksum FROM rows WHERE kind = ? AND key = ?"
+_BEFORE = """SELECT version, coalesce(expires_at_ms, 0), coalesce(length(body), 0), body IS NOT NULL
+    FROM rows WHERE kind = ? AND key = ?"""
+_ROW = """SELECT partition, sequence, version, coalesce(expires_at_ms, 0), body, checksum
+    FROM rows WHERE kind = ? AND key = ?"""
 _UPSERT = """INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET
     partition = excluded.partition, sequence = excluded.sequence, version = excluded.version,
     expires_at_ms = excluded.expires_at_ms, body = excluded.body, checksum = excluded.checksum"""
@@ -249,8 +251,8 @@ class Database:
         """Keys and partitions of values whose deadline has passed, oldest first."""
 
         def read(connection: sqlite3.Connection) -> list[tuple[str, int]]:
-            query = """SELECT key, partition FROM rows WHERE expires_at_ms IS NOT NULL AND expires_at_ms <= ? AND kind = ?
-                ORDER BY expires_at_ms LIMIT ?"""
+            query = """SELECT key, partition FROM rows
+                WHERE expires_at_ms IS NOT NULL AND expires_at_ms <= ? AND kind = ? ORDER BY expires_at_ms LIMIT ?"""
             return connection.execute(query, (now_ms, VALUE, count_max)).fetchall()
 
         return await _in_thread(self._scan_reader, read)
@@ -262,7 +264,7 @@ async def _in_thread(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> T:
-    """Run `function(sqlite3 connection, …)` in the connection's thread: the only place that knows aiosqlite's inside."""
+    """Run `function(sqlite3 connection, …)` in the connection's thread: the one place that knows aiosqlite's inside."""
     result: T = await connection._execute(function, connection._conn, *args, **kwargs)  # type: ignore[no-untyped-call]
     return result
 

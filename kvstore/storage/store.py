@@ -1,13 +1,17 @@
 """A store: one file, one ordered stream of batches, one version clock, one cache, and what is visible of them.
 
-Owns: the queue of writes and their group commit; the queue of reads; the visible sequence; expiry and the trimming of tombstones.
+Owns: the queue of writes and their group commit; the queue of reads; the visible sequence; expiry and the trimming of
+tombstones.
 Promises:
-  - A write is answered after the commit of its batch, and answers leave in batch order: one that changed nothing (404, 507, 421) waits for
+  - A write is answered after the commit of its batch, and answers leave in batch order: one that changed nothing
+    (404, 507, 421) waits for
     the batch that it saw, too.
   - Reads show visible changes only. A change becomes visible after its commit and before its answer leaves.
-  - Ownership (the same arrival of the partition) is checked before and after every read and page, and inside every batch.
+  - Ownership (the same arrival of the partition) is checked before and after every read and page, and inside every
+    batch.
   - A commit that fails ends the process: nobody can know its outcome.
-Leaves to others: the file (`sqlite`), the decisions (`batch`), which partitions are owned (`shard.service`), the wire.
+Leaves to others: the file (`sqlite`), the decisions (`batch`), which partitions are owned (`shard.service`), the
+wire.
 
 A store is an object, not a process: a process may serve more than one.
 
@@ -16,8 +20,8 @@ A store is an object, not a process: a process may serve more than one.
     get ──> cache ──hit──────────────────────────────────────────> answer
               └──miss──> queue ─> reader thread, many keys a hop ─> checked, cached ─> answer
 
-`arrivals` holds for each partition the number of its arrival in this store, 0 when it is not owned. A partition that leaves
-and comes back has another number, so "the same arrival" means that nobody else had it in between.
+`arrivals` holds for each partition the number of its arrival in this store, 0 when it is not owned. A partition that
+leaves and comes back has another number, so "the same arrival" means that nobody else had it in between.
 """
 
 from __future__ import annotations
@@ -157,7 +161,7 @@ class Store:
         return ops, sinks
 
     def _before(self, key: str) -> Before | None:
-        """Called in the writer's thread: while a batch is decided all that is committed is visible, so the cache is right."""
+        """Called in the writer's thread: while a batch is decided all that is committed is visible, as the cache is."""
         entry = self._cache.peek(key)
         if entry is None:
             return None
@@ -310,7 +314,7 @@ class Store:
     # --- for people --------------------------------------------------------------------------------------------------
 
     async def explain(self, key: str) -> dict[str, Any]:
-        """The committed row of the key: version, sequence, size, deadline, checksum state. A tombstone is shown as such."""
+        """The committed row of the key: kind of row, version, sequence, size, deadline; or that it is damaged."""
         (found,) = await self.database.read([key])
         if isinstance(found, KvError):
             return {"row": "damaged", "detail": found.detail}

@@ -2,17 +2,20 @@
 
 Owns: identities of operations, batching into frames, bounds, reconnecting, and what a lost connection means.
 Promises:
-  - What is asked while the loop turns, or while the frame before is still being taken in by the socket, leaves in one frame. No
+  - What is asked while the loop turns, or while the frame before is still being taken in by the socket, leaves in one
+    frame. No
     timer is involved: frames fill by themselves under load and shrink when idle.
-  - Every operation gets exactly one outcome: its answer, or an error that says whether it may have been executed. Nothing is
+  - Every operation gets exactly one outcome: its answer, or an error that says whether it may have been executed.
+    Nothing is
     ever sent twice.
   - Operations and bytes under way are bounded; past the bound `TooManyRequests`, at once.
   - A shard does not begin an operation whose connection has ended (`Connection.closed`).
 Leaves to others: what the operations mean (`shard.service`), which shard to ask (`router.service`).
 
-A lost connection means for an operation that never left: `Unavailable`, nothing was done. For a read that left: the same.
-For a write that left: `OutcomeUnknown`. The same holds for one that was not answered within `request_timeout_s`; a shard that let a request time out
-and has sent nothing at all in that time (it hangs, or the network swallows frames) loses its connection.
+A lost connection means for an operation that never left: `Unavailable`, nothing was done. For a read that left: the
+same. For a write that left: `OutcomeUnknown`. The same holds for one that was not answered within
+`request_timeout_s`; a shard that let a request time out and has sent nothing at all in that time (it hangs, or the
+network swallows frames) loses its connection.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """HTTP as all front doors of the system speak it: strict in, problem documents out, lean on the way.
 
-Owns: decoding of paths and queries, bounds on connections, bodies and requests under way, the check of Host and Origin, the
-response, and problem documents for every error, those that aiohttp makes by itself included.
-Promises: bytes that are not UTF-8, broken escapes, unknown or repeated parameters never pass for something else; a body over
-its limit is refused before it is buffered whole; memory is bounded however many clients there are.
+Owns: decoding of paths and queries, bounds on connections, bodies and requests under way, the check of Host and
+Origin, the response, and problem documents for every error, those that aiohttp makes by itself included.
+Promises: bytes that are not UTF-8, broken escapes, unknown or repeated parameters never pass for something else; a
+body over its limit is refused before it is buffered whole; memory is bounded however many clients there are.
 Leaves to others: routes and their meaning (`router.app`).
 
-aiohttp's low-level `web.Server` is used with three of its extension points: the request handler class (errors, bound on
-connections), the request factory and the response protocol (`prepare`, `write_eof`). `Response` writes its head and
-body in one piece, which saves a third of the time that a request takes with `web.Response`.
+aiohttp's low-level `web.Server` is used with three of its extension points: the request handler class (errors, bound
+on connections), the request factory and the response protocol (`prepare`, `write_eof`). `Response` writes its head
+and body in one piece, which saves a third of the time that a request takes with `web.Response`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _STATUS_LINES = {code: f"HTTP/1.1 {code} {phrase}\r\n" for code, phrase in _REAS
 
 
 class Head(NamedTuple):
-    """What is needed of a request line and its header fields, decoded. `path` is raw; names in `fields` are lower case."""
+    """A request line and its header fields, decoded. `path` is raw; the names in `fields` are lower case."""
 
     method: str
     path: str
@@ -120,7 +120,7 @@ def check_key_size(size: int, bytes_max: int) -> None:
 
 
 def decode_query(query: str, known: frozenset[str]) -> dict[str, str]:
-    """The parameters of a query, strictly. Raises BadParameter for unknown or repeated ones and for what is not UTF-8."""
+    """The parameters of a query. Raises BadParameter for unknown or repeated ones and for what is not UTF-8."""
     parameters: dict[str, str] = {}
     for item in filter(None, query.split("&")):
         raw_name, _, raw_value = item.partition("=")

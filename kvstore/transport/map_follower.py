@@ -1,8 +1,8 @@
 """Following the cluster map: a shard or router asks the controller, by long poll, for one newer than its own.
 
 Owns: the two calls of the controller's HTTP interface that its followers make, and their endless, bounded repetition.
-Promises: while the controller is away the last map stays in force; nothing is raised for it, and one line is logged when it goes and one
-when it is back.
+Promises: while the controller is away the last map stays in force; nothing is raised for it, and one line is logged
+when it goes and one when it is back.
 Leaves to others: what a new map means to whoever follows it.
 """
 

@@ -186,6 +186,7 @@ def _report(options: Options, runs: Sequence[Run], facts: Sequence[SystemFacts])
         f"{options.keys:,} keys, values of 100 bytes, {options.rounds} rounds of {options.seconds} s, medians; "
         "wrk with 1 thread on the same machine"
     )
+    header.append(report.quietness(runs))
     cells = report.summarize(runs)
     if options.json_file is not None:
         document = {"header": header, "systems": facts, "cells": cells, "runs": runs}

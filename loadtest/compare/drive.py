@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +36,11 @@ _RESULT = "RESULT "
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of wrk. Rates and CPU time are per operation; latencies are per request."""
+    """One run of wrk. Rates and CPU time are per operation; latencies are per request.
+
+    `others_cpu` and `stolen_cpu` tell how quiet the machine was: the share of all cores' time (0 to 1) that went to
+    processes outside this benchmark, and to other guests of the hypervisor.
+    """
 
     round: int
     work: str
@@ -48,7 +54,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     max_ms: float
     errors: dict[str, int]
     cpu_us_per_op: float
+    cpu_us_per_op_by_process: dict[str, float] = {}
     wrk_cpu_us_per_op: float
+    others_cpu: float = 0.0
+    stolen_cpu: float = 0.0
 
     @property
     def failed(self) -> int:
@@ -116,14 +125,14 @@ class Plan:
 
     async def _one(self, step: Step, seconds: int) -> Run:
         workload, system = step.workload, step.system
-        before_s, wrk_before_s = processes.cpu_s(system.roots), _children_cpu_s()
         script_arguments = [str(self.request_file(system, workload)), str(step.round * 1009 + step.connections)]
+        before = _CpuTimes.now(system)
         result = await run_wrk(system.url, workload.script, step.connections, seconds, script_arguments)
-        wrk_s = _children_cpu_s() - wrk_before_s
         await asyncio.sleep(SETTLE_S)  # what it writes after its last answer is its own, and not the next one's noise
-        cpu_s = processes.cpu_s(system.roots) - before_s
+        used = _CpuTimes.now(system).since(before)
         operations = result["requests"] * workload.operations
         duration_s = result["duration_us"] / 1e6
+        us_per_op = 1e6 / max(1, operations)
         return Run(
             round=step.round,
             work=workload.name,
@@ -136,8 +145,11 @@ class Plan:
             p99_ms=result["p99_us"] / 1e3,
             max_ms=result["max_us"] / 1e3,
             errors={kind: result[kind] for kind in ("connect", "read", "write", "status", "timeout") if result[kind]},
-            cpu_us_per_op=cpu_s * 1e6 / max(1, operations),
-            wrk_cpu_us_per_op=wrk_s * 1e6 / max(1, operations),
+            cpu_us_per_op=sum(used.system_s.values()) * us_per_op,
+            cpu_us_per_op_by_process={name: cpu_s * us_per_op for name, cpu_s in used.system_s.items()},
+            wrk_cpu_us_per_op=used.wrk_s * us_per_op,
+            others_cpu=used.others_share,
+            stolen_cpu=used.machine.stolen / used.capacity_s,
         )
 
 
@@ -176,7 +188,41 @@ def read_result(output: str) -> dict[str, int]:
     raise RuntimeError(f"wrk gave no figures:\n{output}")
 
 
-def _children_cpu_s() -> float:
-    """CPU seconds of the ended and awaited children of this process."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+class _CpuTimes(NamedTuple):
+    """CPU seconds used: at a moment, or between two (`since`)."""
+
+    clock_s: float
+    system_s: dict[str, float]
+    wrk_s: float
+    own_s: float
+    machine: processes.MachineCpu
+
+    @classmethod
+    def now(cls, system: System) -> _CpuTimes:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)  # those that ended: each wrk of the runs before
+        return cls(
+            clock_s=time.monotonic(),
+            system_s=processes.cpu_by_name(system.roots),
+            wrk_s=children.ru_utime + children.ru_stime,
+            own_s=time.process_time(),
+            machine=processes.machine_cpu(),
+        )
+
+    def since(self, before: _CpuTimes) -> _CpuTimes:
+        return _CpuTimes(
+            clock_s=self.clock_s - before.clock_s,
+            system_s={name: cpu_s - before.system_s.get(name, 0.0) for name, cpu_s in self.system_s.items()},
+            wrk_s=self.wrk_s - before.wrk_s,
+            own_s=self.own_s - before.own_s,
+            machine=processes.MachineCpu(*(now - then for now, then in zip(self.machine, before.machine, strict=True))),
+        )
+
+    @property
+    def capacity_s(self) -> float:
+        """What all cores could have given in that time."""
+        return self.clock_s * (os.cpu_count() or 1)
+
+    @property
+    def others_share(self) -> float:
+        ours_s = sum(self.system_s.values()) + self.wrk_s + self.own_s
+        return max(0.0, (self.machine.busy - self.machine.stolen - ours_s) / self.capacity_s)

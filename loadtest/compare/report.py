@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import timeit
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +53,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     p50_ms: float
     p99_ms: float
     cpu_us_per_op: float
+    cpu_us_per_op_by_process: dict[str, float]
     errors: int
     to: dict[str, Ratio]
 
@@ -71,6 +73,7 @@ def summarize(runs: Iterable[Run]) -> list[Cell]:
             p50_ms=median(run.p50_ms for run in group),
             p99_ms=median(run.p99_ms for run in group),
             cpu_us_per_op=median(run.cpu_us_per_op for run in group),
+            cpu_us_per_op_by_process=_median_by_process(group),
             errors=sum(run.failed for run in group),
             to={
                 peer: ratio
@@ -80,6 +83,17 @@ def summarize(runs: Iterable[Run]) -> list[Cell]:
         )
         for (work, connections, system), group in groups.items()
     ]
+
+
+def _median_by_process(group: Sequence[Run]) -> dict[str, float]:
+    names = sorted({name for run in group for name in run.cpu_us_per_op_by_process})
+    return {name: median(run.cpu_us_per_op_by_process.get(name, 0.0) for run in group) for name in names}
+
+
+def quietness(runs: Sequence[Run]) -> str:
+    """How much of the machine went elsewhere during the runs: a sentence to judge the figures by."""
+    others, stolen = median(run.others_cpu for run in runs), median(run.stolen_cpu for run in runs)
+    return f"during the runs other processes took {others:.0%} of the machine, other guests {stolen:.0%} (medians)"
 
 
 def _ratio(mine: Sequence[Run], peers: Sequence[Run]) -> Ratio | None:
@@ -160,12 +174,20 @@ def _rate_table(cells: Sequence[Cell]) -> str:
         ("p50 ms", lambda cell: f"{cell.p50_ms:.2f}"),
         ("p99 ms", lambda cell: f"{cell.p99_ms:.2f}"),
         ("CPU µs/op", lambda cell: f"{cell.cpu_us_per_op:.0f}"),
+        ("of which", lambda cell: _show_processes(cell)),
         ("× etcd (low–high)", lambda cell: _show_ratio(cell.to.get("etcd"))),
         ("× bare", lambda cell: f"{cell.to['bare'].median:.2f}" if "bare" in cell.to else "–"),
         ("errors", lambda cell: str(cell.errors)),
     ]
     rows = [[show(cell) for _, show in columns] for cell in _side_by_side(cells)]
-    return _table([title for title, _ in columns], rows, left=("work", "system"))
+    return _table([title for title, _ in columns], rows, left=("work", "system", "of which"))
+
+
+def _show_processes(cell: Cell) -> str:
+    """Those that matter, the largest first; empty when one process does it all."""
+    shares = sorted(cell.cpu_us_per_op_by_process.items(), key=lambda share: -share[1])
+    large = [f"{name} {cpu_us:.0f}" for name, cpu_us in shares if cpu_us >= 0.02 * cell.cpu_us_per_op]
+    return ", ".join(large) if len(large) > 1 else ""
 
 
 def _side_by_side(cells: Sequence[Cell]) -> list[Cell]:
@@ -223,6 +245,12 @@ def machine(versions: Sequence[str], command: str) -> list[str]:
     cores = len(os.sched_getaffinity(0))
     return [
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC · {cores} cores · {model} · {platform.system()} {platform.release()}",
-        f"Python {platform.python_version()} · {' · '.join(versions)}",
+        f"{_python()} · {' · '.join(versions)}",
         f"`{command}`",
     ]
+
+
+def _python() -> str:
+    """Its version and a yardstick: builds of one version differ by a factor of two (profile-guided optimization)."""
+    fastest_s = min(timeit.repeat("sum(range(1000))", number=1000, repeat=20)) / 1000
+    return f"Python {platform.python_version()} (sum(range(1000)) takes it {fastest_s * 1e6:.1f} µs)"

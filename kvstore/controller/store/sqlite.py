@@ -14,6 +14,7 @@ this object and watchers can be woken from memory instead of polling the file.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,10 @@ async def open_sqlite(path: Path) -> SqliteMapStore:
     another process has open.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        connection = await aiosqlite.connect(path, isolation_level=None, timeout=1.0)
-    except sqlite3.Error as error:
-        raise ConfigError(f"{path} cannot be opened: {error}; check data_dir and its permissions.") from error
+    # Looked at first: where its connect fails, aiosqlite leaves a thread behind that still uses the event loop.
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.R_OK | os.W_OK):
+        raise ConfigError(f"{path} cannot be opened for writing: check data_dir and its permissions.")
+    connection = await aiosqlite.connect(path, isolation_level=None, timeout=1.0)
     try:
         await _prepare(connection, path)
     except sqlite3.Error as error:

@@ -1,0 +1,71 @@
+"""What the three `serve` commands share: their options, and the configuration that they read.
+
+Owns: the arguments ID, `--listen`, `--join`, `--data-dir`, `--config`, `--supervised`, and their checks.
+Promises: a wrong option is told in one line, with exit code 2, before anything is started.
+Leaves to others: the process's shell (`kvstore.process`), the roles (`shard`, `router`, `controller`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from kvstore.cli.frame import checked_url, reporting
+from kvstore.config import ID_PATTERN, ClusterConfig, default_config, listen_address, load_config
+from kvstore.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _checked_id(context: click.Context, parameter: click.Parameter, process_id: str) -> str:
+    if not ID_PATTERN.fullmatch(process_id):
+        raise click.BadParameter("1 to 32 of a-z, 0-9 and -, not beginning with -", context, parameter)
+    return process_id
+
+
+def _checked_listen(context: click.Context, parameter: click.Parameter, listen: str) -> str:
+    try:
+        listen_address(listen)
+    except ConfigError as error:
+        raise click.BadParameter(error.detail, context, parameter) from None
+    return listen
+
+
+def serve_options(command: F) -> F:
+    """ID, `--listen`, `--config`, `--supervised` as arguments `process_id`, `listen`, `config_path`, `supervised`."""
+    process_id = click.argument("process_id", metavar="ID", callback=_checked_id)
+    listen = click.option(
+        "--listen", required=True, metavar="HOST:PORT", callback=_checked_listen, help="Where to serve."
+    )
+    config = click.option(
+        "--config",
+        "config_path",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="cluster.yaml with the limits [default: the defaults of all settings].",
+    )
+    supervised = click.option(
+        "--supervised", is_flag=True, help="End in order when standard input, a pipe, ends (`kvstore up` does this)."
+    )
+    return process_id(listen(config(supervised(command))))
+
+
+join_option = click.option(
+    "--join", required=True, metavar="URL", callback=checked_url, help="Address of the controller."
+)
+data_dir_option = click.option(
+    "--data-dir",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where its file lies.",
+)
+
+
+def read_config(path: Path | None) -> ClusterConfig:
+    """The configuration; ends the command if the file is wrong."""
+    with reporting(as_json=False):
+        return default_config() if path is None else load_config(path)

@@ -1,0 +1,48 @@
+"""up: the whole cluster on this machine, in the foreground.
+
+Owns: the command's arguments and its announcements on standard output.
+Leaves to others: starting, supervising and stopping the processes (`kvstore.launcher`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+import msgspec
+
+from kvstore.cli.frame import reporting
+from kvstore.launcher import up as launch
+
+
+@click.command()
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("cluster.yaml"),
+    show_default=True,
+    metavar="FILE",
+    help="The cluster: its processes, their ports, its limits.",
+)
+@click.option("--no-restart", is_flag=True, help="Do not start a process again that has died.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"ready": ADDRESS} instead of `ready: ADDRESS`.')
+def up(config: Path, no_restart: bool, as_json: bool) -> None:
+    """Run routers, controller and shards as FILE says, until Ctrl-C.
+
+    Prints one line, `ready: http://127.0.0.1:8080`, on standard output once the cluster serves; the processes' logs
+    go to standard error. A process that dies is started again. Ctrl-C (or SIGTERM) stops all of them cleanly.
+
+    \b
+    Example:
+      kvstore up
+      kvstore up --config cluster.yaml --no-restart
+    """
+
+    def announce(line: str) -> None:
+        name, _, fact = line.partition(": ")
+        click.echo(msgspec.json.encode({name: fact}) if as_json else line)
+
+    with reporting(as_json):
+        code = asyncio.run(launch(config, restart=not no_restart, announce=announce))
+    raise click.exceptions.Exit(code)

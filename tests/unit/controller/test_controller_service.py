@@ -1,0 +1,265 @@
+"""Forming the cluster, announcing members, writing the map: the rules, and the rules on a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from kvstore.config import ClusterConfig, Limits, ShardConfig, default_config
+from kvstore.controller.service import (
+    Announcement,
+    ClusterService,
+    ClusterState,
+    FirstMembers,
+    Waiting,
+    check,
+    decide,
+    differences,
+)
+from kvstore.controller.store import MapStore, Stored
+from kvstore.controller.store.sqlite import open_sqlite
+from kvstore.errors import BadBody, Conflict, ForeignData, Unavailable
+from kvstore.placement.cluster_map import ClusterMap
+
+FIRST = FirstMembers(weights={"s1": 1, "s2": 3}, partitions=64, replicas=1)
+CONFIG = msgspec.structs.replace(
+    default_config(), partitions=64, shards=[ShardConfig("s1", "127.0.0.1:1"), ShardConfig("s2", "127.0.0.1:2", 3)]
+)
+
+
+def announcement(shard_id: str, **changes: object) -> Announcement:
+    said = Announcement(id=shard_id, url=f"http://{shard_id}:1", store_id=f"store-{shard_id}")
+    return msgspec.structs.replace(said, **changes)
+
+
+def after(*announcements: Announcement) -> ClusterState:
+    state = ClusterState()
+    for said in announcements:
+        state = decide(state, said, FIRST, "c1")
+    return state
+
+
+FORMED = after(announcement("s1"), announcement("s2"))
+
+
+def the_map(state: ClusterState = FORMED) -> ClusterMap:
+    assert state.map is not None
+    return state.map
+
+
+# --- forming ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_first_member_forms_the_cluster_at_epoch_1_in_the_order_of_the_file() -> None:
+    assert after(announcement("s2")).map is None
+    formed = the_map(after(announcement("s2"), announcement("s1")))
+    assert (formed.epoch, formed.cluster_id, formed.partitions, formed.replicas) == (1, "c1", 64, 1)
+    assert [(m.id, m.url, m.store_id, m.weight) for m in formed.members] == [
+        ("s1", "http://s1:1", "store-s1", 1),
+        ("s2", "http://s2:1", "store-s2", 3),
+    ]
+    assert [len(formed.owned_by(shard)) for shard in ("s1", "s2")] == [16, 48]
+
+
+def test_before_the_cluster_is_formed_a_first_member_may_come_again_with_another_file_and_address() -> None:
+    again = announcement("s1", url="http://other:1", store_id="new")
+    member = the_map(after(announcement("s1"), again, announcement("s2"))).member("s1")
+    assert member is not None
+    assert (member.url, member.store_id) == ("http://other:1", "new")
+
+
+def test_the_weight_of_a_first_member_is_that_of_the_file() -> None:
+    assert [m.weight for m in the_map(after(announcement("s1", weight=9), announcement("s2"))).members] == [1, 3]
+
+
+def test_repeating_an_announcement_changes_nothing() -> None:
+    waiting = after(announcement("s1"))
+    assert decide(waiting, announcement("s1"), FIRST, "c2") == waiting
+    assert decide(FORMED, announcement("s1"), FIRST, "c2") is FORMED
+
+
+def test_a_file_with_a_history_is_refused_while_no_cluster_is_formed() -> None:
+    with pytest.raises(ForeignData, match="knows nothing"):
+        decide(ClusterState(), announcement("s1", cluster_id="old"), FIRST, "c1")
+
+
+def test_a_copied_file_is_refused_before_and_after_forming() -> None:
+    for state in (after(announcement("s1")), FORMED):
+        with pytest.raises(ForeignData, match="copy of that of shard s1"):
+            decide(state, announcement("s2", store_id="store-s1"), FIRST, "c1")
+
+
+def test_who_is_no_member_is_refused_before_and_after_forming() -> None:
+    for state in (ClusterState(), FORMED):
+        with pytest.raises(Conflict, match="not a member"):
+            decide(state, announcement("s9"), FIRST, "c1")
+
+
+# --- a formed cluster ------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_or_foreign_file_is_refused_by_a_formed_cluster() -> None:
+    with pytest.raises(ForeignData, match="empty or foreign"):
+        decide(FORMED, announcement("s1", store_id="new"), FIRST, "c2")
+    with pytest.raises(ForeignData, match="belongs to cluster other"):
+        decide(FORMED, announcement("s1", cluster_id="other"), FIRST, "c2")
+
+
+def test_a_member_at_another_address_makes_the_next_map_with_the_same_owners() -> None:
+    moved = the_map(decide(FORMED, announcement("s1", url="http://new:1", cluster_id="c1"), FIRST, "c2"))
+    assert (moved.epoch, moved.cluster_id, moved.owners) == (2, "c1", the_map().owners)
+    assert [member.url for member in moved.members] == ["http://new:1", "http://s2:1"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": "S1"},
+        {"id": ""},
+        {"id": "s" * 33},
+        {"url": "s1:1"},
+        {"url": "ftp://s1:1"},
+        {"url": "http://s1:1/path"},
+        {"url": "http:// s1"},
+        {"store_id": ""},
+        {"cluster_id": ""},
+        {"weight": 0},
+    ],
+)
+def test_an_announcement_without_sense_is_refused(changes: dict[str, object]) -> None:
+    check(announcement("s1"))
+    with pytest.raises(BadBody):
+        check(announcement("s1", **{key: value for key, value in changes.items() if key != "id"}, **_id(changes)))
+
+
+def _id(changes: dict[str, object]) -> dict[str, object]:
+    return {"id": changes["id"]} if "id" in changes else {}
+
+
+def test_every_difference_between_file_and_map_is_told() -> None:
+    assert differences(FIRST, the_map()) == []
+    other = FirstMembers(weights={"s2": 1, "s5": 1}, partitions=128, replicas=2)
+    assert differences(other, the_map()) == [
+        "partitions: the map has 64, cluster.yaml 128",
+        "replicas: the map has 1, cluster.yaml 2",
+        "shard s5 is in cluster.yaml only",
+        "shard s1 is in the map only",
+        "shard s2: the map has weight 3, cluster.yaml 1",
+    ]
+
+
+# --- on a store ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[MapStore]:
+    opened = await open_sqlite(tmp_path / "controller-0.db")
+    yield opened
+    await opened.close()
+
+
+class Interfering:
+    """A store in which somebody else always swaps first, `times` times."""
+
+    def __init__(self, store: MapStore, times: int) -> None:
+        self._store = store
+        self._times = times
+        self.read, self.watch, self.close = store.read, store.watch, store.close
+
+    async def compare_and_swap(self, revision: int, document: bytes) -> int | None:
+        if self._times:
+            self._times -= 1
+            _, present = await self._store.read()
+            await self._store.compare_and_swap(revision, present or msgspec.json.encode(ClusterState()))
+        return await self._store.compare_and_swap(revision, document)
+
+
+async def test_all_first_members_at_once_form_one_cluster(store: MapStore) -> None:
+    shards = [ShardConfig(f"s{i}", f"127.0.0.1:{i}") for i in range(1, 9)]
+    service = ClusterService(store, msgspec.structs.replace(CONFIG, shards=shards))
+    said = [announcement(shard.id) for shard in shards]
+    answers = await asyncio.gather(*(service.announce(one) for one in said))
+    (formed,) = [answer for answer in answers if isinstance(answer, ClusterMap)]
+    assert formed.epoch == 1
+    assert await asyncio.gather(*(service.announce(one) for one in said)) == [formed] * 8
+
+
+async def test_who_is_waited_for_is_told(store: MapStore) -> None:
+    assert await ClusterService(store, CONFIG).announce(announcement("s2")) == Waiting(["s1"])
+
+
+async def test_a_lost_race_is_decided_anew(store: MapStore) -> None:
+    service = ClusterService(Interfering(store, 3), CONFIG)
+    assert await service.announce(announcement("s1")) == Waiting(["s2"])
+    assert isinstance(await service.announce(announcement("s2")), ClusterMap)
+
+
+async def test_tries_are_bounded_and_nothing_is_written_in_vain(store: MapStore) -> None:
+    config = msgspec.structs.replace(CONFIG, limits=Limits(map_write_tries_max=3))
+    with pytest.raises(Unavailable) as caught:
+        await ClusterService(Interfering(store, 100), config).announce(announcement("s1"))
+    assert caught.value.members["retry_after_ms"] > 0
+    assert (await store.read()).document == msgspec.json.encode(ClusterState())
+
+
+async def test_an_announcement_that_changes_nothing_is_not_written(store: MapStore) -> None:
+    service = ClusterService(store, CONFIG)
+    await service.announce(announcement("s1"))
+    before = await store.read()
+    await service.announce(announcement("s1"))
+    assert await store.read() == before
+
+
+async def test_map_after_waits_for_the_forming_and_for_each_later_epoch(store: MapStore) -> None:
+    service = ClusterService(store, CONFIG)
+    first, second = asyncio.create_task(service.map_after(0)), asyncio.create_task(service.map_after(1))
+    await service.announce(announcement("s1"))
+    await service.announce(announcement("s2"))
+    assert (await first).epoch == 1
+    await store.read()
+    assert not second.done()
+    await service.announce(announcement("s1", url="http://new:1"))
+    assert (await second).epoch == 2
+    assert (await service.map_after(0)).epoch == 2
+
+
+async def test_the_cluster_is_the_same_after_a_restart(tmp_path: Path) -> None:
+    maps = []
+    for _ in range(2):
+        store = await open_sqlite(tmp_path / "controller-0.db")
+        service = ClusterService(store, CONFIG)
+        await service.announce(announcement("s1"))
+        maps.append(await service.announce(announcement("s2")))
+        await store.close()
+    assert maps[0] == maps[1]
+
+
+async def test_the_stored_map_is_the_truth_and_a_different_file_is_reported(
+    store: MapStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = ClusterService(store, CONFIG)
+    await service.announce(announcement("s1"))
+    await service.announce(announcement("s2"))
+    with caplog.at_level(logging.WARNING):
+        await service.report_start()
+        assert caplog.messages == []
+        changed = ClusterConfig(
+            routers=CONFIG.routers, controllers=CONFIG.controllers, shards=CONFIG.shards, partitions=128
+        )
+        await ClusterService(store, changed).report_start()
+    assert caplog.messages == [
+        "cluster.yaml differs from the stored map, which stands: partitions: the map has 64, cluster.yaml 128"
+    ]
+    assert (await ClusterService(store, changed).map_after(0)).partitions == 64
+
+
+async def test_a_stored_state_of_another_shape_is_refused_at_the_start(store: MapStore) -> None:
+    await store.compare_and_swap(0, b'{"from_the_future": 1}')
+    with pytest.raises(ForeignData, match="cannot read"):
+        await ClusterService(store, CONFIG).report_start()
+    assert await store.read() == Stored(1, b'{"from_the_future": 1}')

@@ -1,0 +1,181 @@
+"""loadtest.compare: figures from runs, and requests from workloads."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+
+import pytest
+
+from loadtest.compare import dialects
+from loadtest.compare.drive import Run, read_result
+from loadtest.compare.http1 import Answer, Request, read_answer, write_replay
+from loadtest.compare.report import SystemFacts, render, summarize, targets
+from loadtest.compare.workloads import WORKLOADS, make_data, preload
+
+
+def run(system: str, per_s: float, *, number: int = 1, work: str = "get", connections: int = 32, **more: object) -> Run:
+    fields = {"p50_ms": 1.0, "p99_ms": 2.0, "max_ms": 3.0, "cpu_us_per_op": 100.0, "wrk_cpu_us_per_op": 10.0, **more}
+    errors = fields.pop("errors", {})
+    return Run(  # type: ignore[misc]
+        round=number,
+        work=work,
+        connections=connections,
+        system=system,
+        seconds=1.0,
+        operations=int(per_s),
+        per_s=per_s,
+        errors=errors,
+        **fields,
+    )
+
+
+FACTS = [
+    SystemFacts(system="kvstore", version="1", ready_s=2.0, idle_pss_mb=300.0),
+    SystemFacts(system="etcd", version="3", ready_s=1.0, idle_pss_mb=30.0),
+]
+
+
+def test_each_figure_is_the_median_over_the_rounds() -> None:
+    runs = [
+        run("kvstore", per_s, number=number, p50_ms=per_s / 10, p99_ms=per_s / 5, cpu_us_per_op=per_s / 2)
+        for number, per_s in enumerate([100, 900, 200], start=1)
+    ]
+    (cell,) = summarize(runs)
+    assert (cell.rounds, cell.per_s, cell.p50_ms, cell.p99_ms, cell.cpu_us_per_op) == (3, 200, 20, 40, 100)
+
+
+def test_a_ratio_compares_runs_of_the_same_round_only() -> None:
+    # the machine was slow in round 2 for both: the ratio of the medians would say 2.0, and no round ever did
+    runs = [
+        *(run("kvstore", per_s, number=number) for number, per_s in enumerate([300, 30, 200], start=1)),
+        *(run("etcd", per_s, number=number) for number, per_s in enumerate([100, 10, 100], start=1)),
+    ]
+    ratio = summarize(runs)[0].to["etcd"]
+    assert (ratio.median, ratio.low, ratio.high) == (3.0, 2.0, 3.0)
+
+
+def test_without_the_peer_there_is_no_ratio() -> None:
+    (cell,) = summarize([run("kvstore", 100)])
+    assert cell.to == {}
+    runs = [run("kvstore", 100, connections=1), run("etcd", 100, connections=32)]
+    assert "etcd" not in summarize(runs)[0].to
+
+
+def test_errors_of_all_rounds_are_added_and_shown() -> None:
+    runs = [run("kvstore", 100, number=1, errors={"status": 3}), run("kvstore", 100, number=2, errors={"timeout": 4})]
+    (cell,) = summarize(runs)
+    assert cell.errors == 7
+    assert "| 7 |" in " ".join(render([cell], FACTS, []).split())
+
+
+def test_the_table_has_the_systems_in_one_order_whatever_ran_first() -> None:
+    runs = [
+        run("kvstore", 300, number=1),
+        run("etcd", 100, number=1),
+        run("etcd", 100, number=1, connections=1),
+        run("kvstore", 300, number=1, connections=1),
+    ]
+    rows = [
+        line.split("|")[2:4] for line in render(summarize(runs), FACTS, []).splitlines() if line.startswith("| get")
+    ]
+    assert [[field.strip() for field in row] for row in rows] == [
+        ["1", "kvstore"],
+        ["1", "etcd"],
+        ["32", "kvstore"],
+        ["32", "etcd"],
+    ]
+
+
+def test_cpu_time_is_split_by_process_with_the_largest_first() -> None:
+    cells = summarize(
+        [run("kvstore", 100, cpu_us_per_op_by_process={"router": 30.0, "shard": 69.0, "controller": 1.0})]
+    )
+    assert "shard 69, router 30 " in render(cells, FACTS, [])
+
+
+def test_aims_say_reached_missed_or_not_measured() -> None:
+    cells = summarize([run("kvstore", 310), run("etcd", 100), run("bare", 1000)])
+    found = {target.text: target.reached for target in targets(cells, FACTS)}
+    assert found["GET at 32 connections ≥ 3 × etcd"] is True
+    assert found["GET at 32 connections ≥ 0.5 × bare"] is False
+    assert found["GET at 128 connections ≥ 2.5 × etcd"] is None
+    assert found["idle memory (PSS) ≤ 350 MB"] is True
+    assert found["ready in ≤ 3 s"] is True
+
+
+def test_the_p99_aim_compares_with_etcd() -> None:
+    for mine, reached in ((1.9, True), (2.1, False)):
+        cells = summarize([run("kvstore", 1, work="put", p99_ms=mine), run("etcd", 1, work="put", p99_ms=2.0)])
+        found = {target.text: target.reached for target in targets(cells, FACTS)}
+        assert found["PUT at 32 connections: p99 ≤ 1 × etcd's"] is reached
+
+
+def test_wrk_output_without_figures_is_an_error_that_shows_it() -> None:
+    assert read_result('Running 1s test\nRESULT {"requests": 5}\n') == {"requests": 5}
+    with pytest.raises(RuntimeError, match="unable to connect"):
+        read_result("unable to connect to 127.0.0.1:1 Connection refused\n")
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_keys_and_values_of_100_bytes() -> None:
+    data = make_data(50, seed=1)
+    assert data == make_data(50, seed=1)
+    assert len(set(data.keys)) == 50
+    assert {len(value) for value in (*data.stored, *data.written)} == {100}
+    assert all(stored != written for stored, written in zip(data.stored, data.written, strict=True))
+
+
+@pytest.mark.parametrize("dialect", [dialects.Kvstore(), dialects.Etcd(), dialects.Webdis(), dialects.Bare()])
+def test_every_system_is_asked_for_every_key_by_every_workload(dialect: dialects.Dialect) -> None:
+    data = make_data(3, seed=1)
+    for workload in WORKLOADS.values():
+        rendered = [request.render("h:1") for request in workload.requests(dialect, data)]
+        assert len(rendered) == 3
+        for key, request in zip(data.keys, rendered, strict=True):
+            assert key.encode() in request or base64.b64encode(key.encode()) in request
+    assert all(value in preload_body(dialect, data_index) for data_index, value in enumerate(data.stored))
+
+
+def preload_body(dialect: dialects.Dialect, place: int) -> bytes:
+    body = preload(dialect, make_data(3, seed=1))[place].body
+    return base64.b64decode(json.loads(body)["value"]) if body.startswith(b"{") else body
+
+
+def test_a_request_is_written_as_http_1_1() -> None:
+    assert Request("GET", "/k").render("h:1") == b"GET /k HTTP/1.1\r\nHost: h:1\r\n\r\n"
+    assert Request("PUT", "/k", b"").render("h:1") == b"PUT /k HTTP/1.1\r\nHost: h:1\r\nContent-Length: 0\r\n\r\n"
+    assert Request("PUT", "/k", b"xy", ("If-Match: *",)).render("h:1") == (
+        b"PUT /k HTTP/1.1\r\nHost: h:1\r\nIf-Match: *\r\nContent-Length: 2\r\n\r\nxy"
+    )
+
+
+def test_a_replay_file_holds_each_request_after_its_length() -> None:
+    requests = [Request("GET", "/a"), Request("PUT", "/b", b"1\n2")]
+    content = write_replay(requests, "http://h:1")
+    assert content == b"".join(b"%d\n" % len(data) + data for data in (request.render("h:1") for request in requests))
+
+
+@pytest.mark.parametrize(
+    ("wire", "answer"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc", Answer(200, b"abc")),
+        (b"HTTP/1.1 204 No Content\r\nETag: 1\r\n\r\n", Answer(204, b"")),
+        (b"HTTP/1.1 404 Not found\r\nContent-Length: 0\r\n\r\n", Answer(404, b"")),
+    ],
+)
+async def test_answers_are_read_to_their_end(wire: bytes, answer: Answer) -> None:
+    reader = asyncio.StreamReader()
+    reader.feed_data(wire + b"HTTP/1.1 500 next\r\n\r\n")
+    assert await read_answer(reader) == answer
+    assert (await reader.readline()) == b"HTTP/1.1 500 next\r\n"
+
+
+async def test_a_chunked_answer_is_refused_rather_than_guessed() -> None:
+    reader = asyncio.StreamReader()
+    reader.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+    with pytest.raises(ValueError, match="no length"):
+        await read_answer(reader)

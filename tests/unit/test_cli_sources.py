@@ -1,0 +1,162 @@
+"""What is imported: lines and files, each exactly one entry."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from kvstore.cli import sources
+from kvstore.cli.sources import Entry, NoRecord, Record, folder_bytes, folder_records, ndjson_records
+
+
+def read(text: bytes) -> list[Entry]:
+    return list(ndjson_records(io.BytesIO(text)))
+
+
+def one(text: bytes) -> Entry:
+    (entry,) = read(text)
+    return entry
+
+
+# --- NDJSON --------------------------------------------------------------------------------------------------
+
+
+def test_a_line_of_an_export_is_a_record() -> None:
+    entry = one(b'{"key":"k","version":7,"value":"\\u0000gr\xc3\xbc\xc3\x9fe","ttl":1.5}\n')
+    assert isinstance(entry, Record)
+    assert (entry.key, entry.value, entry.ttl) == ("k", "\0grüße".encode(), 1.5)
+
+
+def test_bytes_travel_as_base64() -> None:
+    entry = one(b'{"key":"k","value_base64":"/wA="}')
+    assert isinstance(entry, Record)
+    assert entry.value == b"\xff\0"
+
+
+def test_an_empty_value_is_a_value() -> None:
+    entry = one(b'{"key":"k","value":""}')
+    assert isinstance(entry, Record)
+    assert entry.value == b""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"nonsense",
+        b"[]",
+        b'{"key":"k"}',
+        b'{"key":"k","value":"v","value_base64":"dg=="}',
+        b'{"key":"k","value_base64":"%%%"}',
+        b'{"key":"k","value":1}',
+        b'{"key":1,"value":"v"}',
+        b'{"value":"v"}',
+        b'{"key":"k","value":"v","tll":5}',
+        b'{"key":"k","value":"v","ttl":0}',
+        b'{"key":"k","value":"v","ttl":"5"}',
+        b'{"key":"k","value":"v"} {"key":"l","value":"w"}',
+        b'{"key":"\\ud800","value":"v"}',
+        b'{"key":"\xff","value":"v"}',
+        b'{"key":"k","value":"v',
+    ],
+)
+def test_a_line_that_is_no_record_is_named_by_its_number(line: bytes) -> None:
+    entries = read(b'{"key":"a","value":"1"}\n\n' + line + b'\n{"key":"b","value":"2"}\n')
+    assert [type(entry) for entry in entries] == [Record, NoRecord, Record]
+    bad = entries[1]
+    assert isinstance(bad, NoRecord)
+    assert (bad.where, bad.kind) == ("line 3", "bad-line")
+    assert bad.reason
+
+
+def test_reading_on_from_a_mark_gives_the_rest() -> None:
+    text = b'{"key":"a","value":"1"}\n\n{"key":"b","value":"2"}\nnonsense\n{"key":"c","value":"3"}'
+    whole = read(text)
+    for done, entry in enumerate(whole, 1):
+        offset, line = entry.mark
+        stream = io.BytesIO(text)
+        stream.seek(offset)
+        assert list(ndjson_records(stream, offset=offset, line=line)) == whole[done:]
+
+
+def test_a_line_without_end_is_refused_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "LINE_BYTES_MAX", 100)
+    entries = read(b'{"key":"a","value":"' + b"x" * 1000 + b'"}\n{"key":"b","value":"2"}\n')
+    assert isinstance(entries[0], NoRecord)
+    assert entries[0].reason == "it has 1,023 bytes"
+    assert isinstance(entries[1], Record)
+    assert entries[1].mark == [1047, 2]
+
+
+# --- a folder ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / "a.txt").write_bytes(b"text\r\n")
+    (tmp_path / "b" / "empty").write_bytes(b"")
+    (tmp_path / "b" / "c" / "bin ?#%41 😀").write_bytes(bytes(range(256)))
+    return tmp_path
+
+
+def test_a_key_is_the_path_below_the_folder_and_the_value_is_the_file(folder: Path) -> None:
+    entries = list(folder_records(folder))
+    assert {entry.key: entry.value for entry in entries if isinstance(entry, Record)} == {
+        "a.txt": b"text\r\n",
+        "b/empty": b"",
+        "b/c/bin ?#%41 😀": bytes(range(256)),
+    }
+    assert folder_bytes(folder) == 262 == sum(entry.steps for entry in entries)
+
+
+def test_a_file_that_is_done_is_left_out_until_it_changes(folder: Path) -> None:
+    done = frozenset(entry.mark for entry in folder_records(folder) if isinstance(entry, Record))
+    assert list(folder_records(folder, done)) == []
+    changed = folder / "a.txt"
+    os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1))
+    assert [entry.key for entry in folder_records(folder, done) if isinstance(entry, Record)] == ["a.txt"]
+
+
+def test_a_name_that_is_not_utf8_is_refused_and_the_others_go_on(folder: Path) -> None:
+    try:
+        Path(os.fsdecode(os.fsencode(folder) + b"/bad\xffname")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    refused = [entry for entry in folder_records(folder) if isinstance(entry, NoRecord)]
+    assert [(entry.where, entry.kind) for entry in refused] == [("bad\\xffname", "refused")]
+    assert sum(isinstance(entry, Record) for entry in folder_records(folder)) == 3
+
+
+def test_links_to_files_are_followed_and_loops_are_not(folder: Path) -> None:
+    (folder / "link").symlink_to("a.txt")
+    (folder / "b" / "loop").symlink_to("..")
+    (folder / "dangling").symlink_to("nowhere")
+    os.mkfifo(folder / "fifo")
+    entries = list(folder_records(folder))
+    assert {entry.key for entry in entries if isinstance(entry, Record)} == {
+        "a.txt", "link", "b/empty", "b/c/bin ?#%41 😀",
+    }  # fmt: skip
+    skipped = {entry.where for entry in entries if isinstance(entry, NoRecord) and entry.kind == "skipped"}
+    assert skipped == {"b/loop", "dangling", "fifo"}
+
+
+def test_a_file_too_large_for_any_cluster_is_refused_unread(folder: Path) -> None:
+    with (folder / "huge").open("wb") as file:
+        file.truncate(sources.VALUE_BYTES_READ_MAX + 1)
+    refused = [entry for entry in folder_records(folder) if isinstance(entry, NoRecord)]
+    assert [(entry.where, entry.kind) for entry in refused] == [("huge", "refused")]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_refused(folder: Path) -> None:
+    (folder / "a.txt").chmod(0)
+    (folder / "b" / "c").chmod(0)
+    try:
+        refused = [entry for entry in folder_records(folder) if isinstance(entry, NoRecord)]
+        assert {entry.kind for entry in refused} == {"refused"}
+        assert len(refused) == 2
+    finally:
+        (folder / "b" / "c").chmod(0o700)
