@@ -24,7 +24,8 @@ import io
 import math
 import os
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from types import TracebackType
@@ -35,7 +36,17 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from kvstore.errors import BadTtl, KeyNotUtf8, KvError, NotFound, OutcomeUnknown, Unavailable, from_problem
+from kvstore.errors import (
+    BadTtl,
+    KeyNotUtf8,
+    KvError,
+    NotFound,
+    OutcomeUnknown,
+    PreconditionFailed,
+    Unavailable,
+    from_problem,
+)
+from kvstore.held_lock import HeldLock
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONNECT_TIMEOUT_S = 5.0
@@ -66,6 +77,17 @@ class ListedItem:
     version: int
     value: bytes | None = None
     ttl: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A lock that is held: by whom, with which token, for how many seconds at most, and how many wait for it."""
+
+    name: str
+    owner: str
+    token: int
+    ttl_left: float
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,14 +193,28 @@ class Client:
 
     # --- keys and values ------------------------------------------------------------------------------------
 
-    async def put(self, key: str, value: bytes, *, ttl: float | None = None) -> int:
+    async def put(
+        self,
+        key: str,
+        value: bytes,
+        *,
+        ttl: float | None = None,
+        if_version: int | None = None,
+        if_absent: bool = False,
+        token: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> int:
         """Store `value` and return its version. `ttl`: seconds until it expires; None clears an earlier one.
 
+        `if_version`, `if_absent`: only if the key has that version, or does not exist (else PreconditionFailed).
+        `token`: that of the lock on this key (else Locked, or LockLost when it is not the holder's). `idempotency_key`:
+        the same key with the same request gives the first answer again and writes nothing twice.
         Raises ValueTooLarge, BadTtl, KeyTooLong, …; OutcomeUnknown when it may or may not have been written.
         """
         query = "" if ttl is None else f"?ttl={_ttl_text(ttl)}"
-        answer = await self._ask("PUT", f"/v1/kv/{_quoted(key)}{query}", body=_checked(value), writes=True)
-        return _version(answer)
+        headers = _guards(if_version, if_absent, token, idempotency_key)
+        path = f"/v1/kv/{_quoted(key)}{query}"
+        return _version(await self._ask("PUT", path, body=_checked(value), writes=True, headers=headers))
 
     async def get(self, key: str) -> Item | None:
         """The value of `key`, or None if there is no such key."""
@@ -189,10 +225,40 @@ class Client:
         ttl = answer.headers.get("Kv-Ttl")
         return Item(answer.body, _version(answer), float(ttl) if ttl else None)
 
-    async def delete(self, key: str) -> bool:
-        """Whether there was such a key; it is gone now. Raises OutcomeUnknown when that cannot be told."""
+    async def update(
+        self, key: str, change: Callable[[bytes | None], bytes], *, ttl: float | None = None, tries_max: int = 100
+    ) -> int:
+        """Replace the value by `change(value)`, atomically: read, compute, write if nobody else did, else again.
+
+        `change` gets None where there is no key, and may be called several times. Returns the version written. Raises
+        PreconditionFailed after `tries_max` tries, OutcomeUnknown as `put`, and whatever `change` raises.
+        """
+        for number in range(1, tries_max + 1):
+            item = await self.get(key)
+            value = change(None if item is None else item.value)
+            version = None if item is None else item.version
+            try:
+                return await self.put(key, value, ttl=ttl, if_version=version, if_absent=item is None)
+            except PreconditionFailed:
+                if number == tries_max:
+                    raise
+        raise ValueError("tries_max is at least 1")
+
+    async def delete(
+        self,
+        key: str,
+        *,
+        if_version: int | None = None,
+        token: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> bool:
+        """Whether there was such a key; it is gone now. The conditions are those of `put`.
+
+        Raises OutcomeUnknown when it cannot be told.
+        """
+        headers = _guards(if_version, False, token, idempotency_key)
         try:
-            await self._ask("DELETE", f"/v1/kv/{_quoted(key)}", writes=True)
+            await self._ask("DELETE", f"/v1/kv/{_quoted(key)}", writes=True, headers=headers)
         except NotFound:
             return False
         return True
@@ -239,6 +305,49 @@ class Client:
         document = _document(await self._ask("POST", "/v1/batch", body=body, writes=writes))
         return [_result(entry) for entry in document["results"]]
 
+    # --- locks ----------------------------------------------------------------------------------------------
+
+    def lock(self, name: str, *, ttl: float = 30.0, wait: float = 0.0, owner: str = "") -> HeldLock:
+        """`async with kv.lock("name") as lock:` holds the lock for the block; see `HeldLock`. Times in seconds."""
+        return HeldLock(self, name, ttl=ttl, wait=wait, owner=owner, idempotency_key=str(uuid.uuid4()))
+
+    async def acquire(
+        self, name: str, *, ttl: float = 30.0, wait: float = 0.0, owner: str = "", idempotency_key: str | None = None
+    ) -> int:
+        """Acquire the lock and return its fencing token. Raises Locked when it is not free within `wait` seconds."""
+        body = msgspec.json.encode({"ttl": _finite(ttl), "wait": _finite(wait), "owner": owner})
+        headers = _guards(None, False, None, idempotency_key)
+        timeout_s = None if self._timeout.total is None else self._timeout.total + wait
+        path = f"/v1/locks/{_quoted(name)}"
+        answer = await self._ask("POST", path, body=body, writes=True, headers=headers, retries=0, timeout_s=timeout_s)
+        return int(_document(answer)["token"])
+
+    async def renew(self, name: str, token: int) -> None:
+        """Begin the lease's time anew. Raises LockLost."""
+        await self._ask("PUT", f"/v1/locks/{_quoted(name)}", writes=True, headers=_guards(None, False, token, None))
+
+    async def release(self, name: str, token: int) -> None:
+        """Give the lock back. Raises LockLost."""
+        await self._ask("DELETE", f"/v1/locks/{_quoted(name)}", writes=True, headers=_guards(None, False, token, None))
+
+    async def holder(self, name: str) -> Holder | None:
+        """Who holds the lock, or None."""
+        try:
+            document = _document(await self._ask("GET", f"/v1/locks/{_quoted(name)}"))
+        except NotFound:
+            return None
+        return Holder(document["name"], document["owner"], document["token"], document["ttl_left"], document["waiting"])
+
+    async def holders(self, prefix: str = "", *, page_size: int = 1000) -> AsyncIterator[Holder]:
+        """The locks that are held and whose name starts with `prefix`, by name; `waiting` is not counted (0)."""
+        query = f"/v1/locks?prefix={_quoted(prefix, in_path=False)}&limit={page_size}"
+        cursor: str | None = ""
+        while cursor is not None:
+            document = _document(await self._ask("GET", query + (f"&after={quote(cursor, safe='')}" if cursor else "")))
+            cursor = document.get("next")
+            for item in document["items"]:
+                yield Holder(item["name"], item["owner"], item["token"], item["ttl_left"])
+
     # --- the cluster ----------------------------------------------------------------------------------------
 
     async def cluster(self) -> dict[str, Any]:
@@ -267,12 +376,14 @@ class Client:
         body: bytes | None = None,
         writes: bool = False,
         retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> _Answer:
         """One call, repeated while the error names a wait; that it does only if nothing was done."""
         left = self._retries if retries is None else retries
         while True:
             try:
-                answer = await self._send_once(method, path, body, writes)
+                answer = await self._send_once(method, path, body, writes, headers, timeout_s)
                 if answer.status < 300:
                     return answer
                 raise self._error(answer, writes)
@@ -286,15 +397,30 @@ class Client:
             # Spread out: those who were turned away together should not come back together.
             await asyncio.sleep(wait_ms / 1000 * random.uniform(1.0, 1.5))
 
-    async def _send_once(self, method: str, path: str, body: bytes | None, writes: bool) -> _Answer:
+    async def _send_once(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        writes: bool,
+        headers: Mapping[str, str] | None,
+        timeout_s: float | None,
+    ) -> _Answer:
         if self._http is None:
             raise RuntimeError("the client is not open: use `async with Client(url) as kv:`")
+        timeout = (
+            self._timeout
+            if timeout_s is None
+            else aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        )
         large = body is not None and len(body) > LARGE_BODY_BYTES
         try:
             async with self._http.request(
                 method,
                 URL(self.url + path, encoded=True),  # otherwise yarl would resolve `..` and re-quote the key
                 data=io.BytesIO(body) if large and body else body,
+                headers=headers,
+                timeout=timeout,
                 allow_redirects=False,
                 expect100=large,
             ) as response:
@@ -370,6 +496,19 @@ def _checked(value: bytes) -> bytes:
     if not isinstance(value, bytes):
         raise TypeError(f"a value is bytes, not {type(value).__name__}: encode text first")
     return value
+
+
+def _guards(if_version: int | None, if_absent: bool, token: int | None, once: str | None) -> dict[str, str]:
+    headers = {}
+    if if_version is not None:
+        headers["If-Match"] = f'"{if_version}"'
+    if if_absent:
+        headers["If-None-Match"] = "*"
+    if token is not None:
+        headers["Lock-Token"] = str(token)
+    if once is not None:
+        headers["Idempotency-Key"] = once
+    return headers
 
 
 def _finite(ttl: float) -> float:

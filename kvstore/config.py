@@ -40,6 +40,10 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     body_bytes_max: int = 16 * 1024 * 1024
     ttl_s_max: int = 315_360_000
     list_keys_max: int = 10_000
+    owner_bytes_max: int = 256
+    lock_ttl_s_max: int = 86_400
+    lock_wait_s_max: int = 60
+    idempotency_kept_s: float = 600.0
     request_line_bytes_max: int = 16_384
     header_bytes_max: int = 16_384
 
@@ -47,6 +51,8 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     connections_max: int = 4096
     requests_in_flight_max: int = 1024
     body_bytes_in_flight_max: int = 128 * 1024 * 1024
+    answer_bytes_in_flight_max: int = 128 * 1024 * 1024
+    transfer_timeout_s: float = 30.0
     batch_window_ops: int = 512
     batch_window_bytes: int = 32 * 1024 * 1024
     keepalive_timeout_s: float = 75.0
@@ -70,6 +76,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     wal_bytes_max: int = 16 * 1024 * 1024
     disk_reserve_bytes: int = 64 * 1024 * 1024
     tombstone_kept_s: float = 600.0
+    lock_waiters_max: int = 1024
     expiry_sweep_s: float = 0.5
     expiry_ops_max: int = 500
 

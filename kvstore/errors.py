@@ -134,6 +134,11 @@ class MethodNotAllowed(KvError):
     next_step = "Use one of the methods in the Allow header."
 
 
+class RequestTimeout(KvError):
+    status, code, title = 408, "request-timeout", "The request took too long to arrive"
+    next_step = "Send the body without pauses; nothing of it was done."
+
+
 class Conflict(KvError):
     status, code, title, retryable = 409, "conflict", "The request conflicts with the state of the cluster", True
     next_step = "Wait for retry_after_ms and send it again."
@@ -142,6 +147,11 @@ class Conflict(KvError):
 class PreconditionFailed(KvError):
     status, code, title = 412, "precondition-failed", "The condition does not hold"
     next_step = "Read the key again, decide anew, and send the version from its ETag."
+
+
+class LockLost(KvError):
+    status, code, title = 412, "lock-lost", "The token is not the holder's"
+    next_step = "Stop what the lock protected: it may be somebody else's by now. Acquire it anew to go on."
 
 
 class ValueTooLarge(KvError):
@@ -172,6 +182,16 @@ class ExpectationFailed(KvError):
 class WrongOwner(KvError):
     status, code, title, retryable = 421, "wrong-owner", "This shard does not own the key", True
     next_step = "Fetch the cluster map of at least the epoch in `epoch` and ask the shard that it names."
+
+
+class IdempotencyKeyReused(KvError):
+    status, code, title = 422, "idempotency-key-reused", "The Idempotency-Key was used for another request"
+    next_step = "Draw a new random key for each request; repeat a key only with the very same request."
+
+
+class Locked(KvError):
+    status, code, title, retryable = 423, "locked", "Somebody else holds the lock", True
+    next_step = "Wait for retry_after_ms and try again, or acquire with `wait`; a holder sends its Lock-Token."
 
 
 class HeadersTooLarge(KvError):

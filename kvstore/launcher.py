@@ -27,7 +27,7 @@ from threading import Thread
 from typing import NamedTuple
 
 from kvstore.config import ClusterConfig, Limits, listen_address, load_config
-from kvstore.errors import KvError
+from kvstore.errors import ConfigError, KvError
 from kvstore.process import EXIT_REFUSED, port_holder, port_in_use, refusal
 
 # Routers first: while they take requests, shards and controller should be there to answer.
@@ -61,25 +61,20 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
     `announce` gets one line, "ready: URL", when the first router is ready. `restart` False: the first child that dies
     ends everything with 1. A second signal does not wait for the children any longer, it kills them.
     """
-    log = Log()
     try:
         config = load_config(config_path)
-        in_use = await _ports_in_use(config)
-        if in_use:
-            raise _CannotStart(" ".join(in_use))
-        return await _run(config, cluster_children(config, config_path.absolute()), restart, announce, log)
+        refusals = await _ports_in_use(config)
     except KvError as error:
-        log.write("kvstore up", refusal(error))
+        refusals = [refusal(error)]
+    for line in refusals:
+        print(f"kvstore up: {line}", file=sys.stderr, flush=True)
+    if refusals:
         return EXIT_REFUSED
-    except _CannotStart as error:
-        log.write("kvstore up", str(error))
-        return EXIT_REFUSED
+    log = Log()
+    try:
+        return await _run(config, cluster_children(config, config_path.absolute()), restart, announce, log)
     finally:
         await asyncio.to_thread(log.close)
-
-
-class _CannotStart(Exception):
-    pass
 
 
 async def _run(
@@ -170,14 +165,14 @@ async def _ports_in_use(config: ClusterConfig) -> list[str]:
 
 
 def _is_taken(host: str, port: int) -> bool:
-    """Raises _CannotStart for an address that cannot be listened on for another reason."""
+    """Raises ConfigError for an address that cannot be listened on for another reason."""
     try:
         # Same options as the loops set when they listen: what succeeds here succeeds there.
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return True
-        raise _CannotStart(f"{host}:{port} cannot be listened on: {error}; change it in cluster.yaml.") from None
+        raise ConfigError(f"{host}:{port} cannot be listened on: {error}; change it in cluster.yaml.") from None
     return False
 
 

@@ -23,16 +23,84 @@ class Get(Message, tag=1):
     key: str
 
 
+class Guard(msgspec.Struct, array_like=True, gc=False):
+    """What must hold for a write to be done.
+
+    `token`: that of the lease on the key. `present`, `absent`: the key exists, or does not. `versions`: it exists and
+    has one of these. `not_versions`: it has none of these. None and False mean: not asked.
+    """
+
+    token: int | None = None
+    present: bool = False
+    absent: bool = False
+    versions: list[int] | None = None
+    not_versions: list[int] | None = None
+
+
+class Once(msgspec.Struct, array_like=True, gc=False):
+    """An Idempotency-Key, and the digest of the request that it came with."""
+
+    key: str
+    digest: str
+
+
 class Put(Message, tag=2):
     """`ttl_ms` 0 means: never expires. The shard that executes it counts from its own clock."""
 
     key: str
     value: bytes
     ttl_ms: int = 0
+    guard: Guard | None = None
+    once: Once | None = None
 
 
 class Delete(Message, tag=3):
     key: str
+    guard: Guard | None = None
+    once: Once | None = None
+
+
+class Acquire(Message, tag=8):
+    """Ask for a lease on the name `key`; `wait_ms` 0 means: now or not at all."""
+
+    key: str
+    ttl_ms: int
+    wait_ms: int
+    owner: str
+    once: Once | None = None
+
+
+class Renew(Message, tag=9):
+    key: str
+    token: int
+    once: Once | None = None
+
+
+class Release(Message, tag=10):
+    key: str
+    token: int
+    once: Once | None = None
+
+
+class Leave(Message, tag=11):
+    """Whoever sent the Acquire with the id `acquire` over this connection waits no longer."""
+
+    key: str
+    acquire: int
+
+
+class Inspect(Message, tag=12):
+    """Who holds the name `key`."""
+
+    key: str
+
+
+class ScanLeases(Message, tag=13):
+    """A page of leases, in order of their names."""
+
+    prefix: str
+    after: str
+    limit: int
 
 
 class Scan(Message, tag=4):
@@ -58,8 +126,8 @@ class Stats(Message, tag=7):
     """What the shard counts about itself: see `metrics.ShardStats`."""
 
 
-Request = Get | Put | Delete | Scan | Count | Explain | Stats
-WRITES = (Put, Delete)
+Request = Get | Put | Delete | Scan | Count | Explain | Stats | Acquire | Renew | Release | Leave | Inspect | ScanLeases
+WRITES = (Put, Delete, Acquire, Renew, Release)
 
 
 class Answer(Message, tag=101):

@@ -17,7 +17,7 @@ from kvstore.cli.lazy import LazyCommand, LazyGroup
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 _EPILOG = (
-    "Exit codes: 0 done; 1 the store said no (no such key, value too large, disk full); "
+    "Exit codes: 0 done; 1 the store said no (no such key, condition, lock, value too large, disk full); "
     "2 usage, or the store cannot be reached or gave no decision; 130 interrupted."
 )
 
@@ -68,6 +68,8 @@ root = LazyGroup(
         "put": LazyCommand("kvstore.cli.data:put", "Store a value under a key."),
         "delete": LazyCommand("kvstore.cli.data:delete", "Delete a key."),
         "list": LazyCommand("kvstore.cli.data:list_keys", "List keys in order, or count them."),
+        "lock": LazyCommand("kvstore.cli.lock:lock", "Run a command while holding a lock."),
+        "locks": LazyCommand("kvstore.cli.lock:locks", "List the locks that are held."),
         "import": LazyCommand("kvstore.cli.import_command:import_", "Load NDJSON, or a folder's files."),
         "export": LazyCommand("kvstore.cli.export_command:export", "Write keys and values as NDJSON."),
         "status": LazyCommand("kvstore.cli.cluster:status", "Show the shards and what they hold."),

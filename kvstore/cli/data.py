@@ -23,11 +23,19 @@ from kvstore.cli.frame import (
     say,
     say_json,
     talks_to_cluster,
+    write_out,
 )
 from kvstore.client import Client, Item, ListedItem, value_members
 from kvstore.errors import NotFound, ValueTooLarge
 
 _PAGE_SIZE = 1000
+
+_if_version = click.option(
+    "--if-version", type=click.IntRange(min=0), metavar="N", help="Only if KEY has this version."
+)
+_token = click.option(
+    "--token", type=click.IntRange(min=0), metavar="TOKEN", help="That of the lock named KEY, while somebody holds it."
+)
 
 
 @click.command()
@@ -53,9 +61,9 @@ def get(key: str, url: str, as_json: bool) -> None:
         if as_json:
             say_json(_members(key, item))
             return
-        sys.stdout.buffer.write(item.value)
+        write_out(item.value)
         if sys.stdout.isatty():
-            sys.stdout.buffer.write(b"\n")
+            write_out(b"\n")
 
     call(url, as_json, work)
 
@@ -64,24 +72,41 @@ def get(key: str, url: str, as_json: bool) -> None:
 @click.argument("key")
 @click.argument("value", required=False)
 @click.option("--ttl", type=float, metavar="SECONDS", help="Let it expire; without, it stays until deleted.")
+@_if_version
+@click.option("--if-absent", is_flag=True, help="Only if there is no such key.")
+@_token
 @talks_to_cluster
-def put(key: str, value: str | None, ttl: float | None, url: str, as_json: bool) -> None:
+def put(
+    key: str,
+    value: str | None,
+    ttl: float | None,
+    if_version: int | None,
+    if_absent: bool,
+    token: int | None,
+    url: str,
+    as_json: bool,
+) -> None:
     """Store VALUE under KEY and print its version.
 
     Without VALUE, or with -, the value is read from standard input, byte for byte. With --json: {"key","version"}.
+    Exit code 1, and nothing is written, if a condition does not hold or KEY is locked and TOKEN not its holder's.
 
     \b
     Example:
       kvstore put config/theme dark
       kvstore put session/42 --ttl 3600 < session.bin
       kvstore put -- temperature -5
+      kvstore put counter 8 --if-version 41
+      kvstore lock job -- sh -c 'kvstore put job done --token $KVSTORE_LOCK_TOKEN'
     """
+    if if_absent and if_version is not None:
+        raise click.UsageError("--if-version and --if-absent contradict each other: give one of them")
 
     with reporting(as_json):  # before the event loop runs: Ctrl-C must end a read that waits for the terminal
         content = _from_stdin() if value in {None, "-"} else os.fsencode(str(value))
 
     async def work(kv: Client) -> None:
-        version = await kv.put(key, content, ttl=ttl)
+        version = await kv.put(key, content, ttl=ttl, if_version=if_version, if_absent=if_absent, token=token)
         emit(as_json, {"key": key, "version": version}, f"version {version}")
 
     call(url, as_json, work)
@@ -89,19 +114,23 @@ def put(key: str, value: str | None, ttl: float | None, url: str, as_json: bool)
 
 @click.command()
 @click.argument("key")
+@_if_version
+@_token
 @talks_to_cluster
-def delete(key: str, url: str, as_json: bool) -> None:
+def delete(key: str, if_version: int | None, token: int | None, url: str, as_json: bool) -> None:
     """Delete KEY.
 
-    Exit code 1 if there was no such key. With --json: {"key","deleted":true}.
+    Exit code 1 if there was no such key, if it has another version than N, or if KEY is locked and TOKEN not its
+    holder's. With --json: {"key","deleted":true}.
 
     \b
     Example:
       kvstore delete config/theme
+      kvstore delete config/theme --if-version 41
     """
 
     async def work(kv: Client) -> None:
-        if not await kv.delete(key):
+        if not await kv.delete(key, if_version=if_version, token=token):
             raise _not_found(key)
         emit(as_json, {"key": key, "deleted": True}, "deleted")
 

@@ -21,7 +21,7 @@ import msgspec
 
 from kvstore.cli import EXIT_INTERRUPTED
 from kvstore.cli.data import listed_members
-from kvstore.cli.frame import complain, emit, human_bytes, reporting, talks_to_cluster
+from kvstore.cli.frame import complain, emit, human_bytes, reporting, talks_to_cluster, write_out
 from kvstore.cli.journal import Journal
 from kvstore.cli.progress import Progress, progress
 from kvstore.client import Client, ListedItem, Page
@@ -74,7 +74,7 @@ async def _to_stdout(url: str, prefix: str) -> None:
         total = await kv.count(prefix) if shown else None
         with progress("export", total, bar=shown) as bar:
             async for page in kv.pages(prefix, values=True, page_size=_PAGE_SIZE):
-                sys.stdout.buffer.write(_lines(page))
+                write_out(_lines(page))
                 bar.add(len(page.items), len(page.items))
 
 

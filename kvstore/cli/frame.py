@@ -121,14 +121,25 @@ def complain(line: str) -> None:
         pass
 
 
+def write_out(content: bytes) -> None:
+    """These bytes on standard output, all of them.
+
+    With PYTHONUNBUFFERED, as containers like to set it, `write` may take a part only: when a signal comes, or the
+    reader of a pipe goes, which would then pass unnoticed.
+    """
+    left = memoryview(content)
+    while left:
+        left = left[sys.stdout.buffer.write(left) :]
+
+
 def say(line: str) -> None:
     """A line on standard output, in UTF-8."""
-    sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
+    write_out(line.encode("utf-8", "surrogateescape") + b"\n")
 
 
 def say_json(document: Any) -> None:
     """One JSON line on standard output."""
-    sys.stdout.buffer.write(msgspec.json.encode(document) + b"\n")
+    write_out(msgspec.json.encode(document) + b"\n")
 
 
 def emit(as_json: bool, document: Any, line: str) -> None:

@@ -133,7 +133,7 @@ class Importer:
         return any(not batch.keys.isdisjoint(other.keys) for other, _ in self._under_way)
 
     async def _confirm_first(self) -> None:
-        done = await asyncio.shield(self._under_way[0][1])  # an interrupt ends the import, not this batch's count
+        done = await self._under_way[0][1]
         self._under_way.popleft()
         self._confirm(done)
 

@@ -9,9 +9,6 @@ Leaves to others: rules (`service`), HTTP's own strictness and limits (`transpor
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -21,16 +18,12 @@ from aiohttp import web
 
 from kvstore.config import ClusterConfig, listen_address
 from kvstore.errors import (
-    BadCondition,
-    BadCursor,
     BadParameter,
-    BadTtl,
     BodyTooLarge,
     KvError,
     MethodNotAllowed,
     NoSuchRoute,
     NotFound,
-    NotImplementedYet,
     PreconditionFailed,
     TooManyRequests,
     Unavailable,
@@ -39,12 +32,25 @@ from kvstore.errors import (
 )
 from kvstore.metrics import RequestStats, exposition, gauge_family, shard_families
 from kvstore.protocol import Delete, Get, Put
-from kvstore.router.batch import encode_value, parse_batch, run_batch, ttl_to_ms
+from kvstore.router.batch import encode_value, parse_batch, run_batch
+from kvstore.router.decode import (
+    decode_cursor,
+    decode_flag,
+    decode_guard,
+    decode_integer,
+    decode_once,
+    decode_tags,
+    decode_ttl,
+    encode_cursor,
+    refuse_guards,
+)
+from kvstore.router.locks import LockRoutes
 from kvstore.router.openapi import openapi_json
 from kvstore.router.service import Routed, RouterService
 from kvstore.transport.http import (
     BINARY,
     JSON,
+    AnswerAccount,
     BodyReader,
     Head,
     HostGuard,
@@ -59,21 +65,23 @@ from kvstore.transport.http import (
 )
 from kvstore.transport.map_follower import MapFollower
 
+LOCK_PREFIX = "/v1/locks/"
+LOCK_ROUTE = "/v1/locks/{name}"
 KEY_PREFIX = "/v1/kv/"
 KEY_ROUTE = "/v1/kv/{key}"
 EXPLAIN_PREFIX = "/v1/explain/"
 EXPLAIN_ROUTE = "/v1/explain/{key}"
 
 _NONE: frozenset[str] = frozenset()
+_NOT_ASKED: list[int] | None = []
 _TTL = frozenset({"ttl"})
 _LIST = frozenset({"prefix", "limit", "after", "values", "count"})
-_DECIMAL = re.compile(r"\d{1,20}(\.\d{0,20})?|\.\d{1,20}")
-_ETAG = re.compile(r'(W/)?"([^"\x00-\x20\x7f]*)"')
-_NOT_YET = ("idempotency-key", "lock-token")
+_LIST_LOCKS = frozenset({"prefix", "limit", "after"})
 _STREAM_BYTES = 256 * 1024
 
 Reply = Response | web.StreamResponse
 Route = Callable[[web.BaseRequest, Head], Awaitable[Reply]]
+LockHandler = Callable[[str, web.BaseRequest, Head], Awaitable[Response]]
 
 
 class RouterApp:
@@ -83,12 +91,21 @@ class RouterApp:
         self._limits = config.limits
         self._guard = HostGuard([*config.allowed_hosts, *(listen_address(r.listen)[0] for r in config.routers)])
         self._bodies = BodyReader(config.limits)
+        self._answers = AnswerAccount(config.limits)
         self._stats = RequestStats()
         self._under_way = 0
         self._key_methods = {"GET": self._get, "HEAD": self._get, "PUT": self._put, "DELETE": self._delete}
+        self._locks = locks = LockRoutes(service, config.limits, self._bodies)
+        self._lock_methods: dict[str, Route] = {
+            "GET": self._on_name(locks.inspect),
+            "POST": self._on_name(locks.acquire),
+            "PUT": self._on_name(locks.renew),
+            "DELETE": self._on_name(locks.release),
+        }
         self._explain_methods: dict[str, Route] = {"GET": self._explain}
         self.routes: dict[str, dict[str, Route]] = {
             "/v1/kv": {"GET": self._list},
+            "/v1/locks": {"GET": self._list_locks},
             "/v1/batch": {"POST": self._batch},
             "/v1/cluster": {"GET": self._cluster},
             "/healthz": {"GET": self._healthz},
@@ -119,14 +136,17 @@ class RouterApp:
             reply = problem_response(error, _error_lines(error))
         finally:
             self._under_way -= 1
-        if request.method == "HEAD" and isinstance(reply, Response):
-            reply.head_only = True
+        if isinstance(reply, Response):
+            reply.head_only = request.method == "HEAD"
+            reply = self._answers.admit(reply)
         self._stats.observe(route, request.method, reply.status, time.perf_counter() - started)
         return reply
 
     def _find(self, head: Head) -> tuple[str, Route]:
         if head.path.startswith(EXPLAIN_PREFIX):
             route, methods = EXPLAIN_ROUTE, self._explain_methods
+        elif head.path.startswith(LOCK_PREFIX):
+            route, methods = LOCK_ROUTE, self._lock_methods
         else:
             route, methods = head.path, self.routes.get(head.path, {})
         if not methods:
@@ -140,68 +160,82 @@ class RouterApp:
         method = self._key_methods.get(head.method)
         if method is None:
             raise _method_not_allowed(head.method, list(self._key_methods))
-        if self._under_way > self._limits.requests_in_flight_max:
+        self._admit()
+        return await method(self._key(head.path[len(KEY_PREFIX) :]), request, head)
+
+    def _admit(self) -> None:
+        """Called before anything is read or asked for a request for data. Raises TooManyRequests."""
+        # Those who wait for a lock cost nothing, and must not stand before its holder: connections bound them.
+        if self._under_way - self._locks.waiting > self._limits.requests_in_flight_max:
             raise TooManyRequests("the router has as many requests under way as it takes", retry_after_ms=200)
-        key = decode_key(head.path[len(KEY_PREFIX) :], self._limits.key_bytes_max)
-        return await method(key, request, head)
+
+    def _on_name(self, handler: LockHandler) -> Route:
+        async def with_name(request: web.BaseRequest, head: Head) -> Response:
+            self._admit()
+            return await handler(self._key(head.path[len(LOCK_PREFIX) :]), request, head)
+
+        return with_name
+
+    def _key(self, raw: str) -> str:
+        return decode_key(raw, self._limits.key_bytes_max)
 
     # --- one key ------------------------------------------------------------------------------------------------------
 
     async def _get(self, key: str, request: web.BaseRequest, head: Head) -> Response:
         if head.query:
             decode_query(head.query, _NONE)
+        match = none_match = _NOT_ASKED
+        if "if-match" in head.fields:
+            match = decode_tags(head.fields["if-match"], weak=False)
+        if "if-none-match" in head.fields:
+            none_match = decode_tags(head.fields["if-none-match"], weak=True)
         routed = await self._service.ask(Get(0, key))
         answer, shard_id, partition = routed
         if answer.problem is not None:
             raise from_problem(answer.problem)
         lines = f"Kv-Shard: {shard_id}\r\nKv-Partition: {partition}\r\n"
         if answer.status == 404:
-            if "if-match" in head.fields:
+            if match is not _NOT_ASKED:
                 raise PreconditionFailed(f"there is no key {key!r}")
             return problem_response(NotFound(f"there is no key {key!r}"), lines)
         lines = f'ETag: "{answer.version}"\r\n{lines}Cache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\n'
         if answer.ttl_left_ms:
             lines += f"Kv-Ttl: {answer.ttl_left_ms / 1000:.3f}\r\n"
-        if "if-match" in head.fields and not _names_version(head.fields["if-match"], answer.version, weak=False):
-            return problem_response(_changed(key, answer.version), f'ETag: "{answer.version}"\r\n')
-        if "if-none-match" in head.fields and _names_version(head.fields["if-none-match"], answer.version, weak=True):
+        if match is not _NOT_ASKED and match is not None and answer.version not in match:
+            raise PreconditionFailed(f"key {key!r} has version {answer.version}", version=answer.version)
+        if none_match is not _NOT_ASKED and (none_match is None or answer.version in none_match):
             return Response(304, lines=lines)
         return Response(200, answer.value or b"", BINARY, lines)
 
     async def _put(self, key: str, request: web.BaseRequest, head: Head) -> Response:
-        _refuse_not_yet(head)
         ttl_ms = 0
         if head.query:
-            ttl_ms = self._ttl_ms(decode_query(head.query, _TTL))
+            ttl_ms = decode_ttl(decode_query(head.query, _TTL).get("ttl"), self._limits)
+        guard = decode_guard(head)
         value = await self._bodies.read(request, head, self._limits.value_bytes_max, ValueTooLarge)
-        return _written(await self._service.ask(Put(0, key, value, ttl_ms)), key)
+        routed = await self._service.ask(Put(0, key, value, ttl_ms, guard, decode_once(head, value)))
+        return _written(routed, key, f'ETag: "{routed.answer.version}"\r\n')
 
     async def _delete(self, key: str, request: web.BaseRequest, head: Head) -> Response:
-        _refuse_not_yet(head)
         if head.query:
             decode_query(head.query, _NONE)
-        return _written(await self._service.ask(Delete(0, key)), key)
-
-    def _ttl_ms(self, parameters: dict[str, str]) -> int:
-        text = parameters.get("ttl")
-        if text is None:
-            return 0
-        if not _DECIMAL.fullmatch(text):
-            raise BadTtl(f"ttl={text!a} is not a number of seconds", ttl_s_max=self._limits.ttl_s_max)
-        return ttl_to_ms(float(text), self._limits)
+        return _written(await self._service.ask(Delete(0, key, decode_guard(head), decode_once(head, b""))), key, "")
 
     # --- many keys ----------------------------------------------------------------------------------------------------
 
     async def _list(self, request: web.BaseRequest, head: Head) -> Response:
+        self._admit()
         parameters = decode_query(head.query, _LIST)
         prefix = parameters.get("prefix", "")
-        if _flag(parameters, "count"):
+        if decode_flag(parameters, "count"):
             if len(parameters.keys() - {"count", "prefix"}):
                 raise BadParameter("count goes with prefix only")
             return json_response(200, {"count": await self._service.count(prefix)})
-        limit = _integer(parameters, "limit", 1000, 1, self._limits.list_keys_max)
-        values = _flag(parameters, "values")
-        listing = await self._service.page(prefix, _decode_cursor(parameters.get("after")), limit, values)
+        limit = decode_integer(
+            parameters, "limit", min(1000, self._limits.list_keys_max), 1, self._limits.list_keys_max
+        )
+        values = decode_flag(parameters, "values")
+        listing = await self._service.page(prefix, decode_cursor(parameters.get("after")), limit, values)
         items = []
         for key, version, value, ttl_left_ms in listing.items:
             item: dict[str, Any] = {"key": key, "version": version}
@@ -210,10 +244,25 @@ class RouterApp:
                 if ttl_left_ms:
                     item["ttl"] = ttl_left_ms / 1000
             items.append(item)
-        return json_response(200, {"items": items, "next": _encode_cursor(listing.last)})
+        return json_response(200, {"items": items, "next": encode_cursor(listing.last)})
+
+    async def _list_locks(self, request: web.BaseRequest, head: Head) -> Response:
+        self._admit()
+        parameters = decode_query(head.query, _LIST_LOCKS)
+        limit = decode_integer(
+            parameters, "limit", min(1000, self._limits.list_keys_max), 1, self._limits.list_keys_max
+        )
+        after = decode_cursor(parameters.get("after"))
+        listing = await self._service.leases(parameters.get("prefix", ""), after, limit)
+        items = [
+            {"name": name, "token": token, "owner": (owner or b"").decode(), "ttl_left": left_ms / 1000}
+            for name, token, owner, left_ms in listing.items
+        ]
+        return json_response(200, {"items": items, "next": encode_cursor(listing.last)})
 
     async def _batch(self, request: web.BaseRequest, head: Head) -> Reply:
-        _refuse_not_yet(head)
+        self._admit()
+        refuse_guards(head)
         decode_query(head.query, _NONE)
         body = await self._bodies.read(request, head, self._limits.body_bytes_max, BodyTooLarge)
         results = run_batch(self._service, parse_batch(body, self._limits), self._limits)
@@ -227,19 +276,21 @@ class RouterApp:
 
     async def _explain(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        key = decode_key(head.path[len(EXPLAIN_PREFIX) :], self._limits.key_bytes_max)
-        return json_response(200, await self._service.explain(key))
+        return json_response(200, await self._service.explain(self._key(head.path[len(EXPLAIN_PREFIX) :])))
 
     async def _healthz(self, request: web.BaseRequest, head: Head) -> Response:
+        decode_query(head.query, _NONE)
         return json_response(200, {"status": "alive", "router": self._router_id})
 
     async def _readyz(self, request: web.BaseRequest, head: Head) -> Response:
+        decode_query(head.query, _NONE)
         reason = self._service.not_ready()
         if reason is not None:
             raise Unavailable(reason, retry_after_ms=200)
         return json_response(200, {"status": "ready", "router": self._router_id})
 
     async def _metrics(self, request: web.BaseRequest, head: Head) -> Response:
+        decode_query(head.query, _NONE)
         stats = await self._service.shard_stats()
         channels = self._service.channels
         text = exposition(
@@ -266,89 +317,39 @@ class RouterApp:
         return Response(200, text, "text/plain; version=0.0.4; charset=utf-8")
 
     async def _openapi(self, request: web.BaseRequest, head: Head) -> Response:
+        decode_query(head.query, _NONE)
         return Response(200, openapi_json(self._limits), JSON)
 
     async def _index(self, request: web.BaseRequest, head: Head) -> Response:
-        routes = [KEY_ROUTE, EXPLAIN_ROUTE, *(route for route in self.routes if route != "/")]
+        decode_query(head.query, _NONE)
+        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, *(route for route in self.routes if route != "/")]
         return json_response(200, {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"})
 
 
 # --- decoding and encoding --------------------------------------------------------------------------------------------
 
 
-def _written(routed: Routed, key: str) -> Response:
+def _written(routed: Routed, key: str, lines: str) -> Response:
     answer, shard_id, partition = routed
     if answer.problem is not None:
         raise from_problem(answer.problem)
-    lines = f"Kv-Shard: {shard_id}\r\nKv-Partition: {partition}\r\n"
+    place = f"Kv-Shard: {shard_id}\r\nKv-Partition: {partition}\r\n"
     if answer.status == 404:
-        return problem_response(NotFound(f"there is no key {key!r}"), lines)
-    return Response(answer.status, lines=f'ETag: "{answer.version}"\r\n{lines}')
-
-
-def _names_version(field: str, version: int, *, weak: bool) -> bool:
-    """Whether the condition names the version (RFC 9110, 13.1); weak tags count only if `weak`. Raises BadCondition."""
-    if field.strip() == "*":
-        return True
-    named = False
-    for item in filter(None, (part.strip() for part in field.split(","))):
-        match = _ETAG.fullmatch(item)
-        if match is None:
-            raise BadCondition(f"{item!a} is neither * nor a quoted version")
-        named = named or (match[2] == str(version) and (weak or not match[1]))
-    return named
-
-
-def _changed(key: str, version: int) -> PreconditionFailed:
-    return PreconditionFailed(f"key {key!r} has version {version}", version=version)
-
-
-def _refuse_not_yet(head: Head) -> None:
-    for name in ("if-match", "if-none-match", *_NOT_YET):
-        if name in head.fields:
-            raise NotImplementedYet(f"the header {name} on {head.method} does not exist yet")
+        return problem_response(NotFound(f"there is no key {key!r}"), place)
+    return Response(answer.status, lines=lines + place)
 
 
 def _error_lines(error: KvError) -> str:
-    allow = error.members.get("allow")
-    return f"Allow: {', '.join(allow)}\r\n" if allow else ""
+    """What an error says in header fields, too."""
+    if isinstance(error, MethodNotAllowed):
+        return f"Allow: {', '.join(error.members['allow'])}\r\n"
+    if isinstance(error, PreconditionFailed) and "version" in error.members:
+        return f'ETag: "{error.members["version"]}"\r\n'
+    return ""
 
 
 def _method_not_allowed(method: str, allowed: list[str]) -> MethodNotAllowed:
     return MethodNotAllowed(f"{method!a} is not among {', '.join(allowed)}", allow=allowed)
-
-
-def _flag(parameters: dict[str, str], name: str) -> bool:
-    text = parameters.get(name, "false")
-    if text not in ("true", "false"):
-        raise BadParameter(f"{name}={text!a} is neither true nor false", parameter=name)
-    return text == "true"
-
-
-def _integer(parameters: dict[str, str], name: str, default: int, low: int, high: int) -> int:
-    text = parameters.get(name)
-    if text is None:
-        return default
-    if not re.fullmatch(r"[0-9]{1,12}", text) or not low <= int(text) <= high:
-        raise BadParameter(f"{name}={text!a} is not an integer from {low} to {high}", parameter=name)
-    return int(text)
-
-
-def _encode_cursor(last: str | None) -> str | None:
-    return None if last is None else base64.urlsafe_b64encode(b"k" + last.encode()).decode().rstrip("=")
-
-
-def _decode_cursor(cursor: str | None) -> str:
-    if cursor is None:
-        return ""
-    try:
-        decoded = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        last = decoded[1:].decode("utf-8", "strict")
-    except (binascii.Error, ValueError):
-        raise BadCursor(f"after={cursor!a} is no cursor") from None
-    if decoded[:1] != b"k" or not last:
-        raise BadCursor(f"after={cursor!a} is no cursor")
-    return last
 
 
 async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes]) -> Reply:

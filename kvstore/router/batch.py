@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
@@ -20,8 +19,9 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from kvstore.config import Limits
-from kvstore.errors import BadBody, BadTtl, KvError, NotFound, ValueTooLarge, from_problem
+from kvstore.errors import BadBody, KvError, NotFound, ValueTooLarge, from_problem
 from kvstore.protocol import Delete, Get, Put
+from kvstore.router.decode import ttl_to_ms
 from kvstore.router.service import KeyRequest, RouterService
 from kvstore.transport.channel import Channel
 from kvstore.transport.http import check_key
@@ -99,10 +99,10 @@ def decode_value(text: str | UnsetType, encoded: str | UnsetType, where: str) ->
         if encoded is not UNSET:
             return base64.b64decode(encoded, validate=True)
         return str(text).encode()
-    except binascii.Error as error:
-        raise BadBody(f"{where}: value_base64 is not base64: {error}") from None
     except UnicodeEncodeError:
         raise BadBody(f"{where}: value holds a lone surrogate; use value_base64 for bytes") from None
+    except ValueError as error:  # binascii.Error, or characters beyond ASCII
+        raise BadBody(f"{where}: value_base64 is not base64: {error}") from None
 
 
 def encode_value(value: bytes) -> dict[str, str]:
@@ -111,13 +111,6 @@ def encode_value(value: bytes) -> dict[str, str]:
         return {"value": value.decode()}
     except UnicodeDecodeError:
         return {"value_base64": base64.b64encode(value).decode()}
-
-
-def ttl_to_ms(ttl_s: float, limits: Limits) -> int:
-    """Milliseconds, rounded up so that a ttl never ends early. Raises BadTtl."""
-    if not 0 < ttl_s <= limits.ttl_s_max:
-        raise BadTtl(f"a ttl of {ttl_s:g} s is not above 0 and at most {limits.ttl_s_max}", ttl_s_max=limits.ttl_s_max)
-    return max(1, -int(-ttl_s * 1000 // 1))
 
 
 def check_value_size(size: int, limits: Limits) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -21,14 +23,31 @@ from kvstore.errors import KvError, Unavailable, WrongOwner, from_problem
 from kvstore.metrics import ShardStats
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.placement.ring import Node, key_hash, partition_of, walk
-from kvstore.protocol import Answer, Count, Delete, Explain, Facts, Get, Page, Put, Scan, Stats
+from kvstore.protocol import (
+    Acquire,
+    Answer,
+    Count,
+    Delete,
+    Explain,
+    Facts,
+    Get,
+    Inspect,
+    Leave,
+    Page,
+    Put,
+    Release,
+    Renew,
+    Scan,
+    ScanLeases,
+    Stats,
+)
 from kvstore.transport.channel import Channel
 
 log = logging.getLogger(__name__)
 
 _STALE_SHARD_WAIT_S = 0.02
 
-KeyRequest = Get | Put | Delete
+KeyRequest = Get | Put | Delete | Acquire | Renew | Release | Leave | Inspect
 Item = tuple[str, int, bytes | None, int]
 
 
@@ -66,14 +85,15 @@ class RouterService:
         """Take over a newer map: open channels to new members and addresses, close those to old ones."""
         wanted = {member.id: member for member in cluster_map.members}
         for shard_id, channel in list(self.channels.items()):
-            if shard_id not in wanted or wanted[shard_id].url != channel.url:
+            member = wanted.get(shard_id)
+            if member is None or (member.url, member.store_id) != (channel.url, channel.store_id):
                 del self.channels[shard_id]
                 task = asyncio.create_task(channel.close())
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)
         for member in cluster_map.members:
             if member.id not in self.channels:
-                self.channels[member.id] = Channel(member.id, member.url, self._limits, self._session)
+                self.channels[member.id] = Channel(member.id, member.url, self._limits, self._session, member.store_id)
         of_member = [self.channels[member.id] for member in cluster_map.members]
         self._owners = [of_member[owner] for owner in cluster_map.owners]
         self._partitions = cluster_map.partitions
@@ -158,8 +178,15 @@ class RouterService:
 
     async def page(self, prefix: str, after: str, limit: int, values: bool) -> Listing:
         """A page of keys over all shards, in byte order. Raises Unavailable when a shard is down: a gap is worse."""
+        return await self._merged(after, limit, lambda after: Scan(0, prefix, after, limit, values))
+
+    async def leases(self, prefix: str, after: str, limit: int) -> Listing:
+        """A page of leases over all shards, by name: (name, token, owner, milliseconds left). Raises Unavailable."""
+        return await self._merged(after, limit, lambda after: ScanLeases(0, prefix, after, limit))
+
+    async def _merged(self, after: str, limit: int, make: Callable[[str], Scan | ScanLeases]) -> Listing:
         while True:
-            pages = await self._shard_pages(prefix, after, limit, values)
+            pages = await self._shard_pages(partial(make, after))
             horizon = min((page.last for page in pages if page.more), default=None)
             items = sorted(item for page in pages for item in page.items if horizon is None or item[0] <= horizon)
             if len(items) > limit:
@@ -168,10 +195,10 @@ class RouterService:
                 return Listing(items, horizon)
             after = horizon
 
-    async def _shard_pages(self, prefix: str, after: str, limit: int, values: bool) -> list[Page]:
+    async def _shard_pages(self, make: Callable[[], Scan | ScanLeases]) -> list[Page]:
         deadline_s = asyncio.get_running_loop().time() + self._limits.reroute_timeout_s
         while True:
-            replies = await self._ask_all(lambda: Scan(0, prefix, after, limit, values))
+            replies = await self._ask_all(make)
             epochs = {page.epoch for page in replies.values()}
             if len(epochs) == 1 and self.cluster_map is not None and epochs == {self.cluster_map.epoch}:
                 return list(replies.values())
@@ -265,9 +292,12 @@ class RouterService:
             "owner_url": channel.url,
         }
         try:
-            reply: Facts = await channel.request(Explain(0, key))
+            reply = await channel.request(Explain(0, key))
+            if isinstance(reply, Answer):
+                raise from_problem(reply.problem or {})
         except KvError as error:
-            return document | {"owner_state": "down", "detail": error.detail}
+            state = "down" if isinstance(error, Unavailable) else "up"
+            return document | {"owner_state": state, "detail": error.detail}
         return document | {"owner_state": "up", **reply.facts}
 
 

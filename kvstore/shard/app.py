@@ -54,6 +54,10 @@ class ShardApp:
     async def _channel(self, request: web.Request) -> web.StreamResponse:
         if request.query.get("shard") != self._service.shard_id:
             raise web.HTTPNotFound(text=f"this is shard {self._service.shard_id}\n")
+        # An empty or foreign file has a map and partitions of its own, or none: to the router's cluster it is not this
+        # shard, also while the controller, which refuses it, is away. Else a key of ours would be "not there".
+        if request.query.get("store") not in (None, "", self._service.store.database.identity.store_id):
+            raise web.HTTPConflict(text=f"shard {self._service.shard_id} serves another data file\n")
         if "Origin" in request.headers:
             raise web.HTTPForbidden(text="a channel is for routers\n")
         socket = web.WebSocketResponse(compress=False, max_msg_size=0, autoping=True)

@@ -18,9 +18,9 @@ import msgspec
 
 from kvstore.errors import KvError
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.protocol import Count, Delete, Explain, Facts, Get, Put, Request, Scan, Stats
-from kvstore.storage.batch import refusal
-from kvstore.storage.store import Sink, Store
+from kvstore.protocol import Count, Explain, Facts, Get, Request, Scan, ScanLeases, Stats
+from kvstore.storage.batch import Sink, refusal
+from kvstore.storage.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -50,21 +50,23 @@ class ShardService:
         """Begin the request; its answer goes to `sink`."""
         if isinstance(request, Get):
             self.store.get(request, sink)
-        elif isinstance(request, Put | Delete):
-            self.store.write(request, sink)
-        else:
+        elif isinstance(request, Scan | ScanLeases | Count | Explain | Stats):
             task = asyncio.create_task(self._answer_slowly(request, sink))
             self._slow.add(task)
             task.add_done_callback(self._slow.discard)
+        else:
+            self.store.write(request, sink)
 
-    async def _answer_slowly(self, request: Scan | Count | Explain | Stats, sink: Sink) -> None:
+    async def _answer_slowly(self, request: Scan | ScanLeases | Count | Explain | Stats, sink: Sink) -> None:
         try:
             if isinstance(request, Scan):
                 sink.send(await self.store.scan(request))
+            elif isinstance(request, ScanLeases):
+                sink.send(await self.store.leases(request))
             else:
                 sink.send(Facts(request.id, self.store.epoch, await self._facts(request)))
         except KvError as error:
-            sink.send(refusal(request.id, error.problem()))
+            sink.send(refusal(request.id, error))
 
     async def _facts(self, request: Count | Explain | Stats) -> dict[str, Any]:
         if isinstance(request, Count):

@@ -18,6 +18,8 @@ import xxhash
 
 FORMAT = 1
 VALUE = "value"
+LEASE = "lease"  # key: the name; version: the token; body: LeaseBody as JSON
+REPLY = "reply"  # key: see storage.idempotency; body: the answer that was given, as JSON
 
 SCHEMA = """
 CREATE TABLE meta (
@@ -34,7 +36,7 @@ CREATE TABLE clock (
 );
 INSERT INTO clock VALUES (1, 0, 0, 0, 0, 0);
 CREATE TABLE rows (
-    kind           TEXT    NOT NULL,   -- 'value'
+    kind           TEXT    NOT NULL,   -- 'value', 'lease' or 'reply'
     key            TEXT    NOT NULL,
     partition      INTEGER NOT NULL,
     sequence       INTEGER NOT NULL,   -- position in this store's order of changes
@@ -51,6 +53,8 @@ CREATE VIEW kv AS
     SELECT key, body AS value, version, partition,
            strftime('%Y-%m-%d %H:%M:%f', expires_at_ms / 1000.0, 'unixepoch') AS expires_utc
     FROM rows WHERE kind = 'value' AND body IS NOT NULL;
+CREATE VIEW locks AS
+    SELECT key AS name, version AS token, body AS lease FROM rows WHERE kind = 'lease' AND body IS NOT NULL;
 """
 
 

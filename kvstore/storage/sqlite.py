@@ -17,6 +17,7 @@ whole function in that thread; it is used in one place here, and a contract test
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import sqlite3
@@ -29,8 +30,8 @@ import aiosqlite
 from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.errors import DataCorrupt, ForeignData
-from kvstore.storage.batch import Batch, Before, Context, WriteOp
-from kvstore.storage.rows import FORMAT, SCHEMA, VALUE, Clock, Row, checksum
+from kvstore.storage.batch import Batch, Before, Context, Expire, Locks, Waiter
+from kvstore.storage.rows import FORMAT, LEASE, SCHEMA, VALUE, Clock, Row, checksum
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,8 +47,9 @@ _UPSERT = """INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind,
     partition = excluded.partition, sequence = excluded.sequence, version = excluded.version,
     expires_at_ms = excluded.expires_at_ms, body = excluded.body, checksum = excluded.checksum"""
 _SET_CLOCK = "UPDATE clock SET version = ?, sequence = ?, tombstones_floor = ?, keys = ?, bytes = ?"
-_FEED = """SELECT kind, key, partition, sequence, version, coalesce(expires_at_ms, 0), body, checksum FROM rows
-    WHERE partition = ? AND sequence > ? ORDER BY sequence LIMIT ?"""
+_COLUMNS = "SELECT kind, key, partition, sequence, version, coalesce(expires_at_ms, 0), body, checksum FROM rows"
+_FEED = f"""{_COLUMNS}
+    INDEXED BY rows_feed WHERE partition = ? AND sequence > ? ORDER BY sequence LIMIT ?"""
 
 
 class Found(NamedTuple):
@@ -55,6 +57,19 @@ class Found(NamedTuple):
 
     row: Row | None
     as_of: int
+
+
+class ScanQuery(NamedTuple):
+    """Rows of `kind` whose key starts with `prefix` and sorts after `after`; `values`: with their bodies."""
+
+    kind: str
+    prefix: str
+    after: str
+    limit: int
+    values: bool
+    now_ms: int
+    arrivals: list[int]
+    bytes_max: int
 
 
 class ScanPage(NamedTuple):
@@ -71,6 +86,37 @@ class Identity(NamedTuple):
     store_id: str
     cluster_id: str | None
     shard_id: str
+
+
+class Work(NamedTuple):
+    """What a batch is made of, beside the file itself. `known` may spare the look-up of a committed value's row."""
+
+    waiters: list[Waiter]
+    now_ms: int
+    now_s: float
+    arrivals: list[int]
+    epoch: int
+    locks: Locks
+    known: Callable[[str], Before | None]
+
+
+class _Committed:
+    """The rows as the batch finds them (see `batch.Committed`)."""
+
+    def __init__(self, connection: sqlite3.Connection, known: Callable[[str], Before | None]) -> None:
+        self._connection = connection
+        self._known = known
+
+    def before(self, kind: str, key: str) -> Before | None:
+        known = self._known(key) if kind == VALUE else None
+        if known is not None:
+            return known
+        found = self._connection.execute(_BEFORE, (kind, key)).fetchone()
+        return Before(*found) if found else None
+
+    def body(self, kind: str, key: str) -> bytes | None:
+        stored = self._connection.execute(_ROW, (kind, key)).fetchone()
+        return _checked(Row(kind, key, *stored[:5]), stored[5]).body if stored else None
 
 
 class Database:
@@ -123,37 +169,19 @@ class Database:
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    async def commit(
-        self,
-        ops: list[WriteOp],
-        now_ms: int,
-        arrivals: list[int],
-        epoch: int,
-        known: Callable[[str], Before | None],
-    ) -> Batch:
-        """Decide and commit one batch; durable when it returns. `known` may spare the look-up of a committed row."""
-        return await _in_thread(self._writer, self._commit, ops, now_ms, arrivals, epoch, known)
+    async def commit(self, work: Work) -> Batch:
+        """Decide and commit one batch; durable when it returns."""
+        return await _in_thread(self._writer, self._commit, work)
 
-    def _commit(
-        self,
-        connection: sqlite3.Connection,
-        ops: list[WriteOp],
-        now_ms: int,
-        arrivals: list[int],
-        epoch: int,
-        known: Callable[[str], Before | None],
-    ) -> Batch:
-        def read(key: str) -> Before | None:
-            before = known(key)
-            if before is not None:
-                return before
-            found = connection.execute(_BEFORE, (VALUE, key)).fetchone()
-            return Before(*found) if found else None
-
-        batch = Batch(self.clock, Context(now_ms, arrivals, epoch, self._disk_is_full(connection)), read)
+    def _commit(self, connection: sqlite3.Connection, work: Work) -> Batch:
+        limits = self._limits
+        frees_only = self._disk_is_full(connection)
+        kept_ms = round(limits.idempotency_kept_s * 1000)
+        context = Context(work.now_ms, work.now_s, work.arrivals, work.epoch, frees_only, kept_ms)
+        batch = Batch(self.clock, context, work.locks, _Committed(connection, work.known))
         connection.execute("BEGIN IMMEDIATE")
-        for op in ops:
-            batch.decide(op)
+        for op, sink in work.waiters:
+            batch.decide(op, sink)
         if batch.changed:
             connection.executemany(_UPSERT, map(_stored, batch.changed.values()))
             connection.execute(_SET_CLOCK, batch.clock)
@@ -189,7 +217,8 @@ class Database:
         return await _in_thread(self._writer, self._trim_tombstones, sequence, count_max)
 
     def _trim_tombstones(self, connection: sqlite3.Connection, sequence: int, count_max: int) -> int:
-        query = "SELECT kind, key, sequence FROM rows WHERE body IS NULL AND sequence <= ? ORDER BY sequence LIMIT ?"
+        query = """SELECT kind, key, sequence FROM rows INDEXED BY rows_tombstones
+            WHERE body IS NULL AND sequence <= ? ORDER BY sequence LIMIT ?"""
         dead = connection.execute(query, (sequence, count_max)).fetchall()
         if not dead:
             return 0
@@ -199,6 +228,7 @@ class Database:
         connection.execute(_SET_CLOCK, self.clock)
         connection.execute("COMMIT")
         self._wal_pages_guess += len(dead) * _PAGES_PER_ROW
+        self._bound_wal(connection, ())
         return len(dead)
 
     async def write_meta(self, name: str, value: str) -> None:
@@ -226,34 +256,36 @@ class Database:
         """The committed row of each key, in one hop; a row that does not match its checksum is a DataCorrupt."""
         return await _in_thread(self._point_reader, _read_rows, keys)
 
-    async def scan(
-        self,
-        prefix: str,
-        after: str,
-        limit: int,
-        values: bool,
-        now_ms: int,
-        arrivals: list[int],
-        bytes_max: int,
-    ) -> ScanPage:
-        """A page of live values in key order, of the partitions that have an arrival. Raises DataCorrupt."""
-        return await _in_thread(self._scan_reader, _scan, prefix, after, limit, values, now_ms, arrivals, bytes_max)
+    async def scan(self, query: ScanQuery) -> ScanPage:
+        """A page of live rows of one kind in key order, of the partitions that have an arrival. Raises DataCorrupt."""
+        return await _in_thread(self._scan_reader, _scan, query)
 
     async def feed(self, partitions: list[int], after: int, limit: int) -> tuple[list[Row], int]:
-        """The change feed: rows of these partitions with sequence > `after`, in order, tombstones included; and the floor.
+        """The change feed: rows of these partitions with sequence > `after`, in order, with tombstones; and the floor.
 
         Returns at most `limit` rows and `tombstones_floor`: a copy that began below it may have missed a deletion and
         is void. Raises DataCorrupt.
         """
         return await _in_thread(self._scan_reader, _feed, partitions, after, limit)
 
-    async def due(self, now_ms: int, count_max: int) -> list[tuple[str, int]]:
-        """Keys and partitions of values whose deadline has passed, oldest first."""
+    async def leases(self) -> list[Row]:
+        """The rows of all leases that stand. Raises DataCorrupt."""
 
-        def read(connection: sqlite3.Connection) -> list[tuple[str, int]]:
-            query = """SELECT key, partition FROM rows
-                WHERE expires_at_ms IS NOT NULL AND expires_at_ms <= ? AND kind = ? ORDER BY expires_at_ms LIMIT ?"""
-            return connection.execute(query, (now_ms, VALUE, count_max)).fetchall()
+        def read(connection: sqlite3.Connection) -> list[Row]:
+            query = f"{_COLUMNS} WHERE kind = ? AND body IS NOT NULL"
+            return [_checked(Row(*row[:7]), row[7]) for row in connection.execute(query, (LEASE,))]
+
+        return await _in_thread(self._scan_reader, read)
+
+    async def due(self, now_ms: int, arrivals: list[int], count_max: int) -> list[Expire]:
+        """The expiries to make now, oldest first: rows of owned partitions whose deadline has passed."""
+
+        def read(connection: sqlite3.Connection) -> list[Expire]:
+            query = """SELECT kind, key, partition FROM rows INDEXED BY rows_expiry
+                WHERE expires_at_ms IS NOT NULL AND expires_at_ms <= ? ORDER BY expires_at_ms"""
+            rows = connection.execute(query, (now_ms,))
+            owned = (Expire(key, kind, partition) for kind, key, partition in rows if arrivals[partition])
+            return list(itertools.islice(owned, count_max))
 
         return await _in_thread(self._scan_reader, read)
 
@@ -281,6 +313,9 @@ def _uri_path(path: Path) -> str:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, shard_id: str, partitions: int) -> Identity:
+    is_new = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    if not is_new:
+        _identify(connection, path, shard_id, partitions)  # before anything is changed: it may be somebody else's
     for pragma in (
         "journal_mode = WAL",
         "synchronous = FULL",
@@ -290,7 +325,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, shard_id: str, partitio
         connection.execute(f"PRAGMA {pragma}")
     for pragma in ("cache_size = -8192", "busy_timeout = 500"):
         connection.execute(f"PRAGMA {pragma}")
-    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+    if is_new:
         first = {
             "format": FORMAT,
             "store_id": secrets.token_hex(16),
@@ -300,6 +335,11 @@ def _prepare(connection: sqlite3.Connection, path: Path, shard_id: str, partitio
         connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
         connection.executemany("INSERT INTO meta VALUES (?, ?)", [(name, str(value)) for name, value in first.items()])
         connection.execute("COMMIT")
+    return _identify(connection, path, shard_id, partitions)
+
+
+def _identify(connection: sqlite3.Connection, path: Path, shard_id: str, partitions: int) -> Identity:
+    """Raises ForeignData."""
     meta = dict(connection.execute("SELECT name, value FROM meta"))
     if meta.get("format") != str(FORMAT):
         raise ForeignData(f"{path} has format {meta.get('format')}; this program reads format {FORMAT}")
@@ -321,7 +361,8 @@ def _stored(row: Row) -> tuple[Any, ...]:
 
 
 def _checked(row: Row, stored_checksum: int) -> Row:
-    if checksum(row.kind, row.key, row.version, row.expires_at_ms, row.body) != stored_checksum:
+    is_blob = row.body is None or isinstance(row.body, bytes)  # SQLite keeps any type in any column
+    if not is_blob or checksum(row.kind, row.key, row.version, row.expires_at_ms, row.body) != stored_checksum:
         raise DataCorrupt(f"the {row.kind} row of key {row.key!r} does not match its checksum")
     return row
 
@@ -332,39 +373,32 @@ def _read_rows(connection: sqlite3.Connection, keys: list[str]) -> list[Found | 
     try:
         as_of = connection.execute("SELECT sequence FROM clock").fetchone()[0]
         for key in keys:
-            stored = connection.execute(_ROW, (VALUE, key)).fetchone()
-            if stored is None:
-                found.append(Found(None, as_of))
-                continue
             try:
-                found.append(Found(_checked(Row(VALUE, key, *stored[:5]), stored[5]), as_of))
+                stored = connection.execute(_ROW, (VALUE, key)).fetchone()
+                row = _checked(Row(VALUE, key, *stored[:5]), stored[5]) if stored else None
+                found.append(Found(row, as_of))
             except DataCorrupt as error:
                 found.append(error)
+            except sqlite3.DatabaseError as error:  # a damaged page, for example
+                found.append(DataCorrupt(f"the row of key {key!r} cannot be read: {error}"))
     finally:
-        connection.execute("COMMIT")
+        connection.execute("ROLLBACK")  # COMMIT would fail again after a damaged page
     return found
 
 
-def _scan(
-    connection: sqlite3.Connection,
-    prefix: str,
-    after: str,
-    limit: int,
-    values: bool,
-    now_ms: int,
-    arrivals: list[int],
-    bytes_max: int,
-) -> ScanPage:
+def _scan(connection: sqlite3.Connection, scan: ScanQuery) -> ScanPage:
+    kind, prefix, after, limit, values, now_ms, arrivals, bytes_max = scan
     body = "body, checksum" if values else "NULL, 0"
+    comparison, start = (">", after) if after >= prefix else (">=", prefix)
     query = f"""SELECT key, partition, version, coalesce(expires_at_ms, 0), {body} FROM rows
-        WHERE kind = ? AND key > ? AND key >= ? AND body IS NOT NULL ORDER BY key"""
+        WHERE kind = ? AND key {comparison} ? AND body IS NOT NULL ORDER BY key"""
     rows: list[tuple[str, int, bytes | None, int]] = []
     due: list[str] = []
     last, size, more = after, 0, False
     connection.execute("BEGIN")
     try:
         as_of = connection.execute("SELECT sequence FROM clock").fetchone()[0]
-        cursor: Iterator[Any] = connection.execute(query, (VALUE, after, prefix))
+        cursor: Iterator[Any] = connection.execute(query, (kind, start))
         for key, partition, version, expires_at_ms, value, stored_checksum in cursor:
             if not key.startswith(prefix):
                 break
@@ -374,15 +408,17 @@ def _scan(
             last = key
             if not arrivals[partition]:
                 continue
+            if values:
+                _checked(Row(kind, key, partition, 0, version, expires_at_ms, value), stored_checksum)
             if 0 < expires_at_ms <= now_ms:
                 due.append(key)
                 continue
-            if values:
-                _checked(Row(VALUE, key, partition, 0, version, expires_at_ms, value), stored_checksum)
             rows.append((key, version, value, expires_at_ms - now_ms if expires_at_ms else 0))
             size += len(key) + len(value or b"") + 32
+    except (sqlite3.DatabaseError, TypeError, IndexError) as error:  # damage can put any type and number into a column
+        raise DataCorrupt(f"the rows after key {last!r} cannot be read: {error}") from error
     finally:
-        connection.execute("COMMIT")
+        connection.execute("ROLLBACK")
     return ScanPage(rows, due, last, more, as_of)
 
 
@@ -394,6 +430,6 @@ def _feed(connection: sqlite3.Connection, partitions: list[int], after: int, lim
         for partition in partitions:
             stored += connection.execute(_FEED, (partition, after, limit)).fetchall()
     finally:
-        connection.execute("COMMIT")
+        connection.execute("ROLLBACK")
     stored.sort(key=lambda row: row[3])
     return [_checked(Row(*row[:7]), row[7]) for row in stored[:limit]], floor

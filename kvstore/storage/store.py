@@ -28,35 +28,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
+
+import msgspec
 
 from kvstore.config import Limits
-from kvstore.errors import DataCorrupt, KvError, TooManyRequests, WrongOwner
+from kvstore.errors import DataCorrupt, KvError, TooManyRequests, WrongOwner, from_problem
 from kvstore.metrics import ShardStats
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Answer, Get, Page, Put, Reply, Scan
-from kvstore.storage.batch import Batch, Before, Expire, WriteOp, refusal
+from kvstore.protocol import Acquire, Answer, Get, Page, Put, Reply, Scan, ScanLeases
+from kvstore.storage.batch import Batch, Before, EndWait, Expire, ExpireLease, LeaseBody, Sink, Waiter, WriteOp, refusal
 from kvstore.storage.cache import ABSENT, Cache, Entry
-from kvstore.storage.sqlite import Database, Found
+from kvstore.storage.rows import LEASE, VALUE
+from kvstore.storage.sqlite import Database, Found, ScanQuery, Work
+from kvstore.transactions.locks import Lease, LockTable
 
 log = logging.getLogger(__name__)
 
 _TRIM_ROWS_MAX = 500
 _READ_KEYS_MAX = 256
 _COUNT_KEYS_MAX = 20_000
-
-
-class Sink(Protocol):
-    """Whoever waits for an answer. When `closed`, an operation that has not begun is dropped."""
-
-    @property
-    def closed(self) -> bool: ...
-
-    def send(self, reply: Reply, /) -> None: ...
+_LEASE_RETRY_S = 0.1
 
 
 class Store:
@@ -75,7 +73,9 @@ class Store:
         self._on_fatal = on_fatal
         self._cache = Cache(limits.cache_bytes_max)
         self._visible = database.clock.sequence
-        self._writes: deque[tuple[WriteOp, Sink]] = deque()
+        self._locks: LockTable[Waiter] = LockTable(secrets.token_hex(8), limits.lock_waiters_max)
+        self._lease_timers: dict[str, asyncio.TimerHandle] = {}
+        self._writes: deque[Waiter] = deque()
         self._write_bytes = 0
         self._write_queued = asyncio.Event()
         self._reads: list[tuple[Get, Sink, int, int]] = []
@@ -95,6 +95,7 @@ class Store:
     ) -> Store:
         """Open the file and begin to work. Raises ForeignData."""
         store = cls(await Database.open(path, limits, shard_id, partitions), limits, partitions, on_fatal)
+        await store._restore_leases()
         for work in (store._commit_batches(), store._read_batches(), store._sweep()):
             store._tasks.append(asyncio.create_task(store._guard(work)))
         return store
@@ -107,6 +108,8 @@ class Store:
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for timer in self._lease_timers.values():
+            timer.cancel()
         await self.database.close()
 
     def own(self, arrivals: list[int], epoch: int) -> None:
@@ -120,10 +123,10 @@ class Store:
 
     def write(self, op: WriteOp, sink: Sink) -> None:
         """Queue a write; its answer goes to `sink` when its batch is durable."""
-        size = len(op.value) + 64 if isinstance(op, Put) else 64
+        size = _size(op)
         if len(self._writes) >= self._limits.queue_ops_max or self._write_bytes + size > self._limits.queue_bytes_max:
             full = TooManyRequests("the shard's queue of writes is full", retry_after_ms=100)
-            sink.send(refusal(op.id, full.problem()))
+            sink.send(refusal(op.id, full))
             return
         self._writes.append((op, sink))
         self._write_bytes += size
@@ -132,33 +135,33 @@ class Store:
     async def _commit_batches(self) -> None:
         while True:
             await self._write_queued.wait()
-            ops, sinks = self._take_batch()
-            if ops:
+            waiters = self._take_batch()
+            if waiters:
                 started = time.perf_counter()
-                batch = await self.database.commit(ops, _now_ms(), self.arrivals, self.epoch, self._before)
+                batch = await self.database.commit(
+                    Work(waiters, _now_ms(), time.monotonic(), self.arrivals, self.epoch, self._locks, self._before)
+                )
                 self.stats.commit_s.observe(time.perf_counter() - started)
-                self.stats.batch_ops.observe(len(ops))
+                self.stats.batch_ops.observe(len(waiters))
                 self._publish(batch)
-                for sink, answer in zip(sinks, batch.answers, strict=True):
+                for sink, answer in batch.answers:
                     sink.send(answer)
             elif self._closing:
                 return
 
-    def _take_batch(self) -> tuple[list[WriteOp], list[Sink]]:
-        ops: list[WriteOp] = []
-        sinks: list[Sink] = []
+    def _take_batch(self) -> list[Waiter]:
+        waiters: list[Waiter] = []
         size = 0
-        while self._writes and len(ops) < self._limits.batch_ops_max and size < self._limits.batch_bytes_max:
+        while self._writes and len(waiters) < self._limits.batch_ops_max and size < self._limits.batch_bytes_max:
             op, sink = self._writes.popleft()
-            op_size = len(op.value) + 64 if isinstance(op, Put) else 64
+            op_size = _size(op)
             self._write_bytes -= op_size
             if not sink.closed:
                 size += op_size
-                ops.append(op)
-                sinks.append(sink)
+                waiters.append((op, sink))
         if not self._writes and not self._closing:
             self._write_queued.clear()
-        return ops, sinks
+        return waiters
 
     def _before(self, key: str) -> Before | None:
         """Called in the writer's thread: while a batch is decided all that is committed is visible, as the cache is."""
@@ -172,13 +175,73 @@ class Store:
         self.stats.expired += batch.expired
         self.stats.disk_full = batch.frees_only
         for row in batch.changed.values():
-            self._cache.publish(row.key, Entry(row.body, row.version, row.expires_at_ms))
+            if row.kind == VALUE:
+                self._cache.publish(row.key, Entry(row.body, row.version, row.expires_at_ms))
+        for lease in batch.started:
+            self._start(lease)
+        for op, _ in batch.parked:
+            asyncio.get_running_loop().call_later(op.wait_ms / 1000, self._end_wait, op)
         self._visible = batch.clock.sequence
         if self._when_visible:
             ready = [then for sequence, then in self._when_visible if sequence <= self._visible]
             self._when_visible = [wait for wait in self._when_visible if wait[0] > self._visible]
             for then in ready:
                 then()
+
+    # --- leases ------------------------------------------------------------------------------------------------------
+
+    async def _restore_leases(self) -> None:
+        """Leases that stood when the store was closed, or died, have their full time again: late is safe, early not."""
+        for row in await self.database.leases():
+            body = msgspec.json.decode(row.body or b"", type=LeaseBody)
+            self._start(self._locks.grant(row.key, body.owner, row.version, body.ttl_ms / 1000))
+
+    def _start(self, lease: Lease) -> None:
+        self._locks.start(lease, time.monotonic())
+        timer = self._lease_timers.get(lease.name)
+        if timer is not None and timer.when() > asyncio.get_running_loop().time() + lease.ttl_s:
+            timer.cancel()  # it was set for an earlier, longer lease on that name
+            timer = None
+        if timer is None:
+            self._watch(lease.name, lease.ttl_s)
+
+    def _watch(self, name: str, delay_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._lease_timers[name] = loop.call_later(delay_s, self._on_lease_timer, name)
+
+    def _on_lease_timer(self, name: str) -> None:
+        """One timer a name, however often the lease is renewed: it looks when it rings, and sleeps on if it is early.
+
+        Should the queue of writes be full, the expiry is tried again.
+        """
+        del self._lease_timers[name]
+        lease = self._locks.lease(name)
+        if lease is not None:
+            left_s = lease.left_s(time.monotonic())
+            if left_s <= 0:
+                self.write(ExpireLease(name), _Then(lambda _: None))
+            self._watch(name, max(left_s, _LEASE_RETRY_S))
+
+    def _end_wait(self, op: Acquire) -> None:
+        """If the queue of writes is full, again soon: else the waiter would stay, and be granted a lease in vain."""
+
+        def look(reply: Reply) -> None:
+            if isinstance(reply, Answer) and reply.status == TooManyRequests.status and not self._closing:
+                asyncio.get_running_loop().call_later(_LEASE_RETRY_S, self._end_wait, op)
+
+        self.write(EndWait(op.key, op), _Then(look))
+
+    async def leases(self, op: ScanLeases) -> Page:
+        """A page of leases that stand, in order of their names: (name, token, owner, milliseconds left)."""
+        page = await self._scan(op.id, LEASE, op.prefix, op.after, op.limit, values=True)
+        now_s = time.monotonic()
+        items: list[tuple[str, int, bytes | None, int]] = []
+        for name, token, body, _ in page.items:
+            held = self._locks.lease(name)
+            lease = msgspec.json.decode(body or b"", type=LeaseBody)
+            left_s = held.left_s(now_s) if held is not None and held.token == token else 0.0
+            items.append((name, token, lease.owner.encode(), round(left_s * 1000)))
+        return Page(op.id, page.epoch, page.more, page.last, items)
 
     # --- reads -------------------------------------------------------------------------------------------------------
 
@@ -195,7 +258,7 @@ class Store:
             self._answer_get(op, sink, entry)
         elif len(self._reads) >= self._limits.read_queue_ops_max:
             full = TooManyRequests("the shard's queue of reads is full", retry_after_ms=100)
-            sink.send(refusal(op.id, full.problem()))
+            sink.send(refusal(op.id, full))
         else:
             self.stats.cache_misses += 1
             self._reads.append((op, sink, partition, arrival))
@@ -210,12 +273,19 @@ class Store:
         elif (left_ms := expires_at_ms - _now_ms()) > 0:
             sink.send(Answer(op.id, 200, version, value, left_ms))
         else:
-            self.write(Expire(op.key), _Then(lambda _: self.get(op, sink), sink))
+            self.write(Expire(op.key), _Then(lambda reply: self._get_expired(op, sink, reply), sink))
+
+    def _get_expired(self, op: Get, sink: Sink, reply: Reply) -> None:
+        if isinstance(reply, Answer) and reply.problem is not None:
+            sink.send(refusal(op.id, from_problem(reply.problem)))
+        else:
+            self.get(op, sink)
 
     async def _read_batches(self) -> None:
         while True:
             await self._read_queued.wait()
-            reads, self._reads = self._reads[:_READ_KEYS_MAX], self._reads[_READ_KEYS_MAX:]
+            queued, self._reads = self._reads[:_READ_KEYS_MAX], self._reads[_READ_KEYS_MAX:]
+            reads = [read for read in queued if not read[1].closed]
             if not self._reads:
                 self._read_queued.clear()
             tickets = [self._cache.begin(op.key) for op, _, _, _ in reads]
@@ -232,7 +302,7 @@ class Store:
         elif isinstance(found, DataCorrupt):
             self._cache.finish(op.key, ticket, None)
             log.error("%s", found)
-            sink.send(refusal(op.id, found.problem()))
+            sink.send(refusal(op.id, found))
         elif found.row is not None and found.row.sequence > self._visible:
             self._cache.finish(op.key, ticket, None)
             self._when_visible.append((found.row.sequence, lambda: self.get(op, sink)))
@@ -244,21 +314,24 @@ class Store:
 
     def _wrong_owner(self, op_id: int, partition: int) -> Answer:
         error = WrongOwner(f"this shard does not own partition {partition}", epoch=self.epoch)
-        return refusal(op_id, error.problem())
+        return refusal(op_id, error)
 
     async def scan(self, op: Scan) -> Page:
         """A page of visible live values of the owned partitions. Raises DataCorrupt."""
-        limits = self._limits
+        return await self._scan(op.id, VALUE, op.prefix, op.after, op.limit, values=op.values)
+
+    async def _scan(self, op_id: int, kind: str, prefix: str, after: str, limit: int, *, values: bool) -> Page:
+        bytes_max = self._limits.page_bytes_max
         while True:
             arrivals = self.arrivals
             page = await self.database.scan(
-                op.prefix, op.after, op.limit, op.values, _now_ms(), arrivals, limits.page_bytes_max
+                ScanQuery(kind, prefix, after, limit, values, _now_ms(), arrivals, bytes_max)
             )
             await self._until_visible(page.as_of)
             if page.due:
-                await self._expire(page.due)
+                await self._expire([Expire(key) for key in page.due])
             if self.arrivals is arrivals:
-                return Page(op.id, self.epoch, page.more, page.last, page.rows)
+                return Page(op_id, self.epoch, page.more, page.last, page.rows)
 
     async def count(self, prefix: str) -> int:
         """The number of visible live values of the owned partitions whose key starts with `prefix`."""
@@ -271,36 +344,48 @@ class Store:
     async def _until_visible(self, sequence: int) -> None:
         if sequence > self._visible:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._when_visible.append((sequence, lambda: _wake(future)))
+            self._when_visible.append((sequence, partial(_settle, future)))
             await future
 
     # --- background work ---------------------------------------------------------------------------------------------
 
-    async def _expire(self, keys: list[str]) -> None:
-        """Have the expiry of these keys made, and wait until it is visible."""
+    async def _expire(self, ops: list[Expire]) -> None:
+        """Have these expiries made, and wait until they are visible. Raises TooManyRequests.
+
+        A row whose partition has left is passed over: its new owner expires it.
+        """
         loop = asyncio.get_running_loop()
-        answers = []
-        for key in keys:
-            future: asyncio.Future[Reply] = loop.create_future()
-            answers.append(future)
-            self.write(Expire(key), _Then(future.set_result))
-        await asyncio.gather(*answers)
+        for start in range(0, len(ops), self._limits.expiry_ops_max):
+            answers = []
+            for op in ops[start : start + self._limits.expiry_ops_max]:
+                future: asyncio.Future[Reply] = loop.create_future()
+                answers.append(future)
+                self.write(op, _Then(partial(_settle, future)))
+            for answer in await asyncio.gather(*answers):
+                if isinstance(answer, Answer) and answer.status == TooManyRequests.status:
+                    raise from_problem(answer.problem or {})
+
+    async def _expire_due(self) -> None:
+        count_max = self._limits.expiry_ops_max
+        while len(due := await self.database.due(_now_ms(), self.arrivals, count_max)) == count_max:
+            await self._expire(due)
+        await self._expire(due)
 
     async def _sweep(self) -> None:
-        """Expire what is due; trim the tombstones that are old enough."""
+        """Expire what is due; trim the tombstones that are old enough. Both keep up with any rate they are made at."""
         marks: deque[tuple[float, int]] = deque()
         while True:
             await asyncio.sleep(self._limits.expiry_sweep_s)
-            due = await self.database.due(_now_ms(), self._limits.expiry_ops_max)
-            await self._expire([key for key, partition in due if self.arrivals[partition]])
+            try:
+                await self._expire_due()
+            except TooManyRequests as error:
+                log.debug("the sweep goes on later: %s", error)
             now = time.monotonic()
             if not marks or now - marks[-1][0] >= 1.0:
                 marks.append((now, self._visible))
             while marks and now - marks[0][0] >= self._limits.tombstone_kept_s:
                 if await self.database.trim_tombstones(marks[0][1], _TRIM_ROWS_MAX) < _TRIM_ROWS_MAX:
                     marks.popleft()
-                else:
-                    break
 
     async def _guard(self, work: Any) -> None:
         """Run `work`; what it cannot survive nobody can: end the process."""
@@ -319,9 +404,15 @@ class Store:
         if isinstance(found, KvError):
             return {"row": "damaged", "detail": found.detail}
         row = found.row
+        lease = self._locks.lease(key)
+        lock = None
+        if lease is not None:
+            left_s = round(lease.left_s(time.monotonic()), 3)
+            lock = {"owner": lease.owner, "token": lease.token, "ttl_left": left_s}
         if row is None:
-            return {"row": "absent"}
+            return {"row": "absent", "lock": lock}
         return {
+            "lock": lock,
             "row": "value" if row.body is not None else "tombstone",
             "version": row.version,
             "sequence": row.sequence,
@@ -355,9 +446,14 @@ class _Then:
         return self._behind is not None and self._behind.closed
 
 
-def _wake(future: asyncio.Future[None]) -> None:
+def _size(op: WriteOp) -> int:
+    return len(op.value) + 64 if isinstance(op, Put) else 64
+
+
+def _settle(future: asyncio.Future[Any], result: Any = None) -> None:
+    """Whoever waited may have given up meanwhile."""
     if not future.done():
-        future.set_result(None)
+        future.set_result(result)
 
 
 def _now_ms() -> int:

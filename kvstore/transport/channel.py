@@ -31,7 +31,18 @@ from aiohttp import web
 
 from kvstore.config import Limits
 from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable
-from kvstore.protocol import WRITES, Answer, Page, Put, Reply, Request, decode_replies, decode_requests, encode_frame
+from kvstore.protocol import (
+    WRITES,
+    Acquire,
+    Answer,
+    Page,
+    Put,
+    Reply,
+    Request,
+    decode_replies,
+    decode_requests,
+    encode_frame,
+)
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +76,14 @@ class _Outbox:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
+    def drop(self, ids: set[int]) -> None:
+        """Take back messages that have not left."""
+        self._messages = [message for message in self._messages if message.id not in ids]
+
     async def run(self, socket: Any, on_sent: Callable[[list[Any]], None] | None = None) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            if not self._messages:
+            while not self._messages:
                 self._wake = loop.create_future()
                 await self._wake
                 self._wake = None
@@ -127,9 +142,13 @@ class _Pending(NamedTuple):
 class Channel:
     """The router's end: connects, stays connected, and brings each request its answer."""
 
-    def __init__(self, shard_id: str, url: str, limits: Limits, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, shard_id: str, url: str, limits: Limits, session: aiohttp.ClientSession, store_id: str = ""
+    ) -> None:
+        """`store_id`: the shard refuses the connection unless it serves that very file; empty: whichever it serves."""
         self.shard_id = shard_id
         self.url = url
+        self.store_id = store_id
         self.connected = False
         self.answered = False
         self.bytes_under_way = 0
@@ -168,9 +187,9 @@ class Channel:
         self._next_id += 1
         request.id = self._next_id
         future = self._loop.create_future()
-        self._pending[request.id] = _Pending(
-            future, isinstance(request, WRITES), size, self._loop.time() + limits.request_timeout_s
-        )
+        wait_s = request.wait_ms / 1000 if isinstance(request, Acquire) else 0.0
+        deadline_s = self._loop.time() + wait_s + limits.request_timeout_s
+        self._pending[request.id] = _Pending(future, isinstance(request, WRITES), size, deadline_s)
         self.bytes_under_way += size
         self._outbox.put(request)
         return future
@@ -179,19 +198,24 @@ class Channel:
         wait_s = 0.01
         while True:
             try:
-                async with self._session.ws_connect(
-                    f"{self.url}/channel?shard={self.shard_id}",
-                    max_msg_size=0,
-                    compress=0,
-                    autoclose=True,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
-                ) as socket:
+                async with await self._connect() as socket:
                     wait_s = 0.01
                     await self._serve(socket)
+            except msgspec.DecodeError as error:
+                log.error("shard %s sent a frame that is none: %s", self.shard_id, error)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 log.debug("shard %s cannot be reached: %s", self.shard_id, error)
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, self._limits.reconnect_wait_s_max)
+
+    async def _connect(self) -> aiohttp.ClientWebSocketResponse:
+        async with asyncio.timeout(self._limits.request_timeout_s):
+            return await self._session.ws_connect(
+                f"{self.url}/channel?shard={self.shard_id}&store={self.store_id}",
+                max_msg_size=0,
+                compress=0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+            )
 
     async def _serve(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
@@ -224,8 +248,12 @@ class Channel:
     def _fail_pending(self) -> None:
         pending, self._pending, self.bytes_under_way = self._pending, {}, 0
         for op_id, waiting in pending.items():
-            if not waiting.future.done():
-                waiting.future.set_exception(self._lost(op_id, waiting, "closed the connection"))
+            self._fail(op_id, waiting, "closed the connection")
+
+    def _fail(self, op_id: int, waiting: _Pending, what: str) -> None:
+        if not waiting.future.done():
+            waiting.future.set_exception(self._lost(op_id, waiting, what))
+            waiting.future.exception()  # looked at once here, else asyncio complains of those that nobody awaits any more
 
     def _lost(self, op_id: int, waiting: _Pending, what: str) -> KvError:
         if waiting.is_write and op_id <= self._sent_up_to:
@@ -236,21 +264,17 @@ class Channel:
         return Unavailable(f"shard {self.shard_id} {what}", shard=self.shard_id, retry_after_ms=1000)
 
     async def _sweep(self) -> None:
-        """Time out what waits too long. Operations are in order of their deadlines, so only the oldest are looked at."""
+        """Time out what waits too long."""
         while True:
             await asyncio.sleep(_SWEEP_S)
             now = self._loop.time()
-            timed_out = 0
-            while self._pending:
-                op_id = next(iter(self._pending))
-                waiting = self._pending[op_id]
-                if waiting.deadline_s > now:
-                    break
+            timed_out = [item for item in self._pending.items() if item[1].deadline_s <= now]
+            for op_id, waiting in timed_out:
                 del self._pending[op_id]
                 self.bytes_under_way -= waiting.size
-                timed_out += 1
-                if not waiting.future.done():
-                    waiting.future.set_exception(self._lost(op_id, waiting, "did not answer in time"))
+                self._fail(op_id, waiting, "did not answer in time")
+            if timed_out:  # who was told that nothing was done must not see it done later
+                self._outbox.drop({op_id for op_id, _ in timed_out})
             silent_s = now - self._heard_s
             if timed_out and silent_s > self._limits.request_timeout_s and self._socket is not None:
                 log.warning("shard %s has been silent for %.1f s: reconnecting", self.shard_id, silent_s)

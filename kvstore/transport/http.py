@@ -13,6 +13,7 @@ and body in one piece, which saves a third of the time that a request takes with
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,9 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from aiohttp import web
 from aiohttp.http import HttpVersion11
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.http_exceptions import InvalidURLError, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from kvstore.config import Limits
 from kvstore.errors import (
@@ -39,6 +42,8 @@ from kvstore.errors import (
     KeyNotUtf8,
     KeyTooLong,
     KvError,
+    NotImplementedYet,
+    RequestTimeout,
     TooManyRequests,
     UriTooLong,
     ValueTooLarge,
@@ -48,7 +53,11 @@ JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
 BINARY = "application/octet-stream"
 
+_HALF_CLOSED_POLL_S = 0.02
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+LARGE_BYTES = 65_536
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
 _IP_LITERAL = re.compile(r"\d{1,3}(\.\d{1,3}){3}|\[[0-9A-Fa-f:.]+\]")
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _STATUS_LINES = {code: f"HTTP/1.1 {code} {phrase}\r\n" for code, phrase in _REASONS.items()}
@@ -149,18 +158,21 @@ class BodyReader:
 
     def __init__(self, limits: Limits) -> None:
         self._under_way_bytes_max = limits.body_bytes_in_flight_max
+        self._transfer_timeout_s = limits.transfer_timeout_s
         self.under_way_bytes = 0
 
     async def read(
         self, request: web.BaseRequest, head: Head, bytes_max: int, too_large: type[ValueTooLarge | BodyTooLarge]
     ) -> bytes:
         """The whole body. Raises `too_large` before it is buffered whole, TooManyRequests, ContentEncodingRefused,
-        BadRequest and ExpectationFailed."""
+        BadRequest, NotImplementedYet and ExpectationFailed."""
         fields = head.fields
         if "content-encoding" in fields and fields["content-encoding"].lower() != "identity":
-            raise ContentEncodingRefused(f"Content-Encoding: {fields['content-encoding']} is not taken")
+            raise ContentEncodingRefused(f"Content-Encoding: {fields['content-encoding']!a} is not taken")
         if "content-range" in fields:
             raise BadRequest("Content-Range is not taken: a value is written whole")
+        if fields.get("transfer-encoding", "chunked").lower() != "chunked":  # the parser undoes chunks, nothing else
+            raise NotImplementedYet(f"Transfer-Encoding: {fields['transfer-encoding']!a} is not taken; only chunked is")
         announced = int(fields.get("content-length", 0))
         if announced > bytes_max:
             raise too_large(f"the body has {announced} bytes; the limit is {bytes_max}", bytes_max=bytes_max)
@@ -183,20 +195,23 @@ class BodyReader:
         try:
             chunks: list[bytes] = []
             size = 0
-            async for chunk in request.content.iter_any():
-                size += len(chunk)
-                if size > bytes_max:
-                    raise too_large(f"the body is over the limit of {bytes_max} bytes", bytes_max=bytes_max)
-                chunks.append(chunk)
+            async with asyncio.timeout(self._transfer_timeout_s):
+                async for chunk in request.content.iter_any():
+                    size += len(chunk)
+                    if size > bytes_max:
+                        raise too_large(f"the body is over the limit of {bytes_max} bytes", bytes_max=bytes_max)
+                    chunks.append(chunk)
             return b"".join(chunks)
+        except TimeoutError:
+            raise RequestTimeout(f"the body had not arrived after {self._transfer_timeout_s:g} s") from None
         finally:
             self.under_way_bytes -= reserved
 
     async def _answer_expect(self, request: web.BaseRequest, expectation: str) -> None:
         if expectation.lower() != "100-continue":
-            raise ExpectationFailed(f"Expect: {expectation} is unknown")
+            raise ExpectationFailed(f"Expect: {expectation!a} is unknown")
         if request.version >= HttpVersion11:
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await request.writer.write(_CONTINUE)
 
 
 class HostGuard:
@@ -219,7 +234,33 @@ class HostGuard:
             raise Foreign(f"a page of {fields['origin']!a} may not call this router")
 
 
+def client_has_left(request: web.BaseRequest) -> bool:
+    """The client has closed the connection, or its side of it: the two look alike until something is sent."""
+    transport = request.transport
+    return transport is None or transport.is_closing() or getattr(request.protocol, "half_closed", False)
+
+
 # --- responses --------------------------------------------------------------------------------------------------------
+
+
+class AnswerAccount:
+    """The bound on large answers that are made but not yet taken in by their clients."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.under_way_bytes = 0
+        self.transfer_timeout_s = limits.transfer_timeout_s
+        self._bytes_max = limits.answer_bytes_in_flight_max
+
+    def admit(self, response: Response) -> Response:
+        """The response, on the account until it is written; or 429 in its place."""
+        size = len(response.body)
+        if size < LARGE_BYTES or response.head_only:
+            return response
+        if self.under_way_bytes + size > self._bytes_max:
+            return problem_response(TooManyRequests("too many large answers are under way", retry_after_ms=500))
+        self.under_way_bytes += size
+        response.account = self
+        return response
 
 
 class Response:
@@ -228,7 +269,7 @@ class Response:
     Implements what aiohttp asks of a response (`prepare`, `write_eof`, `keep_alive`), without its header containers.
     """
 
-    __slots__ = ("body", "content_type", "head_only", "keep_alive", "lines", "status")
+    __slots__ = ("account", "body", "content_type", "head_only", "keep_alive", "lines", "status")
 
     def __init__(
         self, status: int, body: bytes = b"", content_type: str = "", lines: str = "", *, head_only: bool = False
@@ -239,10 +280,13 @@ class Response:
         self.lines = lines
         self.head_only = head_only
         self.keep_alive = True
+        self.account: AnswerAccount | None = None
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Write all of it."""
         keep = self.keep_alive and request.keep_alive
+        if self.status >= 400 and (request.content.exception() is not None or not request.content.is_eof()):
+            keep = False  # the refused body may never come: what follows on the connection could be taken for it
         self.keep_alive = keep
         lines = self.lines
         if self.content_type:
@@ -255,9 +299,25 @@ class Response:
             lines += f"Content-Length: {len(self.body)}\r\n"
         head = f"{_STATUS_LINES[self.status]}{lines}{_date_line()}\r\n".encode("latin-1")
         body = b"" if self.head_only or self.status in (204, 304) else self.body
-        await request.writer.write(head + body if len(body) < 65_536 else head)
-        if len(body) >= 65_536:
-            await request.writer.write(body)
+        if len(body) < LARGE_BYTES:
+            await request.writer.write(head + body)
+        else:
+            await self._write_large(request, head, body)
+
+    async def _write_large(self, request: web.BaseRequest, head: bytes, body: bytes) -> None:
+        """Write and wait until the client has taken it in; one that does not read loses its connection."""
+        timeout_s = None if self.account is None else self.account.transfer_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await request.writer.write(head)
+                await request.writer.write(body)
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("the client does not read its answer") from None
+        finally:
+            if self.account is not None:
+                self.account.under_way_bytes -= len(self.body)
 
     async def write_eof(self) -> None:
         """Nothing is left to do."""
@@ -293,9 +353,11 @@ Handler = Callable[[web.BaseRequest], Awaitable[Any]]
 
 
 class _Protocol(RequestHandler):
-    __slots__ = ()
+    __slots__ = ("_last_body", "half_closed")
 
     def connection_made(self, transport: Any) -> None:
+        self._last_body: StreamReader = EMPTY_PAYLOAD
+        self.half_closed = False
         server = cast(Server, self._manager)
         if len(server.connections) >= server.connections_max:
             transport.write(_REFUSED_CONNECTION)
@@ -304,24 +366,63 @@ class _Protocol(RequestHandler):
             return
         super().connection_made(transport)
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages:
+            message, body = self._messages[-1]
+            if type(message) is _ErrInfo:  # aiohttp would let the reader of the body before it wait for ever
+                self._cut_body("the body is not chunked as HTTP asks")
+            else:
+                self._last_body = body
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own contract: True keeps our side open
+        """A client that half-closes (`nc -N`) gets its answers; a body that it cut short is refused."""
+        if self._is_idle():
+            return False
+        self.half_closed = True
+        self._cut_body("the body ended early: nothing of it was stored")
+        self._close_when_idle()
+        return True
+
+    def _cut_body(self, detail: str) -> None:
+        if not self._last_body.is_eof():
+            self._last_body.set_exception(BadRequest(detail))
+            self._last_body.feed_eof()
+
+    def _is_idle(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def _close_when_idle(self) -> None:
+        if self._is_idle():
+            self.force_close()
+        elif self.transport is not None:
+            self._loop.call_later(_HALF_CLOSED_POLL_S, self._close_when_idle)
+
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """aiohttp's own errors (an unreadable request, an exception in a handler) as problem documents."""
-        response = problem_response(_error_of(status, exc, message))
+        response = problem_response(_error_of(status, exc, message, self.max_line_size))
         response.keep_alive = False
-        if status >= 500:
+        gone = isinstance(exc, ConnectionError) and self.transport is None  # nobody is left to be answered
+        if status >= 500 and not gone:
             self.log_exception("a request failed: %s %s", request.method, ascii(request.raw_path), exc_info=exc)
+        if request.writer.output_size > len(_CONTINUE):
+            raise ConnectionResetError("the answer had begun: all that is left is to break it off")
         return cast(web.StreamResponse, response)
 
 
-def _error_of(status: int, exc: BaseException | None, message: str | None) -> KvError:
-    text = (message or str(exc or "")).split("\n", 1)[0]
+def _error_of(status: int, exc: BaseException | None, message: str | None, line_bytes_max: int) -> KvError:
+    text = (message or str(exc or "")).split("\n", 1)[0].rstrip(":")
     if status < 500:
-        kind = type(exc).__name__
-        if kind == "LineTooLong":
-            in_line = "status line" in text.lower() or "request line" in text.lower() or "url" in text.lower()
-            return UriTooLong("the request line is too long") if in_line else HeadersTooLarge("a header is too long")
+        if isinstance(exc, LineTooLong):
+            if exc.args[1] == line_bytes_max:
+                return UriTooLong("the request line is too long", bytes_max=line_bytes_max)
+            return HeadersTooLarge("a header is too long", bytes_max=exc.args[1])
+        if text.startswith("Too many headers"):
+            return HeadersTooLarge("there are too many header fields")
+        if isinstance(exc, InvalidURLError):
+            return BadRequest("the request line holds bytes that must be percent-encoded")
         return BadRequest(f"this is not HTTP as expected: {text}")
     return KvError("the router failed to handle this request; its log says why")
 
@@ -356,7 +457,8 @@ class Server(web.Server):
             keepalive_timeout=limits.keepalive_timeout_s,
             lingering_time=2.0,
             max_line_size=limits.request_line_bytes_max,
-            max_field_size=limits.header_bytes_max,
+            # aiohttp's LineTooLong tells a request line from a header by nothing but the limit that was passed
+            max_field_size=limits.header_bytes_max + (limits.header_bytes_max == limits.request_line_bytes_max),
         )
         self.connections_max = limits.connections_max
 

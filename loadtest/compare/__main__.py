@@ -171,7 +171,7 @@ async def _run_all(plan: Plan, options: Options) -> list[Run]:
         left_s = (time.monotonic() - began) / len(runs) * (len(steps) - len(runs))
         errors = f"  ERRORS {run.errors}" if run.failed else ""
         _tell(
-            f"[{len(runs):>3}/{len(steps)}] round {run.round} {run.work:<4} {run.connections:>4} {run.system:<8}"
+            f"[{len(runs):>3}/{len(steps)}] round {run.round} {run.work:<7} {run.connections:>4} {run.system:<8}"
             f" {run.per_s:>9,.0f}/s  p99 {run.p99_ms:>7.2f} ms  {run.cpu_us_per_op:>5.0f} µs CPU/op"
             f"  ({int(left_s) // 60}:{int(left_s) % 60:02d} left){errors}"
         )
@@ -184,7 +184,7 @@ def _report(options: Options, runs: Sequence[Run], facts: Sequence[SystemFacts])
     header = report.machine([" ".join(wrk[:2]), *(fact.version for fact in facts)], command)
     header.append(
         f"{options.keys:,} keys, values of 100 bytes, {options.rounds} rounds of {options.seconds} s, medians; "
-        "wrk with 1 thread on the same machine"
+        "wrk on the same machine, with 1 thread (cas, cas-hot and lock: 1 thread per connection)"
     )
     header.append(report.quietness(runs))
     cells = report.summarize(runs)

@@ -19,12 +19,15 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
 from loadtest import processes
+from loadtest.compare.conditions import CONDITIONS
 from loadtest.compare.dialects import Unsupported
 from loadtest.compare.http1 import ask, ask_all, write_replay
+from loadtest.compare.stateful import Stateful, Talk, write_sections
 from loadtest.compare.systems import System
 from loadtest.compare.workloads import Data, Workload, preload
 
@@ -37,6 +40,8 @@ _RESULT = "RESULT "
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One run of wrk. Rates and CPU time are per operation; latencies are per request.
+
+    `refused` counts what was rightly refused, and is no operation: comparisons that failed, locks that were held.
 
     `others_cpu` and `stolen_cpu` tell how quiet the machine was: the share of all cores' time (0 to 1) that went to
     processes outside this benchmark, and to other guests of the hypervisor.
@@ -53,6 +58,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float
     max_ms: float
     errors: dict[str, int]
+    refused: int = 0
     cpu_us_per_op: float
     cpu_us_per_op_by_process: dict[str, float] = {}
     wrk_cpu_us_per_op: float
@@ -89,11 +95,24 @@ class Plan:
         if answer.status != 200 or not system.dialect.shows(answer.body, self.data.stored[-1]):
             raise RuntimeError(f"{system.name} does not show what was stored: {answer.status} {answer.body[:300]!r}")
         for workload in self.workloads:
+            if workload.stateful is not None:
+                await self._prepare_stateful(system, workload, workload.stateful)
+                continue
+            assert workload.requests is not None
             try:
                 requests = workload.requests(system.dialect, self.data)
             except Unsupported:
                 continue
             self.request_file(system, workload).write_bytes(write_replay(requests, system.url))
+
+    async def _prepare_stateful(self, system: System, workload: Workload, stateful: Stateful) -> None:
+        if system.name in CONDITIONS:
+            async with self._talk(system) as talk:
+                await stateful.check(talk, self.data.keys)
+            self.request_file(system, workload).touch()
+
+    def _talk(self, system: System) -> Talk:
+        return Talk(system.url, system.dialect, CONDITIONS[system.name])
 
     def request_file(self, system: System, workload: Workload) -> Path:
         return self.folder / f"{system.name}-{workload.name}.requests"
@@ -104,7 +123,7 @@ class Plan:
             Step(number, workload, count, system)
             for number in range(1, rounds + 1)
             for workload in self.workloads
-            for count in connections
+            for count in (workload.stateful and workload.stateful.connections) or connections
             for system in self._in_turn(number)
             if self.request_file(system, workload).exists()
         ]
@@ -126,11 +145,19 @@ class Plan:
     async def _one(self, step: Step, seconds: int) -> Run:
         workload, system = step.workload, step.system
         script_arguments = [str(self.request_file(system, workload)), str(step.round * 1009 + step.connections)]
+        threads = 1
+        if workload.stateful is not None:
+            await self._write_sections(step, workload.stateful)
+            script_arguments.append(system.name)
+            threads = step.connections
         before = _CpuTimes.now(system)
-        result = await run_wrk(system.url, workload.script, step.connections, seconds, script_arguments)
+        result = await run_wrk(system.url, workload.script, step.connections, seconds, script_arguments, threads)
         await asyncio.sleep(SETTLE_S)  # what it writes after its last answer is its own, and not the next one's noise
         used = _CpuTimes.now(system).since(before)
-        operations = result["requests"] * workload.operations
+        operations = result.get("operations", result["requests"] * workload.operations)
+        if workload.stateful is not None:
+            async with self._talk(system) as talk:
+                await workload.stateful.verify(talk, operations, step.connections)
         duration_s = result["duration_us"] / 1e6
         us_per_op = 1e6 / max(1, operations)
         return Run(
@@ -145,6 +172,7 @@ class Plan:
             p99_ms=result["p99_us"] / 1e3,
             max_ms=result["max_us"] / 1e3,
             errors={kind: result[kind] for kind in ("connect", "read", "write", "status", "timeout") if result[kind]},
+            refused=result.get("refused", 0),
             cpu_us_per_op=sum(used.system_s.values()) * us_per_op,
             cpu_us_per_op_by_process={name: cpu_s * us_per_op for name, cpu_s in used.system_s.items()},
             wrk_cpu_us_per_op=used.wrk_s * us_per_op,
@@ -152,16 +180,22 @@ class Plan:
             stolen_cpu=used.machine.stolen / used.capacity_s,
         )
 
+    async def _write_sections(self, step: Step, stateful: Stateful) -> None:
+        async with self._talk(step.system) as talk:
+            sections = await stateful.sections(talk, self.data.keys, self.data.written, step.connections)
+        content = write_sections(sections, urlsplit(step.system.url).netloc)
+        self.request_file(step.system, step.workload).write_bytes(content)
+
 
 async def run_wrk(
-    url: str, script: Path, connections: int, seconds: int, script_arguments: Sequence[str]
+    url: str, script: Path, connections: int, seconds: int, script_arguments: Sequence[str], threads: int = 1
 ) -> dict[str, int]:
-    """Run wrk with one thread; the figures that the script's `done` prints.
+    """Run wrk; the figures that the script's `done` prints.
 
     `status` counts answers of 400 and above, `timeout` those that took longer than 2 s; times are in microseconds.
     Raises RuntimeError when wrk fails.
     """
-    command = ["wrk", "-t", "1", "-c", str(connections), "-d", f"{seconds}s", "-s", str(script), url, "--"]
+    command = ["wrk", "-t", str(threads), "-c", str(connections), "-d", f"{seconds}s", "-s", str(script), url, "--"]
     wrk = await asyncio.create_subprocess_exec(
         *command,
         *script_arguments,

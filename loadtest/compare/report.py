@@ -55,6 +55,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     cpu_us_per_op: float
     cpu_us_per_op_by_process: dict[str, float]
     errors: int
+    refused_per_op: float = 0.0
     to: dict[str, Ratio]
 
 
@@ -75,6 +76,7 @@ def summarize(runs: Iterable[Run]) -> list[Cell]:
             cpu_us_per_op=median(run.cpu_us_per_op for run in group),
             cpu_us_per_op_by_process=_median_by_process(group),
             errors=sum(run.failed for run in group),
+            refused_per_op=median(run.refused / max(1, run.operations) for run in group),
             to={
                 peer: ratio
                 for peer in _PEERS
@@ -141,6 +143,8 @@ _RATE_TARGETS = (
     ("get", 128, "bare", 0.5),
     ("put", 32, "etcd", 1.3),
     ("put", 128, "etcd", 1.5),
+    ("cas", 32, "etcd", 1.7),
+    ("cas", 128, "etcd", 1.7),
 )
 
 
@@ -179,6 +183,8 @@ def _rate_table(cells: Sequence[Cell]) -> str:
         ("× bare", lambda cell: f"{cell.to['bare'].median:.2f}" if "bare" in cell.to else "–"),
         ("errors", lambda cell: str(cell.errors)),
     ]
+    if any(cell.refused_per_op for cell in cells):
+        columns.append(("refused/op", lambda cell: f"{cell.refused_per_op:.2f}"))
     rows = [[show(cell) for _, show in columns] for cell in _side_by_side(cells)]
     return _table([title for title, _ in columns], rows, left=("work", "system", "of which"))
 

@@ -36,6 +36,7 @@ ALL = dict(commands(root))
 def test_there_is_every_command_that_was_promised() -> None:
     assert {" ".join(path) for path in ALL} == {
         "up", "get", "put", "delete", "list", "import", "export", "status", "ring", "explain",
+        "lock", "locks",
         "shard serve", "router serve", "controller serve",
     }  # fmt: skip
 

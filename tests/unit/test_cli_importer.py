@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -36,8 +37,7 @@ class Store:
         self.under_way: set[str] = set()
         self.fate: Callable[[list[str]], None] = lambda keys: None
         self.op_fate: Callable[[str], KvError | None] = lambda key: None
-        self.gate = asyncio.Event()
-        self.gate.set()
+        self.takes_s = 0.0
 
     async def put(self, key: str, value: bytes, *, ttl: float | None = None) -> int:
         (result,) = await self.batch([Put(key, value, ttl)])
@@ -50,8 +50,7 @@ class Store:
         assert not self.under_way & set(keys), "two writes of one key are under way together"
         self.under_way |= set(keys)
         self.calls.append(keys)
-        await asyncio.sleep(0)
-        await self.gate.wait()
+        await asyncio.sleep(self.takes_s)
         self.under_way -= set(keys)
         self.fate(keys)
         results = []
@@ -68,10 +67,15 @@ class Run:
 
     def __init__(self, store: Store) -> None:
         self.done: list[Done] = []
-        self.importer = Importer(store, Progress("import", None), self.done.append)  # type: ignore[arg-type]
+        self.confirmed = asyncio.Event()
+        self.importer = Importer(store, Progress("import", None), self._confirm)  # type: ignore[arg-type]
 
     async def __call__(self, entries: Sequence[Entry], skip_bad_lines: bool = False) -> None:
         await self.importer.run(batches(iter(entries), skip_bad_lines=skip_bad_lines))
+
+    def _confirm(self, done: Done) -> None:
+        self.done.append(done)
+        self.confirmed.set()
 
     @property
     def stored(self) -> list[str]:
@@ -122,6 +126,7 @@ async def test_everything_is_stored_and_confirmed_in_order(store: Store, monkeyp
 
 async def test_of_two_records_with_one_key_the_later_wins(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importer, "BATCH_RECORDS_MAX", 2)
+    store.takes_s = 0.02  # long enough for a second batch to be sent, were it not held back
     run = Run(store)
     await run([record(key, str(n).encode()) for n, key in enumerate("abacadabra")])
     assert store.data == {"a": b"9", "b": b"7", "c": b"3", "d": b"5", "r": b"8"}
@@ -212,8 +217,7 @@ async def test_an_interrupt_confirms_no_batch_that_has_an_undone_one_before_it(
     run = Run(store)
     task = asyncio.create_task(run([record(key) for key in "abcdefgh"]))
     await stalled.wait()
-    while not run.done:
-        await asyncio.sleep(0)
+    await run.confirmed.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -221,8 +225,6 @@ async def test_an_interrupt_confirms_no_batch_that_has_an_undone_one_before_it(
 
 
 async def test_an_interrupt_while_the_source_has_nothing_to_give_is_heard(store: Store) -> None:
-    import threading
-
     asked, release = threading.Event(), threading.Event()
 
     def source() -> object:
@@ -232,8 +234,7 @@ async def test_an_interrupt_while_the_source_has_nothing_to_give_is_heard(store:
 
     task = asyncio.create_task(Importer(store, Progress("x", None), print).run(source()))  # type: ignore[arg-type]
     try:
-        while not asked.is_set():
-            await asyncio.sleep(0.001)
+        await asyncio.to_thread(asked.wait)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(task, 5)

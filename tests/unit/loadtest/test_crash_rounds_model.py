@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import aiohttp
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
 from loadtest.crash_model import KeyHistory, Kind
+from loadtest.crash_rounds import Writer
 
 
 def history_with(*puts: tuple[bytes, int]) -> KeyHistory:
@@ -186,3 +191,68 @@ def test_one_fault_is_told_once() -> None:
         key.observed(b"a", 3)
     assert kinds(key) == [Kind.LOST]
     assert "acknowledged: b'b' at version 7" in str(key.violations[0])
+
+
+# --- the same through HTTP: a writer against a store with a planted bug --------------------------------------------
+
+
+class TinyStore:
+    """Keys and values in memory, answered as the contract says; `lossy` forgets every third put after its answer."""
+
+    def __init__(self, lossy: bool = False, silent: bool = False) -> None:
+        self.values: dict[str, tuple[bytes, int]] = {}
+        self.lossy = lossy
+        self.silent = silent
+        self.requests = 0
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.requests += 1
+        key, held = request.path, self.values.get(request.path)
+        if request.method == "GET":
+            return web.Response(status=404) if held is None else self._answer(200, held[1], held[0])
+        if request.method == "DELETE":
+            self.values.pop(key, None)
+            return web.Response(status=404 if held is None else 204)
+        body = await request.read()
+        if not (self.lossy and self.requests % 3 == 0):
+            self.values[key] = (body, self.requests)
+        if self.silent and request.transport is not None:
+            request.transport.abort()  # the write is done, and its writer never hears of it
+        return self._answer(201 if held is None else 204, self.requests)
+
+    @staticmethod
+    def _answer(status: int, version: int, body: bytes = b"") -> web.Response:
+        return web.Response(status=status, body=body or None, headers={"ETag": f'"{version}"'})
+
+
+async def work_on(store: TinyStore, steps: int = 60) -> tuple[Writer, list[Kind]]:
+    app = web.Application()
+    app.router.add_route("*", "/v1/kv/{key}", store.handle)
+    async with TestServer(app) as server, aiohttp.ClientSession() as http:
+        http._retry_connection = False
+        writer = Writer("w", [KeyHistory(f"k{number}") for number in range(4)], http, seed=1)
+        writer.url = str(server.make_url("")).rstrip("/")
+        for _ in range(steps):
+            await writer.step()
+        for key in writer.keys:
+            await writer.read(key)
+    return writer, [kind for key in writer.keys for kind in kinds(key)]
+
+
+async def test_a_writer_finds_nothing_wrong_with_a_store_that_keeps_its_word() -> None:
+    writer, found = await work_on(TinyStore())
+    assert found == []
+    assert writer.counts["acknowledged"] > 20
+
+
+async def test_a_writer_finds_that_a_store_forgets_what_it_acknowledged() -> None:
+    _, found = await work_on(TinyStore(lossy=True))
+    assert {Kind.LOST, Kind.WRONG_ANSWER} & set(found)
+
+
+async def test_a_write_without_an_answer_counts_as_unknown_and_is_sent_once() -> None:
+    store = TinyStore(silent=True)
+    writer, found = await work_on(store, steps=30)
+    assert found == []
+    assert writer.counts["unknown"] > 10
+    assert store.requests == sum(writer.counts.values())

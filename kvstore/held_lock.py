@@ -1,0 +1,125 @@
+"""A lock held for the length of a block of code: `async with kv.lock("name") as lock`.
+
+Owns: acquiring with an Idempotency-Key, renewing in the background, cancelling the block when the lease is lost,
+releasing.
+Promises: while the block runs uncancelled, the lease has not ended as far as this process can know: its time is
+counted from before the request that granted or renewed it was sent, so the client gives up no later than the store
+does. (After a wait in the queue it is counted from the answer until the first renewal, which comes at once.)
+Leaves to others: the calls themselves (`client`). Work that was cut off may still be on its way to somewhere: show
+`lock.token` with every write, and the store refuses what comes too late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Protocol, Self
+
+from kvstore.errors import KvError, LockLost, OutcomeUnknown
+
+_RENEWALS_PER_TTL = 3
+_TRIES = 5
+_RETRY_S = 0.2
+
+
+class LockCalls(Protocol):
+    """The calls of a client that holding a lock takes."""
+
+    async def acquire(self, name: str, *, ttl: float, wait: float, owner: str, idempotency_key: str | None) -> int: ...
+
+    async def renew(self, name: str, token: int) -> None: ...
+
+    async def release(self, name: str, token: int) -> None: ...
+
+
+class HeldLock:
+    """Use with `async with`, once. `token` is the fencing token; `lost` tells whether the lease is known to have ended.
+
+    Entering raises Locked when nobody released the lock within `wait` seconds. Leaving raises LockLost when the lease
+    ended before the block did; the block was cancelled then.
+    """
+
+    def __init__(
+        self, calls: LockCalls, name: str, *, ttl: float, wait: float, owner: str, idempotency_key: str
+    ) -> None:
+        self.name = name
+        self.token = 0
+        self.lost = False
+        self._calls = calls
+        self._ttl_s = ttl
+        self._wait_s = wait
+        self._owner = owner
+        self._idempotency_key = idempotency_key
+        self._deadline_s = 0.0
+        self._block: asyncio.Task[object] | None = None
+        self._renewer: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._acquire()
+        self._block = asyncio.current_task()
+        self._renewer = asyncio.create_task(self._keep())
+        return self
+
+    async def _acquire(self) -> None:
+        """An unknown outcome is settled by asking again with the same key: a grant that was made is answered again."""
+        for number in range(1, _TRIES + 1):
+            asked_s = asyncio.get_running_loop().time()
+            try:
+                self.token = await self._calls.acquire(
+                    self.name,
+                    ttl=self._ttl_s,
+                    wait=self._wait_s,
+                    owner=self._owner,
+                    idempotency_key=self._idempotency_key,
+                )
+            except OutcomeUnknown:
+                if number == _TRIES:
+                    raise
+                await asyncio.sleep(_RETRY_S * number)
+                continue
+            # Waiting in the queue is not part of the lease. How long the answer took after the grant is unknown
+            # then, so the first renewal comes at once.
+            self._deadline_s = (asked_s if not self._wait_s else asyncio.get_running_loop().time()) + self._ttl_s
+            return
+
+    async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause_s = 0.0 if self._wait_s else self._ttl_s / _RENEWALS_PER_TTL
+        while True:
+            await asyncio.sleep(min(pause_s, max(0.0, self._deadline_s - loop.time())))
+            asked_s = loop.time()
+            try:
+                async with asyncio.timeout_at(self._deadline_s):
+                    await self._calls.renew(self.name, self.token)
+                self._deadline_s = asked_s + self._ttl_s
+                pause_s = self._ttl_s / _RENEWALS_PER_TTL
+            except LockLost:
+                break
+            except (KvError, TimeoutError):
+                if loop.time() >= self._deadline_s:
+                    break
+                pause_s = min(_RETRY_S, self._ttl_s / 10)
+        self.lost = True
+        if self._block is not None:
+            self._block.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._renewer is not None:
+            self._renewer.cancel()
+            await asyncio.gather(self._renewer, return_exceptions=True)
+        if self.lost:
+            if self._block is not None:
+                self._block.uncancel()  # also if the block kept the cancellation to itself: it was ours
+            raise LockLost(f"the lease on {self.name!r} with token {self.token} ended before the block did") from error
+        await self._release(quietly=kind is not None)
+
+    async def _release(self, *, quietly: bool) -> None:
+        try:
+            await self._calls.release(self.name, self.token)
+        except OutcomeUnknown:
+            pass  # released, or it ends by itself within its ttl
+        except KvError:
+            if not quietly:
+                raise

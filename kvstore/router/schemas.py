@@ -1,0 +1,325 @@
+"""The JSON documents of the public API as JSON Schemas (draft 2020-12), the components of the OpenAPI document.
+
+Owns: the shape of every document that the router takes or gives.
+Promises: request bodies are closed (an unknown field is refused, as `batch` refuses it), answers are open: a client
+must let pass what it does not know, so that fields can be added.
+Leaves to others: routes, statuses and header fields (`openapi`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvstore.config import PARTITIONS_MAX, PARTITIONS_MIN, Limits
+from kvstore.errors import (
+    BadTtl,
+    DataCorrupt,
+    DiskFull,
+    KeyEmpty,
+    KeyNotUtf8,
+    KeyTooLong,
+    KvError,
+    NotFound,
+    OutcomeUnknown,
+    TooManyRequests,
+    Unavailable,
+    ValueTooLarge,
+    all_errors,
+)
+
+Schema = dict[str, Any]
+
+VERSION_MAX = 2**53 - 1  # every JSON parser keeps an integer up to here exact
+OPERATION_ERRORS: tuple[type[KvError], ...] = (
+    KeyEmpty, KeyNotUtf8, KeyTooLong, BadTtl, NotFound, ValueTooLarge, TooManyRequests, KvError, DataCorrupt,
+    Unavailable, OutcomeUnknown, DiskFull,
+)  # fmt: skip
+
+# --- words to say it in -----------------------------------------------------------------------------------------------
+
+
+def ref(name: str) -> Schema:
+    """The component schema of that name."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def text(description: str = "", **more: Any) -> Schema:
+    return _described({"type": "string", **more}, description)
+
+
+def integer(description: str = "", minimum: int = 0, **more: Any) -> Schema:
+    return _described({"type": "integer", "minimum": minimum, **more}, description)
+
+
+def number(description: str = "", **more: Any) -> Schema:
+    return _described({"type": "number", **more}, description)
+
+
+def array(items: Schema, description: str = "", **more: Any) -> Schema:
+    return _described({"type": "array", "items": items, **more}, description)
+
+
+def document(description: str, required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+    """An object with these members."""
+    return _described(
+        {"type": "object", "required": list(required), "properties": required | (optional or {})}, description
+    )
+
+
+def closed(schema: Schema) -> Schema:
+    """The same object, without any other member."""
+    return schema | {"additionalProperties": False}
+
+
+def one_of(description: str, *schemas: Schema, **more: Any) -> Schema:
+    return _described({"oneOf": list(schemas), **more}, description)
+
+
+def codes(errors: tuple[type[KvError], ...] | list[type[KvError]]) -> Schema:
+    """One of the codes of these errors."""
+    return text(enum=sorted(error.code for error in errors))
+
+
+def _described(schema: Schema, description: str) -> Schema:
+    return schema | {"description": description} if description else schema
+
+
+def _having(*names: str, **constants: str) -> Schema:
+    """A case of an object: these members are there, and those have these values."""
+    properties = {name: {"const": value} for name, value in constants.items()}
+    return {"required": [*constants, *names], "properties": properties}
+
+
+# --- the documents ----------------------------------------------------------------------------------------------------
+
+
+def schemas(limits: Limits) -> dict[str, Schema]:
+    """Every component schema by name."""
+    return {**_words(limits), **_batch(limits), **_listing(limits), **_cluster(), **_process(), "Problem": _problem()}
+
+
+def _words(limits: Limits) -> dict[str, Schema]:
+    return {
+        "Key": text(f"1 to {limits.key_bytes_max:,} bytes of UTF-8.", examples=["users/1"]),
+        "Version": integer(
+            "Rises with every change of the key and never restarts, not even after a delete.", 1, maximum=VERSION_MAX
+        ),
+        "ValueText": text("The value, where its bytes are UTF-8."),
+        "ValueBase64": text(
+            "The value in base64 (RFC 4648, section 4), where its bytes are not UTF-8.",
+            contentEncoding="base64",
+            pattern="^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+        ),
+        "TtlLeft": number("Seconds until the key expires; absent if it never does.", exclusiveMinimum=0),
+    }
+
+
+def _batch(limits: Limits) -> dict[str, Schema]:
+    key = {"key": ref("Key")}
+    ttl = number(
+        f"Seconds until the key expires: above 0, at most {limits.ttl_s_max:,}. Without it the key never expires.",
+    )
+    stored = {"key": ref("Key"), "version": ref("Version")}
+    operations = {"put": "PutOperation", "get": "GetOperation", "delete": "DeleteOperation"}
+    return {
+        "Batch": closed(
+            document(
+                "Independent operations; not atomic.",
+                {
+                    "ops": array(
+                        one_of(
+                            "",
+                            *map(ref, operations.values()),
+                            discriminator={
+                                "propertyName": "op",
+                                "mapping": {op: ref(name)["$ref"] for op, name in operations.items()},
+                            },
+                        ),
+                        minItems=1,
+                    )
+                },
+            )
+        ),
+        "PutOperation": closed(
+            document(
+                f"Sets the value, of at most {limits.value_bytes_max:,} bytes: exactly one of value and value_base64.",
+                {"op": {"const": "put"}, **key},
+                {"value": ref("ValueText"), "value_base64": ref("ValueBase64"), "ttl": ttl},
+            )
+        )
+        | {"oneOf": [_having("value"), _having("value_base64")]},
+        "GetOperation": closed(document("Reads the value.", {"op": {"const": "get"}, **key})),
+        "DeleteOperation": closed(document("Removes the key.", {"op": {"const": "delete"}, **key})),
+        "BatchResults": document(
+            "One result per operation, in their order.",
+            {"results": array(one_of("", ref("WrittenResult"), ref("ReadResult"), ref("FailedResult")))},
+        ),
+        "WrittenResult": document(
+            "201: a put created the key; 204: a put replaced it, or a delete removed it.",
+            {"status": {"enum": [201, 204]}, **stored},
+        ),
+        "ReadResult": document("What a get read.", {"status": {"const": 200}, **stored}, _value_and_ttl())
+        | {"oneOf": [_having("value"), _having("value_base64")]},
+        "FailedResult": document(
+            "An operation that was not done, with the members that its code has in a Problem; the others are.",
+            {
+                "status": {"enum": sorted({error.status for error in OPERATION_ERRORS})},
+                "key": {"type": "string"},
+                "code": codes(OPERATION_ERRORS),
+                "detail": text(),
+            },
+            _members(),
+        ),
+    }
+
+
+def _value_and_ttl() -> dict[str, Schema]:
+    return {"value": ref("ValueText"), "value_base64": ref("ValueBase64"), "ttl": ref("TtlLeft")}
+
+
+def _listing(limits: Limits) -> dict[str, Schema]:
+    return {
+        "Item": document(
+            "A key; with values=true also its value, in value or value_base64, and its ttl.",
+            {"key": ref("Key"), "version": ref("Version")},
+            _value_and_ttl(),
+        )
+        | {"not": _having("value", "value_base64")},
+        "Page": document(
+            "A page of keys in byte order, over all shards.",
+            {
+                "items": array(ref("Item"), maxItems=limits.list_keys_max),
+                "next": {"type": ["string", "null"], "description": "Give it as `after` of the next page; null: end."},
+            },
+        ),
+        "Count": document("How many keys there are.", {"count": integer()}),
+    }
+
+
+def _cluster() -> dict[str, Schema]:
+    ids = text("The id of a shard.", pattern="^[a-z0-9][a-z0-9-]{0,31}$", examples=["s1"])
+    return {
+        "ShardId": ids,
+        "Partitions": integer("Their number, a power of two; fixed.", PARTITIONS_MIN, maximum=PARTITIONS_MAX),
+        "Epoch": integer("Number of the cluster map; rises with every change of it.", 1),
+        "Cluster": document(
+            "The cluster as this router sees it.",
+            {
+                "cluster_id": text(),
+                "epoch": ref("Epoch"),
+                "partitions": ref("Partitions"),
+                "replicas": integer("Copies of every key.", 1),
+                "shards": array(ref("Shard"), "In the order of joining."),
+                "moves": array(ref("Move"), "Partitions under way to another shard."),
+                "in_doubt": document(
+                    "Transactions whose outcome is open.",
+                    {"count": integer(), "oldest_s": {"type": ["number", "null"], "minimum": 0}},
+                ),
+            },
+        ),
+        "Shard": document(
+            "`keys` and `bytes` (of keys and values) are at most 1 s old; of a shard that is down, the last known.",
+            {
+                "id": ref("ShardId"),
+                "url": text(format="uri"),
+                "state": text("`down`: it does not answer this router.", enum=["joining", "up", "leaving", "down"]),
+                "weight": integer("Its share is in proportion to this.", 1),
+                "partitions": integer("How many it owns."),
+                "keys": integer(),
+                "bytes": integer(),
+            },
+        ),
+        "Move": document(
+            "",
+            {
+                "from": ref("ShardId"),
+                "to": ref("ShardId"),
+                "partitions": integer(),
+                "step": text(),
+                "keys_done": integer(),
+                "keys_total": integer(),
+                "write_pause_ms": number(minimum=0),
+            },
+        ),
+        "Explanation": _explanation(),
+    }
+
+
+def _explanation() -> Schema:
+    way = {
+        "key": ref("Key"),
+        "hash": text("xxh3-64 of the key, hexadecimal.", pattern="^[0-9a-f]{16}$"),
+        "partition": integer("The top bits of the hash.", maximum=PARTITIONS_MAX - 1),
+        "partitions": ref("Partitions"),
+        "epoch": ref("Epoch"),
+        "walk": array(ref("ShardId"), "The shards in the order in which the ring meets them from the key's point."),
+        "owner": ref("ShardId"),
+        "owner_url": text(format="uri"),
+        "owner_state": text("`down`: it could not be asked.", enum=["up", "down"]),
+    }
+    row = {
+        "detail": text("Why the owner or the row cannot be read."),
+        "row": text(
+            "What the owner stores. `tombstone`: a deletion; `damaged`: it does not match its checksum.",
+            enum=["value", "tombstone", "absent", "damaged"],
+        ),
+        "version": ref("Version"),
+        "sequence": integer("Number of the change in the owner's file."),
+        "bytes": integer("Size of the value."),
+        "expires_at_ms": {"type": ["integer", "null"], "description": "Unix time in milliseconds; null: never."},
+        "cached": {"type": "boolean", "description": "Whether the owner has it in memory."},
+    }
+    of_row = ("version", "sequence", "bytes", "expires_at_ms", "cached")
+    return document("The way of a key, and what its owner knows of it.", way, row) | {
+        "oneOf": [
+            _having("detail", owner_state="down"),
+            _having("detail", owner_state="up", row="damaged"),
+            _having(owner_state="up", row="absent"),
+            _having(*of_row, owner_state="up", row="tombstone"),
+            _having(*of_row, owner_state="up", row="value"),
+        ]
+    }
+
+
+def _process() -> dict[str, Schema]:
+    def state(word: str) -> Schema:
+        return document("", {"status": {"const": word}, "router": text("The id of this router.")})
+
+    return {
+        "Alive": state("alive"),
+        "Ready": state("ready"),
+        "Index": document(
+            "What there is to call.",
+            {"name": {"const": "kvstore"}, "routes": array(text()), "documentation": {"const": "/openapi.json"}},
+        ),
+    }
+
+
+def _problem() -> Schema:
+    everything = all_errors()
+    return document(
+        "An RFC 9457 problem document. Its identity is `code`; `detail` is for people.",
+        {
+            "type": text(enum=[f"/problems/{error.code}" for error in everything]),
+            "code": codes(everything),
+            "title": text(),
+            "status": integer("The HTTP status.", 400, maximum=599),
+            "detail": text("What happened, to whom."),
+            "next_step": text("What to do about it."),
+        },
+        _members(),
+    )
+
+
+def _members() -> dict[str, Schema]:
+    """What a program may need to react to an error; which of them are there depends on the code."""
+    return {
+        "retry_after_ms": integer("Nothing was done; send it again after this time.", 1),
+        "version": ref("Version"),
+        "parameter": text("The query parameter that is wrong."),
+        "shard": ref("ShardId"),
+        "allow": array(text(), "The methods that the route takes."),
+        "bytes_max": integer("The limit in bytes that was passed."),
+        "key_bytes_max": integer("The limit of a key in bytes."),
+        "ttl_s_max": integer("The limit of a ttl in seconds."),
+    }

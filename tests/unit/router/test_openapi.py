@@ -1,0 +1,200 @@
+"""The OpenAPI document: valid, and the same routes, parameters, codes and limits as the code beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, cast
+
+import jsonschema
+import msgspec
+import openapi_spec_validator
+import pytest
+
+from kvstore.config import Limits, default_config
+from kvstore.errors import BadBody, all_errors
+from kvstore.router import app as router_app
+from kvstore.router.app import EXPLAIN_ROUTE, KEY_ROUTE, RouterApp
+from kvstore.router.batch import parse_batch
+from kvstore.router.openapi import openapi_json
+from kvstore.router.schemas import OPERATION_ERRORS
+from kvstore.router.service import RouterService
+
+LIMITS = Limits(
+    key_bytes_max=77, value_bytes_max=7_777, body_bytes_max=77_777, ttl_s_max=777_777, list_keys_max=777
+)  # fmt: skip
+DOCUMENT: dict[str, Any] = json.loads(openapi_json(LIMITS))
+METHODS = {"get", "head", "put", "post", "delete", "options", "patch", "trace"}
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in DOCUMENT["paths"].items():
+        for method in METHODS & item.keys():
+            yield path, method.upper(), item[method]
+
+
+def resolve(part: dict[str, Any]) -> dict[str, Any]:
+    found = part
+    for step in part.get("$ref", "#")[1:].split("/")[1:]:
+        found = DOCUMENT[step] if found is part else found[step]
+    return found
+
+
+def refusals() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Status and response of every error: those of operations but HEAD, of other methods, of other paths."""
+    yield "405", DOCUMENT["components"]["responses"]["method-not-allowed"]
+    yield "404", DOCUMENT["components"]["responses"]["no-such-route"]
+    for _, method, operation in operations():
+        for status, response in operation["responses"].items():
+            if status >= "400" and method != "HEAD":
+                yield status, resolve(response)
+
+
+def codes_of(response: dict[str, Any]) -> list[str]:
+    return cast(
+        "list[str]", response["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"]["code"]["enum"]
+    )
+
+
+def routes() -> set[tuple[str, str]]:
+    """What the router takes: its table, the two routes with a key, and HEAD wherever there is GET."""
+    app = RouterApp("0", cast(RouterService, None), default_config())
+    table = {KEY_ROUTE: set(app._key_methods), EXPLAIN_ROUTE: {"GET"}} | {r: set(m) for r, m in app.routes.items()}
+    taken = {(route, method) for route, methods in table.items() for method in methods}
+    return taken | {(route, "HEAD") for route, method in taken if method == "GET"}
+
+
+def parameters(route: str, method: str, place: str) -> set[str]:
+    found = map(resolve, DOCUMENT["paths"][route][method].get("parameters", []))
+    return {parameter["name"] for parameter in found if parameter["in"] == place}
+
+
+def schema(name: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", **DOCUMENT})
+
+
+def test_the_document_is_valid_openapi_3_1() -> None:
+    assert DOCUMENT["openapi"].startswith("3.1.")
+    openapi_spec_validator.validate(cast(Any, DOCUMENT))
+
+
+def test_every_route_and_method_of_the_router_is_documented_and_nothing_else_is() -> None:
+    assert {(path, method) for path, method, _ in operations()} == routes()
+
+
+def test_every_operation_has_an_id_of_its_own_a_summary_and_a_success() -> None:
+    ids = [operation["operationId"] for _, _, operation in operations()]
+    assert len(set(ids)) == len(ids)
+    for _, _, operation in operations():
+        assert operation["summary"]
+        assert min(operation["responses"]) in ("200", "201", "204")
+
+
+def test_the_query_parameters_are_those_that_the_router_knows() -> None:
+    known = {(KEY_ROUTE, "put"): router_app._TTL, ("/v1/kv", "get"): router_app._LIST}
+    for path, method, _ in operations():
+        method = "get" if method == "HEAD" else method.lower()
+        assert parameters(path, method, "query") == known.get((path, method), frozenset()), (path, method)
+
+
+def test_a_header_that_is_not_taken_yet_is_no_parameter() -> None:
+    taken = {(path, method): parameters(path, method.lower(), "header") for path, method, _ in operations()}
+    assert {place for place, names in taken.items() if names} == {(KEY_ROUTE, "GET"), (KEY_ROUTE, "HEAD")}
+
+
+def test_every_problem_code_of_an_answer_is_an_error_with_its_status() -> None:
+    status_of = {error.code: str(error.status) for error in all_errors()}
+    for status, response in refusals():
+        assert codes_of(response)
+        assert {status_of[code] for code in codes_of(response)} == {status}
+
+
+def test_every_error_is_documented_or_known_to_stay_inside() -> None:
+    inside = {"wrong-owner", "config-error", "foreign-data", "conflict"}
+    shown = {code for _, response in refusals() for code in codes_of(response)}
+    assert shown == {error.code for error in all_errors()} - inside
+    assert set(DOCUMENT["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]) == shown | inside
+
+
+def test_head_answers_as_get_does_but_without_any_body() -> None:
+    for path, method, head in operations():
+        if method == "HEAD":
+            get = DOCUMENT["paths"][path]["get"]
+            assert head["responses"].keys() == get["responses"].keys()
+            for status, response in head["responses"].items():
+                assert "content" not in resolve(response)
+                assert resolve(response).get("headers") == resolve(get["responses"][status]).get("headers")
+
+
+def test_an_error_after_which_a_client_may_repeat_says_when() -> None:
+    for status, response in refusals():
+        assert ("Retry-After" in response.get("headers", {})) == (status in ("429", "503"))
+
+
+@pytest.mark.parametrize("name", ["key_bytes_max", "value_bytes_max", "body_bytes_max", "ttl_s_max", "list_keys_max"])
+def test_a_limit_appears_as_it_is_configured(name: str) -> None:
+    limit, ours = getattr(Limits(), name), getattr(LIMITS, name)
+    components = {name: part for name, part in DOCUMENT["components"].items() if name != "examples"}
+    text = json.dumps(DOCUMENT | {"components": components})
+    assert f" {ours:,}" in text or f": {ours}" in text
+    assert f"{limit:,}" not in text
+    assert f": {limit}," not in text
+
+
+def test_every_example_fits_its_schema() -> None:
+    contents = [
+        content
+        for _, _, operation in operations()
+        for part in [operation.get("requestBody", {}), *map(resolve, operation["responses"].values())]
+        for content in part.get("content", {}).values()
+    ]
+    for content in contents:
+        validator = jsonschema.Draft202012Validator({**content["schema"], "components": DOCUMENT["components"]})
+        for example in content["examples"].values():
+            validator.validate(resolve(example)["value"])
+    assert len(contents) > 10
+
+
+def test_the_documented_errors_of_an_operation_of_a_batch_are_errors_of_the_system() -> None:
+    failed = DOCUMENT["components"]["schemas"]["FailedResult"]["properties"]
+    assert set(failed["code"]["enum"]) == {error.code for error in OPERATION_ERRORS}
+    assert set(failed["status"]["enum"]) == {error.status for error in OPERATION_ERRORS}
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        {"op": "put", "key": "k", "value": ""},
+        {"op": "put", "key": "k", "value_base64": "/wA="},
+        {"op": "put", "key": "k", "value": "1", "ttl": 0.5},
+        {"op": "get", "key": "k"},
+        {"op": "delete", "key": "k"},
+        {"op": "put", "key": "k"},
+        {"op": "put", "key": "k", "value": "1", "value_base64": "MQ=="},
+        {"op": "put", "key": "k", "value_base64": "MQ"},
+        {"op": "put", "key": "k", "value": None},
+        {"op": "put", "key": "k", "value": "1", "ttl": "60"},
+        {"op": "put", "key": "k", "value": "1", "tll": 60},
+        {"op": "get", "key": "k", "value": "1"},
+        {"op": "get"},
+        {"op": "cas", "key": "k"},
+        {"key": "k"},
+        7,
+    ],
+)
+def test_the_schema_of_a_batch_and_the_router_agree_on_what_is_well_formed(op: Any) -> None:
+    body = {"ops": [op]}
+    try:
+        parse_batch(msgspec.json.encode(body), LIMITS)
+        well_formed = True
+    except BadBody:
+        well_formed = False
+    assert schema("Batch").is_valid(body) == well_formed
+
+
+def test_a_batch_without_operations_is_not_well_formed() -> None:
+    assert not schema("Batch").is_valid({"ops": []})
+
+
+def test_the_document_is_made_once() -> None:
+    assert openapi_json(Limits()) is openapi_json(Limits())

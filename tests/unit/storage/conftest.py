@@ -1,0 +1,174 @@
+"""A store on a real file in a temporary folder, and hands to stop it at the steps that matter."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore.config import Limits
+from kvstore.placement.ring import partition_of
+from kvstore.protocol import Answer, Delete, Get, Put, Scan
+from kvstore.storage.store import Store
+
+PARTITIONS = 64
+WAIT_S = 8.0
+
+
+class Call:
+    """A sink, and the answer that came to it. `answered` is shared: the order in which answers left."""
+
+    def __init__(self, answered: list[Call], on_answer: Callable[[], None] | None = None) -> None:
+        self.closed = False
+        self._answered = answered
+        self._on_answer = on_answer
+        self._future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def send(self, reply: Any, /) -> None:
+        assert not self._future.done(), "one operation, one answer"
+        if self._on_answer is not None:
+            self._on_answer()
+        self._answered.append(self)
+        self._future.set_result(reply)
+
+    @property
+    def done(self) -> bool:
+        return self._future.done()
+
+    def __await__(self) -> Any:
+        return asyncio.wait_for(asyncio.shield(self._future), WAIT_S).__await__()
+
+
+class Gate:
+    """Stands in for a method: does the work, then holds its result back until it is opened; or waits `before` the work."""
+
+    def __init__(self, method: Callable[..., Awaitable[Any]], before: bool = False) -> None:
+        self._method = method
+        self._before = before
+        self._open = asyncio.Event()
+        self.arrived = asyncio.Event()
+        self.calls = 0
+
+    async def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        if self._before:
+            self.arrived.set()
+            await self._open.wait()
+        result = await self._method(*args)
+        self.arrived.set()
+        await self._open.wait()
+        return result
+
+    def open(self) -> None:
+        self._open.set()
+
+
+class Rig:
+    """The store under test. Asking returns a `Call` at once; awaiting that brings the answer."""
+
+    def __init__(self, store: Store, path: Path, fatal: list[BaseException]) -> None:
+        self.store = store
+        self.path = path
+        self.fatal = fatal
+        self.answered: list[Call] = []
+        self._ids = itertools.count(1)
+        self._arrivals = itertools.count(2)
+        self.store.own([1] * PARTITIONS, 1)
+
+    def put(self, key: str, value: bytes = b"value", ttl_ms: int = 0, **call: Any) -> Call:
+        return self.write(Put(next(self._ids), key, value, ttl_ms), **call)
+
+    def delete(self, key: str, **call: Any) -> Call:
+        return self.write(Delete(next(self._ids), key), **call)
+
+    def write(self, op: Any, **call: Any) -> Call:
+        sink = Call(self.answered, **call)
+        self.store.write(op, sink)
+        return sink
+
+    def get(self, key: str, **call: Any) -> Call:
+        sink = Call(self.answered, **call)
+        self.store.get(Get(next(self._ids), key), sink)
+        return sink
+
+    async def keys(self, prefix: str = "", after: str = "", limit: int = 1000) -> list[str]:
+        return [item[0] for item in (await self.store.scan(Scan(1, prefix, after, limit))).items]
+
+    def hold(self, method: str, *, before: bool = False) -> Gate:
+        """From now on `database.<method>` does its work, but its results stay out until the gate is opened.
+
+        With `before` the work itself waits.
+        """
+        gate = Gate(getattr(self.store.database, method), before)
+        setattr(self.store.database, method, gate)
+        return gate
+
+    def forget_cache(self) -> None:
+        """As if everything had been evicted."""
+        self.store._cache.clear()
+
+    def leave(self, *keys: str) -> None:
+        """The partitions of these keys go to another shard."""
+        arrivals = list(self.store.arrivals)
+        for key in keys:
+            arrivals[partition_of(key.encode(), PARTITIONS)] = 0
+        self.store.own(arrivals, self.store.epoch + 1)
+
+    def arrive(self, *keys: str) -> None:
+        """The partitions of these keys come (back)."""
+        arrivals = list(self.store.arrivals)
+        for key in keys:
+            arrivals[partition_of(key.encode(), PARTITIONS)] = next(self._arrivals)
+        self.store.own(arrivals, self.store.epoch + 1)
+
+    def sql(self, statement: str, *parameters: Any) -> list[Any]:
+        """What another connection sees in the file, or does to it."""
+        connection = sqlite3.connect(self.path, timeout=10)
+        try:
+            with connection:
+                return connection.execute(statement, parameters).fetchall()
+        finally:
+            connection.close()
+
+    async def reopen(self, **limits: Any) -> None:
+        """An orderly end, and a new start."""
+        await self.store.close()
+        await self.reopen_after_close(**limits)
+
+    async def reopen_after_close(self, **limits: Any) -> None:
+        self.store = await open_store(self.path, self.fatal, **limits)
+        self.store.own([1] * PARTITIONS, 1)
+
+
+async def open_store(path: Path, fatal: list[BaseException], **limits: Any) -> Store:
+    # the sweep sleeps unless a test is about it: what it does is then seen to have been done by somebody else
+    settings = Limits(**{"expiry_sweep_s": 3600.0, **limits})
+    return await Store.open(path, settings, "s1", PARTITIONS, fatal.append)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def open_rig(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
+    """Opens a store with the given limits; closes it after the test, which fails if the store had to give up."""
+    opened: list[tuple[Rig, bool]] = []
+
+    async def open_one(*, may_fail: bool = False, **limits: Any) -> Rig:
+        fatal: list[BaseException] = []
+        path = tmp_path / f"store-{len(opened)}.db"
+        rig = Rig(await open_store(path, fatal, **limits), path, fatal)
+        opened.append((rig, may_fail))
+        return rig
+
+    yield open_one
+    for rig, may_fail in opened:
+        await asyncio.wait_for(rig.store.close(), WAIT_S)
+        assert may_fail or not rig.fatal
+
+
+@pytest.fixture
+async def rig(open_rig: Callable[..., Awaitable[Rig]]) -> Rig:
+    return await open_rig()

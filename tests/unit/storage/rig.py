@@ -1,0 +1,190 @@
+"""What tests of batches and stores share: sinks that remember, rows in a dictionary, a clock to turn, a store to open."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from kvstore.config import Limits
+from kvstore.protocol import Acquire, Answer, Guard, Once, Reply
+from kvstore.storage.batch import Batch, Before, Context, LeaseBody, Locks, WriteOp
+from kvstore.storage.rows import LEASE, REPLY, VALUE, Clock, Row
+from kvstore.storage.store import Store
+from kvstore.transactions.locks import Lease, LockTable
+
+PARTITIONS = 64
+
+
+class Sink:
+    """Remembers what was sent to it."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.replies: list[Reply] = []
+        self._wake = asyncio.Event()
+
+    def send(self, reply: Reply, /) -> None:
+        self.replies.append(reply)
+        self._wake.set()
+
+    async def answer(self, timeout_s: float = 10.0) -> Answer:
+        """The only answer, once it is there."""
+        await asyncio.wait_for(self._wake.wait(), timeout_s)
+        (answer,) = self.replies
+        assert isinstance(answer, Answer)
+        return answer
+
+
+class Rows:
+    """The committed rows, in memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], Row] = {}
+
+    def before(self, kind: str, key: str) -> Before | None:
+        row = self.rows.get((kind, key))
+        return row and Before(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
+
+    def body(self, kind: str, key: str) -> bytes | None:
+        row = self.rows.get((kind, key))
+        return row.body if row else None
+
+
+class Bench:
+    """Batches without a file: each `run` is one batch, committed and visible at once."""
+
+    def __init__(self, waiters_max: int = 100) -> None:
+        self.waiters_max = waiters_max
+        self.rows = Rows()
+        self.clock = Clock()
+        self.now_s = 1000.0
+        self.now_ms = 1_700_000_000_000
+        self.frees_only = False
+        self.kept_ms = 600_000
+        self.openings = 0
+        self.arrivals = [1] * PARTITIONS
+        self.batch: Batch
+        self.open()
+
+    def open(self) -> None:
+        """Begin anew with nothing but the rows, as after a restart."""
+        self.openings += 1
+        self.locks: Locks = LockTable(f"opening {self.openings}", self.waiters_max)
+        for (kind, key), row in self.rows.rows.items():
+            if kind == LEASE and row.body is not None:
+                body = msgspec.json.decode(row.body, type=LeaseBody)
+                lease = self.locks.grant(key, body.owner, row.version, body.ttl_ms / 1000)
+                self.locks.start(lease, self.now_s)
+
+    def run(self, *work: WriteOp | tuple[WriteOp, Sink]) -> list[Answer]:
+        """Decide these as one batch; the answers, in the order in which they leave."""
+        context = Context(self.now_ms, self.now_s, self.arrivals, 1, self.frees_only, self.kept_ms)
+        self.batch = batch = Batch(self.clock, context, self.locks, self.rows)
+        for each in work:
+            op, sink = each if isinstance(each, tuple) else (each, Sink())
+            batch.decide(op, sink)
+        self.rows.rows.update(batch.changed)
+        self.clock = batch.clock
+        for lease in batch.started:
+            self.locks.start(lease, self.now_s)
+        answers = []
+        for sink, answer in batch.answers:
+            assert isinstance(answer, Answer)
+            sink.send(answer)
+            answers.append(answer)
+        return answers
+
+    def one(self, op: WriteOp) -> Answer:
+        """The answer to the only operation of a batch."""
+        (answer,) = self.run(op)
+        return answer
+
+    def lease(self, name: str) -> Lease:
+        lease = self.locks.lease(name)
+        assert lease is not None
+        return lease
+
+    def acquire(self, name: str, ttl_s: float = 10.0) -> int:
+        """A new lease's token."""
+        answer = self.one(acquire(name, ttl_s))
+        assert answer.status == 201
+        return answer.version
+
+    def value(self, key: str) -> bytes | None:
+        return self.rows.body(VALUE, key)
+
+    def replies(self) -> list[Row]:
+        """The rows of replies that are kept."""
+        return [row for (kind, _), row in self.rows.rows.items() if kind == REPLY and row.body is not None]
+
+
+_ids = iter(range(1, 1 << 60))
+
+
+def next_id() -> int:
+    return next(_ids)
+
+
+def acquire(
+    name: str, ttl_s: float = 10.0, wait_s: float = 0.0, owner: str = "", once: Once | None = None, op_id: int = 0
+) -> Acquire:
+    return Acquire(op_id or next_id(), name, round(ttl_s * 1000), round(wait_s * 1000), owner, once)
+
+
+def token(number: int) -> Guard:
+    return Guard(token=number)
+
+
+def code(answer: Answer) -> str:
+    """The code of the problem that an answer is; empty if it is none."""
+    return str((answer.problem or {}).get("code", ""))
+
+
+class TurnedTime:
+    """Stands in for the module `time`: each clock can be stepped by the test."""
+
+    def __init__(self) -> None:
+        self.monotonic_step_s = 0.0
+        self.wall_step_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.monotonic_step_s
+
+    def time_ns(self) -> int:
+        return time.time_ns() + round(self.wall_step_s * 1e9)
+
+    def perf_counter(self) -> float:
+        return time.perf_counter()
+
+
+def _fatal(error: BaseException) -> NoReturn:
+    raise error
+
+
+@asynccontextmanager
+async def opened(folder: Path, **limits: float) -> AsyncIterator[Store]:
+    """A store in that folder that owns everything."""
+    limits = {"disk_reserve_bytes": 1} | limits
+    store = await Store.open(folder / "store.db", Limits(**limits), "s1", PARTITIONS, _fatal)  # type: ignore[arg-type]
+    try:
+        store.own([1] * PARTITIONS, 1)
+        yield store
+    finally:
+        await store.close()
+
+
+def asked(store: Store, op: WriteOp) -> Sink:
+    """Where the answer to the operation will be."""
+    sink = Sink()
+    store.write(op, sink)
+    return sink
+
+
+async def ask(store: Store, op: WriteOp) -> Answer:
+    return await asked(store, op).answer()

@@ -1,0 +1,380 @@
+"""Reads: visible changes only, of owned partitions only, and a cache that is never behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from kvstore.errors import DataCorrupt
+from kvstore.protocol import Scan
+
+Opener = Callable[..., Awaitable[Any]]
+
+
+async def test_a_hot_read_is_answered_at_once(rig: Any) -> None:
+    await rig.put("a", b"1")
+    call = rig.get("a")
+    assert call.done
+    answer = await call
+    assert (answer.status, answer.version, answer.value, answer.ttl_left_ms) == (200, 1, b"1", 0)
+
+
+async def test_a_cold_read_finds_what_is_in_the_file_and_keeps_it(rig: Any) -> None:
+    await rig.put("a", b"1")
+    await rig.reopen()
+    assert (await rig.get("a")).value == b"1"
+    assert (await rig.get("absent")).status == 404
+    assert rig.get("a").done
+    assert rig.get("absent").done
+    assert (rig.store.stats.cache_hits, rig.store.stats.cache_misses) == (2, 2)
+
+
+async def test_many_cold_reads_share_a_hop(rig: Any) -> None:
+    for number in range(100):
+        await rig.put(f"key-{number}", b"%d" % number)
+    rig.forget_cache()
+    gate = rig.hold("read")
+    gate.open()
+    calls = [rig.get(f"key-{number}") for number in range(100)]
+    assert [(await call).value for call in calls] == [b"%d" % number for number in range(100)]
+    assert gate.calls == 1
+
+
+# --- between executed and visible -------------------------------------------------------------------------------------
+
+
+async def test_between_executed_and_visible_a_cached_key_shows_its_old_value(rig: Any) -> None:
+    await rig.put("a", b"old")
+    gate = rig.hold("commit")
+    put = rig.put("a", b"new")
+    await gate.arrived.wait()
+    assert rig.sql("SELECT value FROM kv") == [(b"new",)], "it is executed, even durable"
+    assert (await rig.get("a")).value == b"old"
+    gate.open()
+    await put
+    assert (await rig.get("a")).value == b"new"
+
+
+@pytest.mark.parametrize("change", ["replaced", "created", "deleted"])
+async def test_between_executed_and_visible_a_read_from_the_file_waits_until_the_change_is_visible(
+    rig: Any, change: str
+) -> None:
+    if change != "created":
+        await rig.put("a", b"old")
+    rig.forget_cache()
+    gate, reads = rig.hold("commit"), rig.hold("read")
+    write = rig.delete("a") if change == "deleted" else rig.put("a", b"new")
+    await gate.arrived.wait()
+    read = rig.get("a")
+    await reads.arrived.wait()
+    reads.open()
+    other = rig.get("other")
+    assert (await other).status == 404, "a read of what did not change waits for nothing"
+    assert not read.done
+    gate.open()
+    answer = await read
+    assert (answer.status, answer.value) == ((404, None) if change == "deleted" else (200, b"new"))
+    await write
+
+
+async def test_a_listing_waits_until_all_that_it_saw_is_visible(rig: Any) -> None:
+    await rig.put("a", b"old")
+    gate = rig.hold("commit")
+    put = rig.put("a", b"new")
+    await gate.arrived.wait()
+    listing = asyncio.create_task(rig.store.scan(Scan(1, "", "", 10, True)))
+    await rig.store.database.due(0, rig.store.arrivals, 1)  # behind the listing in the same thread: it has looked
+    assert not listing.done()
+    gate.open()
+    assert [item[:3] for item in (await listing).items] == [("a", 2, b"new")]
+    assert put.done
+
+
+# --- readers that come back late --------------------------------------------------------------------------------------
+
+
+async def test_a_reader_that_is_late_does_not_hide_a_change_that_became_visible(rig: Any) -> None:
+    await rig.put("a", b"old")
+    rig.forget_cache()
+    gate = rig.hold("read")
+    read = rig.get("a")
+    await gate.arrived.wait()
+    await rig.put("a", b"new")
+    gate.open()
+    assert (await read).status == 200
+    assert (await rig.get("a")).value == b"new"
+
+
+async def test_a_reader_that_found_nothing_and_is_late_does_not_hide_a_new_key(rig: Any) -> None:
+    gate = rig.hold("read")
+    read = rig.get("a")
+    await gate.arrived.wait()
+    await rig.put("a", b"new")
+    gate.open()
+    await read
+    assert (await rig.get("a")).value == b"new"
+
+
+async def test_a_reader_that_is_late_does_not_bring_back_a_deleted_key(rig: Any) -> None:
+    await rig.put("a", b"old")
+    rig.forget_cache()
+    gate = rig.hold("read")
+    read = rig.get("a")
+    await gate.arrived.wait()
+    await rig.delete("a")
+    await rig.store.database.trim_tombstones(rig.store.database.clock.sequence, 10)
+    gate.open()
+    await read
+    assert (await rig.get("a")).status == 404
+
+
+# --- ownership --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_read_whose_partition_leaves_while_its_reader_is_away_is_answered_421(rig: Any) -> None:
+    await rig.put("a")
+    rig.forget_cache()
+    gate = rig.hold("read")
+    read = rig.get("a")
+    await gate.arrived.wait()
+    rig.leave("a")
+    gate.open()
+    answer = await read
+    assert (answer.status, answer.problem["epoch"]) == (421, 2)
+
+
+async def test_a_read_whose_partition_left_and_came_back_meanwhile_is_answered_421_and_not_cached(rig: Any) -> None:
+    await rig.put("a", b"old")
+    rig.forget_cache()
+    gate = rig.hold("read")
+    read = rig.get("a")
+    await gate.arrived.wait()
+    rig.leave("a")
+    rig.sql("UPDATE rows SET body = x'ff'")  # somebody else had the partition in between
+    rig.arrive("a")
+    gate.open()
+    assert (await read).status == 421
+    assert rig.get("a").done is False
+
+
+async def test_a_cached_key_of_a_partition_that_left_is_answered_421(rig: Any) -> None:
+    await rig.put("a")
+    rig.leave("a")
+    assert (await rig.get("a")).status == 421
+
+
+async def test_a_read_that_waits_for_visibility_is_answered_421_when_its_partition_leaves(rig: Any) -> None:
+    gate, reads = rig.hold("commit"), rig.hold("read")
+    put = rig.put("a")
+    await gate.arrived.wait()
+    read = rig.get("a")
+    await reads.arrived.wait()
+    reads.open()
+    await rig.get("other")
+    rig.leave("a")
+    gate.open()
+    await put
+    assert (await read).status == 421
+
+
+async def test_other_partitions_coming_and_going_do_not_disturb_a_read(rig: Any) -> None:
+    await rig.put("a", b"1")
+    rig.forget_cache()
+    gate = rig.hold("read")
+    read = rig.get("a")
+    await gate.arrived.wait()
+    rig.leave("b")
+    gate.open()
+    assert (await read).value == b"1"
+
+
+async def test_a_listing_across_a_change_of_ownership_is_made_again(rig: Any) -> None:
+    await rig.put("a")
+    await rig.put("b")
+    gate = rig.hold("scan")
+    listing = asyncio.create_task(rig.store.scan(Scan(1, "", "", 10)))
+    await gate.arrived.wait()
+    rig.leave("a")
+    gate.open()
+    page = await listing
+    assert (page.epoch, [item[0] for item in page.items]) == (2, ["b"])
+    assert gate.calls == 2
+
+
+async def test_a_newer_map_that_changes_nothing_here_does_not_repeat_a_listing(rig: Any) -> None:
+    await rig.put("a")
+    gate = rig.hold("scan")
+    listing = asyncio.create_task(rig.store.scan(Scan(1, "", "", 10)))
+    await gate.arrived.wait()
+    rig.store.own(list(rig.store.arrivals), 5)
+    gate.open()
+    assert ((await listing).epoch, gate.calls) == (5, 1)
+
+
+# --- bounds and damage ------------------------------------------------------------------------------------------------
+
+
+async def test_past_its_bound_the_queue_of_reads_refuses_at_once(open_rig: Opener) -> None:
+    rig = await open_rig(read_queue_ops_max=2)
+    gate = rig.hold("read")
+    calls = [rig.get("first")]
+    await gate.arrived.wait()
+    calls += [rig.get("second"), rig.get("third")]
+    refused = rig.get("refused")
+    assert refused.done
+    answer = await refused
+    assert (answer.status, answer.problem["code"]) == (429, "too-many-requests")
+    gate.open()
+    assert [(await call).status for call in calls] == [404] * 3
+
+
+async def test_a_read_whose_connection_ended_before_its_reader_set_out_is_dropped(rig: Any) -> None:
+    gate = rig.hold("read")
+    first = rig.get("first")
+    await gate.arrived.wait()
+    dropped, kept = rig.get("dropped"), rig.get("kept")
+    dropped.closed = True
+    gate.open()
+    await first
+    await kept
+    assert not dropped.done
+
+
+async def test_a_damaged_row_is_answered_as_such_and_the_others_go_on(rig: Any) -> None:
+    await rig.put("bad", b"value")
+    await rig.put("good", b"value")
+    rig.forget_cache()
+    rig.sql("UPDATE rows SET body = x'76616c7565ff' WHERE key = 'bad'")
+    answer = await rig.get("bad")
+    assert (answer.status, answer.problem["code"]) == (500, "data-corrupt")
+    assert "bad" in answer.problem["detail"]
+    assert (await rig.get("bad")).status == 500, "and not cached"
+    assert (await rig.get("good")).status == 200
+    assert (await rig.store.explain("bad"))["row"] == "damaged"
+    with pytest.raises(DataCorrupt):
+        await rig.store.scan(Scan(1, "", "", 10, True))
+    assert await rig.keys() == ["bad", "good"], "the names can still be listed"
+
+
+async def test_a_damaged_row_is_mended_by_writing_it_again(rig: Any) -> None:
+    await rig.put("bad", b"value")
+    rig.forget_cache()
+    rig.sql("UPDATE rows SET body = x'00' WHERE key = 'bad'")
+    assert (await rig.get("bad")).status == 500
+    assert (await rig.put("bad", b"again")).status == 204
+    rig.forget_cache()
+    assert (await rig.get("bad")).value == b"again"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "body = 'text instead of bytes'",
+        "body = 7",
+        "version = version + 1",
+        "version = 'seven'",
+        "expires_at_ms = 99999999999999",
+        "expires_at_ms = 'soon'",
+        "checksum = checksum + 1",
+    ],
+)
+async def test_whatever_was_done_to_a_row_by_hand_it_is_seen_and_the_store_survives(rig: Any, damage: str) -> None:
+    await rig.put("bad", b"value")
+    rig.forget_cache()
+    rig.sql(f"UPDATE rows SET {damage}")
+    assert (await rig.get("bad")).status == 500
+    with pytest.raises(DataCorrupt):
+        await rig.store.scan(Scan(1, "", "", 10, True))
+
+
+async def test_a_destroyed_page_of_the_file_costs_only_the_keys_on_it(rig: Any) -> None:
+    for number in range(400):
+        await rig.put(f"key-{number:03}", b"marker-%03d" % number + b"v" * 90)
+    await rig.store.close()
+    content = bytearray(rig.path.read_bytes())
+    page = content.index(b"marker-200") // 4096 * 4096
+    content[page : page + 8] = b"\xff" * 8
+    rig.path.write_bytes(content)
+    await rig.reopen_after_close()
+    lost = await rig.get("key-200")
+    assert (lost.status, lost.problem["code"]) == (500, "data-corrupt")
+    assert (await rig.get("key-399")).status == 200
+    with pytest.raises(DataCorrupt):
+        await rig.store.scan(Scan(1, "key-2", "", 10))
+    assert (await rig.put("zz")).status == 201
+
+
+# --- listings ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_listing_is_in_byte_order_and_goes_on_where_it_ended(rig: Any) -> None:
+    names = ["b", "a", "ab", "🔑", "ü", "Z", "a\0b", "~", "b/1", "b/2"]
+    for name in names:
+        await rig.put(name)
+    expected = sorted(names, key=str.encode)
+    listed: list[str] = []
+    after, more = "", True
+    while more:
+        page = await rig.store.scan(Scan(1, "", after, 3))
+        assert len(page.items) <= 3
+        listed += [item[0] for item in page.items]
+        after, more = page.last, page.more
+    assert listed == expected
+    assert await rig.keys("b") == ["b", "b/1", "b/2"]
+    assert await rig.keys("b", after="b/1") == ["b/2"]
+    assert await rig.keys("c") == []
+    assert await rig.keys("b", after="a") == ["b", "b/1", "b/2"]
+    assert await rig.keys("b", after="c") == []
+
+
+async def test_a_listing_without_values_brings_none_and_one_with_values_brings_them(rig: Any) -> None:
+    await rig.put("a", b"", ttl_ms=60_000)
+    page = await rig.store.scan(Scan(9, "", "", 10))
+    assert (page.id, page.items[0][:3]) == (9, ("a", 1, None))
+    assert 0 < page.items[0][3] <= 60_000
+    assert (await rig.store.scan(Scan(9, "", "", 10, True))).items[0][2] == b""
+
+
+async def test_a_page_is_bounded_in_bytes_and_holds_at_least_one_item(open_rig: Opener) -> None:
+    rig = await open_rig(page_bytes_max=2500)
+    for number in range(6):
+        await rig.put(f"key-{number}", b"v" * 1000)
+    pages = []
+    after, more = "", True
+    while more:
+        page = await rig.store.scan(Scan(1, "", after, 100, True))
+        pages.append(len(page.items))
+        after, more = page.last, page.more
+    assert sum(pages) == 6
+    assert max(pages) == 3
+
+
+async def test_counting_counts_live_owned_keys_with_the_prefix(rig: Any) -> None:
+    for name in ("a1", "a2", "a3", "b1"):
+        await rig.put(name)
+    await rig.delete("a3")
+    assert [await rig.store.count(prefix) for prefix in ("", "a", "b", "c")] == [3, 2, 1, 0]
+    rig.leave("a1")
+    assert await rig.store.count("a") == 1
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+async def test_explain_shows_what_is_stored_of_a_key(rig: Any) -> None:
+    await rig.put("a", b"12345")
+    shown = await rig.store.explain("a")
+    assert shown == {
+        "row": "value",
+        "version": 1,
+        "sequence": 1,
+        "bytes": 5,
+        "expires_at_ms": None,
+        "cached": True,
+    }
+    await rig.delete("a")
+    assert (await rig.store.explain("a"))["row"] == "tombstone"
+    assert await rig.store.explain("never") == {"row": "absent"}

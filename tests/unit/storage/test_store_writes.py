@@ -1,0 +1,273 @@
+"""Writes: answered after the commit, in the order of the batches, and undone by nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore.storage.batch import Expire
+
+Opener = Callable[..., Awaitable[Any]]
+
+
+async def test_a_put_creates_then_replaces_and_a_delete_removes(rig: Any) -> None:
+    answers = [await rig.put("a", b"1"), await rig.put("a", b"2"), await rig.delete("a"), await rig.delete("a")]
+    assert [answer.status for answer in answers] == [201, 204, 204, 404]
+    assert [answer.version for answer in answers] == [1, 2, 3, 0]
+
+
+async def test_when_the_answer_arrives_another_connection_sees_the_row(rig: Any) -> None:
+    seen: list[Any] = []
+
+    def look() -> None:
+        seen.append(rig.sql("SELECT value, version FROM kv WHERE key = 'a'"))
+
+    await rig.put("a", b"1", on_answer=look)
+    await rig.delete("a", on_answer=look)
+    assert seen == [[(b"1", 1)], []]
+
+
+async def test_operations_that_arrive_while_a_batch_is_at_work_share_the_next_one(rig: Any) -> None:
+    gate = rig.hold("commit")
+    first = rig.put("first")
+    await gate.arrived.wait()
+    calls = [first, *(rig.put(f"key-{number}") for number in range(50))]
+    gate.open()
+    for call in calls:
+        await call
+    assert gate.calls == 2
+    assert rig.store.stats.batch_ops.counts[0] == 1
+
+
+async def test_answers_leave_in_the_order_of_the_operations_refused_ones_included(rig: Any) -> None:
+    gate = rig.hold("commit")
+    calls = [rig.put("first")]
+    await gate.arrived.wait()
+    rig.leave("foreign")
+    calls += [rig.delete("absent"), rig.put("a"), rig.put("foreign"), rig.delete("a"), rig.delete("a")]
+    assert not any(call.done for call in calls)
+    gate.open()
+    assert [(await call).status for call in calls] == [201, 404, 201, 421, 204, 404]
+    assert rig.answered == calls
+
+
+@pytest.mark.parametrize("answer", [404, 421])
+async def test_an_answer_without_a_row_waits_for_the_batch_that_it_saw(rig: Any, answer: int) -> None:
+    if answer == 421:
+        rig.leave("a")
+    gate = rig.hold("commit")
+    call = rig.delete("a")
+    await gate.arrived.wait()
+    assert not call.done
+    gate.open()
+    assert (await call).status == answer
+
+
+async def test_a_refusal_for_want_of_space_waits_for_its_batch(open_rig: Opener) -> None:
+    rig = await open_rig(disk_reserve_bytes=1 << 62)
+    gate = rig.hold("commit")
+    call = rig.put("a")
+    await gate.arrived.wait()
+    assert not call.done
+    gate.open()
+    assert (await call).status == 507
+
+
+async def test_several_operations_on_one_key_in_one_batch_are_done_in_their_order(rig: Any) -> None:
+    gate = rig.hold("commit")
+    rig.put("other")
+    await gate.arrived.wait()
+    calls = [rig.put("a", b"1"), rig.delete("a"), rig.put("a", b"2"), rig.put("a", b"3")]
+    gate.open()
+    answers = [await call for call in calls]
+    assert gate.calls == 2
+    assert [answer.status for answer in answers] == [201, 204, 201, 204]
+    versions = [answer.version for answer in answers]
+    assert versions == sorted(set(versions))
+    assert (await rig.get("a")).value == b"3"
+    assert rig.sql("SELECT body, version FROM rows WHERE key = 'a'") == [(b"3", versions[-1])]
+
+
+async def test_an_operation_whose_connection_ended_before_it_began_is_dropped(rig: Any) -> None:
+    gate = rig.hold("commit")
+    first = rig.put("first")
+    await gate.arrived.wait()
+    dropped, kept = rig.put("dropped"), rig.put("kept")
+    dropped.closed = True
+    gate.open()
+    await first
+    await kept
+    assert not dropped.done
+    assert (await rig.get("dropped")).status == 404
+
+
+async def test_an_operation_that_had_begun_when_its_connection_ended_is_done(rig: Any) -> None:
+    gate = rig.hold("commit")
+    call = rig.put("begun")
+    await gate.arrived.wait()
+    call.closed = True
+    gate.open()
+    await call
+    assert (await rig.get("begun")).status == 200
+
+
+async def test_when_all_that_is_queued_was_dropped_the_store_goes_on(rig: Any) -> None:
+    gate = rig.hold("commit")
+    first = rig.put("first")
+    await gate.arrived.wait()
+    rig.put("dropped").closed = True
+    gate.open()
+    await first
+    assert (await rig.put("next")).status == 201
+
+
+async def test_ownership_is_looked_at_inside_the_batch(rig: Any) -> None:
+    gate = rig.hold("commit")
+    first = rig.put("first")
+    await gate.arrived.wait()
+    queued = rig.put("queued")
+    rig.leave("queued")
+    gate.open()
+    assert (await first).status == 201
+    answer = await queued
+    assert (answer.status, answer.problem["epoch"]) == (421, 2)
+    assert rig.sql("SELECT * FROM rows WHERE key = 'queued'") == []
+
+
+async def test_before_it_owns_anything_a_store_refuses_everything(rig: Any) -> None:
+    rig.store.own([0] * len(rig.store.arrivals), 2)
+    assert [(await call).status for call in (rig.put("a"), rig.delete("a"), rig.get("a"))] == [421, 421, 421]
+    assert rig.sql("SELECT * FROM rows") == []
+
+
+@pytest.mark.parametrize("limits", [{"queue_ops_max": 3}, {"queue_bytes_max": 3 * (64 + 100)}])
+async def test_past_its_bound_the_queue_refuses_at_once_and_takes_more_when_it_has_drained(
+    open_rig: Opener, limits: dict[str, int]
+) -> None:
+    rig = await open_rig(**limits)
+    gate = rig.hold("commit")
+    calls = [rig.put("first", b"v" * 100)]
+    await gate.arrived.wait()
+    calls += [rig.put(f"key-{number}", b"v" * 100) for number in range(3)]
+    refused = rig.put("refused", b"v" * 100)
+    assert refused.done
+    answer = await refused
+    assert (answer.status, answer.problem["code"]) == (429, "too-many-requests")
+    assert answer.problem["retry_after_ms"] > 0
+    gate.open()
+    assert [(await call).status for call in calls] == [201] * 4
+    assert (await rig.put("refused")).status == 201
+
+
+async def test_a_batch_is_bounded_in_operations(open_rig: Opener) -> None:
+    rig = await open_rig(batch_ops_max=2)
+    gate = rig.hold("commit")
+    gate.open()
+    for call in [rig.put(f"key-{number}") for number in range(6)]:
+        await call
+    assert gate.calls == 3
+
+
+async def test_a_batch_is_bounded_in_bytes_but_takes_at_least_one_operation(open_rig: Opener) -> None:
+    rig = await open_rig(batch_bytes_max=1000)
+    gate = rig.hold("commit")
+    gate.open()
+    for call in [rig.put(f"key-{number}", b"v" * 5000) for number in range(3)]:
+        assert (await call).status == 201
+    assert gate.calls == 3
+
+
+async def test_a_commit_that_fails_ends_the_process_and_answers_nobody(open_rig: Opener) -> None:
+    rig = await open_rig(may_fail=True)
+
+    async def fail(*args: Any) -> Any:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    rig.store.database.commit = fail
+    call = rig.put("a")
+    await asyncio.wait(rig.store._tasks, return_when=asyncio.FIRST_COMPLETED)
+    assert [str(error) for error in rig.fatal] == ["disk I/O error"]
+    assert not call.done
+
+
+async def test_what_is_queued_when_the_store_closes_is_committed_and_answered(rig: Any) -> None:
+    calls = [rig.put(f"key-{number}") for number in range(100)]
+    await rig.store.close()
+    assert all(call.done for call in calls)
+    assert rig.sql("SELECT count(*) FROM kv") == [(100,)]
+
+
+async def test_a_reopened_store_has_all_values_versions_and_counts(rig: Any) -> None:
+    await rig.put("a", b"1")
+    await rig.put("empty", b"")
+    await rig.put("🔑/?&%", bytes(range(256)))
+    await rig.put("nul\0inside", b"2", ttl_ms=3_600_000)
+    await rig.delete("a")
+    store_id, clock = rig.store.database.identity.store_id, rig.store.database.clock
+    await rig.reopen()
+    assert (rig.store.database.identity.store_id, rig.store.database.clock) == (store_id, clock)
+    assert (await rig.get("a")).status == 404
+    assert ((await rig.get("empty")).value, (await rig.get("empty")).version) == (b"", 2)
+    assert (await rig.get("🔑/?&%")).value == bytes(range(256))
+    assert 3_590_000 < (await rig.get("nul\0inside")).ttl_left_ms <= 3_600_000
+    snapshot = rig.store.snapshot()
+    assert (snapshot.keys, snapshot.bytes) == (3, 5 + len("🔑/?&%".encode()) + 256 + len("nul\0inside") + 1)
+
+
+async def test_versions_go_on_rising_after_delete_trim_and_restart(rig: Any) -> None:
+    await rig.put("a")
+    deleted = await rig.delete("a")
+    assert await rig.store.database.trim_tombstones(rig.store.database.clock.sequence, 100) == 1
+    assert rig.sql("SELECT count(*) FROM rows") == [(0,)]
+    await rig.reopen()
+    assert (await rig.put("a")).version > deleted.version
+    assert (await rig.put("b")).version > deleted.version
+
+
+async def test_deleting_gives_the_counts_back(rig: Any) -> None:
+    for number in range(10):
+        await rig.put(f"key-{number}", b"v" * number)
+        await rig.put(f"key-{number}", b"v" * 2 * number)
+    for number in range(10):
+        await rig.delete(f"key-{number}")
+    assert (rig.store.snapshot().keys, rig.store.snapshot().bytes) == (0, 0)
+
+
+async def test_on_a_full_disk_puts_are_refused_while_deletes_and_expiries_go_on_and_it_recovers(
+    open_rig: Opener, tmp_path: Path
+) -> None:
+    rig = await open_rig()
+    await rig.put("old")
+    await rig.put("due", ttl_ms=1)
+    await rig.reopen(disk_reserve_bytes=1 << 62)
+    refused = await rig.put("new")
+    assert (refused.status, refused.problem["code"]) == (507, "disk-full")
+    assert (await rig.put("old", b"other")).status == 507
+    assert (await rig.get("old")).value == b"value"
+    assert rig.store.snapshot().disk_full
+    assert (await rig.write(Expire("due"))).status == 410
+    assert (await rig.delete("old")).status == 204
+    await rig.reopen()
+    assert (await rig.put("new")).status == 201
+    assert not rig.store.snapshot().disk_full
+
+
+async def test_hundreds_of_clients_at_once_lose_nothing_and_get_different_versions(rig: Any) -> None:
+    async def client(number: int) -> list[int]:
+        versions = []
+        for turn in range(5):
+            versions.append((await rig.put(f"shared-{turn}", f"{number}".encode())).version)
+            versions.append((await rig.put(f"own-{number}-{turn}", b"v")).version)
+        return versions
+
+    versions = [version for got in await asyncio.gather(*map(client, range(200))) for version in got]
+    assert len(set(versions)) == len(versions) == 2000
+    assert rig.store.snapshot().keys == 1005
+    assert rig.store.stats.commit_s.counts and sum(rig.store.stats.commit_s.counts) < 400, "commits are shared"
+    newest = {turn: (await rig.get(f"shared-{turn}")).version for turn in range(5)}
+    assert newest == dict(rig.sql("SELECT CAST(substr(key, 8) AS INT), version FROM kv WHERE key LIKE 'shared-%'"))

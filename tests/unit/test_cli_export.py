@@ -1,0 +1,126 @@
+"""Export to a file: whole or not at all, and on from where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore.cli import export_command, main
+from kvstore.client import ListedItem, Page
+from kvstore.errors import BadCursor, Unavailable
+
+PAGES = {
+    None: Page([ListedItem("a", 1, b"\xff"), ListedItem("b", 2, b"two", 0.0)], "after-b"),
+    "after-b": Page([ListedItem("c", 3, b"")], "after-c"),
+    "after-c": Page([ListedItem("d", 4, b"four")], None),
+}
+EXPORTED = (
+    b'{"key":"a","version":1,"value_base64":"/w=="}\n'
+    b'{"key":"b","version":2,"value":"two","ttl":0.001}\n'
+    b'{"key":"c","version":3,"value":""}\n'
+    b'{"key":"d","version":4,"value":"four"}\n'
+)
+
+
+class Listing:
+    """The part of a client that an export uses; `ends_at`: the cursor at which the store goes away."""
+
+    def __init__(self) -> None:
+        self.ends_at: str | None = None
+        self.unknown_once: str | None = None
+        self.asked: list[str | None] = []
+
+    def __call__(self, url: str) -> Listing:
+        return self
+
+    async def __aenter__(self) -> Listing:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def cluster(self) -> dict[str, Any]:
+        return {"cluster_id": "c"}
+
+    async def count(self, prefix: str) -> int:
+        return 4
+
+    async def pages(
+        self, prefix: str, *, values: bool, page_size: int, after: str | None = None
+    ) -> AsyncIterator[Page]:
+        assert values
+        more = True
+        while more:
+            self.asked.append(after)
+            if after is not None and after == self.unknown_once:
+                self.unknown_once = None
+                raise BadCursor()
+            if after is not None and after == self.ends_at:
+                raise Unavailable()
+            page = PAGES[after]
+            yield page
+            after, more = page.next, page.next is not None
+
+
+@pytest.fixture
+def listing(monkeypatch: pytest.MonkeyPatch) -> Listing:
+    listing = Listing()
+    monkeypatch.setattr(export_command, "Client", listing)
+    return listing
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "all.ndjson"
+
+
+def run(output: Path) -> int:
+    return main(["export", "-o", str(output)])
+
+
+def test_a_complete_export_is_the_only_file_left(listing: Listing, output: Path) -> None:
+    assert run(output) == 0
+    assert output.read_bytes() == EXPORTED
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_an_export_that_failed_leaves_the_earlier_file_alone(listing: Listing, output: Path) -> None:
+    output.write_bytes(b"earlier")
+    listing.ends_at = "after-b"
+    assert run(output) == 2
+    assert output.read_bytes() == b"earlier"
+
+
+@pytest.mark.parametrize("ends_at", ["after-b", "after-c"])
+def test_the_same_command_goes_on_where_it_stopped(listing: Listing, output: Path, ends_at: str) -> None:
+    listing.ends_at = ends_at
+    assert run(output) == 2
+    with output.with_name("all.ndjson.part").open("ab") as part:
+        part.write(b'{"key":"torn","value":"' + b"x" * 1000)
+    listing.ends_at, listing.asked = None, []
+    assert run(output) == 0
+    assert listing.asked[0] == ends_at
+    assert output.read_bytes() == EXPORTED
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_a_cursor_that_the_cluster_does_not_know_any_more_begins_anew(listing: Listing, output: Path) -> None:
+    listing.ends_at = "after-c"
+    assert run(output) == 2
+    listing.ends_at, listing.asked, listing.unknown_once = None, [], "after-c"
+    assert run(output) == 0
+    assert listing.asked == ["after-c", None, "after-b", "after-c"]
+    assert output.read_bytes() == EXPORTED
+
+
+def test_a_partial_file_that_lost_its_end_is_not_continued(listing: Listing, output: Path) -> None:
+    listing.ends_at = "after-c"
+    assert run(output) == 2
+    output.with_name("all.ndjson.part").write_bytes(EXPORTED[:10])
+    listing.ends_at, listing.asked = None, []
+    assert run(output) == 0
+    assert listing.asked[0] is None
+    assert output.read_bytes() == EXPORTED
