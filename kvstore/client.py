@@ -168,16 +168,12 @@ class Client:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._connections_max = connections_max
         self._http: aiohttp.ClientSession | None = None
+        # Whoever waits for a lock keeps a connection busy: out of `connections_max`, its holder could find none left.
+        self._waiting: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Client:
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections_max),
-            timeout=self._timeout,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Accept-Encoding": "identity"},
-            auto_decompress=False,
-        )
-        self._http._retry_connection = False
+        self._http = self._session(self._connections_max)
+        self._waiting = self._session(0)
         return self
 
     async def __aexit__(
@@ -185,11 +181,23 @@ class Client:
     ) -> None:
         await self.close()
 
+    def _session(self, connections_max: int) -> aiohttp.ClientSession:
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=connections_max),
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,
+        )
+        session._retry_connection = False
+        return session
+
     async def close(self) -> None:
         """Close all connections. The client cannot be used afterwards."""
-        if self._http is not None:
-            await self._http.close()
-            self._http = None
+        sessions, self._http, self._waiting = (self._http, self._waiting), None, None
+        for session in sessions:
+            if session is not None:
+                await session.close()
 
     # --- keys and values ------------------------------------------------------------------------------------
 
@@ -317,9 +325,8 @@ class Client:
         """Acquire the lock and return its fencing token. Raises Locked when it is not free within `wait` seconds."""
         body = msgspec.json.encode({"ttl": _finite(ttl), "wait": _finite(wait), "owner": owner})
         headers = _guards(None, False, None, idempotency_key)
-        timeout_s = None if self._timeout.total is None else self._timeout.total + wait
         path = f"/v1/locks/{_quoted(name)}"
-        answer = await self._ask("POST", path, body=body, writes=True, headers=headers, retries=0, timeout_s=timeout_s)
+        answer = await self._ask("POST", path, body=body, writes=True, headers=headers, retries=0, wait_s=wait)
         return int(_document(answer)["token"])
 
     async def renew(self, name: str, token: int) -> None:
@@ -377,13 +384,13 @@ class Client:
         writes: bool = False,
         retries: int | None = None,
         headers: Mapping[str, str] | None = None,
-        timeout_s: float | None = None,
+        wait_s: float = 0.0,
     ) -> _Answer:
         """One call, repeated while the error names a wait; that it does only if nothing was done."""
         left = self._retries if retries is None else retries
         while True:
             try:
-                answer = await self._send_once(method, path, body, writes, headers, timeout_s)
+                answer = await self._send_once(method, path, body, writes, headers, wait_s)
                 if answer.status < 300:
                     return answer
                 raise self._error(answer, writes)
@@ -404,18 +411,16 @@ class Client:
         body: bytes | None,
         writes: bool,
         headers: Mapping[str, str] | None,
-        timeout_s: float | None,
+        wait_s: float,
     ) -> _Answer:
-        if self._http is None:
+        session = self._waiting if wait_s else self._http
+        if session is None:
             raise RuntimeError("the client is not open: use `async with Client(url) as kv:`")
-        timeout = (
-            self._timeout
-            if timeout_s is None
-            else aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
-        )
+        total_s = None if self._timeout.total is None else self._timeout.total + wait_s
+        timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_TIMEOUT_S) if wait_s else self._timeout
         large = body is not None and len(body) > LARGE_BODY_BYTES
         try:
-            async with self._http.request(
+            async with session.request(
                 method,
                 URL(self.url + path, encoded=True),  # otherwise yarl would resolve `..` and re-quote the key
                 data=io.BytesIO(body) if large and body else body,

@@ -51,8 +51,10 @@ _BY_CODE[KvError.code] = KvError
 _STANDARD_MEMBERS = frozenset({"type", "code", "title", "status", "detail", "next_step"})
 
 
-def from_problem(problem: dict[str, Any]) -> KvError:
-    """The error that a problem document names; an unknown code becomes a plain `KvError`. Raises nothing."""
+def from_problem(problem: Any) -> KvError:
+    """The error that a decoded problem document names; what is none becomes a plain `KvError`. Raises nothing."""
+    if not isinstance(problem, dict):
+        return KvError()
     kind = _BY_CODE.get(str(problem.get("code")), KvError)
     members = {name: value for name, value in problem.items() if name not in _STANDARD_MEMBERS}
     return kind(str(problem.get("detail", "")), **members)

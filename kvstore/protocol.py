@@ -174,9 +174,15 @@ def encode_frame(messages: list[Any]) -> bytes:
 
 def decode_requests(frame: bytes) -> list[Request]:
     """Raises msgspec.DecodeError for a frame of another shape."""
-    return _requests.decode(frame)
+    try:
+        return _requests.decode(frame)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from None
 
 
 def decode_replies(frame: bytes) -> list[Reply]:
     """Raises msgspec.DecodeError for a frame of another shape."""
-    return _replies.decode(frame)
+    try:
+        return _replies.decode(frame)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from None

@@ -2,7 +2,7 @@
 
 Owns: the form of the document, and the header fields and an example of each error.
 Promises: all that the operations say is in it, and nothing else. An error answer that several operations share is one
-component, named after its codes. HEAD is derived from GET.
+component, named after its codes, and after the tag if it has header fields of its own. HEAD is derived from GET.
 Leaves to others: what there is to describe (`operations`), the shape of the JSON documents (`schemas`).
 
 Any other method or path is answered with `method-not-allowed` or `no-such-route`, components that no operation names.
@@ -11,6 +11,7 @@ Any other method or path is answered with `method-not-allowed` or `no-such-route
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from http import HTTPStatus
 from itertools import groupby
 
@@ -20,16 +21,18 @@ from kvstore.config import Limits
 from kvstore.errors import (
     BadParameter,
     KvError,
+    Locked,
     MethodNotAllowed,
     NoSuchRoute,
-    NotFound,
     PreconditionFailed,
     TooManyRequests,
     Unavailable,
     all_errors,
 )
-from kvstore.router.operations import ANY_ROUTE, Content, Errors, Json, Operation, Success, key_parameter, operations
-from kvstore.router.schemas import codes, integer, number, ref, schemas, text
+from kvstore.router.json_schema import codes, integer, number, ref, text
+from kvstore.router.operation import ANY_ROUTE, Content, Errors, Json, Operation, Success, shared_parameters
+from kvstore.router.operations import operations
+from kvstore.router.schemas import schemas
 from kvstore.transport.http import PROBLEM_JSON
 
 _ABOUT = """\
@@ -39,11 +42,12 @@ Every answer that is not a value is JSON; every error is an RFC 9457 problem doc
 An unknown or repeated query parameter and an unknown JSON field are refused (400). A JSON body is taken under any
 Content-Type. Every route that takes GET takes HEAD; another method is answered with 405 and
 `Allow`, another path with 404. With `Retry-After` nothing was done: send the request again then. After 504 a write may
-or may not have been done.\
+or may not have been done: with the same Idempotency-Key it can be sent again and is done once.\
 """
 _TAGS = {
     "keys": "One key",
     "many keys": "Listing, counting and batches",
+    "locks": "Leases with fencing tokens",
     "cluster": "What is where",
     "router": "This process",
 }
@@ -58,19 +62,21 @@ _HEADERS: Json = {
         ("Cache-Control", "A cache asks again, with the ETag.", True, text(const="no-cache")),
         ("X-Content-Type-Options", "Browsers guess no type.", True, text(const="nosniff")),
         ("Retry-After", "Whole seconds to wait before the same request is sent again.", True, integer("", 1)),
+        ("Lock-Token", "Show it to write the key, to renew the lease, to release it.", True, ref("Token")),
         ("Allow", "The methods that the route takes.", True, text(examples=["GET, HEAD"])),
     )
 }
 # The header fields that come with an error: name on the wire, name among the components.
 _HEADERS_OF: dict[type[KvError], dict[str, str]] = {
     MethodNotAllowed: {"Allow": "Allow"},
-    NotFound: {"Kv-Shard": "Kv-Shard", "Kv-Partition": "Kv-Partition"},
+    Locked: {"Retry-After": "Retry-After"},
     PreconditionFailed: {"ETag": "Current-ETag"},
     TooManyRequests: {"Retry-After": "Retry-After"},
     Unavailable: {"Retry-After": "Retry-After"},
 }
 _EXAMPLE_MEMBERS: dict[type[KvError], Json] = {
     BadParameter: {"parameter": "tll"},
+    Locked: {"owner": "me", "ttl_left": 12.5, "retry_after_ms": 1000},
     MethodNotAllowed: {"allow": ["GET", "HEAD"]},
     PreconditionFailed: {"version": 41},
     TooManyRequests: {"retry_after_ms": 200},
@@ -85,7 +91,7 @@ def openapi_json(limits: Limits) -> bytes:
 
 
 def _document(limits: Limits) -> Json:
-    refusals = {error.code: _refusal((error,), with_body=True) for error in (MethodNotAllowed, NoSuchRoute)}
+    refusals = {error.code: _refusal((error,), (), with_body=True) for error in (MethodNotAllowed, NoSuchRoute)}
     paths: Json = {}
     for operation in operations(limits):
         item = paths.setdefault(operation.route, {})
@@ -105,7 +111,7 @@ def _document(limits: Limits) -> Json:
         "paths": paths,
         "components": {
             "schemas": schemas(limits),
-            "parameters": {"Key": key_parameter(limits)},
+            "parameters": shared_parameters(limits),
             "headers": _HEADERS,
             "responses": refusals,
             "examples": {error.code: {"value": _example(error)} for error in all_errors()},
@@ -124,8 +130,10 @@ def _operation(operation: Operation, refusals: Json, *, with_bodies: bool) -> Js
     errors = sorted({*ANY_ROUTE, *operation.errors}, key=lambda error: (error.status, error.code))
     for status, group in groupby(errors, lambda error: error.status):
         same_status = tuple(group)
-        name = ".".join([*([] if with_bodies else ["head"]), *(error.code for error in same_status)])
-        refusals[name] = _refusal(same_status, with_body=with_bodies)
+        own_headers = [name for error in same_status for name in operation.error_headers.get(error, ())]
+        prefixes = [*([] if with_bodies else ["head"]), *([operation.tag] if own_headers else [])]
+        name = ".".join([*prefixes, *(error.code for error in same_status)])
+        refusals[name] = _refusal(same_status, own_headers, with_body=with_bodies)
         responses[str(status)] = {"$ref": f"#/components/responses/{name}"}
     fields = {
         "operationId": operation.id,
@@ -148,12 +156,13 @@ def _success(answer: Success, *, with_body: bool) -> Json:
     return response
 
 
-def _refusal(errors: Errors, *, with_body: bool) -> Json:
-    """The answer of these errors, which have their status in common."""
+def _refusal(errors: Errors, own_headers: Iterable[str], *, with_body: bool) -> Json:
+    """The answer of these errors, which have their status in common; `own_headers` come on top of `_HEADERS_OF`."""
     status = errors[0].status
     titles = (f"`{error.code}`: {error.title}." for error in errors)
     response: Json = {"description": f"{HTTPStatus(status).phrase}. {' '.join(titles)}"}
-    headers = {name: _header(part) for error in errors for name, part in _HEADERS_OF.get(error, {}).items()}
+    headers = {name: _header(name) for name in own_headers}
+    headers |= {name: _header(part) for error in errors for name, part in _HEADERS_OF.get(error, {}).items()}
     if headers:
         response["headers"] = headers
     if with_body:

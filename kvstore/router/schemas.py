@@ -3,12 +3,10 @@
 Owns: the shape of every document that the router takes or gives.
 Promises: request bodies are closed (an unknown field is refused, as `batch` refuses it), answers are open: a client
 must let pass what it does not know, so that fields can be added.
-Leaves to others: routes, statuses and header fields (`openapi`).
+Leaves to others: routes, statuses and header fields (`operations`), the words of a schema (`json_schema`).
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from kvstore.config import PARTITIONS_MAX, PARTITIONS_MIN, Limits
 from kvstore.errors import (
@@ -19,6 +17,7 @@ from kvstore.errors import (
     KeyNotUtf8,
     KeyTooLong,
     KvError,
+    Locked,
     NotFound,
     OutcomeUnknown,
     TooManyRequests,
@@ -26,76 +25,39 @@ from kvstore.errors import (
     ValueTooLarge,
     all_errors,
 )
+from kvstore.router.decode import VERSION_MAX
+from kvstore.router.json_schema import (
+    Schema,
+    array,
+    closed,
+    codes,
+    document,
+    having,
+    integer,
+    number,
+    one_of,
+    ref,
+    text,
+)
+from kvstore.router.locks import TTL_DEFAULT_S, TTL_MIN_S
 
-Schema = dict[str, Any]
-
-VERSION_MAX = 2**53 - 1  # every JSON parser keeps an integer up to here exact
 OPERATION_ERRORS: tuple[type[KvError], ...] = (
-    KeyEmpty, KeyNotUtf8, KeyTooLong, BadTtl, NotFound, ValueTooLarge, TooManyRequests, KvError, DataCorrupt,
+    KeyEmpty, KeyNotUtf8, KeyTooLong, BadTtl, NotFound, ValueTooLarge, Locked, TooManyRequests, KvError, DataCorrupt,
     Unavailable, OutcomeUnknown, DiskFull,
 )  # fmt: skip
-
-# --- words to say it in -----------------------------------------------------------------------------------------------
-
-
-def ref(name: str) -> Schema:
-    """The component schema of that name."""
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def text(description: str = "", **more: Any) -> Schema:
-    return _described({"type": "string", **more}, description)
-
-
-def integer(description: str = "", minimum: int = 0, **more: Any) -> Schema:
-    return _described({"type": "integer", "minimum": minimum, **more}, description)
-
-
-def number(description: str = "", **more: Any) -> Schema:
-    return _described({"type": "number", **more}, description)
-
-
-def array(items: Schema, description: str = "", **more: Any) -> Schema:
-    return _described({"type": "array", "items": items, **more}, description)
-
-
-def document(description: str, required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
-    """An object with these members."""
-    return _described(
-        {"type": "object", "required": list(required), "properties": required | (optional or {})}, description
-    )
-
-
-def closed(schema: Schema) -> Schema:
-    """The same object, without any other member."""
-    return schema | {"additionalProperties": False}
-
-
-def one_of(description: str, *schemas: Schema, **more: Any) -> Schema:
-    return _described({"oneOf": list(schemas), **more}, description)
-
-
-def codes(errors: tuple[type[KvError], ...] | list[type[KvError]]) -> Schema:
-    """One of the codes of these errors."""
-    return text(enum=sorted(error.code for error in errors))
-
-
-def _described(schema: Schema, description: str) -> Schema:
-    return schema | {"description": description} if description else schema
-
-
-def _having(*names: str, **constants: str) -> Schema:
-    """A case of an object: these members are there, and those have these values."""
-    properties = {name: {"const": value} for name, value in constants.items()}
-    return {"required": [*constants, *names], "properties": properties}
-
-
-# --- the documents ----------------------------------------------------------------------------------------------------
 
 
 def schemas(limits: Limits) -> dict[str, Schema]:
     """Every component schema by name."""
-    return {**_words(limits), **_batch(limits), **_listing(limits), **_cluster(), **_process(), "Problem": _problem()}
+    return {
+        **_words(limits),
+        **_batch(limits),
+        **_listing(limits),
+        **_locks(limits),
+        **_cluster(),
+        **_process(),
+        "Problem": _problem(),
+    }
 
 
 def _words(limits: Limits) -> dict[str, Schema]:
@@ -103,6 +65,9 @@ def _words(limits: Limits) -> dict[str, Schema]:
         "Key": text(f"1 to {limits.key_bytes_max:,} bytes of UTF-8.", examples=["users/1"]),
         "Version": integer(
             "Rises with every change of the key and never restarts, not even after a delete.", 1, maximum=VERSION_MAX
+        ),
+        "Token": integer(
+            "Rises with every grant of the lock's name, for ever. A guard, not a secret.", 1, maximum=VERSION_MAX
         ),
         "ValueText": text("The value, where its bytes are UTF-8."),
         "ValueBase64": text(
@@ -147,7 +112,7 @@ def _batch(limits: Limits) -> dict[str, Schema]:
                 {"value": ref("ValueText"), "value_base64": ref("ValueBase64"), "ttl": ttl},
             )
         )
-        | {"oneOf": [_having("value"), _having("value_base64")]},
+        | {"oneOf": [having("value"), having("value_base64")]},
         "GetOperation": closed(document("Reads the value.", {"op": {"const": "get"}, **key})),
         "DeleteOperation": closed(document("Removes the key.", {"op": {"const": "delete"}, **key})),
         "BatchResults": document(
@@ -159,7 +124,7 @@ def _batch(limits: Limits) -> dict[str, Schema]:
             {"status": {"enum": [201, 204]}, **stored},
         ),
         "ReadResult": document("What a get read.", {"status": {"const": 200}, **stored}, _value_and_ttl())
-        | {"oneOf": [_having("value"), _having("value_base64")]},
+        | {"oneOf": [having("value"), having("value_base64")]},
         "FailedResult": document(
             "An operation that was not done, with the members that its code has in a Problem; the others are.",
             {
@@ -184,16 +149,54 @@ def _listing(limits: Limits) -> dict[str, Schema]:
             {"key": ref("Key"), "version": ref("Version")},
             _value_and_ttl(),
         )
-        | {"not": _having("value", "value_base64")},
+        | {"not": having("value", "value_base64")},
         "Page": document(
             "A page of keys in byte order, over all shards.",
             {
                 "items": array(ref("Item"), maxItems=limits.list_keys_max),
-                "next": {"type": ["string", "null"], "description": "Give it as `after` of the next page; null: end."},
+                "next": _next(),
             },
         ),
         "Count": document("How many keys there are.", {"count": integer()}),
     }
+
+
+def _locks(limits: Limits) -> dict[str, Schema]:
+    name, holder = {"name": ref("Key")}, {"owner": ref("Owner"), "token": ref("Token")}
+    ttl = number("Seconds until the lease ends by itself, unless it is renewed.", minimum=TTL_MIN_S)
+    left = {"ttl_left": number("Seconds until the lease ends by itself.", minimum=0)}
+    most = {"maximum": limits.lock_ttl_s_max}
+    wait = number("Seconds to wait while somebody else holds it.", minimum=0, maximum=limits.lock_wait_s_max, default=0)
+    return {
+        "Owner": text(
+            f"A name for people: at most {limits.owner_bytes_max:,} bytes of UTF-8.",
+            maxLength=limits.owner_bytes_max,
+            examples=["me"],
+        ),
+        "Acquire": closed(
+            document(
+                "How the lock is wanted; no body at all is the same as no members.",
+                {},
+                {"ttl": ttl | most | {"default": TTL_DEFAULT_S}, "wait": wait, "owner": ref("Owner")},
+            )
+        ),
+        "Granted": document("A lease that was granted or renewed.", {**name, **holder, "ttl": ttl | most}),
+        "Lease": document("Who holds a lock.", {**name, **holder, **left, "waiting": integer("How many wait for it.")}),
+        "LeasePage": document(
+            "A page of the locks that are held, by name in byte order, over all shards.",
+            {
+                "items": array(
+                    document("A lock that is held.", {**name, **holder, **left}), maxItems=limits.list_keys_max
+                ),
+                "next": _next(),
+            },
+        ),
+        "LockOfKey": document("The lease that guards the key.", {**holder, **left}),
+    }
+
+
+def _next() -> Schema:
+    return {"type": ["string", "null"], "description": "Give it as `after` of the next page; null: end."}
 
 
 def _cluster() -> dict[str, Schema]:
@@ -268,15 +271,17 @@ def _explanation() -> Schema:
         "bytes": integer("Size of the value."),
         "expires_at_ms": {"type": ["integer", "null"], "description": "Unix time in milliseconds; null: never."},
         "cached": {"type": "boolean", "description": "Whether the owner has it in memory."},
+        "lock": one_of("Who may write the key; null: everybody.", {"type": "null"}, ref("LockOfKey")),
     }
-    of_row = ("version", "sequence", "bytes", "expires_at_ms", "cached")
+    of_row = ("lock", "version", "sequence", "bytes", "expires_at_ms", "cached")
     return document("The way of a key, and what its owner knows of it.", way, row) | {
         "oneOf": [
-            _having("detail", owner_state="down"),
-            _having("detail", owner_state="up", row="damaged"),
-            _having(owner_state="up", row="absent"),
-            _having(*of_row, owner_state="up", row="tombstone"),
-            _having(*of_row, owner_state="up", row="value"),
+            having("detail", owner_state="down"),
+            having("detail", owner_state="up") | {"not": having("row")},
+            having("detail", owner_state="up", row="damaged"),
+            having("lock", owner_state="up", row="absent"),
+            having(*of_row, owner_state="up", row="tombstone"),
+            having(*of_row, owner_state="up", row="value"),
         ]
     }
 
@@ -316,10 +321,14 @@ def _members() -> dict[str, Schema]:
     return {
         "retry_after_ms": integer("Nothing was done; send it again after this time.", 1),
         "version": ref("Version"),
-        "parameter": text("The query parameter that is wrong."),
+        "owner": text("Who holds the lock, as it named itself."),
+        "ttl_left": number("Seconds until the lease ends by itself, unless it is renewed.", minimum=0),
+        "parameter": text("The query parameter or field that is wrong."),
         "shard": ref("ShardId"),
         "allow": array(text(), "The methods that the route takes."),
         "bytes_max": integer("The limit in bytes that was passed."),
         "key_bytes_max": integer("The limit of a key in bytes."),
         "ttl_s_max": integer("The limit of a ttl in seconds."),
+        "lock_ttl_s_min": number("The shortest ttl of a lock in seconds.", minimum=0),
+        "lock_ttl_s_max": integer("The longest ttl of a lock in seconds."),
     }

@@ -186,7 +186,7 @@ class RouterService:
 
     async def _merged(self, after: str, limit: int, make: Callable[[str], Scan | ScanLeases]) -> Listing:
         while True:
-            pages = await self._shard_pages(partial(make, after))
+            pages: list[Page] = await self._ask_all(partial(make, after))
             horizon = min((page.last for page in pages if page.more), default=None)
             items = sorted(item for page in pages for item in page.items if horizon is None or item[0] <= horizon)
             if len(items) > limit:
@@ -195,31 +195,31 @@ class RouterService:
                 return Listing(items, horizon)
             after = horizon
 
-    async def _shard_pages(self, make: Callable[[], Scan | ScanLeases]) -> list[Page]:
+    async def count(self, prefix: str) -> int:
+        """The number of keys that start with `prefix`. Raises Unavailable when a shard is down."""
+        replies: list[Facts] = await self._ask_all(lambda: Count(0, prefix))
+        return sum(int(reply.facts["count"]) for reply in replies)
+
+    async def _ask_all(self, make: Callable[[], Scan | ScanLeases | Count]) -> list[Any]:
+        """The replies of all members of one map, all as of its epoch: so each key is seen by exactly one of them.
+
+        That they agree on a newer epoch would not do: its map may have a member that was not asked.
+        """
         deadline_s = asyncio.get_running_loop().time() + self._limits.reroute_timeout_s
         while True:
-            replies = await self._ask_all(make)
-            epochs = {page.epoch for page in replies.values()}
-            if len(epochs) == 1 and self.cluster_map is not None and epochs == {self.cluster_map.epoch}:
-                return list(replies.values())
+            asked = self.cluster_map
+            if asked is None:
+                raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
+            replies = await asyncio.gather(*[channel.request(make()) for channel in self.channels.values()])
+            for reply in replies:
+                if isinstance(reply, Answer):
+                    raise from_problem(reply.problem or {})
+            epochs = {reply.epoch for reply in replies}
+            if epochs == {asked.epoch}:
+                return replies
             if asyncio.get_running_loop().time() > deadline_s:
                 raise Unavailable("the shards do not agree on the cluster map yet", retry_after_ms=500)
             await self._await_epoch(max(epochs))
-
-    async def count(self, prefix: str) -> int:
-        """The number of keys that start with `prefix`. Raises Unavailable when a shard is down."""
-        replies = await self._ask_all(lambda: Count(0, prefix))
-        return sum(int(reply.facts["count"]) for reply in replies.values())
-
-    async def _ask_all(self, make: Any) -> dict[str, Any]:
-        if not self._owners:
-            raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
-        futures = {shard_id: channel.request(make()) for shard_id, channel in self.channels.items()}
-        replies = await asyncio.gather(*futures.values())
-        for reply in replies:
-            if isinstance(reply, Answer):
-                raise from_problem(reply.problem or {})
-        return dict(zip(futures, replies, strict=True))
 
     async def shard_stats(self) -> dict[str, ShardStats | None]:
         """What each shard counts, as of now; None for one that does not answer."""

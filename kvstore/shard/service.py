@@ -64,9 +64,13 @@ class ShardService:
             elif isinstance(request, ScanLeases):
                 sink.send(await self.store.leases(request))
             else:
-                sink.send(Facts(request.id, self.store.epoch, await self._facts(request)))
+                facts = await self._facts(request)
+                sink.send(Facts(request.id, self.store.epoch, facts))  # the epoch as of now, not of the question
         except KvError as error:
             sink.send(refusal(request.id, error))
+        except Exception:
+            log.exception("a request failed: %s", type(request).__name__)
+            sink.send(refusal(request.id, KvError("the shard failed to answer; its log says why")))
 
     async def _facts(self, request: Count | Explain | Stats) -> dict[str, Any]:
         if isinstance(request, Count):

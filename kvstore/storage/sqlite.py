@@ -37,7 +37,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PAGE_BYTES = 4096
-_PAGES_PER_ROW = 3  # that one changed row dirties, at the most typical: its own, the feed's, a share of the upper ones
+_PAGES_PER_ROW = 4  # that one changed row dirties, at the most typical: its own, the feed's, a share of the upper ones
 
 _BEFORE = """SELECT version, coalesce(expires_at_ms, 0), coalesce(length(body), 0), body IS NOT NULL
     FROM rows WHERE kind = ? AND key = ?"""

@@ -335,11 +335,13 @@ class Store:
 
     async def count(self, prefix: str) -> int:
         """The number of visible live values of the owned partitions whose key starts with `prefix`."""
-        count, after, more = 0, "", True
-        while more:
-            page = await self.scan(Scan(0, prefix, after, _COUNT_KEYS_MAX))
-            count, after, more = count + len(page.items), page.last, page.more
-        return count
+        while True:
+            arrivals, count, after, more = self.arrivals, 0, "", True
+            while more:
+                page = await self.scan(Scan(0, prefix, after, _COUNT_KEYS_MAX))
+                count, after, more = count + len(page.items), page.last, page.more
+            if self.arrivals is arrivals:
+                return count
 
     async def _until_visible(self, sequence: int) -> None:
         if sequence > self._visible:

@@ -87,7 +87,10 @@ class _Outbox:
                 self._wake = loop.create_future()
                 await self._wake
                 self._wake = None
+            await asyncio.sleep(0)  # what else the loop has in hand comes along: one more turn, fuller frames
             messages = self._take_frame()
+            if not messages:
+                continue
             if on_sent is not None:
                 on_sent(messages)
             await socket.send_bytes(encode_frame(messages))
@@ -253,7 +256,7 @@ class Channel:
     def _fail(self, op_id: int, waiting: _Pending, what: str) -> None:
         if not waiting.future.done():
             waiting.future.set_exception(self._lost(op_id, waiting, what))
-            waiting.future.exception()  # looked at once here, else asyncio complains of those that nobody awaits any more
+            waiting.future.exception()  # looked at once here, else asyncio complains of those that nobody awaits
 
     def _lost(self, op_id: int, waiting: _Pending, what: str) -> KvError:
         if waiting.is_write and op_id <= self._sent_up_to:

@@ -62,7 +62,7 @@ class MapFollower:
                         self._note(None)
                         continue
                     self._note(from_problem(msgspec.json.decode(body)))
-            except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
+            except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
                 self._note(error)
             await self._wait()
 

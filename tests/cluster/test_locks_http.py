@@ -423,12 +423,14 @@ async def test_a_held_lock_renews_itself_past_its_ttl(cluster: Cluster, name: st
 
 
 async def test_a_block_is_cancelled_when_its_lease_is_ended_behind_its_back(cluster: Cluster, name: str):
+    async def hold(kv: Client) -> None:
+        async with kv.lock(name, ttl=1.0) as lock:
+            await kv.release(name, lock.token)
+            await asyncio.Event().wait()
+
     async with Client(cluster.url) as kv:
         with pytest.raises(LockLost):
-            async with asyncio.timeout(20):
-                async with kv.lock(name, ttl=1.0) as lock:
-                    await kv.release(name, lock.token)
-                    await asyncio.Event().wait()
+            await asyncio.wait_for(hold(kv), 20)
 
 
 async def test_no_two_tasks_are_ever_inside_the_same_lock(cluster: Cluster, name: str):
@@ -462,3 +464,18 @@ async def test_the_holders_are_listed_page_by_page(cluster: Cluster, name: str):
         assert [(holder.name, holder.token, holder.owner) for holder in holders] == list(
             zip(names, tokens, names, strict=True)
         )
+
+
+async def test_the_waiters_of_a_client_do_not_stand_before_its_holder(cluster: Cluster, name: str):
+    """However few connections a client has: those who wait do not keep the holder from renewing, writing, releasing."""
+    tokens: list[int] = []
+
+    async def worker(kv: Client) -> None:
+        async with kv.lock(name, ttl=5, wait=60) as lock:
+            await kv.put(name, b"v", token=lock.token)
+            tokens.append(lock.token)
+
+    async with Client(cluster.url, connections_max=2) as kv:
+        await asyncio.wait_for(asyncio.gather(*(worker(kv) for _ in range(10))), 30)
+    assert tokens == sorted(set(tokens))
+    assert len(tokens) == 10

@@ -24,51 +24,70 @@ OPERATIONS = [
     (o.route, method) for o in operations(Limits()) for method in (o.method, "HEAD")[: 1 + (o.method == "GET")]
 ]
 KEY = "/v1/kv/{key}"
-BREAKABLE = (KEY, "/v1/kv", "/v1/batch", "/v1/explain/{key}")  # they take a parameter or a body
+LOCK = "/v1/locks/{name}"
+BREAKABLE = (KEY, "/v1/kv", "/v1/batch", LOCK, "/v1/locks", "/v1/explain/{key}")  # they take a parameter or a body
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
 KEPT = {"openapi/kept": b"1", "openapi/kept for a while": b"2"}
 KEYS = {"openapi/text": b"Ada", "openapi/bytes": b"\xff\x00", "openapi/empty": b"", "openapi/ü ?": b"{}"}
+HELD, USED = "openapi/held", "openapi/used"  # locks: one stays held, the token of the other is shown
+WAIT_S_MAX = 0.02  # nobody releases what is waited for here
 CONFIG = {
     "checks": {
-        "positive_data_acceptance": {"expected-statuses": ["2xx", "304", "404", "412"]},
-        "negative_data_rejection": {"expected-statuses": ["400", "404", "412", "414", "431"]},
+        "positive_data_acceptance": {"expected-statuses": ["2xx", "304", "404", "412", "422", "423"]},
+        "negative_data_rejection": {"expected-statuses": ["400", "404", "414", "431"]},
     }
 }
 
 
 class Api(NamedTuple):
-    """A running cluster's address and document, and the cursor of a page of its keys."""
+    """A running cluster's address and document, the cursor of a page of its keys, and the token of the lock `USED`."""
 
     url: str
     document: dict[str, Any]
     session: requests.Session
     cursor: str
+    token: int
 
 
 @pytest.fixture(scope="module")
 def api(cluster: Any) -> Iterator[Api]:
-    """A cluster that has some keys; those that the tests made are gone afterwards."""
+    """A cluster that has some keys and locks; those that the tests made are gone afterwards."""
     with requests.Session() as session:
-        before = set(_keys(session, cluster.url))
+        before = {item["key"] for item in _items(session, f"{cluster.url}/v1/kv")}
+        held_before = {item["token"] for item in _items(session, f"{cluster.url}/v1/locks")}
         for key, value in {**KEPT, **KEYS}.items():
             ttl = {"ttl": "1000"} if key.endswith("while") else {}
             session.put(f"{cluster.url}/v1/kv/{requests.utils.quote(key)}", data=value, params=ttl).raise_for_status()
         page = session.get(f"{cluster.url}/v1/kv", params={"prefix": "openapi/", "limit": 1}).json()
         document = _closed(session.get(f"{cluster.url}/openapi.json").json())
-        yield Api(cluster.url, document, session, page["next"])
-        ops = [{"op": "delete", "key": key} for key in set(_keys(session, cluster.url)) - before]
+        tokens = {
+            name: session.post(f"{cluster.url}/v1/locks/{name}", json={"ttl": 600}).json()["token"]
+            for name in (HELD, USED)
+        }
+        yield Api(cluster.url, document, session, page["next"], tokens[USED])
+        for lease in _items(session, f"{cluster.url}/v1/locks"):
+            if lease["token"] not in held_before:
+                _release(session, cluster.url, lease)
+        keys = {item["key"] for item in _items(session, f"{cluster.url}/v1/kv")}
+        ops = [{"op": "delete", "key": key} for key in keys - before]
         if ops:
             session.post(f"{cluster.url}/v1/batch", json={"ops": ops}).raise_for_status()
 
 
-def _keys(session: requests.Session, url: str) -> Iterator[str]:
+def _items(session: requests.Session, listing: str) -> Iterator[dict[str, Any]]:
     parameters: dict[str, str] = {}
     while True:
-        page = session.get(f"{url}/v1/kv", params=parameters).json()
-        yield from (item["key"] for item in page["items"])
+        page = session.get(listing, params=parameters).json()
+        yield from page["items"]
         if page["next"] is None:
             return
         parameters["after"] = page["next"]
+
+
+def _release(session: requests.Session, url: str, lease: dict[str, Any]) -> None:
+    path = requests.utils.quote(lease["name"], safe="").replace(".", "%2E")
+    answer = session.delete(f"{url}/v1/locks/{path}", headers={"Lock-Token": str(lease["token"])})
+    assert answer.status_code in (204, 412), answer.text  # 412: its time was over
 
 
 def _closed(part: Any) -> Any:
@@ -85,7 +104,9 @@ def _check_problem(api: Api, answer: requests.Response, response: str) -> None:
     described = api.document["components"]["responses"][response]
     schema = described["content"]["application/problem+json"]["schema"]
     assert answer.headers["Content-Type"] == "application/problem+json"
-    assert described.get("headers", {}).keys() <= answer.headers.keys()
+    for name, header in described.get("headers", {}).items():
+        component = api.document["components"]["headers"][header["$ref"].rpartition("/")[2]]
+        assert name in answer.headers or not component["required"]
     if answer.request.method != "HEAD":
         jsonschema.validate(answer.json(), {**schema, "components": api.document["components"]})
 
@@ -115,11 +136,14 @@ def _drive(api: Api, path: str, method: str, mode: GenerationMode) -> list[int]:
 
 
 def _make_possible(case: Case, data: st.DataObject, api: Api) -> None:
-    """What a schema cannot say: which keys exist and cursors were given out, a limit in bytes, what goes together."""
-    if "key" in case.path_parameters:
-        if data.draw(st.booleans()):
-            case.path_parameters["key"] = data.draw(st.sampled_from(list(KEYS)))
-        assume(len(case.path_parameters["key"].encode()) <= Limits().key_bytes_max)
+    """What a schema cannot say: which keys exist, what was given out, a limit in bytes, what goes together."""
+    for name, known in (("key", [*KEYS, USED]), ("name", [USED])):
+        if name in case.path_parameters:
+            if data.draw(st.booleans()):
+                case.path_parameters[name] = data.draw(st.sampled_from(known))
+            assume(len(case.path_parameters[name].encode()) <= Limits().key_bytes_max)
+    if "Lock-Token" in case.headers and data.draw(st.booleans()):
+        case.headers["Lock-Token"] = str(api.token)
     query = case.query or {}
     if "ttl" in query:
         query["ttl"] = f"{max(float(query['ttl']), 0.001):.3f}"  # in decimals: an exponent is refused
@@ -128,6 +152,10 @@ def _make_possible(case: Case, data: st.DataObject, api: Api) -> None:
     if query.get("count") in (True, "true"):
         for other in query.keys() - {"count", "prefix"}:
             del query[other]
+    if isinstance(case.body, dict) and "wait" in case.body:
+        case.body["wait"] = min(case.body["wait"], WAIT_S_MAX)
+    if isinstance(case.body, dict) and "owner" in case.body:
+        assume(len(case.body["owner"].encode()) <= Limits().owner_bytes_max)
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS, ids=str)
@@ -144,8 +172,8 @@ def test_a_request_as_documented_is_taken_and_answered_as_documented(api: Api, p
         ("GET", "openapi/kept", {"If-None-Match": "*"}, 304),
         ("GET", "openapi/kept for a while", {}, 200),
         ("HEAD", "openapi/kept for a while", {"If-None-Match": "*"}, 304),
-        ("PUT", "openapi/new", {}, 201),
-        ("PUT", "openapi/new", {}, 204),
+        ("PUT", "openapi/new", {"If-None-Match": "*"}, 201),
+        ("PUT", "openapi/new", {"If-Match": "*", "Idempotency-Key": "openapi"}, 204),
         ("DELETE", "openapi/new", {}, 204),
     ],
 )
@@ -157,6 +185,39 @@ def test_each_success_on_a_key_is_answered_as_documented(
     answer = case.call_and_validate(base_url=api.url, session=api.session)
     assert answer.status_code == status
     assert ("kv-ttl" in answer.headers) == key.endswith("while")
+
+
+def test_each_success_on_a_lock_and_its_key_is_answered_as_documented(api: Api) -> None:
+    lock = "openapi/lock"
+
+    def call(method: str, path: str, name: str, status: int, **more: Any) -> Any:
+        operation = schemathesis.openapi.from_dict(api.document)[path][method]
+        case = operation.Case(path_parameters={name: lock} if name else {}, **more)
+        answer = case.call_and_validate(base_url=api.url, session=api.session)
+        assert answer.status_code == status, (method, path)
+        return answer
+
+    call("GET", LOCK, "name", 404)
+    body = {"ttl": 30.5, "wait": 1, "owner": "me"}
+    granted = call("POST", LOCK, "name", 201, body=body, media_type="application/json").json()
+    assert granted == {"name": lock, "token": granted["token"], "owner": "me", "ttl": 30.5}
+    token = {"Lock-Token": str(granted["token"])}
+    assert call("PUT", LOCK, "name", 200, headers=token).json() == granted
+    assert call("GET", LOCK, "name", 200).json()["waiting"] == 0
+    call("HEAD", LOCK, "name", 200)
+    names = [item["name"] for item in call("GET", "/v1/locks", "", 200, query={"prefix": lock}).json()["items"]]
+    assert names == [lock]
+    assert call("GET", "/v1/explain/{key}", "key", 200).json()["lock"]["owner"] == "me"
+    call("PUT", KEY, "key", 423, body=b"1", media_type="application/octet-stream")
+    call("PUT", KEY, "key", 201, body=b"1", media_type="application/octet-stream", headers=token)
+    assert call("GET", "/v1/explain/{key}", "key", 200).json()["lock"]["token"] == granted["token"]
+    ops = [{"op": "put", "key": lock, "value": "2"}]
+    (result,) = call("POST", "/v1/batch", "", 200, body={"ops": ops}, media_type="application/json").json()["results"]
+    assert (result["status"], result["code"], result["owner"]) == (423, "locked", "me")
+    call("DELETE", KEY, "key", 204, headers=token)
+    call("DELETE", LOCK, "name", 204, headers=token)
+    call("DELETE", LOCK, "name", 412, headers=token)
+    assert call("GET", "/v1/explain/{key}", "key", 200).json()["lock"] is None
 
 
 @pytest.mark.parametrize(("path", "method"), [o for o in OPERATIONS if o[0] in BREAKABLE and o[1] != "HEAD"], ids=str)
@@ -184,8 +245,26 @@ def test_a_request_that_breaks_the_document_is_refused_as_documented(api: Api, p
         ("PUT", KEY, "/v1/kv/openapi%2Fnone", {"Content-Encoding": "gzip"}, b"1", 415, "content-encoding-refused"),
         ("PUT", KEY, "/v1/kv/openapi%2Fnone", {"Content-Range": "bytes 0-0/1"}, b"1", 400, "bad-request"),
         ("PUT", KEY, "/v1/kv/openapi%2Fnone", {"Expect": "a-miracle"}, b"1", 417, "expectation-failed"),
-        ("PUT", KEY, "/v1/kv/openapi%2Fnone", {"If-None-Match": "*"}, b"1", 501, "not-implemented"),
-        ("DELETE", KEY, "/v1/kv/openapi%2Fnone", {"Lock-Token": "1"}, b"", 501, "not-implemented"),
+        ("PUT", KEY, "/v1/kv/openapi%2Fnone", {"If-None-Match": "7"}, b"1", 400, "bad-condition"),
+        ("PUT", KEY, "/v1/kv/openapi%2Fkept", {"If-None-Match": "*"}, b"1", 412, "precondition-failed"),
+        ("PUT", KEY, "/v1/kv/openapi%2Fnone", {"Lock-Token": "one"}, b"1", 400, "bad-parameter"),
+        ("PUT", KEY, "/v1/kv/openapi%2Fnone", {"Lock-Token": "1"}, b"1", 412, "lock-lost"),
+        ("PUT", KEY, f"/v1/kv/{HELD}", {}, b"1", 423, "locked"),
+        ("DELETE", KEY, "/v1/kv/openapi%2Fnone", {}, b"", 404, "not-found"),
+        ("DELETE", KEY, "/v1/kv/openapi%2Fkept", {"If-Match": '"0"'}, b"", 412, "precondition-failed"),
+        ("DELETE", KEY, f"/v1/kv/{HELD}", {}, b"", 423, "locked"),
+        ("DELETE", KEY, "/v1/kv/openapi%2Fnone", {"Idempotency-Key": '""'}, b"", 400, "bad-parameter"),
+        ("GET", LOCK, "/v1/locks/openapi%2Fnone", {}, b"", 404, "not-found"),
+        ("POST", LOCK, f"/v1/locks/{HELD}", {}, b"", 423, "locked"),
+        ("POST", LOCK, f"/v1/locks/{HELD}", {}, b'{"tll":1}', 400, "bad-body"),
+        ("POST", LOCK, f"/v1/locks/{HELD}", {}, b'{"ttl":0}', 400, "bad-ttl"),
+        ("POST", LOCK, f"/v1/locks/{HELD}", {}, b'{"wait":-1}', 400, "bad-parameter"),
+        ("POST", LOCK, f"/v1/locks/{HELD}", {}, b" " * 5000, 413, "body-too-large"),
+        ("PUT", LOCK, f"/v1/locks/{HELD}", {"Lock-Token": "1"}, b"", 412, "lock-lost"),
+        ("PUT", LOCK, f"/v1/locks/{HELD}", {}, b"", 400, "bad-parameter"),
+        ("DELETE", LOCK, f"/v1/locks/{HELD}", {"Lock-Token": "1"}, b"{}", 400, "bad-body"),
+        ("GET", "/v1/locks", "/v1/locks?after=%21", {}, b"", 400, "bad-cursor"),
+        ("POST", "/v1/batch", "/v1/batch", {"Lock-Token": "1"}, b'{"ops":[]}', 400, "bad-parameter"),
         ("GET", "/v1/kv", "/v1/kv?after=%21", {}, b"", 400, "bad-cursor"),
         ("GET", "/v1/kv", "/v1/kv?prefix=a&prefix=b", {}, b"", 400, "bad-parameter"),
         ("POST", "/v1/batch", "/v1/batch", {}, b'{"ops":[]}', 400, "bad-body"),
@@ -202,11 +281,29 @@ def test_an_error_that_can_be_provoked_is_documented_with_its_code(
     _check_problem(api, answer, response.rpartition("/")[2])
 
 
+@pytest.mark.parametrize(
+    ("path", "method"), [o for o in OPERATIONS if o[0] in (KEY, LOCK) and o[1] not in ("GET", "HEAD")], ids=str
+)
+def test_another_request_under_the_same_idempotency_key_is_refused_as_documented(
+    api: Api, path: str, method: str
+) -> None:
+    url = api.url + path.format(key="openapi%2Fonce", name="openapi%2Fonce")
+    fields = [{"Idempotency-Key": "of two requests", "Lock-Token": token} for token in ("1", "2")]
+    bodies = [b'{"ttl":1}', b'{"ttl":2}'] if method == "POST" else [b"", b""]
+    first, second = (
+        api.session.request(method, url, headers=field, data=body) for field, body in zip(fields, bodies, strict=True)
+    )
+    assert first.status_code in (201, 412)
+    assert (second.status_code, second.json()["code"]) == (422, "idempotency-key-reused")
+    response = api.document["paths"][path][method.lower()]["responses"]["422"]["$ref"]
+    _check_problem(api, second, response.rpartition("/")[2])
+
+
 @pytest.mark.parametrize("path", sorted({path for path, _ in OPERATIONS}))
 def test_a_method_that_is_not_documented_is_refused_with_those_that_are(api: Api, path: str) -> None:
     documented = {method for route, method in OPERATIONS if route == path}
     for method in set(METHODS) - documented:
-        answer = api.session.request(method, api.url + path.format(key="openapi"), data=b"1")
+        answer = api.session.request(method, api.url + path.format(key="openapi", name="openapi"), data=b"1")
         assert answer.status_code == 405, method
         assert set(answer.headers["Allow"].split(", ")) == documented
         _check_problem(api, answer, "method-not-allowed")
@@ -214,7 +311,8 @@ def test_a_method_that_is_not_documented_is_refused_with_those_that_are(api: Api
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS, ids=str)
 def test_an_unknown_parameter_is_refused(api: Api, path: str, method: str) -> None:
-    answer = api.session.request(method, f"{api.url}{path.format(key='openapi')}?colour=red", data=b'{"ops":[]}')
+    url = api.url + path.format(key="openapi", name="openapi")
+    answer = api.session.request(method, f"{url}?colour=red", data=b'{"ops":[]}')
     assert answer.status_code == 400
     assert method == "HEAD" or answer.json()["parameter"] == "colour"
 

@@ -14,7 +14,7 @@ WAIT_S = 10.0
 
 
 class Calls:
-    """A lock service with one lock. `fail` is raised by the next calls of that kind, one each; `slow_s` delays answers."""
+    """A lock service with one lock. `fail` is raised by the next calls of that kind, `hang` holds renewals."""
 
     def __init__(self) -> None:
         self.holder = 0
@@ -97,7 +97,8 @@ async def test_a_lock_that_somebody_else_holds_raises_locked_on_entering(calls: 
 
 async def test_the_block_is_cancelled_when_the_lease_is_lost(calls: Calls):
     reached = []
-    with pytest.raises(LockLost, match="token 1"):
+
+    async def block() -> None:
         async with held(calls) as lock:
             calls.holder = 2
             try:
@@ -105,6 +106,9 @@ async def test_the_block_is_cancelled_when_the_lease_is_lost(calls: Calls):
             except asyncio.CancelledError:
                 reached.append(lock.lost)
                 raise
+
+    with pytest.raises(LockLost, match="token 1"):
+        await block()
     assert reached == [True]
     assert calls.released == []
     task = asyncio.current_task()
@@ -116,7 +120,7 @@ async def test_the_block_is_cancelled_when_the_lease_is_lost(calls: Calls):
 async def test_a_block_that_does_not_let_the_cancellation_through_ends_in_lock_lost_and_leaves_no_mark(
     calls: Calls, kind: str
 ):
-    with pytest.raises(LockLost):
+    async def block() -> None:
         async with held(calls):
             calls.holder = 2
             try:
@@ -124,6 +128,9 @@ async def test_a_block_that_does_not_let_the_cancellation_through_ends_in_lock_l
             except asyncio.CancelledError:
                 if kind == "another error":
                     raise ValueError("while cleaning up") from None
+
+    with pytest.raises(LockLost):
+        await block()
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import jsonschema
@@ -12,16 +12,20 @@ import openapi_spec_validator
 import pytest
 
 from kvstore.config import Limits, default_config
-from kvstore.errors import BadBody, all_errors
+from kvstore.errors import BadRequest, all_errors
 from kvstore.router import app as router_app
-from kvstore.router.app import EXPLAIN_ROUTE, KEY_ROUTE, RouterApp
+from kvstore.router.app import EXPLAIN_ROUTE, KEY_ROUTE, LOCK_ROUTE, RouterApp
 from kvstore.router.batch import parse_batch
+from kvstore.router.decode import decode_once, decode_tags
+from kvstore.router.locks import LockRoutes
 from kvstore.router.openapi import openapi_json
 from kvstore.router.schemas import OPERATION_ERRORS
 from kvstore.router.service import RouterService
+from kvstore.transport.http import BodyReader, Head
 
 LIMITS = Limits(
-    key_bytes_max=77, value_bytes_max=7_777, body_bytes_max=77_777, ttl_s_max=777_777, list_keys_max=777
+    key_bytes_max=77, value_bytes_max=7_777, body_bytes_max=77_777, ttl_s_max=777_777, list_keys_max=777,
+    owner_bytes_max=7, lock_ttl_s_max=7_770, lock_wait_s_max=70, idempotency_kept_s=770.5,
 )  # fmt: skip
 DOCUMENT: dict[str, Any] = json.loads(openapi_json(LIMITS))
 METHODS = {"get", "head", "put", "post", "delete", "options", "patch", "trace"}
@@ -57,9 +61,10 @@ def codes_of(response: dict[str, Any]) -> list[str]:
 
 
 def routes() -> set[tuple[str, str]]:
-    """What the router takes: its table, the two routes with a key, and HEAD wherever there is GET."""
+    """What the router takes: its table, the three routes with a key, and HEAD wherever there is GET."""
     app = RouterApp("0", cast(RouterService, None), default_config())
-    table = {KEY_ROUTE: set(app._key_methods), EXPLAIN_ROUTE: {"GET"}} | {r: set(m) for r, m in app.routes.items()}
+    of_a_key = {KEY_ROUTE: app._key_methods, LOCK_ROUTE: app._lock_methods, EXPLAIN_ROUTE: app._explain_methods}
+    table = {route: set(methods) for route, methods in (*of_a_key.items(), *app.routes.items())}
     taken = {(route, method) for route, methods in table.items() for method in methods}
     return taken | {(route, "HEAD") for route, method in taken if method == "GET"}
 
@@ -71,6 +76,18 @@ def parameters(route: str, method: str, place: str) -> set[str]:
 
 def schema(name: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", **DOCUMENT})
+
+
+def matches(parameter: dict[str, Any], field: str) -> bool:
+    return jsonschema.Draft202012Validator(resolve(parameter)["schema"]).is_valid(field)
+
+
+def is_taken(decode: Callable[[], object]) -> bool:
+    try:
+        decode()
+    except BadRequest:
+        return False
+    return True
 
 
 def test_the_document_is_valid_openapi_3_1() -> None:
@@ -91,15 +108,29 @@ def test_every_operation_has_an_id_of_its_own_a_summary_and_a_success() -> None:
 
 
 def test_the_query_parameters_are_those_that_the_router_knows() -> None:
-    known = {(KEY_ROUTE, "put"): router_app._TTL, ("/v1/kv", "get"): router_app._LIST}
+    known = {
+        (KEY_ROUTE, "put"): router_app._TTL,
+        ("/v1/kv", "get"): router_app._LIST,
+        ("/v1/locks", "get"): router_app._LIST_LOCKS,
+    }
     for path, method, _ in operations():
         method = "get" if method == "HEAD" else method.lower()
         assert parameters(path, method, "query") == known.get((path, method), frozenset()), (path, method)
 
 
-def test_a_header_that_is_not_taken_yet_is_no_parameter() -> None:
-    taken = {(path, method): parameters(path, method.lower(), "header") for path, method, _ in operations()}
-    assert {place for place, names in taken.items() if names} == {(KEY_ROUTE, "GET"), (KEY_ROUTE, "HEAD")}
+def test_the_header_parameters_are_those_that_the_router_reads() -> None:
+    conditions, token, once = {"If-Match", "If-None-Match"}, {"Lock-Token"}, {"Idempotency-Key"}
+    read = {
+        (KEY_ROUTE, "GET"): conditions,
+        (KEY_ROUTE, "HEAD"): conditions,
+        (KEY_ROUTE, "PUT"): conditions | token | once,
+        (KEY_ROUTE, "DELETE"): conditions | token | once,
+        (LOCK_ROUTE, "POST"): once,
+        (LOCK_ROUTE, "PUT"): token | once,
+        (LOCK_ROUTE, "DELETE"): token | once,
+    }
+    for path, method, _ in operations():
+        assert parameters(path, method.lower(), "header") == read.get((path, method), set()), (path, method)
 
 
 def test_every_problem_code_of_an_answer_is_an_error_with_its_status() -> None:
@@ -128,7 +159,7 @@ def test_head_answers_as_get_does_but_without_any_body() -> None:
 
 def test_an_error_after_which_a_client_may_repeat_says_when() -> None:
     for status, response in refusals():
-        assert ("Retry-After" in response.get("headers", {})) == (status in ("429", "503"))
+        assert ("Retry-After" in response.get("headers", {})) == (status in ("423", "429", "503"))
 
 
 @pytest.mark.parametrize("name", ["key_bytes_max", "value_bytes_max", "body_bytes_max", "ttl_s_max", "list_keys_max"])
@@ -139,6 +170,15 @@ def test_a_limit_appears_as_it_is_configured(name: str) -> None:
     assert f" {ours:,}" in text or f": {ours}" in text
     assert f"{limit:,}" not in text
     assert f": {limit}," not in text
+
+
+def test_the_limits_of_locks_and_idempotency_keys_appear_as_they_are_configured() -> None:
+    acquire = DOCUMENT["components"]["schemas"]["Acquire"]["properties"]
+    assert acquire["ttl"] == acquire["ttl"] | {"minimum": 0.1, "maximum": 7_770, "default": 30}
+    assert acquire["wait"] == acquire["wait"] | {"minimum": 0, "maximum": 70, "default": 0}
+    assert resolve(acquire["owner"])["maxLength"] == 7
+    assert " 7 bytes" in resolve(acquire["owner"])["description"]
+    assert " 770.5 s" in DOCUMENT["components"]["parameters"]["IdempotencyKey"]["description"]
 
 
 def test_every_example_fits_its_schema() -> None:
@@ -184,16 +224,56 @@ def test_the_documented_errors_of_an_operation_of_a_batch_are_errors_of_the_syst
 )
 def test_the_schema_of_a_batch_and_the_router_agree_on_what_is_well_formed(op: Any) -> None:
     body = {"ops": [op]}
-    try:
-        parse_batch(msgspec.json.encode(body), LIMITS)
-        well_formed = True
-    except BadBody:
-        well_formed = False
-    assert schema("Batch").is_valid(body) == well_formed
+    assert schema("Batch").is_valid(body) == is_taken(lambda: parse_batch(msgspec.json.encode(body), LIMITS))
 
 
 def test_a_batch_without_operations_is_not_well_formed() -> None:
     assert not schema("Batch").is_valid({"ops": []})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"ttl": 30, "wait": 10, "owner": "me"},
+        {"ttl": 0.1},
+        {"ttl": 7_770.0},
+        {"wait": 70},
+        {"owner": "1234567"},
+        {"ttl": 0.0999},
+        {"ttl": 7_770.1},
+        {"ttl": "30"},
+        {"ttl": None},
+        {"ttl": True},
+        {"wait": -1},
+        {"wait": 71},
+        {"owner": "12345678"},
+        {"owner": 7},
+        {"tll": 30},
+        [],
+        None,
+    ],
+)
+def test_the_schema_of_an_acquire_and_the_router_agree_on_what_is_taken(body: Any) -> None:
+    locks = LockRoutes(cast(RouterService, None), LIMITS, BodyReader(LIMITS))
+    assert schema("Acquire").is_valid(body) == is_taken(lambda: locks._decode_acquire(msgspec.json.encode(body)))
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["*", '"41"', 'W/"41"', '"41","42"', '"41", W/"42"', '""', '"a,b"', "", "41", '"41', '*, "1"', '"a b"', "W/41"],
+)
+def test_the_pattern_of_a_condition_and_the_router_agree_on_what_is_one(field: str) -> None:
+    for parameter in DOCUMENT["paths"][KEY_ROUTE]["put"]["parameters"]:
+        if resolve(parameter)["name"] in ("If-Match", "If-None-Match"):
+            assert matches(parameter, field) == is_taken(lambda: decode_tags(field, weak=True))
+
+
+@pytest.mark.parametrize("field", ["a", '"a"', "a b", "a" * 255, f'"{"a" * 255}"', "", '""', "a" * 256, "\t", "\x7f"])
+def test_the_pattern_of_an_idempotency_key_and_the_router_agree_on_what_is_one(field: str) -> None:
+    head = Head("PUT", "/v1/kv/k", "", {"idempotency-key": field})
+    parameter = DOCUMENT["components"]["parameters"]["IdempotencyKey"]
+    assert matches(parameter, field) == is_taken(lambda: decode_once(head, b""))
 
 
 def test_the_document_is_made_once() -> None:

@@ -1,10 +1,10 @@
-"""What tests of batches and stores share: sinks that remember, rows in a dictionary, a clock to turn, a store to open."""
+"""What tests of leases and conditions share: sinks that remember, rows in memory, a clock to turn, a store to open."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -177,6 +177,13 @@ async def opened(folder: Path, **limits: float) -> AsyncIterator[Store]:
         yield store
     finally:
         await store.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """For what a batch decides in the writer's thread, before anybody could be told."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 def asked(store: Store, op: WriteOp) -> Sink:

@@ -31,6 +31,8 @@ class Nobody:
 class Decided(NamedTuple):
     changed: dict[str, Row]
     answers: list[Answer]
+    expired: int
+    clock: Clock
 
 
 class File:
@@ -64,7 +66,8 @@ class File:
         changed = {key: row for (_, key), row in batch.changed.items()}
         self.rows |= changed
         self.clock = batch.clock
-        return Decided(changed, [answer for _, answer in batch.answers if isinstance(answer, Answer)])
+        answers = [answer for _, answer in batch.answers if isinstance(answer, Answer)]
+        return Decided(changed, answers, batch.expired, batch.clock)
 
     def trim(self) -> None:
         self.rows = {key: row for key, row in self.rows.items() if row.body is not None}
@@ -155,7 +158,7 @@ def test_batches_answer_and_change_what_a_dictionary_would(history: list[Round])
             file.trim()
 
 
-def _check_sequences(batch: Batch, before: Clock) -> None:
+def _check_sequences(batch: Decided, before: Clock) -> None:
     sequences = [row.sequence for row in batch.changed.values()]
     assert len(set(sequences)) == len(sequences)
     assert all(before.sequence < sequence <= batch.clock.sequence for sequence in sequences)

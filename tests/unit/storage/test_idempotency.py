@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sqlite3
 from contextlib import closing
@@ -14,7 +13,7 @@ from kvstore.protocol import Answer, Delete, Guard, Once, Put, Release, Renew
 from kvstore.storage import store as store_module
 from kvstore.storage.batch import EndWait, Expire, WriteOp
 from kvstore.storage.rows import REPLY
-from tests.unit.storage.rig import Bench, Sink, TurnedTime, acquire, ask, asked, code, opened, token
+from tests.unit.storage.rig import Bench, Sink, TurnedTime, acquire, ask, asked, code, opened, token, until
 
 K = Once("key", "digest")
 OTHER = Once("key", "another digest")
@@ -292,9 +291,7 @@ async def test_the_sweep_expires_replies_whose_time_is_over(tmp_path: Path, monk
         await ask(store, Put(1, "k", b"v", 0, None, K))
         assert [deleted for _, deleted in reply_rows(tmp_path / "store.db")] == [0]
         turned.wall_step_s = 61
-        async with asyncio.timeout(10):
-            while [deleted for _, deleted in reply_rows(tmp_path / "store.db")] != [1]:
-                await asyncio.sleep(0.05)
+        await until(lambda: [deleted for _, deleted in reply_rows(tmp_path / "store.db")] == [1])
         assert store.stats.expired == 0
 
 

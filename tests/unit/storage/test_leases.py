@@ -39,6 +39,7 @@ from tests.unit.storage.rig import (
     next_id,
     opened,
     token,
+    until,
 )
 
 # --- batches against a naive model ------------------------------------------------------------------------------------
@@ -62,8 +63,10 @@ class ModelName:
 
 
 class Model:
-    """What a batch should do, one operation after the other, with no regard to rows. `said` are the answers expected: the
-    id of the operation, the status, and whether it brings a new version or the holder's token."""
+    """What a batch should do, one operation after the other, with no regard to rows.
+
+    `said` are the answers expected: id of the operation, status, and whether it brings a new version or a token.
+    """
 
     def __init__(self) -> None:
         self.names = {"a": ModelName(), "b": ModelName()}
@@ -108,7 +111,8 @@ class Model:
 
     def do(self, op: WriteOp, sink: Sink) -> None:
         state = self.names[op.key]
-        self.due(op.key)
+        if not isinstance(op, Leave):  # who leaves is not granted anything any more
+            self.due(op.key)
         if isinstance(op, Put) and self.may_write(op):
             if op.guard is not None and op.guard.absent and state.version is not None:
                 self.say(op, 412)
@@ -541,8 +545,7 @@ async def test_a_lease_ends_although_the_queue_of_writes_was_full_when_it_was_du
     async with opened(tmp_path, queue_ops_max=3) as store:
         await ask(store, acquire("k", 0.2))
         waiter = asked(store, acquire("k", wait_s=20))
-        while not store._locks.waiting_for_lease("k"):
-            await asyncio.sleep(0.01)
+        await until(lambda: store._locks.waiting_for_lease("k"))
         gate["batch-before-commit"].clear()
         await ask_until_full(store)
         await asyncio.sleep(0.5)
@@ -554,8 +557,7 @@ async def test_a_wait_ends_although_the_queue_of_writes_was_full_when_it_was_due
     async with opened(tmp_path, queue_ops_max=3) as store:
         await ask(store, acquire("k", 3600))
         waiter = asked(store, acquire("k", wait_s=0.2))
-        while not store._locks.waiting_for_lease("k"):
-            await asyncio.sleep(0.01)
+        await until(lambda: store._locks.waiting_for_lease("k"))
         gate["batch-before-commit"].clear()
         await ask_until_full(store)
         await asyncio.sleep(0.5)
@@ -568,8 +570,7 @@ async def test_a_wait_ends_although_the_queue_of_writes_was_full_when_it_was_due
 async def ask_until_full(store: store_module.Store) -> None:
     """One batch is at work and cannot end; the queue behind it is full."""
     asked(store, Put(0, "other", b""))
-    while store._writes:
-        await asyncio.sleep(0.01)
+    await until(lambda: not store._writes)
     while not (sink := asked(store, Put(0, "other", b""))).replies:
         pass
     assert sink.replies[0].status == 429  # type: ignore[union-attr]
@@ -581,8 +582,9 @@ async def test_no_answer_leaves_before_the_commit_and_no_lease_runs_before_it_is
             gate[point].clear()
             sink = asked(store, acquire("k", 0.2))
             lost = asked(store, Release(0, "k", 10**9))
-            while (lease := store._locks.lease("k")) is None:
-                await asyncio.sleep(0.01)
+            await until(lambda: store._locks.lease("k"))
+            lease = store._locks.lease("k")
+            assert lease is not None
             await asyncio.sleep(0.4)  # longer than the lease
             assert sink.replies == lost.replies == []
             assert lease.left_s(time.monotonic()) == 0.2
@@ -659,8 +661,7 @@ async def test_a_lease_survives_a_crash_also_where_its_end_was_decided_but_not_c
         granted = (await ask(store, acquire("k", 60))).version
         gate["batch-before-commit"].clear()
         released = asked(store, Release(0, "k", granted))
-        while store._locks.lease("k") is not None:
-            await asyncio.sleep(0.01)
+        await until(lambda: store._locks.lease("k") is None)
         for file in tmp_path.glob("store.db*"):
             shutil.copy(file, crashed)
         gate["batch-before-commit"].set()

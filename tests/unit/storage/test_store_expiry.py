@@ -135,7 +135,9 @@ async def test_more_due_keys_than_the_queue_takes_at_once_are_expired_all_the_sa
     assert rig.sql("SELECT count(*) FROM rows WHERE body IS NULL") == [(50,)]
 
 
-async def test_a_due_key_that_is_met_while_the_queue_is_full_is_answered_429(open_rig: Opener, clock: WallClock) -> None:
+async def test_a_due_key_that_is_met_while_the_queue_is_full_is_answered_429(
+    open_rig: Opener, clock: WallClock
+) -> None:
     rig = await open_rig(queue_ops_max=1)
     await rig.put("due", ttl_ms=5000)
     clock.pass_s(5)

@@ -368,6 +368,7 @@ async def test_explain_shows_what_is_stored_of_a_key(rig: Any) -> None:
     await rig.put("a", b"12345")
     shown = await rig.store.explain("a")
     assert shown == {
+        "lock": None,
         "row": "value",
         "version": 1,
         "sequence": 1,
@@ -377,4 +378,4 @@ async def test_explain_shows_what_is_stored_of_a_key(rig: Any) -> None:
     }
     await rig.delete("a")
     assert (await rig.store.explain("a"))["row"] == "tombstone"
-    assert await rig.store.explain("never") == {"row": "absent"}
+    assert await rig.store.explain("never") == {"row": "absent", "lock": None}

@@ -29,8 +29,10 @@ class Entry:
 
 
 class LocksAgainstOneLine(RuleBasedStateMachine):
-    """The model of a name is one line of all who asked, in order of arrival: somebody holds the lock if nobody before him
-    is in his way."""
+    """The model of a name is one line of all who asked, in order of arrival.
+
+    Somebody holds the lock if nobody before him is in his way.
+    """
 
     def __init__(self) -> None:
         super().__init__()

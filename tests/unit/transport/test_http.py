@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 from urllib.parse import quote, quote_from_bytes
 
@@ -238,7 +238,15 @@ def test_names_of_others_are_refused_again_and_again(host: str) -> None:
 
 @pytest.mark.parametrize(
     "origin",
-    ["null", "http://evil.example", "http://localhost", "http://localhost:8081", "http://127.0.0.1:8080", "file://", ""],
+    [
+        "null",
+        "http://evil.example",
+        "http://localhost",
+        "http://localhost:8081",
+        "http://127.0.0.1:8080",
+        "file://",
+        "",
+    ],
 )
 def test_pages_of_others_are_refused(origin: str) -> None:
     guard = HostGuard([])
@@ -657,7 +665,9 @@ async def test_what_follows_a_refused_body_is_never_taken_for_a_request(site: Si
     assert site.seen == []
 
 
-async def test_a_bug_in_a_handler_is_a_problem_without_its_details(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_in_a_handler_is_a_problem_without_its_details(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     got = await site.ask(b"GET /fails HTTP/1.1\r\n" + HOST + b"\r\n")
     assert (got.status, got.problem["code"]) == (500, "internal")
     assert b"a bug" not in got.body
@@ -731,7 +741,6 @@ def test_retry_after_is_in_whole_seconds_and_never_too_early(retry_after_ms: int
 
 def test_a_problem_that_does_not_pass_by_itself_has_no_retry_after() -> None:
     assert "Retry-After" not in problem_response(ValueTooLarge("large")).lines
-
 
 
 @pytest.mark.parametrize("error", [error for error in KvError.__subclasses__()])

@@ -1,0 +1,463 @@
+"""What a router does with its map and its shards: the channels are in-process fakes, the rules are real."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvstore.config import Limits
+from kvstore.errors import DataCorrupt, KvError, OutcomeUnknown, TooManyRequests, Unavailable, WrongOwner
+from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.placement.ring import key_hash, partition_of
+from kvstore.protocol import Answer, Count, Delete, Explain, Facts, Get, Page, Put, Request, Scan, Stats
+from kvstore.router.service import RouterService
+
+PARTITIONS = 64
+
+
+def make_map(
+    epoch: int, owner_of: Callable[[int], int], *shards: str, urls: dict[str, str] | None = None
+) -> ClusterMap:
+    members = [Member(id=s, url=(urls or {}).get(s, f"http://{s}"), store_id=f"store-{s}") for s in shards]
+    owners = [owner_of(partition) for partition in range(PARTITIONS)]
+    return ClusterMap(cluster_id="c", epoch=epoch, partitions=PARTITIONS, members=members, owners=owners)
+
+
+def halves(epoch: int = 1) -> ClusterMap:
+    """s1 owns the even partitions, s2 the odd ones."""
+    return make_map(epoch, lambda partition: partition % 2, "s1", "s2")
+
+
+def all_on(epoch: int, owner: str) -> ClusterMap:
+    return make_map(epoch, lambda _: ("s1", "s2").index(owner), "s1", "s2")
+
+
+class FakeShard:
+    """A shard as the router sees it. It owns what its own map says; its pages are small if it is told so."""
+
+    def __init__(self, shard_id: str) -> None:
+        self.shard_id = shard_id
+        self.map: ClusterMap | None = None
+        self.data: dict[str, bytes] = {}
+        self.ghosts: set[str] = set()  # rows that fill a page and are not shown: expired ones, for example
+        self.page_rows_max = 10_000
+        self.asked: list[Request] = []
+        self.before_answer: list[Callable[[], None]] = []
+
+    def owns(self, key: str) -> bool:
+        return self.map is not None and self.map.owner_of(key.encode()).id == self.shard_id
+
+    @property
+    def epoch(self) -> int:
+        return self.map.epoch if self.map else 0
+
+    def answer(self, request: Request) -> Any:
+        self.asked.append(request)
+        if self.before_answer:
+            self.before_answer.pop(0)()
+        if isinstance(request, Scan):
+            return self._page(request)
+        if isinstance(request, Count):
+            count = sum(key.startswith(request.prefix) for key in self.data if self.owns(key))
+            return Facts(request.id, self.epoch, {"count": count})
+        if isinstance(request, Explain):
+            return Facts(request.id, self.epoch, {"row": "value" if request.key in self.data else "absent"})
+        if isinstance(request, Stats):
+            return Facts(request.id, self.epoch, {"keys": len(self.data), "bytes": 7})
+        if not self.owns(request.key):
+            return Answer(request.id, 421, problem=WrongOwner("not mine", epoch=self.epoch).problem())
+        if isinstance(request, Put):
+            self.data[request.key] = request.value
+            return Answer(request.id, 201, 1)
+        value = self.data.get(request.key)
+        return Answer(request.id, 404) if value is None else Answer(request.id, 200, 1, value)
+
+    def _page(self, scan: Scan) -> Page:
+        keys = [
+            k for k in sorted(self.data | dict.fromkeys(self.ghosts)) if k.startswith(scan.prefix) and k > scan.after
+        ]
+        taken = keys[: min(scan.limit, self.page_rows_max)]
+        items = [
+            (key, 1, self.data[key] if scan.values else None, 0)
+            for key in taken
+            if key not in self.ghosts and self.owns(key)
+        ]
+        more = len(taken) < len(keys)
+        return Page(scan.id, self.epoch, more, taken[-1] if taken else scan.after, items)
+
+
+class FakeChannel:
+    """Stands in for `Channel`: the same attributes, and answers a turn of the loop later."""
+
+    def __init__(self, shard_id: str, url: str, limits: Limits, session: Any, store_id: str = "") -> None:
+        self.shard_id = shard_id
+        self.url = url
+        self.store_id = store_id
+        self.connected = True
+        self.answered = True
+        self.error: KvError | None = None
+        self.fails_with: KvError | None = None
+        self.is_silent = False
+        self.closed = False
+        self.shard = shards[shard_id]
+
+    def request(self, request: Request) -> asyncio.Future[Any]:
+        if self.error is not None:
+            raise self.error
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if not self.is_silent:
+            asyncio.get_running_loop().call_soon(self._settle, future, request)
+        return future
+
+    def _settle(self, future: asyncio.Future[Any], request: Request) -> None:
+        if self.fails_with is not None:
+            future.set_exception(self.fails_with)
+        elif not future.done():
+            self.answered = True
+            future.set_result(self.shard.answer(request))
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+shards: dict[str, FakeShard] = {}
+
+
+def make_service(**limits: Any) -> RouterService:
+    shards.clear()
+    shards.update({shard_id: FakeShard(shard_id) for shard_id in ("s1", "s2", "s3")})
+    return RouterService(Limits(**{"reroute_timeout_s": 2.0, **limits}), None)  # type: ignore[arg-type]
+
+
+def everybody_follows(service: RouterService, cluster_map: ClusterMap) -> None:
+    service.follow(cluster_map)
+    for shard in shards.values():
+        shard.map = cluster_map
+
+
+@pytest.fixture(autouse=True)
+def fake_channels() -> Iterator[None]:
+    with mock.patch("kvstore.router.service.Channel", FakeChannel):
+        yield
+
+
+@pytest.fixture
+async def service() -> RouterService:
+    service = make_service()
+    everybody_follows(service, halves())
+    return service
+
+
+def key_of(shard_id: str) -> str:
+    """A key that this shard owns under `halves`."""
+    wanted = ("s1", "s2").index(shard_id)
+    return next(key for key in map(str, range(100)) if partition_of(key.encode(), PARTITIONS) % 2 == wanted)
+
+
+# --- one key ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shard_id", ["s1", "s2"])
+async def test_a_request_goes_to_the_owner_of_its_key_and_to_nobody_else(service: RouterService, shard_id: str) -> None:
+    key = key_of(shard_id)
+    routed = await service.ask(Put(0, key, b"1"))
+    assert (routed.answer.status, routed.shard_id) == (201, shard_id)
+    assert routed.partition == partition_of(key.encode(), PARTITIONS)
+    assert [len(shard.asked) for shard in shards.values()].count(1) == 1
+
+
+async def test_without_a_map_everything_is_unavailable() -> None:
+    service = make_service()
+    for call in (
+        service.ask(Get(0, "a")),
+        service.page("", "", 10, False),
+        service.count(""),
+        service.cluster(),
+        service.explain("a"),
+    ):
+        with pytest.raises(Unavailable) as refused:
+            await call
+        assert refused.value.members["retry_after_ms"] > 0
+
+
+async def test_a_key_that_moved_is_asked_for_where_the_newer_map_says(service: RouterService) -> None:
+    key = key_of("s1")
+    moved = all_on(2, "s2")
+    shards["s1"].map = shards["s2"].map = moved
+    asking = asyncio.create_task(service.ask(Put(0, key, b"1")))
+    while not shards["s1"].asked:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    assert not asking.done(), "the map that the answer names is waited for"
+    service.follow(moved)
+    routed = await asking
+    assert (routed.answer.status, routed.shard_id) == (201, "s2")
+    assert (len(shards["s1"].asked), len(shards["s2"].asked)) == (1, 1)
+
+
+async def test_a_shard_that_is_behind_the_routers_map_is_asked_again_until_it_has_caught_up(
+    service: RouterService,
+) -> None:
+    key = key_of("s1")
+    service.follow(all_on(2, "s2"))
+    asking = asyncio.create_task(service.ask(Put(0, key, b"1")))
+    while len(shards["s2"].asked) < 2:
+        await asyncio.sleep(0.005)
+    shards["s2"].map = service.cluster_map
+    assert (await asking).answer.status == 201
+    assert list(shards["s2"].data) == [key]
+
+
+async def test_a_key_that_nobody_owns_is_unavailable_in_the_end() -> None:
+    service = make_service(reroute_timeout_s=0.05)
+    service.follow(halves())
+    with pytest.raises(Unavailable):
+        await service.ask(Put(0, "a", b"1"))
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), TooManyRequests("full")])
+async def test_what_the_channel_refuses_is_passed_on(service: RouterService, error: KvError) -> None:
+    service.channels["s1"].error = error  # type: ignore[attr-defined]
+    with pytest.raises(type(error)):
+        await service.ask(Get(0, key_of("s1")))
+
+
+async def test_a_write_of_unknown_outcome_is_not_sent_again(service: RouterService) -> None:
+    channel: Any = service.channels["s1"]
+    channel.fails_with = OutcomeUnknown("lost")
+    asked = mock.Mock(wraps=channel.request)
+    channel.request = asked
+    for request in (Put(0, key_of("s1"), b"1"), Delete(0, key_of("s1"))):
+        with pytest.raises(OutcomeUnknown):
+            await service.ask(request)
+    assert asked.call_count == 2
+
+
+# --- the map ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_newer_map_keeps_the_channels_to_those_who_stay(service: RouterService) -> None:
+    before: Any = dict(service.channels)
+    service.follow(make_map(2, lambda _: 0, "s1", "s3"))
+    await asyncio.sleep(0)
+    assert list(service.channels) == ["s1", "s3"]
+    assert service.channels["s1"] is before["s1"]
+    assert before["s2"].closed
+    assert not before["s1"].closed
+
+
+async def test_a_member_with_another_address_gets_another_channel(service: RouterService) -> None:
+    before: Any = service.channels["s1"]
+    service.follow(make_map(2, lambda _: 0, "s1", "s2", urls={"s1": "http://elsewhere"}))
+    await asyncio.sleep(0)
+    assert service.channels["s1"].url == "http://elsewhere"
+    assert before.closed
+    assert (await service.ask(Get(0, "a"))).shard_id == "s1" if shards["s1"].owns("a") else True
+
+
+async def test_closing_closes_all_channels(service: RouterService) -> None:
+    channels: Any = list(service.channels.values())
+    await service.close()
+    assert all(channel.closed for channel in channels)
+
+
+async def test_a_router_is_ready_once_every_shard_has_answered_and_stays_so(service: RouterService) -> None:
+    channels: Any = service.channels
+    for channel in channels.values():
+        channel.answered = False
+    assert "s1, s2" in (service.not_ready() or "")
+    channels["s1"].answered = True
+    assert "s2" in (service.not_ready() or "")
+    channels["s2"].answered = True
+    assert service.not_ready() is None
+    channels["s1"].answered = False
+    assert service.not_ready() is None, "one shard that is down does not make the router so"
+
+
+async def test_without_a_map_a_router_is_not_ready() -> None:
+    assert "map" in (make_service().not_ready() or "")
+
+
+async def test_shards_are_greeted_until_each_has_answered(service: RouterService) -> None:
+    for channel in service.channels.values():
+        channel.answered = False
+    service.channels["s2"].connected = False
+    greeting = asyncio.create_task(service.greet())
+    async with asyncio.timeout(5):
+        while not service.channels["s1"].answered:
+            await asyncio.sleep(0.005)
+        service.channels["s2"].connected = True
+        while service.not_ready():
+            await asyncio.sleep(0.005)
+    greeting.cancel()
+    assert all(isinstance(request, Stats) for shard in shards.values() for request in shard.asked)
+
+
+# --- listings ---------------------------------------------------------------------------------------------------------
+
+names = st.text("ab/ü🔑", min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    keys=st.sets(names, max_size=25),
+    ghosts=st.sets(names, max_size=8),
+    strays=st.sets(names, max_size=8),
+    page_rows=st.tuples(*[st.integers(1, 6)] * 3),
+    limit=st.integers(1, 8),
+    prefix=st.sampled_from(["", "a", "ab", "ü", "zz"]),
+    values=st.booleans(),
+)
+async def test_pages_over_all_shards_are_the_sorted_keys_cut_at_the_limit(
+    keys: set[str],
+    ghosts: set[str],
+    strays: set[str],
+    page_rows: tuple[int, int, int],
+    limit: int,
+    prefix: str,
+    values: bool,
+) -> None:
+    service = make_service()
+    everybody_follows(service, make_map(1, lambda partition: partition % 3, "s1", "s2", "s3"))
+    for (_, shard), rows in zip(sorted(shards.items()), page_rows, strict=True):
+        shard.page_rows_max = rows
+        shard.data = {key: key.encode() for key in keys - ghosts if shard.owns(key)}
+        shard.data |= {key: b"left behind" for key in strays if not shard.owns(key)}
+        shard.ghosts = {key for key in ghosts if shard.owns(key)}
+    listed: list[Any] = []
+    after = ""
+    while True:
+        page = await service.page(prefix, after, limit, values)
+        assert len(page.items) <= limit
+        listed += page.items
+        if page.last is None:
+            break
+        assert page.items, "a page without items is the last one"
+        assert page.last > after
+        after = page.last
+    expected = sorted(key for key in keys - ghosts if key.startswith(prefix))
+    assert [item[0] for item in listed] == expected
+    assert [item[2] for item in listed] == [key.encode() if values else None for key in expected]
+    assert await service.count(prefix) == len(expected)
+
+
+async def test_a_listing_of_nothing_ends_at_once(service: RouterService) -> None:
+    assert await service.page("", "", 10, False) == ([], None)
+
+
+async def test_a_listing_with_a_shard_down_is_an_error_not_a_gap(service: RouterService) -> None:
+    service.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
+    with pytest.raises(Unavailable):
+        await service.page("", "", 10, False)
+    with pytest.raises(Unavailable):
+        await service.count("")
+
+
+async def test_a_shards_refusal_of_a_listing_is_passed_on_as_what_it_is(service: RouterService) -> None:
+    with (
+        mock.patch.object(
+            shards["s2"], "_page", lambda scan: Answer(scan.id, 500, problem=DataCorrupt("key 'x'").problem())
+        ),
+        pytest.raises(DataCorrupt, match="key 'x'"),
+    ):
+        await service.page("", "", 10, False)
+
+
+@pytest.mark.parametrize("call", ["page", "count"])
+async def test_shards_that_name_different_epochs_are_asked_again(service: RouterService, call: str) -> None:
+    key = key_of("s1")
+    shards["s1"].data = {key: b"1"}
+    newer = all_on(2, "s2")
+
+    def everybody_moves_on() -> None:  # the key has moved after s1 answered, before s2 does
+        shards["s2"].data = {key: b"1"}
+        everybody_follows(service, newer)
+
+    shards["s2"].before_answer.append(everybody_moves_on)
+    if call == "page":
+        assert [item[0] for item in (await service.page("", "", 10, False)).items] == [key]
+    else:
+        assert await service.count("") == 1
+    assert len(shards["s1"].asked) == 2
+
+
+@pytest.mark.parametrize("call", ["page", "count"])
+async def test_a_member_that_joined_while_the_others_were_asked_is_not_left_out(
+    service: RouterService, call: str
+) -> None:
+    key = key_of("s1")
+    shards["s1"].data = {key: b"1"}
+
+    def a_third_takes_all() -> None:  # before anybody answers, so that all answers name the new epoch
+        shards["s3"].data = {key: b"1"}
+        everybody_follows(service, make_map(2, lambda _: 2, "s1", "s2", "s3"))
+
+    shards["s1"].before_answer.append(a_third_takes_all)
+    if call == "page":
+        assert [item[0] for item in (await service.page("", "", 10, False)).items] == [key]
+    else:
+        assert await service.count("") == 1
+
+
+async def test_a_listing_waits_for_a_shard_that_is_behind(service: RouterService) -> None:
+    service.follow(halves(2))
+    shards["s1"].map = halves(2)
+    listing = asyncio.create_task(service.page("", "", 10, False))
+    await asyncio.sleep(0.05)
+    assert not listing.done()
+    shards["s2"].map = halves(2)
+    assert await listing == ([], None)
+
+
+async def test_shards_that_never_agree_make_a_listing_unavailable() -> None:
+    service = make_service(reroute_timeout_s=0.05)
+    service.follow(halves(2))
+    shards["s1"].map, shards["s2"].map = halves(2), halves(1)
+    with pytest.raises(Unavailable):
+        await service.page("", "", 10, False)
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_cluster_is_described_with_a_silent_shard_as_down_and_its_last_known_numbers(
+    service: RouterService,
+) -> None:
+    shards["s2"].data = {"a": b"1", "b": b"2"}
+    document = await service.cluster()
+    assert (document["epoch"], document["partitions"], document["replicas"]) == (1, PARTITIONS, 1)
+    assert [(s["id"], s["state"], s["keys"], s["partitions"]) for s in document["shards"]] == [
+        ("s1", "up", 0, 32),
+        ("s2", "up", 2, 32),
+    ]
+    service.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
+    document = await service.cluster()
+    assert [(s["id"], s["state"], s["keys"]) for s in document["shards"]] == [("s1", "up", 0), ("s2", "down", 2)]
+
+
+async def test_a_shard_that_hangs_does_not_hang_the_description(service: RouterService) -> None:
+    service.channels["s2"].is_silent = True  # type: ignore[attr-defined]
+    async with asyncio.timeout(3):
+        stats = await service.shard_stats()
+    assert stats["s1"] is not None
+    assert stats["s2"] is None
+
+
+async def test_explain_shows_the_way_of_a_key(service: RouterService) -> None:
+    key = key_of("s2")
+    shards["s2"].data = {key: b"1"}
+    shown = await service.explain(key)
+    assert shown["hash"] == f"{key_hash(key.encode()):016x}"
+    assert (shown["owner"], shown["owner_url"], shown["owner_state"]) == ("s2", "http://s2", "up")
+    assert shown["partition"] == partition_of(key.encode(), PARTITIONS)
+    assert sorted(shown["walk"]) == ["s1", "s2"]
+    assert shown["row"] == "value"
+    service.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
+    shown = await service.explain(key)
+    assert (shown["owner"], shown["owner_state"], shown["detail"]) == ("s2", "down", "away")

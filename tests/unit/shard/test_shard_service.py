@@ -1,0 +1,197 @@
+"""What a shard does with each request, on a real store; and that the last word on ownership is its own."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore.config import Limits
+from kvstore.metrics import ShardStats
+from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.placement.ring import partition_of
+from kvstore.protocol import (
+    Acquire,
+    Answer,
+    Count,
+    Delete,
+    Explain,
+    Facts,
+    Get,
+    Inspect,
+    Page,
+    Put,
+    Request,
+    Scan,
+    Stats,
+)
+from kvstore.shard.service import ShardService
+from kvstore.storage.store import Store
+
+PARTITIONS = 64
+
+
+def make_map(epoch: int, owner_of: Callable[[int], int]) -> ClusterMap:
+    members = [Member(id=s, url=f"http://{s}", store_id=s) for s in ("s1", "s2")]
+    owners = [owner_of(partition) for partition in range(PARTITIONS)]
+    return ClusterMap(cluster_id="c", epoch=epoch, partitions=PARTITIONS, members=members, owners=owners)
+
+
+def all_mine(epoch: int) -> ClusterMap:
+    return make_map(epoch, lambda _: 0)
+
+
+def without(key: str, epoch: int) -> ClusterMap:
+    gone = partition_of(key.encode(), PARTITIONS)
+    return make_map(epoch, lambda partition: int(partition == gone))
+
+
+class Shard:
+    """The service with its store; `ask` brings the answer to a request."""
+
+    def __init__(self, service: ShardService) -> None:
+        self.service = service
+
+    async def ask(self, request: Request) -> Any:
+        return await self.begin(request)
+
+    def begin(self, request: Request) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        class Asker:
+            closed = False
+
+            def send(self, reply: Any, /) -> None:
+                future.set_result(reply)
+
+        self.service.handle(request, Asker())
+        return asyncio.ensure_future(asyncio.wait_for(future, 10))
+
+
+@pytest.fixture
+async def shard(tmp_path: Path) -> AsyncIterator[Shard]:
+    fatal: list[BaseException] = []
+    store = await Store.open(tmp_path / "s1.db", Limits(), "s1", PARTITIONS, fatal.append)  # type: ignore[arg-type]
+    yield Shard(ShardService("s1", store))
+    await store.close()
+    assert fatal == []
+
+
+async def test_without_a_map_nothing_is_owned(shard: Shard) -> None:
+    for request in (Get(1, "a"), Put(2, "a", b"1"), Delete(3, "a"), Acquire(4, "a", 1000, 0, ""), Inspect(5, "a")):
+        answer = await shard.ask(request)
+        assert (answer.id, answer.status, answer.problem["epoch"]) == (request.id, 421, 0)
+
+
+async def test_each_request_is_answered_under_its_id(shard: Shard) -> None:
+    shard.service.follow(all_mine(3))
+    assert await shard.ask(Put(11, "a", b"1")) == Answer(11, 201, 1)
+    assert await shard.ask(Get(12, "a")) == Answer(12, 200, 1, b"1")
+    assert await shard.ask(Scan(13, "", "", 10, True)) == Page(13, 3, False, "a", [("a", 1, b"1", 0)])
+    assert await shard.ask(Count(14, "")) == Facts(14, 3, {"count": 1})
+    explained = await shard.ask(Explain(15, "a"))
+    assert (explained.id, explained.epoch, explained.facts["version"]) == (15, 3, 1)
+    stats = await shard.ask(Stats(16))
+    assert (stats.id, stats.facts["keys"]) == (16, 1)
+    assert set(stats.facts) == set(ShardStats.__struct_fields__)
+    assert await shard.ask(Delete(17, "a")) == Answer(17, 204, 2)
+    assert (await shard.ask(Get(18, "a"))).status == 404
+
+
+async def test_a_map_that_is_not_newer_is_not_followed(shard: Shard) -> None:
+    assert shard.service.follow(all_mine(3))
+    assert not shard.service.follow(make_map(3, lambda _: 1))
+    assert not shard.service.follow(make_map(2, lambda _: 1))
+    assert (await shard.ask(Put(1, "a", b"1"))).status == 201
+
+
+async def test_a_partition_that_stays_keeps_its_arrival_and_one_that_comes_back_gets_another(shard: Shard) -> None:
+    moved = partition_of(b"moved", PARTITIONS)
+    seen = []
+    for epoch, cluster_map in enumerate((all_mine(1), without("moved", 2), all_mine(3), all_mine(4)), start=1):
+        shard.service.follow(cluster_map)
+        assert shard.service.store.epoch == epoch
+        seen.append(list(shard.service.store.arrivals))
+    for partition in range(PARTITIONS):
+        arrivals = [arrivals[partition] for arrivals in seen]
+        if partition == moved:
+            assert arrivals[1] == 0
+            assert 0 < arrivals[0] < arrivals[2] == arrivals[3]
+        else:
+            assert len(set(arrivals)) == 1
+    assert len(set(seen[0])) == PARTITIONS
+
+
+async def test_a_member_of_no_map_owns_nothing(shard: Shard) -> None:
+    shard.service.follow(make_map(1, lambda _: 1))
+    assert (await shard.ask(Get(1, "a"))).status == 421
+
+
+async def test_a_key_of_another_shard_is_refused_with_the_epoch_that_says_so(shard: Shard) -> None:
+    shard.service.follow(without("b", 7))
+    answer = await shard.ask(Put(1, "b", b"1"))
+    assert (answer.status, answer.problem["code"], answer.problem["epoch"]) == (421, "wrong-owner", 7)
+    assert (await shard.ask(Put(2, "a", b"1"))).status == 201
+
+
+async def test_what_is_left_of_a_partition_that_went_is_neither_listed_nor_counted(shard: Shard) -> None:
+    shard.service.follow(all_mine(1))
+    for key in ("a", "b"):
+        await shard.ask(Put(1, key, b"1"))
+    shard.service.follow(without("a", 2))
+    assert [item[0] for item in (await shard.ask(Scan(2, "", "", 10))).items] == ["b"]
+    assert (await shard.ask(Count(3, ""))).facts == {"count": 1}
+
+
+async def test_a_count_across_a_change_of_ownership_is_made_again_and_names_the_epoch_that_it_holds_for(
+    shard: Shard,
+) -> None:
+    shard.service.follow(all_mine(1))
+    for key in ("a", "b"):
+        await shard.ask(Put(1, key, b"1"))
+    database: Any = shard.service.store.database
+    original, arrived, may_go_on = database.scan, asyncio.Event(), asyncio.Event()
+
+    async def scan(*args: Any) -> Any:
+        page = await original(*args)
+        arrived.set()
+        await may_go_on.wait()
+        return page
+
+    database.scan = scan
+    counting = shard.begin(Count(9, ""))
+    await arrived.wait()
+    shard.service.follow(without("a", 2))
+    may_go_on.set()
+    assert await counting == Facts(9, 2, {"count": 1})
+
+
+async def test_a_request_that_fails_for_whatever_reason_is_answered(
+    shard: Shard, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard.service.follow(all_mine(1))
+
+    async def fail(*_: Any) -> Any:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    shard.service.store.database.scan = fail  # type: ignore[method-assign]
+    for request in (Scan(5, "", "", 10), Count(6, "")):
+        answer = await shard.ask(request)
+        assert (answer.id, answer.status, answer.problem["code"]) == (request.id, 500, "internal")
+        assert "disk I/O" not in str(answer.problem)
+    assert "disk I/O error" in caplog.text
+
+
+async def test_a_damaged_value_in_a_listing_is_answered_as_such(shard: Shard) -> None:
+    shard.service.follow(all_mine(1))
+    await shard.ask(Put(1, "bad", b"1"))
+    connection = sqlite3.connect(shard.service.store.database.path)
+    with connection:
+        connection.execute("UPDATE rows SET body = x'00'")
+    connection.close()
+    answer = await shard.ask(Scan(2, "", "", 10, True))
+    assert (answer.id, answer.status, answer.problem["code"]) == (2, 500, "data-corrupt")

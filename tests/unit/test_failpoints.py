@@ -1,0 +1,73 @@
+"""Failpoints: off unless asked for, and then exactly what was asked for, in a real process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import kvstore
+from kvstore import failpoints
+
+ROOT = Path(kvstore.__file__).parents[1]
+
+
+def run(points: str | None, program: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "KVSTORE_FAILPOINTS"}
+    if points is not None:
+        environment["KVSTORE_FAILPOINTS"] = points
+    return subprocess.run(
+        [sys.executable, "-c", f"from kvstore.failpoints import hit\n{program}"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+def test_without_the_variable_nothing_happens() -> None:
+    assert failpoints._points == {}
+    failpoints.hit("anything")
+    done = run(None, "hit('here'); print('alive')")
+    assert (done.returncode, done.stdout) == (0, "alive\n")
+
+
+def test_kill_ends_the_process_as_sigkill_does() -> None:
+    done = run("here=kill", "print('before', flush=True); hit('other'); hit('here'); print('after')")
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "before\n")
+
+
+def test_kill_waits_for_the_nth_time() -> None:
+    done = run("here=kill@3", "for n in range(1, 9): print(n, flush=True); hit('here'); hit('other')")
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "1\n2\n3\n")
+
+
+def test_pause_sleeps_each_time_and_several_points_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(failpoints, "_points", failpoints._parse("a=pause:200;b=pause:5;c=kill@2"))
+    monkeypatch.setattr(failpoints, "_hits", {})
+    for name in ("a", "b", "a", "c", "d"):
+        failpoints.hit(name)
+    assert slept == [0.2, 0.005, 0.2]
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "a=", "a=stop", "a=killed", "a=kill@x", "a=pause", "a=pause:", "a=pause:soon", "=;="]
+)
+def test_what_cannot_be_understood_stops_the_start(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # whichever part of it fails
+        failpoints._parse(text)
+
+
+def test_every_point_that_tests_name_is_in_the_code() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "kvstore").rglob("*.py"))
+    for name in ("batch-before-commit", "batch-after-commit"):
+        assert f'failpoints.hit("{name}")' in source

@@ -1,0 +1,160 @@
+"""Following the map: patient with a controller that is away, and never led astray by what is not one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from kvstore.config import Limits
+from kvstore.errors import ForeignData, Unavailable
+from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.transport.map_follower import MapFollower
+
+
+def make_map(epoch: int) -> ClusterMap:
+    members = [Member(id="s1", url="http://s1", store_id="x")]
+    return ClusterMap(cluster_id="c", epoch=epoch, partitions=64, members=members, owners=[0] * 64)
+
+
+class Controller:
+    """Answers as the test says, the last answer again and again; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[web.Response] = []
+        self.asked: list[Any] = []
+        self.enough = asyncio.Event()
+        self.url = ""
+
+    def will_answer(self, *answers: tuple[int, bytes]) -> None:
+        self.answers = [web.Response(status=status, body=body) for status, body in answers]
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(await request.json() if request.method == "POST" else request.query["after"])
+        if len(self.answers) <= len(self.asked) - 1:
+            self.enough.set()
+            await asyncio.sleep(3600)
+        return self.answers[len(self.asked) - 1]
+
+
+@pytest.fixture
+async def controller() -> AsyncIterator[Controller]:
+    controller = Controller()
+    app = web.Application()
+    app.router.add_get("/v1/map", controller.handle)
+    app.router.add_post("/v1/members", controller.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    controller.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield controller
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def follower(controller: Controller) -> AsyncIterator[MapFollower]:
+    async with aiohttp.ClientSession() as session:
+        yield MapFollower(session, controller.url + "/", Limits(map_poll_s=5.0, reconnect_wait_s_max=0.05))
+
+
+async def follow(follower: MapFollower, controller: Controller, epoch: int = 0) -> list[int]:
+    """The epochs that were followed until the controller had given all its answers."""
+    seen: list[int] = []
+    following = asyncio.create_task(follower.follow(epoch, lambda cluster_map: seen.append(cluster_map.epoch)))
+    waiting = asyncio.create_task(controller.enough.wait())
+    await asyncio.wait({following, waiting}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    assert not following.done(), "it follows for ever"
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert waiting.done()
+    return seen
+
+
+def encoded(epoch: int) -> bytes:
+    return msgspec.json.encode(make_map(epoch))
+
+
+async def test_each_newer_map_is_followed_and_the_next_one_asked_for(
+    follower: MapFollower, controller: Controller
+) -> None:
+    controller.will_answer((200, encoded(3)), (204, b""), (200, encoded(7)))
+    assert await follow(follower, controller) == [3, 7]
+    assert controller.asked == ["0", "3", "3", "7"]
+
+
+async def test_a_restarted_process_asks_from_the_epoch_that_it_has(
+    follower: MapFollower, controller: Controller
+) -> None:
+    controller.will_answer((204, b""))
+    assert await follow(follower, controller, epoch=5) == []
+    assert controller.asked == ["5", "5"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (500, b"Internal Server Error"),
+        (503, msgspec.json.encode(Unavailable("starting").problem())),
+        (404, b""),
+        (502, b'"a proxy speaks"'),
+        (500, b"[]"),
+        (500, b"null"),
+        (200, b""),
+        (200, b"<html>"),
+        (200, b"{}"),
+        (200, b'{"epoch":"seven"}'),
+        (200, b'{"epoch":7,"cluster_id":"\xff"}'),
+    ],
+)
+async def test_whatever_answers_in_the_controllers_place_is_waited_out(
+    follower: MapFollower, controller: Controller, answer: tuple[int, bytes]
+) -> None:
+    controller.will_answer(answer, (200, encoded(2)))
+    assert await follow(follower, controller) == [2]
+
+
+async def test_a_controller_that_is_away_is_said_once_and_its_return_once(
+    follower: MapFollower, controller: Controller, caplog: pytest.LogCaptureFixture
+) -> None:
+    controller.will_answer((500, b"x"), (500, b"x"), (500, b"x"), (200, encoded(2)), (204, b""))
+    with caplog.at_level(logging.WARNING, logger="kvstore.transport.map_follower"):
+        await follow(follower, controller)
+    assert ["is away" in record.message for record in caplog.records] == [True, False]
+
+
+async def test_nothing_at_that_address_is_waited_out_too(controller: Controller) -> None:
+    async with aiohttp.ClientSession() as session:
+        follower = MapFollower(session, "http://127.0.0.1:9", Limits(reconnect_wait_s_max=0.05))
+        following = asyncio.create_task(follower.follow(0, lambda _: None))
+        announcing = asyncio.create_task(follower.announce("s1", "http://s1", "x", None, 1))
+        await asyncio.wait({following, announcing}, timeout=0.1)
+        assert not following.done()
+        assert not announcing.done()
+        for task in (following, announcing):
+            task.cancel()
+        await asyncio.gather(following, announcing, return_exceptions=True)
+
+
+@pytest.mark.parametrize("status", [200, 202])
+async def test_an_announcement_is_repeated_until_it_was_heard(
+    follower: MapFollower, controller: Controller, status: int
+) -> None:
+    controller.will_answer((500, b""), (503, b"null"), (502, b"[1]"), (status, b"{}"))
+    async with asyncio.timeout(10):
+        await follower.announce("s1", "http://s1", "store", "cluster", 3)
+    assert (
+        controller.asked
+        == [{"id": "s1", "url": "http://s1", "store_id": "store", "cluster_id": "cluster", "weight": 3}] * 4
+    )
+
+
+async def test_a_refused_announcement_ends_in_the_reason(follower: MapFollower, controller: Controller) -> None:
+    controller.will_answer((409, msgspec.json.encode(ForeignData("another store").problem())))
+    with pytest.raises(ForeignData, match="another store"):
+        await follower.announce("s1", "http://s1", "store", None, 1)
