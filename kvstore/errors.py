@@ -105,7 +105,7 @@ class BadCursor(BadRequest):
 
 class BadTtl(BadRequest):
     code, title = "bad-ttl", "The ttl is not a time to live"
-    next_step = "Give ttl in decimal seconds, above 0 and at most the limit in `ttl_s_max`."
+    next_step = "Give ttl in decimal seconds, within the limits that `detail` names."
 
 
 class BadCondition(BadRequest):
@@ -123,7 +123,7 @@ class Foreign(KvError):
 
 class NotFound(KvError):
     status, code, title = 404, "not-found", "There is no such key"
-    next_step = "Check the key's spelling; GET /v1/kv?prefix=… lists what there is."
+    next_step = "Check the spelling; GET /v1/kv?prefix=… lists keys, GET /v1/locks?prefix=… the locks held."
 
 
 class NoSuchRoute(KvError):
@@ -221,7 +221,7 @@ class Unavailable(KvError):
 
 class OutcomeUnknown(KvError):
     status, code, title = 504, "outcome-unknown", "The write may or may not have been done"
-    next_step = "Read the key to see; a write repeated blindly may undo what somebody else wrote since."
+    next_step = "Ask again with the same Idempotency-Key; without one, read to see before you repeat the write."
 
 
 class NotImplementedYet(KvError):

@@ -42,7 +42,7 @@ from kvstore.router.decode import (
     decode_tags,
     decode_ttl,
     encode_cursor,
-    refuse_guards,
+    refuse_headers,
 )
 from kvstore.router.locks import LockRoutes
 from kvstore.router.openapi import openapi_json
@@ -262,7 +262,7 @@ class RouterApp:
 
     async def _batch(self, request: web.BaseRequest, head: Head) -> Reply:
         self._admit()
-        refuse_guards(head)
+        refuse_headers(head, "if-match", "if-none-match", "lock-token", "idempotency-key")
         decode_query(head.query, _NONE)
         body = await self._bodies.read(request, head, self._limits.body_bytes_max, BodyTooLarge)
         results = run_batch(self._service, parse_batch(body, self._limits), self._limits)

@@ -110,11 +110,11 @@ def decode_once(head: Head, body: bytes) -> Once | None:
     return Once(key, xxhash.xxh3_128_hexdigest(request + body))
 
 
-def refuse_guards(head: Head) -> None:
-    """For calls on many keys, where a condition could not say which one it means. Raises BadParameter."""
-    for name in (*_CONDITION_FIELDS, "idempotency-key"):
+def refuse_headers(head: Head, *names: str) -> None:
+    """For calls whose meaning these headers would change if they were heeded, which they are not. Raises BadParameter."""
+    for name in names:
         if name in head.fields:
-            raise BadParameter(f"the header {name} is not taken here; use PUT or DELETE on one key")
+            raise BadParameter(f"the header {name} is not taken here; it goes with PUT or DELETE on one key")
 
 
 def decode_flag(parameters: dict[str, str], name: str) -> bool:

@@ -17,7 +17,7 @@ from msgspec import UNSET, Struct, UnsetType
 from kvstore.config import Limits
 from kvstore.errors import BadBody, BadParameter, BadTtl, BodyTooLarge, KvError, Locked, NotFound, from_problem
 from kvstore.protocol import Acquire, Answer, Inspect, Leave, Release, Renew
-from kvstore.router.decode import decode_once, decode_token, seconds_to_ms
+from kvstore.router.decode import decode_once, decode_token, refuse_headers, seconds_to_ms
 from kvstore.router.service import RouterService
 from kvstore.transport.http import JSON, BodyReader, Head, Response, client_has_left, decode_query, json_response
 
@@ -45,6 +45,7 @@ class LockRoutes:
 
     async def acquire(self, name: str, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
+        refuse_headers(head, "if-match", "if-none-match", "lock-token")
         raw = await self._bodies.read(request, head, _BODY_BYTES_MAX, BodyTooLarge)
         ttl_ms, wait_ms, owner = self._decode_acquire(raw)
         ask = Acquire(0, name, ttl_ms, wait_ms, owner, decode_once(head, raw))
@@ -68,7 +69,8 @@ class LockRoutes:
         if not 0 <= wait_s <= limits.lock_wait_s_max:
             raise BadParameter(f"wait is 0 to {limits.lock_wait_s_max} s, not {wait_s:g}", parameter="wait")
         if owner_bytes > limits.owner_bytes_max:
-            raise BadParameter(f"owner has {owner_bytes} bytes; the limit is {limits.owner_bytes_max}")
+            detail = f"owner has {owner_bytes} bytes; the limit is {limits.owner_bytes_max}"
+            raise BadParameter(detail, parameter="owner", owner_bytes_max=limits.owner_bytes_max)
         return seconds_to_ms(ttl_s), math.ceil(wait_s * 1000), owner
 
     async def _wait(self, ask: Acquire, request: web.BaseRequest) -> Answer:
@@ -86,7 +88,10 @@ class LockRoutes:
         answer = (await task).answer
         if answer.status == 201 and ask.once is None and client_has_left(request):
             await self._service.ask(Release(0, ask.key, answer.version))
-            raise Locked("the connection was closed, at least on one side, while it waited: the lock was given back")
+            raise Locked(
+                "the connection was closed, at least on one side, while it waited: the lock was given back",
+                retry_after_ms=100,
+            )
         return answer
 
     async def _leave(self, ask: Acquire) -> bool:
@@ -110,6 +115,7 @@ class LockRoutes:
 
     async def _token(self, request: web.BaseRequest, head: Head) -> tuple[int, bytes]:
         decode_query(head.query, _NONE)
+        refuse_headers(head, "if-match", "if-none-match")
         token = decode_token(head.fields)
         if token is None:
             raise BadParameter("Lock-Token is missing: send the token that the lock was granted with")

@@ -95,7 +95,7 @@ async def until(condition: Callable[[], Any], what: str, timeout_s: float = WAIT
     """Until the awaited condition is true."""
     try:
         async with asyncio.timeout(timeout_s):
-            while not await condition():  # noqa: ASYNC110  # what is awaited happens in another process
+            while not await condition():  # what is awaited happens in another process
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"not within {timeout_s:g} s: {what}") from None

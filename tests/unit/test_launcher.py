@@ -88,7 +88,7 @@ def is_running(pid: int) -> bool:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what happens in another process sets no event here
+        while not condition():
             await asyncio.sleep(0.01)
 
 

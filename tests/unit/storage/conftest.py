@@ -45,7 +45,7 @@ class Call:
 
 
 class Gate:
-    """Stands in for a method: does the work, then holds its result back until it is opened; or waits `before` the work."""
+    """Stands in for a method: does the work, then holds its result back until it is opened; or waits `before`."""
 
     def __init__(self, method: Callable[..., Awaitable[Any]], before: bool = False) -> None:
         self._method = method

@@ -84,7 +84,7 @@ async def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path:
     path = tmp_path / "notes.txt"
     path.write_bytes(b"these are my notes, not a database " * 200)
     before = path.read_bytes()
-    with pytest.raises(ForeignData, match="notes.txt"):
+    with pytest.raises(ForeignData, match=r"notes\.txt"):
         await Database.open(path, Limits(), "s1", PARTITIONS)
     assert path.read_bytes() == before
 

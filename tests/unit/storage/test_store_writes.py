@@ -268,6 +268,6 @@ async def test_hundreds_of_clients_at_once_lose_nothing_and_get_different_versio
     versions = [version for got in await asyncio.gather(*map(client, range(200))) for version in got]
     assert len(set(versions)) == len(versions) == 2000
     assert rig.store.snapshot().keys == 1005
-    assert rig.store.stats.commit_s.counts and sum(rig.store.stats.commit_s.counts) < 400, "commits are shared"
+    assert 0 < sum(rig.store.stats.commit_s.counts) < 400, "commits are shared"
     newest = {turn: (await rig.get(f"shared-{turn}")).version for turn in range(5)}
     assert newest == dict(rig.sql("SELECT CAST(substr(key, 8) AS INT), version FROM kv WHERE key LIKE 'shared-%'"))

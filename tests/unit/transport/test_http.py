@@ -347,8 +347,7 @@ class Site:
         """The answer to these bytes on a connection of their own."""
         wire = await self.connect()
         wire.send(data)
-        got = await wire.answer()
-        return got
+        return await wire.answer()
 
 
 @pytest.fixture
@@ -743,7 +742,7 @@ def test_a_problem_that_does_not_pass_by_itself_has_no_retry_after() -> None:
     assert "Retry-After" not in problem_response(ValueTooLarge("large")).lines
 
 
-@pytest.mark.parametrize("error", [error for error in KvError.__subclasses__()])
+@pytest.mark.parametrize("error", list(KvError.__subclasses__()))
 def test_every_error_can_be_sent(error: type[KvError]) -> None:
     response = problem_response(error("what happened"))
     document = json.loads(response.body)
