@@ -111,7 +111,7 @@ def decode_once(head: Head, body: bytes) -> Once | None:
 
 
 def refuse_headers(head: Head, *names: str) -> None:
-    """For calls whose meaning these headers would change if they were heeded, which they are not. Raises BadParameter."""
+    """For calls that do not heed these headers, which would change their meaning. Raises BadParameter."""
     for name in names:
         if name in head.fields:
             raise BadParameter(f"the header {name} is not taken here; it goes with PUT or DELETE on one key")

@@ -16,7 +16,7 @@ from kvstore.router.decode import (
     decode_tags,
     decode_token,
     decode_ttl,
-    refuse_guards,
+    refuse_headers,
     seconds_to_ms,
 )
 from kvstore.transport.http import Head
@@ -164,8 +164,8 @@ def test_every_token_below_the_limit_is_taken():
 @pytest.mark.parametrize("name", ["if_match", "if_none_match", "lock_token", "idempotency_key"])
 def test_a_call_on_many_keys_takes_no_guards(name: str):
     with pytest.raises(BadParameter, match=name.replace("_", "-")):
-        refuse_guards(head("POST", "/v1/batch", **{name: "*"}))
-    refuse_guards(head("POST", "/v1/batch", content_type="application/json"))
+        refuse_headers(head("POST", "/v1/batch", **{name: "*"}), "lock-token", name)
+    refuse_headers(head("POST", "/v1/batch", content_type="application/json"), "lock-token")
 
 
 # --- idempotency keys -------------------------------------------------------------------------------------------------
