@@ -111,6 +111,8 @@ async def _serve(main: Callable[[asyncio.Event], Awaitable[None]], supervised: b
     # All that lives until now (modules, classes, routes) lives for ever: no collection need look at it again.
     gc.collect()
     gc.freeze()
+    # Under load a request makes a hundred objects, and few of them cycles: the default (700, 10, 10) looks too often.
+    gc.set_threshold(20_000, 20, 50)
     await main(stop)
 
 

@@ -14,11 +14,15 @@ and what was used within the last half of the cache's bytes is always kept.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 
-class Entry(NamedTuple):
-    """The visible state of a key: `value` None means there is none. `expires_at_ms` 0 means never."""
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """The visible state of a key: `value` None means there is none. `expires_at_ms` 0 means never.
+
+    Not tracked by the garbage collector, which would otherwise walk a full cache again and again: it took a quarter of
+    a shard's time.
+    """
 
     value: bytes | None
     version: int

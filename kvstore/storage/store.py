@@ -168,8 +168,7 @@ class Store:
         entry = self._cache.peek(key)
         if entry is None:
             return None
-        value, version, expires_at_ms = entry
-        return Before(version, expires_at_ms, len(value or b""), value is not None)
+        return Before(entry.version, entry.expires_at_ms, len(entry.value or b""), entry.value is not None)
 
     def _publish(self, batch: Batch) -> None:
         self.stats.expired += batch.expired
@@ -265,7 +264,7 @@ class Store:
             self._read_queued.set()
 
     def _answer_get(self, op: Get, sink: Sink, entry: Entry) -> None:
-        value, version, expires_at_ms = entry
+        value, version, expires_at_ms = entry.value, entry.version, entry.expires_at_ms
         if value is None:
             sink.send(Answer(op.id, 404))
         elif not expires_at_ms:

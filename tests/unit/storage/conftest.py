@@ -76,6 +76,7 @@ class Rig:
         self.path = path
         self.fatal = fatal
         self.answered: list[Call] = []
+        self.gates: list[Gate] = []
         self._ids = itertools.count(1)
         self._arrivals = itertools.count(2)
         self.store.own([1] * PARTITIONS, 1)
@@ -105,6 +106,7 @@ class Rig:
         With `before` the work itself waits.
         """
         gate = Gate(getattr(self.store.database, method), before)
+        self.gates.append(gate)
         setattr(self.store.database, method, gate)
         return gate
 
@@ -165,7 +167,12 @@ async def open_rig(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Rig]
 
     yield open_one
     for rig, may_fail in opened:
-        await asyncio.wait_for(rig.store.close(), WAIT_S)
+        for gate in rig.gates:  # a test that failed may have left one closed
+            gate.open()
+        try:
+            await asyncio.wait_for(rig.store.close(), WAIT_S)
+        finally:
+            await rig.store.database.close()
         assert may_fail or not rig.fatal
 
 

@@ -317,7 +317,7 @@ async def test_the_wal_stays_bounded_under_writes_that_never_pause_beside_slow_r
                 assert (await call).status == 201
             largest = max(largest, rig.store.database.wal_bytes)
             written += rows_a_batch * (value_bytes + 4096)
-    assert largest <= 2 * bound
+    assert largest <= 3 * bound, "one that is never emptied passes eight times the bound"
 
 
 async def test_the_wal_stays_bounded_while_nothing_but_tombstones_is_trimmed(open_rig: Opener) -> None:

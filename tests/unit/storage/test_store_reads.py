@@ -160,6 +160,16 @@ async def test_a_read_whose_partition_left_and_came_back_meanwhile_is_answered_4
     assert rig.get("a").done is False
 
 
+async def test_what_was_cached_of_a_partition_is_forgotten_when_it_leaves(rig: Any) -> None:
+    await rig.put("a")
+    await rig.get("absent")
+    rig.leave("a", "absent")
+    rig.sql("DELETE FROM rows")  # whoever had it in between deleted the key
+    rig.arrive("a", "absent")
+    assert not rig.get("absent").done
+    assert (await rig.get("a")).status == 404
+
+
 async def test_a_cached_key_of_a_partition_that_left_is_answered_421(rig: Any) -> None:
     await rig.put("a")
     rig.leave("a")
