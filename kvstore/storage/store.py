@@ -93,9 +93,13 @@ class Store:
         partitions: int,
         on_fatal: Callable[[BaseException], NoReturn],
     ) -> Store:
-        """Open the file and begin to work. Raises ForeignData."""
+        """Open the file and begin to work. Raises ForeignData, and DataCorrupt for a damaged lease."""
         store = cls(await Database.open(path, limits, shard_id, partitions), limits, partitions, on_fatal)
-        await store._restore_leases()
+        try:
+            await store._restore_leases()
+        except BaseException:
+            await store.database.close()  # its threads would keep the process from ending
+            raise
         for work in (store._commit_batches(), store._read_batches(), store._sweep()):
             store._tasks.append(asyncio.create_task(store._guard(work)))
         return store

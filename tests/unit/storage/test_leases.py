@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvstore import failpoints
 from kvstore.config import Limits
+from kvstore.errors import DataCorrupt
 from kvstore.protocol import Acquire, Answer, Delete, Get, Inspect, Leave, Put, Release, Renew, ScanLeases
 from kvstore.storage import store as store_module
 from kvstore.storage.batch import EndWait, Expire, ExpireLease, LeaseBody, Locks, WriteOp
@@ -684,6 +685,19 @@ async def test_a_lease_that_ended_before_the_crash_does_not_come_back(tmp_path: 
         assert code(await ask(store, Renew(0, "released", released))) == "lock-lost"
         assert code(await ask(store, Renew(0, "expired", expired))) == "lock-lost"
         assert (await ask(store, acquire("released"))).version > released
+
+
+async def test_a_damaged_lease_keeps_the_store_from_opening_and_nothing_from_ending(tmp_path: Path):
+    """Whoever held it would write as if it still did; and a process that cannot open its store must be able to end."""
+    async with opened(tmp_path) as store:
+        await ask(store, acquire("k", 60))
+    with closing(sqlite3.connect(tmp_path / "store.db")) as file, file:
+        file.execute("UPDATE rows SET version = version + 1 WHERE kind = 'lease'")
+    threads = threading.active_count()
+    with pytest.raises(DataCorrupt, match="'k'"):
+        async with opened(tmp_path):
+            pytest.fail("it was opened")
+    await until(lambda: threading.active_count() == threads)
 
 
 async def test_a_restored_lease_ends_by_itself(tmp_path: Path):
