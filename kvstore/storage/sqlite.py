@@ -222,11 +222,12 @@ class Database:
         dead = connection.execute(query, (sequence, count_max)).fetchall()
         if not dead:
             return 0
-        self.clock = self.clock._replace(tombstones_floor=max(self.clock.tombstones_floor, dead[-1][2]))
+        clock = self.clock._replace(tombstones_floor=max(self.clock.tombstones_floor, dead[-1][2]))
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany("DELETE FROM rows WHERE kind = ? AND key = ? AND sequence = ?", dead)
-        connection.execute(_SET_CLOCK, self.clock)
+        connection.execute(_SET_CLOCK, clock)
         connection.execute("COMMIT")
+        self.clock = clock
         self._wal_pages_guess += len(dead) * _PAGES_PER_ROW
         self._bound_wal(connection, ())
         return len(dead)

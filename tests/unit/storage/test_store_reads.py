@@ -86,6 +86,7 @@ async def test_a_listing_waits_until_all_that_it_saw_is_visible(rig: Any) -> Non
     put = rig.put("a", b"new")
     await gate.arrived.wait()
     listing = asyncio.create_task(rig.store.scan(Scan(1, "", "", 10, True)))
+    await asyncio.sleep(0)
     await rig.store.database.due(0, rig.store.arrivals, 1)  # behind the listing in the same thread: it has looked
     assert not listing.done()
     gate.open()

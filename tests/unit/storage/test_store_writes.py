@@ -32,6 +32,16 @@ async def test_when_the_answer_arrives_another_connection_sees_the_row(rig: Any)
     assert seen == [[(b"1", 1)], []]
 
 
+async def test_when_the_answer_arrives_every_read_shows_the_change(rig: Any) -> None:
+    reads: list[Any] = []
+    await rig.put("a", b"old")
+    await rig.put("a", b"new", on_answer=lambda: reads.append(rig.get("a")))
+    await rig.delete("a", on_answer=lambda: reads.append(rig.get("a")))
+    assert all(read.done for read in reads)
+    assert [(await read).status for read in reads] == [200, 404]
+    assert (await reads[0]).value == b"new"
+
+
 async def test_operations_that_arrive_while_a_batch_is_at_work_share_the_next_one(rig: Any) -> None:
     gate = rig.hold("commit")
     first = rig.put("first")
