@@ -279,14 +279,25 @@ class Database:
         return await _in_thread(self._scan_reader, read)
 
     async def due(self, now_ms: int, arrivals: list[int], count_max: int) -> list[Expire]:
-        """The expiries to make now, oldest first: rows of owned partitions whose deadline has passed."""
+        """The expiries to make now, oldest first: rows of owned partitions whose deadline has passed.
+
+        Raises DataCorrupt.
+        """
+
+        def is_ours(key: Any, partition: Any) -> bool:  # damage can put anything into a column
+            if not isinstance(key, str) or not isinstance(partition, int):
+                return False
+            return 0 <= partition < len(arrivals) and arrivals[partition] > 0
 
         def read(connection: sqlite3.Connection) -> list[Expire]:
             query = """SELECT kind, key, partition FROM rows INDEXED BY rows_expiry
                 WHERE expires_at_ms IS NOT NULL AND expires_at_ms <= ? ORDER BY expires_at_ms"""
-            rows = connection.execute(query, (now_ms,))
-            owned = (Expire(key, kind, partition) for kind, key, partition in rows if arrivals[partition])
-            return list(itertools.islice(owned, count_max))
+            try:
+                rows = connection.execute(query, (now_ms,))
+                ours = (Expire(key, kind, partition) for kind, key, partition in rows if is_ours(key, partition))
+                return list(itertools.islice(ours, count_max))
+            except sqlite3.DatabaseError as error:
+                raise DataCorrupt(f"the rows that are due cannot be read: {error}") from error
 
         return await _in_thread(self._scan_reader, read)
 

@@ -385,6 +385,8 @@ class Store:
                 await self._expire_due()
             except TooManyRequests as error:
                 log.debug("the sweep goes on later: %s", error)
+            except DataCorrupt as error:
+                log.error("%s", error)
             now = time.monotonic()
             if not marks or now - marks[-1][0] >= 1.0:
                 marks.append((now, self._visible))

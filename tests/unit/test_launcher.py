@@ -277,7 +277,7 @@ async def test_a_log_whose_reader_is_gone_stops_nobody() -> None:
 # --- up, in a process of its own -------------------------------------------------------------------------------------
 
 READY = """
-import http.server, signal, sys
+import http.server, os, signal, sys, threading
 class Handler(http.server.BaseHTTPRequestHandler):
     calls = 0
     def do_GET(self):
@@ -288,6 +288,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
     def log_message(self, *_): pass
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 

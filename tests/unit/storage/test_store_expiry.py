@@ -230,6 +230,39 @@ async def test_the_sweep_leaves_partitions_of_others_alone_and_is_not_held_up_by
     assert rig.sql("SELECT key FROM rows WHERE body IS NULL") == [("own",)]
 
 
+@pytest.mark.parametrize("damage", ["partition = 5000", "partition = -1", "partition = 'text'", "key = x'ff'"])
+async def test_a_damaged_row_does_not_keep_the_sweep_from_the_others(
+    open_rig: Opener, clock: WallClock, damage: str
+) -> None:
+    rig = await open_rig(expiry_sweep_s=0.01)
+    await rig.put("damaged", ttl_ms=1000)
+    await rig.put("due", ttl_ms=2000)
+    rig.sql(f"UPDATE rows SET {damage} WHERE key = 'damaged'")
+    clock.pass_s(5)
+    await until(lambda: rig.store.snapshot().expired == 1)
+    assert (await rig.get("due")).status == 404
+
+
+async def test_a_sweep_that_cannot_read_what_is_due_leaves_the_store_at_work(
+    open_rig: Opener, clock: WallClock
+) -> None:
+    rig = await open_rig(expiry_sweep_s=0.01)
+    await rig.put("damaged", ttl_ms=1000)
+    await rig.put("due", ttl_ms=2000)
+    rig.sql("UPDATE rows SET key = CAST(x'ff' AS TEXT) WHERE key = 'damaged'")  # no UTF-8: SQLite takes it, Python not
+    rounds: list[bool] = []
+    original = rig.store.database.due
+
+    async def due(*args: Any) -> Any:
+        rounds.append(True)
+        return await original(*args)
+
+    rig.store.database.due = due
+    clock.pass_s(5)
+    await until(lambda: len(rounds) >= 3)
+    assert (await rig.get("due")).status == 404, "whoever meets a due key has it expired all the same"
+
+
 async def test_the_sweep_trims_tombstones_that_were_kept_long_enough_and_raises_the_floor(open_rig: Opener) -> None:
     rig = await open_rig(expiry_sweep_s=0.01, tombstone_kept_s=0.0)
     for number in range(5):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from kvstore.errors import DataCorrupt
-from kvstore.protocol import Scan
+from kvstore.protocol import Acquire, Scan
 
 Opener = Callable[..., Awaitable[Any]]
 
@@ -130,6 +132,37 @@ async def test_a_reader_that_is_late_does_not_bring_back_a_deleted_key(rig: Any)
     gate.open()
     await read
     assert (await rig.get("a")).status == 404
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1500, 1 << 20])
+async def test_whoever_asks_never_sees_less_than_was_already_answered_to_anybody(
+    open_rig: Opener, cache_bytes: int
+) -> None:
+    rig = await open_rig(cache_bytes_max=cache_bytes)
+    keys = [f"key-{number}" for number in range(6)]
+    answered = dict.fromkeys(keys, 0)  # the highest version that somebody was told of
+    chance = random.Random(7)
+
+    async def client() -> None:
+        for _ in range(120):
+            key = chance.choice(keys)
+            floor, kind = answered[key], chance.random()
+            if kind < 0.25:
+                version = (await rig.put(key, chance.randbytes(chance.choice([1, 300])))).version
+                assert version > floor
+            elif kind < 0.35:
+                version = (await rig.delete(key)).version or floor
+                assert version >= floor
+            else:
+                answer = await rig.get(key)
+                if answer.status == 404:
+                    continue  # a deletion has a version too, but a read does not bring it
+                version = answer.version
+                assert version >= floor
+            answered[key] = max(answered[key], version)
+
+    await asyncio.gather(*(client() for _ in range(30)))
+    assert rig.store.stats.cache_misses > 100 or cache_bytes > 1500
 
 
 # --- ownership --------------------------------------------------------------------------------------------------------
@@ -316,6 +349,18 @@ async def test_a_destroyed_page_of_the_file_costs_only_the_keys_on_it(rig: Any) 
     with pytest.raises(DataCorrupt):
         await rig.store.scan(Scan(1, "key-2", "", 10))
     assert (await rig.put("zz")).status == 201
+
+
+async def test_a_store_that_cannot_be_opened_leaves_no_thread_behind_that_would_keep_the_process_alive(
+    rig: Any,
+) -> None:
+    await rig.write(Acquire(1, "lock", 60_000, 0, "me"))
+    rig.sql("UPDATE rows SET body = x'00' WHERE kind = 'lease'")
+    await rig.store.close()
+    before = threading.active_count()
+    with pytest.raises(DataCorrupt):
+        await rig.reopen_after_close()
+    assert threading.active_count() == before
 
 
 # --- listings ---------------------------------------------------------------------------------------------------------
