@@ -18,6 +18,7 @@ whole function in that thread; it is used in one place here, and a contract test
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import secrets
 import sqlite3
@@ -33,10 +34,13 @@ from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.storage.batch import Batch, Before, Context, Expire, Locks, Waiter
 from kvstore.storage.rows import FORMAT, LEASE, SCHEMA, VALUE, Clock, Row, checksum
 
+log = logging.getLogger(__name__)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _PAGE_BYTES = 4096
+_BEGIN_TRIES = 20  # each waits for busy_timeout
 _PAGES_PER_ROW = 4  # that one changed row dirties, at the most typical: its own, the feed's, a share of the upper ones
 
 _BEFORE = """SELECT version, coalesce(expires_at_ms, 0), coalesce(length(body), 0), body IS NOT NULL
@@ -179,7 +183,7 @@ class Database:
         kept_ms = round(limits.idempotency_kept_s * 1000)
         context = Context(work.now_ms, work.now_s, work.arrivals, work.epoch, frees_only, kept_ms)
         batch = Batch(self.clock, context, work.locks, _Committed(connection, work.known))
-        connection.execute("BEGIN IMMEDIATE")
+        _begin(connection)
         for op, sink in work.waiters:
             batch.decide(op, sink)
         if batch.changed:
@@ -223,7 +227,7 @@ class Database:
         if not dead:
             return 0
         clock = self.clock._replace(tombstones_floor=max(self.clock.tombstones_floor, dead[-1][2]))
-        connection.execute("BEGIN IMMEDIATE")
+        _begin(connection)
         connection.executemany("DELETE FROM rows WHERE kind = ? AND key = ? AND sequence = ?", dead)
         connection.execute(_SET_CLOCK, clock)
         connection.execute("COMMIT")
@@ -359,6 +363,19 @@ def _identify(connection: sqlite3.Connection, path: Path, shard_id: str, partiti
         if meta.get(name) != expected:
             raise ForeignData(f"{path} belongs to {name} {meta.get(name)}, not {expected}")
     return Identity(meta["store_id"], meta.get("cluster_id"), shard_id)
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    """Begin to write. Somebody else may: a person with a shell. Nothing has happened yet, so waiting is safe."""
+    for _ in range(_BEGIN_TRIES - 1):
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            log.warning("somebody else writes to the file: waiting for them")
+    connection.execute("BEGIN IMMEDIATE")
 
 
 def _read_clock(connection: sqlite3.Connection) -> Clock:

@@ -287,7 +287,7 @@ async def test_a_lease_is_gone_half_a_second_after_its_ttl_at_most(calls: Calls,
 async def test_a_short_lease_after_a_long_one_ends_in_its_own_time(calls: Calls, name: str):
     await calls.release(name, await calls.granted(name, 3600))
     await calls.granted(name, 0.3)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         assert (await calls.acquire(name, {"wait": 30})).status == 201
 
 
@@ -379,7 +379,7 @@ async def test_what_was_granted_to_a_waiter_that_had_gone_is_given_back(
         await calls.until_waiting(name, 1)
         waiter.go(how)
         assert (await calls.release(name, token)).status == 204
-        await until(lambda: is_free(calls, name), f"{name} is free again", 5)
+        await until(lambda: is_free(calls, name), f"{name} is free again")
 
 
 async def is_free(calls: Calls, name: str) -> bool:
@@ -408,9 +408,9 @@ async def test_those_who_wait_for_a_lock_do_not_keep_others_from_being_served(tm
 
 async def test_a_held_lock_renews_itself_past_its_ttl(cluster: Cluster, name: str):
     async with Client(cluster.url) as kv:
-        async with kv.lock(name, ttl=1.0, owner="me") as lock:
+        async with kv.lock(name, ttl=2.0, owner="me") as lock:
             began = time.monotonic()
-            while time.monotonic() - began < 2.5:
+            while time.monotonic() - began < 3.5:
                 await kv.put(name, b"still mine", token=lock.token)
                 holder = await kv.holder(name)
                 assert holder is not None

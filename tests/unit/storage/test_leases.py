@@ -532,7 +532,7 @@ async def test_a_waiter_has_the_lease_within_half_a_second_of_its_end(tmp_path: 
         await ask(store, acquire("k", 0.3))
         began = time.monotonic()
         assert (await asked(store, acquire("k", wait_s=20)).answer()).status == 201
-        assert 0.2 < time.monotonic() - began < 0.3 + 0.5 + 0.5  # the last is for a slow machine
+        assert 0.2 < time.monotonic() - began < 0.3 + 0.5 + 1.0  # the last is for a slow machine
 
 
 async def test_a_short_lease_after_a_long_one_ends_in_its_own_time(tmp_path: Path):
@@ -602,6 +602,9 @@ async def test_a_renewal_that_is_not_visible_yet_keeps_the_lease_from_ending(tmp
         gate["batch-before-commit"].clear()
         renewed = asked(store, Renew(0, "k", granted))
         await asyncio.sleep(0.8)
+        lease = store._locks.lease("k")
+        assert lease is not None
+        assert lease.left_s(time.monotonic()) == 0.5
         gate["batch-before-commit"].set()
         assert (await renewed.answer()).status == 200
         assert (await ask(store, Put(0, "k", b"v", 0, token(granted)))).status == 201

@@ -360,3 +360,15 @@ async def test_listing_by_prefix_does_not_read_what_sorts_before_it(open_rig: Op
     await reader._execute(lambda: reader._conn.set_progress_handler(count, 100))
     assert await rig.keys("b") == ["b-1"]
     assert steps < 5, "in hundreds of SQLite's instructions"
+
+
+async def test_a_person_who_writes_with_a_shell_holds_writes_up_but_does_not_end_the_store(open_rig: Opener) -> None:
+    rig = await open_rig()
+    shell = sqlite3.connect(rig.path, isolation_level=None)
+    shell.execute("BEGIN IMMEDIATE")
+    call = rig.put("a", b"1")
+    await asyncio.sleep(0.8)
+    assert not call.done
+    shell.execute("ROLLBACK")
+    shell.close()
+    assert (await call).status == 201
