@@ -35,6 +35,7 @@ from kvstore.errors import (
     NoSuchRoute,
 )
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.transport.http import warn_if_exposed
 
 _BODY_BYTES_MAX = 64 * 1024
 _SHUTDOWN_TIMEOUT_S = 2.0
@@ -63,8 +64,7 @@ async def serve(*, controller_id: str, listen: str, data_dir: Path, config: Clus
         try:
             await web.TCPSite(runner, host, port).start()
             _log.info("controller %s listens on %s", controller_id, listen)
-            if not _is_loopback(host):
-                _log.warning("whoever reaches %s can change the cluster: there are no accounts yet", listen)
+            warn_if_exposed(listen, "change the cluster")
             await stop.wait()
         finally:
             await runner.cleanup()
@@ -192,10 +192,6 @@ def _is_own_host(host: str, allowed: frozenset[str]) -> bool:
     name, _, _ = host[1:].partition("]") if host.startswith("[") else host.partition(":")
     name = name.lower().removesuffix(".")
     return name in allowed or _is_address(name)
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _is_address(name: str) -> bool:

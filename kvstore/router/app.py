@@ -62,6 +62,7 @@ from kvstore.transport.http import (
     problem_response,
     read_head,
     start_server,
+    warn_if_exposed,
 )
 from kvstore.transport.map_follower import MapFollower
 
@@ -386,6 +387,7 @@ async def serve(*, router_id: str, listen: str, join: str, config: ClusterConfig
         service = RouterService(config.limits, session)
         app = RouterApp(router_id, service, config)
         runner = await start_server(Server(app.handle, config.limits), host, port)
+        warn_if_exposed(listen, "read and write every key")
         follower = MapFollower(session, join, config.limits)
         tasks = [asyncio.create_task(follower.follow(0, service.follow)), asyncio.create_task(service.greet())]
         try:

@@ -25,6 +25,7 @@ from kvstore.placement.cluster_map import ClusterMap
 from kvstore.shard.service import ShardService
 from kvstore.storage.store import Store
 from kvstore.transport.channel import Connection
+from kvstore.transport.http import warn_if_exposed
 from kvstore.transport.map_follower import MapFollower
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ async def serve(
         await membership.restore()
         await runner.setup()
         await web.TCPSite(runner, host, port, backlog=1024).start()
+        warn_if_exposed(listen, "read and write its keys")
         async with aiohttp.ClientSession() as session:
             follower = MapFollower(session, join, config.limits)
             identity = store.database.identity

@@ -22,7 +22,7 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -193,7 +193,9 @@ class Database:
         connection.execute("COMMIT")
         failpoints.hit("batch-after-commit")
         self.clock = batch.clock
-        self._bound_wal(connection, batch.changed.values())
+        self._wal_pages_guess += sum(
+            _PAGES_PER_ROW + len(row.body or b"") // _PAGE_BYTES for row in batch.changed.values()
+        )
         return batch
 
     def _disk_is_full(self, connection: sqlite3.Connection) -> bool:
@@ -207,10 +209,16 @@ class Database:
         free_pages = connection.execute("PRAGMA freelist_count").fetchone()[0]
         return bool(free_bytes + free_pages * _PAGE_BYTES < self._limits.disk_reserve_bytes)
 
-    def _bound_wal(self, connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
-        self._wal_pages_guess += sum(_PAGES_PER_ROW + len(row.body or b"") // _PAGE_BYTES for row in rows)
-        if self._wal_pages_guess * _PAGE_BYTES < self._limits.wal_bytes_max // 4:
-            return
+    @property
+    def checkpoint_is_due(self) -> bool:
+        """The WAL has grown by a quarter of its bound since the last checkpoint, by a guess."""
+        return self._wal_pages_guess * _PAGE_BYTES >= self._limits.wal_bytes_max // 4
+
+    async def checkpoint(self) -> None:
+        """Copy the WAL into the file. A call of its own, so that answers to what is durable need not wait for it."""
+        await _in_thread(self._writer, self._checkpoint)
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
         _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if pages * _PAGE_BYTES > self._limits.wal_bytes_max:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -233,7 +241,8 @@ class Database:
         connection.execute("COMMIT")
         self.clock = clock
         self._wal_pages_guess += len(dead) * _PAGES_PER_ROW
-        self._bound_wal(connection, ())
+        if self.checkpoint_is_due:
+            self._checkpoint(connection)
         return len(dead)
 
     async def write_meta(self, name: str, value: str) -> None:

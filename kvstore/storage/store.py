@@ -150,6 +150,8 @@ class Store:
                 self._publish(batch)
                 for sink, answer in batch.answers:
                     sink.send(answer)
+                if self.database.checkpoint_is_due:
+                    await self.database.checkpoint()
             elif self._closing:
                 return
 

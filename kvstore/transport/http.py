@@ -14,6 +14,8 @@ and body in one piece, which saves a third of the time that a request takes with
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -29,7 +31,7 @@ from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from kvstore.config import Limits
+from kvstore.config import Limits, listen_address
 from kvstore.errors import (
     BadParameter,
     BadRequest,
@@ -48,6 +50,8 @@ from kvstore.errors import (
     UriTooLong,
     ValueTooLarge,
 )
+
+log = logging.getLogger(__name__)
 
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
@@ -238,6 +242,17 @@ def client_has_left(request: web.BaseRequest) -> bool:
     """The client has closed the connection, or its side of it: the two look alike until something is sent."""
     transport = request.transport
     return transport is None or transport.is_closing() or getattr(request.protocol, "half_closed", False)
+
+
+def warn_if_exposed(listen: str, what_can_be_done: str) -> None:
+    """Say so in the log when `listen` (HOST:PORT) is more than this machine's own business."""
+    host = listen_address(listen)[0].strip("[]")
+    try:
+        exposed = not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        exposed = host != "localhost"
+    if exposed:
+        log.warning("whoever reaches %s can %s: there are no accounts yet", listen, what_can_be_done)
 
 
 # --- responses --------------------------------------------------------------------------------------------------------

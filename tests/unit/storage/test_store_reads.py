@@ -357,10 +357,12 @@ async def test_a_store_that_cannot_be_opened_leaves_no_thread_behind_that_would_
     await rig.write(Acquire(1, "lock", 60_000, 0, "me"))
     rig.sql("UPDATE rows SET body = x'00' WHERE kind = 'lease'")
     await rig.store.close()
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with pytest.raises(DataCorrupt):
         await rig.reopen_after_close()
-    assert threading.active_count() == before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 # --- listings ---------------------------------------------------------------------------------------------------------
