@@ -80,6 +80,9 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     expiry_sweep_s: float = 0.5
     expiry_ops_max: int = 500
 
+    # transactions
+    txn_timeout_s: float = 5.0
+
     # the controller and the launcher
     map_poll_s: float = 10.0
     map_write_tries_max: int = 20

@@ -10,7 +10,7 @@ ends. `status` of an answer is the HTTP status that the router gives to its clie
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -103,6 +103,139 @@ class ScanLeases(Message, tag=13):
     limit: int
 
 
+# --- transactions (see `transactions.attempts` for the words) ---------------------------------------------------------
+
+
+class Attempt(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One try of a transaction. `start`: microseconds of its first try, its age for wait-die; `stamp`: of this try;
+    `router`: a random id of the router's process. A stamp is used once per process, so (stamp, router) is unique."""
+
+    start: int
+    stamp: int
+    router: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.stamp:x}-{self.router}"
+
+    @property
+    def age(self) -> tuple[int, str]:
+        """For wait-die: the smaller is the older."""
+        return self.start, self.router
+
+
+class Condition(msgspec.Struct, array_like=True, gc=False):
+    """On a key or, with `token`, on the lock of that name. Exactly one of the others is given."""
+
+    key: str
+    version: int | None = None
+    exists: bool | None = None
+    token: int | None = None
+
+
+class Step(msgspec.Struct, array_like=True, gc=False):
+    """An operation of a branch: put (`value` given), delete or get."""
+
+    op: Literal["put", "delete", "get"]
+    key: str
+    value: bytes = b""
+    ttl_ms: int = 0
+
+
+class Read(msgspec.Struct, array_like=True, gc=False):
+    """What a get found: `value` None means there is no such key."""
+
+    version: int
+    value: bytes | None
+
+
+class Transact(Message, tag=14):
+    """A transaction all of whose keys are here: done in one batch. `key` is its anchor. Answer: Outcome."""
+
+    key: str
+    attempt: Attempt
+    conditions: list[Condition]
+    then: list[Step]
+    otherwise: list[Step]
+    once: Once | None = None
+
+
+class Prepare(Message, tag=15):
+    """This store's part of a transaction over several. `anchor` is its first key, here or elsewhere. Answer: Vote."""
+
+    anchor: str
+    attempt: Attempt
+    conditions: list[Condition]
+    then: list[Step]
+    otherwise: list[Step]
+    once: Once | None = None
+
+
+class Decide(Message, tag=16):
+    """Commit: `key` is the anchor, `vote` that of its intent, `keys` are all keys. `reads`: what the branch's gets found,
+    for the kept reply. Answer: Outcome."""
+
+    key: str
+    attempt: Attempt
+    vote: int
+    version: int
+    succeeded: bool
+    keys: list[str]
+    once: Once | None = None
+    reads: list[Read] = []
+
+
+class Finish(Message, tag=17):
+    """The attempt was decided: apply its intents on these keys. Answered when none of them is left, durably."""
+
+    attempt: Attempt
+    keys: list[str]
+    version: int
+    succeeded: bool
+    decided_ms: int
+
+
+class Abort(Message, tag=18):
+    """The attempt was not and will not be decided: drop its intents on these keys, and its waiting prepares."""
+
+    attempt: Attempt
+    keys: list[str]
+
+
+class Ask(Message, tag=19):
+    """What became of the attempt? Undecided ones are aborted for good. `key` is the anchor. Answer: Outcome."""
+
+    key: str
+    attempt: Attempt
+
+
+class Look(Message, tag=20):
+    """What became of the attempt `name`, anchored in `partition`? Changes nothing. Answer: Outcome."""
+
+    partition: int
+    name: str
+
+
+class ReadLock(Message, tag=21):
+    """Lock these keys shared, and read them. Answer: Reads."""
+
+    attempt: Attempt
+    keys: list[str]
+
+
+class ReadUnlock(Message, tag=22):
+    """Let the locks of a Reads go. Answered with 200 if they were held all the time, else 409."""
+
+    keys: list[str]
+    lock: list[Any]
+
+
+class Forget(Message, tag=23):
+    """These attempts, anchored here, are finished everywhere: their decisions may go."""
+
+    attempts: list[Attempt]
+
+
 class Scan(Message, tag=4):
     """A page of keys that start with `prefix` and sort after `after`, in byte order, at most `limit` of them."""
 
@@ -126,8 +259,11 @@ class Stats(Message, tag=7):
     """What the shard counts about itself: see `metrics.ShardStats`."""
 
 
-Request = Get | Put | Delete | Scan | Count | Explain | Stats | Acquire | Renew | Release | Leave | Inspect | ScanLeases
-WRITES = (Put, Delete, Acquire, Renew, Release)
+Request = (
+    Get | Put | Delete | Scan | Count | Explain | Stats | Acquire | Renew | Release | Leave | Inspect | ScanLeases
+    | Transact | Prepare | Decide | Finish | Abort | Ask | Look | ReadLock | ReadUnlock | Forget
+)  # fmt: skip
+WRITES = (Put, Delete, Acquire, Renew, Release, Transact, Prepare, Decide, Finish, Abort, Ask)
 
 
 class Answer(Message, tag=101):
@@ -160,7 +296,45 @@ class Facts(Message, tag=103):
     facts: dict[str, Any]
 
 
-Reply = Answer | Page | Facts
+class Vote(Message, tag=104):
+    """The attempt is prepared. `vote`: the clock's step; `anchor_vote`: that of the anchor's intent if it is here, else
+    0; `holds`: all conditions did. `locked_then`, `locked_otherwise`: the problem, where the branch writes to what
+    somebody else has leased. `reads`: of the gets of `then`, then of those of `otherwise`, in order."""
+
+    vote: int
+    anchor_vote: int
+    holds: bool
+    reads: list[Read]
+    locked_then: dict[str, Any] | None = None
+    locked_otherwise: dict[str, Any] | None = None
+
+
+class Outcome(Message, tag=105):
+    """What became of an attempt.
+
+    `state`: committed; aborted (and never will be committed); gone (so long ago that nothing is known of it);
+    pending; refused (the attempt's stamp is at or below `floor`); repeated (what an earlier attempt with the same
+    Idempotency-Key was answered with: it is `attempt`).
+    `version` 0: nothing was written. `reads`: those of the branch that ran.
+    """
+
+    state: Literal["committed", "aborted", "gone", "pending", "refused", "repeated"]
+    attempt: str = ""
+    version: int = 0
+    succeeded: bool = False
+    decided_ms: int = 0
+    floor: int = 0
+    reads: list[Read] = []
+
+
+class Reads(Message, tag=106):
+    """What was found under shared locks; `lock` goes back with ReadUnlock."""
+
+    reads: list[Read]
+    lock: list[Any]
+
+
+Reply = Answer | Page | Facts | Vote | Outcome | Reads
 
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(list[Request])
