@@ -172,7 +172,7 @@ class Prepare(Message, tag=15):
 
 
 class Decide(Message, tag=16):
-    """Commit: `key` is the anchor, `vote` that of its intent, `keys` are all keys. `reads`: what the branch's gets found,
+    """Commit: `key` is the anchor, `vote` that of its intent, `keys` are all keys. `reads`: what the gets found,
     for the kept reply. Answer: Outcome."""
 
     key: str
