@@ -32,7 +32,7 @@ from kvstore.errors import (
 )
 from kvstore.metrics import RequestStats, exposition, gauge_family, shard_families
 from kvstore.protocol import Delete, Get, Put
-from kvstore.router.batch import encode_value, parse_batch, run_batch
+from kvstore.router.batch import parse_batch, run_batch
 from kvstore.router.decode import (
     decode_cursor,
     decode_flag,
@@ -44,6 +44,7 @@ from kvstore.router.decode import (
     encode_cursor,
     refuse_headers,
 )
+from kvstore.router.json_ops import encode_value
 from kvstore.router.locks import LockRoutes
 from kvstore.router.openapi import openapi_json
 from kvstore.router.service import Routed, RouterService

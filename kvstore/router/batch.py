@@ -4,46 +4,31 @@ Owns: the shape of the body, which errors refuse it whole and which fail one ope
 way.
 Promises: a body that is not well formed is refused whole, before anything is done. However many operations there are,
 only a window of them is under way, bounded in count and in bytes, gets counting as a value of the largest size.
-Leaves to others: each operation (`service`), HTTP (`app`).
+Leaves to others: the form of an operation (`json_ops`), each operation (`service`), HTTP (`app`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct
 
 from kvstore.config import Limits
-from kvstore.errors import BadBody, KvError, NotFound, ValueTooLarge, from_problem
+from kvstore.errors import BadBody, KvError, NotFound, from_problem
 from kvstore.protocol import Delete, Get, Put
 from kvstore.router.decode import ttl_to_ms
+from kvstore.router.json_ops import DeleteOp, GetOp, Op, PutOp, check_value_size, decode_value, encode_value
 from kvstore.router.service import KeyRequest, RouterService
 from kvstore.transport.channel import Channel
 from kvstore.transport.http import check_key
 
 
-class PutOp(Struct, tag_field="op", tag="put", forbid_unknown_fields=True):
-    key: str
-    value: str | UnsetType = UNSET
-    value_base64: str | UnsetType = UNSET
-    ttl: float | UnsetType = UNSET
-
-
-class GetOp(Struct, tag_field="op", tag="get", forbid_unknown_fields=True):
-    key: str
-
-
-class DeleteOp(Struct, tag_field="op", tag="delete", forbid_unknown_fields=True):
-    key: str
-
-
 class BatchBody(Struct, forbid_unknown_fields=True):
-    ops: list[PutOp | GetOp | DeleteOp]
+    ops: list[Op]
 
 
 _decoder = msgspec.json.Decoder(BatchBody)
@@ -74,7 +59,7 @@ def parse_batch(body: bytes, limits: Limits) -> list[_Step]:
     return [_parse_op(op, number, limits) for number, op in enumerate(ops)]
 
 
-def _parse_op(op: PutOp | GetOp | DeleteOp, number: int, limits: Limits) -> _Step:
+def _parse_op(op: Op, number: int, limits: Limits) -> _Step:
     value = b""
     if isinstance(op, PutOp):
         value = decode_value(op.value, op.value_base64, f"operation {number}")
@@ -89,36 +74,6 @@ def _parse_op(op: PutOp | GetOp | DeleteOp, number: int, limits: Limits) -> _Ste
         return _Step(key, Put(0, key, value, ttl_ms), None, len(value) + 64)
     except KvError as error:
         return _Step(op.key, None, error, 0)
-
-
-def decode_value(text: str | UnsetType, encoded: str | UnsetType, where: str) -> bytes:
-    """The bytes of `value` or `value_base64`, exactly one of which is given. Raises BadBody."""
-    if (text is UNSET) == (encoded is UNSET):
-        raise BadBody(f"{where} needs exactly one of value and value_base64")
-    try:
-        if encoded is not UNSET:
-            return base64.b64decode(encoded, validate=True)
-        return str(text).encode()
-    except UnicodeEncodeError:
-        raise BadBody(f"{where}: value holds a lone surrogate; use value_base64 for bytes") from None
-    except ValueError as error:  # binascii.Error, or characters beyond ASCII
-        raise BadBody(f"{where}: value_base64 is not base64: {error}") from None
-
-
-def encode_value(value: bytes) -> dict[str, str]:
-    """`{"value": text}` where the bytes are UTF-8, else `{"value_base64": …}`."""
-    try:
-        return {"value": value.decode()}
-    except UnicodeDecodeError:
-        return {"value_base64": base64.b64encode(value).decode()}
-
-
-def check_value_size(size: int, limits: Limits) -> None:
-    """Raises ValueTooLarge."""
-    if size > limits.value_bytes_max:
-        raise ValueTooLarge(
-            f"the value has {size} bytes; the limit is {limits.value_bytes_max}", bytes_max=limits.value_bytes_max
-        )
 
 
 async def run_batch(service: RouterService, steps: list[_Step], limits: Limits) -> AsyncIterator[bytes]:

@@ -15,7 +15,8 @@ from msgspec import UNSET
 from kvstore.config import Limits
 from kvstore.errors import BadBody, KvError, OutcomeUnknown, TooManyRequests, Unavailable, ValueTooLarge
 from kvstore.protocol import Answer, Delete, Get, Put
-from kvstore.router.batch import check_value_size, decode_value, encode_value, parse_batch, run_batch
+from kvstore.router.batch import parse_batch, run_batch
+from kvstore.router.json_ops import check_value_size, decode_value, encode_value
 from kvstore.router.service import Routed
 
 LIMITS = Limits(key_bytes_max=10, value_bytes_max=100, ttl_s_max=1000)
