@@ -26,10 +26,11 @@ import msgspec
 from loadtest import processes
 from loadtest.cluster import REPOSITORY
 from loadtest.compare import report
+from loadtest.compare.data import SHARDS, make_data
 from loadtest.compare.drive import SETTLE_S, WARM_UP_S, Plan, Run
 from loadtest.compare.report import SystemFacts
 from loadtest.compare.systems import BareSystem, EtcdSystem, KvstoreSystem, RedisSystem, System
-from loadtest.compare.workloads import WORKLOADS, make_data
+from loadtest.compare.workloads import WORKLOADS
 
 SYSTEMS = ("kvstore", "etcd", "redis", "bare")
 _MB = 1_000_000
@@ -79,8 +80,15 @@ def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> li
 @click.option("--seconds", type=click.IntRange(1), default=5, show_default=True, help="Length of one run.")
 @click.option("--connections", callback=_numbers, default="1,32,128", show_default=True)
 @click.option("--systems", callback=_names(SYSTEMS), default=",".join(SYSTEMS), show_default=True)
-@click.option("--work", "works", callback=_names(tuple(WORKLOADS)), default="get,put", show_default=True)
-@click.option("--shards", type=click.IntRange(1, 64), default=4, show_default=True, help="Shards of this cluster.")
+@click.option(
+    "--work",
+    "works",
+    callback=_names(tuple(WORKLOADS)),
+    default="get,put",
+    show_default=True,
+    help=f"Some of {', '.join(WORKLOADS)}.",
+)
+@click.option("--shards", type=click.IntRange(1, 64), default=SHARDS, show_default=True, help="Shards of this cluster.")
 @click.option("--keys", type=click.IntRange(1), default=20_000, show_default=True, help="Keys of 100-byte values.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there.")
 @click.option(
@@ -109,7 +117,7 @@ async def _compare(options: Options) -> str:
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     options.folder.mkdir(parents=True, exist_ok=True)
-    data = make_data(options.keys, _SEED)
+    data = make_data(options.keys, _SEED, options.shards)
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-", dir=options.folder)))
         systems = _installed(options)
@@ -171,7 +179,7 @@ async def _run_all(plan: Plan, options: Options) -> list[Run]:
         left_s = (time.monotonic() - began) / len(runs) * (len(steps) - len(runs))
         errors = f"  ERRORS {run.errors}" if run.failed else ""
         _tell(
-            f"[{len(runs):>3}/{len(steps)}] round {run.round} {run.work:<7} {run.connections:>4} {run.system:<8}"
+            f"[{len(runs):>3}/{len(steps)}] round {run.round} {run.work:<8} {run.connections:>4} {run.system:<8}"
             f" {run.per_s:>9,.0f}/s  p99 {run.p99_ms:>7.2f} ms  {run.cpu_us_per_op:>5.0f} µs CPU/op"
             f"  ({int(left_s) // 60}:{int(left_s) % 60:02d} left){errors}"
         )

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from typing import ClassVar
 
-from loadtest.compare.http1 import Request
+from loadtest.compare.http1 import Answer, Request
 
 
 class Unsupported(Exception):
@@ -31,9 +32,17 @@ class Dialect:
     def put(self, key: str, value: bytes) -> Request:
         raise Unsupported(f"{self.name}: put")
 
+    def put_all(self, puts: Sequence[tuple[str, bytes]]) -> Request:
+        """All of these keys and values, or none."""
+        raise Unsupported(f"{self.name}: put_all")
+
     def shows(self, body: bytes, value: bytes) -> bool:
         """Whether the answer to `get` carries that value."""
         return value in body
+
+    def owner(self, answer: Answer) -> str | None:
+        """The store that keeps a key, by the answer to its `get`; None when it does not tell."""
+        return None
 
 
 class Kvstore(Dialect):
@@ -45,6 +54,13 @@ class Kvstore(Dialect):
     def put(self, key: str, value: bytes) -> Request:
         return Request("PUT", f"/v1/kv/{key}", value)
 
+    def put_all(self, puts: Sequence[tuple[str, bytes]]) -> Request:
+        steps = [{"op": "put", "key": key, "value": value.decode("ascii")} for key, value in puts]
+        return _post("/v1/txn", {"then": steps})
+
+    def owner(self, answer: Answer) -> str | None:
+        return answer.headers.get("kv-shard")
+
 
 class Bare(Kvstore):
     """The handler that stores nothing is asked exactly as kvstore is."""
@@ -54,6 +70,9 @@ class Bare(Kvstore):
     def shows(self, body: bytes, value: bytes) -> bool:
         return len(body) == len(value)
 
+    def owner(self, answer: Answer) -> str | None:
+        return None
+
 
 class Etcd(Dialect):
     """The JSON gateway of etcd 3.4: POST, keys and values in base64."""
@@ -61,17 +80,17 @@ class Etcd(Dialect):
     name = "etcd"
 
     def get(self, key: str) -> Request:
-        return self._post("/v3/kv/range", key=_base64(key.encode()))
+        return _post("/v3/kv/range", {"key": _base64(key.encode())})
 
     def put(self, key: str, value: bytes) -> Request:
-        return self._post("/v3/kv/put", key=_base64(key.encode()), value=_base64(value))
+        return _post("/v3/kv/put", _key_and_value(key, value))
+
+    def put_all(self, puts: Sequence[tuple[str, bytes]]) -> Request:
+        steps = [{"request_put": _key_and_value(key, value)} for key, value in puts]
+        return _post("/v3/kv/txn", {"success": steps})
 
     def shows(self, body: bytes, value: bytes) -> bool:
         return _base64(value).encode() in body
-
-    @staticmethod
-    def _post(target: str, **body: str) -> Request:
-        return Request("POST", target, json.dumps(body, separators=(",", ":")).encode())
 
 
 class Webdis(Dialect):
@@ -84,6 +103,18 @@ class Webdis(Dialect):
 
     def put(self, key: str, value: bytes) -> Request:
         return Request("PUT", f"/SET/{key}", value)
+
+    def put_all(self, puts: Sequence[tuple[str, bytes]]) -> Request:
+        words = [word for key, value in puts for word in (key, value.decode("ascii"))]
+        return Request("POST", "/", "/".join(["MSET", *words]).encode())
+
+
+def _post(target: str, document: object) -> Request:
+    return Request("POST", target, json.dumps(document, separators=(",", ":")).encode())
+
+
+def _key_and_value(key: str, value: bytes) -> dict[str, str]:
+    return {"key": _base64(key.encode()), "value": _base64(value)}
 
 
 def _base64(data: bytes) -> str:

@@ -25,21 +25,27 @@ import msgspec
 
 from loadtest import processes
 from loadtest.compare.conditions import CONDITIONS
+from loadtest.compare.data import Data
 from loadtest.compare.dialects import Unsupported
 from loadtest.compare.http1 import ask, ask_all, write_replay
 from loadtest.compare.stateful import Stateful, Talk, write_sections
 from loadtest.compare.systems import System
-from loadtest.compare.workloads import Data, Workload, preload
+from loadtest.compare.workloads import Workload, preload
 
 WARM_UP_S = 1
 SETTLE_S = 0.4
 _PRELOAD_CONNECTIONS = 32
 _WRK_GRACE_S = 30.0
 _RESULT = "RESULT "
+_ERRORS = ("connect", "read", "write", "status", "timeout")
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One run of wrk. Rates and CPU time are per operation; latencies are per request.
+
+    `errors` counts, by kind, what was no answer or one of 400 and above. Where the script looks at every answer, the
+    kind of the latter is its status (`409`), and `attempts` counts all answers; elsewhere it is `status`, and
+    `attempts` is 0.
 
     `refused` counts what was rightly refused, and is no operation: comparisons that failed, locks that were held.
 
@@ -58,6 +64,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float
     max_ms: float
     errors: dict[str, int]
+    attempts: int = 0
     refused: int = 0
     cpu_us_per_op: float
     cpu_us_per_op_by_process: dict[str, float] = {}
@@ -68,6 +75,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def failed(self) -> int:
         return sum(self.errors.values())
+
+    @property
+    def abort_rate(self) -> float | None:
+        """The share of attempts (0 to 1) that ended in a conflict, 409; None where the script does not tell."""
+        return self.errors.get("409", 0) / self.attempts if self.attempts else None
 
 
 class Step(NamedTuple):
@@ -103,6 +115,8 @@ class Plan:
                 requests = workload.requests(system.dialect, self.data)
             except Unsupported:
                 continue
+            if workload.check is not None:
+                await workload.check(system.url, system.dialect, self.data)
             self.request_file(system, workload).write_bytes(write_replay(requests, system.url))
 
     async def _prepare_stateful(self, system: System, workload: Workload, stateful: Stateful) -> None:
@@ -171,7 +185,8 @@ class Plan:
             p50_ms=result["p50_us"] / 1e3,
             p99_ms=result["p99_us"] / 1e3,
             max_ms=result["max_us"] / 1e3,
-            errors={kind: result[kind] for kind in ("connect", "read", "write", "status", "timeout") if result[kind]},
+            errors={kind: count for kind, count in result.items() if count and (kind in _ERRORS or kind.isdigit())},
+            attempts=result.get("attempts", 0),
             refused=result.get("refused", 0),
             cpu_us_per_op=sum(used.system_s.values()) * us_per_op,
             cpu_us_per_op_by_process={name: cpu_s * us_per_op for name, cpu_s in used.system_s.items()},
@@ -192,7 +207,8 @@ async def run_wrk(
 ) -> dict[str, int]:
     """Run wrk; the figures that the script's `done` prints.
 
-    `status` counts answers of 400 and above, `timeout` those that took longer than 2 s; times are in microseconds.
+    `status` counts answers of 400 and above that the script does not count under the status itself (`409`), `timeout`
+    those that took longer than 2 s; times are in microseconds.
     Raises RuntimeError when wrk fails.
     """
     command = ["wrk", "-t", str(threads), "-c", str(connections), "-d", f"{seconds}s", "-s", str(script), url, "--"]

@@ -10,7 +10,7 @@ Not a client for general use: no redirects, no TLS, no chunked answers (none of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -30,22 +30,23 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
+    """Names of headers are in lower case."""
+
     status: int
     body: bytes
+    headers: Mapping[str, str]
 
 
 async def read_answer(reader: asyncio.StreamReader) -> Answer:
     """The next answer. Raises asyncio.IncompleteReadError when the connection ends, ValueError for a chunked body."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     status = int(head[0].split()[1])
-    length = 0
-    for line in head[1:]:
-        name, _, value = line.partition(":")
-        if name.lower() == "content-length":
-            length = int(value)
-        elif name.lower() == "transfer-encoding":
-            raise ValueError(f"the answer has no length: {line}")
-    return Answer(status, await reader.readexactly(length) if status not in (204, 304) else b"")
+    fields = (line.partition(":") for line in head[1:] if line)
+    headers = {name.lower(): value.strip() for name, _, value in fields}
+    if "transfer-encoding" in headers:
+        raise ValueError(f"the answer has no length: {headers['transfer-encoding']}")
+    length = 0 if status in (204, 304) else int(headers.get("content-length", 0))
+    return Answer(status, await reader.readexactly(length), headers)
 
 
 async def ask(url: str, request: Request) -> Answer:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import platform
 import timeit
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -55,6 +56,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     cpu_us_per_op: float
     cpu_us_per_op_by_process: dict[str, float]
     errors: int
+    errors_by_kind: dict[str, int] = {}
+    abort_rate: float | None = None
     refused_per_op: float = 0.0
     to: dict[str, Ratio]
 
@@ -76,6 +79,8 @@ def summarize(runs: Iterable[Run]) -> list[Cell]:
             cpu_us_per_op=median(run.cpu_us_per_op for run in group),
             cpu_us_per_op_by_process=_median_by_process(group),
             errors=sum(run.failed for run in group),
+            errors_by_kind=_add_up(run.errors for run in group),
+            abort_rate=_abort_rate(group),
             refused_per_op=median(run.refused / max(1, run.operations) for run in group),
             to={
                 peer: ratio
@@ -90,6 +95,18 @@ def summarize(runs: Iterable[Run]) -> list[Cell]:
 def _median_by_process(group: Sequence[Run]) -> dict[str, float]:
     names = sorted({name for run in group for name in run.cpu_us_per_op_by_process})
     return {name: median(run.cpu_us_per_op_by_process.get(name, 0.0) for run in group) for name in names}
+
+
+def _add_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(sorted(total.items()))
+
+
+def _abort_rate(group: Sequence[Run]) -> float | None:
+    rates = [run.abort_rate for run in group if run.abort_rate is not None]
+    return median(rates) if rates else None
 
 
 def quietness(runs: Sequence[Run]) -> str:
@@ -145,6 +162,10 @@ _RATE_TARGETS = (
     ("put", 128, "etcd", 1.5),
     ("cas", 32, "etcd", 1.7),
     ("cas", 128, "etcd", 1.7),
+    ("txn4", 32, "etcd", 0.9),
+    ("txn4", 128, "etcd", 1.0),
+    ("txn1", 32, "etcd", 1.5),
+    ("txn1", 128, "etcd", 1.5),
 )
 
 
@@ -181,8 +202,10 @@ def _rate_table(cells: Sequence[Cell]) -> str:
         ("of which", lambda cell: _show_processes(cell)),
         ("× etcd (low–high)", lambda cell: _show_ratio(cell.to.get("etcd"))),
         ("× bare", lambda cell: f"{cell.to['bare'].median:.2f}" if "bare" in cell.to else "–"),
-        ("errors", lambda cell: str(cell.errors)),
+        ("errors", _show_errors),
     ]
+    if any(cell.abort_rate is not None for cell in cells):
+        columns.append(("409/attempt", lambda cell: "–" if cell.abort_rate is None else f"{cell.abort_rate:.2%}"))
     if any(cell.refused_per_op for cell in cells):
         columns.append(("refused/op", lambda cell: f"{cell.refused_per_op:.2f}"))
     rows = [[show(cell) for _, show in columns] for cell in _side_by_side(cells)]
@@ -194,6 +217,11 @@ def _show_processes(cell: Cell) -> str:
     shares = sorted(cell.cpu_us_per_op_by_process.items(), key=lambda share: -share[1])
     large = [f"{name} {cpu_us:.0f}" for name, cpu_us in shares if cpu_us >= 0.02 * cell.cpu_us_per_op]
     return ", ".join(large) if len(large) > 1 else ""
+
+
+def _show_errors(cell: Cell) -> str:
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in cell.errors_by_kind.items())
+    return f"{cell.errors} ({kinds})" if kinds else str(cell.errors)
 
 
 def _side_by_side(cells: Sequence[Cell]) -> list[Cell]:

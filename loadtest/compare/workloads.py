@@ -1,8 +1,8 @@
 """What is run against every system.
 
-Owns: the list of workloads, the keys and the values.
+Owns: the list of workloads.
 Promises: the same keys, values and proportions for every system; all requests are built before the clock runs.
-Leaves to others: the form of a request (dialects.py), running it (drive.py).
+Leaves to others: keys and values (data.py), the form of a request (dialects.py), running it (drive.py).
 
 A new workload is one entry of WORKLOADS: how its requests are built from keys, or, where random replay is not enough
 (a request that needs something from the answer before it), what is needed around a wrk script of its own (stateful.py).
@@ -10,34 +10,26 @@ A new workload is one entry of WORKLOADS: how its requests are built from keys, 
 
 from __future__ import annotations
 
-import random
-import string
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from loadtest.compare import transactions
+from loadtest.compare.data import Data
 from loadtest.compare.dialects import Dialect
 from loadtest.compare.http1 import Request
 from loadtest.compare.stateful import Cas, HotCas, LockCycles, Stateful
+from loadtest.compare.transactions import Transactions
 
-VALUE_BYTES = 100
 _REPLAY = Path(__file__).with_name("replay.lua")
-_ALPHABET = string.ascii_letters + string.digits
-
-
-class Data(NamedTuple):
-    """The keys and, for each, the value stored before the first run and the one that the runs write."""
-
-    keys: Sequence[str]
-    stored: Sequence[bytes]
-    written: Sequence[bytes]
 
 
 class Workload(NamedTuple):
     """`requests` gives what wrk chooses from, at random; it raises Unsupported for a system that cannot do it.
 
-    `operations` is the number of operations in one request; rates and CPU time are told per operation. A stateful
-    workload has no requests: it writes its own file before each run, and counts its operations itself.
+    `operations` is the number of operations in one request; rates and CPU time are told per operation. `replay` is the
+    script that replays the requests; `check` raises RuntimeError if a system does not do what is to be measured. A
+    stateful workload has no requests: it writes its own file before each run, and counts its operations itself.
     """
 
     name: str
@@ -45,20 +37,12 @@ class Workload(NamedTuple):
     requests: Callable[[Dialect, Data], list[Request]] | None
     operations: int = 1
     stateful: Stateful | None = None
+    replay: Path = _REPLAY
+    check: Callable[[str, Dialect, Data], Awaitable[None]] | None = None
 
     @property
     def script(self) -> Path:
-        return _REPLAY if self.stateful is None else self.stateful.script
-
-
-def make_data(keys: int, seed: int) -> Data:
-    """`keys` keys with two values of 100 bytes each; the same for the same seed."""
-    rng = random.Random(seed)
-
-    def values() -> list[bytes]:
-        return ["".join(rng.choices(_ALPHABET, k=VALUE_BYTES)).encode() for _ in range(keys)]
-
-    return Data([f"key-{number:08d}" for number in range(keys)], values(), values())
+        return self.replay if self.stateful is None else self.stateful.script
 
 
 def preload(dialect: Dialect, data: Data) -> list[Request]:
@@ -74,6 +58,11 @@ def _put(dialect: Dialect, data: Data) -> list[Request]:
     return [dialect.put(key, value) for key, value in zip(data.keys, data.written, strict=True)]
 
 
+def _of_transactions(name: str, title: str, draw: transactions.Draw) -> Workload:
+    drawn = Transactions(draw)
+    return Workload(name, title, drawn.requests, replay=transactions.SCRIPT, check=drawn.check)
+
+
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
     for workload in (
@@ -82,5 +71,8 @@ WORKLOADS: dict[str, Workload] = {
         Workload("cas", "compare-and-set of a random key", None, stateful=Cas()),
         Workload("cas-hot", "increments of one key by compare-and-set", None, stateful=HotCas()),
         Workload("lock", "acquire and release of a random lock", None, stateful=LockCycles()),
+        _of_transactions("txn4", "transaction of 4 PUTs of random keys", transactions.over_all_stores),
+        _of_transactions("txn1", "transaction of 4 PUTs of random keys of one store", transactions.in_one_store),
+        _of_transactions("txn-zipf", "transaction of 4 PUTs of keys drawn by Zipf's law", transactions.zipf),
     )
 }

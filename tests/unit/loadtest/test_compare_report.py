@@ -9,10 +9,11 @@ import json
 import pytest
 
 from loadtest.compare import dialects
+from loadtest.compare.data import make_data
 from loadtest.compare.drive import Run, read_result
-from loadtest.compare.http1 import Answer, Request, read_answer, write_replay
+from loadtest.compare.http1 import Request, read_answer, write_replay
 from loadtest.compare.report import SystemFacts, render, summarize, targets
-from loadtest.compare.workloads import WORKLOADS, make_data, preload
+from loadtest.compare.workloads import WORKLOADS, preload
 
 
 def run(system: str, per_s: float, *, number: int = 1, work: str = "get", connections: int = 32, **more: object) -> Run:
@@ -67,7 +68,30 @@ def test_errors_of_all_rounds_are_added_and_shown() -> None:
     runs = [run("kvstore", 100, number=1, errors={"status": 3}), run("kvstore", 100, number=2, errors={"timeout": 4})]
     (cell,) = summarize(runs)
     assert cell.errors == 7
-    assert "| 7 |" in " ".join(render([cell], FACTS, []).split())
+    assert "| 7 (status: 3, timeout: 4) |" in " ".join(render([cell], FACTS, []).split())
+
+
+def test_errors_are_told_by_status_where_the_script_counts_them_so() -> None:
+    runs = [
+        run("kvstore", 100, number=1, errors={"503": 1, "409": 2}, attempts=103),
+        run("kvstore", 100, number=2, errors={"409": 3}, attempts=103),
+    ]
+    (cell,) = summarize(runs)
+    assert cell.errors_by_kind == {"409": 5, "503": 1}
+    assert "| 6 (409: 5, 503: 1) |" in " ".join(render([cell], FACTS, []).split())
+
+
+def test_the_abort_rate_is_conflicts_per_attempt_and_the_median_over_the_rounds() -> None:
+    conflicts = enumerate([0, 10, 50], start=1)
+    runs = [
+        run("kvstore", 100, work="txn-zipf", number=number, errors={"409": count, "503": 5}, attempts=100)
+        for number, count in conflicts
+    ]
+    cells = summarize([*runs, run("etcd", 100, work="txn-zipf", attempts=100), run("etcd", 100)])
+    assert [cell.abort_rate for cell in cells] == [0.1, 0, None]
+    table = " ".join(render(cells, FACTS, []).split())
+    assert all(text in table for text in ("| 409/attempt |", "| 10.00% |", "| 0.00% |", "| – |"))
+    assert "409/attempt" not in render(summarize([run("kvstore", 100)]), FACTS, [])
 
 
 def test_the_table_has_the_systems_in_one_order_whatever_ran_first() -> None:
@@ -112,6 +136,23 @@ def test_compare_and_set_has_an_aim_of_its_own() -> None:
     assert found["CAS at 128 connections ≥ 1.7 × etcd"] is None
 
 
+def test_transactions_have_aims_of_their_own() -> None:
+    rates = {"txn4": 95, "txn1": 150}
+    cells = summarize(
+        run(system, per_s, work=work, connections=connections)
+        for work, mine in rates.items()
+        for connections in (32, 128)
+        for system, per_s in (("kvstore", mine), ("etcd", 100))
+    )
+    found = {target.text: target.reached for target in targets(cells, FACTS) if target.text.startswith("TXN")}
+    assert found == {
+        "TXN4 at 32 connections ≥ 0.9 × etcd": True,
+        "TXN4 at 128 connections ≥ 1 × etcd": False,
+        "TXN1 at 32 connections ≥ 1.5 × etcd": True,
+        "TXN1 at 128 connections ≥ 1.5 × etcd": True,
+    }
+
+
 def test_refusals_are_told_apart_from_errors_and_only_where_there_are_any() -> None:
     cells = summarize([run("kvstore", 100, work="cas-hot", refused=250)])
     assert (cells[0].errors, cells[0].refused_per_op) == (0, 2.5)
@@ -144,11 +185,10 @@ def test_the_same_seed_gives_the_same_keys_and_values_of_100_bytes() -> None:
 
 
 @pytest.mark.parametrize("dialect", [dialects.Kvstore(), dialects.Etcd(), dialects.Webdis(), dialects.Bare()])
-def test_every_system_is_asked_for_every_key_by_every_workload(dialect: dialects.Dialect) -> None:
+def test_every_system_is_asked_for_every_key_by_every_workload_of_single_keys(dialect: dialects.Dialect) -> None:
     data = make_data(3, seed=1)
-    for workload in WORKLOADS.values():
-        if workload.requests is None:
-            continue
+    for workload in (WORKLOADS["get"], WORKLOADS["put"]):
+        assert workload.requests is not None
         rendered = [request.render("h:1") for request in workload.requests(dialect, data)]
         assert len(rendered) == 3
         for key, request in zip(data.keys, rendered, strict=True):
@@ -178,12 +218,12 @@ def test_a_replay_file_holds_each_request_after_its_length() -> None:
 @pytest.mark.parametrize(
     ("wire", "answer"),
     [
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc", Answer(200, b"abc")),
-        (b"HTTP/1.1 204 No Content\r\nETag: 1\r\n\r\n", Answer(204, b"")),
-        (b"HTTP/1.1 404 Not found\r\nContent-Length: 0\r\n\r\n", Answer(404, b"")),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc", (200, b"abc", {"content-length": "3"})),
+        (b"HTTP/1.1 204 No Content\r\nKv-Shard: s1\r\n\r\n", (204, b"", {"kv-shard": "s1"})),
+        (b"HTTP/1.1 404 Not found\r\nContent-Length: 0\r\n\r\n", (404, b"", {"content-length": "0"})),
     ],
 )
-async def test_answers_are_read_to_their_end(wire: bytes, answer: Answer) -> None:
+async def test_answers_are_read_to_their_end(wire: bytes, answer: tuple[int, bytes, dict[str, str]]) -> None:
     reader = asyncio.StreamReader()
     reader.feed_data(wire + b"HTTP/1.1 500 next\r\n\r\n")
     assert await read_answer(reader) == answer
