@@ -1,0 +1,135 @@
+"""What clients called, when, and what came back: a history, one line of JSON for each operation.
+
+Owns: the shape of an operation, the NDJSON file, the clock.
+Promises: an operation whose outcome nobody knows stays open: it has no end, and no answer. What is written is flushed
+line by line, so that a history outlives the process that wrote it; a last line that was cut is left out by `read`.
+Leaves to others: what a history proves (append, bank).
+
+Times are seconds of this machine's monotonic clock: all clients of one history run on one machine. `begin_s` is taken
+before the request is sent and `end_s` after its answer has come, so that "ended before another began" is sure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+
+Outcome = Literal["done", "refused", "unknown"]
+
+
+class Operation(msgspec.Struct, kw_only=True, tag_field="call"):
+    """`outcome`: done; refused (the answer says that nothing was done, so nothing may ever show); unknown (it was done,
+    or not, or will be, once). `end_s` is None exactly for an unknown one."""
+
+    client: str
+    begin_s: float
+    end_s: float | None = None
+    outcome: Outcome = "unknown"
+
+    def __post_init__(self) -> None:
+        if (self.end_s is None) != (self.outcome == "unknown"):
+            raise ValueError(f"{self.outcome} with end {self.end_s}: exactly an unknown outcome has no end")
+        if self.end_s is not None and self.end_s < self.begin_s:
+            raise ValueError(f"it ended ({self.end_s}) before it began ({self.begin_s})")
+
+
+class Lists(Operation, tag="lists"):
+    """A transaction on lists: it reads some (each as it was before the appends) and appends to some, all at once.
+
+    A value is appended once in a whole history. `reads` are those of the answer, so there are none unless it was done.
+    """
+
+    appends: dict[str, list[int]] = {}
+    reads: list[tuple[str, list[int]]] = []
+
+
+class Account(msgspec.Struct, array_like=True, frozen=True):
+    """What an account holds, and the version of its key."""
+
+    balance: int
+    version: int
+
+
+class Transfer(Operation, tag="transfer"):
+    """Move `amount` between two accounts (named by number), if both still have the version that was read before; in the
+    same transaction write the key `marker`. `version`: what it wrote, when that is known."""
+
+    source: int
+    target: int
+    amount: int
+    marker: str
+    source_version: int
+    target_version: int
+    version: int | None = None
+
+
+class Balances(Operation, tag="balances"):
+    """Some accounts, by number, read in one transaction (or one of them, by itself)."""
+
+    accounts: dict[int, Account] = {}
+
+
+AnyOperation = Lists | Transfer | Balances
+
+now_s = time.monotonic
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(AnyOperation)
+
+
+class History:
+    """Operations in the order in which they ended; also written to `path` if there is one. Use it in a `with` block."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.operations: list[AnyOperation] = []
+        self._file = None if path is None else path.open("ab", buffering=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, operation: AnyOperation) -> None:
+        self.operations.append(operation)
+        if self._file is not None:
+            self._file.write(_encoder.encode(operation) + b"\n")
+
+    @property
+    def lists(self) -> list[Lists]:
+        return [operation for operation in self.operations if isinstance(operation, Lists)]
+
+    @property
+    def bank(self) -> list[Transfer | Balances]:
+        return [operation for operation in self.operations if not isinstance(operation, Lists)]
+
+
+def write(path: Path, operations: Iterable[AnyOperation]) -> None:
+    """A whole history at once; what was in the file before is gone."""
+    path.write_bytes(b"".join(_encoder.encode(operation) + b"\n" for operation in operations))
+
+
+def read(path: Path) -> list[AnyOperation]:
+    """Raises ValueError that names the line which is no operation."""
+    *lines, cut = path.read_bytes().split(b"\n")
+    del cut  # empty, or a line that was never finished
+    operations: list[AnyOperation] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            operations.append(_decoder.decode(line))
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise ValueError(f"{path}:{number}: not an operation: {error}") from None
+    return operations
+
+
+def as_document(operation: AnyOperation) -> Any:
+    """The operation as it stands in the file, as plain dicts and lists."""
+    return msgspec.to_builtins(operation)
