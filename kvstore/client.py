@@ -1,6 +1,6 @@
 """The Python client: the HTTP API of a router as typed asyncio calls.
 
-Owns: percent-encoding of keys, JSON forms of values, what a broken connection means, waiting before a repeat.
+Owns: percent-encoding of keys, what a broken connection means, waiting before a repeat.
 Promises: a write is sent once. What may have been done and what has not are never confused:
 
     nothing was sent (refused, no route, no such host)      Unavailable
@@ -9,7 +9,8 @@ Promises: a write is sent once. What may have been done and what has not are nev
     the answer "nothing was done" (409, 423, 429, 503)      repeated after the wait that it names
     every other problem document                            the class of `kvstore.errors` with that code
 
-Leaves to others: what the calls mean (the router), splitting large batches (the caller).
+Leaves to others: what the calls mean (the router), operations and transactions in JSON (`operations`, `txn`),
+splitting large batches (the caller).
 
 aiohttp by itself repeats PUT and DELETE once when a kept connection turns out to be dead, which may be after
 the request was carried out; that is switched off here (`ClientSession._retry_connection`; a test watches).
@@ -18,10 +19,7 @@ the request was carried out; that is switched off here (`ClientSession._retry_co
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import io
-import math
 import os
 import random
 import uuid
@@ -37,8 +35,6 @@ import msgspec
 from yarl import URL
 
 from kvstore.errors import (
-    BadTtl,
-    KeyNotUtf8,
     KvError,
     NotFound,
     OutcomeUnknown,
@@ -47,6 +43,34 @@ from kvstore.errors import (
     from_problem,
 )
 from kvstore.held_lock import HeldLock
+from kvstore.operations import (
+    Delete,
+    Get,
+    Operation,
+    Put,
+    checked_key,
+    checked_value,
+    finite,
+    operation_members,
+    value_of,
+)
+from kvstore.txn import Condition, TxnResult, TxnStatus, result_of, transaction_members
+
+__all__ = [
+    "DEFAULT_URL",
+    "Client",
+    "Delete",
+    "Get",
+    "Holder",
+    "Item",
+    "ListedItem",
+    "Operation",
+    "Page",
+    "Put",
+    "Result",
+    "TxnResult",
+    "base_url",
+]
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONNECT_TIMEOUT_S = 5.0
@@ -96,32 +120,6 @@ class Page:
 
     items: Sequence[ListedItem]
     next: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """An operation of a batch: `ttl` in seconds, None for a value that does not expire."""
-
-    key: str
-    value: bytes
-    ttl: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Get:
-    """An operation of a batch."""
-
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Delete:
-    """An operation of a batch."""
-
-    key: str
-
-
-Operation = Put | Get | Delete
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +220,7 @@ class Client:
         query = "" if ttl is None else f"?ttl={_ttl_text(ttl)}"
         headers = _guards(if_version, if_absent, token, idempotency_key)
         path = f"/v1/kv/{_quoted(key)}{query}"
-        return _version(await self._ask("PUT", path, body=_checked(value), writes=True, headers=headers))
+        return _version(await self._ask("PUT", path, body=checked_value(value), writes=True, headers=headers))
 
     async def get(self, key: str) -> Item | None:
         """The value of `key`, or None if there is no such key."""
@@ -309,9 +307,47 @@ class Client:
         if not operations:
             return []
         writes = any(not isinstance(operation, Get) for operation in operations)
-        body = msgspec.json.encode({"ops": [_operation(operation) for operation in operations]})
+        body = msgspec.json.encode({"ops": [operation_members(operation) for operation in operations]})
         document = _document(await self._ask("POST", "/v1/batch", body=body, writes=writes))
         return [_result(entry) for entry in document["results"]]
+
+    async def txn(
+        self,
+        then: Sequence[Operation],
+        *,
+        conditions: Sequence[Condition] = (),
+        otherwise: Sequence[Operation] = (),
+        idempotency_key: str | None = None,
+    ) -> TxnResult:
+        """Do all of `then` if all conditions hold, else all of `otherwise`: atomically, over any keys (`kvstore.txn`).
+
+        `idempotency_key`: the same key with the same transaction gives the first answer again and writes nothing twice.
+        Raises Locked where somebody else holds the lock of a key, Conflict when others stood in the way for too long
+        (nothing was written in both cases), BadBody for a key written twice; OutcomeUnknown when it may or may not have
+        been committed: its member `txn_id`, if there is one, is for `txn_status`.
+        """
+        body = msgspec.json.encode(transaction_members(then, conditions, otherwise))
+        writes = any(not isinstance(operation, Get) for operation in (*then, *otherwise))
+        return result_of(await self._transact(body, writes, idempotency_key))
+
+    async def txn_json(self, body: bytes, *, idempotency_key: str | None = None) -> dict[str, Any]:
+        """As `txn`, with the JSON of POST /v1/txn, which is sent as it is, and its answer."""
+        return await self._transact(body, True, idempotency_key)
+
+    async def _transact(self, body: bytes, writes: bool, idempotency_key: str | None) -> dict[str, Any]:
+        headers = _guards(None, False, None, idempotency_key)
+        return _document(await self._ask("POST", "/v1/txn", body=body, writes=writes, headers=headers))
+
+    async def txn_status(self, txn_id: str) -> TxnStatus | None:
+        """What became of a transaction, known while it is in doubt, and longer of one with an idempotency key.
+
+        None says nothing: it may have been committed.
+        """
+        try:
+            status: TxnStatus = _document(await self._ask("GET", f"/v1/txn/{_quoted(txn_id)}"))["status"]
+        except NotFound:
+            return None
+        return status
 
     # --- locks ----------------------------------------------------------------------------------------------
 
@@ -323,7 +359,7 @@ class Client:
         self, name: str, *, ttl: float = 30.0, wait: float = 0.0, owner: str = "", idempotency_key: str | None = None
     ) -> int:
         """Acquire the lock and return its fencing token. Raises Locked when it is not free within `wait` seconds."""
-        body = msgspec.json.encode({"ttl": _finite(ttl), "wait": _finite(wait), "owner": owner})
+        body = msgspec.json.encode({"ttl": finite(ttl), "wait": finite(wait), "owner": owner})
         headers = _guards(None, False, None, idempotency_key)
         path = f"/v1/locks/{_quoted(name)}"
         answer = await self._ask("POST", path, body=body, writes=True, headers=headers, retries=0, wait_s=wait)
@@ -467,40 +503,11 @@ def base_url(url: str) -> str:
 # --- forms on the wire --------------------------------------------------------------------------------------
 
 
-def value_members(value: bytes) -> dict[str, str]:
-    """A value in JSON: `{"value": text}` where it is UTF-8, else `{"value_base64": …}`."""
-    try:
-        return {"value": value.decode()}
-    except UnicodeDecodeError:
-        return {"value_base64": base64.b64encode(value).decode()}
-
-
-def value_of(document: Mapping[str, Any]) -> bytes | None:
-    """The inverse of `value_members`; None if there is no value. Raises ValueError for broken base64."""
-    if "value" in document:
-        return str(document["value"]).encode()
-    if "value_base64" in document:
-        try:
-            return base64.b64decode(document["value_base64"], validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"value_base64 is not base64: {error}") from None
-    return None
-
-
 def _quoted(key: str, in_path: bool = True) -> str:
     """Percent-encode all but unreserved characters, so that no proxy takes a part of the key for syntax."""
-    try:
-        text = quote(key.encode(), safe="")
-    except UnicodeEncodeError as error:
-        raise KeyNotUtf8(f"the key {key!r} is not UTF-8 at character {error.start}") from None
+    text = quote(checked_key(key).encode(), safe="")
     # `.` and `..` alone would be segments with a meaning; as `/` is encoded, no other key has segments.
     return text.replace(".", "%2E") if in_path and text in {".", ".."} else text
-
-
-def _checked(value: bytes) -> bytes:
-    if not isinstance(value, bytes):
-        raise TypeError(f"a value is bytes, not {type(value).__name__}: encode text first")
-    return value
 
 
 def _guards(if_version: int | None, if_absent: bool, token: int | None, once: str | None) -> dict[str, str]:
@@ -516,23 +523,8 @@ def _guards(if_version: int | None, if_absent: bool, token: int | None, once: st
     return headers
 
 
-def _finite(ttl: float) -> float:
-    """JSON has no NaN: sent as null, it would be a ttl lost silently."""
-    if not math.isfinite(ttl):
-        raise BadTtl(f"ttl is {ttl}, which is no time")
-    return ttl
-
-
 def _ttl_text(ttl: float) -> str:
-    return format(Decimal(repr(_finite(ttl))), "f")  # decimal seconds, never an exponent
-
-
-def _operation(operation: Operation) -> dict[str, Any]:
-    _quoted(operation.key)  # raises for a key that JSON could not carry either
-    if isinstance(operation, Put):
-        ttl = {} if operation.ttl is None else {"ttl": _finite(operation.ttl)}
-        return {"op": "put", "key": operation.key, **value_members(_checked(operation.value)), **ttl}
-    return {"op": "get" if isinstance(operation, Get) else "delete", "key": operation.key}
+    return format(Decimal(repr(finite(ttl))), "f")  # decimal seconds, never an exponent
 
 
 def _result(entry: dict[str, Any]) -> Result:

@@ -25,8 +25,9 @@ from kvstore.cli.frame import (
     talks_to_cluster,
     write_out,
 )
-from kvstore.client import Client, Item, ListedItem, value_members
+from kvstore.client import Client, Item, ListedItem
 from kvstore.errors import NotFound, ValueTooLarge
+from kvstore.operations import value_members
 
 _PAGE_SIZE = 1000
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 import msgspec
 
 from kvstore.cli.frame import VALUE_BYTES_READ_MAX, printable
-from kvstore.client import value_of
+from kvstore.operations import value_of
 
 # A value at its largest, every byte of it escaped (\u0000).
 LINE_BYTES_MAX = 6 * VALUE_BYTES_READ_MAX

@@ -310,6 +310,8 @@ WRITES: list[Callable[[Client], Awaitable[object]]] = [
     lambda kv: kv.put("a", b"v"),
     lambda kv: kv.delete("a"),
     lambda kv: kv.batch([Get("a"), Put("a", b"v")]),
+    lambda kv: kv.txn([Get("a"), Put("a", b"v")]),
+    lambda kv: kv.txn([Get("a")], otherwise=[Delete("a")], idempotency_key="K"),
 ]
 
 
