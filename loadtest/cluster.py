@@ -27,17 +27,18 @@ _ORPHANS_TIMEOUT_S = 12.0
 
 
 class LocalCluster:
-    """`shards` storage shards, one router and one controller below `folder` (made if missing).
+    """`shards` storage shards, `routers` routers and one controller below `folder` (made if missing).
 
-    async with LocalCluster(folder, shards=4) as cluster: requests to cluster.url
+    async with LocalCluster(folder, shards=4) as cluster: requests to cluster.url (the first router)
     """
 
-    def __init__(self, folder: Path, shards: int = 4, limits: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, shards: int = 4, limits: dict[str, Any] | None = None, routers: int = 1) -> None:
         self.folder = folder.resolve()
         self.data_dir = self.folder / "data"
         self.log = self.folder / "up.log"
         self.config = self.folder / "cluster.yaml"
         self.shards = shards
+        self.routers = routers
         self.limits = limits or {}
         self.url = ""
         self.ready_s = 0.0
@@ -87,8 +88,6 @@ class LocalCluster:
 
     def pids(self) -> dict[str, Pid]:
         """The running processes by name (`router-0`, `controller-0`, `shard-s1`, …), from `<data_dir>/run/*.pid`."""
-        if self.up is None:
-            return {}
         family = {process.pid: process for process in self.family()}
         found: dict[str, Pid] = {}
         for file in sorted((self.data_dir / "run").glob("*.pid")):
@@ -106,13 +105,16 @@ class LocalCluster:
 
     def members(self) -> set[str]:
         """The names that `pids` has when every process runs."""
-        return {"router-0", "controller-0", *(f"shard-s{number + 1}" for number in range(self.shards))}
+        routers = {f"router-{number}" for number in range(self.routers)}
+        return {*routers, "controller-0", *(f"shard-s{number + 1}" for number in range(self.shards))}
 
     def _yaml(self) -> str:
-        router, controller, *shards = (f"127.0.0.1:{port}" for port in processes.free_ports(2 + self.shards))
+        ports = processes.free_ports(self.routers + 1 + self.shards)
+        controller, *others = (f"127.0.0.1:{port}" for port in ports)
+        routers, shards = others[: self.routers], others[self.routers :]
         document: dict[str, Any] = {
             "data_dir": "./data",
-            "routers": [{"id": "0", "listen": router}],
+            "routers": [{"id": str(number), "listen": listen} for number, listen in enumerate(routers)],
             "controllers": [{"id": "0", "listen": controller}],
             "shards": [{"id": f"s{number}", "listen": listen} for number, listen in enumerate(shards, start=1)],
         }

@@ -90,11 +90,10 @@ class _Check:
         self._done = [transfer for transfer in self._transfers if self._was_done(transfer)]
         # the end is a read like all others, later than everything
         last_s = max((max(operation.begin_s, operation.end_s or 0.0) for operation in history), default=0.0)
-        end = Balances(
-            client="at the end", begin_s=last_s + 1, end_s=last_s + 2, outcome="done", accounts=dict(closing.accounts)
-        )
+        times = {"begin_s": last_s + 1, "end_s": last_s + 2}
+        end = Balances(client="the end", outcome="done", whole=True, accounts=dict(closing.accounts), **times)
         self._reads = [read for read in history if isinstance(read, Balances) and read.outcome == "done"] + [end]
-        self._whole = [read for read in self._reads if len(read.accounts) > 1]
+        self._whole = [read for read in self._reads if read.whole]
         self._violations: list[Violation] = []
         self._told: Counter[Kind] = Counter()
 
@@ -183,7 +182,7 @@ class _Check:
             if transfer.version is not None
             for number, other in _both_ways(transfer)
         }
-        for read in self._whole:
+        for read in self._reads:
             for number, account in read.accounts.items():
                 transfer, other = wrote.get((number, account.version), (None, number))
                 if transfer is None or transfer.version is None or other not in read.accounts:

@@ -69,9 +69,10 @@ class Transfer(Operation, tag="transfer"):
 
 
 class Balances(Operation, tag="balances"):
-    """Some accounts, by number, read in one transaction (or one of them, by itself)."""
+    """Accounts by number, read in one transaction (or one of them by itself). `whole`: all were asked for."""
 
     accounts: dict[int, Account] = {}
+    whole: bool = False
 
 
 AnyOperation = Lists | Transfer | Balances

@@ -42,7 +42,7 @@ def balances(begin_s: float, end_s: float, **accounts: tuple[int, int]) -> Balan
     """A read of all accounts: as at the opening but for those given, as in a0=(balance, version)."""
     given = {int(name[1:]): Account(*account) for name, account in accounts.items()}
     whole = {**OPENING.accounts, **given}
-    return Balances(client="r", begin_s=begin_s, end_s=end_s, outcome="done", accounts=whole)
+    return Balances(client="r", begin_s=begin_s, end_s=end_s, outcome="done", whole=True, accounts=whole)
 
 
 def bank(**accounts: tuple[int, int]) -> Bank:
@@ -188,6 +188,11 @@ def test_a_read_of_one_account_that_is_stale_is_found() -> None:
     assert kinds(OPENING, [ONE, single], AFTER_ONE, markers(ONE)) == {Kind.STALE}
 
 
+def test_a_read_of_two_accounts_that_shows_half_a_transfer_is_found() -> None:
+    half = Balances(client="r", begin_s=0, end_s=3, outcome="done", accounts={0: Account(90, 5), 1: Account(100, 1)})
+    assert kinds(OPENING, [ONE, half], AFTER_ONE, markers(ONE)) == {Kind.TORN}
+
+
 def test_two_reads_that_saw_two_transfers_in_different_orders_are_found() -> None:
     other = transfer(2, 3, 10, (1, 1), 5, end_s=9.0)
     one = transfer(0, 1, 10, (1, 1), 5, end_s=9.0)
@@ -232,8 +237,9 @@ def honest(seed: int, length: int) -> tuple[Bank, list[Transfer | Balances], Ban
     for number, effect_s in enumerate(effects):
         times = {"begin_s": effect_s - rng.random(), "end_s": effect_s + rng.random()}
         if rng.random() < 0.4:
-            shown = dict(accounts) if rng.random() < 0.8 else {0: accounts[0]}
-            history.append(Balances(client="r", outcome="done", accounts=shown, **times))
+            shown = accounts if rng.random() < 0.8 else {number: accounts[number] for number in rng.sample(range(6), 2)}
+            whole = len(shown) == len(accounts)
+            history.append(Balances(client="r", outcome="done", accounts=dict(shown), whole=whole, **times))
             continue
         source, target = rng.sample(range(6), 2)
         amount = rng.randint(0, accounts[source].balance)
