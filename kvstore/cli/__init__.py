@@ -68,6 +68,7 @@ root = LazyGroup(
         "put": LazyCommand("kvstore.cli.data:put", "Store a value under a key."),
         "delete": LazyCommand("kvstore.cli.data:delete", "Delete a key."),
         "list": LazyCommand("kvstore.cli.data:list_keys", "List keys in order, or count them."),
+        "txn": LazyCommand("kvstore.cli.txn:txn", "Change many keys, all or nothing."),
         "lock": LazyCommand("kvstore.cli.lock:lock", "Run a command while holding a lock."),
         "locks": LazyCommand("kvstore.cli.lock:locks", "List the locks that are held."),
         "import": LazyCommand("kvstore.cli.import_command:import_", "Load NDJSON, or a folder's files."),

@@ -40,7 +40,8 @@ _STATE_STYLES = {"up": "green", "joining": "yellow", "leaving": "yellow", "down"
 @click.option("--watch", is_flag=True, help="Show it anew every second until Ctrl-C.")
 @talks_to_cluster
 def status(watch: bool, url: str, as_json: bool) -> None:
-    """Show the shards, their state and what they hold.
+    """Show the shards, their state and what they hold, and how many transactions are in doubt: neither committed nor
+    aborted, for how long at most.
 
     With --json: GET /v1/cluster as it is (one line, with --watch one a second). Exit code 0 whenever the router
     answered, also when a shard is down.
@@ -132,9 +133,17 @@ def _shard_table(document: Mapping[str, Any]) -> Table:
 def _title(document: Mapping[str, Any]) -> str:
     title = f"cluster {document['cluster_id']}, epoch {document['epoch']}, replicas {document['replicas']}"
     moves = document.get("moves") or []
-    in_doubt = (document.get("in_doubt") or {}).get("count") or 0
     title += f", {len(moves)} moves under way" if moves else ""
-    return title + (f", {in_doubt} transactions in doubt" if in_doubt else "")
+    return f"{title}\n{_in_doubt(document.get('in_doubt') or {})}"
+
+
+def _in_doubt(facts: Mapping[str, Any]) -> str:
+    count, oldest_s = facts.get("count") or 0, facts.get("oldest_s")
+    if not count:
+        return "no transaction in doubt"
+    transactions = "1 transaction" if count == 1 else f"{count:,} transactions"
+    oldest = "" if oldest_s is None else f", the oldest for {oldest_s:.1f} s"
+    return f"{transactions} in doubt{oldest}"
 
 
 def _known(count: Any, form: Any) -> str:
@@ -231,7 +240,8 @@ def _ring_table(document: Mapping[str, Any]) -> Table:
 @click.argument("key")
 @talks_to_cluster
 def explain(key: str, url: str, as_json: bool) -> None:
-    """Show the way of KEY: its hash, its partition, the walk over the ring, its owner, and what is stored there.
+    """Show the way of KEY: its hash, its partition, the walk over the ring, its owner, what is stored there, who holds
+    its lock, and which unfinished transaction is about to write it or has read it (intent).
 
     With --json: GET /v1/explain/KEY as it is. A key that is not there has a way, too.
 

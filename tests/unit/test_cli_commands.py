@@ -36,7 +36,7 @@ ALL = dict(commands(root))
 def test_there_is_every_command_that_was_promised() -> None:
     assert {" ".join(path) for path in ALL} == {
         "up", "get", "put", "delete", "list", "import", "export", "status", "ring", "explain",
-        "lock", "locks",
+        "txn", "lock", "locks",
         "shard serve", "router serve", "controller serve",
     }  # fmt: skip
 
@@ -101,6 +101,8 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
         ["get", "a", "--url", "localhost:8080"],
         ["get", "a", "--url", "http://localhost/?q=1"],
         ["list", "--count", "--limit", "3"],
+        ["txn"],
+        ["txn", "-", "--idempotency-key", ""],
         ["import"],
         ["import", "no-such-file.ndjson"],
         ["import", "-", "--dir", "."],
