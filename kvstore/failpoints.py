@@ -28,12 +28,15 @@ def _parse(text: str) -> dict[str, tuple[str, int]]:
 
 
 _points = _parse(os.environ.get("KVSTORE_FAILPOINTS", ""))
+active = bool(_points)
 _hits: dict[str, int] = {}
 
 
-def hit(name: str) -> None:
-    """The process has come to the point `name`."""
-    if _points and name in _points:
+def hit(*names: str) -> None:
+    """The process has come to the points `names`."""
+    if not _points:
+        return
+    for name in filter(_points.__contains__, names):
         action, number = _points[name]
         _hits[name] = _hits.get(name, 0) + 1
         if action == "pause":

@@ -69,6 +69,9 @@ class ShardStats(msgspec.Struct):
     cache_misses: int = 0
     expired: int = 0
     disk_full: bool = False
+    in_doubt: int = 0
+    in_doubt_oldest_s: float = 0.0
+    decisions: int = 0
     batch_ops: Histogram = msgspec.field(default_factory=_sizes)
     commit_s: Histogram = msgspec.field(default_factory=_latencies)
 
@@ -81,6 +84,10 @@ _SHARD_GAUGES = {
     "write_queue_ops": "Writes that wait for their batch",
     "read_queue_ops": "Reads that wait for the reader thread",
     "cache_keys": "Keys in the cache",
+    "disk_full": "1 while only what frees space is done",
+    "in_doubt": "Transactions that hold keys and are not finished",
+    "in_doubt_oldest_s": "Seconds since the oldest of them came",
+    "decisions": "Decisions of transactions that are kept",
 }
 _SHARD_COUNTERS = {
     "cache_hits": "Reads answered from the cache",

@@ -124,6 +124,11 @@ class Attempt(msgspec.Struct, array_like=True, frozen=True, gc=False):
         return self.start, self.router
 
 
+def txn_id(attempt: Attempt, partition: int) -> str:
+    """What a client is given: it names the anchor's partition, so that the attempt can be looked up."""
+    return f"{partition:x}-{attempt.name}"
+
+
 class Condition(msgspec.Struct, array_like=True, gc=False):
     """On a key or, with `token`, on the lock of that name. Exactly one of the others is given."""
 
@@ -336,6 +341,27 @@ class Reads(Message, tag=106):
 
 Reply = Answer | Page | Facts | Vote | Outcome | Reads
 
+
+def message_bytes(message: Message) -> int:
+    """What a message counts for where queues and frames are bounded, roughly: its values, and so much per part."""
+    match message:
+        case Put():
+            return len(message.value) + _PART_BYTES
+        case Answer():
+            return len(message.value or b"") + _PART_BYTES
+        case Prepare() | Transact():
+            steps = (*message.then, *message.otherwise)
+            return sum(len(step.value) for step in steps) + _PART_BYTES * (len(steps) + len(message.conditions) + 1)
+        case Vote() | Outcome() | Reads() | Decide():
+            return sum(len(read.value or b"") + _PART_BYTES for read in message.reads) + _PART_BYTES
+        case Page():
+            return sum(len(value or b"") + _PART_BYTES for _, _, value, _ in message.items)
+        case Finish() | Abort() | ReadLock():
+            return _PART_BYTES * (len(message.keys) + 1)
+    return _PART_BYTES
+
+
+_PART_BYTES = 64
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(list[Request])
 _replies = msgspec.msgpack.Decoder(list[Reply])

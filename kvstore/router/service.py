@@ -37,6 +37,8 @@ from kvstore.protocol import (
     Put,
     Release,
     Renew,
+    Reply,
+    Request,
     Scan,
     ScanLeases,
     Stats,
@@ -78,6 +80,7 @@ class RouterService:
         self._was_ready = False
         self._closing: set[asyncio.Task[None]] = set()
         self._last_stats: dict[str, ShardStats] = {}
+        self._in_doubt: dict[str, dict[str, float]] = {}
 
     # --- the map ------------------------------------------------------------------------------------------------------
 
@@ -156,14 +159,14 @@ class RouterService:
     async def _reroute(self, request: KeyRequest, answer: Answer) -> Routed:
         deadline_s = asyncio.get_running_loop().time() + self._limits.reroute_timeout_s
         while asyncio.get_running_loop().time() < deadline_s:
-            await self._await_epoch(int((answer.problem or {}).get("epoch", 0)))
+            await self.await_epoch(int((answer.problem or {}).get("epoch", 0)))
             future, channel, partition = self.begin(request)
             answer = await future
             if answer.status != WrongOwner.status:
                 return Routed(answer, channel.shard_id, partition)
         raise Unavailable("no shard owns the key at present", retry_after_ms=500)
 
-    async def _await_epoch(self, epoch: int) -> None:
+    async def await_epoch(self, epoch: int) -> None:
         """Wait for a map of at least that epoch; if it is the shard that is behind, give it a moment."""
         changed = self._map_changed
         wait_s = self._limits.reroute_timeout_s
@@ -173,6 +176,32 @@ class RouterService:
             await asyncio.wait_for(changed.wait(), wait_s)
         except TimeoutError:
             pass
+
+    # --- for transactions ---------------------------------------------------------------------------------------------
+
+    @property
+    def partitions(self) -> int:
+        """Their number, 0 without a map."""
+        return self._partitions
+
+    def partition_of(self, key: str) -> int:
+        return partition_of(key.encode(), self._partitions)
+
+    def owner_of(self, key: str) -> Channel:
+        """The channel to the owner, as of the cached map. Raises Unavailable without one."""
+        if not self._owners:
+            raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
+        return self._owners[self.partition_of(key)]
+
+    async def ask_owner(self, partition: int, request: Request) -> Reply:
+        """The reply of the partition's owner, following 421. Raises the errors of `Channel.request`."""
+        deadline_s = asyncio.get_running_loop().time() + self._limits.reroute_timeout_s
+        while True:
+            reply: Reply = await self._owners[partition].request(request)
+            wrong = isinstance(reply, Answer) and reply.status == WrongOwner.status
+            if not wrong or asyncio.get_running_loop().time() > deadline_s:
+                return reply
+            await self.await_epoch(int((reply.problem or {}).get("epoch", 0)) if isinstance(reply, Answer) else 0)
 
     # --- all shards ---------------------------------------------------------------------------------------------------
 
@@ -219,7 +248,7 @@ class RouterService:
                 return replies
             if asyncio.get_running_loop().time() > deadline_s:
                 raise Unavailable("the shards do not agree on the cluster map yet", retry_after_ms=500)
-            await self._await_epoch(max(epochs))
+            await self.await_epoch(max(epochs))
 
     async def shard_stats(self) -> dict[str, ShardStats | None]:
         """What each shard counts, as of now; None for one that does not answer."""
@@ -231,6 +260,7 @@ class RouterService:
             except (KvError, TimeoutError):
                 return None
             self._last_stats[channel.shard_id] = stats
+            self._in_doubt[channel.shard_id] = reply.facts.get("attempts", {})
             return stats
 
         channels = list(self.channels.values())
@@ -257,8 +287,16 @@ class RouterService:
                 for member, count in zip(cluster_map.members, partitions, strict=True)
             ],
             "moves": [],
-            "in_doubt": {"count": 0, "oldest_s": None},
+            "in_doubt": self._transactions_in_doubt(cluster_map),
         }
+
+    def _transactions_in_doubt(self, cluster_map: ClusterMap) -> dict[str, Any]:
+        """Attempts that hold keys in any shard, each counted once; of a shard that is down, those last known."""
+        ages: dict[str, float] = {}
+        for member in cluster_map.members:
+            for name, age_s in self._in_doubt.get(member.id, {}).items():
+                ages[name] = max(age_s, ages.get(name, 0.0))
+        return {"count": len(ages), "oldest_s": max(ages.values(), default=None)}
 
     def _describe(self, member: Member, partitions: int, stats: ShardStats | None) -> dict[str, Any]:
         known = stats or self._last_stats.get(member.id) or ShardStats()

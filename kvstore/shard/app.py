@@ -22,6 +22,7 @@ from kvstore.config import ClusterConfig, listen_address
 from kvstore.errors import ForeignData
 from kvstore.metrics import exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.shard.recovery import Recovery
 from kvstore.shard.service import ShardService
 from kvstore.storage.store import Store
 from kvstore.transport.channel import Connection
@@ -155,8 +156,10 @@ async def serve(
                 await follower.announce(shard_id, url, identity.store_id, identity.cluster_id, weight)
                 await follower.follow(epoch, membership.on_map)
 
+            recovery = Recovery(service, config.limits, session)
             tasks = [
                 asyncio.create_task(join_cluster()),
+                asyncio.create_task(recovery.run()),
                 asyncio.create_task(membership.keep()),
                 asyncio.create_task(_until(stop)),
             ]
@@ -164,6 +167,7 @@ async def serve(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await recovery.close()
             for task in done:
                 task.result()
     finally:

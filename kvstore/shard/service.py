@@ -18,8 +18,9 @@ import msgspec
 
 from kvstore.errors import KvError
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.protocol import Count, Explain, Facts, Get, Request, Scan, ScanLeases, Stats
-from kvstore.storage.batch import Sink, refusal
+from kvstore.protocol import Answer, Count, Explain, Facts, Forget, Get, Request, Scan, ScanLeases, Stats
+from kvstore.storage.changes import Sink
+from kvstore.storage.leases import refusal
 from kvstore.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,9 @@ class ShardService:
             task = asyncio.create_task(self._answer_slowly(request, sink))
             self._slow.add(task)
             task.add_done_callback(self._slow.discard)
+        elif isinstance(request, Forget):
+            self.store.acknowledge(request.attempts)
+            sink.send(Answer(request.id, 200))
         else:
             self.store.write(request, sink)
 
@@ -78,4 +82,4 @@ class ShardService:
         if isinstance(request, Explain):
             return await self.store.explain(request.key)
         stats: dict[str, Any] = msgspec.to_builtins(self.store.snapshot())
-        return stats
+        return stats | {"attempts": self.store.in_doubt()}

@@ -1,56 +1,65 @@
-"""The rules of one batch: what each operation does to the rows, decided in order, without touching a file.
+"""The rules of one batch: which operation is done when, and what a plain one does to the rows.
 
-Owns: put, delete, compare-and-set, expiry, leases and idempotent replies as decisions on rows; the version clock and
-the sequence; the count of keys and bytes.
-Promises: pure but for `Committed`, the look-up of committed rows that it is given, and the store's lock table, which
-only batches change. Operations see what earlier ones of the same batch did. One that is refused has changed nothing:
-it rolls back alone, because nothing is written before all are decided. Every operation that changes something takes a
-step of the version clock.
-Leaves to others: the order of the operations, timers, sending answers (`store`), writing the rows and the commit
-(`sqlite`).
+Owns: ownership and the lock queue, through which every operation enters; put, delete, compare-and-set and expiry as
+decisions on rows.
+Promises: pure but for the look-up of committed rows, the lock table and the table of held keys, which only batches
+change. One operation that is refused has changed nothing: it rolls back alone, because nothing is written before all
+are decided.
+Leaves to others: leases (`leases`), transactions (`participant`), kept replies (`replies`), the clock and the rows
+(`changes`), timers and sending answers (`store`), writing the rows and the commit (`sqlite`).
 
 What is checked here, in this order, and nowhere else: ownership; the lock; a kept reply for the same Idempotency-Key;
 the fence (is the key's name leased, and does the write show the holder's token); the key's deadline; the conditions;
 room on the disk. Since a batch is decided in one thread, one after the other, compare-and-set is: the key is locked,
 compared, written and let go before the next operation is looked at. A hundred of them on one key share one commit.
 
-A key or lease past its deadline is ended here, first, by whichever operation meets it, as a change of its own, so
-that nobody ever decides it by looking at a clock. When a lease ends, the next waiter has it in the same batch.
+When a lock is let go, who is next in its queue goes on in the same batch: it sees what was executed, and its answer
+leaves after the commit. How they wait: a plain operation in one queue, holding nothing. A transaction in this store
+alone in the queue of its first key that is not free, holding nothing; it looks at all its keys again when that is. A
+prepare or a read-only transaction takes its keys one by one and keeps them, so it has an age (wait-die).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import msgspec
 
-from kvstore.errors import (
-    DiskFull,
-    IdempotencyKeyReused,
-    KvError,
-    Locked,
-    LockLost,
-    PreconditionFailed,
-    TooManyRequests,
-    WrongOwner,
-)
+from kvstore.errors import Conflict, KvError, LockLost, PreconditionFailed, WrongOwner
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
+    Abort,
     Acquire,
     Answer,
+    Ask,
+    Decide,
     Delete,
+    Finish,
     Guard,
     Inspect,
     Leave,
+    Look,
     Once,
+    Prepare,
     Put,
+    ReadLock,
+    Reads,
+    ReadUnlock,
     Release,
     Renew,
     Reply,
+    Transact,
+    Vote,
 )
-from kvstore.storage.rows import LEASE, REPLY, VALUE, Clock, Row
-from kvstore.transactions.locks import Lease, LockTable
+from kvstore.storage.changes import Before, Changes, Committed, Context, Sink
+from kvstore.storage.leases import EndWait, ExpireLease, Leases, queue_full, refusal
+from kvstore.storage.participant import DropDecisions, EndReads, Participant, keys_of
+from kvstore.storage.replies import Kept, Replies, row_key
+from kvstore.storage.rows import REPLY, VALUE, Clock, Row
+from kvstore.transactions.intents import Hold, Holds
+from kvstore.transactions.locks import Died, Identity, Lease, LockTable
 
 
 class Expire(msgspec.Struct):
@@ -62,387 +71,387 @@ class Expire(msgspec.Struct):
     id: int = 0
 
 
-class ExpireLease(msgspec.Struct):
-    """The owner's own operation: end the lease on `key`, if its time has passed."""
+class EndLockWaits(msgspec.Struct):
+    """The owner's own operation: who has waited for a lock since before `since_s`, or is gone, waits no longer."""
 
-    key: str
+    since_s: float
     id: int = 0
 
 
-class EndWait(msgspec.Struct):
-    """The owner's own operation: whoever asked with `acquire` has waited long enough."""
-
-    key: str
-    acquire: Acquire
-    id: int = 0
-
-
-WriteOp = Put | Delete | Acquire | Renew | Release | Leave | Inspect | Expire | ExpireLease | EndWait
-
-
-class Sink(Protocol):
-    """Whoever waits for an answer. When `closed`, an operation that has not begun is dropped."""
-
-    @property
-    def closed(self) -> bool: ...
-
-    def send(self, reply: Reply, /) -> None: ...
-
-
+PlainOp = Put | Delete | Acquire | Renew | Release | Leave | Inspect | Expire | ExpireLease | EndWait
+TransactionOp = Transact | Prepare | Decide | Finish | Abort | Ask | Look | ReadLock | ReadUnlock
+WriteOp = PlainOp | TransactionOp | DropDecisions | EndReads | EndLockWaits
 Waiter = tuple[WriteOp, Sink]
-Locks = LockTable[Waiter]
 
 
-class Before(NamedTuple):
-    """What a batch must know of a key's committed row; `size` is that of its body, a tombstone is not `live`."""
+class Queued:
+    """An operation in the queue of a lock; `gathered` are the locks that it has meanwhile."""
 
-    version: int
-    expires_at_ms: int
-    size: int
-    live: bool
+    __slots__ = ("gathered", "keys", "op", "since_s", "sink")
 
-
-class Committed(Protocol):
-    """The committed rows."""
-
-    def before(self, kind: str, key: str) -> Before | None: ...
-
-    def body(self, kind: str, key: str) -> bytes | None: ...
+    def __init__(self, op: Any, sink: Sink, since_s: float, keys: list[str]) -> None:
+        self.op = op
+        self.sink = sink
+        self.since_s = since_s
+        self.keys = keys
+        self.gathered: dict[str, Identity] = {}
 
 
-class Context(NamedTuple):
-    """What holds for the whole batch. `arrivals[p]` is 0 where the store does not own partition p (see `store`)."""
-
-    now_ms: int
-    now_s: float
-    arrivals: Sequence[int]
-    epoch: int
-    frees_only: bool
-    reply_kept_ms: int
+Locks = LockTable[Queued, Waiter]
 
 
-class LeaseBody(msgspec.Struct):
-    """The body of a lease's row."""
-
-    owner: str
-    ttl_ms: int
-
-
-class Kept(msgspec.Struct):
-    """The body of a reply's row: the answer that was given, and to which request. `owner` and `ttl_ms`: a renewal's."""
-
-    digest: str
-    status: int
-    version: int
-    problem: dict[str, Any] | None = None
-    owner: str = ""
-    ttl_ms: int = 0
+class _Granted(NamedTuple):
+    key: str
+    identity: Identity
+    queued: Queued
 
 
-_NOTHING = Before(0, 0, 0, False)
 _DECIDED = frozenset({200, 201, 204, 404, 412})
+_PASSES_LOCKS = frozenset({Inspect, Leave, EndWait})
 
 
 class Batch:
-    """One batch under decision. `changed` are the rows to write; `answers`, in order, who gets which."""
+    """One batch under decision. `changed` are the rows to write; `answers`, in order, who gets which; `steps`, the
+    names of the steps of transactions in it; `met`, the attempts that stood in somebody's way."""
 
-    def __init__(self, clock: Clock, context: Context, locks: Locks, committed: Committed) -> None:
-        self.changed: dict[tuple[str, str], Row] = {}
-        self.answers: list[tuple[Sink, Reply]] = []
-        self.started: list[Lease] = []
-        self.parked: list[tuple[Acquire, Sink]] = []
-        self.expired = 0
-        self.frees_only = context.frees_only
+    def __init__(self, clock: Clock, context: Context, locks: Locks, holds: Holds, committed: Committed) -> None:
         self._context = context
+        self._changes = changes = Changes(clock, context, committed)
         self._locks = locks
-        self._committed = committed
-        self._seen: dict[tuple[str, str], Before] = {}
-        self._version, self._sequence, self._floor, self._keys, self._bytes = clock
-        self._execute: dict[type, Callable[[Any, int, Sink], Answer | None]] = {
+        self._holds = holds
+        self._granted: deque[_Granted] = deque()
+        self._leases = leases = Leases(changes, locks, self._run)
+        self._replies = Replies(changes)
+        self._part = part = Participant(changes, locks, holds, leases, self._replies, self._unlock)
+        self.steps: list[str] = []
+        self.changed: dict[tuple[str, str], Row] = changes.rows
+        self.answers: list[tuple[Sink, Reply]] = changes.answers
+        self.started: list[Lease] = leases.started
+        self.parked: list[tuple[Acquire, Sink]] = leases.parked
+        self.met: set[Hold] = set()
+        self.decided = part.decided
+        self.dropped = part.dropped
+        self.frees_only = context.frees_only
+        self._plain: dict[type, Callable[[Any, int, Sink], Answer | None]] = {
             Put: self._put,
             Delete: self._delete,
             Expire: self._expire,
-            Acquire: self._acquire,
-            Renew: self._renew,
-            Release: self._release,
-            Inspect: self._inspect,
+            Acquire: leases.acquire,
+            Renew: leases.renew,
+            Release: leases.release,
+            Inspect: leases.inspect,
             Leave: self._leave,
-            ExpireLease: self._expire_lease,
-            EndWait: self._end_wait,
+            ExpireLease: leases.expire,
+            EndWait: leases.end_wait,
         }
 
     @property
     def clock(self) -> Clock:
-        return Clock(self._version, self._sequence, self._floor, self._keys, self._bytes)
+        return self._changes.clock
+
+    @property
+    def expired(self) -> int:
+        return self._changes.expired
 
     def decide(self, op: WriteOp, sink: Sink) -> None:
         """Do the operation: append its changes, if it has any, and its answer, unless it waits."""
-        partition = partition_of(op.key.encode(), len(self._context.arrivals))
-        if isinstance(op, Expire) and op.partition >= 0:
-            partition = op.partition
+        if type(op) in self._plain:
+            self._enter(op, sink)
+        else:
+            self._enter_transaction(op, sink)
+        while self._granted:
+            self._go_on(*self._granted.popleft())
+
+    # --- entering -----------------------------------------------------------------------------------------------------
+
+    def _enter(self, op: Any, sink: Sink) -> None:
+        partition = self._partition(op)
         if not self._context.arrivals[partition]:
-            wrong = WrongOwner(f"this shard does not own partition {partition}", epoch=self._context.epoch)
-            self._answer(sink, refusal(op.id, wrong))
-        elif self._locks.is_free(op.key):
+            self._changes.answer(sink, self._wrong_owner(op, partition))
+        elif self._locks.is_free(op.key) or type(op) in _PASSES_LOCKS:
             self._run(op, partition, sink)
         else:
-            self._queue_for_lock(op, partition, sink)
+            self._queue(op.key, Queued(op, sink, self._context.now_s, [op.key]))
 
-    def _queue_for_lock(self, op: WriteOp, partition: int, sink: Sink) -> None:
-        try:
-            identity = self._locks.lock(op.key, "exclusive", (op, sink))
-        except OverflowError:
-            self._answer(sink, refusal(op.id, _queue_full(op.key)))
+    def _enter_transaction(self, op: Any, sink: Sink) -> None:
+        keys = keys_of(op) if isinstance(op, Transact | Prepare) else _named(op)
+        foreign = self._foreign(op, keys)
+        if foreign is not None:
+            lost = isinstance(op, ReadUnlock)
+            self._changes.answer(sink, Answer(op.id, 409) if lost else self._wrong_owner(op, foreign))
             return
-        if identity is not None:
-            self._run(op, partition, sink)
-            self._locks.unlock(op.key, identity)
+        step = _STEPS.get(type(op))
+        if step is not None:
+            self.steps.append(step)
+        queued = Queued(op, sink, self._context.now_s, keys)
+        if isinstance(op, Transact):
+            self._try_transact(queued)
+        elif isinstance(op, Prepare | ReadLock):
+            self._gather(queued)
+        else:
+            if isinstance(op, Abort):
+                self._cancel(op)
+            self._changes.answer(sink, self._at_once(op))
 
-    def _run(self, op: WriteOp, partition: int, sink: Sink) -> None:
-        once: Once | None = getattr(op, "once", None)
-        reply: Answer | None = None
+    def _at_once(self, op: Any) -> Reply:
+        """What waits for no lock, because its attempt has them, or because it needs none."""
+        match op:
+            case Decide():
+                return self._part.decide(op)
+            case Finish():
+                return self._part.finish(op)
+            case Abort():
+                return self._part.abort(op)
+            case Ask():
+                return self._part.ask(op)
+            case Look():
+                return self._part.look(op)
+            case ReadUnlock():
+                return self._part.unlock_reads(op)
+            case DropDecisions():
+                return self._part.drop_decisions(op)
+            case EndReads():
+                return self._part.end_reads(op)
+            case EndLockWaits():
+                return self._end_lock_waits(op)
+        raise TypeError(f"no operation of a batch: {type(op).__name__}")
+
+    def _partition(self, op: Any) -> int:
+        if isinstance(op, Expire) and op.partition >= 0:
+            return op.partition
+        return self._partition_of(op.key)
+
+    def _partition_of(self, key: str) -> int:
+        return partition_of(key.encode(), len(self._context.arrivals))
+
+    def _foreign(self, op: Any, keys: list[str]) -> int | None:
+        """A partition of the operation that this store does not own."""
+        named = [op.partition] if isinstance(op, Look | DropDecisions) else map(self._partition_of, keys)
+        return next((partition for partition in named if not self._context.arrivals[partition]), None)
+
+    def _wrong_owner(self, op: Any, partition: int) -> Answer:
+        return refusal(op.id, WrongOwner(f"this shard does not own partition {partition}", epoch=self._context.epoch))
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def _queue(self, key: str, queued: Queued) -> bool:
+        """Wait for a lock that is not free, without holding any; False if the queue is full."""
+        self._note_met(key)
         try:
-            reply = self._kept(op, once, partition) if once is not None else None
+            self._locks.lock(key, "exclusive", queued)
+        except OverflowError:
+            self._changes.answer(queued.sink, refusal(queued.op.id, queue_full(key)))
+            return False
+        return True
+
+    def _note_met(self, key: str) -> None:
+        hold = self._holds.on(key)
+        if hold is not None:
+            self.met.add(hold)
+
+    def _unlock(self, key: str, identity: Identity) -> None:
+        self._granted.extend(_Granted(key, *next_one) for next_one in self._locks.unlock(key, identity))
+
+    def _release(self, queued: Queued) -> None:
+        for key, identity in queued.gathered.items():
+            self._unlock(key, identity)
+        queued.gathered = {}
+
+    def _go_on(self, key: str, identity: Identity, queued: Queued) -> None:
+        """It has the lock that it waited for."""
+        op, sink = queued.op, queued.sink
+        foreign = self._foreign(op, queued.keys)
+        if sink.closed or foreign is not None:
+            if foreign is not None:
+                self._changes.answer(sink, self._wrong_owner(op, foreign))
+            self._unlock(key, identity)
+            self._release(queued)
+        elif isinstance(op, Prepare | ReadLock):
+            queued.gathered[key] = identity
+            self._gather(queued)
+        elif isinstance(op, Transact):
+            self._try_transact(queued, key)
+            self._unlock(key, identity)
+        else:
+            self._run(op, self._partition(op), sink)
+            self._unlock(key, identity)
+
+    def _try_transact(self, queued: Queued, held: str | None = None) -> None:
+        """Do it if all its keys are free, one of which it may hold; else wait for the first that is not."""
+        op = queued.op
+        for key in queued.keys:
+            if key != held and not self._locks.is_free(key):
+                self._queue(key, queued)
+                return
+        try:
+            reply: Reply = self._part.transact(op)
         except KvError as error:
             reply = refusal(op.id, error)
-        if reply is None:
+        self._changes.answer(queued.sink, reply)
+
+    def _gather(self, queued: Queued) -> None:
+        """Take the locks that are missing, in their order; wait, or die, at the first that is not to be had."""
+        op = queued.op
+        mode: Any = "shared" if isinstance(op, ReadLock) else "exclusive"
+        for key in queued.keys:
+            if key in queued.gathered or self._is_prepared(op, key):
+                continue
             try:
-                reply = self._execute[type(op)](op, partition, sink)
-            except KvError as error:
-                reply = refusal(op.id, error)
-            if reply is None:
+                identity = self._locks.lock(key, mode, queued, op.attempt.age)
+            except Died:
+                self._note_met(key)
+                self._give_up(queued, self._conflict(op, key))
                 return
-            if once is not None:
-                self._keep(op, once, partition, reply)
-        self._answer(sink, reply)
-
-    def _answer(self, sink: Sink, reply: Reply) -> None:
-        self.answers.append((sink, reply))
-
-    # --- values -------------------------------------------------------------------------------------------------------
-
-    def _put(self, op: Put, partition: int, sink: Sink) -> Answer:
-        before = self._admit(op.key, op.guard, partition)
-        self._need_room()
-        expires_at_ms = self._context.now_ms + op.ttl_ms if op.ttl_ms else 0
-        after = self._write(VALUE, op.key, partition, op.value, expires_at_ms)
-        return Answer(op.id, 204 if before.live else 201, after.version)
-
-    def _delete(self, op: Delete, partition: int, sink: Sink) -> Answer:
-        before = self._admit(op.key, op.guard, partition)
-        if not before.live:
-            return Answer(op.id, 404)
-        return Answer(op.id, 204, self._write(VALUE, op.key, partition, None, 0).version)
-
-    def _expire(self, op: Expire, partition: int, sink: Sink) -> Answer:
-        return Answer(op.id, 410 if self._expire_if_due(op.kind, op.key, partition) else 200)
-
-    def _admit(self, key: str, guard: Guard | None, partition: int) -> Before:
-        """The state of the key as the write finds it. Raises Locked, LockLost, PreconditionFailed."""
-        lease = self._lease(key, partition)
-        token = guard.token if guard is not None else None
-        if lease is not None and token is None:
-            raise self._locked(lease)
-        if token is not None and (lease is None or lease.token != token):
-            raise LockLost(f"the lock {key!r} is not held with token {token}")
-        self._expire_if_due(VALUE, key, partition)
-        before = self._before(VALUE, key)
-        if guard is not None and not _condition_holds(guard, before):
-            state = f"has version {before.version}" if before.live else "does not exist"
-            members = {"version": before.version} if before.live else {}
-            raise PreconditionFailed(f"key {key!r} {state}", **members)
-        return before
-
-    def _expire_if_due(self, kind: str, key: str, partition: int) -> bool:
-        before = self._before(kind, key)
-        due = before.live and 0 < before.expires_at_ms <= self._context.now_ms
-        if due:
-            self.expired += kind == VALUE
-            self._write(kind, key, partition, None, 0)
-        return due
-
-    # --- leases -------------------------------------------------------------------------------------------------------
-
-    def _acquire(self, op: Acquire, partition: int, sink: Sink) -> Answer | None:
-        lease = self._lease(op.key, partition)
-        if lease is None:
-            return self._grant(op, partition)
-        if not op.wait_ms:
-            raise self._locked(lease)
+            except OverflowError:
+                self._give_up(queued, queue_full(key))
+                return
+            if identity is None:
+                self._note_met(key)
+                return
+            queued.gathered[key] = identity
         try:
-            self._locks.queue_for_lease(op.key, (op, sink))
-        except OverflowError:
-            raise _queue_full(op.key) from None
-        self.parked.append((op, sink))
-        return None
+            part = self._part
+            reply: Reply = (
+                part.read(op, queued.gathered, queued.sink)
+                if isinstance(op, ReadLock)
+                else part.prepare(op, queued.gathered, queued.sink)
+            )
+        except KvError as error:
+            self._give_up(queued, error)
+            return
+        if not isinstance(reply, Vote | Reads):
+            self._release(queued)
+        self._changes.answer(queued.sink, reply)
 
-    def _grant(self, op: Acquire, partition: int) -> Answer:
-        self._need_room()
-        body = msgspec.json.encode(LeaseBody(op.owner, op.ttl_ms))
-        token = self._write(LEASE, op.key, partition, body, 0).version
-        self.started.append(self._locks.grant(op.key, op.owner, token, op.ttl_ms / 1000))
-        if op.once is not None:
-            self._answer_duplicates(op.key, op.once, token)
-        return Answer(op.id, 201, token)
+    def _is_prepared(self, op: Prepare | ReadLock, key: str) -> bool:
+        """The key carries an intent of this very attempt already."""
+        hold = self._holds.on(key)
+        return hold is not None and isinstance(op, Prepare) and hold.attempt == op.attempt
 
-    def _answer_duplicates(self, name: str, once: Once, token: int) -> None:
-        """Who repeated the request while it waited gets the same answer."""
-        for waiter in self._locks.waiting_for_lease(name):
-            if isinstance(waiter[0], Acquire) and waiter[0].once == once:
-                self._locks.leave_lease_queue(name, waiter)
-                self._answer(waiter[1], Answer(waiter[0].id, 201, token))
+    def _give_up(self, queued: Queued, error: KvError) -> None:
+        self._release(queued)
+        self._changes.answer(queued.sink, refusal(queued.op.id, error))
 
-    def _renew(self, op: Renew, partition: int, sink: Sink) -> Answer:
-        return self._restart(self._held(op, partition), op.id, 200)
+    def _conflict(self, op: Any, key: str) -> Conflict:
+        """`same_request`: whoever is ahead is the same request, not yet decided."""
+        hold = self._holds.on(key)
+        once = getattr(op, "once", None)
+        anchor = hold.intents.get(hold.anchor) if hold else None
+        same_request = once is not None and anchor is not None and anchor[1].once == once.key
+        members = {"same_request": True} if same_request else {}
+        return Conflict(f"another transaction works on key {key!r}", retry_after_ms=50, **members)
 
-    def _release(self, op: Release, partition: int, sink: Sink) -> Answer:
-        self._held(op, partition)
-        self._end_lease(op.key, partition)
-        return Answer(op.id, 204)
+    def _cancel(self, abort: Abort) -> None:
+        """What of the attempt still waits for a lock waits no longer."""
+        for key in abort.keys:
+            for queued in self._locks.waiting(key):
+                if isinstance(queued.op, Prepare | ReadLock) and queued.op.attempt == abort.attempt:
+                    self._leave_queue(key, queued, Conflict("the attempt was aborted", retry_after_ms=50))
 
-    def _restart(self, lease: Lease, op_id: int, status: int) -> Answer:
-        """The lease's time begins anew when this batch is visible, and does not end before."""
-        self._locks.suspend(lease)
-        self.started.append(lease)
-        return Answer(op_id, status, lease.token, value=lease.owner.encode(), ttl_left_ms=round(lease.ttl_s * 1000))
+    def _leave_queue(self, key: str, queued: Queued, error: KvError) -> None:
+        self._granted.extend(_Granted(key, *next_one) for next_one in self._locks.leave(key, queued))
+        self._give_up(queued, error)
 
-    def _held(self, op: Renew | Release, partition: int) -> Lease:
-        lease = self._lease(op.key, partition)
-        if lease is None or lease.token != op.token:
-            raise LockLost(f"the lock {op.key!r} is not held with token {op.token}")
-        return lease
-
-    def _lease(self, name: str, partition: int) -> Lease | None:
-        """Who holds the name, after the expiry that was due."""
-        lease = self._locks.lease(name)
-        if lease is not None and lease.deadline_s <= self._context.now_s:
-            self._end_lease(name, partition)
-            lease = self._locks.lease(name)
-        return lease
-
-    def _end_lease(self, name: str, partition: int) -> None:
-        """The lease is over; the first waiter who is still there has the next one."""
-        self._locks.end(name)
-        self._write(LEASE, name, partition, None, 0)
-        while self._locks.lease(name) is None and (waiter := self._locks.next_for_lease(name)) is not None:
-            op, sink = waiter
-            if not sink.closed and isinstance(op, Acquire):
-                self._run(op, partition, sink)
-
-    def _expire_lease(self, op: ExpireLease, partition: int, sink: Sink) -> Answer:
-        self._lease(op.key, partition)
+    def _end_lock_waits(self, op: EndLockWaits) -> Answer:
+        for key, queued in self._locks.all_waiting():
+            if queued.since_s <= op.since_s or queued.sink.closed:
+                self._leave_queue(key, queued, self._conflict(queued.op, key))
         return Answer(op.id, 200)
 
-    def _end_wait(self, op: EndWait, partition: int, sink: Sink) -> Answer:
-        lease = self._lease(op.key, partition)
-        for waiter in self._locks.waiting_for_lease(op.key):
-            if waiter[0] is op.acquire and lease is not None:
-                self._locks.leave_lease_queue(op.key, waiter)
-                self._answer(waiter[1], refusal(op.acquire.id, self._locked(lease)))
-        return Answer(op.id, 200)
+    # --- plain operations ---------------------------------------------------------------------------------------------
 
-    def _leave(self, op: Leave, partition: int, sink: Sink) -> Answer:
-        for waiter in self._locks.waiting_for_lease(op.key):
-            if waiter[0].id == op.acquire and waiter[1] is sink:
-                self._locks.leave_lease_queue(op.key, waiter)
-                gone = Locked(f"the waiter for {op.key!r} has left the queue", retry_after_ms=100)
-                self._answer(sink, refusal(op.acquire, gone))
-        return Answer(op.id, 200)
+    def _run(self, op: Any, partition: int, sink: Sink) -> None:
+        once: Once | None = getattr(op, "once", None)
+        try:
+            reply = self._kept(op, once, partition) if once is not None else None
+            if reply is None:
+                reply = self._execute(op, once, partition, sink)
+        except KvError as error:
+            reply = refusal(op.id, error)
+        if reply is not None:
+            self._changes.answer(sink, reply)
 
-    def _inspect(self, op: Inspect, partition: int, sink: Sink) -> Answer:
-        lease = self._lease(op.key, partition)
-        if lease is None:
-            return Answer(op.id, 404)
-        document = self._describe(lease) | {"token": lease.token}
-        return Answer(op.id, 200, lease.token, msgspec.json.encode(document))
-
-    def _describe(self, lease: Lease) -> dict[str, Any]:
-        waiting = len(self._locks.waiting_for_lease(lease.name))
-        left_s = round(lease.left_s(self._context.now_s), 3)
-        return {"name": lease.name, "owner": lease.owner, "ttl_left": left_s, "waiting": waiting}
-
-    def _locked(self, lease: Lease) -> Locked:
-        left_ms = round(lease.left_s(self._context.now_s) * 1000)
-        holder = f"by {lease.owner!r}" if lease.owner else "by somebody without a name"
-        return Locked(
-            f"the lock {lease.name!r} is held {holder} for another {left_ms / 1000:g} s at most",
-            owner=lease.owner,
-            ttl_left=left_ms / 1000,
-            retry_after_ms=min(max(left_ms, 50), 1000),
-        )
-
-    # --- idempotency --------------------------------------------------------------------------------------------------
+    def _execute(self, op: Any, once: Once | None, partition: int, sink: Sink) -> Answer | None:
+        try:
+            reply = self._plain[type(op)](op, partition, sink)
+        except KvError as error:
+            reply = refusal(op.id, error)
+        if reply is not None and once is not None and reply.status in _DECIDED:
+            owner = (reply.value or b"").decode()
+            kept = Kept(once.digest, reply.status, reply.version, reply.problem, owner, reply.ttl_left_ms)
+            self._replies.keep(row_key(type(op).__name__, op.key, once), partition, kept)
+        return reply
 
     def _kept(self, op: Any, once: Once, partition: int) -> Answer | None:
         """The answer of the first request with this Idempotency-Key, if there was one.
 
         Raises IdempotencyKeyReused, and LockLost for an acquire whose grant is over.
         """
-        row_key = _reply_key(op, once)
-        before = self._before(REPLY, row_key)
-        if not before.live or before.expires_at_ms <= self._context.now_ms:
+        kept = self._replies.find(row_key(type(op).__name__, op.key, once), once)
+        if kept is None:
             return None
-        row = self.changed.get((REPLY, row_key))
-        body = row.body if row is not None else self._committed.body(REPLY, row_key)
-        kept = msgspec.json.decode(body or b"", type=Kept)
-        if kept.digest != once.digest:
-            raise IdempotencyKeyReused(f"the Idempotency-Key {once.key!r} came with another request before")
         if isinstance(op, Acquire) and kept.status == 201:
-            lease = self._lease(op.key, partition)
+            lease = self._leases.on(op.key, partition)
             if lease is None or lease.token != kept.version:
                 raise LockLost(f"the grant with token {kept.version} that this key was answered with is over")
-            return self._restart(lease, op.id, 201)
+            return self._leases.restart(lease, op.id, 201)
         return Answer(op.id, kept.status, kept.version, kept.owner.encode() or None, kept.ttl_ms, kept.problem)
 
-    def _keep(self, op: Any, once: Once, partition: int, answer: Answer) -> None:
-        if answer.status in _DECIDED:
-            owner = (answer.value or b"").decode()
-            kept = Kept(once.digest, answer.status, answer.version, answer.problem, owner, answer.ttl_left_ms)
-            expires_at_ms = self._context.now_ms + self._context.reply_kept_ms
-            self._write(REPLY, _reply_key(op, once), partition, msgspec.json.encode(kept), expires_at_ms)
+    def _put(self, op: Put, partition: int, sink: Sink) -> Answer:
+        before = self._admit(op.key, op.guard, partition)
+        self._changes.need_room()
+        expires_at_ms = self._context.now_ms + op.ttl_ms if op.ttl_ms else 0
+        after = self._changes.write(VALUE, op.key, partition, op.value, expires_at_ms)
+        return Answer(op.id, 204 if before.live else 201, after.version)
 
-    # --- rows ---------------------------------------------------------------------------------------------------------
+    def _delete(self, op: Delete, partition: int, sink: Sink) -> Answer:
+        before = self._admit(op.key, op.guard, partition)
+        if not before.live:
+            return Answer(op.id, 404)
+        return Answer(op.id, 204, self._changes.write(VALUE, op.key, partition, None).version)
 
-    def _need_room(self) -> None:
-        if self.frees_only:
-            raise DiskFull()
+    def _admit(self, key: str, guard: Guard | None, partition: int) -> Before:
+        """The state of the key as the write finds it. Raises Locked, LockLost, PreconditionFailed."""
+        self._leases.fence(key, guard.token if guard is not None else None, partition)
+        self._changes.expire_if_due(VALUE, key, partition)
+        before = self._changes.before(VALUE, key)
+        if guard is not None and not _condition_holds(guard, before):
+            state = f"has version {before.version}" if before.live else "does not exist"
+            members = {"version": before.version} if before.live else {}
+            raise PreconditionFailed(f"key {key!r} {state}", **members)
+        return before
 
-    def _before(self, kind: str, key: str) -> Before:
-        known = self._seen.get((kind, key))
-        if known is None:
-            known = self._seen[kind, key] = self._committed.before(kind, key) or _NOTHING
-        return known
+    def _expire(self, op: Expire, partition: int, sink: Sink) -> Answer:
+        if op.kind == REPLY:
+            gone = self._replies.expire_if_due(op.key, partition)
+        else:
+            gone = self._changes.expire_if_due(op.kind, op.key, partition)
+        return Answer(op.id, 410 if gone else 200)
 
-    def _write(self, kind: str, key: str, partition: int, body: bytes | None, expires_at_ms: int) -> Before:
-        before = self._before(kind, key)
-        self._version = max(self._version, before.version) + 1
-        self._sequence += 1
-        self.changed[kind, key] = Row(kind, key, partition, self._sequence, self._version, expires_at_ms, body)
-        if kind == VALUE:
-            key_size = len(key.encode())
-            if before.live:
-                self._keys -= 1
-                self._bytes -= key_size + before.size
-            if body is not None:
-                self._keys += 1
-                self._bytes += key_size + len(body)
-        after = Before(self._version, expires_at_ms, len(body or b""), body is not None)
-        self._seen[kind, key] = after
-        return after
-
-
-def refusal(op_id: int, error: KvError) -> Answer:
-    """The answer of an operation that was not done, and why."""
-    return Answer(op_id, error.status, problem=error.problem())
+    def _leave(self, op: Leave, partition: int, sink: Sink) -> Answer:
+        """Who asked for a lease waits in its queue, or, while a transaction is at work on the name, for the lock."""
+        for queued in self._locks.waiting(op.key):
+            if isinstance(queued.op, Acquire) and queued.op.id == op.acquire and queued.sink is sink:
+                self._leave_queue(op.key, queued, Conflict(f"the waiter for {op.key!r} has left", retry_after_ms=100))
+        return self._leases.leave(op, partition, sink)
 
 
-def _queue_full(name: str) -> TooManyRequests:
-    return TooManyRequests(f"too many wait for {name!r}", retry_after_ms=500)
+_STEPS: dict[type, str] = {
+    Transact: "transact",
+    Prepare: "prepare",
+    Decide: "decide",
+    Finish: "finish",
+    Abort: "abort",
+    Ask: "ask",
+    DropDecisions: "forget",
+}
 
 
-def _reply_key(op: Any, once: Once) -> str:
-    """An Idempotency-Key belongs to its target: kind of request and key. It holds no line feed: no two share a row."""
-    return f"{once.key}\n{type(op).__name__}\n{op.key}"
+def _named(op: Any) -> list[str]:
+    """The keys that must be owned."""
+    if isinstance(op, Decide | Ask):
+        return [op.key]
+    return op.keys if isinstance(op, Finish | Abort | ReadLock | ReadUnlock) else []
 
 
 def _condition_holds(guard: Guard, before: Before) -> bool:

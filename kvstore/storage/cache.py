@@ -18,7 +18,8 @@ import msgspec
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """The visible state of a key: `value` None means there is none. `expires_at_ms` 0 means never.
+    """The visible state of a key: `value` None means there is none. `expires_at_ms` 0 means never. `has_intent`: a
+    transaction that may be committed any moment will change it, or not.
 
     Not tracked by the garbage collector, which would otherwise walk a full cache again and again: it took a quarter of
     a shard's time.
@@ -27,6 +28,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     value: bytes | None
     version: int
     expires_at_ms: int
+    has_intent: bool = False
 
 
 ABSENT = Entry(None, 0, 0)

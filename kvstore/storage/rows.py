@@ -4,7 +4,15 @@ Owns: the schema (the on-disk format), the row, its checksum.
 Promises: every durable thing of a store is a row in `rows` with kind, key, partition, sequence, version and checksum;
 a deletion is a row too (a tombstone: `body` is NULL), so "rows of these partitions with sequence > n" is all that
 changed.
-Leaves to others: who may write which row (`batch`), the file and its threads (`sqlite`).
+Leaves to others: who may write which row (`batch`, `participant`), the file and its threads (`sqlite`).
+
+An intent, which a prepared attempt leaves on a key, is a column of that key's row and not a row beside it: then it
+goes, and its value comes, in one change of one row, a reader finds both in one look-up, and a transaction leaves no
+tombstones behind. (Measured in rows changed by four puts in one transaction: 11 instead of 19.)
+
+The table has rowids, and no index holds a column that an overwrite changes: an overwrite dirties one page, however
+the keys are spread. (An index on (partition, sequence) for the feed cost a third of a batch; the feed now reads a
+partition's rows and passes over the older ones. Clustering by key made values above 2 KiB three times as dear.)
 
 `clock` is a single row, written in every batch: the version clock and the sequence must survive even when the rows
 they were given to are gone, or versions would be given twice after a delete.
@@ -16,45 +24,69 @@ from typing import NamedTuple
 
 import xxhash
 
-FORMAT = 1
-VALUE = "value"
+FORMAT = 2
+VALUE = "value"  # key: the user's; body: the value; intent: Intent as JSON
 LEASE = "lease"  # key: the name; version: the token; body: LeaseBody as JSON
-REPLY = "reply"  # key: see storage.idempotency; body: the answer that was given, as JSON
+REPLY = "reply"  # key: see storage.replies; body: the answer that was given, as JSON
+DECISION = "decision"  # key: the attempt's name; partition: the anchor's; body: Decision as JSON
 
-SCHEMA = """
-CREATE TABLE meta (
-    name   TEXT PRIMARY KEY,   -- format, store_id, cluster_id, shard_id, partitions, cluster_map
-    value  TEXT NOT NULL
-) WITHOUT ROWID;
+_CLOCK = """
 CREATE TABLE clock (
     one               INTEGER PRIMARY KEY CHECK (one = 1),
     version           INTEGER NOT NULL,   -- highest version given out or seen
     sequence          INTEGER NOT NULL,   -- sequence of the newest row
     tombstones_floor  INTEGER NOT NULL,   -- tombstones up to this sequence have been trimmed
     keys              INTEGER NOT NULL,   -- live values
-    bytes             INTEGER NOT NULL    -- of those keys and values
+    bytes             INTEGER NOT NULL,   -- of those keys and values
+    attempts_floor    INTEGER NOT NULL DEFAULT 0   -- decisions with stamps up to this may have been dropped
 );
-INSERT INTO clock VALUES (1, 0, 0, 0, 0, 0);
+"""
+_ROWS = """
 CREATE TABLE rows (
-    kind           TEXT    NOT NULL,   -- 'value', 'lease' or 'reply'
+    kind           TEXT    NOT NULL,   -- 'value', 'lease', 'reply' or 'decision'
     key            TEXT    NOT NULL,
     partition      INTEGER NOT NULL,
     sequence       INTEGER NOT NULL,   -- position in this store's order of changes
     version        INTEGER NOT NULL,
     expires_at_ms  INTEGER,            -- Unix time; NULL: never
-    body           BLOB,               -- NULL: deleted (a tombstone)
     checksum       INTEGER NOT NULL,   -- see rows.checksum
-    PRIMARY KEY (kind, key)
-) WITHOUT ROWID;
-CREATE INDEX rows_feed ON rows (partition, sequence);
+    body           BLOB,               -- NULL: deleted (a tombstone)
+    intent         BLOB,               -- what a transaction that is not yet finished will do to the key; NULL: none
+    UNIQUE (kind, key)
+);
+CREATE INDEX rows_partition ON rows (partition);
 CREATE INDEX rows_expiry ON rows (expires_at_ms) WHERE expires_at_ms IS NOT NULL;
-CREATE INDEX rows_tombstones ON rows (sequence) WHERE body IS NULL;
+CREATE INDEX rows_tombstones ON rows (sequence) WHERE body IS NULL AND intent IS NULL;
+CREATE INDEX rows_intents ON rows (partition) WHERE intent IS NOT NULL;
 CREATE VIEW kv AS
     SELECT key, body AS value, version, partition,
            strftime('%Y-%m-%d %H:%M:%f', expires_at_ms / 1000.0, 'unixepoch') AS expires_utc
     FROM rows WHERE kind = 'value' AND body IS NOT NULL;
 CREATE VIEW locks AS
     SELECT key AS name, version AS token, body AS lease FROM rows WHERE kind = 'lease' AND body IS NOT NULL;
+CREATE VIEW intents AS SELECT key, CAST(intent AS TEXT) AS intent FROM rows WHERE intent IS NOT NULL;
+"""
+SCHEMA = f"""
+CREATE TABLE meta (
+    name   TEXT PRIMARY KEY,   -- format, store_id, cluster_id, shard_id, partitions, cluster_map
+    value  TEXT NOT NULL
+) WITHOUT ROWID;
+{_CLOCK}
+INSERT INTO clock (one, version, sequence, tombstones_floor, keys, bytes) VALUES (1, 0, 0, 0, 0, 0);
+{_ROWS}
+"""
+FROM_FORMAT_1 = f"""
+DROP VIEW kv;
+DROP VIEW locks;
+DROP INDEX rows_feed;
+DROP INDEX rows_expiry;
+DROP INDEX rows_tombstones;
+ALTER TABLE rows RENAME TO rows_1;
+{_ROWS}
+INSERT INTO rows SELECT kind, key, partition, sequence, version, expires_at_ms, checksum, body, NULL FROM rows_1;
+DROP TABLE rows_1;
+ALTER TABLE clock ADD COLUMN attempts_floor INTEGER NOT NULL DEFAULT 0;
+UPDATE meta SET value = '2' WHERE name = 'format';
 """
 
 
@@ -68,6 +100,7 @@ class Row(NamedTuple):
     version: int
     expires_at_ms: int
     body: bytes | None
+    intent: bytes | None = None
 
     @property
     def payload_bytes(self) -> int:
@@ -83,15 +116,20 @@ class Clock(NamedTuple):
     tombstones_floor: int = 0
     keys: int = 0
     bytes: int = 0
+    attempts_floor: int = 0
 
 
 _signed = 1 << 63
 
 
-def checksum(kind: str, key: str, version: int, expires_at_ms: int, body: bytes | None) -> int:
+def checksum(
+    kind: str, key: str, version: int, expires_at_ms: int, body: bytes | None, intent: bytes | None = None
+) -> int:
     """xxh3-64 of all that the row means, as a signed 64-bit integer.
 
     The sequence is not part of it: a copy of the row in another store has another one and the same checksum.
     """
     head = f"{kind}\0{version}\0{expires_at_ms}\0{body is None:d}\0{len(key)}\0{key}".encode()
+    if intent is not None:
+        head = f"{len(intent)}\0".encode() + intent + head
     return xxhash.xxh3_64_intdigest(head + (body or b"")) - _signed

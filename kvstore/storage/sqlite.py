@@ -31,8 +31,10 @@ import aiosqlite
 from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.errors import DataCorrupt, ForeignData
-from kvstore.storage.batch import Batch, Before, Context, Expire, Locks, Waiter
-from kvstore.storage.rows import FORMAT, LEASE, SCHEMA, VALUE, Clock, Row, checksum
+from kvstore.storage.batch import Batch, Expire, Locks, Waiter
+from kvstore.storage.changes import Before, Context, State
+from kvstore.storage.rows import FORMAT, FROM_FORMAT_1, SCHEMA, VALUE, Clock, Row, checksum
+from kvstore.transactions.intents import Holds
 
 log = logging.getLogger(__name__)
 
@@ -41,19 +43,23 @@ T = TypeVar("T")
 
 _PAGE_BYTES = 4096
 _BEGIN_TRIES = 20  # each waits for busy_timeout
-_PAGES_PER_ROW = 4  # that one changed row dirties, at the most typical: its own, the feed's, a share of the upper ones
+_PAGES_PER_ROW = 3  # that one changed row dirties, at the most typical: its own, and shares of the indexes'
 
 _BEFORE = """SELECT version, coalesce(expires_at_ms, 0), coalesce(length(body), 0), body IS NOT NULL
     FROM rows WHERE kind = ? AND key = ?"""
-_ROW = """SELECT partition, sequence, version, coalesce(expires_at_ms, 0), body, checksum
+_ROW = """SELECT partition, sequence, version, coalesce(expires_at_ms, 0), body, intent, checksum
     FROM rows WHERE kind = ? AND key = ?"""
-_UPSERT = """INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET
-    partition = excluded.partition, sequence = excluded.sequence, version = excluded.version,
-    expires_at_ms = excluded.expires_at_ms, body = excluded.body, checksum = excluded.checksum"""
-_SET_CLOCK = "UPDATE clock SET version = ?, sequence = ?, tombstones_floor = ?, keys = ?, bytes = ?"
-_COLUMNS = "SELECT kind, key, partition, sequence, version, coalesce(expires_at_ms, 0), body, checksum FROM rows"
+# The partition of a row never changes, and its index would be written anew if it were set here.
+_UPSERT = """INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET
+    sequence = excluded.sequence, version = excluded.version, expires_at_ms = excluded.expires_at_ms,
+    checksum = excluded.checksum, body = excluded.body, intent = excluded.intent"""
+_SET_CLOCK = """UPDATE clock
+    SET version = ?, sequence = ?, tombstones_floor = ?, keys = ?, bytes = ?, attempts_floor = ?"""
+_COLUMNS = (
+    "SELECT kind, key, partition, sequence, version, coalesce(expires_at_ms, 0), body, intent, checksum FROM rows"
+)
 _FEED = f"""{_COLUMNS}
-    INDEXED BY rows_feed WHERE partition = ? AND sequence > ? ORDER BY sequence LIMIT ?"""
+    INDEXED BY rows_partition WHERE partition = ? AND sequence > ? ORDER BY sequence LIMIT ?"""
 
 
 class Found(NamedTuple):
@@ -77,10 +83,12 @@ class ScanQuery(NamedTuple):
 
 
 class ScanPage(NamedTuple):
-    """Live rows in key order. `more`: there may be further ones after `last`. `due` are keys past their deadline."""
+    """Live rows in key order. `more`: there may be further ones after `last`. `due` are keys past their deadline;
+    `locked`, keys that carry an intent: whether and how they exist is not decided yet."""
 
     rows: list[tuple[str, int, bytes | None, int]]
     due: list[str]
+    locked: list[str]
     last: str
     more: bool
     as_of: int
@@ -101,26 +109,33 @@ class Work(NamedTuple):
     arrivals: list[int]
     epoch: int
     locks: Locks
-    known: Callable[[str], Before | None]
+    holds: Holds
+    known: Callable[[str], State | None]
 
 
 class _Committed:
-    """The rows as the batch finds them (see `batch.Committed`)."""
+    """The rows as the batch finds them (see `changes.Committed`)."""
 
-    def __init__(self, connection: sqlite3.Connection, known: Callable[[str], Before | None]) -> None:
+    def __init__(self, connection: sqlite3.Connection, known: Callable[[str], State | None]) -> None:
         self._connection = connection
         self._known = known
 
     def before(self, kind: str, key: str) -> Before | None:
         known = self._known(key) if kind == VALUE else None
         if known is not None:
-            return known
+            return Before(known.version, known.expires_at_ms, len(known.body or b""), known.body is not None)
         found = self._connection.execute(_BEFORE, (kind, key)).fetchone()
         return Before(*found) if found else None
 
-    def body(self, kind: str, key: str) -> bytes | None:
+    def state(self, kind: str, key: str) -> State | None:
+        known = self._known(key) if kind == VALUE else None
+        if known is not None:
+            return known
         stored = self._connection.execute(_ROW, (kind, key)).fetchone()
-        return _checked(Row(kind, key, *stored[:5]), stored[5]).body if stored else None
+        if stored is None:
+            return None
+        row = _checked(Row(kind, key, *stored[:6]), stored[6])
+        return State(row.version, row.expires_at_ms, row.body)
 
 
 class Database:
@@ -182,19 +197,20 @@ class Database:
         frees_only = self._disk_is_full(connection)
         kept_ms = round(limits.idempotency_kept_s * 1000)
         context = Context(work.now_ms, work.now_s, work.arrivals, work.epoch, frees_only, kept_ms)
-        batch = Batch(self.clock, context, work.locks, _Committed(connection, work.known))
+        batch = Batch(self.clock, context, work.locks, work.holds, _Committed(connection, work.known))
         _begin(connection)
         for op, sink in work.waiters:
             batch.decide(op, sink)
         if batch.changed:
             connection.executemany(_UPSERT, map(_stored, batch.changed.values()))
             connection.execute(_SET_CLOCK, batch.clock)
-        failpoints.hit("batch-before-commit")
+        failpoints.hit("batch-before-commit", *(f"{step}-before-commit" for step in batch.steps))
         connection.execute("COMMIT")
-        failpoints.hit("batch-after-commit")
+        failpoints.hit("batch-after-commit", *(f"{step}-after-commit" for step in batch.steps))
         self.clock = batch.clock
         self._wal_pages_guess += sum(
-            _PAGES_PER_ROW + len(row.body or b"") // _PAGE_BYTES for row in batch.changed.values()
+            _PAGES_PER_ROW + (len(row.body or b"") + len(row.intent or b"")) // _PAGE_BYTES
+            for row in batch.changed.values()
         )
         return batch
 
@@ -229,14 +245,14 @@ class Database:
         return await _in_thread(self._writer, self._trim_tombstones, sequence, count_max)
 
     def _trim_tombstones(self, connection: sqlite3.Connection, sequence: int, count_max: int) -> int:
-        query = """SELECT kind, key, sequence FROM rows INDEXED BY rows_tombstones
-            WHERE body IS NULL AND sequence <= ? ORDER BY sequence LIMIT ?"""
+        query = """SELECT rowid, sequence FROM rows INDEXED BY rows_tombstones
+            WHERE body IS NULL AND intent IS NULL AND sequence <= ? ORDER BY sequence LIMIT ?"""
         dead = connection.execute(query, (sequence, count_max)).fetchall()
         if not dead:
             return 0
-        clock = self.clock._replace(tombstones_floor=max(self.clock.tombstones_floor, dead[-1][2]))
+        clock = self.clock._replace(tombstones_floor=max(self.clock.tombstones_floor, dead[-1][1]))
         _begin(connection)
-        connection.executemany("DELETE FROM rows WHERE kind = ? AND key = ? AND sequence = ?", dead)
+        connection.executemany("DELETE FROM rows WHERE rowid = ? AND sequence = ?", dead)
         connection.execute(_SET_CLOCK, clock)
         connection.execute("COMMIT")
         self.clock = clock
@@ -282,19 +298,37 @@ class Database:
         """
         return await _in_thread(self._scan_reader, _feed, partitions, after, limit)
 
-    async def leases(self) -> list[Row]:
-        """The rows of all leases that stand. Raises DataCorrupt."""
+    async def live(self, kind: str) -> list[Row]:
+        """The rows of that kind that are no tombstones: all leases, all decisions. Raises DataCorrupt."""
 
         def read(connection: sqlite3.Connection) -> list[Row]:
             query = f"{_COLUMNS} WHERE kind = ? AND body IS NOT NULL"
-            return [_checked(Row(*row[:7]), row[7]) for row in connection.execute(query, (LEASE,))]
+            return [_checked(Row(*row[:8]), row[8]) for row in connection.execute(query, (kind,))]
+
+        return await _in_thread(self._scan_reader, read)
+
+    async def row(self, kind: str, key: str) -> Row | None:
+        """The committed row. Raises DataCorrupt."""
+
+        def read(connection: sqlite3.Connection) -> Row | None:
+            stored = connection.execute(_ROW, (kind, key)).fetchone()
+            return _checked(Row(kind, key, *stored[:6]), stored[6]) if stored else None
+
+        return await _in_thread(self._scan_reader, read)
+
+    async def intents(self) -> list[Row]:
+        """The rows that carry an intent. Raises DataCorrupt."""
+
+        def read(connection: sqlite3.Connection) -> list[Row]:
+            query = f"{_COLUMNS} INDEXED BY rows_intents WHERE intent IS NOT NULL"
+            return [_checked(Row(*row[:8]), row[8]) for row in connection.execute(query)]
 
         return await _in_thread(self._scan_reader, read)
 
     async def due(self, now_ms: int, arrivals: list[int], count_max: int) -> list[Expire]:
         """The expiries to make now, oldest first: rows of owned partitions whose deadline has passed.
 
-        Raises DataCorrupt.
+        Not those that carry an intent: expiry waits for it. Raises DataCorrupt.
         """
 
         def is_ours(key: Any, partition: Any) -> bool:  # damage can put anything into a column
@@ -304,7 +338,7 @@ class Database:
 
         def read(connection: sqlite3.Connection) -> list[Expire]:
             query = """SELECT kind, key, partition FROM rows INDEXED BY rows_expiry
-                WHERE expires_at_ms IS NOT NULL AND expires_at_ms <= ? ORDER BY expires_at_ms"""
+                WHERE expires_at_ms IS NOT NULL AND expires_at_ms <= ? AND intent IS NULL ORDER BY expires_at_ms"""
             try:
                 rows = connection.execute(query, (now_ms,))
                 ours = (Expire(key, kind, partition) for kind, key, partition in rows if is_ours(key, partition))
@@ -340,7 +374,8 @@ def _uri_path(path: Path) -> str:
 def _prepare(connection: sqlite3.Connection, path: Path, shard_id: str, partitions: int) -> Identity:
     is_new = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
     if not is_new:
-        _identify(connection, path, shard_id, partitions)  # before anything is changed: it may be somebody else's
+        # before anything is changed: it may be somebody else's
+        _identify(connection, path, shard_id, partitions, may_convert=False)
     for pragma in (
         "journal_mode = WAL",
         "synchronous = FULL",
@@ -360,13 +395,19 @@ def _prepare(connection: sqlite3.Connection, path: Path, shard_id: str, partitio
         connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
         connection.executemany("INSERT INTO meta VALUES (?, ?)", [(name, str(value)) for name, value in first.items()])
         connection.execute("COMMIT")
-    return _identify(connection, path, shard_id, partitions)
+    return _identify(connection, path, shard_id, partitions, may_convert=True)
 
 
-def _identify(connection: sqlite3.Connection, path: Path, shard_id: str, partitions: int) -> Identity:
+def _identify(
+    connection: sqlite3.Connection, path: Path, shard_id: str, partitions: int, *, may_convert: bool
+) -> Identity:
     """Raises ForeignData."""
     meta = dict(connection.execute("SELECT name, value FROM meta"))
-    if meta.get("format") != str(FORMAT):
+    if meta.get("format") == "1" and may_convert:
+        log.info("%s is brought from format 1 to %d", path, FORMAT)
+        connection.executescript(f"BEGIN IMMEDIATE; {FROM_FORMAT_1} COMMIT")
+        meta["format"] = str(FORMAT)
+    if meta.get("format") not in (str(FORMAT), None if may_convert else "1"):
         raise ForeignData(f"{path} has format {meta.get('format')}; this program reads format {FORMAT}")
     for name, expected in (("shard_id", shard_id), ("partitions", str(partitions))):
         if meta.get(name) != expected:
@@ -393,14 +434,16 @@ def _read_clock(connection: sqlite3.Connection) -> Clock:
 
 
 def _stored(row: Row) -> tuple[Any, ...]:
-    kind, key, partition, sequence, version, expires_at_ms, body = row
-    check = checksum(kind, key, version, expires_at_ms, body)
-    return kind, key, partition, sequence, version, expires_at_ms or None, body, check
+    kind, key, partition, sequence, version, expires_at_ms, body, intent = row
+    check = checksum(kind, key, version, expires_at_ms, body, intent)
+    return kind, key, partition, sequence, version, expires_at_ms or None, check, body, intent
 
 
 def _checked(row: Row, stored_checksum: int) -> Row:
-    is_blob = row.body is None or isinstance(row.body, bytes)  # SQLite keeps any type in any column
-    if not is_blob or checksum(row.kind, row.key, row.version, row.expires_at_ms, row.body) != stored_checksum:
+    # SQLite keeps any type in any column
+    are_blobs = all(blob is None or isinstance(blob, bytes) for blob in (row.body, row.intent))
+    kind, key, _, _, version, expires_at_ms, body, intent = row
+    if not are_blobs or checksum(kind, key, version, expires_at_ms, body, intent) != stored_checksum:
         raise DataCorrupt(f"the {row.kind} row of key {row.key!r} does not match its checksum")
     return row
 
@@ -413,7 +456,7 @@ def _read_rows(connection: sqlite3.Connection, keys: list[str]) -> list[Found | 
         for key in keys:
             try:
                 stored = connection.execute(_ROW, (VALUE, key)).fetchone()
-                row = _checked(Row(VALUE, key, *stored[:5]), stored[5]) if stored else None
+                row = _checked(Row(VALUE, key, *stored[:6]), stored[6]) if stored else None
                 found.append(Found(row, as_of))
             except DataCorrupt as error:
                 found.append(error)
@@ -428,23 +471,27 @@ def _scan(connection: sqlite3.Connection, scan: ScanQuery) -> ScanPage:
     kind, prefix, after, limit, values, now_ms, arrivals, bytes_max = scan
     body = "body, checksum" if values else "NULL, 0"
     comparison, start = (">", after) if after >= prefix else (">=", prefix)
-    query = f"""SELECT key, partition, version, coalesce(expires_at_ms, 0), {body} FROM rows
-        WHERE kind = ? AND key {comparison} ? AND body IS NOT NULL ORDER BY key"""
+    query = f"""SELECT key, partition, version, coalesce(expires_at_ms, 0), intent IS NOT NULL, {body} FROM rows
+        WHERE kind = ? AND key {comparison} ? AND (body IS NOT NULL OR intent IS NOT NULL) ORDER BY key"""
     rows: list[tuple[str, int, bytes | None, int]] = []
     due: list[str] = []
+    locked: list[str] = []
     last, size, more = after, 0, False
     connection.execute("BEGIN")
     try:
         as_of = connection.execute("SELECT sequence FROM clock").fetchone()[0]
         cursor: Iterator[Any] = connection.execute(query, (kind, start))
-        for key, partition, version, expires_at_ms, value, stored_checksum in cursor:
+        for key, partition, version, expires_at_ms, has_intent, value, stored_checksum in cursor:
             if not key.startswith(prefix):
                 break
-            if len(rows) + len(due) >= limit or size >= bytes_max:
+            if len(rows) + len(due) + len(locked) >= limit or size >= bytes_max:
                 more = True
                 break
             last = key
             if not arrivals[partition]:
+                continue
+            if has_intent:
+                locked.append(key)
                 continue
             if values:
                 _checked(Row(kind, key, partition, 0, version, expires_at_ms, value), stored_checksum)
@@ -457,7 +504,7 @@ def _scan(connection: sqlite3.Connection, scan: ScanQuery) -> ScanPage:
         raise DataCorrupt(f"the rows after key {last!r} cannot be read: {error}") from error
     finally:
         connection.execute("ROLLBACK")
-    return ScanPage(rows, due, last, more, as_of)
+    return ScanPage(rows, due, locked, last, more, as_of)
 
 
 def _feed(connection: sqlite3.Connection, partitions: list[int], after: int, limit: int) -> tuple[list[Row], int]:
@@ -470,4 +517,4 @@ def _feed(connection: sqlite3.Connection, partitions: list[int], after: int, lim
     finally:
         connection.execute("ROLLBACK")
     stored.sort(key=lambda row: row[3])
-    return [_checked(Row(*row[:7]), row[7]) for row in stored[:limit]], floor
+    return [_checked(Row(*row[:8]), row[8]) for row in stored[:limit]], floor

@@ -27,6 +27,7 @@ leaves and comes back has another number, so "the same arrival" means that nobod
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import secrets
 import time
@@ -42,11 +43,28 @@ from kvstore.config import Limits
 from kvstore.errors import DataCorrupt, KvError, TooManyRequests, WrongOwner, from_problem
 from kvstore.metrics import ShardStats
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Acquire, Answer, Get, Page, Put, Reply, Scan, ScanLeases
-from kvstore.storage.batch import Batch, Before, EndWait, Expire, ExpireLease, LeaseBody, Sink, Waiter, WriteOp, refusal
+from kvstore.protocol import (
+    Acquire,
+    Answer,
+    Attempt,
+    Get,
+    Message,
+    Page,
+    Reply,
+    Scan,
+    ScanLeases,
+    message_bytes,
+    txn_id,
+)
+from kvstore.storage.batch import Batch, EndLockWaits, Expire, Locks, Waiter, WriteOp
 from kvstore.storage.cache import ABSENT, Cache, Entry
-from kvstore.storage.rows import LEASE, VALUE
+from kvstore.storage.changes import Sink, State
+from kvstore.storage.leases import EndWait, ExpireLease, LeaseBody, refusal
+from kvstore.storage.participant import EndReads
+from kvstore.storage.rows import DECISION, LEASE, VALUE, Row
 from kvstore.storage.sqlite import Database, Found, ScanQuery, Work
+from kvstore.transactions.decisions import Decision, decode_decision
+from kvstore.transactions.intents import Hold, Holds, decode_intent
 from kvstore.transactions.locks import Lease, LockTable
 
 log = logging.getLogger(__name__)
@@ -55,6 +73,7 @@ _TRIM_ROWS_MAX = 500
 _READ_KEYS_MAX = 256
 _COUNT_KEYS_MAX = 20_000
 _LEASE_RETRY_S = 0.1
+_IN_DOUBT_MAX = 1000
 
 
 class Store:
@@ -73,7 +92,12 @@ class Store:
         self._on_fatal = on_fatal
         self._cache = Cache(limits.cache_bytes_max)
         self._visible = database.clock.sequence
-        self._locks: LockTable[Waiter] = LockTable(secrets.token_hex(8), limits.lock_waiters_max)
+        self._locks: Locks = LockTable(secrets.token_hex(8), limits.lock_waiters_max)
+        self._holds = Holds()
+        self._blocked: dict[str, list[Callable[[], None]]] = {}
+        self._blocked_count = 0
+        self._decisions: dict[Attempt, _Noted] = {}
+        self.recovery_due = asyncio.Event()
         self._lease_timers: dict[str, asyncio.TimerHandle] = {}
         self._writes: deque[Waiter] = deque()
         self._write_bytes = 0
@@ -93,10 +117,11 @@ class Store:
         partitions: int,
         on_fatal: Callable[[BaseException], NoReturn],
     ) -> Store:
-        """Open the file and begin to work. Raises ForeignData, and DataCorrupt for a damaged lease."""
+        """Open the file and begin to work. Raises ForeignData; DataCorrupt for a damaged lease or intent."""
         store = cls(await Database.open(path, limits, shard_id, partitions), limits, partitions, on_fatal)
         try:
             await store._restore_leases()
+            await store._restore_transactions()
         except BaseException:
             await store.database.close()  # its threads would keep the process from ending
             raise
@@ -122,6 +147,9 @@ class Store:
             self._cache.clear()
             self.arrivals = arrivals
         self.epoch = epoch
+        blocked, self._blocked, self._blocked_count = self._blocked, {}, 0
+        for again in itertools.chain.from_iterable(blocked.values()):
+            again()
 
     # --- writes ------------------------------------------------------------------------------------------------------
 
@@ -142,8 +170,9 @@ class Store:
             waiters = self._take_batch()
             if waiters:
                 started = time.perf_counter()
+                now_ms, now_s = _now_ms(), time.monotonic()
                 batch = await self.database.commit(
-                    Work(waiters, _now_ms(), time.monotonic(), self.arrivals, self.epoch, self._locks, self._before)
+                    Work(waiters, now_ms, now_s, self.arrivals, self.epoch, self._locks, self._holds, self._known)
                 )
                 self.stats.commit_s.observe(time.perf_counter() - started)
                 self.stats.batch_ops.observe(len(waiters))
@@ -169,19 +198,20 @@ class Store:
             self._write_queued.clear()
         return waiters
 
-    def _before(self, key: str) -> Before | None:
+    def _known(self, key: str) -> State | None:
         """Called in the writer's thread: while a batch is decided all that is committed is visible, as the cache is."""
         entry = self._cache.peek(key)
-        if entry is None:
-            return None
-        return Before(entry.version, entry.expires_at_ms, len(entry.value or b""), entry.value is not None)
+        return State(entry.version, entry.expires_at_ms, entry.value) if entry is not None else None
 
     def _publish(self, batch: Batch) -> None:
         self.stats.expired += batch.expired
         self.stats.disk_full = batch.frees_only
+        freed: list[str] = []
         for row in batch.changed.values():
             if row.kind == VALUE:
-                self._cache.publish(row.key, Entry(row.body, row.version, row.expires_at_ms))
+                self._cache.publish(row.key, _entry(row))
+                if row.intent is None and row.key in self._blocked:
+                    freed.append(row.key)
         for lease in batch.started:
             self._start(lease)
         for op, _ in batch.parked:
@@ -192,12 +222,18 @@ class Store:
             self._when_visible = [wait for wait in self._when_visible if wait[0] > self._visible]
             for then in ready:
                 then()
+        self._note_transactions(batch)
+        for key in freed:
+            waiting = self._blocked.pop(key, [])
+            self._blocked_count -= len(waiting)
+            for again in waiting:
+                again()
 
     # --- leases ------------------------------------------------------------------------------------------------------
 
     async def _restore_leases(self) -> None:
         """Leases that stood when the store was closed, or died, have their full time again: late is safe, early not."""
-        for row in await self.database.leases():
+        for row in await self.database.live(LEASE):
             body = msgspec.json.decode(row.body or b"", type=LeaseBody)
             self._start(self._locks.grant(row.key, body.owner, row.version, body.ttl_ms / 1000))
 
@@ -224,7 +260,7 @@ class Store:
         if lease is not None:
             left_s = lease.left_s(time.monotonic())
             if left_s <= 0:
-                self.write(ExpireLease(name), _Then(lambda _: None))
+                self.tell(ExpireLease(name))
             self._watch(name, max(left_s, _LEASE_RETRY_S))
 
     def _end_wait(self, op: Acquire) -> None:
@@ -247,6 +283,90 @@ class Store:
             left_s = held.left_s(now_s) if held is not None and held.token == token else 0.0
             items.append((name, token, lease.owner.encode(), round(left_s * 1000)))
         return Page(op.id, page.epoch, page.more, page.last, items)
+
+    # --- transactions ------------------------------------------------------------------------------------------------
+
+    async def _restore_transactions(self) -> None:
+        """Intents hold their keys again; each is old, since nobody knows whether its router is still there."""
+        now_s = time.monotonic()
+        for row in await self.database.intents():
+            intent = decode_intent(row.intent or b"")
+            identity = self._locks.hold(row.key, intent.attempt.age)
+            self._holds.add(intent, row.key, identity, now_s, None)
+        for row in await self.database.live(DECISION):
+            decision = decode_decision(row.body or b"")
+            committed = decision.outcome == "committed"
+            self._decisions[decision.attempt] = _Noted(row.partition, now_s, acknowledged=not committed)
+
+    def _note_transactions(self, batch: Batch) -> None:
+        for attempt, partition, committed in batch.decided:
+            self._decisions[attempt] = _Noted(partition, time.monotonic(), acknowledged=not committed)
+        for attempt in batch.dropped:
+            self._decisions.pop(attempt, None)
+        if batch.met and any(map(self._is_old, batch.met)):
+            self.recovery_due.set()
+
+    def _is_old(self, hold: Hold) -> bool:
+        return hold.closed or time.monotonic() - hold.since_s > self._limits.txn_timeout_s
+
+    def old_holds(self) -> list[Hold]:
+        """Attempts whose intents are too old: somebody must ask what became of them. Owned partitions only."""
+        return [hold for hold in self._holds.all() if self._is_old(hold) and self.owned_keys(hold)]
+
+    def owned_keys(self, hold: Hold) -> list[str]:
+        """Those of its keys here whose partition is owned."""
+        partitions = len(self.arrivals)
+        return [key for key in list(hold.intents) if self.arrivals[partition_of(key.encode(), partitions)]]
+
+    def acknowledge(self, attempts: list[Attempt]) -> None:
+        """The routers say that these are finished everywhere."""
+        for attempt in attempts:
+            noted = self._decisions.get(attempt)
+            if noted is not None:
+                noted.acknowledged = True
+
+    def old_decisions(self, count_max: int) -> tuple[list[tuple[Attempt, int]], list[Attempt]]:
+        """Decisions that have been kept long enough, of owned partitions: those that are acknowledged, so that they may
+        go, each with its partition; and those that nobody has acknowledged yet."""
+        horizon_s = time.monotonic() - 2 * self._limits.txn_timeout_s
+        finished: list[tuple[Attempt, int]] = []
+        unfinished: list[Attempt] = []
+        for attempt, noted in self._decisions.items():  # in the order in which they were made
+            if noted.since_s > horizon_s or len(finished) + len(unfinished) >= count_max:
+                break
+            if self.arrivals[noted.partition]:
+                if noted.acknowledged:
+                    finished.append((attempt, noted.partition))
+                else:
+                    unfinished.append(attempt)
+        return finished, unfinished
+
+    async def decision(self, attempt: Attempt) -> Decision | None:
+        """What was decided about the attempt, anchored here, while it is kept. Raises DataCorrupt."""
+        row = await self.database.row(DECISION, attempt.name)
+        return decode_decision(row.body) if row is not None and row.body is not None else None
+
+    def tell(self, op: WriteOp) -> None:
+        """Queue an operation of this process's own whose answer nobody needs."""
+        self.write(op, _NOBODY)
+
+    async def ask(self, op: WriteOp) -> Reply:
+        """The answer to an operation of this process's own."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.write(op, _Then(partial(_settle, future)))
+        return await future
+
+    def _block(self, op: Get, sink: Sink) -> None:
+        """The read has met an intent: it looks again when that is gone."""
+        if self._blocked_count >= self._limits.read_queue_ops_max:
+            full = TooManyRequests("too many reads wait for transactions", retry_after_ms=100)
+            sink.send(refusal(op.id, full))
+            return
+        self._blocked.setdefault(op.key, []).append(lambda: None if sink.closed else self.get(op, sink))
+        self._blocked_count += 1
+        hold = self._holds.on(op.key)
+        if hold is not None and self._is_old(hold):
+            self.recovery_due.set()
 
     # --- reads -------------------------------------------------------------------------------------------------------
 
@@ -271,7 +391,9 @@ class Store:
 
     def _answer_get(self, op: Get, sink: Sink, entry: Entry) -> None:
         value, version, expires_at_ms = entry.value, entry.version, entry.expires_at_ms
-        if value is None:
+        if entry.has_intent:
+            self._block(op, sink)
+        elif value is None:
             sink.send(Answer(op.id, 404))
         elif not expires_at_ms:
             sink.send(Answer(op.id, 200, version, value))
@@ -313,7 +435,7 @@ class Store:
             self._when_visible.append((found.row.sequence, lambda: self.get(op, sink)))
         else:
             row = found.row
-            entry = ABSENT if row is None else Entry(row.body, row.version, row.expires_at_ms)
+            entry = ABSENT if row is None else _entry(row)
             self._cache.finish(op.key, ticket, entry)
             self._answer_get(op, sink, entry)
 
@@ -335,8 +457,29 @@ class Store:
             await self._until_visible(page.as_of)
             if page.due:
                 await self._expire([Expire(key) for key in page.due])
+            rows = page.rows
+            if page.locked:
+                rows = sorted(rows + await self._undecided(page.locked, values))
             if self.arrivals is arrivals:
-                return Page(op_id, self.epoch, page.more, page.last, page.rows)
+                return Page(op_id, self.epoch, page.more, page.last, rows)
+
+    async def _undecided(self, keys: list[str], values: bool) -> list[tuple[str, int, bytes | None, int]]:
+        """The rows of keys that carried an intent, as they are when it is gone; each for itself."""
+        loop = asyncio.get_running_loop()
+        asked: list[tuple[str, asyncio.Future[Reply]]] = []
+        for key in keys:
+            future: asyncio.Future[Reply] = loop.create_future()
+            self.get(Get(0, key), _Then(partial(_settle, future)))
+            asked.append((key, future))
+        rows: list[tuple[str, int, bytes | None, int]] = []
+        for key, future in asked:
+            answer = await future
+            assert isinstance(answer, Answer)
+            if answer.status == 200:
+                rows.append((key, answer.version, answer.value if values else None, answer.ttl_left_ms))
+            elif answer.status not in (404, WrongOwner.status):
+                raise from_problem(answer.problem)
+        return rows
 
     async def count(self, prefix: str) -> int:
         """The number of visible live values of the owned partitions whose key starts with `prefix`."""
@@ -389,12 +532,22 @@ class Store:
                 log.debug("the sweep goes on later: %s", error)
             except DataCorrupt as error:
                 log.error("%s", error)
+            self._end_waits()
             now = time.monotonic()
             if not marks or now - marks[-1][0] >= 1.0:
                 marks.append((now, self._visible))
             while marks and now - marks[0][0] >= self._limits.tombstone_kept_s:
                 if await self.database.trim_tombstones(marks[0][1], _TRIM_ROWS_MAX) < _TRIM_ROWS_MAX:
                     marks.popleft()
+
+    def _end_waits(self) -> None:
+        """Nobody waits for a lock, or reads under one, for longer than a transaction may take."""
+        since_s = time.monotonic() - self._limits.txn_timeout_s
+        if not self._locks.is_idle:
+            self.tell(EndLockWaits(since_s))
+        readers = list(self._holds.readers.items())
+        if over := [number for number, hold in readers if hold.since_s <= since_s or hold.sink.closed]:
+            self.tell(EndReads(over))
 
     async def _guard(self, work: Any) -> None:
         """Run `work`; what it cannot survive nobody can: end the process."""
@@ -418,10 +571,12 @@ class Store:
         if lease is not None:
             left_s = round(lease.left_s(time.monotonic()), 3)
             lock = {"owner": lease.owner, "token": lease.token, "ttl_left": left_s}
+        intent = self._explain_intent(key)
         if row is None:
-            return {"row": "absent", "lock": lock}
+            return {"row": "absent", "lock": lock, "intent": intent}
         return {
             "lock": lock,
+            "intent": intent,
             "row": "value" if row.body is not None else "tombstone",
             "version": row.version,
             "sequence": row.sequence,
@@ -430,6 +585,23 @@ class Store:
             "cached": self._cache.peek(key) is not None,
         }
 
+    def _explain_intent(self, key: str) -> dict[str, Any] | None:
+        hold = self._holds.on(key)
+        if hold is None:
+            return None
+        partition = partition_of(hold.anchor.encode(), len(self.arrivals))
+        return {
+            "txn": txn_id(hold.attempt, partition),
+            "anchor": hold.anchor,
+            "age_s": round(time.monotonic() - hold.since_s, 3),
+            "vote": hold.vote_on(key),
+        }
+
+    def in_doubt(self) -> dict[str, float]:
+        """The attempts that hold keys here, at most 1,000, and for how many seconds each."""
+        now_s = time.monotonic()
+        return {hold.attempt.name: round(now_s - hold.since_s, 3) for hold in self._holds.all()[:_IN_DOUBT_MAX]}
+
     def snapshot(self) -> ShardStats:
         """The numbers as of now."""
         stats, clock = self.stats, self.database.clock
@@ -437,7 +609,19 @@ class Store:
         stats.file_bytes, stats.wal_bytes = self.database.file_bytes, self.database.wal_bytes
         stats.write_queue_ops, stats.read_queue_ops = len(self._writes), len(self._reads)
         stats.cache_keys = len(self._cache)
+        holds = self._holds.all()
+        stats.in_doubt = len(holds)
+        stats.in_doubt_oldest_s = max((time.monotonic() - hold.since_s for hold in holds), default=0.0)
+        stats.decisions = len(self._decisions)
         return stats
+
+
+class _Noted(msgspec.Struct):
+    """A decision that is kept: where, since when (monotonic), and whether it is known to be finished everywhere."""
+
+    partition: int
+    since_s: float
+    acknowledged: bool
 
 
 class _Then:
@@ -455,8 +639,15 @@ class _Then:
         return self._behind is not None and self._behind.closed
 
 
+_NOBODY = _Then(lambda _: None)
+
+
 def _size(op: WriteOp) -> int:
-    return len(op.value) + 64 if isinstance(op, Put) else 64
+    return message_bytes(op) if isinstance(op, Message) else 64
+
+
+def _entry(row: Row) -> Entry:
+    return Entry(row.body, row.version, row.expires_at_ms, row.intent is not None)
 
 
 def _settle(future: asyncio.Future[Any], result: Any = None) -> None:

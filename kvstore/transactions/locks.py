@@ -22,6 +22,8 @@ because the clock is
   an
      operation that shows the holder's token, a renewal, a release and an expiry never wait behind it.
   5. First come, first served, except for those who have left: a grant looks again whether its waiter is still there.
+  6. Who holds a lock while it waits for another one has an age, and waits only behind younger ones (wait-die, see
+     `attempts`). Those without an age hold nothing while they wait.
 
 A lease's time runs from when its grant became visible (`start`): until then its deadline is "never". After a restart
 or move a lease has its full time again. Late is safe, early is not.
@@ -34,7 +36,10 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-W = TypeVar("W")  # a waiter: opaque here; the batch puts an operation and the sink of its answer
+from kvstore.transactions.attempts import Age, may_wait
+
+Q = TypeVar("Q")  # who waits for a lock: opaque here
+W = TypeVar("W")  # who waits for a lease: opaque here; the batch puts an operation and the sink of its answer
 
 Mode = Literal["shared", "exclusive"]
 
@@ -64,25 +69,36 @@ class Lease:
         return min(self.ttl_s, max(0.0, self.deadline_s - now_s))
 
 
-class _Lock(Generic[W]):
+class Died(Exception):
+    """Whoever asked for a lock is not older than all ahead: it must give up what it has, and try again."""
+
+
+class _Lock(Generic[Q]):
     __slots__ = ("holders", "queue")
 
     def __init__(self) -> None:
-        self.holders: dict[Identity, Mode] = {}
-        self.queue: deque[tuple[Mode, W]] = deque()
+        self.holders: dict[Identity, tuple[Mode, Age | None]] = {}
+        self.queue: deque[tuple[Mode, Age | None, Q]] = deque()
 
     def admits(self, mode: Mode) -> bool:
-        return not self.holders or (mode == "shared" and "exclusive" not in self.holders.values())
+        if not self.holders:
+            return True
+        return mode == "shared" and all(held == "shared" for held, _ in self.holders.values())
+
+    def ages(self) -> Iterator[Age | None]:
+        """Of all who would stand before a newcomer."""
+        yield from (age for _, age in self.holders.values())
+        yield from (age for _, age, _ in self.queue)
 
 
-class LockTable(Generic[W]):
+class LockTable(Generic[Q, W]):
     """`opening` is random, drawn anew at each opening of the store."""
 
     def __init__(self, opening: str, waiters_max: int) -> None:
         self._opening = opening
         self._waiters_max = waiters_max
         self._count = 0
-        self._locks: dict[str, _Lock[W]] = {}
+        self._locks: dict[str, _Lock[Q]] = {}
         self._leases: dict[str, Lease] = {}
         self._lease_queues: dict[str, deque[W]] = {}
 
@@ -92,49 +108,84 @@ class LockTable(Generic[W]):
 
     # --- locks --------------------------------------------------------------------------------------------------------
 
+    @property
+    def is_idle(self) -> bool:
+        """No lock is held."""
+        return not self._locks
+
+    def hold(self, name: str, age: Age) -> Identity:
+        """Take, exclusively, a lock that was held before the store was opened anew. Raises ValueError if it is not
+        free."""
+        if name in self._locks:
+            raise ValueError(f"{name!r} is locked")
+        lock = self._locks[name] = _Lock()
+        identity = self._identity()
+        lock.holders[identity] = "exclusive", age
+        return identity
+
     def is_free(self, name: str) -> bool:
         """Nobody holds the name's lock nor waits for it: a write may run at once, and need not take it at all, since it
         is over before anybody else can ask."""
         return name not in self._locks
 
-    def lock(self, name: str, mode: Mode, waiter: W) -> Identity | None:
-        """Take the lock, or queue the waiter and return None. Raises OverflowError when the queue is full."""
-        lock = self._locks.setdefault(name, _Lock())
+    def lock(self, name: str, mode: Mode, waiter: Q, age: Age | None = None) -> Identity | None:
+        """Take the lock, or queue the waiter and return None.
+
+        Raises Died if it has an age and may not wait, OverflowError when the queue is full.
+        """
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = _Lock()
         if not lock.queue and lock.admits(mode):
             identity = self._identity()
-            lock.holders[identity] = mode
+            lock.holders[identity] = mode, age
             return identity
+        if age is not None and not may_wait(age, lock.ages()):
+            raise Died(name)
         if len(lock.queue) >= self._waiters_max:
             raise OverflowError(name)
-        lock.queue.append((mode, waiter))
+        lock.queue.append((mode, age, waiter))
         return None
 
     def holds(self, name: str, identity: Identity) -> bool:
         """It is still that same lock."""
         return name in self._locks and identity in self._locks[name].holders
 
-    def unlock(self, name: str, identity: Identity) -> list[tuple[Identity, Mode, W]]:
+    def is_alone(self, name: str, identity: Identity) -> bool:
+        """Nobody else holds that lock."""
+        return name in self._locks and self._locks[name].holders.keys() == {identity}
+
+    def unlock(self, name: str, identity: Identity) -> list[tuple[Identity, Q]]:
         """Let the lock go, if it is still held; those who have it now, in order of arrival."""
         lock = self._locks.get(name)
         if lock is None or lock.holders.pop(identity, None) is None:
             return []
         return self._promote(name, lock)
 
-    def leave(self, name: str, waiter: W) -> list[tuple[Identity, Mode, W]]:
+    def waiting(self, name: str) -> list[Q]:
+        """Who waits for the lock, in order of arrival."""
+        lock = self._locks.get(name)
+        return [waiter for _, _, waiter in lock.queue] if lock else []
+
+    def all_waiting(self) -> list[tuple[str, Q]]:
+        """Who waits for which lock."""
+        return [(name, waiter) for name, lock in self._locks.items() for _, _, waiter in lock.queue]
+
+    def leave(self, name: str, waiter: Q) -> list[tuple[Identity, Q]]:
         """The waiter gives up its place; those for whom that cleared the way."""
         lock = self._locks.get(name)
         if lock is None:
             return []
-        lock.queue = deque(entry for entry in lock.queue if entry[1] is not waiter)
+        lock.queue = deque(entry for entry in lock.queue if entry[2] is not waiter)
         return self._promote(name, lock)
 
-    def _promote(self, name: str, lock: _Lock[W]) -> list[tuple[Identity, Mode, W]]:
+    def _promote(self, name: str, lock: _Lock[Q]) -> list[tuple[Identity, Q]]:
         granted = []
         while lock.queue and lock.admits(lock.queue[0][0]):
-            mode, waiter = lock.queue.popleft()
+            mode, age, waiter = lock.queue.popleft()
             identity = self._identity()
-            lock.holders[identity] = mode
-            granted.append((identity, mode, waiter))
+            lock.holders[identity] = mode, age
+            granted.append((identity, waiter))
         if not lock.holders and not lock.queue:
             del self._locks[name]
         return granted

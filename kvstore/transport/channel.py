@@ -34,40 +34,24 @@ from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable
 from kvstore.protocol import (
     WRITES,
     Acquire,
-    Answer,
-    Page,
-    Put,
     Reply,
     Request,
     decode_replies,
     decode_requests,
     encode_frame,
+    message_bytes,
 )
 
 log = logging.getLogger(__name__)
 
-_MESSAGE_BYTES = 64  # what a message takes beside its key and value, roughly
 _SWEEP_S = 0.25
-
-
-def _request_bytes(request: Request) -> int:
-    return len(request.value) + _MESSAGE_BYTES if isinstance(request, Put) else _MESSAGE_BYTES
-
-
-def _reply_bytes(reply: Reply) -> int:
-    if isinstance(reply, Answer):
-        return len(reply.value or b"") + _MESSAGE_BYTES
-    if isinstance(reply, Page):
-        return sum(len(value or b"") + _MESSAGE_BYTES for _, _, value, _ in reply.items)
-    return _MESSAGE_BYTES
 
 
 class _Outbox:
     """Messages on their way out. `run` sends them, as many to a frame as have gathered, until cancelled."""
 
-    def __init__(self, size_of: Callable[[Any], int], frame_bytes_max: int) -> None:
+    def __init__(self, frame_bytes_max: int) -> None:
         self._messages: list[Any] = []
-        self._size_of = size_of
         self._frame_bytes_max = frame_bytes_max
         self._wake: asyncio.Future[None] | None = None
 
@@ -98,7 +82,7 @@ class _Outbox:
     def _take_frame(self) -> list[Any]:
         size = 0
         for count, message in enumerate(self._messages, start=1):
-            size += self._size_of(message)
+            size += message_bytes(message)
             if size >= self._frame_bytes_max:
                 messages, self._messages = self._messages[:count], self._messages[count:]
                 return messages
@@ -111,7 +95,7 @@ class Connection:
 
     def __init__(self, limits: Limits) -> None:
         self.closed = False
-        self._outbox = _Outbox(_reply_bytes, limits.frame_bytes_max)
+        self._outbox = _Outbox(limits.frame_bytes_max)
 
     def send(self, reply: Reply) -> None:
         if not self.closed:
@@ -162,7 +146,7 @@ class Channel:
         self._sent_up_to = 0
         self._next_id = 0
         self._heard_s = 0.0
-        self._outbox = _Outbox(_request_bytes, limits.frame_bytes_max)
+        self._outbox = _Outbox(limits.frame_bytes_max)
         self._tasks = [asyncio.create_task(self._stay_connected()), asyncio.create_task(self._sweep())]
         self._socket: aiohttp.ClientWebSocketResponse | None = None
 
@@ -183,7 +167,7 @@ class Channel:
         """
         if not self.connected:
             raise self._unavailable("is not connected")
-        size = _request_bytes(request)
+        size = message_bytes(request)
         limits = self._limits
         if len(self._pending) >= limits.channel_ops_max or self.bytes_under_way + size > limits.channel_bytes_max:
             raise TooManyRequests(f"too many operations wait for shard {self.shard_id}", retry_after_ms=100)
@@ -222,7 +206,7 @@ class Channel:
 
     async def _serve(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
-        self._outbox = _Outbox(_request_bytes, self._limits.frame_bytes_max)
+        self._outbox = _Outbox(self._limits.frame_bytes_max)
         self._heard_s = self._loop.time()
         self.connected = True
         sender = asyncio.create_task(self._outbox.run(socket, self._note_sent))

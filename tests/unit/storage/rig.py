@@ -13,9 +13,12 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.protocol import Acquire, Answer, Guard, Once, Reply
-from kvstore.storage.batch import Batch, Before, Context, LeaseBody, Locks, WriteOp
+from kvstore.storage.batch import Batch, Locks, WriteOp
+from kvstore.storage.changes import Before, Context, State
+from kvstore.storage.leases import LeaseBody
 from kvstore.storage.rows import LEASE, REPLY, VALUE, Clock, Row
 from kvstore.storage.store import Store
+from kvstore.transactions.intents import Holds
 from kvstore.transactions.locks import Lease, LockTable
 
 PARTITIONS = 64
@@ -51,9 +54,9 @@ class Rows:
         row = self.rows.get((kind, key))
         return row and Before(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
 
-    def body(self, kind: str, key: str) -> bytes | None:
+    def state(self, kind: str, key: str) -> State | None:
         row = self.rows.get((kind, key))
-        return row.body if row else None
+        return row and State(row.version, row.expires_at_ms, row.body)
 
 
 class Bench:
@@ -75,6 +78,7 @@ class Bench:
     def open(self) -> None:
         """Begin anew with nothing but the rows, as after a restart."""
         self.openings += 1
+        self.holds = Holds()
         self.locks: Locks = LockTable(f"opening {self.openings}", self.waiters_max)
         for (kind, key), row in self.rows.rows.items():
             if kind == LEASE and row.body is not None:
@@ -85,7 +89,7 @@ class Bench:
     def run(self, *work: WriteOp | tuple[WriteOp, Sink]) -> list[Answer]:
         """Decide these as one batch; the answers, in the order in which they leave."""
         context = Context(self.now_ms, self.now_s, self.arrivals, 1, self.frees_only, self.kept_ms)
-        self.batch = batch = Batch(self.clock, context, self.locks, self.rows)
+        self.batch = batch = Batch(self.clock, context, self.locks, self.holds, self.rows)
         for each in work:
             op, sink = each if isinstance(each, tuple) else (each, Sink())
             batch.decide(op, sink)
@@ -117,7 +121,8 @@ class Bench:
         return answer.version
 
     def value(self, key: str) -> bytes | None:
-        return self.rows.body(VALUE, key)
+        state = self.rows.state(VALUE, key)
+        return state.body if state else None
 
     def replies(self) -> list[Row]:
         """The rows of replies that are kept."""

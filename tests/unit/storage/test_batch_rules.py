@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Answer, Delete, Put, Reply
-from kvstore.storage.batch import Batch, Before, Context, Expire, Locks, WriteOp
+from kvstore.storage.batch import Batch, Expire, Locks, WriteOp
+from kvstore.storage.changes import Before, Context, State
 from kvstore.storage.rows import Clock, Row
+from kvstore.transactions.intents import Holds
 from kvstore.transactions.locks import LockTable
 
 PARTITIONS = 64
@@ -42,8 +44,9 @@ class File:
         self.rows: dict[str, Row] = {}
         self.clock = Clock()
 
-    def body(self, kind: str, key: str) -> bytes | None:
-        return self.rows[key].body
+    def state(self, kind: str, key: str) -> State | None:
+        row = self.rows[key]
+        return State(row.version, row.expires_at_ms, row.body)
 
     def before(self, kind: str, key: str) -> Before | None:
         row = self.rows.get(key)
@@ -60,7 +63,7 @@ class File:
         frees_only: bool = False,
     ) -> Decided:
         locks: Locks = LockTable("an opening", 10)
-        batch = Batch(self.clock, Context(now_ms, 0.0, arrivals, 7, frees_only, 0), locks, self)
+        batch = Batch(self.clock, Context(now_ms, 0.0, arrivals, 7, frees_only, 0), locks, Holds(), self)
         for op in ops:
             batch.decide(op, Nobody())
         changed = {key: row for (_, key), row in batch.changed.items()}

@@ -24,9 +24,11 @@ from kvstore.config import Limits
 from kvstore.errors import DataCorrupt
 from kvstore.protocol import Acquire, Answer, Delete, Get, Inspect, Leave, Put, Release, Renew, ScanLeases
 from kvstore.storage import store as store_module
-from kvstore.storage.batch import EndWait, Expire, ExpireLease, LeaseBody, Locks, WriteOp
+from kvstore.storage.batch import Expire, Locks, WriteOp
+from kvstore.storage.leases import EndWait, ExpireLease, LeaseBody
 from kvstore.storage.rows import LEASE, VALUE
 from kvstore.storage.sqlite import Database, Work
+from kvstore.transactions.intents import Holds
 from kvstore.transactions.locks import LockTable
 from tests.unit.storage.rig import (
     PARTITIONS,
@@ -189,7 +191,7 @@ class BatchesOnAFile(RuleBasedStateMachine):
         self.database = self.runner.run(Database.open(path, Limits(disk_reserve_bytes=1), "s1", PARTITIONS))
         self.database._disk_is_full = lambda connection: self.model.full  # type: ignore[method-assign]
         self.locks: Locks = LockTable(f"opening {self.openings}", self.model.waiters_max)
-        for row in self.runner.run(self.database.leases()):
+        for row in self.runner.run(self.database.live(LEASE)):
             body = msgspec.json.decode(row.body or b"", type=LeaseBody)
             self.locks.start(self.locks.grant(row.key, body.owner, row.version, body.ttl_ms / 1000), self.now_s)
 
@@ -242,7 +244,7 @@ class BatchesOnAFile(RuleBasedStateMachine):
         for op, sink in work:
             self.model.do(op, sink)
         made = self.runner.run(
-            self.database.commit(Work(work, 1, self.now_s, [1] * PARTITIONS, 1, self.locks, lambda key: None))
+            self.database.commit(Work(work, 1, self.now_s, [1] * PARTITIONS, 1, self.locks, Holds(), lambda key: None))
         )
         self.check(made.answers)
         for lease in made.started:
@@ -299,7 +301,7 @@ class BatchesOnAFile(RuleBasedStateMachine):
 
     @invariant()
     def the_file_has_the_leases_too(self) -> None:
-        rows = {row.key: row.version for row in self.runner.run(self.database.leases())}
+        rows = {row.key: row.version for row in self.runner.run(self.database.live(LEASE))}
         assert rows == {name: state.lease.token for name, state in self.model.names.items() if state.lease}
 
     @invariant()

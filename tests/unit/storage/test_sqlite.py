@@ -111,7 +111,7 @@ async def test_a_person_reads_keys_values_and_versions_with_the_sqlite3_shell_wh
     assert shell(rig.path, "SELECT key, value, version FROM kv ORDER BY key") == "greeting|grüß dich|1\nsession|x|2\n"
     expires = shell(rig.path, "SELECT expires_utc FROM kv WHERE key = 'session'").strip()
     assert expires.startswith(time.strftime("%Y-", time.gmtime(time.time() + 3600)))
-    assert shell(rig.path, "SELECT value FROM meta WHERE name = 'format'") == "1\n"
+    assert shell(rig.path, "SELECT value FROM meta WHERE name = 'format'") == "2\n"
 
 
 async def test_the_file_passes_sqlites_own_check_while_open_and_when_closed(rig: Any) -> None:

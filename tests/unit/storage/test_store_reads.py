@@ -427,6 +427,7 @@ async def test_explain_shows_what_is_stored_of_a_key(rig: Any) -> None:
     shown = await rig.store.explain("a")
     assert shown == {
         "lock": None,
+        "intent": None,
         "row": "value",
         "version": 1,
         "sequence": 1,
@@ -436,4 +437,4 @@ async def test_explain_shows_what_is_stored_of_a_key(rig: Any) -> None:
     }
     await rig.delete("a")
     assert (await rig.store.explain("a"))["row"] == "tombstone"
-    assert await rig.store.explain("never") == {"row": "absent", "lock": None}
+    assert await rig.store.explain("never") == {"row": "absent", "lock": None, "intent": None}

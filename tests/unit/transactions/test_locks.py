@@ -36,7 +36,7 @@ class LocksAgainstOneLine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table: LockTable[Waiter] = LockTable("opening", WAITERS_MAX)
+        self.table: LockTable[Waiter, Waiter] = LockTable("opening", WAITERS_MAX)
         self.lines: dict[str, list[Entry]] = {"a": [], "b": []}
         self.identities: set[Identity] = set()
         self.past: list[tuple[str, Identity]] = []
@@ -57,8 +57,8 @@ class LocksAgainstOneLine(RuleBasedStateMachine):
 
     def expect_promotions(self, name: str, granted: list) -> None:
         promoted = [entry for entry in self.holders(name) if entry.identity is None]
-        assert [(mode, waiter) for _, mode, waiter in granted] == [(entry.mode, entry.waiter) for entry in promoted]
-        for entry, (identity, _, _) in zip(promoted, granted, strict=True):
+        assert [waiter for _, waiter in granted] == [entry.waiter for entry in promoted]
+        for entry, (identity, _) in zip(promoted, granted, strict=True):
             self.note(entry, identity)
 
     @rule(name=NAMES, mode=st.sampled_from(["shared", "exclusive"]))
@@ -119,7 +119,7 @@ class LeasesAgainstAList(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table: LockTable[Waiter] = LockTable("opening", WAITERS_MAX)
+        self.table: LockTable[Waiter, Waiter] = LockTable("opening", WAITERS_MAX)
         self.leased: dict[str, int] = {}
         self.queues: dict[str, list[Waiter]] = {"a": [], "b": []}
         self.identities: set[Identity] = set()
@@ -188,19 +188,19 @@ TestLeasesAgainstAList.settings = settings(max_examples=40, stateful_step_count=
 
 
 def test_a_shared_lock_waits_behind_an_exclusive_one_that_came_first():
-    table: LockTable[str] = LockTable("opening", 10)
+    table: LockTable[str, str] = LockTable("opening", 10)
     reader = table.lock("k", "shared", "r1")
     assert reader is not None
     assert table.lock("k", "exclusive", "w") is None
     assert table.lock("k", "shared", "r2") is None
-    ((writer, _, who),) = table.unlock("k", reader)
+    ((writer, who),) = table.unlock("k", reader)
     assert who == "w"
-    assert [who for _, _, who in table.unlock("k", writer)] == ["r2"]
+    assert [who for _, who in table.unlock("k", writer)] == ["r2"]
 
 
 def test_an_identity_of_an_earlier_opening_is_nobodys():
-    before: LockTable[str] = LockTable("first opening", 10)
-    after: LockTable[str] = LockTable("second opening", 10)
+    before: LockTable[str, str] = LockTable("first opening", 10)
+    after: LockTable[str, str] = LockTable("second opening", 10)
     old, new = before.lock("k", "exclusive", "w"), after.lock("k", "exclusive", "w")
     assert old is not None
     assert new is not None
@@ -211,7 +211,7 @@ def test_an_identity_of_an_earlier_opening_is_nobodys():
 
 
 def test_a_leases_time_runs_from_when_it_became_visible_and_stands_still_while_it_is_renewed():
-    table: LockTable[str] = LockTable("opening", 10)
+    table: LockTable[str, str] = LockTable("opening", 10)
     lease = table.grant("k", "me", 1, 10.0)
     assert lease.left_s(1e9) == 10.0
     table.start(lease, 100.0)
@@ -224,7 +224,7 @@ def test_a_leases_time_runs_from_when_it_became_visible_and_stands_still_while_i
 
 
 def test_nobody_sees_a_lease_end_by_looking_at_it():
-    table: LockTable[str] = LockTable("opening", 10)
+    table: LockTable[str, str] = LockTable("opening", 10)
     table.start(table.grant("k", "me", 1, 10.0), 0.0)
     lease = table.lease("k")
     assert lease is not None

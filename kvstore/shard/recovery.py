@@ -1,0 +1,158 @@
+"""Recovery: what a dead, slow or lost router left behind is brought to its end by whoever finds it.
+
+Owns: asking about intents that are too old, finishing decisions that nobody has acknowledged, dropping those that
+are finished.
+Promises: it never guesses. An intent is applied or dropped only on the word of its anchor's owner, a decision is
+dropped only when the owners of all its keys have said that no intent of it is left. Every step is idempotent, and
+tried again in the next round if it fails.
+Leaves to others: which intents are too old (`storage.store`), what is answered (`storage.participant`).
+
+It works for owned partitions only, in rounds: every `expiry_sweep_s`, and at once when somebody is blocked by an intent
+that is too old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import aiohttp
+
+from kvstore.config import Limits
+from kvstore.errors import KvError, Unavailable
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.ring import partition_of
+from kvstore.protocol import Abort, Answer, Ask, Attempt, Finish, Outcome, Reply
+from kvstore.shard.service import ShardService
+from kvstore.storage.participant import DropDecisions
+from kvstore.transactions.intents import Hold
+from kvstore.transport.channel import Channel
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE_MAX = 256  # attempts that are asked about at the same time
+_DECISIONS_MAX = 2000  # that are looked at in one round
+
+
+class Recovery:
+    """`run` until cancelled, then `close`."""
+
+    def __init__(self, service: ShardService, limits: Limits, session: aiohttp.ClientSession) -> None:
+        self._service = service
+        self._store = service.store
+        self._limits = limits
+        self._session = session
+        self._channels: dict[str, Channel] = {}
+        self._at_work: dict[Attempt, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._store.recovery_due.wait(), self._limits.expiry_sweep_s)
+            except TimeoutError:
+                pass
+            self._store.recovery_due.clear()
+            if self._service.cluster_map is not None:
+                self._begin_round()
+                await asyncio.sleep(0.05)  # who is blocked by what cannot be resolved now does not make it spin
+
+    async def close(self) -> None:
+        """End what is at work, and the channels to other shards."""
+        for task in list(self._at_work.values()):
+            task.cancel()
+        await asyncio.gather(*self._at_work.values(), return_exceptions=True)
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+
+    def _begin_round(self) -> None:
+        finished, unfinished = self._store.old_decisions(_DECISIONS_MAX)
+        self._drop(finished)
+        for hold in self._store.old_holds():
+            self._begin(hold.attempt, self._resolve(hold))
+        for attempt in unfinished:
+            self._begin(attempt, self._finish(attempt))
+
+    def _begin(self, attempt: Attempt, work: Any) -> None:
+        if attempt in self._at_work or len(self._at_work) >= _AT_ONCE_MAX:
+            work.close()
+            return
+        task = asyncio.create_task(self._guarded(attempt, work))
+        self._at_work[attempt] = task
+        task.add_done_callback(lambda _: self._at_work.pop(attempt, None))
+
+    async def _guarded(self, attempt: Attempt, work: Any) -> None:
+        try:
+            await work
+        except KvError as error:
+            log.debug("attempt %s is resolved later: %s", attempt.name, error)
+        except Exception:
+            log.exception("attempt %s could not be resolved", attempt.name)
+
+    async def _resolve(self, hold: Hold) -> None:
+        """Ask what became of it, and do that to its keys here."""
+        reply = await self._ask(hold.anchor, Ask(0, hold.anchor, hold.attempt))
+        if not isinstance(reply, Outcome):
+            return
+        keys = self._store.owned_keys(hold)
+        if reply.state == "committed":
+            await self._store.ask(Finish(0, hold.attempt, keys, reply.version, reply.succeeded, reply.decided_ms))
+        elif reply.state in ("aborted", "gone"):
+            await self._store.ask(Abort(0, hold.attempt, keys))
+        log.info("attempt %s, found undecided on %d keys: %s", hold.attempt.name, len(keys), reply.state)
+
+    async def _finish(self, attempt: Attempt) -> None:
+        """Have it finished by the owners of all its keys; when they all say so, it is acknowledged."""
+        decision = await self._store.decision(attempt)
+        if decision is None:
+            return
+        by_owner: dict[str, list[str]] = {}
+        for key in decision.keys:
+            by_owner.setdefault(self._owner(key), []).append(key)
+        for keys in by_owner.values():
+            finish = Finish(0, attempt, keys, decision.version, decision.succeeded, decision.decided_ms)
+            reply = await self._ask(keys[0], finish)
+            if not isinstance(reply, Answer) or reply.status != 200:
+                return
+        self._store.acknowledge([attempt])
+
+    def _drop(self, finished: list[tuple[Attempt, int]]) -> None:
+        by_partition: dict[int, list[Attempt]] = {}
+        for attempt, partition in finished:
+            by_partition.setdefault(partition, []).append(attempt)
+        for partition, attempts in by_partition.items():
+            self._store.tell(DropDecisions(attempts, partition))
+
+    # --- the other shards ---------------------------------------------------------------------------------------------
+
+    @property
+    def _map(self) -> ClusterMap:
+        cluster_map = self._service.cluster_map
+        if cluster_map is None:
+            raise Unavailable("this shard has no cluster map yet")
+        return cluster_map
+
+    def _owner(self, key: str) -> str:
+        cluster_map = self._map
+        return cluster_map.members[cluster_map.owners[partition_of(key.encode(), cluster_map.partitions)]].id
+
+    async def _ask(self, key: str, request: Ask | Finish) -> Reply:
+        """The reply of the key's owner, who may be this very store. Raises Unavailable and other KvErrors."""
+        owner = self._owner(key)
+        if owner == self._service.shard_id:
+            return await self._store.ask(request)
+        reply: Reply = await self._channel(owner).request(request)
+        return reply
+
+    def _channel(self, shard_id: str) -> Channel:
+        """Opened when it is needed first: then it is not connected yet, and the next round finds it so."""
+        member = self._map.member(shard_id)
+        if member is None:
+            raise Unavailable(f"there is no shard {shard_id}")
+        channel = self._channels.get(shard_id)
+        if channel is not None and (channel.url, channel.store_id) != (member.url, member.store_id):
+            asyncio.get_running_loop().create_task(channel.close())
+            channel = None
+        if channel is None:
+            channel = Channel(member.id, member.url, self._limits, self._session, member.store_id)
+            self._channels[shard_id] = channel
+        return channel

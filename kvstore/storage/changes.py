@@ -1,0 +1,159 @@
+"""The rows under decision in one batch, the version clock, and who gets which answer.
+
+Owns: what a batch has seen and changed so far; the version clock, the sequence, the floor; the count of keys and
+bytes.
+Promises: pure but for `Committed`, the look-up of committed rows that it is given. Nothing is written before all
+operations of the batch are decided; each sees what the earlier ones changed. Every operation that changes something
+takes a step of the version clock, or brings a higher version along.
+Leaves to others: what an operation does (`batch`, `leases`, `replies`, `participant`), writing and the commit
+(`sqlite`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from kvstore.errors import DiskFull
+from kvstore.protocol import Reply
+from kvstore.storage.rows import VALUE, Clock, Row
+
+
+class Sink(Protocol):
+    """Whoever waits for an answer. When `closed`, an operation that has not begun is dropped."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    def send(self, reply: Reply, /) -> None: ...
+
+
+class Before(NamedTuple):
+    """What a batch must know of a key's row; `size` is that of its body, a tombstone is not `live`."""
+
+    version: int
+    expires_at_ms: int
+    size: int
+    live: bool
+
+
+class State(NamedTuple):
+    """A row's meaning, with its body; None: a tombstone."""
+
+    version: int
+    expires_at_ms: int
+    body: bytes | None
+
+
+class Committed(Protocol):
+    """The committed rows."""
+
+    def before(self, kind: str, key: str) -> Before | None: ...
+
+    def state(self, kind: str, key: str) -> State | None: ...
+
+
+class Context(NamedTuple):
+    """What holds for the whole batch. `arrivals[p]` is 0 where the store does not own partition p (see `store`)."""
+
+    now_ms: int
+    now_s: float
+    arrivals: Sequence[int]
+    epoch: int
+    frees_only: bool
+    reply_kept_ms: int
+
+
+_NEVER = Before(0, 0, 0, False)
+_NEVER_STATE = State(0, 0, None)
+
+
+class Changes:
+    """`rows` are those to write; `answers`, in order, who gets which; `expired` counts the values that did."""
+
+    def __init__(self, clock: Clock, context: Context, committed: Committed) -> None:
+        self.rows: dict[tuple[str, str], Row] = {}
+        self.answers: list[tuple[Sink, Reply]] = []
+        self.context = context
+        self.expired = 0
+        self._committed = committed
+        self._seen: dict[tuple[str, str], Before] = {}
+        self._version, self._sequence, self._tombstones_floor, self._keys, self._bytes, self.floor = clock
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(self._version, self._sequence, self._tombstones_floor, self._keys, self._bytes, self.floor)
+
+    def answer(self, sink: Sink, reply: Reply) -> None:
+        self.answers.append((sink, reply))
+
+    def need_room(self) -> None:
+        """Raises DiskFull: only what frees is done."""
+        if self.context.frees_only:
+            raise DiskFull()
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def before(self, kind: str, key: str) -> Before:
+        known = self._seen.get((kind, key))
+        if known is None:
+            known = self._seen[kind, key] = self._committed.before(kind, key) or _NEVER
+        return known
+
+    def state(self, kind: str, key: str) -> State:
+        """With the body. Raises DataCorrupt."""
+        row = self.rows.get((kind, key))
+        if row is not None:
+            return State(row.version, row.expires_at_ms, row.body)
+        return self._committed.state(kind, key) or _NEVER_STATE
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> int:
+        """The version clock's next step."""
+        self._version += 1
+        return self._version
+
+    def see(self, version: int) -> None:
+        """Somebody else's clock has come that far."""
+        self._version = max(self._version, version)
+
+    def raise_floor(self, stamp: int) -> None:
+        """A decision goes: of attempts up to that stamp nothing may be known any more."""
+        self.floor = max(self.floor, stamp)
+
+    def write(
+        self, kind: str, key: str, partition: int, body: bytes | None, expires_at_ms: int = 0, version: int = 0
+    ) -> Before:
+        """The row's new state, without an intent; `body` None deletes. `version` 0: the clock's next step."""
+        before = self.before(kind, key)
+        self._version = max(self._version, version) if version else max(self._version, before.version) + 1
+        version = version or self._version
+        self._sequence += 1
+        self.rows[kind, key] = Row(kind, key, partition, self._sequence, version, expires_at_ms, body)
+        if kind == VALUE:
+            key_size = len(key.encode())
+            if before.live:
+                self._keys -= 1
+                self._bytes -= key_size + before.size
+            if body is not None:
+                self._keys += 1
+                self._bytes += key_size + len(body)
+        after = Before(version, expires_at_ms, len(body or b""), body is not None)
+        self._seen[kind, key] = after
+        return after
+
+    def mark(self, key: str, partition: int, intent: bytes | None) -> None:
+        """The key's value stays as it is, but carries the intent, or none any more. Raises DataCorrupt."""
+        state = self.state(VALUE, key)
+        self._sequence += 1
+        self.rows[VALUE, key] = Row(VALUE, key, partition, self._sequence, *state, intent)
+
+    def expire_if_due(self, kind: str, key: str, partition: int) -> bool:
+        """If the row's deadline has passed, that becomes a fact."""
+        before = self.before(kind, key)
+        due = before.live and 0 < before.expires_at_ms <= self.context.now_ms
+        if due:
+            self.expired += kind == VALUE
+            self.write(kind, key, partition, None)
+        return due

@@ -1,0 +1,193 @@
+"""Leases in a batch: grant, renewal, release and expiry as changes of rows, with the fencing token.
+
+Owns: the operations on leases, the form of a lease's row, the fence that other writes must pass.
+Promises: a lease past its deadline is ended by whichever operation meets it, as a change of its own; when one ends,
+the next waiter who is still there has the next one in the same batch. Nothing of a lease changes while its name
+carries an intent: the operations that change it wait for that name's lock, and those that only look change nothing.
+Leaves to others: the table of leases and its queues (`transactions.locks`), timers (`store`), kept replies (`batch`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from kvstore.errors import KvError, Locked, LockLost, TooManyRequests
+from kvstore.protocol import Acquire, Answer, Inspect, Leave, Once, Release, Renew
+from kvstore.storage.changes import Changes, Sink
+from kvstore.storage.rows import LEASE
+from kvstore.transactions.locks import Lease, LockTable
+
+
+class ExpireLease(msgspec.Struct):
+    """The owner's own operation: end the lease on `key`, if its time has passed."""
+
+    key: str
+    id: int = 0
+
+
+class EndWait(msgspec.Struct):
+    """The owner's own operation: whoever asked with `acquire` has waited long enough."""
+
+    key: str
+    acquire: Acquire
+    id: int = 0
+
+
+class LeaseBody(msgspec.Struct):
+    """The body of a lease's row."""
+
+    owner: str
+    ttl_ms: int
+
+
+class Leases:
+    """`started`: leases whose time runs from when the batch is visible. `parked`: who began to wait in it.
+
+    `run` does an Acquire from the queue, as if it had just arrived.
+    """
+
+    def __init__(self, changes: Changes, locks: LockTable[Any, Any], run: Callable[[Acquire, int, Sink], None]) -> None:
+        self.started: list[Lease] = []
+        self.parked: list[tuple[Acquire, Sink]] = []
+        self._changes = changes
+        self._locks = locks
+        self._run = run
+
+    # --- for all who write --------------------------------------------------------------------------------------------
+
+    def on(self, name: str, partition: int) -> Lease | None:
+        """Who holds the name, after the expiry that was due. The name's lock must be free or the caller's."""
+        lease = self._locks.lease(name)
+        if lease is not None and lease.deadline_s <= self._changes.context.now_s:
+            self._end(name, partition)
+            lease = self._locks.lease(name)
+        return lease
+
+    def fence(self, name: str, token: int | None, partition: int) -> None:
+        """A write without a token, or with one, asks to pass. Raises Locked, LockLost."""
+        lease = self.on(name, partition)
+        if lease is not None and token is None:
+            raise self.locked(lease)
+        if token is not None and (lease is None or lease.token != token):
+            raise _lost(name, token)
+
+    def locked(self, lease: Lease) -> Locked:
+        """The error of whoever does not hold it."""
+        left_ms = round(lease.left_s(self._changes.context.now_s) * 1000)
+        holder = f"by {lease.owner!r}" if lease.owner else "by somebody without a name"
+        return Locked(
+            f"the lock {lease.name!r} is held {holder} for another {left_ms / 1000:g} s at most",
+            owner=lease.owner,
+            ttl_left=left_ms / 1000,
+            retry_after_ms=min(max(left_ms, 50), 1000),
+        )
+
+    # --- the operations -----------------------------------------------------------------------------------------------
+
+    def acquire(self, op: Acquire, partition: int, sink: Sink) -> Answer | None:
+        lease = self.on(op.key, partition)
+        if lease is None:
+            return self._grant(op, partition)
+        if not op.wait_ms:
+            raise self.locked(lease)
+        try:
+            self._locks.queue_for_lease(op.key, (op, sink))
+        except OverflowError:
+            raise queue_full(op.key) from None
+        self.parked.append((op, sink))
+        return None
+
+    def _grant(self, op: Acquire, partition: int) -> Answer:
+        self._changes.need_room()
+        body = msgspec.json.encode(LeaseBody(op.owner, op.ttl_ms))
+        token = self._changes.write(LEASE, op.key, partition, body).version
+        self.started.append(self._locks.grant(op.key, op.owner, token, op.ttl_ms / 1000))
+        if op.once is not None:
+            self._answer_duplicates(op.key, op.once, token)
+        return Answer(op.id, 201, token)
+
+    def _answer_duplicates(self, name: str, once: Once, token: int) -> None:
+        """Who repeated the request while it waited gets the same answer."""
+        for waiter in self._locks.waiting_for_lease(name):
+            if isinstance(waiter[0], Acquire) and waiter[0].once == once:
+                self._locks.leave_lease_queue(name, waiter)
+                self._changes.answer(waiter[1], Answer(waiter[0].id, 201, token))
+
+    def renew(self, op: Renew, partition: int, sink: Sink) -> Answer:
+        return self.restart(self._held(op, partition), op.id, 200)
+
+    def release(self, op: Release, partition: int, sink: Sink) -> Answer:
+        self._held(op, partition)
+        self._end(op.key, partition)
+        return Answer(op.id, 204)
+
+    def restart(self, lease: Lease, op_id: int, status: int) -> Answer:
+        """The lease's time begins anew when this batch is visible, and does not end before."""
+        self._locks.suspend(lease)
+        self.started.append(lease)
+        return Answer(op_id, status, lease.token, value=lease.owner.encode(), ttl_left_ms=round(lease.ttl_s * 1000))
+
+    def _held(self, op: Renew | Release, partition: int) -> Lease:
+        lease = self.on(op.key, partition)
+        if lease is None or lease.token != op.token:
+            raise _lost(op.key, op.token)
+        return lease
+
+    def _end(self, name: str, partition: int) -> None:
+        """The lease is over; the first waiter who is still there has the next one."""
+        self._locks.end(name)
+        self._changes.write(LEASE, name, partition, None)
+        while self._locks.lease(name) is None and (waiter := self._locks.next_for_lease(name)) is not None:
+            op, sink = waiter
+            if not sink.closed and isinstance(op, Acquire):
+                self._run(op, partition, sink)
+
+    def expire(self, op: ExpireLease, partition: int, sink: Sink) -> Answer:
+        self.on(op.key, partition)
+        return Answer(op.id, 200)
+
+    # --- who only look or leave: they pass every lock -----------------------------------------------------------------
+
+    def _look(self, name: str, partition: int) -> Lease | None:
+        return self.on(name, partition) if self._locks.is_free(name) else self._locks.lease(name)
+
+    def inspect(self, op: Inspect, partition: int, sink: Sink) -> Answer:
+        lease = self._look(op.key, partition)
+        if lease is None:
+            return Answer(op.id, 404)
+        waiting = len(self._locks.waiting_for_lease(lease.name))
+        left_s = round(lease.left_s(self._changes.context.now_s), 3)
+        document = {"name": lease.name, "owner": lease.owner, "ttl_left": left_s, "waiting": waiting}
+        return Answer(op.id, 200, lease.token, msgspec.json.encode(document | {"token": lease.token}))
+
+    def end_wait(self, op: EndWait, partition: int, sink: Sink) -> Answer:
+        lease = self._look(op.key, partition)
+        for waiter in self._locks.waiting_for_lease(op.key):
+            if waiter[0] is op.acquire and lease is not None:
+                self._locks.leave_lease_queue(op.key, waiter)
+                self._changes.answer(waiter[1], refusal(op.acquire.id, self.locked(lease)))
+        return Answer(op.id, 200)
+
+    def leave(self, op: Leave, partition: int, sink: Sink) -> Answer:
+        for waiter in self._locks.waiting_for_lease(op.key):
+            if waiter[0].id == op.acquire and waiter[1] is sink:
+                self._locks.leave_lease_queue(op.key, waiter)
+                gone = Locked(f"the waiter for {op.key!r} has left the queue", retry_after_ms=100)
+                self._changes.answer(sink, refusal(op.acquire, gone))
+        return Answer(op.id, 200)
+
+
+def refusal(op_id: int, error: KvError) -> Answer:
+    """The answer of an operation that was not done, and why."""
+    return Answer(op_id, error.status, problem=error.problem())
+
+
+def queue_full(name: str) -> TooManyRequests:
+    return TooManyRequests(f"too many wait for {name!r}", retry_after_ms=500)
+
+
+def _lost(name: str, token: int) -> LockLost:
+    return LockLost(f"the lock {name!r} is not held with token {token}")

@@ -1,0 +1,362 @@
+"""A store's part in transactions: prepare, decide, finish, abort, ask, as changes of rows.
+
+Owns: what each message of two-phase commit does to intents and decisions; transactions that lie in this store alone;
+reads under shared locks.
+Promises: called with the locks of all its keys held, or free, by the batch. Every message is idempotent per (attempt,
+key): keys move, so a store may meet an attempt twice, with other keys.
+Leaves to others: the rules themselves (`transactions.intents`, `transactions.decisions`), who waits for which lock
+(`batch`), who asks about old intents (`shard.recovery`).
+
+A crash between any two batches leaves rows that say all: an intent without a decision is asked about, a decision
+without its finish is applied by whoever asks. A crash within a batch leaves nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from kvstore.errors import Locked
+from kvstore.placement.ring import partition_of
+from kvstore.protocol import (
+    Abort,
+    Answer,
+    Ask,
+    Attempt,
+    Condition,
+    Decide,
+    Finish,
+    Look,
+    Once,
+    Outcome,
+    Prepare,
+    Read,
+    ReadLock,
+    Reads,
+    ReadUnlock,
+    Step,
+    Transact,
+    Vote,
+)
+from kvstore.storage.changes import Changes, Sink
+from kvstore.storage.leases import Leases
+from kvstore.storage.replies import Kept, Replies, attempt_row_key, row_key
+from kvstore.storage.rows import DECISION, VALUE
+from kvstore.transactions.decisions import Decision, anchor_may_prepare, decode_decision, on_ask, on_decide
+from kvstore.transactions.intents import Holds, Intent, ReadHold, applies
+from kvstore.transactions.locks import Identity, LockTable
+
+
+class DropDecisions(msgspec.Struct):
+    """The owner's own operation: these attempts' decisions may go. All are anchored in `partition`."""
+
+    attempts: list[Attempt]
+    partition: int
+    id: int = 0
+
+
+class EndReads(msgspec.Struct):
+    """The owner's own operation: these read-only transactions have held their locks for too long, or are gone."""
+
+    numbers: list[int]
+    id: int = 0
+
+
+def keys_of(op: Transact | Prepare) -> list[str]:
+    """All keys that it names, in the order in which they are locked."""
+    keys = {condition.key for condition in op.conditions}
+    keys.update(step.key for step in op.then)
+    keys.update(step.key for step in op.otherwise)
+    return sorted(keys)
+
+
+class Participant:
+    """`decided`: attempts that were decided in this batch, each with its anchor's partition, and if it is committed;
+    `dropped`: those whose decision went."""
+
+    def __init__(
+        self,
+        changes: Changes,
+        locks: LockTable[Any, Any],
+        holds: Holds,
+        leases: Leases,
+        replies: Replies,
+        unlock: Callable[[str, Identity], None],
+    ) -> None:
+        self.decided: list[tuple[Attempt, int, bool]] = []
+        self.dropped: list[Attempt] = []
+        self._changes = changes
+        self._locks = locks
+        self._holds = holds
+        self._leases = leases
+        self._replies = replies
+        self._unlock = unlock
+        self._partitions = len(changes.context.arrivals)
+
+    # --- in this store alone ------------------------------------------------------------------------------------------
+
+    def transact(self, op: Transact) -> Outcome:
+        """The whole transaction, in this batch. Raises Locked, DiskFull, IdempotencyKeyReused."""
+        repeated = self._repeated(op.id, op.key, op.once)
+        if repeated is not None:
+            return repeated
+        self._end_what_is_due(keys_of(op))
+        succeeded = self._hold_all(op.conditions)
+        steps = op.then if succeeded else op.otherwise
+        locked = self._locked(steps, op.conditions)
+        if locked is not None:
+            raise locked
+        if any(step.op == "put" for step in steps):
+            self._changes.need_room()
+        reads = self._read(steps)
+        writes = [step for step in steps if step.op != "get"]
+        version = self._changes.step() if writes else 0
+        for step in writes:
+            self._write(step, version, self._changes.context.now_ms)
+        if op.once is not None:
+            self._keep(op.key, op.once, op.attempt, version, succeeded, reads)
+        return Outcome(op.id, "committed", op.attempt.name, version, succeeded, reads=reads)
+
+    # --- prepare ------------------------------------------------------------------------------------------------------
+
+    def prepare(self, op: Prepare, gathered: dict[str, Identity], sink: Sink) -> Vote | Outcome:
+        """The locks in `gathered` are held; those of its other keys are this attempt's already, with their intents.
+
+        After a Vote they stay. Raises DiskFull, DataCorrupt, IdempotencyKeyReused.
+        """
+        keys = keys_of(op)
+        if op.anchor in keys:
+            hold = self._holds.of(op.attempt)
+            has_intent = hold is not None and op.anchor in hold.intents
+            decision = self._decision(op.attempt)
+            if not anchor_may_prepare(decision, has_intent, op.attempt.stamp, self._changes.floor):
+                return Outcome(
+                    op.id, "refused" if decision is None else "aborted", op.attempt.name, floor=self._changes.floor
+                )
+            repeated = self._repeated(op.id, op.anchor, op.once)
+            if repeated is not None:
+                return repeated
+        self._changes.need_room()
+        self._end_what_is_due(gathered)
+        holds = self._hold_all(op.conditions)
+        reads = [*self._read(op.then), *self._read(op.otherwise)]
+        locked_then = self._locked(op.then, op.conditions)
+        locked_otherwise = self._locked(op.otherwise, op.conditions)
+        vote = self._leave_intents(op, gathered, sink)
+        hold = self._holds.of(op.attempt)
+        return Vote(
+            op.id,
+            vote,
+            hold.vote_on(op.anchor) if hold and op.anchor in keys else 0,
+            holds,
+            reads,
+            locked_then.problem() if locked_then else None,
+            locked_otherwise.problem() if locked_otherwise else None,
+        )
+
+    def _leave_intents(self, op: Prepare, gathered: dict[str, Identity], sink: Sink) -> int:
+        """The highest vote on its keys."""
+        context = self._changes.context
+        if gathered:
+            vote = self._changes.step()
+            then = {step.key: step for step in op.then if step.op != "get"}
+            otherwise = {step.key: step for step in op.otherwise if step.op != "get"}
+            for key, identity in gathered.items():
+                once = op.once.key if op.once is not None and key == op.anchor else None
+                intent = Intent(
+                    op.attempt, op.anchor, vote, context.now_ms, then.get(key), otherwise.get(key), once
+                )  # fmt: skip
+                self._changes.mark(key, self._partition(key), intent.encode())
+                self._holds.add(intent, key, identity, context.now_s, sink)
+            return vote
+        hold = self._holds.of(op.attempt)
+        return max(hold.vote_on(key) for key in keys_of(op)) if hold else 0
+
+    # --- decide, finish, abort ----------------------------------------------------------------------------------------
+
+    def decide(self, op: Decide) -> Outcome:
+        """At the anchor: the commit point, if it is not too late."""
+        hold = self._holds.of(op.attempt)
+        decision = self._decision(op.attempt)
+        vote = hold.vote_on(op.key) if hold else 0
+        what = on_decide(decision, vote, op.vote, op.attempt.stamp, self._changes.floor)
+        if what != "commit":
+            return self._outcome(op.id, op.attempt, what, decision)
+        now_ms = self._changes.context.now_ms
+        decision = Decision("committed", op.attempt, op.key, op.keys, op.version, op.succeeded, now_ms)
+        self._write_decision(decision)
+        if op.once is not None:
+            self._keep(op.key, op.once, op.attempt, op.version, op.succeeded, op.reads)
+        owned = [key for key in op.keys if self._changes.context.arrivals[self._partition(key)]]
+        self._apply(op.attempt, owned, op.version, op.succeeded, now_ms)
+        return self._outcome(op.id, op.attempt, "committed", decision)
+
+    def finish(self, op: Finish) -> Answer:
+        self._apply(op.attempt, op.keys, op.version, op.succeeded, op.decided_ms)
+        return Answer(op.id, 200)
+
+    def _apply(self, attempt: Attempt, keys: Iterable[str], version: int, succeeded: bool, decided_ms: int) -> None:
+        self._changes.see(version)
+        for key in keys:
+            held = self._holds.take(attempt, key)
+            if held is None:
+                continue
+            identity, intent = held
+            step = intent.step(succeeded) if applies(intent.vote, version) else None
+            if step is None:
+                self._changes.mark(key, self._partition(key), None)
+            else:
+                self._write(step, version, decided_ms)
+            self._unlock(key, identity)
+
+    def abort(self, op: Abort) -> Answer:
+        self._drop(op.attempt, op.keys)
+        return Answer(op.id, 200)
+
+    def _drop(self, attempt: Attempt, keys: Iterable[str]) -> None:
+        for key in keys:
+            held = self._holds.take(attempt, key)
+            if held is not None:
+                self._changes.mark(key, self._partition(key), None)
+                self._unlock(key, held[0])
+
+    # --- recovery -----------------------------------------------------------------------------------------------------
+
+    def ask(self, op: Ask) -> Outcome:
+        """At the anchor: what became of it; if nothing has, it is aborted for good, before anybody is told."""
+        hold = self._holds.of(op.attempt)
+        has_intent = hold is not None and op.key in hold.intents
+        decision = self._decision(op.attempt)
+        what = on_ask(decision, has_intent, op.attempt.stamp, self._changes.floor)
+        if what == "abort":
+            self._write_decision(Decision("aborted", op.attempt, op.key))
+            self._drop(op.attempt, [op.key])
+            what = "aborted"
+        return self._outcome(op.id, op.attempt, what, decision)
+
+    def look(self, op: Look) -> Outcome:
+        """What is known of it; changes nothing."""
+        body = self._changes.state(DECISION, op.name).body
+        if body is not None:
+            decision = decode_decision(body)
+            return self._outcome(op.id, decision.attempt, decision.outcome, decision)
+        if any(hold.attempt.name == op.name and hold.vote_on(hold.anchor) for hold in self._holds.all()):
+            return Outcome(op.id, "pending", op.name)
+        return Outcome(op.id, "committed" if self._replies.committed(op.name) else "gone", op.name)
+
+    def drop_decisions(self, op: DropDecisions) -> Answer:
+        for attempt in op.attempts:
+            if self._changes.before(DECISION, attempt.name).live:
+                self._changes.write(DECISION, attempt.name, op.partition, None)
+                self._changes.raise_floor(attempt.stamp)
+            self.dropped.append(attempt)
+        return Answer(op.id, 200)
+
+    # --- read-only transactions ---------------------------------------------------------------------------------------
+
+    def read(self, op: ReadLock, gathered: dict[str, Identity], sink: Sink) -> Reads:
+        """Under shared locks, which stay until they are let go, or `EndReads`."""
+        for key, identity in gathered.items():
+            if self._locks.is_alone(key, identity):  # what other readers saw must stay: then it expires after them
+                self._changes.expire_if_due(VALUE, key, self._partition(key))
+        first = gathered[op.keys[0]]
+        self._holds.readers[first.number] = ReadHold(gathered, self._changes.context.now_s, sink)
+        return Reads(op.id, [self._read_key(key) for key in op.keys], list(first))
+
+    def unlock_reads(self, op: ReadUnlock) -> Answer:
+        """200 if the locks were still the same ones."""
+        opening, number = op.lock
+        hold = self._holds.readers.get(number)
+        if hold is None or Identity(opening, number) not in hold.keys.values():
+            return Answer(op.id, 409)
+        del self._holds.readers[number]
+        intact = all(self._locks.holds(key, identity) for key, identity in hold.keys.items())
+        self._let_go(hold)
+        return Answer(op.id, 200 if intact else 409)
+
+    def end_reads(self, op: EndReads) -> Answer:
+        for number in op.numbers:
+            hold = self._holds.readers.pop(number, None)
+            if hold is not None:
+                self._let_go(hold)
+        return Answer(op.id, 200)
+
+    def _let_go(self, hold: ReadHold) -> None:
+        for key, identity in hold.keys.items():
+            self._unlock(key, identity)
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def _partition(self, key: str) -> int:
+        return partition_of(key.encode(), self._partitions)
+
+    def _end_what_is_due(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            partition = self._partition(key)
+            self._leases.on(key, partition)
+            self._changes.expire_if_due(VALUE, key, partition)
+
+    def _hold_all(self, conditions: list[Condition]) -> bool:
+        return all(self._holds_true(condition) for condition in conditions)
+
+    def _holds_true(self, condition: Condition) -> bool:
+        if condition.token is not None:
+            lease = self._locks.lease(condition.key)
+            return lease is not None and lease.token == condition.token
+        before = self._changes.before(VALUE, condition.key)
+        if condition.exists is not None:
+            return before.live == condition.exists
+        return before.live and before.version == condition.version
+
+    def _locked(self, steps: list[Step], conditions: list[Condition]) -> Locked | None:
+        """The error if the steps write to what is leased, and no condition names its token."""
+        for step in steps:
+            lease = self._locks.lease(step.key) if step.op != "get" else None
+            if lease is not None and not any(c.token == lease.token and c.key == step.key for c in conditions):
+                return self._leases.locked(lease)
+        return None
+
+    def _read(self, steps: list[Step]) -> list[Read]:
+        return [self._read_key(step.key) for step in steps if step.op == "get"]
+
+    def _read_key(self, key: str) -> Read:
+        state = self._changes.state(VALUE, key)
+        return Read(state.version if state.body is not None else 0, state.body)
+
+    def _write(self, step: Step, version: int, decided_ms: int) -> None:
+        body = step.value if step.op == "put" else None
+        expires_at_ms = decided_ms + step.ttl_ms if step.ttl_ms else 0
+        self._changes.write(VALUE, step.key, self._partition(step.key), body, expires_at_ms, version)
+
+    def _decision(self, attempt: Attempt) -> Decision | None:
+        if not self._changes.before(DECISION, attempt.name).live:
+            return None
+        return decode_decision(self._changes.state(DECISION, attempt.name).body or b"")
+
+    def _write_decision(self, decision: Decision) -> None:
+        partition = self._partition(decision.anchor)
+        self._changes.write(DECISION, decision.attempt.name, partition, decision.encode(), 0, decision.version)
+        self.decided.append((decision.attempt, partition, decision.outcome == "committed"))
+
+    def _outcome(self, op_id: int, attempt: Attempt, state: Any, decision: Decision | None) -> Outcome:
+        if state != "committed" or decision is None:
+            return Outcome(op_id, state, attempt.name)
+        return Outcome(
+            op_id, state, attempt.name, decision.version, decision.succeeded, decided_ms=decision.decided_ms
+        )  # fmt: skip
+
+    def _repeated(self, op_id: int, anchor: str, once: Once | None) -> Outcome | None:
+        kept = self._replies.find(row_key("Txn", anchor, once), once) if once is not None else None
+        if kept is None:
+            return None
+        return Outcome(op_id, "repeated", kept.attempt, kept.version, kept.succeeded, reads=kept.reads)
+
+    def _keep(
+        self, anchor: str, once: Once, attempt: Attempt, version: int, succeeded: bool, reads: list[Read]
+    ) -> None:
+        kept = Kept(once.digest, 200, version, attempt=attempt.name, succeeded=succeeded, reads=reads)
+        partition = self._partition(anchor)
+        self._replies.keep(row_key("Txn", anchor, once), partition, kept)
+        self._replies.keep(attempt_row_key(attempt.name), partition, msgspec.structs.replace(kept, reads=[]))

@@ -1,0 +1,93 @@
+"""Kept replies: what an Idempotency-Key was answered with, as rows.
+
+Owns: the form of kept replies and of the keys of their rows; when one is still valid.
+Promises: a reply is kept in the batch that has its effect, and looked for again in that very batch, so a request and
+its duplicate cannot both have an effect. A transaction's reply outlives its time until its decision is gone: a
+duplicate must not begin anew while a part of the first is still on its way.
+Leaves to others: which answers decide something (`batch`, `participant`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from kvstore.errors import IdempotencyKeyReused
+from kvstore.protocol import Once, Read
+from kvstore.storage.changes import Changes
+from kvstore.storage.rows import DECISION, REPLY
+
+
+class Kept(msgspec.Struct, omit_defaults=True):
+    """The body of a reply's row: the answer that was given, and to which request.
+
+    `owner` and `ttl_ms`: a renewal's. `attempt` and what follows: a transaction's, see `protocol.Outcome`.
+    """
+
+    digest: str
+    status: int
+    version: int
+    problem: dict[str, Any] | None = None
+    owner: str = ""
+    ttl_ms: int = 0
+    attempt: str = ""
+    succeeded: bool = False
+    reads: list[Read] = []
+
+
+_EXTENSION_MS = 60_000
+
+
+class Replies:
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
+
+    def find(self, row_key: str, once: Once) -> Kept | None:
+        """The reply to the first request with this Idempotency-Key, if there was one. Raises IdempotencyKeyReused."""
+        before = self._changes.before(REPLY, row_key)
+        if not before.live:
+            return None
+        kept = self._decode(row_key)
+        if before.expires_at_ms <= self._changes.context.now_ms and not self._must_stay(kept):
+            return None
+        if kept.digest != once.digest:
+            raise IdempotencyKeyReused(f"the Idempotency-Key {once.key!r} came with another request before")
+        return kept
+
+    def keep(self, row_key: str, partition: int, kept: Kept) -> None:
+        context = self._changes.context
+        expires_at_ms = context.now_ms + context.reply_kept_ms
+        self._changes.write(REPLY, row_key, partition, msgspec.json.encode(kept), expires_at_ms)
+
+    def committed(self, attempt: str) -> bool:
+        """There is a kept reply of that attempt."""
+        return self._changes.before(REPLY, attempt_row_key(attempt)).live
+
+    def expire_if_due(self, row_key: str, partition: int) -> bool:
+        """As `Changes.expire_if_due`, unless the reply must stay: then it has a new deadline."""
+        changes = self._changes
+        before = changes.before(REPLY, row_key)
+        if before.live and 0 < before.expires_at_ms <= changes.context.now_ms:
+            kept = self._decode(row_key)
+            if self._must_stay(kept):
+                deadline_ms = changes.context.now_ms + _EXTENSION_MS
+                changes.write(REPLY, row_key, partition, msgspec.json.encode(kept), deadline_ms)
+                return False
+        return changes.expire_if_due(REPLY, row_key, partition)
+
+    def _decode(self, row_key: str) -> Kept:
+        return msgspec.json.decode(self._changes.state(REPLY, row_key).body or b"", type=Kept)
+
+    def _must_stay(self, kept: Kept) -> bool:
+        return bool(kept.attempt) and self._changes.before(DECISION, kept.attempt).live
+
+
+def row_key(request: str, key: str, once: Once) -> str:
+    """An Idempotency-Key belongs to its target: kind of request and key. It holds no line feed: no two share a row."""
+    return f"{once.key}\n{request}\n{key}"
+
+
+def attempt_row_key(attempt: str) -> str:
+    """Of the row by which a transaction that carried an Idempotency-Key can be looked up: the same reply again."""
+    return f"{attempt}\nTxn"

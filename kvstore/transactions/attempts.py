@@ -1,0 +1,44 @@
+"""Attempts: every try of a transaction has an identity of its own, an age, and a stamp.
+
+Owns: how stamps are drawn, and the rule of wait-die.
+Promises: pure: `now_us` is an argument.
+Leaves to others: what an attempt does (`intents`, `decisions`, `coordination`).
+
+The retry of a transaction is a new attempt: a message of the old one that arrives late must not be taken for one of
+the new. It keeps the start of the first, which is its age. Wait-die (Rosenkrantz, Stearns and Lewis, 1978): who asks
+for a lock may wait only if it is older than everybody with an age that holds it or stands before it in the queue,
+conflicting or not; else it gives up all it has ("dies") and tries again, as old as before. So every wait is of an
+older for a younger: no circle can close, also not one over several stores, which none of them could see; and who
+grows older and older has its turn in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kvstore.protocol import Attempt
+
+Age = tuple[int, str]
+
+
+def may_wait(age: Age, ahead: Iterable[Age | None]) -> bool:
+    """Wait-die. Those without an age hold nothing while they wait, so they close no circle."""
+    return all(other is None or age < other for other in ahead)
+
+
+class Stamps:
+    """Stamps of one router's process: they rise strictly, follow the clock, and stay above every floor seen."""
+
+    def __init__(self, router: str) -> None:
+        """`router` is random, drawn anew at each start of the process."""
+        self._router = router
+        self._last = 0
+
+    def see(self, floor: int) -> None:
+        """A store refused an attempt stamped at or below this."""
+        self._last = max(self._last, floor)
+
+    def draw(self, now_us: int, start: int = 0) -> Attempt:
+        """A new attempt; `start` is that of the first one when this is a retry."""
+        self._last = max(self._last + 1, now_us)
+        return Attempt(start or self._last, self._last, self._router)

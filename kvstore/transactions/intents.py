@@ -1,0 +1,135 @@
+"""Intents: what a prepared attempt leaves on each of its keys, and which attempts hold which keys of a store.
+
+Owns: the intent and its form in the key's row; the rule by which it is applied; the table of attempts that hold keys.
+Promises: pure and in memory; the table is rebuilt from the rows. It changes with the batches, in the thread that
+commits; other threads may look at copies of its lists.
+Leaves to others: locks (`locks`), rows (`storage.participant`), what becomes of an attempt (`decisions`).
+
+An intent is a lock that survives: it says that its attempt has voted, that nobody changes or reads the key until the
+attempt is decided, and what is to be done then, in either branch. Keys that a transaction only reads or compares have
+one, too: what it saw must still hold at the commit.
+
+The rule of application. A decision gives the transaction the version 1 + the highest vote, so every intent that was
+voted on carries a smaller vote. A prepare that the network repeats *after* its intent was applied takes a new vote
+from a clock that has seen the version: not a smaller one. So an intent is applied at a version only if its own vote
+is below; otherwise it is a late duplicate's, and is dropped. Without this, it would undo whatever was written since.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from kvstore.protocol import Attempt, Step
+from kvstore.transactions.locks import Identity
+
+
+class Intent(msgspec.Struct, omit_defaults=True):
+    """The column `intent` of a key's row, as JSON. `then`, `otherwise`: the write of each branch, if it has one.
+
+    `once`: the Idempotency-Key, with the anchor's only. `prepared_ms`: Unix time, for people.
+    """
+
+    attempt: Attempt
+    anchor: str
+    vote: int
+    prepared_ms: int
+    then: Step | None = None
+    otherwise: Step | None = None
+    once: str | None = None
+
+    def step(self, succeeded: bool) -> Step | None:
+        """What the branch that ran does to the key."""
+        return self.then if succeeded else self.otherwise
+
+    def encode(self) -> bytes:
+        return msgspec.json.encode(self)
+
+
+def decode_intent(body: bytes) -> Intent:
+    """Raises msgspec.DecodeError."""
+    return msgspec.json.decode(body, type=Intent)
+
+
+def applies(vote: int, version: int) -> bool:
+    """Whether an intent with that vote is one of those that the decision counted."""
+    return vote < version
+
+
+class Hold:
+    """What an attempt holds in this store: for each of its keys the lock and the intent.
+
+    `since_s`: monotonic, of its first intent here. `closed`: nobody who could still decide it soon is known to be
+    there, so that it counts as old at once: the connection that it came by has ended, or the store was opened anew.
+    """
+
+    __slots__ = ("_sink", "anchor", "attempt", "intents", "since_s")
+
+    def __init__(self, attempt: Attempt, anchor: str, since_s: float, sink: Any) -> None:
+        self.attempt = attempt
+        self.anchor = anchor
+        self.since_s = since_s
+        self.intents: dict[str, tuple[Identity, Intent]] = {}
+        self._sink = sink
+
+    @property
+    def closed(self) -> bool:
+        return self._sink is None or bool(self._sink.closed)
+
+    def vote_on(self, key: str) -> int:
+        """That of its intent on the key, 0 without one."""
+        held = self.intents.get(key)
+        return held[1].vote if held else 0
+
+
+class ReadHold:
+    """The shared locks of a read-only transaction; they end with its connection, or when they are too old."""
+
+    __slots__ = ("keys", "since_s", "sink")
+
+    def __init__(self, keys: dict[str, Identity], since_s: float, sink: Any) -> None:
+        self.keys = keys
+        self.since_s = since_s
+        self.sink = sink
+
+
+class Holds:
+    """The attempts that hold keys of a store; and the read-only transactions that do, by a number of their own."""
+
+    def __init__(self) -> None:
+        self._of_attempt: dict[Attempt, Hold] = {}
+        self._on_key: dict[str, Hold] = {}
+        self.readers: dict[int, ReadHold] = {}
+
+    def __len__(self) -> int:
+        return len(self._of_attempt)
+
+    def all(self) -> list[Hold]:
+        """A copy, so that another thread than the one that commits may look."""
+        return list(self._of_attempt.values())
+
+    def of(self, attempt: Attempt) -> Hold | None:
+        return self._of_attempt.get(attempt)
+
+    def on(self, key: str) -> Hold | None:
+        """The attempt whose intent the key carries."""
+        return self._on_key.get(key)
+
+    def add(self, intent: Intent, key: str, identity: Identity, since_s: float, sink: Any) -> None:
+        """The key carries that intent now. `sink` None: it was found when the store was opened."""
+        hold = self._of_attempt.get(intent.attempt)
+        if hold is None:
+            hold = self._of_attempt[intent.attempt] = Hold(intent.attempt, intent.anchor, since_s, sink)
+        hold.intents[key] = identity, intent
+        self._on_key[key] = hold
+
+    def take(self, attempt: Attempt, key: str) -> tuple[Identity, Intent] | None:
+        """The key's intent goes, if it is that attempt's."""
+        hold = self._of_attempt.get(attempt)
+        held = hold.intents.pop(key, None) if hold else None
+        if hold is not None and held is not None:
+            del self._on_key[key]
+            if not hold.intents:
+                del self._of_attempt[attempt]
+        return held
