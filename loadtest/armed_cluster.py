@@ -25,7 +25,7 @@ from loadtest import processes
 from loadtest.cluster import READY_TIMEOUT_S, LocalCluster
 from loadtest.processes import Pid
 
-_TAKE_AND_RUN = 'mv "$0" "$0.taken" 2>/dev/null && export KVSTORE_FAILPOINTS="$(cat "$0.taken")"; exec "$@"'
+TAKE_AND_RUN = 'mv "$0" "$0.taken" 2>/dev/null && export KVSTORE_FAILPOINTS="$(cat "$0.taken")"; exec "$@"'
 _NO_SUCH_PREFIX = "~none/"
 _POLL_S = 0.05
 
@@ -54,7 +54,7 @@ class ArmedCluster(LocalCluster):
         self._log = Log(os.open(self.log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o644))
         self._supervisor = Supervisor(config.limits, restart=True, log=self._log)
         for child in cluster_children(config, self.config):
-            command = ("/bin/sh", "-c", _TAKE_AND_RUN, str(self._armed / child.name), *child.argv)
+            command = ("/bin/sh", "-c", TAKE_AND_RUN, str(self._armed / child.name), *child.argv)
             self._children[child.name] = child._replace(argv=command)
             self._supervisor.add(self._children[child.name])
         await self.wait_ready(READY_TIMEOUT_S)
@@ -85,7 +85,7 @@ class ArmedCluster(LocalCluster):
         return {int(text) for text in texts if text.strip().isdecimal()}
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Until every process runs and every router reaches all shards. Raises RuntimeError that shows the end of the log."""
+        """Until every process runs and every router reaches all shards. Raises RuntimeError with the log."""
         deadline = time.monotonic() + timeout_s
         while not (self.pids().keys() >= self.members() and await self.is_ready()):
             if time.monotonic() > deadline:
@@ -96,7 +96,7 @@ class ArmedCluster(LocalCluster):
             await asyncio.sleep(_POLL_S)
 
     async def is_ready(self) -> bool:
-        """Whether every router is ready and lists over all shards (no key is listed, so no transaction is in its way)."""
+        """Whether every router is ready and reaches all shards: it lists over them, keys of which there are none."""
         for url in self.urls:
             for path in ("/readyz", f"/v1/kv?prefix={_NO_SUCH_PREFIX}&count=true"):
                 status, _ = await http_get(*_address(url), path)

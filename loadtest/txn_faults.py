@@ -1,0 +1,154 @@
+"""What is done to a cluster while transactions run: processes that die at a named point, at random, or stand still.
+
+Owns: the list of the points, the order of the faults, and doing one of them.
+Promises: only processes of the given cluster are touched; a paused one is woken again.
+Leaves to others: the load and the judgement (loadtest.txn_rounds), the signals (armed_cluster).
+
+A point that only recovery passes has to be provoked: who asks what became of an attempt has found an intent that its
+router left behind, so for `ask-…` the routers are killed under load, again if need be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from loadtest import processes
+from loadtest.armed_cluster import ArmedCluster
+from loadtest.processes import Pid
+
+ROUTER_POINTS = (
+    "txn-before-prepare-sent",
+    "txn-after-prepare-sent",
+    "txn-before-decide-sent",
+    "txn-after-decide-sent",
+    "txn-after-decided",
+    "txn-before-finish-sent",
+    "txn-after-finish-sent",
+    "txn-before-forget-sent",
+)
+SHARD_POINTS = tuple(
+    f"{step}-{side}-commit"
+    for step in ("prepare", "decide", "finish", "abort", "ask", "forget")
+    for side in ("before", "after")
+)
+RANDOM = ("kill router", "kill shard", "kill several", "kill all", "pause router")
+
+# The process dies when it comes to the point for the n-th time, n random up to this; others: up to _TURNS_MAX.
+_SELDOM = {"txn-before-forget-sent": 2, "abort": 3, "ask": 2, "forget": 2}
+_TURNS_MAX = 60
+_POLL_S = 0.02
+_PROVOKE_EVERY_S = 3.0
+
+
+class Fault(NamedTuple):
+    """One of ROUTER_POINTS, SHARD_POINTS or RANDOM."""
+
+    name: str
+
+    @property
+    def is_point(self) -> bool:
+        return self.name in ROUTER_POINTS or self.name in SHARD_POINTS
+
+
+class Struck(NamedTuple):
+    """What was done: to which processes, when it was over (on the monotonic clock), and whether it came about."""
+
+    what: str
+    killed: Sequence[Pid]
+    over_s: float
+    reached: bool = True
+
+
+def plan(which: str, rounds: int, seed: int) -> list[Fault]:
+    """`which`: failpoints (all in turn, again and again), random, or all (both in turn)."""
+    rng = random.Random(seed)
+    points: list[Fault] = []
+    while len(points) < rounds:
+        once = [Fault(name) for name in (*ROUTER_POINTS, *SHARD_POINTS)]
+        rng.shuffle(once)
+        points += once
+    others = [Fault(rng.choice(RANDOM)) for _ in range(rounds)]
+    if which == "failpoints":
+        return points[:rounds]
+    if which == "random":
+        return others
+    return [fault for pair in zip(points, others, strict=False) for fault in pair][:rounds]
+
+
+async def arm(fault: Fault, cluster: ArmedCluster, rng: random.Random) -> tuple[str, Pid] | None:
+    """Before the load: start the process that is to die with its failpoint, and say which it is."""
+    if not fault.is_point:
+        return None
+    shard = f"shard-s{rng.randint(1, cluster.shards)}"
+    name = shard if fault.name in SHARD_POINTS else f"router-{rng.randrange(cluster.routers)}"
+    seldom = _SELDOM.get(fault.name, _SELDOM.get(fault.name.partition("-")[0], _TURNS_MAX))
+    return name, await cluster.arm(name, f"{fault.name}=kill@{rng.randint(1, seldom)}")
+
+
+async def strike(
+    fault: Fault,
+    cluster: ArmedCluster,
+    armed: tuple[str, Pid] | None,
+    rng: random.Random,
+    txn_timeout_s: float,
+    patience_s: float,
+) -> Struck:
+    """Under load: do it, or wait at most `patience_s` until the armed process has died by itself."""
+    if armed is not None:
+        return await _wait_for_death(fault, cluster, *armed, patience_s)
+    await asyncio.sleep(rng.uniform(0.1, 0.8))  # the random moment
+    if fault.name == "pause router":
+        return await _pause_router(cluster, rng, txn_timeout_s)
+    return await _kill(cluster, victims(fault.name, sorted(cluster.members()), rng))
+
+
+async def _wait_for_death(fault: Fault, cluster: ArmedCluster, name: str, process: Pid, patience_s: float) -> Struck:
+    provoked: list[Pid] = []
+    began = last_s = time.monotonic()
+    while processes.is_running(process):
+        now_s = time.monotonic()
+        if now_s - began > patience_s:
+            return Struck(f"{name} did not come to {fault.name}", provoked, now_s, reached=False)
+        if fault.name.startswith("ask-") and now_s - last_s > (_PROVOKE_EVERY_S if provoked else 0.3):
+            last_s = now_s
+            provoked += [pid for number in range(cluster.routers) if (pid := cluster.kill(f"router-{number}"))]
+        await asyncio.sleep(_POLL_S)
+    return Struck(f"{name} died at {fault.name}", [*provoked, process], time.monotonic())
+
+
+async def _pause_router(cluster: ArmedCluster, rng: random.Random, txn_timeout_s: float) -> Struck:
+    """For longer than a transaction may take: what it then goes on with was resolved by others meanwhile."""
+    name = f"router-{rng.randrange(cluster.routers)}"
+    pause_s = txn_timeout_s * rng.uniform(1.2, 2.5)
+    cluster.pause(name)
+    try:
+        await asyncio.sleep(pause_s)
+    finally:
+        cluster.wake(name)
+    return Struck(f"{name} stood still for {pause_s:.1f} s", [], time.monotonic())
+
+
+def victims(kind: str, members: Sequence[str], rng: random.Random) -> list[str]:
+    """Who is killed, of these processes."""
+    routers = [name for name in members if name.startswith("router-")]
+    shards = [name for name in members if name.startswith("shard-")]
+    return {
+        "kill router": rng.sample(routers, k=rng.randint(1, len(routers))),
+        "kill shard": [rng.choice(shards)],
+        "kill several": rng.sample(routers + shards, k=rng.randint(2, len(routers + shards) - 1)),
+        "kill all": list(members),
+    }[kind]
+
+
+async def _kill(cluster: ArmedCluster, names: Sequence[str]) -> Struck:
+    pids = cluster.pids()
+    targets = [pids[name] for name in names if name in pids]
+    for target in targets:
+        processes.send_signal(target, signal.SIGKILL)
+    await processes.wait_gone(targets, 10.0)
+    return Struck(f"killed {', '.join(names)}", targets, time.monotonic())
