@@ -69,5 +69,11 @@ def test_what_cannot_be_understood_stops_the_start(text: str) -> None:
 
 def test_every_point_that_tests_name_is_in_the_code() -> None:
     source = "".join(path.read_text() for path in (ROOT / "kvstore").rglob("*.py"))
-    for name in ("batch-before-commit", "batch-after-commit"):
-        assert f'failpoints.hit("{name}")' in source
+    in_the_router = ("prepare-sent", "decide-sent", "finish-sent")
+    names = [f"txn-{when}-{what}" for what in in_the_router for when in ("before", "after")]
+    for name in (*names, "txn-after-decided", "txn-before-forget-sent", "batch-before-commit", "batch-after-commit"):
+        assert f'"{name}"' in source
+    for step in ("transact", "prepare", "decide", "finish", "abort", "ask", "forget"):
+        assert f': "{step}"' in source
+    assert '"{step}-before-commit"' in source
+    assert '"{step}-after-commit"' in source
