@@ -33,6 +33,7 @@ from kvstore.errors import (
 from kvstore.metrics import RequestStats, exposition, gauge_family, shard_families
 from kvstore.protocol import Delete, Get, Put
 from kvstore.router.batch import parse_batch, run_batch
+from kvstore.router.coordinator import Coordinator
 from kvstore.router.decode import (
     decode_cursor,
     decode_flag,
@@ -48,6 +49,7 @@ from kvstore.router.json_ops import encode_value
 from kvstore.router.locks import LockRoutes
 from kvstore.router.openapi import openapi_json
 from kvstore.router.service import Routed, RouterService
+from kvstore.router.transactions import TxnRoutes
 from kvstore.transport.http import (
     BINARY,
     JSON,
@@ -73,6 +75,8 @@ KEY_PREFIX = "/v1/kv/"
 KEY_ROUTE = "/v1/kv/{key}"
 EXPLAIN_PREFIX = "/v1/explain/"
 EXPLAIN_ROUTE = "/v1/explain/{key}"
+TXN_PREFIX = "/v1/txn/"
+TXN_ROUTE = "/v1/txn/{id}"
 
 _NONE: frozenset[str] = frozenset()
 _NOT_ASKED: list[int] | None = []
@@ -104,11 +108,14 @@ class RouterApp:
             "PUT": self._on_name(locks.renew),
             "DELETE": self._on_name(locks.release),
         }
+        self._txns = TxnRoutes(Coordinator(service, config.limits), config.limits, self._bodies)
+        self._txn_methods: dict[str, Route] = {"GET": self._look}
         self._explain_methods: dict[str, Route] = {"GET": self._explain}
         self.routes: dict[str, dict[str, Route]] = {
             "/v1/kv": {"GET": self._list},
             "/v1/locks": {"GET": self._list_locks},
             "/v1/batch": {"POST": self._batch},
+            "/v1/txn": {"POST": self._transact},
             "/v1/cluster": {"GET": self._cluster},
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
@@ -149,6 +156,8 @@ class RouterApp:
             route, methods = EXPLAIN_ROUTE, self._explain_methods
         elif head.path.startswith(LOCK_PREFIX):
             route, methods = LOCK_ROUTE, self._lock_methods
+        elif head.path.startswith(TXN_PREFIX):
+            route, methods = TXN_ROUTE, self._txn_methods
         else:
             route, methods = head.path, self.routes.get(head.path, {})
         if not methods:
@@ -270,6 +279,14 @@ class RouterApp:
         results = run_batch(self._service, parse_batch(body, self._limits), self._limits)
         return await _stream_results(request, results)
 
+    async def _transact(self, request: web.BaseRequest, head: Head) -> Response:
+        self._admit()
+        return await self._txns.run(request, head)
+
+    async def _look(self, request: web.BaseRequest, head: Head) -> Response:
+        self._admit()
+        return await self._txns.look(head.path[len(TXN_PREFIX) :], request, head)
+
     # --- the cluster --------------------------------------------------------------------------------------------------
 
     async def _cluster(self, request: web.BaseRequest, head: Head) -> Response:
@@ -324,7 +341,7 @@ class RouterApp:
 
     async def _index(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, *(route for route in self.routes if route != "/")]
+        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, *(route for route in self.routes if route != "/")]
         return json_response(200, {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"})
 
 

@@ -20,6 +20,7 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.errors import (
     BadParameter,
+    Conflict,
     KvError,
     Locked,
     MethodNotAllowed,
@@ -48,6 +49,7 @@ _TAGS = {
     "keys": "One key",
     "many keys": "Listing, counting and batches",
     "locks": "Leases with fencing tokens",
+    "transactions": "All or nothing, over any keys",
     "cluster": "What is where",
     "router": "This process",
 }
@@ -69,6 +71,7 @@ _HEADERS: Json = {
 # The header fields that come with an error: name on the wire, name among the components.
 _HEADERS_OF: dict[type[KvError], dict[str, str]] = {
     MethodNotAllowed: {"Allow": "Allow"},
+    Conflict: {"Retry-After": "Retry-After"},
     Locked: {"Retry-After": "Retry-After"},
     PreconditionFailed: {"ETag": "Current-ETag"},
     TooManyRequests: {"Retry-After": "Retry-After"},
@@ -76,6 +79,7 @@ _HEADERS_OF: dict[type[KvError], dict[str, str]] = {
 }
 _EXAMPLE_MEMBERS: dict[type[KvError], Json] = {
     BadParameter: {"parameter": "tll"},
+    Conflict: {"retry_after_ms": 200},
     Locked: {"owner": "me", "ttl_left": 12.5, "retry_after_ms": 1000},
     MethodNotAllowed: {"allow": ["GET", "HEAD"]},
     PreconditionFailed: {"version": 41},

@@ -123,7 +123,8 @@ def shared_parameters(limits: Limits) -> Json:
             "description": "1 to 255 characters, such as a random UUID; surrounding quotes are taken off. The same key "
             "and request give the first answer again and write nothing twice, for "
             f"{limits.idempotency_kept_s:,g} s; with another request to the same path: 422. A duplicate of a request "
-            "that is still running waits for it. Only answers that decided something are kept: not 423, 429 and 503.",
+            "that is still running waits for it. Only answers that decided something are kept: not 409, 423, 429 and "
+            "503.",
             "schema": text(pattern='^("[ -~]{1,255}"|[!#-~]([ -~]{0,253}[!-~])?)$'),
             "example": "1f0c9a52-6e0b-4c7e-9a54-0f2f8d3c7b61",
         },

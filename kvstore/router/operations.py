@@ -2,8 +2,9 @@
 
 Owns: the list `operations`, with parameters, bodies, header fields, error classes and examples.
 Promises: complete and true: tests compare it with the routes and parameters of `app`, and drive a cluster by it.
-Leaves to others: those on locks (`lock_operations`), the types and what several have in common (`operation`), the
-shape of JSON documents (`schemas`), the errors (`errors`), the OpenAPI document (`openapi`).
+Leaves to others: those on locks (`lock_operations`) and transactions (`txn_operations`), the types and what several
+have in common (`operation`), the shape of JSON documents (`schemas`), the errors (`errors`), the OpenAPI document
+(`openapi`).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from kvstore.router.operation import (
     page_parameters,
     query,
 )
+from kvstore.router.txn_operations import txn_operations
 from kvstore.transport.http import BINARY, JSON
 
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -58,7 +60,7 @@ _EXAMPLE_EXPLANATION = {
     "key": "users/1", "hash": "8c9d0f3a5b6e7c21", "partition": 2249, "partitions": 4096, "epoch": 1, "walk": ["s1"],
     "owner": "s1", "owner_url": "http://127.0.0.1:9101", "owner_state": "up", "row": "value", "version": 41,
     "sequence": 57, "bytes": 5, "expires_at_ms": None, "cached": True,
-    "lock": {"owner": "me", "token": 12, "ttl_left": 29.5},
+    "lock": {"owner": "me", "token": 12, "ttl_left": 29.5}, "intent": None,
 }  # fmt: skip
 _EXAMPLE_BATCH = {
     "ops": [
@@ -94,6 +96,7 @@ def operations(limits: Limits) -> list[Operation]:
         _list(limits),
         _batch(limits),
         *lock_operations(limits),
+        *txn_operations(limits),
         *_on_the_cluster(),
         *_on_the_router(),
     ]

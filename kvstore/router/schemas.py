@@ -8,6 +8,8 @@ Leaves to others: routes, statuses and header fields (`operations`), the words o
 
 from __future__ import annotations
 
+from typing import Any
+
 from kvstore.config import PARTITIONS_MAX, PARTITIONS_MIN, Limits
 from kvstore.errors import (
     BadTtl,
@@ -45,6 +47,7 @@ OPERATION_ERRORS: tuple[type[KvError], ...] = (
     KeyEmpty, KeyNotUtf8, KeyTooLong, BadTtl, NotFound, ValueTooLarge, Locked, TooManyRequests, KvError, DataCorrupt,
     Unavailable, OutcomeUnknown, DiskFull,
 )  # fmt: skip
+_NULL: Schema = {"type": "null"}
 
 
 def schemas(limits: Limits) -> dict[str, Schema]:
@@ -52,6 +55,7 @@ def schemas(limits: Limits) -> dict[str, Schema]:
     return {
         **_words(limits),
         **_batch(limits),
+        **_transaction(limits),
         **_listing(limits),
         **_locks(limits),
         **_cluster(),
@@ -85,24 +89,11 @@ def _batch(limits: Limits) -> dict[str, Schema]:
         f"Seconds until the key expires: above 0, at most {limits.ttl_s_max:,}. Without it the key never expires.",
     )
     stored = {"key": ref("Key"), "version": ref("Version")}
-    operations = {"put": "PutOperation", "get": "GetOperation", "delete": "DeleteOperation"}
     return {
         "Batch": closed(
             document(
                 "Independent operations; not atomic.",
-                {
-                    "ops": array(
-                        one_of(
-                            "",
-                            *map(ref, operations.values()),
-                            discriminator={
-                                "propertyName": "op",
-                                "mapping": {op: ref(name)["$ref"] for op, name in operations.items()},
-                            },
-                        ),
-                        minItems=1,
-                    )
-                },
+                {"ops": _operations(minItems=1)},
             )
         ),
         "PutOperation": closed(
@@ -135,6 +126,76 @@ def _batch(limits: Limits) -> dict[str, Schema]:
             },
             _members(),
         ),
+    }
+
+
+def _operations(description: str = "", **more: Any) -> Schema:
+    operations = {"put": "PutOperation", "get": "GetOperation", "delete": "DeleteOperation"}
+    mapping = {op: ref(name)["$ref"] for op, name in operations.items()}
+    one = one_of("", *map(ref, operations.values()), discriminator={"propertyName": "op", "mapping": mapping})
+    return array(one, description, **more)
+
+
+def _transaction(limits: Limits) -> dict[str, Schema]:
+    conditions = array(one_of("", *map(ref, ("VersionCondition", "ExistsCondition", "LockCondition"))))
+    return {
+        "Transaction": closed(
+            document(
+                "`then` is done if all of `if` holds, else `else`: all of the branch, or nothing. A branch writes a "
+                f"key at most once. Keys have 1 to {limits.key_bytes_max:,} bytes, a ttl is above 0 and at most "
+                f"{limits.ttl_s_max:,} s, a value has at most {limits.value_bytes_max:,} bytes; what is not so refuses "
+                "all of it.",
+                {"then": _operations(minItems=1)},
+                {"if": conditions, "else": _operations("Nothing, if left out.")},
+            )
+        ),
+        **_conditions(),
+        "TransactionState": document(
+            "`pending`: it can still go either way.", {"status": text(enum=["committed", "aborted", "pending"])}
+        ),
+        **_transaction_result(),
+    }
+
+
+def _conditions() -> dict[str, Schema]:
+    key = {"key": ref("Key")}
+    return {
+        "VersionCondition": closed(
+            document("The key is there, with this version.", {**key, "version": ref("Version")})
+        ),
+        "ExistsCondition": closed(document("Whether there is such a key.", {**key, "exists": {"type": "boolean"}})),
+        "LockCondition": closed(
+            document(
+                "The token is that of the lock's holder. That also opens the key of that name to the transaction.",
+                {"lock": ref("Key"), "token": integer("What the lock was granted with.", maximum=VERSION_MAX)},
+            )
+        ),
+    }
+
+
+def _transaction_result() -> dict[str, Schema]:
+    key, version = {"key": ref("Key")}, {"version": ref("Version")}
+    results = one_of("", ref("TransactionWrote"), ref("TransactionFound"), ref("TransactionFoundNone"))
+    return {
+        "TransactionResult": document(
+            "What the transaction did.",
+            {
+                "id": text("For GET /v1/txn/{id}."),
+                "succeeded": {"type": "boolean", "description": "Which branch ran: `then` if true."},
+                "version": one_of("Of every key that it wrote; null if it wrote none.", ref("Version"), _NULL),
+                "results": array(
+                    results,
+                    "One per operation of the branch that ran, in its order. Gets see the state before its writes.",
+                ),
+            },
+        ),
+        "TransactionWrote": document("Of a put or delete, whether or not there was such a key.", {**key, **version})
+        | {"not": {"anyOf": [having("value"), having("value_base64")]}},
+        "TransactionFound": document(
+            "Of a get.", {**key, **version}, {"value": ref("ValueText"), "value_base64": ref("ValueBase64")}
+        )
+        | {"oneOf": [having("value"), having("value_base64")]},
+        "TransactionFoundNone": document("Of a get: there is no such key.", {**key, "exists": {"const": False}}),
     }
 
 
@@ -189,6 +250,15 @@ def _locks(limits: Limits) -> dict[str, Schema]:
                     document("A lock that is held.", {**name, **holder, **left}), maxItems=limits.list_keys_max
                 ),
                 "next": _next(),
+            },
+        ),
+        "Intent": document(
+            "A transaction is about to write the key, or has read it or tests it.",
+            {
+                "txn": text("The transaction, for GET /v1/txn/{id}."),
+                "anchor": text("The key beside which its decision is kept."),
+                "age_s": number("Seconds since it was left here.", minimum=0),
+                "vote": integer("If it is committed, then at a version above this."),
             },
         ),
         "LockOfKey": document("The lease that guards the key.", {**holder, **left}),
@@ -271,15 +341,16 @@ def _explanation() -> Schema:
         "bytes": integer("Size of the value."),
         "expires_at_ms": {"type": ["integer", "null"], "description": "Unix time in milliseconds; null: never."},
         "cached": {"type": "boolean", "description": "Whether the owner has it in memory."},
-        "lock": one_of("Who may write the key; null: everybody.", {"type": "null"}, ref("LockOfKey")),
+        "lock": one_of("Who may write the key; null: everybody.", _NULL, ref("LockOfKey")),
+        "intent": one_of("What a transaction that is not finished here has left on the key.", _NULL, ref("Intent")),
     }
-    of_row = ("lock", "version", "sequence", "bytes", "expires_at_ms", "cached")
+    of_row = ("lock", "intent", "version", "sequence", "bytes", "expires_at_ms", "cached")
     return document("The way of a key, and what its owner knows of it.", way, row) | {
         "oneOf": [
             having("detail", owner_state="down"),
             having("detail", owner_state="up") | {"not": having("row")},
             having("detail", owner_state="up", row="damaged"),
-            having("lock", owner_state="up", row="absent"),
+            having("lock", "intent", owner_state="up", row="absent"),
             having(*of_row, owner_state="up", row="tombstone"),
             having(*of_row, owner_state="up", row="value"),
         ]
@@ -323,6 +394,7 @@ def _members() -> dict[str, Schema]:
         "version": ref("Version"),
         "owner": text("Who holds the lock, as it named itself."),
         "ttl_left": number("Seconds until the lease ends by itself, unless it is renewed.", minimum=0),
+        "txn_id": text("The transaction, for GET /v1/txn/{id}."),
         "parameter": text("The query parameter or field that is wrong."),
         "shard": ref("ShardId"),
         "allow": array(text(), "The methods that the route takes."),

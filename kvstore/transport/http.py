@@ -267,11 +267,11 @@ class AnswerAccount:
         self._bytes_max = limits.answer_bytes_in_flight_max
 
     def admit(self, response: Response) -> Response:
-        """The response, on the account until it is written; or 429 in its place."""
+        """The response, on the account until it is written; or 429 in its place, unless it `has_to_go`."""
         size = len(response.body)
         if size < LARGE_BYTES or response.head_only:
             return response
-        if self.under_way_bytes + size > self._bytes_max:
+        if self.under_way_bytes + size > self._bytes_max and not response.has_to_go:
             return problem_response(TooManyRequests("too many large answers are under way", retry_after_ms=500))
         self.under_way_bytes += size
         response.account = self
@@ -282,9 +282,10 @@ class Response:
     """A whole answer: a status, header lines that end in CRLF each, a body.
 
     Implements what aiohttp asks of a response (`prepare`, `write_eof`, `keep_alive`), without its header containers.
+    `has_to_go`: something was written, so an error that says "nothing was done" may not take its place.
     """
 
-    __slots__ = ("account", "body", "content_type", "head_only", "keep_alive", "lines", "status")
+    __slots__ = ("account", "body", "content_type", "has_to_go", "head_only", "keep_alive", "lines", "status")
 
     def __init__(
         self, status: int, body: bytes = b"", content_type: str = "", lines: str = "", *, head_only: bool = False
@@ -294,6 +295,7 @@ class Response:
         self.content_type = content_type
         self.lines = lines
         self.head_only = head_only
+        self.has_to_go = False
         self.keep_alive = True
         self.account: AnswerAccount | None = None
 

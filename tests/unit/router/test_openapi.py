@@ -12,15 +12,16 @@ import openapi_spec_validator
 import pytest
 
 from kvstore.config import Limits, default_config
-from kvstore.errors import BadRequest, all_errors
+from kvstore.errors import BadRequest, ValueTooLarge, all_errors
 from kvstore.router import app as router_app
-from kvstore.router.app import EXPLAIN_ROUTE, KEY_ROUTE, LOCK_ROUTE, RouterApp
+from kvstore.router.app import EXPLAIN_ROUTE, KEY_ROUTE, LOCK_ROUTE, TXN_ROUTE, RouterApp
 from kvstore.router.batch import parse_batch
 from kvstore.router.decode import decode_once, decode_tags
 from kvstore.router.locks import LockRoutes
 from kvstore.router.openapi import openapi_json
 from kvstore.router.schemas import OPERATION_ERRORS
 from kvstore.router.service import RouterService
+from kvstore.router.transactions import parse_transaction
 from kvstore.transport.http import BodyReader, Head
 
 LIMITS = Limits(
@@ -61,10 +62,15 @@ def codes_of(response: dict[str, Any]) -> list[str]:
 
 
 def routes() -> set[tuple[str, str]]:
-    """What the router takes: its table, the three routes with a key, and HEAD wherever there is GET."""
+    """What the router takes: its table, the routes that go on after a prefix, and HEAD wherever there is GET."""
     app = RouterApp("0", cast(RouterService, None), default_config())
-    of_a_key = {KEY_ROUTE: app._key_methods, LOCK_ROUTE: app._lock_methods, EXPLAIN_ROUTE: app._explain_methods}
-    table = {route: set(methods) for route, methods in (*of_a_key.items(), *app.routes.items())}
+    prefixed = {
+        KEY_ROUTE: app._key_methods,
+        LOCK_ROUTE: app._lock_methods,
+        EXPLAIN_ROUTE: app._explain_methods,
+        TXN_ROUTE: app._txn_methods,
+    }
+    table = {route: set(methods) for route, methods in (*prefixed.items(), *app.routes.items())}
     taken = {(route, method) for route, methods in table.items() for method in methods}
     return taken | {(route, "HEAD") for route, method in taken if method == "GET"}
 
@@ -85,7 +91,7 @@ def matches(parameter: dict[str, Any], field: str) -> bool:
 def is_taken(decode: Callable[[], object]) -> bool:
     try:
         decode()
-    except BadRequest:
+    except (BadRequest, ValueTooLarge):
         return False
     return True
 
@@ -128,6 +134,7 @@ def test_the_header_parameters_are_those_that_the_router_reads() -> None:
         (LOCK_ROUTE, "POST"): once,
         (LOCK_ROUTE, "PUT"): token | once,
         (LOCK_ROUTE, "DELETE"): token | once,
+        ("/v1/txn", "POST"): once,
     }
     for path, method, _ in operations():
         assert parameters(path, method.lower(), "header") == read.get((path, method), set()), (path, method)
@@ -141,7 +148,7 @@ def test_every_problem_code_of_an_answer_is_an_error_with_its_status() -> None:
 
 
 def test_every_error_is_documented_or_known_to_stay_inside() -> None:
-    inside = {"wrong-owner", "config-error", "foreign-data", "conflict"}
+    inside = {"wrong-owner", "config-error", "foreign-data"}
     shown = {code for _, response in refusals() for code in codes_of(response)}
     assert shown == {error.code for error in all_errors()} - inside
     assert set(DOCUMENT["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]) == shown | inside
@@ -159,7 +166,7 @@ def test_head_answers_as_get_does_but_without_any_body() -> None:
 
 def test_an_error_after_which_a_client_may_repeat_says_when() -> None:
     for status, response in refusals():
-        assert ("Retry-After" in response.get("headers", {})) == (status in ("423", "429", "503"))
+        assert ("Retry-After" in response.get("headers", {})) == (status in ("409", "423", "429", "503"))
 
 
 @pytest.mark.parametrize("name", ["key_bytes_max", "value_bytes_max", "body_bytes_max", "ttl_s_max", "list_keys_max"])
@@ -229,6 +236,53 @@ def test_the_schema_of_a_batch_and_the_router_agree_on_what_is_well_formed(op: A
 
 def test_a_batch_without_operations_is_not_well_formed() -> None:
     assert not schema("Batch").is_valid({"ops": []})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"then": [{"op": "get", "key": "k"}]},
+        {"if": [], "then": [{"op": "delete", "key": "k"}], "else": []},
+        {"if": [{"key": "k", "version": 1}], "then": [{"op": "put", "key": "k", "value_base64": "/wA=", "ttl": 60}]},
+        {"if": [{"key": "k", "version": 2**53 - 1}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"key": "k", "exists": False}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"lock": "k", "token": 0}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"key": "k", "version": 0}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"key": "k", "version": 2**53}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"key": "k", "version": 1.5}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"key": "k", "version": "1"}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"key": "k", "version": 1, "exists": True}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"key": "k", "exists": None}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"key": "k", "exists": 1}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"key": "k"}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"lock": "k"}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"lock": "k", "token": -1}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"lock": "k", "token": 2**53}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"key": "k", "token": 1}], "then": [{"op": "get", "key": "k"}]},
+        {"if": [{"lock": "k", "token": 1, "owner": "me"}], "then": [{"op": "get", "key": "k"}]},
+        {"if": {"key": "k", "version": 1}, "then": [{"op": "get", "key": "k"}]},
+        {"if": None, "then": [{"op": "get", "key": "k"}]},
+        {"then": [{"op": "get", "key": "k"}], "else": None},
+        {"then": [{"op": "get", "key": "k"}], "else": [{"op": "cas", "key": "k"}]},
+        {"then": [{"op": "get", "key": "k"}], "esle": []},
+        {"then": [{"op": "put", "key": "k"}]},
+        {"then": []},
+        {"then": {}},
+        {"else": [{"op": "get", "key": "k"}]},
+        {},
+        [],
+        None,
+    ],
+)
+def test_the_schema_of_a_transaction_and_the_router_agree_on_what_is_well_formed(body: Any) -> None:
+    taken = is_taken(lambda: parse_transaction(msgspec.json.encode(body), LIMITS))
+    assert schema("Transaction").is_valid(body) == taken
+
+
+def test_the_schema_of_a_transaction_names_the_limits() -> None:
+    about = DOCUMENT["components"]["schemas"]["Transaction"]["description"]
+    assert all(limit in about for limit in (" 77 bytes", " 777,777 s", " 7,777 bytes"))
 
 
 @pytest.mark.parametrize(
