@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from yarl import URL
 from tests.cluster.actions import Reply
 
 WAIT_S = 30.0
+LARGE_BYTES = 1024 * 1024
 
 
 class Calls:
@@ -30,7 +32,8 @@ class Calls:
     ) -> Reply:
         """Header lines may be repeated. Raises aiohttp.ClientError."""
         url = URL(self.url + path, encoded=True)
-        async with self._http.request(method, url, data=body, headers=list(headers)) as response:
+        data = io.BytesIO(body) if body and len(body) > LARGE_BYTES else body  # aiohttp asks for that
+        async with self._http.request(method, url, data=data, headers=list(headers)) as response:
             lines = {name.lower(): value for name, value in response.headers.items()}
             return Reply(response.status, lines, await response.read())
 
@@ -76,6 +79,18 @@ class Calls:
 
     async def _is_waiting(self, name: str, count: int) -> bool:
         return await self.waiting(name) == count
+
+    # --- transactions
+
+    async def txn(self, body: object, **headers: Any) -> Reply:
+        """`body` as JSON, or bytes as they are."""
+        encoded = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        return await self.ask("POST", "/v1/txn", encoded, fields(headers))
+
+    async def owner(self, key: str) -> str:
+        """The id of the shard that has the key."""
+        reply = await self.ask("GET", f"/v1/explain/{quote(key)}")
+        return str(reply.json["owner"])
 
 
 def fields(headers: dict[str, Any]) -> list[tuple[str, str]]:
