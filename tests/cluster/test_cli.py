@@ -161,6 +161,70 @@ def test_a_key_that_is_not_utf8_is_wrong_usage(shell: Shell) -> None:
     assert b"not UTF-8" in refused.stderr
 
 
+# --- transactions --------------------------------------------------------------------------------------------
+
+
+def test_a_transaction_from_a_file_says_by_its_exit_code_which_branch_ran(shell: Shell, tmp_path: Path) -> None:
+    a, b, c = (shell.prefix + name for name in "abc")
+    file = tmp_path / "txn.json"
+    body = {
+        "if": [{"key": a, "exists": False}],
+        "then": [
+            {"op": "put", "key": a, "value": "1"},
+            {"op": "put", "key": b, "value_base64": "/wA="},
+            {"op": "delete", "key": c},
+        ],
+        "else": [{"op": "get", "key": a}, {"op": "get", "key": b}, {"op": "get", "key": c}],
+    }
+    file.write_text(json.dumps(body))
+    out = shell.ok("txn", str(file)).decode().splitlines()
+    version = shell.json("get", a)["version"]
+    assert out[0].startswith(f"`then` ran, version {version} (transaction ")
+    assert [line.split() for line in out[2:]] == [
+        [op, str(version), key] for op, key in (("put", a), ("put", b), ("delete", c))
+    ]
+    again = shell.run("txn", str(file))
+    assert (again.returncode, again.stderr) == (1, b"")
+    assert [line.split() for line in again.stdout.decode().splitlines()[2:]] == [
+        ["get", str(version), a, '"1"'],
+        ["get", str(version), b, r'"\xff\x00"'],
+        ["get", "absent", c],
+    ]
+
+
+def test_a_transaction_from_standard_input_is_repeated_safely(shell: Shell) -> None:
+    body = json.dumps({"then": [{"op": "put", "key": shell.prefix + name, "value": "1"} for name in "ab"]}).encode()
+    arguments = ("txn", "-", "--json", "--idempotency-key", shell.prefix)
+    first = shell.ok(*arguments, stdin=body)
+    assert json.loads(first)["succeeded"] is True
+    assert shell.ok(*arguments, stdin=body) == first
+    other = shell.run(*arguments, stdin=body + b" ")
+    assert (other.returncode, json.loads(other.stderr)["code"]) == (2, "idempotency-key-reused")
+    assert set(shell.stored()) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [(b"", 2), (b"nonsense", 2), (b'{"then":[]}', 2), (b'{"then":[{"op":"put","key":"KEY","value":"1"},7]}', 2)],
+)
+def test_a_bad_transaction_is_one_line_and_2(shell: Shell, body: bytes, code: int) -> None:
+    run = shell.run("txn", "-", stdin=body.replace(b"KEY", shell.prefix.encode()))
+    assert (run.returncode, run.stdout) == (code, b"")
+    assert run.stderr.count(b"\n") == 1
+    assert shell.stored() == {}
+
+
+def test_a_transaction_on_a_key_that_somebody_has_locked_is_1(shell: Shell) -> None:
+    key = shell.prefix + "locked"
+    body = json.dumps({"then": [{"op": "put", "key": key, "value": "1"}]}).encode()
+    command = (sys.executable, "-m", "kvstore", "txn", "-")
+    with shell.start("lock", key, "--", *command, stdin=subprocess.PIPE) as process:
+        out, err = process.communicate(body, timeout=60)
+    assert (process.returncode, out) == (1, b"")
+    assert err.startswith(b"kvstore: ")
+    assert shell.stored() == {}
+
+
 # --- listings ------------------------------------------------------------------------------------------------
 
 

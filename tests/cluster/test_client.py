@@ -14,17 +14,21 @@ from kvstore.client import Client, Delete, Get, Item, Put
 from kvstore.errors import (
     BadBody,
     BadCursor,
+    BadParameter,
     BadTtl,
+    IdempotencyKeyReused,
     KeyEmpty,
     KeyNotUtf8,
     KeyTooLong,
     KvError,
+    Locked,
     NotFound,
     OutcomeUnknown,
     TooManyRequests,
     Unavailable,
     ValueTooLarge,
 )
+from kvstore.txn import TxnItem, delete, get, if_exists, if_locked, if_version, put
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import Cluster
@@ -175,6 +179,74 @@ async def test_a_batch_answers_in_order_and_each_operation_for_itself(kv: Client
 async def test_an_empty_batch_asks_nobody() -> None:
     async with Client("http://127.0.0.1:1") as kv:
         assert await kv.batch([]) == []
+
+
+# --- transactions --------------------------------------------------------------------------------------------
+
+
+async def test_a_transaction_runs_then_or_otherwise(kv: Client, prefix: str) -> None:
+    a, b, c = (prefix + name for name in "abc")
+    first = await kv.txn([put(a, b"\xff\x00"), put(b, b"2", ttl=100)], conditions=[if_exists(a, False)])
+    assert first.succeeded
+    assert first.version is not None
+    assert first.results == [TxnItem(a, first.version), TxnItem(b, first.version)]
+    assert await kv.get(a) == Item(b"\xff\x00", first.version)
+    item = await kv.get(b)
+    assert item is not None
+    assert item.ttl is not None
+    guards = [if_version(a, first.version), if_exists(b)]
+    second = await kv.txn([delete(a), get(a), get(c)], conditions=guards, otherwise=[get(b)])
+    assert second.succeeded
+    assert second.results == [TxnItem(a, second.version), TxnItem(a, first.version, b"\xff\x00"), TxnItem(c)]
+    third = await kv.txn([delete(a), get(a), get(c)], conditions=guards, otherwise=[get(b)])
+    assert (third.succeeded, third.version) == (False, None)
+    assert third.results == [TxnItem(b, first.version, b"2")]
+
+
+async def test_a_transaction_is_fenced_by_a_lock_and_repeated_safely(kv: Client, prefix: str) -> None:
+    a, b, lock = (prefix + name for name in ("a", "b", "lock"))
+    async with kv.lock(lock) as held:
+        writes = [put(a, b"1"), put(b, b"1"), put(lock, b"1")]
+        first = await kv.txn(writes, conditions=[if_locked(lock, held.token)], idempotency_key="K")
+        assert first.succeeded
+    await kv.put(a, b"2")
+    again = await kv.txn(writes, conditions=[if_locked(lock, held.token)], idempotency_key="K")
+    assert again == first
+    assert await kv.txn_status(first.id) == "committed"
+    late = await kv.txn(writes, conditions=[if_locked(lock, held.token)])
+    assert not late.succeeded
+    with pytest.raises(IdempotencyKeyReused):
+        await kv.txn([*writes, put(prefix + "c", b"")], conditions=[if_locked(lock, held.token)], idempotency_key="K")
+    item = await kv.get(a)
+    assert item is not None
+    assert item.value == b"2"
+
+
+async def test_what_refuses_a_transaction_is_raised(cluster: Cluster, kv: Client, prefix: str) -> None:
+    with pytest.raises(BadBody, match="second time"):
+        await kv.txn([put(prefix + "a", b"1"), delete(prefix + "a")])
+    with pytest.raises(BadBody):
+        await kv.txn([])
+    with pytest.raises(ValueTooLarge):
+        await kv.txn([put(prefix + "a", bytes(MIB + 1))])
+    with pytest.raises(KeyEmpty):
+        await kv.txn([get("")])
+    with pytest.raises(BadParameter):
+        await kv.txn_status("nonsense")
+    assert await kv.txn_status("7-1-00000000") is None
+    await kv.acquire(prefix + "lock", ttl=60)
+    async with Client(cluster.url, retries=0) as once:
+        with pytest.raises(Locked):
+            await once.txn([put(prefix + "a", b"1"), put(prefix + "lock", b"1")])
+    assert await kv.get(prefix + "a") is None
+
+
+async def test_a_transaction_of_the_largest_size_goes_through(kv: Client, prefix: str) -> None:
+    keys = [f"{prefix}{number}" for number in range(15)]
+    result = await kv.txn([put(key, b"v" * MIB) for key in keys])
+    assert {item.version for item in result.results} == {result.version}
+    found = await kv.txn([get(key) for key in keys])
+    assert {item.value for item in found.results} == {b"v" * MIB}
 
 
 # --- refusals ------------------------------------------------------------------------------------------------

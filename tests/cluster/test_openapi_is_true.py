@@ -25,11 +25,15 @@ OPERATIONS = [
 ]
 KEY = "/v1/kv/{key}"
 LOCK = "/v1/locks/{name}"
-BREAKABLE = (KEY, "/v1/kv", "/v1/batch", LOCK, "/v1/locks", "/v1/explain/{key}")  # they take a parameter or a body
+TXN = "/v1/txn"
+TXN_ID = "/v1/txn/{id}"
+# They take a parameter or a body.
+BREAKABLE = (KEY, "/v1/kv", "/v1/batch", LOCK, "/v1/locks", "/v1/explain/{key}", TXN, TXN_ID)
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
 KEPT = {"openapi/kept": b"1", "openapi/kept for a while": b"2"}
 KEYS = {"openapi/text": b"Ada", "openapi/bytes": b"\xff\x00", "openapi/empty": b"", "openapi/ü ?": b"{}"}
 HELD, USED = "openapi/held", "openapi/used"  # locks: one stays held, the token of the other is shown
+LARGE_PUT = b'{"then":[{"op":"put","key":"k","value":"%s"}]}' % (b"v" * (1024 * 1024 + 1))
 WAIT_S_MAX = 0.02  # nobody releases what is waited for here
 CONFIG = {
     "checks": {
@@ -144,6 +148,10 @@ def _make_possible(case: Case, data: st.DataObject, api: Api) -> None:
             assume(len(case.path_parameters[name].encode()) <= Limits().key_bytes_max)
     if "Lock-Token" in case.headers and data.draw(st.booleans()):
         case.headers["Lock-Token"] = str(api.token)
+    if "id" in case.path_parameters:
+        case.path_parameters["id"] = f"7-{case.path_parameters['id'].partition('-')[2]}"
+    if isinstance(case.body, dict) and "then" in case.body:
+        _make_possible_transaction(case.body, data, api)
     query = case.query or {}
     if "ttl" in query:
         query["ttl"] = f"{max(float(query['ttl']), 0.001):.3f}"  # in decimals: an exponent is refused
@@ -156,6 +164,23 @@ def _make_possible(case: Case, data: st.DataObject, api: Api) -> None:
         case.body["wait"] = min(case.body["wait"], WAIT_S_MAX)
     if isinstance(case.body, dict) and "owner" in case.body:
         assume(len(case.body["owner"].encode()) <= Limits().owner_bytes_max)
+
+
+def _make_possible_transaction(body: dict[str, Any], data: st.DataObject, api: Api) -> None:
+    """Keys of their own for what is written, keys that there are for what is read or tested; a ttl that can be."""
+    known = st.sampled_from([*KEPT, *KEYS])
+    for branch in ("then", "else"):
+        for number, op in enumerate(body.get(branch, [])):
+            op["key"] = data.draw(known) if op["op"] == "get" else f"openapi/{branch} {number}"
+            if "ttl" in op:
+                op["ttl"] = min(max(op["ttl"], 0.001), 1000)
+    for condition in body.get("if", []):
+        if "lock" in condition:
+            condition.update(lock=USED, token=data.draw(st.sampled_from([api.token, 0])))
+        else:
+            condition["key"] = data.draw(known)
+        if "version" in condition:
+            condition["version"] = int(condition["version"])  # 7.0 is an integer to JSON Schema, but not here
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS, ids=str)
@@ -220,6 +245,40 @@ def test_each_success_on_a_lock_and_its_key_is_answered_as_documented(api: Api) 
     assert call("GET", "/v1/explain/{key}", "key", 200).json()["lock"] is None
 
 
+def test_each_success_of_a_transaction_is_answered_as_documented(api: Api) -> None:
+    operation = schemathesis.openapi.from_dict(api.document)[TXN]["POST"]
+
+    def run(body: Any, **headers: str) -> Any:
+        case = operation.Case(body=body, headers=headers, media_type="application/json")
+        answer = case.call_and_validate(base_url=api.url, session=api.session)
+        assert answer.status_code == 200
+        return answer.json()
+
+    keys = ["openapi/txn a", "openapi/txn b", "openapi/txn lock"]
+    token = api.session.post(f"{api.url}/v1/locks/{requests.utils.quote(keys[2], safe='')}").json()["token"]
+    body: dict[str, Any] = {
+        "if": [{"key": keys[0], "exists": False}, {"lock": keys[2], "token": token}],
+        "then": [
+            {"op": "put", "key": keys[0], "value": "Ada", "ttl": 60},
+            {"op": "put", "key": keys[1], "value_base64": "/wA="},
+            {"op": "put", "key": keys[2], "value": ""},
+            {"op": "get", "key": keys[0]},
+        ],
+        "else": [{"op": "get", "key": key} for key in keys],
+    }
+    wrote = run(body, **{"Idempotency-Key": "openapi"})
+    assert wrote["succeeded"] is True
+    found = run(body)
+    assert [item["version"] for item in found["results"]] == [wrote["version"]] * 3
+    assert run({"if": [{"key": keys[0], "version": 1}], "then": [{"op": "get", "key": "k"}]})["results"] == []
+    gone = run({"if": [{"key": keys[0], "version": wrote["version"]}], "then": [{"op": "delete", "key": keys[0]}]})
+    assert gone["version"] > wrote["version"]
+    look = schemathesis.openapi.from_dict(api.document)[TXN_ID]
+    for method in ("GET", "HEAD"):
+        case = look[method].Case(path_parameters={"id": wrote["id"]})
+        assert case.call_and_validate(base_url=api.url, session=api.session).status_code == 200
+
+
 @pytest.mark.parametrize(("path", "method"), [o for o in OPERATIONS if o[0] in BREAKABLE and o[1] != "HEAD"], ids=str)
 def test_a_request_that_breaks_the_document_is_refused_as_documented(api: Api, path: str, method: str) -> None:
     statuses = _drive(api, path, method, GenerationMode.NEGATIVE)
@@ -265,6 +324,16 @@ def test_a_request_that_breaks_the_document_is_refused_as_documented(api: Api, p
         ("DELETE", LOCK, f"/v1/locks/{HELD}", {"Lock-Token": "1"}, b"{}", 400, "bad-body"),
         ("GET", "/v1/locks", "/v1/locks?after=%21", {}, b"", 400, "bad-cursor"),
         ("POST", "/v1/batch", "/v1/batch", {"Lock-Token": "1"}, b'{"ops":[]}', 400, "bad-parameter"),
+        ("POST", TXN, TXN, {}, b'{"then":[]}', 400, "bad-body"),
+        ("POST", TXN, TXN, {}, b'{"then":[{"op":"get","key":""}]}', 400, "key-empty"),
+        ("POST", TXN, TXN, {}, b'{"then":[{"op":"get","key":"%s"}]}' % (b"k" * 1025), 400, "key-too-long"),
+        ("POST", TXN, TXN, {}, b'{"then":[{"op":"put","key":"k","value":"","ttl":0}]}', 400, "bad-ttl"),
+        ("POST", TXN, TXN, {"If-Match": "*"}, b'{"then":[{"op":"get","key":"k"}]}', 400, "bad-parameter"),
+        ("POST", TXN, TXN, {"Content-Length": "16777217"}, b"", 413, "body-too-large"),
+        ("POST", TXN, TXN, {}, LARGE_PUT, 413, "value-too-large"),
+        ("POST", TXN, TXN, {}, b'{"then":[{"op":"delete","key":"%s"}]}' % HELD.encode(), 423, "locked"),
+        ("GET", TXN_ID, "/v1/txn/nonsense", {}, b"", 400, "bad-parameter"),
+        ("GET", TXN_ID, "/v1/txn/0-1-00000000", {}, b"", 404, "not-found"),
         ("GET", "/v1/kv", "/v1/kv?after=%21", {}, b"", 400, "bad-cursor"),
         ("GET", "/v1/kv", "/v1/kv?prefix=a&prefix=b", {}, b"", 400, "bad-parameter"),
         ("POST", "/v1/batch", "/v1/batch", {}, b'{"ops":[]}', 400, "bad-body"),
@@ -300,11 +369,21 @@ def test_another_request_under_the_same_idempotency_key_is_refused_as_documented
     _check_problem(api, second, response.rpartition("/")[2])
 
 
+def test_another_transaction_under_the_same_idempotency_key_is_refused_as_documented(api: Api) -> None:
+    bodies = [b'{"then":[{"op":"get","key":"openapi/once"}]%s}' % more for more in (b"", b',"else":[]')]
+    first, second = (api.session.post(api.url + TXN, data=b, headers={"Idempotency-Key": "of two"}) for b in bodies)
+    assert first.status_code == 200
+    assert (second.status_code, second.json()["code"]) == (422, "idempotency-key-reused")
+    _check_problem(api, second, "idempotency-key-reused")
+
+
 @pytest.mark.parametrize("path", sorted({path for path, _ in OPERATIONS}))
 def test_a_method_that_is_not_documented_is_refused_with_those_that_are(api: Api, path: str) -> None:
     documented = {method for route, method in OPERATIONS if route == path}
     for method in set(METHODS) - documented:
-        answer = api.session.request(method, api.url + path.format(key="openapi", name="openapi"), data=b"1")
+        answer = api.session.request(
+            method, api.url + path.format(key="openapi", name="openapi", id="7-1-00000000"), data=b"1"
+        )
         assert answer.status_code == 405, method
         assert set(answer.headers["Allow"].split(", ")) == documented
         _check_problem(api, answer, "method-not-allowed")
@@ -312,7 +391,7 @@ def test_a_method_that_is_not_documented_is_refused_with_those_that_are(api: Api
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS, ids=str)
 def test_an_unknown_parameter_is_refused(api: Api, path: str, method: str) -> None:
-    url = api.url + path.format(key="openapi", name="openapi")
+    url = api.url + path.format(key="openapi", name="openapi", id="7-1-00000000")
     answer = api.session.request(method, f"{url}?colour=red", data=b'{"ops":[]}')
     assert answer.status_code == 400
     assert method == "HEAD" or answer.json()["parameter"] == "colour"
