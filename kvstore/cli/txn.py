@@ -27,7 +27,7 @@ from kvstore.cli.frame import (
     talks_to_cluster,
 )
 from kvstore.client import Client
-from kvstore.errors import BodyTooLarge
+from kvstore.errors import BodyTooLarge, OutcomeUnknown
 from kvstore.operations import value_of
 
 _KEY_CHARACTERS_ALIGNED = 40
@@ -77,7 +77,10 @@ def txn(file: str, idempotency_key: str | None, url: str, as_json: bool) -> None
         body = _from_stdin() if file == "-" else _from_file(Path(file))
 
     async def work(kv: Client) -> bool:
-        document = await kv.txn_json(body, idempotency_key=idempotency_key)
+        try:
+            document = await kv.txn_json(body, idempotency_key=idempotency_key)
+        except OutcomeUnknown as error:
+            raise _unknown(error, idempotency_key, kv.url) from None
         if as_json:
             say_json(document)
         else:
@@ -103,6 +106,19 @@ def _checked_size(body: bytes) -> bytes:
     if len(body) > VALUE_BYTES_READ_MAX:
         raise BodyTooLarge(f"the transaction has more than {VALUE_BYTES_READ_MAX:,} bytes; no cluster takes that")
     return body
+
+
+def _unknown(error: OutcomeUnknown, idempotency_key: str | None, url: str) -> OutcomeUnknown:
+    """The same error, with what to do about it from a command line."""
+    members = {name: value for name, value in error.members.items() if name != "next_step"}
+    txn_id = members.get("txn_id")
+    if idempotency_key is not None:
+        next_step = "Run it again with the same --idempotency-key: it is done once."
+    elif txn_id is not None:
+        next_step = f"GET {url}/v1/txn/{txn_id} tells, while it is in doubt; read the keys before you run it again."
+    else:
+        next_step = "Read the keys before you run it again, and give an --idempotency-key next time."
+    return OutcomeUnknown(error.detail, next_step=next_step, **members)
 
 
 def _show(body: bytes, document: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from aiohttp import web
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from kvstore.config import Limits
-from kvstore.errors import BadBody, BadParameter, BadRequest, BodyTooLarge, KvError, NotFound
+from kvstore.errors import BadBody, BadParameter, BadRequest, BodyTooLarge, KvError, Locked, NotFound
 from kvstore.protocol import Condition, Read, Step
 from kvstore.router.coordinator import Coordinator, Result, Transaction
 from kvstore.router.decode import VERSION_MAX, decode_once, refuse_headers, ttl_to_ms
@@ -25,6 +25,9 @@ from kvstore.transport.http import JSON, BodyReader, Head, Response, check_key, 
 
 _NONE: frozenset[str] = frozenset()
 _ID_BYTES_MAX = 200
+_HOW_TO_OPEN = (
+    'Wait for retry_after_ms and send it again; the holder of the lock adds {"lock":NAME,"token":N} to `if` instead.'
+)
 
 T = TypeVar("T")
 
@@ -59,7 +62,11 @@ class TxnRoutes:
         refuse_headers(head, "if-match", "if-none-match", "lock-token")
         raw = await self._bodies.read(request, head, self._limits.body_bytes_max, BodyTooLarge)
         transaction = parse_transaction(raw, self._limits)
-        result = await self._coordinator.run(transaction, decode_once(head, raw))
+        try:
+            result = await self._coordinator.run(transaction, decode_once(head, raw))
+        except Locked as error:
+            error.members["next_step"] = _HOW_TO_OPEN
+            raise
         response = Response(200, encode_result(transaction, result), JSON)
         response.has_to_go = result.version is not None
         return response

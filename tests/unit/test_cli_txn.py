@@ -193,6 +193,31 @@ def test_an_error_is_one_line_and_says_by_the_exit_code_whether_the_store_decide
     assert json.loads(capsys.readouterr().err)["code"] == error.code
 
 
+@pytest.mark.parametrize(
+    ("options", "members", "said"),
+    [
+        (["--idempotency-key", "K"], {"txn_id": "8-c-9"}, "Run it again with the same --idempotency-key"),
+        ([], {"txn_id": "8-c-9"}, "GET http://127.0.0.1:8080/v1/txn/8-c-9 tells"),
+        ([], {}, "Read the keys before you run it again"),
+    ],
+)
+def test_of_an_unknown_outcome_it_says_how_to_find_out(
+    store: Store,
+    file: str,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    members: dict[str, Any],
+    said: str,
+) -> None:
+    store.answer = OutcomeUnknown("who knows", **members)
+    assert main(["txn", file, *options]) == 2
+    assert said in capsys.readouterr().err
+    assert main(["txn", file, "--json", *options]) == 2
+    problem = json.loads(capsys.readouterr().err)
+    assert problem["next_step"].startswith(said)
+    assert problem.get("txn_id") == members.get("txn_id")
+
+
 @pytest.mark.parametrize("key", ["", "k" * 256, "a\nb", "\udcff"])
 def test_an_idempotency_key_that_cannot_be_sent_is_wrong_usage(
     store: Store, file: str, capsys: pytest.CaptureFixture[str], key: str

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.config import Limits
-from kvstore.errors import BadBody, BadParameter, Conflict, KvError, NotFound
+from kvstore.errors import BadBody, BadParameter, Conflict, KvError, Locked, NotFound
 from kvstore.protocol import Condition, Once, Read, Step
 from kvstore.router.coordinator import Coordinator, Result, Transaction
 from kvstore.router.transactions import TxnRoutes, encode_result, parse_transaction
@@ -422,6 +422,14 @@ async def test_an_error_of_the_coordinator_is_the_answer() -> None:
     with pytest.raises(Conflict):
         await run(Told(Conflict("so be it", retry_after_ms=7)), {"then": [GET]})
     assert "Retry-After: 1\r\n" in problem_response(Conflict("so be it", retry_after_ms=7)).lines
+
+
+async def test_who_meets_a_lock_is_told_how_its_holder_gets_through() -> None:
+    with pytest.raises(Locked) as caught:
+        await run(Told(Locked("leased", owner="me", retry_after_ms=7)), {"then": [GET]})
+    problem = caught.value.problem()
+    assert '{"lock":NAME,"token":N}' in problem["next_step"]
+    assert (problem["owner"], problem["retry_after_ms"]) == ("me", 7)
 
 
 @pytest.mark.parametrize(("version", "status"), [(41, 200), (None, 429)])
