@@ -77,7 +77,9 @@ def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> li
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds; figures are medians.")
-@click.option("--seconds", type=click.IntRange(1), default=5, show_default=True, help="Length of one run.")
+@click.option(
+    "--seconds", type=click.IntRange(1), default=5, show_default=True, help="Length of one run (txn-zipf: 10 or more)."
+)
 @click.option("--connections", callback=_numbers, default="1,32,128", show_default=True)
 @click.option("--systems", callback=_names(SYSTEMS), default=",".join(SYSTEMS), show_default=True)
 @click.option(
@@ -170,7 +172,7 @@ async def _start(system: System, folder: Path) -> SystemFacts:
 async def _run_all(plan: Plan, options: Options) -> list[Run]:
     steps = plan.steps(options.rounds, options.connections)
     warm_ups = len({(step.system.name, step.workload.name) for step in steps})
-    expected_s = len(steps) * (options.seconds + SETTLE_S) + warm_ups * (WARM_UP_S + SETTLE_S)
+    expected_s = sum(step.seconds(options.seconds) + SETTLE_S for step in steps) + warm_ups * (WARM_UP_S + SETTLE_S)
     _tell(f"{len(steps)} runs of {options.seconds} s: about {expected_s / 60:.1f} minutes")
     began = time.monotonic()
     runs: list[Run] = []
@@ -194,12 +196,20 @@ def _report(options: Options, runs: Sequence[Run], facts: Sequence[SystemFacts])
         f"{options.keys:,} keys, values of 100 bytes, {options.rounds} rounds of {options.seconds} s, medians; "
         "wrk on the same machine, with 1 thread (cas, cas-hot and lock: 1 thread per connection)"
     )
+    header += _longer(options)
     header.append(report.quietness(runs))
     cells = report.summarize(runs)
     if options.json_file is not None:
         document = {"header": header, "systems": facts, "cells": cells, "runs": runs}
         options.json_file.write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
     return report.render(cells, facts, header)
+
+
+def _longer(options: Options) -> list[str]:
+    """A line if some runs took longer than asked."""
+    works = [WORKLOADS[name] for name in options.works]
+    texts = [f"{work.name}: {work.seconds_min} s" for work in works if work.seconds_min > options.seconds]
+    return [f"runs that have to be longer: {', '.join(texts)}"] if texts else []
 
 
 def _tell(line: str) -> None:

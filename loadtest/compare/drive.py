@@ -2,7 +2,8 @@
 
 Owns: the order of runs, the wrk process, reading its figures, CPU time per operation.
 Promises: rounds are interleaved (all systems run one workload at one number of connections before the next), so that a
-slow minute of the machine hits all of them; a run's CPU time holds what the system still did just after it.
+slow minute of the machine hits all of them; a run's CPU time holds what the system still did after it, and the next
+run begins when that system has come to rest.
 Leaves to others: what is asked (workloads.py), the systems' processes (systems.py), medians and ratios (report.py).
 
 wrk is a closed loop: each connection sends its next request when it has the answer. Its latencies are corrected by wrk
@@ -34,6 +35,8 @@ from loadtest.compare.workloads import Workload, preload
 
 WARM_UP_S = 1
 SETTLE_S = 0.4
+_SETTLE_S_MAX = 10.0
+_QUIET_CORES = 0.2
 _PRELOAD_CONNECTIONS = 32
 _WRK_GRACE_S = 30.0
 _RESULT = "RESULT "
@@ -89,6 +92,10 @@ class Step(NamedTuple):
     workload: Workload
     connections: int
     system: System
+
+    def seconds(self, asked: int) -> int:
+        """How long it takes when it is asked to take that long."""
+        return max(asked, self.workload.seconds_min)
 
 
 class Plan:
@@ -149,7 +156,7 @@ class Plan:
             if (step.system.name, step.workload.name) not in warm:
                 warm.add((step.system.name, step.workload.name))
                 await self._one(step, WARM_UP_S)
-            yield await self._one(step, seconds)
+            yield await self._one(step, step.seconds(seconds))
 
     def _in_turn(self, number: int) -> list[System]:
         """Another system goes first in each round: none always follows the same one."""
@@ -165,8 +172,10 @@ class Plan:
             script_arguments.append(system.name)
             threads = step.connections
         before = _CpuTimes.now(system)
-        result = await run_wrk(system.url, workload.script, step.connections, seconds, script_arguments, threads)
-        await asyncio.sleep(SETTLE_S)  # what it writes after its last answer is its own, and not the next one's noise
+        result = await run_wrk(
+            system.url, workload.script, step.connections, seconds, script_arguments, threads, workload.timeout_s
+        )
+        await _settle(system)
         used = _CpuTimes.now(system).since(before)
         operations = result.get("operations", result["requests"] * workload.operations)
         if workload.stateful is not None:
@@ -202,16 +211,37 @@ class Plan:
         self.request_file(step.system, step.workload).write_bytes(content)
 
 
+async def _settle(system: System) -> None:
+    """Until it has come to rest: what it does after its last answer is its own, and not the next one's noise.
+
+    wrk leaves requests behind that wait for one another: a system may work at those for seconds.
+    """
+    deadline_s = time.monotonic() + _SETTLE_S_MAX
+    while time.monotonic() < deadline_s:
+        before = _CpuTimes.now(system)
+        await asyncio.sleep(SETTLE_S)
+        used = _CpuTimes.now(system).since(before)
+        if sum(used.system_s.values()) < _QUIET_CORES * used.clock_s:
+            return
+
+
 async def run_wrk(
-    url: str, script: Path, connections: int, seconds: int, script_arguments: Sequence[str], threads: int = 1
+    url: str,
+    script: Path,
+    connections: int,
+    seconds: int,
+    script_arguments: Sequence[str],
+    threads: int = 1,
+    timeout_s: int = 2,
 ) -> dict[str, int]:
     """Run wrk; the figures that the script's `done` prints.
 
     `status` counts answers of 400 and above that the script does not count under the status itself (`409`), `timeout`
-    those that took longer than 2 s; times are in microseconds.
+    those that took longer than `timeout_s`, which the latencies do not hold; times are in microseconds.
     Raises RuntimeError when wrk fails.
     """
-    command = ["wrk", "-t", str(threads), "-c", str(connections), "-d", f"{seconds}s", "-s", str(script), url, "--"]
+    command = ["wrk", "-t", str(threads), "-c", str(connections), "-d", f"{seconds}s", "--timeout", f"{timeout_s}s"]
+    command += ["-s", str(script), url, "--"]
     wrk = await asyncio.create_subprocess_exec(
         *command,
         *script_arguments,

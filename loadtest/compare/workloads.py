@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from kvstore.config import default_config
 from loadtest.compare import transactions
 from loadtest.compare.data import Data
 from loadtest.compare.dialects import Dialect
@@ -21,6 +22,7 @@ from loadtest.compare.http1 import Request
 from loadtest.compare.stateful import Cas, HotCas, LockCycles, Stateful
 from loadtest.compare.transactions import Transactions
 
+_CONFLICT_S = round(default_config().limits.txn_timeout_s)  # a run that is shorter ends before any 409
 _REPLAY = Path(__file__).with_name("replay.lua")
 
 
@@ -28,8 +30,10 @@ class Workload(NamedTuple):
     """`requests` gives what wrk chooses from, at random; it raises Unsupported for a system that cannot do it.
 
     `operations` is the number of operations in one request; rates and CPU time are told per operation. `replay` is the
-    script that replays the requests; `check` raises RuntimeError if a system does not do what is to be measured. A
-    stateful workload has no requests: it writes its own file before each run, and counts its operations itself.
+    script that replays the requests; `check` raises RuntimeError if a system does not do what is to be measured.
+    Answers that take longer than `timeout_s` are errors, and are missing in the latencies. A run takes `seconds_min` at
+    least. A stateful workload has no requests: it writes its own file before each run, and counts its operations
+    itself.
     """
 
     name: str
@@ -39,6 +43,8 @@ class Workload(NamedTuple):
     stateful: Stateful | None = None
     replay: Path = _REPLAY
     check: Callable[[str, Dialect, Data], Awaitable[None]] | None = None
+    timeout_s: int = 2
+    seconds_min: int = 1
 
     @property
     def script(self) -> Path:
@@ -58,9 +64,17 @@ def _put(dialect: Dialect, data: Data) -> list[Request]:
     return [dialect.put(key, value) for key, value in zip(data.keys, data.written, strict=True)]
 
 
-def _of_transactions(name: str, title: str, draw: transactions.Draw) -> Workload:
+def _of_transactions(name: str, title: str, draw: transactions.Draw, seconds_min: int = 1) -> Workload:
     drawn = Transactions(draw)
-    return Workload(name, title, drawn.requests, replay=transactions.SCRIPT, check=drawn.check)
+    return Workload(
+        name,
+        title,
+        drawn.requests,
+        replay=transactions.SCRIPT,
+        check=drawn.check,
+        timeout_s=2 * _CONFLICT_S,
+        seconds_min=seconds_min,
+    )
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -73,6 +87,8 @@ WORKLOADS: dict[str, Workload] = {
         Workload("lock", "acquire and release of a random lock", None, stateful=LockCycles()),
         _of_transactions("txn4", "transaction of 4 PUTs of random keys", transactions.over_all_stores),
         _of_transactions("txn1", "transaction of 4 PUTs of random keys of one store", transactions.in_one_store),
-        _of_transactions("txn-zipf", "transaction of 4 PUTs of keys drawn by Zipf's law", transactions.zipf),
+        _of_transactions(
+            "txn-zipf", "transaction of 4 PUTs of keys drawn by Zipf's law", transactions.zipf, 2 * _CONFLICT_S
+        ),
     )
 }

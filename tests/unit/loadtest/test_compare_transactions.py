@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from kvstore.config import default_config
 from kvstore.placement.cluster_map import Member, first_map
-from loadtest.compare import dialects, transactions
+from loadtest import processes
+from loadtest.compare import dialects, drive, transactions
 from loadtest.compare.data import Data, make_data
-from loadtest.compare.drive import run_wrk
+from loadtest.compare.drive import Step, run_wrk
 from loadtest.compare.http1 import Answer, write_replay
+from loadtest.compare.systems import EtcdSystem
 from loadtest.compare.transactions import PUTS, SCRIPT, Draw, Transactions
 from loadtest.compare.workloads import WORKLOADS
 
@@ -115,6 +118,24 @@ def test_only_the_store_itself_tells_who_keeps_a_key() -> None:
     assert dialects.Kvstore().owner(answer) == "s3"
     assert dialects.Bare().owner(answer) is None
     assert dialects.Etcd().owner(answer) is None
+
+
+def test_conflicts_have_time_to_be_answered_and_are_no_time_outs() -> None:
+    zipf = WORKLOADS["txn-zipf"]
+    gives_up_s = default_config().limits.txn_timeout_s
+    assert zipf.timeout_s > gives_up_s
+    step = Step(1, zipf, 32, EtcdSystem())
+    assert step.seconds(asked=1) > gives_up_s
+    assert step.seconds(asked=60) == 60
+    assert step._replace(workload=WORKLOADS["txn4"]).seconds(asked=1) == 1
+
+
+async def test_a_run_ends_when_the_system_has_come_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_s = [0.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]  # before and after each look: busy, busy, at rest, …
+    monkeypatch.setattr(drive, "SETTLE_S", 0.01)
+    monkeypatch.setattr(processes, "cpu_by_name", lambda _: {"shard": cpu_s.pop(0)})
+    await drive._settle(EtcdSystem())
+    assert cpu_s == [2.0, 2.0]
 
 
 # --- against a store in this process ---------------------------------------------------------------------------------
