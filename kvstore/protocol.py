@@ -166,28 +166,41 @@ class Transact(Message, tag=14):
 
 
 class Prepare(Message, tag=15):
-    """This store's part of a transaction over several. `anchor` is its first key, here or elsewhere. Answer: Vote."""
+    """This store's part of a transaction over several. `anchor` is its first key, in another store. Answer: Vote.
+
+    `once`: its Idempotency-Key.
+    """
 
     anchor: str
     attempt: Attempt
     conditions: list[Condition]
     then: list[Step]
     otherwise: list[Step]
-    once: Once | None = None
+    once: str | None = None
 
 
-class Decide(Message, tag=16):
-    """Commit: `key` is the anchor, `vote` that of its intent, `keys` are all keys. `reads`: what the gets found,
-    for the kept reply. Answer: Outcome."""
+class Commit(Message, tag=16):
+    """All other stores have voted: do the anchor's store's part, and decide, in one batch. Answer: Outcome.
+
+    `key` is the anchor; `conditions`, `then`, `otherwise`: the part of its store. Of the others: `vote`, the highest;
+    `holds`, whether all their conditions did; `keys`; `locked_then`, `locked_otherwise`, as in `Vote`. `then_reads` and
+    `otherwise_reads`: what the gets of each branch found, None where this store has to look; given with `once` only,
+    for the kept reply.
+    """
 
     key: str
     attempt: Attempt
+    conditions: list[Condition]
+    then: list[Step]
+    otherwise: list[Step]
     vote: int
-    version: int
-    succeeded: bool
+    holds: bool
     keys: list[str]
+    locked_then: dict[str, Any] | None = None
+    locked_otherwise: dict[str, Any] | None = None
     once: Once | None = None
-    reads: list[Read] = []
+    then_reads: list[Read | None] = []
+    otherwise_reads: list[Read | None] = []
 
 
 class Finish(Message, tag=17):
@@ -215,7 +228,10 @@ class Ask(Message, tag=19):
 
 
 class Look(Message, tag=20):
-    """What became of the attempt `name`, anchored in `partition`? Changes nothing. Answer: Outcome."""
+    """What is known of the attempt `name`? Changes nothing. Answer: Outcome.
+
+    `partition`: that of its anchor; -1 asks whether it holds any key in this store.
+    """
 
     partition: int
     name: str
@@ -266,9 +282,9 @@ class Stats(Message, tag=7):
 
 Request = (
     Get | Put | Delete | Scan | Count | Explain | Stats | Acquire | Renew | Release | Leave | Inspect | ScanLeases
-    | Transact | Prepare | Decide | Finish | Abort | Ask | Look | ReadLock | ReadUnlock | Forget
+    | Transact | Prepare | Commit | Finish | Abort | Ask | Look | ReadLock | ReadUnlock | Forget
 )  # fmt: skip
-WRITES = (Put, Delete, Acquire, Renew, Release, Transact, Prepare, Decide, Finish, Abort, Ask)
+WRITES = (Put, Delete, Acquire, Renew, Release, Transact, Prepare, Commit, Finish, Abort, Ask)
 
 
 class Answer(Message, tag=101):
@@ -302,12 +318,12 @@ class Facts(Message, tag=103):
 
 
 class Vote(Message, tag=104):
-    """The attempt is prepared. `vote`: the clock's step; `anchor_vote`: that of the anchor's intent if it is here, else
-    0; `holds`: all conditions did. `locked_then`, `locked_otherwise`: the problem, where the branch writes to what
-    somebody else has leased. `reads`: of the gets of `then`, then of those of `otherwise`, in order."""
+    """The attempt is prepared here. `vote`: the clock's step; `holds`: all conditions did. `reads`: of the gets of
+    `then`, then of those of `otherwise`, in order. `locked_then`, `locked_otherwise`: the problem, where the branch
+    writes to what somebody else has leased.
+    """
 
     vote: int
-    anchor_vote: int
     holds: bool
     reads: list[Read]
     locked_then: dict[str, Any] | None = None
@@ -317,19 +333,19 @@ class Vote(Message, tag=104):
 class Outcome(Message, tag=105):
     """What became of an attempt.
 
-    `state`: committed; aborted (and never will be committed); gone (so long ago that nothing is known of it);
-    pending; refused (the attempt's stamp is at or below `floor`); repeated (what an earlier attempt with the same
-    Idempotency-Key was answered with: it is `attempt`).
-    `version` 0: nothing was written. `reads`: those of the branch that ran.
+    `state`: committed; aborted (it never will be committed); gone (so long ago, or stamped so low, that nothing can be
+    known of it); pending; repeated (what an earlier attempt with the same Idempotency-Key was answered with: it is
+    `attempt`). `version` 0: nothing was written. `reads`: those of the branch that ran, of this store. `floor`: of this
+    store; stamps should be above it.
     """
 
-    state: Literal["committed", "aborted", "gone", "pending", "refused", "repeated"]
+    state: Literal["committed", "aborted", "gone", "pending", "repeated"]
     attempt: str = ""
     version: int = 0
     succeeded: bool = False
     decided_ms: int = 0
-    floor: int = 0
     reads: list[Read] = []
+    floor: int = 0
 
 
 class Reads(Message, tag=106):
@@ -349,10 +365,10 @@ def message_bytes(message: Message) -> int:
             return len(message.value) + _PART_BYTES
         case Answer():
             return len(message.value or b"") + _PART_BYTES
-        case Prepare() | Transact():
+        case Prepare() | Transact() | Commit():
             steps = (*message.then, *message.otherwise)
             return sum(len(step.value) for step in steps) + _PART_BYTES * (len(steps) + len(message.conditions) + 1)
-        case Vote() | Outcome() | Reads() | Decide():
+        case Vote() | Outcome() | Reads():
             return sum(len(read.value or b"") + _PART_BYTES for read in message.reads) + _PART_BYTES
         case Page():
             return sum(len(value or b"") + _PART_BYTES for _, _, value, _ in message.items)

@@ -1,17 +1,17 @@
 """Transactions over any keys: two-phase commit, driven by the router, whose state is data of the stores.
 
-Owns: splitting a transaction by owner, the order of prepare, decide and finish, retries, what a client is told.
+Owns: splitting a transaction by owner, the order of prepare, commit and finish, retries, what a client is told.
 Promises: the coordinator keeps nothing worth keeping: it may die at any line below, and whoever meets what it left
 finds out what became of it (`shard.recovery`). It says "done" only after the anchor's store said so, and "nothing was
-written" only while no decide can be under way.
+written" only while no commit can be under way.
 Leaves to others: the verdict on votes (`transactions.coordination`), what each store does (`storage.participant`).
 
     all keys in one store          Transact ──> done
     only reads                     ReadLock ──> all stores;  ReadUnlock ──> all: were the locks held all the time?
-    else                           Prepare ──> all stores;  Decide ──> the anchor's;  the client is answered;
-                                   Finish ──> the others;  Forget ──> the anchor's, later, many at once
+    else                           Prepare ──> all stores but the anchor's;  Commit ──> the anchor's;  the client is
+                                   answered;  Finish ──> the others;  Forget ──> the anchor's, later, many at once
 
-Where it may die: before the decide has reached the anchor's store: the intents are found too old, the attempt is
+Where it may die: before the commit has reached the anchor's store: the intents are found too old, the attempt is
 aborted for good. After: it is committed, and the intents are applied by whoever finds them.
 """
 
@@ -29,13 +29,23 @@ from typing import Any, NamedTuple
 
 from kvstore import failpoints
 from kvstore.config import Limits
-from kvstore.errors import BadParameter, Conflict, KvError, OutcomeUnknown, Unavailable, from_problem
+from kvstore.errors import (
+    BadParameter,
+    Conflict,
+    KvError,
+    OutcomeUnknown,
+    TooManyRequests,
+    Unavailable,
+    WrongOwner,
+    from_problem,
+)
 from kvstore.protocol import (
     Abort,
     Answer,
+    Ask,
     Attempt,
+    Commit,
     Condition,
-    Decide,
     Finish,
     Forget,
     Look,
@@ -131,6 +141,7 @@ class Coordinator:
         """
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._limits.txn_timeout_s
+        self._stamps.see(self._service.floor)
         attempt = self._stamps.draw(_now_us())
         wait_ms = 1.0
         while True:
@@ -139,10 +150,9 @@ class Coordinator:
                 return result
             if loop.time() >= deadline_s:
                 raise self._in_the_way(result, transaction, attempt)
-            self._stamps.see(result.floor)
             if result.epoch:
                 await self._service.await_epoch(result.epoch)
-            elif not result.floor:
+            else:
                 wait_ms = min(wait_ms * 2, _RETRY_MS_MAX)
                 await asyncio.sleep(random.uniform(wait_ms / 2, wait_ms) / 1000)
             attempt = self._stamps.draw(_now_us(), attempt.start)
@@ -269,45 +279,45 @@ class Coordinator:
         self, parts: list[_Part], transaction: Transaction, attempt: Attempt, once: Once | None, deadline_s: float
     ) -> Result | Again:
         anchor = transaction.anchor
+        (last,) = (part for part in parts if anchor in part.keys)
+        others = [part for part in parts if part is not last]
+        once_key = once.key if once is not None else None
 
         def prepare(part: _Part) -> Prepare:
-            its_once = once if anchor in part.keys else None
-            return Prepare(0, anchor, attempt, part.conditions, part.then, part.otherwise, its_once)
+            return Prepare(0, anchor, attempt, part.conditions, part.then, part.otherwise, once_key)
 
         def give_up(part: _Part, reply: Any) -> None:
             if reply is None or isinstance(reply, Vote):
                 self._send(part.channel, Abort(0, attempt, list(part.keys)))
 
         failpoints.hit("txn-before-prepare-sent")
-        votes = await self._ask_all(parts, prepare, Vote, give_up, "txn-after-prepare-sent")
+        votes = await self._ask_all(others, prepare, Vote, give_up, "txn-after-prepare-sent")
         if not isinstance(votes, list):
             return self._refused(votes, transaction)
-        verdict = judge(votes)
-        if isinstance(verdict, Refused):
-            for part in parts:
-                give_up(part, None)
-            raise verdict.error
-        reads = _reads(parts, votes, transaction, verdict.succeeded)
-        decide = Decide(
-            0,
-            anchor,
-            attempt,
-            verdict.anchor_vote,
-            verdict.version,
-            verdict.succeeded,
-            [key for part in parts for key in part.keys],
-            once,
-            reads if once is not None else [],
-        )
-        outcome = await self._decide(decide, transaction, deadline_s)
-        if outcome.state != "committed":
-            for part in parts:
+        vote, holds, locked_then, locked_otherwise = judge(votes)
+        then_reads, otherwise_reads = _reads_of_others(others, votes, transaction)
+        keys = [key for part in others for key in part.keys]
+        commit = Commit(
+            0, anchor, attempt, last.conditions, last.then, last.otherwise, vote, holds, keys, locked_then,
+            locked_otherwise, once, then_reads if once else [], otherwise_reads if once else [],
+        )  # fmt: skip
+        outcome = await self._commit(commit, transaction, deadline_s)
+        if not isinstance(outcome, Outcome) or outcome.state != "committed":
+            for part in others:
                 give_up(part, None)
             return self._refused(outcome, transaction)
-        self._finish(parts, anchor, attempt, outcome)
-        branch = transaction.then if verdict.succeeded else transaction.otherwise
+        self._finish(others, anchor, attempt, outcome)
+        branch, reads = (
+            (transaction.then, then_reads) if outcome.succeeded else (transaction.otherwise, otherwise_reads)
+        )
+        own = iter(outcome.reads)
         wrote = any(step.op != "get" for step in branch)
-        return Result(self._id(transaction, attempt), verdict.succeeded, verdict.version if wrote else None, reads)
+        return Result(
+            self._id(transaction, attempt),
+            outcome.succeeded,
+            outcome.version if wrote else None,
+            [next(own) if read is None else read for read in reads],
+        )
 
     async def _ask_all(
         self,
@@ -346,18 +356,24 @@ class Coordinator:
                 give_up(part, None)  # it may have been taken in; if so, it must not stay
         return refusal
 
-    async def _decide(self, decide: Decide, transaction: Transaction, deadline_s: float) -> Outcome:
-        """What the anchor's store says, asked again while that is not known. Raises OutcomeUnknown, Unavailable."""
+    async def _commit(self, commit: Commit, transaction: Transaction, deadline_s: float) -> Outcome | Answer:
+        """What the anchor's store says for good, asked again while it says nothing. Raises OutcomeUnknown, Unavailable.
+
+        Once the commit may have arrived, only the anchor's store knows what became of it. Where it cannot be done as it
+        was split up (421), it is given up by asking: then it is aborted for good, or was done.
+        """
         loop = asyncio.get_running_loop()
         give_up_s = deadline_s + self._limits.txn_timeout_s
         may_have_arrived = False
+        request: Commit | Ask = commit
         failpoints.hit("txn-before-decide-sent")
         while True:
             error: KvError
             try:
-                future = self._service.owner_of(decide.key).request(decide)
-                await asyncio.sleep(0) if failpoints.active else None
-                failpoints.hit("txn-after-decide-sent")
+                future = self._service.owner_of(commit.key).request(request)
+                if failpoints.active:
+                    await asyncio.sleep(0)
+                    failpoints.hit("txn-after-decide-sent")
                 reply: Reply = await future
             except OutcomeUnknown as lost:
                 may_have_arrived, error = True, lost
@@ -365,24 +381,29 @@ class Coordinator:
                 error = not_sent
             else:
                 if isinstance(reply, Outcome):
+                    self._stamps.see(reply.floor)
                     if reply.state == "gone":
-                        raise self._unknown("the anchor's store knows it no longer", transaction, decide.attempt)
+                        raise self._unknown("the anchor's store knows it no longer", transaction, commit.attempt)
                     failpoints.hit("txn-after-decided")
                     return reply
                 error = from_problem(reply.problem if isinstance(reply, Answer) else None)
+                if isinstance(reply, Answer) and not isinstance(error, WrongOwner | TooManyRequests):
+                    return reply
             if loop.time() > (give_up_s if may_have_arrived else deadline_s):
                 break
-            epoch = int(error.members.get("epoch", 0))
-            await (self._service.await_epoch(epoch) if epoch else asyncio.sleep(0.02))
+            if isinstance(error, WrongOwner):
+                request = Ask(0, commit.key, commit.attempt)
+                await self._service.await_epoch(int(error.members.get("epoch", 0)))
+            else:
+                await asyncio.sleep(0.02)
         if may_have_arrived:
-            raise self._unknown(f"the decision may have been made: {error.detail}", transaction, decide.attempt)
-        self._abort_everywhere(decide.attempt, decide.keys)
+            raise self._unknown(f"it may have been committed: {error.detail}", transaction, commit.attempt)
+        self._abort_everywhere(commit.attempt, commit.keys)
         raise Unavailable(f"{error.detail}; nothing was decided", retry_after_ms=500)
 
     # --- afterwards ---------------------------------------------------------------------------------------------------
 
-    def _finish(self, parts: list[_Part], anchor: str, attempt: Attempt, outcome: Outcome) -> None:
-        others = [part for part in parts if anchor not in part.keys]
+    def _finish(self, others: list[_Part], anchor: str, attempt: Attempt, outcome: Outcome) -> None:
         left = len(others)
 
         def on_reply(part: _Part, future: asyncio.Future[Any]) -> None:
@@ -474,8 +495,18 @@ class Coordinator:
         partition = int(match[1], 16)
         reply = await self._service.ask_owner(partition, Look(0, partition, match[2]))
         if isinstance(reply, Outcome):
-            return None if reply.state == "gone" else reply.state
+            if reply.state != "gone":
+                return reply.state
+            held = await asyncio.gather(*[self._is_held(channel, match[2]) for channel in self._service.all_channels])
+            return "pending" if any(held) else None
         raise from_problem(reply.problem if isinstance(reply, Answer) else None)
+
+    async def _is_held(self, channel: Channel, name: str) -> bool:
+        try:
+            reply: Reply = await channel.request(Look(0, -1, name))
+        except KvError:
+            return False
+        return isinstance(reply, Outcome) and reply.state == "pending"
 
 
 class _Late:
@@ -520,16 +551,19 @@ def _holds(condition: Condition, read: Read) -> bool:
     return read.value is not None and read.version == condition.version
 
 
-def _reads(parts: list[_Part], votes: list[Vote], transaction: Transaction, succeeded: bool) -> list[Read]:
-    """Those of the branch that runs, in its order."""
-    branch = transaction.then if succeeded else transaction.otherwise
-    reads = [Read(0, None)] * sum(step.op == "get" for step in branch)
-    for part, vote in zip(parts, votes, strict=True):
-        split = len(part.then_gets)
-        places, found = (part.then_gets, vote.reads[:split]) if succeeded else (part.otherwise_gets, vote.reads[split:])
-        for place, read in zip(places, found, strict=True):
-            reads[place] = read
-    return reads
+def _reads_of_others(
+    others: list[_Part], votes: list[Vote], transaction: Transaction
+) -> tuple[list[Read | None], list[Read | None]]:
+    """What the gets of each branch found, in its order; None for those of the anchor's store."""
+    branches: list[list[Read | None]] = [
+        [None] * sum(step.op == "get" for step in branch) for branch in (transaction.then, transaction.otherwise)
+    ]
+    for part, vote in zip(others, votes, strict=True):
+        reads = iter(vote.reads)
+        for branch, places in zip(branches, (part.then_gets, part.otherwise_gets), strict=True):
+            for place in places:
+                branch[place] = next(reads)
+    return branches[0], branches[1]
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:

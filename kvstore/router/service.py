@@ -80,6 +80,7 @@ class RouterService:
         self._was_ready = False
         self._closing: set[asyncio.Task[None]] = set()
         self._last_stats: dict[str, ShardStats] = {}
+        self.floor = 0  # the highest of any store, as far as it was heard of
         self._in_doubt: dict[str, dict[str, float]] = {}
 
     # --- the map ------------------------------------------------------------------------------------------------------
@@ -127,10 +128,14 @@ class RouterService:
             for channel in list(self.channels.values()):
                 if channel.connected and not channel.answered:
                     try:
-                        channel.request(Stats(0)).add_done_callback(_ignore)
+                        channel.request(Stats(0)).add_done_callback(self._see_floor)
                     except KvError:
                         pass
             await asyncio.sleep(0.02 if self.not_ready() else 1.0)
+
+    def _see_floor(self, future: asyncio.Future[Any]) -> None:
+        if not future.cancelled() and future.exception() is None and isinstance(future.result(), Facts):
+            self.floor = max(self.floor, future.result().facts.get("attempts_floor", 0))
 
     # --- one key ------------------------------------------------------------------------------------------------------
 
@@ -178,6 +183,11 @@ class RouterService:
             pass
 
     # --- for transactions ---------------------------------------------------------------------------------------------
+
+    @property
+    def all_channels(self) -> list[Channel]:
+        """To every member."""
+        return list(self.channels.values())
 
     @property
     def partitions(self) -> int:
@@ -260,6 +270,7 @@ class RouterService:
             except (KvError, TimeoutError):
                 return None
             self._last_stats[channel.shard_id] = stats
+            self.floor = max(self.floor, reply.facts.get("attempts_floor", 0))
             self._in_doubt[channel.shard_id] = reply.facts.get("attempts", {})
             return stats
 
@@ -337,8 +348,3 @@ class RouterService:
             state = "down" if isinstance(error, Unavailable) else "up"
             return document | {"owner_state": state, "detail": error.detail}
         return document | {"owner_state": "up", **reply.facts}
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()

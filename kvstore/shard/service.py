@@ -82,4 +82,5 @@ class ShardService:
         if isinstance(request, Explain):
             return await self.store.explain(request.key)
         stats: dict[str, Any] = msgspec.to_builtins(self.store.snapshot())
-        return stats | {"attempts": self.store.in_doubt()}
+        floor = self.store.database.clock.attempts_floor
+        return stats | {"attempts": self.store.in_doubt(), "attempts_floor": floor}

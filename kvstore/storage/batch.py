@@ -22,7 +22,7 @@ prepare or a read-only transaction takes its keys one by one and keeps them, so 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -34,7 +34,7 @@ from kvstore.protocol import (
     Acquire,
     Answer,
     Ask,
-    Decide,
+    Commit,
     Delete,
     Finish,
     Guard,
@@ -45,13 +45,11 @@ from kvstore.protocol import (
     Prepare,
     Put,
     ReadLock,
-    Reads,
     ReadUnlock,
     Release,
     Renew,
     Reply,
     Transact,
-    Vote,
 )
 from kvstore.storage.changes import Before, Changes, Committed, Context, Sink
 from kvstore.storage.leases import EndWait, ExpireLease, Leases, queue_full, refusal
@@ -79,7 +77,7 @@ class EndLockWaits(msgspec.Struct):
 
 
 PlainOp = Put | Delete | Acquire | Renew | Release | Leave | Inspect | Expire | ExpireLease | EndWait
-TransactionOp = Transact | Prepare | Decide | Finish | Abort | Ask | Look | ReadLock | ReadUnlock
+TransactionOp = Transact | Prepare | Commit | Finish | Abort | Ask | Look | ReadLock | ReadUnlock
 WriteOp = PlainOp | TransactionOp | DropDecisions | EndReads | EndLockWaits
 Waiter = tuple[WriteOp, Sink]
 
@@ -174,7 +172,7 @@ class Batch:
             self._queue(op.key, Queued(op, sink, self._context.now_s, [op.key]))
 
     def _enter_transaction(self, op: Any, sink: Sink) -> None:
-        keys = keys_of(op) if isinstance(op, Transact | Prepare) else _named(op)
+        keys = keys_of(op) if isinstance(op, Transact | Prepare | Commit) else _named(op)
         foreign = self._foreign(op, keys)
         if foreign is not None:
             lost = isinstance(op, ReadUnlock)
@@ -186,7 +184,9 @@ class Batch:
         queued = Queued(op, sink, self._context.now_s, keys)
         if isinstance(op, Transact):
             self._try_transact(queued)
-        elif isinstance(op, Prepare | ReadLock):
+        elif isinstance(op, Commit) and (settled := self._part.settled(op)) is not None:
+            self._changes.answer(sink, settled)
+        elif isinstance(op, Prepare | Commit | ReadLock):
             self._gather(queued)
         else:
             if isinstance(op, Abort):
@@ -196,8 +196,6 @@ class Batch:
     def _at_once(self, op: Any) -> Reply:
         """What waits for no lock, because its attempt has them, or because it needs none."""
         match op:
-            case Decide():
-                return self._part.decide(op)
             case Finish():
                 return self._part.finish(op)
             case Abort():
@@ -226,7 +224,10 @@ class Batch:
 
     def _foreign(self, op: Any, keys: list[str]) -> int | None:
         """A partition of the operation that this store does not own."""
-        named = [op.partition] if isinstance(op, Look | DropDecisions) else map(self._partition_of, keys)
+        if isinstance(op, Look | DropDecisions):
+            named: Iterable[int] = [op.partition] if op.partition >= 0 else []
+        else:
+            named = map(self._partition_of, keys)
         return next((partition for partition in named if not self._context.arrivals[partition]), None)
 
     def _wrong_owner(self, op: Any, partition: int) -> Answer:
@@ -266,7 +267,7 @@ class Batch:
                 self._changes.answer(sink, self._wrong_owner(op, foreign))
             self._unlock(key, identity)
             self._release(queued)
-        elif isinstance(op, Prepare | ReadLock):
+        elif isinstance(op, Prepare | Commit | ReadLock):
             queued.gathered[key] = identity
             self._gather(queued)
         elif isinstance(op, Transact):
@@ -310,25 +311,29 @@ class Batch:
                 return
             queued.gathered[key] = identity
         try:
-            part = self._part
-            reply: Reply = (
-                part.read(op, queued.gathered, queued.sink)
-                if isinstance(op, ReadLock)
-                else part.prepare(op, queued.gathered, queued.sink)
-            )
+            self._changes.answer(queued.sink, self._with_locks(queued))
         except KvError as error:
             self._give_up(queued, error)
-            return
-        if not isinstance(reply, Vote | Reads):
-            self._release(queued)
-        self._changes.answer(queued.sink, reply)
 
-    def _is_prepared(self, op: Prepare | ReadLock, key: str) -> bool:
+    def _with_locks(self, queued: Queued) -> Reply:
+        """It has all its locks. Those of a prepare and of reads stay."""
+        if isinstance(queued.op, Prepare):
+            return self._part.prepare(queued.op, queued.gathered, queued.sink)
+        if isinstance(queued.op, ReadLock):
+            return self._part.read(queued.op, queued.gathered, queued.sink)
+        outcome = self._part.commit(queued.op)
+        self._release(queued)
+        return outcome
+
+    def _is_prepared(self, op: Prepare | Commit | ReadLock, key: str) -> bool:
         """The key carries an intent of this very attempt already."""
         hold = self._holds.on(key)
         return hold is not None and isinstance(op, Prepare) and hold.attempt == op.attempt
 
     def _give_up(self, queued: Queued, error: KvError) -> None:
+        """It is refused for good: also when the network repeats it."""
+        if isinstance(queued.op, Commit):
+            self._part.abort_for_good(queued.op.attempt, queued.op.key)
         self._release(queued)
         self._changes.answer(queued.sink, refusal(queued.op.id, error))
 
@@ -336,8 +341,8 @@ class Batch:
         """`same_request`: whoever is ahead is the same request, not yet decided."""
         hold = self._holds.on(key)
         once = getattr(op, "once", None)
-        anchor = hold.intents.get(hold.anchor) if hold else None
-        same_request = once is not None and anchor is not None and anchor[1].once == once.key
+        once_key = once.key if isinstance(once, Once) else once
+        same_request = hold is not None and once_key is not None and hold.once == once_key
         members = {"same_request": True} if same_request else {}
         return Conflict(f"another transaction works on key {key!r}", retry_after_ms=50, **members)
 
@@ -439,7 +444,7 @@ class Batch:
 _STEPS: dict[type, str] = {
     Transact: "transact",
     Prepare: "prepare",
-    Decide: "decide",
+    Commit: "decide",
     Finish: "finish",
     Abort: "abort",
     Ask: "ask",
@@ -449,7 +454,7 @@ _STEPS: dict[type, str] = {
 
 def _named(op: Any) -> list[str]:
     """The keys that must be owned."""
-    if isinstance(op, Decide | Ask):
+    if isinstance(op, Ask):
         return [op.key]
     return op.keys if isinstance(op, Finish | Abort | ReadLock | ReadUnlock) else []
 

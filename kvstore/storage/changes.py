@@ -143,6 +143,12 @@ class Changes:
         self._seen[kind, key] = after
         return after
 
+    def write_new(self, kind: str, key: str, partition: int, body: bytes) -> None:
+        """A row that is known not to be there; it takes no step of the version clock."""
+        self._seen[kind, key] = Before(self._version, 0, len(body), True)
+        self._sequence += 1
+        self.rows[kind, key] = Row(kind, key, partition, self._sequence, self._version, 0, body)
+
     def mark(self, key: str, partition: int, intent: bytes | None) -> None:
         """The key's value stays as it is, but carries the intent, or none any more. Raises DataCorrupt."""
         state = self.state(VALUE, key)

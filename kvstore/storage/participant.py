@@ -1,4 +1,4 @@
-"""A store's part in transactions: prepare, decide, finish, abort, ask, as changes of rows.
+"""A store's part in transactions: prepare, commit, finish, abort, ask, as changes of rows.
 
 Owns: what each message of two-phase commit does to intents and decisions; transactions that lie in this store alone;
 reads under shared locks.
@@ -18,15 +18,15 @@ from typing import Any
 
 import msgspec
 
-from kvstore.errors import Locked
+from kvstore.errors import Locked, from_problem
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Abort,
     Answer,
     Ask,
     Attempt,
+    Commit,
     Condition,
-    Decide,
     Finish,
     Look,
     Once,
@@ -44,7 +44,7 @@ from kvstore.storage.changes import Changes, Sink
 from kvstore.storage.leases import Leases
 from kvstore.storage.replies import Kept, Replies, attempt_row_key, row_key
 from kvstore.storage.rows import DECISION, VALUE
-from kvstore.transactions.decisions import Decision, anchor_may_prepare, decode_decision, on_ask, on_decide
+from kvstore.transactions.decisions import Decision, decode_decision, on_ask, on_commit
 from kvstore.transactions.intents import Holds, Intent, ReadHold, applies
 from kvstore.transactions.locks import Identity, LockTable
 
@@ -64,7 +64,7 @@ class EndReads(msgspec.Struct):
     id: int = 0
 
 
-def keys_of(op: Transact | Prepare) -> list[str]:
+def keys_of(op: Transact | Prepare | Commit) -> list[str]:
     """All keys that it names, in the order in which they are locked."""
     keys = {condition.key for condition in op.conditions}
     keys.update(step.key for step in op.then)
@@ -121,35 +121,20 @@ class Participant:
 
     # --- prepare ------------------------------------------------------------------------------------------------------
 
-    def prepare(self, op: Prepare, gathered: dict[str, Identity], sink: Sink) -> Vote | Outcome:
+    def prepare(self, op: Prepare, gathered: dict[str, Identity], sink: Sink) -> Vote:
         """The locks in `gathered` are held; those of its other keys are this attempt's already, with their intents.
 
-        After a Vote they stay. Raises DiskFull, DataCorrupt, IdempotencyKeyReused.
+        They stay. Raises DiskFull, DataCorrupt.
         """
-        keys = keys_of(op)
-        if op.anchor in keys:
-            hold = self._holds.of(op.attempt)
-            has_intent = hold is not None and op.anchor in hold.intents
-            decision = self._decision(op.attempt)
-            if not anchor_may_prepare(decision, has_intent, op.attempt.stamp, self._changes.floor):
-                return Outcome(
-                    op.id, "refused" if decision is None else "aborted", op.attempt.name, floor=self._changes.floor
-                )
-            repeated = self._repeated(op.id, op.anchor, op.once)
-            if repeated is not None:
-                return repeated
         self._changes.need_room()
         self._end_what_is_due(gathered)
         holds = self._hold_all(op.conditions)
         reads = [*self._read(op.then), *self._read(op.otherwise)]
         locked_then = self._locked(op.then, op.conditions)
         locked_otherwise = self._locked(op.otherwise, op.conditions)
-        vote = self._leave_intents(op, gathered, sink)
-        hold = self._holds.of(op.attempt)
         return Vote(
             op.id,
-            vote,
-            hold.vote_on(op.anchor) if hold and op.anchor in keys else 0,
+            self._leave_intents(op, gathered, sink),
             holds,
             reads,
             locked_then.problem() if locked_then else None,
@@ -164,9 +149,8 @@ class Participant:
             then = {step.key: step for step in op.then if step.op != "get"}
             otherwise = {step.key: step for step in op.otherwise if step.op != "get"}
             for key, identity in gathered.items():
-                once = op.once.key if op.once is not None and key == op.anchor else None
                 intent = Intent(
-                    op.attempt, op.anchor, vote, context.now_ms, then.get(key), otherwise.get(key), once
+                    op.attempt, op.anchor, vote, context.now_ms, then.get(key), otherwise.get(key), op.once
                 )  # fmt: skip
                 self._changes.mark(key, self._partition(key), intent.encode())
                 self._holds.add(intent, key, identity, context.now_s, sink)
@@ -174,24 +158,61 @@ class Participant:
         hold = self._holds.of(op.attempt)
         return max(hold.vote_on(key) for key in keys_of(op)) if hold else 0
 
-    # --- decide, finish, abort ----------------------------------------------------------------------------------------
+    # --- commit, finish, abort ----------------------------------------------------------------------------------------
 
-    def decide(self, op: Decide) -> Outcome:
-        """At the anchor: the commit point, if it is not too late."""
-        hold = self._holds.of(op.attempt)
+    def settled(self, op: Commit) -> Outcome | None:
+        """What the commit is answered without doing anything: the attempt is decided already, or gone."""
         decision = self._decision(op.attempt)
-        vote = hold.vote_on(op.key) if hold else 0
-        what = on_decide(decision, vote, op.vote, op.attempt.stamp, self._changes.floor)
-        if what != "commit":
-            return self._outcome(op.id, op.attempt, what, decision)
+        what = on_commit(decision, op.attempt.stamp, self._changes.floor)
+        return None if what == "commit" else self._outcome(op.id, op.attempt, what, decision)
+
+    def commit(self, op: Commit) -> Outcome:
+        """At the anchor, with the locks of its keys: do this store's part and decide. The commit point.
+
+        Raises Locked, DiskFull, DataCorrupt, IdempotencyKeyReused: then the caller has to `abort_for_good`.
+        """
+        settled = self.settled(op)
+        if settled is not None:
+            return settled
+        repeated = self._repeated(op.id, op.key, op.once)
+        if repeated is not None:
+            self.abort_for_good(op.attempt, op.key)
+            return repeated
+        self._end_what_is_due(keys_of(op))
+        succeeded = op.holds and self._hold_all(op.conditions)
+        steps = op.then if succeeded else op.otherwise
+        self._check_leases(op, succeeded)
+        if any(step.op == "put" for step in steps):
+            self._changes.need_room()
+        reads = self._read(steps)
+        self._changes.see(op.vote)
+        version = self._changes.step()
         now_ms = self._changes.context.now_ms
-        decision = Decision("committed", op.attempt, op.key, op.keys, op.version, op.succeeded, now_ms)
+        decision = Decision("committed", op.attempt, op.key, op.keys, version, succeeded, now_ms, reads)
         self._write_decision(decision)
+        for step in steps:
+            if step.op != "get":
+                self._write(step, version, now_ms)
         if op.once is not None:
-            self._keep(op.key, op.once, op.attempt, op.version, op.succeeded, op.reads)
-        owned = [key for key in op.keys if self._changes.context.arrivals[self._partition(key)]]
-        self._apply(op.attempt, owned, op.version, op.succeeded, now_ms)
+            own = iter(reads)
+            places = op.then_reads if succeeded else op.otherwise_reads
+            all_reads = [next(own) if read is None else read for read in places]
+            self._keep(op.key, op.once, op.attempt, version, succeeded, all_reads)
         return self._outcome(op.id, op.attempt, "committed", decision)
+
+    def _check_leases(self, op: Commit, succeeded: bool) -> None:
+        """Raises Locked if the branch writes to what somebody else has leased, in this store or another."""
+        elsewhere = op.locked_then if succeeded else op.locked_otherwise
+        if elsewhere is not None:
+            raise from_problem(elsewhere)
+        locked = self._locked(op.then if succeeded else op.otherwise, op.conditions)
+        if locked is not None:
+            raise locked
+
+    def abort_for_good(self, attempt: Attempt, anchor: str) -> None:
+        """A tombstone for the attempt: no commit of it, however late, succeeds."""
+        if not self._is_decided(attempt):
+            self._write_decision(Decision("aborted", attempt, anchor))
 
     def finish(self, op: Finish) -> Answer:
         self._apply(op.attempt, op.keys, op.version, op.succeeded, op.decided_ms)
@@ -226,31 +247,30 @@ class Participant:
 
     def ask(self, op: Ask) -> Outcome:
         """At the anchor: what became of it; if nothing has, it is aborted for good, before anybody is told."""
-        hold = self._holds.of(op.attempt)
-        has_intent = hold is not None and op.key in hold.intents
         decision = self._decision(op.attempt)
-        what = on_ask(decision, has_intent, op.attempt.stamp, self._changes.floor)
+        what = on_ask(decision, op.attempt.stamp, self._changes.floor)
         if what == "abort":
-            self._write_decision(Decision("aborted", op.attempt, op.key))
-            self._drop(op.attempt, [op.key])
+            self.abort_for_good(op.attempt, op.key)
             what = "aborted"
         return self._outcome(op.id, op.attempt, what, decision)
 
     def look(self, op: Look) -> Outcome:
         """What is known of it; changes nothing."""
+        if op.partition < 0:
+            is_held = any(hold.attempt.name == op.name for hold in self._holds.all())
+            return Outcome(op.id, "pending" if is_held else "gone", op.name)
         body = self._changes.state(DECISION, op.name).body
         if body is not None:
             decision = decode_decision(body)
             return self._outcome(op.id, decision.attempt, decision.outcome, decision)
-        if any(hold.attempt.name == op.name and hold.vote_on(hold.anchor) for hold in self._holds.all()):
-            return Outcome(op.id, "pending", op.name)
         return Outcome(op.id, "committed" if self._replies.committed(op.name) else "gone", op.name)
 
     def drop_decisions(self, op: DropDecisions) -> Answer:
         for attempt in op.attempts:
-            if self._changes.before(DECISION, attempt.name).live:
+            if self._is_decided(attempt):
                 self._changes.write(DECISION, attempt.name, op.partition, None)
                 self._changes.raise_floor(attempt.stamp)
+            self._holds.decided.discard(attempt)
             self.dropped.append(attempt)
         return Answer(op.id, 200)
 
@@ -330,22 +350,26 @@ class Participant:
         expires_at_ms = decided_ms + step.ttl_ms if step.ttl_ms else 0
         self._changes.write(VALUE, step.key, self._partition(step.key), body, expires_at_ms, version)
 
+    def _is_decided(self, attempt: Attempt) -> bool:
+        return attempt in self._holds.decided
+
     def _decision(self, attempt: Attempt) -> Decision | None:
-        if not self._changes.before(DECISION, attempt.name).live:
+        if not self._is_decided(attempt):
             return None
         return decode_decision(self._changes.state(DECISION, attempt.name).body or b"")
 
     def _write_decision(self, decision: Decision) -> None:
         partition = self._partition(decision.anchor)
-        self._changes.write(DECISION, decision.attempt.name, partition, decision.encode(), 0, decision.version)
+        self._changes.write_new(DECISION, decision.attempt.name, partition, decision.encode())
+        self._holds.decided.add(decision.attempt)
         self.decided.append((decision.attempt, partition, decision.outcome == "committed"))
 
     def _outcome(self, op_id: int, attempt: Attempt, state: Any, decision: Decision | None) -> Outcome:
+        floor = self._changes.floor
         if state != "committed" or decision is None:
-            return Outcome(op_id, state, attempt.name)
-        return Outcome(
-            op_id, state, attempt.name, decision.version, decision.succeeded, decided_ms=decision.decided_ms
-        )  # fmt: skip
+            return Outcome(op_id, state, attempt.name, floor=floor)
+        version, succeeded, decided_ms = decision.version, decision.succeeded, decision.decided_ms
+        return Outcome(op_id, state, attempt.name, version, succeeded, decided_ms, decision.reads, floor)
 
     def _repeated(self, op_id: int, anchor: str, once: Once | None) -> Outcome | None:
         kept = self._replies.find(row_key("Txn", anchor, once), once) if once is not None else None

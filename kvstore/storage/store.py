@@ -297,6 +297,7 @@ class Store:
             decision = decode_decision(row.body or b"")
             committed = decision.outcome == "committed"
             self._decisions[decision.attempt] = _Noted(row.partition, now_s, acknowledged=not committed)
+            self._holds.decided.add(decision.attempt)
 
     def _note_transactions(self, batch: Batch) -> None:
         for attempt, partition, committed in batch.decided:

@@ -1,36 +1,36 @@
 """Coordination: what the answers to the prepares of an attempt mean.
 
 Owns: the verdict on the votes.
-Promises: pure. The version of a committed transaction is 1 + the highest vote, so it is above every version that any
-of its keys ever had, and above the vote of every intent that is counted.
+Promises: pure. The version of a committed transaction is above the highest vote and the clock of the anchor's store, so
+it is above every version that any of its keys ever had, and above the vote of every intent that is counted.
 Leaves to others: sending and waiting (`router.coordinator`), what each store does (`storage.participant`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kvstore.errors import Conflict, KvError, OutcomeUnknown, Unavailable, WrongOwner, from_problem
 from kvstore.protocol import Answer, Outcome, Vote
 
 
-class Commit(NamedTuple):
-    """All have voted: the anchor is to decide. `succeeded`: which branch runs."""
+class Prepared(NamedTuple):
+    """All have voted: the anchor's store is to do its part and decide. See `protocol.Commit`."""
 
-    version: int
-    anchor_vote: int
-    succeeded: bool
+    vote: int
+    holds: bool
+    locked_then: dict[str, Any] | None
+    locked_otherwise: dict[str, Any] | None
 
 
 class Again(NamedTuple):
     """This attempt is over, nothing was written, and another one may succeed.
 
-    `floor`: to be stamped above it. `epoch`: with a map of at least this epoch. `same_request`: what stands in the way
-    is the same request, whose outcome is not known yet.
+    `epoch`: with a map of at least this epoch. `same_request`: what stands in the way is the same request, whose
+    outcome is not known yet.
     """
 
-    floor: int = 0
     epoch: int = 0
     same_request: bool = False
 
@@ -41,26 +41,24 @@ class Refused(NamedTuple):
     error: KvError
 
 
-Verdict = Commit | Again | Refused | Outcome
-
-
-def judge(votes: Sequence[Vote]) -> Commit | Refused:
-    """What follows when all stores have voted. Refused: the branch that runs writes to what somebody has leased."""
-    succeeded = all(vote.holds for vote in votes)
-    for vote in votes:
-        locked = vote.locked_then if succeeded else vote.locked_otherwise
-        if locked is not None:
-            return Refused(from_problem(locked))
-    return Commit(1 + max(vote.vote for vote in votes), max(vote.anchor_vote for vote in votes), succeeded)
+def judge(votes: Sequence[Vote]) -> Prepared:
+    """What the votes of all stores but the anchor's come to."""
+    return Prepared(
+        max(vote.vote for vote in votes),
+        all(vote.holds for vote in votes),
+        next((vote.locked_then for vote in votes if vote.locked_then), None),
+        next((vote.locked_otherwise for vote in votes if vote.locked_otherwise), None),
+    )
 
 
 def judge_refusal(reply: Answer | Outcome | KvError) -> Again | Refused | Outcome:
-    """What follows when one of the stores did not vote. An Outcome: the same request was answered with it before.
+    """What follows when a store did not vote, or the anchor's did not commit, for good.
 
-    A store that may or may not have prepared has decided nothing, so that is no unknown outcome.
+    An Outcome: the same request was answered with it before. A store that may or may not have prepared has decided
+    nothing, so that is no unknown outcome.
     """
     if isinstance(reply, Outcome):
-        return reply if reply.state == "repeated" else Again(floor=reply.floor)
+        return reply if reply.state == "repeated" else Again()
     error = from_problem(reply.problem) if isinstance(reply, Answer) else reply
     if isinstance(error, WrongOwner):
         return Again(epoch=int(error.members.get("epoch", 0)))

@@ -8,25 +8,27 @@ The first key that a transaction names is its anchor. The anchor's store alone d
 is the commit point of the whole transaction; one of outcome "aborted" (a tombstone for the attempt) makes sure that
 there never will be one. Both are rows of the anchor's partition and move with it.
 
-    router          anchor's store                        another store
-      ├─ prepare ──────> intent, vote 7
-      ├─ prepare ─────────────────────────────────────────> intent, vote 9
-      ├─ decide (vote 7, version 10) ─> "committed" + its own keys applied      ← the client is answered here
-      └─ finish ──────────────────────────────────────────> applied
+The anchor's store is asked last (the "last agent" of Lindsay et al., Notes on Distributed Databases, 1979, and of
+Gray and Reuter), and is not asked twice: when all others have voted it does its own part and decides in one batch,
+without an intent of its own. That saves a message and a batch, and the anchor's keys are not locked meanwhile.
 
-A router that dies between prepare and decide leaves intents behind. Whoever meets one that is too old asks the
-anchor's store, which cannot know whether a decide is still under way. So it makes up its mind for good: it writes
-"aborted" and drops the anchor's intent, in one batch, durably, *also when it has never heard of the attempt* (its
-prepare may be under way, too), and only then says so.
+    router          anchor's store                        other stores
+      ├─ prepare ─────────────────────────────────────────> intents, vote 9
+      ├─ commit (vote 9) ──> "committed" at version 10,
+      │                      its own keys written             ← the client is answered here
+      └─ finish ──────────────────────────────────────────> applied at version 10
 
-A decide is valid only while the anchor's intent carries the very vote that it names: another vote is that of a
-repeated prepare, which may have come after somebody wrote the key.
+A router that dies between prepare and commit leaves intents behind. Whoever meets one that is too old asks the
+anchor's store, which cannot know whether a commit is still under way. So it makes up its mind for good: it writes
+"aborted", durably, *also when it has never heard of the attempt*, and only then says so. It does the same when it
+refuses a commit (a lock, a lease, a condition of the disk): a doubled message must not commit later what the router
+has given up.
 
 Rows cannot be kept for ever. When one is dropped the store's floor rises to the attempt's stamp, durably. For an
-attempt at or below the floor of which no row is left, nothing can be known: a new anchor's intent is refused (the
-router tries again, stamped above the floor), a decide finds no intent and is answered "gone", so is an ask. That is
-safe, because a decision goes only when no intent of its attempt is left with the owners of its keys: what is left then
-is a late duplicate's.
+attempt at or below the floor of which no row is left, nothing can be known: commits and asks are answered "gone". A
+router that hears that of its commit says that the outcome is unknown; stores tell their floors along with all they
+answer, so that stamps stay above them. Whoever asks about an intent drops it, which is safe, because a decision goes
+only when no intent of its attempt is left with the owners of its keys: what is left then is a late duplicate's.
 """
 
 from __future__ import annotations
@@ -35,12 +37,15 @@ from typing import Literal
 
 import msgspec
 
-from kvstore.protocol import Attempt
+from kvstore.protocol import Attempt, Read
 
 
 class Decision(msgspec.Struct, omit_defaults=True):
-    """The body of a decision's row, as JSON. `keys`: all of the transaction; `decided_ms`: Unix time, by which the
-    deadlines of its values are reckoned."""
+    """The body of a decision's row, as JSON.
+
+    `keys`: those of the transaction in other stores; `reads`: what the gets in this store found; `decided_ms`: Unix
+    time, by which the deadlines of its values are reckoned.
+    """
 
     outcome: Literal["committed", "aborted"]
     attempt: Attempt
@@ -49,6 +54,7 @@ class Decision(msgspec.Struct, omit_defaults=True):
     version: int = 0
     succeeded: bool = False
     decided_ms: int = 0
+    reads: list[Read] = []
 
     def encode(self) -> bytes:
         return msgspec.json.encode(self)
@@ -59,28 +65,22 @@ def decode_decision(body: bytes) -> Decision:
     return msgspec.json.decode(body, type=Decision)
 
 
-def anchor_may_prepare(decision: Decision | None, has_intent: bool, stamp: int, floor: int) -> bool:
-    """Looked at in the very batch that writes the anchor's intent."""
-    return decision is None and (has_intent or stamp > floor)
-
-
-OnDecide = Literal["commit", "committed", "aborted", "gone"]
-
-
-def on_decide(decision: Decision | None, vote: int, named_vote: int, stamp: int, floor: int) -> OnDecide:
-    """What a decide does: commit now, or what it is answered. `vote` is that of the anchor's intent, 0 without one."""
-    if decision is not None:
-        return decision.outcome
-    if vote and vote == named_vote:
-        return "commit"
-    return "gone" if stamp <= floor else "aborted"
-
-
+OnCommit = Literal["commit", "committed", "aborted", "gone"]
 OnAsk = Literal["abort", "committed", "aborted", "gone"]
 
 
-def on_ask(decision: Decision | None, has_intent: bool, stamp: int, floor: int) -> OnAsk:
-    """What an ask does: abort the attempt for good, or what it is answered."""
+def on_commit(decision: Decision | None, stamp: int, floor: int) -> OnCommit:
+    """What a commit does: commit now, if nothing else is in the way; or what it is answered.
+
+    Looked at in the very batch that writes the decision.
+    """
     if decision is not None:
         return decision.outcome
-    return "abort" if has_intent or stamp > floor else "gone"
+    return "gone" if stamp <= floor else "commit"
+
+
+def on_ask(decision: Decision | None, stamp: int, floor: int) -> OnAsk:
+    """What an ask does: abort the attempt for good; or what it is answered."""
+    if decision is not None:
+        return decision.outcome
+    return "gone" if stamp <= floor else "abort"

@@ -28,7 +28,7 @@ from kvstore.transactions.locks import Identity
 class Intent(msgspec.Struct, omit_defaults=True):
     """The column `intent` of a key's row, as JSON. `then`, `otherwise`: the write of each branch, if it has one.
 
-    `once`: the Idempotency-Key, with the anchor's only. `prepared_ms`: Unix time, for people.
+    `once`: the transaction's Idempotency-Key. `prepared_ms`: Unix time, for people.
     """
 
     attempt: Attempt
@@ -77,6 +77,11 @@ class Hold:
     def closed(self) -> bool:
         return self._sink is None or bool(self._sink.closed)
 
+    @property
+    def once(self) -> str | None:
+        """The transaction's Idempotency-Key."""
+        return next((intent.once for _, intent in self.intents.values()), None)
+
     def vote_on(self, key: str) -> int:
         """That of its intent on the key, 0 without one."""
         held = self.intents.get(key)
@@ -95,12 +100,16 @@ class ReadHold:
 
 
 class Holds:
-    """The attempts that hold keys of a store; and the read-only transactions that do, by a number of their own."""
+    """The attempts that hold keys of a store; the read-only transactions that do, by a number of their own.
+
+    `decided`: the attempts whose decision is kept here, so that nobody has to look into the file.
+    """
 
     def __init__(self) -> None:
         self._of_attempt: dict[Attempt, Hold] = {}
         self._on_key: dict[str, Hold] = {}
         self.readers: dict[int, ReadHold] = {}
+        self.decided: set[Attempt] = set()
 
     def __len__(self) -> int:
         return len(self._of_attempt)
