@@ -206,7 +206,7 @@ class Auditor(Worker):
 
     async def step(self) -> None:
         reply = await self.audit()
-        await asyncio.sleep(_PAUSE_S)
+        await asyncio.sleep(self.rng.uniform(0.5, 4.0) * _PAUSE_S)
         await self.rest(reply)
 
     async def audit(self) -> Reply:

@@ -4,6 +4,9 @@ Owns: the list of the points, the order of the faults, and doing one of them.
 Promises: only processes of the given cluster are touched; a paused one is woken again.
 Leaves to others: the load and the judgement (loadtest.txn_rounds), the signals (armed_cluster).
 
+A slow point makes its process stand still there, each time it comes by, for about as long as a transaction may take:
+then others resolve what it was at, and it goes on as if nothing had been. At the end it is killed, to be fast again.
+
 A point that only recovery passes has to be provoked: who asks what became of an attempt has found an intent that its
 router left behind, so for `ask-…` the routers are killed under load, again if need be.
 """
@@ -37,22 +40,34 @@ SHARD_POINTS = tuple(
     for side in ("before", "after")
 )
 RANDOM = ("kill router", "kill shard", "kill several", "kill all", "pause router")
+SLOW = tuple(f"slow {point}" for point in (*ROUTER_POINTS, *SHARD_POINTS))
+NONE = "none"  # for comparison
 
 # The process dies when it comes to the point for the n-th time, n random up to this; others: up to _TURNS_MAX.
 _SELDOM = {"txn-before-forget-sent": 2, "abort": 3, "ask": 2, "forget": 2}
 _TURNS_MAX = 60
 _POLL_S = 0.02
-_PROVOKE_EVERY_S = 3.0
+_PROVOKE_EVERY_S = 2.0
 
 
 class Fault(NamedTuple):
-    """One of ROUTER_POINTS, SHARD_POINTS or RANDOM."""
+    """One of ROUTER_POINTS, SHARD_POINTS, SLOW or RANDOM; or NONE."""
 
     name: str
 
     @property
-    def is_point(self) -> bool:
-        return self.name in ROUTER_POINTS or self.name in SHARD_POINTS
+    def exists(self) -> bool:
+        return bool(self.point) or self.name in RANDOM or self.name == NONE
+
+    @property
+    def is_slow(self) -> bool:
+        return self.name in SLOW
+
+    @property
+    def point(self) -> str:
+        """That at which a process dies or stands still; empty for the others."""
+        name = self.name.removeprefix("slow ")
+        return name if name in ROUTER_POINTS or name in SHARD_POINTS else ""
 
 
 class Struck(NamedTuple):
@@ -65,29 +80,35 @@ class Struck(NamedTuple):
 
 
 def plan(which: str, rounds: int, seed: int) -> list[Fault]:
-    """`which`: failpoints (all in turn, again and again), random, or all (both in turn)."""
+    """`which`: failpoints or slow (each all in turn, again and again), random, or all (one of each kind by turns)."""
     rng = random.Random(seed)
-    points: list[Fault] = []
-    while len(points) < rounds:
-        once = [Fault(name) for name in (*ROUTER_POINTS, *SHARD_POINTS)]
-        rng.shuffle(once)
-        points += once
+    points = _in_turn((*ROUTER_POINTS, *SHARD_POINTS), rounds, rng)
+    slow = _in_turn(SLOW, rounds, rng)
     others = [Fault(rng.choice(RANDOM)) for _ in range(rounds)]
-    if which == "failpoints":
-        return points[:rounds]
-    if which == "random":
-        return others
-    return [fault for pair in zip(points, others, strict=False) for fault in pair][:rounds]
+    kinds = {"failpoints": [points], "slow": [slow], "random": [others], "all": [points, others, slow]}[which]
+    return [fault for faults in zip(*kinds, strict=True) for fault in faults][:rounds]
 
 
-async def arm(fault: Fault, cluster: ArmedCluster, rng: random.Random) -> tuple[str, Pid] | None:
-    """Before the load: start the process that is to die with its failpoint, and say which it is."""
-    if not fault.is_point:
+def _in_turn(names: Sequence[str], count: int, rng: random.Random) -> list[Fault]:
+    """All of them before any comes again."""
+    found: list[Fault] = []
+    while len(found) < count:
+        found += [Fault(name) for name in rng.sample(names, k=len(names))]
+    return found[:count]
+
+
+async def arm(fault: Fault, cluster: ArmedCluster, rng: random.Random, txn_timeout_s: float) -> tuple[str, Pid] | None:
+    """Before the load: start the process that is to die or be slow with its failpoint, and say which it is."""
+    if not fault.point:
         return None
     shard = f"shard-s{rng.randint(1, cluster.shards)}"
-    name = shard if fault.name in SHARD_POINTS else f"router-{rng.randrange(cluster.routers)}"
-    seldom = _SELDOM.get(fault.name, _SELDOM.get(fault.name.partition("-")[0], _TURNS_MAX))
-    return name, await cluster.arm(name, f"{fault.name}=kill@{rng.randint(1, seldom)}")
+    name = shard if fault.point in SHARD_POINTS else f"router-{rng.randrange(cluster.routers)}"
+    if fault.is_slow:
+        action = f"pause:{round(1000 * txn_timeout_s * rng.choice((0.2, 0.6, 1.0, 1.4)))}"
+    else:
+        seldom = _SELDOM.get(fault.point, _SELDOM.get(fault.point.partition("-")[0], _TURNS_MAX))
+        action = f"kill@{rng.randint(1, seldom)}"
+    return name, await cluster.arm(name, f"{fault.point}={action}")
 
 
 async def strike(
@@ -99,12 +120,18 @@ async def strike(
     patience_s: float,
 ) -> Struck:
     """Under load: do it, or wait at most `patience_s` until the armed process has died by itself."""
+    if armed is not None and fault.is_slow:
+        await asyncio.sleep(patience_s / 2)
+        return await _kill(cluster, [armed[0]], f"{armed[0]} was slow at {fault.point}")
     if armed is not None:
         return await _wait_for_death(fault, cluster, *armed, patience_s)
     await asyncio.sleep(rng.uniform(0.1, 0.8))  # the random moment
+    if fault.name == NONE:
+        return Struck("nothing happened", [], time.monotonic())
     if fault.name == "pause router":
         return await _pause_router(cluster, rng, txn_timeout_s)
-    return await _kill(cluster, victims(fault.name, sorted(cluster.members()), rng))
+    names = victims(fault.name, sorted(cluster.members()), rng)
+    return await _kill(cluster, names, f"killed {', '.join(names)}")
 
 
 async def _wait_for_death(fault: Fault, cluster: ArmedCluster, name: str, process: Pid, patience_s: float) -> Struck:
@@ -113,12 +140,12 @@ async def _wait_for_death(fault: Fault, cluster: ArmedCluster, name: str, proces
     while processes.is_running(process):
         now_s = time.monotonic()
         if now_s - began > patience_s:
-            return Struck(f"{name} did not come to {fault.name}", provoked, now_s, reached=False)
-        if fault.name.startswith("ask-") and now_s - last_s > (_PROVOKE_EVERY_S if provoked else 0.3):
+            return Struck(f"{name} did not come to {fault.point}", provoked, now_s, reached=False)
+        if fault.point.startswith("ask-") and now_s - last_s > (_PROVOKE_EVERY_S if provoked else 0.3):
             last_s = now_s
             provoked += [pid for number in range(cluster.routers) if (pid := cluster.kill(f"router-{number}"))]
         await asyncio.sleep(_POLL_S)
-    return Struck(f"{name} died at {fault.name}", [*provoked, process], time.monotonic())
+    return Struck(f"{name} died at {fault.point}", [*provoked, process], time.monotonic())
 
 
 async def _pause_router(cluster: ArmedCluster, rng: random.Random, txn_timeout_s: float) -> Struck:
@@ -145,10 +172,10 @@ def victims(kind: str, members: Sequence[str], rng: random.Random) -> list[str]:
     }[kind]
 
 
-async def _kill(cluster: ArmedCluster, names: Sequence[str]) -> Struck:
+async def _kill(cluster: ArmedCluster, names: Sequence[str], what: str) -> Struck:
     pids = cluster.pids()
     targets = [pids[name] for name in names if name in pids]
     for target in targets:
         processes.send_signal(target, signal.SIGKILL)
     await processes.wait_gone(targets, 10.0)
-    return Struck(f"killed {', '.join(names)}", targets, time.monotonic())
+    return Struck(what, targets, time.monotonic())

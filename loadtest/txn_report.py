@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from loadtest.txn_faults import RANDOM
+from loadtest.txn_faults import RANDOM, SLOW
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -74,7 +74,7 @@ def line_of(report: Report, rounds: int, seconds: float) -> str:
 def table_of(verdict: Verdict) -> str:
     """A line for each fault."""
     columns = ("rounds", "reached", "acked", "not met", "refused", "unknown", "reads", "in doubt s", "verdict")
-    lines = [f"{'fault':26}" + "".join(f"{column:>11}" for column in columns)]
+    lines = [f"{'fault':30}" + "".join(f"{column:>11}" for column in columns)]
     for name in dict.fromkeys(sorted((report.fault for report in verdict.rounds), key=_place)):
         reports = [report for report in verdict.rounds if report.fault == name]
         cells = [
@@ -86,10 +86,10 @@ def table_of(verdict: Verdict) -> str:
             "WRONG" if any(report.violations for report in reports) else "held",
         ]
         lines.append(
-            f"{name:26}" + "".join(f"{cell:>11,}" if isinstance(cell, int) else f"{cell:>11}" for cell in cells)
+            f"{name:30}" + "".join(f"{cell:>11,}" if isinstance(cell, int) else f"{cell:>11}" for cell in cells)
         )
     return "\n".join(lines)
 
 
-def _place(name: str) -> tuple[bool, str]:
-    return name in RANDOM, name
+def _place(name: str) -> tuple[int, str]:
+    return (name in SLOW) + 2 * (name in RANDOM), name

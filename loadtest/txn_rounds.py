@@ -37,7 +37,7 @@ from loadtest.histories.bank import Bank
 from loadtest.histories.history import AnyOperation, Lists, write
 from loadtest.processes import Pid, wait_gone
 from loadtest.txn_clients import Appender, Auditor, Held, Teller, Worker, opening_transaction
-from loadtest.txn_faults import RANDOM, Fault, Struck, arm, plan, strike
+from loadtest.txn_faults import Fault, Struck, arm, plan, strike
 from loadtest.txn_report import Report, Verdict, line_of, table_of
 from loadtest.txn_wire import Wire, session
 
@@ -185,7 +185,7 @@ class Rounds:
     async def one(self, fault: Fault) -> Report:
         """One round. Raises RoundsError when the cluster does not come back, or cannot be read when it is."""
         report = Report(number=len(self._verdict.rounds) + 1, fault=fault.name)
-        armed = await arm(fault, self._cluster, self._rng)
+        armed = await arm(fault, self._cluster, self._rng, self._verdict.txn_timeout_s)
         self._new_keys(report.number)
         self.doubts.count_max = 0
         began = time.monotonic()
@@ -382,7 +382,9 @@ async def run_rounds(
 @click.option("--routers", type=click.IntRange(1, 8), default=1, show_default=True)
 @click.option("--shards", type=click.IntRange(1, 64), default=4, show_default=True)
 @click.option("--txn-timeout", "txn_timeout_s", type=click.FloatRange(0.5), default=2.0, show_default=True)
-@click.option("--faults", "which", type=click.Choice(["failpoints", "random", "all"]), default="all", show_default=True)
+@click.option(
+    "--faults", "which", type=click.Choice(["failpoints", "slow", "random", "all"]), default="all", show_default=True
+)
 @click.option("--fault", "names", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole verdict as JSON instead of the table.")
 @click.option(
@@ -406,7 +408,7 @@ def main(
 ) -> None:
     seed = int(time.time()) if seed is None else seed
     chosen = [Fault(names[number % len(names)]) for number in range(rounds)] if names else plan(which, rounds, seed)
-    if unknown := {fault.name for fault in chosen if not fault.is_point and fault.name not in RANDOM}:
+    if unknown := {fault.name for fault in chosen if not fault.exists}:
         raise click.UsageError(f"there is no fault {', '.join(sorted(unknown))}; see loadtest/txn_faults.py")
     folder.mkdir(parents=True, exist_ok=True)
     data_dir = Path(tempfile.mkdtemp(prefix=f"txn-{seed}-", dir=folder))

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from loadtest.armed_cluster import TAKE_AND_RUN
-from loadtest.txn_faults import RANDOM, ROUTER_POINTS, SHARD_POINTS, plan, victims
+from loadtest.txn_faults import RANDOM, ROUTER_POINTS, SHARD_POINTS, SLOW, plan, victims
 from loadtest.txn_report import Report, Verdict, table_of
 from loadtest.txn_rounds import main
 
@@ -21,9 +21,10 @@ def test_all_points_have_their_turn_before_any_has_a_second_one() -> None:
     points = {*ROUTER_POINTS, *SHARD_POINTS}
     names = [fault.name for fault in plan("failpoints", 2 * len(points), seed=1)]
     assert set(names[: len(points)]) == set(names[len(points) :]) == points
-    mixed = plan("all", 2 * len(points), seed=1)
-    assert {fault.name for fault in mixed[::2]} == points
-    assert {fault.name for fault in mixed[1::2]} <= set(RANDOM)
+    mixed = plan("all", 3 * len(points), seed=1)
+    assert {fault.name for fault in mixed[::3]} == {fault.point for fault in mixed[2::3]} == points
+    assert {fault.name for fault in mixed[1::3]} <= set(RANDOM)
+    assert {fault.name for fault in mixed[2::3]} == {fault.name for fault in plan("slow", 20, seed=1)} == set(SLOW)
     assert {fault.name for fault in plan("random", 200, seed=1)} == set(RANDOM)
     assert len(plan("all", 7, seed=1)) == 7
 
