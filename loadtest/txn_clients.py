@@ -54,7 +54,7 @@ class Worker:
     async def rest(self, reply: Reply) -> None:
         """After a refusal, a little patience."""
         if reply.outcome != "done":
-            await asyncio.sleep(self.rng.uniform(0.2, 1.0) * _PAUSE_S)
+            await asyncio.sleep(self.rng.uniform(1.0, 5.0) * _PAUSE_S)
 
 
 # --- the bank --------------------------------------------------------------------------------------------------------
