@@ -82,6 +82,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
 
     # transactions
     txn_timeout_s: float = 5.0
+    txn_read_bytes_max: int = 16 * 1024 * 1024
 
     # the controller and the launcher
     map_poll_s: float = 10.0

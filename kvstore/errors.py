@@ -166,6 +166,11 @@ class BodyTooLarge(KvError):
     next_step = "Send several smaller requests."
 
 
+class ReadTooLarge(KvError):
+    status, code, title = 413, "read-too-large", "What the transaction reads is too large for one answer"
+    next_step = "Read fewer or smaller keys in one transaction, or raise limits.txn_read_bytes_max in cluster.yaml."
+
+
 class UriTooLong(KvError):
     status, code, title = 414, "uri-too-long", "The request line is too long"
     next_step = "A key has at most 1,024 bytes (3,072 characters percent-encoded); shorten the address."

@@ -168,7 +168,8 @@ class Transact(Message, tag=14):
 class Prepare(Message, tag=15):
     """This store's part of a transaction over several. `anchor` is its first key, in another store. Answer: Vote.
 
-    `once`: its Idempotency-Key.
+    `once`: its Idempotency-Key. `first`: a key to be locked before all others, the attempt holding
+    nothing yet in any store.
     """
 
     anchor: str
@@ -177,6 +178,7 @@ class Prepare(Message, tag=15):
     then: list[Step]
     otherwise: list[Step]
     once: str | None = None
+    first: str = ""
 
 
 class Commit(Message, tag=16):

@@ -65,7 +65,7 @@ from kvstore.protocol import (
 )
 from kvstore.router.service import RouterService
 from kvstore.transactions.attempts import Stamps
-from kvstore.transactions.coordination import Again, Refused, judge, judge_refusal
+from kvstore.transactions.coordination import Again, Refused, judge, judge_refusal, too_much_read
 from kvstore.transport.channel import Channel
 
 log = logging.getLogger(__name__)
@@ -144,17 +144,19 @@ class Coordinator:
         self._stamps.see(self._service.floor)
         attempt = self._stamps.draw(_now_us())
         wait_ms = 1.0
+        contended = ""
         while True:
-            result = await self._try(transaction, attempt, once, deadline_s)
+            result = await self._try(transaction, attempt, once, deadline_s, contended)
             if isinstance(result, Result):
                 return result
             if loop.time() >= deadline_s:
                 raise self._in_the_way(result, transaction, attempt)
             if result.epoch:
                 await self._service.await_epoch(result.epoch)
-            else:
+            elif not result.key or result.key == contended or result.same_request:
                 wait_ms = min(wait_ms * 2, _RETRY_MS_MAX)
                 await asyncio.sleep(random.uniform(wait_ms / 2, wait_ms) / 1000)
+            contended = result.key
             attempt = self._stamps.draw(_now_us(), attempt.start)
 
     def _in_the_way(self, again: Again, transaction: Transaction, attempt: Attempt) -> KvError:
@@ -165,7 +167,9 @@ class Coordinator:
         if again.epoch:
             return Unavailable("no shard owns one of the keys at present", retry_after_ms=500)
         tried_s = self._limits.txn_timeout_s
-        return Conflict(f"other transactions were in the way for {tried_s:g} s", retry_after_ms=100)
+        if not again.key:
+            return Conflict(f"it was not done within {tried_s:g} s and was aborted", retry_after_ms=100)
+        return Conflict(f"other transactions were in the way for {tried_s:g} s", retry_after_ms=100, key=again.key)
 
     def _unknown(self, detail: str, transaction: Transaction, attempt: Attempt) -> OutcomeUnknown:
         return OutcomeUnknown(detail, txn_id=self._id(transaction, attempt))
@@ -174,14 +178,15 @@ class Coordinator:
         return txn_id(attempt, self._service.partition_of(transaction.anchor))
 
     async def _try(
-        self, transaction: Transaction, attempt: Attempt, once: Once | None, deadline_s: float
+        self, transaction: Transaction, attempt: Attempt, once: Once | None, deadline_s: float, contended: str
     ) -> Result | Again:
+        """`contended`: the key that was in the way of the attempt before, if there was one."""
         parts = self._split(transaction)
         if len(parts) == 1:
             return await self._transact(parts[0], transaction, attempt, once)
         if once is None and transaction.reads_only:
             return await self._read(parts, transaction, attempt)
-        return await self._two_phases(parts, transaction, attempt, once, deadline_s)
+        return await self._two_phases(parts, transaction, attempt, once, deadline_s, contended)
 
     def _split(self, transaction: Transaction) -> list[_Part]:
         """By owner, as of now. Raises Unavailable without a map."""
@@ -258,6 +263,8 @@ class Coordinator:
         )
         if not all(confirmed):
             return Again()
+        if sum(len(read.value or b"") for reply in replies for read in reply.reads) > self._limits.txn_read_bytes_max:
+            raise too_much_read(self._limits.txn_read_bytes_max)
         found: dict[str, Read] = {}
         for part, reply in zip(parts, replies, strict=True):
             found.update(zip(part.keys, reply.reads, strict=True))
@@ -276,29 +283,47 @@ class Coordinator:
     # --- several stores -----------------------------------------------------------------------------------------------
 
     async def _two_phases(
-        self, parts: list[_Part], transaction: Transaction, attempt: Attempt, once: Once | None, deadline_s: float
+        self,
+        parts: list[_Part],
+        transaction: Transaction,
+        attempt: Attempt,
+        once: Once | None,
+        deadline_s: float,
+        contended: str,
     ) -> Result | Again:
         anchor = transaction.anchor
         (last,) = (part for part in parts if anchor in part.keys)
         others = [part for part in parts if part is not last]
+        others.sort(key=lambda part: contended not in part.keys)
+        with_contended = [part for part in others[:1] if contended in part.keys]
         once_key = once.key if once is not None else None
 
         def prepare(part: _Part) -> Prepare:
-            return Prepare(0, anchor, attempt, part.conditions, part.then, part.otherwise, once_key)
+            first = contended if part in with_contended else ""
+            return Prepare(0, anchor, attempt, part.conditions, part.then, part.otherwise, once_key, first)
 
         def give_up(part: _Part, reply: Any) -> None:
             if reply is None or isinstance(reply, Vote):
                 self._send(part.channel, Abort(0, attempt, list(part.keys)))
 
         failpoints.hit("txn-before-prepare-sent")
-        votes = await self._ask_all(others, prepare, Vote, give_up, "txn-after-prepare-sent")
-        if not isinstance(votes, list):
-            return self._refused(votes, transaction)
-        vote, holds, locked_then, locked_otherwise = judge(votes)
+        votes: list[Vote] = []
+        for some in (with_contended, others[len(with_contended) :]):
+            replies = await self._ask_all(some, prepare, Vote, give_up, "txn-after-prepare-sent") if some else []
+            if not isinstance(replies, list):
+                for part, vote in zip(others, votes, strict=False):
+                    give_up(part, vote)
+                return self._refused(replies, transaction)
+            votes += replies
+        if sum(len(read.value or b"") for vote in votes for read in vote.reads) > self._limits.txn_read_bytes_max:
+            for part in others:
+                give_up(part, None)
+            raise too_much_read(self._limits.txn_read_bytes_max)
+        highest, holds, locked_then, locked_otherwise = judge(votes)
         then_reads, otherwise_reads = _reads_of_others(others, votes, transaction)
         keys = [key for part in others for key in part.keys]
         commit = Commit(
-            0, anchor, attempt, last.conditions, last.then, last.otherwise, vote, holds, keys, locked_then,
+            0, anchor, attempt, last.conditions, last.then, last.otherwise, highest, holds, keys, locked_then,
             locked_otherwise, once, then_reads if once else [], otherwise_reads if once else [],
         )  # fmt: skip
         outcome = await self._commit(commit, transaction, deadline_s)

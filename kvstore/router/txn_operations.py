@@ -23,6 +23,7 @@ from kvstore.errors import (
     Locked,
     NotFound,
     OutcomeUnknown,
+    ReadTooLarge,
     TooManyRequests,
     ValueTooLarge,
 )
@@ -31,7 +32,9 @@ from kvstore.router.operation import BODY, IDEMPOTENCY_KEY, Content, Errors, Ope
 from kvstore.transport.http import JSON
 
 _REFUSED: Errors = (BadBody, KeyEmpty, KeyTooLong, KeyNotUtf8, BadTtl, ValueTooLarge, BodyTooLarge)
-_NOT_DONE: Errors = (Conflict, IdempotencyKeyReused, Locked, TooManyRequests, DataCorrupt, OutcomeUnknown, DiskFull)
+_NOT_DONE: Errors = (
+    Conflict, IdempotencyKeyReused, Locked, ReadTooLarge, TooManyRequests, DataCorrupt, OutcomeUnknown, DiskFull,
+)  # fmt: skip
 _EXAMPLE_ID = "8c9-63f0a1b2c3d4e-5b1f0c9a"
 _EXAMPLE = {
     "if": [{"key": "a", "version": 7}, {"key": "b", "exists": False}, {"lock": "leader", "token": 12}],

@@ -182,6 +182,8 @@ class Batch:
         if step is not None:
             self.steps.append(step)
         queued = Queued(op, sink, self._context.now_s, keys)
+        if isinstance(op, Prepare) and op.first:
+            keys.sort(key=lambda key: key != op.first)
         if isinstance(op, Transact):
             self._try_transact(queued)
         elif isinstance(op, Commit) and (settled := self._part.settled(op)) is not None:
@@ -298,7 +300,8 @@ class Batch:
             if key in queued.gathered or self._is_prepared(op, key):
                 continue
             try:
-                identity = self._locks.lock(key, mode, queued, op.attempt.age)
+                is_first = self._is_first(queued, key)
+                identity = self._locks.lock(key, mode, queued, op.attempt.age, holds_nothing=is_first)
             except Died:
                 self._note_met(key)
                 self._give_up(queued, self._conflict(op, key))
@@ -325,6 +328,11 @@ class Batch:
         self._release(queued)
         return outcome
 
+    def _is_first(self, queued: Queued, key: str) -> bool:
+        """The attempt asks for its very first lock."""
+        op = queued.op
+        return isinstance(op, Prepare) and op.first == key and not queued.gathered and not self._holds.of(op.attempt)
+
     def _is_prepared(self, op: Prepare | Commit | ReadLock, key: str) -> bool:
         """The key carries an intent of this very attempt already."""
         hold = self._holds.on(key)
@@ -344,7 +352,7 @@ class Batch:
         once_key = once.key if isinstance(once, Once) else once
         same_request = hold is not None and once_key is not None and hold.once == once_key
         members = {"same_request": True} if same_request else {}
-        return Conflict(f"another transaction works on key {key!r}", retry_after_ms=50, **members)
+        return Conflict(f"another transaction works on key {key!r}", retry_after_ms=50, key=key, **members)
 
     def _cancel(self, abort: Abort) -> None:
         """What of the attempt still waits for a lock waits no longer."""

@@ -62,6 +62,7 @@ class Context(NamedTuple):
     epoch: int
     frees_only: bool
     reply_kept_ms: int
+    read_bytes_max: int
 
 
 _NEVER = Before(0, 0, 0, False)

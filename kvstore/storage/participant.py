@@ -44,6 +44,7 @@ from kvstore.storage.changes import Changes, Sink
 from kvstore.storage.leases import Leases
 from kvstore.storage.replies import Kept, Replies, attempt_row_key, row_key
 from kvstore.storage.rows import DECISION, VALUE
+from kvstore.transactions.coordination import too_much_read
 from kvstore.transactions.decisions import Decision, decode_decision, on_ask, on_commit
 from kvstore.transactions.intents import Holds, Intent, ReadHold, applies
 from kvstore.transactions.locks import Identity, LockTable
@@ -98,7 +99,7 @@ class Participant:
     # --- in this store alone ------------------------------------------------------------------------------------------
 
     def transact(self, op: Transact) -> Outcome:
-        """The whole transaction, in this batch. Raises Locked, DiskFull, IdempotencyKeyReused."""
+        """All of it, in this batch. Raises Locked, DiskFull, ReadTooLarge, DataCorrupt, IdempotencyKeyReused."""
         repeated = self._repeated(op.id, op.key, op.once)
         if repeated is not None:
             return repeated
@@ -124,12 +125,12 @@ class Participant:
     def prepare(self, op: Prepare, gathered: dict[str, Identity], sink: Sink) -> Vote:
         """The locks in `gathered` are held; those of its other keys are this attempt's already, with their intents.
 
-        They stay. Raises DiskFull, DataCorrupt.
+        They stay. Raises DiskFull, ReadTooLarge, DataCorrupt.
         """
         self._changes.need_room()
         self._end_what_is_due(gathered)
         holds = self._hold_all(op.conditions)
-        reads = [*self._read(op.then), *self._read(op.otherwise)]
+        reads = self._read((*op.then, *op.otherwise))
         locked_then = self._locked(op.then, op.conditions)
         locked_otherwise = self._locked(op.otherwise, op.conditions)
         return Vote(
@@ -169,7 +170,7 @@ class Participant:
     def commit(self, op: Commit) -> Outcome:
         """At the anchor, with the locks of its keys: do this store's part and decide. The commit point.
 
-        Raises Locked, DiskFull, DataCorrupt, IdempotencyKeyReused: then the caller has to `abort_for_good`.
+        Raises Locked, DiskFull, ReadTooLarge, DataCorrupt, IdempotencyKeyReused: then the caller has to `abort_for_good`.
         """
         settled = self.settled(op)
         if settled is not None:
@@ -277,13 +278,14 @@ class Participant:
     # --- read-only transactions ---------------------------------------------------------------------------------------
 
     def read(self, op: ReadLock, gathered: dict[str, Identity], sink: Sink) -> Reads:
-        """Under shared locks, which stay until they are let go, or `EndReads`."""
+        """Under shared locks, which stay until they are let go, or `EndReads`. Raises ReadTooLarge, DataCorrupt."""
         for key, identity in gathered.items():
             if self._locks.is_alone(key, identity):  # what other readers saw must stay: then it expires after them
                 self._changes.expire_if_due(VALUE, key, self._partition(key))
+        reads = self._read_keys(op.keys)
         first = gathered[op.keys[0]]
         self._holds.readers[first.number] = ReadHold(gathered, self._changes.context.now_s, sink)
-        return Reads(op.id, [self._read_key(key) for key in op.keys], list(first))
+        return Reads(op.id, reads, list(first))
 
     def unlock_reads(self, op: ReadUnlock) -> Answer:
         """200 if the locks were still the same ones."""
@@ -338,12 +340,20 @@ class Participant:
                 return self._leases.locked(lease)
         return None
 
-    def _read(self, steps: list[Step]) -> list[Read]:
-        return [self._read_key(step.key) for step in steps if step.op == "get"]
+    def _read(self, steps: Iterable[Step]) -> list[Read]:
+        return self._read_keys(step.key for step in steps if step.op == "get")
 
-    def _read_key(self, key: str) -> Read:
-        state = self._changes.state(VALUE, key)
-        return Read(state.version if state.body is not None else 0, state.body)
+    def _read_keys(self, keys: Iterable[str]) -> list[Read]:
+        """Raises ReadTooLarge."""
+        reads: list[Read] = []
+        left = self._changes.context.read_bytes_max
+        for key in keys:
+            left -= self._changes.before(VALUE, key).size
+            if left < 0:
+                raise too_much_read(self._changes.context.read_bytes_max)
+            state = self._changes.state(VALUE, key)
+            reads.append(Read(state.version if state.body is not None else 0, state.body))
+        return reads
 
     def _write(self, step: Step, version: int, decided_ms: int) -> None:
         body = step.value if step.op == "put" else None

@@ -196,7 +196,8 @@ class Database:
         limits = self._limits
         frees_only = self._disk_is_full(connection)
         kept_ms = round(limits.idempotency_kept_s * 1000)
-        context = Context(work.now_ms, work.now_s, work.arrivals, work.epoch, frees_only, kept_ms)
+        read_max = limits.txn_read_bytes_max
+        context = Context(work.now_ms, work.now_s, work.arrivals, work.epoch, frees_only, kept_ms, read_max)
         batch = Batch(self.clock, context, work.locks, work.holds, _Committed(connection, work.known))
         _begin(connection)
         for op, sink in work.waiters:

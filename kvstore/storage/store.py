@@ -573,7 +573,7 @@ class Store:
             left_s = round(lease.left_s(time.monotonic()), 3)
             lock = {"owner": lease.owner, "token": lease.token, "ttl_left": left_s}
         intent = self._explain_intent(key)
-        if row is None:
+        if row is None or (row.body is None and not row.version):  # an intent was all that the key ever had
             return {"row": "absent", "lock": lock, "intent": intent}
         return {
             "lock": lock,

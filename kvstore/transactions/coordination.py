@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from kvstore.errors import Conflict, KvError, OutcomeUnknown, Unavailable, WrongOwner, from_problem
+from kvstore.errors import Conflict, KvError, OutcomeUnknown, ReadTooLarge, Unavailable, WrongOwner, from_problem
 from kvstore.protocol import Answer, Outcome, Vote
 
 
@@ -27,11 +27,12 @@ class Prepared(NamedTuple):
 class Again(NamedTuple):
     """This attempt is over, nothing was written, and another one may succeed.
 
-    `epoch`: with a map of at least this epoch. `same_request`: what stands in the way is the same request, whose
+    `epoch`: with a map of at least this epoch. `key`: on which there was a conflict. `same_request`: what stands in the way is the same request, whose
     outcome is not known yet.
     """
 
     epoch: int = 0
+    key: str = ""
     same_request: bool = False
 
 
@@ -63,7 +64,12 @@ def judge_refusal(reply: Answer | Outcome | KvError) -> Again | Refused | Outcom
     if isinstance(error, WrongOwner):
         return Again(epoch=int(error.members.get("epoch", 0)))
     if isinstance(error, Conflict):
-        return Again(same_request=bool(error.members.get("same_request")))
+        return Again(key=str(error.members.get("key", "")), same_request=bool(error.members.get("same_request")))
     if isinstance(error, OutcomeUnknown):
         return Refused(Unavailable(f"{error.detail}; nothing was decided", retry_after_ms=500))
     return Refused(error)
+
+
+def too_much_read(bytes_max: int) -> ReadTooLarge:
+    """The error of whoever reads more than `txn_read_bytes_max`."""
+    return ReadTooLarge(f"the values that it reads have more than {bytes_max:,} bytes", bytes_max=bytes_max)

@@ -128,10 +128,12 @@ class LockTable(Generic[Q, W]):
         is over before anybody else can ask."""
         return name not in self._locks
 
-    def lock(self, name: str, mode: Mode, waiter: Q, age: Age | None = None) -> Identity | None:
+    def lock(
+        self, name: str, mode: Mode, waiter: Q, age: Age | None = None, *, holds_nothing: bool = False
+    ) -> Identity | None:
         """Take the lock, or queue the waiter and return None.
 
-        Raises Died if it has an age and may not wait, OverflowError when the queue is full.
+        Raises Died if it has an age, holds something and may not wait; OverflowError when the queue is full.
         """
         lock = self._locks.get(name)
         if lock is None:
@@ -140,7 +142,7 @@ class LockTable(Generic[Q, W]):
             identity = self._identity()
             lock.holders[identity] = mode, age
             return identity
-        if age is not None and not may_wait(age, lock.ages()):
+        if age is not None and not holds_nothing and not may_wait(age, lock.ages()):
             raise Died(name)
         if len(lock.queue) >= self._waiters_max:
             raise OverflowError(name)

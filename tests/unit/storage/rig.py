@@ -88,7 +88,7 @@ class Bench:
 
     def run(self, *work: WriteOp | tuple[WriteOp, Sink]) -> list[Answer]:
         """Decide these as one batch; the answers, in the order in which they leave."""
-        context = Context(self.now_ms, self.now_s, self.arrivals, 1, self.frees_only, self.kept_ms)
+        context = Context(self.now_ms, self.now_s, self.arrivals, 1, self.frees_only, self.kept_ms, 1 << 24)
         self.batch = batch = Batch(self.clock, context, self.locks, self.holds, self.rows)
         for each in work:
             op, sink = each if isinstance(each, tuple) else (each, Sink())

@@ -63,7 +63,7 @@ class File:
         frees_only: bool = False,
     ) -> Decided:
         locks: Locks = LockTable("an opening", 10)
-        batch = Batch(self.clock, Context(now_ms, 0.0, arrivals, 7, frees_only, 0), locks, Holds(), self)
+        batch = Batch(self.clock, Context(now_ms, 0.0, arrivals, 7, frees_only, 0, 1 << 24), locks, Holds(), self)
         for op in ops:
             batch.decide(op, Nobody())
         changed = {key: row for (_, key), row in batch.changed.items()}
