@@ -18,9 +18,9 @@ import msgspec
 
 from loadtest.histories.bank import Bank, marker_text
 from loadtest.histories.history import Account, Balances, History, Lists, Outcome, Transfer, now_s
-from loadtest.txn_wire import Answered, Got, Reply, Wire
+from loadtest.txn_wire import Answered, Got, Reply, Wire, txn_id
 
-_PAUSE_S = 0.05
+PAUSE_S = 0.05
 _AMOUNT_MAX = 20
 _HOT_ACCOUNTS = 12
 
@@ -54,7 +54,7 @@ class Worker:
     async def rest(self, reply: Reply) -> None:
         """After a refusal, a little patience."""
         if reply.outcome != "done":
-            await asyncio.sleep(self.rng.uniform(1.0, 5.0) * _PAUSE_S)
+            await asyncio.sleep(self.rng.uniform(1.0, 5.0) * PAUSE_S)
 
 
 # --- the bank --------------------------------------------------------------------------------------------------------
@@ -83,13 +83,23 @@ def accounts_of(numbers: Sequence[int], results: Sequence[Got]) -> dict[int, Acc
     return found
 
 
+class Told(NamedTuple):
+    """The id of a transfer that a client was told, and what else it was told about it."""
+
+    marker: str
+    id: str
+    keyed: bool
+    outcome: Outcome
+
+
 class Teller(Worker):
     """Transfers money. `markers`: the prefix of the marker keys of this round. `patience_s`: for how long a transfer
-    with an Idempotency-Key is sent again."""
+    with an Idempotency-Key is sent again. `told`: the ids of those that are unknown, or can be looked up for long."""
 
     def __init__(self, name: str, wire: Wire, accounts: int, patience_s: float) -> None:
         super().__init__(name, wire)
         self.markers = ""
+        self.told: list[Told] = []
         self._accounts = accounts
         self._patience_s = patience_s
         self._number = 0
@@ -112,11 +122,15 @@ class Teller(Worker):
             target_version=found[target].version,
         )
         body = self._body(transfer, found)
-        if self.rng.random() < 0.3:
-            reply, answered = await self._insist(body, str(uuid.UUID(int=self.rng.getrandbits(128))))
+        once = str(uuid.UUID(int=self.rng.getrandbits(128))) if self.rng.random() < 0.3 else None
+        if once is not None:
+            reply, answered = await self._insist(body, once)
         else:
             reply, answered = await self.wire.transact(body)
         self._note(transfer, body, reply, answered)
+        named = txn_id(reply) if answered is None else answered.id
+        if named is not None and (once is not None or transfer.outcome == "unknown"):
+            self.told.append(Told(transfer.marker, named, once is not None, transfer.outcome))
         await self.rest(reply)
 
     async def _look(self, numbers: list[int]) -> dict[int, Account] | None:
@@ -181,7 +195,7 @@ class Teller(Worker):
             if now_s() > deadline_s:
                 return Reply(-1), None
             self.count("repeats")
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(PAUSE_S)
 
     def _note(self, transfer: Transfer, body: Mapping[str, Any], reply: Reply, answered: Answered | None) -> None:
         outcome = reply.outcome
@@ -206,7 +220,7 @@ class Auditor(Worker):
 
     async def step(self) -> None:
         reply = await self.audit()
-        await asyncio.sleep(self.rng.uniform(0.5, 4.0) * _PAUSE_S)
+        await asyncio.sleep(self.rng.uniform(0.5, 4.0) * PAUSE_S)
         await self.rest(reply)
 
     async def audit(self) -> Reply:

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ from loadtest.histories import append, bank
 from loadtest.histories.bank import Bank
 from loadtest.histories.history import AnyOperation, Lists, write
 from loadtest.processes import Pid, wait_gone
-from loadtest.txn_clients import Appender, Auditor, Held, Teller, Worker, opening_transaction
+from loadtest.txn_clients import Appender, Auditor, Held, Teller, Told, Worker, opening_transaction
+from loadtest.txn_doubts import Doubts
 from loadtest.txn_faults import Fault, Struck, arm, plan, strike
 from loadtest.txn_report import Report, Verdict, line_of, table_of
 from loadtest.txn_wire import Wire, session
@@ -53,59 +54,6 @@ _PAGE = 10_000
 
 class RoundsError(Exception):
     """The cluster does not come back, or cannot be read when it is; the message says what and when."""
-
-
-# --- what is in doubt ------------------------------------------------------------------------------------------------
-
-
-class Doubts:
-    """Looks at `in_doubt` of /v1/cluster again and again, by any router that answers."""
-
-    def __init__(self, http: aiohttp.ClientSession, urls: Sequence[str]) -> None:
-        self.count_max = 0
-        self.count = -1  # of the last look; -1: nobody answered, or one that does not see every shard
-        self.oldest_s = 0.0
-        self.looked_s = 0.0
-        self._wire = Wire(http, urls, seed=0)
-
-    async def run(self) -> None:
-        while True:
-            await self.look()
-            await asyncio.sleep(_POLL_S)
-
-    async def look(self) -> None:
-        began = time.monotonic()
-        reply = await self._wire.ask("GET", "/v1/cluster")
-        if reply.status != 200:
-            self.count = -1
-            return
-        document = msgspec.json.decode(reply.body)
-        if any(shard["state"] != "up" for shard in document["shards"]):
-            self.count = -1
-            return
-        self.count = document["in_doubt"]["count"]
-        self.oldest_s = document["in_doubt"]["oldest_s"] or 0.0
-        self.looked_s = began
-        self.count_max = max(self.count_max, self.count)
-
-    async def resolved(self, fault_s: float, timeout_s: float) -> float | None:
-        """How long after `fault_s` nothing was in doubt any more that is older than that; None: not in that time."""
-        while True:
-            if self.looked_s > fault_s and (self.count == 0 or 0 < self.oldest_s < self.looked_s - fault_s):
-                return self.looked_s - fault_s
-            if time.monotonic() - fault_s > timeout_s:
-                return None
-            await asyncio.sleep(_POLL_S)
-
-    async def none_left(self, timeout_s: float) -> bool:
-        """Wait until nothing is in doubt at all."""
-        deadline = time.monotonic() + timeout_s
-        asked_s = time.monotonic()
-        while not (self.count == 0 and self.looked_s > asked_s):
-            if time.monotonic() > deadline:
-                return False
-            await asyncio.sleep(_POLL_S)
-        return True
 
 
 # --- rounds ----------------------------------------------------------------------------------------------------------
@@ -242,6 +190,7 @@ class Rounds:
         report.violations += map(str, bank.check(self._books, transactions, closing, markers))
         report.violations += map(str, append.check(appends))
         report.violations += await self._compare_accounts(closing)
+        report.violations += await self._look_up(markers)
         report.violations += self.crew.take_complaints()
         self._count(report)
         self._books = closing
@@ -298,6 +247,26 @@ class Rounds:
         read = {f"bank/account/{number:04d}": str(account.balance) for number, account in closing.accounts.items()}
         wrong = [key for key in listed.keys() | read.keys() if listed.get(key) != read.get(key)]
         return [f"{key}: listed as {listed.get(key)}, read as {read.get(key)}" for key in sorted(wrong)[:3]]
+
+    async def _look_up(self, markers: Mapping[str, str]) -> list[str]:
+        """What GET /v1/txn/{id} says of a cluster at rest agrees with what clients were told, and with the markers."""
+        told = [told for teller in self.crew.tellers for told in teller.told]
+        for teller in self.crew.tellers:
+            teller.told.clear()
+        return [sentence for one in told if (sentence := await self._look_up_one(one, one.marker in markers))]
+
+    async def _look_up_one(self, told: Told, is_there: bool) -> str:
+        reply = await self.crew.last_auditor.wire.ask("GET", f"/v1/txn/{told.id}")
+        if reply.status not in (200, 404):
+            return f"/v1/txn/{told.id} was answered {reply.status}: {reply.body[:300]!r}"
+        status = msgspec.json.decode(reply.body)["status"] if reply.status == 200 else "not known"
+        if told.outcome == "done" and told.keyed and status != "committed":
+            return f"{told.marker} was acknowledged, and carried an Idempotency-Key; /v1/txn/{told.id} says: {status}"
+        if told.outcome == "unknown" and not told.keyed and status == "aborted" and is_there:
+            return f"{told.marker} is there, and /v1/txn/{told.id} says: aborted"
+        if status == "pending":
+            return f"{told.marker}: nothing is in doubt, and /v1/txn/{told.id} says: pending"
+        return ""
 
     async def look_again(self) -> list[str]:
         """After the last round: what was settled in any of them has stayed as it was."""

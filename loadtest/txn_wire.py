@@ -128,6 +128,8 @@ class Wire:
 
 def txn_id(reply: Reply) -> str | None:
     """The id that a 504 names."""
+    if reply.status != 504:
+        return None
     try:
         return _problems.decode(reply.body).txn_id
     except msgspec.DecodeError:

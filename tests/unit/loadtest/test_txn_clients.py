@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from loadtest import txn_clients
 from loadtest.histories import append, bank
 from loadtest.histories.bank import Bank
 from loadtest.histories.history import Account, Lists, Transfer
@@ -22,6 +23,12 @@ from loadtest.txn_wire import Answered, Got, Wire, contradiction, session
 
 ACCOUNTS = 12
 KEYS = ["lists/a", "lists/b", "lists/c"]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here needs time to recover."""
+    monkeypatch.setattr(txn_clients, "PAUSE_S", 0.001)
 
 
 class TinyStore:
