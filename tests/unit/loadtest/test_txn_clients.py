@@ -154,7 +154,7 @@ async def work(worker: Worker, steps: int) -> None:
         await worker.step()
 
 
-async def judge(store: TinyStore, bug: str = "", steps: int = 60) -> tuple[set[str], list[Worker]]:
+async def judge(store: TinyStore, bug: str = "", steps: int = 40) -> tuple[set[str], list[Worker]]:
     """What is found after some clients have worked on it, all at once; and the clients."""
     async with serving(store) as (http, urls):
         setup = Wire(http, urls, seed=0)
@@ -197,8 +197,8 @@ async def test_nothing_is_blamed_on_an_honest_store() -> None:
     assert found == set()
     counts = outcomes(workers)
     assert counts["done"] > 100
-    assert counts["unmet"] > 5  # clients do meet
-    assert counts["audits"] > 10
+    assert counts["unmet"] > 3  # clients do meet
+    assert counts["audits"] > 5
     assert not counts["unknown"]
 
 
@@ -229,7 +229,7 @@ async def test_nothing_is_blamed_on_an_honest_store_whose_answers_get_lost_and_n
     ],
 )
 async def test_a_planted_bug_is_found(bug: str, kinds: set[str]) -> None:
-    found, _ = await judge(TinyStore(), bug, steps=100)
+    found, _ = await judge(TinyStore(), bug)
     assert kinds <= found
 
 
