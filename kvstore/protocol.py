@@ -197,9 +197,9 @@ class Commit(Message, tag=16):
     otherwise: list[Step]
     vote: int
     holds: bool
+    locked_then: dict[str, Any] | None
+    locked_otherwise: dict[str, Any] | None
     keys: list[str]
-    locked_then: dict[str, Any] | None = None
-    locked_otherwise: dict[str, Any] | None = None
     once: Once | None = None
     then_reads: list[Read | None] = []
     otherwise_reads: list[Read | None] = []
@@ -362,23 +362,22 @@ Reply = Answer | Page | Facts | Vote | Outcome | Reads
 
 def message_bytes(message: Message) -> int:
     """What a message counts for where queues and frames are bounded, roughly: its values, and so much per part."""
-    match message:
-        case Put():
-            return len(message.value) + _PART_BYTES
-        case Answer():
-            return len(message.value or b"") + _PART_BYTES
-        case Prepare() | Transact() | Commit():
-            steps = (*message.then, *message.otherwise)
-            return sum(len(step.value) for step in steps) + _PART_BYTES * (len(steps) + len(message.conditions) + 1)
-        case Vote() | Outcome() | Reads():
-            return sum(len(read.value or b"") + _PART_BYTES for read in message.reads) + _PART_BYTES
-        case Page():
-            return sum(len(value or b"") + _PART_BYTES for _, _, value, _ in message.items)
-        case Finish() | Abort() | ReadLock():
-            return _PART_BYTES * (len(message.keys) + 1)
+    kind = type(message)
+    if kind in _ONE_VALUE:
+        return len(message.value or b"") + _PART_BYTES  # type: ignore[attr-defined]
+    if isinstance(message, Prepare | Transact | Commit):
+        steps = (*message.then, *message.otherwise)
+        return sum([len(step.value) for step in steps]) + _PART_BYTES * (len(steps) + len(message.conditions) + 1)
+    if isinstance(message, Vote | Outcome | Reads):
+        return sum([len(read.value or b"") + _PART_BYTES for read in message.reads]) + _PART_BYTES
+    if isinstance(message, Page):
+        return sum([len(value or b"") + _PART_BYTES for _, _, value, _ in message.items])
+    if isinstance(message, Finish | Abort | ReadLock):
+        return _PART_BYTES * (len(message.keys) + 1)
     return _PART_BYTES
 
 
+_ONE_VALUE = frozenset({Put, Answer})
 _PART_BYTES = 64
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(list[Request])

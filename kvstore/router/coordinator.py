@@ -23,9 +23,8 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from kvstore import failpoints
 from kvstore.config import Limits
@@ -45,9 +44,6 @@ from kvstore.protocol import (
     Ask,
     Attempt,
     Commit,
-    Condition,
-    Finish,
-    Forget,
     Look,
     Once,
     Outcome,
@@ -57,12 +53,12 @@ from kvstore.protocol import (
     Reads,
     ReadUnlock,
     Reply,
-    Request,
-    Step,
     Transact,
     Vote,
     txn_id,
 )
+from kvstore.router.aftermath import Aftermath
+from kvstore.router.parts import Part, Result, Transaction, holds, reads_of_others, split
 from kvstore.router.service import RouterService
 from kvstore.transactions.attempts import Stamps
 from kvstore.transactions.coordination import Again, Refused, judge, judge_refusal, too_much_read
@@ -70,59 +66,8 @@ from kvstore.transport.channel import Channel
 
 log = logging.getLogger(__name__)
 
-_FORGET_EVERY_S = 1.0
-_FINISH_TRIES = 5
 _RETRY_MS_MAX = 64.0
 _ID = re.compile(r"([0-9a-f]{1,8})-([0-9a-f]{1,16}-[0-9a-f]{8})")
-
-
-class Transaction(NamedTuple):
-    """What a client asks for: if all conditions hold, `then`, else `otherwise`."""
-
-    conditions: list[Condition]
-    then: list[Step]
-    otherwise: list[Step]
-
-    @property
-    def anchor(self) -> str:
-        """The first key that it names."""
-        return self.conditions[0].key if self.conditions else self.then[0].key
-
-    @property
-    def reads_only(self) -> bool:
-        """It writes nothing, and all that it asks can be told by the values of its keys."""
-        steps = (*self.then, *self.otherwise)
-        return all(step.op == "get" for step in steps) and all(c.token is None for c in self.conditions)
-
-
-class Result(NamedTuple):
-    """`version` is None if the branch that ran wrote nothing; `reads` are those of its gets, in order."""
-
-    id: str
-    succeeded: bool
-    version: int | None
-    reads: list[Read]
-
-
-class _Part:
-    """What one store has of a transaction. `then_gets`: the place of each of its gets among all of the branch."""
-
-    __slots__ = ("channel", "conditions", "keys", "otherwise", "otherwise_gets", "then", "then_gets")
-
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self.keys: dict[str, None] = {}
-        self.conditions: list[Condition] = []
-        self.then: list[Step] = []
-        self.otherwise: list[Step] = []
-        self.then_gets: list[int] = []
-        self.otherwise_gets: list[int] = []
-
-    def add(self, steps: list[Step], gets: list[int], step: Step, place: int) -> None:
-        steps.append(step)
-        self.keys[step.key] = None
-        if step.op == "get":
-            gets.append(place)
 
 
 class Coordinator:
@@ -130,8 +75,7 @@ class Coordinator:
         self._service = service
         self._limits = limits
         self._stamps = Stamps(secrets.token_hex(4))
-        self._finished: dict[str, list[Attempt]] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._after = Aftermath(service)
 
     async def run(self, transaction: Transaction, once: Once | None) -> Result:
         """Do it, trying again for up to `txn_timeout_s` while others are in the way.
@@ -153,7 +97,7 @@ class Coordinator:
                 raise self._in_the_way(result, transaction, attempt)
             if result.epoch:
                 await self._service.await_epoch(result.epoch)
-            elif not result.key or result.key == contended or result.same_request:
+            elif once is not None or not result.key or result.key == contended:
                 wait_ms = min(wait_ms * 2, _RETRY_MS_MAX)
                 await asyncio.sleep(random.uniform(wait_ms / 2, wait_ms) / 1000)
             contended = result.key
@@ -181,44 +125,21 @@ class Coordinator:
         self, transaction: Transaction, attempt: Attempt, once: Once | None, deadline_s: float, contended: str
     ) -> Result | Again:
         """`contended`: the key that was in the way of the attempt before, if there was one."""
-        parts = self._split(transaction)
+        parts = split(transaction, self._service.owner_of)
         if len(parts) == 1:
             return await self._transact(parts[0], transaction, attempt, once)
         if once is None and transaction.reads_only:
             return await self._read(parts, transaction, attempt)
+        if once is None and contended:
+            # Its part must be prepared, and first; the anchor's is not. A reply would be kept with the first key named.
+            chosen = next((key for part in parts if contended not in part.keys for key in part.keys), "")
+            transaction = transaction._replace(chosen_anchor=chosen)
         return await self._two_phases(parts, transaction, attempt, once, deadline_s, contended)
-
-    def _split(self, transaction: Transaction) -> list[_Part]:
-        """By owner, as of now. Raises Unavailable without a map."""
-        parts: dict[str, _Part] = {}
-
-        def part_of(key: str) -> _Part:
-            channel = self._service.owner_of(key)
-            part = parts.get(channel.shard_id)
-            if part is None:
-                part = parts[channel.shard_id] = _Part(channel)
-            return part
-
-        for condition in transaction.conditions:
-            part = part_of(condition.key)
-            part.conditions.append(condition)
-            part.keys[condition.key] = None
-        gets = 0
-        for step in transaction.then:
-            part = part_of(step.key)
-            part.add(part.then, part.then_gets, step, gets)
-            gets += step.op == "get"
-        gets = 0
-        for step in transaction.otherwise:
-            part = part_of(step.key)
-            part.add(part.otherwise, part.otherwise_gets, step, gets)
-            gets += step.op == "get"
-        return list(parts.values())
 
     # --- one store ----------------------------------------------------------------------------------------------------
 
     async def _transact(
-        self, part: _Part, transaction: Transaction, attempt: Attempt, once: Once | None
+        self, part: Part, transaction: Transaction, attempt: Attempt, once: Once | None
     ) -> Result | Again:
         anchor = transaction.anchor
         request = Transact(0, anchor, attempt, part.conditions, part.then, part.otherwise, once)
@@ -245,14 +166,17 @@ class Coordinator:
 
     # --- several stores, reads only -----------------------------------------------------------------------------------
 
-    async def _read(self, parts: list[_Part], transaction: Transaction, attempt: Attempt) -> Result | Again:
-        def let_go(part: _Part, reply: Any) -> None:
+    async def _read(self, parts: list[Part], transaction: Transaction, attempt: Attempt) -> Result | Again:
+        def let_go(part: Part, reply: Any) -> None:
             if isinstance(reply, Reads):
-                self._send(part.channel, ReadUnlock(0, list(part.keys), reply.lock))
+                self._after.send(part.channel, ReadUnlock(0, list(part.keys), reply.lock))
             elif reply is None:
-                self._send(part.channel, Abort(0, attempt, list(part.keys)))
+                self._after.send(part.channel, Abort(0, attempt, list(part.keys)))
 
-        replies = await self._ask_all(parts, lambda part: ReadLock(0, attempt, list(part.keys)), Reads, let_go)
+        def lock(part: Part) -> ReadLock:
+            return ReadLock(0, attempt, list(part.keys))
+
+        replies = await self._ask_all(parts, lock, Reads, let_go, "txn-after-reads-sent")
         if not isinstance(replies, list):
             return self._refused(replies, transaction)
         confirmed = await asyncio.gather(
@@ -268,7 +192,7 @@ class Coordinator:
         found: dict[str, Read] = {}
         for part, reply in zip(parts, replies, strict=True):
             found.update(zip(part.keys, reply.reads, strict=True))
-        succeeded = all(_holds(condition, found[condition.key]) for condition in transaction.conditions)
+        succeeded = all(holds(condition, found[condition.key]) for condition in transaction.conditions)
         branch = transaction.then if succeeded else transaction.otherwise
         return Result(self._id(transaction, attempt), succeeded, None, [found[step.key] for step in branch])
 
@@ -284,7 +208,7 @@ class Coordinator:
 
     async def _two_phases(
         self,
-        parts: list[_Part],
+        parts: list[Part],
         transaction: Transaction,
         attempt: Attempt,
         once: Once | None,
@@ -298,13 +222,13 @@ class Coordinator:
         with_contended = [part for part in others[:1] if contended in part.keys]
         once_key = once.key if once is not None else None
 
-        def prepare(part: _Part) -> Prepare:
+        def prepare(part: Part) -> Prepare:
             first = contended if part in with_contended else ""
             return Prepare(0, anchor, attempt, part.conditions, part.then, part.otherwise, once_key, first)
 
-        def give_up(part: _Part, reply: Any) -> None:
+        def give_up(part: Part, reply: Any) -> None:
             if reply is None or isinstance(reply, Vote):
-                self._send(part.channel, Abort(0, attempt, list(part.keys)))
+                self._after.send(part.channel, Abort(0, attempt, list(part.keys)))
 
         failpoints.hit("txn-before-prepare-sent")
         votes: list[Vote] = []
@@ -319,19 +243,18 @@ class Coordinator:
             for part in others:
                 give_up(part, None)
             raise too_much_read(self._limits.txn_read_bytes_max)
-        highest, holds, locked_then, locked_otherwise = judge(votes)
-        then_reads, otherwise_reads = _reads_of_others(others, votes, transaction)
+        prepared = judge(votes)
+        then_reads, otherwise_reads = reads_of_others(others, votes, transaction)
         keys = [key for part in others for key in part.keys]
-        commit = Commit(
-            0, anchor, attempt, last.conditions, last.then, last.otherwise, highest, holds, keys, locked_then,
-            locked_otherwise, once, then_reads if once else [], otherwise_reads if once else [],
-        )  # fmt: skip
+        commit = Commit(0, anchor, attempt, last.conditions, last.then, last.otherwise, *prepared, keys)
+        if once is not None:
+            commit.once, commit.then_reads, commit.otherwise_reads = once, then_reads, otherwise_reads
         outcome = await self._commit(commit, transaction, deadline_s)
         if not isinstance(outcome, Outcome) or outcome.state != "committed":
             for part in others:
                 give_up(part, None)
             return self._refused(outcome, transaction)
-        self._finish(others, anchor, attempt, outcome)
+        self._after.finish(others, anchor, attempt, outcome)
         branch, reads = (
             (transaction.then, then_reads) if outcome.succeeded else (transaction.otherwise, otherwise_reads)
         )
@@ -346,11 +269,11 @@ class Coordinator:
 
     async def _ask_all(
         self,
-        parts: list[_Part],
-        make: Callable[[_Part], Any],
+        parts: list[Part],
+        make: Callable[[Part], Any],
         wanted: type,
-        give_up: Callable[[_Part, Any], None],
-        sent_point: str = "",
+        give_up: Callable[[Part, Any], None],
+        sent_point: str,
     ) -> list[Any] | Any:
         """The replies of all, in order; or the first that is another one than wanted, an error included.
 
@@ -364,7 +287,7 @@ class Coordinator:
             except KvError as error:
                 refusal = error
                 break
-        if sent_point:
+        if failpoints.active:
             await asyncio.sleep(0)
             failpoints.hit(sent_point)
         if refusal is None:
@@ -423,92 +346,8 @@ class Coordinator:
                 await asyncio.sleep(0.02)
         if may_have_arrived:
             raise self._unknown(f"it may have been committed: {error.detail}", transaction, commit.attempt)
-        self._abort_everywhere(commit.attempt, commit.keys)
+        self._after.abort(commit.attempt, commit.keys)
         raise Unavailable(f"{error.detail}; nothing was decided", retry_after_ms=500)
-
-    # --- afterwards ---------------------------------------------------------------------------------------------------
-
-    def _finish(self, others: list[_Part], anchor: str, attempt: Attempt, outcome: Outcome) -> None:
-        left = len(others)
-
-        def on_reply(part: _Part, future: asyncio.Future[Any]) -> None:
-            nonlocal left
-            done = not future.cancelled() and future.exception() is None and future.result().status == 200
-            if not done:
-                self._spawn(self._finish_later(make(part), anchor))
-                return
-            left -= 1
-            if not left:
-                self._forget_later(attempt, anchor)
-
-        def make(part: _Part) -> Finish:
-            return Finish(0, attempt, list(part.keys), outcome.version, outcome.succeeded, outcome.decided_ms)
-
-        failpoints.hit("txn-before-finish-sent")
-        for part in others:
-            try:
-                future = part.channel.request(make(part))
-            except KvError:
-                self._spawn(self._finish_later(make(part), anchor))
-                continue
-            future.add_done_callback(partial(on_reply, part))
-            if failpoints.active:
-                failpoints.hit("txn-after-finish-sent")
-
-    async def _finish_later(self, finish: Finish, anchor: str) -> None:
-        """A finish did not come through. Some tries more; then the stores see to it (`shard.recovery`)."""
-        for number in range(_FINISH_TRIES):
-            await asyncio.sleep(0.05 * 2**number)
-            by_owner: dict[str, list[str]] = {}
-            try:
-                for key in finish.keys:
-                    by_owner.setdefault(self._service.owner_of(key).shard_id, []).append(key)
-                replies = await asyncio.gather(
-                    *[
-                        self._service.channels[shard_id].request(
-                            Finish(0, finish.attempt, keys, finish.version, finish.succeeded, finish.decided_ms)
-                        )
-                        for shard_id, keys in by_owner.items()
-                    ]
-                )
-            except KvError:
-                continue
-            if all(reply.status == 200 for reply in replies):
-                return
-
-    def _forget_later(self, attempt: Attempt, anchor: str) -> None:
-        """Tell the anchor's store that all is finished; soon, with others."""
-        if not self._finished:
-            asyncio.get_running_loop().call_later(_FORGET_EVERY_S, self._forget)
-        self._finished.setdefault(anchor, []).append(attempt)
-
-    def _forget(self) -> None:
-        finished, self._finished = self._finished, {}
-        by_owner: dict[str, list[Attempt]] = {}
-        failpoints.hit("txn-before-forget-sent")
-        for anchor, attempts in finished.items():
-            by_owner.setdefault(self._service.owner_of(anchor).shard_id, []).extend(attempts)
-        for shard_id, attempts in by_owner.items():
-            self._send(self._service.channels[shard_id], Forget(0, attempts))
-
-    def _abort_everywhere(self, attempt: Attempt, keys: Sequence[str]) -> None:
-        by_owner: dict[str, list[str]] = {}
-        for key in keys:
-            by_owner.setdefault(self._service.owner_of(key).shard_id, []).append(key)
-        for shard_id, its_keys in by_owner.items():
-            self._send(self._service.channels[shard_id], Abort(0, attempt, its_keys))
-
-    def _send(self, channel: Channel, request: Request) -> None:
-        """Whatever the answer: the store finds out by itself what this would have told it."""
-        try:
-            channel.request(request).add_done_callback(_ignore)
-        except KvError:
-            pass
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     # --- looking up ---------------------------------------------------------------------------------------------------
 
@@ -537,7 +376,7 @@ class Coordinator:
 class _Late:
     """A reply that nobody waits for any more."""
 
-    def __init__(self, part: _Part, wanted: type, give_up: Callable[[_Part, Any], None]) -> None:
+    def __init__(self, part: Part, wanted: type, give_up: Callable[[Part, Any], None]) -> None:
         self._part = part
         self._wanted = wanted
         self._give_up = give_up
@@ -568,32 +407,6 @@ async def _first_unwanted(futures: list[asyncio.Future[Any]], wanted: type) -> A
     for future in futures:
         future.add_done_callback(look)
     return await settled
-
-
-def _holds(condition: Condition, read: Read) -> bool:
-    if condition.exists is not None:
-        return (read.value is not None) == condition.exists
-    return read.value is not None and read.version == condition.version
-
-
-def _reads_of_others(
-    others: list[_Part], votes: list[Vote], transaction: Transaction
-) -> tuple[list[Read | None], list[Read | None]]:
-    """What the gets of each branch found, in its order; None for those of the anchor's store."""
-    branches: list[list[Read | None]] = [
-        [None] * sum(step.op == "get" for step in branch) for branch in (transaction.then, transaction.otherwise)
-    ]
-    for part, vote in zip(others, votes, strict=True):
-        reads = iter(vote.reads)
-        for branch, places in zip(branches, (part.then_gets, part.otherwise_gets), strict=True):
-            for place in places:
-                branch[place] = next(reads)
-    return branches[0], branches[1]
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 def _now_us() -> int:

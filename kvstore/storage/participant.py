@@ -170,7 +170,7 @@ class Participant:
     def commit(self, op: Commit) -> Outcome:
         """At the anchor, with the locks of its keys: do this store's part and decide. The commit point.
 
-        Raises Locked, DiskFull, ReadTooLarge, DataCorrupt, IdempotencyKeyReused: then the caller has to `abort_for_good`.
+        Raises Locked, DiskFull, ReadTooLarge, DataCorrupt, IdempotencyKeyReused: then the caller must `abort_for_good`.
         """
         settled = self.settled(op)
         if settled is not None:

@@ -27,8 +27,8 @@ class Prepared(NamedTuple):
 class Again(NamedTuple):
     """This attempt is over, nothing was written, and another one may succeed.
 
-    `epoch`: with a map of at least this epoch. `key`: on which there was a conflict. `same_request`: what stands in the way is the same request, whose
-    outcome is not known yet.
+    `epoch`: with a map of at least this epoch. `key`: on which there was a conflict. `same_request`: what stands in the
+    way is the same request, whose outcome is not known yet.
     """
 
     epoch: int = 0

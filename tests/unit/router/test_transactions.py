@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from kvstore.config import Limits
 from kvstore.errors import BadBody, BadParameter, Conflict, KvError, Locked, NotFound
 from kvstore.protocol import Condition, Once, Read, Step
-from kvstore.router.coordinator import Coordinator, Result, Transaction
+from kvstore.router.coordinator import Coordinator
+from kvstore.router.parts import Result, Transaction
 from kvstore.router.transactions import TxnRoutes, encode_result, parse_transaction
 from kvstore.transport.http import LARGE_BYTES, AnswerAccount, BodyReader, Head, Response, problem_response
 
