@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 from kvstore.errors import DiskFull
 from kvstore.protocol import Reply
 from kvstore.storage.rows import VALUE, Clock, Row
+from kvstore.transactions.intents import State
 
 
 class Sink(Protocol):
@@ -35,14 +36,6 @@ class Before(NamedTuple):
     expires_at_ms: int
     size: int
     live: bool
-
-
-class State(NamedTuple):
-    """A row's meaning, with its body; None: a tombstone."""
-
-    version: int
-    expires_at_ms: int
-    body: bytes | None
 
 
 class Committed(Protocol):
@@ -150,9 +143,8 @@ class Changes:
         self._sequence += 1
         self.rows[kind, key] = Row(kind, key, partition, self._sequence, self._version, 0, body)
 
-    def mark(self, key: str, partition: int, intent: bytes | None) -> None:
-        """The key's value stays as it is, but carries the intent, or none any more. Raises DataCorrupt."""
-        state = self.state(VALUE, key)
+    def mark(self, key: str, partition: int, state: State, intent: bytes | None) -> None:
+        """The key's value stays as it is, which is `state`, but carries the intent, or none any more."""
         self._sequence += 1
         self.rows[VALUE, key] = Row(VALUE, key, partition, self._sequence, *state, intent)
 

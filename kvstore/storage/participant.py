@@ -46,7 +46,7 @@ from kvstore.storage.replies import Kept, Replies, attempt_row_key, row_key
 from kvstore.storage.rows import DECISION, VALUE
 from kvstore.transactions.coordination import too_much_read
 from kvstore.transactions.decisions import Decision, decode_decision, on_ask, on_commit
-from kvstore.transactions.intents import Holds, Intent, ReadHold, applies
+from kvstore.transactions.intents import Held, Holds, Intent, ReadHold, applies
 from kvstore.transactions.locks import Identity, LockTable
 
 
@@ -143,9 +143,10 @@ class Participant:
         )
 
     def _leave_intents(self, op: Prepare, gathered: dict[str, Identity], sink: Sink) -> int:
-        """The highest vote on its keys."""
+        """The highest vote on its keys. Raises DataCorrupt."""
         context = self._changes.context
         if gathered:
+            states = {key: self._changes.state(VALUE, key) for key in gathered}  # may raise: before anything is changed
             vote = self._changes.step()
             then = {step.key: step for step in op.then if step.op != "get"}
             otherwise = {step.key: step for step in op.otherwise if step.op != "get"}
@@ -153,8 +154,8 @@ class Participant:
                 intent = Intent(
                     op.attempt, op.anchor, vote, context.now_ms, then.get(key), otherwise.get(key), op.once
                 )  # fmt: skip
-                self._changes.mark(key, self._partition(key), intent.encode())
-                self._holds.add(intent, key, identity, context.now_s, sink)
+                self._changes.mark(key, self._partition(key), states[key], intent.encode())
+                self._holds.add(key, Held(identity, intent, states[key]), context.now_s, sink)
             return vote
         hold = self._holds.of(op.attempt)
         return max(hold.vote_on(key) for key in keys_of(op)) if hold else 0
@@ -225,13 +226,12 @@ class Participant:
             held = self._holds.take(attempt, key)
             if held is None:
                 continue
-            identity, intent = held
-            step = intent.step(succeeded) if applies(intent.vote, version) else None
+            step = held.intent.step(succeeded) if applies(held.intent.vote, version) else None
             if step is None:
-                self._changes.mark(key, self._partition(key), None)
+                self._changes.mark(key, self._partition(key), held.state, None)
             else:
                 self._write(step, version, decided_ms)
-            self._unlock(key, identity)
+            self._unlock(key, held.identity)
 
     def abort(self, op: Abort) -> Answer:
         self._drop(op.attempt, op.keys)
@@ -241,8 +241,8 @@ class Participant:
         for key in keys:
             held = self._holds.take(attempt, key)
             if held is not None:
-                self._changes.mark(key, self._partition(key), None)
-                self._unlock(key, held[0])
+                self._changes.mark(key, self._partition(key), held.state, None)
+                self._unlock(key, held.identity)
 
     # --- recovery -----------------------------------------------------------------------------------------------------
 

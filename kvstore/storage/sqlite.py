@@ -32,9 +32,9 @@ from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.storage.batch import Batch, Expire, Locks, Waiter
-from kvstore.storage.changes import Before, Context, State
+from kvstore.storage.changes import Before, Context
 from kvstore.storage.rows import FORMAT, FROM_FORMAT_1, SCHEMA, VALUE, Clock, Row, checksum
-from kvstore.transactions.intents import Holds
+from kvstore.transactions.intents import Holds, State
 
 log = logging.getLogger(__name__)
 
@@ -430,7 +430,7 @@ def _begin(connection: sqlite3.Connection) -> None:
 
 
 def _read_clock(connection: sqlite3.Connection) -> Clock:
-    query = "SELECT version, sequence, tombstones_floor, keys, bytes FROM clock"
+    query = "SELECT version, sequence, tombstones_floor, keys, bytes, attempts_floor FROM clock"
     return Clock(*connection.execute(query).fetchone())
 
 

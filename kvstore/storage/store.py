@@ -58,13 +58,13 @@ from kvstore.protocol import (
 )
 from kvstore.storage.batch import Batch, EndLockWaits, Expire, Locks, Waiter, WriteOp
 from kvstore.storage.cache import ABSENT, Cache, Entry
-from kvstore.storage.changes import Sink, State
+from kvstore.storage.changes import Sink
 from kvstore.storage.leases import EndWait, ExpireLease, LeaseBody, refusal
 from kvstore.storage.participant import EndReads
 from kvstore.storage.rows import DECISION, LEASE, VALUE, Row
 from kvstore.storage.sqlite import Database, Found, ScanQuery, Work
 from kvstore.transactions.decisions import Decision, decode_decision
-from kvstore.transactions.intents import Hold, Holds, decode_intent
+from kvstore.transactions.intents import Held, Hold, Holds, State, decode_intent
 from kvstore.transactions.locks import Lease, LockTable
 
 log = logging.getLogger(__name__)
@@ -292,7 +292,8 @@ class Store:
         for row in await self.database.intents():
             intent = decode_intent(row.intent or b"")
             identity = self._locks.hold(row.key, intent.attempt.age)
-            self._holds.add(intent, row.key, identity, now_s, None)
+            state = State(row.version, row.expires_at_ms, row.body)
+            self._holds.add(row.key, Held(identity, intent, state), now_s, None)
         for row in await self.database.live(DECISION):
             decision = decode_decision(row.body or b"")
             committed = decision.outcome == "committed"

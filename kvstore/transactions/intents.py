@@ -17,7 +17,7 @@ is below; otherwise it is a late duplicate's, and is dropped. Without this, it w
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -57,8 +57,24 @@ def applies(vote: int, version: int) -> bool:
     return vote < version
 
 
+class State(NamedTuple):
+    """What a row says, with its body; None: a tombstone. `expires_at_ms` 0: never."""
+
+    version: int
+    expires_at_ms: int
+    body: bytes | None
+
+
+class Held(NamedTuple):
+    """A key that carries an intent: its lock, the intent, and the value as it stays until that is applied."""
+
+    identity: Identity
+    intent: Intent
+    state: State
+
+
 class Hold:
-    """What an attempt holds in this store: for each of its keys the lock and the intent.
+    """What an attempt holds in this store, by key.
 
     `since_s`: monotonic, of its first intent here. `closed`: nobody who could still decide it soon is known to be
     there, so that it counts as old at once: the connection that it came by has ended, or the store was opened anew.
@@ -70,7 +86,7 @@ class Hold:
         self.attempt = attempt
         self.anchor = anchor
         self.since_s = since_s
-        self.intents: dict[str, tuple[Identity, Intent]] = {}
+        self.intents: dict[str, Held] = {}
         self._sink = sink
 
     @property
@@ -80,12 +96,12 @@ class Hold:
     @property
     def once(self) -> str | None:
         """The transaction's Idempotency-Key."""
-        return next((intent.once for _, intent in self.intents.values()), None)
+        return next((held.intent.once for held in self.intents.values()), None)
 
     def vote_on(self, key: str) -> int:
         """That of its intent on the key, 0 without one."""
         held = self.intents.get(key)
-        return held[1].vote if held else 0
+        return held.intent.vote if held else 0
 
 
 class ReadHold:
@@ -125,15 +141,16 @@ class Holds:
         """The attempt whose intent the key carries."""
         return self._on_key.get(key)
 
-    def add(self, intent: Intent, key: str, identity: Identity, since_s: float, sink: Any) -> None:
+    def add(self, key: str, held: Held, since_s: float, sink: Any) -> None:
         """The key carries that intent now. `sink` None: it was found when the store was opened."""
-        hold = self._of_attempt.get(intent.attempt)
+        attempt = held.intent.attempt
+        hold = self._of_attempt.get(attempt)
         if hold is None:
-            hold = self._of_attempt[intent.attempt] = Hold(intent.attempt, intent.anchor, since_s, sink)
-        hold.intents[key] = identity, intent
+            hold = self._of_attempt[attempt] = Hold(attempt, held.intent.anchor, since_s, sink)
+        hold.intents[key] = held
         self._on_key[key] = hold
 
-    def take(self, attempt: Attempt, key: str) -> tuple[Identity, Intent] | None:
+    def take(self, attempt: Attempt, key: str) -> Held | None:
         """The key's intent goes, if it is that attempt's."""
         hold = self._of_attempt.get(attempt)
         held = hold.intents.pop(key, None) if hold else None

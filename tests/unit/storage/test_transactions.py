@@ -1,0 +1,339 @@
+"""A store's part in transactions, on a real file: what is durable, who waits, what readers see."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore.protocol import (
+    Abort,
+    Acquire,
+    Answer,
+    Ask,
+    Attempt,
+    Commit,
+    Condition,
+    Delete,
+    Finish,
+    Get,
+    Look,
+    Outcome,
+    Prepare,
+    Put,
+    Read,
+    ReadLock,
+    Reads,
+    ReadUnlock,
+    Scan,
+    Step,
+    Transact,
+    Vote,
+)
+from kvstore.storage.participant import DropDecisions
+from kvstore.storage.store import Store
+from tests.unit.storage.rig import PARTITIONS, Sink, opened, until
+
+FIRST = Attempt(100, 100, "router01")
+SECOND = Attempt(200, 200, "router02")
+THIRD = Attempt(300, 300, "router03")
+
+
+def put(key: str, value: bytes = b"new") -> Step:
+    return Step("put", key, value)
+
+
+def prepare(*steps: Step, attempt: Attempt = FIRST, anchor: str = "elsewhere", **more: Any) -> Prepare:
+    return Prepare(1, anchor, attempt, more.pop("conditions", []), list(steps), [], **more)
+
+
+def commit(*steps: Step, attempt: Attempt = FIRST, vote: int = 7, conditions: list[Condition] | None = None) -> Commit:
+    return Commit(1, "anchor", attempt, conditions or [], list(steps), [], vote, True, None, None, ["other"])
+
+
+async def tell(store: Store, op: Any, sink: Any = None) -> Any:
+    sink = sink or Sink()
+    store.write(op, sink)
+    async with asyncio.timeout(5):
+        while not sink.replies:
+            await asyncio.sleep(0.002)
+    return sink.replies[0]
+
+
+def began(store: Store, op: Any) -> Sink:
+    sink = Sink()
+    if isinstance(op, Get):
+        store.get(op, sink)
+    else:
+        store.write(op, sink)
+    return sink
+
+
+async def settle() -> None:
+    """Whatever could be answered now has been."""
+    await asyncio.sleep(0.05)
+
+
+async def test_a_prepared_key_can_be_neither_read_nor_written_until_it_is_finished(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, Put(1, "k", b"old"))
+        vote = await tell(store, prepare(put("k")))
+        assert isinstance(vote, Vote)
+        assert vote.holds
+        read = began(store, Get(1, "k"))
+        await settle()
+        assert not read.replies
+        await tell(store, Finish(1, FIRST, ["k"], vote.vote + 1, True, 0))
+        assert await read.answer() == Answer(1, 200, vote.vote + 1, b"new")
+        await tell(store, prepare(put("k"), attempt=SECOND))
+        writes = [began(store, op) for op in (Put(2, "k", b"later"), Delete(3, "k"))]
+        await settle()
+        assert not any(sink.replies for sink in writes)
+        await tell(store, Abort(1, SECOND, ["k"]))
+        assert [(await sink.answer()).status for sink in writes] == [204, 204]
+
+
+async def test_an_aborted_prepare_leaves_the_key_as_it_was_and_its_version_too(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        before = await tell(store, Put(1, "k", b"old"))
+        await tell(store, prepare(put("k"), put("absent")))
+        await tell(store, Abort(1, FIRST, ["k", "absent"]))
+        assert await began(store, Get(1, "k")).answer() == Answer(1, 200, before.version, b"old")
+        assert (await began(store, Get(1, "absent")).answer()).status == 404
+        assert (await store.explain("absent"))["row"] == "absent"
+        assert store.database.clock.keys == 1
+
+
+async def test_intents_survive_a_restart_and_hold_their_keys(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, Put(1, "k", b"old"))
+        vote = await tell(store, prepare(put("k"), put("absent")))
+    async with opened(tmp_path) as store:
+        (hold,) = store.old_holds()  # at once: nobody knows whether its router is there
+        assert (hold.attempt, sorted(hold.intents)) == (FIRST, ["absent", "k"])
+        write = began(store, Put(2, "k", b"later"))
+        read = began(store, Get(3, "absent"))
+        await settle()
+        assert not write.replies
+        assert not read.replies
+        await tell(store, Finish(1, FIRST, ["k", "absent"], vote.vote + 1, True, 0))
+        assert (await write.answer()).version > vote.vote + 1
+        assert await read.answer() == Answer(3, 200, vote.vote + 1, b"new")
+
+
+async def test_a_decision_survives_a_restart_and_answers_a_repeated_commit(tmp_path: Path) -> None:
+    op = commit(put("anchor"), Step("get", "anchor"))
+    async with opened(tmp_path) as store:
+        first = await tell(store, op)
+        assert (first.state, first.version, first.reads) == ("committed", 8, [Read(0, None)])
+    async with opened(tmp_path) as store:
+        again = await tell(store, op)
+        assert (again.state, again.version, again.reads, again.decided_ms) == (
+            "committed", 8, [Read(0, None)], first.decided_ms,
+        )  # fmt: skip
+        assert (await tell(store, Look(1, 0, FIRST.name))).state == "committed"
+        decision = await store.decision(FIRST)
+        assert decision is not None
+        assert decision.keys == ["other"]
+
+
+async def test_a_dropped_decision_raises_the_floor_for_good(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, commit(put("anchor")))
+        await tell(store, DropDecisions([FIRST], 0))
+    async with opened(tmp_path) as store:
+        assert store.database.clock.attempts_floor == FIRST.stamp
+        assert (await tell(store, commit(put("anchor")))).state == "gone"
+        assert (await tell(store, Ask(1, "anchor", FIRST))).state == "gone"
+        assert (await tell(store, commit(put("anchor"), attempt=SECOND))).state == "committed"
+
+
+async def test_an_attempt_that_was_asked_about_is_never_committed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        assert (await tell(store, Ask(1, "anchor", FIRST))).state == "aborted"
+    async with opened(tmp_path) as store:
+        assert (await tell(store, commit(put("anchor")))).state == "aborted"
+        assert (await began(store, Get(1, "anchor")).answer()).status == 404
+
+
+async def test_a_commit_that_was_refused_is_refused_for_good(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, Acquire(1, "anchor", 10_000, 0, "somebody"))
+        refused = await tell(store, commit(put("anchor")))
+        assert refused.status == 423
+        assert (await tell(store, commit(put("other")))).state == "aborted"  # a doubled message comes late
+
+
+async def test_a_lease_does_not_change_while_its_guard_stands(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        token = (await tell(store, Acquire(1, "lock", 100, 0, "me"))).version
+        vote = await tell(store, prepare(put("k"), conditions=[Condition("lock", token=token)]))
+        assert vote.holds
+        waiter = began(store, Acquire(2, "lock", 10_000, 5_000, "next"))
+        await asyncio.sleep(0.3)  # its ttl is over, but it is not
+        assert not waiter.replies
+        assert (await store.explain("lock"))["lock"] == {"owner": "me", "token": token, "ttl_left": 0.0}
+        await tell(store, Finish(1, FIRST, ["k", "lock"], vote.vote + 1, True, 0))
+        granted = await waiter.answer()
+        assert (granted.status, granted.version > token) == (201, True)
+
+
+async def test_a_listing_waits_for_intents_in_its_range_and_shows_what_they_become(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        for key in ("a", "b", "c"):
+            await tell(store, Put(1, key, b"old"))
+        vote = await tell(store, prepare(put("b"), Step("delete", "c"), put("d")))
+        listing = asyncio.create_task(store.scan(Scan(1, "", "", 10, True)))
+        counting = asyncio.create_task(store.count(""))
+        await settle()
+        assert not listing.done()
+        await tell(store, Finish(1, FIRST, ["b", "c", "d"], vote.vote + 1, True, 0))
+        items = [(key, value) for key, _, value, _ in (await listing).items]
+        assert items == [("a", b"old"), ("b", b"new"), ("d", b"new")]
+        assert await counting == 3
+
+
+async def test_reads_under_shared_locks_keep_writers_out_until_they_are_let_go(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, Put(1, "k", b"old"))
+        reads = await tell(store, ReadLock(1, FIRST, ["k", "absent"]))
+        assert isinstance(reads, Reads)
+        assert [read.value for read in reads.reads] == [b"old", None]
+        others = await tell(store, ReadLock(1, SECOND, ["k"]))
+        write = began(store, Put(2, "k", b"new"))
+        assert (await began(store, Get(3, "k")).answer()).value == b"old"  # plain reads wait for no lock
+        assert (await tell(store, ReadUnlock(1, ["k"], others.lock))).status == 200
+        await settle()
+        assert not write.replies
+        assert (await tell(store, ReadUnlock(1, ["k", "absent"], reads.lock))).status == 200
+        assert (await write.answer()).status == 204
+        assert (await tell(store, ReadUnlock(1, ["k", "absent"], reads.lock))).status == 409  # not twice
+
+
+async def test_locks_of_an_earlier_opening_are_not_confirmed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        reads = await tell(store, ReadLock(1, FIRST, ["k"]))
+    async with opened(tmp_path) as store:
+        await tell(store, ReadLock(1, SECOND, ["k"]))
+        assert (await tell(store, ReadUnlock(1, ["k"], reads.lock))).status == 409
+
+
+async def test_locks_for_reads_end_with_their_connection(tmp_path: Path) -> None:
+    async with opened(tmp_path, expiry_sweep_s=0.05) as store:
+        sink = Sink()
+        reads = await tell(store, ReadLock(1, FIRST, ["k"]), sink)
+        write = began(store, Put(2, "k", b"new"))
+        sink.closed = True
+        assert (await write.answer()).status == 201
+        assert (await tell(store, ReadUnlock(1, ["k"], reads.lock))).status == 409
+
+
+async def test_nobody_waits_for_a_lock_longer_than_a_transaction_may_take(tmp_path: Path) -> None:
+    async with opened(tmp_path, expiry_sweep_s=0.05, txn_timeout_s=0.3) as store:
+        await tell(store, prepare(put("k")))
+        refused = await began(store, Put(2, "k", b"new")).answer()
+        assert (refused.status, (refused.problem or {})["code"]) == (409, "conflict")
+
+
+async def test_a_younger_prepare_dies_and_an_older_one_waits(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, prepare(put("k"), attempt=SECOND))
+        older = began(store, prepare(put("a"), put("k"), attempt=FIRST))
+        younger = await tell(store, prepare(put("k"), attempt=THIRD))
+        assert younger.status == 409
+        await settle()
+        assert not older.replies
+        await tell(store, Abort(1, SECOND, ["k"]))
+        await until(lambda: older.replies)
+        assert isinstance(older.replies[0], Vote)
+
+
+async def test_who_holds_nothing_may_wait_behind_anybody(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, prepare(put("k"), attempt=FIRST))
+        younger = began(store, prepare(put("a"), put("k"), attempt=SECOND, first="k"))
+        await settle()
+        assert not younger.replies
+        assert isinstance(await tell(store, prepare(put("a"), attempt=THIRD)), Vote)  # it has no "a"
+        await tell(store, Abort(1, FIRST, ["k"]))
+        await settle()
+        assert not younger.replies  # now it holds "k", and waits for "a", which a younger one has
+        await tell(store, Abort(1, THIRD, ["a"]))
+        await until(lambda: younger.replies)
+        assert isinstance(younger.replies[0], Vote)
+
+
+async def test_who_stands_behind_one_that_holds_nothing_must_be_older_than_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, prepare(put("k"), attempt=FIRST))
+        began(store, prepare(put("k"), attempt=SECOND, first="k"))
+        assert (await tell(store, prepare(put("k"), attempt=THIRD))).status == 409
+
+
+async def test_what_one_transaction_reads_is_bounded(tmp_path: Path) -> None:
+    async with opened(tmp_path, txn_read_bytes_max=1000) as store:
+        for key in ("a", "b", "anchor"):
+            await tell(store, Put(1, key, b"x" * 600))
+        gets = [Step("get", "a"), Step("get", "b")]
+        for op in (
+            Transact(1, "a", FIRST, [], gets, []),
+            prepare(*gets, put("c")),
+            ReadLock(1, FIRST, ["a", "b"]),
+            commit(*gets, put("anchor")),
+        ):
+            refused = await tell(store, op)
+            assert (refused.status, refused.problem["code"]) == (413, "read-too-large")
+        assert store.old_holds() == []
+        assert (await tell(store, Put(1, "a", b"not locked"))).status == 204
+        assert isinstance(await tell(store, commit(put("anchor"))), Outcome)  # refused for good
+        assert (await began(store, Get(1, "anchor")).answer()).value == b"x" * 600
+
+
+async def test_a_damaged_row_refuses_the_prepare_and_changes_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, Put(1, "a", b"1"))
+        await tell(store, Put(1, "b", b"2"))
+        store._cache.clear()
+
+        def damage(connection: Any) -> None:
+            connection.execute("UPDATE rows SET body = x'00' WHERE key = 'b'")
+
+        await store.database._writer._execute(damage, store.database._writer._conn)  # type: ignore[no-untyped-call]
+        refused = await tell(store, prepare(put("a"), put("b")))
+        assert (refused.status, refused.problem["code"]) == (500, "data-corrupt")
+        assert (await tell(store, Put(2, "a", b"free"))).status == 204
+
+
+async def test_old_intents_are_counted_and_explained(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        vote = await tell(store, prepare(put("k")))
+        assert list(store.in_doubt()) == [FIRST.name]
+        assert store.snapshot().in_doubt == 1
+        intent = (await store.explain("k"))["intent"]
+        assert (intent["anchor"], intent["vote"], intent["txn"].endswith(FIRST.name)) == ("elsewhere", vote.vote, True)
+        rows = await store.database.feed(list(range(PARTITIONS)), 0, 10)
+        assert rows[0][0].intent is not None
+
+
+@pytest.mark.parametrize("order", [("finish", "prepare"), ("abort", "prepare")])
+async def test_a_prepare_that_is_repeated_late_does_not_undo_what_was_written_since(
+    tmp_path: Path, order: tuple[str, str]
+) -> None:
+    async with opened(tmp_path) as store:
+        op = prepare(put("k", b"once"))
+        vote = await tell(store, op)
+        version = vote.vote + 1
+        if order[0] == "finish":
+            await tell(store, Finish(1, FIRST, ["k"], version, True, 0))
+        else:
+            await tell(store, Abort(1, FIRST, ["k"]))
+        await tell(store, Put(2, "k", b"since"))
+        late = await tell(store, op)
+        assert isinstance(late, Vote)
+        if order[0] == "finish":  # whoever finds the intent is told "committed at that version"
+            await tell(store, Finish(1, FIRST, ["k"], version, True, 0))
+        else:
+            await tell(store, Abort(1, FIRST, ["k"]))
+        assert (await began(store, Get(1, "k")).answer()).value == b"since"
