@@ -207,6 +207,7 @@ class Teller(Worker):
         self.count("unmet" if answered is not None and outcome == "refused" else outcome)
         transfer.end_s = None if outcome == "unknown" else now_s()
         transfer.outcome = outcome
+        transfer.said = reply.words if answered is None else f"succeeded {answered.succeeded}, {answered.id}"
         transfer.version = answered.version if answered is not None and answered.succeeded else None
         self.history.add(transfer)
 
@@ -329,7 +330,7 @@ class Appender(Worker):
         if answered is not None:
             results = zip(steps if answered.succeeded else body.get("else", []), answered.results, strict=True)
             reads = [(result.key, held(result).values) for step, result in results if step["op"] == "get"]
-        self._note_append(begin_s, appends, reply.outcome, answered is None or answered.succeeded, reads)
+        self._note_append(begin_s, appends, reply, answered is None or answered.succeeded, reads)
         return reply
 
     async def _look_by_any_way(self, keys: Sequence[str]) -> tuple[Reply, dict[str, Held]]:
@@ -356,7 +357,7 @@ class Appender(Worker):
         if reply.outcome == "done" and reply.status not in (201, 204, 412):
             self.wire.complain(f"a conditional PUT of {key} was answered {reply.status}: {reply.body[:300]!r}")
             reply = Reply(-1)
-        self._note_append(begin_s, {key: values}, reply.outcome, reply.status != 412, [])
+        self._note_append(begin_s, {key: values}, reply, reply.status != 412, [])
         return reply
 
     def _new_values(self) -> list[int]:
@@ -369,16 +370,16 @@ class Appender(Worker):
         self,
         begin_s: float,
         appends: dict[str, list[int]],
-        outcome: Outcome,
+        reply: Reply,
         held_true: bool,
         reads: list[tuple[str, list[int]]],
     ) -> None:
         """Conditions that did not hold make two operations of it: the reads were done, the appends were refused."""
         if held_true:
-            self._note(begin_s, outcome, appends=appends, reads=reads)
-            self.count(outcome)
+            self._note(begin_s, reply.outcome, appends=appends, reads=reads, said=reply.words)
+            self.count(reply.outcome)
             return
-        self._note(begin_s, "refused", appends=appends)
+        self._note(begin_s, "refused", appends=appends, said="a condition did not hold")
         self.count("unmet")
         if reads:
             self._note(begin_s, "done", reads=reads)
@@ -389,12 +390,14 @@ class Appender(Worker):
         outcome: Outcome,
         appends: dict[str, list[int]] | None = None,
         reads: list[tuple[str, list[int]]] | None = None,
+        said: str = "",
     ) -> None:
         operation = Lists(
             client=self.name,
             begin_s=begin_s,
             end_s=None if outcome == "unknown" else now_s(),
             outcome=outcome,
+            said=said,
             appends=appends or {},
             reads=reads or [],
         )

@@ -61,6 +61,16 @@ class Reply(NamedTuple):
             return "unknown"
         return "refused" if self.status == 0 or self.status in _REFUSALS else "done"
 
+    @property
+    def words(self) -> str:
+        """The answer in short."""
+        if self.status in (0, -1):
+            return "never sent" if self.status == 0 else "no answer"
+        if self.status < 400:
+            return str(self.status)
+        problem = problem_of(self)
+        return str(self.status) if problem is None else f"{self.status} {problem.code}: {problem.detail}"
+
 
 _answers = msgspec.json.Decoder(Answered)
 _problems = msgspec.json.Decoder(Problem)
@@ -126,14 +136,18 @@ class Wire:
         self.complaints.append(sentence)
 
 
-def txn_id(reply: Reply) -> str | None:
-    """The id that a 504 names."""
-    if reply.status != 504:
-        return None
+def problem_of(reply: Reply) -> Problem | None:
+    """The problem document of an error."""
     try:
-        return _problems.decode(reply.body).txn_id
+        return _problems.decode(reply.body)
     except msgspec.DecodeError:
         return None
+
+
+def txn_id(reply: Reply) -> str | None:
+    """The id that a 504 names."""
+    problem = problem_of(reply) if reply.status == 504 else None
+    return None if problem is None else problem.txn_id
 
 
 def contradiction(body: Mapping[str, Any], answered: Answered) -> str | None:

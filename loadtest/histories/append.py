@@ -211,7 +211,8 @@ class _Check:
     def _name(self, place: int) -> str:
         operation = self._history[place]
         end = "never answered" if operation.end_s is None else f"{operation.end_s:.4f}"
-        return f"T{place} ({operation.client}, {operation.begin_s:.4f} to {end})"
+        said = f", told: {operation.said}" if operation.said else ""
+        return f"T{place} ({operation.client}, {operation.begin_s:.4f} to {end}{said})"
 
     def _story(self, cycle: Cycle) -> str:
         """The cycle edge by edge, then what each of its transactions did."""

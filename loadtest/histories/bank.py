@@ -90,8 +90,14 @@ class _Check:
         self._done = [transfer for transfer in self._transfers if self._was_done(transfer)]
         # the end is a read like all others, later than everything
         last_s = max((max(operation.begin_s, operation.end_s or 0.0) for operation in history), default=0.0)
-        times = {"begin_s": last_s + 1, "end_s": last_s + 2}
-        end = Balances(client="the end", outcome="done", whole=True, accounts=dict(closing.accounts), **times)
+        end = Balances(
+            client="the end",
+            begin_s=last_s + 1,
+            end_s=last_s + 2,
+            outcome="done",
+            whole=True,
+            accounts=dict(closing.accounts),
+        )
         self._reads = [read for read in history if isinstance(read, Balances) and read.outcome == "done"] + [end]
         self._whole = [read for read in self._reads if read.whole]
         self._violations: list[Violation] = []
@@ -296,4 +302,5 @@ def _name(operation: Transfer | Balances) -> str:
     else:
         what = f"the read by {operation.client}"
     end = "never answered" if operation.end_s is None else f"{operation.end_s:.4f}"
-    return f"{what} [{operation.begin_s:.4f} to {end}]"
+    said = f", told: {operation.said}" if operation.said else ""
+    return f"{what} [{operation.begin_s:.4f} to {end}{said}]"

@@ -24,12 +24,13 @@ Outcome = Literal["done", "refused", "unknown"]
 
 class Operation(msgspec.Struct, kw_only=True, tag_field="call"):
     """`outcome`: done; refused (the answer says that nothing was done, so nothing may ever show); unknown (it was done,
-    or not, or will be, once). `end_s` is None exactly for an unknown one."""
+    or not, or will be, once). `end_s` is None exactly for an unknown one. `said`: the answer in short, for people."""
 
     client: str
     begin_s: float
     end_s: float | None = None
     outcome: Outcome = "unknown"
+    said: str = ""
 
     def __post_init__(self) -> None:
         if (self.end_s is None) != (self.outcome == "unknown"):
