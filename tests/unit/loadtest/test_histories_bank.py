@@ -239,7 +239,11 @@ def honest(seed: int, length: int) -> tuple[Bank, list[Transfer | Balances], Ban
         if rng.random() < 0.4:
             shown = accounts if rng.random() < 0.8 else {number: accounts[number] for number in rng.sample(range(6), 2)}
             whole = len(shown) == len(accounts)
-            history.append(Balances(client="r", outcome="done", accounts=dict(shown), whole=whole, **times))
+            read = Balances(
+                client="r", begin_s=effect_s, end_s=effect_s, outcome="done", whole=whole, accounts=dict(shown)
+            )
+            read.begin_s, read.end_s = times["begin_s"], times["end_s"]
+            history.append(read)
             continue
         source, target = rng.sample(range(6), 2)
         amount = rng.randint(0, accounts[source].balance)
