@@ -49,7 +49,7 @@ class Aftermath:
         failpoints.hit("txn-before-finish-sent")
         for part in others:
             try:
-                future = part.channel.request(make(part))
+                future = part.channel.request(make(part), at_leisure=True)
             except KvError:
                 self._spawn(self._finish_later(make(part)))
                 continue

@@ -72,6 +72,7 @@ class Changes:
         self.expired = 0
         self._committed = committed
         self._seen: dict[tuple[str, str], Before] = {}
+        self._states: dict[tuple[str, str], State] = {}
         self._version, self._sequence, self._tombstones_floor, self._keys, self._bytes, self.floor = clock
 
     @property
@@ -99,7 +100,12 @@ class Changes:
         row = self.rows.get((kind, key))
         if row is not None:
             return State(row.version, row.expires_at_ms, row.body)
-        return self._committed.state(kind, key) or _NEVER_STATE
+        state = self._states.get((kind, key))
+        if state is None:
+            state = self._states[kind, key] = self._committed.state(kind, key) or _NEVER_STATE
+            version, expires_at_ms, body = state
+            self._seen[kind, key] = Before(version, expires_at_ms, len(body or b""), body is not None)
+        return state
 
     # --- changing -----------------------------------------------------------------------------------------------------
 

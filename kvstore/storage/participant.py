@@ -128,6 +128,8 @@ class Participant:
         They stay. Raises DiskFull, ReadTooLarge, DataCorrupt.
         """
         self._changes.need_room()
+        for key in gathered:
+            self._changes.state(VALUE, key)  # may raise: before anything is changed
         self._end_what_is_due(gathered)
         holds = self._hold_all(op.conditions)
         reads = self._read((*op.then, *op.otherwise))
@@ -143,10 +145,9 @@ class Participant:
         )
 
     def _leave_intents(self, op: Prepare, gathered: dict[str, Identity], sink: Sink) -> int:
-        """The highest vote on its keys. Raises DataCorrupt."""
+        """The highest vote on its keys."""
         context = self._changes.context
         if gathered:
-            states = {key: self._changes.state(VALUE, key) for key in gathered}  # may raise: before anything is changed
             vote = self._changes.step()
             then = {step.key: step for step in op.then if step.op != "get"}
             otherwise = {step.key: step for step in op.otherwise if step.op != "get"}
@@ -154,8 +155,9 @@ class Participant:
                 intent = Intent(
                     op.attempt, op.anchor, vote, context.now_ms, then.get(key), otherwise.get(key), op.once
                 )  # fmt: skip
-                self._changes.mark(key, self._partition(key), states[key], intent.encode())
-                self._holds.add(key, Held(identity, intent, states[key]), context.now_s, sink)
+                state = self._changes.state(VALUE, key)
+                self._changes.mark(key, self._partition(key), state, intent.encode())
+                self._holds.add(key, Held(identity, intent, state), context.now_s, sink)
             return vote
         hold = self._holds.of(op.attempt)
         return max(hold.vote_on(key) for key in keys_of(op)) if hold else 0

@@ -4,7 +4,8 @@ Owns: identities of operations, batching into frames, bounds, reconnecting, and 
 Promises:
   - What is asked while the loop turns, or while the frame before is still being taken in by the socket, leaves in one
     frame. No
-    timer is involved: frames fill by themselves under load and shrink when idle.
+    timer is involved: frames fill by themselves under load and shrink when idle. What nobody waits for (the finishes of
+    transactions) goes with the next frame, which comes at once under load, and after 2 ms else.
   - Every operation gets exactly one outcome: its answer, or an error that says whether it may have been executed.
     Nothing is
     ever sent twice.
@@ -45,6 +46,7 @@ from kvstore.protocol import (
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 0.25
+_LEISURE_S = 0.002
 
 
 class _Outbox:
@@ -54,9 +56,27 @@ class _Outbox:
         self._messages: list[Any] = []
         self._frame_bytes_max = frame_bytes_max
         self._wake: asyncio.Future[None] | None = None
+        self._is_due = False
+        self._has_timer = False
 
     def put(self, message: Any) -> None:
         self._messages.append(message)
+        self._set_out()
+
+    def put_at_leisure(self, message: Any) -> None:
+        """It leaves with the next message that is put, at the latest after `_LEISURE_S`."""
+        self._messages.append(message)
+        if not self._has_timer:
+            self._has_timer = True
+            asyncio.get_running_loop().call_later(_LEISURE_S, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._has_timer = False
+        if self._messages:
+            self._set_out()
+
+    def _set_out(self) -> None:
+        self._is_due = True
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -67,7 +87,7 @@ class _Outbox:
     async def run(self, socket: Any, on_sent: Callable[[list[Any]], None] | None = None) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            while not self._messages:
+            while not self._is_due:
                 self._wake = loop.create_future()
                 await self._wake
                 self._wake = None
@@ -86,7 +106,7 @@ class _Outbox:
             if size >= self._frame_bytes_max:
                 messages, self._messages = self._messages[:count], self._messages[count:]
                 return messages
-        messages, self._messages = self._messages, []
+        messages, self._messages, self._is_due = self._messages, [], False
         return messages
 
 
@@ -160,8 +180,8 @@ class Channel:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def request(self, request: Request) -> asyncio.Future[Any]:
-        """Send it; the future brings the Reply. Its `id` is set here.
+    def request(self, request: Request, *, at_leisure: bool = False) -> asyncio.Future[Any]:
+        """Send it, `at_leisure` with the next frame that leaves; the future brings the Reply. Its `id` is set here.
 
         Raises TooManyRequests and Unavailable at once; the future raises Unavailable or OutcomeUnknown.
         """
@@ -178,7 +198,10 @@ class Channel:
         deadline_s = self._loop.time() + wait_s + limits.request_timeout_s
         self._pending[request.id] = _Pending(future, isinstance(request, WRITES), size, deadline_s)
         self.bytes_under_way += size
-        self._outbox.put(request)
+        if at_leisure:
+            self._outbox.put_at_leisure(request)
+        else:
+            self._outbox.put(request)
         return future
 
     async def _stay_connected(self) -> None:
