@@ -9,6 +9,7 @@ Leaves to others: when to run (loadtest.txn_rounds), requests (txn_wire), what t
 from __future__ import annotations
 
 import asyncio
+import random
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from kvstore.placement.ring import partition_of
 from loadtest.histories.bank import Bank, marker_text
 from loadtest.histories.history import Account, Balances, History, Lists, Outcome, Transfer, now_s
 from loadtest.txn_wire import Answered, Got, Reply, Wire, txn_id
@@ -23,6 +25,7 @@ from loadtest.txn_wire import Answered, Got, Reply, Wire, txn_id
 PAUSE_S = 0.05
 _AMOUNT_MAX = 20
 _HOT_ACCOUNTS = 12
+_ENDINGS_MAX = 60
 
 
 class Worker:
@@ -83,6 +86,42 @@ def accounts_of(numbers: Sequence[int], results: Sequence[Got]) -> dict[int, Acc
     return found
 
 
+class Places:
+    """Which account lies in which shard, and names for markers that lie in a given one, as far as that is known."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, list[int]] = {}
+        self._shards: dict[int, str] = {}
+        self._partitions = 0
+
+    async def learn(self, wire: Wire, accounts: int) -> None:
+        """By /v1/explain of some accounts."""
+        for number in range(accounts):
+            reply = await wire.ask("GET", f"/v1/explain/{account_key(number)}")
+            if reply.status == 200:
+                document = msgspec.json.decode(reply.body)
+                self._accounts.setdefault(document["owner"], []).append(number)
+                self._shards[document["partition"]] = document["owner"]
+                self._partitions = document["partitions"]
+
+    def pair(self, rng: random.Random) -> tuple[int, int, str] | None:
+        """Two accounts of one shard, and the shard."""
+        shards = [shard for shard, accounts in self._accounts.items() if len(accounts) > 1]
+        if not shards:
+            return None
+        shard = rng.choice(shards)
+        source, target = rng.sample(self._accounts[shard][:_HOT_ACCOUNTS], 2)
+        return source, target, shard
+
+    def marker(self, name: str, shard: str) -> str:
+        """The name, with an ending by which it lies in that shard, if one is found."""
+        for ending in range(_ENDINGS_MAX):
+            key = f"{name}.{ending}"
+            if self._shards.get(partition_of(key.encode(), self._partitions)) == shard:
+                return key
+        return name
+
+
 class Told(NamedTuple):
     """The id of a transfer that a client was told, and what else it was told about it."""
 
@@ -96,28 +135,28 @@ class Teller(Worker):
     """Transfers money. `markers`: the prefix of the marker keys of this round. `patience_s`: for how long a transfer
     with an Idempotency-Key is sent again. `told`: the ids of those that are unknown, or can be looked up for long."""
 
-    def __init__(self, name: str, wire: Wire, accounts: int, patience_s: float) -> None:
+    def __init__(self, name: str, wire: Wire, accounts: int, patience_s: float, places: Places | None = None) -> None:
         super().__init__(name, wire)
         self.markers = ""
+        self._places = places or Places()
         self.told: list[Told] = []
         self._accounts = accounts
         self._patience_s = patience_s
         self._number = 0
 
     async def step(self) -> None:
-        hot = self.rng.random() < 0.2
-        source, target = self.rng.sample(range(min(_HOT_ACCOUNTS, self._accounts) if hot else self._accounts), 2)
+        self._number += 1
+        source, target, marker = self._choose()
         found = await self._look([source, target])
         if found is None or found.keys() != {source, target} or not found[source].balance:
             return
-        self._number += 1
         transfer = Transfer(
             client=self.name,
             begin_s=now_s(),
             source=source,
             target=target,
             amount=self.rng.randint(1, min(_AMOUNT_MAX, found[source].balance)),
-            marker=f"{self.markers}{self.name}-{self._number}",
+            marker=marker,
             source_version=found[source].version,
             target_version=found[target].version,
         )
@@ -132,6 +171,16 @@ class Teller(Worker):
         if named is not None and (once is not None or transfer.outcome == "unknown"):
             self.told.append(Told(transfer.marker, named, once is not None, transfer.outcome))
         await self.rest(reply)
+
+    def _choose(self) -> tuple[int, int, str]:
+        """Two accounts and the marker: any; or a few that are used by many; or all of them in one shard."""
+        choice, marker = self.rng.random(), f"{self.markers}{self.name}-{self._number}"
+        if choice < 0.25 and (pair := self._places.pair(self.rng)) is not None:
+            source, target, shard = pair
+            return source, target, self._places.marker(marker, shard)
+        hot = choice > 0.8
+        source, target = self.rng.sample(range(min(_HOT_ACCOUNTS, self._accounts) if hot else self._accounts), 2)
+        return source, target, marker
 
     async def _look(self, numbers: list[int]) -> dict[int, Account] | None:
         """Both accounts, by one transaction or by plain reads."""

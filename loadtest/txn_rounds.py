@@ -36,13 +36,14 @@ from loadtest.histories import append, bank
 from loadtest.histories.bank import Bank
 from loadtest.histories.history import AnyOperation, Lists, write
 from loadtest.processes import Pid, wait_gone
-from loadtest.txn_clients import Appender, Auditor, Held, Teller, Told, Worker, opening_transaction
+from loadtest.txn_clients import Appender, Auditor, Held, Places, Teller, Told, Worker, opening_transaction
 from loadtest.txn_doubts import Doubts
 from loadtest.txn_faults import Fault, Struck, arm, plan, strike
 from loadtest.txn_report import Report, Verdict, line_of, table_of
 from loadtest.txn_wire import Wire, session
 
 ACCOUNTS = 1000
+ACCOUNTS_PLACED = 400  # of which the clients know the shard
 BALANCE = 100
 _BACK_TIMEOUT_S = 30.0
 _READ_TIMEOUT_S = 20.0
@@ -67,7 +68,8 @@ class Crew:
             return Wire(http, urls, seed * 1000 + number)
 
         numbers: Counter[str] = Counter()
-        self.tellers = [Teller(f"teller-{n}", wire(n), ACCOUNTS, patience_s) for n in range(16)]
+        self.places = Places()
+        self.tellers = [Teller(f"teller-{n}", wire(n), ACCOUNTS, patience_s, self.places) for n in range(16)]
         self.auditors = [Auditor(f"auditor-{n}", wire(100 + n), ACCOUNTS) for n in range(2)]
         self.appenders = [Appender(f"appender-{n}", wire(200 + n), numbers) for n in range(5)]
         # these read when all others rest, so what they read is of no round
@@ -129,6 +131,7 @@ class Rounds:
         if answered is None or not answered.succeeded:
             raise RoundsError(f"the bank could not be opened: {reply.status} {reply.body[:500]!r}")
         self._books = await self._audit()
+        await self.crew.places.learn(wire, ACCOUNTS_PLACED)
 
     async def one(self, fault: Fault) -> Report:
         """One round. Raises RoundsError when the cluster does not come back, or cannot be read when it is."""
