@@ -15,6 +15,7 @@ from kvstore.config import Limits
 from kvstore.errors import (
     BadParameter,
     BadRequest,
+    Conflict,
     ContentEncodingRefused,
     DataCorrupt,
     ExpectationFailed,
@@ -43,7 +44,7 @@ Errors = tuple[type[KvError], ...]
 ANY_ROUTE: Errors = (BadRequest, BadParameter, Foreign, UriTooLong, HeadersTooLarge, KvError, Unavailable)
 KEY_IN_PATH: Errors = (KeyEmpty, KeyTooLong, KeyNotUtf8)
 BODY: Errors = (ContentEncodingRefused, ExpectationFailed, NotImplementedYet, RequestTimeout, TooManyRequests)
-WRITE: Errors = (LockLost, IdempotencyKeyReused, TooManyRequests, DataCorrupt, OutcomeUnknown)  # on one key
+WRITE: Errors = (Conflict, LockLost, IdempotencyKeyReused, TooManyRequests, DataCorrupt, OutcomeUnknown)  # on one key
 
 EXAMPLE_CURSOR = "a3VzZXJzLzI"
 

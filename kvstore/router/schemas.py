@@ -13,6 +13,7 @@ from typing import Any
 from kvstore.config import PARTITIONS_MAX, PARTITIONS_MIN, Limits
 from kvstore.errors import (
     BadTtl,
+    Conflict,
     DataCorrupt,
     DiskFull,
     KeyEmpty,
@@ -44,8 +45,8 @@ from kvstore.router.json_schema import (
 from kvstore.router.locks import TTL_DEFAULT_S, TTL_MIN_S
 
 OPERATION_ERRORS: tuple[type[KvError], ...] = (
-    KeyEmpty, KeyNotUtf8, KeyTooLong, BadTtl, NotFound, ValueTooLarge, Locked, TooManyRequests, KvError, DataCorrupt,
-    Unavailable, OutcomeUnknown, DiskFull,
+    KeyEmpty, KeyNotUtf8, KeyTooLong, BadTtl, NotFound, Conflict, ValueTooLarge, Locked, TooManyRequests, KvError,
+    DataCorrupt, Unavailable, OutcomeUnknown, DiskFull,
 )  # fmt: skip
 _NULL: Schema = {"type": "null"}
 

@@ -226,8 +226,10 @@ class Batch:
 
     def _foreign(self, op: Any, keys: list[str]) -> int | None:
         """A partition of the operation that this store does not own."""
-        if isinstance(op, Look | DropDecisions):
-            named: Iterable[int] = [op.partition] if op.partition >= 0 else []
+        if type(op) in self._plain:
+            named: Iterable[int] = [self._partition(op)]
+        elif isinstance(op, Look | DropDecisions):
+            named = [op.partition] if op.partition >= 0 else []
         else:
             named = map(self._partition_of, keys)
         return next((partition for partition in named if not self._context.arrivals[partition]), None)
