@@ -55,7 +55,11 @@ class Aftermath:
                 continue
             future.add_done_callback(partial(on_reply, part))
             if failpoints.active:
-                failpoints.hit("txn-after-finish-sent")
+                self._spawn(self._hit_when_sent(part.channel))
+
+    async def _hit_when_sent(self, channel: Channel) -> None:
+        await channel.flushed()
+        failpoints.hit("txn-after-finish-sent")
 
     async def _finish_later(self, finish: Finish) -> None:
         """A finish did not come through. Some tries more; then the stores see to it (`shard.recovery`)."""

@@ -288,7 +288,7 @@ class Coordinator:
                 refusal = error
                 break
         if failpoints.active:
-            await asyncio.sleep(0)
+            await asyncio.gather(*(part.channel.flushed() for part in parts))
             failpoints.hit(sent_point)
         if refusal is None:
             refusal = await _first_unwanted(futures, wanted)
@@ -320,7 +320,7 @@ class Coordinator:
             try:
                 future = self._service.owner_of(commit.key).request(request)
                 if failpoints.active:
-                    await asyncio.sleep(0)
+                    await self._service.owner_of(commit.key).flushed()
                     failpoints.hit("txn-after-decide-sent")
                 reply: Reply = await future
             except OutcomeUnknown as lost:

@@ -70,9 +70,13 @@ class Expire(msgspec.Struct):
 
 
 class EndLockWaits(msgspec.Struct):
-    """The owner's own operation: who has waited for a lock since before `since_s`, or is gone, waits no longer."""
+    """The owner's own operation: who has waited for a lock since before `since_s`, or is gone, waits no longer.
+
+    `plain_since_s` is for those without an age, who outwait a dead router's intents.
+    """
 
     since_s: float
+    plain_since_s: float
     id: int = 0
 
 
@@ -364,12 +368,16 @@ class Batch:
                     self._leave_queue(key, queued, Conflict("the attempt was aborted", retry_after_ms=50))
 
     def _leave_queue(self, key: str, queued: Queued, error: KvError) -> None:
+        """Unless it has the lock meanwhile, because somebody whom we sent away before it let that go."""
+        if not any(waiter is queued for waiter in self._locks.waiting(key)):
+            return
         self._granted.extend(_Granted(key, *next_one) for next_one in self._locks.leave(key, queued))
         self._give_up(queued, error)
 
     def _end_lock_waits(self, op: EndLockWaits) -> Answer:
         for key, queued in self._locks.all_waiting():
-            if queued.since_s <= op.since_s or queued.sink.closed:
+            since_s = op.since_s if isinstance(queued.op, Prepare | Commit | ReadLock) else op.plain_since_s
+            if queued.since_s <= since_s or queued.sink.closed:
                 self._leave_queue(key, queued, self._conflict(queued.op, key))
         return Answer(op.id, 200)
 

@@ -544,9 +544,12 @@ class Store:
 
     def _end_waits(self) -> None:
         """Nobody waits for a lock, or reads under one, for longer than a transaction may take."""
-        since_s = time.monotonic() - self._limits.txn_timeout_s
+        limits = self._limits
+        now_s = time.monotonic()
+        since_s = now_s - limits.txn_timeout_s
         if not self._locks.is_idle:
-            self.tell(EndLockWaits(since_s))
+            plain_s = min(2 * limits.txn_timeout_s, 0.8 * limits.request_timeout_s)  # the router must hear of it
+            self.tell(EndLockWaits(since_s, now_s - plain_s))
         readers = list(self._holds.readers.items())
         if over := [number for number, hold in readers if hold.since_s <= since_s or hold.sink.closed]:
             self.tell(EndReads(over))

@@ -204,6 +204,13 @@ class Channel:
             self._outbox.put(request)
         return future
 
+    async def flushed(self) -> None:
+        """All that was asked for until now has left, or the connection has ended. For failpoints."""
+        last = self._next_id
+        while self.connected and self._sent_up_to < last:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.001)
+
     async def _stay_connected(self) -> None:
         wait_s = 0.01
         while True:
