@@ -1,0 +1,313 @@
+"""Stores without files, for the exhaustive tests of the rules of transactions.
+
+A store here is what `storage.store` and `storage.sqlite` make of a batch, without time and disk: rows in memory, and
+the real Batch, LockTable and Holds. Each `run` is one batch, durable and visible at once. It can die and be opened
+anew from its rows, and a partition can move to another one, as design.md, section 6, says.
+
+A store is a plain object that can be pickled, so that an explorer may go back to an earlier one. `canonical` says
+which two are the same: what they can never show, such as sequences and the numbers of identities, does not count.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from kvstore.errors import WrongOwner
+from kvstore.placement.ring import partition_of
+from kvstore.protocol import Attempt, Reply
+from kvstore.storage.batch import Batch, Expire, Locks, WriteOp, _Granted
+from kvstore.storage.changes import Before, Context
+from kvstore.storage.leases import ExpireLease, LeaseBody, refusal
+from kvstore.storage.participant import EndReads
+from kvstore.storage.rows import DECISION, LEASE, REPLY, VALUE, Clock, Row
+from kvstore.transactions.decisions import Decision, decode_decision
+from kvstore.transactions.intents import Held, Holds, State, decode_intent
+from kvstore.transactions.locks import Identity, LockTable
+
+PARTITIONS = 64
+KEPT_MS = 600_000
+READ_BYTES_MAX = 1_000_000
+LATER_S = 1000.0  # past every lease and every reply
+NOW_MS = 1_700_000_000_000
+
+Address = tuple[Any, ...] | None
+
+
+class Violation(AssertionError):
+    """A promise is broken. The explorer adds how it came to that."""
+
+
+class Sink:
+    """Knows who waits for the answer; nobody if `address` is None."""
+
+    __slots__ = ("address", "closed")
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.closed = False
+
+    def send(self, reply: Reply, /) -> None:
+        """The explorer sees to it."""
+
+
+class Noted(NamedTuple):
+    """A decision that is kept."""
+
+    partition: int
+    acknowledged: bool
+
+
+class Holding(NamedTuple):
+    """An attempt that holds keys, as the explorer sees it."""
+
+    attempt: Attempt
+    anchor: str
+    keys: tuple[str, ...]
+
+
+def at(key: str) -> int:
+    return partition_of(key.encode(), PARTITIONS)
+
+
+class Store:
+    """`late`: how many times LATER_S has passed."""
+
+    def __init__(self, name: str, owned: Iterable[str], version: int = 0) -> None:
+        self.name = name
+        self.late = 0
+        self.arrivals = bytearray(PARTITIONS)
+        self.arrived = 1
+        for key in owned:
+            self.arrivals[at(key)] = 1
+        self.rows: dict[tuple[str, str], Row] = {}
+        self.clock = Clock(version=version)
+        self.openings = 0
+        self.open()
+
+    # --- the committed rows -------------------------------------------------------------------------------------------
+
+    def before(self, kind: str, key: str) -> Before | None:
+        row = self.rows.get((kind, key))
+        return row and Before(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
+
+    def state(self, kind: str, key: str) -> State | None:
+        row = self.rows.get((kind, key))
+        return row and State(row.version, row.expires_at_ms, row.body)
+
+    def seed(self, kind: str, key: str, body: bytes, version: int) -> None:
+        """A row from before the story begins."""
+        self.rows[kind, key] = Row(kind, key, at(key), version, version, 0, body)
+        self.clock = self.clock._replace(version=max(version, self.clock.version))
+
+    def decision(self, attempt: Attempt) -> Decision | None:
+        row = self.rows.get((DECISION, attempt.name))
+        return decode_decision(row.body) if row is not None and row.body is not None else None
+
+    def held(self) -> list[Holding]:
+        """Of the keys that it owns."""
+        held = [
+            Holding(hold.attempt, hold.anchor, tuple(sorted(key for key in hold.intents if self.arrivals[at(key)])))
+            for hold in self.holds.all()
+        ]
+        return sorted((each for each in held if each.keys), key=lambda each: each.attempt.name)
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def _batch(self) -> Batch:
+        now_ms, now_s = NOW_MS + round(self.late * LATER_S * 1000), self.late * LATER_S
+        context = Context(now_ms, now_s, self.arrivals, 1, False, KEPT_MS, READ_BYTES_MAX)
+        return Batch(self.clock, context, self.locks, self.holds, self)
+
+    def run(self, *work: tuple[WriteOp, Sink]) -> list[tuple[Address, Reply]]:
+        """One batch; who gets which answer. Raises Violation if a version or token does not rise."""
+        batch = self._batch()
+        for op, sink in work:
+            batch.decide(op, sink)
+        return self._commit(batch)
+
+    def _commit(self, batch: Batch) -> list[tuple[Address, Reply]]:
+        for (kind, key), row in batch.changed.items():
+            before = self.rows.get((kind, key))
+            changed = before is None or (before.body, before.expires_at_ms) != (row.body, row.expires_at_ms)
+            if before is not None and kind in (VALUE, LEASE) and row.version < before.version + changed:
+                raise Violation(f"{kind} {key!r}: version {row.version} after {before.version}")
+        self.rows.update(batch.changed)
+        self.clock = batch.clock
+        for lease in batch.started:
+            self.locks.start(lease, self.late * LATER_S)
+        for attempt, partition, committed in batch.decided:
+            self.noted[attempt] = Noted(partition, not committed)
+        for attempt in batch.dropped:
+            self.noted.pop(attempt, None)
+        return [(sink.address, reply) for sink, reply in batch.answers if isinstance(sink, Sink)]
+
+    def acknowledge(self, attempts: Iterable[Attempt]) -> None:
+        for attempt in attempts:
+            if attempt in self.noted:
+                self.noted[attempt] = self.noted[attempt]._replace(acknowledged=True)
+
+    def end_reads(self) -> list[tuple[Address, Reply]]:
+        """Read-only transactions have had their time."""
+        return self.run((EndReads(list(self.holds.readers)), Sink(None)))
+
+    def pass_time(self) -> list[tuple[Address, Reply]]:
+        """So much that all is due; and the sweep has passed."""
+        self.late += 1
+        work: list[tuple[WriteOp, Sink]] = [(ExpireLease(lease.name), Sink(None)) for lease in self.locks.leases()]
+        now_ms = NOW_MS + round(self.late * LATER_S * 1000)
+        for row in self.rows.values():
+            if row.kind == REPLY and row.body is not None and row.expires_at_ms <= now_ms:
+                work.append((Expire(row.key, REPLY, row.partition), Sink(None)))
+        return self.run(*work)
+
+    # --- death and restart --------------------------------------------------------------------------------------------
+
+    def crash(self) -> list[Address]:
+        """Die, and be opened anew; those whose answers are lost."""
+        lost = [queued.sink.address for _, queued in self.locks.all_waiting()]
+        lost += [sink.address for name in self._lease_queues() for _, sink in self.locks.waiting_for_lease(name)]
+        self.open()
+        return lost
+
+    def _lease_queues(self) -> list[str]:
+        return sorted({row.key for row in self.rows.values() if row.kind == LEASE})
+
+    def open(self) -> None:
+        """As `Store._restore_leases` and `Store._restore_transactions` do."""
+        self.openings += 1
+        self.locks: Locks = LockTable(f"{self.name}/{self.openings}", 100)
+        self.holds = Holds()
+        self.noted: dict[Attempt, Noted] = {}
+        self._restore(list(self.rows.values()))
+
+    def _restore(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            if row.intent is not None:
+                intent = decode_intent(row.intent)
+                identity = self.locks.hold(row.key, intent.attempt.age)
+                state = State(row.version, row.expires_at_ms, row.body)
+                self.holds.add(row.key, Held(identity, intent, state), 0.0, None)
+            if row.body is None:
+                continue
+            if row.kind == LEASE:
+                body = msgspec.json.decode(row.body, type=LeaseBody)
+                lease = self.locks.grant(row.key, body.owner, row.version, body.ttl_ms / 1000)
+                self.locks.start(lease, self.late * LATER_S)
+            elif row.kind == DECISION:
+                decision = decode_decision(row.body)
+                self.noted[decision.attempt] = Noted(row.partition, decision.outcome != "committed")
+                self.holds.decided.add(decision.attempt)
+
+    # --- moves --------------------------------------------------------------------------------------------------------
+
+    def give_away(self, key: str) -> tuple[list[Row], list[tuple[Address, Reply]]]:
+        """The key's partition leaves, trimmed at once: its rows; and who was bounced, or goes on."""
+        partition = at(key)
+        self.arrivals[partition] = 0
+        batch = self._batch()
+        answers: list[tuple[Address, Reply]] = []
+        for name, queued in self.locks.all_waiting():
+            if any(at(named) == partition for named in queued.keys):  # unexecuted: a commit leaves no tombstone
+                batch._granted.extend(_Granted(name, *next_one) for next_one in self.locks.leave(name, queued))
+                batch._release(queued)
+                answers.append((queued.sink.address, refusal(queued.op.id, _wrong_owner(partition))))
+        for hold in self.holds.all():
+            for held_key in [each for each in hold.intents if at(each) == partition]:
+                held = self.holds.take(hold.attempt, held_key)
+                assert held is not None
+                batch._unlock(held_key, held.identity)
+        for reader in self.holds.readers.values():
+            for read_key, identity in reader.keys.items():
+                if at(read_key) == partition:
+                    batch._unlock(read_key, identity)
+        for lease in [lease for lease in self.locks.leases() if at(lease.name) == partition]:
+            self.locks.end(lease.name)
+            while (waiter := self.locks.next_for_lease(lease.name)) is not None:
+                assert isinstance(waiter[1], Sink)
+                answers.append((waiter[1].address, refusal(waiter[0].id, _wrong_owner(partition))))
+        while batch._granted:
+            batch._go_on(*batch._granted.popleft())
+        answers += self._commit(batch)
+        rows = [row for row in self.rows.values() if row.partition == partition]
+        for row in rows:
+            del self.rows[row.kind, row.key]
+            if row.kind == DECISION and row.body is not None:
+                attempt = decode_decision(row.body).attempt
+                self.noted.pop(attempt, None)
+                self.holds.decided.discard(attempt)
+        return rows, answers
+
+    def take_in(self, key: str, rows: list[Row], clock: Clock) -> None:
+        """The key's partition arrives; `clock` is the source's."""
+        self.arrived += 1
+        self.arrivals[at(key)] = self.arrived
+        self.clock = later_clock(self.clock, clock)
+        self.rows.update({(row.kind, row.key): row for row in rows})
+        self._restore(rows)
+
+
+def later_clock(own: Clock, source: Clock) -> Clock:
+    """What the destination of a move goes on with."""
+    return own._replace(
+        version=max(own.version, source.version), attempts_floor=max(own.attempts_floor, source.attempts_floor)
+    )
+
+
+def _wrong_owner(partition: int) -> WrongOwner:
+    return WrongOwner(f"this shard does not own partition {partition}", epoch=1)
+
+
+# --- which two stores are the same ------------------------------------------------------------------------------------
+
+
+def canonical(store: Store, exact: bool) -> Any:
+    """A hashable form of all that it means. Only if `exact` do identities count as they are, and not just where they
+    stand: who reads under locks shows them."""
+    return _form(store, None if exact else {})
+
+
+_SILENT = {"Hold": {"_sink"}, "ReadHold": {"sink"}, "Store": {"arrived"}}
+_SILENT_UNLESS_EXACT = {"LockTable": {"_count", "_opening"}, "Store": {"arrived", "openings"}}
+
+
+def _form(value: Any, names: dict[Identity, int] | None) -> Any:
+    if value is None or isinstance(value, str | int | bytes | float):
+        return value
+    kind = type(value)
+    if kind is Identity and names is not None:
+        return names.setdefault(value, len(names))
+    if kind is Row:
+        return tuple(value[:3] + value[4:])
+    if kind is Clock:
+        return value.version, value.attempts_floor
+    if kind is bytearray:
+        return bytes(map(bool, value))
+    if isinstance(value, set):
+        return tuple(sorted(attempt.name for attempt in value))
+    if isinstance(value, tuple | list | deque):
+        return tuple([_form(each, names) for each in value])
+    if isinstance(value, dict):
+        return _form_of_dict(value, names)
+    if isinstance(value, msgspec.Struct):
+        return kind.__name__, msgspec.msgpack.encode(value)
+    fields = getattr(kind, "__slots__", None) or vars(value)
+    silent = _SILENT_UNLESS_EXACT.get(kind.__name__, set()) if names is not None else set()
+    silent = silent | _SILENT.get(kind.__name__, set())
+    return kind.__name__, tuple([_form(getattr(value, name), names) for name in fields if name not in silent])
+
+
+def _form_of_dict(value: dict[Any, Any], names: dict[Identity, int] | None) -> Any:
+    if not value:
+        return ()
+    keys = list(value)
+    if isinstance(keys[0], Attempt):
+        keys.sort(key=lambda attempt: attempt.name)
+    elif isinstance(keys[0], Identity):
+        keys.sort(key=lambda identity: repr(value[identity]))
+    else:
+        keys.sort()
+    return tuple([(_form(key, names), _form(value[key], names)) for key in keys])
