@@ -337,6 +337,7 @@ class Coordinator:
                 error = from_problem(reply.problem if isinstance(reply, Answer) else None)
                 if isinstance(reply, Answer) and not isinstance(error, WrongOwner | TooManyRequests):
                     return reply
+                may_have_arrived = True  # a refusal answers one copy of the message, and another may still be under way
             if loop.time() > (give_up_s if may_have_arrived else deadline_s):
                 break
             if isinstance(error, WrongOwner):

@@ -2,13 +2,12 @@
 
 Owns: identities of operations, batching into frames, bounds, reconnecting, and what a lost connection means.
 Promises:
-  - What is asked while the loop turns, or while the frame before is still being taken in by the socket, leaves in one
-    frame. No
-    timer is involved: frames fill by themselves under load and shrink when idle. What nobody waits for (the finishes of
-    transactions) goes with the next frame, which comes at once under load, and after 2 ms else.
+  - What is asked within three turns of the loop, or while the frame before is still being taken in by the socket,
+    leaves in one frame. No timer is involved: frames fill by themselves under load and shrink when idle. What nobody
+    waits for (the finishes of transactions) goes with the next frame, which comes at once under load, and after 2 ms
+    else.
   - Every operation gets exactly one outcome: its answer, or an error that says whether it may have been executed.
-    Nothing is
-    ever sent twice.
+    Nothing is ever sent twice.
   - Operations and bytes under way are bounded; past the bound `TooManyRequests`, at once.
   - A shard does not begin an operation whose connection has ended (`Connection.closed`).
 Leaves to others: what the operations mean (`shard.service`), which shard to ask (`router.service`).
@@ -46,6 +45,7 @@ from kvstore.protocol import (
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 0.25
+_GATHER_TURNS = 3  # of the loop before a frame is taken: what else it has in hand comes along, for fuller frames
 _LEISURE_S = 0.002
 
 
@@ -91,7 +91,8 @@ class _Outbox:
                 self._wake = loop.create_future()
                 await self._wake
                 self._wake = None
-            await asyncio.sleep(0)  # what else the loop has in hand comes along: one more turn, fuller frames
+            for _ in range(_GATHER_TURNS):
+                await asyncio.sleep(0)
             messages = self._take_frame()
             if not messages:
                 continue

@@ -97,7 +97,6 @@ def test_who_meets_the_intent_of_the_same_request_is_told_so(kind: str, once: st
     assert refused.problem.get("same_request", False) == same
 
 
-@pytest.mark.xfail(strict=True, reason="a commit that a store refused with 421 is taken for one that never arrives")
 def test_a_commit_that_no_owner_has_refused_may_still_arrive_where_its_key_comes_back_to() -> None:
     explore(Scenario(TWO, [[txn("a b", value=b"1")]], budget={"double": 1, "move": 2}, attempts=1))
 
