@@ -463,7 +463,7 @@ def test_ring_tells_how_even_the_partitions_are(shell: Shell) -> None:
 def test_explain_names_the_owner_that_holds_the_key(shell: Shell) -> None:
     shell.store({"a": b"v"})
     document = shell.json("explain", shell.prefix + "a")
-    assert document["owner"] == document["walk"][0]
+    assert document["owner"] in document["walk"]  # the first of them that had room
     text = shell.ok("explain", shell.prefix + "a").decode()
     assert f"owner          {document['owner']}\n" in text
     assert " → ".join(document["walk"]) in text
