@@ -1,0 +1,233 @@
+"""Moves: how a cluster map gets from one set of members to another, a group of partitions at a time.
+
+Owns: every change of a map's members, owners and moves, and the plan of which partitions are to go where.
+Promises: pure; each function returns the next map, with epoch + 1, or the very same map if nothing changes. In every
+map that comes out: a partition has one owner, and is in one move at most; the source of a move owns its partitions;
+nothing moves to a shard that leaves; a shard that leaves and owns nothing any more is no member.
+Leaves to others: where a partition belongs (`ring`), how its data get there (shard), when (controller).
+
+    with_new_member ─┐                   ┌─ committed   the partitions are the destination's
+    with_leaving    ─┼─> planned ─moves──┼─ voided      the same move again, under a new id
+    with_weight     ─┘                   └─ cancelled   no move stands any more; what has moved stays where it is
+
+A plan begins with what is: the owners, those of standing moves taken for done. The ring changes no more of that than
+room asks for. Still a plan that overtakes another one may lead a partition away from a shard and another one to it.
+That is work for nothing: the two change places in the plan until every shard only gives or only gets. What is
+left is the minimum, each shard's room less what it owns, summed up over those that get.
+
+Standing moves all of whose partitions still go to the same shard keep their id, so that a plan does not stop the work
+under way. The others fall apart, and their partitions are grouped anew.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from kvstore.placement.cluster_map import ClusterMap, Member, Move
+from kvstore.placement.ring import Node, place
+
+
+def with_new_member(cluster_map: ClusterMap, member: Member) -> ClusterMap:
+    """The shard is a member that joins: it owns nothing until moves to it are planned and committed.
+
+    Raises ValueError if its id or its file is that of a member.
+    """
+    for other in cluster_map.members:
+        if member.id == other.id or member.store_id == other.store_id:
+            raise ValueError(f"shard {other.id} is a member with the file {other.store_id}")
+    joining = msgspec.structs.replace(member, state="joining")
+    return _next(cluster_map, members=[*cluster_map.members, joining])
+
+
+def with_leaving(cluster_map: ClusterMap, shard_id: str) -> ClusterMap:
+    """The shard is to leave: it goes once `planned` moves have taken away what it owns.
+
+    Raises KeyError if it is no member, ValueError if no other one would stay.
+    """
+    _member(cluster_map, shard_id)
+    if all(member.id == shard_id for member in _staying(cluster_map)):
+        raise ValueError(f"no shard would stay to take over what {shard_id} owns")
+    return _with_member(cluster_map, shard_id, state="leaving")
+
+
+def with_weight(cluster_map: ClusterMap, shard_id: str, weight: int) -> ClusterMap:
+    """The shard's share becomes `weight` (1 or more) in proportion to the others'. Raises KeyError, ValueError."""
+    _member(cluster_map, shard_id)
+    if weight < 1:
+        raise ValueError(f"weight {weight} of shard {shard_id} is below 1")
+    return _with_member(cluster_map, shard_id, weight=weight)
+
+
+def planned(cluster_map: ClusterMap, group_partitions: Callable[[str], int], new_id: Callable[[], str]) -> ClusterMap:
+    """With the moves that lead to the fair placement on the members that stay.
+
+    `group_partitions` says how many partitions of a source are moved together at most; `new_id` makes an id that was
+    never used. Raises ValueError if no member stays.
+    """
+    targets = _targets(cluster_map)
+    kept = [move for move in cluster_map.moves if all(targets[partition] == move.to for partition in move.partitions)]
+    taken = {partition for move in kept for partition in move.partitions}
+    groups = _groups(cluster_map, targets, taken, group_partitions)
+    moves = [*kept, *(Move(id=new_id(), source=source, to=to, partitions=group) for source, to, group in groups)]
+    return _settled(cluster_map, members=cluster_map.members, owners=cluster_map.owners, moves=moves)
+
+
+def committed(cluster_map: ClusterMap, move_id: str) -> ClusterMap:
+    """The move is done: its partitions are the destination's.
+
+    Raises KeyError if the move does not stand, ValueError if its partitions are not the source's.
+    """
+    move = _move(cluster_map, move_id)
+    index = {member.id: i for i, member in enumerate(cluster_map.members)}
+    owners = list(cluster_map.owners)
+    for partition in move.partitions:
+        if owners[partition] != index[move.source]:
+            raise ValueError(f"partition {partition} of move {move_id} is not shard {move.source}'s any more")
+        owners[partition] = index[move.to]
+    moves = [other for other in cluster_map.moves if other.id != move_id]
+    return _settled(cluster_map, members=cluster_map.members, owners=owners, moves=moves)
+
+
+def voided(cluster_map: ClusterMap, move_id: str, new_id: str) -> ClusterMap:
+    """The try `move_id` is given up; the same partitions are to be moved anew, as `new_id`. Raises KeyError."""
+    _move(cluster_map, move_id)
+    moves = [msgspec.structs.replace(move, id=new_id) if move.id == move_id else move for move in cluster_map.moves]
+    return _next(cluster_map, moves=moves)
+
+
+def all_voided(cluster_map: ClusterMap, new_id: Callable[[], str]) -> ClusterMap:
+    """Every try that stands is given up, and is to be made anew."""
+    moves = [msgspec.structs.replace(move, id=new_id()) for move in cluster_map.moves]
+    return _next(cluster_map, moves=moves)
+
+
+def cancelled(cluster_map: ClusterMap) -> ClusterMap:
+    """No move stands any more, and nobody joins or leaves: who joined and owns nothing yet is no member."""
+    owning = set(cluster_map.owners)
+    members = [
+        msgspec.structs.replace(member, state="up" if i in owning or member.state != "joining" else "leaving")
+        for i, member in enumerate(cluster_map.members)
+    ]
+    return _settled(cluster_map, members=members, owners=cluster_map.owners, moves=[])
+
+
+# --- where each partition is to be -----------------------------------------------------------------------------------
+
+
+def _targets(cluster_map: ClusterMap) -> list[str]:
+    """The id of the shard that each partition is to be owned by."""
+    owners = [cluster_map.members[index].id for index in cluster_map.owners]
+    nodes = [Node(member.id, member.weight) for member in _staying(cluster_map)]
+    staying = {node.id for node in nodes}
+    present: list[str | None] = [owner if owner in staying else None for owner in owners]
+    moving = set()
+    for move in cluster_map.moves:
+        if move.to in staying:
+            moving.update(move.partitions)
+            for partition in move.partitions:
+                present[partition] = move.to
+    return _without_detours(owners, place(nodes, cluster_map.partitions, present), staying, moving)
+
+
+def _without_detours(owners: Sequence[str], targets: list[str], staying: set[str], moving: set[int]) -> list[str]:
+    """The same number of partitions for each shard, and none that gets some while it gives others.
+
+    Of those that could stay, and of those that could go elsewhere, the ones that are not `moving` yet come first.
+    """
+    moved = [partition for partition, owner in enumerate(owners) if owner != targets[partition]]
+    for shard in sorted(staying):
+        going = [partition for partition in moved if owners[partition] == shard != targets[partition]]
+        coming = [partition for partition in moved if targets[partition] == shard != owners[partition]]
+        for group in (going, coming):
+            group.sort(key=moving.__contains__)
+        for stays, elsewhere in zip(going, coming, strict=False):
+            targets[stays], targets[elsewhere] = shard, targets[stays]
+    return targets
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def _groups(
+    cluster_map: ClusterMap, targets: Sequence[str], taken: set[int], group_partitions: Callable[[str], int]
+) -> Iterator[tuple[str, str, list[int]]]:
+    """(source, destination, partitions) of all that is to move and is not `taken`, in rounds: a group of each pair.
+
+    Within a round the pairs come in diagonals, (0, 0) (1, 1) (2, 2), then (0, 1) (1, 2) (2, 0), and so on: as few
+    neighbours as can be share a source or a destination.
+    """
+    going: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for partition, target in enumerate(targets):
+        owner = cluster_map.members[cluster_map.owners[partition]].id
+        if owner != target and partition not in taken:
+            going[owner, target].append(partition)
+    sources = sorted({source for source, _ in going})
+    destinations = sorted({to for _, to in going})
+    width = max(len(sources), len(destinations))
+
+    def diagonal(pair: tuple[str, str]) -> tuple[int, int]:
+        row, column = sources.index(pair[0]), destinations.index(pair[1])
+        return (column - row) % width, row
+
+    left = [(pair, going[pair], max(1, group_partitions(pair[0]))) for pair in sorted(going, key=diagonal)]
+    begin = 0
+    while left:
+        for (source, to), partitions, size in left:
+            yield source, to, partitions[begin * size : (begin + 1) * size]
+        begin += 1
+        left = [entry for entry in left if len(entry[1]) > begin * entry[2]]
+
+
+# --- the next map ----------------------------------------------------------------------------------------------------
+
+
+def _settled(cluster_map: ClusterMap, members: list[Member], owners: list[int], moves: list[Move]) -> ClusterMap:
+    """With these, and in order: who joins and is to get nothing more is up, who leaves and owns nothing is gone."""
+    getting = {move.to for move in moves}
+    members = [
+        msgspec.structs.replace(member, state="up")
+        if member.state == "joining" and member.id not in getting
+        else member
+        for member in members
+    ]
+    owning = set(owners)
+    stay = [i for i, member in enumerate(members) if member.state != "leaving" or i in owning]
+    index = {before: after for after, before in enumerate(stay)}
+    return _next(
+        cluster_map, members=[members[i] for i in stay], owners=[index[owner] for owner in owners], moves=moves
+    )
+
+
+def _next(cluster_map: ClusterMap, **changes: Any) -> ClusterMap:
+    changed = msgspec.structs.replace(cluster_map, **changes)
+    return cluster_map if changed == cluster_map else msgspec.structs.replace(changed, epoch=cluster_map.epoch + 1)
+
+
+def _with_member(cluster_map: ClusterMap, shard_id: str, **changes: Any) -> ClusterMap:
+    members = [
+        msgspec.structs.replace(member, **changes) if member.id == shard_id else member
+        for member in cluster_map.members
+    ]
+    return _next(cluster_map, members=members)
+
+
+def _staying(cluster_map: ClusterMap) -> list[Member]:
+    return [member for member in cluster_map.members if member.state != "leaving"]
+
+
+def _member(cluster_map: ClusterMap, shard_id: str) -> Member:
+    member = cluster_map.member(shard_id)
+    if member is None:
+        raise KeyError(shard_id)
+    return member
+
+
+def _move(cluster_map: ClusterMap, move_id: str) -> Move:
+    for move in cluster_map.moves:
+        if move.id == move_id:
+            return move
+    raise KeyError(move_id)
