@@ -140,10 +140,7 @@ def test_a_plan_keeps_the_moves_that_still_lead_where_they_should() -> None:
     kept = {move.id for move in first.moves} & {move.id for move in second.moves}
     assert len(kept) > 0.7 * len(first.moves)
     assert [move.id for move in second.moves][: len(kept)] == [move.id for move in first.moves if move.id in kept]
-    assert (
-        loads(commit_all(second)) == {"s1": 51, "s2": 51, "s3": 51, "s4": 51, "s5": 52}
-        or max(loads(commit_all(second)).values()) <= 52
-    )
+    assert sorted(loads(commit_all(second)).values()) == [51, 51, 51, 51, 52]
 
 
 def test_what_a_newcomer_got_already_stays_when_another_one_comes() -> None:
@@ -212,9 +209,9 @@ def test_a_voided_move_has_the_same_partitions_and_another_id() -> None:
 
 def test_a_joining_shard_without_room_is_up_at_once() -> None:
     full = cluster(*(f"s{i}" for i in range(70)), partitions=64)
-    after = plan(with_new_member(full, member("z")), Ids())
+    after = plan(with_new_member(full, member("a")), Ids())
     assert after.moves == []
-    assert states(after)["z"] == "up"
+    assert states(after)["a"] == "up"
 
 
 def test_a_leaver_that_owns_nothing_is_gone_at_once() -> None:
