@@ -96,11 +96,13 @@ class Inspect(Message, tag=12):
 
 
 class ScanLeases(Message, tag=13):
-    """A page of leases, in order of their names."""
+    """A page of leases, in order of their names; `wanted` and `until` as in `Scan`."""
 
     prefix: str
     after: str
     limit: int
+    wanted: bytes = b""
+    until: str = ""
 
 
 # --- transactions (see `transactions.attempts` for the words) ---------------------------------------------------------
@@ -259,17 +261,63 @@ class Forget(Message, tag=23):
     attempts: list[Attempt]
 
 
+# --- moves of partitions (see `shard.receiver` for the whole of one) --------------------------------------------------
+
+
+class Follow(Message, tag=24):
+    """Take over this map (ClusterMap as JSON), if it is newer. Answered with 200 when it is durable and in force."""
+
+    cluster_map: bytes
+
+
+class Receive(Message, tag=25):
+    """To the destination: carry out the move `move`, which stands in your map. Answer: Progress, as soon as its step
+    is another one than `seen`, at the latest after half a second. 409: it does not stand in your map (yet)."""
+
+    move: str
+    seen: str = ""
+
+
+class Pull(Message, tag=26):
+    """From destination to source: rows of these partitions. Answer: Rows.
+
+    `after_row` -1: those changed after `sequence`, in that order, with tombstones. Else: those after (`partition`,
+    `after_row`) in the order of partitions and of rows in the file, without tombstones.
+    """
+
+    partitions: list[int]
+    sequence: int
+    partition: int
+    after_row: int
+    rows_max: int
+
+
+class Fence(Message, tag=27):
+    """From destination to source: answer for the partitions of that move no more. Answer: Fenced, when that is durable.
+    409: the move does not stand (any more)."""
+
+    move: str
+
+
 class Scan(Message, tag=4):
-    """A page of keys that start with `prefix` and sort after `after`, in byte order, at most `limit` of them."""
+    """A page of keys that start with `prefix` and sort after `after`, in byte order, at most `limit` of them.
+
+    `wanted`: of these partitions only (see `Page.owned`); empty: of all. `until`: none beyond this one, if it is given.
+    """
 
     prefix: str
     after: str
     limit: int
     values: bool = False
+    wanted: bytes = b""
+    until: str = ""
 
 
 class Count(Message, tag=5):
+    """How many keys start with `prefix`. Answer: Page without items, its `count` set."""
+
     prefix: str
+    wanted: bytes = b""
 
 
 class Explain(Message, tag=6):
@@ -285,6 +333,7 @@ class Stats(Message, tag=7):
 Request = (
     Get | Put | Delete | Scan | Count | Explain | Stats | Acquire | Renew | Release | Leave | Inspect | ScanLeases
     | Transact | Prepare | Commit | Finish | Abort | Ask | Look | ReadLock | ReadUnlock | Forget
+    | Follow | Receive | Pull | Fence
 )  # fmt: skip
 WRITES = (Put, Delete, Acquire, Renew, Release, Transact, Prepare, Commit, Finish, Abort, Ask)
 
@@ -303,17 +352,19 @@ class Page(Message, tag=102):
     """Items in key order: (key, version, value or None, ttl_left_ms or 0). `more`: the page ended
     before the keys did, and goes on after `last`.
 
-    Only partitions that the shard owned at `epoch` are shown.
+    `owned`: a bit for each partition, that of partition p being bit p % 8 of byte p // 8: it was wanted, and owned by
+    the shard from before the page was read until after. Only those are shown, and they are shown wholly.
     """
 
-    epoch: int
+    owned: bytes
     more: bool
     last: str
     items: list[tuple[str, int, bytes | None, int]]
+    count: int = 0
 
 
 class Facts(Message, tag=103):
-    """A document without a fixed shape for the hot path: the answer to Count, Explain and Stats."""
+    """A document without a fixed shape for the hot path: the answer to Explain and Stats."""
 
     epoch: int
     facts: dict[str, Any]
@@ -357,7 +408,50 @@ class Reads(Message, tag=106):
     lock: list[Any]
 
 
-Reply = Answer | Page | Facts | Vote | Outcome | Reads
+class Progress(Message, tag=107):
+    """How far a move is. `step`: copy, tail, fence (the source may have stopped to answer for the partitions), done
+    (all is here, compared and durable: it may be committed) or failed (`detail`; it must be voided). While it waits for
+    the source `detail` says so."""
+
+    step: str
+    rows_done: int
+    rows_total: int
+    bytes_done: int
+    detail: str = ""
+
+
+# kind, key, partition, version, expires_at_ms, body, intent, checksum: see `storage.rows.Row`
+MovedRow = tuple[str, str, int, int, int, bytes | None, bytes | None, int]
+
+
+class Rows(Message, tag=108):
+    """A page of a Pull. `partition`, `after_row` or `sequence`: where the next one goes on; `more`: there is a next one.
+
+    `floor`: tombstones up to that sequence have been trimmed. `total`: how many rows these partitions have, in the
+    first page of a copy. `busy`: others than moves are at work in this store.
+    """
+
+    rows: list[MovedRow]
+    more: bool
+    sequence: int
+    partition: int
+    after_row: int
+    floor: int
+    total: int
+    busy: bool
+
+
+class Fenced(Message, tag=109):
+    """The source's version clock and floor of attempts as of the fence, or later; how many rows the partitions have,
+    and their digest, without tombstones."""
+
+    version: int
+    attempts_floor: int
+    rows: int
+    digest: tuple[int, int]
+
+
+Reply = Answer | Page | Facts | Vote | Outcome | Reads | Progress | Rows | Fenced
 
 
 def message_bytes(message: Message) -> int:
@@ -372,6 +466,8 @@ def message_bytes(message: Message) -> int:
         return sum([len(read.value or b"") + _PART_BYTES for read in message.reads]) + _PART_BYTES
     if isinstance(message, Page):
         return sum([len(value or b"") + _PART_BYTES for _, _, value, _ in message.items])
+    if isinstance(message, Rows):
+        return sum([len(row[5] or b"") + len(row[6] or b"") + _PART_BYTES for row in message.rows])
     if isinstance(message, Finish | Abort | ReadLock):
         return _PART_BYTES * (len(message.keys) + 1)
     return _PART_BYTES

@@ -67,6 +67,8 @@ class ShardService:
                 sink.send(await self.store.scan(request))
             elif isinstance(request, ScanLeases):
                 sink.send(await self.store.leases(request))
+            elif isinstance(request, Count):
+                sink.send(await self.store.count(request))
             else:
                 facts = await self._facts(request)
                 sink.send(Facts(request.id, self.store.epoch, facts))  # the epoch as of now, not of the question
@@ -76,9 +78,7 @@ class ShardService:
             log.exception("a request failed: %s", type(request).__name__)
             sink.send(refusal(request.id, KvError("the shard failed to answer; its log says why")))
 
-    async def _facts(self, request: Count | Explain | Stats) -> dict[str, Any]:
-        if isinstance(request, Count):
-            return {"count": await self.store.count(request.prefix)}
+    async def _facts(self, request: Explain | Stats) -> dict[str, Any]:
         if isinstance(request, Explain):
             return await self.store.explain(request.key)
         stats: dict[str, Any] = msgspec.to_builtins(self.store.snapshot())

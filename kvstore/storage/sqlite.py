@@ -18,11 +18,12 @@ whole function in that thread; it is used in one place here, and a contract test
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -30,18 +31,32 @@ import aiosqlite
 
 from kvstore import failpoints
 from kvstore.config import Limits
-from kvstore.errors import DataCorrupt, ForeignData
+from kvstore.errors import DataCorrupt, ForeignData, KvError
+from kvstore.protocol import Pull, Rows
 from kvstore.storage.batch import Batch, Expire, Locks, Waiter
 from kvstore.storage.changes import Before, Context
-from kvstore.storage.rows import FORMAT, FROM_FORMAT_1, SCHEMA, VALUE, Clock, Row, checksum
+from kvstore.storage.rows import (
+    FORMAT,
+    FROM_FORMAT_1,
+    FROM_FORMAT_2,
+    SCHEMA,
+    UPSERT,
+    VALUE,
+    Clock,
+    Row,
+    checked,
+    stored,
+)
 from kvstore.transactions.intents import Holds, State
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Step = Callable[[sqlite3.Connection, Batch], T]
 
 _PAGE_BYTES = 4096
+_CONVERSIONS = {"1": FROM_FORMAT_1, "2": FROM_FORMAT_2}
 _BEGIN_TRIES = 20  # each waits for busy_timeout
 _PAGES_PER_ROW = 3  # that one changed row dirties, at the most typical: its own, and shares of the indexes'
 
@@ -49,17 +64,16 @@ _BEFORE = """SELECT version, coalesce(expires_at_ms, 0), coalesce(length(body), 
     FROM rows WHERE kind = ? AND key = ?"""
 _ROW = """SELECT partition, sequence, version, coalesce(expires_at_ms, 0), body, intent, checksum
     FROM rows WHERE kind = ? AND key = ?"""
-# The partition of a row never changes, and its index would be written anew if it were set here.
-_UPSERT = """INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET
-    sequence = excluded.sequence, version = excluded.version, expires_at_ms = excluded.expires_at_ms,
-    checksum = excluded.checksum, body = excluded.body, intent = excluded.intent"""
 _SET_CLOCK = """UPDATE clock
     SET version = ?, sequence = ?, tombstones_floor = ?, keys = ?, bytes = ?, attempts_floor = ?"""
-_COLUMNS = (
-    "SELECT kind, key, partition, sequence, version, coalesce(expires_at_ms, 0), body, intent, checksum FROM rows"
-)
-_FEED = f"""{_COLUMNS}
-    INDEXED BY rows_partition WHERE partition = ? AND sequence > ? ORDER BY sequence LIMIT ?"""
+_COPY = """SELECT rowid, kind, key, partition, version, coalesce(expires_at_ms, 0), body, intent, checksum FROM rows
+    INDEXED BY rows_partition WHERE partition = ? AND rowid > ? AND (body IS NOT NULL OR intent IS NOT NULL)
+    ORDER BY rowid LIMIT ?"""
+_CHANGED = """SELECT sequence, kind, rows.key, partition, version, coalesce(expires_at_ms, 0), body, intent, checksum
+    FROM json_each(?) AS wanted CROSS JOIN rows INDEXED BY rows_partition ON rows.partition = wanted.value
+    WHERE sequence > ? ORDER BY sequence LIMIT ?"""
+_LIVE_OF = """SELECT count(*) FROM json_each(?) AS wanted CROSS JOIN rows INDEXED BY rows_partition
+    ON rows.partition = wanted.value WHERE body IS NOT NULL OR intent IS NOT NULL"""
 
 
 class Found(NamedTuple):
@@ -70,7 +84,8 @@ class Found(NamedTuple):
 
 
 class ScanQuery(NamedTuple):
-    """Rows of `kind` whose key starts with `prefix` and sorts after `after`; `values`: with their bodies."""
+    """Rows of `kind` whose key starts with `prefix` and sorts after `after`, not beyond `until` if it is given;
+    `values`: with their bodies."""
 
     kind: str
     prefix: str
@@ -80,13 +95,15 @@ class ScanQuery(NamedTuple):
     now_ms: int
     arrivals: list[int]
     bytes_max: int
+    until: str = ""
 
 
 class ScanPage(NamedTuple):
-    """Live rows in key order. `more`: there may be further ones after `last`. `due` are keys past their deadline;
-    `locked`, keys that carry an intent: whether and how they exist is not decided yet."""
+    """Live rows in key order, and the partition of each. `more`: there may be further ones after `last`. `due` are keys
+    past their deadline; `locked`, keys that carry an intent: whether and how they exist is not decided yet."""
 
     rows: list[tuple[str, int, bytes | None, int]]
+    partitions: list[int]
     due: list[str]
     locked: list[str]
     last: str
@@ -110,6 +127,7 @@ class Work(NamedTuple):
     epoch: int
     locks: Locks
     holds: Holds
+    fenced: Set[int]
     known: Callable[[str], State | None]
 
 
@@ -134,7 +152,7 @@ class _Committed:
         stored = self._connection.execute(_ROW, (kind, key)).fetchone()
         if stored is None:
             return None
-        row = _checked(Row(kind, key, *stored[:6]), stored[6])
+        row = checked(Row(kind, key, *stored[:6]), stored[6])
         return State(row.version, row.expires_at_ms, row.body)
 
 
@@ -192,18 +210,44 @@ class Database:
         """Decide and commit one batch; durable when it returns."""
         return await _in_thread(self._writer, self._commit, work)
 
+    async def commit_step(self, work: Work, step: Step[T]) -> tuple[Batch, T]:
+        """Do the step, with a batch of its own, and commit it. A KvError that it raises undoes it."""
+        return await _in_thread(self._writer, self._commit_step, work, step)
+
     def _commit(self, connection: sqlite3.Connection, work: Work) -> Batch:
+        batch = self._batch(connection, work)
+        _begin(connection)
+        for op, sink in work.waiters:
+            batch.decide(op, sink)
+        self._write(connection, batch)
+        return batch
+
+    def _commit_step(self, connection: sqlite3.Connection, work: Work, step: Step[T]) -> tuple[Batch, T]:
+        batch = self._batch(connection, work)
+        _begin(connection)
+        changes_before = connection.total_changes
+        try:
+            result = step(connection, batch)
+        except KvError:
+            connection.execute("ROLLBACK")
+            raise
+        self._write(connection, batch)
+        self._wal_pages_guess += (connection.total_changes - changes_before) * _PAGES_PER_ROW
+        return batch, result
+
+    def _batch(self, connection: sqlite3.Connection, work: Work) -> Batch:
         limits = self._limits
         frees_only = self._disk_is_full(connection)
         kept_ms = round(limits.idempotency_kept_s * 1000)
         read_max = limits.txn_read_bytes_max
-        context = Context(work.now_ms, work.now_s, work.arrivals, work.epoch, frees_only, kept_ms, read_max)
-        batch = Batch(self.clock, context, work.locks, work.holds, _Committed(connection, work.known))
-        _begin(connection)
-        for op, sink in work.waiters:
-            batch.decide(op, sink)
-        if batch.changed:
-            connection.executemany(_UPSERT, map(_stored, batch.changed.values()))
+        context = Context(
+            work.now_ms, work.now_s, work.arrivals, work.epoch, frees_only, kept_ms, read_max, work.fenced
+        )
+        return Batch(self.clock, context, work.locks, work.holds, _Committed(connection, work.known))
+
+    def _write(self, connection: sqlite3.Connection, batch: Batch) -> None:
+        connection.executemany(UPSERT, map(stored, batch.changed.values()))
+        if batch.clock != self.clock:
             connection.execute(_SET_CLOCK, batch.clock)
         failpoints.hit("batch-before-commit", *(f"{step}-before-commit" for step in batch.steps))
         connection.execute("COMMIT")
@@ -213,7 +257,6 @@ class Database:
             _PAGES_PER_ROW + (len(row.body or b"") + len(row.intent or b"")) // _PAGE_BYTES
             for row in batch.changed.values()
         )
-        return batch
 
     def _disk_is_full(self, connection: sqlite3.Connection) -> bool:
         """Room for the WAL must be free on the disk; what values need may also be free inside the file."""
@@ -262,26 +305,7 @@ class Database:
             self._checkpoint(connection)
         return len(dead)
 
-    async def write_meta(self, name: str, value: str) -> None:
-        """Set a row of `meta`, durably."""
-
-        def write(connection: sqlite3.Connection) -> None:
-            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
-
-        await _in_thread(self._writer, write)
-        if name == "cluster_id":
-            self.identity = self.identity._replace(cluster_id=value)
-
     # --- reading -----------------------------------------------------------------------------------------------------
-
-    async def read_meta(self, name: str) -> str | None:
-        """A row of `meta`, or None."""
-
-        def read(connection: sqlite3.Connection) -> str | None:
-            found = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-            return str(found[0]) if found else None
-
-        return await _in_thread(self._scan_reader, read)
 
     async def read(self, keys: list[str]) -> list[Found | DataCorrupt]:
         """The committed row of each key, in one hop; a row that does not match its checksum is a DataCorrupt."""
@@ -291,38 +315,16 @@ class Database:
         """A page of live rows of one kind in key order, of the partitions that have an arrival. Raises DataCorrupt."""
         return await _in_thread(self._scan_reader, _scan, query)
 
-    async def feed(self, partitions: list[int], after: int, limit: int) -> tuple[list[Row], int]:
-        """The change feed: rows of these partitions with sequence > `after`, in order, with tombstones; and the floor.
-
-        Returns at most `limit` rows and `tombstones_floor`: a copy that began below it may have missed a deletion and
-        is void. Raises DataCorrupt.
-        """
-        return await _in_thread(self._scan_reader, _feed, partitions, after, limit)
-
-    async def live(self, kind: str) -> list[Row]:
-        """The rows of that kind that are no tombstones: all leases, all decisions. Raises DataCorrupt."""
-
-        def read(connection: sqlite3.Connection) -> list[Row]:
-            query = f"{_COLUMNS} WHERE kind = ? AND body IS NOT NULL"
-            return [_checked(Row(*row[:8]), row[8]) for row in connection.execute(query, (kind,))]
-
-        return await _in_thread(self._scan_reader, read)
+    async def pull(self, pull: Pull, bytes_max: int) -> Rows:
+        """A page of the rows of some partitions, for another store (see `protocol.Pull`). Raises DataCorrupt."""
+        return await _in_thread(self._scan_reader, _pull, pull, bytes_max)
 
     async def row(self, kind: str, key: str) -> Row | None:
         """The committed row. Raises DataCorrupt."""
 
         def read(connection: sqlite3.Connection) -> Row | None:
-            stored = connection.execute(_ROW, (kind, key)).fetchone()
-            return _checked(Row(kind, key, *stored[:6]), stored[6]) if stored else None
-
-        return await _in_thread(self._scan_reader, read)
-
-    async def intents(self) -> list[Row]:
-        """The rows that carry an intent. Raises DataCorrupt."""
-
-        def read(connection: sqlite3.Connection) -> list[Row]:
-            query = f"{_COLUMNS} INDEXED BY rows_intents WHERE intent IS NOT NULL"
-            return [_checked(Row(*row[:8]), row[8]) for row in connection.execute(query)]
+            found = connection.execute(_ROW, (kind, key)).fetchone()
+            return checked(Row(kind, key, *found[:6]), found[6]) if found else None
 
         return await _in_thread(self._scan_reader, read)
 
@@ -404,11 +406,12 @@ def _identify(
 ) -> Identity:
     """Raises ForeignData."""
     meta = dict(connection.execute("SELECT name, value FROM meta"))
-    if meta.get("format") == "1" and may_convert:
-        log.info("%s is brought from format 1 to %d", path, FORMAT)
-        connection.executescript(f"BEGIN IMMEDIATE; {FROM_FORMAT_1} COMMIT")
+    conversion = _CONVERSIONS.get(meta.get("format", ""))
+    if conversion is not None and may_convert:
+        log.info("%s is brought from format %s to %d", path, meta["format"], FORMAT)
+        connection.executescript(f"BEGIN IMMEDIATE; {conversion} COMMIT")
         meta["format"] = str(FORMAT)
-    if meta.get("format") not in (str(FORMAT), None if may_convert else "1"):
+    if meta.get("format") != str(FORMAT) and (conversion is None or may_convert):
         raise ForeignData(f"{path} has format {meta.get('format')}; this program reads format {FORMAT}")
     for name, expected in (("shard_id", shard_id), ("partitions", str(partitions))):
         if meta.get(name) != expected:
@@ -434,21 +437,6 @@ def _read_clock(connection: sqlite3.Connection) -> Clock:
     return Clock(*connection.execute(query).fetchone())
 
 
-def _stored(row: Row) -> tuple[Any, ...]:
-    kind, key, partition, sequence, version, expires_at_ms, body, intent = row
-    check = checksum(kind, key, version, expires_at_ms, body, intent)
-    return kind, key, partition, sequence, version, expires_at_ms or None, check, body, intent
-
-
-def _checked(row: Row, stored_checksum: int) -> Row:
-    # SQLite keeps any type in any column
-    are_blobs = all(blob is None or isinstance(blob, bytes) for blob in (row.body, row.intent))
-    kind, key, _, _, version, expires_at_ms, body, intent = row
-    if not are_blobs or checksum(kind, key, version, expires_at_ms, body, intent) != stored_checksum:
-        raise DataCorrupt(f"the {row.kind} row of key {row.key!r} does not match its checksum")
-    return row
-
-
 def _read_rows(connection: sqlite3.Connection, keys: list[str]) -> list[Found | DataCorrupt]:
     found: list[Found | DataCorrupt] = []
     connection.execute("BEGIN")
@@ -457,7 +445,7 @@ def _read_rows(connection: sqlite3.Connection, keys: list[str]) -> list[Found | 
         for key in keys:
             try:
                 stored = connection.execute(_ROW, (VALUE, key)).fetchone()
-                row = _checked(Row(VALUE, key, *stored[:6]), stored[6]) if stored else None
+                row = checked(Row(VALUE, key, *stored[:6]), stored[6]) if stored else None
                 found.append(Found(row, as_of))
             except DataCorrupt as error:
                 found.append(error)
@@ -469,19 +457,21 @@ def _read_rows(connection: sqlite3.Connection, keys: list[str]) -> list[Found | 
 
 
 def _scan(connection: sqlite3.Connection, scan: ScanQuery) -> ScanPage:
-    kind, prefix, after, limit, values, now_ms, arrivals, bytes_max = scan
+    kind, prefix, after, limit, values, now_ms, arrivals, bytes_max, until = scan
     body = "body, checksum" if values else "NULL, 0"
     comparison, start = (">", after) if after >= prefix else (">=", prefix)
+    bound, ends = (" AND key <= ?", (until,)) if until else ("", ())
     query = f"""SELECT key, partition, version, coalesce(expires_at_ms, 0), intent IS NOT NULL, {body} FROM rows
-        WHERE kind = ? AND key {comparison} ? AND (body IS NOT NULL OR intent IS NOT NULL) ORDER BY key"""
+        WHERE kind = ? AND key {comparison} ?{bound} AND (body IS NOT NULL OR intent IS NOT NULL) ORDER BY key"""
     rows: list[tuple[str, int, bytes | None, int]] = []
+    partitions: list[int] = []
     due: list[str] = []
     locked: list[str] = []
     last, size, more = after, 0, False
     connection.execute("BEGIN")
     try:
         as_of = connection.execute("SELECT sequence FROM clock").fetchone()[0]
-        cursor: Iterator[Any] = connection.execute(query, (kind, start))
+        cursor: Iterator[Any] = connection.execute(query, (kind, start, *ends))
         for key, partition, version, expires_at_ms, has_intent, value, stored_checksum in cursor:
             if not key.startswith(prefix):
                 break
@@ -495,27 +485,68 @@ def _scan(connection: sqlite3.Connection, scan: ScanQuery) -> ScanPage:
                 locked.append(key)
                 continue
             if values:
-                _checked(Row(kind, key, partition, 0, version, expires_at_ms, value), stored_checksum)
+                checked(Row(kind, key, partition, 0, version, expires_at_ms, value), stored_checksum)
             if 0 < expires_at_ms <= now_ms:
                 due.append(key)
                 continue
             rows.append((key, version, value, expires_at_ms - now_ms if expires_at_ms else 0))
+            partitions.append(partition)
             size += len(key) + len(value or b"") + 32
     except (sqlite3.DatabaseError, TypeError, IndexError) as error:  # damage can put any type and number into a column
         raise DataCorrupt(f"the rows after key {last!r} cannot be read: {error}") from error
     finally:
         connection.execute("ROLLBACK")
-    return ScanPage(rows, due, locked, last, more, as_of)
+    return ScanPage(rows, partitions, due, locked, last, more, as_of)
 
 
-def _feed(connection: sqlite3.Connection, partitions: list[int], after: int, limit: int) -> tuple[list[Row], int]:
+def _pull(connection: sqlite3.Connection, pull: Pull, bytes_max: int) -> Rows:
+    page = Rows(pull.id, [], False, pull.sequence, pull.partition, pull.after_row, 0, 0, False)
     connection.execute("BEGIN")
     try:
-        floor = connection.execute("SELECT tombstones_floor FROM clock").fetchone()[0]
-        stored: list[Any] = []
-        for partition in partitions:
-            stored += connection.execute(_FEED, (partition, after, limit)).fetchall()
+        sequence, page.floor = connection.execute("SELECT sequence, tombstones_floor FROM clock").fetchone()
+        if pull.after_row < 0:
+            page.sequence = sequence
+            _pull_changes(connection, pull, bytes_max, page)
+        else:
+            if pull.partition < 0:
+                page.sequence = sequence
+                page.total = connection.execute(_LIVE_OF, (json.dumps(pull.partitions),)).fetchone()[0]
+            _pull_copy(connection, pull, bytes_max, page)
+    except sqlite3.DatabaseError as error:
+        raise DataCorrupt(f"the rows of partitions {pull.partitions[:3]}… cannot be read: {error}") from error
     finally:
         connection.execute("ROLLBACK")
-    stored.sort(key=lambda row: row[3])
-    return [_checked(Row(*row[:8]), row[8]) for row in stored[:limit]], floor
+    return page
+
+
+def _pull_copy(connection: sqlite3.Connection, pull: Pull, bytes_max: int, page: Rows) -> None:
+    """Partition by partition, in the order of rowids: a row that changes meanwhile keeps its own."""
+    size = 0
+    for partition in sorted(pull.partitions):
+        if partition < pull.partition:
+            continue
+        after_row = pull.after_row if partition == pull.partition else 0
+        for rowid, *row in connection.execute(_COPY, (partition, after_row, pull.rows_max - len(page.rows))):
+            page.rows.append(tuple(row))
+            page.partition, page.after_row = partition, rowid
+            size += _row_bytes(row)
+            if size >= bytes_max:
+                break
+        if len(page.rows) >= pull.rows_max or size >= bytes_max:
+            page.more = True
+            return
+
+
+def _pull_changes(connection: sqlite3.Connection, pull: Pull, bytes_max: int, page: Rows) -> None:
+    size = 0
+    wanted = json.dumps(pull.partitions)
+    for sequence, *row in connection.execute(_CHANGED, (wanted, pull.sequence, pull.rows_max)):
+        page.rows.append(tuple(row))
+        size += _row_bytes(row)
+        if len(page.rows) == pull.rows_max or size >= bytes_max:
+            page.more, page.sequence = True, sequence
+            return
+
+
+def _row_bytes(row: Sequence[Any]) -> int:
+    return len(row[5] or b"") + len(row[6] or b"") + 64

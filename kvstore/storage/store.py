@@ -31,7 +31,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -42,11 +42,13 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.errors import DataCorrupt, KvError, TooManyRequests, WrongOwner, from_problem
 from kvstore.metrics import ShardStats
+from kvstore.placement import partition_set
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Acquire,
     Answer,
     Attempt,
+    Count,
     Get,
     Message,
     Page,
@@ -62,7 +64,7 @@ from kvstore.storage.changes import Sink
 from kvstore.storage.leases import EndWait, ExpireLease, LeaseBody, refusal
 from kvstore.storage.participant import EndReads
 from kvstore.storage.rows import DECISION, LEASE, VALUE, Row
-from kvstore.storage.sqlite import Database, Found, ScanQuery, Work
+from kvstore.storage.sqlite import Database, Found, ScanPage, ScanQuery, Work
 from kvstore.transactions.decisions import Decision, decode_decision
 from kvstore.transactions.intents import Held, Hold, Holds, State, decode_intent
 from kvstore.transactions.locks import Lease, LockTable
@@ -274,7 +276,7 @@ class Store:
 
     async def leases(self, op: ScanLeases) -> Page:
         """A page of leases that stand, in order of their names: (name, token, owner, milliseconds left)."""
-        page = await self._scan(op.id, LEASE, op.prefix, op.after, op.limit, values=True)
+        page = await self._scan(op, LEASE, values=True)
         now_s = time.monotonic()
         items: list[tuple[str, int, bytes | None, int]] = []
         for name, token, body, _ in page.items:
@@ -282,7 +284,7 @@ class Store:
             lease = msgspec.json.decode(body or b"", type=LeaseBody)
             left_s = held.left_s(now_s) if held is not None and held.token == token else 0.0
             items.append((name, token, lease.owner.encode(), round(left_s * 1000)))
-        return Page(op.id, page.epoch, page.more, page.last, items)
+        return Page(op.id, page.owned, page.more, page.last, items)
 
     # --- transactions ------------------------------------------------------------------------------------------------
 
@@ -447,23 +449,50 @@ class Store:
 
     async def scan(self, op: Scan) -> Page:
         """A page of visible live values of the owned partitions. Raises DataCorrupt."""
-        return await self._scan(op.id, VALUE, op.prefix, op.after, op.limit, values=op.values)
+        return await self._scan(op, VALUE, values=op.values)
 
-    async def _scan(self, op_id: int, kind: str, prefix: str, after: str, limit: int, *, values: bool) -> Page:
-        bytes_max = self._limits.page_bytes_max
-        while True:
-            arrivals = self.arrivals
-            page = await self.database.scan(
-                ScanQuery(kind, prefix, after, limit, values, _now_ms(), arrivals, bytes_max)
-            )
-            await self._until_visible(page.as_of)
-            if page.due:
-                await self._expire([Expire(key) for key in page.due])
-            rows = page.rows
-            if page.locked:
-                rows = sorted(rows + await self._undecided(page.locked, values))
-            if self.arrivals is arrivals:
-                return Page(op_id, self.epoch, page.more, page.last, rows)
+    async def _scan(self, op: Scan | ScanLeases, kind: str, *, values: bool) -> Page:
+        """What it shows is of the partitions that were owned from before it was read until now."""
+        arrivals = self._asked_for(op.wanted)
+        if not any(arrivals):
+            return Page(op.id, b"", False, op.after, [])
+        query = ScanQuery(
+            kind, op.prefix, op.after, op.limit, values, 0, arrivals, self._limits.page_bytes_max, op.until
+        )
+        page, undecided = await self._read_page(query)
+        rows = sorted(page.rows + undecided) if undecided else page.rows
+        partitions = len(arrivals)
+        owned = self._owned_since(arrivals)
+        if owned != arrivals:
+            rows = [row for row in rows if owned[partition_of(row[0].encode(), partitions)]]
+        return Page(op.id, self._as_set(owned), page.more, page.last, rows)
+
+    def _asked_for(self, wanted: bytes) -> list[int]:
+        """The arrivals as they are now, but 0 for partitions that are not wanted."""
+        if not wanted:
+            return self.arrivals
+        flags = partition_set.to_flags(partition_set.decode(wanted), len(self.arrivals))
+        return [arrival if flag else 0 for arrival, flag in zip(self.arrivals, flags, strict=True)]
+
+    def _owned_since(self, arrivals: list[int]) -> list[int]:
+        """Those of these arrivals that still stand; 0 for the others."""
+        if arrivals is self.arrivals:
+            return arrivals
+        return [then if then == now else 0 for then, now in zip(arrivals, self.arrivals, strict=True)]
+
+    def _as_set(self, arrivals: list[int]) -> bytes:
+        return partition_set.encode(partition_set.from_flags(arrivals), len(arrivals))
+
+    async def _read_page(self, query: ScanQuery) -> tuple[ScanPage, list[tuple[str, int, bytes | None, int]]]:
+        """A page all of which is visible, its expiries made; and the rows of it that were undecided, as they are now.
+
+        Raises DataCorrupt, TooManyRequests.
+        """
+        page = await self.database.scan(query._replace(now_ms=_now_ms()))
+        await self._until_visible(page.as_of)
+        if page.due:
+            await self._expire([Expire(key) for key in page.due])
+        return page, await self._undecided(page.locked, query.values) if page.locked else []
 
     async def _undecided(self, keys: list[str], values: bool) -> list[tuple[str, int, bytes | None, int]]:
         """The rows of keys that carried an intent, as they are when it is gone; each for itself."""
@@ -483,15 +512,24 @@ class Store:
                 raise from_problem(answer.problem)
         return rows
 
-    async def count(self, prefix: str) -> int:
-        """The number of visible live values of the owned partitions whose key starts with `prefix`."""
-        while True:
-            arrivals, count, after, more = self.arrivals, 0, "", True
-            while more:
-                page = await self.scan(Scan(0, prefix, after, _COUNT_KEYS_MAX))
-                count, after, more = count + len(page.items), page.last, page.more
-            if self.arrivals is arrivals:
-                return count
+    async def count(self, op: Count) -> Page:
+        """How many visible live values whose key starts with the prefix are in partitions that were owned throughout.
+
+        Counted for each partition, since which of them leave meanwhile is known only at the end. Raises DataCorrupt.
+        """
+        arrivals = self._asked_for(op.wanted)
+        partitions = len(arrivals)
+        counts: Counter[int] = Counter()
+        query = ScanQuery(VALUE, op.prefix, "", _COUNT_KEYS_MAX, False, 0, arrivals, self._limits.page_bytes_max)
+        more = any(arrivals)
+        while more:
+            page, undecided = await self._read_page(query)
+            counts.update(page.partitions)
+            counts.update([partition_of(row[0].encode(), partitions) for row in undecided])
+            query, more = query._replace(after=page.last), page.more
+        owned = self._owned_since(arrivals)
+        count = sum([number for partition, number in counts.items() if owned[partition]])
+        return Page(op.id, self._as_set(owned), False, "", [], count)
 
     async def _until_visible(self, sequence: int) -> None:
         if sequence > self._visible:

@@ -52,9 +52,9 @@ requests = st.one_of(
     st.builds(Release, ids, texts, versions, onces),
     st.builds(Leave, ids, texts, ids),
     st.builds(Inspect, ids, texts),
-    st.builds(ScanLeases, ids, texts, texts, st.integers(1, 10_000)),
-    st.builds(Scan, ids, texts, texts, st.integers(1, 10_000), st.booleans()),
-    st.builds(Count, ids, texts),
+    st.builds(ScanLeases, ids, texts, texts, st.integers(1, 10_000), values, texts),
+    st.builds(Scan, ids, texts, texts, st.integers(1, 10_000), st.booleans(), values, texts),
+    st.builds(Count, ids, texts, values),
     st.builds(Explain, ids, texts),
     st.builds(Stats, ids),
 )
@@ -62,7 +62,7 @@ problems = st.none() | st.dictionaries(texts, texts | st.integers(-100, 100) | s
 items = st.tuples(texts, versions, st.none() | values, st.integers(0, 10**12))
 replies = st.one_of(
     st.builds(Answer, ids, st.integers(100, 599), versions, st.none() | values, st.integers(0, 10**12), problems),
-    st.builds(Page, ids, st.integers(1, 10**6), st.booleans(), texts, st.lists(items, max_size=4)),
+    st.builds(Page, ids, values, st.booleans(), texts, st.lists(items, max_size=4), st.integers(0, 10**12)),
     st.builds(Facts, ids, st.integers(1, 10**6), st.dictionaries(texts, st.integers() | st.lists(texts), max_size=3)),
 ).filter(lambda reply: not isinstance(reply, Facts) or _fits_msgpack(reply.facts))
 

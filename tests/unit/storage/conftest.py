@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from kvstore.config import Limits
+from kvstore.placement import partition_set
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Answer, Delete, Get, Put, Scan
+from kvstore.protocol import Answer, Count, Delete, Get, Put, Scan
 from kvstore.storage.store import Store
 
 PARTITIONS = 64
@@ -100,6 +101,9 @@ class Rig:
     async def keys(self, prefix: str = "", after: str = "", limit: int = 1000) -> list[str]:
         return [item[0] for item in (await self.store.scan(Scan(1, prefix, after, limit))).items]
 
+    async def count(self, prefix: str) -> int:
+        return (await self.store.count(Count(1, prefix))).count
+
     def hold(self, method: str, *, before: bool = False) -> Gate:
         """From now on `database.<method>` does its work, but its results stay out until the gate is opened.
 
@@ -127,6 +131,16 @@ class Rig:
         for key in keys:
             arrivals[partition_of(key.encode(), PARTITIONS)] = next(self._arrivals)
         self.store.own(arrivals, self.store.epoch + 1)
+
+    def partitions(self, *keys: str) -> bytes:
+        """The set of the partitions of these keys, as it travels."""
+        of_keys = {partition_of(key.encode(), PARTITIONS) for key in keys}
+        return partition_set.encode(sum(1 << partition for partition in of_keys), PARTITIONS)
+
+    def all_but(self, *keys: str) -> bytes:
+        """The set of all partitions but those of these keys."""
+        without = partition_set.decode(self.partitions(*keys))
+        return partition_set.encode(partition_set.all_of(PARTITIONS) & ~without, PARTITIONS)
 
     def sql(self, statement: str, *parameters: Any) -> list[Any]:
         """What another connection sees in the file, or does to it."""

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from kvstore.errors import DataCorrupt
-from kvstore.protocol import Acquire, Scan
+from kvstore.placement import partition_set
+from kvstore.protocol import Acquire, Count, Scan, ScanLeases
+from kvstore.storage import store as store_module
 
 Opener = Callable[..., Awaitable[Any]]
 
@@ -235,27 +237,101 @@ async def test_other_partitions_coming_and_going_do_not_disturb_a_read(rig: Any)
     assert (await read).value == b"1"
 
 
-async def test_a_listing_across_a_change_of_ownership_is_made_again(rig: Any) -> None:
-    await rig.put("a")
-    await rig.put("b")
+async def held_back(rig: Any, work: Awaitable[Any], change: Callable[[], None]) -> tuple[Any, int]:
+    """The result of a listing or count whose first page was read, but not looked at yet, before the change; and how
+    many pages it read."""
     gate = rig.hold("scan")
+    task = asyncio.ensure_future(work)
+    await gate.arrived.wait()
+    change()
+    gate.open()
+    result = await task
+    rig.store.database.scan = gate._method
+    return result, gate.calls
+
+
+async def test_a_listing_leaves_out_what_was_not_owned_all_the_time_and_says_so(rig: Any) -> None:
+    for key in ("a", "b", "c"):
+        await rig.put(key)
+    page, calls = await held_back(rig, rig.store.scan(Scan(1, "", "", 10)), lambda: rig.leave("a"))
+    assert ([item[0] for item in page.items], page.more, page.last) == (["b", "c"], False, "c")
+    assert page.owned == rig.all_but("a")
+    assert calls == 1, "it is not made again"
+
+
+async def test_what_left_and_came_back_while_a_page_was_read_is_left_out(rig: Any) -> None:
+    for key in ("a", "b"):
+        await rig.put(key)
+
+    def there_and_back() -> None:
+        rig.leave("a")
+        rig.arrive("a")
+
+    page, _ = await held_back(rig, rig.store.scan(Scan(1, "", "", 10)), there_and_back)
+    assert ([item[0] for item in page.items], page.owned) == (["b"], rig.all_but("a"))
+    page = await rig.store.scan(Scan(1, "", "", 10))
+    assert ([item[0] for item in page.items], page.owned) == (["a", "b"], rig.all_but())
+
+
+async def test_what_arrives_while_a_page_is_read_is_left_out(rig: Any) -> None:
+    for key in ("a", "b"):
+        await rig.put(key)
+    rig.leave("a")
+    page, _ = await held_back(rig, rig.store.scan(Scan(1, "", "", 10)), lambda: rig.arrive("a"))
+    assert ([item[0] for item in page.items], page.owned) == (["b"], rig.all_but("a"))
+
+
+async def test_what_leaves_while_a_listing_waits_for_the_expiries_that_it_met_is_left_out(rig: Any) -> None:
+    await rig.put("a", ttl_ms=1)
+    await rig.put("b")
+    await asyncio.sleep(0.01)
+    gate = rig.hold("commit")
     listing = asyncio.create_task(rig.store.scan(Scan(1, "", "", 10)))
     await gate.arrived.wait()
-    rig.leave("a")
+    rig.leave("b")
     gate.open()
     page = await listing
-    assert (page.epoch, [item[0] for item in page.items]) == (2, ["b"])
-    assert gate.calls == 2
+    assert (page.items, page.owned) == ([], rig.all_but("b"))
 
 
-async def test_a_newer_map_that_changes_nothing_here_does_not_repeat_a_listing(rig: Any) -> None:
+async def test_a_newer_map_that_changes_nothing_here_takes_nothing_from_a_listing(rig: Any) -> None:
     await rig.put("a")
+    page, calls = await held_back(
+        rig, rig.store.scan(Scan(1, "", "", 10)), lambda: rig.store.own(list(rig.store.arrivals), 5)
+    )
+    assert ([item[0] for item in page.items], page.owned, calls) == (["a"], rig.all_but(), 1)
+
+
+async def test_a_listing_shows_only_what_is_wanted_and_owned_and_not_beyond_its_end(rig: Any) -> None:
+    keys = ["a", "b", "c", "d"]
+    for key in keys:
+        await rig.put(key)
+    rig.leave("d")
+    for wanted, until, shown in ((("a", "c"), "", ["a", "c"]), (("b", "d"), "", ["b"]), (keys, "b", ["a", "b"])):
+        page = await rig.store.scan(Scan(1, "", "", 10, wanted=rig.partitions(*wanted), until=until))
+        assert [item[0] for item in page.items] == shown
+        assert page.owned == rig.partitions(*(key for key in wanted if key != "d"))
+
+
+async def test_where_nothing_that_is_wanted_is_owned_the_file_is_not_looked_at(rig: Any) -> None:
+    await rig.put("a")
+    rig.leave("a")
     gate = rig.hold("scan")
-    listing = asyncio.create_task(rig.store.scan(Scan(1, "", "", 10)))
-    await gate.arrived.wait()
-    rig.store.own(list(rig.store.arrivals), 5)
     gate.open()
-    assert ((await listing).epoch, gate.calls) == (5, 1)
+    page = await rig.store.scan(Scan(1, "", "k", 10, wanted=rig.partitions("a")))
+    assert (partition_set.decode(page.owned), page.more, page.last, page.items) == (0, False, "k", [])
+    counted = await rig.store.count(Count(1, "", rig.partitions("a")))
+    assert (partition_set.decode(counted.owned), counted.count) == (0, 0)
+    assert gate.calls == 0
+
+
+async def test_leases_of_what_was_not_owned_all_the_time_are_left_out(rig: Any) -> None:
+    for name in ("a", "b", "c"):
+        await rig.write(Acquire(1, name, 60_000, 0, "me"))
+    page, _ = await held_back(rig, rig.store.leases(ScanLeases(1, "", "", 10)), lambda: rig.leave("a"))
+    assert ([item[0] for item in page.items], page.owned) == (["b", "c"], rig.all_but("a"))
+    page = await rig.store.leases(ScanLeases(1, "", "", 10, rig.partitions("a", "b")))
+    assert ([item[0] for item in page.items], page.owned) == (["b"], rig.partitions("b"))
 
 
 # --- bounds and damage ------------------------------------------------------------------------------------------------
@@ -414,9 +490,23 @@ async def test_counting_counts_live_owned_keys_with_the_prefix(rig: Any) -> None
     for name in ("a1", "a2", "a3", "b1"):
         await rig.put(name)
     await rig.delete("a3")
-    assert [await rig.store.count(prefix) for prefix in ("", "a", "b", "c")] == [3, 2, 1, 0]
+    assert [await rig.count(prefix) for prefix in ("", "a", "b", "c")] == [3, 2, 1, 0]
     rig.leave("a1")
-    assert await rig.store.count("a") == 1
+    assert await rig.count("a") == 1
+
+
+async def test_a_count_is_of_the_partitions_that_it_names(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_COUNT_KEYS_MAX", 2)  # several pages
+    keys = [f"key-{number}" for number in range(9)]
+    for key in keys:
+        await rig.put(key)
+    counted = await rig.store.count(Count(1, "", rig.partitions(*keys[:4])))
+    in_wanted = [key for key in keys if rig.partitions(key, *keys[:4]) == rig.partitions(*keys[:4])]
+    assert (counted.count, counted.owned) == (len(in_wanted), rig.partitions(*keys[:4]))
+    counted, calls = await held_back(rig, rig.store.count(Count(1, "")), lambda: rig.leave("key-8"))
+    others = [key for key in keys if rig.partitions(key) != rig.partitions("key-8")]
+    assert (counted.count, counted.owned) == (len(others), rig.all_but("key-8"))
+    assert calls >= 4, "no page is read a second time, and none is left out"
 
 
 # --- for people -------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from kvstore.protocol import (
     Attempt,
     Commit,
     Condition,
+    Count,
     Delete,
     Finish,
     Get,
@@ -186,13 +187,13 @@ async def test_a_listing_waits_for_intents_in_its_range_and_shows_what_they_beco
             await tell(store, Put(1, key, b"old"))
         vote = await tell(store, prepare(put("b"), Step("delete", "c"), put("d")))
         listing = asyncio.create_task(store.scan(Scan(1, "", "", 10, True)))
-        counting = asyncio.create_task(store.count(""))
+        counting = asyncio.create_task(store.count(Count(1, "")))
         await settle()
         assert not listing.done()
         await tell(store, Finish(1, FIRST, ["b", "c", "d"], vote.vote + 1, True, 0))
         items = [(key, value) for key, _, value, _ in (await listing).items]
         assert items == [("a", b"old"), ("b", b"new"), ("d", b"new")]
-        assert await counting == 3
+        assert (await counting).count == 3
 
 
 async def test_reads_under_shared_locks_keep_writers_out_until_they_are_let_go(tmp_path: Path) -> None:

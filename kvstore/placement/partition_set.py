@@ -1,0 +1,38 @@
+"""Sets of partitions as bits: what a shard says it has shown, what a router still wants.
+
+Owns: the form of a set, as an integer and as the bytes of a message.
+Promises: pure. In the integer bit p stands for partition p, so union, intersection and difference are `|`, `&` and
+`& ~`; in the bytes that is bit p % 8 of byte p // 8.
+Leaves to others: what a set means (`protocol.Page`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_DIGITS = bytes.maketrans(b"\0\1", b"01")
+
+
+def all_of(partitions: int) -> int:
+    """The set of all of so many partitions."""
+    return (1 << partitions) - 1
+
+
+def from_flags(flags: Iterable[object]) -> int:
+    """The set of those whose flag is true; the first flag is that of partition 0."""
+    return int(b"0" + bytes(map(bool, flags))[::-1].translate(_DIGITS), 2)
+
+
+def to_flags(bits: int, partitions: int) -> list[bool]:
+    """For each of so many partitions whether it is in the set."""
+    return [digit == "1" for digit in f"{bits & all_of(partitions):0{partitions}b}"[::-1]]
+
+
+def encode(bits: int, partitions: int) -> bytes:
+    """The set as it travels."""
+    return bits.to_bytes((partitions + 7) // 8, "little")
+
+
+def decode(encoded: bytes) -> int:
+    """The set that has travelled."""
+    return int.from_bytes(encoded, "little")
