@@ -84,6 +84,13 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     txn_timeout_s: float = 5.0
     txn_read_bytes_max: int = 16 * 1024 * 1024
 
+    # moves of partitions from shard to shard
+    moves_at_once_max: int = 4
+    move_group_keys_max: int = 8192
+    move_page_rows_max: int = 1000
+    move_fence_timeout_s: float = 2.0
+    move_busy_share: float = 0.25
+
     # the controller and the launcher
     map_poll_s: float = 10.0
     map_write_tries_max: int = 20

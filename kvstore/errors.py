@@ -146,6 +146,11 @@ class Conflict(KvError):
     next_step = "Wait for retry_after_ms and send it again."
 
 
+class ChangeRefused(KvError):
+    status, code, title = 409, "change-refused", "The cluster cannot be changed like that"
+    next_step = "Do first what `detail` says; nothing was changed."
+
+
 class PreconditionFailed(KvError):
     status, code, title = 412, "precondition-failed", "The condition does not hold"
     next_step = "Read the key again, decide anew, and send the version from its ETag."

@@ -30,9 +30,16 @@ class MapFollower:
         self._timeout = aiohttp.ClientTimeout(total=limits.map_poll_s + 5.0)
         self._away = False
 
-    async def announce(self, shard_id: str, url: str, store_id: str, cluster_id: str | None, weight: int) -> None:
-        """Tell the controller that this shard is there, until it has heard it. Raises ForeignData if it is refused."""
+    async def announce(
+        self, shard_id: str, url: str, store_id: str, cluster_id: str | None, weight: int, *, join: bool = False
+    ) -> None:
+        """Tell the controller that this shard is there, until it has heard it. Raises ForeignData if it is refused.
+
+        `join`: make it a member, with this weight, if it is none.
+        """
         body = {"id": shard_id, "url": url, "store_id": store_id, "cluster_id": cluster_id, "weight": weight}
+        if join:
+            body["join"] = True
         while True:
             try:
                 async with self._session.post(f"{self._url}/v1/members", json=body, timeout=self._timeout) as answer:
