@@ -1,13 +1,10 @@
 """`kvstore up`: the whole cluster of a cluster.yaml as child processes of one small process.
 
-Owns: starting the children, starting them again when they die, stopping them, forwarding what they print.
+Owns: which children run, for as long as the controller wants them; their ports; the word that the cluster is ready.
 Promises: a child that dies is started again for as long as the launcher lives; no child outlives it, not even after
-kill -9 (each child's standard input is a pipe that only the launcher holds open); all of them have ended within 10 s
-of a stop.
-Leaves to others: what a child does and its pid file (`process`), the command line (`cli`).
-
-`Supervisor` knows nothing of kvstore's roles but the order in which they stop, so children can be added and removed
-while it runs.
+kill -9; all of them have ended within 10 s of a stop.
+Leaves to others: keeping children running (`supervisor`), which shards are to run and what becomes of their files
+(`roster`), what a child does and its pid file (`process`), the command line (`cli`).
 """
 
 from __future__ import annotations
@@ -15,44 +12,38 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-import os
-import queue
 import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
-from typing import NamedTuple
 
-from kvstore.config import ClusterConfig, Limits, listen_address, load_config
+import msgspec
+
+from kvstore.config import ClusterConfig, listen_address, load_config
 from kvstore.errors import ConfigError, KvError
 from kvstore.process import EXIT_REFUSED, port_holder, port_in_use, refusal
+from kvstore.roster import (
+    Files,
+    Launch,
+    begin_removal,
+    decide,
+    finish_removal,
+    first_shards,
+    free_listens,
+    look,
+)
+from kvstore.supervisor import Child, Log, Supervisor
 
-# Routers first: while they take requests, shards and controller should be there to answer.
-STOP_ORDER = ("router", "shard", "controller")
-
-_QUICK_DEATH_S = 1.0
-_FIRST_WAIT_S = 0.1
-_LINE_BYTES_MAX = 64 * 1024
-_LOG_LINES_MAX = 10_000
 _LEFTOVER_WAIT_S = 3.0
 _READY_POLL_S = 0.05
 _READY_TIMEOUT_S = 2.0
 _NOT_READY_REPORT_S = 10.0
-
-
-class Child(NamedTuple):
-    """A process to keep running. `argv[0]` is the program."""
-
-    role: str
-    id: str
-    argv: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.role}-{self.id}"
+_LAUNCH_ANSWER_S = 5.0  # on top of the time for which the controller holds the question open
+_LAUNCH_RETRY_S = 0.2
+_HELD_RETRY_S = 0.5
+_ANSWER_BYTES_MAX = 1024 * 1024
 
 
 async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None]) -> int:
@@ -63,7 +54,9 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
     """
     try:
         config = load_config(config_path)
-        refusals = await _ports_in_use(config)
+        ids = first_shards(config, look(Path(config.data_dir)))
+        first = msgspec.structs.replace(config, shards=[shard for shard in config.shards if shard.id in ids])
+        refusals = await _ports_in_use(first)
     except KvError as error:
         refusals = [refusal(error)]
     for line in refusals:
@@ -72,25 +65,36 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
         return EXIT_REFUSED
     log = Log()
     try:
-        return await _run(config, cluster_children(config, config_path.absolute()), restart, announce, log)
+        children = cluster_children(first, config_path.absolute())
+        return await _run(config, config_path.absolute(), children, restart, announce, log)
     finally:
         await asyncio.to_thread(log.close)
 
 
 async def _run(
-    config: ClusterConfig, children: Sequence[Child], restart: bool, announce: Callable[[str], None], log: Log
+    config: ClusterConfig,
+    config_path: Path,
+    children: Sequence[Child],
+    restart: bool,
+    announce: Callable[[str], None],
+    log: Log,
 ) -> int:
     supervisor = Supervisor(config.limits, restart=restart, log=log)
     _stop_on_signals(supervisor, log)
     for child in children:
         supervisor.add(child)
+    stop_asked = asyncio.create_task(supervisor.stop_asked.wait())
     ready = asyncio.create_task(_announce_ready(config.routers[0].listen, announce, log))
+    shards = asyncio.create_task(Shards(config, config_path, supervisor, log).follow())
     try:
-        await supervisor.stop_asked.wait()
+        await asyncio.wait({stop_asked, shards}, return_when=asyncio.FIRST_COMPLETED)
+        if shards.done():
+            shards.result()
     finally:
-        ready.cancel()
+        for task in (stop_asked, ready, shards):
+            task.cancel()
+        await asyncio.gather(ready, shards, return_exceptions=True)
         await supervisor.stop()
-        await asyncio.gather(ready, return_exceptions=True)
     return 1 if supervisor.gave_up else 0
 
 
@@ -114,19 +118,32 @@ def _stop_on_signals(supervisor: Supervisor, log: Log) -> None:
 
 def cluster_children(config: ClusterConfig, config_path: Path) -> list[Child]:
     """All processes that cluster.yaml names; `config_path` is absolute."""
-    join = ("--join", url_of(config.controllers[0].listen))
-    data = ("--data-dir", config.data_dir)
-    shared = ("--config", str(config_path), "--supervised")
-
-    def child(role: str, child_id: str, listen: str, *options: str) -> Child:
-        command = (sys.executable, "-m", "kvstore", role, "serve", child_id, "--listen", listen)
-        return Child(role, child_id, (*command, *options, *shared))
-
     return [
-        *(child("controller", controller.id, controller.listen, *data) for controller in config.controllers),
-        *(child("shard", shard.id, shard.listen, *join, *data) for shard in config.shards),
-        *(child("router", router.id, router.listen, *join) for router in config.routers),
+        *(
+            _child("controller", controller.id, controller.listen, config_path, "--data-dir", config.data_dir)
+            for controller in config.controllers
+        ),
+        *(shard_child(config, config_path, shard.id, shard.listen) for shard in config.shards),
+        *(
+            _child("router", router.id, router.listen, config_path, "--join", _controller_url(config))
+            for router in config.routers
+        ),
     ]
+
+
+def shard_child(config: ClusterConfig, config_path: Path, shard_id: str, listen: str) -> Child:
+    """A shard with its data in the data_dir of cluster.yaml, which need not name it."""
+    options = ("--join", _controller_url(config), "--data-dir", config.data_dir)
+    return _child("shard", shard_id, listen, config_path, *options)
+
+
+def _child(role: str, child_id: str, listen: str, config_path: Path, *options: str) -> Child:
+    command = (sys.executable, "-m", "kvstore", role, "serve", child_id, "--listen", listen)
+    return Child(role, child_id, (*command, *options, "--config", str(config_path), "--supervised"))
+
+
+def _controller_url(config: ClusterConfig) -> str:
+    return url_of(config.controllers[0].listen)
 
 
 def url_of(listen: str) -> str:
@@ -138,6 +155,162 @@ def url_of(listen: str) -> str:
 def _reachable(listen: str) -> tuple[str, int]:
     host, port = listen_address(listen)
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+
+
+# --- the shards, as the controller wants them ------------------------------------------------------------------------
+
+
+class Shards:
+    """Keeps running what the controller wants on this host: members whose data lie here, and shards to be added."""
+
+    def __init__(self, config: ClusterConfig, config_path: Path, supervisor: Supervisor, log: Log) -> None:
+        self._config = config
+        self._config_path = config_path
+        self._supervisor = supervisor
+        self._log = log
+        self._data_dir = Path(config.data_dir)
+        self._launch: Launch | None = None
+        self._known: set[str] = set()
+        self._listens: dict[str, str] = {}
+        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+        self._complaint = ""
+
+    async def follow(self) -> None:
+        """For ever. When it is cancelled, what is being stopped is left to the supervisor's `stop`."""
+        try:
+            later = self._set_aside(look(self._data_dir))
+            while True:
+                await self._news(_HELD_RETRY_S if later else None)
+                later = self._carry_out(self._launch) if self._launch else False
+        finally:
+            for task in self._ending.values():
+                task.cancel()
+            await asyncio.gather(*self._ending.values(), return_exceptions=True)
+
+    async def _news(self, timeout_s: float | None) -> None:
+        """Until the controller says something new, or a child that was to end has ended: it is told so at once."""
+        self._changed.clear()
+        asking = asyncio.create_task(self._ask())
+        changed = asyncio.create_task(self._changed.wait())
+        try:
+            await asyncio.wait({asking, changed}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if asking.done():
+                asking.result()
+        finally:
+            asking.cancel()
+            changed.cancel()
+            await asyncio.gather(asking, changed, return_exceptions=True)
+
+    async def _ask(self) -> None:
+        """One question, which the controller holds open while it has no news; a pause if it does not answer."""
+        revision = self._launch.revision if self._launch else 0
+        path = f"/v1/launch?after={revision}&running={','.join(self._supervisor.ids('shard'))}"
+        address = _reachable(self._config.controllers[0].listen)
+        status, body, reason = await _http_ask(*address, path, self._config.limits.map_poll_s + _LAUNCH_ANSWER_S)
+        if status == 200:
+            try:
+                self._launch, self._complaint = msgspec.json.decode(body, type=Launch), ""
+                return
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                reason = str(error)
+        if status == 204:
+            return
+        if status and reason != self._complaint:  # it is there, but cannot answer
+            self._complaint = reason
+            self._log.write("up", f"the controller does not say which shards are to run: {reason}")
+        await asyncio.sleep(_LAUNCH_RETRY_S)
+
+    def _carry_out(self, launch: Launch) -> bool:
+        """Whether it has to be looked at again soon."""
+        if self._supervisor.stop_asked.is_set():
+            return False
+        files = look(self._data_dir)
+        waiting = self._set_aside(files)
+        steps = decide(launch, self._config, files, self._supervisor.ids("shard"), self._known)
+        self._known |= launch.ids
+        for shard_id, listen in steps.start.items():
+            self._start(shard_id, listen)
+        for shard_id in (*steps.stop, *steps.remove):
+            if shard_id not in self._ending:
+                ending = self._remove(shard_id) if shard_id in steps.remove else self._stop(shard_id)
+                self._ending[shard_id] = asyncio.create_task(ending)
+        return waiting or bool(steps.later)
+
+    def _set_aside(self, files: Files) -> bool:
+        """Finish what an earlier launcher could not: True if a process still has one of the files open."""
+        left_over = files.leaving - self._ending.keys()
+        for shard_id in left_over - files.held:
+            self._finish_removal(shard_id)
+        return bool(left_over & files.held)
+
+    def _start(self, shard_id: str, listen: str | None) -> None:
+        try:
+            if listen is None or self._is_taken(shard_id, listen):
+                listen = self._free_listen()
+        except ConfigError as error:
+            self._log.write("up", f"shard-{shard_id} cannot be started: {error.detail}")
+            return
+        self._listens[shard_id] = listen
+        self._log.write("up", f"starting shard-{shard_id} at {listen}")
+        self._supervisor.add(self._child(shard_id), self._again)
+
+    def _again(self, child: Child) -> Child:
+        """The same child, at another port if somebody has taken its own meanwhile."""
+        with suppress(ConfigError):
+            if self._is_taken(child.id, self._listens[child.id]):
+                self._listens[child.id] = self._free_listen()
+        return self._child(child.id)
+
+    def _child(self, shard_id: str) -> Child:
+        return shard_child(self._config, self._config_path, shard_id, self._listens[shard_id])
+
+    def _is_taken(self, shard_id: str, listen: str) -> bool:
+        taken = _is_taken(*listen_address(listen))
+        if taken:
+            self._log.write("up", f"{listen}, the address of shard-{shard_id}, is in use: taking the next that is free")
+        return taken
+
+    def _free_listen(self) -> str:
+        """Raises ConfigError if there is none."""
+        assert self._launch is not None
+        others = [listen_address(listen)[1] for listen in self._listens.values()]
+        for listen in free_listens(self._config, self._launch, others):
+            if not _is_taken(*listen_address(listen)):
+                return listen
+        raise ConfigError("no port is free: end other processes on this host.")
+
+    async def _stop(self, shard_id: str) -> None:
+        self._log.write(
+            "up",
+            f"shard-{shard_id} is no member of the cluster: stopping it. "
+            f"`kvstore shard add {shard_id}` makes it one, shards in cluster.yaml are only the first",
+        )
+        await self._end(shard_id)
+
+    async def _remove(self, shard_id: str) -> None:
+        self._log.write("up", f"shard-{shard_id} has left the cluster: stopping it")
+        try:
+            begin_removal(self._data_dir, shard_id)
+        except OSError as error:
+            self._log.write("up", f"the file of shard-{shard_id}: {error}")
+        await self._end(shard_id, then=self._finish_removal)
+        self._known.discard(shard_id)
+
+    async def _end(self, shard_id: str, then: Callable[[str], None] | None = None) -> None:
+        await self._supervisor.remove(f"shard-{shard_id}")
+        if then is not None:
+            then(shard_id)
+        self._listens.pop(shard_id, None)
+        self._ending.pop(shard_id, None)
+        self._changed.set()
+
+    def _finish_removal(self, shard_id: str) -> None:
+        try:
+            if path := finish_removal(self._data_dir, shard_id):
+                self._log.write("up", f"the file of shard-{shard_id} is kept as {path}")
+        except OSError as error:
+            self._log.write("up", f"the file of shard-{shard_id} could not be set aside: {error}; move it away")
 
 
 # --- ports -----------------------------------------------------------------------------------------------------------
@@ -184,213 +357,6 @@ def _known_pids(run_dir: Path) -> set[int]:
     return pids
 
 
-# --- keeping children running ----------------------------------------------------------------------------------------
-
-
-def next_wait_s(lived_s: float, waited_s: float, wait_s_max: float) -> float:
-    """How long to wait before a child that lived for `lived_s` is started again, having waited `waited_s` before.
-
-    None at all, unless it died right after its start: then twice as long as the last time.
-    """
-    if lived_s >= _QUICK_DEATH_S:
-        return 0.0
-    return min(max(waited_s * 2, _FIRST_WAIT_S), wait_s_max)
-
-
-class Supervisor:
-    """Keeps any number of children running. `stop_asked` may be set by anybody; who set it then calls `stop`."""
-
-    def __init__(self, limits: Limits, *, restart: bool, log: Log) -> None:
-        self._limits = limits
-        self._restart = restart
-        self._log = log
-        self._kept: dict[str, _Kept] = {}
-        self.stop_asked = asyncio.Event()
-        self.gave_up = False
-
-    def add(self, child: Child) -> None:
-        """Start the child and keep it running. Raises ValueError if its name is taken, or all are being stopped."""
-        if child.name in self._kept:
-            raise ValueError(f"{child.name} runs already")
-        if self.stop_asked.is_set():
-            raise ValueError(f"{child.name} comes too late: everything is being stopped")
-        self._kept[child.name] = _Kept(child, self._limits, self._log, on_end=None if self._restart else self._give_up)
-
-    async def remove(self, name: str) -> None:
-        """Stop the child (SIGTERM, later SIGKILL) and forget it; returns when it has ended. Raises KeyError."""
-        kept = self._kept[name]
-        kept.terminate()
-        if not await _all_ended([kept], self._limits.stop_timeout_s):
-            kept.kill()
-        await kept.ended()
-        self._kept.pop(name, None)
-
-    async def stop(self) -> None:
-        """Stop all children, role by role, within stop_timeout_s; then kill those that are left."""
-        self.stop_asked.set()
-        clock = asyncio.get_running_loop()
-        deadline = clock.time() + self._limits.stop_timeout_s
-        for role in (*STOP_ORDER, None):
-            group = [kept for kept in self._kept.values() if role in (kept.child.role, None)]
-            for kept in group:
-                kept.terminate()
-            # A role that hangs must not use up the time of the next: the last round waits for all that are left.
-            patience_s = self._limits.stop_timeout_s / 4 if role else deadline - clock.time()
-            await _all_ended(group, min(patience_s, deadline - clock.time()))
-        self.kill()
-        await asyncio.gather(*(kept.ended() for kept in self._kept.values()))
-        self._kept.clear()
-
-    def kill(self) -> None:
-        """SIGKILL to all that still run; none is started again."""
-        for kept in self._kept.values():
-            kept.kill()
-
-    def _give_up(self) -> None:
-        self.gave_up = True
-        self.stop_asked.set()
-
-
-async def _all_ended(group: Sequence[_Kept], timeout_s: float) -> bool:
-    if not group:
-        return True
-    _, running = await asyncio.wait([kept.task for kept in group], timeout=max(timeout_s, 0.0))
-    return not running
-
-
-class _Kept:
-    """One child, and the task that starts it again and again."""
-
-    def __init__(self, child: Child, limits: Limits, log: Log, on_end: Callable[[], None] | None) -> None:
-        self.child = child
-        self._wait_s_max = limits.restart_wait_s_max
-        self._log = log
-        self._on_end = on_end
-        self._stopping = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
-        self.task = asyncio.create_task(self._keep_running())
-
-    def terminate(self) -> None:
-        self._stopping.set()
-        self._signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._stopping.set()
-        self._signal(signal.SIGKILL)
-
-    async def ended(self) -> None:
-        await asyncio.gather(self.task, return_exceptions=True)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(number)
-
-    async def _keep_running(self) -> None:
-        clock = asyncio.get_running_loop()
-        wait_s = 0.0
-        while not self._stopping.is_set():
-            started_s = clock.time()
-            how = await self._run_once()
-            if self._stopping.is_set():
-                return
-            if self._on_end is not None:
-                self._log.write("up", f"{self.child.name} {how}: stopping everything")
-                self._on_end()
-                return
-            wait_s = next_wait_s(clock.time() - started_s, wait_s, self._wait_s_max)
-            after = f" in {wait_s:.1f} s" if wait_s else ""
-            self._log.write("up", f"{self.child.name} {how}: starting it again{after}")
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), wait_s)
-
-    async def _run_once(self) -> str:
-        """From start to end of one process; says how it ended."""
-        try:
-            # A session of its own: Ctrl-C in the terminal reaches the launcher only, which stops all in order.
-            process = await asyncio.create_subprocess_exec(
-                *self.child.argv,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            return f"could not be started ({error})"
-        self._process = process
-        if self._stopping.is_set():
-            self._signal(signal.SIGTERM)  # asked to stop while it was being started
-        assert process.stdout is not None
-        forwarding = asyncio.create_task(_forward(process.stdout, self.child.name, self._log))
-        code = await process.wait()
-        # What it printed last is in the pipe; but a stray process of its own may hold the pipe open for ever.
-        await asyncio.wait([forwarding], timeout=1.0)
-        forwarding.cancel()
-        self._process = None
-        return f"(pid {process.pid}) ended " + (f"by {_signal_name(-code)}" if code < 0 else f"with exit code {code}")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-async def _forward(stream: asyncio.StreamReader, name: str, log: Log) -> None:
-    """Line by line; a line without end is cut, so that no child can fill our memory."""
-    rest = b""
-    while chunk := await stream.read(_LINE_BYTES_MAX):
-        *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) >= _LINE_BYTES_MAX:
-            lines, rest = [*lines, rest], b""
-        for line in lines:
-            log.write(name, line.decode(errors="replace"))
-    if rest:
-        log.write(name, rest.decode(errors="replace"))
-
-
-class Log:
-    """Standard error, written by a thread: whoever does not read it must not stop the launcher.
-
-    When nobody reads for long, lines are dropped and their number is told.
-    """
-
-    def __init__(self, descriptor: int = 2) -> None:
-        self._descriptor = descriptor
-        self._lines: queue.Queue[bytes | None] = queue.Queue(_LOG_LINES_MAX)
-        self._dropped = 0
-        self._thread = Thread(target=self._write_all, name="log", daemon=True)
-        self._thread.start()
-
-    def write(self, source: str, line: str) -> None:
-        """One line, with its source in front. Never waits, raises nothing."""
-        if self._dropped and not self._lines.full():
-            dropped, self._dropped = self._dropped, 0
-            self.write("up", f"{dropped} lines were dropped: nobody read standard error")
-        try:
-            self._lines.put_nowait(f"[{source}] {line}\n".encode(errors="replace"))
-        except queue.Full:
-            self._dropped += 1
-
-    def close(self) -> None:
-        """Wait at most a second for what is not written yet."""
-        with suppress(queue.Full):
-            self._lines.put_nowait(None)
-            self._thread.join(timeout=1.0)
-
-    def _write_all(self) -> None:
-        # os.write and not sys.stderr: a thread that is stuck in the latter makes the interpreter abort at its end.
-        while (line := self._lines.get()) is not None:
-            while line:
-                try:
-                    line = line[os.write(self._descriptor, line) :]
-                except BlockingIOError:
-                    break  # somebody made it non-blocking; the rest of the line is lost
-                except OSError:
-                    return  # the reader is gone
-
-
 # --- readiness -------------------------------------------------------------------------------------------------------
 
 
@@ -411,22 +377,31 @@ async def _announce_ready(listen: str, announce: Callable[[str], None], log: Log
 
 
 async def http_get(host: str, port: int, path: str) -> tuple[int, str]:
-    """Status and reason (the `detail` of a problem document, or the error); status 0 if there is no answer.
+    """Status and reason (the `detail` of a problem document, or the error); status 0 if there is no answer."""
+    status, _, reason = await _http_ask(host, port, path, _READY_TIMEOUT_S)
+    return status, reason
+
+
+async def _http_ask(host: str, port: int, path: str, timeout_s: float) -> tuple[int, bytes, str]:
+    """Status, body and reason, as `http_get`.
 
     The few lines of HTTP that this needs: an HTTP library would be most of the launcher's memory and start.
     """
     try:
-        async with asyncio.timeout(_READY_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host, port)
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(host, port, limit=_ANSWER_BYTES_MAX)
             try:
                 # 1.0: the answer ends with the connection.
                 writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
-                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+                answer = bytearray()
+                while (chunk := await reader.read(_ANSWER_BYTES_MAX)) and len(answer) <= _ANSWER_BYTES_MAX:
+                    answer += chunk
             finally:
                 writer.close()
     except (OSError, TimeoutError) as error:
-        return 0, str(error) or type(error).__name__
-    status = head[9:12]
+        return 0, b"", str(error) or type(error).__name__
+    head, _, body = bytes(answer).partition(b"\r\n\r\n")
+    status = int(head[9:12]) if head[9:12].isdigit() else 0
     with suppress(ValueError, AttributeError):
-        return int(status), str(json.loads(body).get("detail", "")) if body else ""
-    return (int(status) if status.isdigit() else 0), head.split(b"\r\n")[0].decode(errors="replace")
+        return status, body, str(json.loads(body).get("detail", "")) if body else ""
+    return status, body, head.split(b"\r\n")[0].decode(errors="replace")

@@ -156,19 +156,24 @@ def _pid_file(data_dir: Path | None, role: str, process_id: str) -> Iterator[Non
 
 
 def _refuse_if_held(path: Path, name: str) -> None:
+    pid = pid_file_holder(path)
+    if pid is not None:
+        raise ConfigError(f"{name} already runs as pid {pid} on this data_dir ({path}): stop it, or choose another id.")
+
+
+def pid_file_holder(path: Path) -> str | None:
+    """The pid in the file, if its process lives; None if there is no such file or it was left behind."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return
+        return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = os.read(descriptor, 32).decode(errors="replace").strip()
-        raise ConfigError(
-            f"{name} already runs as pid {pid} on this data_dir ({path}): stop it, or choose another id."
-        ) from None
+        return os.read(descriptor, 32).decode(errors="replace").strip()
     finally:
         os.close(descriptor)
+    return None
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from kvstore.config import load_config
-from kvstore.launcher import Child, Log, Supervisor, cluster_children, http_get, url_of
+from kvstore.launcher import cluster_children, http_get, url_of
+from kvstore.supervisor import Child, Log, Supervisor
 from loadtest import processes
 from loadtest.cluster import READY_TIMEOUT_S, LocalCluster
 from loadtest.processes import Pid

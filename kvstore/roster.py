@@ -1,0 +1,223 @@
+"""Which shards `kvstore up` runs on this host: what to start, to stop and to set aside as the cluster changes.
+
+Owns: what the controller tells a launcher, the rules, the names of a shard's files and of what is kept of them.
+Promises: a member is never stopped. A file is set aside only when its shard left the cluster while this launcher
+looked on, or its setting aside had begun; never while a process has it open; never over another file.
+Leaves to others: asking the controller, starting and stopping (`launcher`).
+
+A shard that has left the cluster ends, and `shard-ID.db` becomes `shard-ID.db.removed`, so that the next start does not
+begin it again and its id is free. That takes a moment in which this host may die. So the second name is given to the
+file first, while the process still runs (a link, nothing is renamed under SQLite), and the first one taken away at
+the end: a file with both names was on its way, and the next start finishes it. A file that is of no member and has one
+name only (copied here, or of a shard that left while nobody looked on) is left as it is, and not opened either.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+from kvstore.config import ID_PATTERN, ClusterConfig, listen_address
+from kvstore.process import pid_file_holder
+
+PORT_MAX = 65_535
+
+_PREFIX, _DATA, _REMOVED, _PID = "shard-", ".db", ".db.removed", ".pid"
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """A shard that is to be started here; it joins when it announces itself."""
+
+    id: str
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """A member of the cluster and where it was last reached."""
+
+    id: str
+    url: str
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """What the controller answers to GET /v1/launch."""
+
+    revision: int
+    formed: bool
+    wanted: list[Wanted]
+    members: list[Placed]
+
+    @property
+    def ids(self) -> set[str]:
+        """The shards that are to run, here or elsewhere."""
+        return {*(shard.id for shard in self.wanted), *(member.id for member in self.members)}
+
+
+class Files(NamedTuple):
+    """By id: whose data lie here, whose were set aside, whose setting aside has begun, and whose a process holds."""
+
+    data: frozenset[str] = frozenset()
+    removed: frozenset[str] = frozenset()
+    leaving: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()
+
+
+class Steps(NamedTuple):
+    """What to do, by id. `start`: with HOST:PORT, or None for any free port. `remove`: stop, then set the file aside.
+
+    `later`: what would have to start, but another process has its file open.
+    """
+
+    start: dict[str, str | None]
+    stop: list[str]
+    remove: list[str]
+    later: list[str]
+
+
+# --- the rules: pure --------------------------------------------------------------------------------------------------
+
+
+def first_shards(config: ClusterConfig, files: Files) -> list[str]:
+    """The shards of cluster.yaml to start at once: without those that were removed from the cluster."""
+    return [shard.id for shard in config.shards if shard.id in files.data or shard.id not in files.removed]
+
+
+def decide(
+    launch: Launch, config: ClusterConfig, files: Files, running: Collection[str], known: Collection[str]
+) -> Steps:
+    """What brings the shards that are `running` here to what the controller wants.
+
+    `known`: those that were wanted or members before, as far as this launcher was told.
+    """
+    listens = {shard.id: shard.listen for shard in config.shards}
+    if not launch.formed:
+        # Nobody was removed from a cluster that does not exist: whatever was set aside is of an earlier one.
+        return _steps({shard_id: listens[shard_id] for shard_id in listens if shard_id not in running}, files)
+    start: dict[str, str | None] = {}
+    for member in launch.members:
+        if member.id in files.data and member.id not in running:
+            start[member.id] = listens.get(member.id) or here(member.url, config)
+    for shard in launch.wanted:
+        if shard.id not in running:
+            start[shard.id] = listens.get(shard.id)
+    steps = _steps(start, files)
+    for shard_id in running:
+        if shard_id not in launch.ids:
+            (steps.remove if shard_id in known else steps.stop).append(shard_id)
+    return steps
+
+
+def _steps(start: Mapping[str, str | None], files: Files) -> Steps:
+    free = {shard_id: listen for shard_id, listen in start.items() if shard_id not in files.held}
+    return Steps(free, [], [], [shard_id for shard_id in start if shard_id in files.held])
+
+
+def here(url: str, config: ClusterConfig) -> str | None:
+    """HOST:PORT of the url if it is on the host on which shards listen here, else None."""
+    host, port = _host_of(config), _port(url)
+    return listen_on(host, port) if port is not None and urlsplit(url).hostname == host else None
+
+
+def free_listens(config: ClusterConfig, launch: Launch, taken: Collection[int]) -> Iterator[str]:
+    """Addresses for one more shard: on the first shard's host, above the ports of all others, without those `taken`."""
+    own = [listen_address(shard.listen)[1] for shard in config.shards]
+    others = [listen_address(router.listen)[1] for router in config.routers]
+    others += [listen_address(controller.listen)[1] for controller in config.controllers]
+    members = [port for member in launch.members if here(member.url, config) and (port := _port(member.url))]
+    lowest = max([*own, *members]) + 1
+    used = {*own, *others, *members, *taken}
+    # Up to the end, then, if there is nothing any more, from the end of those that need privileges.
+    ports = itertools.chain(range(lowest, PORT_MAX + 1), range(1024, lowest))
+    return (listen_on(_host_of(config), port) for port in ports if port not in used)
+
+
+def listen_on(host: str, port: int) -> str:
+    """HOST:PORT as cluster.yaml has it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _host_of(config: ClusterConfig) -> str:
+    return listen_address(config.shards[0].listen)[0].lower()
+
+
+def _port(url: str) -> int | None:
+    try:
+        return urlsplit(url).port
+    except ValueError:
+        return None
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+def look(data_dir: Path) -> Files:
+    """What lies in the folder now."""
+    data, removed = _ids(data_dir, _DATA), _ids(data_dir, _REMOVED)
+    leaving = {shard_id for shard_id in data & removed if _is_one_file(data_dir, shard_id)}
+    held = {shard_id for shard_id in _ids(data_dir / "run", _PID) if _is_held(data_dir, shard_id)}
+    return Files(frozenset(data - leaving), frozenset(removed), frozenset(leaving), frozenset(held))
+
+
+def begin_removal(data_dir: Path, shard_id: str) -> None:
+    """Write down that this file is to be set aside, while its process may still run. Raises OSError."""
+    path = _path(data_dir, shard_id)
+    if path.exists() and not _is_one_file(data_dir, shard_id):
+        _make_room(data_dir, shard_id)
+        with suppress(OSError):  # not every file system has links; then only a start at this moment would not know
+            _path(data_dir, shard_id, _REMOVED).hardlink_to(path)
+
+
+def finish_removal(data_dir: Path, shard_id: str) -> Path | None:
+    """Set the file aside, now that its process has ended; what it is called then, None without a file. Raises OSError.
+
+    May be repeated after a crash at any line.
+    """
+    path, removed = _path(data_dir, shard_id), _path(data_dir, shard_id, _REMOVED)
+    if not path.exists():
+        return None
+    begin_removal(data_dir, shard_id)
+    # After kill -9 there are two more, which belong to the file by their names.
+    for suffix in ("-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(removed.with_name(removed.name + suffix))
+    if _is_one_file(data_dir, shard_id):
+        path.unlink()
+    else:
+        path.rename(removed)
+    return removed
+
+
+def _make_room(data_dir: Path, shard_id: str) -> None:
+    """A shard of that id was removed before: its file becomes `shard-ID.db.removed.1`, `.2`, …, the newest last."""
+    removed = _path(data_dir, shard_id, _REMOVED)
+    if not removed.exists():
+        return
+    free = next(path for n in itertools.count(1) if not (path := removed.with_name(f"{removed.name}.{n}")).exists())
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            removed.with_name(removed.name + suffix).rename(free.with_name(free.name + suffix))
+
+
+def _is_one_file(data_dir: Path, shard_id: str) -> bool:
+    try:
+        return _path(data_dir, shard_id).samefile(_path(data_dir, shard_id, _REMOVED))
+    except FileNotFoundError:
+        return False
+
+
+def _ids(folder: Path, suffix: str) -> set[str]:
+    names = (path.name for path in folder.glob(f"{_PREFIX}*{suffix}"))
+    return {name for each in names if ID_PATTERN.fullmatch(name := each.removeprefix(_PREFIX).removesuffix(suffix))}
+
+
+def _path(folder: Path, shard_id: str, suffix: str = _DATA) -> Path:
+    return folder / f"{_PREFIX}{shard_id}{suffix}"
+
+
+def _is_held(data_dir: Path, shard_id: str) -> bool:
+    return pid_file_holder(_path(data_dir / "run", shard_id, _PID)) is not None

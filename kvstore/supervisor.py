@@ -1,0 +1,265 @@
+"""Keeping child processes running: started again when they die, stopped in order, what they print forwarded.
+
+Owns: starting and stopping children, the pause before one that keeps dying is started again, the launcher's log.
+Promises: a child that dies is started again until it is removed; no child outlives this process, not even after
+kill -9 (each child's standard input is a pipe that only this process holds open).
+Leaves to others: which children there are (`launcher`, `roster`), what they do.
+
+`Supervisor` knows nothing of kvstore's roles but the order in which they stop, so children can be added and removed
+while it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from threading import Thread
+from typing import NamedTuple
+
+from kvstore.config import Limits
+
+# Routers first: while they take requests, shards and controller should be there to answer.
+STOP_ORDER = ("router", "shard", "controller")
+
+_QUICK_DEATH_S = 1.0
+_FIRST_WAIT_S = 0.1
+_LINE_BYTES_MAX = 64 * 1024
+_LOG_LINES_MAX = 10_000
+
+
+class Child(NamedTuple):
+    """A process to keep running. `argv[0]` is the program."""
+
+    role: str
+    id: str
+    argv: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}-{self.id}"
+
+
+def next_wait_s(lived_s: float, waited_s: float, wait_s_max: float) -> float:
+    """How long to wait before a child that lived for `lived_s` is started again, having waited `waited_s` before.
+
+    None at all, unless it died right after its start: then twice as long as the last time.
+    """
+    if lived_s >= _QUICK_DEATH_S:
+        return 0.0
+    return min(max(waited_s * 2, _FIRST_WAIT_S), wait_s_max)
+
+
+class Supervisor:
+    """Keeps any number of children running. `stop_asked` may be set by anybody; who set it then calls `stop`."""
+
+    def __init__(self, limits: Limits, *, restart: bool, log: Log) -> None:
+        self._limits = limits
+        self._restart = restart
+        self._log = log
+        self._kept: dict[str, _Kept] = {}
+        self.stop_asked = asyncio.Event()
+        self.gave_up = False
+
+    def add(self, child: Child, again: Callable[[Child], Child] | None = None) -> None:
+        """Start the child and keep it running. Raises ValueError if its name is taken, or all are being stopped.
+
+        `again` is asked before it is started again, what to start in its place.
+        """
+        if child.name in self._kept:
+            raise ValueError(f"{child.name} runs already")
+        if self.stop_asked.is_set():
+            raise ValueError(f"{child.name} comes too late: everything is being stopped")
+        on_end = None if self._restart else self._give_up
+        self._kept[child.name] = _Kept(child, self._limits, self._log, on_end, again)
+
+    def ids(self, role: str) -> list[str]:
+        """The children of that role, those that are being stopped included."""
+        return [kept.child.id for kept in self._kept.values() if kept.child.role == role]
+
+    async def remove(self, name: str) -> None:
+        """Stop the child (SIGTERM, later SIGKILL) and forget it; returns when it has ended. Raises KeyError."""
+        kept = self._kept[name]
+        kept.terminate()
+        if not await _all_ended([kept], self._limits.stop_timeout_s):
+            kept.kill()
+        await kept.ended()
+        self._kept.pop(name, None)
+
+    async def stop(self) -> None:
+        """Stop all children, role by role, within stop_timeout_s; then kill those that are left."""
+        self.stop_asked.set()
+        clock = asyncio.get_running_loop()
+        deadline = clock.time() + self._limits.stop_timeout_s
+        for role in (*STOP_ORDER, None):
+            group = [kept for kept in self._kept.values() if role in (kept.child.role, None)]
+            for kept in group:
+                kept.terminate()
+            # A role that hangs must not use up the time of the next: the last round waits for all that are left.
+            patience_s = self._limits.stop_timeout_s / 4 if role else deadline - clock.time()
+            await _all_ended(group, min(patience_s, deadline - clock.time()))
+        self.kill()
+        await asyncio.gather(*(kept.ended() for kept in self._kept.values()))
+        self._kept.clear()
+
+    def kill(self) -> None:
+        """SIGKILL to all that still run; none is started again."""
+        for kept in self._kept.values():
+            kept.kill()
+
+    def _give_up(self) -> None:
+        self.gave_up = True
+        self.stop_asked.set()
+
+
+async def _all_ended(group: Sequence[_Kept], timeout_s: float) -> bool:
+    if not group:
+        return True
+    _, running = await asyncio.wait([kept.task for kept in group], timeout=max(timeout_s, 0.0))
+    return not running
+
+
+class _Kept:
+    """One child, and the task that starts it again and again."""
+
+    def __init__(
+        self,
+        child: Child,
+        limits: Limits,
+        log: Log,
+        on_end: Callable[[], None] | None,
+        again: Callable[[Child], Child] | None,
+    ) -> None:
+        self.child = child
+        self._wait_s_max = limits.restart_wait_s_max
+        self._log = log
+        self._on_end = on_end
+        self._again = again
+        self._stopping = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
+        self.task = asyncio.create_task(self._keep_running())
+
+    def terminate(self) -> None:
+        self._stopping.set()
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._stopping.set()
+        self._signal(signal.SIGKILL)
+
+    async def ended(self) -> None:
+        await asyncio.wait([self.task])  # who waits may be cancelled, the task must not be
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def _keep_running(self) -> None:
+        clock = asyncio.get_running_loop()
+        wait_s = 0.0
+        while not self._stopping.is_set():
+            started_s = clock.time()
+            how = await self._run_once()
+            if self._stopping.is_set():
+                return
+            if self._on_end is not None:
+                self._log.write("up", f"{self.child.name} {how}: stopping everything")
+                self._on_end()
+                return
+            wait_s = next_wait_s(clock.time() - started_s, wait_s, self._wait_s_max)
+            after = f" in {wait_s:.1f} s" if wait_s else ""
+            self._log.write("up", f"{self.child.name} {how}: starting it again{after}")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), wait_s)
+            if self._again is not None and not self._stopping.is_set():
+                self.child = self._again(self.child)
+
+    async def _run_once(self) -> str:
+        """From start to end of one process; says how it ended."""
+        try:
+            # A session of its own: Ctrl-C in the terminal reaches the launcher only, which stops all in order.
+            process = await asyncio.create_subprocess_exec(
+                *self.child.argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return f"could not be started ({error})"
+        self._process = process
+        if self._stopping.is_set():
+            self._signal(signal.SIGTERM)  # asked to stop while it was being started
+        assert process.stdout is not None
+        forwarding = asyncio.create_task(_forward(process.stdout, self.child.name, self._log))
+        code = await process.wait()
+        # What it printed last is in the pipe; but a stray process of its own may hold the pipe open for ever.
+        await asyncio.wait([forwarding], timeout=1.0)
+        forwarding.cancel()
+        self._process = None
+        return f"(pid {process.pid}) ended " + (f"by {_signal_name(-code)}" if code < 0 else f"with exit code {code}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+async def _forward(stream: asyncio.StreamReader, name: str, log: Log) -> None:
+    """Line by line; a line without end is cut, so that no child can fill our memory."""
+    rest = b""
+    while chunk := await stream.read(_LINE_BYTES_MAX):
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) >= _LINE_BYTES_MAX:
+            lines, rest = [*lines, rest], b""
+        for line in lines:
+            log.write(name, line.decode(errors="replace"))
+    if rest:
+        log.write(name, rest.decode(errors="replace"))
+
+
+class Log:
+    """Standard error, written by a thread: whoever does not read it must not stop the launcher.
+
+    When nobody reads for long, lines are dropped and their number is told.
+    """
+
+    def __init__(self, descriptor: int = 2) -> None:
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes | None] = queue.Queue(_LOG_LINES_MAX)
+        self._dropped = 0
+        self._thread = Thread(target=self._write_all, name="log", daemon=True)
+        self._thread.start()
+
+    def write(self, source: str, line: str) -> None:
+        """One line, with its source in front. Never waits, raises nothing."""
+        if self._dropped and not self._lines.full():
+            dropped, self._dropped = self._dropped, 0
+            self.write("up", f"{dropped} lines were dropped: nobody read standard error")
+        try:
+            self._lines.put_nowait(f"[{source}] {line}\n".encode(errors="replace"))
+        except queue.Full:
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Wait at most a second for what is not written yet."""
+        with suppress(queue.Full):
+            self._lines.put_nowait(None)
+            self._thread.join(timeout=1.0)
+
+    def _write_all(self) -> None:
+        # os.write and not sys.stderr: a thread that is stuck in the latter makes the interpreter abort at its end.
+        while (line := self._lines.get()) is not None:
+            while line:
+                try:
+                    line = line[os.write(self._descriptor, line) :]
+                except BlockingIOError:
+                    break  # somebody made it non-blocking; the rest of the line is lost
+                except OSError:
+                    return  # the reader is gone
