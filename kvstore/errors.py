@@ -195,6 +195,16 @@ class WrongOwner(KvError):
     status, code, title, retryable = 421, "wrong-owner", "This shard does not own the key", True
     next_step = "Fetch the cluster map of at least the epoch in `epoch` and ask the shard that it names."
 
+    @property
+    def epoch(self) -> int:
+        """That of the map by which the shard does not own it."""
+        return int(self.members.get("epoch", 0))
+
+    @property
+    def fenced(self) -> bool:
+        """By its map it does, but it has stopped to answer, because the partition is about to leave."""
+        return bool(self.members.get("fenced", False))
+
 
 class IdempotencyKeyReused(KvError):
     status, code, title = 422, "idempotency-key-reused", "The Idempotency-Key was used for another request"

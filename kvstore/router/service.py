@@ -1,15 +1,21 @@
 """What a router does: find the shard of a key in the cached map, ask it, follow the map when the answer is 421.
 
-Owns: the cached cluster map, a channel per member, merging what all shards say (listing, counting, status).
+Owns: the cached cluster map, a channel per member, asking all shards (listing, counting, status).
 Promises: holds no state worth keeping. A write is sent once; only a shard's 421 (nothing was executed) sends it on to
-another. A listing is complete for the epoch that all its pages name, or it is an error.
+another. A listing or count is of all partitions, or it is an error.
 Leaves to others: HTTP (`app`), bounds and lost connections (`transport.channel`), the last word on ownership (the
-shard).
+shard), putting listings together (`listing`).
+
+No call fails because a partition moves. While it changes hands nobody answers for it: the shards say 421, and what was
+asked waits here for a newer map, or is sent again now and then, for up to `reroute_timeout_s`. A new member's channel
+is open before its first partition is asked for there; a member that left is still listened to until all that was asked
+there is answered.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +27,7 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.errors import KvError, Unavailable, WrongOwner, from_problem
 from kvstore.metrics import ShardStats
+from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.placement.ring import Node, key_hash, partition_of, walk
 from kvstore.protocol import (
@@ -43,14 +50,17 @@ from kvstore.protocol import (
     ScanLeases,
     Stats,
 )
+from kvstore.router.listing import Listing, Merge, Tally
 from kvstore.transport.channel import Channel
 
 log = logging.getLogger(__name__)
 
 _STALE_SHARD_WAIT_S = 0.02
+_FENCED_WAIT_S = 0.2
+_CONNECT_WAIT_S = 1.0
+_LINGER_S = 2.0
 
 KeyRequest = Get | Put | Delete | Acquire | Renew | Release | Leave | Inspect
-Item = tuple[str, int, bytes | None, int]
 
 
 class Routed(NamedTuple):
@@ -59,13 +69,6 @@ class Routed(NamedTuple):
     answer: Answer
     shard_id: str
     partition: int
-
-
-class Listing(NamedTuple):
-    """A page over all shards, in key order; `last` is where the next one goes on, None at the end."""
-
-    items: list[Item]
-    last: str | None
 
 
 class RouterService:
@@ -78,7 +81,8 @@ class RouterService:
         self._partitions = 0
         self._map_changed = asyncio.Event()
         self._was_ready = False
-        self._closing: set[asyncio.Task[None]] = set()
+        self._next_map: ClusterMap | None = None
+        self._background: set[asyncio.Task[None]] = set()
         self._last_stats: dict[str, ShardStats] = {}
         self.floor = 0  # the highest of any store, as far as it was heard of
         self._in_doubt: dict[str, dict[str, float]] = {}
@@ -86,18 +90,48 @@ class RouterService:
     # --- the map ------------------------------------------------------------------------------------------------------
 
     def follow(self, cluster_map: ClusterMap) -> None:
-        """Take over a newer map: open channels to new members and addresses, close those to old ones."""
-        wanted = {member.id: member for member in cluster_map.members}
-        for shard_id, channel in list(self.channels.items()):
-            member = wanted.get(shard_id)
-            if member is None or (member.url, member.store_id) != (channel.url, channel.store_id):
-                del self.channels[shard_id]
-                task = asyncio.create_task(channel.close())
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
+        """Take over a newer map: open channels to new members and addresses, let go those to old ones.
+
+        Where a new member owns partitions already, it is taken over as soon as that one is connected, in a second at
+        the latest: until then the old owners are asked, who say 421.
+        """
+        self._open_channels(cluster_map)
+        self._next_map = cluster_map
+        channels = [self.channels[member.id] for member in self._new_owners(cluster_map)]
+        if all(channel.connected for channel in channels):
+            self._take_over(cluster_map)
+        else:
+            self._spawn(self._take_over_when_connected(cluster_map, channels))
+
+    def _open_channels(self, cluster_map: ClusterMap) -> None:
         for member in cluster_map.members:
             if member.id not in self.channels:
                 self.channels[member.id] = Channel(member.id, member.url, self._limits, self._session, member.store_id)
+
+    def _new_owners(self, cluster_map: ClusterMap) -> list[Member]:
+        """Members of that map that own something, and are not in the present one."""
+        present = self.cluster_map
+        if present is None:
+            return []
+        return [m for m in cluster_map.members if present.member(m.id) is None and cluster_map.owned_by(m.id)]
+
+    async def _take_over_when_connected(self, cluster_map: ClusterMap, channels: list[Channel]) -> None:
+        deadline_s = asyncio.get_running_loop().time() + _CONNECT_WAIT_S
+        while asyncio.get_running_loop().time() < deadline_s:
+            if all(channel.connected for channel in channels):
+                break
+            await asyncio.sleep(0.005)
+        if self._next_map is cluster_map:  # else there is a newer one by now
+            self._take_over(cluster_map)
+
+    def _take_over(self, cluster_map: ClusterMap) -> None:
+        members = {member.id: member for member in cluster_map.members}
+        for shard_id, channel in list(self.channels.items()):
+            member = members.get(shard_id)
+            if member is None or (member.url, member.store_id) != (channel.url, channel.store_id):
+                del self.channels[shard_id]
+                self._spawn(self._let_go(channel))
+        self._open_channels(cluster_map)
         of_member = [self.channels[member.id] for member in cluster_map.members]
         self._owners = [of_member[owner] for owner in cluster_map.owners]
         self._partitions = cluster_map.partitions
@@ -106,9 +140,32 @@ class RouterService:
         self._map_changed.set()
         self._map_changed = asyncio.Event()
 
+    async def _let_go(self, channel: Channel) -> None:
+        """Close the channel to a former member, or address, once nobody waits there any more.
+
+        Not at once: a transaction that was split up under the map before may not have asked there yet.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._limits.request_timeout_s
+        try:
+            await asyncio.sleep(_LINGER_S)
+            while channel.ops_under_way and loop.time() < deadline_s:  # noqa: ASYNC110 (it happens once)
+                await asyncio.sleep(0.05)
+        finally:
+            await channel.close()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
     async def close(self) -> None:
         """Close all channels; requests that still wait end in an error."""
-        await asyncio.gather(*(channel.close() for channel in self.channels.values()), *self._closing)
+        self._next_map = None
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*(channel.close() for channel in self.channels.values()))
 
     def not_ready(self) -> str | None:
         """Why this router cannot serve yet; None from the moment it can, for good."""
@@ -156,31 +213,51 @@ class RouterService:
         self, request: KeyRequest, future: asyncio.Future[Any], channel: Channel, partition: int
     ) -> Routed:
         """Await what `begin` began, following 421 to the present owner."""
-        answer: Answer = await future
+        try:
+            answer: Answer = await future
+        except Unavailable:
+            if self._owners[partition] is channel:
+                raise
+            return await self._reroute(request, channel, partition, None)  # nothing was done; there is another owner
         if answer.status == WrongOwner.status:
-            return await self._reroute(request, answer)
+            return await self._reroute(request, channel, partition, answer)
         return Routed(answer, channel.shard_id, partition)
 
-    async def _reroute(self, request: KeyRequest, answer: Answer) -> Routed:
+    async def _reroute(self, request: KeyRequest, channel: Channel, partition: int, answer: Answer | None) -> Routed:
+        """`channel`: who was asked last, and answered that, if anything."""
         deadline_s = asyncio.get_running_loop().time() + self._limits.reroute_timeout_s
         while asyncio.get_running_loop().time() < deadline_s:
-            await self.await_epoch(int((answer.problem or {}).get("epoch", 0)))
+            if answer is not None:
+                await self.await_other_owner(channel, partition, answer)
             future, channel, partition = self.begin(request)
-            answer = await future
+            try:
+                answer = await future
+            except Unavailable:
+                if self._owners[partition] is channel:
+                    raise
+                answer = None
+                continue
             if answer.status != WrongOwner.status:
                 return Routed(answer, channel.shard_id, partition)
         raise Unavailable("no shard owns the key at present", retry_after_ms=500)
 
-    async def await_epoch(self, epoch: int) -> None:
-        """Wait for a map of at least that epoch; if it is the shard that is behind, give it a moment."""
+    async def await_other_owner(self, channel: Channel, partition: int, refusal: Reply) -> None:
+        """`channel` has answered 421 for the partition: wait until it makes sense to ask its owner again."""
+        if self._owners[partition] is channel:  # else there is a newer map already
+            await self.await_epoch(*epoch_of(refusal))
+
+    async def await_epoch(self, epoch: int, fenced: bool = False) -> None:
+        """Wait for a map of at least that epoch; if it is the shard that is behind, give it a moment.
+
+        `fenced`: the shard has stopped to answer for the partition, as of that epoch: wait for a map beyond it, but not
+        for long, since the move may be given up.
+        """
         changed = self._map_changed
-        wait_s = self._limits.reroute_timeout_s
-        if self.cluster_map is not None and self.cluster_map.epoch >= epoch:
+        wait_s = _FENCED_WAIT_S if fenced else self._limits.reroute_timeout_s
+        if self.cluster_map is not None and self.cluster_map.epoch >= epoch + fenced:
             wait_s = _STALE_SHARD_WAIT_S
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(changed.wait(), wait_s)
-        except TimeoutError:
-            pass
 
     # --- for transactions ---------------------------------------------------------------------------------------------
 
@@ -207,58 +284,91 @@ class RouterService:
         """The reply of the partition's owner, following 421. Raises the errors of `Channel.request`."""
         deadline_s = asyncio.get_running_loop().time() + self._limits.reroute_timeout_s
         while True:
-            reply: Reply = await self._owners[partition].request(request)
-            wrong = isinstance(reply, Answer) and reply.status == WrongOwner.status
-            if not wrong or asyncio.get_running_loop().time() > deadline_s:
-                return reply
-            await self.await_epoch(int((reply.problem or {}).get("epoch", 0)) if isinstance(reply, Answer) else 0)
+            channel = self._owners[partition]
+            try:
+                reply: Reply = await channel.request(request)
+                is_wrong = isinstance(reply, Answer) and reply.status == WrongOwner.status
+                if not is_wrong or asyncio.get_running_loop().time() > deadline_s:
+                    return reply
+            except Unavailable:
+                if self._owners[partition] is channel:
+                    raise
+                continue
+            await self.await_other_owner(channel, partition, reply)
 
     # --- all shards ---------------------------------------------------------------------------------------------------
 
     async def page(self, prefix: str, after: str, limit: int, values: bool) -> Listing:
         """A page of keys over all shards, in byte order. Raises Unavailable when a shard is down: a gap is worse."""
-        return await self._merged(after, limit, lambda after: Scan(0, prefix, after, limit, values))
+        return await self._merged(
+            after, limit, lambda after, wanted, until: Scan(0, prefix, after, limit, values, wanted, until)
+        )
 
     async def leases(self, prefix: str, after: str, limit: int) -> Listing:
         """A page of leases over all shards, by name: (name, token, owner, milliseconds left). Raises Unavailable."""
-        return await self._merged(after, limit, lambda after: ScanLeases(0, prefix, after, limit))
+        return await self._merged(
+            after, limit, lambda after, wanted, until: ScanLeases(0, prefix, after, limit, wanted, until)
+        )
 
-    async def _merged(self, after: str, limit: int, make: Callable[[str], Scan | ScanLeases]) -> Listing:
+    async def _merged(self, after: str, limit: int, make: Callable[[str, bytes, str], Scan | ScanLeases]) -> Listing:
         while True:
-            pages: list[Page] = await self._ask_all(partial(make, after))
-            horizon = min((page.last for page in pages if page.more), default=None)
-            items = sorted(item for page in pages for item in page.items if horizon is None or item[0] <= horizon)
-            if len(items) > limit:
-                return Listing(items[:limit], items[limit - 1][0])
-            if items or horizon is None:
-                return Listing(items, horizon)
-            after = horizon
+            merge = Merge(self._partitions)
+            await self._cover(merge, partial(make, after))
+            listing = merge.listing(limit)
+            if listing.items or listing.last is None:
+                return listing
+            after = listing.last
 
     async def count(self, prefix: str) -> int:
         """The number of keys that start with `prefix`. Raises Unavailable when a shard is down."""
-        replies: list[Facts] = await self._ask_all(lambda: Count(0, prefix))
-        return sum(int(reply.facts["count"]) for reply in replies)
+        tally = Tally(self._partitions)
+        await self._cover(tally, lambda wanted, _: Count(0, prefix, wanted))
+        return tally.count
 
-    async def _ask_all(self, make: Callable[[], Scan | ScanLeases | Count]) -> list[Any]:
-        """The replies of all members of one map, all as of its epoch: so each key is seen by exactly one of them.
-
-        That they agree on a newer epoch would not do: its map may have a member that was not asked.
-        """
+    async def _cover(self, gathered: Merge | Tally, make: Callable[[bytes, str], Scan | ScanLeases | Count]) -> None:
+        """Ask all members, and again for what is missing, until nothing is. `make`: of which partitions, and up to
+        where. Raises Unavailable, and what a member answered that owns what is missing."""
         deadline_s = asyncio.get_running_loop().time() + self._limits.reroute_timeout_s
+        wanted = b""
         while True:
-            asked = self.cluster_map
-            if asked is None:
+            if self.cluster_map is None:
                 raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
-            replies = await asyncio.gather(*[channel.request(make()) for channel in self.channels.values()])
-            for reply in replies:
-                if isinstance(reply, Answer):
-                    raise from_problem(reply.problem or {})
-            epochs = {reply.epoch for reply in replies}
-            if epochs == {asked.epoch}:
-                return replies
+            failed = await self._gather(gathered, partial(make, wanted, gathered.horizon or ""))
+            if not gathered.missing:
+                return
+            for shard_id, error in failed.items():
+                if any(gathered.missing >> partition & 1 for partition in self.cluster_map.owned_by(shard_id)):
+                    raise error
             if asyncio.get_running_loop().time() > deadline_s:
-                raise Unavailable("the shards do not agree on the cluster map yet", retry_after_ms=500)
-            await self.await_epoch(max(epochs))
+                raise Unavailable("no shard owns some of the partitions at present", retry_after_ms=500)
+            await self.await_epoch(0)
+            wanted = partition_set.encode(gathered.missing, self._partitions)
+
+    async def _gather(
+        self, gathered: Merge | Tally, make: Callable[[], Scan | ScanLeases | Count]
+    ) -> dict[str, KvError]:
+        """Ask all members, and take their pages until nothing is missing. Who could not answer, and why."""
+        failed: dict[str, KvError] = {}
+        asked: dict[asyncio.Future[Any], str] = {}
+        for shard_id, channel in self.channels.items():
+            try:
+                asked[channel.request(make())] = shard_id
+            except KvError as error:
+                failed[shard_id] = error
+        pending = set(asked)
+        while pending and gathered.missing:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                try:
+                    reply = future.result()
+                except KvError as error:
+                    failed[asked[future]] = error
+                    continue
+                if isinstance(reply, Page):
+                    gathered.take(reply)
+                else:
+                    failed[asked[future]] = from_problem(reply.problem)
+        return failed
 
     async def shard_stats(self) -> dict[str, ShardStats | None]:
         """What each shard counts, as of now; None for one that does not answer."""
@@ -348,3 +458,9 @@ class RouterService:
             state = "down" if isinstance(error, Unavailable) else "up"
             return document | {"owner_state": state, "detail": error.detail}
         return document | {"owner_state": "up", **reply.facts}
+
+
+def epoch_of(refusal: Reply) -> tuple[int, bool]:
+    """What a 421 says of itself: as of which epoch, and whether it is fenced."""
+    error = from_problem(refusal.problem if isinstance(refusal, Answer) else None)
+    return (error.epoch, error.fenced) if isinstance(error, WrongOwner) else (0, False)

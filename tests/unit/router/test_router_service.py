@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kvstore.config import Limits
 from kvstore.errors import DataCorrupt, KvError, OutcomeUnknown, TooManyRequests, Unavailable, WrongOwner
+from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.placement.ring import key_hash, partition_of
 from kvstore.protocol import Answer, Count, Delete, Explain, Facts, Get, Page, Put, Request, Scan, Stats
@@ -47,11 +48,18 @@ class FakeShard:
         self.data: dict[str, bytes] = {}
         self.ghosts: set[str] = set()  # rows that fill a page and are not shown: expired ones, for example
         self.page_rows_max = 10_000
+        self.fenced: set[int] = set()  # partitions that it has stopped to answer for
         self.asked: list[Request] = []
         self.before_answer: list[Callable[[], None]] = []
 
     def owns(self, key: str) -> bool:
-        return self.map is not None and self.map.owner_of(key.encode()).id == self.shard_id
+        return bool(self.owned() >> partition_of(key.encode(), PARTITIONS) & 1)
+
+    def owned(self, wanted: bytes = b"") -> int:
+        """The set of partitions that it answers for, of those that are wanted."""
+        owned = set(self.map.owned_by(self.shard_id) if self.map else ()) - self.fenced
+        bits = sum(1 << partition for partition in owned)
+        return bits & partition_set.decode(wanted) if wanted else bits
 
     @property
     def epoch(self) -> int:
@@ -64,14 +72,16 @@ class FakeShard:
         if isinstance(request, Scan):
             return self._page(request)
         if isinstance(request, Count):
-            count = sum(key.startswith(request.prefix) for key in self.data if self.owns(key))
-            return Facts(request.id, self.epoch, {"count": count})
+            owned = self.owned(request.wanted)
+            count = sum(key.startswith(request.prefix) and _is_in(key, owned) for key in self.data)
+            return Page(request.id, partition_set.encode(owned, PARTITIONS), False, "", [], count)
         if isinstance(request, Explain):
             return Facts(request.id, self.epoch, {"row": "value" if request.key in self.data else "absent"})
         if isinstance(request, Stats):
             return Facts(request.id, self.epoch, {"keys": len(self.data), "bytes": 7})
         if not self.owns(request.key):
-            return Answer(request.id, 421, problem=WrongOwner("not mine", epoch=self.epoch).problem())
+            members = {"fenced": True} if partition_of(request.key.encode(), PARTITIONS) in self.fenced else {}
+            return Answer(request.id, 421, problem=WrongOwner("not mine", epoch=self.epoch, **members).problem())
         if isinstance(request, Put):
             self.data[request.key] = request.value
             return Answer(request.id, 201, 1)
@@ -82,25 +92,35 @@ class FakeShard:
         keys = [
             k for k in sorted(self.data | dict.fromkeys(self.ghosts)) if k.startswith(scan.prefix) and k > scan.after
         ]
+        owned = self.owned(scan.wanted)
+        keys = [key for key in keys if not scan.until or key <= scan.until]
         taken = keys[: min(scan.limit, self.page_rows_max)]
         items = [
             (key, 1, self.data[key] if scan.values else None, 0)
             for key in taken
-            if key not in self.ghosts and self.owns(key)
+            if key not in self.ghosts and _is_in(key, owned)
         ]
         more = len(taken) < len(keys)
-        return Page(scan.id, self.epoch, more, taken[-1] if taken else scan.after, items)
+        last = taken[-1] if taken else scan.after
+        return Page(scan.id, partition_set.encode(owned, PARTITIONS), more, last, items)
+
+
+def _is_in(key: str, bits: int) -> bool:
+    return bool(bits >> partition_of(key.encode(), PARTITIONS) & 1)
 
 
 class FakeChannel:
     """Stands in for `Channel`: the same attributes, and answers a turn of the loop later."""
 
+    is_connected_at_first = True
+
     def __init__(self, shard_id: str, url: str, limits: Limits, session: Any, store_id: str = "") -> None:
         self.shard_id = shard_id
         self.url = url
         self.store_id = store_id
-        self.connected = True
+        self.connected = self.is_connected_at_first
         self.answered = True
+        self.ops_under_way = 0
         self.error: KvError | None = None
         self.fails_with: KvError | None = None
         self.is_silent = False
@@ -221,6 +241,63 @@ async def test_a_key_that_nobody_owns_is_unavailable_in_the_end() -> None:
         await service.ask(Put(0, "a", b"1"))
 
 
+async def test_a_key_that_is_fenced_is_asked_for_with_the_next_map_and_not_before(service: RouterService) -> None:
+    key = key_of("s1")
+    shards["s1"].fenced = {partition_of(key.encode(), PARTITIONS)}
+    asking = asyncio.create_task(service.ask(Put(0, key, b"1")))
+    await asyncio.sleep(0.1)
+    assert (len(shards["s1"].asked), asking.done()) == (1, False)
+    everybody_follows(service, all_on(2, "s2"))
+    routed = await asking
+    assert (routed.answer.status, routed.shard_id) == (201, "s2")
+    assert (len(shards["s1"].asked), len(shards["s2"].asked)) == (1, 1)
+
+
+async def test_a_fence_that_goes_without_a_newer_map_is_noticed(service: RouterService) -> None:
+    key = key_of("s1")
+    shards["s1"].fenced = {partition_of(key.encode(), PARTITIONS)}
+    asking = asyncio.create_task(service.ask(Put(0, key, b"1")))
+    await asyncio.sleep(0.05)
+    shards["s1"].fenced = set()
+    async with asyncio.timeout(1):
+        assert (await asking).answer.status == 201
+
+
+async def test_a_map_that_was_there_before_the_refusal_is_not_waited_for(service: RouterService) -> None:
+    key = key_of("s1")
+    newer = all_on(2, "s2")
+    shards["s1"].before_answer.append(lambda: everybody_follows(service, newer))
+    started_s = asyncio.get_running_loop().time()
+    assert (await service.ask(Put(0, key, b"1"))).shard_id == "s2"
+    assert asyncio.get_running_loop().time() - started_s < 0.02
+
+
+async def test_what_was_not_done_because_its_shard_left_is_asked_of_the_new_owner(service: RouterService) -> None:
+    key = key_of("s1")
+    channel: Any = service.channels["s1"]
+    original = channel._settle
+
+    def settle(future: Any, request: Any) -> None:
+        everybody_follows(service, make_map(2, lambda _: 0, "s2"))
+        original(future, request)
+
+    channel.fails_with, channel._settle = Unavailable("closed the connection"), settle
+    assert (await service.ask(Put(0, key, b"1"))).shard_id == "s2"
+    assert (await service.ask_owner(partition_of(key.encode(), PARTITIONS), Get(0, key))).status == 200  # type: ignore[union-attr]
+
+
+async def test_whatever_is_asked_of_a_partitions_owner_follows_it(service: RouterService) -> None:
+    key = key_of("s1")
+    shards["s1"].data = shards["s2"].data = {key: b"1"}
+    partition = partition_of(key.encode(), PARTITIONS)
+    shards["s1"].fenced = {partition}
+    asking = asyncio.create_task(service.ask_owner(partition, Get(0, key)))
+    await asyncio.sleep(0.05)
+    assert not asking.done()
+    everybody_follows(service, all_on(2, "s2"))
+    assert (await asking).status == 200  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("error", [Unavailable("away"), TooManyRequests("full")])
 async def test_what_the_channel_refuses_is_passed_on(service: RouterService, error: KvError) -> None:
     service.channels["s1"].error = error  # type: ignore[attr-defined]
@@ -242,22 +319,108 @@ async def test_a_write_of_unknown_outcome_is_not_sent_again(service: RouterServi
 # --- the map ----------------------------------------------------------------------------------------------------------
 
 
+async def closed(channel: Any) -> None:
+    async with asyncio.timeout(5):
+        while not channel.closed:
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def no_lingering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.router.service._LINGER_S", 0.01)
+
+
+@pytest.mark.usefixtures("no_lingering")
 async def test_a_newer_map_keeps_the_channels_to_those_who_stay(service: RouterService) -> None:
     before: Any = dict(service.channels)
     service.follow(make_map(2, lambda _: 0, "s1", "s3"))
-    await asyncio.sleep(0)
     assert list(service.channels) == ["s1", "s3"]
     assert service.channels["s1"] is before["s1"]
-    assert before["s2"].closed
+    await closed(before["s2"])
     assert not before["s1"].closed
 
 
+@pytest.mark.usefixtures("no_lingering")
+async def test_a_member_that_left_is_listened_to_until_all_that_was_asked_there_is_answered(
+    service: RouterService,
+) -> None:
+    before: Any = service.channels["s2"]
+    before.ops_under_way = 1
+    service.follow(make_map(2, lambda _: 0, "s1"))
+    await asyncio.sleep(0.1)
+    assert not before.closed
+    before.ops_under_way = 0
+    await closed(before)
+
+
+@pytest.mark.usefixtures("no_lingering")
+async def test_a_member_that_left_and_never_answers_is_not_listened_to_for_ever() -> None:
+    service = make_service(request_timeout_s=0.05)
+    everybody_follows(service, halves())
+    before: Any = service.channels["s2"]
+    before.ops_under_way = 1
+    service.follow(make_map(2, lambda _: 0, "s1"))
+    await closed(before)
+
+
+async def test_closing_ends_the_channels_to_those_who_left_too(service: RouterService) -> None:
+    before: Any = service.channels["s2"]
+    service.follow(make_map(2, lambda _: 0, "s1"))
+    await asyncio.sleep(0)
+    await service.close()
+    assert before.closed
+
+
+async def test_a_map_by_which_a_new_member_owns_something_waits_until_that_is_connected(
+    service: RouterService,
+) -> None:
+    with mock.patch.object(FakeChannel, "is_connected_at_first", False):
+        service.follow(make_map(2, lambda _: 2, "s1", "s2", "s3"))
+    await asyncio.sleep(0.02)
+    assert service.cluster_map is not None
+    assert service.cluster_map.epoch == 1
+    service.channels["s3"].connected = True
+    async with asyncio.timeout(0.5):
+        while service.cluster_map.epoch == 1:
+            await asyncio.sleep(0.005)
+
+
+async def test_of_several_maps_that_wait_the_newest_is_taken_over(service: RouterService) -> None:
+    with mock.patch.object(FakeChannel, "is_connected_at_first", False):
+        service.follow(make_map(2, lambda _: 2, "s1", "s2", "s3"))
+        service.follow(make_map(3, lambda _: 2, "s1", "s2", "s3"))
+    await asyncio.sleep(0.02)
+    assert service.cluster_map is not None
+    assert service.cluster_map.epoch == 1
+    service.channels["s3"].connected = True
+    await asyncio.sleep(0.05)
+    assert service.cluster_map.epoch == 3
+
+
+async def test_a_new_member_that_cannot_be_reached_is_not_waited_for_for_long(
+    service: RouterService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvstore.router.service._CONNECT_WAIT_S", 0.05)
+    with mock.patch.object(FakeChannel, "is_connected_at_first", False):
+        service.follow(make_map(2, lambda _: 2, "s1", "s2", "s3"))
+    await asyncio.sleep(0.2)
+    assert service.cluster_map is not None
+    assert service.cluster_map.epoch == 2
+
+
+async def test_a_new_member_that_owns_nothing_yet_is_not_waited_for(service: RouterService) -> None:
+    with mock.patch.object(FakeChannel, "is_connected_at_first", False):
+        service.follow(make_map(2, lambda partition: partition % 2, "s1", "s2", "s3"))
+    assert service.cluster_map is not None
+    assert service.cluster_map.epoch == 2
+
+
+@pytest.mark.usefixtures("no_lingering")
 async def test_a_member_with_another_address_gets_another_channel(service: RouterService) -> None:
     before: Any = service.channels["s1"]
     service.follow(make_map(2, lambda _: 0, "s1", "s2", urls={"s1": "http://elsewhere"}))
-    await asyncio.sleep(0)
     assert service.channels["s1"].url == "http://elsewhere"
-    assert before.closed
+    await closed(before)
     assert (await service.ask(Get(0, "a"))).shard_id == "s1" if shards["s1"].owns("a") else True
 
 
@@ -369,58 +532,138 @@ async def test_a_shards_refusal_of_a_listing_is_passed_on_as_what_it_is(service:
         await service.page("", "", 10, False)
 
 
-@pytest.mark.parametrize("call", ["page", "count"])
-async def test_shards_that_name_different_epochs_are_asked_again(service: RouterService, call: str) -> None:
-    key = key_of("s1")
-    shards["s1"].data = {key: b"1"}
+async def listed(service: RouterService, call: str) -> int:
+    """How many keys there are, by a listing or by a count."""
+    if call == "count":
+        return await service.count("")
+    page = await service.page("", "", 1000, False)
+    assert page.last is None
+    assert len({item[0] for item in page.items}) == len(page.items)
+    return len(page.items)
+
+
+both_calls = pytest.mark.parametrize("call", ["page", "count"])
+KEYS = [f"key-{number}" for number in range(100)]
+
+
+def fill(*shard_ids: str) -> None:
+    """All keys are in the files of these shards, whoever owns them."""
+    for shard_id in shard_ids:
+        shards[shard_id].data = dict.fromkeys(KEYS, b"1")
+
+
+@both_calls
+async def test_what_moved_after_one_was_asked_and_before_the_other_is_listed_once(
+    service: RouterService, call: str
+) -> None:
+    fill("s1", "s2")
     newer = all_on(2, "s2")
-
-    def everybody_moves_on() -> None:  # the key has moved after s1 answered, before s2 does
-        shards["s2"].data = {key: b"1"}
-        everybody_follows(service, newer)
-
-    shards["s2"].before_answer.append(everybody_moves_on)
-    if call == "page":
-        assert [item[0] for item in (await service.page("", "", 10, False)).items] == [key]
-    else:
-        assert await service.count("") == 1
-    assert len(shards["s1"].asked) == 2
+    shards["s2"].before_answer.append(lambda: everybody_follows(service, newer))
+    assert await listed(service, call) == len(KEYS)
 
 
-@pytest.mark.parametrize("call", ["page", "count"])
+@both_calls
+async def test_what_moved_away_before_its_new_owner_was_asked_is_asked_for_again(
+    service: RouterService, call: str
+) -> None:
+    fill("s1", "s2")
+    shards["s1"].before_answer.append(lambda: setattr(shards["s1"], "map", all_on(2, "s2")))
+    shards["s2"].before_answer += [lambda: None, lambda: everybody_follows(service, all_on(2, "s2"))]
+    assert await listed(service, call) == len(KEYS)
+    again: Any = shards["s2"].asked[-1]
+    assert partition_set.decode(again.wanted) == sum(1 << partition for partition in range(0, PARTITIONS, 2))
+
+
+@both_calls
+async def test_a_partition_that_is_fenced_is_waited_for_and_the_others_are_not_asked_for_again(
+    service: RouterService, call: str
+) -> None:
+    fill("s1", "s2")
+    shards["s1"].fenced = {0, 2}
+    listing = asyncio.create_task(listed(service, call))
+    while len(shards["s1"].asked) < 3:
+        await asyncio.sleep(0.005)
+    assert not listing.done()
+    shards["s1"].fenced = set()
+    assert await listing == len(KEYS)
+    again: Any = shards["s1"].asked[-1]
+    assert partition_set.decode(again.wanted) == 0b101
+
+
+async def test_what_is_asked_for_again_is_asked_for_up_to_where_the_others_ended() -> None:
+    service = make_service()
+    everybody_follows(service, halves())
+    fill("s1", "s2")
+    shards["s2"].page_rows_max = 10
+    shards["s1"].fenced = {0}
+    shards["s1"].before_answer += [lambda: None, lambda: shards["s1"].fenced.clear()]
+    page = await service.page("", "", 1000, False)
+    again: Any = shards["s1"].asked[-1]
+    assert again.until == page.last == sorted(KEYS)[9]
+    assert [item[0] for item in page.items] == sorted(KEYS)[:10]
+
+
+@both_calls
 async def test_a_member_that_joined_while_the_others_were_asked_is_not_left_out(
     service: RouterService, call: str
 ) -> None:
-    key = key_of("s1")
-    shards["s1"].data = {key: b"1"}
+    fill("s1", "s3")
 
-    def a_third_takes_all() -> None:  # before anybody answers, so that all answers name the new epoch
-        shards["s3"].data = {key: b"1"}
+    def a_third_takes_all() -> None:  # before anybody answers
         everybody_follows(service, make_map(2, lambda _: 2, "s1", "s2", "s3"))
 
     shards["s1"].before_answer.append(a_third_takes_all)
-    if call == "page":
-        assert [item[0] for item in (await service.page("", "", 10, False)).items] == [key]
-    else:
-        assert await service.count("") == 1
+    assert await listed(service, call) == len(KEYS)
 
 
-async def test_a_listing_waits_for_a_shard_that_is_behind(service: RouterService) -> None:
-    service.follow(halves(2))
-    shards["s1"].map = halves(2)
-    listing = asyncio.create_task(service.page("", "", 10, False))
+@both_calls
+async def test_a_listing_waits_for_a_shard_that_is_behind(service: RouterService, call: str) -> None:
+    fill("s1", "s2")
+    everybody_follows(service, all_on(2, "s1"))
+    service.follow(halves(3))
+    shards["s1"].map = halves(3)
+    listing = asyncio.create_task(listed(service, call))
     await asyncio.sleep(0.05)
     assert not listing.done()
-    shards["s2"].map = halves(2)
-    assert await listing == ([], None)
+    shards["s2"].map = halves(3)
+    assert await listing == len(KEYS)
 
 
-async def test_shards_that_never_agree_make_a_listing_unavailable() -> None:
+@both_calls
+async def test_what_nobody_ever_shows_makes_a_listing_unavailable(call: str) -> None:
     service = make_service(reroute_timeout_s=0.05)
-    service.follow(halves(2))
-    shards["s1"].map, shards["s2"].map = halves(2), halves(1)
+    everybody_follows(service, halves())
+    shards["s2"].fenced = {1}
     with pytest.raises(Unavailable):
-        await service.page("", "", 10, False)
+        await listed(service, call)
+
+
+@both_calls
+async def test_a_member_that_is_down_and_owns_nothing_is_not_missed(service: RouterService, call: str) -> None:
+    fill("s1", "s2")
+    everybody_follows(service, make_map(2, lambda partition: partition % 2, "s1", "s2", "s3"))
+    for error in ("error", "fails_with"):
+        setattr(service.channels["s3"], error, Unavailable("away"))
+        assert await listed(service, call) == len(KEYS)
+
+
+@both_calls
+async def test_a_member_that_hangs_and_owns_nothing_is_not_waited_for(service: RouterService, call: str) -> None:
+    fill("s1", "s2")
+    everybody_follows(service, make_map(2, lambda partition: partition % 2, "s1", "s2", "s3"))
+    service.channels["s3"].is_silent = True  # type: ignore[attr-defined]
+    async with asyncio.timeout(1):
+        assert await listed(service, call) == len(KEYS)
+
+
+@both_calls
+async def test_an_owner_whose_connection_is_lost_makes_a_listing_unavailable_at_once(
+    service: RouterService, call: str
+) -> None:
+    service.channels["s2"].fails_with = Unavailable("lost")  # type: ignore[attr-defined]
+    async with asyncio.timeout(1):
+        with pytest.raises(Unavailable, match="lost"):
+            await listed(service, call)
 
 
 # --- for people -------------------------------------------------------------------------------------------------------
