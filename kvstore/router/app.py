@@ -47,6 +47,7 @@ from kvstore.router.decode import (
 )
 from kvstore.router.json_ops import encode_value
 from kvstore.router.locks import LockRoutes
+from kvstore.router.membership import Controller, MembershipRoutes
 from kvstore.router.openapi import openapi_json
 from kvstore.router.service import Routed, RouterService
 from kvstore.router.transactions import TxnRoutes
@@ -77,6 +78,8 @@ EXPLAIN_PREFIX = "/v1/explain/"
 EXPLAIN_ROUTE = "/v1/explain/{key}"
 TXN_PREFIX = "/v1/txn/"
 TXN_ROUTE = "/v1/txn/{id}"
+SHARD_PREFIX = "/v1/shards/"
+SHARD_ROUTE = "/v1/shards/{id}"
 
 _NONE: frozenset[str] = frozenset()
 _NOT_ASKED: list[int] | None = []
@@ -87,11 +90,11 @@ _STREAM_BYTES = 256 * 1024
 
 Reply = Response | web.StreamResponse
 Route = Callable[[web.BaseRequest, Head], Awaitable[Reply]]
-LockHandler = Callable[[str, web.BaseRequest, Head], Awaitable[Response]]
+NamedHandler = Callable[[str, web.BaseRequest, Head], Awaitable[Response]]
 
 
 class RouterApp:
-    def __init__(self, router_id: str, service: RouterService, config: ClusterConfig) -> None:
+    def __init__(self, router_id: str, service: RouterService, config: ClusterConfig, controller: Controller) -> None:
         self._router_id = router_id
         self._service = service
         self._limits = config.limits
@@ -111,12 +114,19 @@ class RouterApp:
         self._txns = TxnRoutes(Coordinator(service, config.limits), config.limits, self._bodies)
         self._txn_methods: dict[str, Route] = {"GET": self._look}
         self._explain_methods: dict[str, Route] = {"GET": self._explain}
+        self._membership = membership = MembershipRoutes(controller, self._bodies)
+        self._shard_methods: dict[str, Route] = {
+            "PATCH": self._on_shard(membership.weigh_shard),
+            "DELETE": self._on_shard(membership.remove_shard),
+        }
         self.routes: dict[str, dict[str, Route]] = {
             "/v1/kv": {"GET": self._list},
             "/v1/locks": {"GET": self._list_locks},
             "/v1/batch": {"POST": self._batch},
             "/v1/txn": {"POST": self._transact},
             "/v1/cluster": {"GET": self._cluster},
+            "/v1/shards": {"POST": membership.add_shard},
+            "/v1/moves": {"GET": membership.moves, "POST": membership.rebalance, "DELETE": membership.cancel},
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
             "/metrics": {"GET": self._metrics},
@@ -158,6 +168,8 @@ class RouterApp:
             route, methods = LOCK_ROUTE, self._lock_methods
         elif head.path.startswith(TXN_PREFIX):
             route, methods = TXN_ROUTE, self._txn_methods
+        elif head.path.startswith(SHARD_PREFIX):
+            route, methods = SHARD_ROUTE, self._shard_methods
         else:
             route, methods = head.path, self.routes.get(head.path, {})
         if not methods:
@@ -180,12 +192,18 @@ class RouterApp:
         if self._under_way - self._locks.waiting > self._limits.requests_in_flight_max:
             raise TooManyRequests("the router has as many requests under way as it takes", retry_after_ms=200)
 
-    def _on_name(self, handler: LockHandler) -> Route:
+    def _on_name(self, handler: NamedHandler) -> Route:
         async def with_name(request: web.BaseRequest, head: Head) -> Response:
             self._admit()
             return await handler(self._key(head.path[len(LOCK_PREFIX) :]), request, head)
 
         return with_name
+
+    def _on_shard(self, handler: NamedHandler) -> Route:
+        async def with_id(request: web.BaseRequest, head: Head) -> Response:
+            return await handler(head.path[len(SHARD_PREFIX) :], request, head)
+
+        return with_id
 
     def _key(self, raw: str) -> str:
         return decode_key(raw, self._limits.key_bytes_max)
@@ -291,7 +309,10 @@ class RouterApp:
 
     async def _cluster(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        return json_response(200, await self._service.cluster())
+        document, moves = await asyncio.gather(
+            self._service.cluster(), self._membership.described(self._service.cluster_map)
+        )
+        return json_response(200, document | moves)
 
     async def _explain(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
@@ -341,7 +362,8 @@ class RouterApp:
 
     async def _index(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, *(route for route in self.routes if route != "/")]
+        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE]
+        routes += [route for route in self.routes if route != "/"]
         return json_response(200, {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"})
 
 
@@ -403,7 +425,7 @@ async def serve(*, router_id: str, listen: str, join: str, config: ClusterConfig
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         service = RouterService(config.limits, session)
-        app = RouterApp(router_id, service, config)
+        app = RouterApp(router_id, service, config, Controller(session, join, config.limits))
         runner = await start_server(Server(app.handle, config.limits), host, port)
         warn_if_exposed(listen, "read and write every key")
         follower = MapFollower(session, join, config.limits)

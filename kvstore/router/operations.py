@@ -2,9 +2,9 @@
 
 Owns: the list `operations`, with parameters, bodies, header fields, error classes and examples.
 Promises: complete and true: tests compare it with the routes and parameters of `app`, and drive a cluster by it.
-Leaves to others: those on locks (`lock_operations`) and transactions (`txn_operations`), the types and what several
-have in common (`operation`), the shape of JSON documents (`schemas`), the errors (`errors`), the OpenAPI document
-(`openapi`).
+Leaves to others: those on locks (`lock_operations`), transactions (`txn_operations`) and members
+(`membership_operations`), the types and what several have in common (`operation`), the shape of JSON documents
+(`schemas`), the errors (`errors`), the OpenAPI document (`openapi`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from kvstore.errors import (
 )
 from kvstore.router.json_schema import number, one_of, ref
 from kvstore.router.lock_operations import lock_operations
+from kvstore.router.membership_operations import EXAMPLE_CHANGE, EXAMPLE_MOVE, membership_operations
 from kvstore.router.operation import (
     BODY,
     EXAMPLE_CURSOR,
@@ -54,7 +55,7 @@ _EXAMPLE_CLUSTER = {
     "cluster_id": "0f5c7a1e9b2d4c63", "epoch": 1, "partitions": 4096, "replicas": 1,
     "shards": [{"id": "s1", "url": "http://127.0.0.1:9101", "state": "up", "weight": 1, "partitions": 4096,
                 "keys": 25013, "bytes": 3626885}],
-    "moves": [], "in_doubt": {"count": 0, "oldest_s": None},
+    "moves": [EXAMPLE_MOVE], "in_doubt": {"count": 0, "oldest_s": None}, "ending": [], "last_change": EXAMPLE_CHANGE,
 }  # fmt: skip
 _EXAMPLE_EXPLANATION = {
     "key": "users/1", "hash": "8c9d0f3a5b6e7c21", "partition": 2249, "partitions": 4096, "epoch": 1, "walk": ["s1"],
@@ -98,6 +99,7 @@ def operations(limits: Limits) -> list[Operation]:
         *lock_operations(limits),
         *txn_operations(limits),
         *_on_the_cluster(),
+        *membership_operations(),
         *_on_the_router(),
     ]
 

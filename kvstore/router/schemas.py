@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvstore.config import PARTITIONS_MAX, PARTITIONS_MIN, Limits
+from kvstore.config import PARTITIONS_MAX, PARTITIONS_MIN, WEIGHT_MAX, Limits
 from kvstore.errors import (
     BadTtl,
     Conflict,
@@ -289,6 +289,8 @@ def _cluster() -> dict[str, Schema]:
                     "Transactions whose outcome is open.",
                     {"count": integer(), "oldest_s": {"type": ["number", "null"], "minimum": 0}},
                 ),
+                "ending": one_of("Null while the controller does not answer.", _NULL, ref("Ending")),
+                "last_change": ref("LastChange"),
             },
         ),
         "Shard": document(
@@ -297,26 +299,94 @@ def _cluster() -> dict[str, Schema]:
                 "id": ref("ShardId"),
                 "url": text(format="uri"),
                 "state": text("`down`: it does not answer this router.", enum=["joining", "up", "leaving", "down"]),
-                "weight": integer("Its share is in proportion to this.", 1),
+                "weight": _weight(),
                 "partitions": integer("How many it owns."),
                 "keys": integer(),
                 "bytes": integer(),
             },
         ),
-        "Move": document(
-            "",
-            {
-                "from": ref("ShardId"),
-                "to": ref("ShardId"),
-                "partitions": integer(),
-                "step": text(),
-                "keys_done": integer(),
-                "keys_total": integer(),
-                "write_pause_ms": number(minimum=0),
-            },
-        ),
+        **_membership(),
         "Explanation": _explanation(),
     }
+
+
+def _membership() -> dict[str, Schema]:
+    step = text(
+        "`queued`: not begun; `waiting`: for a shard that is down, or after a try that failed, as `detail` says; "
+        "`fence`: nobody answers for these partitions; `unknown`: the controller does not answer.",
+        enum=["queued", "waiting", "copy", "tail", "fence", "done", "failed", "unknown"],
+    )
+    way, partitions = {"from": ref("ShardId"), "to": ref("ShardId")}, {"partitions": integer()}
+    moved = {"keys": integer(), "bytes": integer("Of keys and values.")}
+    planned = {
+        name: {"type": ["integer", "null"], "minimum": 0, "description": "Estimated; null if a shard is down."}
+        for name in ("keys", "bytes")
+    }
+    pause = number("For how long nobody answered for a group of partitions, in milliseconds.", minimum=0)
+    return {
+        "NewShard": closed(
+            document(
+                "A shard that is to join.",
+                {"id": ref("ShardId")},
+                {"url": text("Where it serves already.", format="uri"), "weight": _weight(default=1)},
+            )
+        ),
+        "ShardChange": closed(document("What is to be changed of a shard.", {"weight": _weight()})),
+        "ChangeTaken": document(
+            "The change is written down.",
+            {"epoch": integer("Number of the cluster map in which it is.")},
+            {"id": ref("ShardId"), "state": text(enum=["wanted", "joining", "up", "leaving", "gone"])},
+        ),
+        "Plan": document(
+            "What would move.",
+            {
+                **partitions,
+                **planned,
+                "moves": array(document("", {**way, **partitions, **planned}), "For each pair of shards."),
+            },
+        ),
+        "Moves": document(
+            "What is under way.",
+            {
+                "moves": array(ref("Move"), "In the order in which they are done."),
+                "ending": ref("Ending"),
+                "last": ref("LastChange"),
+            },
+        ),
+        "Move": document(
+            "A group of partitions that moves from one shard to another.",
+            {
+                **way,
+                **partitions,
+                "step": step,
+                "keys_done": integer(),
+                "keys_total": integer(),
+                "bytes_done": integer(),
+                "write_pause_ms": pause,
+                "detail": text("What it waits for; empty if for nothing."),
+            },
+        ),
+        "Ending": array(ref("ShardId"), "Processes of shards that are no members any more, until they have ended."),
+        "LastChange": one_of(
+            "The present or last change since the controller's start; null: there was none.",
+            _NULL,
+            document(
+                "",
+                {
+                    **partitions,
+                    **moved,
+                    "groups": integer("How many moves are done."),
+                    "seconds": number("From the plan to the last commit, or until now.", minimum=0),
+                    "write_pause_ms_max": pause,
+                    "write_pause_ms_p99": pause,
+                },
+            ),
+        ),
+    }
+
+
+def _weight(**more: Any) -> Schema:
+    return integer("Its share is in proportion to this.", 1, maximum=WEIGHT_MAX, **more)
 
 
 def _explanation() -> Schema:

@@ -14,10 +14,11 @@ import pytest
 from kvstore.config import Limits, default_config
 from kvstore.errors import BadRequest, ValueTooLarge, all_errors
 from kvstore.router import app as router_app
-from kvstore.router.app import EXPLAIN_ROUTE, KEY_ROUTE, LOCK_ROUTE, TXN_ROUTE, RouterApp
+from kvstore.router.app import EXPLAIN_ROUTE, KEY_ROUTE, LOCK_ROUTE, SHARD_ROUTE, TXN_ROUTE, RouterApp
 from kvstore.router.batch import parse_batch
 from kvstore.router.decode import decode_once, decode_tags
 from kvstore.router.locks import LockRoutes
+from kvstore.router.membership import PLAN, Controller
 from kvstore.router.openapi import openapi_json
 from kvstore.router.schemas import OPERATION_ERRORS
 from kvstore.router.service import RouterService
@@ -63,12 +64,13 @@ def codes_of(response: dict[str, Any]) -> list[str]:
 
 def routes() -> set[tuple[str, str]]:
     """What the router takes: its table, the routes that go on after a prefix, and HEAD wherever there is GET."""
-    app = RouterApp("0", cast(RouterService, None), default_config())
+    app = RouterApp("0", cast(RouterService, None), default_config(), cast(Controller, None))
     prefixed = {
         KEY_ROUTE: app._key_methods,
         LOCK_ROUTE: app._lock_methods,
         EXPLAIN_ROUTE: app._explain_methods,
         TXN_ROUTE: app._txn_methods,
+        SHARD_ROUTE: app._shard_methods,
     }
     table = {route: set(methods) for route, methods in (*prefixed.items(), *app.routes.items())}
     taken = {(route, method) for route, methods in table.items() for method in methods}
@@ -110,7 +112,7 @@ def test_every_operation_has_an_id_of_its_own_a_summary_and_a_success() -> None:
     assert len(set(ids)) == len(ids)
     for _, _, operation in operations():
         assert operation["summary"]
-        assert min(operation["responses"]) in ("200", "201", "204")
+        assert min(operation["responses"]) in ("200", "201", "202", "204")
 
 
 def test_the_query_parameters_are_those_that_the_router_knows() -> None:
@@ -118,6 +120,10 @@ def test_the_query_parameters_are_those_that_the_router_knows() -> None:
         (KEY_ROUTE, "put"): router_app._TTL,
         ("/v1/kv", "get"): router_app._LIST,
         ("/v1/locks", "get"): router_app._LIST_LOCKS,
+        ("/v1/shards", "post"): PLAN,
+        (SHARD_ROUTE, "patch"): PLAN,
+        (SHARD_ROUTE, "delete"): PLAN,
+        ("/v1/moves", "post"): PLAN,
     }
     for path, method, _ in operations():
         method = "get" if method == "HEAD" else method.lower()
@@ -148,7 +154,7 @@ def test_every_problem_code_of_an_answer_is_an_error_with_its_status() -> None:
 
 
 def test_every_error_is_documented_or_known_to_stay_inside() -> None:
-    inside = {"wrong-owner", "config-error", "foreign-data"}
+    inside = {"wrong-owner", "config-error"}
     shown = {code for _, response in refusals() for code in codes_of(response)}
     assert shown == {error.code for error in all_errors()} - inside
     assert set(DOCUMENT["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]) == shown | inside
@@ -165,8 +171,9 @@ def test_head_answers_as_get_does_but_without_any_body() -> None:
 
 
 def test_an_error_after_which_a_client_may_repeat_says_when() -> None:
-    for status, response in refusals():
-        assert ("Retry-After" in response.get("headers", {})) == (status in ("409", "423", "429", "503"))
+    retryable = {error.code for error in all_errors() if error.retryable}
+    for _, response in refusals():
+        assert ("Retry-After" in response.get("headers", {})) == bool(retryable & set(codes_of(response)))
 
 
 @pytest.mark.parametrize("name", ["key_bytes_max", "value_bytes_max", "body_bytes_max", "ttl_s_max", "list_keys_max"])
