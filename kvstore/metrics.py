@@ -120,6 +120,40 @@ def shard_families(stats_of: dict[str, ShardStats]) -> Iterator[Metric]:
         yield family
 
 
+class MoveStats(msgspec.Struct):
+    """What the controller counts about moves since its start."""
+
+    partitions: int = 0
+    keys: int = 0
+    bytes: int = 0
+    groups: int = 0
+    voided: int = 0
+    write_pause_s: Histogram = msgspec.field(default_factory=_latencies)
+
+
+_MOVE_COUNTERS = {
+    "partitions": ("kvstore_moved_partitions", "Partitions moved from shard to shard"),
+    "keys": ("kvstore_moved_keys", "Rows moved with them"),
+    "bytes": ("kvstore_moved_bytes", "Bytes of these rows"),
+    "voided": ("kvstore_moves_voided", "Moves that were given up and begun anew"),
+}
+
+
+def move_families(stats: MoveStats, moves_by_step: dict[str, float], epoch: int) -> Iterator[Metric]:
+    """The metric families of the controller."""
+    yield GaugeMetricFamily("kvstore_cluster_epoch", "Epoch of the cluster map", value=epoch)
+    yield gauge_family("kvstore_moves", "Groups of partitions that are to move", moves_by_step, "step")
+    for name, (family, text) in _MOVE_COUNTERS.items():
+        yield CounterMetricFamily(family, text, value=getattr(stats, name))
+    pauses = stats.write_pause_s
+    yield HistogramMetricFamily(
+        "kvstore_move_write_pause_seconds",
+        "Seconds for which nobody answered for a group of partitions that moved",
+        buckets=pauses.buckets(),
+        sum_value=pauses.total,
+    )
+
+
 class RequestStats:
     """Requests per route, method and status, with their latency."""
 

@@ -4,10 +4,20 @@ Owns: the routes of the controller and the form of their answers; the life of it
 Promises: every refusal of a route is a problem document; a long poll never outlives the stop of the process.
 Leaves to others: every rule (`service`), the file (`store`), signals and the pid file (`kvstore.process`).
 
-Routes (internal: clients talk to a router):
-    GET  /v1/map?after=EPOCH   200 + map once its epoch is above EPOCH; 204 if none was within
-    limits.map_poll_s POST /v1/members           a shard announces itself: 200 + map, or 202 {"waiting_for":
-    [ids]} GET  /healthz              200 while the process lives
+Routes (internal: clients talk to a router, which passes those of shards and moves on):
+    GET    /v1/map?after=EPOCH  200 + map once its epoch is above EPOCH; 204 if none was within limits.map_poll_s
+    POST   /v1/members          a shard announces itself: 200 + map, or 202 {"waiting_for": [ids]}
+    GET    /v1/launch?after=REVISION&running=ID,ID
+                                a launcher asks what to run: 200 + what, once it has changed; 204 as above
+    POST   /v1/shards           {"id","url"?,"weight"?}: add: 202 {"id","state","epoch"}
+    PATCH  /v1/shards/{id}      {"weight"}: 202, likewise
+    DELETE /v1/shards/{id}      remove: 202, likewise
+    GET    /v1/moves            {"moves": […], "ending": [ids], "last": {…} or null}
+    POST   /v1/moves            plan anew: 202 {"moves": how many, "epoch"}
+    DELETE /v1/moves            cancel what is not committed: 202, likewise
+    GET    /healthz             200 while the process lives
+    GET    /metrics             Prometheus text
+With ?plan=true a POST, PATCH or DELETE of shards and a POST of moves change nothing, and say what would move: 200.
 """
 
 from __future__ import annotations
@@ -16,15 +26,22 @@ import asyncio
 import ipaddress
 import logging
 import re
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any, TypeVar
 
+import aiohttp
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from kvstore.config import ClusterConfig, listen_address
-from kvstore.controller.service import Announcement, ClusterService, Waiting
-from kvstore.controller.store.sqlite import open_sqlite
+from kvstore.config import ID_PATTERN, ClusterConfig, listen_address
+from kvstore.controller.document import ClusterDocument
+from kvstore.controller.membership import Announcement
+from kvstore.controller.mover import Mover
+from kvstore.controller.service import Asked, ClusterService, Waiting
+from kvstore.controller.shards import Shards
+from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import (
     BadBody,
     BadParameter,
@@ -34,6 +51,7 @@ from kvstore.errors import (
     MethodNotAllowed,
     NoSuchRoute,
 )
+from kvstore.metrics import exposition, move_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.transport.http import warn_if_exposed
 
@@ -41,7 +59,22 @@ _BODY_BYTES_MAX = 64 * 1024
 _SHUTDOWN_TIMEOUT_S = 2.0
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
-_decode_announcement = msgspec.json.Decoder(Announcement).decode
+_Body = TypeVar("_Body", bound=msgspec.Struct)
+_Result = TypeVar("_Result")
+
+
+class NewShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/shards."""
+
+    id: str
+    url: str | None = None
+    weight: int = 1
+
+
+class NewWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of PATCH /v1/shards/{id}."""
+
+    weight: int
 
 
 async def serve(*, controller_id: str, listen: str, data_dir: Path, config: ClusterConfig, stop: asyncio.Event) -> None:
@@ -52,92 +85,229 @@ async def serve(*, controller_id: str, listen: str, data_dir: Path, config: Clus
     host, port = listen_address(listen)
     store = await open_sqlite(data_dir / f"controller-{controller_id}.db")
     try:
-        service = ClusterService(store, config)
-        await service.report_start()
-        runner = web.AppRunner(
-            make_app(service, config, stop),
-            access_log=None,
-            handle_signals=False,
-            shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
-        )
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, host, port).start()
-            _log.info("controller %s listens on %s", controller_id, listen)
-            warn_if_exposed(listen, "change the cluster")
-            await stop.wait()
-        finally:
-            await runner.cleanup()
+        async with aiohttp.ClientSession() as session:
+            await _serve(store, session, host, port, config, stop, f"controller {controller_id}")
     finally:
         await store.close()
     _log.info("controller %s has stopped", controller_id)
 
 
-def make_app(service: ClusterService, config: ClusterConfig, stop: asyncio.Event) -> web.Application:
+async def _serve(
+    store: SqliteMapStore,
+    session: aiohttp.ClientSession,
+    host: str,
+    port: int,
+    config: ClusterConfig,
+    stop: asyncio.Event,
+    name: str,
+) -> None:
+    document = ClusterDocument(store, config.limits.map_write_tries_max)
+    shards = Shards(config.limits, session)
+    mover = Mover(document, shards, config.limits)
+    service = ClusterService(document, config, shards)
+    await service.report_start()
+    runner = web.AppRunner(
+        make_app(service, mover, config, stop),
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
+    )
+    await runner.setup()
+    moving = asyncio.create_task(mover.run())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await web.TCPSite(runner, host, port).start()
+        _log.info("%s listens on %s:%d", name, host, port)
+        warn_if_exposed(f"{host}:{port}", "change the cluster")
+        await asyncio.wait({moving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if moving.done():
+            moving.result()  # an error of its own: the process ends, and starts anew from the document
+    finally:
+        stop.set()  # ends the long polls
+        for task in (moving, stopping):
+            task.cancel()
+        await asyncio.gather(moving, stopping, return_exceptions=True)
+        await runner.cleanup()
+        await shards.close()
+
+
+def make_app(service: ClusterService, mover: Mover, config: ClusterConfig, stop: asyncio.Event) -> web.Application:
     """The routes. Setting `stop` ends the long polls under way."""
     app = web.Application(middlewares=[_problems, _refuse_foreign(config)], client_max_size=_BODY_BYTES_MAX)
-    routes = _Routes(service, config.limits.map_poll_s, stop)
-    app.router.add_get("/v1/map", routes.get_map)
-    app.router.add_post("/v1/members", routes.post_member)
-    app.router.add_get("/healthz", routes.get_health)
+    poll = _Poll(config.limits.map_poll_s, stop)
+    members, changes = _MemberRoutes(service, poll), _ChangeRoutes(service, mover)
+    app.router.add_get("/v1/map", members.get_map)
+    app.router.add_post("/v1/members", members.post_member)
+    app.router.add_get("/v1/launch", members.get_launch)
+    app.router.add_post("/v1/shards", changes.post_shard)
+    app.router.add_patch("/v1/shards/{id}", changes.patch_shard)
+    app.router.add_delete("/v1/shards/{id}", changes.delete_shard)
+    app.router.add_get("/v1/moves", changes.get_moves)
+    app.router.add_post("/v1/moves", changes.post_moves)
+    app.router.add_delete("/v1/moves", changes.delete_moves)
+    app.router.add_get("/healthz", _get_health)
+    app.router.add_get("/metrics", changes.get_metrics)
     return app
 
 
-class _Routes:
-    def __init__(self, service: ClusterService, map_poll_s: float, stop: asyncio.Event) -> None:
-        self._service = service
-        self._map_poll_s = map_poll_s
+class _Poll:
+    """Waits for what comes some time, but no longer than a long poll may last."""
+
+    def __init__(self, poll_s: float, stop: asyncio.Event) -> None:
+        self._poll_s = poll_s
         self._stop = stop
 
-    async def get_map(self, request: web.Request) -> web.Response:
-        epoch = _epoch(request)
-        changed = asyncio.create_task(self._service.map_after(epoch))
+    async def wait_for(self, coming: Awaitable[_Result]) -> _Result | None:
+        """None if it has not come in time, or the process stops."""
+        waiting = asyncio.ensure_future(coming)
         stopping = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait({changed, stopping}, timeout=self._map_poll_s, return_when=asyncio.FIRST_COMPLETED)
-            return _map_response(changed.result()) if changed.done() else web.Response(status=204)
+            await asyncio.wait({waiting, stopping}, timeout=self._poll_s, return_when=asyncio.FIRST_COMPLETED)
+            return waiting.result() if waiting.done() else None
         finally:
-            changed.cancel()
+            waiting.cancel()
             stopping.cancel()
-            await asyncio.gather(changed, stopping, return_exceptions=True)
+            await asyncio.gather(waiting, stopping, return_exceptions=True)
+
+
+class _MemberRoutes:
+    """For shards, routers and launchers."""
+
+    def __init__(self, service: ClusterService, poll: _Poll) -> None:
+        self._service = service
+        self._poll = poll
+
+    async def get_map(self, request: web.Request) -> web.Response:
+        parameters = _parameters(request, "after")
+        found = await self._poll.wait_for(self._service.map_after(_whole_number("after", parameters)))
+        return _map_response(found) if found is not None else web.Response(status=204)
 
     async def post_member(self, request: web.Request) -> web.Response:
-        _no_parameters(request)
-        body = await request.read()
-        try:
-            announcement = _decode_announcement(body)
-        except msgspec.DecodeError as error:
-            raise BadBody(f"{error}.") from None
-        answer = await self._service.announce(announcement)
+        _parameters(request)
+        answer = await self._service.announce(await _body(request, Announcement))
         if isinstance(answer, Waiting):
             return _json({"waiting_for": answer.waiting_for}, status=202)
         return _map_response(answer)
 
-    async def get_health(self, request: web.Request) -> web.Response:
-        _no_parameters(request)
-        return _json({"status": "ok"})
+    async def get_launch(self, request: web.Request) -> web.Response:
+        parameters = _parameters(request, "after", "running")
+        running = frozenset(filter(None, parameters.get("running", "").split(",")))
+        for shard_id in running:
+            if not ID_PATTERN.fullmatch(shard_id):
+                raise BadParameter(f"running={shard_id!r}: {shard_id!r} is no shard id.")
+        asked = self._service.launch_after(_whole_number("after", parameters, -1), running)
+        found = await self._poll.wait_for(asked)
+        return _json(found) if found is not None else web.Response(status=204)
+
+
+class _ChangeRoutes:
+    """For people, by way of a router."""
+
+    def __init__(self, service: ClusterService, mover: Mover) -> None:
+        self._service = service
+        self._mover = mover
+
+    async def post_shard(self, request: web.Request) -> web.Response:
+        only_plan = _only_plan(request)
+        new = await _body(request, NewShard)
+        if only_plan:
+            return _json(await self._service.plan_add(new.id, new.url, new.weight))
+        return _asked_response(await self._service.add(new.id, new.url, new.weight))
+
+    async def patch_shard(self, request: web.Request) -> web.Response:
+        only_plan, shard_id = _only_plan(request), request.match_info["id"]
+        weight = (await _body(request, NewWeight)).weight
+        if only_plan:
+            return _json(await self._service.plan_reweigh(shard_id, weight))
+        return _asked_response(await self._service.reweigh(shard_id, weight))
+
+    async def delete_shard(self, request: web.Request) -> web.Response:
+        only_plan, shard_id = _only_plan(request), request.match_info["id"]
+        if only_plan:
+            return _json(await self._service.plan_remove(shard_id))
+        return _asked_response(await self._service.remove(shard_id))
+
+    async def get_moves(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        state = await self._service.state()
+        moves = self._mover.report(state.map) if state.map is not None else []
+        return _json({"moves": moves, "ending": self._service.ending(state), "last": self._mover.last()})
+
+    async def post_moves(self, request: web.Request) -> web.Response:
+        if _only_plan(request):
+            return _json(await self._service.plan_plan())
+        return _moves_response(await self._service.plan_anew())
+
+    async def delete_moves(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        return _moves_response(await self._service.cancel())
+
+    async def get_metrics(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        state = await self._service.state()
+        steps = self._mover.steps(state.map) if state.map is not None else {}
+        epoch = state.map.epoch if state.map is not None else 0
+        text = exposition(move_families(self._mover.record.stats, steps, epoch))
+        return web.Response(body=text, content_type="text/plain", charset="utf-8")
+
+
+async def _get_health(request: web.Request) -> web.Response:
+    _parameters(request)
+    return _json({"status": "ok"})
+
+
+# --- encode ----------------------------------------------------------------------------------------------------------
 
 
 def _map_response(cluster_map: ClusterMap) -> web.Response:
     return _json(cluster_map)
 
 
+def _asked_response(asked: Asked) -> web.Response:
+    return _json(asked._asdict(), status=202)
+
+
+def _moves_response(cluster_map: ClusterMap) -> web.Response:
+    return _json({"moves": len(cluster_map.moves), "epoch": cluster_map.epoch}, status=202)
+
+
 def _json(document: object, status: int = 200) -> web.Response:
     return web.Response(body=_encode(document), status=status, content_type="application/json")
 
 
-def _epoch(request: web.Request) -> int:
-    given = request.query.getall("after", ["0"])
-    if set(request.query) - {"after"} or len(given) > 1:
-        raise BadParameter("the only parameter is after=EPOCH, once.")
-    if not re.fullmatch("[0-9]{1,16}", given[0]):
-        raise BadParameter(f"after={given[0]!r} is no epoch: a whole number from 0.")
-    return int(given[0])
+# --- decode ----------------------------------------------------------------------------------------------------------
 
 
-def _no_parameters(request: web.Request) -> None:
-    if request.query:
+async def _body(request: web.Request, kind: type[_Body]) -> _Body:
+    body = await request.read()
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadBody(f"{error}.") from None
+
+
+def _parameters(request: web.Request, *known: str) -> dict[str, str]:
+    """The query, each parameter at most once. Raises BadParameter."""
+    unknown = set(request.query) - set(known)
+    if unknown and not known:
         raise BadParameter(f"{request.path} takes no parameters.")
+    if unknown or len(set(request.query)) < len(request.query):
+        raise BadParameter(f"{request.path} takes only {' and '.join(known)}, each once.")
+    return dict(request.query)
+
+
+def _whole_number(name: str, parameters: dict[str, str], default: int = 0) -> int:
+    given = parameters.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,16}", given) and given != str(default):
+        raise BadParameter(f"{name}={given!r} must be a whole number from 0.")
+    return int(given)
+
+
+def _only_plan(request: web.Request) -> bool:
+    given: Any = _parameters(request, "plan").get("plan", "false")
+    if given not in ("true", "false"):
+        raise BadParameter(f"plan={given!r} must be true or false.")
+    return bool(given == "true")
 
 
 # --- for every route ---------------------------------------------------------------------------------------

@@ -1,61 +1,33 @@
-"""The controller's rules and its state: forming the cluster, letting members announce themselves, new maps.
+"""The controller's service: the rules of membership, applied to its document.
 
-Owns: `ClusterState`, the document in the controller's store; this is the only writer of the cluster map.
-Promises: the map changes by compare-and-swap only, each time with epoch + 1; a file that is empty or belongs
-to another cluster never becomes an owner; what is not known to be safe is refused.
-Leaves to others: HTTP (`app`), atomicity and durability (`store`), placement (`placement`).
-
-How a cluster is formed
------------------------
-The first members, named in cluster.yaml, each announce themselves with the random id of their file. Every
-announcement is written down. The swap that writes the last missing one also creates the cluster: its id, and
-epoch 1 with all partitions placed. That is one document, so there is no moment at which the cluster exists by
-half: a crash before the swap leaves an announcement missing, which its shard repeats; a crash after it leaves
-a whole cluster, of which the shards learn when they ask again. A shard whose file already belongs to a
-cluster is refused while none is formed here: its controller's data were lost, and a new placement would hide
-the keys it has.
-
-Two announcements at the same time read the same revision; one swap wins, the other reads again and decides
-anew on what it finds. `decide` is pure, so deciding again costs nothing and forgets nothing.
+Owns: the order of looking, measuring and deciding; what is known in memory of a launcher.
+Promises: what people ask for is stored before it is answered, and planned in the same step; `plan` changes nothing.
+Leaves to others: HTTP (`app`), every rule (`membership`), the document's races (`document`), moving (`mover`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import re
 import secrets
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-import msgspec
+from kvstore import failpoints
+from kvstore.config import ClusterConfig
+from kvstore.controller import membership
+from kvstore.controller.document import ClusterDocument
+from kvstore.controller.membership import Announcement, ClusterState, FirstMembers, Plan
+from kvstore.controller.mover import new_move_id
+from kvstore.controller.shards import Shards, Size
+from kvstore.errors import ChangeRefused
+from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.placement.moves import planned
 
-from kvstore.config import ID_PATTERN, ClusterConfig
-from kvstore.controller.store import MapStore
-from kvstore.errors import BadBody, Conflict, ForeignData, Unavailable
-from kvstore.placement.cluster_map import ClusterMap, Member, first_map, with_member_url
-
-_URL = re.compile(r"https?://[^\s/?#@]+/?")
+_LAUNCHER_KNOWN_S = 15.0  # for so long after its last question a launcher is taken to be there
+_UNMEASURED_GROUPS = 64  # into so many groups at least the partitions of a shard that is down are cut
 _log = logging.getLogger(__name__)
-
-
-class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a shard says of itself at its start. `store_id` and `cluster_id` stand in its file.
-
-    `cluster_id` is None until the shard has seen a map. `weight` counts when a shard joins later; that of the
-    first members is the one in cluster.yaml.
-    """
-
-    id: str
-    url: str
-    store_id: str
-    cluster_id: str | None = None
-    weight: int = 1
-
-
-class ClusterState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The stored document. Before the cluster is formed: who has announced itself; afterwards: the map."""
-
-    announced: dict[str, Announcement] = {}
-    map: ClusterMap | None = None
 
 
 class Waiting(NamedTuple):
@@ -64,125 +36,22 @@ class Waiting(NamedTuple):
     waiting_for: list[str]
 
 
-class FirstMembers(NamedTuple):
-    """What cluster.yaml says about the cluster to form; `weights` by shard id, in the order of the file."""
+class Asked(NamedTuple):
+    """What became of a call about one shard: its state ("wanted", "gone" or the member's), as of an epoch."""
 
-    weights: dict[str, int]
-    partitions: int
-    replicas: int
-
-
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(ClusterState).decode
-
-
-# --- the rules: pure ---------------------------------------------------------------------------------------
-
-
-def check(announcement: Announcement) -> None:
-    """Raises BadBody for a field without sense."""
-    if not ID_PATTERN.fullmatch(announcement.id):
-        raise BadBody(f"id {announcement.id!r} is no shard id: it must match {ID_PATTERN.pattern}.")
-    if not _URL.fullmatch(announcement.url):
-        raise BadBody(f"url {announcement.url!r} is no address such as http://127.0.0.1:9101.")
-    if not announcement.store_id or announcement.cluster_id == "":
-        raise BadBody("store_id and cluster_id must not be empty; leave cluster_id out while there is none.")
-    if announcement.weight < 1:
-        raise BadBody(f"weight {announcement.weight} must be 1 or more.")
-
-
-def decide(state: ClusterState, announcement: Announcement, first: FirstMembers, new_cluster_id: str) -> ClusterState:
-    """The state after the announcement; the same one if it changes nothing.
-
-    Raises ForeignData for a file that is not the one the cluster knows (or knows under another id), Conflict
-    for a shard that is no member.
-    """
-    if state.map is not None:
-        return _decide_formed(state, state.map, announcement)
-    if announcement.cluster_id is not None:
-        raise ForeignData(
-            f"the file of shard {announcement.id} belongs to cluster {announcement.cluster_id}, "
-            "of which this controller knows nothing."
-        )
-    if announcement.id not in first.weights:
-        raise _not_a_member(announcement.id)
-    for other in state.announced.values():
-        if other.store_id == announcement.store_id and other.id != announcement.id:
-            raise _copied_file(announcement.id, other.id)
-    announced = {**state.announced, announcement.id: announcement}
-    if waiting_for(announced, first):
-        return ClusterState(announced=announced)
-    members = [
-        Member(id=shard_id, url=announced[shard_id].url, store_id=announced[shard_id].store_id, weight=weight)
-        for shard_id, weight in first.weights.items()
-    ]
-    formed = first_map(new_cluster_id, first.partitions, members)
-    return ClusterState(map=msgspec.structs.replace(formed, replicas=first.replicas))
-
-
-def _decide_formed(state: ClusterState, cluster_map: ClusterMap, announcement: Announcement) -> ClusterState:
-    if announcement.cluster_id not in (None, cluster_map.cluster_id):
-        raise ForeignData(
-            f"the file of shard {announcement.id} belongs to cluster {announcement.cluster_id}, "
-            f"this controller to cluster {cluster_map.cluster_id}."
-        )
-    for other in cluster_map.members:
-        if other.store_id == announcement.store_id and other.id != announcement.id:
-            raise _copied_file(announcement.id, other.id)
-    member = cluster_map.member(announcement.id)
-    if member is None:
-        raise _not_a_member(announcement.id)
-    if member.store_id != announcement.store_id:
-        raise ForeignData(
-            f"shard {announcement.id} has an empty or foreign file: the cluster knows it with "
-            f"store id {member.store_id}, not {announcement.store_id}."
-        )
-    if member.url == announcement.url:
-        return state
-    return ClusterState(map=with_member_url(cluster_map, announcement.id, announcement.url))
-
-
-def _not_a_member(shard_id: str) -> Conflict:
-    return Conflict(f"shard {shard_id} is not a member of this cluster: add it first.", retry_after_ms=1000)
-
-
-def _copied_file(shard_id: str, other_id: str) -> ForeignData:
-    return ForeignData(f"the file of shard {shard_id} is a copy of that of shard {other_id}.")
-
-
-def waiting_for(announced: dict[str, Announcement], first: FirstMembers) -> list[str]:
-    """The first members that have not announced themselves, in the order of the file."""
-    return [shard_id for shard_id in first.weights if shard_id not in announced]
-
-
-def differences(first: FirstMembers, cluster_map: ClusterMap) -> list[str]:
-    """In what cluster.yaml and the stored map differ, a sentence each."""
-    found = []
-    if first.partitions != cluster_map.partitions:
-        found.append(f"partitions: the map has {cluster_map.partitions}, cluster.yaml {first.partitions}")
-    if first.replicas != cluster_map.replicas:
-        found.append(f"replicas: the map has {cluster_map.replicas}, cluster.yaml {first.replicas}")
-    weights = {member.id: member.weight for member in cluster_map.members}
-    found += _missing("cluster.yaml", first.weights, weights) + _missing("the map", weights, first.weights)
-    for shard_id, weight in first.weights.items():
-        if weights.get(shard_id, weight) != weight:
-            found.append(f"shard {shard_id}: the map has weight {weights[shard_id]}, cluster.yaml {weight}")
-    return found
-
-
-def _missing(where: str, there: dict[str, int], elsewhere: dict[str, int]) -> list[str]:
-    return [f"shard {shard_id} is in {where} only" for shard_id in there if shard_id not in elsewhere]
-
-
-# --- the shell ---------------------------------------------------------------------------------------------
+    id: str
+    state: str
+    epoch: int
 
 
 class ClusterService:
-    """The rules, applied to a store. Every method may be called by any number of tasks at the same time."""
+    """Every method may be called by any number of tasks at the same time."""
 
-    def __init__(self, store: MapStore, config: ClusterConfig) -> None:
-        self._store = store
-        self._tries_max = config.limits.map_write_tries_max
+    def __init__(self, document: ClusterDocument, config: ClusterConfig, shards: Shards) -> None:
+        self._document = document
+        self._shards = shards
+        self._group_keys_max = config.limits.move_group_keys_max
+        self._launcher = _Launcher()
         self._first = FirstMembers(
             weights={shard.id: shard.weight for shard in config.shards},
             partitions=config.partitions,
@@ -191,29 +60,31 @@ class ClusterService:
 
     async def report_start(self) -> None:
         """Log what is stored and where cluster.yaml differs from it. Raises ForeignData if it is unreadable."""
-        _, state = await self._read()
+        state = await self._document.read()
         if state.map is None:
-            missing = ", ".join(waiting_for(state.announced, self._first))
+            missing = ", ".join(membership.waiting_for(state.announced, self._first))
             _log.info("the cluster is not formed yet, waiting for shards %s", missing)
             return
         _log.info("cluster %s, epoch %d", state.map.cluster_id, state.map.epoch)
-        for difference in differences(self._first, state.map):
+        for difference in membership.differences(self._first, state.map):
             _log.warning("cluster.yaml differs from the stored map, which stands: %s", difference)
+
+    # --- shards ------------------------------------------------------------------------------------------------------
 
     async def announce(self, announcement: Announcement) -> ClusterMap | Waiting:
         """Write down that a shard is there: the map if it is a member, or who is waited for.
 
-        Raises BadBody, ForeignData and Conflict as `check` and `decide` do; Unavailable if the store cannot
+        Raises BadBody, ForeignData and Conflict as `membership.check` and `decide` do; Unavailable if the store cannot
         answer or other writers always came first: then the shard announces itself again.
         """
-        check(announcement)
-        for _ in range(self._tries_max):
-            revision, state = await self._read()
-            following = decide(state, announcement, self._first, secrets.token_hex(16))
-            if following == state or await self._store.compare_and_swap(revision, _encode(following)):
-                _report_change(announcement, state, following)
-                return following.map or Waiting(waiting_for(following.announced, self._first))
-        raise Unavailable(f"{self._tries_max} writes of the map lost their race.", retry_after_ms=1000)
+        membership.check(announcement)
+        state = await self._document.read()
+        plan = await self._planner(state if membership.may_join(state, announcement) else None)
+        before, after = await self._document.change(
+            lambda present: membership.decide(present, announcement, self._first, secrets.token_hex(16), plan)
+        )
+        _report_change(announcement, before, after)
+        return after.map or Waiting(membership.waiting_for(after.announced, self._first))
 
     async def map_after(self, epoch: int) -> ClusterMap:
         """The map as soon as there is one with a higher epoch; waits for ever if none comes.
@@ -222,30 +93,217 @@ class ClusterService:
         """
         revision = -1
         while True:
-            revision, document = await self._store.watch(revision)
-            state = _decode_state(document)
+            revision, state = await self._document.after(revision)
             if state.map is not None and state.map.epoch > epoch:
                 return state.map
 
-    async def _read(self) -> tuple[int, ClusterState]:
-        revision, document = await self._store.read()
-        return revision, _decode_state(document)
+    # --- what people ask for -----------------------------------------------------------------------------------------
+
+    async def add(self, shard_id: str, url: str | None, weight: int) -> Asked:
+        """The shard at `url` joins; without one, a launcher is asked to start it.
+
+        Raises BadBody; ChangeRefused and ForeignData with what to do first; Unavailable.
+        """
+        if url is not None:
+            newcomer = await self._newcomer(shard_id, url, weight)
+            return await self._ask(shard_id, lambda state, plan: membership.with_joining(state, newcomer, plan))
+        _check_shard(shard_id, weight)
+        membership.check_newcomer(await self._document.read(), shard_id)
+        if not self._launcher.is_there():
+            raise ChangeRefused(
+                f"no `kvstore up` is there to start shard {shard_id}: start it yourself with `kvstore shard serve "
+                f"{shard_id} --join URL --listen HOST:PORT --data-dir DIR`, or name a running one with --shard-url."
+            )
+        return await self._ask(shard_id, lambda state, _: membership.with_wanted(state, shard_id, weight))
+
+    async def plan_add(self, shard_id: str, url: str | None, weight: int) -> dict[str, Any]:
+        """What `add` would move. Raises as it does, but asks for no launcher."""
+        if url is not None:
+            newcomer = await self._newcomer(shard_id, url, weight)
+        else:
+            _check_shard(shard_id, weight)
+            newcomer = Member(id=shard_id, url="", store_id="", weight=weight)
+        return await self._estimate(lambda state, plan: membership.with_joining(state, newcomer, plan))
+
+    async def remove(self, shard_id: str) -> Asked:
+        """The shard leaves. Raises NotFound, ChangeRefused for the last one, Unavailable."""
+        return await self._ask(shard_id, lambda state, plan: membership.without(state, shard_id, plan))
+
+    async def plan_remove(self, shard_id: str) -> dict[str, Any]:
+        """What `remove` would move; raises as it does."""
+        return await self._estimate(lambda state, plan: membership.without(state, shard_id, plan))
+
+    async def reweigh(self, shard_id: str, weight: int) -> Asked:
+        """The shard gets another weight. Raises BadBody, NotFound, ChangeRefused, Unavailable."""
+        membership.check_weight(weight)
+        return await self._ask(shard_id, lambda state, plan: membership.reweighed(state, shard_id, weight, plan))
+
+    async def plan_reweigh(self, shard_id: str, weight: int) -> dict[str, Any]:
+        """What `reweigh` would move; raises as it does."""
+        membership.check_weight(weight)
+        return await self._estimate(lambda state, plan: membership.reweighed(state, shard_id, weight, plan))
+
+    async def plan_anew(self) -> ClusterMap:
+        """Plan what the present members and weights ask for. Raises Unavailable."""
+        return membership.formed_map(await self._change(membership.planned_anew))
+
+    async def plan_plan(self) -> dict[str, Any]:
+        """What `plan_anew` would move."""
+        return await self._estimate(membership.planned_anew)
+
+    async def cancel(self) -> ClusterMap:
+        """Give up all moves that are not committed. Raises Unavailable."""
+        _, after = await self._document.change(membership.without_moves)
+        _log.info("the moves are cancelled")
+        return membership.formed_map(after)
+
+    async def state(self) -> ClusterState:
+        """What is stored now."""
+        return await self._document.read()
+
+    async def _newcomer(self, shard_id: str, url: str, weight: int) -> Member:
+        _check_shard(shard_id, weight)
+        membership.check_url(url)
+        membership.check_newcomer(await self._document.read(), shard_id)
+        identity = await self._shards.identify(url)
+        if identity.shard != shard_id:
+            raise ChangeRefused(
+                f"the shard at {url} is {identity.shard}, not {shard_id}: name that id, or another url."
+            )
+        membership.check_newcomer(await self._document.read(), shard_id, identity.cluster_id)
+        return Member(id=shard_id, url=url, store_id=identity.store_id, weight=weight)
+
+    async def _ask(self, shard_id: str, decide: Callable[[ClusterState, Plan], ClusterState]) -> Asked:
+        after = await self._change(decide)
+        cluster_map = membership.formed_map(after)
+        member = cluster_map.member(shard_id)
+        state = member.state if member is not None else "wanted" if shard_id in after.wanted else "gone"
+        _log.info("shard %s is %s: epoch %d, %d moves", shard_id, state, cluster_map.epoch, len(cluster_map.moves))
+        return Asked(shard_id, state, cluster_map.epoch)
+
+    async def _change(self, decide: Callable[[ClusterState, Plan], ClusterState]) -> ClusterState:
+        plan = await self._planner(await self._document.read())
+        failpoints.hit("controller-before-plan")
+        _, after = await self._document.change(lambda state: decide(state, plan))
+        failpoints.hit("controller-after-plan")
+        return after
+
+    async def _estimate(self, decide: Callable[[ClusterState, Plan], ClusterState]) -> dict[str, Any]:
+        state = await self._document.read()
+        sizes = await self._shards.measure(membership.formed_map(state))
+        after = decide(state, self._plan(sizes))
+        return estimate(membership.formed_map(after), sizes)
+
+    async def _planner(self, state: ClusterState | None) -> Plan:
+        """Measures the members first, if there are any."""
+        sizes = await self._shards.measure(state.map) if state is not None and state.map is not None else {}
+        return self._plan(sizes)
+
+    def _plan(self, sizes: Mapping[str, Size]) -> Plan:
+        return lambda cluster_map: planned(
+            cluster_map,
+            lambda source: group_partitions(cluster_map, source, sizes.get(source), self._group_keys_max),
+            new_move_id,
+        )
+
+    # --- the launcher ------------------------------------------------------------------------------------------------
+
+    async def launch_after(self, revision: int, running: frozenset[str]) -> dict[str, Any]:
+        """What a launcher is to run, as soon as the state has a higher revision; waits for ever if none comes.
+
+        `running`: the shards that it runs now.
+        """
+        with self._launcher.asking(running):
+            revision, state = await self._document.after(revision)
+        members = state.map.members if state.map is not None else []
+        return {
+            "revision": revision,
+            "formed": state.map is not None,
+            "wanted": [{"id": shard_id, "weight": weight} for shard_id, weight in state.wanted.items()],
+            "members": [{"id": member.id, "url": member.url} for member in members],
+        }
+
+    def ending(self, state: ClusterState) -> list[str]:
+        """Shards that a launcher still runs and that are no members any more."""
+        if state.map is None:
+            return []
+        stay = {*(member.id for member in state.map.members), *state.wanted}
+        return sorted(self._launcher.running() - stay)
 
 
-def _decode_state(document: bytes | None) -> ClusterState:
-    if document is None:
-        return ClusterState()
-    try:
-        return _decode(document)
-    except msgspec.DecodeError as error:
-        raise ForeignData(f"this version cannot read the controller's stored state: {error}.") from error
+class _Launcher:
+    """What its questions have told of a launcher. One that waits for the answer is there."""
+
+    def __init__(self) -> None:
+        self._running: frozenset[str] = frozenset()
+        self._waiting = 0
+        self._last_s = float("-inf")
+
+    def asking(self, running: frozenset[str]) -> _Launcher:
+        """A context: the question is being answered."""
+        self._running = running
+        return self
+
+    def __enter__(self) -> None:
+        self._waiting += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting -= 1
+        self._last_s = asyncio.get_running_loop().time()
+
+    def is_there(self) -> bool:
+        return self._waiting > 0 or asyncio.get_running_loop().time() - self._last_s < _LAUNCHER_KNOWN_S
+
+    def running(self) -> frozenset[str]:
+        return self._running if self.is_there() else frozenset()
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def group_partitions(cluster_map: ClusterMap, source: str, size: Size | None, keys_max: int) -> int:
+    """How many partitions of `source` have about so many keys together; at least 1."""
+    owned = len(cluster_map.owned_by(source))
+    if size is None:
+        return max(1, owned // _UNMEASURED_GROUPS)
+    return max(1, owned * keys_max // size.keys) if size.keys else max(1, owned)
+
+
+def estimate(cluster_map: ClusterMap, sizes: Mapping[str, Size]) -> dict[str, Any]:
+    """What the moves of the map carry, per source and destination and in sum; None where a source was not measured."""
+    partitions: defaultdict[tuple[str, str], int] = defaultdict(int)
+    for move in cluster_map.moves:
+        partitions[move.source, move.to] += len(move.partitions)
+    entries: list[dict[str, Any]] = []
+    for (source, to), count in sorted(partitions.items()):
+        size, owned = sizes.get(source), len(cluster_map.owned_by(source))
+        keys = round(size.keys * count / owned) if size is not None else None
+        size_bytes = round(size.bytes * count / owned) if size is not None else None
+        entries.append({"from": source, "to": to, "partitions": count, "keys": keys, "bytes": size_bytes})
+    return {name: _sum([entry[name] for entry in entries]) for name in ("partitions", "keys", "bytes")} | {
+        "moves": entries
+    }
+
+
+def _sum(values: list[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _check_shard(shard_id: str, weight: int) -> None:
+    membership.check_id(shard_id)
+    membership.check_weight(weight)
 
 
 def _report_change(announcement: Announcement, before: ClusterState, after: ClusterState) -> None:
+    if before == after:
+        return
     if after.map is None:
         _log.info("shard %s announced itself from %s", announcement.id, announcement.url)
     elif before.map is None:
         shards = ", ".join(member.id for member in after.map.members)
         _log.info("cluster %s is formed: epoch 1, shards %s", after.map.cluster_id, shards)
+    elif before.map.member(announcement.id) is None:
+        _log.info("shard %s joins: epoch %d, %d moves", announcement.id, after.map.epoch, len(after.map.moves))
     elif before.map.epoch != after.map.epoch:
         _log.info("shard %s moved to %s: epoch %d", announcement.id, announcement.url, after.map.epoch)

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
+import aiohttp
 import msgspec
 import pytest
 
 from kvstore.config import ClusterConfig, Limits, ShardConfig, default_config
-from kvstore.controller.service import (
-    Announcement,
-    ClusterService,
-    ClusterState,
-    FirstMembers,
-    Waiting,
-    check,
-    decide,
-    differences,
-)
+from kvstore.controller.document import ClusterDocument
+from kvstore.controller.membership import Announcement, ClusterState, FirstMembers, check, decide, differences
+from kvstore.controller.service import ClusterService, Waiting
+from kvstore.controller.shards import Shards
 from kvstore.controller.store import MapStore, Stored
 from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.errors import BadBody, Conflict, ForeignData, Unavailable
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.moves import planned
 
 FIRST = FirstMembers(weights={"s1": 1, "s2": 3}, partitions=64, replicas=1)
+PLAN = partial(planned, group_partitions=lambda source: 8, new_id=partial(secrets.token_hex, 8))
 CONFIG = msgspec.structs.replace(
     default_config(), partitions=64, shards=[ShardConfig("s1", "127.0.0.1:1"), ShardConfig("s2", "127.0.0.1:2", 3)]
 )
@@ -40,7 +39,7 @@ def announcement(shard_id: str, **changes: object) -> Announcement:
 def after(*announcements: Announcement) -> ClusterState:
     state = ClusterState()
     for said in announcements:
-        state = decide(state, said, FIRST, "c1")
+        state = decide(state, said, FIRST, "c1", PLAN)
     return state
 
 
@@ -79,25 +78,25 @@ def test_the_weight_of_a_first_member_is_that_of_the_file() -> None:
 
 def test_repeating_an_announcement_changes_nothing() -> None:
     waiting = after(announcement("s1"))
-    assert decide(waiting, announcement("s1"), FIRST, "c2") == waiting
-    assert decide(FORMED, announcement("s1"), FIRST, "c2") is FORMED
+    assert decide(waiting, announcement("s1"), FIRST, "c2", PLAN) == waiting
+    assert decide(FORMED, announcement("s1"), FIRST, "c2", PLAN) is FORMED
 
 
 def test_a_file_with_a_history_is_refused_while_no_cluster_is_formed() -> None:
     with pytest.raises(ForeignData, match="knows nothing"):
-        decide(ClusterState(), announcement("s1", cluster_id="old"), FIRST, "c1")
+        decide(ClusterState(), announcement("s1", cluster_id="old"), FIRST, "c1", PLAN)
 
 
 def test_a_copied_file_is_refused_before_and_after_forming() -> None:
     for state in (after(announcement("s1")), FORMED):
         with pytest.raises(ForeignData, match="copy of that of shard s1"):
-            decide(state, announcement("s2", store_id="store-s1"), FIRST, "c1")
+            decide(state, announcement("s2", store_id="store-s1"), FIRST, "c1", PLAN)
 
 
 def test_who_is_no_member_is_refused_before_and_after_forming() -> None:
     for state in (ClusterState(), FORMED):
         with pytest.raises(Conflict, match="not a member"):
-            decide(state, announcement("s9"), FIRST, "c1")
+            decide(state, announcement("s9"), FIRST, "c1", PLAN)
 
 
 # --- a formed cluster ------------------------------------------------------------------------------------------------
@@ -105,13 +104,13 @@ def test_who_is_no_member_is_refused_before_and_after_forming() -> None:
 
 def test_an_empty_or_foreign_file_is_refused_by_a_formed_cluster() -> None:
     with pytest.raises(ForeignData, match="empty or foreign"):
-        decide(FORMED, announcement("s1", store_id="new"), FIRST, "c2")
+        decide(FORMED, announcement("s1", store_id="new"), FIRST, "c2", PLAN)
     with pytest.raises(ForeignData, match="belongs to cluster other"):
-        decide(FORMED, announcement("s1", cluster_id="other"), FIRST, "c2")
+        decide(FORMED, announcement("s1", cluster_id="other"), FIRST, "c2", PLAN)
 
 
 def test_a_member_at_another_address_makes_the_next_map_with_the_same_owners() -> None:
-    moved = the_map(decide(FORMED, announcement("s1", url="http://new:1", cluster_id="c1"), FIRST, "c2"))
+    moved = the_map(decide(FORMED, announcement("s1", url="http://new:1", cluster_id="c1"), FIRST, "c2", PLAN))
     assert (moved.epoch, moved.cluster_id, moved.owners) == (2, "c1", the_map().owners)
     assert [member.url for member in moved.members] == ["http://new:1", "http://s2:1"]
 
@@ -163,6 +162,22 @@ async def store(tmp_path: Path) -> AsyncIterator[MapStore]:
     await opened.close()
 
 
+Serve = Callable[[MapStore, ClusterConfig], ClusterService]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Makes a service on a store."""
+    async with aiohttp.ClientSession() as session:
+        shards = Shards(CONFIG.limits, session)
+
+        def make(store: MapStore, config: ClusterConfig) -> ClusterService:
+            return ClusterService(ClusterDocument(store, config.limits.map_write_tries_max), config, shards)
+
+        yield make
+        await shards.close()
+
+
 class Interfering:
     """A store in which somebody else always swaps first, `times` times."""
 
@@ -179,9 +194,9 @@ class Interfering:
         return await self._store.compare_and_swap(revision, document)
 
 
-async def test_all_first_members_at_once_form_one_cluster(store: MapStore) -> None:
+async def test_all_first_members_at_once_form_one_cluster(serve: Serve, store: MapStore) -> None:
     shards = [ShardConfig(f"s{i}", f"127.0.0.1:{i}") for i in range(1, 9)]
-    service = ClusterService(store, msgspec.structs.replace(CONFIG, shards=shards))
+    service = serve(store, msgspec.structs.replace(CONFIG, shards=shards))
     said = [announcement(shard.id) for shard in shards]
     answers = await asyncio.gather(*(service.announce(one) for one in said))
     (formed,) = [answer for answer in answers if isinstance(answer, ClusterMap)]
@@ -189,34 +204,34 @@ async def test_all_first_members_at_once_form_one_cluster(store: MapStore) -> No
     assert await asyncio.gather(*(service.announce(one) for one in said)) == [formed] * 8
 
 
-async def test_who_is_waited_for_is_told(store: MapStore) -> None:
-    assert await ClusterService(store, CONFIG).announce(announcement("s2")) == Waiting(["s1"])
+async def test_who_is_waited_for_is_told(serve: Serve, store: MapStore) -> None:
+    assert await serve(store, CONFIG).announce(announcement("s2")) == Waiting(["s1"])
 
 
-async def test_a_lost_race_is_decided_anew(store: MapStore) -> None:
-    service = ClusterService(Interfering(store, 3), CONFIG)
+async def test_a_lost_race_is_decided_anew(serve: Serve, store: MapStore) -> None:
+    service = serve(Interfering(store, 3), CONFIG)
     assert await service.announce(announcement("s1")) == Waiting(["s2"])
     assert isinstance(await service.announce(announcement("s2")), ClusterMap)
 
 
-async def test_tries_are_bounded_and_nothing_is_written_in_vain(store: MapStore) -> None:
+async def test_tries_are_bounded_and_nothing_is_written_in_vain(serve: Serve, store: MapStore) -> None:
     config = msgspec.structs.replace(CONFIG, limits=Limits(map_write_tries_max=3))
     with pytest.raises(Unavailable) as caught:
-        await ClusterService(Interfering(store, 100), config).announce(announcement("s1"))
+        await serve(Interfering(store, 100), config).announce(announcement("s1"))
     assert caught.value.members["retry_after_ms"] > 0
     assert (await store.read()).document == msgspec.json.encode(ClusterState())
 
 
-async def test_an_announcement_that_changes_nothing_is_not_written(store: MapStore) -> None:
-    service = ClusterService(store, CONFIG)
+async def test_an_announcement_that_changes_nothing_is_not_written(serve: Serve, store: MapStore) -> None:
+    service = serve(store, CONFIG)
     await service.announce(announcement("s1"))
     before = await store.read()
     await service.announce(announcement("s1"))
     assert await store.read() == before
 
 
-async def test_map_after_waits_for_the_forming_and_for_each_later_epoch(store: MapStore) -> None:
-    service = ClusterService(store, CONFIG)
+async def test_map_after_waits_for_the_forming_and_for_each_later_epoch(serve: Serve, store: MapStore) -> None:
+    service = serve(store, CONFIG)
     first, second = asyncio.create_task(service.map_after(0)), asyncio.create_task(service.map_after(1))
     await service.announce(announcement("s1"))
     await service.announce(announcement("s2"))
@@ -228,11 +243,11 @@ async def test_map_after_waits_for_the_forming_and_for_each_later_epoch(store: M
     assert (await service.map_after(0)).epoch == 2
 
 
-async def test_the_cluster_is_the_same_after_a_restart(tmp_path: Path) -> None:
+async def test_the_cluster_is_the_same_after_a_restart(serve: Serve, tmp_path: Path) -> None:
     maps = []
     for _ in range(2):
         store = await open_sqlite(tmp_path / "controller-0.db")
-        service = ClusterService(store, CONFIG)
+        service = serve(store, CONFIG)
         await service.announce(announcement("s1"))
         maps.append(await service.announce(announcement("s2")))
         await store.close()
@@ -240,9 +255,9 @@ async def test_the_cluster_is_the_same_after_a_restart(tmp_path: Path) -> None:
 
 
 async def test_the_stored_map_is_the_truth_and_a_different_file_is_reported(
-    store: MapStore, caplog: pytest.LogCaptureFixture
+    serve: Serve, store: MapStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    service = ClusterService(store, CONFIG)
+    service = serve(store, CONFIG)
     await service.announce(announcement("s1"))
     await service.announce(announcement("s2"))
     with caplog.at_level(logging.WARNING):
@@ -251,15 +266,15 @@ async def test_the_stored_map_is_the_truth_and_a_different_file_is_reported(
         changed = ClusterConfig(
             routers=CONFIG.routers, controllers=CONFIG.controllers, shards=CONFIG.shards, partitions=128
         )
-        await ClusterService(store, changed).report_start()
+        await serve(store, changed).report_start()
     assert caplog.messages == [
         "cluster.yaml differs from the stored map, which stands: partitions: the map has 64, cluster.yaml 128"
     ]
-    assert (await ClusterService(store, changed).map_after(0)).partitions == 64
+    assert (await serve(store, changed).map_after(0)).partitions == 64
 
 
-async def test_a_stored_state_of_another_shape_is_refused_at_the_start(store: MapStore) -> None:
+async def test_a_stored_state_of_another_shape_is_refused_at_the_start(serve: Serve, store: MapStore) -> None:
     await store.compare_and_swap(0, b'{"from_the_future": 1}')
     with pytest.raises(ForeignData, match="cannot read"):
-        await ClusterService(store, CONFIG).report_start()
+        await serve(store, CONFIG).report_start()
     assert await store.read() == Stored(1, b'{"from_the_future": 1}')

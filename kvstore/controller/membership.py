@@ -1,0 +1,323 @@
+"""Who belongs to the cluster: every decision about its members, as a function from one state to the next.
+
+Owns: `ClusterState`, the document in the controller's store, and how it changes.
+Promises: pure; a file that is empty or belongs to another cluster never becomes an owner; what is not known to be safe
+is refused, with the mend; whatever changes members also plans the moves, in the same state, with epoch + 1.
+Leaves to others: storing the state (`document`), measuring and asking shards (`shards`), driving moves (`mover`).
+
+How a cluster is formed
+-----------------------
+The first members, named in cluster.yaml, each announce themselves with the random id of their file. Every
+announcement is written down. The swap that writes the last missing one also creates the cluster: its id, and
+epoch 1 with all partitions placed. That is one document, so there is no moment at which the cluster exists by
+half: a crash before the swap leaves an announcement missing, which its shard repeats; a crash after it leaves
+a whole cluster, of which the shards learn when they ask again. A shard whose file already belongs to a
+cluster is refused while none is formed here: its controller's data were lost, and a new placement would hide
+the keys it has.
+
+How a shard joins later
+-----------------------
+It is named with its address; or it announces itself with `join`, or because it was `wanted` and a launcher has started
+it. Its file must be new in each case: one that says it belongs to this cluster, but to no member, is that of a shard
+which was removed, and what it holds is out of date.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from kvstore.config import ID_PATTERN, WEIGHT_MAX
+from kvstore.errors import BadBody, ChangeRefused, Conflict, ForeignData, NotFound, Unavailable
+from kvstore.placement import moves
+from kvstore.placement.cluster_map import ClusterMap, Member, first_map, with_member_url
+
+_URL = re.compile(r"https?://[^\s/?#@]+/?")
+
+Plan = Callable[[ClusterMap], ClusterMap]  # a map with the moves that its members ask for: `moves.planned`
+
+
+class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a shard says of itself at its start. `store_id` and `cluster_id` stand in its file.
+
+    `cluster_id` is None until the shard has seen a map. `join`: it wants to become a member if it is none; then
+    `weight` counts. That of the first members is the one in cluster.yaml.
+    """
+
+    id: str
+    url: str
+    store_id: str
+    cluster_id: str | None = None
+    weight: int = 1
+    join: bool = False
+
+
+class ClusterState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The stored document. Before the cluster is formed: who has announced itself; afterwards: the map.
+
+    `wanted`: weights by id of the shards that a launcher is to start; they are no members yet.
+    """
+
+    announced: dict[str, Announcement] = {}
+    map: ClusterMap | None = None
+    wanted: dict[str, int] = {}
+
+
+class FirstMembers(NamedTuple):
+    """What cluster.yaml says about the cluster to form; `weights` by shard id, in the order of the file."""
+
+    weights: dict[str, int]
+    partitions: int
+    replicas: int
+
+
+# --- announcements ---------------------------------------------------------------------------------------------------
+
+
+def check(announcement: Announcement) -> None:
+    """Raises BadBody for a field without sense."""
+    check_id(announcement.id)
+    check_url(announcement.url)
+    if not announcement.store_id or announcement.cluster_id == "":
+        raise BadBody("store_id and cluster_id must not be empty; leave cluster_id out while there is none.")
+    check_weight(announcement.weight)
+
+
+def check_id(shard_id: str) -> None:
+    """Raises BadBody."""
+    if not ID_PATTERN.fullmatch(shard_id):
+        raise BadBody(f"id {shard_id!r} is no shard id: it must match {ID_PATTERN.pattern}.")
+
+
+def check_url(url: str) -> None:
+    """Raises BadBody."""
+    if not _URL.fullmatch(url):
+        raise BadBody(f"url {url!r} is no address such as http://127.0.0.1:9101.")
+
+
+def check_weight(weight: int) -> None:
+    """Raises BadBody."""
+    if not 1 <= weight <= WEIGHT_MAX:
+        raise BadBody(f"weight {weight} must be 1 to {WEIGHT_MAX}; 1 is the usual weight.")
+
+
+def decide(
+    state: ClusterState, announcement: Announcement, first: FirstMembers, new_cluster_id: str, plan: Plan
+) -> ClusterState:
+    """The state after the announcement; the same one if it changes nothing.
+
+    Raises ForeignData for a file that is not the one the cluster knows (or knows under another id), Conflict
+    for a shard that is no member and is not to become one.
+    """
+    if state.map is not None:
+        return _decide_formed(state, state.map, announcement, plan)
+    if announcement.cluster_id is not None:
+        raise ForeignData(
+            f"the file of shard {announcement.id} belongs to cluster {announcement.cluster_id}, "
+            "of which this controller knows nothing."
+        )
+    if announcement.id not in first.weights:
+        raise _not_a_member(announcement.id)
+    for other in state.announced.values():
+        if other.store_id == announcement.store_id and other.id != announcement.id:
+            raise _copied_file(announcement.id, other.id)
+    announced = {**state.announced, announcement.id: announcement}
+    if waiting_for(announced, first):
+        return msgspec.structs.replace(state, announced=announced)
+    members = [
+        Member(id=shard_id, url=announced[shard_id].url, store_id=announced[shard_id].store_id, weight=weight)
+        for shard_id, weight in first.weights.items()
+    ]
+    formed = first_map(new_cluster_id, first.partitions, members)
+    return ClusterState(map=msgspec.structs.replace(formed, replicas=first.replicas))
+
+
+def _decide_formed(
+    state: ClusterState, cluster_map: ClusterMap, announcement: Announcement, plan: Plan
+) -> ClusterState:
+    if announcement.cluster_id not in (None, cluster_map.cluster_id):
+        raise ForeignData(
+            f"the file of shard {announcement.id} belongs to cluster {announcement.cluster_id}, "
+            f"this controller to cluster {cluster_map.cluster_id}."
+        )
+    for other in cluster_map.members:
+        if other.store_id == announcement.store_id and other.id != announcement.id:
+            raise _copied_file(announcement.id, other.id)
+    member = cluster_map.member(announcement.id)
+    if member is None:
+        return _decide_newcomer(state, announcement, plan)
+    if member.store_id != announcement.store_id:
+        raise ForeignData(
+            f"shard {announcement.id} has an empty or foreign file: the cluster knows it with "
+            f"store id {member.store_id}, not {announcement.store_id}."
+        )
+    if member.url == announcement.url:
+        return state
+    return msgspec.structs.replace(state, map=with_member_url(cluster_map, announcement.id, announcement.url))
+
+
+def _decide_newcomer(state: ClusterState, announcement: Announcement, plan: Plan) -> ClusterState:
+    if announcement.cluster_id is not None:
+        raise _was_removed(announcement.id)
+    weight = state.wanted.get(announcement.id, announcement.weight if announcement.join else None)
+    if weight is None:
+        raise _not_a_member(announcement.id)
+    newcomer = Member(id=announcement.id, url=announcement.url, store_id=announcement.store_id, weight=weight)
+    return with_joining(state, newcomer, plan)
+
+
+def _not_a_member(shard_id: str) -> Conflict:
+    return Conflict(f"shard {shard_id} is not a member of this cluster: add it first.", retry_after_ms=1000)
+
+
+def _copied_file(shard_id: str, other_id: str) -> ForeignData:
+    return ForeignData(f"the file of shard {shard_id} is a copy of that of shard {other_id}.")
+
+
+def _was_removed(shard_id: str) -> ForeignData:
+    return ForeignData(
+        f"shard {shard_id} was removed from this cluster, and its file is out of date: move its file away to join anew."
+    )
+
+
+def waiting_for(announced: dict[str, Announcement], first: FirstMembers) -> list[str]:
+    """The first members that have not announced themselves, in the order of the file."""
+    return [shard_id for shard_id in first.weights if shard_id not in announced]
+
+
+def may_join(state: ClusterState, announcement: Announcement) -> bool:
+    """Whether the announcement, if nothing is wrong with it, makes a new member."""
+    is_asked_for = announcement.join or announcement.id in state.wanted
+    return state.map is not None and is_asked_for and state.map.member(announcement.id) is None
+
+
+# --- what people ask for ---------------------------------------------------------------------------------------------
+
+
+def check_newcomer(state: ClusterState, shard_id: str, cluster_id: str | None = None) -> None:
+    """Raises ChangeRefused if the id is taken, ForeignData if the file belongs to a cluster, Unavailable."""
+    cluster_map = formed_map(state)
+    member = cluster_map.member(shard_id)
+    if member is not None and member.state == "leaving":
+        raise ChangeRefused(
+            f"shard {shard_id} is leaving: add it again when it has left, or keep it by cancelling the moves."
+        )
+    if member is not None:
+        raise ChangeRefused(f"shard {shard_id} exists already: choose another id, or change its weight.")
+    if cluster_id == cluster_map.cluster_id:
+        raise _was_removed(shard_id)
+    if cluster_id is not None:
+        raise ForeignData(
+            f"the file of shard {shard_id} belongs to cluster {cluster_id}, not to this one: "
+            "start the shard with an empty data_dir."
+        )
+
+
+def with_joining(state: ClusterState, newcomer: Member, plan: Plan) -> ClusterState:
+    """The shard is a member and moves to it are planned. Raises ChangeRefused, ForeignData, Unavailable."""
+    check_newcomer(state, newcomer.id)
+    cluster_map = formed_map(state)
+    for other in cluster_map.members:
+        if other.store_id == newcomer.store_id:
+            raise _copied_file(newcomer.id, other.id)
+    wanted = {shard_id: weight for shard_id, weight in state.wanted.items() if shard_id != newcomer.id}
+    joined = plan(moves.with_new_member(cluster_map, newcomer))
+    return ClusterState(map=_one_step(cluster_map, joined), wanted=wanted)
+
+
+def with_wanted(state: ClusterState, shard_id: str, weight: int) -> ClusterState:
+    """A launcher is to start the shard. Raises ChangeRefused if it exists or is wanted, Unavailable."""
+    check_newcomer(state, shard_id)
+    if shard_id in state.wanted:
+        raise ChangeRefused(
+            f"shard {shard_id} was asked for already and is being started: wait for it, or remove it to ask anew."
+        )
+    return msgspec.structs.replace(state, wanted={**state.wanted, shard_id: weight})
+
+
+def without(state: ClusterState, shard_id: str, plan: Plan) -> ClusterState:
+    """The shard leaves, and the moves that empty it are planned; one that was only wanted is forgotten.
+
+    Raises NotFound, ChangeRefused for the last one, Unavailable.
+    """
+    cluster_map = formed_map(state)
+    if cluster_map.member(shard_id) is None and shard_id in state.wanted:
+        wanted = {other: weight for other, weight in state.wanted.items() if other != shard_id}
+        return msgspec.structs.replace(state, wanted=wanted)
+    _check_member(cluster_map, shard_id)
+    try:
+        leaving = moves.with_leaving(cluster_map, shard_id)
+    except ValueError:
+        raise ChangeRefused(
+            f"shard {shard_id} is the last one that stays: its keys would have no place. Add another shard first."
+        ) from None
+    return msgspec.structs.replace(state, map=_one_step(cluster_map, plan(leaving)))
+
+
+def reweighed(state: ClusterState, shard_id: str, weight: int, plan: Plan) -> ClusterState:
+    """The shard gets another weight, and what that asks for is planned. Raises NotFound, ChangeRefused, Unavailable."""
+    cluster_map = formed_map(state)
+    if cluster_map.member(shard_id) is None and shard_id in state.wanted:
+        return msgspec.structs.replace(state, wanted={**state.wanted, shard_id: weight})
+    if _check_member(cluster_map, shard_id).state == "leaving":
+        raise ChangeRefused(f"shard {shard_id} is leaving: keep it by cancelling the moves, then change its weight.")
+    weighed = moves.with_weight(cluster_map, shard_id, weight)
+    return msgspec.structs.replace(state, map=_one_step(cluster_map, plan(weighed)))
+
+
+def planned_anew(state: ClusterState, plan: Plan) -> ClusterState:
+    """With the moves that the present members and weights ask for. Raises Unavailable."""
+    cluster_map = formed_map(state)
+    return msgspec.structs.replace(state, map=_one_step(cluster_map, plan(cluster_map)))
+
+
+def without_moves(state: ClusterState) -> ClusterState:
+    """What is under way and not committed is given up: moves, joining, leaving, being started. Raises Unavailable."""
+    return msgspec.structs.replace(state, map=moves.cancelled(formed_map(state)), wanted={})
+
+
+def formed_map(state: ClusterState) -> ClusterMap:
+    """Raises Unavailable before the cluster is formed."""
+    if state.map is None:
+        raise Unavailable(
+            "the cluster is not formed yet: its first shards have not all announced themselves.", retry_after_ms=1000
+        )
+    return state.map
+
+
+def _check_member(cluster_map: ClusterMap, shard_id: str) -> Member:
+    member = cluster_map.member(shard_id)
+    if member is None:
+        known = ", ".join(member.id for member in cluster_map.members)
+        raise NotFound(f"there is no shard {shard_id!r}: the members are {known}.")
+    return member
+
+
+def _one_step(before: ClusterMap, after: ClusterMap) -> ClusterMap:
+    """Changes that are stored at once are one epoch."""
+    return msgspec.structs.replace(after, epoch=min(after.epoch, before.epoch + 1))
+
+
+# --- what to tell people ---------------------------------------------------------------------------------------------
+
+
+def differences(first: FirstMembers, cluster_map: ClusterMap) -> list[str]:
+    """In what cluster.yaml and the stored map differ, a sentence each."""
+    found = []
+    if first.partitions != cluster_map.partitions:
+        found.append(f"partitions: the map has {cluster_map.partitions}, cluster.yaml {first.partitions}")
+    if first.replicas != cluster_map.replicas:
+        found.append(f"replicas: the map has {cluster_map.replicas}, cluster.yaml {first.replicas}")
+    weights = {member.id: member.weight for member in cluster_map.members}
+    found += _missing("cluster.yaml", first.weights, weights) + _missing("the map", weights, first.weights)
+    for shard_id, weight in first.weights.items():
+        if weights.get(shard_id, weight) != weight:
+            found.append(f"shard {shard_id}: the map has weight {weights[shard_id]}, cluster.yaml {weight}")
+    return found
+
+
+def _missing(where: str, there: dict[str, int], elsewhere: dict[str, int]) -> list[str]:
+    return [f"shard {shard_id} is in {where} only" for shard_id in there if shard_id not in elsewhere]

@@ -1,0 +1,418 @@
+"""The mover: carries out the moves that stand in the map, and survives whatever happens to anybody meanwhile.
+
+Owns: the tries under way and how far they are, both in memory only; beginning, committing and voiding moves.
+Promises:
+  - A move is committed only when its destination has said that this very try is done, and only while it stands.
+  - A try that may have fenced its source and cannot be committed is voided: its id goes from the map, so the fence
+    ends as soon as the source follows. The same partitions are then tried under a new id, from the start.
+  - So many tries at most are at work at once (`moves_at_once_max`), one for each pair of source and destination.
+    One that waits for a shard which is away takes none of these places.
+Leaves to others: the data (the destination does all of that), what is to move (`placement.moves`).
+
+A try, from the controller's side
+---------------------------------
+    reach     bring source and destination to a map in which the try stands (Follow); wait for them as long as it takes
+    queue     for a place
+    receive   ask the destination again and again: copy, tail, fence, done
+    commit    one swap: the partitions are the destination's, the try is gone; then Follow to both
+
+The map is all there is. A controller that dies leaves tries of which nobody knows how far they are: at its start it
+gives all of them new ids, in one swap and before anything else, so that no fence of an earlier time can stand and no
+answer of an earlier time can be taken for one of now. If it dies before the commit's swap, that is what happens to the
+move; if it dies after it, the shards learn of the commit when they ask for the next map.
+
+Why every error after the first Receive voids: from then on the destination works by itself and may fence the source
+at any time, and we would not hear of it. Voiding costs a copy; not voiding could leave partitions without anybody who
+answers for them. An error before that, when nothing was sent, costs nothing and only waits.
+
+Why a task may be cancelled: `_take` cancels the try whose id no longer stands (somebody planned anew or cancelled).
+It never does from the moment at which the try begins its own swap, the only step whose end must be known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
+
+import msgspec
+
+from kvstore import failpoints
+from kvstore.config import Limits
+from kvstore.controller.document import ClusterDocument
+from kvstore.controller.membership import ClusterState, formed_map
+from kvstore.controller.record import Change, Record, milliseconds
+from kvstore.controller.shards import Shards
+from kvstore.errors import KvError, Unavailable, from_problem
+from kvstore.placement import moves
+from kvstore.placement.cluster_map import ClusterMap, Move
+from kvstore.protocol import Progress
+
+log = logging.getLogger(__name__)
+
+_FIRST_WAIT_S = 0.05
+_ANSWER_S = 0.5  # a Receive is answered at the latest after this time
+
+Pair = tuple[str, str]
+
+
+def new_move_id() -> str:
+    """An id that no move ever had."""
+    return secrets.token_hex(8)
+
+
+class _Away(Exception):
+    """The destination cannot be asked, and nothing was sent to it."""
+
+
+class _Trouble(NamedTuple):
+    """Tries of a pair that failed one after the other: how many, and why the last one did."""
+
+    tries: int
+    detail: str
+
+
+class _Try:
+    """A move under way. `deciding`: its swap has begun, it must not be cancelled any more."""
+
+    def __init__(self, move: Move) -> None:
+        self.move = move
+        self.pair = move.source, move.to
+        self.task: asyncio.Task[None] | None = None
+        self.deciding = False
+        self.step = "waiting"
+        self.detail = ""
+        self.keys_done = 0
+        self.keys_total = 0
+        self.bytes_done = 0
+        self.fenced_s: float | None = None
+        self.waits_since_s: float | None = None
+
+    def note(self, step: str, detail: str = "") -> None:
+        self.step, self.detail = step, detail
+
+    def has_waited_s(self, now_s: float) -> float:
+        """For how long the destination has been waiting for the source."""
+        return now_s - self.waits_since_s if self.waits_since_s is not None else 0.0
+
+    def take(self, progress: Progress, asked_s: float, now_s: float) -> None:
+        """How far the destination is. `asked_s`: when the question was sent."""
+        if not progress.detail or progress.step not in ("copy", "tail"):
+            self.waits_since_s = None
+        elif self.waits_since_s is None:
+            self.waits_since_s = now_s
+        self.note(progress.step if self.waits_since_s is None else "waiting", progress.detail)
+        self.keys_done, self.keys_total = progress.rows_done, progress.rows_total
+        self.bytes_done = progress.bytes_done
+        if self.fenced_s is None and progress.step in ("fence", "done"):
+            self.fenced_s = now_s if progress.step == "fence" else asked_s
+            failpoints.hit("move-after-fence-seen")
+
+
+class Mover:
+    """`run` it in a task of its own; `report` and `steps` may be asked at any time."""
+
+    def __init__(self, document: ClusterDocument, shards: Shards, limits: Limits) -> None:
+        self.record = Record()
+        self._document = document
+        self._shards = shards
+        self._limits = limits
+        self._slots = asyncio.Semaphore(limits.moves_at_once_max)
+        self._map: ClusterMap | None = None
+        self._tries: dict[Pair, _Try] = {}
+        self._troubles: dict[Pair, _Trouble] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Carry out what stands in the map, for ever. Cancel it before the store is closed."""
+        try:
+            while True:
+                await self._follow_maps()
+                await asyncio.sleep(self._limits.reconnect_wait_s_max)
+        finally:
+            self._stopping = True
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow_maps(self) -> None:
+        """Returns when the store cannot answer."""
+        try:
+            if self._map is None:
+                await self._document.change(lambda s: _with_map(s, lambda m: moves.all_voided(m, new_move_id)))
+            revision = -1
+            while True:
+                revision, state = await self._document.after(revision)
+                if state.map is not None:
+                    self._take(state.map)
+        except Unavailable as error:
+            log.warning("the map cannot be read or changed, so no move goes on: %s", error)
+
+    # --- what people see ---------------------------------------------------------------------------------------------
+
+    def report(self, cluster_map: ClusterMap) -> list[dict[str, Any]]:
+        """The moves of that map, in order, and how far each is."""
+        under_way = {each.move.id: each for each in self._tries.values()}
+        now_s = _now_s()
+        return [_report(move, under_way.get(move.id), now_s) for move in cluster_map.moves]
+
+    def steps(self, cluster_map: ClusterMap) -> dict[str, float]:
+        """How many moves of that map are at each step."""
+        return dict(Counter(move["step"] for move in self.report(cluster_map)))
+
+    def last(self) -> dict[str, Any] | None:
+        """The present or last change."""
+        return self.record.change.report(_now_s()) if self.record.change is not None else None
+
+    # --- which tries are under way -----------------------------------------------------------------------------------
+
+    def _take(self, cluster_map: ClusterMap) -> None:
+        """Another map, ours or somebody else's: end what no longer stands, begin what can."""
+        if self._map is not None and cluster_map.epoch <= self._map.epoch:
+            return
+        before, self._map = self._map, cluster_map
+        self._shards.follow(cluster_map)
+        self.record.note_standing(before.moves if before else [], cluster_map.moves, _now_s())
+        standing = {move.id for move in cluster_map.moves}
+        for each in self._tries.values():
+            if each.move.id not in standing and not each.deciding and each.task is not None:
+                each.task.cancel()
+                self._start(self._tell(each.move))
+        self._fill()
+
+    def _fill(self) -> None:
+        """A try for the first move of each pair that has none."""
+        if self._map is None or self._stopping:
+            return
+        for move in self._map.moves:
+            if (move.source, move.to) not in self._tries:
+                new = self._tries[move.source, move.to] = _Try(move)
+                new.task = self._start(self._run_try(new))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _run_try(self, current: _Try) -> None:
+        try:
+            await self._carry_out(current)
+        except Exception:
+            log.exception("the move %s of %s to %s failed", current.move.id, *current.pair)
+            self._note_trouble(current, "the controller met an error of its own; its log says more")
+        finally:
+            self._leave(current)
+
+    def _leave(self, current: _Try) -> None:
+        """Make room for the next move of the pair."""
+        if self._tries.get(current.pair) is current:
+            del self._tries[current.pair]
+            self._fill()
+
+    # --- one try -----------------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, current: _Try) -> None:
+        committed_in = None
+        while True:
+            await self._reach(current)
+            async with self._slots:
+                try:
+                    failure = await self._receive(current)
+                except _Away:
+                    continue
+                current.deciding = True
+                if failure is None:
+                    committed_in = await self._commit(current)
+                else:
+                    await self._void(current, failure)
+                self._leave(current)
+                break
+        if committed_in is not None:
+            await self._tell_of_commit(current, *committed_in)
+
+    async def _reach(self, current: _Try) -> None:
+        """Both shards follow a map in which the try stands; if the tries before failed, not too soon after them."""
+        assert self._map is not None
+        epoch, wait_s = self._map.epoch, _FIRST_WAIT_S
+        while missing := await self._bring(current.move, epoch):
+            current.note("waiting", missing)
+            await asyncio.sleep(wait_s)
+            wait_s = self._longer(wait_s)
+        trouble = self._troubles.get(current.pair)
+        if trouble is not None:
+            current.note("waiting", f"tried {trouble.tries} times so far: {trouble.detail}")
+            await asyncio.sleep(min(_FIRST_WAIT_S * 2 ** min(trouble.tries, 10), self._limits.reconnect_wait_s_max))
+        current.note("queued")
+
+    async def _bring(self, move: Move, epoch: int, *, again: bool = False) -> str:
+        """Bring both shards to that epoch; says who could not be brought, empty if nobody."""
+        shards = (move.to, move.source)
+        found = await asyncio.gather(
+            *(self._shards.bring(shard, epoch, again=again) for shard in shards), return_exceptions=True
+        )
+        for outcome in found:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, KvError):
+                raise outcome
+        return "; ".join(outcome.detail for outcome in found if isinstance(outcome, KvError))
+
+    async def _receive(self, current: _Try) -> str | None:
+        """None when the destination is done, else why the try must be voided. Raises _Away if nothing was sent."""
+        move, seen, wait_s, was_sent = current.move, "", _FIRST_WAIT_S, False
+        while True:
+            asked_s = _now_s()
+            try:
+                answer = self._shards.receive(move.to, move.id, seen)
+                was_sent = True
+                async with asyncio.timeout(self._patience_s(current)):
+                    reply = await answer
+            except TimeoutError:
+                return self._impatience(current)
+            except KvError as error:
+                if not was_sent:
+                    raise _Away from error
+                return error.detail
+            if isinstance(reply, Progress):
+                current.take(reply, asked_s, _now_s())
+                if reply.step in ("done", "failed"):
+                    return None if reply.step == "done" else reply.detail or "the destination failed"
+                if current.has_waited_s(_now_s()) > self._limits.request_timeout_s:
+                    return reply.detail  # it waits on without its place: see `_reach`
+                seen = reply.step
+                continue
+            refusal = from_problem(reply.problem)
+            if reply.status != 409 or seen:
+                return refusal.detail
+            # It does not stand in the destination's map: not yet, or the shard was restarted with an older one.
+            current.note("waiting", f"shard {move.to} has not heard of the move yet")
+            await asyncio.sleep(wait_s)
+            wait_s = self._longer(wait_s)
+            await self._bring(move, 0, again=True)
+
+    def _patience_s(self, current: _Try) -> float:
+        """How long the next answer may take: no longer than a fence that we have not heard of may last."""
+        if current.fenced_s is None:
+            return _ANSWER_S + self._limits.move_fence_timeout_s
+        return max(0.0, current.fenced_s + self._limits.move_fence_timeout_s - _now_s())
+
+    def _impatience(self, current: _Try) -> str:
+        if current.fenced_s is None:
+            return f"shard {current.move.to} did not say in time how far it is"
+        return f"the fence lasted longer than {self._limits.move_fence_timeout_s:g} s"
+
+    # --- the end of a try --------------------------------------------------------------------------------------------
+
+    async def _commit(self, current: _Try) -> tuple[int, Change | None] | None:
+        """The epoch of the map in which the partitions are the destination's; None if the move no longer stood."""
+        move = current.move
+        current.note("done")
+        failpoints.hit("move-before-commit")
+        try:
+            cluster_map = await self._insist(lambda m: moves.committed(m, move.id), current)
+        except KeyError:
+            # A swap of ours whose outcome could not be looked up at first may have been the one that removed it.
+            cluster_map = await self._insist(lambda m: m, current)
+            if not _is_done(cluster_map, move):
+                log.info("the move %s of %s to %s was done, but no longer stood", move.id, *current.pair)
+                self._take(cluster_map)
+                return None
+        failpoints.hit("move-after-commit")
+        change = self.record.change
+        self.record.note_commit(move, current.keys_done, current.bytes_done)
+        self._troubles.pop(current.pair, None)
+        log.info(
+            "epoch %d: %d partitions of %s are %s's now (%d rows)",
+            cluster_map.epoch, len(move.partitions), *current.pair, current.keys_done,
+        )  # fmt: skip
+        self._take(cluster_map)
+        return cluster_map.epoch, change
+
+    async def _void(self, current: _Try, failure: str) -> None:
+        move, fresh = current.move, new_move_id()
+        log.warning("the move %s of %s to %s begins anew: %s", move.id, *current.pair, failure)
+        current.note("waiting", failure)
+        self._note_trouble(current, failure)
+        failpoints.hit("move-before-void")
+        try:
+            cluster_map = await self._insist(lambda m: moves.voided(m, move.id, fresh), current)
+        except KeyError:
+            return  # it no longer stands: somebody planned anew, or this was done by a swap of unknown outcome
+        self.record.note_void()
+        self._take(cluster_map)
+
+    async def _tell_of_commit(self, current: _Try, epoch: int, change: Change | None) -> None:
+        """The write pause ends when the destination knows; the source learns at the same time."""
+        self._start(self._tell(current.move, only=current.move.source))
+        wait_s = _FIRST_WAIT_S
+        while self._map is not None and self._map.member(current.move.to) is not None:
+            try:
+                await self._shards.bring(current.move.to, epoch)
+            except KvError:
+                await asyncio.sleep(wait_s)
+                wait_s = self._longer(wait_s)
+            else:
+                assert current.fenced_s is not None
+                self.record.note_pause(change, _now_s() - current.fenced_s)
+                return
+
+    async def _tell(self, move: Move, only: str | None = None) -> None:
+        """Once, to make it quick: who does not hear of the newest map now asks for it."""
+        assert self._map is not None
+        for shard_id in (only,) if only else (move.source, move.to):
+            try:
+                await self._shards.bring(shard_id, self._map.epoch)
+            except KvError as error:
+                log.debug("%s", error)
+
+    # --- swaps -------------------------------------------------------------------------------------------------------
+
+    async def _insist(self, change: Callable[[ClusterMap], ClusterMap], current: _Try) -> ClusterMap:
+        """Change the map, however long its store cannot answer; raises what `change` raises."""
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                changed = await self._document.change(lambda state: _with_map(state, change))
+                return formed_map(changed.after)
+            except Unavailable as error:
+                log.warning("the map cannot be changed, trying again: %s", error)
+                current.detail = error.detail
+                await asyncio.sleep(wait_s)
+                wait_s = self._longer(wait_s)
+
+    def _note_trouble(self, current: _Try, detail: str) -> None:
+        before = self._troubles.get(current.pair)
+        self._troubles[current.pair] = _Trouble(before.tries + 1 if before else 1, detail)
+
+    def _longer(self, wait_s: float) -> float:
+        return min(wait_s * 2, self._limits.reconnect_wait_s_max)
+
+
+def _with_map(state: ClusterState, change: Callable[[ClusterMap], ClusterMap]) -> ClusterState:
+    return state if state.map is None else msgspec.structs.replace(state, map=change(state.map))
+
+
+def _is_done(cluster_map: ClusterMap, move: Move) -> bool:
+    return set(move.partitions) <= set(cluster_map.owned_by(move.to))
+
+
+def _report(move: Move, current: _Try | None, now_s: float) -> dict[str, Any]:
+    pause_s = now_s - current.fenced_s if current is not None and current.fenced_s is not None else 0.0
+    return {
+        "from": move.source,
+        "to": move.to,
+        "partitions": len(move.partitions),
+        "step": current.step if current is not None else "queued",
+        "keys_done": current.keys_done if current is not None else 0,
+        "keys_total": current.keys_total if current is not None else 0,
+        "bytes_done": current.bytes_done if current is not None else 0,
+        "write_pause_ms": milliseconds(pause_s),
+        "detail": current.detail if current is not None else "",
+    }
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

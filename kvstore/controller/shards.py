@@ -1,0 +1,156 @@
+"""The controller's ways to the shards: a channel to each member, and a question to one that is none yet.
+
+Owns: the channels, as the newest map names the members; how far each shard is known to follow the map.
+Promises: one map at a time is on its way to a shard, and who asks for it meanwhile waits for the next one together.
+Leaves to others: what moves (`mover`), who may become a member (`membership`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NamedTuple
+
+import aiohttp
+import msgspec
+
+from kvstore.config import Limits
+from kvstore.errors import ChangeRefused, Unavailable, from_problem
+from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.protocol import Answer, Facts, Follow, Receive, Request, Stats
+from kvstore.transport.channel import Channel
+
+_MEASURE_TIMEOUT_S = 1.0
+_IDENTIFY_TIMEOUT_S = 2.0
+_IDENTITY_BYTES_MAX = 64 * 1024
+_CONNECT_POLL_S = 0.01
+_encode = msgspec.json.Encoder().encode
+
+
+class Size(NamedTuple):
+    """What a shard holds."""
+
+    keys: int
+    bytes: int
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What a shard's process says of itself. `cluster_id`: that of its file, None while it is new."""
+
+    shard: str
+    store_id: str
+    cluster_id: str | None = None
+
+
+class _Link:
+    """`epoch`: of the newest map that the shard is known to follow."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.epoch = 0
+        self.telling = asyncio.Lock()
+
+
+class Shards:
+    def __init__(self, limits: Limits, session: aiohttp.ClientSession) -> None:
+        self._limits = limits
+        self._session = session
+        self._links: dict[str, _Link] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._epoch = 0
+        self._encoded = b""
+
+    def follow(self, cluster_map: ClusterMap) -> None:
+        """Take over this map, if it is newer: a channel to each of its members."""
+        if cluster_map.epoch <= self._epoch:
+            return
+        self._epoch, self._encoded = cluster_map.epoch, _encode(cluster_map)
+        for shard_id in list(self._links):
+            member = cluster_map.member(shard_id)
+            if member is None or not _leads_to(self._links[shard_id].channel, member):
+                closing = asyncio.create_task(self._links.pop(shard_id).channel.close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+        for member in cluster_map.members:
+            if member.id not in self._links:
+                channel = Channel(member.id, member.url, self._limits, self._session, member.store_id)
+                self._links[member.id] = _Link(channel)
+
+    async def close(self) -> None:
+        """End all channels."""
+        await asyncio.gather(*(link.channel.close() for link in self._links.values()), *self._closing)
+        self._links.clear()
+
+    def is_connected(self, shard_id: str) -> bool:
+        return shard_id in self._links and self._links[shard_id].channel.connected
+
+    async def bring(self, shard_id: str, epoch: int, *, again: bool = False) -> None:
+        """Return when the shard follows a map of that epoch or a later one, durably. `again`: even if it did before.
+
+        Raises Unavailable if it does not answer, and the shard's error if it refuses.
+        """
+        link = self._link(shard_id)
+        async with link.telling:
+            if not link.channel.connected:
+                raise _not_connected(shard_id)
+            if link.epoch >= epoch and not again:
+                return
+            told = self._epoch
+            answer = await link.channel.request(Follow(0, self._encoded))
+            if not isinstance(answer, Answer) or answer.status != 200:
+                raise from_problem(getattr(answer, "problem", None))
+            link.epoch = max(told, link.epoch)
+
+    def receive(self, shard_id: str, move_id: str, seen: str) -> asyncio.Future[Any]:
+        """Ask the destination to carry out the move; the future brings Progress, or the Answer that refuses.
+
+        Raises Unavailable and TooManyRequests at once: then nothing was sent.
+        """
+        return self._link(shard_id).channel.request(Receive(0, move_id, seen))
+
+    async def measure(self, cluster_map: ClusterMap) -> dict[str, Size]:
+        """What the members hold; without those that do not answer within a second."""
+        self.follow(cluster_map)
+        members = [member.id for member in cluster_map.members]
+        sizes = await asyncio.gather(*(self._measure_one(shard_id) for shard_id in members))
+        return {shard_id: size for shard_id, size in zip(members, sizes, strict=True) if size is not None}
+
+    async def _measure_one(self, shard_id: str) -> Size | None:
+        try:
+            async with asyncio.timeout(_MEASURE_TIMEOUT_S):
+                answer = await self._ask(shard_id, Stats(0))
+        except (Unavailable, TimeoutError):
+            return None
+        return msgspec.convert(answer.facts, Size) if isinstance(answer, Facts) else None
+
+    async def _ask(self, shard_id: str, request: Request) -> Any:
+        channel = self._link(shard_id).channel
+        while not channel.connected:  # noqa: ASYNC110 (nobody else waits for this)
+            await asyncio.sleep(_CONNECT_POLL_S)
+        return await channel.request(request)
+
+    async def identify(self, url: str) -> Identity:
+        """Which shard serves there. Raises ChangeRefused, with the mend, if none does."""
+        timeout = aiohttp.ClientTimeout(total=_IDENTIFY_TIMEOUT_S)
+        try:
+            address = f"{url.rstrip('/')}/healthz"
+            async with self._session.get(address, timeout=timeout, allow_redirects=False) as answer:
+                body = await answer.content.read(_IDENTITY_BYTES_MAX)
+                return msgspec.json.decode(body, type=Identity)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            reason = str(error) or type(error).__name__
+            raise ChangeRefused(
+                f"no shard answers at {url} ({reason}): start it there with `kvstore shard serve` first."
+            ) from None
+
+    def _link(self, shard_id: str) -> _Link:
+        if shard_id not in self._links:
+            raise Unavailable(f"shard {shard_id} is no member any more", shard=shard_id, retry_after_ms=1000)
+        return self._links[shard_id]
+
+
+def _leads_to(channel: Channel, member: Member) -> bool:
+    return (channel.url, channel.store_id) == (member.url, member.store_id)
+
+
+def _not_connected(shard_id: str) -> Unavailable:
+    return Unavailable(f"shard {shard_id} cannot be reached", shard=shard_id, retry_after_ms=1000)
