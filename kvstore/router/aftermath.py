@@ -8,19 +8,22 @@ Leaves to others: the decision (`coordinator`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from kvstore import failpoints
-from kvstore.errors import KvError
-from kvstore.protocol import Abort, Attempt, Finish, Forget, Outcome, Request
+from kvstore.errors import KvError, WrongOwner
+from kvstore.protocol import Abort, Answer, Attempt, Finish, Forget, Outcome, Reply, Request
 from kvstore.router.parts import Part
-from kvstore.router.service import RouterService
+from kvstore.router.service import RouterService, epoch_of
 from kvstore.transport.channel import Channel
 
 _FORGET_EVERY_S = 1.0
-_FINISH_TRIES = 5
+_TELL_FOR_S = 10.0
+_TELL_WAIT_S_MAX = 1.0
+
+Keys = list[str]
 
 
 class Aftermath:
@@ -37,21 +40,21 @@ class Aftermath:
             nonlocal left
             done = not future.cancelled() and future.exception() is None and future.result().status == 200
             if not done:
-                self._spawn(self._finish_later(make(part)))
+                self._spawn(self._tell(make, list(part.keys)))
                 return
             left -= 1
             if not left:
                 self._forget_later(attempt, anchor)
 
-        def make(part: Part) -> Finish:
-            return Finish(0, attempt, list(part.keys), outcome.version, outcome.succeeded, outcome.decided_ms)
+        def make(keys: Keys) -> Finish:
+            return Finish(0, attempt, keys, outcome.version, outcome.succeeded, outcome.decided_ms)
 
         failpoints.hit("txn-before-finish-sent")
         for part in others:
             try:
-                future = part.channel.request(make(part), at_leisure=True)
+                future = part.channel.request(make(list(part.keys)), at_leisure=True)
             except KvError:
-                self._spawn(self._finish_later(make(part)))
+                self._spawn(self._tell(make, list(part.keys)))
                 continue
             future.add_done_callback(partial(on_reply, part))
             if failpoints.active:
@@ -61,22 +64,29 @@ class Aftermath:
         await channel.flushed()
         failpoints.hit("txn-after-finish-sent")
 
-    async def _finish_later(self, finish: Finish) -> None:
-        """A finish did not come through. Some tries more; then the stores see to it (`shard.recovery`)."""
-        for number in range(_FINISH_TRIES):
-            await asyncio.sleep(0.05 * 2**number)
-            try:
-                again = [
-                    channel.request(
-                        Finish(0, finish.attempt, keys, finish.version, finish.succeeded, finish.decided_ms)
-                    )
-                    for channel, keys in self._by_owner(finish.keys).items()
-                ]
-                replies = await asyncio.gather(*again)
-            except KvError:
-                continue
-            if all(reply.status == 200 for reply in replies):
-                return
+    async def _tell(self, make: Callable[[Keys], Finish | Abort], keys: Keys) -> None:
+        """Their owners were not reached, or are others by now. Some tries more; then the stores see to it themselves
+        (`shard.recovery`)."""
+        loop = asyncio.get_running_loop()
+        deadline_s, wait_s = loop.time() + _TELL_FOR_S, 0.05
+        while keys and loop.time() < deadline_s:
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _TELL_WAIT_S_MAX)
+            by_owner = self._by_owner(keys).items()
+            told = await asyncio.gather(*[self._is_told(channel, make(its_keys)) for channel, its_keys in by_owner])
+            keys = [
+                key for (_, its_keys), is_told in zip(by_owner, told, strict=True) if not is_told for key in its_keys
+            ]
+
+    async def _is_told(self, channel: Channel, request: Finish | Abort) -> bool:
+        """If the answer is 421, returns once it makes sense to ask again."""
+        try:
+            reply: Reply = await channel.request(request)
+        except KvError:
+            return False
+        if isinstance(reply, Answer) and reply.status == WrongOwner.status:
+            await self._service.await_epoch(*epoch_of(reply))
+        return isinstance(reply, Answer) and reply.status == 200
 
     def _forget_later(self, attempt: Attempt, anchor: str) -> None:
         """Tell the anchor's store that all is finished; soon, with others."""
@@ -90,13 +100,26 @@ class Aftermath:
         for channel, anchors in self._by_owner(finished).items():
             self.send(channel, Forget(0, [attempt for anchor in anchors for attempt in finished[anchor]]))
 
-    def abort(self, attempt: Attempt, keys: Iterable[str]) -> None:
-        """Of an attempt that never will be committed: its intents go."""
-        for channel, its_keys in self._by_owner(keys).items():
-            self.send(channel, Abort(0, attempt, its_keys))
+    def abort(self, attempt: Attempt, keys: Keys, channel: Channel | None = None) -> None:
+        """Of an attempt that never will be committed: its intents go. `channel`: to whom the keys belonged when it was
+        prepared, if that was one; it is told first, and others if the keys are theirs by now."""
 
-    def _by_owner(self, keys: Iterable[str]) -> dict[Channel, list[str]]:
-        by_owner: dict[Channel, list[str]] = {}
+        def make(keys: Keys) -> Abort:
+            return Abort(0, attempt, keys)
+
+        def on_reply(its_keys: Keys, future: asyncio.Future[Any]) -> None:
+            if future.cancelled() or future.exception() is not None or future.result().status == 200:
+                return
+            self._spawn(self._tell(make, its_keys))
+
+        for each, its_keys in ({channel: keys} if channel is not None else self._by_owner(keys)).items():
+            try:
+                each.request(make(its_keys)).add_done_callback(partial(on_reply, its_keys))
+            except KvError:
+                pass
+
+    def _by_owner(self, keys: Iterable[str]) -> dict[Channel, Keys]:
+        by_owner: dict[Channel, Keys] = {}
         for key in keys:
             by_owner.setdefault(self._service.owner_of(key), []).append(key)
         return by_owner

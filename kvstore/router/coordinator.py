@@ -39,7 +39,6 @@ from kvstore.errors import (
     from_problem,
 )
 from kvstore.protocol import (
-    Abort,
     Answer,
     Ask,
     Attempt,
@@ -83,20 +82,19 @@ class Coordinator:
         Raises Conflict, Locked, IdempotencyKeyReused, DiskFull, DataCorrupt, TooManyRequests, Unavailable: nothing was
         written; OutcomeUnknown with `txn_id`.
         """
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + self._limits.txn_timeout_s
+        deadline = _Deadline(self._service, self._limits)
         self._stamps.see(self._service.floor)
         attempt = self._stamps.draw(_now_us())
         wait_ms = 1.0
         contended = ""
         while True:
-            result = await self._try(transaction, attempt, once, deadline_s, contended)
+            result = await self._try(transaction, attempt, once, deadline, contended)
             if isinstance(result, Result):
                 return result
-            if loop.time() >= deadline_s:
+            if deadline.is_over():
                 raise self._in_the_way(result, transaction, attempt)
             if result.epoch:
-                await self._service.await_epoch(result.epoch)
+                await deadline.await_epoch(result.epoch, result.fenced)
             elif once is not None or not result.key or result.key == contended:
                 wait_ms = min(wait_ms * 2, _RETRY_MS_MAX)
                 await asyncio.sleep(random.uniform(wait_ms / 2, wait_ms) / 1000)
@@ -122,7 +120,7 @@ class Coordinator:
         return txn_id(attempt, self._service.partition_of(transaction.anchor))
 
     async def _try(
-        self, transaction: Transaction, attempt: Attempt, once: Once | None, deadline_s: float, contended: str
+        self, transaction: Transaction, attempt: Attempt, once: Once | None, deadline: _Deadline, contended: str
     ) -> Result | Again:
         """`contended`: the key that was in the way of the attempt before, if there was one."""
         parts = split(transaction, self._service.owner_of)
@@ -134,7 +132,7 @@ class Coordinator:
             # Its part must be prepared, and first; the anchor's is not. A reply would be kept with the first key named.
             chosen = next((key for part in parts if contended not in part.keys for key in part.keys), "")
             transaction = transaction._replace(chosen_anchor=chosen)
-        return await self._two_phases(parts, transaction, attempt, once, deadline_s, contended)
+        return await self._two_phases(parts, transaction, attempt, once, deadline, contended)
 
     # --- one store ----------------------------------------------------------------------------------------------------
 
@@ -155,6 +153,9 @@ class Coordinator:
         """Raises the error that the client is told."""
         verdict = judge_refusal(reply)
         if isinstance(verdict, Refused):
+            shard_id = verdict.error.members.get("shard")
+            if shard_id is not None and shard_id not in self._service.channels:
+                return Again(epoch=1)  # it has left the cluster, and by another map
             raise verdict.error
         if isinstance(verdict, Again):
             return verdict
@@ -171,7 +172,7 @@ class Coordinator:
             if isinstance(reply, Reads):
                 self._after.send(part.channel, ReadUnlock(0, list(part.keys), reply.lock))
             elif reply is None:
-                self._after.send(part.channel, Abort(0, attempt, list(part.keys)))
+                self._after.abort(attempt, list(part.keys), part.channel)
 
         def lock(part: Part) -> ReadLock:
             return ReadLock(0, attempt, list(part.keys))
@@ -212,7 +213,7 @@ class Coordinator:
         transaction: Transaction,
         attempt: Attempt,
         once: Once | None,
-        deadline_s: float,
+        deadline: _Deadline,
         contended: str,
     ) -> Result | Again:
         anchor = transaction.anchor
@@ -228,7 +229,7 @@ class Coordinator:
 
         def give_up(part: Part, reply: Any) -> None:
             if reply is None or isinstance(reply, Vote):
-                self._after.send(part.channel, Abort(0, attempt, list(part.keys)))
+                self._after.abort(attempt, list(part.keys), part.channel)
 
         failpoints.hit("txn-before-prepare-sent")
         votes: list[Vote] = []
@@ -249,7 +250,7 @@ class Coordinator:
         commit = Commit(0, anchor, attempt, last.conditions, last.then, last.otherwise, *prepared, keys)
         if once is not None:
             commit.once, commit.then_reads, commit.otherwise_reads = once, then_reads, otherwise_reads
-        outcome = await self._commit(commit, transaction, deadline_s)
+        outcome = await self._commit(commit, transaction, deadline)
         if not isinstance(outcome, Outcome) or outcome.state != "committed":
             for part in others:
                 give_up(part, None)
@@ -304,14 +305,12 @@ class Coordinator:
                 give_up(part, None)  # it may have been taken in; if so, it must not stay
         return refusal
 
-    async def _commit(self, commit: Commit, transaction: Transaction, deadline_s: float) -> Outcome | Answer:
+    async def _commit(self, commit: Commit, transaction: Transaction, deadline: _Deadline) -> Outcome | Answer:
         """What the anchor's store says for good, asked again while it says nothing. Raises OutcomeUnknown, Unavailable.
 
         Once the commit may have arrived, only the anchor's store knows what became of it. Where it cannot be done as it
         was split up (421), it is given up by asking: then it is aborted for good, or was done.
         """
-        loop = asyncio.get_running_loop()
-        give_up_s = deadline_s + self._limits.txn_timeout_s
         may_have_arrived = False
         request: Commit | Ask = commit
         failpoints.hit("txn-before-decide-sent")
@@ -338,11 +337,11 @@ class Coordinator:
                 if isinstance(reply, Answer) and not isinstance(error, WrongOwner | TooManyRequests):
                     return reply
                 may_have_arrived = True  # a refusal answers one copy of the message, and another may still be under way
-            if loop.time() > (give_up_s if may_have_arrived else deadline_s):
+            if deadline.is_over(self._limits.txn_timeout_s if may_have_arrived else 0.0):
                 break
             if isinstance(error, WrongOwner):
                 request = Ask(0, commit.key, commit.attempt)
-                await self._service.await_epoch(int(error.members.get("epoch", 0)))
+                await deadline.await_epoch(error.epoch, error.fenced)
             else:
                 await asyncio.sleep(0.02)
         if may_have_arrived:
@@ -372,6 +371,29 @@ class Coordinator:
         except KvError:
             return False
         return isinstance(reply, Outcome) and reply.state == "pending"
+
+
+class _Deadline:
+    """Until when a transaction is tried. Time in which it waits for a newer map is not its own: up to
+    `reroute_timeout_s` of it does not count."""
+
+    def __init__(self, service: RouterService, limits: Limits) -> None:
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._at_s = self._loop.time() + limits.txn_timeout_s
+        self._spare_s = limits.reroute_timeout_s
+
+    def is_over(self, more_s: float = 0.0) -> bool:
+        """It has passed, and so have `more_s`."""
+        return self._loop.time() >= self._at_s + more_s
+
+    async def await_epoch(self, epoch: int, fenced: bool) -> None:
+        """See `RouterService.await_epoch`."""
+        began_s = self._loop.time()
+        await self._service.await_epoch(epoch, fenced)
+        spared_s = min(self._loop.time() - began_s, self._spare_s)
+        self._spare_s -= spared_s
+        self._at_s += spared_s
 
 
 class _Late:

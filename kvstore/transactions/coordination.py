@@ -27,13 +27,15 @@ class Prepared(NamedTuple):
 class Again(NamedTuple):
     """This attempt is over, nothing was written, and another one may succeed.
 
-    `epoch`: with a map of at least this epoch. `key`: on which there was a conflict. `same_request`: what stands in the
-    way is the same request, whose outcome is not known yet.
+    `epoch`: with a map of at least this epoch, or with one above it if a partition is `fenced`, about to leave. `key`:
+    on which there was a conflict. `same_request`: what stands in the way is the same request, whose outcome is not
+    known yet.
     """
 
     epoch: int = 0
     key: str = ""
     same_request: bool = False
+    fenced: bool = False
 
 
 class Refused(NamedTuple):
@@ -62,7 +64,7 @@ def judge_refusal(reply: Answer | Outcome | KvError) -> Again | Refused | Outcom
         return reply if reply.state == "repeated" else Again()
     error = from_problem(reply.problem) if isinstance(reply, Answer) else reply
     if isinstance(error, WrongOwner):
-        return Again(epoch=int(error.members.get("epoch", 0)))
+        return Again(epoch=max(1, error.epoch), fenced=error.fenced)
     if isinstance(error, Conflict):
         return Again(key=str(error.members.get("key", "")), same_request=bool(error.members.get("same_request")))
     if isinstance(error, OutcomeUnknown):

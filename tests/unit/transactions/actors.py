@@ -168,7 +168,7 @@ class _Net:
     def partition_of(self, key: str) -> int:
         return at(key)
 
-    async def await_epoch(self, epoch: int) -> None:
+    async def await_epoch(self, epoch: int, fenced: bool = False) -> None:
         """The map that is asked for is always there."""
 
     def send(self, store: int, op: Any) -> asyncio.Future[Any]:
@@ -257,10 +257,11 @@ class _Asking(Recovery):
         self._net = net
         self._own = own
         self._store = self  # type: ignore[assignment]
+        self._peers = self  # type: ignore[assignment]
         self._decision = decision
         self._played = played
 
-    def _owner(self, key: str) -> str:
+    def owner(self, key: str) -> str:
         return str(self._net.owners[key])
 
     async def _ask(self, key: str, request: Any) -> Reply:

@@ -200,7 +200,7 @@ class Store:
             elif row.kind == DECISION:
                 decision = decode_decision(row.body)
                 self.noted[decision.attempt] = Noted(row.partition, decision.outcome != "committed")
-                self.holds.decided.add(decision.attempt)
+                self.holds.decided[decision.attempt] = row.partition
 
     # --- moves --------------------------------------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class Store:
             if row.kind == DECISION and row.body is not None:
                 attempt = decode_decision(row.body).attempt
                 self.noted.pop(attempt, None)
-                self.holds.decided.discard(attempt)
+                self.holds.decided.pop(attempt, None)
         return rows, answers
 
     def take_in(self, key: str, rows: list[Row], clock: Clock) -> None:
