@@ -13,7 +13,7 @@ Routes (internal: clients talk to a router, which passes those of shards and mov
     PATCH  /v1/shards/{id}      {"weight"}: 202, likewise
     DELETE /v1/shards/{id}      remove: 202, likewise
     GET    /v1/moves            {"moves": […], "ending": [ids], "last": {…} or null}
-    POST   /v1/moves            plan anew: 202 {"moves": how many, "epoch"}
+    POST   /v1/moves            plan anew: 202 {"epoch"}
     DELETE /v1/moves            cancel what is not committed: 202, likewise
     GET    /healthz             200 while the process lives
     GET    /metrics             Prometheus text
@@ -268,7 +268,7 @@ def _asked_response(asked: Asked) -> web.Response:
 
 
 def _moves_response(cluster_map: ClusterMap) -> web.Response:
-    return _json({"moves": len(cluster_map.moves), "epoch": cluster_map.epoch}, status=202)
+    return _json({"epoch": cluster_map.epoch}, status=202)
 
 
 def _json(document: object, status: int = 200) -> web.Response:

@@ -83,7 +83,7 @@ class _Try:
         self.pair = move.source, move.to
         self.task: asyncio.Task[None] | None = None
         self.deciding = False
-        self.step = "waiting"
+        self.step = "queued"
         self.detail = ""
         self.keys_done = 0
         self.keys_total = 0

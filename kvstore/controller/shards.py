@@ -8,13 +8,13 @@ Leaves to others: what moves (`mover`), who may become a member (`membership`).
 from __future__ import annotations
 
 import asyncio
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.errors import ChangeRefused, Unavailable, from_problem
+from kvstore.errors import ChangeRefused, KvError, Unavailable, from_problem
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.protocol import Answer, Facts, Follow, Receive, Request, Stats
 from kvstore.transport.channel import Channel
@@ -26,8 +26,8 @@ _CONNECT_POLL_S = 0.01
 _encode = msgspec.json.Encoder().encode
 
 
-class Size(NamedTuple):
-    """What a shard holds."""
+class Size(msgspec.Struct, frozen=True):
+    """What a shard holds, as it counts itself."""
 
     keys: int
     bytes: int
@@ -118,9 +118,9 @@ class Shards:
         try:
             async with asyncio.timeout(_MEASURE_TIMEOUT_S):
                 answer = await self._ask(shard_id, Stats(0))
-        except (Unavailable, TimeoutError):
+            return msgspec.convert(answer.facts, Size) if isinstance(answer, Facts) else None
+        except (KvError, TimeoutError, msgspec.ValidationError):
             return None
-        return msgspec.convert(answer.facts, Size) if isinstance(answer, Facts) else None
 
     async def _ask(self, shard_id: str, request: Request) -> Any:
         channel = self._link(shard_id).channel

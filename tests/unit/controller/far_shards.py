@@ -1,0 +1,178 @@
+"""Shards over real channels whose data are nobody's business: they follow maps, and move as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+from aiohttp import web
+
+from kvstore.config import Limits
+from kvstore.errors import Conflict
+from kvstore.placement.cluster_map import ClusterMap, Move
+from kvstore.protocol import Answer, Facts, Follow, Progress, Receive, Reply, Request, Stats
+from kvstore.transport.channel import Connection
+
+STEPS = ("copy", "tail", "fence", "done")
+ANSWER_S = 0.05
+LIMITS = Limits()
+
+
+class FarShard:
+    """`gates`: beyond a step whose gate is closed no move here goes. `fails`: so many moves end as failed."""
+
+    def __init__(self, shard_id: str, others: dict[str, FarShard]) -> None:
+        self.id = shard_id
+        self.store_id = f"store-{shard_id}"
+        self.cluster_id: str | None = None
+        self.url = ""
+        self.keys = 1000
+        self.map: ClusterMap | None = None
+        self.followed: list[int] = []
+        self.received: list[str] = []
+        self.seen: list[tuple[str, str]] = []
+        self.begun: dict[str, str] = {}
+        self.fences: set[str] = set()
+        self.gates = {step: asyncio.Event() for step in ("follow", *STEPS)}
+        self.fails = 0
+        self.waits_for_source = False
+        self.forgets_maps = 0
+        self._others = others
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._moving: dict[str, asyncio.Task[None]] = {}
+        self._runner: web.AppRunner | None = None
+        self._transports: list[asyncio.BaseTransport] = []
+        self._port = 0
+        for gate in self.gates.values():
+            gate.set()
+
+    # --- its process -------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_get("/channel", self._channel)
+        app.router.add_get("/healthz", self._healthz)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
+        self._port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    async def kill(self) -> None:
+        """As kill -9: what was durable stays, the map and the fences."""
+        for transport in self._transports:
+            transport.abort()  # type: ignore[attr-defined]
+        for task in (*self._tasks, *self._moving.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._moving.values(), return_exceptions=True)
+        self._moving.clear()
+        self.begun.clear()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        self._runner = None
+
+    def hang_up(self) -> None:
+        """The connection is lost, the process goes on."""
+        for transport in self._transports:
+            transport.abort()  # type: ignore[attr-defined]
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        facts = {"status": "alive", "shard": self.id, "store_id": self.store_id, "cluster_id": self.cluster_id}
+        return web.json_response(facts)
+
+    async def _channel(self, request: web.Request) -> web.StreamResponse:
+        if request.query["shard"] != self.id or request.query["store"] != self.store_id:
+            raise web.HTTPConflict
+        socket = web.WebSocketResponse(compress=False, max_msg_size=0)
+        await socket.prepare(request)
+        assert request.transport is not None
+        self._transports.append(request.transport)
+        await Connection(LIMITS).serve(socket, self._handle)
+        return socket
+
+    def _handle(self, request: Request, connection: Connection) -> None:
+        async def answer() -> None:
+            connection.send(await self._answer(request))
+
+        task = asyncio.create_task(answer())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, request: Request) -> Reply:
+        if isinstance(request, Follow):
+            await self.gates["follow"].wait()
+            self._follow(msgspec.json.decode(request.cluster_map, type=ClusterMap))
+            return Answer(request.id, 200)
+        if isinstance(request, Receive):
+            return await self._receive(request)
+        assert isinstance(request, Stats)
+        return Facts(request.id, 1, {"keys": self.keys, "bytes": self.keys * 100, "more": {}})
+
+    # --- its part in moves -------------------------------------------------------------------------------------------
+
+    def _follow(self, cluster_map: ClusterMap) -> None:
+        self.followed.append(cluster_map.epoch)
+        if self.forgets_maps:
+            self.forgets_maps -= 1
+            return
+        if self.map is not None and cluster_map.epoch <= self.map.epoch:
+            return
+        self.map = cluster_map
+        standing = {move.id for move in cluster_map.moves}
+        self.fences &= standing
+        for move_id in set(self._moving) - standing:
+            self._moving.pop(move_id).cancel()
+
+    def stands(self, move_id: str) -> Move | None:
+        """The move, if it stands in the map that this shard follows."""
+        return next((move for move in (self.map.moves if self.map else []) if move.id == move_id), None)
+
+    async def _receive(self, request: Receive) -> Reply:
+        self.received.append(request.move)
+        move = self.stands(request.move)
+        if move is None or move.to != self.id:
+            return Answer(request.id, 409, problem=Conflict("it does not stand here").problem())
+        if move.id not in self._moving:
+            self.begun[move.id] = "copy"
+            self._moving[move.id] = asyncio.create_task(self._move(move))
+        for _ in range(10):
+            if self.begun[move.id] != request.seen:
+                break
+            await asyncio.sleep(ANSWER_S / 10)
+        step = self.begun[move.id]
+        self.seen.append((move.id, step))
+        detail = {"failed": "the digests differ", "copy": "waiting for the source" * self.waits_for_source}.get(
+            step, ""
+        )
+        return Progress(request.id, step, 10 * len(move.partitions), 10 * len(move.partitions), 1000, detail)
+
+    async def _move(self, move: Move) -> None:
+        for step in STEPS:
+            if step == "done" and self.fails:
+                self.fails -= 1
+                self.begun[move.id] = "failed"
+                return
+            if step == "fence":
+                source = self._others[move.source]
+                if source.stands(move.id) is None:
+                    self.begun[move.id] = "failed"
+                    return
+                source.fences.add(move.id)
+            self.begun[move.id] = step
+            await self.gates[step].wait()
+
+
+@asynccontextmanager
+async def far_shards(*shard_ids: str) -> AsyncIterator[dict[str, FarShard]]:
+    """Shards by id, each running."""
+    shards: dict[str, FarShard] = {}
+    for shard_id in shard_ids:
+        shards[shard_id] = FarShard(shard_id, shards)
+        await shards[shard_id].start()
+    try:
+        yield shards
+    finally:
+        for shard in shards.values():
+            await shard.kill()

@@ -1,0 +1,553 @@
+"""The mover on a real store and real channels: what stands in the map is done, whoever dies, hangs or comes late."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from kvstore.config import Limits, default_config
+from kvstore.controller.document import ClusterDocument
+from kvstore.controller.membership import Announcement, ClusterState
+from kvstore.controller.mover import Mover
+from kvstore.controller.service import ClusterService
+from kvstore.controller.shards import Shards
+from kvstore.controller.store import MapStore, Stored
+from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
+from kvstore.errors import Unavailable
+from kvstore.placement.cluster_map import ClusterMap, Member, first_map
+from tests.unit.controller.far_shards import FarShard, far_shards
+
+WAIT_S = 20.0
+PARTITIONS = 64
+LIMITS = Limits(reconnect_wait_s_max=0.05, move_group_keys_max=250, move_fence_timeout_s=0.4, map_write_tries_max=50)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+class Controller:
+    """A mover and a service on one document, as in the controller's process."""
+
+    def __init__(self, store: MapStore, limits: Limits, session: aiohttp.ClientSession) -> None:
+        self.document = ClusterDocument(store, limits.map_write_tries_max)
+        self.shards = Shards(limits, session)
+        self.mover = Mover(self.document, self.shards, limits)
+        self.service = ClusterService(
+            self.document, msgspec.structs.replace(default_config(), partitions=PARTITIONS, limits=limits), self.shards
+        )
+        self.running = asyncio.create_task(self.mover.run())
+
+    async def map(self) -> ClusterMap:
+        state = await self.document.read()
+        assert state.map is not None
+        return state.map
+
+    async def moves(self) -> list[dict[str, Any]]:
+        return self.mover.report(await self.map())
+
+    async def settled(self) -> ClusterMap:
+        """The map once no move stands in it and all are told."""
+        async with asyncio.timeout(WAIT_S):
+            while (await self.map()).moves or self.mover._tasks:
+                await asyncio.sleep(0.005)
+        return await self.map()
+
+    async def stop(self) -> None:
+        self.running.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.running
+        await self.shards.close()
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[dict[str, FarShard]]:
+    async with far_shards("s1", "s2", "s3", "s4", "s5", "s6") as shards:
+        yield shards
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteMapStore]:
+    opened = await open_sqlite(tmp_path / "controller-0.db")
+    yield opened
+    await opened.close()
+
+
+@asynccontextmanager
+async def controlled(store: MapStore, **limits: Any) -> AsyncIterator[Controller]:
+    async with aiohttp.ClientSession() as session:
+        controller = Controller(store, msgspec.structs.replace(LIMITS, **limits), session)
+        try:
+            yield controller
+        finally:
+            await controller.stop()
+
+
+async def form(store: MapStore, far: dict[str, FarShard], *shard_ids: str) -> ClusterMap:
+    members = [Member(id=name, url=far[name].url, store_id=far[name].store_id) for name in shard_ids]
+    formed = first_map("c", PARTITIONS, members)
+    await store.compare_and_swap(0, msgspec.json.encode(ClusterState(map=formed)))
+    return formed
+
+
+@pytest.fixture
+async def controller(store: SqliteMapStore, far: dict[str, FarShard]) -> AsyncIterator[Controller]:
+    """Of a formed cluster of s1, s2 and s3."""
+    await form(store, far, "s1", "s2", "s3")
+    async with controlled(store) as controller:
+        yield controller
+
+
+def loads(cluster_map: ClusterMap) -> dict[str, int]:
+    return {member.id: len(cluster_map.owned_by(member.id)) for member in cluster_map.members}
+
+
+def states(cluster_map: ClusterMap) -> dict[str, str]:
+    return {member.id: member.state for member in cluster_map.members}
+
+
+# --- as it should go -------------------------------------------------------------------------------------------------
+
+
+async def test_a_shard_that_is_added_gets_its_share_and_is_up(controller: Controller, far: dict[str, FarShard]) -> None:
+    asked = await controller.service.add("s4", far["s4"].url, 1)
+    assert (asked.id, asked.state) == ("s4", "joining")
+    done = await controller.settled()
+    assert loads(done) == {"s1": 16, "s2": 16, "s3": 16, "s4": 16}
+    assert states(done)["s4"] == "up"
+    assert far["s4"].map == done
+    assert not any(shard.fences for shard in far.values())
+
+
+async def test_a_shard_that_is_removed_gives_all_away_and_is_no_member(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    assert (await controller.service.remove("s2")).state == "leaving"
+    done = await controller.settled()
+    assert loads(done) == {"s1": 32, "s3": 32}
+
+
+async def test_source_and_destination_follow_the_map_of_the_move_before_it_begins(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    far["s2"].gates["follow"].clear()
+    await controller.service.add("s4", far["s4"].url, 1)
+    async with asyncio.timeout(WAIT_S):
+        while {move.source for move in (await controller.map()).moves} != {"s2"}:
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)
+    assert not {move.id for move in (await controller.map()).moves} & set(far["s4"].received)
+    far["s2"].gates["follow"].set()
+    assert loads(await controller.settled())["s2"] == 16
+
+
+async def test_no_more_moves_are_at_work_than_allowed_and_one_of_each_pair(
+    store: SqliteMapStore, far: dict[str, FarShard]
+) -> None:
+    await form(store, far, "s1", "s2", "s3")
+    for name in ("s4", "s5"):
+        far[name].gates["copy"].clear()
+    async with controlled(store, moves_at_once_max=3, move_group_keys_max=60) as controller:
+        await controller.service.add("s4", far["s4"].url, 1)
+        await controller.service.add("s5", far["s5"].url, 1)
+        await until(lambda: len(far["s4"].begun) + len(far["s5"].begun) >= 3)
+        await asyncio.sleep(0.1)
+        moves = await controller.moves()
+        at_work = [(move["from"], move["to"]) for move in moves if move["step"] == "copy"]
+        assert len(at_work) == len(set(at_work)) == 3
+        assert {move["step"] for move in moves} == {"copy", "queued"}
+        for name in ("s4", "s5"):
+            far[name].gates["copy"].set()
+        assert max(loads(await controller.settled()).values()) == 13
+
+
+async def test_two_adds_and_a_remove_at_the_same_time_end_well(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    service = controller.service
+    await asyncio.gather(service.add("s4", far["s4"].url, 1), service.remove("s1"), service.add("s5", far["s5"].url, 2))
+    done = await controller.settled()
+    assert set(states(done).values()) == {"up"}
+    assert sorted(done.member(name).weight for name in ("s2", "s3", "s4", "s5")) == [1, 1, 1, 2]  # type: ignore[union-attr]
+    assert max(loads(done).values()) <= 26
+    assert "s1" not in states(done)
+
+
+async def test_a_new_weight_moves_what_it_asks_for(controller: Controller, far: dict[str, FarShard]) -> None:
+    assert (await controller.service.reweigh("s3", 2)).state == "up"
+    assert loads(await controller.settled()) == {"s1": 16, "s2": 16, "s3": 32}
+
+
+async def test_progress_is_reported_while_it_goes_on_and_summed_up_after(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    assert controller.mover.last() is None
+    far["s4"].gates["fence"].clear()
+    await controller.service.add("s4", far["s4"].url, 1)
+    await until(lambda: any(step == "fence" for _, step in far["s4"].seen))
+    await asyncio.sleep(0.02)
+    fenced = [move for move in await controller.moves() if move["step"] == "fence"]
+    assert fenced
+    assert fenced[0]["to"] == "s4"
+    assert fenced[0]["keys_done"] == fenced[0]["keys_total"] == 10 * fenced[0]["partitions"]
+    assert fenced[0]["write_pause_ms"] > 0
+    far["s4"].gates["fence"].set()
+    await controller.settled()
+    last = controller.mover.last()
+    assert last is not None
+    assert (last["partitions"], last["keys"]) == (16, 160)
+    assert last["groups"] >= 3
+    assert 0 < last["write_pause_ms_p99"] <= last["write_pause_ms_max"] < 400
+    assert last["seconds"] > 0
+    seconds = last["seconds"]
+    await asyncio.sleep(0.01)
+    assert controller.mover.last()["seconds"] == seconds  # type: ignore[index]
+    await controller.service.remove("s4")
+    assert (await controller.settled(), controller.mover.last()["partitions"])[1] == 16  # type: ignore[index]
+
+
+# --- voiding ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_move_that_fails_begins_anew_under_another_id(controller: Controller, far: dict[str, FarShard]) -> None:
+    far["s4"].fails = 3
+    await controller.service.add("s4", far["s4"].url, 1)
+    done = await controller.settled()
+    assert loads(done)["s4"] == 16
+    assert controller.mover.record.stats.voided == 3
+    failed = [move_id for move_id, step in far["s4"].seen if step == "failed"]
+    finished = [move_id for move_id, step in far["s4"].seen if step == "done"]
+    assert len(set(failed)) == 3
+    assert not set(failed) & set(finished)
+
+
+async def test_a_fence_that_lasts_too_long_ends_and_the_move_begins_anew(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    far["s4"].gates["fence"].clear()
+    await controller.service.add("s4", far["s4"].url, 1)
+    await until(lambda: far["s1"].fences)
+    fenced = set(far["s1"].fences)
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    await until(lambda: not fenced & far["s1"].fences)
+    assert loop.time() - began_s < 2.0
+    far["s4"].gates["fence"].set()
+    assert loads(await controller.settled())["s4"] == 16
+    assert controller.mover.record.stats.voided > 0
+
+
+async def test_a_destination_that_says_nothing_is_taken_to_have_fenced(
+    controller: Controller, far: dict[str, FarShard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silence(request: Any) -> Any:
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(far["s4"], "_receive", silence)
+    await controller.service.add("s4", far["s4"].url, 1)
+    before = {move.id for move in (await controller.map()).moves}
+    await until(lambda: controller.mover.record.stats.voided >= 3)
+    assert len({move.id for move in (await controller.map()).moves} - before) >= 3
+    monkeypatch.undo()
+    assert loads(await controller.settled())["s4"] == 16
+
+
+@pytest.mark.parametrize("step", ["copy", "tail", "fence"])
+async def test_a_lost_connection_voids_what_may_have_fenced(
+    controller: Controller, far: dict[str, FarShard], step: str
+) -> None:
+    far["s4"].gates[step].clear()
+    await controller.service.add("s4", far["s4"].url, 1)
+    await until(lambda: step in far["s4"].begun.values())
+    lost = {move_id for move_id, at in far["s4"].begun.items() if at == step}
+    far["s4"].hang_up()
+    far["s4"].gates[step].set()
+    done = await controller.settled()
+    assert loads(done)["s4"] == 16
+    assert controller.mover.record.stats.voided > 0
+    assert not any(shard.fences for shard in far.values())
+    assert lost & {move_id for move_id, _ in far["s4"].seen}
+
+
+async def test_a_shard_that_has_forgotten_the_map_is_told_again_and_nothing_is_voided(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    far["s4"].forgets_maps = 2
+    await controller.service.add("s4", far["s4"].url, 1)
+    assert loads(await controller.settled())["s4"] == 16
+    assert controller.mover.record.stats.voided == 0
+
+
+# --- the dead --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_dead_source_is_waited_for_while_others_go_on(controller: Controller, far: dict[str, FarShard]) -> None:
+    await far["s2"].kill()
+    await controller.service.add("s4", far["s4"].url, 1)
+    async with asyncio.timeout(WAIT_S):
+        while {move["from"] for move in await controller.moves()} != {"s2"}:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    waiting, *queued = await controller.moves()
+    assert (waiting["step"], waiting["detail"]) == ("waiting", "shard s2 cannot be reached")
+    assert {move["step"] for move in queued} <= {"queued"}
+    await far["s2"].start()
+    assert loads(await controller.settled()) == {"s1": 16, "s2": 16, "s3": 16, "s4": 16}
+
+
+async def test_dead_shards_take_no_place_among_those_at_work(store: SqliteMapStore, far: dict[str, FarShard]) -> None:
+    await form(store, far, "s1", "s2", "s3")
+    await far["s1"].kill()
+    await far["s2"].kill()
+    async with controlled(store, moves_at_once_max=1) as controller:
+        await controller.service.add("s4", far["s4"].url, 1)
+        async with asyncio.timeout(WAIT_S):
+            while {move["from"] for move in await controller.moves()} != {"s1", "s2"}:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_destination_killed_in_each_step_does_not_stop_the_move(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    await controller.service.add("s4", far["s4"].url, 1)
+    for step in ("copy", "tail", "fence"):
+        far["s4"].gates[step].clear()
+        await until(lambda step=step: step in far["s4"].begun.values())
+        fenced = {name: set(shard.fences) for name, shard in far.items()}
+        await far["s4"].kill()
+        await until(lambda fenced=fenced: not any(fenced[name] & shard.fences for name, shard in far.items()))
+        far["s4"].gates[step].set()
+        await far["s4"].start()
+    assert loads(await controller.settled())["s4"] == 16
+
+
+async def test_a_destination_that_waits_for_its_source_for_long_makes_room(
+    store: SqliteMapStore, far: dict[str, FarShard]
+) -> None:
+    await form(store, far, "s1", "s2", "s3")
+    far["s4"].waits_for_source = True
+    far["s4"].gates["copy"].clear()
+    async with controlled(store, moves_at_once_max=1, request_timeout_s=0.3) as controller:
+        await controller.service.add("s4", far["s4"].url, 1)
+        await until(lambda: controller.mover.record.stats.voided >= 2)
+        async with asyncio.timeout(WAIT_S):
+            while not any("waiting for the source" in move["detail"] for move in await controller.moves()):
+                await asyncio.sleep(0.002)
+        far["s4"].gates["copy"].set()
+        await controller.settled()
+
+
+# --- the controller's own death --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["copy", "tail", "fence"])
+async def test_a_controller_that_starts_gives_all_moves_new_ids_before_anything_else(
+    store: SqliteMapStore, far: dict[str, FarShard], step: str
+) -> None:
+    await form(store, far, "s1", "s2", "s3")
+    far["s4"].gates[step].clear()
+    async with controlled(store) as controller:
+        await controller.service.add("s4", far["s4"].url, 1)
+        await until(lambda: step in far["s4"].begun.values())
+        old = {move.id for move in (await controller.map()).moves}
+    received = len(far["s4"].received)
+    far["s4"].gates[step].set()
+    async with controlled(store) as controller:
+        done = await controller.settled()
+    assert loads(done) == {"s1": 16, "s2": 16, "s3": 16, "s4": 16}
+    assert not old & set(far["s4"].received[received:])
+    assert not any(shard.fences for shard in far.values())
+
+
+async def test_a_controller_without_moves_writes_nothing_at_its_start(
+    store: SqliteMapStore, far: dict[str, FarShard]
+) -> None:
+    await form(store, far, "s1", "s2")
+    before = await store.read()
+    async with controlled(store) as controller:
+        await until(lambda: controller.mover._map is not None)
+    assert await store.read() == before
+
+
+class Troubled:
+    """A store some of whose swaps happen without their outcome being told, or do not happen at all."""
+
+    def __init__(self, store: MapStore) -> None:
+        self._store = store
+        self.read, self.watch, self.close = store.read, store.watch, store.close
+        self.untold = 0
+        self.refused = 0
+        self.overtaken = 0
+
+    async def compare_and_swap(self, revision: int, document: bytes) -> int | None:
+        if self.refused:
+            self.refused -= 1
+            raise Unavailable("the disk is full")
+        if self.overtaken:
+            self.overtaken -= 1
+            present = await self._store.read()
+            await self._store.compare_and_swap(present.revision, present.document or b"")
+        outcome = await self._store.compare_and_swap(revision, document)
+        if self.untold:
+            self.untold -= 1
+            raise Unavailable("nobody knows")
+        return outcome
+
+
+@pytest.mark.parametrize("trouble", ["untold", "refused", "overtaken"])
+async def test_swaps_that_fail_or_are_overtaken_or_untold_change_nothing_in_the_end(
+    store: SqliteMapStore, far: dict[str, FarShard], trouble: str
+) -> None:
+    await form(store, far, "s1", "s2", "s3")
+    troubled = Troubled(store)
+    far["s4"].gates["fence"].clear()
+    far["s4"].fails = 1
+    async with controlled(troubled) as controller:
+        await controller.service.add("s4", far["s4"].url, 1)
+        await until(lambda: any(shard.fences for shard in far.values()))
+        setattr(troubled, trouble, 12)
+        far["s4"].gates["fence"].set()
+        assert loads(await controller.settled()) == {"s1": 16, "s2": 16, "s3": 16, "s4": 16}
+        last = controller.mover.last()
+        assert last is not None
+        assert last["partitions"] == 16
+    assert getattr(troubled, trouble) == 0 or trouble == "untold"
+
+
+async def test_a_store_that_cannot_be_read_for_a_while_is_waited_for(
+    store: SqliteMapStore, far: dict[str, FarShard]
+) -> None:
+    await form(store, far, "s1", "s2", "s3")
+    failing = 5
+
+    class Unreadable(Troubled):
+        def __init__(self, store: MapStore) -> None:
+            super().__init__(store)
+            self.watch = self._watch
+
+        async def _watch(self, revision: int) -> Stored:
+            nonlocal failing
+            if failing:
+                failing -= 1
+                raise Unavailable("not now")
+            return await store.watch(revision)
+
+    async with controlled(Unreadable(store)) as controller:
+        await controller.service.add("s4", far["s4"].url, 1)
+        assert loads(await controller.settled())["s4"] == 16
+
+
+# --- other plans meanwhile -------------------------------------------------------------------------------------------
+
+
+async def test_cancelling_ends_the_moves_under_way_and_their_fences(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    before = await controller.map()
+    far["s4"].gates["fence"].clear()
+    await controller.service.add("s4", far["s4"].url, 1)
+    await until(lambda: far["s1"].fences)
+    after = await controller.service.cancel()
+    assert (after.members, after.owners, after.moves) == (before.members, before.owners, [])
+    await until(lambda: not any(shard.fences for shard in far.values()))
+    assert await controller.settled() == after
+
+
+async def test_what_was_done_but_cancelled_before_its_commit_is_not_committed(
+    controller: Controller, far: dict[str, FarShard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await controller.map()
+    change, asked = controller.document.change, asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def slow_change(decide: Any) -> Any:
+        if not asked.is_set() and await _is_commit(controller, decide):
+            asked.set()
+            await go_on.wait()
+        return await change(decide)
+
+    await controller.service.add("s4", far["s4"].url, 1)
+    monkeypatch.setattr(controller.document, "change", slow_change)
+    await asyncio.wait_for(asked.wait(), WAIT_S)
+    monkeypatch.undo()
+    stopped = await controller.service.cancel()
+    assert stopped.moves == []
+    go_on.set()
+    done = await controller.settled()
+    assert done == stopped
+    if stopped.member("s4") is None:
+        assert done.owners == before.owners
+
+
+async def _is_commit(controller: Controller, decide: Any) -> bool:
+    state = await controller.document.read()
+    assert state.map is not None
+    try:
+        after = decide(state)
+    except KeyError:
+        return False
+    return bool(after.map.owners != state.map.owners)
+
+
+async def test_after_a_cancel_the_rest_is_planned_anew_when_asked_for(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    far["s4"].gates["copy"].clear()
+    far["s4"].keys = 0
+    await controller.service.reweigh("s1", 2)
+    stopped = await controller.service.cancel()
+    assert stopped.moves == []
+    planned = await controller.service.plan_anew()
+    assert planned.moves or loads(planned)["s1"] == 32
+    assert loads(await controller.settled())["s1"] == 32
+
+
+async def test_removing_a_shard_that_is_still_joining_brings_everything_back(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    before = await controller.map()
+    await controller.service.add("s4", far["s4"].url, 1)
+    await until(lambda: controller.mover.record.stats.groups >= 2)
+    await controller.service.remove("s4")
+    done = await controller.settled()
+    assert loads(done) == loads(before)
+    assert "s4" not in states(done)
+
+
+async def test_a_member_that_moves_to_another_address_is_found_there(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    far["s4"].gates["tail"].clear()
+    await controller.service.add("s4", far["s4"].url, 1)
+    await until(lambda: "tail" in far["s4"].begun.values())
+    await far["s4"].kill()
+    far["s4"]._port = 0
+    far["s4"].gates["tail"].set()
+    await far["s4"].start()
+    said = Announcement(id="s4", url=far["s4"].url, store_id="store-s4", cluster_id="c")
+    await controller.service.announce(said)
+    assert loads(await controller.settled())["s4"] == 16
+
+
+async def test_moves_are_counted_by_step(controller: Controller, far: dict[str, FarShard]) -> None:
+    far["s4"].gates["copy"].clear()
+    await controller.service.add("s4", far["s4"].url, 1)
+    await until(lambda: len(far["s4"].begun) == 3)
+    await asyncio.sleep(0.05)
+    cluster_map = await controller.map()
+    steps = controller.mover.steps(cluster_map)
+    assert steps["copy"] == 3
+    assert sum(steps.values()) == len(cluster_map.moves)
+    assert Counter(move["step"] for move in await controller.moves()) == steps
+    far["s4"].gates["copy"].set()
+    await controller.settled()
