@@ -397,6 +397,39 @@ class Client:
         """GET /v1/cluster: shards, epoch, moves."""
         return _document(await self._ask("GET", "/v1/cluster"))
 
+    async def add_shard(
+        self, shard_id: str, url: str | None = None, *, weight: int = 1, plan: bool = False
+    ) -> dict[str, Any]:
+        """Add the shard that serves at `url`, or one that the running `kvstore up` starts: {"id","state","epoch"}.
+
+        It returns before anything has moved; `cluster` tells how far that is. With `plan`, here and in the calls below,
+        nothing is changed: {"partitions","keys","bytes","moves"} tells what would move. Raises ChangeRefused,
+        ForeignData.
+        """
+        body = {"id": shard_id, "weight": weight} | ({} if url is None else {"url": url})
+        return await self._change("POST", "/v1/shards", body, plan)
+
+    async def weigh_shard(self, shard_id: str, weight: int, *, plan: bool = False) -> dict[str, Any]:
+        """Change the shard's weight. Raises NotFound, ChangeRefused while it is leaving."""
+        return await self._change("PATCH", f"/v1/shards/{quote(shard_id, safe='')}", {"weight": weight}, plan)
+
+    async def remove_shard(self, shard_id: str, *, plan: bool = False) -> dict[str, Any]:
+        """Drain and remove the shard. Raises NotFound, ChangeRefused for the last one."""
+        return await self._change("DELETE", f"/v1/shards/{quote(shard_id, safe='')}", None, plan)
+
+    async def rebalance(self, *, plan: bool = False) -> dict[str, Any]:
+        """Plan what the present members and weights ask for, as after `cancel_moves`."""
+        return await self._change("POST", "/v1/moves", None, plan)
+
+    async def cancel_moves(self) -> dict[str, Any]:
+        """Give up all that has not moved yet; a shard that was leaving stays, one that has nothing yet goes."""
+        return await self._change("DELETE", "/v1/moves", None, False)
+
+    async def _change(self, method: str, path: str, body: dict[str, Any] | None, plan: bool) -> dict[str, Any]:
+        query = "?plan=true" if plan else ""
+        encoded = None if body is None else msgspec.json.encode(body)
+        return _document(await self._ask(method, path + query, body=encoded, writes=not plan))
+
     async def explain(self, key: str) -> dict[str, Any]:
         """GET /v1/explain/{key}: hash, partition, ring walk, owner, version."""
         return _document(await self._ask("GET", f"/v1/explain/{_quoted(key)}"))

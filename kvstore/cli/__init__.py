@@ -39,9 +39,17 @@ _version_option = click.Option(
 
 _shard = LazyGroup(
     "shard",
-    short_help="Serve one shard.",
-    help="Shards: the processes that keep the data.",
-    lazy={"serve": LazyCommand("kvstore.cli.shard_serve:serve", "Serve one shard on this host.")},
+    short_help="Add, remove and list shards; serve one.",
+    help="Shards: the processes that keep the data. They are added and removed while the cluster runs.",
+    lazy={
+        "add": LazyCommand("kvstore.cli.shards:add", "Add a shard and move its share to it."),
+        "remove": LazyCommand("kvstore.cli.shards:remove", "Drain a shard and remove it."),
+        "weight": LazyCommand("kvstore.cli.shards:weight", "Change a shard's share."),
+        "rebalance": LazyCommand("kvstore.cli.shards:rebalance", "Move keys to where they belong."),
+        "cancel": LazyCommand("kvstore.cli.shards:cancel", "Stop what is moving."),
+        "list": LazyCommand("kvstore.cli.shards:list_shards", "List the shards."),
+        "serve": LazyCommand("kvstore.cli.shard_serve:serve", "Serve one shard on this host."),
+    },
 )
 _router = LazyGroup(
     "router",

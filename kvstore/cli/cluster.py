@@ -1,4 +1,4 @@
-"""status, ring, explain: what the cluster says about itself, for people.
+"""status, ring, explain: what the cluster says about itself, for people; and what a change would move.
 
 Owns: tables and their figures (shares, peak to mean).
 Promises: `--json` is what the router said; nothing that is not in it is shown as a fact.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,10 +29,12 @@ from kvstore.client import Client
 from kvstore.errors import KvError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 _WATCH_EVERY_S = 1.0
 _PLAIN_WIDTH = 160
+_MOVES_SHOWN_MAX = 12
 _STATE_STYLES = {"up": "green", "joining": "yellow", "leaving": "yellow", "down": "bold red"}
 
 
@@ -40,8 +42,8 @@ _STATE_STYLES = {"up": "green", "joining": "yellow", "leaving": "yellow", "down"
 @click.option("--watch", is_flag=True, help="Show it anew every second until Ctrl-C.")
 @talks_to_cluster
 def status(watch: bool, url: str, as_json: bool) -> None:
-    """Show the shards, their state and what they hold, and how many transactions are in doubt: neither committed nor
-    aborted, for how long at most.
+    """Show the shards, their state and what they hold, what moves between them, and how many transactions are in doubt:
+    neither committed nor aborted, for how long at most.
 
     With --json: GET /v1/cluster as it is (one line, with --watch one a second). Exit code 0 whenever the router
     answered, also when a shard is down.
@@ -65,7 +67,7 @@ def status(watch: bool, url: str, as_json: bool) -> None:
         if as_json:
             say_json(document)
         else:
-            _print_table(_shard_table(document))
+            print_table(_status(document))
 
     call(url, as_json, work)
 
@@ -82,7 +84,7 @@ async def _watch(url: str, as_json: bool) -> None:
         with Live(auto_refresh=False, screen=True) as live:
             while True:
                 try:
-                    live.update(_shard_table(await kv.cluster()), refresh=True)
+                    live.update(_status(await kv.cluster()), refresh=True)
                 except KvError as error:
                     live.update(printable(error.detail), refresh=True)
                 await asyncio.sleep(_WATCH_EVERY_S)
@@ -98,8 +100,15 @@ async def _show_once(kv: Client, as_json: bool) -> None:
     if as_json:
         say_json(document)
     else:
-        _print_table(_shard_table(document))
+        print_table(_status(document))
     sys.stdout.flush()
+
+
+def _status(document: Mapping[str, Any]) -> RenderableType:
+    """The shards, and below them what moves."""
+    from rich.console import Group
+
+    return Group(_shard_table(document), _move_table(document)) if document["moves"] else _shard_table(document)
 
 
 def _shard_table(document: Mapping[str, Any]) -> Table:
@@ -124,8 +133,35 @@ def _shard_table(document: Mapping[str, Any]) -> Table:
             Text(state, style=_STATE_STYLES.get(state, "")),
             str(shard["weight"]),
             f"{shard['partitions']:,}",
-            _known(shard.get("keys"), lambda count: f"{count:,}"),
-            _known(shard.get("bytes"), human_bytes),
+            known(shard.get("keys"), lambda count: f"{count:,}"),
+            known(shard.get("bytes"), human_bytes),
+        )
+    return table
+
+
+def _move_table(document: Mapping[str, Any]) -> Table:
+    """Those under way first; of those that are queued only so many as a screen holds."""
+    from rich.table import Table
+    from rich.text import Text
+
+    moves = sorted(document["moves"], key=lambda move: move["step"] == "queued")
+    hidden = moves[_MOVES_SHOWN_MAX:]
+    table = Table(title="moves", title_justify="left", caption_justify="left")
+    if hidden:
+        table.caption = f"and {len(hidden):,} more, {sum(move['partitions'] for move in hidden):,} partitions"
+    for name in ("from", "to", "partitions", "step", "done", "write pause", "waits for"):
+        table.add_column(name, justify="right" if name in ("partitions", "done", "write pause") else "left")
+    for move in moves[:_MOVES_SHOWN_MAX]:
+        done = f"{move['keys_done'] / move['keys_total']:.0%}" if move["keys_total"] else ""
+        pause = f"{move['write_pause_ms']:,.0f} ms" if move["write_pause_ms"] else ""
+        table.add_row(
+            Text(str(move["from"])),
+            Text(str(move["to"])),
+            f"{move['partitions']:,}",
+            Text(str(move["step"])),
+            done,
+            pause,
+            Text(printable(str(move["detail"]))),
         )
     return table
 
@@ -133,7 +169,9 @@ def _shard_table(document: Mapping[str, Any]) -> Table:
 def _title(document: Mapping[str, Any]) -> str:
     title = f"cluster {document['cluster_id']}, epoch {document['epoch']}, replicas {document['replicas']}"
     moves = document.get("moves") or []
-    title += f", {len(moves)} moves under way" if moves else ""
+    title += f", {len(moves):,} moves under way" if moves else ""
+    ending = document.get("ending") or []
+    title += f", {', '.join(ending)} ending" if ending else ""
     return f"{title}\n{_in_doubt(document.get('in_doubt') or {})}"
 
 
@@ -146,9 +184,9 @@ def _in_doubt(facts: Mapping[str, Any]) -> str:
     return f"{transactions} in doubt{oldest}"
 
 
-def _known(count: Any, form: Any) -> str:
+def known(count: Any, form: Callable[[Any], str]) -> str:
     """A shard that is down cannot say what it holds."""
-    return "?" if count is None else str(form(count))
+    return "?" if count is None else form(count)
 
 
 @click.command()
@@ -171,7 +209,7 @@ def ring(url: str, as_json: bool) -> None:
         if as_json:
             say_json(document)
         else:
-            _print_table(_ring_table(document))
+            print_table(_ring_table(document))
             say(f"peak/mean: partitions {_ratio(document, 'partitions')}, keys {_ratio(document, 'keys')}")
 
     call(url, as_json, work)
@@ -230,7 +268,7 @@ def _ring_table(document: Mapping[str, Any]) -> Table:
             str(shard["weight"]),
             f"{shard['partitions']:,}",
             f"{shard['share']:.2%}",
-            _known(shard["keys"], lambda count: f"{count:,}"),
+            known(shard["keys"], lambda count: f"{count:,}"),
             Bar(peak, 0, shard["share"], width=30),
         )
     return table
@@ -280,7 +318,33 @@ def _fact(fact: Any) -> str:
     return printable(str(fact))
 
 
-def _print_table(table: Table) -> None:
+def print_plan(plan: Mapping[str, Any]) -> None:
+    """What would move, from POST /v1/shards?plan=true and its like."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not plan["moves"]:
+        say("nothing would move")
+        return
+    table = Table(title="what would move; keys and bytes are estimated", title_justify="left", show_footer=True)
+    sums = [f"{plan['partitions']:,}", known(plan["keys"], lambda n: f"{n:,}"), known(plan["bytes"], human_bytes)]
+    table.add_column("from", footer="sum")
+    table.add_column("to")
+    for name, total in zip(("partitions", "keys", "bytes"), sums, strict=True):
+        table.add_column(name, justify="right", footer=total)
+    for move in plan["moves"]:
+        table.add_row(
+            Text(str(move["from"])),
+            Text(str(move["to"])),
+            f"{move['partitions']:,}",
+            known(move["keys"], lambda count: f"{count:,}"),
+            known(move["bytes"], human_bytes),
+        )
+    print_table(table)
+
+
+def print_table(table: RenderableType) -> None:
+    """On standard output, in the width of the terminal."""
     from rich.console import Console
 
     console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)

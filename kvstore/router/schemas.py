@@ -335,7 +335,14 @@ def _membership() -> dict[str, Schema]:
         "ChangeTaken": document(
             "The change is written down.",
             {"epoch": integer("Number of the cluster map in which it is.")},
-            {"id": ref("ShardId"), "state": text(enum=["wanted", "joining", "up", "leaving", "gone"])},
+            {
+                "id": ref("ShardId"),
+                "state": text(
+                    "`wanted`: `kvstore up` is to start it; `gone`: it was wanted only.",
+                    enum=["wanted", "joining", "up", "leaving", "gone"],
+                ),
+                "moves": integer("How many stand now."),
+            },
         ),
         "Plan": document(
             "What would move.",

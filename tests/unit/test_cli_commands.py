@@ -37,6 +37,7 @@ def test_there_is_every_command_that_was_promised() -> None:
     assert {" ".join(path) for path in ALL} == {
         "up", "get", "put", "delete", "list", "import", "export", "status", "ring", "explain",
         "txn", "lock", "locks",
+        "shard add", "shard remove", "shard weight", "shard rebalance", "shard cancel", "shard list",
         "shard serve", "router serve", "controller serve",
     }  # fmt: skip
 
@@ -146,7 +147,7 @@ def test_the_address_can_come_from_the_environment(
 
 def test_exit_code_1_means_that_the_store_decided() -> None:
     decided = {error.code for error in all_errors() if exit_code(error()) == 1}
-    assert {"not-found", "precondition-failed", "value-too-large", "disk-full"} <= decided
+    assert {"not-found", "precondition-failed", "value-too-large", "disk-full", "change-refused"} <= decided
     assert not decided & {"unavailable", "outcome-unknown", "too-many-requests", "key-empty", "bad-ttl", "internal"}
 
 

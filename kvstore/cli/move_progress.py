@@ -1,0 +1,93 @@
+"""How far a change of the cluster is, on standard error: a bar on a terminal, else a line every few seconds.
+
+Owns: rate, time left, the form of both.
+Promises: standard output is never touched.
+Leaves to others: the figures (`change`).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from kvstore.cli.frame import complain, human_bytes
+
+_LINE_EVERY_S = 5.0
+
+
+class Moved(Protocol):
+    """What there is to show; partitions that are half moved count half."""
+
+    @property
+    def partitions(self) -> float: ...
+    @property
+    def partitions_total(self) -> int: ...
+    @property
+    def keys(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def pause_ms(self) -> float: ...
+
+
+class MoveProgress:
+    """Prints a line now and then."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self._moving_since_s: float | None = None
+        self._printed_s = time.monotonic()
+
+    def show(self, moved: Moved) -> None:
+        now_s = time.monotonic()
+        if moved.partitions_total and self._moving_since_s is None:
+            self._moving_since_s = now_s
+        if now_s - self._printed_s >= _LINE_EVERY_S:
+            self._printed_s = now_s
+            self.say(f"{self.label}: {', '.join(self.parts(moved))}")
+
+    def parts(self, moved: Moved) -> list[str]:
+        """`43 %`, `12,345 keys`, `1.2 MB`, `2,345 keys/s`, `12 s left`, `longest write pause 31 ms`."""
+        if not moved.partitions_total:
+            return ["nothing has moved yet"]
+        moving_s = time.monotonic() - self._moving_since_s if self._moving_since_s is not None else 0.0
+        share = moved.partitions / moved.partitions_total
+        parts = [f"{share:.0%}", f"{moved.keys:,} keys", human_bytes(moved.bytes)]
+        if moving_s > 0:
+            parts.append(f"{moved.keys / moving_s:,.0f} keys/s")
+            parts += [f"{moving_s / share - moving_s:,.0f} s left"] if 0 < share < 1 else []
+        return [*parts, f"longest write pause {moved.pause_ms:,.0f} ms"]
+
+    def say(self, line: str) -> None:
+        """A line on standard error that does not tear the bar."""
+        complain(line)
+
+
+@contextmanager
+def move_progress(label: str, *, bar: bool | None = None) -> Iterator[MoveProgress]:
+    """A bar if standard error is a terminal (or as `bar` says), else lines."""
+    if not (sys.stderr.isatty() if bar is None else bar):
+        yield MoveProgress(label)
+        return
+    # Imported here: rich takes longer to import than most commands take to run.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as live:
+        task = live.add_task(label, total=None, facts="")
+
+        class Bar(MoveProgress):
+            def show(self, moved: Moved) -> None:
+                if moved.partitions_total and self._moving_since_s is None:
+                    self._moving_since_s = time.monotonic()
+                total = moved.partitions_total or None
+                live.update(task, total=total, completed=moved.partitions, facts=", ".join(self.parts(moved)))
+
+            def say(self, line: str) -> None:
+                live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        yield Bar(label)

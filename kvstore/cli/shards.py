@@ -1,0 +1,328 @@
+"""shard add, remove, weight, rebalance, cancel, list: who keeps which part of the keys, changed while the load runs.
+
+Owns: the commands' arguments, what they tell people and programs, how they end.
+Promises: a command that is interrupted says that the change goes on, and how to stop it.
+Leaves to others: every decision (the controller), following a change (`change`), tables (`cluster`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from kvstore.cli.change import Cancelled, Figures, Goal, Joins, Leaves, Settles, Starts, follow
+from kvstore.cli.cluster import known, print_plan
+from kvstore.cli.frame import (
+    EXIT_STORE_SAID_NO,
+    call,
+    checked_url,
+    complain,
+    emit,
+    human_bytes,
+    printable,
+    report,
+    reporting,
+    say,
+    say_json,
+    talks_to_cluster,
+)
+from kvstore.cli.move_progress import move_progress
+from kvstore.client import Client
+from kvstore.errors import ChangeRefused, NotFound, OutcomeUnknown
+
+_WEIGHT = click.IntRange(1, 1000)
+_WATCH_TIMEOUT_S = 5.0
+
+Answer = Mapping[str, Any]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _changes(command: F) -> F:
+    """The options `--plan` and `--no-wait`."""
+    plan = click.option("--plan", is_flag=True, help="Only show what would move; change nothing.")
+    no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until all has moved.")
+    return plan(no_wait(talks_to_cluster(command)))
+
+
+def _checked_shard_url(context: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
+    return None if url is None else checked_url(context, parameter, url)
+
+
+class _Change(NamedTuple):
+    """One command: what it asks for, what it then waits for, and how it says that.
+
+    `ask` is called with `plan`. `done` names the state at the end, as in "s5 is up".
+    """
+
+    shard_id: str | None
+    label: str
+    ask: Callable[[Client, bool], Awaitable[Answer]]
+    goal: Callable[[Answer], Goal]
+    taken: Callable[[Answer], str]
+    done: str
+
+
+@click.command()
+@click.argument("shard_id", metavar="ID")
+@click.option(
+    "--shard-url",
+    metavar="URL",
+    callback=_checked_shard_url,
+    help="Where it serves already [default: the running `kvstore up` starts it].",
+)
+@click.option("--weight", type=_WEIGHT, default=1, show_default=True, help="Its share in proportion to the others'.")
+@_changes
+def add(shard_id: str, shard_url: str | None, weight: int, plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
+    """Add shard ID to the running cluster, and wait until its share of the keys has moved to it.
+
+    No call of any client fails meanwhile. Ctrl-C leaves the moves running; `kvstore status` shows them and
+    `kvstore shard cancel` stops them. Without --shard-url the running `kvstore up` starts its process.
+
+    \b
+    Exit codes: 0 the shard is up and all has moved; 1 refused, or cancelled by
+    somebody; 130 interrupted. With --json the last line is
+    {"id","keys","bytes","seconds","write_pause_ms_max"}.
+
+    \b
+    Example:
+      kvstore shard add s5 --plan
+      kvstore shard add s5
+      kvstore shard add s6 --shard-url http://10.0.0.7:9101 --weight 2
+    """
+
+    def goal(answer: Answer) -> Goal:
+        return Starts(shard_id, weight) if answer["state"] == "wanted" else Joins(shard_id)
+
+    def taken(answer: Answer) -> str:
+        return f"{shard_id} is {'being started by `kvstore up`' if answer['state'] == 'wanted' else 'joining'}"
+
+    change = _Change(
+        shard_id,
+        f"add {shard_id}",
+        lambda kv, only_plan: kv.add_shard(shard_id, shard_url, weight=weight, plan=only_plan),
+        goal,
+        taken,
+        f"{shard_id} is up",
+    )
+    _run(change, plan, no_wait, url, as_json)
+
+
+@click.command()
+@click.argument("shard_id", metavar="ID")
+@_changes
+def remove(shard_id: str, plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
+    """Move all that shard ID has to the others, take it out of the cluster and end its process.
+
+    No call of any client fails meanwhile. Its file is kept as shard-ID.db.removed beside where it was. A process that
+    `kvstore up` did not start goes on, without keys: end it yourself. The last shard cannot be removed.
+
+    \b
+    Exit codes and --json: as for `kvstore shard add`.
+
+    \b
+    Example:
+      kvstore shard remove s2
+    """
+    change = _Change(
+        shard_id,
+        f"remove {shard_id}",
+        lambda kv, only_plan: kv.remove_shard(shard_id, plan=only_plan),
+        lambda _: Leaves(shard_id),
+        lambda answer: f"{shard_id} is {'not wanted any more' if answer['state'] == 'gone' else 'leaving'}",
+        f"{shard_id} has left",
+    )
+    _run(change, plan, no_wait, url, as_json)
+
+
+@click.command()
+@click.argument("shard_id", metavar="ID")
+@click.argument("weight", metavar="N", type=_WEIGHT)
+@_changes
+def weight(shard_id: str, weight: int, plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
+    """Change the weight of shard ID to N (1 to 1000), and wait until the keys lie accordingly.
+
+    A shard's share of the keys is in proportion to its weight.
+
+    \b
+    Exit codes and --json: as for `kvstore shard add`.
+
+    \b
+    Example:
+      kvstore shard weight s1 2
+    """
+    change = _Change(
+        shard_id,
+        f"weight of {shard_id}",
+        lambda kv, only_plan: kv.weigh_shard(shard_id, weight, plan=only_plan),
+        lambda _: Settles(),
+        lambda _: f"{shard_id} has weight {weight}",
+        f"{shard_id} has weight {weight}, and its share",
+    )
+    _run(change, plan, no_wait, url, as_json)
+
+
+@click.command()
+@_changes
+def rebalance(plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
+    """Move keys until they lie as the present shards and weights ask for: after a cancel, for example.
+
+    \b
+    Exit codes and --json: as for `kvstore shard add`, without "id".
+
+    \b
+    Example:
+      kvstore shard rebalance --plan
+      kvstore shard rebalance
+    """
+    change = _Change(
+        None,
+        "rebalance",
+        lambda kv, only_plan: kv.rebalance(plan=only_plan),
+        lambda _: Settles(),
+        lambda answer: f"{answer['moves']} moves are planned",
+        "the shards have their shares",
+    )
+    _run(change, plan, no_wait, url, as_json)
+
+
+@click.command()
+@talks_to_cluster
+def cancel(url: str, as_json: bool) -> None:
+    """Stop all that is moving. What has moved stays where it is; no key is lost, and no call fails.
+
+    A shard that was being removed stays. One that was being added stays if it has got anything yet, with that.
+    `kvstore shard rebalance` takes up the rest.
+
+    \b
+    With --json: {"epoch","moves"}.
+
+    \b
+    Example:
+      kvstore shard cancel
+    """
+
+    async def work(kv: Client) -> None:
+        answer = await kv.cancel_moves()
+        emit(as_json, answer, "all moves that were not done are cancelled")
+
+    call(url, as_json, work)
+
+
+@click.command("list")
+@talks_to_cluster
+def list_shards(url: str, as_json: bool) -> None:
+    """List the shards, one a line: id, state, weight, partitions, keys, bytes, address.
+
+    With --json a line each, as in "shards" of GET /v1/cluster.
+
+    \b
+    Example:
+      kvstore shard list
+      kvstore shard list --json | jq -r 'select(.state != "up") | .id'
+    """
+
+    async def work(kv: Client) -> None:
+        for shard in (await kv.cluster())["shards"]:
+            if as_json:
+                say_json(shard)
+            else:
+                say(_line(shard))
+
+    call(url, as_json, work)
+
+
+def _line(shard: Answer) -> str:
+    keys, size = known(shard.get("keys"), lambda count: f"{count:,}"), known(shard.get("bytes"), human_bytes)
+    facts = (
+        printable(str(shard["id"])), shard["state"], f"weight {shard['weight']}",
+        f"{shard['partitions']:,} partitions", f"{keys} keys", size, printable(str(shard["url"])),
+    )  # fmt: skip
+    return "\t".join(facts)
+
+
+# --- one change, from the question to its end -------------------------------------------------------------------------
+
+
+def _run(change: _Change, plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
+    if plan and no_wait:
+        raise click.UsageError("--plan changes nothing, so there is nothing that --no-wait could be about")
+    running = _Running(change, as_json)
+    with reporting(as_json):
+        try:
+            asyncio.run(running.run(url, plan, no_wait))
+        except KeyboardInterrupt:
+            if running.is_taken:
+                complain(
+                    "kvstore: interrupted; the change goes on. `kvstore status` shows how far it is, "
+                    "`kvstore shard cancel` stops it."
+                )
+            raise
+        except Cancelled:
+            report(_cancelled(change), as_json)
+            raise click.exceptions.Exit(EXIT_STORE_SAID_NO) from None
+
+
+class _Running:
+    """`is_taken`: the cluster has taken the change, which goes on whatever becomes of this command."""
+
+    def __init__(self, change: _Change, as_json: bool) -> None:
+        self._change = change
+        self._as_json = as_json
+        self.is_taken = False
+
+    async def run(self, url: str, plan: bool, no_wait: bool) -> None:
+        async with Client(url) as kv:
+            before = await kv.cluster()
+            answer = await self._ask(kv, plan)
+        if plan:
+            if self._as_json:
+                say_json(answer)
+            else:
+                print_plan(answer)
+            return
+        self.is_taken = True
+        if no_wait:
+            emit(self._as_json, answer, f"{self._change.taken(answer)}; `kvstore status` shows what moves")
+            return
+        began_s = time.monotonic()
+        async with Client(url, retries=0, timeout_s=_WATCH_TIMEOUT_S) as kv:
+            with move_progress(self._change.label) as progress:
+                figures = await follow(kv, self._change.goal(answer), progress, before, answer["epoch"])
+        self._show_end(figures, time.monotonic() - began_s)
+
+    async def _ask(self, kv: Client, plan: bool) -> Answer:
+        try:
+            return await self._change.ask(kv, plan)
+        except NotFound as error:
+            raise NotFound(error.detail, next_step="`kvstore shard list` shows all shards.") from None
+        except OutcomeUnknown as error:
+            next_step = "`kvstore status` shows whether it was taken; the same command again does no harm."
+            raise OutcomeUnknown(error.detail, next_step=next_step) from None
+
+    def _show_end(self, figures: Figures, seconds: float) -> None:
+        document: dict[str, Any] = {
+            "keys": figures.keys,
+            "bytes": figures.bytes,
+            "seconds": round(seconds, 3),
+            "write_pause_ms_max": figures.pause_ms,
+        }
+        if self._change.shard_id is not None:
+            document = {"id": self._change.shard_id, **document}
+        moved = "nothing had to move"
+        if figures.partitions_total:
+            moved = (
+                f"{figures.keys:,} keys ({human_bytes(figures.bytes)}) moved in {seconds:.1f} s, "
+                f"longest write pause {figures.pause_ms:,.0f} ms"
+            )
+        emit(self._as_json, document, f"{self._change.done}: {moved}")
+
+
+def _cancelled(change: _Change) -> ChangeRefused:
+    return ChangeRefused(
+        f"{change.label}: somebody cancelled it, or asked for the contrary; what had moved by then stays where it is",
+        next_step="`kvstore status` shows what is; the same command, or `kvstore shard rebalance`, asks for it again.",
+    )
