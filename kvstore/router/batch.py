@@ -3,7 +3,8 @@
 Owns: the shape of the body, which errors refuse it whole and which fail one operation, the window of operations under
 way.
 Promises: a body that is not well formed is refused whole, before anything is done. However many operations there are,
-only a window of them is under way, bounded in count and in bytes, gets counting as a value of the largest size.
+only a window of them is under way, bounded in count and in bytes, gets counting as a value of the largest size. Writes
+to one key are done in their order: while its partition may change hands, each waits for the one before.
 Leaves to others: the form of an operation (`json_ops`), each operation (`service`), HTTP (`app`).
 """
 
@@ -18,7 +19,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from kvstore.config import Limits
-from kvstore.errors import BadBody, KvError, NotFound, from_problem
+from kvstore.errors import BadBody, KvError, NotFound, WrongOwner, from_problem
 from kvstore.protocol import Delete, Get, Put
 from kvstore.router.decode import ttl_to_ms
 from kvstore.router.json_ops import DeleteOp, GetOp, Op, PutOp, check_value_size, decode_value, encode_value
@@ -79,18 +80,36 @@ def _parse_op(op: Op, number: int, limits: Limits) -> _Step:
 async def run_batch(service: RouterService, steps: list[_Step], limits: Limits) -> AsyncIterator[bytes]:
     """Do them, a window at a time; yields the JSON of each result, in order."""
     under_way: deque[_UnderWay] = deque()
+    last: dict[str, _UnderWay] = {}  # of each key, as far as it is under way
     window_bytes = 0
     for step in steps:
         while under_way and (
-            len(under_way) >= limits.batch_window_ops or window_bytes + step.bytes > limits.batch_window_bytes
+            len(under_way) >= limits.batch_window_ops
+            or window_bytes + step.bytes > limits.batch_window_bytes
+            or _may_overtake(service, last.get(step.key))
         ):
             first = under_way.popleft()
             yield await _result(service, first)
             window_bytes -= first.step.bytes
-        under_way.append(_begin(service, step))
+            if last[first.step.key] is first:
+                del last[first.step.key]
+        begun = last[step.key] = _begin(service, step)
+        under_way.append(begun)
         window_bytes += step.bytes
     while under_way:
         yield await _result(service, under_way.popleft())
+
+
+def _may_overtake(service: RouterService, before: _UnderWay | None) -> bool:
+    """What is sent now might be done before that one on the same key, which was sent to another shard, or bounced."""
+    if before is None or isinstance(before.sent, KvError):
+        return False
+    future, channel, partition = before.sent
+    return service.is_moving(partition) or not service.is_owner(channel, partition) or _has_bounced(future)
+
+
+def _has_bounced(future: asyncio.Future[Any]) -> bool:
+    return future.done() and future.exception() is None and future.result().status == WrongOwner.status
 
 
 def _begin(service: RouterService, step: _Step) -> _UnderWay:

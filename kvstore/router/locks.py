@@ -1,7 +1,8 @@
 """The HTTP of locks: acquire, renew, release, inspect, list.
 
 Owns: parameters, statuses and documents of `/v1/locks`.
-Promises: a waiter whose client goes away leaves the queue, and what was granted to it in that moment is given back.
+Promises: a waiter whose client goes away leaves the queue, and what was granted to it in that moment is given back. A
+waiter whose lock's partition changes hands goes on waiting at the new owner, for what is left of its time.
 Leaves to others: who holds what and who is next (the shard's lock table).
 """
 
@@ -15,10 +16,22 @@ from aiohttp import web
 from msgspec import UNSET, Struct, UnsetType
 
 from kvstore.config import Limits
-from kvstore.errors import BadBody, BadParameter, BadTtl, BodyTooLarge, KvError, Locked, NotFound, from_problem
+from kvstore.errors import (
+    BadBody,
+    BadParameter,
+    BadTtl,
+    BodyTooLarge,
+    KvError,
+    Locked,
+    NotFound,
+    Unavailable,
+    WrongOwner,
+    from_problem,
+)
 from kvstore.protocol import Acquire, Answer, Inspect, Leave, Release, Renew
 from kvstore.router.decode import decode_once, decode_token, refuse_headers, seconds_to_ms
 from kvstore.router.service import RouterService
+from kvstore.transport.channel import Channel
 from kvstore.transport.http import JSON, BodyReader, Head, Response, client_has_left, decode_query, json_response
 
 _NONE: frozenset[str] = frozenset()
@@ -77,15 +90,11 @@ class LockRoutes:
         """The answer; while it takes its time, look whether the client is still there. Raises Locked if it is not."""
         if not ask.wait_ms:
             return (await self._service.ask(ask)).answer
-        task = asyncio.ensure_future(self._service.ask(ask))
-        left = False
         self.waiting += 1
         try:
-            while not (await asyncio.wait({task}, timeout=_LOOK_S))[0]:
-                left = left or (client_has_left(request) and await self._leave(ask))
+            answer = await self._wait_in_line(ask, request)
         finally:
             self.waiting -= 1
-        answer = (await task).answer
         if answer.status == 201 and ask.once is None and client_has_left(request):
             await self._service.ask(Release(0, ask.key, answer.version))
             raise Locked(
@@ -94,12 +103,43 @@ class LockRoutes:
             )
         return answer
 
-    async def _leave(self, ask: Acquire) -> bool:
-        """Whether the shard was told; if not, the next look tries again."""
+    async def _wait_in_line(self, ask: Acquire, request: web.BaseRequest) -> Answer:
+        """The line is that of the name's owner: where the partition goes, who waits goes to the end of the new one."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + ask.wait_ms / 1000
+        patience_s = self._limits.reroute_timeout_s
+        while True:
+            sent_s = loop.time()
+            future, channel, partition = self._service.begin(ask)
+            answer = await self._watch(future, channel, ask, request)
+            if answer.status != WrongOwner.status:
+                return answer
+            if client_has_left(request):
+                raise Locked(f"the waiter for {ask.key!r} has left the queue", retry_after_ms=100)
+            bounced_s = loop.time()
+            if bounced_s - sent_s > _LOOK_S:  # it stood in a line
+                patience_s = self._limits.reroute_timeout_s
+            await self._service.await_other_owner(channel, partition, answer)
+            patience_s -= loop.time() - bounced_s
+            if patience_s <= 0:
+                raise Unavailable("no shard owns the lock at present", retry_after_ms=500)
+            ask.wait_ms = max(0, math.ceil((until_s - loop.time()) * 1000))
+
+    async def _watch(
+        self, future: asyncio.Future[Answer], channel: Channel, ask: Acquire, request: web.BaseRequest
+    ) -> Answer:
+        left = False
+        while not (await asyncio.wait({future}, timeout=_LOOK_S))[0]:
+            left = left or (client_has_left(request) and await self._leave(ask, channel))
+        return future.result()
+
+    async def _leave(self, ask: Acquire, channel: Channel) -> bool:
+        """Whether the shard where it waits was told; if not, the next look tries again."""
         try:
-            return (await self._service.ask(Leave(0, ask.key, ask.id))).answer.status == 200
+            answer: Answer = await channel.request(Leave(0, ask.key, ask.id))
         except KvError:
             return False
+        return answer.status == 200
 
     async def renew(self, name: str, request: web.BaseRequest, head: Head) -> Response:
         token, raw = await self._token(request, head)

@@ -79,6 +79,7 @@ class RouterService:
         self._session = session
         self._owners: list[Channel] = []
         self._partitions = 0
+        self._moving: frozenset[int] = frozenset()
         self._map_changed = asyncio.Event()
         self._was_ready = False
         self._next_map: ClusterMap | None = None
@@ -135,6 +136,7 @@ class RouterService:
         of_member = [self.channels[member.id] for member in cluster_map.members]
         self._owners = [of_member[owner] for owner in cluster_map.owners]
         self._partitions = cluster_map.partitions
+        self._moving = frozenset(partition for move in cluster_map.moves for partition in move.partitions)
         self.cluster_map = cluster_map
         log.info("epoch %d: %d shards", cluster_map.epoch, len(cluster_map.members))
         self._map_changed.set()
@@ -216,7 +218,7 @@ class RouterService:
         try:
             answer: Answer = await future
         except Unavailable:
-            if self._owners[partition] is channel:
+            if self.is_owner(channel, partition):
                 raise
             return await self._reroute(request, channel, partition, None)  # nothing was done; there is another owner
         if answer.status == WrongOwner.status:
@@ -233,7 +235,7 @@ class RouterService:
             try:
                 answer = await future
             except Unavailable:
-                if self._owners[partition] is channel:
+                if self.is_owner(channel, partition):
                     raise
                 answer = None
                 continue
@@ -241,9 +243,17 @@ class RouterService:
                 return Routed(answer, channel.shard_id, partition)
         raise Unavailable("no shard owns the key at present", retry_after_ms=500)
 
+    def is_owner(self, channel: Channel, partition: int) -> bool:
+        """As of the cached map."""
+        return self._owners[partition] is channel
+
+    def is_moving(self, partition: int) -> bool:
+        """It may change hands soon, as of the cached map."""
+        return partition in self._moving
+
     async def await_other_owner(self, channel: Channel, partition: int, refusal: Reply) -> None:
         """`channel` has answered 421 for the partition: wait until it makes sense to ask its owner again."""
-        if self._owners[partition] is channel:  # else there is a newer map already
+        if self.is_owner(channel, partition):  # else there is a newer map already
             await self.await_epoch(*epoch_of(refusal))
 
     async def await_epoch(self, epoch: int, fenced: bool = False) -> None:
@@ -291,7 +301,7 @@ class RouterService:
                 if not is_wrong or asyncio.get_running_loop().time() > deadline_s:
                     return reply
             except Unavailable:
-                if self._owners[partition] is channel:
+                if self.is_owner(channel, partition):
                     raise
                 continue
             await self.await_other_owner(channel, partition, reply)

@@ -17,7 +17,8 @@ from kvstore.errors import BadBody, KvError, OutcomeUnknown, TooManyRequests, Un
 from kvstore.protocol import Answer, Delete, Get, Put
 from kvstore.router.batch import parse_batch, run_batch
 from kvstore.router.json_ops import check_value_size, decode_value, encode_value
-from kvstore.router.service import Routed
+from kvstore.router.service import Routed, RouterService
+from tests.unit.router.fake_shards import all_on, everybody_follows, halves, key_of, shards, with_move
 
 LIMITS = Limits(key_bytes_max=10, value_bytes_max=100, ttl_s_max=1000)
 
@@ -220,6 +221,12 @@ class FakeService:
         value = self.data.get(request.key)
         return Answer(request.id, 404) if value is None else Answer(request.id, 200, 7, value, 1500)
 
+    def is_moving(self, partition: int) -> bool:
+        return False
+
+    def is_owner(self, channel: Any, partition: int) -> bool:
+        return True
+
     async def settle(self, request: Any, future: asyncio.Future[Any], channel: Any, partition: int) -> Routed:
         try:
             return Routed(await future, "s1", partition)
@@ -312,3 +319,50 @@ async def test_a_batch_that_is_given_up_has_begun_no_more_than_its_window() -> N
     await anext(results)
     await results.aclose()
     assert len(service.begun) <= 4
+
+
+# --- while partitions change hands ------------------------------------------------------------------------------------
+
+KEY = key_of("s1")
+
+
+def puts(count: int) -> list[Any]:
+    return [{"op": "put", "key": KEY, "value": str(number)} for number in range(count)]
+
+
+async def test_every_operation_of_a_batch_follows_its_key(service: RouterService) -> None:
+    ops = [{"op": "put", "key": str(number), "value": "x"} for number in range(50)]
+    shards["s1"].fence(*(op["key"] for op in ops))
+    doing = asyncio.create_task(run(service, *ops))  # type: ignore[arg-type]
+    await asyncio.sleep(0.05)
+    everybody_follows(service, all_on(2, "s2"))
+    assert [result["status"] for result in await doing] == [201] * 50
+    assert len(shards["s2"].data) == 50
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 10])
+@pytest.mark.parametrize("moves_before", range(8))
+async def test_writes_to_one_key_are_done_in_their_order_while_it_moves(
+    service: RouterService, window: int, moves_before: int
+) -> None:
+    """It leaves after so many operations have reached its owner; those that come later are bounced."""
+
+    def moves() -> None:
+        shards["s1"].map = all_on(2, "s2")
+        asyncio.get_running_loop().call_soon(everybody_follows, service, all_on(2, "s2"))
+
+    shards["s1"].before_answer = [lambda: None] * moves_before + [moves]
+    await run(service, *puts(8), batch_window_ops=window)  # type: ignore[arg-type]
+    order = [request.value for shard in shards.values() for request in shard.asked if isinstance(request, Put)]
+    last = shards["s2"].data.get(KEY) or shards["s1"].data.get(KEY)
+    assert last == b"7", order
+
+
+async def test_while_its_partition_may_move_at_any_time_a_write_waits_for_the_one_before(
+    service: RouterService,
+) -> None:
+    everybody_follows(service, with_move(halves(2), KEY))
+    shards["s1"].before_answer = [lambda: shards["s1"].fence(KEY), shards["s1"].fenced.clear]
+    results = await run(service, *puts(3), {"op": "put", "key": key_of("s2"), "value": "x"})  # type: ignore[arg-type]
+    assert [result["status"] for result in results] == [201] * 4
+    assert shards["s1"].data[KEY] == b"2"

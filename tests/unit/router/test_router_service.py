@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -11,173 +10,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.config import Limits
-from kvstore.errors import DataCorrupt, KvError, OutcomeUnknown, TooManyRequests, Unavailable, WrongOwner
+from kvstore.errors import DataCorrupt, KvError, OutcomeUnknown, TooManyRequests, Unavailable
 from kvstore.placement import partition_set
-from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.placement.ring import key_hash, partition_of
-from kvstore.protocol import Answer, Count, Delete, Explain, Facts, Get, Page, Put, Request, Scan, Stats
+from kvstore.protocol import Answer, Delete, Get, Put, Stats
 from kvstore.router.service import RouterService
+from tests.unit.router.fake_shards import (
+    PARTITIONS,
+    FakeChannel,
+    all_on,
+    everybody_follows,
+    halves,
+    key_of,
+    make_map,
+    make_service,
+    shards,
+)
 
-PARTITIONS = 64
-
-
-def make_map(
-    epoch: int, owner_of: Callable[[int], int], *shards: str, urls: dict[str, str] | None = None
-) -> ClusterMap:
-    members = [Member(id=s, url=(urls or {}).get(s, f"http://{s}"), store_id=f"store-{s}") for s in shards]
-    owners = [owner_of(partition) for partition in range(PARTITIONS)]
-    return ClusterMap(cluster_id="c", epoch=epoch, partitions=PARTITIONS, members=members, owners=owners)
-
-
-def halves(epoch: int = 1) -> ClusterMap:
-    """s1 owns the even partitions, s2 the odd ones."""
-    return make_map(epoch, lambda partition: partition % 2, "s1", "s2")
-
-
-def all_on(epoch: int, owner: str) -> ClusterMap:
-    return make_map(epoch, lambda _: ("s1", "s2").index(owner), "s1", "s2")
-
-
-class FakeShard:
-    """A shard as the router sees it. It owns what its own map says; its pages are small if it is told so."""
-
-    def __init__(self, shard_id: str) -> None:
-        self.shard_id = shard_id
-        self.map: ClusterMap | None = None
-        self.data: dict[str, bytes] = {}
-        self.ghosts: set[str] = set()  # rows that fill a page and are not shown: expired ones, for example
-        self.page_rows_max = 10_000
-        self.fenced: set[int] = set()  # partitions that it has stopped to answer for
-        self.asked: list[Request] = []
-        self.before_answer: list[Callable[[], None]] = []
-
-    def owns(self, key: str) -> bool:
-        return bool(self.owned() >> partition_of(key.encode(), PARTITIONS) & 1)
-
-    def owned(self, wanted: bytes = b"") -> int:
-        """The set of partitions that it answers for, of those that are wanted."""
-        owned = set(self.map.owned_by(self.shard_id) if self.map else ()) - self.fenced
-        bits = sum(1 << partition for partition in owned)
-        return bits & partition_set.decode(wanted) if wanted else bits
-
-    @property
-    def epoch(self) -> int:
-        return self.map.epoch if self.map else 0
-
-    def answer(self, request: Request) -> Any:
-        self.asked.append(request)
-        if self.before_answer:
-            self.before_answer.pop(0)()
-        if isinstance(request, Scan):
-            return self._page(request)
-        if isinstance(request, Count):
-            owned = self.owned(request.wanted)
-            count = sum(key.startswith(request.prefix) and _is_in(key, owned) for key in self.data)
-            return Page(request.id, partition_set.encode(owned, PARTITIONS), False, "", [], count)
-        if isinstance(request, Explain):
-            return Facts(request.id, self.epoch, {"row": "value" if request.key in self.data else "absent"})
-        if isinstance(request, Stats):
-            return Facts(request.id, self.epoch, {"keys": len(self.data), "bytes": 7})
-        if not self.owns(request.key):
-            members = {"fenced": True} if partition_of(request.key.encode(), PARTITIONS) in self.fenced else {}
-            return Answer(request.id, 421, problem=WrongOwner("not mine", epoch=self.epoch, **members).problem())
-        if isinstance(request, Put):
-            self.data[request.key] = request.value
-            return Answer(request.id, 201, 1)
-        value = self.data.get(request.key)
-        return Answer(request.id, 404) if value is None else Answer(request.id, 200, 1, value)
-
-    def _page(self, scan: Scan) -> Page:
-        keys = [
-            k for k in sorted(self.data | dict.fromkeys(self.ghosts)) if k.startswith(scan.prefix) and k > scan.after
-        ]
-        owned = self.owned(scan.wanted)
-        keys = [key for key in keys if not scan.until or key <= scan.until]
-        taken = keys[: min(scan.limit, self.page_rows_max)]
-        items = [
-            (key, 1, self.data[key] if scan.values else None, 0)
-            for key in taken
-            if key not in self.ghosts and _is_in(key, owned)
-        ]
-        more = len(taken) < len(keys)
-        last = taken[-1] if taken else scan.after
-        return Page(scan.id, partition_set.encode(owned, PARTITIONS), more, last, items)
-
-
-def _is_in(key: str, bits: int) -> bool:
-    return bool(bits >> partition_of(key.encode(), PARTITIONS) & 1)
-
-
-class FakeChannel:
-    """Stands in for `Channel`: the same attributes, and answers a turn of the loop later."""
-
-    is_connected_at_first = True
-
-    def __init__(self, shard_id: str, url: str, limits: Limits, session: Any, store_id: str = "") -> None:
-        self.shard_id = shard_id
-        self.url = url
-        self.store_id = store_id
-        self.connected = self.is_connected_at_first
-        self.answered = True
-        self.ops_under_way = 0
-        self.error: KvError | None = None
-        self.fails_with: KvError | None = None
-        self.is_silent = False
-        self.closed = False
-        self.shard = shards[shard_id]
-
-    def request(self, request: Request) -> asyncio.Future[Any]:
-        if self.error is not None:
-            raise self.error
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        if not self.is_silent:
-            asyncio.get_running_loop().call_soon(self._settle, future, request)
-        return future
-
-    def _settle(self, future: asyncio.Future[Any], request: Request) -> None:
-        if self.fails_with is not None:
-            future.set_exception(self.fails_with)
-        elif not future.done():
-            self.answered = True
-            future.set_result(self.shard.answer(request))
-
-    async def close(self) -> None:
-        self.closed = True
-
-
-shards: dict[str, FakeShard] = {}
-
-
-def make_service(**limits: Any) -> RouterService:
-    shards.clear()
-    shards.update({shard_id: FakeShard(shard_id) for shard_id in ("s1", "s2", "s3")})
-    return RouterService(Limits(**{"reroute_timeout_s": 2.0, **limits}), None)  # type: ignore[arg-type]
-
-
-def everybody_follows(service: RouterService, cluster_map: ClusterMap) -> None:
-    service.follow(cluster_map)
-    for shard in shards.values():
-        shard.map = cluster_map
-
-
-@pytest.fixture(autouse=True)
-def fake_channels() -> Iterator[None]:
-    with mock.patch("kvstore.router.service.Channel", FakeChannel):
-        yield
-
-
-@pytest.fixture
-async def service() -> RouterService:
-    service = make_service()
-    everybody_follows(service, halves())
-    return service
-
-
-def key_of(shard_id: str) -> str:
-    """A key that this shard owns under `halves`."""
-    wanted = ("s1", "s2").index(shard_id)
-    return next(key for key in map(str, range(100)) if partition_of(key.encode(), PARTITIONS) % 2 == wanted)
+pytestmark = pytest.mark.usefixtures("fake_channels")
 
 
 # --- one key ----------------------------------------------------------------------------------------------------------
