@@ -145,6 +145,8 @@ class Coordinator:
             reply: Reply = await part.channel.request(request)
         except OutcomeUnknown as error:
             raise self._unknown(error.detail, transaction, attempt) from None
+        except Unavailable as error:
+            return self._refused(error, transaction)
         if isinstance(reply, Outcome) and reply.state == "committed":
             return Result(self._id(transaction, attempt), reply.succeeded, reply.version or None, reply.reads)
         return self._refused(reply, transaction)

@@ -14,18 +14,23 @@ from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap, Member, Move
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
+    Abort,
     Acquire,
     Answer,
     Count,
     Explain,
     Facts,
+    Finish,
+    Get,
     Leave,
+    Outcome,
     Page,
     Put,
     Release,
     Request,
     Scan,
     Stats,
+    Transact,
 )
 from kvstore.router.service import RouterService
 
@@ -136,6 +141,8 @@ class FakeShard:
             return Facts(request.id, self.epoch, {"row": "value" if request.key in self.data else "absent"})
         if isinstance(request, Stats):
             return Facts(request.id, self.epoch, {"keys": len(self.data), "bytes": 7})
+        if isinstance(request, Transact | Finish | Abort):
+            return self._on_transaction(request)
         assert hasattr(request, "key")
         if not self.owns(request.key):
             return self._wrong_owner(request)
@@ -146,6 +153,15 @@ class FakeShard:
             return Answer(request.id, 201, 1)
         value = self.data.get(request.key)
         return Answer(request.id, 404) if value is None else Answer(request.id, 200, 1, value)
+
+    def _on_transaction(self, request: Transact | Finish | Abort) -> Any:
+        keys = [request.key] if isinstance(request, Transact) else request.keys
+        foreign = next((key for key in keys if not self.owns(key)), None)
+        if foreign is not None:
+            return msgspec.structs.replace(self._wrong_owner(Get(0, foreign)), id=request.id)
+        if isinstance(request, Transact):
+            return Outcome(request.id, "committed", request.attempt.name, 9, succeeded=True)
+        return Answer(request.id, 200)
 
     def _on_lock(self, request: Acquire | Leave | Release, channel: FakeChannel, future: asyncio.Future[Any]) -> Any:
         if isinstance(request, Release):
@@ -203,7 +219,7 @@ class FakeChannel:
         self.shard = shards[shard_id]
         self._next_id = 0
 
-    def request(self, request: Request) -> asyncio.Future[Any]:
+    def request(self, request: Request, *, at_leisure: bool = False) -> asyncio.Future[Any]:
         if self.error is not None:
             raise self.error
         self._next_id += 1

@@ -1,0 +1,117 @@
+"""Transactions while partitions change hands: what is refused with 421 is tried again, what is over is told to whoever
+has the keys by then. (In which ways this can go wrong is explored in tests/unit/transactions.)"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from kvstore.config import Limits
+from kvstore.errors import Unavailable
+from kvstore.protocol import Abort, Attempt, Condition, Finish, Outcome, Step, Transact
+from kvstore.router.aftermath import Aftermath
+from kvstore.router.coordinator import Coordinator
+from kvstore.router.parts import Part, Transaction
+from kvstore.router.service import RouterService
+from tests.unit.router.fake_shards import all_on, everybody_follows, halves, key_of, make_map, make_service, shards
+
+KEY, OTHER = key_of("s1"), key_of("s2")
+ATTEMPT = Attempt(1, 1, "r")
+WRITE = Transaction([], [Step("put", KEY, b"1")], [])
+
+
+def asked(shard_id: str, kind: type) -> list[Any]:
+    return [request for request in shards[shard_id].asked if isinstance(request, kind)]
+
+
+async def test_a_transaction_waits_for_a_partition_that_is_fenced(service: RouterService) -> None:
+    shards["s1"].fence(KEY)
+    doing = asyncio.create_task(Coordinator(service, Limits()).run(WRITE, None))
+    await asyncio.sleep(0.1)
+    assert len(asked("s1", Transact)) == 1
+    everybody_follows(service, all_on(2, "s2"))
+    assert (await doing).version == 9
+    assert len(asked("s2", Transact)) == 1
+
+
+async def test_the_time_in_which_a_transaction_waits_for_a_move_is_not_taken_off_its_own(fake_channels: None) -> None:
+    limits = Limits(txn_timeout_s=0.3, reroute_timeout_s=2.0)
+    service = make_service()
+    everybody_follows(service, halves())
+    shards["s1"].fence(KEY)
+    doing = asyncio.create_task(Coordinator(service, limits).run(WRITE, None))
+    await asyncio.sleep(1.0)
+    everybody_follows(service, all_on(2, "s2"))
+    assert (await doing).version == 9
+
+
+async def test_a_transaction_on_what_nobody_owns_for_good_is_unavailable(fake_channels: None) -> None:
+    limits = Limits(txn_timeout_s=0.2, reroute_timeout_s=0.3)
+    service = make_service()
+    everybody_follows(service, halves())
+    shards["s1"].fence(KEY)
+    with pytest.raises(Unavailable):
+        await Coordinator(service, limits).run(WRITE, None)
+
+
+async def test_a_transaction_that_was_split_up_for_a_shard_that_has_left_is_split_up_anew(
+    service: RouterService,
+) -> None:
+    channel: Any = service.channels["s1"]
+
+    def leaves(*_: Any, **__: Any) -> Any:
+        everybody_follows(service, make_map(2, lambda _: 0, "s2"))
+        raise Unavailable("shard s1 is not connected", shard="s1", retry_after_ms=1000)
+
+    channel.request = leaves
+    assert (await Coordinator(service, Limits()).run(WRITE, None)).version == 9
+
+
+def part_of(service: RouterService, *keys: str) -> Part:
+    part = Part(service.owner_of(keys[0]))
+    part.conditions = [Condition(key, exists=True) for key in keys]
+    part.keys = dict.fromkeys(keys)
+    return part
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_finish_follows_its_keys_to_all_their_owners(service: RouterService) -> None:
+    everybody_follows(service, all_on(2, "s1"))
+    part = part_of(service, KEY, OTHER)
+    shards["s1"].fence(OTHER)
+    Aftermath(service).finish([part], "anchor", ATTEMPT, Outcome(0, "committed", "a", 9, True, 5))
+    await until(lambda: len(asked("s1", Finish)) >= 2)
+    everybody_follows(service, halves(3))
+    await until(lambda: asked("s2", Finish))
+    await asyncio.sleep(0.3)
+    assert [finish.keys for finish in asked("s2", Finish)] == [[OTHER]]
+    assert asked("s1", Finish)[-1].keys == [KEY]
+    assert all((finish.version, finish.succeeded, finish.decided_ms) == (9, True, 5) for finish in asked("s2", Finish))
+
+
+async def test_an_abort_is_told_where_it_was_prepared_and_follows_its_keys(service: RouterService) -> None:
+    channel = service.owner_of(KEY)
+    shards["s1"].fence(KEY)
+    Aftermath(service).abort(ATTEMPT, [KEY], channel)
+    await until(lambda: asked("s1", Abort))
+    everybody_follows(service, all_on(2, "s2"))
+    await until(lambda: asked("s2", Abort))
+    await asyncio.sleep(0.3)
+    assert len(asked("s2", Abort)) == 1, "once it is told, it is told no more"
+
+
+async def test_an_abort_whose_shard_is_gone_is_left_to_the_stores(service: RouterService) -> None:
+    channel: Any = service.owner_of(KEY)
+    channel.error = Unavailable("away")
+    Aftermath(service).abort(ATTEMPT, [KEY], channel)
+    channel.error, channel.fails_with = None, Unavailable("lost")
+    Aftermath(service).abort(ATTEMPT, [KEY], channel)
+    await asyncio.sleep(0.2)
+    assert asked("s1", Abort) == asked("s2", Abort) == []
