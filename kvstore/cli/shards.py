@@ -32,7 +32,7 @@ from kvstore.cli.frame import (
 )
 from kvstore.cli.move_progress import move_progress
 from kvstore.client import Client
-from kvstore.errors import ChangeRefused, NotFound, OutcomeUnknown
+from kvstore.errors import BadBody, BadParameter, ChangeRefused, ForeignData, NotFound, OutcomeUnknown
 
 _WEIGHT = click.IntRange(1, 1000)
 _WATCH_TIMEOUT_S = 5.0
@@ -299,6 +299,8 @@ class _Running:
             return await self._change.ask(kv, plan)
         except NotFound as error:
             raise NotFound(error.detail, next_step="`kvstore shard list` shows all shards.") from None
+        except (BadBody, BadParameter, ChangeRefused, ForeignData) as error:  # their detail says what to do
+            raise type(error)(error.detail, next_step="Nothing was changed.") from None
         except OutcomeUnknown as error:
             next_step = "`kvstore status` shows whether it was taken; the same command again does no harm."
             raise OutcomeUnknown(error.detail, next_step=next_step) from None

@@ -27,8 +27,9 @@ KEY = "/v1/kv/{key}"
 LOCK = "/v1/locks/{name}"
 TXN = "/v1/txn"
 TXN_ID = "/v1/txn/{id}"
+SHARDS, SHARD, MOVES = "/v1/shards", "/v1/shards/{id}", "/v1/moves"
 # They take a parameter or a body.
-BREAKABLE = (KEY, "/v1/kv", "/v1/batch", LOCK, "/v1/locks", "/v1/explain/{key}", TXN, TXN_ID)
+BREAKABLE = (KEY, "/v1/kv", "/v1/batch", LOCK, "/v1/locks", "/v1/explain/{key}", TXN, TXN_ID, SHARDS)
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
 KEPT = {"openapi/kept": b"1", "openapi/kept for a while": b"2"}
 KEYS = {"openapi/text": b"Ada", "openapi/bytes": b"\xff\x00", "openapi/empty": b"", "openapi/ü ?": b"{}"}
@@ -37,7 +38,7 @@ LARGE_PUT = b'{"then":[{"op":"put","key":"k","value":"%s"}]}' % (b"v" * (1024 * 
 WAIT_S_MAX = 0.02  # nobody releases what is waited for here
 CONFIG = {
     "checks": {
-        "positive_data_acceptance": {"expected-statuses": ["2xx", "304", "404", "412", "422", "423"]},
+        "positive_data_acceptance": {"expected-statuses": ["2xx", "304", "404", "409", "412", "422", "423"]},
         "negative_data_rejection": {"expected-statuses": ["400", "403", "404", "414", "431"]},
     }
 }
@@ -148,8 +149,10 @@ def _make_possible(case: Case, data: st.DataObject, api: Api) -> None:
             assume(len(case.path_parameters[name].encode()) <= Limits().key_bytes_max)
     if "Lock-Token" in case.headers and data.draw(st.booleans()):
         case.headers["Lock-Token"] = str(api.token)
-    if "id" in case.path_parameters:
+    if case.path == TXN_ID:
         case.path_parameters["id"] = f"7-{case.path_parameters['id'].partition('-')[2]}"
+    if case.path in (SHARDS, SHARD, MOVES) and case.method not in ("GET", "HEAD"):
+        _only_plan(case, data)
     if isinstance(case.body, dict) and "then" in case.body:
         _make_possible_transaction(case.body, data, api)
     query = case.query or {}
@@ -164,6 +167,21 @@ def _make_possible(case: Case, data: st.DataObject, api: Api) -> None:
         case.body["wait"] = min(case.body["wait"], WAIT_S_MAX)
     if isinstance(case.body, dict) and "owner" in case.body:
         assume(len(case.body["owner"].encode()) <= Limits().owner_bytes_max)
+
+
+def _only_plan(case: Case, data: st.DataObject) -> None:
+    """The cluster is shared: it stays as it is. (That the changes themselves are as documented, `test_shards_cli` sees.)
+
+    A cancel changes nothing, for nothing moves here.
+    """
+    if case.path == SHARD and data.draw(st.booleans()):
+        case.path_parameters["id"] = "s1"
+    if case.method != "DELETE" or case.path == SHARD:
+        case.query = {"plan": "true"}
+    if isinstance(case.body, dict) and "url" in case.body:
+        case.body["url"] = "http://127.0.0.1:1"
+    if isinstance(case.body, dict) and "weight" in case.body:
+        case.body["weight"] = int(case.body["weight"])  # 7.0 is an integer to JSON Schema, but not here
 
 
 def _make_possible_transaction(body: dict[str, Any], data: st.DataObject, api: Api) -> None:
@@ -334,6 +352,20 @@ def test_a_request_that_breaks_the_document_is_refused_as_documented(api: Api, p
         ("POST", TXN, TXN, {}, b'{"then":[{"op":"delete","key":"%s"}]}' % HELD.encode(), 423, "locked"),
         ("GET", TXN_ID, "/v1/txn/nonsense", {}, b"", 400, "bad-parameter"),
         ("GET", TXN_ID, "/v1/txn/0-1-00000000", {}, b"", 404, "not-found"),
+        ("POST", SHARDS, SHARDS, {}, b'{"id":"s1"}', 409, "change-refused"),
+        ("POST", SHARDS, SHARDS, {}, b'{"id":"s9","url":"http://127.0.0.1:1"}', 409, "change-refused"),
+        ("POST", SHARDS, SHARDS, {}, b'{"id":"S1"}', 400, "bad-body"),
+        ("POST", SHARDS, SHARDS, {}, b'{"id":"s9","wait":1}', 400, "bad-body"),
+        ("POST", SHARDS, f"{SHARDS}?plan=yes", {}, b'{"id":"s9"}', 400, "bad-parameter"),
+        ("POST", SHARDS, SHARDS, {}, b" " * 5000, 413, "body-too-large"),
+        ("PATCH", SHARD, f"{SHARDS}/s9", {}, b'{"weight":1}', 404, "not-found"),
+        ("PATCH", SHARD, f"{SHARDS}/s1", {}, b'{"weight":0}', 400, "bad-body"),
+        ("PATCH", SHARD, f"{SHARDS}/s1", {"If-Match": "*"}, b'{"weight":1}', 400, "bad-parameter"),
+        ("DELETE", SHARD, f"{SHARDS}/s9", {}, b"", 404, "not-found"),
+        ("DELETE", SHARD, f"{SHARDS}/S1", {}, b"", 400, "bad-parameter"),
+        ("DELETE", SHARD, f"{SHARDS}/s9", {}, b"{}", 400, "bad-body"),
+        ("DELETE", MOVES, f"{MOVES}?plan=true", {}, b"", 400, "bad-parameter"),
+        ("POST", MOVES, MOVES, {}, b"{}", 400, "bad-body"),
         ("GET", "/v1/kv", "/v1/kv?after=%21", {}, b"", 400, "bad-cursor"),
         ("GET", "/v1/kv", "/v1/kv?prefix=a&prefix=b", {}, b"", 400, "bad-parameter"),
         ("POST", "/v1/batch", "/v1/batch", {}, b'{"ops":[]}', 400, "bad-body"),
