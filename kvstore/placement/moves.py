@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import msgspec
@@ -173,13 +174,19 @@ def _groups(
         row, column = sources.index(pair[0]), destinations.index(pair[1])
         return (column - row) % width, row
 
-    left = [(pair, going[pair], max(1, group_partitions(pair[0]))) for pair in sorted(going, key=diagonal)]
-    begin = 0
-    while left:
-        for (source, to), partitions, size in left:
-            yield source, to, partitions[begin * size : (begin + 1) * size]
-        begin += 1
-        left = [entry for entry in left if len(entry[1]) > begin * entry[2]]
+    rounds = [
+        [(source, to, group) for group in _cut(going[source, to], max(1, group_partitions(source)))]
+        for source, to in sorted(going, key=diagonal)
+    ]
+    for groups in zip_longest(*rounds):
+        yield from (group for group in groups if group is not None)
+
+
+def _cut(partitions: list[int], size_max: int) -> list[list[int]]:
+    """In as few groups as can be, all of about the same size."""
+    count = -(-len(partitions) // size_max)
+    cuts = [len(partitions) * i // count for i in range(count + 1)]
+    return [partitions[begin:end] for begin, end in pairwise(cuts)]
 
 
 # --- the next map ----------------------------------------------------------------------------------------------------
