@@ -132,24 +132,27 @@ class Tally:
         self._earlier = None if before["moves"] else before["last_change"]
         self._kept = Figures()
         self._committed = Figures()
+        self._seconds = 0.0
         self._expected = 0
+        self._is_known = False
 
     def take(self, document: Document) -> Figures:
         """All that has moved so far and all that is to move."""
         last = document["last_change"]
-        now = Figures() if last is None or last == self._earlier else committed(last)
-        if last is not None and now.keys < self._committed.keys:
-            self._kept = self._kept.plus(self._committed)
-        if last is not None:
-            self._committed = now
+        self._is_known = last is not None and last != self._earlier
+        if last is not None and self._is_known:
+            if last["seconds"] < self._seconds:  # it counts from nothing again
+                self._kept = self._kept.plus(self._committed)
+                self._expected -= self._committed.partitions_total
+            self._committed, self._seconds = committed(last), last["seconds"]
         standing = under_way(document)
         if document["moves"]:
-            self._expected = int(self._committed.partitions) + standing.partitions_total
+            self._expected = self._committed.partitions_total + standing.partitions_total
         return self._kept.plus(self._committed).plus(standing)
 
     def fell_short(self) -> bool:
-        """No move stands any more, and less was done than was to do: as far as that can be told."""
-        return int(self._committed.partitions) < self._expected
+        """Whether less was done than was to do, as far as that can be told. Asked when no move stands any more."""
+        return self._is_known and self._committed.partitions_total < self._expected
 
 
 async def follow(kv: Client, goal: Goal, progress: MoveProgress, before: Document, epoch: int) -> Figures:
