@@ -26,8 +26,23 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     state: MemberState = "up"
 
 
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """Partitions that the shard `source` owns and the shard `to` is to own, moved together.
+
+    The `id` names one try, for ever: once the move is given up or begun anew, no map has it any more.
+    """
+
+    id: str
+    source: str
+    to: str
+    partitions: list[int]
+
+
 class ClusterMap(msgspec.Struct, frozen=True, kw_only=True):
-    """`owners[p]` is the index in `members` of the shard that owns partition p; `members` is in order of joining."""
+    """`owners[p]` is the index in `members` of the shard that owns partition p; `members` is in order of joining.
+
+    `moves`: those that stand, under way or not begun yet, in the order in which they are to be done.
+    """
 
     cluster_id: str
     epoch: int
@@ -35,6 +50,7 @@ class ClusterMap(msgspec.Struct, frozen=True, kw_only=True):
     members: list[Member]
     owners: list[int]
     replicas: int = 1
+    moves: list[Move] = []
 
     def member(self, shard_id: str) -> Member | None:
         """The member of that id, or None."""

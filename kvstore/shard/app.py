@@ -1,6 +1,6 @@
 """The shard's process: its store, its HTTP door for the routers' channels, its place in the cluster.
 
-Owns: opening and closing in the right order; the durable copy of the cluster map in the store's file.
+Owns: opening and closing in the right order.
 Promises: serves only with a map; a restarted shard starts from its own durable map, so it does not need the
 controller to serve; a shard whose file belongs to another cluster ends with an error instead of serving.
 Leaves to others: requests (`service`), the store (`storage`).
@@ -11,17 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import aiohttp
-import msgspec
 from aiohttp import web
 
 from kvstore.config import ClusterConfig, listen_address
-from kvstore.errors import ForeignData
 from kvstore.metrics import exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.shard.peers import Peers
+from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
 from kvstore.shard.service import ShardService
 from kvstore.storage.store import Store
@@ -72,7 +74,9 @@ class ShardApp:
         return socket
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "alive", "shard": self._service.shard_id})
+        identity = self._service.store.database.identity
+        facts = {"store_id": identity.store_id, "cluster_id": identity.cluster_id}
+        return web.json_response({"status": "alive", "shard": self._service.shard_id, **facts})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         text = exposition(shard_families({self._service.shard_id: self._service.store.snapshot()}))
@@ -84,97 +88,76 @@ class ShardApp:
             await socket.close(code=aiohttp.WSCloseCode.GOING_AWAY)
 
 
-class _Membership:
-    """Keeps the map in the store's file, so that the next start needs nobody."""
+class _Maps:
+    """Follows the newest map that has come, one at a time."""
 
     def __init__(self, service: ShardService) -> None:
         self._service = service
         self._newest: asyncio.Queue[ClusterMap] = asyncio.Queue(maxsize=1)
 
-    async def restore(self) -> None:
-        """Serve with the durable map, if there is one."""
-        stored = await self._service.store.database.read_meta("cluster_map")
-        if stored is not None:
-            self._service.follow(msgspec.json.decode(stored, type=ClusterMap))
-
-    def on_map(self, cluster_map: ClusterMap) -> None:
+    def put(self, cluster_map: ClusterMap) -> None:
         while not self._newest.empty():
             self._newest.get_nowait()
         self._newest.put_nowait(cluster_map)
 
-    async def keep(self) -> None:
-        """Make each newer map durable, then follow it."""
+    async def follow(self) -> None:
+        """Raises ForeignData: then this shard must not serve."""
         while True:
-            cluster_map = await self._newest.get()
-            database = self._service.store.database
-            self._check(cluster_map)
-            if database.identity.cluster_id is None:
-                await database.write_meta("cluster_id", cluster_map.cluster_id)
-            await database.write_meta("cluster_map", msgspec.json.encode(cluster_map).decode())
-            if self._service.follow(cluster_map):
-                owned = len(cluster_map.owned_by(self._service.shard_id))
-                log.info("epoch %d: owns %d of %d partitions", cluster_map.epoch, owned, cluster_map.partitions)
-
-    def _check(self, cluster_map: ClusterMap) -> None:
-        identity = self._service.store.database.identity
-        if identity.cluster_id not in (None, cluster_map.cluster_id):
-            raise ForeignData(
-                f"{self._service.store.database.path} belongs to cluster {identity.cluster_id}, "
-                f"not to {cluster_map.cluster_id}"
-            )
-        member = cluster_map.member(self._service.shard_id)
-        if member is not None and member.store_id != identity.store_id:
-            raise ForeignData(f"the cluster knows shard {member.id} with another data file than this one")
+            await self._service.follow(await self._newest.get())
 
 
 async def serve(
-    *, shard_id: str, listen: str, join: str, data_dir: Path, config: ClusterConfig, stop: asyncio.Event
+    *,
+    shard_id: str,
+    listen: str,
+    join: str,
+    data_dir: Path,
+    config: ClusterConfig,
+    stop: asyncio.Event,
+    may_join: bool = False,
 ) -> None:
-    """Run the shard until `stop` is set. Raises ForeignData, OSError (the port is taken)."""
+    """Run the shard until `stop` is set. Raises ForeignData, OSError (the port is taken).
+
+    `may_join`: if it is no member, it asks to become one.
+    """
     host, port = listen_address(listen)
+    limits = config.limits
     weight = next((shard.weight for shard in config.shards if shard.id == shard_id), 1)
-    store = await Store.open(
-        data_dir / f"shard-{shard_id}.db", config.limits, shard_id, config.partitions, _end_process
-    )
-    service = ShardService(shard_id, store)
-    app = ShardApp(service, config)
-    runner = web.AppRunner(app.web, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
-    membership = _Membership(service)
-    tasks: list[asyncio.Task[None]] = []
-    try:
-        await membership.restore()
+    store = await Store.open(data_dir / f"shard-{shard_id}.db", limits, shard_id, config.partitions, _end_process)
+    async with AsyncExitStack() as at_the_end:
+        at_the_end.push_async_callback(store.close)
+        session = await at_the_end.enter_async_context(aiohttp.ClientSession())
+        peers = Peers(store, limits, session)
+        at_the_end.push_async_callback(peers.close)
+        receiver = Receiver(shard_id, store, peers, limits)
+        at_the_end.push_async_callback(receiver.close)
+        recovery = Recovery(shard_id, store, peers, limits)
+        at_the_end.push_async_callback(recovery.close)
+        service = ShardService(shard_id, store, receiver)
+        app = ShardApp(service, config)
+        runner = web.AppRunner(app.web, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
+        at_the_end.push_async_callback(runner.cleanup)
+        at_the_end.push_async_callback(app.close)
         await runner.setup()
         await web.TCPSite(runner, host, port, backlog=1024).start()
         warn_if_exposed(listen, "read and write its keys")
-        async with aiohttp.ClientSession() as session:
-            follower = MapFollower(session, join, config.limits)
-            identity = store.database.identity
-            url = f"http://{listen}"
-            epoch = service.cluster_map.epoch if service.cluster_map else 0
+        maps = _Maps(service)
+        follower = MapFollower(session, join, limits)
 
-            async def join_cluster() -> None:
-                await follower.announce(shard_id, url, identity.store_id, identity.cluster_id, weight)
-                await follower.follow(epoch, membership.on_map)
+        async def join_cluster() -> None:
+            identity, url = store.database.identity, f"http://{listen}"
+            await follower.announce(shard_id, url, identity.store_id, identity.cluster_id, weight, join=may_join)
+            await follower.follow(store.epoch, maps.put)
 
-            recovery = Recovery(service, config.limits, session)
-            tasks = [
-                asyncio.create_task(join_cluster()),
-                asyncio.create_task(recovery.run()),
-                asyncio.create_task(membership.keep()),
-                asyncio.create_task(_until(stop)),
-            ]
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await recovery.close()
-            for task in done:
-                task.result()
-    finally:
-        await app.close()
-        await runner.cleanup()
-        await store.close()
+        await _until_one_ends(join_cluster(), recovery.run(), maps.follow(), stop.wait())
 
 
-async def _until(stop: asyncio.Event) -> None:
-    await stop.wait()
+async def _until_one_ends(*works: Coroutine[Any, Any, Any]) -> None:
+    """Then the others are cancelled. Raises what it raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()

@@ -17,17 +17,13 @@ import asyncio
 import logging
 from typing import Any
 
-import aiohttp
-
 from kvstore.config import Limits
-from kvstore.errors import KvError, Unavailable
-from kvstore.placement.cluster_map import ClusterMap
-from kvstore.placement.ring import partition_of
+from kvstore.errors import KvError
 from kvstore.protocol import Abort, Answer, Ask, Attempt, Finish, Outcome, Reply
-from kvstore.shard.service import ShardService
+from kvstore.shard.peers import Peers
 from kvstore.storage.participant import DropDecisions
+from kvstore.storage.store import Store
 from kvstore.transactions.intents import Hold
-from kvstore.transport.channel import Channel
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +34,11 @@ _DECISIONS_MAX = 2000  # that are looked at in one round
 class Recovery:
     """`run` until cancelled, then `close`."""
 
-    def __init__(self, service: ShardService, limits: Limits, session: aiohttp.ClientSession) -> None:
-        self._service = service
-        self._store = service.store
+    def __init__(self, shard_id: str, store: Store, peers: Peers, limits: Limits) -> None:
+        self._shard_id = shard_id
+        self._store = store
+        self._peers = peers
         self._limits = limits
-        self._session = session
-        self._channels: dict[str, Channel] = {}
         self._at_work: dict[Attempt, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -53,16 +48,15 @@ class Recovery:
             except TimeoutError:
                 pass
             self._store.recovery_due.clear()
-            if self._service.cluster_map is not None:
+            if self._store.cluster_map is not None:
                 self._begin_round()
                 await asyncio.sleep(0.05)  # who is blocked by what cannot be resolved now does not make it spin
 
     async def close(self) -> None:
-        """End what is at work, and the channels to other shards."""
+        """End what is at work."""
         for task in list(self._at_work.values()):
             task.cancel()
         await asyncio.gather(*self._at_work.values(), return_exceptions=True)
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
 
     def _begin_round(self) -> None:
         finished, unfinished = self._store.old_decisions(_DECISIONS_MAX)
@@ -107,7 +101,7 @@ class Recovery:
             return
         by_owner: dict[str, list[str]] = {}
         for key in decision.keys:
-            by_owner.setdefault(self._owner(key), []).append(key)
+            by_owner.setdefault(self._peers.owner(key), []).append(key)
         for keys in by_owner.values():
             finish = Finish(0, attempt, keys, decision.version, decision.succeeded, decision.decided_ms)
             reply = await self._ask(keys[0], finish)
@@ -122,37 +116,10 @@ class Recovery:
         for partition, attempts in by_partition.items():
             self._store.tell(DropDecisions(attempts, partition))
 
-    # --- the other shards ---------------------------------------------------------------------------------------------
-
-    @property
-    def _map(self) -> ClusterMap:
-        cluster_map = self._service.cluster_map
-        if cluster_map is None:
-            raise Unavailable("this shard has no cluster map yet")
-        return cluster_map
-
-    def _owner(self, key: str) -> str:
-        cluster_map = self._map
-        return cluster_map.members[cluster_map.owners[partition_of(key.encode(), cluster_map.partitions)]].id
-
     async def _ask(self, key: str, request: Ask | Finish) -> Reply:
         """The reply of the key's owner, who may be this very store. Raises Unavailable and other KvErrors."""
-        owner = self._owner(key)
-        if owner == self._service.shard_id:
+        owner = self._peers.owner(key)
+        if owner == self._shard_id:
             return await self._store.ask(request)
-        reply: Reply = await self._channel(owner).request(request)
+        reply: Reply = await self._peers.channel(owner).request(request)
         return reply
-
-    def _channel(self, shard_id: str) -> Channel:
-        """Opened when it is needed first: then it is not connected yet, and the next round finds it so."""
-        member = self._map.member(shard_id)
-        if member is None:
-            raise Unavailable(f"there is no shard {shard_id}")
-        channel = self._channels.get(shard_id)
-        if channel is not None and (channel.url, channel.store_id) != (member.url, member.store_id):
-            asyncio.get_running_loop().create_task(channel.close())
-            channel = None
-        if channel is None:
-            channel = Channel(member.id, member.url, self._limits, self._session, member.store_id)
-            self._channels[shard_id] = channel
-        return channel

@@ -1,6 +1,6 @@
 """What a shard does with each request of a router, and which partitions it answers for.
 
-Owns: the dispatch of requests to the store; the map that the shard follows; arrivals.
+Owns: the dispatch of requests to the store; which maps the shard follows.
 Promises: the shard has the last word on ownership, by its own map: what it does not own it answers with 421,
 unexecuted.
 Leaves to others: queues, batches and visibility (`storage.store`), the wire (`transport.channel`), fetching the map
@@ -10,48 +10,75 @@ Leaves to others: queues, batches and visibility (`storage.store`), the wire (`t
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from typing import Any
 
 import msgspec
 
-from kvstore.errors import KvError
+from kvstore.errors import ForeignData, KvError
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.protocol import Answer, Count, Explain, Facts, Forget, Get, Request, Scan, ScanLeases, Stats
+from kvstore.protocol import (
+    Answer,
+    Count,
+    Explain,
+    Facts,
+    Fence,
+    Follow,
+    Forget,
+    Get,
+    Pull,
+    Receive,
+    Reply,
+    Request,
+    Scan,
+    ScanLeases,
+    Stats,
+)
+from kvstore.shard.receiver import Receiver
 from kvstore.storage.changes import Sink
 from kvstore.storage.leases import refusal
 from kvstore.storage.store import Store
 
 log = logging.getLogger(__name__)
 
+_Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | Fence
+
 
 class ShardService:
     """One store, served. Until a map is followed it owns nothing."""
 
-    def __init__(self, shard_id: str, store: Store) -> None:
+    def __init__(self, shard_id: str, store: Store, receiver: Receiver) -> None:
         self.shard_id = shard_id
         self.store = store
-        self.cluster_map: ClusterMap | None = None
-        self._arrival = itertools.count(1)
+        self._receiver = receiver
         self._slow: set[asyncio.Task[None]] = set()
 
-    def follow(self, cluster_map: ClusterMap) -> bool:
-        """Take over a newer map; False if it is not newer. A partition that stays keeps its arrival."""
-        if self.cluster_map is not None and cluster_map.epoch <= self.cluster_map.epoch:
-            return False
-        arrivals = [0] * cluster_map.partitions
-        for partition in cluster_map.owned_by(self.shard_id):
-            arrivals[partition] = self.store.arrivals[partition] or next(self._arrival)
-        self.store.own(arrivals, cluster_map.epoch)
-        self.cluster_map = cluster_map
-        return True
+    async def follow(self, cluster_map: ClusterMap) -> bool:
+        """Take over a newer map, durably; False if it is not newer. Raises ForeignData, having changed nothing."""
+        identity = self.store.database.identity
+        if identity.cluster_id not in (None, cluster_map.cluster_id):
+            raise ForeignData(
+                f"{self.store.database.path} belongs to cluster {identity.cluster_id}, not to {cluster_map.cluster_id}"
+            )
+        member = cluster_map.member(self.shard_id)
+        if member is not None and member.store_id != identity.store_id:
+            raise ForeignData(f"the cluster knows shard {member.id} with another data file than this one")
+        if cluster_map.partitions != len(self.store.arrivals):
+            raise ForeignData(
+                f"the cluster has {cluster_map.partitions} partitions, this file {len(self.store.arrivals)}"
+            )
+        is_newer = await self.store.adopt(cluster_map)
+        if is_newer:
+            self._receiver.drop_what_is_over()
+            owned = len(cluster_map.owned_by(self.shard_id))
+            log.info("epoch %d: owns %d of %d partitions", cluster_map.epoch, owned, cluster_map.partitions)
+        return is_newer
 
     def handle(self, request: Request, sink: Sink) -> None:
         """Begin the request; its answer goes to `sink`."""
         if isinstance(request, Get):
             self.store.get(request, sink)
-        elif isinstance(request, Scan | ScanLeases | Count | Explain | Stats):
+        elif isinstance(request, _Slow):
             task = asyncio.create_task(self._answer_slowly(request, sink))
             self._slow.add(task)
             task.add_done_callback(self._slow.discard)
@@ -61,26 +88,40 @@ class ShardService:
         else:
             self.store.write(request, sink)
 
-    async def _answer_slowly(self, request: Scan | ScanLeases | Count | Explain | Stats, sink: Sink) -> None:
+    async def _answer_slowly(self, request: _Slow, sink: Sink) -> None:
         try:
-            if isinstance(request, Scan):
-                sink.send(await self.store.scan(request))
-            elif isinstance(request, ScanLeases):
-                sink.send(await self.store.leases(request))
-            elif isinstance(request, Count):
-                sink.send(await self.store.count(request))
-            else:
-                facts = await self._facts(request)
-                sink.send(Facts(request.id, self.store.epoch, facts))  # the epoch as of now, not of the question
+            sink.send(await self._reply(request))
         except KvError as error:
             sink.send(refusal(request.id, error))
         except Exception:
             log.exception("a request failed: %s", type(request).__name__)
             sink.send(refusal(request.id, KvError("the shard failed to answer; its log says why")))
 
-    async def _facts(self, request: Explain | Stats) -> dict[str, Any]:
-        if isinstance(request, Explain):
-            return await self.store.explain(request.key)
+    async def _reply(self, request: _Slow) -> Reply:
+        """Raises KvError."""
+        match request:
+            case Scan():
+                return await self.store.scan(request)
+            case ScanLeases():
+                return await self.store.leases(request)
+            case Count():
+                return await self.store.count(request)
+            case Explain():
+                facts = await self.store.explain(request.key)
+                return Facts(request.id, self.store.epoch, facts)  # the epoch as of now, not of the question
+            case Stats():
+                return Facts(request.id, self.store.epoch, self._facts())
+            case Follow():
+                await self.follow(msgspec.json.decode(request.cluster_map, type=ClusterMap))
+                return Answer(request.id, 200)
+            case Receive():
+                return await self._receiver.receive(request)
+            case Pull():
+                return await self.store.pull(request)
+            case Fence():
+                return msgspec.structs.replace(await self.store.fence(request.move), id=request.id)
+
+    def _facts(self) -> dict[str, Any]:
         stats: dict[str, Any] = msgspec.to_builtins(self.store.snapshot())
         floor = self.store.database.clock.attempts_floor
         return stats | {"attempts": self.store.in_doubt(), "attempts_floor": floor}

@@ -21,8 +21,9 @@ prepare or a read-only transaction takes its keys one by one and keeps them, so 
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, NamedTuple
 
 import msgspec
@@ -55,7 +56,7 @@ from kvstore.storage.changes import Before, Changes, Committed, Context, Sink
 from kvstore.storage.leases import EndWait, ExpireLease, Leases, queue_full, refusal
 from kvstore.storage.participant import DropDecisions, EndReads, Participant, keys_of
 from kvstore.storage.replies import Kept, Replies, row_key
-from kvstore.storage.rows import REPLY, VALUE, Clock, Row
+from kvstore.storage.rows import LEASE, REPLY, VALUE, Clock, Row
 from kvstore.transactions.intents import Hold, Holds
 from kvstore.transactions.locks import Died, Identity, Lease, LockTable
 
@@ -108,6 +109,7 @@ class _Granted(NamedTuple):
     queued: Queued
 
 
+_arrival_numbers = itertools.count(1)  # of partitions, in any store of this process: none comes twice
 _DECIDED = frozenset({200, 201, 204, 404, 412})
 _PASSES_LOCKS = frozenset({Inspect, Leave, EndWait})
 
@@ -118,7 +120,7 @@ class Batch:
 
     def __init__(self, clock: Clock, context: Context, locks: Locks, holds: Holds, committed: Committed) -> None:
         self._context = context
-        self._changes = changes = Changes(clock, context, committed)
+        self.changes = self._changes = changes = Changes(clock, context, committed)
         self._locks = locks
         self._holds = holds
         self._granted: deque[_Granted] = deque()
@@ -155,14 +157,57 @@ class Batch:
     def expired(self) -> int:
         return self._changes.expired
 
+    @property
+    def arrivals(self) -> Sequence[int]:
+        """By partition, after this batch."""
+        return self._context.arrivals
+
     def decide(self, op: WriteOp, sink: Sink) -> None:
         """Do the operation: append its changes, if it has any, and its answer, unless it waits."""
         if type(op) in self._plain:
             self._enter(op, sink)
         else:
             self._enter_transaction(op, sink)
+        self._let_go_on()
+
+    def _let_go_on(self) -> None:
         while self._granted:
             self._go_on(*self._granted.popleft())
+
+    # --- partitions come and go ---------------------------------------------------------------------------------------
+
+    def depart(self, partitions: Set[int], epoch: int, fenced: Set[int]) -> None:
+        """These are not answered for any more. Whoever waits there is bounced, unexecuted: a commit without a
+        tombstone, because it may be done where they go. Locks, intents and leases of theirs are forgotten; a read-only
+        transaction that has locks there has none any more."""
+        arrivals = [0 if partition in partitions else arrival for partition, arrival in enumerate(self.arrivals)]
+        self._context = self._changes.context = self._context._replace(arrivals=arrivals, epoch=epoch, fenced=fenced)
+        if not partitions:
+            return
+        for key, queued in self._locks.all_waiting():
+            foreign = self._foreign(queued.op, queued.keys)
+            if foreign is not None and any(waiter is queued for waiter in self._locks.waiting(key)):
+                self._granted.extend(_Granted(key, *next_one) for next_one in self._locks.leave(key, queued))
+                self._release(queued)
+                self._changes.answer(queued.sink, self._wrong_owner(queued.op, foreign))
+        self._part.forget(lambda key: self._partition_of(key) in partitions, partitions)
+        for name in [lease.name for lease in self._locks.leases() if self._partition_of(lease.name) in partitions]:
+            for op, sink in self._locks.forget_lease(name):
+                self._changes.answer(sink, self._wrong_owner(op, self._partition_of(name)))
+        self._let_go_on()
+
+    def arrive(self, partitions: Set[int], rows: Iterable[Row]) -> None:
+        """These are answered for from now on; `rows` are their leases, decisions and keys with intents. A lease has its
+        full time again: late is safe, early is not."""
+        arrivals = list(self.arrivals)
+        for partition in partitions:
+            arrivals[partition] = next(_arrival_numbers)
+        self._context = self._changes.context = self._context._replace(arrivals=arrivals)
+        for row in rows:
+            if row.kind == LEASE:
+                self._leases.restore(row)
+            else:
+                self._part.restore(row)
 
     # --- entering -----------------------------------------------------------------------------------------------------
 
@@ -239,7 +284,7 @@ class Batch:
         return next((partition for partition in named if not self._context.arrivals[partition]), None)
 
     def _wrong_owner(self, op: Any, partition: int) -> Answer:
-        return refusal(op.id, WrongOwner(f"this shard does not own partition {partition}", epoch=self._context.epoch))
+        return refusal(op.id, wrong_owner(partition, self._context.epoch, self._context.fenced))
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
@@ -468,6 +513,12 @@ _STEPS: dict[type, str] = {
     Ask: "ask",
     DropDecisions: "forget",
 }
+
+
+def wrong_owner(partition: int, epoch: int, fenced: Set[int]) -> WrongOwner:
+    """`fenced`: only a map with a higher epoch than this one changes that."""
+    members = {"fenced": True} if partition in fenced else {}
+    return WrongOwner(f"this shard does not answer for partition {partition}", epoch=epoch, **members)
 
 
 def _named(op: Any) -> list[str]:

@@ -11,7 +11,7 @@ Leaves to others: what an operation does (`batch`, `leases`, `replies`, `partici
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple, Protocol
 
 from kvstore.errors import DiskFull
@@ -47,7 +47,8 @@ class Committed(Protocol):
 
 
 class Context(NamedTuple):
-    """What holds for the whole batch. `arrivals[p]` is 0 where the store does not own partition p (see `store`)."""
+    """What holds for the whole batch. `arrivals[p]` is 0 where the store does not answer for partition p (see `store`):
+    because it does not own it, or because that is `fenced`."""
 
     now_ms: int
     now_s: float
@@ -56,6 +57,7 @@ class Context(NamedTuple):
     frees_only: bool
     reply_kept_ms: int
     read_bytes_max: int
+    fenced: Set[int] = frozenset()
 
 
 _NEVER = Before(0, 0, 0, False)
@@ -117,6 +119,16 @@ class Changes:
     def see(self, version: int) -> None:
         """Somebody else's clock has come that far."""
         self._version = max(self._version, version)
+
+    def count(self, keys: int, size: int) -> None:
+        """So many keys and bytes are owned here from now on; negative: no more."""
+        self._keys += keys
+        self._bytes += size
+
+    def skip(self, count: int) -> int:
+        """The sequence after which the next `count` are the caller's."""
+        self._sequence += count
+        return self._sequence - count
 
     def raise_floor(self, stamp: int) -> None:
         """A decision goes: of attempts up to that stamp nothing may be known any more."""

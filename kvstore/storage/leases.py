@@ -17,7 +17,7 @@ import msgspec
 from kvstore.errors import KvError, Locked, LockLost, TooManyRequests
 from kvstore.protocol import Acquire, Answer, Inspect, Leave, Once, Release, Renew
 from kvstore.storage.changes import Changes, Sink
-from kvstore.storage.rows import LEASE
+from kvstore.storage.rows import LEASE, Row
 from kvstore.transactions.locks import Lease, LockTable
 
 
@@ -84,6 +84,11 @@ class Leases:
             ttl_left=left_ms / 1000,
             retry_after_ms=min(max(left_ms, 50), 1000),
         )
+
+    def restore(self, row: Row) -> None:
+        """A lease that was granted elsewhere, or before the store was opened."""
+        body = msgspec.json.decode(row.body or b"", type=LeaseBody)
+        self.started.append(self._locks.grant(row.key, body.owner, row.version, body.ttl_ms / 1000))
 
     # --- the operations -----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ without its finish is applied by whoever asks. A crash within a batch leaves not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 import msgspec
@@ -43,10 +43,10 @@ from kvstore.protocol import (
 from kvstore.storage.changes import Changes, Sink
 from kvstore.storage.leases import Leases
 from kvstore.storage.replies import Kept, Replies, attempt_row_key, row_key
-from kvstore.storage.rows import DECISION, VALUE
+from kvstore.storage.rows import DECISION, VALUE, Row
 from kvstore.transactions.coordination import too_much_read
 from kvstore.transactions.decisions import Decision, decode_decision, on_ask, on_commit
-from kvstore.transactions.intents import Held, Holds, Intent, ReadHold, applies
+from kvstore.transactions.intents import Held, Holds, Intent, ReadHold, State, applies, decode_intent
 from kvstore.transactions.locks import Identity, LockTable
 
 
@@ -273,9 +273,39 @@ class Participant:
             if self._is_decided(attempt):
                 self._changes.write(DECISION, attempt.name, op.partition, None)
                 self._changes.raise_floor(attempt.stamp)
-            self._holds.decided.discard(attempt)
+            self._holds.decided.pop(attempt, None)
             self.dropped.append(attempt)
         return Answer(op.id, 200)
+
+    # --- partitions come and go ---------------------------------------------------------------------------------------
+
+    def restore(self, row: Row) -> None:
+        """A decision, or a key with its intent, which is old: nobody knows whether its router is still there."""
+        if row.intent is not None:
+            intent = decode_intent(row.intent)
+            identity = self._locks.hold(row.key, intent.attempt.age)
+            state = State(row.version, row.expires_at_ms, row.body)
+            self._holds.add(row.key, Held(identity, intent, state), self._changes.context.now_s, None)
+        elif row.body is not None:
+            decision = decode_decision(row.body)
+            self._holds.decided[decision.attempt] = row.partition
+            self.decided.append((decision.attempt, row.partition, decision.outcome == "committed"))
+
+    def forget(self, is_theirs: Callable[[str], bool], partitions: Set[int]) -> None:
+        """Of these partitions nothing is held here any more; the rows stay as they are."""
+        for hold in self._holds.all():
+            for key in list(filter(is_theirs, hold.intents)):
+                held = self._holds.take(hold.attempt, key)
+                assert held is not None
+                self._unlock(key, held.identity)
+        for number, reader in list(self._holds.readers.items()):
+            if any(map(is_theirs, reader.keys)):
+                del self._holds.readers[number]
+                self._let_go(reader)
+        for attempt, partition in list(self._holds.decided.items()):
+            if partition in partitions:
+                del self._holds.decided[attempt]
+                self.dropped.append(attempt)
 
     # --- read-only transactions ---------------------------------------------------------------------------------------
 
@@ -373,7 +403,7 @@ class Participant:
     def _write_decision(self, decision: Decision) -> None:
         partition = self._partition(decision.anchor)
         self._changes.write_new(DECISION, decision.attempt.name, partition, decision.encode())
-        self._holds.decided.add(decision.attempt)
+        self._holds.decided[decision.attempt] = partition
         self.decided.append((decision.attempt, partition, decision.outcome == "committed"))
 
     def _outcome(self, op_id: int, attempt: Attempt, state: Any, decision: Decision | None) -> Outcome:

@@ -20,11 +20,13 @@ they were given to are gone, or versions would be given twice after a delete.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import xxhash
 
-FORMAT = 2
+from kvstore.errors import DataCorrupt
+
+FORMAT = 3
 VALUE = "value"  # key: the user's; body: the value; intent: Intent as JSON
 LEASE = "lease"  # key: the name; version: the token; body: LeaseBody as JSON
 REPLY = "reply"  # key: see storage.replies; body: the answer that was given, as JSON
@@ -36,10 +38,17 @@ CREATE TABLE clock (
     version           INTEGER NOT NULL,   -- highest version given out or seen
     sequence          INTEGER NOT NULL,   -- sequence of the newest row
     tombstones_floor  INTEGER NOT NULL,   -- tombstones up to this sequence have been trimmed
-    keys              INTEGER NOT NULL,   -- live values
+    keys              INTEGER NOT NULL,   -- live values in the partitions that the store owns
     bytes             INTEGER NOT NULL,   -- of those keys and values
     attempts_floor    INTEGER NOT NULL DEFAULT 0   -- decisions with stamps up to this may have been dropped
 );
+"""
+_FENCES = """
+CREATE TABLE fences (
+    move       TEXT    NOT NULL,
+    partition  INTEGER NOT NULL,   -- nobody answers for it until a map is durable here in which the move stands no more
+    PRIMARY KEY (move, partition)
+) WITHOUT ROWID;
 """
 _ROWS = """
 CREATE TABLE rows (
@@ -73,7 +82,12 @@ CREATE TABLE meta (
 ) WITHOUT ROWID;
 {_CLOCK}
 INSERT INTO clock (one, version, sequence, tombstones_floor, keys, bytes) VALUES (1, 0, 0, 0, 0, 0);
+{_FENCES}
 {_ROWS}
+"""
+FROM_FORMAT_2 = f"""
+{_FENCES}
+UPDATE meta SET value = '3' WHERE name = 'format';
 """
 FROM_FORMAT_1 = f"""
 DROP VIEW kv;
@@ -86,8 +100,15 @@ ALTER TABLE rows RENAME TO rows_1;
 INSERT INTO rows SELECT kind, key, partition, sequence, version, expires_at_ms, checksum, body, NULL FROM rows_1;
 DROP TABLE rows_1;
 ALTER TABLE clock ADD COLUMN attempts_floor INTEGER NOT NULL DEFAULT 0;
-UPDATE meta SET value = '2' WHERE name = 'format';
+{FROM_FORMAT_2}
 """
+
+
+COLUMNS = """SELECT kind, rows.key, partition, sequence, version, coalesce(expires_at_ms, 0), body, intent, checksum"""
+# The partition of a row never changes, and its index would be written anew if it were set here.
+UPSERT = """INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET
+    sequence = excluded.sequence, version = excluded.version, expires_at_ms = excluded.expires_at_ms,
+    checksum = excluded.checksum, body = excluded.body, intent = excluded.intent"""
 
 
 class Row(NamedTuple):
@@ -133,3 +154,20 @@ def checksum(
     if intent is not None:
         head = f"{len(intent)}\0".encode() + intent + head
     return xxhash.xxh3_64_intdigest(head + (body or b"")) - _signed
+
+
+def stored(row: Row) -> tuple[Any, ...]:
+    """The parameters of `UPSERT`."""
+    kind, key, partition, sequence, version, expires_at_ms, body, intent = row
+    check = checksum(kind, key, version, expires_at_ms, body, intent)
+    return kind, key, partition, sequence, version, expires_at_ms or None, check, body, intent
+
+
+def checked(row: Row, stored_checksum: int) -> Row:
+    """The row, if it is what was once written. Raises DataCorrupt."""
+    # SQLite keeps any type in any column
+    are_blobs = all(blob is None or isinstance(blob, bytes) for blob in (row.body, row.intent))
+    kind, key, _, _, version, expires_at_ms, body, intent = row
+    if not are_blobs or checksum(kind, key, version, expires_at_ms, body, intent) != stored_checksum:
+        raise DataCorrupt(f"the {row.kind} row of key {row.key!r} does not match its checksum")
+    return row

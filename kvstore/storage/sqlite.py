@@ -35,6 +35,7 @@ from kvstore.errors import DataCorrupt, ForeignData, KvError
 from kvstore.protocol import Pull, Rows
 from kvstore.storage.batch import Batch, Expire, Locks, Waiter
 from kvstore.storage.changes import Before, Context
+from kvstore.storage.handover import Handover
 from kvstore.storage.rows import (
     FORMAT,
     FROM_FORMAT_1,
@@ -93,7 +94,7 @@ class ScanQuery(NamedTuple):
     limit: int
     values: bool
     now_ms: int
-    arrivals: list[int]
+    arrivals: Sequence[int]
     bytes_max: int
     until: str = ""
 
@@ -123,12 +124,12 @@ class Work(NamedTuple):
     waiters: list[Waiter]
     now_ms: int
     now_s: float
-    arrivals: list[int]
+    arrivals: Sequence[int]
     epoch: int
     locks: Locks
     holds: Holds
-    fenced: Set[int]
     known: Callable[[str], State | None]
+    fenced: Set[int] = frozenset()
 
 
 class _Committed:
@@ -149,20 +150,21 @@ class _Committed:
         known = self._known(key) if kind == VALUE else None
         if known is not None:
             return known
-        stored = self._connection.execute(_ROW, (kind, key)).fetchone()
-        if stored is None:
+        found = self._connection.execute(_ROW, (kind, key)).fetchone()
+        if found is None:
             return None
-        row = checked(Row(kind, key, *stored[:6]), stored[6])
+        row = checked(Row(kind, key, *found[:6]), found[6])
         return State(row.version, row.expires_at_ms, row.body)
 
 
 class Database:
     """The opened file. Every method that touches it runs in one of its threads and raises sqlite3.Error."""
 
-    def __init__(self, path: Path, limits: Limits, writer: aiosqlite.Connection) -> None:
+    def __init__(self, path: Path, limits: Limits, writer: aiosqlite.Connection, handover: Handover) -> None:
         self.path = path
         self.identity = Identity("", None, "")
         self.clock = Clock()
+        self.handover = handover
         self._limits = limits
         self._writer = writer
         self._point_reader = writer
@@ -180,7 +182,7 @@ class Database:
         """Open or create the file. Raises ForeignData if it is of another format, shard or number of partitions."""
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = await aiosqlite.connect(path, isolation_level=None, cached_statements=64)
-        database = cls(path, limits, writer)
+        database = cls(path, limits, writer, Handover(shard_id))
         try:
             try:
                 database.identity = await _in_thread(writer, _prepare, path, shard_id, partitions)
@@ -328,7 +330,7 @@ class Database:
 
         return await _in_thread(self._scan_reader, read)
 
-    async def due(self, now_ms: int, arrivals: list[int], count_max: int) -> list[Expire]:
+    async def due(self, now_ms: int, arrivals: Sequence[int], count_max: int) -> list[Expire]:
         """The expiries to make now, oldest first: rows of owned partitions whose deadline has passed.
 
         Not those that carry an intent: expiry waits for it. Raises DataCorrupt.
@@ -438,22 +440,22 @@ def _read_clock(connection: sqlite3.Connection) -> Clock:
 
 
 def _read_rows(connection: sqlite3.Connection, keys: list[str]) -> list[Found | DataCorrupt]:
-    found: list[Found | DataCorrupt] = []
+    rows: list[Found | DataCorrupt] = []
     connection.execute("BEGIN")
     try:
         as_of = connection.execute("SELECT sequence FROM clock").fetchone()[0]
         for key in keys:
             try:
-                stored = connection.execute(_ROW, (VALUE, key)).fetchone()
-                row = checked(Row(VALUE, key, *stored[:6]), stored[6]) if stored else None
-                found.append(Found(row, as_of))
+                found = connection.execute(_ROW, (VALUE, key)).fetchone()
+                row = checked(Row(VALUE, key, *found[:6]), found[6]) if found else None
+                rows.append(Found(row, as_of))
             except DataCorrupt as error:
-                found.append(error)
+                rows.append(error)
             except sqlite3.DatabaseError as error:  # a damaged page, for example
-                found.append(DataCorrupt(f"the row of key {key!r} cannot be read: {error}"))
+                rows.append(DataCorrupt(f"the row of key {key!r} cannot be read: {error}"))
     finally:
         connection.execute("ROLLBACK")  # COMMIT would fail again after a damaged page
-    return found
+    return rows
 
 
 def _scan(connection: sqlite3.Connection, scan: ScanQuery) -> ScanPage:

@@ -32,41 +32,46 @@ import logging
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.errors import DataCorrupt, KvError, TooManyRequests, WrongOwner, from_problem
+from kvstore.errors import Conflict, DataCorrupt, KvError, TooManyRequests, WrongOwner, from_problem
 from kvstore.metrics import ShardStats
 from kvstore.placement import partition_set
+from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Acquire,
     Answer,
     Attempt,
     Count,
+    Fenced,
     Get,
     Message,
+    MovedRow,
     Page,
+    Pull,
     Reply,
+    Rows,
     Scan,
     ScanLeases,
     message_bytes,
     txn_id,
 )
-from kvstore.storage.batch import Batch, EndLockWaits, Expire, Locks, Waiter, WriteOp
+from kvstore.storage.batch import Batch, EndLockWaits, Expire, Locks, Waiter, WriteOp, wrong_owner
 from kvstore.storage.cache import ABSENT, Cache, Entry
 from kvstore.storage.changes import Sink
 from kvstore.storage.leases import EndWait, ExpireLease, LeaseBody, refusal
 from kvstore.storage.participant import EndReads
 from kvstore.storage.rows import DECISION, LEASE, VALUE, Row
-from kvstore.storage.sqlite import Database, Found, ScanPage, ScanQuery, Work
+from kvstore.storage.sqlite import Database, Found, ScanPage, ScanQuery, Step, Work
 from kvstore.transactions.decisions import Decision, decode_decision
-from kvstore.transactions.intents import Held, Hold, Holds, State, decode_intent
+from kvstore.transactions.intents import Hold, Holds, State
 from kvstore.transactions.locks import Lease, LockTable
 
 log = logging.getLogger(__name__)
@@ -76,6 +81,12 @@ _READ_KEYS_MAX = 256
 _COUNT_KEYS_MAX = 20_000
 _LEASE_RETRY_S = 0.1
 _IN_DOUBT_MAX = 1000
+_REMOVED_ROWS_MAX = 500
+_LOAD_WINDOW_S = 0.1
+_IDLE_OPS_PER_S = 20
+_PAUSE_S = 0.002
+
+T = TypeVar("T")
 
 
 class Store:
@@ -89,6 +100,10 @@ class Store:
         self.database = database
         self.arrivals = [0] * partitions
         self.epoch = 0
+        self._fenced: Set[int] = frozenset()
+        self._left: set[int] = set()
+        self._litter: set[int] = set()
+        self._litter_found = asyncio.Event()
         self.stats = ShardStats()
         self._limits = limits
         self._on_fatal = on_fatal
@@ -101,11 +116,14 @@ class Store:
         self._decisions: dict[Attempt, _Noted] = {}
         self.recovery_due = asyncio.Event()
         self._lease_timers: dict[str, asyncio.TimerHandle] = {}
-        self._writes: deque[Waiter] = deque()
+        self._writes: deque[Waiter | _Alone] = deque()
         self._write_bytes = 0
         self._write_queued = asyncio.Event()
         self._reads: list[tuple[Get, Sink, int, int]] = []
         self._read_queued = asyncio.Event()
+        self.handover = database.handover
+        self._writes_done = 0
+        self._load = time.monotonic(), 0, False  # when it was looked at last, what was done then, and if that was busy
         self._when_visible: list[tuple[int, Callable[[], None]]] = []
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -119,15 +137,16 @@ class Store:
         partitions: int,
         on_fatal: Callable[[BaseException], NoReturn],
     ) -> Store:
-        """Open the file and begin to work. Raises ForeignData; DataCorrupt for a damaged lease or intent."""
+        """Open the file and answer for what its map says is owned. Raises ForeignData; DataCorrupt for a damaged lease,
+        intent or decision."""
         store = cls(await Database.open(path, limits, shard_id, partitions), limits, partitions, on_fatal)
         try:
-            await store._restore_leases()
-            await store._restore_transactions()
+            await store._do_alone(store.handover.restore)
+            store._scatter(await store._do_alone(store.handover.litter))
         except BaseException:
             await store.database.close()  # its threads would keep the process from ending
             raise
-        for work in (store._commit_batches(), store._read_batches(), store._sweep()):
+        for work in (store._commit_batches(), store._read_batches(), store._sweep(), store._tidy()):
             store._tasks.append(asyncio.create_task(store._guard(work)))
         return store
 
@@ -143,12 +162,113 @@ class Store:
             timer.cancel()
         await self.database.close()
 
-    def own(self, arrivals: list[int], epoch: int) -> None:
-        """From now on these partitions are owned, as of the map's epoch."""
-        if arrivals != self.arrivals:
+    @property
+    def cluster_map(self) -> ClusterMap | None:
+        """The newest that is durable here; None before the first one."""
+        return self.handover.cluster_map
+
+    # --- partitions come and go --------------------------------------------------------------------------------------
+
+    async def adopt(self, cluster_map: ClusterMap) -> bool:
+        """Answer for what the map says is owned, when that is durable; False if the map is not newer than the last."""
+        before = self.handover.view
+        is_newer = await self._alone(partial(self.handover.adopt, cluster_map))
+        view = self.handover.view
+        self.database.identity = self.database.identity._replace(cluster_id=cluster_map.cluster_id)
+        self._scatter((before.owned | before.foreign) - view.owned - view.foreign)
+        return is_newer
+
+    async def fence(self, move: str) -> Fenced:
+        """Answer for the partitions of that move no more. Raises Conflict."""
+        return await self._alone(partial(self.handover.fence, move))
+
+    async def clear(self, move: str) -> None:
+        """Remove what lies here of the partitions that the move is to bring. Raises Conflict."""
+        while await self._alone(partial(self.handover.clear, move, _REMOVED_ROWS_MAX)):  # noqa: ASYNC110 (no poll: work)
+            await asyncio.sleep(self.pause_s(0.0))
+
+    async def take(self, move: str, rows: Sequence[MovedRow]) -> int:
+        """Rows that the move brings; how many bytes they are. Raises Conflict, DataCorrupt."""
+        return await self._alone(partial(self.handover.take, move, rows))
+
+    async def complete(self, move: str, fenced: Fenced) -> None:
+        """The move has brought all: compare. Raises Conflict if it has not."""
+        await self._alone(partial(self.handover.complete, move, fenced))
+
+    async def pull(self, pull: Pull) -> Rows:
+        """Rows for another store. Raises Conflict for partitions that are not owned, DataCorrupt."""
+        if not self.handover.view.owned.issuperset(pull.partitions):
+            raise Conflict("this shard does not own these partitions", retry_after_ms=100)
+        busy = self.busy
+        bytes_max = self._limits.page_bytes_max // (8 if busy else 1)
+        page = await self.database.pull(pull, bytes_max)
+        page.busy = busy
+        return page
+
+    @property
+    def busy(self) -> bool:
+        """Others than moves are at work here: more than some operations a second, in the last fraction of one."""
+        stats = self.stats
+        done = stats.cache_hits + stats.cache_misses + self._writes_done
+        since_s, done_before, busy = self._load
+        now_s = time.monotonic()
+        if now_s - since_s >= _LOAD_WINDOW_S:
+            busy = done - done_before > _IDLE_OPS_PER_S * (now_s - since_s)
+            self._load = now_s, done, busy
+        return busy
+
+    def pause_s(self, worked_s: float) -> float:
+        """How long a move should leave the store alone, having worked for that long."""
+        if not self.busy:
+            return 0.0
+        return max(worked_s, _PAUSE_S) * (1 / self._limits.move_busy_share - 1)
+
+    def _scatter(self, partitions: Set[int]) -> None:
+        """Rows of these may lie here that belong elsewhere."""
+        self._litter |= partitions
+        if self._litter:
+            self._litter_found.set()
+
+    async def _tidy(self) -> None:
+        """Remove what is left of partitions that are elsewhere."""
+        while True:
+            await self._litter_found.wait()
+            self._litter_found.clear()
+            while partitions := frozenset(self._litter):
+                started_s = time.monotonic()
+                if await self._alone(partial(self.handover.trim, partitions, _REMOVED_ROWS_MAX)) < _REMOVED_ROWS_MAX:
+                    self._litter -= partitions
+                await asyncio.sleep(self.pause_s(time.monotonic() - started_s))
+
+    async def _alone(self, step: Step[T]) -> T:
+        """When its turn in the queue of writes comes, with nothing else at work. Raises what the step raises."""
+        alone = _Alone(step, asyncio.get_running_loop().create_future())
+        self._writes.append(alone)
+        self._write_queued.set()
+        return await alone.future  # type: ignore[no-any-return]
+
+    async def _do_alone(self, step: Step[T]) -> T:
+        batch, result = await self.database.commit_step(self._work([]), step)
+        self._publish(batch)
+        self._answer_for(list(batch.arrivals))
+        for sink, answer in batch.answers:
+            sink.send(answer)
+        return result
+
+    def _answer_for(self, arrivals: list[int]) -> None:
+        """The partitions are these now. What the cache knows of one is wrong when that comes back, not before."""
+        view = self.handover.view
+        self.epoch, self._fenced = view.epoch, view.fenced
+        before, self.arrivals = self.arrivals, arrivals
+        came = {partition for partition, arrival in enumerate(arrivals) if arrival and not before[partition]}
+        left = {partition for partition, arrival in enumerate(before) if arrival and not arrivals[partition]}
+        if not came and not left:
+            return
+        if came & self._left:
             self._cache.clear()
-            self.arrivals = arrivals
-        self.epoch = epoch
+            self._left.clear()
+        self._left |= left
+        self.recovery_due.set()
         blocked, self._blocked, self._blocked_count = self._blocked, {}, 0
         for again in itertools.chain.from_iterable(blocked.values()):
             again()
@@ -172,25 +292,47 @@ class Store:
             waiters = self._take_batch()
             if waiters:
                 started = time.perf_counter()
-                now_ms, now_s = _now_ms(), time.monotonic()
-                batch = await self.database.commit(
-                    Work(waiters, now_ms, now_s, self.arrivals, self.epoch, self._locks, self._holds, self._known)
-                )
+                batch = await self.database.commit(self._work(waiters))
                 self.stats.commit_s.observe(time.perf_counter() - started)
                 self.stats.batch_ops.observe(len(waiters))
                 self._publish(batch)
                 for sink, answer in batch.answers:
                     sink.send(answer)
+                self._writes_done += len(waiters)
                 if self.database.checkpoint_is_due:
                     await self.database.checkpoint()
+            elif self._writes and isinstance(alone := self._writes[0], _Alone):
+                self._writes.popleft()
+                await self._settle_alone(alone)
             elif self._closing:
                 return
+
+    async def _settle_alone(self, alone: _Alone) -> None:
+        try:
+            result = await self._do_alone(alone.step)
+        except KvError as error:
+            if not alone.future.done():
+                alone.future.set_exception(error)
+        else:
+            _settle(alone.future, result)
+        if self.database.checkpoint_is_due:
+            await self.database.checkpoint()
+
+    def _work(self, waiters: list[Waiter]) -> Work:
+        now_ms, now_s = _now_ms(), time.monotonic()
+        return Work(
+            waiters, now_ms, now_s, self.arrivals, self.epoch, self._locks, self._holds, self._known, self._fenced
+        )
 
     def _take_batch(self) -> list[Waiter]:
         waiters: list[Waiter] = []
         size = 0
         while self._writes and len(waiters) < self._limits.batch_ops_max and size < self._limits.batch_bytes_max:
-            op, sink = self._writes.popleft()
+            queued = self._writes[0]
+            if isinstance(queued, _Alone):
+                return waiters
+            op, sink = queued
+            self._writes.popleft()
             op_size = _size(op)
             self._write_bytes -= op_size
             if not sink.closed:
@@ -232,12 +374,6 @@ class Store:
                 again()
 
     # --- leases ------------------------------------------------------------------------------------------------------
-
-    async def _restore_leases(self) -> None:
-        """Leases that stood when the store was closed, or died, have their full time again: late is safe, early not."""
-        for row in await self.database.live(LEASE):
-            body = msgspec.json.decode(row.body or b"", type=LeaseBody)
-            self._start(self._locks.grant(row.key, body.owner, row.version, body.ttl_ms / 1000))
 
     def _start(self, lease: Lease) -> None:
         self._locks.start(lease, time.monotonic())
@@ -287,20 +423,6 @@ class Store:
         return Page(op.id, page.owned, page.more, page.last, items)
 
     # --- transactions ------------------------------------------------------------------------------------------------
-
-    async def _restore_transactions(self) -> None:
-        """Intents hold their keys again; each is old, since nobody knows whether its router is still there."""
-        now_s = time.monotonic()
-        for row in await self.database.intents():
-            intent = decode_intent(row.intent or b"")
-            identity = self._locks.hold(row.key, intent.attempt.age)
-            state = State(row.version, row.expires_at_ms, row.body)
-            self._holds.add(row.key, Held(identity, intent, state), now_s, None)
-        for row in await self.database.live(DECISION):
-            decision = decode_decision(row.body or b"")
-            committed = decision.outcome == "committed"
-            self._decisions[decision.attempt] = _Noted(row.partition, now_s, acknowledged=not committed)
-            self._holds.decided.add(decision.attempt)
 
     def _note_transactions(self, batch: Batch) -> None:
         for attempt, partition, committed in batch.decided:
@@ -444,8 +566,7 @@ class Store:
             self._answer_get(op, sink, entry)
 
     def _wrong_owner(self, op_id: int, partition: int) -> Answer:
-        error = WrongOwner(f"this shard does not own partition {partition}", epoch=self.epoch)
-        return refusal(op_id, error)
+        return refusal(op_id, wrong_owner(partition, self.epoch, self._fenced))
 
     async def scan(self, op: Scan) -> Page:
         """A page of visible live values of the owned partitions. Raises DataCorrupt."""
@@ -657,6 +778,13 @@ class Store:
         stats.in_doubt_oldest_s = max((time.monotonic() - hold.since_s for hold in holds), default=0.0)
         stats.decisions = len(self._decisions)
         return stats
+
+
+class _Alone(NamedTuple):
+    """A step in the queue of writes: what comes before it is answered first, what comes behind finds it done."""
+
+    step: Step[Any]
+    future: asyncio.Future[Any]
 
 
 class _Noted(msgspec.Struct):

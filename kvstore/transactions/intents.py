@@ -118,14 +118,15 @@ class ReadHold:
 class Holds:
     """The attempts that hold keys of a store; the read-only transactions that do, by a number of their own.
 
-    `decided`: the attempts whose decision is kept here, so that nobody has to look into the file.
+    `decided`: the attempts whose decision is kept here, each with its anchor's partition, so that nobody has to look
+    into the file.
     """
 
     def __init__(self) -> None:
         self._of_attempt: dict[Attempt, Hold] = {}
         self._on_key: dict[str, Hold] = {}
         self.readers: dict[int, ReadHold] = {}
-        self.decided: set[Attempt] = set()
+        self.decided: dict[Attempt, int] = {}
 
     def __len__(self) -> int:
         return len(self._of_attempt)

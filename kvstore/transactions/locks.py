@@ -212,6 +212,11 @@ class LockTable(Generic[Q, W]):
         """The lease is over: released, or expired. Raises KeyError if there is none."""
         del self._leases[name]
 
+    def forget_lease(self, name: str) -> tuple[W, ...]:
+        """The name is somebody else's now, with its lease: those who waited for it here."""
+        del self._leases[name]
+        return tuple(self._lease_queues.pop(name, ()))
+
     def suspend(self, lease: Lease) -> None:
         """The lease is renewed, but nobody can see it yet: it does not end before `start`."""
         lease.deadline_s = math.inf

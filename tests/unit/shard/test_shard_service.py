@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from kvstore.config import Limits
@@ -29,15 +30,18 @@ from kvstore.protocol import (
     Scan,
     Stats,
 )
+from kvstore.shard.peers import Peers
+from kvstore.shard.receiver import Receiver
 from kvstore.shard.service import ShardService
 from kvstore.storage.store import Store
 
 PARTITIONS = 64
+store_ids: dict[str, str] = {}
 ALL = b"\xff" * (PARTITIONS // 8)
 
 
 def make_map(epoch: int, owner_of: Callable[[int], int]) -> ClusterMap:
-    members = [Member(id=s, url=f"http://{s}", store_id=s) for s in ("s1", "s2")]
+    members = [Member(id=s, url=f"http://{s}", store_id=store_ids.get(s, s)) for s in ("s1", "s2")]
     owners = [owner_of(partition) for partition in range(PARTITIONS)]
     return ClusterMap(cluster_id="c", epoch=epoch, partitions=PARTITIONS, members=members, owners=owners)
 
@@ -77,7 +81,13 @@ class Shard:
 async def shard(tmp_path: Path) -> AsyncIterator[Shard]:
     fatal: list[BaseException] = []
     store = await Store.open(tmp_path / "s1.db", Limits(), "s1", PARTITIONS, fatal.append)  # type: ignore[arg-type]
-    yield Shard(ShardService("s1", store))
+    store_ids["s1"] = store.database.identity.store_id
+    async with aiohttp.ClientSession() as session:
+        peers = Peers(store, Limits(), session)
+        receiver = Receiver("s1", store, peers, Limits())
+        yield Shard(ShardService("s1", store, receiver))
+        await receiver.close()
+        await peers.close()
     await store.close()
     assert fatal == []
 
@@ -89,7 +99,7 @@ async def test_without_a_map_nothing_is_owned(shard: Shard) -> None:
 
 
 async def test_each_request_is_answered_under_its_id(shard: Shard) -> None:
-    shard.service.follow(all_mine(3))
+    await shard.service.follow(all_mine(3))
     assert await shard.ask(Put(11, "a", b"1")) == Answer(11, 201, 1)
     assert await shard.ask(Get(12, "a")) == Answer(12, 200, 1, b"1")
     assert await shard.ask(Scan(13, "", "", 10, True)) == Page(13, ALL, False, "a", [("a", 1, b"1", 0)])
@@ -104,9 +114,9 @@ async def test_each_request_is_answered_under_its_id(shard: Shard) -> None:
 
 
 async def test_a_map_that_is_not_newer_is_not_followed(shard: Shard) -> None:
-    assert shard.service.follow(all_mine(3))
-    assert not shard.service.follow(make_map(3, lambda _: 1))
-    assert not shard.service.follow(make_map(2, lambda _: 1))
+    assert await shard.service.follow(all_mine(3))
+    assert not await shard.service.follow(make_map(3, lambda _: 1))
+    assert not await shard.service.follow(make_map(2, lambda _: 1))
     assert (await shard.ask(Put(1, "a", b"1"))).status == 201
 
 
@@ -114,7 +124,7 @@ async def test_a_partition_that_stays_keeps_its_arrival_and_one_that_comes_back_
     moved = partition_of(b"moved", PARTITIONS)
     seen = []
     for epoch, cluster_map in enumerate((all_mine(1), without("moved", 2), all_mine(3), all_mine(4)), start=1):
-        shard.service.follow(cluster_map)
+        await shard.service.follow(cluster_map)
         assert shard.service.store.epoch == epoch
         seen.append(list(shard.service.store.arrivals))
     for partition in range(PARTITIONS):
@@ -128,28 +138,28 @@ async def test_a_partition_that_stays_keeps_its_arrival_and_one_that_comes_back_
 
 
 async def test_a_member_of_no_map_owns_nothing(shard: Shard) -> None:
-    shard.service.follow(make_map(1, lambda _: 1))
+    await shard.service.follow(make_map(1, lambda _: 1))
     assert (await shard.ask(Get(1, "a"))).status == 421
 
 
 async def test_a_key_of_another_shard_is_refused_with_the_epoch_that_says_so(shard: Shard) -> None:
-    shard.service.follow(without("b", 7))
+    await shard.service.follow(without("b", 7))
     answer = await shard.ask(Put(1, "b", b"1"))
     assert (answer.status, answer.problem["code"], answer.problem["epoch"]) == (421, "wrong-owner", 7)
     assert (await shard.ask(Put(2, "a", b"1"))).status == 201
 
 
 async def test_what_is_left_of_a_partition_that_went_is_neither_listed_nor_counted(shard: Shard) -> None:
-    shard.service.follow(all_mine(1))
+    await shard.service.follow(all_mine(1))
     for key in ("a", "b"):
         await shard.ask(Put(1, key, b"1"))
-    shard.service.follow(without("a", 2))
+    await shard.service.follow(without("a", 2))
     assert [item[0] for item in (await shard.ask(Scan(2, "", "", 10))).items] == ["b"]
     assert (await shard.ask(Count(3, ""))).count == 1
 
 
 async def test_a_count_across_a_change_of_ownership_is_of_what_stayed(shard: Shard) -> None:
-    shard.service.follow(all_mine(1))
+    await shard.service.follow(all_mine(1))
     for key in ("a", "b"):
         await shard.ask(Put(1, key, b"1"))
     database: Any = shard.service.store.database
@@ -164,7 +174,7 @@ async def test_a_count_across_a_change_of_ownership_is_of_what_stayed(shard: Sha
     database.scan = scan
     counting = shard.begin(Count(9, ""))
     await arrived.wait()
-    shard.service.follow(without("a", 2))
+    await shard.service.follow(without("a", 2))
     may_go_on.set()
     owned = partition_set.all_of(PARTITIONS) & ~(1 << partition_of(b"a", PARTITIONS))
     assert await counting == Page(9, partition_set.encode(owned, PARTITIONS), False, "", [], 1)
@@ -173,7 +183,7 @@ async def test_a_count_across_a_change_of_ownership_is_of_what_stayed(shard: Sha
 async def test_a_request_that_fails_for_whatever_reason_is_answered(
     shard: Shard, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shard.service.follow(all_mine(1))
+    await shard.service.follow(all_mine(1))
 
     async def fail(*_: Any) -> Any:
         raise sqlite3.OperationalError("disk I/O error")
@@ -187,7 +197,7 @@ async def test_a_request_that_fails_for_whatever_reason_is_answered(
 
 
 async def test_a_damaged_value_in_a_listing_is_answered_as_such(shard: Shard) -> None:
-    shard.service.follow(all_mine(1))
+    await shard.service.follow(all_mine(1))
     await shard.ask(Put(1, "bad", b"1"))
     connection = sqlite3.connect(shard.service.store.database.path)
     with connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import pytest
 
 from kvstore.config import Limits
 from kvstore.placement import partition_set
+from kvstore.placement.cluster_map import ClusterMap, Member, Move
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Answer, Count, Delete, Get, Put, Scan
+from kvstore.protocol import Answer, Count, Delete, Get, Pull, Put, Rows, Scan
 from kvstore.storage.store import Store
 
 PARTITIONS = 64
@@ -69,6 +70,15 @@ class Gate:
         self._open.set()
 
 
+def make_map(epoch: int, owner_of: Callable[[int], int] = lambda _: 0, moves: Sequence[Move] = ()) -> ClusterMap:
+    """Of the shards s1, whose store is under test, and s2."""
+    members = [Member(id=shard, url=f"http://{shard}", store_id=shard) for shard in ("s1", "s2")]
+    owners = [owner_of(partition) for partition in range(PARTITIONS)]
+    return ClusterMap(
+        cluster_id="c", epoch=epoch, partitions=PARTITIONS, members=members, owners=owners, moves=list(moves)
+    )
+
+
 class Rig:
     """The store under test. Asking returns a `Call` at once; awaiting that brings the answer."""
 
@@ -79,8 +89,7 @@ class Rig:
         self.answered: list[Call] = []
         self.gates: list[Gate] = []
         self._ids = itertools.count(1)
-        self._arrivals = itertools.count(2)
-        self.store.own([1] * PARTITIONS, 1)
+        self._moves: list[Move] = []
 
     def put(self, key: str, value: bytes = b"value", ttl_ms: int = 0, **call: Any) -> Call:
         return self.write(Put(next(self._ids), key, value, ttl_ms), **call)
@@ -97,6 +106,10 @@ class Rig:
         sink = Call(self.answered, **call)
         self.store.get(Get(next(self._ids), key), sink)
         return sink
+
+    async def changes(self, after: int = 0, partitions: Sequence[int] = range(PARTITIONS), limit: int = 1000) -> Rows:
+        """What has changed since that sequence, as a destination asks for it."""
+        return await self.store.database.pull(Pull(0, list(partitions), after, 0, -1, limit), 1 << 24)
 
     async def keys(self, prefix: str = "", after: str = "", limit: int = 1000) -> list[str]:
         return [item[0] for item in (await self.store.scan(Scan(1, prefix, after, limit))).items]
@@ -118,19 +131,26 @@ class Rig:
         """As if everything had been evicted."""
         self.store._cache.clear()
 
-    def leave(self, *keys: str) -> None:
-        """The partitions of these keys go to another shard."""
-        arrivals = list(self.store.arrivals)
-        for key in keys:
-            arrivals[partition_of(key.encode(), PARTITIONS)] = 0
-        self.store.own(arrivals, self.store.epoch + 1)
+    async def own(self, *, everything: bool) -> None:
+        await self.store.adopt(make_map(self.store.epoch + 1, lambda _: 0 if everything else 1))
 
-    def arrive(self, *keys: str) -> None:
-        """The partitions of these keys come (back)."""
-        arrivals = list(self.store.arrivals)
-        for key in keys:
-            arrivals[partition_of(key.encode(), PARTITIONS)] = next(self._arrivals)
-        self.store.own(arrivals, self.store.epoch + 1)
+    async def leave(self, *keys: str) -> None:
+        """The partitions of these keys are fenced, to go to another shard."""
+        await self.store.fence(await self.plan(*keys))
+
+    async def plan(self, *keys: str) -> str:
+        """From now on a move of the partitions of these keys to another shard stands: its id."""
+        partitions = sorted({partition_of(key.encode(), PARTITIONS) for key in keys})
+        epoch = self.store.epoch + 1
+        self._moves.append(Move(id=f"move-{epoch}", source="s1", to="s2", partitions=partitions))
+        await self.store.adopt(make_map(epoch, moves=self._moves))
+        return self._moves[-1].id
+
+    async def arrive(self, *keys: str) -> None:
+        """The partitions of these keys come back: their move is given up."""
+        gone = {partition_of(key.encode(), PARTITIONS) for key in keys}
+        self._moves = [move for move in self._moves if not gone & set(move.partitions)]
+        await self.store.adopt(make_map(self.store.epoch + 1, moves=self._moves))
 
     def partitions(self, *keys: str) -> bytes:
         """The set of the partitions of these keys, as it travels."""
@@ -158,7 +178,6 @@ class Rig:
 
     async def reopen_after_close(self, **limits: Any) -> None:
         self.store = await open_store(self.path, self.fatal, **limits)
-        self.store.own([1] * PARTITIONS, 1)
 
 
 async def open_store(path: Path, fatal: list[BaseException], **limits: Any) -> Store:
@@ -176,6 +195,7 @@ async def open_rig(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Rig]
         fatal: list[BaseException] = []
         path = tmp_path / f"store-{len(opened)}.db"
         rig = Rig(await open_store(path, fatal, **limits), path, fatal)
+        await rig.own(everything=True)
         opened.append((rig, may_fail))
         return rig
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 import msgspec
 
 from kvstore.config import Limits
+from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.protocol import Acquire, Answer, Guard, Once, Reply
 from kvstore.storage.batch import Batch, Locks, WriteOp
 from kvstore.storage.changes import Before, Context
@@ -172,13 +173,18 @@ def _fatal(error: BaseException) -> NoReturn:
     raise error
 
 
+def all_mine(epoch: int) -> ClusterMap:
+    members = [Member(id="s1", url="http://s1", store_id="s1")]
+    return ClusterMap(cluster_id="c", epoch=epoch, partitions=PARTITIONS, members=members, owners=[0] * PARTITIONS)
+
+
 @asynccontextmanager
 async def opened(folder: Path, **limits: float) -> AsyncIterator[Store]:
     """A store in that folder that owns everything."""
     limits = {"disk_reserve_bytes": 1} | limits
     store = await Store.open(folder / "store.db", Limits(**limits), "s1", PARTITIONS, _fatal)  # type: ignore[arg-type]
     try:
-        store.own([1] * PARTITIONS, 1)
+        await store.adopt(all_mine(store.epoch + 1))
         yield store
     finally:
         await store.close()

@@ -191,9 +191,13 @@ class BatchesOnAFile(RuleBasedStateMachine):
         self.database = self.runner.run(Database.open(path, Limits(disk_reserve_bytes=1), "s1", PARTITIONS))
         self.database._disk_is_full = lambda connection: self.model.full  # type: ignore[method-assign]
         self.locks: Locks = LockTable(f"opening {self.openings}", self.model.waiters_max)
-        for row in self.runner.run(self.database.live(LEASE)):
-            body = msgspec.json.decode(row.body or b"", type=LeaseBody)
-            self.locks.start(self.locks.grant(row.key, body.owner, row.version, body.ttl_ms / 1000), self.now_s)
+        for name, version, stored in self.leases_in_the_file():
+            body = msgspec.json.decode(stored, type=LeaseBody)
+            self.locks.start(self.locks.grant(name, body.owner, version, body.ttl_ms / 1000), self.now_s)
+
+    def leases_in_the_file(self) -> list[tuple[str, int, bytes]]:
+        with closing(sqlite3.connect(self.folder / "store.db")) as connection:
+            return connection.execute("SELECT name, token, lease FROM locks").fetchall()
 
     def teardown(self) -> None:
         self.runner.run(self.database.close())
@@ -301,7 +305,7 @@ class BatchesOnAFile(RuleBasedStateMachine):
 
     @invariant()
     def the_file_has_the_leases_too(self) -> None:
-        rows = {row.key: row.version for row in self.runner.run(self.database.live(LEASE))}
+        rows = {name: version for name, version, _ in self.leases_in_the_file()}
         assert rows == {name: state.lease.token for name, state in self.model.names.items() if state.lease}
 
     @invariant()
@@ -505,7 +509,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, threading.Event]
     events = {name: threading.Event() for name in ("batch-before-commit", "batch-after-commit")}
     for event in events.values():
         event.set()
-    monkeypatch.setattr(failpoints, "hit", lambda name: events[name].wait(20))
+    monkeypatch.setattr(failpoints, "hit", lambda name, *_: events[name].wait(20))
     yield events
     for event in events.values():
         event.set()

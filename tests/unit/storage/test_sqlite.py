@@ -16,7 +16,7 @@ import aiosqlite
 import pytest
 
 from kvstore.config import Limits
-from kvstore.errors import DataCorrupt, ForeignData
+from kvstore.errors import ForeignData
 from kvstore.placement.ring import partition_of
 from kvstore.storage.sqlite import Database
 
@@ -48,13 +48,11 @@ async def test_a_new_file_gets_a_random_id_and_keeps_it(tmp_path: Path) -> None:
     assert (first.identity.shard_id, first.identity.cluster_id) == ("s1", None)
 
 
-async def test_the_cluster_that_a_file_belongs_to_is_kept(tmp_path: Path) -> None:
-    database = await Database.open(tmp_path / "one.db", Limits(), "s1", PARTITIONS)
-    await database.write_meta("cluster_id", "mine")
-    assert database.identity.cluster_id == await database.read_meta("cluster_id") == "mine"
-    assert await database.read_meta("unknown") is None
-    await database.close()
-    assert (await open_and_close(tmp_path / "one.db")).identity.cluster_id == "mine"
+async def test_the_cluster_that_a_file_belongs_to_is_kept(rig: Any) -> None:
+    assert rig.store.database.identity.cluster_id == "c"
+    await rig.reopen()
+    assert rig.store.database.identity.cluster_id == "c"
+    assert rig.store.cluster_map.epoch == 1
 
 
 async def test_a_name_with_characters_that_mean_something_in_a_url_is_a_name(tmp_path: Path) -> None:
@@ -111,7 +109,7 @@ async def test_a_person_reads_keys_values_and_versions_with_the_sqlite3_shell_wh
     assert shell(rig.path, "SELECT key, value, version FROM kv ORDER BY key") == "greeting|grüß dich|1\nsession|x|2\n"
     expires = shell(rig.path, "SELECT expires_utc FROM kv WHERE key = 'session'").strip()
     assert expires.startswith(time.strftime("%Y-", time.gmtime(time.time() + 3600)))
-    assert shell(rig.path, "SELECT value FROM meta WHERE name = 'format'") == "2\n"
+    assert shell(rig.path, "SELECT value FROM meta WHERE name = 'format'") == "3\n"
 
 
 async def test_the_file_passes_sqlites_own_check_while_open_and_when_closed(rig: Any) -> None:
@@ -188,10 +186,10 @@ def partitions_of(*keys: str) -> list[int]:
 async def test_the_feed_brings_the_newest_row_of_each_key_in_the_order_of_the_changes(rig: Any) -> None:
     for key in ("a", "b", "c", "a", "d"):
         await rig.put(key, key.encode())
-    rows, floor = await rig.store.database.feed(list(range(PARTITIONS)), 0, 100)
-    assert ([row.key for row in rows], floor) == (["b", "c", "a", "d"], 0)
-    assert [row.sequence for row in rows] == [2, 3, 4, 5]
-    assert rows[2].body == b"a"
+    page = await rig.changes()
+    assert [row[1] for row in page.rows] == ["b", "c", "a", "d"]
+    assert (page.floor, page.sequence, page.more) == (0, 5, False)
+    assert page.rows[2][5] == b"a"
 
 
 async def test_a_deletion_and_an_expiry_are_rows_of_the_feed(rig: Any) -> None:
@@ -200,8 +198,9 @@ async def test_a_deletion_and_an_expiry_are_rows_of_the_feed(rig: Any) -> None:
     await rig.delete("a")
     await asyncio.sleep(0.01)
     await rig.get("b")
-    rows, _ = await rig.store.database.feed(list(range(PARTITIONS)), 2, 100)
-    assert [(row.key, row.body, row.sequence) for row in rows] == [("a", None, 3), ("b", None, 4)]
+    page = await rig.changes(2)
+    assert [(row[1], row[5]) for row in page.rows] == [("a", None), ("b", None)]
+    assert page.sequence == 4
 
 
 async def test_the_feed_is_read_in_pages_and_goes_on_after_what_was_read(rig: Any) -> None:
@@ -209,11 +208,12 @@ async def test_the_feed_is_read_in_pages_and_goes_on_after_what_was_read(rig: An
     for key in keys:
         await rig.put(key)
     read: list[str] = []
-    after = 0
-    while page := (await rig.store.database.feed(list(range(PARTITIONS)), after, 7))[0]:
-        assert len(page) <= 7
-        read += [row.key for row in page]
-        after = page[-1].sequence
+    after, more = 0, True
+    while more:
+        page = await rig.changes(after, limit=7)
+        assert len(page.rows) <= 7
+        read += [row[1] for row in page.rows]
+        after, more = page.sequence, page.more
         if after == 14:
             await rig.put("key-0", b"changed while it was read")
     assert read == [*keys, "key-0"]
@@ -223,10 +223,10 @@ async def test_the_feed_brings_only_the_partitions_that_were_asked_for(rig: Any)
     for number in range(100):
         await rig.put(f"key-{number}")
     wanted = partitions_of("key-3", "key-5")
-    rows, _ = await rig.store.database.feed(wanted, 0, 1000)
-    assert {row.key for row in rows} >= {"key-3", "key-5"}
-    assert {row.partition for row in rows} == set(wanted)
-    assert all(partition_of(row.key.encode(), PARTITIONS) == row.partition for row in rows)
+    rows = (await rig.changes(0, wanted)).rows
+    assert {row[1] for row in rows} >= {"key-3", "key-5"}
+    assert {row[2] for row in rows} == set(wanted)
+    assert all(partition_of(row[1].encode(), PARTITIONS) == row[2] for row in rows)
 
 
 async def test_trimming_removes_old_tombstones_and_raises_the_floor_to_the_last_of_them(rig: Any) -> None:
@@ -235,8 +235,8 @@ async def test_trimming_removes_old_tombstones_and_raises_the_floor_to_the_last_
         await rig.delete(key)
     database = rig.store.database
     assert await database.trim_tombstones(4, 100) == 2
-    rows, floor = await database.feed(list(range(PARTITIONS)), 0, 100)
-    assert ([(row.key, row.sequence) for row in rows], floor) == ([("c", 6)], 4)
+    page = await rig.changes()
+    assert ([row[1] for row in page.rows], page.floor, page.sequence) == (["c"], 4, 6)
     assert await database.trim_tombstones(4, 100) == 0
     assert await database.trim_tombstones(6, 100) == 1
     await rig.reopen()
@@ -258,13 +258,6 @@ async def test_a_key_that_lives_again_is_not_trimmed(rig: Any) -> None:
     await rig.put("a", b"again")
     assert await rig.store.database.trim_tombstones(100, 100) == 0
     assert (await rig.get("a")).value == b"again"
-
-
-async def test_a_damaged_row_stops_the_feed(rig: Any) -> None:
-    await rig.put("a")
-    rig.sql("UPDATE rows SET body = x'00'")
-    with pytest.raises(DataCorrupt, match="'a'"):
-        await rig.store.database.feed(list(range(PARTITIONS)), 0, 100)
 
 
 # --- how large it grows -----------------------------------------------------------------------------------------------

@@ -157,15 +157,18 @@ async def test_a_due_key_that_is_met_while_the_queue_is_full_is_answered_429(
 
 async def test_a_read_of_a_due_key_is_answered_421_when_its_partition_leaves_first(rig: Any, clock: WallClock) -> None:
     await rig.put("a", ttl_ms=5000)
+    move = await rig.plan("a")
     clock.pass_s(5)
     gate = rig.hold("commit")
     first = rig.put("first")
     await gate.arrived.wait()
+    fencing = asyncio.create_task(rig.store.fence(move))
+    await asyncio.sleep(0)
     read = rig.get("a")
-    rig.leave("a")
     gate.open()
     await first
     assert (await read).status == 421
+    await fencing
     assert rig.sql("SELECT body FROM rows WHERE key = 'a'") == [(b"value",)]
 
 
@@ -224,7 +227,7 @@ async def test_the_sweep_leaves_partitions_of_others_alone_and_is_not_held_up_by
     for number in range(10):
         await rig.put(f"foreign-{number}", ttl_ms=1000)
     await rig.put("own", ttl_ms=2000)
-    rig.leave(*(f"foreign-{number}" for number in range(10)))
+    await rig.leave(*(f"foreign-{number}" for number in range(10)))
     clock.pass_s(5)
     await until(lambda: rig.store.snapshot().expired == 1)
     assert rig.sql("SELECT key FROM rows WHERE body IS NULL") == [("own",)]

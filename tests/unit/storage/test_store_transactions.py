@@ -23,6 +23,7 @@ from kvstore.protocol import (
     Look,
     Outcome,
     Prepare,
+    Pull,
     Put,
     Read,
     ReadLock,
@@ -314,8 +315,8 @@ async def test_old_intents_are_counted_and_explained(tmp_path: Path) -> None:
         assert store.snapshot().in_doubt == 1
         intent = (await store.explain("k"))["intent"]
         assert (intent["anchor"], intent["vote"], intent["txn"].endswith(FIRST.name)) == ("elsewhere", vote.vote, True)
-        rows = await store.database.feed(list(range(PARTITIONS)), 0, 10)
-        assert rows[0][0].intent is not None
+        page = await store.database.pull(Pull(0, list(range(PARTITIONS)), 0, 0, -1, 10), 1 << 20)
+        assert page.rows[0][6] is not None
 
 
 @pytest.mark.parametrize("order", [("finish", "prepare"), ("abort", "prepare")])

@@ -55,21 +55,24 @@ async def test_operations_that_arrive_while_a_batch_is_at_work_share_the_next_on
 
 
 async def test_answers_leave_in_the_order_of_the_operations_refused_ones_included(rig: Any) -> None:
+    move = await rig.plan("foreign")
     gate = rig.hold("commit")
     calls = [rig.put("first")]
     await gate.arrived.wait()
-    rig.leave("foreign")
+    fencing = asyncio.create_task(rig.store.fence(move))
+    await asyncio.sleep(0)
     calls += [rig.delete("absent"), rig.put("a"), rig.put("foreign"), rig.delete("a"), rig.delete("a")]
     assert not any(call.done for call in calls)
     gate.open()
     assert [(await call).status for call in calls] == [201, 404, 201, 421, 204, 404]
     assert rig.answered == calls
+    await fencing
 
 
 @pytest.mark.parametrize("answer", [404, 421])
 async def test_an_answer_without_a_row_waits_for_the_batch_that_it_saw(rig: Any, answer: int) -> None:
     if answer == 421:
-        rig.leave("a")
+        await rig.leave("a")
     gate = rig.hold("commit")
     call = rig.delete("a")
     await gate.arrived.wait()
@@ -137,20 +140,23 @@ async def test_when_all_that_is_queued_was_dropped_the_store_goes_on(rig: Any) -
 
 
 async def test_ownership_is_looked_at_inside_the_batch(rig: Any) -> None:
+    move = await rig.plan("queued")
     gate = rig.hold("commit")
     first = rig.put("first")
     await gate.arrived.wait()
+    fencing = asyncio.create_task(rig.store.fence(move))
+    await asyncio.sleep(0)
     queued = rig.put("queued")
-    rig.leave("queued")
     gate.open()
     assert (await first).status == 201
     answer = await queued
-    assert (answer.status, answer.problem["epoch"]) == (421, 2)
+    assert (answer.status, answer.problem["epoch"], answer.problem["fenced"]) == (421, 2, True)
+    await fencing
     assert rig.sql("SELECT * FROM rows WHERE key = 'queued'") == []
 
 
 async def test_before_it_owns_anything_a_store_refuses_everything(rig: Any) -> None:
-    rig.store.own([0] * len(rig.store.arrivals), 2)
+    await rig.own(everything=False)
     assert [(await call).status for call in (rig.put("a"), rig.delete("a"), rig.get("a"))] == [421, 421, 421]
     assert rig.sql("SELECT * FROM rows") == []
 

@@ -1,0 +1,58 @@
+"""The other shards, as this one reaches them: for recovery, and for the moves that bring partitions here.
+
+Owns: a channel to each shard that was ever asked for something.
+Promises: a channel is to the address and the data file that the map names; when that changes, a new one is opened.
+Leaves to others: what is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+
+from kvstore.config import Limits
+from kvstore.errors import Unavailable
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.ring import partition_of
+from kvstore.storage.store import Store
+from kvstore.transport.channel import Channel
+
+
+class Peers:
+    def __init__(self, store: Store, limits: Limits, session: aiohttp.ClientSession) -> None:
+        self._store = store
+        self._limits = limits
+        self._session = session
+        self._channels: dict[str, Channel] = {}
+
+    @property
+    def cluster_map(self) -> ClusterMap:
+        """Raises Unavailable while there is none."""
+        cluster_map = self._store.cluster_map
+        if cluster_map is None:
+            raise Unavailable("this shard has no cluster map yet")
+        return cluster_map
+
+    def owner(self, key: str) -> str:
+        """The id of the shard that owns the key, by this shard's map. Raises Unavailable."""
+        cluster_map = self.cluster_map
+        return cluster_map.members[cluster_map.owners[partition_of(key.encode(), cluster_map.partitions)]].id
+
+    def channel(self, shard_id: str) -> Channel:
+        """Opened when it is needed first: then it is not connected yet. Raises Unavailable if there is no such
+        shard."""
+        member = self.cluster_map.member(shard_id)
+        if member is None:
+            raise Unavailable(f"there is no shard {shard_id}")
+        channel = self._channels.get(shard_id)
+        if channel is not None and (channel.url, channel.store_id) != (member.url, member.store_id):
+            asyncio.get_running_loop().create_task(channel.close())
+            channel = None
+        if channel is None:
+            channel = Channel(member.id, member.url, self._limits, self._session, member.store_id)
+            self._channels[shard_id] = channel
+        return channel
+
+    async def close(self) -> None:
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))

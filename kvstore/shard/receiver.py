@@ -1,0 +1,215 @@
+"""The destination's part in a move: copy, tail, fence, last pull, compare.
+
+Owns: one task for each move to this shard that the controller has asked for; its pace.
+Promises: nothing of a move is answered for here before it is committed; a move that stands no more ends at once. Each
+step may be broken off at any point: a move that was begun and not finished is begun anew, under another id.
+Leaves to others: what each step does to the file (`storage.handover`), when a move is begun, given up or committed (the
+controller).
+
+    source                                     destination
+      │ <─ pull: rows, page by page ─────────── copy: first it removes what lies here, then takes what comes
+      │ <─ pull: what has changed since ─────── tail: until little does
+      │ <─ fence ────────────────────────────── from now on nobody answers for the partitions
+      │ ── clock, floor, rows, digest ────────> and no row of theirs changes:
+      │ <─ pull: what has changed since ─────── the last of it; then the digests are compared, and clock and
+      │                                         floor are as high as the source's, durably
+      │                                         done: the controller commits the move, this shard answers
+      └─ trims, when it has the map
+
+The tail is right because both ends see the source's order of changes: a page says as of which sequence it was read, and
+the next one asks for what came after. A deletion is a row, a tombstone; should tombstones have been trimmed beyond the
+sequence that is asked for, one may be missing: the move fails, and is begun anew.
+
+While others are at work in either store, a move takes no more than `limits.move_busy_share` of the time, in small
+pages; else as much as it can, and the next page is fetched while the last one is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TypeVar
+
+from kvstore import failpoints
+from kvstore.config import Limits
+from kvstore.errors import Conflict, KvError, OutcomeUnknown, TooManyRequests, Unavailable, from_problem
+from kvstore.placement.cluster_map import Move
+from kvstore.protocol import Answer, Fence, Fenced, Progress, Pull, Receive, Rows
+from kvstore.shard.peers import Peers
+from kvstore.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_S = 0.5
+_LAG_ROWS = 50  # so few that they are taken while nobody answers
+_TAIL_ROUNDS_MAX = 20
+_BUSY_PAGE_SHARE = 8
+_RETRY_S = 0.02
+_FENCE_TRIES_MAX = 50  # of a source whose map is behind
+
+T = TypeVar("T", Rows, Fenced)
+
+
+class _State:
+    """How far a move is. `changed` is set, and replaced, with each step."""
+
+    def __init__(self) -> None:
+        self.step = "copy"
+        self.detail = ""
+        self.rows_done = self.rows_total = self.bytes_done = 0
+        self.changed = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    def go_on(self, step: str, detail: str = "") -> None:
+        self.step, self.detail = step, detail
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    @property
+    def is_over(self) -> bool:
+        return self.step in ("done", "failed")
+
+
+class Receiver:
+    def __init__(self, shard_id: str, store: Store, peers: Peers, limits: Limits) -> None:
+        self._shard_id = shard_id
+        self._store = store
+        self._peers = peers
+        self._limits = limits
+        self._moves: dict[str, _State] = {}
+
+    async def receive(self, request: Receive) -> Progress:
+        """Begin the move, if it is not begun; how far it is. Raises Conflict if it does not stand, Unavailable."""
+        self.drop_what_is_over()
+        move = next((move for move in self._peers.cluster_map.moves if move.id == request.move), None)
+        if move is None or move.to != self._shard_id:
+            raise Conflict(f"the move {request.move} to shard {self._shard_id} does not stand", retry_after_ms=50)
+        state = self._moves.get(move.id)
+        if state is None:
+            state = self._moves[move.id] = _State()
+            state.task = asyncio.create_task(self._carry_out(move, state))
+        if state.step == request.seen and not state.is_over:
+            try:
+                await asyncio.wait_for(state.changed.wait(), _PROGRESS_S)
+            except TimeoutError:
+                pass
+        return Progress(request.id, state.step, state.rows_done, state.rows_total, state.bytes_done, state.detail)
+
+    def drop_what_is_over(self) -> None:
+        """Called when there is a new map: moves that do not stand end."""
+        standing = {move.id for move in self._peers.cluster_map.moves}
+        for move_id in [move_id for move_id in self._moves if move_id not in standing]:
+            state = self._moves.pop(move_id)
+            if state.task is not None:
+                state.task.cancel()
+
+    async def close(self) -> None:
+        tasks = [state.task for state in self._moves.values() if state.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- the steps ----------------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, move: Move, state: _State) -> None:
+        try:
+            failpoints.hit("move-before-copy")
+            await self._store.clear(move.id)
+            sequence = await self._copy(move, state)
+            failpoints.hit("move-after-copy")
+            state.go_on("tail")
+            for _ in range(_TAIL_ROUNDS_MAX):
+                count, sequence = await self._take_changes(move, state, sequence)
+                if count <= _LAG_ROWS:
+                    break
+            state.go_on("fence")
+            failpoints.hit("move-before-fence")
+            fenced = await self._fence(move, state)
+            failpoints.hit("move-after-fence")
+            await self._take_changes(move, state, sequence)
+            failpoints.hit("move-after-last-pull")
+            await self._store.complete(move.id, fenced)
+            failpoints.hit("move-after-complete")
+            state.go_on("done")
+        except KvError as error:
+            log.warning("the move of %d partitions from shard %s: %s", len(move.partitions), move.source, error.detail)
+            state.go_on("failed", error.detail)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("the move of %d partitions from shard %s failed", len(move.partitions), move.source)
+            state.go_on("failed", f"shard {self._shard_id} failed; its log says why")
+
+    async def _copy(self, move: Move, state: _State) -> int:
+        """All rows as they are now, or later; the sequence as of which all was there."""
+        page = await self._ask(move, state, self._copy_of(move, -1, 0), Rows)
+        sequence, state.rows_total = page.sequence, page.total
+        while True:
+            ahead = None
+            if page.more:
+                pull = self._copy_of(move, page.partition, page.after_row)
+                ahead = asyncio.create_task(self._ask(move, state, pull, Rows))
+            try:
+                await self._take(move, state, page)
+                state.rows_done += len(page.rows)
+                if ahead is None:
+                    return sequence
+                page = await ahead
+            finally:
+                if ahead is not None:
+                    ahead.cancel()
+
+    def _copy_of(self, move: Move, partition: int, after_row: int) -> Pull:
+        return Pull(0, move.partitions, 0, partition, after_row, self._page_rows())
+
+    async def _take_changes(self, move: Move, state: _State, sequence: int) -> tuple[int, int]:
+        """What has changed since that sequence: how many rows, and as of which sequence. Raises Conflict."""
+        count, more = 0, True
+        while more:
+            pull = Pull(0, move.partitions, sequence, 0, -1, self._page_rows())
+            page = await self._ask(move, state, pull, Rows)
+            if page.floor > sequence:
+                raise Conflict("deletions that the copy may have missed are forgotten: it begins anew")
+            await self._take(move, state, page)
+            count, more, sequence = count + len(page.rows), page.more, page.sequence
+        return count, sequence
+
+    async def _take(self, move: Move, state: _State, page: Rows) -> None:
+        if not page.rows:
+            return
+        started_s = time.monotonic()
+        state.bytes_done += await self._store.take(move.id, page.rows)
+        if state.step != "fence" and (page.busy or self._store.busy):
+            worked_s = time.monotonic() - started_s
+            await asyncio.sleep(worked_s * (1 / self._limits.move_busy_share - 1))
+
+    def _page_rows(self) -> int:
+        rows = self._limits.move_page_rows_max
+        return max(1, rows // _BUSY_PAGE_SHARE) if self._store.busy else rows
+
+    async def _fence(self, move: Move, state: _State) -> Fenced:
+        for _ in range(_FENCE_TRIES_MAX):
+            try:
+                return await self._ask(move, state, Fence(0, move.id), Fenced)
+            except Conflict as error:  # the source may not have the map yet that this shard has
+                last = error
+                await asyncio.sleep(_RETRY_S)
+        raise last
+
+    async def _ask(self, move: Move, state: _State, request: Pull | Fence, wanted: type[T]) -> T:
+        """The source's reply; while it is away, or busy, ask again. Raises what it refuses with."""
+        while True:
+            try:
+                reply = await self._peers.channel(move.source).request(request)
+            except (Unavailable, OutcomeUnknown, TooManyRequests) as error:
+                state.detail = f"waiting for shard {move.source}: {error.detail}"
+                await asyncio.sleep(_RETRY_S)
+                continue
+            if isinstance(reply, wanted):
+                state.detail = ""
+                return reply
+            refusal = from_problem(reply.problem or {}) if isinstance(reply, Answer) else Conflict("an odd reply")
+            if not isinstance(refusal, TooManyRequests | Unavailable):
+                raise refusal
+            await asyncio.sleep(_RETRY_S)
