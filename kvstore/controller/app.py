@@ -12,7 +12,7 @@ Routes (internal: clients talk to a router, which passes those of shards and mov
     POST   /v1/shards           {"id","url"?,"weight"?}: add: 202 {"id","state","epoch"}
     PATCH  /v1/shards/{id}      {"weight"}: 202, likewise
     DELETE /v1/shards/{id}      remove: 202, likewise
-    GET    /v1/moves            {"moves": […], "ending": [ids], "last": {…} or null}
+    GET    /v1/moves            {"moves": […], "wanted": [ids], "ending": [ids], "last": {…} or null}
     POST   /v1/moves            plan anew: 202 {"epoch"}
     DELETE /v1/moves            cancel what is not committed: 202, likewise
     GET    /healthz             200 while the process lives
@@ -231,7 +231,9 @@ class _ChangeRoutes:
         _parameters(request)
         state = await self._service.state()
         moves = self._mover.report(state.map) if state.map is not None else []
-        return _json({"moves": moves, "ending": self._service.ending(state), "last": self._mover.last()})
+        wanted = list(state.wanted)
+        ending = self._service.ending(state)
+        return _json({"moves": moves, "wanted": wanted, "ending": ending, "last": self._mover.last()})
 
     async def post_moves(self, request: web.Request) -> web.Response:
         if _only_plan(request):

@@ -292,7 +292,11 @@ def _check_member(cluster_map: ClusterMap, shard_id: str) -> Member:
     member = cluster_map.member(shard_id)
     if member is None:
         known = ", ".join(member.id for member in cluster_map.members)
-        raise NotFound(f"there is no shard {shard_id!r}: the members are {known}.")
+        raise NotFound(
+            f"there is no shard {shard_id!r}: the members are {known}.",
+            title="There is no such shard",
+            next_step="Name one of the members; GET /v1/cluster shows them.",
+        )
     return member
 
 

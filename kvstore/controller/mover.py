@@ -181,7 +181,8 @@ class Mover:
         for each in self._tries.values():
             if each.move.id not in standing and not each.deciding and each.task is not None:
                 each.task.cancel()
-                self._start(self._tell(each.move))
+                self._start(self._tell(each.move.source))
+                self._start(self._tell(each.move.to))
         self._fill()
 
     def _fill(self) -> None:
@@ -217,7 +218,7 @@ class Mover:
     # --- one try -----------------------------------------------------------------------------------------------------
 
     async def _carry_out(self, current: _Try) -> None:
-        committed_in = None
+        committed, change = False, None
         while True:
             await self._reach(current)
             async with self._slots:
@@ -227,13 +228,13 @@ class Mover:
                     continue
                 current.deciding = True
                 if failure is None:
-                    committed_in = await self._commit(current)
+                    committed, change = await self._commit(current)
                 else:
                     await self._void(current, failure)
                 self._leave(current)
                 break
-        if committed_in is not None:
-            await self._tell_of_commit(current, *committed_in)
+        if committed:
+            await self._tell_of_commit(current, change)
 
     async def _reach(self, current: _Try) -> None:
         """Both shards follow a map in which the try stands; if the tries before failed, not too soon after them."""
@@ -306,8 +307,8 @@ class Mover:
 
     # --- the end of a try --------------------------------------------------------------------------------------------
 
-    async def _commit(self, current: _Try) -> tuple[int, Change | None] | None:
-        """The epoch of the map in which the partitions are the destination's; None if the move no longer stood."""
+    async def _commit(self, current: _Try) -> tuple[bool, Change | None]:
+        """Whether the partitions are the destination's now, and in which change; not if the move no longer stood."""
         move = current.move
         current.note("done")
         failpoints.hit("move-before-commit")
@@ -319,17 +320,17 @@ class Mover:
             if not _is_done(cluster_map, move):
                 log.info("the move %s of %s to %s was done, but no longer stood", move.id, *current.pair)
                 self._take(cluster_map)
-                return None
+                return False, None
         failpoints.hit("move-after-commit")
-        change = self.record.change
-        self.record.note_commit(move, current.keys_done, current.bytes_done)
+        assert current.fenced_s is not None
+        change = self.record.note_commit(move, current.keys_done, current.bytes_done, current.fenced_s)
         self._troubles.pop(current.pair, None)
         log.info(
             "epoch %d: %d partitions of %s are %s's now (%d rows)",
             cluster_map.epoch, len(move.partitions), *current.pair, current.keys_done,
         )  # fmt: skip
         self._take(cluster_map)
-        return cluster_map.epoch, change
+        return True, change
 
     async def _void(self, current: _Try, failure: str) -> None:
         move, fresh = current.move, new_move_id()
@@ -344,29 +345,29 @@ class Mover:
         self.record.note_void()
         self._take(cluster_map)
 
-    async def _tell_of_commit(self, current: _Try, epoch: int, change: Change | None) -> None:
+    async def _tell_of_commit(self, current: _Try, change: Change | None) -> None:
         """The write pause ends when the destination knows; the source learns at the same time."""
-        self._start(self._tell(current.move, only=current.move.source))
+        assert current.fenced_s is not None
+        self._start(self._tell(current.move.source))
         wait_s = _FIRST_WAIT_S
-        while self._map is not None and self._map.member(current.move.to) is not None:
-            try:
-                await self._shards.bring(current.move.to, epoch)
-            except KvError:
-                await asyncio.sleep(wait_s)
-                wait_s = self._longer(wait_s)
-            else:
-                assert current.fenced_s is not None
-                self.record.note_pause(change, _now_s() - current.fenced_s)
-                return
+        while not await self._knows(current.move.to):
+            await asyncio.sleep(wait_s)
+            wait_s = self._longer(wait_s)
+        self.record.note_answering(change, current.fenced_s, _now_s())
 
-    async def _tell(self, move: Move, only: str | None = None) -> None:
-        """Once, to make it quick: who does not hear of the newest map now asks for it."""
+    async def _tell(self, shard_id: str) -> None:
+        """Once, to make it quick: who cannot be reached now will ask for the newest map."""
+        await self._knows(shard_id)
+
+    async def _knows(self, shard_id: str) -> bool:
+        """Whether the shard follows the newest map now, or is no member any more."""
         assert self._map is not None
-        for shard_id in (only,) if only else (move.source, move.to):
-            try:
-                await self._shards.bring(shard_id, self._map.epoch)
-            except KvError as error:
-                log.debug("%s", error)
+        try:
+            await self._shards.bring(shard_id, self._map.epoch)
+        except KvError as error:
+            log.debug("%s", error)
+            return self._map.member(shard_id) is None
+        return True
 
     # --- swaps -------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from kvstore.errors import ChangeRefused
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.placement.moves import planned
 
-_LAUNCHER_KNOWN_S = 15.0  # for so long after its last question a launcher is taken to be there
+_LAUNCHER_GRACE_S = 5.0  # for so long after the end of its last question a launcher is taken to be there
 _UNMEASURED_GROUPS = 64  # into so many groups at least the partitions of a shard that is down are cut
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ClusterService:
         self._document = document
         self._shards = shards
         self._group_keys_max = config.limits.move_group_keys_max
-        self._launcher = _Launcher()
+        self._launcher = _Launcher(config.limits.map_poll_s + _LAUNCHER_GRACE_S)
         self._first = FirstMembers(
             weights={shard.id: shard.weight for shard in config.shards},
             partitions=config.partitions,
@@ -109,7 +109,7 @@ class ClusterService:
             return await self._ask(shard_id, lambda state, plan: membership.with_joining(state, newcomer, plan))
         _check_shard(shard_id, weight)
         membership.check_newcomer(await self._document.read(), shard_id)
-        if not self._launcher.is_there():
+        if not self._launcher.is_there(_now_s()):
             raise ChangeRefused(
                 f"no `kvstore up` is there to start shard {shard_id}: start it yourself with `kvstore shard serve "
                 f"{shard_id} --join URL --listen HOST:PORT --data-dir DIR`, or name a running one with --shard-url."
@@ -213,8 +213,8 @@ class ClusterService:
 
         `running`: the shards that it runs now.
         """
-        with self._launcher.asking(running):
-            revision, state = await self._document.after(revision)
+        self._launcher.note(running, _now_s())
+        revision, state = await self._document.after(revision)
         members = state.map.members if state.map is not None else []
         return {
             "revision": revision,
@@ -228,34 +228,25 @@ class ClusterService:
         if state.map is None:
             return []
         stay = {*(member.id for member in state.map.members), *state.wanted}
-        return sorted(self._launcher.running() - stay)
+        return sorted(self._launcher.running(_now_s()) - stay)
 
 
 class _Launcher:
-    """What its questions have told of a launcher. One that waits for the answer is there."""
+    """What its questions have told of a launcher. It asks again as soon as it is answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, known_s: float) -> None:
+        self._known_s = known_s
         self._running: frozenset[str] = frozenset()
-        self._waiting = 0
-        self._last_s = float("-inf")
+        self._asked_s = float("-inf")
 
-    def asking(self, running: frozenset[str]) -> _Launcher:
-        """A context: the question is being answered."""
-        self._running = running
-        return self
+    def note(self, running: frozenset[str], now_s: float) -> None:
+        self._running, self._asked_s = running, now_s
 
-    def __enter__(self) -> None:
-        self._waiting += 1
+    def is_there(self, now_s: float) -> bool:
+        return now_s - self._asked_s < self._known_s
 
-    def __exit__(self, *_: object) -> None:
-        self._waiting -= 1
-        self._last_s = asyncio.get_running_loop().time()
-
-    def is_there(self) -> bool:
-        return self._waiting > 0 or asyncio.get_running_loop().time() - self._last_s < _LAUNCHER_KNOWN_S
-
-    def running(self) -> frozenset[str]:
-        return self._running if self.is_there() else frozenset()
+    def running(self, now_s: float) -> frozenset[str]:
+        return self._running if self.is_there(now_s) else frozenset()
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
@@ -288,6 +279,10 @@ def estimate(cluster_map: ClusterMap, sizes: Mapping[str, Size]) -> dict[str, An
 def _sum(values: list[int | None]) -> int | None:
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _check_shard(shard_id: str, weight: int) -> None:
