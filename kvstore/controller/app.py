@@ -230,7 +230,10 @@ class _ChangeRoutes:
     async def get_moves(self, request: web.Request) -> web.Response:
         _parameters(request)
         state = await self._service.state()
-        moves = self._mover.report(state.map) if state.map is not None else []
+        moves = []
+        if state.map is not None:
+            await self._mover.caught_up(state.map)
+            moves = self._mover.report(state.map)
         wanted = list(state.wanted)
         ending = self._service.ending(state)
         return _json({"moves": moves, "wanted": wanted, "ending": ending, "last": self._mover.last()})

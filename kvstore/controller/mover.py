@@ -76,13 +76,14 @@ class _Trouble(NamedTuple):
 
 
 class _Try:
-    """A move under way. `deciding`: its swap has begun, it must not be cancelled any more."""
+    """A move under way. `deciding`: its swap has begun, it must not be cancelled any more; `decided`: it is over."""
 
     def __init__(self, move: Move) -> None:
         self.move = move
         self.pair = move.source, move.to
         self.task: asyncio.Task[None] | None = None
         self.deciding = False
+        self.decided = asyncio.Event()
         self.step = "queued"
         self.detail = ""
         self.keys_done = 0
@@ -154,6 +155,13 @@ class Mover:
 
     # --- what people see ---------------------------------------------------------------------------------------------
 
+    async def caught_up(self, cluster_map: ClusterMap) -> None:
+        """Returns when `last` counts all that map shows as done: a try hears of its swap a little later than others."""
+        standing = {move.id for move in cluster_map.moves}
+        for each in list(self._tries.values()):
+            if each.deciding and each.move.id not in standing:
+                await each.decided.wait()
+
     def report(self, cluster_map: ClusterMap) -> list[dict[str, Any]]:
         """The moves of that map, in order, and how far each is."""
         under_way = {each.move.id: each for each in self._tries.values()}
@@ -211,6 +219,7 @@ class Mover:
 
     def _leave(self, current: _Try) -> None:
         """Make room for the next move of the pair."""
+        current.decided.set()
         if self._tries.get(current.pair) is current:
             del self._tries[current.pair]
             self._fill()
@@ -219,12 +228,13 @@ class Mover:
 
     async def _carry_out(self, current: _Try) -> None:
         committed, change = False, None
-        while True:
+        while not current.deciding:
             await self._reach(current)
             async with self._slots:
                 try:
                     failure = await self._receive(current)
                 except _Away:
+                    await asyncio.sleep(_FIRST_WAIT_S)
                     continue
                 current.deciding = True
                 if failure is None:
@@ -232,7 +242,6 @@ class Mover:
                 else:
                     await self._void(current, failure)
                 self._leave(current)
-                break
         if committed:
             await self._tell_of_commit(current, change)
 
