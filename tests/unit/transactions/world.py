@@ -11,21 +11,20 @@ which two are the same: what they can never show, such as sequences and the numb
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any, NamedTuple
 
 import msgspec
 
-from kvstore.errors import WrongOwner
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Attempt, Reply
-from kvstore.storage.batch import Batch, Expire, Locks, WriteOp, _Granted
+from kvstore.storage.batch import Batch, Expire, Locks, WriteOp
 from kvstore.storage.changes import Before, Context
-from kvstore.storage.leases import ExpireLease, LeaseBody, refusal
+from kvstore.storage.leases import ExpireLease
 from kvstore.storage.participant import EndReads
 from kvstore.storage.rows import DECISION, LEASE, REPLY, VALUE, Clock, Row
 from kvstore.transactions.decisions import Decision, decode_decision
-from kvstore.transactions.intents import Held, Holds, State, decode_intent
+from kvstore.transactions.intents import Holds, State
 from kvstore.transactions.locks import Identity, LockTable
 
 PARTITIONS = 64
@@ -177,30 +176,24 @@ class Store:
         return sorted({row.key for row in self.rows.values() if row.kind == LEASE})
 
     def open(self) -> None:
-        """As `Store._restore_leases` and `Store._restore_transactions` do."""
+        """Nothing is in memory; then all that is owned arrives, as when a file is opened."""
         self.openings += 1
         self.locks: Locks = LockTable(f"{self.name}/{self.openings}", 100)
         self.holds = Holds()
         self.noted: dict[Attempt, Noted] = {}
-        self._restore(list(self.rows.values()))
+        owned = {partition for partition, arrival in enumerate(self.arrivals) if arrival}
+        batch = self._batch()
+        batch.arrive(owned, self._in_memory(owned))
+        self._commit(batch)
 
-    def _restore(self, rows: Iterable[Row]) -> None:
-        for row in rows:
-            if row.intent is not None:
-                intent = decode_intent(row.intent)
-                identity = self.locks.hold(row.key, intent.attempt.age)
-                state = State(row.version, row.expires_at_ms, row.body)
-                self.holds.add(row.key, Held(identity, intent, state), 0.0, None)
-            if row.body is None:
-                continue
-            if row.kind == LEASE:
-                body = msgspec.json.decode(row.body, type=LeaseBody)
-                lease = self.locks.grant(row.key, body.owner, row.version, body.ttl_ms / 1000)
-                self.locks.start(lease, self.late * LATER_S)
-            elif row.kind == DECISION:
-                decision = decode_decision(row.body)
-                self.noted[decision.attempt] = Noted(row.partition, decision.outcome != "committed")
-                self.holds.decided[decision.attempt] = row.partition
+    def _in_memory(self, partitions: Set[int]) -> list[Row]:
+        """What `Handover` looks up when these arrive."""
+        return [
+            row
+            for row in self.rows.values()
+            if row.partition in partitions
+            and (row.intent is not None or (row.body is not None and row.kind in (LEASE, DECISION)))
+        ]
 
     # --- moves --------------------------------------------------------------------------------------------------------
 
@@ -209,45 +202,23 @@ class Store:
         partition = at(key)
         self.arrivals[partition] = 0
         batch = self._batch()
-        answers: list[tuple[Address, Reply]] = []
-        for name, queued in self.locks.all_waiting():
-            if any(at(named) == partition for named in queued.keys):  # unexecuted: a commit leaves no tombstone
-                batch._granted.extend(_Granted(name, *next_one) for next_one in self.locks.leave(name, queued))
-                batch._release(queued)
-                answers.append((queued.sink.address, refusal(queued.op.id, _wrong_owner(partition))))
-        for hold in self.holds.all():
-            for held_key in [each for each in hold.intents if at(each) == partition]:
-                held = self.holds.take(hold.attempt, held_key)
-                assert held is not None
-                batch._unlock(held_key, held.identity)
-        for reader in self.holds.readers.values():
-            for read_key, identity in reader.keys.items():
-                if at(read_key) == partition:
-                    batch._unlock(read_key, identity)
-        for lease in [lease for lease in self.locks.leases() if at(lease.name) == partition]:
-            self.locks.end(lease.name)
-            while (waiter := self.locks.next_for_lease(lease.name)) is not None:
-                assert isinstance(waiter[1], Sink)
-                answers.append((waiter[1].address, refusal(waiter[0].id, _wrong_owner(partition))))
-        while batch._granted:
-            batch._go_on(*batch._granted.popleft())
-        answers += self._commit(batch)
+        batch.depart({partition}, 1, frozenset())
+        answers = self._commit(batch)
         rows = [row for row in self.rows.values() if row.partition == partition]
         for row in rows:
             del self.rows[row.kind, row.key]
-            if row.kind == DECISION and row.body is not None:
-                attempt = decode_decision(row.body).attempt
-                self.noted.pop(attempt, None)
-                self.holds.decided.pop(attempt, None)
         return rows, answers
 
     def take_in(self, key: str, rows: list[Row], clock: Clock) -> None:
         """The key's partition arrives; `clock` is the source's."""
-        self.arrived += 1
-        self.arrivals[at(key)] = self.arrived
-        self.clock = later_clock(self.clock, clock)
+        partition = at(key)
         self.rows.update({(row.kind, row.key): row for row in rows})
-        self._restore(rows)
+        self.clock = later_clock(self.clock, clock)
+        batch = self._batch()
+        batch.arrive({partition}, self._in_memory({partition}))
+        self.arrived += 1
+        self.arrivals[partition] = self.arrived
+        self._commit(batch)
 
 
 def later_clock(own: Clock, source: Clock) -> Clock:
@@ -255,10 +226,6 @@ def later_clock(own: Clock, source: Clock) -> Clock:
     return own._replace(
         version=max(own.version, source.version), attempts_floor=max(own.attempts_floor, source.attempts_floor)
     )
-
-
-def _wrong_owner(partition: int) -> WrongOwner:
-    return WrongOwner(f"this shard does not own partition {partition}", epoch=1)
 
 
 # --- which two stores are the same ------------------------------------------------------------------------------------
@@ -286,8 +253,6 @@ def _form(value: Any, names: dict[Identity, int] | None) -> Any:
         return value.version, value.attempts_floor
     if kind is bytearray:
         return bytes(map(bool, value))
-    if isinstance(value, set):
-        return tuple(sorted(attempt.name for attempt in value))
     if isinstance(value, tuple | list | deque):
         return tuple([_form(each, names) for each in value])
     if isinstance(value, dict):
