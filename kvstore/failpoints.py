@@ -3,7 +3,8 @@
 Owns: the environment variable KVSTORE_FAILPOINTS, for example
 `batch-after-commit=kill@3;batch-before-commit=pause:200`.
 Promises: without the variable `hit` does nothing. `kill` ends the process as SIGKILL does, at the n-th time with
-`@n`; `pause:MS` sleeps that many milliseconds in the calling thread, each time.
+`@n`; `stop` lets it stand still as SIGSTOP does, until somebody sends SIGCONT, also with `@n`; `pause:MS` sleeps that
+many milliseconds in the calling thread, each time.
 Leaves to others: where the points are: grep for `failpoints.hit`.
 """
 
@@ -13,6 +14,8 @@ import os
 import signal
 import time
 
+_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+
 
 def _parse(text: str) -> dict[str, tuple[str, int]]:
     points = {}
@@ -20,10 +23,10 @@ def _parse(text: str) -> dict[str, tuple[str, int]]:
         name, _, action = item.partition("=")
         if action.startswith("pause:"):
             points[name] = ("pause", int(action.removeprefix("pause:")))
-        elif action.partition("@")[0] == "kill":
-            points[name] = ("kill", int(action.partition("@")[2] or 1))
+        elif action.partition("@")[0] in _SIGNALS:
+            points[name] = (action.partition("@")[0], int(action.partition("@")[2] or 1))
         else:
-            raise ValueError(f"KVSTORE_FAILPOINTS: {item!r} is neither NAME=kill[@N] nor NAME=pause:MS")
+            raise ValueError(f"KVSTORE_FAILPOINTS: {item!r} is none of NAME=kill[@N], NAME=stop[@N], NAME=pause:MS")
     return points
 
 
@@ -42,4 +45,4 @@ def hit(*names: str) -> None:
         if action == "pause":
             time.sleep(number / 1000)
         elif _hits[name] == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), _SIGNALS[action])

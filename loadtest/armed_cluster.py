@@ -1,45 +1,76 @@
 """A cluster of real processes of which any one can be told to die at a named point of its code, once.
 
-Owns: starting all processes of a cluster.yaml under a supervisor in this process, arming one of them, and pausing it.
+Owns: starting all processes of a cluster.yaml under a supervisor in this process, arming some of them, stopping them
+and keeping them from coming back.
 Promises: an armed process starts with KVSTORE_FAILPOINTS once; when it has died there, the one that takes its place is
-not armed. All end with this process, also when that is killed (their standard input is a pipe that only it holds).
-Leaves to others: which point, and what follows from it (loadtest.txn_rounds).
+not armed. Shards are started and ended as the controller wants them, as `kvstore up` does. All end with this process,
+also when that is killed (their standard input is a pipe that only it holds).
+Leaves to others: which point, and what follows from it (loadtest.txn_rounds, loadtest.move_rounds).
 
 `kvstore up` gives its environment to every child at every start, so that a point like `decide-before-commit=kill` would
 kill all shards, again and again. So the supervisor of `up` runs here, on the very commands that `up` would run, each
-behind a line of shell that takes the failpoints from a file, if there is one, and puts the file away first.
+behind a line of shell that takes the failpoints from a file, if there is one, and puts the file away first. The same
+line waits while the process is not to come back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from kvstore.config import load_config
-from kvstore.launcher import cluster_children, http_get, url_of
-from kvstore.supervisor import Child, Log, Supervisor
+from kvstore.config import Limits, load_config
+from kvstore.launcher import Shards, cluster_children, http_get, url_of
+from kvstore.supervisor import STOP_ORDER, Child, Log, Supervisor
 from loadtest import processes
 from loadtest.cluster import READY_TIMEOUT_S, LocalCluster
 from loadtest.processes import Pid
 
-TAKE_AND_RUN = 'mv "$0" "$0.taken" 2>/dev/null && export KVSTORE_FAILPOINTS="$(cat "$0.taken")"; exec "$@"'
+TAKE_AND_RUN = (
+    'while [ -e "$0.held" ]; do sleep 0.02; done; '
+    'mv "$0" "$0.taken" 2>/dev/null && export KVSTORE_FAILPOINTS="$(cat "$0.taken")"; exec "$@"'
+)
 _NO_SUCH_PREFIX = "~none/"
 _POLL_S = 0.05
+
+
+class _ArmedSupervisor(Supervisor):
+    """Starts every child behind the line of shell. `folder`: where the files with failpoints lie."""
+
+    def __init__(self, folder: Path, limits: Limits, log: Log) -> None:
+        super().__init__(limits, restart=True, log=log)
+        self._folder = folder
+
+    def add(self, child: Child, again: Callable[[Child], Child] | None = None) -> None:
+        """As that of a Supervisor."""
+        super().add(self._armed(child), (lambda before: self._armed(again(before))) if again else None)
+
+    def _armed(self, child: Child) -> Child:
+        return child._replace(argv=("/bin/sh", "-c", TAKE_AND_RUN, str(self._folder / child.name), *child.argv))
 
 
 class ArmedCluster(LocalCluster):
     """As a LocalCluster; `urls` are its routers. There is no `up`: the supervisor runs in this process."""
 
-    def __init__(self, folder: Path, shards: int = 4, limits: dict[str, Any] | None = None, routers: int = 1) -> None:
-        super().__init__(folder, shards, limits, routers)
+    def __init__(
+        self,
+        folder: Path,
+        shards: int = 4,
+        limits: dict[str, Any] | None = None,
+        routers: int = 1,
+        partitions: int | None = None,
+    ) -> None:
+        super().__init__(folder, shards, limits, routers, partitions)
         self.urls: list[str] = []
+        self.controller_url = ""
         self._armed = self.folder / "armed"
-        self._children: dict[str, Child] = {}
-        self._supervisor: Supervisor | None = None
+        self._supervisor: _ArmedSupervisor | None = None
+        self._launching: asyncio.Task[None] | None = None
         self._log: Log | None = None
         self._paused: set[Pid] = set()
 
@@ -51,21 +82,25 @@ class ArmedCluster(LocalCluster):
         config = load_config(self.config)
         self.urls = [url_of(router.listen) for router in config.routers]
         self.url = self.urls[0]
+        self.controller_url = url_of(config.controllers[0].listen)
         began = time.monotonic()
         self._log = Log(os.open(self.log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-        self._supervisor = Supervisor(config.limits, restart=True, log=self._log)
+        self._supervisor = _ArmedSupervisor(self._armed, config.limits, self._log)
         for child in cluster_children(config, self.config):
-            command = ("/bin/sh", "-c", TAKE_AND_RUN, str(self._armed / child.name), *child.argv)
-            self._children[child.name] = child._replace(argv=command)
-            self._supervisor.add(self._children[child.name])
+            self._supervisor.add(child)
+        self._launching = asyncio.create_task(Shards(config, self.config, self._supervisor, self._log).follow())
         await self.wait_ready(READY_TIMEOUT_S)
         self.ready_s = time.monotonic() - began
 
     async def stop(self) -> None:
-        """End all processes, also those that are paused."""
+        """End all processes, also those that are paused or held."""
         for process in self._paused:
             processes.send_signal(process, signal.SIGCONT)
         self._paused.clear()
+        if self._launching is not None:
+            self._launching.cancel()
+            await asyncio.gather(self._launching, return_exceptions=True)
+            self._launching = None
         if self._supervisor is not None:
             self.family()
             await self._supervisor.stop()
@@ -85,10 +120,18 @@ class ArmedCluster(LocalCluster):
         texts = [path.read_text(encoding="utf-8") for path in (self.data_dir / "run").glob("*.pid")]
         return {int(text) for text in texts if text.strip().isdecimal()}
 
+    def members(self) -> set[str]:
+        """The names that `pids` has when every process runs, also shards that were added meanwhile."""
+        if self._supervisor is None:
+            return super().members()
+        return {f"{role}-{each}" for role in STOP_ORDER for each in self._supervisor.ids(role)}
+
     async def wait_ready(self, timeout_s: float) -> None:
         """Until every process runs and every router reaches all shards. Raises RuntimeError with the log."""
         deadline = time.monotonic() + timeout_s
         while not (self.pids().keys() >= self.members() and await self.is_ready()):
+            if self._launching is not None and self._launching.done():
+                self._launching.result()
             if time.monotonic() > deadline:
                 missing = sorted(self.members() - self.pids().keys())
                 raise RuntimeError(
@@ -109,15 +152,27 @@ class ArmedCluster(LocalCluster):
 
     async def arm(self, name: str, failpoints: str) -> Pid:
         """Start `shard-s1`, `router-0`, … anew with these failpoints, and wait until all is ready."""
+        return (await self.arm_all({name: failpoints}))[name]
+
+    async def arm_all(self, failpoints: Mapping[str, str]) -> dict[str, Pid]:
+        """Several at once: start them anew, each with its own. The processes that are armed now."""
         if self._supervisor is None:
             raise RuntimeError("the cluster does not run")
-        (self._armed / name).write_text(failpoints, encoding="ascii")
-        await self._supervisor.remove(name)
-        self._supervisor.add(self._children[name])
+        before = self.pids()
+        for name, points in failpoints.items():
+            self.prepare(name, points)
+            if name in before:
+                processes.send_signal(before[name], signal.SIGTERM)
+        await processes.wait_gone([before[name] for name in failpoints if name in before], READY_TIMEOUT_S)
         await self.wait_ready(READY_TIMEOUT_S)
-        if (self._armed / name).exists():
-            raise RuntimeError(f"{name} has started without its failpoints {failpoints}")
-        return self.pids()[name]
+        for name, points in failpoints.items():
+            if (self._armed / name).exists():
+                raise RuntimeError(f"{name} has started without its failpoints {points}")
+        return {name: self.pids()[name] for name in failpoints}
+
+    def prepare(self, name: str, failpoints: str) -> None:
+        """The next process of that name starts with these."""
+        (self._armed / name).write_text(failpoints, encoding="ascii")
 
     def pause(self, name: str) -> None:
         """Let the process stand still (SIGSTOP)."""
@@ -131,12 +186,42 @@ class ArmedCluster(LocalCluster):
         self._paused.discard(process)
         processes.send_signal(process, signal.SIGCONT)
 
+    def stands_still(self, name: str) -> bool:
+        """Whether the process runs and was stopped by SIGSTOP, by whomever."""
+        process = self.pids().get(name)
+        stat = processes.read_stat(process.pid) if process is not None else None
+        if stat is None or stat.state != "T":
+            return False
+        assert process is not None
+        self._paused.add(process)
+        return True
+
     def kill(self, name: str) -> Pid | None:
         """SIGKILL; None when it is not running. The supervisor starts it again."""
         process = self.pids().get(name)
         if process is not None:
             processes.send_signal(process, signal.SIGKILL)
         return process
+
+    def kill_all(self, names: Collection[str]) -> list[Pid]:
+        """SIGKILL to these, as at once as it goes; those that ran."""
+        running = self.pids()
+        victims = [running[name] for name in names if name in running]
+        for process in victims:
+            processes.send_signal(process, signal.SIGKILL)
+        return victims
+
+    def hold(self, name: str) -> Pid | None:
+        """SIGKILL, and it does not come back before `let_come_back`."""
+        self._held(name).touch()
+        return self.kill(name)
+
+    def let_come_back(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._held(name).unlink()
+
+    def _held(self, name: str) -> Path:
+        return self._armed / f"{name}.held"
 
 
 def _address(url: str) -> tuple[str, int]:

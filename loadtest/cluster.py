@@ -32,13 +32,21 @@ class LocalCluster:
     async with LocalCluster(folder, shards=4) as cluster: requests to cluster.url (the first router)
     """
 
-    def __init__(self, folder: Path, shards: int = 4, limits: dict[str, Any] | None = None, routers: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shards: int = 4,
+        limits: dict[str, Any] | None = None,
+        routers: int = 1,
+        partitions: int | None = None,
+    ) -> None:
         self.folder = folder.resolve()
         self.data_dir = self.folder / "data"
         self.log = self.folder / "up.log"
         self.config = self.folder / "cluster.yaml"
         self.shards = shards
         self.routers = routers
+        self.partitions = partitions
         self.limits = limits or {}
         self.url = ""
         self.ready_s = 0.0
@@ -118,6 +126,8 @@ class LocalCluster:
             "controllers": [{"id": "0", "listen": controller}],
             "shards": [{"id": f"s{number}", "listen": listen} for number, listen in enumerate(shards, start=1)],
         }
+        if self.partitions:
+            document["partitions"] = self.partitions
         if self.limits:
             document["limits"] = self.limits
         return yaml.safe_dump(document, sort_keys=False)

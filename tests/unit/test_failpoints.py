@@ -49,6 +49,14 @@ def test_kill_waits_for_the_nth_time() -> None:
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "1\n2\n3\n")
 
 
+def test_stop_lets_the_process_stand_still_until_it_is_woken() -> None:
+    program = "import subprocess, sys; subprocess.Popen(['sh', '-c', 'sleep 0.5; kill -CONT $PPID']); hit('here')"
+    began = time.monotonic()
+    done = run("here=stop@1", f"{program}; hit('here'); print('awake')")
+    assert (done.returncode, done.stdout) == (0, "awake\n")
+    assert time.monotonic() - began > 0.4
+
+
 def test_pause_sleeps_each_time_and_several_points_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
@@ -60,7 +68,7 @@ def test_pause_sleeps_each_time_and_several_points_can_be_set(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    "text", ["a", "a=", "a=stop", "a=killed", "a=kill@x", "a=pause", "a=pause:", "a=pause:soon", "=;="]
+    "text", ["a", "a=", "a=stopped", "a=killed", "a=kill@x", "a=pause", "a=pause:", "a=pause:soon", "=;="]
 )
 def test_what_cannot_be_understood_stops_the_start(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # whichever part of it fails
@@ -73,6 +81,14 @@ def test_every_point_that_tests_name_is_in_the_code() -> None:
     names = [f"txn-{when}-{what}" for what in in_the_router for when in ("before", "after")]
     for name in (*names, "txn-after-decided", "txn-before-forget-sent", "batch-before-commit", "batch-after-commit"):
         assert f'"{name}"' in source
+    for when in ("before-copy", "after-copy", "before-fence", "after-fence", "after-last-pull", "after-complete"):
+        assert f'"move-{when}"' in source
+    for name in ("after-fence-seen", "before-commit", "after-commit", "before-void"):
+        assert f'"move-{name}"' in source
+    for name in ("controller-before-plan", "controller-after-plan"):
+        assert f'"{name}"' in source
+    for step in ("adopt", "fence", "clear", "take", "complete", "trim"):
+        assert f'batch.steps.append("{step}")' in source
     for step in ("transact", "prepare", "decide", "finish", "abort", "ask", "forget"):
         assert f': "{step}"' in source
     assert '"{step}-before-commit"' in source
