@@ -209,7 +209,7 @@ def _rate_table(cells: Sequence[Cell]) -> str:
     if any(cell.refused_per_op for cell in cells):
         columns.append(("refused/op", lambda cell: f"{cell.refused_per_op:.2f}"))
     rows = [[show(cell) for _, show in columns] for cell in _side_by_side(cells)]
-    return _table([title for title, _ in columns], rows, left=("work", "system", "of which"))
+    return table([title for title, _ in columns], rows, left=("work", "system", "of which"))
 
 
 def _show_processes(cell: Cell) -> str:
@@ -247,10 +247,11 @@ def _facts_table(facts: Sequence[SystemFacts]) -> str:
         ]
         for fact in facts
     ]
-    return _table(titles, rows, left=("system", "version"))
+    return table(titles, rows, left=("system", "version"))
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> str:
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> str:
+    """Markdown that also lines up on a terminal; the columns of these titles are flush left."""
     widths = [max(len(line[column]) for line in [titles, *rows]) for column in range(len(titles))]
 
     def line(fields: Sequence[str]) -> str:

@@ -87,7 +87,7 @@ class KvstoreSystem(System):
         return [self._cluster.up.pid] if self._cluster is not None and self._cluster.up is not None else []
 
     def version(self) -> str:
-        commit = _output("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty")
+        commit = output("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty")
         return f"kvstore ({commit or 'no commit'}, {self.shards} shards)"
 
     async def start(self, folder: Path) -> None:
@@ -105,7 +105,7 @@ class EtcdSystem(System):
     programs = (("etcd", "etcd-server"),)
 
     def version(self) -> str:
-        lines = _output("etcd", "--version").splitlines()
+        lines = output("etcd", "--version").splitlines()
         return f"etcd {lines[0].rpartition(' ')[2]}" if lines else "etcd"
 
     async def start(self, folder: Path) -> None:
@@ -131,8 +131,8 @@ class RedisSystem(System):
     programs = (("redis-server", "redis-server"), ("webdis", "webdis"))
 
     def version(self) -> str:
-        words = (word for word in _output("redis-server", "--version").split() if word.startswith("v="))
-        webdis = _output("dpkg-query", "-W", "-f=${Version}", "webdis")
+        words = (word for word in output("redis-server", "--version").split() if word.startswith("v="))
+        webdis = output("dpkg-query", "-W", "-f=${Version}", "webdis")
         return f"Redis {next(words, '')[2:]} + webdis {webdis}".rstrip()
 
     async def start(self, folder: Path) -> None:
@@ -183,7 +183,7 @@ async def _wait_for_port(port: int) -> None:
     raise RuntimeError(f"nobody listens on port {port}")
 
 
-def _output(*command: str) -> str:
+def output(*command: str) -> str:
     """What a command prints, empty when it fails or is not there."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
