@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
 
 import msgspec
@@ -37,6 +37,7 @@ from kvstore.placement.cluster_map import ClusterMap
 from kvstore.protocol import Fenced, MovedRow
 from kvstore.storage.batch import Batch
 from kvstore.storage.rows import COLUMNS, UPSERT, Row, checked, checksum
+from kvstore.storage.tallies import Tallies
 
 _OF_PARTITIONS = "json_each(?) AS wanted CROSS JOIN rows INDEXED BY rows_partition ON rows.partition = wanted.value"
 _IN_MEMORY = "intent IS NOT NULL OR (body IS NOT NULL AND kind IN ('lease', 'decision'))"
@@ -45,11 +46,6 @@ _IN_MEMORY_ALL = (
     f"{COLUMNS} FROM rows WHERE kind IN ('lease', 'decision') AND body IS NOT NULL",
     f"{COLUMNS} FROM rows INDEXED BY rows_intents WHERE intent IS NOT NULL",
 )
-_TOTALS = f"""SELECT count(*), coalesce(sum(length(CAST(rows.key AS BLOB)) + length(body)), 0) FROM {_OF_PARTITIONS}
-    WHERE kind = 'value' AND body IS NOT NULL"""
-# Two sums of halves: those of whole checksums would overflow. A sum does not depend on the order of the rows.
-_DIGEST = f"""SELECT count(*), coalesce(sum(checksum & 4294967295), 0), coalesce(sum(checksum >> 32), 0)
-    FROM {_OF_PARTITIONS} WHERE body IS NOT NULL OR intent IS NOT NULL"""
 _REMOVE = """DELETE FROM rows WHERE rowid IN
     (SELECT rowid FROM rows INDEXED BY rows_partition WHERE partition = ? LIMIT ?)"""
 
@@ -73,8 +69,9 @@ class View(NamedTuple):
 class Handover:
     """Every method but the constructor runs in the writer's thread, in a transaction, with a batch of its own."""
 
-    def __init__(self, shard_id: str) -> None:
+    def __init__(self, shard_id: str, tallies: Tallies) -> None:
         self._shard_id = shard_id
+        self._tallies = tallies
         self.view = View()
         self.cluster_map: ClusterMap | None = None
 
@@ -101,8 +98,8 @@ class Handover:
         self.cluster_map = cluster_map
         self.view = view = self._look(connection, cluster_map)
         for partitions, sign in ((view.owned - before.owned, 1), (before.owned - view.owned, -1)):
-            keys, size = connection.execute(_TOTALS, _array(partitions)).fetchone()
-            batch.changes.count(sign * keys, sign * size)
+            tally = self._tallies.total(connection, partitions, batch.clock.sequence)
+            batch.changes.count(sign * tally.keys, sign * tally.bytes)
         self._answer_for(connection, batch)
         return True
 
@@ -146,9 +143,9 @@ class Handover:
         )
         self.view = self.view._replace(fenced=self.view.fenced | partitions)
         self._answer_for(connection, batch)
-        rows, digest = self._digest(connection, partitions)
         clock = batch.clock
-        return Fenced(0, clock.version, clock.attempts_floor, rows, digest)
+        tally = self._tallies.total(connection, partitions, clock.sequence)
+        return Fenced(0, clock.version, clock.attempts_floor, tally.rows, (tally.low, tally.high))
 
     # --- at the destination -------------------------------------------------------------------------------------------
 
@@ -162,27 +159,30 @@ class Handover:
         """Remove what lies here of the move's partitions, at most so many rows; how many. Raises Conflict."""
         partitions = self._receiving(move)
         batch.steps.append("clear")
-        return _remove(connection, partitions, rows_max)
+        return self._remove(connection, partitions, rows_max)
 
     def take(self, move: str, rows: Sequence[MovedRow], connection: sqlite3.Connection, batch: Batch) -> int:
         """Rows of the source, as they are there; a tombstone removes. Bytes taken. Raises Conflict, DataCorrupt."""
         partitions = self._receiving(move)
         sequence = batch.changes.skip(len(rows))
+        changed = self._tallies.changed
         gone: list[tuple[str, str]] = []
         new: list[tuple[object, ...]] = []
         size = 0
         for row in rows:
             kind, key, partition, version, expires_at_ms, body, intent, check = row
+            sequence += 1
             if partition not in partitions:
                 raise DataCorrupt(f"the {kind} row of key {key!r} came with a move that its partition has no part in")
             if body is None and intent is None:
                 gone.append((kind, key))
+                changed[partition] = sequence
                 continue
             if checksum(kind, key, version, expires_at_ms, body, intent) != check:
                 raise DataCorrupt(f"the {kind} row of key {key!r} does not match its checksum")
-            sequence += 1
             new.append((kind, key, partition, sequence, version, expires_at_ms or None, check, body, intent))
             size += len(key) + len(body or b"")
+            changed[partition] = sequence
         batch.steps.append("take")
         connection.executemany("DELETE FROM rows WHERE kind = ? AND key = ?", gone)
         connection.executemany(UPSERT, new)
@@ -190,9 +190,9 @@ class Handover:
 
     def complete(self, move: str, fenced: Fenced, connection: sqlite3.Connection, batch: Batch) -> None:
         """All has come: compare, and let the clock and the floor be as high as the source's. Raises Conflict."""
-        here = self._digest(connection, self._receiving(move))
-        if here != (fenced.rows, tuple(fenced.digest)):
-            raise Conflict(f"the copy of move {move} differs from its source: {here[0]} rows, there {fenced.rows}")
+        here = self._tallies.total(connection, self._receiving(move), batch.clock.sequence)
+        if (here.rows, here.low, here.high) != (fenced.rows, *fenced.digest):
+            raise Conflict(f"the copy of move {move} differs from its source: {here.rows} rows, there {fenced.rows}")
         batch.steps.append("complete")
         batch.changes.see(fenced.version)
         batch.changes.raise_floor(fenced.attempts_floor)
@@ -207,22 +207,16 @@ class Handover:
     def trim(self, partitions: Iterable[int], rows_max: int, connection: sqlite3.Connection, batch: Batch) -> int:
         """Remove rows of those among the partitions that belong elsewhere: at most so many; how many."""
         batch.steps.append("trim")
-        return _remove(connection, set(partitions) - self.view.owned - self.view.foreign, rows_max)
+        return self._remove(connection, set(partitions) - self.view.owned - self.view.foreign, rows_max)
 
-    # --- parts --------------------------------------------------------------------------------------------------------
-
-    def _digest(self, connection: sqlite3.Connection, partitions: Iterable[int]) -> tuple[int, tuple[int, int]]:
-        rows, low, high = connection.execute(_DIGEST, _array(partitions)).fetchone()
-        return rows, (low, high)
-
-
-def _remove(connection: sqlite3.Connection, partitions: Iterable[int], rows_max: int) -> int:
-    removed = 0
-    for partition in partitions:
-        removed += connection.execute(_REMOVE, (partition, rows_max - removed)).rowcount
-        if removed >= rows_max:
-            break
-    return removed
+    def _remove(self, connection: sqlite3.Connection, partitions: Set[int], rows_max: int) -> int:
+        self._tallies.forget(partitions)
+        removed = 0
+        for partition in partitions:
+            removed += connection.execute(_REMOVE, (partition, rows_max - removed)).rowcount
+            if removed >= rows_max:
+                break
+        return removed
 
 
 def _array(values: Iterable[object]) -> tuple[str]:

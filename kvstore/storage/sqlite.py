@@ -48,6 +48,7 @@ from kvstore.storage.rows import (
     checked,
     stored,
 )
+from kvstore.storage.tallies import Tallies
 from kvstore.transactions.intents import Holds, State
 
 log = logging.getLogger(__name__)
@@ -73,8 +74,8 @@ _COPY = """SELECT rowid, kind, key, partition, version, coalesce(expires_at_ms, 
 _CHANGED = """SELECT sequence, kind, rows.key, partition, version, coalesce(expires_at_ms, 0), body, intent, checksum
     FROM json_each(?) AS wanted CROSS JOIN rows INDEXED BY rows_partition ON rows.partition = wanted.value
     WHERE sequence > ? ORDER BY sequence LIMIT ?"""
-_LIVE_OF = """SELECT count(*) FROM json_each(?) AS wanted CROSS JOIN rows INDEXED BY rows_partition
-    ON rows.partition = wanted.value WHERE body IS NOT NULL OR intent IS NOT NULL"""
+_COUNT = """SELECT count(*) FROM json_each(?) AS wanted CROSS JOIN rows INDEXED BY rows_partition
+    ON rows.partition = wanted.value"""  # tombstones, too: it is for a progress bar, and reads the index only
 
 
 class Found(NamedTuple):
@@ -160,11 +161,14 @@ class _Committed:
 class Database:
     """The opened file. Every method that touches it runs in one of its threads and raises sqlite3.Error."""
 
-    def __init__(self, path: Path, limits: Limits, writer: aiosqlite.Connection, handover: Handover) -> None:
+    def __init__(
+        self, path: Path, limits: Limits, writer: aiosqlite.Connection, shard_id: str, partitions: int
+    ) -> None:
         self.path = path
         self.identity = Identity("", None, "")
         self.clock = Clock()
-        self.handover = handover
+        self.tallies = Tallies(partitions, 0)
+        self.handover = Handover(shard_id, self.tallies)
         self._limits = limits
         self._writer = writer
         self._point_reader = writer
@@ -182,13 +186,14 @@ class Database:
         """Open or create the file. Raises ForeignData if it is of another format, shard or number of partitions."""
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = await aiosqlite.connect(path, isolation_level=None, cached_statements=64)
-        database = cls(path, limits, writer, Handover(shard_id))
+        database = cls(path, limits, writer, shard_id, partitions)
         try:
             try:
                 database.identity = await _in_thread(writer, _prepare, path, shard_id, partitions)
             except sqlite3.DatabaseError as error:
                 raise ForeignData(f"{path} cannot be opened as a store of kvstore: {error}") from error
             database.clock = await _in_thread(writer, _read_clock)
+            database.tallies.changed[:] = [database.clock.sequence] * partitions
             database._point_reader = await _reader(path)
             database._scan_reader = await _reader(path)
         except BaseException:
@@ -248,7 +253,11 @@ class Database:
         return Batch(self.clock, context, work.locks, work.holds, _Committed(connection, work.known))
 
     def _write(self, connection: sqlite3.Connection, batch: Batch) -> None:
-        connection.executemany(UPSERT, map(stored, batch.changed.values()))
+        rows = batch.changed.values()
+        connection.executemany(UPSERT, map(stored, rows))
+        changed = self.tallies.changed
+        for row in rows:
+            changed[row.partition] = row.sequence
         if batch.clock != self.clock:
             connection.execute(_SET_CLOCK, batch.clock)
         failpoints.hit("batch-before-commit", *(f"{step}-before-commit" for step in batch.steps))
@@ -319,7 +328,7 @@ class Database:
 
     async def pull(self, pull: Pull, bytes_max: int) -> Rows:
         """A page of the rows of some partitions, for another store (see `protocol.Pull`). Raises DataCorrupt."""
-        return await _in_thread(self._scan_reader, _pull, pull, bytes_max)
+        return await _in_thread(self._scan_reader, _pull, pull, bytes_max, self.tallies)
 
     async def row(self, kind: str, key: str) -> Row | None:
         """The committed row. Raises DataCorrupt."""
@@ -501,18 +510,18 @@ def _scan(connection: sqlite3.Connection, scan: ScanQuery) -> ScanPage:
     return ScanPage(rows, partitions, due, locked, last, more, as_of)
 
 
-def _pull(connection: sqlite3.Connection, pull: Pull, bytes_max: int) -> Rows:
+def _pull(connection: sqlite3.Connection, pull: Pull, bytes_max: int, tallies: Tallies) -> Rows:
     page = Rows(pull.id, [], False, pull.sequence, pull.partition, pull.after_row, 0, 0, False)
     connection.execute("BEGIN")
     try:
         sequence, page.floor = connection.execute("SELECT sequence, tombstones_floor FROM clock").fetchone()
         if pull.after_row < 0:
             page.sequence = sequence
-            _pull_changes(connection, pull, bytes_max, page)
+            _pull_changes(connection, pull, bytes_max, page, tallies)
         else:
             if pull.partition < 0:
                 page.sequence = sequence
-                page.total = connection.execute(_LIVE_OF, (json.dumps(pull.partitions),)).fetchone()[0]
+                page.total = connection.execute(_COUNT, (json.dumps(pull.partitions),)).fetchone()[0]
             _pull_copy(connection, pull, bytes_max, page)
     except sqlite3.DatabaseError as error:
         raise DataCorrupt(f"the rows of partitions {pull.partitions[:3]}… cannot be read: {error}") from error
@@ -539,15 +548,17 @@ def _pull_copy(connection: sqlite3.Connection, pull: Pull, bytes_max: int, page:
             return
 
 
-def _pull_changes(connection: sqlite3.Connection, pull: Pull, bytes_max: int, page: Rows) -> None:
+def _pull_changes(connection: sqlite3.Connection, pull: Pull, bytes_max: int, page: Rows, tallies: Tallies) -> None:
     size = 0
-    wanted = json.dumps(pull.partitions)
+    changed = tallies.changed  # looked at after the transaction has begun: see `tallies`
+    wanted = json.dumps([partition for partition in pull.partitions if changed[partition] > pull.sequence])
     for sequence, *row in connection.execute(_CHANGED, (wanted, pull.sequence, pull.rows_max)):
         page.rows.append(tuple(row))
         size += _row_bytes(row)
         if len(page.rows) == pull.rows_max or size >= bytes_max:
             page.more, page.sequence = True, sequence
             return
+    tallies.total(connection, pull.partitions, page.sequence)  # now, while the partitions are answered for
 
 
 def _row_bytes(row: Sequence[Any]) -> int:
