@@ -32,6 +32,7 @@ from kvstore.roster import (
     finish_removal,
     first_shards,
     free_listens,
+    is_out_of_date,
     look,
 )
 from kvstore.supervisor import Child, Log, Supervisor
@@ -230,6 +231,8 @@ class Shards:
         steps = decide(launch, self._config, files, self._supervisor.ids("shard"), self._known)
         self._known |= launch.ids
         for shard_id, listen in steps.start.items():
+            if shard_id in files.data and is_out_of_date(self._data_dir, shard_id, launch):
+                self._finish_removal(shard_id)
             self._start(shard_id, listen)
         for shard_id in (*steps.stop, *steps.remove):
             if shard_id not in self._ending:

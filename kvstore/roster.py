@@ -9,14 +9,17 @@ A shard that has left the cluster ends, and `shard-ID.db` becomes `shard-ID.db.r
 begin it again and its id is free. That takes a moment in which this host may die. So the second name is given to the
 file first, while the process still runs (a link, nothing is renamed under SQLite), and the first one taken away at
 the end: a file with both names was on its way, and the next start finishes it. A file that is of no member and has one
-name only (copied here, or of a shard that left while nobody looked on) is left as it is, and not opened either.
+name only (copied here, or of a shard that left while nobody looked on) is left as it is. If a shard of its id is to be
+added, it is set aside if it says that it belongs to this very cluster, which has taken from it all that it had. Else
+the shard is started with it, and says for itself what is wrong.
 """
 
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -161,6 +164,24 @@ def look(data_dir: Path) -> Files:
     leaving = {shard_id for shard_id in data & removed if _is_one_file(data_dir, shard_id)}
     held = {shard_id for shard_id in _ids(data_dir / "run", _PID) if _is_held(data_dir, shard_id)}
     return Files(frozenset(data - leaving), frozenset(removed), frozenset(leaving), frozenset(held))
+
+
+def is_out_of_date(data_dir: Path, shard_id: str, launch: Launch) -> bool:
+    """Whether the file is of a former member of this cluster: of the same one as a member's file beside it."""
+    if any(member.id == shard_id for member in launch.members):
+        return False
+    cluster_id = _cluster_of(data_dir, shard_id)
+    return cluster_id is not None and cluster_id in (_cluster_of(data_dir, member.id) for member in launch.members)
+
+
+def _cluster_of(data_dir: Path, shard_id: str) -> str | None:
+    path = _path(data_dir, shard_id)
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute("SELECT value FROM meta WHERE name = 'cluster_id'").fetchone()
+    except sqlite3.Error:
+        return None
+    return None if found is None else str(found[0])
 
 
 def begin_removal(data_dir: Path, shard_id: str) -> None:

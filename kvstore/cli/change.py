@@ -15,13 +15,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 from kvstore.cli.frame import printable
 from kvstore.cli.move_progress import MoveProgress
 from kvstore.client import Client
-from kvstore.errors import KvError, NotFound, Unavailable
+from kvstore.errors import KvError, Unavailable
 
 _POLL_S = 0.25
 _AWAY_S_MAX = 60.0
-_STARTING_CHECK_S = 2.0
+_WAITING_PATIENCE_S = 1.0
 _STARTING_PATIENCE_S = 15.0
-_CANCELLED_POLLS = 3  # so often it has to look like it: counts and moves are not told at one instant
+_CANCELLED_POLLS = 8  # so often it has to look like it: counts, moves and the map are not told as of one instant
 
 Document = Mapping[str, Any]
 Verdict = Literal["under way", "done", "cancelled"]
@@ -44,13 +44,12 @@ class Joins:
 
     def __init__(self, shard_id: str) -> None:
         self._shard_id = shard_id
-        self.came = False
 
     def judge(self, document: Document) -> Verdict:
         state = state_of(document, self._shard_id)
         if state is None:
-            return "cancelled" if self.came else "under way"
-        self.came = True
+            wanted = document["wanted"]
+            return "under way" if wanted is None or self._shard_id in wanted else "cancelled"
         if state == "leaving":
             return "cancelled"
         return "done" if state == "up" and not document["moves"] else "under way"
@@ -67,7 +66,9 @@ class Leaves:
         if state is None:
             ending = document["ending"]
             return "done" if ending is not None and self._shard_id not in ending else "under way"
-        return "cancelled" if state in ("up", "joining") else "under way"
+        # One that leaves is no member any more as soon as nothing is left to move.
+        is_told = document["ending"] is not None
+        return "cancelled" if state in ("up", "joining") or (is_told and not document["moves"]) else "under way"
 
 
 class Settles:
@@ -173,7 +174,6 @@ async def follow(kv: Client, goal: Goal, progress: MoveProgress, before: Documen
                 raise Cancelled
             if verdict == "done" and not short:
                 return figures
-            await watch.start_of(goal)
         await asyncio.sleep(_POLL_S)
 
 
@@ -185,9 +185,9 @@ class _Watch:
         self._progress = progress
         self._clock = asyncio.get_running_loop().time
         self._began_s = self._heard_s = self._clock()
-        self._waiting: list[str] = []
+        self._waiting: dict[str, float] = {}
+        self._told: set[str] = set()
         self._away = ""
-        self._asked_s = self._began_s
         self._is_slow = False
 
     async def document(self) -> Document | None:
@@ -202,14 +202,20 @@ class _Watch:
             return None
         self._heard_s = self._clock()
         self._note_away("the controller does not answer" if document["ending"] is None else "")
-        waiting = sorted({_waiting_for(move) for move in document["moves"] if move["step"] == "waiting"})
-        for line in waiting:
-            if line not in self._waiting:
-                self._progress.say(f"waiting: {line}")
-        if self._waiting and not waiting:
-            self._progress.say("going on")
-        self._waiting = waiting
+        self._note_starting(document)
+        self._note_waiting({_waiting_for(move) for move in document["moves"] if move["step"] == "waiting"})
         return document
+
+    def _note_waiting(self, lines: set[str]) -> None:
+        now_s = self._clock()
+        self._waiting = {line: self._waiting.get(line, now_s) for line in sorted(lines)}
+        for line, since_s in self._waiting.items():
+            if line not in self._told and now_s >= since_s + _WAITING_PATIENCE_S:
+                self._told.add(line)
+                self._progress.say(f"waiting: {line}")
+        if self._told and not lines:
+            self._told.clear()
+            self._progress.say("going on")
 
     def _note_away(self, reason: str) -> None:
         if reason and not self._away:
@@ -218,31 +224,15 @@ class _Watch:
             self._progress.say("it answers again")
         self._away = reason
 
-    async def start_of(self, goal: Goal) -> None:
-        """While a shard that `kvstore up` is to start has not come: whether it is still wanted. Raises Cancelled."""
-        if not isinstance(goal, Starts) or goal.came or self._clock() < self._asked_s + _STARTING_CHECK_S:
-            return
-        self._asked_s = self._clock()
-        try:
-            await self._kv.weigh_shard(goal.shard_id, goal.weight, plan=True)
-        except NotFound:
-            raise Cancelled from None
-        except KvError:
-            return  # it is asked again
-        if not self._is_slow and self._clock() > self._began_s + _STARTING_PATIENCE_S:
+    def _note_starting(self, document: Document) -> None:
+        """A shard that was to be started and does not come: who started `kvstore up` can see why."""
+        if not self._is_slow and document["wanted"] and self._clock() > self._began_s + _STARTING_PATIENCE_S:
             self._is_slow = True
+            shard_id = document["wanted"][0]
             self._progress.say(
-                f"waiting: {goal.shard_id} has not come yet; the log of `kvstore up` says why (another process may run "
-                f"with its data, or its file be of another cluster). `kvstore shard remove {goal.shard_id}` gives it up"
+                f"waiting: {shard_id} has not come yet; the log of `kvstore up` says why (another process may run with "
+                f"its data, or its file be of another cluster). `kvstore shard remove {shard_id}` gives it up"
             )
-
-
-class Starts(Joins):
-    """As `Joins`, of a shard that `kvstore up` is to start."""
-
-    def __init__(self, shard_id: str, weight: int) -> None:
-        super().__init__(shard_id)
-        self.shard_id, self.weight = shard_id, weight
 
 
 def _waiting_for(move: Document) -> str:

@@ -22,6 +22,9 @@ from kvstore.shard import app
 def serve(process_id: str, listen: str, join: str, data_dir: Path, config_path: Path | None, supervised: bool) -> None:
     """Serve shard ID on this host, with its data in DIR, until SIGTERM or Ctrl-C.
 
+    If it is no member of the cluster yet, it joins, and its share of the keys moves to it. `kvstore shard remove ID`
+    drains it before you end it for good.
+
     \b
     Example:
       kvstore shard serve s1 --join http://127.0.0.1:8090 --listen 127.0.0.1:9101 --data-dir ./data
@@ -34,7 +37,13 @@ def serve(process_id: str, listen: str, join: str, data_dir: Path, config_path: 
         data_dir=data_dir,
         supervised=supervised,
         main=lambda stop: app.serve(
-            shard_id=process_id, listen=listen, join=join, data_dir=data_dir, config=config, stop=stop
+            shard_id=process_id,
+            listen=listen,
+            join=join,
+            data_dir=data_dir,
+            config=config,
+            stop=stop,
+            may_join=not supervised,
         ),
     )
     raise click.exceptions.Exit(code)

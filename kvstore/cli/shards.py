@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from kvstore.cli.change import Cancelled, Figures, Goal, Joins, Leaves, Settles, Starts, follow
+from kvstore.cli.change import Cancelled, Figures, Goal, Joins, Leaves, Settles, follow
 from kvstore.cli.cluster import known, print_plan
 from kvstore.cli.frame import (
     EXIT_STORE_SAID_NO,
@@ -61,7 +61,7 @@ class _Change(NamedTuple):
     shard_id: str | None
     label: str
     ask: Callable[[Client, bool], Awaitable[Answer]]
-    goal: Callable[[Answer], Goal]
+    goal: Goal
     taken: Callable[[Answer], str]
     done: str
 
@@ -94,9 +94,6 @@ def add(shard_id: str, shard_url: str | None, weight: int, plan: bool, no_wait: 
       kvstore shard add s6 --shard-url http://10.0.0.7:9101 --weight 2
     """
 
-    def goal(answer: Answer) -> Goal:
-        return Starts(shard_id, weight) if answer["state"] == "wanted" else Joins(shard_id)
-
     def taken(answer: Answer) -> str:
         return f"{shard_id} is {'being started by `kvstore up`' if answer['state'] == 'wanted' else 'joining'}"
 
@@ -104,7 +101,7 @@ def add(shard_id: str, shard_url: str | None, weight: int, plan: bool, no_wait: 
         shard_id,
         f"add {shard_id}",
         lambda kv, only_plan: kv.add_shard(shard_id, shard_url, weight=weight, plan=only_plan),
-        goal,
+        Joins(shard_id),
         taken,
         f"{shard_id} is up",
     )
@@ -131,7 +128,7 @@ def remove(shard_id: str, plan: bool, no_wait: bool, url: str, as_json: bool) ->
         shard_id,
         f"remove {shard_id}",
         lambda kv, only_plan: kv.remove_shard(shard_id, plan=only_plan),
-        lambda _: Leaves(shard_id),
+        Leaves(shard_id),
         lambda answer: f"{shard_id} is {'not wanted any more' if answer['state'] == 'gone' else 'leaving'}",
         f"{shard_id} has left",
     )
@@ -158,7 +155,7 @@ def weight(shard_id: str, weight: int, plan: bool, no_wait: bool, url: str, as_j
         shard_id,
         f"weight of {shard_id}",
         lambda kv, only_plan: kv.weigh_shard(shard_id, weight, plan=only_plan),
-        lambda _: Settles(),
+        Settles(),
         lambda _: f"{shard_id} has weight {weight}",
         f"{shard_id} has weight {weight}, and its share",
     )
@@ -182,8 +179,8 @@ def rebalance(plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
         None,
         "rebalance",
         lambda kv, only_plan: kv.rebalance(plan=only_plan),
-        lambda _: Settles(),
-        lambda answer: f"{answer['moves']} moves are planned",
+        Settles(),
+        lambda _: "the moves are planned",
         "the shards have their shares",
     )
     _run(change, plan, no_wait, url, as_json)
@@ -198,7 +195,7 @@ def cancel(url: str, as_json: bool) -> None:
     `kvstore shard rebalance` takes up the rest.
 
     \b
-    With --json: {"epoch","moves"}.
+    With --json: {"epoch"}, that of the cluster map without them.
 
     \b
     Example:
@@ -291,7 +288,7 @@ class _Running:
         began_s = time.monotonic()
         async with Client(url, retries=0, timeout_s=_WATCH_TIMEOUT_S) as kv:
             with move_progress(self._change.label) as progress:
-                figures = await follow(kv, self._change.goal(answer), progress, before, answer["epoch"])
+                figures = await follow(kv, self._change.goal, progress, before, answer["epoch"])
         self._show_end(figures, time.monotonic() - began_s)
 
     async def _ask(self, kv: Client, plan: bool) -> Answer:

@@ -128,12 +128,12 @@ class MembershipRoutes:
         return await self._controller.ask(head.method, f"{path}{query}", body if takes_body else None)
 
     async def described(self, cluster_map: ClusterMap | None) -> dict[str, Any]:
-        """`moves`, `ending` and `last_change` of GET /v1/cluster; of that map while the controller does not answer."""
+        """What the controller has to say in GET /v1/cluster; if it does not answer, the moves of that map."""
         told = await self._controller.moves()
         if told is not None:
-            return {"moves": told["moves"], "ending": told["ending"], "last_change": told["last"]}
+            return {"last_change": told.pop("last"), **told}
         standing = cluster_map.moves if cluster_map is not None else []
-        return {"moves": [_unknown(move) for move in standing], "ending": None, "last_change": None}
+        return {"moves": [_unknown(move) for move in standing], "wanted": None, "ending": None, "last_change": None}
 
 
 def _unknown(move: Move) -> dict[str, Any]:

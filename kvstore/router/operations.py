@@ -55,7 +55,8 @@ _EXAMPLE_CLUSTER = {
     "cluster_id": "0f5c7a1e9b2d4c63", "epoch": 1, "partitions": 4096, "replicas": 1,
     "shards": [{"id": "s1", "url": "http://127.0.0.1:9101", "state": "up", "weight": 1, "partitions": 4096,
                 "keys": 25013, "bytes": 3626885}],
-    "moves": [EXAMPLE_MOVE], "in_doubt": {"count": 0, "oldest_s": None}, "ending": [], "last_change": EXAMPLE_CHANGE,
+    "moves": [EXAMPLE_MOVE], "in_doubt": {"count": 0, "oldest_s": None}, "wanted": [], "ending": [],
+    "last_change": EXAMPLE_CHANGE,
 }  # fmt: skip
 _EXAMPLE_EXPLANATION = {
     "key": "users/1", "hash": "8c9d0f3a5b6e7c21", "partition": 2249, "partitions": 4096, "epoch": 1, "walk": ["s1"],

@@ -289,6 +289,7 @@ def _cluster() -> dict[str, Schema]:
                     "Transactions whose outcome is open.",
                     {"count": integer(), "oldest_s": {"type": ["number", "null"], "minimum": 0}},
                 ),
+                "wanted": one_of("Null while the controller does not answer.", _NULL, ref("Wanted")),
                 "ending": one_of("Null while the controller does not answer.", _NULL, ref("Ending")),
                 "last_change": ref("LastChange"),
             },
@@ -341,7 +342,6 @@ def _membership() -> dict[str, Schema]:
                     "`wanted`: `kvstore up` is to start it; `gone`: it was wanted only.",
                     enum=["wanted", "joining", "up", "leaving", "gone"],
                 ),
-                "moves": integer("How many stand now."),
             },
         ),
         "Plan": document(
@@ -356,6 +356,7 @@ def _membership() -> dict[str, Schema]:
             "What is under way.",
             {
                 "moves": array(ref("Move"), "In the order in which they are done."),
+                "wanted": ref("Wanted"),
                 "ending": ref("Ending"),
                 "last": ref("LastChange"),
             },
@@ -373,6 +374,7 @@ def _membership() -> dict[str, Schema]:
                 "detail": text("What it waits for; empty if for nothing."),
             },
         ),
+        "Wanted": array(ref("ShardId"), "Shards that `kvstore up` is to start; they are no members yet."),
         "Ending": array(ref("ShardId"), "Processes of shards that are no members any more, until they have ended."),
         "LastChange": one_of(
             "The present or last change since the controller's start; null: there was none.",

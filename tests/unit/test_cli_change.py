@@ -12,10 +12,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from kvstore.cli import change
-from kvstore.cli.change import Cancelled, Figures, Goal, Joins, Leaves, Settles, Starts, Tally, follow
+from kvstore.cli.change import Cancelled, Figures, Goal, Joins, Leaves, Settles, Tally, follow
 from kvstore.cli.move_progress import MoveProgress, move_progress
 from kvstore.client import Client
-from kvstore.errors import NotFound, Unavailable
+from kvstore.errors import Unavailable
 
 Json = dict[str, Any]
 
@@ -35,10 +35,16 @@ def last(partitions: int, keys: int, pause_ms: float = 0.0, seconds: float = 1.0
 
 
 def document(
-    *moves: Json, last: Json | None = None, ending: Sequence[str] | None = (), epoch: int = 2, **states: str
+    *moves: Json,
+    last: Json | None = None,
+    wanted: Sequence[str] | None = (),
+    ending: Sequence[str] | None = (),
+    epoch: int = 2,
+    **states: str,
 ) -> Json:
     shards = [{"id": shard_id, "state": state} for shard_id, state in states.items()]
-    return {"epoch": epoch, "shards": shards, "moves": list(moves), "ending": ending, "last_change": last}
+    facts = {"epoch": epoch, "shards": shards, "moves": list(moves), "last_change": last}
+    return {**facts, "wanted": wanted, "ending": ending}
 
 
 BEFORE = document()
@@ -95,20 +101,26 @@ def judged(goal: Goal, *documents: Json) -> list[str]:
 
 
 def test_a_shard_has_joined_when_it_is_up_and_nothing_moves() -> None:
-    documents = [document(), document(move(1), s5="joining"), document(move(1), s5="up"), document(s5="down"),
-                 document(s5="up")]  # fmt: skip
-    assert judged(Joins("s5"), *documents) == ["under way"] * 4 + ["done"]
+    documents = [document(wanted=["s5"]), document(wanted=None), document(move(1), s5="joining"),
+                 document(move(1), s5="up"), document(s5="down"), document(s5="up")]  # fmt: skip
+    assert judged(Joins("s5"), *documents) == ["under way"] * 5 + ["done"]
 
 
 def test_a_joining_shard_that_vanishes_or_leaves_was_cancelled() -> None:
     assert judged(Joins("s5"), document(s5="joining"), document()) == ["under way", "cancelled"]
+    assert judged(Joins("s5"), document(wanted=["s5"]), document(wanted=["s6"])) == ["under way", "cancelled"]
     assert judged(Joins("s5"), document(move(1), s5="leaving")) == ["cancelled"]
 
 
 def test_a_shard_has_left_when_it_is_no_member_and_its_process_has_ended() -> None:
-    documents = [document(move(1), s2="leaving"), document(s2="down"), document(ending=["s2"]), document(ending=None)]
-    assert judged(Leaves("s2"), *documents, document(ending=["s3"])) == ["under way"] * 4 + ["done"]
-    assert judged(Leaves("s2"), document(s2="leaving"), document(s2="up")) == ["under way", "cancelled"]
+    documents = [document(move(1), s2="leaving"), document(move(1), s2="down"), document(ending=None, s2="down"),
+                 document(ending=["s2"]), document(ending=None)]  # fmt: skip
+    assert judged(Leaves("s2"), *documents, document(ending=["s3"])) == ["under way"] * 5 + ["done"]
+
+
+def test_a_leaving_shard_that_stays_was_cancelled() -> None:
+    assert judged(Leaves("s2"), document(move(1), s2="leaving"), document(s2="up")) == ["under way", "cancelled"]
+    assert judged(Leaves("s2"), document(move(1), s2="up"), document(s2="down")) == ["cancelled", "cancelled"]
 
 
 def test_keys_have_settled_when_nothing_moves() -> None:
@@ -125,25 +137,18 @@ class Router:
 
     def __init__(self, *answers: Json | int) -> None:
         self.answers = list(answers)
-        self.is_wanted = True
 
     async def cluster(self, request: web.Request) -> web.Response:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, int):
-            return self._problem(Unavailable("no map yet"))
+            problem = Unavailable("no map yet").problem()
+            return web.json_response(problem, status=answer, content_type="application/problem+json")
         return web.json_response(answer)
-
-    async def weigh(self, request: web.Request) -> web.Response:
-        return web.json_response({"moves": []}) if self.is_wanted else self._problem(NotFound("there is no shard"))
-
-    def _problem(self, error: NotFound | Unavailable) -> web.Response:
-        return web.json_response(error.problem(), status=error.status, content_type="application/problem+json")
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
         application = web.Application()
         application.router.add_get("/v1/cluster", self.cluster)
-        application.router.add_patch("/v1/shards/{id}", self.weigh)
         async with TestServer(application) as server, Client(str(server.make_url("")), retries=0) as kv:
             yield kv
 
@@ -159,8 +164,8 @@ class Said(MoveProgress):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"_POLL_S": 0.01, "_STARTING_CHECK_S": 0.02, "_STARTING_PATIENCE_S": 0.1}.items():
-        monkeypatch.setattr(change, name, seconds)
+    monkeypatch.setattr(change, "_POLL_S", 0.01)
+    monkeypatch.setattr(change, "_WAITING_PATIENCE_S", 0.0)
 
 
 async def followed(goal: Goal, *answers: Json | int, epoch: int = 2) -> tuple[Figures, list[str]]:
@@ -192,7 +197,13 @@ async def test_what_a_move_waits_for_is_said_once_and_that_it_goes_on() -> None:
 
 async def test_a_router_or_controller_that_is_away_for_a_moment_is_waited_for() -> None:
     _, lines = await followed(
-        Leaves("s2"), 503, 503, document(s2="leaving"), document(ending=None), document(ending=None), document()
+        Leaves("s2"),
+        503,
+        503,
+        document(move(1), s2="leaving"),
+        document(ending=None),
+        document(ending=None),
+        document(),
     )
     assert lines == [
         "waiting: the router does not answer (no map yet)", "it answers again",
@@ -230,17 +241,12 @@ async def test_counts_that_are_told_a_moment_late_are_no_cancel() -> None:
     assert figures.keys == 9
 
 
-async def test_a_shard_that_does_not_come_is_told_and_one_that_is_not_wanted_any_more_is_cancelled() -> None:
-    router, said = Router(document()), Said()
-    async with router.client() as kv:
-        following = asyncio.create_task(follow(kv, Starts("s5", 1), said, BEFORE, 2))
-        async with asyncio.timeout(20):
-            while not said.lines:
-                await asyncio.sleep(0.01)
-        assert "s5 has not come yet" in said.lines[0]
-        router.is_wanted = False
-        with pytest.raises(Cancelled):
-            await asyncio.wait_for(following, 20)
+async def test_a_shard_that_does_not_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(change, "_STARTING_PATIENCE_S", -1.0)
+    wanted = document(wanted=["s5"])
+    _, lines = await followed(Joins("s5"), wanted, wanted, document(s5="up"))
+    assert len(lines) == 1
+    assert "s5 has not come yet; the log of `kvstore up` says why" in lines[0]
 
 
 # --- how it looks -----------------------------------------------------------------------------------------------------

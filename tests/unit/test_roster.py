@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from kvstore.roster import (
     finish_removal,
     first_shards,
     free_listens,
+    is_out_of_date,
     look,
 )
 
@@ -166,6 +168,26 @@ def test_a_look_at_the_folder_tells_data_from_what_was_set_aside_and_who_has_it_
         (tmp_path / "run" / "shard-s2.pid").touch()  # left behind by one that was killed
         assert look(tmp_path) == files("s1", "s2 s3", "s3", "s1")
     assert look(tmp_path).held == set()
+
+
+def cluster_file(folder: Path, shard_id: str, cluster_id: str | None) -> None:
+    with closing(sqlite3.connect(folder / f"shard-{shard_id}.db")) as connection, connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT)")
+        if cluster_id is not None:
+            connection.execute("INSERT INTO meta VALUES ('cluster_id', ?)", [cluster_id])
+
+
+def test_a_file_of_a_former_member_of_this_very_cluster_is_out_of_date(tmp_path: Path) -> None:
+    for shard_id, cluster_id in (("s1", "ours"), ("s2", "ours"), ("s5", "theirs"), ("s6", None)):
+        cluster_file(tmp_path, shard_id, cluster_id)
+    (tmp_path / "shard-s7.db").write_text("this is no database, but long enough to look like one")
+    told = launch("s1 s3", "s2 s5 s6 s7 s8")
+    ids = [f"s{n}" for n in range(1, 9)]
+    assert [shard_id for shard_id in ids if is_out_of_date(tmp_path, shard_id, told)] == ["s2"]
+    assert not is_out_of_date(tmp_path, "s2", launch("s3", "s2"))  # no member's file is here to compare it with
+    assert {path.name for path in tmp_path.iterdir()} >= {"shard-s2.db", "shard-s7.db"}
+    assert not (tmp_path / "shard-s8.db").exists()
 
 
 def test_a_file_is_set_aside_with_what_belongs_to_it(tmp_path: Path) -> None:
