@@ -13,6 +13,7 @@ import contextlib
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,15 +163,14 @@ async def _run(system: Growing, number: int, load: str, data: Data, options: Opt
 
 
 async def _run_loaded(system: Growing, number: int, load: str, data: Data, options: Options) -> Run:
-    loop = asyncio.get_running_loop()
     callers = await system.callers(options.connections)
     foreground = Foreground(callers, data.keys, options.rate, LOADS[load], seed=number)
     foreground.start()
     try:
         await asyncio.sleep(_WARM_UP_S)
-        began_s = loop.time()
+        began_s = time.monotonic()
         await asyncio.sleep(options.seconds)
-        ended_s = loop.time()
+        ended_s = time.monotonic()
         growth = await system.grow()
         await asyncio.sleep(0.1)  # what was due before its end is answered by then
     finally:
