@@ -212,6 +212,23 @@ async def test_a_fence_bounces_whoever_waits_and_nothing_of_it_is_done(cluster: 
     assert asked.state == "aborted", "bounced without a word on what becomes of it: the ask decides"
 
 
+async def test_who_has_a_lock_in_what_goes_and_waits_for_one_that_stays_is_bounced_and_has_it_no_more(cluster: Cluster):
+    assert at("goes") != at("stays")
+    young = Attempt(500, 500, "router03")
+    await cluster.ask("s1", Prepare(1, "elsewhere", young, [], [Step("put", "stays", b"x")], []))
+    both = [Step("put", "goes", b"y"), Step("put", "stays", b"y")]
+    waiting = cluster.begin("s1", Prepare(2, "elsewhere", FIRST, [], both, []))
+    await asyncio.sleep(0.05)
+    assert not waiting.replies
+    move_id = cluster.plan("goes")
+    await cluster.spread()
+    await cluster.carry(move_id)
+    assert (await waiting.reply()).status == 421
+    cluster.void(move_id)
+    await cluster.spread()
+    assert (await cluster.ask("s1", Put(3, "goes", b"free"))).status == 201
+
+
 async def test_who_waits_for_a_key_that_stays_goes_on_when_a_reader_of_both_has_lost_its_locks(cluster: Cluster):
     assert at("goes") != at("stays")
     reads = await cluster.ask("s1", ReadLock(1, FIRST, ["goes", "stays"]))
