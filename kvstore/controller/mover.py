@@ -185,6 +185,8 @@ class Mover:
         before, self._map = self._map, cluster_map
         self._shards.follow(cluster_map)
         self.record.note_standing(before.moves if before else [], cluster_map.moves, _now_s())
+        if not cluster_map.moves:
+            self._troubles.clear()
         standing = {move.id for move in cluster_map.moves}
         for each in self._tries.values():
             if each.move.id not in standing and not each.deciding and each.task is not None:

@@ -35,6 +35,9 @@ class FarShard:
         self.seen: list[tuple[str, str]] = []
         self.begun: dict[str, str] = {}
         self.fences: set[str] = set()
+        self.fenced_ever: set[str] = set()
+        self.finished: dict[str, frozenset[int]] = {}
+        self.wrongs: list[str] = []
         self.gates = {step: asyncio.Event() for step in ("follow", *STEPS)}
         self.fails = 0
         self.waits_for_source = False
@@ -103,7 +106,7 @@ class FarShard:
     async def _answer(self, request: Request) -> Reply:
         if isinstance(request, Follow):
             await self.gates["follow"].wait()
-            self._follow(msgspec.json.decode(request.cluster_map, type=ClusterMap))
+            self.follow(msgspec.json.decode(request.cluster_map, type=ClusterMap))
             return Answer(request.id, 200)
         if isinstance(request, Receive):
             return await self._receive(request)
@@ -112,18 +115,35 @@ class FarShard:
 
     # --- its part in moves -------------------------------------------------------------------------------------------
 
-    def _follow(self, cluster_map: ClusterMap) -> None:
+    def follow(self, cluster_map: ClusterMap) -> None:
         self.followed.append(cluster_map.epoch)
         if self.forgets_maps:
             self.forgets_maps -= 1
             return
         if self.map is not None and cluster_map.epoch <= self.map.epoch:
             return
+        self._check_arrivals(cluster_map)
         self.map = cluster_map
         standing = {move.id for move in cluster_map.moves}
         self.fences &= standing
         for move_id in set(self._moving) - standing:
             self._moving.pop(move_id).cancel()
+
+    def _check_arrivals(self, cluster_map: ClusterMap) -> None:
+        """What comes here must have been moved here, and nobody else may answer for it by now."""
+        if self.map is None:
+            return
+        arrived = set(cluster_map.owned_by(self.id)) - set(self.map.owned_by(self.id))
+        for move_id, partitions in reversed(self.finished.items()):  # the last one that brought it
+            if not partitions & arrived:
+                continue
+            source = next(other for other in self._others.values() if move_id in other.fenced_ever)
+            owned = set(source.map.owned_by(source.id)) if source.map is not None else set()
+            if owned & partitions & arrived and move_id not in source.fences:
+                self.wrongs.append(f"{source.id} answers for {move_id}, which is committed to {self.id}")
+            arrived -= partitions
+        if arrived:
+            self.wrongs.append(f"{self.id} owns {sorted(arrived)} without having received them")
 
     def stands(self, move_id: str) -> Move | None:
         """The move, if it stands in the map that this shard follows."""
@@ -160,19 +180,24 @@ class FarShard:
                     self.begun[move.id] = "failed"
                     return
                 source.fences.add(move.id)
+                source.fenced_ever.add(move.id)
+            if step == "done":
+                self.finished[move.id] = frozenset(move.partitions)
             self.begun[move.id] = step
             await self.gates[step].wait()
 
 
 @asynccontextmanager
 async def far_shards(*shard_ids: str) -> AsyncIterator[dict[str, FarShard]]:
-    """Shards by id, each running."""
+    """Shards by id, each running. At the end, none may have come to own what was not moved to it as it should be."""
     shards: dict[str, FarShard] = {}
     for shard_id in shard_ids:
         shards[shard_id] = FarShard(shard_id, shards)
         await shards[shard_id].start()
     try:
         yield shards
+        wrongs = [wrong for shard in shards.values() for wrong in shard.wrongs]
+        assert not wrongs, wrongs
     finally:
         for shard in shards.values():
             await shard.kill()
