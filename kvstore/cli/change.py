@@ -21,7 +21,7 @@ _POLL_S = 0.25
 _AWAY_S_MAX = 60.0
 _WAITING_PATIENCE_S = 1.0
 _STARTING_PATIENCE_S = 15.0
-_CANCELLED_POLLS = 8  # so often it has to look like it: counts, moves and the map are not told as of one instant
+_CANCELLED_S = 1.5  # so long it has to look like it: counts, moves and the map are not told as of one instant
 
 Document = Mapping[str, Any]
 Verdict = Literal["under way", "done", "cancelled"]
@@ -162,18 +162,21 @@ async def follow(kv: Client, goal: Goal, progress: MoveProgress, before: Documen
     Raises Cancelled; Unavailable when the router has not answered for a minute.
     """
     tally, watch = Tally(before), _Watch(kv, progress)
-    suspicions = 0
+    clock, suspected_s = asyncio.get_running_loop().time, None
     while True:
         document = await watch.document()
         if document is not None and document["epoch"] >= epoch:
             progress.show(figures := tally.take(document))
             verdict = goal.judge(document)
             short = verdict == "done" and not isinstance(goal, Leaves) and tally.fell_short()
-            suspicions = suspicions + 1 if short or verdict == "cancelled" else 0
-            if suspicions >= _CANCELLED_POLLS:
-                raise Cancelled
             if verdict == "done" and not short:
                 return figures
+            if verdict == "under way":
+                suspected_s = None
+            elif suspected_s is None:
+                suspected_s = clock()
+            elif clock() >= suspected_s + _CANCELLED_S:
+                raise Cancelled
         await asyncio.sleep(_POLL_S)
 
 

@@ -166,6 +166,7 @@ class Said(MoveProgress):
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(change, "_POLL_S", 0.01)
     monkeypatch.setattr(change, "_WAITING_PATIENCE_S", 0.0)
+    monkeypatch.setattr(change, "_CANCELLED_S", 0.1)
 
 
 async def followed(goal: Goal, *answers: Json | int, epoch: int = 2) -> tuple[Figures, list[str]]:
