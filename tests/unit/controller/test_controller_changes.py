@@ -19,7 +19,7 @@ from kvstore.controller.app import serve
 from tests.unit.controller.far_shards import FarShard, far_shards
 
 WAIT_S = 20.0
-LIMITS = Limits(reconnect_wait_s_max=0.05, map_poll_s=0.2, move_fence_timeout_s=0.5)
+LIMITS = Limits(reconnect_wait_s_max=0.05, map_poll_s=0.2, move_fence_timeout_s=10.0)
 CONFIG = msgspec.structs.replace(
     default_config(),
     partitions=64,
