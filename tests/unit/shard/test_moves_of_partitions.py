@@ -36,6 +36,7 @@ from kvstore.protocol import (
 )
 from kvstore.storage.handover import View
 from kvstore.storage.participant import DropDecisions
+from kvstore.storage.rows import checksum
 from tests.unit.shard.two_shards import PARTITIONS, Cluster, at, cluster_of_two
 
 FIRST = Attempt(100, 100, "router01")
@@ -437,6 +438,35 @@ async def test_a_map_that_is_older_changes_nothing(cluster: Cluster):
     assert not await cluster.stores["s1"].adopt(old)
     assert cluster.stores["s1"].handover.view == view
     assert view != View()
+
+
+async def test_a_decision_that_was_dropped_elsewhere_is_not_remembered_here(cluster: Cluster):
+    assert (await cluster.ask("s1", Ask(1, "a", SECOND))).state == "aborted"
+    await cluster.move("a")
+    await cluster.stores["s2"].ask(DropDecisions([SECOND], at("a")))
+    await cluster.move("a", to="s1")
+    assert (await cluster.ask("s1", Ask(2, "a", SECOND))).state == "gone"
+    assert cluster.stores["s1"].snapshot().decisions == 0
+
+
+async def test_rows_are_given_to_others_by_their_owner_only(cluster: Cluster):
+    answer = await cluster.ask("s2", Pull(1, [at("a")], 0, -1, 0, 10))
+    assert (answer.status, answer.problem["code"]) == (409, "conflict")
+
+
+async def test_what_comes_after_the_comparison_is_compared_again(cluster: Cluster):
+    await cluster.ask("s1", Put(1, "a", b"1"))
+    move_id = cluster.plan("a")
+    await cluster.spread()
+    assert (await cluster.carry(move_id)).step == "done"
+    fenced = await cluster.stores["s1"].fence(move_id)
+    store = cluster.stores["s2"]
+    await store.complete(move_id, fenced)
+    other = next(key for key in map(str, range(10_000)) if at(key) == at("a"))
+    row = ("value", other, at("a"), 1, 0, b"x", None, checksum("value", other, 1, 0, b"x"))
+    await store.take(move_id, [row])
+    with pytest.raises(Conflict, match="differs"):
+        await store.complete(move_id, fenced)
 
 
 # --- any order of changes ---------------------------------------------------------------------------------------------
