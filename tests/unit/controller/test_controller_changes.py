@@ -243,7 +243,7 @@ async def test_before_the_cluster_is_formed_changes_are_answered_503(unformed: C
     ]:
         status, problem = await unformed.call(method, path, body)
         assert (status, problem["code"], problem["retry_after_ms"]) == (503, "unavailable", 1000)
-    empty = {"moves": [], "wanted": [], "ending": [], "last": None}
+    empty = {"epoch": 0, "moves": [], "wanted": [], "ending": [], "last": None}
     assert await unformed.call("GET", "/v1/moves") == (200, empty)
 
 

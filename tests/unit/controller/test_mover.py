@@ -231,6 +231,21 @@ async def test_a_move_that_fails_begins_anew_under_another_id(controller: Contro
     assert not set(failed) & set(finished)
 
 
+async def test_a_move_that_fails_again_and_again_is_tried_ever_more_slowly(
+    store: SqliteMapStore, far: dict[str, FarShard]
+) -> None:
+    await form(store, far, "s1", "s2", "s3")
+    far["s4"].fails = 1000
+    async with controlled(store, reconnect_wait_s_max=0.4) as controller:
+        await controller.service.add("s4", far["s4"].url, 1)
+        await asyncio.sleep(1.5)
+        assert 3 <= controller.mover.record.stats.voided <= 18
+        waiting = [move["detail"] for move in await controller.moves() if move["step"] == "waiting"]
+        assert any("times so far: the digests differ" in detail for detail in waiting)
+        far["s4"].fails = 0
+        assert loads(await controller.settled())["s4"] == 16
+
+
 async def test_a_fence_that_lasts_too_long_ends_and_the_move_begins_anew(
     store: SqliteMapStore, far: dict[str, FarShard]
 ) -> None:
@@ -432,6 +447,18 @@ async def test_swaps_that_fail_or_are_overtaken_or_untold_change_nothing_in_the_
         assert last is not None
         assert last["partitions"] == 16
     assert getattr(troubled, trouble) < 12
+
+
+async def test_a_change_whose_swap_was_untold_is_answered_as_done(
+    store: SqliteMapStore, far: dict[str, FarShard]
+) -> None:
+    await form(store, far, "s1", "s2", "s3")
+    troubled = Troubled(store)
+    async with controlled(troubled) as controller:
+        await until(lambda: controller.mover._map is not None)
+        troubled.untold = 1
+        assert (await controller.service.add("s4", far["s4"].url, 1)).state == "joining"
+        assert loads(await controller.settled())["s4"] == 16
 
 
 async def test_a_store_that_cannot_be_read_for_a_while_is_waited_for(
