@@ -12,7 +12,7 @@ Routes (internal: clients talk to a router, which passes those of shards and mov
     POST   /v1/shards           {"id","url"?,"weight"?}: add: 202 {"id","state","epoch"}
     PATCH  /v1/shards/{id}      {"weight"}: 202, likewise
     DELETE /v1/shards/{id}      remove: 202, likewise
-    GET    /v1/moves            {"moves": […], "wanted": [ids], "ending": [ids], "last": {…} or null}
+    GET    /v1/moves            {"epoch", "moves": […], "wanted": [ids], "ending": [ids], "last": {…} or null}
     POST   /v1/moves            plan anew: 202 {"epoch"}
     DELETE /v1/moves            cancel what is not committed: 202, likewise
     GET    /healthz             200 while the process lives
@@ -230,13 +230,15 @@ class _ChangeRoutes:
     async def get_moves(self, request: web.Request) -> web.Response:
         _parameters(request)
         state = await self._service.state()
-        moves = []
+        moves, epoch = [], 0
         if state.map is not None:
+            epoch = state.map.epoch
             await self._mover.caught_up(state.map)
             moves = self._mover.report(state.map)
         wanted = list(state.wanted)
         ending = self._service.ending(state)
-        return _json({"moves": moves, "wanted": wanted, "ending": ending, "last": self._mover.last()})
+        last = self._mover.last()
+        return _json({"epoch": epoch, "moves": moves, "wanted": wanted, "ending": ending, "last": last})
 
     async def post_moves(self, request: web.Request) -> web.Response:
         if _only_plan(request):

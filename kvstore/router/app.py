@@ -309,10 +309,9 @@ class RouterApp:
 
     async def _cluster(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        document, moves = await asyncio.gather(
-            self._service.cluster(), self._membership.described(self._service.cluster_map)
-        )
-        return json_response(200, document | moves)
+        changes = await self._membership.described(self._service.cluster_map)
+        document = await self._service.cluster(changes.pop("epoch"))
+        return json_response(200, document | changes)
 
     async def _explain(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)

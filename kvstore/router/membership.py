@@ -129,12 +129,16 @@ class MembershipRoutes:
         return await self._controller.ask(head.method, f"{path}{query}", body if takes_body else None)
 
     async def described(self, cluster_map: ClusterMap | None) -> dict[str, Any]:
-        """What the controller has to say in GET /v1/cluster; if it does not answer, the moves of that map."""
+        """What the controller has to say in GET /v1/cluster, and as of which `epoch`.
+
+        If it does not answer, the moves of that map.
+        """
         told = await self._controller.moves()
         if told is not None:
             return {"last_change": told.pop("last"), **told}
-        standing = cluster_map.moves if cluster_map is not None else []
-        return {"moves": [_unknown(move) for move in standing], "wanted": None, "ending": None, "last_change": None}
+        standing, epoch = (cluster_map.moves, cluster_map.epoch) if cluster_map is not None else ([], 0)
+        moves = [_unknown(move) for move in standing]
+        return {"epoch": epoch, "moves": moves, "wanted": None, "ending": None, "last_change": None}
 
 
 def _unknown(move: Move) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _remove() -> Operation:
 
 
 def _moves() -> Operation:
-    document = {"moves": [EXAMPLE_MOVE], "wanted": [], "ending": [], "last": EXAMPLE_CHANGE}
+    document = {"epoch": 12, "moves": [EXAMPLE_MOVE], "wanted": [], "ending": [], "last": EXAMPLE_CHANGE}
     return Operation(
         _MOVES,
         "GET",

@@ -355,6 +355,7 @@ def _membership() -> dict[str, Schema]:
         "Moves": document(
             "What is under way.",
             {
+                "epoch": integer("Of the map in which these moves stand; 0 before the cluster is formed."),
                 "moves": array(ref("Move"), "In the order in which they are done."),
                 "wanted": ref("Wanted"),
                 "ending": ref("Ending"),

@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 _STALE_SHARD_WAIT_S = 0.02
 _FENCED_WAIT_S = 0.2
 _CONNECT_WAIT_S = 1.0
+_STATS_WAIT_S = 1.0
 _LINGER_S = 2.0
 
 KeyRequest = Get | Put | Delete | Acquire | Renew | Release | Leave | Inspect
@@ -380,12 +381,19 @@ class RouterService:
                     failed[asked[future]] = from_problem(reply.problem)
         return failed
 
-    async def shard_stats(self) -> dict[str, ShardStats | None]:
-        """What each shard counts, as of now; None for one that does not answer."""
+    async def shard_stats(self, epoch: int = 0) -> dict[str, ShardStats | None]:
+        """What each shard counts, as of now; None for one that does not answer.
+
+        One that is behind that epoch has a moment to follow.
+        """
+        deadline_s = asyncio.get_running_loop().time() + _STATS_WAIT_S
 
         async def one(channel: Channel) -> ShardStats | None:
             try:
-                reply: Facts = await asyncio.wait_for(channel.request(Stats(0)), 1.0)
+                reply: Facts = await asyncio.wait_for(channel.request(Stats(0)), _STATS_WAIT_S)
+                while reply.epoch < epoch and asyncio.get_running_loop().time() < deadline_s:
+                    await asyncio.sleep(_STALE_SHARD_WAIT_S)
+                    reply = await asyncio.wait_for(channel.request(Stats(0)), _STATS_WAIT_S)
                 stats = msgspec.convert(reply.facts, ShardStats)
             except (KvError, TimeoutError):
                 return None
@@ -399,12 +407,20 @@ class RouterService:
 
     # --- for people ---------------------------------------------------------------------------------------------------
 
-    async def cluster(self) -> dict[str, Any]:
-        """The document of GET /v1/cluster. A shard that does not answer is `down`, with its last known numbers."""
+    async def cluster(self, epoch: int = 0) -> dict[str, Any]:
+        """The document of GET /v1/cluster, as of that epoch or a later one, if that comes within a second.
+
+        Who is told that a move has ended finds it in these numbers. A shard that does not answer is `down`, with its
+        last known numbers. Raises Unavailable.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STATS_WAIT_S):
+                while self.cluster_map is not None and self.cluster_map.epoch < epoch:
+                    await self._map_changed.wait()
         cluster_map = self.cluster_map
         if cluster_map is None:
             raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
-        stats = await self.shard_stats()
+        stats = await self.shard_stats(cluster_map.epoch)
         partitions = [0] * len(cluster_map.members)
         for owner in cluster_map.owners:
             partitions[owner] += 1

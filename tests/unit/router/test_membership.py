@@ -22,7 +22,7 @@ from kvstore.router.service import RouterService
 from kvstore.transport.http import BodyReader, Server, start_server
 from tests.cluster.conftest import free_ports
 
-MOVES: dict[str, Any] = {"moves": [], "wanted": ["s5"], "ending": ["s2"], "last": None}
+MOVES: dict[str, Any] = {"epoch": 7, "moves": [], "wanted": ["s5"], "ending": ["s2"], "last": None}
 MAP = first_map("c", 64, [Member(id=name, url="http://h:1", store_id=name) for name in ("s1", "s2")])
 
 
@@ -162,7 +162,7 @@ async def test_the_cluster_is_described_by_the_controller_and_without_it_by_the_
 ) -> None:
     routes = MembershipRoutes(controller, BodyReader(Limits()))
     fake.answer = MOVES
-    told = {"moves": [], "wanted": ["s5"], "ending": ["s2"], "last_change": None}
+    told = {"epoch": 7, "moves": [], "wanted": ["s5"], "ending": ["s2"], "last_change": None}
     assert await routes.described(MAP) == told
     fake.answer = Unavailable("the store is busy")
     move = Move(id="m", source="s1", to="s2", partitions=[1, 2, 3])

@@ -534,6 +534,22 @@ async def test_the_cluster_is_described_with_a_silent_shard_as_down_and_its_last
     assert [(s["id"], s["state"], s["keys"]) for s in document["shards"]] == [("s1", "up", 0), ("s2", "down", 2)]
 
 
+async def test_the_cluster_is_described_as_of_the_epoch_that_is_asked_for(service: RouterService) -> None:
+    shards["s2"].data = {"a": b"1"}
+    described = asyncio.create_task(service.cluster(2))
+    await asyncio.sleep(0.05)
+    service.follow(all_on(2, "s2"))
+    shards["s1"].map = all_on(2, "s2")
+    await asyncio.sleep(0.05)
+    assert not described.done()  # s2 has not followed yet, and counts what it had before
+    shards["s2"].map, shards["s2"].data = all_on(2, "s2"), {"a": b"1", "b": b"2"}
+    document = await described
+    assert (document["epoch"], [s["partitions"] for s in document["shards"]]) == (2, [0, 64])
+    assert document["shards"][1]["keys"] == 2
+    async with asyncio.timeout(3):
+        assert (await service.cluster(3))["epoch"] == 2  # it did not come in time
+
+
 async def test_a_shard_that_hangs_does_not_hang_the_description(service: RouterService) -> None:
     service.channels["s2"].is_silent = True  # type: ignore[attr-defined]
     async with asyncio.timeout(3):
