@@ -108,7 +108,8 @@ def _status(document: Mapping[str, Any]) -> RenderableType:
     """The shards, and below them what moves."""
     from rich.console import Group
 
-    return Group(_shard_table(document), _move_table(document)) if document["moves"] else _shard_table(document)
+    shards = _shard_table(document)
+    return Group(shards, _move_table(document)) if document.get("moves") else shards
 
 
 def _shard_table(document: Mapping[str, Any]) -> Table:

@@ -481,6 +481,7 @@ def _members() -> dict[str, Schema]:
         "allow": array(text(), "The methods that the route takes."),
         "bytes_max": integer("The limit in bytes that was passed."),
         "key_bytes_max": integer("The limit of a key in bytes."),
+        "owner_bytes_max": integer("The limit of an owner's name in bytes."),
         "ttl_s_max": integer("The limit of a ttl in seconds."),
         "lock_ttl_s_min": number("The shortest ttl of a lock in seconds.", minimum=0),
         "lock_ttl_s_max": integer("The longest ttl of a lock in seconds."),

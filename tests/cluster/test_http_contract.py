@@ -394,7 +394,9 @@ async def test_the_cluster_document_names_its_shards_in_order_with_what_they_hol
     before = await api.json("GET", "/v1/cluster")
     await api.batch([{"op": "put", "key": f"{prefix}{n}", "value": "x" * 100} for n in range(100)])
     document = await api.json("GET", "/v1/cluster")
-    assert document.keys() == {"cluster_id", "epoch", "partitions", "replicas", "shards", "moves", "in_doubt"}
+    first = {"cluster_id", "epoch", "partitions", "replicas", "shards", "moves", "in_doubt"}
+    assert document.keys() == first | {"wanted", "ending", "last_change"}
+    assert (document["wanted"], document["ending"]) == ([], [])
     assert document["cluster_id"]
     assert document["epoch"] >= 1
     assert (document["partitions"], document["replicas"], document["moves"]) == (4096, 1, [])
