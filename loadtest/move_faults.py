@@ -196,10 +196,10 @@ async def strike(cluster: ArmedCluster, name: str, fault: Fault, delay_s: float)
     return Outage(name, began_s, time.monotonic())
 
 
-async def watch(cluster: ArmedCluster, name: str, fault: Fault, armed: Pid | None) -> Outage:
+async def watch(cluster: ArmedCluster, name: str, fault: Fault, armed: Pid | None, is_met: asyncio.Event) -> Outage:
     """The armed process meets its fault: for ever, if it does not. `armed` None: it is still to be started.
 
-    Returns when all is ready again.
+    `is_met` is set then; returns when all is ready again.
     """
     while armed is None:
         armed = cluster.pids().get(name)
@@ -207,8 +207,10 @@ async def watch(cluster: ArmedCluster, name: str, fault: Fault, armed: Pid | Non
     while True:
         seen_s = time.monotonic()
         if fault.action == "stop" and cluster.stands_still(name):
+            is_met.set()
             return await _sleep_through(cluster, name, seen_s - _LATE_S)
         if fault.action == "kill" and not processes.is_running(armed):
+            is_met.set()
             await cluster.wait_ready(30.0)
             return Outage(name, seen_s - _LATE_S, time.monotonic())
         await asyncio.sleep(_POLL_S)

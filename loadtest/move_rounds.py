@@ -60,7 +60,7 @@ _REACH_TIMEOUT_S = 3.0
 _ASK_TIMEOUT_S = 30.0
 _SLACK_S = 0.5  # after a process is back, for a call that began before
 _POLL_S = 0.05
-_REPEATS = 40
+_REPEATS = 15
 
 
 class RoundsError(Exception):
@@ -125,7 +125,7 @@ class Crew:
         self.quiet = Wire(http, urls, seed * 1000 + 999)  # for what is not the load
         self.still = StillKeys(self.quiet, 400)
         self.writers = [
-            KeyWriter(f"w{n}", wire(n), [KeyHistory(f"{PREFIX}key/{n}/{k}") for k in range(50)]) for n in range(5)
+            KeyWriter(f"w{n}", wire(n), [KeyHistory(f"{PREFIX}key/{n}/{k}") for k in range(40)]) for n in range(5)
         ]
         self.counters = [Counter(f"c{n}", wire(100 + n)) for n in range(3)]
         self.holder = Holder("holder", wire(200), 12)
@@ -176,7 +176,7 @@ class Rounds:
         self._http = http
         self._rng = random.Random(seed)
         self._number = 0
-        self._outages: list[Outage] = []
+        self.outages: list[Outage] = []
         self._armed: dict[str, Pid] = {}
 
     async def load(self) -> None:
@@ -189,18 +189,19 @@ class Rounds:
         report = Report(number=self._number, change=str(the_round.change), faults=[str(f) for f in the_round.faults])
         parts = cast(the_round, self.members, self._cluster, self._rng)
         await self._arm(parts)
-        self._outages.clear()
+        self.outages.clear()
         self.crew.failures.clear()
         self.crew.open_gates()
         await asyncio.sleep(self._rng.uniform(0.1, 0.3))
         began_s = time.monotonic()
-        watchers = {name: asyncio.create_task(self._watch(name, fault)) for name, fault in parts.items()}
+        met = {name: asyncio.Event() for name in parts}
+        watchers = {name: asyncio.create_task(self._watch(name, parts[name], met[name])) for name in parts}
         try:
             await self.ask(the_round.change)
             self.members = the_round.change.after(self.members)
             await self.until_settled()
             report.seconds = time.monotonic() - began_s
-            await self._until_struck(parts, watchers, report)
+            report.unreached = await self._until_struck(parts, watchers, met)
             await self.until_settled()
         finally:
             for watcher in watchers.values():
@@ -222,23 +223,29 @@ class Rounds:
             self._cluster.prepare(name, points[name])
         self._armed = await self._cluster.arm_all({name: points[name] for name in points.keys() & running.keys()})
 
-    async def _watch(self, name: str, fault: Fault) -> None:
+    async def _watch(self, name: str, fault: Fault, is_met: asyncio.Event) -> None:
         if fault.point:
-            outage = await watch(self._cluster, name, fault, self._armed.get(name))
+            outage = await watch(self._cluster, name, fault, self._armed.get(name), is_met)
         else:
+            is_met.set()
             outage = await strike(self._cluster, name, fault, self._rng.uniform(0.0, 0.8))
-        self._outages.append(outage)
+        self.outages.append(outage)
 
     async def _until_struck(
-        self, parts: dict[str, Fault], watchers: dict[str, asyncio.Task[None]], report: Report
-    ) -> None:
-        """Raises what a watcher met with."""
-        _, waiting = await asyncio.wait(watchers.values(), timeout=_REACH_TIMEOUT_S) if watchers else ((), ())
+        self, parts: dict[str, Fault], watchers: dict[str, asyncio.Task[None]], met: dict[str, asyncio.Event]
+    ) -> list[str]:
+        """Until all have met their faults and got over them; those that did not come to theirs. Raises RuntimeError."""
+        unreached = []
+        deadline_s = time.monotonic() + _REACH_TIMEOUT_S
         for name, watcher in watchers.items():
-            if watcher in waiting:
-                report.unreached.append(f"{name}: {parts[name]}")
+            try:
+                async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
+                    await met[name].wait()
+            except TimeoutError:
+                unreached.append(f"{name}: {parts[name]}")
             else:
-                watcher.result()
+                await watcher
+        return unreached
 
     # --- changes -----------------------------------------------------------------------------------------------------
 
@@ -292,7 +299,7 @@ class Rounds:
         counts = crew.take_counts()
         report.acknowledged = counts["done"]
         report.write_pause_ms = ((await self.until_settled())["last_change"] or {}).get("write_pause_ms_max", 0.0)
-        felt = [outage for outage in self._outages if outage.is_felt]
+        felt = [outage for outage in self.outages if outage.is_felt]
         for failure in crew.failures:
             if any(o.begin_s <= failure.end_s and failure.begin_s <= o.end_s + _SLACK_S for o in felt):
                 report.excused += 1
@@ -309,11 +316,14 @@ class Rounds:
         for key in writer.keys:
             if not await writer.read(key):
                 found.append(f"{key.key} cannot be read, although nothing is away")
+        repeated = set()
         for kept in self._rng.sample(writer.kept, k=min(_REPEATS, len(writer.kept))):
             if sentence := await writer.repeat(kept):
                 found.append(sentence)
-        for key in writer.keys:  # the repeated ones changed nothing
-            await writer.read(key)
+            repeated.add(kept.key)
+        for key in writer.keys:
+            if key.key in repeated:  # which changed nothing
+                await writer.read(key)
 
     async def _compare_listing_and_files(self) -> list[str]:
         pages = await listed(self.crew.quiet, PREFIX)

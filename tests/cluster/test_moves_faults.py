@@ -1,0 +1,376 @@
+"""Partitions move while processes die, stand still or stay away: nothing is lost, and what was asked for gets done.
+
+The long version of the first test is `python -m loadtest.move_rounds`, that of the last `python -m loadtest.txn_rounds
+--faults reshard`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+import pytest_asyncio
+
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.ring import partition_of
+from loadtest.armed_cluster import ArmedCluster
+from loadtest.cluster import REPOSITORY
+from loadtest.move_faults import Change, Fault, Outage, Round, all_points
+from loadtest.move_rounds import LIMITS, Report, Rounds, run_rounds
+from loadtest.processes import free_ports
+from loadtest.txn_wire import Reply, session
+
+pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+
+STILL = [
+    Fault("source", "fence-after-commit", "stop"),
+    Fault("destination", "move-after-last-pull", "stop"),
+    Fault("controller", "move-before-commit", "stop"),
+]
+ALL_AT_ONCE = [Fault("everything"), Fault("router")]
+
+
+async def test_whoever_dies_or_stands_still_at_any_point_every_key_is_there_once(tmp_path: Path) -> None:
+    rounds = [
+        *all_points(3, seed=1, turns_max=1),
+        Round(Change("weigh", "s1", 4), STILL),
+        Round(Change("weigh", "s1", 1), ALL_AT_ONCE),
+    ]
+    verdict = await run_rounds(rounds, 1, tmp_path / "rounds")
+    assert verdict.violations == []
+    assert len(verdict.rounds) == len(rounds)
+    assert verdict.unreached == []
+    assert all(report.acknowledged > 30 for report in verdict.rounds)
+
+
+# --- one cluster, one thing at a time --------------------------------------------------------------------------------
+
+
+class Scene:
+    """Three shards under load, no faults but what the test does. `away`: an outage that excuses calls that fail."""
+
+    def __init__(self, cluster: ArmedCluster, rounds: Rounds) -> None:
+        self.cluster = cluster
+        self.rounds = rounds
+        self.wire = rounds.crew.quiet
+
+    async def change(self, *changes: Change) -> None:
+        """Ask for all of them, the first one first, without waiting for anything."""
+        for change in changes:
+            await self.rounds.ask(change)
+            self.rounds.members = change.after(self.rounds.members)
+
+    async def arm(self, name: str, failpoint: str) -> None:
+        """Start the process anew with it; meanwhile calls may fail."""
+        began_s = time.monotonic()
+        await self.cluster.arm(name, failpoint)
+        self.rounds.outages.append(Outage(name, began_s, time.monotonic()))
+
+    async def until_settled(self) -> dict[str, Any]:
+        return await self.rounds.until_settled()
+
+    async def moves(self) -> list[dict[str, Any]]:
+        """`moves` of GET /v1/cluster."""
+        return (await self.rounds.cluster()).get("moves") or []
+
+    async def until(self, condition: Callable[[], Awaitable[Any]], what: str, timeout_s: float = 20.0) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while not await condition():
+            assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}; moves: {await self.moves()}"
+            await asyncio.sleep(0.02)
+
+    async def map(self) -> ClusterMap:
+        """The controller's, now."""
+        async with aiohttp.ClientSession() as http, http.get(f"{self.cluster.controller_url}/v1/map?after=0") as reply:
+            return msgspec.json.decode(await reply.read(), type=ClusterMap)
+
+    def rows(self, shard: str, query: str, *parameters: object) -> list[Any]:
+        """Of its file, as it is now."""
+        path = self.cluster.data_dir / f"shard-{shard}.db"
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            return connection.execute(query, parameters).fetchall()
+
+    async def strays(self, shard: str) -> int:
+        """How many rows lie in its file of partitions that it does not own."""
+        owned = msgspec.json.encode((await self.map()).owned_by(shard)).decode()
+        query = "SELECT count(*) FROM rows WHERE partition NOT IN (SELECT value FROM json_each(?))"
+        return int(self.rows(shard, query, owned)[0][0])
+
+    async def fails(self, method: str, path: str, body: Any = None) -> tuple[int, str, str]:
+        """Status, code and detail of a refusal, whose next step is told, too."""
+        reply = await self.wire.ask(method, path, None if body is None else msgspec.json.encode(body))
+        problem = msgspec.json.decode(reply.body)
+        assert problem["next_step"]
+        return reply.status, problem["code"], problem["detail"]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def trio(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+    async with session() as http, ArmedCluster(tmp_path_factory.mktemp("trio"), 3, LIMITS, partitions=64) as cluster:
+        rounds = Rounds(cluster, http, seed=2)
+        await rounds.load()
+        tasks = [asyncio.create_task(worker.run()) for worker in rounds.crew.workers]
+        yield Scene(cluster, rounds)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def under_load(scene: Scene) -> AsyncIterator[list[Outage]]:
+    """Clients are at work until the block ends; then all is judged. Yields a list for outages that excuse failures."""
+    crew = scene.rounds.crew
+    crew.failures.clear()
+    scene.rounds.outages.clear()
+    crew.open_gates()
+    try:
+        yield scene.rounds.outages
+        await asyncio.sleep(0.1)
+    finally:
+        await crew.close_gates()
+    await scene.until_settled()
+    report = Report(number=0, change="")
+    await scene.rounds.judge(report)
+    assert report.violations == []
+    assert report.acknowledged > 10
+
+
+async def test_changes_asked_for_at_the_same_time_all_come_true_and_no_call_fails(trio: Scene) -> None:
+    async with under_load(trio):
+        await trio.change(Change("add", "s4"), Change("add", "s5"), Change("remove", "s3"), Change("weigh", "s1", 3))
+        settled = await trio.until_settled()
+        owned = {shard["id"]: shard["partitions"] for shard in settled["shards"]}
+        assert owned.keys() == {"s1", "s2", "s4", "s5"}
+        assert owned.pop("s1") == pytest.approx(32, abs=1)
+        assert max(owned.values()) - min(owned.values()) <= 1
+        await trio.change(Change("remove", "s5"), Change("remove", "s4"), Change("weigh", "s1", 1))
+        await trio.until_settled()
+        await trio.change(Change("add", "s3"))  # again, with a new file
+        await trio.until_settled()
+    assert (trio.cluster.data_dir / "shard-s3.db.removed").exists()
+
+
+async def test_a_shard_that_is_away_is_waited_for_and_others_go_on(trio: Scene) -> None:
+    async with under_load(trio) as outages:
+        began_s = time.monotonic()
+        assert trio.cluster.hold("shard-s2") is not None
+        for change, waiting in (
+            (Change("weigh", "s1", 4), {("s2", "s1")}),
+            (Change("weigh", "s2", 4), {("s1", "s2"), ("s3", "s2")}),
+        ):
+            await trio.change(change)
+
+            async def only_those_wait(waiting: set[tuple[str, str]] = waiting) -> bool:
+                moves = await trio.moves()
+                pairs = {(move["from"], move["to"]) for move in moves if move["step"] == "waiting"}
+                return pairs == waiting == {(move["from"], move["to"]) for move in moves}
+
+            await trio.until(only_those_wait, "all others are done")
+            for move in await trio.moves():
+                assert move["step"] == "queued" or "shard s2" in move["detail"], move
+        assert {each["id"]: each["state"] for each in (await trio.rounds.cluster())["shards"]}["s2"] == "down"
+        trio.cluster.let_come_back("shard-s2")
+        await trio.until_settled()
+        await trio.cluster.wait_ready(30.0)
+        outages.append(Outage("shard-s2", began_s, time.monotonic()))
+    await trio.change(Change("weigh", "s1", 1), Change("weigh", "s2", 1))
+    await trio.until_settled()
+
+
+async def test_a_cancelled_change_leaves_no_trace(trio: Scene) -> None:
+    async with under_load(trio):
+        trio.cluster.prepare("shard-s4", "take-before-commit=pause:400")
+        await trio.change(Change("add", "s4"))
+
+        async def copies() -> bool:
+            return any(move["step"] == "copy" and move["keys_total"] for move in await trio.moves())
+
+        await trio.until(copies, "rows are on their way")
+        assert (await trio.wire.ask("DELETE", "/v1/moves")).status == 202
+        del trio.rounds.members["s4"]
+        settled = await trio.until_settled()
+        assert [shard["partitions"] for shard in settled["shards"]] == [pytest.approx(21, abs=1)] * 3
+        owners = (await trio.map()).owners
+
+        # of a shard that stays a member nothing is left in its file, either
+        await trio.arm("shard-s1", "complete-before-commit=pause:400")
+        await trio.change(Change("weigh", "s1", 4))
+        assert (await trio.map()).moves
+
+        async def has_taken() -> bool:
+            return await trio.strays("s1") > 0
+
+        await trio.until(has_taken, "rows have come")
+        assert (await trio.wire.ask("DELETE", "/v1/moves")).status == 202
+        await trio.until_settled()
+        assert (await trio.map()).owners == owners
+    await trio.change(Change("weigh", "s1", 1))
+    await trio.until_settled()
+
+
+async def test_what_has_moved_stays_when_the_rest_is_cancelled_and_planned_anew(trio: Scene) -> None:
+    async with under_load(trio):
+        trio.cluster.prepare("shard-s4", "complete-before-commit=pause:250")
+        await trio.change(Change("add", "s4"))
+
+        async def some_are_there() -> bool:
+            return any(shard["id"] == "s4" and shard["partitions"] for shard in (await trio.rounds.cluster())["shards"])
+
+        await trio.until(some_are_there, "the first ones have moved")
+        assert (await trio.wire.ask("DELETE", "/v1/moves")).status == 202
+        settled = await trio.until_settled()  # s4 is up: it owns something
+        assert 0 < settled["shards"][-1]["partitions"] < 16
+        assert (await trio.wire.ask("POST", "/v1/moves")).status == 202
+        settled = await trio.until_settled()
+        assert settled["shards"][-1]["partitions"] == 16
+    await trio.change(Change("remove", "s4"))
+    await trio.until_settled()
+
+
+async def test_there_and_back_again_before_the_trim(trio: Scene) -> None:
+    await trio.arm("shard-s1", "trim-before-commit=pause:300")
+    await trio.change(Change("weigh", "s1", 4))
+    await trio.until_settled()
+    async with under_load(trio):
+        await trio.change(Change("weigh", "s1", 1))
+        await trio.until_settled()
+        assert await trio.strays("s1")
+        await trio.change(Change("weigh", "s1", 4))
+        await trio.until_settled()
+    await trio.change(Change("weigh", "s1", 1))
+    await trio.until_settled()
+
+
+async def test_a_new_controller_gives_new_ids_and_old_fences_end_while_the_destination_sleeps(trio: Scene) -> None:
+    async with under_load(trio) as outages:
+        await trio.arm("shard-s1", "move-after-last-pull=stop")
+        await trio.change(Change("weigh", "s1", 4))
+        began_s = time.monotonic()
+
+        async def sleeps() -> bool:
+            return trio.cluster.stands_still("shard-s1")
+
+        await trio.until(sleeps, "the destination has what it needs, and sleeps")
+        before = {move.id: move for move in (await trio.map()).moves}
+        fences = [(shard, *row) for shard in ("s2", "s3") for row in trio.rows(shard, "SELECT * FROM fences")]
+        assert {move for _, move, _ in fences} <= before.keys()
+        assert fences
+        trio.cluster.kill("controller-0")
+        for shard, _, partition in fences:
+            key = next(f"fenced/{n}" for n in range(10_000) if partition_of(b"fenced/%d" % n, 64) == partition)
+            reply: Reply = await trio.wire.ask("PUT", f"/v1/kv/{key}", b"as soon as the fence has ended")
+            assert reply.status == 201, (shard, reply)
+            assert (await trio.wire.ask("DELETE", f"/v1/kv/{key}")).status == 204
+        assert trio.cluster.stands_still("shard-s1")
+        after = (await trio.map()).moves
+        assert not before.keys() & {move.id for move in after}
+        assert [move.partitions for move in after] == [move.partitions for move in before.values()]
+        trio.cluster.wake("shard-s1")
+        await trio.until_settled()
+        await trio.cluster.wait_ready(30.0)
+        outages.append(Outage("shard-s1", began_s, time.monotonic()))
+    await trio.change(Change("weigh", "s1", 1))
+    await trio.until_settled()
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def serving(shard: str, folder: Path, join: str) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+    """`kvstore shard serve` of a shard whose file lies there: its url and its process, until the block ends."""
+    (port,) = free_ports(1)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kvstore", "shard", "serve", shard, "--join", join),
+        *("--listen", f"127.0.0.1:{port}", "--data-dir", str(folder), "--config", str(folder.parent / "cluster.yaml")),
+        cwd=REPOSITORY,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def until_it_answers(url: str) -> None:
+    async with session() as http:
+        while True:
+            try:
+                async with http.get(f"{url}/healthz") as reply:
+                    assert reply.status == 200
+                    return
+            except aiohttp.ClientConnectorError:
+                await asyncio.sleep(0.05)
+
+
+async def test_what_cannot_be_is_refused_with_the_reason(trio: Scene, tmp_path: Path) -> None:
+    before = await trio.map()
+    urls = {member.id: member.url for member in before.members}
+    assert await trio.fails("DELETE", "/v1/shards/s9") == (
+        404, "not-found", f"there is no shard 's9': the members are {', '.join(urls)}.",
+    )  # fmt: skip
+    assert (await trio.fails("PATCH", "/v1/shards/s9", {"weight": 2}))[:2] == (404, "not-found")
+    status, code, detail = await trio.fails("POST", "/v1/shards", {"id": "s1"})
+    assert (status, code, "exists already" in detail) == (409, "change-refused", True)
+    (port,) = free_ports(1)
+    status, code, detail = await trio.fails("POST", "/v1/shards", {"id": "s9", "url": f"http://127.0.0.1:{port}"})
+    assert (status, code, "no shard answers" in detail) == (409, "change-refused", True)
+    status, code, detail = await trio.fails("POST", "/v1/shards", {"id": "s9", "url": urls["s1"]})
+    assert (status, code, "is s1, not s9" in detail) == (409, "change-refused", True)
+    status, code, detail = await trio.fails("POST", "/v1/shards", {"id": "s9", "url": trio.cluster.url})
+    assert (status, code) == (409, "change-refused")
+    for body in ({"id": "S 9"}, {"id": "s9", "weight": 0}, {"id": "s9", "url": "127.0.0.1:1"}):
+        assert (await trio.fails("POST", "/v1/shards", body))[:2] == (400, "bad-body")
+    assert await trio.map() == before
+
+
+async def test_the_last_shard_stays(trio: Scene) -> None:
+    await trio.change(Change("weigh", "s1", 2))
+    for shard in ("s1", "s2"):
+        assert (await trio.wire.ask("DELETE", f"/v1/shards/{shard}")).status == 202
+    status, code, detail = await trio.fails("DELETE", "/v1/shards/s3")
+    assert (status, code, "the last one" in detail) == (409, "change-refused", True)
+    assert (await trio.wire.ask("DELETE", "/v1/moves")).status == 202
+    await trio.change(Change("weigh", "s1", 1))
+    await trio.wire.ask("POST", "/v1/moves")
+    settled = await trio.until_settled()
+    assert [shard["partitions"] for shard in settled["shards"]] == [pytest.approx(21, abs=1)] * 3
+
+
+async def test_a_file_of_another_cluster_or_of_a_removed_shard_is_refused(trio: Scene, tmp_path: Path) -> None:
+    await trio.change(Change("add", "s7"))
+    await trio.until_settled()
+    await trio.change(Change("remove", "s7"))
+    await trio.until_settled()
+    removed = trio.cluster.data_dir / "shard-s7.db.removed"
+    (tmp_path / "cluster.yaml").write_bytes(trio.cluster.config.read_bytes())
+    for name in ("same", "other"):
+        (tmp_path / name).mkdir()
+        shutil.copy(removed, tmp_path / name / "shard-s7.db")
+    with closing(sqlite3.connect(tmp_path / "other" / "shard-s7.db")) as connection, connection:
+        connection.execute("UPDATE meta SET value = 'another' WHERE name = 'cluster_id'")
+    before = await trio.map()
+    (nowhere,) = free_ports(1)
+    for name, why in (("same", "was removed from this cluster"), ("other", "belongs to cluster another")):
+        async with serving("s7", tmp_path / name, trio.cluster.controller_url) as (_, process):
+            _, said = await asyncio.wait_for(process.communicate(), 30.0)
+            assert process.returncode == 2, said
+            assert why in said.decode()
+        async with serving("s7", tmp_path / name, f"http://127.0.0.1:{nowhere}") as (url, _):
+            await asyncio.wait_for(until_it_answers(url), 30.0)
+            status, code, detail = await trio.fails("POST", "/v1/shards", {"id": "s7", "url": url})
+            assert (status, code, why in detail) == (409, "foreign-data", True)
+    assert await trio.map() == before
