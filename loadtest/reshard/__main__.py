@@ -32,6 +32,7 @@ LOADS = {IDLE: 0.0, "get": 0.0, "put": 1.0, "mixed": 0.5}  # the share of writes
 _SEED = 5
 _WARM_UP_S = 1.0
 _SETTLE_S = 2.0
+_OVERLOADED_MS = 100.0
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,12 +178,15 @@ async def _run_loaded(system: Growing, number: int, load: str, data: Data, optio
         await foreground.stop()
     for error in list(dict.fromkeys(foreground.errors))[:3]:
         _tell(f"a call failed: {error}")
+    before = latency(foreground.samples, began_s, ended_s)
+    if before is not None and before.p50_ms > _OVERLOADED_MS:
+        _tell(f"{system.name} cannot keep that pace here, so its latencies say nothing: lower --rate {options.rate}")
     return Run(
         round=number,
         system=system.name,
         load=load,
         growth=growth,
-        before=latency(foreground.samples, began_s, ended_s),
+        before=before,
         during=latency(foreground.samples, growth.began_s, growth.ended_s),
     )
 
