@@ -425,7 +425,7 @@ MovedRow = tuple[str, str, int, int, int, bytes | None, bytes | None, int]
 
 
 class Rows(Message, tag=108):
-    """A page of a Pull. `partition`, `after_row` or `sequence`: where the next one goes on; `more`: there is a next one.
+    """A page of a Pull. `partition`, `after_row` or `sequence`: where the next one goes on; `more`: there is one.
 
     `floor`: tombstones up to that sequence have been trimmed. `total`: how many rows these partitions have, in the
     first page of a copy. `busy`: others than moves are at work in this store.

@@ -226,7 +226,7 @@ class Database:
         _begin(connection)
         for op, sink in work.waiters:
             batch.decide(op, sink)
-        self._write(connection, batch)
+        self._write(connection, batch, "batch", *batch.steps)
         return batch
 
     def _commit_step(self, connection: sqlite3.Connection, work: Work, step: Step[T]) -> tuple[Batch, T]:
@@ -238,7 +238,7 @@ class Database:
         except KvError:
             connection.execute("ROLLBACK")
             raise
-        self._write(connection, batch)
+        self._write(connection, batch, *batch.steps)
         self._wal_pages_guess += (connection.total_changes - changes_before) * _PAGES_PER_ROW
         return batch, result
 
@@ -252,7 +252,8 @@ class Database:
         )
         return Batch(self.clock, context, work.locks, work.holds, _Committed(connection, work.known))
 
-    def _write(self, connection: sqlite3.Connection, batch: Batch) -> None:
+    def _write(self, connection: sqlite3.Connection, batch: Batch, *names: str) -> None:
+        """The changes, and the commit. `names`: of the failpoints around it."""
         rows = batch.changed.values()
         connection.executemany(UPSERT, map(stored, rows))
         changed = self.tallies.changed
@@ -260,9 +261,9 @@ class Database:
             changed[row.partition] = row.sequence
         if batch.clock != self.clock:
             connection.execute(_SET_CLOCK, batch.clock)
-        failpoints.hit("batch-before-commit", *(f"{step}-before-commit" for step in batch.steps))
+        failpoints.hit(*(f"{name}-before-commit" for name in names))
         connection.execute("COMMIT")
-        failpoints.hit("batch-after-commit", *(f"{step}-after-commit" for step in batch.steps))
+        failpoints.hit(*(f"{name}-after-commit" for name in names))
         self.clock = batch.clock
         self._wal_pages_guess += sum(
             _PAGES_PER_ROW + (len(row.body or b"") + len(row.intent or b"")) // _PAGE_BYTES

@@ -31,18 +31,15 @@ import itertools
 import logging
 import secrets
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-import msgspec
-
 from kvstore.config import Limits
-from kvstore.errors import Conflict, DataCorrupt, KvError, TooManyRequests, WrongOwner, from_problem
+from kvstore.errors import Conflict, DataCorrupt, KvError, TooManyRequests, from_problem
 from kvstore.metrics import ShardStats
-from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
@@ -66,20 +63,22 @@ from kvstore.protocol import (
 from kvstore.storage.batch import Batch, EndLockWaits, Expire, Locks, Waiter, WriteOp, wrong_owner
 from kvstore.storage.cache import ABSENT, Cache, Entry
 from kvstore.storage.changes import Sink
-from kvstore.storage.leases import EndWait, ExpireLease, LeaseBody, refusal
+from kvstore.storage.kept_decisions import KeptDecisions
+from kvstore.storage.lease_timers import RETRY_S, LeaseTimers
+from kvstore.storage.leases import EndWait, ExpireLease, refusal
+from kvstore.storage.listings import Listings
 from kvstore.storage.participant import EndReads
-from kvstore.storage.rows import DECISION, LEASE, VALUE, Row
-from kvstore.storage.sqlite import Database, Found, ScanPage, ScanQuery, Step, Work
+from kvstore.storage.rows import DECISION, VALUE, Row
+from kvstore.storage.sqlite import Database, Found, Step, Work
 from kvstore.transactions.decisions import Decision, decode_decision
 from kvstore.transactions.intents import Hold, Holds, State
-from kvstore.transactions.locks import Lease, LockTable
+from kvstore.transactions.locks import LockTable
 
 log = logging.getLogger(__name__)
 
 _TRIM_ROWS_MAX = 500
 _READ_KEYS_MAX = 256
 _COUNT_KEYS_MAX = 20_000
-_LEASE_RETRY_S = 0.1
 _IN_DOUBT_MAX = 1000
 _REMOVED_ROWS_MAX = 500
 _LOAD_WINDOW_S = 0.1
@@ -113,9 +112,9 @@ class Store:
         self._holds = Holds()
         self._blocked: dict[str, list[Callable[[], None]]] = {}
         self._blocked_count = 0
-        self._decisions: dict[Attempt, _Noted] = {}
+        self._decisions = KeptDecisions(2 * limits.txn_timeout_s)
         self.recovery_due = asyncio.Event()
-        self._lease_timers: dict[str, asyncio.TimerHandle] = {}
+        self._lease_timers = LeaseTimers(self._locks, lambda name: self.tell(ExpireLease(name)))
         self._writes: deque[Waiter | _Alone] = deque()
         self._write_bytes = 0
         self._write_queued = asyncio.Event()
@@ -124,6 +123,7 @@ class Store:
         self.handover = database.handover
         self._writes_done = 0
         self._load = time.monotonic(), 0, False  # when it was looked at last, what was done then, and if that was busy
+        self._listings = Listings(self, limits)
         self._when_visible: list[tuple[int, Callable[[], None]]] = []
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -158,8 +158,7 @@ class Store:
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for timer in self._lease_timers.values():
-            timer.cancel()
+        self._lease_timers.close()
         await self.database.close()
 
     @property
@@ -357,7 +356,7 @@ class Store:
                 if row.intent is None and row.key in self._blocked:
                     freed.append(row.key)
         for lease in batch.started:
-            self._start(lease)
+            self._lease_timers.start(lease)
         for op, _ in batch.parked:
             asyncio.get_running_loop().call_later(op.wait_ms / 1000, self._end_wait, op)
         self._visible = batch.clock.sequence
@@ -375,60 +374,19 @@ class Store:
 
     # --- leases ------------------------------------------------------------------------------------------------------
 
-    def _start(self, lease: Lease) -> None:
-        self._locks.start(lease, time.monotonic())
-        timer = self._lease_timers.get(lease.name)
-        if timer is not None and timer.when() > asyncio.get_running_loop().time() + lease.ttl_s:
-            timer.cancel()  # it was set for an earlier, longer lease on that name
-            timer = None
-        if timer is None:
-            self._watch(lease.name, lease.ttl_s)
-
-    def _watch(self, name: str, delay_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._lease_timers[name] = loop.call_later(delay_s, self._on_lease_timer, name)
-
-    def _on_lease_timer(self, name: str) -> None:
-        """One timer a name, however often the lease is renewed: it looks when it rings, and sleeps on if it is early.
-
-        Should the queue of writes be full, the expiry is tried again.
-        """
-        del self._lease_timers[name]
-        lease = self._locks.lease(name)
-        if lease is not None:
-            left_s = lease.left_s(time.monotonic())
-            if left_s <= 0:
-                self.tell(ExpireLease(name))
-            self._watch(name, max(left_s, _LEASE_RETRY_S))
-
     def _end_wait(self, op: Acquire) -> None:
         """If the queue of writes is full, again soon: else the waiter would stay, and be granted a lease in vain."""
 
         def look(reply: Reply) -> None:
             if isinstance(reply, Answer) and reply.status == TooManyRequests.status and not self._closing:
-                asyncio.get_running_loop().call_later(_LEASE_RETRY_S, self._end_wait, op)
+                asyncio.get_running_loop().call_later(RETRY_S, self._end_wait, op)
 
         self.write(EndWait(op.key, op), _Then(look))
-
-    async def leases(self, op: ScanLeases) -> Page:
-        """A page of leases that stand, in order of their names: (name, token, owner, milliseconds left)."""
-        page = await self._scan(op, LEASE, values=True)
-        now_s = time.monotonic()
-        items: list[tuple[str, int, bytes | None, int]] = []
-        for name, token, body, _ in page.items:
-            held = self._locks.lease(name)
-            lease = msgspec.json.decode(body or b"", type=LeaseBody)
-            left_s = held.left_s(now_s) if held is not None and held.token == token else 0.0
-            items.append((name, token, lease.owner.encode(), round(left_s * 1000)))
-        return Page(op.id, page.owned, page.more, page.last, items)
 
     # --- transactions ------------------------------------------------------------------------------------------------
 
     def _note_transactions(self, batch: Batch) -> None:
-        for attempt, partition, committed in batch.decided:
-            self._decisions[attempt] = _Noted(partition, time.monotonic(), acknowledged=not committed)
-        for attempt in batch.dropped:
-            self._decisions.pop(attempt, None)
+        self._decisions.note(batch.decided, batch.dropped)
         if batch.met and any(map(self._is_old, batch.met)):
             self.recovery_due.set()
 
@@ -446,26 +404,11 @@ class Store:
 
     def acknowledge(self, attempts: list[Attempt]) -> None:
         """The routers say that these are finished everywhere."""
-        for attempt in attempts:
-            noted = self._decisions.get(attempt)
-            if noted is not None:
-                noted.acknowledged = True
+        self._decisions.acknowledge(attempts)
 
     def old_decisions(self, count_max: int) -> tuple[list[tuple[Attempt, int]], list[Attempt]]:
-        """Decisions that have been kept long enough, of owned partitions: those that are acknowledged, so that they may
-        go, each with its partition; and those that nobody has acknowledged yet."""
-        horizon_s = time.monotonic() - 2 * self._limits.txn_timeout_s
-        finished: list[tuple[Attempt, int]] = []
-        unfinished: list[Attempt] = []
-        for attempt, noted in self._decisions.items():  # in the order in which they were made
-            if noted.since_s > horizon_s or len(finished) + len(unfinished) >= count_max:
-                break
-            if self.arrivals[noted.partition]:
-                if noted.acknowledged:
-                    finished.append((attempt, noted.partition))
-                else:
-                    unfinished.append(attempt)
-        return finished, unfinished
+        """Of owned partitions: see `KeptDecisions.old`."""
+        return self._decisions.old(self.arrivals, count_max)
 
     async def decision(self, attempt: Attempt) -> Decision | None:
         """What was decided about the attempt, anchored here, while it is kept. Raises DataCorrupt."""
@@ -481,6 +424,16 @@ class Store:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.write(op, _Then(partial(_settle, future)))
         return await future
+
+    def read(self, key: str) -> asyncio.Future[Reply]:
+        """The answer to a get on nobody's behalf."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.get(Get(0, key), _Then(partial(_settle, future)))
+        return future
+
+    def now_ms(self) -> int:
+        """Unix time."""
+        return _now_ms()
 
     def _block(self, op: Get, sink: Sink) -> None:
         """The read has met an intent: it looks again when that is gone."""
@@ -569,90 +522,18 @@ class Store:
         return refusal(op_id, wrong_owner(partition, self.epoch, self._fenced))
 
     async def scan(self, op: Scan) -> Page:
-        """A page of visible live values of the owned partitions. Raises DataCorrupt."""
-        return await self._scan(op, VALUE, values=op.values)
+        """A page of visible live values of owned partitions. Raises DataCorrupt, TooManyRequests."""
+        return await self._listings.scan(op)
 
-    async def _scan(self, op: Scan | ScanLeases, kind: str, *, values: bool) -> Page:
-        """What it shows is of the partitions that were owned from before it was read until now."""
-        arrivals = self._asked_for(op.wanted)
-        if not any(arrivals):
-            return Page(op.id, b"", False, op.after, [])
-        query = ScanQuery(
-            kind, op.prefix, op.after, op.limit, values, 0, arrivals, self._limits.page_bytes_max, op.until
-        )
-        page, undecided = await self._read_page(query)
-        rows = sorted(page.rows + undecided) if undecided else page.rows
-        partitions = len(arrivals)
-        owned = self._owned_since(arrivals)
-        if owned != arrivals:
-            rows = [row for row in rows if owned[partition_of(row[0].encode(), partitions)]]
-        return Page(op.id, self._as_set(owned), page.more, page.last, rows)
-
-    def _asked_for(self, wanted: bytes) -> list[int]:
-        """The arrivals as they are now, but 0 for partitions that are not wanted."""
-        if not wanted:
-            return self.arrivals
-        flags = partition_set.to_flags(partition_set.decode(wanted), len(self.arrivals))
-        return [arrival if flag else 0 for arrival, flag in zip(self.arrivals, flags, strict=True)]
-
-    def _owned_since(self, arrivals: list[int]) -> list[int]:
-        """Those of these arrivals that still stand; 0 for the others."""
-        if arrivals is self.arrivals:
-            return arrivals
-        return [then if then == now else 0 for then, now in zip(arrivals, self.arrivals, strict=True)]
-
-    def _as_set(self, arrivals: list[int]) -> bytes:
-        return partition_set.encode(partition_set.from_flags(arrivals), len(arrivals))
-
-    async def _read_page(self, query: ScanQuery) -> tuple[ScanPage, list[tuple[str, int, bytes | None, int]]]:
-        """A page all of which is visible, its expiries made; and the rows of it that were undecided, as they are now.
-
-        Raises DataCorrupt, TooManyRequests.
-        """
-        page = await self.database.scan(query._replace(now_ms=_now_ms()))
-        await self._until_visible(page.as_of)
-        if page.due:
-            await self._expire([Expire(key) for key in page.due])
-        return page, await self._undecided(page.locked, query.values) if page.locked else []
-
-    async def _undecided(self, keys: list[str], values: bool) -> list[tuple[str, int, bytes | None, int]]:
-        """The rows of keys that carried an intent, as they are when it is gone; each for itself."""
-        loop = asyncio.get_running_loop()
-        asked: list[tuple[str, asyncio.Future[Reply]]] = []
-        for key in keys:
-            future: asyncio.Future[Reply] = loop.create_future()
-            self.get(Get(0, key), _Then(partial(_settle, future)))
-            asked.append((key, future))
-        rows: list[tuple[str, int, bytes | None, int]] = []
-        for key, future in asked:
-            answer = await future
-            assert isinstance(answer, Answer)
-            if answer.status == 200:
-                rows.append((key, answer.version, answer.value if values else None, answer.ttl_left_ms))
-            elif answer.status not in (404, WrongOwner.status):
-                raise from_problem(answer.problem)
-        return rows
+    async def leases(self, op: ScanLeases) -> Page:
+        """A page of leases that stand, in order of their names: (name, token, owner, milliseconds left)."""
+        return await self._listings.leases(op, self._locks)
 
     async def count(self, op: Count) -> Page:
-        """How many visible live values whose key starts with the prefix are in partitions that were owned throughout.
+        """How many visible live values whose key starts with the prefix there are. Raises DataCorrupt."""
+        return await self._listings.count(op)
 
-        Counted for each partition, since which of them leave meanwhile is known only at the end. Raises DataCorrupt.
-        """
-        arrivals = self._asked_for(op.wanted)
-        partitions = len(arrivals)
-        counts: Counter[int] = Counter()
-        query = ScanQuery(VALUE, op.prefix, "", _COUNT_KEYS_MAX, False, 0, arrivals, self._limits.page_bytes_max)
-        more = any(arrivals)
-        while more:
-            page, undecided = await self._read_page(query)
-            counts.update(page.partitions)
-            counts.update([partition_of(row[0].encode(), partitions) for row in undecided])
-            query, more = query._replace(after=page.last), page.more
-        owned = self._owned_since(arrivals)
-        count = sum([number for partition, number in counts.items() if owned[partition]])
-        return Page(op.id, self._as_set(owned), False, "", [], count)
-
-    async def _until_visible(self, sequence: int) -> None:
+    async def until_visible(self, sequence: int) -> None:
         if sequence > self._visible:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._when_visible.append((sequence, partial(_settle, future)))
@@ -660,7 +541,7 @@ class Store:
 
     # --- background work ---------------------------------------------------------------------------------------------
 
-    async def _expire(self, ops: list[Expire]) -> None:
+    async def expire(self, ops: list[Expire]) -> None:
         """Have these expiries made, and wait until they are visible. Raises TooManyRequests.
 
         A row whose partition has left is passed over: its new owner expires it.
@@ -679,8 +560,8 @@ class Store:
     async def _expire_due(self) -> None:
         count_max = self._limits.expiry_ops_max
         while len(due := await self.database.due(_now_ms(), self.arrivals, count_max)) == count_max:
-            await self._expire(due)
-        await self._expire(due)
+            await self.expire(due)
+        await self.expire(due)
 
     async def _sweep(self) -> None:
         """Expire what is due; trim the tombstones that are old enough. Both keep up with any rate they are made at."""
@@ -785,14 +666,6 @@ class _Alone(NamedTuple):
 
     step: Step[Any]
     future: asyncio.Future[Any]
-
-
-class _Noted(msgspec.Struct):
-    """A decision that is kept: where, since when (monotonic), and whether it is known to be finished everywhere."""
-
-    partition: int
-    since_s: float
-    acknowledged: bool
 
 
 class _Then:

@@ -262,7 +262,7 @@ def exchanged_file(cluster: Cluster, exchange: Callable[[Path, Path], None], for
 @pytest.mark.parametrize(
     ("exchange", "message"),
     [
-        (other_format, "has format 99; this program reads format 2"),
+        (other_format, "has format 99; this program reads format 3"),
         (emptied, "shard s1 has an empty or foreign file"),
         (of_another_cluster, "belongs to cluster"),
     ],

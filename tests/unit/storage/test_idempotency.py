@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.protocol import Answer, Delete, Guard, Once, Put, Release, Renew
+from kvstore.storage import lease_timers
 from kvstore.storage import store as store_module
 from kvstore.storage.batch import Expire, WriteOp
 from kvstore.storage.leases import EndWait
@@ -288,6 +289,7 @@ async def test_replies_survive_a_crash(tmp_path: Path):
 async def test_the_sweep_expires_replies_whose_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     turned = TurnedTime()
     monkeypatch.setattr(store_module, "time", turned)
+    monkeypatch.setattr(lease_timers, "time", turned)
     async with opened(tmp_path, idempotency_kept_s=60, expiry_sweep_s=0.05) as store:
         await ask(store, Put(1, "k", b"v", 0, None, K))
         assert [deleted for _, deleted in reply_rows(tmp_path / "store.db")] == [0]

@@ -23,6 +23,7 @@ from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.errors import DataCorrupt
 from kvstore.protocol import Acquire, Answer, Delete, Get, Inspect, Leave, Put, Release, Renew, ScanLeases
+from kvstore.storage import lease_timers
 from kvstore.storage import store as store_module
 from kvstore.storage.batch import Expire, Locks, WriteOp
 from kvstore.storage.leases import EndWait, ExpireLease, LeaseBody
@@ -500,6 +501,7 @@ def test_a_put_without_a_token_names_the_holder_and_when_to_come_again():
 def turned(monkeypatch: pytest.MonkeyPatch) -> TurnedTime:
     turned = TurnedTime()
     monkeypatch.setattr(store_module, "time", turned)
+    monkeypatch.setattr(lease_timers, "time", turned)
     return turned
 
 
@@ -509,7 +511,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, threading.Event]
     events = {name: threading.Event() for name in ("batch-before-commit", "batch-after-commit")}
     for event in events.values():
         event.set()
-    monkeypatch.setattr(failpoints, "hit", lambda name, *_: events[name].wait(20))
+    monkeypatch.setattr(failpoints, "hit", lambda *names: [events[name].wait(20) for name in names if name in events])
     yield events
     for event in events.values():
         event.set()

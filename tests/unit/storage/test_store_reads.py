@@ -13,7 +13,7 @@ import pytest
 from kvstore.errors import DataCorrupt
 from kvstore.placement import partition_set
 from kvstore.protocol import Acquire, Count, Scan, ScanLeases
-from kvstore.storage import store as store_module
+from kvstore.storage import listings
 
 Opener = Callable[..., Awaitable[Any]]
 
@@ -486,7 +486,7 @@ async def test_counting_counts_live_owned_keys_with_the_prefix(rig: Any) -> None
 
 
 async def test_a_count_is_of_the_partitions_that_it_names(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_COUNT_KEYS_MAX", 2)  # several pages
+    monkeypatch.setattr(listings, "_COUNT_KEYS_MAX", 2)  # several pages
     keys = [f"key-{number}" for number in range(9)]
     for key in keys:
         await rig.put(key)

@@ -1,0 +1,63 @@
+"""The decisions that a store keeps, in memory: where each is anchored, since when, and who has finished.
+
+Owns: which of them may go, and which somebody must still see to.
+Promises: a decision is called finished only once it is acknowledged by all who hold keys of its attempt, and not before
+twice the time that a transaction may take.
+Leaves to others: the rows (`participant`), finishing and dropping (`shard.recovery`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from kvstore.protocol import Attempt
+
+
+class _Kept(msgspec.Struct):
+    """`since_s`: monotonic."""
+
+    partition: int
+    since_s: float
+    acknowledged: bool
+
+
+class KeptDecisions:
+    def __init__(self, kept_s: float) -> None:
+        self._kept_s = kept_s
+        self._of: dict[Attempt, _Kept] = {}  # in the order in which they were made, or came here
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def note(self, decided: Iterable[tuple[Attempt, int, bool]], dropped: Iterable[Attempt]) -> None:
+        """What a batch has decided, with the anchor's partition and whether it is committed; and what went."""
+        for attempt, partition, committed in decided:
+            self._of[attempt] = _Kept(partition, time.monotonic(), acknowledged=not committed)
+        for attempt in dropped:
+            self._of.pop(attempt, None)
+
+    def acknowledge(self, attempts: Iterable[Attempt]) -> None:
+        """These are finished everywhere."""
+        for attempt in attempts:
+            kept = self._of.get(attempt)
+            if kept is not None:
+                kept.acknowledged = True
+
+    def old(self, arrivals: Sequence[int], count_max: int) -> tuple[list[tuple[Attempt, int]], list[Attempt]]:
+        """Those that have been kept long enough, of partitions that have an arrival: the finished ones, which may go,
+        each with its partition; and those that nobody has acknowledged yet."""
+        horizon_s = time.monotonic() - self._kept_s
+        finished: list[tuple[Attempt, int]] = []
+        unfinished: list[Attempt] = []
+        for attempt, kept in self._of.items():
+            if kept.since_s > horizon_s or len(finished) + len(unfinished) >= count_max:
+                break
+            if arrivals[kept.partition]:
+                if kept.acknowledged:
+                    finished.append((attempt, kept.partition))
+                else:
+                    unfinished.append(attempt)
+        return finished, unfinished
