@@ -50,16 +50,15 @@ class MoveProgress:
             self.say(f"{self.label}: {', '.join(self.parts(moved))}")
 
     def parts(self, moved: Moved) -> list[str]:
-        """`43 %`, `12,345 keys`, `1.2 MB`, `2,345 keys/s`, `12 s left`, `longest write pause 31 ms`."""
+        """`43%`, `12,345 keys at 2,345/s`, `1.2 MB`, `12 s left`, `max pause 31 ms`: short, for a line of 80."""
         if not moved.partitions_total:
             return ["nothing has moved yet"]
         moving_s = time.monotonic() - self._moving_since_s if self._moving_since_s is not None else 0.0
         share = moved.partitions / moved.partitions_total
-        parts = [f"{share:.0%}", f"{moved.keys:,} keys", human_bytes(moved.bytes)]
-        if moving_s > 0:
-            parts.append(f"{moved.keys / moving_s:,.0f} keys/s")
-            parts += [f"{moving_s / share - moving_s:,.0f} s left"] if 0 < share < 1 else []
-        return [*parts, f"longest write pause {moved.pause_ms:,.0f} ms"]
+        rate = f" at {moved.keys / moving_s:,.0f}/s" if moving_s > 0 else ""
+        parts = [f"{share:.0%}", f"{moved.keys:,} keys{rate}", human_bytes(moved.bytes)]
+        parts += [f"{moving_s / share - moving_s:,.0f} s left"] if 0 < share < 1 else []
+        return [*parts, f"max pause {moved.pause_ms:,.0f} ms"]
 
     def say(self, line: str) -> None:
         """A line on standard error that does not tear the bar."""
@@ -76,8 +75,9 @@ def move_progress(label: str, *, bar: bool | None = None) -> Iterator[MoveProgre
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as live:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[facts]}"))
+    # The bar takes what the words leave of the line.
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False, expand=True) as live:
         task = live.add_task(label, total=None, facts="")
 
         class Bar(MoveProgress):

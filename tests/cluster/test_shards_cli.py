@@ -240,7 +240,7 @@ def test_a_bar_is_drawn_on_a_terminal(three: Cluster) -> None:
         assert process.wait(60) == 0
     os.close(reader)
     assert "add s5" in shown.decode()
-    assert "longest write pause" in shown.decode()
+    assert "max pause" in shown.decode()
     ok(three, "remove", "s5")
 
 
