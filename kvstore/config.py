@@ -86,6 +86,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
 
     # moves of partitions from shard to shard
     moves_at_once_max: int = 4
+    moves_of_shard_max: int = 2
     move_group_keys_max: int = 8192
     move_page_rows_max: int = 1000
     move_fence_timeout_s: float = 2.0

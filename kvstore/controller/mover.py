@@ -5,8 +5,8 @@ Promises:
   - A move is committed only when its destination has said that this very try is done, and only while it stands.
   - A try that may have fenced its source and cannot be committed is voided: its id goes from the map, so the fence
     ends as soon as the source follows. The same partitions are then tried under a new id, from the start.
-  - So many tries at most are at work at once (`moves_at_once_max`), one for each pair of source and destination.
-    One that waits for a shard which is away takes none of these places.
+  - So many tries at most are at work at once, in all and of each shard (`places`), and one for each pair of source
+    and destination. One that waits for a shard which is away takes none of these places.
 Leaves to others: the data (the destination does all of that), what is to move (`placement.moves`).
 
 A try, from the controller's side
@@ -44,6 +44,7 @@ from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import ClusterState, formed_map
+from kvstore.controller.places import Places
 from kvstore.controller.record import Change, Record, milliseconds
 from kvstore.controller.shards import Shards
 from kvstore.errors import KvError, Unavailable, from_problem
@@ -121,7 +122,7 @@ class Mover:
         self._document = document
         self._shards = shards
         self._limits = limits
-        self._slots = asyncio.Semaphore(limits.moves_at_once_max)
+        self._places = Places(limits.moves_at_once_max, limits.moves_of_shard_max)
         self._map: ClusterMap | None = None
         self._tries: dict[Pair, _Try] = {}
         self._troubles: dict[Pair, _Trouble] = {}
@@ -232,7 +233,7 @@ class Mover:
         committed, change = False, None
         while not current.deciding:
             await self._reach(current)
-            async with self._slots:
+            async with self._places.place(*current.pair):
                 try:
                     failure = await self._receive(current)
                 except _Away:

@@ -123,24 +123,21 @@ def _targets(cluster_map: ClusterMap) -> list[str]:
     """The id of the shard that each partition is to be owned by."""
     owners = [cluster_map.members[index].id for index in cluster_map.owners]
     nodes = [Node(member.id, member.weight) for member in _staying(cluster_map)]
-    staying = {node.id for node in nodes}
-    present: list[str | None] = [owner if owner in staying else None for owner in owners]
-    moving = set()
+    present: list[str | None] = [*owners]  # those that do not stay have no place in the ring
     for move in cluster_map.moves:
-        if move.to in staying:
-            moving.update(move.partitions)
-            for partition in move.partitions:
-                present[partition] = move.to
-    return _without_detours(owners, place(nodes, cluster_map.partitions, present), staying, moving)
+        for partition in move.partitions:
+            present[partition] = move.to
+    moving = {partition for move in cluster_map.moves for partition in move.partitions}
+    return _without_detours(owners, place(nodes, cluster_map.partitions, present), moving)
 
 
-def _without_detours(owners: Sequence[str], targets: list[str], staying: set[str], moving: set[int]) -> list[str]:
+def _without_detours(owners: Sequence[str], targets: list[str], moving: set[int]) -> list[str]:
     """The same number of partitions for each shard, and none that gets some while it gives others.
 
     Of those that could stay, and of those that could go elsewhere, the ones that are not `moving` yet come first.
     """
     moved = [partition for partition, owner in enumerate(owners) if owner != targets[partition]]
-    for shard in sorted(staying):
+    for shard in sorted({targets[partition] for partition in moved}):
         going = [partition for partition in moved if owners[partition] == shard != targets[partition]]
         coming = [partition for partition in moved if targets[partition] == shard != owners[partition]]
         for group in (going, coming):

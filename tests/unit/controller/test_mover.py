@@ -27,7 +27,13 @@ from tests.unit.controller.far_shards import FarShard, far_shards
 
 WAIT_S = 20.0
 PARTITIONS = 64
-LIMITS = Limits(reconnect_wait_s_max=0.05, move_group_keys_max=250, move_fence_timeout_s=10.0, map_write_tries_max=50)
+LIMITS = Limits(
+    reconnect_wait_s_max=0.05,
+    moves_of_shard_max=4,
+    move_group_keys_max=250,
+    move_fence_timeout_s=10.0,
+    map_write_tries_max=50,
+)
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -169,6 +175,20 @@ async def test_no_more_moves_are_at_work_than_allowed_and_one_of_each_pair(
         for name in ("s4", "s5"):
             far[name].gates["copy"].set()
         assert max(loads(await controller.settled()).values()) == 13
+
+
+async def test_no_more_moves_of_a_shard_are_at_work_than_allowed(
+    store: SqliteMapStore, far: dict[str, FarShard]
+) -> None:
+    await form(store, far, "s1", "s2", "s3")
+    far["s4"].gates["copy"].clear()
+    async with controlled(store, moves_of_shard_max=2) as controller:
+        await controller.service.add("s4", far["s4"].url, 1)
+        await until(lambda: len(far["s4"].begun) == 2)
+        await asyncio.sleep(0.1)
+        assert len(far["s4"].begun) == 2
+        far["s4"].gates["copy"].set()
+        await controller.settled()
 
 
 async def test_two_adds_and_a_remove_at_the_same_time_end_well(
