@@ -1,7 +1,8 @@
 """Named points at which a test makes a real process die or stand still; off, and nearly free, in normal runs.
 
 Owns: the environment variable KVSTORE_FAILPOINTS, for example
-`batch-after-commit=kill@3;batch-before-commit=pause:200`.
+`batch-after-commit=kill@3;batch-before-commit=pause:200`, or `@FILE`: then the points are taken from that file whenever
+there is one, and the file is taken away, so that whoever comes in the place of a dead process does not find it.
 Promises: without the variable `hit` does nothing. `kill` ends the process as SIGKILL does, at the n-th time with
 `@n`; `stop` lets it stand still as SIGSTOP does, until somebody sends SIGCONT, also with `@n`; `pause:MS` sleeps that
 many milliseconds in the calling thread, each time.
@@ -13,6 +14,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
+from threading import Lock
 
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
@@ -30,13 +33,18 @@ def _parse(text: str) -> dict[str, tuple[str, int]]:
     return points
 
 
-_points = _parse(os.environ.get("KVSTORE_FAILPOINTS", ""))
-active = bool(_points)
+_text = os.environ.get("KVSTORE_FAILPOINTS", "")
+_file = Path(_text[1:]) if _text.startswith("@") else None
+_points = _parse("" if _file else _text)
 _hits: dict[str, int] = {}
+_taking = Lock()  # points are hit in several threads
+active = bool(_points)
 
 
 def hit(*names: str) -> None:
     """The process has come to the points `names`."""
+    if _file is not None:
+        _take(_file)
     if not _points:
         return
     for name in filter(_points.__contains__, names):
@@ -46,3 +54,14 @@ def hit(*names: str) -> None:
             time.sleep(number / 1000)
         elif _hits[name] == number:
             os.kill(os.getpid(), _SIGNALS[action])
+
+
+def _take(file: Path) -> None:
+    """The points in the file instead of those so far, counted anew. Raises ValueError."""
+    global _points, active
+    with _taking:
+        if file.exists():
+            text = file.read_text(encoding="ascii")
+            file.unlink()
+            _points, active = _parse(text), bool(text)
+            _hits.clear()

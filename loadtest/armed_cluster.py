@@ -2,15 +2,15 @@
 
 Owns: starting all processes of a cluster.yaml under a supervisor in this process, arming some of them, stopping them
 and keeping them from coming back.
-Promises: an armed process starts with KVSTORE_FAILPOINTS once; when it has died there, the one that takes its place is
-not armed. Shards are started and ended as the controller wants them, as `kvstore up` does. All end with this process,
+Promises: an armed process takes its failpoints once; when it has died there, the one that takes its place is not armed.
+Shards are started and ended as the controller wants them, as `kvstore up` does. All end with this process,
 also when that is killed (their standard input is a pipe that only it holds).
 Leaves to others: which point, and what follows from it (loadtest.txn_rounds, loadtest.move_rounds).
 
 `kvstore up` gives its environment to every child at every start, so that a point like `decide-before-commit=kill` would
 kill all shards, again and again. So the supervisor of `up` runs here, on the very commands that `up` would run, each
-behind a line of shell that takes the failpoints from a file, if there is one, and puts the file away first. The same
-line waits while the process is not to come back.
+behind a line of shell that names a file of its own for its failpoints (see kvstore.failpoints). The same line waits
+while the process is not to come back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,7 @@ from loadtest import processes
 from loadtest.cluster import READY_TIMEOUT_S, LocalCluster
 from loadtest.processes import Pid
 
-TAKE_AND_RUN = (
-    'while [ -e "$0.held" ]; do sleep 0.02; done; '
-    'mv "$0" "$0.taken" 2>/dev/null && export KVSTORE_FAILPOINTS="$(cat "$0.taken")"; exec "$@"'
-)
+RUN = 'while [ -e "$0.held" ]; do sleep 0.02; done; export KVSTORE_FAILPOINTS="@$0"; exec "$@"'
 _NO_SUCH_PREFIX = "~none/"
 _POLL_S = 0.05
 
@@ -51,7 +48,7 @@ class _ArmedSupervisor(Supervisor):
         super().add(self._armed(child), (lambda before: self._armed(again(before))) if again else None)
 
     def _armed(self, child: Child) -> Child:
-        return child._replace(argv=("/bin/sh", "-c", TAKE_AND_RUN, str(self._folder / child.name), *child.argv))
+        return child._replace(argv=("/bin/sh", "-c", RUN, str(self._folder / child.name), *child.argv))
 
 
 class ArmedCluster(LocalCluster):
@@ -150,29 +147,15 @@ class ArmedCluster(LocalCluster):
 
     # --- faults --------------------------------------------------------------------------------------------------
 
-    async def arm(self, name: str, failpoints: str) -> Pid:
-        """Start `shard-s1`, `router-0`, … anew with these failpoints, and wait until all is ready."""
-        return (await self.arm_all({name: failpoints}))[name]
+    def arm(self, name: str, failpoints: str) -> Pid | None:
+        """From its next point on `shard-s1`, `router-0`, … has these; so has one that is still to be started.
 
-    async def arm_all(self, failpoints: Mapping[str, str]) -> dict[str, Pid]:
-        """Several at once: start them anew, each with its own. The processes that are armed now."""
-        if self._supervisor is None:
-            raise RuntimeError("the cluster does not run")
-        before = self.pids()
-        for name, points in failpoints.items():
-            self.prepare(name, points)
-            if name in before:
-                processes.send_signal(before[name], signal.SIGTERM)
-        await processes.wait_gone([before[name] for name in failpoints if name in before], READY_TIMEOUT_S)
-        await self.wait_ready(READY_TIMEOUT_S)
-        for name, points in failpoints.items():
-            if (self._armed / name).exists():
-                raise RuntimeError(f"{name} has started without its failpoints {points}")
-        return {name: self.pids()[name] for name in failpoints}
-
-    def prepare(self, name: str, failpoints: str) -> None:
-        """The next process of that name starts with these."""
-        (self._armed / name).write_text(failpoints, encoding="ascii")
+        The process that runs now; None if none does. Empty `failpoints`: it is armed no more.
+        """
+        file = self._armed / name
+        file.with_suffix(".new").write_text(failpoints, encoding="ascii")
+        file.with_suffix(".new").rename(file)
+        return self.pids().get(name)
 
     def pause(self, name: str) -> None:
         """Let the process stand still (SIGSTOP)."""
@@ -181,18 +164,17 @@ class ArmedCluster(LocalCluster):
         processes.send_signal(process, signal.SIGSTOP)
 
     def wake(self, name: str) -> None:
-        """Let it go on."""
-        process = self.pids()[name]
-        self._paused.discard(process)
-        processes.send_signal(process, signal.SIGCONT)
-
-    def stands_still(self, name: str) -> bool:
-        """Whether the process runs and was stopped by SIGSTOP, by whomever."""
+        """Let it go on, if it still runs."""
         process = self.pids().get(name)
-        stat = processes.read_stat(process.pid) if process is not None else None
-        if stat is None or stat.state != "T":
+        if process is not None:
+            self._paused.discard(process)
+            processes.send_signal(process, signal.SIGCONT)
+
+    def stands_still(self, process: Pid) -> bool:
+        """Whether it was stopped by SIGSTOP, by whomever."""
+        stat = processes.read_stat(process.pid)
+        if stat is None or stat.started_ticks != process.started_ticks or stat.state != "T":
             return False
-        assert process is not None
         self._paused.add(process)
         return True
 

@@ -206,7 +206,7 @@ async def watch(cluster: ArmedCluster, name: str, fault: Fault, armed: Pid | Non
         await asyncio.sleep(_POLL_S)
     while True:
         seen_s = time.monotonic()
-        if fault.action == "stop" and cluster.stands_still(name):
+        if fault.action == "stop" and cluster.stands_still(armed):
             is_met.set()
             return await _sleep_through(cluster, name, seen_s - _LATE_S)
         if fault.action == "kill" and not processes.is_running(armed):

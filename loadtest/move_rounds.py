@@ -177,7 +177,7 @@ class Rounds:
         self._rng = random.Random(seed)
         self._number = 0
         self.outages: list[Outage] = []
-        self._armed: dict[str, Pid] = {}
+        self._armed: dict[str, Pid | None] = {}
 
     async def load(self) -> None:
         """Before the first round."""
@@ -188,7 +188,7 @@ class Rounds:
         self._number += 1
         report = Report(number=self._number, change=str(the_round.change), faults=[str(f) for f in the_round.faults])
         parts = cast(the_round, self.members, self._cluster, self._rng)
-        await self._arm(parts)
+        self._arm(parts)
         self.outages.clear()
         self.crew.failures.clear()
         self.crew.open_gates()
@@ -212,16 +212,15 @@ class Rounds:
         await self.judge(report)
         return report
 
-    async def _arm(self, parts: dict[str, Fault]) -> None:
-        """Those that have not met their fault in an earlier round are no longer armed."""
-        points = {name: f"{fault.point}={fault.action}@{fault.turn}" for name, fault in parts.items() if fault.point}
-        running = self._cluster.pids()
-        points |= {
-            name: "" for name, process in self._armed.items() if running.get(name) == process and name not in points
+    def _arm(self, parts: dict[str, Fault]) -> None:
+        """Those that have not met their fault in an earlier round are armed no more."""
+        for name in self._armed.keys() - parts.keys():
+            self._cluster.arm(name, "")
+        self._armed = {
+            name: self._cluster.arm(name, f"{fault.point}={fault.action}@{fault.turn}")
+            for name, fault in parts.items()
+            if fault.point
         }
-        for name in points.keys() - running.keys():  # the one that is to be added
-            self._cluster.prepare(name, points[name])
-        self._armed = await self._cluster.arm_all({name: points[name] for name in points.keys() & running.keys()})
 
     async def _watch(self, name: str, fault: Fault, is_met: asyncio.Event) -> None:
         if fault.point:

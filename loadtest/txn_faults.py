@@ -97,8 +97,8 @@ def _in_turn(names: Sequence[str], count: int, rng: random.Random) -> list[Fault
     return found[:count]
 
 
-async def arm(fault: Fault, cluster: ArmedCluster, rng: random.Random, txn_timeout_s: float) -> tuple[str, Pid] | None:
-    """Before the load: start the process that is to die or be slow with its failpoint, and say which it is."""
+def arm(fault: Fault, cluster: ArmedCluster, rng: random.Random, txn_timeout_s: float) -> tuple[str, Pid] | None:
+    """Before the load: arm the process that is to die or be slow, and say which it is. Raises RuntimeError."""
     if not fault.point:
         return None
     shard = f"shard-s{rng.randint(1, cluster.shards)}"
@@ -108,7 +108,10 @@ async def arm(fault: Fault, cluster: ArmedCluster, rng: random.Random, txn_timeo
     else:
         seldom = _SELDOM.get(fault.point, _SELDOM.get(fault.point.partition("-")[0], _TURNS_MAX))
         action = f"kill@{rng.randint(1, seldom)}"
-    return name, await cluster.arm(name, f"{fault.point}={action}")
+    process = cluster.arm(name, f"{fault.point}={action}")
+    if process is None:
+        raise RuntimeError(f"{name} does not run")
+    return name, process
 
 
 async def strike(
@@ -140,6 +143,7 @@ async def _wait_for_death(fault: Fault, cluster: ArmedCluster, name: str, proces
     while processes.is_running(process):
         now_s = time.monotonic()
         if now_s - began > patience_s:
+            cluster.arm(name, "")
             return Struck(f"{name} did not come to {fault.point}", provoked, now_s, reached=False)
         if fault.point.startswith("ask-") and now_s - last_s > (_PROVOKE_EVERY_S if provoked else 0.3):
             last_s = now_s

@@ -136,7 +136,7 @@ class Rounds:
     async def one(self, fault: Fault) -> Report:
         """One round. Raises RoundsError when the cluster does not come back, or cannot be read when it is."""
         report = Report(number=len(self._verdict.rounds) + 1, fault=fault.name)
-        armed = await arm(fault, self._cluster, self._rng, self._verdict.txn_timeout_s)
+        armed = arm(fault, self._cluster, self._rng, self._verdict.txn_timeout_s)
         self._new_keys(report.number)
         self.doubts.count_max = 0
         began = time.monotonic()

@@ -70,12 +70,6 @@ class Scene:
             await self.rounds.ask(change)
             self.rounds.members = change.after(self.rounds.members)
 
-    async def arm(self, name: str, failpoint: str) -> None:
-        """Start the process anew with it; meanwhile calls may fail."""
-        began_s = time.monotonic()
-        await self.cluster.arm(name, failpoint)
-        self.rounds.outages.append(Outage(name, began_s, time.monotonic()))
-
     async def until_settled(self) -> dict[str, Any]:
         return await self.rounds.until_settled()
 
@@ -189,7 +183,7 @@ async def test_a_shard_that_is_away_is_waited_for_and_others_go_on(trio: Scene) 
 
 async def test_a_cancelled_change_leaves_no_trace(trio: Scene) -> None:
     async with under_load(trio):
-        trio.cluster.prepare("shard-s4", "take-before-commit=pause:400")
+        trio.cluster.arm("shard-s4", "take-before-commit=pause:400")
         await trio.change(Change("add", "s4"))
 
         async def copies() -> bool:
@@ -203,7 +197,7 @@ async def test_a_cancelled_change_leaves_no_trace(trio: Scene) -> None:
         owners = (await trio.map()).owners
 
         # of a shard that stays a member nothing is left in its file, either
-        await trio.arm("shard-s1", "complete-before-commit=pause:400")
+        trio.cluster.arm("shard-s1", "complete-before-commit=pause:400")
         await trio.change(Change("weigh", "s1", 4))
         assert (await trio.map()).moves
 
@@ -220,7 +214,7 @@ async def test_a_cancelled_change_leaves_no_trace(trio: Scene) -> None:
 
 async def test_what_has_moved_stays_when_the_rest_is_cancelled_and_planned_anew(trio: Scene) -> None:
     async with under_load(trio):
-        trio.cluster.prepare("shard-s4", "complete-before-commit=pause:250")
+        trio.cluster.arm("shard-s4", "complete-before-commit=pause:250")
         await trio.change(Change("add", "s4"))
 
         async def some_are_there() -> bool:
@@ -238,7 +232,7 @@ async def test_what_has_moved_stays_when_the_rest_is_cancelled_and_planned_anew(
 
 
 async def test_there_and_back_again_before_the_trim(trio: Scene) -> None:
-    await trio.arm("shard-s1", "trim-before-commit=pause:300")
+    trio.cluster.arm("shard-s1", "trim-before-commit=pause:300")
     await trio.change(Change("weigh", "s1", 4))
     await trio.until_settled()
     async with under_load(trio):
@@ -253,12 +247,13 @@ async def test_there_and_back_again_before_the_trim(trio: Scene) -> None:
 
 async def test_a_new_controller_gives_new_ids_and_old_fences_end_while_the_destination_sleeps(trio: Scene) -> None:
     async with under_load(trio) as outages:
-        await trio.arm("shard-s1", "move-after-last-pull=stop")
+        process = trio.cluster.arm("shard-s1", "move-after-last-pull=stop")
+        assert process is not None
         await trio.change(Change("weigh", "s1", 4))
         began_s = time.monotonic()
 
         async def sleeps() -> bool:
-            return trio.cluster.stands_still("shard-s1")
+            return trio.cluster.stands_still(process)
 
         await trio.until(sleeps, "the destination has what it needs, and sleeps")
         before = {move.id: move for move in (await trio.map()).moves}
@@ -271,7 +266,7 @@ async def test_a_new_controller_gives_new_ids_and_old_fences_end_while_the_desti
             reply: Reply = await trio.wire.ask("PUT", f"/v1/kv/{key}", b"as soon as the fence has ended")
             assert reply.status == 201, (shard, reply)
             assert (await trio.wire.ask("DELETE", f"/v1/kv/{key}")).status == 204
-        assert trio.cluster.stands_still("shard-s1")
+        assert trio.cluster.stands_still(process)
         after = (await trio.map()).moves
         assert not before.keys() & {move.id for move in after}
         assert [move.partitions for move in after] == [move.partitions for move in before.values()]

@@ -126,8 +126,8 @@ async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ArmedC
 
 @asynccontextmanager
 async def scene(cluster: ArmedCluster, failpoint: str) -> AsyncIterator[Scene]:
-    """Router 0 runs with that failpoint; afterwards it is as it was."""
-    process = await cluster.arm("router-0", failpoint)
+    """Router 0 is armed with that failpoint; afterwards it is not."""
+    process = cluster.arm("router-0", failpoint)
     try:
         async with calling(cluster.urls[0]) as ill, calling(cluster.urls[1]) as well:
             keys: dict[str, str] = {}
@@ -249,7 +249,7 @@ async def test_the_id_in_a_504_tells_what_became_of_it(pair: ArmedCluster) -> No
     """The anchor's shard dies behind the commit of the decision, before anybody heard of it."""
     async with scene(pair, "none=pause:1") as it:
         versions = await it.write_both("first")
-        await pair.arm(f"shard-{it.a_shard}", "decide-after-commit=kill@1")
+        pair.arm(f"shard-{it.a_shard}", "decide-after-commit=kill@1")
         reply = await it.ill.txn(guarded(it, versions, "second"), idempotency_key="the-id-in-a-504")
         assert reply.status in (200, 504), reply
         if reply.status == 504:

@@ -57,6 +57,17 @@ def test_stop_lets_the_process_stand_still_until_it_is_woken() -> None:
     assert time.monotonic() - began > 0.4
 
 
+def test_points_in_a_file_are_taken_when_there_is_one_and_the_file_goes(tmp_path: Path) -> None:
+    file = tmp_path / "points"
+    write = f"import pathlib; pathlib.Path({str(file)!r}).write_text"
+    program = f"hit('a'); {write}('a=kill@2'); hit('b'); hit('a'); print('once', flush=True); hit('a'); print('twice')"
+    done = run(f"@{file}", program)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "once\n")
+    assert not file.exists()
+    disarmed = f"{write}('a=kill'); hit('b'); {write}(''); hit('a'); print('alive')"
+    assert run(f"@{file}", disarmed).stdout == "alive\n"
+
+
 def test_pause_sleeps_each_time_and_several_points_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
@@ -79,7 +90,7 @@ def test_every_point_that_tests_name_is_in_the_code() -> None:
     source = "".join(path.read_text() for path in (ROOT / "kvstore").rglob("*.py"))
     in_the_router = ("prepare-sent", "decide-sent", "finish-sent")
     names = [f"txn-{when}-{what}" for what in in_the_router for when in ("before", "after")]
-    for name in (*names, "txn-after-decided", "txn-before-forget-sent", "batch-before-commit", "batch-after-commit"):
+    for name in (*names, "txn-after-decided", "txn-before-forget-sent"):
         assert f'"{name}"' in source
     for when in ("before-copy", "after-copy", "before-fence", "after-fence", "after-last-pull", "after-complete"):
         assert f'"move-{when}"' in source
@@ -91,5 +102,6 @@ def test_every_point_that_tests_name_is_in_the_code() -> None:
         assert f'batch.steps.append("{step}")' in source
     for step in ("transact", "prepare", "decide", "finish", "abort", "ask", "forget"):
         assert f': "{step}"' in source
-    assert '"{step}-before-commit"' in source
-    assert '"{step}-after-commit"' in source
+    assert '"batch", *batch.steps' in source
+    assert '"{name}-before-commit"' in source
+    assert '"{name}-after-commit"' in source
