@@ -170,7 +170,7 @@ def _make_possible(case: Case, data: st.DataObject, api: Api) -> None:
 
 
 def _only_plan(case: Case, data: st.DataObject) -> None:
-    """The cluster is shared: it stays as it is. (That the changes themselves are as documented, `test_shards_cli` sees.)
+    """The cluster is shared: it stays as it is. (That the changes themselves are as documented `test_shards_cli` sees.)
 
     A cancel changes nothing, for nothing moves here.
     """
