@@ -127,9 +127,12 @@ class Receiver:
             failpoints.hit("move-before-fence")
             fenced = await self._fence(move, state)
             failpoints.hit("move-after-fence")
-            await self._take_changes(move, state, sequence)
+            page = await self._changes(move, state, sequence)
+            while page.more:
+                await self._take(move, state, page)
+                page = await self._changes(move, state, page.sequence)
             failpoints.hit("move-after-last-pull")
-            await self._store.complete(move.id, fenced)
+            await self._store.complete(move.id, fenced, page.rows)
             failpoints.hit("move-after-complete")
             state.go_on("done")
         except KvError as error:
@@ -164,16 +167,21 @@ class Receiver:
         return Pull(0, move.partitions, 0, partition, after_row, self._page_rows())
 
     async def _take_changes(self, move: Move, state: _State, sequence: int) -> tuple[int, int]:
-        """What has changed since that sequence: how many rows, and as of which sequence. Raises Conflict."""
+        """Take what has changed since that sequence: how many rows, and as of which sequence. Raises Conflict."""
         count, more = 0, True
         while more:
-            pull = Pull(0, move.partitions, sequence, 0, -1, self._page_rows())
-            page = await self._ask(move, state, pull, Rows)
-            if page.floor > sequence:
-                raise Conflict("deletions that the copy may have missed are forgotten: it begins anew")
+            page = await self._changes(move, state, sequence)
             await self._take(move, state, page)
             count, more, sequence = count + len(page.rows), page.more, page.sequence
         return count, sequence
+
+    async def _changes(self, move: Move, state: _State, sequence: int) -> Rows:
+        """A page of what has changed since that sequence. Raises Conflict if a deletion may be missing."""
+        pull = Pull(0, move.partitions, sequence, 0, -1, self._page_rows())
+        page = await self._ask(move, state, pull, Rows)
+        if page.floor > sequence:
+            raise Conflict("deletions that the copy may have missed are forgotten: it begins anew")
+        return page
 
     async def _take(self, move: Move, state: _State, page: Rows) -> None:
         if not page.rows:

@@ -188,8 +188,14 @@ class Handover:
         connection.executemany(UPSERT, new)
         return size
 
-    def complete(self, move: str, fenced: Fenced, connection: sqlite3.Connection, batch: Batch) -> None:
-        """All has come: compare, and let the clock and the floor be as high as the source's. Raises Conflict."""
+    def complete(
+        self, move: str, fenced: Fenced, rows: Sequence[MovedRow], connection: sqlite3.Connection, batch: Batch
+    ) -> None:
+        """With these rows all has come: compare, and let the clock and the floor be as high as the source's.
+
+        Raises Conflict, DataCorrupt.
+        """
+        self.take(move, rows, connection, batch)
         here = self._tallies.total(connection, self._receiving(move), batch.clock.sequence)
         if (here.rows, here.low, here.high) != (fenced.rows, *fenced.digest):
             raise Conflict(f"the copy of move {move} differs from its source: {here.rows} rows, there {fenced.rows}")

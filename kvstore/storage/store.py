@@ -116,6 +116,7 @@ class Store:
         self.recovery_due = asyncio.Event()
         self._lease_timers = LeaseTimers(self._locks, lambda name: self.tell(ExpireLease(name)))
         self._writes: deque[Waiter | _Alone] = deque()
+        self._urgent: deque[_Alone] = deque()
         self._write_bytes = 0
         self._write_queued = asyncio.Event()
         self._reads: list[tuple[Get, Sink, int, int]] = []
@@ -171,7 +172,7 @@ class Store:
     async def adopt(self, cluster_map: ClusterMap) -> bool:
         """Answer for what the map says is owned, when that is durable; False if the map is not newer than the last."""
         before = self.handover.view
-        is_newer = await self._alone(partial(self.handover.adopt, cluster_map))
+        is_newer = await self._alone(partial(self.handover.adopt, cluster_map), urgent=True)
         view = self.handover.view
         self.database.identity = self.database.identity._replace(cluster_id=cluster_map.cluster_id)
         self._scatter((before.owned | before.foreign) - view.owned - view.foreign)
@@ -179,7 +180,7 @@ class Store:
 
     async def fence(self, move: str) -> Fenced:
         """Answer for the partitions of that move no more. Raises Conflict."""
-        return await self._alone(partial(self.handover.fence, move))
+        return await self._alone(partial(self.handover.fence, move), urgent=True)
 
     async def clear(self, move: str) -> None:
         """Remove what lies here of the partitions that the move is to bring. Raises Conflict."""
@@ -190,9 +191,9 @@ class Store:
         """Rows that the move brings; how many bytes they are. Raises Conflict, DataCorrupt."""
         return await self._alone(partial(self.handover.take, move, rows))
 
-    async def complete(self, move: str, fenced: Fenced) -> None:
-        """The move has brought all: compare. Raises Conflict if it has not."""
-        await self._alone(partial(self.handover.complete, move, fenced))
+    async def complete(self, move: str, fenced: Fenced, rows: Sequence[MovedRow]) -> None:
+        """With these last rows the move has brought all: compare. Raises Conflict if it has not, DataCorrupt."""
+        await self._alone(partial(self.handover.complete, move, fenced, rows), urgent=True)
 
     async def pull(self, pull: Pull) -> Rows:
         """Rows for another store. Raises Conflict for partitions that are not owned, DataCorrupt."""
@@ -239,10 +240,14 @@ class Store:
                     self._litter -= partitions
                 await asyncio.sleep(self.pause_s(time.monotonic() - started_s))
 
-    async def _alone(self, step: Step[T]) -> T:
-        """When its turn in the queue of writes comes, with nothing else at work. Raises what the step raises."""
+    async def _alone(self, step: Step[T], *, urgent: bool = False) -> T:
+        """When its turn in the queue of writes comes, with nothing else at work. Raises what the step raises.
+
+        `urgent`: next, before all that is queued, because nobody answers for some partition until it is done. What it
+        passes by is done or bounced by what is true then.
+        """
         alone = _Alone(step, asyncio.get_running_loop().create_future())
-        self._writes.append(alone)
+        (self._urgent if urgent else self._writes).append(alone)
         self._write_queued.set()
         return await alone.future  # type: ignore[no-any-return]
 
@@ -288,8 +293,9 @@ class Store:
     async def _commit_batches(self) -> None:
         while True:
             await self._write_queued.wait()
-            waiters = self._take_batch()
-            if waiters:
+            if self._urgent:
+                await self._settle_alone(self._urgent.popleft())
+            elif waiters := self._take_batch():
                 started = time.perf_counter()
                 batch = await self.database.commit(self._work(waiters))
                 self.stats.commit_s.observe(time.perf_counter() - started)

@@ -461,12 +461,12 @@ async def test_what_comes_after_the_comparison_is_compared_again(cluster: Cluste
     assert (await cluster.carry(move_id)).step == "done"
     fenced = await cluster.stores["s1"].fence(move_id)
     store = cluster.stores["s2"]
-    await store.complete(move_id, fenced)
+    await store.complete(move_id, fenced, [])
     other = next(key for key in map(str, range(10_000)) if at(key) == at("a"))
     row = ("value", other, at("a"), 1, 0, b"x", None, checksum("value", other, 1, 0, b"x"))
     await store.take(move_id, [row])
     with pytest.raises(Conflict, match="differs"):
-        await store.complete(move_id, fenced)
+        await store.complete(move_id, fenced, [])
 
 
 # --- any order of changes ---------------------------------------------------------------------------------------------
