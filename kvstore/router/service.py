@@ -459,31 +459,31 @@ class RouterService:
 
     async def explain(self, key: str) -> dict[str, Any]:
         """The way of a key: hash, partition, ring walk, owner, and what the owner knows of it."""
-        cluster_map = self.cluster_map
-        if cluster_map is None:
+        if not self._owners:
             raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
-        encoded = key.encode()
-        partition = partition_of(encoded, cluster_map.partitions)
-        channel = self._owners[partition]
+        partition = self.partition_of(key)
+        facts: dict[str, Any]
+        try:
+            reply = await self.ask_owner(partition, Explain(0, key))
+            if not isinstance(reply, Facts):
+                raise from_problem(reply.problem if isinstance(reply, Answer) else None)
+            facts = {"owner_state": "up", **reply.facts}
+        except KvError as error:
+            facts = {"owner_state": "down" if isinstance(error, Unavailable) else "up", "detail": error.detail}
+        cluster_map, channel = self.cluster_map, self._owners[partition]
+        assert cluster_map is not None
         nodes = [Node(member.id, member.weight) for member in cluster_map.members]
-        document: dict[str, Any] = {
+        return {
             "key": key,
-            "hash": f"{key_hash(encoded):016x}",
+            "hash": f"{key_hash(key.encode()):016x}",
             "partition": partition,
             "partitions": cluster_map.partitions,
             "epoch": cluster_map.epoch,
             "walk": walk(nodes, partition, cluster_map.partitions),
             "owner": channel.shard_id,
             "owner_url": channel.url,
+            **facts,
         }
-        try:
-            reply = await channel.request(Explain(0, key))
-            if isinstance(reply, Answer):
-                raise from_problem(reply.problem or {})
-        except KvError as error:
-            state = "down" if isinstance(error, Unavailable) else "up"
-            return document | {"owner_state": state, "detail": error.detail}
-        return document | {"owner_state": "up", **reply.facts}
 
 
 def epoch_of(refusal: Reply) -> tuple[int, bool]:

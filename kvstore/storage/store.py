@@ -612,8 +612,15 @@ class Store:
     # --- for people --------------------------------------------------------------------------------------------------
 
     async def explain(self, key: str) -> dict[str, Any]:
-        """The committed row of the key: kind of row, version, sequence, size, deadline; or that it is damaged."""
+        """The committed row of the key: kind of row, version, sequence, size, deadline; or that it is damaged.
+
+        Raises WrongOwner.
+        """
+        partition = partition_of(key.encode(), len(self.arrivals))
+        arrival = self.arrivals[partition]
         (found,) = await self.database.read([key])
+        if not arrival or self.arrivals[partition] != arrival:
+            raise wrong_owner(partition, self.epoch, self._fenced)
         if isinstance(found, KvError):
             return {"row": "damaged", "detail": found.detail}
         row = found.row
