@@ -54,7 +54,8 @@ from kvstore.protocol import Progress
 
 log = logging.getLogger(__name__)
 
-_FIRST_WAIT_S = 0.05
+_FIRST_WAIT_S = 0.01
+_FIRST_PAUSE_S = 0.1  # after a try that failed
 _ANSWER_S = 0.5  # a Receive is answered at the latest after this time
 
 Pair = tuple[str, str]
@@ -259,7 +260,9 @@ class Mover:
         trouble = self._troubles.get(current.pair)
         if trouble is not None:
             current.note("waiting", f"tried {trouble.tries} times so far: {trouble.detail}")
-            await asyncio.sleep(min(_FIRST_WAIT_S * 2 ** min(trouble.tries, 10), self._limits.reconnect_wait_s_max))
+            await asyncio.sleep(
+                min(_FIRST_PAUSE_S * 2 ** min(trouble.tries - 1, 10), self._limits.reconnect_wait_s_max)
+            )
         current.note("queued")
 
     async def _bring(self, move: Move, epoch: int, *, again: bool = False) -> str:

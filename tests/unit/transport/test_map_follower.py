@@ -154,6 +154,12 @@ async def test_an_announcement_is_repeated_until_it_was_heard(
     )
 
 
+async def test_who_wants_to_join_says_so(follower: MapFollower, controller: Controller) -> None:
+    controller.will_answer((200, b"{}"))
+    await follower.announce("s5", "http://s5", "store", None, 2, join=True)
+    assert controller.asked[0]["join"] is True
+
+
 async def test_a_refused_announcement_ends_in_the_reason(follower: MapFollower, controller: Controller) -> None:
     controller.will_answer((409, msgspec.json.encode(ForeignData("another store").problem())))
     with pytest.raises(ForeignData, match="another store"):
