@@ -81,6 +81,7 @@ _READ_KEYS_MAX = 256
 _COUNT_KEYS_MAX = 20_000
 _IN_DOUBT_MAX = 1000
 _REMOVED_ROWS_MAX = 500
+_BUSY_SHARE = 8  # while others are at work a step of a move is so many times smaller
 _LOAD_WINDOW_S = 0.1
 _IDLE_OPS_PER_S = 20
 _PAUSE_S = 0.002
@@ -200,7 +201,7 @@ class Store:
         if not self.handover.view.owned.issuperset(pull.partitions):
             raise Conflict("this shard does not own these partitions", retry_after_ms=100)
         busy = self.busy
-        bytes_max = self._limits.page_bytes_max // (8 if busy else 1)
+        bytes_max = self._limits.page_bytes_max // (_BUSY_SHARE if busy else 1)
         page = await self.database.pull(pull, bytes_max)
         page.busy = busy
         return page
@@ -236,7 +237,8 @@ class Store:
             self._litter_found.clear()
             while partitions := frozenset(self._litter):
                 started_s = time.monotonic()
-                if await self._alone(partial(self.handover.trim, partitions, _REMOVED_ROWS_MAX)) < _REMOVED_ROWS_MAX:
+                rows_max = _REMOVED_ROWS_MAX // _BUSY_SHARE if self.busy else _REMOVED_ROWS_MAX
+                if await self._alone(partial(self.handover.trim, partitions, rows_max)) < rows_max:
                     self._litter -= partitions
                 await asyncio.sleep(self.pause_s(time.monotonic() - started_s))
 
