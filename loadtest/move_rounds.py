@@ -53,7 +53,7 @@ from loadtest.txn_clients import Worker
 from loadtest.txn_wire import Wire, session
 
 # What is fenced while the controller is away waits for it, on a busy machine, too: that is no reason to fail.
-LIMITS = {"move_group_keys_max": 40, "txn_timeout_s": 2.0, "reroute_timeout_s": 20.0}
+LIMITS = {"move_group_keys_max": 40, "txn_timeout_s": 2.0, "reroute_timeout_s": 20.0, "reconnect_wait_s_max": 0.2}
 _SETTLE_TIMEOUT_S = 40.0
 _FILES_TIMEOUT_S = 8.0
 _REACH_TIMEOUT_S = 3.0

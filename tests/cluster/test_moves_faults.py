@@ -7,6 +7,7 @@ The long version of the first test is `python -m loadtest.move_rounds`, that of 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import sqlite3
 import sys
@@ -27,8 +28,8 @@ from loadtest.armed_cluster import ArmedCluster
 from loadtest.cluster import REPOSITORY
 from loadtest.move_faults import Change, Fault, Outage, Round, all_points
 from loadtest.move_rounds import LIMITS, Report, Rounds, run_rounds
-from loadtest.processes import free_ports
-from loadtest.txn_wire import Reply, session
+from loadtest.processes import Pid, free_ports, wait_gone
+from loadtest.txn_wire import session
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
@@ -100,6 +101,32 @@ class Scene:
         query = "SELECT count(*) FROM rows WHERE partition NOT IN (SELECT value FROM json_each(?))"
         return int(self.rows(shard, query, owned)[0][0])
 
+    def fences(self) -> list[tuple[str, str, int]]:
+        """Which shards have fenced which partitions, for which moves: some, at least."""
+        found = [(shard, *row) for shard in self.rounds.members for row in self.rows(shard, "SELECT * FROM fences")]
+        assert found
+        return found
+
+    async def until_still(self, process: Pid) -> None:
+        async def is_still() -> bool:
+            return self.cluster.stands_still(process)
+
+        await self.until(is_still, f"{process} stands still")
+
+    async def kill_and_wait(self, shard: str) -> None:
+        """Until it serves what it owns, and does not move, to the router."""
+        cluster_map = await self.map()
+        moving = {partition for move in cluster_map.moves for partition in move.partitions}
+        key = key_in(next(iter(set(cluster_map.owned_by(shard)) - moving)))
+        killed = self.cluster.kill(f"shard-{shard}")
+        assert killed is not None
+        await wait_gone([killed], 10.0)
+
+        async def answers() -> bool:
+            return (await self.wire.ask("GET", f"/v1/kv/{key}")).status == 404
+
+        await self.until(answers, f"{shard} is back")
+
     async def fails(self, method: str, path: str, body: Any = None) -> tuple[int, str, str]:
         """Status, code and detail of a refusal, whose next step is told, too."""
         reply = await self.wire.ask(method, path, None if body is None else msgspec.json.encode(body))
@@ -108,9 +135,15 @@ class Scene:
         return reply.status, problem["code"], problem["detail"]
 
 
+def key_in(partition: int) -> str:
+    """A key of that partition."""
+    return next(key for n in itertools.count() if partition_of((key := f"in/{n}").encode(), 64) == partition)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def trio(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
-    async with session() as http, ArmedCluster(tmp_path_factory.mktemp("trio"), 3, LIMITS, partitions=64) as cluster:
+    limits = {**LIMITS, "move_fence_timeout_s": 10.0}  # so that a fence stands while a process comes back
+    async with session() as http, ArmedCluster(tmp_path_factory.mktemp("trio"), 3, limits, partitions=64) as cluster:
         rounds = Rounds(cluster, http, seed=2)
         await rounds.load()
         tasks = [asyncio.create_task(worker.run()) for worker in rounds.crew.workers]
@@ -247,26 +280,21 @@ async def test_there_and_back_again_before_the_trim(trio: Scene) -> None:
 
 async def test_a_new_controller_gives_new_ids_and_old_fences_end_while_the_destination_sleeps(trio: Scene) -> None:
     async with under_load(trio) as outages:
-        process = trio.cluster.arm("shard-s1", "move-after-last-pull=stop")
-        assert process is not None
-        await trio.change(Change("weigh", "s1", 4))
+        destination = trio.cluster.arm("shard-s1", "move-after-last-pull=stop")
+        assert destination is not None
         began_s = time.monotonic()
-
-        async def sleeps() -> bool:
-            return trio.cluster.stands_still(process)
-
-        await trio.until(sleeps, "the destination has what it needs, and sleeps")
+        await trio.change(Change("weigh", "s1", 4))
+        await trio.until_still(destination)
         before = {move.id: move for move in (await trio.map()).moves}
-        fences = [(shard, *row) for shard in ("s2", "s3") for row in trio.rows(shard, "SELECT * FROM fences")]
+        fences = trio.fences()
         assert {move for _, move, _ in fences} <= before.keys()
-        assert fences
         trio.cluster.kill("controller-0")
-        for shard, _, partition in fences:
-            key = next(f"fenced/{n}" for n in range(10_000) if partition_of(b"fenced/%d" % n, 64) == partition)
-            reply: Reply = await trio.wire.ask("PUT", f"/v1/kv/{key}", b"as soon as the fence has ended")
-            assert reply.status == 201, (shard, reply)
+        for _, _, partition in fences:
+            key = key_in(partition)
+            reply = await trio.wire.ask("PUT", f"/v1/kv/{key}", b"as soon as the fence has ended")
+            assert reply.status == 201, reply
             assert (await trio.wire.ask("DELETE", f"/v1/kv/{key}")).status == 204
-        assert trio.cluster.stands_still(process)
+        assert trio.cluster.stands_still(destination)
         after = (await trio.map()).moves
         assert not before.keys() & {move.id for move in after}
         assert [move.partitions for move in after] == [move.partitions for move in before.values()]
@@ -274,6 +302,32 @@ async def test_a_new_controller_gives_new_ids_and_old_fences_end_while_the_desti
         await trio.until_settled()
         await trio.cluster.wait_ready(30.0)
         outages.append(Outage("shard-s1", began_s, time.monotonic()))
+    await trio.change(Change("weigh", "s1", 1))
+    await trio.until_settled()
+
+
+async def test_a_fenced_source_that_dies_and_comes_back_stays_fenced_until_the_commit(trio: Scene) -> None:
+    async with under_load(trio) as outages:
+        destination = trio.cluster.arm("shard-s1", "move-after-last-pull=stop")
+        assert destination is not None
+        began_s = time.monotonic()
+        await trio.change(Change("weigh", "s1", 4))
+        await trio.until_still(destination)
+        source, _, partition = trio.fences()[0]
+        before = {move.id for move in (await trio.map()).moves}
+        await trio.kill_and_wait(source)
+        key = key_in(partition)
+        written = asyncio.create_task(trio.wire.ask("PUT", f"/v1/kv/{key}", b"not before the commit"))
+        await asyncio.sleep(0.3)
+        assert not written.done()
+        assert before == {move.id for move in (await trio.map()).moves}  # nothing was voided
+        trio.cluster.wake("shard-s1")
+        assert (await written).status == 201
+        assert not before <= {move.id for move in (await trio.map()).moves}
+        await trio.until_settled()
+        outages.append(Outage("all", began_s, time.monotonic()))
+        assert (await trio.wire.ask("GET", f"/v1/kv/{key}")).body == b"not before the commit"
+        assert (await trio.wire.ask("DELETE", f"/v1/kv/{key}")).status == 204
     await trio.change(Change("weigh", "s1", 1))
     await trio.until_settled()
 
@@ -307,7 +361,7 @@ async def until_it_answers(url: str) -> None:
                 async with http.get(f"{url}/healthz") as reply:
                     assert reply.status == 200
                     return
-            except aiohttp.ClientConnectorError:
+            except aiohttp.ClientError:
                 await asyncio.sleep(0.05)
 
 
