@@ -36,6 +36,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -205,6 +206,7 @@ class Mover:
             if (move.source, move.to) not in self._tries:
                 new = self._tries[move.source, move.to] = _Try(move)
                 new.task = self._start(self._run_try(new))
+                new.task.add_done_callback(partial(self._leave, new))  # also if it is cancelled before it has begun
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -218,10 +220,8 @@ class Mover:
         except Exception:
             log.exception("the move %s of %s to %s failed", current.move.id, *current.pair)
             self._note_trouble(current, "the controller met an error of its own; its log says more")
-        finally:
-            self._leave(current)
 
-    def _leave(self, current: _Try) -> None:
+    def _leave(self, current: _Try, _: object = None) -> None:
         """Make room for the next move of the pair."""
         current.decided.set()
         if self._tries.get(current.pair) is current:

@@ -47,6 +47,8 @@ class Places:
         """All that have room, those that came first before others."""
         wanted: Counter[str] = Counter()  # by those that go on waiting, and came before
         for shards, turn in list(self._waiting):
+            if turn.cancelled():
+                continue  # it is about to leave
             has_room = all(self._taken[shard] + wanted[shard] < self._of_shard_max for shard in shards)
             if has_room and self._at_work < self._at_once_max:
                 self._waiting.remove((shards, turn))

@@ -16,12 +16,13 @@ import pytest
 from kvstore.config import Limits, default_config
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import Announcement, ClusterState
-from kvstore.controller.mover import Mover
+from kvstore.controller.mover import Mover, new_move_id
 from kvstore.controller.service import ClusterService
 from kvstore.controller.shards import Shards
 from kvstore.controller.store import MapStore, Stored
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import Unavailable
+from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap, Member, first_map
 from tests.unit.controller.far_shards import FarShard, far_shards
 
@@ -518,6 +519,17 @@ async def test_cancelling_ends_the_moves_under_way_and_their_fences(
     assert (after.members, after.owners, after.moves) == (before.members, before.owners, [])
     await until(lambda: not any(shard.fences for shard in far.values()))
     assert await controller.settled() == after
+
+
+async def test_a_try_that_is_cancelled_before_it_has_begun_makes_room_for_the_next(controller: Controller) -> None:
+    """As when two maps come within one turn of the loop."""
+    first = moves.planned(moves.with_weight(await controller.map(), "s1", 3), lambda _: 4, new_move_id)
+    second = moves.all_voided(first, new_move_id)
+    controller.mover._take(first)
+    controller.mover._take(second)
+    await controller.document.change(lambda state: msgspec.structs.replace(state, map=second))
+    after = await controller.settled()
+    assert loads(after)["s1"] == max(loads(after).values()) > loads(first)["s1"]
 
 
 async def test_what_was_done_but_cancelled_before_its_commit_is_not_committed(

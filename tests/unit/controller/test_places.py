@@ -134,3 +134,16 @@ def test_never_too_many_and_all_come_to_their_end(
                 assert any(set(other.pair) & set(worker.pair) for other in before)
 
     asyncio.run(run())
+
+
+async def test_places_are_not_lost_when_who_works_and_who_waits_are_cancelled_at_once() -> None:
+    """As a cancelled change does: whoever waited must not be given the place of whoever worked."""
+    places = Places(1, 9)
+    workers = await start(places, ("a", "x"), ("b", "y"), ("c", "z"))
+    for worker in workers[:2]:
+        worker.task.cancel()
+    found = await asyncio.gather(*(worker.task for worker in workers[:2]), return_exceptions=True)
+    assert [type(each) for each in found] == [asyncio.CancelledError] * 2
+    await turns()
+    assert workers[2].at_work
+    await finish(workers[2])
