@@ -127,6 +127,11 @@ class Scene:
 
         await self.until(answers, f"{shard} is back")
 
+    async def batch(self, ops: list[dict[str, str]]) -> None:
+        """All of them are done."""
+        reply = await self.wire.ask("POST", "/v1/batch", msgspec.json.encode({"ops": ops}))
+        assert all(result["status"] < 300 for result in msgspec.json.decode(reply.body)["results"]), reply
+
     async def fails(self, method: str, path: str, body: Any = None) -> tuple[int, str, str]:
         """Status, code and detail of a refusal, whose next step is told, too."""
         reply = await self.wire.ask(method, path, None if body is None else msgspec.json.encode(body))
@@ -265,15 +270,25 @@ async def test_what_has_moved_stays_when_the_rest_is_cancelled_and_planned_anew(
 
 
 async def test_there_and_back_again_before_the_trim(trio: Scene) -> None:
+    keys = [f"there/{number}" for number in range(60)]
     trio.cluster.arm("shard-s1", "trim-before-commit=pause:300")
     await trio.change(Change("weigh", "s1", 4))
     await trio.until_settled()
+    await trio.batch([{"op": "put", "key": key, "value": "before"} for key in keys])
     async with under_load(trio):
         await trio.change(Change("weigh", "s1", 1))
         await trio.until_settled()
+        deletes = [{"op": "delete", "key": key} for key in keys[::2]]
+        await trio.batch([*deletes, *({"op": "put", "key": key, "value": "there"} for key in keys[1::2])])
         assert await trio.strays("s1")
         await trio.change(Change("weigh", "s1", 4))
         await trio.until_settled()
+        for key in keys[::2]:
+            assert (await trio.wire.ask("GET", f"/v1/kv/{key}")).status == 404
+        for key in keys[1::2]:
+            assert (await trio.wire.ask("GET", f"/v1/kv/{key}")).body == b"there"
+        await trio.batch([{"op": "delete", "key": key} for key in keys[1::2]])
+    trio.cluster.arm("shard-s1", "")
     await trio.change(Change("weigh", "s1", 1))
     await trio.until_settled()
 
