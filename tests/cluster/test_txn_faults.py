@@ -94,13 +94,13 @@ class Scene:
         await until(written, "the anchor's shard has decided")
 
     async def until_nothing_in_doubt(self, since_s: float) -> None:
-        """Within 2 x txn_timeout_s, and a little for looking."""
+        """Within 2 x txn_timeout_s, and some time for looking, on a machine that may be busy."""
 
         async def none() -> bool:
             return bool((await self.in_doubt())["count"] == 0)
 
         await until(none, "nothing is in doubt", timeout_s=10.0)
-        assert time.monotonic() - since_s < 2 * TXN_TIMEOUT_S + 0.5
+        assert time.monotonic() - since_s < 2 * TXN_TIMEOUT_S + 1.5
 
 
 async def patiently(ask: Callable[[], Awaitable[Reply]]) -> Reply:
