@@ -281,13 +281,12 @@ class Receive(Message, tag=25):
 class Pull(Message, tag=26):
     """From destination to source: rows of these partitions. Answer: Rows.
 
-    `after_row` -1: those changed after `sequence`, in that order, with tombstones. Else: those after (`partition`,
-    `after_row`) in the order of partitions and of rows in the file, without tombstones.
+    `after_row` -1: those changed after `sequence`, in that order, with tombstones. Else: those that lie behind that row
+    in the file, in the order in which they lie there, without tombstones; 0 begins the copy.
     """
 
     partitions: list[int]
     sequence: int
-    partition: int
     after_row: int
     rows_max: int
 
@@ -425,7 +424,7 @@ MovedRow = tuple[str, str, int, int, int, bytes | None, bytes | None, int]
 
 
 class Rows(Message, tag=108):
-    """A page of a Pull. `partition`, `after_row` or `sequence`: where the next one goes on; `more`: there is one.
+    """A page of a Pull. `after_row` or `sequence`: where the next one goes on; `more`: there is one.
 
     `floor`: tombstones up to that sequence have been trimmed. `total`: how many rows these partitions have, in the
     first page of a copy. `busy`: others than moves are at work in this store.
@@ -434,7 +433,6 @@ class Rows(Message, tag=108):
     rows: list[MovedRow]
     more: bool
     sequence: int
-    partition: int
     after_row: int
     floor: int
     total: int

@@ -146,12 +146,12 @@ class Receiver:
 
     async def _copy(self, move: Move, state: _State) -> int:
         """All rows as they are now, or later; the sequence as of which all was there."""
-        page = await self._ask(move, state, self._copy_of(move, -1, 0), Rows)
+        page = await self._ask(move, state, self._copy_of(move, 0), Rows)
         sequence, state.rows_total = page.sequence, page.total
         while True:
             ahead = None
             if page.more:
-                pull = self._copy_of(move, page.partition, page.after_row)
+                pull = self._copy_of(move, page.after_row)
                 ahead = asyncio.create_task(self._ask(move, state, pull, Rows))
             try:
                 await self._take(move, state, page)
@@ -163,8 +163,8 @@ class Receiver:
                 if ahead is not None:
                     ahead.cancel()
 
-    def _copy_of(self, move: Move, partition: int, after_row: int) -> Pull:
-        return Pull(0, move.partitions, 0, partition, after_row, self._page_rows())
+    def _copy_of(self, move: Move, after_row: int) -> Pull:
+        return Pull(0, move.partitions, 0, after_row, self._page_rows())
 
     async def _take_changes(self, move: Move, state: _State, sequence: int) -> tuple[int, int]:
         """Take what has changed since that sequence: how many rows, and as of which sequence. Raises Conflict."""
@@ -177,7 +177,7 @@ class Receiver:
 
     async def _changes(self, move: Move, state: _State, sequence: int) -> Rows:
         """A page of what has changed since that sequence. Raises Conflict if a deletion may be missing."""
-        pull = Pull(0, move.partitions, sequence, 0, -1, self._page_rows())
+        pull = Pull(0, move.partitions, sequence, -1, self._page_rows())
         page = await self._ask(move, state, pull, Rows)
         if page.floor > sequence:
             raise Conflict("deletions that the copy may have missed are forgotten: it begins anew")

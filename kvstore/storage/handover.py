@@ -47,7 +47,8 @@ _IN_MEMORY_ALL = (
     f"{COLUMNS} FROM rows INDEXED BY rows_intents WHERE intent IS NOT NULL",
 )
 _REMOVE = """DELETE FROM rows WHERE rowid IN
-    (SELECT rowid FROM rows INDEXED BY rows_partition WHERE partition = ? LIMIT ?)"""
+    (SELECT theirs.rowid FROM json_each(?) AS wanted CROSS JOIN rows AS theirs INDEXED BY rows_partition
+        ON theirs.partition = wanted.value ORDER BY theirs.rowid LIMIT ?)"""
 
 
 class View(NamedTuple):
@@ -59,6 +60,11 @@ class View(NamedTuple):
     leaving: dict[str, frozenset[int]] = {}
     receiving: dict[str, frozenset[int]] = {}
     fenced: frozenset[int] = frozenset()
+
+    @property
+    def takes_part(self) -> bool:
+        """In moves that stand."""
+        return bool(self.leaving or self.receiving)
 
     @property
     def foreign(self) -> frozenset[int]:
@@ -217,12 +223,7 @@ class Handover:
 
     def _remove(self, connection: sqlite3.Connection, partitions: Set[int], rows_max: int) -> int:
         self._tallies.forget(partitions)
-        removed = 0
-        for partition in partitions:
-            removed += connection.execute(_REMOVE, (partition, rows_max - removed)).rowcount
-            if removed >= rows_max:
-                break
-        return removed
+        return connection.execute(_REMOVE, (*_array(partitions), rows_max)).rowcount
 
 
 def _array(values: Iterable[object]) -> tuple[str]:

@@ -68,9 +68,11 @@ _ROW = """SELECT partition, sequence, version, coalesce(expires_at_ms, 0), body,
     FROM rows WHERE kind = ? AND key = ?"""
 _SET_CLOCK = """UPDATE clock
     SET version = ?, sequence = ?, tombstones_floor = ?, keys = ?, bytes = ?, attempts_floor = ?"""
-_COPY = """SELECT rowid, kind, key, partition, version, coalesce(expires_at_ms, 0), body, intent, checksum FROM rows
-    INDEXED BY rows_partition WHERE partition = ? AND rowid > ? AND (body IS NOT NULL OR intent IS NOT NULL)
-    ORDER BY rowid LIMIT ?"""
+# In the order of the table: the rows of a partition lie all over it, and so each page is read once.
+_COPY = """SELECT rowid, kind, rows.key, partition, version, coalesce(expires_at_ms, 0), body, intent, checksum
+    FROM rows WHERE rowid IN (SELECT theirs.rowid FROM json_each(?) AS wanted CROSS JOIN rows AS theirs INDEXED BY rows_partition
+        ON theirs.partition = wanted.value WHERE theirs.rowid > ?)
+    AND (body IS NOT NULL OR intent IS NOT NULL) ORDER BY rowid LIMIT ?"""
 _CHANGED = """SELECT sequence, kind, rows.key, partition, version, coalesce(expires_at_ms, 0), body, intent, checksum
     FROM json_each(?) AS wanted CROSS JOIN rows INDEXED BY rows_partition ON rows.partition = wanted.value
     WHERE sequence > ? ORDER BY sequence LIMIT ?"""
@@ -512,7 +514,7 @@ def _scan(connection: sqlite3.Connection, scan: ScanQuery) -> ScanPage:
 
 
 def _pull(connection: sqlite3.Connection, pull: Pull, bytes_max: int, tallies: Tallies) -> Rows:
-    page = Rows(pull.id, [], False, pull.sequence, pull.partition, pull.after_row, 0, 0, False)
+    page = Rows(pull.id, [], False, pull.sequence, pull.after_row, 0, 0, False)
     connection.execute("BEGIN")
     try:
         sequence, page.floor = connection.execute("SELECT sequence, tombstones_floor FROM clock").fetchone()
@@ -520,7 +522,7 @@ def _pull(connection: sqlite3.Connection, pull: Pull, bytes_max: int, tallies: T
             page.sequence = sequence
             _pull_changes(connection, pull, bytes_max, page, tallies)
         else:
-            if pull.partition < 0:
+            if pull.after_row == 0:
                 page.sequence = sequence
                 page.total = connection.execute(_COUNT, (json.dumps(pull.partitions),)).fetchone()[0]
             _pull_copy(connection, pull, bytes_max, page)
@@ -532,19 +534,13 @@ def _pull(connection: sqlite3.Connection, pull: Pull, bytes_max: int, tallies: T
 
 
 def _pull_copy(connection: sqlite3.Connection, pull: Pull, bytes_max: int, page: Rows) -> None:
-    """Partition by partition, in the order of rowids: a row that changes meanwhile keeps its own."""
+    """In the order of rowids: a row that changes meanwhile keeps its own."""
     size = 0
-    for partition in sorted(pull.partitions):
-        if partition < pull.partition:
-            continue
-        after_row = pull.after_row if partition == pull.partition else 0
-        for rowid, *row in connection.execute(_COPY, (partition, after_row, pull.rows_max - len(page.rows))):
-            page.rows.append(tuple(row))
-            page.partition, page.after_row = partition, rowid
-            size += _row_bytes(row)
-            if size >= bytes_max:
-                break
-        if len(page.rows) >= pull.rows_max or size >= bytes_max:
+    for rowid, *row in connection.execute(_COPY, (json.dumps(pull.partitions), pull.after_row, pull.rows_max)):
+        page.rows.append(tuple(row))
+        page.after_row = rowid
+        size += _row_bytes(row)
+        if len(page.rows) == pull.rows_max or size >= bytes_max:
             page.more = True
             return
 

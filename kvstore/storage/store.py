@@ -80,7 +80,7 @@ _TRIM_ROWS_MAX = 500
 _READ_KEYS_MAX = 256
 _COUNT_KEYS_MAX = 20_000
 _IN_DOUBT_MAX = 1000
-_REMOVED_ROWS_MAX = 500
+_REMOVED_ROWS_MAX = 2000
 _BUSY_SHARE = 8  # while others are at work a step of a move is so many times smaller
 _LOAD_WINDOW_S = 0.1
 _IDLE_OPS_PER_S = 20
@@ -231,11 +231,11 @@ class Store:
             self._litter_found.set()
 
     async def _tidy(self) -> None:
-        """Remove what is left of partitions that are elsewhere."""
+        """Remove what is left of partitions that are elsewhere, when no move is under way here: those come first."""
         while True:
             await self._litter_found.wait()
             self._litter_found.clear()
-            while partitions := frozenset(self._litter):
+            while (partitions := frozenset(self._litter)) and not self.handover.view.takes_part:
                 started_s = time.monotonic()
                 rows_max = _REMOVED_ROWS_MAX // _BUSY_SHARE if self.busy else _REMOVED_ROWS_MAX
                 if await self._alone(partial(self.handover.trim, partitions, rows_max)) < rows_max:

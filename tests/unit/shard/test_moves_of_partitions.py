@@ -450,7 +450,7 @@ async def test_a_decision_that_was_dropped_elsewhere_is_not_remembered_here(clus
 
 
 async def test_rows_are_given_to_others_by_their_owner_only(cluster: Cluster):
-    answer = await cluster.ask("s2", Pull(1, [at("a")], 0, -1, 0, 10))
+    answer = await cluster.ask("s2", Pull(1, [at("a")], 0, 0, 10))
     assert (answer.status, answer.problem["code"]) == (409, "conflict")
 
 

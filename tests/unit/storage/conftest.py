@@ -109,7 +109,7 @@ class Rig:
 
     async def changes(self, after: int = 0, partitions: Sequence[int] = range(PARTITIONS), limit: int = 1000) -> Rows:
         """What has changed since that sequence, as a destination asks for it."""
-        return await self.store.database.pull(Pull(0, list(partitions), after, 0, -1, limit), 1 << 24)
+        return await self.store.database.pull(Pull(0, list(partitions), after, -1, limit), 1 << 24)
 
     async def keys(self, prefix: str = "", after: str = "", limit: int = 1000) -> list[str]:
         return [item[0] for item in (await self.store.scan(Scan(1, prefix, after, limit))).items]

@@ -60,7 +60,7 @@ async def test_a_file_of_format_1_is_opened_with_all_that_it_holds(tmp_path: Pat
         sink = Sink()
         store.get(Get(3, "a"), sink)
         assert (await sink.answer()).value == b"1"
-        page = await store.database.pull(Pull(0, list(range(PARTITIONS)), 0, 0, -1, 100), 1 << 20)
+        page = await store.database.pull(Pull(0, list(range(PARTITIONS)), 0, -1, 100), 1 << 20)
         assert page.sequence == 5
         assert [row[:2] for row in page.rows] == [(VALUE, "a"), (VALUE, "b"), (LEASE, "name"), (VALUE, "gone")]
 

@@ -315,7 +315,7 @@ async def test_old_intents_are_counted_and_explained(tmp_path: Path) -> None:
         assert store.snapshot().in_doubt == 1
         intent = (await store.explain("k"))["intent"]
         assert (intent["anchor"], intent["vote"], intent["txn"].endswith(FIRST.name)) == ("elsewhere", vote.vote, True)
-        page = await store.database.pull(Pull(0, list(range(PARTITIONS)), 0, 0, -1, 10), 1 << 20)
+        page = await store.database.pull(Pull(0, list(range(PARTITIONS)), 0, -1, 10), 1 << 20)
         assert page.rows[0][6] is not None
 
 
