@@ -70,7 +70,8 @@ _SET_CLOCK = """UPDATE clock
     SET version = ?, sequence = ?, tombstones_floor = ?, keys = ?, bytes = ?, attempts_floor = ?"""
 # In the order of the table: the rows of a partition lie all over it, and so each page is read once.
 _COPY = """SELECT rowid, kind, rows.key, partition, version, coalesce(expires_at_ms, 0), body, intent, checksum
-    FROM rows WHERE rowid IN (SELECT theirs.rowid FROM json_each(?) AS wanted CROSS JOIN rows AS theirs INDEXED BY rows_partition
+    FROM rows WHERE rowid IN (
+        SELECT theirs.rowid FROM json_each(?) AS wanted CROSS JOIN rows AS theirs INDEXED BY rows_partition
         ON theirs.partition = wanted.value WHERE theirs.rowid > ?)
     AND (body IS NOT NULL OR intent IS NOT NULL) ORDER BY rowid LIMIT ?"""
 _CHANGED = """SELECT sequence, kind, rows.key, partition, version, coalesce(expires_at_ms, 0), body, intent, checksum
