@@ -1,6 +1,6 @@
-"""What is done to a cluster while partitions move: changes of its members, and processes that die or stand still.
+"""What is done to a cluster while partitions move: processes that die or stand still.
 
-Owns: the list of the points, who plays which part in a change, the plan of the rounds, doing and watching one fault.
+Owns: the list of the points, the plan of the rounds, doing and watching one fault.
 Promises: only processes of the given cluster are touched; one that stands still is woken again.
 Leaves to others: the load and the judgement (loadtest.move_rounds), the signals (armed_cluster).
 """
@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from loadtest import processes
 from loadtest.armed_cluster import ArmedCluster
+from loadtest.changes import Change
 from loadtest.processes import Pid
 
 Role = Literal["source", "destination", "controller", "router", "everything"]
@@ -59,29 +60,6 @@ class Fault(NamedTuple):
     def __str__(self) -> str:
         where = f"at {self.point}" + (f" ({self.turn})" if self.turn > 1 else "") if self.point else "at random"
         return f"{self.action} {self.role} {where}"
-
-
-class Change(NamedTuple):
-    """What is asked for: add or remove the shard, or give it a weight."""
-
-    verb: Literal["add", "remove", "weigh"]
-    shard: str
-    weight: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.verb} {self.shard}" + (f" {self.weight}" if self.verb == "weigh" else "")
-
-    def shards(self, members: Mapping[str, int]) -> tuple[list[str], list[str]]:
-        """(sources, destinations) of its moves, given the members and their weights before it."""
-        others = [shard for shard in members if shard != self.shard]
-        gains = self.verb == "add" or (self.verb == "weigh" and self.weight > members[self.shard])
-        return (others, [self.shard]) if gains else ([self.shard], others)
-
-    def after(self, members: Mapping[str, int]) -> dict[str, int]:
-        """The members and their weights when it is done."""
-        if self.verb == "remove":
-            return {shard: weight for shard, weight in members.items() if shard != self.shard}
-        return {**members, self.shard: self.weight}
 
 
 class Round(NamedTuple):

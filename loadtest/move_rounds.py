@@ -31,8 +31,9 @@ import click
 import msgspec
 
 from kvstore.placement.cluster_map import ClusterMap
-from loadtest import move_files
+from loadtest import changes, move_files
 from loadtest.armed_cluster import ArmedCluster
+from loadtest.changes import Change, ChangeError
 from loadtest.cluster import REPOSITORY
 from loadtest.crash_model import KeyHistory
 from loadtest.move_clients import (
@@ -47,24 +48,18 @@ from loadtest.move_clients import (
     StillKeys,
     listed,
 )
-from loadtest.move_faults import Change, Fault, Outage, Round, all_points, at_random, cast, strike, watch
+from loadtest.move_faults import Fault, Outage, Round, all_points, at_random, cast, strike, watch
 from loadtest.processes import Pid
 from loadtest.txn_clients import Worker
 from loadtest.txn_wire import Wire, session
 
 # What is fenced while the controller is away waits for it, on a busy machine, too: that is no reason to fail.
 LIMITS = {"move_group_keys_max": 40, "txn_timeout_s": 2.0, "reroute_timeout_s": 20.0, "reconnect_wait_s_max": 0.2}
-_SETTLE_TIMEOUT_S = 40.0
 _FILES_TIMEOUT_S = 8.0
 _REACH_TIMEOUT_S = 3.0
-_ASK_TIMEOUT_S = 30.0
 _SLACK_S = 0.5  # after a process is back, for a call that began before
 _POLL_S = 0.05
 _REPEATS = 15
-
-
-class RoundsError(Exception):
-    """The cluster does not come back, or a change does not end; the message says what and when."""
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -184,7 +179,7 @@ class Rounds:
         await asyncio.gather(self.crew.still.load(), self.crew.holder.open())
 
     async def one(self, the_round: Round) -> Report:
-        """One round. Raises RoundsError."""
+        """One round. Raises ChangeError if its change does not end, RuntimeError if the cluster does not come back."""
         self._number += 1
         report = Report(number=self._number, change=str(the_round.change), faults=[str(f) for f in the_round.faults])
         parts = cast(the_round, self.members, self._cluster, self._rng)
@@ -198,7 +193,6 @@ class Rounds:
         watchers = {name: asyncio.create_task(self._watch(name, parts[name], met[name])) for name in parts}
         try:
             await self.ask(the_round.change)
-            self.members = the_round.change.after(self.members)
             await self.until_settled()
             report.seconds = time.monotonic() - began_s
             report.unreached = await self._until_struck(parts, watchers, met)
@@ -246,49 +240,14 @@ class Rounds:
                 await watcher
         return unreached
 
-    # --- changes -----------------------------------------------------------------------------------------------------
-
     async def ask(self, change: Change) -> None:
-        """Until it is known to be taken down. Raises RoundsError."""
-        method, path, body = {
-            "add": ("POST", "/v1/shards", {"id": change.shard, "weight": change.weight}),
-            "remove": ("DELETE", f"/v1/shards/{change.shard}", None),
-            "weigh": ("PATCH", f"/v1/shards/{change.shard}", {"weight": change.weight}),
-        }[change.verb]
-        encoded = None if body is None else msgspec.json.encode(body)
-        deadline_s, tries = time.monotonic() + _ASK_TIMEOUT_S, 0
-        while True:
-            reply = await self.crew.quiet.ask(method, path, encoded)
-            tries += 1
-            done_before = tries > 1 and reply.status in (409, 404)  # an earlier try was heard, it says
-            if reply.status == 202 or (done_before and await self._is_member(change.shard) == (change.verb == "add")):
-                return
-            if time.monotonic() > deadline_s or (reply.outcome == "done" and not done_before):
-                raise RoundsError(f"{change} was answered {reply.words}")
-            await asyncio.sleep(_POLL_S)
-
-    async def _is_member(self, shard: str) -> bool:
-        document = await self.cluster()
-        return any(each["id"] == shard for each in document.get("shards", []))
-
-    async def cluster(self) -> dict[str, Any]:
-        """GET /v1/cluster; empty if it is refused."""
-        reply = await self.crew.quiet.ask("GET", "/v1/cluster")
-        return msgspec.json.decode(reply.body) if reply.status == 200 else {}
+        """Until it is known to be taken down; then the members are to be those after it. Raises ChangeError."""
+        await changes.ask(self.crew.quiet, change)
+        self.members = change.after(self.members)
 
     async def until_settled(self) -> dict[str, Any]:
-        """Nothing moves, and the members are those that were asked for; /v1/cluster as it is then.
-
-        Raises RoundsError.
-        """
-        deadline_s = time.monotonic() + _SETTLE_TIMEOUT_S
-        while True:
-            document = await self.cluster()
-            if document and _is_settled(document, self.members):
-                return document
-            if time.monotonic() > deadline_s:
-                raise RoundsError(f"the change does not end: {document}")
-            await asyncio.sleep(_POLL_S)
+        """The members are those that were asked for, and nothing moves: /v1/cluster then. Raises ChangeError."""
+        return await changes.until_settled(self.crew.quiet, self.members)
 
     # --- judging -----------------------------------------------------------------------------------------------------
 
@@ -340,7 +299,7 @@ class Rounds:
         for key in self.crew.still.deleted:
             if (status := (await self.crew.quiet.ask("GET", f"/v1/kv/{key}")).status) != 404:
                 wrong.append(f"{key} was deleted and is answered {status}")
-        counted = sum(shard["keys"] for shard in (await self.cluster()).get("shards", []))
+        counted = sum(shard["keys"] for shard in (await changes.cluster(self.crew.quiet)).get("shards", []))
         if counted != len(shown):
             wrong.append(f"/v1/cluster counts {counted} keys, {len(shown)} are listed")
         return wrong
@@ -355,11 +314,6 @@ class Rounds:
             if not found.behind or time.monotonic() > deadline_s:
                 return found
             await asyncio.sleep(_POLL_S)
-
-
-def _is_settled(document: dict[str, Any], members: dict[str, int]) -> bool:
-    shards = {shard["id"]: shard["weight"] for shard in document["shards"] if shard["state"] == "up"}
-    return document["moves"] == [] and document["ending"] == [] and shards == members
 
 
 async def run_rounds(
@@ -393,7 +347,7 @@ async def run_rounds(
                     break
             for task in tasks:
                 task.cancel()
-    except* RoundsError as errors:
+    except* ChangeError as errors:
         verdict.violations += [str(error) for error in errors.exceptions]
     verdict.seconds = time.monotonic() - began_s
     return verdict

@@ -20,9 +20,11 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from loadtest import processes
+from loadtest import changes, processes
 from loadtest.armed_cluster import ArmedCluster
+from loadtest.changes import Change
 from loadtest.processes import Pid
+from loadtest.txn_wire import Wire, session
 
 ROUTER_POINTS = (
     "txn-before-prepare-sent",
@@ -41,6 +43,7 @@ SHARD_POINTS = tuple(
 )
 RANDOM = ("kill router", "kill shard", "kill several", "kill all", "pause router")
 SLOW = tuple(f"slow {point}" for point in (*ROUTER_POINTS, *SHARD_POINTS))
+RESHARD = ("reshard", "reshard, kill shard", "reshard, kill several", "reshard, kill all")
 NONE = "none"  # for comparison
 
 # The process dies when it comes to the point for the n-th time, n random up to this; others: up to _TURNS_MAX.
@@ -51,13 +54,13 @@ _PROVOKE_EVERY_S = 2.0
 
 
 class Fault(NamedTuple):
-    """One of ROUTER_POINTS, SHARD_POINTS, SLOW or RANDOM; or NONE."""
+    """One of ROUTER_POINTS, SHARD_POINTS, SLOW, RANDOM or RESHARD; or NONE."""
 
     name: str
 
     @property
     def exists(self) -> bool:
-        return bool(self.point) or self.name in RANDOM or self.name == NONE
+        return bool(self.point) or self.name in RANDOM + RESHARD or self.name == NONE
 
     @property
     def is_slow(self) -> bool:
@@ -80,12 +83,20 @@ class Struck(NamedTuple):
 
 
 def plan(which: str, rounds: int, seed: int) -> list[Fault]:
-    """`which`: failpoints or slow (each all in turn, again and again), random, or all (one of each kind by turns)."""
+    """`which`: failpoints, slow or reshard (each all in turn, again and again), random, or all (failpoints, random and
+    slow by turns)."""
     rng = random.Random(seed)
     points = _in_turn((*ROUTER_POINTS, *SHARD_POINTS), rounds, rng)
     slow = _in_turn(SLOW, rounds, rng)
     others = [Fault(rng.choice(RANDOM)) for _ in range(rounds)]
-    kinds = {"failpoints": [points], "slow": [slow], "random": [others], "all": [points, others, slow]}[which]
+    reshard = _in_turn(RESHARD, rounds, rng)
+    kinds = {
+        "failpoints": [points],
+        "slow": [slow],
+        "random": [others],
+        "reshard": [reshard],
+        "all": [points, others, slow],
+    }[which]
     return [fault for faults in zip(*kinds, strict=True) for fault in faults][:rounds]
 
 
@@ -131,6 +142,8 @@ async def strike(
     await asyncio.sleep(rng.uniform(0.1, 0.8))  # the random moment
     if fault.name == NONE:
         return Struck("nothing happened", [], time.monotonic())
+    if fault.name in RESHARD:
+        return await _reshard(cluster, fault.name.partition(", ")[2], rng)
     if fault.name == "pause router":
         return await _pause_router(cluster, rng, txn_timeout_s)
     names = victims(fault.name, sorted(cluster.members()), rng)
@@ -162,6 +175,27 @@ async def _pause_router(cluster: ArmedCluster, rng: random.Random, txn_timeout_s
     finally:
         cluster.wake(name)
     return Struck(f"{name} stood still for {pause_s:.1f} s", [], time.monotonic())
+
+
+async def _reshard(cluster: ArmedCluster, kind: str, rng: random.Random) -> Struck:
+    """One shard more, or one less if that was done before; while its moves stand some processes are killed."""
+    async with session() as http:
+        wire = Wire(http, cluster.urls, rng.randrange(1_000_000))
+        document = await changes.cluster(wire)
+        members = {shard["id"]: shard["weight"] for shard in document["shards"]}
+        new = f"s{cluster.shards + 1}"
+        change = Change("remove" if new in members else "add", new)
+        await changes.ask(wire, change)
+        what, killed = str(change), []
+        if kind:
+            while not (await changes.cluster(wire)).get("moves"):  # noqa: ASYNC110 (it happens in other processes)
+                await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(rng.uniform(0.0, 0.3))
+            names = victims(kind, sorted(cluster.members()), rng)
+            killed = cluster.kill_all(names)
+            what += f", killed {', '.join(names)}"
+        await changes.until_settled(wire, change.after(members))
+    return Struck(what, killed, time.monotonic())
 
 
 def victims(kind: str, members: Sequence[str], rng: random.Random) -> list[str]:

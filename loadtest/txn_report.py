@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import msgspec
 
-from loadtest.txn_faults import RANDOM, SLOW
+from loadtest.txn_faults import RANDOM, RESHARD, SLOW
 
 
 class Report(msgspec.Struct, kw_only=True):
     """One round. Transactions by what their clients were told: acknowledged, refused (409, 423, 429, 503, or never
     sent), unmet (a condition did not hold), unknown. `in_doubt_s`: how long after the fault the last one that it had
-    left in doubt was resolved."""
+    left in doubt was resolved. `failed`: answers that were refusals or unknown, by status."""
 
     number: int
     fault: str
@@ -30,6 +30,7 @@ class Report(msgspec.Struct, kw_only=True):
     in_doubt_s: float = 0.0
     in_doubt_max: int = 0
     outage_s: float = 0.0
+    failed: dict[str, int] = {}
     violations: list[str] = []
 
 
@@ -92,4 +93,4 @@ def table_of(verdict: Verdict) -> str:
 
 
 def _place(name: str) -> tuple[int, str]:
-    return (name in SLOW) + 2 * (name in RANDOM), name
+    return (name in SLOW) + 2 * (name in RANDOM) + 3 * (name in RESHARD), name

@@ -31,6 +31,7 @@ import click
 import msgspec
 
 from loadtest.armed_cluster import ArmedCluster
+from loadtest.changes import ChangeError
 from loadtest.cluster import REPOSITORY
 from loadtest.histories import append, bank
 from loadtest.histories.bank import Bank
@@ -42,6 +43,7 @@ from loadtest.txn_faults import Fault, Struck, arm, plan, strike
 from loadtest.txn_report import Report, Verdict, line_of, table_of
 from loadtest.txn_wire import Wire, session
 
+LIMITS = {"move_group_keys_max": 200}
 ACCOUNTS = 1000
 ACCOUNTS_PLACED = 400  # of which the clients know the shard
 BALANCE = 100
@@ -289,6 +291,7 @@ class Rounds:
         report.acknowledged, report.unknown, report.unmet = counts["done"], counts["unknown"], counts["unmet"]
         report.refused = counts["refused"] + counts["reads refused"]
         report.repeats = counts["repeats"]
+        report.failed = {name: number for name, number in counts.items() if name.isdecimal()}
         report.audits = counts["audits"]
         report.reads = counts["reads"] + counts["audits"]
 
@@ -324,7 +327,7 @@ async def run_rounds(
     """
     began = time.monotonic()
     verdict = Verdict(seed=seed, routers=routers, txn_timeout_s=txn_timeout_s)
-    cluster = ArmedCluster(folder, shards, {"txn_timeout_s": txn_timeout_s}, routers)
+    cluster = ArmedCluster(folder, shards, {**LIMITS, "txn_timeout_s": txn_timeout_s}, routers)
     try:
         async with session() as http, cluster, asyncio.TaskGroup() as group:
             rounds = Rounds(cluster, http, verdict, seconds)
@@ -341,7 +344,7 @@ async def run_rounds(
             for task in tasks:
                 task.cancel()
             verdict.violations += await rounds.look_again()
-    except* RoundsError as errors:
+    except* (RoundsError, ChangeError) as errors:
         verdict.violations += [str(error) for error in errors.exceptions]
     verdict.seconds = time.monotonic() - began
     return verdict
@@ -355,7 +358,11 @@ async def run_rounds(
 @click.option("--shards", type=click.IntRange(1, 64), default=4, show_default=True)
 @click.option("--txn-timeout", "txn_timeout_s", type=click.FloatRange(0.5), default=2.0, show_default=True)
 @click.option(
-    "--faults", "which", type=click.Choice(["failpoints", "slow", "random", "all"]), default="all", show_default=True
+    "--faults",
+    "which",
+    type=click.Choice(["failpoints", "slow", "random", "reshard", "all"]),
+    default="all",
+    show_default=True,
 )
 @click.option("--fault", "names", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole verdict as JSON instead of the table.")

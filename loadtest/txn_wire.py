@@ -87,7 +87,8 @@ def session() -> aiohttp.ClientSession:
 class Wire:
     """The routers, as one client sees them: each request goes to any of them.
 
-    `counts`: requests by outcome. `complaints`: sentences on answers that no router may give.
+    `counts`: requests by outcome, and answers that were refusals or unknown by status. `complaints`: sentences on
+    answers that no router may give.
     """
 
     def __init__(self, http: aiohttp.ClientSession, urls: Sequence[str], seed: int) -> None:
@@ -106,7 +107,10 @@ class Wire:
             async with self._http.request(method, url, data=body, headers=headers) as response:
                 answer = await response.read()
                 tag = response.headers.get("ETag", "").strip('"')
-                return Reply(response.status, answer, int(tag) if tag.isdecimal() else None)
+                reply = Reply(response.status, answer, int(tag) if tag.isdecimal() else None)
+                if reply.outcome != "done":
+                    self.counts[str(reply.status)] += 1
+                return reply
         except aiohttp.ClientConnectorError:
             return Reply(0)
         except (aiohttp.ClientError, TimeoutError, OSError):

@@ -24,9 +24,11 @@ import pytest_asyncio
 
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import partition_of
+from loadtest import changes
 from loadtest.armed_cluster import ArmedCluster
+from loadtest.changes import Change
 from loadtest.cluster import REPOSITORY
-from loadtest.move_faults import Change, Fault, Outage, Round, all_points
+from loadtest.move_faults import Fault, Outage, Round, all_points
 from loadtest.move_rounds import LIMITS, Report, Rounds, run_rounds
 from loadtest.processes import Pid, free_ports, wait_gone
 from loadtest.txn_wire import session
@@ -65,18 +67,17 @@ class Scene:
         self.rounds = rounds
         self.wire = rounds.crew.quiet
 
-    async def change(self, *changes: Change) -> None:
+    async def change(self, *wanted: Change) -> None:
         """Ask for all of them, the first one first, without waiting for anything."""
-        for change in changes:
+        for change in wanted:
             await self.rounds.ask(change)
-            self.rounds.members = change.after(self.rounds.members)
 
     async def until_settled(self) -> dict[str, Any]:
         return await self.rounds.until_settled()
 
     async def moves(self) -> list[dict[str, Any]]:
         """`moves` of GET /v1/cluster."""
-        return (await self.rounds.cluster()).get("moves") or []
+        return (await changes.cluster(self.wire)).get("moves") or []
 
     async def until(self, condition: Callable[[], Awaitable[Any]], what: str, timeout_s: float = 20.0) -> None:
         deadline_s = time.monotonic() + timeout_s
@@ -210,7 +211,7 @@ async def test_a_shard_that_is_away_is_waited_for_and_others_go_on(trio: Scene) 
             await trio.until(only_those_wait, "all others are done")
             for move in await trio.moves():
                 assert move["step"] == "queued" or "shard s2" in move["detail"], move
-        assert {each["id"]: each["state"] for each in (await trio.rounds.cluster())["shards"]}["s2"] == "down"
+        assert {each["id"]: each["state"] for each in (await changes.cluster(trio.wire))["shards"]}["s2"] == "down"
         trio.cluster.let_come_back("shard-s2")
         await trio.until_settled()
         await trio.cluster.wait_ready(30.0)
@@ -256,7 +257,9 @@ async def test_what_has_moved_stays_when_the_rest_is_cancelled_and_planned_anew(
         await trio.change(Change("add", "s4"))
 
         async def some_are_there() -> bool:
-            return any(shard["id"] == "s4" and shard["partitions"] for shard in (await trio.rounds.cluster())["shards"])
+            return any(
+                shard["id"] == "s4" and shard["partitions"] for shard in (await changes.cluster(trio.wire))["shards"]
+            )
 
         await trio.until(some_are_there, "the first ones have moved")
         assert (await trio.wire.ask("DELETE", "/v1/moves")).status == 202
