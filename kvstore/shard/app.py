@@ -149,7 +149,11 @@ async def serve(
             await follower.announce(shard_id, url, identity.store_id, identity.cluster_id, weight, join=may_join)
             await follower.follow(store.epoch, maps.put)
 
-        await _until_one_ends(join_cluster(), recovery.run(), maps.follow(), stop.wait())
+        async def stopped() -> None:
+            await stop.wait()
+            await service.farewell()
+
+        await _until_one_ends(join_cluster(), recovery.run(), maps.follow(), stopped())
 
 
 async def _until_one_ends(*works: Coroutine[Any, Any, Any]) -> None:

@@ -2,7 +2,7 @@
 
 Owns: the dispatch of requests to the store; which maps the shard follows.
 Promises: the shard has the last word on ownership, by its own map: what it does not own it answers with 421,
-unexecuted.
+unexecuted. One that has left the cluster says so until nobody asks it any more.
 Leaves to others: queues, batches and visibility (`storage.store`), the wire (`transport.channel`), fetching the map
 (`app`).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import msgspec
@@ -41,6 +42,9 @@ from kvstore.storage.store import Store
 
 log = logging.getLogger(__name__)
 
+_QUIET_S = 0.5
+_FAREWELL_S_MAX = 3.0
+
 _Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | Fence
 
 
@@ -52,6 +56,7 @@ class ShardService:
         self.store = store
         self._receiver = receiver
         self._slow: set[asyncio.Task[None]] = set()
+        self._asked_s = 0.0
 
     async def follow(self, cluster_map: ClusterMap) -> bool:
         """Take over a newer map, durably; False if it is not newer. Raises ForeignData, having changed nothing."""
@@ -74,8 +79,24 @@ class ShardService:
             log.info("epoch %d: owns %d of %d partitions", cluster_map.epoch, owned, cluster_map.partitions)
         return is_newer
 
+    async def farewell(self) -> None:
+        """Before the process ends: if the shard leaves the cluster, go on until nobody has asked it for half a second.
+
+        A router whose map is a moment behind is sent on with 421. If it lost the connection instead, it could not know
+        whether a write was done.
+        """
+        cluster_map = self.store.cluster_map
+        member = cluster_map.member(self.shard_id) if cluster_map is not None else None
+        if cluster_map is None or (member is not None and member.state != "leaving"):
+            return
+        began_s = now_s = time.monotonic()
+        while now_s < (until_s := min(max(began_s, self._asked_s) + _QUIET_S, began_s + _FAREWELL_S_MAX)):
+            await asyncio.sleep(until_s - now_s)
+            now_s = time.monotonic()
+
     def handle(self, request: Request, sink: Sink) -> None:
         """Begin the request; its answer goes to `sink`."""
+        self._asked_s = time.monotonic()
         if isinstance(request, Get):
             self.store.get(request, sink)
         elif isinstance(request, _Slow):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from kvstore.config import Limits
@@ -147,6 +148,24 @@ async def test_a_key_of_another_shard_is_refused_with_the_epoch_that_says_so(sha
     answer = await shard.ask(Put(1, "b", b"1"))
     assert (answer.status, answer.problem["code"], answer.problem["epoch"]) == (421, "wrong-owner", 7)
     assert (await shard.ask(Put(2, "a", b"1"))).status == 201
+
+
+async def test_a_shard_that_has_left_answers_until_nobody_asks_and_a_member_ends_at_once(shard: Shard) -> None:
+    loop = asyncio.get_running_loop()
+    await shard.service.follow(all_mine(1))
+    began_s = loop.time()
+    await shard.service.farewell()
+    assert loop.time() - began_s < 0.1
+    gone = make_map(2, lambda _: 0)
+    await shard.service.follow(msgspec.structs.replace(gone, members=gone.members[1:]))
+    farewell = asyncio.create_task(shard.service.farewell())
+    for _ in range(8):
+        await asyncio.sleep(0.1)
+        assert (await shard.ask(Put(0, "a", b"1"))).status == 421
+        assert not farewell.done()
+    last_s = loop.time()
+    await farewell
+    assert 0.4 < loop.time() - last_s < 1.5
 
 
 async def test_what_is_left_of_a_partition_that_went_is_neither_listed_nor_counted(shard: Shard) -> None:
