@@ -24,7 +24,7 @@ import pytest_asyncio
 
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import partition_of
-from loadtest import changes
+from loadtest import changes, txn_faults, txn_rounds
 from loadtest.armed_cluster import ArmedCluster
 from loadtest.changes import Change
 from loadtest.cluster import REPOSITORY
@@ -441,3 +441,19 @@ async def test_a_file_of_another_cluster_or_of_a_removed_shard_is_refused(trio: 
             status, code, detail = await trio.fails("POST", "/v1/shards", {"id": "s7", "url": url})
             assert (status, code, why in detail) == (409, "foreign-data", True)
     assert await trio.map() == before
+
+
+# --- transactions ----------------------------------------------------------------------------------------------------
+
+
+async def test_transactions_hold_while_shards_come_and_go_and_die(tmp_path: Path) -> None:
+    """Without a death none fails; with some the bank still adds up, and the lists have one order."""
+    faults = [txn_faults.Fault(name) for name in ("reshard", "reshard, kill several")]
+    verdict = await txn_rounds.run_rounds(
+        faults, 1.0, 3, tmp_path / "rounds", routers=2, shards=2, txn_timeout_s=5.0
+    )  # fmt: skip
+    assert verdict.violations == []
+    assert [report.what.partition(",")[0] for report in verdict.rounds] == ["add s3", "remove s3"]
+    assert verdict.rounds[0].failed == {}
+    assert verdict.total("acknowledged") > 50
+    assert verdict.total("audits") > 3
