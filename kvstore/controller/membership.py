@@ -44,7 +44,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What a shard says of itself at its start. `store_id` and `cluster_id` stand in its file.
 
     `cluster_id` is None until the shard has seen a map. `join`: it wants to become a member if it is none; then
-    `weight` counts. That of the first members is the one in cluster.yaml.
+    `weight` counts. That of the first members is the one in cluster.yaml. `partitions`: of how many its file is.
     """
 
     id: str
@@ -53,6 +53,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cluster_id: str | None = None
     weight: int = 1
     join: bool = False
+    partitions: int | None = None
 
 
 class ClusterState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,6 +122,7 @@ def decide(
         )
     if announcement.id not in first.weights:
         raise _not_a_member(announcement.id)
+    _check_partitions(announcement.id, announcement.partitions, first.partitions)
     for other in state.announced.values():
         if other.store_id == announcement.store_id and other.id != announcement.id:
             raise _copied_file(announcement.id, other.id)
@@ -146,6 +148,7 @@ def _decide_formed(
     for other in cluster_map.members:
         if other.store_id == announcement.store_id and other.id != announcement.id:
             raise _copied_file(announcement.id, other.id)
+    _check_partitions(announcement.id, announcement.partitions, cluster_map.partitions)
     member = cluster_map.member(announcement.id)
     if member is None:
         return _decide_newcomer(state, announcement, plan)
@@ -177,6 +180,15 @@ def _copied_file(shard_id: str, other_id: str) -> ForeignData:
     return ForeignData(f"the file of shard {shard_id} is a copy of that of shard {other_id}.")
 
 
+def _check_partitions(shard_id: str, partitions: int | None, wanted: int) -> None:
+    """Raises ForeignData."""
+    if partitions not in (None, wanted):
+        raise ForeignData(
+            f"the file of shard {shard_id} is for {partitions} partitions, this cluster has {wanted}: start the shard "
+            "with the cluster's own cluster.yaml (--config) and an empty data_dir."
+        )
+
+
 def _was_removed(shard_id: str) -> ForeignData:
     return ForeignData(
         f"shard {shard_id} was removed from this cluster, and its file is out of date: move its file away to join anew."
@@ -197,8 +209,10 @@ def may_join(state: ClusterState, announcement: Announcement) -> bool:
 # --- what people ask for ---------------------------------------------------------------------------------------------
 
 
-def check_newcomer(state: ClusterState, shard_id: str, cluster_id: str | None = None) -> None:
-    """Raises ChangeRefused if the id is taken, ForeignData if the file belongs to a cluster, Unavailable."""
+def check_newcomer(
+    state: ClusterState, shard_id: str, cluster_id: str | None = None, partitions: int | None = None
+) -> None:
+    """Raises ChangeRefused if the id is taken, ForeignData if the file is not for this cluster, Unavailable."""
     cluster_map = formed_map(state)
     member = cluster_map.member(shard_id)
     if member is not None and member.state == "leaving":
@@ -214,6 +228,7 @@ def check_newcomer(state: ClusterState, shard_id: str, cluster_id: str | None = 
             f"the file of shard {shard_id} belongs to cluster {cluster_id}, not to this one: "
             "start the shard with an empty data_dir."
         )
+    _check_partitions(shard_id, partitions, cluster_map.partitions)
 
 
 def with_joining(state: ClusterState, newcomer: Member, plan: Plan) -> ClusterState:

@@ -170,7 +170,7 @@ class ClusterService:
             raise ChangeRefused(
                 f"the shard at {url} is {identity.shard}, not {shard_id}: name that id, or another url."
             )
-        membership.check_newcomer(await self._document.read(), shard_id, identity.cluster_id)
+        membership.check_newcomer(await self._document.read(), shard_id, identity.cluster_id, identity.partitions)
         return Member(id=shard_id, url=url, store_id=identity.store_id, weight=weight)
 
     async def _ask(self, shard_id: str, decide: Callable[[ClusterState, Plan], ClusterState]) -> Asked:

@@ -34,11 +34,13 @@ class Size(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """What a shard's process says of itself. `cluster_id`: that of its file, None while it is new."""
+    """What a shard's process says of itself. `cluster_id`: that of its file, None while it is new; `partitions`: of how
+    many that is."""
 
     shard: str
     store_id: str
     cluster_id: str | None = None
+    partitions: int | None = None
 
 
 class _Link:

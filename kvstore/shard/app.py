@@ -75,7 +75,8 @@ class ShardApp:
 
     async def _healthz(self, request: web.Request) -> web.Response:
         identity = self._service.store.database.identity
-        facts = {"store_id": identity.store_id, "cluster_id": identity.cluster_id}
+        partitions = len(self._service.store.arrivals)
+        facts = {"store_id": identity.store_id, "cluster_id": identity.cluster_id, "partitions": partitions}
         return web.json_response({"status": "alive", "shard": self._service.shard_id, **facts})
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -146,7 +147,15 @@ async def serve(
 
         async def join_cluster() -> None:
             identity, url = store.database.identity, f"http://{listen}"
-            await follower.announce(shard_id, url, identity.store_id, identity.cluster_id, weight, join=may_join)
+            await follower.announce(
+                shard_id,
+                url,
+                identity.store_id,
+                identity.cluster_id,
+                weight,
+                join=may_join,
+                partitions=config.partitions,
+            )
             await follower.follow(store.epoch, maps.put)
 
         async def stopped() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -31,15 +32,31 @@ class MapFollower:
         self._away = False
 
     async def announce(
-        self, shard_id: str, url: str, store_id: str, cluster_id: str | None, weight: int, *, join: bool = False
+        self,
+        shard_id: str,
+        url: str,
+        store_id: str,
+        cluster_id: str | None,
+        weight: int,
+        *,
+        join: bool = False,
+        partitions: int | None = None,
     ) -> None:
         """Tell the controller that this shard is there, until it has heard it. Raises ForeignData if it is refused.
 
-        `join`: make it a member, with this weight, if it is none.
+        `join`: make it a member, with this weight, if it is none. `partitions`: of how many its file is.
         """
-        body = {"id": shard_id, "url": url, "store_id": store_id, "cluster_id": cluster_id, "weight": weight}
+        body: dict[str, Any] = {
+            "id": shard_id,
+            "url": url,
+            "store_id": store_id,
+            "cluster_id": cluster_id,
+            "weight": weight,
+        }
         if join:
             body["join"] = True
+        if partitions is not None:
+            body["partitions"] = partitions
         while True:
             try:
                 async with self._session.post(f"{self._url}/v1/members", json=body, timeout=self._timeout) as answer:

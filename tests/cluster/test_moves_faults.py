@@ -354,12 +354,14 @@ async def test_a_fenced_source_that_dies_and_comes_back_stays_fenced_until_the_c
 
 
 @asynccontextmanager
-async def serving(shard: str, folder: Path, join: str) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+async def serving(
+    shard: str, folder: Path, join: str, *options: str
+) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
     """`kvstore shard serve` of a shard whose file lies there: its url and its process, until the block ends."""
     (port,) = free_ports(1)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "kvstore", "shard", "serve", shard, "--join", join),
-        *("--listen", f"127.0.0.1:{port}", "--data-dir", str(folder), "--config", str(folder.parent / "cluster.yaml")),
+        *("--listen", f"127.0.0.1:{port}", "--data-dir", str(folder), *options),
         cwd=REPOSITORY,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -423,7 +425,7 @@ async def test_a_file_of_another_cluster_or_of_a_removed_shard_is_refused(trio: 
     await trio.change(Change("remove", "s7"))
     await trio.until_settled()
     removed = trio.cluster.data_dir / "shard-s7.db.removed"
-    (tmp_path / "cluster.yaml").write_bytes(trio.cluster.config.read_bytes())
+    config = ("--config", str(trio.cluster.config))
     for name in ("same", "other"):
         (tmp_path / name).mkdir()
         shutil.copy(removed, tmp_path / name / "shard-s7.db")
@@ -432,14 +434,18 @@ async def test_a_file_of_another_cluster_or_of_a_removed_shard_is_refused(trio: 
     before = await trio.map()
     (nowhere,) = free_ports(1)
     for name, why in (("same", "was removed from this cluster"), ("other", "belongs to cluster another")):
-        async with serving("s7", tmp_path / name, trio.cluster.controller_url) as (_, process):
+        async with serving("s7", tmp_path / name, trio.cluster.controller_url, *config) as (_, process):
             _, said = await asyncio.wait_for(process.communicate(), 30.0)
             assert process.returncode == 2, said
             assert why in said.decode()
-        async with serving("s7", tmp_path / name, f"http://127.0.0.1:{nowhere}") as (url, _):
+        async with serving("s7", tmp_path / name, f"http://127.0.0.1:{nowhere}", *config) as (url, _):
             await asyncio.wait_for(until_it_answers(url), 30.0)
             status, code, detail = await trio.fails("POST", "/v1/shards", {"id": "s7", "url": url})
             assert (status, code, why in detail) == (409, "foreign-data", True)
+    async with serving("s8", tmp_path / "new", trio.cluster.controller_url) as (_, process):  # 4096 partitions
+        _, said = await asyncio.wait_for(process.communicate(), 30.0)
+        assert process.returncode == 2, said
+        assert "is for 4096 partitions, this cluster has 64" in said.decode()
     assert await trio.map() == before
 
 

@@ -125,6 +125,18 @@ def test_a_foreign_or_copied_file_does_not_join() -> None:
         with_joining(FORMED, msgspec.structs.replace(member("s3"), store_id="store-s1"), plan)
 
 
+def test_a_file_of_another_number_of_partitions_does_not_join() -> None:
+    """Else it would be a member that can never follow the map."""
+    why = "is for 4096 partitions, this cluster has 64: start the shard with the cluster's own cluster.yaml"
+    with pytest.raises(ForeignData, match=why):
+        announce(FORMED, said("s3", join=True, partitions=4096))
+    with pytest.raises(ForeignData, match=why):
+        announce(ClusterState(), said("s1", partitions=4096))
+    with pytest.raises(ForeignData, match=why):
+        check_newcomer(FORMED, "s3", None, 4096)
+    assert states(announce(FORMED, said("s3", join=True, partitions=64)))["s3"] == "joining"
+
+
 def test_an_id_that_is_taken_is_refused_with_what_to_do() -> None:
     with pytest.raises(ChangeRefused, match="exists already: choose another id"):
         check_newcomer(FORMED, "s1")
