@@ -26,14 +26,15 @@ class ChangeError(Exception):
 
 
 class Change(NamedTuple):
-    """What is asked for: add or remove the shard, or give it a weight."""
+    """What is asked for: add or remove the shard, give it a weight, or cancel what has not moved and plan it anew (only
+    while no shard joins or leaves)."""
 
-    verb: Literal["add", "remove", "weigh"]
-    shard: str
+    verb: Literal["add", "remove", "weigh", "replan"]
+    shard: str = ""
     weight: int = 1
 
     def __str__(self) -> str:
-        return f"{self.verb} {self.shard}" + (f" {self.weight}" if self.verb == "weigh" else "")
+        return f"{self.verb} {self.shard}".strip() + (f" {self.weight}" if self.verb == "weigh" else "")
 
     def shards(self, members: Mapping[str, int]) -> tuple[list[str], list[str]]:
         """(sources, destinations) of its moves, given the members and their weights before it."""
@@ -43,6 +44,8 @@ class Change(NamedTuple):
 
     def after(self, members: Mapping[str, int]) -> dict[str, int]:
         """The members and their weights when it is done."""
+        if self.verb == "replan":
+            return dict(members)
         if self.verb == "remove":
             return {shard: weight for shard, weight in members.items() if shard != self.shard}
         return {**members, self.shard: self.weight}
@@ -56,12 +59,18 @@ async def cluster(wire: Wire) -> dict[str, Any]:
 
 async def ask(wire: Wire, change: Change) -> None:
     """Until it is known to be taken down. Raises ChangeError."""
+    if change.verb == "replan":
+        await _insist(wire, change, "DELETE", "/v1/moves", None)
     method, path, body = {
         "add": ("POST", "/v1/shards", {"id": change.shard, "weight": change.weight}),
         "remove": ("DELETE", f"/v1/shards/{change.shard}", None),
         "weigh": ("PATCH", f"/v1/shards/{change.shard}", {"weight": change.weight}),
+        "replan": ("POST", "/v1/moves", None),
     }[change.verb]
-    encoded = None if body is None else msgspec.json.encode(body)
+    await _insist(wire, change, method, path, None if body is None else msgspec.json.encode(body))
+
+
+async def _insist(wire: Wire, change: Change, method: str, path: str, encoded: bytes | None) -> None:
     deadline_s, is_told = time.monotonic() + _ASK_TIMEOUT_S, False
     while True:
         reply = await wire.ask(method, path, encoded)

@@ -24,6 +24,10 @@ from loadtest.txn_wire import Reply, Wire
 
 PREFIX = "moves/"
 STILL = f"{PREFIX}still/"
+SHORT = "short/"
+_SHORT_TTL_S = 0.8
+_SHORT_LOOKED_AT = 30
+_CLOCKS_S = 0.1  # between the clock of the deadline and ours
 _HELD_TTL_S = 3600
 _LEASE_TTL_S = 1.0
 _LEASE_WAIT_S = 3
@@ -269,6 +273,52 @@ class Holder(Worker):
             if intruder.status != 423:
                 wrong.append(f"a write to the leased key {name} was answered {intruder.words}")
         return wrong
+
+
+class Short(NamedTuple):
+    """A key that expires between these two moments (monotonic)."""
+
+    key: str
+    value: bytes
+    earliest_s: float
+    latest_s: float
+
+
+class Expirer(Worker):
+    """Writes keys that soon expire, and looks whether they are there before, and gone after that."""
+
+    def __init__(self, name: str, wire: Wire) -> None:
+        super().__init__(name, wire)
+        self._written: list[Short] = []
+        self._number = 0
+
+    async def step(self) -> None:
+        if self.rng.random() < 0.4 or not self._written:
+            await self._write()
+        else:
+            await self._look(self.rng.choice(self._written[-_SHORT_LOOKED_AT:]))
+        await asyncio.sleep(self.rng.uniform(0.0, 2 * _PAUSE_S))
+
+    async def _write(self) -> None:
+        self._number += 1
+        key, value = f"{SHORT}{self.name}/{self._number}", b"%d" % self._number
+        began_s = time.monotonic()
+        reply = await self.wire.ask("PUT", f"/v1/kv/{key}?ttl={_SHORT_TTL_S}", value)
+        if reply.status == 201:
+            self._written.append(Short(key, value, began_s + _SHORT_TTL_S, time.monotonic() + _SHORT_TTL_S))
+        elif reply.outcome == "done":
+            self.wire.complain(f"a put of {key} was answered {reply.words}")
+
+    async def _look(self, short: Short) -> None:
+        began_s = time.monotonic()
+        reply = await self.wire.ask("GET", f"/v1/kv/{short.key}")
+        ended_s = time.monotonic()
+        if reply.status not in (200, 404):
+            return
+        if ended_s < short.earliest_s - _CLOCKS_S and (reply.status, reply.body) != (200, short.value):
+            self.wire.complain(f"{short.key} is {reply.words} {reply.body!r} before it may expire")
+        if began_s > short.latest_s + _CLOCKS_S and reply.status != 404:
+            self.wire.complain(f"{short.key} is there {began_s - short.latest_s:.1f} s after it has expired")
 
 
 class StillKeys:

@@ -63,8 +63,11 @@ class Fault(NamedTuple):
 
 
 class Round(NamedTuple):
+    """`more`: changes that are asked for soon after the first one, on whose parts the faults fall."""
+
     change: Change
     faults: Sequence[Fault]
+    more: Sequence[Change] = ()
 
 
 class Outage(NamedTuple):
@@ -128,8 +131,25 @@ def _fault(role: Role, point: str, turn: int, action: Literal["kill", "stop"] = 
 def at_random(rounds: int, shards: int, seed: int) -> list[Round]:
     """Any of the faults, one to three in a round, half of them at no named point."""
     rng = random.Random(seed)
-    changes = itertools.cycle(_there_and_back(shards))
-    return [Round(next(changes), [_any(rng) for _ in range(rng.randint(1, 3))]) for _ in range(rounds)]
+    changes = itertools.cycle([*([change] for change in _there_and_back(shards)), *_together(shards)])
+    found = []
+    for _ in range(rounds):
+        first, *more = next(changes)
+        found.append(Round(first, [_any(rng) for _ in range(rng.randint(1, 3))], more))
+    return found
+
+
+def _together(shards: int) -> list[list[Change]]:
+    """Changes that overtake one another; there and back again, too."""
+    new, newer = f"s{shards + 1}", f"s{shards + 2}"
+    return [
+        [Change("add", new), Change("weigh", "s1", 3)],
+        [Change("remove", new), Change("weigh", "s1", 1)],
+        [Change("weigh", "s1", 4), Change("weigh", "s2", 3), Change("replan")],
+        [Change("weigh", "s2", 1), Change("replan"), Change("weigh", "s1", 1)],
+        [Change("add", new), Change("add", newer), Change("remove", "s2")],
+        [Change("add", "s2"), Change("remove", newer), Change("remove", new)],
+    ]
 
 
 def _any(rng: random.Random) -> Fault:

@@ -38,7 +38,9 @@ from loadtest.cluster import REPOSITORY
 from loadtest.crash_model import KeyHistory
 from loadtest.move_clients import (
     PREFIX,
+    SHORT,
     Counter,
+    Expirer,
     Failure,
     Holder,
     KeyWriter,
@@ -54,7 +56,14 @@ from loadtest.txn_clients import Worker
 from loadtest.txn_wire import Wire, session
 
 # What is fenced while the controller is away waits for it, on a busy machine, too: that is no reason to fail.
-LIMITS = {"move_group_keys_max": 40, "txn_timeout_s": 2.0, "reroute_timeout_s": 20.0, "reconnect_wait_s_max": 0.2}
+# Tombstones go so soon that some do while their partition is copied.
+LIMITS = {
+    "move_group_keys_max": 40,
+    "txn_timeout_s": 2.0,
+    "reroute_timeout_s": 20.0,
+    "reconnect_wait_s_max": 0.2,
+    "tombstone_kept_s": 0.5,
+}
 _FILES_TIMEOUT_S = 8.0
 _REACH_TIMEOUT_S = 3.0
 _SLACK_S = 0.5  # after a process is back, for a call that began before
@@ -126,7 +135,8 @@ class Crew:
         self.holder = Holder("holder", wire(200), 12)
         lockers = [Locker(f"l{n}", wire(300 + n), locks, tokens) for n in range(3)]
         lister = Lister("lister", wire(400), self.still)
-        self.workers: list[Worker] = [*self.writers, *self.counters, self.holder, *lockers, lister]
+        expirer = Expirer("expirer", wire(500))
+        self.workers: list[Worker] = [*self.writers, *self.counters, self.holder, *lockers, lister, expirer]
 
     def open_gates(self) -> None:
         for worker in self.workers:
@@ -181,7 +191,8 @@ class Rounds:
     async def one(self, the_round: Round) -> Report:
         """One round. Raises ChangeError if its change does not end, RuntimeError if the cluster does not come back."""
         self._number += 1
-        report = Report(number=self._number, change=str(the_round.change), faults=[str(f) for f in the_round.faults])
+        asked = ", ".join(map(str, [the_round.change, *the_round.more]))
+        report = Report(number=self._number, change=asked, faults=[str(fault) for fault in the_round.faults])
         parts = cast(the_round, self.members, self._cluster, self._rng)
         self._arm(parts)
         self.outages.clear()
@@ -193,6 +204,9 @@ class Rounds:
         watchers = {name: asyncio.create_task(self._watch(name, parts[name], met[name])) for name in parts}
         try:
             await self.ask(the_round.change)
+            for change in the_round.more:
+                await asyncio.sleep(self._rng.uniform(0.0, 0.4))
+                await self.ask(change)
             await self.until_settled()
             report.seconds = time.monotonic() - began_s
             report.unreached = await self._until_struck(parts, watchers, met)
@@ -288,6 +302,8 @@ class Rounds:
         if pages is None:
             return ["the keys cannot be listed, although nothing is away"]
         files = await self._look_at_files()
+        for key in [key for key in files.values if key.startswith(SHORT)]:
+            del files.values[key]  # they go while we look
         shown = {key: (value, version) for key, value, version in pages}
         wrong = [*files.behind, *files.wrong]
         if len(shown) != len(pages):
@@ -299,10 +315,21 @@ class Rounds:
         for key in self.crew.still.deleted:
             if (status := (await self.crew.quiet.ask("GET", f"/v1/kv/{key}")).status) != 404:
                 wrong.append(f"{key} was deleted and is answered {status}")
-        counted = sum(shard["keys"] for shard in (await changes.cluster(self.crew.quiet)).get("shards", []))
-        if counted != len(shown):
+        if counted := await self._counted_too_many(len(shown)):
             wrong.append(f"/v1/cluster counts {counted} keys, {len(shown)} are listed")
         return wrong
+
+    async def _counted_too_many(self, listed_keys: int) -> int:
+        """What /v1/cluster counts, if that is not what is listed, when all that expires has; else 0."""
+        deadline_s = time.monotonic() + _FILES_TIMEOUT_S
+        while True:
+            document = await changes.cluster(self.crew.quiet)
+            counted: int = sum(shard["keys"] for shard in document.get("shards", []))
+            if counted == listed_keys:
+                return 0
+            if time.monotonic() > deadline_s:
+                return counted
+            await asyncio.sleep(_POLL_S)
 
     async def _look_at_files(self) -> move_files.Lying:
         """When all are up to date and trimmed, or it has taken too long."""
