@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import shutil
 import sqlite3
 import sys
@@ -32,6 +33,8 @@ from loadtest.move_faults import Fault, Outage, Round, all_points
 from loadtest.move_rounds import LIMITS, Report, Rounds, run_rounds
 from loadtest.processes import Pid, free_ports, wait_gone
 from loadtest.txn_wire import session
+from tests.cluster import actions
+from tests.cluster.conftest import Cluster, running, write_config
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
@@ -463,3 +466,54 @@ async def test_transactions_hold_while_shards_come_and_go_and_die(tmp_path: Path
     assert verdict.rounds[0].failed == {}
     assert verdict.total("acknowledged") > 50
     assert verdict.total("audits") > 3
+
+
+# --- all of it, with `kvstore up` ------------------------------------------------------------------------------------
+
+
+async def test_killed_with_its_supervisor_in_the_middle_of_a_change_a_cluster_goes_on_with_it(tmp_path: Path) -> None:
+    await asyncio.to_thread(kill_up_twice, tmp_path)
+
+
+def kill_up_twice(folder: Path) -> None:
+    config = write_config(folder, shards=2, partitions=64, limits={"move_group_keys_max": 20})
+    slowly = {**os.environ, "KVSTORE_FAILPOINTS": "take-before-commit=pause:60"}
+    keys = {f"key {number}": f"{number}" * 9 for number in range(400)}
+    with running(config, slowly) as cluster:
+        ops = [{"op": "put", "key": key, "value": value} for key, value in keys.items()]
+        assert actions.ask(cluster.url, "POST", "/v1/batch", msgspec.json.encode({"ops": ops})).status == 200
+        assert actions.ask(cluster.url, "POST", "/v1/shards", b'{"id": "s3"}').status == 202
+        wait_until_some_have_moved(cluster, "s3", 0)
+        actions.kill_everything(cluster)
+    with running(config, slowly) as cluster:
+        wait_until_members_hold(cluster, keys, "s1", "s2", "s3")
+        assert actions.ask(cluster.url, "DELETE", "/v1/shards/s1").status == 202
+        wait_until_some_have_moved(cluster, "s1", 22)
+        actions.kill_everything(cluster)
+    with running(config) as cluster:
+        wait_until_members_hold(cluster, keys, "s2", "s3")
+        actions.wait_until(lambda: (folder / "data" / "shard-s1.db.removed").exists(), "its file is set aside")
+        assert "shard-s1" not in actions.pids(cluster)
+
+
+def wait_until_some_have_moved(cluster: Cluster, shard_id: str, before: int) -> None:
+    """The shard has more or fewer partitions than before, and more moves stand."""
+
+    def are_under_way() -> bool:
+        facts = actions.facts(cluster)
+        partitions = {shard["id"]: shard["partitions"] for shard in facts["shards"]}.get(shard_id, before)
+        return partitions not in (before, before - 1) and bool(facts["moves"])
+
+    actions.wait_until(are_under_way, "some partitions have moved")
+
+
+def wait_until_members_hold(cluster: Cluster, keys: dict[str, str], *members: str) -> None:
+    def is_settled() -> bool:
+        facts = actions.facts(cluster)
+        states = {shard["id"]: shard["state"] for shard in facts["shards"]}
+        return not facts["moves"] and facts["ending"] == [] and states == dict.fromkeys(members, "up")
+
+    actions.wait_until(is_settled, f"{members} are the members, and nothing moves")
+    page = actions.ask(cluster.url, "GET", "/v1/kv?values=true&limit=10000").json
+    assert {item["key"]: item["value"] for item in page["items"]} == keys
+    assert sum(shard["keys"] for shard in actions.facts(cluster)["shards"]) == len(keys)
