@@ -88,6 +88,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     moves_at_once_max: int = 4
     moves_of_shard_max: int = 2
     move_group_keys_max: int = 8192
+    move_group_bytes_max: int = 16 * 1024 * 1024
     move_page_rows_max: int = 1000
     move_fence_timeout_s: float = 2.0
     move_busy_share: float = 0.25

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from kvstore import failpoints
-from kvstore.config import ClusterConfig
+from kvstore.config import ClusterConfig, Limits
 from kvstore.controller import membership
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers, Plan
@@ -50,7 +50,7 @@ class ClusterService:
     def __init__(self, document: ClusterDocument, config: ClusterConfig, shards: Shards) -> None:
         self._document = document
         self._shards = shards
-        self._group_keys_max = config.limits.move_group_keys_max
+        self._limits = config.limits
         self._launcher = _Launcher(config.limits.map_poll_s + _LAUNCHER_GRACE_S)
         self._first = FirstMembers(
             weights={shard.id: shard.weight for shard in config.shards},
@@ -202,7 +202,7 @@ class ClusterService:
     def _plan(self, sizes: Mapping[str, Size]) -> Plan:
         return lambda cluster_map: planned(
             cluster_map,
-            lambda source: group_partitions(cluster_map, source, sizes.get(source), self._group_keys_max),
+            lambda source: group_partitions(cluster_map, source, sizes.get(source), self._limits),
             new_move_id,
         )
 
@@ -252,12 +252,13 @@ class _Launcher:
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
 
-def group_partitions(cluster_map: ClusterMap, source: str, size: Size | None, keys_max: int) -> int:
-    """How many partitions of `source` have about so many keys together; at least 1."""
+def group_partitions(cluster_map: ClusterMap, source: str, size: Size | None, limits: Limits) -> int:
+    """How many partitions of `source` have about as many keys and bytes together as a group may; at least 1."""
     owned = len(cluster_map.owned_by(source))
     if size is None:
         return max(1, owned // _UNMEASURED_GROUPS)
-    return max(1, owned * keys_max // size.keys) if size.keys else max(1, owned)
+    groups = max(size.keys / limits.move_group_keys_max, size.bytes / limits.move_group_bytes_max, 1)
+    return max(1, int(owned / groups))
 
 
 def estimate(cluster_map: ClusterMap, sizes: Mapping[str, Size]) -> dict[str, Any]:

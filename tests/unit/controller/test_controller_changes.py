@@ -16,6 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kvstore.config import ClusterConfig, Limits, ShardConfig, default_config
 from kvstore.controller.app import serve
+from kvstore.controller.service import group_partitions
+from kvstore.controller.shards import Size
+from kvstore.placement.cluster_map import Member, first_map
 from tests.unit.controller.far_shards import FarShard, far_shards
 
 WAIT_S = 20.0
@@ -348,3 +351,14 @@ async def test_a_launcher_that_was_not_heard_of_for_long_is_not_there(
         status, problem = await cluster.call("POST", "/v1/shards", {"id": "s3"})
         assert (status, problem["code"]) == (409, "change-refused")
         assert (await cluster.call("GET", "/v1/moves"))[1]["ending"] == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "size_bytes", "partitions"),
+    [(0, 0, 32), (100, 1000, 32), (1000, 1000, 3), (100, 10_000, 3), (1000, 20_000, 1), (10**9, 10**12, 1)],
+)
+def test_a_group_is_bounded_by_keys_and_by_bytes(keys: int, size_bytes: int, partitions: int) -> None:
+    members = [Member(id=shard, url=f"http://{shard}", store_id=shard) for shard in ("s1", "s2")]
+    cluster_map = first_map("c", 64, members)
+    limits = Limits(move_group_keys_max=100, move_group_bytes_max=1000)
+    assert group_partitions(cluster_map, "s1", Size(keys, size_bytes), limits) == partitions
