@@ -76,7 +76,73 @@ class Balances(Operation, tag="balances"):
     whole: bool = False
 
 
-AnyOperation = Lists | Transfer | Balances
+class Markers(Operation, tag="markers"):
+    """A listing of the markers of transfers, with their texts."""
+
+    markers: dict[str, str] = {}
+
+
+class Register(Operation, tag="register"):
+    """One key: read it, write `value`, delete it, or `swap`: write `value` if the key still holds what was read.
+
+    Each value is written once in a whole history. `value`: what was read (None: there was no such key), or is to be
+    written. `expected`: of a swap, the value that was read with the version of its condition (None: no such key).
+    `met`: False exactly for a swap whose condition did not hold (412; that is an outcome "done"). `version`: the one
+    that the answer told.
+    """
+
+    key: str
+    action: Literal["read", "write", "delete", "swap"]
+    value: str | None = None
+    expected: str | None = None
+    met: bool = True
+    version: int | None = None
+
+
+class Count(Operation, tag="count"):
+    """A counter in a key: read it, or raise it from `value` - 1 to `value` by compare-and-set. None: not there (0)."""
+
+    key: str
+    action: Literal["read", "raise"]
+    value: int | None = None
+
+
+class Element(Operation, tag="element"):
+    """One element of a set, a key of its own below the prefix `set`. It is added once, and removed once at most."""
+
+    set: str
+    element: str
+    action: Literal["add", "remove"]
+
+
+class Members(Operation, tag="members"):
+    """A listing of a whole set, of all its pages, in the order in which the elements came."""
+
+    set: str
+    elements: list[str] = []
+
+
+class Lease(Operation, tag="lease"):
+    """A lock is acquired, renewed or released by the client `client`. `token`: the one granted, or shown. `ttl_s`: how
+    long the lease lasts from the grant, or from the renewal, on."""
+
+    lock: str
+    action: Literal["acquire", "renew", "release"]
+    token: int | None = None
+    ttl_s: float = 0.0
+
+
+class Guarded(Operation, tag="guarded"):
+    """In a critical section, under the lock `lock` held with `token`: `key` was read as `value` - 1, and written as
+    `value`. Refused: the store said that the token is no longer the holder's, or that the key was not its own."""
+
+    lock: str
+    token: int
+    key: str
+    value: int
+
+
+AnyOperation = Lists | Transfer | Balances | Markers | Register | Count | Element | Members | Lease | Guarded
 
 now_s = time.monotonic
 
@@ -111,7 +177,7 @@ class History:
 
     @property
     def bank(self) -> list[Transfer | Balances]:
-        return [operation for operation in self.operations if not isinstance(operation, Lists)]
+        return [operation for operation in self.operations if isinstance(operation, Transfer | Balances)]
 
 
 def write(path: Path, operations: Iterable[AnyOperation]) -> None:
