@@ -35,7 +35,7 @@ from loadtest.changes import ChangeError
 from loadtest.cluster import REPOSITORY
 from loadtest.histories import append, bank
 from loadtest.histories.bank import Bank
-from loadtest.histories.history import AnyOperation, Lists, write
+from loadtest.histories.history import AnyOperation, Balances, Lists, Transfer, write
 from loadtest.processes import Pid, wait_gone
 from loadtest.txn_clients import Appender, Auditor, Held, Places, Teller, Told, Worker, opening_transaction
 from loadtest.txn_doubts import Doubts
@@ -190,7 +190,7 @@ class Rounds:
         lists = await self._read_lists(self.crew.last_reader.keys)
         last_reads = [op for op in self.crew.last_reader.history.operations if isinstance(op, Lists)]
         self.crew.last_reader.history.operations.clear()
-        transactions = [operation for operation in history if not isinstance(operation, Lists)]
+        transactions = [operation for operation in history if isinstance(operation, Transfer | Balances)]
         appends = [operation for operation in history if isinstance(operation, Lists)] + last_reads
         report.violations += map(str, bank.check(self._books, transactions, closing, markers))
         report.violations += map(str, append.check(appends))
