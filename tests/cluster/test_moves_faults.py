@@ -93,6 +93,20 @@ class Scene:
         async with aiohttp.ClientSession() as http, http.get(f"{self.cluster.controller_url}/v1/map?after=0") as reply:
             return msgspec.json.decode(await reply.read(), type=ClusterMap)
 
+    async def restore(self) -> None:
+        """All processes run, unarmed, and the members are s1, s2, s3 again, with equal weights."""
+        for shard in ("s1", "s2", "s3", "s4", "s5", "s7"):
+            self.cluster.arm(f"shard-{shard}", "")
+            self.cluster.let_come_back(f"shard-{shard}")
+            self.cluster.wake(f"shard-{shard}")
+        members = self.rounds.members
+        extra = [Change("remove", shard) for shard in members if shard not in ("s1", "s2", "s3")]
+        equal = [Change("weigh", shard, 1) for shard, weight in members.items() if weight != 1]
+        await self.change(*(Change("add", shard) for shard in ("s1", "s2", "s3") if shard not in members))
+        await self.change(*extra, *equal)
+        await self.until_settled()
+        await self.cluster.wait_ready(30.0)
+
     def rows(self, shard: str, query: str, *parameters: object) -> list[Any]:
         """Of its file, as it is now."""
         path = self.cluster.data_dir / f"shard-{shard}.db"
@@ -150,7 +164,7 @@ def key_in(partition: int) -> str:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def trio(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+async def shared_trio(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
     limits = {**LIMITS, "move_fence_timeout_s": 10.0}  # so that a fence stands while a process comes back
     async with session() as http, ArmedCluster(tmp_path_factory.mktemp("trio"), 3, limits, partitions=64) as cluster:
         rounds = Rounds(cluster, http, seed=2)
@@ -160,6 +174,13 @@ async def trio(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def trio(shared_trio: Scene) -> AsyncIterator[Scene]:
+    """Three equal shards, as they are before every test and after it, whatever became of it."""
+    yield shared_trio
+    await shared_trio.restore()
 
 
 @asynccontextmanager
@@ -219,8 +240,6 @@ async def test_a_shard_that_is_away_is_waited_for_and_others_go_on(trio: Scene) 
         await trio.until_settled()
         await trio.cluster.wait_ready(30.0)
         outages.append(Outage("shard-s2", began_s, time.monotonic()))
-    await trio.change(Change("weigh", "s1", 1), Change("weigh", "s2", 1))
-    await trio.until_settled()
 
 
 async def test_a_cancelled_change_leaves_no_trace(trio: Scene) -> None:
@@ -250,8 +269,6 @@ async def test_a_cancelled_change_leaves_no_trace(trio: Scene) -> None:
         assert (await trio.wire.ask("DELETE", "/v1/moves")).status == 202
         await trio.until_settled()
         assert (await trio.map()).owners == owners
-    await trio.change(Change("weigh", "s1", 1))
-    await trio.until_settled()
 
 
 async def test_what_has_moved_stays_when_the_rest_is_cancelled_and_planned_anew(trio: Scene) -> None:
@@ -271,32 +288,41 @@ async def test_what_has_moved_stays_when_the_rest_is_cancelled_and_planned_anew(
         assert (await trio.wire.ask("POST", "/v1/moves")).status == 202
         settled = await trio.until_settled()
         assert settled["shards"][-1]["partitions"] == 16
-    await trio.change(Change("remove", "s4"))
-    await trio.until_settled()
 
 
 async def test_there_and_back_again_before_the_trim(trio: Scene) -> None:
     keys = [f"there/{number}" for number in range(60)]
-    trio.cluster.arm("shard-s1", "trim-before-commit=pause:300")
     await trio.change(Change("weigh", "s1", 4))
     await trio.until_settled()
     await trio.batch([{"op": "put", "key": key, "value": "before"} for key in keys])
-    async with under_load(trio):
+    before = await trio.map()
+    async with under_load(trio) as outages:
+        began_s = time.monotonic()
+        trio.cluster.hold("shard-s2")  # while a move of s1 waits for it, s1 trims nothing
         await trio.change(Change("weigh", "s1", 1))
-        await trio.until_settled()
+
+        async def only_s2_is_waited_for() -> bool:
+            return {(move["from"], move["to"]) for move in await trio.moves()} == {("s1", "s2")}
+
+        await trio.until(only_s2_is_waited_for, "the rest is done")
+        gone = set(before.owned_by("s1")) & set((await trio.map()).owned_by("s3"))
+        keys = [key for key in keys if partition_of(key.encode(), 64) in gone]
+        assert len(keys) > 5
         deletes = [{"op": "delete", "key": key} for key in keys[::2]]
         await trio.batch([*deletes, *({"op": "put", "key": key, "value": "there"} for key in keys[1::2])])
         assert await trio.strays("s1")
         await trio.change(Change("weigh", "s1", 4))
+        trio.cluster.let_come_back("shard-s2")
         await trio.until_settled()
+        assert gone & set((await trio.map()).owned_by("s1"))
         for key in keys[::2]:
             assert (await trio.wire.ask("GET", f"/v1/kv/{key}")).status == 404
         for key in keys[1::2]:
             assert (await trio.wire.ask("GET", f"/v1/kv/{key}")).body == b"there"
-        await trio.batch([{"op": "delete", "key": key} for key in keys[1::2]])
-    trio.cluster.arm("shard-s1", "")
-    await trio.change(Change("weigh", "s1", 1))
-    await trio.until_settled()
+        await trio.cluster.wait_ready(30.0)
+        left = (f"there/{number}" for number in range(60) if f"there/{number}" not in keys[::2])
+        await trio.batch([{"op": "delete", "key": key} for key in left])
+        outages.append(Outage("shard-s2", began_s, time.monotonic()))
 
 
 async def test_a_new_controller_gives_new_ids_and_old_fences_end_while_the_destination_sleeps(trio: Scene) -> None:
@@ -323,8 +349,6 @@ async def test_a_new_controller_gives_new_ids_and_old_fences_end_while_the_desti
         await trio.until_settled()
         await trio.cluster.wait_ready(30.0)
         outages.append(Outage("shard-s1", began_s, time.monotonic()))
-    await trio.change(Change("weigh", "s1", 1))
-    await trio.until_settled()
 
 
 async def test_a_fenced_source_that_dies_and_comes_back_stays_fenced_until_the_commit(trio: Scene) -> None:
@@ -349,8 +373,6 @@ async def test_a_fenced_source_that_dies_and_comes_back_stays_fenced_until_the_c
         outages.append(Outage("all", began_s, time.monotonic()))
         assert (await trio.wire.ask("GET", f"/v1/kv/{key}")).body == b"not before the commit"
         assert (await trio.wire.ask("DELETE", f"/v1/kv/{key}")).status == 204
-    await trio.change(Change("weigh", "s1", 1))
-    await trio.until_settled()
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
