@@ -1,0 +1,282 @@
+"""The verdict on a chaos run as one web page.
+
+Owns: what stands where, and the one sentence on top.
+Promises: the page is complete in itself; all texts that come from the run are escaped; a run that did not pass says why
+in the first sentence, and every violation in full below. Pure.
+Leaves to others: the figures (summary.py), drawing (loadtest/charts.py), style (loadtest/web_page.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean, median
+
+from loadtest import charts
+from loadtest.chaos.summary import Chapter, Fault, Point, RunSummary
+from loadtest.charts import Band, Lane, Mark, Series, show_time
+from loadtest.histories.verdict import Check
+from loadtest.web_page import bullets, document, table, text
+
+_POINTS_MAX = 300  # more of them would be less than 3 pixels apart
+_FAULTS_SHOWN = 30
+
+Rates = Callable[[Point], dict[str, float]]
+
+
+def render(run: RunSummary) -> str:
+    """The whole page."""
+    parts = [
+        _top(run),
+        "<h2>Run it again</h2>",
+        f"<pre>{text(run.command)}</pre>",
+        *_kept(run),
+        "<h2>Over time</h2>",
+        _timeline(run),
+        _rates(run),
+        "<h2>Chapters</h2>",
+        _chapters(run.chapters),
+        *_findings(run.chapters),
+        "<h2>Faults</h2>",
+        _faults(run.faults),
+        "<h2>Machine</h2>",
+        bullets(run.machine),
+    ]
+    return document(f"Chaos, seed {run.seed}: {'passed' if run.ok else 'not passed'}", "\n".join(parts))
+
+
+def sentence(run: RunSummary) -> str:
+    """The verdict in one sentence, as plain text."""
+    bad = [chapter for chapter in run.chapters if not chapter.ok]
+    if run.ok:
+        return (
+            f"Passed: {run.totals.operations:,} operations in {len(run.chapters)} {_s(run.chapters, 'chapter')} under "
+            f"{len(run.faults):,} {_s(run.faults, 'fault')}, nothing violated."
+        )
+    violated = [
+        f"{check.name} in chapter {chapter.number} ({len(check.violations)} {_s(check.violations, 'violation')})"
+        for chapter in bad
+        for check in chapter.checks
+        if check.violations
+    ]
+    if violated:
+        return f"Violated: {', '.join(violated)}."
+    complaints = [
+        f"{complaint.rstrip('.')} (chapter {chapter.number})" for chapter in bad for complaint in chapter.complaints
+    ]
+    if complaints:
+        return f"Failed: {'; '.join(complaints)}."
+    undecided = [
+        f"{check.name} in chapter {chapter.number}" for chapter in bad for check in chapter.checks if check.note
+    ]
+    if undecided:
+        return f"Undecided: {', '.join(undecided)}: no violation was found, and not all could be judged."
+    return "Failed: the run came to no verdict."
+
+
+def _top(run: RunSummary) -> str:
+    done = f"{run.totals.done:,} done, {run.totals.refused:,} refused, {run.totals.unknown:,} with an unknown outcome"
+    cluster = f"{run.shards} {_plural(run.shards, 'shard')}, {run.routers} {_plural(run.routers, 'router')}"
+    facts = [
+        f"{run.began_at}, {run.seconds / 60:.1f} minutes, seed {run.seed}, {cluster}",
+        f"nemeses: {', '.join(run.nemeses) or 'none'}; operations: {done}",
+    ]
+    planted = [f"planted bug: {run.bug}"] if run.bug else []
+    below = "".join(f"<p>{text(line)}</p>" for line in [*facts, *planted])
+    return f'<div class="verdict {"passed" if run.ok else "failed"}"><h1>{text(sentence(run))}</h1>{below}</div>'
+
+
+def _kept(run: RunSummary) -> list[str]:
+    return [f"<p>Data, logs and histories are kept in <code>{text(run.kept)}</code>.</p>"] if run.kept else []
+
+
+# --- over time -------------------------------------------------------------------------------------------------------
+
+
+def _timeline(run: RunSummary) -> str:
+    kinds: dict[tuple[str, str], list[Fault]] = {}
+    for fault in run.faults:
+        kinds.setdefault((fault.nemesis, fault.kind), []).append(fault)
+    rows = [
+        Lane(
+            f"{nemesis}: {kind}" if kind != nemesis else kind,
+            [Band(fault.at_s, fault.at_s + fault.for_s, _describe(fault), nemesis) for fault in faults],
+        )
+        for (nemesis, kind), faults in sorted(kinds.items(), key=lambda item: _place(run.nemeses, item[0][0]))
+    ]
+    told = "From when to when each fault lasted. Dashed lines: where a chapter begins, with new keys and no fault left."
+    return charts.lanes("faults-over-time", "Faults", told, rows, run.seconds, _marks(run))
+
+
+def _place(nemeses: Sequence[str], nemesis: str) -> int:
+    """In the order in which the command names them."""
+    return nemeses.index(nemesis) if nemesis in nemeses else len(nemeses)
+
+
+def _describe(fault: Fault) -> str:
+    when = f"{show_time(fault.at_s)}–{show_time(fault.at_s + fault.for_s)}" if fault.for_s else show_time(fault.at_s)
+    note = f" ({fault.note})" if fault.note else ""
+    return f"{when} {fault.nemesis} {fault.kind} {', '.join(fault.targets)}{note}"
+
+
+def _marks(run: RunSummary) -> list[Mark]:
+    return [Mark(chapter.began_s, f"chapter {chapter.number}") for chapter in run.chapters]
+
+
+def _rates(run: RunSummary) -> str:
+    points, width_s = thin(run.points)
+    every = f"Means of {width_s} s." if width_s > 1 else "Each second."
+    shaded = "Shaded: while a fault lasted."
+    spans = merged((fault.at_s, fault.at_s + fault.for_s) for fault in run.faults)
+    bands = [Band(begin_s, end_s, "a fault lasted") for begin_s, end_s in spans]
+    marks = _marks(run)
+    done = _by_name(points, lambda point: point.per_s)
+    failed = _by_name(points, lambda point: point.failed_per_s)
+    latency = [
+        Series("p50", [(point.at_s, point.p50_ms) for point in points]),
+        Series("p99", [(point.at_s, point.p99_ms) for point in points]),
+    ]
+    slowest = f"Of all answers in {width_s} s: the median, and the highest p99 of a second." if width_s > 1 else every
+    return "\n".join(
+        [
+            charts.areas(
+                "throughput",
+                "Operations done, by workload",
+                f"{every} The upper edge is the sum. {shaded}",
+                done,
+                "per s",
+                run.seconds,
+                bands=bands,
+                marks=marks,
+            ),
+            charts.lines(
+                "latency",
+                "Latency of all answers",
+                f"{slowest} {shaded} Logarithmic axis.",
+                latency,
+                "ms",
+                run.seconds,
+                bands=bands,
+                marks=marks,
+                logarithmic=True,
+            ),
+            charts.areas(
+                "refusals",
+                "Refusals, by problem code",
+                f"{every} The upper edge is the sum. {shaded}",
+                failed,
+                "per s",
+                run.seconds,
+                bands=bands,
+                marks=marks,
+            ),
+        ]
+    )
+
+
+def _by_name(points: Sequence[Point], rates: Rates) -> list[Series]:
+    """A line for each name that occurs; it is at 0 in a second that does not name it."""
+    names = sorted({name for point in points for name in rates(point)})
+    return [Series(name, [(point.at_s, rates(point).get(name, 0.0)) for point in points]) for name in names]
+
+
+def thin(points: Sequence[Point]) -> tuple[list[Point], int]:
+    """At most `_POINTS_MAX` points, and how many of the given ones each stands for: the mean of their rates, the median
+    of their p50 and the highest p99. Its time is that of the first."""
+    count = -(-len(points) // _POINTS_MAX) or 1
+    return [_one_for(points[begin : begin + count]) for begin in range(0, len(points), count)], count
+
+
+def _one_for(points: Sequence[Point]) -> Point:
+    def means(rates: Rates) -> dict[str, float]:
+        names = sorted({name for point in points for name in rates(point)})
+        return {name: fmean(rates(point).get(name, 0.0) for point in points) for name in names}
+
+    typical = [point.p50_ms for point in points if point.p50_ms is not None]
+    slow = [point.p99_ms for point in points if point.p99_ms is not None]
+    return Point(
+        at_s=points[0].at_s,
+        per_s=means(lambda point: point.per_s),
+        failed_per_s=means(lambda point: point.failed_per_s),
+        p50_ms=median(typical) if typical else None,
+        p99_ms=max(slow, default=None),
+    )
+
+
+def merged(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same times, as spans that do not overlap, in their order."""
+    found: list[tuple[float, float]] = []
+    for begin, end in sorted(spans):
+        if found and begin <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        else:
+            found.append((begin, end))
+    return found
+
+
+# --- tables and findings ---------------------------------------------------------------------------------------------
+
+
+def _chapters(chapters: Sequence[Chapter]) -> str:
+    names = list(dict.fromkeys(check.name for chapter in chapters for check in chapter.checks))
+    rows = []
+    for chapter in chapters:
+        checks = {check.name: check for check in chapter.checks}
+        rows.append(
+            [
+                str(chapter.number),
+                "passed" if chapter.ok else "violated" if chapter.violations else "not passed",
+                show_time(chapter.began_s),
+                f"{chapter.seconds:.0f}",
+                f"{sum(chapter.operations.values()):,}",
+                *(_show_check(checks[name]) if name in checks else "–" for name in names),
+            ]
+        )
+    caption = "Of each check: the operations judged, the seconds that it took, and what it found unless all held."
+    titles = ["chapter", "verdict", "began", "seconds", "operations", *names]
+    return table(caption, titles, rows, numbers=("chapter", "began", "seconds", "operations"))
+
+
+def _show_check(check: Check) -> str:
+    found = f": {len(check.violations)} {_s(check.violations, 'violation')}" if check.violations else ""
+    undecided = ": undecided" if check.note and not found else ""
+    return f"{check.operations:,} · {check.seconds:.1f} s{found or undecided}"
+
+
+def _findings(chapters: Sequence[Chapter]) -> list[str]:
+    """What was wrong, in full."""
+    parts = []
+    for chapter in (chapter for chapter in chapters if not chapter.ok):
+        parts.append(f"<h2>Chapter {chapter.number}: what was found</h2>")
+        parts += [f"<pre>{text(complaint)}</pre>" for complaint in chapter.complaints]
+        for check in chapter.checks:
+            parts += [f"<p>{text(check.name)}</p>"] if check.violations or check.note else []
+            parts += [f"<pre>{text(violation)}</pre>" for violation in check.violations]
+            parts += [f"<pre>not concluded: {text(check.note)}</pre>"] if check.note else []
+    return parts
+
+
+def _faults(faults: Sequence[Fault]) -> str:
+    titles = ["at", "for s", "nemesis", "kind", "targets", "note"]
+    rows = [
+        [
+            show_time(fault.at_s),
+            f"{fault.for_s:.1f}" if fault.for_s else "–",
+            fault.nemesis,
+            fault.kind,
+            ", ".join(fault.targets),
+            fault.note,
+        ]
+        for fault in faults
+    ]
+    shown = table("", titles, rows, numbers=("at", "for s"))
+    if len(faults) <= _FAULTS_SHOWN:
+        return shown
+    return f"<details><summary>{len(faults):,} faults</summary>{shown}</details>"
+
+
+def _s(things: Sequence[object], noun: str) -> str:
+    return _plural(len(things), noun)
+
+
+def _plural(count: int, noun: str) -> str:
+    return noun if count == 1 else f"{noun}s"
