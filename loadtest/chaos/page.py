@@ -239,7 +239,7 @@ def _chapters(chapters: Sequence[Chapter]) -> str:
 def _show_check(check: Check) -> str:
     found = f": {len(check.violations)} {_s(check.violations, 'violation')}" if check.violations else ""
     undecided = ": undecided" if check.note and not found else ""
-    return f"{check.operations:,} · {check.seconds:.1f} s{found or undecided}"
+    return f"{check.operations:,} · {check.seconds:.1f}\N{NO-BREAK SPACE}s{found or undecided}"
 
 
 def _findings(chapters: Sequence[Chapter]) -> list[str]:
