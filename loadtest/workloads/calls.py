@@ -1,0 +1,259 @@
+"""One call of a client, its answer, and what that answer means.
+
+Owns: the words between a workload and whoever sends its requests: calls out, replies in.
+Promises: pure. A reply says one of three things of a write: done, refused (nothing was done, so nothing may ever show)
+or unknown. No two errors share a sentence unless they share a problem code.
+Leaves to others: sending (loadtest.once_client), what is asked for (the other modules of this folder).
+
+A workload's step is a generator: it yields a Call and is sent the Reply, or yields a Pause and is sent NOTHING. So a
+step reads like the client that it is, and runs wherever somebody sends its calls (`loadtest/locustfile.py`, by gevent).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from loadtest.histories.history import Outcome
+from loadtest.txn_wire import Answered, Problem, contradiction
+
+NEVER_SENT = 0
+NO_ANSWER = -1
+RETRIES_MAX = 20
+_PAUSE_MAX_S = 1.0
+_REFUSED = frozenset({NEVER_SENT, 409, 423, 429, 503, 507})  # the contract: nothing was done by this try
+_DONE = frozenset({304, 404, 412})  # besides all below 300
+
+
+class Reply(NamedTuple):
+    """`status`: NEVER_SENT, NO_ANSWER, or that of HTTP. `error`: why there is none. `begin_s` is before the request was
+    sent, `end_s` after its answer came, both of the monotonic clock."""
+
+    status: int
+    body: bytes = b""
+    version: int | None = None
+    error: str = ""
+    begin_s: float = 0.0
+    end_s: float = 0.0
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.status in _DONE or 200 <= self.status < 300:
+            return "done"
+        if self.status in _REFUSED or 400 <= self.status < 500:
+            return "refused"
+        return "unknown"
+
+    @property
+    def said(self) -> str:
+        """The answer in short: `201`, `503 unavailable`, `no answer: TimeoutError`."""
+        if self.status in (NEVER_SENT, NO_ANSWER):
+            return f"{'never sent' if self.status == NEVER_SENT else 'no answer'}: {self.error}"
+        problem = problem_of(self) if self.status >= 400 else None
+        return str(self.status) if problem is None else f"{self.status} {problem.code}"
+
+    @property
+    def ended_s(self) -> float | None:
+        """The end of the operation in a history: an unknown outcome has none."""
+        return None if self.outcome == "unknown" else self.end_s
+
+
+NOTHING = Reply(200)
+
+
+class Call(NamedTuple):
+    """A request. `name`: what statistics file it under. `expected`: the statuses that are no failure. `check` looks at
+    an expected answer and says what is wrong with it, in words that are the same for the same fault."""
+
+    name: str
+    method: str
+    path: str
+    body: bytes | None = None
+    headers: Mapping[str, str] = {}
+    expected: frozenset[int] = frozenset({200})
+    check: Callable[[Reply], str | None] | None = None
+
+
+class Pause(NamedTuple):
+    """The client waits."""
+
+    seconds: float
+
+
+Result = TypeVar("Result")
+Steps = Generator[Call | Pause, Reply, Result]
+
+
+def failure(call: Call, reply: Reply) -> str | None:
+    """What to count this answer under, if it is a failure."""
+    if reply.status not in call.expected:
+        return reply.said
+    wrong = call.check(reply) if call.check is not None else None
+    return None if wrong is None else f"{reply.status} wrong answer: {wrong}"
+
+
+def problem_of(reply: Reply) -> Problem | None:
+    """The problem document of an error."""
+    try:
+        return msgspec.json.decode(reply.body, type=Problem)
+    except msgspec.DecodeError:
+        return None
+
+
+class _Patience(msgspec.Struct):
+    retry_after_ms: int = 0
+
+
+def patience(reply: Reply) -> Pause:
+    """How long to wait after a refusal: as long as it asks for, within bounds."""
+    asked_ms = 0
+    if reply.status in _REFUSED:
+        try:
+            asked_ms = msgspec.json.decode(reply.body, type=_Patience).retry_after_ms
+        except msgspec.DecodeError:
+            asked_ms = 100
+    return Pause(min(asked_ms / 1000, _PAUSE_MAX_S))
+
+
+def rest(reply: Reply) -> Steps[None]:
+    """After a refusal or without an answer, wait a little: a client that hammers a store in trouble proves nothing."""
+    if reply.outcome == "refused" and reply.status not in (409, 423):
+        yield patience(reply)
+    elif reply.outcome == "unknown":
+        yield Pause(0.1)
+
+
+# --- the calls -------------------------------------------------------------------------------------------------------
+
+GOT = frozenset({200, 404})
+PUT = frozenset({201, 204})
+SWAPPED = frozenset({201, 204, 409, 412})
+DELETED = frozenset({204, 404})
+TRANSACTED = frozenset({200, 409, 423})
+
+
+def get(name: str, key: str, check: Callable[[Reply], str | None] | None = None) -> Call:
+    return Call(name, "GET", f"/v1/kv/{key}", expected=GOT, check=check)
+
+
+def put(name: str, key: str, value: bytes) -> Call:
+    return Call(name, "PUT", f"/v1/kv/{key}", value, expected=PUT)
+
+
+def swap(name: str, key: str, value: bytes, version: int | None) -> Call:
+    """Write if the key still has that version; None: if there is still no such key."""
+    condition = {"If-None-Match": "*"} if version is None else {"If-Match": f'"{version}"'}
+    return Call(name, "PUT", f"/v1/kv/{key}", value, condition, SWAPPED)
+
+
+def delete(name: str, key: str) -> Call:
+    return Call(name, "DELETE", f"/v1/kv/{key}", expected=DELETED)
+
+
+def page(name: str, prefix: str, limit: int, values: bool = False, after: str | None = None) -> Call:
+    path = f"/v1/kv?prefix={prefix}&limit={limit}"
+    path += "&values=true" if values else ""
+    path += "" if after is None else f"&after={after}"
+    return Call(name, "GET", path, check=lambda reply: _disorder(reply, prefix, limit))
+
+
+def batch(name: str, operations: list[dict[str, Any]]) -> Call:
+    return Call(name, "POST", "/v1/batch", msgspec.json.encode({"ops": operations}), check=_failed_operation)
+
+
+def transaction(name: str, body: dict[str, Any]) -> Call:
+    def check(reply: Reply) -> str | None:
+        if reply.status != 200:
+            return None
+        answered = answer_of(reply)
+        return "not that of a transaction" if answered is None else contradiction(body, answered)
+
+    return Call(name, "POST", "/v1/txn", msgspec.json.encode(body), expected=TRANSACTED, check=check)
+
+
+# --- the answers -----------------------------------------------------------------------------------------------------
+
+
+class Item(msgspec.Struct):
+    key: str
+    version: int
+    value: str | None = None
+
+
+class Page(msgspec.Struct):
+    items: list[Item]
+    next: str | None
+
+
+def answer_of(reply: Reply) -> Answered | None:
+    """The 200 of a transaction; None for every other answer."""
+    try:
+        return msgspec.json.decode(reply.body, type=Answered) if reply.status == 200 else None
+    except msgspec.DecodeError:
+        return None
+
+
+def page_of(reply: Reply) -> Page | None:
+    """The 200 of a listing; None for every other answer."""
+    try:
+        return msgspec.json.decode(reply.body, type=Page) if reply.status == 200 else None
+    except msgspec.DecodeError:
+        return None
+
+
+def pages(name: str, prefix: str, values: bool = False, limit: int = 1000) -> Steps[list[Item] | None]:
+    """All keys below `prefix`, page by page; None if a page could not be had."""
+    items: list[Item] = []
+    after: str | None = None
+    while True:
+        found = page_of((yield page(name, prefix, limit, values, after)))
+        if found is None:
+            return None
+        items += found.items
+        after = found.next
+        if after is None:
+            return items
+
+
+def insist(call: Call) -> Steps[Reply]:
+    """A call that may be repeated without harm, until it is answered as expected: the last reply."""
+    for _ in range(RETRIES_MAX):
+        reply = yield call
+        if failure(call, reply) is None and reply.outcome == "done":
+            break
+        yield Pause(0.5)
+    return reply
+
+
+class _Result(msgspec.Struct):
+    status: int
+    code: str = ""
+
+
+class _Results(msgspec.Struct):
+    results: list[_Result]
+
+
+def _failed_operation(reply: Reply) -> str | None:
+    try:
+        results = msgspec.json.decode(reply.body, type=_Results).results
+    except msgspec.DecodeError:
+        return "not that of a batch"
+    return next(
+        (f"{each.status} {each.code} in a batch" for each in results if each.status not in (201, 204, 404)), None
+    )
+
+
+def _disorder(reply: Reply, prefix: str, limit: int) -> str | None:
+    found = page_of(reply)
+    if found is None:
+        return "not that of a listing"
+    keys = [item.key for item in found.items]
+    if any(not key.startswith(prefix) for key in keys):
+        return "a key of another prefix"
+    if any(later <= earlier for earlier, later in itertools.pairwise(keys)):
+        return "keys out of order"
+    return "more keys than asked for" if len(keys) > limit else None
