@@ -35,6 +35,13 @@ log = logging.getLogger("loadtest")
 Result = TypeVar("Result")
 
 
+class Unexpected(Exception):
+    """An answer that is a failure. Statistics show it as its sentence alone."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 class Failed(Exception):
     """The run cannot begin; the message says why."""
 
@@ -78,7 +85,7 @@ def send(http: FastHttpSession, call: Call, begin_s: float) -> Reply:
         if wrong is None:
             response.success()
         else:
-            response.failure(wrong)
+            response.failure(Unexpected(wrong))
     return reply
 
 
@@ -155,13 +162,18 @@ def remove_files(history: str) -> None:
 # --- loading and clearing --------------------------------------------------------------------------------------------
 
 
+def expect_ready(host: str) -> None:
+    """Raises Failed unless a router that is ready is there."""
+    reply = send(quiet(host), Call("ready", "GET", "/readyz"), now_s())
+    if reply.status != 200:
+        raise Failed(f"no router is ready at {host} ({reply.said}): start a cluster with `kvstore up`")
+
+
 def load(host: str, options: argparse.Namespace, keys: Keys) -> None:
     """The first keys of YCSB, unless an earlier run has loaded as many. Raises Failed."""
     http = quiet(host)
     mark = f"{options.prefix}ycsb-loaded"
     found = drive(http, calls.insist(calls.get("load", mark)))
-    if found.outcome != "done":
-        raise Failed(f"{host} does not answer ({found.said}): start it with `kvstore up`")
     if found.status == 200 and int(found.body) >= options.keys:
         return
     batches = list(ycsb.loading(keys, options.keys, random.Random()))

@@ -24,12 +24,12 @@ import uuid
 from typing import Any
 
 import gevent
-from locust import events, task
+from locust import events, stats, task
 from locust.contrib.fasthttp import FastHttpUser
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest.histories.history import now_s
-from loadtest.locust_run import Failed, Run, clear, drive, load, quiet, remove_files, session
+from loadtest.locust_run import Failed, Run, clear, drive, expect_ready, load, quiet, remove_files, session
 from loadtest.workloads import judged
 from loadtest.workloads.judged import Judged
 from loadtest.workloads.place import Workload
@@ -214,6 +214,7 @@ def prepare(environment: Any) -> None:
     if not re.match(r"http://[^/]+$", host):
         raise Failed(f"--host {host}: give the address of a router, such as http://127.0.0.1:8080")
     environment.host = host
+    expect_ready(host)
     options.run = uuid.uuid4().hex[:8]
     if options.history is not None:
         remove_files(options.history)
@@ -267,6 +268,8 @@ def on_stop(environment: Any, **_: Any) -> None:
         run.close()
 
 
+stats.HISTORY_STATS_INTERVAL_SEC = 1  # of the points in the report
+stats.PERCENTILES_TO_CHART = [0.5, 0.99]
 hooks: Any = events
 hooks.init_command_line_parser.add_listener(add_options)
 hooks.init.add_listener(on_init)

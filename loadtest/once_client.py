@@ -12,6 +12,7 @@ one beyond file descriptor 1,023 for dead. Neither is used here, only its parser
 
 from __future__ import annotations
 
+import functools
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -101,9 +102,24 @@ class OnceClient:
                 return self._socket
             except OSError:
                 self.close()
-        self._socket = gevent.socket.create_connection((self._host, self._port), CONNECT_TIMEOUT_S)
-        self._socket.settimeout(REQUEST_TIMEOUT_S)
+        family, address = _resolve(self._host, self._port)
+        self._socket = gevent.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._socket.settimeout(CONNECT_TIMEOUT_S)
+            self._socket.connect(address)
+            self._socket.settimeout(REQUEST_TIMEOUT_S)
+        except BaseException:
+            self.close()
+            raise
         return self._socket
+
+
+@functools.cache
+def _resolve(host: str, port: int) -> tuple[int, Any]:
+    """Family and address, asked for once in a process: gevent's resolver is a pool of threads, in which hundreds of new
+    users wait for seconds while the users that are there keep the process busy."""
+    family, _, _, _, address = gevent.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return family, address
 
 
 def _words(error: Exception) -> str:

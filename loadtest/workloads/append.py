@@ -78,7 +78,7 @@ class Appends:
         """To some of these at once, and read the others in the same transaction."""
         rng = self._place.rng
         reply, found = yield from self._look(keys)
-        if len(found) < len(keys):
+        if len(found) < len(keys) or _any_full(found):
             return reply
         appends = {key: self._values() for key in keys[: rng.randint(1, len(keys))]}
         guarded = keys if rng.random() < 0.3 else list(appends)
@@ -105,7 +105,7 @@ class Appends:
     def _append_to_one(self, key: str) -> Steps[Reply]:
         """By compare-and-set, without a transaction."""
         reply, found = yield from self._get(key)
-        if not found:
+        if not found or _any_full(found):
             return reply
         values = self._values()
         value = msgspec.json.encode(found[key].values + values)
@@ -116,6 +116,10 @@ class Appends:
     def _values(self) -> list[int]:
         """Mostly one, sometimes two."""
         return [self._place.number() for _ in range(2 if self._place.rng.random() < 0.15 else 1)]
+
+
+def _any_full(found: Found) -> bool:
+    return any(len(each.values) >= LIST_MAX for each in found.values())
 
 
 def prefix_of(prefix: str) -> str:

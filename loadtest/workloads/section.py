@@ -18,7 +18,7 @@ from loadtest.workloads.calls import Call, Pause, Reply, Steps
 from loadtest.workloads.place import Place
 
 LOCKS = 20
-_TTL_S = 10.0
+_TTL_S = 5.0
 _SHORT_TTL_S = 0.2
 _OVERSTAY_S = 0.5
 _WAIT_S = 2.0
