@@ -37,18 +37,21 @@ _POLL_S = 0.05
 
 
 class _ArmedSupervisor(Supervisor):
-    """Starts every child behind the line of shell. `folder`: where the files with failpoints lie."""
+    """Starts every child behind the line of shell. `folder`: where the files with failpoints lie. `dress`: what else
+    becomes of its command."""
 
-    def __init__(self, folder: Path, limits: Limits, log: Log) -> None:
+    def __init__(self, folder: Path, limits: Limits, log: Log, dress: Callable[[Child], Child]) -> None:
         super().__init__(limits, restart=True, log=log)
         self._folder = folder
+        self._dress = dress
 
     def add(self, child: Child, again: Callable[[Child], Child] | None = None) -> None:
         """As that of a Supervisor."""
         super().add(self._armed(child), (lambda before: self._armed(again(before))) if again else None)
 
     def _armed(self, child: Child) -> Child:
-        return child._replace(argv=("/bin/sh", "-c", RUN, str(self._folder / child.name), *child.argv))
+        argv = self._dress(child).argv
+        return child._replace(argv=("/bin/sh", "-c", RUN, str(self._folder / child.name), *argv))
 
 
 class ArmedCluster(LocalCluster):
@@ -82,12 +85,16 @@ class ArmedCluster(LocalCluster):
         self.controller_url = url_of(config.controllers[0].listen)
         began = time.monotonic()
         self._log = Log(os.open(self.log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-        self._supervisor = _ArmedSupervisor(self._armed, config.limits, self._log)
+        self._supervisor = _ArmedSupervisor(self._armed, config.limits, self._log, self.dressed)
         for child in cluster_children(config, self.config):
             self._supervisor.add(child)
         self._launching = asyncio.create_task(Shards(config, self.config, self._supervisor, self._log).follow())
         await self.wait_ready(READY_TIMEOUT_S)
         self.ready_s = time.monotonic() - began
+
+    def dressed(self, child: Child) -> Child:
+        """The child as it is to be started: whoever needs another command for it says so here."""
+        return child
 
     async def stop(self) -> None:
         """End all processes, also those that are paused or held."""

@@ -61,13 +61,18 @@ async def ask(wire: Wire, change: Change) -> None:
     """Until it is known to be taken down. Raises ChangeError."""
     if change.verb == "replan":
         await _insist(wire, change, "DELETE", "/v1/moves", None)
+    await _insist(wire, change, *request_of(change))
+
+
+def request_of(change: Change) -> tuple[str, str, bytes | None]:
+    """Method, path and body of the call that asks for it; of a `replan` the second one, after DELETE /v1/moves."""
     method, path, body = {
         "add": ("POST", "/v1/shards", {"id": change.shard, "weight": change.weight}),
         "remove": ("DELETE", f"/v1/shards/{change.shard}", None),
         "weigh": ("PATCH", f"/v1/shards/{change.shard}", {"weight": change.weight}),
         "replan": ("POST", "/v1/moves", None),
     }[change.verb]
-    await _insist(wire, change, method, path, None if body is None else msgspec.json.encode(body))
+    return method, path, None if body is None else msgspec.json.encode(body)
 
 
 async def _insist(wire: Wire, change: Change, method: str, path: str, encoded: bytes | None) -> None:

@@ -29,9 +29,11 @@ _ENDINGS_MAX = 60
 
 
 class Worker:
-    """One client. `run` goes on until it is cancelled; `gate` lets it pass or holds it; `idle` is set while held."""
+    """One client. `run` goes on until it is cancelled; `gate` lets it pass or holds it; `idle` is set while held.
+    `pace_s`: how long it pauses between two steps, in the mean."""
 
     def __init__(self, name: str, wire: Wire) -> None:
+        self.pace_s = 0.0
         self.name = name
         self.wire = wire
         self.rng = wire.rng
@@ -46,6 +48,8 @@ class Worker:
                 await self.gate.wait()
                 self.idle.clear()
             await self.step()
+            if self.pace_s:
+                await asyncio.sleep(self.rng.uniform(0.0, 2 * self.pace_s))
 
     async def step(self) -> None:
         """One thing to do, with the reads that it needs."""

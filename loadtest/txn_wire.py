@@ -76,9 +76,9 @@ _answers = msgspec.json.Decoder(Answered)
 _problems = msgspec.json.Decoder(Problem)
 
 
-def session() -> aiohttp.ClientSession:
+def session(timeout_s: float = REQUEST_TIMEOUT_S) -> aiohttp.ClientSession:
     """One that sends every request once."""
-    timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
     http = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
     http._retry_connection = False
     return http

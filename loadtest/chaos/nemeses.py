@@ -1,0 +1,199 @@
+"""Carrying out the faults of a schedule: killing, pausing, cutting links, adding and removing shards.
+
+Owns: on whom a fault falls, doing it and ending it, the record of what was done.
+Promises: only processes of the given cluster are touched; `heal` ends everything that still lasts. The choices come
+from the draw of the step and from the names of the processes that there are.
+Leaves to others: when (schedule), the signals (loadtest.armed_cluster), the bytes (links), members of the cluster
+(reshard).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from loadtest.armed_cluster import ArmedCluster
+from loadtest.chaos.links import CLIENTS, Links
+from loadtest.chaos.reshard import Reshard
+from loadtest.chaos.schedule import Step
+from loadtest.chaos.summary import Fault
+
+_RESET_EVERY_S = 0.3
+
+
+class Nemeses:
+    """Faults of one run. `faults`: what was done, times counted from `began_s` (monotonic); `now`: what lasts."""
+
+    def __init__(self, cluster: ArmedCluster, links: Links | None, reshard: Reshard, began_s: float) -> None:
+        self.faults: list[Fault] = []
+        self.now: dict[int, str] = {}
+        self._cluster = cluster
+        self._links = links
+        self._reshard = reshard
+        self._began_s = began_s
+        self._doers: dict[str, Callable[[Step, random.Random, Fault], Awaitable[None]]] = {
+            "kill": self._kill,
+            "pause": self._pause,
+            "partition": self._partition,
+            "reshard": self._change,
+        }
+
+    async def run(self, steps: Sequence[Step], chapter_s: float) -> None:
+        """All of them, each at its time, counted from `chapter_s` (monotonic); returns when the last one is over."""
+        async with asyncio.TaskGroup() as group:
+            for step in steps:
+                await asyncio.sleep(max(0.0, chapter_s + step.at_s - time.monotonic()))
+                group.create_task(self.do(step))
+
+    async def do(self, step: Step) -> None:
+        """One of them; returns when it is over."""
+        began_s = time.monotonic()
+        fault = Fault(began_s - self._began_s, step.for_s, step.nemesis, step.kind, [])
+        self.faults.append(fault)
+        key = id(fault)
+        self.now[key] = f"{step.nemesis} {step.kind}"
+        try:
+            await self._doers[step.nemesis](step, random.Random(step.draw), fault)
+        finally:
+            del self.now[key]
+            if step.for_s or step.nemesis == "reshard":
+                fault.for_s = time.monotonic() - began_s
+
+    def heal(self) -> None:
+        """End all that still lasts."""
+        for name in self._cluster.members():
+            self._cluster.let_come_back(name)
+            self._cluster.wake(name)
+        if self._links is not None:
+            self._links.heal_all()
+
+    # --- processes ---------------------------------------------------------------------------------------------------
+
+    async def _kill(self, step: Step, rng: random.Random, fault: Fault) -> None:
+        names = victims(step.kind, self._cluster.members(), rng)
+        fault.targets = names
+        if not step.for_s:
+            killed = self._cluster.kill_all(names)
+            if len(killed) < len(names):
+                fault.note = f"{len(names) - len(killed)} of them did not run"
+            return
+        for name in names:
+            self._cluster.hold(name)
+        try:
+            await asyncio.sleep(step.for_s)
+        finally:
+            for name in names:
+                self._cluster.let_come_back(name)
+
+    async def _pause(self, step: Step, rng: random.Random, fault: Fault) -> None:
+        running = self._cluster.pids()
+        names = [name for name in victims(step.kind, self._cluster.members(), rng) if name in running]
+        fault.targets = names
+        for name in names:
+            self._cluster.pause(name)
+        try:
+            await asyncio.sleep(step.for_s)
+        finally:
+            for name in names:
+                self._cluster.wake(name)
+
+    async def _change(self, step: Step, rng: random.Random, fault: Fault) -> None:
+        fault.targets, fault.note = await self._reshard.do(step.kind, rng)
+
+    # --- links -------------------------------------------------------------------------------------------------------
+
+    async def _partition(self, step: Step, rng: random.Random, fault: Fault) -> None:
+        assert self._links is not None
+        if step.kind == "repeat":
+            await self._repeat(self._links, step.for_s, rng, fault)
+            return
+        ways = self._ways(step.kind, rng)
+        fault.targets = [f"{source} → {destination}" for source, destination in ways]
+        if step.kind == "reset":
+            await self._reset(self._links, step.for_s, ways, fault)
+            return
+        fault.note = self._break(self._links, step.kind, ways, rng)
+        try:
+            await asyncio.sleep(step.for_s)
+        finally:
+            for source, destination in ways:
+                self._links.heal(source, destination)
+
+    def _ways(self, kind: str, rng: random.Random) -> list[tuple[str, str]]:
+        """Directions of links: source and destination."""
+        members = sorted(self._cluster.members())
+        if kind == "isolate":
+            lonely = rng.choice(members)
+            pairs = [(lonely, other) for other in members if other != lonely]
+        else:
+            pairs = some_pairs(members, rng)
+        if kind in ("cut one way", "stall"):
+            return [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs]
+        return [way for pair in pairs for way in (pair, pair[::-1])]
+
+    @staticmethod
+    def _break(links: Links, kind: str, ways: Sequence[tuple[str, str]], rng: random.Random) -> str:
+        """The note on it."""
+        if kind == "delay":
+            delay_ms = rng.choice((20, 100, 400))
+            for source, destination in ways:
+                links.delay(source, destination, delay_ms, delay_ms / 2)
+            return f"{delay_ms} to {delay_ms * 3 // 2} ms"
+        if kind == "drop":
+            probability = rng.choice((0.01, 0.05, 0.2))
+            for source, destination in ways:
+                links.drop(source, destination, probability)
+            return f"with probability {probability:g}"
+        for source, destination in ways:
+            (links.stall if kind == "stall" else links.cut)(source, destination)
+        return ""
+
+    @staticmethod
+    async def _repeat(links: Links, for_s: float, rng: random.Random, fault: Fault) -> None:
+        probability = rng.choice((0.2, 0.5, 1.0))
+        fault.targets, fault.note = [f"{CLIENTS} → routers"], f"with probability {probability:g}"
+        links.repeat(probability)
+        try:
+            await asyncio.sleep(for_s)
+        finally:
+            links.repeat(0.0)
+
+    @staticmethod
+    async def _reset(links: Links, for_s: float, ways: Sequence[tuple[str, str]], fault: Fault) -> None:
+        deadline_s, count = time.monotonic() + for_s, 0
+        while time.monotonic() < deadline_s:
+            count += sum(links.reset(source, destination) for source, destination in ways)
+            await asyncio.sleep(_RESET_EVERY_S)
+        fault.note = f"{count} connections"
+
+
+def victims(kind: str, members: set[str], rng: random.Random) -> list[str]:
+    """On which processes a kill or a pause falls."""
+    everyone = sorted(members)
+    of_role = [name for name in everyone if name.startswith(f"{kind}-")]
+    if kind == "all":
+        return everyone
+    if kind == "several":
+        return rng.sample(everyone, k=rng.randint(2, max(2, len(everyone) - 1)))
+    if kind == "for some time":
+        return rng.sample(everyone, k=rng.choice((1, 1, 2)))
+    return [rng.choice(of_role)]
+
+
+def some_pairs(members: Sequence[str], rng: random.Random) -> list[tuple[str, str]]:
+    """Links of one kind, one to three of them: of clients, of routers to shards, among shards, of the controller."""
+    routers = [name for name in members if name.startswith("router-")]
+    shards = [name for name in members if name.startswith("shard-")]
+    controllers = [name for name in members if name.startswith("controller-")]
+    all_pairs = rng.choice(
+        [
+            [(CLIENTS, router) for router in routers],
+            [(router, shard) for router in routers for shard in shards],
+            [(router, shard) for router in routers for shard in shards],
+            [(one, other) for one in shards for other in shards if one < other],
+            [(follower, controller) for follower in routers + shards for controller in controllers],
+        ]
+    )
+    return rng.sample(all_pairs, k=min(len(all_pairs), rng.randint(1, 3)))

@@ -1,0 +1,150 @@
+"""Adding, removing and weighing shards while everything else goes wrong.
+
+Owns: which change is asked for, asking without patience for ever, what the members must be afterwards as far as that is
+known, and waiting for the end of all moves.
+Promises: a change that may have been asked for is counted as possible; at the end of a chapter every change that was
+answered 202, and not cancelled, must have come about.
+Leaves to others: what a change asks for and how (loadtest.changes), when (schedule).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from loadtest import changes
+from loadtest.changes import Change
+from loadtest.txn_wire import Reply, Wire
+
+_INSIST_S = 6.0
+_POLL_S = 0.1
+_MORE_SHARDS_MAX = 2
+_FEWER_SHARDS_MAX = 1
+_WEIGHT_MAX = 4
+
+
+class Reshard:
+    """`shards`: how many the cluster began with; about so many it has all the time."""
+
+    def __init__(self, wire: Wire, shards: int) -> None:
+        self._wire = wire
+        self._shards = shards
+        self._last_number = shards
+        self._members = {f"s{number}": 1 for number in range(1, shards + 1)}  # as they are to become
+        self._sure: dict[str, bool] = {}
+        self._was_cancelled = False  # perhaps, and perhaps only soon: since then nothing is sure
+        self._one_by_one = asyncio.Lock()
+        self._doers: dict[str, Callable[[random.Random], Awaitable[tuple[list[str], str]]]] = {
+            "add": self._add_or_remove,
+            "remove": self._remove_or_add,
+            "weigh": self._weigh,
+            "cancel": self._cancel,
+            "two at once": self._two,
+        }
+
+    async def do(self, kind: str, rng: random.Random) -> tuple[list[str], str]:
+        """The shards, and how it was answered. One after the other, however they are asked for."""
+        async with self._one_by_one:
+            return await self._doers[kind](rng)
+
+    async def _add_or_remove(self, rng: random.Random) -> tuple[list[str], str]:
+        return await self._ask(self._new() if self._may_grow else self._leaver(rng))
+
+    async def _remove_or_add(self, rng: random.Random) -> tuple[list[str], str]:
+        return await self._ask(self._leaver(rng) if self._may_shrink else self._new())
+
+    async def _weigh(self, rng: random.Random) -> tuple[list[str], str]:
+        return await self._ask(Change("weigh", self._any(rng), rng.randint(1, _WEIGHT_MAX)))
+
+    async def _two(self, rng: random.Random) -> tuple[list[str], str]:
+        first = self._new() if self._may_grow else self._leaver(rng)
+        asking = asyncio.create_task(self._ask(first))
+        await asyncio.sleep(rng.uniform(0.0, 0.4))
+        others = [shard for shard in self._members if shard != first.shard]
+        second = Change("weigh", rng.choice(others), rng.randint(1, _WEIGHT_MAX))
+        if self._may_shrink and first.verb == "add" and rng.random() < 0.5:
+            second = Change("remove", second.shard)
+        found = await asyncio.gather(asking, self._ask(second))
+        return [shard for shards, _ in found for shard in shards], "; ".join(note for _, note in found)
+
+    async def _cancel(self, rng: random.Random) -> tuple[list[str], str]:
+        """A change, and soon after that it is cancelled, with whatever else is under way."""
+        shards, note = await self._ask(Change("weigh", self._any(rng), _WEIGHT_MAX + 1))
+        await asyncio.sleep(rng.uniform(0.0, 0.5))
+        self._was_cancelled = True
+        self._sure.clear()
+        reply = await self._insist("DELETE", "/v1/moves", None)
+        return shards, f"{note}; cancel: {reply.words}"
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _may_grow(self) -> bool:
+        return len(self._members) < self._shards + _MORE_SHARDS_MAX
+
+    @property
+    def _may_shrink(self) -> bool:
+        return len(self._members) > max(2, self._shards - _FEWER_SHARDS_MAX)
+
+    def _new(self) -> Change:
+        """A name is never used again."""
+        self._last_number += 1
+        return Change("add", f"s{self._last_number}")
+
+    def _any(self, rng: random.Random) -> str:
+        return rng.choice(sorted(self._members))
+
+    def _leaver(self, rng: random.Random) -> Change:
+        return Change("remove", self._any(rng))
+
+    async def _ask(self, change: Change) -> tuple[list[str], str]:
+        self._members = change.after(self._members)  # before the answer: the next change is not to fall on it
+        self._sure.pop(change.shard, None)
+        reply = await self._insist(*changes.request_of(change))
+        if change.verb in ("add", "remove") and reply.status == 202 and not self._was_cancelled:
+            self._sure[change.shard] = change.verb == "add"
+        return [change.shard], f"{change}: {reply.words}"
+
+    async def _insist(self, method: str, path: str, body: bytes | None) -> Reply:
+        """Until it is taken down, or refused for good, or for some time in vain."""
+        deadline_s = time.monotonic() + _INSIST_S
+        while True:
+            reply = await self._wire.ask(method, path, body)
+            if reply.status in (202, 404, 409) or time.monotonic() > deadline_s:
+                return reply
+            await asyncio.sleep(_POLL_S)
+
+    # --- afterwards --------------------------------------------------------------------------------------------------
+
+    async def settle(self, timeout_s: float) -> str:
+        """Wait until nothing moves, joins or leaves any more: a sentence if that takes too long, or if the members are
+        not those that they must be. What was cancelled is planned anew."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            if self._was_cancelled:
+                self._was_cancelled = (await self._insist("POST", "/v1/moves", None)).status != 202
+            document = await changes.cluster(self._wire)
+            if document and not self._was_cancelled and is_settled(document):
+                return self._compare(document)
+            if time.monotonic() > deadline_s:
+                shown = {name: document.get(name) for name in ("epoch", "shards", "moves", "ending", "wanted")}
+                return f"{timeout_s:g} s after all faults were over, partitions still move: {shown if document else ''}"
+            await asyncio.sleep(_POLL_S)
+
+    def _compare(self, document: dict[str, Any]) -> str:
+        found = {shard["id"]: shard["weight"] for shard in document["shards"]}
+        wrong = [shard for shard, is_there in self._sure.items() if (shard in found) != is_there]
+        self._members, sure, self._sure = found, self._sure, {}
+        if wrong:
+            asked = ", ".join(f"{'add' if sure[shard] else 'remove'} {shard}" for shard in wrong)
+            return f"taken down (202), and not done: {asked}; the members are {', '.join(found)}"
+        return ""
+
+
+def is_settled(document: dict[str, Any]) -> bool:
+    """Of GET /v1/cluster."""
+    is_up = all(shard["state"] == "up" for shard in document["shards"])
+    return is_up and document["moves"] == document["ending"] == document["wanted"] == []  # null: nobody knows

@@ -1,0 +1,251 @@
+"""A chaos run: a cluster, its clients, chapters of faults, the judgement of each.
+
+Owns: the order of chapters, their histories and judgements, the summary.
+Promises: all processes end with the run, however it ends, and every fault is taken back. The first chapter in which
+anything is wrong ends the run. What was settled in a chapter is looked at once more at the end.
+Leaves to others: what a chapter is (chapter), faults (schedule, nemeses, reshard), clients (crew), processes (cluster),
+judging (judge), pages (page), what is shown meanwhile (progress).
+
+A chapter has new keys, and its history can be judged on its own: while the next one is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import aiohttp
+
+from loadtest.chaos.chapter import Stage
+from loadtest.chaos.cluster import ChaosCluster
+from loadtest.chaos.crew import Crew, Stored
+from loadtest.chaos.judge import JudgeError, judge
+from loadtest.chaos.links import Links
+from loadtest.chaos.meter import Meter
+from loadtest.chaos.nemeses import Nemeses
+from loadtest.chaos.reshard import Reshard
+from loadtest.chaos.schedule import Nemesis, chapters, plan
+from loadtest.chaos.summary import Chapter, RunSummary
+from loadtest.histories.history import AnyOperation, write
+from loadtest.txn_doubts import Doubts
+from loadtest.txn_wire import Wire, session
+
+CLIENT_TIMEOUT_S = 5.0  # longer than a router takes at most
+_LATE_JUDGEMENT_S = 20.0  # for a run that was interrupted
+_WORKLOADS = {
+    "Lists": "append",
+    "Transfer": "bank",
+    "Balances": "bank",
+    "Markers": "bank",
+    "Register": "register",
+    "Count": "counter",
+    "Element": "set",
+    "Members": "set",
+    "Lease": "critical-section",
+    "Guarded": "critical-section",
+}
+
+
+class Settings(NamedTuple):
+    """`seconds` of load. `out`: a folder of the run's own. `bug`: one that is planted in all processes, or none."""
+
+    seconds: float
+    seed: int
+    nemeses: Sequence[Nemesis]
+    routers: int
+    shards: int
+    out: Path
+    bug: str = ""
+
+    @property
+    def command(self) -> str:
+        """To run it again."""
+        bug = f" --bug {self.bug}" if self.bug else ""
+        return (
+            f"python -m loadtest.chaos --minutes {self.seconds / 60:g} --seed {self.seed}"
+            f" --nemesis {','.join(self.nemeses)} --routers {self.routers} --shards {self.shards}{bug}"
+        )
+
+
+class Run:
+    """One run. `summary` is up to date at any time; so is what a line of progress needs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.lengths_s = chapters(settings.seconds)
+        self.doing = "starting the cluster"
+        self.meter = Meter()
+        self.faults_now: dict[int, str] = {}
+        self.was_interrupted = False
+        self.summary = RunSummary(
+            command=settings.command,
+            seed=settings.seed,
+            began_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=0.0,
+            ok=False,
+            nemeses=list(settings.nemeses),
+            shards=settings.shards,
+            routers=settings.routers,
+            machine=machine_facts(),
+            bug=settings.bug,
+        )
+        self._began_s = time.monotonic()
+        self._load_ends_s = self._began_s + sum(self.lengths_s)
+        self._judging: list[asyncio.Task[None]] = []
+        self._settled: dict[int, Stored] = {}
+
+    @property
+    def left_s(self) -> float:
+        """Of load, about."""
+        return max(0.0, self._load_ends_s - time.monotonic())
+
+    @property
+    def is_wrong(self) -> bool:
+        """Something was found already."""
+        return any(chapter.complaints or chapter.violations for chapter in self.summary.chapters)
+
+    async def run(self) -> RunSummary:
+        """All of it. Cancelling it once ends it early: the summary is of what was judged until then.
+
+        Raises RuntimeError if the cluster does not start.
+        """
+        try:
+            await self._play()
+        except asyncio.CancelledError:
+            self.was_interrupted = True
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()
+        self.doing = "judging"
+        await self._wait_for_judgements(_LATE_JUDGEMENT_S if self.was_interrupted or self.is_wrong else None)
+        self._sum_up()
+        return self.summary
+
+    async def _play(self) -> None:
+        async with self._staged() as (stage, workers):
+            for number, seconds in enumerate(self.lengths_s, start=1):
+                self._load_ends_s = time.monotonic() + sum(self.lengths_s[number - 1 :])
+                await self._watch(self._play_one(stage, number, seconds), workers)
+                if self.is_wrong:
+                    return
+            self.doing = "looking again at what was settled"
+            for number, sentences in (await stage.look_again(self._settled)).items():
+                self.summary.chapters[number - 1].complaints += sentences
+
+    async def _play_one(self, stage: Stage, number: int, seconds: float) -> None:
+        chapter = Chapter(number, time.monotonic() - self._began_s, seconds, {}, [], [])
+        self.summary.chapters.append(chapter)
+        closing = await stage.play(chapter, plan(self.settings.seed, number, seconds, self.settings.nemeses))
+        if closing is not None:
+            self._settled[number] = closing.stored
+            self._count(chapter, closing.operations)
+            path = self.settings.out / f"chapter-{number}.ndjson"
+            write(path, closing.operations)
+            self._judging.append(asyncio.create_task(self._judge(chapter, path)))
+
+    async def _watch(self, playing: Coroutine[None, None, None], workers: Sequence[asyncio.Task[None]]) -> None:
+        """To the end of the chapter; or until the judgement on an earlier one makes it pointless, or a client fails."""
+        task = asyncio.create_task(playing)
+        try:
+            while not (task.done() or self.is_wrong):
+                judging = [each for each in self._judging if not each.done()]
+                await asyncio.wait([task, *judging, *workers], return_when=asyncio.FIRST_COMPLETED)
+                for worker in workers:
+                    if worker.done():
+                        worker.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if not task.cancelled():
+            task.result()
+
+    @asynccontextmanager
+    async def _staged(self) -> AsyncIterator[tuple[Stage, list[asyncio.Task[None]]]]:
+        """The cluster and the clients, who rest."""
+        settings = self.settings
+        links = Links(settings.seed) if "partition" in settings.nemeses or settings.bug else None
+        cluster = ChaosCluster(settings.out / "cluster", settings.shards, settings.routers, links, settings.bug)
+        async with contextlib.AsyncExitStack() as stack:
+            if links is not None:
+                await links.start()
+                stack.push_async_callback(links.stop)
+            await stack.enter_async_context(cluster)
+            http = await stack.enter_async_context(session(CLIENT_TIMEOUT_S))
+            stage = self._stage(cluster, links, http)
+            await stage.crew.open_bank()
+            jobs = [*(worker.run() for worker in stage.crew.workers), self.meter.run()]
+            workers = [asyncio.create_task(job) for job in jobs]
+            try:
+                yield stage, workers
+            finally:
+                stage.nemeses.heal()
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+                self.doing = "stopping all processes"
+
+    def _stage(self, cluster: ChaosCluster, links: Links | None, http: aiohttp.ClientSession) -> Stage:
+        self._began_s = self.meter.began_s = time.monotonic()
+        seed = self.settings.seed
+        was_repeated = links.was_repeated if links is not None else _never
+        crew = Crew(http, cluster.client_urls, cluster.urls, seed, self.meter, was_repeated)
+        reshard = Reshard(Wire(http, cluster.urls, seed), self.settings.shards)
+        nemeses = Nemeses(cluster, links, reshard, self._began_s)
+        self.faults_now, self.summary.faults, self.summary.points = nemeses.now, nemeses.faults, self.meter.points
+        return Stage(cluster, crew, nemeses, reshard, Doubts(http, cluster.urls), self._tell)
+
+    def _tell(self, doing: str) -> None:
+        self.doing = doing
+
+    # --- judging -----------------------------------------------------------------------------------------------------
+
+    async def _judge(self, chapter: Chapter, path: Path) -> None:
+        try:
+            chapter.checks = (await judge(path)).checks
+        except JudgeError as error:
+            chapter.complaints.append(str(error))
+
+    async def _wait_for_judgements(self, timeout_s: float | None) -> None:
+        left = [task for task in self._judging if not task.done()]
+        if left:
+            await asyncio.wait(left, timeout=timeout_s)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*self._judging, return_exceptions=True)
+
+    def _count(self, chapter: Chapter, operations: Sequence[AnyOperation]) -> None:
+        chapter.operations = dict(Counter(_WORKLOADS[type(operation).__name__] for operation in operations))
+        outcomes = Counter(operation.outcome for operation in operations)
+        totals = self.summary.totals
+        totals.done += outcomes["done"]
+        totals.refused += outcomes["refused"]
+        totals.unknown += outcomes["unknown"]
+
+    def _sum_up(self) -> None:
+        summary = self.summary
+        summary.seconds = time.monotonic() - self._began_s
+        # one that was given up has nothing to show
+        summary.chapters = [chapter for chapter in summary.chapters if chapter.checks or chapter.complaints]
+        summary.ok = bool(summary.chapters) and all(chapter.ok for chapter in summary.chapters)
+
+
+def machine_facts() -> list[str]:
+    """What the figures of a run depend on, a sentence each."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return [
+        f"{os.cpu_count()} processors, {memory_bytes / 2**30:.1f} GiB of memory",
+        f"{platform.system()} {platform.release()} on {platform.machine()}",
+        f"Python {platform.python_version()}",
+    ]
+
+
+def _never(once: str) -> bool:
+    return False
