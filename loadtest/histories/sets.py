@@ -110,8 +110,8 @@ class _Set:
         add = self.adds[element]
         there = min([add, *(self.listings[place] for place in places)], key=_end_s)
         removal = self.removals.get(element)
-        if removal is not None and removal.outcome == "refused":
-            removal = None
+        if removal is not None and (removal.outcome == "refused" or _end_s(removal) < add.begin_s):
+            removal = None  # it removed nothing
         gone: Operation | None = None
         if removal is not None and removal.outcome == "done" and _end_s(there) < removal.begin_s:
             gone = removal
