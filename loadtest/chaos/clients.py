@@ -73,7 +73,7 @@ class KeyWorker(Worker):
     def heard(self, reply: Reply, what: str, *expected: int) -> Reply:
         """The reply; one that claims to be a decision and is none of those expected is a complaint, and unknown."""
         if reply.outcome == "done" and reply.status not in expected:
-            self.wire.complain(f"{what} was answered {reply.words} {reply.body[:200]!r}")
+            self.wire.complain(f"{what} was answered {reply.words}")
             return Reply(-1)
         return reply
 

@@ -21,6 +21,7 @@ from loadtest.chaos.schedule import Step
 from loadtest.chaos.summary import Fault
 
 _RESET_EVERY_S = 0.3
+_POLL_S = 0.05
 
 
 class Nemeses:
@@ -88,16 +89,22 @@ class Nemeses:
                 self._cluster.let_come_back(name)
 
     async def _pause(self, step: Step, rng: random.Random, fault: Fault) -> None:
-        running = self._cluster.pids()
-        names = [name for name in victims(step.kind, self._cluster.members(), rng) if name in running]
-        fault.targets = names
-        for name in names:
-            self._cluster.pause(name)
+        end_s = time.monotonic() + step.for_s
+        fault.targets = victims(step.kind, self._cluster.members(), rng)
+        paused: list[str] = []
         try:
-            await asyncio.sleep(step.for_s)
+            while len(paused) < len(fault.targets) and time.monotonic() < end_s:
+                running = self._cluster.pids()  # one that is just being started is waited for
+                for name in [name for name in fault.targets if name in running and name not in paused]:
+                    self._cluster.pause(name)
+                    paused.append(name)
+                await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(max(0.0, end_s - time.monotonic()))
         finally:
-            for name in names:
+            for name in paused:
                 self._cluster.wake(name)
+        if missing := [name for name in fault.targets if name not in paused]:
+            fault.note = f"{', '.join(missing)} did not run"
 
     async def _change(self, step: Step, rng: random.Random, fault: Fault) -> None:
         fault.targets, fault.note = await self._reshard.do(step.kind, rng)

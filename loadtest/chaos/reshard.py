@@ -19,7 +19,7 @@ from loadtest import changes
 from loadtest.changes import Change
 from loadtest.txn_wire import Reply, Wire
 
-_INSIST_S = 6.0
+_INSIST_S = 4.0
 _POLL_S = 0.1
 _MORE_SHARDS_MAX = 2
 _FEWER_SHARDS_MAX = 1
@@ -109,11 +109,11 @@ class Reshard:
         return [change.shard], f"{change}: {reply.words}"
 
     async def _insist(self, method: str, path: str, body: bytes | None) -> Reply:
-        """Until it is taken down, or refused for good, or for some time in vain."""
+        """Until it is taken down, or there is no such shard, or for some time in vain: a 409 may be for the moment."""
         deadline_s = time.monotonic() + _INSIST_S
         while True:
             reply = await self._wire.ask(method, path, body)
-            if reply.status in (202, 404, 409) or time.monotonic() > deadline_s:
+            if reply.status in (202, 404) or time.monotonic() > deadline_s:
                 return reply
             await asyncio.sleep(_POLL_S)
 

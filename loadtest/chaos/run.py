@@ -33,7 +33,7 @@ from loadtest.chaos.links import Links
 from loadtest.chaos.meter import Meter
 from loadtest.chaos.nemeses import Nemeses
 from loadtest.chaos.reshard import Reshard
-from loadtest.chaos.schedule import Nemesis, chapters, plan
+from loadtest.chaos.schedule import CHAPTER_S_MAX, HASTY_CHAPTER_S, Nemesis, chapters, plan
 from loadtest.chaos.summary import Chapter, RunSummary
 from loadtest.histories.history import AnyOperation, write
 from loadtest.txn_doubts import Doubts
@@ -81,7 +81,7 @@ class Run:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.lengths_s = chapters(settings.seconds)
+        self.lengths_s = chapters(settings.seconds, HASTY_CHAPTER_S if settings.bug else CHAPTER_S_MAX)
         self.doing = "starting the cluster"
         self.meter = Meter()
         self.faults_now: dict[int, str] = {}

@@ -28,9 +28,11 @@ KINDS: Mapping[Nemesis, Sequence[str]] = {
 }
 CHAPTER_S_MIN = 16.0
 CHAPTER_S_MAX = 60.0
+HASTY_CHAPTER_S = 20.0  # for a run that is to find what is wrong soon
 CALM_S = 6.0
 _FIRST_S = 2.0  # of a chapter nothing happens
 _FIRST_WITHIN_S = 3.0
+_LASTS_S_MIN = 1.0  # unless it is a moment
 _LONGEST_S = 7.0  # longer than any time-out in loadtest.chaos.cluster.LIMITS
 
 
@@ -66,9 +68,9 @@ _HABITS: Mapping[Nemesis, _Habits] = {
 }
 
 
-def chapters(seconds: float) -> list[float]:
-    """How long each chapter of a run lasts: all the same, and none longer than a minute by much."""
-    count = max(1, round(seconds / CHAPTER_S_MAX))
+def chapters(seconds: float, longest_s: float = CHAPTER_S_MAX) -> list[float]:
+    """How long each chapter of a run lasts: all the same, and none longer than that by much."""
+    count = max(1, round(seconds / longest_s))
     return [max(seconds / count, CHAPTER_S_MIN)] * count
 
 
@@ -90,7 +92,7 @@ def _lane(nemesis: Nemesis, end_s: float, rng: random.Random) -> Iterator[Step]:
     kinds = _in_turn(KINDS[nemesis], rng)
     at_s = _FIRST_S + rng.uniform(0.0, _FIRST_WITHIN_S)
     is_first = True
-    while at_s < end_s:
+    while at_s <= end_s - _LASTS_S_MIN:
         kind = next(kinds)
         step = _step(at_s, nemesis, kind, end_s, rng)
         if nemesis == "pause" and is_first:  # at least this one outlasts every time-out, if the chapter does
@@ -113,5 +115,5 @@ def _step(at_s: float, nemesis: Nemesis, kind: str, end_s: float, rng: random.Ra
 
 def _companion(nemesis: Nemesis, of: Step, end_s: float, rng: random.Random) -> Step:
     """A fault soon after that one."""
-    at_s = min(of.at_s + rng.uniform(0.05, 1.2), end_s)
+    at_s = min(of.at_s + rng.uniform(0.05, 1.2), end_s - _LASTS_S_MIN)
     return _step(at_s, nemesis, rng.choice(KINDS[nemesis]), end_s, rng)
