@@ -1,0 +1,101 @@
+"""loadtest.chaos.schedule: a seed is a schedule, everybody has a turn, and in the end it is calm."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest.chaos.links import CLIENTS
+from loadtest.chaos.nemeses import some_pairs, victims
+from loadtest.chaos.schedule import CALM_S, CHAPTER_S_MIN, KINDS, NEMESES, Nemesis, chapters, plan
+
+MEMBERS = {"controller-0", "router-0", "router-1", "shard-s1", "shard-s2", "shard-s3"}
+
+seeds = st.integers(0, 2**40)
+lengths_s = st.floats(CHAPTER_S_MIN, 90.0)
+some_nemeses = st.lists(st.sampled_from(NEMESES), unique=True)
+
+
+@given(seeds, st.integers(1, 50), lengths_s, some_nemeses)
+def test_the_seed_alone_decides_on_the_faults(seed: int, chapter: int, seconds: float, some: list[Nemesis]) -> None:
+    first = plan(seed, chapter, seconds, some)
+    assert first == plan(seed, chapter, seconds, some[::-1])
+    if some:
+        assert first != plan(seed + 1, chapter, seconds, some)
+        assert first != plan(seed, chapter + 1, seconds, some)
+
+
+@given(seeds, lengths_s, some_nemeses)
+def test_all_faults_are_over_before_the_calm(seed: int, seconds: float, some: list[Nemesis]) -> None:
+    steps = plan(seed, 1, seconds, some)
+    assert steps == sorted(steps)
+    for step in steps:
+        assert step.at_s >= 0
+        assert step.for_s >= 0
+        assert step.end_s <= seconds - CALM_S + 1e-6
+        assert step.kind in KINDS[step.nemesis]
+        assert step.nemesis in some
+
+
+@given(seeds, lengths_s, some_nemeses)
+def test_every_nemesis_asked_for_has_its_turn_in_every_chapter(seed: int, seconds: float, some: list[Nemesis]) -> None:
+    assert {step.nemesis for step in plan(seed, 1, seconds, some)} == set(some)
+
+
+@given(seeds)
+def test_a_minute_has_a_pause_longer_than_any_time_out_and_many_kinds_of_each_nemesis(seed: int) -> None:
+    steps = plan(seed, 1, 60.0, NEMESES)
+    assert max(step.for_s for step in steps if step.nemesis == "pause") >= 7.0
+    for nemesis in NEMESES:
+        assert len({step.kind for step in steps if step.nemesis == nemesis}) >= 3
+
+
+@given(seeds)
+def test_every_change_of_shards_meets_another_fault_soon(seed: int) -> None:
+    steps = plan(seed, 1, 60.0, ["kill", "reshard"])
+    for change in [step for step in steps if step.nemesis == "reshard"]:
+        assert any(-1.0 <= step.at_s - change.at_s <= 1.2 for step in steps if step.nemesis == "kill")
+
+
+def test_all_kinds_come_in_a_run_of_ten_minutes() -> None:
+    steps = [step for chapter in range(1, 11) for step in plan(1, chapter, 60.0, NEMESES)]
+    assert {(step.nemesis, step.kind) for step in steps} == {(n, kind) for n in NEMESES for kind in KINDS[n]}
+
+
+@given(st.floats(1.0, 10_000.0))
+def test_a_run_is_cut_into_chapters_of_about_a_minute(seconds: float) -> None:
+    lengths = chapters(seconds)
+    assert sum(lengths) >= seconds - 1e-6
+    assert all(CHAPTER_S_MIN <= length <= 90 for length in lengths)
+    assert sum(lengths) <= max(seconds, CHAPTER_S_MIN) + 1e-6
+
+
+@given(st.sampled_from([*KINDS["kill"], *KINDS["pause"]]), st.randoms(use_true_random=False))
+def test_a_fault_falls_on_processes_that_fit_its_name(kind: str, rng: random.Random) -> None:
+    names = victims(kind, MEMBERS, rng)
+    assert names
+    assert set(names) <= MEMBERS
+    assert len(set(names)) == len(names)
+    if kind in ("router", "shard", "controller"):
+        assert [name.partition("-")[0] for name in names] == [kind]
+    if kind == "all":
+        assert set(names) == MEMBERS
+    if kind == "several":
+        assert 2 <= len(names) < len(MEMBERS)
+
+
+@given(st.randoms(use_true_random=False))
+def test_links_that_break_are_links_that_are_used(rng: random.Random) -> None:
+    roles = {
+        (CLIENTS, "router"),
+        ("router", "shard"),
+        ("shard", "shard"),
+        ("router", "controller"),
+        ("shard", "controller"),
+    }
+    pairs = some_pairs(sorted(MEMBERS), rng)
+    assert 1 <= len(pairs) <= 3
+    assert {(one.partition("-")[0], other.partition("-")[0]) for one, other in pairs} <= roles
+    assert all(one != other for one, other in pairs)
