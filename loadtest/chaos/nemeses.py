@@ -10,6 +10,7 @@ Leaves to others: when (schedule), the signals (loadtest.armed_cluster), the byt
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -94,10 +95,10 @@ class Nemeses:
         paused: list[str] = []
         try:
             while len(paused) < len(fault.targets) and time.monotonic() < end_s:
-                running = self._cluster.pids()  # one that is just being started is waited for
-                for name in [name for name in fault.targets if name in running and name not in paused]:
-                    self._cluster.pause(name)
-                    paused.append(name)
+                for name in [name for name in fault.targets if name not in paused]:
+                    with contextlib.suppress(KeyError):  # one that is just being started is waited for
+                        self._cluster.pause(name)
+                        paused.append(name)
                 await asyncio.sleep(_POLL_S)
             await asyncio.sleep(max(0.0, end_s - time.monotonic()))
         finally:

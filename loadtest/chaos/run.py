@@ -16,6 +16,7 @@ import contextlib
 import os
 import platform
 import time
+import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -158,14 +159,19 @@ class Run:
             while not (task.done() or self.is_wrong):
                 judging = [each for each in self._judging if not each.done()]
                 await asyncio.wait([task, *judging, *workers], return_when=asyncio.FIRST_COMPLETED)
-                for worker in workers:
-                    if worker.done():
-                        worker.result()
+                self._complain_of(workers)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         if not task.cancelled():
             task.result()
+
+    def _complain_of(self, workers: Sequence[asyncio.Task[None]]) -> None:
+        """A client that was answered something it cannot make sense of has ended with an error."""
+        for worker in workers:
+            if worker.done() and (error := worker.exception()) is not None:
+                told = "".join(traceback.format_exception(error))
+                self.summary.chapters[-1].complaints.append(f"a client cannot go on:\n{told}")
 
     @asynccontextmanager
     async def _staged(self) -> AsyncIterator[tuple[Stage, list[asyncio.Task[None]]]]:

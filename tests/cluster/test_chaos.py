@@ -1,0 +1,106 @@
+"""`python -m loadtest.chaos`: all nemeses are survived, planted bugs are found, and Ctrl-C leaves nothing behind.
+
+The long version of the first test is the command itself, with more minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loadtest import processes
+from loadtest.chaos.schedule import NEMESES
+from loadtest.chaos.summary import RunSummary, decode
+from loadtest.histories import history, verdict
+
+pytestmark = pytest.mark.timeout(200)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FOUND_BY = {
+    "early-answer": {"registers", "bank", "sets", "lists", "counters"},
+    "ignore-token": {"locks"},
+    "ignore-intent": {"bank", "lists"},
+}
+
+
+def start(out: Path, *options: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "loadtest.chaos", "--out", str(out), *options]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, **(environment or {})},
+        start_new_session=True,
+    )
+
+
+def summary_of(out: Path) -> RunSummary:
+    return decode((out / "summary.json").read_bytes())
+
+
+def test_every_promise_holds_in_a_short_chaos_of_all_nemeses(tmp_path: Path) -> None:
+    with start(tmp_path / "out", "--minutes", "0.7", "--seed", "20", "--keep") as chaos:
+        output, _ = chaos.communicate()
+    assert chaos.returncode == 0, output
+    assert " left, chapter 1 of 1, " in output
+    summary = summary_of(tmp_path / "out")
+    assert summary.ok
+    assert {fault.nemesis for fault in summary.faults} == set(NEMESES)
+    assert summary.totals.done > 1000
+    checks = {check.name: check for chapter in summary.chapters for check in chapter.checks}
+    assert set(checks) == {"registers", "lists", "bank", "sets", "locks", "counters"}
+    operations = history.read(tmp_path / "out" / "chapter-1.ndjson")
+    assert sum(check.operations for check in checks.values()) == len(operations)
+    assert verdict.judge(operations).ok
+    page = (tmp_path / "out" / "verdict.html").read_text(encoding="utf-8")
+    assert "Passed" in page
+    assert "--seed 20" in page
+
+
+@pytest.mark.parametrize("bug", sorted(FOUND_BY))
+def test_a_planted_bug_is_found(bug: str, tmp_path: Path) -> None:
+    options = ["--minutes", "1", "--seed", "1", "--nemesis", "kill", "--bug", bug]
+    with start(tmp_path / "out", *options, environment={"KVSTORE_PLANT_BUGS": "1"}) as chaos:
+        output, _ = chaos.communicate()
+    assert chaos.returncode == 1, output
+    summary = summary_of(tmp_path / "out")
+    assert not summary.ok
+    assert FOUND_BY[bug] & {check.name for each in summary.chapters for check in each.checks if check.violations}
+    assert (tmp_path / "out" / f"chapter-{summary.chapters[-1].number}.ndjson").exists()
+    assert f"--seed 1 --nemesis kill --routers 2 --shards 4 --bug {bug}" in output
+
+
+def test_a_bug_is_planted_for_tests_only(tmp_path: Path) -> None:
+    with start(tmp_path / "out", "--bug", "early-answer") as chaos:
+        output, _ = chaos.communicate()
+    assert chaos.returncode == 2
+    assert "KVSTORE_PLANT_BUGS=1" in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_heals_and_stops_everything_and_says_what_is_known(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with start(out, "--minutes", "2", "--seed", "3") as chaos:
+        assert chaos.stdout is not None
+        for line in chaos.stdout:
+            if "load and faults" in line:
+                break
+        family = processes.tree(chaos.pid)
+        assert len(family) >= 8  # the run itself, two routers, four shards, the controller
+        time.sleep(4)  # in the middle of some fault
+        family += processes.tree(chaos.pid)
+        chaos.send_signal(signal.SIGINT)
+        output = chaos.stdout.read()
+    assert chaos.returncode == 130, output
+    assert "interrupted" in output
+    assert [process for process in set(family) if processes.is_running(process)] == []
+    assert summary_of(out).chapters == []
+    assert "--seed 3" in (out / "verdict.html").read_text(encoding="utf-8")
