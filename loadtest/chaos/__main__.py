@@ -109,8 +109,9 @@ async def _run(run: Run) -> RunSummary:
     """Ctrl-C, or SIGTERM, ends it early, once."""
     loop = asyncio.get_running_loop()
     running = asyncio.create_task(run.run())
+    cancel = _cancel_once(running)
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, _cancel_once(running))
+        loop.add_signal_handler(number, cancel)
     showing = asyncio.create_task(show(run))
     try:
         return await running
@@ -121,10 +122,11 @@ async def _run(run: Run) -> RunSummary:
 
 def _cancel_once(running: asyncio.Task[RunSummary]) -> Callable[[], None]:
     """A second time would end the end: what stops the processes."""
+    calls = iter([running.cancel])
 
     def cancel() -> None:
-        if not running.cancelling():
-            running.cancel()
+        for call in calls:
+            call()
 
     return cancel
 
