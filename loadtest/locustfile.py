@@ -3,7 +3,7 @@
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8080                     the web page, at port 8089
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8080 --headless -t 60s --html report.html
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8080 --headless -t 60s -u 200 -r 100 --processes 2
-        --history run.ndjson Bank Register        and then:  python -m loadtest.histories run.ndjson*
+        --history run.ndjson Bank Register        and then:  python -m loadtest.histories --together run.ndjson*
 
 Without names of classes it is a mix of all. `--list` lists them; `--help` ends with the options added here.
 
@@ -36,6 +36,7 @@ from loadtest.workloads.place import Workload
 from loadtest.workloads.ycsb import Mix, Ycsb
 
 USERS = 50
+TASK_S = 1.0
 STOP_TIMEOUT_S = 10.0
 _REST_TIMEOUT_S = STOP_TIMEOUT_S + 5.0
 
@@ -64,8 +65,12 @@ class KeyValueUser(FastHttpUser):
         raise NotImplementedError
 
     @task
-    def step(self) -> None:
-        drive(self.client, self.workload.step())
+    def work(self) -> None:
+        """Step after step. Between two tasks Locust lets all its other users go first: with many of them, most would
+        wait there for their turn and not for the store, and the latencies would be those of a few."""
+        until_s = now_s() + TASK_S
+        while now_s() < until_s:
+            drive(self.client, self.workload.step())
 
 
 class YcsbUser(KeyValueUser):
@@ -154,8 +159,8 @@ def add_options(parser: Any, **_: Any) -> None:
     group.add_argument(
         "--history",
         metavar="FILE",
-        help="Write what was called and answered, for `python -m loadtest.histories FILE*`. Several processes "
-        "write FILE, FILE.0, FILE.1 and so on, and must run on one machine.",
+        help="Write what was called and answered, for `python -m loadtest.histories --together FILE*`. Several "
+        "processes write FILE, FILE.0, FILE.1 and so on, and must run on one machine.",
     )
     group.add_argument("--clear-start", action="store_true", help="Delete all keys of the prefix before it begins.")
     group.add_argument("--clear-end", action="store_true", help="Delete all keys of the prefix when it has ended.")
@@ -259,7 +264,7 @@ def on_stop(environment: Any, **_: Any) -> None:
                 log.error("no closing reads of %s: the history cannot be judged by itself", ", ".join(unread))
                 environment.process_exit_code = 1
             else:
-                log.info("the history is written: python -m loadtest.histories %s*", options.history)
+                log.info("the history is written: python -m loadtest.histories --together %s*", options.history)
         if options.clear_end:
             clear(host, options.prefix)
     except Failed as failed:

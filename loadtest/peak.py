@@ -15,8 +15,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,8 @@ _END_TIMEOUT_S = 120.0
 
 
 class Phase(msgspec.Struct):
-    """What held at its end; memory is the most that was seen in it (sum of PSS)."""
+    """What held at its end. Memory is the most that was seen in it (sum of PSS), `others` the share of the machine's
+    CPU time that went to programs besides cluster and Locust."""
 
     name: str
     users: int
@@ -45,6 +48,7 @@ class Phase(msgspec.Struct):
     p99_ms: float = 0.0
     cluster_bytes_max: int = 0
     locust_bytes_max: int = 0
+    others: float = 0.0
 
 
 class Peak(msgspec.Struct):
@@ -62,7 +66,10 @@ class Peak(msgspec.Struct):
             f"{count:,} × {words}" for words, count in self.failures.items() if not words.startswith(_EXPECTED_CODES)
         ]
         if after.p99_ms > _FALLBACK_MAX * before.p99_ms:
-            found.append(f"p99 was {before.p99_ms:.0f} ms before the peak and is {after.p99_ms:.0f} ms after it")
+            found.append(
+                f"p99 was {before.p99_ms:.0f} ms before the peak and is {after.p99_ms:.0f} ms after it, while others "
+                f"took {before.others:.0%} and {after.others:.0%} of the CPU"
+            )
         return found
 
 
@@ -120,24 +127,48 @@ async def _measure(phases: list[Phase], shards: int, workers: int, classes: tupl
 
 
 async def _watch(locust: asyncio.subprocess.Process, cluster: LocalCluster, phases: list[Phase]) -> None:
-    """Until Locust ends: note memory, and show how far it is."""
+    """Until Locust ends: note memory and CPU, and show how far it is."""
     loop = asyncio.get_running_loop()
     began_s, total_s = loop.time(), sum(phase.seconds for phase in phases)
+    meter = _Meter([member.pid for member in cluster.family()[:1]], [locust.pid])
     while locust.returncode is None:
         passed_s = loop.time() - began_s
         if passed_s > total_s + _END_TIMEOUT_S:
             raise TimeoutError(f"Locust has not ended {_END_TIMEOUT_S:g} s after its last phase")
         phase = _phase_at(phases, passed_s)
-        if cluster.up is not None:
-            phase.cluster_bytes_max = max(phase.cluster_bytes_max, processes.pss_bytes([cluster.up.pid]))
-        phase.locust_bytes_max = max(phase.locust_bytes_max, processes.pss_bytes([locust.pid]))
+        meter.note(phase)
         if sys.stderr.isatty():
-            line = f"{phase.name}: {phase.users} users, {max(total_s - passed_s, 0):.0f} s left "
-            click.echo(f"\r{line}", nl=False, err=True)
+            click.echo(
+                f"\r{phase.name}: {phase.users} users, {max(total_s - passed_s, 0):.0f} s left ", nl=False, err=True
+            )
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(locust.wait(), 1.0)
     if sys.stderr.isatty():
         click.echo(err=True)
+
+
+class _Meter:
+    """Memory and CPU of the two trees of processes under these roots, and of all others."""
+
+    def __init__(self, cluster: list[int], locust: list[int]) -> None:
+        self._cluster = cluster
+        self._locust = locust
+        self._last = self._now()
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def _now(self) -> tuple[float, float]:
+        """CPU seconds that others have used, and those that all cores have had."""
+        own = sum(processes.cpu_by_name([*self._cluster, *self._locust]).values())
+        return processes.machine_cpu().busy - own, (os.cpu_count() or 1) * time.monotonic()
+
+    def note(self, phase: Phase) -> None:
+        phase.cluster_bytes_max = max(phase.cluster_bytes_max, processes.pss_bytes(self._cluster))
+        phase.locust_bytes_max = max(phase.locust_bytes_max, processes.pss_bytes(self._locust))
+        now = self._now()
+        others, whole = self._sums.get(phase.name, (0.0, 0.0))
+        others, whole = others + now[0] - self._last[0], whole + now[1] - self._last[1]
+        self._sums[phase.name], self._last = (others, whole), now
+        phase.others = others / whole if whole else 0.0
 
 
 def _phase_at(phases: list[Phase], passed_s: float) -> Phase:
@@ -167,12 +198,12 @@ def summarize(report: dict[str, Any], phases: list[Phase]) -> Peak:
 
 def render(peak: Peak) -> str:
     lines = [
-        "| | users | requests/s | failures/s | p50 ms | p99 ms | cluster MB | Locust MB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| | users | requests/s | failures/s | p50 ms | p99 ms | cluster MB | Locust MB | CPU of others % |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for phase in peak.phases:
         numbers = [phase.users, phase.requests_per_s, phase.failures_per_s, phase.p50_ms, phase.p99_ms]
-        numbers += [phase.cluster_bytes_max / 1e6, phase.locust_bytes_max / 1e6]
+        numbers += [phase.cluster_bytes_max / 1e6, phase.locust_bytes_max / 1e6, phase.others * 100]
         lines.append(f"| {phase.name} | {' | '.join(f'{number:,.0f}' for number in numbers)} |")
     lines.append(f"\n{peak.requests:,} requests; {sum(peak.failures.values()):,} failures")
     lines += [f"  {count:,} × {words}" for words, count in sorted(peak.failures.items())]
