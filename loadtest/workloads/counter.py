@@ -76,10 +76,10 @@ def _note(
 
 def closing(place: Place) -> Steps[bool]:
     """What every counter holds at the end; False if one could not be read."""
-    whole = True
     for number in range(COUNTERS):
         key = key_of(place.prefix, number)
         reply = yield from calls.insist(calls.get("counter read", key))
         note_read(place, key, reply)
-        whole &= reply.status in calls.GOT
-    return whole
+        if reply.status not in calls.GOT:
+            return False
+    return True

@@ -42,18 +42,18 @@ class Judged(Enum):
 
 
 def opening(place: Place, kinds: Iterable[Judged]) -> Steps[list[str]]:
-    """What these need before their clients may begin; the names of those that could not be opened."""
+    """What these need before their clients may begin; the name of the first that could not be opened."""
     return (yield from _all(place, [(kind.name, kind.value.opening) for kind in kinds]))
 
 
 def closing(place: Place, kinds: Iterable[Judged]) -> Steps[list[str]]:
-    """The last reads, when their clients have ended; the names of those that could not be read."""
+    """The last reads, when their clients have ended; the name of the first that could not be read."""
     return (yield from _all(place, [(kind.name, kind.value.closing) for kind in kinds]))
 
 
 def _all(place: Place, parts: Iterable[tuple[str, Part | None]]) -> Steps[list[str]]:
-    failed = []
+    """It stops at the first that fails: whatever keeps that one from its answer has been waited for."""
     for name, part in parts:
         if part is not None and not (yield from part(place)):
-            failed.append(name.lower())
-    return failed
+            return [name.lower()]
+    return []

@@ -131,10 +131,10 @@ def note_read(place: Place, key: str, reply: Reply) -> None:
 
 def closing(place: Place) -> Steps[bool]:
     """What every register holds at the end; False if one could not be read."""
-    whole = True
     for number in range(REGISTERS):
         key = key_of(place.prefix, number)
         reply = yield from calls.insist(calls.get("register read", key))
         note_read(place, key, reply)
-        whole &= reply.status in calls.GOT
-    return whole
+        if reply.status not in calls.GOT:
+            return False
+    return True
