@@ -13,14 +13,25 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Literal
 
+from loadtest import processes
 from loadtest.armed_cluster import ArmedCluster
 from loadtest.chaos.links import CLIENTS, Links
 from loadtest.chaos.reshard import Reshard
 from loadtest.chaos.schedule import Step
 from loadtest.chaos.summary import Fault
+from loadtest.move_faults import CONTROLLER_POINTS, DESTINATION_POINTS, SOURCE_POINTS
+from loadtest.txn_faults import ROUTER_POINTS, SHARD_POINTS
 
+AT_A_POINT = "at a point"
+_POINTS = {
+    "router": ROUTER_POINTS,
+    "shard": (*SHARD_POINTS, *SOURCE_POINTS, *DESTINATION_POINTS),
+    "controller": CONTROLLER_POINTS,
+}
+_TURNS_MAX = 4
 _RESET_EVERY_S = 0.3
 _POLL_S = 0.05
 
@@ -74,6 +85,9 @@ class Nemeses:
     # --- processes ---------------------------------------------------------------------------------------------------
 
     async def _kill(self, step: Step, rng: random.Random, fault: Fault) -> None:
+        if step.kind == AT_A_POINT:
+            await self._at_a_point("kill", step.for_s, rng, fault)
+            return
         names = victims(step.kind, self._cluster.members(), rng)
         fault.targets = names
         if not step.for_s:
@@ -90,6 +104,9 @@ class Nemeses:
                 self._cluster.let_come_back(name)
 
     async def _pause(self, step: Step, rng: random.Random, fault: Fault) -> None:
+        if step.kind == AT_A_POINT:
+            await self._at_a_point("stop", step.for_s, rng, fault)
+            return
         end_s = time.monotonic() + step.for_s
         fault.targets = victims(step.kind, self._cluster.members(), rng)
         paused: list[str] = []
@@ -106,6 +123,27 @@ class Nemeses:
                 self._cluster.wake(name)
         if missing := [name for name in fault.targets if name not in paused]:
             fault.note = f"{', '.join(missing)} did not run"
+
+    async def _at_a_point(
+        self, action: Literal["kill", "stop"], for_s: float, rng: random.Random, fault: Fault
+    ) -> None:
+        """A process dies or stands still when it comes to a named point of its code, if it does in this time."""
+        end_s = time.monotonic() + for_s
+        name, point = some_point(self._cluster.members(), rng)
+        fault.targets = [name]
+        fault.note = f"did not come to {point}"
+        armed = self._cluster.arm(name, f"{point}={action}@{rng.randint(1, _TURNS_MAX)}")
+        try:
+            while armed is not None and time.monotonic() < end_s:
+                if not processes.is_running(armed) or self._cluster.stands_still(armed):
+                    fault.note = f"at {point}"
+                    break
+                await asyncio.sleep(_POLL_S)
+            if action == "stop":
+                await asyncio.sleep(max(0.0, end_s - time.monotonic()))
+        finally:
+            self._cluster.arm(name, "")
+            self._cluster.wake(name)
 
     async def _change(self, step: Step, rng: random.Random, fault: Fault) -> None:
         fault.targets, fault.note = await self._reshard.do(step.kind, rng)
@@ -190,10 +228,20 @@ def victims(kind: str, members: set[str], rng: random.Random) -> list[str]:
     return [rng.choice(of_role)]
 
 
+def some_point(members: set[str], rng: random.Random) -> tuple[str, str]:
+    """A process, and a point of the code that such a process comes by."""
+    name = rng.choice(victims("router", members, rng) + victims("controller", members, rng) + _shards(members))
+    return name, rng.choice(_POINTS[name.partition("-")[0]])
+
+
+def _shards(members: Iterable[str]) -> list[str]:
+    return sorted(name for name in members if name.startswith("shard-"))
+
+
 def some_pairs(members: Sequence[str], rng: random.Random) -> list[tuple[str, str]]:
     """Links of one kind, one to three of them: of clients, of routers to shards, among shards, of the controller."""
     routers = [name for name in members if name.startswith("router-")]
-    shards = [name for name in members if name.startswith("shard-")]
+    shards = _shards(members)
     controllers = [name for name in members if name.startswith("controller-")]
     all_pairs = rng.choice(
         [

@@ -21,11 +21,12 @@ Nemesis = Literal["kill", "pause", "partition", "reshard"]
 
 NEMESES: tuple[Nemesis, ...] = ("kill", "pause", "partition", "reshard")
 KINDS: Mapping[Nemesis, Sequence[str]] = {
-    "kill": ("router", "shard", "controller", "several", "all", "for some time"),
-    "pause": ("router", "shard", "controller", "several"),
+    "kill": ("router", "shard", "controller", "several", "all", "for some time", "at a point"),
+    "pause": ("router", "shard", "controller", "several", "at a point"),
     "partition": ("cut one way", "cut both ways", "isolate", "stall", "delay", "drop", "repeat", "reset"),
     "reshard": ("add", "remove", "weigh", "cancel", "two at once"),
 }
+LASTING_KILLS = ("for some time", "at a point")  # the others are over at once
 CHAPTER_S_MIN = 16.0
 CHAPTER_S_MAX = 60.0
 HASTY_CHAPTER_S = 20.0  # for a run that is to find what is wrong soon
@@ -108,7 +109,7 @@ def _in_turn(kinds: Sequence[str], rng: random.Random) -> Iterator[str]:
 
 
 def _step(at_s: float, nemesis: Nemesis, kind: str, end_s: float, rng: random.Random) -> Step:
-    is_moment = nemesis == "kill" and kind != "for some time"
+    is_moment = nemesis == "kill" and kind not in LASTING_KILLS
     for_s = 0.0 if is_moment else min(rng.uniform(*_HABITS[nemesis].lasts_s), end_s - at_s)
     return Step(at_s, for_s, nemesis, kind, rng.randrange(2**32))
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.chaos.links import CLIENTS
-from loadtest.chaos.nemeses import some_pairs, victims
+from loadtest.chaos.nemeses import AT_A_POINT, some_pairs, some_point, victims
 from loadtest.chaos.schedule import CALM_S, CHAPTER_S_MIN, KINDS, NEMESES, Nemesis, chapters, plan
 
 MEMBERS = {"controller-0", "router-0", "router-1", "shard-s1", "shard-s2", "shard-s3"}
@@ -72,7 +72,7 @@ def test_a_run_is_cut_into_chapters_of_about_a_minute(seconds: float) -> None:
     assert sum(lengths) <= max(seconds, CHAPTER_S_MIN) + 1e-6
 
 
-@given(st.sampled_from([*KINDS["kill"], *KINDS["pause"]]), st.randoms(use_true_random=False))
+@given(st.sampled_from(sorted({*KINDS["kill"], *KINDS["pause"]} - {AT_A_POINT})), st.randoms(use_true_random=False))
 def test_a_fault_falls_on_processes_that_fit_its_name(kind: str, rng: random.Random) -> None:
     names = victims(kind, MEMBERS, rng)
     assert names
@@ -84,6 +84,14 @@ def test_a_fault_falls_on_processes_that_fit_its_name(kind: str, rng: random.Ran
         assert set(names) == MEMBERS
     if kind == "several":
         assert 2 <= len(names) < len(MEMBERS)
+
+
+@given(st.randoms(use_true_random=False))
+def test_a_process_is_met_at_a_point_that_it_comes_by(rng: random.Random) -> None:
+    name, point = some_point(MEMBERS, rng)
+    assert name in MEMBERS
+    assert (name.partition("-")[0] == "router") == point.startswith("txn-")
+    assert point.startswith("controller-") <= (name == "controller-0")
 
 
 @given(st.randoms(use_true_random=False))
