@@ -170,7 +170,10 @@ def test_while_a_shard_is_killed_failures_are_counted_by_their_code_and_the_hist
     own: Cluster, tmp_path: Path
 ) -> None:
     run = start(own.url, tmp_path / "killed", "-u", "30", "-t", "6s")
-    time.sleep(3)  # it runs: nothing tells so from outside
+    assert run.stdout is not None
+    while "All users spawned" not in (line := run.stdout.readline()):
+        assert line, "Locust ended before it began"
+    time.sleep(1)  # they have begun; the kill must come while they are at work
     os.kill(own.pid("shard-s1"), signal.SIGKILL)
     ended = finish(run, tmp_path / "killed")
     assert ended.code == 1  # Locust's own, for a run with failures
