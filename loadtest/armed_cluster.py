@@ -117,12 +117,16 @@ class ArmedCluster(LocalCluster):
     def family(self) -> list[Pid]:
         """This process and all its descendants that run now."""
         found = processes.tree(os.getpid()) if self._supervisor is not None else []
-        self._seen.update(process for process in found if process.pid in self._written_pids())
+        written = self._written_pids()
+        self._seen.update(process for process in found if process.pid in written)
         return found
 
     def _written_pids(self) -> set[int]:
-        texts = [path.read_text(encoding="utf-8") for path in (self.data_dir / "run").glob("*.pid")]
-        return {int(text) for text in texts if text.strip().isdecimal()}
+        found = set()
+        for path in (self.data_dir / "run").glob("*.pid"):
+            with contextlib.suppress(OSError, ValueError):  # it goes with a process that ends in order
+                found.add(int(path.read_text(encoding="utf-8")))
+        return found
 
     def members(self) -> set[str]:
         """The names that `pids` has when every process runs, also shards that were added meanwhile."""
