@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -84,8 +85,9 @@ def main(
     run = Run(Settings(60 * minutes, seed, nemeses, routers, shards, folder, bug or ""))
     try:
         summary = asyncio.run(_run(run))
-    except RuntimeError as error:
-        click.echo(f"Error: {error}\nLogs are in {folder}", err=True)
+    except Exception as error:  # of the run itself, or of a cluster that does not even start: no verdict on the store
+        told = str(error) if isinstance(error, RuntimeError) else "".join(traceback.format_exception(error))
+        click.echo(f"Error: {told}\nthe run came to no verdict; data and logs are in {folder}", err=True)
         sys.exit(_EXIT_USAGE)
     _write(summary, folder, keep or not summary.ok)
     if as_json:
