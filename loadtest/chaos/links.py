@@ -223,7 +223,7 @@ class Links:
         host, _, port = near.route.address.rpartition(":")
         try:
             await asyncio.get_running_loop().create_connection(lambda: far, host, int(port))
-        except (OSError, ValueError):
+        except (OSError, ValueError, OverflowError):  # refused, or an address that is none
             self.counts.refused += 1
             near.reset()
 

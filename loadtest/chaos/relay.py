@@ -162,11 +162,12 @@ class End(asyncio.Protocol):
         fault = network.fault_of(self.route) if network.faults else None
         due_s = 0.0
         if fault is not None:
-            if fault.is_cut or (fault.is_stalled and chunk is _RESET):
+            is_open = self.other.was_opened  # before that nothing is on its way: it is still with whoever sends it
+            if is_open and (fault.is_cut or (fault.is_stalled and chunk is _RESET)):
                 network.counts.bytes_cut += len(chunk or b"")
                 self.has_lost = True
                 return
-            if chunk and fault.drop_probability and network.random.random() < fault.drop_probability:
+            if is_open and chunk and fault.drop_probability and network.random.random() < fault.drop_probability:
                 network.counts.drops += 1
                 self.reset()
                 return

@@ -72,8 +72,8 @@ class _Counter:
                 self._blame(Kind.TOO_MANY, f"{_name(read)}, and only {most} raises had begun when it ended")
 
     def _check_makers(self) -> None:
-        """Of each value up to the one shown there is a raise that had begun. (Not if somebody raised to who knows
-        what.)"""
+        """Of each value up to the one that was found there is a raise that had begun. (Not if somebody raised to who
+        knows what.)"""
         if any(operation.value is None for operation in self._raises):
             return
         begun_s: dict[int, float] = {}
@@ -84,7 +84,7 @@ class _Counter:
         while len(since_s) in begun_s:
             since_s.append(max(since_s[-1], begun_s[len(since_s)]))
         for operation in [*self._reads, *self._raises]:
-            shown = (operation.value or 0) - (operation.action == "raise" and operation.outcome == "unknown")
+            shown = (operation.value or 0) - (operation.action == "raise")
             known = bisect_right(since_s, _end_s(operation)) - 1
             if shown > known:
                 detail = f"{_name(operation)}, and nobody had begun to raise it to {known + 1} when that ended"

@@ -46,6 +46,10 @@ def test_a_read_at_the_same_time_may_show_it_or_not() -> None:
         assert kinds(up(0, 5, 1), read(5, 6, seen)) == set()
 
 
+def test_a_read_that_ended_when_a_raise_began_may_show_it() -> None:
+    assert kinds(up(2, 3, 1), read(1, 2, 1)) == set()
+
+
 def test_an_unknown_raise_counts_late_or_never() -> None:
     assert kinds(up(0, None, 1), read(1, 2, None), read(3, 4, 1)) == set()
     assert kinds(up(0, None, 1), read(1, 2, None), up(3, 4, 1), read(5, 6, 1)) == set()
