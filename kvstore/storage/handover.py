@@ -36,7 +36,7 @@ from kvstore.errors import Conflict, DataCorrupt
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.protocol import Fenced, MovedRow
 from kvstore.storage.batch import Batch
-from kvstore.storage.rows import COLUMNS, UPSERT, Row, checked, checksum
+from kvstore.storage.rows import COLUMNS, Row, checked, checksum, upsert
 from kvstore.storage.tallies import Tallies
 
 _OF_PARTITIONS = "json_each(?) AS wanted CROSS JOIN rows INDEXED BY rows_partition ON rows.partition = wanted.value"
@@ -191,7 +191,7 @@ class Handover:
             changed[partition] = sequence
         batch.steps.append("take")
         connection.executemany("DELETE FROM rows WHERE kind = ? AND key = ?", gone)
-        connection.executemany(UPSERT, new)
+        upsert(connection, new)
         return size
 
     def complete(

@@ -20,6 +20,9 @@ they were given to are gone, or versions would be given twice after a delete.
 
 from __future__ import annotations
 
+import itertools
+import sqlite3
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import xxhash
@@ -106,9 +109,11 @@ ALTER TABLE clock ADD COLUMN attempts_floor INTEGER NOT NULL DEFAULT 0;
 
 COLUMNS = """SELECT kind, rows.key, partition, sequence, version, coalesce(expires_at_ms, 0), body, intent, checksum"""
 # The partition of a row never changes, and its index would be written anew if it were set here.
-UPSERT = """INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET
+_UPSERT = """INSERT INTO rows VALUES {} ON CONFLICT (kind, key) DO UPDATE SET
     sequence = excluded.sequence, version = excluded.version, expires_at_ms = excluded.expires_at_ms,
     checksum = excluded.checksum, body = excluded.body, intent = excluded.intent"""
+_UPSERT_ROWS_MAX = 32
+_UPSERTS = [_UPSERT.format(", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?)"] * count)) for count in range(_UPSERT_ROWS_MAX + 1)]
 
 
 class Row(NamedTuple):
@@ -156,8 +161,16 @@ def checksum(
     return xxhash.xxh3_64_intdigest(head + (body or b"")) - _signed
 
 
+def upsert(connection: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Write the rows, as `stored` gives them. Many to a statement: between statements the thread may have to wait for
+    another one of the process, which is the larger part of what a statement takes."""
+    waiting = iter(rows)
+    while some := [*itertools.islice(waiting, _UPSERT_ROWS_MAX)]:
+        connection.execute(_UPSERTS[len(some)], [*itertools.chain.from_iterable(some)])
+
+
 def stored(row: Row) -> tuple[Any, ...]:
-    """The parameters of `UPSERT`."""
+    """The row as `upsert` takes it."""
     kind, key, partition, sequence, version, expires_at_ms, body, intent = row
     check = checksum(kind, key, version, expires_at_ms, body, intent)
     return kind, key, partition, sequence, version, expires_at_ms or None, check, body, intent
