@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from typing import ClassVar
 
+from kvstore.router.decode import encode_cursor
 from loadtest.compare.http1 import Answer, Request
 
 
@@ -36,8 +37,24 @@ class Dialect:
         """All of these keys and values, or none."""
         raise Unsupported(f"{self.name}: put_all")
 
+    def put_batch(self, puts: Sequence[tuple[str, bytes]]) -> Request:
+        """All of these keys, which are distinct, and values; that it is all or none is not asked for."""
+        raise Unsupported(f"{self.name}: put_batch")
+
+    def get_batch(self, keys: Sequence[str]) -> Request:
+        """The values of all of these keys."""
+        raise Unsupported(f"{self.name}: get_batch")
+
+    def page(self, prefix: str, after: str, limit: int) -> Request:
+        """The first `limit` keys with that prefix behind the key `after`, in key order, with their values."""
+        raise Unsupported(f"{self.name}: page")
+
+    def listed(self, body: bytes) -> list[tuple[str, bytes]]:
+        """Keys and values that the answer to `page` has, in its order."""
+        raise Unsupported(f"{self.name}: page")
+
     def shows(self, body: bytes, value: bytes) -> bool:
-        """Whether the answer to `get` carries that value."""
+        """Whether the answer to `get` or `get_batch` carries that value."""
         return value in body
 
     def owner(self, answer: Answer) -> str | None:
@@ -58,14 +75,33 @@ class Kvstore(Dialect):
         steps = [{"op": "put", "key": key, "value": value.decode("ascii")} for key, value in puts]
         return _post("/v1/txn", {"then": steps})
 
+    def put_batch(self, puts: Sequence[tuple[str, bytes]]) -> Request:
+        ops = [{"op": "put", "key": key, "value": value.decode("ascii")} for key, value in puts]
+        return _post("/v1/batch", {"ops": ops})
+
+    def get_batch(self, keys: Sequence[str]) -> Request:
+        return _post("/v1/batch", {"ops": [{"op": "get", "key": key} for key in keys]})
+
+    def page(self, prefix: str, after: str, limit: int) -> Request:
+        return Request("GET", f"/v1/kv?prefix={prefix}&after={encode_cursor(after)}&limit={limit}&values=true")
+
+    def listed(self, body: bytes) -> list[tuple[str, bytes]]:
+        return [(item["key"], item["value"].encode("ascii")) for item in json.loads(body)["items"]]
+
     def owner(self, answer: Answer) -> str | None:
         return answer.headers.get("kv-shard")
 
 
 class Bare(Kvstore):
-    """The handler that stores nothing is asked exactly as kvstore is."""
+    """The handler that stores nothing is asked exactly as kvstore is, but for what it would need a store to answer."""
 
     name = "bare"
+
+    def get_batch(self, keys: Sequence[str]) -> Request:
+        raise Unsupported("bare: get_batch")
+
+    def page(self, prefix: str, after: str, limit: int) -> Request:
+        raise Unsupported("bare: page")
 
     def shows(self, body: bytes, value: bytes) -> bool:
         return len(body) == len(value)
@@ -75,7 +111,8 @@ class Bare(Kvstore):
 
 
 class Etcd(Dialect):
-    """The JSON gateway of etcd 3.4: POST, keys and values in base64."""
+    """The JSON gateway of etcd 3.4: POST, keys and values in base64. Its only batch is a transaction (128 operations
+    at the most, unless etcd is told otherwise); a page is a range with a limit."""
 
     name = "etcd"
 
@@ -89,12 +126,30 @@ class Etcd(Dialect):
         steps = [{"request_put": _key_and_value(key, value)} for key, value in puts]
         return _post("/v3/kv/txn", {"success": steps})
 
+    def put_batch(self, puts: Sequence[tuple[str, bytes]]) -> Request:
+        return self.put_all(puts)
+
+    def get_batch(self, keys: Sequence[str]) -> Request:
+        return _post("/v3/kv/txn", {"success": [{"request_range": {"key": _base64(key.encode())}} for key in keys]})
+
+    def page(self, prefix: str, after: str, limit: int) -> Request:
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        bounds = {"key": _base64(after.encode() + b"\0"), "range_end": _base64(end.encode())}
+        return _post("/v3/kv/range", {**bounds, "limit": limit})
+
+    def listed(self, body: bytes) -> list[tuple[str, bytes]]:
+        items = json.loads(body).get("kvs", [])
+        return [(base64.b64decode(item["key"]).decode(), base64.b64decode(item["value"])) for item in items]
+
     def shows(self, body: bytes, value: bytes) -> bool:
         return _base64(value).encode() in body
 
 
 class Webdis(Dialect):
-    """webdis in front of Redis: the command in the path, its last argument in the body; `.bin` asks for raw bytes."""
+    """webdis in front of Redis: the command in the path, its last argument in the body; `.bin` asks for raw bytes.
+
+    A command that is too long for a path is the body of a POST. Redis does not keep keys in order: it has no pages.
+    """
 
     name = "redis"
 
@@ -107,6 +162,12 @@ class Webdis(Dialect):
     def put_all(self, puts: Sequence[tuple[str, bytes]]) -> Request:
         words = [word for key, value in puts for word in (key, value.decode("ascii"))]
         return Request("POST", "/", "/".join(["MSET", *words]).encode())
+
+    def put_batch(self, puts: Sequence[tuple[str, bytes]]) -> Request:
+        return self.put_all(puts)
+
+    def get_batch(self, keys: Sequence[str]) -> Request:
+        return Request("POST", "/", "/".join(["MGET", *keys]).encode())
 
 
 def _post(target: str, document: object) -> Request:

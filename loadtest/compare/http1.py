@@ -4,7 +4,7 @@ Owns: the one form in which all systems are asked, by wrk as by the preloading.
 Promises: an answer that it cannot read is an error, never a guess.
 Leaves to others: what is asked (dialects.py).
 
-Not a client for general use: no redirects, no TLS, no chunked answers (none of the systems sends any here).
+Not a client for general use: no redirects, no TLS, no trailers.
 """
 
 from __future__ import annotations
@@ -38,15 +38,30 @@ class Answer(NamedTuple):
 
 
 async def read_answer(reader: asyncio.StreamReader) -> Answer:
-    """The next answer. Raises asyncio.IncompleteReadError when the connection ends, ValueError for a chunked body."""
+    """The next answer. Raises asyncio.IncompleteReadError when the connection ends, ValueError for an unknown form."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     status = int(head[0].split()[1])
     fields = (line.partition(":") for line in head[1:] if line)
     headers = {name.lower(): value.strip() for name, _, value in fields}
-    if "transfer-encoding" in headers:
-        raise ValueError(f"the answer has no length: {headers['transfer-encoding']}")
+    if (coding := headers.get("transfer-encoding")) is not None:
+        if coding.lower() != "chunked":
+            raise ValueError(f"the answer is coded in a way that is not known here: {coding}")
+        return Answer(status, await _read_chunks(reader), headers)
     length = 0 if status in (204, 304) else int(headers.get("content-length", 0))
     return Answer(status, await reader.readexactly(length), headers)
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
+    """RFC 9112, 7.1. Raises ValueError for trailers."""
+    parts = []
+    while length := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
+        part = await reader.readexactly(length + 2)
+        if not part.endswith(b"\r\n"):
+            raise ValueError("a chunk is longer than it says")
+        parts.append(part[:-2])
+    if (end := await reader.readuntil(b"\r\n")) != b"\r\n":
+        raise ValueError(f"the answer has a trailer: {end[:100]!r}")
+    return b"".join(parts)
 
 
 async def ask(url: str, request: Request) -> Answer:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvstore.config import default_config
-from loadtest.compare import transactions
+from loadtest.compare import batches, transactions
 from loadtest.compare.data import Data
 from loadtest.compare.dialects import Dialect
 from loadtest.compare.http1 import Request
@@ -26,10 +26,15 @@ _CONFLICT_S = round(default_config().limits.txn_timeout_s)  # a run that is shor
 _REPLAY = Path(__file__).with_name("replay.lua")
 
 
+Requests = Callable[[Dialect, Data], list[Request]]
+Check = Callable[[str, Dialect, Data], Awaitable[None]]
+
+
 class Workload(NamedTuple):
     """`requests` gives what wrk chooses from, at random; it raises Unsupported for a system that cannot do it.
 
-    `operations` is the number of operations in one request; rates and CPU time are told per operation. `replay` is the
+    `operations` is the number of operations in one request (or in what the script counts); rates and CPU time are told
+    per operation. `replay` is the
     script that replays the requests; `check` raises RuntimeError if a system does not do what is to be measured.
     Answers that take longer than `timeout_s` are errors, and are missing in the latencies. A run takes `seconds_min` at
     least. A stateful workload has no requests: it writes its own file before each run, and counts its operations
@@ -38,11 +43,11 @@ class Workload(NamedTuple):
 
     name: str
     title: str
-    requests: Callable[[Dialect, Data], list[Request]] | None
+    requests: Requests | None
     operations: int = 1
     stateful: Stateful | None = None
     replay: Path = _REPLAY
-    check: Callable[[str, Dialect, Data], Awaitable[None]] | None = None
+    check: Check | None = None
     timeout_s: int = 2
     seconds_min: int = 1
 
@@ -64,6 +69,10 @@ def _put(dialect: Dialect, data: Data) -> list[Request]:
     return [dialect.put(key, value) for key, value in zip(data.keys, data.written, strict=True)]
 
 
+def _of_batches(name: str, title: str, requests: Requests, check: Check) -> Workload:
+    return Workload(name, title, requests, operations=batches.OPERATIONS, replay=batches.SCRIPT, check=check)
+
+
 def _of_transactions(name: str, title: str, draw: transactions.Draw, seconds_min: int = 1) -> Workload:
     drawn = Transactions(draw)
     return Workload(
@@ -82,6 +91,9 @@ WORKLOADS: dict[str, Workload] = {
     for workload in (
         Workload("get", "GET of a random key", _get),
         Workload("put", "PUT of a random key", _put),
+        _of_batches("batch100", "batch of 100 PUTs of random keys", batches.put_requests, batches.check_puts),
+        _of_batches("batch100-get", "batch of 100 GETs of random keys", batches.get_requests, batches.check_gets),
+        Workload("list", "page of 100 keys behind a random key", batches.page_requests, check=batches.check_pages),
         Workload("cas", "compare-and-set of a random key", None, stateful=Cas()),
         Workload("cas-hot", "increments of one key by compare-and-set", None, stateful=HotCas()),
         Workload("lock", "acquire and release of a random lock", None, stateful=LockCycles()),
