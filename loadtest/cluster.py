@@ -29,7 +29,8 @@ _ORPHANS_TIMEOUT_S = 12.0
 class LocalCluster:
     """`shards` storage shards, `routers` routers and one controller below `folder` (made if missing).
 
-    async with LocalCluster(folder, shards=4) as cluster: requests to cluster.url (the first router)
+    async with LocalCluster(folder, shards=4) as cluster: requests to cluster.url (the first router);
+    `cluster.urls` are all of them
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class LocalCluster:
         self.partitions = partitions
         self.limits = limits or {}
         self.url = ""
+        self.urls: list[str] = []
         self.ready_s = 0.0
         self.up: asyncio.subprocess.Process | None = None
         self._drain: asyncio.Task[None] | None = None
@@ -66,7 +68,8 @@ class LocalCluster:
         await self.stop()
 
     async def start(self) -> None:
-        """Start `kvstore up` and wait for its `ready:` line; sets `url` and `ready_s`. Raises RuntimeError."""
+        """Start `kvstore up` and wait for its `ready:` line, which tells of the first router; sets `url`, `urls`
+        and `ready_s`. Raises RuntimeError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.config.exists():
             self.config.write_text(self._yaml(), encoding="utf-8")
@@ -77,6 +80,8 @@ class LocalCluster:
             self.url = await processes.read_line(self.up, "ready:", READY_TIMEOUT_S)
         except RuntimeError as error:
             raise RuntimeError(f"kvstore up: {error}\n{processes.tail(self.log)}") from None
+        routers = yaml.safe_load(self.config.read_text(encoding="utf-8"))["routers"]
+        self.urls = [f"http://{router['listen']}" for router in routers]
         self.ready_s = time.monotonic() - began
         self._drain = asyncio.create_task(self._read_on(self.up))
 

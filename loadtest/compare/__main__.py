@@ -29,7 +29,7 @@ from loadtest.compare import report
 from loadtest.compare.data import SHARDS, make_data
 from loadtest.compare.drive import SETTLE_S, WARM_UP_S, Plan, Run
 from loadtest.compare.report import SystemFacts
-from loadtest.compare.systems import BareSystem, EtcdSystem, KvstoreSystem, RedisSystem, System
+from loadtest.compare.systems import BareSystem, EtcdSystem, KvstoreSystem, RedisSystem, Shape, System
 from loadtest.compare.workloads import WORKLOADS
 
 SYSTEMS = ("kvstore", "etcd", "redis", "bare")
@@ -46,10 +46,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     connections: list[int]
     systems: list[str]
     works: list[str]
-    shards: int
+    shards: list[int]
+    routers: list[int]
     keys: int
     json_file: Path | None
     folder: Path
+
+    @property
+    def shapes(self) -> list[Shape]:
+        return [Shape(shards, routers) for shards in self.shards for routers in self.routers]
 
 
 def _names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
@@ -65,14 +70,17 @@ def _names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, st
     return check
 
 
-def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers, as in 1,32,128") from None
-    if min(numbers) < 1:
-        raise click.BadParameter("at least 1 connection")
-    return numbers
+def _numbers(most: int) -> Callable[[click.Context, click.Parameter, str], list[int]]:
+    def check(_context: click.Context, _option: click.Parameter, text: str) -> list[int]:
+        try:
+            numbers = [int(part) for part in text.split(",")]
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not a list of numbers, as in 1,2,4") from None
+        if not all(1 <= number <= most for number in numbers):
+            raise click.BadParameter(f"each is a number from 1 to {most}")
+        return list(dict.fromkeys(numbers))
+
+    return check
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
@@ -80,7 +88,7 @@ def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> li
 @click.option(
     "--seconds", type=click.IntRange(1), default=5, show_default=True, help="Length of one run (txn-zipf: 10 or more)."
 )
-@click.option("--connections", callback=_numbers, default="1,32,128", show_default=True)
+@click.option("--connections", callback=_numbers(10_000), default="1,32,128", show_default=True)
 @click.option("--systems", callback=_names(SYSTEMS), default=",".join(SYSTEMS), show_default=True)
 @click.option(
     "--work",
@@ -90,7 +98,20 @@ def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> li
     show_default=True,
     help=f"Some of {', '.join(WORKLOADS)}.",
 )
-@click.option("--shards", type=click.IntRange(1, 64), default=SHARDS, show_default=True, help="Shards of this cluster.")
+@click.option(
+    "--shards",
+    callback=_numbers(64),
+    default=str(SHARDS),
+    show_default=True,
+    help="Shards of this cluster; several, as in 1,2,4, are clusters of their own.",
+)
+@click.option(
+    "--routers",
+    callback=_numbers(8),
+    default="1",
+    show_default=True,
+    help="Routers of each of these; several, as in 1,2.",
+)
 @click.option("--keys", type=click.IntRange(1), default=20_000, show_default=True, help="Keys of 100-byte values.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there.")
 @click.option(
@@ -119,7 +140,7 @@ async def _compare(options: Options) -> str:
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     options.folder.mkdir(parents=True, exist_ok=True)
-    data = make_data(options.keys, _SEED, options.shards)
+    data = make_data(options.keys, _SEED, options.shapes[0].shards)
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-", dir=options.folder)))
         systems = _installed(options)
@@ -141,20 +162,26 @@ async def _compare(options: Options) -> str:
 
 def _installed(options: Options) -> list[System]:
     """The systems asked for that can be started here; the rest is told, with the mend."""
-    known: dict[str, Callable[[], System]] = {
-        "kvstore": lambda: KvstoreSystem(options.shards),
-        "etcd": EtcdSystem,
-        "redis": RedisSystem,
-        "bare": BareSystem,
+    known: dict[str, Callable[[], list[System]]] = {
+        "kvstore": lambda: _clusters(options.shapes),
+        "etcd": lambda: [EtcdSystem()],
+        "redis": lambda: [RedisSystem()],
+        "bare": lambda: [BareSystem()],
     }
     found = []
-    for name in options.systems:
-        system = known[name]()
+    for system in (system for name in options.systems for system in known[name]()):
         if (mend := system.missing()) is not None:
-            _tell(f"{name} is left out: it is not installed. Install it with: {mend}")
+            _tell(f"{system.name} is left out: it is not installed. Install it with: {mend}")
         else:
             found.append(system)
     return found
+
+
+def _clusters(shapes: Sequence[Shape]) -> list[System]:
+    """One that is alone is called `kvstore`; several are called by their shapes."""
+    if len(shapes) == 1:
+        return [KvstoreSystem(shapes[0])]
+    return [KvstoreSystem(shape, shape.name) for shape in shapes]
 
 
 async def _start(system: System, folder: Path) -> SystemFacts:
@@ -166,7 +193,15 @@ async def _start(system: System, folder: Path) -> SystemFacts:
     await asyncio.sleep(_IDLE_WAIT_S)
     idle_mb = processes.pss_bytes(system.roots) / _MB
     _tell(f"{system.name} is ready after {system.ready_s:.2f} s and takes {idle_mb:.0f} MB at rest")
-    return SystemFacts(system=system.name, version=version, ready_s=system.ready_s, idle_pss_mb=idle_mb)
+    shards, routers = system.shape or (0, 0)
+    return SystemFacts(
+        system=system.name,
+        version=version,
+        shards=shards,
+        routers=routers,
+        ready_s=system.ready_s,
+        idle_pss_mb=idle_mb,
+    )
 
 
 async def _run_all(plan: Plan, options: Options) -> list[Run]:
@@ -174,6 +209,8 @@ async def _run_all(plan: Plan, options: Options) -> list[Run]:
     warm_ups = len({(step.system.name, step.workload.name) for step in steps})
     expected_s = sum(step.seconds(options.seconds) + SETTLE_S for step in steps) + warm_ups * (WARM_UP_S + SETTLE_S)
     _tell(f"{len(steps)} runs of {options.seconds} s: about {expected_s / 60:.1f} minutes")
+    work_width = max(8, *(len(step.workload.name) for step in steps))
+    system_width = max(8, *(len(step.system.name) for step in steps))
     began = time.monotonic()
     runs: list[Run] = []
     async for run in plan.run(steps, options.seconds):
@@ -181,7 +218,8 @@ async def _run_all(plan: Plan, options: Options) -> list[Run]:
         left_s = (time.monotonic() - began) / len(runs) * (len(steps) - len(runs))
         errors = f"  ERRORS {run.errors}" if run.failed else ""
         _tell(
-            f"[{len(runs):>3}/{len(steps)}] round {run.round} {run.work:<8} {run.connections:>4} {run.system:<8}"
+            f"[{len(runs):>3}/{len(steps)}] round {run.round} {run.work:<{work_width}} {run.connections:>4}"
+            f" {run.system:<{system_width}}"
             f" {run.per_s:>9,.0f}/s  p99 {run.p99_ms:>7.2f} ms  {run.cpu_us_per_op:>5.0f} µs CPU/op"
             f"  ({int(left_s) // 60}:{int(left_s) % 60:02d} left){errors}"
         )
@@ -191,11 +229,13 @@ async def _run_all(plan: Plan, options: Options) -> list[Run]:
 def _report(options: Options, runs: Sequence[Run], facts: Sequence[SystemFacts]) -> str:
     command = " ".join(["python -m loadtest.compare", *sys.argv[1:]])
     wrk = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout.split()
-    header = report.machine([" ".join(wrk[:2]), *(fact.version for fact in facts)], command)
+    header = report.machine([" ".join(wrk[:2]), *dict.fromkeys(fact.version for fact in facts)], command)
     header.append(
         f"{options.keys:,} keys, values of 100 bytes, {options.rounds} rounds of {options.seconds} s, medians; "
-        "wrk on the same machine, with 1 thread (cas, cas-hot and lock: 1 thread per connection)"
+        "wrk on the same machine, with 1 thread for each router, among which the connections are shared "
+        "(cas, cas-hot and lock: 1 thread for each connection)"
     )
+    header += report.shapes(facts)
     header += _longer(options)
     header.append(report.quietness(runs))
     cells = report.summarize(runs)

@@ -6,6 +6,7 @@ dofile(folder .. "stateful.lua")
 local system, read, write, version, number
 
 function init(args)
+  choose_router(args)
   read, write = unpack(read_templates(args[1]))
   system = systems[args[3]]
 end

@@ -40,6 +40,11 @@ def make_data(keys: int, seed: int, shards: int = SHARDS) -> Data:
     return Data(names, values(), values(), _owners(names, shards))
 
 
+def placed(data: Data, shards: int) -> Data:
+    """The same keys and values in a cluster of that many shards."""
+    return data._replace(owners=_owners(data.keys, shards))
+
+
 def _owners(keys: Sequence[str], shards: int) -> list[str]:
     """In a new cluster of `shards` shards as `loadtest.cluster` makes it (transactions.py asks a running one)."""
     partitions = default_config().partitions

@@ -26,7 +26,7 @@ import msgspec
 
 from loadtest import processes
 from loadtest.compare.conditions import CONDITIONS
-from loadtest.compare.data import Data
+from loadtest.compare.data import Data, placed
 from loadtest.compare.dialects import Unsupported
 from loadtest.compare.http1 import ask, ask_all, write_replay
 from loadtest.compare.stateful import Stateful, Talk, write_sections
@@ -40,7 +40,7 @@ _QUIET_CORES = 0.2
 _PRELOAD_CONNECTIONS = 32
 _WRK_GRACE_S = 30.0
 _RESULT = "RESULT "
-_ERRORS = ("connect", "read", "write", "status", "timeout")
+_ERRORS = ("connect", "read", "write", "status", "timeout", "partial")
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +48,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     `errors` counts, by kind, what was no answer or one of 400 and above. Where the script looks at every answer, the
     kind of the latter is its status (`409`), and `attempts` counts all answers; elsewhere it is `status`, and
-    `attempts` is 0.
+    `attempts` is 0. `partial`: batches of which some operations failed.
 
     `refused` counts what was rightly refused, and is no operation: comparisons that failed, locks that were held.
 
@@ -62,6 +62,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     system: str
     seconds: float
     operations: int
+    requests: int = 0
     per_s: float
     p50_ms: float
     p99_ms: float
@@ -97,9 +98,18 @@ class Step(NamedTuple):
         """How long it takes when it is asked to take that long."""
         return max(asked, self.workload.seconds_min)
 
+    @property
+    def threads(self) -> int:
+        """Of wrk: each asks one router only."""
+        return self.connections if self.workload.stateful is not None else min(len(self.system.urls), self.connections)
+
 
 class Plan:
-    """All runs in their order, with the request files that wrk reads."""
+    """All runs in their order, with the request files that wrk reads.
+
+    Where the keys of a request depend on where they lie, those of a cluster of ours lie as its own shards say; all
+    other systems get the requests that `data` makes.
+    """
 
     def __init__(self, systems: Sequence[System], workloads: Sequence[Workload], data: Data, folder: Path) -> None:
         self.systems = systems
@@ -109,6 +119,7 @@ class Plan:
 
     async def prepare(self, system: System) -> None:
         """Store all keys in that system, write its request files, and see that its answers carry the values."""
+        data = self.data if system.shape is None else placed(self.data, system.shape.shards)
         await ask_all(system.url, preload(system.dialect, self.data), _PRELOAD_CONNECTIONS)
         answer = await ask(system.url, system.dialect.get(self.data.keys[-1]))
         if answer.status != 200 or not system.dialect.shows(answer.body, self.data.stored[-1]):
@@ -119,21 +130,21 @@ class Plan:
                 continue
             assert workload.requests is not None
             try:
-                requests = workload.requests(system.dialect, self.data)
+                requests = workload.requests(system.dialect, data)
             except Unsupported:
                 continue
             if workload.check is not None:
-                await workload.check(system.url, system.dialect, self.data)
+                await workload.check(system.url, system.dialect, data)
             self.request_file(system, workload).write_bytes(write_replay(requests, system.url))
 
     async def _prepare_stateful(self, system: System, workload: Workload, stateful: Stateful) -> None:
-        if system.name in CONDITIONS:
+        if system.dialect.name in CONDITIONS:
             async with self._talk(system) as talk:
                 await stateful.check(talk, self.data.keys)
             self.request_file(system, workload).touch()
 
     def _talk(self, system: System) -> Talk:
-        return Talk(system.url, system.dialect, CONDITIONS[system.name])
+        return Talk(system.url, system.dialect, CONDITIONS[system.dialect.name])
 
     def request_file(self, system: System, workload: Workload) -> Path:
         return self.folder / f"{system.name}-{workload.name}.requests"
@@ -165,19 +176,21 @@ class Plan:
 
     async def _one(self, step: Step, seconds: int) -> Run:
         workload, system = step.workload, step.system
-        script_arguments = [str(self.request_file(system, workload)), str(step.round * 1009 + step.connections)]
-        threads = 1
         if workload.stateful is not None:
             await self._write_sections(step, workload.stateful)
-            script_arguments.append(system.name)
-            threads = step.connections
         before = _CpuTimes.now(system)
         result = await run_wrk(
-            system.url, workload.script, step.connections, seconds, script_arguments, threads, workload.timeout_s
+            system.url,
+            workload.script,
+            step.connections,
+            seconds,
+            self._script_arguments(step),
+            step.threads,
+            workload.timeout_s,
         )
         await _settle(system)
         used = _CpuTimes.now(system).since(before)
-        operations = result.get("operations", result["requests"] * workload.operations)
+        operations = result.get("operations", result["requests"]) * workload.operations
         if workload.stateful is not None:
             async with self._talk(system) as talk:
                 await workload.stateful.verify(talk, operations, step.connections)
@@ -190,6 +203,7 @@ class Plan:
             system=system.name,
             seconds=duration_s,
             operations=operations,
+            requests=result["requests"],
             per_s=operations / duration_s,
             p50_ms=result["p50_us"] / 1e3,
             p99_ms=result["p99_us"] / 1e3,
@@ -203,6 +217,12 @@ class Plan:
             others_cpu=used.others_share,
             stolen_cpu=used.machine.stolen / used.capacity_s,
         )
+
+    def _script_arguments(self, step: Step) -> list[str]:
+        """See threads.lua."""
+        file, seed = self.request_file(step.system, step.workload), step.round * 1009 + step.connections
+        addresses = [urlsplit(url).netloc for url in step.system.urls]
+        return [str(file), str(seed), step.system.dialect.name, *(addresses if len(addresses) > 1 else [])]
 
     async def _write_sections(self, step: Step, stateful: Stateful) -> None:
         async with self._talk(step.system) as talk:

@@ -6,6 +6,7 @@ dofile(folder .. "stateful.lua")
 local system, templates, session_template, session, release, token
 
 function init(args)
+  choose_router(args)
   templates = read_templates(args[1])
   math.randomseed(tonumber(args[2]) + place)
   system = systems[args[3]]

@@ -1,14 +1,18 @@
--- Replays HTTP requests that were written out beforehand, in random order: wrk ... -s replay.lua URL -- FILE SEED
+-- Replays HTTP requests that were written out beforehand, in random order: wrk ... -s replay.lua URL -- FILE SEED SYSTEM [HOST:PORT]...
 --
 -- FILE holds the bytes of whole requests, each preceded by its length and a line end. Everything that costs time happens
 -- in init, so that a request is one random number and one table look-up, the same for every system. There is no
 -- response(): with one, wrk would hand every header of every answer to Lua.
+
+local folder = string.match(debug.getinfo(1, "S").source, "^@(.*/)") or ""
+dofile(folder .. "threads.lua")
 
 local requests = {}
 local count = 0
 local random = math.random
 
 function init(args)
+  choose_router(args)
   local file = assert(io.open(args[1], "rb"))
   local text = file:read("*a")
   file:close()
@@ -20,7 +24,7 @@ function init(args)
     requests[count] = string.sub(text, line_end + 1, line_end + length)
     position = line_end + length + 1
   end
-  math.randomseed(tonumber(args[2]))
+  math.randomseed(tonumber(args[2]) + place)
 end
 
 function request()

@@ -21,15 +21,21 @@ from typing import NamedTuple
 import msgspec
 
 from loadtest.compare.drive import Run
+from loadtest.compare.workloads import WORKLOADS
 
 _PEERS = ("etcd", "bare")
+_SEVERAL_IN_ONE = tuple(workload.name for workload in WORKLOADS.values() if workload.operations > 1)
+REFERENCE_SHAPE = (4, 1)  # shards and routers of the cluster that the aims are for
 
 
 class SystemFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What one system is and costs when nothing is asked. Memory is the sum of PSS over all its processes."""
+    """What one system is and costs when nothing is asked. Memory is the sum of PSS over all its processes; `shards` and
+    `routers` are 0 for what is no cluster of ours."""
 
     system: str
     version: str
+    shards: int = 0
+    routers: int = 0
     ready_s: float
     idle_pss_mb: float
     loaded_pss_mb: float = 0.0
@@ -51,6 +57,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     system: str
     rounds: int
     per_s: float
+    requests_per_s: float = 0.0
     p50_ms: float
     p99_ms: float
     cpu_us_per_op: float
@@ -74,6 +81,7 @@ def summarize(runs: Iterable[Run]) -> list[Cell]:
             system=system,
             rounds=len(group),
             per_s=median(run.per_s for run in group),
+            requests_per_s=median(run.requests / run.seconds for run in group),
             p50_ms=median(run.p50_ms for run in group),
             p99_ms=median(run.p99_ms for run in group),
             cpu_us_per_op=median(run.cpu_us_per_op for run in group),
@@ -109,6 +117,20 @@ def _abort_rate(group: Sequence[Run]) -> float | None:
     return median(rates) if rates else None
 
 
+def shapes(facts: Sequence[SystemFacts]) -> list[str]:
+    """A line that tells what a cluster of ours consists of, if one is measured."""
+    texts = [
+        f"{fact.system}: {_count(fact.shards, 'shard')}, {_count(fact.routers, 'router')}"
+        for fact in facts
+        if fact.shards
+    ]
+    return ["; ".join(texts)] if texts else []
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def quietness(runs: Sequence[Run]) -> str:
     """How much of the machine went elsewhere during the runs: a sentence to judge the figures by."""
     others, stolen = median(run.others_cpu for run in runs), median(run.stolen_cpu for run in runs)
@@ -133,9 +155,17 @@ class Target(NamedTuple):
     reached: bool | None
 
 
-def targets(cells: Sequence[Cell], facts: Sequence[SystemFacts], subject: str = "kvstore") -> list[Target]:
+def subject(facts: Sequence[SystemFacts]) -> str:
+    """The name of the cluster that the aims are for: one that is alone, or that of the reference shape."""
+    clusters = {(fact.shards, fact.routers): fact.system for fact in facts if fact.shards}
+    if len(clusters) == 1:
+        return next(iter(clusters.values()))
+    return clusters.get(REFERENCE_SHAPE, "kvstore")
+
+
+def targets(cells: Sequence[Cell], facts: Sequence[SystemFacts]) -> list[Target]:
     """What this cluster is meant to reach, and whether these runs did."""
-    found = {(cell.work, cell.connections): cell for cell in cells if cell.system == subject}
+    found = {(cell.work, cell.connections): cell for cell in cells if cell.system == subject(facts)}
     etcd = {(cell.work, cell.connections): cell for cell in cells if cell.system == "etcd"}
     result = []
     for work, connections, peer, least in _RATE_TARGETS:
@@ -147,7 +177,7 @@ def targets(cells: Sequence[Cell], facts: Sequence[SystemFacts], subject: str = 
         mine, theirs = found.get(("put", connections)), etcd.get(("put", connections))
         share = mine.p99_ms / theirs.p99_ms if mine and theirs and theirs.p99_ms else None
         result.append(_at_most(f"PUT at {connections} connections: p99 ≤ 1 × etcd's", share, 1.0))
-    fact = next((fact for fact in facts if fact.system == subject), None)
+    fact = next((fact for fact in facts if fact.system == subject(facts)), None)
     result.append(_at_most("idle memory (PSS) ≤ 350 MB", fact.idle_pss_mb if fact else None, 350))
     result.append(_at_most("ready in ≤ 3 s", fact.ready_s if fact else None, 3))
     return result
@@ -204,6 +234,8 @@ def _rate_table(cells: Sequence[Cell]) -> str:
         ("× bare", lambda cell: f"{cell.to['bare'].median:.2f}" if "bare" in cell.to else "–"),
         ("errors", _show_errors),
     ]
+    if any(cell.work in _SEVERAL_IN_ONE for cell in cells):
+        columns.insert(4, ("requests/s", lambda cell: f"{cell.requests_per_s:,.0f}"))
     if any(cell.abort_rate is not None for cell in cells):
         columns.append(("409/attempt", lambda cell: "–" if cell.abort_rate is None else f"{cell.abort_rate:.2%}"))
     if any(cell.refused_per_op for cell in cells):

@@ -1,19 +1,15 @@
 -- What the scripts share whose next request needs the answer before it: reading FILE, filling slots, reading the answers
--- of each system, adding up what all threads counted. One thread for each connection: wrk -t N -c N ... -- FILE SEED SYSTEM
+-- of each system, adding up what all threads counted. One thread for each connection: wrk -t N -c N ... -- FILE SEED SYSTEM [HOST:PORT]...
 --
 -- A script sets the globals `operations` and `refused` (comparisons that failed, locks that were held): wrk counts
 -- requests, and an operation may take several.
 
+local folder = string.match(debug.getinfo(1, "S").source, "^@(.*/)") or ""
+dofile(folder .. "threads.lua")
+
 operations = 0
 refused = 0
 refused_as_errors = 0 -- those that wrk counts as errors, too: their status is 400 or above
-
-local threads = {}
-
-function setup(thread)
-  thread:set("place", #threads)
-  threads[#threads + 1] = thread
-end
 
 local TABLE_LINE = 26
 
@@ -162,16 +158,10 @@ systems = {
 
 function done(summary, latency, _)
   local errors = summary.errors
-  local totals = { operations = 0, refused = 0, refused_as_errors = 0 }
-  for _, thread in ipairs(threads) do
-    for name, total in pairs(totals) do
-      totals[name] = total + thread:get(name)
-    end
-  end
   io.write(string.format(
     'RESULT {"duration_us":%d,"requests":%d,"operations":%d,"refused":%d,"connect":%d,"read":%d,"write":%d,"status":%d,' ..
     '"timeout":%d,"p50_us":%d,"p99_us":%d,"max_us":%d}\n',
-    summary.duration, summary.requests, totals.operations, totals.refused, errors.connect, errors.read, errors.write,
-    errors.status - totals.refused_as_errors, errors.timeout,
+    summary.duration, summary.requests, total("operations"), total("refused"), errors.connect, errors.read, errors.write,
+    errors.status - total("refused_as_errors"), errors.timeout,
     latency:percentile(50), latency:percentile(99), latency.max))
 end

@@ -17,30 +17,47 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from loadtest import processes
 from loadtest.cluster import READY_TIMEOUT_S, REPOSITORY, LocalCluster
 from loadtest.compare import dialects
+from loadtest.compare.data import SHARDS
 from loadtest.compare.dialects import Dialect
 from loadtest.compare.http1 import Request, ask
 
 _READY_POLL_S = 0.01
 
 
+class Shape(NamedTuple):
+    """How many shards and routers a cluster has."""
+
+    shards: int = SHARDS
+    routers: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"kvstore-{self.shards}s-{self.routers}r"
+
+
 class System:
-    """One system in a folder of its own. After `start`: `url`, `roots` (pids of its top processes), `ready_s`."""
+    """One system in a folder of its own. After `start`: `urls` (where it is asked; `url` is the first), `roots` (pids
+    of its top processes), `ready_s`. `shape` is None for what is no cluster of ours."""
 
     dialect: Dialect
     programs: tuple[tuple[str, str], ...] = ()  # what must be installed: program and Debian package
 
-    def __init__(self) -> None:
-        self.url = ""
+    shape: Shape | None = None
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name or self.dialect.name
+        self.urls: list[str] = []
         self.ready_s = 0.0
         self._running: list[asyncio.subprocess.Process] = []
 
     @property
-    def name(self) -> str:
-        return self.dialect.name
+    def url(self) -> str:
+        return self.urls[0]
 
     @property
     def roots(self) -> list[int]:
@@ -63,12 +80,14 @@ class System:
             await processes.end(process)
         self._running.clear()
 
-    async def _wait_for(self, probe: Request, log: Path) -> None:
-        """Until the probe answers 200."""
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        while time.monotonic() < deadline and self._running[-1].returncode is None:
+    async def _wait_for(self, probe: Request, log: Path, process: asyncio.subprocess.Process) -> None:
+        """Until the probe is answered with 200 wherever the system is asked, or the process has ended."""
+        deadline, waiting = time.monotonic() + READY_TIMEOUT_S, list(self.urls)
+        while time.monotonic() < deadline and process.returncode is None:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                if (await ask(self.url, probe)).status == 200:
+                while waiting and (await ask(waiting[0], probe)).status == 200:
+                    waiting.pop(0)
+                if not waiting:
                     return
             await asyncio.sleep(_READY_POLL_S)
         raise RuntimeError(f"{self.name} did not get ready\n{processes.tail(log)}")
@@ -77,9 +96,9 @@ class System:
 class KvstoreSystem(System):
     dialect = dialects.Kvstore()
 
-    def __init__(self, shards: int = 4) -> None:
-        super().__init__()
-        self.shards = shards
+    def __init__(self, shape: Shape, name: str = "") -> None:
+        super().__init__(name)
+        self.shape: Shape = shape
         self._cluster: LocalCluster | None = None
 
     @property
@@ -88,12 +107,16 @@ class KvstoreSystem(System):
 
     def version(self) -> str:
         commit = output("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty")
-        return f"kvstore ({commit or 'no commit'}, {self.shards} shards)"
+        return f"kvstore ({commit or 'no commit'})"
 
     async def start(self, folder: Path) -> None:
-        self._cluster = LocalCluster(folder, shards=self.shards)
+        self._cluster = LocalCluster(folder, shards=self.shape.shards, routers=self.shape.routers)
+        began = time.monotonic()
         await self._cluster.start()
-        self.url, self.ready_s = self._cluster.url, self._cluster.ready_s
+        assert self._cluster.up is not None
+        self.urls = self._cluster.urls
+        await self._wait_for(Request("GET", "/readyz"), self._cluster.log, self._cluster.up)
+        self.ready_s = time.monotonic() - began
 
     async def stop(self) -> None:
         if self._cluster is not None:
@@ -110,7 +133,7 @@ class EtcdSystem(System):
 
     async def start(self, folder: Path) -> None:
         client, peer = (f"http://127.0.0.1:{port}" for port in processes.free_ports(2))
-        self.url, log = client, folder / "etcd.log"
+        self.urls, log = [client], folder / "etcd.log"
         command = [
             *("etcd", "--data-dir", str(folder / "data"), "--logger", "zap", "--log-level", "warn"),
             *("--listen-client-urls", client, "--advertise-client-urls", client),
@@ -120,7 +143,7 @@ class EtcdSystem(System):
         ]
         began = time.monotonic()
         self._running.append(await processes.start(command, log))
-        await self._wait_for(Request("GET", "/health"), log)
+        await self._wait_for(Request("GET", "/health"), log, self._running[-1])
         self.ready_s = time.monotonic() - began
 
 
@@ -138,7 +161,7 @@ class RedisSystem(System):
     async def start(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         redis_port, web_port = processes.free_ports(2)
-        self.url, log = f"http://127.0.0.1:{web_port}", folder / "redis.log"
+        self.urls, log = [f"http://127.0.0.1:{web_port}"], folder / "redis.log"
         settings = {"redis_host": "127.0.0.1", "redis_port": redis_port, "http_host": "127.0.0.1"}
         more = {"http_port": web_port, "threads": 2, "daemonize": False, "logfile": str(folder / "webdis.log")}
         config = folder / "webdis.json"
@@ -151,7 +174,7 @@ class RedisSystem(System):
         self._running.append(await processes.start(command, log))
         await _wait_for_port(redis_port)
         self._running.append(await processes.start(["webdis", str(config)], folder / "webdis.out", cwd=folder))
-        await self._wait_for(Request("GET", "/PING"), log)
+        await self._wait_for(Request("GET", "/PING"), log, self._running[-1])
         self.ready_s = time.monotonic() - began
 
 
@@ -166,8 +189,8 @@ class BareSystem(System):
         command = [sys.executable, "-m", "loadtest.compare.bare", str(port)]
         began = time.monotonic()
         self._running.append(await processes.start(command, log, cwd=REPOSITORY))
-        self.url = f"http://127.0.0.1:{port}"
-        await self._wait_for(Request("GET", "/"), log)
+        self.urls = [f"http://127.0.0.1:{port}"]
+        await self._wait_for(Request("GET", "/"), log, self._running[-1])
         self.ready_s = time.monotonic() - began
 
 

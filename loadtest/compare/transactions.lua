@@ -1,4 +1,5 @@
--- Replays transactions as replay.lua does, and counts the answers by status: wrk ... -s transactions.lua URL -- FILE SEED
+-- Replays transactions as replay.lua does, and counts the answers by status:
+-- wrk ... -s transactions.lua URL -- FILE SEED SYSTEM [HOST:PORT]...
 --
 -- An operation is a transaction that was carried out. With response(), wrk hands every answer to Lua, the same for every
 -- system: replay.lua's own count does not tell a conflict from a failure.
@@ -8,12 +9,6 @@ dofile(folder .. "replay.lua")
 
 operations = 0
 
-local threads = {}
-
-function setup(thread)
-  threads[#threads + 1] = thread
-end
-
 function response(status)
   if status >= 200 and status < 300 then
     operations = operations + 1
@@ -21,14 +16,6 @@ function response(status)
     local name = "status_" .. status
     _G[name] = (_G[name] or 0) + 1
   end
-end
-
-local function total(name)
-  local sum = 0
-  for _, thread in ipairs(threads) do
-    sum = sum + (thread:get(name) or 0)
-  end
-  return sum
 end
 
 function done(summary, latency, _)

@@ -12,7 +12,7 @@ from loadtest.compare import dialects
 from loadtest.compare.data import make_data
 from loadtest.compare.drive import Run, read_result
 from loadtest.compare.http1 import Request, read_answer, write_replay
-from loadtest.compare.report import SystemFacts, render, summarize, targets
+from loadtest.compare.report import SystemFacts, render, shapes, summarize, targets
 from loadtest.compare.workloads import WORKLOADS, preload
 
 
@@ -160,6 +160,50 @@ def test_refusals_are_told_apart_from_errors_and_only_where_there_are_any() -> N
     assert "| refused/op |" not in render(summarize([run("kvstore", 100)]), FACTS, [])
 
 
+def test_the_aims_are_for_the_cluster_of_4_shards_and_1_router_if_there_are_several() -> None:
+    shapes = [(1, 1), (4, 1), (4, 2)]
+    facts = [
+        SystemFacts(
+            system=f"kvstore-{shards}s-{routers}r",
+            version="1",
+            shards=shards,
+            routers=routers,
+            ready_s=1.0,
+            idle_pss_mb=100.0 * shards * routers,
+        )
+        for shards, routers in shapes
+    ]
+    runs = [run(fact.system, 100 * fact.shards * fact.routers) for fact in facts]
+    cells = summarize([*runs, run("etcd", 100)])
+    found = {target.text: target.figure for target in targets(cells, facts)}
+    assert found["GET at 32 connections ≥ 3 × etcd"] == 4.0
+    assert found["idle memory (PSS) ≤ 350 MB"] == 400.0
+    found = {target.text: target.figure for target in targets(cells, [facts[0], facts[2]])}
+    assert found["GET at 32 connections ≥ 3 × etcd"] is None
+    assert found["idle memory (PSS) ≤ 350 MB"] is None
+
+
+def test_a_cluster_that_is_alone_is_judged_whatever_its_shape() -> None:
+    facts = [SystemFacts(system="kvstore", version="1", shards=2, routers=1, ready_s=1.0, idle_pss_mb=100.0)]
+    assert {target.text: target.reached for target in targets([], facts)}["ready in ≤ 3 s"] is True
+
+
+def test_the_header_tells_what_each_cluster_consists_of() -> None:
+    assert shapes(FACTS) == []
+    facts = [
+        SystemFacts(system=name, version="1", shards=shards, routers=routers, ready_s=1.0, idle_pss_mb=1.0)
+        for name, shards, routers in (("a", 1, 1), ("b", 4, 2))
+    ]
+    assert shapes([*facts, *FACTS]) == ["a: 1 shard, 1 router; b: 4 shards, 2 routers"]
+
+
+def test_where_a_request_is_several_operations_the_rate_of_requests_is_told_too() -> None:
+    cells = summarize([run("kvstore", 5_000, work="batch100", requests=50)])
+    table = [line for line in render(cells, FACTS, []).splitlines() if line.startswith("| batch100")]
+    assert "| 5,000 | 50 |" in " ".join(" ".join(table).split())
+    assert "requests/s" not in render(summarize([run("kvstore", 100, requests=100)]), FACTS, [])
+
+
 def test_the_p99_aim_compares_with_etcd() -> None:
     for mine, reached in ((1.9, True), (2.1, False)):
         cells = summarize([run("kvstore", 1, work="put", p99_ms=mine), run("etcd", 1, work="put", p99_ms=2.0)])
@@ -230,8 +274,27 @@ async def test_answers_are_read_to_their_end(wire: bytes, answer: tuple[int, byt
     assert (await reader.readline()) == b"HTTP/1.1 500 next\r\n"
 
 
-async def test_a_chunked_answer_is_refused_rather_than_guessed() -> None:
+@pytest.mark.parametrize("chunks", [b"3\r\nabc\r\n0\r\n\r\n", b"1;x=y\r\na\r\n02\r\nbc\r\n0\r\n\r\n"])
+async def test_an_answer_in_chunks_is_put_together(chunks: bytes) -> None:
     reader = asyncio.StreamReader()
-    reader.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
-    with pytest.raises(ValueError, match="no length"):
+    reader.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"HTTP/1.1 500 next\r\n\r\n")
+    assert (await read_answer(reader)).body == b"abc"
+    assert (await reader.readline()) == b"HTTP/1.1 500 next\r\n"
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "complaint"),
+    [
+        (b"gzip", b"", "not known here: gzip"),
+        (b"chunked", b"no number\r\n", "invalid literal"),
+        (b"chunked", b"1\r\nabc\r\n", "longer than it says"),
+        (b"chunked", b"0\r\nDigest: 1\r\n\r\n", "trailer: b'Digest"),
+    ],
+)
+async def test_an_answer_of_an_unknown_form_is_refused_rather_than_guessed(
+    coding: bytes, body: bytes, complaint: str
+) -> None:
+    reader = asyncio.StreamReader()
+    reader.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: " + coding + b"\r\n\r\n" + body)
+    with pytest.raises(ValueError, match=complaint):
         await read_answer(reader)
