@@ -25,7 +25,7 @@ import msgspec
 
 from loadtest import processes
 from loadtest.cluster import REPOSITORY
-from loadtest.compare import report
+from loadtest.compare import page, report, scaling
 from loadtest.compare.data import SHARDS, make_data
 from loadtest.compare.drive import SETTLE_S, WARM_UP_S, Plan, Run
 from loadtest.compare.report import SystemFacts
@@ -50,6 +50,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     routers: list[int]
     keys: int
     json_file: Path | None
+    html_file: Path | None
     folder: Path
 
     @property
@@ -114,6 +115,12 @@ def _numbers(most: int) -> Callable[[click.Context, click.Parameter, str], list[
 )
 @click.option("--keys", type=click.IntRange(1), default=20_000, show_default=True, help="Keys of 100-byte values.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there.")
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page with tables and charts there.",
+)
 @click.option(
     "--tmp",
     "folder",
@@ -238,11 +245,13 @@ def _report(options: Options, runs: Sequence[Run], facts: Sequence[SystemFacts])
     header += report.shapes(facts)
     header += _longer(options)
     header.append(report.quietness(runs))
-    cells = report.summarize(runs)
+    cells, growths = report.summarize(runs), scaling.growths(runs, facts)
     if options.json_file is not None:
-        document = {"header": header, "systems": facts, "cells": cells, "runs": runs}
+        document = {"header": header, "systems": facts, "cells": cells, "growths": growths, "runs": runs}
         options.json_file.write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
-    return report.render(cells, facts, header)
+    if options.html_file is not None:
+        options.html_file.write_text(page.render(cells, facts, header, growths), encoding="utf-8")
+    return report.render(cells, facts, header, scaling.sections(growths), scaling.targets(growths))
 
 
 def _longer(options: Options) -> list[str]:

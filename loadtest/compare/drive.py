@@ -30,7 +30,7 @@ from loadtest.compare.data import Data, placed
 from loadtest.compare.dialects import Unsupported
 from loadtest.compare.http1 import ask, ask_all, write_replay
 from loadtest.compare.stateful import Stateful, Talk, write_sections
-from loadtest.compare.systems import System
+from loadtest.compare.systems import Batches, System
 from loadtest.compare.workloads import Workload, preload
 
 WARM_UP_S = 1
@@ -51,6 +51,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     `attempts` is 0. `partial`: batches of which some operations failed.
 
     `refused` counts what was rightly refused, and is no operation: comparisons that failed, locks that were held.
+
+    `batch_operations` is the mean size of the batches, each with a commit of its own, that a cluster of ours wrote in
+    that time; None where nothing was written, or the system does not tell.
 
     `others_cpu` and `stolen_cpu` tell how quiet the machine was: the share of all cores' time (0 to 1) that went to
     processes outside this benchmark, and to other guests of the hypervisor.
@@ -73,6 +76,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     cpu_us_per_op: float
     cpu_us_per_op_by_process: dict[str, float] = {}
     wrk_cpu_us_per_op: float
+    batch_operations: float | None = None
     others_cpu: float = 0.0
     stolen_cpu: float = 0.0
 
@@ -178,7 +182,7 @@ class Plan:
         workload, system = step.workload, step.system
         if workload.stateful is not None:
             await self._write_sections(step, workload.stateful)
-        before = _CpuTimes.now(system)
+        batches, before = await system.batches(), _CpuTimes.now(system)
         result = await run_wrk(
             system.url,
             workload.script,
@@ -190,6 +194,7 @@ class Plan:
         )
         await _settle(system)
         used = _CpuTimes.now(system).since(before)
+        batch_operations = mean_size(batches, await system.batches())
         operations = result.get("operations", result["requests"]) * workload.operations
         if workload.stateful is not None:
             async with self._talk(system) as talk:
@@ -214,6 +219,7 @@ class Plan:
             cpu_us_per_op=sum(used.system_s.values()) * us_per_op,
             cpu_us_per_op_by_process={name: cpu_s * us_per_op for name, cpu_s in used.system_s.items()},
             wrk_cpu_us_per_op=used.wrk_s * us_per_op,
+            batch_operations=batch_operations,
             others_cpu=used.others_share,
             stolen_cpu=used.machine.stolen / used.capacity_s,
         )
@@ -229,6 +235,13 @@ class Plan:
             sections = await stateful.sections(talk, self.data.keys, self.data.written, step.connections)
         content = write_sections(sections, urlsplit(step.system.url).netloc)
         self.request_file(step.system, step.workload).write_bytes(content)
+
+
+def mean_size(before: Batches | None, after: Batches | None) -> float | None:
+    """Of the batches between two looks."""
+    if before is None or after is None or after.committed == before.committed:
+        return None
+    return (after.operations - before.operations) / (after.committed - before.committed)
 
 
 async def _settle(system: System) -> None:

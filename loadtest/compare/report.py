@@ -62,6 +62,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float
     cpu_us_per_op: float
     cpu_us_per_op_by_process: dict[str, float]
+    batch_operations: float | None = None
     errors: int
     errors_by_kind: dict[str, int] = {}
     abort_rate: float | None = None
@@ -86,14 +87,15 @@ def summarize(runs: Iterable[Run]) -> list[Cell]:
             p99_ms=median(run.p99_ms for run in group),
             cpu_us_per_op=median(run.cpu_us_per_op for run in group),
             cpu_us_per_op_by_process=_median_by_process(group),
+            batch_operations=_median_of_known(run.batch_operations for run in group),
             errors=sum(run.failed for run in group),
             errors_by_kind=_add_up(run.errors for run in group),
-            abort_rate=_abort_rate(group),
+            abort_rate=_median_of_known(run.abort_rate for run in group),
             refused_per_op=median(run.refused / max(1, run.operations) for run in group),
             to={
-                peer: ratio
+                peer: found
                 for peer in _PEERS
-                if (ratio := _ratio(group, groups.get((work, connections, peer), []))) is not None
+                if (found := ratio(group, groups.get((work, connections, peer), []), rate)) is not None
             },
         )
         for (work, connections, system), group in groups.items()
@@ -112,9 +114,9 @@ def _add_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _abort_rate(group: Sequence[Run]) -> float | None:
-    rates = [run.abort_rate for run in group if run.abort_rate is not None]
-    return median(rates) if rates else None
+def _median_of_known(figures: Iterable[float | None]) -> float | None:
+    known = [figure for figure in figures if figure is not None]
+    return median(known) if known else None
 
 
 def shapes(facts: Sequence[SystemFacts]) -> list[str]:
@@ -137,10 +139,18 @@ def quietness(runs: Sequence[Run]) -> str:
     return f"during the runs other processes took {others:.0%} of the machine, other guests {stolen:.0%} (medians)"
 
 
-def _ratio(mine: Sequence[Run], peers: Sequence[Run]) -> Ratio | None:
-    """Of the rates, round by round; None when no round has both."""
-    peer_per_s = {run.round: run.per_s for run in peers if run.per_s > 0}
-    ratios = [run.per_s / peer_per_s[run.round] for run in mine if run.round in peer_per_s]
+def rate(run: Run) -> float:
+    return run.per_s
+
+
+def cpu_time(run: Run) -> float:
+    return run.cpu_us_per_op
+
+
+def ratio(mine: Sequence[Run], peers: Sequence[Run], figure: Callable[[Run], float]) -> Ratio | None:
+    """Of a figure, round by round; None when no round has both."""
+    theirs = {run.round: figure(run) for run in peers if figure(run) > 0}
+    ratios = [figure(run) / theirs[run.round] for run in mine if run.round in theirs]
     return Ratio(median(ratios), min(ratios), max(ratios)) if ratios else None
 
 
@@ -170,16 +180,16 @@ def targets(cells: Sequence[Cell], facts: Sequence[SystemFacts]) -> list[Target]
     result = []
     for work, connections, peer, least in _RATE_TARGETS:
         cell = found.get((work, connections))
-        ratio = cell.to.get(peer) if cell is not None else None
+        reached = cell.to.get(peer) if cell is not None else None
         text = f"{work.upper()} at {connections} connections ≥ {least:g} × {peer}"
-        result.append(_at_least(text, ratio.median if ratio else None, least))
+        result.append(at_least(text, reached.median if reached else None, least))
     for connections in (32, 128):
         mine, theirs = found.get(("put", connections)), etcd.get(("put", connections))
         share = mine.p99_ms / theirs.p99_ms if mine and theirs and theirs.p99_ms else None
-        result.append(_at_most(f"PUT at {connections} connections: p99 ≤ 1 × etcd's", share, 1.0))
+        result.append(at_most(f"PUT at {connections} connections: p99 ≤ 1 × etcd's", share, 1.0))
     fact = next((fact for fact in facts if fact.system == subject(facts)), None)
-    result.append(_at_most("idle memory (PSS) ≤ 350 MB", fact.idle_pss_mb if fact else None, 350))
-    result.append(_at_most("ready in ≤ 3 s", fact.ready_s if fact else None, 3))
+    result.append(at_most("idle memory (PSS) ≤ 350 MB", fact.idle_pss_mb if fact else None, 350))
+    result.append(at_most("ready in ≤ 3 s", fact.ready_s if fact else None, 3))
     return result
 
 
@@ -199,28 +209,45 @@ _RATE_TARGETS = (
 )
 
 
-def _at_least(text: str, figure: float | None, least: float) -> Target:
+def at_least(text: str, figure: float | None, least: float) -> Target:
     return Target(text, figure, None if figure is None else figure >= least)
 
 
-def _at_most(text: str, figure: float | None, most: float) -> Target:
+def at_most(text: str, figure: float | None, most: float) -> Target:
     return Target(text, figure, None if figure is None else figure <= most)
 
 
 # --- for people ------------------------------------------------------------------------------------------------------
 
+LEFT = ("work", "system", "version", "of which")  # the columns that are flush left
+MARKS = {True: "reached", False: "MISSED", None: "not measured"}
 
-def render(cells: Sequence[Cell], facts: Sequence[SystemFacts], header: Sequence[str]) -> str:
-    """The whole report as Markdown whose tables also line up on a terminal."""
-    parts = [*header, "", _facts_table(facts), "", _rate_table(cells), "", "Aims:"]
-    marks = {True: "reached", False: "MISSED", None: "not measured"}
-    for target in targets(cells, facts):
+
+class Rows(NamedTuple):
+    """A table: its titles, and its rows of as many texts."""
+
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def render(
+    cells: Sequence[Cell],
+    facts: Sequence[SystemFacts],
+    header: Sequence[str],
+    more: Sequence[str] = (),
+    more_targets: Sequence[Target] = (),
+) -> str:
+    """The whole report as Markdown whose tables also line up on a terminal; `more` stands before the aims."""
+    tables = [fact_table(facts), rate_table(cells)]
+    parts = [*header, *(f"\n{table(*each, left=LEFT)}" for each in tables), *(f"\n{each}" for each in more), "\nAims:"]
+    for target in (*targets(cells, facts), *more_targets):
         figure = "" if target.figure is None else f" ({target.figure:.2f})"
-        parts.append(f"- {target.text}: {marks[target.reached]}{figure}")
+        parts.append(f"- {target.text}: {MARKS[target.reached]}{figure}")
     return "\n".join(parts)
 
 
-def _rate_table(cells: Sequence[Cell]) -> str:
+def rate_table(cells: Sequence[Cell]) -> Rows:
+    """All figures of these cells, the systems of one workload and number of connections below each other."""
     columns: list[tuple[str, Callable[[Cell], str]]] = [
         ("work", lambda cell: cell.work),
         ("conn", lambda cell: str(cell.connections)),
@@ -229,8 +256,8 @@ def _rate_table(cells: Sequence[Cell]) -> str:
         ("p50 ms", lambda cell: f"{cell.p50_ms:.2f}"),
         ("p99 ms", lambda cell: f"{cell.p99_ms:.2f}"),
         ("CPU µs/op", lambda cell: f"{cell.cpu_us_per_op:.0f}"),
-        ("of which", lambda cell: _show_processes(cell)),
-        ("× etcd (low–high)", lambda cell: _show_ratio(cell.to.get("etcd"))),
+        ("of which", lambda cell: show_processes(cell.cpu_us_per_op_by_process)),
+        ("× etcd (low–high)", lambda cell: show_ratio(cell.to.get("etcd"))),
         ("× bare", lambda cell: f"{cell.to['bare'].median:.2f}" if "bare" in cell.to else "–"),
         ("errors", _show_errors),
     ]
@@ -240,14 +267,15 @@ def _rate_table(cells: Sequence[Cell]) -> str:
         columns.append(("409/attempt", lambda cell: "–" if cell.abort_rate is None else f"{cell.abort_rate:.2%}"))
     if any(cell.refused_per_op for cell in cells):
         columns.append(("refused/op", lambda cell: f"{cell.refused_per_op:.2f}"))
-    rows = [[show(cell) for _, show in columns] for cell in _side_by_side(cells)]
-    return table([title for title, _ in columns], rows, left=("work", "system", "of which"))
+    rows = [[show(cell) for _, show in columns] for cell in side_by_side(cells)]
+    return Rows([title for title, _ in columns], rows)
 
 
-def _show_processes(cell: Cell) -> str:
+def show_processes(cpu_us_by_process: Mapping[str, float]) -> str:
     """Those that matter, the largest first; empty when one process does it all."""
-    shares = sorted(cell.cpu_us_per_op_by_process.items(), key=lambda share: -share[1])
-    large = [f"{name} {cpu_us:.0f}" for name, cpu_us in shares if cpu_us >= 0.02 * cell.cpu_us_per_op]
+    shares = sorted(cpu_us_by_process.items(), key=lambda share: -share[1])
+    least = 0.02 * sum(cpu_us_by_process.values())
+    large = [f"{name} {cpu_us:.0f}" for name, cpu_us in shares if cpu_us >= least]
     return ", ".join(large) if len(large) > 1 else ""
 
 
@@ -256,18 +284,18 @@ def _show_errors(cell: Cell) -> str:
     return f"{cell.errors} ({kinds})" if kinds else str(cell.errors)
 
 
-def _side_by_side(cells: Sequence[Cell]) -> list[Cell]:
+def side_by_side(cells: Sequence[Cell]) -> list[Cell]:
     """In the order of the first runs, but the systems always in the same order: the first row's."""
     works = list(dict.fromkeys(cell.work for cell in cells))
     systems = list(dict.fromkeys(cell.system for cell in cells))
     return sorted(cells, key=lambda cell: (works.index(cell.work), cell.connections, systems.index(cell.system)))
 
 
-def _show_ratio(ratio: Ratio | None) -> str:
+def show_ratio(ratio: Ratio | None) -> str:
     return "–" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
 
 
-def _facts_table(facts: Sequence[SystemFacts]) -> str:
+def fact_table(facts: Sequence[SystemFacts]) -> Rows:
     titles = ["system", "version", "ready s", "idle MB", "MB after the runs"]
     rows = [
         [
@@ -279,7 +307,7 @@ def _facts_table(facts: Sequence[SystemFacts]) -> str:
         ]
         for fact in facts
     ]
-    return table(titles, rows, left=("system", "version"))
+    return Rows(titles, rows)
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> str:

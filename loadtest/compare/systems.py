@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from loadtest import processes
 from loadtest.cluster import READY_TIMEOUT_S, REPOSITORY, LocalCluster
 from loadtest.compare import dialects
@@ -38,6 +40,13 @@ class Shape(NamedTuple):
     @property
     def name(self) -> str:
         return f"kvstore-{self.shards}s-{self.routers}r"
+
+
+class Batches(NamedTuple):
+    """Since the start of a cluster: how many batches its shards have committed, and of how many operations."""
+
+    committed: float
+    operations: float
 
 
 class System:
@@ -74,6 +83,10 @@ class System:
     async def start(self, folder: Path) -> None:
         """Start it and wait until it answers. Raises RuntimeError with the end of its log when it does not."""
         raise NotImplementedError
+
+    async def batches(self) -> Batches | None:
+        """None: it does not tell."""
+        return None
 
     async def stop(self) -> None:
         for process in reversed(self._running):
@@ -118,9 +131,24 @@ class KvstoreSystem(System):
         await self._wait_for(Request("GET", "/readyz"), self._cluster.log, self._cluster.up)
         self.ready_s = time.monotonic() - began
 
+    async def batches(self) -> Batches:
+        return read_batches((await ask(self.url, Request("GET", "/metrics"))).body.decode())
+
     async def stop(self) -> None:
         if self._cluster is not None:
             await self._cluster.stop()
+
+
+def read_batches(metrics: str) -> Batches:
+    """The sums over all shards, from the router's /metrics. Raises RuntimeError when these do not tell."""
+    samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
+    count, operations = (
+        [sample.value for sample in samples if sample.name == f"kvstore_shard_batch_ops_{part}"]
+        for part in ("count", "sum")
+    )
+    if not count or not operations:
+        raise RuntimeError("the router's metrics do not tell of batches")
+    return Batches(sum(count), sum(operations))
 
 
 class EtcdSystem(System):
