@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -94,15 +94,24 @@ async def _is_there(wire: Wire, shard: str) -> bool:
     return shard in [*(each["id"] for each in document.get("shards", [])), *(document.get("wanted") or [])]
 
 
+async def until_moving(wire: Wire, members: Mapping[str, int]) -> None:
+    """Something moves; or all has moved already, between two looks. Raises ChangeError."""
+    await _until(wire, lambda document: bool(document["moves"]) or _is_settled(document, members), "begin")
+
+
 async def until_settled(wire: Wire, members: Mapping[str, int]) -> dict[str, Any]:
     """Nothing moves, and the members are these, with these weights; /v1/cluster as it is then. Raises ChangeError."""
+    return await _until(wire, lambda document: _is_settled(document, members), "end")
+
+
+async def _until(wire: Wire, condition: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
     deadline_s = time.monotonic() + _SETTLE_TIMEOUT_S
     while True:
         document = await cluster(wire)
-        if document and _is_settled(document, members):
+        if document and condition(document):
             return document
         if time.monotonic() > deadline_s:
-            raise ChangeError(f"the change does not end: {document}")
+            raise ChangeError(f"the change does not {what}: {document}")
         await asyncio.sleep(_POLL_S)
 
 

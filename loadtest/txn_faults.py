@@ -188,8 +188,7 @@ async def _reshard(cluster: ArmedCluster, kind: str, rng: random.Random) -> Stru
         await changes.ask(wire, change)
         what, killed = str(change), []
         if kind:
-            while not (await changes.cluster(wire)).get("moves"):  # noqa: ASYNC110 (it happens in other processes)
-                await asyncio.sleep(_POLL_S)
+            await changes.until_moving(wire, change.after(members))
             await asyncio.sleep(rng.uniform(0.0, 0.3))
             names = victims(kind, sorted(cluster.members()), rng)
             killed = cluster.kill_all(names)
