@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ from kvstore.protocol import (
     ScanLeases,
     Stats,
 )
-from kvstore.router.listing import Listing, Merge, Tally
+from kvstore.router.listing import Item, Listing, Merge, Tally, share
 from kvstore.transport.channel import Channel
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class RouterService:
         self._session = session
         self._owners: list[Channel] = []
         self._partitions = 0
+        self._largest_part = 1.0  # of the partitions, in one shard
         self._moving: frozenset[int] = frozenset()
         self._map_changed = asyncio.Event()
         self._was_ready = False
@@ -137,6 +139,7 @@ class RouterService:
         of_member = [self.channels[member.id] for member in cluster_map.members]
         self._owners = [of_member[owner] for owner in cluster_map.owners]
         self._partitions = cluster_map.partitions
+        self._largest_part = max(Counter(cluster_map.owners).values()) / cluster_map.partitions
         self._moving = frozenset(partition for move in cluster_map.moves for partition in move.partitions)
         self.cluster_map = cluster_map
         log.info("epoch %d: %d shards", cluster_map.epoch, len(cluster_map.members))
@@ -311,23 +314,35 @@ class RouterService:
 
     async def page(self, prefix: str, after: str, limit: int, values: bool) -> Listing:
         """A page of keys over all shards, in byte order. Raises Unavailable when a shard is down: a gap is worse."""
-        return await self._merged(
-            after, limit, lambda after, wanted, until: Scan(0, prefix, after, limit, values, wanted, until)
-        )
+
+        def make(limit: int, after: str, wanted: bytes, until: str) -> Scan:
+            return Scan(0, prefix, after, limit, values, wanted, until)
+
+        return await self._merged(after, limit, make)
 
     async def leases(self, prefix: str, after: str, limit: int) -> Listing:
         """A page of leases over all shards, by name: (name, token, owner, milliseconds left). Raises Unavailable."""
-        return await self._merged(
-            after, limit, lambda after, wanted, until: ScanLeases(0, prefix, after, limit, wanted, until)
-        )
 
-    async def _merged(self, after: str, limit: int, make: Callable[[str, bytes, str], Scan | ScanLeases]) -> Listing:
+        def make(limit: int, after: str, wanted: bytes, until: str) -> ScanLeases:
+            return ScanLeases(0, prefix, after, limit, wanted, until)
+
+        return await self._merged(after, limit, make)
+
+    async def _merged(
+        self, after: str, limit: int, make: Callable[[int, str, bytes, str], Scan | ScanLeases]
+    ) -> Listing:
+        """Full, unless there are no more, or it has as many bytes as the page of one shard may have."""
+        items: list[Item] = []
+        size = 0
         while True:
+            left = limit - len(items)
             merge = Merge(self._partitions)
-            await self._cover(merge, partial(make, after))
-            listing = merge.listing(limit)
-            if listing.items or listing.last is None:
-                return listing
+            await self._cover(merge, partial(make, share(left, self._largest_part), after))
+            listing = merge.listing(left)
+            items += listing.items
+            size += sum(len(item[0]) + len(item[2] or b"") for item in listing.items)
+            if listing.last is None or len(items) == limit or size >= self._limits.page_bytes_max:
+                return Listing(items, listing.last)
             after = listing.last
 
     async def count(self, prefix: str) -> int:

@@ -7,6 +7,9 @@ belong to nobody, and arrive at another; the merge knows nothing of it but what 
 from __future__ import annotations
 
 import itertools
+import math
+import random
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 from kvstore.placement.partition_set import all_of, decode, encode
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Page
-from kvstore.router.listing import Listing, Merge, Tally
+from kvstore.router.listing import Listing, Merge, Tally, share
 
 PARTITIONS = 64
 GROUPS = 8  # partition p is of group p % GROUPS; a group changes hands together
@@ -209,3 +212,20 @@ def test_a_number_that_is_partly_known_is_not_taken() -> None:
 
 def test_before_anybody_has_shown_anything_all_is_missing() -> None:
     assert Merge(64).missing == Tally(64).missing == all_of(64) == decode(b"\xff" * 8)
+
+
+@given(limit=st.integers(1, 10_000), shards=st.integers(1, 64))
+def test_a_shard_is_asked_for_more_than_its_share_and_for_no_more_than_the_page(limit: int, shards: int) -> None:
+    assert math.ceil(limit / shards) <= share(limit, 1 / shards) <= limit
+    assert share(limit, 1.0) == limit
+
+
+@pytest.mark.parametrize(("limit", "shards"), [(100, 2), (100, 4), (100, 8), (1000, 4), (10, 4)])
+def test_a_page_seldom_needs_to_ask_again(limit: int, shards: int) -> None:
+    rng = random.Random(1)
+    tries = 2000
+    short = sum(
+        max(Counter(rng.randrange(shards) for _ in range(limit)).values()) > share(limit, 1 / shards)
+        for _ in range(tries)
+    )
+    assert short <= 0.03 * tries

@@ -360,6 +360,34 @@ async def test_pages_over_all_shards_are_the_sorted_keys_cut_at_the_limit(
     assert await service.count(prefix) == len(expected)
 
 
+async def test_a_page_is_full_although_no_shard_is_asked_for_all_of_it(service: RouterService) -> None:
+    names = sorted(f"many-{number}" for number in range(400))
+    for shard in shards.values():
+        shard.data = {name: b"v" for name in names if shard.owns(name)}
+    page = await service.page("many-", "", 200, False)
+    assert [item[0] for item in page.items] == names[:200]
+    assert page.last == names[199]
+    asked: list[Any] = [request for shard in shards.values() for request in shard.asked]
+    assert all(request.limit < 150 for request in asked)
+
+
+async def test_a_page_is_full_although_one_shard_has_all_its_keys(service: RouterService) -> None:
+    names = [name for name in (f"same-{number:04d}" for number in range(900)) if shards["s1"].owns(name)][:120]
+    shards["s1"].data = dict.fromkeys(names, b"v")
+    page = await service.page("same-", "", 100, True)
+    assert [item[0] for item in page.items] == names[:100]
+
+
+async def test_a_page_of_large_values_may_be_short_and_goes_on(service: RouterService) -> None:
+    names = [f"large-{number}" for number in range(8)]
+    for shard in shards.values():
+        shard.page_rows_max = 1
+        shard.data = {name: bytes(3_000_000) for name in names if shard.owns(name)}
+    page = await service.page("large-", "", 8, True)
+    assert 2 <= len(page.items) < 8
+    assert page.last == page.items[-1][0]
+
+
 async def test_a_listing_of_nothing_ends_at_once(service: RouterService) -> None:
     assert await service.page("", "", 10, False) == ([], None)
 
@@ -447,7 +475,7 @@ async def test_what_is_asked_for_again_is_asked_for_up_to_where_the_others_ended
     shards["s2"].page_rows_max = 10
     shards["s1"].fenced = {0}
     shards["s1"].before_answer += [lambda: None, lambda: shards["s1"].fenced.clear()]
-    page = await service.page("", "", 1000, False)
+    page = await service.page("", "", 10, False)
     again: Any = shards["s1"].asked[-1]
     assert again.until == page.last == sorted(KEYS)[9]
     assert [item[0] for item in page.items] == sorted(KEYS)[:10]
