@@ -8,13 +8,16 @@ tried again in the next round if it fails.
 Leaves to others: which intents are too old (`storage.store`), what is answered (`storage.participant`).
 
 It works for owned partitions only, in rounds: every `expiry_sweep_s`, and at once when somebody is blocked by an intent
-that is too old.
+that is too old. Some attempts at a time, in turns: those that wait for a shard that is away do not stand before others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from kvstore.config import Limits
@@ -28,7 +31,7 @@ from kvstore.transactions.intents import Hold
 log = logging.getLogger(__name__)
 
 _AT_ONCE_MAX = 256  # attempts that are asked about at the same time
-_DECISIONS_MAX = 2000  # that are looked at in one round
+_DROPPED_MAX = 2000  # decisions that are dropped in one round
 
 
 class Recovery:
@@ -40,6 +43,8 @@ class Recovery:
         self._peers = peers
         self._limits = limits
         self._at_work: dict[Attempt, asyncio.Task[None]] = {}
+        self._round = 0
+        self._turns: dict[Attempt, int] = {}  # the round in which one was last tried
 
     async def run(self) -> None:
         while True:
@@ -59,22 +64,26 @@ class Recovery:
         await asyncio.gather(*self._at_work.values(), return_exceptions=True)
 
     def _begin_round(self) -> None:
-        finished, unfinished = self._store.old_decisions(_DECISIONS_MAX)
+        finished, unfinished = self._store.old_decisions(_DROPPED_MAX)
         self._drop(finished)
-        for hold in self._store.old_holds():
-            self._begin(hold.attempt, self._resolve(hold))
-        for attempt in unfinished:
-            self._begin(attempt, self._finish(attempt))
+        due: dict[Attempt, Callable[[], Coroutine[Any, Any, None]]] = {
+            attempt: partial(self._finish, attempt) for attempt in unfinished
+        }
+        due |= {hold.attempt: partial(self._resolve, hold) for hold in self._store.old_holds()}
+        self._round += 1
+        self._turns = turns = {attempt: turn for attempt, turn in self._turns.items() if attempt in due}
+        waiting = [attempt for attempt in due if attempt not in self._at_work]
+        room = _AT_ONCE_MAX - len(self._at_work)
+        for attempt in heapq.nsmallest(room, waiting, key=lambda attempt: turns.get(attempt, 0)):
+            turns[attempt] = self._round
+            task = asyncio.create_task(self._guarded(attempt, due[attempt]()))
+            self._at_work[attempt] = task
+            task.add_done_callback(partial(self._end, attempt))
 
-    def _begin(self, attempt: Attempt, work: Any) -> None:
-        if attempt in self._at_work or len(self._at_work) >= _AT_ONCE_MAX:
-            work.close()
-            return
-        task = asyncio.create_task(self._guarded(attempt, work))
-        self._at_work[attempt] = task
-        task.add_done_callback(lambda _: self._at_work.pop(attempt, None))
+    def _end(self, attempt: Attempt, _: asyncio.Task[None]) -> None:
+        del self._at_work[attempt]
 
-    async def _guarded(self, attempt: Attempt, work: Any) -> None:
+    async def _guarded(self, attempt: Attempt, work: Awaitable[None]) -> None:
         try:
             await work
         except KvError as error:

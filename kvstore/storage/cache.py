@@ -70,13 +70,16 @@ class Cache:
         self._reads[key] = self._read_count
         return self._read_count
 
-    def finish(self, key: str, ticket: int, entry: Entry | None) -> None:
-        """The reader is back; None gives the ticket back without a find."""
-        if self._reads.get(key) == ticket:
-            del self._reads[key]
-            if entry is not None:
-                self._old.pop(key, None)
-                self._add(key, entry)
+    def finish(self, key: str, ticket: int, entry: Entry | None) -> bool:
+        """The reader is back; None gives the ticket back without a find. Whether nothing has happened to the key since
+        it set out: no change, and no later reader."""
+        if self._reads.get(key) != ticket:
+            return False
+        del self._reads[key]
+        if entry is not None:
+            self._old.pop(key, None)
+            self._add(key, entry)
+        return True
 
     def clear(self) -> None:
         """Forget everything, readers under way included (a partition came or went)."""

@@ -46,18 +46,20 @@ class KeptDecisions:
             if kept is not None:
                 kept.acknowledged = True
 
-    def old(self, arrivals: Sequence[int], count_max: int) -> tuple[list[tuple[Attempt, int]], list[Attempt]]:
+    def old(self, arrivals: Sequence[int], finished_max: int) -> tuple[list[tuple[Attempt, int]], list[Attempt]]:
         """Those that have been kept long enough, of partitions that have an arrival: the finished ones, which may go,
-        each with its partition; and those that nobody has acknowledged yet."""
+        each with its partition, at most so many; and those that nobody has acknowledged yet, all of them: some may have
+        to wait for a shard that is away, and must not stand before others."""
         horizon_s = time.monotonic() - self._kept_s
         finished: list[tuple[Attempt, int]] = []
         unfinished: list[Attempt] = []
         for attempt, kept in self._of.items():
-            if kept.since_s > horizon_s or len(finished) + len(unfinished) >= count_max:
+            if kept.since_s > horizon_s:
                 break
-            if arrivals[kept.partition]:
-                if kept.acknowledged:
-                    finished.append((attempt, kept.partition))
-                else:
-                    unfinished.append(attempt)
+            if not arrivals[kept.partition]:
+                continue
+            if not kept.acknowledged:
+                unfinished.append(attempt)
+            elif len(finished) < finished_max:
+                finished.append((attempt, kept.partition))
         return finished, unfinished

@@ -263,8 +263,8 @@ class Database:
         rows = batch.changed.values()
         upsert(connection, map(stored, rows))
         changed = self.tallies.changed
-        for row in rows:
-            changed[row.partition] = row.sequence
+        for row in rows:  # not in the order of their sequences, if a key was changed twice
+            changed[row.partition] = max(changed[row.partition], row.sequence)
         if batch.clock != self.clock:
             connection.execute(_SET_CLOCK, batch.clock)
         failpoints.hit(*(f"{name}-before-commit" for name in names))

@@ -111,7 +111,7 @@ class Store:
         self._visible = database.clock.sequence
         self._locks: Locks = LockTable(secrets.token_hex(8), limits.lock_waiters_max)
         self._holds = Holds()
-        self._blocked: dict[str, list[Callable[[], None]]] = {}
+        self._blocked: dict[str, list[tuple[Get, Sink]]] = {}
         self._blocked_count = 0
         self._decisions = KeptDecisions(2 * limits.txn_timeout_s)
         self.recovery_due = asyncio.Event()
@@ -148,7 +148,14 @@ class Store:
         except BaseException:
             await store.database.close()  # its threads would keep the process from ending
             raise
-        for work in (store._commit_batches(), store._read_batches(), store._sweep(), store._tidy()):
+        for work in (
+            store._commit_batches(),
+            store._read_batches(),
+            store._sweep(),
+            store._trim(),
+            store._end_waits_in_time(),
+            store._tidy(),
+        ):
             store._tasks.append(asyncio.create_task(store._guard(work)))
         return store
 
@@ -276,8 +283,9 @@ class Store:
         self._left |= left
         self.recovery_due.set()
         blocked, self._blocked, self._blocked_count = self._blocked, {}, 0
-        for again in itertools.chain.from_iterable(blocked.values()):
-            again()
+        for op, sink in itertools.chain.from_iterable(blocked.values()):
+            if not sink.closed:
+                self.get(op, sink)
 
     # --- writes ------------------------------------------------------------------------------------------------------
 
@@ -357,12 +365,12 @@ class Store:
     def _publish(self, batch: Batch) -> None:
         self.stats.expired += batch.expired
         self.stats.disk_full = batch.frees_only
-        freed: list[str] = []
+        decided: list[Row] = []
         for row in batch.changed.values():
             if row.kind == VALUE:
                 self._cache.publish(row.key, _entry(row))
-                if row.intent is None and row.key in self._blocked:
-                    freed.append(row.key)
+                if row.key in self._blocked:
+                    decided.append(row)
         for lease in batch.started:
             self._lease_timers.start(lease)
         for op, _ in batch.parked:
@@ -374,11 +382,8 @@ class Store:
             for then in ready:
                 then()
         self._note_transactions(batch)
-        for key in freed:
-            waiting = self._blocked.pop(key, [])
-            self._blocked_count -= len(waiting)
-            for again in waiting:
-                again()
+        for row in decided:
+            self._unblock(row)
 
     # --- leases ------------------------------------------------------------------------------------------------------
 
@@ -414,9 +419,9 @@ class Store:
         """The routers say that these are finished everywhere."""
         self._decisions.acknowledge(attempts)
 
-    def old_decisions(self, count_max: int) -> tuple[list[tuple[Attempt, int]], list[Attempt]]:
+    def old_decisions(self, finished_max: int) -> tuple[list[tuple[Attempt, int]], list[Attempt]]:
         """Of owned partitions: see `KeptDecisions.old`."""
-        return self._decisions.old(self.arrivals, count_max)
+        return self._decisions.old(self.arrivals, finished_max)
 
     async def decision(self, attempt: Attempt) -> Decision | None:
         """What was decided about the attempt, anchored here, while it is kept. Raises DataCorrupt."""
@@ -444,16 +449,34 @@ class Store:
         return _now_ms()
 
     def _block(self, op: Get, sink: Sink) -> None:
-        """The read has met an intent: it looks again when that is gone."""
+        """The read has met an intent: it is answered when that is gone."""
         if self._blocked_count >= self._limits.read_queue_ops_max:
             full = TooManyRequests("too many reads wait for transactions", retry_after_ms=100)
             sink.send(refusal(op.id, full))
             return
-        self._blocked.setdefault(op.key, []).append(lambda: None if sink.closed else self.get(op, sink))
+        self._blocked.setdefault(op.key, []).append((op, sink))
         self._blocked_count += 1
         hold = self._holds.on(op.key)
         if hold is not None and self._is_old(hold):
             self.recovery_due.set()
+
+    def _unblock(self, row: Row) -> None:
+        """The intent that readers of the key met is decided: as long as it stands nobody else changes the row.
+
+        Another one may stand there already, of who was next in the queue. It is none of theirs: its vote has not left
+        yet, so it cannot be decided before they are answered. (If they waited for that, too, and for the next one, they
+        would wait for as long as the queue is not empty.)
+        """
+        waiting = self._blocked.pop(row.key, [])
+        self._blocked_count -= len(waiting)
+        entry = Entry(row.body, row.version, row.expires_at_ms)
+        for op, sink in waiting:
+            if sink.closed:
+                continue
+            if self.arrivals[row.partition]:
+                self._answer_get(op, sink, entry)
+            else:
+                sink.send(self._wrong_owner(op.id, row.partition))
 
     # --- reads -------------------------------------------------------------------------------------------------------
 
@@ -523,8 +546,11 @@ class Store:
         else:
             row = found.row
             entry = ABSENT if row is None else _entry(row)
-            self._cache.finish(op.key, ticket, entry)
-            self._answer_get(op, sink, entry)
+            is_newest = self._cache.finish(op.key, ticket, entry)
+            if entry.has_intent and not is_newest:
+                self.get(op, sink)  # that intent may be gone already, and nobody would say so again
+            else:
+                self._answer_get(op, sink, entry)
 
     def _wrong_owner(self, op_id: int, partition: int) -> Answer:
         return refusal(op_id, wrong_owner(partition, self.epoch, self._fenced))
@@ -572,8 +598,7 @@ class Store:
         await self.expire(due)
 
     async def _sweep(self) -> None:
-        """Expire what is due; trim the tombstones that are old enough. Both keep up with any rate they are made at."""
-        marks: deque[tuple[float, int]] = deque()
+        """Expire what is due, at whatever rate that is."""
         while True:
             await asyncio.sleep(self._limits.expiry_sweep_s)
             try:
@@ -582,13 +607,24 @@ class Store:
                 log.debug("the sweep goes on later: %s", error)
             except DataCorrupt as error:
                 log.error("%s", error)
-            self._end_waits()
+
+    async def _trim(self) -> None:
+        """Trim the tombstones that are old enough, at whatever rate they are made."""
+        marks: deque[tuple[float, int]] = deque()
+        while True:
+            await asyncio.sleep(self._limits.expiry_sweep_s)
             now = time.monotonic()
             if not marks or now - marks[-1][0] >= 1.0:
                 marks.append((now, self._visible))
             while marks and now - marks[0][0] >= self._limits.tombstone_kept_s:
                 if await self.database.trim_tombstones(marks[0][1], _TRIM_ROWS_MAX) < _TRIM_ROWS_MAX:
                     marks.popleft()
+
+    async def _end_waits_in_time(self) -> None:
+        """Apart from the sweep, whose expiries may be among those who wait."""
+        while True:
+            await asyncio.sleep(self._limits.expiry_sweep_s)
+            self._end_waits()
 
     def _end_waits(self) -> None:
         """Nobody waits for a lock, or reads under one, for longer than a transaction may take."""

@@ -339,3 +339,59 @@ async def test_a_prepare_that_is_repeated_late_does_not_undo_what_was_written_si
         else:
             await tell(store, Abort(1, FIRST, ["k"]))
         assert (await began(store, Get(1, "k")).answer()).value == b"since"
+
+
+async def test_a_get_is_answered_although_ever_more_transactions_stand_in_line(tmp_path: Path) -> None:
+    """Each prepare that is let go on leaves its intent in the batch in which the one before it is finished."""
+
+    def stand_in_line(number: int) -> tuple[Attempt, Sink]:
+        attempt = Attempt(number, number, "router01")
+        return attempt, began(store, prepare(put("k", b"%d" % number), attempt=attempt, first="k"))
+
+    async with opened(tmp_path) as store:
+        line = [stand_in_line(number) for number in range(1, 4)]
+        await until(lambda: line[0][1].replies)
+        reading = began(store, Get(2, "k"))
+        await settle()
+        assert reading.replies == []
+        for number in range(4, 8):
+            attempt, sink = line.pop(0)
+            line.append(stand_in_line(number))
+            await until(lambda sink=sink: sink.replies)
+            (vote,) = sink.replies
+            assert isinstance(vote, Vote)
+            await tell(store, Finish(3, attempt, ["k"], vote.vote + 1, True, 0))
+        assert (await reading.answer()).value == b"1"
+        for attempt, _ in line:
+            await tell(store, Abort(4, attempt, ["k"]))
+
+
+async def test_a_read_whose_intent_is_gone_when_its_find_is_looked_at_is_answered(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        vote = await tell(store, prepare(put("k")))
+    async with opened(tmp_path) as store:  # nothing is in the cache
+        found_in_file, go_on = store.database.read, asyncio.Event()
+
+        async def read_slowly(keys: list[str]) -> Any:
+            found = await found_in_file(keys)
+            await go_on.wait()
+            return found
+
+        store.database.read = read_slowly  # type: ignore[method-assign]
+        reading = began(store, Get(2, "k"))
+        await settle()
+        assert (await tell(store, Finish(3, FIRST, ["k"], vote.vote + 1, True, 0))).status == 200
+        go_on.set()
+        assert (await reading.answer()).value == b"new"
+        assert store._blocked_count == 0
+
+
+async def test_a_key_that_is_due_under_a_dead_readers_lock_is_let_go_in_time(tmp_path: Path) -> None:
+    """Its expiry waits for the lock, and whoever ends such waits must not wait for the expiry."""
+    async with opened(tmp_path, expiry_sweep_s=0.05, txn_timeout_s=0.3, request_timeout_s=2.0) as store:
+        await tell(store, Put(1, "k", b"v", 150))
+        reader = began(store, ReadLock(2, FIRST, ["k"]))
+        await until(lambda: reader.replies)
+        await asyncio.sleep(0.2)  # the deadline
+        reader.closed = True
+        assert (await tell(store, Put(3, "k", b"w"))).status == 201
