@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -173,6 +174,16 @@ class RouterService:
         await asyncio.gather(*self._background, return_exceptions=True)
         await asyncio.gather(*(channel.close() for channel in self.channels.values()))
 
+    def _note_floor(self, floor: int) -> None:
+        """A store's floor of attempts: stamps (microseconds of Unix time) of decisions that are long gone."""
+        if floor > self.floor and (ahead_s := floor / 1e6 - time.time()) > 0:
+            log.warning(
+                "some router's clock is or was more than %.0f s ahead of this one: transactions of this router will "
+                "often end in 504 or 409; let all hosts keep the same time",
+                ahead_s + 2 * self._limits.txn_timeout_s,
+            )
+        self.floor = max(self.floor, floor)
+
     def not_ready(self) -> str | None:
         """Why this router cannot serve yet; None from the moment it can, for good."""
         if self._was_ready:
@@ -198,7 +209,7 @@ class RouterService:
 
     def _see_floor(self, future: asyncio.Future[Any]) -> None:
         if not future.cancelled() and future.exception() is None and isinstance(future.result(), Facts):
-            self.floor = max(self.floor, future.result().facts.get("attempts_floor", 0))
+            self._note_floor(future.result().facts.get("attempts_floor", 0))
 
     # --- one key ------------------------------------------------------------------------------------------------------
 
@@ -413,7 +424,7 @@ class RouterService:
             except (KvError, TimeoutError):
                 return None
             self._last_stats[channel.shard_id] = stats
-            self.floor = max(self.floor, reply.facts.get("attempts_floor", 0))
+            self._note_floor(reply.facts.get("attempts_floor", 0))
             self._in_doubt[channel.shard_id] = reply.facts.get("attempts", {})
             return stats
 

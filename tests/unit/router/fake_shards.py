@@ -78,6 +78,7 @@ class FakeShard:
         self.data: dict[str, bytes] = {}
         self.ghosts: set[str] = set()  # rows that fill a page and are not shown: expired ones, for example
         self.page_rows_max = 10_000
+        self.attempts_floor = 0
         self.fenced: set[int] = set()  # partitions that it has stopped to answer for
         self.asked: list[Request] = []
         self.before_answer: list[Callable[[], None]] = []
@@ -140,7 +141,9 @@ class FakeShard:
         if isinstance(request, Explain):
             return Facts(request.id, self.epoch, {"row": "value" if request.key in self.data else "absent"})
         if isinstance(request, Stats):
-            return Facts(request.id, self.epoch, {"keys": len(self.data), "bytes": 7})
+            return Facts(
+                request.id, self.epoch, {"keys": len(self.data), "bytes": 7, "attempts_floor": self.attempts_floor}
+            )
         if isinstance(request, Transact | Finish | Abort):
             return self._on_transaction(request)
         assert hasattr(request, "key")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 from unittest import mock
 
@@ -598,3 +599,17 @@ async def test_explain_shows_the_way_of_a_key(service: RouterService) -> None:
     service.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
     shown = await service.explain(key)
     assert (shown["owner"], shown["owner_state"], shown["detail"]) == ("s2", "down", "away")
+
+
+async def test_a_clock_that_runs_ahead_of_this_routers_is_told_once(
+    service: RouterService, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_us = time.time_ns() // 1000
+    shards["s1"].attempts_floor = now_us - 10_000_000  # as it is while all clocks agree
+    await service.shard_stats()
+    assert "clock" not in caplog.text
+    shards["s2"].attempts_floor = now_us + 60_000_000
+    await service.shard_stats()
+    await service.shard_stats()
+    assert service.floor == now_us + 60_000_000
+    assert caplog.text.count("let all hosts keep the same time") == 1
