@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ _HOT_ACCOUNTS = 12
 _ENDINGS_MAX = 60
 
 
-class Worker:
+class Worker(ABC):
     """One client. `run` goes on until it is cancelled; `gate` lets it pass or holds it; `idle` is set while held.
     `pace_s`: how long it pauses between two steps, in the mean."""
 
@@ -51,9 +52,9 @@ class Worker:
             if self.pace_s:
                 await asyncio.sleep(self.rng.uniform(0.0, 2 * self.pace_s))
 
+    @abstractmethod
     async def step(self) -> None:
         """One thing to do, with the reads that it needs."""
-        raise NotImplementedError
 
     def count(self, outcome: str) -> None:
         self.wire.counts[outcome] += 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -51,9 +52,9 @@ class KeyWorker(Worker):
         self._wire = wire
         self._number = 0
 
+    @abstractmethod
     def turn_to(self, prefix: str) -> None:
         """From now on the keys are those below this prefix."""
-        raise NotImplementedError
 
     def next_name(self) -> str:
         """Unlike any that was given before, by anybody."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -46,68 +47,69 @@ class Listed(NamedTuple):
     next: Request | None
 
 
-class Conditions:
+class Conditions(ABC):
     """Texts that go into slots (`version`, `token`, …) are in the form that the request wants them in."""
 
     name: str
 
     # --- compare and set ----------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def versions(self, prefix: str) -> Request:
         """Ask for the versions of all keys with that prefix."""
-        raise NotImplementedError
 
-    def listed(self, reply: Reply, prefix: str) -> Listed:
-        raise NotImplementedError
+    @abstractmethod
+    def listed(self, reply: Reply, prefix: str) -> Listed: ...
 
+    @abstractmethod
     def cas(self, key: str, value: bytes) -> Request:
         """Write if unchanged, and learn the version either way. Slot: the version."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cas_counter(self, key: str) -> Request:
         """The same for a counter's new value. Slots: the version, the value."""
-        raise NotImplementedError
 
+    @abstractmethod
     def counter(self, number: int) -> str:
         """What goes into the slot for the value."""
-        raise NotImplementedError
 
+    @abstractmethod
     def was_set(self, reply: Reply) -> bool:
         """Whether `cas` has written; False: the comparison failed. Raises RuntimeError for any other answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def number(self, reply: Reply) -> int:
         """The counter that the answer to a `get` holds."""
-        raise NotImplementedError
 
     # --- locks --------------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def session(self) -> Request | None:
         """What a connection asks for once, before it takes locks; None: nothing."""
-        raise NotImplementedError
 
     def session_id(self, reply: Reply) -> str:
-        raise NotImplementedError
+        """Of the session that `session` asked for."""
+        return ""
 
+    @abstractmethod
     def acquire(self, name: str) -> Request:
         """Slot: that of the session, if there is one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def token(self, reply: Reply) -> str | None:
         """What `release` needs; None: not granted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def release(self, name: str) -> Request:
         """Slot: the token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def held(self, prefix: str) -> Request:
         """Ask for what runs that were cut off have left behind."""
-        raise NotImplementedError
 
+    @abstractmethod
     def free(self, reply: Reply) -> list[Request]:
         """The requests that let go of all that the answer to `held` lists."""
-        raise NotImplementedError
 
 
 class KvstoreConditions(Conditions):

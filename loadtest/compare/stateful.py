@@ -14,6 +14,7 @@ hot one). That costs wrk more CPU time than replay.lua does, by the same measure
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -82,22 +83,22 @@ class Template(NamedTuple):
     known: str = "-"
 
 
-class Stateful:
+class Stateful(ABC):
     """`connections`: the only numbers of connections that make sense for it; empty: as asked."""
 
     script: Path
     connections: tuple[int, ...] = ()
 
-    async def check(self, talk: Talk, keys: Sequence[str]) -> None:
+    async def check(self, talk: Talk, keys: Sequence[str]) -> None:  # noqa: B027 (not every one needs it)
         """Raises RuntimeError if the system does not do what is to be measured."""
 
+    @abstractmethod
     async def sections(
         self, talk: Talk, keys: Sequence[str], values: Sequence[bytes], count: int
     ) -> list[list[Template]]:
         """Set the system up for a run, and tell the templates of each of its `count` connections."""
-        raise NotImplementedError
 
-    async def verify(self, talk: Talk, operations: int, connections: int) -> None:
+    async def verify(self, talk: Talk, operations: int, connections: int) -> None:  # noqa: B027 (not every one needs it)
         """Raises RuntimeError if the system does not hold what it acknowledged during the run."""
 
 

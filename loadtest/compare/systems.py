@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -49,7 +50,7 @@ class Batches(NamedTuple):
     operations: float
 
 
-class System:
+class System(ABC):
     """One system in a folder of its own. After `start`: `urls` (where it is asked; `url` is the first), `roots` (pids
     of its top processes), `ready_s`. `shape` is None for what is no cluster of ours."""
 
@@ -77,12 +78,12 @@ class System:
         packages = [package for program, package in self.programs if shutil.which(program) is None]
         return f"apt-get install {' '.join(packages)}" if packages else None
 
-    def version(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def version(self) -> str: ...
 
+    @abstractmethod
     async def start(self, folder: Path) -> None:
         """Start it and wait until it answers. Raises RuntimeError with the end of its log when it does not."""
-        raise NotImplementedError
 
     async def batches(self) -> Batches | None:
         """None: it does not tell."""

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,36 +42,36 @@ _BATCH_OPS = 1000
 _BATCHES_AT_ONCE = 4
 
 
-class Growing:
+class Growing(ABC):
     """A cluster of three members in a folder of its own, which is to become one of four."""
 
     name = ""
 
+    @abstractmethod
     async def start(self, folder: Path) -> None:
         """Raises RuntimeError with the end of a log."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def store(self, data: Data) -> None:
         """All keys with their first values."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def grow(self) -> Growth:
         """Add the fourth member. Raises RuntimeError if that fails or takes too long."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def check(self, data: Data) -> None:
         """All keys are there. Raises RuntimeError."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def callers(self, count: int) -> list[Caller]:
         """So many connections for the foreground load."""
-        raise NotImplementedError
 
-    async def stop(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def stop(self) -> None: ...
 
-    def version(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def version(self) -> str: ...
 
 
 # --- kvstore ----------------------------------------------------------------------------------------------------------
