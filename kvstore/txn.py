@@ -92,9 +92,10 @@ def delete(key: str) -> Delete:
     return Delete(key)
 
 
-def if_version(key: str, version: int) -> IfVersion:
-    """Only if the key has this version."""
-    return IfVersion(key, version)
+def if_version(key: str, version: int | None) -> IfVersion | IfExists:
+    """Only if the key has this version, as a `get` of it has found; None, which that finds for none: only if there is
+    no such key."""
+    return IfExists(key, False) if version is None else IfVersion(key, version)
 
 
 def if_exists(key: str, exists: bool = True) -> IfExists:

@@ -54,6 +54,11 @@ class Joins:
             return "cancelled"
         return "done" if state == "up" and not document["moves"] else "under way"
 
+    def is_under_way(self, document: Document) -> bool:
+        """Somebody has asked for it already."""
+        is_wanted = self._shard_id in (document["wanted"] or ())
+        return is_wanted or state_of(document, self._shard_id) == "joining"
+
 
 class Leaves:
     """The shard is no member any more, and its process has ended if `kvstore up` runs it."""

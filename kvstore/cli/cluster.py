@@ -171,6 +171,8 @@ def _title(document: Mapping[str, Any]) -> str:
     title = f"cluster {document['cluster_id']}, epoch {document['epoch']}, replicas {document['replicas']}"
     moves = document.get("moves") or []
     title += f", {len(moves):,} moves under way" if moves else ""
+    wanted = document.get("wanted") or []
+    title += f", {', '.join(wanted)} being started" if wanted else ""
     ending = document.get("ending") or []
     title += f", {', '.join(ending)} ending" if ending else ""
     return f"{title}\n{_in_doubt(document.get('in_doubt') or {})}"

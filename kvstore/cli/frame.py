@@ -20,7 +20,7 @@ import msgspec
 
 from kvstore.cli import EXIT_INTERRUPTED
 from kvstore.client import DEFAULT_URL, Client, base_url
-from kvstore.errors import KvError
+from kvstore.errors import KvError, NoSuchRoute
 
 EXIT_STORE_SAID_NO = 1
 EXIT_NO_DECISION = 2
@@ -31,6 +31,17 @@ VALUE_BYTES_READ_MAX = 64 * 1024 * 1024
 
 # Decisions of the store about this key. Other 4xx are wrong usage, other 5xx (and 429) no decision at all.
 _STATUS_STORE_SAID_NO = frozenset({404, 409, 412, 413, 423, 507})
+
+# What to do next, where the error's own words are about HTTP. Elsewhere its words are right here, too.
+_NEXT_STEPS = {
+    "key-empty": "Name a key of 1 to 1,024 bytes.",
+    "bad-ttl": "Give the seconds until it expires as a decimal number.",
+    "bad-parameter": "",
+    "bad-body": "Nothing was done.",
+    "precondition-failed": "`kvstore get KEY --json` shows its version: read it, and decide anew.",
+    "locked": "Try again later, or write with its --token; `kvstore lock NAME --wait 60 -- COMMAND` waits for it.",
+    "no-such-route": "--url must be the address of a router: `kvstore up` prints it.",
+}
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -101,7 +112,8 @@ def reporting(as_json: bool) -> Iterator[None]:
 
 def exit_code(error: KvError) -> int:
     """1 if the store decided against the request, 2 if the request was wrong or nothing was decided."""
-    return EXIT_STORE_SAID_NO if error.status in _STATUS_STORE_SAID_NO else EXIT_NO_DECISION
+    is_no = error.status in _STATUS_STORE_SAID_NO and not isinstance(error, NoSuchRoute)
+    return EXIT_STORE_SAID_NO if is_no else EXIT_NO_DECISION
 
 
 def report(error: KvError, as_json: bool) -> None:
@@ -110,7 +122,9 @@ def report(error: KvError, as_json: bool) -> None:
     if as_json:
         complain(msgspec.json.encode(problem).decode())
     else:
-        complain(f"kvstore: {sentence(str(problem['detail']))} {problem['next_step']}".rstrip())
+        is_own = "next_step" in error.members
+        next_step = problem["next_step"] if is_own else _NEXT_STEPS.get(error.code, error.next_step)
+        complain(f"kvstore: {sentence(str(problem['detail']))} {next_step}".rstrip())
 
 
 def complain(line: str) -> None:

@@ -80,7 +80,8 @@ def add(shard_id: str, shard_url: str | None, weight: int, plan: bool, no_wait: 
     """Add shard ID to the running cluster, and wait until its share of the keys has moved to it.
 
     No call of any client fails meanwhile. Ctrl-C leaves the moves running; `kvstore status` shows them and
-    `kvstore shard cancel` stops them. Without --shard-url the running `kvstore up` starts its process.
+    `kvstore shard cancel` stops them, and the same command again waits for them. Without --shard-url the running
+    `kvstore up` starts its process.
 
     \b
     Exit codes: 0 the shard is up and all has moved; 1 refused, or cancelled by
@@ -274,7 +275,10 @@ class _Running:
     async def run(self, url: str, plan: bool, no_wait: bool) -> None:
         async with Client(url) as kv:
             before = await kv.cluster()
-            answer = await self._ask(kv, plan)
+            if not plan and isinstance(self._change.goal, Joins) and self._change.goal.is_under_way(before):
+                answer: Answer = {"epoch": before["epoch"], "state": "joining"}  # asked for before: waited for now
+            else:
+                answer = await self._ask(kv, plan)
         if plan:
             if self._as_json:
                 say_json(answer)

@@ -406,6 +406,11 @@ class _Protocol(RequestHandler):
             self._last_body.set_exception(BadRequest(detail))
             self._last_body.feed_eof()
 
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Not for a body that was cut while aiohttp threw the rest of it away: its request was answered before."""
+        if not isinstance(kw.get("exc_info"), BadRequest):
+            super().log_exception(*args, **kw)
+
     def _is_idle(self) -> bool:
         return self._waiter is not None and not self._waiter.done()
 

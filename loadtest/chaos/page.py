@@ -70,7 +70,7 @@ def sentence(run: RunSummary) -> str:
     ]
     if undecided:
         return f"Undecided: {', '.join(undecided)}: no violation was found, and not all could be judged."
-    return "Failed: the run came to no verdict."
+    return "No verdict: the run was over before all of it could be judged."
 
 
 def _top(run: RunSummary) -> str:

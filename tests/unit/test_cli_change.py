@@ -277,3 +277,10 @@ def test_a_bar_is_drawn_on_standard_error_only(capsys: pytest.CaptureFixture[str
     assert out == ""
     assert "waiting: s1 [bold] is down" in err
     assert "25%" in err
+
+
+def test_a_shard_that_was_asked_for_before_is_waited_for() -> None:
+    assert Joins("s5").is_under_way(document(s1="up", wanted=["s5"]))
+    assert Joins("s5").is_under_way(document(s1="up", s5="joining"))
+    assert not Joins("s5").is_under_way(document(s1="up"))
+    assert not Joins("s5").is_under_way(document(s1="up", s5="up", wanted=None))

@@ -168,3 +168,8 @@ async def test_the_status_of_a_transaction_is_none_if_nothing_is_known(asked: As
     asked.answer = NotFound()
     assert await Client().txn_status("8-c-9") is None
     assert [path for _, path, *_ in asked.requests] == ["/v1/txn/8-c-9"] * 2
+
+
+def test_a_version_that_nothing_has_means_that_there_must_be_nothing() -> None:
+    assert if_version("a", None) == if_exists("a", False)
+    assert if_version("a", 7) != if_exists("a")

@@ -82,7 +82,7 @@ def test_a_check_that_gave_up_leaves_the_run_undecided():
 
 
 def test_a_run_without_a_verdict_has_not_passed():
-    assert heading(run(ok=False)) == "Failed: the run came to no verdict."
+    assert heading(run(ok=False)) == "No verdict: the run was over before all of it could be judged."
 
 
 @pytest.mark.parametrize(

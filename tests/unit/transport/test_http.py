@@ -666,6 +666,17 @@ async def test_what_follows_a_refused_body_is_never_taken_for_a_request(site: Si
     assert site.seen == []
 
 
+async def test_who_leaves_when_its_body_was_refused_leaves_no_trace_in_the_log(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = await site.connect()
+    wire.send(put(b"Content-Length: 500000") + b"v" * 1000)
+    assert (await wire.answer()).status == 413
+    wire.writer.write_eof()
+    await wire.rest()
+    assert caplog.text == ""
+
+
 async def test_a_bug_in_a_handler_is_a_problem_without_its_details(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
