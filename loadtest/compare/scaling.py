@@ -183,6 +183,6 @@ def _differences(each: Growth) -> list[tuple[str, float]]:
 WHY = (
     "With more shards the same connections are spread over more stores: a batch (one commit and fsync) and a frame "
     "between router and shard hold fewer operations each, so that each operation pays a larger share of what a batch "
-    "and a frame cost; a list asks every shard, and each reads up to a whole page. All processes share this machine's "
-    "cores: more shards cannot be faster here than these allow."
+    "and a frame cost; a list asks every shard, each for its share of the page and some more. All processes share this "
+    "machine's cores: more shards cannot be faster here than these allow."
 )
