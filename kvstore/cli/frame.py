@@ -122,8 +122,7 @@ def report(error: KvError, as_json: bool) -> None:
     if as_json:
         complain(msgspec.json.encode(problem).decode())
     else:
-        is_own = "next_step" in error.members
-        next_step = problem["next_step"] if is_own else _NEXT_STEPS.get(error.code, error.next_step)
+        next_step = error.members.get("next_step", _NEXT_STEPS.get(error.code, error.next_step))
         complain(f"kvstore: {sentence(str(problem['detail']))} {next_step}".rstrip())
 
 

@@ -162,8 +162,8 @@ def checksum(
 
 
 def upsert(connection: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Write the rows, as `stored` gives them. Many to a statement: between statements the thread may have to wait for
-    another one of the process, which is the larger part of what a statement takes."""
+    """Write the rows, as `stored` gives them. Many to a statement: after each one the thread has to get the
+    interpreter's lock back, for which it may wait while the event loop is busy."""
     waiting = iter(rows)
     while some := [*itertools.islice(waiting, _UPSERT_ROWS_MAX)]:
         connection.execute(_UPSERTS[len(some)], [*itertools.chain.from_iterable(some)])

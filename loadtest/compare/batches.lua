@@ -20,11 +20,5 @@ function response(status, _, body)
 end
 
 function done(summary, latency, _)
-  local errors = summary.errors
-  io.write(string.format(
-    'RESULT {"duration_us":%d,"requests":%d,"operations":%d,"partial":%d,"connect":%d,"read":%d,"write":%d,' ..
-    '"status":%d,"timeout":%d,"p50_us":%d,"p99_us":%d,"max_us":%d}\n',
-    summary.duration, summary.requests, total("operations"), total("partial"), errors.connect, errors.read,
-    errors.write, errors.status, errors.timeout,
-    latency:percentile(50), latency:percentile(99), latency.max))
+  print_result(summary, latency, { operations = total("operations"), partial = total("partial") })
 end

@@ -31,12 +31,6 @@ function request()
   return requests[random(count)]
 end
 
--- One line of JSON instead of wrk's text for people: no units to guess.
 function done(summary, latency, _)
-  local errors = summary.errors
-  io.write(string.format(
-    'RESULT {"duration_us":%d,"requests":%d,"connect":%d,"read":%d,"write":%d,"status":%d,"timeout":%d,' ..
-    '"p50_us":%d,"p99_us":%d,"max_us":%d}\n',
-    summary.duration, summary.requests, errors.connect, errors.read, errors.write, errors.status, errors.timeout,
-    latency:percentile(50), latency:percentile(99), latency.max))
+  print_result(summary, latency, {})
 end

@@ -157,11 +157,9 @@ systems = {
 }
 
 function done(summary, latency, _)
-  local errors = summary.errors
-  io.write(string.format(
-    'RESULT {"duration_us":%d,"requests":%d,"operations":%d,"refused":%d,"connect":%d,"read":%d,"write":%d,"status":%d,' ..
-    '"timeout":%d,"p50_us":%d,"p99_us":%d,"max_us":%d}\n',
-    summary.duration, summary.requests, total("operations"), total("refused"), errors.connect, errors.read, errors.write,
-    errors.status - total("refused_as_errors"), errors.timeout,
-    latency:percentile(50), latency:percentile(99), latency.max))
+  print_result(summary, latency, {
+    operations = total("operations"),
+    refused = total("refused"),
+    status = summary.errors.status - total("refused_as_errors"),
+  })
 end

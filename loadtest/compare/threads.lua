@@ -1,4 +1,4 @@
--- What all scripts share: which thread is which, which router it asks, and what all of them have counted.
+-- What all scripts share: which thread is which, which router it asks, what all of them have counted, the line of figures.
 --
 -- wrk ... -s SCRIPT URL -- FILE SEED SYSTEM [HOST:PORT]...: thread number N asks the N-th of these addresses, and then
 -- from the first on again; without any, all ask the URL's. The connections are shared equally among the threads.
@@ -28,4 +28,22 @@ function total(name)
     sum = sum + (thread:get(name) or 0)
   end
   return sum
+end
+
+-- One line of JSON instead of wrk's text for people: no units to guess. `counted`: what the script adds, or knows better.
+function print_result(summary, latency, counted)
+  local errors = summary.errors
+  local figures = {
+    duration_us = summary.duration, requests = summary.requests,
+    connect = errors.connect, read = errors.read, write = errors.write, status = errors.status, timeout = errors.timeout,
+    p50_us = latency:percentile(50), p99_us = latency:percentile(99), max_us = latency.max,
+  }
+  for name, figure in pairs(counted) do
+    figures[name] = figure
+  end
+  local members = {}
+  for name, figure in pairs(figures) do
+    members[#members + 1] = string.format('"%s":%d', name, figure)
+  end
+  io.write("RESULT {" .. table.concat(members, ",") .. "}\n")
 end

@@ -19,21 +19,14 @@ function response(status)
 end
 
 function done(summary, latency, _)
-  local errors = summary.errors
-  local done_well = total("operations")
-  local attempts, told, by_status = done_well, 0, ""
+  local counted = { operations = total("operations"), attempts = total("operations"), status = summary.errors.status }
   for status = 300, 599 do
     local count = total("status_" .. status)
     if count > 0 then
-      by_status = by_status .. string.format(',"%d":%d', status, count)
-      attempts = attempts + count
-      told = told + (status >= 400 and count or 0)
+      counted[tostring(status)] = count
+      counted.attempts = counted.attempts + count
+      counted.status = counted.status - (status >= 400 and count or 0)
     end
   end
-  io.write(string.format(
-    'RESULT {"duration_us":%d,"requests":%d,"operations":%d,"attempts":%d,"connect":%d,"read":%d,"write":%d,' ..
-    '"status":%d,"timeout":%d,"p50_us":%d,"p99_us":%d,"max_us":%d%s}\n',
-    summary.duration, summary.requests, done_well, attempts, errors.connect, errors.read, errors.write,
-    errors.status - told, errors.timeout,
-    latency:percentile(50), latency:percentile(99), latency.max, by_status))
+  print_result(summary, latency, counted)
 end

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -23,6 +20,7 @@ from loadtest.compare.dialects import Unsupported
 from loadtest.compare.drive import run_wrk
 from loadtest.compare.http1 import write_replay
 from loadtest.compare.workloads import WORKLOADS
+from tests.unit.loadtest.small_servers import serving
 
 DATA = make_data(250, seed=1)
 KVSTORE, ETCD, REDIS, BARE = dialects.Kvstore(), dialects.Etcd(), dialects.Webdis(), dialects.Bare()
@@ -154,18 +152,9 @@ class SmallStore:
         ]
 
 
-@asynccontextmanager
-async def serving(store: SmallStore) -> AsyncIterator[str]:
-    server = web.Server(store.answer, access_log=None)
-    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
-    yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    listener.close()
-    await server.shutdown(1.0)
-
-
 @pytest.mark.parametrize("check", [batches.check_puts, batches.check_gets, batches.check_pages])
 async def test_a_store_that_does_what_is_asked_is_measured(check: Any) -> None:
-    async with serving(SmallStore(DATA)) as url:
+    async with serving(SmallStore(DATA).answer) as url:
         await check(url, KVSTORE, DATA)
 
 
@@ -182,7 +171,7 @@ async def test_a_store_that_does_what_is_asked_is_measured(check: Any) -> None:
     ],
 )
 async def test_a_store_that_does_not_is_not_measured(check: Any, flaw: str, complaint: str) -> None:
-    async with serving(SmallStore(DATA, flaw)) as url:
+    async with serving(SmallStore(DATA, flaw).answer) as url:
         with pytest.raises(RuntimeError, match=complaint):
             await check(url, KVSTORE, DATA)
 
@@ -190,7 +179,7 @@ async def test_a_store_that_does_not_is_not_measured(check: Any, flaw: str, comp
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 async def test_a_batch_of_which_an_operation_failed_is_an_error_and_not_counted(tmp_path: Path) -> None:
     store, file = SmallStore(DATA, partial_every=5), tmp_path / "file"
-    async with serving(store) as url:
+    async with serving(store.answer) as url:
         file.write_bytes(write_replay(batches.put_requests(KVSTORE, DATA), url))
         result = await run_wrk(url, SCRIPT, 3, 1, [str(file), "1", "kvstore"])
     # What was answered but not yet read when wrk stopped: one for each connection at the most.

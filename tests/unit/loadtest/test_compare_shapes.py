@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import click
@@ -23,6 +22,7 @@ from loadtest.compare.stateful import Cas, LockCycles, Template, write_sections
 from loadtest.compare.systems import EtcdSystem, KvstoreSystem, Shape
 from loadtest.compare.transactions import SCRIPT as TRANSACTIONS
 from loadtest.compare.workloads import WORKLOADS
+from tests.unit.loadtest.small_servers import serving
 
 # --- names and data --------------------------------------------------------------------------------------------------
 
@@ -108,22 +108,14 @@ class Router:
         return web.Response(status=204, headers={"ETag": '"1"'})
 
 
-@asynccontextmanager
-async def serving(router: Router) -> AsyncIterator[str]:
-    server = web.Server(router.answer, access_log=None)
-    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
-    yield f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    listener.close()
-    await server.shutdown(1.0)
-
-
 @pytest.fixture
 async def routers() -> AsyncIterator[tuple[list[Router], list[str]]]:
     if shutil.which("wrk") is None:
         pytest.skip("wrk is not installed")
     found = [Router(), Router()]
     async with AsyncExitStack() as stack:
-        yield found, [await stack.enter_async_context(serving(router)) for router in found]
+        urls = [await stack.enter_async_context(serving(router.answer)) for router in found]
+        yield found, [url.removeprefix("http://") for url in urls]
 
 
 @pytest.mark.parametrize("script", [WORKLOADS["get"].script, WORKLOADS["batch100"].script, TRANSACTIONS])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from loadtest.compare.http1 import Answer, write_replay
 from loadtest.compare.systems import EtcdSystem
 from loadtest.compare.transactions import PUTS, SCRIPT, Draw, Transactions
 from loadtest.compare.workloads import WORKLOADS
+from tests.unit.loadtest.small_servers import serving
 
 DRAWS = (transactions.over_all_stores, transactions.in_one_store, transactions.zipf)
 DATA = make_data(400, seed=1)
@@ -167,36 +166,27 @@ class SmallStore:
         return web.json_response({"succeeded": True}, status=status)
 
 
-@asynccontextmanager
-async def serving(store: SmallStore) -> AsyncIterator[str]:
-    server = web.Server(store.answer, access_log=None)
-    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
-    yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    listener.close()
-    await server.shutdown(1.0)
-
-
 @pytest.mark.parametrize("draw", DRAWS)
 async def test_a_store_that_writes_all_of_a_transaction_is_measured(draw: Draw) -> None:
-    async with serving(SmallStore(DATA)) as url:
+    async with serving(SmallStore(DATA).answer) as url:
         await Transactions(draw).check(url, dialects.Kvstore(), DATA)
 
 
 async def test_a_store_that_writes_half_of_a_transaction_is_not_measured() -> None:
-    async with serving(SmallStore(DATA, forgets=True)) as url:
+    async with serving(SmallStore(DATA, forgets=True).answer) as url:
         with pytest.raises(RuntimeError, match="does not show what a transaction wrote"):
             await Transactions(transactions.over_all_stores).check(url, dialects.Kvstore(), DATA)
 
 
 async def test_a_store_that_refuses_transactions_is_not_measured() -> None:
-    async with serving(SmallStore(DATA, conflict_every=1)) as url:
+    async with serving(SmallStore(DATA, conflict_every=1).answer) as url:
         with pytest.raises(RuntimeError, match="refuses a transaction: 409"):
             await Transactions(transactions.over_all_stores).check(url, dialects.Kvstore(), DATA)
 
 
 async def test_keys_that_lie_elsewhere_than_reckoned_are_an_error() -> None:
     elsewhere = DATA._replace(owners=["s9"] * len(DATA.keys))
-    async with serving(SmallStore(elsewhere)) as url:
+    async with serving(SmallStore(elsewhere).answer) as url:
         with pytest.raises(RuntimeError, match="in s9, and not in s"):
             await Transactions(transactions.in_one_store).check(url, dialects.Kvstore(), DATA)
 
@@ -205,7 +195,7 @@ async def test_keys_that_lie_elsewhere_than_reckoned_are_an_error() -> None:
 async def test_the_script_counts_answers_by_status_and_only_what_was_done_as_operations(tmp_path: Path) -> None:
     store, file = SmallStore(DATA, conflict_every=10), tmp_path / "file"
     requests = Transactions(transactions.over_all_stores).requests(dialects.Kvstore(), DATA)
-    async with serving(store) as url:
+    async with serving(store.answer) as url:
         file.write_bytes(write_replay(requests, url))
         result = await run_wrk(url, SCRIPT, 3, 1, [str(file), "1"])
     # What was answered but not yet read when wrk stopped: one for each connection at the most.
