@@ -3,9 +3,9 @@
 Owns: opening and checking the file, the threads, the statements, the checkpoints.
 Promises: `commit` is one function in the writing connection's thread, with one fsync (`synchronous=FULL`), whatever
 the number of operations. The writing connection does all checkpoints and readers are read-only, which also keeps
-clear of SQLite's WAL-reset bug (fixed in 3.51.3). The WAL is bounded under a load that never pauses: past three
-quarters of `wal_bytes_max` it is copied into the file without waiting for anybody; should a reader have kept it from
-starting over, so that it passes the bound, the writer waits for the readers, which are short.
+clear of SQLite's WAL-reset bug (fixed in 3.51.3). The WAL is bounded under a load that never pauses: past a quarter
+of `wal_bytes_max` it is copied into the file without waiting for anybody; should a reader have kept it from starting
+over, so that it passes the bound, the writer waits for the readers, which are short.
 Leaves to others: which operations make a batch (`store`), what they do (`batch`).
 
 A crash before or in COMMIT means: none of the batch happened, and nobody was answered. A crash after it means: all of
@@ -294,12 +294,8 @@ class Database:
 
     @property
     def checkpoint_is_due(self) -> bool:
-        """The WAL has grown by three quarters of its bound since the last checkpoint, by a guess that is rather high.
-
-        Not sooner: pages that change again and again are copied once for each checkpoint, and its two syncs keep the
-        disk from others. (Measured with a quarter instead: a tenth more CPU time for each write.)
-        """
-        return self._wal_pages_guess * _PAGE_BYTES >= self._limits.wal_bytes_max * 3 // 4
+        """The WAL has grown by a quarter of its bound since the last checkpoint, by a guess."""
+        return self._wal_pages_guess * _PAGE_BYTES >= self._limits.wal_bytes_max // 4
 
     async def checkpoint(self) -> None:
         """Copy the WAL into the file. A call of its own, so that answers to what is durable need not wait for it."""

@@ -121,7 +121,7 @@ def test_two_that_take_the_same_lock_never_overlap(
 
 def test_the_lock_stands_while_the_command_runs_and_is_free_afterwards(cluster: Cluster, name: str) -> None:
     # The lease is shorter than the command: it is renewed.
-    command = ("lock", name, "--ttl", "0.6", "--owner", "ann", "--", "sh", "-c", "echo begun; sleep 2; exit 7")
+    command = ("lock", name, "--ttl", "0.6", "--owner", "ann", "--", "sh", "-c", "echo begun; sleep 6; exit 7")
     with started(cluster, *command) as holder:
         assert first_line(holder) == "begun"
         refused = kvstore(cluster, "lock", name, "--", "true")
