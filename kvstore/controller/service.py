@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from kvstore import failpoints
@@ -25,7 +27,7 @@ from kvstore.errors import ChangeRefused
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.placement.moves import planned
 
-_LAUNCHER_GRACE_S = 5.0  # for so long after the end of its last question a launcher is taken to be there
+_LAUNCHER_GRACE_S = 5.0  # for so long a launcher may be silent: after the end of its last question, or a start
 _UNMEASURED_GROUPS = 64  # into so many groups at least the partitions of a shard that is down are cut
 _log = logging.getLogger(__name__)
 
@@ -109,7 +111,7 @@ class ClusterService:
             return await self._ask(shard_id, lambda state, plan: membership.with_joining(state, newcomer, plan))
         _check_shard(shard_id, weight)
         membership.check_newcomer(await self._document.read(), shard_id)
-        if not self._launcher.is_there(_now_s()):
+        if not await self._launcher.comes():
             raise ChangeRefused(
                 f"no `kvstore up` is there to start shard {shard_id}: start it yourself with `kvstore shard serve "
                 f"{shard_id} --join URL --listen HOST:PORT --data-dir DIR`, or name a running one with --shard-url."
@@ -213,7 +215,7 @@ class ClusterService:
 
         `running`: the shards that it runs now.
         """
-        self._launcher.note(running, _now_s())
+        self._launcher.note(running)
         revision, state = await self._document.after(revision)
         members = state.map.members if state.map is not None else []
         return {
@@ -228,7 +230,7 @@ class ClusterService:
         if state.map is None:
             return []
         stay = {*(member.id for member in state.map.members), *state.wanted}
-        return sorted(self._launcher.running(_now_s()) - stay)
+        return sorted(self._launcher.running() - stay)
 
 
 class _Launcher:
@@ -237,16 +239,26 @@ class _Launcher:
     def __init__(self, known_s: float) -> None:
         self._known_s = known_s
         self._running: frozenset[str] = frozenset()
+        self._began_s = time.monotonic()
         self._asked_s = float("-inf")
+        self._came = asyncio.Event()
 
-    def note(self, running: frozenset[str], now_s: float) -> None:
-        self._running, self._asked_s = running, now_s
+    def note(self, running: frozenset[str]) -> None:
+        self._running, self._asked_s = running, time.monotonic()
+        self._came.set()
 
-    def is_there(self, now_s: float) -> bool:
-        return now_s - self._asked_s < self._known_s
+    async def comes(self) -> bool:
+        """Whether one is there. A controller that has just started does not know yet, and waits for its question."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, self._began_s + _LAUNCHER_GRACE_S - time.monotonic())):
+                await self._came.wait()
+        return self._is_there()
 
-    def running(self, now_s: float) -> frozenset[str]:
-        return self._running if self.is_there(now_s) else frozenset()
+    def running(self) -> frozenset[str]:
+        return self._running if self._is_there() else frozenset()
+
+    def _is_there(self) -> bool:
+        return time.monotonic() - self._asked_s < self._known_s
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
@@ -280,10 +292,6 @@ def estimate(cluster_map: ClusterMap, sizes: Mapping[str, Size]) -> dict[str, An
 def _sum(values: list[int | None]) -> int | None:
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _check_shard(shard_id: str, weight: int) -> None:

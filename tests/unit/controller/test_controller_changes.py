@@ -306,6 +306,14 @@ async def test_a_launcher_is_told_what_is_wanted_and_its_shard_joins_when_it_com
     assert await cluster.loads() == {"s1": 16, "s2": 16, "s3": 32}
 
 
+async def test_a_shard_asked_for_just_after_the_start_waits_for_the_launcher_to_come(cluster: Cluster) -> None:
+    adding = asyncio.create_task(cluster.call("POST", "/v1/shards", {"id": "s3"}))
+    await asyncio.sleep(0.2)
+    assert not adding.done()
+    await cluster.call("GET", "/v1/launch?running=s1,s2")
+    assert await adding == (202, {"id": "s3", "state": "wanted", "epoch": 1})
+
+
 async def test_a_wanted_shard_survives_a_restart_of_the_controller(tmp_path: Path, far: dict[str, FarShard]) -> None:
     async with running(tmp_path, far) as cluster:
         await cluster.announce("s1")
