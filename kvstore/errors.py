@@ -122,7 +122,7 @@ class Foreign(KvError):
 
 
 class NotFound(KvError):
-    status, code, title = 404, "not-found", "There is no such key"
+    status, code, title = 404, "not-found", "What the request names does not exist"
     next_step = "Check the spelling; GET /v1/kv?prefix=… lists keys, GET /v1/locks?prefix=… the locks held."
 
 

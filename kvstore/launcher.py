@@ -23,7 +23,7 @@ import msgspec
 
 from kvstore.config import ClusterConfig, listen_address, load_config
 from kvstore.errors import ConfigError, KvError
-from kvstore.process import EXIT_REFUSED, port_holder, port_in_use, refusal
+from kvstore.process import EXIT_REFUSED, parent_of, port_holder, port_in_use, refusal
 from kvstore.roster import (
     Files,
     Launch,
@@ -336,8 +336,18 @@ async def _ports_in_use(config: ClusterConfig) -> list[str]:
         holders = [port_holder(port) for port in taken]
         ending = all(holder is None or holder.pid in leftovers for holder in holders)
         if not taken or not ending or clock.time() > deadline:
-            return [port_in_use(port) for port in taken]
+            return _refusals(taken, {holder.pid for holder in holders if holder is not None} & leftovers)
         await asyncio.sleep(0.1)
+
+
+def _refusals(taken: Sequence[int], our_children: set[int]) -> list[str]:
+    launchers = {parent_of(pid) for pid in our_children} - {None, 1}
+    if len(launchers) == 1:
+        return [
+            f"this cluster runs already, started by pid {launchers.pop()}: use it, or end that process (Ctrl-C) first. "
+            "A second cluster needs a cluster.yaml with a data_dir and ports of its own."
+        ]
+    return [port_in_use(port) for port in taken]
 
 
 def _is_taken(host: str, port: int) -> bool:

@@ -56,32 +56,40 @@ def run_process(
     process_id: str,
     data_dir: Path | None,
     supervised: bool,
+    json_log: bool = False,
     main: Callable[[asyncio.Event], Awaitable[None]],
 ) -> int:
     """Run `main(stop)` to its end and return the exit code: 0 orderly, 1 a bug (with traceback), 2 refused.
 
     `stop` is set by SIGINT, SIGTERM and, if `supervised`, by the end of standard input (which must be a pipe
-    then). `data_dir` None: no pid file. Environment: KVSTORE_LOOP=asyncio instead of uvloop,
-    KVSTORE_LOG=json.
+    then). `data_dir` None: no pid file. `json_log`, or KVSTORE_LOG=json in the environment: the log, and why a start
+    was refused, as JSON lines. KVSTORE_LOOP=asyncio in the environment: instead of uvloop.
     """
-    configure_log(f"{role}-{process_id}")
+    json_log = json_log or os.environ.get("KVSTORE_LOG") == "json"
+    configure_log(f"{role}-{process_id}", json_log)
     raise_open_files_limit()
     try:
         with _pid_file(data_dir, role, process_id):
             asyncio_run(_serve(main, supervised))
     except KvError as error:
-        print(f"kvstore {role} {process_id}: {refusal(error)}", file=sys.stderr, flush=True)
-        return EXIT_REFUSED
+        return _refuse(f"{role} {process_id}", refusal(error), json_log)
     except OSError as error:
         if error.errno not in _REFUSALS_OF_THE_SYSTEM:
             _log.exception("%s %s ended by an error", role, process_id)
             return 1
-        print(f"kvstore {role} {process_id}: {_os_refusal(error)}", file=sys.stderr, flush=True)
-        return EXIT_REFUSED
+        return _refuse(f"{role} {process_id}", _os_refusal(error), json_log)
     except Exception:
         _log.exception("%s %s ended by an error", role, process_id)
         return 1
     return 0
+
+
+def _refuse(name: str, why: str, json_log: bool) -> int:
+    if json_log:
+        _log.error(why)
+    else:
+        print(f"kvstore {name}: {why}", file=sys.stderr, flush=True)
+    return EXIT_REFUSED
 
 
 def refusal(error: KvError) -> str:
@@ -208,6 +216,15 @@ def port_holder(port: int) -> Holder | None:
     return None
 
 
+def parent_of(pid: int) -> int | None:
+    """The process that started it, 1 if that has ended; None if there is no such process, or it cannot be told."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("PPid:")), None)
+    except OSError:
+        return None
+
+
 def port_in_use(port: int) -> str:
     """One line for people: which port is taken, by whom if that can be told, and what to do."""
     holder = port_holder(port)
@@ -274,10 +291,10 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def configure_log(process_name: str) -> None:
-    """The root logger to standard error, from INFO: text, or a JSON object a line with KVSTORE_LOG=json."""
+def configure_log(process_name: str, json_log: bool = False) -> None:
+    """The root logger to standard error, from INFO: text, or a JSON object a line."""
     handler = logging.StreamHandler(sys.stderr)
-    if os.environ.get("KVSTORE_LOG") == "json":
+    if json_log:
         handler.setFormatter(_JsonFormatter(process_name))
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

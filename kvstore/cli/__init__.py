@@ -7,11 +7,13 @@ Leaves to others: the commands, one module each; their common frame (`frame`), a
 
 from __future__ import annotations
 
+import itertools
+import json
+import sys
 from collections.abc import Sequence
 
 import click
 
-import kvstore
 from kvstore.cli.lazy import LazyCommand, LazyGroup
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -23,9 +25,17 @@ _EPILOG = (
 
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(f"kvstore {kvstore.__version__}")
-        context.exit()
+    """That of the installed package."""
+    if not wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version  # slow to load, and rarely needed
+
+    try:
+        number = version("kvstore")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        number = "0+source"
+    click.echo(f"kvstore {number}")
+    context.exit()
 
 
 _version_option = click.Option(
@@ -93,11 +103,29 @@ root = LazyGroup(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name; None: that of the process) and return its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        code = root.main(args=arguments, prog_name="kvstore", standalone_mode=False)
+        code = root.main(args=list(given), prog_name="kvstore", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        if "--json" in itertools.takewhile(lambda argument: argument != "--", given):
+            click.echo(_problem(error), err=True)
+        else:
+            error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _problem(error: click.ClickException) -> str:
+    """Wrong usage for programs: one line of JSON in the form of the store's own errors."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "kvstore"
+    document = {
+        "type": "/problems/usage",
+        "code": "usage",
+        "title": "The command line is wrong",
+        "detail": error.format_message(),
+        "next_step": f"`{command} --help` shows how it is used.",
+    }
+    return json.dumps(document, ensure_ascii=False)

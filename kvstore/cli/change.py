@@ -42,8 +42,9 @@ class Cancelled(Exception):
 class Joins:
     """The shard is up, and no move stands any more."""
 
-    def __init__(self, shard_id: str) -> None:
+    def __init__(self, shard_id: str, weight: int = 1) -> None:
         self._shard_id = shard_id
+        self._weight = weight
 
     def judge(self, document: Document) -> Verdict:
         state = state_of(document, self._shard_id)
@@ -54,10 +55,12 @@ class Joins:
             return "cancelled"
         return "done" if state == "up" and not document["moves"] else "under way"
 
-    def is_under_way(self, document: Document) -> bool:
-        """Somebody has asked for it already."""
-        is_wanted = self._shard_id in (document["wanted"] or ())
-        return is_wanted or state_of(document, self._shard_id) == "joining"
+    def under_way(self, document: Document) -> Literal["wanted", "joining"] | None:
+        """What has become of it if somebody has asked for the same already."""
+        if self._shard_id in (document["wanted"] or ()):
+            return "wanted"
+        same = {"id": self._shard_id, "state": "joining", "weight": self._weight}
+        return "joining" if any(same.items() <= shard.items() for shard in document["shards"]) else None
 
 
 class Leaves:

@@ -18,7 +18,9 @@ from kvstore.process import run_process
 @click.command()
 @serve_options
 @data_dir_option
-def serve(process_id: str, listen: str, data_dir: Path, config_path: Path | None, supervised: bool) -> None:
+def serve(
+    process_id: str, listen: str, data_dir: Path, config_path: Path | None, supervised: bool, json_log: bool
+) -> None:
     """Serve controller ID on this host, with the cluster map in DIR, until SIGTERM or Ctrl-C.
 
     \b
@@ -32,6 +34,7 @@ def serve(process_id: str, listen: str, data_dir: Path, config_path: Path | None
         process_id=process_id,
         data_dir=data_dir,
         supervised=supervised,
+        json_log=json_log,
         main=lambda stop: app.serve(
             controller_id=process_id, listen=listen, data_dir=data_dir, config=config, stop=stop
         ),

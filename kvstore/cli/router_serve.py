@@ -18,7 +18,7 @@ from kvstore.router import app
 @click.command()
 @serve_options
 @join_option
-def serve(process_id: str, listen: str, join: str, config_path: Path | None, supervised: bool) -> None:
+def serve(process_id: str, listen: str, join: str, config_path: Path | None, supervised: bool, json_log: bool) -> None:
     """Serve router ID on this host until SIGTERM or Ctrl-C. It keeps no data.
 
     \b
@@ -31,6 +31,7 @@ def serve(process_id: str, listen: str, join: str, config_path: Path | None, sup
         process_id=process_id,
         data_dir=Path(config.data_dir),
         supervised=supervised,
+        json_log=json_log,
         main=lambda stop: app.serve(router_id=process_id, listen=listen, join=join, config=config, stop=stop),
     )
     raise click.exceptions.Exit(code)

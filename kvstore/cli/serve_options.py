@@ -1,6 +1,6 @@
 """What the three `serve` commands share: their options, and the configuration that they read.
 
-Owns: the arguments ID, `--listen`, `--join`, `--data-dir`, `--config`, `--supervised`, and their checks.
+Owns: the arguments ID, `--listen`, `--join`, `--data-dir`, `--config`, `--supervised`, `--json`, and their checks.
 Promises: a wrong option is told in one line, with exit code 2, before anything is started.
 Leaves to others: the process's shell (`kvstore.process`), the roles (`shard`, `router`, `controller`).
 """
@@ -35,7 +35,8 @@ def _checked_listen(context: click.Context, parameter: click.Parameter, listen: 
 
 
 def serve_options(command: F) -> F:
-    """ID, `--listen`, `--config`, `--supervised` as arguments `process_id`, `listen`, `config_path`, `supervised`."""
+    """ID, `--listen`, `--config`, `--supervised`, `--json` as arguments `process_id`, `listen`, `config_path`,
+    `supervised`, `json_log`."""
     process_id = click.argument("process_id", metavar="ID", callback=_checked_id)
     listen = click.option(
         "--listen", required=True, metavar="HOST:PORT", callback=_checked_listen, help="Where to serve."
@@ -50,7 +51,10 @@ def serve_options(command: F) -> F:
     supervised = click.option(
         "--supervised", is_flag=True, help="End in order when standard input, a pipe, ends (`kvstore up` does this)."
     )
-    return process_id(listen(config(supervised(command))))
+    json_log = click.option(
+        "--json", "json_log", is_flag=True, help="Log JSON, an object a line, as with KVSTORE_LOG=json."
+    )
+    return process_id(listen(config(supervised(json_log(command)))))
 
 
 join_option = click.option(

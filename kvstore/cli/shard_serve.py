@@ -19,7 +19,15 @@ from kvstore.shard import app
 @serve_options
 @join_option
 @data_dir_option
-def serve(process_id: str, listen: str, join: str, data_dir: Path, config_path: Path | None, supervised: bool) -> None:
+def serve(
+    process_id: str,
+    listen: str,
+    join: str,
+    data_dir: Path,
+    config_path: Path | None,
+    supervised: bool,
+    json_log: bool,
+) -> None:
     """Serve shard ID on this host, with its data in DIR, until SIGTERM or Ctrl-C.
 
     If it is no member of the cluster yet, it joins, and its share of the keys moves to it. `kvstore shard remove ID`
@@ -36,6 +44,7 @@ def serve(process_id: str, listen: str, join: str, data_dir: Path, config_path: 
         process_id=process_id,
         data_dir=data_dir,
         supervised=supervised,
+        json_log=json_log,
         main=lambda stop: app.serve(
             shard_id=process_id,
             listen=listen,

@@ -102,7 +102,7 @@ def add(shard_id: str, shard_url: str | None, weight: int, plan: bool, no_wait: 
         shard_id,
         f"add {shard_id}",
         lambda kv, only_plan: kv.add_shard(shard_id, shard_url, weight=weight, plan=only_plan),
-        Joins(shard_id),
+        Joins(shard_id, weight),
         taken,
         f"{shard_id} is up",
     )
@@ -274,9 +274,10 @@ class _Running:
 
     async def run(self, url: str, plan: bool, no_wait: bool) -> None:
         async with Client(url) as kv:
-            before = await kv.cluster()
-            if not plan and isinstance(self._change.goal, Joins) and self._change.goal.is_under_way(before):
-                answer: Answer = {"epoch": before["epoch"], "state": "joining"}  # asked for before: waited for now
+            before, goal = await kv.cluster(), self._change.goal
+            state = goal.under_way(before) if isinstance(goal, Joins) and not plan else None
+            if state is not None:  # asked for before: waited for now
+                answer: Answer = {"id": self._change.shard_id, "state": state, "epoch": before["epoch"]}
             else:
                 answer = await self._ask(kv, plan)
         if plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -125,6 +126,20 @@ def test_a_port_in_use_is_refused_with_the_pid_that_holds_it(tmp_path: Path) -> 
     assert "Traceback" not in refused.stderr
 
 
+def test_a_process_that_serves_logs_json_for_programs(tmp_path: Path) -> None:
+    config = write_config(tmp_path, shards=2)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        refused = kvstore(
+            "controller", "serve", "0", "--listen", listen, "--data-dir", str(tmp_path / "d"),
+            "--config", str(config), "--json",
+        )  # fmt: skip
+    assert refused.returncode == 2
+    last = json.loads(refused.stderr.splitlines()[-1])
+    assert (last["level"], last["process"]) == ("error", "controller-0")
+    assert f"is in use by pid {os.getpid()} " in last["message"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -148,7 +163,8 @@ def test_a_second_up_is_refused_and_the_first_goes_on(pair: Cluster) -> None:
     before = pids(pair)
     refused = kvstore("up", "--config", str(pair.folder / "cluster.yaml"))
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert f"in use by pid {before['router-0']}" in refused.stderr
+    assert refused.stderr.startswith(f"kvstore up: this cluster runs already, started by pid {pair.up.pid}: ")
+    assert refused.stderr.count("\n") == 1
     assert pids(pair) == before
 
 

@@ -42,7 +42,7 @@ def document(
     epoch: int = 2,
     **states: str,
 ) -> Json:
-    shards = [{"id": shard_id, "state": state} for shard_id, state in states.items()]
+    shards = [{"id": shard_id, "state": state, "weight": 1} for shard_id, state in states.items()]
     facts = {"epoch": epoch, "shards": shards, "moves": list(moves), "last_change": last}
     return {**facts, "wanted": wanted, "ending": ending}
 
@@ -280,7 +280,8 @@ def test_a_bar_is_drawn_on_standard_error_only(capsys: pytest.CaptureFixture[str
 
 
 def test_a_shard_that_was_asked_for_before_is_waited_for() -> None:
-    assert Joins("s5").is_under_way(document(s1="up", wanted=["s5"]))
-    assert Joins("s5").is_under_way(document(s1="up", s5="joining"))
-    assert not Joins("s5").is_under_way(document(s1="up"))
-    assert not Joins("s5").is_under_way(document(s1="up", s5="up", wanted=None))
+    assert Joins("s5").under_way(document(s1="up", wanted=["s5"])) == "wanted"
+    assert Joins("s5").under_way(document(s1="up", s5="joining")) == "joining"
+    assert Joins("s5", 2).under_way(document(s1="up", s5="joining")) is None
+    assert Joins("s5").under_way(document(s1="up")) is None
+    assert Joins("s5").under_way(document(s1="up", s5="up", wanted=None)) is None

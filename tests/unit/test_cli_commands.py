@@ -6,11 +6,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import click
 import pytest
 
-import kvstore
 from kvstore.cli import main, root
 from kvstore.cli.frame import exit_code, printable, report
 from kvstore.cli.lazy import LazyCommand, LazyGroup
@@ -91,7 +91,7 @@ def test_serve_imports_no_other_role(role: str) -> None:
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"kvstore {kvstore.__version__}\n"
+    assert capsys.readouterr().out == f"kvstore {version('kvstore')}\n"
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,34 @@ def test_wrong_usage_ends_with_2_and_a_word_on_standard_error(
     out, err = capsys.readouterr()
     assert out == ""
     assert "Error: " in err
+
+
+def test_wrong_usage_is_a_json_line_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shard", "add", "--json", "s5", "--weight", "0"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    problem = json.loads(err)
+    assert (problem["code"], problem["next_step"]) == ("usage", "`kvstore shard add --help` shows how it is used.")
+    assert "--weight" in problem["detail"]
+    assert main(["nonsense", "--json"]) == 2
+    assert json.loads(capsys.readouterr().err)["detail"].startswith("No such command")
+    assert main(["lock", "name", "--ttl", "x", "--", "true", "--json"]) == 2
+    assert "Error: " in capsys.readouterr().err  # it is an argument of `true`
+
+
+def test_ctrl_c_before_the_commands_are_loaded_ends_quietly() -> None:
+    script = """if True:
+        import sys
+        class Interrupted:
+            def find_spec(self, name, path=None, target=None):
+                if name == "kvstore.cli":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupted())
+        from kvstore.__main__ import run
+        run()
+    """
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
 
 
 def test_an_unreachable_store_ends_with_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,6 +200,8 @@ def test_the_log_is_text_or_json_on_standard_error(start: Start) -> None:
     line = json.loads(end_of(start(body, KVSTORE_LOG="json"))[2])
     assert line.pop("at").startswith(time.strftime("%Y-"))
     assert line == {"level": "warning", "process": "shard-s1", "logger": "kvstore.x", "message": "hello ä"}
+    refused = json.loads(end_of(start("raise ConfigError('x.yaml:1: mend it')", KVSTORE_LOG="json"))[2])
+    assert (refused["level"], refused["message"]) == ("error", "x.yaml:1: mend it")
 
 
 def test_as_many_files_may_be_open_as_the_system_allows(start: Start) -> None:
