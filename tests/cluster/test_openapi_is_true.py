@@ -126,7 +126,6 @@ def _drive(api: Api, path: str, method: str, mode: GenerationMode) -> list[int]:
         max_examples=15,
         derandomize=True,
         database=None,
-        deadline=None,
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

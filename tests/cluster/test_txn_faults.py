@@ -77,13 +77,27 @@ class Scene:
         """/v1/explain of it; `intent` is the transaction that is pending on it, or None."""
         return dict((await self.well.ask("GET", f"/v1/explain/{key}")).json)
 
-    async def until_prepared(self) -> None:
-        """The shard of `b` has voted. (That of the anchor is asked last, and decides at once.)"""
+    async def until_prepared(self) -> dict[str, Any]:
+        """The shard of `b` has voted; its intent. (That of the anchor is asked last, and decides at once.)"""
+        found: dict[str, Any] = {}
 
         async def held() -> bool:
-            return (await self.explain(self.b))["intent"] is not None
+            found.update((await self.explain(self.b))["intent"] or {})
+            return bool(found)
 
         await until(held, "the other key carries an intent")
+        return found
+
+    async def until_in_doubt(self) -> dict[str, Any]:
+        """A transaction is; the counts."""
+        found: dict[str, Any] = {}
+
+        async def doubted() -> bool:
+            found.update(await self.in_doubt())
+            return bool(found["count"])
+
+        await until(doubted, "a transaction is in doubt")
+        return found
 
     async def until_decided(self, version: int) -> None:
         """The shard of the anchor has written a version above that."""
@@ -155,11 +169,10 @@ async def test_a_router_that_slept_before_its_decision_finds_that_others_went_on
     async with scene(pair, "txn-before-decide-sent=pause:2500") as it:
         versions = await it.write_both("first")
         slept = asyncio.create_task(it.ill.txn(guarded(it, versions, "slept")))
-        await it.until_prepared()
-        doubt, explained = await it.in_doubt(), await it.explain(it.b)
+        doubt, intent = await asyncio.gather(it.until_in_doubt(), it.until_prepared())
         assert doubt["count"] == 1
         assert doubt["oldest_s"] >= 0
-        assert explained["intent"]["anchor"] == it.a
+        assert intent["anchor"] == it.a
         began = time.monotonic()
         assert (await patiently(lambda: it.well.put(it.b, b"others"))).status == 204  # the attempt is aborted for it
         assert time.monotonic() - began < 2 * TXN_TIMEOUT_S + 0.5

@@ -29,7 +29,11 @@ SAME_FLOOR_MAY = {
     0,
     4,
 }  # words may use words, and the entry points one another; all others keep to their folder
-HIDDEN_IMPORTS_ALLOWED = {("cli", "rich")}  # drawing is slow to import and most commands never draw
+HIDDEN_IMPORTS_ALLOWED = {
+    ("cli", "rich"),  # drawing is slow to import, and most commands never draw
+    ("cli", "importlib"),  # so is looking for the installed version
+    ("__main__", "kvstore"),  # Ctrl-C may come while the rest is loaded
+}
 
 
 class Import(NamedTuple):

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.controller.places import Places
@@ -99,7 +99,7 @@ async def test_a_cancelled_one_leaves_its_place(at_work: bool) -> None:
     st.lists(st.sampled_from(PAIRS), max_size=12),
     st.lists(st.tuples(st.integers(0, 99), st.booleans()), max_size=30),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 def test_never_too_many_and_all_come_to_their_end(
     at_once_max: int, of_shard_max: int, pairs: list[tuple[str, str]], endings: list[tuple[int, bool]]
 ) -> None:

@@ -230,13 +230,13 @@ def serial_history(seed: int, length: int, keys: int = 3, clients: int = 5) -> l
     return history
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), length=st.integers(0, 60))
 def test_a_history_of_a_strictly_serializable_store_is_never_blamed(seed: int, length: int) -> None:
     assert check(serial_history(seed, length)) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32))
 def test_a_value_dropped_from_all_reads_of_such_a_history_is_found(seed: int) -> None:
     history = serial_history(seed, 60)
@@ -267,7 +267,7 @@ def test_a_long_history_is_checked_in_seconds() -> None:
 # --- Tarjan ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(edges=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=30))
 def test_components_are_those_that_reach_one_another(edges: list[tuple[int, int]]) -> None:
     reach = [[a == b for b in range(10)] for a in range(10)]

@@ -262,13 +262,13 @@ def honest(seed: int, length: int) -> tuple[Bank, list[Transfer | Balances], Ban
     return opening, history, Bank(accounts), left
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), length=st.integers(0, 60))
 def test_the_books_of_an_honest_bank_are_never_blamed(seed: int, length: int) -> None:
     assert check(*honest(seed, length)) == []
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(seed=st.integers(0, 2**32))
 def test_any_balance_changed_in_such_books_is_found(seed: int) -> None:
     opening, history, closing, left = honest(seed, 40)

@@ -127,7 +127,7 @@ def some_history(draw: random.Random) -> list[Count]:
     return [*history, read(100, 101, state)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 2**32))
 def test_a_counter_that_is_right_is_not_blamed_and_one_off_at_the_end_is(seed: int) -> None:
     *history, last = some_history(random.Random(seed))

@@ -159,7 +159,7 @@ def test_an_operation_that_ends_before_it_begins_is_refused() -> None:
         search(FirstInFirstOut(), [entry("push", 1, 2, 1)])
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(seed=st.integers(0, 2**32), is_mutated=st.booleans(), length=st.integers(1, 8))
 @example(seed=1, is_mutated=True, length=6)  # what is left to try differs in optional ones only
 def test_it_agrees_with_the_trial_of_all_permutations(seed: int, is_mutated: bool, length: int) -> None:

@@ -185,7 +185,7 @@ def test_a_read_with_less_than_was_written_is_found() -> None:
 # --- a lock that is right ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 2**32))
 def test_a_simulated_lock_is_not_blamed(seed: int) -> None:
     """Grants one after the other, whose ends are drawn from releases and leases that ran out; answers come late."""

@@ -328,7 +328,7 @@ def mutate(draw: random.Random, history: list[Register]) -> None:
     draw.shuffle(history)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(seed=st.integers(0, 2**32), length=st.integers(1, 8), mutations=st.integers(0, 2))
 @example(seed=0, length=8, mutations=0)
 def test_it_agrees_with_the_trial_of_all_permutations(seed: int, length: int, mutations: int) -> None:
@@ -341,7 +341,7 @@ def test_it_agrees_with_the_trial_of_all_permutations(seed: int, length: int, mu
         assert is_right(*history)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**32),
     keys=st.sampled_from((1, 3)),
@@ -353,7 +353,7 @@ def test_a_simulated_store_with_many_clients_is_right(seed: int, keys: int, unkn
     assert is_right(*simulate(plan))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32))
 def test_an_old_version_in_a_long_history_is_found(seed: int) -> None:
     history = simulate(Plan(operations=400, keys=2, clients=8, seed=seed))

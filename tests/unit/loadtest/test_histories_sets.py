@@ -168,7 +168,7 @@ def can_be(history: list[Element | Members]) -> bool:
     return any(explains(added_s, removed_s) for added_s in times_of("add") for removed_s in times_of("remove"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 2**32))
 def test_it_agrees_with_the_trial_of_all_lives_of_an_element(seed: int) -> None:
     draw = random.Random(seed)

@@ -52,7 +52,7 @@ def test_equal_shards_share_alike(count: int) -> None:
 
 
 @given(members, counts)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_shard_gets_more_than_its_fair_share_rounded_up(cluster: dict[str, int], partitions: int) -> None:
     owners = place(nodes_of(cluster), partitions)
     load = Counter(owners)
@@ -122,7 +122,7 @@ def check_step(before: dict[str, int], after: dict[str, int], present: list[str]
 
 
 @given(members, counts, changes)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_series_of_joins_departures_and_new_weights_moves_the_minimum(
     cluster: dict[str, int], partitions: int, changes: list[tuple[int, int]]
 ) -> None:
@@ -139,7 +139,7 @@ def test_any_series_of_joins_departures_and_new_weights_moves_the_minimum(
 
 
 @given(members, counts)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_is_placed_stays_while_nothing_changes(cluster: dict[str, int], partitions: int) -> None:
     owners = place(nodes_of(cluster), partitions)
     assert place(nodes_of(cluster), partitions, owners) == owners
@@ -163,7 +163,7 @@ def test_a_lopsided_placement_is_evened_out_at_once() -> None:
 
 
 @given(members, st.randoms(use_true_random=False))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_order_in_which_shards_are_named_does_not_matter(cluster: dict[str, int], rng: random.Random) -> None:
     nodes = nodes_of(cluster)
     shuffled = rng.sample(nodes, len(nodes))
@@ -172,7 +172,7 @@ def test_the_order_in_which_shards_are_named_does_not_matter(cluster: dict[str, 
 
 
 @given(members, counts, st.integers(0, 4095))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_walk_meets_every_shard_once(cluster: dict[str, int], partitions: int, number: int) -> None:
     met = walk(nodes_of(cluster), number % partitions, partitions)
     assert len(met) == len(set(met))

@@ -75,7 +75,7 @@ moves_lists = st.lists(st.tuples(st.integers(0, GROUPS - 1), st.integers(0, NOBO
 orders = st.lists(st.permutations(range(SHARDS)), min_size=3, max_size=3)
 
 
-@settings(deadline=None, max_examples=600)
+@settings(max_examples=600)
 @given(
     keys=st.sets(names, max_size=20),
     owners=owners_lists,
@@ -125,7 +125,7 @@ def _one_page(world: World, after: str, limits: tuple[int, ...], limit: int, tur
     raise AssertionError
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(keys=st.sets(names, max_size=30), owners=owners_lists, moves=moves_lists, order=orders)
 def test_whatever_changes_hands_each_key_is_counted_once(
     keys: set[str], owners: list[int], moves: list[tuple[int, int]], order: list[list[int]]

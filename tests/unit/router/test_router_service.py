@@ -318,7 +318,7 @@ async def test_shards_are_greeted_until_each_has_answered(service: RouterService
 names = st.text("ab/ü🔑", min_size=1, max_size=4)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     keys=st.sets(names, max_size=25),
     ghosts=st.sets(names, max_size=8),

@@ -69,7 +69,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheBesideItsModel = CacheMachine.TestCase
-TestCacheBesideItsModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestCacheBesideItsModel.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 def test_what_was_published_is_found() -> None:

@@ -35,7 +35,7 @@ def holds(guard: Guard, version: int | None) -> bool:
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), GUARDS), max_size=5), max_size=6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_writes_with_conditions_do_what_a_dictionary_of_versions_would(batches):
     bench = Bench()
     versions: dict[str, int] = {}

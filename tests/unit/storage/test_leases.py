@@ -316,9 +316,7 @@ class BatchesOnAFile(RuleBasedStateMachine):
 
 
 TestBatchesOnAFile = BatchesOnAFile.TestCase
-TestBatchesOnAFile.settings = settings(
-    max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestBatchesOnAFile.settings = settings(max_examples=40, stateful_step_count=20, suppress_health_check=list(HealthCheck))
 
 # --- one batch --------------------------------------------------------------------------------------------------------
 

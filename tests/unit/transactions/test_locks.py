@@ -182,9 +182,9 @@ class LeasesAgainstAList(RuleBasedStateMachine):
 
 
 TestLocksAgainstOneLine = LocksAgainstOneLine.TestCase
-TestLocksAgainstOneLine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLocksAgainstOneLine.settings = settings(max_examples=60, stateful_step_count=40)
 TestLeasesAgainstAList = LeasesAgainstAList.TestCase
-TestLeasesAgainstAList.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestLeasesAgainstAList.settings = settings(max_examples=40, stateful_step_count=40)
 
 
 def test_a_shared_lock_waits_behind_an_exclusive_one_that_came_first():
