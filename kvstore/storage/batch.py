@@ -22,6 +22,7 @@ prepare or a read-only transaction takes its keys one by one and keeps them, so 
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, NamedTuple
@@ -124,9 +125,14 @@ class Batch:
         self._locks = locks
         self._holds = holds
         self._granted: deque[_Granted] = deque()
-        self._leases = leases = Leases(changes, locks, self._run)
+        # The parts know the batch weakly. As a circle, every batch with all its rows would stay until the garbage
+        # collector comes, which then has thousands of objects to free and holds up everybody for that long.
+        batch = weakref.proxy(self)
+        self._leases = leases = Leases(changes, locks, lambda op, partition, sink: batch._run(op, partition, sink))
         self._replies = Replies(changes)
-        self._part = part = Participant(changes, locks, holds, leases, self._replies, self._unlock)
+        self._part = part = Participant(
+            changes, locks, holds, leases, self._replies, lambda key, identity: batch._unlock(key, identity)
+        )
         self.steps: list[str] = []
         self.changed: dict[tuple[str, str], Row] = changes.rows
         self.answers: list[tuple[Sink, Reply]] = changes.answers
@@ -136,18 +142,6 @@ class Batch:
         self.decided = part.decided
         self.dropped = part.dropped
         self.frees_only = context.frees_only
-        self._plain: dict[type, Callable[[Any, int, Sink], Answer | None]] = {
-            Put: self._put,
-            Delete: self._delete,
-            Expire: self._expire,
-            Acquire: leases.acquire,
-            Renew: leases.renew,
-            Release: leases.release,
-            Inspect: leases.inspect,
-            Leave: self._leave,
-            ExpireLease: leases.expire,
-            EndWait: leases.end_wait,
-        }
 
     @property
     def clock(self) -> Clock:
@@ -164,7 +158,7 @@ class Batch:
 
     def decide(self, op: WriteOp, sink: Sink) -> None:
         """Do the operation: append its changes, if it has any, and its answer, unless it waits."""
-        if type(op) in self._plain:
+        if type(op) in _PLAIN:
             self._enter(op, sink)
         else:
             self._enter_transaction(op, sink)
@@ -275,7 +269,7 @@ class Batch:
 
     def _foreign(self, op: Any, keys: list[str]) -> int | None:
         """A partition of the operation that this store does not own."""
-        if type(op) in self._plain:
+        if type(op) in _PLAIN:
             named: Iterable[int] = [self._partition(op)]
         elif isinstance(op, Look | DropDecisions):
             named = [op.partition] if op.partition >= 0 else []
@@ -441,7 +435,7 @@ class Batch:
 
     def _execute(self, op: Any, once: Once | None, partition: int, sink: Sink) -> Answer | None:
         try:
-            reply = self._plain[type(op)](op, partition, sink)
+            reply = _PLAIN[type(op)](self, op, partition, sink)
         except KvError as error:
             reply = refusal(op.id, error)
         if reply is not None and once is not None and reply.status in _DECIDED:
@@ -504,6 +498,25 @@ class Batch:
         return self._leases.leave(op, partition, sink)
 
 
+PlainRule = Callable[[Batch, Any, int, Sink], Answer | None]
+
+
+def _of_leases(rule: Callable[[Leases, Any, int, Sink], Answer | None]) -> PlainRule:
+    return lambda batch, op, partition, sink: rule(batch._leases, op, partition, sink)
+
+
+_PLAIN: dict[type, PlainRule] = {
+    Put: Batch._put,
+    Delete: Batch._delete,
+    Expire: Batch._expire,
+    Acquire: _of_leases(Leases.acquire),
+    Renew: _of_leases(Leases.renew),
+    Release: _of_leases(Leases.release),
+    Inspect: _of_leases(Leases.inspect),
+    Leave: Batch._leave,
+    ExpireLease: _of_leases(Leases.expire),
+    EndWait: _of_leases(Leases.end_wait),
+}
 _STEPS: dict[type, str] = {
     Transact: "transact",
     Prepare: "prepare",

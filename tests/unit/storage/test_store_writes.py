@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kvstore.storage.batch import Expire
+from kvstore.storage.batch import Batch, Expire
 
 Opener = Callable[..., Awaitable[Any]]
 
@@ -287,3 +288,16 @@ async def test_hundreds_of_clients_at_once_lose_nothing_and_get_different_versio
     assert 0 < sum(rig.store.stats.commit_s.counts) < 400, "commits are shared"
     newest = {turn: (await rig.get(f"shared-{turn}")).version for turn in range(5)}
     assert newest == dict(rig.sql("SELECT CAST(substr(key, 8) AS INT), version FROM kv WHERE key LIKE 'shared-%'"))
+
+
+async def test_a_batch_that_is_done_is_freed_without_the_garbage_collector(rig: Any) -> None:
+    """Circles pile up until the collector comes, which then holds up everybody for some tens of milliseconds."""
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(20):
+            await rig.put(f"key-{number}", b"1")
+        left = [each for each in gc.get_objects() if type(each) is Batch]
+    finally:
+        gc.enable()
+    assert len(left) <= 2  # the last ones may still be at hand
