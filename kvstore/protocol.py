@@ -10,6 +10,7 @@ ends. `status` of an answer is the HTTP status that the router gives to its clie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -281,8 +282,9 @@ class Receive(Message, tag=25):
 class Pull(Message, tag=26):
     """From destination to source: rows of these partitions. Answer: Rows.
 
-    `after_row` -1: those changed after `sequence`, in that order, with tombstones. Else: those that lie behind that row
-    in the file, in the order in which they lie there, without tombstones; 0 begins the copy.
+    `after_row` -1: those changed after `sequence`, in that order, with tombstones. Else a copy, without tombstones: one
+    partition after the other, of the first one those rows that lie behind `after_row` in the file. `sequence` 0 begins
+    the copy; the pages that follow carry the sequence of the first one.
     """
 
     partitions: list[int]
@@ -423,8 +425,14 @@ class Progress(Message, tag=107):
 MovedRow = tuple[str, str, int, int, int, bytes | None, bytes | None, int]
 
 
+def row_bytes(row: Sequence[Any]) -> int:
+    """About, of a MovedRow."""
+    return len(row[5] or b"") + len(row[6] or b"") + 64
+
+
 class Rows(Message, tag=108):
-    """A page of a Pull. `after_row` or `sequence`: where the next one goes on; `more`: there is one.
+    """A page of a Pull. `more`: there is another one. Where it goes on: after `sequence`; in a copy, without the first
+    `done` partitions, which are complete, and behind `after_row`.
 
     `floor`: tombstones up to that sequence have been trimmed. `total`: how many rows these partitions have, in the
     first page of a copy. `busy`: others than moves are at work in this store.
@@ -434,6 +442,7 @@ class Rows(Message, tag=108):
     more: bool
     sequence: int
     after_row: int
+    done: int
     floor: int
     total: int
     busy: bool

@@ -21,7 +21,7 @@ the next one asks for what came after. A deletion is a row, a tombstone; should 
 sequence that is asked for, one may be missing: the move fails, and is begun anew.
 
 While others are at work in either store, a move takes no more than `limits.move_busy_share` of the time, in small
-pages; else as much as it can, and the next page is fetched while the last one is written.
+pages; else as much as it can.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from operator import itemgetter
 from typing import TypeVar
 
 from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.errors import Conflict, KvError, OutcomeUnknown, TooManyRequests, Unavailable, from_problem
 from kvstore.placement.cluster_map import Move
-from kvstore.protocol import Answer, Fence, Fenced, Progress, Pull, Receive, Rows
+from kvstore.protocol import Answer, Fence, Fenced, MovedRow, Progress, Pull, Receive, Rows, row_bytes
 from kvstore.shard.peers import Peers
 from kvstore.storage.store import Store
 
@@ -46,6 +47,7 @@ _LAG_ROWS = 50  # so few that they are taken while nobody answers
 _TAIL_ROUNDS_MAX = 20
 _BUSY_PAGE_SHARE = 8
 _RETRY_S = 0.02
+_PAUSE_S_MAX = 1.0
 _FENCE_TRIES_MAX = 50  # of a source whose map is behind
 
 T = TypeVar("T", Rows, Fenced)
@@ -57,6 +59,7 @@ class _State:
     def __init__(self) -> None:
         self.step = "copy"
         self.detail = ""
+        self.source_is_busy = True  # until it says otherwise
         self.rows_done = self.rows_total = self.bytes_done = 0
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -129,7 +132,7 @@ class Receiver:
             failpoints.hit("move-after-fence")
             page = await self._changes(move, state, sequence)
             while page.more:
-                await self._take(move, state, page)
+                await self._take(move, state, page.rows)
                 page = await self._changes(move, state, page.sequence)
             failpoints.hit("move-after-last-pull")
             await self._store.complete(move.id, fenced, page.rows)
@@ -145,56 +148,74 @@ class Receiver:
             state.go_on("failed", f"shard {self._shard_id} failed; its log says why")
 
     async def _copy(self, move: Move, state: _State) -> int:
-        """All rows as they are now, or later; the sequence as of which all was there."""
-        page = await self._ask(move, state, self._copy_of(move, 0), Rows)
+        """All rows as they are now, or later; the sequence as of which all was there.
+
+        They come partition by partition, and are written in the order of their keys, a group's worth at a time:
+        neighbours share a page of the index, which strangers would change for each alone.
+        """
+        rows: list[MovedRow] = []
+        size, left = 0, move.partitions
+        page = await self._pull(move, state, Pull(0, left, 0, 0, self._page_rows(state)))
         sequence, state.rows_total = page.sequence, page.total
         while True:
-            ahead = None
-            if page.more:
-                pull = self._copy_of(move, page.after_row)
-                ahead = asyncio.create_task(self._ask(move, state, pull, Rows))
-            try:
-                await self._take(move, state, page)
-                state.rows_done += len(page.rows)
-                if ahead is None:
-                    return sequence
-                page = await ahead
-            finally:
-                if ahead is not None:
-                    ahead.cancel()
+            rows += page.rows
+            size += sum(map(row_bytes, page.rows))
+            if not page.more or size >= self._limits.move_group_bytes_max:
+                await self._take(move, state, sorted(rows, key=itemgetter(0, 1)))
+                rows, size = [], 0
+            if not page.more:
+                return sequence
+            left = left[page.done :]
+            page = await self._pull(move, state, Pull(0, left, sequence, page.after_row, self._page_rows(state)))
 
-    def _copy_of(self, move: Move, after_row: int) -> Pull:
-        return Pull(0, move.partitions, 0, after_row, self._page_rows())
+    async def _pull(self, move: Move, state: _State, pull: Pull) -> Rows:
+        started_s = time.monotonic()
+        page = await self._ask(move, state, pull, Rows)
+        if page.busy:
+            await self._pause(started_s)
+        return page
 
     async def _take_changes(self, move: Move, state: _State, sequence: int) -> tuple[int, int]:
         """Take what has changed since that sequence: how many rows, and as of which sequence. Raises Conflict."""
         count, more = 0, True
         while more:
             page = await self._changes(move, state, sequence)
-            await self._take(move, state, page)
+            await self._take(move, state, page.rows)
             count, more, sequence = count + len(page.rows), page.more, page.sequence
         return count, sequence
 
     async def _changes(self, move: Move, state: _State, sequence: int) -> Rows:
         """A page of what has changed since that sequence. Raises Conflict if a deletion may be missing."""
-        pull = Pull(0, move.partitions, sequence, -1, self._page_rows())
+        pull = Pull(0, move.partitions, sequence, -1, self._limits.move_page_rows_max)
         page = await self._ask(move, state, pull, Rows)
         if page.floor > sequence:
             raise Conflict("deletions that the copy may have missed are forgotten: it begins anew")
         return page
 
-    async def _take(self, move: Move, state: _State, page: Rows) -> None:
-        if not page.rows:
-            return
-        started_s = time.monotonic()
-        state.bytes_done += await self._store.take(move.id, page.rows)
-        if state.step != "fence" and (page.busy or self._store.busy):
-            worked_s = time.monotonic() - started_s
-            await asyncio.sleep(worked_s * (1 / self._limits.move_busy_share - 1))
+    async def _take(self, move: Move, state: _State, rows: list[MovedRow]) -> None:
+        done = 0
+        while done < len(rows):
+            started_s = time.monotonic()
+            some = rows[done : done + self._page_rows(state)]
+            state.bytes_done += await self._store.take(move.id, some)
+            done += len(some)
+            if state.step == "copy":
+                state.rows_done += len(some)
+            if state.step != "fence" and self._is_busy(state):
+                await self._pause(started_s)
 
-    def _page_rows(self) -> int:
+    async def _pause(self, started_s: float) -> None:
+        """Leave the stores to others for so long that what began then takes no more than its share of the time."""
+        worked_s = time.monotonic() - started_s
+        await asyncio.sleep(min(worked_s * (1 / self._limits.move_busy_share - 1), _PAUSE_S_MAX))
+
+    def _is_busy(self, state: _State) -> bool:
+        """Others are at work in either store."""
+        return state.source_is_busy or self._store.busy
+
+    def _page_rows(self, state: _State) -> int:
         rows = self._limits.move_page_rows_max
-        return max(1, rows // _BUSY_PAGE_SHARE) if self._store.busy else rows
+        return max(1, rows // _BUSY_PAGE_SHARE) if self._is_busy(state) else rows
 
     async def _fence(self, move: Move, state: _State) -> Fenced:
         for _ in range(_FENCE_TRIES_MAX):
@@ -216,6 +237,8 @@ class Receiver:
                 continue
             if isinstance(reply, wanted):
                 state.detail = ""
+                if isinstance(reply, Rows):
+                    state.source_is_busy = reply.busy
                 return reply
             refusal = from_problem(reply.problem or {}) if isinstance(reply, Answer) else Conflict("an odd reply")
             if not isinstance(refusal, TooManyRequests | Unavailable):

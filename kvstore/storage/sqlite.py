@@ -33,7 +33,7 @@ import aiosqlite
 from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.errors import DataCorrupt, ForeignData, KvError
-from kvstore.protocol import Pull, Rows
+from kvstore.protocol import Pull, Rows, row_bytes
 from kvstore.storage.batch import Batch, Expire, Locks, Waiter
 from kvstore.storage.changes import Before, Context
 from kvstore.storage.handover import Handover
@@ -70,11 +70,8 @@ _ROW = """SELECT partition, sequence, version, coalesce(expires_at_ms, 0), body,
     FROM rows WHERE kind = ? AND key = ?"""
 _SET_CLOCK = """UPDATE clock
     SET version = ?, sequence = ?, tombstones_floor = ?, keys = ?, bytes = ?, attempts_floor = ?"""
-# In the order of the table: the rows of a partition lie all over it, and so each page is read once.
-_COPY = """SELECT rowid, kind, rows.key, partition, version, coalesce(expires_at_ms, 0), body, intent, checksum
-    FROM rows WHERE rowid IN (
-        SELECT theirs.rowid FROM json_each(?) AS wanted CROSS JOIN rows AS theirs INDEXED BY rows_partition
-        ON theirs.partition = wanted.value WHERE theirs.rowid > ?)
+_COPY = """SELECT rowid, kind, key, partition, version, coalesce(expires_at_ms, 0), body, intent, checksum
+    FROM rows INDEXED BY rows_partition WHERE partition = ? AND rowid > ?
     AND (body IS NOT NULL OR intent IS NOT NULL) ORDER BY rowid LIMIT ?"""
 _CHANGED = """SELECT sequence, kind, rows.key, partition, version, coalesce(expires_at_ms, 0), body, intent, checksum
     FROM json_each(?) AS wanted CROSS JOIN rows INDEXED BY rows_partition ON rows.partition = wanted.value
@@ -523,7 +520,7 @@ def _scan(connection: sqlite3.Connection, scan: ScanQuery) -> ScanPage:
 
 
 def _pull(connection: sqlite3.Connection, pull: Pull, bytes_max: int, tallies: Tallies) -> Rows:
-    page = Rows(pull.id, [], False, pull.sequence, pull.after_row, 0, 0, False)
+    page = Rows(pull.id, [], False, pull.sequence, pull.after_row, 0, 0, 0, False)
     connection.execute("BEGIN")
     try:
         sequence, page.floor = connection.execute("SELECT sequence, tombstones_floor FROM clock").fetchone()
@@ -531,7 +528,7 @@ def _pull(connection: sqlite3.Connection, pull: Pull, bytes_max: int, tallies: T
             page.sequence = sequence
             _pull_changes(connection, pull, bytes_max, page, tallies)
         else:
-            if pull.after_row == 0:
+            if pull.sequence == 0:
                 page.sequence = sequence
                 page.total = connection.execute(_COUNT, (json.dumps(pull.partitions),)).fetchone()[0]
             _pull_copy(connection, pull, bytes_max, page)
@@ -543,15 +540,18 @@ def _pull(connection: sqlite3.Connection, pull: Pull, bytes_max: int, tallies: T
 
 
 def _pull_copy(connection: sqlite3.Connection, pull: Pull, bytes_max: int, page: Rows) -> None:
-    """In the order of rowids: a row that changes meanwhile keeps its own."""
-    size = 0
-    for rowid, *row in connection.execute(_COPY, (json.dumps(pull.partitions), pull.after_row, pull.rows_max)):
-        page.rows.append(tuple(row))
-        page.after_row = rowid
-        size += _row_bytes(row)
-        if len(page.rows) == pull.rows_max or size >= bytes_max:
-            page.more = True
-            return
+    """One partition after the other, each in the order of rowids: a row that changes meanwhile keeps its own."""
+    size, after_row = 0, pull.after_row
+    for partition in pull.partitions:
+        for rowid, *row in connection.execute(_COPY, (partition, after_row, pull.rows_max - len(page.rows))):
+            page.rows.append(tuple(row))
+            page.after_row = rowid
+            size += row_bytes(row)
+            if len(page.rows) == pull.rows_max or size >= bytes_max:
+                page.more = True
+                return
+        page.done += 1
+        page.after_row = after_row = 0
 
 
 def _pull_changes(connection: sqlite3.Connection, pull: Pull, bytes_max: int, page: Rows, tallies: Tallies) -> None:
@@ -560,12 +560,8 @@ def _pull_changes(connection: sqlite3.Connection, pull: Pull, bytes_max: int, pa
     wanted = json.dumps([partition for partition in pull.partitions if changed[partition] > pull.sequence])
     for sequence, *row in connection.execute(_CHANGED, (wanted, pull.sequence, pull.rows_max)):
         page.rows.append(tuple(row))
-        size += _row_bytes(row)
+        size += row_bytes(row)
         if len(page.rows) == pull.rows_max or size >= bytes_max:
             page.more, page.sequence = True, sequence
             return
     tallies.total(connection, pull.partitions, page.sequence)  # now, while the partitions are answered for
-
-
-def _row_bytes(row: Sequence[Any]) -> int:
-    return len(row[5] or b"") + len(row[6] or b"") + 64
