@@ -20,7 +20,7 @@ from kvstore.transport.http import Head
 
 VERSION_MAX = 2**53 - 1
 
-_DECIMAL = re.compile(r"[0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20}")
+_DECIMAL = re.compile(r"([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][-+]?[0-9]{1,3})?")
 _ELEMENT = re.compile(r'[ \t]*(?:(W/)?"([^"\x00-\x20\x7f]*)")?[ \t]*(?:,|\Z)')  # of a list of tags; may be empty
 _VERSION = re.compile(r"0|[1-9][0-9]{0,15}")
 _TOKEN = re.compile(r"[0-9]{1,16}")

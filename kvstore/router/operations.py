@@ -141,9 +141,7 @@ def _get(value: Content) -> Operation:
 
 
 def _put(value: Content, limits: Limits) -> Operation:
-    ttl = number(
-        "Seconds until the key expires, in decimals without exponent.", exclusiveMinimum=0, maximum=limits.ttl_s_max
-    )
+    ttl = number("Seconds until the key expires.", exclusiveMinimum=0, maximum=limits.ttl_s_max)
     return Operation(
         "/v1/kv/{key}",
         "PUT",

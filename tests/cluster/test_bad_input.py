@@ -369,8 +369,8 @@ def test_curl_puts_large_values_and_learns_that_one_is_too_large(
 
 @pytest.mark.parametrize(
     "ttl",
-    ["", "0", "0.0", "-1", "-0", "NaN", "nan", "inf", "-inf", "Infinity", "1e3", "0x10", "soon", "1,5", "1_0", "1s",
-     "%20", "+1", "%2B1", "1%20", "315360000.001", "315360001", "9" * 20, "9" * 400, ".", "1.2.3", "%D9%A3",
+    ["", "0", "0.0", "-1", "-0", "NaN", "nan", "inf", "-inf", "Infinity", "1e", "1e9", "0x10", "soon", "1,5", "1_0",
+     "1s", "%20", "+1", "%2B1", "1%20", "315360000.001", "315360001", "9" * 20, "9" * 400, ".", "1.2.3", "%D9%A3",
      "0." + "0" * 30 + "1"],
 )  # fmt: skip
 def test_a_ttl_that_is_no_time_to_live_is_refused(cluster: Cluster, prefix: str, ttl: str) -> None:

@@ -242,7 +242,14 @@ def test_milliseconds_written_as_seconds_come_back_as_they_were(ms: int):
     assert seconds_to_ms(float(f"{ms / 1000:.3f}")) in (ms, ms + 1)  # never earlier
 
 
-@pytest.mark.parametrize("text", ["0", "0.0", "-1", "", "abc", "NaN", "inf", "1e3", "315360001", "1,5", "+1"])
+@pytest.mark.parametrize(
+    "text", ["0", "0.0", "-1", "", "abc", "NaN", "inf", "1e", "e3", "1e9", "0e3", "1e-999", "315360001", "1,5", "+1"]
+)
 def test_what_is_no_ttl_is_refused(text: str):
     with pytest.raises(BadTtl):
         decode_ttl(text, Limits())
+
+
+@pytest.mark.parametrize(("text", "ms"), [("1", 1000), (".5", 500), ("1.", 1000), ("1e3", 1_000_000), ("5e-324", 1)])
+def test_a_ttl_is_a_number_as_json_writes_it_or_shorter(text: str, ms: int):
+    assert decode_ttl(text, Limits()) == ms
