@@ -189,7 +189,7 @@ def test_bytes_that_are_not_percent_encoded_are_refused_with_that_advice(cluster
     assert "percent-encoded" in answer.json["detail"]
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed: apt-get install curl")
 def test_curl_reaches_keys_with_dots_and_spaces_when_they_are_encoded(cluster: Cluster, prefix: str) -> None:
     url = f"{cluster.url}/v1/kv/{prefix}"
     for target, name in (("..%2Fa", "../a"), ("a%20b", "a b"), ("é", "é")):
@@ -346,7 +346,7 @@ def test_a_client_that_waits_for_100_continue_is_refused_at_once_when_it_must_be
     assert listed(cluster, prefix) == []
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed: apt-get install curl")
 @pytest.mark.parametrize(
     ("size", "status"), [(VALUE_BYTES_MAX, "201"), (VALUE_BYTES_MAX + 1, "413"), (8 * VALUE_BYTES_MAX, "413")]
 )

@@ -25,7 +25,7 @@ async def puts_and_batches(url: str) -> tuple[int, int]:
     return counts["PUT"], counts["POST"]
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed: apt-get install wrk")
 async def test_a_cluster_of_two_routers_is_asked_through_both_and_its_batches_are_counted(tmp_path: Path) -> None:
     system = KvstoreSystem(Shape(2, 2), "kvstore-2s-2r")
     plan = Plan([system], [WORKLOADS[name] for name in ("put", "batch100", "txn1")], make_data(300, 1, 1), tmp_path)

@@ -176,7 +176,7 @@ async def test_a_store_that_does_not_is_not_measured(check: Any, flaw: str, comp
             await check(url, KVSTORE, DATA)
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed: apt-get install wrk")
 async def test_a_batch_of_which_an_operation_failed_is_an_error_and_not_counted(tmp_path: Path) -> None:
     store, file = SmallStore(DATA, partial_every=5), tmp_path / "file"
     async with serving(store.answer) as url:

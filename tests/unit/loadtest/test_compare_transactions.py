@@ -191,7 +191,7 @@ async def test_keys_that_lie_elsewhere_than_reckoned_are_an_error() -> None:
             await Transactions(transactions.in_one_store).check(url, dialects.Kvstore(), DATA)
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed: apt-get install wrk")
 async def test_the_script_counts_answers_by_status_and_only_what_was_done_as_operations(tmp_path: Path) -> None:
     store, file = SmallStore(DATA, conflict_every=10), tmp_path / "file"
     requests = Transactions(transactions.over_all_stores).requests(dialects.Kvstore(), DATA)
