@@ -206,8 +206,7 @@ class Receiver:
 
     async def _pause(self, started_s: float) -> None:
         """Leave the stores to others for so long that what began then takes no more than its share of the time."""
-        worked_s = time.monotonic() - started_s
-        await asyncio.sleep(min(worked_s * (1 / self._limits.move_busy_share - 1), _PAUSE_S_MAX))
+        await asyncio.sleep(min(self._store.pause_s(time.monotonic() - started_s, busy=True), _PAUSE_S_MAX))
 
     def _is_busy(self, state: _State) -> bool:
         """Others are at work in either store."""

@@ -225,9 +225,10 @@ class Store:
             self._load = now_s, done, busy
         return busy
 
-    def pause_s(self, worked_s: float) -> float:
-        """How long a move should leave the store alone, having worked for that long."""
-        if not self.busy:
+    def pause_s(self, worked_s: float, *, busy: bool | None = None) -> float:
+        """How long a move should leave the store alone, having worked for that long. `busy`: that others are at work,
+        in this store or in another one that the move works with; by default, whether they are in this one."""
+        if not (self.busy if busy is None else busy):
             return 0.0
         return max(worked_s, _PAUSE_S) * (1 / self._limits.move_busy_share - 1)
 
