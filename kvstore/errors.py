@@ -265,3 +265,10 @@ class ConfigError(KvError):
 class ForeignData(KvError):
     status, code, title = 409, "foreign-data", "The data file belongs to another store, cluster or version"
     next_step = "Point data_dir at the right data, or move the file away."
+
+
+class LogDamaged(KvError):
+    """`number`: the first record that is lost or damaged; `file` and `offset`: where it lies, or should lie."""
+
+    status, code, title = 500, "log-damaged", "The log of the store has lost or damaged records that were durable"
+    next_step = "Restore this copy of the store from another one; the files are left as they are for examination."
