@@ -26,7 +26,7 @@ from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
 from kvstore.shard.service import ShardService
-from kvstore.storage.store import Store
+from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
 from kvstore.transport.http import warn_if_exposed
 from kvstore.transport.map_follower import MapFollower

@@ -15,7 +15,7 @@ from kvstore.config import Limits
 from kvstore.errors import Unavailable
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import partition_of
-from kvstore.storage.store import Store
+from kvstore.store.store import Store
 from kvstore.transport.channel import Channel
 
 

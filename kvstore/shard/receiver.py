@@ -38,7 +38,7 @@ from kvstore.errors import Conflict, KvError, OutcomeUnknown, TooManyRequests, U
 from kvstore.placement.cluster_map import Move
 from kvstore.protocol import Answer, Fence, Fenced, MovedRow, Progress, Pull, Receive, Rows, row_bytes
 from kvstore.shard.peers import Peers
-from kvstore.storage.store import Store
+from kvstore.store.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from kvstore.config import Limits
 from kvstore.errors import KvError
 from kvstore.protocol import Abort, Answer, Ask, Attempt, Finish, Outcome, Reply
 from kvstore.shard.peers import Peers
-from kvstore.storage.participant import DropDecisions
-from kvstore.storage.store import Store
+from kvstore.store.participant import DropDecisions
+from kvstore.store.store import Store
 from kvstore.transactions.intents import Hold
 
 log = logging.getLogger(__name__)

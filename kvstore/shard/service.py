@@ -36,9 +36,9 @@ from kvstore.protocol import (
     Stats,
 )
 from kvstore.shard.receiver import Receiver
-from kvstore.storage.changes import Sink
-from kvstore.storage.leases import refusal
-from kvstore.storage.store import Store
+from kvstore.store.write_set import Sink
+from kvstore.store.leases import refusal
+from kvstore.store.store import Store
 
 log = logging.getLogger(__name__)
 

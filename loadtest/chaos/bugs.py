@@ -23,9 +23,9 @@ import msgspec
 
 from kvstore.protocol import ReadLock, Transact
 from kvstore.storage import sqlite, store
-from kvstore.storage.batch import Batch
-from kvstore.storage.leases import Leases
-from kvstore.storage.participant import Participant
+from kvstore.store.batch import Batch
+from kvstore.store.leases import Leases
+from kvstore.store.participant import Participant
 from kvstore.transactions.locks import LockTable
 
 EARLY_S = 0.1

@@ -34,8 +34,8 @@ from kvstore.protocol import (
     Step,
     Vote,
 )
-from kvstore.storage.handover import View
-from kvstore.storage.participant import DropDecisions
+from kvstore.store.partitions import View
+from kvstore.store.participant import DropDecisions
 from kvstore.storage.rows import checksum
 from tests.unit.shard.two_shards import PARTITIONS, Cluster, at, cluster_of_two
 

@@ -34,7 +34,7 @@ from kvstore.protocol import (
 from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.service import ShardService
-from kvstore.storage.store import Store
+from kvstore.store.store import Store
 
 PARTITIONS = 64
 store_ids: dict[str, str] = {}

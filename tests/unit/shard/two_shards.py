@@ -20,7 +20,7 @@ from kvstore.placement.ring import partition_of
 from kvstore.protocol import Fence, Get, Progress, Pull, Receive, Reply
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.service import ShardService
-from kvstore.storage.store import Store
+from kvstore.store.store import Store
 
 PARTITIONS = 64
 IDS = ("s1", "s2")

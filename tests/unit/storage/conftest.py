@@ -16,7 +16,7 @@ from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap, Member, Move
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Answer, Count, Delete, Get, Pull, Put, Rows, Scan
-from kvstore.storage.store import Store
+from kvstore.store.store import Store
 
 PARTITIONS = 64
 WAIT_S = 8.0

@@ -14,11 +14,11 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.protocol import Acquire, Answer, Guard, Once, Reply
-from kvstore.storage.batch import Batch, Locks, WriteOp
-from kvstore.storage.changes import Before, Context
-from kvstore.storage.leases import LeaseBody
+from kvstore.store.batch import Batch, Locks, WriteOp
+from kvstore.store.write_set import Before, Context
+from kvstore.store.leases import LeaseBody
 from kvstore.storage.rows import LEASE, REPLY, VALUE, Clock, Row
-from kvstore.storage.store import Store
+from kvstore.store.store import Store
 from kvstore.transactions.intents import Holds, State
 from kvstore.transactions.locks import Lease, LockTable
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Answer, Delete, Put, Reply
-from kvstore.storage.batch import Batch, Expire, Locks, WriteOp
-from kvstore.storage.changes import Before, Context
+from kvstore.store.batch import Batch, Expire, Locks, WriteOp
+from kvstore.store.write_set import Before, Context
 from kvstore.storage.rows import Clock, Row
 from kvstore.transactions.intents import Holds, State
 from kvstore.transactions.locks import LockTable

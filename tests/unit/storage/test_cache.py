@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kvstore.storage.cache import ABSENT, Cache, Entry
+from kvstore.store.cache import ABSENT, Cache, Entry
 
 KEYS = ["a", "b", "c", "d", "e"]
 BYTES_MAX = 2000

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvstore.protocol import Delete, Get, Guard, Put, Release
 from kvstore.storage.rows import VALUE
-from kvstore.storage.store import Store
+from kvstore.store.store import Store
 from tests.unit.storage.rig import Bench, Sink, acquire, ask, asked, code, next_id, opened
 
 GUARDS = st.builds(

@@ -11,7 +11,7 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Get, Pull, Put, Scan
-from kvstore.storage.leases import LeaseBody
+from kvstore.store.leases import LeaseBody
 from kvstore.storage.rows import FORMAT, LEASE, VALUE, checksum
 from kvstore.storage.sqlite import Database
 from tests.unit.storage.rig import PARTITIONS, Sink, ask, opened

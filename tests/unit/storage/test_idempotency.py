@@ -12,8 +12,8 @@ import pytest
 from kvstore.protocol import Answer, Delete, Guard, Once, Put, Release, Renew
 from kvstore.storage import lease_timers
 from kvstore.storage import store as store_module
-from kvstore.storage.batch import Expire, WriteOp
-from kvstore.storage.leases import EndWait
+from kvstore.store.batch import Expire, WriteOp
+from kvstore.store.leases import EndWait
 from kvstore.storage.rows import REPLY
 from tests.unit.storage.rig import Bench, Sink, TurnedTime, acquire, ask, asked, code, opened, token, until
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvstore.protocol import Attempt
-from kvstore.storage.kept_decisions import KeptDecisions
+from kvstore.store.decision_table import KeptDecisions
 
 
 def attempts(count: int, router: str) -> list[Attempt]:

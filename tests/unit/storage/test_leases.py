@@ -25,8 +25,8 @@ from kvstore.errors import DataCorrupt
 from kvstore.protocol import Acquire, Answer, Delete, Get, Inspect, Leave, Put, Release, Renew, ScanLeases
 from kvstore.storage import lease_timers
 from kvstore.storage import store as store_module
-from kvstore.storage.batch import Expire, Locks, WriteOp
-from kvstore.storage.leases import EndWait, ExpireLease, LeaseBody
+from kvstore.store.batch import Expire, Locks, WriteOp
+from kvstore.store.leases import EndWait, ExpireLease, LeaseBody
 from kvstore.storage.rows import LEASE, VALUE
 from kvstore.storage.sqlite import Database, Work
 from kvstore.transactions.intents import Holds

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kvstore.protocol import Abort, Answer, Attempt, Outcome, Prepare, Put, Reply, Step, Transact
-from kvstore.storage.batch import Batch, EndLockWaits, WriteOp
-from kvstore.storage.changes import Context
+from kvstore.store.batch import Batch, EndLockWaits, WriteOp
+from kvstore.store.write_set import Context
 from tests.unit.storage.rig import Bench, Sink
 
 

@@ -34,8 +34,8 @@ from kvstore.protocol import (
     Transact,
     Vote,
 )
-from kvstore.storage.participant import DropDecisions
-from kvstore.storage.store import Store
+from kvstore.store.participant import DropDecisions
+from kvstore.store.store import Store
 from tests.unit.storage.rig import PARTITIONS, Sink, opened, until
 
 FIRST = Attempt(100, 100, "router01")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kvstore.storage.batch import Batch, Expire
+from kvstore.store.batch import Batch, Expire
 
 Opener = Callable[..., Awaitable[Any]]
 

@@ -36,11 +36,11 @@ from kvstore.router.aftermath import Aftermath
 from kvstore.router.coordinator import Coordinator
 from kvstore.storage import batch as batch_module
 from kvstore.storage import participant
-from kvstore.storage.batch import Batch
-from kvstore.storage.changes import Changes
-from kvstore.storage.leases import ExpireLease, refusal
-from kvstore.storage.participant import Participant
-from kvstore.storage.replies import Replies
+from kvstore.store.batch import Batch
+from kvstore.store.write_set import Changes
+from kvstore.store.leases import ExpireLease, refusal
+from kvstore.store.participant import Participant
+from kvstore.store.idempotency import Replies
 from kvstore.transactions import locks
 from kvstore.transactions.attempts import Stamps
 from kvstore.transactions.locks import LockTable

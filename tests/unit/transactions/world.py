@@ -18,10 +18,10 @@ import msgspec
 
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Attempt, Reply
-from kvstore.storage.batch import Batch, Expire, Locks, WriteOp
-from kvstore.storage.changes import Before, Context
-from kvstore.storage.leases import ExpireLease
-from kvstore.storage.participant import EndReads
+from kvstore.store.batch import Batch, Expire, Locks, WriteOp
+from kvstore.store.write_set import Before, Context
+from kvstore.store.leases import ExpireLease
+from kvstore.store.participant import EndReads
 from kvstore.storage.rows import DECISION, LEASE, REPLY, VALUE, Clock, Row
 from kvstore.transactions.decisions import Decision, decode_decision
 from kvstore.transactions.intents import Holds, State

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import msgspec
 
+from kvstore.storage.rows import Row
+
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """The visible state of a key: `value` None means there is none. `expires_at_ms` 0 means never. `has_intent`: a
@@ -32,6 +34,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 ABSENT = Entry(None, 0, 0)
+
+
+def entry_of(row: Row) -> Entry:
+    """The visible state that a value's row says."""
+    return Entry(row.body, row.version, row.expires_at_ms, row.intent is not None)
+
+
 _OVERHEAD_BYTES = 250  # of a dictionary slot, the key, the tuple and its integers, as measured with sys.getsizeof
 
 

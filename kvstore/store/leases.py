@@ -16,7 +16,7 @@ import msgspec
 
 from kvstore.errors import KvError, Locked, LockLost, TooManyRequests
 from kvstore.protocol import Acquire, Answer, Inspect, Leave, Once, Release, Renew
-from kvstore.storage.changes import Changes, Sink
+from kvstore.store.write_set import Changes, Sink
 from kvstore.storage.rows import LEASE, Row
 from kvstore.transactions.locks import Lease, LockTable
 

@@ -40,9 +40,9 @@ from kvstore.protocol import (
     Transact,
     Vote,
 )
-from kvstore.storage.changes import Changes, Sink
-from kvstore.storage.leases import Leases
-from kvstore.storage.replies import Kept, Replies, attempt_row_key, row_key
+from kvstore.store.write_set import Changes, Sink
+from kvstore.store.leases import Leases
+from kvstore.store.idempotency import Kept, Replies, attempt_row_key, row_key
 from kvstore.storage.rows import DECISION, VALUE, Row
 from kvstore.transactions.coordination import too_much_read
 from kvstore.transactions.decisions import Decision, decode_decision, on_ask, on_commit

@@ -53,10 +53,10 @@ from kvstore.protocol import (
     Reply,
     Transact,
 )
-from kvstore.storage.changes import Before, Changes, Committed, Context, Sink
-from kvstore.storage.leases import EndWait, ExpireLease, Leases, queue_full, refusal
-from kvstore.storage.participant import DropDecisions, EndReads, Participant, keys_of
-from kvstore.storage.replies import Kept, Replies, row_key
+from kvstore.store.write_set import Before, Changes, Committed, Context, Sink
+from kvstore.store.leases import EndWait, ExpireLease, Leases, queue_full, refusal
+from kvstore.store.participant import DropDecisions, EndReads, Participant, keys_of
+from kvstore.store.idempotency import Kept, Replies, row_key
 from kvstore.storage.rows import LEASE, REPLY, VALUE, Clock, Row
 from kvstore.transactions.intents import Hold, Holds
 from kvstore.transactions.locks import Died, Identity, Lease, LockTable

@@ -9,10 +9,10 @@ Leaves to others: what a lease is and whether it is over (`transactions.locks`),
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
-from kvstore.storage.batch import Locks
+from kvstore.environment import Environment
+from kvstore.store.batch import Locks
 from kvstore.transactions.locks import Lease
 
 RETRY_S = 0.1  # after which the end of a lease is tried again, should the queue of writes be full
@@ -21,14 +21,15 @@ RETRY_S = 0.1  # after which the end of a lease is tried again, should the queue
 class LeaseTimers:
     """`expire` is called with a name whose lease should have ended."""
 
-    def __init__(self, locks: Locks, expire: Callable[[str], None]) -> None:
+    def __init__(self, locks: Locks, environment: Environment, expire: Callable[[str], None]) -> None:
         self._locks = locks
+        self._environment = environment
         self._expire = expire
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def start(self, lease: Lease) -> None:
         """The grant or renewal is visible: from now on the lease's time runs."""
-        self._locks.start(lease, time.monotonic())
+        self._locks.start(lease, self._environment.monotonic_s())
         timer = self._timers.get(lease.name)
         if timer is not None and timer.when() > asyncio.get_running_loop().time() + lease.ttl_s:
             timer.cancel()  # it was set for an earlier, longer lease on that name
@@ -41,14 +42,14 @@ class LeaseTimers:
             timer.cancel()
 
     def _watch(self, name: str, delay_s: float) -> None:
-        self._timers[name] = asyncio.get_running_loop().call_later(delay_s, self._ring, name)
+        self._timers[name] = self._environment.call_later(delay_s, self._ring, name)
 
     def _ring(self, name: str) -> None:
         """It looks when it rings, and sleeps on if it is early."""
         del self._timers[name]
         lease = self._locks.lease(name)
         if lease is not None:
-            left_s = lease.left_s(time.monotonic())
+            left_s = lease.left_s(self._environment.monotonic_s())
             if left_s <= 0:
                 self._expire(name)
             self._watch(name, max(left_s, RETRY_S))

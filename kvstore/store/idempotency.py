@@ -15,7 +15,7 @@ import msgspec
 
 from kvstore.errors import IdempotencyKeyReused
 from kvstore.protocol import Once, Read
-from kvstore.storage.changes import Changes
+from kvstore.store.write_set import Changes
 from kvstore.storage.rows import DECISION, REPLY
 
 

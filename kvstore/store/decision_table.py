@@ -8,11 +8,11 @@ Leaves to others: the rows (`participant`), finishing and dropping (`shard.recov
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from kvstore.environment import Environment
 from kvstore.protocol import Attempt
 
 
@@ -24,8 +24,9 @@ class _Kept(msgspec.Struct):
     acknowledged: bool
 
 
-class KeptDecisions:
-    def __init__(self, kept_s: float) -> None:
+class DecisionTable:
+    def __init__(self, environment: Environment, kept_s: float) -> None:
+        self._environment = environment
         self._kept_s = kept_s
         self._of: dict[Attempt, _Kept] = {}  # in the order in which they were made, or came here
 
@@ -35,7 +36,7 @@ class KeptDecisions:
     def note(self, decided: Iterable[tuple[Attempt, int, bool]], dropped: Iterable[Attempt]) -> None:
         """What a batch has decided, with the anchor's partition and whether it is committed; and what went."""
         for attempt, partition, committed in decided:
-            self._of[attempt] = _Kept(partition, time.monotonic(), acknowledged=not committed)
+            self._of[attempt] = _Kept(partition, self._environment.monotonic_s(), acknowledged=not committed)
         for attempt in dropped:
             self._of.pop(attempt, None)
 
@@ -50,7 +51,7 @@ class KeptDecisions:
         """Those that have been kept long enough, of partitions that have an arrival: the finished ones, which may go,
         each with its partition, at most so many; and those that nobody has acknowledged yet, all of them: some may have
         to wait for a shard that is away, and must not stand before others."""
-        horizon_s = time.monotonic() - self._kept_s
+        horizon_s = self._environment.monotonic_s() - self._kept_s
         finished: list[tuple[Attempt, int]] = []
         unfinished: list[Attempt] = []
         for attempt, kept in self._of.items():

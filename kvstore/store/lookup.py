@@ -1,0 +1,116 @@
+"""The rows that a batch finds: what was executed, what is visible, what is in the file.
+
+Owns: which rows an operation will look at, and whether they are at hand, that is, in memory.
+Promises: a batch sees every change that was decided before it. Operations whose rows are not at hand are not decided
+until they are: nothing on the event loop's thread waits for the file, but for an operation that was queued behind a lock
+for so long that its rows were forgotten (counted in `inline_reads`).
+Leaves to others: fetching (`fetcher`), what the rows mean (`batch`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kvstore.protocol import (
+    Abort,
+    Acquire,
+    Ask,
+    Commit,
+    Delete,
+    Finish,
+    Look,
+    Once,
+    Prepare,
+    Put,
+    ReadLock,
+    Release,
+    Renew,
+    Transact,
+)
+from kvstore.storage.engine import RowKey
+from kvstore.storage.rows import DECISION, REPLY, VALUE, Row
+from kvstore.store.batch import Expire
+from kvstore.store.idempotency import attempt_row_key, row_key
+from kvstore.store.participant import DropDecisions, keys_of
+from kvstore.store.tables import Tables
+from kvstore.store.write_set import Before
+from kvstore.transactions.intents import State
+
+
+def rows_needed(op: Any) -> Iterator[RowKey]:
+    """The rows that the operation may look at, apart from those that are always in memory."""
+    match op:
+        case Put() | Delete():
+            yield VALUE, op.key
+        case Expire():
+            yield op.kind, op.key
+        case Transact() | Prepare() | Commit():
+            for key in keys_of(op):
+                yield VALUE, key
+            if isinstance(op.once, Once):
+                yield REPLY, row_key("Txn", op.key, op.once)
+        case Finish() | Abort() | ReadLock():
+            for key in op.keys:
+                yield VALUE, key
+    if isinstance(op, Put | Delete | Acquire | Renew | Release) and op.once is not None:
+        yield REPLY, row_key(type(op).__name__, op.key, op.once)
+    elif isinstance(op, Commit | Ask):
+        yield DECISION, op.attempt.name
+    elif isinstance(op, Look) and op.partition >= 0:
+        yield DECISION, op.name
+        yield REPLY, attempt_row_key(op.name)
+    elif isinstance(op, DropDecisions):
+        for attempt in op.attempts:
+            yield DECISION, attempt.name
+
+
+class Lookup:
+    """The committed rows, as a batch asks for them (see `write_set.Committed`)."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def is_at_hand(self, key: RowKey) -> bool:
+        """It can be looked at without the file. A decision that is not in the table of decisions is not there."""
+        tables = self._tables
+        if tables.memtable.executed(key) is not None:
+            return True
+        if key[0] == VALUE:
+            if tables.cache.peek(key[1]) is not None:
+                return True
+        elif key[0] == DECISION and not tables.holds.is_decided(key[1]):
+            return True
+        return tables.memtable.fetched(key)[0]
+
+    def before(self, kind: str, key: str) -> Before | None:
+        row = self._tables.memtable.executed((kind, key))
+        if row is None and kind == VALUE:
+            entry = self._tables.cache.peek(key)
+            if entry is not None:
+                value = entry.value
+                return Before(entry.version, entry.expires_at_ms, len(value or b""), value is not None)
+        if row is None:
+            row = self._from_file((kind, key))
+        if row is None:
+            return None
+        return Before(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
+
+    def state(self, kind: str, key: str) -> State | None:
+        row = self._tables.memtable.executed((kind, key))
+        if row is None and kind == VALUE:
+            entry = self._tables.cache.peek(key)
+            if entry is not None:
+                return State(entry.version, entry.expires_at_ms, entry.value)
+        if row is None:
+            row = self._from_file((kind, key))
+        return State(row.version, row.expires_at_ms, row.body) if row is not None else None
+
+    def _from_file(self, key: RowKey) -> Row | None:
+        is_known, row = self._tables.memtable.fetched(key)
+        if is_known:
+            return row
+        if key[0] == DECISION and not self._tables.holds.is_decided(key[1]):
+            return None
+        self._tables.stats.inline_reads += 1
+        return self._tables.engine.read_now(key)

@@ -1,0 +1,341 @@
+"""The pipeline: queue, decide, commit, publish, answer. Every durable change of a store goes through here.
+
+Owns: the queue of writes, the order of batches, the syncs of the log, and when changes become visible.
+Promises:
+  - An operation is answered after everything that its batch saw is durable, and answers leave in batch order: also one
+    that changed nothing (404, 421, 507) waits for the batches before it.
+  - A change becomes visible when its record is durable, and before its answer leaves.
+  - A failed append or sync ends the process: its outcome is unknown, so nothing may be answered any more.
+  - Where the disk is quick the sync runs on this thread: no hop, and what arrives meanwhile makes the next batch fuller.
+    Where it is not, it runs in a thread, and the next batch is decided meanwhile on what was executed.
+Leaves to others: what an operation does (`batch`), the log (`storage.log`), the file (`applier`).
+
+    write ─> at hand? ──> queue ─> decide ─> append ─> sync ─> publish ─> answers, in order
+               └ no: fetched, many keys a hop ─┘          └ in a thread, if the disk is slow
+
+A crash before a sync has returned means: nobody was answered, and the record may or may not be found again. A crash
+after it means: it is found again, and some were not told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from kvstore import failpoints
+from kvstore.errors import KvError, TooManyRequests
+from kvstore.protocol import Message, message_bytes
+from kvstore.storage.engine import Position, RowKey
+from kvstore.storage.record import CommitRecord
+from kvstore.store.applier import Applier
+from kvstore.store.batch import Batch, Waiter, WriteOp
+from kvstore.store.disk_room import DiskRoom
+from kvstore.store.leases import refusal
+from kvstore.store.lookup import Lookup, rows_needed
+from kvstore.store.pacing import SyncPace
+from kvstore.store.tables import Tables
+from kvstore.store.write_set import Context, Sink
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Decide = Callable[[Batch], T]
+OnVisible = Callable[[Batch], None]
+
+_FETCHED_KEYS_MAX = 256
+
+
+class _Step(NamedTuple):
+    """A decision of the store's own, made alone: all that came before it is decided, what comes behind sees it."""
+
+    decide: Decide[Any]
+    future: asyncio.Future[Any]
+
+
+class _Fetching(NamedTuple):
+    op: WriteOp
+    sink: Sink
+    keys: list[RowKey]
+
+
+class _Decided(NamedTuple):
+    """A batch that waits for `position` to be durable. `record` None: it changed nothing."""
+
+    batch: Batch
+    position: Position
+    record: CommitRecord | None
+    started_s: float
+    pinned: list[RowKey]
+
+
+class Pipeline:
+    """`on_visible` is called with each batch when its changes are visible, before its answers leave."""
+
+    def __init__(self, tables: Tables, applier: Applier, on_visible: OnVisible) -> None:
+        self._tables = tables
+        self._applier = applier
+        self._on_visible = on_visible
+        self._lookup = Lookup(tables)
+        self._room = DiskRoom(tables)
+        self.pace = SyncPace(tables.limits.sync_inline_ms_max)
+        self._queue: deque[tuple[WriteOp, Sink, list[RowKey]] | _Step] = deque()
+        self._urgent: deque[_Step] = deque()
+        self._queued_bytes = 0
+        self._fetching: deque[_Fetching] = deque()
+        self._undurable: deque[_Decided] = deque()
+        self._events = _Events()
+        self._position = tables.log.last
+
+    def __len__(self) -> int:
+        """How many operations wait to be decided."""
+        return len(self._queue) + len(self._fetching)
+
+    # --- entering -----------------------------------------------------------------------------------------------------
+
+    def write(self, op: WriteOp, sink: Sink) -> None:
+        """Queue an operation; its answer goes to `sink` when all that it saw is durable."""
+        size, limits = _size(op), self._tables.limits
+        if len(self) >= limits.queue_ops_max or self._queued_bytes + size > limits.queue_bytes_max:
+            full = TooManyRequests("The shard's queue of writes is full; wait and try again.", retry_after_ms=100)
+            sink.send(refusal(op.id, full))
+            return
+        self._queued_bytes += size
+        missing = [key for key in rows_needed(op) if not self._lookup.is_at_hand(key)]
+        if missing:
+            self._fetching.append(_Fetching(op, sink, missing))
+            self._events.fetch.set()
+        else:
+            self._queue.append((op, sink, []))
+            self._events.queued.set()
+
+    async def step(self, decide: Decide[T], *, urgent: bool = False) -> T:
+        """Decide alone, and return when that is durable and visible. Raises what `decide` raises, a KvError.
+
+        `urgent`: before all that is queued, because nobody serves some partition until it is done.
+        """
+        step = _Step(decide, asyncio.get_running_loop().create_future())
+        (self._urgent if urgent else self._queue).append(step)
+        self._events.queued.set()
+        return await step.future  # type: ignore[no-any-return]
+
+    async def fetch(self) -> None:
+        """Bring rows from the file for operations that wait for them, for ever."""
+        tables, memtable = self._tables, self._tables.memtable
+        while True:
+            await self._events.fetch.wait()
+            self._events.fetch.clear()
+            while self._fetching:
+                waiting: list[_Fetching] = []
+                wanted: dict[RowKey, None] = {}
+                while self._fetching and len(wanted) < _FETCHED_KEYS_MAX:
+                    waiting.append(self._fetching.popleft())
+                    wanted |= dict.fromkeys(key for key in waiting[-1].keys if memtable.pin(key))
+                keys = list(wanted)
+                found = await tables.engine.read(keys)
+                for key, row in zip(keys, found, strict=True):
+                    if not isinstance(row, KvError):
+                        memtable.arrived(key, row)
+                damaged = {key: row for key, row in zip(keys, found, strict=True) if isinstance(row, KvError)}
+                for op, sink, needed in waiting:
+                    self._enter_fetched(op, sink, needed, next((damaged[k] for k in needed if k in damaged), None))
+
+    def _enter_fetched(self, op: WriteOp, sink: Sink, keys: list[RowKey], error: KvError | None) -> None:
+        if error is None:
+            self._queue.append((op, sink, keys))
+            self._events.queued.set()
+            return
+        log.error("%s", error.detail)
+        self._queued_bytes -= _size(op)
+        self._unpin(keys)
+        if not sink.closed:
+            sink.send(refusal(op.id, error))
+
+    def _unpin(self, keys: list[RowKey]) -> None:
+        for key in keys:
+            self._tables.memtable.unpin(key)
+
+    # --- deciding -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Decide and commit what is queued until `close`. Raises OSError, which nobody can survive."""
+        events, has_room = self._events, self._applier.has_room
+        while True:
+            if not events.queued.is_set():
+                await events.queued.wait()
+            if not has_room.is_set():
+                await has_room.wait()
+            if len(self._undurable) >= self._tables.limits.undurable_batches_max:
+                events.settled.clear()
+                await events.settled.wait()
+            if self._urgent:
+                self._run_step(self._urgent.popleft())
+            elif self._queue and isinstance(first := self._queue[0], _Step):
+                self._queue.popleft()
+                self._run_step(first)
+            elif self._queue:
+                self._run_batch()
+            elif events.closing:
+                await self._drain()
+                return
+            else:
+                events.queued.clear()
+                continue
+            await asyncio.sleep(0)
+
+    async def _drain(self) -> None:
+        while self._undurable:
+            self._events.settled.clear()
+            await self._events.settled.wait()
+
+    def close(self) -> None:
+        """Let `run` end when everything is decided and durable."""
+        self._events.closing = True
+        self._events.queued.set()
+
+    def _context(self) -> Context:
+        tables, environment = self._tables, self._tables.environment
+        return Context(
+            environment.now_ms(),
+            environment.monotonic_s(),
+            tables.generations,
+            tables.epoch,
+            self._room.frees_only,
+            round(tables.limits.idempotency_kept_s * 1000),
+            tables.limits.txn_read_bytes_max,
+            tables.frozen,
+        )
+
+    def _batch(self) -> Batch:
+        tables = self._tables
+        return Batch(tables.clock, self._context(), tables.locks, tables.holds, self._lookup)
+
+    def _run_batch(self) -> None:
+        limits, started_s = self._tables.limits, self._tables.environment.monotonic_s()
+        batch = self._batch()
+        pinned: list[RowKey] = []
+        queue, size, count = self._queue, 0, 0
+        while queue and count < limits.batch_ops_max and max(size, batch.bytes) < limits.batch_bytes_max:
+            entry = queue[0]
+            if isinstance(entry, _Step):
+                break
+            queue.popleft()
+            op, sink, keys = entry
+            op_size = _size(op)
+            self._queued_bytes -= op_size
+            pinned += keys
+            if not sink.closed:
+                size += op_size
+                count += 1
+                batch.decide(op, sink)
+        self._tables.stats.batch_ops.observe(count)
+        self._tables.stats.operations += count
+        self._commit(batch, started_s, pinned)
+
+    def _run_step(self, step: _Step) -> None:
+        started_s = self._tables.environment.monotonic_s()
+        batch = self._batch()
+        try:
+            result = step.decide(batch)
+        except KvError as error:
+            if not step.future.done():
+                step.future.set_exception(error)
+            return
+        batch.when_visible.append(lambda: settle(step.future, result))
+        self._commit(batch, started_s, [])
+
+    # --- committing ---------------------------------------------------------------------------------------------------
+
+    def _commit(self, batch: Batch, started_s: float, pinned: list[RowKey]) -> None:
+        """Append the record; durable now, or when the sync that is asked for has returned."""
+        tables, records = self._tables, self._tables.log
+        record = batch.record(tables.clock)
+        if record is not None:
+            failpoints.hit("batch-before-commit", *(f"{step}-before-commit" for step in batch.steps))
+            records.append(record.encode())
+            self._position = records.last
+            tables.clock = record.clock
+        if batch.generations is not tables.generations:
+            tables.epoch, tables.frozen = batch.epoch, batch.frozen
+        self._undurable.append(_Decided(batch, self._position, record, started_s, pinned))
+        if self._events.syncing or not self.pace.is_inline:
+            if record is not None:
+                tables.memtable.execute(record.rows)
+            self._events.sync.set()
+            return
+        if record is not None:
+            self._sync_now()
+        self._settle(self._position.number)
+
+    def _sync_now(self) -> None:
+        environment = self._tables.environment
+        started_s = environment.monotonic_s()
+        self._tables.log.sync()
+        self.pace.observe(environment.monotonic_s() - started_s)
+
+    async def sync(self) -> None:
+        """Sync in a thread whatever the loop's thread does not sync itself, for ever. Raises OSError."""
+        events, environment = self._events, self._tables.environment
+        while True:
+            await events.sync.wait()
+            events.sync.clear()
+            events.syncing = True
+            number = self._position.number
+            if number > self._tables.log.durable:
+                started_s = environment.monotonic_s()
+                await self._sync_in_thread()
+                self.pace.observe(environment.monotonic_s() - started_s)
+            events.syncing = False
+            self._settle(number)
+            if self._undurable:
+                events.sync.set()
+
+    async def _sync_in_thread(self) -> None:
+        await self._tables.environment.in_thread(self._tables.log.sync)
+
+    def _settle(self, durable: int) -> None:
+        """Publish and answer the batches up to that number, in order."""
+        undurable = self._undurable
+        while undurable and undurable[0].position.number <= durable:
+            self._publish(undurable.popleft())
+        self._events.settled.set()
+
+    def _publish(self, decided: _Decided) -> None:
+        batch, position, record, started_s, pinned = decided
+        tables = self._tables
+        if record is not None:
+            failpoints.hit("batch-after-commit", *(f"{step}-after-commit" for step in batch.steps))
+            tables.visible = record.clock
+            self._applier.publish(record, position)
+            tables.stats.commit_s.observe(tables.environment.monotonic_s() - started_s)
+        self._on_visible(batch)
+        for then in batch.when_visible:
+            then()
+        for sink, answer in batch.answers:
+            sink.send(answer)
+        self._unpin(pinned)
+
+
+class _Events:
+    """What the pipeline's tasks tell one another."""
+
+    def __init__(self) -> None:
+        self.queued = asyncio.Event()
+        self.fetch = asyncio.Event()
+        self.sync = asyncio.Event()
+        self.settled = asyncio.Event()
+        self.syncing = False
+        self.closing = False
+
+
+def _size(op: WriteOp) -> int:
+    return message_bytes(op) if isinstance(op, Message) else 64
+
+
+def settle(future: asyncio.Future[Any], result: Any = None) -> None:
+    """Set the result, unless nobody waits for it any more."""
+    if not future.done():
+        future.set_result(result)
