@@ -88,7 +88,11 @@ class Leases:
     def restore(self, row: Row) -> None:
         """A lease that was granted elsewhere, or before the store was opened."""
         body = msgspec.json.decode(row.body or b"", type=LeaseBody)
-        self.started.append(self._locks.grant(row.key, body.owner, row.version, body.ttl_ms / 1000))
+        self._start(self._locks.grant(row.key, body.owner, row.version, body.ttl_ms / 1000))
+
+    def _start(self, lease: Lease) -> None:
+        self._changes.undo.note_length(self.started)
+        self.started.append(lease)
 
     # --- the operations -----------------------------------------------------------------------------------------------
 
@@ -102,6 +106,7 @@ class Leases:
             self._locks.queue_for_lease(op.key, (op, sink))
         except OverflowError:
             raise queue_full(op.key) from None
+        self._changes.undo.note_length(self.parked)
         self.parked.append((op, sink))
         return None
 
@@ -109,7 +114,7 @@ class Leases:
         self._changes.need_room()
         body = msgspec.json.encode(LeaseBody(op.owner, op.ttl_ms))
         token = self._changes.write(LEASE, op.key, partition, body).version
-        self.started.append(self._locks.grant(op.key, op.owner, token, op.ttl_ms / 1000))
+        self._start(self._locks.grant(op.key, op.owner, token, op.ttl_ms / 1000))
         if op.once is not None:
             self._answer_duplicates(op.key, op.once, token)
         return Answer(op.id, 201, token)
@@ -132,7 +137,7 @@ class Leases:
     def restart(self, lease: Lease, op_id: int, status: int) -> Answer:
         """The lease's time begins anew when this batch is visible, and does not end before."""
         self._locks.suspend(lease)
-        self.started.append(lease)
+        self._start(lease)
         return Answer(op_id, status, lease.token, value=lease.owner.encode(), ttl_left_ms=round(lease.ttl_s * 1000))
 
     def _held(self, op: Renew | Release, partition: int) -> Lease:
