@@ -74,6 +74,13 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     cache_bytes_max: int = 32 * 1024 * 1024
     page_bytes_max: int = 4 * 1024 * 1024
     wal_bytes_max: int = 16 * 1024 * 1024
+    log_segment_bytes: int = 32 * 1024 * 1024
+    sync_inline_ms_max: float = 1.0
+    undurable_batches_max: int = 64
+    apply_delay_s: float = 0.05
+    apply_rows: int = 2000
+    unapplied_rows_max: int = 20_000
+    unapplied_bytes_max: int = 64 * 1024 * 1024
     disk_reserve_bytes: int = 64 * 1024 * 1024
     tombstone_kept_s: float = 600.0
     lock_waiters_max: int = 1024

@@ -60,7 +60,7 @@ class ShardApp:
             raise web.HTTPNotFound(text=f"this is shard {self._service.shard_id}\n")
         # An empty or foreign file has a map and partitions of its own, or none: to the router's cluster it is not this
         # shard, also while the controller, which refuses it, is away. Else a key of ours would be "not there".
-        if request.query.get("store") not in (None, "", self._service.store.database.identity.store_id):
+        if request.query.get("store") not in (None, "", self._service.store.identity.store_id):
             raise web.HTTPConflict(text=f"shard {self._service.shard_id} serves another data file\n")
         if "Origin" in request.headers:
             raise web.HTTPForbidden(text="a channel is for routers\n")
@@ -74,13 +74,13 @@ class ShardApp:
         return socket
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        identity = self._service.store.database.identity
-        partitions = len(self._service.store.arrivals)
+        identity = self._service.store.identity
+        partitions = len(self._service.store.served.generations)
         facts = {"store_id": identity.store_id, "cluster_id": identity.cluster_id, "partitions": partitions}
         return web.json_response({"status": "alive", "shard": self._service.shard_id, **facts})
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        text = exposition(shard_families({self._service.shard_id: self._service.store.snapshot()}))
+        text = exposition(shard_families({self._service.shard_id: self._service.store.inspection.snapshot()}))
         return web.Response(body=text, content_type="text/plain", charset="utf-8")
 
     async def close(self) -> None:
@@ -146,7 +146,7 @@ async def serve(
         follower = MapFollower(session, join, limits)
 
         async def join_cluster() -> None:
-            identity, url = store.database.identity, f"http://{listen}"
+            identity, url = store.identity, f"http://{listen}"
             await follower.announce(
                 shard_id,
                 url,
@@ -156,7 +156,7 @@ async def serve(
                 join=may_join,
                 partitions=config.partitions,
             )
-            await follower.follow(store.epoch, maps.put)
+            await follower.follow(store.served.epoch, maps.put)
 
         async def stopped() -> None:
             await stop.wait()

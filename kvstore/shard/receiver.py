@@ -38,6 +38,7 @@ from kvstore.errors import Conflict, KvError, OutcomeUnknown, TooManyRequests, U
 from kvstore.placement.cluster_map import Move
 from kvstore.protocol import Answer, Fence, Fenced, MovedRow, Progress, Pull, Receive, Rows, row_bytes
 from kvstore.shard.peers import Peers
+from kvstore.store.pacing import pause_s
 from kvstore.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class Receiver:
     async def _carry_out(self, move: Move, state: _State) -> None:
         try:
             failpoints.hit("move-before-copy")
-            await self._store.clear(move.id)
+            await self._store.migration.clear(move.id)
             sequence = await self._copy(move, state)
             failpoints.hit("move-after-copy")
             state.go_on("tail")
@@ -135,7 +136,7 @@ class Receiver:
                 await self._take(move, state, page.rows)
                 page = await self._changes(move, state, page.sequence)
             failpoints.hit("move-after-last-pull")
-            await self._store.complete(move.id, fenced, page.rows)
+            await self._store.migration.complete(move.id, fenced, page.rows)
             failpoints.hit("move-after-complete")
             state.go_on("done")
         except KvError as error:
@@ -197,7 +198,7 @@ class Receiver:
         while done < len(rows):
             started_s = time.monotonic()
             some = rows[done : done + self._page_rows(state)]
-            state.bytes_done += await self._store.take(move.id, some)
+            state.bytes_done += await self._store.migration.take(move.id, some)
             done += len(some)
             if state.step == "copy":
                 state.rows_done += len(some)
@@ -206,11 +207,11 @@ class Receiver:
 
     async def _pause(self, started_s: float) -> None:
         """Leave the stores to others for so long that what began then takes no more than its share of the time."""
-        await asyncio.sleep(min(self._store.pause_s(time.monotonic() - started_s, busy=True), _PAUSE_S_MAX))
+        await asyncio.sleep(min(pause_s(time.monotonic() - started_s, self._limits.move_busy_share), _PAUSE_S_MAX))
 
     def _is_busy(self, state: _State) -> bool:
         """Others are at work in either store."""
-        return state.source_is_busy or self._store.busy
+        return state.source_is_busy or self._store.applier.is_busy
 
     def _page_rows(self, state: _State) -> int:
         rows = self._limits.move_page_rows_max

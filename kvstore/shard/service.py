@@ -38,8 +38,7 @@ from kvstore.protocol import (
 )
 from kvstore.shard.admission import Admission
 from kvstore.shard.receiver import Receiver
-from kvstore.store.batch import failure
-from kvstore.store.leases import refusal
+from kvstore.store.refusals import failure, refusal
 from kvstore.store.store import Store
 from kvstore.store.write_set import Sink
 
@@ -58,25 +57,25 @@ class ShardService:
         self.shard_id = shard_id
         self.store = store
         self._receiver = receiver
-        self._admission = Admission(limits, len(store.arrivals))
+        self._admission = Admission(limits, len(store.served.generations))
         self._slow: set[asyncio.Task[None]] = set()
         self._asked_s = 0.0
 
     async def follow(self, cluster_map: ClusterMap) -> bool:
         """Take over a newer map, durably; False if it is not newer. Raises ForeignData, having changed nothing."""
-        identity = self.store.database.identity
+        identity = self.store.identity
         if identity.cluster_id not in (None, cluster_map.cluster_id):
             raise ForeignData(
-                f"{self.store.database.path} belongs to cluster {identity.cluster_id}, not to {cluster_map.cluster_id}"
+                f"{self.store.path} belongs to cluster {identity.cluster_id}, not to {cluster_map.cluster_id}"
             )
         member = cluster_map.member(self.shard_id)
         if member is not None and member.store_id != identity.store_id:
             raise ForeignData(f"the cluster knows shard {member.id} with another data file than this one")
-        if cluster_map.partitions != len(self.store.arrivals):
+        if cluster_map.partitions != len(self.store.served.generations):
             raise ForeignData(
-                f"the cluster has {cluster_map.partitions} partitions, this file {len(self.store.arrivals)}"
+                f"the cluster has {cluster_map.partitions} partitions, this file {len(self.store.served.generations)}"
             )
-        is_newer = await self.store.adopt(cluster_map)
+        is_newer = await self.store.partitions.adopt(cluster_map)
         if is_newer:
             self._receiver.drop_what_is_over()
             owned = len(cluster_map.owned_by(self.shard_id))
@@ -117,7 +116,7 @@ class ShardService:
             self._slow.add(task)
             task.add_done_callback(self._slow.discard)
         elif isinstance(request, Forget):
-            self.store.acknowledge(request.attempts)
+            self.store.undecided.acknowledge(request.attempts)
             sink.send(Answer(request.id, 200))
         else:
             self.store.write(request, sink)
@@ -134,30 +133,30 @@ class ShardService:
         """Raises KvError."""
         match request:
             case Scan():
-                return await self.store.scan(request)
+                return await self.store.scans.scan(request)
             case ScanLeases():
-                return await self.store.leases(request)
+                return await self.store.scans.leases(request)
             case Count():
-                return await self.store.count(request)
+                return await self.store.scans.count(request)
             case Explain():
-                facts = await self.store.explain(request.key)
-                return Facts(request.id, self.store.epoch, facts)  # the epoch as of now, not of the question
+                facts = await self.store.inspection.explain(request.key)
+                return Facts(request.id, self.store.served.epoch, facts)  # the epoch as of now, not of the question
             case Stats():
-                return Facts(request.id, self.store.epoch, self._facts())
+                return Facts(request.id, self.store.served.epoch, self._facts())
             case Follow():
                 await self.follow(_decoded_map(request.cluster_map))
                 return Answer(request.id, 200)
             case Receive():
                 return await self._receiver.receive(request)
             case Pull():
-                return await self.store.pull(request)
+                return await self.store.migration.pull(request)
             case Fence():
-                return msgspec.structs.replace(await self.store.fence(request.move), id=request.id)
+                return msgspec.structs.replace(await self.store.partitions.freeze(request.move), id=request.id)
 
     def _facts(self) -> dict[str, Any]:
-        stats: dict[str, Any] = msgspec.to_builtins(self.store.snapshot())
-        floor = self.store.database.clock.attempts_floor
-        return stats | {"attempts": self.store.in_doubt(), "attempts_floor": floor}
+        stats: dict[str, Any] = msgspec.to_builtins(self.store.inspection.snapshot())
+        floor = self.store.clock.attempts_floor
+        return stats | {"attempts": self.store.inspection.in_doubt(), "attempts_floor": floor}
 
 
 def _decoded_map(encoded: bytes) -> ClusterMap:

@@ -19,7 +19,7 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from kvstore.errors import DataCorrupt
+from kvstore.errors import DataCorrupt, Unavailable
 from kvstore.storage.rows import Clock, Row
 from kvstore.storage.segments import BEGINNING, Position
 
@@ -138,7 +138,7 @@ class Digest(NamedTuple):
     bytes: int = 0
 
 
-class TryLater(Exception):
+class TryLater(Unavailable):
     """Nothing was applied, and a later try may succeed: the disk is full, or another program holds the file."""
 
 

@@ -232,6 +232,13 @@ class Log:
         opened = self._used[-1]
         return len(self._spare) < 1 + (opened.end * 2 > opened.bytes)
 
+    def room(self, *, frees: bool = False) -> int:
+        """The largest payload that `append` would write now."""
+        opened, spare = self._used[-1], self._spare
+        rooms = [opened.bytes - opened.end] if frees or spare or not self.full else []
+        rooms += [segment.bytes - segment.end for segment in spare[: len(spare) if frees else len(spare) - 1]]
+        return max(rooms, default=0) - HEADER_BYTES
+
     def has_room(self, payload_bytes: int, *, frees: bool = False) -> bool:
         """Whether `append` would write a payload of that size now."""
         return self._segment_for(HEADER_BYTES + payload_bytes, frees) is not None

@@ -290,8 +290,18 @@ def format_of(path: Path) -> int:
     return int(found)
 
 
-def identity_of(path: Path) -> dict[str, str]:
-    """The entries of `meta` of a file of an older format. Raises ForeignData."""
+def position_of(path: Path) -> tuple[Position, str]:
+    """Up to where a file of this format has applied the log, and the store's id. Raises DataCorrupt."""
+    with closing(sqlite3.connect(f"file:{_uri_path(path)}?mode=rw", uri=True)) as connection:
+        *_, number, check = schema.read_clock(connection)
+        meta, damaged = schema.read_meta(connection)
+    if "store_id" not in meta:
+        raise DataCorrupt(f"{path}: the entries {', '.join(sorted(damaged))} do not match their checksums.")
+    return Position(number, check + _SIGNED), meta["store_id"]
+
+
+def meta_of(path: Path) -> dict[str, str]:
+    """The entries of `meta` of a file of an older format. Raises sqlite3.Error."""
     with closing(sqlite3.connect(f"file:{_uri_path(path)}?mode=rw", uri=True)) as connection:
         return {str(name): str(value) for name, value in connection.execute("SELECT name, value FROM meta")}
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from kvstore.storage.engine import Application, Freezes, Position, TryLater
+from kvstore.storage.engine import Application, Freezes, TryLater
 from kvstore.storage.record import CommitRecord
+from kvstore.storage.segments import Position
 from kvstore.store.pacing import LoadMeter, pause_s
 from kvstore.store.tables import Tables
 
@@ -54,7 +55,8 @@ class Applier:
         self._hurry = asyncio.Event()
         self._may_clean = asyncio.Event()
         self._load = LoadMeter()
-        self._failure: BaseException | None = None
+        self.segment_wanted = asyncio.Event()
+        self.segment_made = asyncio.Event()
 
     def publish(self, record: CommitRecord, position: Position) -> None:
         """The record is visible: it is to be applied."""
@@ -141,25 +143,26 @@ class Applier:
     # --- the log behind -----------------------------------------------------------------------------------------------
 
     async def _checkpoint_if_due(self) -> None:
-        engine, limits = self._tables.engine, self._tables.limits
-        if engine.wal_bytes >= limits.wal_bytes_max // 4:
+        if self._tables.engine.checkpoint_is_due:
             await self._checkpoint()
 
     async def _checkpoint(self) -> None:
         durable = await self._tables.engine.checkpoint()
         if durable:
-            self._tables.log.release(durable)
+            await self._tables.environment.in_thread(lambda: self._tables.log.release(durable))
 
     async def make_segments(self) -> None:
         """Keep one segment of the log ready beyond the open one, for ever."""
         environment, records = self._tables.environment, self._tables.log
         while True:
-            await records.segment_wanted()
-            try:
-                await environment.in_thread(records.prepare_segment)
-            except OSError as error:
-                log.warning("no segment of the log can be made: %s", error)
-                await environment.sleep(_RETRY_S)
+            while records.wants_segment:
+                made = await environment.in_thread(records.prepare_segment)
+                self.segment_made.set()
+                if not made:
+                    log.warning("the disk has no room for another segment of the log")
+                    await environment.sleep(_RETRY_S)
+            self.segment_wanted.clear()
+            await self.segment_wanted.wait()
 
     # --- what drops cover ---------------------------------------------------------------------------------------------
 

@@ -31,5 +31,5 @@ class DiskRoom:
         if free_bytes >= 2 * reserve_bytes:
             self._ample_until_s = now_s + _AMPLE_S
         if free_bytes >= reserve_bytes:
-            return False
+            return tables.log.full
         return free_bytes < reserve_bytes // 2 or free_bytes + tables.engine.free_bytes < reserve_bytes

@@ -9,17 +9,19 @@ Leaves to others: which answers decide something (`batch`, `participant`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from kvstore.errors import IdempotencyKeyReused
-from kvstore.protocol import Once, Read
-from kvstore.store.write_set import Changes
+from kvstore.errors import IdempotencyKeyReused, KvError
+from kvstore.protocol import Answer, Once, Read
 from kvstore.storage.rows import DECISION, REPLY
+from kvstore.store.refusals import refusal
+from kvstore.store.write_set import Changes
 
 
-class Kept(msgspec.Struct, omit_defaults=True):
+class IdempotencyRecord(msgspec.Struct, omit_defaults=True):
     """The body of a reply's row: the answer that was given, and to which request.
 
     `owner` and `ttl_ms`: a renewal's. `attempt` and what follows: a transaction's, see `protocol.Outcome`.
@@ -37,13 +39,47 @@ class Kept(msgspec.Struct, omit_defaults=True):
 
 
 _EXTENSION_MS = 60_000
+_DECIDED = frozenset({200, 201, 204, 404, 412})
 
 
-class Replies:
+class Idempotency:
     def __init__(self, changes: Changes) -> None:
         self._changes = changes
 
-    def find(self, row_key: str, once: Once) -> Kept | None:
+    def run(
+        self,
+        op: Any,
+        partition: int,
+        execute: Callable[[], Answer | None],
+        repeated: Callable[[Any, IdempotencyRecord, int], Answer],
+    ) -> Answer | None:
+        """Execute a plain operation, unless its Idempotency-Key was answered before; None if it waits."""
+        once: Once | None = getattr(op, "once", None)
+        if once is None:
+            try:
+                return execute()
+            except KvError as error:
+                return refusal(op.id, error)
+        name = row_key(type(op).__name__, op.key, once)
+        try:
+            kept = self.find(name, once)
+            if kept is not None:
+                return repeated(op, kept, partition)
+        except KvError as error:
+            return refusal(op.id, error)
+        try:
+            reply = execute()
+        except KvError as error:
+            reply = refusal(op.id, error)
+        if reply is not None and reply.status in _DECIDED:
+            owner = (reply.value or b"").decode()
+            problem, ttl_ms = reply.problem, reply.ttl_left_ms
+            self.keep(
+                name, partition, IdempotencyRecord(once.digest, reply.status, reply.version, problem, owner, ttl_ms)
+            )
+        return reply
+
+    def find(self, row_key: str, once: Once) -> IdempotencyRecord | None:
         """The reply to the first request with this Idempotency-Key, if there was one. Raises IdempotencyKeyReused."""
         before = self._changes.before(REPLY, row_key)
         if not before.live:
@@ -55,7 +91,7 @@ class Replies:
             raise IdempotencyKeyReused(f"the Idempotency-Key {once.key!r} came with another request before")
         return kept
 
-    def keep(self, row_key: str, partition: int, kept: Kept) -> None:
+    def keep(self, row_key: str, partition: int, kept: IdempotencyRecord) -> None:
         context = self._changes.context
         expires_at_ms = context.now_ms + context.reply_kept_ms
         self._changes.write(REPLY, row_key, partition, msgspec.json.encode(kept), expires_at_ms)
@@ -76,10 +112,10 @@ class Replies:
                 return False
         return changes.expire_if_due(REPLY, row_key, partition)
 
-    def _decode(self, row_key: str) -> Kept:
-        return msgspec.json.decode(self._changes.state(REPLY, row_key).body or b"", type=Kept)
+    def _decode(self, row_key: str) -> IdempotencyRecord:
+        return msgspec.json.decode(self._changes.state(REPLY, row_key).body or b"", type=IdempotencyRecord)
 
-    def _must_stay(self, kept: Kept) -> bool:
+    def _must_stay(self, kept: IdempotencyRecord) -> bool:
         return bool(kept.attempt) and self._changes.before(DECISION, kept.attempt).live
 
 

@@ -14,9 +14,9 @@ from kvstore.metrics import ShardStats
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import txn_id
 from kvstore.storage.rows import VALUE, Row
-from kvstore.store.batch import wrong_owner
 from kvstore.store.pipeline import Pipeline
 from kvstore.store.reads import Reads
+from kvstore.store.refusals import wrong_owner
 from kvstore.store.tables import Tables
 
 _IN_DOUBT_MAX = 1000

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 
 from kvstore.environment import Environment
-from kvstore.store.batch import Locks
+from kvstore.store.ops import Locks
 from kvstore.transactions.locks import Lease
 
 RETRY_S = 0.1  # after which the end of a lease is tried again, should the queue of writes be full

@@ -9,15 +9,16 @@ Leaves to others: the table of leases and its queues (`transactions.locks`), tim
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from kvstore.errors import KvError, Locked, LockLost, TooManyRequests
+from kvstore.errors import Locked, LockLost
 from kvstore.protocol import Acquire, Answer, Inspect, Leave, Once, Release, Renew
-from kvstore.store.write_set import Changes, Sink
 from kvstore.storage.rows import LEASE, Row
+from kvstore.store.idempotency import Idempotency, IdempotencyRecord
+from kvstore.store.refusals import failure, queue_full, refusal
+from kvstore.store.write_set import Changes, Sink
 from kvstore.transactions.locks import Lease, LockTable
 
 
@@ -44,17 +45,14 @@ class LeaseBody(msgspec.Struct):
 
 
 class Leases:
-    """`started`: leases whose time runs from when the batch is visible. `parked`: who began to wait in it.
+    """`started`: leases whose time runs from when the batch is visible. `parked`: who began to wait in it."""
 
-    `run` does an Acquire from the queue, as if it had just arrived.
-    """
-
-    def __init__(self, changes: Changes, locks: LockTable[Any, Any], run: Callable[[Acquire, int, Sink], None]) -> None:
+    def __init__(self, changes: Changes, locks: LockTable[Any, Any], idempotency: Idempotency) -> None:
         self.started: list[Lease] = []
         self.parked: list[tuple[Acquire, Sink]] = []
         self._changes = changes
         self._locks = locks
-        self._run = run
+        self._idempotency = idempotency
 
     # --- for all who write --------------------------------------------------------------------------------------------
 
@@ -153,7 +151,27 @@ class Leases:
         while self._locks.lease(name) is None and (waiter := self._locks.next_for_lease(name)) is not None:
             op, sink = waiter
             if not sink.closed and isinstance(op, Acquire):
-                self._run(op, partition, sink)
+                self._go_on(op, partition, sink)
+
+    def _go_on(self, op: Acquire, partition: int, sink: Sink) -> None:
+        """The waiter asks again, within another operation, which must not fail with it."""
+        savepoint = self._changes.savepoint()
+        try:
+            reply = self._idempotency.run(op, partition, lambda: self.acquire(op, partition, sink), self.repeated)
+        except Exception as error:
+            self._changes.back_to(savepoint)
+            reply = failure(op, error)
+        if reply is not None:
+            self._changes.answer(sink, reply)
+
+    def repeated(self, op: Any, kept: IdempotencyRecord, partition: int) -> Answer:
+        """The answer to a request that was answered before. Raises LockLost for an acquire whose grant is over."""
+        if isinstance(op, Acquire) and kept.status == 201:
+            lease = self.on(op.key, partition)
+            if lease is None or lease.token != kept.version:
+                raise LockLost(f"The grant with token {kept.version} that this key was answered with is over.")
+            return self.restart(lease, op.id, 201)
+        return Answer(op.id, kept.status, kept.version, kept.owner.encode() or None, kept.ttl_ms, kept.problem)
 
     def expire(self, op: ExpireLease, partition: int, sink: Sink) -> Answer:
         self.on(op.key, partition)
@@ -188,15 +206,6 @@ class Leases:
                 gone = Locked(f"the waiter for {op.key!r} has left the queue", retry_after_ms=100)
                 self._changes.answer(sink, refusal(op.acquire, gone))
         return Answer(op.id, 200)
-
-
-def refusal(op_id: int, error: KvError) -> Answer:
-    """The answer of an operation that was not done, and why."""
-    return Answer(op_id, error.status, problem=error.problem())
-
-
-def queue_full(name: str) -> TooManyRequests:
-    return TooManyRequests(f"too many wait for {name!r}", retry_after_ms=500)
 
 
 def _lost(name: str, token: int) -> LockLost:

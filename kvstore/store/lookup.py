@@ -2,9 +2,9 @@
 
 Owns: which rows an operation will look at, and whether they are at hand, that is, in memory.
 Promises: a batch sees every change that was decided before it. Operations whose rows are not at hand are not decided
-until they are: nothing on the event loop's thread waits for the file, but for an operation that was queued behind a lock
-for so long that its rows were forgotten (counted in `inline_reads`).
-Leaves to others: fetching (`fetcher`), what the rows mean (`batch`).
+until they are: nothing on the event loop's thread waits for the file, but for an operation that was queued behind a
+lock for so long that its rows were forgotten (counted in `inline_reads`).
+Leaves to others: fetching (`pipeline`), what the rows mean (`batch`).
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from kvstore.protocol import (
     Transact,
 )
 from kvstore.storage.engine import RowKey
-from kvstore.storage.rows import DECISION, REPLY, VALUE, Row
-from kvstore.store.batch import Expire
+from kvstore.storage.rows import DECISION, LEASE, REPLY, VALUE, Row
 from kvstore.store.idempotency import attempt_row_key, row_key
-from kvstore.store.participant import DropDecisions, keys_of
+from kvstore.store.ops import Expire, keys_of
 from kvstore.store.tables import Tables
 from kvstore.store.write_set import Before
 from kvstore.transactions.intents import State
@@ -60,9 +59,9 @@ def rows_needed(op: Any) -> Iterator[RowKey]:
     elif isinstance(op, Look) and op.partition >= 0:
         yield DECISION, op.name
         yield REPLY, attempt_row_key(op.name)
-    elif isinstance(op, DropDecisions):
-        for attempt in op.attempts:
-            yield DECISION, attempt.name
+
+
+_DECIDED = Before(0, 0, 0, True)
 
 
 class Lookup:
@@ -79,11 +78,15 @@ class Lookup:
         if key[0] == VALUE:
             if tables.cache.peek(key[1]) is not None:
                 return True
-        elif key[0] == DECISION and not tables.holds.is_decided(key[1]):
+        elif key[0] == DECISION and key[1] not in tables.holds.decided:
             return True
         return tables.memtable.fetched(key)[0]
 
     def before(self, kind: str, key: str) -> Before | None:
+        if kind == DECISION:
+            return _DECIDED if key in self._tables.holds.decided else None
+        if kind == LEASE:
+            return None  # what is there is in the lock table, and no version was ever above the clock's
         row = self._tables.memtable.executed((kind, key))
         if row is None and kind == VALUE:
             entry = self._tables.cache.peek(key)
@@ -110,7 +113,7 @@ class Lookup:
         is_known, row = self._tables.memtable.fetched(key)
         if is_known:
             return row
-        if key[0] == DECISION and not self._tables.holds.is_decided(key[1]):
+        if key[0] == DECISION and key[1] not in self._tables.holds.decided:
             return None
         self._tables.stats.inline_reads += 1
         return self._tables.engine.read_now(key)

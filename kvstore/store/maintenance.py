@@ -17,10 +17,9 @@ from kvstore.errors import DataCorrupt, TooManyRequests, from_problem
 from kvstore.protocol import Acquire, Answer, Reply
 from kvstore.storage.engine import TryLater
 from kvstore.store.applier import Applier
-from kvstore.store.batch import Batch, EndLockWaits, Expire
+from kvstore.store.batch import Batch
 from kvstore.store.lease_timers import RETRY_S, LeaseTimers
-from kvstore.store.leases import EndWait, ExpireLease
-from kvstore.store.participant import EndReads
+from kvstore.store.ops import EndLockWaits, EndReads, EndWait, Expire, ExpireLease
 from kvstore.store.pipeline import Pipeline, settle
 from kvstore.store.sinks import NOBODY, Then
 from kvstore.store.tables import Tables
@@ -45,9 +44,9 @@ class Maintenance:
 
     def publish(self, batch: Batch) -> None:
         """The leases of the batch begin to run, and so do the waits for leases."""
-        for lease in batch.started:
+        for lease in batch.leases.started:
             self._lease_timers.start(lease)
-        for op, _ in batch.parked:
+        for op, _ in batch.leases.parked:
             self._tables.environment.call_later(op.wait_ms / 1000, self._end_wait, op)
 
     def _end_wait(self, op: Acquire) -> None:

@@ -88,9 +88,7 @@ class Memtable:
 
     def drop(self, partitions: Set[int], sequence: int) -> None:
         """The rows of these partitions up to that sequence are gone. Those being applied go with the drop itself."""
-        gone = [
-            key for key, row in self._unapplied.items() if row.partition in partitions and row.sequence <= sequence
-        ]
+        gone = [key for key, row in self._unapplied.items() if row.partition in partitions and row.sequence <= sequence]
         for key in gone:
             self.bytes -= _size(self._unapplied.pop(key))
         self._applying = {
@@ -102,7 +100,7 @@ class Memtable:
     # --- applying -----------------------------------------------------------------------------------------------------
 
     def begin_application(self) -> list[Row]:
-        """The rows to apply; they stay visible until `end_application`. What a failed application left is among them."""
+        """The rows to apply, with those that a failed application left; they stay visible until `end_application`."""
         self._applying |= self._unapplied
         self._unapplied = {}
         self._applying_bytes = self.bytes

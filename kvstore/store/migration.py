@@ -66,7 +66,7 @@ class Migration:
 
         await self._pipeline.step(drop)
         await self._applier.flush()
-        while self._tables.engine.applied.drops:  # noqa: ASYNC110 (no poll: it works)
+        while self._tables.engine.applied.drops:
             await self._applier.clean_some()
 
     async def take(self, move: str, rows: Sequence[MovedRow]) -> int:

@@ -22,7 +22,7 @@ from kvstore.environment import Environment
 from kvstore.errors import ForeignData
 from kvstore.storage import sqlite
 from kvstore.storage.disk import OsDisk
-from kvstore.storage.engine import Application, Engine
+from kvstore.storage.engine import Application, Engine, Freezes
 from kvstore.storage.log import Log
 from kvstore.storage.record import decode_record
 from kvstore.storage.rows import Row
@@ -41,9 +41,7 @@ class Opened(NamedTuple):
     lock_fd: int
 
 
-async def open_files(
-    path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment
-) -> Opened:
+async def open_files(path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment) -> Opened:
     """Open or make the store whose file is `path`. Raises ForeignData, DataCorrupt, LogDamaged, OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_fd = lock(path)
@@ -108,7 +106,9 @@ def _open_log(
 async def replay(engine: Engine, entries: list[Entry]) -> None:
     """Apply the records, in order. Raises DataCorrupt for one that cannot be decoded."""
     rows: dict[tuple[str, str], Row] = {}
-    cluster_map, freezes, drops = None, None, {}
+    cluster_map: bytes | None = None
+    freezes: Freezes | None = None
+    drops: dict[int, int] = {}
     for at, entry in enumerate(entries):
         record = decode_record(entry.payload)
         if record.dropped:

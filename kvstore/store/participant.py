@@ -41,37 +41,16 @@ from kvstore.protocol import (
     Transact,
     Vote,
 )
-from kvstore.store.idempotency import Kept, Replies, attempt_row_key, row_key
-from kvstore.store.leases import Leases
-from kvstore.store.write_set import NUMBER_MAX, Changes, Sink
 from kvstore.storage.rows import DECISION, VALUE, Row
+from kvstore.store.idempotency import Idempotency, IdempotencyRecord, attempt_row_key, row_key
+from kvstore.store.leases import Leases
+from kvstore.store.ops import DropDecisions, EndReads, keys_of
+from kvstore.store.ready import Ready
+from kvstore.store.write_set import NUMBER_MAX, Changes, Sink
 from kvstore.transactions.coordination import too_much_read
 from kvstore.transactions.decisions import Decision, decode_decision, on_ask, on_commit
 from kvstore.transactions.intents import Held, Holds, Intent, ReadHold, State, applies, decode_intent
 from kvstore.transactions.locks import Identity, LockTable
-
-
-class DropDecisions(msgspec.Struct):
-    """The owner's own operation: these attempts' decisions may go. All are anchored in `partition`."""
-
-    attempts: list[Attempt]
-    partition: int
-    id: int = 0
-
-
-class EndReads(msgspec.Struct):
-    """The owner's own operation: these read-only transactions have held their locks for too long, or are gone."""
-
-    numbers: list[int]
-    id: int = 0
-
-
-def keys_of(op: Transact | Prepare | Commit) -> list[str]:
-    """All keys that it names, in the order in which they are locked."""
-    keys = {condition.key for condition in op.conditions}
-    keys.update(step.key for step in op.then)
-    keys.update(step.key for step in op.otherwise)
-    return sorted(keys)
 
 
 class Participant:
@@ -84,8 +63,8 @@ class Participant:
         locks: LockTable[Any, Any],
         holds: Holds,
         leases: Leases,
-        replies: Replies,
-        unlock: Callable[[str, Identity], None],
+        idempotency: Idempotency,
+        ready: Ready,
     ) -> None:
         self.decided: list[tuple[Attempt, int, bool]] = []
         self.dropped: list[Attempt] = []
@@ -93,9 +72,9 @@ class Participant:
         self._locks = locks
         self._holds = holds
         self._leases = leases
-        self._replies = replies
-        self._unlock = unlock
-        self._partitions = len(changes.context.arrivals)
+        self._idempotency = idempotency
+        self._unlock = ready.unlock
+        self._partitions = len(changes.context.generations)
 
     # --- in this store alone ------------------------------------------------------------------------------------------
 
@@ -216,7 +195,7 @@ class Participant:
 
     def abort_for_good(self, attempt: Attempt, anchor: str) -> None:
         """A tombstone for the attempt: no commit of it, however late, succeeds."""
-        if not self._is_decided(attempt):
+        if not self.is_decided(attempt):
             self._write_decision(Decision("aborted", attempt, anchor))
 
     def finish(self, op: Finish) -> Answer:
@@ -269,11 +248,11 @@ class Participant:
         if body is not None:
             decision = decode_decision(body)
             return self._outcome(op.id, decision.attempt, decision.outcome, decision)
-        return Outcome(op.id, "committed" if self._replies.committed(op.name) else "gone", op.name)
+        return Outcome(op.id, "committed" if self._idempotency.committed(op.name) else "gone", op.name)
 
     def drop_decisions(self, op: DropDecisions) -> Answer:
         for attempt in op.attempts:
-            if self._is_decided(attempt):
+            if self.is_decided(attempt):
                 self._changes.write(DECISION, attempt.name, op.partition, None)
                 if attempt.stamp <= STAMP_MAX:  # what lies beyond is refused at the door: nobody can ask for it later
                     self._changes.raise_floor(attempt.stamp)
@@ -282,8 +261,8 @@ class Participant:
 
     def _forget_decision(self, attempt: Attempt) -> None:
         undo = self._changes.undo
-        undo.note_item(self._holds.decided, attempt)
-        self._holds.decided.pop(attempt, None)
+        undo.note_item(self._holds.decided, attempt.name)
+        self._holds.decided.pop(attempt.name, None)
         undo.note_length(self.dropped)
         self.dropped.append(attempt)
 
@@ -298,7 +277,7 @@ class Participant:
             self._holds.add(row.key, Held(identity, intent, state), self._changes.context.now_s, None)
         elif row.body is not None:
             decision = decode_decision(row.body)
-            self._holds.decided[decision.attempt] = row.partition
+            self._holds.decided[decision.attempt.name] = decision.attempt, row.partition
             self.decided.append((decision.attempt, row.partition, decision.outcome == "committed"))
 
     def forget(self, is_theirs: Callable[[str], bool], partitions: Set[int]) -> None:
@@ -311,7 +290,7 @@ class Participant:
         for number, reader in list(self._holds.readers.items()):
             if any(map(is_theirs, reader.keys)):
                 self._let_go(number, reader)
-        for attempt, partition in list(self._holds.decided.items()):
+        for attempt, partition in list(self._holds.decided.values()):
             if partition in partitions:
                 self._forget_decision(attempt)
 
@@ -402,11 +381,11 @@ class Participant:
         expires_at_ms = min(decided_ms + step.ttl_ms, NUMBER_MAX) if step.ttl_ms else 0
         self._changes.write(VALUE, step.key, self._partition(step.key), body, expires_at_ms, version)
 
-    def _is_decided(self, attempt: Attempt) -> bool:
-        return attempt in self._holds.decided
+    def is_decided(self, attempt: Attempt) -> bool:
+        return attempt.name in self._holds.decided
 
     def _decision(self, attempt: Attempt) -> Decision | None:
-        if not self._is_decided(attempt):
+        if not self.is_decided(attempt):
             return None
         return decode_decision(self._changes.state(DECISION, attempt.name).body or b"")
 
@@ -414,8 +393,8 @@ class Participant:
         partition = self._partition(decision.anchor)
         self._changes.write_new(DECISION, decision.attempt.name, partition, decision.encode())
         undo = self._changes.undo
-        undo.note_item(self._holds.decided, decision.attempt)
-        self._holds.decided[decision.attempt] = partition
+        undo.note_item(self._holds.decided, decision.attempt.name)
+        self._holds.decided[decision.attempt.name] = decision.attempt, partition
         undo.note_length(self.decided)
         self.decided.append((decision.attempt, partition, decision.outcome == "committed"))
 
@@ -427,7 +406,7 @@ class Participant:
         return Outcome(op_id, state, attempt.name, version, succeeded, decided_ms, decision.reads, floor)
 
     def _repeated(self, op_id: int, anchor: str, once: Once | None) -> Outcome | None:
-        kept = self._replies.find(row_key("Txn", anchor, once), once) if once is not None else None
+        kept = self._idempotency.find(row_key("Txn", anchor, once), once) if once is not None else None
         if kept is None:
             return None
         return Outcome(op_id, "repeated", kept.attempt, kept.version, kept.succeeded, reads=kept.reads)
@@ -435,7 +414,7 @@ class Participant:
     def _keep(
         self, anchor: str, once: Once, attempt: Attempt, version: int, succeeded: bool, reads: list[Read]
     ) -> None:
-        kept = Kept(once.digest, 200, version, attempt=attempt.name, succeeded=succeeded, reads=reads)
+        kept = IdempotencyRecord(once.digest, 200, version, attempt=attempt.name, succeeded=succeeded, reads=reads)
         partition = self._partition(anchor)
-        self._replies.keep(row_key("Txn", anchor, once), partition, kept)
-        self._replies.keep(attempt_row_key(attempt.name), partition, msgspec.structs.replace(kept, reads=[]))
+        self._idempotency.keep(row_key("Txn", anchor, once), partition, kept)
+        self._idempotency.keep(attempt_row_key(attempt.name), partition, msgspec.structs.replace(kept, reads=[]))

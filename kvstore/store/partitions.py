@@ -9,8 +9,8 @@ waiters and locks (`batch`).
 
 A partition is served here if the durable map says that it is owned and it is not frozen. When it leaves, by a freeze or
 by a map, all that is in memory of it goes: locks, leases, queues; operations that wait there are bounced, unexecuted.
-When it arrives, by a map, by the end of a freeze or at the opening of the store, that is rebuilt from its rows. So there
-is one way out and one way in, and nothing in memory can outlive its partition.
+When it arrives, by a map, by the end of a freeze or at the opening of the store, that is rebuilt from its rows. So
+there is one way out and one way in, and nothing in memory can outlive its partition.
 
 A freeze names its move, and is durable before it is acknowledged. It survives a restart, and ends only when a map is
 durable here in which that move stands no more: as long as the move might be committed, nobody serves the partition.
@@ -111,7 +111,7 @@ class Partitions:
     def _serve(self, batch: Batch, rows: list[Row]) -> None:
         """From now on what is owned and not frozen, and nothing else; `rows` are of what arrives."""
         view = self.view
-        present = {partition for partition, generation in enumerate(batch.generations) if generation}
+        present = {partition for partition, generation in enumerate(batch.ownership.generations) if generation}
         batch.depart(present - view.served, view.epoch, view.frozen)
         if arriving := view.served - present:
             batch.arrive(arriving, rows)
@@ -135,7 +135,7 @@ class Partitions:
             self.view = self.view._replace(freezes=self.view.freezes | {move: partitions})
             batch.extras.freezes = self.view.freezes
             self._serve(batch, [])
-        return partitions, (batch.clock.version, batch.clock.attempts_floor)
+        return partitions, (batch.changes.clock.version, batch.changes.clock.attempts_floor)
 
     # --- orphaned rows ------------------------------------------------------------------------------------------------
 
@@ -153,10 +153,12 @@ class Partitions:
             if self.view.takes_part:
                 continue  # the map without that move is adopted, and finds them again
             partitions, self._orphaned = self._orphaned, set()
-            await self._pipeline.step(lambda batch, found=partitions: self._drop(batch, self.view.orphaned(found)))
+            await self._drop(partitions)
 
-    @staticmethod
-    def _drop(batch: Batch, partitions: frozenset[int]) -> None:
-        if partitions:
-            batch.steps.append("trim")
-            batch.extras.dropped = sorted(partitions)
+    async def _drop(self, partitions: Set[int]) -> None:
+        def drop(batch: Batch) -> None:
+            if orphaned := self.view.orphaned(partitions):
+                batch.steps.append("trim")
+                batch.extras.dropped = sorted(orphaned)
+
+        await self._pipeline.step(drop)

@@ -6,8 +6,8 @@ Promises:
     that changed nothing (404, 421, 507) waits for the batches before it.
   - A change becomes visible when its record is durable, and before its answer leaves.
   - A failed append or sync ends the process: its outcome is unknown, so nothing may be answered any more.
-  - Where the disk is quick the sync runs on this thread: no hop, and what arrives meanwhile makes the next batch fuller.
-    Where it is not, it runs in a thread, and the next batch is decided meanwhile on what was executed.
+  - Where the disk is quick the sync runs on this thread: no hop, and what arrives during it makes the next batch
+    fuller. Where it is not, it runs in a thread, and the next batch is decided meanwhile on what was executed.
 Leaves to others: what an operation does (`batch`), the log (`storage.log`), the file (`applier`).
 
     write ─> at hand? ──> queue ─> decide ─> append ─> sync ─> publish ─> answers, in order
@@ -20,23 +20,25 @@ after it means: it is found again, and some were not told.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from kvstore import failpoints
-from kvstore.errors import KvError, TooManyRequests
+from kvstore.errors import KvError, ReadTooLarge, TooManyRequests
 from kvstore.protocol import Message, message_bytes
-from kvstore.storage.engine import Position, RowKey
+from kvstore.storage.engine import RowKey
 from kvstore.storage.record import CommitRecord
+from kvstore.storage.segments import Position
 from kvstore.store.applier import Applier
-from kvstore.store.batch import Batch, Waiter, WriteOp
+from kvstore.store.batch import Batch
 from kvstore.store.disk_room import DiskRoom
-from kvstore.store.leases import refusal
 from kvstore.store.lookup import Lookup, rows_needed
+from kvstore.store.ops import WriteOp
 from kvstore.store.pacing import SyncPace
+from kvstore.store.refusals import refusal
+from kvstore.store.sizes import record_bytes
 from kvstore.store.tables import Tables
 from kvstore.store.write_set import Context, Sink
 
@@ -47,6 +49,7 @@ Decide = Callable[[Batch], T]
 OnVisible = Callable[[Batch], None]
 
 _FETCHED_KEYS_MAX = 256
+_SMALL_BYTES = 1 << 20
 
 
 class _Step(NamedTuple):
@@ -102,6 +105,10 @@ class Pipeline:
         if len(self) >= limits.queue_ops_max or self._queued_bytes + size > limits.queue_bytes_max:
             full = TooManyRequests("The shard's queue of writes is full; wait and try again.", retry_after_ms=100)
             sink.send(refusal(op.id, full))
+            return
+        if size > _SMALL_BYTES and record_bytes(op, self._tables.holds, _unknown) > self._tables.log.record_bytes_max:
+            large = ReadTooLarge("The operation does not fit into one record of the log; send less at a time.")
+            sink.send(refusal(op.id, large))
             return
         self._queued_bytes += size
         missing = [key for key in rows_needed(op) if not self._lookup.is_at_hand(key)]
@@ -173,10 +180,11 @@ class Pipeline:
                 await events.settled.wait()
             if self._urgent:
                 self._run_step(self._urgent.popleft())
-            elif self._queue and isinstance(first := self._queue[0], _Step):
+            elif self._queue and isinstance(first := self._queue[0], _Step) and not self._tables.ready:
                 self._queue.popleft()
                 self._run_step(first)
-            elif self._queue:
+            elif self._queue or self._tables.ready:
+                await self._wait_for_room()
                 self._run_batch()
             elif events.closing:
                 await self._drain()
@@ -185,6 +193,16 @@ class Pipeline:
                 events.queued.clear()
                 continue
             await asyncio.sleep(0)
+
+    async def _wait_for_room(self) -> None:
+        """The log must have room for the next operation before it is decided, because then it must be appended."""
+        tables = self._tables
+        op = tables.ready.first.queued.op if tables.ready else self._queue[0][0]
+        wanted = min(record_bytes(op, tables.holds, self._lookup.before), tables.log.record_bytes_max)
+        while tables.log.room(frees=self._room.frees_only or tables.log.full) < wanted:
+            self._applier.segment_made.clear()
+            self._applier.segment_wanted.set()
+            await self._applier.segment_made.wait()
 
     async def _drain(self) -> None:
         while self._undurable:
@@ -196,39 +214,42 @@ class Pipeline:
         self._events.closing = True
         self._events.queued.set()
 
-    def _context(self) -> Context:
-        tables, environment = self._tables, self._tables.environment
-        return Context(
+    def _batch(self) -> Batch:
+        tables, environment, limits = self._tables, self._tables.environment, self._tables.limits
+        context = Context(
             environment.now_ms(),
             environment.monotonic_s(),
-            tables.generations,
-            tables.epoch,
+            tables.executed.generations,
+            tables.executed.epoch,
             self._room.frees_only,
-            round(tables.limits.idempotency_kept_s * 1000),
-            tables.limits.txn_read_bytes_max,
-            tables.frozen,
+            round(limits.idempotency_kept_s * 1000),
+            limits.txn_read_bytes_max,
+            tables.executed.frozen,
         )
-
-    def _batch(self) -> Batch:
-        tables = self._tables
-        return Batch(tables.clock, self._context(), tables.locks, tables.holds, self._lookup)
+        return Batch(tables.clock, context, tables.locks, tables.holds, self._lookup, tables.ready)
 
     def _run_batch(self) -> None:
         limits, started_s = self._tables.limits, self._tables.environment.monotonic_s()
-        batch = self._batch()
-        pinned: list[RowKey] = []
-        queue, size, count = self._queue, 0, 0
-        while queue and count < limits.batch_ops_max and max(size, batch.bytes) < limits.batch_bytes_max:
+        batch, queue, count = self._batch(), self._queue, 0
+        changes, pinned = batch.changes, list[RowKey]()
+        room = min(self._tables.log.room(frees=changes.context.frees_only), limits.batch_bytes_max)
+
+        def fits(op: WriteOp) -> bool:
+            """The first always does: `_wait_for_room` has seen to that."""
+            wanted = changes.bytes + record_bytes(op, self._tables.holds, self._lookup.before)
+            return not changes.answers or wanted <= room
+
+        if self._tables.ready:
+            batch.go_on(fits)
+        while queue and not self._tables.ready and count < limits.batch_ops_max:
             entry = queue[0]
-            if isinstance(entry, _Step):
+            if isinstance(entry, _Step) or not fits(entry[0]):
                 break
             queue.popleft()
             op, sink, keys = entry
-            op_size = _size(op)
-            self._queued_bytes -= op_size
+            self._queued_bytes -= _size(op)
             pinned += keys
             if not sink.closed:
-                size += op_size
                 count += 1
                 batch.decide(op, sink)
         self._tables.stats.batch_ops.observe(count)
@@ -255,11 +276,13 @@ class Pipeline:
         record = batch.record(tables.clock)
         if record is not None:
             failpoints.hit("batch-before-commit", *(f"{step}-before-commit" for step in batch.steps))
-            records.append(record.encode())
+            records.append(record.encode(), frees=batch.changes.context.frees_only)
             self._position = records.last
             tables.clock = record.clock
-        if batch.generations is not tables.generations:
-            tables.epoch, tables.frozen = batch.epoch, batch.frozen
+            if records.wants_segment:
+                self._applier.segment_wanted.set()
+        if batch.served is not None:
+            tables.executed = batch.served
         self._undurable.append(_Decided(batch, self._position, record, started_s, pinned))
         if self._events.syncing or not self.pace.is_inline:
             if record is not None:
@@ -314,7 +337,7 @@ class Pipeline:
         self._on_visible(batch)
         for then in batch.when_visible:
             then()
-        for sink, answer in batch.answers:
+        for sink, answer in batch.changes.answers:
             sink.send(answer)
         self._unpin(pinned)
 
@@ -333,6 +356,10 @@ class _Events:
 
 def _size(op: WriteOp) -> int:
     return message_bytes(op) if isinstance(op, Message) else 64
+
+
+def _unknown(kind: str, key: str) -> None:
+    return None
 
 
 def settle(future: asyncio.Future[Any], result: Any = None) -> None:

@@ -22,10 +22,12 @@ from kvstore.errors import DataCorrupt, TooManyRequests, from_problem
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Answer, Get, Reply
 from kvstore.storage.rows import VALUE, Row
-from kvstore.store.batch import Batch, Expire, wrong_owner
+from kvstore.store.batch import Batch
 from kvstore.store.cache import ABSENT, Entry, entry_of
-from kvstore.store.leases import refusal
+from kvstore.store.ops import Expire
 from kvstore.store.pipeline import Pipeline, settle
+from kvstore.store.refusals import refusal, wrong_owner
+from kvstore.store.served import Served
 from kvstore.store.sinks import Then
 from kvstore.store.tables import Tables
 from kvstore.store.write_set import Sink
@@ -47,6 +49,7 @@ class Reads:
         self._queued = asyncio.Event()
         self._blocked: dict[str, list[tuple[Get, Sink]]] = {}
         self._blocked_count = 0
+        self._left: set[int] = set()
 
     def __len__(self) -> int:
         """How many reads wait for a reader thread."""
@@ -156,10 +159,10 @@ class Reads:
 
     def publish(self, batch: Batch) -> None:
         """The changes of the batch are visible: reads that waited for them go on."""
-        cache, blocked = self._tables.cache, self._blocked
+        cache, blocked, generations = self._tables.cache, self._blocked, self._tables.served.generations
         decided: list[Row] = []
-        for row in batch.changed.values():
-            if row.kind == VALUE:
+        for row in batch.changes.rows.values():
+            if row.kind == VALUE and generations[row.partition]:
                 cache.publish(row.key, entry_of(row))
                 if blocked and row.key in blocked:
                     decided.append(row)
@@ -184,8 +187,24 @@ class Reads:
             else:
                 sink.send(self._wrong_owner(op.id, row.partition))
 
-    def ask_again(self) -> None:
-        """Partitions came or went: what is blocked is looked at anew."""
+    def serve(self, served: Served) -> bool:
+        """These partitions are served from now on; whether some came or went: then blocked reads are looked at anew.
+
+        What the cache knows of a partition that left is wrong when that comes back, not before.
+        """
+        tables = self._tables
+        before, tables.served = tables.served.generations, served
+        came = {at for at, generation in enumerate(served.generations) if generation and not before[at]}
+        left = {at for at, generation in enumerate(before) if generation and not served.generations[at]}
+        if came & self._left:
+            tables.cache.clear()
+            self._left.clear()
+        self._left |= left
+        if came or left:
+            self._ask_again()
+        return bool(came or left)
+
+    def _ask_again(self) -> None:
         blocked, self._blocked, self._blocked_count = self._blocked, {}, 0
         for op, sink in itertools.chain.from_iterable(blocked.values()):
             if not sink.closed:

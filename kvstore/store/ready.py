@@ -42,8 +42,10 @@ class Ready:
 
     def unlock(self, key: str, identity: Identity) -> None:
         """Let the lock go; those that have it now are ready."""
+        self._locks.undo.note_length(self._granted)
         self._granted.extend(Granted(key, *granted) for granted in self._locks.unlock(key, identity))
 
     def leave(self, key: str, queued: Any) -> None:
         """The operation leaves the queue of that lock; those for which this cleared the way are ready."""
+        self._locks.undo.note_length(self._granted)
         self._granted.extend(Granted(key, *granted) for granted in self._locks.leave(key, queued))

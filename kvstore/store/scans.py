@@ -22,9 +22,9 @@ from kvstore.protocol import Answer, Count, Page, Scan, ScanLeases
 from kvstore.storage.engine import ScanPage, ScanQuery
 from kvstore.storage.rows import LEASE, VALUE
 from kvstore.store.applier import Applier
-from kvstore.store.batch import Expire
 from kvstore.store.leases import LeaseBody
 from kvstore.store.maintenance import Maintenance
+from kvstore.store.ops import Expire
 from kvstore.store.reads import Reads
 from kvstore.store.tables import Tables
 
@@ -108,7 +108,9 @@ class Scans:
         generations = self._asked_for(op.wanted)
         partitions = len(generations)
         counts: Counter[int] = Counter()
-        query = ScanQuery(VALUE, op.prefix, "", _COUNT_KEYS_MAX, False, 0, generations, self._tables.limits.page_bytes_max)
+        query = ScanQuery(
+            VALUE, op.prefix, "", _COUNT_KEYS_MAX, False, 0, generations, self._tables.limits.page_bytes_max
+        )
         more = any(generations)
         while more:
             page, undecided = await self._read_page(query)

@@ -28,19 +28,22 @@ from kvstore.protocol import Get, Reply
 from kvstore.storage.engine import Identity
 from kvstore.storage.rows import Clock
 from kvstore.store.applier import Applier
-from kvstore.store.batch import Batch, WriteOp
+from kvstore.store.batch import Batch
 from kvstore.store.cache import Cache
 from kvstore.store.decision_table import DecisionTable
 from kvstore.store.inspection import Inspection
 from kvstore.store.maintenance import Maintenance
 from kvstore.store.migration import Migration
 from kvstore.store.opening import Opened, open_files
+from kvstore.store.ops import Locks, WriteOp
 from kvstore.store.partitions import Partitions
 from kvstore.store.pipeline import Pipeline, settle
 from kvstore.store.reads import Reads, is_old
+from kvstore.store.ready import Ready
 from kvstore.store.scans import Scans
+from kvstore.store.served import Served
 from kvstore.store.sinks import NOBODY, Then
-from kvstore.store.tables import OnFatal, Served, Tables
+from kvstore.store.tables import OnFatal, Tables
 from kvstore.store.undecided import Undecided
 from kvstore.store.write_set import Sink
 from kvstore.transactions.locks import LockTable
@@ -50,22 +53,30 @@ class Store:
     """`recovery_due` is set when an operation was blocked by an attempt that is too old."""
 
     def __init__(
-        self, opened: Opened, shard_id: str, partitions: int, limits: Limits, environment: Environment, on_fatal: OnFatal
+        self,
+        opened: Opened,
+        shard_id: str,
+        partitions: int,
+        limits: Limits,
+        environment: Environment,
+        on_fatal: OnFatal,
     ) -> None:
         engine, log, self._lock_fd = opened
         clock = engine.applied.clock
+        locks: Locks = LockTable(environment.random_hex(8), limits.lock_waiters_max)
         self.tables = tables = Tables(
             environment,
             limits,
             engine,
             log,
-            LockTable(environment.random_hex(8), limits.lock_waiters_max),
+            locks,
             Cache(limits.cache_bytes_max),
             DecisionTable(environment, 2 * limits.txn_timeout_s),
             clock,
             clock,
             Served([0] * partitions),
             Served([0] * partitions),
+            Ready(locks),
         )
         self.recovery_due = asyncio.Event()
         self.applier = Applier(tables)
@@ -194,24 +205,12 @@ class Store:
     def _publish(self, batch: Batch) -> None:
         """The batch is visible: what it changed in memory takes effect for readers and timers."""
         tables = self.tables
-        tables.stats.expired += batch.expired
-        tables.stats.disk_full = batch.frees_only
-        tables.decisions.note(batch.decided, batch.dropped)
+        tables.stats.expired += batch.changes.expired
+        tables.stats.disk_full = batch.changes.context.frees_only
+        tables.decisions.note(batch.part.decided, batch.part.dropped)
         self.maintenance.publish(batch)
-        if batch.served is not None:
-            self._serve(batch.served)
+        if (served := batch.served) is not None and self.reads.serve(served):
+            self.recovery_due.set()
         self.reads.publish(batch)
-        if batch.met and any(is_old(hold, tables) for hold in batch.met):
+        if batch.waits.met and any(is_old(hold, tables) for hold in batch.waits.met):
             self.recovery_due.set()
-
-    def _serve(self, served: Served) -> None:
-        """What the cache knows of a partition that left is wrong when it comes back, not before."""
-        tables = self.tables
-        before, tables.served = tables.served, served
-        came = any(now and not then for now, then in zip(served.generations, before.generations, strict=True))
-        left = any(then and not now for now, then in zip(served.generations, before.generations, strict=True))
-        if came:
-            tables.cache.clear()
-        if came or left:
-            self.recovery_due.set()
-            self.reads.ask_again()

@@ -12,7 +12,7 @@ Leaves to others: what an operation does (`batch`, `leases`, `replies`, `partici
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple, Protocol
 
 from kvstore.errors import DiskFull
@@ -49,17 +49,17 @@ class Committed(Protocol):
 
 
 class Context(NamedTuple):
-    """What holds for the whole batch. `arrivals[p]` is 0 where the store does not answer for partition p (see `store`):
-    because it does not own it, or because that is `fenced`."""
+    """What holds for the whole batch. `generations[p]` is 0 where the store does not serve partition p (see `served`):
+    because it does not own it, or because it is `frozen`."""
 
     now_ms: int
     now_s: float
-    arrivals: Sequence[int]
+    generations: Sequence[int]
     epoch: int
     frees_only: bool
     reply_kept_ms: int
     read_bytes_max: int
-    fenced: Set[int] = frozenset()
+    frozen: Set[int] = frozenset()
 
 
 class Savepoint(NamedTuple):
@@ -68,9 +68,11 @@ class Savepoint(NamedTuple):
     clock: Clock
     expired: int
     answers: int
+    bytes: int
     undo: int
 
 
+_ROW_BYTES = 64  # of a row in a commit record, beside its key, body and intent
 NUMBER_MAX = 2**63 - 1  # in the file
 _NEVER = Before(0, 0, 0, False)
 _NEVER_STATE = State(0, 0, None)
@@ -85,6 +87,7 @@ class Changes:
         self.context = context
         self.undo = undo
         self.expired = 0
+        self.bytes = 0
         self._committed = committed
         self._seen: dict[tuple[str, str], Before] = {}
         self._states: dict[tuple[str, str], State] = {}
@@ -102,13 +105,13 @@ class Changes:
 
     def savepoint(self) -> Savepoint:
         """The present moment."""
-        return Savepoint(self.clock, self.expired, len(self.answers), self.undo.mark)
+        return Savepoint(self.clock, self.expired, len(self.answers), self.bytes, self.undo.mark)
 
     def back_to(self, savepoint: Savepoint) -> None:
         """Take back what was changed since, also in what else notes its changes in the same `Undo`."""
         self.undo.back_to(savepoint.undo)
         self._set_clock(savepoint.clock)
-        self.expired = savepoint.expired
+        self.expired, self.bytes = savepoint.expired, savepoint.bytes
         del self.answers[savepoint.answers :]
 
     def need_room(self) -> None:
@@ -154,10 +157,14 @@ class Changes:
         self._keys += keys
         self._bytes += size
 
-    def skip(self, count: int) -> int:
-        """The sequence after which the next `count` are the caller's."""
-        self._sequence += count
-        return self._sequence - count
+    def take(self, rows: Iterable[Row]) -> None:
+        """Rows of another store, which get sequences of this one. They are counted when their partition arrives."""
+        for row in rows:
+            self._set_row(row._replace(sequence=self._sequence + 1))
+
+    def trim_tombstones(self, sequence: int) -> None:
+        """Tombstones up to that sequence are no rows of the feed any more."""
+        self._tombstones_floor = max(self._tombstones_floor, sequence)
 
     def raise_floor(self, stamp: int) -> None:
         """A decision goes: of attempts up to that stamp nothing may be known any more. Raises OverflowError."""
@@ -196,6 +203,7 @@ class Changes:
         self.undo.note_item(self._seen, name)
         self._sequence = row.sequence
         self.rows[name] = row
+        self.bytes += len(row.key) + len(row.body or b"") + len(row.intent or b"") + _ROW_BYTES
 
     def write_new(self, kind: str, key: str, partition: int, body: bytes) -> None:
         """A row that is known not to be there; it takes no step of the version clock."""

@@ -119,15 +119,15 @@ class ReadHold:
 class Holds:
     """The attempts that hold keys of a store; the read-only transactions that do, by a number of their own.
 
-    `decided`: the attempts whose decision is kept here, each with its anchor's partition, so that nobody has to look
-    into the file.
+    `decided`: the attempts whose decision is kept here, by name, each with its anchor's partition, so that the
+    file need not be read for it.
     """
 
     def __init__(self) -> None:
         self._of_attempt: dict[Attempt, Hold] = {}
         self._on_key: dict[str, Hold] = {}
         self.readers: dict[int, ReadHold] = {}
-        self.decided: dict[Attempt, int] = {}
+        self.decided: dict[str, tuple[Attempt, int]] = {}
         self.undo = Undo()
 
     def __len__(self) -> int:

@@ -1,0 +1,43 @@
+"""How large the commit record of an operation can become, so that it is known before anything is decided.
+
+Owns: the estimate, which is never too low.
+Promises: pure.
+Leaves to others: waiting for room in the log, and refusing (`pipeline`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kvstore.protocol import Commit, Finish, Message, Prepare, Transact, message_bytes
+from kvstore.storage.rows import VALUE
+from kvstore.store.ops import keys_of
+from kvstore.store.write_set import Before
+from kvstore.transactions.intents import Holds
+
+_ROW_BYTES = 160  # of a row in a record, with its key's escapes, beside what is counted
+_KEY_ROWS = 1100  # of a row whose key is not counted in the message
+BASE_BYTES = 4096
+
+
+def record_bytes(op: Any, holds: Holds, before: Callable[[str, str], Before | None]) -> int:
+    """An upper bound. An intent holds its writes as base64, and its row the value that stays until it is applied."""
+    if not isinstance(op, Message):
+        return BASE_BYTES
+    size = message_bytes(op)
+    if isinstance(op, Prepare | Transact | Commit):
+        keys = keys_of(op)
+        size = size * 3 // 2 + len(keys) * _KEY_ROWS
+        if isinstance(op, Prepare):
+            size += sum([found.size for key in keys if (found := before(VALUE, key)) is not None])
+    elif isinstance(op, Finish):
+        hold = holds.of(op.attempt)
+        if hold is not None:
+            size += sum([_held_bytes(hold.intents[key]) for key in op.keys if key in hold.intents])
+    return size + _ROW_BYTES + len(getattr(op, "key", "")) * 4
+
+
+def _held_bytes(held: Any) -> int:
+    steps = (held.intent.then, held.intent.otherwise)
+    return _KEY_ROWS + len(held.state.body or b"") + sum([len(step.value) for step in steps if step is not None])
