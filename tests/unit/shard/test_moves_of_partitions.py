@@ -34,9 +34,9 @@ from kvstore.protocol import (
     Step,
     Vote,
 )
-from kvstore.store.partitions import View
-from kvstore.store.participant import DropDecisions
 from kvstore.storage.rows import checksum
+from kvstore.store.ops import DropDecisions
+from kvstore.store.partitions import View
 from tests.unit.shard.two_shards import PARTITIONS, Cluster, at, cluster_of_two
 
 FIRST = Attempt(100, 100, "router01")
@@ -244,7 +244,7 @@ async def test_who_waits_for_a_key_that_stays_goes_on_when_a_reader_of_both_has_
 async def test_a_read_that_waits_for_its_thread_while_the_partition_goes_is_answered_421(cluster: Cluster):
     await cluster.ask("s1", Put(1, "a", b"1"))
     store = cluster.stores["s1"]
-    store._cache.clear()
+    store.tables.cache.clear()
     read, may_go_on, original = asyncio.Event(), asyncio.Event(), store.database.read
 
     async def slow(keys: list[str]) -> Any:
@@ -461,12 +461,12 @@ async def test_what_comes_after_the_comparison_is_compared_again(cluster: Cluste
     assert (await cluster.carry(move_id)).step == "done"
     fenced = await cluster.stores["s1"].fence(move_id)
     store = cluster.stores["s2"]
-    await store.complete(move_id, fenced, [])
+    await store.migration.complete(move_id, fenced, [])
     other = next(key for key in map(str, range(10_000)) if at(key) == at("a"))
     row = ("value", other, at("a"), 1, 0, b"x", None, checksum("value", other, 1, 0, b"x"))
-    await store.take(move_id, [row])
+    await store.migration.take(move_id, [row])
     with pytest.raises(Conflict, match="differs"):
-        await store.complete(move_id, fenced, [])
+        await store.migration.complete(move_id, fenced, [])
 
 
 # --- any order of changes ---------------------------------------------------------------------------------------------
@@ -521,4 +521,4 @@ async def test_whatever_happens_between_the_steps_the_shards_say_what_a_dictiona
                 assert list(answers.values()).count(421) == 1, "one shard answers"
                 found[key] = answers[cluster.owner(key)]
             assert {key: value for key, value in found.items() if value is not None} == model
-            assert sum(store.snapshot().keys for store in cluster.stores.values()) == len(model)
+            assert sum(store.inspection.snapshot().keys for store in cluster.stores.values()) == len(model)

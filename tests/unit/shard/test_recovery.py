@@ -11,7 +11,7 @@ from kvstore.errors import Unavailable
 from kvstore.protocol import Attempt, Get, Prepare, Step
 from kvstore.shard import recovery
 from kvstore.shard.recovery import Recovery
-from tests.unit.storage.rig import Sink, asked, next_id, opened, until
+from tests.unit.store.rig import Sink, asked, next_id, opened, until
 
 
 class Away:
@@ -41,7 +41,7 @@ async def test_attempts_that_wait_for_a_shard_that_is_away_do_not_stand_before_o
         rounds = asyncio.create_task(at_work.run())
         try:
             assert (await reading.answer()).status == 404
-            assert len(store._holds) == stuck
+            assert len(store.tables.holds) == stuck
         finally:
             rounds.cancel()
             await asyncio.gather(rounds, return_exceptions=True)

@@ -82,7 +82,7 @@ class Shard:
 async def shard(tmp_path: Path) -> AsyncIterator[Shard]:
     fatal: list[BaseException] = []
     store = await Store.open(tmp_path / "s1.db", Limits(), "s1", PARTITIONS, fatal.append)  # type: ignore[arg-type]
-    store_ids["s1"] = store.database.identity.store_id
+    store_ids["s1"] = store.identity.store_id
     async with aiohttp.ClientSession() as session:
         peers = Peers(store, Limits(), session)
         receiver = Receiver("s1", store, peers, Limits())
@@ -126,8 +126,8 @@ async def test_a_partition_that_stays_keeps_its_arrival_and_one_that_comes_back_
     seen = []
     for epoch, cluster_map in enumerate((all_mine(1), without("moved", 2), all_mine(3), all_mine(4)), start=1):
         await shard.service.follow(cluster_map)
-        assert shard.service.store.epoch == epoch
-        seen.append(list(shard.service.store.arrivals))
+        assert shard.service.store.served.epoch == epoch
+        seen.append(list(shard.service.store.served.generations))
     for partition in range(PARTITIONS):
         arrivals = [arrivals[partition] for arrivals in seen]
         if partition == moved:
@@ -218,7 +218,7 @@ async def test_a_request_that_fails_for_whatever_reason_is_answered(
 async def test_a_damaged_value_in_a_listing_is_answered_as_such(shard: Shard) -> None:
     await shard.service.follow(all_mine(1))
     await shard.ask(Put(1, "bad", b"1"))
-    connection = sqlite3.connect(shard.service.store.database.path)
+    connection = sqlite3.connect(shard.service.store.path)
     with connection:
         connection.execute("UPDATE rows SET body = x'00'")
     connection.close()

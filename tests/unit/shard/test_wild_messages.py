@@ -66,8 +66,8 @@ from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
 from kvstore.shard.service import ShardService
-from kvstore.store.batch import WriteOp
 from kvstore.storage.rows import DECISION, Row, stored, upsert
+from kvstore.store.ops import WriteOp
 from kvstore.store.store import Store
 from kvstore.transactions.decisions import Decision
 from kvstore.transport.frames import decode_apart
@@ -131,7 +131,7 @@ async def opened(folder: Path) -> AsyncIterator[Shard]:
         recovery = Recovery("s1", store, peers, LIMITS)
         service = ShardService("s1", store, receiver, LIMITS)
         if store.cluster_map is None:
-            members = [Member(id="s1", url="http://s1", store_id=store.database.identity.store_id)]
+            members = [Member(id="s1", url="http://s1", store_id=store.identity.store_id)]
             owners = [0] * PARTITIONS
             await service.follow(
                 ClusterMap(cluster_id="c", epoch=1, partitions=PARTITIONS, members=members, owners=owners)

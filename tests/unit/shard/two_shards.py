@@ -123,7 +123,7 @@ class Cluster:
         for shard_id in IDS:
             await self.start(shard_id)
         members = [
-            Member(id=shard_id, url=f"http://{shard_id}", store_id=store.database.identity.store_id)
+            Member(id=shard_id, url=f"http://{shard_id}", store_id=store.identity.store_id)
             for shard_id, store in self.stores.items()
         ]
         self.map = msgspec.structs.replace(self.map, members=members)

@@ -11,10 +11,10 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Get, Pull, Put, Scan
-from kvstore.store.leases import LeaseBody
 from kvstore.storage.rows import FORMAT, LEASE, VALUE, checksum
 from kvstore.storage.sqlite import Database
-from tests.unit.storage.rig import PARTITIONS, Sink, ask, opened
+from kvstore.store.leases import LeaseBody
+from tests.unit.store.rig import PARTITIONS, Sink, ask, opened
 
 FORMAT_1 = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -51,8 +51,8 @@ def write_format_1(path: Path) -> None:
 async def test_a_file_of_format_1_is_opened_with_all_that_it_holds(tmp_path: Path) -> None:
     write_format_1(tmp_path / "store.db")
     async with opened(tmp_path) as store:
-        assert store.database.identity.store_id == "ab" * 16
-        page = await store.scan(Scan(1, "", "", 10, True))
+        assert store.identity.store_id == "ab" * 16
+        page = await store.scans.scan(Scan(1, "", "", 10, True))
         assert page.items == [("a", 11, b"1", 0), ("b", 12, b"\xff" * 3000, 0)]
         assert (await ask(store, Put(1, "name", b"x"))).status == 423  # the lease stands
         written = await ask(store, Put(2, "gone", b"back"))
@@ -60,7 +60,7 @@ async def test_a_file_of_format_1_is_opened_with_all_that_it_holds(tmp_path: Pat
         sink = Sink()
         store.get(Get(3, "a"), sink)
         assert (await sink.answer()).value == b"1"
-        page = await store.database.pull(Pull(0, list(range(PARTITIONS)), 0, -1, 100), 1 << 20)
+        page = await store.tables.engine.pull(Pull(0, list(range(PARTITIONS)), 0, -1, 100), 1 << 20)
         assert page.sequence == 5
         assert [row[:2] for row in page.rows] == [(VALUE, "a"), (VALUE, "b"), (LEASE, "name"), (VALUE, "gone")]
 

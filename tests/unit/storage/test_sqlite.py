@@ -49,9 +49,9 @@ async def test_a_new_file_gets_a_random_id_and_keeps_it(tmp_path: Path) -> None:
 
 
 async def test_the_cluster_that_a_file_belongs_to_is_kept(rig: Any) -> None:
-    assert rig.store.database.identity.cluster_id == "c"
+    assert rig.store.identity.cluster_id == "c"
     await rig.reopen()
-    assert rig.store.database.identity.cluster_id == "c"
+    assert rig.store.identity.cluster_id == "c"
     assert rig.store.cluster_map.epoch == 1
 
 
@@ -240,7 +240,7 @@ async def test_trimming_removes_old_tombstones_and_raises_the_floor_to_the_last_
     assert await database.trim_tombstones(4, 100) == 0
     assert await database.trim_tombstones(6, 100) == 1
     await rig.reopen()
-    assert rig.store.database.clock.tombstones_floor == 6
+    assert rig.store.clock.tombstones_floor == 6
 
 
 async def test_trimming_takes_the_oldest_first_and_no_more_than_it_was_told(rig: Any) -> None:
@@ -248,7 +248,7 @@ async def test_trimming_takes_the_oldest_first_and_no_more_than_it_was_told(rig:
         await rig.put(f"key-{number}")
         await rig.delete(f"key-{number}")
     assert await rig.store.database.trim_tombstones(10, 2) == 2
-    assert rig.store.database.clock.tombstones_floor == 4
+    assert rig.store.clock.tombstones_floor == 4
     assert rig.sql("SELECT key FROM rows ORDER BY sequence") == [("key-2",), ("key-3",), ("key-4",)]
 
 

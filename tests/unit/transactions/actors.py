@@ -258,6 +258,7 @@ class _Asking(Recovery):
         self._own = own
         self._store = self  # type: ignore[assignment]
         self._peers = self  # type: ignore[assignment]
+        self.undecided = self
         self._decision = decision
         self._played = played
 

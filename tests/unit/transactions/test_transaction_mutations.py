@@ -34,13 +34,16 @@ from kvstore.errors import KvError, OutcomeUnknown, Unavailable
 from kvstore.protocol import Acquire, Answer, Ask, Attempt, Commit, Finish, Outcome, Prepare, ReadUnlock, Release
 from kvstore.router.aftermath import Aftermath
 from kvstore.router.coordinator import Coordinator
-from kvstore.storage import batch as batch_module
-from kvstore.storage import participant
+from kvstore.store import batch as batch_module
+from kvstore.store import ops, participant
 from kvstore.store.batch import Batch
-from kvstore.store.write_set import Changes
-from kvstore.store.leases import ExpireLease, refusal
+from kvstore.store.idempotency import Idempotency
+from kvstore.store.lock_waits import LockWaits
+from kvstore.store.ops import ExpireLease
+from kvstore.store.ownership import Ownership
 from kvstore.store.participant import Participant
-from kvstore.store.idempotency import Replies
+from kvstore.store.refusals import refusal
+from kvstore.store.write_set import Changes
 from kvstore.transactions import locks
 from kvstore.transactions.attempts import Stamps
 from kvstore.transactions.locks import LockTable
@@ -77,7 +80,7 @@ def _patched(patch: pytest.MonkeyPatch, where: Any, name: str, change: Callable[
 
 
 def _keys_are(patch: pytest.MonkeyPatch, keys_of: Callable[[Any], set[str]]) -> None:
-    for module in (participant, batch_module):
+    for module in (participant, ops):
         patch.setattr(module, "keys_of", lambda op: sorted(keys_of(op)))
 
 
@@ -98,9 +101,9 @@ def a_commit_does_not_wait_for_locks(patch: pytest.MonkeyPatch) -> None:
             if not isinstance(queued.op, Commit):
                 return gather(self, queued)
             try:
-                return self._changes.answer(queued.sink, self._part.commit(queued.op))
+                return self._changes.answer(queued.sink, self.part.commit(queued.op))
             except KvError as error:
-                return self._give_up(queued, error)
+                return self.waits.give_up(queued, error)
 
         return changed
 
@@ -201,10 +204,10 @@ def a_commit_that_waited_does_not_look_for_a_tombstone_again(patch: pytest.Monke
 @shown_by("two transactions over two keys in opposite order")
 def a_refused_commit_leaves_no_tombstone(patch: pytest.MonkeyPatch) -> None:
     def give_up(self: Any, queued: Any, error: KvError) -> None:
-        self._release(queued)
+        self.release(queued)
         self._changes.answer(queued.sink, refusal(queued.op.id, error))
 
-    patch.setattr(Batch, "_give_up", give_up)
+    patch.setattr(LockWaits, "give_up", give_up)
 
 
 @shown_by("the same request again, very late")
@@ -273,7 +276,7 @@ def _is_done_by_anybody(patch: pytest.MonkeyPatch, kind: type) -> None:
     def change(foreign: Any) -> Any:
         return lambda self, op, keys: None if isinstance(op, kind) else foreign(self, op, keys)
 
-    _patched(patch, Batch, "_foreign", change)
+    _patched(patch, Ownership, "foreign", change)
 
 
 @shown_by("a key of the anchor's store moves")
@@ -406,7 +409,7 @@ def only_those_in_conflict_count(patch: pytest.MonkeyPatch) -> None:
 
 @shown_by("two transactions over three keys of three stores in opposite order")
 def also_who_holds_something_may_wait_behind_anybody(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Batch, "_is_first", lambda self, queued, key: isinstance(queued.op, Prepare) and not queued.gathered)
+    patch.setattr(LockWaits, "is_first", lambda self, queued, key: isinstance(queued.op, Prepare) and not queued.gathered)
 
 
 # --- "The release confirms that every lock was still the same one, ownership included" --------------------------------
@@ -428,7 +431,7 @@ def the_release_of_read_locks_is_always_confirmed(patch: pytest.MonkeyPatch) -> 
 def the_release_of_read_locks_is_confirmed_by_anybody(patch: pytest.MonkeyPatch) -> None:
     def change(enter: Any) -> Any:
         def changed(self: Any, op: Any, sink: Any) -> None:
-            if isinstance(op, ReadUnlock) and self._foreign(op, op.keys) is not None:
+            if isinstance(op, ReadUnlock) and self.ownership.foreign(op, op.keys) is not None:
                 self._changes.answer(sink, Answer(op.id, 200))
             else:
                 enter(self, op, sink)
@@ -477,7 +480,7 @@ def a_kept_reply_is_not_looked_for(patch: pytest.MonkeyPatch) -> None:
 
 @shown_by("a reply outlives a participant that is dead")
 def a_reply_goes_before_its_decision(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Replies, "_must_stay", lambda self, kept: False)
+    patch.setattr(Idempotency, "_must_stay", lambda self, kept: False)
 
 
 # --- who gives up -----------------------------------------------------------------------------------------------------
@@ -490,7 +493,7 @@ def who_is_refused_may_be_granted_the_lock_all_the_same(patch: pytest.MonkeyPatc
         self._granted.extend(batch_module._Granted(key, *next_one) for next_one in granted)
         self._give_up(queued, error)
 
-    patch.setattr(Batch, "_leave_queue", leave_queue)
+    patch.setattr(LockWaits, "leave_queue", leave_queue)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.change.__name__)

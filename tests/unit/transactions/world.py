@@ -18,11 +18,10 @@ import msgspec
 
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Attempt, Reply
-from kvstore.store.batch import Batch, Expire, Locks, WriteOp
-from kvstore.store.write_set import Before, Context
-from kvstore.store.leases import ExpireLease
-from kvstore.store.participant import EndReads
 from kvstore.storage.rows import DECISION, LEASE, REPLY, VALUE, Clock, Row
+from kvstore.store.batch import Batch
+from kvstore.store.ops import EndReads, Expire, ExpireLease, Locks, WriteOp
+from kvstore.store.write_set import Before, Context
 from kvstore.transactions.decisions import Decision, decode_decision
 from kvstore.transactions.intents import Holds, State
 from kvstore.transactions.locks import Identity, LockTable
@@ -129,20 +128,20 @@ class Store:
         return self._commit(batch)
 
     def _commit(self, batch: Batch) -> list[tuple[Address, Reply]]:
-        for (kind, key), row in batch.changed.items():
+        for (kind, key), row in batch.changes.rows.items():
             before = self.rows.get((kind, key))
             changed = before is None or (before.body, before.expires_at_ms) != (row.body, row.expires_at_ms)
             if before is not None and kind in (VALUE, LEASE) and row.version < before.version + changed:
                 raise Violation(f"{kind} {key!r}: version {row.version} after {before.version}")
-        self.rows.update(batch.changed)
-        self.clock = batch.clock
-        for lease in batch.started:
+        self.rows.update(batch.changes.rows)
+        self.clock = batch.changes.clock
+        for lease in batch.leases.started:
             self.locks.start(lease, self.late * LATER_S)
-        for attempt, partition, committed in batch.decided:
+        for attempt, partition, committed in batch.part.decided:
             self.noted[attempt] = Noted(partition, not committed)
-        for attempt in batch.dropped:
+        for attempt in batch.part.dropped:
             self.noted.pop(attempt, None)
-        return [(sink.address, reply) for sink, reply in batch.answers if isinstance(sink, Sink)]
+        return [(sink.address, reply) for sink, reply in batch.changes.answers if isinstance(sink, Sink)]
 
     def acknowledge(self, attempts: Iterable[Attempt]) -> None:
         for attempt in attempts:

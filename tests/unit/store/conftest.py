@@ -16,6 +16,7 @@ from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap, Member, Move
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Answer, Count, Delete, Get, Pull, Put, Rows, Scan
+from kvstore.store.pacing import SyncPace
 from kvstore.store.store import Store
 
 PARTITIONS = 64
@@ -109,48 +110,52 @@ class Rig:
 
     async def changes(self, after: int = 0, partitions: Sequence[int] = range(PARTITIONS), limit: int = 1000) -> Rows:
         """What has changed since that sequence, as a destination asks for it."""
-        return await self.store.database.pull(Pull(0, list(partitions), after, -1, limit), 1 << 24)
+        return await self.store.tables.engine.pull(Pull(0, list(partitions), after, -1, limit), 1 << 24)
 
     async def keys(self, prefix: str = "", after: str = "", limit: int = 1000) -> list[str]:
-        return [item[0] for item in (await self.store.scan(Scan(1, prefix, after, limit))).items]
+        return [item[0] for item in (await self.store.scans.scan(Scan(1, prefix, after, limit))).items]
 
     async def count(self, prefix: str) -> int:
-        return (await self.store.count(Count(1, prefix))).count
+        return (await self.store.scans.count(Count(1, prefix))).count
 
     def hold(self, method: str, *, before: bool = False) -> Gate:
-        """From now on `database.<method>` does its work, but its results stay out until the gate is opened.
+        """From now on `engine.<method>` does its work, but its results stay out until the gate is opened.
 
-        With `before` the work itself waits.
+        With `before` the work itself waits. "commit" stands for the sync of the log, in a thread from now on.
         """
-        gate = Gate(getattr(self.store.database, method), before)
+        owner: Any = self.store.tables.engine
+        if method == "commit":
+            owner, method = self.store.pipeline, "_sync_in_thread"
+            self.store.pipeline.pace = SyncPace(0)
+        gate = Gate(getattr(owner, method), before)
         self.gates.append(gate)
-        setattr(self.store.database, method, gate)
+        setattr(owner, method, gate)
         return gate
 
     def forget_cache(self) -> None:
         """As if everything had been evicted."""
-        self.store._cache.clear()
+        self.store.tables.cache.clear()
 
     async def own(self, *, everything: bool) -> None:
-        await self.store.adopt(make_map(self.store.epoch + 1, lambda _: 0 if everything else 1))
+        await self.store.partitions.adopt(make_map(self.store.served.epoch + 1, lambda _: 0 if everything else 1))
 
     async def leave(self, *keys: str) -> None:
         """The partitions of these keys are fenced, to go to another shard."""
-        await self.store.fence(await self.plan(*keys))
+        await self.store.partitions.freeze(await self.plan(*keys))
 
     async def plan(self, *keys: str) -> str:
         """From now on a move of the partitions of these keys to another shard stands: its id."""
         partitions = sorted({partition_of(key.encode(), PARTITIONS) for key in keys})
-        epoch = self.store.epoch + 1
+        epoch = self.store.served.epoch + 1
         self._moves.append(Move(id=f"move-{epoch}", source="s1", to="s2", partitions=partitions))
-        await self.store.adopt(make_map(epoch, moves=self._moves))
+        await self.store.partitions.adopt(make_map(epoch, moves=self._moves))
         return self._moves[-1].id
 
     async def arrive(self, *keys: str) -> None:
         """The partitions of these keys come back: their move is given up."""
         gone = {partition_of(key.encode(), PARTITIONS) for key in keys}
         self._moves = [move for move in self._moves if not gone & set(move.partitions)]
-        await self.store.adopt(make_map(self.store.epoch + 1, moves=self._moves))
+        await self.store.partitions.adopt(make_map(self.store.served.epoch + 1, moves=self._moves))
 
     def partitions(self, *keys: str) -> bytes:
         """The set of the partitions of these keys, as it travels."""

@@ -14,11 +14,12 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.protocol import Acquire, Answer, Guard, Once, Reply
-from kvstore.store.batch import Batch, Locks, WriteOp
-from kvstore.store.write_set import Before, Context
-from kvstore.store.leases import LeaseBody
 from kvstore.storage.rows import LEASE, REPLY, VALUE, Clock, Row
+from kvstore.store.batch import Batch
+from kvstore.store.leases import LeaseBody
+from kvstore.store.ops import Locks, WriteOp
 from kvstore.store.store import Store
+from kvstore.store.write_set import Before, Context
 from kvstore.transactions.intents import Holds, State
 from kvstore.transactions.locks import Lease, LockTable
 
@@ -101,13 +102,13 @@ class Bench:
         for each in work:
             op, sink = each if isinstance(each, tuple) else (each, Sink())
             batch.decide(op, sink)
-        self.rows.rows.update(batch.changed)
-        self.clock = batch.clock
-        for lease in batch.started:
+        self.rows.rows.update(batch.changes.rows)
+        self.clock = batch.changes.clock
+        for lease in batch.leases.started:
             self.locks.start(lease, self.now_s)
-        for sink, reply in batch.answers:
+        for sink, reply in batch.changes.answers:
             sink.send(reply)
-        return [reply for _, reply in batch.answers]
+        return [reply for _, reply in batch.changes.answers]
 
     def one(self, op: WriteOp) -> Answer:
         """The answer to the only operation of a batch."""
@@ -188,7 +189,7 @@ async def opened(folder: Path, **limits: float) -> AsyncIterator[Store]:
     limits = {"disk_reserve_bytes": 1} | limits
     store = await Store.open(folder / "store.db", Limits(**limits), "s1", PARTITIONS, _fatal)  # type: ignore[arg-type]
     try:
-        await store.adopt(all_mine(store.epoch + 1))
+        await store.partitions.adopt(all_mine(store.served.epoch + 1))
         yield store
     finally:
         await store.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Pull, Put
-from tests.unit.storage.rig import PARTITIONS, asked, next_id, opened
+from tests.unit.store.rig import PARTITIONS, asked, next_id, opened
 
 
 async def test_a_key_that_a_batch_changes_twice_around_another_one_is_not_passed_over(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ async def test_a_key_that_a_batch_changes_twice_around_another_one_is_not_passed
     async with opened(tmp_path) as store:
         for sink in [asked(store, Put(next_id(), key, b"x")) for key in (twice, once, twice)]:  # one batch
             await sink.answer()
-        first = await store.pull(Pull(0, [partition], 0, -1, 1))
-        second = await store.pull(Pull(0, [partition], first.sequence, -1, 1))
+        first = await store.migration.pull(Pull(0, [partition], 0, -1, 1))
+        second = await store.migration.pull(Pull(0, [partition], first.sequence, -1, 1))
     assert [row[1] for row in first.rows] == [once]
     assert [row[1] for row in second.rows] == [twice]

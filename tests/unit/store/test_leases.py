@@ -23,15 +23,15 @@ from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.errors import DataCorrupt
 from kvstore.protocol import Acquire, Answer, Delete, Get, Inspect, Leave, Put, Release, Renew, ScanLeases
-from kvstore.storage import lease_timers
-from kvstore.storage import store as store_module
-from kvstore.store.batch import Expire, Locks, WriteOp
-from kvstore.store.leases import EndWait, ExpireLease, LeaseBody
 from kvstore.storage.rows import LEASE, VALUE
 from kvstore.storage.sqlite import Database, Work
+from kvstore.store import lease_timers
+from kvstore.store import store as store_module
+from kvstore.store.leases import LeaseBody
+from kvstore.store.ops import EndWait, Expire, ExpireLease, Locks, WriteOp
 from kvstore.transactions.intents import Holds
 from kvstore.transactions.locks import LockTable
-from tests.unit.storage.rig import (
+from tests.unit.store.rig import (
     PARTITIONS,
     Bench,
     Sink,
@@ -552,7 +552,7 @@ async def test_a_lease_ends_although_the_queue_of_writes_was_full_when_it_was_du
     async with opened(tmp_path, queue_ops_max=3) as store:
         await ask(store, acquire("k", 0.2))
         waiter = asked(store, acquire("k", wait_s=20))
-        await until(lambda: store._locks.waiting_for_lease("k"))
+        await until(lambda: store.tables.locks.waiting_for_lease("k"))
         gate["batch-before-commit"].clear()
         await ask_until_full(store)
         await asyncio.sleep(0.5)
@@ -564,14 +564,14 @@ async def test_a_wait_ends_although_the_queue_of_writes_was_full_when_it_was_due
     async with opened(tmp_path, queue_ops_max=3) as store:
         await ask(store, acquire("k", 3600))
         waiter = asked(store, acquire("k", wait_s=0.2))
-        await until(lambda: store._locks.waiting_for_lease("k"))
+        await until(lambda: store.tables.locks.waiting_for_lease("k"))
         gate["batch-before-commit"].clear()
         await ask_until_full(store)
         await asyncio.sleep(0.5)
         gate["batch-before-commit"].set()
         answer = await waiter.answer()
         assert (answer.status, code(answer)) == (423, "locked")
-        assert store._locks.waiting_for_lease("k") == ()
+        assert store.tables.locks.waiting_for_lease("k") == ()
 
 
 async def ask_until_full(store: store_module.Store) -> None:
@@ -589,8 +589,8 @@ async def test_no_answer_leaves_before_the_commit_and_no_lease_runs_before_it_is
             gate[point].clear()
             sink = asked(store, acquire("k", 0.2))
             lost = asked(store, Release(0, "k", 10**9))
-            await until(lambda: store._locks.lease("k"))
-            lease = store._locks.lease("k")
+            await until(lambda: store.tables.locks.lease("k"))
+            lease = store.tables.locks.lease("k")
             assert lease is not None
             await asyncio.sleep(0.4)  # longer than the lease
             assert sink.replies == lost.replies == []
@@ -608,7 +608,7 @@ async def test_a_renewal_that_is_not_visible_yet_keeps_the_lease_from_ending(tmp
         gate["batch-before-commit"].clear()
         renewed = asked(store, Renew(0, "k", granted))
         await asyncio.sleep(0.8)
-        lease = store._locks.lease("k")
+        lease = store.tables.locks.lease("k")
         assert lease is not None
         assert lease.left_s(time.monotonic()) == 0.5
         gate["batch-before-commit"].set()
@@ -648,11 +648,11 @@ async def test_after_a_pause_longer_than_the_lease_the_late_write_of_its_holder_
 async def test_a_lease_survives_a_restart_with_its_token_and_all_of_its_time(tmp_path: Path, turned: TurnedTime):
     async with opened(tmp_path) as store:
         granted = (await ask(store, acquire("k", 60, owner="me"))).version
-        identity = store._locks.lease("k").identity  # type: ignore[union-attr]
+        identity = store.tables.locks.lease("k").identity  # type: ignore[union-attr]
         turned.monotonic_step_s += 50
     turned.monotonic_step_s += 1000
     async with opened(tmp_path) as store:
-        lease = store._locks.lease("k")
+        lease = store.tables.locks.lease("k")
         assert lease is not None
         assert lease.identity != identity
         document = msgspec.json.decode((await ask(store, Inspect(0, "k"))).value or b"")
@@ -671,7 +671,7 @@ async def test_a_lease_survives_a_crash_also_where_its_end_was_decided_but_not_c
         granted = (await ask(store, acquire("k", 60))).version
         gate["batch-before-commit"].clear()
         released = asked(store, Release(0, "k", granted))
-        await until(lambda: store._locks.lease("k") is None)
+        await until(lambda: store.tables.locks.lease("k") is None)
         for file in tmp_path.glob("store.db*"):
             shutil.copy(file, crashed)
         gate["batch-before-commit"].set()
@@ -729,12 +729,12 @@ async def test_the_leases_of_a_store_are_listed_by_name(tmp_path: Path):
     async with opened(tmp_path) as store:
         tokens = {name: (await ask(store, acquire(name, 60, owner=f"o-{name}"))).version for name in ("b", "a", "c/1")}
         await ask(store, Release(0, "b", tokens["b"]))
-        page = await store.leases(ScanLeases(0, "", "", 10))
+        page = await store.scans.leases(ScanLeases(0, "", "", 10))
         assert [item[:3] for item in page.items] == [("a", tokens["a"], b"o-a"), ("c/1", tokens["c/1"], b"o-c/1")]
         assert all(59_000 < left_ms <= 60_000 for *_, left_ms in page.items)
-        first = await store.leases(ScanLeases(0, "", "", 1))
+        first = await store.scans.leases(ScanLeases(0, "", "", 1))
         assert (first.more, first.last) == (True, "a")
-        assert [item[0] for item in (await store.leases(ScanLeases(0, "c", "", 10))).items] == ["c/1"]
+        assert [item[0] for item in (await store.scans.leases(ScanLeases(0, "c", "", 10))).items] == ["c/1"]
 
 
 async def test_a_hundred_waiters_are_served_in_order_of_arrival(tmp_path: Path):

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from kvstore.store.batch import Batch, Expire
+from kvstore.store.batch import Batch
+from kvstore.store.ops import Expire
 
 Opener = Callable[..., Awaitable[Any]]
 
@@ -52,7 +53,7 @@ async def test_operations_that_arrive_while_a_batch_is_at_work_share_the_next_on
     for call in calls:
         await call
     assert gate.calls == 2
-    assert rig.store.stats.batch_ops.counts[0] == 1
+    assert rig.store.tables.stats.batch_ops.counts[0] == 1
 
 
 async def test_answers_leave_in_the_order_of_the_operations_refused_ones_included(rig: Any) -> None:
@@ -60,7 +61,7 @@ async def test_answers_leave_in_the_order_of_the_operations_refused_ones_include
     gate = rig.hold("commit")
     calls = [rig.put("first")]
     await gate.arrived.wait()
-    fencing = asyncio.create_task(rig.store.fence(move))
+    fencing = asyncio.create_task(rig.store.partitions.freeze(move))
     await asyncio.sleep(0)
     calls += [rig.delete("absent"), rig.put("a"), rig.put("foreign"), rig.delete("a"), rig.delete("a")]
     assert not any(call.done for call in calls)
@@ -145,7 +146,7 @@ async def test_ownership_is_looked_at_inside_the_batch(rig: Any) -> None:
     gate = rig.hold("commit")
     first = rig.put("first")
     await gate.arrived.wait()
-    fencing = asyncio.create_task(rig.store.fence(move))
+    fencing = asyncio.create_task(rig.store.partitions.freeze(move))
     await asyncio.sleep(0)
     queued = rig.put("queued")
     gate.open()
@@ -225,21 +226,21 @@ async def test_a_reopened_store_has_all_values_versions_and_counts(rig: Any) -> 
     await rig.put("🔑/?&%", bytes(range(256)))
     await rig.put("nul\0inside", b"2", ttl_ms=3_600_000)
     await rig.delete("a")
-    store_id, clock = rig.store.database.identity.store_id, rig.store.database.clock
+    store_id, clock = rig.store.identity.store_id, rig.store.clock
     await rig.reopen()
-    assert (rig.store.database.identity.store_id, rig.store.database.clock) == (store_id, clock)
+    assert (rig.store.identity.store_id, rig.store.clock) == (store_id, clock)
     assert (await rig.get("a")).status == 404
     assert ((await rig.get("empty")).value, (await rig.get("empty")).version) == (b"", 2)
     assert (await rig.get("🔑/?&%")).value == bytes(range(256))
     assert 3_590_000 < (await rig.get("nul\0inside")).ttl_left_ms <= 3_600_000
-    snapshot = rig.store.snapshot()
+    snapshot = rig.store.inspection.snapshot()
     assert (snapshot.keys, snapshot.bytes) == (3, 5 + len("🔑/?&%".encode()) + 256 + len("nul\0inside") + 1)
 
 
 async def test_versions_go_on_rising_after_delete_trim_and_restart(rig: Any) -> None:
     await rig.put("a")
     deleted = await rig.delete("a")
-    assert await rig.store.database.trim_tombstones(rig.store.database.clock.sequence, 100) == 1
+    assert await rig.store.database.trim_tombstones(rig.store.clock.sequence, 100) == 1
     assert rig.sql("SELECT count(*) FROM rows") == [(0,)]
     await rig.reopen()
     assert (await rig.put("a")).version > deleted.version
@@ -252,7 +253,7 @@ async def test_deleting_gives_the_counts_back(rig: Any) -> None:
         await rig.put(f"key-{number}", b"v" * 2 * number)
     for number in range(10):
         await rig.delete(f"key-{number}")
-    assert (rig.store.snapshot().keys, rig.store.snapshot().bytes) == (0, 0)
+    assert (rig.store.inspection.snapshot().keys, rig.store.inspection.snapshot().bytes) == (0, 0)
 
 
 async def test_on_a_full_disk_puts_are_refused_while_deletes_and_expiries_go_on_and_it_recovers(
@@ -266,12 +267,12 @@ async def test_on_a_full_disk_puts_are_refused_while_deletes_and_expiries_go_on_
     assert (refused.status, refused.problem["code"]) == (507, "disk-full")
     assert (await rig.put("old", b"other")).status == 507
     assert (await rig.get("old")).value == b"value"
-    assert rig.store.snapshot().disk_full
+    assert rig.store.inspection.snapshot().disk_full
     assert (await rig.write(Expire("due"))).status == 410
     assert (await rig.delete("old")).status == 204
     await rig.reopen()
     assert (await rig.put("new")).status == 201
-    assert not rig.store.snapshot().disk_full
+    assert not rig.store.inspection.snapshot().disk_full
 
 
 async def test_hundreds_of_clients_at_once_lose_nothing_and_get_different_versions(rig: Any) -> None:
@@ -284,8 +285,8 @@ async def test_hundreds_of_clients_at_once_lose_nothing_and_get_different_versio
 
     versions = [version for got in await asyncio.gather(*map(client, range(200))) for version in got]
     assert len(set(versions)) == len(versions) == 2000
-    assert rig.store.snapshot().keys == 1005
-    assert 0 < sum(rig.store.stats.commit_s.counts) < 400, "commits are shared"
+    assert rig.store.inspection.snapshot().keys == 1005
+    assert 0 < sum(rig.store.tables.stats.commit_s.counts) < 400, "commits are shared"
     newest = {turn: (await rig.get(f"shared-{turn}")).version for turn in range(5)}
     assert newest == dict(rig.sql("SELECT CAST(substr(key, 8) AS INT), version FROM kv WHERE key LIKE 'shared-%'"))
 

@@ -34,9 +34,9 @@ from kvstore.protocol import (
     Transact,
     Vote,
 )
-from kvstore.store.participant import DropDecisions
+from kvstore.store.ops import DropDecisions
 from kvstore.store.store import Store
-from tests.unit.storage.rig import PARTITIONS, Sink, opened, until
+from tests.unit.store.rig import PARTITIONS, Sink, opened, until
 
 FIRST = Attempt(100, 100, "router01")
 SECOND = Attempt(200, 200, "router02")
@@ -104,8 +104,8 @@ async def test_an_aborted_prepare_leaves_the_key_as_it_was_and_its_version_too(t
         await tell(store, Abort(1, FIRST, ["k", "absent"]))
         assert await began(store, Get(1, "k")).answer() == Answer(1, 200, before.version, b"old")
         assert (await began(store, Get(1, "absent")).answer()).status == 404
-        assert (await store.explain("absent"))["row"] == "absent"
-        assert store.database.clock.keys == 1
+        assert (await store.inspection.explain("absent"))["row"] == "absent"
+        assert store.clock.keys == 1
 
 
 async def test_intents_survive_a_restart_and_hold_their_keys(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ async def test_intents_survive_a_restart_and_hold_their_keys(tmp_path: Path) -> 
         await tell(store, Put(1, "k", b"old"))
         vote = await tell(store, prepare(put("k"), put("absent")))
     async with opened(tmp_path) as store:
-        (hold,) = store.old_holds()  # at once: nobody knows whether its router is there
+        (hold,) = store.undecided.old_holds()  # at once: nobody knows whether its router is there
         assert (hold.attempt, sorted(hold.intents)) == (FIRST, ["absent", "k"])
         write = began(store, Put(2, "k", b"later"))
         read = began(store, Get(3, "absent"))
@@ -136,7 +136,7 @@ async def test_a_decision_survives_a_restart_and_answers_a_repeated_commit(tmp_p
             "committed", 8, [Read(0, None)], first.decided_ms,
         )  # fmt: skip
         assert (await tell(store, Look(1, 0, FIRST.name))).state == "committed"
-        decision = await store.decision(FIRST)
+        decision = await store.undecided.decision(FIRST)
         assert decision is not None
         assert decision.keys == ["other"]
 
@@ -146,7 +146,7 @@ async def test_a_dropped_decision_raises_the_floor_for_good(tmp_path: Path) -> N
         await tell(store, commit(put("anchor")))
         await tell(store, DropDecisions([FIRST], 0))
     async with opened(tmp_path) as store:
-        assert store.database.clock.attempts_floor == FIRST.stamp
+        assert store.clock.attempts_floor == FIRST.stamp
         assert (await tell(store, commit(put("anchor")))).state == "gone"
         assert (await tell(store, Ask(1, "anchor", FIRST))).state == "gone"
         assert (await tell(store, commit(put("anchor"), attempt=SECOND))).state == "committed"
@@ -176,7 +176,7 @@ async def test_a_lease_does_not_change_while_its_guard_stands(tmp_path: Path) ->
         waiter = began(store, Acquire(2, "lock", 10_000, 5_000, "next"))
         await asyncio.sleep(0.3)  # its ttl is over, but it is not
         assert not waiter.replies
-        assert (await store.explain("lock"))["lock"] == {"owner": "me", "token": token, "ttl_left": 0.0}
+        assert (await store.inspection.explain("lock"))["lock"] == {"owner": "me", "token": token, "ttl_left": 0.0}
         await tell(store, Finish(1, FIRST, ["k", "lock"], vote.vote + 1, True, 0))
         granted = await waiter.answer()
         assert (granted.status, granted.version > token) == (201, True)
@@ -187,8 +187,8 @@ async def test_a_listing_waits_for_intents_in_its_range_and_shows_what_they_beco
         for key in ("a", "b", "c"):
             await tell(store, Put(1, key, b"old"))
         vote = await tell(store, prepare(put("b"), Step("delete", "c"), put("d")))
-        listing = asyncio.create_task(store.scan(Scan(1, "", "", 10, True)))
-        counting = asyncio.create_task(store.count(Count(1, "")))
+        listing = asyncio.create_task(store.scans.scan(Scan(1, "", "", 10, True)))
+        counting = asyncio.create_task(store.scans.count(Count(1, "")))
         await settle()
         assert not listing.done()
         await tell(store, Finish(1, FIRST, ["b", "c", "d"], vote.vote + 1, True, 0))
@@ -287,7 +287,7 @@ async def test_what_one_transaction_reads_is_bounded(tmp_path: Path) -> None:
         ):
             refused = await tell(store, op)
             assert (refused.status, refused.problem["code"]) == (413, "read-too-large")
-        assert store.old_holds() == []
+        assert store.undecided.old_holds() == []
         assert (await tell(store, Put(1, "a", b"not locked"))).status == 204
         assert isinstance(await tell(store, commit(put("anchor"))), Outcome)  # refused for good
         assert (await began(store, Get(1, "anchor")).answer()).value == b"x" * 600
@@ -297,7 +297,7 @@ async def test_a_damaged_row_refuses_the_prepare_and_changes_nothing(tmp_path: P
     async with opened(tmp_path) as store:
         await tell(store, Put(1, "a", b"1"))
         await tell(store, Put(1, "b", b"2"))
-        store._cache.clear()
+        store.tables.cache.clear()
 
         def damage(connection: Any) -> None:
             connection.execute("UPDATE rows SET body = x'00' WHERE key = 'b'")
@@ -311,11 +311,11 @@ async def test_a_damaged_row_refuses_the_prepare_and_changes_nothing(tmp_path: P
 async def test_old_intents_are_counted_and_explained(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         vote = await tell(store, prepare(put("k")))
-        assert list(store.in_doubt()) == [FIRST.name]
-        assert store.snapshot().in_doubt == 1
-        intent = (await store.explain("k"))["intent"]
+        assert list(store.inspection.in_doubt()) == [FIRST.name]
+        assert store.inspection.snapshot().in_doubt == 1
+        intent = (await store.inspection.explain("k"))["intent"]
         assert (intent["anchor"], intent["vote"], intent["txn"].endswith(FIRST.name)) == ("elsewhere", vote.vote, True)
-        page = await store.database.pull(Pull(0, list(range(PARTITIONS)), 0, -1, 10), 1 << 20)
+        page = await store.tables.engine.pull(Pull(0, list(range(PARTITIONS)), 0, -1, 10), 1 << 20)
         assert page.rows[0][6] is not None
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kvstore.protocol import Delete, Get, Guard, Put, Release
 from kvstore.storage.rows import VALUE
 from kvstore.store.store import Store
-from tests.unit.storage.rig import Bench, Sink, acquire, ask, asked, code, next_id, opened
+from tests.unit.store.rig import Bench, Sink, acquire, ask, asked, code, next_id, opened
 
 GUARDS = st.builds(
     Guard,
@@ -120,7 +120,7 @@ def test_a_key_past_its_deadline_is_expired_first_whoever_meets_it():
         answer = bench.one(Put(2, "k", b"w", 0, guard))
         assert answer.status == status
         assert "version" not in (answer.problem or {})
-        assert bench.batch.expired == 1
+        assert bench.batch.changes.expired == 1
         assert bench.rows.rows[VALUE, "k"].version == (3 if status == 201 else 2)
 
 
@@ -129,7 +129,7 @@ def test_a_condition_that_fails_writes_nothing_not_even_a_step_of_the_clock():
     bench.one(Put(1, "k", b"v"))
     clock = bench.clock
     assert bench.one(Put(2, "k", b"w", 0, Guard(absent=True))).status == 412
-    assert (bench.clock, bench.batch.changed) == (clock, {})
+    assert (bench.clock, bench.batch.changes.rows) == (clock, {})
 
 
 def test_behind_a_lease_a_condition_is_not_even_looked_at():
@@ -187,7 +187,7 @@ async def test_a_hot_key_does_not_cost_a_commit_a_client(tmp_path: Path):
         await ask(store, Put(1, "k", b"v"))
         sinks = [asked(store, Put(next_id(), "k", b"w", 0, Guard(present=True))) for _ in range(200)]
         assert [(await sink.answer()).status for sink in sinks] == [204] * 200
-        assert sum(store.stats.commit_s.counts) < 10
+        assert sum(store.tables.stats.commit_s.counts) < 10
 
 
 async def test_a_lease_and_compare_and_sets_of_one_batch_exclude_each_other(tmp_path: Path):

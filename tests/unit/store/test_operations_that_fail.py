@@ -30,12 +30,11 @@ from kvstore.protocol import (
     Transact,
 )
 from kvstore.storage import batch as batch_module
-from kvstore.store.batch import Batch, EndLockWaits, WriteOp
+from kvstore.store.batch import Batch
+from kvstore.store.ops import DropDecisions, EndLockWaits, ExpireLease, WriteOp
 from kvstore.store.write_set import Changes, Context
-from kvstore.store.leases import ExpireLease
-from kvstore.store.participant import DropDecisions
 from kvstore.transactions.undo import Undo
-from tests.unit.storage.rig import Bench, Sink, acquire, token
+from tests.unit.store.rig import Bench, Sink, acquire, token
 from tests.unit.transactions.world import _form
 
 OLD, YOUNG, OTHER = Attempt(1, 1, "r"), Attempt(9, 9, "r"), Attempt(4, 4, "r")
@@ -131,11 +130,11 @@ def run(*ops: WriteOp) -> tuple[Any, dict[int, Reply]]:
         bench.batch = batch = Batch(bench.clock, context, bench.locks, bench.holds, bench.rows)
         batch.decide(op, sink)
         assert not batch._granted
-        bench.rows.rows.update(batch.changed)
-        bench.clock = batch.clock
-        for lease in batch.started:
+        bench.rows.rows.update(batch.changes.rows)
+        bench.clock = batch.changes.clock
+        for lease in batch.leases.started:
             bench.locks.start(lease, bench.now_s)
-        replies.update({reply.id: reply for _, reply in batch.answers})
+        replies.update({reply.id: reply for _, reply in batch.changes.answers})
     return state(bench), replies
 
 
@@ -208,10 +207,10 @@ def test_a_commit_that_fails_is_aborted_for_good(monkeypatch: pytest.MonkeyPatch
         patch.setattr(Changes, "see", lambda *_: 1 / 0)
         assert bench.one(commit).status == 500
     bench.run_any(Ask(2, "a", OLD))
-    assert [type(reply) for _, reply in bench.batch.answers] == [Outcome]
-    assert [reply.state for _, reply in bench.batch.answers] == ["aborted"]  # type: ignore[union-attr]
+    assert [type(reply) for _, reply in bench.batch.changes.answers] == [Outcome]
+    assert [reply.state for _, reply in bench.batch.changes.answers] == ["aborted"]  # type: ignore[union-attr]
     bench.run_any(commit)
-    assert [reply.state for _, reply in bench.batch.answers] == ["aborted"]  # type: ignore[union-attr]
+    assert [reply.state for _, reply in bench.batch.changes.answers] == ["aborted"]  # type: ignore[union-attr]
     assert bench.value("a") is None
 
 
@@ -225,7 +224,7 @@ def test_a_commit_whose_decision_cannot_be_read_is_not_said_to_be_refused(monkey
 
     monkeypatch.setattr(bench.rows, "state", damaged)
     bench.run_any(commit)
-    ((_, reply),) = bench.batch.answers
+    ((_, reply),) = bench.batch.changes.answers
     assert isinstance(reply, Outcome)
     assert reply.state == "gone"
 

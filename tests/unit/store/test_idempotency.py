@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from kvstore.protocol import Answer, Delete, Guard, Once, Put, Release, Renew
-from kvstore.storage import lease_timers
-from kvstore.storage import store as store_module
-from kvstore.store.batch import Expire, WriteOp
-from kvstore.store.leases import EndWait
 from kvstore.storage.rows import REPLY
-from tests.unit.storage.rig import Bench, Sink, TurnedTime, acquire, ask, asked, code, opened, token, until
+from kvstore.store import lease_timers
+from kvstore.store import store as store_module
+from kvstore.store.ops import EndWait, Expire, WriteOp
+from tests.unit.store.rig import Bench, Sink, TurnedTime, acquire, ask, asked, code, opened, token, until
 
 K = Once("key", "digest")
 OTHER = Once("key", "another digest")
@@ -259,7 +258,7 @@ def test_a_reply_past_its_time_is_expired_in_the_partition_of_its_target():
     bench.now_ms += 1
     assert bench.one(Expire(row.key, REPLY, row.partition)).status == 410
     assert bench.replies() == []
-    assert bench.batch.expired == 0  # no key of a client's
+    assert bench.batch.changes.expired == 0  # no key of a client's
     assert bench.rows.rows[REPLY, row.key].partition == row.partition
     assert (bench.clock.keys, bench.clock.bytes) == (1, 2)
 
@@ -295,7 +294,7 @@ async def test_the_sweep_expires_replies_whose_time_is_over(tmp_path: Path, monk
         assert [deleted for _, deleted in reply_rows(tmp_path / "store.db")] == [0]
         turned.wall_step_s = 61
         await until(lambda: [deleted for _, deleted in reply_rows(tmp_path / "store.db")] == [1])
-        assert store.stats.expired == 0
+        assert store.tables.stats.expired == 0
 
 
 async def test_twenty_duplicates_at_once_have_one_effect(tmp_path: Path):

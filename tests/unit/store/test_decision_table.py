@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from kvstore.protocol import Attempt
-from kvstore.store.decision_table import KeptDecisions
+from kvstore.store.decision_table import DecisionTable
 
 
 def attempts(count: int, router: str) -> list[Attempt]:
     return [Attempt(number, number, router) for number in range(count)]
 
 
-def kept(*committed: Attempt) -> KeptDecisions:
-    decisions = KeptDecisions(-1.0)  # all of them are old at once
+def kept(*committed: Attempt) -> DecisionTable:
+    decisions = DecisionTable(-1.0)  # all of them are old at once
     decisions.note([(attempt, 0, True) for attempt in committed], [])
     return decisions
 
@@ -37,13 +37,13 @@ def test_those_of_partitions_that_are_elsewhere_are_left_alone() -> None:
 
 
 def test_an_aborted_attempt_has_nobody_to_wait_for() -> None:
-    decisions = KeptDecisions(-1.0)
+    decisions = DecisionTable(-1.0)
     (attempt,) = attempts(1, "router01")
     decisions.note([(attempt, 0, False)], [])
     assert decisions.old([1], 20) == ([(attempt, 0)], [])
 
 
 def test_a_young_one_stays() -> None:
-    decisions = KeptDecisions(60.0)
+    decisions = DecisionTable(60.0)
     decisions.note([(attempt, 0, False) for attempt in attempts(2, "router01")], [])
     assert decisions.old([1], 20) == ([], [])

@@ -10,7 +10,7 @@ import pytest
 
 from kvstore.errors import TooManyRequests
 from kvstore.protocol import Scan
-from kvstore.storage import store as store_module
+from kvstore.store import store as store_module
 
 Opener = Callable[..., Awaitable[Any]]
 
@@ -53,8 +53,8 @@ async def test_a_read_of_a_due_key_has_the_expiry_made_and_is_404(rig: Any, cloc
         rig.forget_cache()
     assert (await rig.get("a")).status == 404
     assert rig.sql("SELECT body, version FROM rows") == [(None, 2)]
-    assert rig.store.snapshot().expired == 1
-    assert rig.store.snapshot().keys == 0
+    assert rig.store.inspection.snapshot().expired == 1
+    assert rig.store.inspection.snapshot().keys == 0
 
 
 async def test_a_read_of_a_due_key_waits_until_the_expiry_is_durable(rig: Any, clock: WallClock) -> None:
@@ -66,7 +66,7 @@ async def test_a_read_of_a_due_key_waits_until_the_expiry_is_durable(rig: Any, c
     assert not any(read.done for read in reads)
     gate.open()
     assert [(await read).status for read in reads] == [404, 404]
-    assert rig.store.snapshot().expired == 1
+    assert rig.store.inspection.snapshot().expired == 1
 
 
 async def test_once_expired_a_key_stays_away_even_if_the_clock_steps_back(rig: Any, clock: WallClock) -> None:
@@ -119,7 +119,7 @@ async def test_a_listing_goes_on_past_a_page_of_nothing_but_due_keys(rig: Any, c
     for number in range(10):
         await rig.put(f"key-{number}", ttl_ms=5000 if number < 9 else 0)
     clock.pass_s(5)
-    page = await rig.store.scan(Scan(1, "", "", 3))
+    page = await rig.store.scans.scan(Scan(1, "", "", 3))
     assert (page.items, page.more, page.last) == ([], True, "key-2")
     assert await rig.count("") == 1
 
@@ -148,7 +148,7 @@ async def test_a_due_key_that_is_met_while_the_queue_is_full_is_answered_429(
     answer = await rig.get("due")
     assert (answer.status, answer.problem["code"]) == (429, "too-many-requests")
     with pytest.raises(TooManyRequests):
-        await rig.store.scan(Scan(1, "", "", 10))
+        await rig.store.scans.scan(Scan(1, "", "", 10))
     gate.open()
     for put in puts:
         await put
@@ -162,7 +162,7 @@ async def test_a_read_of_a_due_key_is_answered_421_when_its_partition_leaves_fir
     gate = rig.hold("commit")
     first = rig.put("first")
     await gate.arrived.wait()
-    fencing = asyncio.create_task(rig.store.fence(move))
+    fencing = asyncio.create_task(rig.store.partitions.freeze(move))
     await asyncio.sleep(0)
     read = rig.get("a")
     gate.open()
@@ -190,7 +190,7 @@ async def test_a_listing_that_is_given_up_while_it_waits_for_an_expiry_does_no_h
     await rig.put("a", ttl_ms=5000)
     clock.pass_s(5)
     gate = rig.hold("commit")
-    listing = asyncio.create_task(rig.store.scan(Scan(1, "", "", 10)))
+    listing = asyncio.create_task(rig.store.scans.scan(Scan(1, "", "", 10)))
     await gate.arrived.wait()
     listing.cancel()
     await asyncio.gather(listing, return_exceptions=True)
@@ -204,7 +204,7 @@ async def test_the_sweep_expires_by_itself(open_rig: Opener, clock: WallClock) -
     await rig.put("due", ttl_ms=5000)
     await rig.put("later", ttl_ms=50_000)
     clock.pass_s(5)
-    await until(lambda: rig.store.snapshot().expired == 1)
+    await until(lambda: rig.store.inspection.snapshot().expired == 1)
     assert rig.sql("SELECT key, body IS NULL FROM rows ORDER BY key") == [("due", 1), ("later", 0)]
 
 
@@ -215,9 +215,9 @@ async def test_the_sweep_keeps_up_with_more_due_keys_than_one_round_takes(open_r
     clock.pass_s(5)
     rounds = rig.hold("due")
     rounds.open()
-    await until(lambda: rig.store.snapshot().keys == 0)
+    await until(lambda: rig.store.inspection.snapshot().keys == 0)
     assert rounds.calls >= 20
-    assert rig.store.snapshot().expired == 100
+    assert rig.store.inspection.snapshot().expired == 100
 
 
 async def test_the_sweep_leaves_partitions_of_others_alone_and_is_not_held_up_by_them(
@@ -229,7 +229,7 @@ async def test_the_sweep_leaves_partitions_of_others_alone_and_is_not_held_up_by
     await rig.put("own", ttl_ms=2000)
     await rig.leave(*(f"foreign-{number}" for number in range(10)))
     clock.pass_s(5)
-    await until(lambda: rig.store.snapshot().expired == 1)
+    await until(lambda: rig.store.inspection.snapshot().expired == 1)
     assert rig.sql("SELECT key FROM rows WHERE body IS NULL") == [("own",)]
 
 
@@ -242,7 +242,7 @@ async def test_a_damaged_row_does_not_keep_the_sweep_from_the_others(
     await rig.put("due", ttl_ms=2000)
     rig.sql(f"UPDATE rows SET {damage} WHERE key = 'damaged'")
     clock.pass_s(5)
-    await until(lambda: rig.store.snapshot().expired == 1)
+    await until(lambda: rig.store.inspection.snapshot().expired == 1)
     assert (await rig.get("due")).status == 404
 
 

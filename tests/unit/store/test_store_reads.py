@@ -13,7 +13,6 @@ import pytest
 from kvstore.errors import DataCorrupt
 from kvstore.placement import partition_set
 from kvstore.protocol import Acquire, Count, Scan, ScanLeases
-from kvstore.storage import listings
 
 Opener = Callable[..., Awaitable[Any]]
 
@@ -33,7 +32,7 @@ async def test_a_cold_read_finds_what_is_in_the_file_and_keeps_it(rig: Any) -> N
     assert (await rig.get("absent")).status == 404
     assert rig.get("a").done
     assert rig.get("absent").done
-    assert (rig.store.stats.cache_hits, rig.store.stats.cache_misses) == (2, 2)
+    assert (rig.store.tables.stats.cache_hits, rig.store.tables.stats.cache_misses) == (2, 2)
 
 
 async def test_many_cold_reads_share_a_hop(rig: Any) -> None:
@@ -89,9 +88,9 @@ async def test_a_listing_waits_until_all_that_it_saw_is_visible(rig: Any) -> Non
     gate = rig.hold("commit")
     put = rig.put("a", b"new")
     await gate.arrived.wait()
-    listing = asyncio.create_task(rig.store.scan(Scan(1, "", "", 10, True)))
+    listing = asyncio.create_task(rig.store.scans.scan(Scan(1, "", "", 10, True)))
     await asyncio.sleep(0)
-    await rig.store.database.due(0, rig.store.arrivals, 1)  # behind the listing in the same thread: it has looked
+    await rig.store.database.due(0, rig.store.served.generations, 1)  # behind the listing in the same thread: it has looked
     assert not listing.done()
     gate.open()
     assert [item[:3] for item in (await listing).items] == [("a", 2, b"new")]
@@ -130,7 +129,7 @@ async def test_a_reader_that_is_late_does_not_bring_back_a_deleted_key(rig: Any)
     read = rig.get("a")
     await gate.arrived.wait()
     await rig.delete("a")
-    await rig.store.database.trim_tombstones(rig.store.database.clock.sequence, 10)
+    await rig.store.database.trim_tombstones(rig.store.clock.sequence, 10)
     gate.open()
     await read
     assert (await rig.get("a")).status == 404
@@ -164,7 +163,7 @@ async def test_whoever_asks_never_sees_less_than_was_already_answered_to_anybody
             answered[key] = max(answered[key], version)
 
     await asyncio.gather(*(client() for _ in range(30)))
-    assert rig.store.stats.cache_misses > 100 or cache_bytes > 1500
+    assert rig.store.tables.stats.cache_misses > 100 or cache_bytes > 1500
 
 
 # --- ownership --------------------------------------------------------------------------------------------------------
@@ -239,7 +238,7 @@ async def held_back(rig: Any, work: Awaitable[Any], change: Callable[[], None]) 
 async def test_a_listing_leaves_out_what_was_not_owned_all_the_time_and_says_so(rig: Any) -> None:
     for key in ("a", "b", "c"):
         await rig.put(key)
-    page, calls = await held_back(rig, rig.store.scan(Scan(1, "", "", 10)), lambda: rig.leave("a"))
+    page, calls = await held_back(rig, rig.store.scans.scan(Scan(1, "", "", 10)), lambda: rig.leave("a"))
     assert ([item[0] for item in page.items], page.more, page.last) == (["b", "c"], False, "c")
     assert page.owned == rig.all_but("a")
     assert calls == 1, "it is not made again"
@@ -253,9 +252,9 @@ async def test_what_left_and_came_back_while_a_page_was_read_is_left_out(rig: An
         await rig.leave("a")
         await rig.arrive("a")
 
-    page, _ = await held_back(rig, rig.store.scan(Scan(1, "", "", 10)), there_and_back)
+    page, _ = await held_back(rig, rig.store.scans.scan(Scan(1, "", "", 10)), there_and_back)
     assert ([item[0] for item in page.items], page.owned) == (["b"], rig.all_but("a"))
-    page = await rig.store.scan(Scan(1, "", "", 10))
+    page = await rig.store.scans.scan(Scan(1, "", "", 10))
     assert ([item[0] for item in page.items], page.owned) == (["a", "b"], rig.all_but())
 
 
@@ -263,7 +262,7 @@ async def test_what_arrives_while_a_page_is_read_is_left_out(rig: Any) -> None:
     for key in ("a", "b"):
         await rig.put(key)
     await rig.leave("a")
-    page, _ = await held_back(rig, rig.store.scan(Scan(1, "", "", 10)), lambda: rig.arrive("a"))
+    page, _ = await held_back(rig, rig.store.scans.scan(Scan(1, "", "", 10)), lambda: rig.arrive("a"))
     assert ([item[0] for item in page.items], page.owned) == (["b"], rig.all_but("a"))
 
 
@@ -275,8 +274,8 @@ async def test_what_leaves_while_a_listing_waits_for_the_expiries_that_it_met_is
     gate, scan = rig.hold("commit"), rig.hold("scan")
     rig.put("c")
     await gate.arrived.wait()
-    fencing = asyncio.create_task(rig.store.fence(move))
-    listing = asyncio.create_task(rig.store.scan(Scan(1, "", "", 10)))
+    fencing = asyncio.create_task(rig.store.partitions.freeze(move))
+    listing = asyncio.create_task(rig.store.scans.scan(Scan(1, "", "", 10)))
     await scan.arrived.wait()
     scan.open()
     await asyncio.sleep(0)  # its expiry is in the queue behind the fence
@@ -288,7 +287,7 @@ async def test_what_leaves_while_a_listing_waits_for_the_expiries_that_it_met_is
 
 async def test_a_newer_map_that_changes_nothing_here_takes_nothing_from_a_listing(rig: Any) -> None:
     await rig.put("a")
-    page, calls = await held_back(rig, rig.store.scan(Scan(1, "", "", 10)), lambda: rig.own(everything=True))
+    page, calls = await held_back(rig, rig.store.scans.scan(Scan(1, "", "", 10)), lambda: rig.own(everything=True))
     assert ([item[0] for item in page.items], page.owned, calls) == (["a"], rig.all_but(), 1)
 
 
@@ -298,7 +297,7 @@ async def test_a_listing_shows_only_what_is_wanted_and_owned_and_not_beyond_its_
         await rig.put(key)
     await rig.leave("d")
     for wanted, until, shown in ((("a", "c"), "", ["a", "c"]), (("b", "d"), "", ["b"]), (keys, "b", ["a", "b"])):
-        page = await rig.store.scan(Scan(1, "", "", 10, wanted=rig.partitions(*wanted), until=until))
+        page = await rig.store.scans.scan(Scan(1, "", "", 10, wanted=rig.partitions(*wanted), until=until))
         assert [item[0] for item in page.items] == shown
         assert page.owned == rig.partitions(*(key for key in wanted if key != "d"))
 
@@ -308,9 +307,9 @@ async def test_where_nothing_that_is_wanted_is_owned_the_file_is_not_looked_at(r
     await rig.leave("a")
     gate = rig.hold("scan")
     gate.open()
-    page = await rig.store.scan(Scan(1, "", "k", 10, wanted=rig.partitions("a")))
+    page = await rig.store.scans.scan(Scan(1, "", "k", 10, wanted=rig.partitions("a")))
     assert (partition_set.decode(page.owned), page.more, page.last, page.items) == (0, False, "k", [])
-    counted = await rig.store.count(Count(1, "", rig.partitions("a")))
+    counted = await rig.store.scans.count(Count(1, "", rig.partitions("a")))
     assert (partition_set.decode(counted.owned), counted.count) == (0, 0)
     assert gate.calls == 0
 
@@ -318,9 +317,9 @@ async def test_where_nothing_that_is_wanted_is_owned_the_file_is_not_looked_at(r
 async def test_leases_of_what_was_not_owned_all_the_time_are_left_out(rig: Any) -> None:
     for name in ("a", "b", "c"):
         await rig.write(Acquire(1, name, 60_000, 0, "me"))
-    page, _ = await held_back(rig, rig.store.leases(ScanLeases(1, "", "", 10)), lambda: rig.leave("a"))
+    page, _ = await held_back(rig, rig.store.scans.leases(ScanLeases(1, "", "", 10)), lambda: rig.leave("a"))
     assert ([item[0] for item in page.items], page.owned) == (["b", "c"], rig.all_but("a"))
-    page = await rig.store.leases(ScanLeases(1, "", "", 10, rig.partitions("a", "b")))
+    page = await rig.store.scans.leases(ScanLeases(1, "", "", 10, rig.partitions("a", "b")))
     assert ([item[0] for item in page.items], page.owned) == (["b"], rig.partitions("b"))
 
 
@@ -363,9 +362,9 @@ async def test_a_damaged_row_is_answered_as_such_and_the_others_go_on(rig: Any) 
     assert "bad" in answer.problem["detail"]
     assert (await rig.get("bad")).status == 500, "and not cached"
     assert (await rig.get("good")).status == 200
-    assert (await rig.store.explain("bad"))["row"] == "damaged"
+    assert (await rig.store.inspection.explain("bad"))["row"] == "damaged"
     with pytest.raises(DataCorrupt):
-        await rig.store.scan(Scan(1, "", "", 10, True))
+        await rig.store.scans.scan(Scan(1, "", "", 10, True))
     assert await rig.keys() == ["bad", "good"], "the names can still be listed"
 
 
@@ -397,7 +396,7 @@ async def test_whatever_was_done_to_a_row_by_hand_it_is_seen_and_the_store_survi
     rig.sql(f"UPDATE rows SET {damage}")
     assert (await rig.get("bad")).status == 500
     with pytest.raises(DataCorrupt):
-        await rig.store.scan(Scan(1, "", "", 10, True))
+        await rig.store.scans.scan(Scan(1, "", "", 10, True))
 
 
 async def test_a_destroyed_page_of_the_file_costs_only_the_keys_on_it(rig: Any) -> None:
@@ -413,7 +412,7 @@ async def test_a_destroyed_page_of_the_file_costs_only_the_keys_on_it(rig: Any) 
     assert (lost.status, lost.problem["code"]) == (500, "data-corrupt")
     assert (await rig.get("key-399")).status == 200
     with pytest.raises(DataCorrupt):
-        await rig.store.scan(Scan(1, "key-2", "", 10))
+        await rig.store.scans.scan(Scan(1, "key-2", "", 10))
     assert (await rig.put("zz")).status == 201
 
 
@@ -442,7 +441,7 @@ async def test_a_listing_is_in_byte_order_and_goes_on_where_it_ended(rig: Any) -
     listed: list[str] = []
     after, more = "", True
     while more:
-        page = await rig.store.scan(Scan(1, "", after, 3))
+        page = await rig.store.scans.scan(Scan(1, "", after, 3))
         assert len(page.items) <= 3
         listed += [item[0] for item in page.items]
         after, more = page.last, page.more
@@ -456,10 +455,10 @@ async def test_a_listing_is_in_byte_order_and_goes_on_where_it_ended(rig: Any) -
 
 async def test_a_listing_without_values_brings_none_and_one_with_values_brings_them(rig: Any) -> None:
     await rig.put("a", b"", ttl_ms=60_000)
-    page = await rig.store.scan(Scan(9, "", "", 10))
+    page = await rig.store.scans.scan(Scan(9, "", "", 10))
     assert (page.id, page.items[0][:3]) == (9, ("a", 1, None))
     assert 0 < page.items[0][3] <= 60_000
-    assert (await rig.store.scan(Scan(9, "", "", 10, True))).items[0][2] == b""
+    assert (await rig.store.scans.scan(Scan(9, "", "", 10, True))).items[0][2] == b""
 
 
 async def test_a_page_is_bounded_in_bytes_and_holds_at_least_one_item(open_rig: Opener) -> None:
@@ -469,7 +468,7 @@ async def test_a_page_is_bounded_in_bytes_and_holds_at_least_one_item(open_rig: 
     pages = []
     after, more = "", True
     while more:
-        page = await rig.store.scan(Scan(1, "", after, 100, True))
+        page = await rig.store.scans.scan(Scan(1, "", after, 100, True))
         pages.append(len(page.items))
         after, more = page.last, page.more
     assert sum(pages) == 6
@@ -486,14 +485,14 @@ async def test_counting_counts_live_owned_keys_with_the_prefix(rig: Any) -> None
 
 
 async def test_a_count_is_of_the_partitions_that_it_names(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listings, "_COUNT_KEYS_MAX", 2)  # several pages
+    monkeypatch.setattr(scans, "_COUNT_KEYS_MAX", 2)  # several pages
     keys = [f"key-{number}" for number in range(9)]
     for key in keys:
         await rig.put(key)
-    counted = await rig.store.count(Count(1, "", rig.partitions(*keys[:4])))
+    counted = await rig.store.scans.count(Count(1, "", rig.partitions(*keys[:4])))
     in_wanted = [key for key in keys if rig.partitions(key, *keys[:4]) == rig.partitions(*keys[:4])]
     assert (counted.count, counted.owned) == (len(in_wanted), rig.partitions(*keys[:4]))
-    counted, calls = await held_back(rig, rig.store.count(Count(1, "")), lambda: rig.leave("key-8"))
+    counted, calls = await held_back(rig, rig.store.scans.count(Count(1, "")), lambda: rig.leave("key-8"))
     others = [key for key in keys if rig.partitions(key) != rig.partitions("key-8")]
     assert (counted.count, counted.owned) == (len(others), rig.all_but("key-8"))
     assert calls >= 4, "no page is read a second time, and none is left out"
@@ -504,7 +503,7 @@ async def test_a_count_is_of_the_partitions_that_it_names(rig: Any, monkeypatch:
 
 async def test_explain_shows_what_is_stored_of_a_key(rig: Any) -> None:
     await rig.put("a", b"12345")
-    shown = await rig.store.explain("a")
+    shown = await rig.store.inspection.explain("a")
     assert shown == {
         "lock": None,
         "intent": None,
@@ -516,5 +515,5 @@ async def test_explain_shows_what_is_stored_of_a_key(rig: Any) -> None:
         "cached": True,
     }
     await rig.delete("a")
-    assert (await rig.store.explain("a"))["row"] == "tombstone"
-    assert await rig.store.explain("never") == {"row": "absent", "lock": None, "intent": None}
+    assert (await rig.store.inspection.explain("a"))["row"] == "tombstone"
+    assert await rig.store.inspection.explain("never") == {"row": "absent", "lock": None, "intent": None}

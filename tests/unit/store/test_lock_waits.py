@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from kvstore.protocol import Abort, Answer, Attempt, Outcome, Prepare, Put, Reply, Step, Transact
-from kvstore.store.batch import Batch, EndLockWaits, WriteOp
+from kvstore.store.batch import Batch
+from kvstore.store.ops import EndLockWaits, WriteOp
 from kvstore.store.write_set import Context
-from tests.unit.storage.rig import Bench, Sink
+from tests.unit.store.rig import Bench, Sink
 
 
 def decide(bench: Bench, *work: tuple[WriteOp, Sink]) -> None:
@@ -14,9 +15,9 @@ def decide(bench: Bench, *work: tuple[WriteOp, Sink]) -> None:
     batch = Batch(bench.clock, context, bench.locks, bench.holds, bench.rows)
     for op, sink in work:
         batch.decide(op, sink)
-    bench.rows.rows.update(batch.changed)
-    bench.clock = batch.clock
-    for sink, answer in batch.answers:
+    bench.rows.rows.update(batch.changes.rows)
+    bench.clock = batch.changes.clock
+    for sink, answer in batch.changes.answers:
         sink.send(answer)
 
 
