@@ -75,8 +75,8 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     page_bytes_max: int = 4 * 1024 * 1024
     wal_bytes_max: int = 16 * 1024 * 1024
     log_segment_bytes: int = 32 * 1024 * 1024
-    sync_inline_ms_max: float = 1.0
-    undurable_batches_max: int = 64
+    sync_inline_ms_max: float = 20.0
+    undurable_batches_max: int = 2
     apply_delay_s: float = 0.05
     apply_rows: int = 2000
     unapplied_rows_max: int = 20_000

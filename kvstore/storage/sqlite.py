@@ -218,13 +218,14 @@ class SqliteEngine:
     def _clean(self, connection: sqlite3.Connection, rows_max: int) -> int:
         applied = self._applied
         if applied.drops:
-            partition, sequence = next(iter(applied.drops.items()))
+            left, removed = dict(applied.drops), 0
             with _transaction(connection):
-                removed = connection.execute(_CLEAN, (partition, sequence, rows_max)).rowcount
-                left = dict(applied.drops)
-                if removed < rows_max:
+                for partition, sequence in applied.drops.items():
+                    removed += connection.execute(_CLEAN, (partition, sequence, rows_max - removed)).rowcount
+                    if removed >= rows_max:
+                        break
                     del left[partition]
-                    schema.set_meta(connection, {"drops": json.dumps(left)})
+                schema.set_meta(connection, {"drops": json.dumps(left)})
             self._applied = applied._replace(drops=left)
             return max(removed, 1)
         with _transaction(connection):
