@@ -138,12 +138,12 @@ class Batch:
         # The parts know the batch weakly. As a circle, every batch with all its rows would stay until the garbage
         # collector comes, which then has thousands of objects to free and holds up everybody for that long.
         batch = weakref.proxy(self)
+        self._replies = replies = Replies(changes)
         self._leases = leases = Leases(
-            changes, locks, lambda op, partition, sink: batch._run_waiter(op, partition, sink)
+            changes, locks, replies, lambda op, partition, sink: batch._run_waiter(op, partition, sink)
         )
-        self._replies = Replies(changes)
         self._part = part = Participant(
-            changes, locks, holds, leases, self._replies, lambda key, identity: batch._unlock(key, identity)
+            changes, locks, holds, leases, replies, lambda key, identity: batch._unlock(key, identity)
         )
         self.steps: list[str] = []
         self.changed: dict[tuple[str, str], Row] = changes.rows
