@@ -99,9 +99,15 @@ class Renew(Message, tag=9):
 
 
 class Release(Message, tag=10):
+    """Give a lease back. `acquire`: only if it was granted to the Acquire with that id on this connection, and to
+    nobody else who repeated its Idempotency-Key; nobody took that answer, so it is forgotten. `withdraw`: no matter
+    which token, all that came or may yet come of an Acquire with that Idempotency-Key ends."""
+
     key: str
     token: int
     once: Once | None = None
+    acquire: int = 0
+    withdraw: str | None = None
 
 
 class Leave(Message, tag=11):

@@ -52,7 +52,7 @@ class Admission:
             Acquire: self._acquire,
             Delete: self._once,
             Renew: self._once,
-            Release: self._once,
+            Release: self._release,
             Transact: self._transaction,
             Prepare: self._prepare,
             Commit: self._transaction,
@@ -131,6 +131,11 @@ class Admission:
     def _once(self, op: Any) -> None:
         once = op.once
         if once is not None and len(once.key if isinstance(once, Once) else once) > _ONCE_CHARS_MAX:
+            raise BadRequest(f"an Idempotency-Key has at most {_ONCE_CHARS_MAX} characters")
+
+    def _release(self, op: Release) -> None:
+        self._once(op)
+        if op.withdraw is not None and len(op.withdraw) > _ONCE_CHARS_MAX:
             raise BadRequest(f"an Idempotency-Key has at most {_ONCE_CHARS_MAX} characters")
 
     def _look(self, op: Look) -> None:

@@ -54,6 +54,8 @@ def rows_needed(op: Any) -> Iterator[RowKey]:
                 yield VALUE, key
     if isinstance(op, Put | Delete | Acquire | Renew | Release) and op.once is not None:
         yield REPLY, row_key(type(op).__name__, op.key, op.once)
+    elif isinstance(op, Release) and op.withdraw is not None:
+        yield REPLY, row_key("Acquire", op.key, Once(op.withdraw, ""))
     elif isinstance(op, Commit | Ask):
         yield DECISION, op.attempt.name
     elif isinstance(op, Look) and op.partition >= 0:

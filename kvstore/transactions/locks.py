@@ -53,9 +53,10 @@ class Identity(NamedTuple):
 
 
 class Lease:
-    """A client's hold on a name. `deadline_s` is infinite until the grant or renewal is visible."""
+    """A client's hold on a name. `deadline_s` is infinite until the grant or renewal is visible. `granted_to`: the only
+    one who has been told of it, as long as that is so (and the store has not been opened anew)."""
 
-    __slots__ = ("deadline_s", "identity", "name", "owner", "token", "ttl_s")
+    __slots__ = ("deadline_s", "granted_to", "identity", "name", "owner", "token", "ttl_s")
 
     def __init__(self, name: str, owner: str, token: int, ttl_s: float, identity: Identity) -> None:
         self.name = name
@@ -64,6 +65,7 @@ class Lease:
         self.ttl_s = ttl_s
         self.identity = identity
         self.deadline_s = math.inf
+        self.granted_to: Any = None
 
     def left_s(self, now_s: float) -> float:
         """Seconds until the deadline; the whole ttl while it has not begun to run."""

@@ -195,7 +195,7 @@ messages = st.one_of(
     st.builds(Delete, ids, texts, guards, onces),
     st.builds(Acquire, ids, texts, numbers, waits, texts, onces),
     st.builds(Renew, ids, texts, numbers, onces),
-    st.builds(Release, ids, texts, numbers, onces),
+    st.builds(Release, ids, texts, numbers, onces, numbers, st.none() | texts),
     st.builds(Leave, ids, texts, numbers),
     st.builds(Inspect, ids, texts),
     st.builds(ScanLeases, ids, texts, texts, numbers, blobs, texts),

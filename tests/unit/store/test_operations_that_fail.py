@@ -79,7 +79,7 @@ def put(key: str) -> Step:
 
 FIRST: list[WriteOp] = [
     Put(1, "a", b"old"),
-    Acquire(2, "held", 10_000, 0, "o"),
+    Acquire(2, "held", 10_000, 0, "o", Once("K", "d")),
     Acquire(3, "held", 10_000, 5000, "w"),
     Acquire(4, "held", 10_000, 5000, "x"),
     Prepare(5, "z", OLD, [], [put("p"), put("q")], []),
@@ -97,6 +97,8 @@ FAILING: list[WriteOp] = [
     Delete(50, "a"),
     Renew(50, "held", 2),
     Release(50, "held", 2),
+    Release(50, "held", 2, None, 2),
+    Release(50, "held", 0, withdraw="K"),
     ExpireLease("other", 50),
     Acquire(50, "free", 10_000, 0, "", Once("k", "d")),
     Acquire(50, "held", 10_000, 9, ""),

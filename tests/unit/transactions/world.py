@@ -239,6 +239,7 @@ def canonical(store: Store, exact: bool) -> Any:
 _SILENT = {
     "Hold": {"_sink"},
     "Holds": {"undo"},
+    "Lease": {"granted_to"},
     "LockTable": {"undo"},
     "ReadHold": {"sink"},
     "Store": {"arrived"},
