@@ -21,13 +21,8 @@ from kvstore.store.refusals import refusal
 from kvstore.store.write_set import Changes
 
 
-<<<<<<< HEAD:kvstore/store/idempotency.py
 class IdempotencyRecord(msgspec.Struct, omit_defaults=True):
-    """The body of a reply's row: the answer that was given, and to which request.
-=======
-class Kept(msgspec.Struct, omit_defaults=True):
     """The body of a reply's row: the answer that was given, and to which request (`digest` empty: to any).
->>>>>>> w-robust:kvstore/storage/replies.py
 
     `owner` and `ttl_ms`: a renewal's. `attempt` and what follows: a transaction's, see `protocol.Outcome`.
     """
