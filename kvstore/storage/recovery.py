@@ -222,6 +222,9 @@ def _scan(segments: Sequence[Segment], start: int, seed: int, applied: Position,
         segment = segments[at]
         segment.empty()
         data = read_whole(segment)
+        if not before and at > start and _begins_behind(data, seed, applied.number + 1):
+            broken, proven = _search(segments, start, seed, before, applied)
+            return Scan(first, noted, own_proven, proven, broken, entries, applied_checksum)
         for offset, header in records_in(data, DATA_OFFSET, seed, before):
             first, before = first or header, header.position
             own_proven = max(own_proven, header.durable)
@@ -234,6 +237,12 @@ def _scan(segments: Sequence[Segment], start: int, seed: int, applied: Position,
             broken, proven = _search(segments, at, seed, before, applied)
             return Scan(first, before or noted, own_proven, proven, broken, entries, applied_checksum)
     return Scan(first, before or noted, own_proven, 0, None, entries, applied_checksum)
+
+
+def _begins_behind(data: bytes, seed: int, number: int) -> bool:
+    """Whether the first record of a segment comes later than that one: what lay before it, the disk has not kept."""
+    header = header_at(data, DATA_OFFSET, seed)
+    return header is not None and header.number > number
 
 
 def _search(
