@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from kvstore.errors import ForeignData, KvError, LogDamaged
+from kvstore.errors import ForeignData, LogDamaged
 from kvstore.storage import recovery
 from kvstore.storage.disk import FULL_ERRNOS, Disk, remove_if_there
 from kvstore.storage.notes import Kind, Note, Notes
@@ -42,8 +42,6 @@ from kvstore.storage.segments import (
     encode_record,
     entry_at,
     make_segment,
-    open_segment,
-    read_whole,
     records_in,
     used_bytes,
 )
@@ -114,7 +112,7 @@ class Log:
         place = Place(folder, store, store_id)
         indices = place.indices(disk)
         for index in indices:
-            _remove_empty(disk, place, index)
+            _remove_empty(disk, place.segment(index))
         index = max(indices, default=0) + 1
         notes = Notes.create(disk, place, Note(Kind.DURABLE, start, index))
         log = cls(disk, place, notes, segment_bytes)
@@ -172,9 +170,8 @@ class Log:
             self._advance_to(segment)
         before = self.last
         number = before.number + 1
-        data, checksum = encode_record(
-            self._place.seed, number, term, before.checksum, self.synced.number, payload
-        )  # fmt: skip
+        seed, durable = self._place.seed, self.synced.number
+        data, checksum = encode_record(seed, number, term, before.checksum, durable, payload)
         try:
             segment.file.pwrite(data, segment.end)
         except OSError as error:
@@ -401,15 +398,13 @@ class Log:
             recovery.close_all([*self._used, *self._spare], self._notes)
 
 
-def _remove_empty(disk: Disk, place: Place, index: int) -> None:
-    """Remove a segment without records. Raises ForeignData if it has any."""
-    path = place.segment(index)
+def _remove_empty(disk: Disk, path: Path) -> None:
+    """Remove a segment without records, whatever store it was made for. Raises ForeignData if it has any."""
+    file = disk.open(path, write=False)
     try:
-        segment = open_segment(disk, place, index)
-    except KvError as error:
-        raise ForeignData(f"{path} is in the way of a new log: {error.detail}") from error
-    used = used_bytes(read_whole(segment))
-    segment.file.close()
+        used = used_bytes(file.pread(file.size(), 0))
+    finally:
+        file.close()
     if used > DATA_OFFSET:
         raise ForeignData(f"{path} holds records of an earlier log. Move the files of that log away.")
     disk.unlink(path)
