@@ -92,6 +92,7 @@ class Log:
         self._lists = Lock()  # held while the lists change, never during I/O
         self._background = Lock()  # one thing at a time beside appending
         self._failed: OSError | None = None
+        self._base = BEGINNING  # a position before or in the log, with its term
         self.last = self.synced = BEGINNING
         self.full = False
 
@@ -121,7 +122,7 @@ class Log:
         except OSError:
             notes.close()
             raise
-        log.last = log.synced = start
+        log.last = log.synced = log._base = start
         return log
 
     @classmethod
@@ -144,6 +145,7 @@ class Log:
         log = cls(disk, place, found.notes, segment_bytes)
         log._used, log._spare = found.segments[: found.open + 1], found.segments[found.open + 1 :]
         log.last = log.synced = found.last
+        log._base = applied
         return log, found.entries
 
     # --- writing
@@ -340,7 +342,7 @@ class Log:
             if number == self.last.number:
                 return
             segments = [*self._used, *self._spare]
-            at, offset, position = recovery.find_end(segments, self._place, number)
+            at, offset, position = recovery.find_end(segments, self._place, self._before_first(), number)
             try:
                 self._notes.write(Note(Kind.CUT, position, self._notes.newest.first_segment))
                 recovery.zero_behind(segments, at, offset)
@@ -352,6 +354,13 @@ class Log:
             for segment in self._spare:
                 segment.empty()
             self.last = self.synced = position
+
+    def _before_first(self) -> Position:
+        """The position behind which the log begins."""
+        if self._base.number == self.first - 1:
+            return self._base
+        entry = next(self.entries(self.first - 1))
+        return Position(entry.number - 1, entry.previous)
 
     def restart(self, start: Position) -> None:
         """Begin behind that position in a new segment, and delete all others: a snapshot takes their place.
@@ -368,7 +377,7 @@ class Log:
                 raise self._fail(error) from error
             with self._lists:
                 self._used, self._spare, self._left = [segment], [], []
-            self.last = self.synced = start
+            self.last = self.synced = self._base = start
             self._delete(old)
 
     def _delete(self, segments: list[Segment]) -> None:

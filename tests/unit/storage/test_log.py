@@ -370,16 +370,29 @@ def test_a_cut_goes_from_the_end_towards_the_front_each_step_synced_after_a_dura
 
 
 def test_a_cut_to_the_very_front_leaves_an_empty_log_that_goes_on() -> None:
-    bench = Bench(Position(50, 99))
+    bench = Bench(Position(50, 99, 7))
     bench.fill(9)
     bench.log.cut(50)
-    assert bench.log.last == Position(50, 99)
+    assert bench.log.last == Position(50, 99, 7)
     assert bench.reopen() == []
     assert bench.append(b"on") == 51
     with pytest.raises(ValueError, match="not in the log"):
         bench.log.cut(49)
     with pytest.raises(ValueError, match="not in the log"):
         bench.log.cut(52)
+
+
+def test_a_cut_to_the_front_of_a_log_whose_beginning_was_released_leaves_it_usable() -> None:
+    bench = Bench()
+    bench.fill(20)
+    positions = bench.positions()
+    bench.log.release(20)
+    front = bench.log.first - 1
+    bench.log.cut(front)
+    assert bench.log.last == positions[front]
+    assert bench.append(b"on") == front + 1
+    bench.log.sync()
+    assert payloads(bench.reopen(positions[front])) == [b"on"]
 
 
 def test_a_snapshot_begins_in_new_segments() -> None:

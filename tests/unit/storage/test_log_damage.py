@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from kvstore.errors import ForeignData, LogDamaged
 from kvstore.storage.log import BEGINNING, Log, LogFailed, Position, Released
+from kvstore.storage.recovery import cut_offline
+from kvstore.storage.segments import Place
 from loadtest.simulate.disk import keep_all, lose_all
-from tests.unit.storage.log_bench import FOLDER, SEGMENT_BYTES, STORE, Bench, numbers, payloads
+from tests.unit.storage.log_bench import FOLDER, SEGMENT_BYTES, STORE, STORE_ID, Bench, numbers, payloads
 
 NOTE = FOLDER / f"{STORE}.log.note"
 
@@ -279,6 +281,24 @@ def test_a_log_of_another_store_is_refused() -> None:
     bench.disk.replace(bench.path(1), bench.disk.content(FOLDER / "shard-s2.log.000001"))
     with pytest.raises(ForeignData, match="belongs to the log of store another id"):
         bench.reopen()
+
+
+def test_a_damaged_log_opens_without_what_is_damaged_once_that_was_cut_off() -> None:
+    bench = Bench()
+    bench.fill(12)
+    bench.log.note_durable()
+    path, offset, _ = bench.place_of(7)
+    bench.disk.flip(path, (offset + 80) * 8)
+    with pytest.raises(LogDamaged, match="--after 6 --accept-loss"):
+        bench.reopen()
+    place = Place(FOLDER, STORE, STORE_ID)
+    cut_offline(bench.disk, place, BEGINNING, 6)
+    assert numbers(bench.reopen()) == [1, 2, 3, 4, 5, 6]
+    assert bench.append(b"on") == 7
+    with pytest.raises(LogDamaged, match="Record 9 is not in the log"):
+        cut_offline(bench.disk, place, BEGINNING, 9)
+    cut_offline(bench.disk, place, BEGINNING, 0)
+    assert bench.reopen() == []
 
 
 # --- syncing at opening
