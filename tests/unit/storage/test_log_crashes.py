@@ -180,7 +180,7 @@ def crash(steps: list[Step], at: int, cuts: list[int], seed: int, more: list[Ste
     return True
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     steps=st.lists(STEPS, max_size=25),
     at=st.integers(0, 1 << 20),

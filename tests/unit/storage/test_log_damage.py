@@ -405,7 +405,7 @@ def history(seed: int) -> tuple[Bench, Position]:
     return bench, applied
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 1 << 30), place=st.integers(0, 1 << 30))
 def test_a_flipped_bit_in_a_record_proved_durable_is_always_noticed(seed: int, place: int) -> None:
     bench, applied = history(seed)
@@ -426,7 +426,7 @@ def test_a_flipped_bit_in_a_record_proved_durable_is_always_noticed(seed: int, p
         list(bench.log.entries(number - 1))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 1 << 30), place=st.integers(0, 1 << 30), kind=st.sampled_from(["flip", "zero", "shorten"]))
 def test_whatever_is_damaged_nothing_durable_is_dropped_without_a_word(seed: int, place: int, kind: str) -> None:
     bench, applied = history(seed)
