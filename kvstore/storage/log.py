@@ -322,8 +322,8 @@ class Log:
     # --- taking away
 
     def release(self, number: int) -> None:
-        """Delete the segments all of whose records are at most that number, but never the open one. Raises OSError."""
-        number = min(number, self.durable)
+        """Delete the segments all of whose records are at most that number, apart from those that are open or that a
+        sync still has to cover. Raises OSError."""
         with self._background:
             with self._lists:
                 used = self._used

@@ -111,8 +111,6 @@ def open_all(disk: Disk, place: Place, *, write: bool = True) -> tuple[Notes, li
         indices = [index for place_, index in enumerate(indices) if indices[-1] - index == len(indices) - 1 - place_]
         for index in indices:
             segments.append(open_segment(disk, place, index, write=write))
-            if write:
-                segments[-1].file.sync()
         if write:
             disk.sync_folder(place.folder)
     except BaseException:
@@ -180,17 +178,12 @@ def cut_offline(disk: Disk, place: Place, applied: Position, number: int) -> Non
 
 
 def scan_all(segments: Sequence[Segment], place: Place, applied: Position, noted: Position) -> Scan:
-    """Read from the segment of the first record that the file lacks on, and from an earlier one if that is needed to
-    reach the last record that the log proves durable. Raises LogDamaged, OSError."""
+    """Read from the segment of the first record that the file lacks on. Raises LogDamaged, OSError."""
     firsts = first_headers(segments, place.seed)
     start = max((at for at, header in enumerate(firsts) if header and header.number <= applied.number), default=0)
     for at in range(start):
         _take_unread(segments[at], firsts[at])
-    while True:
-        scan = _scan(segments, start, place.seed, applied, noted)
-        if not start or not scan.first or max(scan.own_proven, noted.number) + 1 >= scan.first.number:
-            return scan
-        start -= 1
+    return _scan(segments, start, place.seed, applied, noted)
 
 
 def _take_unread(segment: Segment, first: Header | None) -> None:
@@ -311,7 +304,7 @@ def _keep_aside(disk: Disk, place: Place, segments: Sequence[Segment], broken: B
 
 
 def _write_again(segments: Sequence[Segment], proven: int) -> None:
-    """Write all behind record `proven` once more, and sync it."""
+    """Write all behind record `proven` once more, and sync it; also what was not read, because it is applied."""
     for segment in reversed(segments):
         if not segment.first:
             continue

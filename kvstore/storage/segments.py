@@ -245,10 +245,12 @@ def make_segment(disk: Disk, place: Place, index: int, size: int) -> Segment:
 
 
 def open_segment(disk: Disk, place: Place, index: int, *, write: bool = True) -> Segment:
-    """Open it and check its header. Raises LogDamaged, ForeignData, OSError."""
+    """Open it, sync it if it may be written, and check its header. Raises LogDamaged, ForeignData, OSError."""
     path = place.segment(index)
     file = disk.open(path, write=write)
     try:
+        if write:
+            file.sync()
         size = _segment_bytes(place, index, header_bytes_of(file), file.size())
     except BaseException:
         file.close()

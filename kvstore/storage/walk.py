@@ -101,7 +101,7 @@ class Walk:
         else:
             number = own.number if own else min([self._number, *(header.number - 1 for header in behind)])
         self.broken = Broken(at, segment.end, number)
-        self.proven = max((header.durable for header in behind if header.number >= number), default=0)
+        self.proven = max((header.durable for header in behind), default=0)
 
 
 def first_headers(segments: Sequence[Segment], seed: int) -> list[Header | None]:

@@ -277,6 +277,16 @@ def test_segment_numbers_are_never_given_twice() -> None:
     assert min(after) == max(before)
 
 
+def test_a_full_disk_has_room_for_the_note_of_the_durable_number() -> None:
+    bench = Bench()
+    bench.disk.capacity = 0
+    for _ in range(3):
+        bench.append(b"x")
+        bench.log.sync()
+        bench.log.note_durable()
+    assert bench.log.durable == 3
+
+
 # --- reading
 
 
@@ -338,6 +348,16 @@ def test_release_never_takes_what_is_not_durable() -> None:
     assert numbers(list(bench.log.entries(3))) == list(range(4, 13))
 
 
+def test_release_leaves_alone_what_the_next_sync_covers() -> None:
+    bench = Bench()
+    bench.fill(5)
+    bench.append(bytes(1500))  # in the next segment, and not synced
+    bench.log.release(5)
+    assert bench.log.sync() == 6
+    bench.log.release(5)
+    assert bench.log.first == 6
+
+
 def test_what_was_cut_never_comes_back() -> None:
     bench = Bench()
     bench.fill(20)
@@ -367,6 +387,14 @@ def test_a_cut_goes_from_the_end_towards_the_front_each_step_synced_after_a_dura
     assert [step.partition(" ")[2] for step in steps[steps.index(written[0]) + 1 :: 2]] == [
         step.partition(" ")[2] for step in written
     ]
+
+
+def test_what_a_cut_leaves_is_durable_though_it_was_not_synced_before() -> None:
+    bench = Bench()
+    bench.append(*[bytes([number]) * 600 for number in range(1, 9)])
+    bench.log.cut(6)
+    assert bench.log.durable == 6
+    assert numbers(bench.reopen()) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_cut_to_the_very_front_leaves_an_empty_log_that_goes_on() -> None:

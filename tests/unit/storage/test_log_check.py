@@ -121,4 +121,4 @@ def test_a_check_finds_whatever_an_opening_refuses(seed: int, place: int) -> Non
         assert found is None or 0 < found <= applied.number  # the file has those: no opening reads them
         return
     assert found is not None
-    assert found <= refused
+    assert found <= refused or not refused  # an opening does not count where it only sees that the front is damaged

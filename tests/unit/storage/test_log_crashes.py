@@ -202,6 +202,7 @@ HISTORIES: dict[str, list[Step]] = {
     "shared-syncs": [*_A, Step("sync"), *_A, *_A, *_A],
     "cut": [*_A, Step("sync"), *_A, Step("sync"), Step("note"), Step("cut", 5), *_A, Step("sync")],
     "cuts": [*_A, *_A, Step("sync"), Step("cut", 2), Step("cut", 2), Step("append", 9), Step("sync")],
+    "cut-in-one-segment": [*[Step("append", 40), Step("sync")] * 8, Step("cut", 5)],
     "release": [*_A, *_A, Step("sync"), Step("apply"), *_A, Step("sync"), Step("release"), Step("append", 1)],
     "restart": [*_A, *_A, Step("sync"), Step("apply"), Step("restart", 4), *_A, Step("sync")],
     "reopen": [*_A, Step("sync"), Step("note"), Step("reopen"), *_A, Step("reopen"), Step("append", 600)],

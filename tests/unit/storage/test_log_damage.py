@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from kvstore.errors import ForeignData, LogDamaged
 from kvstore.storage.log import BEGINNING, Log, LogFailed, Position, Released
+from kvstore.storage.notes import Kind, Notes
 from kvstore.storage.recovery import cut_offline
 from kvstore.storage.segments import Place
-from loadtest.simulate.disk import keep_all, lose_all
+from loadtest.simulate.disk import PowerCut, SimulatedDisk, keep_all, lose_all
 from tests.unit.storage.log_bench import FOLDER, SEGMENT_BYTES, STORE, STORE_ID, Bench, numbers, payloads
 
 NOTE = FOLDER / f"{STORE}.log.note"
@@ -100,6 +101,27 @@ def test_a_last_record_that_nothing_proves_durable_is_taken_for_a_torn_end() -> 
     bench.disk.flip(path, (offset + 60) * 8)
     bench.reopen()
     assert bench.log.last.number == 2
+
+
+def test_a_recovery_that_crashed_does_not_spoil_what_was_kept_aside() -> None:
+    bench = Bench()
+    bench.fill(3)
+    bench.append(b"torn" * 300)
+    path, offset, _ = bench.place_of(4)
+    bench.disk.restart(keep_all)
+    bench.disk.flip(path, (offset + 60) * 8)
+    torn = bench.disk.content(path)[offset:].rstrip(b"\0")
+
+    def cut_power(call: str, written: Path) -> None:
+        if call == "pwrite" and written == path:
+            bench.disk.power_cut_at = bench.disk.calls + 1
+
+    bench.disk.hook = cut_power
+    with pytest.raises(PowerCut):
+        bench.reopen(cut=False)
+    bench.disk.hook = lambda _call, _path: None
+    bench.reopen(fate=lambda newest: newest % 2)  # half of the zeros survive
+    assert bench.disk.content(FOLDER / f"{STORE}.log.torn-4") == torn
 
 
 # --- damage
@@ -261,11 +283,31 @@ def test_a_segment_under_the_name_of_another_is_refused() -> None:
         bench.reopen()
 
 
+def test_what_a_crash_has_left_of_released_segments_is_removed_at_opening() -> None:
+    bench = Bench()
+    bench.fill(30)
+    positions = bench.positions()
+    bench.disk.remove(bench.path(2))
+    bench.reopen(positions[28])
+    assert bench.log._place.indices(bench.disk)[0] == 3
+    assert bench.log.first > 10
+
+
+def test_a_segment_of_a_copy_that_went_another_way_is_refused() -> None:
+    one, other = Bench(), Bench()
+    one.fill(12, 300)
+    other.fill(12, 299)
+    assert one.log._used[1].first == other.log._used[1].first
+    one.log.note_durable()
+    one.disk.replace(one.path(2), other.disk.content(other.path(2)))
+    with pytest.raises(LogDamaged, match=f"Record {one.log._used[1].first} "):
+        one.reopen()
+
+
 def test_damage_in_front_of_what_the_file_lacks_is_refused() -> None:
     bench = Bench()
     bench.fill(30)
     positions = bench.positions()
-    path, offset, _ = bench.place_of(positions[30].number - 25)
     first = max(segment.first for segment in bench.log._used if segment.first <= 5)
     path, offset, _ = bench.place_of(first)
     bench.disk.flip(path, (offset + 30) * 8)
@@ -313,7 +355,7 @@ def test_the_log_is_synced_before_what_was_read_from_it_is_believed() -> None:
     def watch(call: str, path: Path) -> None:
         if call == "sync":
             synced.add(path.name)
-        elif call == "pread" and path.name not in synced and path.name != bench.path(1).name:
+        elif call == "pread" and path.name not in synced:
             unsynced.append(path.name)
 
     bench.disk.hook = watch
@@ -372,6 +414,42 @@ def test_a_damaged_page_of_the_note_leaves_the_other_one_in_force() -> None:
     bench.disk.replace(NOTE, bytes(8192))
     with pytest.raises(LogDamaged, match="holds no note"):
         bench.reopen()
+
+
+def test_a_cut_that_was_begun_is_finished_at_opening() -> None:
+    for fate in (lose_all, keep_all, lambda newest: newest % 3):
+        bench = Bench()
+        for _ in range(9):
+            bench.fill(1, 50)
+
+        def cut_power(call: str, path: Path, disk: SimulatedDisk = bench.disk) -> None:
+            if call == "pwrite" and path != NOTE:
+                disk.power_cut_at = disk.calls + 1
+
+        bench.disk.hook = cut_power
+        with pytest.raises(PowerCut):
+            bench.log.cut(4)
+        bench.disk.hook = lambda _call, _path: None
+        assert numbers(bench.reopen(fate=fate)) == [1, 2, 3, 4]
+        assert not any(bench.disk.content(bench.path(1))[bench.log._used[-1].end :])
+
+
+def test_no_page_of_the_note_brings_a_cut_back_that_was_made_offline() -> None:
+    for page in (0, 4096):
+        bench = Bench()
+        bench.fill(6)
+        cut_offline(bench.disk, Place(FOLDER, STORE, STORE_ID), BEGINNING, 4)
+        bench.disk.flip(NOTE, (page + 20) * 8)
+        assert Notes.open(bench.disk, Place(FOLDER, STORE, STORE_ID)).newest.kind is Kind.DURABLE
+
+
+def test_a_damaged_page_of_the_note_leaves_a_snapshot_in_force() -> None:
+    for page in (0, 4096):
+        bench = Bench()
+        bench.fill(6)
+        bench.log.restart(Position(50, 5))
+        bench.disk.flip(NOTE, (page + 20) * 8)
+        assert bench.reopen(Position(50, 5)) == []
 
 
 def test_no_page_of_the_note_brings_a_finished_cut_back() -> None:
