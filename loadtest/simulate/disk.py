@@ -205,7 +205,7 @@ class SimulatedFile:
 
     def __init__(self, disk: SimulatedDisk, path: Path, content: _Content, start: int) -> None:
         self._disk = disk
-        self._path = path
+        self._opened_as = path
         self._content = content
         self._start = start
         self._closed = False
@@ -229,6 +229,12 @@ class SimulatedFile:
 
     def close(self) -> None:
         self._closed = True
+
+    @property
+    def _path(self) -> Path:
+        """Its name now, which may have been changed since it was opened."""
+        named = self._disk._files.items()
+        return next((path for path, content in named if content is self._content), self._opened_as)
 
     def _usable(self) -> None:
         if self._closed or self._start != self._disk._starts:

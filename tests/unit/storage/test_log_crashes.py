@@ -213,9 +213,9 @@ HISTORIES: dict[str, list[Step]] = {
 def test_a_power_cut_at_any_call_of_a_history_loses_nothing(history: str) -> None:
     at = 1
     while crash(HISTORIES[history], at, [], 0, _A):
-        for seed in range(1, 6):
+        for seed in range(1, 5):
             crash(HISTORIES[history], at, [], seed, [Step("append", 5), Step("sync")])
-            for again in range(1, 13, 2):
+            for again in range(1, 13, 3):
                 crash(HISTORIES[history], at, [again, again + 1], seed, [])
         at += 1
     assert at > 10
