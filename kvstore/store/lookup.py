@@ -72,6 +72,13 @@ class Lookup:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
+    def missing(self, op: Any) -> list[RowKey]:
+        """The rows that must be fetched before the operation is decided."""
+        if (type(op) is Put or type(op) is Delete) and op.once is None:  # most of what there is
+            key = (VALUE, op.key)
+            return [] if self.is_at_hand(key) else [key]
+        return [key for key in rows_needed(op) if not self.is_at_hand(key)]
+
     def is_at_hand(self, key: RowKey) -> bool:
         """It can be looked at without the file. A decision that is not in the table of decisions is not there."""
         tables = self._tables

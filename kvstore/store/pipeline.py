@@ -34,7 +34,7 @@ from kvstore.storage.segments import Position
 from kvstore.store.applier import Applier
 from kvstore.store.batch import Batch
 from kvstore.store.disk_room import DiskRoom
-from kvstore.store.lookup import Lookup, rows_needed
+from kvstore.store.lookup import Lookup
 from kvstore.store.ops import WriteOp
 from kvstore.store.pacing import SyncPace
 from kvstore.store.refusals import refusal
@@ -102,7 +102,10 @@ class Pipeline:
     def write(self, op: WriteOp, sink: Sink) -> None:
         """Queue an operation; its answer goes to `sink` when all that it saw is durable."""
         size, limits = _size(op), self._tables.limits
-        if len(self) >= limits.queue_ops_max or self._queued_bytes + size > limits.queue_bytes_max:
+        if (
+            len(self._queue) + len(self._fetching) >= limits.queue_ops_max
+            or self._queued_bytes + size > limits.queue_bytes_max
+        ):
             full = TooManyRequests("The shard's queue of writes is full; wait and try again.", retry_after_ms=100)
             sink.send(refusal(op.id, full))
             return
@@ -111,7 +114,7 @@ class Pipeline:
             sink.send(refusal(op.id, large))
             return
         self._queued_bytes += size
-        missing = [key for key in rows_needed(op) if not self._lookup.is_at_hand(key)]
+        missing = self._lookup.missing(op)
         if missing:
             self._fetching.append(_Fetching(op, sink, missing))
             self._events.fetch.set()
