@@ -275,6 +275,9 @@ def _check(reader: _Reader, config: ClusterConfig) -> None:
     for i, shard in enumerate(config.shards):
         if not 1 <= shard.weight <= WEIGHT_MAX:
             raise reader.error(f"shards[{i}].weight", f"must be 1 to {WEIGHT_MAX}; 1 is the usual weight")
+    if config.limits.log_segment_bytes < (needed := config.limits.body_bytes_max * 3 // 2 + 2**20):
+        sentence = f"must be {needed} at least, so that a body of body_bytes_max fits into one record; write {needed}"
+        raise reader.error("limits.log_segment_bytes", sentence)
     for name, limit in msgspec.structs.asdict(config.limits).items():
         if not (limit > 0 and math.isfinite(limit)):
             sentence = f"must be above 0 and finite, not {limit}; leave it out for the default"

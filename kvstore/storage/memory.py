@@ -25,6 +25,7 @@ from kvstore.storage.engine import (
     RowKey,
     ScanPage,
     ScanQuery,
+    Sizes,
 )
 from kvstore.storage.rows import VALUE, Row, checksum
 
@@ -63,16 +64,8 @@ class MemoryEngine:
         return self._applied
 
     @property
-    def file_bytes(self) -> int:
-        return sum(len(row.key) + len(row.body or b"") for row in self._rows.values())
-
-    @property
-    def wal_bytes(self) -> int:
-        return 0
-
-    @property
-    def free_bytes(self) -> int:
-        return 0
+    def sizes(self) -> Sizes:
+        return Sizes(sum(len(row.key) + len(row.body or b"") for row in self._rows.values()), 0, 0)
 
     @property
     def checkpoint_is_due(self) -> bool:

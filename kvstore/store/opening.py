@@ -20,7 +20,7 @@ from typing import NamedTuple
 from kvstore.config import Limits
 from kvstore.environment import Environment
 from kvstore.errors import ForeignData
-from kvstore.storage import sqlite
+from kvstore.storage import sqlite_file
 from kvstore.storage.disk import OsDisk
 from kvstore.storage.engine import Application, Engine, Freezes
 from kvstore.storage.log import Log
@@ -84,21 +84,21 @@ def _open_log(
 ) -> tuple[Log, list[Entry]]:
     """The log, and its records that the file lacks; the file is of the present format afterwards."""
     disk, name, size = OsDisk(), path.stem, limits.log_segment_bytes
-    found = sqlite.format_of(path)
+    found = sqlite_file.format_of(path)
     if found == FORMAT:
-        position, store_id = sqlite.position_of(path)
+        position, store_id = sqlite_file.position_of(path)
         return Log.open(disk, path.parent, name, store_id, position, segment_bytes=size)
     if found == 0:
         meta = {"store_id": environment.random_hex(16), "shard_id": shard_id, "partitions": str(partitions)}
         log = Log.create(disk, path.parent, name, meta["store_id"], BEGINNING, size)
-        sqlite.create_file(path, meta)
+        sqlite_file.create_file(path, meta)
     else:
-        meta = sqlite.meta_of(path)
+        meta = sqlite_file.meta_of(path)
         for entry, expected in (("shard_id", shard_id), ("partitions", str(partitions))):
             if meta.get(entry) != expected:
                 raise ForeignData(f"{path} belongs to {entry} {meta.get(entry)}, not {expected}.")
         log = Log.create(disk, path.parent, name, meta["store_id"], BEGINNING, size)
-        sqlite.convert_file(path, found, BEGINNING)
+        sqlite_file.convert_file(path, found, BEGINNING)
     disk.sync_folder(path.parent)
     return log, []
 
