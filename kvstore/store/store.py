@@ -207,7 +207,7 @@ class Store:
         tables = self.tables
         tables.stats.expired += batch.changes.expired
         tables.stats.disk_full = batch.changes.context.frees_only
-        tables.decisions.note(batch.part.decided, batch.part.dropped)
+        tables.decisions.note(batch.outcomes.decided, batch.outcomes.dropped)
         self.maintenance.publish(batch)
         if (served := batch.served) is not None and self.reads.serve(served):
             self.recovery_due.set()

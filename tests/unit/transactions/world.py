@@ -137,9 +137,9 @@ class Store:
         self.clock = batch.changes.clock
         for lease in batch.leases.started:
             self.locks.start(lease, self.late * LATER_S)
-        for attempt, partition, committed in batch.part.decided:
+        for attempt, partition, committed in batch.outcomes.decided:
             self.noted[attempt] = Noted(partition, not committed)
-        for attempt in batch.part.dropped:
+        for attempt in batch.outcomes.dropped:
             self.noted.pop(attempt, None)
         return [(sink.address, reply) for sink, reply in batch.changes.answers if isinstance(sink, Sink)]
 
