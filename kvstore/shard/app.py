@@ -26,6 +26,7 @@ from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
 from kvstore.shard.service import ShardService
+from kvstore.storage.engine import TryLater
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
 from kvstore.transport.http import warn_if_exposed
@@ -33,6 +34,7 @@ from kvstore.transport.map_follower import MapFollower
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 0.5
 _EXIT_COMMIT_FAILED = 74  # EX_IOERR of sysexits.h
 
 
@@ -104,7 +106,14 @@ class _Maps:
     async def follow(self) -> None:
         """Raises ForeignData: then this shard must not serve."""
         while True:
-            await self._service.follow(await self._newest.get())
+            cluster_map = await self._newest.get()
+            try:
+                await self._service.follow(cluster_map)
+            except TryLater as error:
+                log.warning("the map of epoch %d waits: %s", cluster_map.epoch, error.detail)
+                await asyncio.sleep(_RETRY_S)
+                if self._newest.empty():
+                    self._newest.put_nowait(cluster_map)
 
 
 async def serve(
@@ -156,7 +165,7 @@ async def serve(
                 join=may_join,
                 partitions=config.partitions,
             )
-            await follower.follow(store.served.epoch, maps.put)
+            await follower.follow(max(store.served.epoch - 1, 0), maps.put)  # the present one, too: it confirms what is ours
 
         async def stopped() -> None:
             await stop.wait()

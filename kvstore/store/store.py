@@ -123,6 +123,7 @@ class Store:
             "apply": self.applier.run(),
             "clean": self.applier.clean(),
             "segments": self.applier.make_segments(),
+            "note": self.applier.note_durable(),
             "read": self.reads.run(),
             "sweep": self.maintenance.sweep(),
             "trim": self.maintenance.trim(),
@@ -148,12 +149,10 @@ class Store:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self.maintenance.close()
-        try:
-            await self.applier.close()
-        finally:
-            await self.tables.engine.close()
-            self.tables.log.close()
-            os.close(self._lock_fd)
+        await self.applier.close()
+        await self.tables.engine.close()
+        self.tables.log.close()
+        os.close(self._lock_fd)
 
     # --- what the parts say -------------------------------------------------------------------------------------------
 
