@@ -165,7 +165,7 @@ async def serve(
                 join=may_join,
                 partitions=config.partitions,
             )
-            await follower.follow(max(store.served.epoch - 1, 0), maps.put)  # the present one, too: it confirms what is ours
+            await follower.follow(max(store.served.epoch - 1, 0), maps.put)
 
         async def stopped() -> None:
             await stop.wait()
