@@ -61,7 +61,7 @@ def from_problem(problem: Any) -> KvError:
 
 
 def all_errors() -> list[type[KvError]]:
-    """Every error class, by code; the OpenAPI document and the README's table are checked against it."""
+    """Every error class, by code; the OpenAPI document and the table in API.md are checked against it."""
     return [_BY_CODE[code] for code in sorted(_BY_CODE)]
 
 

@@ -186,7 +186,8 @@ def _list(limits: Limits) -> Operation:
         id="listKeys",
         tag="many keys",
         summary="List or count keys",
-        description="Keys in byte order over all shards. When a shard cannot answer, nor can this: a gap is worse.",
+        description="Keys in byte order over all shards; each is as of when its shard was asked, so a listing is not "
+        "one moment. When a shard cannot answer, nor can this: a gap is worse.",
         parameters=(
             *page_parameters(limits, "keys"),
             query("values", flag("Bring the values, too."), True),
