@@ -305,6 +305,18 @@ def test_every_setting_is_in_the_shipped_file_and_every_one_of_the_first_floor_i
             assert [name for name in names if f"`{name}`" not in RUNNING] == []
 
 
+def test_every_file_for_other_programs_is_named() -> None:
+    assert [name for name in FILES if f"`{name}`" not in RUNNING] == []
+
+
+def test_every_room_of_the_package_is_in_the_table_of_rooms() -> None:
+    text = (REPOSITORY / "kvstore" / "README.md").read_text(encoding="utf-8")
+    entries = [path for path in (REPOSITORY / "kvstore").iterdir() if not path.name.startswith("_")]
+    names = {f"{path.name}/" if path.is_dir() else path.name for path in entries if path.suffix in ("", ".py")}
+    rooms = text.partition("## The rooms")[2].partition("\n## ")[0]
+    assert {name for name in names if f"`{name}`" not in rooms} == set()
+
+
 def test_every_environment_variable_is_named() -> None:
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "kvstore").rglob("*.py"))
     read = set(re.findall(r'"(KVSTORE_[A-Z_]+)"', sources))
@@ -349,7 +361,7 @@ def test_every_metric_is_in_the_table_of_metrics_and_no_other(metrics: set[str])
 
 
 def test_alarms_and_board_are_about_metrics_that_exist(metrics: set[str]) -> None:
-    for name in FILES:
+    for name in ("prometheus.yml", "prometheus-rules.yml", "grafana-board.json"):
         text = (REPOSITORY / "kvstore" / "deploy" / name).read_text(encoding="utf-8")
         assert set(re.findall(r"\bkvstore_\w+", text)) <= metrics, name
     assert set(re.findall(r"\bkvstore_\w+", EVERYTHING)) <= metrics

@@ -1,4 +1,4 @@
-"""deploy: write the files that come with the package for running a cluster under observation.
+"""deploy: write the files that come with the package for the programs around a cluster.
 
 Owns: which files of `kvstore/deploy` are written, and that nothing of a person's is replaced without being asked.
 Leaves to others: what the files say.
@@ -13,7 +13,8 @@ import click
 
 from kvstore.cli.frame import emit
 
-FILES = ("prometheus.yml", "prometheus-rules.yml", "grafana-board.json")
+_SOURCE = files("kvstore") / "deploy"
+FILES = tuple(sorted(entry.name for entry in _SOURCE.iterdir() if entry.is_file() and entry.name != "README.md"))
 
 
 @click.command()
@@ -21,16 +22,15 @@ FILES = ("prometheus.yml", "prometheus-rules.yml", "grafana-board.json")
 @click.option("--force", is_flag=True, help="Replace files of these names that are there.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"written":[FILE,…]} for programs.')
 def deploy(folder: Path, force: bool, as_json: bool) -> None:
-    """Write what Prometheus and Grafana need into DIR: what to scrape, alarms, a board.
+    """Write the files that come with kvstore into DIR: what Prometheus scrapes, alarms, a board for Grafana.
 
-    The files are prometheus.yml, prometheus-rules.yml and grafana-board.json. If one of them is there already,
-    nothing is written and the exit code is 2, unless --force is given.
+    If one of that name is there already, nothing is written and the exit code is 2, unless --force is given.
 
     \b
     Example:
       kvstore deploy monitoring
     """
-    targets = {folder / name: (files("kvstore") / "deploy" / name).read_bytes() for name in FILES}
+    targets = {folder / name: (_SOURCE / name).read_bytes() for name in FILES}
     there = [str(path) for path in targets if path.exists()]
     if there and not force:
         raise click.UsageError(f"there already: {', '.join(there)}; name another folder, or replace them with --force.")
