@@ -238,6 +238,15 @@ echo "${{COMPREPLY[@]}}"
     assert (ended.stdout.strip(), ended.stderr) == (offered, "")
 
 
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_completion_for_other_shells_is_where_the_document_says(cluster: Cluster, shell: str) -> None:
+    assert f"{shell}_source" in RUNNING
+    asked = {**environment(cluster), "_KVSTORE_COMPLETE": f"{shell}_source"}
+    ended = subprocess.run(["kvstore"], env=asked, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert f"_KVSTORE_COMPLETE={shell}_complete" in ended.stdout
+
+
 # --- links ------------------------------------------------------------------------------------------------------------
 
 

@@ -186,8 +186,7 @@ def _list(limits: Limits) -> Operation:
         id="listKeys",
         tag="many keys",
         summary="List or count keys",
-        description="Keys in byte order over all shards; each is as of when its shard was asked, so a listing is not "
-        "one moment. When a shard cannot answer, nor can this: a gap is worse.",
+        description="Keys in byte order over all shards. When a shard cannot answer, nor can this: a gap is worse.",
         parameters=(
             *page_parameters(limits, "keys"),
             query("values", flag("Bring the values, too."), True),
@@ -195,7 +194,9 @@ def _list(limits: Limits) -> Operation:
         ),
         answers=(
             Success(
-                200, "A page of keys, or their number.", Content(JSON, one_of("", ref("Page"), ref("Count")), examples)
+                200,
+                "A page of keys, each as of when its shard was asked, or their number.",
+                Content(JSON, one_of("", ref("Page"), ref("Count")), examples),
             ),
         ),
         errors=(BadCursor, TooManyRequests, DataCorrupt),
