@@ -42,7 +42,7 @@ from kvstore.errors import (
     Unavailable,
     from_problem,
 )
-from kvstore.held_lock import HeldLock
+from kvstore.held_lock import HeldLock, acquire_in_rounds
 from kvstore.operations import (
     Delete,
     Get,
@@ -358,7 +358,18 @@ class Client:
     async def acquire(
         self, name: str, *, ttl: float = 30.0, wait: float = 0.0, owner: str = "", idempotency_key: str | None = None
     ) -> int:
-        """Acquire the lock and return its fencing token. Raises Locked when it is not free within `wait` seconds."""
+        """Acquire the lock and return its fencing token. Raises Locked when it is not free within `wait` seconds.
+
+        A wait of more than 60 s begins again every 60 s, at the end of the queue. If this call is cancelled, or its
+        outcome is not known, what it asked for is withdrawn. With an `idempotency_key` of the caller's own it is a
+        single request, of 60 s at most, and `withdraw` is the caller's.
+        """
+        if idempotency_key is None:
+            key = str(uuid.uuid4())
+            token, _ = await acquire_in_rounds(
+                self, name, ttl=ttl, wait=wait, owner=owner, idempotency_key=key, tries=1
+            )
+            return token
         body = msgspec.json.encode({"ttl": finite(ttl), "wait": finite(wait), "owner": owner})
         headers = _guards(None, False, None, idempotency_key)
         path = f"/v1/locks/{_quoted(name)}"
@@ -372,6 +383,11 @@ class Client:
     async def release(self, name: str, token: int) -> None:
         """Give the lock back. Raises LockLost."""
         await self._ask("DELETE", f"/v1/locks/{_quoted(name)}", writes=True, headers=_guards(None, False, token, None))
+
+    async def withdraw(self, name: str, idempotency_key: str) -> None:
+        """Let go what the acquire with that key was granted, or waits for; should it arrive later, it is refused."""
+        path = f"/v1/locks/{_quoted(name)}?acquire={quote(idempotency_key, safe='')}"
+        await self._ask("DELETE", path, writes=True)
 
     async def holder(self, name: str) -> Holder | None:
         """Who holds the lock, or None."""

@@ -99,6 +99,13 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     stop_timeout_s: float = 8.0
     restart_wait_s_max: float = 2.0
 
+    @property
+    def frame_read_bytes_max(self) -> int:
+        """No frame of the channel is larger. It is filled up to `frame_bytes_max`, and the last message of it may be a
+        page with one row too many, with what a transaction does to that, or a transaction with all that it read."""
+        message = self.page_bytes_max + 5 * self.value_bytes_max + self.body_bytes_max + 2 * self.txn_read_bytes_max
+        return 2 * self.frame_bytes_max + message + 1024 * 1024
+
 
 class RouterConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     id: str

@@ -29,7 +29,7 @@ class KvError(Exception):
     def __init_subclass__(cls) -> None:
         _BY_CODE[cls.code] = cls
 
-    def __init__(self, detail: str = "", **members: Any) -> None:
+    def __init__(self, detail: str = "", /, **members: Any) -> None:
         super().__init__(detail or self.title)
         self.detail = detail or self.title
         self.members = members

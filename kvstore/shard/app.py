@@ -64,7 +64,7 @@ class ShardApp:
             raise web.HTTPConflict(text=f"shard {self._service.shard_id} serves another data file\n")
         if "Origin" in request.headers:
             raise web.HTTPForbidden(text="a channel is for routers\n")
-        socket = web.WebSocketResponse(compress=False, max_msg_size=0, autoping=True)
+        socket = web.WebSocketResponse(compress=False, max_msg_size=self._limits.frame_read_bytes_max, autoping=True)
         await socket.prepare(request)
         self._sockets.add(socket)
         try:
@@ -134,7 +134,7 @@ async def serve(
         at_the_end.push_async_callback(receiver.close)
         recovery = Recovery(shard_id, store, peers, limits)
         at_the_end.push_async_callback(recovery.close)
-        service = ShardService(shard_id, store, receiver)
+        service = ShardService(shard_id, store, receiver, limits)
         app = ShardApp(service, config)
         runner = web.AppRunner(app.web, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
         at_the_end.push_async_callback(runner.cleanup)

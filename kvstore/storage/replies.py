@@ -20,7 +20,7 @@ from kvstore.storage.rows import DECISION, REPLY
 
 
 class Kept(msgspec.Struct, omit_defaults=True):
-    """The body of a reply's row: the answer that was given, and to which request.
+    """The body of a reply's row: the answer that was given, and to which request (`digest` empty: to any).
 
     `owner` and `ttl_ms`: a renewal's. `attempt` and what follows: a transaction's, see `protocol.Outcome`.
     """
@@ -51,7 +51,7 @@ class Replies:
         kept = self._decode(row_key)
         if before.expires_at_ms <= self._changes.context.now_ms and not self._must_stay(kept):
             return None
-        if kept.digest != once.digest:
+        if kept.digest not in (once.digest, ""):
             raise IdempotencyKeyReused(f"the Idempotency-Key {once.key!r} came with another request before")
         return kept
 
@@ -59,6 +59,18 @@ class Replies:
         context = self._changes.context
         expires_at_ms = context.now_ms + context.reply_kept_ms
         self._changes.write(REPLY, row_key, partition, msgspec.json.encode(kept), expires_at_ms)
+
+    def granted(self, row_key: str) -> int:
+        """The token that an Acquire was answered with, 0 if it was not."""
+        if not self._changes.before(REPLY, row_key).live:
+            return 0
+        kept = self._decode(row_key)
+        return kept.version if kept.status == 201 else 0
+
+    def forget(self, row_key: str, partition: int) -> None:
+        """As if there had been no such request."""
+        if self._changes.before(REPLY, row_key).live:
+            self._changes.write(REPLY, row_key, partition, None)
 
     def committed(self, attempt: str) -> bool:
         """There is a kept reply of that attempt."""

@@ -8,7 +8,8 @@ Promises:
     else.
   - Every operation gets exactly one outcome: its answer, or an error that says whether it may have been executed.
     Nothing is ever sent twice.
-  - Operations and bytes under way are bounded; past the bound `TooManyRequests`, at once.
+  - Operations and bytes under way are bounded; past the bound `TooManyRequests`, at once. So is a frame, at both ends:
+    one that is larger than any message can be is not read, and ends the connection.
   - A shard does not begin an operation whose connection has ended (`Connection.closed`).
 Leaves to others: what the operations mean (`shard.service`), which shard to ask (`router.service`).
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -41,6 +42,7 @@ from kvstore.protocol import (
     encode_frame,
     message_bytes,
 )
+from kvstore.transport.frames import decode_apart
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +100,18 @@ class _Outbox:
                 continue
             if on_sent is not None:
                 on_sent(messages)
-            await socket.send_bytes(encode_frame(messages))
+            for frame in self._frames(messages):
+                await socket.send_bytes(frame)
+
+    def _frames(self, messages: list[Any]) -> Iterator[bytes]:
+        """One, as a rule; what counts little but is large (many long keys) goes in halves that the far end reads."""
+        frame = encode_frame(messages)
+        if len(frame) <= 2 * self._frame_bytes_max or len(messages) == 1:
+            yield frame
+        else:
+            half = len(messages) // 2
+            yield from self._frames(messages[:half])
+            yield from self._frames(messages[half:])
 
     def _take_frame(self) -> list[Any]:
         size = 0
@@ -128,8 +141,9 @@ class Connection:
         try:
             async for message in socket:
                 if message.type is not aiohttp.WSMsgType.BINARY:
+                    log.error("a router's connection ends: %s", message.data)  # too large a frame, for example
                     break
-                for request in decode_requests(message.data):
+                for request in self._requests(message.data):
                     handle(request, self)
         except msgspec.DecodeError as error:
             log.error("a router sent a frame that is none: %s", error)
@@ -138,6 +152,17 @@ class Connection:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
             await socket.close()
+
+    def _requests(self, frame: bytes) -> list[Request]:
+        """Those of the frame; what is none is refused by itself. Raises msgspec.DecodeError if all of it is none."""
+        try:
+            return decode_requests(frame)
+        except msgspec.DecodeError as error:
+            requests, refusals = decode_apart(frame)
+            log.error("a router sent a message that is none: %s", error)
+            for refusal in refusals:
+                self.send(refusal)
+            return requests
 
 
 class _Pending(NamedTuple):
@@ -230,7 +255,7 @@ class Channel:
         async with asyncio.timeout(self._limits.request_timeout_s):
             return await self._session.ws_connect(
                 f"{self.url}/channel?shard={self.shard_id}&store={self.store_id}",
-                max_msg_size=0,
+                max_msg_size=self._limits.frame_read_bytes_max,
                 compress=0,
                 timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
             )
@@ -244,6 +269,7 @@ class Channel:
         try:
             async for message in socket:
                 if message.type is not aiohttp.WSMsgType.BINARY:
+                    log.error("the connection to shard %s ends: %s", self.shard_id, message.data)
                     break
                 self._heard_s = self._loop.time()
                 self.answered = True

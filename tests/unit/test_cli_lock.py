@@ -54,6 +54,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     async def release(_: Client, name: str, token: int) -> None:
         store.note("release", name=name, token=token)
 
+    async def withdraw(_: Client, name: str, idempotency_key: str) -> None:
+        store.note("withdraw", name=name, idempotency_key=idempotency_key)
+
     async def put(_: Client, key: str, value: bytes, **members: Any) -> int:
         store.note("put", key=key, value=value, **members)
         return 8
@@ -67,7 +70,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
         yield Holder("jobs/a", "me\nyou", 7, 12.25)
         yield Holder("jobs/b", "", 8, 1.0)
 
-    for call in (acquire, renew, release, put, delete, holders):
+    for call in (acquire, renew, release, withdraw, put, delete, holders):
         monkeypatch.setattr(Client, call.__name__, call)
     return store
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kvstore import held_lock
 from kvstore.errors import KvError, Locked, LockLost, OutcomeUnknown, Unavailable
 from kvstore.held_lock import HeldLock
 
@@ -23,6 +24,7 @@ class Calls:
         self.renewed = asyncio.Event()
         self.renewals = 0
         self.released: list[int] = []
+        self.withdrawn: list[str] = []
         self.fail: dict[str, list[Callable[[], BaseException]]] = {"acquire": [], "renew": [], "release": []}
         self.hang = asyncio.Event()
         self.hang.set()
@@ -49,6 +51,11 @@ class Calls:
             raise LockLost("not yours")
         self.renewals += 1
         self.renewed.set()
+
+    async def withdraw(self, name: str, idempotency_key: str) -> None:
+        self.withdrawn.append(idempotency_key)
+        if idempotency_key in self.keys:
+            self.holder = 0
 
     async def release(self, name: str, token: int) -> None:
         self._fail("release")
@@ -216,3 +223,87 @@ async def test_a_lease_that_was_over_at_the_end_of_the_block_is_told(calls: Call
     with pytest.raises(LockLost):
         async with held(calls, ttl=30):
             calls.holder = 9
+
+
+# --- who stops to wait, and who waits for long ------------------------------------------------------------------------
+
+
+async def test_an_acquire_that_is_cancelled_is_withdrawn_although_it_was_granted(calls: Calls) -> None:
+    granted = asyncio.Event()
+
+    class Slow(Calls):
+        async def acquire(self, *args: str, **members: object) -> int:
+            await super().acquire(*args, **members)  # type: ignore[arg-type]
+            granted.set()
+            await asyncio.Event().wait()  # the answer does not come
+            return 0
+
+    slow = Slow()
+    task = asyncio.create_task(held(slow, wait=5).__aenter__())
+    await granted.wait()
+    assert slow.holder
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert slow.withdrawn == ["key"]
+    assert not slow.holder
+
+
+async def test_an_acquire_whose_outcome_stays_unknown_is_withdrawn(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held_lock, "_RETRY_S", 0.001)
+    calls.fail["acquire"] = [lambda: OutcomeUnknown("broken")] * 5
+    with pytest.raises(OutcomeUnknown):
+        await held(calls).__aenter__()
+    assert calls.withdrawn == ["key"]
+
+
+async def test_a_withdrawal_that_fails_or_hangs_keeps_nobody(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_lock, "_WITHDRAW_S", 0.01)
+    hang = asyncio.Event()
+
+    async def withdraw(*_: str) -> None:
+        await hang.wait()
+        raise Unavailable("away")
+
+    monkeypatch.setattr(calls, "withdraw", withdraw)
+    calls.fail["acquire"] = [lambda: asyncio.CancelledError()]
+    with pytest.raises(asyncio.CancelledError):
+        await held(calls).__aenter__()
+    hang.set()
+    await asyncio.sleep(0)
+
+
+async def test_a_long_wait_goes_in_rounds_each_with_a_key_of_its_own(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held_lock, "_RETRY_S", 0.001)
+    monkeypatch.setattr(held_lock, "WAIT_ROUND_S", 0.02)
+    waits: list[float] = []
+    acquire = calls.acquire
+
+    async def slow(name: str, *, wait: float, **members: object) -> int:
+        waits.append(wait)
+        await asyncio.sleep(wait)
+        if len(waits) == 3:
+            calls.holder = 0
+        return await acquire(name, wait=wait, **members)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(calls, "acquire", slow)
+    calls.holder = 77
+    async with held(calls, wait=30.0) as lock:
+        assert lock.token
+    assert waits == [0.02] * 3
+    assert len(set(calls.keys)) == 3
+    assert calls.keys[0] == "key"
+    assert calls.withdrawn == []
+
+
+async def test_a_long_wait_ends_when_its_time_is_over(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_lock, "_RETRY_S", 0.001)
+    monkeypatch.setattr(held_lock, "WAIT_ROUND_S", 0.02)
+    calls.holder = 77
+    with pytest.raises(Locked):
+        await held(calls, wait=0.1).__aenter__()
+    assert len(calls.keys) > 1

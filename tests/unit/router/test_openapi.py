@@ -14,6 +14,7 @@ import pytest
 from kvstore.config import Limits, default_config
 from kvstore.errors import BadRequest, ValueTooLarge, all_errors
 from kvstore.router import app as router_app
+from kvstore.router import locks as router_locks
 from kvstore.router.app import EXPLAIN_ROUTE, KEY_ROUTE, LOCK_ROUTE, SHARD_ROUTE, TXN_ROUTE, RouterApp
 from kvstore.router.batch import parse_batch
 from kvstore.router.decode import decode_once, decode_tags
@@ -120,6 +121,7 @@ def test_the_query_parameters_are_those_that_the_router_knows() -> None:
         (KEY_ROUTE, "put"): router_app._TTL,
         ("/v1/kv", "get"): router_app._LIST,
         ("/v1/locks", "get"): router_app._LIST_LOCKS,
+        (LOCK_ROUTE, "delete"): router_locks._ACQUIRE,
         ("/v1/shards", "post"): PLAN,
         (SHARD_ROUTE, "patch"): PLAN,
         (SHARD_ROUTE, "delete"): PLAN,

@@ -86,7 +86,7 @@ async def shard(tmp_path: Path) -> AsyncIterator[Shard]:
     async with aiohttp.ClientSession() as session:
         peers = Peers(store, Limits(), session)
         receiver = Receiver("s1", store, peers, Limits())
-        yield Shard(ShardService("s1", store, receiver))
+        yield Shard(ShardService("s1", store, receiver, Limits()))
         await receiver.close()
         await peers.close()
     await store.close()

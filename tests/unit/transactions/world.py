@@ -237,7 +237,14 @@ def canonical(store: Store, exact: bool) -> Any:
     return _form(store, None if exact else {})
 
 
-_SILENT = {"Hold": {"_sink"}, "ReadHold": {"sink"}, "Store": {"arrived"}}
+_SILENT = {
+    "Hold": {"_sink"},
+    "Holds": {"undo"},
+    "Lease": {"granted_to"},
+    "LockTable": {"undo"},
+    "ReadHold": {"sink"},
+    "Store": {"arrived"},
+}
 _SILENT_UNLESS_EXACT = {"LockTable": {"_count", "_opening"}, "Store": {"arrived", "openings"}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -15,10 +16,13 @@ from kvstore.config import Limits
 from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable
 from kvstore.protocol import (
     Answer,
+    Attempt,
     Delete,
     Facts,
     Get,
+    Look,
     Put,
+    ReadLock,
     Request,
     Scan,
     Stats,
@@ -408,7 +412,7 @@ class Door:
     """Serves `Connection`, as the shard's process does."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self.connections: list[Connection] = []
         self.handled: list[Request] = []
         self.handle: Callable[[Request, Connection], None] = lambda request, connection: connection.send(
@@ -416,9 +420,9 @@ class Door:
         )
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        socket = web.WebSocketResponse(compress=False, max_msg_size=0)
+        socket = web.WebSocketResponse(compress=False, max_msg_size=self.limits.frame_read_bytes_max)
         await socket.prepare(request)
-        connection = Connection(self._limits)
+        connection = Connection(self.limits)
         self.connections.append(connection)
         await connection.serve(socket, self._on_request)
         return socket
@@ -431,7 +435,8 @@ class Door:
 @pytest.fixture
 async def door() -> AsyncIterator[tuple[Door, aiohttp.ClientWebSocketResponse]]:
     """The shard's end under test, and a bare WebSocket as its router."""
-    door = Door(Limits(frame_bytes_max=10_000))
+    small = {"frame_bytes_max": 10_000, "page_bytes_max": 1, "value_bytes_max": 1, "body_bytes_max": 1}
+    door = Door(Limits(**small, txn_read_bytes_max=1))
     app = web.Application()
     app.router.add_get("/channel", door.serve)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -496,13 +501,57 @@ async def test_a_router_that_vanished_without_a_word_is_noticed(door: Any) -> No
     await until(lambda: shard.connections[0].closed)
 
 
-@pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x93\x01\x02\x03", encode_frame([Answer(1, 200)])])
+@pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x93\x01\x02\x03", b"\x91\x91\x01", b"\x91\x92\x01\xa1x"])
 async def test_a_frame_that_is_none_ends_the_connection_and_nothing_of_it_is_handled(door: Any, frame: bytes) -> None:
     shard, socket = door
     await socket.send_bytes(frame)
     assert (await socket.receive(WAIT_S)).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
     assert shard.handled == []
     assert shard.connections[0].closed
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [Look(2, 10**9, "n"), Answer(2, 200), ReadLock(2, Attempt(1, 1, "r"), []), Put(2, "k", b"", -1)],
+    ids=lambda message: type(message).__name__,
+)
+async def test_a_message_out_of_bounds_is_refused_alone(door: Any, bad: Any) -> None:
+    shard, socket = door
+    await socket.send_bytes(encode_frame([Get(1, "a"), bad, Get(3, "b")]))
+    replies: dict[int, Any] = {}
+    async with asyncio.timeout(WAIT_S):
+        while len(replies) < 3:
+            replies.update({reply.id: reply for reply in decode_replies((await socket.receive()).data)})
+    assert {op_id: reply.status for op_id, reply in replies.items()} == {1: 200, 2: 400, 3: 200}
+    assert [request.id for request in shard.handled] == [1, 3]
+
+
+async def test_a_key_that_is_not_utf8_is_refused_alone(door: Any) -> None:
+    shard, socket = door
+    await socket.send_bytes(encode_frame([Get(1, "AAAA"), Get(2, "b")]).replace(b"AAAA", b"\xff\xfe\xfd\xfc"))
+    await until(lambda: shard.handled)
+    assert [request.id for request in shard.handled] == [2]
+
+
+async def test_a_frame_that_is_larger_than_any_message_is_not_read(door: Any) -> None:
+    shard, socket = door
+    largest = shard.limits.frame_read_bytes_max
+    await socket.send_bytes(encode_frame([Put(1, "k", b"x" * (largest // 2))]))
+    await until(lambda: shard.handled)
+    with contextlib.suppress(ConnectionError, aiohttp.ClientError):
+        await socket.send_bytes(encode_frame([Put(2, "k", b"x" * largest)]))
+    await until(lambda: shard.connections[0].closed)
+    assert [request.id for request in shard.handled] == [1]
+
+
+async def test_messages_that_count_little_and_are_large_leave_in_frames_that_the_far_end_reads(
+    far: Any, connect: Any
+) -> None:
+    channel = await connect(frame_bytes_max=10_000)
+    futures = [channel.request(Get(0, f"{number:03}" + "k" * 1000)) for number in range(100)]
+    await until(lambda: len(far.requests) == len(futures))
+    assert [request.key[:3] for request in far.requests] == [f"{number:03}" for number in range(100)]
+    assert max(len(encode_frame(frame)) for frame in far.frames) <= 20_000
 
 
 async def test_text_is_no_frame(door: Any) -> None:
