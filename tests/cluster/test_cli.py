@@ -214,6 +214,37 @@ def test_a_bad_transaction_is_one_line_and_2(shell: Shell, body: bytes, code: in
     assert shell.stored() == {}
 
 
+@pytest.mark.parametrize("command", [("put", "v"), ("delete",)])
+def test_a_write_to_a_key_that_somebody_has_locked_is_refused_at_once_with_its_holder(
+    shell: Shell, command: tuple[str, ...]
+) -> None:
+    key = shell.prefix + "leased"
+
+    async def while_held() -> subprocess.CompletedProcess[bytes]:
+        async with Client(shell.url) as kv, kv.lock(key, owner="somebody else", ttl=60):
+            began_s = time.monotonic()
+            refused = await asyncio.to_thread(shell.run, command[0], key, *command[1:])
+            assert time.monotonic() - began_s < 3  # three repeats would wait for longer
+            return refused
+
+    refused = asyncio.run(while_held())
+    assert refused.returncode == 1
+    assert b"somebody else" in refused.stderr
+    assert refused.stderr.count(b"\n") == 1
+
+
+def test_the_address_of_a_shard_or_a_controller_is_said_to_be_one(shell: Shell, cluster: Cluster) -> None:
+    shard = shell.json("status")["shards"][0]
+    for command in ("get", "explain"):
+        told = shell.run(command, "a", "--url", shard["url"])
+        assert told.returncode == 2
+        assert told.stderr.startswith(b"kvstore: this is shard s1, which answers routers only. --url must be ")
+        assert b"report" not in told.stderr
+    told = shell.run("get", "a", "--url", shell.url.replace("http:", "https:"))
+    assert told.returncode == 2
+    assert b"does not speak TLS" in told.stderr
+
+
 def test_a_transaction_on_a_key_that_somebody_has_locked_is_1(shell: Shell) -> None:
     key = shell.prefix + "locked"
     body = json.dumps({"then": [{"op": "put", "key": key, "value": "1"}]}).encode()

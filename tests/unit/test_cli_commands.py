@@ -48,6 +48,15 @@ def test_help_shows_an_example_of_the_command(path: tuple[str, ...], capsys: pyt
     assert f"kvstore {' '.join(path)}" in capsys.readouterr().out.partition("Example:")[2]
 
 
+@pytest.mark.parametrize("path", [(), ("shard",), ("router",), ("controller",), *ALL], ids=" ".join)
+def test_help_fits_on_80_columns(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*path, "--help"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
 @pytest.mark.parametrize("path", [path for path in ALL if "serve" not in path], ids=" ".join)
 def test_every_command_for_users_speaks_json(path: tuple[str, ...]) -> None:
     assert any("--json" in parameter.opts for parameter in ALL[path].params)
