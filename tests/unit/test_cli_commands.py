@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 import click
 import pytest
@@ -129,6 +130,20 @@ def test_wrong_usage_ends_with_2_and_a_word_on_standard_error(
     out, err = capsys.readouterr()
     assert out == ""
     assert "Error: " in err
+
+
+@pytest.mark.parametrize("role", ["shard", "router", "controller"])
+def test_a_process_whose_configuration_is_wrong_ends_with_78(
+    role: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "cluster.yaml"
+    config.write_text("limits: {nonsense: 1}\n")
+    options = {"shard": ["--join", "http://h:1", "--data-dir", "d"], "router": ["--join", "http://h:1"]}
+    arguments = [role, "serve", "0", "--listen", "127.0.0.1:1", "--config", str(config)]
+    assert main([*arguments, *options.get(role, ["--data-dir", "d"])]) == 78
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"kvstore: {config}:1: ")
 
 
 def test_wrong_usage_is_a_json_line_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
