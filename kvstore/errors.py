@@ -262,6 +262,11 @@ class ConfigError(KvError):
     next_step = "Mend the line that `detail` names."
 
 
+class DataInUse(ConfigError):
+    code, title = "data-in-use", "Another process uses the data"
+    next_step = "End that process; a start after that succeeds."
+
+
 class ForeignData(KvError):
     status, code, title = 409, "foreign-data", "The data file belongs to another store, cluster or version"
     next_step = "Point data_dir at the right data, or move the file away."

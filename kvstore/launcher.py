@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import signal
 import socket
 import sys
@@ -35,7 +36,7 @@ from kvstore.roster import (
     is_out_of_date,
     look,
 )
-from kvstore.supervisor import Child, Log, Supervisor
+from kvstore.supervisor import Child, Log, Supervisor, json_line
 
 _LEFTOVER_WAIT_S = 3.0
 _READY_POLL_S = 0.05
@@ -50,6 +51,7 @@ _ANSWER_BYTES_MAX = 1024 * 1024
 async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None]) -> int:
     """Run the cluster until SIGINT or SIGTERM. Returns the exit code: 0 stopped, 1 a child died, 2 cannot start.
 
+    It cannot start, either, if one of the first children says so for good (78) before the cluster is ready.
     `announce` gets one line, "ready: URL", when the first router is ready. `restart` False: the first child that dies
     ends everything with 1. A second signal does not wait for the children any longer, it kills them.
     """
@@ -60,11 +62,12 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
         refusals = await _ports_in_use(first)
     except KvError as error:
         refusals = [refusal(error)]
+    as_json = os.environ.get("KVSTORE_LOG") == "json"
     for line in refusals:
-        print(f"kvstore up: {line}", file=sys.stderr, flush=True)
+        print(json_line("up", line) if as_json else f"kvstore up: {line}", file=sys.stderr, flush=True)
     if refusals:
         return EXIT_REFUSED
-    log = Log()
+    log = Log(as_json=as_json)
     try:
         children = cluster_children(first, config_path.absolute())
         return await _run(config, config_path.absolute(), children, restart, announce, log)
@@ -80,12 +83,13 @@ async def _run(
     announce: Callable[[str], None],
     log: Log,
 ) -> int:
-    supervisor = Supervisor(config.limits, restart=restart, log=log)
+    start = _Start(children, log)
+    supervisor = start.supervisor = Supervisor(config.limits, restart=restart, log=log, on_refusal=start.note_refusal)
     _stop_on_signals(supervisor, log)
     for child in children:
         supervisor.add(child)
     stop_asked = asyncio.create_task(supervisor.stop_asked.wait())
-    ready = asyncio.create_task(_announce_ready(config.routers[0].listen, announce, log))
+    ready = start.ready = asyncio.create_task(_announce_ready(config.routers[0].listen, announce, log))
     shards = asyncio.create_task(Shards(config, config_path, supervisor, log).follow())
     try:
         await asyncio.wait({stop_asked, shards}, return_when=asyncio.FIRST_COMPLETED)
@@ -96,7 +100,30 @@ async def _run(
             task.cancel()
         await asyncio.gather(ready, shards, return_exceptions=True)
         await supervisor.stop()
+    if start.refused:
+        return EXIT_REFUSED
     return 1 if supervisor.gave_up else 0
+
+
+class _Start:
+    """Until the cluster is ready: a child that says for good that it cannot start ends everything."""
+
+    supervisor: Supervisor
+    ready: asyncio.Task[None]
+
+    def __init__(self, children: Sequence[Child], log: Log) -> None:
+        self._first = {child.name for child in children}
+        self._log = log
+        self.refused = False
+
+    def note_refusal(self, child: Child, how: str) -> bool:
+        """A child has ended with 78; True if that ends everything. One that joins later must not end what serves."""
+        if child.name not in self._first or self.ready.done():
+            return False
+        self.refused = True
+        self._log.write("up", f"{child.name} {how}, for the reason that it gave: stopping everything")
+        self.supervisor.stop_asked.set()
+        return True
 
 
 def _stop_on_signals(supervisor: Supervisor, log: Log) -> None:
@@ -107,11 +134,30 @@ def _stop_on_signals(supervisor: Supervisor, log: Log) -> None:
         log.write("up", "stopping all processes; a second signal kills them")
         supervisor.stop_asked.set()
 
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means: stay
-        signals.append(signal.SIGHUP)
-    for number in signals:
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+    def hang_up() -> None:
+        """A person asks for what was set aside, or the terminal has gone."""
+        has_lost_it = had_terminal and not _has_terminal()
+        names = [] if has_lost_it else supervisor.retry_set_aside()
+        if names:
+            log.write("up", f"starting {', '.join(names)} again, as SIGHUP asks")
+        elif not ignores_hang_up:
+            stop()
+
+    had_terminal = _has_terminal()
+    ignores_hang_up = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup means: stay
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+
+
+def _has_terminal() -> bool:
+    """Whether Ctrl-C can reach this process."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 # --- the children of a cluster ---------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ def serve(
 
     \b
     Example:
-      kvstore controller serve 0 --listen 127.0.0.1:8090 --data-dir ./data --config cluster.yaml
+      kvstore controller serve 0 --listen 127.0.0.1:8090 --data-dir ./data \\
+          --config cluster.yaml
     """
     config = read_config(config_path)
     data_dir = data_dir.absolute()

@@ -21,7 +21,7 @@ import msgspec
 
 from kvstore.cli import EXIT_INTERRUPTED
 from kvstore.cli.data import listed_members
-from kvstore.cli.frame import complain, emit, human_bytes, reporting, talks_to_cluster, write_out
+from kvstore.cli.frame import complain, emit, human_bytes, reporting, talks_to_cluster, write_json
 from kvstore.cli.journal import Journal
 from kvstore.cli.progress import Progress, progress
 from kvstore.client import Client, ListedItem, Page
@@ -46,7 +46,8 @@ def export(prefix: str, output: Path | None, url: str, as_json: bool) -> None:
     """Write all keys that start with PREFIX (all, without) and their values as NDJSON, for `kvstore import`.
 
     \b
-    A line is {"key","version","value"|"value_base64","ttl"?}; ttl is the time left in seconds.
+    A line is {"key","version","value"|"value_base64","ttl"?};
+    ttl is the time left in seconds.
 
     With -o, the lines go to FILE.part, which becomes FILE when it is complete; interrupted, the same command goes
     on where it stopped. With -o and --json, the last line on standard output is {"exported","bytes","seconds"}.
@@ -74,7 +75,7 @@ async def _to_stdout(url: str, prefix: str) -> None:
         total = await kv.count(prefix) if shown else None
         with progress("export", total, bar=shown) as bar:
             async for page in kv.pages(prefix, values=True, page_size=_PAGE_SIZE):
-                write_out(_lines(page))
+                write_json(_lines(page))
                 bar.add(len(page.items), len(page.items))
 
 

@@ -8,6 +8,7 @@ Leaves to others: reading (`sources`), storing (`importer`), the journal's file 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 import sys
@@ -78,8 +79,8 @@ def import_(
     standard error, and the others go on. Links to folders and what is no regular file are skipped.
 
     \b
-    Exit codes: 0 all stored; 1 some refused, or the disk is full; 130 interrupted;
-    2 a bad line (unless --skip-bad), or the cluster did not answer for a minute.
+    Exit codes: 0 all stored; 1 some refused, or the disk is full; 2 a bad line
+    (unless --skip-bad), or no answer for a minute; 130 interrupted.
     With --json: {"stored","bytes","refused","bad_lines","skipped",
     "stored_before","seconds"}.
 
@@ -266,4 +267,6 @@ class _Import:
 def _standard_input() -> BinaryIO:
     # A buffer of its own, which nobody closes: after Ctrl-C a thread may be blocked in a read of it for ever, and the
     # interpreter must not wait for that at its exit.
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "standard input is closed; name a FILE")
     return open(sys.stdin.fileno(), "rb", closefd=False)

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import click
 
-from kvstore.cli.frame import checked_url, reporting
+from kvstore.cli.frame import checked_url, report
 from kvstore.config import ID_PATTERN, ClusterConfig, default_config, listen_address, load_config
-from kvstore.errors import ConfigError
+from kvstore.errors import ConfigError, KvError
+from kvstore.process import EXIT_NEEDS_A_PERSON
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -70,6 +71,9 @@ data_dir_option = click.option(
 
 
 def read_config(path: Path | None) -> ClusterConfig:
-    """The configuration; ends the command if the file is wrong."""
-    with reporting(as_json=False):
+    """The configuration; ends the command, with the code of a process that needs a person, if the file is wrong."""
+    try:
         return default_config() if path is None else load_config(path)
+    except ConfigError as error:
+        report(KvError(error.detail, next_step=""), as_json=False)
+        raise click.exceptions.Exit(EXIT_NEEDS_A_PERSON) from None

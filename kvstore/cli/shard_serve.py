@@ -35,7 +35,8 @@ def serve(
 
     \b
     Example:
-      kvstore shard serve s1 --join http://127.0.0.1:8090 --listen 127.0.0.1:9101 --data-dir ./data
+      kvstore shard serve s1 --join http://127.0.0.1:8090 \\
+          --listen 127.0.0.1:9101 --data-dir ./data
     """
     config = read_config(config_path)
     data_dir = data_dir.absolute()

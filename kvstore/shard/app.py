@@ -20,6 +20,7 @@ import aiohttp
 from aiohttp import web
 
 from kvstore.config import ClusterConfig, listen_address
+from kvstore.errors import NoSuchRoute
 from kvstore.metrics import exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.shard.peers import Peers
@@ -54,6 +55,7 @@ class ShardApp:
         self.web.router.add_get("/channel", self._channel)
         self.web.router.add_get("/healthz", self._healthz)
         self.web.router.add_get("/metrics", self._metrics)
+        self.web.router.add_route("*", "/{path:.*}", self._no_route)
 
     async def _channel(self, request: web.Request) -> web.StreamResponse:
         if request.query.get("shard") != self._service.shard_id:
@@ -82,6 +84,14 @@ class ShardApp:
     async def _metrics(self, request: web.Request) -> web.Response:
         text = exposition(shard_families({self._service.shard_id: self._service.store.snapshot()}))
         return web.Response(body=text, content_type="text/plain", charset="utf-8")
+
+    async def _no_route(self, request: web.Request) -> web.Response:
+        """Who took this for the address of a router is told what it is."""
+        problem = NoSuchRoute(
+            f"this is shard {self._service.shard_id}, which answers routers only",
+            next_step="Ask a router: `kvstore up` prints its address.",
+        ).problem()
+        return web.json_response(problem, status=NoSuchRoute.status, content_type="application/problem+json")
 
     async def close(self) -> None:
         """End the channels."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -158,6 +159,48 @@ async def test_up_says_ready_once_and_stops_on_a_signal(
     assert (code, "[shard-s1] going" in rest, "ready" in rest) == (0, True, False)
     assert not is_running(pid)
     assert not (cluster_yaml.parent / "data").exists()
+
+
+async def test_a_child_that_cannot_start_for_good_ends_a_cluster_that_is_not_ready_with_2(launch: Launch) -> None:
+    for restart in (True, False):
+        running = await launch(shard="import sys; print('mend my file', flush=True); sys.exit(78)", restart=restart)
+        code, text = await running.end()
+        assert code == 2
+        assert "[shard-s1] mend my file" in text
+        assert "for the reason that it gave: stopping everything" in text
+        assert "kill -HUP" not in text
+
+
+async def test_a_child_that_refuses_later_is_set_aside_and_sighup_starts_it_again(
+    launch: Launch, tmp_path: Path
+) -> None:
+    spoiled = tmp_path / "spoiled"
+    running = await launch(shard=f"import os, sys\nos.path.exists({str(spoiled)!r}) and sys.exit(78)\n{SERVE}")
+    pid = int((await running.until("[shard-s1] pid")).rpartition(" ")[2])
+    async with asyncio.timeout(60):
+        await running.out.readline()  # it is ready
+    spoiled.touch()
+    os.kill(pid, signal.SIGKILL)
+    assert f"`kill -HUP {running.process.pid}`" in await running.until("exit code 78")
+    spoiled.unlink()
+    running.process.send_signal(signal.SIGHUP)
+    await running.until("starting shard-s1 again, as SIGHUP asks")
+    await running.until("[shard-s1] pid")
+    running.process.send_signal(signal.SIGHUP)  # nothing is set aside any more
+    assert (await running.end())[0] == 0
+
+
+async def test_with_kvstore_log_json_every_line_on_standard_error_is_a_json_object(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVSTORE_LOG", "json")
+    running = await launch()
+    line = await running.until('"pid ')
+    assert json.loads(line)["process"] == "shard-s1"
+    running.process.terminate()
+    _, err = await asyncio.wait_for(running.process.communicate(), 60)
+    said = [json.loads(line) for line in err.splitlines()]
+    assert {"up", "shard-s1"} <= {line["process"] for line in said}
 
 
 async def test_up_without_restart_ends_with_1_when_a_child_dies(launch: Launch) -> None:
