@@ -28,7 +28,7 @@ from kvstore.cli import root
 from kvstore.cli.deploy import FILES
 from kvstore.client import Client
 from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig, ShardConfig, default_config
-from kvstore.errors import all_errors
+from kvstore.errors import ConfigError, all_errors
 from kvstore.placement.ring import Node, key_hash, partition_of, place, walk
 from kvstore.router.operations import operations
 from tests.cluster.conftest import Cluster, running, write_config
@@ -298,7 +298,7 @@ def test_every_error_is_in_the_table_of_status_codes_with_its_status() -> None:
     rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("| ")]
     statuses = {code: status for status, codes in rows for code in re.findall(r"`([a-z0-9-]+)`", codes)}
     for error in all_errors():
-        if error.code == "config-error":
+        if issubclass(error, ConfigError):  # printed by a process that cannot start
             assert f"`{error.code}`" in API
         else:
             assert str(error.status) in statuses.pop(error.code), error.code
