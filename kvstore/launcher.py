@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ import msgspec
 
 from kvstore.config import ClusterConfig, listen_address, load_config
 from kvstore.errors import ConfigError, KvError
-from kvstore.process import EXIT_REFUSED, parent_of, port_holder, port_in_use, refusal
+from kvstore.process import EXIT_REFUSED, parent_of, port_holder, port_in_use, refusal, stop_signals
 from kvstore.roster import (
     Files,
     Launch,
@@ -48,7 +47,9 @@ _ANSWER_BYTES_MAX = 1024 * 1024
 
 
 async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None]) -> int:
-    """Run the cluster until SIGINT or SIGTERM. Returns the exit code: 0 stopped, 1 a child died, 2 cannot start.
+    """Run the cluster until SIGINT, SIGTERM or SIGHUP.
+
+    Returns the exit code: 0 stopped, 1 a child died, 2 cannot start.
 
     `announce` gets one line, "ready: URL", when the first router is ready. `restart` False: the first child that dies
     ends everything with 1. A second signal does not wait for the children any longer, it kills them.
@@ -107,10 +108,7 @@ def _stop_on_signals(supervisor: Supervisor, log: Log) -> None:
         log.write("up", "stopping all processes; a second signal kills them")
         supervisor.stop_asked.set()
 
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means: stay
-        signals.append(signal.SIGHUP)
-    for number in signals:
+    for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from kvstore.config import default_config
 from kvstore.launcher import cluster_children, http_get, up, url_of
+from loadtest.processes import free_ports
 from tests.unit.test_supervisor import DEAF, SERVE, is_running, until
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -77,14 +78,6 @@ sys.exit(asyncio.run(launcher.up(Path(sys.argv[1]), restart=restart, announce=pr
 """
 
 
-def free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
-
-
 @pytest.fixture
 def cluster_yaml(tmp_path: Path) -> Path:
     router, controller, shard = free_ports(3)
@@ -128,9 +121,11 @@ Launch = Callable[..., "asyncio.Future[Running]"]
 async def launch(cluster_yaml: Path) -> AsyncIterator[Callable[..., object]]:
     launched: list[Running] = []
 
-    async def start(*, shard: str = SERVE, restart: bool = True) -> Running:
+    async def start(*, shard: str = SERVE, restart: bool = True, ignoring: str = "") -> Running:
+        # As nohup does (HUP), and a script's shell for what it starts with & (INT, QUIT).
+        shell = ("sh", "-c", f'trap "" {ignoring}; exec "$@"', "sh") if ignoring else ()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", UP, str(cluster_yaml), READY, shard, "restart" if restart else "no"),
+            *(*shell, sys.executable, "-c", UP, str(cluster_yaml), READY, shard, "restart" if restart else "no"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -158,6 +153,20 @@ async def test_up_says_ready_once_and_stops_on_a_signal(
     assert (code, "[shard-s1] going" in rest, "ready" in rest) == (0, True, False)
     assert not is_running(pid)
     assert not (cluster_yaml.parent / "data").exists()
+
+
+async def test_under_nohup_up_outlives_its_terminal_and_still_stops_when_it_is_told_to(
+    launch: Launch, cluster_yaml: Path
+) -> None:
+    running = await launch(ignoring="HUP INT QUIT")
+    async with asyncio.timeout(60):
+        assert (await running.out.readline()).startswith(b"ready: ")
+    running.process.send_signal(signal.SIGHUP)
+    status, _ = await http_get("127.0.0.1", router_port(cluster_yaml), "/readyz")
+    assert status == 200
+    assert running.process.returncode is None
+    running.process.send_signal(signal.SIGINT)
+    assert (await running.end())[0] == 0
 
 
 async def test_up_without_restart_ends_with_1_when_a_child_dies(launch: Launch) -> None:
