@@ -20,7 +20,8 @@ from pathlib import Path
 
 import msgspec
 
-from kvstore.config import ClusterConfig, listen_address, load_config
+from kvstore.addresses import address_text, is_any_address, listen_address, on_this_host
+from kvstore.config import ClusterConfig, load_config
 from kvstore.errors import ConfigError, KvError
 from kvstore.process import EXIT_REFUSED, parent_of, port_holder, port_in_use, refusal, stop_signals
 from kvstore.roster import (
@@ -132,7 +133,9 @@ def cluster_children(config: ClusterConfig, config_path: Path) -> list[Child]:
 
 def shard_child(config: ClusterConfig, config_path: Path, shard_id: str, listen: str) -> Child:
     """A shard with its data in the data_dir of cluster.yaml, which need not name it."""
-    options = ("--join", _controller_url(config), "--data-dir", config.data_dir)
+    options = ["--join", _controller_url(config), "--data-dir", config.data_dir]
+    if is_any_address(listen_address(listen)[0]):  # all that ask it are on this host
+        options += ["--advertise", address_text(*on_this_host(listen))]
     return _child("shard", shard_id, listen, config_path, *options)
 
 
@@ -147,13 +150,7 @@ def _controller_url(config: ClusterConfig) -> str:
 
 def url_of(listen: str) -> str:
     """Where on this machine a process is reached that listens there: 0.0.0.0 becomes 127.0.0.1."""
-    host, port = _reachable(listen)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _reachable(listen: str) -> tuple[str, int]:
-    host, port = listen_address(listen)
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+    return f"http://{address_text(*on_this_host(listen))}"
 
 
 # --- the shards, as the controller wants them ------------------------------------------------------------------------
@@ -205,7 +202,7 @@ class Shards:
         """One question, which the controller holds open while it has no news; a pause if it does not answer."""
         revision = self._launch.revision if self._launch else 0
         path = f"/v1/launch?after={revision}&running={','.join(self._supervisor.ids('shard'))}"
-        address = _reachable(self._config.controllers[0].listen)
+        address = on_this_host(self._config.controllers[0].listen)
         status, body, reason = await _http_ask(*address, path, self._config.limits.map_poll_s + _LAUNCH_ANSWER_S)
         if status == 200:
             try:
@@ -373,7 +370,7 @@ def _known_pids(run_dir: Path) -> set[int]:
 
 async def _announce_ready(listen: str, announce: Callable[[str], None], log: Log) -> None:
     """Poll /readyz of that router until it answers 200; say now and then why it does not."""
-    host, port = _reachable(listen)
+    host, port = on_this_host(listen)
     clock = asyncio.get_running_loop()
     report_s = clock.time() + _NOT_READY_REPORT_S
     while True:

@@ -31,7 +31,8 @@ from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from kvstore.config import Limits, listen_address
+from kvstore.addresses import listen_address
+from kvstore.config import Limits
 from kvstore.errors import (
     BadParameter,
     BadRequest,

@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kvstore.config import ClusterConfig, Limits, default_config, listen_address, load_config
+from kvstore.addresses import listen_address
+from kvstore.config import ClusterConfig, Limits, default_config, load_config
 from kvstore.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[2] / "cluster.yaml"

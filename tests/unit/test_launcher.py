@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.config import default_config
-from kvstore.launcher import cluster_children, http_get, up, url_of
+from kvstore.launcher import cluster_children, http_get, shard_child, up, url_of
 from loadtest.processes import free_ports
 from tests.unit.test_supervisor import DEAF, SERVE, is_running, until
 
@@ -38,6 +38,12 @@ def test_an_address_that_means_all_is_reached_at_loopback() -> None:
     assert url_of("0.0.0.0:80") == "http://127.0.0.1:80"
     assert url_of("[::]:80") == "http://[::1]:80"
     assert url_of("kv.example:80") == "http://kv.example:80"
+
+
+def test_a_shard_on_all_addresses_is_announced_at_loopback() -> None:
+    argv = shard_child(default_config(), Path("/etc/cluster.yaml"), "s9", "0.0.0.0:9109").argv
+    assert argv[argv.index("--advertise") :][:2] == ("--advertise", "127.0.0.1:9109")
+    assert "--advertise" not in shard_child(default_config(), Path("/etc/cluster.yaml"), "s9", "[::1]:9109").argv
 
 
 # --- up, in a process of its own -------------------------------------------------------------------------------------

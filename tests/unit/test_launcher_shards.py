@@ -18,7 +18,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from kvstore import launcher
-from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig, ShardConfig, listen_address
+from kvstore.addresses import listen_address
+from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig, ShardConfig
 from kvstore.launcher import Shards
 from kvstore.roster import Launch, Placed, Wanted
 from kvstore.supervisor import Child, Supervisor
