@@ -146,6 +146,14 @@ def test_a_key_arrives_as_it_was_sent(proxy: Proxy, cluster: Cluster, raw: str, 
     assert stored_through(proxy, cluster, raw, key)
 
 
+@pytest.mark.parametrize(("raw", "key"), [("../../../../x", "../../../../x"), ("a%00b", "a\0b")])
+def test_what_nginx_does_not_pass_it_refuses(proxy: Proxy, cluster: Cluster, raw: str, key: str) -> None:
+    if proxy.name == "nginx":
+        assert ask(proxy.url, "PUT", f"/v1/kv/{raw}", b"v").status == 400
+    else:
+        assert stored_through(proxy, cluster, raw, key)
+
+
 @pytest.mark.parametrize(("raw", "key"), PATHS)
 def test_a_prefix_that_is_taken_off_the_raw_path_changes_no_key(
     prefixed: Proxy, cluster: Cluster, raw: str, key: str
