@@ -150,7 +150,20 @@ def load_config(path: Path) -> ClusterConfig:
     reader = _Reader(path, text)
     config = reader.read()
     _check(reader, config)
-    return msgspec.structs.replace(config, data_dir=str(path.absolute().parent / config.data_dir))
+    return msgspec.structs.replace(config, data_dir=str(_data_dir(reader, path, config.data_dir)))
+
+
+def _data_dir(reader: _Reader, path: Path, written: str) -> Path:
+    """Absolute. A leading ~ is somebody's home."""
+    folder = path.absolute().parent / written
+    if not written.startswith("~"):
+        return folder
+    if folder.exists():  # where a version that knew no ~ has put it
+        raise reader.error("data_dir", f"{written!r} may mean {folder}, which is there; write ./{written}, or move it")
+    try:
+        return path.absolute().parent / Path(written).expanduser()
+    except RuntimeError:
+        raise reader.error("data_dir", f"{written!r} names no user with a home; write the whole path") from None
 
 
 # --- reading: YAML's node graph knows the lines that plain values have lost --------------------------------

@@ -37,6 +37,13 @@ def _checked_listen(context: click.Context, parameter: click.Parameter, listen: 
     return listen
 
 
+def _expanded(context: click.Context, parameter: click.Parameter, path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise click.BadParameter("names no user with a home; write the whole path", context, parameter) from None
+
+
 def serve_options(command: F) -> F:
     """ID, `--listen`, `--advertise`, `--config`, `--supervised`, `--json` as arguments `process_id`, `listen`,
     `advertise`, `config_path`, `supervised`, `json_log`."""
@@ -73,6 +80,7 @@ data_dir_option = click.option(
     "--data-dir",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
+    callback=_expanded,  # most shells leave the ~ of --data-dir=~/DIR as it is
     metavar="DIR",
     help="Where its file lies.",
 )
