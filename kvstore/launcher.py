@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
+import site
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -140,8 +142,19 @@ def shard_child(config: ClusterConfig, config_path: Path, shard_id: str, listen:
 
 
 def _child(role: str, child_id: str, listen: str, config_path: Path, *options: str) -> Child:
-    command = (sys.executable, "-m", "kvstore", role, "serve", child_id, "--listen", listen)
-    return Child(role, child_id, (*command, *options, "--config", str(config_path), "--supervised"))
+    # -P: no module is taken from the folder where `up` runs; a random.py there would be run in place of Python's own.
+    command = (sys.executable, "-P", "-m", "kvstore", role, "serve", child_id, "--listen", listen)
+    argv = (*command, *options, "--config", str(config_path), "--supervised")
+    return Child(role, child_id, argv, _where_kvstore_is())
+
+
+def _where_kvstore_is() -> tuple[tuple[str, str], ...]:
+    """PYTHONPATH for the children, if this package is not installed: that of this process, and its folder."""
+    folder = str(Path(__file__).absolute().parents[1])
+    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if folder in (*given, *site.getsitepackages(), site.getusersitepackages()):
+        return ()
+    return (("PYTHONPATH", os.pathsep.join([*given, folder])),)
 
 
 def _controller_url(config: ClusterConfig) -> str:

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -174,8 +173,7 @@ class _Import:
         """The entries still to be stored, the size of the source in bytes, and how much of it was done before."""
         cluster_id = (await kv.cluster())["cluster_id"]  # also: fail now, not after a long scan
         if self.source is None:
-            stream = _standard_input() if self.stream is None else await in_thread(partial(self.stream.open, "rb"))
-            return ndjson_records(stream), None, 0
+            return ndjson_records(await self._open_stream()), None, 0
         path = journal_path or self.source.with_name(self.source.name + _SUFFIX)
         facts = self.source.stat()
         work: dict[str, Any] = {"import": os.fsencode(self.source).decode("utf-8", "backslashreplace")}
@@ -186,6 +184,11 @@ class _Import:
         if stat.S_ISDIR(facts.st_mode):
             return await self._open_folder(self.source, marks)
         return self._open_file(self.source, facts.st_size, marks)
+
+    async def _open_stream(self) -> BinaryIO:
+        if (path := self.stream) is None:
+            return _standard_input()
+        return await in_thread(lambda: path.open("rb"))  # a FIFO opens when somebody writes to it
 
     def _marks(self, journal: Journal) -> list[Any]:
         marks = journal.entries()

@@ -6,12 +6,14 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from kvstore import launcher
 from kvstore.config import default_config
 from kvstore.launcher import cluster_children, http_get, shard_child, up, url_of
 from loadtest.processes import free_ports
@@ -26,7 +28,7 @@ def test_every_process_of_the_file_becomes_a_child() -> None:
         "controller-0", "shard-s1", "shard-s2", "shard-s3", "shard-s4", "router-0",
     ]  # fmt: skip
     by_name = {one.name: one.argv for one in children}
-    start = (sys.executable, "-m", "kvstore")
+    start = (sys.executable, "-P", "-m", "kvstore")
     join, config = ("--join", "http://127.0.0.1:8090"), ("--config", "/etc/cluster.yaml", "--supervised")
     data = ("--data-dir", default_config().data_dir)
     assert by_name["controller-0"] == (*start, "controller", "serve", "0", "--listen", "127.0.0.1:8090", *data, *config)
@@ -44,6 +46,36 @@ def test_a_shard_on_all_addresses_is_announced_at_loopback() -> None:
     argv = shard_child(default_config(), Path("/etc/cluster.yaml"), "s9", "0.0.0.0:9109").argv
     assert argv[argv.index("--advertise") :][:2] == ("--advertise", "127.0.0.1:9109")
     assert "--advertise" not in shard_child(default_config(), Path("/etc/cluster.yaml"), "s9", "[::1]:9109").argv
+
+
+@pytest.mark.parametrize("has_path", [True, False])
+def test_children_run_this_package_and_nothing_that_lies_where_up_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_path: bool
+) -> None:
+    for name in ("random.py", "secrets.py", "asyncio.py", "kvstore.py"):
+        (tmp_path / name).write_text("raise SystemExit('this was run')\n")
+    here = Path(launcher.__file__).parents[1]
+    if has_path:
+        monkeypatch.setenv("PYTHONPATH", f"/nowhere{os.pathsep}{here}")
+    else:
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+    child = cluster_children(default_config(), Path("/etc/cluster.yaml"))[1]
+    environment = {**os.environ, **dict(child.environment)}
+    python = child.argv[: child.argv.index("-m")]
+    for arguments in ((*python, "-c", "import kvstore; print(kvstore.__path__[0])"), (*child.argv[:6], "--help")):
+        run = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (run.returncode, run.stderr) == (0, "")
+        assert str(here / "kvstore") in run.stdout or "Usage:" in run.stdout
+
+
+def test_python_m_kvstore_runs_nothing_that_lies_where_it_is_started(tmp_path: Path) -> None:
+    for name in ("random.py", "secrets.py"):
+        (tmp_path / name).write_text("raise SystemExit('this was run')\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(launcher.__file__).parents[1])}
+    for command in (["up"], ["shard", "serve"], ["get"]):
+        arguments = [sys.executable, "-m", "kvstore", *command, "--help"]
+        run = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (run.returncode, run.stderr) == (0, "")
 
 
 # --- up, in a process of its own -------------------------------------------------------------------------------------
