@@ -25,7 +25,15 @@ import msgspec
 from kvstore.addresses import address_text, is_any_address, listen_address, on_this_host
 from kvstore.config import ClusterConfig, load_config
 from kvstore.errors import ConfigError, KvError
-from kvstore.process import EXIT_REFUSED, parent_of, port_holder, port_in_use, refusal, stop_signals
+from kvstore.process import (
+    EXIT_REFUSED,
+    parent_of,
+    port_holder,
+    port_in_use,
+    raise_open_files_limit,
+    refusal,
+    stop_signals,
+)
 from kvstore.roster import (
     Files,
     Launch,
@@ -57,6 +65,7 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
     `announce` gets one line, "ready: URL", when the first router is ready. `restart` False: the first child that dies
     ends everything with 1. A second signal does not wait for the children any longer, it kills them.
     """
+    raise_open_files_limit()  # a few for each child, and whatever the shell left us may be less than those
     try:
         config = load_config(config_path)
         ids = first_shards(config, look(Path(config.data_dir)))

@@ -437,7 +437,9 @@ async def serve(
     async with aiohttp.ClientSession(connector=connector) as session:
         service = RouterService(config.limits, session)
         app = RouterApp(router_id, service, config, Controller(session, join, config.limits))
-        runner = await start_server(Server(app.handle, config.limits), host, port)
+        server = Server(app.handle, config.limits)
+        runner = await start_server(server, host, port)
+        _warn_if_few_connections(server.connections_max, config.limits.connections_max)
         log.info("router %s listens on %s", router_id, address_text(*runner.addresses[0][:2]))
         warn_if_exposed(listen, "read and write every key")
         follower = MapFollower(session, join, config.limits)
@@ -450,3 +452,12 @@ async def serve(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await service.close()
+
+
+def _warn_if_few_connections(taken: int, connections_max: int) -> None:
+    if taken < connections_max:
+        log.warning(
+            "only %d connections are taken at once, not %d: raise the limit of open files (ulimit -Hn, LimitNOFILE=)",
+            taken,
+            connections_max,
+        )
