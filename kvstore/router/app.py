@@ -440,7 +440,8 @@ async def serve(
         server = Server(app.handle, config.limits)
         runner = await start_server(server, host, port)
         _warn_if_few_connections(server.connections_max, config.limits.connections_max)
-        log.info("router %s listens on %s", router_id, address_text(*runner.addresses[0][:2]))
+        if not port:  # else whoever started it knows
+            log.info("router %s listens on %s", router_id, address_text(*runner.addresses[0][:2]))
         warn_if_exposed(listen, "read and write every key")
         follower = MapFollower(session, join, config.limits)
         tasks = [asyncio.create_task(follower.follow(0, service.follow)), asyncio.create_task(service.greet())]
