@@ -68,7 +68,7 @@ async def test_a_held_lock_answers_423_with_its_owner_and_when_to_come_again(cal
         assert 10 < reply.json["ttl_left"] <= 20
         assert int(reply.headers["retry-after"]) >= 1
         assert reply.json["retry_after_ms"] > 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 async def test_names_are_keys_of_any_kind(calls: Calls):
@@ -300,7 +300,7 @@ async def test_whoever_waited_long_enough_is_answered_423(calls: Calls, name: st
     reply = await calls.acquire(name, {"wait": 0.5})
     assert code(reply) == (423, "locked")
     assert reply.json["owner"] == "me"
-    assert 0.5 <= time.monotonic() - began < 5
+    assert 0.5 <= time.monotonic() - began < 15
     assert await calls.waiting(name) == 0
 
 
