@@ -1,6 +1,6 @@
 """The shell around every process that serves: event loop, signals, pid file, log, refusals.
 
-Owns: `<data_dir>/run/<role>-<id>.pid`, the handlers of SIGINT and SIGTERM, the limit of open files, the form
+Owns: `<data_dir>/run/<role>-<id>.pid`, the handlers of SIGINT, SIGTERM and SIGHUP, the limit of open files, the form
 of the log.
 Promises: one process per role and id on one data_dir; a supervised process ends when its supervisor is gone,
 however that one died; a start that is refused is one readable line, never a traceback: with exit code 78 if only a
@@ -75,9 +75,10 @@ def run_process(
 
     74: the disk failed. 78: refused until a person has mended the configuration or the data.
 
-    `stop` is set by SIGINT, SIGTERM and, if `supervised`, by the end of standard input (which must be a pipe
-    then). `data_dir` None: no pid file. `json_log`, or KVSTORE_LOG=json in the environment: the log, and why a start
-    was refused, as JSON lines. KVSTORE_LOOP=asyncio in the environment: instead of uvloop.
+    `stop` is set by SIGINT, SIGTERM, SIGHUP (unless `nohup` had it ignored) and, if `supervised`, by the end of
+    standard input (which must be a pipe then). `data_dir` None: no pid file. `json_log`, or KVSTORE_LOG=json in the
+    environment: the log, and why a start was refused, as JSON lines. KVSTORE_LOOP=asyncio in the environment: instead
+    of uvloop.
     """
     json_log = json_log or os.environ.get("KVSTORE_LOG") == "json"
     configure_log(f"{role}-{process_id}", json_log)
@@ -130,10 +131,20 @@ def asyncio_run(main: Awaitable[None]) -> None:
         runner.run(entry())
 
 
+def stop_signals() -> list[signal.Signals]:
+    """The signals that end a serving process in order.
+
+    SIGINT is among them whatever was inherited: a script's shell ignores it for what it starts with `&`, and `kill
+    -INT` of that is meant. SIGHUP that was ignored at the start stays so: that is what `nohup` is for.
+    """
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
 async def _serve(main: Callable[[asyncio.Event], Awaitable[None]], supervised: bool) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
+    for signal_number in stop_signals():
         loop.add_signal_handler(signal_number, stop.set)
     if supervised:
         _stop_at_end_of_stdin(loop, stop)

@@ -36,11 +36,12 @@ _LOG_LINES_MAX = 10_000
 
 
 class Child(NamedTuple):
-    """A process to keep running. `argv[0]` is the program."""
+    """A process to keep running. `argv[0]` is the program; `environment` is added to that of this process."""
 
     role: str
     id: str
     argv: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -234,6 +235,7 @@ class _Kept:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
+                env={**os.environ, **dict(self.child.environment)},
             )
         except OSError as error:
             return f"could not be started ({error})", None
@@ -295,8 +297,8 @@ def json_line(source: str, line: str) -> str:
 class Log:
     """Standard error, written by a thread: whoever does not read it must not stop the launcher.
 
-    When nobody reads for long, lines are dropped and their number is told. `as_json`: each line is a JSON object, whose
-    member `process` names the source.
+    When nobody reads for long, or nothing can be written for a while (a full disk), lines are dropped and their number
+    is told. `as_json`: each line is a JSON object, whose member `process` names the source.
     """
 
     def __init__(self, descriptor: int = 2, *, as_json: bool = False) -> None:
@@ -304,6 +306,7 @@ class Log:
         self._form = json_line if as_json else text_line
         self._lines: queue.Queue[bytes | None] = queue.Queue(_LOG_LINES_MAX)
         self._dropped = 0
+        self._is_torn = False
         self._thread = Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
 
@@ -324,12 +327,21 @@ class Log:
             self._thread.join(timeout=1.0)
 
     def _write_all(self) -> None:
-        # os.write and not sys.stderr: a thread that is stuck in the latter makes the interpreter abort at its end.
+        lost, why = 0, ""
         while (line := self._lines.get()) is not None:
-            while line:
-                try:
-                    line = line[os.write(self._descriptor, line) :]
-                except BlockingIOError:
-                    break  # somebody made it non-blocking; the rest of the line is lost
-                except OSError:
-                    return  # the reader is gone
+            if lost:
+                line = f"{self._form('up', f'{lost} lines were lost: {why}')}\n".encode() + line
+            try:
+                self._write_line(line)
+                lost = 0
+            except OSError as error:  # a full disk, a reader that is gone: it may be otherwise for the next line
+                lost, why = lost + 1, error.strerror or str(error)
+
+    def _write_line(self, line: bytes) -> None:
+        # os.write and not sys.stderr: a thread that is stuck in the latter makes the interpreter abort at its end.
+        if self._is_torn:
+            line = b"\n" + line
+        while line:
+            written = os.write(self._descriptor, line)
+            line = line[written:]
+            self._is_torn = bool(line)

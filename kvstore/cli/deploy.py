@@ -22,7 +22,7 @@ FILES = tuple(sorted(entry.name for entry in _SOURCE.iterdir() if entry.is_file(
 @click.option("--force", is_flag=True, help="Replace files of these names that are there.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"written":[FILE,…]} for programs.')
 def deploy(folder: Path, force: bool, as_json: bool) -> None:
-    """Write the files that come with kvstore into DIR: what Prometheus scrapes, alarms, a board for Grafana.
+    """Write the files that come with kvstore into DIR: for Prometheus, Grafana, nginx and HAProxy.
 
     If one of that name is there already, nothing is written and the exit code is 2, unless --force is given.
 

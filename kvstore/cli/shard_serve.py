@@ -22,6 +22,7 @@ from kvstore.shard import app
 def serve(
     process_id: str,
     listen: str,
+    advertise: str | None,
     join: str,
     data_dir: Path,
     config_path: Path | None,
@@ -49,6 +50,7 @@ def serve(
         main=lambda stop: app.serve(
             shard_id=process_id,
             listen=listen,
+            advertise=advertise,
             join=join,
             data_dir=data_dir,
             config=config,

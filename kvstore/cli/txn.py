@@ -7,6 +7,7 @@ Leaves to others: whether it is well formed, and what it does (the router).
 
 from __future__ import annotations
 
+import codecs
 import errno
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,7 +112,7 @@ def _from_file(path: Path) -> bytes:
 def _checked_size(body: bytes) -> bytes:
     if len(body) > VALUE_BYTES_READ_MAX:
         raise BodyTooLarge(f"the transaction has more than {VALUE_BYTES_READ_MAX:,} bytes; no cluster takes that")
-    return body
+    return body.removeprefix(codecs.BOM_UTF8)  # with which some editors and shells begin a file
 
 
 def _unknown(error: OutcomeUnknown, idempotency_key: str | None, url: str) -> OutcomeUnknown:

@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 import aiohttp
 from aiohttp import web
 
-from kvstore.config import ClusterConfig, listen_address
+from kvstore.addresses import address_text, advertised, advertised_host, listen_address
+from kvstore.config import ClusterConfig
 from kvstore.errors import NoSuchRoute
 from kvstore.metrics import exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
@@ -126,12 +127,14 @@ async def serve(
     config: ClusterConfig,
     stop: asyncio.Event,
     may_join: bool = False,
+    advertise: str | None = None,
 ) -> None:
-    """Run the shard until `stop` is set. Raises ForeignData, OSError (the port is taken).
+    """Run the shard until `stop` is set. Raises ForeignData, ConfigError, OSError (the port is taken).
 
-    `may_join`: if it is no member, it asks to become one.
+    `advertise` (HOST:PORT): where routers and other shards reach it, if that is not `listen`. `may_join`: if it is no
+    member, it asks to become one.
     """
-    host, port = listen_address(listen)
+    advertised_host(listen, advertise)  # before anything is opened
     limits = config.limits
     weight = next((shard.weight for shard in config.shards if shard.id == shard_id), 1)
     store = await Store.open(data_dir / f"shard-{shard_id}.db", limits, shard_id, config.partitions, _end_process)
@@ -150,13 +153,17 @@ async def serve(
         at_the_end.push_async_callback(runner.cleanup)
         at_the_end.push_async_callback(app.close)
         await runner.setup()
-        await web.TCPSite(runner, host, port, backlog=1024).start()
+        await web.TCPSite(runner, *listen_address(listen), backlog=1024).start()
+        url = f"http://{advertised(listen, advertise, runner.addresses[0][1])}"
+        if url != f"http://{listen}":  # else whoever started it knows
+            bound = address_text(*runner.addresses[0][:2])
+            log.info("shard %s listens on %s and is reached at %s", shard_id, bound, url)
         warn_if_exposed(listen, "read and write its keys")
         maps = _Maps(service)
         follower = MapFollower(session, join, limits)
 
         async def join_cluster() -> None:
-            identity, url = store.database.identity, f"http://{listen}"
+            identity = store.database.identity
             await follower.announce(
                 shard_id,
                 url,

@@ -332,6 +332,18 @@ def test_what_is_exported_comes_back_byte_for_byte(shell: Shell, tmp_path: Path)
     assert shell.stored() == VALUES | {"expires": b"v"}
 
 
+def test_what_can_be_read_but_once_is_imported_without_a_journal(shell: Shell, tmp_path: Path) -> None:
+    fifo = tmp_path / "as <(command) is"
+    os.mkfifo(fifo)
+    with shell.start("import", str(fifo)) as process:
+        fifo.write_bytes(b'\xef\xbb\xbf{"key":"%s","value":"v"}\n' % (shell.prefix + "k").encode())
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err, out.startswith(b"stored 1 records")) == (0, b"", True)
+    assert shell.stored() == {"k": b"v"}
+    assert list(tmp_path.iterdir()) == [fifo]
+    assert shell.run("import", str(fifo), "--journal", str(tmp_path / "j")).returncode == 2
+
+
 def test_a_folder_is_imported_file_by_file(shell: Shell, tmp_path: Path) -> None:
     folder = tmp_path / "tree"
     files = {"a/b/empty": b"", "a/bin": BINARY, "a/sp ace?#%41": b"1", "a/ü😀": b"2", "a/full": b"x" * MIB}

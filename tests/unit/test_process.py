@@ -44,10 +44,18 @@ class Start:
         self.pid_file = tmp_path / "run" / "shard-s1.pid"
         self._started: list[Process] = []
 
-    def __call__(self, body: str = SERVE, *, supervised: bool = False, data: bool = True, **env: str) -> Process:
+    def __call__(
+        self,
+        body: str = SERVE,
+        *,
+        supervised: bool = False,
+        data: bool = True,
+        prefix: tuple[str, ...] = (),
+        **env: str,
+    ) -> Process:
         script = SCRIPT.format(body=body, supervised=supervised)
         process = subprocess.Popen(
-            [sys.executable, "-c", script, *([str(self._data_dir)] if data else [])],
+            [*prefix, sys.executable, "-c", script, *([str(self._data_dir)] if data else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -83,7 +91,7 @@ def end_of(process: Process) -> tuple[int, str, str]:
     return process.returncode, out.strip(), err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_in_order_and_removes_the_pid_file(start: Start, number: signal.Signals) -> None:
     process = start()
     assert first_line(process) == "up uvloop"
@@ -91,6 +99,14 @@ def test_a_signal_ends_it_in_order_and_removes_the_pid_file(start: Start, number
     process.send_signal(number)
     assert end_of(process)[:2] == (0, "down")
     assert list(start.pid_file.parent.iterdir()) == []
+
+
+def test_what_nohup_ignores_stays_ignored_and_what_a_shell_ignores_for_its_background_does_not(start: Start) -> None:
+    process = start(prefix=("sh", "-c", 'trap "" HUP INT QUIT; exec "$@"', "sh"))
+    assert first_line(process) == "up uvloop"
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGINT)
+    assert end_of(process)[:2] == (0, "down")
 
 
 def test_plain_asyncio_is_used_when_asked(start: Start) -> None:

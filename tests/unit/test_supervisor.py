@@ -301,6 +301,32 @@ async def test_a_log_that_nobody_reads_stops_nobody_and_tells_what_it_dropped() 
     assert written + sum(int(line.split()[1]) for line in told) == 20_000
 
 
+async def test_a_log_on_a_disk_that_was_full_goes_on_when_there_is_room_and_tells_what_it_lost() -> None:
+    class Counting(Log):
+        tried = 0
+
+        def _write_line(self, line: bytes) -> None:
+            try:
+                super()._write_line(line)
+            finally:
+                self.tried += 1
+
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    log = Counting(descriptor)
+    for word in ("one", "two", "three"):
+        log.write("shard-s1", word)
+    await until(lambda: log.tried == 3)
+    reading, writing = os.pipe()
+    os.dup2(writing, descriptor)
+    os.close(writing)
+    log.write("shard-s1", "four")
+    await asyncio.to_thread(log.close)
+    os.close(descriptor)
+    lines = read_all(reading).decode().splitlines()
+    os.close(reading)
+    assert lines == ["[up] 3 lines were lost: No space left on device", "[shard-s1] four"]
+
+
 async def test_a_log_whose_reader_is_gone_stops_nobody() -> None:
     reading, writing = os.pipe()
     os.close(reading)

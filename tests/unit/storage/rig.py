@@ -196,7 +196,7 @@ async def opened(folder: Path, **limits: float) -> AsyncIterator[Store]:
 
 async def until(condition: Callable[[], object]) -> None:
     """For what a batch decides in the writer's thread, before anybody could be told."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 

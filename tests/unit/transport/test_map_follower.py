@@ -160,7 +160,7 @@ async def test_an_announcement_is_repeated_until_it_was_heard(
     follower: MapFollower, controller: Controller, status: int
 ) -> None:
     controller.will_answer((500, b""), (503, b"null"), (502, b"[1]"), (status, b"{}"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await follower.announce("s1", "http://s1", "store", "cluster", 3)
     assert (
         controller.asked
