@@ -23,7 +23,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import aiosqlite
 
-from kvstore.errors import DataCorrupt, ForeignData
+from kvstore.data_file import opening_error
+from kvstore.errors import DataCorrupt
 from kvstore.storage import sqlite_reads
 from kvstore.storage.engine import (
     Application,
@@ -65,7 +66,7 @@ class SqliteEngine:
             try:
                 await in_thread(writing, engine._writer.open, shard_id)
             except sqlite3.DatabaseError as error:
-                raise ForeignData(f"{path} cannot be opened as a store of kvstore: {error}.") from error
+                raise opening_error(path, error, "a store of kvstore") from error
             engine._point_reader = await _reader(path)
             engine._scan_reader = await _reader(path)
         except BaseException:

@@ -12,6 +12,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from kvstore.data_file import opening_error
 from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.storage import schema
 from kvstore.storage.segments import Position
@@ -31,7 +32,7 @@ def format_of(path: Path) -> int:
         with closing(sqlite3.connect(f"file:{uri_path(path)}?mode=rw", uri=True)) as connection:
             found = schema.format_of(connection)
     except sqlite3.DatabaseError as error:
-        raise ForeignData(f"{path} cannot be opened as a store of kvstore: {error}.") from error
+        raise opening_error(path, error, "a store of kvstore") from error
     if found is None:
         return 0
     if found not in map(str, (*schema.OLDER_FORMATS, schema.FORMAT)):

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvstore.config import Limits
+from kvstore.data_file import prepare_data_file
 from kvstore.environment import Environment
-from kvstore.errors import ForeignData
+from kvstore.errors import DataInUse, ForeignData
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import OsDisk
 from kvstore.storage.engine import Application, Engine, Freezes
@@ -42,8 +43,11 @@ class Opened(NamedTuple):
 
 
 async def open_files(path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment) -> Opened:
-    """Open or make the store whose file is `path`. Raises ForeignData, DataCorrupt, LogDamaged, OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Open or make the store whose file is `path`.
+
+    Raises ForeignData, DataInUse, DataCorrupt, LogDamaged, ConfigError, OSError.
+    """
+    prepare_data_file(path)
     lock_fd = lock(path)
     try:
         log, entries = await environment.in_thread(lambda: _open_log(path, shard_id, partitions, limits, environment))
@@ -65,7 +69,7 @@ async def open_files(path: Path, shard_id: str, partitions: int, limits: Limits,
 
 
 def lock(path: Path) -> int:
-    """Take the store's lock for this process; the descriptor holds it. Raises ForeignData with the holder's pid."""
+    """Take the store's lock for this process; the descriptor holds it. Raises DataInUse with the holder's pid."""
     lock_path = path.with_suffix(".lock")
     fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -73,7 +77,7 @@ def lock(path: Path) -> int:
     except BlockingIOError:
         holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
         os.close(fd)
-        raise ForeignData(f"{path} is in use by the process with pid {holder}. End that process first.") from None
+        raise DataInUse(f"{path} is in use by the process with pid {holder}. End that process first.") from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd

@@ -238,6 +238,7 @@ class Pipeline:
             round(limits.idempotency_kept_s * 1000),
             limits.txn_read_bytes_max,
             tables.executed.frozen,
+            environment.boot,
         )
         return Batch(tables.clock, context, tables.locks, tables.holds, self._lookup, tables.ready)
 
