@@ -197,7 +197,9 @@ class Pipeline:
                 await self._wait_for_room(self._next_record_bytes())
                 self._run_batch()
             elif events.closing:
-                await self._drain()
+                while self._undurable:
+                    events.settled.clear()
+                    await events.settled.wait()
                 return
             else:
                 events.queued.clear()
@@ -216,11 +218,6 @@ class Pipeline:
             self._applier.segment_made.clear()
             self._applier.segment_wanted.set()
             await self._applier.segment_made.wait()
-
-    async def _drain(self) -> None:
-        while self._undurable:
-            self._events.settled.clear()
-            await self._events.settled.wait()
 
     def close(self) -> None:
         """Let `run` end when everything is decided and durable."""
