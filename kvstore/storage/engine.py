@@ -30,11 +30,12 @@ CopiedRow = tuple[str, str, int, int, int, bytes | None, bytes | None, int]
 
 
 class Identity(NamedTuple):
-    """Whose rows these are. `cluster_id` is None before the first cluster map."""
+    """Whose rows these are. `cluster_id` is None before the first cluster map; `partitions`: how many there are."""
 
     store_id: str
     cluster_id: str | None
     shard_id: str
+    partitions: int
 
 
 class Applied(NamedTuple):

@@ -40,11 +40,10 @@ class SqliteWriter:
 
     def __init__(self, path: Path, partitions: int, wal_bytes_max: int) -> None:
         self.applied = Applied()
-        self.identity = Identity("", None, "")
-        self.digests = Digests(partitions, 0)
+        self.identity = Identity("", None, "", partitions)
+        self.digests = Digests(0, 0)
         self.free_bytes = 0
         self._path = path
-        self._partitions = partitions
         self._wal_bytes_max = wal_bytes_max
         self._unsettled_bytes = 0
         self._next_truncation_s = 0.0
@@ -65,11 +64,13 @@ class SqliteWriter:
             raise DataCorrupt(f"{self._path}: the entries {', '.join(sorted(damaged))} do not match their checksums.")
         if "cluster_map" in damaged:
             log.error("%s: the stored cluster map is damaged; the controller is asked for it again", self._path)
-        for name, expected in (("shard_id", shard_id), ("partitions", str(self._partitions))):
-            if meta.get(name) != expected:
-                raise ForeignData(f"{self._path} belongs to {name} {meta.get(name)}, not {expected}.")
+        if meta.get("shard_id") != shard_id:
+            raise ForeignData(f"{self._path} belongs to shard_id {meta.get('shard_id')}, not {shard_id}.")
+        if "cluster_id" not in meta and meta["partitions"] != str(self.identity.partitions):
+            meta["partitions"] = str(self.identity.partitions)
+            schema.set_meta(connection, {"partitions": meta["partitions"]})
         *clock, number, check = schema.read_clock(connection)
-        self.identity = Identity(meta["store_id"], meta.get("cluster_id"), shard_id)
+        self.identity = Identity(meta["store_id"], meta.get("cluster_id"), shard_id, int(meta["partitions"]))
         cluster_map = meta.get("cluster_map")
         self.applied = Applied(
             Position(number, check + SIGNED),
@@ -78,7 +79,7 @@ class SqliteWriter:
             {move: frozenset(partitions) for move, partitions in json.loads(meta["freezes"]).items()},
             {int(partition): sequence for partition, sequence in json.loads(meta["drops"]).items()},
         )
-        self.digests.changed[:] = [self.applied.clock.sequence] * self._partitions
+        self.digests = Digests(self.identity.partitions, self.applied.clock.sequence)
 
     def apply(self, connection: sqlite3.Connection, application: Application) -> None:
         """Apply all of it, or nothing. Raises TryLater, OSError."""

@@ -246,6 +246,9 @@ class Batch:
             lost = isinstance(op, ReadUnlock)
             self.changes.answer(sink, Answer(op.id, 409) if lost else self.ownership.refuse(op, foreign))
             return
+        if isinstance(op, Prepare) and (reopened := self.ownership.reopened(op, keys)) is not None:
+            self.changes.answer(sink, self.ownership.refuse(op, reopened))
+            return
         step = _STEPS.get(type(op))
         if step is not None:
             self._locks.undo.note_length(self.steps)

@@ -236,6 +236,7 @@ class Pipeline:
             limits.txn_read_bytes_max,
             tables.executed.frozen,
             environment.boot,
+            tables.openings,
         )
         return Batch(tables.clock, context, tables.locks, tables.holds, self._lookup, tables.ready)
 

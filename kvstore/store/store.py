@@ -55,14 +55,12 @@ class Store:
     def __init__(
         self,
         opened: Opened,
-        shard_id: str,
-        partitions: int,
         limits: Limits,
         environment: Environment,
         on_fatal: OnFatal,
     ) -> None:
         engine, log, self._lock_fd = opened
-        clock = engine.applied.clock
+        clock, (_, _, shard_id, partitions) = engine.applied.clock, engine.identity
         locks: Locks = LockTable(environment.random_hex(8), limits.lock_waiters_max)
         self.tables = tables = Tables(
             environment,
@@ -103,10 +101,10 @@ class Store:
     ) -> Store:
         """Open the store and serve what its map says is owned.
 
-        Raises ForeignData; DataCorrupt for a damaged lease, intent or decision; LogDamaged; OSError.
+        `partitions`: their number as long as the store is of no cluster; afterwards it keeps its own. Raises ForeignData; DataCorrupt for a damaged lease, intent or decision; LogDamaged; OSError.
         """
         opened = await open_files(path, shard_id, partitions, limits, environment)
-        store = cls(opened, shard_id, partitions, limits, environment, on_fatal)
+        store = cls(opened, limits, environment, on_fatal)
         store._begin()
         try:
             await store.partitions.restore()
@@ -175,6 +173,11 @@ class Store:
     def served(self) -> Served:
         """The partitions that are served, as reads see it."""
         return self.tables.served
+
+    @property
+    def strike(self) -> int:
+        """The epoch of the last strike that is durable here."""
+        return self.tables.openings.last
 
     @property
     def clock(self) -> Clock:

@@ -22,6 +22,7 @@ from kvstore.store.ops import Locks
 from kvstore.store.ready import Ready
 from kvstore.store.served import Served
 from kvstore.transactions.intents import Holds
+from kvstore.transactions.openings import Openings
 
 
 class OnFatal(Protocol):
@@ -46,6 +47,7 @@ class Tables:
     executed: Served
     served: Served
     ready: Ready
+    openings: Openings = field(default_factory=Openings)
     memtable: Memtable = field(default_factory=Memtable)
     holds: Holds = field(default_factory=Holds)
     stats: ShardStats = field(default_factory=ShardStats)

@@ -19,6 +19,7 @@ from kvstore.errors import DiskFull
 from kvstore.protocol import Reply
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.transactions.intents import State
+from kvstore.transactions.openings import Openings
 from kvstore.transactions.undo import Undo
 
 
@@ -61,6 +62,7 @@ class Context(NamedTuple):
     read_bytes_max: int
     frozen: Set[int] = frozenset()
     boot: str = ""  # of the machine, since which `now_s` counts
+    openings: Openings = Openings()
 
 
 _ROW_BYTES = 64  # of a row in a commit record, beside its key, body and intent
