@@ -245,14 +245,19 @@ class Pipeline:
         batch, queue, count = self._batch(), self._queue, 0
         changes, pinned = batch.changes, list[RowKey]()
         room = min(self._tables.log.room(frees=changes.context.frees_only), limits.batch_bytes_max)
+        is_first = True
 
         def fits(op: WriteOp) -> bool:
             """The first always does: `_wait_for_room` has seen to that."""
-            wanted = changes.bytes + record_bytes(op, self._tables.holds, self._lookup.before)
-            return not changes.answers or wanted <= room
+            nonlocal is_first
+            if is_first:
+                is_first = False
+                return True
+            return changes.bytes + record_bytes(op, self._tables.holds, self._lookup.before) <= room
 
+        batch.extras.may_begin = fits
         if self._tables.ready:
-            batch.go_on(fits)
+            batch.go_on()
         while queue and not self._tables.ready and count < limits.batch_ops_max:
             entry = queue[0]
             if isinstance(entry, _Step) or not fits(entry[0]):
@@ -271,13 +276,14 @@ class Pipeline:
     def _run_step(self, step: _Step) -> None:
         started_s = self._tables.environment.monotonic_s()
         batch = self._batch()
+        batch.extras.may_begin = lambda op: False  # what is ready goes on in the next batch
         try:
             result = step.decide(batch)
         except KvError as error:
             if not step.future.done():
                 step.future.set_exception(error)
             return
-        batch.when_visible.append(lambda: settle(step.future, result))
+        batch.extras.when_visible.append(lambda: settle(step.future, result))
         self._commit(batch, started_s, [], frees=True)
 
     # --- committing ---------------------------------------------------------------------------------------------------
@@ -347,7 +353,7 @@ class Pipeline:
             self._applier.publish(record, position)
             tables.stats.commit_s.observe(tables.environment.monotonic_s() - started_s)
         self._on_visible(batch)
-        for then in batch.when_visible:
+        for then in batch.extras.when_visible:
             then()
         for sink, answer in batch.changes.answers:
             sink.send(answer)

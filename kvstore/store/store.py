@@ -101,7 +101,9 @@ class Store:
     ) -> Store:
         """Open the store and serve what its map says is owned.
 
-        `partitions`: their number as long as the store is of no cluster; afterwards it keeps its own. Raises ForeignData; DataCorrupt for a damaged lease, intent or decision; LogDamaged; OSError.
+        `partitions`: their number as long as the store is of no cluster; afterwards it keeps its own.
+
+        Raises ForeignData; DataCorrupt for a damaged lease, intent or decision; LogDamaged; OSError.
         """
         opened = await open_files(path, shard_id, partitions, limits, environment)
         store = cls(opened, limits, environment, on_fatal)
