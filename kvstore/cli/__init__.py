@@ -61,6 +61,16 @@ _shard = LazyGroup(
         "serve": LazyCommand("kvstore.cli.shard_serve:serve", "Serve one shard on this host."),
     },
 )
+_store = LazyGroup(
+    "store",
+    short_help="Check one store's file and log, offline.",
+    help="One store's file and log, while no process has it.",
+    lazy={
+        "check": LazyCommand("kvstore.cli.store:check", "Check file and log for damage."),
+        "log": LazyCommand("kvstore.cli.store:print_log", "Print the records of the log."),
+        "cut": LazyCommand("kvstore.cli.store:cut", "Cut the log behind a record, and lose the rest."),
+    },
+)
 _router = LazyGroup(
     "router",
     short_help="Serve a router.",
@@ -95,6 +105,7 @@ root = LazyGroup(
         "ring": LazyCommand("kvstore.cli.cluster:ring", "Show how evenly keys are spread."),
         "explain": LazyCommand("kvstore.cli.cluster:explain", "Show the way of a key to its shard."),
         "shard": _shard,
+        "store": _store,
         "router": _router,
         "controller": _controller,
     },
