@@ -82,6 +82,8 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     unapplied_rows_max: int = 20_000
     unapplied_bytes_max: int = 64 * 1024 * 1024
     disk_reserve_bytes: int = 64 * 1024 * 1024
+    verify_share: float = 0.1
+    verify_every_s: float = 86_400.0
     tombstone_kept_s: float = 600.0
     lock_waiters_max: int = 1024
     expiry_sweep_s: float = 0.5

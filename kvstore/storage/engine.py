@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol
 from kvstore.errors import DataCorrupt, Unavailable
 from kvstore.storage.rows import Clock, Row
 from kvstore.storage.segments import BEGINNING, Position
+from kvstore.storage.verification import Verified, VerifyQuery
 
 Freezes = dict[str, frozenset[int]]  # the frozen partitions of each move, by its id
 RowKey = tuple[str, str]  # kind and key
@@ -226,6 +227,10 @@ class Engine(Protocol):
 
     async def old_tombstones(self, sequence: int, count_max: int) -> int:
         """The sequence of the last of the `count_max` oldest tombstones up to `sequence`; 0 if there is none."""
+        ...
+
+    async def verify(self, query: VerifyQuery) -> Verified:
+        """Look whether some rows are what was written and whether they can be found. Damage is a fault, no error."""
         ...
 
     async def close(self) -> None: ...

@@ -77,7 +77,7 @@ class SqliteWriter:
             Clock(*clock),
             cluster_map.encode() if cluster_map is not None else None,
             {move: frozenset(partitions) for move, partitions in json.loads(meta["freezes"]).items()},
-            {int(partition): sequence for partition, sequence in json.loads(meta["drops"]).items()},
+            drops_of(meta),
         )
         self.digests = Digests(self.identity.partitions, self.applied.clock.sequence)
 
@@ -163,6 +163,11 @@ def _set_state(connection: sqlite3.Connection, before: Applied, after: Applied) 
         changed["drops"] = json.dumps(after.drops)
     schema.set_meta(connection, changed)
     schema.set_clock(connection, (*after.clock, after.position.number, after.position.checksum - SIGNED))
+
+
+def drops_of(meta: dict[str, str]) -> dict[int, int]:
+    """The drops that the entries of `meta` say; none if their entry is missing."""
+    return {int(partition): sequence for partition, sequence in json.loads(meta.get("drops", "{}")).items()}
 
 
 def _cluster_id(cluster_map: bytes) -> str:

@@ -43,6 +43,8 @@ class Inspection:
             raise wrong_owner(partition, tables.served.epoch, tables.served.frozen)
         if isinstance(row, DataCorrupt):
             return {"row": "damaged", "detail": row.detail}
+        if row is None and (damage := tables.verification.miss_in(partition)) is not None:
+            return {"row": "damaged", "detail": damage.detail}
         found = {"lock": self._lock(key), "intent": self._intent(key)}
         if row is None or (row.body is None and not row.version):  # an intent was all that the key ever had
             return {"row": "absent", **found}
@@ -96,4 +98,5 @@ class Inspection:
         stats.in_doubt = len(holds)
         stats.in_doubt_oldest_s = max((now_s - hold.since_s for hold in holds), default=0.0)
         stats.decisions = len(tables.decisions)
+        stats.damaged_partitions = len(tables.verification.damaged)
         return stats

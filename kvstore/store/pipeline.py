@@ -26,15 +26,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from kvstore import failpoints
-from kvstore.errors import KvError, ReadTooLarge, TooManyRequests
+from kvstore.errors import DataCorrupt, KvError, ReadTooLarge, TooManyRequests
 from kvstore.protocol import Message, message_bytes
 from kvstore.storage.engine import RowKey
 from kvstore.storage.record import CommitRecord
+from kvstore.storage.rows import Row
 from kvstore.storage.segments import Position
 from kvstore.store.applier import Applier
 from kvstore.store.batch import Batch
 from kvstore.store.disk_room import DiskRoom
-from kvstore.store.lookup import Lookup
+from kvstore.store.lookup import Lookup, home_of
 from kvstore.store.ops import WriteOp
 from kvstore.store.pacing import SyncPace
 from kvstore.store.refusals import refusal
@@ -139,7 +140,7 @@ class Pipeline:
 
     async def fetch(self) -> None:
         """Bring rows from the file for operations that wait for them, for ever."""
-        tables, memtable = self._tables, self._tables.memtable
+        memtable = self._tables.memtable
         while True:
             await self._events.fetch.wait()
             self._events.fetch.clear()
@@ -150,13 +151,25 @@ class Pipeline:
                     waiting.append(self._fetching.popleft())
                     wanted |= dict.fromkeys(key for key in waiting[-1].keys if memtable.pin(key))
                 keys = list(wanted)
-                found = await tables.engine.read(keys)
+                found = await self._read(waiting, keys)
                 for key, row in zip(keys, found, strict=True):
                     if not isinstance(row, KvError):
                         memtable.arrived(key, row)
                 damaged = {key: row for key, row in zip(keys, found, strict=True) if isinstance(row, KvError)}
                 for op, sink, needed in waiting:
                     self._enter_fetched(op, sink, needed, next((damaged[k] for k in needed if k in damaged), None))
+
+    async def _read(self, waiting: list[_Fetching], keys: list[RowKey]) -> list[Row | DataCorrupt | None]:
+        """The rows of these keys; a row that is not there is one only in a verified partition."""
+        verification, partitions = self._tables.verification, len(self._tables.served.generations)
+        found = dict(zip(keys, await self._tables.engine.read(keys), strict=True))
+        missed = {key for key, row in found.items() if row is None}
+        homes = {key: home_of(op, key, partitions) for op, _, needed in waiting for key in needed if key in missed}
+        doubtful = {key: home for key, home in homes.items() if not verification.is_verified(home)}
+        if doubtful:
+            await verification.settle(doubtful.values())
+            found |= {key: verification.miss_in(home) for key, home in doubtful.items()}
+        return list(found.values())
 
     def _enter_fetched(self, op: WriteOp, sink: Sink, keys: list[RowKey], error: KvError | None) -> None:
         if error is None:

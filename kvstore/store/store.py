@@ -45,6 +45,7 @@ from kvstore.store.served import Served
 from kvstore.store.sinks import NOBODY, Then
 from kvstore.store.tables import OnFatal, Tables
 from kvstore.store.undecided import Undecided
+from kvstore.store.verification import Verification
 from kvstore.store.write_set import Sink
 from kvstore.transactions.locks import LockTable
 
@@ -75,6 +76,7 @@ class Store:
             Served([0] * partitions),
             Served([0] * partitions),
             Ready(locks),
+            Verification(environment, limits, engine, partitions),
         )
         self.recovery_due = asyncio.Event()
         self.applier = Applier(tables)
@@ -128,6 +130,7 @@ class Store:
             "sweep": self.maintenance.sweep(),
             "trim": self.maintenance.trim(),
             "waits": self.maintenance.end_waits(),
+            "verify": self.tables.verification.run(),
             "orphans": self.partitions.drop_orphans(),
         }
         self._tasks = {name: self.tables.environment.spawn(self._guard(work)) for name, work in works.items()}
@@ -149,6 +152,7 @@ class Store:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self.maintenance.close()
+        self.tables.verification.close()
         await self.applier.close()
         await self.tables.engine.close()
         self.tables.log.close()
