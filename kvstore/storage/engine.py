@@ -172,17 +172,14 @@ class Engine(Protocol):
         """As of now."""
         ...
 
-    @property
-    def checkpoint_is_due(self) -> bool:
-        """About as much was applied since the last complete checkpoint as the WAL should hold."""
-        ...
-
     async def apply(self, application: Application) -> None:
         """Apply all of it, or nothing. Raises TryLater, OSError."""
         ...
 
-    async def checkpoint(self) -> int:
+    async def checkpoint(self, *, only_if_due: bool = False) -> int:
         """Make durable what is applied; returns the number up to which it is now, 0 if that cannot be told.
+
+        `only_if_due`: only if about as much was applied since the last one as the WAL should hold.
 
         Raises TryLater, OSError."""
         ...

@@ -65,10 +65,6 @@ class MemoryEngine:
     def sizes(self) -> Sizes:
         return Sizes(sum(len(row.key) + len(row.body or b"") for row in self._rows.values()), 0, 0)
 
-    @property
-    def checkpoint_is_due(self) -> bool:
-        return len(self._history) > _HISTORY_MAX
-
     # --- writing ------------------------------------------------------------------------------------------------------
 
     async def apply(self, application: Application) -> None:
@@ -91,7 +87,9 @@ class MemoryEngine:
             self._rows[key] = row
         self._history.append((self._applied, dict(self._rows), self.identity, dict(self._places)))
 
-    async def checkpoint(self) -> int:
+    async def checkpoint(self, *, only_if_due: bool = False) -> int:
+        if only_if_due and len(self._history) <= _HISTORY_MAX:
+            return 0
         self._history = self._history[-1:]
         return self._applied.position.number
 

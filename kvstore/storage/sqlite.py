@@ -104,11 +104,9 @@ class SqliteEngine:
     async def apply(self, application: Application) -> None:
         await in_thread(self._writing, self._writer.apply, application)
 
-    @property
-    def checkpoint_is_due(self) -> bool:
-        return self._writer.checkpoint_is_due
-
-    async def checkpoint(self) -> int:
+    async def checkpoint(self, *, only_if_due: bool = False) -> int:
+        if only_if_due and not self._writer.checkpoint_is_due:
+            return 0
         return await in_thread(self._writing, self._writer.checkpoint)
 
     async def clean(self, rows_max: int) -> int:

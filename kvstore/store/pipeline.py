@@ -26,16 +26,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from kvstore import failpoints
-from kvstore.errors import DataCorrupt, KvError, ReadTooLarge, TooManyRequests
+from kvstore.errors import KvError, ReadTooLarge, TooManyRequests
 from kvstore.protocol import Message, message_bytes
 from kvstore.storage.engine import RowKey
 from kvstore.storage.record import CommitRecord
-from kvstore.storage.rows import Row
 from kvstore.storage.segments import Position
 from kvstore.store.applier import Applier
 from kvstore.store.batch import Batch
 from kvstore.store.disk_room import DiskRoom
-from kvstore.store.lookup import Lookup, home_of
+from kvstore.store.fetcher import Fetcher
+from kvstore.store.lookup import Lookup
 from kvstore.store.ops import WriteOp
 from kvstore.store.pacing import SyncPace
 from kvstore.store.refusals import refusal
@@ -49,7 +49,6 @@ T = TypeVar("T")
 Decide = Callable[[Batch], T]
 OnVisible = Callable[[Batch], None]
 
-_FETCHED_KEYS_MAX = 256
 _SMALL_BYTES = 1 << 20
 _STEP_BYTES = 2 << 20  # a map and freezes of the largest cluster
 
@@ -63,12 +62,6 @@ class _Step(NamedTuple):
     decide: Decide[Any]
     future: asyncio.Future[Any]
     record_bytes: int
-
-
-class _Fetching(NamedTuple):
-    op: WriteOp
-    sink: Sink
-    keys: list[RowKey]
 
 
 class _Decided(NamedTuple):
@@ -94,14 +87,14 @@ class Pipeline:
         self._queue: deque[tuple[WriteOp, Sink, list[RowKey]] | _Step] = deque()
         self._urgent: deque[_Step] = deque()
         self._queued_bytes = 0
-        self._fetching: deque[_Fetching] = deque()
+        self.fetcher = Fetcher(tables, self._enter)
         self._undurable: deque[_Decided] = deque()
         self._events = _Events()
         self._position = tables.log.last
 
     def __len__(self) -> int:
         """How many operations wait to be decided."""
-        return len(self._queue) + len(self._fetching)
+        return len(self._queue) + len(self.fetcher)
 
     # --- entering -----------------------------------------------------------------------------------------------------
 
@@ -109,7 +102,7 @@ class Pipeline:
         """Queue an operation; its answer goes to `sink` when all that it saw is durable."""
         size, limits = _size(op), self._tables.limits
         if (
-            len(self._queue) + len(self._fetching) >= limits.queue_ops_max
+            len(self._queue) + len(self.fetcher) >= limits.queue_ops_max
             or self._queued_bytes + size > limits.queue_bytes_max
         ):
             full = TooManyRequests("The shard's queue of writes is full; wait and try again.", retry_after_ms=100)
@@ -122,8 +115,7 @@ class Pipeline:
         self._queued_bytes += size
         missing = self._lookup.missing(op)
         if missing:
-            self._fetching.append(_Fetching(op, sink, missing))
-            self._events.fetch.set()
+            self.fetcher.add(op, sink, missing)
         else:
             self._queue.append((op, sink, []))
             self._events.queued.set()
@@ -138,53 +130,15 @@ class Pipeline:
         self._events.queued.set()
         return await step.future  # type: ignore[no-any-return]
 
-    async def fetch(self) -> None:
-        """Bring rows from the file for operations that wait for them, for ever."""
-        memtable = self._tables.memtable
-        while True:
-            await self._events.fetch.wait()
-            self._events.fetch.clear()
-            while self._fetching:
-                waiting: list[_Fetching] = []
-                wanted: dict[RowKey, None] = {}
-                while self._fetching and len(wanted) < _FETCHED_KEYS_MAX:
-                    waiting.append(self._fetching.popleft())
-                    wanted |= dict.fromkeys(key for key in waiting[-1].keys if memtable.pin(key))
-                keys = list(wanted)
-                found = await self._read(waiting, keys)
-                for key, row in zip(keys, found, strict=True):
-                    if not isinstance(row, KvError):
-                        memtable.arrived(key, row)
-                damaged = {key: row for key, row in zip(keys, found, strict=True) if isinstance(row, KvError)}
-                for op, sink, needed in waiting:
-                    self._enter_fetched(op, sink, needed, next((damaged[k] for k in needed if k in damaged), None))
-
-    async def _read(self, waiting: list[_Fetching], keys: list[RowKey]) -> list[Row | DataCorrupt | None]:
-        """The rows of these keys; a row that is not there is one only in a verified partition."""
-        verification, partitions = self._tables.verification, len(self._tables.served.generations)
-        found = dict(zip(keys, await self._tables.engine.read(keys), strict=True))
-        missed = {key for key, row in found.items() if row is None}
-        homes = {key: home_of(op, key, partitions) for op, _, needed in waiting for key in needed if key in missed}
-        doubtful = {key: home for key, home in homes.items() if not verification.is_verified(home)}
-        if doubtful:
-            await verification.settle(doubtful.values())
-            found |= {key: verification.miss_in(home) for key, home in doubtful.items()}
-        return list(found.values())
-
-    def _enter_fetched(self, op: WriteOp, sink: Sink, keys: list[RowKey], error: KvError | None) -> None:
+    def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey], error: KvError | None) -> None:
+        """Its rows are in memory, the fetched ones pinned; or they are damaged."""
         if error is None:
             self._queue.append((op, sink, keys))
             self._events.queued.set()
             return
-        log.error("%s", error.detail)
         self._queued_bytes -= _size(op)
-        self._unpin(keys)
         if not sink.closed:
             sink.send(refusal(op.id, error))
-
-    def _unpin(self, keys: list[RowKey]) -> None:
-        for key in keys:
-            self._tables.memtable.unpin(key)
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
@@ -370,7 +324,7 @@ class Pipeline:
             then()
         for sink, answer in batch.changes.answers:
             sink.send(answer)
-        self._unpin(pinned)
+        self.fetcher.unpin(pinned)
 
 
 class _Events:
@@ -378,7 +332,6 @@ class _Events:
 
     def __init__(self) -> None:
         self.queued = asyncio.Event()
-        self.fetch = asyncio.Event()
         self.sync = asyncio.Event()
         self.settled = asyncio.Event()
         self.syncing = False

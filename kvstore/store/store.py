@@ -121,7 +121,7 @@ class Store:
         works = {
             "commit": self.pipeline.run(),
             "sync": self.pipeline.sync(),
-            "fetch": self.pipeline.fetch(),
+            "fetch": self.pipeline.fetcher.run(),
             "apply": self.applier.run(),
             "clean": self.applier.clean(),
             "segments": self.applier.make_segments(),
