@@ -78,6 +78,11 @@ class Applier:
         if len(memtable) >= limits.unapplied_rows_max or memtable.bytes >= limits.unapplied_bytes_max:
             self.has_room.clear()
 
+    @property
+    def visible(self) -> int:
+        """The number of the newest visible record."""
+        return self._pending.position.number
+
     async def flush(self) -> None:
         """Apply all that is visible now. Raises TryLater while that is impossible."""
         number = self._pending.position.number

@@ -106,6 +106,22 @@ class Store:
         Raises ForeignData; DataCorrupt for a damaged lease, intent or decision; LogDamaged; OSError.
         """
         opened = await open_files(path, shard_id, partitions, limits, environment)
+        return await cls.serve(opened, limits, shard_id, partitions, on_fatal, environment)
+
+    @classmethod
+    async def serve(
+        cls,
+        opened: Opened,
+        limits: Limits,
+        shard_id: str,
+        partitions: int,
+        on_fatal: OnFatal,
+        environment: Environment = SYSTEM,
+    ) -> Store:
+        """As `open`, with an engine and a log that are open already and belong together; they are the store's now.
+
+        Raises DataCorrupt.
+        """
         store = cls(opened, shard_id, partitions, limits, environment, on_fatal)
         store._begin()
         try:
@@ -153,7 +169,8 @@ class Store:
         finally:
             await self.tables.engine.close()
             self.tables.log.close()
-            os.close(self._lock_fd)
+            if self._lock_fd is not None:
+                os.close(self._lock_fd)
 
     # --- what the parts say -------------------------------------------------------------------------------------------
 
