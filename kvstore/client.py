@@ -36,6 +36,7 @@ from yarl import URL
 
 from kvstore.errors import (
     KvError,
+    Locked,
     NotFound,
     OutcomeUnknown,
     PreconditionFailed,
@@ -81,6 +82,7 @@ RETRY_WAIT_MS_UNNAMED = 100
 LARGE_BODY_BYTES = 1024 * 1024
 
 _PROBLEM = "application/problem+json"
+_NO_ROUTER_NEXT_STEP = f"Give the address of a router: `kvstore up` prints it ({DEFAULT_URL} by default)."
 _UNREACHABLE_NEXT_STEP = "Start the cluster (kvstore up), or give the address of its router."
 
 
@@ -155,14 +157,24 @@ class Client:
 
     `retries`: how often a call is repeated of which surely nothing was done (see above); 0 turns that off.
     Where the answer names a wait of more than 5 s, its error is raised at once. `timeout_s` bounds each try.
+    `retry_locked` False: Locked is raised at once. `on_wait` is told of the error and the seconds before each repeat.
     Raises ValueError for a `url` that is no http(s) address. Calls raise the errors of `kvstore.errors`.
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, retries: int = 3, timeout_s: float = 30.0, connections_max: int = 100
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        retries: int = 3,
+        timeout_s: float = 30.0,
+        connections_max: int = 100,
+        retry_locked: bool = True,
+        on_wait: Callable[[KvError, float], None] | None = None,
     ) -> None:
         self.url = base_url(url)
         self._retries = retries
+        self._retry_locked = retry_locked
+        self._on_wait = on_wait
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._connections_max = connections_max
         self._http: aiohttp.ClientSession | None = None
@@ -483,11 +495,15 @@ class Client:
                 wait_ms = error.members.get("retry_after_ms")
                 if not (error.retryable and left and isinstance(wait_ms, int | float)):
                     raise
-                if wait_ms > RETRY_WAIT_S_MAX * 1000:
+                if wait_ms > RETRY_WAIT_S_MAX * 1000 or (isinstance(error, Locked) and not self._retry_locked):
                     raise
+                failed = error
             left -= 1
             # Spread out: those who were turned away together should not come back together.
-            await asyncio.sleep(wait_ms / 1000 * random.uniform(1.0, 1.5))
+            wait_s = wait_ms / 1000 * random.uniform(1.0, 1.5)
+            if self._on_wait is not None:
+                self._on_wait(failed, wait_s)
+            await asyncio.sleep(wait_s)
 
     async def _send_once(
         self,
@@ -533,10 +549,10 @@ class Client:
                 seconds = answer.headers.get("Retry-After", "")
                 error.members["retry_after_ms"] = int(seconds) * 1000 if seconds.isdecimal() else RETRY_WAIT_MS_UNNAMED
             return error
-        what = f"{self.url} answered {answer.status} without a problem document: is that a kvstore router?"
+        what = f"{self.url} answered {answer.status} without a problem document: that is no router of kvstore."
         if answer.status < 500:
-            return KvError(what)
-        return OutcomeUnknown(what) if writes else Unavailable(what)
+            return KvError(what, next_step=_NO_ROUTER_NEXT_STEP)
+        return OutcomeUnknown(what) if writes else Unavailable(what, next_step=_NO_ROUTER_NEXT_STEP)
 
 
 def base_url(url: str) -> str:
@@ -598,18 +614,26 @@ def _document(answer: _Answer) -> dict[str, Any]:
         return msgspec.json.decode(answer.body, type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise KvError(
-            f"the answer ({answer.status}) is not a JSON object: {error}: is that a kvstore router?"
+            f"the answer ({answer.status}) is not a JSON object: {error}: that is no router of kvstore.",
+            next_step=_NO_ROUTER_NEXT_STEP,
         ) from error
 
 
 def _version(answer: _Answer) -> int:
     tag = answer.headers.get("ETag", "").strip('"')
     if not tag.isdecimal():
-        raise KvError(f"the answer ({answer.status}) has no version in its ETag: is that a kvstore router?")
+        raise KvError(
+            f"the answer ({answer.status}) has no version in its ETag: that is no router of kvstore.",
+            next_step=_NO_ROUTER_NEXT_STEP,
+        )
     return int(tag)
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not trusted ({error.certificate_error})"
+    if isinstance(error, aiohttp.ClientSSLError):  # its errno is none of the system's
+        return "what listens there does not speak TLS; a router is reached by http://"
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno)
     if isinstance(error, aiohttp.ClientConnectorError):

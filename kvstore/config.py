@@ -20,6 +20,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import msgspec
 import yaml
 
+from kvstore.addresses import is_any_address, listen_address
 from kvstore.errors import ConfigError
 
 PARTITIONS_MIN = 64
@@ -27,7 +28,6 @@ PARTITIONS_MAX = 65_536
 WEIGHT_MAX = 1000
 ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
-_ANY_ADDRESS = frozenset({"0.0.0.0", "::"})
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -153,18 +153,6 @@ def default_config() -> ClusterConfig:
     )
 
 
-def listen_address(listen: str) -> tuple[str, int]:
-    """Host and port of "HOST:PORT" (IPv6 in brackets). Port 0 lets the system choose. Raises ConfigError."""
-    host, separator, port = listen.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""
-    if not separator or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
-        raise ConfigError(f"{listen!r} is no address; write HOST:PORT, for example 127.0.0.1:8080")
-    return host, int(port)
-
-
 def load_config(path: Path) -> ClusterConfig:
     """Read cluster.yaml. Raises ConfigError whose detail names file and line, what is wrong and the mend."""
     try:
@@ -176,7 +164,20 @@ def load_config(path: Path) -> ClusterConfig:
     reader = _Reader(path, text)
     config = reader.read()
     _check(reader, config)
-    return msgspec.structs.replace(config, data_dir=str(path.absolute().parent / config.data_dir))
+    return msgspec.structs.replace(config, data_dir=str(_data_dir(reader, path, config.data_dir)))
+
+
+def _data_dir(reader: _Reader, path: Path, written: str) -> Path:
+    """Absolute. A leading ~ is somebody's home."""
+    folder = path.absolute().parent / written
+    if not written.startswith("~"):
+        return folder
+    if folder.exists():  # where a version that knew no ~ has put it
+        raise reader.error("data_dir", f"{written!r} may mean {folder}, which is there; write ./{written}, or move it")
+    try:
+        return path.absolute().parent / Path(written).expanduser()
+    except RuntimeError:
+        raise reader.error("data_dir", f"{written!r} names no user with a home; write the whole path") from None
 
 
 # --- reading: YAML's node graph knows the lines that plain values have lost --------------------------------
@@ -275,6 +276,9 @@ def _check(reader: _Reader, config: ClusterConfig) -> None:
     for i, shard in enumerate(config.shards):
         if not 1 <= shard.weight <= WEIGHT_MAX:
             raise reader.error(f"shards[{i}].weight", f"must be 1 to {WEIGHT_MAX}; 1 is the usual weight")
+    if config.limits.log_segment_bytes < (needed := config.limits.body_bytes_max * 3 // 2 + 2**20):
+        sentence = f"must be {needed} at least, so that a body of body_bytes_max fits into one record; write {needed}"
+        raise reader.error("limits.log_segment_bytes", sentence)
     for name, limit in msgspec.structs.asdict(config.limits).items():
         if not (limit > 0 and math.isfinite(limit)):
             sentence = f"must be above 0 and finite, not {limit}; leave it out for the default"
@@ -309,7 +313,7 @@ def _check_listen(reader: _Reader, name: str, listen: str, taken: list[tuple[str
         raise reader.error(name, "has port 0; choose one from 1 to 65535, so that others can find it")
     host = "127.0.0.1" if host == "localhost" else host
     for other_host, other_port, other_name in taken:
-        if port == other_port and (host == other_host or _ANY_ADDRESS & {host, other_host}):
+        if port == other_port and (host == other_host or is_any_address(host) or is_any_address(other_host)):
             raise reader.error(name, f"port {port} is that of {other_name} already; choose another")
     taken.append((host, port, name))
 

@@ -18,7 +18,15 @@ from kvstore.router import app
 @click.command()
 @serve_options
 @join_option
-def serve(process_id: str, listen: str, join: str, config_path: Path | None, supervised: bool, json_log: bool) -> None:
+def serve(
+    process_id: str,
+    listen: str,
+    advertise: str | None,
+    join: str,
+    config_path: Path | None,
+    supervised: bool,
+    json_log: bool,
+) -> None:
     """Serve router ID on this host until SIGTERM or Ctrl-C. It keeps no data.
 
     \b
@@ -32,6 +40,8 @@ def serve(process_id: str, listen: str, join: str, config_path: Path | None, sup
         data_dir=Path(config.data_dir),
         supervised=supervised,
         json_log=json_log,
-        main=lambda stop: app.serve(router_id=process_id, listen=listen, join=join, config=config, stop=stop),
+        main=lambda stop: app.serve(
+            router_id=process_id, listen=listen, advertise=advertise, join=join, config=config, stop=stop
+        ),
     )
     raise click.exceptions.Exit(code)

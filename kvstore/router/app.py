@@ -9,14 +9,17 @@ Leaves to others: rules (`service`), HTTP's own strictness and limits (`transpor
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
+import msgspec
 from aiohttp import web
 
-from kvstore.config import ClusterConfig, listen_address
+from kvstore.addresses import address_text, advertised_host, listen_address
+from kvstore.config import ClusterConfig
 from kvstore.errors import (
     BadParameter,
     BodyTooLarge,
@@ -69,6 +72,8 @@ from kvstore.transport.http import (
     warn_if_exposed,
 )
 from kvstore.transport.map_follower import MapFollower
+
+log = logging.getLogger(__name__)
 
 LOCK_PREFIX = "/v1/locks/"
 LOCK_ROUTE = "/v1/locks/{name}"
@@ -418,14 +423,25 @@ async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-async def serve(*, router_id: str, listen: str, join: str, config: ClusterConfig, stop: asyncio.Event) -> None:
-    """Run the router until `stop` is set. Raises OSError when the port is taken."""
+async def serve(
+    *, router_id: str, listen: str, join: str, config: ClusterConfig, stop: asyncio.Event, advertise: str | None = None
+) -> None:
+    """Run the router until `stop` is set. Raises OSError when the port is taken, ConfigError.
+
+    `advertise` (HOST:PORT): the name of this host in the requests of clients.
+    """
     host, port = listen_address(listen)
+    own = [host, *([advertised_host(listen, advertise)] if advertise else [])]
+    config = msgspec.structs.replace(config, allowed_hosts=[*config.allowed_hosts, *own])
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         service = RouterService(config.limits, session)
         app = RouterApp(router_id, service, config, Controller(session, join, config.limits))
-        runner = await start_server(Server(app.handle, config.limits), host, port)
+        server = Server(app.handle, config.limits)
+        runner = await start_server(server, host, port)
+        _warn_if_few_connections(server.connections_max, config.limits.connections_max)
+        if not port:  # else whoever started it knows
+            log.info("router %s listens on %s", router_id, address_text(*runner.addresses[0][:2]))
         warn_if_exposed(listen, "read and write every key")
         follower = MapFollower(session, join, config.limits)
         tasks = [asyncio.create_task(follower.follow(0, service.follow)), asyncio.create_task(service.greet())]
@@ -437,3 +453,12 @@ async def serve(*, router_id: str, listen: str, join: str, config: ClusterConfig
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await service.close()
+
+
+def _warn_if_few_connections(taken: int, connections_max: int) -> None:
+    if taken < connections_max:
+        log.warning(
+            "only %d connections are taken at once, not %d: raise the limit of open files (ulimit -Hn, LimitNOFILE=)",
+            taken,
+            connections_max,
+        )

@@ -138,6 +138,14 @@ class Digest(NamedTuple):
     bytes: int = 0
 
 
+class Sizes(NamedTuple):
+    """Bytes of the file, of its WAL, and of space inside the file that rows no longer need."""
+
+    file: int
+    wal: int
+    free: int
+
+
 class TryLater(Unavailable):
     """Nothing was applied, and a later try may succeed: the disk is full, or another program holds the file."""
 
@@ -145,8 +153,12 @@ class TryLater(Unavailable):
 class Engine(Protocol):
     """See the module. Methods that are not async run in the caller's thread and are quick."""
 
-    identity: Identity
     path: Path
+
+    @property
+    def identity(self) -> Identity:
+        """Whose rows these are."""
+        ...
 
     @property
     def applied(self) -> Applied:
@@ -154,14 +166,8 @@ class Engine(Protocol):
         ...
 
     @property
-    def file_bytes(self) -> int: ...
-
-    @property
-    def wal_bytes(self) -> int: ...
-
-    @property
-    def free_bytes(self) -> int:
-        """Space inside the file that rows no longer need, as of the last application."""
+    def sizes(self) -> Sizes:
+        """As of now."""
         ...
 
     @property

@@ -7,7 +7,7 @@ written any more. The last spare segment is kept for records that free room. Not
 Leaves to others: what a payload means, when to sync and in which thread, what is visible (the store); opening after a
 crash (`recovery`), the forms on the disk (`segments`, `notes`).
 
-Threads: `append` and `has_room` belong to one thread, `sync` to one at a time, which may be another: it first takes the
+Threads: `append` and `room` belong to one thread, `sync` to one at a time, which may be another: it first takes the
 number of the last record, then the segments that are not synced, so that it never covers less than that number.
 `prepare_segment`, `note_durable` and `release` may run beside them in a third; `entries` in any. `cut` and `restart`
 need that neither `append` nor `sync` runs.
@@ -237,10 +237,6 @@ class Log:
         rooms = [opened.bytes - opened.end] if frees or spare or not self.full else []
         rooms += [segment.bytes - segment.end for segment in spare[: len(spare) if frees else len(spare) - 1]]
         return max(rooms, default=0) - HEADER_BYTES
-
-    def has_room(self, payload_bytes: int, *, frees: bool = False) -> bool:
-        """Whether `append` would write a payload of that size now."""
-        return self._segment_for(HEADER_BYTES + payload_bytes, frees) is not None
 
     def _segment_for(self, size: int, frees: bool) -> Segment | None:
         """Where a record of that size goes; what frees no room leaves one spare segment behind it on a full disk."""

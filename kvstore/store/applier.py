@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _DISK_ERRORS_MAX = 5
 _RETRY_S = 0.5
+_NOTE_S = 1.0
 _CLEANED_ROWS_MAX = 2000
 _BUSY_SHARE = 8
 
@@ -169,6 +170,16 @@ class Applier:
             self.segment_wanted.clear()
             await self.segment_wanted.wait()
 
+    async def note_durable(self) -> None:
+        """Note beside the log once a second up to where it is durable, so that rot of its last record is seen."""
+        environment, records = self._tables.environment, self._tables.log
+        noted = 0
+        while True:
+            await environment.sleep(_NOTE_S)
+            if records.durable > noted:
+                noted = records.durable
+                await environment.in_thread(records.note_durable)
+
     # --- what drops cover ---------------------------------------------------------------------------------------------
 
     async def clean(self) -> None:
@@ -204,7 +215,10 @@ class Applier:
         return self._load.is_busy(self._tables.environment.monotonic_s(), self._tables.stats.operations)
 
     async def close(self) -> None:
-        """Apply everything, and make it durable in the file. Raises TryLater, OSError."""
-        await self.flush()
-        async with self._turn:
-            await self._checkpoint()
+        """Apply everything, and make it durable in the file; what that fails for stays in the log."""
+        try:
+            await self.flush()
+            async with self._turn:
+                await self._checkpoint()
+        except (TryLater, OSError) as error:
+            log.warning("what the file lacks stays in the log: %s", error)

@@ -85,7 +85,8 @@ class Inspection:
         tables = self._tables
         stats, engine, memtable = tables.stats, tables.engine, tables.memtable
         stats.keys, stats.bytes = tables.visible.keys, tables.visible.bytes
-        stats.file_bytes, stats.wal_bytes, stats.log_bytes = engine.file_bytes, engine.wal_bytes, tables.log.bytes
+        sizes = engine.sizes
+        stats.file_bytes, stats.wal_bytes, stats.log_bytes = sizes.file, sizes.wal, tables.log.bytes
         stats.unapplied_rows, stats.unapplied_bytes = len(memtable), memtable.bytes
         stats.write_queue_ops, stats.read_queue_ops = len(self._pipeline), len(self._reads)
         stats.sync_inline = self._pipeline.pace.is_inline

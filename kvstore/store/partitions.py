@@ -75,7 +75,8 @@ class Partitions:
         async with self._one_step:
             before = self.view
             if self.cluster_map is not None and cluster_map.epoch <= before.epoch:
-                self._note_orphans(await self._tables.engine.occupied())
+                if cluster_map.epoch == before.epoch:
+                    self._note_orphans(await self._tables.engine.occupied())
                 return False
             view = view_of(self.shard_id, cluster_map, before.freezes)
             rows, counted = await self._prepare(before, view)

@@ -50,13 +50,18 @@ OnVisible = Callable[[Batch], None]
 
 _FETCHED_KEYS_MAX = 256
 _SMALL_BYTES = 1 << 20
+_STEP_BYTES = 2 << 20  # a map and freezes of the largest cluster
 
 
 class _Step(NamedTuple):
-    """A decision of the store's own, made alone: all that came before it is decided, what comes behind sees it."""
+    """A decision of the store's own, made alone: all that came before it is decided, what comes behind sees it.
+
+    Its record has no more than `record_bytes`.
+    """
 
     decide: Decide[Any]
     future: asyncio.Future[Any]
+    record_bytes: int
 
 
 class _Fetching(NamedTuple):
@@ -122,12 +127,12 @@ class Pipeline:
             self._queue.append((op, sink, []))
             self._events.queued.set()
 
-    async def step(self, decide: Decide[T], *, urgent: bool = False) -> T:
+    async def step(self, decide: Decide[T], *, urgent: bool = False, record_bytes: int = _STEP_BYTES) -> T:
         """Decide alone, and return when that is durable and visible. Raises what `decide` raises, a KvError.
 
         `urgent`: before all that is queued, because nobody serves some partition until it is done.
         """
-        step = _Step(decide, asyncio.get_running_loop().create_future())
+        step = _Step(decide, asyncio.get_running_loop().create_future(), record_bytes)
         (self._urgent if urgent else self._queue).append(step)
         self._events.queued.set()
         return await step.future  # type: ignore[no-any-return]
@@ -182,12 +187,14 @@ class Pipeline:
                 events.settled.clear()
                 await events.settled.wait()
             if self._urgent:
+                await self._wait_for_room(self._urgent[0].record_bytes)
                 self._run_step(self._urgent.popleft())
             elif self._queue and isinstance(first := self._queue[0], _Step) and not self._tables.ready:
+                await self._wait_for_room(first.record_bytes)
                 self._queue.popleft()
                 self._run_step(first)
             elif self._queue or self._tables.ready:
-                await self._wait_for_room()
+                await self._wait_for_room(self._next_record_bytes())
                 self._run_batch()
             elif events.closing:
                 await self._drain()
@@ -197,11 +204,14 @@ class Pipeline:
                 continue
             await asyncio.sleep(0)
 
-    async def _wait_for_room(self) -> None:
-        """The log must have room for the next operation before it is decided, because then it must be appended."""
+    def _next_record_bytes(self) -> int:
         tables = self._tables
         op = tables.ready.first.queued.op if tables.ready else self._queue[0][0]
-        wanted = min(record_bytes(op, tables.holds, self._lookup.before), tables.log.record_bytes_max)
+        return min(record_bytes(op, tables.holds, self._lookup.before), tables.log.record_bytes_max)
+
+    async def _wait_for_room(self, wanted: int) -> None:
+        """The log must have room for what is decided next before that is decided, because then it must be appended."""
+        tables = self._tables
         while tables.log.room(frees=self._room.frees_only or tables.log.full) < wanted:
             self._applier.segment_made.clear()
             self._applier.segment_wanted.set()
@@ -228,6 +238,7 @@ class Pipeline:
             round(limits.idempotency_kept_s * 1000),
             limits.txn_read_bytes_max,
             tables.executed.frozen,
+            environment.boot,
         )
         return Batch(tables.clock, context, tables.locks, tables.holds, self._lookup, tables.ready)
 
@@ -269,17 +280,17 @@ class Pipeline:
                 step.future.set_exception(error)
             return
         batch.when_visible.append(lambda: settle(step.future, result))
-        self._commit(batch, started_s, [])
+        self._commit(batch, started_s, [], frees=True)
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
-    def _commit(self, batch: Batch, started_s: float, pinned: list[RowKey]) -> None:
+    def _commit(self, batch: Batch, started_s: float, pinned: list[RowKey], *, frees: bool = False) -> None:
         """Append the record; durable now, or when the sync that is asked for has returned."""
         tables, records = self._tables, self._tables.log
         record = batch.record(tables.clock)
         if record is not None:
             failpoints.hit("batch-before-commit", *(f"{step}-before-commit" for step in batch.steps))
-            records.append(record.encode(), frees=batch.changes.context.frees_only)
+            records.append(record.encode(), frees=frees or batch.changes.context.frees_only)
             self._position = records.last
             tables.clock = record.clock
             if records.wants_segment:

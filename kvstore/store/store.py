@@ -139,6 +139,7 @@ class Store:
             "apply": self.applier.run(),
             "clean": self.applier.clean(),
             "segments": self.applier.make_segments(),
+            "note": self.applier.note_durable(),
             "read": self.reads.run(),
             "sweep": self.maintenance.sweep(),
             "trim": self.maintenance.trim(),
@@ -164,13 +165,11 @@ class Store:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self.maintenance.close()
-        try:
-            await self.applier.close()
-        finally:
-            await self.tables.engine.close()
-            self.tables.log.close()
-            if self._lock_fd is not None:
-                os.close(self._lock_fd)
+        await self.applier.close()
+        await self.tables.engine.close()
+        self.tables.log.close()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
 
     # --- what the parts say -------------------------------------------------------------------------------------------
 
@@ -224,7 +223,7 @@ class Store:
         tables = self.tables
         tables.stats.expired += batch.changes.expired
         tables.stats.disk_full = batch.changes.context.frees_only
-        tables.decisions.note(batch.part.decided, batch.part.dropped)
+        tables.decisions.note(batch.outcomes.decided, batch.outcomes.dropped)
         self.maintenance.publish(batch)
         if (served := batch.served) is not None and self.reads.serve(served):
             self.recovery_due.set()

@@ -60,6 +60,7 @@ class Context(NamedTuple):
     reply_kept_ms: int
     read_bytes_max: int
     frozen: Set[int] = frozenset()
+    boot: str = ""  # of the machine, since which `now_s` counts
 
 
 _ROW_BYTES = 64  # of a row in a commit record, beside its key, body and intent

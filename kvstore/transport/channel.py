@@ -22,6 +22,7 @@ network swallows frames) loses its connection.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 _SWEEP_S = 0.25
 _GATHER_TURNS = 3  # of the loop before a frame is taken: what else it has in hand comes along, for fuller frames
 _LEISURE_S = 0.002
+_OUTAGE_TOLD_S = 5.0  # of a shard, in the log; shorter ones belong to every restart
 
 
 class _Outbox:
@@ -172,6 +174,30 @@ class _Pending(NamedTuple):
     deadline_s: float
 
 
+class _Outage:
+    """Says once in the log, and not at every try, that a shard cannot be reached, why, and when it can be again."""
+
+    def __init__(self, shard_id: str, url: str) -> None:
+        self._shard_id = shard_id
+        self._url = url
+        self._began_s: float | None = None
+        self._told = ""
+
+    def goes_on(self, error: Exception, now_s: float) -> None:
+        self._began_s = now_s if self._began_s is None else self._began_s
+        reason = str(error) or type(error).__name__
+        is_own_fault = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
+        if reason != self._told and (is_own_fault or now_s - self._began_s >= _OUTAGE_TOLD_S):
+            self._told = reason
+            mend = "; raise the limit of open files (ulimit -Hn, LimitNOFILE=)" if is_own_fault else ""
+            log.warning("shard %s at %s cannot be reached: %s%s", self._shard_id, self._url, reason, mend)
+
+    def is_over(self) -> None:
+        if self._told:
+            log.info("shard %s at %s is reached again", self._shard_id, self._url)
+        self._began_s, self._told = None, ""
+
+
 class Channel:
     """The router's end: connects, stays connected, and brings each request its answer."""
 
@@ -239,15 +265,17 @@ class Channel:
 
     async def _stay_connected(self) -> None:
         wait_s = 0.01
+        outage = _Outage(self.shard_id, self.url)
         while True:
             try:
                 async with await self._connect() as socket:
                     wait_s = 0.01
+                    outage.is_over()
                     await self._serve(socket)
             except msgspec.DecodeError as error:
                 log.error("shard %s sent a frame that is none: %s", self.shard_id, error)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                log.debug("shard %s cannot be reached: %s", self.shard_id, error)
+                outage.goes_on(error, self._loop.time())
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, self._limits.reconnect_wait_s_max)
 

@@ -31,7 +31,8 @@ from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from kvstore.config import Limits, listen_address
+from kvstore.addresses import listen_address
+from kvstore.config import Limits
 from kvstore.errors import (
     BadParameter,
     BadRequest,
@@ -50,6 +51,7 @@ from kvstore.errors import (
     UriTooLong,
     ValueTooLarge,
 )
+from kvstore.transport.open_files import connections_that_fit
 
 log = logging.getLogger(__name__)
 
@@ -482,7 +484,7 @@ class Server(web.Server):
             # aiohttp's LineTooLong tells a request line from a header by nothing but the limit that was passed
             max_field_size=limits.header_bytes_max + (limits.header_bytes_max == limits.request_line_bytes_max),
         )
-        self.connections_max = limits.connections_max
+        self.connections_max = connections_that_fit(limits.connections_max)
 
     def __call__(self) -> RequestHandler:
         return _Protocol(self, loop=self._loop, **self._kwargs)

@@ -31,12 +31,17 @@ class SimulatedEnvironment(Environment):
         self._loop = loop
         self._rng = rng
         self._disk = disk
-        self._begin_s = rng.uniform(0, 1e6)
+        self.reboot()
         self.rate = rng.uniform(0.99, 1.01)
         self.jump_ms = 0
         self.sync_s = 0.0001
         self._in_thread = False
         self._waited_s = 0.0
+
+    def reboot(self) -> None:
+        """The machine's clock begins anew."""
+        self.boot = self.random_hex(6)
+        self._begin_s = self._rng.uniform(0, 1e6)
 
     def monotonic_s(self) -> float:
         return self._begin_s + self._loop.time() * self.rate

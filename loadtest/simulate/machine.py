@@ -189,6 +189,7 @@ class Machine:
         if self.process is not None:
             self.process.kill()
         self.disk.restart(fate)
+        self.environment.reboot()
         self.power_is_off = False
         if self.engine is not None:
             self.engine.crash(self.rng.randrange(100))

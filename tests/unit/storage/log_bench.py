@@ -27,7 +27,7 @@ class Bench:
     def append(self, *payloads: bytes, frees: bool = True) -> int:
         """Append these, with a new segment where one is needed; the number of the last."""
         for payload in payloads:
-            if not self.log.has_room(len(payload), frees=frees):
+            if self.log.room(frees=frees) < len(payload):
                 assert self.log.prepare_segment()
             number = self.log.append(payload, frees=frees)
             self.payloads[number] = payload

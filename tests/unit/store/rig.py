@@ -73,6 +73,7 @@ class Bench:
         self.frees_only = False
         self.kept_ms = 600_000
         self.openings = 0
+        self.boot = "this"
         self.arrivals = [1] * PARTITIONS
         self.batch: Batch
         self.open()
@@ -97,7 +98,7 @@ class Bench:
 
     def run_any(self, *work: WriteOp | tuple[WriteOp, Sink]) -> list[Reply]:
         """As `run`, where replies may be of any kind."""
-        context = Context(self.now_ms, self.now_s, self.arrivals, 1, self.frees_only, self.kept_ms, 1 << 24)
+        context = Context(self.now_ms, self.now_s, self.arrivals, 1, self.frees_only, self.kept_ms, 1 << 24, boot=self.boot)
         self.batch = batch = Batch(self.clock, context, self.locks, self.holds, self.rows)
         for each in work:
             op, sink = each if isinstance(each, tuple) else (each, Sink())
@@ -197,7 +198,7 @@ async def opened(folder: Path, **limits: float) -> AsyncIterator[Store]:
 
 async def until(condition: Callable[[], object]) -> None:
     """For what a batch decides in the writer's thread, before anybody could be told."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 

@@ -90,7 +90,9 @@ async def test_a_listing_waits_until_all_that_it_saw_is_visible(rig: Any) -> Non
     await gate.arrived.wait()
     listing = asyncio.create_task(rig.store.scans.scan(Scan(1, "", "", 10, True)))
     await asyncio.sleep(0)
-    await rig.store.database.due(0, rig.store.served.generations, 1)  # behind the listing in the same thread: it has looked
+    await rig.store.database.due(
+        0, rig.store.served.generations, 1
+    )  # behind the listing in the same thread: it has looked
     assert not listing.done()
     gate.open()
     assert [item[:3] for item in (await listing).items] == [("a", 2, b"new")]

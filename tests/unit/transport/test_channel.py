@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+import resource
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -30,10 +33,12 @@ from kvstore.protocol import (
     decode_requests,
     encode_frame,
 )
+from kvstore.transport import channel as channel_module
 from kvstore.transport.channel import Channel, Connection
+from loadtest.processes import free_ports
 
 MIB = 1 << 20
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -349,6 +354,48 @@ async def test_who_stops_waiting_disturbs_nobody(far: Any, channel: Channel) -> 
     await far.send(*(Answer(request.id, 404) for request in far.requests))
     assert (await kept).status == 404
     assert channel.ops_under_way == 0
+
+
+# --- what the log says ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_file_left() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_process_that_may_open_no_more_files_says_so_once_and_when_it_is_over(
+    far: Any, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kvstore.transport.channel")
+    with no_file_left():
+        channel = await connect(wait=False)
+        await until(lambda: caplog.text)
+        await asyncio.sleep(0.1)  # several tries more
+        assert not channel.connected
+    await until(lambda: channel.connected)
+    lost, found = caplog.messages
+    assert "Too many open files" in lost
+    assert "raise the limit of open files" in lost
+    assert found == f"shard s1 at {far.url} is reached again"
+
+
+async def test_an_outage_is_told_when_it_lasts_and_not_before(
+    far: Any, connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "kvstore.transport.channel")
+    far.url = f"http://127.0.0.1:{free_ports(1)[0]}"
+    await connect(wait=False)
+    await asyncio.sleep(0.2)
+    assert caplog.messages == []
+    monkeypatch.setattr(channel_module, "_OUTAGE_TOLD_S", 0.0)
+    await until(lambda: caplog.messages)
+    assert caplog.messages[0].startswith(f"shard s1 at {far.url} cannot be reached: ")
 
 
 # --- time-outs --------------------------------------------------------------------------------------------------------
