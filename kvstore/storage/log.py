@@ -86,7 +86,7 @@ class Log:
         self._place = place
         self._notes = notes
         self._segment_bytes = segment_bytes
-        self.record_bytes_max = segment_bytes - DATA_OFFSET  # with its header
+        self.payload_bytes_max = segment_bytes - DATA_OFFSET - HEADER_BYTES
         self._used: list[Segment] = []  # the last of them is open
         self._spare: list[Segment] = []
         self._left: list[Segment] = []  # used, not open any more, and not synced since
@@ -164,7 +164,7 @@ class Log:
         size = HEADER_BYTES + len(payload)
         segment = self._segment_for(size, frees)
         if segment is None:
-            if size > self.record_bytes_max:
+            if len(payload) > self.payload_bytes_max:
                 raise RecordTooLarge(f"a record of {size} bytes does not fit into a segment of {self._segment_bytes}")
             raise LogFull(f"the log of {self._place.store} has no segment for a record of {size} bytes")
         if self._failed:

@@ -56,6 +56,7 @@ class Applier:
         self._hurry = asyncio.Event()
         self._may_clean = asyncio.Event()
         self._load = LoadMeter()
+        self.room_wanted = 0  # the largest payload for which the log must have room, whatever it wants by itself
         self.segment_wanted = asyncio.Event()
         self.segment_made = asyncio.Event()
 
@@ -78,6 +79,11 @@ class Applier:
             self._hurry.set()
         if len(memtable) >= limits.unapplied_rows_max or memtable.bytes >= limits.unapplied_bytes_max:
             self.has_room.clear()
+
+    @property
+    def visible(self) -> int:
+        """The number of the newest visible record."""
+        return self._pending.position.number
 
     async def flush(self) -> None:
         """Apply all that is visible now. Raises TryLater while that is impossible."""
@@ -152,10 +158,10 @@ class Applier:
             await self._tables.environment.in_thread(lambda: self._tables.log.release(durable))
 
     async def make_segments(self) -> None:
-        """Keep one segment of the log ready beyond the open one, for ever."""
+        """Keep one segment of the log ready beyond the open one, and one more if a large record needs it, for ever."""
         environment, records = self._tables.environment, self._tables.log
         while True:
-            while records.wants_segment:
+            while records.wants_segment or records.room() < self.room_wanted:
                 made = await environment.in_thread(records.prepare_segment)
                 self.segment_made.set()
                 if not made:

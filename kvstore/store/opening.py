@@ -35,11 +35,11 @@ _REPLAYED_ROWS_MAX = 5000
 
 
 class Opened(NamedTuple):
-    """`lock_fd` is held until the store is closed."""
+    """`lock_fd` is held until the store is closed; None where nothing but this process can reach the files."""
 
     engine: Engine
     log: Log
-    lock_fd: int
+    lock_fd: int | None
 
 
 async def open_files(path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment) -> Opened:

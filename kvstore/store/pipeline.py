@@ -108,7 +108,7 @@ class Pipeline:
             full = TooManyRequests("The shard's queue of writes is full; wait and try again.", retry_after_ms=100)
             sink.send(refusal(op.id, full))
             return
-        if size > _SMALL_BYTES and record_bytes(op, self._tables.holds, _unknown) > self._tables.log.record_bytes_max:
+        if size > _SMALL_BYTES and record_bytes(op, self._tables.holds, _unknown) > self._tables.log.payload_bytes_max:
             large = ReadTooLarge("The operation does not fit into one record of the log; send less at a time.")
             sink.send(refusal(op.id, large))
             return
@@ -176,15 +176,18 @@ class Pipeline:
     def _next_record_bytes(self) -> int:
         tables = self._tables
         op = tables.ready.first.queued.op if tables.ready else self._queue[0][0]
-        return min(record_bytes(op, tables.holds, self._lookup.before), tables.log.record_bytes_max)
+        return record_bytes(op, tables.holds, self._lookup.before)
 
     async def _wait_for_room(self, wanted: int) -> None:
         """The log must have room for what is decided next before that is decided, because then it must be appended."""
         tables = self._tables
+        wanted = min(wanted, tables.log.payload_bytes_max)  # no segment has more, and all that is queued fits
         while tables.log.room(frees=self._room.frees_only or tables.log.full) < wanted:
+            self._applier.room_wanted = wanted
             self._applier.segment_made.clear()
             self._applier.segment_wanted.set()
             await self._applier.segment_made.wait()
+        self._applier.room_wanted = 0
 
     def close(self) -> None:
         """Let `run` end when everything is decided and durable."""

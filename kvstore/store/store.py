@@ -108,6 +108,16 @@ class Store:
         Raises ForeignData; DataCorrupt for a damaged lease, intent or decision; LogDamaged; OSError.
         """
         opened = await open_files(path, shard_id, partitions, limits, environment)
+        return await cls.serve(opened, limits, on_fatal, environment)
+
+    @classmethod
+    async def serve(
+        cls, opened: Opened, limits: Limits, on_fatal: OnFatal, environment: Environment = SYSTEM
+    ) -> Store:
+        """As `open`, with an engine and a log that are open already and belong together; they are the store's now.
+
+        Raises DataCorrupt.
+        """
         store = cls(opened, limits, environment, on_fatal)
         store._begin()
         try:
@@ -156,7 +166,8 @@ class Store:
         await self.applier.close()
         await self.tables.engine.close()
         self.tables.log.close()
-        os.close(self._lock_fd)
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
 
     # --- what the parts say -------------------------------------------------------------------------------------------
 

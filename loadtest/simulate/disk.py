@@ -130,7 +130,7 @@ class SimulatedDisk:
                 _apply(change, self._durable_files)
         self._changes.clear()
         self._files = dict(self._durable_files)
-        for content in set(self._files.values()):
+        for content in dict.fromkeys(self._files.values()):  # in an order that is the same in every run
             content.cut(fate, self.sector_bytes)
         self._starts += 1
         self._off = False
@@ -139,6 +139,11 @@ class SimulatedDisk:
     def forget_dirty(self, path: Path) -> None:
         """What was not synced looks written, but no later sync brings it to the disk: so a failed sync leaves it."""
         self._content(path).versions.clear()
+
+    @property
+    def used_bytes(self) -> int:
+        """Of all files."""
+        return sum(len(each.cached) for each in dict.fromkeys(self._files.values()))
 
     def content(self, path: Path) -> bytes:
         return bytes(self._content(path).cached)
@@ -184,8 +189,7 @@ class SimulatedDisk:
     def _write(self, path: Path, content: _Content, data: bytes, offset: int) -> None:
         self._before("pwrite", path, cut_now=False)
         grown = max(0, offset + len(data) - len(content.cached))
-        used = sum(len(each.cached) for each in set(self._files.values()))
-        if self.capacity is not None and grown and used + grown > self.capacity:
+        if self.capacity is not None and grown and self.used_bytes + grown > self.capacity:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         content.write(data, offset, self.sector_bytes)
         if self.calls == self.power_cut_at:  # in the middle of it: any part of it may survive
