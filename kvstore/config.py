@@ -53,6 +53,9 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     body_bytes_in_flight_max: int = 128 * 1024 * 1024
     answer_bytes_in_flight_max: int = 128 * 1024 * 1024
     transfer_timeout_s: float = 30.0
+    body_stall_s: float = 5.0
+    answer_stall_s: float = 1.0
+    answer_wait_s: float = 3.0
     batch_window_ops: int = 512
     batch_window_bytes: int = 32 * 1024 * 1024
     keepalive_timeout_s: float = 75.0

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -45,21 +44,22 @@ from kvstore.router.decode import (
     encode_cursor,
     refuse_headers,
 )
-from kvstore.router.json_ops import encode_value
 from kvstore.router.locks import LockRoutes
 from kvstore.router.membership import Controller, MembershipRoutes
 from kvstore.router.openapi import openapi_json
+from kvstore.router.page_json import encode_page
 from kvstore.router.service import Routed, RouterService
 from kvstore.router.transactions import TxnRoutes
+from kvstore.transport.answers import SMALL_BYTES, AnswerAccount, Room
+from kvstore.transport.bodies import BodyReader
 from kvstore.transport.http import (
     BINARY,
     JSON,
-    AnswerAccount,
-    BodyReader,
     Head,
     HostGuard,
     Response,
     Server,
+    StreamedResponse,
     decode_key,
     decode_query,
     json_response,
@@ -88,7 +88,7 @@ _LIST = frozenset({"prefix", "limit", "after", "values", "count"})
 _LIST_LOCKS = frozenset({"prefix", "limit", "after"})
 _STREAM_BYTES = 256 * 1024
 
-Reply = Response | web.StreamResponse
+Reply = Response | StreamedResponse
 Route = Callable[[web.BaseRequest, Head], Awaitable[Reply]]
 NamedHandler = Callable[[str, web.BaseRequest, Head], Awaitable[Response]]
 
@@ -100,7 +100,7 @@ class RouterApp:
         self._limits = config.limits
         self._guard = HostGuard([*config.allowed_hosts, *(listen_address(r.listen)[0] for r in config.routers)])
         self._bodies = BodyReader(config.limits)
-        self._answers = AnswerAccount(config.limits)
+        self.answers = AnswerAccount(config.limits)
         self._stats = RequestStats()
         self._under_way = 0
         self._key_methods = {"GET": self._get, "HEAD": self._get, "PUT": self._put, "DELETE": self._delete}
@@ -157,9 +157,23 @@ class RouterApp:
             self._under_way -= 1
         if isinstance(reply, Response):
             reply.head_only = request.method == "HEAD"
-            reply = self._answers.admit(reply)
+            if len(reply.body) >= SMALL_BYTES and not reply.reserved:
+                reply = await self._admit_answer(reply)
         self._stats.observe(route, request.method, reply.status, time.perf_counter() - started)
         return reply
+
+    async def _admit_answer(self, response: Response) -> Response:
+        """The response, on the account until it is written; or 429 in its place, unless it `has_to_go`."""
+        size = 0 if response.head_only else len(response.body)
+        if response.has_to_go:
+            self.answers.charge(size)
+        elif not self.answers.try_reserve(size):
+            try:
+                await self.answers.reserve(size)
+            except TooManyRequests as error:
+                return problem_response(error)
+        response.reserved = size
+        return response
 
     def _find(self, head: Head) -> tuple[str, Route]:
         if head.path.startswith(EXPLAIN_PREFIX):
@@ -188,8 +202,10 @@ class RouterApp:
 
     def _admit(self) -> None:
         """Called before anything is read or asked for a request for data. Raises TooManyRequests."""
-        # Those who wait for a lock cost nothing, and must not stand before its holder: connections bound them.
-        if self._under_way - self._locks.waiting > self._limits.requests_in_flight_max:
+        # Requests that wait for a lock or for their client are bounded by connections and bytes: they cost no work, and
+        # must not stand before the lock's holder and before clients that read.
+        idle = self._locks.waiting + self._bodies.receiving + self.answers.streams_unread
+        if self._under_way - idle > self._limits.requests_in_flight_max:
             raise TooManyRequests("the router has as many requests under way as it takes", retry_after_ms=200)
 
     def _on_name(self, handler: NamedHandler) -> Route:
@@ -264,16 +280,14 @@ class RouterApp:
             parameters, "limit", min(1000, self._limits.list_keys_max), 1, self._limits.list_keys_max
         )
         values = decode_flag(parameters, "values")
-        listing = await self._service.page(prefix, decode_cursor(parameters.get("after")), limit, values)
-        items = []
-        for key, version, value, ttl_left_ms in listing.items:
-            item: dict[str, Any] = {"key": key, "version": version}
-            if values:
-                item |= encode_value(value or b"")
-                if ttl_left_ms:
-                    item["ttl"] = ttl_left_ms / 1000
-            items.append(item)
-        return json_response(200, {"items": items, "next": encode_cursor(listing.last)})
+        after = decode_cursor(parameters.get("after"))
+        async with Room(self.answers) as room:
+            await room.add(self._service.page_bytes(limit, values))
+            listing = await self._service.page(prefix, after, limit, values)
+            response = Response(200, await encode_page(listing, values), JSON)
+            response.reserved = len(response.body)
+            room.take(response.reserved)
+        return response
 
     async def _list_locks(self, request: web.BaseRequest, head: Head) -> Response:
         self._admit()
@@ -294,8 +308,9 @@ class RouterApp:
         refuse_headers(head, "if-match", "if-none-match", "lock-token", "idempotency-key")
         decode_query(head.query, _NONE)
         body = await self._bodies.read(request, head, self._limits.body_bytes_max, BodyTooLarge)
-        results = run_batch(self._service, parse_batch(body, self._limits), self._limits)
-        return await _stream_results(request, results)
+        steps = parse_batch(body, self._limits)
+        async with Room(self.answers) as room:
+            return await _stream_results(request, run_batch(self._service, steps, self._limits, room), room)
 
     async def _transact(self, request: web.BaseRequest, head: Head) -> Response:
         self._admit()
@@ -392,9 +407,9 @@ def _method_not_allowed(method: str, allowed: list[str]) -> MethodNotAllowed:
     return MethodNotAllowed(f"{method!a} is not among {', '.join(allowed)}", allow=allowed)
 
 
-async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes]) -> Reply:
-    """`{"results":[…]}`, sent as it comes once it is large."""
-    stream: web.StreamResponse | None = None
+async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes], room: Room) -> Reply:
+    """`{"results":[…]}`, sent as it comes once it is large. What is written and taken leaves `room`."""
+    stream: StreamedResponse | None = None
     parts: list[bytes] = [b'{"results":[']
     size, separator = 0, b""
     async for result in results:
@@ -403,15 +418,18 @@ async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes
         size += len(result)
         if size >= _STREAM_BYTES:
             if stream is None:
-                stream = web.StreamResponse(headers={"Content-Type": JSON})
-                await stream.prepare(request)
+                stream = StreamedResponse(request, JSON)
             await stream.write(b"".join(parts))
+            room.change(-size)
             parts, size = [], 0
     parts.append(b"]}\n")
     if stream is None:
-        return Response(200, b"".join(parts), JSON)
+        response = Response(200, b"".join(parts), JSON)
+        response.reserved = len(response.body)
+        room.take(response.reserved)
+        return response
     await stream.write(b"".join(parts))
-    await stream.write_eof()
+    await stream.end()
     return stream
 
 
@@ -425,7 +443,7 @@ async def serve(*, router_id: str, listen: str, join: str, config: ClusterConfig
     async with aiohttp.ClientSession(connector=connector) as session:
         service = RouterService(config.limits, session)
         app = RouterApp(router_id, service, config, Controller(session, join, config.limits))
-        runner = await start_server(Server(app.handle, config.limits), host, port)
+        runner = await start_server(Server(app.handle, config.limits, app.answers), host, port)
         warn_if_exposed(listen, "read and write every key")
         follower = MapFollower(session, join, config.limits)
         tasks = [asyncio.create_task(follower.follow(0, service.follow)), asyncio.create_task(service.greet())]

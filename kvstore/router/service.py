@@ -323,6 +323,14 @@ class RouterService:
 
     # --- all shards ---------------------------------------------------------------------------------------------------
 
+    def page_bytes(self, limit: int, values: bool) -> int:
+        """What a page takes of memory while it is made, at most: what all shards send, and its JSON."""
+        page_bytes_max = self._limits.page_bytes_max
+        item_bytes = self._limits.key_bytes_max + (self._limits.value_bytes_max if values else 0)
+        return min(limit * item_bytes, page_bytes_max) * 2 + len(self.channels) * min(
+            share(limit, self._largest_part) * item_bytes, page_bytes_max
+        )
+
     async def page(self, prefix: str, after: str, limit: int, values: bool) -> Listing:
         """A page of keys over all shards, in byte order. Raises Unavailable when a shard is down: a gap is worse."""
 
@@ -349,9 +357,9 @@ class RouterService:
             left = limit - len(items)
             merge = Merge(self._partitions)
             await self._cover(merge, partial(make, share(left, self._largest_part), after))
-            listing = merge.listing(left)
+            listing, added = merge.listing(left).cut(self._limits.page_bytes_max - size)
             items += listing.items
-            size += sum(len(item[0]) + len(item[2] or b"") for item in listing.items)
+            size += added
             if listing.last is None or len(items) == limit or size >= self._limits.page_bytes_max:
                 return Listing(items, listing.last)
             after = listing.last
