@@ -325,6 +325,39 @@ async def test_a_batch_that_is_given_up_has_begun_no_more_than_its_window() -> N
     assert len(service.begun) <= 4
 
 
+async def test_gets_wait_for_room_and_leave_it_as_their_values_are_known() -> None:
+    service = FakeService(at_once=False)
+    settings = Limits(value_bytes_max=100, answer_bytes_in_flight_max=250)
+    steps = parse_batch(json.dumps({"ops": [{"op": "get", "key": str(n)} for n in range(4)]}).encode(), settings)
+    account = AnswerAccount(settings)
+    async with Room(account) as room:
+        results = run_batch(service, steps, settings, room)  # type: ignore[arg-type]
+        first = asyncio.create_task(anext(results))  # type: ignore[arg-type]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(service.begun) == 2, "a third would not have room if its value were large"
+        assert account.under_way_bytes == 200
+        service.answer(0)
+        service.answer(1)
+        known = len(await first)
+        await asyncio.sleep(0)
+        assert account.under_way_bytes < 100 + known, "they are small"
+        await results.aclose()
+    assert account.under_way_bytes == 0
+
+
+async def test_a_get_without_room_fails_alone() -> None:
+    service = FakeService()
+    settings = Limits(value_bytes_max=100, answer_bytes_in_flight_max=50, answer_wait_s=0.02)
+    ops = [{"op": "get", "key": "a"}, {"op": "put", "key": "b", "value": "x"}]
+    steps = parse_batch(json.dumps({"ops": ops}).encode(), settings)
+    account = AnswerAccount(settings)
+    account.charge(1)
+    async with Room(account) as room:
+        results = [json.loads(result) async for result in run_batch(service, steps, settings, room)]  # type: ignore[arg-type]
+    assert [result["status"] for result in results] == [429, 201]
+
+
 # --- while partitions change hands ------------------------------------------------------------------------------------
 
 KEY = key_of("s1")
