@@ -9,6 +9,8 @@ Leaves to others: rules (`service`), HTTP's own strictness and limits (`transpor
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -100,7 +102,8 @@ class RouterApp:
         self._limits = config.limits
         self._guard = HostGuard([*config.allowed_hosts, *(listen_address(r.listen)[0] for r in config.routers)])
         self._bodies = BodyReader(config.limits)
-        self.answers = AnswerAccount(config.limits)
+        self.answers = AnswerAccount(config.limits, 0.5)
+        self._pages = AnswerAccount(config.limits, 0.5)  # while they are made
         self._stats = RequestStats()
         self._under_way = 0
         self._key_methods = {"GET": self._get, "HEAD": self._get, "PUT": self._put, "DELETE": self._delete}
@@ -281,13 +284,12 @@ class RouterApp:
         )
         values = decode_flag(parameters, "values")
         after = decode_cursor(parameters.get("after"))
-        async with Room(self.answers) as room:
+        async with Room(self._pages) as room:
             await room.add(self._service.page_bytes(limit, values))
             listing = await self._service.page(prefix, after, limit, values)
-            response = Response(200, await encode_page(listing, values), JSON)
-            response.reserved = len(response.body)
-            room.take(response.reserved)
-        return response
+            body = await encode_page(listing, values, self.answers.turns)
+            del listing
+            return await self._admit_answer(Response(200, body, JSON, head_only=head.method == "HEAD"))
 
     async def _list_locks(self, request: web.BaseRequest, head: Head) -> Response:
         self._admit()
@@ -419,26 +421,39 @@ async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes
         if size >= _STREAM_BYTES:
             if stream is None:
                 stream = StreamedResponse(request, JSON)
-            await stream.write(b"".join(parts))
-            room.change(-size)
-            parts, size = [], 0
+            del result  # or it stays in memory until the client has read
+            taking, taken, parts, size = stream.write(parts), size, [], 0
+            await taking
+            room.change(-taken)
     parts.append(b"]}\n")
     if stream is None:
         response = Response(200, b"".join(parts), JSON)
         response.reserved = len(response.body)
         room.take(response.reserved)
         return response
-    await stream.write(b"".join(parts))
+    await stream.write(parts)
     await stream.end()
     return stream
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
 
+_M_MMAP_THRESHOLD = -3  # of glibc's mallopt(3)
+
+
+def _return_large_buffers() -> None:
+    """Have glibc give buffers from 1 MiB on back to the system as they are freed, not keep them in a fragmented heap.
+
+    It would raise that size to 32 MiB by itself as soon as it sees such buffers.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
+
 
 async def serve(*, router_id: str, listen: str, join: str, config: ClusterConfig, stop: asyncio.Event) -> None:
     """Run the router until `stop` is set. Raises OSError when the port is taken."""
     host, port = listen_address(listen)
+    _return_large_buffers()
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         service = RouterService(config.limits, session)

@@ -21,13 +21,15 @@ from msgspec import UNSET, Struct
 
 from kvstore.config import Limits
 from kvstore.errors import BadBody, KvError, NotFound, WrongOwner, from_problem
-from kvstore.protocol import Delete, Get, Put
+from kvstore.protocol import Answer, Delete, Get, Put
 from kvstore.router.decode import ttl_to_ms
 from kvstore.router.json_ops import DeleteOp, GetOp, Op, PutOp, check_value_size, decode_value, encode_value
 from kvstore.router.service import KeyRequest, RouterService
-from kvstore.transport.answers import Room
+from kvstore.transport.answers import Room, Turns
 from kvstore.transport.channel import Channel
 from kvstore.transport.http import check_key
+
+_LARGE_BYTES = 65_536
 
 
 class BatchBody(Struct, forbid_unknown_fields=True):
@@ -154,14 +156,14 @@ async def _begin(service: RouterService, step: _Step, room: Room) -> _UnderWay:
 
 
 async def _result(service: RouterService, under_way: _UnderWay) -> bytes:
-    result = await _encoded_result(service, under_way.step, under_way.sent)
+    result = await _encoded_result(service, under_way.step, under_way.sent, under_way.share.room.account.turns)
     under_way.share.become(len(result))
     under_way.share.bytes = 0  # no longer its own: the room keeps it until it is written
     return result
 
 
 async def _encoded_result(
-    service: RouterService, step: _Step, sent: tuple[asyncio.Future[Any], Channel, int] | KvError
+    service: RouterService, step: _Step, sent: tuple[asyncio.Future[Any], Channel, int] | KvError, turns: Turns
 ) -> bytes:
     try:
         if isinstance(sent, KvError) or step.request is None:
@@ -174,7 +176,14 @@ async def _encoded_result(
     except KvError as error:
         document = {"status": error.status, "key": step.key, "code": error.code, "detail": error.detail}
         return msgspec.json.encode(document | error.members)
-    result: dict[str, Any] = {"status": answer.status, "key": step.key, "version": answer.version}
+    if answer.value is None or len(answer.value) < _LARGE_BYTES:
+        return _encoded_answer(step.key, answer)
+    async with turns:
+        return _encoded_answer(step.key, answer)
+
+
+def _encoded_answer(key: str, answer: Answer) -> bytes:
+    result: dict[str, Any] = {"status": answer.status, "key": key, "version": answer.version}
     if answer.value is not None:
         result |= encode_value(answer.value)
         if answer.ttl_left_ms:

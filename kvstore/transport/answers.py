@@ -3,9 +3,10 @@
 Owns: the bound on their bytes in sum, the wait for room in it, and the end of connections that do not read.
 Promises:
   - An answer of at least `SMALL_BYTES` is on the account before its bytes are handed to a connection, and until the
-    connection has taken them. Connections hold
-    at most twice that besides.
-  - A request that finds no room waits, in order of arrival and for at most `answer_wait_s`; then it is 429.
+    connection has taken them. Connections hold at most twice that besides.
+  - A request that finds no room waits, in order of arrival and for at most `answer_wait_s`; then it is 429. An eighth
+    of the room is kept for answers of at most a 64th of it, which have a line of their own: single values do not wait
+    behind pages.
   - A client that does not take what was written to it within `transfer_timeout_s` loses its connection. While others
     wait for room, so does one that took nothing at all for `answer_stall_s`.
 Leaves to others: what an answer costs (`transport.http`, `router`), requests and connections (`transport.http`).
@@ -17,6 +18,7 @@ by their number.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from typing import Any, NamedTuple
 
@@ -26,11 +28,23 @@ from kvstore.errors import TooManyRequests
 SMALL_BYTES = 16_384
 _WAITERS_MAX = 256
 _LOOK_S = 0.2
+_PAUSE_S_MIN = 0.001  # the event loop's timers know no less
 
 
 class _Waiter(NamedTuple):
     size: int
     granted: asyncio.Future[None]
+
+
+class _Line(NamedTuple):
+    """Requests that wait, in their order, for the part of the bound that is open to them."""
+
+    open_bytes: int
+    waiters: deque[_Waiter]
+
+    def fits(self, size: int, under_way_bytes: int) -> bool:
+        """What is larger than that part fits alone."""
+        return under_way_bytes + size <= self.open_bytes or not under_way_bytes
 
 
 class _Reader:
@@ -51,17 +65,45 @@ class _Reader:
         self.left = left
 
 
-class AnswerAccount:
-    """One for all connections of a process."""
+class Turns:
+    """`async with turns:` one piece of heavy work at a time, in order of arrival, and for half of the time at most.
 
-    def __init__(self, limits: Limits) -> None:
+    Without it, all that became ready at once would be done in one turn of the event loop, and everything else, whose
+    way takes several turns, would wait for as much in each of them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._began_s = 0.0
+        self._owed_s = 0.0  # to all others
+
+    async def __aenter__(self) -> None:
+        await self._lock.acquire()
+        self._began_s = time.perf_counter()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._owed_s += time.perf_counter() - self._began_s
+        pause_s = self._owed_s if self._owed_s >= _PAUSE_S_MIN else 0.0
+        self._owed_s -= pause_s
+        try:
+            await asyncio.sleep(pause_s)
+        finally:
+            self._lock.release()
+
+
+class AnswerAccount:
+    """A share of `answer_bytes_in_flight_max`, with a line of its own: who waits here delays none in another line."""
+
+    def __init__(self, limits: Limits, share: float = 1.0) -> None:
         self.under_way_bytes = 0
-        self.bytes_max = limits.answer_bytes_in_flight_max
+        self.bytes_max = int(limits.answer_bytes_in_flight_max * share)
+        self.turns = Turns()  # for making large answers
         self.streams_unread = 0  # requests whose answer has begun and waits for its reader
         self._wait_s = limits.answer_wait_s
         self._stall_s = limits.answer_stall_s
         self._transfer_timeout_s = limits.transfer_timeout_s
-        self._waiters: deque[_Waiter] = deque()
+        self._small = _Line(self.bytes_max, deque())
+        self._large = _Line(self.bytes_max - self.bytes_max // 8, deque())
         self._readers: set[_Reader] = set()
         self._look: asyncio.TimerHandle | None = None
 
@@ -75,20 +117,25 @@ class AnswerAccount:
         return True
 
     def has_room(self, size: int) -> bool:
-        return not self._waiters and self._fits(size)
+        line = self._line_of(size)
+        return not line.waiters and line.fits(size, self.under_way_bytes)
 
-    def _fits(self, size: int) -> bool:
-        """What is larger than the bound fits alone."""
-        return self.under_way_bytes + size <= self.bytes_max or not self.under_way_bytes
+    def _line_of(self, size: int) -> _Line:
+        return self._small if size <= self.bytes_max >> 6 else self._large
+
+    @property
+    def _is_waited_for(self) -> bool:
+        return bool(self._small.waiters or self._large.waiters)
 
     async def reserve(self, size: int) -> None:
         """Take `size` bytes as soon as there is room. Raises TooManyRequests."""
         if self.try_reserve(size):
             return
-        if len(self._waiters) >= _WAITERS_MAX:
+        waiters = self._line_of(size).waiters
+        if len(waiters) >= _WAITERS_MAX:
             raise self._no_room()
         waiter = _Waiter(size, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
+        waiters.append(waiter)
         self._look_at_readers()
         try:
             async with asyncio.timeout(self._wait_s):
@@ -104,7 +151,7 @@ class AnswerAccount:
         if waiter.granted.done() and not waiter.granted.cancelled():
             self.release(waiter.size)
         else:
-            self._waiters.remove(waiter)
+            self._line_of(waiter.size).waiters.remove(waiter)
             self._grant()
 
     def _no_room(self) -> TooManyRequests:
@@ -117,15 +164,16 @@ class AnswerAccount:
     def release(self, size: int) -> None:
         """Give `size` bytes back."""
         self.under_way_bytes -= size
-        if self._waiters:
+        if self._small.waiters or self._large.waiters:
             self._grant()
 
     def _grant(self) -> None:
-        while self._waiters and self._fits(self._waiters[0].size):
-            waiter = self._waiters.popleft()
-            if not waiter.granted.done():
-                self.under_way_bytes += waiter.size
-                waiter.granted.set_result(None)
+        for line in (self._small, self._large):
+            while line.waiters and line.fits(line.waiters[0].size, self.under_way_bytes):
+                waiter = line.waiters.popleft()
+                if not waiter.granted.done():
+                    self.under_way_bytes += waiter.size
+                    waiter.granted.set_result(None)
 
     # --- readers ------------------------------------------------------------------------------------------------------
 
@@ -141,7 +189,7 @@ class AnswerAccount:
             return
         reader = _Reader(protocol, asyncio.get_running_loop().time())
         self._readers.add(reader)
-        if self._waiters:
+        if self._is_waited_for:
             self._look_at_readers()
         try:
             async with asyncio.timeout(self._transfer_timeout_s):
@@ -161,7 +209,7 @@ class AnswerAccount:
     def _cut_stalled(self) -> None:
         """While requests wait for room: end the connections of clients that take nothing."""
         self._look = None
-        if not self._waiters:
+        if not self._is_waited_for:
             return
         now_s = asyncio.get_running_loop().time()
         for reader in self._readers:

@@ -9,7 +9,7 @@ Promises:
   - Every operation gets exactly one outcome: its answer, or an error that says whether it may have been executed.
     Nothing is ever sent twice.
   - Operations and bytes under way are bounded; past the bound `TooManyRequests`, at once. What a read may bring counts,
-    too: a get for the mean of the values that gets brought lately, a page of values for the largest page.
+    too: a get for the mean of the values that gets brought lately, a page of values for the bytes that it may have.
   - A shard begins no request while its answers, of more than `channel_bytes_max`, wait for the router to take them.
   - A shard does not begin an operation whose connection has ended (`Connection.closed`).
 Leaves to others: what the operations mean (`shard.service`), which shard to ask (`router.service`).
@@ -224,7 +224,8 @@ class Channel:
         else:
             size = message_bytes(request)
             if type(request) is Scan and request.values:
-                size += min(request.limit * (limits.value_bytes_max + limits.key_bytes_max), limits.page_bytes_max)
+                item_bytes_max = limits.value_bytes_max + limits.key_bytes_max
+                size += min(request.limit * item_bytes_max, request.bytes_max or limits.page_bytes_max)
         if len(self._pending) >= limits.channel_ops_max or self.bytes_under_way + size > limits.channel_bytes_max:
             raise TooManyRequests(f"too many operations wait for shard {self.shard_id}", retry_after_ms=100)
         self._next_id += 1

@@ -55,6 +55,7 @@ _HALF_CLOSED_POLL_S = 0.02
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 HEAD_BYTES_MAX = 131_072
 _HEAD_TOO_LARGE = "The header as a whole is too large"
+_FEW_PARTS = 8  # are written one by one, more are joined
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _IP_LITERAL = re.compile(r"\d{1,3}(\.\d{1,3}){3}|\[[0-9A-Fa-f:.]+\]")
@@ -266,21 +267,25 @@ class StreamedResponse:
         lines = f"{_STATUS_LINES[200]}Content-Type: {content_type}\r\n{framing}{close}{_date_line()}\r\n"
         self._head = lines.encode("latin-1")
 
-    async def write(self, piece: bytes) -> None:
-        """Raises ConnectionResetError."""
-        if piece:
-            framed = b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece
-            await self._send(self._head + framed)
-            self._head = b""
+    async def write(self, parts: list[bytes]) -> None:
+        """One piece; `parts` is emptied, so that nothing is kept twice. Raises ConnectionResetError."""
+        size = sum(map(len, parts))
+        if size:
+            before, after = (b"%x\r\n" % size, b"\r\n") if self._chunked else (b"", b"")
+            await self._send([self._head + before, *parts, after], parts)
 
     async def end(self) -> None:
         """Write what marks the end. Raises ConnectionResetError."""
-        await self._send(self._head + (b"0\r\n\r\n" if self._chunked else b""))
-        self._head = b""
+        await self._send([self._head + (b"0\r\n\r\n" if self._chunked else b"")], [])
 
-    async def _send(self, data: bytes) -> None:
+    async def _send(self, data: list[bytes], parts: list[bytes]) -> None:
         protocol = cast(_Protocol, self._request.protocol)
-        await cast(StreamWriter, self._request.writer).write(data, drain=False)
+        writer = cast(StreamWriter, self._request.writer)
+        self._head = b""
+        for one in data if len(data) < _FEW_PARTS else [b"".join(data)]:
+            await writer.write(one, drain=False)
+        data.clear()
+        parts.clear()
         if protocol._paused:
             protocol.answers.streams_unread += 1
             try:
@@ -342,6 +347,7 @@ class _Protocol(RequestHandler):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
+        was_in_body = not self._last_body.is_eof()
         super().data_received(data)
         if self._messages:
             message, body = self._messages[-1]
@@ -351,7 +357,7 @@ class _Protocol(RequestHandler):
                 self._last_body = body
         if self._request_count != self._seen_requests:
             self._seen_requests, self._head_bytes = self._request_count, 0
-        elif self._last_body.is_eof():
+        elif not was_in_body:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES_MAX and not self._close:
                 self._refuse_head()

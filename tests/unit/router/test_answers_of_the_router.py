@@ -14,6 +14,7 @@ from kvstore.router.listing import Listing
 from kvstore.router.membership import Controller
 from kvstore.router.page_json import encode_page
 from kvstore.router.service import RouterService
+from kvstore.transport.answers import Turns
 from kvstore.transport.http import BINARY, Response
 
 SIZE = 100_000
@@ -65,7 +66,7 @@ async def test_others_have_their_turn_while_a_large_page_is_made() -> None:
 
     beside = asyncio.create_task(other())
     page = Listing([(f"k{number:03}", number, bytes(100_000), 0) for number in range(40)], "k039")
-    document = json.loads(await encode_page(page, values=True))
+    document = json.loads(await encode_page(page, values=True, turns=Turns()))
     beside.cancel()
     assert turns >= 40
     assert [item["key"] for item in document["items"]] == [item[0] for item in page.items]
@@ -73,14 +74,14 @@ async def test_others_have_their_turn_while_a_large_page_is_made() -> None:
 
 async def test_a_page_has_what_was_asked_for() -> None:
     page = Listing([("a", 1, b"text", 1500), ("b", 2, b"\xff", 0)], None)
-    assert json.loads(await encode_page(page, values=True)) == {
+    assert json.loads(await encode_page(page, values=True, turns=Turns())) == {
         "items": [
             {"key": "a", "version": 1, "value": "text", "ttl": 1.5},
             {"key": "b", "version": 2, "value_base64": "/w=="},
         ],
         "next": None,
     }
-    assert json.loads(await encode_page(Listing([], None), values=False)) == {"items": [], "next": None}
+    assert json.loads(await encode_page(Listing([], None), values=False, turns=Turns())) == {"items": [], "next": None}
 
 
 def test_a_page_is_cut_at_its_bytes_and_goes_on_behind_its_last_key() -> None:

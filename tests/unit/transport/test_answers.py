@@ -45,7 +45,7 @@ class Site:
         if kind == "stream":
             stream = StreamedResponse(request, BINARY)
             for _ in range(int(size)):
-                await stream.write(bytes(SMALL_BYTES))
+                await stream.write([bytes(SMALL_BYTES)])
                 self.written += SMALL_BYTES
             await stream.end()
             return stream
@@ -164,24 +164,24 @@ async def test_a_client_that_takes_nothing_in_time_is_cut_off(make_site: Callabl
 
 
 async def test_a_client_that_takes_nothing_has_to_go_when_others_wait_for_room(make_site: Callable[..., Any]) -> None:
-    site = await make_site(answer_bytes_in_flight_max=21 * MIB, answer_stall_s=0.3, answer_wait_s=WAIT_S)
+    site = await make_site(answer_bytes_in_flight_max=24 * MIB, answer_stall_s=0.3, answer_wait_s=WAIT_S)
     idle = await site.connect()
     await site.send(idle, GET % (b"value/%d" % (20 * MIB)))
     await until(lambda: site.account.under_way_bytes == 20 * MIB)
     await asyncio.sleep(0.6)
     assert len(site.server.connections) == 1, "while there is room it may take its time"
     other = await site.connect()
-    await site.send(other, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") % (b"value/%d" % (2 * MIB)))
-    assert await read_all(other) > 2 * MIB
+    await site.send(other, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") % (b"value/%d" % (6 * MIB)))
+    assert await read_all(other) > 6 * MIB
 
 
 async def test_a_request_that_finds_no_room_in_time_is_429(make_site: Callable[..., Any]) -> None:
-    site = await make_site(answer_bytes_in_flight_max=21 * MIB, answer_stall_s=60.0, answer_wait_s=0.1)
+    site = await make_site(answer_bytes_in_flight_max=24 * MIB, answer_stall_s=60.0, answer_wait_s=0.1)
     idle = await site.connect()
     await site.send(idle, GET % (b"value/%d" % (20 * MIB)))
     await until(lambda: site.account.under_way_bytes == 20 * MIB)
     other = await site.connect()
-    await site.send(other, GET % (b"value/%d" % (2 * MIB)))
+    await site.send(other, GET % (b"value/%d" % (6 * MIB)))
     assert b" 429 " in await asyncio.wait_for(asyncio.get_running_loop().sock_recv(other, 100), WAIT_S)
     assert site.account.under_way_bytes == 20 * MIB
 
@@ -203,8 +203,8 @@ async def test_a_header_that_never_ends_is_refused(make_site: Callable[..., Any]
 # --- the account alone ------------------------------------------------------------------------------------------------
 
 
-async def test_those_who_wait_for_room_get_it_in_their_order_and_a_small_one_does_not_overtake() -> None:
-    account = AnswerAccount(Limits(answer_bytes_in_flight_max=100))
+async def test_those_who_wait_for_room_get_it_in_their_order_and_a_smaller_one_does_not_overtake() -> None:
+    account = AnswerAccount(Limits(answer_bytes_in_flight_max=100 * 8 // 7 + 1))
     await account.reserve(80)
     order: list[int] = []
 
@@ -221,6 +221,20 @@ async def test_those_who_wait_for_room_get_it_in_their_order_and_a_small_one_doe
     assert account.under_way_bytes == 90
 
 
+async def test_single_values_do_not_wait_behind_pages() -> None:
+    account = AnswerAccount(Limits(answer_bytes_in_flight_max=64_000))
+    await account.reserve(56_000)
+    assert not account.try_reserve(1001), "what is left is kept for smaller ones"
+    page = asyncio.create_task(account.reserve(8_000))
+    await asyncio.sleep(0)
+    for _ in range(8):
+        assert account.try_reserve(1000)
+    assert not account.try_reserve(1000)
+    assert not page.done()
+    account.release(64_000)
+    await asyncio.wait_for(page, WAIT_S)
+
+
 async def test_one_that_is_larger_than_the_bound_gets_room_alone() -> None:
     account = AnswerAccount(Limits(answer_bytes_in_flight_max=100, answer_wait_s=0.05))
     assert account.try_reserve(500)
@@ -234,11 +248,11 @@ async def test_one_that_gives_up_waiting_leaves_the_line_to_those_behind_it() ->
     account = AnswerAccount(Limits(answer_bytes_in_flight_max=100, answer_wait_s=WAIT_S))
     await account.reserve(50)
     impatient = asyncio.create_task(account.reserve(80))
-    patient = asyncio.create_task(account.reserve(40))
+    patient = asyncio.create_task(account.reserve(30))
     await asyncio.sleep(0)
     impatient.cancel()
     await asyncio.wait_for(patient, WAIT_S)
-    assert account.under_way_bytes == 90
+    assert account.under_way_bytes == 80
 
 
 async def test_a_room_gives_back_what_is_left_of_it_once() -> None:

@@ -113,3 +113,18 @@ async def test_a_body_that_trickles_is_given_up_when_its_time_is_over(make_site:
         stream[1].write(b"x")
         await asyncio.sleep(0.02)
     assert await answer == 408
+
+
+async def test_large_bodies_follow_one_another_on_a_connection_in_whatever_pieces_they_come(
+    make_site: Callable[..., Any],
+) -> None:
+    site = await make_site()
+    reader, writer = await site.send(b"")
+    for piece in (1_000, 131_073, 300_000, MIB):
+        data = PUT + b"Content-Length: 1048576\r\n\r\n" + bytes(MIB)
+        for start in range(0, len(data), piece):
+            writer.write(data[start : start + piece])
+            await asyncio.wait_for(writer.drain(), WAIT_S)
+            await asyncio.sleep(0)
+        answer = await asyncio.wait_for(reader.readuntil(b"1048576"), WAIT_S)
+        assert answer.startswith(b"HTTP/1.1 200 ")
