@@ -5,7 +5,7 @@ Promises:
   - An answer of at least `SMALL_BYTES` is on the account before its bytes are handed to a connection, and until the
     connection has taken them. Connections hold at most twice that besides.
   - A request that finds no room waits, in order of arrival and for at most `answer_wait_s`; then it is 429. An eighth
-    of the room is kept for answers of at most a 64th of it, which have a line of their own: single values do not wait
+    of the room is kept for answers of at most a 128th of it, which have a line of their own: single values do not wait
     behind pages.
   - A client that does not take what was written to it within `transfer_timeout_s` loses its connection. While others
     wait for room, so does one that took nothing at all for `answer_stall_s`.
@@ -65,6 +65,11 @@ class _Reader:
         self.left = left
 
 
+def no_room() -> TooManyRequests:
+    """What a request is told for which there was no room in time."""
+    return TooManyRequests("too many large answers are under way; ask for less, or later.", retry_after_ms=500)
+
+
 class Turns:
     """`async with turns:` one piece of heavy work at a time, in order of arrival, and for half of the time at most.
 
@@ -121,7 +126,7 @@ class AnswerAccount:
         return not line.waiters and line.fits(size, self.under_way_bytes)
 
     def _line_of(self, size: int) -> _Line:
-        return self._small if size <= self.bytes_max >> 6 else self._large
+        return self._small if size <= self.bytes_max >> 7 else self._large
 
     @property
     def _is_waited_for(self) -> bool:
@@ -133,7 +138,7 @@ class AnswerAccount:
             return
         waiters = self._line_of(size).waiters
         if len(waiters) >= _WAITERS_MAX:
-            raise self._no_room()
+            raise no_room()
         waiter = _Waiter(size, asyncio.get_running_loop().create_future())
         waiters.append(waiter)
         self._look_at_readers()
@@ -142,7 +147,7 @@ class AnswerAccount:
                 await waiter.granted
         except TimeoutError:
             self._withdraw(waiter)
-            raise self._no_room() from None
+            raise no_room() from None
         except BaseException:
             self._withdraw(waiter)
             raise
@@ -153,9 +158,6 @@ class AnswerAccount:
         else:
             self._line_of(waiter.size).waiters.remove(waiter)
             self._grant()
-
-    def _no_room(self) -> TooManyRequests:
-        return TooManyRequests("too many large answers are under way; ask for less, or later.", retry_after_ms=500)
 
     def charge(self, size: int) -> None:
         """Take `size` bytes, room or not."""
@@ -226,6 +228,7 @@ class Room:
         self.account = account
         self.bytes = 0
         self._closed = False
+        self._was_refused = False
 
     async def __aenter__(self) -> Room:
         return self
@@ -234,8 +237,14 @@ class Room:
         self.close()
 
     async def add(self, size: int) -> None:
-        """Take more, and wait for it if need be. Raises TooManyRequests."""
-        await self.account.reserve(size)
+        """Take more, and wait for it if need be, until that was in vain once. Raises TooManyRequests."""
+        if self._was_refused and not self.account.has_room(size):
+            raise no_room()
+        try:
+            await self.account.reserve(size)
+        except TooManyRequests:
+            self._was_refused = True
+            raise
         self.bytes += size
 
     def change(self, by: int) -> None:

@@ -224,12 +224,12 @@ async def test_those_who_wait_for_room_get_it_in_their_order_and_a_smaller_one_d
 async def test_single_values_do_not_wait_behind_pages() -> None:
     account = AnswerAccount(Limits(answer_bytes_in_flight_max=64_000))
     await account.reserve(56_000)
-    assert not account.try_reserve(1001), "what is left is kept for smaller ones"
+    assert not account.try_reserve(501), "what is left is kept for smaller ones"
     page = asyncio.create_task(account.reserve(8_000))
     await asyncio.sleep(0)
-    for _ in range(8):
-        assert account.try_reserve(1000)
-    assert not account.try_reserve(1000)
+    for _ in range(16):
+        assert account.try_reserve(500)
+    assert not account.try_reserve(500)
     assert not page.done()
     account.release(64_000)
     await asyncio.wait_for(page, WAIT_S)
