@@ -438,7 +438,7 @@ async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes
 
 # --- the process ------------------------------------------------------------------------------------------------------
 
-_M_MMAP_THRESHOLD = -3  # of glibc's mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
 
 
 def _return_large_buffers() -> None:
@@ -447,7 +447,9 @@ def _return_large_buffers() -> None:
     It would raise that size to 32 MiB by itself as soon as it sees such buffers.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
+        mallopt(_M_TRIM_THRESHOLD, 32 * 1024 * 1024)  # without it the end of the heap comes and goes at each answer
 
 
 async def serve(*, router_id: str, listen: str, join: str, config: ClusterConfig, stop: asyncio.Event) -> None:

@@ -55,6 +55,7 @@ _HALF_CLOSED_POLL_S = 0.02
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 HEAD_BYTES_MAX = 131_072
 _HEAD_TOO_LARGE = "The header as a whole is too large"
+_JOINED_BYTES_MAX = 65_536  # of a body: to copy it costs less than a second write
 _FEW_PARTS = 8  # are written one by one, more are joined
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -235,7 +236,7 @@ class Response:
         protocol = cast(_Protocol, request.protocol)
         writer = cast(StreamWriter, request.writer)
         try:
-            if len(body) < SMALL_BYTES:
+            if len(body) < _JOINED_BYTES_MAX:
                 await writer.write(head + body, drain=False)
             else:
                 await writer.write(head, drain=False)
