@@ -334,6 +334,7 @@ class Scan(Message, tag=4):
     """A page of keys that start with `prefix` and sort after `after`, in byte order, at most `limit` of them.
 
     `wanted`: of these partitions only (see `Page.owned`); empty: of all. `until`: none beyond this one, if it is given.
+    `bytes_max`: the page ends with the item that reaches it; 0: `page_bytes_max`, which holds in any case.
     """
 
     prefix: str
@@ -342,6 +343,7 @@ class Scan(Message, tag=4):
     values: bool = False
     wanted: PartitionSet = b""
     until: str = ""
+    bytes_max: int = 0
 
 
 class Count(Message, tag=5):

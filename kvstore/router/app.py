@@ -9,10 +9,11 @@ Leaves to others: rules (`service`), HTTP's own strictness and limits (`transpor
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import aiohttp
 import msgspec
@@ -48,21 +49,22 @@ from kvstore.router.decode import (
     encode_cursor,
     refuse_headers,
 )
-from kvstore.router.json_ops import encode_value
 from kvstore.router.locks import LockRoutes
 from kvstore.router.membership import Controller, MembershipRoutes
 from kvstore.router.openapi import openapi_json
+from kvstore.router.page_json import encode_page
 from kvstore.router.service import Routed, RouterService
 from kvstore.router.transactions import TxnRoutes
+from kvstore.transport.answers import SMALL_BYTES, AnswerAccount, Room
+from kvstore.transport.bodies import BodyReader
 from kvstore.transport.http import (
     BINARY,
     JSON,
-    AnswerAccount,
-    BodyReader,
     Head,
     HostGuard,
     Response,
     Server,
+    StreamedResponse,
     decode_key,
     decode_query,
     json_response,
@@ -93,7 +95,7 @@ _LIST = frozenset({"prefix", "limit", "after", "values", "count"})
 _LIST_LOCKS = frozenset({"prefix", "limit", "after"})
 _STREAM_BYTES = 256 * 1024
 
-Reply = Response | web.StreamResponse
+Reply = Response | StreamedResponse
 Route = Callable[[web.BaseRequest, Head], Awaitable[Reply]]
 NamedHandler = Callable[[str, web.BaseRequest, Head], Awaitable[Response]]
 
@@ -105,7 +107,8 @@ class RouterApp:
         self._limits = config.limits
         self._guard = HostGuard([*config.allowed_hosts, *(listen_address(r.listen)[0] for r in config.routers)])
         self._bodies = BodyReader(config.limits)
-        self._answers = AnswerAccount(config.limits)
+        self.answers = AnswerAccount(config.limits, 0.5)
+        self._pages = AnswerAccount(config.limits, 0.5)  # while they are made
         self._stats = RequestStats()
         self._under_way = 0
         self._key_methods = {"GET": self._get, "HEAD": self._get, "PUT": self._put, "DELETE": self._delete}
@@ -162,9 +165,23 @@ class RouterApp:
             self._under_way -= 1
         if isinstance(reply, Response):
             reply.head_only = request.method == "HEAD"
-            reply = self._answers.admit(reply)
+            if len(reply.body) >= SMALL_BYTES and not reply.reserved:
+                reply = await self._admit_answer(reply)
         self._stats.observe(route, request.method, reply.status, time.perf_counter() - started)
         return reply
+
+    async def _admit_answer(self, response: Response) -> Response:
+        """The response, on the account until it is written; or 429 in its place, unless it `has_to_go`."""
+        size = 0 if response.head_only else len(response.body)
+        if response.has_to_go:
+            self.answers.charge(size)
+        elif not self.answers.try_reserve(size):
+            try:
+                await self.answers.reserve(size)
+            except TooManyRequests as error:
+                return problem_response(error)
+        response.reserved = size
+        return response
 
     def _find(self, head: Head) -> tuple[str, Route]:
         if head.path.startswith(EXPLAIN_PREFIX):
@@ -193,8 +210,10 @@ class RouterApp:
 
     def _admit(self) -> None:
         """Called before anything is read or asked for a request for data. Raises TooManyRequests."""
-        # Those who wait for a lock cost nothing, and must not stand before its holder: connections bound them.
-        if self._under_way - self._locks.waiting > self._limits.requests_in_flight_max:
+        # Requests that wait for a lock or for their client are bounded by connections and bytes: they cost no work, and
+        # must not stand before the lock's holder and before clients that read.
+        idle = self._locks.waiting + self._bodies.receiving + self.answers.streams_unread
+        if self._under_way - idle > self._limits.requests_in_flight_max:
             raise TooManyRequests("the router has as many requests under way as it takes", retry_after_ms=200)
 
     def _on_name(self, handler: NamedHandler) -> Route:
@@ -269,16 +288,13 @@ class RouterApp:
             parameters, "limit", min(1000, self._limits.list_keys_max), 1, self._limits.list_keys_max
         )
         values = decode_flag(parameters, "values")
-        listing = await self._service.page(prefix, decode_cursor(parameters.get("after")), limit, values)
-        items = []
-        for key, version, value, ttl_left_ms in listing.items:
-            item: dict[str, Any] = {"key": key, "version": version}
-            if values:
-                item |= encode_value(value or b"")
-                if ttl_left_ms:
-                    item["ttl"] = ttl_left_ms / 1000
-            items.append(item)
-        return json_response(200, {"items": items, "next": encode_cursor(listing.last)})
+        after = decode_cursor(parameters.get("after"))
+        async with Room(self._pages) as room:
+            await room.add(self._service.page_bytes(limit, values))
+            listing = await self._service.page(prefix, after, limit, values)
+            body = await encode_page(listing, values, self.answers.turns)
+            del listing
+            return await self._admit_answer(Response(200, body, JSON, head_only=head.method == "HEAD"))
 
     async def _list_locks(self, request: web.BaseRequest, head: Head) -> Response:
         self._admit()
@@ -299,8 +315,9 @@ class RouterApp:
         refuse_headers(head, "if-match", "if-none-match", "lock-token", "idempotency-key")
         decode_query(head.query, _NONE)
         body = await self._bodies.read(request, head, self._limits.body_bytes_max, BodyTooLarge)
-        results = run_batch(self._service, parse_batch(body, self._limits), self._limits)
-        return await _stream_results(request, results)
+        steps = parse_batch(body, self._limits)
+        async with Room(self.answers) as room:
+            return await _stream_results(request, run_batch(self._service, steps, self._limits, room), room)
 
     async def _transact(self, request: web.BaseRequest, head: Head) -> Response:
         self._admit()
@@ -397,9 +414,9 @@ def _method_not_allowed(method: str, allowed: list[str]) -> MethodNotAllowed:
     return MethodNotAllowed(f"{method!a} is not among {', '.join(allowed)}", allow=allowed)
 
 
-async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes]) -> Reply:
-    """`{"results":[…]}`, sent as it comes once it is large."""
-    stream: web.StreamResponse | None = None
+async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes], room: Room) -> Reply:
+    """`{"results":[…]}`, sent as it comes once it is large. What is written and taken leaves `room`."""
+    stream: StreamedResponse | None = None
     parts: list[bytes] = [b'{"results":[']
     size, separator = 0, b""
     async for result in results:
@@ -408,19 +425,36 @@ async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes
         size += len(result)
         if size >= _STREAM_BYTES:
             if stream is None:
-                stream = web.StreamResponse(headers={"Content-Type": JSON})
-                await stream.prepare(request)
-            await stream.write(b"".join(parts))
-            parts, size = [], 0
+                stream = StreamedResponse(request, JSON)
+            del result  # or it stays in memory until the client has read
+            taking, taken, parts, size = stream.write(parts), size, [], 0
+            await taking
+            room.change(-taken)
     parts.append(b"]}\n")
     if stream is None:
-        return Response(200, b"".join(parts), JSON)
-    await stream.write(b"".join(parts))
-    await stream.write_eof()
+        response = Response(200, b"".join(parts), JSON)
+        response.reserved = len(response.body)
+        room.take(response.reserved)
+        return response
+    await stream.write(parts)
+    await stream.end()
     return stream
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
+
+
+def _return_large_buffers() -> None:
+    """Have glibc give buffers from 1 MiB on back to the system as they are freed, not keep them in a fragmented heap.
+
+    It would raise that size to 32 MiB by itself as soon as it sees such buffers.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
+        mallopt(_M_TRIM_THRESHOLD, 32 * 1024 * 1024)  # without it the end of the heap comes and goes at each answer
 
 
 async def serve(
@@ -433,11 +467,12 @@ async def serve(
     host, port = listen_address(listen)
     own = [host, *([advertised_host(listen, advertise)] if advertise else [])]
     config = msgspec.structs.replace(config, allowed_hosts=[*config.allowed_hosts, *own])
+    _return_large_buffers()
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         service = RouterService(config.limits, session)
         app = RouterApp(router_id, service, config, Controller(session, join, config.limits))
-        server = Server(app.handle, config.limits)
+        server = Server(app.handle, config.limits, app.answers)
         runner = await start_server(server, host, port)
         _warn_if_few_connections(server.connections_max, config.limits.connections_max)
         if not port:  # else whoever started it knows

@@ -49,9 +49,10 @@ class Scans:
         if not any(generations):
             return Page(op.id, b"", False, op.after, [])
         read = values or not self._tables.verification.rounds  # rows not yet verified are, by being read whole
-        query = ScanQuery(
-            kind, op.prefix, op.after, op.limit, read, 0, generations, self._tables.limits.page_bytes_max, op.until
-        )
+        bytes_max = self._tables.limits.page_bytes_max
+        if isinstance(op, Scan) and op.bytes_max > 0:
+            bytes_max = min(bytes_max, op.bytes_max)
+        query = ScanQuery(kind, op.prefix, op.after, op.limit, read, 0, generations, bytes_max, op.until)
         page, undecided = await self._read_page(query)
         rows = sorted(page.rows + undecided) if undecided else page.rows
         if read and not values:

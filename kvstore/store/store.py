@@ -111,9 +111,7 @@ class Store:
         return await cls.serve(opened, limits, on_fatal, environment)
 
     @classmethod
-    async def serve(
-        cls, opened: Opened, limits: Limits, on_fatal: OnFatal, environment: Environment = SYSTEM
-    ) -> Store:
+    async def serve(cls, opened: Opened, limits: Limits, on_fatal: OnFatal, environment: Environment = SYSTEM) -> Store:
         """As `open`, with an engine and a log that are open already and belong together; they are the store's now.
 
         Raises DataCorrupt.

@@ -128,6 +128,27 @@ def test_the_shipped_file_comments_every_key() -> None:
         ("127.0.0.1:9102", "127.0.0.1:65536", "11: shards[1].listen '127.0.0.1:65536' is no address"),
         ("weight: 2", "weight: 0", "9: shards[0].weight must be 1 to 1000"),
         ("value_bytes_max: 2048", "value_bytes_max: 0", "13: limits.value_bytes_max must be above 0"),
+        (
+            "value_bytes_max: 2048",
+            "value_bytes_max: 104857600",
+            "13: limits.value_bytes_max (104857600) must fit into body_bytes_max (16777216); lower it, or raise",
+        ),
+        (
+            "value_bytes_max: 2048",
+            "value_bytes_max: 300000000",
+            "13: limits.value_bytes_max must be at most 268435456; store larger ones in parts",
+        ),
+        (
+            "value_bytes_max: 2048",
+            "value_bytes_max: 67108864\n  body_bytes_max: 67108864\n  batch_window_bytes: 67108864",
+            "13: limits.value_bytes_max (67108864) must fit into channel_bytes_max (67108864); lower it, or raise "
+            "channel_bytes_max to 67174400",
+        ),
+        (
+            "map_poll_s: 3",
+            "body_bytes_in_flight_max: 4194304",
+            "14: limits.body_bytes_in_flight_max (4194304) has no room for body_bytes_max (16777216); raise it to",
+        ),
         ("map_poll_s: 3", "map_poll_s: -1.5", "14: limits.map_poll_s must be above 0"),
         ("map_poll_s: 3", "map_poll_s: .inf", "14: limits.map_poll_s must be above 0 and finite"),
         ("map_poll_s: 3", "map_poll_s: .nan", "14: limits.map_poll_s must be above 0 and finite"),

@@ -24,7 +24,8 @@ from kvstore.router.openapi import openapi_json
 from kvstore.router.schemas import OPERATION_ERRORS
 from kvstore.router.service import RouterService
 from kvstore.router.transactions import parse_transaction
-from kvstore.transport.http import BodyReader, Head
+from kvstore.transport.bodies import BodyReader
+from kvstore.transport.http import Head
 
 LIMITS = Limits(
     key_bytes_max=77, value_bytes_max=7_777, body_bytes_max=77_777, ttl_s_max=777_777, list_keys_max=777,
