@@ -286,9 +286,6 @@ def _check(reader: _Reader, config: ClusterConfig) -> None:
     for i, shard in enumerate(config.shards):
         if not 1 <= shard.weight <= WEIGHT_MAX:
             raise reader.error(f"shards[{i}].weight", f"must be 1 to {WEIGHT_MAX}; 1 is the usual weight")
-    if config.limits.log_segment_bytes < (needed := config.limits.body_bytes_max * 3 // 2 + 2**20):
-        sentence = f"must be {needed} at least, so that a body of body_bytes_max fits into one record; write {needed}"
-        raise reader.error("limits.log_segment_bytes", sentence)
     for name, limit in msgspec.structs.asdict(config.limits).items():
         if not (limit > 0 and math.isfinite(limit)):
             sentence = f"must be above 0 and finite, not {limit}; leave it out for the default"
@@ -320,6 +317,9 @@ def _check_sizes(reader: _Reader, limits: Limits) -> None:
                 raise reader.error(f"limits.{part}", mend)
             mend = f"({sizes[whole]}) has no room for {part} ({sizes[part]}); raise it to {needed}, or lower {part}"
             raise reader.error(f"limits.{whole}", mend)
+    if limits.log_segment_bytes < (needed := limits.body_bytes_max * 3 // 2 + 2**20):
+        sentence = f"must be {needed} at least, so that a body of body_bytes_max fits into one record; write {needed}"
+        raise reader.error("limits.log_segment_bytes", sentence)
 
 
 def _check_processes(reader: _Reader, config: ClusterConfig) -> None:
