@@ -131,7 +131,8 @@ class ShardService:
                 facts = await self.store.explain(request.key)
                 return Facts(request.id, self.store.epoch, facts)  # the epoch as of now, not of the question
             case Stats():
-                return Facts(request.id, self.store.epoch, self._facts())
+                live = {"live": self.store.live(request.live_max)} if request.live_max else {}
+                return Facts(request.id, self.store.epoch, self._facts() | live)
             case Follow():
                 await self.follow(msgspec.json.decode(request.cluster_map, type=ClusterMap))
                 return Answer(request.id, 200)

@@ -67,6 +67,7 @@ from kvstore.storage.kept_decisions import KeptDecisions
 from kvstore.storage.lease_timers import RETRY_S, LeaseTimers
 from kvstore.storage.leases import EndWait, ExpireLease, refusal
 from kvstore.storage.listings import Listings
+from kvstore.storage.live import live_facts
 from kvstore.storage.participant import EndReads
 from kvstore.storage.rows import DECISION, VALUE, Row
 from kvstore.storage.sqlite import Database, Found, Step, Work
@@ -698,6 +699,10 @@ class Store:
         """The attempts that hold keys here, at most 1,000, and for how many seconds each."""
         now_s = time.monotonic()
         return {hold.attempt.name: round(now_s - hold.since_s, 3) for hold in self._holds.all()[:_IN_DOUBT_MAX]}
+
+    def live(self, live_max: int) -> dict[str, Any]:
+        """The locks held and the attempts at work: see `live_facts`."""
+        return live_facts(self._locks, self._holds, len(self.arrivals), live_max, time.monotonic())
 
     def snapshot(self) -> ShardStats:
         """The numbers as of now."""

@@ -201,6 +201,11 @@ class LockTable(Generic[Q, W]):
     def leases(self) -> Iterator[Lease]:
         return iter(self._leases.values())
 
+    @property
+    def lease_count(self) -> int:
+        """How many names are leased."""
+        return len(self._leases)
+
     def grant(self, name: str, owner: str, token: int, ttl_s: float) -> Lease:
         """A new lease. Raises ValueError if the name has one."""
         if name in self._leases:
