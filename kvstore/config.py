@@ -11,6 +11,7 @@ truth.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import re
 from collections.abc import Sequence
@@ -56,6 +57,8 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     batch_window_ops: int = 512
     batch_window_bytes: int = 32 * 1024 * 1024
     keepalive_timeout_s: float = 75.0
+    events_listeners_max: int = 32
+    events_write_timeout_s: float = 10.0
 
     # the channel between router and shard
     channel_ops_max: int = 8192
@@ -149,6 +152,15 @@ def listen_address(listen: str) -> tuple[str, int]:
     if not separator or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
         raise ConfigError(f"{listen!r} is no address; write HOST:PORT, for example 127.0.0.1:8080")
     return host, int(port)
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether only this machine reaches that address (HOST:PORT). Raises ConfigError."""
+    host = listen_address(listen)[0]
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load_config(path: Path) -> ClusterConfig:

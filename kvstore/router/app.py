@@ -9,6 +9,7 @@ Leaves to others: rules (`service`), HTTP's own strictness and limits (`transpor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from kvstore.config import ClusterConfig, listen_address
+from kvstore.config import ClusterConfig, is_loopback, listen_address
 from kvstore.errors import (
     BadParameter,
     BodyTooLarge,
+    ConfigError,
     KvError,
     MethodNotAllowed,
     NoSuchRoute,
@@ -32,6 +34,7 @@ from kvstore.errors import (
 )
 from kvstore.metrics import RequestStats, exposition, gauge_family, shard_families
 from kvstore.protocol import Delete, Get, Put
+from kvstore.router.advice import advice
 from kvstore.router.batch import parse_batch, run_batch
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.decode import (
@@ -45,10 +48,14 @@ from kvstore.router.decode import (
     encode_cursor,
     refuse_headers,
 )
+from kvstore.router.demo import Demo
+from kvstore.router.demo_coordinator import DemoCoordinator
+from kvstore.router.events import Events
 from kvstore.router.json_ops import encode_value
 from kvstore.router.locks import LockRoutes
 from kvstore.router.membership import Controller, MembershipRoutes
 from kvstore.router.openapi import openapi_json
+from kvstore.router.page import PAGE_PREFIX, PAGE_ROUTE, index_page, page_file, wants_page
 from kvstore.router.service import Routed, RouterService
 from kvstore.router.transactions import TxnRoutes
 from kvstore.transport.http import (
@@ -80,6 +87,8 @@ TXN_PREFIX = "/v1/txn/"
 TXN_ROUTE = "/v1/txn/{id}"
 SHARD_PREFIX = "/v1/shards/"
 SHARD_ROUTE = "/v1/shards/{id}"
+TRANSFER_ROUTE = "/v1/demo/transfer"
+COORDINATE_ROUTE = "/v1/demo/coordinate"
 
 _NONE: frozenset[str] = frozenset()
 _NOT_ASKED: list[int] | None = []
@@ -103,6 +112,7 @@ class RouterApp:
         self._answers = AnswerAccount(config.limits)
         self._stats = RequestStats()
         self._under_way = 0
+        self._demo_routes: tuple[str, ...] = ()
         self._key_methods = {"GET": self._get, "HEAD": self._get, "PUT": self._put, "DELETE": self._delete}
         self._locks = locks = LockRoutes(service, config.limits, self._bodies)
         self._lock_methods: dict[str, Route] = {
@@ -115,6 +125,8 @@ class RouterApp:
         self._txn_methods: dict[str, Route] = {"GET": self._look}
         self._explain_methods: dict[str, Route] = {"GET": self._explain}
         self._membership = membership = MembershipRoutes(controller, self._bodies)
+        self.events = Events(router_id, service, controller, self._stats, config.limits)
+        self._page_methods: dict[str, Route] = {"GET": self._page_file}
         self._shard_methods: dict[str, Route] = {
             "PATCH": self._on_shard(membership.weigh_shard),
             "DELETE": self._on_shard(membership.remove_shard),
@@ -127,12 +139,18 @@ class RouterApp:
             "/v1/cluster": {"GET": self._cluster},
             "/v1/shards": {"POST": membership.add_shard},
             "/v1/moves": {"GET": membership.moves, "POST": membership.rebalance, "DELETE": membership.cancel},
+            "/v1/events": {"GET": self._events},
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
             "/metrics": {"GET": self._metrics},
             "/openapi.json": {"GET": self._openapi},
             "/": {"GET": self._index},
         }
+
+    def add_demo(self, route: str, handler: Route) -> None:
+        """A call that exists with `kvstore up --demo` only."""
+        self.routes[route] = {"POST": handler}
+        self._demo_routes = (*self._demo_routes, route)
 
     # --- dispatch -----------------------------------------------------------------------------------------------------
 
@@ -170,6 +188,8 @@ class RouterApp:
             route, methods = TXN_ROUTE, self._txn_methods
         elif head.path.startswith(SHARD_PREFIX):
             route, methods = SHARD_ROUTE, self._shard_methods
+        elif head.path.startswith(PAGE_PREFIX):
+            route, methods = PAGE_ROUTE, self._page_methods
         else:
             route, methods = head.path, self.routes.get(head.path, {})
         if not methods:
@@ -189,7 +209,8 @@ class RouterApp:
     def _admit(self) -> None:
         """Called before anything is read or asked for a request for data. Raises TooManyRequests."""
         # Those who wait for a lock cost nothing, and must not stand before its holder: connections bound them.
-        if self._under_way - self._locks.waiting > self._limits.requests_in_flight_max:
+        idle = self._locks.waiting + self.events.listeners
+        if self._under_way - idle > self._limits.requests_in_flight_max:
             raise TooManyRequests("the router has as many requests under way as it takes", retry_after_ms=200)
 
     def _on_name(self, handler: NamedHandler) -> Route:
@@ -310,8 +331,11 @@ class RouterApp:
     async def _cluster(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
         changes = await self._membership.described(self._service.cluster_map)
-        document = await self._service.cluster(changes.pop("epoch"))
-        return json_response(200, document | changes)
+        document = await self._service.cluster(changes.pop("epoch")) | changes
+        return json_response(200, document | {"advice": advice(document)["sentence"]})
+
+    async def _events(self, request: web.BaseRequest, head: Head) -> Reply:
+        return await self.events.stream(request, head)
 
     async def _explain(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
@@ -357,13 +381,19 @@ class RouterApp:
 
     async def _openapi(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        return Response(200, openapi_json(self._limits), JSON)
+        return Response(200, openapi_json(self._limits, self._demo_routes), JSON)
 
     async def _index(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE]
+        if wants_page(head):
+            return index_page(head)
+        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE, PAGE_ROUTE]
         routes += [route for route in self.routes if route != "/"]
-        return json_response(200, {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"})
+        index = {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"}
+        return json_response(200, index, "Vary: Accept\r\n")
+
+    async def _page_file(self, request: web.BaseRequest, head: Head) -> Response:
+        return page_file(head)
 
 
 # --- decoding and encoding --------------------------------------------------------------------------------------------
@@ -418,13 +448,34 @@ async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-async def serve(*, router_id: str, listen: str, join: str, config: ClusterConfig, stop: asyncio.Event) -> None:
-    """Run the router until `stop` is set. Raises OSError when the port is taken."""
+async def serve(
+    *,
+    router_id: str,
+    listen: str,
+    join: str,
+    config: ClusterConfig,
+    stop: asyncio.Event,
+    demo_url: str | None = None,
+    is_demo_coordinator: bool = False,
+) -> None:
+    """Run the router until `stop` is set. Raises OSError when the port is taken, ConfigError.
+
+    `demo_url`: play transfers through, coordinated by the router there. `is_demo_coordinator`: be that router. Both on
+    loopback only.
+    """
     host, port = listen_address(listen)
+    if (demo_url is not None or is_demo_coordinator) and not is_loopback(listen):
+        raise ConfigError(f"a demo is for this machine only: let it listen on 127.0.0.1, not on {listen}.")
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
+    async with aiohttp.ClientSession(connector=connector) as session, contextlib.AsyncExitStack() as at_the_end:
         service = RouterService(config.limits, session)
         app = RouterApp(router_id, service, config, Controller(session, join, config.limits))
+        if demo_url is not None:
+            demo = Demo(demo_url, session, service, app.events.feed, config.limits)
+            at_the_end.push_async_callback(demo.close)
+            app.add_demo(TRANSFER_ROUTE, demo.transfer)
+        if is_demo_coordinator:
+            app.add_demo(COORDINATE_ROUTE, DemoCoordinator(service, config.limits).coordinate)
         runner = await start_server(Server(app.handle, config.limits), host, port)
         warn_if_exposed(listen, "read and write every key")
         follower = MapFollower(session, join, config.limits)
@@ -432,6 +483,7 @@ async def serve(*, router_id: str, listen: str, join: str, config: ClusterConfig
         try:
             await stop.wait()
         finally:
+            await app.events.close()
             await runner.cleanup()
             for task in tasks:
                 task.cancel()

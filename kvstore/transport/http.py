@@ -14,7 +14,6 @@ and body in one piece, which saves a third of the time that a request takes with
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import re
 import time
@@ -31,7 +30,7 @@ from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from kvstore.config import Limits, listen_address
+from kvstore.config import Limits, is_loopback
 from kvstore.errors import (
     BadParameter,
     BadRequest,
@@ -246,12 +245,7 @@ def client_has_left(request: web.BaseRequest) -> bool:
 
 def warn_if_exposed(listen: str, what_can_be_done: str) -> None:
     """Say so in the log when `listen` (HOST:PORT) is more than this machine's own business."""
-    host = listen_address(listen)[0].strip("[]")
-    try:
-        exposed = not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        exposed = host != "localhost"
-    if exposed:
+    if not is_loopback(listen):
         log.warning("whoever reaches %s can %s: there are no accounts yet", listen, what_can_be_done)
 
 
