@@ -124,14 +124,18 @@ class RouterApp:
         self._txns = TxnRoutes(Coordinator(service, config.limits), config.limits, self._bodies)
         self._txn_methods: dict[str, Route] = {"GET": self._look}
         self._explain_methods: dict[str, Route] = {"GET": self._explain}
+        self._page_methods: dict[str, Route] = {"GET": self._page_file}
         self._membership = membership = MembershipRoutes(controller, self._bodies)
         self.events = Events(router_id, service, controller, self._stats, config.limits)
-        self._page_methods: dict[str, Route] = {"GET": self._page_file}
         self._shard_methods: dict[str, Route] = {
             "PATCH": self._on_shard(membership.weigh_shard),
             "DELETE": self._on_shard(membership.remove_shard),
         }
-        self.routes: dict[str, dict[str, Route]] = {
+        self.routes = self._fixed_routes(membership)
+
+    def _fixed_routes(self, membership: MembershipRoutes) -> dict[str, dict[str, Route]]:
+        """Those that are no prefix of anything."""
+        return {
             "/v1/kv": {"GET": self._list},
             "/v1/locks": {"GET": self._list_locks},
             "/v1/batch": {"POST": self._batch},
@@ -463,7 +467,6 @@ async def serve(
     `demo_url`: play transfers through, coordinated by the router there. `is_demo_coordinator`: be that router. Both on
     loopback only.
     """
-    host, port = listen_address(listen)
     if (demo_url is not None or is_demo_coordinator) and not is_loopback(listen):
         raise ConfigError(f"a demo is for this machine only: let it listen on 127.0.0.1, not on {listen}.")
     connector = aiohttp.TCPConnector(limit=0)
@@ -476,16 +479,26 @@ async def serve(
             app.add_demo(TRANSFER_ROUTE, demo.transfer)
         if is_demo_coordinator:
             app.add_demo(COORDINATE_ROUTE, DemoCoordinator(service, config.limits).coordinate)
-        runner = await start_server(Server(app.handle, config.limits), host, port)
-        warn_if_exposed(listen, "read and write every key")
-        follower = MapFollower(session, join, config.limits)
-        tasks = [asyncio.create_task(follower.follow(0, service.follow)), asyncio.create_task(service.greet())]
-        try:
-            await stop.wait()
-        finally:
-            await app.events.close()
-            await runner.cleanup()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await service.close()
+        await _serve_app(app, service, MapFollower(session, join, config.limits), config, listen, stop)
+
+
+async def _serve_app(
+    app: RouterApp,
+    service: RouterService,
+    follower: MapFollower,
+    config: ClusterConfig,
+    listen: str,
+    stop: asyncio.Event,
+) -> None:
+    runner = await start_server(Server(app.handle, config.limits), *listen_address(listen))
+    warn_if_exposed(listen, "read and write every key")
+    tasks = [asyncio.create_task(follower.follow(0, service.follow)), asyncio.create_task(service.greet())]
+    try:
+        await stop.wait()
+    finally:
+        await app.events.close()
+        await runner.cleanup()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await service.close()

@@ -64,7 +64,6 @@ def _map_and_cluster() -> dict[str, Schema]:
     pair = array(integer(), minItems=2, maxItems=2)
     member = {"id": ref("ShardId"), "weight": integer("", 1), "state": text(enum=["joining", "up", "leaving"])}
     way = {"from": ref("ShardId"), "to": ref("ShardId"), "partitions": array(pair, "Runs: the first, and how many.")}
-    rate = {"type": ["number", "null"], "minimum": 0}
     return {
         "MapEvent": document(
             "The cluster map and its ring.",
@@ -79,6 +78,7 @@ def _map_and_cluster() -> dict[str, Schema]:
                 "moves": array(document("", way), "In the order of `moves` in the event of that name, of that epoch."),
             },
         ),
+        "ShardEvent": _shard(),
         "ClusterEvent": document(
             "The shards with their numbers, and one sentence on all of it.",
             {
@@ -86,35 +86,29 @@ def _map_and_cluster() -> dict[str, Schema]:
                 "epoch": ref("Epoch"),
                 "partitions": ref("Partitions"),
                 "replicas": integer("", 1),
-                "shards": array(
-                    document(
-                        "As in GET /v1/cluster, and more.",
-                        {
-                            "id": ref("ShardId"),
-                            "url": text(),
-                            "state": text(enum=["joining", "up", "leaving", "down"]),
-                            "weight": integer("", 1),
-                            **{
-                                name: integer()
-                                for name in (
-                                    "partitions",
-                                    "keys",
-                                    "bytes",
-                                    "file_bytes",
-                                    "log_bytes",
-                                    "waiting_writes",
-                                )
-                            },
-                            "disk_full": {"type": "boolean"},
-                            **dict.fromkeys(("reads_per_s", "writes_per_s", "commit_p99_ms"), rate),
-                        },
-                    )
-                ),
+                "shards": array(ref("ShardEvent"), "In the order of joining."),
                 "in_doubt": document("", {"count": integer(), "oldest_s": {"type": ["number", "null"], "minimum": 0}}),
                 "advice": document("", {"level": text(enum=["ok", "busy", "warning"]), "sentence": text()}),
             },
         ),
     }
+
+
+def _shard() -> Schema:
+    rate = {"type": ["number", "null"], "minimum": 0}
+    numbers = ("partitions", "keys", "bytes", "file_bytes", "log_bytes", "waiting_writes")
+    return document(
+        "As in GET /v1/cluster, and more: what the shard did in the last second, what lies on its disk.",
+        {
+            "id": ref("ShardId"),
+            "url": text(),
+            "state": text(enum=["joining", "up", "leaving", "down"]),
+            "weight": integer("", 1),
+            **{name: integer() for name in numbers},
+            "disk_full": {"type": "boolean"},
+            **dict.fromkeys(("reads_per_s", "writes_per_s", "commit_p99_ms"), rate),
+        },
+    )
 
 
 def _work() -> dict[str, Schema]:

@@ -12,6 +12,7 @@ import requests
 from tests.browser.page import Page
 from tests.cluster.conftest import Cluster
 
+ALICE, BOB = "article[aria-labelledby=client-Alice]", "article[aria-labelledby=client-Bob]"
 HOSTILE = [
     "<script>window.hacked=1</script>",
     '"><img src=x onerror="window.hacked=1">',
@@ -51,34 +52,11 @@ def test_a_shard_is_added_a_lock_handed_on_and_a_stuck_transaction_resolved_in_f
     page.until_says("All is well: 4 shards")
 
     page.follow("Ring")
-    page.click("Add a shard")
-    page.until(lambda: "820 partitions" in page.text_of("dialog"))
-    assert "kvstore shard add s5" in page.text_of("dialog")
-    page.keep("ring-plan")
-    page.click("Add s5")
-    page.until_says("The last change: 820 partitions", "longest write pause")
-    page.until(lambda: "20.0 %" in page.text_of(".legend") and "s5" in page.text_of(".legend"))
-    page.keep("ring-after-adding")
-
+    _add_a_shard(page)
     page.follow("Locks")
-    alice, bob = ("article[aria-labelledby=client-Alice]", "article[aria-labelledby=client-Bob]")
-    page.click("Take", alice)
-    page.until(lambda: "holds it, token" in page.text_of(alice))
-    page.click("Take", bob)
-    page.until(lambda: "Bob" in page.text_of(".waiters"))
-    page.keep("locks-waiting")
-    page.click("Release", alice)
-    page.until(lambda: "holds it, token" in page.text_of(bob))
-    page.click("Release", bob)
-
+    _hand_on_a_lock(page)
     page.follow("Transactions")
-    page.click("Kill the coordinator before")
-    page.until(lambda: page.all(".played[data-state=aborted]"))
-    page.until_says("Nothing had been decided", "still 200")
-    page.click("Kill it after")
-    page.until(lambda: page.all(".played[data-state=committed]"))
-    page.until_says("The decision was durable", "still 200")
-    page.keep("transactions-recovered")
+    _kill_two_coordinators(page)
     assert page.clicks <= 40
 
     page.follow("Ring")
@@ -91,10 +69,42 @@ def test_a_shard_is_added_a_lock_handed_on_and_a_stuck_transaction_resolved_in_f
     requests.post(f"{demo.url}/v1/batch", json={"ops": deletes}, timeout=30).raise_for_status()
 
 
+def _add_a_shard(page: Page) -> None:
+    page.click("Add a shard")
+    page.until(lambda: "820 partitions" in page.text_of("dialog"))
+    assert "kvstore shard add s5" in page.text_of("dialog")
+    page.keep("ring-plan")
+    page.click("Add s5")
+    page.until_says("The last change: 820 partitions", "longest write pause")
+    page.until(lambda: "20.0 %" in page.text_of(".legend") and "s5" in page.text_of(".legend"))
+    page.keep("ring-after-adding")
+
+
+def _hand_on_a_lock(page: Page) -> None:
+    page.click("Take", ALICE)
+    page.until(lambda: "holds it, token" in page.text_of(ALICE))
+    page.click("Take", BOB)
+    page.until(lambda: "Bob" in page.text_of(".waiters"))
+    page.keep("locks-waiting")
+    page.click("Release", ALICE)
+    page.until(lambda: "holds it, token" in page.text_of(BOB))
+    page.click("Release", BOB)
+
+
+def _kill_two_coordinators(page: Page) -> None:
+    page.click("Kill the coordinator before")
+    page.until(lambda: page.all(".played[data-state=aborted]"))
+    page.until_says("Nothing had been decided", "still 200")
+    page.click("Kill it after")
+    page.until(lambda: page.all(".played[data-state=committed]"))
+    page.until_says("The decision was durable", "still 200")
+    page.keep("transactions-recovered")
+
+
 def test_the_stale_holder_of_a_lock_is_refused_before_ones_eyes(page: Page) -> None:
     page.refusals = {412, 423}
     page.open("locks")
-    alice, bob = ("article[aria-labelledby=client-Alice]", "article[aria-labelledby=client-Bob]")
+    alice, bob = ALICE, BOB
     page.click("Take", alice)
     page.until(lambda: "holds it, token" in page.text_of(alice))
     page.click("Write without", bob)

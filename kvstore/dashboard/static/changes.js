@@ -155,7 +155,7 @@ export function Moves() {
     <div role="status" aria-live="polite">
       ${moves.wanted?.length > 0 && html`<p>Shard ${moves.wanted.join(", ")} is being started.</p>`}
       ${moves.ending?.length > 0 && html`<p>The process of ${moves.ending.join(", ")} is ending.</p>`}
-      ${!moves.moves.length && html`<p class="muted">Nothing moves. Add a shard, and watch its partitions come.</p>`}
+      ${!moves.moves.length && html`<p class="muted">${arrivals.length ? "Nothing moves any more. What has changed hands:" : "Nothing moves. Add a shard, and watch its partitions come."}</p>`}
     </div>
     <ul class="moves">
       ${underWay.slice(0, 8).map(
