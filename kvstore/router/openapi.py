@@ -73,6 +73,7 @@ _HEADERS: Json = {
         ("Allow", "The methods that the route takes.", True, text(examples=["GET, HEAD"])),
     )
 }
+_ON_THE_WIRE = {"Page-ETag": "ETag"}  # where the name among the components is another one
 # The header fields that come with an error: name on the wire, name among the components.
 _HEADERS_OF: dict[type[KvError], dict[str, str]] = {
     MethodNotAllowed: {"Allow": "Allow"},
@@ -159,7 +160,7 @@ def _operation(operation: Operation, refusals: Json, *, with_bodies: bool) -> Js
 def _success(answer: Success, *, with_body: bool) -> Json:
     response: Json = {"description": answer.description}
     if answer.headers:
-        response["headers"] = {name: _header(name) for name in answer.headers}
+        response["headers"] = {_ON_THE_WIRE.get(name, name): _header(name) for name in answer.headers}
     if answer.content and with_body:
         response["content"] = answer.content.render() | (answer.other.render() if answer.other else {})
     return response

@@ -57,7 +57,7 @@ def _events() -> Operation:
 
 
 def _file() -> Operation:
-    content = Content("*/*", {"type": "string", "format": "binary"}, example("a script", "export const …"))
+    content = Content("*/*", {}, example("a script", "export const …"))
     name = {
         "name": "file",
         "in": "path",

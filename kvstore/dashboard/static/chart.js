@@ -18,6 +18,10 @@ function axis(format) {
   ];
 }
 
+function now() {
+  return Date.now() / 1000;
+}
+
 function clock(seconds) {
   return new Date(seconds * 1000).toTimeString().slice(0, 8);
 }
@@ -29,7 +33,7 @@ function options(width, lines, format) {
     padding: [8, 8, 0, 0],
     legend: { show: false },
     cursor: { show: false },
-    scales: { x: { range: (_, low, high) => [Math.min(low, high - 30), high] }, y: { range: (_, low, high) => [0, Math.max(high * 1.15, 1)] } },
+    scales: { x: { range: (_, low, high) => [Math.min(low ?? now(), (high ?? now()) - 30), high ?? now()] }, y: { range: (_, low, high) => [0, Math.max(high * 1.15, 1)] } },
     axes: axis(format),
     series: [{}, ...lines.map((line) => ({ stroke: colour(line.colour), width: 2, spanGaps: false, points: { show: false } }))],
   };

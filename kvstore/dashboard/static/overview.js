@@ -29,10 +29,15 @@ const ERRORS = [
   { name: "refused (other 4xx)", colour: "--c5", value: (sample) => sample.refused },
 ];
 
+/** `commands` in backticks look like commands. */
+function withCode(sentence) {
+  return sentence.split("`").map((part, i) => (i % 2 ? html`<code>${part}</code>` : part));
+}
+
 export function Advice({ advice }) {
   if (!advice) return html`<p class="advice busy" role="status"><span class="mark" aria-hidden="true">↻</span> Waiting for the router…</p>`;
   return html`<p class="advice ${advice.level}" role="status" aria-live="polite">
-    <span class="mark" aria-hidden="true">${MARKS[advice.level]}</span>${advice.sentence}
+    <span class="mark" aria-hidden="true">${MARKS[advice.level]}</span><span>${withCode(advice.sentence)}</span>
   </p>`;
 }
 

@@ -66,6 +66,7 @@ class Stream:
 class Router(msgspec.Struct):
     app: RouterApp
     url: str
+    server: Server
     controller: FakeController
     service: RouterService
 
@@ -99,8 +100,9 @@ async def router(service: RouterService, limits: Limits) -> AsyncIterator[Router
     config = msgspec.structs.replace(default_config(), limits=limits)
     controller = FakeController()
     app = RouterApp("0", service, config, cast(Controller, controller))
-    runner = await start_server(Server(app.handle, limits), "127.0.0.1", 0)
-    yield Router(app, f"http://127.0.0.1:{runner.addresses[0][1]}", controller, service)
+    server = Server(app.handle, limits)
+    runner = await start_server(server, "127.0.0.1", 0)
+    yield Router(app, f"http://127.0.0.1:{runner.addresses[0][1]}", server, controller, service)
     await app.events.close()
     await runner.cleanup()
 
@@ -173,8 +175,9 @@ async def test_listeners_do_not_count_among_the_requests_under_way(service: Rout
     limits = Limits(requests_in_flight_max=1)
     config = msgspec.structs.replace(default_config(), limits=limits)
     app = RouterApp("0", service, config, cast(Controller, FakeController()))
-    runner = await start_server(Server(app.handle, limits), "127.0.0.1", 0)
-    router = Router(app, f"http://127.0.0.1:{runner.addresses[0][1]}", FakeController(), service)
+    server = Server(app.handle, limits)
+    runner = await start_server(server, "127.0.0.1", 0)
+    router = Router(app, f"http://127.0.0.1:{runner.addresses[0][1]}", server, FakeController(), service)
     async with aiohttp.ClientSession() as session, router.listening() as first, router.listening() as second:
         await first.next("snapshot")
         await second.next("snapshot")
@@ -204,6 +207,8 @@ async def test_a_listener_that_does_not_read_is_cut_off(router: Router) -> None:
             number += 1
             router.events.feed.offer("play", {"number": number, "says": "x" * 8_000_000})
             await asyncio.sleep(0.05)
+        while router.server.connections:  # and what it has not read is not kept for it
+            await asyncio.sleep(0.02)
     deaf.close()
 
 
