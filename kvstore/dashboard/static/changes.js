@@ -166,7 +166,7 @@ export function Moves() {
           </p>
           <progress max=${Math.max(move.keys_total, 1)} value=${move.keys_done} aria-label=${`Rows of ${move.from} to ${move.to}`}></progress>
           <${Steps} step=${move.step} />
-          <p class="muted">${count(move.keys_done)} of ${count(move.keys_total)} rows, ${bytes(move.bytes_done)}; write pause ${move.write_pause_ms ? milliseconds(move.write_pause_ms) : "none yet"}</p>
+          <p class="muted">${move.keys_total ? `${count(move.keys_done)} of ${count(move.keys_total)} rows, ${bytes(move.bytes_done)}` : "counting its rows"}; write pause ${move.write_pause_ms ? milliseconds(move.write_pause_ms) : "none yet"}</p>
         </li>`,
       )}
     </ul>

@@ -79,18 +79,20 @@ export function RingView() {
       the first shard that a walk clockwise meets and that still has room.
     </p>
     <div class="halves">
-      <section class="ring-card" aria-label="The ring">
-        <${Ring} map=${map} way=${way} steps=${steps} arrivals=${arrivals} />
-        <${Legend} map=${map} />
-        <p class="muted">
-          Outer band: partitions by owner. Ticks inside: ${count(map.virtual_nodes.length)} virtual nodes. Outermost, when there
-          are any: partitions on their way, or just arrived, in the colour of where they go.
-        </p>
-      </section>
+      <div>
+        <section aria-label="The ring">
+          <${Ring} map=${map} way=${way} steps=${steps} arrivals=${arrivals} />
+          <${Legend} map=${map} />
+          <p class="muted">
+            Outer band: partitions by owner. Ticks inside: ${count(map.virtual_nodes.length)} virtual nodes. Outermost, when
+            there are any: partitions on their way, or just arrived, in the colour of where they go.
+          </p>
+        </section>
+        <${Moves} />
+      </div>
       <div>
         <${KeyWalk} map=${map} way=${way} onWay=${setWay} />
         <${Changes} map=${map} cluster=${cluster} moves=${moves} />
-        <${Moves} />
       </div>
     </div>
     <${Terminal}

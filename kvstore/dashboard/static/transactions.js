@@ -8,6 +8,8 @@ import { Sequence } from "./sequence.js";
 import { Answer, Shard, Terminal, Text } from "./widgets.js";
 
 const SHOWN_FOR_MS = 8000;
+const ROWS_MAX = 20;
+const OVER_MAX = 3;
 
 /** Most transactions are over before anybody could see them: those that were there stay for a while, greyed. */
 function useRecent(transactions) {
@@ -20,7 +22,8 @@ function useRecent(transactions) {
     for (const item of transactions.items) next.set(item.id, { item, seen: now, isOver: false });
     setKept(next);
   }, [transactions]);
-  return [...kept.values()];
+  const entries = [...kept.values()];
+  return [...entries.filter((entry) => !entry.isOver).slice(0, ROWS_MAX), ...entries.filter((entry) => entry.isOver).slice(-OVER_MAX)];
 }
 
 function AtWork({ transactions }) {
@@ -35,7 +38,7 @@ function AtWork({ transactions }) {
         <tr><th scope="col">transaction</th><th scope="col">state</th><th scope="col" class="number">age</th><th scope="col">anchor</th><th scope="col">holds keys at</th></tr>
       </thead>
       <tbody>
-        ${recent.slice(0, 20).map(
+        ${recent.map(
           ({ item, isOver }) => html`<tr key=${item.id} class=${isOver ? "over" : ""}>
             <th scope="row" data-label="transaction"><code>${item.id}</code></th>
             <td data-label="state">
