@@ -175,7 +175,10 @@ def _title(document: Mapping[str, Any]) -> str:
     title += f", {', '.join(wanted)} being started" if wanted else ""
     ending = document.get("ending") or []
     title += f", {', '.join(ending)} ending" if ending else ""
-    return f"{title}\n{_in_doubt(document.get('in_doubt') or {})}"
+    lines = [title, _in_doubt(document.get("in_doubt") or {})]
+    if "advice" in document:
+        lines.append(printable(str(document["advice"])))
+    return "\n".join(lines)
 
 
 def _in_doubt(facts: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ Leaves to others: asking the shards and the pace (`events`), what changed (`feed
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -15,7 +16,7 @@ import msgspec
 
 from kvstore.metrics import Histogram, ShardStats
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.placement.ring import Node, virtual_nodes
+from kvstore.placement.ring import VIRTUAL_NODES_PER_WEIGHT, Node, virtual_nodes
 from kvstore.router.rates import percentile_ms
 
 LIVE_MAX = 50  # locks, and attempts, that a shard is asked to list
@@ -36,17 +37,23 @@ def map_document(cluster_map: ClusterMap) -> dict[str, Any]:
     """`owners`: runs of [index in members, partitions]; `virtual_nodes`: [top 32 bits of the point, index]."""
     members = cluster_map.members
     index = {member.id: i for i, member in enumerate(members)}
-    points = virtual_nodes([Node(member.id, member.weight) for member in members]) if members else []
+    points = _points(tuple(Node(member.id, member.weight) for member in members))
     return {
         "epoch": cluster_map.epoch,
         "partitions": cluster_map.partitions,
         "members": [{"id": m.id, "weight": m.weight, "state": m.state} for m in members],
         "owners": [[owner, len(list(run))] for owner, run in groupby(cluster_map.owners)],
-        "virtual_nodes": [
-            [point >> 32, index[shard]] for point, shard in (points if len(points) <= VIRTUAL_NODES_MAX else [])
-        ],
+        "virtual_nodes": [[point >> 32, index[shard]] for point, shard in points],
         "moves": [{"from": m.source, "to": m.to, "partitions": runs(m.partitions)} for m in cluster_map.moves],
     }
+
+
+@lru_cache(maxsize=2)
+def _points(nodes: tuple[Node, ...]) -> list[tuple[int, str]]:
+    """Kept, since most maps differ in owners only; nothing if there are too many, which would take long to place."""
+    if sum(node.weight for node in nodes) * VIRTUAL_NODES_PER_WEIGHT > VIRTUAL_NODES_MAX:
+        return []
+    return virtual_nodes(nodes)
 
 
 def runs(partitions: Iterable[int]) -> list[list[int]]:

@@ -57,9 +57,9 @@ function Client({ name, lock, about }) {
   const held = locks?.items.find((item) => item.name === lock);
   useEffect(() => {
     // It learns nothing by itself: that is the point. The pane only says what it does not know.
-    if (state === "holding" && locks && held?.token !== token && ageOf("locks") < 1) {
-      if (!locks.items.some((item) => item.token === token && item.name === lock)) setState("stale");
-    }
+    if (token === null || !locks || ageOf("locks") > 1) return;
+    if (state === "holding" && held?.token !== token) setState("stale");
+    if (state === "stale" && held?.token === token) setState("holding"); // what was told was older than the grant
   }, [locks]);
   const attempt = async (what) => {
     setAnswer(null);
