@@ -60,6 +60,8 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     batch_window_ops: int = 512
     batch_window_bytes: int = 32 * 1024 * 1024
     keepalive_timeout_s: float = 75.0
+    events_listeners_max: int = 32
+    events_write_timeout_s: float = 10.0
 
     # the channel between router and shard
     channel_ops_max: int = 8192

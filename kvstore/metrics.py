@@ -181,6 +181,10 @@ class RequestStats:
             histogram = self._histograms[key] = Histogram.of(LATENCY_BOUNDS_S)
         histogram.observe(elapsed_s)
 
+    def histograms(self) -> dict[tuple[str, str, int], Histogram]:
+        """By route, method and status, as they are now; they go on counting."""
+        return dict(self._histograms)
+
     def families(self) -> Iterator[Metric]:
         labels = ["route", "method", "status"]
         family = HistogramMetricFamily(

@@ -19,11 +19,12 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from kvstore.addresses import address_text, advertised_host, listen_address
+from kvstore.addresses import address_text, advertised_host, is_loopback, listen_address
 from kvstore.config import ClusterConfig
 from kvstore.errors import (
     BadParameter,
     BodyTooLarge,
+    ConfigError,
     KvError,
     MethodNotAllowed,
     NoSuchRoute,
@@ -36,6 +37,7 @@ from kvstore.errors import (
 )
 from kvstore.metrics import RequestStats, exposition, gauge_family, shard_families
 from kvstore.protocol import Delete, Get, Put
+from kvstore.router.advice import advice
 from kvstore.router.batch import parse_batch, run_batch
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.decode import (
@@ -49,9 +51,13 @@ from kvstore.router.decode import (
     encode_cursor,
     refuse_headers,
 )
+from kvstore.router.demo import Demo
+from kvstore.router.demo_coordinator import DemoCoordinator
+from kvstore.router.events import Events
 from kvstore.router.locks import LockRoutes
 from kvstore.router.membership import Controller, MembershipRoutes
 from kvstore.router.openapi import openapi_json
+from kvstore.router.page import PAGE_PREFIX, PAGE_ROUTE, index_page, page_file, wants_page
 from kvstore.router.page_json import encode_page
 from kvstore.router.service import Routed, RouterService
 from kvstore.router.transactions import TxnRoutes
@@ -87,6 +93,8 @@ TXN_PREFIX = "/v1/txn/"
 TXN_ROUTE = "/v1/txn/{id}"
 SHARD_PREFIX = "/v1/shards/"
 SHARD_ROUTE = "/v1/shards/{id}"
+TRANSFER_ROUTE = "/v1/demo/transfer"
+COORDINATE_ROUTE = "/v1/demo/coordinate"
 
 _NONE: frozenset[str] = frozenset()
 _NOT_ASKED: list[int] | None = []
@@ -102,7 +110,7 @@ NamedHandler = Callable[[str, web.BaseRequest, Head], Awaitable[Response]]
 
 class RouterApp:
     def __init__(self, router_id: str, service: RouterService, config: ClusterConfig, controller: Controller) -> None:
-        self._router_id = router_id
+        self.router_id = router_id
         self._service = service
         self._limits = config.limits
         self._guard = HostGuard([*config.allowed_hosts, *(listen_address(r.listen)[0] for r in config.routers)])
@@ -111,6 +119,7 @@ class RouterApp:
         self._pages = AnswerAccount(config.limits, 0.5)  # while they are made
         self._stats = RequestStats()
         self._under_way = 0
+        self._demo_routes: tuple[str, ...] = ()
         self._key_methods = {"GET": self._get, "HEAD": self._get, "PUT": self._put, "DELETE": self._delete}
         self._locks = locks = LockRoutes(service, config.limits, self._bodies)
         self._lock_methods: dict[str, Route] = {
@@ -122,12 +131,18 @@ class RouterApp:
         self._txns = TxnRoutes(Coordinator(service, config.limits), config.limits, self._bodies)
         self._txn_methods: dict[str, Route] = {"GET": self._look}
         self._explain_methods: dict[str, Route] = {"GET": self._explain}
+        self._page_methods: dict[str, Route] = {"GET": self._page_file}
         self._membership = membership = MembershipRoutes(controller, self._bodies)
+        self.events = Events(router_id, service, controller, self._stats, config.limits)
         self._shard_methods: dict[str, Route] = {
             "PATCH": self._on_shard(membership.weigh_shard),
             "DELETE": self._on_shard(membership.remove_shard),
         }
-        self.routes: dict[str, dict[str, Route]] = {
+        self.routes = self._fixed_routes(membership)
+
+    def _fixed_routes(self, membership: MembershipRoutes) -> dict[str, dict[str, Route]]:
+        """Those that are no prefix of anything."""
+        return {
             "/v1/kv": {"GET": self._list},
             "/v1/locks": {"GET": self._list_locks},
             "/v1/batch": {"POST": self._batch},
@@ -135,12 +150,18 @@ class RouterApp:
             "/v1/cluster": {"GET": self._cluster},
             "/v1/shards": {"POST": membership.add_shard},
             "/v1/moves": {"GET": membership.moves, "POST": membership.rebalance, "DELETE": membership.cancel},
+            "/v1/events": {"GET": self._events},
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
             "/metrics": {"GET": self._metrics},
             "/openapi.json": {"GET": self._openapi},
             "/": {"GET": self._index},
         }
+
+    def add_demo(self, route: str, handler: Route) -> None:
+        """A call that exists with `kvstore up --demo` only."""
+        self.routes[route] = {"POST": handler}
+        self._demo_routes = (*self._demo_routes, route)
 
     # --- dispatch -----------------------------------------------------------------------------------------------------
 
@@ -192,6 +213,8 @@ class RouterApp:
             route, methods = TXN_ROUTE, self._txn_methods
         elif head.path.startswith(SHARD_PREFIX):
             route, methods = SHARD_ROUTE, self._shard_methods
+        elif head.path.startswith(PAGE_PREFIX):
+            route, methods = PAGE_ROUTE, self._page_methods
         else:
             route, methods = head.path, self.routes.get(head.path, {})
         if not methods:
@@ -211,8 +234,8 @@ class RouterApp:
     def _admit(self) -> None:
         """Called before anything is read or asked for a request for data. Raises TooManyRequests."""
         # Requests that wait for a lock or for their client are bounded by connections and bytes: they cost no work, and
-        # must not stand before the lock's holder and before clients that read.
-        idle = self._locks.waiting + self._bodies.receiving + self.answers.streams_unread
+        # must not stand before the lock's holder and before clients that read. Listeners of events do so, too.
+        idle = self._locks.waiting + self._bodies.receiving + self.answers.streams_unread + self.events.listeners
         if self._under_way - idle > self._limits.requests_in_flight_max:
             raise TooManyRequests("the router has as many requests under way as it takes", retry_after_ms=200)
 
@@ -332,8 +355,11 @@ class RouterApp:
     async def _cluster(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
         changes = await self._membership.described(self._service.cluster_map)
-        document = await self._service.cluster(changes.pop("epoch"))
-        return json_response(200, document | changes)
+        document = await self._service.cluster(changes.pop("epoch")) | changes
+        return json_response(200, document | {"advice": advice(document)["sentence"]})
+
+    async def _events(self, request: web.BaseRequest, head: Head) -> Reply:
+        return await self.events.stream(request, head)
 
     async def _explain(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
@@ -341,14 +367,14 @@ class RouterApp:
 
     async def _healthz(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        return json_response(200, {"status": "alive", "router": self._router_id})
+        return json_response(200, {"status": "alive", "router": self.router_id})
 
     async def _readyz(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
         reason = self._service.not_ready()
         if reason is not None:
             raise Unavailable(reason, retry_after_ms=200)
-        return json_response(200, {"status": "ready", "router": self._router_id})
+        return json_response(200, {"status": "ready", "router": self.router_id})
 
     async def _metrics(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
@@ -371,7 +397,7 @@ class RouterApp:
                     "shard",
                 ),
                 gauge_family(
-                    "kvstore_requests_under_way", "Requests under way", {self._router_id: self._under_way}, "router"
+                    "kvstore_requests_under_way", "Requests under way", {self.router_id: self._under_way}, "router"
                 ),
             ],
         )
@@ -379,13 +405,19 @@ class RouterApp:
 
     async def _openapi(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        return Response(200, openapi_json(self._limits), JSON)
+        return Response(200, openapi_json(self._limits, self._demo_routes), JSON)
 
     async def _index(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE]
+        if wants_page(head):
+            return index_page(head)
+        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE, PAGE_ROUTE]
         routes += [route for route in self.routes if route != "/"]
-        return json_response(200, {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"})
+        index = {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"}
+        return json_response(200, index, "Vary: Accept\r\n")
+
+    async def _page_file(self, request: web.BaseRequest, head: Head) -> Response:
+        return page_file(head)
 
 
 # --- decoding and encoding --------------------------------------------------------------------------------------------
@@ -458,36 +490,64 @@ def _return_large_buffers() -> None:
 
 
 async def serve(
-    *, router_id: str, listen: str, join: str, config: ClusterConfig, stop: asyncio.Event, advertise: str | None = None
+    *,
+    router_id: str,
+    listen: str,
+    join: str,
+    config: ClusterConfig,
+    stop: asyncio.Event,
+    advertise: str | None = None,
+    demo_url: str | None = None,
+    is_demo_coordinator: bool = False,
 ) -> None:
     """Run the router until `stop` is set. Raises OSError when the port is taken, ConfigError.
 
-    `advertise` (HOST:PORT): the name of this host in the requests of clients.
+    `advertise` (HOST:PORT): the name of this host in the requests of clients. `demo_url`: play transfers through,
+    coordinated by the router there. `is_demo_coordinator`: be that router. Both on loopback only.
     """
-    host, port = listen_address(listen)
-    own = [host, *([advertised_host(listen, advertise)] if advertise else [])]
+    if (demo_url is not None or is_demo_coordinator) and not is_loopback(listen):
+        raise ConfigError(f"a demo is for this machine only: let it listen on 127.0.0.1, not on {listen}.")
+    own = [listen_address(listen)[0], *([advertised_host(listen, advertise)] if advertise else [])]
     config = msgspec.structs.replace(config, allowed_hosts=[*config.allowed_hosts, *own])
     _return_large_buffers()
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
+    async with aiohttp.ClientSession(connector=connector) as session, contextlib.AsyncExitStack() as at_the_end:
         service = RouterService(config.limits, session)
         app = RouterApp(router_id, service, config, Controller(session, join, config.limits))
-        server = Server(app.handle, config.limits, app.answers)
-        runner = await start_server(server, host, port)
-        _warn_if_few_connections(server.connections_max, config.limits.connections_max)
-        if not port:  # else whoever started it knows
-            log.info("router %s listens on %s", router_id, address_text(*runner.addresses[0][:2]))
-        warn_if_exposed(listen, "read and write every key")
-        follower = MapFollower(session, join, config.limits)
-        tasks = [asyncio.create_task(follower.follow(0, service.follow)), asyncio.create_task(service.greet())]
-        try:
-            await stop.wait()
-        finally:
-            await runner.cleanup()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await service.close()
+        if demo_url is not None:
+            demo = Demo(demo_url, session, service, app.events.feed, config.limits)
+            at_the_end.push_async_callback(demo.close)
+            app.add_demo(TRANSFER_ROUTE, demo.transfer)
+        if is_demo_coordinator:
+            app.add_demo(COORDINATE_ROUTE, DemoCoordinator(service, config.limits).coordinate)
+        await _serve_app(app, service, MapFollower(session, join, config.limits), config, listen, stop)
+
+
+async def _serve_app(
+    app: RouterApp,
+    service: RouterService,
+    follower: MapFollower,
+    config: ClusterConfig,
+    listen: str,
+    stop: asyncio.Event,
+) -> None:
+    host, port = listen_address(listen)
+    server = Server(app.handle, config.limits, app.answers)
+    runner = await start_server(server, host, port)
+    _warn_if_few_connections(server.connections_max, config.limits.connections_max)
+    if not port:  # else whatever started it knows
+        log.info("router %s listens on %s", app.router_id, address_text(*runner.addresses[0][:2]))
+    warn_if_exposed(listen, "read and write every key")
+    tasks = [asyncio.create_task(follower.follow(0, service.follow)), asyncio.create_task(service.greet())]
+    try:
+        await stop.wait()
+    finally:
+        await app.events.close()
+        await runner.cleanup()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await service.close()
 
 
 def _warn_if_few_connections(taken: int, connections_max: int) -> None:

@@ -14,6 +14,7 @@ from kvstore.metrics import ShardStats
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import txn_id
 from kvstore.storage.rows import VALUE, Row
+from kvstore.store.live import live_facts
 from kvstore.store.pipeline import Pipeline
 from kvstore.store.reads import Reads
 from kvstore.store.refusals import wrong_owner
@@ -81,6 +82,12 @@ class Inspection:
         """The attempts that hold keys here, at most 1,000, and for how many seconds each."""
         now_s = self._tables.environment.monotonic_s()
         return {hold.attempt.name: round(now_s - hold.since_s, 3) for hold in self._tables.holds.all()[:_IN_DOUBT_MAX]}
+
+    def live(self, live_max: int) -> dict[str, Any]:
+        """The locks held and the attempts at work: see `live.live_facts`."""
+        tables = self._tables
+        partitions = len(tables.served.generations)
+        return live_facts(tables.locks, tables.holds, partitions, live_max, tables.environment.monotonic_s())
 
     def snapshot(self) -> ShardStats:
         """The numbers as of now."""

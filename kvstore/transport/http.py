@@ -14,7 +14,6 @@ and body in one piece, which saves a third of the time that a request takes with
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import re
 import time
@@ -31,7 +30,7 @@ from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from kvstore.addresses import listen_address
+from kvstore.addresses import is_loopback
 from kvstore.config import Limits
 from kvstore.errors import (
     BadParameter,
@@ -184,12 +183,7 @@ def client_has_left(request: web.BaseRequest) -> bool:
 
 def warn_if_exposed(listen: str, what_can_be_done: str) -> None:
     """Say so in the log when `listen` (HOST:PORT) is more than this machine's own business."""
-    host = listen_address(listen)[0].strip("[]")
-    try:
-        exposed = not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        exposed = host != "localhost"
-    if exposed:
+    if not is_loopback(listen):
         log.warning("whoever reaches %s can %s: there are no accounts yet", listen, what_can_be_done)
 
 
@@ -260,14 +254,15 @@ class StreamedResponse:
     Implements what aiohttp asks of a response. To HTTP/1.0 the end of the connection is the end of the body.
     """
 
-    def __init__(self, request: web.BaseRequest, content_type: str) -> None:
+    def __init__(self, request: web.BaseRequest, content_type: str, lines: str = "") -> None:
+        """`lines`: further headers, each with its CRLF."""
         self.status = 200
         self._request = request
         self._chunked = request.version >= HttpVersion11
         self.keep_alive = self._chunked and bool(request.keep_alive)
         close = "" if self.keep_alive else "Connection: close\r\n"
         framing = "Transfer-Encoding: chunked\r\n" if self._chunked else ""
-        lines = f"{_STATUS_LINES[200]}Content-Type: {content_type}\r\n{framing}{close}{_date_line()}\r\n"
+        lines = f"{_STATUS_LINES[200]}Content-Type: {content_type}\r\n{lines}{framing}{close}{_date_line()}\r\n"
         self._head = lines.encode("latin-1")
 
     async def write(self, parts: list[bytes]) -> None:

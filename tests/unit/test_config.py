@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kvstore.addresses import listen_address
+from kvstore.addresses import is_loopback, listen_address
 from kvstore.config import ClusterConfig, Limits, default_config, load_config
 from kvstore.errors import ConfigError
 
@@ -213,3 +213,14 @@ def test_an_address_is_taken_apart(listen: str, expected: tuple[str, int]) -> No
 def test_what_is_no_address_is_refused(listen: str) -> None:
     with pytest.raises(ConfigError, match="HOST:PORT"):
         listen_address(listen)
+
+
+@pytest.mark.parametrize(
+    ("listen", "is_own"),
+    [
+        ("127.0.0.1:80", True), ("127.9.9.9:80", True), ("[::1]:80", True), ("localhost:80", True),
+        ("0.0.0.0:80", False), ("[::]:80", False), ("192.168.0.7:80", False), ("kv.example:80", False),
+    ],
+)  # fmt: skip
+def test_only_this_machine_reaches_a_loopback_address(listen: str, is_own: bool) -> None:
+    assert is_loopback(listen) is is_own

@@ -78,6 +78,13 @@ def test_pause_sleeps_each_time_and_several_points_can_be_set(monkeypatch: pytes
     assert slept == [0.2, 0.005, 0.2]
 
 
+def test_points_can_be_armed_in_a_running_process_and_disarmed() -> None:
+    program = "from kvstore import failpoints as f; hit('here'); f.arm('here=kill'); f.arm(''); hit('here'); "
+    quiet = run(None, program + "print(f.active)")
+    assert (quiet.returncode, quiet.stdout.strip()) == (0, "False")
+    assert run(None, program + "f.arm('here=kill'); hit('there'); hit('here')").returncode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize(
     "text", ["a", "a=", "a=stopped", "a=killed", "a=kill@x", "a=pause", "a=pause:", "a=pause:soon", "=;="]
 )

@@ -21,6 +21,7 @@ from kvstore.router.decode import decode_once, decode_tags
 from kvstore.router.locks import LockRoutes
 from kvstore.router.membership import PLAN, Controller
 from kvstore.router.openapi import openapi_json
+from kvstore.router.page import PAGE_ROUTE
 from kvstore.router.schemas import OPERATION_ERRORS
 from kvstore.router.service import RouterService
 from kvstore.router.transactions import parse_transaction
@@ -73,6 +74,7 @@ def routes() -> set[tuple[str, str]]:
         EXPLAIN_ROUTE: app._explain_methods,
         TXN_ROUTE: app._txn_methods,
         SHARD_ROUTE: app._shard_methods,
+        PAGE_ROUTE: app._page_methods,
     }
     table = {route: set(methods) for route, methods in (*prefixed.items(), *app.routes.items())}
     taken = {(route, method) for route, methods in table.items() for method in methods}
@@ -144,6 +146,10 @@ def test_the_header_parameters_are_those_that_the_router_reads() -> None:
         (LOCK_ROUTE, "PUT"): token | once,
         (LOCK_ROUTE, "DELETE"): token | once,
         ("/v1/txn", "POST"): once,
+        ("/v1/events", "GET"): {"Last-Event-ID"},
+        ("/v1/events", "HEAD"): {"Last-Event-ID"},
+        (PAGE_ROUTE, "GET"): {"If-None-Match"},
+        (PAGE_ROUTE, "HEAD"): {"If-None-Match"},
     }
     for path, method, _ in operations():
         assert parameters(path, method.lower(), "header") == read.get((path, method), set()), (path, method)
