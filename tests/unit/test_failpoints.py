@@ -109,6 +109,5 @@ def test_every_point_that_tests_name_is_in_the_code() -> None:
         assert f'batch.steps.append("{step}")' in source
     for step in ("transact", "prepare", "decide", "finish", "abort", "ask", "forget"):
         assert f': "{step}"' in source
-    assert '"batch", *batch.steps' in source
-    assert '"{name}-before-commit"' in source
-    assert '"{name}-after-commit"' in source
+    for when in ("before", "after"):
+        assert f'"batch-{when}-commit", *(f"{{step}}-{when}-commit" for step in batch.steps)' in source
