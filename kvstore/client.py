@@ -116,10 +116,22 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Items in key order; `next` is the cursor of the page after, None on the last one."""
+    """Items in key order; `next` is the cursor of the page after, None on the last one.
+
+    `missing`: the partitions that were left out because their shard is down.
+    """
 
     items: Sequence[ListedItem]
     next: str | None
+    missing: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many keys there are, without those of the partitions that are `missing` because their shard is down."""
+
+    count: int
+    missing: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,26 +288,40 @@ class Client:
                 yield item
 
     async def pages(
-        self, prefix: str = "", *, values: bool = False, page_size: int = 1000, after: str | None = None
+        self,
+        prefix: str = "",
+        *,
+        values: bool = False,
+        page_size: int = 1000,
+        after: str | None = None,
+        skip_down: bool = False,
     ) -> AsyncIterator[Page]:
         """The listing by pages of at most `page_size` items; `after` is the `next` of an earlier page.
 
+        `skip_down`: what is down is left out, and named by each page that lacks it, instead of Unavailable.
         Raises BadCursor if `after` is not such a cursor.
         """
         query = f"/v1/kv?prefix={_quoted(prefix, in_path=False)}&limit={page_size}"
         query += "&values=true" if values else ""
+        query += "&partial=true" if skip_down else ""
         more = True
         while more:
             cursor = "" if after is None else f"&after={quote(after, safe='')}"
             document = _document(await self._ask("GET", query + cursor))
             after = document.get("next")
             more = after is not None
-            yield Page([_listed(item) for item in document["items"]], after)
+            yield Page([_listed(item) for item in document["items"]], after, document.get("missing", ()))
 
     async def count(self, prefix: str = "") -> int:
         """The number of keys that start with `prefix`."""
         answer = await self._ask("GET", f"/v1/kv?prefix={_quoted(prefix, in_path=False)}&count=true")
         return int(_document(answer)["count"])
+
+    async def count_what_is_up(self, prefix: str = "") -> Counted:
+        """As `count`, without the keys of shards that are down."""
+        answer = await self._ask("GET", f"/v1/kv?prefix={_quoted(prefix, in_path=False)}&count=true&partial=true")
+        document = _document(answer)
+        return Counted(int(document["count"]), document["missing"])
 
     async def batch(self, operations: Sequence[Operation]) -> _Results:
         """Carry out independent operations in one request, not atomically; results in their order.

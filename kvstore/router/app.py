@@ -31,6 +31,7 @@ from kvstore.errors import (
     from_problem,
 )
 from kvstore.metrics import RequestStats, exposition, gauge_family, shard_families
+from kvstore.placement import partition_set
 from kvstore.protocol import Delete, Get, Put
 from kvstore.router.batch import parse_batch, run_batch
 from kvstore.router.coordinator import Coordinator
@@ -46,6 +47,7 @@ from kvstore.router.decode import (
     refuse_headers,
 )
 from kvstore.router.json_ops import encode_value
+from kvstore.router.listing import Listing
 from kvstore.router.locks import LockRoutes
 from kvstore.router.membership import Controller, MembershipRoutes
 from kvstore.router.openapi import openapi_json
@@ -84,8 +86,8 @@ SHARD_ROUTE = "/v1/shards/{id}"
 _NONE: frozenset[str] = frozenset()
 _NOT_ASKED: list[int] | None = []
 _TTL = frozenset({"ttl"})
-_LIST = frozenset({"prefix", "limit", "after", "values", "count"})
-_LIST_LOCKS = frozenset({"prefix", "limit", "after"})
+_LIST = frozenset({"prefix", "limit", "after", "values", "count", "partial"})
+_LIST_LOCKS = frozenset({"prefix", "limit", "after", "partial"})
 _STREAM_BYTES = 256 * 1024
 
 Reply = Response | web.StreamResponse
@@ -256,15 +258,18 @@ class RouterApp:
         self._admit()
         parameters = decode_query(head.query, _LIST)
         prefix = parameters.get("prefix", "")
+        partial = decode_flag(parameters, "partial")
         if decode_flag(parameters, "count"):
-            if len(parameters.keys() - {"count", "prefix"}):
-                raise BadParameter("count goes with prefix only")
-            return json_response(200, {"count": await self._service.count(prefix)})
+            if len(parameters.keys() - {"count", "prefix", "partial"}):
+                raise BadParameter("count goes with prefix and partial only")
+            counted = await self._service.count(prefix, partial=partial)
+            return json_response(200, {"count": counted.keys, **_missing(counted.missing, partial)})
         limit = decode_integer(
             parameters, "limit", min(1000, self._limits.list_keys_max), 1, self._limits.list_keys_max
         )
         values = decode_flag(parameters, "values")
-        listing = await self._service.page(prefix, decode_cursor(parameters.get("after")), limit, values)
+        after = decode_cursor(parameters.get("after"))
+        listing = await self._service.page(prefix, after, limit, values, partial=partial)
         items = []
         for key, version, value, ttl_left_ms in listing.items:
             item: dict[str, Any] = {"key": key, "version": version}
@@ -273,7 +278,7 @@ class RouterApp:
                 if ttl_left_ms:
                     item["ttl"] = ttl_left_ms / 1000
             items.append(item)
-        return json_response(200, {"items": items, "next": encode_cursor(listing.last)})
+        return json_response(200, _page(items, listing, partial))
 
     async def _list_locks(self, request: web.BaseRequest, head: Head) -> Response:
         self._admit()
@@ -282,12 +287,13 @@ class RouterApp:
             parameters, "limit", min(1000, self._limits.list_keys_max), 1, self._limits.list_keys_max
         )
         after = decode_cursor(parameters.get("after"))
-        listing = await self._service.leases(parameters.get("prefix", ""), after, limit)
+        partial = decode_flag(parameters, "partial")
+        listing = await self._service.leases(parameters.get("prefix", ""), after, limit, partial=partial)
         items = [
             {"name": name, "token": token, "owner": (owner or b"").decode(), "ttl_left": left_ms / 1000}
             for name, token, owner, left_ms in listing.items
         ]
-        return json_response(200, {"items": items, "next": encode_cursor(listing.last)})
+        return json_response(200, _page(items, listing, partial))
 
     async def _batch(self, request: web.BaseRequest, head: Head) -> Reply:
         self._admit()
@@ -377,6 +383,15 @@ def _written(routed: Routed, key: str, lines: str) -> Response:
     if answer.status == 404:
         return problem_response(NotFound(f"there is no key {key!r}"), place)
     return Response(answer.status, lines=lines + place)
+
+
+def _page(items: list[dict[str, Any]], listing: Listing, partial: bool) -> dict[str, Any]:
+    return {"items": items, "next": encode_cursor(listing.last), **_missing(listing.missing, partial)}
+
+
+def _missing(partitions: int, partial: bool) -> dict[str, list[int]]:
+    """What was left out, if that was allowed."""
+    return {"missing": partition_set.listed(partitions)} if partial else {}
 
 
 def _error_lines(error: KvError) -> str:
