@@ -1,8 +1,8 @@
 """`kvstore up`: the whole cluster of a cluster.yaml as child processes of one small process.
 
 Owns: which children run, for as long as the controller wants them; their ports; the word that the cluster is ready.
-Promises: a child that dies is started again for as long as the launcher lives; no child outlives it, not even after
-kill -9; all of them have ended within 10 s of a stop.
+Promises: a child that dies is started again for as long as the launcher lives, with the configuration that this one
+read; no child outlives it, not even after kill -9; all of them have ended within 10 s of a stop.
 Leaves to others: keeping children running (`supervisor`), which shards are to run and what becomes of their files
 (`roster`), what a child does and its pid file (`process`), the command line (`cli`).
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from kvstore.config import ClusterConfig, listen_address, load_config
+from kvstore.config import CONFIG_VARIABLE, ClusterConfig, encode_config, listen_address, load_config
 from kvstore.errors import ConfigError, KvError
 from kvstore.process import EXIT_REFUSED, parent_of, port_holder, port_in_use, refusal
 from kvstore.roster import (
@@ -121,12 +121,12 @@ def cluster_children(config: ClusterConfig, config_path: Path) -> list[Child]:
     """All processes that cluster.yaml names; `config_path` is absolute."""
     return [
         *(
-            _child("controller", controller.id, controller.listen, config_path, "--data-dir", config.data_dir)
+            _child(config, "controller", controller.id, controller.listen, config_path, "--data-dir", config.data_dir)
             for controller in config.controllers
         ),
         *(shard_child(config, config_path, shard.id, shard.listen) for shard in config.shards),
         *(
-            _child("router", router.id, router.listen, config_path, "--join", _controller_url(config))
+            _child(config, "router", router.id, router.listen, config_path, "--join", _controller_url(config))
             for router in config.routers
         ),
     ]
@@ -135,12 +135,14 @@ def cluster_children(config: ClusterConfig, config_path: Path) -> list[Child]:
 def shard_child(config: ClusterConfig, config_path: Path, shard_id: str, listen: str) -> Child:
     """A shard with its data in the data_dir of cluster.yaml, which need not name it."""
     options = ("--join", _controller_url(config), "--data-dir", config.data_dir)
-    return _child("shard", shard_id, listen, config_path, *options)
+    return _child(config, "shard", shard_id, listen, config_path, *options)
 
 
-def _child(role: str, child_id: str, listen: str, config_path: Path, *options: str) -> Child:
+def _child(config: ClusterConfig, role: str, child_id: str, listen: str, config_path: Path, *options: str) -> Child:
     command = (sys.executable, "-m", "kvstore", role, "serve", child_id, "--listen", listen)
-    return Child(role, child_id, (*command, *options, "--config", str(config_path), "--supervised"))
+    argv = (*command, *options, "--config", str(config_path), "--supervised")
+    # What the file says by the time of a restart was checked by nobody, and is not what the others run with.
+    return Child(role, child_id, argv, {CONFIG_VARIABLE: encode_config(config)})
 
 
 def _controller_url(config: ClusterConfig) -> str:

@@ -15,7 +15,7 @@ import asyncio
 import os
 import queue
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from threading import Thread
 from typing import NamedTuple
@@ -32,11 +32,12 @@ _LOG_LINES_MAX = 10_000
 
 
 class Child(NamedTuple):
-    """A process to keep running. `argv[0]` is the program."""
+    """A process to keep running. `argv[0]` is the program; `env` comes on top of this process's own environment."""
 
     role: str
     id: str
     argv: tuple[str, ...]
+    env: Mapping[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -184,6 +185,7 @@ class _Kept:
             # A session of its own: Ctrl-C in the terminal reaches the launcher only, which stops all in order.
             process = await asyncio.create_subprocess_exec(
                 *self.child.argv,
+                env={**os.environ, **self.child.env},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,

@@ -7,14 +7,24 @@ Leaves to others: the process's shell (`kvstore.process`), the roles (`shard`, `
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from kvstore.cli.frame import checked_url, reporting
-from kvstore.config import ID_PATTERN, ClusterConfig, default_config, listen_address, load_config
+from kvstore.config import (
+    CONFIG_VARIABLE,
+    ID_PATTERN,
+    ClusterConfig,
+    decode_config,
+    default_config,
+    listen_address,
+    load_config,
+)
 from kvstore.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -69,7 +79,11 @@ data_dir_option = click.option(
 )
 
 
-def read_config(path: Path | None) -> ClusterConfig:
-    """The configuration; ends the command if the file is wrong."""
+def read_config(path: Path | None, *, supervised: bool = False) -> ClusterConfig:
+    """The configuration; ends the command if the file is wrong. If `supervised`, the one that `kvstore up` read."""
+    handed_down = os.environ.get(CONFIG_VARIABLE) if supervised else None
     with reporting(as_json=False):
+        if handed_down is not None:
+            with suppress(ConfigError):  # of a kvstore that was replaced while `up` runs: then the file counts
+                return decode_config(handed_down)
         return default_config() if path is None else load_config(path)

@@ -185,7 +185,8 @@ def _check_partitions(shard_id: str, partitions: int | None, wanted: int) -> Non
     if partitions not in (None, wanted):
         raise ForeignData(
             f"the file of shard {shard_id} is for {partitions} partitions, this cluster has {wanted}: start the shard "
-            "with the cluster's own cluster.yaml (--config) and an empty data_dir."
+            "with an empty data_dir.",
+            partitions=wanted,
         )
 
 

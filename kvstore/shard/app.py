@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
+import msgspec
 from aiohttp import web
 
 from kvstore.config import ClusterConfig, listen_address
+from kvstore.errors import ForeignData
 from kvstore.metrics import exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.shard.peers import Peers
@@ -107,6 +109,10 @@ class _Maps:
             await self._service.follow(await self._newest.get())
 
 
+class _OfOtherPartitions(Exception):
+    """The cluster has another number of partitions than cluster.yaml says, and the file is of no cluster yet."""
+
+
 async def serve(
     *,
     shard_id: str,
@@ -121,6 +127,21 @@ async def serve(
 
     `may_join`: if it is no member, it asks to become one.
     """
+    try:
+        await _serve(shard_id, listen, join, data_dir, config, stop, may_join)
+    except _OfOtherPartitions as theirs:
+        (partitions,) = theirs.args
+        log.warning(
+            "the cluster has %d partitions, cluster.yaml %d: the cluster's count", partitions, config.partitions
+        )
+        config = msgspec.structs.replace(config, partitions=partitions)
+        await _serve(shard_id, listen, join, data_dir, config, stop, may_join)
+
+
+async def _serve(
+    shard_id: str, listen: str, join: str, data_dir: Path, config: ClusterConfig, stop: asyncio.Event, may_join: bool
+) -> None:
+    """Raises _OfOtherPartitions, with their number, if that is what is wrong with a new file."""
     host, port = listen_address(listen)
     limits = config.limits
     weight = next((shard.weight for shard in config.shards if shard.id == shard_id), 1)
@@ -147,15 +168,14 @@ async def serve(
 
         async def join_cluster() -> None:
             identity, url = store.database.identity, f"http://{listen}"
-            await follower.announce(
-                shard_id,
-                url,
-                identity.store_id,
-                identity.cluster_id,
-                weight,
-                join=may_join,
-                partitions=config.partitions,
-            )
+            ids = identity.store_id, identity.cluster_id
+            try:
+                await follower.announce(shard_id, url, *ids, weight, join=may_join, partitions=identity.partitions)
+            except ForeignData as refused:
+                wanted = refused.members.get("partitions")
+                if identity.cluster_id is None and isinstance(wanted, int) and wanted != config.partitions:
+                    raise _OfOtherPartitions(wanted) from None
+                raise
             await follower.follow(store.epoch, maps.put)
 
         async def stopped() -> None:

@@ -94,11 +94,10 @@ class Store:
         self,
         database: Database,
         limits: Limits,
-        partitions: int,
         on_fatal: Callable[[BaseException], NoReturn],
     ) -> None:
         self.database = database
-        self.arrivals = [0] * partitions
+        self.arrivals = [0] * database.identity.partitions
         self.epoch = 0
         self._fenced: Set[int] = frozenset()
         self._left: set[int] = set()
@@ -141,7 +140,7 @@ class Store:
     ) -> Store:
         """Open the file and answer for what its map says is owned. Raises ForeignData; DataCorrupt for a damaged lease,
         intent or decision."""
-        store = cls(await Database.open(path, limits, shard_id, partitions), limits, partitions, on_fatal)
+        store = cls(await Database.open(path, limits, shard_id, partitions), limits, on_fatal)
         try:
             await store._do_alone(store.handover.restore)
             store._scatter(await store._do_alone(store.handover.litter))

@@ -84,7 +84,7 @@ def test_no_child_outlives_an_up_that_was_killed_and_the_next_one_starts_at_once
 
 
 def test_a_restart_keeps_data_versions_and_cluster_id_and_follows_a_shard_to_a_new_address(tmp_path: Path) -> None:
-    config = write_config(tmp_path, shards=2)
+    config = write_config(tmp_path, shards=2, partitions=64)
     with running(config) as cluster:
         before = facts(cluster)
         etags = {key: put(cluster, key, key.encode()).headers["etag"] for key in map(str, range(40))}
@@ -98,6 +98,23 @@ def test_a_restart_keeps_data_versions_and_cluster_id_and_follows_a_shard_to_a_n
         for key, etag in etags.items():
             reply = get(cluster, key)
             assert (reply.status, reply.body, reply.headers["etag"]) == (200, key.encode(), etag)
+
+
+def test_cluster_yaml_edited_under_a_cluster_stops_neither_its_shards_nor_a_new_one(tmp_path: Path) -> None:
+    config = write_config(tmp_path, shards=2, partitions=64)
+    with running(config) as cluster:
+        assert put(cluster, "a", b"1").status == 201
+    config.write_text(config.read_text().replace("partitions: 64", "partitions: 128"))
+    with running(config) as cluster:
+        assert get(cluster, "a").body == b"1"
+        assert "partitions: the map has 64, cluster.yaml 128" in cluster.log
+        config.write_text(config.read_text() + "limits: {a typo}\n")
+        for name in sorted(NAMES):  # each is started with what `up` read, not with what the file says by now
+            kill_and_wait(cluster, name)
+        wait_until(lambda: kvstore("get", "a", "--url", cluster.url).returncode == 0, "all are back")
+        added = kvstore("shard", "add", "s3", "--url", cluster.url)
+        assert added.returncode == 0, added.stderr
+        assert facts(cluster)["partitions"] == sum(shard["partitions"] for shard in facts(cluster)["shards"]) == 64
 
 
 def test_all_processes_run_on_plain_asyncio_too(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from kvstore.config import default_config
+from kvstore.config import CONFIG_VARIABLE, Limits, decode_config, default_config
 from kvstore.launcher import cluster_children, http_get, up, url_of
 from tests.unit.test_supervisor import DEAF, SERVE, is_running, until
 
@@ -31,6 +32,12 @@ def test_every_process_of_the_file_becomes_a_child() -> None:
     assert by_name["controller-0"] == (*start, "controller", "serve", "0", "--listen", "127.0.0.1:8090", *data, *config)
     assert by_name["shard-s1"] == (*start, "shard", "serve", "s1", "--listen", "127.0.0.1:9101", *join, *data, *config)
     assert by_name["router-0"] == (*start, "router", "serve", "0", "--listen", "127.0.0.1:8080", *join, *config)
+
+
+def test_every_child_is_given_the_configuration_that_was_read() -> None:
+    config = msgspec.structs.replace(default_config(), limits=Limits(value_bytes_max=7))
+    for child in cluster_children(config, Path("/etc/cluster.yaml")):
+        assert decode_config(child.env[CONFIG_VARIABLE]) == config
 
 
 def test_an_address_that_means_all_is_reached_at_loopback() -> None:
