@@ -266,7 +266,8 @@ class Forget(Message, tag=23):
 
 
 class Follow(Message, tag=24):
-    """Take over this map (ClusterMap as JSON), if it is newer. Answered with 200 when it is durable and in force."""
+    """Take over this map (ClusterMap as JSON), if it is newer. Answered with 200 when it, or a newer one, is durable
+    and in force; the answer's `version` is the epoch of that one."""
 
     cluster_map: bytes
 

@@ -5,7 +5,8 @@ Promises: every refusal of a route is a problem document; a long poll never outl
 Leaves to others: every rule (`service`), the file (`store`), signals and the pid file (`kvstore.process`).
 
 Routes (internal: clients talk to a router, which passes those of shards and moves on):
-    GET    /v1/map?after=EPOCH  200 + map once its epoch is above EPOCH; 204 if none was within limits.map_poll_s
+    GET    /v1/map?after=EPOCH&cluster=ID
+                                200 + map once its epoch is above EPOCH; 204 if none was within limits.map_poll_s
     POST   /v1/members          a shard announces itself: 200 + map, or 202 {"waiting_for": [ids]}
     GET    /v1/launch?after=REVISION&running=ID,ID
                                 a launcher asks what to run: 200 + what, once it has changed; 204 as above
@@ -15,6 +16,8 @@ Routes (internal: clients talk to a router, which passes those of shards and mov
     GET    /v1/moves            {"epoch", "moves": […], "wanted": [ids], "ending": [ids], "last": {…} or null}
     POST   /v1/moves            plan anew: 202 {"epoch"}
     DELETE /v1/moves            cancel what is not committed: 202, likewise
+    GET    /v1/recovery         the newest map that the nodes have, when this controller's is lost or old
+    POST   /v1/recovery         {"cluster_id","epoch","without":[ids]}: go on with it: 202 {"epoch"}
     GET    /healthz             200 while the process lives
     GET    /metrics             Prometheus text
 With ?plan=true a POST, PATCH or DELETE of shards and a POST of moves change nothing, and say what would move: 200.
@@ -71,6 +74,14 @@ class NewShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weight: int = 1
 
 
+class Recover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/recovery: which map was shown, and which of its members are silent for good."""
+
+    cluster_id: str
+    epoch: int
+    without: list[str] = []
+
+
 class NewWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of PATCH /v1/shards/{id}."""
 
@@ -115,6 +126,7 @@ async def _serve(
     await runner.setup()
     moving = asyncio.create_task(mover.run())
     stopping = asyncio.create_task(stop.wait())
+    watching = asyncio.create_task(service.watch_if_behind())
     try:
         await web.TCPSite(runner, host, port).start()
         _log.info("%s listens on %s:%d", name, host, port)
@@ -124,9 +136,9 @@ async def _serve(
             moving.result()  # an error of its own: the process ends, and starts anew from the document
     finally:
         stop.set()  # ends the long polls
-        for task in (moving, stopping):
+        for task in (moving, stopping, watching):
             task.cancel()
-        await asyncio.gather(moving, stopping, return_exceptions=True)
+        await asyncio.gather(moving, stopping, watching, return_exceptions=True)
         await runner.cleanup()
         await shards.close()
 
@@ -139,6 +151,8 @@ def make_app(service: ClusterService, mover: Mover, config: ClusterConfig, stop:
     app.router.add_get("/v1/map", members.get_map)
     app.router.add_post("/v1/members", members.post_member)
     app.router.add_get("/v1/launch", members.get_launch)
+    app.router.add_get("/v1/recovery", members.get_recovery)
+    app.router.add_post("/v1/recovery", members.post_recovery)
     app.router.add_post("/v1/shards", changes.post_shard)
     app.router.add_patch("/v1/shards/{id}", changes.patch_shard)
     app.router.add_delete("/v1/shards/{id}", changes.delete_shard)
@@ -178,8 +192,11 @@ class _MemberRoutes:
         self._poll = poll
 
     async def get_map(self, request: web.Request) -> web.Response:
-        parameters = _parameters(request, "after")
-        found = await self._poll.wait_for(self._service.map_after(_whole_number("after", parameters)))
+        parameters = _parameters(request, "after", "cluster")
+        epoch = _whole_number("after", parameters)
+        if cluster_id := parameters.get("cluster"):
+            self._service.hear(cluster_id, epoch)
+        found = await self._poll.wait_for(self._service.map_after(epoch))
         return _map_response(found) if found is not None else web.Response(status=204)
 
     async def post_member(self, request: web.Request) -> web.Response:
@@ -188,6 +205,15 @@ class _MemberRoutes:
         if isinstance(answer, Waiting):
             return _json({"waiting_for": answer.waiting_for}, status=202)
         return _map_response(answer)
+
+    async def get_recovery(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        return _json(await self._service.recovery())
+
+    async def post_recovery(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        asked = await _body(request, Recover)
+        return _moves_response(await self._service.recover(asked.cluster_id, asked.epoch, asked.without))
 
     async def get_launch(self, request: web.Request) -> web.Response:
         parameters = _parameters(request, "after", "running")

@@ -13,7 +13,7 @@ epoch 1 with all partitions placed. That is one document, so there is no moment 
 half: a crash before the swap leaves an announcement missing, which its shard repeats; a crash after it leaves
 a whole cluster, of which the shards learn when they ask again. A shard whose file already belongs to a
 cluster is refused while none is formed here: its controller's data were lost, and a new placement would hide
-the keys it has.
+the keys it has. It goes on by its own map meanwhile (see `recovery`).
 
 How a shard joins later
 -----------------------
@@ -31,7 +31,7 @@ from typing import NamedTuple
 import msgspec
 
 from kvstore.config import ID_PATTERN, WEIGHT_MAX
-from kvstore.errors import BadBody, ChangeRefused, Conflict, ForeignData, NotFound, Unavailable
+from kvstore.errors import BadBody, ChangeRefused, Conflict, ControllerBehind, ForeignData, NotFound, Unavailable
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap, Member, first_map, with_member_url
 
@@ -45,6 +45,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     `cluster_id` is None until the shard has seen a map. `join`: it wants to become a member if it is none; then
     `weight` counts. That of the first members is the one in cluster.yaml. `partitions`: of how many its file is.
+    `epoch`: that of the map that it follows, 0 without one.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weight: int = 1
     join: bool = False
     partitions: int | None = None
+    epoch: int = 0
 
 
 class ClusterState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,9 +118,9 @@ def decide(
     if state.map is not None:
         return _decide_formed(state, state.map, announcement, plan)
     if announcement.cluster_id is not None:
-        raise ForeignData(
+        raise ControllerBehind(
             f"the file of shard {announcement.id} belongs to cluster {announcement.cluster_id}, "
-            "of which this controller knows nothing."
+            "of which this controller knows nothing"
         )
     if announcement.id not in first.weights:
         raise _not_a_member(announcement.id)

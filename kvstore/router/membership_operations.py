@@ -8,7 +8,7 @@ Leaves to others: the types and what several operations have in common (`operati
 
 from __future__ import annotations
 
-from kvstore.errors import BadBody, BodyTooLarge, ChangeRefused, ForeignData, NotFound, OutcomeUnknown
+from kvstore.errors import BadBody, BodyTooLarge, ChangeRefused, ControllerBehind, ForeignData, NotFound, OutcomeUnknown
 from kvstore.router.json_schema import ref
 from kvstore.router.operation import (
     BODY,
@@ -34,7 +34,7 @@ _ID = {
     "example": "s5",
 }
 _PLAN = query("plan", flag("Change nothing: only tell what would move."), True)
-_ERRORS: Errors = (BadBody, BodyTooLarge, *BODY, ChangeRefused, OutcomeUnknown)
+_ERRORS: Errors = (BadBody, BodyTooLarge, *BODY, ChangeRefused, ControllerBehind, OutcomeUnknown)
 _GRACE = "No call fails because of it. Changes asked for while others are under way are planned together with them. "
 EXAMPLE_MOVE = {
     "from": "s1", "to": "s5", "partitions": 210, "step": "copy", "keys_done": 1200, "keys_total": 7800,

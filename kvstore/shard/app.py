@@ -55,6 +55,7 @@ class ShardApp:
         self.web = web.Application()
         self.web.router.add_get("/channel", self._channel)
         self.web.router.add_get("/healthz", self._healthz)
+        self.web.router.add_get("/map", self._map)
         self.web.router.add_get("/metrics", self._metrics)
 
     async def _channel(self, request: web.Request) -> web.StreamResponse:
@@ -80,6 +81,12 @@ class ShardApp:
         partitions = len(self._service.store.arrivals)
         facts = {"store_id": identity.store_id, "cluster_id": identity.cluster_id, "partitions": partitions}
         return web.json_response({"status": "alive", "shard": self._service.shard_id, **facts})
+
+    async def _map(self, request: web.Request) -> web.Response:
+        """For a controller that has lost its file."""
+        store = self._service.store
+        told = {"shard": self._service.shard_id, "store_id": store.database.identity.store_id, "map": store.cluster_map}
+        return web.Response(body=msgspec.json.encode(told), content_type="application/json")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         text = exposition(shard_families({self._service.shard_id: self._service.store.snapshot()}))
@@ -170,13 +177,15 @@ async def _serve(
             identity, url = store.database.identity, f"http://{listen}"
             ids = identity.store_id, identity.cluster_id
             try:
-                await follower.announce(shard_id, url, *ids, weight, join=may_join, partitions=identity.partitions)
+                await follower.announce(
+                    shard_id, url, *ids, weight, join=may_join, partitions=identity.partitions, epoch=store.epoch
+                )
             except ForeignData as refused:
                 wanted = refused.members.get("partitions")
                 if identity.cluster_id is None and isinstance(wanted, int) and wanted != config.partitions:
                     raise _OfOtherPartitions(wanted) from None
                 raise
-            await follower.follow(store.epoch, maps.put)
+            await follower.follow(store.epoch, maps.put, store.database.identity.cluster_id)
 
         async def stopped() -> None:
             await stop.wait()

@@ -134,7 +134,7 @@ class ShardService:
                 return Facts(request.id, self.store.epoch, self._facts())
             case Follow():
                 await self.follow(msgspec.json.decode(request.cluster_map, type=ClusterMap))
-                return Answer(request.id, 200)
+                return Answer(request.id, 200, self.store.epoch)
             case Receive():
                 return await self._receiver.receive(request)
             case Pull():

@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.errors import ForeignData, from_problem
+from kvstore.errors import ControllerBehind, ForeignData, from_problem
 from kvstore.placement.cluster_map import ClusterMap
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ class MapFollower:
         self._limits = limits
         self._timeout = aiohttp.ClientTimeout(total=limits.map_poll_s + 5.0)
         self._away = False
+        self._announced: dict[str, Any] | None = None
 
     async def announce(
         self,
@@ -41,10 +42,12 @@ class MapFollower:
         *,
         join: bool = False,
         partitions: int | None = None,
+        epoch: int = 0,
     ) -> None:
         """Tell the controller that this shard is there, until it has heard it. Raises ForeignData if it is refused.
 
         `join`: make it a member, with this weight, if it is none. `partitions`: of how many its file is.
+        `epoch`: of the map that it follows.
         """
         body: dict[str, Any] = {
             "id": shard_id,
@@ -57,6 +60,9 @@ class MapFollower:
             body["join"] = True
         if partitions is not None:
             body["partitions"] = partitions
+        if epoch:
+            body["epoch"] = epoch
+        self._announced = body
         while True:
             try:
                 async with self._session.post(f"{self._url}/v1/members", json=body, timeout=self._timeout) as answer:
@@ -71,24 +77,33 @@ class MapFollower:
                 self._note(error)
             await self._wait()
 
-    async def follow(self, epoch: int, on_map: Callable[[ClusterMap], None]) -> None:
-        """Call `on_map` with each map whose epoch is above the last one's, for ever."""
+    async def follow(self, epoch: int, on_map: Callable[[ClusterMap], None], cluster_id: str | None = None) -> None:
+        """Call `on_map` with each map whose epoch is above the last one's, for ever; `cluster_id`: whose."""
         while True:
             try:
-                query = {"after": str(epoch)}
+                query = {"after": str(epoch), **({"cluster": cluster_id} if cluster_id else {})}
                 async with self._session.get(f"{self._url}/v1/map", params=query, timeout=self._timeout) as answer:
                     body = await answer.read()
                     if answer.status == 200:
                         cluster_map = msgspec.json.decode(body, type=ClusterMap)
-                        epoch = cluster_map.epoch
+                        epoch, cluster_id = cluster_map.epoch, cluster_map.cluster_id
                         on_map(cluster_map)
                     if answer.status in (200, 204):
                         self._note(None)
                         continue
-                    self._note(from_problem(msgspec.json.decode(body)))
+                    problem = from_problem(msgspec.json.decode(body))
+                    self._note(problem)
+                    if isinstance(problem, ControllerBehind):
+                        await self._announce_again()
             except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
                 self._note(error)
             await self._wait()
+
+    async def _announce_again(self) -> None:
+        """Once: a controller that has lost its file does not know whom to ask."""
+        if self._announced is not None:
+            async with self._session.post(f"{self._url}/v1/members", json=self._announced, timeout=self._timeout):
+                pass
 
     async def _wait(self) -> None:
         await asyncio.sleep(self._limits.reconnect_wait_s_max / 5)

