@@ -443,6 +443,14 @@ class Client:
         """Drain and remove the shard. Raises NotFound, ChangeRefused for the last one."""
         return await self._change("DELETE", f"/v1/shards/{quote(shard_id, safe='')}", None, plan)
 
+    async def give_up_shard(self, shard_id: str, *, confirm: str) -> dict[str, Any]:
+        """Give up a shard whose disk is lost: its partitions are opened anew, empty. `confirm`: its id again.
+
+        {"id","state","epoch","partitions"}: how many partitions that are. Raises NotFound, ChangeRefused.
+        """
+        path = f"/v1/shards/{quote(shard_id, safe='')}?lost=true&confirm={quote(confirm, safe='')}"
+        return _document(await self._ask("DELETE", path, writes=True))
+
     async def rebalance(self, *, plan: bool = False) -> dict[str, Any]:
         """Plan what the present members and weights ask for, as after `cancel_moves`."""
         return await self._change("POST", "/v1/moves", None, plan)

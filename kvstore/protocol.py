@@ -111,11 +111,13 @@ class ScanLeases(Message, tag=13):
 
 class Attempt(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One try of a transaction. `start`: microseconds of its first try, its age for wait-die; `stamp`: of this try;
-    `router`: a random id of the router's process. A stamp is used once per process, so (stamp, router) is unique."""
+    `router`: a random id of the router's process. A stamp is used once per process, so (stamp, router) is unique.
+    `epoch`: of the map by which its router sends its first messages."""
 
     start: int
     stamp: int
     router: str
+    epoch: int = 0
 
     @property
     def name(self) -> str:
@@ -332,10 +334,17 @@ class Stats(Message, tag=7):
     """What the shard counts about itself: see `metrics.ShardStats`."""
 
 
+class Names(Message, tag=28):
+    """The last strike that the sender's map has: what comes behind it is meant for a shard that follows the same one,
+    and is answered 421 by others. It has no answer itself."""
+
+    strike: int = 0
+
+
 Request = (
     Get | Put | Delete | Scan | Count | Explain | Stats | Acquire | Renew | Release | Leave | Inspect | ScanLeases
     | Transact | Prepare | Commit | Finish | Abort | Ask | Look | ReadLock | ReadUnlock | Forget
-    | Follow | Receive | Pull | Fence
+    | Follow | Receive | Pull | Fence | Names
 )  # fmt: skip
 WRITES = (Put, Delete, Acquire, Renew, Release, Transact, Prepare, Commit, Finish, Abort, Ask)
 

@@ -45,7 +45,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     `cluster_id` is None until the shard has seen a map. `join`: it wants to become a member if it is none; then
     `weight` counts. That of the first members is the one in cluster.yaml. `partitions`: of how many its file is.
-    `epoch`: that of the map that it follows, 0 without one.
+    `epoch`: that of the map that it follows, 0 without one. `clock`: the highest version that it has given or seen.
     """
 
     id: str
@@ -56,17 +56,20 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     join: bool = False
     partitions: int | None = None
     epoch: int = 0
+    clock: int = 0
 
 
 class ClusterState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The stored document. Before the cluster is formed: who has announced itself; afterwards: the map.
 
-    `wanted`: weights by id of the shards that a launcher is to start; they are no members yet.
+    `wanted`: weights by id of the shards that a launcher is to start; they are no members yet. `clock`: the highest
+    version that a store has told, or nearly (see `lost`).
     """
 
     announced: dict[str, Announcement] = {}
     map: ClusterMap | None = None
     wanted: dict[str, int] = {}
+    clock: int = 0
 
 
 class FirstMembers(NamedTuple):
@@ -147,6 +150,11 @@ def _decide_formed(
             f"the file of shard {announcement.id} belongs to cluster {announcement.cluster_id}, "
             f"this controller to cluster {cluster_map.cluster_id}."
         )
+    if cluster_map.is_struck(announcement.store_id):
+        raise ForeignData(
+            f"the file of shard {announcement.id} is that of a shard that was given up as lost, and is out of date: "
+            "move it away. An empty one may join."
+        )
     for other in cluster_map.members:
         if other.store_id == announcement.store_id and other.id != announcement.id:
             raise _copied_file(announcement.id, other.id)
@@ -217,6 +225,7 @@ def check_newcomer(
 ) -> None:
     """Raises ChangeRefused if the id is taken, ForeignData if the file is not for this cluster, Unavailable."""
     cluster_map = formed_map(state)
+    refuse_while_struck(cluster_map)
     member = cluster_map.member(shard_id)
     if member is not None and member.state == "leaving":
         raise ChangeRefused(
@@ -243,7 +252,7 @@ def with_joining(state: ClusterState, newcomer: Member, plan: Plan) -> ClusterSt
             raise _copied_file(newcomer.id, other.id)
     wanted = {shard_id: weight for shard_id, weight in state.wanted.items() if shard_id != newcomer.id}
     joined = plan(moves.with_new_member(cluster_map, newcomer))
-    return ClusterState(map=_one_step(cluster_map, joined), wanted=wanted)
+    return msgspec.structs.replace(state, map=_one_step(cluster_map, joined), wanted=wanted)
 
 
 def with_wanted(state: ClusterState, shard_id: str, weight: int) -> ClusterState:
@@ -266,6 +275,7 @@ def without(state: ClusterState, shard_id: str, plan: Plan) -> ClusterState:
         wanted = {other: weight for other, weight in state.wanted.items() if other != shard_id}
         return msgspec.structs.replace(state, wanted=wanted)
     _check_member(cluster_map, shard_id)
+    refuse_while_struck(cluster_map)
     try:
         leaving = moves.with_leaving(cluster_map, shard_id)
     except ValueError:
@@ -275,11 +285,33 @@ def without(state: ClusterState, shard_id: str, plan: Plan) -> ClusterState:
     return msgspec.structs.replace(state, map=_one_step(cluster_map, plan(leaving)))
 
 
+def lost(state: ClusterState, shard_id: str) -> ClusterState:
+    """The shard and all that it has is given up. Raises NotFound, ChangeRefused for the last one, Unavailable."""
+    cluster_map = formed_map(state)
+    _check_member(cluster_map, shard_id)
+    try:
+        return msgspec.structs.replace(state, map=moves.with_struck(cluster_map, shard_id))
+    except ValueError:
+        raise ChangeRefused(
+            f"shard {shard_id} is the last one that stays: its keys would have no place. Add another shard first."
+        ) from None
+
+
+def refuse_while_struck(cluster_map: ClusterMap) -> None:
+    """Raises ChangeRefused: until the partitions of a lost shard are open, members and moves stay as they are."""
+    if waiting := [strike.shard for strike in cluster_map.strikes if not strike.opened]:
+        raise ChangeRefused(
+            f"shard {', '.join(waiting)} is being given up, for which every other shard must be there: start those "
+            "that are down (or give them up, too), then ask again."
+        )
+
+
 def reweighed(state: ClusterState, shard_id: str, weight: int, plan: Plan) -> ClusterState:
     """The shard gets another weight, and what that asks for is planned. Raises NotFound, ChangeRefused, Unavailable."""
     cluster_map = formed_map(state)
     if cluster_map.member(shard_id) is None and shard_id in state.wanted:
         return msgspec.structs.replace(state, wanted={**state.wanted, shard_id: weight})
+    refuse_while_struck(cluster_map)
     if _check_member(cluster_map, shard_id).state == "leaving":
         raise ChangeRefused(f"shard {shard_id} is leaving: keep it by cancelling the moves, then change its weight.")
     weighed = moves.with_weight(cluster_map, shard_id, weight)
@@ -289,12 +321,15 @@ def reweighed(state: ClusterState, shard_id: str, weight: int, plan: Plan) -> Cl
 def planned_anew(state: ClusterState, plan: Plan) -> ClusterState:
     """With the moves that the present members and weights ask for. Raises Unavailable."""
     cluster_map = formed_map(state)
+    refuse_while_struck(cluster_map)
     return msgspec.structs.replace(state, map=_one_step(cluster_map, plan(cluster_map)))
 
 
 def without_moves(state: ClusterState) -> ClusterState:
     """What is under way and not committed is given up: moves, joining, leaving, being started. Raises Unavailable."""
-    return msgspec.structs.replace(state, map=moves.cancelled(formed_map(state)), wanted={})
+    cluster_map = formed_map(state)
+    refuse_while_struck(cluster_map)
+    return msgspec.structs.replace(state, map=moves.cancelled(cluster_map), wanted={})
 
 
 def formed_map(state: ClusterState) -> ClusterMap:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import msgspec
+
 from kvstore import failpoints
 from kvstore.config import ClusterConfig, Limits
 from kvstore.controller import membership
@@ -57,6 +59,7 @@ class ClusterService:
         self._limits = config.limits
         self._recovery = Recovery(shards)
         self._look_if_behind = asyncio.Event()
+        self.on_clock: Callable[[int], None] = lambda clock: None  # a store has told its own
         shards.on_epoch = self.hear
         self._launcher = _Launcher(config.limits.map_poll_s + _LAUNCHER_GRACE_S)
         self._first = FirstMembers(
@@ -89,6 +92,9 @@ class ClusterService:
         self._recovery.note(announcement)
         if announcement.cluster_id is not None:
             self.hear(announcement.cluster_id, announcement.epoch)
+            self.on_clock(announcement.clock)
+        if self._recovery.is_offered and (lost := self._lost(state)):
+            raise lost  # also for a new file: no second cluster is formed beside the one that is there
         plan = await self._planner(state if membership.may_join(state, announcement) else None)
         before, after = await self._document.change(
             lambda present: membership.decide(present, announcement, self._first, secrets.token_hex(16), plan)
@@ -157,7 +163,7 @@ class ClusterService:
         def decide(state: ClusterState) -> ClusterState:
             if state.map is not None and state.map.epoch > found.map.epoch:
                 raise ChangeRefused("somebody else has recovered the map meanwhile: nothing was changed.")
-            return ClusterState(map=following)
+            return msgspec.structs.replace(state, map=following, announced={}, wanted={})
 
         _, after = await self._document.change(decide, though_behind=True)
         _log.warning("the map of epoch %d was recovered: epoch %d", epoch, following.epoch)
@@ -204,6 +210,19 @@ class ClusterService:
     async def remove(self, shard_id: str) -> Asked:
         """The shard leaves. Raises NotFound, ChangeRefused for the last one, Unavailable."""
         return await self._ask(shard_id, lambda state, plan: membership.without(state, shard_id, plan))
+
+    async def give_up(self, shard_id: str, confirmed: str | None) -> dict[str, Any]:
+        """The shard is lost with all that it had: what that is. Raises ChangeRefused unless its id was typed again."""
+        before = membership.formed_map(await self._read())
+        owned = len(before.owned_by(shard_id))
+        if before.member(shard_id) is not None and confirmed != shard_id:
+            raise ChangeRefused(
+                f"{owned} partitions of shard {shard_id} would be opened anew, empty; all that only it had would be "
+                f"lost for good. If that is meant, give confirm={shard_id} along with lost=true.",
+                partitions=owned,
+            )
+        asked = await self._ask(shard_id, lambda state, _: membership.lost(state, shard_id))
+        return {**asked._asdict(), "partitions": owned}
 
     async def plan_remove(self, shard_id: str) -> dict[str, Any]:
         """What `remove` would move; raises as it does."""

@@ -30,10 +30,11 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Size(msgspec.Struct, frozen=True):
-    """What a shard holds, as it counts itself."""
+    """What a shard holds, as it counts itself. `clock`: the highest version that it has given or seen."""
 
     keys: int
     bytes: int
+    clock: int = 0
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -82,6 +83,7 @@ class Shards:
             if member.id not in self._links:
                 channel = Channel(member.id, member.url, self._limits, self._session, member.store_id)
                 self._links[member.id] = _Link(channel)
+            self._links[member.id].channel.name_strike(cluster_map.last_strike)
 
     async def close(self) -> None:
         """End all channels."""

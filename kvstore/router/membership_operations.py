@@ -94,8 +94,15 @@ def _remove() -> Operation:
         tag="cluster",
         summary="Drain and remove a shard",
         description="Its partitions move to the others; then it is no member any more, and the `kvstore up` that runs "
-        f"its process ends it and keeps its file as shard-ID.db.removed. {_GRACE}The last shard cannot be removed.",
-        parameters=(_ID, _PLAN),
+        f"its process ends it and keeps its file as shard-ID.db.removed. {_GRACE}The last shard cannot be removed. "
+        "With lost=true its disk is taken for lost: once every other shard has heard of it, its partitions are opened "
+        "anew, empty; `confirm` is its id again, without which 409 says what would be lost.",
+        parameters=(
+            _ID,
+            _PLAN,
+            query("lost", flag("Its disk is lost: its partitions are opened anew, empty, by the others."), True),
+            query("confirm", ref("ShardId"), "s5"),
+        ),
         answers=(_plan_only(), _taken({"id": "s5", "state": "leaving", "epoch": 14})),
         errors=(*_ERRORS, NotFound),
     )

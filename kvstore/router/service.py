@@ -138,6 +138,8 @@ class RouterService:
                 self._spawn(self._let_go(channel))
         self._open_channels(cluster_map)
         of_member = [self.channels[member.id] for member in cluster_map.members]
+        for channel in of_member:
+            channel.name_strike(cluster_map.last_strike)
         self._owners = [of_member[owner] for owner in cluster_map.owners]
         self._partitions = cluster_map.partitions
         self._largest_part = max(Counter(cluster_map.owners).values()) / cluster_map.partitions
@@ -292,6 +294,11 @@ class RouterService:
         return list(self.channels.values())
 
     @property
+    def epoch(self) -> int:
+        """Of the cached map, 0 without one."""
+        return self.cluster_map.epoch if self.cluster_map is not None else 0
+
+    @property
     def partitions(self) -> int:
         """Their number, 0 without a map."""
         return self._partitions
@@ -393,6 +400,8 @@ class RouterService:
         down = 0
         for shard_id, error in failed.items():
             theirs = sum(1 << partition for partition in self.cluster_map.owned_by(shard_id)) & missing
+            if isinstance(error, WrongOwner):
+                continue  # one of us has not heard of the last strike: soon it has
             if theirs and not (is_partial and isinstance(error, Unavailable)):
                 raise error
             down |= theirs

@@ -178,14 +178,22 @@ async def _serve(
             ids = identity.store_id, identity.cluster_id
             try:
                 await follower.announce(
-                    shard_id, url, *ids, weight, join=may_join, partitions=identity.partitions, epoch=store.epoch
+                    shard_id,
+                    url,
+                    *ids,
+                    weight,
+                    join=may_join,
+                    partitions=identity.partitions,
+                    epoch=store.epoch,
+                    clock=store.database.clock.version,
                 )
             except ForeignData as refused:
                 wanted = refused.members.get("partitions")
                 if identity.cluster_id is None and isinstance(wanted, int) and wanted != config.partitions:
                     raise _OfOtherPartitions(wanted) from None
                 raise
-            await follower.follow(store.epoch, maps.put, store.database.identity.cluster_id)
+            cluster_id = store.database.identity.cluster_id
+            await follower.follow(store.epoch, maps.put, cluster_id, lambda: store.database.clock.version)
 
         async def stopped() -> None:
             await stop.wait()

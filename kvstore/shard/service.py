@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from kvstore.errors import ForeignData, KvError
+from kvstore.errors import ForeignData, KvError, WrongOwner
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.protocol import (
     Answer,
@@ -27,6 +27,7 @@ from kvstore.protocol import (
     Follow,
     Forget,
     Get,
+    Names,
     Pull,
     Receive,
     Reply,
@@ -46,6 +47,7 @@ _QUIET_S = 0.5
 _FAREWELL_S_MAX = 3.0
 
 _Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | Fence
+_OF_ANY_STRIKE = (Follow, Stats)  # the first brings it, the second is of the process
 
 
 class ShardService:
@@ -68,6 +70,8 @@ class ShardService:
         member = cluster_map.member(self.shard_id)
         if member is not None and member.store_id != identity.store_id:
             raise ForeignData(f"the cluster knows shard {member.id} with another data file than this one")
+        if cluster_map.is_struck(identity.store_id):
+            raise ForeignData(f"shard {self.shard_id} was given up with this data file, which is refused for ever")
         if cluster_map.partitions != len(self.store.arrivals):
             raise ForeignData(
                 f"the cluster has {cluster_map.partitions} partitions, this file {len(self.store.arrivals)}"
@@ -97,7 +101,10 @@ class ShardService:
     def handle(self, request: Request, sink: Sink) -> None:
         """Begin the request; its answer goes to `sink`."""
         self._asked_s = time.monotonic()
-        if isinstance(request, Get):
+        if getattr(sink, "strike", 0) != self.store.strike and not isinstance(request, _OF_ANY_STRIKE):
+            text = "a shard was given up, and one of us has not heard of it"
+            sink.send(refusal(request.id, WrongOwner(text, epoch=self.store.epoch)))
+        elif isinstance(request, Get):
             self.store.get(request, sink)
         elif isinstance(request, _Slow):
             task = asyncio.create_task(self._answer_slowly(request, sink))
@@ -106,7 +113,7 @@ class ShardService:
         elif isinstance(request, Forget):
             self.store.acknowledge(request.attempts)
             sink.send(Answer(request.id, 200))
-        else:
+        elif not isinstance(request, Names):
             self.store.write(request, sink)
 
     async def _answer_slowly(self, request: _Slow, sink: Sink) -> None:
@@ -145,4 +152,5 @@ class ShardService:
     def _facts(self) -> dict[str, Any]:
         stats: dict[str, Any] = msgspec.to_builtins(self.store.snapshot())
         floor = self.store.database.clock.attempts_floor
-        return stats | {"attempts": self.store.in_doubt(), "attempts_floor": floor}
+        clock = {"clock": self.store.database.clock.version}
+        return stats | clock | {"attempts": self.store.in_doubt(), "attempts_floor": floor}

@@ -18,6 +18,7 @@ from kvstore.errors import DiskFull
 from kvstore.protocol import Reply
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.transactions.intents import State
+from kvstore.transactions.openings import Openings
 
 
 class Sink(Protocol):
@@ -58,6 +59,7 @@ class Context(NamedTuple):
     reply_kept_ms: int
     read_bytes_max: int
     fenced: Set[int] = frozenset()
+    openings: Openings = Openings()
 
 
 _NEVER = Before(0, 0, 0, False)

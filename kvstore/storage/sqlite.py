@@ -51,6 +51,7 @@ from kvstore.storage.rows import (
 )
 from kvstore.storage.tallies import Tallies
 from kvstore.transactions.intents import Holds, State
+from kvstore.transactions.openings import Openings
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ class Work(NamedTuple):
     holds: Holds
     known: Callable[[str], State | None]
     fenced: Set[int] = frozenset()
+    openings: Openings = Openings()
 
 
 class _Committed:
@@ -259,7 +261,15 @@ class Database:
         kept_ms = round(limits.idempotency_kept_s * 1000)
         read_max = limits.txn_read_bytes_max
         context = Context(
-            work.now_ms, work.now_s, work.arrivals, work.epoch, frees_only, kept_ms, read_max, work.fenced
+            work.now_ms,
+            work.now_s,
+            work.arrivals,
+            work.epoch,
+            frees_only,
+            kept_ms,
+            read_max,
+            work.fenced,
+            work.openings,
         )
         return Batch(self.clock, context, work.locks, work.holds, _Committed(connection, work.known))
 

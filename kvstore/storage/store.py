@@ -174,6 +174,11 @@ class Store:
         """The newest that is durable here; None before the first one."""
         return self.handover.cluster_map
 
+    @property
+    def strike(self) -> int:
+        """The epoch of the last strike that is durable here."""
+        return self.handover.openings.last
+
     # --- partitions come and go --------------------------------------------------------------------------------------
 
     async def adopt(self, cluster_map: ClusterMap) -> bool:
@@ -336,7 +341,16 @@ class Store:
     def _work(self, waiters: list[Waiter]) -> Work:
         now_ms, now_s = _now_ms(), time.monotonic()
         return Work(
-            waiters, now_ms, now_s, self.arrivals, self.epoch, self._locks, self._holds, self._known, self._fenced
+            waiters,
+            now_ms,
+            now_s,
+            self.arrivals,
+            self.epoch,
+            self._locks,
+            self._holds,
+            self._known,
+            self._fenced,
+            self.handover.openings,
         )
 
     def _take_batch(self) -> list[Waiter]:

@@ -34,6 +34,7 @@ from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable
 from kvstore.protocol import (
     WRITES,
     Acquire,
+    Names,
     Reply,
     Request,
     decode_replies,
@@ -116,6 +117,7 @@ class Connection:
 
     def __init__(self, limits: Limits) -> None:
         self.closed = False
+        self.strike = 0  # the last one that the other end follows
         self._outbox = _Outbox(limits.frame_bytes_max)
 
     def send(self, reply: Reply) -> None:
@@ -130,7 +132,10 @@ class Connection:
                 if message.type is not aiohttp.WSMsgType.BINARY:
                     break
                 for request in decode_requests(message.data):
-                    handle(request, self)
+                    if isinstance(request, Names):
+                        self.strike = request.strike
+                    else:
+                        handle(request, self)
         except msgspec.DecodeError as error:
             log.error("a router sent a frame that is none: %s", error)
         finally:
@@ -160,6 +165,7 @@ class Channel:
         self.connected = False
         self.answered = False
         self.bytes_under_way = 0
+        self._strike = 0
         self._limits = limits
         self._session = session
         self._loop = asyncio.get_running_loop()
@@ -170,6 +176,17 @@ class Channel:
         self._outbox = _Outbox(limits.frame_bytes_max)
         self._tasks = [asyncio.create_task(self._stay_connected()), asyncio.create_task(self._sweep())]
         self._socket: aiohttp.ClientWebSocketResponse | None = None
+
+    def name_strike(self, strike: int) -> None:
+        """What is asked from now on is asked by a map whose last strike is that one."""
+        if strike != self._strike:
+            self._strike = strike
+            if self.connected:
+                self._put_strike()
+
+    def _put_strike(self) -> None:
+        self._next_id += 1
+        self._outbox.put(Names(self._next_id, self._strike))
 
     @property
     def ops_under_way(self) -> int:
@@ -239,6 +256,8 @@ class Channel:
         self._socket = socket
         self._outbox = _Outbox(self._limits.frame_bytes_max)
         self._heard_s = self._loop.time()
+        if self._strike:
+            self._put_strike()  # before anything else that leaves by this connection
         self.connected = True
         sender = asyncio.create_task(self._outbox.run(socket, self._note_sent))
         try:

@@ -315,3 +315,44 @@ def test_a_router_that_starts_while_the_controller_hangs_says_that_it_has_no_map
         wait_until(refused, "the router answers")
     wait_until(lambda: answers(pair, "no-map"), "the router has a map")
     assert get(pair, "no-map").body == b"1"
+
+
+# --- a shard whose disk is lost ---------------------------------------------------------------------------------------
+
+
+def test_a_shard_that_is_given_up_leaves_its_partitions_empty_and_open_and_all_others_as_they_were(
+    tmp_path: Path,
+) -> None:
+    with running(write_config(tmp_path, shards=3, partitions=64)) as cluster:
+        lost, kept = keys_of(cluster, "s1", 3, "gone-"), keys_of(cluster, "s2", 2, "kept-") + keys_of(cluster, "s3", 1)
+        before = [int(put(cluster, key, b"1").headers["etag"].strip('"')) for key in (*lost, *kept)]
+        name = lost[0]
+        token = ask(cluster.url, "POST", f"/v1/locks/{name}", b"{}").json["token"]
+        pid = cluster.pid("shard-s1")
+        for path in cluster.data_dir.glob("shard-s1.db*"):
+            path.unlink()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: "empty or foreign file" in cluster.log, "its empty file is refused")
+        assert get(cluster, lost[0]).status == 503
+        unconfirmed = ask(cluster.url, "DELETE", "/v1/shards/s1?lost=true")
+        assert (unconfirmed.status, unconfirmed.json["code"]) == (409, "change-refused")
+        done = kvstore("shard", "remove", "s1", "--lost", "--confirm", "s1", "--url", cluster.url)
+        assert done.returncode == 0, done.stderr
+        assert [shard["id"] for shard in facts(cluster)["shards"]] == ["s2", "s3"]
+        assert sum(shard["partitions"] for shard in facts(cluster)["shards"]) == 64
+        assert ask(cluster.url, "GET", "/v1/kv?count=true").json == {"count": len(kept)}
+        assert [get(cluster, key).status for key in (*lost, *kept)] == [404] * 3 + [200] * 3
+        again = put(cluster, lost[0], b"2")
+        assert again.status == 201
+        assert int(again.headers["etag"].strip('"')) > 2**32 > max(before)
+        assert ask(cluster.url, "POST", f"/v1/locks/{name}", b"{}").json["token"] > 2**32 > token
+        steps = [{"op": "put", "key": key, "value": "3"} for key in (lost[1], *kept)]
+        assert ask(cluster.url, "POST", "/v1/txn", json.dumps({"then": steps}).encode()).status == 200
+        wait_until(lambda: "shard-s1" not in pids(cluster), "its process is stopped")
+        for other in ("shard-s2", "router-0", "controller-0"):
+            kill_and_wait(cluster, other)
+        wait_until(lambda: kvstore("get", lost[0], "--url", cluster.url).stdout == "2", "all are back")
+        added = kvstore("shard", "add", "s1", "--url", cluster.url)
+        assert added.returncode == 0, added.stderr
+        assert ask(cluster.url, "GET", "/v1/kv?count=true").json == {"count": len(kept) + 2}
+        assert get(cluster, lost[1]).body == b"3"

@@ -115,6 +115,9 @@ async def test_a_controller_whose_file_was_lost_goes_on_with_the_map_of_its_shar
             ours = {"cluster_id": formed.cluster_id, "epoch": 1}
             status, refused = await controller.announce("s1", url=one["url"], **ours)
             assert (status, refused["code"]) == (503, "controller-behind")
+            for shard_id in ("s1", "s2"):  # no second cluster is formed
+                status, refused = await controller.announce(shard_id)
+                assert (status, refused["code"]) == (503, "controller-behind")
             for method, path in (("GET", "/v1/map"), ("POST", "/v1/moves"), ("DELETE", "/v1/shards/s1")):
                 status, refused = await controller.call(method, path)
                 assert (status, refused["code"]) == (503, "controller-behind"), path
