@@ -8,7 +8,16 @@ import msgspec
 import pytest
 
 from kvstore.addresses import listen_address
-from kvstore.config import ClusterConfig, Limits, default_config, load_config
+from kvstore.cli.serve_options import read_config
+from kvstore.config import (
+    CONFIG_VARIABLE,
+    ClusterConfig,
+    Limits,
+    decode_config,
+    default_config,
+    encode_config,
+    load_config,
+)
 from kvstore.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[2] / "cluster.yaml"
@@ -213,3 +222,20 @@ def test_an_address_is_taken_apart(listen: str, expected: tuple[str, int]) -> No
 def test_what_is_no_address_is_refused(listen: str) -> None:
     with pytest.raises(ConfigError, match="HOST:PORT"):
         listen_address(listen)
+
+
+@pytest.mark.parametrize("encoded", ["", "{", "{}", '{"unknown":1}', "\udc80"])
+def test_what_is_no_configuration_that_was_handed_down_is_refused(encoded: str) -> None:
+    with pytest.raises(ConfigError):
+        decode_config(encoded)
+
+
+def test_only_a_supervised_process_takes_the_configuration_that_was_handed_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_down = msgspec.structs.replace(default_config(), partitions=64)
+    monkeypatch.setenv(CONFIG_VARIABLE, encode_config(handed_down))
+    assert read_config(tmp_path / "gone.yaml", supervised=True) == handed_down
+    assert read_config(None) == default_config()
+    monkeypatch.setenv(CONFIG_VARIABLE, '{"of": "another version"}')
+    assert read_config(None, supervised=True) == default_config()
