@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.errors import BadRequest, ForeignData, KvError
+from kvstore.errors import BadRequest, ForeignData
 from kvstore.placement.cluster_map import ClusterMap, checked_map
 from kvstore.protocol import (
     Answer,
@@ -38,7 +38,7 @@ from kvstore.protocol import (
 )
 from kvstore.shard.admission import Admission
 from kvstore.shard.receiver import Receiver
-from kvstore.store.refusals import failure, refusal
+from kvstore.store.refusals import fault
 from kvstore.store.store import Store
 from kvstore.store.write_set import Sink
 
@@ -103,10 +103,8 @@ class ShardService:
         try:
             self._admission.check(request)
             self._begin(request, sink)
-        except KvError as error:
-            sink.send(refusal(request.id, error))
         except Exception as error:
-            sink.send(failure(request, error))
+            sink.send(fault(request, error))
 
     def _begin(self, request: Request, sink: Sink) -> None:
         if isinstance(request, Get):
@@ -124,10 +122,8 @@ class ShardService:
     async def _answer_slowly(self, request: _Slow, sink: Sink) -> None:
         try:
             sink.send(await self._reply(request))
-        except KvError as error:
-            sink.send(refusal(request.id, error))
         except Exception as error:
-            sink.send(failure(request, error))
+            sink.send(fault(request, error))
 
     async def _reply(self, request: _Slow) -> Reply:
         """Raises KvError."""
