@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.errors import BadRequest, ForeignData, KvError, WrongOwner
+from kvstore.errors import BadRequest, ForeignData, WrongOwner
 from kvstore.placement.cluster_map import ClusterMap, checked_map
 from kvstore.protocol import (
     Answer,
@@ -39,7 +39,7 @@ from kvstore.protocol import (
 )
 from kvstore.shard.admission import Admission
 from kvstore.shard.receiver import Receiver
-from kvstore.store.refusals import failure, refusal
+from kvstore.store.refusals import fault
 from kvstore.store.store import Store
 from kvstore.store.write_set import Sink
 
@@ -107,10 +107,8 @@ class ShardService:
         try:
             self._admission.check(request)
             self._begin(request, sink)
-        except KvError as error:
-            sink.send(refusal(request.id, error))
         except Exception as error:
-            sink.send(failure(request, error))
+            sink.send(fault(request, error))
 
     def _begin(self, request: Request, sink: Sink) -> None:
         """Raises WrongOwner if one of both has not heard of the last strike."""
@@ -131,10 +129,8 @@ class ShardService:
     async def _answer_slowly(self, request: _Slow, sink: Sink) -> None:
         try:
             sink.send(await self._reply(request))
-        except KvError as error:
-            sink.send(refusal(request.id, error))
         except Exception as error:
-            sink.send(failure(request, error))
+            sink.send(fault(request, error))
 
     async def _reply(self, request: _Slow) -> Reply:
         """Raises KvError."""

@@ -145,6 +145,11 @@ class Batch:
             return None
         return CommitRecord(clock, rows, extras.cluster_map, extras.freezes, extras.dropped)
 
+    def drop_rows(self, partitions: Set[int]) -> None:
+        """All rows of these are gone. It takes a sequence, so that what is known as of the last one is old."""
+        self.extras.dropped = sorted(partitions)
+        self.changes.skip_sequence()
+
     def decide(self, op: WriteOp, sink: Sink) -> None:
         """Do the operation, and what it lets go on: append changes, if any, and answers, unless they wait."""
         savepoint = self.changes.savepoint()

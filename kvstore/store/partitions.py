@@ -85,7 +85,8 @@ class Partitions:
 
             def adopt(batch: Batch) -> None:
                 batch.changes.see(clock)
-                batch.extras.dropped = sorted(opened)
+                if opened:
+                    batch.drop_rows(opened)
                 self._adopt(batch, cluster_map, view, rows, counted)
 
             await self._pipeline.step(adopt, urgent=True)
@@ -170,7 +171,7 @@ class Partitions:
         def drop(batch: Batch) -> None:
             if orphaned := self.view.orphaned(partitions):
                 batch.steps.append("trim")
-                batch.extras.dropped = sorted(orphaned)
+                batch.drop_rows(orphaned)
 
         await self._pipeline.step(drop)
 

@@ -39,6 +39,7 @@ from kvstore.shard.service import ShardService
 from kvstore.store.store import Store
 
 PARTITIONS = 64
+LIMITS = Limits(log_segment_bytes=4 << 20)
 store_ids: dict[str, str] = {}
 ALL = b"\xff" * (PARTITIONS // 8)
 
@@ -83,12 +84,12 @@ class Shard:
 @pytest.fixture
 async def shard(tmp_path: Path) -> AsyncIterator[Shard]:
     fatal: list[BaseException] = []
-    store = await Store.open(tmp_path / "s1.db", Limits(), "s1", PARTITIONS, fatal.append)  # type: ignore[arg-type]
+    store = await Store.open(tmp_path / "s1.db", LIMITS, "s1", PARTITIONS, fatal.append)  # type: ignore[arg-type]
     store_ids["s1"] = store.identity.store_id
     async with aiohttp.ClientSession() as session:
-        peers = Peers(store, Limits(), session)
-        receiver = Receiver("s1", store, peers, Limits())
-        yield Shard(ShardService("s1", store, receiver, Limits()))
+        peers = Peers(store, LIMITS, session)
+        receiver = Receiver("s1", store, peers, LIMITS)
+        yield Shard(ShardService("s1", store, receiver, LIMITS))
         await receiver.close()
         await peers.close()
     await store.close()
@@ -192,8 +193,8 @@ async def test_a_count_across_a_change_of_ownership_is_of_what_stayed(shard: Sha
     await shard.service.follow(all_mine(1))
     for key in ("a", "b"):
         await shard.ask(Put(1, key, b"1"))
-    database: Any = shard.service.store.database
-    original, arrived, may_go_on = database.scan, asyncio.Event(), asyncio.Event()
+    engine: Any = shard.service.store.tables.engine
+    original, arrived, may_go_on = engine.scan, asyncio.Event(), asyncio.Event()
 
     async def scan(*args: Any) -> Any:
         page = await original(*args)
@@ -201,7 +202,7 @@ async def test_a_count_across_a_change_of_ownership_is_of_what_stayed(shard: Sha
         await may_go_on.wait()
         return page
 
-    database.scan = scan
+    engine.scan = scan
     counting = shard.begin(Count(9, ""))
     await arrived.wait()
     await shard.service.follow(without("a", 2))
@@ -218,7 +219,7 @@ async def test_a_request_that_fails_for_whatever_reason_is_answered(
     async def fail(*_: Any) -> Any:
         raise sqlite3.OperationalError("disk I/O error")
 
-    shard.service.store.database.scan = fail  # type: ignore[method-assign]
+    shard.service.store.tables.engine.scan = fail  # type: ignore[method-assign]
     for request in (Scan(5, "", "", 10), Count(6, "")):
         answer = await shard.ask(request)
         assert (answer.id, answer.status, answer.problem["code"]) == (request.id, 500, "internal")
@@ -229,6 +230,7 @@ async def test_a_request_that_fails_for_whatever_reason_is_answered(
 async def test_a_damaged_value_in_a_listing_is_answered_as_such(shard: Shard) -> None:
     await shard.service.follow(all_mine(1))
     await shard.ask(Put(1, "bad", b"1"))
+    await shard.service.store.applier.flush()
     connection = sqlite3.connect(shard.service.store.path)
     with connection:
         connection.execute("UPDATE rows SET body = x'00'")
