@@ -116,7 +116,7 @@ class Maintenance:
         """Trim up to `count_max` of the oldest tombstones up to that sequence; whether there were any."""
         found = await self._tables.engine.old_tombstones(sequence, count_max)
         if found:
-            await self._pipeline.step(lambda batch: batch.changes.trim_tombstones(found))
+            await self._pipeline.step(lambda batch: batch.changes.raise_floor(0, found))
         return bool(found)
 
     # --- waits --------------------------------------------------------------------------------------------------------

@@ -162,15 +162,15 @@ class Changes:
         """The next row has one more."""
         self._sequence += 1
 
-    def trim_tombstones(self, sequence: int) -> None:
-        """Tombstones up to that sequence are no rows of the feed any more."""
-        self._tombstones_floor = max(self._tombstones_floor, sequence)
+    def raise_floor(self, stamp: int, tombstones: int = 0) -> None:
+        """Of attempts up to that stamp nothing may be known any more; tombstones up to that sequence are trimmed.
 
-    def raise_floor(self, stamp: int) -> None:
-        """A decision goes: of attempts up to that stamp nothing may be known any more. Raises OverflowError."""
+        Raises OverflowError.
+        """
         if stamp > NUMBER_MAX:
             raise OverflowError(f"the stamp {stamp} is larger than a store can hold")
         self.floor = max(self.floor, stamp)
+        self._tombstones_floor = max(self._tombstones_floor, tombstones)
 
     def write(
         self, kind: str, key: str, partition: int, body: bytes | None, expires_at_ms: int = 0, version: int = 0

@@ -277,6 +277,6 @@ async def test_who_follows_another_strike_is_refused_and_nothing_is_executed(sha
 
 
 async def test_a_shard_that_was_given_up_follows_no_map_that_says_so(shard: Shard) -> None:
-    ours = shard.service.store.database.identity.store_id
+    ours = shard.service.store.identity.store_id
     with pytest.raises(ForeignData, match="refused for ever"):
         await shard.service.follow(struck(5, 3, store_id=ours))
