@@ -158,10 +158,6 @@ class Changes:
         for row in rows:
             self._set_row(row._replace(sequence=self._sequence + 1))
 
-    def skip_sequence(self) -> None:
-        """The next row has one more."""
-        self._sequence += 1
-
     def trim_tombstones(self, sequence: int) -> None:
         """Tombstones up to that sequence are no rows of the feed any more."""
         self._tombstones_floor = max(self._tombstones_floor, sequence)

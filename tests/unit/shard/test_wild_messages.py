@@ -43,6 +43,7 @@ from kvstore.protocol import (
     Inspect,
     Leave,
     Look,
+    Names,
     Once,
     Outcome,
     Prepare,
@@ -66,7 +67,7 @@ from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
 from kvstore.shard.service import ShardService
-from kvstore.storage.rows import DECISION, Row, stored, upsert
+from kvstore.storage.rows import DECISION, Row
 from kvstore.store.ops import WriteOp
 from kvstore.store.store import Store
 from kvstore.transactions.decisions import Decision
@@ -75,6 +76,7 @@ from kvstore.transport.frames import decode_apart
 PARTITIONS = 64
 LIMITS = Limits(
     disk_reserve_bytes=1,
+    log_segment_bytes=4 << 20,
     expiry_sweep_s=0.02,
     txn_timeout_s=0.05,
     request_timeout_s=0.5,
@@ -233,7 +235,7 @@ def test_every_kind_of_request_is_among_the_wild_ones() -> None:
         drawn.add(type(message))
 
     draw()
-    assert drawn == set(Request.__args__)
+    assert drawn == set(Request.__args__) - {Names}  # which has no answer
 
 
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
@@ -326,7 +328,7 @@ async def test_a_decision_beyond_all_bounds_that_lies_in_the_file_goes_and_does_
         store = shard.service.store
         decision = Decision("aborted", Attempt(1, 2**63, "r"), "k")
         row = Row(DECISION, decision.attempt.name, 1, 1, 1, 0, decision.encode())
-        await store._do_alone(lambda connection, batch: upsert(connection, [stored(row)]))
+        await store.pipeline.step(lambda batch: batch.changes.take([row]))
     async with opened(tmp_path) as shard:
         assert (await shard.ask(Stats(1))).facts["decisions"] == 1
         async with asyncio.timeout(WAIT_S):
