@@ -62,9 +62,10 @@ class Environment:
         return await asyncio.get_running_loop().run_in_executor(None, function)
 
     async def wait_for(self, event: Awaitable[Any], seconds: float) -> bool:
-        """Wait for the event, that long at most; whether it came."""
+        """Wait for the event, that long at most; whether it came. (asyncio.wait_for loses a cancellation beside it.)"""
         try:
-            await asyncio.wait_for(event, seconds)
+            async with asyncio.timeout(seconds):
+                await event
         except TimeoutError:
             return False
         return True

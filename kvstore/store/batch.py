@@ -143,12 +143,9 @@ class Batch:
             and not extras.dropped
         ):
             return None
+        if extras.dropped:  # a change that leaves no row: what is known of the partition as of the last one is old
+            clock = clock._replace(sequence=clock.sequence + 1)
         return CommitRecord(clock, rows, extras.cluster_map, extras.freezes, extras.dropped)
-
-    def drop_rows(self, partitions: Set[int]) -> None:
-        """All rows of these are gone. It takes a sequence, so that what is known as of the last one is old."""
-        self.extras.dropped = sorted(partitions)
-        self.changes.skip_sequence()
 
     def decide(self, op: WriteOp, sink: Sink) -> None:
         """Do the operation, and what it lets go on: append changes, if any, and answers, unless they wait."""

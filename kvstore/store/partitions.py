@@ -85,8 +85,7 @@ class Partitions:
 
             def adopt(batch: Batch) -> None:
                 batch.changes.see(clock)
-                if opened:
-                    batch.drop_rows(opened)
+                batch.extras.dropped = sorted(opened)
                 self._adopt(batch, cluster_map, view, rows, counted)
 
             await self._pipeline.step(adopt, urgent=True)
@@ -171,7 +170,7 @@ class Partitions:
         def drop(batch: Batch) -> None:
             if orphaned := self.view.orphaned(partitions):
                 batch.steps.append("trim")
-                batch.drop_rows(orphaned)
+                batch.extras.dropped = sorted(orphaned)
 
         await self._pipeline.step(drop)
 

@@ -158,10 +158,6 @@ class Changes:
         for row in rows:
             self._set_row(row._replace(sequence=self._sequence + 1))
 
-    def skip_sequence(self) -> None:
-        """The next row has one more."""
-        self._sequence += 1
-
     def raise_floor(self, stamp: int, tombstones: int = 0) -> None:
         """Of attempts up to that stamp nothing may be known any more; tombstones up to that sequence are trimmed.
 

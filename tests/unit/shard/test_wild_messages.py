@@ -67,7 +67,7 @@ from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
 from kvstore.shard.service import ShardService
-from kvstore.storage.rows import DECISION, Row, stored, upsert
+from kvstore.storage.rows import DECISION, Row
 from kvstore.store.ops import WriteOp
 from kvstore.store.store import Store
 from kvstore.transactions.decisions import Decision
@@ -76,6 +76,7 @@ from kvstore.transport.frames import decode_apart
 PARTITIONS = 64
 LIMITS = Limits(
     disk_reserve_bytes=1,
+    log_segment_bytes=4 << 20,
     expiry_sweep_s=0.02,
     txn_timeout_s=0.05,
     request_timeout_s=0.5,
@@ -343,7 +344,7 @@ async def test_a_decision_beyond_all_bounds_that_lies_in_the_file_goes_and_does_
         store = shard.service.store
         decision = Decision("aborted", Attempt(1, 2**63, "r"), "k")
         row = Row(DECISION, decision.attempt.name, 1, 1, 1, 0, decision.encode())
-        await store._do_alone(lambda connection, batch: upsert(connection, [stored(row)]))
+        await store.pipeline.step(lambda batch: batch.changes.take([row]))
     async with opened(tmp_path) as shard:
         assert (await shard.ask(Stats(1))).facts["decisions"] == 1
         async with asyncio.timeout(WAIT_S):
