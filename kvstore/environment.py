@@ -58,7 +58,8 @@ class Environment:
     async def wait_for(self, event: Awaitable[Any], seconds: float) -> bool:
         """Wait for the event, that long at most; whether it came."""
         try:
-            await asyncio.wait_for(event, seconds)
+            async with asyncio.timeout(seconds):  # asyncio.wait_for forgets a cancellation that comes with the event
+                await event
         except TimeoutError:
             return False
         return True

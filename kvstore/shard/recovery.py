@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from kvstore.config import Limits
+from kvstore.environment import SYSTEM
 from kvstore.errors import KvError
 from kvstore.protocol import Abort, Answer, Ask, Attempt, Finish, Outcome, Reply
 from kvstore.shard.peers import Peers
@@ -48,10 +49,7 @@ class Recovery:
 
     async def run(self) -> None:
         while True:
-            try:
-                await asyncio.wait_for(self._store.recovery_due.wait(), self._limits.expiry_sweep_s)
-            except TimeoutError:
-                pass
+            await SYSTEM.wait_for(self._store.recovery_due.wait(), self._limits.expiry_sweep_s)
             self._store.recovery_due.clear()
             if self._store.cluster_map is not None:
                 self._begin_round()

@@ -89,13 +89,14 @@ class Pipeline:
         self._urgent: deque[_Step] = deque()
         self._queued_bytes = 0
         self._fetching: deque[_Fetching] = deque()
+        self._away = 0  # of operations whose rows are being read now
         self._undurable: deque[_Decided] = deque()
         self._events = _Events()
         self._position = tables.log.last
 
     def __len__(self) -> int:
         """How many operations wait to be decided."""
-        return len(self._queue) + len(self._fetching)
+        return len(self._queue) + len(self._fetching) + self._away
 
     # --- entering -----------------------------------------------------------------------------------------------------
 
@@ -141,19 +142,20 @@ class Pipeline:
                 while self._fetching and len(wanted) < _FETCHED_KEYS_MAX:
                     waiting.append(self._fetching.popleft())
                     wanted |= dict.fromkeys(key for key in waiting[-1].keys if memtable.pin(key))
-                keys = list(wanted)
+                keys, self._away = list(wanted), len(waiting)
                 found = await tables.engine.read(keys)
                 for key, row in zip(keys, found, strict=True):
                     if not isinstance(row, KvError):
                         memtable.arrived(key, row)
                 damaged = {key: row for key, row in zip(keys, found, strict=True) if isinstance(row, KvError)}
+                self._away = 0
                 for op, sink, needed in waiting:
                     self._enter_fetched(op, sink, needed, next((damaged[k] for k in needed if k in damaged), None))
 
     def _enter_fetched(self, op: WriteOp, sink: Sink, keys: list[RowKey], error: KvError | None) -> None:
+        self._events.queued.set()  # also for `close`, which waits for all of them
         if error is None:
             self._queue.append((op, sink, keys))
-            self._events.queued.set()
             return
         log.error("%s", error.detail)
         self._queued_bytes -= _size(op)
@@ -186,7 +188,7 @@ class Pipeline:
             elif self._queue or self._tables.ready:
                 await self._wait_for_room()
                 self._run_batch()
-            elif events.closing:
+            elif events.closing and not len(self):
                 await self._drain()
                 return
             else:

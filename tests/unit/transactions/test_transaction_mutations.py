@@ -489,9 +489,8 @@ def a_reply_goes_before_its_decision(patch: pytest.MonkeyPatch) -> None:
 @shown_by("several wait for a lock when their time is over")
 def who_is_refused_may_be_granted_the_lock_all_the_same(patch: pytest.MonkeyPatch) -> None:
     def leave_queue(self: Any, key: str, queued: Any, error: KvError) -> None:
-        granted = self._locks.leave(key, queued)
-        self._granted.extend(batch_module._Granted(key, *next_one) for next_one in granted)
-        self._give_up(queued, error)
+        self._ready.leave(key, queued)
+        self.give_up(queued, error)
 
     patch.setattr(LockWaits, "leave_queue", leave_queue)
 
