@@ -20,7 +20,13 @@ T = TypeVar("T")
 
 
 class Environment:
-    """The machine. Times ending in `_s` are seconds, in `_ms` milliseconds."""
+    """The machine. Times ending in `_s` are seconds, in `_ms` milliseconds.
+
+    `boot` names this run of the machine, from whose boot on its monotonic clock counts, for all of its processes.
+    """
+
+    def __init__(self) -> None:
+        self.boot = _boot()
 
     def monotonic_s(self) -> float:
         """A clock that never jumps."""
@@ -63,6 +69,13 @@ class Environment:
         except TimeoutError:
             return False
         return True
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:13]
+    except OSError:
+        return secrets.token_hex(6)  # of this process, then
 
 
 SYSTEM = Environment()

@@ -6,6 +6,7 @@ there is one, and the file is taken away, so that whoever comes in the place of 
 Promises: without the variable `hit` does nothing. `kill` ends the process as SIGKILL does, at the n-th time with
 `@n`; `stop` lets it stand still as SIGSTOP does, until somebody sends SIGCONT, also with `@n`; `pause:MS` sleeps that
 many milliseconds in the calling thread, each time.
+A simulation is told of every point that is hit (`watch`), and does what it likes.
 Leaves to others: where the points are: grep for `failpoints.hit`.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 
@@ -39,10 +41,27 @@ _points = _parse("" if _file else _text)
 _hits: dict[str, int] = {}
 _taking = Lock()  # points are hit in several threads
 active = bool(_points)
+_watcher: Callable[[tuple[str, ...]], None] | None = None
+
+
+def watch(watcher: Callable[[tuple[str, ...]], None] | None) -> None:
+    """From now on call it with the names of the points that are hit, until `watch(None)`."""
+    global _watcher
+    _watcher = watcher
+
+
+def arm(text: str) -> None:
+    """Take these points instead of those so far, counted anew: for `kvstore up --demo`. Raises ValueError."""
+    global _points, active
+    with _taking:
+        _points, active = _parse(text), bool(text)
+        _hits.clear()
 
 
 def hit(*names: str) -> None:
     """The process has come to the points `names`."""
+    if _watcher is not None:
+        _watcher(names)
     if _file is not None:
         _take(_file)
     if not _points:

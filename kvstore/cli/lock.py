@@ -83,7 +83,7 @@ def lock(
     Example:
       kvstore lock nightly-backup -- ./backup.sh --full
       kvstore lock deploy --ttl 10 --wait 60 --owner "$USER on CI" -- make deploy
-      kvstore lock counter -- sh -c 'kvstore put counter 1 --token $KVSTORE_LOCK_TOKEN'
+      kvstore lock n -- sh -c 'kvstore put n 1 --token $KVSTORE_LOCK_TOKEN'
     """
     if (code := _cannot_run(command[0])) is not None:
         raise click.exceptions.Exit(code)

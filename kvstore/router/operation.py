@@ -62,12 +62,13 @@ class Content(NamedTuple):
 
 
 class Success(NamedTuple):
-    """An answer that is no error. `headers` are names among the components."""
+    """An answer that is no error. `headers` are names among the components; `other`: in another media type."""
 
     status: int
     description: str
     content: Content | None = None
     headers: tuple[str, ...] = ()
+    other: Content | None = None
 
 
 class Operation(NamedTuple):

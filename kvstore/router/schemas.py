@@ -30,6 +30,7 @@ from kvstore.errors import (
     all_errors,
 )
 from kvstore.protocol import VERSION_MAX
+from kvstore.router.event_schemas import event_schemas
 from kvstore.router.json_schema import (
     Schema,
     array,
@@ -63,6 +64,7 @@ def schemas(limits: Limits) -> dict[str, Schema]:
         **_locks(limits),
         **_cluster(),
         **_process(),
+        **event_schemas(),
         "Problem": _problem(),
     }
 
@@ -294,6 +296,7 @@ def _cluster() -> dict[str, Schema]:
                 "wanted": one_of("Null while the controller does not answer.", _NULL, ref("Wanted")),
                 "ending": one_of("Null while the controller does not answer.", _NULL, ref("Ending")),
                 "last_change": ref("LastChange"),
+                "advice": text("One sentence: that all is well, or what is not, and what happens next or what to do."),
             },
         ),
         "Shard": document(

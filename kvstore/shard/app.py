@@ -19,13 +19,16 @@ from typing import Any, NoReturn
 import aiohttp
 from aiohttp import web
 
-from kvstore.config import ClusterConfig, listen_address
+from kvstore.addresses import address_text, advertised, advertised_host, listen_address
+from kvstore.config import ClusterConfig
+from kvstore.errors import NoSuchRoute
 from kvstore.metrics import exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
 from kvstore.shard.service import ShardService
+from kvstore.storage.engine import TryLater
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
 from kvstore.transport.http import warn_if_exposed
@@ -33,6 +36,7 @@ from kvstore.transport.map_follower import MapFollower
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 0.5
 _EXIT_COMMIT_FAILED = 74  # EX_IOERR of sysexits.h
 
 
@@ -54,6 +58,7 @@ class ShardApp:
         self.web.router.add_get("/channel", self._channel)
         self.web.router.add_get("/healthz", self._healthz)
         self.web.router.add_get("/metrics", self._metrics)
+        self.web.router.add_route("*", "/{path:.*}", self._no_route)
 
     async def _channel(self, request: web.Request) -> web.StreamResponse:
         if request.query.get("shard") != self._service.shard_id:
@@ -83,6 +88,14 @@ class ShardApp:
         text = exposition(shard_families({self._service.shard_id: self._service.store.inspection.snapshot()}))
         return web.Response(body=text, content_type="text/plain", charset="utf-8")
 
+    async def _no_route(self, request: web.Request) -> web.Response:
+        """Who took this for the address of a router is told what it is."""
+        problem = NoSuchRoute(
+            f"this is shard {self._service.shard_id}, which answers routers only",
+            next_step="Ask a router: `kvstore up` prints its address.",
+        ).problem()
+        return web.json_response(problem, status=NoSuchRoute.status, content_type="application/problem+json")
+
     async def close(self) -> None:
         """End the channels."""
         for socket in list(self._sockets):
@@ -104,7 +117,14 @@ class _Maps:
     async def follow(self) -> None:
         """Raises ForeignData: then this shard must not serve."""
         while True:
-            await self._service.follow(await self._newest.get())
+            cluster_map = await self._newest.get()
+            try:
+                await self._service.follow(cluster_map)
+            except TryLater as error:
+                log.warning("the map of epoch %d waits: %s", cluster_map.epoch, error.detail)
+                await asyncio.sleep(_RETRY_S)
+                if self._newest.empty():
+                    self._newest.put_nowait(cluster_map)
 
 
 async def serve(
@@ -116,12 +136,14 @@ async def serve(
     config: ClusterConfig,
     stop: asyncio.Event,
     may_join: bool = False,
+    advertise: str | None = None,
 ) -> None:
-    """Run the shard until `stop` is set. Raises ForeignData, OSError (the port is taken).
+    """Run the shard until `stop` is set. Raises ForeignData, ConfigError, OSError (the port is taken).
 
-    `may_join`: if it is no member, it asks to become one.
+    `advertise` (HOST:PORT): where routers and other shards reach it, if that is not `listen`. `may_join`: if it is no
+    member, it asks to become one.
     """
-    host, port = listen_address(listen)
+    advertised_host(listen, advertise)  # before anything is opened
     limits = config.limits
     weight = next((shard.weight for shard in config.shards if shard.id == shard_id), 1)
     store = await Store.open(data_dir / f"shard-{shard_id}.db", limits, shard_id, config.partitions, _end_process)
@@ -140,13 +162,17 @@ async def serve(
         at_the_end.push_async_callback(runner.cleanup)
         at_the_end.push_async_callback(app.close)
         await runner.setup()
-        await web.TCPSite(runner, host, port, backlog=1024).start()
+        await web.TCPSite(runner, *listen_address(listen), backlog=1024).start()
+        url = f"http://{advertised(listen, advertise, runner.addresses[0][1])}"
+        if url != f"http://{listen}":  # else whoever started it knows
+            bound = address_text(*runner.addresses[0][:2])
+            log.info("shard %s listens on %s and is reached at %s", shard_id, bound, url)
         warn_if_exposed(listen, "read and write its keys")
         maps = _Maps(service)
         follower = MapFollower(session, join, limits)
 
         async def join_cluster() -> None:
-            identity, url = store.identity, f"http://{listen}"
+            identity = store.identity
             await follower.announce(
                 shard_id,
                 url,
@@ -156,7 +182,7 @@ async def serve(
                 join=may_join,
                 partitions=config.partitions,
             )
-            await follower.follow(store.served.epoch, maps.put)
+            await follower.follow(max(store.served.epoch - 1, 0), maps.put)
 
         async def stopped() -> None:
             await stop.wait()

@@ -142,7 +142,8 @@ class ShardService:
                 facts = await self.store.inspection.explain(request.key)
                 return Facts(request.id, self.store.served.epoch, facts)  # the epoch as of now, not of the question
             case Stats():
-                return Facts(request.id, self.store.served.epoch, self._facts())
+                live = {"live": self.store.inspection.live(request.live_max)} if request.live_max else {}
+                return Facts(request.id, self.store.served.epoch, self._facts() | live)
             case Follow():
                 await self.follow(_decoded_map(request.cluster_map))
                 return Answer(request.id, 200)

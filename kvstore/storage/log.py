@@ -7,7 +7,7 @@ written any more. The last spare segment is kept for records that free room. Not
 Leaves to others: what a payload means, when to sync and in which thread, what is visible (the store); opening after a
 crash (`recovery`), the forms on the disk (`segments`, `notes`).
 
-Threads: `append` and `has_room` belong to one thread, `sync` to one at a time, which may be another: it first takes the
+Threads: `append` and `room` belong to one thread, `sync` to one at a time, which may be another: it first takes the
 number of the last record, then the segments that are not synced, so that it never covers less than that number.
 `prepare_segment`, `note_durable` and `release` may run beside them in a third; `entries` in any. `cut` and `restart`
 need that neither `append` nor `sync` runs.
@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from kvstore.errors import ForeignData, KvError, LogDamaged
+from kvstore.errors import ForeignData, LogDamaged
 from kvstore.storage import recovery
 from kvstore.storage.disk import FULL_ERRNOS, Disk, remove_if_there
 from kvstore.storage.notes import Kind, Note, Notes
@@ -42,8 +42,6 @@ from kvstore.storage.segments import (
     encode_record,
     entry_at,
     make_segment,
-    open_segment,
-    read_whole,
     records_in,
     used_bytes,
 )
@@ -88,12 +86,14 @@ class Log:
         self._place = place
         self._notes = notes
         self._segment_bytes = segment_bytes
+        self.payload_bytes_max = segment_bytes - DATA_OFFSET - HEADER_BYTES
         self._used: list[Segment] = []  # the last of them is open
         self._spare: list[Segment] = []
         self._left: list[Segment] = []  # used, not open any more, and not synced since
         self._lists = Lock()  # held while the lists change, never during I/O
         self._background = Lock()  # one thing at a time beside appending
         self._failed: OSError | None = None
+        self._base = BEGINNING  # a position before or in the log, with its term
         self.last = self.synced = BEGINNING
         self.full = False
 
@@ -114,7 +114,7 @@ class Log:
         place = Place(folder, store, store_id)
         indices = place.indices(disk)
         for index in indices:
-            _remove_empty(disk, place, index)
+            _remove_empty(disk, place.segment(index))
         index = max(indices, default=0) + 1
         notes = Notes.create(disk, place, Note(Kind.DURABLE, start, index))
         log = cls(disk, place, notes, segment_bytes)
@@ -123,7 +123,7 @@ class Log:
         except OSError:
             notes.close()
             raise
-        log.last = log.synced = start
+        log.last = log.synced = log._base = start
         return log
 
     @classmethod
@@ -146,6 +146,7 @@ class Log:
         log = cls(disk, place, found.notes, segment_bytes)
         log._used, log._spare = found.segments[: found.open + 1], found.segments[found.open + 1 :]
         log.last = log.synced = found.last
+        log._base = applied
         return log, found.entries
 
     # --- writing
@@ -163,18 +164,21 @@ class Log:
         size = HEADER_BYTES + len(payload)
         segment = self._segment_for(size, frees)
         if segment is None:
-            if size > self.record_bytes_max:
+            if len(payload) > self.payload_bytes_max:
                 raise RecordTooLarge(f"a record of {size} bytes does not fit into a segment of {self._segment_bytes}")
             raise LogFull(f"the log of {self._place.store} has no segment for a record of {size} bytes")
         if self._failed:
             raise LogFailed(str(self._failed)) from self._failed
         if segment is not self._used[-1]:
-            self._advance_to(segment)
+            with self._lists:
+                self._left.append(self._used[-1])  # before another one is open: see `sync`
+                taken = self._spare.index(segment) + 1  # smaller ones, made with another setting, stay empty
+                self._used += self._spare[:taken]
+                del self._spare[:taken]
         before = self.last
         number = before.number + 1
-        data, checksum = encode_record(
-            self._place.seed, number, term, before.checksum, self.synced.number, payload
-        )  # fmt: skip
+        seed, durable = self._place.seed, self.synced.number
+        data, checksum = encode_record(seed, number, term, before.checksum, durable, payload)
         try:
             segment.file.pwrite(data, segment.end)
         except OSError as error:
@@ -216,11 +220,6 @@ class Log:
     # --- room
 
     @property
-    def record_bytes_max(self) -> int:
-        """Of a record with its header."""
-        return self._segment_bytes - DATA_OFFSET
-
-    @property
     def bytes(self) -> int:
         """Of all segments, used and spare."""
         with self._lists:
@@ -239,10 +238,6 @@ class Log:
         rooms += [segment.bytes - segment.end for segment in spare[: len(spare) if frees else len(spare) - 1]]
         return max(rooms, default=0) - HEADER_BYTES
 
-    def has_room(self, payload_bytes: int, *, frees: bool = False) -> bool:
-        """Whether `append` would write a payload of that size now."""
-        return self._segment_for(HEADER_BYTES + payload_bytes, frees) is not None
-
     def _segment_for(self, size: int, frees: bool) -> Segment | None:
         """Where a record of that size goes; what frees no room leaves one spare segment behind it on a full disk."""
         opened = self._used[-1]
@@ -252,19 +247,13 @@ class Log:
         last = len(spare) if frees else len(spare) - 1
         return next((segment for segment in spare[:last] if segment.fits(size)), None)
 
-    def _advance_to(self, segment: Segment) -> None:
-        """Open that spare segment; smaller ones before it, made with another setting, stay empty."""
-        with self._lists:
-            self._left.append(self._used[-1])  # before another one is open: see `sync`
-            taken = self._spare.index(segment) + 1
-            self._used += self._spare[:taken]
-            del self._spare[:taken]
-
     def prepare_segment(self) -> bool:
         """Make a spare segment; False, with nothing left of it, if the disk has no room now. Raises OSError."""
         with self._background:
+            with self._lists:
+                index = (*self._used, *self._spare)[-1].index + 1
             try:
-                segment = make_segment(self._disk, self._place, self._next_index(), self._segment_bytes)
+                segment = make_segment(self._disk, self._place, index, self._segment_bytes)
             except OSError as error:
                 if error.errno not in FULL_ERRNOS:
                     raise
@@ -274,10 +263,6 @@ class Log:
                 self._spare.append(segment)
             self.full = False
             return True
-
-    def _next_index(self) -> int:
-        with self._lists:
-            return (*self._used, *self._spare)[-1].index + 1
 
     # --- reading
 
@@ -295,8 +280,10 @@ class Log:
         if after + 1 < self.first:
             raise Released(f"the log begins with record {self.first}")
         expected = after + 1
-        for part in self._parts(expected):
-            for entry in self._read(part):
+        with self._lists:
+            parts = _parts_from(self._used, expected)
+        for part in parts:
+            for entry in _read(self._disk, self._place, part):
                 if entry.number == expected:
                     yield entry
                     expected += 1
@@ -307,31 +294,11 @@ class Log:
             number=expected, file=str(self._place.folder),
         )  # fmt: skip
 
-    def _parts(self, number: int) -> list[_Part]:
-        """What of which segments holds the records from that one on."""
-        with self._lists:
-            used = [segment for segment in self._used if segment.first]
-        begin = max((at for at, segment in enumerate(used) if segment.first <= number), default=0)
-        return [_Part(each.index, each.offset_before(number), each.end) for each in used[begin:]]
-
-    def _read(self, part: _Part) -> Iterator[Entry]:
-        """The records of the part, through a file of its own: the segment may be released meanwhile."""
-        try:
-            file = self._disk.open(self._place.segment(part.segment), write=False)
-        except FileNotFoundError:
-            raise Released(f"the log begins with record {self.first}") from None
-        try:
-            data = file.pread(part.end - part.start, part.start)
-        finally:
-            file.close()
-        for offset, header in records_in(data, 0, self._place.seed, None):
-            yield entry_at(data, offset, header)
-
     # --- taking away
 
     def release(self, number: int) -> None:
-        """Delete the segments all of whose records are at most that number, but never the open one. Raises OSError."""
-        number = min(number, self.durable)
+        """Delete the segments all of whose records are at most that number, apart from those that are open or that a
+        sync still has to cover. Raises OSError."""
         with self._background:
             with self._lists:
                 used = self._used
@@ -339,7 +306,7 @@ class Log:
                 behind = [at for at in range(synced + 1) if 0 < used[at].first <= number + 1]
                 keep = max(behind, default=0)
                 released, self._used = used[:keep], used[keep:]
-            self._delete(released)
+            _delete(self._disk, self._place, released)
 
     def cut(self, number: int) -> None:
         """Take away all records behind that number, durably. Raises ValueError, LogDamaged, LogFailed."""
@@ -350,7 +317,11 @@ class Log:
             if number == self.last.number:
                 return
             segments = [*self._used, *self._spare]
-            at, offset, position = recovery.find_end(segments, self._place, number)
+            front = self._base
+            if front.number != self.first - 1:
+                entry = next(self.entries(self.first - 1))
+                front = Position(entry.number - 1, entry.previous)
+            at, offset, position = recovery.find_end(segments, self._place, front, number)
             try:
                 self._notes.write(Note(Kind.CUT, position, self._notes.newest.first_segment))
                 recovery.zero_behind(segments, at, offset)
@@ -370,7 +341,8 @@ class Log:
         """
         with self._background:
             old = [*self._used, *self._spare]
-            segment = make_segment(self._disk, self._place, self._next_index(), self._segment_bytes)
+            index = old[-1].index + 1
+            segment = make_segment(self._disk, self._place, index, self._segment_bytes)
             try:
                 for _ in range(2):
                     self._notes.write(Note(Kind.DURABLE, start, segment.index))
@@ -378,16 +350,8 @@ class Log:
                 raise self._fail(error) from error
             with self._lists:
                 self._used, self._spare, self._left = [segment], [], []
-            self.last = self.synced = start
-            self._delete(old)
-
-    def _delete(self, segments: list[Segment]) -> None:
-        """Remove these files; a crash may leave any of them, which the next opening removes."""
-        for segment in segments:
-            segment.file.close()
-            remove_if_there(self._disk, segment.path)
-        if segments:
-            self._disk.sync_folder(self._place.folder)
+            self.last = self.synced = self._base = start
+            _delete(self._disk, self._place, old)
 
     def note_durable(self) -> None:
         """Note the durable number beside the log, so that the last record is known to have been durable.
@@ -408,15 +372,43 @@ class Log:
             recovery.close_all([*self._used, *self._spare], self._notes)
 
 
-def _remove_empty(disk: Disk, place: Place, index: int) -> None:
-    """Remove a segment without records. Raises ForeignData if it has any."""
-    path = place.segment(index)
+def _remove_empty(disk: Disk, path: Path) -> None:
+    """Remove a segment without records, whatever store it was made for. Raises ForeignData if it has any."""
+    file = disk.open(path, write=False)
     try:
-        segment = open_segment(disk, place, index)
-    except KvError as error:
-        raise ForeignData(f"{path} is in the way of a new log: {error.detail}") from error
-    used = used_bytes(read_whole(segment))
-    segment.file.close()
+        used = used_bytes(file.pread(file.size(), 0))
+    finally:
+        file.close()
     if used > DATA_OFFSET:
         raise ForeignData(f"{path} holds records of an earlier log. Move the files of that log away.")
     disk.unlink(path)
+
+
+def _parts_from(used: list[Segment], number: int) -> list[_Part]:
+    """What of which segments holds the records from that one on."""
+    used = [segment for segment in used if segment.first]
+    begin = max((at for at, segment in enumerate(used) if segment.first <= number), default=0)
+    return [_Part(each.index, each.offset_before(number), each.end) for each in used[begin:]]
+
+
+def _read(disk: Disk, place: Place, part: _Part) -> Iterator[Entry]:
+    """The records of the part, through a file of its own: the segment may be released meanwhile."""
+    try:
+        file = disk.open(place.segment(part.segment), write=False)
+    except FileNotFoundError:
+        raise Released(f"segment {part.segment} of the log of {place.store} is no more") from None
+    try:
+        data = file.pread(part.end - part.start, part.start)
+    finally:
+        file.close()
+    for offset, header in records_in(data, 0, place.seed, None):
+        yield entry_at(data, offset, header)
+
+
+def _delete(disk: Disk, place: Place, segments: list[Segment]) -> None:
+    """Remove these files; a crash may leave any of them, which the next opening removes."""
+    for segment in segments:
+        segment.file.close()
+        remove_if_there(disk, segment.path)
+    if segments:
+        disk.sync_folder(place.folder)

@@ -25,8 +25,10 @@ from kvstore.storage.engine import (
     RowKey,
     ScanPage,
     ScanQuery,
+    Sizes,
 )
 from kvstore.storage.rows import VALUE, Row, checksum
+from kvstore.storage.verification import Verified, VerifyQuery
 
 _HISTORY_MAX = 8
 _State = tuple[Applied, dict[RowKey, Row], Identity, dict[RowKey, int]]
@@ -42,11 +44,8 @@ class MemoryEngine:
         self._applied = Applied()
         self._rows: dict[RowKey, Row] = {}
         self._places: dict[RowKey, int] = {}
-        self._history: list[_State] = [self._state()]
+        self._history: list[_State] = [(self._applied, {}, identity, {})]
         self._count = itertools.count(1)
-
-    def _state(self) -> _State:
-        return self._applied, dict(self._rows), self.identity, dict(self._places)
 
     def crash(self, kept: int) -> None:
         """Lose the newest applications but the first `kept` (modulo how many there are) since the last checkpoint."""
@@ -63,20 +62,8 @@ class MemoryEngine:
         return self._applied
 
     @property
-    def file_bytes(self) -> int:
-        return sum(len(row.key) + len(row.body or b"") for row in self._rows.values())
-
-    @property
-    def wal_bytes(self) -> int:
-        return 0
-
-    @property
-    def free_bytes(self) -> int:
-        return 0
-
-    @property
-    def checkpoint_is_due(self) -> bool:
-        return len(self._history) > _HISTORY_MAX
+    def sizes(self) -> Sizes:
+        return Sizes(sum(len(row.key) + len(row.body or b"") for row in self._rows.values()), 0, 0)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -98,9 +85,11 @@ class MemoryEngine:
                 continue
             self._places.setdefault(key, next(self._count))
             self._rows[key] = row
-        self._history.append(self._state())
+        self._history.append((self._applied, dict(self._rows), self.identity, dict(self._places)))
 
-    async def checkpoint(self) -> int:
+    async def checkpoint(self, *, only_if_due: bool = False) -> int:
+        if only_if_due and len(self._history) <= _HISTORY_MAX:
+            return 0
         self._history = self._history[-1:]
         return self._applied.position.number
 
@@ -161,7 +150,7 @@ class MemoryEngine:
     async def feed(self, query: FeedQuery) -> FeedPage:
         clock = self._applied.clock
         if query.after_row >= 0:
-            return self._copy(query)
+            return _copy_page(self, query)
         rows = sorted(
             (row for row in self._all() if row.partition in query.partitions and row.sequence > query.sequence),
             key=lambda row: row.sequence,
@@ -173,27 +162,6 @@ class MemoryEngine:
             if len(page) == query.rows_max or size >= query.bytes_max:
                 return FeedPage(page, True, row.sequence, -1, 0, clock.tombstones_floor, 0)
         return FeedPage(page, False, clock.sequence, -1, 0, clock.tombstones_floor, 0)
-
-    def _copy(self, query: FeedQuery) -> FeedPage:
-        clock = self._applied.clock
-        begun = query.sequence or clock.sequence
-        total_rows = 0 if query.sequence else sum(row.partition in query.partitions for row in self._rows.values())
-        page: list[tuple[str, str, int, int, int, bytes | None, bytes | None, int]] = []
-        size, after_row, done = 0, query.after_row, 0
-        for partition in query.partitions:
-            rows = [row for row in self._all() if row.partition == partition and not row.is_tombstone]
-            for row in sorted(rows, key=lambda row: self._places[row.kind, row.key]):
-                place = self._places[row.kind, row.key]
-                if place <= after_row:
-                    continue
-                page.append(_copied(row))
-                after_row = place
-                size += len(row.body or b"") + len(row.intent or b"") + 64
-                if len(page) == query.rows_max or size >= query.bytes_max:
-                    return FeedPage(page, True, begun, after_row, done, clock.tombstones_floor, total_rows)
-            done += 1
-            after_row = 0
-        return FeedPage(page, False, begun, after_row, done, clock.tombstones_floor, total_rows)
 
     async def kept_in_memory(self, partitions: Set[int]) -> list[Row]:
         def is_kept(row: Row) -> bool:
@@ -224,6 +192,32 @@ class MemoryEngine:
         found = sorted(row.sequence for row in self._rows.values() if row.is_tombstone)
         oldest = [at for at in found if floor < at <= sequence][:count_max]
         return oldest[-1] if oldest else 0
+
+    async def verify(self, query: VerifyQuery) -> Verified:
+        rows = [row for row in self._all() if query.partition in (-1, row.partition)]
+        return Verified(len(rows), 0, False, [])
+
+
+def _copy_page(engine: MemoryEngine, query: FeedQuery) -> FeedPage:
+    clock = engine._applied.clock
+    begun = query.sequence or clock.sequence
+    total_rows = 0 if query.sequence else sum(row.partition in query.partitions for row in engine._rows.values())
+    page: list[tuple[str, str, int, int, int, bytes | None, bytes | None, int]] = []
+    size, after_row, done = 0, query.after_row, 0
+    for partition in query.partitions:
+        rows = [row for row in engine._all() if row.partition == partition and not row.is_tombstone]
+        for row in sorted(rows, key=lambda row: engine._places[row.kind, row.key]):
+            place = engine._places[row.kind, row.key]
+            if place <= after_row:
+                continue
+            page.append(_copied(row))
+            after_row = place
+            size += len(row.body or b"") + len(row.intent or b"") + 64
+            if len(page) == query.rows_max or size >= query.bytes_max:
+                return FeedPage(page, True, begun, after_row, done, clock.tombstones_floor, total_rows)
+        done += 1
+        after_row = 0
+    return FeedPage(page, False, begun, after_row, done, clock.tombstones_floor, total_rows)
 
 
 def _checksum(row: Row) -> int:

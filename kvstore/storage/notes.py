@@ -59,7 +59,7 @@ class Notes:
         remove_if_there(disk, place.note)
         notes = cls(place.note, disk.open(place.note, create=True), place.seed, 0, note)
         notes.write(note)
-        notes.write(note)
+        notes.write(note)  # both pages have their blocks now: a full disk must not refuse a note
         return notes
 
     @classmethod

@@ -24,37 +24,25 @@ from typing import NamedTuple
 
 from kvstore.errors import LogDamaged
 from kvstore.storage.disk import FULL_ERRNOS, Disk, remove_if_there
-from kvstore.storage.notes import Kind, Notes
+from kvstore.storage.notes import Kind, Note, Notes
 from kvstore.storage.segments import (
     DATA_OFFSET,
-    HEADER_BYTES,
     RESTORE,
     Entry,
     Header,
     Place,
     Position,
     Segment,
-    entry_at,
-    header_at,
-    headers_in,
     open_segment,
     read_whole,
-    records_in,
     used_bytes,
     zero,
 )
+from kvstore.storage.walk import Broken, Walk, end_of, first_headers
 
 log = logging.getLogger(__name__)
 
 _TORN_BYTES_MAX = 1 << 20
-
-
-class Broken(NamedTuple):
-    """Where the first record lies that does not verify (segment by place in the list); `number` is its own."""
-
-    segment: int
-    offset: int
-    number: int
 
 
 class Scan(NamedTuple):
@@ -123,8 +111,6 @@ def open_all(disk: Disk, place: Place, *, write: bool = True) -> tuple[Notes, li
         indices = [index for place_, index in enumerate(indices) if indices[-1] - index == len(indices) - 1 - place_]
         for index in indices:
             segments.append(open_segment(disk, place, index, write=write))
-            if write:
-                segments[-1].file.sync()
         if write:
             disk.sync_folder(place.folder)
     except BaseException:
@@ -142,24 +128,19 @@ def close_all(segments: Sequence[Segment], notes: Notes) -> None:
 # --- cutting
 
 
-def find_end(segments: Sequence[Segment], place: Place, number: int) -> tuple[int, int, Position]:
+def find_end(segments: Sequence[Segment], place: Place, before: Position, number: int) -> tuple[int, int, Position]:
     """Where record `number` ends (place of the segment, offset), and its position. Raises LogDamaged.
 
-    If the log begins behind that number, this is the beginning of the log.
+    If the log begins behind that number, this is its beginning, which is behind the position `before`.
     """
-    firsts = _first_headers(segments, place)
-    known = [(at, header) for at, header in enumerate(firsts) if header]
-    before = [at for at, header in known if header.number <= number]
-    if not before:
-        return 0, DATA_OFFSET, Position(number, known[0][1].previous if known else 0)
-    at = before[-1]
-    for offset, header in records_in(read_whole(segments[at]), DATA_OFFSET, place.seed, None):
-        if header.number == number:
-            return at, offset + HEADER_BYTES + header.length, header.position
-    raise LogDamaged(
-        f"Record {number} is not in {segments[at].path}, where it should be. {RESTORE}.",
-        number=number, file=str(segments[at].path),
-    )  # fmt: skip
+    found = end_of(segments, place.seed, number)
+    if found is None or (found[2] is None and number != before.number):
+        raise LogDamaged(
+            f"Record {number} is not in the log at {segments[0].path}, where it should be. {RESTORE}.",
+            number=number, file=str(segments[0].path),
+        )  # fmt: skip
+    at, offset, position = found
+    return at, offset, position or before
 
 
 def zero_behind(segments: Sequence[Segment], at: int, offset: int) -> None:
@@ -174,30 +155,35 @@ def zero_behind(segments: Sequence[Segment], at: int, offset: int) -> None:
 def finish_cut(segments: Sequence[Segment], place: Place, notes: Notes) -> None:
     """Do what the note of a cut says, and note that it is done."""
     position = notes.newest.position
-    at, offset, _ = find_end(segments, place, position.number)
+    at, offset, _ = find_end(segments, place, position, position.number)
     zero_behind(segments, at, offset)
     notes.write_durable(position, twice=True)
+
+
+def cut_offline(disk: Disk, place: Place, applied: Position, number: int) -> None:
+    """Take away all records behind that number, damaged or not, of a log that is not open.
+
+    What was durable behind it is lost. Raises LogDamaged if the log does not hold all up to there; OSError.
+    """
+    notes, segments = open_all(disk, place)
+    try:
+        _, _, position = find_end(segments, place, applied, number)
+        notes.write(Note(Kind.CUT, position, notes.newest.first_segment))
+        finish_cut(segments, place, notes)
+    finally:
+        close_all(segments, notes)
 
 
 # --- reading
 
 
 def scan_all(segments: Sequence[Segment], place: Place, applied: Position, noted: Position) -> Scan:
-    """Read from the segment of the first record that the file lacks on, and from an earlier one if that is needed to
-    reach the last record that the log proves durable. Raises LogDamaged, OSError."""
-    firsts = _first_headers(segments, place)
+    """Read from the segment of the first record that the file lacks on. Raises LogDamaged, OSError."""
+    firsts = first_headers(segments, place.seed)
     start = max((at for at, header in enumerate(firsts) if header and header.number <= applied.number), default=0)
     for at in range(start):
         _take_unread(segments[at], firsts[at])
-    while True:
-        scan = _scan(segments, start, place.seed, applied, noted)
-        if not start or not scan.first or max(scan.own_proven, noted.number) + 1 >= scan.first.number:
-            return scan
-        start -= 1
-
-
-def _first_headers(segments: Sequence[Segment], place: Place) -> list[Header | None]:
-    return [header_at(each.file.pread(HEADER_BYTES, DATA_OFFSET), 0, place.seed) for each in segments]
+    return _scan(segments, start, place.seed, applied, noted)
 
 
 def _take_unread(segment: Segment, first: Header | None) -> None:
@@ -215,45 +201,19 @@ def _take_unread(segment: Segment, first: Header | None) -> None:
 
 def _scan(segments: Sequence[Segment], start: int, seed: int, applied: Position, noted: Position) -> Scan:
     first: Header | None = None
-    before: Position | None = None
     own_proven, applied_checksum = 0, None
     entries: list[Entry] = []
-    for at in range(start, len(segments)):
-        segment = segments[at]
-        segment.empty()
-        data = read_whole(segment)
-        for offset, header in records_in(data, DATA_OFFSET, seed, before):
-            first, before = first or header, header.position
-            own_proven = max(own_proven, header.durable)
-            segment.added(header.number, HEADER_BYTES + header.length)
-            if header.number == applied.number:
-                applied_checksum = header.checksum
-            elif header.number > applied.number:
-                entries.append(entry_at(data, offset, header))
-        if used_bytes(data) > segment.end:
-            broken, proven = _search(segments, at, seed, before, applied)
-            return Scan(first, before or noted, own_proven, proven, broken, entries, applied_checksum)
-    return Scan(first, before or noted, own_proven, 0, None, entries, applied_checksum)
-
-
-def _search(
-    segments: Sequence[Segment], at: int, seed: int, before: Position | None, applied: Position
-) -> tuple[Broken, int]:
-    """Which record is broken, and the highest durable number that its header or any behind it carries.
-
-    Where no record comes before, its number is that of its header if that verifies; else it lies below those behind it.
-    """
-    offset = segments[at].end
-    own = header_at(read_whole(segments[at]), offset, seed)
-    behind = list(headers_in(read_whole(segments[at]), offset, seed))
-    for segment in segments[at + 1 :]:
-        behind += headers_in(read_whole(segment), DATA_OFFSET, seed)
-    if before:
-        number = before.number + 1
-    else:
-        number = own.number if own else min([applied.number + 1, *(header.number - 1 for header in behind)])
-    proven = max((header.durable for header in behind if header.number >= number), default=0)
-    return Broken(at, offset, number), proven
+    walk = Walk(segments, start, seed, applied.number + 1)
+    for found in walk:
+        header = found.header
+        first = first or header
+        own_proven = max(own_proven, header.durable)
+        if header.number == applied.number:
+            applied_checksum = header.checksum
+        elif header.number > applied.number:
+            entries.append(found.entry)
+    last = walk.last.position if walk.last else noted
+    return Scan(first, last, own_proven, walk.proven, walk.broken, entries, applied_checksum)
 
 
 # --- judging
@@ -344,7 +304,7 @@ def _keep_aside(disk: Disk, place: Place, segments: Sequence[Segment], broken: B
 
 
 def _write_again(segments: Sequence[Segment], proven: int) -> None:
-    """Write all behind record `proven` once more, and sync it."""
+    """Write all behind record `proven` once more, and sync it; also what was not read, because it is applied."""
     for segment in reversed(segments):
         if not segment.first:
             continue

@@ -70,7 +70,12 @@ CREATE VIEW locks AS
     SELECT key AS name, version AS token, body AS lease FROM rows WHERE kind = 'lease' AND body IS NOT NULL;
 CREATE VIEW intents AS SELECT key, CAST(intent AS TEXT) AS intent FROM rows WHERE intent IS NOT NULL;
 """
-SCHEMA = f"{_META}{_CLOCK}{_ROWS}"
+_FREEZES = """
+CREATE VIEW freezes AS
+    SELECT moves.key AS move, frozen.value AS partition
+    FROM meta, json_each(meta.value) AS moves, json_each(moves.value) AS frozen WHERE meta.name = 'freezes';
+"""
+SCHEMA = f"{_META}{_CLOCK}{_ROWS}{_FREEZES}"
 
 _FENCES = """
 CREATE TABLE fences (move TEXT NOT NULL, partition INTEGER NOT NULL, PRIMARY KEY (move, partition)) WITHOUT ROWID;
@@ -92,6 +97,7 @@ ALTER TABLE meta RENAME TO meta_3;
 ALTER TABLE clock RENAME TO clock_3;
 {_META}
 {_CLOCK}
+{_FREEZES}
 """
 OLDER_FORMATS = frozenset({1, 2, 3})
 

@@ -84,6 +84,16 @@ class Header(NamedTuple):
         return Position(self.number, self.checksum, self.term)
 
 
+def segment_path(folder: Path, store: str, index: int) -> Path:
+    return folder / f"{store}.log.{index:06d}"
+
+
+def indices_of(disk: Disk, folder: Path, store: str) -> list[int]:
+    """Those of the segments that are there, ascending."""
+    pattern = re.compile(re.escape(f"{store}.log.") + "([0-9]{6,19})")
+    return sorted(int(match[1]) for match in map(pattern.fullmatch, disk.names(folder)) if match)
+
+
 class Place:
     """The names of a log's files: `<store>.log.000042`, `.log.note`, `.log.new` while one is made, `.log.torn-<n>`."""
 
@@ -95,30 +105,19 @@ class Place:
         if not 0 < len(self.id_bytes) <= 64:
             raise ValueError(f"a store id has 1 to 64 bytes, not {store_id!r}")
         self.seed = xxh3(self.id_bytes)
-        self._pattern = re.compile(re.escape(f"{store}.log.") + "([0-9]{6,19})")
-
-    @property
-    def note(self) -> Path:
-        return self.folder / f"{self.store}.log.note"
-
-    @property
-    def new(self) -> Path:
-        return self.folder / f"{self.store}.log.new"
+        self.note = folder / f"{store}.log.note"
+        self.new = folder / f"{store}.log.new"
+        self.torn_prefix = f"{store}.log.torn-"
 
     def segment(self, index: int) -> Path:
-        return self.folder / f"{self.store}.log.{index:06d}"
+        return segment_path(self.folder, self.store, index)
 
     def torn(self, number: int) -> Path:
         return self.folder / f"{self.torn_prefix}{number}"
 
-    @property
-    def torn_prefix(self) -> str:
-        return f"{self.store}.log.torn-"
-
     def indices(self, disk: Disk) -> list[int]:
         """Those of the segments that are there, ascending."""
-        found = map(self._pattern.fullmatch, disk.names(self.folder))
-        return sorted(int(match[1]) for match in found if match)
+        return indices_of(disk, self.folder, self.store)
 
 
 class Segment:
@@ -246,15 +245,22 @@ def make_segment(disk: Disk, place: Place, index: int, size: int) -> Segment:
 
 
 def open_segment(disk: Disk, place: Place, index: int, *, write: bool = True) -> Segment:
-    """Open it and check its header. Raises LogDamaged, ForeignData, OSError."""
+    """Open it, sync it if it may be written, and check its header. Raises LogDamaged, ForeignData, OSError."""
     path = place.segment(index)
     file = disk.open(path, write=write)
     try:
-        size = _segment_bytes(place, index, file.pread(_SEGMENT.size, 0), file.size())
+        if write:
+            file.sync()
+        size = _segment_bytes(place, index, header_bytes_of(file), file.size())
     except BaseException:
         file.close()
         raise
     return Segment(index, path, file, size)
+
+
+def header_bytes_of(file: DiskFile) -> bytes:
+    """What should be the header of a segment."""
+    return file.pread(_SEGMENT.size, 0)
 
 
 def store_id_of(data: bytes) -> str | None:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _DISK_ERRORS_MAX = 5
 _RETRY_S = 0.5
+_NOTE_S = 1.0
 _CLEANED_ROWS_MAX = 2000
 _BUSY_SHARE = 8
 
@@ -55,6 +56,7 @@ class Applier:
         self._hurry = asyncio.Event()
         self._may_clean = asyncio.Event()
         self._load = LoadMeter()
+        self.room_wanted = 0  # the largest payload for which the log must have room, whatever it wants by itself
         self.segment_wanted = asyncio.Event()
         self.segment_made = asyncio.Event()
 
@@ -77,6 +79,11 @@ class Applier:
             self._hurry.set()
         if len(memtable) >= limits.unapplied_rows_max or memtable.bytes >= limits.unapplied_bytes_max:
             self.has_room.clear()
+
+    @property
+    def visible(self) -> int:
+        """The number of the newest visible record."""
+        return self._pending.position.number
 
     async def flush(self) -> None:
         """Apply all that is visible now. Raises TryLater while that is impossible."""
@@ -143,19 +150,18 @@ class Applier:
     # --- the log behind -----------------------------------------------------------------------------------------------
 
     async def _checkpoint_if_due(self) -> None:
-        if self._tables.engine.checkpoint_is_due:
-            await self._checkpoint()
+        await self._checkpoint(only_if_due=True)
 
-    async def _checkpoint(self) -> None:
-        durable = await self._tables.engine.checkpoint()
+    async def _checkpoint(self, *, only_if_due: bool = False) -> None:
+        durable = await self._tables.engine.checkpoint(only_if_due=only_if_due)
         if durable:
             await self._tables.environment.in_thread(lambda: self._tables.log.release(durable))
 
     async def make_segments(self) -> None:
-        """Keep one segment of the log ready beyond the open one, for ever."""
+        """Keep one segment of the log ready beyond the open one, and one more if a large record needs it, for ever."""
         environment, records = self._tables.environment, self._tables.log
         while True:
-            while records.wants_segment:
+            while records.wants_segment or records.room() < self.room_wanted:
                 made = await environment.in_thread(records.prepare_segment)
                 self.segment_made.set()
                 if not made:
@@ -163,6 +169,16 @@ class Applier:
                     await environment.sleep(_RETRY_S)
             self.segment_wanted.clear()
             await self.segment_wanted.wait()
+
+    async def note_durable(self) -> None:
+        """Note beside the log once a second up to where it is durable, so that rot of its last record is seen."""
+        environment, records = self._tables.environment, self._tables.log
+        noted = 0
+        while True:
+            await environment.sleep(_NOTE_S)
+            if records.durable > noted:
+                noted = records.durable
+                await environment.in_thread(records.note_durable)
 
     # --- what drops cover ---------------------------------------------------------------------------------------------
 
@@ -199,7 +215,10 @@ class Applier:
         return self._load.is_busy(self._tables.environment.monotonic_s(), self._tables.stats.operations)
 
     async def close(self) -> None:
-        """Apply everything, and make it durable in the file. Raises TryLater, OSError."""
-        await self.flush()
-        async with self._turn:
-            await self._checkpoint()
+        """Apply everything, and make it durable in the file; what that fails for stays in the log."""
+        try:
+            await self.flush()
+            async with self._turn:
+                await self._checkpoint()
+        except (TryLater, OSError) as error:
+            log.warning("what the file lacks stays in the log: %s", error)

@@ -53,6 +53,7 @@ from kvstore.storage.engine import Freezes
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.rows import LEASE, Clock, Row
 from kvstore.store.idempotency import Idempotency
+from kvstore.store.lease_queues import LeaseQueues
 from kvstore.store.leases import Leases
 from kvstore.store.lock_waits import LockWaits
 from kvstore.store.ops import (
@@ -67,11 +68,14 @@ from kvstore.store.ops import (
     WriteOp,
     named_keys,
 )
+from kvstore.store.outcomes import Outcomes
 from kvstore.store.ownership import Ownership
 from kvstore.store.participant import Participant
+from kvstore.store.read_locks import ReadLocks
 from kvstore.store.ready import Ready
 from kvstore.store.refusals import failure, queue_full, refusal
 from kvstore.store.served import Served
+from kvstore.store.txn_steps import TxnSteps
 from kvstore.store.write_set import Changes, Committed, Context, Sink
 from kvstore.store.writes import Writes
 from kvstore.transactions.intents import Holds
@@ -81,17 +85,19 @@ _PASSES_LOCKS = frozenset({Inspect, Leave, EndWait})
 
 
 class Extras:
-    """What a batch commits beside rows and clock: see `storage.record`."""
+    """What a batch commits beside rows and clock (see `storage.record`); what is to be called when it is visible; and
+    whether an operation that is ready may go on in it."""
 
     def __init__(self) -> None:
+        self.when_visible: list[Callable[[], None]] = []
+        self.may_begin: Callable[[Any], bool] = lambda op: True
         self.cluster_map: bytes | None = None
         self.freezes: Freezes | None = None
         self.dropped: list[int] = []
 
 
 class Batch:
-    """One batch under decision. `changes` are its rows, clock and answers; `steps`, the names of the steps in it;
-    `when_visible`, what is to be called then."""
+    """One batch under decision. `changes` are its rows, clock and answers; `steps`, the names of the steps in it."""
 
     def __init__(
         self,
@@ -102,18 +108,21 @@ class Batch:
         committed: Committed,
         ready: Ready | None = None,
     ) -> None:
-        self._undo = holds.undo = undo = locks.undo
-        self.changes = self._changes = changes = Changes(clock, context, committed, undo)
+        holds.undo = undo = locks.undo
+        self.changes = changes = Changes(clock, context, committed, undo)
         self.ownership = Ownership(context)
         self.extras = Extras()
         self.steps: list[str] = []
-        self.when_visible: list[Callable[[], None]] = []
         self._locks = locks
         self._ready = ready = Ready(locks) if ready is None else ready
         idempotency = Idempotency(changes)
         self.leases = leases = Leases(changes, locks, idempotency)
-        self.part = Participant(changes, locks, holds, leases, idempotency, ready)
-        self.waits = LockWaits(changes, locks, holds, ready, self.part)
+        self._lease_queues = LeaseQueues(changes, locks, leases)
+        steps = TxnSteps(changes, locks, leases)
+        self.outcomes = Outcomes(changes, holds, steps, idempotency)
+        self.part = Participant(changes, holds, steps, self.outcomes, ready)
+        self.reads = ReadLocks(changes, locks, holds, steps, ready)
+        self.waits = LockWaits(changes, locks, holds, ready, self.outcomes)
         self._writes = Writes(changes, leases, idempotency)
         self._idempotency = idempotency
 
@@ -125,7 +134,7 @@ class Batch:
 
     def record(self, before: Clock) -> CommitRecord | None:
         """What it commits; None if it changed nothing."""
-        rows, clock, extras = list(self._changes.rows.values()), self._changes.clock, self.extras
+        rows, clock, extras = list(self.changes.rows.values()), self.changes.clock, self.extras
         if (
             not rows
             and clock == before
@@ -138,29 +147,29 @@ class Batch:
 
     def decide(self, op: WriteOp, sink: Sink) -> None:
         """Do the operation, and what it lets go on: append changes, if any, and answers, unless they wait."""
-        savepoint = self._changes.savepoint()
+        savepoint = self.changes.savepoint()
         try:
             if type(op) in _PLAIN:
                 self._enter(op, sink)
             else:
                 self._enter_transaction(op, sink)
         except Exception as error:
-            self._changes.back_to(savepoint)
+            self.changes.back_to(savepoint)
             self._fail(op, sink, error)
         if self._ready:
             self.go_on()
-        self._undo.clear()
+        self._locks.undo.clear()
 
-    def go_on(self, may_begin: Callable[[Any], bool] = lambda op: True) -> None:
+    def go_on(self) -> None:
         """Let all go on that have the lock for which they waited, up to one that may not begin."""
-        ready = self._ready
+        ready, may_begin = self._ready, self.extras.may_begin
         while ready and may_begin(ready.first.queued.op):
             key, identity, queued = ready.next()
-            savepoint = self._changes.savepoint()
+            savepoint = self.changes.savepoint()
             try:
                 self._go_on(key, identity, queued)
             except Exception as error:
-                self._changes.back_to(savepoint)
+                self.changes.back_to(savepoint)
                 ready.unlock(key, identity)
                 self.waits.release(queued)
                 self._fail(queued.op, queued.sink, error)
@@ -169,11 +178,11 @@ class Batch:
         """All that it did is undone. Of a commit nobody may find out later that it was done after all."""
         reply: Reply = failure(op, error)
         if isinstance(op, Commit):
-            if self.part.is_decided(op.attempt):  # but how cannot be read
-                reply = Outcome(op.id, "gone", op.attempt.name, floor=self._changes.floor)
+            if self.outcomes.is_decided(op.attempt):  # but how cannot be read
+                reply = Outcome(op.id, "gone", op.attempt.name, floor=self.changes.floor)
             else:
-                self.part.abort_for_good(op.attempt, op.key)
-        self._changes.answer(sink, reply)
+                self.outcomes.abort_for_good(op.attempt, op.key)
+        self.changes.answer(sink, reply)
 
     # --- partitions come and go ---------------------------------------------------------------------------------------
 
@@ -190,13 +199,21 @@ class Batch:
             if foreign is not None and any(waiter is queued for waiter in self._locks.waiting(key)):
                 self._ready.leave(key, queued)
                 self.waits.release(queued)
-                self._changes.answer(queued.sink, ownership.refuse(queued.op, foreign))
-        self.part.forget(lambda key: ownership.partition_of(key) in partitions, partitions)
+                self.changes.answer(queued.sink, ownership.refuse(queued.op, foreign))
+        self._forget(partitions)
         for name in [lease.name for lease in self._locks.leases() if ownership.partition_of(lease.name) in partitions]:
             for op, sink in self._locks.forget_lease(name):
-                self._changes.answer(sink, ownership.refuse(op, ownership.partition_of(name)))
+                self.changes.answer(sink, ownership.refuse(op, ownership.partition_of(name)))
         self.go_on()
-        self._undo.clear()
+        self._locks.undo.clear()
+
+    def _forget(self, partitions: Set[int]) -> None:
+        def is_theirs(key: str) -> bool:
+            return self.ownership.partition_of(key) in partitions
+
+        self.part.forget(is_theirs)
+        self.reads.forget(is_theirs)
+        self.outcomes.forget(partitions)
 
     def arrive(self, partitions: Set[int], rows: Iterable[Row]) -> None:
         """Serve these from now on; `rows` are their leases, decisions and keys with intents. A lease has its full time
@@ -205,9 +222,11 @@ class Batch:
         for row in rows:
             if row.kind == LEASE:
                 self.leases.restore(row)
+            elif row.intent is not None:
+                self.part.restore(row, self._locks.hold)
             else:
-                self.part.restore(row)
-        self._undo.clear()
+                self.outcomes.restore(row)
+        self._locks.undo.clear()
 
     # --- entering -----------------------------------------------------------------------------------------------------
 
@@ -215,34 +234,37 @@ class Batch:
         ownership = self.ownership
         partition = ownership.partition(op)
         if not ownership.generations[partition]:
-            self._changes.answer(sink, ownership.refuse(op, partition))
+            self.changes.answer(sink, ownership.refuse(op, partition))
         elif self._locks.is_free(op.key) or type(op) in _PASSES_LOCKS:
             self._run(op, partition, sink)
         else:
-            self.waits.queue(op.key, Queued(op, sink, self._changes.context.now_s, [op.key]))
+            self.waits.queue(op.key, Queued(op, sink, self.changes.context.now_s, [op.key]))
 
     def _enter_transaction(self, op: Any, sink: Sink) -> None:
         keys = named_keys(op)
         foreign = self.ownership.foreign(op, keys)
         if foreign is not None:
             lost = isinstance(op, ReadUnlock)
-            self._changes.answer(sink, Answer(op.id, 409) if lost else self.ownership.refuse(op, foreign))
+            self.changes.answer(sink, Answer(op.id, 409) if lost else self.ownership.refuse(op, foreign))
+            return
+        if isinstance(op, Prepare) and (reopened := self.ownership.reopened(op, keys)) is not None:
+            self.changes.answer(sink, self.ownership.refuse(op, reopened))
             return
         step = _STEPS.get(type(op))
         if step is not None:
-            self._undo.note_length(self.steps)
+            self._locks.undo.note_length(self.steps)
             self.steps.append(step)
-        queued = Queued(op, sink, self._changes.context.now_s, keys)
+        queued = Queued(op, sink, self.changes.context.now_s, keys)
         if isinstance(op, Prepare) and op.first:
             keys.sort(key=lambda key: key != op.first)
         if isinstance(op, Transact):
             self._try_transact(queued)
-        elif isinstance(op, Commit) and (settled := self.part.settled(op)) is not None:
-            self._changes.answer(sink, settled)
+        elif isinstance(op, Commit) and (settled := self.outcomes.settled(op)) is not None:
+            self.changes.answer(sink, settled)
         elif isinstance(op, Prepare | Commit | ReadLock):
             self._gather(queued)
         else:
-            self._changes.answer(sink, self._at_once(op))
+            self.changes.answer(sink, self._at_once(op))
 
     def _at_once(self, op: Any) -> Reply:
         """What waits for no lock, because its attempt has them, or because it needs none."""
@@ -254,15 +276,15 @@ class Batch:
                 self.waits.cancel(op)
                 return part.abort(op)
             case Ask():
-                return part.ask(op)
+                return self.outcomes.ask(op)
             case Look():
-                return part.look(op)
+                return self.outcomes.look(op)
             case ReadUnlock():
-                return part.unlock_reads(op)
+                return self.reads.unlock(op)
             case DropDecisions():
-                return part.drop_decisions(op)
+                return self.outcomes.drop(op)
             case EndReads():
-                return part.end_reads(op)
+                return self.reads.end(op)
             case EndLockWaits():
                 return self.waits.end(op)
         raise TypeError(f"no operation of a batch: {type(op).__name__}")
@@ -275,11 +297,11 @@ class Batch:
         foreign = self.ownership.foreign(op, queued.keys)
         if sink.closed or foreign is not None:
             if foreign is not None:
-                self._changes.answer(sink, self.ownership.refuse(op, foreign))
+                self.changes.answer(sink, self.ownership.refuse(op, foreign))
             self._ready.unlock(key, identity)
             self.waits.release(queued)
         elif isinstance(op, Prepare | Commit | ReadLock):
-            self._undo.note_item(queued.gathered, key)
+            self._locks.undo.note_item(queued.gathered, key)
             queued.gathered[key] = identity
             self._gather(queued)
         elif isinstance(op, Transact):
@@ -300,7 +322,7 @@ class Batch:
             reply: Reply = self.part.transact(op)
         except KvError as error:
             reply = refusal(op.id, error)
-        self._changes.answer(queued.sink, reply)
+        self.changes.answer(queued.sink, reply)
 
     def _gather(self, queued: Queued) -> None:
         """Take the locks that are missing, in their order; wait, or die, at the first that is not to be had."""
@@ -322,10 +344,10 @@ class Batch:
             if identity is None:
                 waits.note_met(key)
                 return
-            self._undo.note_item(queued.gathered, key)
+            self._locks.undo.note_item(queued.gathered, key)
             queued.gathered[key] = identity
         try:
-            self._changes.answer(queued.sink, self._with_locks(queued))
+            self.changes.answer(queued.sink, self._with_locks(queued))
         except KvError as error:
             waits.give_up(queued, error)
 
@@ -334,7 +356,7 @@ class Batch:
         if isinstance(queued.op, Prepare):
             return self.part.prepare(queued.op, queued.gathered, queued.sink)
         if isinstance(queued.op, ReadLock):
-            return self.part.read(queued.op, queued.gathered, queued.sink)
+            return self.reads.read(queued.op, queued.gathered, queued.sink)
         outcome = self.part.commit(queued.op)
         self.waits.release(queued)
         return outcome
@@ -346,7 +368,7 @@ class Batch:
         rule = _PLAIN[type(op)]
         reply = self._idempotency.run(op, partition, lambda: rule(self, op, partition, sink), self.leases.repeated)
         if reply is not None:
-            self._changes.answer(sink, reply)
+            self.changes.answer(sink, reply)
 
 
 PlainRule = Callable[[Batch, Any, int, Sink], Answer | None]
@@ -354,6 +376,10 @@ PlainRule = Callable[[Batch, Any, int, Sink], Answer | None]
 
 def _of_leases(rule: Callable[[Leases, Any, int, Sink], Answer | None]) -> PlainRule:
     return lambda batch, op, partition, sink: rule(batch.leases, op, partition, sink)
+
+
+def _of_queues(rule: Callable[[LeaseQueues, Any, int, Sink], Answer]) -> PlainRule:
+    return lambda batch, op, partition, sink: rule(batch._lease_queues, op, partition, sink)
 
 
 def _of_writes(rule: Callable[[Writes, Any, int, Sink], Answer]) -> PlainRule:
@@ -367,10 +393,10 @@ _PLAIN: dict[type, PlainRule] = {
     Acquire: _of_leases(Leases.acquire),
     Renew: _of_leases(Leases.renew),
     Release: _of_leases(Leases.release),
-    Inspect: _of_leases(Leases.inspect),
-    Leave: _of_leases(Leases.leave),
+    Inspect: _of_queues(LeaseQueues.inspect),
+    Leave: _of_queues(LeaseQueues.leave),
     ExpireLease: _of_leases(Leases.expire),
-    EndWait: _of_leases(Leases.end_wait),
+    EndWait: _of_queues(LeaseQueues.end_wait),
 }
 _STEPS: dict[type, str] = {
     Transact: "transact",

@@ -32,4 +32,4 @@ class DiskRoom:
             self._ample_until_s = now_s + _AMPLE_S
         if free_bytes >= reserve_bytes:
             return tables.log.full
-        return free_bytes < reserve_bytes // 2 or free_bytes + tables.engine.free_bytes < reserve_bytes
+        return free_bytes < reserve_bytes // 2 or free_bytes + tables.engine.sizes.free < reserve_bytes

@@ -25,24 +25,26 @@ class LeaseTimers:
         self._locks = locks
         self._environment = environment
         self._expire = expire
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
 
     def start(self, lease: Lease) -> None:
         """The grant or renewal is visible: from now on the lease's time runs."""
-        self._locks.start(lease, self._environment.monotonic_s())
-        timer = self._timers.get(lease.name)
-        if timer is not None and timer.when() > asyncio.get_running_loop().time() + lease.ttl_s:
+        now_s = self._environment.monotonic_s()
+        self._locks.start(lease, now_s)
+        at_s, timer = self._timers.get(lease.name, (0.0, None))
+        if timer is not None and at_s > now_s + lease.ttl_s:
             timer.cancel()  # it was set for an earlier, longer lease on that name
             timer = None
         if timer is None:
             self._watch(lease.name, lease.ttl_s)
 
     def close(self) -> None:
-        for timer in self._timers.values():
+        for _, timer in self._timers.values():
             timer.cancel()
 
     def _watch(self, name: str, delay_s: float) -> None:
-        self._timers[name] = self._environment.call_later(delay_s, self._ring, name)
+        timer = self._environment.call_later(delay_s, self._ring, name)
+        self._timers[name] = self._environment.monotonic_s() + delay_s, timer
 
     def _ring(self, name: str) -> None:
         """It looks when it rings, and sleeps on if it is early."""

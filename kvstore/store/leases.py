@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from kvstore.errors import Locked, LockLost
-from kvstore.protocol import Acquire, Answer, Inspect, Leave, Once, Release, Renew
+from kvstore.protocol import Acquire, Answer, Once, Release, Renew
 from kvstore.storage.rows import LEASE, Row
 from kvstore.store.idempotency import Idempotency, IdempotencyRecord, row_key
 from kvstore.store.refusals import failure, queue_full, refusal
@@ -204,36 +204,6 @@ class Leases:
 
     def expire(self, op: ExpireLease, partition: int, sink: Sink) -> Answer:
         self.on(op.key, partition)
-        return Answer(op.id, 200)
-
-    # --- who only look or leave: they pass every lock -----------------------------------------------------------------
-
-    def _look(self, name: str, partition: int) -> Lease | None:
-        return self.on(name, partition) if self._locks.is_free(name) else self._locks.lease(name)
-
-    def inspect(self, op: Inspect, partition: int, sink: Sink) -> Answer:
-        lease = self._look(op.key, partition)
-        if lease is None:
-            return Answer(op.id, 404)
-        waiting = len(self._locks.waiting_for_lease(lease.name))
-        left_s = round(lease.left_s(self._changes.context.now_s), 3)
-        document = {"name": lease.name, "owner": lease.owner, "ttl_left": left_s, "waiting": waiting}
-        return Answer(op.id, 200, lease.token, msgspec.json.encode(document | {"token": lease.token}))
-
-    def end_wait(self, op: EndWait, partition: int, sink: Sink) -> Answer:
-        lease = self._look(op.key, partition)
-        for waiter in self._locks.waiting_for_lease(op.key):
-            if waiter[0] is op.acquire and lease is not None:
-                self._locks.leave_lease_queue(op.key, waiter)
-                self._changes.answer(waiter[1], refusal(op.acquire.id, self.locked(lease)))
-        return Answer(op.id, 200)
-
-    def leave(self, op: Leave, partition: int, sink: Sink) -> Answer:
-        for waiter in self._locks.waiting_for_lease(op.key):
-            if waiter[0].id == op.acquire and waiter[1] is sink:
-                self._locks.leave_lease_queue(op.key, waiter)
-                gone = Locked(f"the waiter for {op.key!r} has left the queue", retry_after_ms=100)
-                self._changes.answer(sink, refusal(op.acquire, gone))
         return Answer(op.id, 200)
 
 

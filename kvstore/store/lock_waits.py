@@ -12,7 +12,7 @@ from typing import Any
 from kvstore.errors import Conflict, KvError
 from kvstore.protocol import Abort, Acquire, Answer, Commit, Leave, Once, Prepare, ReadLock
 from kvstore.store.ops import EndLockWaits, Locks, Queued
-from kvstore.store.participant import Participant
+from kvstore.store.outcomes import Outcomes
 from kvstore.store.ready import Ready
 from kvstore.store.refusals import queue_full, refusal
 from kvstore.store.write_set import Changes, Sink
@@ -22,13 +22,13 @@ from kvstore.transactions.intents import Hold, Holds
 class LockWaits:
     """`met`: the attempts that stood in the way of an operation of this batch."""
 
-    def __init__(self, changes: Changes, locks: Locks, holds: Holds, ready: Ready, part: Participant) -> None:
+    def __init__(self, changes: Changes, locks: Locks, holds: Holds, ready: Ready, outcomes: Outcomes) -> None:
         self.met: set[Hold] = set()
         self._changes = changes
         self._locks = locks
         self._holds = holds
         self._ready = ready
-        self._part = part
+        self._outcomes = outcomes
 
     def queue(self, key: str, queued: Queued) -> None:
         """Wait for a lock that is not free, without holding any; refused if the queue is full."""
@@ -78,7 +78,7 @@ class LockWaits:
     def give_up(self, queued: Queued, error: KvError) -> None:
         """It is refused for good: also when the network repeats it."""
         if isinstance(queued.op, Commit):
-            self._part.abort_for_good(queued.op.attempt, queued.op.key)
+            self._outcomes.abort_for_good(queued.op.attempt, queued.op.key)
         self.release(queued)
         self._changes.answer(queued.sink, refusal(queued.op.id, error))
 

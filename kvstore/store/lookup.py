@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from kvstore.errors import TooManyRequests
+from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Abort,
     Acquire,
@@ -63,6 +65,13 @@ def rows_needed(op: Any) -> Iterator[RowKey]:
         yield REPLY, attempt_row_key(op.name)
 
 
+def home_of(op: Any, key: RowKey, partitions: int) -> int:
+    """The partition of a row that the operation may look at."""
+    if key[0] != VALUE and getattr(op, "partition", -1) >= 0:
+        return int(op.partition)
+    return partition_of((key[1] if key[0] == VALUE else op.key).encode(), partitions)
+
+
 _DECIDED = Before(0, 0, 0, True)
 
 
@@ -71,6 +80,13 @@ class Lookup:
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
+
+    def missing(self, op: Any) -> list[RowKey]:
+        """The rows that must be fetched before the operation is decided."""
+        if (type(op) is Put or type(op) is Delete) and op.once is None:  # most of what there is
+            key = (VALUE, op.key)
+            return [] if self.is_at_hand(key) else [key]
+        return [key for key in rows_needed(op) if not self.is_at_hand(key)]
 
     def is_at_hand(self, key: RowKey) -> bool:
         """It can be looked at without the file. A decision that is not in the table of decisions is not there."""
@@ -118,4 +134,15 @@ class Lookup:
         if key[0] == DECISION and key[1] not in self._tables.holds.decided:
             return None
         self._tables.stats.inline_reads += 1
-        return self._tables.engine.read_now(key)
+        row = self._tables.engine.read_now(key)
+        if row is None and key[0] == VALUE:
+            self._check_miss(partition_of(key[1].encode(), len(self._tables.served.generations)))
+        return row
+
+    def _check_miss(self, partition: int) -> None:
+        """Raises DataCorrupt, TooManyRequests: the row may be there."""
+        verification = self._tables.verification
+        if (damage := verification.miss_in(partition)) is not None:
+            raise damage
+        if not verification.is_verified(partition):
+            raise TooManyRequests("The rows of this key are being verified; try again.", retry_after_ms=100)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvstore.errors import Conflict, DataCorrupt
-from kvstore.protocol import Fenced, MovedRow, Pull, Rows
+from kvstore.protocol import Fenced, MovedRow, Pull, Rows, row_bytes
 from kvstore.storage.engine import FeedQuery
 from kvstore.storage.rows import Row, checksum
 from kvstore.store.applier import Applier
@@ -20,6 +20,7 @@ from kvstore.store.partitions import Partitions
 from kvstore.store.pipeline import Pipeline
 from kvstore.store.tables import Tables
 
+_RECORD_BYTES = 4096
 _BUSY_SHARE = 8  # while clients are active a page is so many times smaller
 
 
@@ -70,12 +71,14 @@ class Migration:
             await self._applier.clean_some()
 
     async def take(self, move: str, rows: Sequence[MovedRow]) -> int:
-        """Rows that the move brings; how many bytes they are. Raises Conflict, DataCorrupt."""
-        return await self._pipeline.step(lambda batch: self._take(batch, move, rows))
+        """Rows that the move brings; how many bytes they are. Raises Conflict, DataCorrupt, DiskFull."""
+        record_bytes = sum([row_bytes(row) + 8 * len(row[1]) for row in rows]) + _RECORD_BYTES
+        return await self._pipeline.step(lambda batch: self._take(batch, move, rows), record_bytes=record_bytes)
 
     def _take(self, batch: Batch, move: str, rows: Sequence[MovedRow]) -> int:
         """The rows as they are at the source, with sequences of this store; a tombstone stays one."""
         partitions = self._receiving(move)
+        batch.changes.need_room()
         taken: list[Row] = []
         size = 0
         for kind, key, partition, version, expires_at_ms, body, intent, check in rows:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvstore.config import Limits
+from kvstore.data_file import prepare_data_file
 from kvstore.environment import Environment
-from kvstore.errors import ForeignData
-from kvstore.storage import sqlite
+from kvstore.errors import DataInUse, ForeignData
+from kvstore.storage import sqlite_file
 from kvstore.storage.disk import OsDisk
 from kvstore.storage.engine import Application, Engine, Freezes
 from kvstore.storage.log import Log
@@ -34,16 +35,19 @@ _REPLAYED_ROWS_MAX = 5000
 
 
 class Opened(NamedTuple):
-    """`lock_fd` is held until the store is closed."""
+    """`lock_fd` is held until the store is closed; None where nothing but this process can reach the files."""
 
     engine: Engine
     log: Log
-    lock_fd: int
+    lock_fd: int | None
 
 
 async def open_files(path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment) -> Opened:
-    """Open or make the store whose file is `path`. Raises ForeignData, DataCorrupt, LogDamaged, OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Open or make the store whose file is `path`.
+
+    Raises ForeignData, DataInUse, DataCorrupt, LogDamaged, ConfigError, OSError.
+    """
+    prepare_data_file(path)
     lock_fd = lock(path)
     try:
         log, entries = await environment.in_thread(lambda: _open_log(path, shard_id, partitions, limits, environment))
@@ -65,7 +69,7 @@ async def open_files(path: Path, shard_id: str, partitions: int, limits: Limits,
 
 
 def lock(path: Path) -> int:
-    """Take the store's lock for this process; the descriptor holds it. Raises ForeignData with the holder's pid."""
+    """Take the store's lock for this process; the descriptor holds it. Raises DataInUse with the holder's pid."""
     lock_path = path.with_suffix(".lock")
     fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -73,7 +77,7 @@ def lock(path: Path) -> int:
     except BlockingIOError:
         holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
         os.close(fd)
-        raise ForeignData(f"{path} is in use by the process with pid {holder}. End that process first.") from None
+        raise DataInUse(f"{path} is in use by the process with pid {holder}. End that process first.") from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
@@ -84,21 +88,22 @@ def _open_log(
 ) -> tuple[Log, list[Entry]]:
     """The log, and its records that the file lacks; the file is of the present format afterwards."""
     disk, name, size = OsDisk(), path.stem, limits.log_segment_bytes
-    found = sqlite.format_of(path)
+    found = sqlite_file.format_of(path)
     if found == FORMAT:
-        position, store_id = sqlite.position_of(path)
+        position, store_id = sqlite_file.position_of(path)
         return Log.open(disk, path.parent, name, store_id, position, segment_bytes=size)
     if found == 0:
         meta = {"store_id": environment.random_hex(16), "shard_id": shard_id, "partitions": str(partitions)}
         log = Log.create(disk, path.parent, name, meta["store_id"], BEGINNING, size)
-        sqlite.create_file(path, meta)
+        sqlite_file.create_file(path, meta)
     else:
-        meta = sqlite.meta_of(path)
-        for entry, expected in (("shard_id", shard_id), ("partitions", str(partitions))):
-            if meta.get(entry) != expected:
-                raise ForeignData(f"{path} belongs to {entry} {meta.get(entry)}, not {expected}.")
+        meta = sqlite_file.meta_of(path)
+        if meta.get("shard_id") != shard_id:
+            raise ForeignData(f"{path} belongs to shard_id {meta.get('shard_id')}, not {shard_id}.")
+        if not meta.get("partitions", "").isdecimal():
+            raise ForeignData(f"{path} does not say of how many partitions it is.")
         log = Log.create(disk, path.parent, name, meta["store_id"], BEGINNING, size)
-        sqlite.convert_file(path, found, BEGINNING)
+        sqlite_file.convert_file(path, found, BEGINNING)
     disk.sync_folder(path.parent)
     return log, []
 

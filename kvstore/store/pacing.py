@@ -7,7 +7,6 @@ Leaves to others: syncing (`pipeline`), moving (`partitions`, `shard.receiver`).
 
 from __future__ import annotations
 
-from collections import deque
 from statistics import median
 
 _SAMPLES = 31
@@ -18,7 +17,7 @@ _PAUSE_S = 0.002
 
 
 class SyncPace:
-    """Whether the disk is quick enough to sync on the event loop's thread: by a running median, in milliseconds.
+    """Whether the disk is quick enough to sync on the event loop's thread: by the median of the last ones.
 
     The way back needs half the bound, so that a disk at the bound does not make it swing.
     """
@@ -26,7 +25,7 @@ class SyncPace:
     def __init__(self, inline_ms_max: float) -> None:
         self.is_inline = inline_ms_max > 0
         self._inline_ms_max = inline_ms_max
-        self._samples_ms: deque[float] = deque(maxlen=_SAMPLES)
+        self._samples_ms: list[float] = []
 
     def observe(self, seconds: float) -> None:
         """A sync took that long."""
@@ -38,6 +37,7 @@ class SyncPace:
         elif len(self._samples_ms) == _SAMPLES:
             typical_ms = median(self._samples_ms)
             self.is_inline = typical_ms <= (self._inline_ms_max if self.is_inline else self._inline_ms_max / 2)
+            self._samples_ms.clear()
 
 
 class LoadMeter:

@@ -34,7 +34,8 @@ from kvstore.storage.segments import Position
 from kvstore.store.applier import Applier
 from kvstore.store.batch import Batch
 from kvstore.store.disk_room import DiskRoom
-from kvstore.store.lookup import Lookup, rows_needed
+from kvstore.store.fetcher import Fetcher
+from kvstore.store.lookup import Lookup
 from kvstore.store.ops import WriteOp
 from kvstore.store.pacing import SyncPace
 from kvstore.store.refusals import refusal
@@ -48,21 +49,19 @@ T = TypeVar("T")
 Decide = Callable[[Batch], T]
 OnVisible = Callable[[Batch], None]
 
-_FETCHED_KEYS_MAX = 256
 _SMALL_BYTES = 1 << 20
+_STEP_BYTES = 2 << 20  # a map and freezes of the largest cluster
 
 
 class _Step(NamedTuple):
-    """A decision of the store's own, made alone: all that came before it is decided, what comes behind sees it."""
+    """A decision of the store's own, made alone: all that came before it is decided, what comes behind sees it.
+
+    Its record has no more than `record_bytes`.
+    """
 
     decide: Decide[Any]
     future: asyncio.Future[Any]
-
-
-class _Fetching(NamedTuple):
-    op: WriteOp
-    sink: Sink
-    keys: list[RowKey]
+    record_bytes: int
 
 
 class _Decided(NamedTuple):
@@ -88,84 +87,58 @@ class Pipeline:
         self._queue: deque[tuple[WriteOp, Sink, list[RowKey]] | _Step] = deque()
         self._urgent: deque[_Step] = deque()
         self._queued_bytes = 0
-        self._fetching: deque[_Fetching] = deque()
-        self._away = 0  # of operations whose rows are being read now
+        self.fetcher = Fetcher(tables, self._enter)
         self._undurable: deque[_Decided] = deque()
         self._events = _Events()
         self._position = tables.log.last
 
     def __len__(self) -> int:
         """How many operations wait to be decided."""
-        return len(self._queue) + len(self._fetching) + self._away
+        return len(self._queue) + len(self.fetcher)
 
     # --- entering -----------------------------------------------------------------------------------------------------
 
     def write(self, op: WriteOp, sink: Sink) -> None:
         """Queue an operation; its answer goes to `sink` when all that it saw is durable."""
         size, limits = _size(op), self._tables.limits
-        if len(self) >= limits.queue_ops_max or self._queued_bytes + size > limits.queue_bytes_max:
+        if (
+            len(self._queue) + len(self.fetcher) >= limits.queue_ops_max
+            or self._queued_bytes + size > limits.queue_bytes_max
+        ):
             full = TooManyRequests("The shard's queue of writes is full; wait and try again.", retry_after_ms=100)
             sink.send(refusal(op.id, full))
             return
-        if size > _SMALL_BYTES and record_bytes(op, self._tables.holds, _unknown) > self._tables.log.record_bytes_max:
+        if size > _SMALL_BYTES and record_bytes(op, self._tables.holds, _unknown) > self._tables.log.payload_bytes_max:
             large = ReadTooLarge("The operation does not fit into one record of the log; send less at a time.")
             sink.send(refusal(op.id, large))
             return
         self._queued_bytes += size
-        missing = [key for key in rows_needed(op) if not self._lookup.is_at_hand(key)]
+        missing = self._lookup.missing(op)
         if missing:
-            self._fetching.append(_Fetching(op, sink, missing))
-            self._events.fetch.set()
+            self.fetcher.add(op, sink, missing)
         else:
             self._queue.append((op, sink, []))
             self._events.queued.set()
 
-    async def step(self, decide: Decide[T], *, urgent: bool = False) -> T:
+    async def step(self, decide: Decide[T], *, urgent: bool = False, record_bytes: int = _STEP_BYTES) -> T:
         """Decide alone, and return when that is durable and visible. Raises what `decide` raises, a KvError.
 
         `urgent`: before all that is queued, because nobody serves some partition until it is done.
         """
-        step = _Step(decide, asyncio.get_running_loop().create_future())
+        step = _Step(decide, asyncio.get_running_loop().create_future(), record_bytes)
         (self._urgent if urgent else self._queue).append(step)
         self._events.queued.set()
         return await step.future  # type: ignore[no-any-return]
 
-    async def fetch(self) -> None:
-        """Bring rows from the file for operations that wait for them, for ever."""
-        tables, memtable = self._tables, self._tables.memtable
-        while True:
-            await self._events.fetch.wait()
-            self._events.fetch.clear()
-            while self._fetching:
-                waiting: list[_Fetching] = []
-                wanted: dict[RowKey, None] = {}
-                while self._fetching and len(wanted) < _FETCHED_KEYS_MAX:
-                    waiting.append(self._fetching.popleft())
-                    wanted |= dict.fromkeys(key for key in waiting[-1].keys if memtable.pin(key))
-                keys, self._away = list(wanted), len(waiting)
-                found = await tables.engine.read(keys)
-                for key, row in zip(keys, found, strict=True):
-                    if not isinstance(row, KvError):
-                        memtable.arrived(key, row)
-                damaged = {key: row for key, row in zip(keys, found, strict=True) if isinstance(row, KvError)}
-                self._away = 0
-                for op, sink, needed in waiting:
-                    self._enter_fetched(op, sink, needed, next((damaged[k] for k in needed if k in damaged), None))
-
-    def _enter_fetched(self, op: WriteOp, sink: Sink, keys: list[RowKey], error: KvError | None) -> None:
+    def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey], error: KvError | None) -> None:
+        """Its rows are in memory, the fetched ones pinned; or they are damaged."""
         self._events.queued.set()  # also for `close`, which waits for all of them
         if error is None:
             self._queue.append((op, sink, keys))
             return
-        log.error("%s", error.detail)
         self._queued_bytes -= _size(op)
-        self._unpin(keys)
         if not sink.closed:
             sink.send(refusal(op.id, error))
-
-    def _unpin(self, keys: list[RowKey]) -> None:
-        for key in keys:
-            self._tables.memtable.unpin(key)
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
@@ -181,35 +154,40 @@ class Pipeline:
                 events.settled.clear()
                 await events.settled.wait()
             if self._urgent:
+                await self._wait_for_room(self._urgent[0].record_bytes)
                 self._run_step(self._urgent.popleft())
             elif self._queue and isinstance(first := self._queue[0], _Step) and not self._tables.ready:
+                await self._wait_for_room(first.record_bytes)
                 self._queue.popleft()
                 self._run_step(first)
             elif self._queue or self._tables.ready:
-                await self._wait_for_room()
+                await self._wait_for_room(self._next_record_bytes())
                 self._run_batch()
             elif events.closing and not len(self):
-                await self._drain()
+                while self._undurable:
+                    events.settled.clear()
+                    await events.settled.wait()
                 return
             else:
                 events.queued.clear()
                 continue
             await asyncio.sleep(0)
 
-    async def _wait_for_room(self) -> None:
-        """The log must have room for the next operation before it is decided, because then it must be appended."""
+    def _next_record_bytes(self) -> int:
         tables = self._tables
         op = tables.ready.first.queued.op if tables.ready else self._queue[0][0]
-        wanted = min(record_bytes(op, tables.holds, self._lookup.before), tables.log.record_bytes_max)
+        return record_bytes(op, tables.holds, self._lookup.before)
+
+    async def _wait_for_room(self, wanted: int) -> None:
+        """The log must have room for what is decided next before that is decided, because then it must be appended."""
+        tables = self._tables
+        wanted = min(wanted, tables.log.payload_bytes_max)  # no segment has more, and all that is queued fits
         while tables.log.room(frees=self._room.frees_only or tables.log.full) < wanted:
+            self._applier.room_wanted = wanted
             self._applier.segment_made.clear()
             self._applier.segment_wanted.set()
             await self._applier.segment_made.wait()
-
-    async def _drain(self) -> None:
-        while self._undurable:
-            self._events.settled.clear()
-            await self._events.settled.wait()
+        self._applier.room_wanted = 0
 
     def close(self) -> None:
         """Let `run` end when everything is decided and durable."""
@@ -227,6 +205,8 @@ class Pipeline:
             round(limits.idempotency_kept_s * 1000),
             limits.txn_read_bytes_max,
             tables.executed.frozen,
+            environment.boot,
+            tables.openings,
         )
         return Batch(tables.clock, context, tables.locks, tables.holds, self._lookup, tables.ready)
 
@@ -235,14 +215,19 @@ class Pipeline:
         batch, queue, count = self._batch(), self._queue, 0
         changes, pinned = batch.changes, list[RowKey]()
         room = min(self._tables.log.room(frees=changes.context.frees_only), limits.batch_bytes_max)
+        is_first = True
 
         def fits(op: WriteOp) -> bool:
             """The first always does: `_wait_for_room` has seen to that."""
-            wanted = changes.bytes + record_bytes(op, self._tables.holds, self._lookup.before)
-            return not changes.answers or wanted <= room
+            nonlocal is_first
+            if is_first:
+                is_first = False
+                return True
+            return changes.bytes + record_bytes(op, self._tables.holds, self._lookup.before) <= room
 
+        batch.extras.may_begin = fits
         if self._tables.ready:
-            batch.go_on(fits)
+            batch.go_on()
         while queue and not self._tables.ready and count < limits.batch_ops_max:
             entry = queue[0]
             if isinstance(entry, _Step) or not fits(entry[0]):
@@ -261,24 +246,25 @@ class Pipeline:
     def _run_step(self, step: _Step) -> None:
         started_s = self._tables.environment.monotonic_s()
         batch = self._batch()
+        batch.extras.may_begin = lambda op: False  # what is ready goes on in the next batch
         try:
             result = step.decide(batch)
         except KvError as error:
             if not step.future.done():
                 step.future.set_exception(error)
             return
-        batch.when_visible.append(lambda: settle(step.future, result))
-        self._commit(batch, started_s, [])
+        batch.extras.when_visible.append(lambda: settle(step.future, result))
+        self._commit(batch, started_s, [], frees=True)
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
-    def _commit(self, batch: Batch, started_s: float, pinned: list[RowKey]) -> None:
+    def _commit(self, batch: Batch, started_s: float, pinned: list[RowKey], *, frees: bool = False) -> None:
         """Append the record; durable now, or when the sync that is asked for has returned."""
         tables, records = self._tables, self._tables.log
         record = batch.record(tables.clock)
         if record is not None:
             failpoints.hit("batch-before-commit", *(f"{step}-before-commit" for step in batch.steps))
-            records.append(record.encode(), frees=batch.changes.context.frees_only)
+            records.append(record.encode(), frees=frees or batch.changes.context.frees_only)
             self._position = records.last
             tables.clock = record.clock
             if records.wants_segment:
@@ -337,11 +323,11 @@ class Pipeline:
             self._applier.publish(record, position)
             tables.stats.commit_s.observe(tables.environment.monotonic_s() - started_s)
         self._on_visible(batch)
-        for then in batch.when_visible:
+        for then in batch.extras.when_visible:
             then()
         for sink, answer in batch.changes.answers:
             sink.send(answer)
-        self._unpin(pinned)
+        self.fetcher.unpin(pinned)
 
 
 class _Events:
@@ -349,7 +335,6 @@ class _Events:
 
     def __init__(self) -> None:
         self.queued = asyncio.Event()
-        self.fetch = asyncio.Event()
         self.sync = asyncio.Event()
         self.settled = asyncio.Event()
         self.syncing = False

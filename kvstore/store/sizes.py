@@ -10,19 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kvstore.protocol import Commit, Finish, Message, Prepare, Transact, message_bytes
+from kvstore.protocol import Abort, Commit, Delete, Finish, Message, Prepare, Put, Transact, message_bytes
 from kvstore.storage.rows import VALUE
-from kvstore.store.ops import keys_of
+from kvstore.store.ops import DropDecisions, EndLockWaits, keys_of
 from kvstore.store.write_set import Before
 from kvstore.transactions.intents import Holds
 
-_ROW_BYTES = 160  # of a row in a record, with its key's escapes, beside what is counted
 _KEY_ROWS = 1100  # of a row whose key is not counted in the message
-BASE_BYTES = 4096
+_MANY_BYTES = 1 << 20  # of decisions that go, or of tombstones of attempts that end, a few thousand at most
+BASE_BYTES = 4096  # of two rows in a record: its own, and that of a kept reply
 
 
 def record_bytes(op: Any, holds: Holds, before: Callable[[str, str], Before | None]) -> int:
     """An upper bound. An intent holds its writes as base64, and its row the value that stays until it is applied."""
+    if type(op) is Put or type(op) is Delete:  # most of what there is
+        return BASE_BYTES + len(op.key) * 4 + (len(op.value) if type(op) is Put else 0)
+    if isinstance(op, DropDecisions | EndLockWaits):
+        return _MANY_BYTES
     if not isinstance(op, Message):
         return BASE_BYTES
     size = message_bytes(op)
@@ -31,11 +35,11 @@ def record_bytes(op: Any, holds: Holds, before: Callable[[str, str], Before | No
         size = size * 3 // 2 + len(keys) * _KEY_ROWS
         if isinstance(op, Prepare):
             size += sum([found.size for key in keys if (found := before(VALUE, key)) is not None])
-    elif isinstance(op, Finish):
+    elif isinstance(op, Finish | Abort):
         hold = holds.of(op.attempt)
         if hold is not None:
             size += sum([_held_bytes(hold.intents[key]) for key in op.keys if key in hold.intents])
-    return size + _ROW_BYTES + len(getattr(op, "key", "")) * 4
+    return size + BASE_BYTES + len(getattr(op, "key", "")) * 4
 
 
 def _held_bytes(held: Any) -> int:

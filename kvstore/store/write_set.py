@@ -19,6 +19,7 @@ from kvstore.errors import DiskFull
 from kvstore.protocol import Reply
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.transactions.intents import State
+from kvstore.transactions.openings import Openings
 from kvstore.transactions.undo import Undo
 
 
@@ -60,19 +61,13 @@ class Context(NamedTuple):
     reply_kept_ms: int
     read_bytes_max: int
     frozen: Set[int] = frozenset()
-
-
-class Savepoint(NamedTuple):
-    """A moment between two operations, or within one."""
-
-    clock: Clock
-    expired: int
-    answers: int
-    bytes: int
-    undo: int
+    boot: str = ""  # of the machine, since which `now_s` counts
+    openings: Openings = Openings()
 
 
 _ROW_BYTES = 64  # of a row in a commit record, beside its key, body and intent
+Savepoint = tuple[tuple[int, ...], int, int, int, int]
+"""A moment between two operations, or within one: clock, `expired`, answers, bytes, notes of undo."""
 NUMBER_MAX = 2**63 - 1  # in the file
 _NEVER = Before(0, 0, 0, False)
 _NEVER_STATE = State(0, 0, None)
@@ -93,7 +88,7 @@ class Changes:
         self._states: dict[tuple[str, str], State] = {}
         self._set_clock(clock)
 
-    def _set_clock(self, clock: Clock) -> None:
+    def _set_clock(self, clock: tuple[int, ...]) -> None:
         self._version, self._sequence, self._tombstones_floor, self._keys, self._bytes, self.floor = clock
 
     @property
@@ -105,14 +100,15 @@ class Changes:
 
     def savepoint(self) -> Savepoint:
         """The present moment."""
-        return Savepoint(self.clock, self.expired, len(self.answers), self.bytes, self.undo.mark)
+        clock = (self._version, self._sequence, self._tombstones_floor, self._keys, self._bytes, self.floor)
+        return clock, self.expired, len(self.answers), self.bytes, self.undo.mark
 
     def back_to(self, savepoint: Savepoint) -> None:
         """Take back what was changed since, also in what else notes its changes in the same `Undo`."""
-        self.undo.back_to(savepoint.undo)
-        self._set_clock(savepoint.clock)
-        self.expired, self.bytes = savepoint.expired, savepoint.bytes
-        del self.answers[savepoint.answers :]
+        clock, self.expired, answers, self.bytes, mark = savepoint
+        self.undo.back_to(mark)
+        self._set_clock(clock)
+        del self.answers[answers:]
 
     def need_room(self) -> None:
         """Raises DiskFull: only what frees is done."""

@@ -121,7 +121,11 @@ class Scene:
 
     def fences(self) -> list[tuple[str, str, int]]:
         """Which shards have fenced which partitions, for which moves: some, at least."""
-        found = [(shard, *row) for shard in self.rounds.members for row in self.rows(shard, "SELECT * FROM fences")]
+        found = [
+            (shard, *row)
+            for shard in self.rounds.members
+            for row in self.rows(shard, "SELECT move, partition FROM freezes")
+        ]
         assert found
         return found
 

@@ -262,7 +262,7 @@ async def test_what_the_command_started_is_ended_with_it(monkeypatch: pytest.Mon
         reader = await asyncio.to_thread(held_open.open, "rb")
         await running.end()
         with reader:
-            assert await asyncio.wait_for(asyncio.to_thread(reader.read), 10) == b""
+            assert await asyncio.wait_for(asyncio.to_thread(reader.read), 60) == b""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

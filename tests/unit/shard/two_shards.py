@@ -41,7 +41,7 @@ class Sink:
         self.replies.append(reply)
 
     async def reply(self) -> Any:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not self.replies:
                 await asyncio.sleep(0.002)
         return self.replies[0]

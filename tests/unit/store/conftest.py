@@ -51,17 +51,23 @@ class Call:
 
 
 class Gate:
-    """Stands in for a method: does the work, then holds its result back until it is opened; or waits `before`."""
+    """Stands in for a method: does the work, then holds its result back until it is opened; or waits `before`.
 
-    def __init__(self, method: Callable[..., Awaitable[Any]], before: bool = False) -> None:
+    With `once` only the first call is held, and later ones overtake it.
+    """
+
+    def __init__(self, method: Callable[..., Awaitable[Any]], before: bool = False, once: bool = False) -> None:
         self._method = method
         self._before = before
+        self._once = once
         self._open = asyncio.Event()
         self.arrived = asyncio.Event()
         self.calls = 0
 
     async def __call__(self, *args: Any) -> Any:
         self.calls += 1
+        if self._once and self.calls > 1:
+            return await self._method(*args)
         if self._before:
             self.arrived.set()
             await self._open.wait()
@@ -137,7 +143,7 @@ class Rig:
     async def count(self, prefix: str) -> int:
         return (await self.store.scans.count(Count(1, prefix))).count
 
-    def hold(self, method: str, *, before: bool = False) -> Gate:
+    def hold(self, method: str, *, before: bool = False, once: bool = False) -> Gate:
         """From now on `engine.<method>` does its work, but its results stay out until the gate is opened.
 
         With `before` the work itself waits. "commit" stands for the sync of the log, in a thread from now on.
@@ -146,7 +152,7 @@ class Rig:
         if method == "commit":
             owner, method = self.store.pipeline, "_sync_in_thread"
             self.store.pipeline.pace = SyncPace(0)
-        gate = Gate(getattr(owner, method), before)
+        gate = Gate(getattr(owner, method), before, once)
         self.gates.append(gate)
         setattr(owner, method, gate)
         return gate
@@ -220,6 +226,7 @@ class Machine(Environment):
     """The machine, but for its wall clock while a test has that in its hands."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.fixed_ms: int | None = None
 
     def now_ms(self) -> int:

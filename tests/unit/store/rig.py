@@ -74,6 +74,7 @@ class Bench:
         self.frees_only = False
         self.kept_ms = 600_000
         self.openings = 0
+        self.boot = "this"
         self.arrivals = [1] * PARTITIONS
         self.batch: Batch
         self.open()
@@ -98,7 +99,9 @@ class Bench:
 
     def run_any(self, *work: WriteOp | tuple[WriteOp, Sink]) -> list[Reply]:
         """As `run`, where replies may be of any kind."""
-        context = Context(self.now_ms, self.now_s, self.arrivals, 1, self.frees_only, self.kept_ms, 1 << 24)
+        context = Context(
+            self.now_ms, self.now_s, self.arrivals, 1, self.frees_only, self.kept_ms, 1 << 24, boot=self.boot
+        )
         self.batch = batch = Batch(self.clock, context, self.locks, self.holds, self.rows)
         for each in work:
             op, sink = each if isinstance(each, tuple) else (each, Sink())
@@ -162,6 +165,7 @@ class TurnedTime(Environment):
     """The machine, but each clock can be stepped by the test."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.monotonic_step_s = 0.0
         self.wall_step_s = 0.0
 
@@ -195,7 +199,7 @@ async def opened(folder: Path, environment: Environment = SYSTEM, **limits: floa
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for what nobody is told of."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 

@@ -167,7 +167,9 @@ def _check_sequences(batch: Decided, before: Clock) -> None:
     assert len(set(sequences)) == len(sequences)
     assert all(before.sequence < sequence <= batch.changes.clock.sequence for sequence in sequences)
     assert max(sequences, default=before.sequence) == batch.changes.clock.sequence
-    assert max((row.version for row in batch.changes.rows.values()), default=before.version) == batch.changes.clock.version
+    assert (
+        max((row.version for row in batch.changes.rows.values()), default=before.version) == batch.changes.clock.version
+    )
 
 
 @given(st.lists(operations, max_size=12))

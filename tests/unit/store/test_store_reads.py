@@ -39,6 +39,7 @@ async def test_a_cold_read_finds_what_is_in_the_file_and_keeps_it(rig: Any) -> N
 async def test_many_cold_reads_share_a_hop(rig: Any) -> None:
     for number in range(100):
         await rig.put(f"key-{number}", b"%d" % number)
+    await rig.flush()
     rig.forget_cache()
     gate = rig.hold("read")
     gate.open()
@@ -99,8 +100,9 @@ async def test_a_listing_shows_what_is_visible_and_nothing_that_is_only_executed
 
 async def test_a_reader_that_is_late_does_not_hide_a_change_that_became_visible(rig: Any) -> None:
     await rig.put("a", b"old")
+    await rig.flush()
     rig.forget_cache()
-    gate = rig.hold("read")
+    gate = rig.hold("read", once=True)
     read = rig.get("a")
     await gate.arrived.wait()
     await rig.put("a", b"new")
@@ -110,7 +112,7 @@ async def test_a_reader_that_is_late_does_not_hide_a_change_that_became_visible(
 
 
 async def test_a_reader_that_found_nothing_and_is_late_does_not_hide_a_new_key(rig: Any) -> None:
-    gate = rig.hold("read")
+    gate = rig.hold("read", once=True)
     read = rig.get("a")
     await gate.arrived.wait()
     await rig.put("a", b"new")
@@ -121,8 +123,9 @@ async def test_a_reader_that_found_nothing_and_is_late_does_not_hide_a_new_key(r
 
 async def test_a_reader_that_is_late_does_not_bring_back_a_deleted_key(rig: Any) -> None:
     await rig.put("a", b"old")
+    await rig.flush()
     rig.forget_cache()
-    gate = rig.hold("read")
+    gate = rig.hold("read", once=True)
     read = rig.get("a")
     await gate.arrived.wait()
     await rig.delete("a")
@@ -168,6 +171,7 @@ async def test_whoever_asks_never_sees_less_than_was_already_answered_to_anybody
 
 async def test_a_read_whose_partition_leaves_while_its_reader_is_away_is_answered_421(rig: Any) -> None:
     await rig.put("a")
+    await rig.flush()
     rig.forget_cache()
     gate = rig.hold("read")
     read = rig.get("a")
@@ -180,6 +184,7 @@ async def test_a_read_whose_partition_leaves_while_its_reader_is_away_is_answere
 
 async def test_a_read_whose_partition_left_and_came_back_meanwhile_is_answered_421_and_not_cached(rig: Any) -> None:
     await rig.put("a", b"old")
+    await rig.flush()
     rig.forget_cache()
     gate = rig.hold("read")
     read = rig.get("a")
@@ -210,6 +215,7 @@ async def test_a_cached_key_of_a_partition_that_left_is_answered_421(rig: Any) -
 
 async def test_other_partitions_coming_and_going_do_not_disturb_a_read(rig: Any) -> None:
     await rig.put("a", b"1")
+    await rig.flush()
     rig.forget_cache()
     gate = rig.hold("read")
     read = rig.get("a")

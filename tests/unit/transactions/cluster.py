@@ -366,7 +366,7 @@ class Cluster:
         number = self.shots.find(form)
         if number is not None:
             return number
-        values = [row for row in store.rows.values() if row.kind == VALUE and store.served.generations[row.partition]]
+        values = [row for row in store.rows.values() if row.kind == VALUE and store.arrivals[row.partition]]
         shot = Shot(
             pickle.dumps(store, pickle.HIGHEST_PROTOCOL),
             tuple(store.held()),
@@ -380,7 +380,7 @@ class Cluster:
 
     def _acknowledge(self, position: Position, store: int, attempts: Any) -> Position:
         key = ("acknowledge", position.stores[store], tuple(attempt.name for attempt in attempts))
-        shot, _ = self.change(key, position.stores[store], lambda store: store.undecided.acknowledge(attempts))
+        shot, _ = self.change(key, position.stores[store], lambda store: store.acknowledge(attempts))
         return position.with_store(store, shot)
 
     # --- faults -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 A store here is what `storage.store` and `storage.sqlite` make of a batch, without time and disk: rows in memory, and
 the real Batch, LockTable and Holds. Each `run` is one batch, durable and visible at once. It can die and be opened
-anew from its rows, and a partition can move to another one, as design.md, section 6, says.
+anew from its rows, and a partition can move to another one, as kvstore/DESIGN.md, section 6, says.
 
 A store is a plain object that can be pickled, so that an explorer may go back to an earlier one. `canonical` says
 which two are the same: what they can never show, such as sequences and the numbers of identities, does not count.
@@ -137,9 +137,9 @@ class Store:
         self.clock = batch.changes.clock
         for lease in batch.leases.started:
             self.locks.start(lease, self.late * LATER_S)
-        for attempt, partition, committed in batch.part.decided:
+        for attempt, partition, committed in batch.outcomes.decided:
             self.noted[attempt] = Noted(partition, not committed)
-        for attempt in batch.part.dropped:
+        for attempt in batch.outcomes.dropped:
             self.noted.pop(attempt, None)
         return [(sink.address, reply) for sink, reply in batch.changes.answers if isinstance(sink, Sink)]
 

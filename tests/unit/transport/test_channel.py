@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+import resource
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -30,10 +33,12 @@ from kvstore.protocol import (
     decode_requests,
     encode_frame,
 )
+from kvstore.transport import channel as channel_module
 from kvstore.transport.channel import Channel, Connection
+from loadtest.processes import free_ports
 
 MIB = 1 << 20
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -237,6 +242,30 @@ async def test_past_its_bound_of_bytes_it_refuses_at_once_and_gives_the_bytes_ba
     channel.request(Put(0, "b", b"v" * 6000))
 
 
+async def test_a_get_counts_for_what_gets_brought_lately(far: Any, connect: Any) -> None:
+    channel = await connect(channel_bytes_max=20_000)
+    for number in range(30):
+        future = channel.request(Get(0, "a"))
+        await until(lambda count=number + 1: len(far.requests) == count)
+        await far.send(Answer(far.requests[-1].id, 200, 1, bytes(6000)))
+        await future
+    futures = [channel.request(Get(0, "a")) for _ in range(3)]
+    with pytest.raises(TooManyRequests):
+        channel.request(Get(0, "a"))
+    await until(lambda: len(far.requests) == 33)
+    await far.send(*(Answer(request.id, 200, 1, b"") for request in far.requests[-3:]))
+    await asyncio.gather(*futures)
+    assert channel.bytes_under_way == 0
+
+
+async def test_a_page_of_values_counts_for_the_largest_page(connect: Any) -> None:
+    channel = await connect(channel_bytes_max=10_000, page_bytes_max=6000)
+    channel.request(Scan(0, "", "", 100, True))
+    with pytest.raises(TooManyRequests):
+        channel.request(Scan(0, "", "", 100, True))
+    channel.request(Scan(0, "", "", 100, False))
+
+
 # --- lost connections -------------------------------------------------------------------------------------------------
 
 
@@ -351,6 +380,48 @@ async def test_who_stops_waiting_disturbs_nobody(far: Any, channel: Channel) -> 
     assert channel.ops_under_way == 0
 
 
+# --- what the log says ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_file_left() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_process_that_may_open_no_more_files_says_so_once_and_when_it_is_over(
+    far: Any, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kvstore.transport.channel")
+    with no_file_left():
+        channel = await connect(wait=False)
+        await until(lambda: caplog.text)
+        await asyncio.sleep(0.1)  # several tries more
+        assert not channel.connected
+    await until(lambda: channel.connected)
+    lost, found = caplog.messages
+    assert "Too many open files" in lost
+    assert "raise the limit of open files" in lost
+    assert found == f"shard s1 at {far.url} is reached again"
+
+
+async def test_an_outage_is_told_when_it_lasts_and_not_before(
+    far: Any, connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "kvstore.transport.channel")
+    far.url = f"http://127.0.0.1:{free_ports(1)[0]}"
+    await connect(wait=False)
+    await asyncio.sleep(0.2)
+    assert caplog.messages == []
+    monkeypatch.setattr(channel_module, "_OUTAGE_TOLD_S", 0.0)
+    await until(lambda: caplog.messages)
+    assert caplog.messages[0].startswith(f"shard s1 at {far.url} cannot be reached: ")
+
+
 # --- time-outs --------------------------------------------------------------------------------------------------------
 
 
@@ -436,7 +507,7 @@ class Door:
 async def door() -> AsyncIterator[tuple[Door, aiohttp.ClientWebSocketResponse]]:
     """The shard's end under test, and a bare WebSocket as its router."""
     small = {"frame_bytes_max": 10_000, "page_bytes_max": 1, "value_bytes_max": 1, "body_bytes_max": 1}
-    door = Door(Limits(**small, txn_read_bytes_max=1))
+    door = Door(Limits(**small, txn_read_bytes_max=1, channel_bytes_max=MIB))
     app = web.Application()
     app.router.add_get("/channel", door.serve)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -467,6 +538,24 @@ async def test_answers_given_in_one_turn_of_the_loop_share_a_frame(door: Any) ->
     assert [reply.id for reply in decode_replies((await socket.receive(WAIT_S)).data)] == [3, 1, 2]
     shard.connections[0].send(Answer(9, 200))
     assert [reply.id for reply in decode_replies((await socket.receive(WAIT_S)).data)] == [9]
+
+
+async def test_a_shard_begins_nothing_while_many_answers_wait_for_a_router_that_does_not_read(door: Any) -> None:
+    shard, socket = door
+    shard.handle = lambda request, connection: connection.send(Answer(request.id, 200, 1, bytes(100_000)))
+    transport = socket._response.connection.transport
+    transport.pause_reading()
+    for number in range(0, 1000, 10):
+        await socket.send_bytes(encode_frame([Get(number + further, "a") for further in range(10)]))
+    seen, same = -1, 0
+    while same < 20:
+        await asyncio.sleep(0.01)
+        seen, same = len(shard.handled), same + 1 if len(shard.handled) == seen else 0
+    assert seen < 500
+    transport.resume_reading()
+    answered = 0
+    while answered < 1000:
+        answered += len(decode_replies((await asyncio.wait_for(socket.receive(), WAIT_S)).data))
 
 
 async def test_answers_too_large_for_one_frame_are_spread_over_several(door: Any) -> None:
