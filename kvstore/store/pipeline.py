@@ -132,9 +132,9 @@ class Pipeline:
 
     def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey], error: KvError | None) -> None:
         """Its rows are in memory, the fetched ones pinned; or they are damaged."""
+        self._events.queued.set()  # also for `close`, which waits for all of them
         if error is None:
             self._queue.append((op, sink, keys))
-            self._events.queued.set()
             return
         self._queued_bytes -= _size(op)
         if not sink.closed:
@@ -163,7 +163,7 @@ class Pipeline:
             elif self._queue or self._tables.ready:
                 await self._wait_for_room(self._next_record_bytes())
                 self._run_batch()
-            elif events.closing:
+            elif events.closing and not len(self):
                 while self._undurable:
                     events.settled.clear()
                     await events.settled.wait()
