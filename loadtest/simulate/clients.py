@@ -111,7 +111,7 @@ class Client:
     def _value(self) -> str:
         """Some are so large that a few of them fill a segment of the log."""
         number = self._history.next_value()
-        return f"v{number}" + "x" * (self._rng.randrange(3000) if self._rng.random() < 0.15 else 0)
+        return f"v{number}" + "x" * (self._rng.randrange(20_000) if self._rng.random() < 0.15 else 0)
 
     async def _ask(self, op: Any, patience_s: float = _PATIENCE_S) -> Any:
         """None if nobody knows what became of it."""
@@ -229,6 +229,10 @@ class Client:
         read = self._one(group, reply.reads)
         self._note(group, "read", begin_s, "done", value=_short(read.value), version=read.version or None)
         return read, True
+
+    async def is_known(self, group: str) -> bool:
+        """Whether a read of the group was answered."""
+        return (await self.read_group(group))[1]
 
     def _one(self, group: str, reads: list[Read]) -> Read:
         if len({(read.version, read.value) for read in reads}) != 1:

@@ -34,8 +34,8 @@ PARTITIONS = 64
 FOLDER = Path("/data")
 NAME, SHARD = "shard-s1", "s1"
 LIMITS = Limits(
-    log_segment_bytes=32 * 1024,
-    disk_reserve_bytes=64 * 1024,
+    log_segment_bytes=160 * 1024,
+    disk_reserve_bytes=200 * 1024,
     cache_bytes_max=4000,
     page_bytes_max=4000,
     apply_rows=20,
@@ -154,7 +154,7 @@ class Machine:
         opened = Opened(engine, log, None)
         store = await Store.serve(opened, LIMITS, SHARD, PARTITIONS, on_fatal, environment)
         self.epoch = max(self.epoch, store.served.epoch)
-        if not store.served.epoch or any(store.partitions.view.leaving):
+        if not store.served.epoch:
             await store.partitions.adopt(self.next_map())
         return store
 
