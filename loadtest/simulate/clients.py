@@ -255,7 +255,7 @@ class Client:
         )  # fmt: skip
         reply = await self._ask(op)
         known = isinstance(reply, Outcome) and reply.state == "committed"
-        outcome = "unknown" if reply is None else "done" if known else "refused"
+        outcome: Literal["done", "refused", "unknown"] = "unknown" if reply is None else "done" if known else "refused"
         more: dict[str, Any] = {}
         if action == "swap":
             more = {"expected": _short(found.value), "met": not known or reply.succeeded}
@@ -332,8 +332,7 @@ class Client:
         """All elements, page by page, each of them read without a partition having left."""
         begin_s, after, elements = self._now_s, "", list[str]()
         while True:
-            op = Scan(self._id(), _SET, after, limit)
-            page = await self._page(lambda store, op=op: store.scans.scan(op))
+            page = await self._scan(Scan(self._id(), _SET, after, limit))
             if page is None:
                 return False
             elements += [item[0].removeprefix(_SET) for item in page.items]
@@ -345,6 +344,9 @@ class Client:
             Members(client=self.name, begin_s=begin_s, end_s=end_s, outcome="done", set=_SET, elements=elements)
         )
         return True
+
+    async def _scan(self, op: Scan) -> Page | None:
+        return await self._page(lambda store: store.scans.scan(op))
 
     async def _page(self, work: Callable[[Any], Any]) -> Page | None:
         try:

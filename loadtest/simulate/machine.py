@@ -22,7 +22,7 @@ from kvstore.errors import KvError
 from kvstore.placement.cluster_map import ClusterMap, Member, Move
 from kvstore.protocol import Get, Reply
 from kvstore.storage.engine import Identity, TryLater
-from kvstore.storage.log import BEGINNING, Log, LogFailed
+from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
 from kvstore.store.opening import Opened, replay
 from kvstore.store.store import Store
 from loadtest.simulate.disk import PowerCut, SimulatedDisk
@@ -111,7 +111,7 @@ class Machine:
         self.process = process = Process("s1", self._on_death)
         self.loop.note("s1 starts")
         work = self._open(process)
-        process.tasks.append(asyncio.Task(work, loop=self.loop, context=process.context))
+        process.tasks.append(self.loop.create_task(work, context=process.context))
 
     async def _open(self, process: Process) -> None:
         try:
@@ -137,7 +137,7 @@ class Machine:
             log = Log.create(self.disk, FOLDER, NAME, identity.store_id, BEGINNING, size)
             engine = SimulatedEngine(identity)
             engine.fail = self._before_application
-            entries = []
+            entries: list[Entry] = []
         else:
             engine = self.engine
             log, entries = Log.open(
