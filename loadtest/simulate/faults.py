@@ -11,7 +11,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from kvstore.errors import KvError
+from kvstore.store.store import Store
 from loadtest.simulate.disk import keep_all, lose_all
+from loadtest.simulate.loop import Process
 from loadtest.simulate.machine import PARTITIONS, Lost, Machine
 from loadtest.simulate.mover import Mover
 
@@ -143,10 +145,17 @@ class Faults:
             self.mover = self._machine.loop.create_task(mover.run(partitions))
 
     async def _close(self) -> None:
-        machine, process = self._machine, self._machine.process
+        machine = self._machine
+        closed: list[Process] = []
+
+        async def close(store: Store) -> None:
+            if machine.process is not None:
+                closed.append(machine.process)
+            await store.close()
+
         try:
-            await machine.call(lambda store: store.close())
+            await machine.call(close)
         except (Lost, KvError) as error:
             machine.loop.note(f"it did not end in order: {error!r}")
-        if process is not None:
+        for process in closed:
             process.kill()
