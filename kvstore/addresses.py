@@ -26,6 +26,15 @@ def listen_address(listen: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def is_loopback(listen: str) -> bool:
+    """Whether only this machine reaches that address (HOST:PORT). Raises ConfigError."""
+    host = listen_address(listen)[0]
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def is_any_address(host: str) -> bool:
     """Whether listening on `host` (without brackets) means all addresses, in whatever form that is written."""
     try:

@@ -26,6 +26,8 @@ from kvstore.errors import ConfigError
 PARTITIONS_MIN = 64
 PARTITIONS_MAX = 65_536
 WEIGHT_MAX = 1000
+VALUE_BYTES_MAX = 256 * 1024 * 1024
+CONFIG_VARIABLE = "KVSTORE_UP_CONFIG"  # of the environment: the configuration that `kvstore up` read
 ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}
@@ -53,9 +55,14 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     body_bytes_in_flight_max: int = 128 * 1024 * 1024
     answer_bytes_in_flight_max: int = 128 * 1024 * 1024
     transfer_timeout_s: float = 30.0
+    body_stall_s: float = 5.0
+    answer_stall_s: float = 1.0
+    answer_wait_s: float = 3.0
     batch_window_ops: int = 512
     batch_window_bytes: int = 32 * 1024 * 1024
     keepalive_timeout_s: float = 75.0
+    events_listeners_max: int = 32
+    events_write_timeout_s: float = 10.0
 
     # the channel between router and shard
     channel_ops_max: int = 8192
@@ -82,6 +89,8 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     unapplied_rows_max: int = 20_000
     unapplied_bytes_max: int = 64 * 1024 * 1024
     disk_reserve_bytes: int = 64 * 1024 * 1024
+    verify_share: float = 0.1
+    verify_every_s: float = 86_400.0
     tombstone_kept_s: float = 600.0
     lock_waiters_max: int = 1024
     expiry_sweep_s: float = 0.5
@@ -153,6 +162,19 @@ def default_config() -> ClusterConfig:
     )
 
 
+def encode_config(config: ClusterConfig) -> str:
+    """For `decode_config`."""
+    return msgspec.json.encode(config).decode()
+
+
+def decode_config(encoded: str) -> ClusterConfig:
+    """What `encode_config` made of a configuration that was checked. Raises ConfigError for anything else."""
+    try:
+        return msgspec.json.decode(encoded, type=ClusterConfig)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise ConfigError(f"the configuration that was handed down cannot be read: {error}") from None
+
+
 def load_config(path: Path) -> ClusterConfig:
     """Read cluster.yaml. Raises ConfigError whose detail names file and line, what is wrong and the mend."""
     try:
@@ -204,6 +226,10 @@ class _Reader:
             raise ConfigError(f"{self._path}:{line}: not valid YAML: {error.problem}; mend the line") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"{self._path}:1: not valid YAML: {error}; mend the file") from error
+
+    def has(self, name: str) -> bool:
+        """It is written in the file."""
+        return name in self._nodes
 
     def error(self, name: str, sentence: str) -> ConfigError:
         """A complaint about what has that name, with the line of it or of what it is missing in."""
@@ -276,14 +302,40 @@ def _check(reader: _Reader, config: ClusterConfig) -> None:
     for i, shard in enumerate(config.shards):
         if not 1 <= shard.weight <= WEIGHT_MAX:
             raise reader.error(f"shards[{i}].weight", f"must be 1 to {WEIGHT_MAX}; 1 is the usual weight")
-    if config.limits.log_segment_bytes < (needed := config.limits.body_bytes_max * 3 // 2 + 2**20):
-        sentence = f"must be {needed} at least, so that a body of body_bytes_max fits into one record; write {needed}"
-        raise reader.error("limits.log_segment_bytes", sentence)
     for name, limit in msgspec.structs.asdict(config.limits).items():
         if not (limit > 0 and math.isfinite(limit)):
             sentence = f"must be above 0 and finite, not {limit}; leave it out for the default"
             raise reader.error(f"limits.{name}", sentence)
+    _check_sizes(reader, config.limits)
     _check_processes(reader, config)
+
+
+_HAS_TO_FIT = (  # one such thing, and where it has to go through: else it would be refused for ever as "too many"
+    ("value_bytes_max", ("body_bytes_max", "body_bytes_in_flight_max", "answer_bytes_in_flight_max")),
+    ("value_bytes_max", ("batch_window_bytes", "channel_bytes_max", "queue_bytes_max", "txn_read_bytes_max")),
+    ("body_bytes_max", ("body_bytes_in_flight_max",)),
+    ("page_bytes_max", ("channel_bytes_max", "answer_bytes_in_flight_max")),
+)
+_ROOM_BESIDE_BYTES = 64 * 1024  # of a value in a message: its key and conditions
+
+
+def _check_sizes(reader: _Reader, limits: Limits) -> None:
+    sizes = msgspec.structs.asdict(limits)
+    if limits.value_bytes_max > VALUE_BYTES_MAX:
+        raise reader.error("limits.value_bytes_max", f"must be at most {VALUE_BYTES_MAX}; store larger ones in parts")
+    for part, wholes in _HAS_TO_FIT:
+        for whole in wholes:
+            needed = sizes[part] + (_ROOM_BESIDE_BYTES if whole in ("channel_bytes_max", "queue_bytes_max") else 0)
+            if needed <= sizes[whole]:
+                continue
+            if reader.has(f"limits.{part}"):
+                mend = f"({sizes[part]}) must fit into {whole} ({sizes[whole]}); lower it, or raise {whole} to {needed}"
+                raise reader.error(f"limits.{part}", mend)
+            mend = f"({sizes[whole]}) has no room for {part} ({sizes[part]}); raise it to {needed}, or lower {part}"
+            raise reader.error(f"limits.{whole}", mend)
+    if limits.log_segment_bytes < (needed := limits.body_bytes_max * 3 // 2 + 2**20):
+        sentence = f"must be {needed} at least, so that a body of body_bytes_max fits into one record; write {needed}"
+        raise reader.error("limits.log_segment_bytes", sentence)
 
 
 def _check_processes(reader: _Reader, config: ClusterConfig) -> None:

@@ -50,6 +50,14 @@ def watch(watcher: Callable[[tuple[str, ...]], None] | None) -> None:
     _watcher = watcher
 
 
+def arm(text: str) -> None:
+    """Take these points instead of those so far, counted anew: for `kvstore up --demo`. Raises ValueError."""
+    global _points, active
+    with _taking:
+        _points, active = _parse(text), bool(text)
+        _hits.clear()
+
+
 def hit(*names: str) -> None:
     """The process has come to the points `names`."""
     if _watcher is not None:

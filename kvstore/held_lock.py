@@ -24,6 +24,7 @@ _RENEWALS_PER_TTL = 3
 _WITHDRAW_S = 2.0
 _TRIES = 5
 _RETRY_S = 0.2
+_TRIES_IN_TIME_LEFT = 3
 
 
 class LockCalls(Protocol):
@@ -31,9 +32,9 @@ class LockCalls(Protocol):
 
     async def acquire(self, name: str, *, ttl: float, wait: float, owner: str, idempotency_key: str | None) -> int: ...
 
-    async def renew(self, name: str, token: int) -> None: ...
+    async def renew(self, name: str, token: int, *, new_connection: bool = False) -> None: ...
 
-    async def release(self, name: str, token: int) -> None: ...
+    async def release(self, name: str, token: int, *, new_connection: bool = False) -> None: ...
 
     async def withdraw(self, name: str, idempotency_key: str) -> None: ...
 
@@ -142,17 +143,20 @@ class HeldLock:
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
         pause_s = 0.0 if self._wait_s else self._ttl_s / _RENEWALS_PER_TTL
+        again = False
         while True:
             await asyncio.sleep(min(pause_s, max(0.0, self._deadline_s - loop.time())))
             asked_s = loop.time()
             try:
-                async with asyncio.timeout_at(self._deadline_s):
-                    await self._calls.renew(self.name, self.token)
+                async with asyncio.timeout(max(self._deadline_s - asked_s, 0.0) / _TRIES_IN_TIME_LEFT):
+                    await self._calls.renew(self.name, self.token, new_connection=again)
+                again = False
                 self._deadline_s = asked_s + self._ttl_s
                 pause_s = self._ttl_s / _RENEWALS_PER_TTL
             except LockLost:
                 break
             except (KvError, TimeoutError):
+                again = True
                 if loop.time() >= self._deadline_s:
                     break
                 pause_s = min(_RETRY_S, self._ttl_s / 10)

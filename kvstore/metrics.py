@@ -72,6 +72,7 @@ class ShardStats(msgspec.Struct):
     in_doubt: int = 0
     in_doubt_oldest_s: float = 0.0
     decisions: int = 0
+    damaged_partitions: int = 0
     log_bytes: int = 0
     unapplied_rows: int = 0
     unapplied_bytes: int = 0
@@ -94,6 +95,7 @@ _SHARD_GAUGES = {
     "in_doubt": "Transactions that hold keys and are not finished",
     "in_doubt_oldest_s": "Seconds since the oldest of them came",
     "decisions": "Decisions of transactions that are kept",
+    "damaged_partitions": "Partitions in which a key that is not found may be a lost one",
     "log_bytes": "Size of the log's segments",
     "unapplied_rows": "Rows that are committed in the log and not yet in the database file",
     "unapplied_bytes": "Bytes of these rows",
@@ -178,6 +180,10 @@ class RequestStats:
         if histogram is None:
             histogram = self._histograms[key] = Histogram.of(LATENCY_BOUNDS_S)
         histogram.observe(elapsed_s)
+
+    def histograms(self) -> dict[tuple[str, str, int], Histogram]:
+        """By route, method and status, as they are now; they go on counting."""
+        return dict(self._histograms)
 
     def families(self) -> Iterator[Metric]:
         labels = ["route", "method", "status"]

@@ -138,11 +138,13 @@ class ScanLeases(Message, tag=13):
 
 class Attempt(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One try of a transaction. `start`: microseconds of its first try, its age for wait-die; `stamp`: of this try;
-    `router`: a random id of the router's process. A stamp is used once per process, so (stamp, router) is unique."""
+    `router`: a random id of the router's process. A stamp is used once per process, so (stamp, router) is unique.
+    `epoch`: of the map by which its router sends its first messages."""
 
     start: int
     stamp: int
     router: str
+    epoch: int = 0
 
     @property
     def name(self) -> str:
@@ -293,7 +295,8 @@ class Forget(Message, tag=23):
 
 
 class Follow(Message, tag=24):
-    """Take over this map (ClusterMap as JSON), if it is newer. Answered with 200 when it is durable and in force."""
+    """Take over this map (ClusterMap as JSON), if it is newer. Answered with 200 when it, or a newer one, is durable
+    and in force; the answer's `version` is the epoch of that one."""
 
     cluster_map: bytes
 
@@ -331,6 +334,7 @@ class Scan(Message, tag=4):
     """A page of keys that start with `prefix` and sort after `after`, in byte order, at most `limit` of them.
 
     `wanted`: of these partitions only (see `Page.owned`); empty: of all. `until`: none beyond this one, if it is given.
+    `bytes_max`: the page ends with the item that reaches it; 0: `page_bytes_max`, which holds in any case.
     """
 
     prefix: str
@@ -339,6 +343,7 @@ class Scan(Message, tag=4):
     values: bool = False
     wanted: PartitionSet = b""
     until: str = ""
+    bytes_max: int = 0
 
 
 class Count(Message, tag=5):
@@ -355,13 +360,25 @@ class Explain(Message, tag=6):
 
 
 class Stats(Message, tag=7):
-    """What the shard counts about itself: see `metrics.ShardStats`."""
+    """What the shard counts about itself: see `metrics.ShardStats`.
+
+    `live_max`: list so many of the locks held and of the attempts that hold keys, too (see `storage.live`).
+    """
+
+    live_max: int = 0
+
+
+class Names(Message, tag=28):
+    """The last strike that the sender's map has: what comes behind it is meant for a shard that follows the same one,
+    and is answered 421 by others. It has no answer itself."""
+
+    strike: int = 0
 
 
 Request = (
     Get | Put | Delete | Scan | Count | Explain | Stats | Acquire | Renew | Release | Leave | Inspect | ScanLeases
     | Transact | Prepare | Commit | Finish | Abort | Ask | Look | ReadLock | ReadUnlock | Forget
-    | Follow | Receive | Pull | Fence
+    | Follow | Receive | Pull | Fence | Names
 )  # fmt: skip
 WRITES = (Put, Delete, Acquire, Renew, Release, Transact, Prepare, Commit, Finish, Abort, Ask)
 

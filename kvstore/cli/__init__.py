@@ -65,6 +65,16 @@ _shard = LazyGroup(
         "serve": LazyCommand("kvstore.cli.shard_serve:serve", "Serve one shard on this host."),
     },
 )
+_store = LazyGroup(
+    "store",
+    short_help="Check one store's file and log, offline.",
+    help="One store's file and log, while no process has it.",
+    lazy={
+        "check": LazyCommand("kvstore.cli.store:check", "Check file and log for damage."),
+        "log": LazyCommand("kvstore.cli.store:print_log", "Print the records of the log."),
+        "cut": LazyCommand("kvstore.cli.store:cut", "Cut the log behind a record, and lose the rest."),
+    },
+)
 _router = LazyGroup(
     "router",
     short_help="Serve a router.",
@@ -73,9 +83,12 @@ _router = LazyGroup(
 )
 _controller = LazyGroup(
     "controller",
-    short_help="Serve a controller.",
+    short_help="Serve a controller, or give it its map again.",
     help="Controllers: the processes that own the cluster map.",
-    lazy={"serve": LazyCommand("kvstore.cli.controller_serve:serve", "Serve one controller on this host.")},
+    lazy={
+        "recover": LazyCommand("kvstore.cli.controller_recover:recover", "Give a controller its map again."),
+        "serve": LazyCommand("kvstore.cli.controller_serve:serve", "Serve one controller on this host."),
+    },
 )
 
 root = LazyGroup(
@@ -100,6 +113,7 @@ root = LazyGroup(
         "explain": LazyCommand("kvstore.cli.cluster:explain", "Show the way of a key to its shard."),
         "deploy": LazyCommand("kvstore.cli.deploy:deploy", "Write files for monitoring."),
         "shard": _shard,
+        "store": _store,
         "router": _router,
         "controller": _controller,
     },

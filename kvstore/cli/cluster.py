@@ -199,7 +199,10 @@ def _title(document: Document) -> str:
     title += f", {', '.join(wanted)} being started" if wanted else ""
     ending = document.get("ending") or []
     title += f", {', '.join(ending)} ending" if ending else ""
-    return f"{title}\n{_in_doubt(document.get('in_doubt') or {})}"
+    lines = [title, _in_doubt(document.get("in_doubt") or {})]
+    if "advice" in document:
+        lines.append(printable(str(document["advice"])))
+    return "\n".join(lines)
 
 
 def _in_doubt(facts: Document) -> str:

@@ -10,14 +10,21 @@ from pathlib import Path
 
 import click
 
+from kvstore.cli.frame import checked_url
 from kvstore.cli.serve_options import join_option, read_config, serve_options
 from kvstore.process import run_process
 from kvstore.router import app
 
 
+def _checked_url(context: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
+    return None if url is None else checked_url(context, parameter, url)
+
+
 @click.command()
 @serve_options
 @join_option
+@click.option("--demo-url", metavar="URL", callback=_checked_url, hidden=True, help="The router that plays through.")
+@click.option("--demo-coordinator", is_flag=True, hidden=True, help="Be the router that plays through.")
 def serve(
     process_id: str,
     listen: str,
@@ -26,6 +33,8 @@ def serve(
     config_path: Path | None,
     supervised: bool,
     json_log: bool,
+    demo_url: str | None,
+    demo_coordinator: bool,
 ) -> None:
     """Serve router ID on this host until SIGTERM or Ctrl-C. It keeps no data.
 
@@ -33,7 +42,7 @@ def serve(
     Example:
       kvstore router serve 0 --join http://127.0.0.1:8090 --listen 127.0.0.1:8080
     """
-    config = read_config(config_path)
+    config = read_config(config_path, supervised=supervised)
     code = run_process(
         role="router",
         process_id=process_id,
@@ -41,7 +50,14 @@ def serve(
         supervised=supervised,
         json_log=json_log,
         main=lambda stop: app.serve(
-            router_id=process_id, listen=listen, advertise=advertise, join=join, config=config, stop=stop
+            router_id=process_id,
+            listen=listen,
+            advertise=advertise,
+            join=join,
+            config=config,
+            stop=stop,
+            demo_url=demo_url,
+            is_demo_coordinator=demo_coordinator,
         ),
     )
     raise click.exceptions.Exit(code)

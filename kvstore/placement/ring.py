@@ -61,7 +61,7 @@ from typing import NamedTuple
 from xxhash import xxh3_64_intdigest
 
 _HASH_BITS = 64
-_VIRTUAL_NODES_PER_WEIGHT = 64
+VIRTUAL_NODES_PER_WEIGHT = 64
 _VIRTUAL_NODES_MAX = 65_536
 
 # By how much a hash is shifted to leave the number of its partition; also the list of the allowed counts.
@@ -160,13 +160,13 @@ def _check(nodes: Sequence[Node], partitions: int) -> None:
 
 def virtual_nodes(nodes: Sequence[Node]) -> list[tuple[int, str]]:
     """(point, shard id), clockwise from 0; in proportion to weight."""
-    wanted = sum(node.weight for node in nodes) * _VIRTUAL_NODES_PER_WEIGHT
+    wanted = sum(node.weight for node in nodes) * VIRTUAL_NODES_PER_WEIGHT
     # Halved until there are few enough: a weight may be 1, 2 or 3, but also a disk's size in gigabytes.
     halvings = ((wanted - 1) // _VIRTUAL_NODES_MAX).bit_length()
     return sorted(
         (key_hash(f"{node.id}/{number}".encode()), node.id)
         for node in nodes
-        for number in range(max(1, node.weight * _VIRTUAL_NODES_PER_WEIGHT >> halvings))
+        for number in range(max(1, node.weight * VIRTUAL_NODES_PER_WEIGHT >> halvings))
     )
 
 

@@ -33,8 +33,9 @@ from kvstore.errors import (
 from kvstore.protocol import Acquire, Answer, Inspect, Leave, Release, Renew
 from kvstore.router.decode import decode_once, decode_token, refuse_headers, seconds_to_ms
 from kvstore.router.service import RouterService
+from kvstore.transport.bodies import BodyReader
 from kvstore.transport.channel import Channel
-from kvstore.transport.http import JSON, BodyReader, Head, Response, client_has_left, decode_query, json_response
+from kvstore.transport.http import JSON, Head, Response, client_has_left, decode_query, json_response
 
 _NONE: frozenset[str] = frozenset()
 _ACQUIRE = frozenset({"acquire"})

@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol
 from kvstore.errors import DataCorrupt, Unavailable
 from kvstore.storage.rows import Clock, Row
 from kvstore.storage.segments import BEGINNING, Position
+from kvstore.storage.verification import Verified, VerifyQuery
 
 Freezes = dict[str, frozenset[int]]  # the frozen partitions of each move, by its id
 RowKey = tuple[str, str]  # kind and key
@@ -30,11 +31,12 @@ CopiedRow = tuple[str, str, int, int, int, bytes | None, bytes | None, int]
 
 
 class Identity(NamedTuple):
-    """Whose rows these are. `cluster_id` is None before the first cluster map."""
+    """Whose rows these are. `cluster_id` is None before the first cluster map; `partitions`: how many there are."""
 
     store_id: str
     cluster_id: str | None
     shard_id: str
+    partitions: int
 
 
 class Applied(NamedTuple):
@@ -170,17 +172,14 @@ class Engine(Protocol):
         """As of now."""
         ...
 
-    @property
-    def checkpoint_is_due(self) -> bool:
-        """About as much was applied since the last complete checkpoint as the WAL should hold."""
-        ...
-
     async def apply(self, application: Application) -> None:
         """Apply all of it, or nothing. Raises TryLater, OSError."""
         ...
 
-    async def checkpoint(self) -> int:
+    async def checkpoint(self, *, only_if_due: bool = False) -> int:
         """Make durable what is applied; returns the number up to which it is now, 0 if that cannot be told.
+
+        `only_if_due`: only if about as much was applied since the last one as the WAL should hold.
 
         Raises TryLater, OSError."""
         ...
@@ -225,6 +224,10 @@ class Engine(Protocol):
 
     async def old_tombstones(self, sequence: int, count_max: int) -> int:
         """The sequence of the last of the `count_max` oldest tombstones up to `sequence`; 0 if there is none."""
+        ...
+
+    async def verify(self, query: VerifyQuery) -> Verified:
+        """Look whether some rows are what was written and whether they can be found. Damage is a fault, no error."""
         ...
 
     async def close(self) -> None: ...

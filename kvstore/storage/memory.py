@@ -28,6 +28,7 @@ from kvstore.storage.engine import (
     Sizes,
 )
 from kvstore.storage.rows import VALUE, Row, checksum
+from kvstore.storage.verification import Verified, VerifyQuery
 
 _HISTORY_MAX = 8
 _State = tuple[Applied, dict[RowKey, Row], Identity, dict[RowKey, int]]
@@ -64,10 +65,6 @@ class MemoryEngine:
     def sizes(self) -> Sizes:
         return Sizes(sum(len(row.key) + len(row.body or b"") for row in self._rows.values()), 0, 0)
 
-    @property
-    def checkpoint_is_due(self) -> bool:
-        return len(self._history) > _HISTORY_MAX
-
     # --- writing ------------------------------------------------------------------------------------------------------
 
     async def apply(self, application: Application) -> None:
@@ -90,7 +87,9 @@ class MemoryEngine:
             self._rows[key] = row
         self._history.append((self._applied, dict(self._rows), self.identity, dict(self._places)))
 
-    async def checkpoint(self) -> int:
+    async def checkpoint(self, *, only_if_due: bool = False) -> int:
+        if only_if_due and len(self._history) <= _HISTORY_MAX:
+            return 0
         self._history = self._history[-1:]
         return self._applied.position.number
 
@@ -193,6 +192,10 @@ class MemoryEngine:
         found = sorted(row.sequence for row in self._rows.values() if row.is_tombstone)
         oldest = [at for at in found if floor < at <= sequence][:count_max]
         return oldest[-1] if oldest else 0
+
+    async def verify(self, query: VerifyQuery) -> Verified:
+        rows = [row for row in self._all() if query.partition in (-1, row.partition)]
+        return Verified(len(rows), 0, False, [])
 
 
 def _copy_page(engine: MemoryEngine, query: FeedQuery) -> FeedPage:

@@ -41,6 +41,7 @@ from kvstore.storage.engine import (
 from kvstore.storage.rows import Row
 from kvstore.storage.sqlite_file import uri_path
 from kvstore.storage.sqlite_writer import SqliteWriter
+from kvstore.storage.verification import Verified, VerifyQuery
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,7 +60,10 @@ class SqliteEngine:
 
     @classmethod
     async def open(cls, path: Path, shard_id: str, partitions: int, wal_bytes_max: int) -> SqliteEngine:
-        """Open a file of the present format. Raises ForeignData, DataCorrupt (its clock, identity or freezes)."""
+        """Open a file of the present format. Raises ForeignData, DataCorrupt (its clock, identity or freezes).
+
+        `partitions`: their number as long as the file is of no cluster; afterwards it keeps its own.
+        """
         writing = await aiosqlite.connect(path, isolation_level=None, cached_statements=128)
         engine = cls(path, writing, SqliteWriter(path, partitions, wal_bytes_max))
         try:
@@ -100,11 +104,9 @@ class SqliteEngine:
     async def apply(self, application: Application) -> None:
         await in_thread(self._writing, self._writer.apply, application)
 
-    @property
-    def checkpoint_is_due(self) -> bool:
-        return self._writer.checkpoint_is_due
-
-    async def checkpoint(self) -> int:
+    async def checkpoint(self, *, only_if_due: bool = False) -> int:
+        if only_if_due and not self._writer.checkpoint_is_due:
+            return 0
         return await in_thread(self._writing, self._writer.checkpoint)
 
     async def clean(self, rows_max: int) -> int:
@@ -148,6 +150,9 @@ class SqliteEngine:
 
     async def old_tombstones(self, sequence: int, count_max: int) -> int:
         return await in_thread(self._scan_reader, sqlite_reads.old_tombstones, sequence, count_max, self._drops)
+
+    async def verify(self, query: VerifyQuery) -> Verified:
+        return await in_thread(self._scan_reader, sqlite_reads.verified, query, self._drops)
 
 
 async def in_thread(

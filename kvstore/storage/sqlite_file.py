@@ -24,12 +24,15 @@ def uri_path(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
-def format_of(path: Path) -> int:
-    """The format of the file: 0 if there is none, or it is empty. Raises ForeignData."""
+def format_of(path: Path, *, write: bool = True) -> int:
+    """The format of the file: 0 if there is none, or it is empty. Raises ForeignData.
+
+    With `write` SQLite may finish what a crash has left, and move the WAL into the file.
+    """
     if not path.exists() or path.stat().st_size == 0:
         return 0
     try:
-        with closing(sqlite3.connect(f"file:{uri_path(path)}?mode=rw", uri=True)) as connection:
+        with closing(_connect(path, write)) as connection:
             found = schema.format_of(connection)
     except sqlite3.DatabaseError as error:
         raise opening_error(path, error, "a store of kvstore") from error
@@ -40,9 +43,9 @@ def format_of(path: Path) -> int:
     return int(found)
 
 
-def position_of(path: Path) -> tuple[Position, str]:
+def position_of(path: Path, *, write: bool = True) -> tuple[Position, str]:
     """Up to where a file of this format has applied the log, and the store's id. Raises DataCorrupt."""
-    with closing(sqlite3.connect(f"file:{uri_path(path)}?mode=rw", uri=True)) as connection:
+    with closing(_connect(path, write)) as connection:
         *_, number, check = schema.read_clock(connection)
         meta, damaged = schema.read_meta(connection)
     if "store_id" not in meta:
@@ -50,10 +53,14 @@ def position_of(path: Path) -> tuple[Position, str]:
     return Position(number, check + SIGNED), meta["store_id"]
 
 
-def meta_of(path: Path) -> dict[str, str]:
-    """The entries of `meta` of a file of an older format. Raises sqlite3.Error."""
-    with closing(sqlite3.connect(f"file:{uri_path(path)}?mode=rw", uri=True)) as connection:
+def meta_of(path: Path, *, write: bool = True) -> dict[str, str]:
+    """The entries of `meta` of a file of any format, unchecked. Raises sqlite3.Error."""
+    with closing(_connect(path, write)) as connection:
         return {str(name): str(value) for name, value in connection.execute("SELECT name, value FROM meta")}
+
+
+def _connect(path: Path, write: bool) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{uri_path(path)}?mode={'rw' if write else 'ro'}", uri=True)
 
 
 def create_file(path: Path, meta: dict[str, str]) -> None:

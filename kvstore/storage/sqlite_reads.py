@@ -19,6 +19,7 @@ from kvstore.storage.digests import Digests
 from kvstore.storage.engine import Digest, FeedPage, FeedQuery, RowKey, ScanPage, ScanQuery
 from kvstore.storage.rows import Row, checked
 from kvstore.storage.schema import COLUMNS
+from kvstore.storage.verification import Fault, Verified, VerifyQuery, verify
 
 Drops = Callable[[], dict[int, int]]
 
@@ -243,6 +244,16 @@ def old_tombstones(connection: sqlite3.Connection, sequence: int, count_max: int
         (floor,) = connection.execute("SELECT tombstones_floor FROM clock").fetchone()
         found = connection.execute(_TOMBSTONES, (sequence, floor, count_max)).fetchall()
         return int(found[-1][0]) if found else 0
+
+
+def verified(connection: sqlite3.Connection, query: VerifyQuery, drops: Drops) -> Verified:
+    """Damage is a fault, no error."""
+    try:
+        with snapshot(connection, "file", drops) as dropped:
+            return verify(connection, query, dropped)
+    except DataCorrupt as error:
+        everywhere = None if query.partition < 0 else frozenset({query.partition})
+        return Verified(0, query.after, False, [Fault(error.detail, everywhere)])
 
 
 def _array(values: Iterable[object]) -> tuple[str]:

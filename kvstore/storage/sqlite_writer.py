@@ -40,11 +40,10 @@ class SqliteWriter:
 
     def __init__(self, path: Path, partitions: int, wal_bytes_max: int) -> None:
         self.applied = Applied()
-        self.identity = Identity("", None, "")
-        self.digests = Digests(partitions, 0)
+        self.identity = Identity("", None, "", partitions)
+        self.digests = Digests(0, 0)
         self.free_bytes = 0
         self._path = path
-        self._partitions = partitions
         self._wal_bytes_max = wal_bytes_max
         self._unsettled_bytes = 0
         self._next_truncation_s = 0.0
@@ -65,20 +64,22 @@ class SqliteWriter:
             raise DataCorrupt(f"{self._path}: the entries {', '.join(sorted(damaged))} do not match their checksums.")
         if "cluster_map" in damaged:
             log.error("%s: the stored cluster map is damaged; the controller is asked for it again", self._path)
-        for name, expected in (("shard_id", shard_id), ("partitions", str(self._partitions))):
-            if meta.get(name) != expected:
-                raise ForeignData(f"{self._path} belongs to {name} {meta.get(name)}, not {expected}.")
+        if meta.get("shard_id") != shard_id:
+            raise ForeignData(f"{self._path} belongs to shard_id {meta.get('shard_id')}, not {shard_id}.")
+        if "cluster_id" not in meta and meta["partitions"] != str(self.identity.partitions):
+            meta["partitions"] = str(self.identity.partitions)
+            schema.set_meta(connection, {"partitions": meta["partitions"]})
         *clock, number, check = schema.read_clock(connection)
-        self.identity = Identity(meta["store_id"], meta.get("cluster_id"), shard_id)
+        self.identity = Identity(meta["store_id"], meta.get("cluster_id"), shard_id, int(meta["partitions"]))
         cluster_map = meta.get("cluster_map")
         self.applied = Applied(
             Position(number, check + SIGNED),
             Clock(*clock),
             cluster_map.encode() if cluster_map is not None else None,
             {move: frozenset(partitions) for move, partitions in json.loads(meta["freezes"]).items()},
-            {int(partition): sequence for partition, sequence in json.loads(meta["drops"]).items()},
+            drops_of(meta),
         )
-        self.digests.changed[:] = [self.applied.clock.sequence] * self._partitions
+        self.digests = Digests(self.identity.partitions, self.applied.clock.sequence)
 
     def apply(self, connection: sqlite3.Connection, application: Application) -> None:
         """Apply all of it, or nothing. Raises TryLater, OSError."""
@@ -162,6 +163,11 @@ def _set_state(connection: sqlite3.Connection, before: Applied, after: Applied) 
         changed["drops"] = json.dumps(after.drops)
     schema.set_meta(connection, changed)
     schema.set_clock(connection, (*after.clock, after.position.number, after.position.checksum - SIGNED))
+
+
+def drops_of(meta: dict[str, str]) -> dict[int, int]:
+    """The drops that the entries of `meta` say; none if their entry is missing."""
+    return {int(partition): sequence for partition, sequence in json.loads(meta.get("drops", "{}")).items()}
 
 
 def _cluster_id(cluster_map: bytes) -> str:

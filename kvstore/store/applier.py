@@ -150,11 +150,10 @@ class Applier:
     # --- the log behind -----------------------------------------------------------------------------------------------
 
     async def _checkpoint_if_due(self) -> None:
-        if self._tables.engine.checkpoint_is_due:
-            await self._checkpoint()
+        await self._checkpoint(only_if_due=True)
 
-    async def _checkpoint(self) -> None:
-        durable = await self._tables.engine.checkpoint()
+    async def _checkpoint(self, *, only_if_due: bool = False) -> None:
+        durable = await self._tables.engine.checkpoint(only_if_due=only_if_due)
         if durable:
             await self._tables.environment.in_thread(lambda: self._tables.log.release(durable))
 

@@ -85,17 +85,19 @@ _PASSES_LOCKS = frozenset({Inspect, Leave, EndWait})
 
 
 class Extras:
-    """What a batch commits beside rows and clock: see `storage.record`."""
+    """What a batch commits beside rows and clock (see `storage.record`); what is to be called when it is visible; and
+    whether an operation that is ready may go on in it."""
 
     def __init__(self) -> None:
+        self.when_visible: list[Callable[[], None]] = []
+        self.may_begin: Callable[[Any], bool] = lambda op: True
         self.cluster_map: bytes | None = None
         self.freezes: Freezes | None = None
         self.dropped: list[int] = []
 
 
 class Batch:
-    """One batch under decision. `changes` are its rows, clock and answers; `steps`, the names of the steps in it;
-    `when_visible`, what is to be called then."""
+    """One batch under decision. `changes` are its rows, clock and answers; `steps`, the names of the steps in it."""
 
     def __init__(
         self,
@@ -111,7 +113,6 @@ class Batch:
         self.ownership = Ownership(context)
         self.extras = Extras()
         self.steps: list[str] = []
-        self.when_visible: list[Callable[[], None]] = []
         self._locks = locks
         self._ready = ready = Ready(locks) if ready is None else ready
         idempotency = Idempotency(changes)
@@ -144,6 +145,11 @@ class Batch:
             return None
         return CommitRecord(clock, rows, extras.cluster_map, extras.freezes, extras.dropped)
 
+    def drop_rows(self, partitions: Set[int]) -> None:
+        """All rows of these are gone. It takes a sequence, so that what is known as of the last one is old."""
+        self.extras.dropped = sorted(partitions)
+        self.changes.skip_sequence()
+
     def decide(self, op: WriteOp, sink: Sink) -> None:
         """Do the operation, and what it lets go on: append changes, if any, and answers, unless they wait."""
         savepoint = self.changes.savepoint()
@@ -159,9 +165,9 @@ class Batch:
             self.go_on()
         self._locks.undo.clear()
 
-    def go_on(self, may_begin: Callable[[Any], bool] = lambda op: True) -> None:
+    def go_on(self) -> None:
         """Let all go on that have the lock for which they waited, up to one that may not begin."""
-        ready = self._ready
+        ready, may_begin = self._ready, self.extras.may_begin
         while ready and may_begin(ready.first.queued.op):
             key, identity, queued = ready.next()
             savepoint = self.changes.savepoint()
@@ -245,6 +251,9 @@ class Batch:
         if foreign is not None:
             lost = isinstance(op, ReadUnlock)
             self.changes.answer(sink, Answer(op.id, 409) if lost else self.ownership.refuse(op, foreign))
+            return
+        if isinstance(op, Prepare) and (reopened := self.ownership.reopened(op, keys)) is not None:
+            self.changes.answer(sink, self.ownership.refuse(op, reopened))
             return
         step = _STEPS.get(type(op))
         if step is not None:

@@ -14,6 +14,7 @@ from kvstore.metrics import ShardStats
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import txn_id
 from kvstore.storage.rows import VALUE, Row
+from kvstore.store.live import live_facts
 from kvstore.store.pipeline import Pipeline
 from kvstore.store.reads import Reads
 from kvstore.store.refusals import wrong_owner
@@ -43,6 +44,8 @@ class Inspection:
             raise wrong_owner(partition, tables.served.epoch, tables.served.frozen)
         if isinstance(row, DataCorrupt):
             return {"row": "damaged", "detail": row.detail}
+        if row is None and (damage := tables.verification.miss_in(partition)) is not None:
+            return {"row": "damaged", "detail": damage.detail}
         found = {"lock": self._lock(key), "intent": self._intent(key)}
         if row is None or (row.body is None and not row.version):  # an intent was all that the key ever had
             return {"row": "absent", **found}
@@ -80,6 +83,12 @@ class Inspection:
         now_s = self._tables.environment.monotonic_s()
         return {hold.attempt.name: round(now_s - hold.since_s, 3) for hold in self._tables.holds.all()[:_IN_DOUBT_MAX]}
 
+    def live(self, live_max: int) -> dict[str, Any]:
+        """The locks held and the attempts at work: see `live.live_facts`."""
+        tables = self._tables
+        partitions = len(tables.served.generations)
+        return live_facts(tables.locks, tables.holds, partitions, live_max, tables.environment.monotonic_s())
+
     def snapshot(self) -> ShardStats:
         """The numbers as of now."""
         tables = self._tables
@@ -96,4 +105,5 @@ class Inspection:
         stats.in_doubt = len(holds)
         stats.in_doubt_oldest_s = max((now_s - hold.since_s for hold in holds), default=0.0)
         stats.decisions = len(tables.decisions)
+        stats.damaged_partitions = len(tables.verification.damaged)
         return stats

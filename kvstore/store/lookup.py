@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from kvstore.errors import TooManyRequests
+from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Abort,
     Acquire,
@@ -61,6 +63,13 @@ def rows_needed(op: Any) -> Iterator[RowKey]:
     elif isinstance(op, Look) and op.partition >= 0:
         yield DECISION, op.name
         yield REPLY, attempt_row_key(op.name)
+
+
+def home_of(op: Any, key: RowKey, partitions: int) -> int:
+    """The partition of a row that the operation may look at."""
+    if key[0] != VALUE and getattr(op, "partition", -1) >= 0:
+        return int(op.partition)
+    return partition_of((key[1] if key[0] == VALUE else op.key).encode(), partitions)
 
 
 _DECIDED = Before(0, 0, 0, True)
@@ -125,4 +134,15 @@ class Lookup:
         if key[0] == DECISION and key[1] not in self._tables.holds.decided:
             return None
         self._tables.stats.inline_reads += 1
-        return self._tables.engine.read_now(key)
+        row = self._tables.engine.read_now(key)
+        if row is None and key[0] == VALUE:
+            self._check_miss(partition_of(key[1].encode(), len(self._tables.served.generations)))
+        return row
+
+    def _check_miss(self, partition: int) -> None:
+        """Raises DataCorrupt, TooManyRequests: the row may be there."""
+        verification = self._tables.verification
+        if (damage := verification.miss_in(partition)) is not None:
+            raise damage
+        if not verification.is_verified(partition):
+            raise TooManyRequests("The rows of this key are being verified; try again.", retry_after_ms=100)

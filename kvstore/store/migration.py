@@ -63,7 +63,7 @@ class Migration:
 
         def drop(batch: Batch) -> None:
             batch.steps.append("clear")
-            batch.extras.dropped = sorted(self._receiving(move))
+            batch.drop_rows(self._receiving(move))
 
         await self._pipeline.step(drop)
         await self._applier.flush()

@@ -98,9 +98,10 @@ def _open_log(
         sqlite_file.create_file(path, meta)
     else:
         meta = sqlite_file.meta_of(path)
-        for entry, expected in (("shard_id", shard_id), ("partitions", str(partitions))):
-            if meta.get(entry) != expected:
-                raise ForeignData(f"{path} belongs to {entry} {meta.get(entry)}, not {expected}.")
+        if meta.get("shard_id") != shard_id:
+            raise ForeignData(f"{path} belongs to shard_id {meta.get('shard_id')}, not {shard_id}.")
+        if not meta.get("partitions", "").isdecimal():
+            raise ForeignData(f"{path} does not say of how many partitions it is.")
         log = Log.create(disk, path.parent, name, meta["store_id"], BEGINNING, size)
         sqlite_file.convert_file(path, found, BEGINNING)
     disk.sync_folder(path.parent)

@@ -81,8 +81,12 @@ class Outcomes:
     def settled(self, op: Commit) -> Outcome | None:
         """What the commit is answered without doing anything: the attempt is decided already, or gone."""
         decision = self.decision(op.attempt)
-        what = on_commit(decision, op.attempt.stamp, self._changes.floor)
+        forgotten = self._is_forgotten(op.attempt, op.key)
+        what = on_commit(decision, op.attempt.stamp, self._changes.floor, forgotten)
         return None if what == "commit" else self.outcome(op.id, op.attempt, what, decision)
+
+    def _is_forgotten(self, attempt: Attempt, anchor: str) -> bool:
+        return self._changes.context.openings.forgets(attempt.epoch, self._steps.partition_of(anchor))
 
     def abort_for_good(self, attempt: Attempt, anchor: str) -> None:
         """A tombstone for the attempt: no commit of it, however late, succeeds."""
@@ -92,7 +96,8 @@ class Outcomes:
     def ask(self, op: Ask) -> Outcome:
         """At the anchor: what became of it; if nothing has, it is aborted for good, before anybody is told."""
         decision = self.decision(op.attempt)
-        what = on_ask(decision, op.attempt.stamp, self._changes.floor)
+        forgotten = self._is_forgotten(op.attempt, op.key)
+        what = on_ask(decision, op.attempt.stamp, self._changes.floor, forgotten)
         if op.attempt.stamp > STAMP_MAX and decision is None:
             what = "gone"  # no commit with such a stamp is taken; a row that says so could not be dropped by the floor
         if what == "abort":

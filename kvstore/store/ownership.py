@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Answer, Look
+from kvstore.protocol import Answer, Look, Prepare
 from kvstore.store.ops import DropDecisions, Expire
 from kvstore.store.refusals import refusal, wrong_owner
 from kvstore.store.write_set import Context
@@ -28,6 +28,7 @@ class Ownership:
         self.epoch = context.epoch
         self.frozen = context.frozen
         self.changed = False
+        self._openings = context.openings
 
     def partition_of(self, key: str) -> int:
         return partition_of(key.encode(), len(self.generations))
@@ -47,6 +48,10 @@ class Ownership:
         else:
             named = map(self.partition_of, keys)
         return next((partition for partition in named if not self.generations[partition]), None)
+
+    def reopened(self, op: Prepare, keys: list[str]) -> int | None:
+        """A partition of its keys that was lost and opened anew since the attempt began."""
+        return self._openings.reopened_among(op.attempt.epoch, map(self.partition_of, keys))
 
     def refuse(self, op: Any, partition: int) -> Answer:
         """The answer to an operation on a partition that is not served."""

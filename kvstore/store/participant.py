@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from kvstore.errors import from_problem
+from kvstore.errors import Conflict, from_problem
 from kvstore.protocol import Abort, Answer, Attempt, Commit, Finish, Outcome, Prepare, Transact, Vote
 from kvstore.storage.rows import VALUE, Row
 from kvstore.store.ops import keys_of
@@ -116,6 +116,7 @@ class Participant:
         if repeated is not None:
             self._outcomes.abort_for_good(op.attempt, op.key)
             return repeated
+        self._check_strikes(op)
         self._steps.end_what_is_due(keys_of(op))
         succeeded = op.holds and self._steps.hold_all(op.conditions)
         steps = op.then if succeeded else op.otherwise
@@ -137,6 +138,13 @@ class Participant:
             all_reads = [next(own) if read is None else read for read in places]
             self._outcomes.keep(op.key, op.once, op.attempt, version, succeeded, all_reads)
         return self._outcomes.outcome(op.id, op.attempt, "committed", decision)
+
+    def _check_strikes(self, op: Commit) -> None:
+        """Raises Conflict if the vote of another store was lost with it."""
+        partitions = map(self._steps.partition_of, op.keys)
+        lost = self._changes.context.openings.struck_among(op.attempt.epoch, partitions)
+        if lost is not None:
+            raise Conflict(f"Partition {lost} was lost after the transaction began.", retry_after_ms=100)
 
     def _check_leases(self, op: Commit, succeeded: bool) -> None:
         """Raises Locked if the branch writes to what somebody else has leased, in this store or another."""

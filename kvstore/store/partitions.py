@@ -40,6 +40,7 @@ from kvstore.store.batch import Batch
 from kvstore.store.pipeline import Pipeline
 from kvstore.store.tables import Tables
 from kvstore.store.view import View, view_of
+from kvstore.transactions.openings import Openings
 
 log = logging.getLogger(__name__)
 
@@ -79,19 +80,28 @@ class Partitions:
                     self._note_orphans(await self._tables.engine.occupied())
                 return False
             view = view_of(self.shard_id, cluster_map, before.freezes)
-            rows, counted = await self._prepare(before, view)
-            await self._pipeline.step(lambda batch: self._adopt(batch, cluster_map, view, rows, counted), urgent=True)
+            opened, clock = _opened(cluster_map, before, view)
+            rows, counted = await self._prepare(before, view, opened)
+
+            def adopt(batch: Batch) -> None:
+                batch.changes.see(clock)
+                if opened:
+                    batch.drop_rows(opened)
+                self._adopt(batch, cluster_map, view, rows, counted)
+
+            await self._pipeline.step(adopt, urgent=True)
             self._note_orphans(await self._tables.engine.occupied())
             return True
 
-    async def _prepare(self, before: View, view: View) -> tuple[list[Row], Digest]:
+    async def _prepare(self, before: View, view: View, opened: Set[int]) -> tuple[list[Row], Digest]:
         """What the file has in memory for partitions that arrive; keys and bytes by which the counts change.
 
         Nothing of it changes before the step: what arrives is not served yet, and what leaves is frozen.
         """
-        engine, came, left = self._tables.engine, view.owned - before.owned, before.owned - view.owned
+        engine, left = self._tables.engine, before.owned - view.owned
+        came = view.owned - before.owned - opened
         await self._applier.flush()
-        rows = await engine.kept_in_memory(view.served - before.served)
+        rows = await engine.kept_in_memory(view.served - before.served - opened)
         more = await engine.digest(came) if came else Digest()
         less = await engine.digest(left) if left else Digest()
         return rows, Digest(keys=more.keys - less.keys, bytes=more.bytes - less.bytes)
@@ -107,6 +117,7 @@ class Partitions:
 
     def _look(self, cluster_map: ClusterMap, view: View) -> None:
         self.cluster_map, self.view = cluster_map, view
+        self._tables.openings = Openings(*cluster_map.openings())
         self._applier.kept = view.going
 
     def _serve(self, batch: Batch, rows: list[Row]) -> None:
@@ -160,6 +171,21 @@ class Partitions:
         def drop(batch: Batch) -> None:
             if orphaned := self.view.orphaned(partitions):
                 batch.steps.append("trim")
-                batch.extras.dropped = sorted(orphaned)
+                batch.drop_rows(orphaned)
 
         await self._pipeline.step(drop)
+
+
+def _opened(cluster_map: ClusterMap, before: View, view: View) -> tuple[frozenset[int], int]:
+    """The partitions that this map opens anew here, after their shard was lost, and a version above all that it gave.
+
+    They have no rows, whatever lies here of an earlier time. What came by a move after that came with a map that knew
+    of it.
+    """
+    opened: set[int] = set()
+    clock = 0
+    for strike in cluster_map.strikes:
+        if before.epoch < strike.opened and (theirs := view.owned.intersection(strike.partitions)):
+            opened |= theirs
+            clock = max(clock, strike.clock)
+    return frozenset(opened), clock

@@ -34,6 +34,7 @@ from kvstore.storage.segments import Position
 from kvstore.store.applier import Applier
 from kvstore.store.batch import Batch
 from kvstore.store.disk_room import DiskRoom
+from kvstore.store.fetcher import Fetcher
 from kvstore.store.lookup import Lookup
 from kvstore.store.ops import WriteOp
 from kvstore.store.pacing import SyncPace
@@ -48,7 +49,6 @@ T = TypeVar("T")
 Decide = Callable[[Batch], T]
 OnVisible = Callable[[Batch], None]
 
-_FETCHED_KEYS_MAX = 256
 _SMALL_BYTES = 1 << 20
 _STEP_BYTES = 2 << 20  # a map and freezes of the largest cluster
 
@@ -62,12 +62,6 @@ class _Step(NamedTuple):
     decide: Decide[Any]
     future: asyncio.Future[Any]
     record_bytes: int
-
-
-class _Fetching(NamedTuple):
-    op: WriteOp
-    sink: Sink
-    keys: list[RowKey]
 
 
 class _Decided(NamedTuple):
@@ -93,14 +87,14 @@ class Pipeline:
         self._queue: deque[tuple[WriteOp, Sink, list[RowKey]] | _Step] = deque()
         self._urgent: deque[_Step] = deque()
         self._queued_bytes = 0
-        self._fetching: deque[_Fetching] = deque()
+        self.fetcher = Fetcher(tables, self._enter)
         self._undurable: deque[_Decided] = deque()
         self._events = _Events()
         self._position = tables.log.last
 
     def __len__(self) -> int:
         """How many operations wait to be decided."""
-        return len(self._queue) + len(self._fetching)
+        return len(self._queue) + len(self.fetcher)
 
     # --- entering -----------------------------------------------------------------------------------------------------
 
@@ -108,7 +102,7 @@ class Pipeline:
         """Queue an operation; its answer goes to `sink` when all that it saw is durable."""
         size, limits = _size(op), self._tables.limits
         if (
-            len(self._queue) + len(self._fetching) >= limits.queue_ops_max
+            len(self._queue) + len(self.fetcher) >= limits.queue_ops_max
             or self._queued_bytes + size > limits.queue_bytes_max
         ):
             full = TooManyRequests("The shard's queue of writes is full; wait and try again.", retry_after_ms=100)
@@ -121,8 +115,7 @@ class Pipeline:
         self._queued_bytes += size
         missing = self._lookup.missing(op)
         if missing:
-            self._fetching.append(_Fetching(op, sink, missing))
-            self._events.fetch.set()
+            self.fetcher.add(op, sink, missing)
         else:
             self._queue.append((op, sink, []))
             self._events.queued.set()
@@ -137,41 +130,15 @@ class Pipeline:
         self._events.queued.set()
         return await step.future  # type: ignore[no-any-return]
 
-    async def fetch(self) -> None:
-        """Bring rows from the file for operations that wait for them, for ever."""
-        tables, memtable = self._tables, self._tables.memtable
-        while True:
-            await self._events.fetch.wait()
-            self._events.fetch.clear()
-            while self._fetching:
-                waiting: list[_Fetching] = []
-                wanted: dict[RowKey, None] = {}
-                while self._fetching and len(wanted) < _FETCHED_KEYS_MAX:
-                    waiting.append(self._fetching.popleft())
-                    wanted |= dict.fromkeys(key for key in waiting[-1].keys if memtable.pin(key))
-                keys = list(wanted)
-                found = await tables.engine.read(keys)
-                for key, row in zip(keys, found, strict=True):
-                    if not isinstance(row, KvError):
-                        memtable.arrived(key, row)
-                damaged = {key: row for key, row in zip(keys, found, strict=True) if isinstance(row, KvError)}
-                for op, sink, needed in waiting:
-                    self._enter_fetched(op, sink, needed, next((damaged[k] for k in needed if k in damaged), None))
-
-    def _enter_fetched(self, op: WriteOp, sink: Sink, keys: list[RowKey], error: KvError | None) -> None:
+    def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey], error: KvError | None) -> None:
+        """Its rows are in memory, the fetched ones pinned; or they are damaged."""
         if error is None:
             self._queue.append((op, sink, keys))
             self._events.queued.set()
             return
-        log.error("%s", error.detail)
         self._queued_bytes -= _size(op)
-        self._unpin(keys)
         if not sink.closed:
             sink.send(refusal(op.id, error))
-
-    def _unpin(self, keys: list[RowKey]) -> None:
-        for key in keys:
-            self._tables.memtable.unpin(key)
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
@@ -197,7 +164,9 @@ class Pipeline:
                 await self._wait_for_room(self._next_record_bytes())
                 self._run_batch()
             elif events.closing:
-                await self._drain()
+                while self._undurable:
+                    events.settled.clear()
+                    await events.settled.wait()
                 return
             else:
                 events.queued.clear()
@@ -220,11 +189,6 @@ class Pipeline:
             await self._applier.segment_made.wait()
         self._applier.room_wanted = 0
 
-    async def _drain(self) -> None:
-        while self._undurable:
-            self._events.settled.clear()
-            await self._events.settled.wait()
-
     def close(self) -> None:
         """Let `run` end when everything is decided and durable."""
         self._events.closing = True
@@ -242,6 +206,7 @@ class Pipeline:
             limits.txn_read_bytes_max,
             tables.executed.frozen,
             environment.boot,
+            tables.openings,
         )
         return Batch(tables.clock, context, tables.locks, tables.holds, self._lookup, tables.ready)
 
@@ -250,14 +215,19 @@ class Pipeline:
         batch, queue, count = self._batch(), self._queue, 0
         changes, pinned = batch.changes, list[RowKey]()
         room = min(self._tables.log.room(frees=changes.context.frees_only), limits.batch_bytes_max)
+        is_first = True
 
         def fits(op: WriteOp) -> bool:
             """The first always does: `_wait_for_room` has seen to that."""
-            wanted = changes.bytes + record_bytes(op, self._tables.holds, self._lookup.before)
-            return not changes.answers or wanted <= room
+            nonlocal is_first
+            if is_first:
+                is_first = False
+                return True
+            return changes.bytes + record_bytes(op, self._tables.holds, self._lookup.before) <= room
 
+        batch.extras.may_begin = fits
         if self._tables.ready:
-            batch.go_on(fits)
+            batch.go_on()
         while queue and not self._tables.ready and count < limits.batch_ops_max:
             entry = queue[0]
             if isinstance(entry, _Step) or not fits(entry[0]):
@@ -276,13 +246,14 @@ class Pipeline:
     def _run_step(self, step: _Step) -> None:
         started_s = self._tables.environment.monotonic_s()
         batch = self._batch()
+        batch.extras.may_begin = lambda op: False  # what is ready goes on in the next batch
         try:
             result = step.decide(batch)
         except KvError as error:
             if not step.future.done():
                 step.future.set_exception(error)
             return
-        batch.when_visible.append(lambda: settle(step.future, result))
+        batch.extras.when_visible.append(lambda: settle(step.future, result))
         self._commit(batch, started_s, [])
 
     # --- committing ---------------------------------------------------------------------------------------------------
@@ -352,11 +323,11 @@ class Pipeline:
             self._applier.publish(record, position)
             tables.stats.commit_s.observe(tables.environment.monotonic_s() - started_s)
         self._on_visible(batch)
-        for then in batch.when_visible:
+        for then in batch.extras.when_visible:
             then()
         for sink, answer in batch.changes.answers:
             sink.send(answer)
-        self._unpin(pinned)
+        self.fetcher.unpin(pinned)
 
 
 class _Events:
@@ -364,7 +335,6 @@ class _Events:
 
     def __init__(self) -> None:
         self.queued = asyncio.Event()
-        self.fetch = asyncio.Event()
         self.sync = asyncio.Event()
         self.settled = asyncio.Event()
         self.syncing = False

@@ -127,7 +127,20 @@ class Reads:
             tickets = [tables.cache.begin(op.key) for op, _, _, _ in reads]
             found = await tables.engine.read([(VALUE, op.key) for op, _, _, _ in reads])
             for read, ticket, result in zip(reads, tickets, found, strict=True):
-                self._finish(*read, ticket, result)
+                if result is None and not tables.verification.is_verified(read[2]):
+                    self._missed(*read, ticket)
+                else:
+                    self._finish(*read, ticket, result)
+
+    def _missed(self, op: Get, sink: Sink, partition: int, generation: int, ticket: int) -> None:
+        """The file has no such row, by an index that is not verified yet, or damaged."""
+        verification = self._tables.verification
+        if (damage := verification.miss_in(partition)) is not None:
+            self._finish(op, sink, partition, generation, ticket, damage)
+            return
+        self._tables.cache.finish(op.key, ticket, None)
+        settled = self._tables.environment.spawn(verification.settle([partition]))
+        settled.add_done_callback(lambda task: None if task.cancelled() or sink.closed else self.get(op, sink))
 
     def _is_answered(self, op: Get, sink: Sink, partition: int, generation: int) -> bool:
         """A change that became visible while the read was queued may not be in the file yet; memory has it."""

@@ -27,21 +27,26 @@ def refusal(op_id: int, error: KvError) -> Answer:
 
 
 def failure(op: Any, error: Exception) -> Answer:
-    """The answer to an operation that failed by a fault of this program; says in the log which.
+    """The answer to an operation of a batch that failed; see `fault`.
 
     Raises the error if it is one of the disk or of memory: then what is committed cannot be relied on.
     """
-    if isinstance(error, KvError):
-        return refusal(op.id, error)
     if isinstance(error, sqlite3.Error | OSError | MemoryError):
         raise error
+    return fault(op, error)
+
+
+def fault(op: Any, error: Exception) -> Answer:
+    """The answer to an operation that failed by a fault of this program or the disk; says in the log which."""
+    if isinstance(error, KvError):
+        return refusal(op.id, error)
     what = f"an operation failed: {type(op).__name__}"
-    fault = (type(op), repr(error)[:200])
-    if fault in _faults_told:
+    seen = (type(op), repr(error)[:200])
+    if seen in _faults_told:
         log.error("%s: %r, as before", what, error)
     else:
         if len(_faults_told) < _FAULTS_TOLD_MAX:
-            _faults_told.add(fault)
+            _faults_told.add(seen)
         log.error(what, exc_info=error)
     return refusal(op.id, KvError("The shard failed to do this operation and has undone it; its log says why."))
 

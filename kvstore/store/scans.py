@@ -12,6 +12,7 @@ pages of several shards (the router).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 
@@ -47,11 +48,15 @@ class Scans:
         generations = self._asked_for(op.wanted)
         if not any(generations):
             return Page(op.id, b"", False, op.after, [])
-        query = ScanQuery(
-            kind, op.prefix, op.after, op.limit, values, 0, generations, self._tables.limits.page_bytes_max, op.until
-        )
+        read = values or not self._tables.verification.rounds  # rows not yet verified are, by being read whole
+        bytes_max = self._tables.limits.page_bytes_max
+        if isinstance(op, Scan) and op.bytes_max > 0:
+            bytes_max = min(bytes_max, op.bytes_max)
+        query = ScanQuery(kind, op.prefix, op.after, op.limit, read, 0, generations, bytes_max, op.until)
         page, undecided = await self._read_page(query)
         rows = sorted(page.rows + undecided) if undecided else page.rows
+        if read and not values:
+            rows = [(key, version, None, left_ms) for key, version, _, left_ms in rows]
         partitions = len(generations)
         owned = self._owned_since(generations)
         if owned != generations:
@@ -81,11 +86,19 @@ class Scans:
 
         Raises DataCorrupt, TooManyRequests.
         """
+        self._check(query.generations)
         await self._applier.flush()
         page = await self._tables.engine.scan(query._replace(now_ms=self._tables.environment.now_ms()))
         if page.due:
             await self._maintenance.expire([Expire(key) for key in page.due])
         return page, await self._undecided(page.locked, query.values) if page.locked else []
+
+    def _check(self, generations: Sequence[int]) -> None:
+        """Raises DataCorrupt if rows of these partitions may be missing."""
+        verification = self._tables.verification
+        for partition in sorted(verification.damaged):
+            if generations[partition] and (damage := verification.miss_in(partition)) is not None:
+                raise damage
 
     async def _undecided(self, keys: list[str], values: bool) -> list[tuple[str, int, bytes | None, int]]:
         """The rows of keys that carried an intent, as they are when it is gone; each for itself."""

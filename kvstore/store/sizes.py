@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kvstore.protocol import Commit, Delete, Finish, Message, Prepare, Put, Transact, message_bytes
+from kvstore.protocol import Abort, Commit, Delete, Finish, Message, Prepare, Put, Transact, message_bytes
 from kvstore.storage.rows import VALUE
-from kvstore.store.ops import keys_of
+from kvstore.store.ops import DropDecisions, EndLockWaits, keys_of
 from kvstore.store.write_set import Before
 from kvstore.transactions.intents import Holds
 
 _KEY_ROWS = 1100  # of a row whose key is not counted in the message
+_MANY_BYTES = 1 << 20  # of decisions that go, or of tombstones of attempts that end, a few thousand at most
 BASE_BYTES = 4096  # of two rows in a record: its own, and that of a kept reply
 
 
@@ -24,6 +25,8 @@ def record_bytes(op: Any, holds: Holds, before: Callable[[str, str], Before | No
     """An upper bound. An intent holds its writes as base64, and its row the value that stays until it is applied."""
     if type(op) is Put or type(op) is Delete:  # most of what there is
         return BASE_BYTES + len(op.key) * 4 + (len(op.value) if type(op) is Put else 0)
+    if isinstance(op, DropDecisions | EndLockWaits):
+        return _MANY_BYTES
     if not isinstance(op, Message):
         return BASE_BYTES
     size = message_bytes(op)
@@ -32,7 +35,7 @@ def record_bytes(op: Any, holds: Holds, before: Callable[[str, str], Before | No
         size = size * 3 // 2 + len(keys) * _KEY_ROWS
         if isinstance(op, Prepare):
             size += sum([found.size for key in keys if (found := before(VALUE, key)) is not None])
-    elif isinstance(op, Finish):
+    elif isinstance(op, Finish | Abort):
         hold = holds.of(op.attempt)
         if hold is not None:
             size += sum([_held_bytes(hold.intents[key]) for key in op.keys if key in hold.intents])

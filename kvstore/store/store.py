@@ -45,6 +45,7 @@ from kvstore.store.served import Served
 from kvstore.store.sinks import NOBODY, Then
 from kvstore.store.tables import OnFatal, Tables
 from kvstore.store.undecided import Undecided
+from kvstore.store.verification import Verification
 from kvstore.store.write_set import Sink
 from kvstore.transactions.locks import LockTable
 
@@ -55,14 +56,12 @@ class Store:
     def __init__(
         self,
         opened: Opened,
-        shard_id: str,
-        partitions: int,
         limits: Limits,
         environment: Environment,
         on_fatal: OnFatal,
     ) -> None:
         engine, log, self._lock_fd = opened
-        clock = engine.applied.clock
+        clock, (_, _, shard_id, partitions) = engine.applied.clock, engine.identity
         locks: Locks = LockTable(environment.random_hex(8), limits.lock_waiters_max)
         self.tables = tables = Tables(
             environment,
@@ -77,6 +76,7 @@ class Store:
             Served([0] * partitions),
             Served([0] * partitions),
             Ready(locks),
+            Verification(environment, limits, engine, partitions),
         )
         self.recovery_due = asyncio.Event()
         self.applier = Applier(tables)
@@ -103,26 +103,20 @@ class Store:
     ) -> Store:
         """Open the store and serve what its map says is owned.
 
+        `partitions`: their number as long as the store is of no cluster; afterwards it keeps its own.
+
         Raises ForeignData; DataCorrupt for a damaged lease, intent or decision; LogDamaged; OSError.
         """
         opened = await open_files(path, shard_id, partitions, limits, environment)
-        return await cls.serve(opened, limits, shard_id, partitions, on_fatal, environment)
+        return await cls.serve(opened, limits, on_fatal, environment)
 
     @classmethod
-    async def serve(
-        cls,
-        opened: Opened,
-        limits: Limits,
-        shard_id: str,
-        partitions: int,
-        on_fatal: OnFatal,
-        environment: Environment = SYSTEM,
-    ) -> Store:
+    async def serve(cls, opened: Opened, limits: Limits, on_fatal: OnFatal, environment: Environment = SYSTEM) -> Store:
         """As `open`, with an engine and a log that are open already and belong together; they are the store's now.
 
         Raises DataCorrupt.
         """
-        store = cls(opened, shard_id, partitions, limits, environment, on_fatal)
+        store = cls(opened, limits, environment, on_fatal)
         store._begin()
         try:
             await store.partitions.restore()
@@ -135,7 +129,7 @@ class Store:
         works = {
             "commit": self.pipeline.run(),
             "sync": self.pipeline.sync(),
-            "fetch": self.pipeline.fetch(),
+            "fetch": self.pipeline.fetcher.run(),
             "apply": self.applier.run(),
             "clean": self.applier.clean(),
             "segments": self.applier.make_segments(),
@@ -144,6 +138,7 @@ class Store:
             "sweep": self.maintenance.sweep(),
             "trim": self.maintenance.trim(),
             "waits": self.maintenance.end_waits(),
+            "verify": self.tables.verification.run(),
             "orphans": self.partitions.drop_orphans(),
         }
         self._tasks = {name: self.tables.environment.spawn(self._guard(work)) for name, work in works.items()}
@@ -165,6 +160,7 @@ class Store:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self.maintenance.close()
+        self.tables.verification.close()
         await self.applier.close()
         await self.tables.engine.close()
         self.tables.log.close()
@@ -192,6 +188,11 @@ class Store:
     def served(self) -> Served:
         """The partitions that are served, as reads see it."""
         return self.tables.served
+
+    @property
+    def strike(self) -> int:
+        """The epoch of the last strike that is durable here."""
+        return self.tables.openings.last
 
     @property
     def clock(self) -> Clock:

@@ -21,7 +21,9 @@ from kvstore.store.memtable import Memtable
 from kvstore.store.ops import Locks
 from kvstore.store.ready import Ready
 from kvstore.store.served import Served
+from kvstore.store.verification import Verification
 from kvstore.transactions.intents import Holds
+from kvstore.transactions.openings import Openings
 
 
 class OnFatal(Protocol):
@@ -46,6 +48,8 @@ class Tables:
     executed: Served
     served: Served
     ready: Ready
+    verification: Verification
+    openings: Openings = field(default_factory=Openings)
     memtable: Memtable = field(default_factory=Memtable)
     holds: Holds = field(default_factory=Holds)
     stats: ShardStats = field(default_factory=ShardStats)

@@ -19,6 +19,7 @@ from kvstore.errors import DiskFull
 from kvstore.protocol import Reply
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.transactions.intents import State
+from kvstore.transactions.openings import Openings
 from kvstore.transactions.undo import Undo
 
 
@@ -61,6 +62,7 @@ class Context(NamedTuple):
     read_bytes_max: int
     frozen: Set[int] = frozenset()
     boot: str = ""  # of the machine, since which `now_s` counts
+    openings: Openings = Openings()
 
 
 _ROW_BYTES = 64  # of a row in a commit record, beside its key, body and intent
@@ -155,6 +157,10 @@ class Changes:
         """Rows of another store, which get sequences of this one. They are counted when their partition arrives."""
         for row in rows:
             self._set_row(row._replace(sequence=self._sequence + 1))
+
+    def skip_sequence(self) -> None:
+        """The next row has one more."""
+        self._sequence += 1
 
     def trim_tombstones(self, sequence: int) -> None:
         """Tombstones up to that sequence are no rows of the feed any more."""

@@ -67,6 +67,11 @@ class LeaseTable(Generic[W]):
     def leases(self) -> Iterator[Lease]:
         return iter(self._leases.values())
 
+    @property
+    def lease_count(self) -> int:
+        """How many names are leased."""
+        return len(self._leases)
+
     def grant(self, name: str, owner: str, token: int, ttl_s: float) -> Lease:
         """A new lease. Raises ValueError if the name has one."""
         if name in self._leases:

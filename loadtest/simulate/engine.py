@@ -29,9 +29,9 @@ class SimulatedEngine(MemoryEngine):
         await super().apply(application)
         await self.environment.pause()
 
-    async def checkpoint(self) -> int:
+    async def checkpoint(self, *, only_if_due: bool = False) -> int:
         await self.environment.pause()
-        number = await super().checkpoint()
+        number = await super().checkpoint(only_if_due=only_if_due)
         await self.environment.pause()
         return number
 

@@ -132,7 +132,7 @@ class Machine:
 
     async def _opened(self, process: Process) -> Store:
         environment, size = self.environment, LIMITS.log_segment_bytes
-        identity = self.engine.identity if self.engine else Identity(environment.random_hex(16), None, SHARD)
+        identity = self.engine.identity if self.engine else Identity(environment.random_hex(16), None, SHARD, PARTITIONS)
         if self.engine is None:
             log = Log.create(self.disk, FOLDER, NAME, identity.store_id, BEGINNING, size)
             engine = SimulatedEngine(identity)
@@ -152,7 +152,7 @@ class Machine:
             raise Killed from error
 
         opened = Opened(engine, log, None)
-        store = await Store.serve(opened, LIMITS, SHARD, PARTITIONS, on_fatal, environment)
+        store = await Store.serve(opened, LIMITS, on_fatal, environment)
         self.epoch = max(self.epoch, store.served.epoch)
         if not store.served.epoch:
             await store.partitions.adopt(self.next_map())

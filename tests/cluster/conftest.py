@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +58,11 @@ def write_config(folder: Path, shards: int = 4, **settings: object) -> Path:
 
 
 @contextmanager
-def running(config: Path, env: dict[str, str] | None = None) -> Iterator[Cluster]:
-    """`kvstore up` with that file, until the block ends; it must stop cleanly by itself then."""
+def running(config: Path, env: dict[str, str] | None = None, options: Sequence[str] = ()) -> Iterator[Cluster]:
+    """`kvstore up` with that file and options, until the block ends; it must stop cleanly by itself then."""
     with (config.parent / "up.log").open("a") as log:
         up = subprocess.Popen(
-            [sys.executable, "-m", "kvstore", "up", "--config", str(config)],
+            [sys.executable, "-m", "kvstore", "up", "--config", str(config), *options],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

@@ -20,7 +20,7 @@ PACKAGE = Path(kvstore.errors.__file__).parent
 FLOORS = {
     "errors": 0, "config": 0, "addresses": 0, "environment": 0, "protocol": 0, "metrics": 0, "failpoints": 0,
     "data_file": 0,
-    "placement": 1, "transactions": 1,
+    "placement": 1, "transactions": 1, "dashboard": 1,
     "storage": 1, "store": 2, "transport": 2,
     "shard": 3, "router": 3, "controller": 3,
     "client": 4, "held_lock": 4, "operations": 4, "txn": 4, "process": 4, "supervisor": 4, "roster": 4,

@@ -28,6 +28,7 @@ class Calls:
         self.fail: dict[str, list[Callable[[], BaseException]]] = {"acquire": [], "renew": [], "release": []}
         self.hang = asyncio.Event()
         self.hang.set()
+        self.only_old_connections_hang = False
 
     def _fail(self, kind: str) -> None:
         if self.fail[kind]:
@@ -44,8 +45,9 @@ class Calls:
         self._fail("acquire")
         return self.holder
 
-    async def renew(self, name: str, token: int) -> None:
-        await self.hang.wait()
+    async def renew(self, name: str, token: int, *, new_connection: bool = False) -> None:
+        if not (new_connection and self.only_old_connections_hang):
+            await self.hang.wait()
         self._fail("renew")
         if token != self.holder:
             raise LockLost("not yours")
@@ -57,7 +59,7 @@ class Calls:
         if idempotency_key in self.keys:
             self.holder = 0
 
-    async def release(self, name: str, token: int) -> None:
+    async def release(self, name: str, token: int, *, new_connection: bool = False) -> None:
         self._fail("release")
         if token != self.holder:
             raise LockLost("not yours")
@@ -151,6 +153,15 @@ async def test_a_store_that_does_not_answer_costs_the_lock_no_later_than_its_ttl
         async with held(calls, ttl=0.5):
             await asyncio.wait_for(asyncio.Event().wait(), WAIT_S)
     assert loop.time() - began > 0.4
+
+
+async def test_a_renewal_that_is_lost_on_a_dead_connection_is_tried_again_on_a_new_one_in_time(calls: Calls):
+    calls.hang.clear()
+    calls.only_old_connections_hang = True
+    async with held(calls, ttl=3.0) as lock:
+        await renewals(calls, 1)
+        assert not lock.lost
+    assert calls.released == [1]
 
 
 @pytest.mark.parametrize("error", [Unavailable, OutcomeUnknown, lambda: KvError("?")])

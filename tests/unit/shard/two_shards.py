@@ -24,6 +24,7 @@ from kvstore.store.store import Store
 
 PARTITIONS = 64
 IDS = ("s1", "s2")
+_SMALL = {"disk_reserve_bytes": 1, "expiry_sweep_s": 3600.0, "log_segment_bytes": 4 << 20}
 
 
 def at(key: str) -> int:
@@ -92,7 +93,7 @@ class Cluster:
 
     def __init__(self, folder: Path, **limits: Any) -> None:
         self._folder = folder
-        self._limits = Limits(**{"disk_reserve_bytes": 1, "expiry_sweep_s": 3600.0, **limits})
+        self._limits = Limits(**{**_SMALL, **limits})
         self.stores: dict[str, Store] = {}
         self._services: dict[str, ShardService] = {}
         self._receivers: dict[str, Receiver] = {}

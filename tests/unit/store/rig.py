@@ -98,7 +98,9 @@ class Bench:
 
     def run_any(self, *work: WriteOp | tuple[WriteOp, Sink]) -> list[Reply]:
         """As `run`, where replies may be of any kind."""
-        context = Context(self.now_ms, self.now_s, self.arrivals, 1, self.frees_only, self.kept_ms, 1 << 24, boot=self.boot)
+        context = Context(
+            self.now_ms, self.now_s, self.arrivals, 1, self.frees_only, self.kept_ms, 1 << 24, boot=self.boot
+        )
         self.batch = batch = Batch(self.clock, context, self.locks, self.holds, self.rows)
         for each in work:
             op, sink = each if isinstance(each, tuple) else (each, Sink())

@@ -242,6 +242,30 @@ async def test_past_its_bound_of_bytes_it_refuses_at_once_and_gives_the_bytes_ba
     channel.request(Put(0, "b", b"v" * 6000))
 
 
+async def test_a_get_counts_for_what_gets_brought_lately(far: Any, connect: Any) -> None:
+    channel = await connect(channel_bytes_max=20_000)
+    for number in range(30):
+        future = channel.request(Get(0, "a"))
+        await until(lambda count=number + 1: len(far.requests) == count)
+        await far.send(Answer(far.requests[-1].id, 200, 1, bytes(6000)))
+        await future
+    futures = [channel.request(Get(0, "a")) for _ in range(3)]
+    with pytest.raises(TooManyRequests):
+        channel.request(Get(0, "a"))
+    await until(lambda: len(far.requests) == 33)
+    await far.send(*(Answer(request.id, 200, 1, b"") for request in far.requests[-3:]))
+    await asyncio.gather(*futures)
+    assert channel.bytes_under_way == 0
+
+
+async def test_a_page_of_values_counts_for_the_largest_page(connect: Any) -> None:
+    channel = await connect(channel_bytes_max=10_000, page_bytes_max=6000)
+    channel.request(Scan(0, "", "", 100, True))
+    with pytest.raises(TooManyRequests):
+        channel.request(Scan(0, "", "", 100, True))
+    channel.request(Scan(0, "", "", 100, False))
+
+
 # --- lost connections -------------------------------------------------------------------------------------------------
 
 
@@ -483,7 +507,7 @@ class Door:
 async def door() -> AsyncIterator[tuple[Door, aiohttp.ClientWebSocketResponse]]:
     """The shard's end under test, and a bare WebSocket as its router."""
     small = {"frame_bytes_max": 10_000, "page_bytes_max": 1, "value_bytes_max": 1, "body_bytes_max": 1}
-    door = Door(Limits(**small, txn_read_bytes_max=1))
+    door = Door(Limits(**small, txn_read_bytes_max=1, channel_bytes_max=MIB))
     app = web.Application()
     app.router.add_get("/channel", door.serve)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -514,6 +538,24 @@ async def test_answers_given_in_one_turn_of_the_loop_share_a_frame(door: Any) ->
     assert [reply.id for reply in decode_replies((await socket.receive(WAIT_S)).data)] == [3, 1, 2]
     shard.connections[0].send(Answer(9, 200))
     assert [reply.id for reply in decode_replies((await socket.receive(WAIT_S)).data)] == [9]
+
+
+async def test_a_shard_begins_nothing_while_many_answers_wait_for_a_router_that_does_not_read(door: Any) -> None:
+    shard, socket = door
+    shard.handle = lambda request, connection: connection.send(Answer(request.id, 200, 1, bytes(100_000)))
+    transport = socket._response.connection.transport
+    transport.pause_reading()
+    for number in range(0, 1000, 10):
+        await socket.send_bytes(encode_frame([Get(number + further, "a") for further in range(10)]))
+    seen, same = -1, 0
+    while same < 20:
+        await asyncio.sleep(0.01)
+        seen, same = len(shard.handled), same + 1 if len(shard.handled) == seen else 0
+    assert seen < 500
+    transport.resume_reading()
+    answered = 0
+    while answered < 1000:
+        answered += len(decode_replies((await asyncio.wait_for(socket.receive(), WAIT_S)).data))
 
 
 async def test_answers_too_large_for_one_frame_are_spread_over_several(door: Any) -> None:
@@ -606,3 +648,23 @@ async def test_text_is_no_frame(door: Any) -> None:
     await socket.send_str("hello")
     assert (await socket.receive(WAIT_S)).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
     assert shard.handled == []
+
+
+# --- strikes ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_strike_is_named_before_what_is_asked_by_it_and_again_on_each_connection(
+    far: Any, connect: Any
+) -> None:
+    channel = await connect()
+    channel.request(Get(0, "before"))
+    channel.name_strike(7)
+    channel.name_strike(7)
+    channel.request(Get(0, "after"))
+    await until(lambda: len(far.requests) == 3)
+    assert [getattr(each, "key", 0) or each.strike for each in far.requests] == ["before", 7, "after"]
+    far.hang_up()
+    await until(lambda: len(far.sockets) == 2 and channel.connected)
+    channel.request(Get(0, "again"))
+    await until(lambda: len(far.requests) == 5)
+    assert [getattr(each, "key", 0) or each.strike for each in far.requests[3:]] == [7, "again"]

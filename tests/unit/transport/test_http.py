@@ -24,9 +24,9 @@ from kvstore.errors import (
     Unavailable,
     ValueTooLarge,
 )
+from kvstore.transport.bodies import BodyReader
 from kvstore.transport.http import (
     BINARY,
-    BodyReader,
     HostGuard,
     Response,
     Server,
