@@ -254,17 +254,17 @@ class Pipeline:
                 step.future.set_exception(error)
             return
         batch.extras.when_visible.append(lambda: settle(step.future, result))
-        self._commit(batch, started_s, [], frees=True)
+        self._commit(batch, started_s, [])
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
-    def _commit(self, batch: Batch, started_s: float, pinned: list[RowKey], *, frees: bool = False) -> None:
+    def _commit(self, batch: Batch, started_s: float, pinned: list[RowKey]) -> None:
         """Append the record; durable now, or when the sync that is asked for has returned."""
         tables, records = self._tables, self._tables.log
         record = batch.record(tables.clock)
         if record is not None:
             failpoints.hit("batch-before-commit", *(f"{step}-before-commit" for step in batch.steps))
-            records.append(record.encode(), frees=frees or batch.changes.context.frees_only)
+            records.append(record.encode(), frees=True)  # room was looked for before; what is decided is not refused
             self._position = records.last
             tables.clock = record.clock
             if records.wants_segment:
