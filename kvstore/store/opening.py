@@ -3,7 +3,8 @@
 Owns: the lock of the operating system, the making of a new store, the conversion of older formats, the replay.
 Promises: a second process is refused, with the pid of the first, however close the two starts are. A new or converted
 file is whole or not there: the log's first segment is durable before the file says format 4, and a file of format 4
-without its log is refused, never guessed. When this returns, the engine has every record that the log has.
+without its log is refused, never guessed. Nothing is applied to a file before it was examined. When this returns, the
+engine has every record that the log has.
 Leaves to others: recovery of the log (`storage.recovery`), what is served (`partitions`).
 
 A crash in the middle of making or converting leaves a file that is empty or of the older format, and perhaps a log
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from kvstore.config import Limits
 from kvstore.environment import Environment
-from kvstore.errors import ForeignData
+from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import OsDisk
 from kvstore.storage.engine import Application, Engine, Freezes
@@ -34,11 +35,12 @@ _REPLAYED_ROWS_MAX = 5000
 
 
 class Opened(NamedTuple):
-    """`lock_fd` is held until the store is closed."""
+    """`lock_fd` is held until the store is closed. `is_examined`: the file was found to be whole, or is new."""
 
     engine: Engine
     log: Log
     lock_fd: int
+    is_examined: bool
 
 
 async def open_files(path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment) -> Opened:
@@ -53,6 +55,11 @@ async def open_files(path: Path, shard_id: str, partitions: int, limits: Limits,
             log.close()
             raise
         try:
+            if entries and (wrong := await engine.examine()):
+                raise DataCorrupt(
+                    f"{path} is damaged ({wrong}), so the records of its log cannot be applied.",
+                    next_step="Restore file and log from a copy; `kvstore store check FILE` names all that is damaged.",
+                )
             await replay(engine, entries)
         except BaseException:
             await engine.close()
@@ -61,7 +68,7 @@ async def open_files(path: Path, shard_id: str, partitions: int, limits: Limits,
     except BaseException:
         os.close(lock_fd)
         raise
-    return Opened(engine, log, lock_fd)
+    return Opened(engine, log, lock_fd, bool(entries))
 
 
 def lock(path: Path) -> int:

@@ -62,7 +62,7 @@ class Store:
         environment: Environment,
         on_fatal: OnFatal,
     ) -> None:
-        engine, log, self._lock_fd = opened
+        engine, log, self._lock_fd, is_examined = opened
         clock = engine.applied.clock
         locks: Locks = LockTable(environment.random_hex(8), limits.lock_waiters_max)
         self.tables = tables = Tables(
@@ -78,7 +78,7 @@ class Store:
             Served([0] * partitions),
             Served([0] * partitions),
             Ready(locks),
-            Verification(environment, limits, engine, partitions),
+            Verification(environment, limits, engine, partitions, is_examined),
         )
         self.recovery_due = asyncio.Event()
         self.applier = Applier(tables)
