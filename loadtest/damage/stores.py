@@ -44,6 +44,8 @@ async def killed_store(folder: Path, seed: int, writes: int) -> Acknowledged:
     begun: dict[str, bytes | None] = {}
     done = 0
     while line := (await asyncio.wait_for(process.stdout.readline(), _TIMEOUT_S)).decode():
+        if not line.endswith("\n"):
+            break  # it died as it wrote: what was to be said here was not acted on yet, or not told
         step, key, *value = line.split()
         if step == "begin":
             begun[key] = None if value[0] == "-" else bytes.fromhex(value[0])
