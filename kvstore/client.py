@@ -433,6 +433,14 @@ class Client:
         """Drain and remove the shard. Raises NotFound, ChangeRefused for the last one."""
         return await self._change("DELETE", f"/v1/shards/{quote(shard_id, safe='')}", None, plan)
 
+    async def accept_old(self, shard_id: str, confirm: str) -> dict[str, Any]:
+        """Let the shard start with an older copy of its file: {"id","told","version"}, as it had told before.
+
+        All that the copy lacks is lost. `confirm` is the shard's id. Raises NotFound, BadBody.
+        """
+        path = f"/v1/shards/{quote(shard_id, safe='')}/accept-old"
+        return await self._change("POST", path, {"confirm": confirm}, False)
+
     async def rebalance(self, *, plan: bool = False) -> dict[str, Any]:
         """Plan what the present members and weights ask for, as after `cancel_moves`."""
         return await self._change("POST", "/v1/moves", None, plan)

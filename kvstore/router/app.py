@@ -80,6 +80,8 @@ TXN_PREFIX = "/v1/txn/"
 TXN_ROUTE = "/v1/txn/{id}"
 SHARD_PREFIX = "/v1/shards/"
 SHARD_ROUTE = "/v1/shards/{id}"
+ACCEPT_OLD_ROUTE = "/v1/shards/{id}/accept-old"
+_ACCEPT_OLD = "/accept-old"
 
 _NONE: frozenset[str] = frozenset()
 _NOT_ASKED: list[int] | None = []
@@ -119,6 +121,7 @@ class RouterApp:
             "PATCH": self._on_shard(membership.weigh_shard),
             "DELETE": self._on_shard(membership.remove_shard),
         }
+        self._accept_old_methods: dict[str, Route] = {"POST": self._on_shard(membership.accept_old, _ACCEPT_OLD)}
         self.routes: dict[str, dict[str, Route]] = {
             "/v1/kv": {"GET": self._list},
             "/v1/locks": {"GET": self._list_locks},
@@ -168,6 +171,8 @@ class RouterApp:
             route, methods = LOCK_ROUTE, self._lock_methods
         elif head.path.startswith(TXN_PREFIX):
             route, methods = TXN_ROUTE, self._txn_methods
+        elif head.path.startswith(SHARD_PREFIX) and head.path.endswith(_ACCEPT_OLD):
+            route, methods = ACCEPT_OLD_ROUTE, self._accept_old_methods
         elif head.path.startswith(SHARD_PREFIX):
             route, methods = SHARD_ROUTE, self._shard_methods
         else:
@@ -199,9 +204,9 @@ class RouterApp:
 
         return with_name
 
-    def _on_shard(self, handler: NamedHandler) -> Route:
+    def _on_shard(self, handler: NamedHandler, suffix: str = "") -> Route:
         async def with_id(request: web.BaseRequest, head: Head) -> Response:
-            return await handler(head.path[len(SHARD_PREFIX) :], request, head)
+            return await handler(head.path[len(SHARD_PREFIX) :].removesuffix(suffix), request, head)
 
         return with_id
 
@@ -361,7 +366,7 @@ class RouterApp:
 
     async def _index(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE]
+        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE, ACCEPT_OLD_ROUTE]
         routes += [route for route in self.routes if route != "/"]
         return json_response(200, {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"})
 

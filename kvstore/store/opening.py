@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +35,8 @@ from kvstore.storage.sqlite import SqliteEngine
 
 _REPLAYED_ROWS_MAX = 5000
 
+ToldNumber = Callable[[str], Awaitable[int]]
+
 
 class Opened(NamedTuple):
     """`lock_fd` is held until the store is closed. `is_examined`: the file was found to be whole, or is new."""
@@ -43,12 +47,33 @@ class Opened(NamedTuple):
     is_examined: bool
 
 
-async def open_files(path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment) -> Opened:
-    """Open or make the store whose file is `path`. Raises ForeignData, DataCorrupt, LogDamaged, OSError."""
+async def untold(store_id: str) -> int:
+    """Of a store that tells no controller how far it has come."""
+    return 0
+
+
+async def open_files(
+    path: Path,
+    shard_id: str,
+    partitions: int,
+    limits: Limits,
+    environment: Environment,
+    told: ToldNumber = untold,
+) -> Opened:
+    """Open or make the store whose file is `path`. Raises ForeignData, StoreBehind, DataCorrupt, LogDamaged, OSError.
+
+    `told` is asked for the number of a record that the store with that id has told to be durable.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_fd = lock(path)
     try:
-        log, entries = await environment.in_thread(lambda: _open_log(path, shard_id, partitions, limits, environment))
+        found = await environment.in_thread(partial(sqlite_file.format_of, path))
+        number = 0
+        if found == FORMAT:
+            _, store_id = await environment.in_thread(partial(sqlite_file.position_of, path))
+            number = await told(store_id)
+        open_log = partial(_open_log, path, shard_id, partitions, limits, environment, found, number)
+        log, entries = await environment.in_thread(open_log)
         try:
             engine = await SqliteEngine.open(path, shard_id, partitions, limits.wal_bytes_max)
         except BaseException:
@@ -87,14 +112,13 @@ def lock(path: Path) -> int:
 
 
 def _open_log(
-    path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment
+    path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment, found: int, told: int
 ) -> tuple[Log, list[Entry]]:
     """The log, and its records that the file lacks; the file is of the present format afterwards."""
     disk, name, size = OsDisk(), path.stem, limits.log_segment_bytes
-    found = sqlite_file.format_of(path)
     if found == FORMAT:
         position, store_id = sqlite_file.position_of(path)
-        return Log.open(disk, path.parent, name, store_id, position, segment_bytes=size)
+        return Log.open(disk, path.parent, name, store_id, position, told, size)
     if found == 0:
         meta = {"store_id": environment.random_hex(16), "shard_id": shard_id, "partitions": str(partitions)}
         log = Log.create(disk, path.parent, name, meta["store_id"], BEGINNING, size)

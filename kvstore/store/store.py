@@ -34,7 +34,7 @@ from kvstore.store.decision_table import DecisionTable
 from kvstore.store.inspection import Inspection
 from kvstore.store.maintenance import Maintenance
 from kvstore.store.migration import Migration
-from kvstore.store.opening import Opened, open_files
+from kvstore.store.opening import Opened, ToldNumber, open_files, untold
 from kvstore.store.ops import Locks, WriteOp
 from kvstore.store.partitions import Partitions
 from kvstore.store.pipeline import Pipeline, settle
@@ -102,12 +102,14 @@ class Store:
         partitions: int,
         on_fatal: OnFatal,
         environment: Environment = SYSTEM,
+        told: ToldNumber = untold,
     ) -> Store:
         """Open the store and serve what its map says is owned.
 
-        Raises ForeignData; DataCorrupt for a damaged lease, intent or decision; LogDamaged; OSError.
+        `told`: see `open_files`.
+        Raises ForeignData, StoreBehind; DataCorrupt for a damaged lease, intent or decision; LogDamaged; OSError.
         """
-        opened = await open_files(path, shard_id, partitions, limits, environment)
+        opened = await open_files(path, shard_id, partitions, limits, environment, told)
         store = cls(opened, shard_id, partitions, limits, environment, on_fatal)
         store._begin()
         try:
@@ -180,6 +182,11 @@ class Store:
     def served(self) -> Served:
         """The partitions that are served, as reads see it."""
         return self.tables.served
+
+    @property
+    def durable(self) -> int:
+        """The number of the last durable record."""
+        return self.tables.log.durable
 
     @property
     def clock(self) -> Clock:

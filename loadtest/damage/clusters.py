@@ -29,7 +29,7 @@ _WRITES = 2500
 _CLIENTS = 16
 _SETTLE_S = 8.0
 _LIMITS = {
-    "log_segment_bytes": 262_144, "batch_bytes_max": 32_768, "wal_bytes_max": 524_288, "value_bytes_max": 16_384,
+    "log_segment_bytes": 1_097_728, "batch_bytes_max": 32_768, "wal_bytes_max": 524_288, "value_bytes_max": 16_384,
     "body_bytes_max": 32_768, "txn_read_bytes_max": 32_768,
 }  # fmt: skip
 
