@@ -497,6 +497,14 @@ class Client:
         path = f"/v1/shards/{quote(shard_id, safe='')}?lost=true&confirm={quote(confirm, safe='')}"
         return _document(await self._ask("DELETE", path, writes=True))
 
+    async def accept_old(self, shard_id: str, confirm: str) -> dict[str, Any]:
+        """Let the shard start with an older copy of its file: {"id","told","version"}, as it had told before.
+
+        All that the copy lacks is lost. `confirm` is the shard's id. Raises NotFound, BadBody.
+        """
+        path = f"/v1/shards/{quote(shard_id, safe='')}/accept-old"
+        return await self._change("POST", path, {"confirm": confirm}, False)
+
     async def rebalance(self, *, plan: bool = False) -> dict[str, Any]:
         """Plan what the present members and weights ask for, as after `cancel_moves`."""
         return await self._change("POST", "/v1/moves", None, plan)

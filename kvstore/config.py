@@ -89,6 +89,8 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     unapplied_rows_max: int = 20_000
     unapplied_bytes_max: int = 64 * 1024 * 1024
     disk_reserve_bytes: int = 64 * 1024 * 1024
+    told_every_s: float = 10.0
+    told_timeout_s: float = 2.0
     verify_share: float = 0.1
     verify_every_s: float = 86_400.0
     tombstone_kept_s: float = 600.0

@@ -277,6 +277,16 @@ class ForeignData(KvError):
     next_step = "Point data_dir at the right data, or move the file away."
 
 
+class StoreBehind(ForeignData):
+    """`number`: of the store's last record; `told`: that of a durable record that it has told of."""
+
+    code, title = "store-behind", "The store lacks records that it had: an older copy of the file, or a lost log"
+    next_step = (
+        "Restore the newest copy of file and log; where there is none, `kvstore shard accept-old ID` lets the shard "
+        "start, and all that came behind is lost."
+    )
+
+
 class LogDamaged(KvError):
     """`number`: the first record that is lost or damaged; `file` and `offset`: where it lies, or should lie."""
 

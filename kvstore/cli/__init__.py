@@ -61,6 +61,7 @@ _shard = LazyGroup(
         "weight": LazyCommand("kvstore.cli.shards:weight", "Change a shard's share."),
         "rebalance": LazyCommand("kvstore.cli.shards:rebalance", "Move keys to where they belong."),
         "cancel": LazyCommand("kvstore.cli.shards:cancel", "Stop what is moving."),
+        "accept-old": LazyCommand("kvstore.cli.accept_old:accept_old", "Let a shard start with an older copy."),
         "list": LazyCommand("kvstore.cli.shards:list_shards", "List the shards."),
         "serve": LazyCommand("kvstore.cli.shard_serve:serve", "Serve one shard on this host."),
     },

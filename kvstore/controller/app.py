@@ -13,6 +13,9 @@ Routes (internal: clients talk to a router, which passes those of shards and mov
     POST   /v1/shards           {"id","url"?,"weight"?}: add: 202 {"id","state","epoch"}
     PATCH  /v1/shards/{id}      {"weight"}: 202, likewise
     DELETE /v1/shards/{id}      remove: 202, likewise; with ?lost=true&confirm={id} give it up with all that it has
+    POST   /v1/shards/{id}/accept-old
+                                {"confirm": id}: it may start with less than it told: 202 {"id", "told", "version"}
+    POST   /v1/told             {"store_id", "number", "version"} of a log: 200, the highest {"number", "version"}
     GET    /v1/moves            {"epoch", "moves": […], "wanted": [ids], "ending": [ids], "last": {…} or null}
     POST   /v1/moves            plan anew: 202 {"epoch"}
     DELETE /v1/moves            cancel what is not committed: 202, likewise
@@ -31,7 +34,7 @@ import logging
 import re
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import aiohttp
 import msgspec
@@ -46,6 +49,7 @@ from kvstore.controller.membership import Announcement
 from kvstore.controller.mover import Mover
 from kvstore.controller.service import Asked, ClusterService, Waiting
 from kvstore.controller.shards import Shards
+from kvstore.controller.store import Told
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import (
     BadBody,
@@ -61,6 +65,7 @@ from kvstore.placement.cluster_map import ClusterMap
 from kvstore.transport.http import warn_if_exposed
 
 _BODY_BYTES_MAX = 64 * 1024
+_NUMBER_MAX = 2**63 - 1  # in the file
 _SHUTDOWN_TIMEOUT_S = 2.0
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -82,6 +87,20 @@ class Recover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cluster_id: str
     epoch: int
     without: list[str] = []
+
+
+class NewTold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/told: the last durable record of a store, and its version clock."""
+
+    store_id: str
+    number: Annotated[int, msgspec.Meta(ge=0, le=_NUMBER_MAX)]
+    version: Annotated[int, msgspec.Meta(ge=0, le=_NUMBER_MAX)] = 0
+
+
+class Confirmation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/shards/{id}/accept-old."""
+
+    confirm: str
 
 
 class NewWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -167,12 +186,14 @@ def make_app(service: ClusterService, mover: Mover, config: ClusterConfig, stop:
     members, changes = _MemberRoutes(service, poll), _ChangeRoutes(service, mover)
     app.router.add_get("/v1/map", members.get_map)
     app.router.add_post("/v1/members", members.post_member)
+    app.router.add_post("/v1/told", members.post_told)
     app.router.add_get("/v1/launch", members.get_launch)
     app.router.add_get("/v1/recovery", members.get_recovery)
     app.router.add_post("/v1/recovery", members.post_recovery)
     app.router.add_post("/v1/shards", changes.post_shard)
     app.router.add_patch("/v1/shards/{id}", changes.patch_shard)
     app.router.add_delete("/v1/shards/{id}", changes.delete_shard)
+    app.router.add_post("/v1/shards/{id}/accept-old", changes.post_accept_old)
     app.router.add_get("/v1/moves", changes.get_moves)
     app.router.add_post("/v1/moves", changes.post_moves)
     app.router.add_delete("/v1/moves", changes.delete_moves)
@@ -233,6 +254,12 @@ class _MemberRoutes:
         asked = await _body(request, Recover)
         return _moves_response(await self._service.recover(asked.cluster_id, asked.epoch, asked.without))
 
+    async def post_told(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        told = await _body(request, NewTold)
+        kept = await self._service.tell(told.store_id, Told(told.number, told.version))
+        return _json(kept._asdict())
+
     async def get_launch(self, request: web.Request) -> web.Response:
         parameters = _parameters(request, "after", "running")
         running = frozenset(filter(None, parameters.get("running", "").split(",")))
@@ -276,6 +303,11 @@ class _ChangeRoutes:
         if only_plan:
             return _json(await self._service.plan_remove(shard_id))
         return _asked_response(await self._service.remove(shard_id))
+
+    async def post_accept_old(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        confirm = (await _body(request, Confirmation)).confirm
+        return _json(await self._service.accept_old(request.match_info["id"], confirm), status=202)
 
     async def get_moves(self, request: web.Request) -> web.Response:
         _parameters(request)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from kvstore.controller.membership import ClusterState
-from kvstore.controller.store import MapStore
+from kvstore.controller.store import MapStore, Told
 from kvstore.errors import ControllerBehind, ForeignData, Unavailable
 
 _CLUSTERS_MAX = 64
@@ -89,6 +89,14 @@ class ClusterDocument:
             if after == before or await self._swap(stored.revision, _encode(after)):
                 return Changed(before, after)
         raise Unavailable(f"{self._tries_max} writes of the map lost their race.", retry_after_ms=1000)
+
+    async def tell(self, store_id: str, told: Told) -> Told:
+        """Keep what a store has told of its log; returns the highest that it has told. Raises Unavailable."""
+        return await self._store.tell(store_id, told)
+
+    async def forget(self, store_id: str) -> Told:
+        """The store may start with less than it has told; returns what it had. Raises Unavailable."""
+        return await self._store.forget(store_id)
 
     async def _swap(self, revision: int, document: bytes) -> bool:
         try:

@@ -95,6 +95,8 @@ SHARD_PREFIX = "/v1/shards/"
 SHARD_ROUTE = "/v1/shards/{id}"
 TRANSFER_ROUTE = "/v1/demo/transfer"
 COORDINATE_ROUTE = "/v1/demo/coordinate"
+ACCEPT_OLD_ROUTE = "/v1/shards/{id}/accept-old"
+_ACCEPT_OLD = "/accept-old"
 
 _NONE: frozenset[str] = frozenset()
 _NOT_ASKED: list[int] | None = []
@@ -138,6 +140,7 @@ class RouterApp:
             "PATCH": self._on_shard(membership.weigh_shard),
             "DELETE": self._on_shard(membership.remove_shard),
         }
+        self._accept_old_methods: dict[str, Route] = {"POST": self._on_shard(membership.accept_old, _ACCEPT_OLD)}
         self.routes = self._fixed_routes(membership)
 
     def _fixed_routes(self, membership: MembershipRoutes) -> dict[str, dict[str, Route]]:
@@ -211,6 +214,8 @@ class RouterApp:
             route, methods = LOCK_ROUTE, self._lock_methods
         elif head.path.startswith(TXN_PREFIX):
             route, methods = TXN_ROUTE, self._txn_methods
+        elif head.path.startswith(SHARD_PREFIX) and head.path.endswith(_ACCEPT_OLD):
+            route, methods = ACCEPT_OLD_ROUTE, self._accept_old_methods
         elif head.path.startswith(SHARD_PREFIX):
             route, methods = SHARD_ROUTE, self._shard_methods
         elif head.path.startswith(PAGE_PREFIX):
@@ -246,9 +251,9 @@ class RouterApp:
 
         return with_name
 
-    def _on_shard(self, handler: NamedHandler) -> Route:
+    def _on_shard(self, handler: NamedHandler, suffix: str = "") -> Route:
         async def with_id(request: web.BaseRequest, head: Head) -> Response:
-            return await handler(head.path[len(SHARD_PREFIX) :], request, head)
+            return await handler(head.path[len(SHARD_PREFIX) :].removesuffix(suffix), request, head)
 
         return with_id
 
@@ -415,7 +420,7 @@ class RouterApp:
         decode_query(head.query, _NONE)
         if wants_page(head):
             return index_page(head)
-        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE, PAGE_ROUTE]
+        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE, ACCEPT_OLD_ROUTE, PAGE_ROUTE]
         routes += [route for route in self.routes if route != "/"]
         index = {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"}
         return json_response(200, index, "Vary: Accept\r\n")

@@ -1,7 +1,7 @@
 """Changes of the cluster, passed through to the controller: its members, its moves.
 
-Owns: the routes /v1/shards, /v1/shards/{id} and /v1/moves as clients see them; what the controller tells of moves, as a
-part of GET /v1/cluster.
+Owns: the routes /v1/shards, /v1/shards/{id}, /v1/shards/{id}/accept-old and /v1/moves as clients see them; what the
+controller tells of moves, as a part of GET /v1/cluster.
 Promises: what the controller answers is answered, status and document; a request is sent to it once. GET /v1/cluster
 waits for the controller for a second at most, and says so when it did not answer.
 Leaves to others: every decision (the controller), the path of a request (`app`).
@@ -109,6 +109,10 @@ class MembershipRoutes:
     async def remove_shard(self, shard_id: str, request: web.BaseRequest, head: Head) -> Response:
         takes = PLAN | LOST
         return await self._change(request, head, f"/v1/shards/{_checked(shard_id)}", takes_body=False, takes=takes)
+
+    async def accept_old(self, shard_id: str, request: web.BaseRequest, head: Head) -> Response:
+        path = f"/v1/shards/{_checked(shard_id)}/accept-old"
+        return await self._change(request, head, path, takes_body=True, takes=_NONE)
 
     async def rebalance(self, request: web.BaseRequest, head: Head) -> Response:
         return await self._change(request, head, "/v1/moves", takes_body=False)

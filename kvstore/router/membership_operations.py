@@ -52,7 +52,7 @@ _EXAMPLE_PLAN = {
 
 def membership_operations() -> list[Operation]:
     """All of them but HEAD, which is that of GET without bodies."""
-    return [_add(), _weigh(), _remove(), _moves(), _rebalance(), _cancel()]
+    return [_add(), _weigh(), _remove(), _accept_old(), _moves(), _rebalance(), _cancel()]
 
 
 def _add() -> Operation:
@@ -104,6 +104,23 @@ def _remove() -> Operation:
             query("confirm", ref("ShardId"), "s5"),
         ),
         answers=(_plan_only(), _taken({"id": "s5", "state": "leaving", "epoch": 14})),
+        errors=(*_ERRORS, NotFound),
+    )
+
+
+def _accept_old() -> Operation:
+    return Operation(
+        f"{_SHARD}/accept-old",
+        "POST",
+        id="acceptOld",
+        tag="cluster",
+        summary="Let a shard start with an older copy of its file",
+        description="A shard that opens with less than it had told the controller is refused: all that its copy lacks "
+        "was acknowledged and would be lost, and versions and fencing tokens could be given twice. Where there is no "
+        "newer copy, this lets it start. `confirm` is the shard's id.",
+        parameters=(_ID,),
+        body=_body("AcceptOld", {"confirm": "s5"}),
+        answers=(json_answer("It may start.", "AcceptedOld", {"id": "s5", "told": 48120, "version": 51200}, 202),),
         errors=(*_ERRORS, NotFound),
     )
 

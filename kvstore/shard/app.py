@@ -29,6 +29,7 @@ from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
 from kvstore.shard.service import ShardService
+from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import TryLater
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
@@ -51,8 +52,9 @@ def _end_process(error: BaseException) -> NoReturn:
 class ShardApp:
     """HTTP of a shard: `/channel` for routers, `/healthz` and `/metrics` for people."""
 
-    def __init__(self, service: ShardService, config: ClusterConfig) -> None:
+    def __init__(self, service: ShardService, config: ClusterConfig, told: ToldNumbers) -> None:
         self._service = service
+        self._told = told
         self._limits = config.limits
         self._sockets: set[web.WebSocketResponse] = set()
         self.web = web.Application()
@@ -84,6 +86,8 @@ class ShardApp:
         identity = self._service.store.identity
         partitions = len(self._service.store.served.generations)
         facts = {"store_id": identity.store_id, "cluster_id": identity.cluster_id, "partitions": partitions}
+        if not self._told.is_verified:
+            facts["unverified"] = True  # the controller has not confirmed that this is no older copy
         return web.json_response({"status": "alive", "shard": self._service.shard_id, **facts})
 
     async def _map(self, request: web.Request) -> web.Response:
@@ -181,10 +185,12 @@ async def _serve(
     """Raises _OfOtherPartitions, with their number, if that is what is wrong with a new file."""
     limits = config.limits
     weight = next((shard.weight for shard in config.shards if shard.id == shard_id), 1)
-    store = await Store.open(data_dir / f"shard-{shard_id}.db", limits, shard_id, config.partitions, _end_process)
     async with AsyncExitStack() as at_the_end:
-        at_the_end.push_async_callback(store.close)
         session = await at_the_end.enter_async_context(aiohttp.ClientSession())
+        told = ToldNumbers(session, join, limits)
+        path = data_dir / f"shard-{shard_id}.db"
+        store = await Store.open(path, limits, shard_id, config.partitions, _end_process, told=told.at_opening)
+        at_the_end.push_async_callback(store.close)
         peers = Peers(store, limits, session)
         at_the_end.push_async_callback(peers.close)
         receiver = Receiver(shard_id, store, peers, limits)
@@ -192,7 +198,7 @@ async def _serve(
         recovery = Recovery(shard_id, store, peers, limits)
         at_the_end.push_async_callback(recovery.close)
         service = ShardService(shard_id, store, receiver, limits)
-        app = ShardApp(service, config)
+        app = ShardApp(service, config, told)
         runner = web.AppRunner(app.web, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
         at_the_end.push_async_callback(runner.cleanup)
         at_the_end.push_async_callback(app.close)
@@ -231,8 +237,9 @@ async def _serve(
         async def stopped() -> None:
             await stop.wait()
             await service.farewell()
+            await told.tell(store)
 
-        await _until_one_ends(join_cluster(), recovery.run(), maps.follow(), stopped())
+        await _until_one_ends(join_cluster(), told.run(store), recovery.run(), maps.follow(), stopped())
 
 
 async def _until_one_ends(*works: Coroutine[Any, Any, Any]) -> None:

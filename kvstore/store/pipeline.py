@@ -100,6 +100,9 @@ class Pipeline:
 
     def write(self, op: WriteOp, sink: Sink) -> None:
         """Queue an operation; its answer goes to `sink` when all that it saw is durable."""
+        if (damage := self._tables.verification.file_damage) is not None:
+            sink.send(refusal(op.id, damage))
+            return
         size, limits = _size(op), self._tables.limits
         if (
             len(self._queue) + len(self.fetcher) >= limits.queue_ops_max
