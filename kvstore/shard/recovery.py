@@ -47,11 +47,9 @@ class Recovery:
         self._turns: dict[Attempt, int] = {}  # the round in which one was last tried
 
     async def run(self) -> None:
+        environment = self._store.tables.environment
         while True:
-            try:
-                await asyncio.wait_for(self._store.recovery_due.wait(), self._limits.expiry_sweep_s)
-            except TimeoutError:
-                pass
+            await environment.wait_for(self._store.recovery_due.wait(), self._limits.expiry_sweep_s)
             self._store.recovery_due.clear()
             if self._store.cluster_map is not None:
                 self._begin_round()
