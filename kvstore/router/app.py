@@ -9,8 +9,6 @@ Leaves to others: rules (`service`), HTTP's own strictness and limits (`transpor
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -56,6 +54,7 @@ from kvstore.router.demo_coordinator import DemoCoordinator
 from kvstore.router.events import Events
 from kvstore.router.locks import LockRoutes
 from kvstore.router.membership import Controller, MembershipRoutes
+from kvstore.router.memory import return_large_buffers
 from kvstore.router.openapi import openapi_json
 from kvstore.router.page import PAGE_PREFIX, PAGE_ROUTE, index_page, page_file, wants_page
 from kvstore.router.page_json import encode_page, missing_members
@@ -484,19 +483,6 @@ async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes
 
 # --- the process ------------------------------------------------------------------------------------------------------
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
-
-
-def _return_large_buffers() -> None:
-    """Have glibc give buffers from 1 MiB on back to the system as they are freed, not keep them in a fragmented heap.
-
-    It would raise that size to 32 MiB by itself as soon as it sees such buffers.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
-        mallopt(_M_TRIM_THRESHOLD, 32 * 1024 * 1024)  # without it the end of the heap comes and goes at each answer
-
 
 async def serve(
     *,
@@ -518,7 +504,7 @@ async def serve(
         raise ConfigError(f"a demo is for this machine only: let it listen on 127.0.0.1, not on {listen}.")
     own = [listen_address(listen)[0], *([advertised_host(listen, advertise)] if advertise else [])]
     config = msgspec.structs.replace(config, allowed_hosts=[*config.allowed_hosts, *own])
-    _return_large_buffers()
+    return_large_buffers()
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session, contextlib.AsyncExitStack() as at_the_end:
         service = RouterService(config.limits, session)
