@@ -27,6 +27,7 @@ PARTITIONS_MIN = 64
 PARTITIONS_MAX = 65_536
 WEIGHT_MAX = 1000
 VALUE_BYTES_MAX = 256 * 1024 * 1024
+CONFIG_VARIABLE = "KVSTORE_UP_CONFIG"  # of the environment: the configuration that `kvstore up` read
 ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}
@@ -88,6 +89,8 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     unapplied_rows_max: int = 20_000
     unapplied_bytes_max: int = 64 * 1024 * 1024
     disk_reserve_bytes: int = 64 * 1024 * 1024
+    told_every_s: float = 10.0
+    told_timeout_s: float = 2.0
     verify_share: float = 0.1
     verify_every_s: float = 86_400.0
     tombstone_kept_s: float = 600.0
@@ -159,6 +162,19 @@ def default_config() -> ClusterConfig:
         shards=[ShardConfig(id=f"s{n}", listen=f"127.0.0.1:{9100 + n}") for n in range(1, 5)],
         data_dir=str(Path("data").absolute()),
     )
+
+
+def encode_config(config: ClusterConfig) -> str:
+    """For `decode_config`."""
+    return msgspec.json.encode(config).decode()
+
+
+def decode_config(encoded: str) -> ClusterConfig:
+    """What `encode_config` made of a configuration that was checked. Raises ConfigError for anything else."""
+    try:
+        return msgspec.json.decode(encoded, type=ClusterConfig)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise ConfigError(f"the configuration that was handed down cannot be read: {error}") from None
 
 
 def load_config(path: Path) -> ClusterConfig:

@@ -62,7 +62,8 @@ class Environment:
         return await asyncio.get_running_loop().run_in_executor(None, function)
 
     async def wait_for(self, event: Awaitable[Any], seconds: float) -> bool:
-        """Wait for the event, that long at most; whether it came. (asyncio.wait_for loses a cancellation beside it.)"""
+        """Wait for the event, that long at most; whether it came. A caller that is cancelled ends in any case:
+        `asyncio.wait_for` of Python 3.11 forgets that if the event comes in the same turn."""
         try:
             async with asyncio.timeout(seconds):
                 await event

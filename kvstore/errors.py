@@ -239,6 +239,11 @@ class Unavailable(KvError):
     next_step = "Wait for retry_after_ms and send it again; GET /v1/cluster shows which shard is down."
 
 
+class ControllerBehind(Unavailable):
+    code, title = "controller-behind", "The controller has lost what the cluster did last, and changes nothing"
+    next_step = "Run `kvstore controller recover`: it shows the newest map that the nodes have, and asks to take it."
+
+
 class OutcomeUnknown(KvError):
     status, code, title = 504, "outcome-unknown", "The write may or may not have been done"
     next_step = "Ask again with the same Idempotency-Key; without one, read to see before you repeat the write."
@@ -270,6 +275,16 @@ class DataInUse(ConfigError):
 class ForeignData(KvError):
     status, code, title = 409, "foreign-data", "The data file belongs to another store, cluster or version"
     next_step = "Point data_dir at the right data, or move the file away."
+
+
+class StoreBehind(ForeignData):
+    """`number`: of the store's last record; `told`: that of a durable record that it has told of."""
+
+    code, title = "store-behind", "The store lacks records that it had: an older copy of the file, or a lost log"
+    next_step = (
+        "Restore the newest copy of file and log; where there is none, `kvstore shard accept-old ID` lets the shard "
+        "start, and all that came behind is lost."
+    )
 
 
 class LogDamaged(KvError):

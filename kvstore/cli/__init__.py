@@ -61,6 +61,7 @@ _shard = LazyGroup(
         "weight": LazyCommand("kvstore.cli.shards:weight", "Change a shard's share."),
         "rebalance": LazyCommand("kvstore.cli.shards:rebalance", "Move keys to where they belong."),
         "cancel": LazyCommand("kvstore.cli.shards:cancel", "Stop what is moving."),
+        "accept-old": LazyCommand("kvstore.cli.accept_old:accept_old", "Let a shard start with an older copy."),
         "list": LazyCommand("kvstore.cli.shards:list_shards", "List the shards."),
         "serve": LazyCommand("kvstore.cli.shard_serve:serve", "Serve one shard on this host."),
     },
@@ -83,9 +84,12 @@ _router = LazyGroup(
 )
 _controller = LazyGroup(
     "controller",
-    short_help="Serve a controller.",
+    short_help="Serve a controller, or give it its map again.",
     help="Controllers: the processes that own the cluster map.",
-    lazy={"serve": LazyCommand("kvstore.cli.controller_serve:serve", "Serve one controller on this host.")},
+    lazy={
+        "recover": LazyCommand("kvstore.cli.controller_recover:recover", "Give a controller its map again."),
+        "serve": LazyCommand("kvstore.cli.controller_serve:serve", "Serve one controller on this host."),
+    },
 )
 
 root = LazyGroup(

@@ -42,7 +42,7 @@ def serve(
     Example:
       kvstore router serve 0 --join http://127.0.0.1:8090 --listen 127.0.0.1:8080
     """
-    config = read_config(config_path)
+    config = read_config(config_path, supervised=supervised)
     code = run_process(
         role="router",
         process_id=process_id,

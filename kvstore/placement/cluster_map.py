@@ -117,6 +117,11 @@ def checked_map(cluster_map: ClusterMap) -> ClusterMap:
         raise ValueError("not every partition has an owner among the members")
     if not all(0 <= partition < partitions for move in cluster_map.moves for partition in move.partitions):
         raise ValueError("a move names a partition that is not there")
+    for strike in cluster_map.strikes:
+        if not all(0 <= number < 2**53 for number in (strike.epoch, strike.opened, strike.clock)):
+            raise ValueError("an epoch or the clock of a strike is none")
+        if not all(0 <= partition < partitions for partition in strike.partitions):
+            raise ValueError("a strike names a partition that is not there")
     return cluster_map
 
 

@@ -58,7 +58,7 @@ from kvstore.router.locks import LockRoutes
 from kvstore.router.membership import Controller, MembershipRoutes
 from kvstore.router.openapi import openapi_json
 from kvstore.router.page import PAGE_PREFIX, PAGE_ROUTE, index_page, page_file, wants_page
-from kvstore.router.page_json import encode_page
+from kvstore.router.page_json import encode_page, missing_members
 from kvstore.router.service import Routed, RouterService
 from kvstore.router.transactions import TxnRoutes
 from kvstore.transport.answers import SMALL_BYTES, AnswerAccount, Room
@@ -95,12 +95,14 @@ SHARD_PREFIX = "/v1/shards/"
 SHARD_ROUTE = "/v1/shards/{id}"
 TRANSFER_ROUTE = "/v1/demo/transfer"
 COORDINATE_ROUTE = "/v1/demo/coordinate"
+ACCEPT_OLD_ROUTE = "/v1/shards/{id}/accept-old"
+_ACCEPT_OLD = "/accept-old"
 
 _NONE: frozenset[str] = frozenset()
 _NOT_ASKED: list[int] | None = []
 _TTL = frozenset({"ttl"})
-_LIST = frozenset({"prefix", "limit", "after", "values", "count"})
-_LIST_LOCKS = frozenset({"prefix", "limit", "after"})
+_LIST = frozenset({"prefix", "limit", "after", "values", "count", "partial"})
+_LIST_LOCKS = frozenset({"prefix", "limit", "after", "partial"})
 _STREAM_BYTES = 256 * 1024
 
 Reply = Response | StreamedResponse
@@ -138,6 +140,7 @@ class RouterApp:
             "PATCH": self._on_shard(membership.weigh_shard),
             "DELETE": self._on_shard(membership.remove_shard),
         }
+        self._accept_old_methods: dict[str, Route] = {"POST": self._on_shard(membership.accept_old, _ACCEPT_OLD)}
         self.routes = self._fixed_routes(membership)
 
     def _fixed_routes(self, membership: MembershipRoutes) -> dict[str, dict[str, Route]]:
@@ -211,6 +214,8 @@ class RouterApp:
             route, methods = LOCK_ROUTE, self._lock_methods
         elif head.path.startswith(TXN_PREFIX):
             route, methods = TXN_ROUTE, self._txn_methods
+        elif head.path.startswith(SHARD_PREFIX) and head.path.endswith(_ACCEPT_OLD):
+            route, methods = ACCEPT_OLD_ROUTE, self._accept_old_methods
         elif head.path.startswith(SHARD_PREFIX):
             route, methods = SHARD_ROUTE, self._shard_methods
         elif head.path.startswith(PAGE_PREFIX):
@@ -246,9 +251,9 @@ class RouterApp:
 
         return with_name
 
-    def _on_shard(self, handler: NamedHandler) -> Route:
+    def _on_shard(self, handler: NamedHandler, suffix: str = "") -> Route:
         async def with_id(request: web.BaseRequest, head: Head) -> Response:
-            return await handler(head.path[len(SHARD_PREFIX) :], request, head)
+            return await handler(head.path[len(SHARD_PREFIX) :].removesuffix(suffix), request, head)
 
         return with_id
 
@@ -303,10 +308,12 @@ class RouterApp:
         self._admit()
         parameters = decode_query(head.query, _LIST)
         prefix = parameters.get("prefix", "")
+        partial = decode_flag(parameters, "partial")
         if decode_flag(parameters, "count"):
-            if len(parameters.keys() - {"count", "prefix"}):
-                raise BadParameter("count goes with prefix only")
-            return json_response(200, {"count": await self._service.count(prefix)})
+            if len(parameters.keys() - {"count", "prefix", "partial"}):
+                raise BadParameter("count goes with prefix and partial only")
+            counted = await self._service.count(prefix, partial=partial)
+            return json_response(200, {"count": counted.keys, **missing_members(counted.missing, partial)})
         limit = decode_integer(
             parameters, "limit", min(1000, self._limits.list_keys_max), 1, self._limits.list_keys_max
         )
@@ -314,8 +321,8 @@ class RouterApp:
         after = decode_cursor(parameters.get("after"))
         async with Room(self._pages) as room:
             await room.add(self._service.page_bytes(limit, values))
-            listing = await self._service.page(prefix, after, limit, values)
-            body = await encode_page(listing, values, self.answers.turns)
+            listing = await self._service.page(prefix, after, limit, values, partial=partial)
+            body = await encode_page(listing, values, partial, self.answers.turns)
             del listing
             return await self._admit_answer(Response(200, body, JSON, head_only=head.method == "HEAD"))
 
@@ -326,12 +333,14 @@ class RouterApp:
             parameters, "limit", min(1000, self._limits.list_keys_max), 1, self._limits.list_keys_max
         )
         after = decode_cursor(parameters.get("after"))
-        listing = await self._service.leases(parameters.get("prefix", ""), after, limit)
+        partial = decode_flag(parameters, "partial")
+        listing = await self._service.leases(parameters.get("prefix", ""), after, limit, partial=partial)
         items = [
             {"name": name, "token": token, "owner": (owner or b"").decode(), "ttl_left": left_ms / 1000}
             for name, token, owner, left_ms in listing.items
         ]
-        return json_response(200, {"items": items, "next": encode_cursor(listing.last)})
+        missing = missing_members(listing.missing, partial)
+        return json_response(200, {"items": items, "next": encode_cursor(listing.last), **missing})
 
     async def _batch(self, request: web.BaseRequest, head: Head) -> Reply:
         self._admit()
@@ -411,7 +420,7 @@ class RouterApp:
         decode_query(head.query, _NONE)
         if wants_page(head):
             return index_page(head)
-        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE, PAGE_ROUTE]
+        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE, ACCEPT_OLD_ROUTE, PAGE_ROUTE]
         routes += [route for route in self.routes if route != "/"]
         index = {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"}
         return json_response(200, index, "Vary: Accept\r\n")

@@ -34,6 +34,7 @@ from typing import TypeVar
 
 from kvstore import failpoints
 from kvstore.config import Limits
+from kvstore.environment import SYSTEM
 from kvstore.errors import Conflict, DiskFull, KvError, OutcomeUnknown, TooManyRequests, Unavailable, from_problem
 from kvstore.placement.cluster_map import Move
 from kvstore.protocol import Answer, Fence, Fenced, MovedRow, Progress, Pull, Receive, Rows, row_bytes
@@ -94,10 +95,7 @@ class Receiver:
             state = self._moves[move.id] = _State()
             state.task = asyncio.create_task(self._carry_out(move, state))
         if state.step == request.seen and not state.is_over:
-            try:
-                await asyncio.wait_for(state.changed.wait(), _PROGRESS_S)
-            except TimeoutError:
-                pass
+            await SYSTEM.wait_for(state.changed.wait(), _PROGRESS_S)
         return Progress(request.id, state.step, state.rows_done, state.rows_total, state.bytes_done, state.detail)
 
     def drop_what_is_over(self) -> None:

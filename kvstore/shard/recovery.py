@@ -21,7 +21,6 @@ from functools import partial
 from typing import Any
 
 from kvstore.config import Limits
-from kvstore.environment import SYSTEM
 from kvstore.errors import KvError
 from kvstore.protocol import Abort, Answer, Ask, Attempt, Finish, Outcome, Reply
 from kvstore.shard.peers import Peers
@@ -48,8 +47,9 @@ class Recovery:
         self._turns: dict[Attempt, int] = {}  # the round in which one was last tried
 
     async def run(self) -> None:
+        environment = self._store.tables.environment
         while True:
-            await SYSTEM.wait_for(self._store.recovery_due.wait(), self._limits.expiry_sweep_s)
+            await environment.wait_for(self._store.recovery_due.wait(), self._limits.expiry_sweep_s)
             self._store.recovery_due.clear()
             if self._store.cluster_map is not None:
                 self._begin_round()

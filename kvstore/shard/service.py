@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.errors import BadRequest, ForeignData
+from kvstore.errors import BadRequest, ForeignData, WrongOwner
 from kvstore.placement.cluster_map import ClusterMap, checked_map
 from kvstore.protocol import (
     Answer,
@@ -28,6 +28,7 @@ from kvstore.protocol import (
     Follow,
     Forget,
     Get,
+    Names,
     Pull,
     Receive,
     Reply,
@@ -48,6 +49,7 @@ _QUIET_S = 0.5
 _FAREWELL_S_MAX = 3.0
 
 _Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | Fence
+_OF_ANY_STRIKE = (Follow, Stats)  # the first brings it, the second is of the process
 
 
 class ShardService:
@@ -71,6 +73,8 @@ class ShardService:
         member = cluster_map.member(self.shard_id)
         if member is not None and member.store_id != identity.store_id:
             raise ForeignData(f"the cluster knows shard {member.id} with another data file than this one")
+        if cluster_map.is_struck(identity.store_id):
+            raise ForeignData(f"shard {self.shard_id} was given up with this data file, which is refused for ever")
         if cluster_map.partitions != len(self.store.served.generations):
             raise ForeignData(
                 f"the cluster has {cluster_map.partitions} partitions, this file {len(self.store.served.generations)}"
@@ -107,6 +111,9 @@ class ShardService:
             sink.send(fault(request, error))
 
     def _begin(self, request: Request, sink: Sink) -> None:
+        """Raises WrongOwner if one of both has not heard of the last strike."""
+        if getattr(sink, "strike", 0) != self.store.strike and not isinstance(request, _OF_ANY_STRIKE):
+            raise WrongOwner("a shard was given up, and one of us has not heard of it", epoch=self.store.served.epoch)
         if isinstance(request, Get):
             self.store.get(request, sink)
         elif isinstance(request, _Slow):
@@ -116,7 +123,7 @@ class ShardService:
         elif isinstance(request, Forget):
             self.store.undecided.acknowledge(request.attempts)
             sink.send(Answer(request.id, 200))
-        else:
+        elif not isinstance(request, Names):
             self.store.write(request, sink)
 
     async def _answer_slowly(self, request: _Slow, sink: Sink) -> None:
@@ -142,7 +149,7 @@ class ShardService:
                 return Facts(request.id, self.store.served.epoch, self._facts() | live)
             case Follow():
                 await self.follow(_decoded_map(request.cluster_map))
-                return Answer(request.id, 200)
+                return Answer(request.id, 200, self.store.served.epoch)
             case Receive():
                 return await self._receiver.receive(request)
             case Pull():
@@ -152,8 +159,8 @@ class ShardService:
 
     def _facts(self) -> dict[str, Any]:
         stats: dict[str, Any] = msgspec.to_builtins(self.store.inspection.snapshot())
-        floor = self.store.clock.attempts_floor
-        return stats | {"attempts": self.store.inspection.in_doubt(), "attempts_floor": floor}
+        clock = {"clock": self.store.clock.version, "attempts_floor": self.store.clock.attempts_floor}
+        return stats | clock | {"attempts": self.store.inspection.in_doubt()}
 
 
 def _decoded_map(encoded: bytes) -> ClusterMap:

@@ -22,7 +22,7 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kvstore.errors import LogDamaged
+from kvstore.errors import LogDamaged, StoreBehind
 from kvstore.storage.disk import FULL_ERRNOS, Disk, remove_if_there
 from kvstore.storage.notes import Kind, Note, Notes
 from kvstore.storage.segments import (
@@ -220,7 +220,7 @@ def _scan(segments: Sequence[Segment], start: int, seed: int, applied: Position,
 
 
 def judge(scan: Scan, segments: Sequence[Segment], evidence: Evidence, noted: Position) -> None:
-    """Refuse the log if a record that was durable is lost or damaged. Raises LogDamaged."""
+    """Refuse the log if a record that was durable is lost or damaged. Raises LogDamaged, StoreBehind."""
     applied, broken = evidence.applied, scan.broken
     proofs = {
         scan.proven: "a later record",
@@ -237,6 +237,12 @@ def judge(scan: Scan, segments: Sequence[Segment], evidence: Evidence, noted: Po
             number=broken.number, file=str(path), offset=broken.offset,
         )  # fmt: skip
     last = segments[_open_place(segments)]
+    if scan.last.number < evidence.told and max(scan.proven, noted.number, applied.number) <= scan.last.number:
+        raise StoreBehind(  # file and log fit together, and neither knows of more
+            f"The store at {last.path} ends with record {scan.last.number}, and it has told the controller that record "
+            f"{evidence.told} was durable.",
+            number=scan.last.number, told=evidence.told,
+        )  # fmt: skip
     if scan.last.number < proven:
         raise LogDamaged(
             f"The log ends with record {scan.last.number} in {last.path} (byte {last.end}), and record {proven} was "

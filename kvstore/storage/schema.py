@@ -152,11 +152,13 @@ def set_meta(connection: sqlite3.Connection, values: dict[str, str]) -> None:
 def read_meta(connection: sqlite3.Connection) -> tuple[dict[str, str], set[str]]:
     """The entries of `meta` that verify, and the names of those that do not."""
     entries, damaged = {}, set()
-    for name, value, check in connection.execute("SELECT name, value, checksum FROM meta"):
-        if isinstance(value, str) and check == meta_checksum(name, value):
+    query = "SELECT CAST(name AS BLOB), CAST(value AS BLOB), checksum FROM meta"  # damaged text is not even UTF-8
+    for name_bytes, value_bytes, check in connection.execute(query):
+        name, value = (bytes(each or b"").decode(errors="replace") for each in (name_bytes, value_bytes))
+        if check == meta_checksum(name, value):
             entries[name] = value
         else:
-            damaged.add(str(name))
+            damaged.add(name)
     return entries, damaged
 
 

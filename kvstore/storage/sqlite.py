@@ -41,7 +41,7 @@ from kvstore.storage.engine import (
 from kvstore.storage.rows import Row
 from kvstore.storage.sqlite_file import uri_path
 from kvstore.storage.sqlite_writer import SqliteWriter
-from kvstore.storage.verification import Verified, VerifyQuery
+from kvstore.storage.verification import Verified, VerifyQuery, examine
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -150,6 +150,9 @@ class SqliteEngine:
 
     async def old_tombstones(self, sequence: int, count_max: int) -> int:
         return await in_thread(self._scan_reader, sqlite_reads.old_tombstones, sequence, count_max, self._drops)
+
+    async def examine(self) -> str:
+        return await in_thread(self._scan_reader, examine)
 
     async def verify(self, query: VerifyQuery) -> Verified:
         return await in_thread(self._scan_reader, sqlite_reads.verified, query, self._drops)

@@ -45,9 +45,12 @@ def format_of(path: Path, *, write: bool = True) -> int:
 
 def position_of(path: Path, *, write: bool = True) -> tuple[Position, str]:
     """Up to where a file of this format has applied the log, and the store's id. Raises DataCorrupt."""
-    with closing(_connect(path, write)) as connection:
-        *_, number, check = schema.read_clock(connection)
-        meta, damaged = schema.read_meta(connection)
+    try:
+        with closing(_connect(path, write)) as connection:
+            *_, number, check = schema.read_clock(connection)
+            meta, damaged = schema.read_meta(connection)
+    except sqlite3.DatabaseError as error:
+        raise DataCorrupt(f"The clock or the entries of meta in {path} cannot be read: {error}.") from error
     if "store_id" not in meta:
         raise DataCorrupt(f"{path}: the entries {', '.join(sorted(damaged))} do not match their checksums.")
     return Position(number, check + SIGNED), meta["store_id"]

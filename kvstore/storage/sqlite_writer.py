@@ -60,8 +60,10 @@ class SqliteWriter:
         for pragma in ("cache_size = -8192", "busy_timeout = 500"):
             connection.execute(f"PRAGMA {pragma}")
         meta, damaged = schema.read_meta(connection)
-        if damaged & {"store_id", "shard_id", "partitions", "cluster_id", "freezes", "drops"}:
-            raise DataCorrupt(f"{self._path}: the entries {', '.join(sorted(damaged))} do not match their checksums.")
+        missing = {"store_id", "shard_id", "partitions", "freezes", "drops"} - meta.keys()
+        if damaged - {"cluster_map"} or missing:  # a damaged name may stand for any of them
+            names = ", ".join(sorted(damaged | missing))
+            raise DataCorrupt(f"{self._path}: the entries {names} of meta are missing or do not match their checksums.")
         if "cluster_map" in damaged:
             log.error("%s: the stored cluster map is damaged; the controller is asked for it again", self._path)
         if meta.get("shard_id") != shard_id:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from kvstore.errors import DataCorrupt
 from kvstore.storage.engine import Application, Freezes, TryLater
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.segments import Position
@@ -86,7 +87,7 @@ class Applier:
         return self._pending.position.number
 
     async def flush(self) -> None:
-        """Apply all that is visible now. Raises TryLater while that is impossible."""
+        """Apply all that is visible now. Raises TryLater while that is impossible, DataCorrupt where it is for ever."""
         number = self._pending.position.number
         self._hurry.set()
         self._something.set()
@@ -109,6 +110,8 @@ class Applier:
                     await self._apply()
                     await self._checkpoint_if_due()
                 errors = 0
+            except DataCorrupt:
+                return  # nothing more is written, by clients neither; the log has what is not applied
             except TryLater as error:
                 log.warning("applying to the file waits: %s", error)
                 self._something.set()
@@ -125,6 +128,7 @@ class Applier:
         tables, pending = self._tables, self._pending
         if pending.position == tables.engine.applied.position:
             return
+        await tables.verification.writable()
         self._pending = _Pending(pending.position)
         rows = tables.memtable.begin_application()
         application = Application(
@@ -191,17 +195,20 @@ class Applier:
             try:
                 while await self.clean_some():
                     pass
+            except DataCorrupt:
+                return
             except (TryLater, OSError) as error:
                 log.warning("removing rows waits: %s", error)
                 self._may_clean.set()
                 await environment.sleep(_RETRY_S)
 
     async def clean_some(self) -> int:
-        """One step; how many rows it removed. Raises TryLater, OSError."""
+        """One step; how many rows it removed. Raises TryLater, DataCorrupt, OSError."""
         tables = self._tables
         started_s = tables.environment.monotonic_s()
         is_busy = self.is_busy
         async with self._turn:
+            await tables.verification.writable()
             removed = await tables.engine.clean(_CLEANED_ROWS_MAX // (_BUSY_SHARE if is_busy else 1))
             await self._checkpoint_if_due()
         if removed and is_busy:
@@ -220,5 +227,5 @@ class Applier:
             await self.flush()
             async with self._turn:
                 await self._checkpoint()
-        except (TryLater, OSError) as error:
+        except (TryLater, DataCorrupt, OSError) as error:
             log.warning("what the file lacks stays in the log: %s", error)

@@ -25,7 +25,7 @@ class DiskRoom:
         tables = self._tables
         now_s = tables.environment.monotonic_s()
         if now_s < self._ample_until_s:
-            return False
+            return tables.log.full
         free_bytes = tables.environment.free_bytes(tables.engine.path.parent)
         reserve_bytes = tables.limits.disk_reserve_bytes
         if free_bytes >= 2 * reserve_bytes:

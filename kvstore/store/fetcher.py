@@ -42,10 +42,11 @@ class Fetcher:
         self._go_on = go_on
         self._queue: deque[_Waiting] = deque()
         self._queued = asyncio.Event()
+        self._away = 0
 
     def __len__(self) -> int:
-        """How many operations wait."""
-        return len(self._queue)
+        """How many operations wait, those included whose rows are being read now."""
+        return len(self._queue) + self._away
 
     def add(self, op: WriteOp, sink: Sink, keys: list[RowKey]) -> None:
         """The operation needs these rows, which are not in memory."""
@@ -72,7 +73,9 @@ class Fetcher:
         while self._queue and len(wanted) < _KEYS_MAX:
             waiting.append(self._queue.popleft())
             wanted |= dict.fromkeys(key for key in waiting[-1].keys if memtable.pin(key))
+        self._away = len(waiting)
         found = await self._read(waiting, list(wanted))
+        self._away = 0
         damaged: dict[RowKey, DataCorrupt] = {}
         for key, row in found.items():
             if isinstance(row, DataCorrupt):

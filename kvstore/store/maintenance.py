@@ -61,7 +61,7 @@ class Maintenance:
     # --- expiry -------------------------------------------------------------------------------------------------------
 
     async def expire(self, ops: list[Expire]) -> None:
-        """Have these expiries made, and wait until they are visible. Raises TooManyRequests.
+        """Have these expiries made, and wait until they are visible. Raises TooManyRequests, DataCorrupt.
 
         A row whose partition has left is passed over: its new owner expires it.
         """
@@ -73,7 +73,7 @@ class Maintenance:
                 answers.append(future)
                 self._pipeline.write(op, Then(partial(settle, future)))
             for answer in await asyncio.gather(*answers):
-                if isinstance(answer, Answer) and answer.status == TooManyRequests.status:
+                if isinstance(answer, Answer) and answer.status in (TooManyRequests.status, DataCorrupt.status):
                     raise from_problem(answer.problem or {})
 
     async def _expire_due(self) -> None:
@@ -116,7 +116,7 @@ class Maintenance:
         """Trim up to `count_max` of the oldest tombstones up to that sequence; whether there were any."""
         found = await self._tables.engine.old_tombstones(sequence, count_max)
         if found:
-            await self._pipeline.step(lambda batch: batch.changes.trim_tombstones(found))
+            await self._pipeline.step(lambda batch: batch.changes.raise_floor(0, found))
         return bool(found)
 
     # --- waits --------------------------------------------------------------------------------------------------------

@@ -115,12 +115,14 @@ class Memtable:
     # --- fetching -----------------------------------------------------------------------------------------------------
 
     def pin(self, key: RowKey) -> bool:
-        """An operation needs that row; True if somebody has to fetch it."""
+        """An operation needs that row; True if it has to be fetched: the file may lack what is visible here."""
         pinned = self._fetched.get(key)
         if pinned is None:
             pinned = self._fetched[key] = _Fetched()
+            pinned.row = self.visible(key)
+            pinned.is_known = pinned.row is not None
         pinned.pins += 1
-        return pinned.pins == 1
+        return pinned.pins == 1 and not pinned.is_known
 
     def fetched(self, key: RowKey) -> tuple[bool, Row | None]:
         """Whether the row is known, and the row; None if there is none."""

@@ -3,7 +3,8 @@
 Owns: the lock of the operating system, the making of a new store, the conversion of older formats, the replay.
 Promises: a second process is refused, with the pid of the first, however close the two starts are. A new or converted
 file is whole or not there: the log's first segment is durable before the file says format 4, and a file of format 4
-without its log is refused, never guessed. When this returns, the engine has every record that the log has.
+without its log is refused, never guessed. Nothing is applied to a file before it was examined. When this returns, the
+engine has every record that the log has.
 Leaves to others: recovery of the log (`storage.recovery`), what is served (`partitions`).
 
 A crash in the middle of making or converting leaves a file that is empty or of the older format, and perhaps a log
@@ -14,13 +15,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from kvstore.config import Limits
 from kvstore.data_file import prepare_data_file
 from kvstore.environment import Environment
-from kvstore.errors import DataInUse, ForeignData
+from kvstore.errors import DataCorrupt, DataInUse, ForeignData
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import OsDisk
 from kvstore.storage.engine import Application, Engine, Freezes
@@ -33,30 +36,61 @@ from kvstore.storage.sqlite import SqliteEngine
 
 _REPLAYED_ROWS_MAX = 5000
 
+ToldNumber = Callable[[str], Awaitable[int]]
+
 
 class Opened(NamedTuple):
-    """`lock_fd` is held until the store is closed; None where nothing but this process can reach the files."""
+    """`lock_fd` is held until the store is closed; None where nothing but this process can reach the files.
+
+    `is_examined`: the file was found to be whole, or is new.
+    """
 
     engine: Engine
     log: Log
     lock_fd: int | None
+    is_examined: bool = True
 
 
-async def open_files(path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment) -> Opened:
+async def untold(store_id: str) -> int:
+    """Of a store that tells no controller how far it has come."""
+    return 0
+
+
+async def open_files(
+    path: Path,
+    shard_id: str,
+    partitions: int,
+    limits: Limits,
+    environment: Environment,
+    told: ToldNumber = untold,
+) -> Opened:
     """Open or make the store whose file is `path`.
 
-    Raises ForeignData, DataInUse, DataCorrupt, LogDamaged, ConfigError, OSError.
+    `told` is asked for the number of a record that the store with that id has told to be durable.
+
+    Raises ForeignData, DataInUse, StoreBehind, DataCorrupt, LogDamaged, ConfigError, OSError.
     """
     prepare_data_file(path)
     lock_fd = lock(path)
     try:
-        log, entries = await environment.in_thread(lambda: _open_log(path, shard_id, partitions, limits, environment))
+        found = await environment.in_thread(partial(sqlite_file.format_of, path))
+        number = 0
+        if found == FORMAT:
+            _, store_id = await environment.in_thread(partial(sqlite_file.position_of, path))
+            number = await told(store_id)
+        open_log = partial(_open_log, path, shard_id, partitions, limits, environment, found, number)
+        log, entries = await environment.in_thread(open_log)
         try:
             engine = await SqliteEngine.open(path, shard_id, partitions, limits.wal_bytes_max)
         except BaseException:
             log.close()
             raise
         try:
+            if entries and (wrong := await engine.examine()):
+                raise DataCorrupt(
+                    f"{path} is damaged ({wrong}), so the records of its log cannot be applied.",
+                    next_step="Restore file and log from a copy; `kvstore store check FILE` names all that is damaged.",
+                )
             await replay(engine, entries)
         except BaseException:
             await engine.close()
@@ -65,7 +99,7 @@ async def open_files(path: Path, shard_id: str, partitions: int, limits: Limits,
     except BaseException:
         os.close(lock_fd)
         raise
-    return Opened(engine, log, lock_fd)
+    return Opened(engine, log, lock_fd, bool(entries))
 
 
 def lock(path: Path) -> int:
@@ -84,14 +118,13 @@ def lock(path: Path) -> int:
 
 
 def _open_log(
-    path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment
+    path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment, found: int, told: int
 ) -> tuple[Log, list[Entry]]:
     """The log, and its records that the file lacks; the file is of the present format afterwards."""
     disk, name, size = OsDisk(), path.stem, limits.log_segment_bytes
-    found = sqlite_file.format_of(path)
     if found == FORMAT:
         position, store_id = sqlite_file.position_of(path)
-        return Log.open(disk, path.parent, name, store_id, position, segment_bytes=size)
+        return Log.open(disk, path.parent, name, store_id, position, told, size)
     if found == 0:
         meta = {"store_id": environment.random_hex(16), "shard_id": shard_id, "partitions": str(partitions)}
         log = Log.create(disk, path.parent, name, meta["store_id"], BEGINNING, size)

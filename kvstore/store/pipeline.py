@@ -101,6 +101,9 @@ class Pipeline:
 
     def write(self, op: WriteOp, sink: Sink) -> None:
         """Queue an operation; its answer goes to `sink` when all that it saw is durable."""
+        if (damage := self._tables.verification.file_damage) is not None:
+            sink.send(refusal(op.id, damage))
+            return
         size, limits = _size(op), self._tables.limits
         if (
             len(self._queue) + len(self.fetcher) >= limits.queue_ops_max
@@ -133,9 +136,9 @@ class Pipeline:
 
     def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey], error: KvError | None) -> None:
         """Its rows are in memory, the fetched ones pinned; or they are damaged."""
+        self._events.queued.set()  # also for `close`, which waits for all of them
         if error is None:
             self._queue.append((op, sink, keys))
-            self._events.queued.set()
             return
         self._queued_bytes -= _size(op)
         if not sink.closed:
@@ -164,7 +167,7 @@ class Pipeline:
             elif self._queue or self._tables.ready:
                 await self._wait_for_room(self._next_record_bytes())
                 self._run_batch()
-            elif events.closing:
+            elif events.closing and not len(self):
                 while self._undurable:
                     events.settled.clear()
                     await events.settled.wait()
@@ -215,6 +218,7 @@ class Pipeline:
         limits, started_s = self._tables.limits, self._tables.environment.monotonic_s()
         batch, queue, count = self._batch(), self._queue, 0
         changes, pinned = batch.changes, list[RowKey]()
+        batch.steps.append("batch")
         room = min(self._tables.log.room(frees=changes.context.frees_only), limits.batch_bytes_max)
         is_first = True
 
@@ -255,11 +259,11 @@ class Pipeline:
                 step.future.set_exception(error)
             return
         batch.extras.when_visible.append(lambda: settle(step.future, result))
-        self._commit(batch, started_s, [], frees=True)
+        self._commit(batch, started_s, [])
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
-    def _commit(self, batch: Batch, started_s: float, pinned: list[RowKey], *, frees: bool = False) -> None:
+    def _commit(self, batch: Batch, started_s: float, pinned: list[RowKey]) -> None:
         """Append the record; durable now, or when the sync that is asked for has returned."""
         tables, records = self._tables, self._tables.log
         record = batch.record(tables.clock)
@@ -267,8 +271,8 @@ class Pipeline:
             self._answer_early(batch, record, pinned)
             return
         if record is not None:
-            failpoints.hit("batch-before-commit", *(f"{step}-before-commit" for step in batch.steps))
-            records.append(record.encode(), frees=frees or batch.changes.context.frees_only)
+            failpoints.hit(*(f"{step}-before-commit" for step in batch.steps))
+            records.append(record.encode(), frees=True)  # room was looked for before; what is decided is not refused
             self._position = records.last
             tables.clock = record.clock
             if records.wants_segment:
@@ -324,7 +328,7 @@ class Pipeline:
         batch, position, record, started_s, pinned = decided
         tables = self._tables
         if record is not None:
-            failpoints.hit("batch-after-commit", *(f"{step}-after-commit" for step in batch.steps))
+            failpoints.hit(*(f"{step}-after-commit" for step in batch.steps))
             tables.visible = record.clock
             if not failpoints.planted("applied-before-durable"):
                 self._applier.publish(record, position)

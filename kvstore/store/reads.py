@@ -65,10 +65,7 @@ class Reads:
         if not generation:
             sink.send(self._wrong_owner(op.id, partition))
             return
-        entry = tables.cache.get(op.key)
-        if entry is None and (row := tables.memtable.visible((VALUE, op.key))) is not None:
-            entry = entry_of(row)
-            tables.cache.publish(op.key, entry)
+        entry = self._in_memory(op.key)
         if entry is not None:
             tables.stats.cache_hits += 1
             self._answer(op, sink, entry)
@@ -85,6 +82,14 @@ class Reads:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.get(Get(0, key), Then(partial(settle, future)))
         return future
+
+    def _in_memory(self, key: str) -> Entry | None:
+        tables = self._tables
+        entry = tables.cache.get(key)
+        if entry is None and (row := tables.memtable.visible((VALUE, key))) is not None:
+            entry = entry_of(row)
+            tables.cache.publish(key, entry)
+        return entry
 
     def _answer(self, op: Get, sink: Sink, entry: Entry) -> None:
         value, version, expires_at_ms = entry.value, entry.version, entry.expires_at_ms
@@ -117,9 +122,9 @@ class Reads:
         while True:
             await self._queued.wait()
             queued, self._queue = self._queue[:_READ_KEYS_MAX], self._queue[_READ_KEYS_MAX:]
-            reads = [read for read in queued if not read[1].closed]
             if not self._queue:
                 self._queued.clear()
+            reads = [read for read in queued if not read[1].closed and not self._is_answered(*read)]
             tickets = [tables.cache.begin(op.key) for op, _, _, _ in reads]
             found = await tables.engine.read([(VALUE, op.key) for op, _, _, _ in reads])
             for read, ticket, result in zip(reads, tickets, found, strict=True):
@@ -137,6 +142,14 @@ class Reads:
         self._tables.cache.finish(op.key, ticket, None)
         settled = self._tables.environment.spawn(verification.settle([partition]))
         settled.add_done_callback(lambda task: None if task.cancelled() or sink.closed else self.get(op, sink))
+
+    def _is_answered(self, op: Get, sink: Sink, partition: int, generation: int) -> bool:
+        """A change that became visible while the read was queued may not be in the file yet; memory has it."""
+        entry = self._in_memory(op.key)
+        if entry is None or self._tables.served.generations[partition] != generation:
+            return False
+        self._answer(op, sink, entry)
+        return True
 
     def _finish(
         self, op: Get, sink: Sink, partition: int, generation: int, ticket: int, found: Row | DataCorrupt | None

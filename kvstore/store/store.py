@@ -34,7 +34,7 @@ from kvstore.store.decision_table import DecisionTable
 from kvstore.store.inspection import Inspection
 from kvstore.store.maintenance import Maintenance
 from kvstore.store.migration import Migration
-from kvstore.store.opening import Opened, open_files
+from kvstore.store.opening import Opened, ToldNumber, open_files, untold
 from kvstore.store.ops import Locks, WriteOp
 from kvstore.store.partitions import Partitions
 from kvstore.store.pipeline import Pipeline, settle
@@ -60,7 +60,7 @@ class Store:
         environment: Environment,
         on_fatal: OnFatal,
     ) -> None:
-        engine, log, self._lock_fd = opened
+        engine, log, self._lock_fd, is_examined = opened
         clock, (_, _, shard_id, partitions) = engine.applied.clock, engine.identity
         locks: Locks = LockTable(environment.random_hex(8), limits.lock_waiters_max)
         self.tables = tables = Tables(
@@ -76,7 +76,7 @@ class Store:
             Served([0] * partitions),
             Served([0] * partitions),
             Ready(locks),
-            Verification(environment, limits, engine, partitions),
+            Verification(environment, limits, engine, partitions, is_examined),
         )
         self.recovery_due = asyncio.Event()
         self.applier = Applier(tables)
@@ -100,14 +100,16 @@ class Store:
         partitions: int,
         on_fatal: OnFatal,
         environment: Environment = SYSTEM,
+        told: ToldNumber = untold,
     ) -> Store:
         """Open the store and serve what its map says is owned.
 
-        `partitions`: their number as long as the store is of no cluster; afterwards it keeps its own.
+        `partitions`: their number as long as the store is of no cluster; afterwards it keeps its own. `told`: see
+        `open_files`.
 
-        Raises ForeignData; DataCorrupt for a damaged lease, intent or decision; LogDamaged; OSError.
+        Raises ForeignData, StoreBehind; DataCorrupt for a damaged lease, intent or decision; LogDamaged; OSError.
         """
-        opened = await open_files(path, shard_id, partitions, limits, environment)
+        opened = await open_files(path, shard_id, partitions, limits, environment, told)
         return await cls.serve(opened, limits, on_fatal, environment)
 
     @classmethod
@@ -193,6 +195,11 @@ class Store:
     def strike(self) -> int:
         """The epoch of the last strike that is durable here."""
         return self.tables.openings.last
+
+    @property
+    def durable(self) -> int:
+        """The number of the last durable record."""
+        return self.tables.log.durable
 
     @property
     def clock(self) -> Clock:

@@ -5,6 +5,7 @@ Promises: a miss is believed in a verified partition only. A partition that is a
 index of partitions and not by the one that missed the key; so its first miss costs one look at its rows, and all later
 ones nothing. In a damaged partition a miss is DataCorrupt, never "not there". The rest is verified in the background,
 by partition and then by table, after every opening and every `verify_every_s`, for at most `verify_share` of the time.
+Before anything is applied to the file it is examined as a whole; if its trees are damaged nothing more is written.
 Leaves to others: the look at the rows (`storage.verification`), who answers a miss (`reads`, `pipeline`, `scans`).
 
     miss ─> verified? ─yes─> "not there"
@@ -19,6 +20,7 @@ later round finds damage.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Iterable
@@ -50,9 +52,12 @@ def home_in(partitions: int) -> HomeOf:
 
 
 class Verification:
-    """`rounds` counts how often the whole file was looked at since the opening."""
+    """`rounds` counts how often the whole file was looked at since the opening. `file_damage`: why nothing more is
+    written into it."""
 
-    def __init__(self, environment: Environment, limits: Limits, engine: Engine, partitions: int) -> None:
+    def __init__(
+        self, environment: Environment, limits: Limits, engine: Engine, partitions: int, is_examined: bool
+    ) -> None:
         self._environment = environment
         self._limits = limits
         self._engine = engine
@@ -64,6 +69,9 @@ class Verification:
         self._waiting: dict[int, list[asyncio.Future[None]]] = {}
         self._faults_logged = 0
         self.rounds = int(is_new)
+        self._is_examined = is_examined or is_new
+        self._examining = asyncio.Lock()
+        self.file_damage: DataCorrupt | None = None
 
     def is_verified(self, partition: int) -> bool:
         """A miss in this partition is one."""
@@ -102,10 +110,27 @@ class Verification:
         for future in [future for waiting in self._waiting.values() for future in waiting]:
             future.cancel()
 
+    async def writable(self) -> None:
+        """Return once the file was examined. Raises DataCorrupt if it must not be written to any more."""
+        async with self._examining:
+            if not self._is_examined:
+                wrong = await self._engine.examine()
+                self._is_examined = True
+                if wrong:
+                    self.file_damage = DataCorrupt(
+                        f"The shard's file is damaged ({wrong}), so nothing more is written.",
+                        next_step="Restore file and log from a copy; `kvstore store check FILE` names what is damaged.",
+                    )
+                    log.error("%s: %s", self._engine.path, self.file_damage.detail)
+        if self.file_damage is not None:
+            raise self.file_damage
+
     # --- the work -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Verify what is asked for at once and the rest in the background, round after round, for ever."""
+        with contextlib.suppress(DataCorrupt):
+            await self.writable()
         if not self.rounds:
             await self._round()
         while True:

@@ -111,7 +111,7 @@ class Client:
     def _value(self) -> str:
         """Some are so large that a few of them fill a segment of the log."""
         number = self._history.next_value()
-        return f"v{number}" + "x" * (self._rng.randrange(3000) if self._rng.random() < 0.15 else 0)
+        return f"v{number}" + "x" * (self._rng.randrange(20_000) if self._rng.random() < 0.15 else 0)
 
     async def _ask(self, op: Any, patience_s: float = _PATIENCE_S) -> Any:
         """None if nobody knows what became of it."""
@@ -230,6 +230,10 @@ class Client:
         self._note(group, "read", begin_s, "done", value=_short(read.value), version=read.version or None)
         return read, True
 
+    async def is_known(self, group: str) -> bool:
+        """Whether a read of the group was answered."""
+        return (await self.read_group(group))[1]
+
     def _one(self, group: str, reads: list[Read]) -> Read:
         if len({(read.version, read.value) for read in reads}) != 1:
             raise Violation(f"half a transaction: {group} was read as {reads!r}")
@@ -251,7 +255,7 @@ class Client:
         )  # fmt: skip
         reply = await self._ask(op)
         known = isinstance(reply, Outcome) and reply.state == "committed"
-        outcome = "unknown" if reply is None else "done" if known else "refused"
+        outcome: Literal["done", "refused", "unknown"] = "unknown" if reply is None else "done" if known else "refused"
         more: dict[str, Any] = {}
         if action == "swap":
             more = {"expected": _short(found.value), "met": not known or reply.succeeded}
@@ -328,8 +332,7 @@ class Client:
         """All elements, page by page, each of them read without a partition having left."""
         begin_s, after, elements = self._now_s, "", list[str]()
         while True:
-            op = Scan(self._id(), _SET, after, limit)
-            page = await self._page(lambda store, op=op: store.scans.scan(op))
+            page = await self._scan(Scan(self._id(), _SET, after, limit))
             if page is None:
                 return False
             elements += [item[0].removeprefix(_SET) for item in page.items]
@@ -341,6 +344,9 @@ class Client:
             Members(client=self.name, begin_s=begin_s, end_s=end_s, outcome="done", set=_SET, elements=elements)
         )
         return True
+
+    async def _scan(self, op: Scan) -> Page | None:
+        return await self._page(lambda store: store.scans.scan(op))
 
     async def _page(self, work: Callable[[Any], Any]) -> Page | None:
         try:

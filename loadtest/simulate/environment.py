@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 BEGIN_MS = 1_800_000_000_000
 THREAD_S = (0.00002, 0.0003)
+SLOW_SHARE, SLOW_S = 0.02, 0.3  # now and then a disk takes long
 
 
 class SimulatedEnvironment(Environment):
@@ -75,7 +76,8 @@ class SimulatedEnvironment(Environment):
 
     async def pause(self, least_s: float = 0.0) -> None:
         """For as long as another thread takes."""
-        await asyncio.sleep(least_s + self._rng.uniform(*THREAD_S))
+        more_s = self._rng.uniform(0, SLOW_S) if self._rng.random() < SLOW_SHARE else 0.0
+        await asyncio.sleep(least_s + self._rng.uniform(*THREAD_S) + more_s)
 
     def note_sync(self) -> None:
         """The disk syncs: the loop's thread waits for it; another one is waited for where it was begun."""

@@ -11,9 +11,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from kvstore.errors import KvError
-from kvstore.placement.cluster_map import Move
+from kvstore.store.store import Store
 from loadtest.simulate.disk import keep_all, lose_all
-from loadtest.simulate.machine import PARTITIONS, SHARD, Lost, Machine
+from loadtest.simulate.loop import Process
+from loadtest.simulate.machine import PARTITIONS, Lost, Machine
+from loadtest.simulate.mover import Mover
 
 POINTS = (
     "batch-before-commit", "batch-after-commit",
@@ -33,6 +35,7 @@ class Faults:
         self._machine = machine
         self._rng = machine.rng
         self._ending = False
+        self.mover: asyncio.Task[None] | None = None
         self.kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "killed between two events": self._kill,
             "killed at a failpoint": self._kill_at_point,
@@ -43,15 +46,17 @@ class Faults:
             "slow disk": self._slow,
             "disk full": self._fill,
             "wall clock jumped": self._jump,
-            "frozen and back": self._freeze,
+            "move begun": self._move,
             "orderly restart": self._close,
         }
 
     async def run(self) -> None:
-        """Until `heal`; what has begun comes to its end."""
+        """Until `heal`; what has begun comes to its end. Raises what a move finds."""
         while True:
             await asyncio.sleep(self._rng.expovariate(1.0))
             await self._machine.serving.wait()
+            if self.mover is not None and (self._ending or self.mover.done()):
+                await self.mover
             if self._ending:
                 return
             kind = self._rng.choice(list(self.kinds))
@@ -66,13 +71,18 @@ class Faults:
         while True:
             await machine.gone.wait()
             if machine.power_is_off or rng.random() < 0.4:
-                share = rng.random()
-                fate = rng.choice((lose_all, keep_all, lambda newest: rng.randint(0, newest), 
-                                   lambda newest: newest if rng.random() < share else 0))
+                fate = rng.choice((lose_all, keep_all, self._keep_any, self._keep_some))
                 machine.loop.note("the power is off")
                 machine.cut_power(fate)
             await asyncio.sleep(rng.uniform(0.01, 0.5))
             machine.start()
+
+    def _keep_any(self, newest: int) -> int:
+        return self._rng.randint(0, newest)
+
+    def _keep_some(self, newest: int) -> int:
+        """All or nothing of each sector: records are whole or gone, in any subset."""
+        return newest if self._rng.random() < 0.5 else 0
 
     def heal(self) -> None:
         """From now on there are no faults."""
@@ -120,43 +130,32 @@ class Faults:
 
     async def _fill(self) -> None:
         disk = self._machine.disk
-        disk.capacity = disk.used_bytes + self._rng.choice((0, 100, 40_000, 100_000))
+        disk.capacity = disk.used_bytes + self._rng.choice((0, 1000, 150_000, 250_000, 500_000))
         await asyncio.sleep(self._rng.uniform(0.1, 3.0))
         disk.capacity = None
 
     async def _jump(self) -> None:
         self._machine.jump(self._rng.randrange(-30_000, 30_000))
 
-    async def _freeze(self) -> None:
-        """A move begins, its source is frozen, and it is given up; or the process dies somewhere in between."""
-        machine, rng = self._machine, self._rng
-        partitions = sorted(rng.sample(range(PARTITIONS), rng.choice((1, 16, PARTITIONS))))
-        epoch = machine.epoch + 1
-        move = Move(id=f"move-{epoch}", source=SHARD, to="s2", partitions=partitions)
-        try:
-            first = machine.next_map(move)
-            await machine.call(lambda store: store.partitions.adopt(first))
-            await machine.call(lambda store: store.partitions.freeze(move.id))
-            await asyncio.sleep(rng.uniform(0, 0.5))
-        except KvError as error:
-            machine.loop.note(f"the move fails: {error!r}")
-        except Lost:
-            return  # the next process gives it up
-        second = machine.next_map()
-        while True:
-            try:
-                await machine.call(lambda store: store.partitions.adopt(second))
-                return
-            except KvError:
-                await asyncio.sleep(0.1)
-            except Lost:
-                return
+    async def _move(self) -> None:
+        """Others go on meanwhile; one at a time."""
+        if self.mover is None or self.mover.done():
+            partitions = sorted(self._rng.sample(range(PARTITIONS), self._rng.choice((1, 16, PARTITIONS))))
+            mover = Mover(self._machine, self._rng)
+            self.mover = self._machine.loop.create_task(mover.run(partitions))
 
     async def _close(self) -> None:
-        machine, process = self._machine, self._machine.process
+        machine = self._machine
+        closed: list[Process] = []
+
+        async def close(store: Store) -> None:
+            if machine.process is not None:
+                closed.append(machine.process)
+            await store.close()
+
         try:
-            await machine.call(lambda store: store.close())
+            await machine.call(close)
         except (Lost, KvError) as error:
             machine.loop.note(f"it did not end in order: {error!r}")
-        if process is not None:
+        for process in closed:
             process.kill()

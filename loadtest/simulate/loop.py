@@ -189,7 +189,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 with contextlib.suppress(BaseException):
-                    task.get_coro().close()  # type: ignore[union-attr]
+                    task.get_coro().close()
             elif not task.cancelled():
                 task.exception()
         self._ready.clear()
@@ -198,7 +198,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     _over = False
 
-    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
         if self._over:
             return asyncio.Handle(callback, args, self, context)
         return super().call_soon(callback, *args, context=context)

@@ -22,7 +22,7 @@ from kvstore.errors import KvError
 from kvstore.placement.cluster_map import ClusterMap, Member, Move
 from kvstore.protocol import Get, Reply
 from kvstore.storage.engine import Identity, TryLater
-from kvstore.storage.log import BEGINNING, Log, LogFailed
+from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
 from kvstore.store.opening import Opened, replay
 from kvstore.store.store import Store
 from loadtest.simulate.disk import PowerCut, SimulatedDisk
@@ -34,8 +34,8 @@ PARTITIONS = 64
 FOLDER = Path("/data")
 NAME, SHARD = "shard-s1", "s1"
 LIMITS = Limits(
-    log_segment_bytes=32 * 1024,
-    disk_reserve_bytes=64 * 1024,
+    log_segment_bytes=160 * 1024,
+    disk_reserve_bytes=200 * 1024,
     cache_bytes_max=4000,
     page_bytes_max=4000,
     apply_rows=20,
@@ -111,7 +111,7 @@ class Machine:
         self.process = process = Process("s1", self._on_death)
         self.loop.note("s1 starts")
         work = self._open(process)
-        process.tasks.append(asyncio.Task(work, loop=self.loop, context=process.context))
+        process.tasks.append(self.loop.create_task(work, context=process.context))
 
     async def _open(self, process: Process) -> None:
         try:
@@ -137,7 +137,7 @@ class Machine:
             log = Log.create(self.disk, FOLDER, NAME, identity.store_id, BEGINNING, size)
             engine = SimulatedEngine(identity)
             engine.fail = self._before_application
-            entries = []
+            entries: list[Entry] = []
         else:
             engine = self.engine
             log, entries = Log.open(
@@ -154,7 +154,7 @@ class Machine:
         opened = Opened(engine, log, None)
         store = await Store.serve(opened, LIMITS, on_fatal, environment)
         self.epoch = max(self.epoch, store.served.epoch)
-        if not store.served.epoch or any(store.partitions.view.leaving):
+        if not store.served.epoch:
             await store.partitions.adopt(self.next_map())
         return store
 

@@ -14,7 +14,7 @@ import random
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -135,19 +135,24 @@ class _Simulation:
         """What everything holds at the end."""
         closing = Client("closing", self.machine, self.history, random.Random(0))
         for number in range(REGISTERS):
-            while await closing.read(f"register/{number}") is None:
-                await asyncio.sleep(0.1)
+            await _until(lambda key=f"register/{number}": closing.read(key))  # type: ignore[misc]
         for number in range(GROUPS):
-            while not (await closing.read_group(f"group/{number}"))[1]:
-                await asyncio.sleep(0.1)
-        while not await closing.list(1000):
-            await asyncio.sleep(0.1)
+            await _until(lambda group=f"group/{number}": closing.is_known(group))  # type: ignore[misc]
+        await _until(lambda: closing.list(1000))
 
     def _judge(self) -> str:
         verdict = judge(self.history.operations)
         said = [f"{check.name}: {each}" for check in verdict.checks for each in check.violations]
         said += [f"{check.name} undecided: {check.note}" for check in verdict.checks if check.note]
         return "violation: " + "\n".join(said) if said else ""
+
+
+async def _until(ask: Callable[[], Awaitable[object]]) -> None:
+    """Ask until there is an answer."""
+    while True:
+        if await ask():
+            return
+        await asyncio.sleep(0.1)
 
 
 class Sum(msgspec.Struct):
@@ -172,5 +177,3 @@ class Sum(msgspec.Struct):
         self.points = dict(Counter(self.points) + Counter(result.points))
         if not result.ok:
             self.failed.append(result)
-
-

@@ -67,7 +67,7 @@ const found = [];
 for (const element of document.querySelectorAll('body *')) {
   const isText = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
   if (!isText || !element.checkVisibility()) continue;
-  if (element.closest('svg, noscript, script, .skip, :disabled, .over')) continue;
+  if (element.closest('svg, noscript, script, .skip, :disabled')) continue;
   found.push([element.textContent.trim().slice(0, 40), getComputedStyle(element).color, behind(element)]);
 }
 return found;

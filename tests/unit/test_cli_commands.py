@@ -39,8 +39,8 @@ def test_there_is_every_command_that_was_promised() -> None:
         "up", "get", "put", "delete", "list", "import", "export", "status", "ring", "explain",
         "txn", "lock", "locks",
         "shard add", "shard remove", "shard weight", "shard rebalance", "shard cancel", "shard list",
-        "shard serve", "router serve", "controller serve", "deploy",
-        "store check", "store log", "store cut",
+        "shard serve", "router serve", "controller serve", "controller recover", "deploy",
+        "shard accept-old", "store check", "store log", "store cut",
     }  # fmt: skip
 
 

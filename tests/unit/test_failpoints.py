@@ -109,15 +109,13 @@ def test_every_point_that_tests_name_is_in_the_code() -> None:
         assert f'batch.steps.append("{step}")' in source
     for step in ("transact", "prepare", "decide", "finish", "abort", "ask", "forget"):
         assert f': "{step}"' in source
-    assert '"batch", *batch.steps' in source
-    assert '"{name}-before-commit"' in source
-    assert '"{name}-after-commit"' in source
+    assert 'batch.steps.append("batch")' in source
+    for when in ("before", "after"):
+        assert f'failpoints.hit(*(f"{{step}}-{when}-commit" for step in batch.steps))' in source
 
 
 def test_a_bug_is_planted_by_its_name_and_stays_when_other_points_are_taken() -> None:
-    program = (
-        "from kvstore import failpoints as f; f.arm('here=pause:1'); print(f.planted('early-answer'), f.planted('other'))"
-    )
+    program = "from kvstore import failpoints as f; f.arm('here=pause:1'); print(f.planted('early-answer'), f.planted('other'))"
     done = run("early-answer=bug", program)
     assert (done.returncode, done.stdout) == (0, "True False\n")
 

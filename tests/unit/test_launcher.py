@@ -12,11 +12,12 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kvstore import launcher
 from kvstore.addresses import is_loopback
-from kvstore.config import default_config
+from kvstore.config import CONFIG_VARIABLE, Limits, decode_config, default_config
 from kvstore.launcher import cluster_children, http_get, shard_child, up, url_of, with_demo
 from loadtest.processes import free_ports
 from tests.unit.test_supervisor import DEAF, SERVE, is_running, until
@@ -50,6 +51,12 @@ def test_a_demo_has_a_second_router_that_the_others_know() -> None:
     assert not [name for name, argv in by_name.items() if "--demo-url" in argv and not name.startswith("router")]
 
 
+def test_every_child_is_given_the_configuration_that_was_read() -> None:
+    config = msgspec.structs.replace(default_config(), limits=Limits(value_bytes_max=7))
+    for child in cluster_children(config, Path("/etc/cluster.yaml")):
+        assert decode_config(child.environment[CONFIG_VARIABLE]) == config
+
+
 def test_an_address_that_means_all_is_reached_at_loopback() -> None:
     assert url_of("0.0.0.0:80") == "http://127.0.0.1:80"
     assert url_of("[::]:80") == "http://[::1]:80"
@@ -74,7 +81,7 @@ def test_children_run_this_package_and_nothing_that_lies_where_up_was_started(
     else:
         monkeypatch.delenv("PYTHONPATH", raising=False)
     child = cluster_children(default_config(), Path("/etc/cluster.yaml"))[1]
-    environment = {**os.environ, **dict(child.environment)}
+    environment = {**os.environ, **child.environment}
     python = child.argv[: child.argv.index("-m")]
     for arguments in ((*python, "-c", "import kvstore; print(kvstore.__path__[0])"), (*child.argv[:6], "--help")):
         run = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

@@ -20,7 +20,7 @@ from typing import Any
 
 import aiosqlite
 
-from kvstore.controller.store import Stored
+from kvstore.controller.store import Stored, Told
 from kvstore.data_file import opening_error, prepare_data_file
 from kvstore.errors import ForeignData, Unavailable
 
@@ -33,6 +33,11 @@ _CREATE = (
     "CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), revision INTEGER NOT NULL, document BLOB)",
     "INSERT INTO state VALUES (1, 0, NULL)",
 )
+_CREATE_TOLD = """CREATE TABLE IF NOT EXISTS told
+    (store_id TEXT PRIMARY KEY, number INTEGER NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID"""
+_TELL = """INSERT INTO told VALUES (?, ?, ?) ON CONFLICT (store_id) DO UPDATE SET
+    number = max(number, excluded.number), version = max(version, excluded.version) RETURNING number, version"""
+_FORGET = "DELETE FROM told WHERE store_id = ? RETURNING number, version"
 _SWAP = "UPDATE state SET revision = revision + 1, document = ? WHERE id = 1 AND revision = ? RETURNING revision"
 
 
@@ -67,6 +72,7 @@ async def _prepare(connection: aiosqlite.Connection, path: Path) -> None:
     found = await _number(connection, "PRAGMA user_version")
     if found != FORMAT:
         raise ForeignData(f"{path} has format {found}; this version of kvstore knows format {FORMAT}.")
+    await connection.execute_fetchall(_CREATE_TOLD)  # files of earlier programs lack it
     await connection.execute_fetchall("COMMIT")
     await connection.execute_fetchall("PRAGMA journal_mode = WAL")
     await connection.execute_fetchall("PRAGMA synchronous = FULL")
@@ -108,6 +114,16 @@ class SqliteMapStore:
             if stored.revision > revision:
                 return stored
             await changed.wait()
+
+    async def tell(self, store_id: str, told: Told) -> Told:
+        self._refuse_if_closed()
+        (row,) = await self._execute(_TELL, (store_id, told.number, told.version))
+        return Told(*row)
+
+    async def forget(self, store_id: str) -> Told:
+        self._refuse_if_closed()
+        rows = await self._execute(_FORGET, (store_id,))
+        return Told(*rows[0]) if rows else Told()
 
     async def close(self) -> None:
         self._closed = True

@@ -52,7 +52,8 @@ function Facts({ found }) {
 /** Write it: plainly, or only if nobody else has meanwhile. */
 function Editor({ name, found, onWritten }) {
   const text = found ? textOf(found.value) : "";
-  const isEditable = text !== null && text.length <= SHOWN_MAX;
+  // A text field would make every end of line the same, and write more than was changed.
+  const isEditable = text !== null && text.length <= SHOWN_MAX && !text.includes("\r");
   const [value, setValue] = useState(isEditable ? text : "");
   const [ttl, setTtl] = useState("");
   const [answer, setAnswer] = useState(null);
@@ -72,7 +73,7 @@ function Editor({ name, found, onWritten }) {
   const guard = found ? { version: found.version } : { absent: true };
   const versionNow = answer?.problem?.document.version;
   return html`<form class="editor" onSubmit=${(event) => (event.preventDefault(), put({}))}>
-    ${!isEditable && html`<p class="muted">The value is ${text === null ? "not text" : "long"}: what you write here takes its place whole.</p>`}
+    ${!isEditable && html`<p class="muted">The value is ${text === null ? "not text" : text.includes("\r") ? "text with carriage returns" : "long"}: what you write here takes its place whole.</p>`}
     <${Field} label="value"><textarea rows="5" value=${value} onInput=${(event) => setValue(event.target.value)}></textarea><//>
     <${Field} label="expires after (seconds)" hint="Empty: never."><input inputmode="decimal" size="8" value=${ttl} onInput=${(event) => setTtl(event.target.value)} /><//>
     <div class="buttons">

@@ -17,7 +17,7 @@ function Way({ way, map }) {
     <li>
       <b>walk</b> clockwise from the partition’s point
       ${passed.length
-        ? html`, past ${passed.map((id, i) => html`${i ? ", " : " "}<${Shard} id=${id} />`)}, full, or with no room when it was placed,`
+        ? html`, past ${passed.map((id, i) => html`${i ? ", " : " "}<${Shard} id=${id} />`)}, which had no room for it when it was placed`
         : ": the first virtual node that it meets is the owner’s"}
     </li>
     <li><b>owner</b> <${Shard} id=${way.owner} />, which is ${way.owner_state}</li>

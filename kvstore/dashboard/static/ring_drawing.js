@@ -8,7 +8,8 @@ const MIDDLE = SIZE / 2;
 const BAND = [222, 264]; // inner and outer radius of the partitions
 const MOVING = [269, 282];
 const TICKS = [192, 214];
-const WALK = 176;
+const WALK = 172;
+const INWARD = 24; // from one stop of a walk to the next
 const POINTS = 4294967296; // of the ring, as the top 32 bits
 
 function at(turn, radius) {
@@ -103,29 +104,37 @@ export function stops(map, partition, owner) {
   return met;
 }
 
-function arc(from, to, radius) {
-  const length = (to - from + 1) % 1;
-  return `M${at(from, radius)}A${radius} ${radius} 0 ${length > 0.5 ? 1 : 0} 1 ${at(to, radius)}`;
+/** From stop to stop, a little further in each time: stops that lie close together stay apart in the picture. */
+function spiral(points) {
+  const parts = [];
+  for (let i = 1; i < points.length; i += 1) {
+    const [from, to] = [points[i - 1], points[i]];
+    const length = (to.turn - from.turn + 1) % 1;
+    for (let step = 0; step <= 24; step += 1) {
+      const share = step / 24;
+      parts.push(at(from.turn + length * share, from.radius + (to.radius - from.radius) * share));
+    }
+  }
+  return `M${parts.map((point) => point.join(" ")).join("L")}`;
 }
 
 function Walk({ map, way }) {
   const hashed = parseInt(way.hash.slice(0, 8), 16) / POINTS;
   const begin = way.partition / map.partitions;
-  const met = stops(map, way.partition, way.owner);
-  const end = met.length ? met[met.length - 1].turn : begin;
+  const met = stops(map, way.partition, way.owner).map((stop, i) => ({ ...stop, radius: WALK - INWARD * Math.min(i, 4) }));
   const [kx, ky] = at(hashed, BAND[1] + 26);
   const [bx, by] = at(hashed, BAND[1] + 6);
   return html`<g class="walk">
     <line x1=${kx} y1=${ky} x2=${bx} y2=${by} />
     <circle cx=${kx} cy=${ky} r="7" />
     <path class="partition" d=${piece(begin, begin + Math.max(1 / map.partitions, 0.004), [BAND[0] - 6, BAND[1] + 6])} />
-    <path class="path" d=${arc(begin, end, WALK)} />
-    ${met.map(({ id, turn }, i) => {
-      const [x, y] = at(turn, WALK);
-      const [tx, ty] = at(turn, WALK - 20);
+    <path class="path" d=${spiral([{ turn: begin, radius: BAND[0] - 6 }, ...met])} />
+    ${met.map(({ id, turn, radius, index }, i) => {
+      const [x, y] = at(turn, radius);
+      const [tx, ty] = at(turn + 21 / (2 * Math.PI * radius), radius);
       const isOwner = i === met.length - 1;
-      return html`<circle class=${isOwner ? "owner" : "passed"} cx=${x} cy=${y} r=${isOwner ? 8 : 5} />
-        <text x=${tx} y=${ty} class=${isOwner ? "owner" : "passed"}>${id}</text>`;
+      return html`<circle class="o${index % 12} ${isOwner ? "owner" : "passed"}" cx=${x} cy=${y} r=${isOwner ? 9 : 6} />
+        <text x=${tx} y=${Number(ty) + 5} class=${isOwner ? "owner" : "passed"}>${id}</text>`;
     })}
   </g>`;
 }

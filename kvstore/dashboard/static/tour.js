@@ -70,8 +70,10 @@ export function Tour({ number, onStep, onClose }) {
   const title = useRef(null);
   useEffect(() => title.current?.focus(), [number]);
   return html`<aside class="tour" aria-labelledby="tour-title">
-    <p class="muted">Tour, step ${number + 1} of ${STEPS.length}</p>
-    <h2 id="tour-title" tabindex="-1" ref=${title}>${step.title}</h2>
+    <div>
+      <p class="muted">Tour, step ${number + 1} of ${STEPS.length}</p>
+      <h2 id="tour-title" tabindex="-1" ref=${title}>${step.title}</h2>
+    </div>
     <p>${step.text}</p>
     <p class="look"><b>See it:</b> ${step.look}</p>
     <div class="buttons">

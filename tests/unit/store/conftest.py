@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 
 from kvstore.config import Limits
+from kvstore.environment import SYSTEM, Environment
 from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap, Member, Move
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Answer, Count, Delete, Get, Pull, Put, Rows, Scan
+from kvstore.protocol import Answer, Count, Delete, Get, Put, Scan
+from kvstore.storage.engine import FeedPage, FeedQuery
 from kvstore.store.pacing import SyncPace
 from kvstore.store.store import Store
 
 PARTITIONS = 64
+SEGMENT_BYTES = 4 << 20  # small, so that a test does not write much of nothing
 WAIT_S = 8.0
 
 
@@ -48,17 +51,23 @@ class Call:
 
 
 class Gate:
-    """Stands in for a method: does the work, then holds its result back until it is opened; or waits `before`."""
+    """Stands in for a method: does the work, then holds its result back until it is opened; or waits `before`.
 
-    def __init__(self, method: Callable[..., Awaitable[Any]], before: bool = False) -> None:
+    With `once` only the first call is held, and later ones overtake it.
+    """
+
+    def __init__(self, method: Callable[..., Awaitable[Any]], before: bool = False, once: bool = False) -> None:
         self._method = method
         self._before = before
+        self._once = once
         self._open = asyncio.Event()
         self.arrived = asyncio.Event()
         self.calls = 0
 
     async def __call__(self, *args: Any) -> Any:
         self.calls += 1
+        if self._once and self.calls > 1:
+            return await self._method(*args)
         if self._before:
             self.arrived.set()
             await self._open.wait()
@@ -83,10 +92,12 @@ def make_map(epoch: int, owner_of: Callable[[int], int] = lambda _: 0, moves: Se
 class Rig:
     """The store under test. Asking returns a `Call` at once; awaiting that brings the answer."""
 
-    def __init__(self, store: Store, path: Path, fatal: list[BaseException]) -> None:
+    def __init__(self, store: Store, path: Path, fatal: list[BaseException], environment: Environment) -> None:
         self.store = store
+        self.environment = environment
         self.path = path
         self.fatal = fatal
+        self.closed = False
         self.answered: list[Call] = []
         self.gates: list[Gate] = []
         self._ids = itertools.count(1)
@@ -108,9 +119,25 @@ class Rig:
         self.store.get(Get(next(self._ids), key), sink)
         return sink
 
-    async def changes(self, after: int = 0, partitions: Sequence[int] = range(PARTITIONS), limit: int = 1000) -> Rows:
+    async def changes(
+        self, after: int = 0, partitions: Sequence[int] = range(PARTITIONS), limit: int = 1000
+    ) -> FeedPage:
         """What has changed since that sequence, as a destination asks for it."""
-        return await self.store.tables.engine.pull(Pull(0, list(partitions), after, -1, limit), 1 << 24)
+        await self.store.applier.flush()
+        return await self.store.tables.engine.feed(FeedQuery(list(partitions), after, -1, limit, 1 << 24))
+
+    async def flush(self) -> None:
+        """Wait until all that is visible is in the file."""
+        await self.store.applier.flush()
+
+    async def trim(self, sequence: int, count_max: int) -> bool:
+        """Trim tombstones up to that sequence and remove them from the file; whether there were any."""
+        await self.store.applier.flush()
+        trimmed = await self.store.maintenance.trim_some(sequence, count_max)
+        await self.store.applier.flush()
+        while await self.store.applier.clean_some():
+            pass
+        return trimmed
 
     async def keys(self, prefix: str = "", after: str = "", limit: int = 1000) -> list[str]:
         return [item[0] for item in (await self.store.scans.scan(Scan(1, prefix, after, limit))).items]
@@ -118,7 +145,7 @@ class Rig:
     async def count(self, prefix: str) -> int:
         return (await self.store.scans.count(Count(1, prefix))).count
 
-    def hold(self, method: str, *, before: bool = False) -> Gate:
+    def hold(self, method: str, *, before: bool = False, once: bool = False) -> Gate:
         """From now on `engine.<method>` does its work, but its results stay out until the gate is opened.
 
         With `before` the work itself waits. "commit" stands for the sync of the log, in a thread from now on.
@@ -127,7 +154,7 @@ class Rig:
         if method == "commit":
             owner, method = self.store.pipeline, "_sync_in_thread"
             self.store.pipeline.pace = SyncPace(0)
-        gate = Gate(getattr(owner, method), before)
+        gate = Gate(getattr(owner, method), before, once)
         self.gates.append(gate)
         setattr(owner, method, gate)
         return gate
@@ -167,8 +194,13 @@ class Rig:
         without = partition_set.decode(self.partitions(*keys))
         return partition_set.encode(partition_set.all_of(PARTITIONS) & ~without, PARTITIONS)
 
-    def sql(self, statement: str, *parameters: Any) -> list[Any]:
-        """What another connection sees in the file, or does to it."""
+    async def sql(self, statement: str, *parameters: Any) -> list[Any]:
+        """What another connection sees in the file, or does to it, once all that is visible is applied."""
+        await self.flush()
+        return self.sql_now(statement, *parameters)
+
+    def sql_now(self, statement: str, *parameters: Any) -> list[Any]:
+        """What another connection sees in the file, whatever is applied."""
         connection = sqlite3.connect(self.path, timeout=10)
         try:
             with connection:
@@ -178,28 +210,51 @@ class Rig:
 
     async def reopen(self, **limits: Any) -> None:
         """An orderly end, and a new start."""
-        await self.store.close()
+        await self.close()
         await self.reopen_after_close(**limits)
 
+    async def close(self) -> None:
+        """An orderly end."""
+        if not self.closed:
+            self.closed = True
+            await self.store.close()
+
     async def reopen_after_close(self, **limits: Any) -> None:
-        self.store = await open_store(self.path, self.fatal, **limits)
+        self.store = await open_store(self.path, self.fatal, self.environment, **limits)
+        self.closed = False
 
 
-async def open_store(path: Path, fatal: list[BaseException], **limits: Any) -> Store:
+class Machine(Environment):
+    """The machine, but for its wall clock while a test has that in its hands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed_ms: int | None = None
+
+    def now_ms(self) -> int:
+        return super().now_ms() if self.fixed_ms is None else self.fixed_ms
+
+
+async def open_store(path: Path, fatal: list[BaseException], environment: Environment = SYSTEM, **limits: Any) -> Store:
     # the sweep sleeps unless a test is about it: what it does is then seen to have been done by somebody else
-    settings = Limits(**{"expiry_sweep_s": 3600.0, **limits})
-    return await Store.open(path, settings, "s1", PARTITIONS, fatal.append)  # type: ignore[arg-type]
+    settings = Limits(**{"expiry_sweep_s": 3600.0, "log_segment_bytes": SEGMENT_BYTES, **limits})
+    return await Store.open(path, settings, "s1", PARTITIONS, fatal.append, environment)  # type: ignore[arg-type]
 
 
 @pytest.fixture
-async def open_rig(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture
+async def open_rig(tmp_path: Path, machine: Machine) -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
     """Opens a store with the given limits; closes it after the test, which fails if the store had to give up."""
     opened: list[tuple[Rig, bool]] = []
 
     async def open_one(*, may_fail: bool = False, **limits: Any) -> Rig:
         fatal: list[BaseException] = []
         path = tmp_path / f"store-{len(opened)}.db"
-        rig = Rig(await open_store(path, fatal, **limits), path, fatal)
+        rig = Rig(await open_store(path, fatal, machine, **limits), path, fatal, machine)
         await rig.own(everything=True)
         opened.append((rig, may_fail))
         return rig
@@ -208,10 +263,8 @@ async def open_rig(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Rig]
     for rig, may_fail in opened:
         for gate in rig.gates:  # a test that failed may have left one closed
             gate.open()
-        try:
-            await asyncio.wait_for(rig.store.close(), WAIT_S)
-        finally:
-            await rig.store.database.close()
+        if not rig.fatal:
+            await asyncio.wait_for(rig.close(), WAIT_S)
         assert may_fail or not rig.fatal
 
 

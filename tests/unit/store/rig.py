@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import NoReturn
 import msgspec
 
 from kvstore.config import Limits
+from kvstore.environment import SYSTEM, Environment
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.protocol import Acquire, Answer, Guard, Once, Reply
 from kvstore.storage.rows import LEASE, REPLY, VALUE, Clock, Row
@@ -24,6 +24,7 @@ from kvstore.transactions.intents import Holds, State
 from kvstore.transactions.locks import Lease, LockTable
 
 PARTITIONS = 64
+SEGMENT_BYTES = 4 << 20  # small, so that a test does not write much of nothing
 
 
 class Sink:
@@ -160,21 +161,19 @@ def code(answer: Answer) -> str:
     return str((answer.problem or {}).get("code", ""))
 
 
-class TurnedTime:
-    """Stands in for the module `time`: each clock can be stepped by the test."""
+class TurnedTime(Environment):
+    """The machine, but each clock can be stepped by the test."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.monotonic_step_s = 0.0
         self.wall_step_s = 0.0
 
-    def monotonic(self) -> float:
-        return time.monotonic() + self.monotonic_step_s
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() + self.monotonic_step_s
 
-    def time_ns(self) -> int:
-        return time.time_ns() + round(self.wall_step_s * 1e9)
-
-    def perf_counter(self) -> float:
-        return time.perf_counter()
+    def now_ms(self) -> int:
+        return super().now_ms() + round(self.wall_step_s * 1000)
 
 
 def _fatal(error: BaseException) -> NoReturn:
@@ -187,10 +186,10 @@ def all_mine(epoch: int) -> ClusterMap:
 
 
 @asynccontextmanager
-async def opened(folder: Path, **limits: float) -> AsyncIterator[Store]:
+async def opened(folder: Path, environment: Environment = SYSTEM, **limits: float) -> AsyncIterator[Store]:
     """A store in that folder that owns everything."""
-    limits = {"disk_reserve_bytes": 1} | limits
-    store = await Store.open(folder / "store.db", Limits(**limits), "s1", PARTITIONS, _fatal)  # type: ignore[arg-type]
+    settings = Limits(**{"disk_reserve_bytes": 1, "log_segment_bytes": SEGMENT_BYTES} | limits)  # type: ignore[arg-type]
+    store = await Store.open(folder / "store.db", settings, "s1", PARTITIONS, _fatal, environment)
     try:
         await store.partitions.adopt(all_mine(store.served.epoch + 1))
         yield store
@@ -199,7 +198,7 @@ async def opened(folder: Path, **limits: float) -> AsyncIterator[Store]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """For what a batch decides in the writer's thread, before anybody could be told."""
+    """Wait for what nobody is told of."""
     async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)

@@ -24,12 +24,15 @@ from kvstore.config import Limits
 from kvstore.errors import DataCorrupt
 from kvstore.protocol import Acquire, Answer, Delete, Get, Inspect, Leave, Once, Put, Release, Renew, ScanLeases
 from kvstore.storage.rows import LEASE, VALUE
-from kvstore.storage.sqlite import Database, Work
-from kvstore.store import lease_timers
-from kvstore.store import store as store_module
+from kvstore.storage import sqlite
+from kvstore.storage.engine import Application
+from kvstore.storage.sqlite import SqliteEngine
+from kvstore.store.batch import Batch
 from kvstore.store.leases import LeaseBody
 from kvstore.store.ops import EndWait, Expire, ExpireLease, Locks, WriteOp
-from kvstore.transactions.intents import Holds
+from kvstore.store.store import Store
+from kvstore.store.write_set import Before, Context
+from kvstore.transactions.intents import Holds, State
 from kvstore.transactions.locks import LockTable
 from tests.unit.store.rig import (
     PARTITIONS,
@@ -170,6 +173,21 @@ TOKENS = st.sampled_from(["none", "holder", "stale", "made up"])
 STEP = st.tuples(KINDS, NAMES, TOKENS, st.integers(0, 5))
 
 
+class Applied:
+    """The rows of an engine, as a batch looks at them."""
+
+    def __init__(self, engine: SqliteEngine) -> None:
+        self._engine = engine
+
+    def before(self, kind: str, key: str) -> Before | None:
+        row = self._engine.read_now((kind, key))
+        return row and Before(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
+
+    def state(self, kind: str, key: str) -> State | None:
+        row = self._engine.read_now((kind, key))
+        return row and State(row.version, row.expires_at_ms, row.body)
+
+
 class BatchesOnAFile(RuleBasedStateMachine):
     """Real batches on a real SQLite file; only the time is the test's own."""
 
@@ -189,8 +207,9 @@ class BatchesOnAFile(RuleBasedStateMachine):
     def open(self) -> None:
         self.openings += 1
         path = self.folder / "store.db"
-        self.database = self.runner.run(Database.open(path, Limits(disk_reserve_bytes=1), "s1", PARTITIONS))
-        self.database._disk_is_full = lambda connection: self.model.full  # type: ignore[method-assign]
+        if not path.exists():
+            sqlite.create_file(path, {"store_id": "ab" * 16, "shard_id": "s1", "partitions": str(PARTITIONS)})
+        self.engine = self.runner.run(SqliteEngine.open(path, "s1", PARTITIONS, 1 << 20))
         self.locks: Locks = LockTable(f"opening {self.openings}", self.model.waiters_max)
         for name, version, stored in self.leases_in_the_file():
             body = msgspec.json.decode(stored, type=LeaseBody)
@@ -201,7 +220,7 @@ class BatchesOnAFile(RuleBasedStateMachine):
             return connection.execute("SELECT name, token, lease FROM locks").fetchall()
 
     def teardown(self) -> None:
-        self.runner.run(self.database.close())
+        self.runner.run(self.engine.close())
         self.runner.close()
         shutil.rmtree(self.folder)
 
@@ -248,11 +267,17 @@ class BatchesOnAFile(RuleBasedStateMachine):
             work.append((op, sink))
         for op, sink in work:
             self.model.do(op, sink)
-        made = self.runner.run(
-            self.database.commit(Work(work, 1, self.now_s, [1] * PARTITIONS, 1, self.locks, Holds(), lambda key: None))
-        )
-        self.check(made.answers)
-        for lease in made.started:
+        now_ms = 1_700_000_000_000 + round(self.now_s * 1000)
+        context = Context(now_ms, self.now_s, [1] * PARTITIONS, 1, self.model.full, 600_000, 1 << 24)
+        applied = self.engine.applied
+        batch = Batch(applied.clock, context, self.locks, Holds(), Applied(self.engine))
+        for op, sink in work:
+            batch.decide(op, sink)
+        position = applied.position._replace(number=applied.position.number + 1)
+        rows = list(batch.changes.rows.values())
+        self.runner.run(self.engine.apply(Application(rows, position, batch.changes.clock)))
+        self.check(batch.changes.answers)
+        for lease in batch.leases.started:
             self.locks.start(lease, self.now_s)
         for state in self.model.names.values():
             if state.lease is not None and state.lease.deadline_s == float("inf"):
@@ -286,7 +311,7 @@ class BatchesOnAFile(RuleBasedStateMachine):
     @rule(pause_s=st.floats(0.0, 20.0))
     def restart(self, pause_s: float) -> None:
         """Those who waited are gone with their connections; a lease has its token still, and all of its time again."""
-        self.runner.run(self.database.close())
+        self.runner.run(self.engine.close())
         self.now_s += pause_s
         for state in self.model.names.values():
             state.queue = []
@@ -560,11 +585,8 @@ def test_a_put_without_a_token_names_the_holder_and_when_to_come_again():
 
 
 @pytest.fixture
-def turned(monkeypatch: pytest.MonkeyPatch) -> TurnedTime:
-    turned = TurnedTime()
-    monkeypatch.setattr(store_module, "time", turned)
-    monkeypatch.setattr(lease_timers, "time", turned)
-    return turned
+def turned() -> TurnedTime:
+    return TurnedTime()
 
 
 @pytest.fixture
@@ -638,7 +660,7 @@ async def test_a_wait_ends_although_the_queue_of_writes_was_full_when_it_was_due
         assert store.tables.locks.waiting_for_lease("k") == ()
 
 
-async def ask_until_full(store: store_module.Store) -> None:
+async def ask_until_full(store: Store) -> None:
     """One batch is at work and cannot end; the queue behind it is full."""
     asked(store, Put(0, "other", b""))
     await until(lambda: not store._writes)

@@ -10,7 +10,7 @@ import pytest
 
 from kvstore.errors import TooManyRequests
 from kvstore.protocol import Scan
-from kvstore.store import store as store_module
+from tests.unit.store.conftest import Machine
 
 Opener = Callable[..., Awaitable[Any]]
 
@@ -18,18 +18,18 @@ Opener = Callable[..., Awaitable[Any]]
 class WallClock:
     """The store's wall clock, in the test's hands."""
 
-    def __init__(self) -> None:
-        self.now_ms = 1_700_000_000_000
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        machine.fixed_ms = 1_700_000_000_000
 
     def pass_s(self, seconds: float) -> None:
-        self.now_ms += int(seconds * 1000)
+        assert self._machine.fixed_ms is not None
+        self._machine.fixed_ms += int(seconds * 1000)
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> WallClock:
-    clock = WallClock()
-    monkeypatch.setattr(store_module, "_now_ms", lambda: clock.now_ms)
-    return clock
+def clock(machine: Machine) -> WallClock:
+    return WallClock(machine)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -48,11 +48,12 @@ async def test_a_key_lives_until_its_deadline_and_says_how_long(rig: Any, clock:
 @pytest.mark.parametrize("cached", [True, False])
 async def test_a_read_of_a_due_key_has_the_expiry_made_and_is_404(rig: Any, clock: WallClock, cached: bool) -> None:
     await rig.put("a", ttl_ms=5000)
+    await rig.flush()
     clock.pass_s(5)
     if not cached:
         rig.forget_cache()
     assert (await rig.get("a")).status == 404
-    assert rig.sql("SELECT body, version FROM rows") == [(None, 2)]
+    assert await rig.sql("SELECT body, version FROM rows") == [(None, 2)]
     assert rig.store.inspection.snapshot().expired == 1
     assert rig.store.inspection.snapshot().keys == 0
 
@@ -110,9 +111,10 @@ async def test_a_deadline_survives_a_restart(rig: Any, clock: WallClock) -> None
 async def test_a_listing_leaves_due_keys_out_and_has_their_expiry_made(rig: Any, clock: WallClock) -> None:
     for number in range(6):
         await rig.put(f"key-{number}", ttl_ms=5000 if number % 2 else 0)
+    await rig.flush()
     clock.pass_s(5)
     assert await rig.keys() == ["key-0", "key-2", "key-4"]
-    assert rig.sql("SELECT key FROM rows WHERE body IS NULL ORDER BY key") == [("key-1",), ("key-3",), ("key-5",)]
+    assert await rig.sql("SELECT key FROM rows WHERE body IS NULL ORDER BY key") == [("key-1",), ("key-3",), ("key-5",)]
 
 
 async def test_a_listing_goes_on_past_a_page_of_nothing_but_due_keys(rig: Any, clock: WallClock) -> None:
@@ -130,15 +132,16 @@ async def test_more_due_keys_than_the_queue_takes_at_once_are_expired_all_the_sa
     rig = await open_rig(queue_ops_max=20, expiry_ops_max=10)
     for number in range(50):
         await rig.put(f"key-{number:02}", ttl_ms=5000)
+    await rig.flush()
     clock.pass_s(5)
     assert await rig.keys() == []
-    assert rig.sql("SELECT count(*) FROM rows WHERE body IS NULL") == [(50,)]
+    assert await rig.sql("SELECT count(*) FROM rows WHERE body IS NULL") == [(50,)]
 
 
 async def test_a_due_key_that_is_met_while_the_queue_is_full_is_answered_429(
     open_rig: Opener, clock: WallClock
 ) -> None:
-    rig = await open_rig(queue_ops_max=1)
+    rig = await open_rig(queue_ops_max=1, undurable_batches_max=1)
     await rig.put("due", ttl_ms=5000)
     clock.pass_s(5)
     gate = rig.hold("commit", before=True)
@@ -169,7 +172,7 @@ async def test_a_read_of_a_due_key_is_answered_421_when_its_partition_leaves_fir
     await first
     assert (await read).status == 421
     await fencing
-    assert rig.sql("SELECT body FROM rows WHERE key = 'a'") == [(b"value",)]
+    assert await rig.sql("SELECT body FROM rows WHERE key = 'a'") == [(b"value",)]
 
 
 async def test_a_due_key_whose_reader_has_gone_is_left_to_the_next_one(rig: Any, clock: WallClock) -> None:
@@ -203,9 +206,10 @@ async def test_the_sweep_expires_by_itself(open_rig: Opener, clock: WallClock) -
     rig = await open_rig(expiry_sweep_s=0.01)
     await rig.put("due", ttl_ms=5000)
     await rig.put("later", ttl_ms=50_000)
+    await rig.flush()
     clock.pass_s(5)
     await until(lambda: rig.store.inspection.snapshot().expired == 1)
-    assert rig.sql("SELECT key, body IS NULL FROM rows ORDER BY key") == [("due", 1), ("later", 0)]
+    assert await rig.sql("SELECT key, body IS NULL FROM rows ORDER BY key") == [("due", 1), ("later", 0)]
 
 
 async def test_the_sweep_keeps_up_with_more_due_keys_than_one_round_takes(open_rig: Opener, clock: WallClock) -> None:
@@ -227,10 +231,11 @@ async def test_the_sweep_leaves_partitions_of_others_alone_and_is_not_held_up_by
     for number in range(10):
         await rig.put(f"foreign-{number}", ttl_ms=1000)
     await rig.put("own", ttl_ms=2000)
+    await rig.flush()
     await rig.leave(*(f"foreign-{number}" for number in range(10)))
     clock.pass_s(5)
     await until(lambda: rig.store.inspection.snapshot().expired == 1)
-    assert rig.sql("SELECT key FROM rows WHERE body IS NULL") == [("own",)]
+    assert await rig.sql("SELECT key FROM rows WHERE body IS NULL") == [("own",)]
 
 
 @pytest.mark.parametrize("damage", ["partition = 5000", "partition = -1", "partition = 'text'", "key = x'ff'"])
@@ -240,7 +245,7 @@ async def test_a_damaged_row_does_not_keep_the_sweep_from_the_others(
     rig = await open_rig(expiry_sweep_s=0.01)
     await rig.put("damaged", ttl_ms=1000)
     await rig.put("due", ttl_ms=2000)
-    rig.sql(f"UPDATE rows SET {damage} WHERE key = 'damaged'")
+    await rig.sql(f"UPDATE rows SET {damage} WHERE key = 'damaged'")
     clock.pass_s(5)
     await until(lambda: rig.store.inspection.snapshot().expired == 1)
     assert (await rig.get("due")).status == 404
@@ -252,15 +257,17 @@ async def test_a_sweep_that_cannot_read_what_is_due_leaves_the_store_at_work(
     rig = await open_rig(expiry_sweep_s=0.01)
     await rig.put("damaged", ttl_ms=1000)
     await rig.put("due", ttl_ms=2000)
-    rig.sql("UPDATE rows SET key = CAST(x'ff' AS TEXT) WHERE key = 'damaged'")  # no UTF-8: SQLite takes it, Python not
+    await rig.sql(
+        "UPDATE rows SET key = CAST(x'ff' AS TEXT) WHERE key = 'damaged'"
+    )  # no UTF-8: SQLite takes it, Python not
     rounds: list[bool] = []
-    original = rig.store.database.due
+    original = rig.store.tables.engine.due
 
     async def due(*args: Any) -> Any:
         rounds.append(True)
         return await original(*args)
 
-    rig.store.database.due = due
+    rig.store.tables.engine.due = due
     clock.pass_s(5)
     await until(lambda: len(rounds) >= 3)
     assert (await rig.get("due")).status == 404, "whoever meets a due key has it expired all the same"
@@ -270,17 +277,20 @@ async def test_the_sweep_trims_tombstones_that_were_kept_long_enough_and_raises_
     rig = await open_rig(expiry_sweep_s=0.01, tombstone_kept_s=0.0)
     for number in range(5):
         await rig.put(f"key-{number}")
+    await rig.flush()
+    for number in range(5):
         await rig.delete(f"key-{number}")
     await rig.put("kept")
-    await until(lambda: rig.sql("SELECT key FROM rows") == [("kept",)])
-    assert rig.sql("SELECT tombstones_floor FROM clock") == [(10,)]
+    await until(lambda: rig.sql_now("SELECT key FROM rows") == [("kept",)])
+    assert await rig.sql("SELECT tombstones_floor FROM clock") == [(10,)]
 
 
 async def test_tombstones_younger_than_that_stay(open_rig: Opener) -> None:
     rig = await open_rig(expiry_sweep_s=0.01, tombstone_kept_s=600.0)
     await rig.put("a")
+    await rig.flush()
     await rig.delete("a")
     rounds = rig.hold("due")
     rounds.open()
     await until(lambda: rounds.calls > 3)
-    assert rig.sql("SELECT body FROM rows") == [(None,)]
+    assert await rig.sql("SELECT body FROM rows") == [(None,)]

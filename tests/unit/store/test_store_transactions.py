@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from kvstore.protocol import (
     Transact,
     Vote,
 )
+from kvstore.storage.engine import FeedQuery, RowKey
 from kvstore.store.ops import DropDecisions
 from kvstore.store.store import Store
 from tests.unit.store.rig import PARTITIONS, Sink, opened, until
@@ -297,12 +300,10 @@ async def test_a_damaged_row_refuses_the_prepare_and_changes_nothing(tmp_path: P
     async with opened(tmp_path) as store:
         await tell(store, Put(1, "a", b"1"))
         await tell(store, Put(1, "b", b"2"))
+        await store.applier.flush()
         store.tables.cache.clear()
-
-        def damage(connection: Any) -> None:
+        with closing(sqlite3.connect(store.path)) as connection, connection:
             connection.execute("UPDATE rows SET body = x'00' WHERE key = 'b'")
-
-        await store.database._writer._execute(damage, store.database._writer._conn)  # type: ignore[no-untyped-call]
         refused = await tell(store, prepare(put("a"), put("b")))
         assert (refused.status, refused.problem["code"]) == (500, "data-corrupt")
         assert (await tell(store, Put(2, "a", b"free"))).status == 204
@@ -315,7 +316,8 @@ async def test_old_intents_are_counted_and_explained(tmp_path: Path) -> None:
         assert store.inspection.snapshot().in_doubt == 1
         intent = (await store.inspection.explain("k"))["intent"]
         assert (intent["anchor"], intent["vote"], intent["txn"].endswith(FIRST.name)) == ("elsewhere", vote.vote, True)
-        page = await store.tables.engine.pull(Pull(0, list(range(PARTITIONS)), 0, -1, 10), 1 << 20)
+        await store.applier.flush()
+        page = await store.tables.engine.feed(FeedQuery(list(range(PARTITIONS)), 0, -1, 10, 1 << 20))
         assert page.rows[0][6] is not None
 
 
@@ -370,20 +372,20 @@ async def test_a_read_whose_intent_is_gone_when_its_find_is_looked_at_is_answere
     async with opened(tmp_path) as store:
         vote = await tell(store, prepare(put("k")))
     async with opened(tmp_path) as store:  # nothing is in the cache
-        found_in_file, go_on = store.database.read, asyncio.Event()
+        found_in_file, go_on = store.tables.engine.read, asyncio.Event()
 
-        async def read_slowly(keys: list[str]) -> Any:
+        async def read_slowly(keys: list[RowKey]) -> Any:
             found = await found_in_file(keys)
             await go_on.wait()
             return found
 
-        store.database.read = read_slowly  # type: ignore[method-assign]
+        store.tables.engine.read = read_slowly  # type: ignore[method-assign]
         reading = began(store, Get(2, "k"))
         await settle()
         assert (await tell(store, Finish(3, FIRST, ["k"], vote.vote + 1, True, 0))).status == 200
         go_on.set()
         assert (await reading.answer()).value == b"new"
-        assert store._blocked_count == 0
+        assert store.reads._blocked_count == 0
 
 
 async def test_a_key_that_is_due_under_a_dead_readers_lock_is_let_go_in_time(tmp_path: Path) -> None:

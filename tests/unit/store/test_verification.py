@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,21 @@ import pytest
 from kvstore.errors import DataCorrupt
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Count, Scan
+from kvstore.storage import schema
+from kvstore.storage.disk import OsDisk
+from kvstore.storage.log_check import read_log
+from kvstore.storage.sqlite_writer import SIGNED
 from kvstore.storage.verification import VerifyQuery
-from tests.unit.store.real_files import PARTITIONS, Hands, filled, flip, hide_from_unique_index, opened, place_in
+from tests.unit.store.real_files import (
+    PARTITIONS,
+    Hands,
+    filled,
+    flip,
+    hide_from_unique_index,
+    killed,
+    opened,
+    place_in,
+)
 
 NEVER = {"verify_share": 0.000_001}  # only what is asked for is verified within a test
 AT_ONCE = {"verify_share": 0.999}
@@ -77,7 +93,6 @@ async def test_other_partitions_of_a_damaged_file_still_tell_what_is_not_there(t
         other = next(key for key in map("other-{}".format, range(1000)) if home(key) not in damaged)
         same = next(key for key in map("same-{}".format, range(1000)) if home(key) == home("key-07"))
         assert (await hands.get(other)).status == 404
-        assert (await hands.put(other, b"x")).status == 201
         assert code(await hands.get(same)) == "data-corrupt"
 
 
@@ -159,3 +174,55 @@ async def test_a_whole_file_is_verified_after_opening_and_again_now_and_then(tmp
                 await asyncio.sleep(0.005)
         assert not verification.damaged
         assert all(map(verification.is_verified, range(PARTITIONS)))
+
+
+# --- a file that must not be written to -------------------------------------------------------------------------------
+
+
+def lose_by_key(path: Path) -> None:
+    """The unique index leads to one row less than there are."""
+    hide_from_unique_index(path, "key-07")
+
+
+async def test_nothing_more_is_written_into_a_file_whose_index_is_damaged_and_reads_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "shard-s1.db"
+    values = await filled(path, 20)
+    lose_by_key(path)
+    async with opened(path) as hands:
+        await verified_enough(hands)
+        assert code(await hands.put("key-15", b"new")) == "data-corrupt"
+        assert (await hands.get("key-15")).value == values["key-15"]
+
+
+async def test_records_are_not_replayed_into_a_damaged_file(tmp_path: Path) -> None:
+    live = tmp_path / "live" / "shard-s1.db"
+    await filled(live, 20)
+    async with opened(live, apply_delay_s=60.0) as hands:
+        await hands.store.applier.flush()
+        assert (await hands.put("key-07", b"newer")).status == 204
+        path = killed(live, tmp_path / "killed")
+    async with opened(path) as hands:  # whole, it opens
+        assert (await hands.get("key-07")).value == b"newer"
+    path = killed_again(live, tmp_path)
+    with pytest.raises(DataCorrupt, match="cannot be applied"):
+        async with opened(path):
+            pass
+
+
+def killed_again(live: Path, folder: Path) -> Path:
+    """The files of the store as they were, with an index that has lost a key, and a log with more than the file."""
+    path = killed(live, folder / "again")
+    lose_by_key(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        *clock, number, check = schema.read_clock(connection)
+        entries = list(read_log(OsDisk(), path.parent, path.stem))
+        before = entries[-2].entry
+        assert (number, check + SIGNED) == (entries[-1].entry.number, entries[-1].entry.checksum)
+        schema.set_clock(connection, (*clock, before.number, before.checksum - SIGNED))
+    return path
+
+
+async def verified_enough(hands: Hands) -> None:
+    """Wait until the file was examined."""
+    with contextlib.suppress(DataCorrupt):
+        await hands.store.tables.verification.writable()

@@ -166,9 +166,9 @@ def the_clock_does_not_move_with_a_key(patch: pytest.MonkeyPatch) -> None:
 
 def _on_commit_sees(patch: pytest.MonkeyPatch, sees: Callable[[Any, int], tuple[Any, int]]) -> None:
     def change(on_commit: Any) -> Any:
-        def changed(decision: Any, stamp: int, floor: int) -> Any:
+        def changed(decision: Any, stamp: int, floor: int, *more: Any) -> Any:
             decision, floor = sees(decision, floor)
-            return on_commit(decision, stamp, floor)
+            return on_commit(decision, stamp, floor, *more)
 
         return changed
 
@@ -351,7 +351,9 @@ def a_router_tries_again_when_its_commit_is_gone(patch: pytest.MonkeyPatch) -> N
 
 @shown_by("a commit repeated after its decision was dropped, and a late duplicate asked about")
 def an_ask_at_the_floor_writes_a_tombstone(patch: pytest.MonkeyPatch) -> None:
-    _patched(patch, outcomes, "on_ask", lambda on_ask: lambda decision, stamp, floor: on_ask(decision, stamp, 0))
+    _patched(
+        patch, outcomes, "on_ask", lambda on_ask: lambda decision, stamp, _, *more: on_ask(decision, stamp, 0, *more)
+    )
 
 
 @shown_by("a key moves and decisions are dropped")
@@ -367,7 +369,7 @@ def the_floor_does_not_move_with_a_key(patch: pytest.MonkeyPatch) -> None:
 
 @shown_by("a router that tries again over three stores")
 def a_retry_has_the_id_of_the_first_try(patch: pytest.MonkeyPatch) -> None:
-    def draw(self: Any, now_us: int, start: int = 0) -> Attempt:
+    def draw(self: Any, now_us: int, start: int = 0, epoch: int = 0) -> Attempt:
         self._last = start or max(self._last + 1, now_us)
         return Attempt(self._last, self._last, self._router)
 
@@ -492,9 +494,8 @@ def a_reply_goes_before_its_decision(patch: pytest.MonkeyPatch) -> None:
 @shown_by("several wait for a lock when their time is over")
 def who_is_refused_may_be_granted_the_lock_all_the_same(patch: pytest.MonkeyPatch) -> None:
     def leave_queue(self: Any, key: str, queued: Any, error: KvError) -> None:
-        granted = self._locks.leave(key, queued)
-        self._granted.extend(batch_module._Granted(key, *next_one) for next_one in granted)
-        self._give_up(queued, error)
+        self._ready.leave(key, queued)
+        self.give_up(queued, error)
 
     patch.setattr(LockWaits, "leave_queue", leave_queue)
 
