@@ -115,7 +115,8 @@ def test_every_point_that_tests_name_is_in_the_code() -> None:
 
 
 def test_a_bug_is_planted_by_its_name_and_stays_when_other_points_are_taken() -> None:
-    program = "from kvstore import failpoints as f; f.arm('here=pause:1'); print(f.planted('early-answer'), f.planted('other'))"
+    arms = "from kvstore import failpoints as f; f.arm('here=pause:1');"
+    program = f"{arms} print(f.planted('early-answer'), f.planted('other'))"
     done = run("early-answer=bug", program)
     assert (done.returncode, done.stdout) == (0, "True False\n")
 
