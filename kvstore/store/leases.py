@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from kvstore import failpoints
 from kvstore.errors import Locked, LockLost
 from kvstore.protocol import Acquire, Answer, Once, Release, Renew
 from kvstore.storage.rows import LEASE, Row
@@ -67,6 +68,8 @@ class Leases:
     def fence(self, name: str, token: int | None, partition: int) -> None:
         """A write without a token, or with one, asks to pass. Raises Locked, LockLost."""
         lease = self.on(name, partition)
+        if failpoints.planted("ignore-token"):
+            return
         if lease is not None and token is None:
             raise self.locked(lease)
         if token is not None and (lease is None or lease.token != token):

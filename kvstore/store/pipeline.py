@@ -50,6 +50,7 @@ Decide = Callable[[Batch], T]
 OnVisible = Callable[[Batch], None]
 
 _SMALL_BYTES = 1 << 20
+_EARLY_S = 0.1
 _STEP_BYTES = 2 << 20  # a map and freezes of the largest cluster
 
 
@@ -217,6 +218,7 @@ class Pipeline:
         limits, started_s = self._tables.limits, self._tables.environment.monotonic_s()
         batch, queue, count = self._batch(), self._queue, 0
         changes, pinned = batch.changes, list[RowKey]()
+        batch.steps.append("batch")
         room = min(self._tables.log.room(frees=changes.context.frees_only), limits.batch_bytes_max)
         is_first = True
 
@@ -265,8 +267,11 @@ class Pipeline:
         """Append the record; durable now, or when the sync that is asked for has returned."""
         tables, records = self._tables, self._tables.log
         record = batch.record(tables.clock)
+        if record is not None and failpoints.planted("early-answer"):
+            self._answer_early(batch, record, pinned)
+            return
         if record is not None:
-            failpoints.hit("batch-before-commit", *(f"{step}-before-commit" for step in batch.steps))
+            failpoints.hit(*(f"{step}-before-commit" for step in batch.steps))
             records.append(record.encode(), frees=True)  # room was looked for before; what is decided is not refused
             self._position = records.last
             tables.clock = record.clock
@@ -274,6 +279,8 @@ class Pipeline:
                 self._applier.segment_wanted.set()
         if batch.served is not None:
             tables.executed = batch.served
+        if record is not None and failpoints.planted("applied-before-durable"):
+            self._applier.publish(record, self._position)
         self._undurable.append(_Decided(batch, self._position, record, started_s, pinned))
         if self._events.syncing or not self.pace.is_inline:
             if record is not None:
@@ -321,16 +328,38 @@ class Pipeline:
         batch, position, record, started_s, pinned = decided
         tables = self._tables
         if record is not None:
-            failpoints.hit("batch-after-commit", *(f"{step}-after-commit" for step in batch.steps))
+            failpoints.hit(*(f"{step}-after-commit" for step in batch.steps))
             tables.visible = record.clock
-            self._applier.publish(record, position)
+            if not failpoints.planted("applied-before-durable"):
+                self._applier.publish(record, position)
             tables.stats.commit_s.observe(tables.environment.monotonic_s() - started_s)
+        self._answer(batch, pinned)
+
+    def _answer(self, batch: Batch, pinned: list[RowKey]) -> None:
         self._on_visible(batch)
         for then in batch.extras.when_visible:
             then()
         for sink, answer in batch.changes.answers:
             sink.send(answer)
         self.fetcher.unpin(pinned)
+
+    def _answer_early(self, batch: Batch, record: CommitRecord, pinned: list[RowKey]) -> None:
+        """The planted bug of that name: the record is appended when the answers have long left."""
+        tables = self._tables
+        tables.clock = tables.visible = record.clock
+        tables.memtable.execute(record.rows)
+        if batch.served is not None:
+            tables.executed = batch.served
+        self._answer(batch, pinned)
+
+        def append() -> None:
+            tables.log.append(record.encode(), frees=True)
+            tables.log.sync()
+            self._position = tables.log.last
+            self._applier.publish(record, self._position)
+            self._applier.segment_wanted.set()
+
+        tables.environment.call_later(_EARLY_S, append)
 
 
 class _Events:

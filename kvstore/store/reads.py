@@ -18,6 +18,7 @@ import itertools
 import logging
 from functools import partial
 
+from kvstore import failpoints
 from kvstore.errors import DataCorrupt, TooManyRequests, from_problem
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Answer, Get, Reply
@@ -92,7 +93,7 @@ class Reads:
 
     def _answer(self, op: Get, sink: Sink, entry: Entry) -> None:
         value, version, expires_at_ms = entry.value, entry.version, entry.expires_at_ms
-        if entry.has_intent:
+        if entry.has_intent and not failpoints.planted("ignore-intent"):
             self._block(op, sink)
         elif value is None:
             sink.send(Answer(op.id, 404))
@@ -164,7 +165,7 @@ class Reads:
         else:
             entry = ABSENT if found is None else entry_of(found)
             is_newest = cache.finish(op.key, ticket, entry)
-            if entry.has_intent and not is_newest:
+            if entry.has_intent and not is_newest and not failpoints.planted("ignore-intent"):
                 self.get(op, sink)  # that intent may be gone already, and nothing would tell this read again
             else:
                 self._answer(op, sink, entry)

@@ -36,6 +36,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Generic, Literal, TypeVar
 
+from kvstore import failpoints
 from kvstore.transactions.attempts import Age, may_wait
 from kvstore.transactions.lease_table import Identity, Lease, LeaseTable
 
@@ -112,6 +113,8 @@ class LockTable(LeaseTable[W], Generic[Q, W]):
 
         Raises Died if it has an age, holds something and may not wait; OverflowError when the queue is full.
         """
+        if mode == "shared" and failpoints.planted("ignore-intent"):
+            return self._identity()  # it bars nobody
         lock = self._note_lock(name)
         if lock is None:
             self.undo.note_item(self._locks, name)

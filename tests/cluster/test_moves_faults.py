@@ -26,6 +26,7 @@ import pytest_asyncio
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import partition_of
 from kvstore.process import EXIT_NEEDS_A_PERSON
+from kvstore.storage import schema
 from loadtest import changes, txn_faults, txn_rounds
 from loadtest.armed_cluster import ArmedCluster
 from loadtest.changes import Change
@@ -459,8 +460,10 @@ async def test_a_file_of_another_cluster_or_of_a_removed_shard_is_refused(trio: 
     for name in ("same", "other"):
         (tmp_path / name).mkdir()
         shutil.copy(removed, tmp_path / name / "shard-s7.db")
+        for path in removed.parent.glob(f"{removed.name}.log.*"):
+            shutil.copy(path, tmp_path / name / f"shard-s7{path.name.removeprefix(removed.name)}")
     with closing(sqlite3.connect(tmp_path / "other" / "shard-s7.db")) as connection, connection:
-        connection.execute("UPDATE meta SET value = 'another' WHERE name = 'cluster_id'")
+        schema.set_meta(connection, {"cluster_id": "another"})
     before = await trio.map()
     (nowhere,) = free_ports(1)
     for name, why in (("same", "was removed from this cluster"), ("other", "belongs to cluster another")):

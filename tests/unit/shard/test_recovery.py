@@ -11,6 +11,7 @@ from kvstore.errors import Unavailable
 from kvstore.protocol import Attempt, Get, Prepare, Step
 from kvstore.shard import recovery
 from kvstore.shard.recovery import Recovery
+from kvstore.store.store import Store
 from tests.unit.store.rig import Sink, asked, next_id, opened, until
 
 
@@ -46,3 +47,12 @@ async def test_attempts_that_wait_for_a_shard_that_is_away_do_not_stand_before_o
             rounds.cancel()
             await asyncio.gather(rounds, return_exceptions=True)
             await at_work.close()
+
+
+async def test_a_store_that_was_closed_before_its_first_commit_opens_again(tmp_path: Path) -> None:
+    limits = Limits(disk_reserve_bytes=1, log_segment_bytes=4 << 20)
+    for _ in range(2):
+        fatal: list[BaseException] = []
+        store = await Store.open(tmp_path / "s1.db", limits, "s1", 64, fatal.append)  # type: ignore[arg-type]
+        await store.close()
+        assert fatal == []
