@@ -221,4 +221,4 @@ def create(connection: sqlite3.Connection, meta: dict[str, str]) -> None:
     """Lay out an empty file. The caller has begun a transaction, and commits it."""
     _run(connection, SCHEMA)
     set_meta(connection, meta | {"format": str(FORMAT), "freezes": "{}", "drops": "{}"})
-    set_clock(connection, (0,) * 8)
+    set_clock(connection, (0,) * 7 + (-_signed,))  # the checksum of the beginning of a log is 0
