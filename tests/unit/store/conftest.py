@@ -119,7 +119,9 @@ class Rig:
         self.store.get(Get(next(self._ids), key), sink)
         return sink
 
-    async def changes(self, after: int = 0, partitions: Sequence[int] = range(PARTITIONS), limit: int = 1000) -> FeedPage:
+    async def changes(
+        self, after: int = 0, partitions: Sequence[int] = range(PARTITIONS), limit: int = 1000
+    ) -> FeedPage:
         """What has changed since that sequence, as a destination asks for it."""
         await self.store.applier.flush()
         return await self.store.tables.engine.feed(FeedQuery(list(partitions), after, -1, limit, 1 << 24))

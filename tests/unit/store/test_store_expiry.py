@@ -257,7 +257,9 @@ async def test_a_sweep_that_cannot_read_what_is_due_leaves_the_store_at_work(
     rig = await open_rig(expiry_sweep_s=0.01)
     await rig.put("damaged", ttl_ms=1000)
     await rig.put("due", ttl_ms=2000)
-    await rig.sql("UPDATE rows SET key = CAST(x'ff' AS TEXT) WHERE key = 'damaged'")  # no UTF-8: SQLite takes it, Python not
+    await rig.sql(
+        "UPDATE rows SET key = CAST(x'ff' AS TEXT) WHERE key = 'damaged'"
+    )  # no UTF-8: SQLite takes it, Python not
     rounds: list[bool] = []
     original = rig.store.tables.engine.due
 

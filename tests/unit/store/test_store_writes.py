@@ -313,7 +313,9 @@ async def test_hundreds_of_clients_at_once_lose_nothing_and_get_different_versio
     assert rig.store.inspection.snapshot().keys == 1005
     assert 0 < sum(rig.store.tables.stats.commit_s.counts) < 400, "commits are shared"
     newest = {turn: (await rig.get(f"shared-{turn}")).version for turn in range(5)}
-    assert newest == dict(await rig.sql("SELECT CAST(substr(key, 8) AS INT), version FROM kv WHERE key LIKE 'shared-%'"))
+    assert newest == dict(
+        await rig.sql("SELECT CAST(substr(key, 8) AS INT), version FROM kv WHERE key LIKE 'shared-%'")
+    )
 
 
 async def test_a_batch_that_is_done_is_freed_without_the_garbage_collector(rig: Any) -> None:
