@@ -119,8 +119,11 @@ class Memtable:
         pinned = self._fetched.get(key)
         if pinned is None:
             pinned = self._fetched[key] = _Fetched()
+            row = self.visible(key)
+            if row is not None:  # it became visible since the operation asked, and the file may not have it yet
+                pinned.is_known, pinned.row = True, row
         pinned.pins += 1
-        return pinned.pins == 1
+        return pinned.pins == 1 and not pinned.is_known
 
     def fetched(self, key: RowKey) -> tuple[bool, Row | None]:
         """Whether the row is known, and the row; None if there is none."""

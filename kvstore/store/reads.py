@@ -116,7 +116,7 @@ class Reads:
         while True:
             await self._queued.wait()
             queued, self._queue = self._queue[:_READ_KEYS_MAX], self._queue[_READ_KEYS_MAX:]
-            reads = [read for read in queued if not read[1].closed]
+            reads = [read for read in queued if not read[1].closed and not self._answer_unapplied(*read[:2])]
             if not self._queue:
                 self._queued.clear()
             tickets = [tables.cache.begin(op.key) for op, _, _, _ in reads]
@@ -126,6 +126,13 @@ class Reads:
                     self._missed(*read, ticket)
                 else:
                     self._finish(*read, ticket, result)
+
+    def _answer_unapplied(self, op: Get, sink: Sink) -> bool:
+        """A change became visible while the read was queued: the file may not have it yet, and must not hide it."""
+        if self._tables.memtable.visible((VALUE, op.key)) is None:
+            return False
+        self.get(op, sink)
+        return True
 
     def _missed(self, op: Get, sink: Sink, partition: int, generation: int, ticket: int) -> None:
         """The file has no such row, by an index that is not verified yet, or damaged."""
