@@ -143,13 +143,13 @@ def test_batches_answer_and_change_what_a_dictionary_would(history: list[Round])
             arrivals[partition_of(key.encode(), PARTITIONS)] = 0
         clock = file.clock
         batch = file.run(ops, now_ms=now_ms, arrivals=arrivals, frees_only=frees_only)
-        for op, answer in zip(ops, batch.changes.answers, strict=True):
+        for op, answer in zip(ops, batch.answers, strict=True):
             owned = bool(arrivals[partition_of(op.key.encode(), PARTITIONS)])
             assert answer.status == model.status_of(op, now_ms, owned, frees_only)
             if answer.status in (201, 204):
                 assert answer.version > highest.get(op.key, 0), "versions rise, also after a delete and a trim"
                 highest[op.key] = answer.version
-        for key, row in batch.changes.rows.items():
+        for key, row in batch.changed.items():
             assert row.version >= highest.get(key, 0)
             highest[key] = row.version
         assert {key: Live(row.body, row.expires_at_ms) for key, row in file.rows.items() if row.body is not None} == (
@@ -163,13 +163,11 @@ def test_batches_answer_and_change_what_a_dictionary_would(history: list[Round])
 
 
 def _check_sequences(batch: Decided, before: Clock) -> None:
-    sequences = [row.sequence for row in batch.changes.rows.values()]
+    sequences = [row.sequence for row in batch.changed.values()]
     assert len(set(sequences)) == len(sequences)
-    assert all(before.sequence < sequence <= batch.changes.clock.sequence for sequence in sequences)
-    assert max(sequences, default=before.sequence) == batch.changes.clock.sequence
-    assert (
-        max((row.version for row in batch.changes.rows.values()), default=before.version) == batch.changes.clock.version
-    )
+    assert all(before.sequence < sequence <= batch.clock.sequence for sequence in sequences)
+    assert max(sequences, default=before.sequence) == batch.clock.sequence
+    assert max((row.version for row in batch.changed.values()), default=before.version) == batch.clock.version
 
 
 @given(st.lists(operations, max_size=12))
@@ -186,8 +184,8 @@ def test_a_put_of_an_absent_key_creates_and_one_of_a_present_key_replaces() -> N
 def test_several_operations_on_one_key_in_one_batch_leave_one_row_and_see_each_other() -> None:
     file = File()
     batch = file.run([Put(1, "a", b"1"), Delete(2, "a"), Delete(3, "a"), Put(4, "a", b"22")])
-    assert [a.status for a in batch.changes.answers] == [201, 204, 404, 201]
-    assert [(row.body, row.version) for row in batch.changes.rows.values()] == [(b"22", 3)]
+    assert [a.status for a in batch.answers] == [201, 204, 404, 201]
+    assert [(row.body, row.version) for row in batch.changed.values()] == [(b"22", 3)]
     assert file.clock == Clock(version=3, sequence=3, tombstones_floor=0, keys=1, bytes=3)
 
 
@@ -195,8 +193,8 @@ def test_a_key_put_over_an_expired_one_is_new_and_the_expiry_took_a_step_of_its_
     file = File()
     file.run([Put(1, "a", b"old", 10)], now_ms=1000)
     batch = file.run([Put(2, "a", b"new")], now_ms=1010)
-    assert [(a.status, a.version) for a in batch.changes.answers] == [(201, 3)]
-    assert batch.changes.expired == 1
+    assert [(a.status, a.version) for a in batch.answers] == [(201, 3)]
+    assert batch.expired == 1
     assert file.clock.sequence == 3
 
 
@@ -210,15 +208,15 @@ def test_a_delete_of_an_expired_key_is_404_and_leaves_the_expiry_as_a_tombstone(
     file = File()
     file.run([Put(1, "a", b"old", 10)], now_ms=1000)
     batch = file.run([Delete(2, "a")], now_ms=2000)
-    assert [a.status for a in batch.changes.answers] == [404]
-    assert [(row.body, row.version, row.expires_at_ms) for row in batch.changes.rows.values()] == [(None, 2, 0)]
+    assert [a.status for a in batch.answers] == [404]
+    assert [(row.body, row.version, row.expires_at_ms) for row in batch.changed.values()] == [(None, 2, 0)]
 
 
 def test_a_put_that_the_disk_refuses_still_makes_the_expiry_that_it_met() -> None:
     file = File()
     file.run([Put(1, "a", b"old", 10)], now_ms=1000)
     batch = file.run([Put(2, "a", b"new")], now_ms=2000, frees_only=True)
-    assert [a.status for a in batch.changes.answers] == [507]
+    assert [a.status for a in batch.answers] == [507]
     assert file.rows["a"].body is None
 
 
@@ -228,7 +226,7 @@ def test_an_expiry_that_comes_too_early_or_too_late_changes_nothing() -> None:
     assert file.run([Expire("a")], now_ms=1009).changed == {}
     file.run([Put(2, "a", b"2")], now_ms=1009)
     batch = file.run([Expire("a"), Expire("never")], now_ms=9999)
-    assert (batch.changes.rows, [a.status for a in batch.changes.answers]) == ({}, [200, 200])
+    assert (batch.changed, [a.status for a in batch.answers]) == ({}, [200, 200])
 
 
 def test_a_put_without_ttl_clears_an_earlier_one() -> None:
@@ -243,19 +241,19 @@ def test_an_operation_on_a_partition_of_another_shard_is_refused_and_does_not_ev
     file.run([Put(1, "a", b"old", 10)], now_ms=1000)
     before = dict(file.rows)
     batch = file.run([op], now_ms=9999, arrivals=[0] * PARTITIONS)
-    assert batch.changes.answers[0].status == 421
-    assert batch.changes.answers[0].problem is not None
-    assert batch.changes.answers[0].problem["epoch"] == 7
-    assert (file.rows, batch.changes.expired) == (before, 0)
+    assert batch.answers[0].status == 421
+    assert batch.answers[0].problem is not None
+    assert batch.answers[0].problem["epoch"] == 7
+    assert (file.rows, batch.expired) == (before, 0)
 
 
 def test_a_full_disk_refuses_puts_and_takes_deletes_and_expiries() -> None:
     file = File()
     file.run([Put(1, "a", b"1"), Put(2, "b", b"2", 10)], now_ms=1000)
     batch = file.run([Put(1, "c", b"3"), Delete(2, "a"), Expire("b")], now_ms=2000, frees_only=True)
-    assert [a.status for a in batch.changes.answers] == [507, 204, 410]
-    assert batch.changes.answers[0].problem is not None
-    assert batch.changes.answers[0].problem["code"] == "disk-full"
+    assert [a.status for a in batch.answers] == [507, 204, 410]
+    assert batch.answers[0].problem is not None
+    assert batch.answers[0].problem["code"] == "disk-full"
     assert (file.clock.keys, file.clock.bytes) == (0, 0)
 
 

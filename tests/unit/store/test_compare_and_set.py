@@ -192,6 +192,8 @@ async def test_a_hot_key_does_not_cost_a_commit_a_client(tmp_path: Path):
 
 async def test_a_lease_and_compare_and_sets_of_one_batch_exclude_each_other(tmp_path: Path):
     async with opened(tmp_path) as store:
+        store.get(Get(next_id(), "k"), found := Sink())
+        assert (await found.answer()).status == 404  # from now on its row is in memory
         sinks = [
             asked(store, Put(next_id(), "k", b"1", 0, Guard(absent=True))),
             asked(store, acquire("k", 60)),

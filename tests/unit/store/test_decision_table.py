@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvstore.environment import SYSTEM
 from kvstore.protocol import Attempt
 from kvstore.store.decision_table import DecisionTable
 
@@ -11,7 +12,7 @@ def attempts(count: int, router: str) -> list[Attempt]:
 
 
 def kept(*committed: Attempt) -> DecisionTable:
-    decisions = DecisionTable(-1.0)  # all of them are old at once
+    decisions = DecisionTable(SYSTEM, -1.0)  # all of them are old at once
     decisions.note([(attempt, 0, True) for attempt in committed], [])
     return decisions
 
@@ -37,13 +38,13 @@ def test_those_of_partitions_that_are_elsewhere_are_left_alone() -> None:
 
 
 def test_an_aborted_attempt_has_nobody_to_wait_for() -> None:
-    decisions = DecisionTable(-1.0)
+    decisions = DecisionTable(SYSTEM, -1.0)
     (attempt,) = attempts(1, "router01")
     decisions.note([(attempt, 0, False)], [])
     assert decisions.old([1], 20) == ([(attempt, 0)], [])
 
 
 def test_a_young_one_stays() -> None:
-    decisions = DecisionTable(60.0)
+    decisions = DecisionTable(SYSTEM, 60.0)
     decisions.note([(attempt, 0, False) for attempt in attempts(2, "router01")], [])
     assert decisions.old([1], 20) == ([], [])

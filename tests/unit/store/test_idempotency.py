@@ -11,9 +11,8 @@ import pytest
 
 from kvstore.protocol import Answer, Delete, Guard, Once, Put, Release, Renew
 from kvstore.storage.rows import REPLY
-from kvstore.store import lease_timers
-from kvstore.store import store as store_module
 from kvstore.store.ops import EndWait, Expire, WriteOp
+from kvstore.store.store import Store
 from tests.unit.store.rig import Bench, Sink, TurnedTime, acquire, ask, asked, code, opened, token, until
 
 K = Once("key", "digest")
@@ -310,6 +309,11 @@ def test_after_a_boot_and_on_another_machine_the_wall_clock_counts(monkeypatch: 
 # --- a store ----------------------------------------------------------------------------------------------------------
 
 
+async def applied_reply_rows(store: Store) -> list[tuple[str, bool]]:
+    await store.applier.flush()
+    return reply_rows(store.path)
+
+
 def reply_rows(file: Path) -> list[tuple[str, bool]]:
     with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
         return connection.execute("SELECT key, body IS NULL FROM rows WHERE kind = 'reply'").fetchall()
@@ -318,10 +322,10 @@ def reply_rows(file: Path) -> list[tuple[str, bool]]:
 async def test_replies_survive_a_crash(tmp_path: Path):
     crashed = tmp_path / "crashed"
     crashed.mkdir()
-    async with opened(tmp_path) as store:
+    async with opened(tmp_path, apply_delay_s=3600.0) as store:
         put = await ask(store, Put(1, "k", b"v", 0, None, K))
         granted = await ask(store, acquire("lock", 60, once=K))
-        for file in tmp_path.glob("store.db*"):
+        for file in tmp_path.glob("store.*"):
             shutil.copy(file, crashed)
     async with opened(crashed) as store:
         assert shown(await ask(store, Put(2, "k", b"v", 0, None, K))) == shown(put)
@@ -329,30 +333,25 @@ async def test_replies_survive_a_crash(tmp_path: Path):
         assert (await ask(store, acquire("lock", 60, once=K))).version == granted.version
 
 
-async def test_the_sweep_expires_replies_whose_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_the_sweep_expires_replies_whose_time_is_over(tmp_path: Path):
     turned = TurnedTime()
-    monkeypatch.setattr(store_module, "time", turned)
-    monkeypatch.setattr(lease_timers, "time", turned)
-    async with opened(tmp_path, idempotency_kept_s=60, expiry_sweep_s=0.05) as store:
+    async with opened(tmp_path, turned, idempotency_kept_s=60, expiry_sweep_s=0.05) as store:
         await ask(store, Put(1, "k", b"v", 0, None, K))
-        assert [deleted for _, deleted in reply_rows(tmp_path / "store.db")] == [0]
+        assert [deleted for _, deleted in await applied_reply_rows(store)] == [0]
         turned.wall_step_s = turned.monotonic_step_s = 61
         await until(lambda: [deleted for _, deleted in reply_rows(tmp_path / "store.db")] == [1])
         assert store.tables.stats.expired == 0
 
 
-async def test_the_sweep_leaves_replies_alone_that_only_the_wall_clock_made_old(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+async def test_the_sweep_leaves_replies_alone_that_only_the_wall_clock_made_old(tmp_path: Path):
     turned = TurnedTime()
-    monkeypatch.setattr(store_module, "time", turned)
-    async with opened(tmp_path, idempotency_kept_s=600, expiry_sweep_s=0.05, expiry_ops_max=2) as store:
+    async with opened(tmp_path, turned, idempotency_kept_s=600, expiry_sweep_s=0.05, expiry_ops_max=2) as store:
         for number in range(5):
             await ask(store, Put(1, f"k{number}", b"v", 0, None, K))
         await ask(store, Put(1, "goes", b"v", 60_000))
         turned.wall_step_s = 660
-        await until(lambda: store.stats.expired == 1)  # the sweep has been there, and has come to an end
-        assert [deleted for _, deleted in reply_rows(tmp_path / "store.db")] == [0] * 5
+        await until(lambda: store.tables.stats.expired == 1)  # the sweep has been there, and has come to an end
+        assert [deleted for _, deleted in await applied_reply_rows(store)] == [0] * 5
         for number in range(5):
             assert (await ask(store, Put(2, f"k{number}", b"v", 0, None, K))).status == 201
 
@@ -362,4 +361,4 @@ async def test_twenty_duplicates_at_once_have_one_effect(tmp_path: Path):
         sinks = [asked(store, Put(number, "k", b"v", 0, Guard(absent=True), K)) for number in range(20)]
         answers = [await sink.answer() for sink in sinks]
         assert {(answer.status, answer.version) for answer in answers} == {(201, answers[0].version)}
-        assert len(reply_rows(tmp_path / "store.db")) == 1
+        assert len(await applied_reply_rows(store)) == 1

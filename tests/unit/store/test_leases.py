@@ -19,17 +19,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kvstore import failpoints
-from kvstore.config import Limits
 from kvstore.errors import DataCorrupt
 from kvstore.protocol import Acquire, Answer, Delete, Get, Inspect, Leave, Once, Put, Release, Renew, ScanLeases
-from kvstore.storage.rows import LEASE, VALUE
-from kvstore.storage import sqlite
+from kvstore.storage import sqlite_file
 from kvstore.storage.engine import Application
+from kvstore.storage.rows import LEASE, VALUE
 from kvstore.storage.sqlite import SqliteEngine
 from kvstore.store.batch import Batch
 from kvstore.store.leases import LeaseBody
 from kvstore.store.ops import EndWait, Expire, ExpireLease, Locks, WriteOp
+from kvstore.store.pipeline import Pipeline
 from kvstore.store.store import Store
 from kvstore.store.write_set import Before, Context
 from kvstore.transactions.intents import Holds, State
@@ -208,7 +207,7 @@ class BatchesOnAFile(RuleBasedStateMachine):
         self.openings += 1
         path = self.folder / "store.db"
         if not path.exists():
-            sqlite.create_file(path, {"store_id": "ab" * 16, "shard_id": "s1", "partitions": str(PARTITIONS)})
+            sqlite_file.create_file(path, {"store_id": "ab" * 16, "shard_id": "s1", "partitions": str(PARTITIONS)})
         self.engine = self.runner.run(SqliteEngine.open(path, "s1", PARTITIONS, 1 << 20))
         self.locks: Locks = LockTable(f"opening {self.openings}", self.model.waiters_max)
         for name, version, stored in self.leases_in_the_file():
@@ -590,31 +589,39 @@ def turned() -> TurnedTime:
 
 
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, threading.Event]]:
-    """Batches stand still at a failpoint while its event is not set."""
-    events = {name: threading.Event() for name in ("batch-before-commit", "batch-after-commit")}
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, asyncio.Event]]:
+    """Syncs of the log stand still while one of these is not set: before the sync, or when it has returned."""
+    events = {name: asyncio.Event() for name in ("before-sync", "after-sync")}
     for event in events.values():
         event.set()
-    monkeypatch.setattr(failpoints, "hit", lambda *names: [events[name].wait(20) for name in names if name in events])
+    sync = Pipeline._sync_in_thread
+
+    async def held(pipeline: Pipeline) -> None:
+        await events["before-sync"].wait()
+        await sync(pipeline)
+        await events["after-sync"].wait()
+
+    monkeypatch.setattr(Pipeline, "_sync_in_thread", held)
     yield events
     for event in events.values():
         event.set()
 
 
-def lease_rows(folder: Path) -> list[tuple[str, int, bool]]:
-    """What anybody with `sqlite3` would see: name, version, whether it is a tombstone."""
-    with closing(sqlite3.connect(f"file:{folder / 'store.db'}?mode=ro", uri=True)) as file:
+async def lease_rows(store: Store) -> list[tuple[str, int, bool]]:
+    """What a person with `sqlite3` would see: name, version, whether it is a tombstone."""
+    await store.applier.flush()
+    with closing(sqlite3.connect(f"file:{store.path}?mode=ro", uri=True)) as file:
         return file.execute("SELECT key, version, body IS NULL FROM rows WHERE kind = 'lease' ORDER BY key").fetchall()
 
 
 async def test_a_lease_ends_by_itself_as_a_tombstone_in_the_file(tmp_path: Path):
     async with opened(tmp_path) as store:
         granted = (await ask(store, acquire("k", 0.2))).version
-        assert lease_rows(tmp_path) == [("k", granted, False)]
+        assert await lease_rows(store) == [("k", granted, False)]
         waiter = asked(store, acquire("k", 30, wait_s=20))
         assert (await waiter.answer()).status == 201
         await ask(store, Release(0, "k", waiter.replies[0].version))  # type: ignore[union-attr]
-        ((name, version, deleted),) = lease_rows(tmp_path)
+        ((name, version, deleted),) = await lease_rows(store)
         assert (name, deleted) == ("k", True)
         assert version > granted
 
@@ -635,42 +642,42 @@ async def test_a_short_lease_after_a_long_one_ends_in_its_own_time(tmp_path: Pat
 
 
 async def test_a_lease_ends_although_the_queue_of_writes_was_full_when_it_was_due(tmp_path: Path, gate):
-    async with opened(tmp_path, queue_ops_max=3) as store:
+    async with opened(tmp_path, sync_inline_ms_max=0.0, queue_ops_max=3) as store:
         await ask(store, acquire("k", 0.2))
         waiter = asked(store, acquire("k", wait_s=20))
         await until(lambda: store.tables.locks.waiting_for_lease("k"))
-        gate["batch-before-commit"].clear()
+        gate["before-sync"].clear()
         await ask_until_full(store)
         await asyncio.sleep(0.5)
-        gate["batch-before-commit"].set()
+        gate["before-sync"].set()
         assert (await waiter.answer()).status == 201
 
 
 async def test_a_wait_ends_although_the_queue_of_writes_was_full_when_it_was_due(tmp_path: Path, gate):
-    async with opened(tmp_path, queue_ops_max=3) as store:
+    async with opened(tmp_path, sync_inline_ms_max=0.0, queue_ops_max=3) as store:
         await ask(store, acquire("k", 3600))
         waiter = asked(store, acquire("k", wait_s=0.2))
         await until(lambda: store.tables.locks.waiting_for_lease("k"))
-        gate["batch-before-commit"].clear()
+        gate["before-sync"].clear()
         await ask_until_full(store)
         await asyncio.sleep(0.5)
-        gate["batch-before-commit"].set()
+        gate["before-sync"].set()
         answer = await waiter.answer()
         assert (answer.status, code(answer)) == (423, "locked")
         assert store.tables.locks.waiting_for_lease("k") == ()
 
 
 async def ask_until_full(store: Store) -> None:
-    """One batch is at work and cannot end; the queue behind it is full."""
+    """Batches are at work and cannot end; the queue behind them is full."""
     asked(store, Put(0, "other", b""))
-    await until(lambda: not store._writes)
+    await until(lambda: not len(store.pipeline))
     while not (sink := asked(store, Put(0, "other", b""))).replies:
         pass
     assert sink.replies[0].status == 429  # type: ignore[union-attr]
 
 
 async def test_no_answer_leaves_before_the_commit_and_no_lease_runs_before_it_is_visible(tmp_path: Path, gate):
-    async with opened(tmp_path) as store:
+    async with opened(tmp_path, sync_inline_ms_max=0.0) as store:
         for point in gate:
             gate[point].clear()
             sink = asked(store, acquire("k", 0.2))
@@ -689,21 +696,21 @@ async def test_no_answer_leaves_before_the_commit_and_no_lease_runs_before_it_is
 
 
 async def test_a_renewal_that_is_not_visible_yet_keeps_the_lease_from_ending(tmp_path: Path, gate):
-    async with opened(tmp_path) as store:
+    async with opened(tmp_path, sync_inline_ms_max=0.0) as store:
         granted = (await ask(store, acquire("k", 0.5))).version
-        gate["batch-before-commit"].clear()
+        gate["before-sync"].clear()
         renewed = asked(store, Renew(0, "k", granted))
         await asyncio.sleep(0.8)
         lease = store.tables.locks.lease("k")
         assert lease is not None
         assert lease.left_s(time.monotonic()) == 0.5
-        gate["batch-before-commit"].set()
+        gate["before-sync"].set()
         assert (await renewed.answer()).status == 200
         assert (await ask(store, Put(0, "k", b"v", 0, token(granted)))).status == 201
 
 
 async def test_steps_of_the_wall_clock_do_not_touch_a_lease(tmp_path: Path, turned: TurnedTime):
-    async with opened(tmp_path) as store:
+    async with opened(tmp_path, turned) as store:
         granted = (await ask(store, acquire("k", 60))).version
         for step_s in (1e6, -2e6):
             turned.wall_step_s += step_s
@@ -717,7 +724,7 @@ async def test_after_a_pause_longer_than_the_lease_the_late_write_of_its_holder_
     tmp_path: Path, turned: TurnedTime
 ):
     """All that came in during the pause is there at once: the holder's write first, then the next holder's."""
-    async with opened(tmp_path) as store:
+    async with opened(tmp_path, turned) as store:
         paused = (await ask(store, acquire("k", 60))).version
         waiter = asked(store, acquire("k", 60, wait_s=60))
         await ask(store, Inspect(0, "k"))
@@ -732,12 +739,12 @@ async def test_after_a_pause_longer_than_the_lease_the_late_write_of_its_holder_
 
 
 async def test_a_lease_survives_a_restart_with_its_token_and_all_of_its_time(tmp_path: Path, turned: TurnedTime):
-    async with opened(tmp_path) as store:
+    async with opened(tmp_path, turned) as store:
         granted = (await ask(store, acquire("k", 60, owner="me"))).version
         identity = store.tables.locks.lease("k").identity  # type: ignore[union-attr]
         turned.monotonic_step_s += 50
     turned.monotonic_step_s += 1000
-    async with opened(tmp_path) as store:
+    async with opened(tmp_path, turned) as store:
         lease = store.tables.locks.lease("k")
         assert lease is not None
         assert lease.identity != identity
@@ -753,14 +760,14 @@ async def test_a_lease_survives_a_restart_with_its_token_and_all_of_its_time(tmp
 async def test_a_lease_survives_a_crash_also_where_its_end_was_decided_but_not_committed(tmp_path: Path, gate):
     crashed = tmp_path / "crashed"
     crashed.mkdir()
-    async with opened(tmp_path) as store:
+    async with opened(tmp_path, apply_delay_s=3600.0, sync_inline_ms_max=0.0) as store:
         granted = (await ask(store, acquire("k", 60))).version
-        gate["batch-before-commit"].clear()
+        gate["before-sync"].clear()
         released = asked(store, Release(0, "k", granted))
         await until(lambda: store.tables.locks.lease("k") is None)
-        for file in tmp_path.glob("store.db*"):
+        for file in tmp_path.glob("store.*"):
             shutil.copy(file, crashed)
-        gate["batch-before-commit"].set()
+        gate["before-sync"].set()
         assert (await released.answer()).status == 204
     async with opened(crashed) as store:
         assert (await ask(store, Renew(0, "k", granted))).status == 200
@@ -769,12 +776,12 @@ async def test_a_lease_survives_a_crash_also_where_its_end_was_decided_but_not_c
 async def test_a_lease_that_ended_before_the_crash_does_not_come_back(tmp_path: Path):
     crashed = tmp_path / "crashed"
     crashed.mkdir()
-    async with opened(tmp_path) as store:
+    async with opened(tmp_path, apply_delay_s=3600.0) as store:
         released = (await ask(store, acquire("released", 60))).version
         await ask(store, Release(0, "released", released))
         expired = (await ask(store, acquire("expired", 0.1))).version
         await asked(store, acquire("expired", 60, wait_s=20)).answer()
-        for file in tmp_path.glob("store.db*"):
+        for file in tmp_path.glob("store.*"):
             shutil.copy(file, crashed)
     async with opened(crashed) as store:
         assert code(await ask(store, Renew(0, "released", released))) == "lock-lost"

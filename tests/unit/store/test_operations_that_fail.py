@@ -29,8 +29,9 @@ from kvstore.protocol import (
     Step,
     Transact,
 )
-from kvstore.storage import batch as batch_module
+from kvstore.store import refusals
 from kvstore.store.batch import Batch
+from kvstore.store.leases import Leases
 from kvstore.store.ops import DropDecisions, EndLockWaits, ExpireLease, WriteOp
 from kvstore.store.write_set import Changes, Context
 from kvstore.transactions.undo import Undo
@@ -131,7 +132,7 @@ def run(*ops: WriteOp) -> tuple[Any, dict[int, Reply]]:
         context = Context(bench.now_ms, bench.now_s, bench.arrivals, 1, False, bench.kept_ms, 1 << 24)
         bench.batch = batch = Batch(bench.clock, context, bench.locks, bench.holds, bench.rows)
         batch.decide(op, sink)
-        assert not batch._granted
+        assert not batch._ready
         bench.rows.rows.update(batch.changes.rows)
         bench.clock = batch.changes.clock
         for lease in batch.leases.started:
@@ -164,7 +165,7 @@ def test_whichever_step_fails_nothing_of_the_operation_is_left(failing: WriteOp)
 def test_one_that_fails_does_not_disturb_the_others_of_its_batch_and_is_told_once_in_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(batch_module, "_faults_told", set())
+    monkeypatch.setattr(refusals, "_faults_told", set())
     bench = Bench()
     write = Changes.write
 
@@ -188,14 +189,14 @@ def test_a_waiter_that_fails_when_its_turn_comes_does_not_fail_the_release(monke
     bench = Bench()
     held = bench.acquire("k")
     bench.run(acquire("k", wait_s=5, owner="bad", op_id=2), acquire("k", wait_s=5, owner="good", op_id=3))
-    started = batch_module.Leases._start
+    started = Leases._start
 
     def broken(leases: Any, lease: Any) -> None:
         started(leases, lease)
         if lease.owner == "bad":
             raise Broken("a fault")
 
-    monkeypatch.setattr(batch_module.Leases, "_start", broken)
+    monkeypatch.setattr(Leases, "_start", broken)
     answers = bench.run(Release(1, "k", held))
     assert [(answer.id, answer.status) for answer in answers] == [(2, 500), (3, 201), (1, 204)]
     assert bench.lease("k").owner == "good"
