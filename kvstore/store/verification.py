@@ -117,13 +117,16 @@ class Verification:
                 wrong = await self._engine.examine()
                 self._is_examined = True
                 if wrong:
-                    self.file_damage = DataCorrupt(
-                        f"The shard's file is damaged ({wrong}), so nothing more is written.",
-                        next_step="Restore file and log from a copy; `kvstore store check FILE` names what is damaged.",
-                    )
-                    log.error("%s: %s", self._engine.path, self.file_damage.detail)
+                    self.stop_writing(DataCorrupt(f"The shard's file is damaged ({wrong})."))
         if self.file_damage is not None:
             raise self.file_damage
+
+    def stop_writing(self, damage: DataCorrupt) -> None:
+        """Nothing more is written: clients are told so, and what the file lacks stays in the log."""
+        if self.file_damage is None:
+            log.error("nothing more is written into %s: %s", self._engine.path, damage.detail)
+            next_step = "Restore file and log from a copy; `kvstore store check FILE` names what is damaged."
+            self.file_damage = DataCorrupt(f"Nothing more is written. {damage.detail}", next_step=next_step)
 
     # --- the work -----------------------------------------------------------------------------------------------------
 

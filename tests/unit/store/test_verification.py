@@ -226,3 +226,23 @@ async def verified_enough(hands: Hands) -> None:
     """Wait until the file was examined."""
     with contextlib.suppress(DataCorrupt):
         await hands.store.tables.verification.writable()
+
+
+async def test_damage_that_shows_as_rows_are_applied_ends_the_writing_and_not_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "shard-s1.db"
+    values = await filled(path, 20)
+    page = place_in(path, "rows_partition", b"\x03") // 4096 * 4096
+    async with opened(path, apply_delay_s=60.0) as hands:
+        await verified_enough(hands)  # it was whole then
+        flip(path, page, 4)
+        assert (await hands.put("another", b"new")).status == 201
+        with contextlib.suppress(DataCorrupt):
+            await hands.store.applier.flush()
+        hands.store.applier._something.set()
+        async with asyncio.timeout(20):
+            while (damage := hands.store.tables.verification.file_damage) is None:
+                await asyncio.sleep(0.005)
+        assert "Nothing more is written" in damage.detail
+        assert code(await hands.put("key-15", b"new")) == "data-corrupt"
+        assert (await hands.get("key-15")).value == values["key-15"]
+        assert (await hands.get("another")).value == b"new"
