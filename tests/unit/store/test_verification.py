@@ -78,6 +78,8 @@ async def test_a_write_never_takes_a_lost_key_for_a_new_one(tmp_path: Path) -> N
     await filled(path, 20)
     hide_from_unique_index(path, "key-07")
     async with opened(path, **NEVER) as hands:
+        await verified_enough(hands)
+        hands.store.tables.verification.file_damage = None  # as if only the look at the partition could tell
         assert code(await hands.put("key-07", b"new")) == "data-corrupt"
         assert code(await hands.delete("key-07")) == "data-corrupt"
 
