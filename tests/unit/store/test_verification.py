@@ -178,6 +178,22 @@ async def test_a_whole_file_is_verified_after_opening_and_again_now_and_then(tmp
         assert all(map(verification.is_verified, range(PARTITIONS)))
 
 
+async def test_a_damaged_partition_does_not_leave_for_another_shard(tmp_path: Path) -> None:
+    path = tmp_path / "shard-s1.db"
+    await filled(path, 20)
+    hide_from_unique_index(path, "key-07")
+    async with opened(path, **AT_ONCE) as hands:
+        await verified(hands)
+        partitions = hands.store.partitions
+        partitions.view = partitions.view._replace(
+            leaving={"whole": frozenset({home("key-15")}), "damaged": frozenset({home("key-07")})}
+        )
+        hands.store.tables.verification.file_damage = None
+        with pytest.raises(DataCorrupt, match="partition"):
+            await partitions.freeze("damaged")
+        assert hands.store.served.generations[home("key-07")]
+
+
 # --- a file that must not be written to -------------------------------------------------------------------------------
 
 
