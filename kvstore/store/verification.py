@@ -114,10 +114,10 @@ class Verification:
         """Return once the file was examined. Raises DataCorrupt if it must not be written to any more."""
         async with self._examining:
             if not self._is_examined:
-                wrong = await self._engine.examine()
+                wrong = (await self._engine.verify(None)).faults
                 self._is_examined = True
                 if wrong:
-                    self.stop_writing(DataCorrupt(f"The shard's file is damaged ({wrong})."))
+                    self.stop_writing(DataCorrupt(f"The shard's file is damaged ({wrong[0].detail})."))
         if self.file_damage is not None:
             raise self.file_damage
 

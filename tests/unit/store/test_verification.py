@@ -54,8 +54,9 @@ def count_looks(hands: Hands) -> list[VerifyQuery]:
     engine: Any = hands.store.tables.engine
     looks, verify = [], engine.verify
 
-    async def counted(query: VerifyQuery) -> Any:
-        looks.append(query)
+    async def counted(query: VerifyQuery | None) -> Any:
+        if query is not None:
+            looks.append(query)
         return await verify(query)
 
     engine.verify = counted
