@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 import uvloop
 
-from kvstore.errors import ConfigError, DataCorrupt, DataInUse, ForeignData, KvError
+from kvstore.errors import ConfigError, DataCorrupt, DataInUse, ForeignData, KvError, LogDamaged
 
 EXIT_REFUSED = 2
 EXIT_DISK_FAILED = 74  # EX_IOERR of sysexits.h
@@ -110,7 +110,7 @@ def _refuse(name: str, why: str, json_log: bool, code: int) -> int:
 
 def refusal_code(error: KvError) -> int:
     """78 for configuration or data that stay wrong until a person mends them; 2 for what another start may not find."""
-    lasts = isinstance(error, ConfigError | ForeignData | DataCorrupt) and not isinstance(error, DataInUse)
+    lasts = isinstance(error, ConfigError | ForeignData | DataCorrupt | LogDamaged) and not isinstance(error, DataInUse)
     return EXIT_NEEDS_A_PERSON if lasts else EXIT_REFUSED
 
 

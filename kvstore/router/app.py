@@ -9,6 +9,7 @@ Leaves to others: rules (`service`), HTTP's own strictness and limits (`transpor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable

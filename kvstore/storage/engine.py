@@ -226,12 +226,11 @@ class Engine(Protocol):
         """The sequence of the last of the `count_max` oldest tombstones up to `sequence`; 0 if there is none."""
         ...
 
-    async def verify(self, query: VerifyQuery) -> Verified:
-        """Look whether some rows are what was written and whether they can be found. Damage is a fault, no error."""
-        ...
+    async def verify(self, query: VerifyQuery | None) -> Verified:
+        """Look whether some rows are what was written and whether they can be found. Damage is a fault, no error.
 
-    async def examine(self) -> str:
-        """What makes it dangerous to apply anything, because that might damage more; empty if nothing does."""
+        None: the file as a whole, for what makes it dangerous to apply anything, because that might damage more.
+        """
         ...
 
     async def close(self) -> None: ...

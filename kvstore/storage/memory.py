@@ -193,11 +193,8 @@ class MemoryEngine:
         oldest = [at for at in found if floor < at <= sequence][:count_max]
         return oldest[-1] if oldest else 0
 
-    async def examine(self) -> str:
-        return ""
-
-    async def verify(self, query: VerifyQuery) -> Verified:
-        rows = [row for row in self._all() if query.partition in (-1, row.partition)]
+    async def verify(self, query: VerifyQuery | None) -> Verified:
+        rows = [row for row in self._all() if query is None or query.partition in (-1, row.partition)]
         return Verified(len(rows), 0, False, [])
 
 

@@ -151,10 +151,9 @@ class SqliteEngine:
     async def old_tombstones(self, sequence: int, count_max: int) -> int:
         return await in_thread(self._scan_reader, sqlite_reads.old_tombstones, sequence, count_max, self._drops)
 
-    async def examine(self) -> str:
-        return await in_thread(self._scan_reader, examine)
-
-    async def verify(self, query: VerifyQuery) -> Verified:
+    async def verify(self, query: VerifyQuery | None) -> Verified:
+        if query is None:
+            return await in_thread(self._scan_reader, examine)
         return await in_thread(self._scan_reader, sqlite_reads.verified, query, self._drops)
 
 

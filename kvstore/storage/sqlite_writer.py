@@ -213,3 +213,7 @@ def _disk_errors() -> Iterator[None]:
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL):
             raise TryLater(str(error)) from error
         raise OSError(f"SQLite: {error} ({error.sqlite_errorname})") from error
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise
+        raise DataCorrupt(f"The file is damaged: {error}.") from error

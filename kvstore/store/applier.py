@@ -110,8 +110,9 @@ class Applier:
                     await self._apply()
                     await self._checkpoint_if_due()
                 errors = 0
-            except DataCorrupt:
-                return  # nothing more is written, by clients neither; the log has what is not applied
+            except DataCorrupt as error:
+                self._tables.verification.stop_writing(error)  # the log has what is not applied
+                return
             except TryLater as error:
                 log.warning("applying to the file waits: %s", error)
                 self._something.set()
@@ -195,7 +196,8 @@ class Applier:
             try:
                 while await self.clean_some():
                     pass
-            except DataCorrupt:
+            except DataCorrupt as error:
+                self._tables.verification.stop_writing(error)
                 return
             except (TryLater, OSError) as error:
                 log.warning("removing rows waits: %s", error)

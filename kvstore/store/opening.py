@@ -73,11 +73,8 @@ async def open_files(
     prepare_data_file(path)
     lock_fd = lock(path)
     try:
-        found = await environment.in_thread(partial(sqlite_file.format_of, path))
-        number = 0
-        if found == FORMAT:
-            _, store_id = await environment.in_thread(partial(sqlite_file.position_of, path))
-            number = await told(store_id)
+        found, store_id = await environment.in_thread(partial(_found, path))
+        number = await told(store_id) if store_id else 0
         open_log = partial(_open_log, path, shard_id, partitions, limits, environment, found, number)
         log, entries = await environment.in_thread(open_log)
         try:
@@ -86,9 +83,9 @@ async def open_files(
             log.close()
             raise
         try:
-            if entries and (wrong := await engine.examine()):
+            if entries and (wrong := (await engine.verify(None)).faults):
                 raise DataCorrupt(
-                    f"{path} is damaged ({wrong}), so the records of its log cannot be applied.",
+                    f"{path} is damaged ({wrong[0].detail}), so the records of its log cannot be applied.",
                     next_step="Restore file and log from a copy; `kvstore store check FILE` names all that is damaged.",
                 )
             await replay(engine, entries)
@@ -100,6 +97,12 @@ async def open_files(
         os.close(lock_fd)
         raise
     return Opened(engine, log, lock_fd, bool(entries))
+
+
+def _found(path: Path) -> tuple[int, str]:
+    """The format of the file, and the store's id if it is the present one. Raises ForeignData, DataCorrupt."""
+    found = sqlite_file.format_of(path)
+    return found, sqlite_file.position_of(path)[1] if found == FORMAT else ""
 
 
 def lock(path: Path) -> int:

@@ -132,10 +132,18 @@ class Partitions:
     async def freeze(self, move: str) -> Fenced:
         """Serve the partitions of that move no more. Raises Conflict if it does not stand, DataCorrupt, TryLater."""
         async with self._one_step:
+            self._refuse_damaged(self.view.leaving.get(move, frozenset()))
             partitions, clock = await self._pipeline.step(lambda batch: self._freeze(batch, move), urgent=True)
             await self._applier.flush()
             digest = await self._tables.engine.digest(partitions)
         return Fenced(0, clock[0], clock[1], digest.rows, (digest.low, digest.high))
+
+    def _refuse_damaged(self, partitions: Set[int]) -> None:
+        """Raises DataCorrupt: the copy would lack what the indexes here have lost, and this store would drop it."""
+        verification = self._tables.verification
+        for partition in sorted(partitions & verification.damaged):
+            if (damage := verification.miss_in(partition)) is not None:
+                raise damage
 
     def _freeze(self, batch: Batch, move: str) -> tuple[frozenset[int], tuple[int, int]]:
         partitions = self.view.leaving.get(move)

@@ -114,16 +114,19 @@ class Verification:
         """Return once the file was examined. Raises DataCorrupt if it must not be written to any more."""
         async with self._examining:
             if not self._is_examined:
-                wrong = await self._engine.examine()
+                wrong = (await self._engine.verify(None)).faults
                 self._is_examined = True
                 if wrong:
-                    self.file_damage = DataCorrupt(
-                        f"The shard's file is damaged ({wrong}), so nothing more is written.",
-                        next_step="Restore file and log from a copy; `kvstore store check FILE` names what is damaged.",
-                    )
-                    log.error("%s: %s", self._engine.path, self.file_damage.detail)
+                    self.stop_writing(DataCorrupt(f"The shard's file is damaged ({wrong[0].detail})."))
         if self.file_damage is not None:
             raise self.file_damage
+
+    def stop_writing(self, damage: DataCorrupt) -> None:
+        """Nothing more is written: clients are told so, and what the file lacks stays in the log."""
+        if self.file_damage is None:
+            log.error("nothing more is written into %s: %s", self._engine.path, damage.detail)
+            next_step = "Restore file and log from a copy; `kvstore store check FILE` names what is damaged."
+            self.file_damage = DataCorrupt(f"Nothing more is written. {damage.detail}", next_step=next_step)
 
     # --- the work -----------------------------------------------------------------------------------------------------
 

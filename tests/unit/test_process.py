@@ -20,7 +20,7 @@ from kvstore.process import port_holder, port_in_use
 SCRIPT = """
 import asyncio, sys
 from pathlib import Path
-from kvstore.errors import ConfigError, ForeignData
+from kvstore.errors import ConfigError, ForeignData, LogDamaged
 from kvstore.process import run_process
 
 async def main(stop):
@@ -182,6 +182,8 @@ def test_a_refusal_that_only_a_person_can_mend_is_one_line_with_the_next_step_an
     )
     assert not start.pid_file.exists()
     assert end_of(start("raise ConfigError('x.yaml:1: mend it')"))[2] == "kvstore shard s1: x.yaml:1: mend it\n"
+    code, _, err = end_of(start("raise LogDamaged('Record 7 is damaged.')"))
+    assert (code, err.startswith("kvstore shard s1: Record 7 is damaged. Restore this copy")) == (78, True)
 
 
 @pytest.mark.parametrize(

@@ -403,7 +403,7 @@ async def test_whatever_was_done_to_a_row_by_hand_it_is_seen_and_the_store_survi
         await rig.store.scans.scan(Scan(1, "", "", 10, True))
 
 
-async def test_a_destroyed_page_of_the_file_costs_only_the_keys_on_it(rig: Any) -> None:
+async def test_a_destroyed_page_of_the_file_costs_the_keys_on_it_and_all_writes_but_no_other_read(rig: Any) -> None:
     for number in range(400):
         await rig.put(f"key-{number:03}", b"marker-%03d" % number + b"v" * 90)
     await rig.close()
@@ -417,7 +417,9 @@ async def test_a_destroyed_page_of_the_file_costs_only_the_keys_on_it(rig: Any) 
     assert (await rig.get("key-399")).status == 200
     with pytest.raises(DataCorrupt):
         await rig.store.scans.scan(Scan(1, "key-2", "", 10))
-    assert (await rig.put("key-399")).status == 204
+    with pytest.raises(DataCorrupt):
+        await rig.store.tables.verification.writable()
+    assert (await rig.put("zz")).problem["code"] == "data-corrupt"
 
 
 async def test_a_store_that_cannot_be_opened_leaves_no_thread_behind_that_would_keep_the_process_alive(

@@ -54,8 +54,9 @@ def count_looks(hands: Hands) -> list[VerifyQuery]:
     engine: Any = hands.store.tables.engine
     looks, verify = [], engine.verify
 
-    async def counted(query: VerifyQuery) -> Any:
-        looks.append(query)
+    async def counted(query: VerifyQuery | None) -> Any:
+        if query is not None:
+            looks.append(query)
         return await verify(query)
 
     engine.verify = counted
@@ -78,6 +79,8 @@ async def test_a_write_never_takes_a_lost_key_for_a_new_one(tmp_path: Path) -> N
     await filled(path, 20)
     hide_from_unique_index(path, "key-07")
     async with opened(path, **NEVER) as hands:
+        await verified_enough(hands)
+        hands.store.tables.verification.file_damage = None  # as if only the look at the partition could tell
         assert code(await hands.put("key-07", b"new")) == "data-corrupt"
         assert code(await hands.delete("key-07")) == "data-corrupt"
 
@@ -176,6 +179,22 @@ async def test_a_whole_file_is_verified_after_opening_and_again_now_and_then(tmp
         assert all(map(verification.is_verified, range(PARTITIONS)))
 
 
+async def test_a_damaged_partition_does_not_leave_for_another_shard(tmp_path: Path) -> None:
+    path = tmp_path / "shard-s1.db"
+    await filled(path, 20)
+    hide_from_unique_index(path, "key-07")
+    async with opened(path, **AT_ONCE) as hands:
+        await verified(hands)
+        partitions = hands.store.partitions
+        partitions.view = partitions.view._replace(
+            leaving={"whole": frozenset({home("key-15")}), "damaged": frozenset({home("key-07")})}
+        )
+        hands.store.tables.verification.file_damage = None
+        with pytest.raises(DataCorrupt, match="partition"):
+            await partitions.freeze("damaged")
+        assert hands.store.served.generations[home("key-07")]
+
+
 # --- a file that must not be written to -------------------------------------------------------------------------------
 
 
@@ -226,3 +245,23 @@ async def verified_enough(hands: Hands) -> None:
     """Wait until the file was examined."""
     with contextlib.suppress(DataCorrupt):
         await hands.store.tables.verification.writable()
+
+
+async def test_damage_that_shows_as_rows_are_applied_ends_the_writing_and_not_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "shard-s1.db"
+    values = await filled(path, 20)
+    page = place_in(path, "rows_partition", b"\x03") // 4096 * 4096
+    async with opened(path, apply_delay_s=60.0) as hands:
+        await verified_enough(hands)  # it was whole then
+        flip(path, page, 4)
+        assert (await hands.put("another", b"new")).status == 201
+        with contextlib.suppress(DataCorrupt):
+            await hands.store.applier.flush()
+        hands.store.applier._something.set()
+        async with asyncio.timeout(20):
+            while (damage := hands.store.tables.verification.file_damage) is None:
+                await asyncio.sleep(0.005)
+        assert "Nothing more is written" in damage.detail
+        assert code(await hands.put("key-15", b"new")) == "data-corrupt"
+        assert (await hands.get("key-15")).value == values["key-15"]
+        assert (await hands.get("another")).value == b"new"
