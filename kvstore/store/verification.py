@@ -93,7 +93,9 @@ class Verification:
 
     async def settle(self, partitions: Iterable[int]) -> None:
         """Return when each of them is known to be verified or damaged."""
-        asked = [self._ask(partition) for partition in set(partitions) if self._states[partition] == _UNVERIFIED]
+        asked = [
+            self._ask(partition) for partition in sorted(set(partitions)) if self._states[partition] == _UNVERIFIED
+        ]
         if asked:
             await asyncio.gather(*asked)
 

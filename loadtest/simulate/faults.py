@@ -123,9 +123,12 @@ class Faults:
         self._machine.sync_fails = True
 
     async def _slow(self) -> None:
+        """Syncs take long; at the end, often, the power is cut while one or two of them are under way."""
         environment = self._machine.environment
-        environment.sync_s = self._rng.choice((0.001, 0.005, 0.02, 0.2))
+        environment.sync_s = self._rng.choice((0.005, 0.02, 0.1, 0.3))
         await asyncio.sleep(self._rng.uniform(0.1, 3.0))
+        if self._rng.random() < 0.5:
+            await self._cut()
         environment.sync_s = _SYNC_S
 
     async def _fill(self) -> None:

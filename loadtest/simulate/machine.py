@@ -132,7 +132,9 @@ class Machine:
 
     async def _opened(self, process: Process) -> Store:
         environment, size = self.environment, LIMITS.log_segment_bytes
-        identity = self.engine.identity if self.engine else Identity(environment.random_hex(16), None, SHARD, PARTITIONS)
+        identity = (
+            self.engine.identity if self.engine else Identity(environment.random_hex(16), None, SHARD, PARTITIONS)
+        )
         if self.engine is None:
             log = Log.create(self.disk, FOLDER, NAME, identity.store_id, BEGINNING, size)
             engine = SimulatedEngine(identity)
