@@ -41,9 +41,7 @@ def _parse(text: str) -> dict[str, tuple[str, int]]:
         elif action.partition("@")[0] in _SIGNALS:
             points[name] = (action.partition("@")[0], int(action.partition("@")[2] or 1))
         else:
-            raise ValueError(
-                f"KVSTORE_FAILPOINTS: {item!r} is none of NAME=kill[@N], stop[@N], pause:MS, bug"
-            )
+            raise ValueError(f"KVSTORE_FAILPOINTS: {item!r} is none of NAME=kill[@N], stop[@N], pause:MS, bug")
     return points
 
 
