@@ -29,7 +29,7 @@ class KvError(Exception):
     def __init_subclass__(cls) -> None:
         _BY_CODE[cls.code] = cls
 
-    def __init__(self, detail: str = "", **members: Any) -> None:
+    def __init__(self, detail: str = "", /, **members: Any) -> None:
         super().__init__(detail or self.title)
         self.detail = detail or self.title
         self.members = members
@@ -61,7 +61,7 @@ def from_problem(problem: Any) -> KvError:
 
 
 def all_errors() -> list[type[KvError]]:
-    """Every error class, by code; the OpenAPI document and the README's table are checked against it."""
+    """Every error class, by code; the OpenAPI document and the table in API.md are checked against it."""
     return [_BY_CODE[code] for code in sorted(_BY_CODE)]
 
 
@@ -260,6 +260,11 @@ class DiskFull(KvError):
 class ConfigError(KvError):
     status, code, title = 500, "config-error", "The configuration is wrong"
     next_step = "Mend the line that `detail` names."
+
+
+class DataInUse(ConfigError):
+    code, title = "data-in-use", "Another process uses the data"
+    next_step = "End that process; a start after that succeeds."
 
 
 class ForeignData(KvError):

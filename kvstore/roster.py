@@ -26,7 +26,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from kvstore.config import ID_PATTERN, ClusterConfig, listen_address
+from kvstore.addresses import address_text, listen_address, on_this_host
+from kvstore.config import ID_PATTERN, ClusterConfig
 from kvstore.process import pid_file_holder
 
 PORT_MAX = 65_535
@@ -123,7 +124,8 @@ def _steps(start: Mapping[str, str | None], files: Files) -> Steps:
 def here(url: str, config: ClusterConfig) -> str | None:
     """HOST:PORT of the url if it is on the host on which shards listen here, else None."""
     host, port = _host_of(config), _port(url)
-    return listen_on(host, port) if port is not None and urlsplit(url).hostname == host else None
+    told = {host, on_this_host(config.shards[0].listen)[0]}
+    return address_text(host, port) if port is not None and urlsplit(url).hostname in told else None
 
 
 def free_listens(config: ClusterConfig, launch: Launch, taken: Collection[int]) -> Iterator[str]:
@@ -136,12 +138,7 @@ def free_listens(config: ClusterConfig, launch: Launch, taken: Collection[int]) 
     used = {*own, *others, *members, *taken}
     # Up to the end, then, if there is nothing any more, from the end of those that need privileges.
     ports = itertools.chain(range(lowest, PORT_MAX + 1), range(1024, lowest))
-    return (listen_on(_host_of(config), port) for port in ports if port not in used)
-
-
-def listen_on(host: str, port: int) -> str:
-    """HOST:PORT as cluster.yaml has it."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return (address_text(_host_of(config), port) for port in ports if port not in used)
 
 
 def _host_of(config: ClusterConfig) -> str:

@@ -7,6 +7,7 @@ Leaves to others: the calls (`kvstore.client`), errors and exit codes (`frame`).
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any
@@ -98,7 +99,7 @@ def put(
       kvstore put session/42 --ttl 3600 < session.bin
       kvstore put -- temperature -5
       kvstore put counter 8 --if-version 41
-      kvstore lock job -- sh -c 'kvstore put job done --token $KVSTORE_LOCK_TOKEN'
+      kvstore lock n -- sh -c 'kvstore put n 1 --token $KVSTORE_LOCK_TOKEN'
     """
     if if_absent and if_version is not None:
         raise click.UsageError("--if-version and --if-absent contradict each other: give one of them")
@@ -196,6 +197,8 @@ def _line(item: ListedItem) -> str:
 
 
 def _from_stdin() -> bytes:
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "standard input is closed; give the VALUE as an argument")
     if sys.stdin.isatty():
         complain("kvstore: reading the value from the terminal; Ctrl-D ends it.")
     content = sys.stdin.buffer.read(VALUE_BYTES_READ_MAX + 1)

@@ -28,6 +28,7 @@ def _checked_url(context: click.Context, parameter: click.Parameter, url: str | 
 def serve(
     process_id: str,
     listen: str,
+    advertise: str | None,
     join: str,
     config_path: Path | None,
     supervised: bool,
@@ -51,6 +52,7 @@ def serve(
         main=lambda stop: app.serve(
             router_id=process_id,
             listen=listen,
+            advertise=advertise,
             join=join,
             config=config,
             stop=stop,

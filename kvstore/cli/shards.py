@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from kvstore.cli.change import Cancelled, Figures, Goal, Joins, Leaves, Settles, follow
-from kvstore.cli.cluster import known, print_plan
+from kvstore.cli.cluster import held, print_plan
 from kvstore.cli.frame import (
     EXIT_STORE_SAID_NO,
     call,
@@ -234,7 +234,7 @@ def list_shards(url: str, as_json: bool) -> None:
 
 
 def _line(shard: Answer) -> str:
-    keys, size = known(shard.get("keys"), lambda count: f"{count:,}"), known(shard.get("bytes"), human_bytes)
+    keys, size = held(shard, "keys"), held(shard, "bytes", human_bytes)
     facts = (
         printable(str(shard["id"])), shard["state"], f"weight {shard['weight']}",
         f"{shard['partitions']:,} partitions", f"{keys} keys", size, printable(str(shard["url"])),

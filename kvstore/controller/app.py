@@ -35,7 +35,8 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from kvstore.config import ID_PATTERN, ClusterConfig, listen_address
+from kvstore.addresses import address_text, advertised_host, listen_address
+from kvstore.config import ID_PATTERN, ClusterConfig
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import Announcement
 from kvstore.controller.mover import Mover
@@ -77,16 +78,27 @@ class NewWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     weight: int
 
 
-async def serve(*, controller_id: str, listen: str, data_dir: Path, config: ClusterConfig, stop: asyncio.Event) -> None:
+async def serve(
+    *,
+    controller_id: str,
+    listen: str,
+    data_dir: Path,
+    config: ClusterConfig,
+    stop: asyncio.Event,
+    advertise: str | None = None,
+) -> None:
     """Serve on `listen` ("HOST:PORT") until `stop` is set, then end in order.
+
+    `advertise` (HOST:PORT): the name of this host in the requests of others.
 
     Raises ForeignData and ConfigError as `open_sqlite` and `listen_address` do, OSError if it cannot listen.
     """
-    host, port = listen_address(listen)
+    own = [advertised_host(listen, advertise)] if advertise else []
+    config = msgspec.structs.replace(config, allowed_hosts=[*config.allowed_hosts, *own])
     store = await open_sqlite(data_dir / f"controller-{controller_id}.db")
     try:
         async with aiohttp.ClientSession() as session:
-            await _serve(store, session, host, port, config, stop, f"controller {controller_id}")
+            await _serve(store, session, listen, config, stop, f"controller {controller_id}")
     finally:
         await store.close()
     _log.info("controller %s has stopped", controller_id)
@@ -95,8 +107,7 @@ async def serve(*, controller_id: str, listen: str, data_dir: Path, config: Clus
 async def _serve(
     store: SqliteMapStore,
     session: aiohttp.ClientSession,
-    host: str,
-    port: int,
+    listen: str,
     config: ClusterConfig,
     stop: asyncio.Event,
     name: str,
@@ -116,9 +127,9 @@ async def _serve(
     moving = asyncio.create_task(mover.run())
     stopping = asyncio.create_task(stop.wait())
     try:
-        await web.TCPSite(runner, host, port).start()
-        _log.info("%s listens on %s:%d", name, host, port)
-        warn_if_exposed(f"{host}:{port}", "change the cluster")
+        await web.TCPSite(runner, *listen_address(listen)).start()
+        _log.info("%s listens on %s", name, address_text(*runner.addresses[0][:2]))
+        warn_if_exposed(listen, "change the cluster")
         await asyncio.wait({moving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if moving.done():
             moving.result()  # an error of its own: the process ends, and starts anew from the document

@@ -27,9 +27,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
+from kvstore.addresses import is_any_address
 from kvstore.config import ID_PATTERN, WEIGHT_MAX
 from kvstore.errors import BadBody, ChangeRefused, Conflict, ForeignData, NotFound, Unavailable
 from kvstore.placement import moves
@@ -95,8 +97,19 @@ def check_id(shard_id: str) -> None:
 
 def check_url(url: str) -> None:
     """Raises BadBody."""
-    if not _URL.fullmatch(url):
+    if not _URL.fullmatch(url) or (address := _address(url)) is None:
         raise BadBody(f"url {url!r} is no address such as http://127.0.0.1:9101.")
+    host, port = address
+    if is_any_address(host) or port == 0:
+        raise BadBody(f"url {url!r} is where a shard listens, not where it is reached: name this host and its port.")
+
+
+def _address(url: str) -> tuple[str, int | None] | None:
+    try:
+        parts = urlsplit(url)
+        return (parts.hostname, parts.port) if parts.hostname else None
+    except ValueError:
+        return None
 
 
 def check_weight(weight: int) -> None:

@@ -303,7 +303,7 @@ def _report_change(announcement: Announcement, before: ClusterState, after: Clus
     if before == after:
         return
     if after.map is None:
-        _log.info("shard %s announced itself from %s", announcement.id, announcement.url)
+        _log.debug("shard %s announced itself from %s", announcement.id, announcement.url)  # the line below names all
     elif before.map is None:
         shards = ", ".join(member.id for member in after.map.members)
         _log.info("cluster %s is formed: epoch 1, shards %s", after.map.cluster_id, shards)

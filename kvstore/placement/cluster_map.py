@@ -74,6 +74,18 @@ def first_map(cluster_id: str, partitions: int, members: list[Member]) -> Cluste
     return ClusterMap(cluster_id=cluster_id, epoch=1, partitions=partitions, members=members, owners=owners)
 
 
+def checked_map(cluster_map: ClusterMap) -> ClusterMap:
+    """The map. Raises ValueError where it contradicts itself: it names an owner or a partition that is not there."""
+    partitions, members = cluster_map.partitions, len(cluster_map.members)
+    if not 0 < cluster_map.epoch < 2**53:
+        raise ValueError(f"{cluster_map.epoch} is no epoch")
+    if len(cluster_map.owners) != partitions or not all(0 <= owner < members for owner in cluster_map.owners):
+        raise ValueError("not every partition has an owner among the members")
+    if not all(0 <= partition < partitions for move in cluster_map.moves for partition in move.partitions):
+        raise ValueError("a move names a partition that is not there")
+    return cluster_map
+
+
 def with_member_url(cluster_map: ClusterMap, shard_id: str, url: str) -> ClusterMap:
     """The next map, in which that shard is reached at another address."""
     members = [

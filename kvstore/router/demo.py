@@ -23,7 +23,8 @@ from kvstore.protocol import Get, Guard, Put
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.feed import Feed
 from kvstore.router.service import RouterService
-from kvstore.transport.http import BodyReader, Head, Response, decode_query, json_response
+from kvstore.transport.bodies import BodyReader
+from kvstore.transport.http import Head, Response, decode_query, json_response
 
 log = logging.getLogger(__name__)
 

@@ -36,8 +36,9 @@ from kvstore.protocol import (
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.service import RouterService
 from kvstore.router.transactions import parse_transaction
+from kvstore.transport.bodies import BodyReader
 from kvstore.transport.channel import Channel
-from kvstore.transport.http import BodyReader, Head, decode_query
+from kvstore.transport.http import Head, decode_query
 
 NDJSON = "application/x-ndjson"
 STOPS = {"never": "", "before-decision": "txn-before-decide-sent", "after-decision": "txn-after-decided"}

@@ -36,6 +36,15 @@ class Listing(NamedTuple):
     items: list[Item]
     last: str | None
 
+    def cut(self, bytes_max: int) -> tuple[Listing, int]:
+        """The items up to the one with which they have `bytes_max` bytes of keys and values; their bytes."""
+        size = 0
+        for count, item in enumerate(self.items, start=1):
+            size += len(item[0]) + len(item[2] or b"")
+            if size >= bytes_max and count < len(self.items):
+                return Listing(self.items[:count], item[0]), size
+        return self, size
+
 
 def share(limit: int, part: float) -> int:
     """How many keys to ask of a shard with that part of all partitions, so that of the next `limit` keys it has more in

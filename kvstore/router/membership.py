@@ -20,7 +20,8 @@ from kvstore.config import ID_PATTERN, Limits
 from kvstore.errors import BadBody, BadParameter, BodyTooLarge, OutcomeUnknown, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Move
 from kvstore.router.decode import decode_flag, refuse_headers
-from kvstore.transport.http import JSON, PROBLEM_JSON, BodyReader, Head, Response, decode_query
+from kvstore.transport.bodies import BodyReader
+from kvstore.transport.http import JSON, PROBLEM_JSON, Head, Response, decode_query
 
 PLAN = frozenset({"plan"})
 

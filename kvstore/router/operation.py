@@ -34,7 +34,7 @@ from kvstore.errors import (
     Unavailable,
     UriTooLong,
 )
-from kvstore.router.decode import VERSION_MAX
+from kvstore.protocol import VERSION_MAX
 from kvstore.router.json_schema import Schema, integer, ref, text
 from kvstore.transport.http import JSON
 

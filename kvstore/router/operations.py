@@ -197,7 +197,9 @@ def _list(limits: Limits) -> Operation:
         ),
         answers=(
             Success(
-                200, "A page of keys, or their number.", Content(JSON, one_of("", ref("Page"), ref("Count")), examples)
+                200,
+                "A page of keys, each as of when its shard was asked, or their number.",
+                Content(JSON, one_of("", ref("Page"), ref("Count")), examples),
             ),
         ),
         errors=(BadCursor, TooManyRequests, DataCorrupt),

@@ -29,7 +29,7 @@ from kvstore.errors import (
     ValueTooLarge,
     all_errors,
 )
-from kvstore.router.decode import VERSION_MAX
+from kvstore.protocol import VERSION_MAX
 from kvstore.router.event_schemas import event_schemas
 from kvstore.router.json_schema import (
     Schema,

@@ -62,6 +62,7 @@ _FENCED_WAIT_S = 0.2
 _CONNECT_WAIT_S = 1.0
 _STATS_WAIT_S = 1.0
 _LINGER_S = 2.0
+_SHARE_BEYOND_MEAN = 1.5
 
 KeyRequest = Get | Put | Delete | Acquire | Renew | Release | Leave | Inspect
 
@@ -323,11 +324,21 @@ class RouterService:
 
     # --- all shards ---------------------------------------------------------------------------------------------------
 
+    def page_bytes(self, limit: int, values: bool) -> int:
+        """What a page takes of memory while it is made, at most: what all shards send, and its JSON."""
+        item_bytes = self._limits.key_bytes_max + (self._limits.value_bytes_max if values else 0)
+        of_shard = min(share(limit, self._largest_part) * item_bytes, self._share_bytes() + item_bytes)
+        return len(self.channels) * of_shard + 2 * min(limit * item_bytes, self._limits.page_bytes_max)
+
+    def _share_bytes(self) -> int:
+        """How many bytes to ask of one shard for a page: beyond the mean, since the hash decides where the keys are."""
+        return int(self._limits.page_bytes_max * min(1.0, _SHARE_BEYOND_MEAN * self._largest_part))
+
     async def page(self, prefix: str, after: str, limit: int, values: bool) -> Listing:
         """A page of keys over all shards, in byte order. Raises Unavailable when a shard is down: a gap is worse."""
 
         def make(limit: int, after: str, wanted: bytes, until: str) -> Scan:
-            return Scan(0, prefix, after, limit, values, wanted, until)
+            return Scan(0, prefix, after, limit, values, wanted, until, self._share_bytes())
 
         return await self._merged(after, limit, make)
 
@@ -342,17 +353,17 @@ class RouterService:
     async def _merged(
         self, after: str, limit: int, make: Callable[[int, str, bytes, str], Scan | ScanLeases]
     ) -> Listing:
-        """Full, unless there are no more, or it has as many bytes as the page of one shard may have."""
+        """Full, unless there are no more, or it has at least half as many bytes as a page may have."""
         items: list[Item] = []
         size = 0
         while True:
             left = limit - len(items)
             merge = Merge(self._partitions)
             await self._cover(merge, partial(make, share(left, self._largest_part), after))
-            listing = merge.listing(left)
+            listing, added = merge.listing(left).cut(self._limits.page_bytes_max - size)
             items += listing.items
-            size += sum(len(item[0]) + len(item[2] or b"") for item in listing.items)
-            if listing.last is None or len(items) == limit or size >= self._limits.page_bytes_max:
+            size += added
+            if listing.last is None or len(items) == limit or size >= self._limits.page_bytes_max // 2:
                 return Listing(items, listing.last)
             after = listing.last
 

@@ -19,7 +19,9 @@ from typing import Any, NoReturn
 import aiohttp
 from aiohttp import web
 
-from kvstore.config import ClusterConfig, listen_address
+from kvstore.addresses import address_text, advertised, advertised_host, listen_address
+from kvstore.config import ClusterConfig
+from kvstore.errors import NoSuchRoute
 from kvstore.metrics import exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.shard.peers import Peers
@@ -54,6 +56,7 @@ class ShardApp:
         self.web.router.add_get("/channel", self._channel)
         self.web.router.add_get("/healthz", self._healthz)
         self.web.router.add_get("/metrics", self._metrics)
+        self.web.router.add_route("*", "/{path:.*}", self._no_route)
 
     async def _channel(self, request: web.Request) -> web.StreamResponse:
         if request.query.get("shard") != self._service.shard_id:
@@ -64,7 +67,7 @@ class ShardApp:
             raise web.HTTPConflict(text=f"shard {self._service.shard_id} serves another data file\n")
         if "Origin" in request.headers:
             raise web.HTTPForbidden(text="a channel is for routers\n")
-        socket = web.WebSocketResponse(compress=False, max_msg_size=0, autoping=True)
+        socket = web.WebSocketResponse(compress=False, max_msg_size=self._limits.frame_read_bytes_max, autoping=True)
         await socket.prepare(request)
         self._sockets.add(socket)
         try:
@@ -82,6 +85,14 @@ class ShardApp:
     async def _metrics(self, request: web.Request) -> web.Response:
         text = exposition(shard_families({self._service.shard_id: self._service.store.snapshot()}))
         return web.Response(body=text, content_type="text/plain", charset="utf-8")
+
+    async def _no_route(self, request: web.Request) -> web.Response:
+        """Who took this for the address of a router is told what it is."""
+        problem = NoSuchRoute(
+            f"this is shard {self._service.shard_id}, which answers routers only",
+            next_step="Ask a router: `kvstore up` prints its address.",
+        ).problem()
+        return web.json_response(problem, status=NoSuchRoute.status, content_type="application/problem+json")
 
     async def close(self) -> None:
         """End the channels."""
@@ -116,12 +127,14 @@ async def serve(
     config: ClusterConfig,
     stop: asyncio.Event,
     may_join: bool = False,
+    advertise: str | None = None,
 ) -> None:
-    """Run the shard until `stop` is set. Raises ForeignData, OSError (the port is taken).
+    """Run the shard until `stop` is set. Raises ForeignData, ConfigError, OSError (the port is taken).
 
-    `may_join`: if it is no member, it asks to become one.
+    `advertise` (HOST:PORT): where routers and other shards reach it, if that is not `listen`. `may_join`: if it is no
+    member, it asks to become one.
     """
-    host, port = listen_address(listen)
+    advertised_host(listen, advertise)  # before anything is opened
     limits = config.limits
     weight = next((shard.weight for shard in config.shards if shard.id == shard_id), 1)
     store = await Store.open(data_dir / f"shard-{shard_id}.db", limits, shard_id, config.partitions, _end_process)
@@ -134,19 +147,23 @@ async def serve(
         at_the_end.push_async_callback(receiver.close)
         recovery = Recovery(shard_id, store, peers, limits)
         at_the_end.push_async_callback(recovery.close)
-        service = ShardService(shard_id, store, receiver)
+        service = ShardService(shard_id, store, receiver, limits)
         app = ShardApp(service, config)
         runner = web.AppRunner(app.web, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
         at_the_end.push_async_callback(runner.cleanup)
         at_the_end.push_async_callback(app.close)
         await runner.setup()
-        await web.TCPSite(runner, host, port, backlog=1024).start()
+        await web.TCPSite(runner, *listen_address(listen), backlog=1024).start()
+        url = f"http://{advertised(listen, advertise, runner.addresses[0][1])}"
+        if url != f"http://{listen}":  # else whoever started it knows
+            bound = address_text(*runner.addresses[0][:2])
+            log.info("shard %s listens on %s and is reached at %s", shard_id, bound, url)
         warn_if_exposed(listen, "read and write its keys")
         maps = _Maps(service)
         follower = MapFollower(session, join, limits)
 
         async def join_cluster() -> None:
-            identity, url = store.database.identity, f"http://{listen}"
+            identity = store.database.identity
             await follower.announce(
                 shard_id,
                 url,

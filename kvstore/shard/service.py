@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
-from kvstore.errors import ForeignData, KvError
-from kvstore.placement.cluster_map import ClusterMap
+from kvstore.config import Limits
+from kvstore.errors import BadRequest, ForeignData, KvError
+from kvstore.placement.cluster_map import ClusterMap, checked_map
 from kvstore.protocol import (
     Answer,
     Count,
@@ -35,7 +36,9 @@ from kvstore.protocol import (
     ScanLeases,
     Stats,
 )
+from kvstore.shard.admission import Admission
 from kvstore.shard.receiver import Receiver
+from kvstore.storage.batch import failure
 from kvstore.storage.changes import Sink
 from kvstore.storage.leases import refusal
 from kvstore.storage.store import Store
@@ -51,10 +54,11 @@ _Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | 
 class ShardService:
     """One store, served. Until a map is followed it owns nothing."""
 
-    def __init__(self, shard_id: str, store: Store, receiver: Receiver) -> None:
+    def __init__(self, shard_id: str, store: Store, receiver: Receiver, limits: Limits) -> None:
         self.shard_id = shard_id
         self.store = store
         self._receiver = receiver
+        self._admission = Admission(limits, len(store.arrivals))
         self._slow: set[asyncio.Task[None]] = set()
         self._asked_s = 0.0
 
@@ -95,8 +99,17 @@ class ShardService:
             now_s = time.monotonic()
 
     def handle(self, request: Request, sink: Sink) -> None:
-        """Begin the request; its answer goes to `sink`."""
+        """Begin the request; its answer goes to `sink`. Raises nothing: one that fails, fails alone."""
         self._asked_s = time.monotonic()
+        try:
+            self._admission.check(request)
+            self._begin(request, sink)
+        except KvError as error:
+            sink.send(refusal(request.id, error))
+        except Exception as error:
+            sink.send(failure(request, error))
+
+    def _begin(self, request: Request, sink: Sink) -> None:
         if isinstance(request, Get):
             self.store.get(request, sink)
         elif isinstance(request, _Slow):
@@ -114,9 +127,8 @@ class ShardService:
             sink.send(await self._reply(request))
         except KvError as error:
             sink.send(refusal(request.id, error))
-        except Exception:
-            log.exception("a request failed: %s", type(request).__name__)
-            sink.send(refusal(request.id, KvError("the shard failed to answer; its log says why")))
+        except Exception as error:
+            sink.send(failure(request, error))
 
     async def _reply(self, request: _Slow) -> Reply:
         """Raises KvError."""
@@ -134,7 +146,7 @@ class ShardService:
                 live = {"live": self.store.live(request.live_max)} if request.live_max else {}
                 return Facts(request.id, self.store.epoch, self._facts() | live)
             case Follow():
-                await self.follow(msgspec.json.decode(request.cluster_map, type=ClusterMap))
+                await self.follow(_decoded_map(request.cluster_map))
                 return Answer(request.id, 200)
             case Receive():
                 return await self._receiver.receive(request)
@@ -147,3 +159,11 @@ class ShardService:
         stats: dict[str, Any] = msgspec.to_builtins(self.store.snapshot())
         floor = self.store.database.clock.attempts_floor
         return stats | {"attempts": self.store.in_doubt(), "attempts_floor": floor}
+
+
+def _decoded_map(encoded: bytes) -> ClusterMap:
+    """Raises BadRequest for what is no map, or one that contradicts itself."""
+    try:
+        return checked_map(msgspec.json.decode(encoded, type=ClusterMap))
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise BadRequest(f"this is no cluster map: {error}") from None

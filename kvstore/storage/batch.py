@@ -4,7 +4,9 @@ Owns: ownership and the lock queue, through which every operation enters; put, d
 decisions on rows.
 Promises: pure but for the look-up of committed rows, the lock table and the table of held keys, which only batches
 change. One operation that is refused has changed nothing: it rolls back alone, because nothing is written before all
-are decided.
+are decided. One that fails by a fault of this program does so, too: what it did to rows, locks, leases and holds is
+taken back, it is answered with 500, and the batch goes on. A commit that fails so is aborted for good, as each that is
+refused; only where that fails as well the error leaves the batch: then nothing can be said that stays true.
 Leaves to others: leases (`leases`), transactions (`participant`), kept replies (`replies`), the clock and the rows
 (`changes`), timers and sending answers (`store`), writing the rows and the commit (`sqlite`).
 
@@ -22,6 +24,8 @@ prepare or a read-only transaction takes its keys one by one and keeps them, so 
 from __future__ import annotations
 
 import itertools
+import logging
+import sqlite3
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Set
@@ -44,6 +48,7 @@ from kvstore.protocol import (
     Leave,
     Look,
     Once,
+    Outcome,
     Prepare,
     Put,
     ReadLock,
@@ -60,6 +65,8 @@ from kvstore.storage.replies import Kept, Replies, row_key
 from kvstore.storage.rows import LEASE, REPLY, VALUE, Clock, Row
 from kvstore.transactions.intents import Hold, Holds
 from kvstore.transactions.locks import Died, Identity, Lease, LockTable
+
+log = logging.getLogger(__name__)
 
 
 class Expire(msgspec.Struct):
@@ -112,6 +119,8 @@ class _Granted(NamedTuple):
 
 _arrival_numbers = itertools.count(1)  # of partitions, in any store of this process: none comes twice
 _DECIDED = frozenset({200, 201, 204, 404, 412})
+_FAULTS_TOLD_MAX = 1000
+_faults_told: set[tuple[type, str]] = set()  # with their traceback; the same one may come again and again
 _PASSES_LOCKS = frozenset({Inspect, Leave, EndWait})
 
 
@@ -121,17 +130,20 @@ class Batch:
 
     def __init__(self, clock: Clock, context: Context, locks: Locks, holds: Holds, committed: Committed) -> None:
         self._context = context
-        self.changes = self._changes = changes = Changes(clock, context, committed)
+        self._undo = holds.undo = undo = locks.undo
+        self.changes = self._changes = changes = Changes(clock, context, committed, undo)
         self._locks = locks
         self._holds = holds
         self._granted: deque[_Granted] = deque()
         # The parts know the batch weakly. As a circle, every batch with all its rows would stay until the garbage
         # collector comes, which then has thousands of objects to free and holds up everybody for that long.
         batch = weakref.proxy(self)
-        self._leases = leases = Leases(changes, locks, lambda op, partition, sink: batch._run(op, partition, sink))
-        self._replies = Replies(changes)
+        self._replies = replies = Replies(changes)
+        self._leases = leases = Leases(
+            changes, locks, replies, lambda op, partition, sink: batch._run_waiter(op, partition, sink)
+        )
         self._part = part = Participant(
-            changes, locks, holds, leases, self._replies, lambda key, identity: batch._unlock(key, identity)
+            changes, locks, holds, leases, replies, lambda key, identity: batch._unlock(key, identity)
         )
         self.steps: list[str] = []
         self.changed: dict[tuple[str, str], Row] = changes.rows
@@ -158,15 +170,58 @@ class Batch:
 
     def decide(self, op: WriteOp, sink: Sink) -> None:
         """Do the operation: append its changes, if it has any, and its answer, unless it waits."""
-        if type(op) in _PLAIN:
-            self._enter(op, sink)
-        else:
-            self._enter_transaction(op, sink)
+        savepoint = self._changes.savepoint()
+        try:
+            if type(op) in _PLAIN:
+                self._enter(op, sink)
+            else:
+                self._enter_transaction(op, sink)
+        except Exception as error:
+            self._changes.back_to(savepoint)
+            self._fail(op, sink, error)
         self._let_go_on()
+        self._undo.clear()
 
     def _let_go_on(self) -> None:
         while self._granted:
-            self._go_on(*self._granted.popleft())
+            granted = self._granted.popleft()
+            savepoint = self._changes.savepoint()
+            try:
+                self._go_on(*granted)
+            except Exception as error:
+                self._changes.back_to(savepoint)
+                key, identity, queued = granted
+                self._unlock(key, identity)
+                self._release(queued)
+                self._fail(queued.op, queued.sink, error)
+
+    def _run_waiter(self, op: Acquire, partition: int, sink: Sink) -> None:
+        """Within another operation, which must not fail with it."""
+        savepoint = self._changes.savepoint()
+        try:
+            self._run(op, partition, sink)
+        except Exception as error:
+            self._changes.back_to(savepoint)
+            self._fail(op, sink, error)
+
+    def _fail(self, op: Any, sink: Sink, error: Exception) -> None:
+        """All that it did is undone. Of a commit nobody may find out later that it was done after all.
+
+        Raises the error if it is one of the file or of memory: then what is committed cannot be relied on.
+        """
+        if isinstance(error, sqlite3.Error | OSError | MemoryError):
+            raise error
+        reply: Reply = refusal(op.id, error) if isinstance(error, KvError) else failure(op, error)
+        if isinstance(op, Commit):
+            if op.attempt in self._holds.decided:  # but how cannot be read
+                reply = Outcome(op.id, "gone", op.attempt.name, floor=self._changes.floor)
+            else:
+                self._part.abort_for_good(op.attempt, op.key)
+        self._changes.answer(sink, reply)
+
+    def _grant(self, granted: list[tuple[Identity, Queued]], key: str) -> None:
+        self._undo.note_length(self._granted)
+        self._granted.extend(_Granted(key, *next_one) for next_one in granted)
 
     # --- partitions come and go ---------------------------------------------------------------------------------------
 
@@ -181,7 +236,7 @@ class Batch:
         for key, queued in self._locks.all_waiting():
             foreign = self._foreign(queued.op, queued.keys)
             if foreign is not None and any(waiter is queued for waiter in self._locks.waiting(key)):
-                self._granted.extend(_Granted(key, *next_one) for next_one in self._locks.leave(key, queued))
+                self._grant(self._locks.leave(key, queued), key)
                 self._release(queued)
                 self._changes.answer(queued.sink, self._wrong_owner(queued.op, foreign))
         self._part.forget(lambda key: self._partition_of(key) in partitions, partitions)
@@ -189,6 +244,7 @@ class Batch:
             for op, sink in self._locks.forget_lease(name):
                 self._changes.answer(sink, self._wrong_owner(op, self._partition_of(name)))
         self._let_go_on()
+        self._undo.clear()
 
     def arrive(self, partitions: Set[int], rows: Iterable[Row]) -> None:
         """These are answered for from now on; `rows` are their leases, decisions and keys with intents. A lease has its
@@ -202,6 +258,7 @@ class Batch:
                 self._leases.restore(row)
             else:
                 self._part.restore(row)
+        self._undo.clear()
 
     # --- entering -----------------------------------------------------------------------------------------------------
 
@@ -223,6 +280,7 @@ class Batch:
             return
         step = _STEPS.get(type(op))
         if step is not None:
+            self._undo.note_length(self.steps)
             self.steps.append(step)
         queued = Queued(op, sink, self._context.now_s, keys)
         if isinstance(op, Prepare) and op.first:
@@ -298,11 +356,12 @@ class Batch:
             self.met.add(hold)
 
     def _unlock(self, key: str, identity: Identity) -> None:
-        self._granted.extend(_Granted(key, *next_one) for next_one in self._locks.unlock(key, identity))
+        self._grant(self._locks.unlock(key, identity), key)
 
     def _release(self, queued: Queued) -> None:
         for key, identity in queued.gathered.items():
             self._unlock(key, identity)
+        self._undo.note_attribute(queued, "gathered")
         queued.gathered = {}
 
     def _go_on(self, key: str, identity: Identity, queued: Queued) -> None:
@@ -315,6 +374,7 @@ class Batch:
             self._unlock(key, identity)
             self._release(queued)
         elif isinstance(op, Prepare | Commit | ReadLock):
+            self._undo.note_item(queued.gathered, key)
             queued.gathered[key] = identity
             self._gather(queued)
         elif isinstance(op, Transact):
@@ -357,6 +417,7 @@ class Batch:
             if identity is None:
                 self._note_met(key)
                 return
+            self._undo.note_item(queued.gathered, key)
             queued.gathered[key] = identity
         try:
             self._changes.answer(queued.sink, self._with_locks(queued))
@@ -410,7 +471,7 @@ class Batch:
         """Unless it has the lock meanwhile, because somebody whom we sent away before it let that go."""
         if not any(waiter is queued for waiter in self._locks.waiting(key)):
             return
-        self._granted.extend(_Granted(key, *next_one) for next_one in self._locks.leave(key, queued))
+        self._grant(self._locks.leave(key, queued), key)
         self._give_up(queued, error)
 
     def _end_lock_waits(self, op: EndLockWaits) -> Answer:
@@ -526,6 +587,19 @@ _STEPS: dict[type, str] = {
     Ask: "ask",
     DropDecisions: "forget",
 }
+
+
+def failure(op: Any, error: Exception) -> Answer:
+    """The answer to an operation that failed by a fault of this program; says in the log which."""
+    what = f"an operation failed: {type(op).__name__}"
+    fault = (type(op), repr(error)[:200])
+    if fault in _faults_told:
+        log.error("%s: %r, as before", what, error)
+    else:
+        if len(_faults_told) < _FAULTS_TOLD_MAX:
+            _faults_told.add(fault)
+        log.error(what, exc_info=error)
+    return refusal(op.id, KvError("the shard failed to do this operation and has undone it; its log says why"))
 
 
 def wrong_owner(partition: int, epoch: int, fenced: Set[int]) -> WrongOwner:

@@ -3,8 +3,9 @@
 Owns: what a batch has seen and changed so far; the version clock, the sequence, the floor; the count of keys and
 bytes.
 Promises: pure but for `Committed`, the look-up of committed rows that it is given. Nothing is written before all
-operations of the batch are decided; each sees what the earlier ones changed. Every operation that changes something
-takes a step of the version clock, or brings a higher version along.
+operations of the batch are decided; each sees what the earlier ones changed. What one has changed can be taken back
+alone (`savepoint`, `back_to`). No number becomes larger than the file can hold: the operation fails before. Every
+operation that changes something takes a step of the version clock, or brings a higher version along.
 Leaves to others: what an operation does (`batch`, `leases`, `replies`, `participant`), writing and the commit
 (`sqlite`).
 """
@@ -18,6 +19,7 @@ from kvstore.errors import DiskFull
 from kvstore.protocol import Reply
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.transactions.intents import State
+from kvstore.transactions.undo import Undo
 
 
 class Sink(Protocol):
@@ -60,6 +62,16 @@ class Context(NamedTuple):
     fenced: Set[int] = frozenset()
 
 
+class Savepoint(NamedTuple):
+    """A moment between two operations, or within one."""
+
+    clock: Clock
+    expired: int
+    answers: int
+    undo: int
+
+
+NUMBER_MAX = 2**63 - 1  # in the file
 _NEVER = Before(0, 0, 0, False)
 _NEVER_STATE = State(0, 0, None)
 
@@ -67,14 +79,18 @@ _NEVER_STATE = State(0, 0, None)
 class Changes:
     """`rows` are those to write; `answers`, in order, who gets which; `expired` counts the values that did."""
 
-    def __init__(self, clock: Clock, context: Context, committed: Committed) -> None:
+    def __init__(self, clock: Clock, context: Context, committed: Committed, undo: Undo) -> None:
         self.rows: dict[tuple[str, str], Row] = {}
         self.answers: list[tuple[Sink, Reply]] = []
         self.context = context
+        self.undo = undo
         self.expired = 0
         self._committed = committed
         self._seen: dict[tuple[str, str], Before] = {}
         self._states: dict[tuple[str, str], State] = {}
+        self._set_clock(clock)
+
+    def _set_clock(self, clock: Clock) -> None:
         self._version, self._sequence, self._tombstones_floor, self._keys, self._bytes, self.floor = clock
 
     @property
@@ -83,6 +99,17 @@ class Changes:
 
     def answer(self, sink: Sink, reply: Reply) -> None:
         self.answers.append((sink, reply))
+
+    def savepoint(self) -> Savepoint:
+        """The present moment."""
+        return Savepoint(self.clock, self.expired, len(self.answers), self.undo.mark)
+
+    def back_to(self, savepoint: Savepoint) -> None:
+        """Take back what was changed since, also in what else notes its changes in the same `Undo`."""
+        self.undo.back_to(savepoint.undo)
+        self._set_clock(savepoint.clock)
+        self.expired = savepoint.expired
+        del self.answers[savepoint.answers :]
 
     def need_room(self) -> None:
         """Raises DiskFull: only what frees is done."""
@@ -112,12 +139,14 @@ class Changes:
     # --- changing -----------------------------------------------------------------------------------------------------
 
     def step(self) -> int:
-        """The version clock's next step."""
-        self._version += 1
+        """The version clock's next step. Raises OverflowError where there is none."""
+        self.see(self._version + 1)
         return self._version
 
     def see(self, version: int) -> None:
-        """Somebody else's clock has come that far."""
+        """Somebody else's clock has come that far. Raises OverflowError if ours cannot."""
+        if version > NUMBER_MAX:
+            raise OverflowError(f"the version {version} is larger than a store can hold")
         self._version = max(self._version, version)
 
     def count(self, keys: int, size: int) -> None:
@@ -131,18 +160,24 @@ class Changes:
         return self._sequence - count
 
     def raise_floor(self, stamp: int) -> None:
-        """A decision goes: of attempts up to that stamp nothing may be known any more."""
+        """A decision goes: of attempts up to that stamp nothing may be known any more. Raises OverflowError."""
+        if stamp > NUMBER_MAX:
+            raise OverflowError(f"the stamp {stamp} is larger than a store can hold")
         self.floor = max(self.floor, stamp)
 
     def write(
         self, kind: str, key: str, partition: int, body: bytes | None, expires_at_ms: int = 0, version: int = 0
     ) -> Before:
-        """The row's new state, without an intent; `body` None deletes. `version` 0: the clock's next step."""
+        """The row's new state, without an intent; `body` None deletes. `version` 0: the clock's next step.
+
+        Raises OverflowError for a number that the file cannot hold.
+        """
         before = self.before(kind, key)
-        self._version = max(self._version, version) if version else max(self._version, before.version) + 1
+        self.see(version or max(self._version, before.version) + 1)
         version = version or self._version
-        self._sequence += 1
-        self.rows[kind, key] = Row(kind, key, partition, self._sequence, version, expires_at_ms, body)
+        if abs(expires_at_ms) > NUMBER_MAX:
+            raise OverflowError(f"the deadline {expires_at_ms} is beyond what a store can hold")
+        self._set_row(Row(kind, key, partition, self._sequence + 1, version, expires_at_ms, body))
         if kind == VALUE:
             key_size = len(key.encode())
             if before.live:
@@ -155,16 +190,21 @@ class Changes:
         self._seen[kind, key] = after
         return after
 
+    def _set_row(self, row: Row) -> None:
+        name = row.kind, row.key
+        self.undo.note_item(self.rows, name)
+        self.undo.note_item(self._seen, name)
+        self._sequence = row.sequence
+        self.rows[name] = row
+
     def write_new(self, kind: str, key: str, partition: int, body: bytes) -> None:
         """A row that is known not to be there; it takes no step of the version clock."""
+        self._set_row(Row(kind, key, partition, self._sequence + 1, self._version, 0, body))
         self._seen[kind, key] = Before(self._version, 0, len(body), True)
-        self._sequence += 1
-        self.rows[kind, key] = Row(kind, key, partition, self._sequence, self._version, 0, body)
 
     def mark(self, key: str, partition: int, state: State, intent: bytes | None) -> None:
         """The key's value stays as it is, which is `state`, but carries the intent, or none any more."""
-        self._sequence += 1
-        self.rows[VALUE, key] = Row(VALUE, key, partition, self._sequence, *state, intent)
+        self._set_row(Row(VALUE, key, partition, self._sequence + 1, *state, intent))
 
     def expire_if_due(self, kind: str, key: str, partition: int) -> bool:
         """If the row's deadline has passed, that becomes a fact."""

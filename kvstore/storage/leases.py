@@ -17,6 +17,7 @@ import msgspec
 from kvstore.errors import KvError, Locked, LockLost, TooManyRequests
 from kvstore.protocol import Acquire, Answer, Inspect, Leave, Once, Release, Renew
 from kvstore.storage.changes import Changes, Sink
+from kvstore.storage.replies import Kept, Replies, row_key
 from kvstore.storage.rows import LEASE, Row
 from kvstore.transactions.locks import Lease, LockTable
 
@@ -49,11 +50,18 @@ class Leases:
     `run` does an Acquire from the queue, as if it had just arrived.
     """
 
-    def __init__(self, changes: Changes, locks: LockTable[Any, Any], run: Callable[[Acquire, int, Sink], None]) -> None:
+    def __init__(
+        self,
+        changes: Changes,
+        locks: LockTable[Any, Any],
+        replies: Replies,
+        run: Callable[[Acquire, int, Sink], None],
+    ) -> None:
         self.started: list[Lease] = []
         self.parked: list[tuple[Acquire, Sink]] = []
         self._changes = changes
         self._locks = locks
+        self._replies = replies
         self._run = run
 
     # --- for all who write --------------------------------------------------------------------------------------------
@@ -88,51 +96,85 @@ class Leases:
     def restore(self, row: Row) -> None:
         """A lease that was granted elsewhere, or before the store was opened."""
         body = msgspec.json.decode(row.body or b"", type=LeaseBody)
-        self.started.append(self._locks.grant(row.key, body.owner, row.version, body.ttl_ms / 1000))
+        self._start(self._locks.grant(row.key, body.owner, row.version, body.ttl_ms / 1000))
+
+    def _start(self, lease: Lease) -> None:
+        self._changes.undo.note_length(self.started)
+        self.started.append(lease)
 
     # --- the operations -----------------------------------------------------------------------------------------------
 
     def acquire(self, op: Acquire, partition: int, sink: Sink) -> Answer | None:
         lease = self.on(op.key, partition)
         if lease is None:
-            return self._grant(op, partition)
+            return self._grant(op, partition, sink)
         if not op.wait_ms:
             raise self.locked(lease)
         try:
             self._locks.queue_for_lease(op.key, (op, sink))
         except OverflowError:
             raise queue_full(op.key) from None
+        self._changes.undo.note_length(self.parked)
         self.parked.append((op, sink))
         return None
 
-    def _grant(self, op: Acquire, partition: int) -> Answer:
+    def _grant(self, op: Acquire, partition: int, sink: Sink) -> Answer:
         self._changes.need_room()
         body = msgspec.json.encode(LeaseBody(op.owner, op.ttl_ms))
         token = self._changes.write(LEASE, op.key, partition, body).version
-        self.started.append(self._locks.grant(op.key, op.owner, token, op.ttl_ms / 1000))
+        lease = self._locks.grant(op.key, op.owner, token, op.ttl_ms / 1000)
+        lease.granted_to = op, sink
+        self._start(lease)
         if op.once is not None:
-            self._answer_duplicates(op.key, op.once, token)
+            self._answer_duplicates(lease, op.once)
         return Answer(op.id, 201, token)
 
-    def _answer_duplicates(self, name: str, once: Once, token: int) -> None:
+    def _answer_duplicates(self, lease: Lease, once: Once) -> None:
         """Who repeated the request while it waited gets the same answer."""
-        for waiter in self._locks.waiting_for_lease(name):
+        for waiter in self._locks.waiting_for_lease(lease.name):
             if isinstance(waiter[0], Acquire) and waiter[0].once == once:
-                self._locks.leave_lease_queue(name, waiter)
-                self._changes.answer(waiter[1], Answer(waiter[0].id, 201, token))
+                lease.granted_to = None
+                self._locks.leave_lease_queue(lease.name, waiter)
+                self._changes.answer(waiter[1], Answer(waiter[0].id, 201, lease.token))
 
     def renew(self, op: Renew, partition: int, sink: Sink) -> Answer:
         return self.restart(self._held(op, partition), op.id, 200)
 
     def release(self, op: Release, partition: int, sink: Sink) -> Answer:
-        self._held(op, partition)
+        if op.withdraw is not None:
+            return self._withdraw(op, op.withdraw, partition)
+        lease = self._held(op, partition)
+        if op.acquire:
+            acquire, asker = lease.granted_to or (None, None)
+            if acquire is None or asker is not sink or acquire.id != op.acquire:
+                raise _lost(op.key, op.token)
+            if acquire.once is not None:
+                self._replies.forget(row_key("Acquire", op.key, acquire.once), partition)
         self._end(op.key, partition)
+        return Answer(op.id, 204)
+
+    def _withdraw(self, op: Release, key: str, partition: int) -> Answer:
+        """Nobody wants what was asked for with that Idempotency-Key: who waits leaves, what was granted ends, and what
+        comes late is refused."""
+        over = LockLost(f"the acquire of {op.key!r} with this Idempotency-Key was withdrawn")
+        for waiter in self._locks.waiting_for_lease(op.key):
+            once = waiter[0].once
+            if once is not None and once.key == key:
+                self._locks.leave_lease_queue(op.key, waiter)
+                self._changes.answer(waiter[1], refusal(waiter[0].id, over))
+        reply = row_key("Acquire", op.key, Once(key, ""))
+        lease = self.on(op.key, partition)
+        if lease is not None and lease.token == self._replies.granted(reply):
+            self._end(op.key, partition)
+        self._replies.keep(reply, partition, Kept("", over.status, 0, over.problem()))
         return Answer(op.id, 204)
 
     def restart(self, lease: Lease, op_id: int, status: int) -> Answer:
         """The lease's time begins anew when this batch is visible, and does not end before."""
         self._locks.suspend(lease)
-        self.started.append(lease)
+        self._changes.undo.note_attribute(lease, "granted_to")
+        lease.granted_to = None
+        self._start(lease)
         return Answer(op_id, status, lease.token, value=lease.owner.encode(), ttl_left_ms=round(lease.ttl_s * 1000))
 
     def _held(self, op: Renew | Release, partition: int) -> Lease:

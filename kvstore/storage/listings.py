@@ -58,9 +58,10 @@ class Listings:
         arrivals = self._asked_for(op.wanted)
         if not any(arrivals):
             return Page(op.id, b"", False, op.after, [])
-        query = ScanQuery(
-            kind, op.prefix, op.after, op.limit, values, 0, arrivals, self._limits.page_bytes_max, op.until
-        )
+        bytes_max = self._limits.page_bytes_max
+        if isinstance(op, Scan) and op.bytes_max > 0:
+            bytes_max = min(bytes_max, op.bytes_max)
+        query = ScanQuery(kind, op.prefix, op.after, op.limit, values, 0, arrivals, bytes_max, op.until)
         page, undecided = await self._read_page(query)
         rows = sorted(page.rows + undecided) if undecided else page.rows
         partitions = len(arrivals)

@@ -21,6 +21,7 @@ import msgspec
 from kvstore.errors import Locked, from_problem
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
+    STAMP_MAX,
     Abort,
     Answer,
     Ask,
@@ -40,7 +41,7 @@ from kvstore.protocol import (
     Transact,
     Vote,
 )
-from kvstore.storage.changes import Changes, Sink
+from kvstore.storage.changes import NUMBER_MAX, Changes, Sink
 from kvstore.storage.leases import Leases
 from kvstore.storage.replies import Kept, Replies, attempt_row_key, row_key
 from kvstore.storage.rows import DECISION, VALUE, Row
@@ -252,6 +253,8 @@ class Participant:
         """At the anchor: what became of it; if nothing has, it is aborted for good, before anybody is told."""
         decision = self._decision(op.attempt)
         what = on_ask(decision, op.attempt.stamp, self._changes.floor)
+        if op.attempt.stamp > STAMP_MAX and decision is None:
+            what = "gone"  # no commit with such a stamp is taken; a row that says so could not be dropped by the floor
         if what == "abort":
             self.abort_for_good(op.attempt, op.key)
             what = "aborted"
@@ -272,10 +275,17 @@ class Participant:
         for attempt in op.attempts:
             if self._is_decided(attempt):
                 self._changes.write(DECISION, attempt.name, op.partition, None)
-                self._changes.raise_floor(attempt.stamp)
-            self._holds.decided.pop(attempt, None)
-            self.dropped.append(attempt)
+                if attempt.stamp <= STAMP_MAX:  # what lies beyond is refused at the door: nobody can ask for it later
+                    self._changes.raise_floor(attempt.stamp)
+            self._forget_decision(attempt)
         return Answer(op.id, 200)
+
+    def _forget_decision(self, attempt: Attempt) -> None:
+        undo = self._changes.undo
+        undo.note_item(self._holds.decided, attempt)
+        self._holds.decided.pop(attempt, None)
+        undo.note_length(self.dropped)
+        self.dropped.append(attempt)
 
     # --- partitions come and go ---------------------------------------------------------------------------------------
 
@@ -300,12 +310,10 @@ class Participant:
                 self._unlock(key, held.identity)
         for number, reader in list(self._holds.readers.items()):
             if any(map(is_theirs, reader.keys)):
-                del self._holds.readers[number]
-                self._let_go(reader)
+                self._let_go(number, reader)
         for attempt, partition in list(self._holds.decided.items()):
             if partition in partitions:
-                del self._holds.decided[attempt]
-                self.dropped.append(attempt)
+                self._forget_decision(attempt)
 
     # --- read-only transactions ---------------------------------------------------------------------------------------
 
@@ -316,8 +324,9 @@ class Participant:
                 self._changes.expire_if_due(VALUE, key, self._partition(key))
         reads = self._read_keys(op.keys)
         first = gathered[op.keys[0]]
+        self._changes.undo.note_item(self._holds.readers, first.number)
         self._holds.readers[first.number] = ReadHold(gathered, self._changes.context.now_s, sink)
-        return Reads(op.id, reads, list(first))
+        return Reads(op.id, reads, (first.opening, first.number))
 
     def unlock_reads(self, op: ReadUnlock) -> Answer:
         """200 if it still has them all: they go together, with the partition of any."""
@@ -325,18 +334,19 @@ class Participant:
         hold = self._holds.readers.get(number)
         if hold is None or Identity(opening, number) not in hold.keys.values():
             return Answer(op.id, 409)
-        del self._holds.readers[number]
-        self._let_go(hold)
+        self._let_go(number, hold)
         return Answer(op.id, 200)
 
     def end_reads(self, op: EndReads) -> Answer:
         for number in op.numbers:
-            hold = self._holds.readers.pop(number, None)
+            hold = self._holds.readers.get(number)
             if hold is not None:
-                self._let_go(hold)
+                self._let_go(number, hold)
         return Answer(op.id, 200)
 
-    def _let_go(self, hold: ReadHold) -> None:
+    def _let_go(self, number: int, hold: ReadHold) -> None:
+        self._changes.undo.note_item(self._holds.readers, number)
+        del self._holds.readers[number]
         for key, identity in hold.keys.items():
             self._unlock(key, identity)
 
@@ -388,7 +398,8 @@ class Participant:
 
     def _write(self, step: Step, version: int, decided_ms: int) -> None:
         body = step.value if step.op == "put" else None
-        expires_at_ms = decided_ms + step.ttl_ms if step.ttl_ms else 0
+        # An intent may have been stored when other limits were in force; it must be able to be applied all the same.
+        expires_at_ms = min(decided_ms + step.ttl_ms, NUMBER_MAX) if step.ttl_ms else 0
         self._changes.write(VALUE, step.key, self._partition(step.key), body, expires_at_ms, version)
 
     def _is_decided(self, attempt: Attempt) -> bool:
@@ -402,7 +413,10 @@ class Participant:
     def _write_decision(self, decision: Decision) -> None:
         partition = self._partition(decision.anchor)
         self._changes.write_new(DECISION, decision.attempt.name, partition, decision.encode())
+        undo = self._changes.undo
+        undo.note_item(self._holds.decided, decision.attempt)
         self._holds.decided[decision.attempt] = partition
+        undo.note_length(self.decided)
         self.decided.append((decision.attempt, partition, decision.outcome == "committed"))
 
     def _outcome(self, op_id: int, attempt: Attempt, state: Any, decision: Decision | None) -> Outcome:

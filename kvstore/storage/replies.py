@@ -5,10 +5,17 @@ Promises: a reply is kept in the batch that has its effect, and looked for again
 its duplicate cannot both have an effect. A transaction's reply outlives its time until its decision is gone: a
 duplicate must not begin anew while a part of the first is still on its way.
 Leaves to others: which answers decide something (`batch`, `participant`).
+
+How long a reply is kept is a time since, not a time of day: a wall clock that is set 11 minutes ahead must not make all
+keys be forgotten at once. So the row says when it was written by the monotonic clock, too, which runs from the boot of
+the machine on through all of its processes, and counts while the machine is the same and has not been booted again.
+Else (after a boot, or on the shard of another host) the row's deadline by the wall clock counts.
 """
 
 from __future__ import annotations
 
+import uuid
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,9 +27,10 @@ from kvstore.storage.rows import DECISION, REPLY
 
 
 class Kept(msgspec.Struct, omit_defaults=True):
-    """The body of a reply's row: the answer that was given, and to which request.
+    """The body of a reply's row: the answer that was given, and to which request (`digest` empty: to any).
 
     `owner` and `ttl_ms`: a renewal's. `attempt` and what follows: a transaction's, see `protocol.Outcome`.
+    `written_s` and `boot`: when it was written, by the monotonic clock of which machine.
     """
 
     digest: str
@@ -34,9 +42,20 @@ class Kept(msgspec.Struct, omit_defaults=True):
     attempt: str = ""
     succeeded: bool = False
     reads: list[Read] = []
+    written_s: float = 0.0
+    boot: str = ""
+
+
+def _this_boot() -> str:
+    """Of this run of this machine; of this process, where that cannot be told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:13]
+    except OSError:
+        return uuid.uuid4().hex[:12]
 
 
 _EXTENSION_MS = 60_000
+_BOOT = _this_boot()
 
 
 class Replies:
@@ -49,32 +68,53 @@ class Replies:
         if not before.live:
             return None
         kept = self._decode(row_key)
-        if before.expires_at_ms <= self._changes.context.now_ms and not self._must_stay(kept):
+        if not self._left_ms(kept, before.expires_at_ms) and not self._must_stay(kept):
             return None
-        if kept.digest != once.digest:
+        if kept.digest not in (once.digest, ""):
             raise IdempotencyKeyReused(f"the Idempotency-Key {once.key!r} came with another request before")
         return kept
 
     def keep(self, row_key: str, partition: int, kept: Kept) -> None:
         context = self._changes.context
         expires_at_ms = context.now_ms + context.reply_kept_ms
+        kept = msgspec.structs.replace(kept, written_s=round(context.now_s, 3), boot=_BOOT)
         self._changes.write(REPLY, row_key, partition, msgspec.json.encode(kept), expires_at_ms)
+
+    def granted(self, row_key: str) -> int:
+        """The token that an Acquire was answered with, 0 if it was not."""
+        if not self._changes.before(REPLY, row_key).live:
+            return 0
+        kept = self._decode(row_key)
+        return kept.version if kept.status == 201 else 0
+
+    def forget(self, row_key: str, partition: int) -> None:
+        """As if there had been no such request."""
+        if self._changes.before(REPLY, row_key).live:
+            self._changes.write(REPLY, row_key, partition, None)
 
     def committed(self, attempt: str) -> bool:
         """There is a kept reply of that attempt."""
         return self._changes.before(REPLY, attempt_row_key(attempt)).live
 
     def expire_if_due(self, row_key: str, partition: int) -> bool:
-        """As `Changes.expire_if_due`, unless the reply must stay: then it has a new deadline."""
+        """As `Changes.expire_if_due`; a reply that must stay, or whose time is not over, gets a new deadline."""
         changes = self._changes
         before = changes.before(REPLY, row_key)
         if before.live and 0 < before.expires_at_ms <= changes.context.now_ms:
             kept = self._decode(row_key)
-            if self._must_stay(kept):
-                deadline_ms = changes.context.now_ms + _EXTENSION_MS
+            left_ms = _EXTENSION_MS if self._must_stay(kept) else self._left_ms(kept, before.expires_at_ms)
+            if left_ms:
+                deadline_ms = changes.context.now_ms + left_ms
                 changes.write(REPLY, row_key, partition, msgspec.json.encode(kept), deadline_ms)
                 return False
         return changes.expire_if_due(REPLY, row_key, partition)
+
+    def _left_ms(self, kept: Kept, expires_at_ms: int) -> int:
+        """For how long it is still to be kept; 0 if its time is over."""
+        context = self._changes.context
+        if kept.boot == _BOOT:
+            return max(0, context.reply_kept_ms - round((context.now_s - kept.written_s) * 1000))
+        return max(0, expires_at_ms - context.now_ms)
 
     def _decode(self, row_key: str) -> Kept:
         return msgspec.json.decode(self._changes.state(REPLY, row_key).body or b"", type=Kept)

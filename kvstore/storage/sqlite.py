@@ -32,6 +32,7 @@ import aiosqlite
 
 from kvstore import failpoints
 from kvstore.config import Limits
+from kvstore.data_file import opening_error, prepare_data_file
 from kvstore.errors import DataCorrupt, ForeignData, KvError
 from kvstore.protocol import Pull, Rows, row_bytes
 from kvstore.storage.batch import Batch, Expire, Locks, Waiter
@@ -186,15 +187,18 @@ class Database:
 
     @classmethod
     async def open(cls, path: Path, limits: Limits, shard_id: str, partitions: int) -> Database:
-        """Open or create the file. Raises ForeignData if it is of another format, shard or number of partitions."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Open or create the file. Raises ForeignData if it is of another format, shard or number of partitions.
+
+        Also what `data_file` raises for a place where no file can be opened, or one that another process holds.
+        """
+        prepare_data_file(path)  # where its connect fails, aiosqlite leaves a thread behind that uses the event loop
         writer = await aiosqlite.connect(path, isolation_level=None, cached_statements=128)
         database = cls(path, limits, writer, shard_id, partitions)
         try:
             try:
                 database.identity = await _in_thread(writer, _prepare, path, shard_id, partitions)
             except sqlite3.DatabaseError as error:
-                raise ForeignData(f"{path} cannot be opened as a store of kvstore: {error}") from error
+                raise opening_error(path, error, "a store of kvstore") from error
             database.clock = await _in_thread(writer, _read_clock)
             database.tallies.changed[:] = [database.clock.sequence] * partitions
             database._point_reader = await _reader(path)

@@ -578,7 +578,7 @@ class Store:
     # --- background work ---------------------------------------------------------------------------------------------
 
     async def expire(self, ops: list[Expire]) -> None:
-        """Have these expiries made, and wait until they are visible. Raises TooManyRequests.
+        """Have these expiries made, and wait until they are visible. Raises TooManyRequests, KvError, DataCorrupt.
 
         A row whose partition has left is passed over: its new owner expires it.
         """
@@ -590,7 +590,7 @@ class Store:
                 answers.append(future)
                 self.write(op, _Then(partial(_settle, future)))
             for answer in await asyncio.gather(*answers):
-                if isinstance(answer, Answer) and answer.status == TooManyRequests.status:
+                if isinstance(answer, Answer) and answer.status in (TooManyRequests.status, KvError.status):
                     raise from_problem(answer.problem or {})
 
     async def _expire_due(self) -> None:
@@ -607,8 +607,8 @@ class Store:
                 await self._expire_due()
             except TooManyRequests as error:
                 log.debug("the sweep goes on later: %s", error)
-            except DataCorrupt as error:
-                log.error("%s", error)
+            except KvError as error:
+                log.error("the sweep goes on later: %s", error)
 
     async def _trim(self) -> None:
         """Trim the tombstones that are old enough, at whatever rate they are made."""

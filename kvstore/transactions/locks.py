@@ -37,6 +37,7 @@ from collections.abc import Iterator
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from kvstore.transactions.attempts import Age, may_wait
+from kvstore.transactions.undo import Undo
 
 Q = TypeVar("Q")  # who waits for a lock: opaque here
 W = TypeVar("W")  # who waits for a lease: opaque here; the batch puts an operation and the sink of its answer
@@ -52,9 +53,10 @@ class Identity(NamedTuple):
 
 
 class Lease:
-    """A client's hold on a name. `deadline_s` is infinite until the grant or renewal is visible."""
+    """A client's hold on a name. `deadline_s` is infinite until the grant or renewal is visible. `granted_to`: the only
+    one who has been told of it, as long as that is so (and the store has not been opened anew)."""
 
-    __slots__ = ("deadline_s", "identity", "name", "owner", "token", "ttl_s")
+    __slots__ = ("deadline_s", "granted_to", "identity", "name", "owner", "token", "ttl_s")
 
     def __init__(self, name: str, owner: str, token: int, ttl_s: float, identity: Identity) -> None:
         self.name = name
@@ -63,6 +65,7 @@ class Lease:
         self.ttl_s = ttl_s
         self.identity = identity
         self.deadline_s = math.inf
+        self.granted_to: Any = None
 
     def left_s(self, now_s: float) -> float:
         """Seconds until the deadline; the whole ttl while it has not begun to run."""
@@ -79,6 +82,12 @@ class _Lock(Generic[Q]):
     def __init__(self) -> None:
         self.holders: dict[Identity, tuple[Mode, Age | None]] = {}
         self.queue: deque[tuple[Mode, Age | None, Q]] = deque()
+
+    def copy(self) -> _Lock[Q]:
+        """Its present state, for `Undo`."""
+        copy: _Lock[Q] = _Lock()
+        copy.holders, copy.queue = self.holders.copy(), self.queue.copy()
+        return copy
 
     def admits(self, mode: Mode) -> bool:
         if not self.holders:
@@ -101,6 +110,7 @@ class LockTable(Generic[Q, W]):
         self._locks: dict[str, _Lock[Q]] = {}
         self._leases: dict[str, Lease] = {}
         self._lease_queues: dict[str, deque[W]] = {}
+        self.undo = Undo()
 
     def _identity(self) -> Identity:
         self._count += 1
@@ -118,6 +128,7 @@ class LockTable(Generic[Q, W]):
         free."""
         if name in self._locks:
             raise ValueError(f"{name!r} is locked")
+        self.undo.note_item(self._locks, name)
         lock = self._locks[name] = _Lock()
         identity = self._identity()
         lock.holders[identity] = "exclusive", age
@@ -135,8 +146,9 @@ class LockTable(Generic[Q, W]):
 
         Raises Died if it has an age, holds something and may not wait; OverflowError when the queue is full.
         """
-        lock = self._locks.get(name)
+        lock = self._note_lock(name)
         if lock is None:
+            self.undo.note_item(self._locks, name)
             lock = self._locks[name] = _Lock()
         if not lock.queue and lock.admits(mode):
             identity = self._identity()
@@ -149,6 +161,13 @@ class LockTable(Generic[Q, W]):
         lock.queue.append((mode, age, waiter))
         return None
 
+    def _note_lock(self, name: str) -> _Lock[Q] | None:
+        """The lock, which is about to be changed."""
+        lock = self._locks.get(name)
+        if lock is not None:
+            self.undo.note_copy(self._locks, name, lock.copy())
+        return lock
+
     def holds(self, name: str, identity: Identity) -> bool:
         """It is still that same lock."""
         return name in self._locks and identity in self._locks[name].holders
@@ -159,9 +178,9 @@ class LockTable(Generic[Q, W]):
 
     def unlock(self, name: str, identity: Identity) -> list[tuple[Identity, Q]]:
         """Let the lock go, if it is still held; those who have it now, in order of arrival."""
-        lock = self._locks.get(name)
-        if lock is None or lock.holders.pop(identity, None) is None:
+        if not self.holds(name, identity) or (lock := self._note_lock(name)) is None:
             return []
+        del lock.holders[identity]
         return self._promote(name, lock)
 
     def waiting(self, name: str) -> list[Q]:
@@ -175,7 +194,7 @@ class LockTable(Generic[Q, W]):
 
     def leave(self, name: str, waiter: Q) -> list[tuple[Identity, Q]]:
         """The waiter gives up its place; those for whom that cleared the way."""
-        lock = self._locks.get(name)
+        lock = self._note_lock(name)
         if lock is None:
             return []
         lock.queue = deque(entry for entry in lock.queue if entry[2] is not waiter)
@@ -210,11 +229,13 @@ class LockTable(Generic[Q, W]):
         """A new lease. Raises ValueError if the name has one."""
         if name in self._leases:
             raise ValueError(f"{name!r} is leased")
+        self.undo.note_item(self._leases, name)
         lease = self._leases[name] = Lease(name, owner, token, ttl_s, self._identity())
         return lease
 
     def end(self, name: str) -> None:
         """The lease is over: released, or expired. Raises KeyError if there is none."""
+        self.undo.note_item(self._leases, name)
         del self._leases[name]
 
     def forget_lease(self, name: str) -> tuple[W, ...]:
@@ -224,6 +245,7 @@ class LockTable(Generic[Q, W]):
 
     def suspend(self, lease: Lease) -> None:
         """The lease is renewed, but nobody can see it yet: it does not end before `start`."""
+        self.undo.note_attribute(lease, "deadline_s")
         lease.deadline_s = math.inf
 
     def start(self, lease: Lease, now_s: float) -> None:
@@ -232,14 +254,24 @@ class LockTable(Generic[Q, W]):
 
     def queue_for_lease(self, name: str, waiter: W) -> None:
         """Raises OverflowError when the queue is full."""
-        queue = self._lease_queues.setdefault(name, deque())
+        queue = self._note_queue(name)
         if len(queue) >= self._waiters_max:
             raise OverflowError(name)
         queue.append(waiter)
+        self._lease_queues[name] = queue
+
+    def _note_queue(self, name: str) -> deque[W]:
+        """The queue, which is about to be changed."""
+        queue = self._lease_queues.get(name)
+        if queue is None:
+            self.undo.note_item(self._lease_queues, name)
+            return deque()
+        self.undo.note_copy(self._lease_queues, name, queue.copy())
+        return queue
 
     def next_for_lease(self, name: str) -> W | None:
         """Take the first waiter out of the queue."""
-        queue = self._lease_queues.get(name)
+        queue = self._note_queue(name)
         if not queue:
             return None
         waiter = queue.popleft()
@@ -253,7 +285,7 @@ class LockTable(Generic[Q, W]):
 
     def leave_lease_queue(self, name: str, waiter: Any) -> bool:
         """The waiter gives up its place; False if it had none (any more)."""
-        queue = self._lease_queues.get(name, deque())
+        queue = self._note_queue(name)
         try:
             queue.remove(waiter)
         except ValueError:

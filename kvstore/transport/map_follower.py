@@ -2,7 +2,8 @@
 
 Owns: the two calls of the controller's HTTP interface that its followers make, and their endless, bounded repetition.
 Promises: while the controller is away the last map stays in force; nothing is raised for it, and one line is logged
-when it goes and one when it is back.
+when it goes and one when it is back. One that has not answered yet since this process began is being started beside
+it, as a rule: that is said only when it takes long.
 Leaves to others: what a new map means to whoever follows it.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,14 +24,28 @@ from kvstore.placement.cluster_map import ClusterMap
 
 log = logging.getLogger(__name__)
 
+_START_PATIENCE_S = 5.0
+
 
 class MapFollower:
-    def __init__(self, session: aiohttp.ClientSession, controller_url: str, limits: Limits) -> None:
+    """`start_patience_s`: for so long a controller that has not answered yet is not worth a line."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        controller_url: str,
+        limits: Limits,
+        *,
+        start_patience_s: float = _START_PATIENCE_S,
+    ) -> None:
         self._session = session
         self._url = controller_url.rstrip("/")
         self._limits = limits
         self._timeout = aiohttp.ClientTimeout(total=limits.map_poll_s + 5.0)
         self._away = False
+        self._answered = False
+        self._began_s = time.monotonic()
+        self._start_patience_s = start_patience_s
 
     async def announce(
         self,
@@ -94,8 +110,11 @@ class MapFollower:
         await asyncio.sleep(self._limits.reconnect_wait_s_max / 5)
 
     def _note(self, error: Exception | None) -> None:
-        if error is not None and not self._away:
-            log.warning("the controller at %s is away (%s): going on with the last map", self._url, error)
-        elif error is None and self._away:
-            log.warning("the controller at %s is back", self._url)
-        self._away = error is not None
+        if error is None:
+            if self._away:
+                log.warning("the controller at %s is back", self._url)
+            self._away, self._answered = False, True
+        elif not self._away and (self._answered or time.monotonic() >= self._began_s + self._start_patience_s):
+            self._away = True
+            then = "going on with the last map" if self._answered else "waiting for its first answer"
+            log.warning("the controller at %s is away (%s): %s", self._url, error, then)

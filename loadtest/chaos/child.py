@@ -42,6 +42,8 @@ def command(name: str, links: str, argv: Sequence[str], bug: str = "") -> tuple[
     `links`: the proxy's HOST:PORT; empty: none.
     """
     python, *words = argv
+    if words[:1] == ["-P"]:  # this module lies in the folder where it runs, perhaps nowhere else
+        words = words[1:]
     if words[:2] != ["-m", "kvstore"]:
         raise ValueError(f"{argv} is no command of kvstore: give PYTHON -m kvstore and its arguments")
     options = (*(("--links", links) if links else ()), *(("--bug", bug) if bug else ()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from loadtest.processes import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -39,18 +40,6 @@ class Cluster:
     @property
     def log(self) -> str:
         return (self.folder / "up.log").read_text()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def write_config(folder: Path, shards: int = 4, **settings: object) -> Path:

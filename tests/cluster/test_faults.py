@@ -282,7 +282,9 @@ def test_a_shard_with_wrong_data_is_refused_and_its_keys_are_unavailable_not_los
 
         wait_until(refused, "it was refused")
         assert put(pair, other, b"2").status in (201, 204)
+        wait_until(lambda: "kill -HUP" in pair.log[log_before:], "it is not tried for ever")
         assert "Traceback" not in pair.log[log_before:]
+    pair.up.send_signal(signal.SIGHUP)
     wait_until(lambda: answers(pair, key), "the shard has its own file again")
     assert get(pair, key).body == b"1"
 

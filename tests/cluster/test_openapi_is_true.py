@@ -171,6 +171,8 @@ def _make_possible(case: Case, data: st.DataObject, api: Api) -> None:
         query["ttl"] = f"{max(float(query['ttl']), 0.001):.3f}"  # in decimals: an exponent is refused
     if "after" in query:
         query["after"] = api.cursor
+    if case.path == LOCK and case.method == "DELETE":
+        _only_one_way_to_release(case, query, api)
     if query.get("count") in (True, "true"):
         for other in query.keys() - {"count", "prefix"}:
             del query[other]
@@ -178,6 +180,16 @@ def _make_possible(case: Case, data: st.DataObject, api: Api) -> None:
         case.body["wait"] = min(case.body["wait"], WAIT_S_MAX)
     if isinstance(case.body, dict) and "owner" in case.body:
         assume(len(case.body["owner"].encode()) <= Limits().owner_bytes_max)
+
+
+def _only_one_way_to_release(case: Case, query: dict[str, Any], api: Api) -> None:
+    """A token, or the Idempotency-Key of the acquire that is withdrawn."""
+    if "acquire" in query:
+        assume(query["acquire"].isprintable())
+        for header in ("Lock-Token", "Idempotency-Key"):
+            case.headers.pop(header, None)
+    elif "Lock-Token" not in case.headers:
+        case.headers["Lock-Token"] = str(api.token)
 
 
 def _only_plan(case: Case, data: st.DataObject) -> None:

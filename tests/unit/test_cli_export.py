@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import stat
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +109,82 @@ def test_the_same_command_goes_on_where_it_stopped(listing: Listing, output: Pat
     assert listing.asked[0] == ends_at
     assert output.read_bytes() == EXPORTED
     assert list(output.parent.iterdir()) == [output]
+
+
+# --- what is at the place already -------------------------------------------------------------------------------------
+
+
+def test_a_link_stays_a_link_and_what_it_leads_to_is_replaced(listing: Listing, output: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    output.symlink_to("elsewhere/there")
+    for _ in ("it leads nowhere", "to the earlier export"):
+        assert run(output) == 0
+        assert output.is_symlink()
+        assert [path.name for path in folder.iterdir()] == ["there"]
+        assert (folder / "there").read_bytes() == EXPORTED
+
+
+def test_an_export_that_stopped_goes_on_through_a_link(listing: Listing, output: Path, tmp_path: Path) -> None:
+    output.symlink_to(tmp_path / "there")
+    listing.ends_at = "after-b"
+    assert run(output) == 2
+    listing.ends_at, listing.asked = None, []
+    assert run(output) == 0
+    assert listing.asked[0] == "after-b"
+    assert (tmp_path / "there").read_bytes() == EXPORTED
+
+
+def test_a_fifo_is_written_to(listing: Listing, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(output)
+    with ThreadPoolExecutor() as threads:
+        read = threads.submit(output.read_bytes)
+        assert main(["export", "-o", str(output), "--json"]) == 0
+        assert read.result(60) == EXPORTED
+    assert output.is_fifo()
+    assert list(output.parent.iterdir()) == [output]
+    assert json.loads(capsys.readouterr().out)["bytes"] == len(EXPORTED)
+
+
+def test_a_device_is_written_to(listing: Listing, tmp_path: Path) -> None:
+    device = Path("/dev/null") if os.geteuid() else tmp_path / "null"
+    if device != Path("/dev/null"):
+        os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    assert run(device) == 0
+    assert device.is_char_device()
+    assert list(tmp_path.iterdir()) == ([] if os.geteuid() else [device])
+
+
+def test_a_full_device_is_told(listing: Listing, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(Path("/dev/full")) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o400, 0o664])
+def test_a_file_keeps_its_mode_and_no_other_sees_more_meanwhile(listing: Listing, output: Path, mode: int) -> None:
+    output.write_bytes(b"earlier")
+    output.chmod(mode)
+    part = output.with_name("all.ndjson.part")
+    listing.ends_at = "after-b"
+    assert run(output) == 2
+    assert stat.S_IMODE(part.stat().st_mode) == mode
+    assert stat.S_IMODE(output.with_name("all.ndjson.kvstore-export").stat().st_mode) == 0o600
+    listing.ends_at = None
+    assert run(output) == 0
+    assert output.read_bytes() == EXPORTED
+    assert stat.S_IMODE(output.stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away: run the tests as root")
+def test_a_file_keeps_its_owner(listing: Listing, output: Path) -> None:
+    output.write_bytes(b"earlier")
+    os.chown(output, 4711, 4712)
+    assert run(output) == 0
+    assert (output.stat().st_uid, output.stat().st_gid) == (4711, 4712)
+
+
+# --- a cursor that is of no use any more ------------------------------------------------------------------------------
 
 
 def test_a_cursor_that_the_cluster_does_not_know_any_more_begins_anew(listing: Listing, output: Path) -> None:

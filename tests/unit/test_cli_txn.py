@@ -100,6 +100,13 @@ def test_a_file_is_sent_byte_for_byte(store: Store, tmp_path: Path) -> None:
     assert store.asked == [(path.read_bytes(), None)]
 
 
+def test_a_byte_order_mark_is_not_sent(store: Store, tmp_path: Path) -> None:
+    body = json.dumps(BODY).encode()
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbf" + body)
+    assert main(["txn", str(tmp_path / "marked")]) == 0
+    assert store.asked == [(body, None)]
+
+
 def test_standard_input_is_sent_byte_for_byte(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     body = json.dumps(BODY).encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(body)))

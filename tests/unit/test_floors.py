@@ -18,7 +18,7 @@ import kvstore.errors
 PACKAGE = Path(kvstore.errors.__file__).parent
 
 FLOORS = {
-    "errors": 0, "config": 0, "protocol": 0, "metrics": 0, "failpoints": 0,
+    "errors": 0, "config": 0, "addresses": 0, "protocol": 0, "metrics": 0, "failpoints": 0, "data_file": 0,
     "placement": 1, "transactions": 1, "dashboard": 1,
     "storage": 2, "transport": 2,
     "shard": 3, "router": 3, "controller": 3,

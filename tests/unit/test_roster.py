@@ -142,6 +142,13 @@ def test_an_ipv6_address_keeps_its_brackets() -> None:
     assert steps(told, files(data="s5"), ["s1"], config=config) == start(s5="[::1]:9105")
 
 
+def test_shards_on_all_addresses_are_known_by_the_one_that_was_announced_and_by_that_of_earlier_versions() -> None:
+    config = msgspec.structs.replace(CONFIG, shards=[ShardConfig("s1", "0.0.0.0:9101")])
+    told = launch("s1 s5 s6", s1="http://127.0.0.1:9101", s5="http://127.0.0.1:9105", s6="http://0.0.0.0:9106")
+    assert steps(told, files(data="s5 s6"), ["s1"], config=config) == start(s5="0.0.0.0:9105", s6="0.0.0.0:9106")
+    assert next(free_listens(config, told, [])) == "0.0.0.0:9107"
+
+
 # --- the files --------------------------------------------------------------------------------------------------------
 
 

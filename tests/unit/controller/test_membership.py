@@ -236,6 +236,8 @@ def test_before_the_cluster_is_formed_nothing_can_be_changed(ask: Callable[[Clus
     ("check", "value"),
     [
         (check_id, ""), (check_id, "S1"), (check_id, "a" * 33), (check_url, "s1:1"), (check_url, "http://x/y"),
+        (check_url, "http://0.0.0.0:9101"), (check_url, "http://[::]:9101"), (check_url, "http://x:0"),
+        (check_url, "http://x:port"), (check_url, "http://:80"), (check_url, "http://[::1:80"),
         (check_weight, 0), (check_weight, 1001), (check_weight, -1),
     ],
 )  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 from kvstore.config import Limits, default_config
 from kvstore.errors import BadRequest, ValueTooLarge, all_errors
 from kvstore.router import app as router_app
+from kvstore.router import locks as router_locks
 from kvstore.router.app import EXPLAIN_ROUTE, KEY_ROUTE, LOCK_ROUTE, SHARD_ROUTE, TXN_ROUTE, RouterApp
 from kvstore.router.batch import parse_batch
 from kvstore.router.decode import decode_once, decode_tags
@@ -24,7 +25,8 @@ from kvstore.router.page import PAGE_ROUTE
 from kvstore.router.schemas import OPERATION_ERRORS
 from kvstore.router.service import RouterService
 from kvstore.router.transactions import parse_transaction
-from kvstore.transport.http import BodyReader, Head
+from kvstore.transport.bodies import BodyReader
+from kvstore.transport.http import Head
 
 LIMITS = Limits(
     key_bytes_max=77, value_bytes_max=7_777, body_bytes_max=77_777, ttl_s_max=777_777, list_keys_max=777,
@@ -122,6 +124,7 @@ def test_the_query_parameters_are_those_that_the_router_knows() -> None:
         (KEY_ROUTE, "put"): router_app._TTL,
         ("/v1/kv", "get"): router_app._LIST,
         ("/v1/locks", "get"): router_app._LIST_LOCKS,
+        (LOCK_ROUTE, "delete"): router_locks._ACQUIRE,
         ("/v1/shards", "post"): PLAN,
         (SHARD_ROUTE, "patch"): PLAN,
         (SHARD_ROUTE, "delete"): PLAN,
@@ -160,7 +163,7 @@ def test_every_problem_code_of_an_answer_is_an_error_with_its_status() -> None:
 
 
 def test_every_error_is_documented_or_known_to_stay_inside() -> None:
-    inside = {"wrong-owner", "config-error"}
+    inside = {"wrong-owner", "config-error", "data-in-use"}
     shown = {code for _, response in refusals() for code in codes_of(response)}
     assert shown == {error.code for error in all_errors()} - inside
     assert set(DOCUMENT["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]) == shown | inside

@@ -55,7 +55,7 @@ def rows(folder: Path, shard_id: str) -> dict[tuple[str, str], bytes | None]:
 
 
 async def trimmed(folder: Path, shard_id: str, *keys: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while {key for _, key in rows(folder, shard_id)} & set(keys):
             await asyncio.sleep(0.01)
 

@@ -41,7 +41,7 @@ class Sink:
         self.replies.append(reply)
 
     async def reply(self) -> Any:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not self.replies:
                 await asyncio.sleep(0.002)
         return self.replies[0]
@@ -106,7 +106,7 @@ class Cluster:
         store = await Store.open(path, self._limits, shard_id, PARTITIONS, _fatal)
         receiver = Receiver(shard_id, store, _Peers(self, shard_id), self._limits)  # type: ignore[arg-type]
         self.stores[shard_id], self._receivers[shard_id] = store, receiver
-        self._services[shard_id] = ShardService(shard_id, store, receiver)
+        self._services[shard_id] = ShardService(shard_id, store, receiver, self._limits)
 
     async def stop(self, shard_id: str) -> None:
         await self._receivers[shard_id].close()

@@ -89,6 +89,13 @@ class Bench:
 
     def run(self, *work: WriteOp | tuple[WriteOp, Sink]) -> list[Answer]:
         """Decide these as one batch; the answers, in the order in which they leave."""
+        replies = self.run_any(*work)
+        answers = [reply for reply in replies if isinstance(reply, Answer)]
+        assert len(answers) == len(replies)
+        return answers
+
+    def run_any(self, *work: WriteOp | tuple[WriteOp, Sink]) -> list[Reply]:
+        """As `run`, where replies may be of any kind."""
         context = Context(self.now_ms, self.now_s, self.arrivals, 1, self.frees_only, self.kept_ms, 1 << 24)
         self.batch = batch = Batch(self.clock, context, self.locks, self.holds, self.rows)
         for each in work:
@@ -98,12 +105,9 @@ class Bench:
         self.clock = batch.clock
         for lease in batch.started:
             self.locks.start(lease, self.now_s)
-        answers = []
-        for sink, answer in batch.answers:
-            assert isinstance(answer, Answer)
-            sink.send(answer)
-            answers.append(answer)
-        return answers
+        for sink, reply in batch.answers:
+            sink.send(reply)
+        return [reply for _, reply in batch.answers]
 
     def one(self, op: WriteOp) -> Answer:
         """The answer to the only operation of a batch."""
@@ -192,7 +196,7 @@ async def opened(folder: Path, **limits: float) -> AsyncIterator[Store]:
 
 async def until(condition: Callable[[], object]) -> None:
     """For what a batch decides in the writer's thread, before anybody could be told."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 

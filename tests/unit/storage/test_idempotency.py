@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.protocol import Answer, Delete, Guard, Once, Put, Release, Renew
-from kvstore.storage import lease_timers
+from kvstore.storage import lease_timers, replies
 from kvstore.storage import store as store_module
 from kvstore.storage.batch import Expire, WriteOp
 from kvstore.storage.leases import EndWait
@@ -238,13 +238,19 @@ def test_a_repeated_release_gives_the_first_answer_again_and_ends_nobody_elses_l
 # --- how long ---------------------------------------------------------------------------------------------------------
 
 
+def later(bench: Bench, ms: int) -> None:
+    """By every clock."""
+    bench.now_ms += ms
+    bench.now_s += ms / 1000
+
+
 def test_a_reply_is_kept_for_its_time_and_then_the_key_is_free_again():
     bench = Bench()
     first = bench.one(Put(1, "k", b"v", 0, None, K))
-    bench.now_ms += bench.kept_ms - 1
+    later(bench, bench.kept_ms - 1)
     assert shown(bench.one(Put(2, "k", b"v", 0, None, K))) == shown(first)
     assert bench.one(Put(3, "k", b"w", 0, None, OTHER)).status == 422
-    bench.now_ms += 1
+    later(bench, 1)
     again = bench.one(Put(4, "k", b"w", 0, None, OTHER))
     assert (again.status, bench.value("k")) == (204, b"w")
     assert shown(bench.one(Put(5, "k", b"w", 0, None, OTHER))) == shown(again)
@@ -254,14 +260,52 @@ def test_a_reply_past_its_time_is_expired_in_the_partition_of_its_target():
     bench = Bench()
     bench.one(Put(1, "k", b"v", 0, None, K))
     (row,) = bench.replies()
-    bench.now_ms += bench.kept_ms - 1
+    later(bench, bench.kept_ms - 1)
     assert bench.one(Expire(row.key, REPLY, row.partition)).status == 200
-    bench.now_ms += 1
+    later(bench, 1)
     assert bench.one(Expire(row.key, REPLY, row.partition)).status == 410
     assert bench.replies() == []
     assert bench.batch.expired == 0  # no key of a client's
     assert bench.rows.rows[REPLY, row.key].partition == row.partition
     assert (bench.clock.keys, bench.clock.bytes) == (1, 2)
+
+
+@pytest.mark.parametrize("step_s", [660, -86_400])
+def test_a_step_of_the_wall_clock_neither_forgets_a_reply_nor_keeps_it_longer(step_s: int):
+    bench = Bench()
+    first = bench.one(Put(1, "k", b"v", 0, None, K))
+    bench.now_ms += 1000 * step_s
+    assert shown(bench.one(Put(2, "k", b"v", 0, None, K))) == shown(first)
+    (row,) = bench.replies()
+    assert bench.one(Expire(row.key, REPLY, row.partition)).status == 200  # as the sweep does
+    later(bench, bench.kept_ms - 1)
+    assert shown(bench.one(Put(3, "k", b"v", 0, None, K))) == shown(first)
+    later(bench, 1)
+    assert bench.one(Put(4, "k", b"w", 0, None, OTHER)).status == 204
+
+
+def test_a_reply_that_a_step_made_due_has_a_later_deadline_so_that_the_sweep_ends():
+    bench = Bench()
+    bench.one(Put(1, "k", b"v", 0, None, K))
+    later(bench, 1000)
+    bench.now_ms += 660_000
+    (row,) = bench.replies()
+    bench.one(Expire(row.key, REPLY, row.partition))
+    (row,) = bench.replies()
+    assert row.expires_at_ms == bench.now_ms + bench.kept_ms - 1000
+    later(bench, bench.kept_ms - 1000)
+    assert bench.one(Expire(row.key, REPLY, row.partition)).status == 410
+
+
+def test_after_a_boot_and_on_another_machine_the_wall_clock_counts(monkeypatch: pytest.MonkeyPatch):
+    bench = Bench()
+    first = bench.one(Put(1, "k", b"v", 0, None, K))
+    monkeypatch.setattr(replies, "_BOOT", "another")
+    bench.now_s = 3.0
+    bench.now_ms += bench.kept_ms - 1
+    assert shown(bench.one(Put(2, "k", b"v", 0, None, K))) == shown(first)
+    bench.now_ms += 1
+    assert bench.one(Put(3, "k", b"w", 0, None, OTHER)).status == 204
 
 
 # --- a store ----------------------------------------------------------------------------------------------------------
@@ -293,9 +337,25 @@ async def test_the_sweep_expires_replies_whose_time_is_over(tmp_path: Path, monk
     async with opened(tmp_path, idempotency_kept_s=60, expiry_sweep_s=0.05) as store:
         await ask(store, Put(1, "k", b"v", 0, None, K))
         assert [deleted for _, deleted in reply_rows(tmp_path / "store.db")] == [0]
-        turned.wall_step_s = 61
+        turned.wall_step_s = turned.monotonic_step_s = 61
         await until(lambda: [deleted for _, deleted in reply_rows(tmp_path / "store.db")] == [1])
         assert store.stats.expired == 0
+
+
+async def test_the_sweep_leaves_replies_alone_that_only_the_wall_clock_made_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    turned = TurnedTime()
+    monkeypatch.setattr(store_module, "time", turned)
+    async with opened(tmp_path, idempotency_kept_s=600, expiry_sweep_s=0.05, expiry_ops_max=2) as store:
+        for number in range(5):
+            await ask(store, Put(1, f"k{number}", b"v", 0, None, K))
+        await ask(store, Put(1, "goes", b"v", 60_000))
+        turned.wall_step_s = 660
+        await until(lambda: store.stats.expired == 1)  # the sweep has been there, and has come to an end
+        assert [deleted for _, deleted in reply_rows(tmp_path / "store.db")] == [0] * 5
+        for number in range(5):
+            assert (await ask(store, Put(2, f"k{number}", b"v", 0, None, K))).status == 201
 
 
 async def test_twenty_duplicates_at_once_have_one_effect(tmp_path: Path):

@@ -58,7 +58,7 @@ def commit(*steps: Step, attempt: Attempt = FIRST, vote: int = 7, conditions: li
 async def tell(store: Store, op: Any, sink: Any = None) -> Any:
     sink = sink or Sink()
     store.write(op, sink)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not sink.replies:
             await asyncio.sleep(0.002)
     return sink.replies[0]

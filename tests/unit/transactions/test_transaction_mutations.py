@@ -1,7 +1,7 @@
 """Each rule of transactions, taken out: then the explorer finds a story that ends badly.
 
-A rule that no test misses is either not tested or not needed. Below, each rule of design.md (sections 4, 5 and 6) is
-taken out alone, by replacing one function, and one scenario of `scenarios` has to show it.
+A rule that no test misses is either not tested or not needed. Below, each rule of kvstore/DESIGN.md (sections 4, 5,
+6) is taken out alone, by replacing one function, and one scenario of `scenarios` has to show it.
 
 What is not here, and why:
 - "Decide names the anchor's vote", "a tombstone drops the anchor's intent", "tombstones are looked for in the batch

@@ -2,7 +2,7 @@
 
 A store here is what `storage.store` and `storage.sqlite` make of a batch, without time and disk: rows in memory, and
 the real Batch, LockTable and Holds. Each `run` is one batch, durable and visible at once. It can die and be opened
-anew from its rows, and a partition can move to another one, as design.md, section 6, says.
+anew from its rows, and a partition can move to another one, as kvstore/DESIGN.md, section 6, says.
 
 A store is a plain object that can be pickled, so that an explorer may go back to an earlier one. `canonical` says
 which two are the same: what they can never show, such as sequences and the numbers of identities, does not count.
@@ -237,7 +237,14 @@ def canonical(store: Store, exact: bool) -> Any:
     return _form(store, None if exact else {})
 
 
-_SILENT = {"Hold": {"_sink"}, "ReadHold": {"sink"}, "Store": {"arrived"}}
+_SILENT = {
+    "Hold": {"_sink"},
+    "Holds": {"undo"},
+    "Lease": {"granted_to"},
+    "LockTable": {"undo"},
+    "ReadHold": {"sink"},
+    "Store": {"arrived"},
+}
 _SILENT_UNLESS_EXACT = {"LockTable": {"_count", "_opening"}, "Store": {"arrived", "openings"}}
 
 
