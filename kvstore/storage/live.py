@@ -16,6 +16,7 @@ from kvstore.protocol import txn_id
 from kvstore.transactions.intents import Hold, Holds
 from kvstore.transactions.locks import Lease, LockTable
 
+_LISTED_MAX = 1000  # of each, however many are asked for
 _WAITERS_MAX = 8  # that are named, of each lock
 _KEYS_MAX = 8  # that are named, of each attempt
 
@@ -24,6 +25,7 @@ def live_facts(
     locks: LockTable[Any, Any], holds: Holds, partitions: int, live_max: int, now_s: float
 ) -> dict[str, Any]:
     """At most `live_max` leases and as many attempts, and how many there are of each."""
+    live_max = min(max(live_max, 0), _LISTED_MAX)
     leases = list(islice(locks.leases(), live_max))
     held = holds.all()
     return {

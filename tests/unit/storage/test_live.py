@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from kvstore.protocol import Attempt
 from kvstore.storage.live import live_facts
 from kvstore.transactions.intents import Held, Holds, Intent, State
@@ -22,6 +24,15 @@ def test_locks_are_listed_with_their_waiters_in_order_and_the_time_that_is_left(
         {"name": "a", "owner": "<script>", "token": 7, "ttl": 10.0, "ttl_left": 6.0, "waiting": 2,
          "waiters": ["first", "second"]}
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "listed"), [(-(2**70), 0), (-1, 0), (0, 0), (7, 7), (2**70, 1000)])
+def test_whatever_is_asked_for_the_answer_is_bounded(asked: int, listed: int) -> None:
+    locks: LockTable[Any, Any] = LockTable("o", 100)
+    for number in range(1200):
+        locks.grant(str(number), "", number, 10.0)
+    facts = live_facts(locks, Holds(), 64, asked, 0.0)
+    assert (len(facts["leases"]), facts["leases_count"]) == (listed, 1200)
 
 
 def test_no_more_is_listed_than_was_asked_for_and_all_is_counted() -> None:
