@@ -122,10 +122,22 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Items in key order; `next` is the cursor of the page after, None on the last one."""
+    """Items in key order; `next` is the cursor of the page after, None on the last one.
+
+    `missing`: the partitions that were left out because their shard is down.
+    """
 
     items: Sequence[ListedItem]
     next: str | None
+    missing: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many keys there are, without those of the partitions that are `missing` because their shard is down."""
+
+    count: int
+    missing: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,26 +310,40 @@ class Client:
                 yield item
 
     async def pages(
-        self, prefix: str = "", *, values: bool = False, page_size: int = 1000, after: str | None = None
+        self,
+        prefix: str = "",
+        *,
+        values: bool = False,
+        page_size: int = 1000,
+        after: str | None = None,
+        skip_down: bool = False,
     ) -> AsyncIterator[Page]:
         """The listing by pages of at most `page_size` items; `after` is the `next` of an earlier page.
 
+        `skip_down`: what is down is left out, and named by each page that lacks it, instead of Unavailable.
         Raises BadCursor if `after` is not such a cursor.
         """
         query = f"/v1/kv?prefix={_quoted(prefix, in_path=False)}&limit={page_size}"
         query += "&values=true" if values else ""
+        query += "&partial=true" if skip_down else ""
         more = True
         while more:
             cursor = "" if after is None else f"&after={quote(after, safe='')}"
             document = _document(await self._ask("GET", query + cursor))
             after = document.get("next")
             more = after is not None
-            yield Page([_listed(item) for item in document["items"]], after)
+            yield Page([_listed(item) for item in document["items"]], after, document.get("missing", ()))
 
     async def count(self, prefix: str = "") -> int:
         """The number of keys that start with `prefix`."""
         answer = await self._ask("GET", f"/v1/kv?prefix={_quoted(prefix, in_path=False)}&count=true")
         return int(_document(answer)["count"])
+
+    async def count_what_is_up(self, prefix: str = "") -> Counted:
+        """As `count`, without the keys of shards that are down."""
+        answer = await self._ask("GET", f"/v1/kv?prefix={_quoted(prefix, in_path=False)}&count=true&partial=true")
+        document = _document(answer)
+        return Counted(int(document["count"]), document["missing"])
 
     async def batch(self, operations: Sequence[Operation]) -> _Results:
         """Carry out independent operations in one request, not atomically; results in their order.
@@ -462,6 +488,14 @@ class Client:
     async def remove_shard(self, shard_id: str, *, plan: bool = False) -> dict[str, Any]:
         """Drain and remove the shard. Raises NotFound, ChangeRefused for the last one."""
         return await self._change("DELETE", f"/v1/shards/{quote(shard_id, safe='')}", None, plan)
+
+    async def give_up_shard(self, shard_id: str, *, confirm: str) -> dict[str, Any]:
+        """Give up a shard whose disk is lost: its partitions are opened anew, empty. `confirm`: its id again.
+
+        {"id","state","epoch","partitions"}: how many partitions that are. Raises NotFound, ChangeRefused.
+        """
+        path = f"/v1/shards/{quote(shard_id, safe='')}?lost=true&confirm={quote(confirm, safe='')}"
+        return _document(await self._ask("DELETE", path, writes=True))
 
     async def rebalance(self, *, plan: bool = False) -> dict[str, Any]:
         """Plan what the present members and weights ask for, as after `cancel_moves`."""

@@ -27,6 +27,7 @@ PARTITIONS_MIN = 64
 PARTITIONS_MAX = 65_536
 WEIGHT_MAX = 1000
 VALUE_BYTES_MAX = 256 * 1024 * 1024
+CONFIG_VARIABLE = "KVSTORE_UP_CONFIG"  # of the environment: the configuration that `kvstore up` read
 ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}
@@ -150,6 +151,19 @@ def default_config() -> ClusterConfig:
         shards=[ShardConfig(id=f"s{n}", listen=f"127.0.0.1:{9100 + n}") for n in range(1, 5)],
         data_dir=str(Path("data").absolute()),
     )
+
+
+def encode_config(config: ClusterConfig) -> str:
+    """For `decode_config`."""
+    return msgspec.json.encode(config).decode()
+
+
+def decode_config(encoded: str) -> ClusterConfig:
+    """What `encode_config` made of a configuration that was checked. Raises ConfigError for anything else."""
+    try:
+        return msgspec.json.decode(encoded, type=ClusterConfig)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise ConfigError(f"the configuration that was handed down cannot be read: {error}") from None
 
 
 def load_config(path: Path) -> ClusterConfig:

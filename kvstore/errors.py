@@ -239,6 +239,11 @@ class Unavailable(KvError):
     next_step = "Wait for retry_after_ms and send it again; GET /v1/cluster shows which shard is down."
 
 
+class ControllerBehind(Unavailable):
+    code, title = "controller-behind", "The controller has lost what the cluster did last, and changes nothing"
+    next_step = "Run `kvstore controller recover`: it shows the newest map that the nodes have, and asks to take it."
+
+
 class OutcomeUnknown(KvError):
     status, code, title = 504, "outcome-unknown", "The write may or may not have been done"
     next_step = "Ask again with the same Idempotency-Key; without one, read to see before you repeat the write."

@@ -138,11 +138,13 @@ class ScanLeases(Message, tag=13):
 
 class Attempt(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One try of a transaction. `start`: microseconds of its first try, its age for wait-die; `stamp`: of this try;
-    `router`: a random id of the router's process. A stamp is used once per process, so (stamp, router) is unique."""
+    `router`: a random id of the router's process. A stamp is used once per process, so (stamp, router) is unique.
+    `epoch`: of the map by which its router sends its first messages."""
 
     start: int
     stamp: int
     router: str
+    epoch: int = 0
 
     @property
     def name(self) -> str:
@@ -293,7 +295,8 @@ class Forget(Message, tag=23):
 
 
 class Follow(Message, tag=24):
-    """Take over this map (ClusterMap as JSON), if it is newer. Answered with 200 when it is durable and in force."""
+    """Take over this map (ClusterMap as JSON), if it is newer. Answered with 200 when it, or a newer one, is durable
+    and in force; the answer's `version` is the epoch of that one."""
 
     cluster_map: bytes
 
@@ -365,10 +368,17 @@ class Stats(Message, tag=7):
     live_max: int = 0
 
 
+class Names(Message, tag=28):
+    """The last strike that the sender's map has: what comes behind it is meant for a shard that follows the same one,
+    and is answered 421 by others. It has no answer itself."""
+
+    strike: int = 0
+
+
 Request = (
     Get | Put | Delete | Scan | Count | Explain | Stats | Acquire | Renew | Release | Leave | Inspect | ScanLeases
     | Transact | Prepare | Commit | Finish | Abort | Ask | Look | ReadLock | ReadUnlock | Forget
-    | Follow | Receive | Pull | Fence
+    | Follow | Receive | Pull | Fence | Names
 )  # fmt: skip
 WRITES = (Put, Delete, Acquire, Renew, Release, Transact, Prepare, Commit, Finish, Abort, Ask)
 

@@ -101,7 +101,10 @@ def decide(
     listens = {shard.id: shard.listen for shard in config.shards}
     if not launch.formed:
         # Nobody was removed from a cluster that does not exist: whatever was set aside is of an earlier one.
-        return _steps({shard_id: listens[shard_id] for shard_id in listens if shard_id not in running}, files)
+        first = {shard_id: listens[shard_id] for shard_id in listens if shard_id not in running}
+        # Of a cluster whose controller has lost its file: all of its shards must come, for it to be known again.
+        others = {m.id: here(m.url, config) for m in launch.members if m.id in files.data and m.id not in running}
+        return _steps({**others, **first}, files)
     start: dict[str, str | None] = {}
     for member in launch.members:
         if member.id in files.data and member.id not in running:

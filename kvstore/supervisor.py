@@ -18,7 +18,7 @@ import os
 import queue
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from threading import Thread
 from typing import NamedTuple
@@ -41,7 +41,7 @@ class Child(NamedTuple):
     role: str
     id: str
     argv: tuple[str, ...]
-    environment: tuple[tuple[str, str], ...] = ()
+    environment: Mapping[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -235,7 +235,7 @@ class _Kept:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **dict(self.child.environment)},
+                env={**os.environ, **self.child.environment},
             )
         except OSError as error:
             return f"could not be started ({error})", None

@@ -73,9 +73,12 @@ _router = LazyGroup(
 )
 _controller = LazyGroup(
     "controller",
-    short_help="Serve a controller.",
+    short_help="Serve a controller, or give it its map again.",
     help="Controllers: the processes that own the cluster map.",
-    lazy={"serve": LazyCommand("kvstore.cli.controller_serve:serve", "Serve one controller on this host.")},
+    lazy={
+        "recover": LazyCommand("kvstore.cli.controller_recover:recover", "Give a controller its map again."),
+        "serve": LazyCommand("kvstore.cli.controller_serve:serve", "Serve one controller on this host."),
+    },
 )
 
 root = LazyGroup(

@@ -34,7 +34,7 @@ def serve(
       kvstore controller serve 0 --listen 127.0.0.1:8090 --data-dir ./data \\
           --config cluster.yaml
     """
-    config = read_config(config_path)
+    config = read_config(config_path, supervised=supervised)
     data_dir = data_dir.absolute()
     code = run_process(
         role="controller",

@@ -8,7 +8,9 @@ Leaves to others: the process's shell (`kvstore.process`), the roles (`shard`, `
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ import click
 
 from kvstore.addresses import listen_address
 from kvstore.cli.frame import checked_url, report
-from kvstore.config import ID_PATTERN, ClusterConfig, default_config, load_config
+from kvstore.config import CONFIG_VARIABLE, ID_PATTERN, ClusterConfig, decode_config, default_config, load_config
 from kvstore.errors import ConfigError, KvError
 from kvstore.process import EXIT_NEEDS_A_PERSON
 
@@ -87,8 +89,15 @@ data_dir_option = click.option(
 )
 
 
-def read_config(path: Path | None) -> ClusterConfig:
-    """The configuration; ends the command, with the code of a process that needs a person, if the file is wrong."""
+def read_config(path: Path | None, *, supervised: bool = False) -> ClusterConfig:
+    """The configuration, if `supervised` the one that `kvstore up` read.
+
+    Ends the command, with the code of a process that needs a person, if the file is wrong.
+    """
+    handed_down = os.environ.get(CONFIG_VARIABLE) if supervised else None
+    if handed_down is not None:
+        with suppress(ConfigError):  # of a kvstore that was replaced while `up` runs: then the file counts
+            return decode_config(handed_down)
     try:
         return default_config() if path is None else load_config(path)
     except ConfigError as error:

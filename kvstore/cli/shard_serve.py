@@ -39,7 +39,7 @@ def serve(
       kvstore shard serve s1 --join http://127.0.0.1:8090 \\
           --listen 127.0.0.1:9101 --data-dir ./data
     """
-    config = read_config(config_path)
+    config = read_config(config_path, supervised=supervised)
     data_dir = data_dir.absolute()
     code = run_process(
         role="shard",

@@ -5,16 +5,19 @@ Promises: every refusal of a route is a problem document; a long poll never outl
 Leaves to others: every rule (`service`), the file (`store`), signals and the pid file (`kvstore.process`).
 
 Routes (internal: clients talk to a router, which passes those of shards and moves on):
-    GET    /v1/map?after=EPOCH  200 + map once its epoch is above EPOCH; 204 if none was within limits.map_poll_s
+    GET    /v1/map?after=EPOCH&cluster=ID&clock=VERSION
+                                200 + map once its epoch is above EPOCH; 204 if none was within limits.map_poll_s
     POST   /v1/members          a shard announces itself: 200 + map, or 202 {"waiting_for": [ids]}
     GET    /v1/launch?after=REVISION&running=ID,ID
                                 a launcher asks what to run: 200 + what, once it has changed; 204 as above
     POST   /v1/shards           {"id","url"?,"weight"?}: add: 202 {"id","state","epoch"}
     PATCH  /v1/shards/{id}      {"weight"}: 202, likewise
-    DELETE /v1/shards/{id}      remove: 202, likewise
+    DELETE /v1/shards/{id}      remove: 202, likewise; with ?lost=true&confirm={id} give it up with all that it has
     GET    /v1/moves            {"epoch", "moves": […], "wanted": [ids], "ending": [ids], "last": {…} or null}
     POST   /v1/moves            plan anew: 202 {"epoch"}
     DELETE /v1/moves            cancel what is not committed: 202, likewise
+    GET    /v1/recovery         the newest map that the nodes have, when this controller's is lost or old
+    POST   /v1/recovery         {"cluster_id","epoch","without":[ids]}: go on with it: 202 {"epoch"}
     GET    /healthz             200 while the process lives
     GET    /metrics             Prometheus text
 With ?plan=true a POST, PATCH or DELETE of shards and a POST of moves change nothing, and say what would move: 200.
@@ -28,7 +31,7 @@ import logging
 import re
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import aiohttp
 import msgspec
@@ -38,6 +41,7 @@ from aiohttp.typedefs import Handler, Middleware
 from kvstore.addresses import address_text, advertised_host, listen_address
 from kvstore.config import ID_PATTERN, ClusterConfig
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.lost import Reopener
 from kvstore.controller.membership import Announcement
 from kvstore.controller.mover import Mover
 from kvstore.controller.service import Asked, ClusterService, Waiting
@@ -70,6 +74,14 @@ class NewShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     id: str
     url: str | None = None
     weight: int = 1
+
+
+class Recover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/recovery: which map was shown, and which of its members are silent for good."""
+
+    cluster_id: str
+    epoch: int
+    without: list[str] = []
 
 
 class NewWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,6 +128,8 @@ async def _serve(
     shards = Shards(config.limits, session)
     mover = Mover(document, shards, config.limits)
     service = ClusterService(document, config, shards)
+    reopener = Reopener(document, shards, config.limits)
+    service.on_clock = reopener.tell
     await service.report_start()
     runner = web.AppRunner(
         make_app(service, mover, config, stop),
@@ -126,18 +140,22 @@ async def _serve(
     await runner.setup()
     moving = asyncio.create_task(mover.run())
     stopping = asyncio.create_task(stop.wait())
+    watching = asyncio.create_task(service.watch_if_behind())
+    reopening = asyncio.create_task(reopener.run())
     try:
         await web.TCPSite(runner, *listen_address(listen)).start()
         _log.info("%s listens on %s", name, address_text(*runner.addresses[0][:2]))
         warn_if_exposed(listen, "change the cluster")
-        await asyncio.wait({moving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if moving.done():
-            moving.result()  # an error of its own: the process ends, and starts anew from the document
+        await asyncio.wait({moving, stopping, reopening}, return_when=asyncio.FIRST_COMPLETED)
+        for working in (moving, reopening):
+            if working.done():
+                working.result()  # an error of its own: the process ends, and starts anew from the document
     finally:
         stop.set()  # ends the long polls
-        for task in (moving, stopping):
+        for task in (moving, watching, reopening):
             task.cancel()
-        await asyncio.gather(moving, stopping, return_exceptions=True)
+        stopping.cancel()
+        await asyncio.gather(moving, stopping, watching, reopening, return_exceptions=True)
         await runner.cleanup()
         await shards.close()
 
@@ -150,6 +168,8 @@ def make_app(service: ClusterService, mover: Mover, config: ClusterConfig, stop:
     app.router.add_get("/v1/map", members.get_map)
     app.router.add_post("/v1/members", members.post_member)
     app.router.add_get("/v1/launch", members.get_launch)
+    app.router.add_get("/v1/recovery", members.get_recovery)
+    app.router.add_post("/v1/recovery", members.post_recovery)
     app.router.add_post("/v1/shards", changes.post_shard)
     app.router.add_patch("/v1/shards/{id}", changes.patch_shard)
     app.router.add_delete("/v1/shards/{id}", changes.delete_shard)
@@ -189,8 +209,12 @@ class _MemberRoutes:
         self._poll = poll
 
     async def get_map(self, request: web.Request) -> web.Response:
-        parameters = _parameters(request, "after")
-        found = await self._poll.wait_for(self._service.map_after(_whole_number("after", parameters)))
+        parameters = _parameters(request, "after", "cluster", "clock")
+        epoch = _whole_number("after", parameters)
+        if cluster_id := parameters.get("cluster"):
+            self._service.hear(cluster_id, epoch)
+            self._service.on_clock(_whole_number("clock", parameters))
+        found = await self._poll.wait_for(self._service.map_after(epoch))
         return _map_response(found) if found is not None else web.Response(status=204)
 
     async def post_member(self, request: web.Request) -> web.Response:
@@ -199,6 +223,15 @@ class _MemberRoutes:
         if isinstance(answer, Waiting):
             return _json({"waiting_for": answer.waiting_for}, status=202)
         return _map_response(answer)
+
+    async def get_recovery(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        return _json(await self._service.recovery())
+
+    async def post_recovery(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        asked = await _body(request, Recover)
+        return _moves_response(await self._service.recover(asked.cluster_id, asked.epoch, asked.without))
 
     async def get_launch(self, request: web.Request) -> web.Response:
         parameters = _parameters(request, "after", "running")
@@ -233,7 +266,13 @@ class _ChangeRoutes:
         return _asked_response(await self._service.reweigh(shard_id, weight))
 
     async def delete_shard(self, request: web.Request) -> web.Response:
-        only_plan, shard_id = _only_plan(request), request.match_info["id"]
+        shard_id = request.match_info["id"]
+        parameters = _parameters(request, "plan", "lost", "confirm")
+        only_plan, is_lost = _flag(parameters, "plan"), _flag(parameters, "lost")
+        if (is_lost and only_plan) or ("confirm" in parameters and not is_lost):
+            raise BadParameter("confirm goes with lost=true, and plan with neither.")
+        if is_lost:
+            return _json(await self._service.give_up(shard_id, parameters.get("confirm")), status=202)
         if only_plan:
             return _json(await self._service.plan_remove(shard_id))
         return _asked_response(await self._service.remove(shard_id))
@@ -322,10 +361,14 @@ def _whole_number(name: str, parameters: dict[str, str], default: int = 0) -> in
 
 
 def _only_plan(request: web.Request) -> bool:
-    given: Any = _parameters(request, "plan").get("plan", "false")
+    return _flag(_parameters(request, "plan"), "plan")
+
+
+def _flag(parameters: dict[str, str], name: str) -> bool:
+    given = parameters.get(name, "false")
     if given not in ("true", "false"):
-        raise BadParameter(f"plan={given!r} must be true or false.")
-    return bool(given == "true")
+        raise BadParameter(f"{name}={given!r} must be true or false.")
+    return given == "true"
 
 
 # --- for every route ---------------------------------------------------------------------------------------

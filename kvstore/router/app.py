@@ -1,4 +1,4 @@
-"""The router's process and its HTTP: decode, call the service, encode.
+"""The router's HTTP: decode, call the service, encode.
 
 Owns: routes, parameters, header fields and statuses of the public API; counting and timing of requests.
 Promises: every answer that is not a value is JSON, every error a problem document. Nothing that a client sends is
@@ -8,23 +8,16 @@ Leaves to others: rules (`service`), HTTP's own strictness and limits (`transpor
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import ctypes
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import aiohttp
-import msgspec
 from aiohttp import web
 
-from kvstore.addresses import address_text, advertised_host, is_loopback, listen_address
+from kvstore.addresses import listen_address
 from kvstore.config import ClusterConfig
 from kvstore.errors import (
     BadParameter,
     BodyTooLarge,
-    ConfigError,
     KvError,
     MethodNotAllowed,
     NoSuchRoute,
@@ -51,14 +44,12 @@ from kvstore.router.decode import (
     encode_cursor,
     refuse_headers,
 )
-from kvstore.router.demo import Demo
-from kvstore.router.demo_coordinator import DemoCoordinator
 from kvstore.router.events import Events
 from kvstore.router.locks import LockRoutes
 from kvstore.router.membership import Controller, MembershipRoutes
 from kvstore.router.openapi import openapi_json
 from kvstore.router.page import PAGE_PREFIX, PAGE_ROUTE, index_page, page_file, wants_page
-from kvstore.router.page_json import encode_page
+from kvstore.router.page_json import encode_page, missing_members
 from kvstore.router.service import Routed, RouterService
 from kvstore.router.transactions import TxnRoutes
 from kvstore.transport.answers import SMALL_BYTES, AnswerAccount, Room
@@ -69,19 +60,13 @@ from kvstore.transport.http import (
     Head,
     HostGuard,
     Response,
-    Server,
     StreamedResponse,
     decode_key,
     decode_query,
     json_response,
     problem_response,
     read_head,
-    start_server,
-    warn_if_exposed,
 )
-from kvstore.transport.map_follower import MapFollower
-
-log = logging.getLogger(__name__)
 
 LOCK_PREFIX = "/v1/locks/"
 LOCK_ROUTE = "/v1/locks/{name}"
@@ -93,14 +78,12 @@ TXN_PREFIX = "/v1/txn/"
 TXN_ROUTE = "/v1/txn/{id}"
 SHARD_PREFIX = "/v1/shards/"
 SHARD_ROUTE = "/v1/shards/{id}"
-TRANSFER_ROUTE = "/v1/demo/transfer"
-COORDINATE_ROUTE = "/v1/demo/coordinate"
 
 _NONE: frozenset[str] = frozenset()
 _NOT_ASKED: list[int] | None = []
 _TTL = frozenset({"ttl"})
-_LIST = frozenset({"prefix", "limit", "after", "values", "count"})
-_LIST_LOCKS = frozenset({"prefix", "limit", "after"})
+_LIST = frozenset({"prefix", "limit", "after", "values", "count", "partial"})
+_LIST_LOCKS = frozenset({"prefix", "limit", "after", "partial"})
 _STREAM_BYTES = 256 * 1024
 
 Reply = Response | StreamedResponse | web.StreamResponse
@@ -303,10 +286,12 @@ class RouterApp:
         self._admit()
         parameters = decode_query(head.query, _LIST)
         prefix = parameters.get("prefix", "")
+        partial = decode_flag(parameters, "partial")
         if decode_flag(parameters, "count"):
-            if len(parameters.keys() - {"count", "prefix"}):
-                raise BadParameter("count goes with prefix only")
-            return json_response(200, {"count": await self._service.count(prefix)})
+            if len(parameters.keys() - {"count", "prefix", "partial"}):
+                raise BadParameter("count goes with prefix and partial only")
+            counted = await self._service.count(prefix, partial=partial)
+            return json_response(200, {"count": counted.keys, **missing_members(counted.missing, partial)})
         limit = decode_integer(
             parameters, "limit", min(1000, self._limits.list_keys_max), 1, self._limits.list_keys_max
         )
@@ -314,8 +299,8 @@ class RouterApp:
         after = decode_cursor(parameters.get("after"))
         async with Room(self._pages) as room:
             await room.add(self._service.page_bytes(limit, values))
-            listing = await self._service.page(prefix, after, limit, values)
-            body = await encode_page(listing, values, self.answers.turns)
+            listing = await self._service.page(prefix, after, limit, values, partial=partial)
+            body = await encode_page(listing, values, partial, self.answers.turns)
             del listing
             return await self._admit_answer(Response(200, body, JSON, head_only=head.method == "HEAD"))
 
@@ -326,12 +311,14 @@ class RouterApp:
             parameters, "limit", min(1000, self._limits.list_keys_max), 1, self._limits.list_keys_max
         )
         after = decode_cursor(parameters.get("after"))
-        listing = await self._service.leases(parameters.get("prefix", ""), after, limit)
+        partial = decode_flag(parameters, "partial")
+        listing = await self._service.leases(parameters.get("prefix", ""), after, limit, partial=partial)
         items = [
             {"name": name, "token": token, "owner": (owner or b"").decode(), "ttl_left": left_ms / 1000}
             for name, token, owner, left_ms in listing.items
         ]
-        return json_response(200, {"items": items, "next": encode_cursor(listing.last)})
+        missing = missing_members(listing.missing, partial)
+        return json_response(200, {"items": items, "next": encode_cursor(listing.last), **missing})
 
     async def _batch(self, request: web.BaseRequest, head: Head) -> Reply:
         self._admit()
@@ -471,89 +458,3 @@ async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes
     await stream.write(parts)
     await stream.end()
     return stream
-
-
-# --- the process ------------------------------------------------------------------------------------------------------
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
-
-
-def _return_large_buffers() -> None:
-    """Have glibc give buffers from 1 MiB on back to the system as they are freed, not keep them in a fragmented heap.
-
-    It would raise that size to 32 MiB by itself as soon as it sees such buffers.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
-        mallopt(_M_TRIM_THRESHOLD, 32 * 1024 * 1024)  # without it the end of the heap comes and goes at each answer
-
-
-async def serve(
-    *,
-    router_id: str,
-    listen: str,
-    join: str,
-    config: ClusterConfig,
-    stop: asyncio.Event,
-    advertise: str | None = None,
-    demo_url: str | None = None,
-    is_demo_coordinator: bool = False,
-) -> None:
-    """Run the router until `stop` is set. Raises OSError when the port is taken, ConfigError.
-
-    `advertise` (HOST:PORT): the name of this host in the requests of clients. `demo_url`: play transfers through,
-    coordinated by the router there. `is_demo_coordinator`: be that router. Both on loopback only.
-    """
-    own = [listen_address(listen)[0], *([advertised_host(listen, advertise)] if advertise else [])]
-    config = msgspec.structs.replace(config, allowed_hosts=[*config.allowed_hosts, *own])
-    if (demo_url is not None or is_demo_coordinator) and not is_loopback(listen):
-        raise ConfigError(f"a demo is for this machine only: let it listen on 127.0.0.1, not on {listen}.")
-    _return_large_buffers()
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session, contextlib.AsyncExitStack() as at_the_end:
-        service = RouterService(config.limits, session)
-        app = RouterApp(router_id, service, config, Controller(session, join, config.limits))
-        if demo_url is not None:
-            demo = Demo(demo_url, session, service, app.events.feed, config.limits)
-            at_the_end.push_async_callback(demo.close)
-            app.add_demo(TRANSFER_ROUTE, demo.transfer)
-        if is_demo_coordinator:
-            app.add_demo(COORDINATE_ROUTE, DemoCoordinator(service, config.limits).coordinate)
-        await _serve_app(app, service, MapFollower(session, join, config.limits), config, listen, stop)
-
-
-async def _serve_app(
-    app: RouterApp,
-    service: RouterService,
-    follower: MapFollower,
-    config: ClusterConfig,
-    listen: str,
-    stop: asyncio.Event,
-) -> None:
-    host, port = listen_address(listen)
-    server = Server(app.handle, config.limits, app.answers)
-    runner = await start_server(server, host, port)
-    _warn_if_few_connections(server.connections_max, config.limits.connections_max)
-    if not port:  # else whoever started it knows
-        log.info("router %s listens on %s", app.router_id, address_text(*runner.addresses[0][:2]))
-    warn_if_exposed(listen, "read and write every key")
-    tasks = [asyncio.create_task(follower.follow(0, service.follow)), asyncio.create_task(service.greet())]
-    try:
-        await stop.wait()
-    finally:
-        await app.events.close()
-        await runner.cleanup()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await service.close()
-
-
-def _warn_if_few_connections(taken: int, connections_max: int) -> None:
-    if taken < connections_max:
-        log.warning(
-            "only %d connections are taken at once, not %d: raise the limit of open files (ulimit -Hn, LimitNOFILE=)",
-            taken,
-            connections_max,
-        )

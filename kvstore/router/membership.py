@@ -24,6 +24,7 @@ from kvstore.transport.bodies import BodyReader
 from kvstore.transport.http import JSON, PROBLEM_JSON, Head, Response, decode_query
 
 PLAN = frozenset({"plan"})
+LOST = frozenset({"lost", "confirm"})
 
 _NONE: frozenset[str] = frozenset()
 _BODY_BYTES_MAX = 4096
@@ -106,27 +107,31 @@ class MembershipRoutes:
         return await self._change(request, head, f"/v1/shards/{_checked(shard_id)}", takes_body=True)
 
     async def remove_shard(self, shard_id: str, request: web.BaseRequest, head: Head) -> Response:
-        return await self._change(request, head, f"/v1/shards/{_checked(shard_id)}", takes_body=False)
+        takes = PLAN | LOST
+        return await self._change(request, head, f"/v1/shards/{_checked(shard_id)}", takes_body=False, takes=takes)
 
     async def rebalance(self, request: web.BaseRequest, head: Head) -> Response:
         return await self._change(request, head, "/v1/moves", takes_body=False)
 
     async def cancel(self, request: web.BaseRequest, head: Head) -> Response:
-        return await self._change(request, head, "/v1/moves", takes_body=False, takes_plan=False)
+        return await self._change(request, head, "/v1/moves", takes_body=False, takes=_NONE)
 
     async def moves(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
         return await self._controller.ask("GET", "/v1/moves", None)
 
     async def _change(
-        self, request: web.BaseRequest, head: Head, path: str, *, takes_body: bool, takes_plan: bool = True
+        self, request: web.BaseRequest, head: Head, path: str, *, takes_body: bool, takes: frozenset[str] = PLAN
     ) -> Response:
         refuse_headers(head, "if-match", "if-none-match", "lock-token", "idempotency-key")
-        parameters = decode_query(head.query, PLAN if takes_plan else _NONE)
+        parameters = decode_query(head.query, takes)
+        given = {name: "true" for name in ("plan", "lost") if decode_flag(parameters, name)}
+        if "confirm" in parameters:
+            given["confirm"] = parameters["confirm"]
         body = await self._bodies.read(request, head, _BODY_BYTES_MAX, BodyTooLarge)
         if body.strip() and not takes_body:
             raise BadBody(f"{head.method} {path} takes no body; its parameters are in the address")
-        query = f"?{urlencode({'plan': 'true'})}" if decode_flag(parameters, "plan") else ""
+        query = f"?{urlencode(given)}" if given else ""
         return await self._controller.ask(head.method, f"{path}{query}", body if takes_body else None)
 
     async def described(self, cluster_map: ClusterMap | None) -> dict[str, Any]:

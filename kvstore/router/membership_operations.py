@@ -8,7 +8,7 @@ Leaves to others: the types and what several operations have in common (`operati
 
 from __future__ import annotations
 
-from kvstore.errors import BadBody, BodyTooLarge, ChangeRefused, ForeignData, NotFound, OutcomeUnknown
+from kvstore.errors import BadBody, BodyTooLarge, ChangeRefused, ControllerBehind, ForeignData, NotFound, OutcomeUnknown
 from kvstore.router.json_schema import ref
 from kvstore.router.operation import (
     BODY,
@@ -34,7 +34,7 @@ _ID = {
     "example": "s5",
 }
 _PLAN = query("plan", flag("Change nothing: only tell what would move."), True)
-_ERRORS: Errors = (BadBody, BodyTooLarge, *BODY, ChangeRefused, OutcomeUnknown)
+_ERRORS: Errors = (BadBody, BodyTooLarge, *BODY, ChangeRefused, ControllerBehind, OutcomeUnknown)
 _GRACE = "No call fails because of it. Changes asked for while others are under way are planned together with them. "
 EXAMPLE_MOVE = {
     "from": "s1", "to": "s5", "partitions": 210, "step": "copy", "keys_done": 1200, "keys_total": 7800,
@@ -94,8 +94,15 @@ def _remove() -> Operation:
         tag="cluster",
         summary="Drain and remove a shard",
         description="Its partitions move to the others; then it is no member any more, and the `kvstore up` that runs "
-        f"its process ends it and keeps its file as shard-ID.db.removed. {_GRACE}The last shard cannot be removed.",
-        parameters=(_ID, _PLAN),
+        f"its process ends it and keeps its file as shard-ID.db.removed. {_GRACE}The last shard cannot be removed. "
+        "With lost=true its disk is taken for lost: once every other shard has heard of it, its partitions are opened "
+        "anew, empty; `confirm` is its id again, without which 409 says what would be lost.",
+        parameters=(
+            _ID,
+            _PLAN,
+            query("lost", flag("Its disk is lost: its partitions are opened anew, empty, by the others."), True),
+            query("confirm", ref("ShardId"), "s5"),
+        ),
         answers=(_plan_only(), _taken({"id": "s5", "state": "leaving", "epoch": 14})),
         errors=(*_ERRORS, NotFound),
     )

@@ -148,12 +148,13 @@ def _in_path(name: str, meaning: str, limits: Limits) -> Json:
 
 
 def page_parameters(limits: Limits, what: str) -> tuple[Json, ...]:
-    """Those of a listing: `prefix`, `limit`, `after`."""
+    """Those of a listing: `prefix`, `limit`, `after`, `partial`."""
     most = limits.list_keys_max
     return (
         query("prefix", text(f"Only {what} that begin with this."), "users/"),
         query("limit", integer(f"Most {what} of a page.", 1, maximum=most, default=min(1000, most)), 100),
         query("after", text("`next` of the page before.", pattern="^[A-Za-z0-9_-]+$"), EXAMPLE_CURSOR),
+        query("partial", flag("Leave out what is down, and name its partitions as `missing`."), True),
     )
 
 

@@ -189,11 +189,12 @@ def _list(limits: Limits) -> Operation:
         id="listKeys",
         tag="many keys",
         summary="List or count keys",
-        description="Keys in byte order over all shards. When a shard cannot answer, nor can this: a gap is worse.",
+        description="Keys in byte order over all shards. When a shard cannot answer, nor can this: a gap is worse. "
+        "With partial=true it leaves out the partitions of a shard that is down, and names them as `missing`.",
         parameters=(
             *page_parameters(limits, "keys"),
             query("values", flag("Bring the values, too."), True),
-            query("count", flag("Only the number of keys; goes with prefix alone."), True),
+            query("count", flag("Only the number of keys; goes with prefix and partial."), True),
         ),
         answers=(
             Success(

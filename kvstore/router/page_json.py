@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from kvstore.placement import partition_set
 from kvstore.router.decode import encode_cursor
 from kvstore.router.json_ops import encode_value
 from kvstore.router.listing import Item, Listing
@@ -22,8 +23,11 @@ _PIECE_BYTES = 65_536
 _PIECE_ITEMS = 500
 
 
-async def encode_page(listing: Listing, values: bool, turns: Turns) -> bytes:
-    """`{"items":[{"key","version"[,"value"|"value_base64"][,"ttl"]}…],"next"}`; the last two with `values` only."""
+async def encode_page(listing: Listing, values: bool, partial: bool, turns: Turns) -> bytes:
+    """`{"items":[{"key","version"[,"value"|"value_base64"][,"ttl"]}…],"next"[,"missing"]}`.
+
+    The optional members of an item with `values` only, `missing` with `partial` only.
+    """
     pieces: list[bytes] = []
     items = iter(listing.items)
     while True:
@@ -33,7 +37,13 @@ async def encode_page(listing: Listing, values: bool, turns: Turns) -> bytes:
             break
         pieces.append(piece)
     async with turns:
-        return b'{"items":[' + b",".join(pieces) + b'],"next":' + _encode(encode_cursor(listing.last)) + b"}\n"
+        end = _encode({"next": encode_cursor(listing.last), **missing_members(listing.missing, partial)})
+        return b'{"items":[' + b",".join(pieces) + b"]," + end.removeprefix(b"{") + b"\n"
+
+
+def missing_members(partitions: int, partial: bool) -> dict[str, list[int]]:
+    """What was left out, if that was allowed."""
+    return {"missing": partition_set.listed(partitions)} if partial else {}
 
 
 def _encode_piece(items: Iterator[Item], values: bool) -> bytes:

@@ -222,8 +222,9 @@ def _listing(limits: Limits) -> dict[str, Schema]:
                 "items": array(ref("Item"), maxItems=limits.list_keys_max),
                 "next": _next(),
             },
+            _missing(),
         ),
-        "Count": document("How many keys there are.", {"count": integer()}),
+        "Count": document("How many keys there are.", {"count": integer()}, _missing()),
     }
 
 
@@ -256,6 +257,7 @@ def _locks(limits: Limits) -> dict[str, Schema]:
                 ),
                 "next": _next(),
             },
+            _missing(),
         ),
         "Intent": document(
             "A transaction is about to write the key, or has read it or tests it.",
@@ -268,6 +270,12 @@ def _locks(limits: Limits) -> dict[str, Schema]:
         ),
         "LockOfKey": document("The lease that guards the key.", {**holder, **left}),
     }
+
+
+def _missing() -> dict[str, Schema]:
+    """Of an answer to `partial=true`."""
+    partition = integer("A partition whose keys may lack, since its shard is down.", maximum=PARTITIONS_MAX - 1)
+    return {"missing": array(partition, maxItems=PARTITIONS_MAX)}
 
 
 def _next() -> Schema:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
+import msgspec
 from aiohttp import web
 
 from kvstore.addresses import address_text, advertised, advertised_host, listen_address
 from kvstore.config import ClusterConfig
-from kvstore.errors import NoSuchRoute
+from kvstore.errors import ForeignData, NoSuchRoute
 from kvstore.metrics import exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.shard.peers import Peers
@@ -55,6 +56,7 @@ class ShardApp:
         self.web = web.Application()
         self.web.router.add_get("/channel", self._channel)
         self.web.router.add_get("/healthz", self._healthz)
+        self.web.router.add_get("/map", self._map)
         self.web.router.add_get("/metrics", self._metrics)
         self.web.router.add_route("*", "/{path:.*}", self._no_route)
 
@@ -81,6 +83,12 @@ class ShardApp:
         partitions = len(self._service.store.arrivals)
         facts = {"store_id": identity.store_id, "cluster_id": identity.cluster_id, "partitions": partitions}
         return web.json_response({"status": "alive", "shard": self._service.shard_id, **facts})
+
+    async def _map(self, request: web.Request) -> web.Response:
+        """For a controller that has lost its file."""
+        store = self._service.store
+        told = {"shard": self._service.shard_id, "store_id": store.database.identity.store_id, "map": store.cluster_map}
+        return web.Response(body=msgspec.json.encode(told), content_type="application/json")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         text = exposition(shard_families({self._service.shard_id: self._service.store.snapshot()}))
@@ -118,6 +126,10 @@ class _Maps:
             await self._service.follow(await self._newest.get())
 
 
+class _OfOtherPartitions(Exception):
+    """The cluster has another number of partitions than cluster.yaml says, and the file is of no cluster yet."""
+
+
 async def serve(
     *,
     shard_id: str,
@@ -135,6 +147,29 @@ async def serve(
     member, it asks to become one.
     """
     advertised_host(listen, advertise)  # before anything is opened
+    for_good = listen, join, data_dir
+    try:
+        await _serve(shard_id, *for_good, config, stop, may_join, advertise)
+    except _OfOtherPartitions as theirs:
+        (partitions,) = theirs.args
+        log.warning(
+            "the cluster has %d partitions, cluster.yaml %d: the cluster's count", partitions, config.partitions
+        )
+        config = msgspec.structs.replace(config, partitions=partitions)
+        await _serve(shard_id, *for_good, config, stop, may_join, advertise)
+
+
+async def _serve(
+    shard_id: str,
+    listen: str,
+    join: str,
+    data_dir: Path,
+    config: ClusterConfig,
+    stop: asyncio.Event,
+    may_join: bool,
+    advertise: str | None,
+) -> None:
+    """Raises _OfOtherPartitions, with their number, if that is what is wrong with a new file."""
     limits = config.limits
     weight = next((shard.weight for shard in config.shards if shard.id == shard_id), 1)
     store = await Store.open(data_dir / f"shard-{shard_id}.db", limits, shard_id, config.partitions, _end_process)
@@ -164,16 +199,25 @@ async def serve(
 
         async def join_cluster() -> None:
             identity = store.database.identity
-            await follower.announce(
-                shard_id,
-                url,
-                identity.store_id,
-                identity.cluster_id,
-                weight,
-                join=may_join,
-                partitions=config.partitions,
-            )
-            await follower.follow(store.epoch, maps.put)
+            ids = identity.store_id, identity.cluster_id
+            try:
+                await follower.announce(
+                    shard_id,
+                    url,
+                    *ids,
+                    weight,
+                    join=may_join,
+                    partitions=identity.partitions,
+                    epoch=store.epoch,
+                    clock=store.database.clock.version,
+                )
+            except ForeignData as refused:
+                wanted = refused.members.get("partitions")
+                if identity.cluster_id is None and isinstance(wanted, int) and wanted != config.partitions:
+                    raise _OfOtherPartitions(wanted) from None
+                raise
+            cluster_id = store.database.identity.cluster_id
+            await follower.follow(store.epoch, maps.put, cluster_id, lambda: store.database.clock.version)
 
         async def stopped() -> None:
             await stop.wait()

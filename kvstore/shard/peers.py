@@ -52,6 +52,7 @@ class Peers:
         if channel is None:
             channel = Channel(member.id, member.url, self._limits, self._session, member.store_id)
             self._channels[shard_id] = channel
+        channel.name_strike(self.cluster_map.last_strike)
         return channel
 
     async def close(self) -> None:

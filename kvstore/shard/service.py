@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.errors import BadRequest, ForeignData, KvError
+from kvstore.errors import BadRequest, ForeignData, KvError, WrongOwner
 from kvstore.placement.cluster_map import ClusterMap, checked_map
 from kvstore.protocol import (
     Answer,
@@ -28,6 +28,7 @@ from kvstore.protocol import (
     Follow,
     Forget,
     Get,
+    Names,
     Pull,
     Receive,
     Reply,
@@ -49,6 +50,7 @@ _QUIET_S = 0.5
 _FAREWELL_S_MAX = 3.0
 
 _Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | Fence
+_OF_ANY_STRIKE = (Follow, Stats)  # the first brings it, the second is of the process
 
 
 class ShardService:
@@ -72,6 +74,8 @@ class ShardService:
         member = cluster_map.member(self.shard_id)
         if member is not None and member.store_id != identity.store_id:
             raise ForeignData(f"the cluster knows shard {member.id} with another data file than this one")
+        if cluster_map.is_struck(identity.store_id):
+            raise ForeignData(f"shard {self.shard_id} was given up with this data file, which is refused for ever")
         if cluster_map.partitions != len(self.store.arrivals):
             raise ForeignData(
                 f"the cluster has {cluster_map.partitions} partitions, this file {len(self.store.arrivals)}"
@@ -110,6 +114,9 @@ class ShardService:
             sink.send(failure(request, error))
 
     def _begin(self, request: Request, sink: Sink) -> None:
+        """Raises WrongOwner if one of both has not heard of the last strike."""
+        if getattr(sink, "strike", 0) != self.store.strike and not isinstance(request, _OF_ANY_STRIKE):
+            raise WrongOwner("a shard was given up, and one of us has not heard of it", epoch=self.store.epoch)
         if isinstance(request, Get):
             self.store.get(request, sink)
         elif isinstance(request, _Slow):
@@ -119,7 +126,7 @@ class ShardService:
         elif isinstance(request, Forget):
             self.store.acknowledge(request.attempts)
             sink.send(Answer(request.id, 200))
-        else:
+        elif not isinstance(request, Names):
             self.store.write(request, sink)
 
     async def _answer_slowly(self, request: _Slow, sink: Sink) -> None:
@@ -147,7 +154,7 @@ class ShardService:
                 return Facts(request.id, self.store.epoch, self._facts() | live)
             case Follow():
                 await self.follow(_decoded_map(request.cluster_map))
-                return Answer(request.id, 200)
+                return Answer(request.id, 200, self.store.epoch)
             case Receive():
                 return await self._receiver.receive(request)
             case Pull():
@@ -158,7 +165,8 @@ class ShardService:
     def _facts(self) -> dict[str, Any]:
         stats: dict[str, Any] = msgspec.to_builtins(self.store.snapshot())
         floor = self.store.database.clock.attempts_floor
-        return stats | {"attempts": self.store.in_doubt(), "attempts_floor": floor}
+        clock = {"clock": self.store.database.clock.version}
+        return stats | clock | {"attempts": self.store.in_doubt(), "attempts_floor": floor}
 
 
 def _decoded_map(encoded: bytes) -> ClusterMap:

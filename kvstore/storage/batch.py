@@ -278,6 +278,9 @@ class Batch:
             lost = isinstance(op, ReadUnlock)
             self._changes.answer(sink, Answer(op.id, 409) if lost else self._wrong_owner(op, foreign))
             return
+        if isinstance(op, Prepare) and (reopened := self._reopened(op, keys)) is not None:
+            self._changes.answer(sink, self._wrong_owner(op, reopened))
+            return
         step = _STEPS.get(type(op))
         if step is not None:
             self._undo.note_length(self.steps)
@@ -295,6 +298,11 @@ class Batch:
             if isinstance(op, Abort):
                 self._cancel(op)
             self._changes.answer(sink, self._at_once(op))
+
+    def _reopened(self, op: Prepare, keys: list[str]) -> int | None:
+        """A partition of its keys that was lost and opened anew since the attempt began."""
+        partitions = map(self._partition_of, keys)
+        return self._context.openings.reopened_among(op.attempt.epoch, partitions)
 
     def _at_once(self, op: Any) -> Reply:
         """What waits for no lock, because its attempt has them, or because it needs none."""

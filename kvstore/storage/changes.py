@@ -19,6 +19,7 @@ from kvstore.errors import DiskFull
 from kvstore.protocol import Reply
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.transactions.intents import State
+from kvstore.transactions.openings import Openings
 from kvstore.transactions.undo import Undo
 
 
@@ -60,6 +61,7 @@ class Context(NamedTuple):
     reply_kept_ms: int
     read_bytes_max: int
     fenced: Set[int] = frozenset()
+    openings: Openings = Openings()
 
 
 class Savepoint(NamedTuple):

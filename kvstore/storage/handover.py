@@ -38,6 +38,7 @@ from kvstore.protocol import Fenced, MovedRow
 from kvstore.storage.batch import Batch
 from kvstore.storage.rows import COLUMNS, Row, checked, checksum, upsert
 from kvstore.storage.tallies import Tallies
+from kvstore.transactions.openings import Openings
 
 _OF_PARTITIONS = "json_each(?) AS wanted CROSS JOIN rows INDEXED BY rows_partition ON rows.partition = wanted.value"
 _IN_MEMORY = "intent IS NOT NULL OR (body IS NOT NULL AND kind IN ('lease', 'decision'))"
@@ -80,6 +81,7 @@ class Handover:
         self._tallies = tallies
         self.view = View()
         self.cluster_map: ClusterMap | None = None
+        self.openings = Openings()
 
     # --- the map ------------------------------------------------------------------------------------------------------
 
@@ -103,14 +105,26 @@ class Handover:
         connection.execute("DELETE FROM fences WHERE move NOT IN (SELECT value FROM json_each(?))", _array(standing))
         self.cluster_map = cluster_map
         self.view = view = self._look(connection, cluster_map)
+        self._open_empty(before, connection, batch)
         for partitions, sign in ((view.owned - before.owned, 1), (before.owned - view.owned, -1)):
             tally = self._tallies.total(connection, partitions, batch.clock.sequence)
             batch.changes.count(sign * tally.keys, sign * tally.bytes)
         self._answer_for(connection, batch)
         return True
 
+    def _open_empty(self, before: View, connection: sqlite3.Connection, batch: Batch) -> None:
+        """What this store is to open anew has no rows, whatever lies here of an earlier time, and the clock is above
+        every version that the lost shard gave. What came by a move after that came with a map that knew of it."""
+        assert self.cluster_map is not None
+        for strike in self.cluster_map.strikes:
+            theirs = {p for p in self.view.owned.intersection(strike.partitions) if before.epoch < strike.opened}
+            if theirs:
+                batch.changes.see(strike.clock)
+                self._remove(connection, theirs, -1)
+
     def _look(self, connection: sqlite3.Connection, cluster_map: ClusterMap) -> View:
         moves = cluster_map.moves
+        self.openings = Openings(*cluster_map.openings())
         return View(
             cluster_map.epoch,
             frozenset(cluster_map.owned_by(self._shard_id)),

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from kvstore.errors import Locked, from_problem
+from kvstore.errors import Conflict, Locked, from_problem
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     STAMP_MAX,
@@ -168,7 +168,8 @@ class Participant:
     def settled(self, op: Commit) -> Outcome | None:
         """What the commit is answered without doing anything: the attempt is decided already, or gone."""
         decision = self._decision(op.attempt)
-        what = on_commit(decision, op.attempt.stamp, self._changes.floor)
+        forgotten = self._is_forgotten(op.attempt, op.key)
+        what = on_commit(decision, op.attempt.stamp, self._changes.floor, forgotten)
         return None if what == "commit" else self._outcome(op.id, op.attempt, what, decision)
 
     def commit(self, op: Commit) -> Outcome:
@@ -183,6 +184,7 @@ class Participant:
         if repeated is not None:
             self.abort_for_good(op.attempt, op.key)
             return repeated
+        self._check_strikes(op)
         self._end_what_is_due(keys_of(op))
         succeeded = op.holds and self._hold_all(op.conditions)
         steps = op.then if succeeded else op.otherwise
@@ -204,6 +206,15 @@ class Participant:
             all_reads = [next(own) if read is None else read for read in places]
             self._keep(op.key, op.once, op.attempt, version, succeeded, all_reads)
         return self._outcome(op.id, op.attempt, "committed", decision)
+
+    def _is_forgotten(self, attempt: Attempt, anchor: str) -> bool:
+        return self._changes.context.openings.forgets(attempt.epoch, self._partition(anchor))
+
+    def _check_strikes(self, op: Commit) -> None:
+        """Raises Conflict if the vote of another store was lost with it."""
+        lost = self._changes.context.openings.struck_among(op.attempt.epoch, map(self._partition, op.keys))
+        if lost is not None:
+            raise Conflict(f"partition {lost} was lost after the transaction began", retry_after_ms=100)
 
     def _check_leases(self, op: Commit, succeeded: bool) -> None:
         """Raises Locked if the branch writes to what somebody else has leased, in this store or another."""
@@ -252,7 +263,8 @@ class Participant:
     def ask(self, op: Ask) -> Outcome:
         """At the anchor: what became of it; if nothing has, it is aborted for good, before anybody is told."""
         decision = self._decision(op.attempt)
-        what = on_ask(decision, op.attempt.stamp, self._changes.floor)
+        forgotten = self._is_forgotten(op.attempt, op.key)
+        what = on_ask(decision, op.attempt.stamp, self._changes.floor, forgotten)
         if op.attempt.stamp > STAMP_MAX and decision is None:
             what = "gone"  # no commit with such a stamp is taken; a row that says so could not be dropped by the floor
         if what == "abort":

@@ -52,6 +52,7 @@ from kvstore.storage.rows import (
 )
 from kvstore.storage.tallies import Tallies
 from kvstore.transactions.intents import Holds, State
+from kvstore.transactions.openings import Openings
 
 log = logging.getLogger(__name__)
 
@@ -117,9 +118,12 @@ class ScanPage(NamedTuple):
 
 
 class Identity(NamedTuple):
+    """What the file says that it is; `partitions`: of how many."""
+
     store_id: str
     cluster_id: str | None
     shard_id: str
+    partitions: int
 
 
 class Work(NamedTuple):
@@ -134,6 +138,7 @@ class Work(NamedTuple):
     holds: Holds
     known: Callable[[str], State | None]
     fenced: Set[int] = frozenset()
+    openings: Openings = Openings()
 
 
 class _Committed:
@@ -164,14 +169,12 @@ class _Committed:
 class Database:
     """The opened file. Every method that touches it runs in one of its threads and raises sqlite3.Error."""
 
-    def __init__(
-        self, path: Path, limits: Limits, writer: aiosqlite.Connection, shard_id: str, partitions: int
-    ) -> None:
+    def __init__(self, path: Path, limits: Limits, writer: aiosqlite.Connection, identity: Identity) -> None:
         self.path = path
-        self.identity = Identity("", None, "")
+        self.identity = identity
         self.clock = Clock()
-        self.tallies = Tallies(partitions, 0)
-        self.handover = Handover(shard_id, self.tallies)
+        self.tallies = Tallies(identity.partitions, 0)
+        self.handover = Handover(identity.shard_id, self.tallies)
         self._limits = limits
         self._writer = writer
         self._point_reader = writer
@@ -187,20 +190,25 @@ class Database:
 
     @classmethod
     async def open(cls, path: Path, limits: Limits, shard_id: str, partitions: int) -> Database:
-        """Open or create the file. Raises ForeignData if it is of another format, shard or number of partitions.
+        """Open or create the file. Raises ForeignData if it is of another format or shard.
 
         Also what `data_file` raises for a place where no file can be opened, or one that another process holds.
+        `partitions`: their number as long as the file is of no cluster; afterwards it keeps its own.
         """
         prepare_data_file(path)  # where its connect fails, aiosqlite leaves a thread behind that uses the event loop
         writer = await aiosqlite.connect(path, isolation_level=None, cached_statements=128)
-        database = cls(path, limits, writer, shard_id, partitions)
         try:
-            try:
-                database.identity = await _in_thread(writer, _prepare, path, shard_id, partitions)
-            except sqlite3.DatabaseError as error:
-                raise opening_error(path, error, "a store of kvstore") from error
+            identity = await _in_thread(writer, _prepare, path, shard_id, partitions)
+        except sqlite3.DatabaseError as error:
+            await writer.close()
+            raise opening_error(path, error, "a store of kvstore") from error
+        except BaseException:
+            await writer.close()
+            raise
+        database = cls(path, limits, writer, identity)
+        try:
             database.clock = await _in_thread(writer, _read_clock)
-            database.tallies.changed[:] = [database.clock.sequence] * partitions
+            database.tallies.changed[:] = [database.clock.sequence] * identity.partitions
             database._point_reader = await _reader(path)
             database._scan_reader = await _reader(path)
         except BaseException:
@@ -255,7 +263,15 @@ class Database:
         kept_ms = round(limits.idempotency_kept_s * 1000)
         read_max = limits.txn_read_bytes_max
         context = Context(
-            work.now_ms, work.now_s, work.arrivals, work.epoch, frees_only, kept_ms, read_max, work.fenced
+            work.now_ms,
+            work.now_s,
+            work.arrivals,
+            work.epoch,
+            frees_only,
+            kept_ms,
+            read_max,
+            work.fenced,
+            work.openings,
         )
         return Batch(self.clock, context, work.locks, work.holds, _Committed(connection, work.known))
 
@@ -402,7 +418,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, shard_id: str, partitio
     is_new = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
     if not is_new:
         # before anything is changed: it may be somebody else's
-        _identify(connection, path, shard_id, partitions, may_convert=False)
+        _identify(connection, path, shard_id, partitions, may_change=False)
     for pragma in (
         "journal_mode = WAL",
         "synchronous = FULL",
@@ -422,25 +438,30 @@ def _prepare(connection: sqlite3.Connection, path: Path, shard_id: str, partitio
         connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
         connection.executemany("INSERT INTO meta VALUES (?, ?)", [(name, str(value)) for name, value in first.items()])
         connection.execute("COMMIT")
-    return _identify(connection, path, shard_id, partitions, may_convert=True)
+    return _identify(connection, path, shard_id, partitions, may_change=True)
 
 
 def _identify(
-    connection: sqlite3.Connection, path: Path, shard_id: str, partitions: int, *, may_convert: bool
+    connection: sqlite3.Connection, path: Path, shard_id: str, partitions: int, *, may_change: bool
 ) -> Identity:
     """Raises ForeignData."""
     meta = dict(connection.execute("SELECT name, value FROM meta"))
     conversion = _CONVERSIONS.get(meta.get("format", ""))
-    if conversion is not None and may_convert:
+    if conversion is not None and may_change:
         log.info("%s is brought from format %s to %d", path, meta["format"], FORMAT)
         connection.executescript(f"BEGIN IMMEDIATE; {conversion} COMMIT")
         meta["format"] = str(FORMAT)
-    if meta.get("format") != str(FORMAT) and (conversion is None or may_convert):
+    if meta.get("format") != str(FORMAT) and (conversion is None or may_change):
         raise ForeignData(f"{path} has format {meta.get('format')}; this program reads format {FORMAT}")
-    for name, expected in (("shard_id", shard_id), ("partitions", str(partitions))):
-        if meta.get(name) != expected:
-            raise ForeignData(f"{path} belongs to {name} {meta.get(name)}, not {expected}")
-    return Identity(meta["store_id"], meta.get("cluster_id"), shard_id)
+    if meta.get("shard_id") != shard_id:
+        raise ForeignData(f"{path} belongs to shard_id {meta.get('shard_id')}, not {shard_id}")
+    if not meta.get("partitions", "").isdecimal():
+        raise ForeignData(f"{path} does not say of how many partitions it is")
+    if "cluster_id" in meta:  # its map counts, whatever cluster.yaml says by now
+        partitions = int(meta["partitions"])
+    elif may_change and meta["partitions"] != str(partitions):
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'partitions'", (str(partitions),))
+    return Identity(meta["store_id"], meta.get("cluster_id"), shard_id, partitions)
 
 
 def _begin(connection: sqlite3.Connection) -> None:

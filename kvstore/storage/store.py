@@ -95,11 +95,10 @@ class Store:
         self,
         database: Database,
         limits: Limits,
-        partitions: int,
         on_fatal: Callable[[BaseException], NoReturn],
     ) -> None:
         self.database = database
-        self.arrivals = [0] * partitions
+        self.arrivals = [0] * database.identity.partitions
         self.epoch = 0
         self._fenced: Set[int] = frozenset()
         self._left: set[int] = set()
@@ -142,7 +141,7 @@ class Store:
     ) -> Store:
         """Open the file and answer for what its map says is owned. Raises ForeignData; DataCorrupt for a damaged lease,
         intent or decision."""
-        store = cls(await Database.open(path, limits, shard_id, partitions), limits, partitions, on_fatal)
+        store = cls(await Database.open(path, limits, shard_id, partitions), limits, on_fatal)
         try:
             await store._do_alone(store.handover.restore)
             store._scatter(await store._do_alone(store.handover.litter))
@@ -175,6 +174,11 @@ class Store:
     def cluster_map(self) -> ClusterMap | None:
         """The newest that is durable here; None before the first one."""
         return self.handover.cluster_map
+
+    @property
+    def strike(self) -> int:
+        """The epoch of the last strike that is durable here."""
+        return self.handover.openings.last
 
     # --- partitions come and go --------------------------------------------------------------------------------------
 
@@ -338,7 +342,16 @@ class Store:
     def _work(self, waiters: list[Waiter]) -> Work:
         now_ms, now_s = _now_ms(), time.monotonic()
         return Work(
-            waiters, now_ms, now_s, self.arrivals, self.epoch, self._locks, self._holds, self._known, self._fenced
+            waiters,
+            now_ms,
+            now_s,
+            self.arrivals,
+            self.epoch,
+            self._locks,
+            self._holds,
+            self._known,
+            self._fenced,
+            self.handover.openings,
         )
 
     def _take_batch(self) -> list[Waiter]:

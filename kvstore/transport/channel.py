@@ -40,6 +40,7 @@ from kvstore.protocol import (
     Acquire,
     Answer,
     Get,
+    Names,
     Reply,
     Request,
     Scan,
@@ -158,6 +159,7 @@ class Connection:
 
     def __init__(self, limits: Limits) -> None:
         self.closed = False
+        self.strike = 0  # the last one that the other end follows
         self._outbox = _Outbox(limits.frame_bytes_max)
         self._bytes_max = limits.channel_bytes_max
 
@@ -174,7 +176,10 @@ class Connection:
                     log.error("a router's connection ends: %s", message.data)  # too large a frame, for example
                     break
                 for request in self._requests(message.data):
-                    handle(request, self)
+                    if isinstance(request, Names):
+                        self.strike = request.strike
+                    else:
+                        handle(request, self)
                 await self._outbox.room_for_more(self._bytes_max)
         except msgspec.DecodeError as error:
             log.error("a router sent a frame that is none: %s", error)
@@ -241,6 +246,7 @@ class Channel:
         self.answered = False
         self.bytes_under_way = 0
         self._mean_value_bytes = 0
+        self._strike = 0
         self._limits = limits
         self._session = session
         self._loop = asyncio.get_running_loop()
@@ -251,6 +257,17 @@ class Channel:
         self._outbox = _Outbox(limits.frame_bytes_max)
         self._tasks = [asyncio.create_task(self._stay_connected()), asyncio.create_task(self._sweep())]
         self._socket: aiohttp.ClientWebSocketResponse | None = None
+
+    def name_strike(self, strike: int) -> None:
+        """What is asked from now on is asked by a map whose last strike is that one."""
+        if strike != self._strike:
+            self._strike = strike
+            if self.connected:
+                self._put_strike()
+
+    def _put_strike(self) -> None:
+        self._next_id += 1
+        self._outbox.put(Names(self._next_id, self._strike))
 
     @property
     def ops_under_way(self) -> int:
@@ -328,6 +345,8 @@ class Channel:
         self._socket = socket
         self._outbox = _Outbox(self._limits.frame_bytes_max)
         self._heard_s = self._loop.time()
+        if self._strike:
+            self._put_strike()  # before anything else that leaves by this connection
         self.connected = True
         sender = asyncio.create_task(self._outbox.run(socket, self._note_sent))
         try:

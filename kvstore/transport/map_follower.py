@@ -19,7 +19,7 @@ import aiohttp
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.errors import ForeignData, from_problem
+from kvstore.errors import ControllerBehind, ForeignData, from_problem
 from kvstore.placement.cluster_map import ClusterMap
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class MapFollower:
         self._answered = False
         self._began_s = time.monotonic()
         self._start_patience_s = start_patience_s
+        self._announced: dict[str, Any] | None = None
 
     async def announce(
         self,
@@ -57,10 +58,13 @@ class MapFollower:
         *,
         join: bool = False,
         partitions: int | None = None,
+        epoch: int = 0,
+        clock: int = 0,
     ) -> None:
         """Tell the controller that this shard is there, until it has heard it. Raises ForeignData if it is refused.
 
         `join`: make it a member, with this weight, if it is none. `partitions`: of how many its file is.
+        `epoch`: of the map that it follows; `clock`: the highest version that it has given or seen.
         """
         body: dict[str, Any] = {
             "id": shard_id,
@@ -73,6 +77,9 @@ class MapFollower:
             body["join"] = True
         if partitions is not None:
             body["partitions"] = partitions
+        if epoch:
+            body |= {"epoch": epoch, "clock": clock}
+        self._announced = body
         while True:
             try:
                 async with self._session.post(f"{self._url}/v1/members", json=body, timeout=self._timeout) as answer:
@@ -87,24 +94,45 @@ class MapFollower:
                 self._note(error)
             await self._wait()
 
-    async def follow(self, epoch: int, on_map: Callable[[ClusterMap], None]) -> None:
-        """Call `on_map` with each map whose epoch is above the last one's, for ever."""
+    async def follow(
+        self,
+        epoch: int,
+        on_map: Callable[[ClusterMap], None],
+        cluster_id: str | None = None,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        """Call `on_map` with each map whose epoch is above the last one's, for ever; `cluster_id`: whose.
+
+        `clock`: the highest version that this store has given or seen, to be told along.
+        """
         while True:
             try:
-                query = {"after": str(epoch)}
+                query = {"after": str(epoch), **({"cluster": cluster_id} if cluster_id else {})}
+                if clock is not None:
+                    query["clock"] = str(clock())
                 async with self._session.get(f"{self._url}/v1/map", params=query, timeout=self._timeout) as answer:
                     body = await answer.read()
                     if answer.status == 200:
                         cluster_map = msgspec.json.decode(body, type=ClusterMap)
-                        epoch = cluster_map.epoch
+                        epoch, cluster_id = cluster_map.epoch, cluster_map.cluster_id
                         on_map(cluster_map)
                     if answer.status in (200, 204):
                         self._note(None)
                         continue
-                    self._note(from_problem(msgspec.json.decode(body)))
+                    problem = from_problem(msgspec.json.decode(body))
+                    self._note(problem)
+                    if isinstance(problem, ControllerBehind) and cluster_id:
+                        await self._announce_again(cluster_id, epoch)
             except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
                 self._note(error)
             await self._wait()
+
+    async def _announce_again(self, cluster_id: str, epoch: int) -> None:
+        """Once, as what it is by now: a controller that has lost its file does not know whom to ask."""
+        if self._announced is not None:
+            self._announced |= {"cluster_id": cluster_id, "epoch": epoch}
+            async with self._session.post(f"{self._url}/v1/members", json=self._announced, timeout=self._timeout):
+                pass
 
     async def _wait(self) -> None:
         await asyncio.sleep(self._limits.reconnect_wait_s_max / 5)

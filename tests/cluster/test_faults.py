@@ -9,6 +9,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ from tests.cluster.actions import (
     wait_running,
     wait_until,
 )
-from tests.cluster.conftest import Cluster, running, write_config
+from tests.cluster.conftest import REPOSITORY, Cluster, running, write_config
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -66,6 +67,16 @@ def test_while_a_shard_is_down_its_keys_answer_503_and_all_others_go_on(pair: Cl
             assert int(reply.headers["retry-after"]) >= 1
         assert_unavailable(get(pair, lost[0]))
         assert_unavailable(ask(pair.url, "GET", "/v1/kv?prefix=down-"))  # a gap would be worse than no listing
+        partial = ask(pair.url, "GET", "/v1/kv?prefix=down-&partial=true").json
+        assert [item["key"] for item in partial["items"]] == sorted(kept[:2])
+        assert len(partial["missing"]) == facts(pair)["shards"][0]["partitions"]
+        counted = ask(pair.url, "GET", "/v1/kv?prefix=down-&count=true&partial=true").json
+        assert counted == {"count": 2, "missing": partial["missing"]}
+        locks = ask(pair.url, "GET", "/v1/locks?partial=true").json
+        assert locks == {"items": [], "next": None, "missing": partial["missing"]}
+        command = [sys.executable, "-m", "kvstore", "list", "down-", "--skip-down", "--url", pair.url]
+        listed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+        assert (listed.returncode, listed.stdout.split()) == (1, sorted(kept[:2])), listed.stderr
         assert get(pair, kept[0]).body == b"before"
         assert put(pair, kept[2], b"during").status == 201
         assert delete(pair, kept[1]).status == 204

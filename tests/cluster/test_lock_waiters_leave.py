@@ -231,7 +231,8 @@ async def test_holder_and_waiters_that_are_stopped_together_leave_the_lock_free(
         for process in (holder, *waiters):
             process.send_signal(signal.SIGTERM)
         assert await ended(holder) == 143
-        assert [await ended(waiter) for waiter in waiters] == [-signal.SIGTERM] * 2
+        # 143: the lock was granted in between, and the command has had the signal.
+        assert {await ended(waiter) for waiter in waiters} <= {-signal.SIGTERM, 143}
         await free(calls, name)
 
 

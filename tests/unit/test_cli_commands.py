@@ -39,7 +39,7 @@ def test_there_is_every_command_that_was_promised() -> None:
         "up", "get", "put", "delete", "list", "import", "export", "status", "ring", "explain",
         "txn", "lock", "locks",
         "shard add", "shard remove", "shard weight", "shard rebalance", "shard cancel", "shard list",
-        "shard serve", "router serve", "controller serve", "deploy",
+        "shard serve", "router serve", "controller serve", "controller recover", "deploy",
     }  # fmt: skip
 
 

@@ -7,13 +7,14 @@ import os
 import stat
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvstore.cli import export_command, main
-from kvstore.client import ListedItem, Page
+from kvstore.client import Counted, ListedItem, Page
 from kvstore.errors import BadCursor, Unavailable
 
 PAGES = {
@@ -36,6 +37,7 @@ class Listing:
         self.ends_at: str | None = None
         self.unknown_once: str | None = None
         self.asked: list[str | None] = []
+        self.missing: dict[str | None, list[int]] = {}  # by the cursor of the page that lacks them
 
     def __call__(self, url: str) -> Listing:
         return self
@@ -52,8 +54,11 @@ class Listing:
     async def count(self, prefix: str) -> int:
         return 4
 
+    async def count_what_is_up(self, prefix: str) -> Counted:
+        return Counted(4, [])
+
     async def pages(
-        self, prefix: str, *, values: bool, page_size: int, after: str | None = None
+        self, prefix: str, *, values: bool, page_size: int, after: str | None = None, skip_down: bool = False
     ) -> AsyncIterator[Page]:
         assert values
         more = True
@@ -64,7 +69,10 @@ class Listing:
                 raise BadCursor()
             if after is not None and after == self.ends_at:
                 raise Unavailable()
-            page = PAGES[after]
+            missing = self.missing.get(after, [])
+            if missing and not skip_down:
+                raise Unavailable()
+            page = replace(PAGES[after], missing=missing)
             yield page
             after, more = page.next, page.next is not None
 
@@ -81,8 +89,8 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "all.ndjson"
 
 
-def run(output: Path) -> int:
-    return main(["export", "-o", str(output)])
+def run(output: Path, *options: str) -> int:
+    return main(["export", "-o", str(output), *options])
 
 
 def test_a_complete_export_is_the_only_file_left(listing: Listing, output: Path) -> None:
@@ -204,3 +212,38 @@ def test_a_partial_file_that_lost_its_end_is_not_continued(listing: Listing, out
     assert run(output) == 0
     assert listing.asked[0] is None
     assert output.read_bytes() == EXPORTED
+
+
+def test_an_export_that_skips_what_is_down_is_whole_as_a_file_and_says_what_it_lacks(
+    listing: Listing, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing.missing = {"after-b": [3, 1]}
+    assert run(output) == 2
+    assert not output.exists()
+    assert run(output, "--skip-down", "--json") == 1
+    assert output.read_bytes() == EXPORTED
+    assert '{"missing":[1,3]}' in capsys.readouterr().err
+
+
+def test_an_export_that_skips_what_is_down_and_finds_all_up_ends_with_0(listing: Listing, output: Path) -> None:
+    assert run(output, "--skip-down") == 0
+    assert output.read_bytes() == EXPORTED
+
+
+def test_what_was_missing_before_an_interruption_is_missing_afterwards(
+    listing: Listing, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing.missing, listing.ends_at = {None: [7]}, "after-c"
+    assert run(output, "--skip-down") == 2
+    listing.missing, listing.ends_at, listing.asked = {}, None, []
+    assert run(output, "--skip-down") == 1
+    assert listing.asked[0] == "after-c"
+    assert "the keys of 1 partition are missing" in capsys.readouterr().err
+
+
+def test_a_whole_export_does_not_go_on_from_one_that_skipped_something(listing: Listing, output: Path) -> None:
+    listing.missing, listing.ends_at = {None: [7]}, "after-c"
+    assert run(output, "--skip-down") == 2
+    listing.missing, listing.ends_at, listing.asked = {}, None, []
+    assert run(output) == 0
+    assert listing.asked[0] is None

@@ -48,10 +48,10 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
         store.note("acquire", name=name, **members)
         return 12
 
-    async def renew(_: Client, name: str, token: int) -> None:
+    async def renew(_: Client, name: str, token: int, *, new_connection: bool = False) -> None:
         store.note("renew", name=name, token=token)
 
-    async def release(_: Client, name: str, token: int) -> None:
+    async def release(_: Client, name: str, token: int, *, new_connection: bool = False) -> None:
         store.note("release", name=name, token=token)
 
     async def withdraw(_: Client, name: str, idempotency_key: str) -> None:

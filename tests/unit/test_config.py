@@ -8,7 +8,16 @@ import msgspec
 import pytest
 
 from kvstore.addresses import is_loopback, listen_address
-from kvstore.config import ClusterConfig, Limits, default_config, load_config
+from kvstore.cli.serve_options import read_config
+from kvstore.config import (
+    CONFIG_VARIABLE,
+    ClusterConfig,
+    Limits,
+    decode_config,
+    default_config,
+    encode_config,
+    load_config,
+)
 from kvstore.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[2] / "cluster.yaml"
@@ -224,3 +233,20 @@ def test_what_is_no_address_is_refused(listen: str) -> None:
 )  # fmt: skip
 def test_only_this_machine_reaches_a_loopback_address(listen: str, is_own: bool) -> None:
     assert is_loopback(listen) is is_own
+
+
+@pytest.mark.parametrize("encoded", ["", "{", "{}", '{"unknown":1}', "\udc80"])
+def test_what_is_no_configuration_that_was_handed_down_is_refused(encoded: str) -> None:
+    with pytest.raises(ConfigError):
+        decode_config(encoded)
+
+
+def test_only_a_supervised_process_takes_the_configuration_that_was_handed_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_down = msgspec.structs.replace(default_config(), partitions=64)
+    monkeypatch.setenv(CONFIG_VARIABLE, encode_config(handed_down))
+    assert read_config(tmp_path / "gone.yaml", supervised=True) == handed_down
+    assert read_config(None) == default_config()
+    monkeypatch.setenv(CONFIG_VARIABLE, '{"of": "another version"}')
+    assert read_config(None, supervised=True) == default_config()

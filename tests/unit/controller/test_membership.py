@@ -127,7 +127,7 @@ def test_a_foreign_or_copied_file_does_not_join() -> None:
 
 def test_a_file_of_another_number_of_partitions_does_not_join() -> None:
     """Else it would be a member that can never follow the map."""
-    why = "is for 4096 partitions, this cluster has 64: start the shard with the cluster's own cluster.yaml"
+    why = "is for 4096 partitions, this cluster has 64: start the shard with an empty data_dir"
     with pytest.raises(ForeignData, match=why):
         announce(FORMED, said("s3", join=True, partitions=4096))
     with pytest.raises(ForeignData, match=why):

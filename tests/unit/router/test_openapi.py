@@ -19,7 +19,7 @@ from kvstore.router.app import EXPLAIN_ROUTE, KEY_ROUTE, LOCK_ROUTE, SHARD_ROUTE
 from kvstore.router.batch import parse_batch
 from kvstore.router.decode import decode_once, decode_tags
 from kvstore.router.locks import LockRoutes
-from kvstore.router.membership import PLAN, Controller
+from kvstore.router.membership import LOST, PLAN, Controller
 from kvstore.router.openapi import openapi_json
 from kvstore.router.page import PAGE_ROUTE
 from kvstore.router.schemas import OPERATION_ERRORS
@@ -127,7 +127,7 @@ def test_the_query_parameters_are_those_that_the_router_knows() -> None:
         (LOCK_ROUTE, "delete"): router_locks._ACQUIRE,
         ("/v1/shards", "post"): PLAN,
         (SHARD_ROUTE, "patch"): PLAN,
-        (SHARD_ROUTE, "delete"): PLAN,
+        (SHARD_ROUTE, "delete"): PLAN | LOST,
         ("/v1/moves", "post"): PLAN,
     }
     for path, method, _ in operations():

@@ -361,7 +361,7 @@ async def test_pages_over_all_shards_are_the_sorted_keys_cut_at_the_limit(
     expected = sorted(key for key in keys - ghosts if key.startswith(prefix))
     assert [item[0] for item in listed] == expected
     assert [item[2] for item in listed] == [key.encode() if values else None for key in expected]
-    assert await service.count(prefix) == len(expected)
+    assert await service.count(prefix) == (len(expected), 0)
 
 
 async def test_a_page_is_full_although_no_shard_is_asked_for_all_of_it(service: RouterService) -> None:
@@ -394,7 +394,7 @@ async def test_a_page_of_large_values_may_be_short_and_goes_on(service: RouterSe
 
 
 async def test_a_listing_of_nothing_ends_at_once(service: RouterService) -> None:
-    assert await service.page("", "", 10, False) == ([], None)
+    assert await service.page("", "", 10, False) == ([], None, 0)
 
 
 async def test_a_listing_with_a_shard_down_is_an_error_not_a_gap(service: RouterService) -> None:
@@ -403,6 +403,62 @@ async def test_a_listing_with_a_shard_down_is_an_error_not_a_gap(service: Router
         await service.page("", "", 10, False)
     with pytest.raises(Unavailable):
         await service.count("")
+
+
+@pytest.mark.parametrize("how", ["not connected", "lost"])
+async def test_a_partial_listing_leaves_out_what_is_down_and_names_its_partitions(
+    service: RouterService, how: str
+) -> None:
+    fill("s1", "s2")
+    setattr(service.channels["s2"], "error" if how == "not connected" else "fails_with", Unavailable("away"))
+    odd = [partition for partition in range(PARTITIONS) if partition % 2]
+    expected = sorted(key for key in KEYS if shards["s1"].owns(key))
+    page = await service.page("", "", 1000, False, partial=True)
+    assert [item[0] for item in page.items] == expected
+    assert (page.last, partition_set.listed(page.missing)) == (None, odd)
+    counted = await service.count("", partial=True)
+    assert (counted.keys, partition_set.listed(counted.missing)) == (len(expected), odd)
+
+
+async def test_a_partial_listing_of_a_whole_cluster_misses_nothing(service: RouterService) -> None:
+    fill("s1", "s2")
+    page = await service.page("", "", 1000, False, partial=True)
+    assert (len(page.items), page.missing) == (len(KEYS), 0)
+    assert await service.count("", partial=True) == (len(KEYS), 0)
+
+
+async def test_a_partial_listing_does_not_wait_for_a_shard_that_hangs_nor_for_a_partition_that_nobody_has() -> None:
+    service = make_service(reroute_timeout_s=0.1)
+    everybody_follows(service, halves())
+    fill("s1", "s2")
+    shards["s1"].fenced = {0}
+    service.channels["s2"].is_silent = True  # type: ignore[attr-defined]
+    odd = [partition for partition in range(PARTITIONS) if partition % 2]
+    page = await service.page("", "", 1000, False, partial=True)
+    assert partition_set.listed(page.missing) == [0, *odd]
+    assert [item[0] for item in page.items] == sorted(key for key in KEYS if shards["s1"].owns(key))
+
+
+async def test_what_one_page_of_a_partial_listing_left_out_stays_named_when_the_shard_comes_back(
+    service: RouterService,
+) -> None:
+    fill("s1", "s2")
+    shards["s1"].page_rows_max = 10
+    away: Any = service.channels["s2"]
+    away.error = Unavailable("away")
+    shards["s1"].before_answer += [lambda: None, lambda: setattr(away, "error", None)]
+    page = await service.page("", "", 1000, False, partial=True)
+    assert partition_set.listed(page.missing) == [partition for partition in range(PARTITIONS) if partition % 2]
+    assert any(shards["s2"].owns(item[0]) for item in page.items)
+
+
+async def test_what_is_damaged_is_no_gap_of_a_partial_listing(service: RouterService) -> None:
+    refusal = DataCorrupt("key 'x'").problem()
+    with (
+        mock.patch.object(shards["s2"], "_page", lambda scan: Answer(scan.id, 500, problem=refusal)),
+        pytest.raises(DataCorrupt, match="key 'x'"),
+    ):
+        await service.page("", "", 10, False, partial=True)
 
 
 async def test_a_shards_refusal_of_a_listing_is_passed_on_as_what_it_is(service: RouterService) -> None:
@@ -418,7 +474,7 @@ async def test_a_shards_refusal_of_a_listing_is_passed_on_as_what_it_is(service:
 async def listed(service: RouterService, call: str) -> int:
     """How many keys there are, by a listing or by a count."""
     if call == "count":
-        return await service.count("")
+        return (await service.count("")).keys
     page = await service.page("", "", 1000, False)
     assert page.last is None
     assert len({item[0] for item in page.items}) == len(page.items)

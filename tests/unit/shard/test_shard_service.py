@@ -13,9 +13,10 @@ import msgspec
 import pytest
 
 from kvstore.config import Limits
+from kvstore.errors import ForeignData, from_problem
 from kvstore.metrics import ShardStats
 from kvstore.placement import partition_set
-from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.placement.cluster_map import ClusterMap, Member, Strike
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Acquire,
@@ -110,7 +111,7 @@ async def test_each_request_is_answered_under_its_id(shard: Shard) -> None:
     assert (explained.id, explained.epoch, explained.facts["version"]) == (15, 3, 1)
     stats = await shard.ask(Stats(16))
     assert (stats.id, stats.facts["keys"]) == (16, 1)
-    assert set(stats.facts) == {*ShardStats.__struct_fields__, "attempts", "attempts_floor"}
+    assert set(stats.facts) == {*ShardStats.__struct_fields__, "attempts", "attempts_floor", "clock"}
     assert await shard.ask(Delete(17, "a")) == Answer(17, 204, 2)
     assert (await shard.ask(Get(18, "a"))).status == 404
 
@@ -234,3 +235,46 @@ async def test_a_damaged_value_in_a_listing_is_answered_as_such(shard: Shard) ->
     connection.close()
     answer = await shard.ask(Scan(2, "", "", 10, True))
     assert (answer.id, answer.status, answer.problem["code"]) == (2, 500, "data-corrupt")
+
+
+# --- strikes ----------------------------------------------------------------------------------------------------------
+
+
+class Asker:
+    """Asks by a map whose last strike is that one."""
+
+    closed = False
+
+    def __init__(self, strike: int) -> None:
+        self.strike = strike
+        self.replies: list[Any] = []
+
+    def send(self, reply: Any) -> None:
+        self.replies.append(reply)
+
+
+def struck(epoch: int, *epochs: int, store_id: str = "lost") -> ClusterMap:
+    strikes = [Strike(shard="s9", store_id=store_id, epoch=each, partitions=[], opened=each + 1) for each in epochs]
+    return msgspec.structs.replace(all_mine(epoch), strikes=strikes)
+
+
+@pytest.mark.parametrize("strike", [0, 3, 9])
+async def test_who_follows_another_strike_is_refused_and_nothing_is_executed(shard: Shard, strike: int) -> None:
+    await shard.service.follow(struck(5, 3, 4))
+    asker = Asker(strike)
+    requests = [Put(1, "a", b"1"), Get(2, "a"), Scan(3, "", "", 10), Inspect(4, "a"), Explain(5, "a")]
+    for request in requests:
+        shard.service.handle(request, asker)
+    assert [(reply.id, reply.status) for reply in asker.replies] == [(request.id, 421) for request in requests]
+    assert {from_problem(reply.problem).members["epoch"] for reply in asker.replies} == {5}
+    known = Asker(4)
+    shard.service.handle(Get(6, "a"), known)
+    while not known.replies:
+        await asyncio.sleep(0.001)
+    assert known.replies[0].status == 404
+
+
+async def test_a_shard_that_was_given_up_follows_no_map_that_says_so(shard: Shard) -> None:
+    ours = shard.service.store.database.identity.store_id
+    with pytest.raises(ForeignData, match="refused for ever"):
+        await shard.service.follow(struck(5, 3, store_id=ours))

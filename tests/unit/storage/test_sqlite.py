@@ -60,15 +60,34 @@ async def test_a_name_with_characters_that_mean_something_in_a_url_is_a_name(tmp
     assert (tmp_path / "50%?mode=memory#1" / "a b.db").stat().st_size > 0
 
 
-@pytest.mark.parametrize(
-    ("shard_id", "partitions", "said"), [("s2", PARTITIONS, "shard_id s1"), ("s1", 128, "partitions 64")]
-)
-async def test_the_file_of_another_shard_or_layout_is_refused(
-    tmp_path: Path, shard_id: str, partitions: int, said: str
-) -> None:
+async def test_the_file_of_another_shard_is_refused(tmp_path: Path) -> None:
     await open_and_close(tmp_path / "one.db")
-    with pytest.raises(ForeignData, match=said):
-        await Database.open(tmp_path / "one.db", Limits(), shard_id, partitions)
+    with pytest.raises(ForeignData, match="shard_id s1"):
+        await Database.open(tmp_path / "one.db", Limits(), "s2", PARTITIONS)
+
+
+async def test_the_file_of_a_cluster_keeps_its_number_of_partitions_whatever_the_configuration_says(
+    rig: Any,
+) -> None:
+    path = rig.store.database.path
+    await rig.store.close()
+    database = await open_and_close(path, partitions=2 * PARTITIONS)
+    assert (database.identity.partitions, len(database.tallies.changed)) == (PARTITIONS, PARTITIONS)
+    assert shell(path, "SELECT value FROM meta WHERE name = 'partitions'").strip() == str(PARTITIONS)
+
+
+async def test_a_file_of_no_cluster_takes_the_number_of_partitions_that_it_is_opened_with(tmp_path: Path) -> None:
+    await open_and_close(tmp_path / "one.db")
+    database = await open_and_close(tmp_path / "one.db", partitions=2 * PARTITIONS)
+    assert database.identity.partitions == 2 * PARTITIONS
+    assert shell(tmp_path / "one.db", "SELECT value FROM meta WHERE name = 'partitions'").strip() == str(2 * PARTITIONS)
+
+
+async def test_a_file_that_does_not_say_its_number_of_partitions_is_refused(tmp_path: Path) -> None:
+    await open_and_close(tmp_path / "one.db")
+    shell(tmp_path / "one.db", "UPDATE meta SET value = 'many' WHERE name = 'partitions'")
+    with pytest.raises(ForeignData, match="how many"):
+        await Database.open(tmp_path / "one.db", Limits(), "s1", PARTITIONS)
 
 
 async def test_the_file_of_another_format_is_refused(tmp_path: Path) -> None:

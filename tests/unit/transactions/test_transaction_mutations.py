@@ -160,9 +160,9 @@ def the_clock_does_not_move_with_a_key(patch: pytest.MonkeyPatch) -> None:
 
 def _on_commit_sees(patch: pytest.MonkeyPatch, sees: Callable[[Any, int], tuple[Any, int]]) -> None:
     def change(on_commit: Any) -> Any:
-        def changed(decision: Any, stamp: int, floor: int) -> Any:
+        def changed(decision: Any, stamp: int, floor: int, *more: Any) -> Any:
             decision, floor = sees(decision, floor)
-            return on_commit(decision, stamp, floor)
+            return on_commit(decision, stamp, floor, *more)
 
         return changed
 
@@ -344,7 +344,9 @@ def a_router_tries_again_when_its_commit_is_gone(patch: pytest.MonkeyPatch) -> N
 
 @shown_by("a commit repeated after its decision was dropped, and a late duplicate asked about")
 def an_ask_at_the_floor_writes_a_tombstone(patch: pytest.MonkeyPatch) -> None:
-    _patched(patch, participant, "on_ask", lambda on_ask: lambda decision, stamp, floor: on_ask(decision, stamp, 0))
+    _patched(
+        patch, participant, "on_ask", lambda on_ask: lambda decision, stamp, _, *more: on_ask(decision, stamp, 0, *more)
+    )
 
 
 @shown_by("a key moves and decisions are dropped")
@@ -360,7 +362,7 @@ def the_floor_does_not_move_with_a_key(patch: pytest.MonkeyPatch) -> None:
 
 @shown_by("a router that tries again over three stores")
 def a_retry_has_the_id_of_the_first_try(patch: pytest.MonkeyPatch) -> None:
-    def draw(self: Any, now_us: int, start: int = 0) -> Attempt:
+    def draw(self: Any, now_us: int, start: int = 0, epoch: int = 0) -> Attempt:
         self._last = start or max(self._last + 1, now_us)
         return Attempt(self._last, self._last, self._router)
 

@@ -648,3 +648,23 @@ async def test_text_is_no_frame(door: Any) -> None:
     await socket.send_str("hello")
     assert (await socket.receive(WAIT_S)).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
     assert shard.handled == []
+
+
+# --- strikes ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_strike_is_named_before_what_is_asked_by_it_and_again_on_each_connection(
+    far: Any, connect: Any
+) -> None:
+    channel = await connect()
+    channel.request(Get(0, "before"))
+    channel.name_strike(7)
+    channel.name_strike(7)
+    channel.request(Get(0, "after"))
+    await until(lambda: len(far.requests) == 3)
+    assert [getattr(each, "key", 0) or each.strike for each in far.requests] == ["before", 7, "after"]
+    far.hang_up()
+    await until(lambda: len(far.sockets) == 2 and channel.connected)
+    channel.request(Get(0, "again"))
+    await until(lambda: len(far.requests) == 5)
+    assert [getattr(each, "key", 0) or each.strike for each in far.requests[3:]] == [7, "again"]

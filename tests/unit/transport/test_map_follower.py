@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from kvstore.config import Limits
-from kvstore.errors import ForeignData, Unavailable
+from kvstore.errors import ControllerBehind, ForeignData, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.transport.map_follower import MapFollower
 
@@ -172,6 +172,21 @@ async def test_who_wants_to_join_says_so(follower: MapFollower, controller: Cont
     controller.will_answer((200, b"{}"))
     await follower.announce("s5", "http://s5", "store", None, 2, join=True)
     assert controller.asked[0]["join"] is True
+
+
+async def test_a_shard_announces_itself_again_as_what_it_is_by_now_to_a_controller_that_lost_its_file(
+    follower: MapFollower, controller: Controller
+) -> None:
+    lost = msgspec.json.encode(ControllerBehind("no map").problem())
+    controller.will_answer((200, b"{}"), (503, lost), (503, lost), (200, b"{}"))
+    await follower.announce("s1", "http://s1", "store", None, 1)
+    following = asyncio.create_task(follower.follow(7, lambda _: None, "c"))
+    async with asyncio.timeout(10):
+        while sum("id" in each for each in controller.asked) < 2:
+            await asyncio.sleep(0.005)
+    following.cancel()
+    again = [each for each in controller.asked if "id" in each][1]
+    assert (again["cluster_id"], again["epoch"]) == ("c", 7)
 
 
 async def test_a_refused_announcement_ends_in_the_reason(follower: MapFollower, controller: Controller) -> None:
