@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 
 import aiohttp
@@ -22,6 +21,7 @@ from kvstore.router.app import RouterApp
 from kvstore.router.demo import Demo
 from kvstore.router.demo_coordinator import DemoCoordinator
 from kvstore.router.membership import Controller
+from kvstore.router.memory import return_large_buffers
 from kvstore.router.service import RouterService
 from kvstore.transport.http import Server, start_server, warn_if_exposed
 from kvstore.transport.map_follower import MapFollower
@@ -30,19 +30,6 @@ log = logging.getLogger(__name__)
 
 TRANSFER_ROUTE = "/v1/demo/transfer"
 COORDINATE_ROUTE = "/v1/demo/coordinate"
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
-
-
-def _return_large_buffers() -> None:
-    """Have glibc give buffers from 1 MiB on back to the system as they are freed, not keep them in a fragmented heap.
-
-    It would raise that size to 32 MiB by itself as soon as it sees such buffers.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
-        mallopt(_M_TRIM_THRESHOLD, 32 * 1024 * 1024)  # without it the end of the heap comes and goes at each answer
 
 
 async def serve(
@@ -65,7 +52,7 @@ async def serve(
     config = msgspec.structs.replace(config, allowed_hosts=[*config.allowed_hosts, *own])
     if (demo_url is not None or is_demo_coordinator) and not is_loopback(listen):
         raise ConfigError(f"a demo is for this machine only: let it listen on 127.0.0.1, not on {listen}.")
-    _return_large_buffers()
+    return_large_buffers()
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session, contextlib.AsyncExitStack() as at_the_end:
         service = RouterService(config.limits, session)

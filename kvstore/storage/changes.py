@@ -74,6 +74,7 @@ class Savepoint(NamedTuple):
 
 
 NUMBER_MAX = 2**63 - 1  # in the file
+_SEEN_MAX = 2**62  # of versions that others gave: above it there are steps enough of our own
 _NEVER = Before(0, 0, 0, False)
 _NEVER_STATE = State(0, 0, None)
 
@@ -142,11 +143,16 @@ class Changes:
 
     def step(self) -> int:
         """The version clock's next step. Raises OverflowError where there is none."""
-        self.see(self._version + 1)
+        self._rise_to(self._version + 1)
         return self._version
 
     def see(self, version: int) -> None:
-        """Somebody else's clock has come that far. Raises OverflowError if ours cannot."""
+        """The clock of another store has come that far. Raises OverflowError if ours could not go on from there."""
+        if version > _SEEN_MAX:
+            raise OverflowError(f"the version {version} is beyond what a store can go on from")
+        self._rise_to(version)
+
+    def _rise_to(self, version: int) -> None:
         if version > NUMBER_MAX:
             raise OverflowError(f"the version {version} is larger than a store can hold")
         self._version = max(self._version, version)
@@ -175,8 +181,11 @@ class Changes:
         Raises OverflowError for a number that the file cannot hold.
         """
         before = self.before(kind, key)
-        self.see(version or max(self._version, before.version) + 1)
-        version = version or self._version
+        if version:
+            self.see(version)
+        else:
+            self._rise_to(max(self._version, before.version) + 1)
+            version = self._version
         if abs(expires_at_ms) > NUMBER_MAX:
             raise OverflowError(f"the deadline {expires_at_ms} is beyond what a store can hold")
         self._set_row(Row(kind, key, partition, self._sequence + 1, version, expires_at_ms, body))

@@ -336,6 +336,12 @@ async def test_an_attempt_that_no_router_can_have_stamped_is_gone_and_leaves_not
         assert (await shard.ask(Stats(2))).facts["decisions"] == 0
 
 
+async def test_a_version_above_which_no_steps_are_left_fails_alone(tmp_path: Path) -> None:
+    async with opened(tmp_path) as shard:
+        assert (await shard.begin(Finish(1, OLD, [], 2**63 - 1, False, 0), unchecked=True)).status == 500
+        await goes_on(shard)
+
+
 async def test_a_decision_beyond_all_bounds_that_lies_in_the_file_goes_and_does_not_end_the_process(
     tmp_path: Path,
 ) -> None:
