@@ -19,12 +19,14 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from kvstore.addresses import address_text, is_any_address, is_loopback, listen_address, on_this_host
+from kvstore.addresses import address_text, is_any_address, listen_address, on_this_host
 from kvstore.config import CONFIG_VARIABLE, ClusterConfig, encode_config, load_config
+from kvstore.demo import check_demo, with_demo
 from kvstore.errors import ConfigError, KvError
 from kvstore.process import (
     EXIT_REFUSED,
@@ -47,8 +49,6 @@ from kvstore.roster import (
     look,
 )
 from kvstore.supervisor import Child, Log, Supervisor, json_line
-
-DEMO_ROUTER = "demo"
 
 _LEFTOVER_WAIT_S = 3.0
 _READY_POLL_S = 0.05
@@ -77,7 +77,7 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
         first = msgspec.structs.replace(config, shards=[shard for shard in config.shards if shard.id in ids])
         refusals = await _ports_in_use(first)
         if demo:
-            _check_demo(first)
+            check_demo(first)
     except KvError as error:
         refusals = [refusal(error)]
     as_json = os.environ.get("KVSTORE_LOG") == "json"
@@ -89,7 +89,7 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
     try:
         children = cluster_children(first, config_path.absolute())
         if demo:
-            children = with_demo(children, first, config_path.absolute())
+            children = with_demo(children, partial(router_child, first, config_path.absolute()))
         return await _run(config, config_path.absolute(), children, restart, announce, log)
     finally:
         await asyncio.to_thread(log.close)
@@ -192,37 +192,13 @@ def cluster_children(config: ClusterConfig, config_path: Path) -> list[Child]:
             for controller in config.controllers
         ),
         *(shard_child(config, config_path, shard.id, shard.listen) for shard in config.shards),
-        *(
-            _child(config, "router", router.id, router.listen, config_path, "--join", _controller_url(config))
-            for router in config.routers
-        ),
+        *(router_child(config, config_path, router.id, router.listen) for router in config.routers),
     ]
 
 
-def _check_demo(config: ClusterConfig) -> None:
-    """Raises ConfigError unless all that is reached of a demo is reached from this machine only."""
-    for router in config.routers:
-        if router.id == DEMO_ROUTER:
-            raise ConfigError(f"--demo starts a router {DEMO_ROUTER!r} of its own; rename that one in cluster.yaml.")
-        if not is_loopback(router.listen):
-            raise ConfigError(
-                f"--demo is for this machine only, and router {router.id} listens on {router.listen}: let it listen on "
-                "127.0.0.1, or leave --demo out."
-            )
-
-
-def with_demo(children: Sequence[Child], config: ClusterConfig, config_path: Path) -> list[Child]:
-    """The same children, their routers knowing a second router, which may be killed in the middle of a transfer."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        listen = f"127.0.0.1:{free.getsockname()[1]}"
-    coordinator = _child(
-        config, "router", DEMO_ROUTER, listen, config_path, "--join", _controller_url(config), "--demo-coordinator"
-    )
-    known = ("--demo-url", url_of(listen))
-    return [
-        *(child._replace(argv=(*child.argv, *known)) if child.role == "router" else child for child in children),
-        coordinator,
-    ]
+def router_child(config: ClusterConfig, config_path: Path, router_id: str, listen: str, *options: str) -> Child:
+    """A router; `config_path` is absolute."""
+    return _child(config, "router", router_id, listen, config_path, "--join", _controller_url(config), *options)
 
 
 def shard_child(config: ClusterConfig, config_path: Path, shard_id: str, listen: str) -> Child:

@@ -1,7 +1,7 @@
 """router serve: one router as a process of its own.
 
 Owns: its command line.
-Leaves to others: serving (`kvstore.router.app`), signals, pid file and log (`kvstore.process`).
+Leaves to others: serving (`kvstore.router.serve`), signals, pid file and log (`kvstore.process`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import click
 from kvstore.cli.frame import checked_url
 from kvstore.cli.serve_options import join_option, read_config, serve_options
 from kvstore.process import run_process
-from kvstore.router import app
+from kvstore.router.serve import serve as serve_router
 
 
 def _checked_url(context: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
@@ -49,7 +49,7 @@ def serve(
         data_dir=Path(config.data_dir),
         supervised=supervised,
         json_log=json_log,
-        main=lambda stop: app.serve(
+        main=lambda stop: serve_router(
             router_id=process_id,
             listen=listen,
             advertise=advertise,

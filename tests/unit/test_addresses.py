@@ -17,7 +17,7 @@ from kvstore.addresses import address_text, advertised, advertised_host, is_any_
 from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig, ShardConfig
 from kvstore.controller import app as controller_app
 from kvstore.errors import ConfigError
-from kvstore.router import app as router_app
+from kvstore.router import serve as router_process
 from kvstore.shard import app as shard_app
 from loadtest.processes import free_ports
 
@@ -129,7 +129,7 @@ async def test_a_controller_and_a_router_serve_at_any_address_and_know_their_adv
         )  # fmt: skip
 
     def router(stop: asyncio.Event) -> Coroutine[Any, Any, None]:
-        return router_app.serve(
+        return router_process.serve(
             router_id="0", listen=f"{listen}:{router_port}", join=f"http://{reached}:{controller_port}",
             config=settings, stop=stop, advertise="kv.example:0",
         )  # fmt: skip

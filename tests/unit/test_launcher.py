@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,8 +18,10 @@ import pytest
 
 from kvstore import launcher
 from kvstore.addresses import is_loopback
-from kvstore.config import CONFIG_VARIABLE, Limits, decode_config, default_config
-from kvstore.launcher import cluster_children, http_get, shard_child, up, url_of, with_demo
+from kvstore.config import CONFIG_VARIABLE, Limits, RouterConfig, decode_config, default_config
+from kvstore.demo import check_demo, with_demo
+from kvstore.errors import ConfigError
+from kvstore.launcher import cluster_children, http_get, router_child, shard_child, up, url_of
 from loadtest.processes import free_ports
 from tests.unit.test_supervisor import DEAF, SERVE, is_running, until
 
@@ -41,7 +44,7 @@ def test_every_process_of_the_file_becomes_a_child() -> None:
 
 def test_a_demo_has_a_second_router_that_the_others_know() -> None:
     config = default_config()
-    children = with_demo(cluster_children(config, Path("/c.yaml")), config, Path("/c.yaml"))
+    children = with_demo(cluster_children(config, Path("/c.yaml")), partial(router_child, config, Path("/c.yaml")))
     by_name = {one.name: one.argv for one in children}
     assert [name for name in by_name if name.startswith("router")] == ["router-0", "router-demo"]
     assert "--demo-coordinator" in by_name["router-demo"]
@@ -49,6 +52,12 @@ def test_a_demo_has_a_second_router_that_the_others_know() -> None:
     assert is_loopback(listen)
     assert by_name["router-0"][-2:] == ("--demo-url", f"http://{listen}")
     assert not [name for name, argv in by_name.items() if "--demo-url" in argv and not name.startswith("router")]
+
+
+@pytest.mark.parametrize("router", [RouterConfig("demo", "127.0.0.1:80"), RouterConfig("0", "0.0.0.0:80")])
+def test_a_demo_is_refused_where_it_cannot_be(router: RouterConfig) -> None:
+    with pytest.raises(ConfigError, match="--demo"):
+        check_demo(msgspec.structs.replace(default_config(), routers=[router]))
 
 
 def test_every_child_is_given_the_configuration_that_was_read() -> None:

@@ -223,7 +223,7 @@ messages = st.one_of(
     st.builds(Scan, ids, texts, texts, numbers, st.booleans(), blobs, texts),
     st.builds(Count, ids, texts, blobs),
     st.builds(Explain, ids, texts),
-    st.builds(Stats, ids),
+    st.builds(Stats, ids, numbers),
 )  # fmt: skip
 
 
