@@ -75,11 +75,13 @@ def create_file(path: Path, meta: dict[str, str]) -> None:
 
 
 def convert_file(path: Path, older: int, position: Position) -> None:
-    """Bring the file to the present format, in one transaction that is durable when it returns. Raises sqlite3.Error.
+    """Bring the file to the present format, in one transaction that is durable when it returns.
 
-    `position`: where its log begins.
+    Raises DataCorrupt, sqlite3.Error. `position`: where its log begins.
     """
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = FULL")
         with transaction(connection):
+            if connection.execute("SELECT one FROM clock").fetchone() is None:
+                raise DataCorrupt(f"{path} has no clock. Restore the file from a copy.")
             schema.convert(connection, older, position.number, position.checksum - SIGNED)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _BEGIN_TRIES = 20  # each waits for busy_timeout
 SIGNED = 1 << 63  # SQLite's integers are signed
 _PAGE_BYTES = 4096
+_PAGES_PER_REMOVAL = 2  # that the removal of a row dirties: its own, and a share of those of the indexes
 _TRUNCATION_S = 10.0  # between two tries to truncate the WAL beside a reader that does not end
 _CLEAN = """DELETE FROM rows WHERE rowid IN (SELECT rowid FROM rows INDEXED BY rows_partition
     WHERE partition = ? AND sequence <= ? LIMIT ?)"""
@@ -148,9 +149,15 @@ class SqliteWriter:
                     del left[partition]
                 schema.set_meta(connection, {"drops": json.dumps(left)})
             self.applied = applied._replace(drops=left)
+            self._count_removals(removed)
             return max(removed, 1)
         with transaction(connection):
-            return connection.execute(_CLEAN_TOMBSTONES, (applied.clock.tombstones_floor, rows_max)).rowcount
+            removed = connection.execute(_CLEAN_TOMBSTONES, (applied.clock.tombstones_floor, rows_max)).rowcount
+        self._count_removals(removed)
+        return removed
+
+    def _count_removals(self, rows: int) -> None:
+        self._unsettled_bytes += rows * _PAGES_PER_REMOVAL * _PAGE_BYTES
 
 
 def _set_state(connection: sqlite3.Connection, before: Applied, after: Applied) -> None:

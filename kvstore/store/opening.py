@@ -138,6 +138,8 @@ def _open_log(
             raise ForeignData(f"{path} belongs to shard_id {meta.get('shard_id')}, not {shard_id}.")
         if not meta.get("partitions", "").isdecimal():
             raise ForeignData(f"{path} does not say of how many partitions it is.")
+        if "store_id" not in meta:
+            raise ForeignData(f"{path} does not say which store it is: it has no store_id.")
         log = Log.create(disk, path.parent, name, meta["store_id"], BEGINNING, size)
         sqlite_file.convert_file(path, found, BEGINNING)
     disk.sync_folder(path.parent)

@@ -15,8 +15,9 @@ import pytest
 from kvstore.config import Limits
 from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.data_file import opening_error, prepare_data_file
+from kvstore.environment import SYSTEM
 from kvstore.errors import ConfigError, DataInUse, ForeignData
-from kvstore.storage.sqlite import Database
+from kvstore.store.opening import open_files
 
 
 def folder(path: Path) -> None:
@@ -59,7 +60,7 @@ async def test_what_is_no_file_is_refused_by_the_shard_and_the_controller_and_le
     make(path)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ConfigError, match=said):
-        await Database.open(path, Limits(), "s1", 64)
+        await open_files(path, "s1", 64, Limits(), SYSTEM)
     with pytest.raises(ConfigError, match=said):
         await open_sqlite(path)
     assert sorted(tmp_path.iterdir()) == before
