@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvstore.errors import ForeignData, LogDamaged
+from kvstore.errors import ForeignData, LogDamaged, StoreBehind
 from kvstore.storage.log import BEGINNING, Log, LogFailed, Position, Released
 from kvstore.storage.notes import Kind, Notes
 from kvstore.storage.recovery import cut_offline
@@ -180,9 +180,10 @@ def test_a_last_record_is_damage_where_something_proves_that_it_was_durable(proo
     original = bench.disk.content(path)
     for damaged in (b"\x01" * 10, b"\0" * size):
         bench.disk.replace(path, damaged, offset)
-        with pytest.raises(LogDamaged) as raised:
+        is_behind = proof == "told" and not any(damaged)  # as if an older copy of the log had been put back
+        with pytest.raises(StoreBehind if is_behind else LogDamaged) as raised:
             bench.reopen(last if proof == "applied" else None, 3 if proof == "told" else 0)
-        assert raised.value.members["number"] == 3
+        assert raised.value.members["number"] == (2 if is_behind else 3)
         bench.disk.replace(path, original)
 
 
@@ -190,7 +191,7 @@ def test_a_log_that_ends_before_the_number_last_told_is_refused() -> None:
     bench = Bench()
     bench.fill(3)
     assert len(bench.reopen(told=3)) == 3
-    with pytest.raises(LogDamaged, match=r"ends with record 3 .* record 4 was durable.*told to the controller"):
+    with pytest.raises(StoreBehind, match=r"ends with record 3, and it has told the controller that record 4 was"):
         bench.reopen(told=4)
 
 
