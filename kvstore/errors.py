@@ -230,6 +230,9 @@ class TooManyRequests(KvError):
 
 
 class DataCorrupt(KvError):
+    """`damaged_row`: the row as it was found, if that is all that is damaged, so that it can be written anew."""
+
+    damaged_row: Any = None
     status, code, title = 500, "data-corrupt", "A stored row does not match its checksum"
     next_step = "Restore the shard's file from a backup; the row is left as it is for examination."
 

@@ -2,8 +2,8 @@
 
 Owns: the operations whose rows are not in memory; the pins of the rows that were fetched, until they are decided.
 Promises: an operation goes on when all its rows are known; what became visible while they were fetched is newer and
-stays. A row that is not there is believed to be so only in a partition that is verified; one that is damaged refuses
-the operation.
+stays. None overtakes another that names one of its keys. A row that is not there is believed to be so only in a
+partition that is verified; one that is damaged is known to be, and the operation that looks at it fails.
 Leaves to others: which rows an operation needs (`lookup`), the layers of rows (`memtable`), deciding (`pipeline`).
 """
 
@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvstore.errors import DataCorrupt, KvError
+from kvstore.errors import DataCorrupt
 from kvstore.storage.engine import RowKey
 from kvstore.storage.rows import Row
 from kvstore.store.lookup import home_of
-from kvstore.store.ops import WriteOp
+from kvstore.store.ops import WriteOp, named_keys
 from kvstore.store.tables import Tables
 from kvstore.store.write_set import Sink
 
@@ -35,23 +35,30 @@ class _Waiting(NamedTuple):
 
 
 class Fetcher:
-    """`go_on` is called with each operation whose rows are there, and the error of one whose rows are damaged."""
+    """`go_on` is called with each operation whose rows are known, in the order in which they came."""
 
-    def __init__(self, tables: Tables, go_on: Callable[[WriteOp, Sink, list[RowKey], KvError | None], None]) -> None:
+    def __init__(self, tables: Tables, go_on: Callable[[WriteOp, Sink, list[RowKey]], None]) -> None:
         self._tables = tables
         self._go_on = go_on
         self._queue: deque[_Waiting] = deque()
         self._queued = asyncio.Event()
         self._away = 0
+        self._names: Counter[str] = Counter()
 
     def __len__(self) -> int:
         """How many operations wait, those included whose rows are being read now."""
         return len(self._queue) + self._away
 
     def add(self, op: WriteOp, sink: Sink, keys: list[RowKey]) -> None:
-        """The operation needs these rows, which are not in memory."""
+        """The operation needs these rows, which are not in memory; or none, and must not overtake (`has_before`)."""
+        self._names.update(_names(op))
         self._queue.append(_Waiting(op, sink, keys))
         self._queued.set()
+
+    def has_before(self, op: WriteOp) -> bool:
+        """An operation that waits here names one of its keys, so it must wait, too."""
+        names = self._names
+        return bool(names) and any(name in names for name in _names(op))
 
     def unpin(self, keys: list[RowKey]) -> None:
         """The operation that needed them is decided, or refused."""
@@ -76,22 +83,25 @@ class Fetcher:
         self._away = len(waiting)
         found = await self._read(waiting, list(wanted))
         self._away = 0
-        damaged: dict[RowKey, DataCorrupt] = {}
         for key, row in found.items():
             if isinstance(row, DataCorrupt):
-                damaged[key] = row
-            else:
-                memtable.arrived(key, row)
+                log.error("%s", row.detail)
+            memtable.arrived(key, row)
         for op, sink, keys in waiting:
-            error = next((damaged[key] for key in keys if key in damaged), None)
-            if error is not None:
-                log.error("%s", error.detail)
-                self.unpin(keys)
-            self._go_on(op, sink, keys, error)
+            self._forget_names(op)
+            self._go_on(op, sink, keys)
+
+    def _forget_names(self, op: WriteOp) -> None:
+        for name in _names(op):
+            self._names[name] -= 1
+            if not self._names[name]:
+                del self._names[name]
 
     async def _read(self, waiting: list[_Waiting], keys: list[RowKey]) -> dict[RowKey, Row | DataCorrupt | None]:
         """The rows of these keys; a row that is not there is none only in a verified partition."""
         verification, partitions = self._tables.verification, len(self._tables.served.generations)
+        if not keys:
+            return {}
         found = dict(zip(keys, await self._tables.engine.read(keys), strict=True))
         missed = {key for key, row in found.items() if row is None}
         homes = {key: home_of(op, key, partitions) for op, _, needed in waiting for key in needed if key in missed}
@@ -100,3 +110,9 @@ class Fetcher:
             await verification.settle(doubtful.values())
             found |= {key: verification.miss_in(home) for key, home in doubtful.items()}
         return found
+
+
+def _names(op: WriteOp) -> list[str]:
+    """The keys, and names of locks, whose operations keep their order."""
+    key = getattr(op, "key", None)
+    return named_keys(op) if key is None else [key, *named_keys(op)]

@@ -4,7 +4,8 @@ Owns: which rows an operation will look at, and whether they are at hand, that i
 Promises: a batch sees every change that was decided before it. Operations whose rows are not at hand are not decided
 until they are: nothing on the event loop's thread waits for the file, but for an operation that was queued behind a
 lock for so long that its rows were forgotten (counted in `inline_reads`).
-Leaves to others: fetching (`pipeline`), what the rows mean (`batch`).
+A damaged row is at hand, too: to look at it raises DataCorrupt.
+Leaves to others: fetching (`fetcher`), what the rows mean (`batch`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kvstore.errors import TooManyRequests
+from kvstore.errors import DataCorrupt, KvError, TooManyRequests
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Abort,
@@ -101,6 +102,7 @@ class Lookup:
         return tables.memtable.fetched(key)[0]
 
     def before(self, kind: str, key: str) -> Before | None:
+        """Raises DataCorrupt, TooManyRequests."""
         if kind == DECISION:
             return _DECIDED if key in self._tables.holds.decided else None
         if kind == LEASE:
@@ -117,6 +119,13 @@ class Lookup:
             return None
         return Before(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
 
+    def before_if_whole(self, kind: str, key: str) -> Before | None:
+        """As `before`; None also for what cannot be told, because the operation that looks at it is refused."""
+        try:
+            return self.before(kind, key)
+        except KvError:
+            return None
+
     def state(self, kind: str, key: str) -> State | None:
         row = self._tables.memtable.executed((kind, key))
         if row is None and kind == VALUE:
@@ -129,6 +138,8 @@ class Lookup:
 
     def _from_file(self, key: RowKey) -> Row | None:
         is_known, row = self._tables.memtable.fetched(key)
+        if isinstance(row, DataCorrupt):
+            raise row
         if is_known:
             return row
         if key[0] == DECISION and key[1] not in self._tables.holds.decided:

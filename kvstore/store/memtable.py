@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
+from kvstore.errors import DataCorrupt
 from kvstore.storage.engine import RowKey
 from kvstore.storage.rows import Row
 
@@ -29,7 +30,7 @@ class _Fetched:
     def __init__(self) -> None:
         self.pins = 0
         self.is_known = False
-        self.row: Row | None = None
+        self.row: Row | DataCorrupt | None = None
 
 
 class Memtable:
@@ -124,12 +125,12 @@ class Memtable:
         pinned.pins += 1
         return pinned.pins == 1 and not pinned.is_known
 
-    def fetched(self, key: RowKey) -> tuple[bool, Row | None]:
-        """Whether the row is known, and the row; None if there is none."""
+    def fetched(self, key: RowKey) -> tuple[bool, Row | DataCorrupt | None]:
+        """Whether the row is known, and the row; None if there is none, DataCorrupt if it is damaged."""
         pinned = self._fetched.get(key)
         return (pinned.is_known, pinned.row) if pinned is not None else (False, None)
 
-    def arrived(self, key: RowKey, row: Row | None) -> None:
+    def arrived(self, key: RowKey, row: Row | DataCorrupt | None) -> None:
         """The file had that row when it was asked; a change that became visible since stays."""
         pinned = self._fetched.get(key)
         if pinned is not None and not pinned.is_known:

@@ -4,6 +4,7 @@ Owns: the queue of writes, the order of batches, the syncs of the log, and when 
 Promises:
   - An operation is answered after everything that its batch saw is durable, and answers leave in batch order: also one
     that changed nothing (404, 421, 507) waits for the batches before it.
+  - Operations that name the same key are decided in the order in which they came.
   - A change becomes visible when its record is durable, and before its answer leaves.
   - A failed append or sync ends the process: its outcome is unknown, so nothing may be answered any more.
   - Where the disk is quick the sync runs on this thread: no hop, and what arrives during it makes the next batch
@@ -118,7 +119,7 @@ class Pipeline:
             return
         self._queued_bytes += size
         missing = self._lookup.missing(op)
-        if missing:
+        if missing or self.fetcher.has_before(op):
             self.fetcher.add(op, sink, missing)
         else:
             self._queue.append((op, sink, []))
@@ -134,15 +135,10 @@ class Pipeline:
         self._events.queued.set()
         return await step.future  # type: ignore[no-any-return]
 
-    def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey], error: KvError | None) -> None:
-        """Its rows are in memory, the fetched ones pinned; or they are damaged."""
-        self._events.queued.set()  # also for `close`, which waits for all of them
-        if error is None:
-            self._queue.append((op, sink, keys))
-            return
-        self._queued_bytes -= _size(op)
-        if not sink.closed:
-            sink.send(refusal(op.id, error))
+    def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey]) -> None:
+        """Its rows are in memory, the fetched ones pinned."""
+        self._queue.append((op, sink, keys))
+        self._events.queued.set()
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
@@ -180,7 +176,7 @@ class Pipeline:
     def _next_record_bytes(self) -> int:
         tables = self._tables
         op = tables.ready.first.queued.op if tables.ready else self._queue[0][0]
-        return record_bytes(op, tables.holds, self._lookup.before)
+        return record_bytes(op, tables.holds, self._lookup.before_if_whole)
 
     async def _wait_for_room(self, wanted: int) -> None:
         """The log must have room for what is decided next before that is decided, because then it must be appended."""
@@ -228,7 +224,7 @@ class Pipeline:
             if is_first:
                 is_first = False
                 return True
-            return changes.bytes + record_bytes(op, self._tables.holds, self._lookup.before) <= room
+            return changes.bytes + record_bytes(op, self._tables.holds, self._lookup.before_if_whole) <= room
 
         batch.extras.may_begin = fits
         if self._tables.ready:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple, Protocol
 
-from kvstore.errors import DiskFull
+from kvstore.errors import DataCorrupt, DiskFull
 from kvstore.protocol import Reply
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.transactions.intents import State
@@ -119,6 +119,7 @@ class Changes:
     # --- looking ------------------------------------------------------------------------------------------------------
 
     def before(self, kind: str, key: str) -> Before:
+        """The row as it is now. Raises DataCorrupt."""
         known = self._seen.get((kind, key))
         if known is None:
             known = self._seen[kind, key] = self._committed.before(kind, key) or _NEVER
@@ -179,9 +180,10 @@ class Changes:
     ) -> Before:
         """The row's new state, without an intent; `body` None deletes. `version` 0: the clock's next step.
 
-        Raises OverflowError for a number that the file cannot hold.
+        A row that is damaged, and nothing but that row, is replaced, too. Raises DataCorrupt for other damage;
+        OverflowError for a number that the file cannot hold.
         """
-        before = self.before(kind, key)
+        before = self._before_or_damaged(kind, key)
         if version:
             self.see(version)
         else:
@@ -201,6 +203,16 @@ class Changes:
         after = Before(version, expires_at_ms, len(body or b""), body is not None)
         self._seen[kind, key] = after
         return after
+
+    def _before_or_damaged(self, kind: str, key: str) -> Before:
+        """What a damaged row says of its version is not believed: the clock's is none lower."""
+        try:
+            return self.before(kind, key)
+        except DataCorrupt as error:
+            row: Row | None = error.damaged_row
+            if row is None:
+                raise
+            return Before(0, 0, len(row.body) if isinstance(row.body, bytes) else 0, row.body is not None)
 
     def _set_row(self, row: Row) -> None:
         name = row.kind, row.key

@@ -126,6 +126,12 @@ class Rig:
         await self.store.applier.flush()
         return await self.store.tables.engine.feed(FeedQuery(list(partitions), after, -1, limit, 1 << 24))
 
+    async def decided(self) -> None:
+        """Wait until all that was asked for is decided."""
+        async with asyncio.timeout(WAIT_S):
+            while len(self.store.pipeline):
+                await asyncio.sleep(0)
+
     async def flush(self) -> None:
         """Wait until all that is visible is in the file."""
         await self.store.applier.flush()

@@ -194,7 +194,7 @@ async def opened(folder: Path, environment: Environment = SYSTEM, **limits: floa
         await store.partitions.adopt(all_mine(store.served.epoch + 1))
         yield store
     finally:
-        await store.close()
+        await asyncio.wait_for(store.close(), 30)  # a test that failed may hold back what the store waits for
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -38,8 +38,8 @@ def commit(key: str, attempt: Attempt, *others: str) -> Commit:
     return Commit(1, key, attempt, [], [Step("put", key, b"x")], [], 7, True, None, None, list(others))
 
 
-def decisions(rig: Rig) -> list[Any]:
-    return rig.sql("SELECT key FROM rows WHERE kind = 'decision' AND body IS NOT NULL")
+async def decisions(rig: Rig) -> list[Any]:
+    return await rig.sql("SELECT key FROM rows WHERE kind = 'decision' AND body IS NOT NULL")
 
 
 async def test_in_a_reopened_partition_only_attempts_of_the_opening_and_later_prepare(rig: Rig) -> None:
@@ -59,7 +59,7 @@ async def test_what_was_decided_at_a_lost_anchor_is_gone_and_never_said_to_be_ab
             outcome = await rig.write(op)
             assert isinstance(outcome, Outcome)
             assert outcome.state == "gone"
-    assert decisions(rig) == []
+    assert await decisions(rig) == []
     assert (await rig.get(HERE)).status == 404
     assert (await rig.write(commit(HERE, LATE, THERE))).state == "committed"
     assert (await rig.write(Ask(1, THERE, EARLY))).state == "aborted"
@@ -89,14 +89,14 @@ async def test_a_commit_that_waits_when_its_participant_is_struck_commits_nothin
 async def test_what_is_opened_is_empty_whatever_lay_there_and_its_versions_are_above_the_clock(rig: Rig) -> None:
     await rig.put(HERE)
     await rig.put(THERE)
-    rig.sql("CREATE TABLE kept AS SELECT * FROM rows WHERE key = ?", HERE)
+    await rig.sql("CREATE TABLE kept AS SELECT * FROM rows WHERE key = ?", HERE)
     await adopt(rig.store, STRUCK, strike(opened=0), owner=1)
-    rig.sql("INSERT OR REPLACE INTO rows SELECT * FROM kept")  # left behind, and not tidied away yet
+    await rig.sql("INSERT OR REPLACE INTO rows SELECT * FROM kept")  # left behind, and not tidied away yet
     await adopt(rig.store, OPENED, strike())
     assert (await rig.get(HERE)).status == 404
     assert (await rig.get(THERE)).status == 200
-    assert rig.sql("SELECT * FROM rows WHERE key = ?", HERE) == []
-    assert rig.store.snapshot().keys == 1
+    assert await rig.sql("SELECT * FROM rows WHERE key = ?", HERE) == []
+    assert rig.store.clock.keys == 1
     assert (await rig.put(HERE)).version > CLOCK
     await rig.reopen()
     assert (await rig.get(HERE)).status == 200

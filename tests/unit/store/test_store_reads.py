@@ -12,7 +12,7 @@ import pytest
 
 from kvstore.errors import DataCorrupt
 from kvstore.placement import partition_set
-from kvstore.protocol import Acquire, Count, Scan, ScanLeases
+from kvstore.protocol import Acquire, Attempt, Count, Guard, Prepare, Put, Scan, ScanLeases, Step
 from kvstore.store import scans
 
 Opener = Callable[..., Awaitable[Any]]
@@ -372,28 +372,71 @@ async def test_a_damaged_row_is_answered_as_such_and_the_others_go_on(rig: Any) 
     assert await rig.keys() == ["bad", "good"], "the names can still be listed"
 
 
-async def test_a_damaged_row_is_mended_by_writing_it_again(rig: Any) -> None:
-    await rig.put("bad", b"value")
+DAMAGES = [
+    "body = 'text instead of bytes'",
+    "body = 7",
+    "version = version + 1",
+    "version = 'seven'",
+    "expires_at_ms = 99999999999999",
+    "expires_at_ms = 'soon'",
+    "checksum = checksum + 1",
+]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "body = x'00'", "body = NULL", "version = 9223372036854775807"])
+@pytest.mark.parametrize("by", ["put", "delete"])
+async def test_a_damaged_row_is_mended_by_writing_it_again(rig: Any, damage: str, by: str) -> None:
+    before = await rig.put("bad", b"value")
+    rig.forget_cache()
+    await rig.sql(f"UPDATE rows SET {damage} WHERE key = 'bad'")
+    assert (await rig.get("bad")).status == 500
+    mended = await (rig.put("bad", b"again") if by == "put" else rig.delete("bad"))
+    assert mended.status == 204
+    assert before.version < mended.version < 1000, "what the damaged row says of its version is not believed"
+    rig.forget_cache()
+    await rig.flush()
+    found = await rig.get("bad")
+    assert (found.status, found.value) == ((200, b"again") if by == "put" else (404, None))
+    assert rig.store.clock.version == mended.version
+
+
+async def test_a_write_with_a_condition_and_a_transaction_do_not_replace_a_damaged_row(rig: Any) -> None:
+    granted = await rig.write(Acquire(1, "bad", 60_000, 0, "me"))
+    await rig.write(Put(1, "bad", b"value", 0, Guard(token=granted.version)))
+    await rig.flush()
     rig.forget_cache()
     await rig.sql("UPDATE rows SET body = x'00' WHERE key = 'bad'")
+    for condition in ({"present": True}, {"absent": True}, {"versions": [2]}, {"not_versions": [7]}):
+        answer = await rig.write(Put(1, "bad", b"again", 0, Guard(granted.version, **condition)))
+        assert (answer.status, answer.problem["code"]) == (500, "data-corrupt")
+    attempt = Attempt(100, 100, "router01", 4)
+    prepared = await rig.write(Prepare(1, "elsewhere", attempt, [], [Step("put", "bad", b"x")], []))
+    assert (prepared.status, prepared.problem["code"]) == (500, "data-corrupt")
+    assert (await rig.put("bad", b"again")).status == 423, "a lease protects a damaged row as any other"
     assert (await rig.get("bad")).status == 500
-    assert (await rig.put("bad", b"again")).status == 204
-    rig.forget_cache()
+    assert (await rig.write(Put(1, "bad", b"again", 0, Guard(token=granted.version)))).status == 204
     assert (await rig.get("bad")).value == b"again"
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "body = 'text instead of bytes'",
-        "body = 7",
-        "version = version + 1",
-        "version = 'seven'",
-        "expires_at_ms = 99999999999999",
-        "expires_at_ms = 'soon'",
-        "checksum = checksum + 1",
-    ],
-)
+async def test_a_damaged_row_that_a_refused_write_still_holds_in_memory_is_mended_by_the_next(rig: Any) -> None:
+    await rig.put("bad", b"value")
+    await rig.flush()
+    rig.forget_cache()
+    await rig.sql("UPDATE rows SET body = x'00' WHERE key = 'bad'")
+    gate = rig.hold("commit", before=True)
+    first = rig.put("other")
+    await gate.arrived.wait()
+    refused = rig.write(Put(1, "bad", b"no", 0, Guard(present=True)))
+    await rig.decided()
+    mending = rig.put("bad", b"again")
+    later = rig.write(Put(1, "bad", b"later", 0, Guard(present=True)))
+    assert not any(call.done for call in (first, refused, mending, later)), "answers leave in order"
+    gate.open()
+    assert [(await call).status for call in (first, refused, mending, later)] == [201, 500, 204, 204]
+    assert (await rig.get("bad")).value == b"later"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 async def test_whatever_was_done_to_a_row_by_hand_it_is_seen_and_the_store_survives(rig: Any, damage: str) -> None:
     await rig.put("bad", b"value")
     rig.forget_cache()

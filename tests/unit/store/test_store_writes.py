@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kvstore.protocol import Acquire, Attempt, Once, Put, Step, Transact
 from kvstore.store.batch import Batch
 from kvstore.store.ops import Expire
 from tests.unit.store.rig import until
@@ -329,3 +330,49 @@ async def test_a_batch_that_is_done_is_freed_without_the_garbage_collector(rig: 
     finally:
         gc.enable()
     assert len(left) <= 2  # the last ones may still be at hand
+
+
+# --- the order of operations on one key -------------------------------------------------------------------------------
+
+
+async def test_an_acquire_does_not_overtake_a_write_of_that_name_whose_row_is_not_in_memory(rig: Any) -> None:
+    await rig.put("k", b"old")
+    await rig.flush()
+    rig.forget_cache()
+    gate = rig.hold("read")
+    write, acquire = rig.put("k", b"new"), rig.write(Acquire(1, "k", 60_000, 0, "me"))
+    await gate.arrived.wait()
+    behind = rig.put("k", b"late")
+    elsewhere = rig.write(Acquire(1, "another", 60_000, 0, "me"))
+    assert (await elsewhere).status == 201, "other keys do not wait"
+    gate.open()
+    assert [(await call).status for call in (write, acquire, behind)] == [204, 201, 423]
+
+
+async def test_a_write_does_not_overtake_one_of_the_same_key_that_waits_for_another_row(rig: Any) -> None:
+    """The rows that they need are not the same: the first needs that of its Idempotency-Key, too."""
+    await rig.put("k", b"old")
+    gate = rig.hold("read")
+    first = rig.write(Put(1, "k", b"first", 0, None, Once("once", "digest")))
+    await gate.arrived.wait()
+    second, third = rig.put("k", b"second"), rig.delete("k")
+    await asyncio.sleep(0.05)
+    assert not second.done
+    gate.open()
+    versions = [(await call).version for call in (first, second, third)]
+    assert versions == sorted(versions)
+    assert (await rig.get("k")).status == 404
+    assert not len(rig.store.pipeline)
+
+
+async def test_a_transaction_keeps_its_place_among_the_writes_of_its_keys(rig: Any) -> None:
+    await rig.put("cached", b"old")
+    gate = rig.hold("read")
+    steps = [Step("put", "cached", b"both"), Step("put", "not cached", b"both")]
+    both = rig.write(Transact(1, "cached", Attempt(100, 100, "router01", 4), [], steps, []))
+    await gate.arrived.wait()
+    after = rig.put("cached", b"after")
+    gate.open()
+    assert (await both).state == "committed"
+    assert (await after).status == 204
+    assert (await rig.get("cached")).value == b"after"
