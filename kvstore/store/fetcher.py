@@ -105,7 +105,8 @@ class Fetcher:
         found = dict(zip(keys, await self._tables.engine.read(keys), strict=True))
         missed = {key for key, row in found.items() if row is None}
         homes = {key: home_of(op, key, partitions) for op, _, needed in waiting for key in needed if key in missed}
-        doubtful = {key: home for key, home in homes.items() if not verification.is_verified(home)}
+        is_home = range(partitions).__contains__  # an operation of another partition is refused by the batch
+        doubtful = {key: home for key, home in homes.items() if is_home(home) and not verification.is_verified(home)}
         if doubtful:
             await verification.settle(doubtful.values())
             found |= {key: verification.miss_in(home) for key, home in doubtful.items()}
