@@ -35,21 +35,16 @@ class ToldNumbers:
 
     async def at_opening(self, store_id: str) -> int:
         """The number that the store has told; 0 if the controller cannot be asked in time."""
-        try:
-            async with asyncio.timeout(self._limits.told_timeout_s):
-                told = await self._asked(store_id)
-        except TimeoutError:
-            log.warning("the controller cannot be asked how far this store had come: it serves unverified")
-            return 0
-        self.is_verified = True
-        return told
-
-    async def _asked(self, store_id: str) -> int:
-        while True:
-            told = await self._tell(store_id, 0, 0)
+        loop, pause_s = asyncio.get_running_loop(), self._limits.told_timeout_s / 10
+        ends_at = loop.time() + self._limits.told_timeout_s
+        while (left_s := ends_at - loop.time()) > 0:
+            told = await self._tell(store_id, 0, 0, left_s)
             if told is not None:
+                self.is_verified = True
                 return told
-            await asyncio.sleep(self._limits.told_timeout_s / 10)
+            await asyncio.sleep(pause_s)
+        log.warning("the controller cannot be asked how far this store had come: it serves unverified")
+        return 0
 
     async def run(self, store: Store) -> None:
         """Tell for ever. Raises StoreBehind."""
@@ -62,17 +57,17 @@ class ToldNumbers:
         number = store.durable
         if self.is_verified and number == self._told:
             return
-        told = await self._tell(store.identity.store_id, number, store.clock.version)
+        told = await self._tell(store.identity.store_id, number, store.clock.version, self._limits.told_timeout_s)
         if told is None:
             return
         if told > store.durable:
             raise behind(store.durable, told)
         self.is_verified, self._told = True, number
 
-    async def _tell(self, store_id: str, number: int, version: int) -> int | None:
-        """The highest that the store has told; None if the controller does not answer."""
+    async def _tell(self, store_id: str, number: int, version: int, timeout_s: float) -> int | None:
+        """The highest that the store has told; None if the controller does not answer in that time."""
         body = {"store_id": store_id, "number": number, "version": version}
-        timeout = aiohttp.ClientTimeout(total=self._limits.told_timeout_s)
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with self._session.post(self._url, json=body, timeout=timeout) as answer:
                 return int((await answer.json(content_type=None))["number"]) if answer.status == 200 else None

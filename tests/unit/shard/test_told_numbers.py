@@ -24,14 +24,20 @@ FAST = Limits(**LIMITS, told_timeout_s=0.3, told_every_s=0.02)
 
 
 class Controller:
-    """Its part that keeps what stores tell, behind HTTP; `is_away`: it answers nothing of use."""
+    """Its part that keeps what stores tell, behind HTTP.
+
+    `is_away`: it answers nothing of use. `goes_on`: while it is not set, requests are taken and not answered.
+    """
 
     def __init__(self, store: SqliteMapStore) -> None:
         self.store = store
         self.is_away = False
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
         self.url = ""
 
     async def told(self, request: web.Request) -> web.Response:
+        await self.goes_on.wait()
         if self.is_away:
             raise web.HTTPServiceUnavailable
         body = await request.json()
@@ -134,6 +140,22 @@ async def test_without_an_answer_it_serves_unverified_and_stops_when_it_hears_of
     controller.is_away = False
     with pytest.raises(StoreBehind):
         await asyncio.wait_for(running, 20)
+    await store.close()
+
+
+async def test_a_store_opens_in_time_although_the_controller_takes_the_question_and_stands_still(
+    path: Path, numbers: ToldNumbers, controller: Controller
+) -> None:
+    await filled(path, 5)
+    controller.goes_on.clear()
+    opening = asyncio.create_task(open_store(path, numbers))
+    done, _ = await asyncio.wait([opening], timeout=10)
+    controller.goes_on.set()
+    store = await opening
+    assert done
+    assert not numbers.is_verified
+    await numbers.tell(store)
+    assert numbers.is_verified
     await store.close()
 
 
