@@ -27,7 +27,7 @@ from kvstore.controller.mover import new_move_id
 from kvstore.controller.recovery import Found, Recovery, check, described, recovered
 from kvstore.controller.shards import Shards, Size
 from kvstore.controller.store import Told
-from kvstore.errors import BadBody, ChangeRefused, ControllerBehind, NotFound, Unavailable
+from kvstore.errors import ChangeRefused, ControllerBehind, NotFound, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.placement.moves import planned
 
@@ -130,13 +130,13 @@ class ClusterService:
     async def accept_old(self, shard_id: str, confirm: str) -> dict[str, Any]:
         """The shard may start with an older copy of its file than it has told of; returns what it had told.
 
-        Raises NotFound, BadBody if `confirm` is not the shard's id, Unavailable.
+        Raises NotFound, ChangeRefused if `confirm` is not the shard's id, Unavailable.
         """
         member = membership.formed_map(await self._document.read()).member(shard_id)
         if member is None:
             raise NotFound(f"there is no shard {shard_id}.", next_step="`kvstore shard list` shows them.")
         if confirm != shard_id:
-            raise BadBody(f"confirm must be {shard_id!r}, because all that the older copy lacks is lost.")
+            raise ChangeRefused(f"confirm must be {shard_id!r}, because all that the older copy lacks is lost.")
         told = await self._document.forget(member.store_id)
         _log.warning("shard %s may start with an older copy; it had told of record %d", shard_id, told.number)
         return {"id": shard_id, "told": told.number, "version": told.version}
