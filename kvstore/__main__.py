@@ -4,7 +4,15 @@ Promises: Ctrl-C while the modules of a command are still being loaded ends it a
 Leaves to others: everything (`cli`).
 """
 
+import os
 import sys
+
+
+def _leave_out_working_folder() -> None:
+    """`python -m` looks for modules there first: a random.py would be run in place of Python's own."""
+    folder_of_kvstore = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 (slow to load)
+    if not sys.flags.safe_path and sys.path[0] != folder_of_kvstore:
+        del sys.path[0]
 
 
 def run() -> None:
@@ -18,4 +26,5 @@ def run() -> None:
 
 
 if __name__ == "__main__":
+    _leave_out_working_folder()
     run()

@@ -36,13 +36,14 @@ from yarl import URL
 
 from kvstore.errors import (
     KvError,
+    Locked,
     NotFound,
     OutcomeUnknown,
     PreconditionFailed,
     Unavailable,
     from_problem,
 )
-from kvstore.held_lock import HeldLock
+from kvstore.held_lock import HeldLock, acquire_in_rounds
 from kvstore.operations import (
     Delete,
     Get,
@@ -80,7 +81,12 @@ RETRY_WAIT_MS_UNNAMED = 100
 # and handed over as a stream, as aiohttp asks for.
 LARGE_BODY_BYTES = 1024 * 1024
 
+# Between the tries of an update, to spread those who change the same key ("full jitter").
+_UPDATE_WAIT_S = 0.005
+_UPDATE_WAIT_S_MAX = 1.0
+
 _PROBLEM = "application/problem+json"
+_NO_ROUTER_NEXT_STEP = f"Give the address of a router: `kvstore up` prints it ({DEFAULT_URL} by default)."
 _UNREACHABLE_NEXT_STEP = "Start the cluster (kvstore up), or give the address of its router."
 
 
@@ -116,10 +122,22 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Items in key order; `next` is the cursor of the page after, None on the last one."""
+    """Items in key order; `next` is the cursor of the page after, None on the last one.
+
+    `missing`: the partitions that were left out because their shard is down.
+    """
 
     items: Sequence[ListedItem]
     next: str | None
+    missing: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many keys there are, without those of the partitions that are `missing` because their shard is down."""
+
+    count: int
+    missing: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,23 +173,36 @@ class Client:
 
     `retries`: how often a call is repeated of which surely nothing was done (see above); 0 turns that off.
     Where the answer names a wait of more than 5 s, its error is raised at once. `timeout_s` bounds each try.
+    `retry_locked` False: Locked is raised at once. `on_wait` is told of the error and the seconds before each repeat.
     Raises ValueError for a `url` that is no http(s) address. Calls raise the errors of `kvstore.errors`.
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, retries: int = 3, timeout_s: float = 30.0, connections_max: int = 100
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        retries: int = 3,
+        timeout_s: float = 30.0,
+        connections_max: int = 100,
+        retry_locked: bool = True,
+        on_wait: Callable[[KvError, float], None] | None = None,
     ) -> None:
         self.url = base_url(url)
         self._retries = retries
+        self._retry_locked = retry_locked
+        self._on_wait = on_wait
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._connections_max = connections_max
         self._http: aiohttp.ClientSession | None = None
         # Whoever waits for a lock keeps a connection busy: out of `connections_max`, its holder could find none left.
         self._waiting: aiohttp.ClientSession | None = None
+        # Every request has a connection of its own: the pooled ones may all be dead without a sign of it.
+        self._fresh: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Client:
         self._http = self._session(self._connections_max)
         self._waiting = self._session(0)
+        self._fresh = self._session(0, force_close=True)
         return self
 
     async def __aexit__(
@@ -179,9 +210,9 @@ class Client:
     ) -> None:
         await self.close()
 
-    def _session(self, connections_max: int) -> aiohttp.ClientSession:
+    def _session(self, connections_max: int, *, force_close: bool = False) -> aiohttp.ClientSession:
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections_max),
+            connector=aiohttp.TCPConnector(limit=connections_max, force_close=force_close),
             timeout=self._timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept-Encoding": "identity"},
@@ -192,7 +223,8 @@ class Client:
 
     async def close(self) -> None:
         """Close all connections. The client cannot be used afterwards."""
-        sessions, self._http, self._waiting = (self._http, self._waiting), None, None
+        sessions = (self._http, self._waiting, self._fresh)
+        self._http = self._waiting = self._fresh = None
         for session in sessions:
             if session is not None:
                 await session.close()
@@ -234,10 +266,11 @@ class Client:
     async def update(
         self, key: str, change: Callable[[bytes | None], bytes], *, ttl: float | None = None, tries_max: int = 100
     ) -> int:
-        """Replace the value by `change(value)`, atomically: read, compute, write if nobody else did, else again.
+        """Replace the value by `change(value)`, atomically: read, compute, write unless it changed, else again.
 
-        `change` gets None where there is no key, and may be called several times. Returns the version written. Raises
-        PreconditionFailed after `tries_max` tries, OutcomeUnknown as `put`, and whatever `change` raises.
+        `change` gets None where there is no key, and may be called several times, after pauses that grow with the
+        number of tries and are drawn at random. Returns the version written. Raises PreconditionFailed after
+        `tries_max` tries, OutcomeUnknown as `put`, and whatever `change` raises.
         """
         for number in range(1, tries_max + 1):
             item = await self.get(key)
@@ -248,6 +281,7 @@ class Client:
             except PreconditionFailed:
                 if number == tries_max:
                     raise
+            await asyncio.sleep(random.uniform(0.0, min(_UPDATE_WAIT_S * 2**number, _UPDATE_WAIT_S_MAX)))
         raise ValueError("tries_max is at least 1")
 
     async def delete(
@@ -276,26 +310,40 @@ class Client:
                 yield item
 
     async def pages(
-        self, prefix: str = "", *, values: bool = False, page_size: int = 1000, after: str | None = None
+        self,
+        prefix: str = "",
+        *,
+        values: bool = False,
+        page_size: int = 1000,
+        after: str | None = None,
+        skip_down: bool = False,
     ) -> AsyncIterator[Page]:
         """The listing by pages of at most `page_size` items; `after` is the `next` of an earlier page.
 
+        `skip_down`: what is down is left out, and named by each page that lacks it, instead of Unavailable.
         Raises BadCursor if `after` is not such a cursor.
         """
         query = f"/v1/kv?prefix={_quoted(prefix, in_path=False)}&limit={page_size}"
         query += "&values=true" if values else ""
+        query += "&partial=true" if skip_down else ""
         more = True
         while more:
             cursor = "" if after is None else f"&after={quote(after, safe='')}"
             document = _document(await self._ask("GET", query + cursor))
             after = document.get("next")
             more = after is not None
-            yield Page([_listed(item) for item in document["items"]], after)
+            yield Page([_listed(item) for item in document["items"]], after, document.get("missing", ()))
 
     async def count(self, prefix: str = "") -> int:
         """The number of keys that start with `prefix`."""
         answer = await self._ask("GET", f"/v1/kv?prefix={_quoted(prefix, in_path=False)}&count=true")
         return int(_document(answer)["count"])
+
+    async def count_what_is_up(self, prefix: str = "") -> Counted:
+        """As `count`, without the keys of shards that are down."""
+        answer = await self._ask("GET", f"/v1/kv?prefix={_quoted(prefix, in_path=False)}&count=true&partial=true")
+        document = _document(answer)
+        return Counted(int(document["count"]), document["missing"])
 
     async def batch(self, operations: Sequence[Operation]) -> _Results:
         """Carry out independent operations in one request, not atomically; results in their order.
@@ -358,20 +406,44 @@ class Client:
     async def acquire(
         self, name: str, *, ttl: float = 30.0, wait: float = 0.0, owner: str = "", idempotency_key: str | None = None
     ) -> int:
-        """Acquire the lock and return its fencing token. Raises Locked when it is not free within `wait` seconds."""
+        """Acquire the lock and return its fencing token. Raises Locked when it is not free within `wait` seconds.
+
+        A wait of more than 60 s begins again every 60 s, at the end of the queue. If this call is cancelled, or its
+        outcome is not known, what it asked for is withdrawn. With an `idempotency_key` of the caller's own it is a
+        single request, of 60 s at most, and `withdraw` is the caller's.
+        """
+        if idempotency_key is None:
+            key = str(uuid.uuid4())
+            token, _ = await acquire_in_rounds(
+                self, name, ttl=ttl, wait=wait, owner=owner, idempotency_key=key, tries=1
+            )
+            return token
         body = msgspec.json.encode({"ttl": finite(ttl), "wait": finite(wait), "owner": owner})
         headers = _guards(None, False, None, idempotency_key)
         path = f"/v1/locks/{_quoted(name)}"
         answer = await self._ask("POST", path, body=body, writes=True, headers=headers, retries=0, wait_s=wait)
         return int(_document(answer)["token"])
 
-    async def renew(self, name: str, token: int) -> None:
-        """Begin the lease's time anew. Raises LockLost."""
-        await self._ask("PUT", f"/v1/locks/{_quoted(name)}", writes=True, headers=_guards(None, False, token, None))
+    async def renew(self, name: str, token: int, *, new_connection: bool = False) -> None:
+        """Extend the lease by its full time from now. Raises LockLost.
 
-    async def release(self, name: str, token: int) -> None:
-        """Give the lock back. Raises LockLost."""
-        await self._ask("DELETE", f"/v1/locks/{_quoted(name)}", writes=True, headers=_guards(None, False, token, None))
+        `new_connection`: not on one that was used before, which a proxy may have dropped without a sign of it.
+        """
+        await self._with_token("PUT", name, token, new_connection)
+
+    async def release(self, name: str, token: int, *, new_connection: bool = False) -> None:
+        """Give the lock back. Raises LockLost. `new_connection` as in `renew`."""
+        await self._with_token("DELETE", name, token, new_connection)
+
+    async def _with_token(self, method: str, name: str, token: int, new_connection: bool) -> None:
+        headers = _guards(None, False, token, None)
+        session = self._fresh if new_connection else None
+        await self._ask(method, f"/v1/locks/{_quoted(name)}", writes=True, headers=headers, session=session)
+
+    async def withdraw(self, name: str, idempotency_key: str) -> None:
+        """Let go what the acquire with that key was granted, or waits for; should it arrive later, it is refused."""
+        path = f"/v1/locks/{_quoted(name)}?acquire={quote(idempotency_key, safe='')}"
+        await self._ask("DELETE", path, writes=True, session=self._fresh)  # the acquire's may be dead without a sign
 
     async def holder(self, name: str) -> Holder | None:
         """Who holds the lock, or None."""
@@ -417,6 +489,22 @@ class Client:
         """Drain and remove the shard. Raises NotFound, ChangeRefused for the last one."""
         return await self._change("DELETE", f"/v1/shards/{quote(shard_id, safe='')}", None, plan)
 
+    async def give_up_shard(self, shard_id: str, *, confirm: str) -> dict[str, Any]:
+        """Give up a shard whose disk is lost: its partitions are opened anew, empty. `confirm`: its id again.
+
+        {"id","state","epoch","partitions"}: how many partitions that are. Raises NotFound, ChangeRefused.
+        """
+        path = f"/v1/shards/{quote(shard_id, safe='')}?lost=true&confirm={quote(confirm, safe='')}"
+        return _document(await self._ask("DELETE", path, writes=True))
+
+    async def accept_old(self, shard_id: str, confirm: str) -> dict[str, Any]:
+        """Let the shard start with an older copy of its file: {"id","told","version"}, as it had told before.
+
+        All that the copy lacks is lost. `confirm` is the shard's id. Raises NotFound, BadBody.
+        """
+        path = f"/v1/shards/{quote(shard_id, safe='')}/accept-old"
+        return await self._change("POST", path, {"confirm": confirm}, False)
+
     async def rebalance(self, *, plan: bool = False) -> dict[str, Any]:
         """Plan what the present members and weights ask for, as after `cancel_moves`."""
         return await self._change("POST", "/v1/moves", None, plan)
@@ -454,12 +542,13 @@ class Client:
         retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         wait_s: float = 0.0,
+        session: aiohttp.ClientSession | None = None,
     ) -> _Answer:
         """One call, repeated while the error names a wait; that it does only if nothing was done."""
         left = self._retries if retries is None else retries
         while True:
             try:
-                answer = await self._send_once(method, path, body, writes, headers, wait_s)
+                answer = await self._send_once(method, path, body, writes, headers, wait_s, session)
                 if answer.status < 300:
                     return answer
                 raise self._error(answer, writes)
@@ -467,11 +556,15 @@ class Client:
                 wait_ms = error.members.get("retry_after_ms")
                 if not (error.retryable and left and isinstance(wait_ms, int | float)):
                     raise
-                if wait_ms > RETRY_WAIT_S_MAX * 1000:
+                if wait_ms > RETRY_WAIT_S_MAX * 1000 or (isinstance(error, Locked) and not self._retry_locked):
                     raise
+                failed = error
             left -= 1
             # Spread out: those who were turned away together should not come back together.
-            await asyncio.sleep(wait_ms / 1000 * random.uniform(1.0, 1.5))
+            wait_s = wait_ms / 1000 * random.uniform(1.0, 1.5)
+            if self._on_wait is not None:
+                self._on_wait(failed, wait_s)
+            await asyncio.sleep(wait_s)
 
     async def _send_once(
         self,
@@ -481,8 +574,9 @@ class Client:
         writes: bool,
         headers: Mapping[str, str] | None,
         wait_s: float,
+        session: aiohttp.ClientSession | None,
     ) -> _Answer:
-        session = self._waiting if wait_s else self._http
+        session = session or (self._waiting if wait_s else self._http)
         if session is None:
             raise RuntimeError("the client is not open: use `async with Client(url) as kv:`")
         total_s = None if self._timeout.total is None else self._timeout.total + wait_s
@@ -517,10 +611,10 @@ class Client:
                 seconds = answer.headers.get("Retry-After", "")
                 error.members["retry_after_ms"] = int(seconds) * 1000 if seconds.isdecimal() else RETRY_WAIT_MS_UNNAMED
             return error
-        what = f"{self.url} answered {answer.status} without a problem document: is that a kvstore router?"
+        what = f"{self.url} answered {answer.status} without a problem document: that is no router of kvstore."
         if answer.status < 500:
-            return KvError(what)
-        return OutcomeUnknown(what) if writes else Unavailable(what)
+            return KvError(what, next_step=_NO_ROUTER_NEXT_STEP)
+        return OutcomeUnknown(what) if writes else Unavailable(what, next_step=_NO_ROUTER_NEXT_STEP)
 
 
 def base_url(url: str) -> str:
@@ -582,18 +676,26 @@ def _document(answer: _Answer) -> dict[str, Any]:
         return msgspec.json.decode(answer.body, type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise KvError(
-            f"the answer ({answer.status}) is not a JSON object: {error}: is that a kvstore router?"
+            f"the answer ({answer.status}) is not a JSON object: {error}: that is no router of kvstore.",
+            next_step=_NO_ROUTER_NEXT_STEP,
         ) from error
 
 
 def _version(answer: _Answer) -> int:
     tag = answer.headers.get("ETag", "").strip('"')
     if not tag.isdecimal():
-        raise KvError(f"the answer ({answer.status}) has no version in its ETag: is that a kvstore router?")
+        raise KvError(
+            f"the answer ({answer.status}) has no version in its ETag: that is no router of kvstore.",
+            next_step=_NO_ROUTER_NEXT_STEP,
+        )
     return int(tag)
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not trusted ({error.certificate_error})"
+    if isinstance(error, aiohttp.ClientSSLError):  # its errno is none of the system's
+        return "what listens there does not speak TLS; a router is reached by http://"
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno)
     if isinstance(error, aiohttp.ClientConnectorError):

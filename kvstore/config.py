@@ -20,14 +20,16 @@ from typing import Any, TypeVar, get_args, get_origin
 import msgspec
 import yaml
 
+from kvstore.addresses import is_any_address, listen_address
 from kvstore.errors import ConfigError
 
 PARTITIONS_MIN = 64
 PARTITIONS_MAX = 65_536
 WEIGHT_MAX = 1000
+VALUE_BYTES_MAX = 256 * 1024 * 1024
+CONFIG_VARIABLE = "KVSTORE_UP_CONFIG"  # of the environment: the configuration that `kvstore up` read
 ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
-_ANY_ADDRESS = frozenset({"0.0.0.0", "::"})
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -53,9 +55,14 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     body_bytes_in_flight_max: int = 128 * 1024 * 1024
     answer_bytes_in_flight_max: int = 128 * 1024 * 1024
     transfer_timeout_s: float = 30.0
+    body_stall_s: float = 5.0
+    answer_stall_s: float = 1.0
+    answer_wait_s: float = 3.0
     batch_window_ops: int = 512
     batch_window_bytes: int = 32 * 1024 * 1024
     keepalive_timeout_s: float = 75.0
+    events_listeners_max: int = 32
+    events_write_timeout_s: float = 10.0
 
     # the channel between router and shard
     channel_ops_max: int = 8192
@@ -74,7 +81,18 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     cache_bytes_max: int = 32 * 1024 * 1024
     page_bytes_max: int = 4 * 1024 * 1024
     wal_bytes_max: int = 16 * 1024 * 1024
+    log_segment_bytes: int = 32 * 1024 * 1024
+    sync_inline_ms_max: float = 2.0
+    undurable_batches_max: int = 2
+    apply_delay_s: float = 0.05
+    apply_rows: int = 2000
+    unapplied_rows_max: int = 20_000
+    unapplied_bytes_max: int = 64 * 1024 * 1024
     disk_reserve_bytes: int = 64 * 1024 * 1024
+    told_every_s: float = 10.0
+    told_timeout_s: float = 2.0
+    verify_share: float = 0.1
+    verify_every_s: float = 86_400.0
     tombstone_kept_s: float = 600.0
     lock_waiters_max: int = 1024
     expiry_sweep_s: float = 0.5
@@ -98,6 +116,13 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     map_write_tries_max: int = 20
     stop_timeout_s: float = 8.0
     restart_wait_s_max: float = 2.0
+
+    @property
+    def frame_read_bytes_max(self) -> int:
+        """No frame of the channel is larger. It is filled up to `frame_bytes_max`, and the last message of it may be a
+        page with one row too many, with what a transaction does to that, or a transaction with all that it read."""
+        message = self.page_bytes_max + 5 * self.value_bytes_max + self.body_bytes_max + 2 * self.txn_read_bytes_max
+        return 2 * self.frame_bytes_max + message + 1024 * 1024
 
 
 class RouterConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -139,16 +164,17 @@ def default_config() -> ClusterConfig:
     )
 
 
-def listen_address(listen: str) -> tuple[str, int]:
-    """Host and port of "HOST:PORT" (IPv6 in brackets). Port 0 lets the system choose. Raises ConfigError."""
-    host, separator, port = listen.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""
-    if not separator or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
-        raise ConfigError(f"{listen!r} is no address; write HOST:PORT, for example 127.0.0.1:8080")
-    return host, int(port)
+def encode_config(config: ClusterConfig) -> str:
+    """For `decode_config`."""
+    return msgspec.json.encode(config).decode()
+
+
+def decode_config(encoded: str) -> ClusterConfig:
+    """What `encode_config` made of a configuration that was checked. Raises ConfigError for anything else."""
+    try:
+        return msgspec.json.decode(encoded, type=ClusterConfig)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise ConfigError(f"the configuration that was handed down cannot be read: {error}") from None
 
 
 def load_config(path: Path) -> ClusterConfig:
@@ -162,7 +188,20 @@ def load_config(path: Path) -> ClusterConfig:
     reader = _Reader(path, text)
     config = reader.read()
     _check(reader, config)
-    return msgspec.structs.replace(config, data_dir=str(path.absolute().parent / config.data_dir))
+    return msgspec.structs.replace(config, data_dir=str(_data_dir(reader, path, config.data_dir)))
+
+
+def _data_dir(reader: _Reader, path: Path, written: str) -> Path:
+    """Absolute. A leading ~ is somebody's home."""
+    folder = path.absolute().parent / written
+    if not written.startswith("~"):
+        return folder
+    if folder.exists():  # where a version that knew no ~ has put it
+        raise reader.error("data_dir", f"{written!r} may mean {folder}, which is there; write ./{written}, or move it")
+    try:
+        return path.absolute().parent / Path(written).expanduser()
+    except RuntimeError:
+        raise reader.error("data_dir", f"{written!r} names no user with a home; write the whole path") from None
 
 
 # --- reading: YAML's node graph knows the lines that plain values have lost --------------------------------
@@ -189,6 +228,10 @@ class _Reader:
             raise ConfigError(f"{self._path}:{line}: not valid YAML: {error.problem}; mend the line") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"{self._path}:1: not valid YAML: {error}; mend the file") from error
+
+    def has(self, name: str) -> bool:
+        """It is written in the file."""
+        return name in self._nodes
 
     def error(self, name: str, sentence: str) -> ConfigError:
         """A complaint about what has that name, with the line of it or of what it is missing in."""
@@ -265,7 +308,36 @@ def _check(reader: _Reader, config: ClusterConfig) -> None:
         if not (limit > 0 and math.isfinite(limit)):
             sentence = f"must be above 0 and finite, not {limit}; leave it out for the default"
             raise reader.error(f"limits.{name}", sentence)
+    _check_sizes(reader, config.limits)
     _check_processes(reader, config)
+
+
+_HAS_TO_FIT = (  # one such thing, and where it has to go through: else it would be refused for ever as "too many"
+    ("value_bytes_max", ("body_bytes_max", "body_bytes_in_flight_max", "answer_bytes_in_flight_max")),
+    ("value_bytes_max", ("batch_window_bytes", "channel_bytes_max", "queue_bytes_max", "txn_read_bytes_max")),
+    ("body_bytes_max", ("body_bytes_in_flight_max",)),
+    ("page_bytes_max", ("channel_bytes_max", "answer_bytes_in_flight_max")),
+)
+_ROOM_BESIDE_BYTES = 64 * 1024  # of a value in a message: its key and conditions
+
+
+def _check_sizes(reader: _Reader, limits: Limits) -> None:
+    sizes = msgspec.structs.asdict(limits)
+    if limits.value_bytes_max > VALUE_BYTES_MAX:
+        raise reader.error("limits.value_bytes_max", f"must be at most {VALUE_BYTES_MAX}; store larger ones in parts")
+    for part, wholes in _HAS_TO_FIT:
+        for whole in wholes:
+            needed = sizes[part] + (_ROOM_BESIDE_BYTES if whole in ("channel_bytes_max", "queue_bytes_max") else 0)
+            if needed <= sizes[whole]:
+                continue
+            if reader.has(f"limits.{part}"):
+                mend = f"({sizes[part]}) must fit into {whole} ({sizes[whole]}); lower it, or raise {whole} to {needed}"
+                raise reader.error(f"limits.{part}", mend)
+            mend = f"({sizes[whole]}) has no room for {part} ({sizes[part]}); raise it to {needed}, or lower {part}"
+            raise reader.error(f"limits.{whole}", mend)
+    if limits.log_segment_bytes < (needed := limits.body_bytes_max * 3 // 2 + 2**20):
+        sentence = f"must be {needed} at least, so that a body of body_bytes_max fits into one record; write {needed}"
+        raise reader.error("limits.log_segment_bytes", sentence)
 
 
 def _check_processes(reader: _Reader, config: ClusterConfig) -> None:
@@ -295,7 +367,7 @@ def _check_listen(reader: _Reader, name: str, listen: str, taken: list[tuple[str
         raise reader.error(name, "has port 0; choose one from 1 to 65535, so that others can find it")
     host = "127.0.0.1" if host == "localhost" else host
     for other_host, other_port, other_name in taken:
-        if port == other_port and (host == other_host or _ANY_ADDRESS & {host, other_host}):
+        if port == other_port and (host == other_host or is_any_address(host) or is_any_address(other_host)):
             raise reader.error(name, f"port {port} is that of {other_name} already; choose another")
     taken.append((host, port, name))
 

@@ -29,7 +29,7 @@ class KvError(Exception):
     def __init_subclass__(cls) -> None:
         _BY_CODE[cls.code] = cls
 
-    def __init__(self, detail: str = "", **members: Any) -> None:
+    def __init__(self, detail: str = "", /, **members: Any) -> None:
         super().__init__(detail or self.title)
         self.detail = detail or self.title
         self.members = members
@@ -61,7 +61,7 @@ def from_problem(problem: Any) -> KvError:
 
 
 def all_errors() -> list[type[KvError]]:
-    """Every error class, by code; the OpenAPI document and the README's table are checked against it."""
+    """Every error class, by code; the OpenAPI document and the table in API.md are checked against it."""
     return [_BY_CODE[code] for code in sorted(_BY_CODE)]
 
 
@@ -230,6 +230,9 @@ class TooManyRequests(KvError):
 
 
 class DataCorrupt(KvError):
+    """`damaged_row`: the row as it was found, if that is all that is damaged, so that it can be written anew."""
+
+    damaged_row: Any = None
     status, code, title = 500, "data-corrupt", "A stored row does not match its checksum"
     next_step = "Restore the shard's file from a backup; the row is left as it is for examination."
 
@@ -237,6 +240,11 @@ class DataCorrupt(KvError):
 class Unavailable(KvError):
     status, code, title, retryable = 503, "unavailable", "The part of the cluster that owns the key cannot answer", True
     next_step = "Wait for retry_after_ms and send it again; GET /v1/cluster shows which shard is down."
+
+
+class ControllerBehind(Unavailable):
+    code, title = "controller-behind", "The controller has lost what the cluster did last, and changes nothing"
+    next_step = "Run `kvstore controller recover`: it shows the newest map that the nodes have, and asks to take it."
 
 
 class OutcomeUnknown(KvError):
@@ -262,6 +270,28 @@ class ConfigError(KvError):
     next_step = "Mend the line that `detail` names."
 
 
+class DataInUse(ConfigError):
+    code, title = "data-in-use", "Another process uses the data"
+    next_step = "End that process; a start after that succeeds."
+
+
 class ForeignData(KvError):
     status, code, title = 409, "foreign-data", "The data file belongs to another store, cluster or version"
     next_step = "Point data_dir at the right data, or move the file away."
+
+
+class StoreBehind(ForeignData):
+    """`number`: of the store's last record; `told`: that of a durable record that it has told of."""
+
+    code, title = "store-behind", "The store lacks records that it had: an older copy of the file, or a lost log"
+    next_step = (
+        "Restore the newest copy of file and log; where there is none, `kvstore shard accept-old ID` lets the shard "
+        "start, and all that came behind is lost."
+    )
+
+
+class LogDamaged(KvError):
+    """`number`: the first record that is lost or damaged; `file` and `offset`: where it lies, or should lie."""
+
+    status, code, title = 500, "log-damaged", "The log of the store has lost or damaged records that were durable"
+    next_step = "Restore this copy of the store from another one; the files are left as they are for examination."

@@ -5,8 +5,10 @@ Owns: the environment variable KVSTORE_FAILPOINTS, for example
 there is one, and the file is taken away, so that whoever comes in the place of a dead process does not find it.
 Promises: without the variable `hit` does nothing. `kill` ends the process as SIGKILL does, at the n-th time with
 `@n`; `stop` lets it stand still as SIGSTOP does, until somebody sends SIGCONT, also with `@n`; `pause:MS` sleeps that
-many milliseconds in the calling thread, each time.
-Leaves to others: where the points are: grep for `failpoints.hit`.
+many milliseconds in the calling thread, each time. `bug` plants the bug of that name, for as long as the process runs:
+`planted` says so where the code has a promise to break, so that the checkers can be seen to find it.
+A simulation is told of every point that is hit (`watch`), and does what it likes.
+Leaves to others: where the points are: grep for `failpoints.hit` and `failpoints.planted`.
 """
 
 from __future__ import annotations
@@ -14,9 +16,17 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 
+BUGS = {
+    "early-answer": "a write is answered, and seen by reads, before it is in the log",
+    "applied-before-durable": "the file gets rows before the log is synced",
+    "late-cache-fill": "what a reader found enters the cache although the key has changed since",
+    "ignore-token": "writes need no token, or any, for a name that is leased",
+    "ignore-intent": "reads do not look whether a transaction is at work on a key: they see half of it",
+}
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
@@ -24,13 +34,30 @@ def _parse(text: str) -> dict[str, tuple[str, int]]:
     points = {}
     for item in filter(None, text.split(";")):
         name, _, action = item.partition("=")
-        if action.startswith("pause:"):
+        if action == "bug":
+            plant(name)
+        elif action.startswith("pause:"):
             points[name] = ("pause", int(action.removeprefix("pause:")))
         elif action.partition("@")[0] in _SIGNALS:
             points[name] = (action.partition("@")[0], int(action.partition("@")[2] or 1))
         else:
-            raise ValueError(f"KVSTORE_FAILPOINTS: {item!r} is none of NAME=kill[@N], NAME=stop[@N], NAME=pause:MS")
+            raise ValueError(f"KVSTORE_FAILPOINTS: {item!r} is none of NAME=kill[@N], stop[@N], pause:MS, bug")
     return points
+
+
+_planted: set[str] = set()
+
+
+def plant(name: str) -> None:
+    """From now on that bug is there. Raises ValueError for one that nobody has prepared."""
+    if name not in BUGS:
+        raise ValueError(f"KVSTORE_FAILPOINTS: no bug is called {name!r}, only {', '.join(sorted(BUGS))}")
+    _planted.add(name)
+
+
+def planted(name: str) -> bool:
+    """Whether this process is to be wrong in that way."""
+    return name in _planted
 
 
 _text = os.environ.get("KVSTORE_FAILPOINTS", "")
@@ -39,10 +66,27 @@ _points = _parse("" if _file else _text)
 _hits: dict[str, int] = {}
 _taking = Lock()  # points are hit in several threads
 active = bool(_points)
+_watcher: Callable[[tuple[str, ...]], None] | None = None
+
+
+def watch(watcher: Callable[[tuple[str, ...]], None] | None) -> None:
+    """From now on call it with the names of the points that are hit, until `watch(None)`."""
+    global _watcher
+    _watcher = watcher
+
+
+def arm(text: str) -> None:
+    """Take these points instead of those so far, counted anew: for `kvstore up --demo`. Raises ValueError."""
+    global _points, active
+    with _taking:
+        _points, active = _parse(text), bool(text)
+        _hits.clear()
 
 
 def hit(*names: str) -> None:
     """The process has come to the points `names`."""
+    if _watcher is not None:
+        _watcher(names)
     if _file is not None:
         _take(_file)
     if not _points:

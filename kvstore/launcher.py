@@ -1,8 +1,8 @@
 """`kvstore up`: the whole cluster of a cluster.yaml as child processes of one small process.
 
 Owns: which children run, for as long as the controller wants them; their ports; the word that the cluster is ready.
-Promises: a child that dies is started again for as long as the launcher lives; no child outlives it, not even after
-kill -9; all of them have ended within 10 s of a stop.
+Promises: a child that dies is started again for as long as the launcher lives, with the configuration that this one
+read; no child outlives it, not even after kill -9; all of them have ended within 10 s of a stop.
 Leaves to others: keeping children running (`supervisor`), which shards are to run and what becomes of their files
 (`roster`), what a child does and its pid file (`process`), the command line (`cli`).
 """
@@ -12,18 +12,31 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import signal
+import site
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from kvstore.config import ClusterConfig, listen_address, load_config
+from kvstore.addresses import address_text, is_any_address, listen_address, on_this_host
+from kvstore.config import CONFIG_VARIABLE, ClusterConfig, encode_config, load_config
+from kvstore.demo import check_demo, with_demo
 from kvstore.errors import ConfigError, KvError
-from kvstore.process import EXIT_REFUSED, parent_of, port_holder, port_in_use, refusal
+from kvstore.process import (
+    EXIT_REFUSED,
+    parent_of,
+    port_holder,
+    port_in_use,
+    raise_open_files_limit,
+    refusal,
+    stop_signals,
+)
 from kvstore.roster import (
     Files,
     Launch,
@@ -35,7 +48,7 @@ from kvstore.roster import (
     is_out_of_date,
     look,
 )
-from kvstore.supervisor import Child, Log, Supervisor
+from kvstore.supervisor import Child, Log, Supervisor, json_line
 
 _LEFTOVER_WAIT_S = 3.0
 _READY_POLL_S = 0.05
@@ -47,26 +60,36 @@ _HELD_RETRY_S = 0.5
 _ANSWER_BYTES_MAX = 1024 * 1024
 
 
-async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None]) -> int:
-    """Run the cluster until SIGINT or SIGTERM. Returns the exit code: 0 stopped, 1 a child died, 2 cannot start.
+async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None], demo: bool = False) -> int:
+    """Run the cluster until SIGINT or SIGTERM, or a SIGHUP that starts nothing again.
 
+    Returns the exit code: 0 stopped, 1 a child died, 2 cannot start.
+
+    It cannot start, either, if one of the first children says so for good (78) before the cluster is ready.
     `announce` gets one line, "ready: URL", when the first router is ready. `restart` False: the first child that dies
-    ends everything with 1. A second signal does not wait for the children any longer, it kills them.
+    ends everything with 1. A second signal does not wait for the children any longer, it kills them. `demo`: with a
+    second router for the play-throughs of the page.
     """
+    raise_open_files_limit()  # a few for each child, and whatever the shell left us may be less than those
     try:
         config = load_config(config_path)
         ids = first_shards(config, look(Path(config.data_dir)))
         first = msgspec.structs.replace(config, shards=[shard for shard in config.shards if shard.id in ids])
         refusals = await _ports_in_use(first)
+        if demo:
+            check_demo(first)
     except KvError as error:
         refusals = [refusal(error)]
+    as_json = os.environ.get("KVSTORE_LOG") == "json"
     for line in refusals:
-        print(f"kvstore up: {line}", file=sys.stderr, flush=True)
+        print(json_line("up", line) if as_json else f"kvstore up: {line}", file=sys.stderr, flush=True)
     if refusals:
         return EXIT_REFUSED
-    log = Log()
+    log = Log(as_json=as_json)
     try:
         children = cluster_children(first, config_path.absolute())
+        if demo:
+            children = with_demo(children, partial(router_child, first, config_path.absolute()))
         return await _run(config, config_path.absolute(), children, restart, announce, log)
     finally:
         await asyncio.to_thread(log.close)
@@ -80,12 +103,13 @@ async def _run(
     announce: Callable[[str], None],
     log: Log,
 ) -> int:
-    supervisor = Supervisor(config.limits, restart=restart, log=log)
+    start = _Start(children, log)
+    supervisor = start.supervisor = Supervisor(config.limits, restart=restart, log=log, on_refusal=start.note_refusal)
     _stop_on_signals(supervisor, log)
     for child in children:
         supervisor.add(child)
     stop_asked = asyncio.create_task(supervisor.stop_asked.wait())
-    ready = asyncio.create_task(_announce_ready(config.routers[0].listen, announce, log))
+    ready = start.ready = asyncio.create_task(_announce_ready(config.routers[0].listen, announce, log))
     shards = asyncio.create_task(Shards(config, config_path, supervisor, log).follow())
     try:
         await asyncio.wait({stop_asked, shards}, return_when=asyncio.FIRST_COMPLETED)
@@ -96,7 +120,30 @@ async def _run(
             task.cancel()
         await asyncio.gather(ready, shards, return_exceptions=True)
         await supervisor.stop()
+    if start.refused:
+        return EXIT_REFUSED
     return 1 if supervisor.gave_up else 0
+
+
+class _Start:
+    """Until the cluster is ready: a child that says for good that it cannot start ends everything."""
+
+    supervisor: Supervisor
+    ready: asyncio.Task[None]
+
+    def __init__(self, children: Sequence[Child], log: Log) -> None:
+        self._first = {child.name for child in children}
+        self._log = log
+        self.refused = False
+
+    def note_refusal(self, child: Child, how: str) -> bool:
+        """A child has ended with 78; True if that ends everything. One that joins later must not end what serves."""
+        if child.name not in self._first or self.ready.done():
+            return False
+        self.refused = True
+        self._log.write("up", f"{child.name} {how}, for the reason that it gave: stopping everything")
+        self.supervisor.stop_asked.set()
+        return True
 
 
 def _stop_on_signals(supervisor: Supervisor, log: Log) -> None:
@@ -107,11 +154,31 @@ def _stop_on_signals(supervisor: Supervisor, log: Log) -> None:
         log.write("up", "stopping all processes; a second signal kills them")
         supervisor.stop_asked.set()
 
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means: stay
-        signals.append(signal.SIGHUP)
-    for number in signals:
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+    def hang_up() -> None:
+        """A person asks for what was set aside, or the terminal has gone."""
+        has_lost_it = had_terminal and not _has_terminal()
+        names = [] if has_lost_it else supervisor.retry_set_aside()
+        if names:
+            log.write("up", f"starting {', '.join(names)} again, as SIGHUP asks")
+        elif stops_on_hang_up:
+            stop()
+
+    had_terminal = _has_terminal()
+    stopping = stop_signals()
+    stops_on_hang_up = signal.SIGHUP in stopping  # not under nohup
+    loop = asyncio.get_running_loop()
+    for number in stopping:
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+
+
+def _has_terminal() -> bool:
+    """Whether Ctrl-C can reach this process."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 # --- the children of a cluster ---------------------------------------------------------------------------------------
@@ -121,26 +188,43 @@ def cluster_children(config: ClusterConfig, config_path: Path) -> list[Child]:
     """All processes that cluster.yaml names; `config_path` is absolute."""
     return [
         *(
-            _child("controller", controller.id, controller.listen, config_path, "--data-dir", config.data_dir)
+            _child(config, "controller", controller.id, controller.listen, config_path, "--data-dir", config.data_dir)
             for controller in config.controllers
         ),
         *(shard_child(config, config_path, shard.id, shard.listen) for shard in config.shards),
-        *(
-            _child("router", router.id, router.listen, config_path, "--join", _controller_url(config))
-            for router in config.routers
-        ),
+        *(router_child(config, config_path, router.id, router.listen) for router in config.routers),
     ]
+
+
+def router_child(config: ClusterConfig, config_path: Path, router_id: str, listen: str, *options: str) -> Child:
+    """A router; `config_path` is absolute."""
+    return _child(config, "router", router_id, listen, config_path, "--join", _controller_url(config), *options)
 
 
 def shard_child(config: ClusterConfig, config_path: Path, shard_id: str, listen: str) -> Child:
     """A shard with its data in the data_dir of cluster.yaml, which need not name it."""
-    options = ("--join", _controller_url(config), "--data-dir", config.data_dir)
-    return _child("shard", shard_id, listen, config_path, *options)
+    options = ["--join", _controller_url(config), "--data-dir", config.data_dir]
+    if is_any_address(listen_address(listen)[0]):  # all that ask it are on this host
+        options += ["--advertise", address_text(*on_this_host(listen))]
+    return _child(config, "shard", shard_id, listen, config_path, *options)
 
 
-def _child(role: str, child_id: str, listen: str, config_path: Path, *options: str) -> Child:
-    command = (sys.executable, "-m", "kvstore", role, "serve", child_id, "--listen", listen)
-    return Child(role, child_id, (*command, *options, "--config", str(config_path), "--supervised"))
+def _child(config: ClusterConfig, role: str, child_id: str, listen: str, config_path: Path, *options: str) -> Child:
+    # -P: no module is taken from the folder where `up` runs; a random.py there would be run in place of Python's own.
+    command = (sys.executable, "-P", "-m", "kvstore", role, "serve", child_id, "--listen", listen)
+    argv = (*command, *options, "--config", str(config_path), "--supervised")
+    # What the file says by the time of a restart is not checked, and is not what the others run with.
+    environment = {CONFIG_VARIABLE: encode_config(config), **_where_kvstore_is()}
+    return Child(role, child_id, argv, environment)
+
+
+def _where_kvstore_is() -> dict[str, str]:
+    """PYTHONPATH for the children, if this package is not installed: that of this process, and its folder."""
+    folder = str(Path(__file__).absolute().parents[1])
+    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if folder in (*given, *site.getsitepackages(), site.getusersitepackages()):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join([*given, folder])}
 
 
 def _controller_url(config: ClusterConfig) -> str:
@@ -149,13 +233,7 @@ def _controller_url(config: ClusterConfig) -> str:
 
 def url_of(listen: str) -> str:
     """Where on this machine a process is reached that listens there: 0.0.0.0 becomes 127.0.0.1."""
-    host, port = _reachable(listen)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _reachable(listen: str) -> tuple[str, int]:
-    host, port = listen_address(listen)
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+    return f"http://{address_text(*on_this_host(listen))}"
 
 
 # --- the shards, as the controller wants them ------------------------------------------------------------------------
@@ -207,7 +285,7 @@ class Shards:
         """One question, which the controller holds open while it has no news; a pause if it does not answer."""
         revision = self._launch.revision if self._launch else 0
         path = f"/v1/launch?after={revision}&running={','.join(self._supervisor.ids('shard'))}"
-        address = _reachable(self._config.controllers[0].listen)
+        address = on_this_host(self._config.controllers[0].listen)
         status, body, reason = await _http_ask(*address, path, self._config.limits.map_poll_s + _LAUNCH_ANSWER_S)
         if status == 200:
             try:
@@ -375,7 +453,7 @@ def _known_pids(run_dir: Path) -> set[int]:
 
 async def _announce_ready(listen: str, announce: Callable[[str], None], log: Log) -> None:
     """Poll /readyz of that router until it answers 200; say now and then why it does not."""
-    host, port = _reachable(listen)
+    host, port = on_this_host(listen)
     clock = asyncio.get_running_loop()
     report_s = clock.time() + _NOT_READY_REPORT_S
     while True:

@@ -72,6 +72,13 @@ class ShardStats(msgspec.Struct):
     in_doubt: int = 0
     in_doubt_oldest_s: float = 0.0
     decisions: int = 0
+    damaged_partitions: int = 0
+    log_bytes: int = 0
+    unapplied_rows: int = 0
+    unapplied_bytes: int = 0
+    inline_reads: int = 0
+    operations: int = 0
+    sync_inline: bool = True
     batch_ops: Histogram = msgspec.field(default_factory=_sizes)
     commit_s: Histogram = msgspec.field(default_factory=_latencies)
 
@@ -80,7 +87,7 @@ _SHARD_GAUGES = {
     "keys": "Live keys",
     "bytes": "Bytes of live keys and values",
     "file_bytes": "Size of the database file",
-    "wal_bytes": "Size of the write-ahead log",
+    "wal_bytes": "Size of the write-ahead log of the database file",
     "write_queue_ops": "Writes that wait for their batch",
     "read_queue_ops": "Reads that wait for the reader thread",
     "cache_keys": "Keys in the cache",
@@ -88,11 +95,18 @@ _SHARD_GAUGES = {
     "in_doubt": "Transactions that hold keys and are not finished",
     "in_doubt_oldest_s": "Seconds since the oldest of them came",
     "decisions": "Decisions of transactions that are kept",
+    "damaged_partitions": "Partitions in which a key that is not found may be a lost one",
+    "log_bytes": "Size of the log's segments",
+    "unapplied_rows": "Rows that are committed in the log and not yet in the database file",
+    "unapplied_bytes": "Bytes of these rows",
+    "sync_inline": "1 while the disk is quick enough to sync on the event loop's thread",
 }
 _SHARD_COUNTERS = {
     "cache_hits": "Reads answered from the cache",
     "cache_misses": "Reads that went to the file",
     "expired": "Keys expired",
+    "inline_reads": "Rows read from the file on the event loop's thread",
+    "operations": "Operations decided in batches",
 }
 _SHARD_HISTOGRAMS = {
     "batch_ops": "Operations per batch",
@@ -166,6 +180,10 @@ class RequestStats:
         if histogram is None:
             histogram = self._histograms[key] = Histogram.of(LATENCY_BOUNDS_S)
         histogram.observe(elapsed_s)
+
+    def histograms(self) -> dict[tuple[str, str, int], Histogram]:
+        """By route, method and status, as they are now; they go on counting."""
+        return dict(self._histograms)
 
     def families(self) -> Iterator[Metric]:
         labels = ["route", "method", "status"]

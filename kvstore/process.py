@@ -1,9 +1,10 @@
 """The shell around every process that serves: event loop, signals, pid file, log, refusals.
 
-Owns: `<data_dir>/run/<role>-<id>.pid`, the handlers of SIGINT and SIGTERM, the limit of open files, the form
+Owns: `<data_dir>/run/<role>-<id>.pid`, the handlers of SIGINT, SIGTERM and SIGHUP, the limit of open files, the form
 of the log.
 Promises: one process per role and id on one data_dir; a supervised process ends when its supervisor is gone,
-however that one died; a start that is refused is one readable line and exit code 2, never a traceback.
+however that one died; a start that is refused is one readable line, never a traceback: with exit code 78 if only a
+person can mend it (configuration, data), so that no supervisor tries it for ever, else 2.
 Leaves to others: what is served (`main`), starting processes and starting them again (`launcher`).
 
 A pid file is not trusted for being there: kill -9 leaves it behind, and its number may belong to somebody
@@ -33,19 +34,30 @@ from typing import NamedTuple
 
 import uvloop
 
-from kvstore.errors import ConfigError, KvError
+from kvstore.errors import ConfigError, DataCorrupt, DataInUse, ForeignData, KvError, LogDamaged
 
 EXIT_REFUSED = 2
+EXIT_DISK_FAILED = 74  # EX_IOERR of sysexits.h
+EXIT_NEEDS_A_PERSON = 78  # EX_CONFIG of sysexits.h
 
 _STDIN = 0
-_REFUSALS_OF_THE_SYSTEM = {
-    errno.EADDRINUSE,
-    errno.EADDRNOTAVAIL,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
+# What may have passed by the next start, and what stays until a person changes it; others are bugs.
+_PASSING = {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENOSPC, errno.EDQUOT}
+_LASTING = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
+}  # fmt: skip
+_CODES = {
+    **dict.fromkeys(_PASSING, EXIT_REFUSED),
+    **dict.fromkeys(_LASTING, EXIT_NEEDS_A_PERSON),
+    errno.EIO: EXIT_DISK_FAILED,
+}
+_MENDS = {
+    errno.EIO: "the disk failed: look at `dmesg`, and replace it",
+    errno.EACCES: "give the user of this process the right to it, or change what cluster.yaml names",
+    errno.EPERM: "give the user of this process the right to it, or change what cluster.yaml names",
+    errno.EROFS: "mount it for writing, or name another data_dir",
+    errno.ENOSPC: "make room: `df -h` and `df -i` show whether bytes or inodes are used up",
+    errno.EDQUOT: "make room, or raise the quota",
 }
 _log = logging.getLogger(__name__)
 
@@ -59,11 +71,14 @@ def run_process(
     json_log: bool = False,
     main: Callable[[asyncio.Event], Awaitable[None]],
 ) -> int:
-    """Run `main(stop)` to its end and return the exit code: 0 orderly, 1 a bug (with traceback), 2 refused.
+    """Run `main(stop)` to its end and return the exit code: 0 orderly, 1 a bug (with traceback), 2 refused for now.
 
-    `stop` is set by SIGINT, SIGTERM and, if `supervised`, by the end of standard input (which must be a pipe
-    then). `data_dir` None: no pid file. `json_log`, or KVSTORE_LOG=json in the environment: the log, and why a start
-    was refused, as JSON lines. KVSTORE_LOOP=asyncio in the environment: instead of uvloop.
+    74: the disk failed. 78: refused until a person has mended the configuration or the data.
+
+    `stop` is set by SIGINT, SIGTERM, SIGHUP (unless `nohup` had it ignored) and, if `supervised`, by the end of
+    standard input (which must be a pipe then). `data_dir` None: no pid file. `json_log`, or KVSTORE_LOG=json in the
+    environment: the log, and why a start was refused, as JSON lines. KVSTORE_LOOP=asyncio in the environment: instead
+    of uvloop.
     """
     json_log = json_log or os.environ.get("KVSTORE_LOG") == "json"
     configure_log(f"{role}-{process_id}", json_log)
@@ -72,24 +87,31 @@ def run_process(
         with _pid_file(data_dir, role, process_id):
             asyncio_run(_serve(main, supervised))
     except KvError as error:
-        return _refuse(f"{role} {process_id}", refusal(error), json_log)
+        return _refuse(f"{role} {process_id}", refusal(error), json_log, refusal_code(error))
     except OSError as error:
-        if error.errno not in _REFUSALS_OF_THE_SYSTEM:
+        code = _CODES.get(error.errno or 0)
+        if code is None:
             _log.exception("%s %s ended by an error", role, process_id)
             return 1
-        return _refuse(f"{role} {process_id}", _os_refusal(error), json_log)
+        return _refuse(f"{role} {process_id}", _os_refusal(error), json_log, code)
     except Exception:
         _log.exception("%s %s ended by an error", role, process_id)
         return 1
     return 0
 
 
-def _refuse(name: str, why: str, json_log: bool) -> int:
+def _refuse(name: str, why: str, json_log: bool, code: int) -> int:
     if json_log:
         _log.error(why)
     else:
         print(f"kvstore {name}: {why}", file=sys.stderr, flush=True)
-    return EXIT_REFUSED
+    return code
+
+
+def refusal_code(error: KvError) -> int:
+    """78 for configuration or data that stay wrong until a person mends them; 2 for what another start may not find."""
+    lasts = isinstance(error, ConfigError | ForeignData | DataCorrupt | LogDamaged) and not isinstance(error, DataInUse)
+    return EXIT_NEEDS_A_PERSON if lasts else EXIT_REFUSED
 
 
 def refusal(error: KvError) -> str:
@@ -109,10 +131,20 @@ def asyncio_run(main: Awaitable[None]) -> None:
         runner.run(entry())
 
 
+def stop_signals() -> list[signal.Signals]:
+    """The signals that end a serving process in order.
+
+    SIGINT is among them whatever was inherited: a script's shell ignores it for what it starts with `&`, and `kill
+    -INT` of that is meant. SIGHUP that was ignored at the start stays so: that is what `nohup` is for.
+    """
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
 async def _serve(main: Callable[[asyncio.Event], Awaitable[None]], supervised: bool) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
+    for signal_number in stop_signals():
         loop.add_signal_handler(signal_number, stop.set)
     if supervised:
         _stop_at_end_of_stdin(loop, stop)
@@ -143,7 +175,7 @@ def _stop_at_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) 
 
 @contextmanager
 def _pid_file(data_dir: Path | None, role: str, process_id: str) -> Iterator[None]:
-    """Raises ConfigError while another living process holds the file."""
+    """Raises DataInUse while another living process holds the file."""
     if data_dir is None:
         yield
         return
@@ -158,6 +190,7 @@ def _pid_file(data_dir: Path | None, role: str, process_id: str) -> Iterator[Non
         temporary.replace(path)
         yield
     finally:
+        temporary.unlink(missing_ok=True)  # it is still there if the disk was full
         if _is_same_file(path, descriptor):
             path.unlink(missing_ok=True)
         os.close(descriptor)
@@ -166,7 +199,7 @@ def _pid_file(data_dir: Path | None, role: str, process_id: str) -> Iterator[Non
 def _refuse_if_held(path: Path, name: str) -> None:
     pid = pid_file_holder(path)
     if pid is not None:
-        raise ConfigError(f"{name} already runs as pid {pid} on this data_dir ({path}): stop it, or choose another id.")
+        raise DataInUse(f"{name} already runs as pid {pid} on this data_dir ({path}): stop it, or choose another id.")
 
 
 def pid_file_holder(path: Path) -> str | None:
@@ -257,7 +290,9 @@ def _os_refusal(error: OSError) -> str:
         # The loops name the address in their message only: (('127.0.0.1', 8080): address already in use).
         port = re.search(r"\('[^']*', (\d+)", str(error))
         return port_in_use(int(port[1])) if port else f"{error}: stop the process that listens there."
-    return f"{error}."
+    where = f"{error.filename}: " if error.filename else ""
+    mend = _MENDS.get(error.errno or 0, "mend that, or change what cluster.yaml names")
+    return f"{where}{error.strerror or error}; {mend}."
 
 
 # --- limits and log -----------------------------------------------------------------------------------------

@@ -6,14 +6,35 @@ Leaves to others: batching, order and loss (`transport.channel`), meaning (`shar
 
 Requests carry an `id`, unique per connection, and every request gets exactly one answer with that id, or the connection
 ends. `status` of an answer is the HTTP status that the router gives to its client, 421 excepted.
+
+What a field can never hold is said by its type, and refused when a message is decoded. Two kinds of fields have no such
+bounds: those that are only compared, and those of `Attempt`, `Step` and `Read`, which lie in the file, too. What is
+stored must be able to be read, whatever was allowed when it was written: of these `shard.admission` looks at what comes
+in, as at all limits that can be configured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
+
+VERSION_MAX = 2**53 - 1  # every program can read it as a number of JSON
+STAMP_MAX = 2**53 - 1  # in microseconds of Unix time: the year 2255
+_PARTITIONS_MAX = 65_536
+_SIGNED = 2**63 - 1
+
+Version = Annotated[int, Meta(ge=0, le=VERSION_MAX)]
+Millis = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+Stored = Annotated[int, Meta(ge=0, le=_SIGNED)]
+Checksum = Annotated[int, Meta(ge=-_SIGNED - 1, le=_SIGNED)]
+Limit = Annotated[int, Meta(ge=1, lt=2**31)]
+Partition = Annotated[int, Meta(ge=0, lt=_PARTITIONS_MAX)]
+PartitionSet = Annotated[bytes, Meta(max_length=_PARTITIONS_MAX // 8)]
+SomeKeys = Annotated[list[str], Meta(min_length=1)]
+LockShown = tuple[Annotated[str, Meta(max_length=64)], Annotated[int, Meta(ge=0, le=_SIGNED)]]
 
 
 class Message(msgspec.Struct, array_like=True, gc=False):
@@ -50,7 +71,7 @@ class Put(Message, tag=2):
 
     key: str
     value: bytes
-    ttl_ms: int = 0
+    ttl_ms: Millis = 0
     guard: Guard | None = None
     once: Once | None = None
 
@@ -65,8 +86,8 @@ class Acquire(Message, tag=8):
     """Ask for a lease on the name `key`; `wait_ms` 0 means: now or not at all."""
 
     key: str
-    ttl_ms: int
-    wait_ms: int
+    ttl_ms: Annotated[int, Meta(ge=1, le=2**53 - 1)]
+    wait_ms: Millis
     owner: str
     once: Once | None = None
 
@@ -78,9 +99,15 @@ class Renew(Message, tag=9):
 
 
 class Release(Message, tag=10):
+    """Give a lease back. `acquire`: only if it was granted to the Acquire with that id on this connection, and to
+    nobody else who repeated its Idempotency-Key; nobody took that answer, so it is forgotten. `withdraw`: no matter
+    which token, all that came or may yet come of an Acquire with that Idempotency-Key ends."""
+
     key: str
     token: int
     once: Once | None = None
+    acquire: int = 0
+    withdraw: str | None = None
 
 
 class Leave(Message, tag=11):
@@ -101,8 +128,8 @@ class ScanLeases(Message, tag=13):
 
     prefix: str
     after: str
-    limit: int
-    wanted: bytes = b""
+    limit: Limit
+    wanted: PartitionSet = b""
     until: str = ""
 
 
@@ -111,11 +138,13 @@ class ScanLeases(Message, tag=13):
 
 class Attempt(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One try of a transaction. `start`: microseconds of its first try, its age for wait-die; `stamp`: of this try;
-    `router`: a random id of the router's process. A stamp is used once per process, so (stamp, router) is unique."""
+    `router`: a random id of the router's process. A stamp is used once per process, so (stamp, router) is unique.
+    `epoch`: of the map by which its router sends its first messages."""
 
     start: int
     stamp: int
     router: str
+    epoch: int = 0
 
     @property
     def name(self) -> str:
@@ -198,7 +227,7 @@ class Commit(Message, tag=16):
     conditions: list[Condition]
     then: list[Step]
     otherwise: list[Step]
-    vote: int
+    vote: Version
     holds: bool
     locked_then: dict[str, Any] | None
     locked_otherwise: dict[str, Any] | None
@@ -213,9 +242,9 @@ class Finish(Message, tag=17):
 
     attempt: Attempt
     keys: list[str]
-    version: int
+    version: Version
     succeeded: bool
-    decided_ms: int
+    decided_ms: Millis
 
 
 class Abort(Message, tag=18):
@@ -238,7 +267,7 @@ class Look(Message, tag=20):
     `partition`: that of its anchor; -1 asks whether it holds any key in this store.
     """
 
-    partition: int
+    partition: Annotated[int, Meta(ge=-1, lt=_PARTITIONS_MAX)]
     name: str
 
 
@@ -246,14 +275,14 @@ class ReadLock(Message, tag=21):
     """Lock these keys shared, and read them. Answer: Reads."""
 
     attempt: Attempt
-    keys: list[str]
+    keys: SomeKeys
 
 
 class ReadUnlock(Message, tag=22):
     """Let the locks of a Reads go. Answered with 200 if they were held all the time, else 409."""
 
-    keys: list[str]
-    lock: list[Any]
+    keys: SomeKeys
+    lock: LockShown
 
 
 class Forget(Message, tag=23):
@@ -266,7 +295,8 @@ class Forget(Message, tag=23):
 
 
 class Follow(Message, tag=24):
-    """Take over this map (ClusterMap as JSON), if it is newer. Answered with 200 when it is durable and in force."""
+    """Take over this map (ClusterMap as JSON), if it is newer. Answered with 200 when it, or a newer one, is durable
+    and in force; the answer's `version` is the epoch of that one."""
 
     cluster_map: bytes
 
@@ -287,10 +317,10 @@ class Pull(Message, tag=26):
     the copy; the pages that follow carry the sequence of the first one.
     """
 
-    partitions: list[int]
-    sequence: int
-    after_row: int
-    rows_max: int
+    partitions: Annotated[list[Partition], Meta(max_length=_PARTITIONS_MAX)]
+    sequence: Stored
+    after_row: Annotated[int, Meta(ge=-1, le=_SIGNED)]
+    rows_max: Limit
 
 
 class Fence(Message, tag=27):
@@ -304,21 +334,23 @@ class Scan(Message, tag=4):
     """A page of keys that start with `prefix` and sort after `after`, in byte order, at most `limit` of them.
 
     `wanted`: of these partitions only (see `Page.owned`); empty: of all. `until`: none beyond this one, if it is given.
+    `bytes_max`: the page ends with the item that reaches it; 0: `page_bytes_max`, which holds in any case.
     """
 
     prefix: str
     after: str
-    limit: int
+    limit: Limit
     values: bool = False
-    wanted: bytes = b""
+    wanted: PartitionSet = b""
     until: str = ""
+    bytes_max: int = 0
 
 
 class Count(Message, tag=5):
     """How many keys start with `prefix`. Answer: Page without items, its `count` set."""
 
     prefix: str
-    wanted: bytes = b""
+    wanted: PartitionSet = b""
 
 
 class Explain(Message, tag=6):
@@ -328,13 +360,25 @@ class Explain(Message, tag=6):
 
 
 class Stats(Message, tag=7):
-    """What the shard counts about itself: see `metrics.ShardStats`."""
+    """What the shard counts about itself: see `metrics.ShardStats`.
+
+    `live_max`: list so many of the locks held and of the attempts that hold keys, too (see `storage.live`).
+    """
+
+    live_max: int = 0
+
+
+class Names(Message, tag=28):
+    """The last strike that the sender's map has: what comes behind it is meant for a shard that follows the same one,
+    and is answered 421 by others. It has no answer itself."""
+
+    strike: int = 0
 
 
 Request = (
     Get | Put | Delete | Scan | Count | Explain | Stats | Acquire | Renew | Release | Leave | Inspect | ScanLeases
     | Transact | Prepare | Commit | Finish | Abort | Ask | Look | ReadLock | ReadUnlock | Forget
-    | Follow | Receive | Pull | Fence
+    | Follow | Receive | Pull | Fence | Names
 )  # fmt: skip
 WRITES = (Put, Delete, Acquire, Renew, Release, Transact, Prepare, Commit, Finish, Abort, Ask)
 
@@ -406,7 +450,7 @@ class Reads(Message, tag=106):
     """What was found under shared locks; `lock` goes back with ReadUnlock."""
 
     reads: list[Read]
-    lock: list[Any]
+    lock: LockShown
 
 
 class Progress(Message, tag=107):
@@ -422,7 +466,7 @@ class Progress(Message, tag=107):
 
 
 # kind, key, partition, version, expires_at_ms, body, intent, checksum: see `storage.rows.Row`
-MovedRow = tuple[str, str, int, int, int, bytes | None, bytes | None, int]
+MovedRow = tuple[str, str, Partition, Stored, Stored, bytes | None, bytes | None, Checksum]
 
 
 def row_bytes(row: Sequence[Any]) -> int:
@@ -440,7 +484,7 @@ class Rows(Message, tag=108):
 
     rows: list[MovedRow]
     more: bool
-    sequence: int
+    sequence: Stored
     after_row: int
     done: int
     floor: int
@@ -452,8 +496,8 @@ class Fenced(Message, tag=109):
     """The source's version clock and floor of attempts as of the fence, or later; how many rows the partitions have,
     and their digest, without tombstones."""
 
-    version: int
-    attempts_floor: int
+    version: Stored
+    attempts_floor: Stored
     rows: int
     digest: tuple[int, int]
 

@@ -26,7 +26,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from kvstore.config import ID_PATTERN, ClusterConfig, listen_address
+from kvstore.addresses import address_text, listen_address, on_this_host
+from kvstore.config import ID_PATTERN, ClusterConfig
 from kvstore.process import pid_file_holder
 
 PORT_MAX = 65_535
@@ -100,7 +101,10 @@ def decide(
     listens = {shard.id: shard.listen for shard in config.shards}
     if not launch.formed:
         # Nobody was removed from a cluster that does not exist: whatever was set aside is of an earlier one.
-        return _steps({shard_id: listens[shard_id] for shard_id in listens if shard_id not in running}, files)
+        first = {shard_id: listens[shard_id] for shard_id in listens if shard_id not in running}
+        # Of a cluster whose controller has lost its file: all of its shards must come, for it to be known again.
+        others = {m.id: here(m.url, config) for m in launch.members if m.id in files.data and m.id not in running}
+        return _steps({**others, **first}, files)
     start: dict[str, str | None] = {}
     for member in launch.members:
         if member.id in files.data and member.id not in running:
@@ -123,7 +127,8 @@ def _steps(start: Mapping[str, str | None], files: Files) -> Steps:
 def here(url: str, config: ClusterConfig) -> str | None:
     """HOST:PORT of the url if it is on the host on which shards listen here, else None."""
     host, port = _host_of(config), _port(url)
-    return listen_on(host, port) if port is not None and urlsplit(url).hostname == host else None
+    told = {host, on_this_host(config.shards[0].listen)[0]}
+    return address_text(host, port) if port is not None and urlsplit(url).hostname in told else None
 
 
 def free_listens(config: ClusterConfig, launch: Launch, taken: Collection[int]) -> Iterator[str]:
@@ -136,12 +141,7 @@ def free_listens(config: ClusterConfig, launch: Launch, taken: Collection[int]) 
     used = {*own, *others, *members, *taken}
     # Up to the end, then, if there is nothing any more, from the end of those that need privileges.
     ports = itertools.chain(range(lowest, PORT_MAX + 1), range(1024, lowest))
-    return (listen_on(_host_of(config), port) for port in ports if port not in used)
-
-
-def listen_on(host: str, port: int) -> str:
-    """HOST:PORT as cluster.yaml has it."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return (address_text(_host_of(config), port) for port in ports if port not in used)
 
 
 def _host_of(config: ClusterConfig) -> str:
@@ -202,7 +202,9 @@ def finish_removal(data_dir: Path, shard_id: str) -> Path | None:
     if not path.exists():
         return None
     begin_removal(data_dir, shard_id)
-    # After kill -9 there are two more, which belong to the file by their names.
+    # What the log has and the file has not, and after kill -9 two more, belong to the file by their names.
+    for segment in sorted(data_dir.glob(f"{path.stem}.log.*")):
+        segment.rename(data_dir / f"{removed.name}{segment.name.removeprefix(path.stem)}")
     for suffix in ("-wal", "-shm"):
         with suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(removed.with_name(removed.name + suffix))
@@ -219,6 +221,8 @@ def _make_room(data_dir: Path, shard_id: str) -> None:
     if not removed.exists():
         return
     free = next(path for n in itertools.count(1) if not (path := removed.with_name(f"{removed.name}.{n}")).exists())
+    for segment in sorted(data_dir.glob(f"{removed.name}.log.*")):
+        segment.rename(data_dir / f"{free.name}{segment.name.removeprefix(removed.name)}")
     for suffix in ("-wal", "-shm", ""):
         with suppress(FileNotFoundError):
             removed.with_name(removed.name + suffix).rename(free.with_name(free.name + suffix))

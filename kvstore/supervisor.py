@@ -1,8 +1,9 @@
 """Keeping child processes running: started again when they die, stopped in order, what they print forwarded.
 
 Owns: starting and stopping children, the pause before one that keeps dying is started again, the launcher's log.
-Promises: a child that dies is started again until it is removed; no child outlives this process, not even after
-kill -9 (each child's standard input is a pipe that only this process holds open).
+Promises: a child that dies is started again until it is removed, but for one that says (exit code 78) that only a
+person can mend what is wrong: that one is started again when a person has asked for it. No child outlives this process,
+not even after kill -9 (each child's standard input is a pipe that only this process holds open).
 Leaves to others: which children there are (`launcher`, `roster`), what they do.
 
 `Supervisor` knows nothing of kvstore's roles but the order in which they stop, so children can be added and removed
@@ -12,15 +13,18 @@ while it runs.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import queue
 import signal
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from threading import Thread
 from typing import NamedTuple
 
 from kvstore.config import Limits
+from kvstore.process import EXIT_NEEDS_A_PERSON
 
 # Routers first: while they take requests, shards and controller should be there to answer.
 STOP_ORDER = ("router", "shard", "controller")
@@ -32,11 +36,12 @@ _LOG_LINES_MAX = 10_000
 
 
 class Child(NamedTuple):
-    """A process to keep running. `argv[0]` is the program."""
+    """A process to keep running. `argv[0]` is the program; `environment` is added to that of this process."""
 
     role: str
     id: str
     argv: tuple[str, ...]
+    environment: Mapping[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -54,12 +59,18 @@ def next_wait_s(lived_s: float, waited_s: float, wait_s_max: float) -> float:
 
 
 class Supervisor:
-    """Keeps any number of children running. `stop_asked` may be set by anybody; who set it then calls `stop`."""
+    """Keeps any number of children running. `stop_asked` may be set by anybody; who set it then calls `stop`.
 
-    def __init__(self, limits: Limits, *, restart: bool, log: Log) -> None:
+    `on_refusal` is asked about a child that ended with 78, and how; True ends that child's story, else it is set aside.
+    """
+
+    def __init__(
+        self, limits: Limits, *, restart: bool, log: Log, on_refusal: Callable[[Child, str], bool] | None = None
+    ) -> None:
         self._limits = limits
         self._restart = restart
         self._log = log
+        self._on_refusal = on_refusal
         self._kept: dict[str, _Kept] = {}
         self.stop_asked = asyncio.Event()
         self.gave_up = False
@@ -74,7 +85,11 @@ class Supervisor:
         if self.stop_asked.is_set():
             raise ValueError(f"{child.name} comes too late: everything is being stopped")
         on_end = None if self._restart else self._give_up
-        self._kept[child.name] = _Kept(child, self._limits, self._log, on_end, again)
+        self._kept[child.name] = _Kept(child, self._limits, self._log, on_end, again, self._on_refusal)
+
+    def retry_set_aside(self) -> list[str]:
+        """Start again what was set aside; the names of these children."""
+        return [name for name, kept in self._kept.items() if kept.retry()]
 
     def ids(self, role: str) -> list[str]:
         """The children of that role, those that are being stopped included."""
@@ -132,8 +147,11 @@ class _Kept:
         log: Log,
         on_end: Callable[[], None] | None,
         again: Callable[[Child], Child] | None,
+        on_refusal: Callable[[Child, str], bool] | None,
     ) -> None:
         self.child = child
+        self._on_refusal = on_refusal
+        self._retry: asyncio.Event | None = None
         self._wait_s_max = limits.restart_wait_s_max
         self._log = log
         self._on_end = on_end
@@ -150,6 +168,13 @@ class _Kept:
         self._stopping.set()
         self._signal(signal.SIGKILL)
 
+    def retry(self) -> bool:
+        """Start it again if it was set aside, which is told."""
+        if self._retry is None:
+            return False
+        self._retry.set()
+        return True
+
     async def ended(self) -> None:
         await asyncio.wait([self.task])  # who waits may be cancelled, the task must not be
 
@@ -163,13 +188,19 @@ class _Kept:
         wait_s = 0.0
         while not self._stopping.is_set():
             started_s = clock.time()
-            how = await self._run_once()
+            how, code = await self._run_once()
             if self._stopping.is_set():
+                return
+            if code == EXIT_NEEDS_A_PERSON and self._on_refusal is not None and self._on_refusal(self.child, how):
                 return
             if self._on_end is not None:
                 self._log.write("up", f"{self.child.name} {how}: stopping everything")
                 self._on_end()
                 return
+            if code == EXIT_NEEDS_A_PERSON:
+                await self._set_aside(how)
+                wait_s = 0.0
+                continue
             wait_s = next_wait_s(clock.time() - started_s, wait_s, self._wait_s_max)
             after = f" in {wait_s:.1f} s" if wait_s else ""
             self._log.write("up", f"{self.child.name} {how}: starting it again{after}")
@@ -178,8 +209,24 @@ class _Kept:
             if self._again is not None and not self._stopping.is_set():
                 self.child = self._again(self.child)
 
-    async def _run_once(self) -> str:
-        """From start to end of one process; says how it ended."""
+    async def _set_aside(self, how: str) -> None:
+        """Until a person asks for it again, or it is to stop."""
+        self._log.write(
+            "up",
+            f"{self.child.name} {how}: only a person can mend what it says. It is not started again before that: "
+            f"mend it, then `kill -HUP {os.getpid()}`",
+        )
+        self._retry = asyncio.Event()
+        waits = [asyncio.create_task(event.wait()) for event in (self._retry, self._stopping)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        self._retry = None
+        if self._again is not None and not self._stopping.is_set():
+            self.child = self._again(self.child)
+
+    async def _run_once(self) -> tuple[str, int | None]:
+        """From start to end of one process; how it ended, and its exit code if it was started."""
         try:
             # A session of its own: Ctrl-C in the terminal reaches the launcher only, which stops all in order.
             process = await asyncio.create_subprocess_exec(
@@ -188,9 +235,10 @@ class _Kept:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
+                env={**os.environ, **self.child.environment},
             )
         except OSError as error:
-            return f"could not be started ({error})"
+            return f"could not be started ({error})", None
         self._process = process
         if self._stopping.is_set():
             self._signal(signal.SIGTERM)  # asked to stop while it was being started
@@ -201,7 +249,8 @@ class _Kept:
         await asyncio.wait([forwarding], timeout=1.0)
         forwarding.cancel()
         self._process = None
-        return f"(pid {process.pid}) ended " + (f"by {_signal_name(-code)}" if code < 0 else f"with exit code {code}")
+        way = f"by {_signal_name(-code)}" if code < 0 else f"with exit code {code}"
+        return f"(pid {process.pid}) ended {way}", code
 
 
 def _signal_name(number: int) -> str:
@@ -224,16 +273,40 @@ async def _forward(stream: asyncio.StreamReader, name: str, log: Log) -> None:
         log.write(name, rest.decode(errors="replace"))
 
 
+def text_line(source: str, line: str) -> str:
+    """`[shard-s1] what it said`."""
+    return f"[{source}] {line}"
+
+
+def json_line(source: str, line: str) -> str:
+    """What a child logged as JSON, as it is but for the name of its process; or an object around any other line."""
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        at_s = time.time()
+        at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(at_s))}.{int(at_s * 1000) % 1000:03d}Z"
+        level = "info" if source == "up" else "warning"  # a child's own log is JSON already: this is something else
+        document = {"at": at, "level": level, "process": source, "logger": "kvstore.supervisor", "message": line}
+    elif document.get("process") == source:
+        return line
+    return json.dumps({**document, "process": source}, ensure_ascii=False)
+
+
 class Log:
     """Standard error, written by a thread: whoever does not read it must not stop the launcher.
 
-    When nobody reads for long, lines are dropped and their number is told.
+    When nobody reads for long, or nothing can be written for a while (a full disk), lines are dropped and their number
+    is told. `as_json`: each line is a JSON object, whose member `process` names the source.
     """
 
-    def __init__(self, descriptor: int = 2) -> None:
+    def __init__(self, descriptor: int = 2, *, as_json: bool = False) -> None:
         self._descriptor = descriptor
+        self._form = json_line if as_json else text_line
         self._lines: queue.Queue[bytes | None] = queue.Queue(_LOG_LINES_MAX)
         self._dropped = 0
+        self._is_torn = False
         self._thread = Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
 
@@ -243,7 +316,7 @@ class Log:
             dropped, self._dropped = self._dropped, 0
             self.write("up", f"{dropped} lines were dropped: nobody read standard error")
         try:
-            self._lines.put_nowait(f"[{source}] {line}\n".encode(errors="replace"))
+            self._lines.put_nowait(f"{self._form(source, line)}\n".encode(errors="replace"))
         except queue.Full:
             self._dropped += 1
 
@@ -254,12 +327,21 @@ class Log:
             self._thread.join(timeout=1.0)
 
     def _write_all(self) -> None:
-        # os.write and not sys.stderr: a thread that is stuck in the latter makes the interpreter abort at its end.
+        lost, why = 0, ""
         while (line := self._lines.get()) is not None:
-            while line:
-                try:
-                    line = line[os.write(self._descriptor, line) :]
-                except BlockingIOError:
-                    break  # somebody made it non-blocking; the rest of the line is lost
-                except OSError:
-                    return  # the reader is gone
+            if lost:
+                line = f"{self._form('up', f'{lost} lines were lost: {why}')}\n".encode() + line
+            try:
+                self._write_line(line)
+                lost = 0
+            except OSError as error:  # a full disk, a reader that is gone: it may be otherwise for the next line
+                lost, why = lost + 1, error.strerror or str(error)
+
+    def _write_line(self, line: bytes) -> None:
+        # os.write and not sys.stderr: a thread that is stuck in the latter makes the interpreter abort at its end.
+        if self._is_torn:
+            line = b"\n" + line
+        while line:
+            written = os.write(self._descriptor, line)
+            line = line[written:]
+            self._is_torn = bool(line)

@@ -1,1 +1,5 @@
-"""Load on a cluster, and the proof that it held: benchmarks, real input, crash rounds. Not installed with kvstore."""
+"""Programs that load a cluster, break it, judge what clients saw, and measure it.
+
+Which program answers which question is in loadtest/README.md; what they have shown is in loadtest/MEASURED.md.
+They talk HTTP to it, as any client does.
+"""

@@ -1,6 +1,6 @@
 """Load with Locust: YCSB A to F, and workloads whose histories can be judged.
 
-    locust -f loadtest/locustfile.py --host http://127.0.0.1:8080                     the web page, at port 8089
+    locust -f loadtest/locustfile.py --host http://127.0.0.1:8080 --web-host 127.0.0.1   the web page, at port 8089
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8080 --headless -t 60s --html report.html
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8080 --headless -t 60s -u 200 -r 100 --processes 2
         --history run.ndjson Bank Register        and then:  python -m loadtest.histories --together run.ndjson*

@@ -49,15 +49,15 @@ def look(data_dir: Path, cluster_map: ClusterMap) -> Lying:
 def _look_at(
     connection: sqlite3.Connection, shard_id: str, owned: set[int], cluster_map: ClusterMap, found: Lying
 ) -> None:
-    meta = dict(connection.execute("SELECT name, value FROM meta"))
+    meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
     durable = msgspec.json.decode(meta.get("cluster_map", "null"), type=ClusterMap | None)
     if durable is None or durable.epoch != cluster_map.epoch:
         has = "no map" if durable is None else f"the map of epoch {durable.epoch}"
         found.behind.append(f"{shard_id} has {has}, the controller that of epoch {cluster_map.epoch}")
         return
-    fences = connection.execute("SELECT count(*) FROM fences").fetchone()[0]
-    if fences:
-        found.wrong.append(f"{shard_id}: {fences} partitions are fenced, and nothing moves")
+    freezes = connection.execute("SELECT count(*) FROM freezes").fetchone()[0]
+    if freezes:
+        found.wrong.append(f"{shard_id}: {freezes} partitions are frozen, and nothing moves")
     strays = 0
     for *columns, checksum in connection.execute(_ROWS):
         row = Row(*columns)

@@ -15,12 +15,16 @@ from collections.abc import Sequence
 import click
 
 from kvstore.cli.lazy import LazyCommand, LazyGroup
+from kvstore.cli.terminal import drop_output, open_streams
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: what the shell sees of any program that writes to a reader that has gone
+_EXIT_OUTPUT_LOST = 2
 
 _EPILOG = (
     "Exit codes: 0 done; 1 the store said no (no such key, condition, lock, value too large, disk full); "
-    "2 usage, or the store cannot be reached or gave no decision; 130 interrupted."
+    "2 usage, or the store cannot be reached or gave no decision; 130 interrupted; 141 broken pipe. "
+    "Processes that serve: 74 the disk failed, 78 configuration or data that only a person can mend."
 )
 
 
@@ -57,8 +61,19 @@ _shard = LazyGroup(
         "weight": LazyCommand("kvstore.cli.shards:weight", "Change a shard's share."),
         "rebalance": LazyCommand("kvstore.cli.shards:rebalance", "Move keys to where they belong."),
         "cancel": LazyCommand("kvstore.cli.shards:cancel", "Stop what is moving."),
+        "accept-old": LazyCommand("kvstore.cli.accept_old:accept_old", "Let a shard start with an older copy."),
         "list": LazyCommand("kvstore.cli.shards:list_shards", "List the shards."),
         "serve": LazyCommand("kvstore.cli.shard_serve:serve", "Serve one shard on this host."),
+    },
+)
+_store = LazyGroup(
+    "store",
+    short_help="Check one store's file and log, offline.",
+    help="One store's file and log, while no process has it.",
+    lazy={
+        "check": LazyCommand("kvstore.cli.store:check", "Check file and log for damage."),
+        "log": LazyCommand("kvstore.cli.store:print_log", "Print the records of the log."),
+        "cut": LazyCommand("kvstore.cli.store:cut", "Cut the log behind a record, and lose the rest."),
     },
 )
 _router = LazyGroup(
@@ -69,9 +84,12 @@ _router = LazyGroup(
 )
 _controller = LazyGroup(
     "controller",
-    short_help="Serve a controller.",
+    short_help="Serve a controller, or give it its map again.",
     help="Controllers: the processes that own the cluster map.",
-    lazy={"serve": LazyCommand("kvstore.cli.controller_serve:serve", "Serve one controller on this host.")},
+    lazy={
+        "recover": LazyCommand("kvstore.cli.controller_recover:recover", "Give a controller its map again."),
+        "serve": LazyCommand("kvstore.cli.controller_serve:serve", "Serve one controller on this host."),
+    },
 )
 
 root = LazyGroup(
@@ -94,7 +112,9 @@ root = LazyGroup(
         "status": LazyCommand("kvstore.cli.cluster:status", "Show the shards and what they hold."),
         "ring": LazyCommand("kvstore.cli.cluster:ring", "Show how evenly keys are spread."),
         "explain": LazyCommand("kvstore.cli.cluster:explain", "Show the way of a key to its shard."),
+        "deploy": LazyCommand("kvstore.cli.deploy:deploy", "Write files for monitoring."),
         "shard": _shard,
+        "store": _store,
         "router": _router,
         "controller": _controller,
     },
@@ -103,7 +123,23 @@ root = LazyGroup(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name; None: that of the process) and return its exit code."""
+    open_streams()
     given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _run(given)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        drop_output()
+        return EXIT_BROKEN_PIPE
+    except OSError as error:  # of standard output, such as a full disk: as a rule, others were told by the command
+        drop_output()
+        click.echo(f"kvstore: {error.filename or 'standard output'}: {error.strerror}.", err=True)
+        return _EXIT_OUTPUT_LOST
+
+
+def _run(given: Sequence[str]) -> int:
+    streams = sys.stdout, sys.stderr
     try:
         code = root.main(args=list(given), prog_name="kvstore", standalone_mode=False)
     except click.ClickException as error:
@@ -114,6 +150,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
+    except SystemExit:
+        if sys.stdout is streams[0]:
+            raise
+        # The reader of the help has gone: click has put a wrapper in the place of both streams, and would end with 1.
+        sys.stdout, sys.stderr = streams
+        raise BrokenPipeError from None
     return code if isinstance(code, int) else 0
 
 

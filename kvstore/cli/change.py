@@ -79,6 +79,16 @@ class Leaves:
         return "cancelled" if state in ("up", "joining") or (is_told and not document["moves"]) else "under way"
 
 
+class GivenUp:
+    """The shard is no member any more: its partitions are open, with other shards."""
+
+    def __init__(self, shard_id: str) -> None:
+        self._shard_id = shard_id
+
+    def judge(self, document: Document) -> Verdict:
+        return "done" if state_of(document, self._shard_id) is None else "under way"
+
+
 class Settles:
     """No move stands any more."""
 

@@ -8,13 +8,17 @@ Leaves to others: the facts (router), errors and exit codes (`frame`).
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import click
 
 from kvstore.cli.frame import (
+    as_shown,
     call,
     emit,
     human_bytes,
@@ -25,17 +29,17 @@ from kvstore.cli.frame import (
     say_json,
     talks_to_cluster,
 )
+from kvstore.cli.table import Column, Table
 from kvstore.client import Client
 from kvstore.errors import KvError
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
 _WATCH_EVERY_S = 1.0
-_PLAIN_WIDTH = 160
+_BAR_CHARACTERS = 30
+_BAR_CHARACTERS_MIN = 8
 _MOVES_SHOWN_MAX = 12
-_STATE_STYLES = {"up": "green", "joining": "yellow", "leaving": "yellow", "down": "bold red"}
+_STATE_COLOURS = {"up": "32", "joining": "33", "leaving": "33", "down": "31;1"}
+
+Document = Mapping[str, Any]
 
 
 @click.command()
@@ -67,7 +71,7 @@ def status(watch: bool, url: str, as_json: bool) -> None:
         if as_json:
             say_json(document)
         else:
-            print_table(_status(document))
+            print_lines(partial(_status, document))
 
     call(url, as_json, work)
 
@@ -79,14 +83,16 @@ async def _watch(url: str, as_json: bool) -> None:
                 await _show_once(kv, as_json)
                 await asyncio.sleep(_WATCH_EVERY_S)
     from rich.live import Live
+    from rich.text import Text
 
     async with Client(url, retries=0) as kv:
         with Live(auto_refresh=False, screen=True) as live:
             while True:
                 try:
-                    live.update(_status(await kv.cluster()), refresh=True)
+                    lines = _status(await kv.cluster(), *_terminal())
                 except KvError as error:
-                    live.update(printable(error.detail), refresh=True)
+                    lines = [printable(error.detail)]
+                live.update(Text.from_ansi("\n".join(map(as_shown, lines)), no_wrap=True), refresh=True)
                 await asyncio.sleep(_WATCH_EVERY_S)
 
 
@@ -100,74 +106,92 @@ async def _show_once(kv: Client, as_json: bool) -> None:
     if as_json:
         say_json(document)
     else:
-        print_table(_status(document))
+        print_lines(partial(_status, document))
     sys.stdout.flush()
 
 
-def _status(document: Mapping[str, Any]) -> RenderableType:
+def _status(document: Document, width: int | None, colour: bool) -> list[str]:
     """The shards, and below them what moves."""
-    from rich.console import Group
+    lines = [*_title(document).splitlines(), "", *_fitting_shards(document, width, colour)]
+    if any(shard["state"] == "down" for shard in document["shards"]):
+        lines += ["", "(in parentheses: what was last known of a shard that is down; ?: nothing)"]
+    return [*lines, *_moves(document, width, colour)]
 
-    shards = _shard_table(document)
-    return Group(shards, _move_table(document)) if document.get("moves") else shards
+
+def _fitting_shards(document: Document, width: int | None, colour: bool) -> list[str]:
+    """With addresses as short as they have to be: all of a cluster begin alike."""
+    lines = _shard_table(document, "").lines(width, colour=colour)
+    if lines == _shard_table(document, "").lines(None, colour=colour):
+        return lines
+    return _shard_table(document, "http://").lines(width, colour=colour)
 
 
-def _shard_table(document: Mapping[str, Any]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    shards: Sequence[Mapping[str, Any]] = document["shards"]
-    table = Table(title=Text(_title(document)), title_justify="left", show_footer=True)
-    totals = {name: sum(int(shard.get(name) or 0) for shard in shards) for name in ("partitions", "keys", "bytes")}
-    table.add_column("shard", footer=f"{len(shards)} shards")
-    table.add_column("address")
-    table.add_column("state")
-    table.add_column("weight", justify="right")
-    table.add_column("partitions", justify="right", footer=f"{totals['partitions']:,}")
-    table.add_column("keys", justify="right", footer=f"{totals['keys']:,}")
-    table.add_column("bytes", justify="right", footer=human_bytes(totals["bytes"]))
-    for shard in shards:
-        state = str(shard["state"])
-        table.add_row(
-            Text(str(shard["id"])),
-            Text(str(shard["url"])),
-            Text(state, style=_STATE_STYLES.get(state, "")),
+def _shard_table(document: Document, scheme: str) -> Table:
+    shards = document["shards"]
+    columns = [
+        Column("shard"),
+        Column("address"),
+        Column("state", colours=_STATE_COLOURS),
+        *(Column(name, right=True) for name in ("weight", "partitions", "keys", "bytes")),
+    ]
+    rows = [
+        (
+            printable(str(shard["id"])),
+            printable(str(shard["url"])).removeprefix(scheme),
+            str(shard["state"]),
             str(shard["weight"]),
             f"{shard['partitions']:,}",
-            known(shard.get("keys"), lambda count: f"{count:,}"),
-            known(shard.get("bytes"), human_bytes),
+            held(shard, "keys"),
+            held(shard, "bytes", human_bytes),
         )
-    return table
+        for shard in shards
+    ]
+    partitions = f"{sum(shard['partitions'] for shard in shards):,}"
+    sums = (f"{len(shards)} shards", "", "", "", partitions, _sum(shards, "keys"), _sum(shards, "bytes", human_bytes))
+    return Table(columns, rows, sums)
 
 
-def _move_table(document: Mapping[str, Any]) -> Table:
+def _grouped(count: float) -> str:
+    return f"{count:,}"
+
+
+def held(shard: Document, name: str, form: Callable[[Any], str] = _grouped) -> str:
+    """A figure of a shard; in parentheses if it is the last one known of a shard that is down now."""
+    figure = known(shard.get(name), form)
+    return f"({figure})" if shard["state"] == "down" and figure != "?" else figure
+
+
+def _sum(shards: Sequence[Document], name: str, form: Callable[[Any], str] = _grouped) -> str:
+    figure = form(sum(int(shard.get(name) or 0) for shard in shards))
+    return f"({figure})" if any(shard["state"] == "down" for shard in shards) else figure
+
+
+def _moves(document: Document, width: int | None, colour: bool) -> list[str]:
     """Those under way first; of those that are queued only so many as a screen holds."""
-    from rich.table import Table
-    from rich.text import Text
-
-    moves = sorted(document["moves"], key=lambda move: move["step"] == "queued")
-    hidden = moves[_MOVES_SHOWN_MAX:]
-    table = Table(title="moves", title_justify="left", caption_justify="left")
-    if hidden:
-        table.caption = f"and {len(hidden):,} more, {sum(move['partitions'] for move in hidden):,} partitions"
-    for name in ("from", "to", "partitions", "step", "done", "write pause", "waits for"):
-        table.add_column(name, justify="right" if name in ("partitions", "done", "write pause") else "left")
-    for move in moves[:_MOVES_SHOWN_MAX]:
-        done = f"{move['keys_done'] / move['keys_total']:.0%}" if move["keys_total"] else ""
-        pause = f"{move['write_pause_ms']:,.0f} ms" if move["write_pause_ms"] else ""
-        table.add_row(
-            Text(str(move["from"])),
-            Text(str(move["to"])),
+    moves = sorted(document.get("moves") or [], key=lambda move: move["step"] == "queued")
+    if not moves:
+        return []
+    names = ("from", "to", "partitions", "step", "done", "write pause", "waits for")
+    columns = [Column(name, right=name in ("partitions", "done", "write pause")) for name in names]
+    rows = [
+        (
+            printable(str(move["from"])),
+            printable(str(move["to"])),
             f"{move['partitions']:,}",
-            Text(str(move["step"])),
-            done,
-            pause,
-            Text(printable(str(move["detail"]))),
+            printable(str(move["step"])),
+            f"{move['keys_done'] / move['keys_total']:.0%}" if move["keys_total"] else "",
+            f"{move['write_pause_ms']:,.0f} ms" if move["write_pause_ms"] else "",
+            printable(str(move["detail"])),
         )
-    return table
+        for move in moves[:_MOVES_SHOWN_MAX]
+    ]
+    lines = ["", "moves", *Table(columns, rows).lines(width, colour=colour)]
+    if hidden := moves[_MOVES_SHOWN_MAX:]:
+        lines.append(f"and {len(hidden):,} more, {sum(move['partitions'] for move in hidden):,} partitions")
+    return lines
 
 
-def _title(document: Mapping[str, Any]) -> str:
+def _title(document: Document) -> str:
     title = f"cluster {document['cluster_id']}, epoch {document['epoch']}, replicas {document['replicas']}"
     moves = document.get("moves") or []
     title += f", {len(moves):,} moves under way" if moves else ""
@@ -175,10 +199,13 @@ def _title(document: Mapping[str, Any]) -> str:
     title += f", {', '.join(wanted)} being started" if wanted else ""
     ending = document.get("ending") or []
     title += f", {', '.join(ending)} ending" if ending else ""
-    return f"{title}\n{_in_doubt(document.get('in_doubt') or {})}"
+    lines = [title, _in_doubt(document.get("in_doubt") or {})]
+    if "advice" in document:
+        lines.append(printable(str(document["advice"])))
+    return "\n".join(lines)
 
 
-def _in_doubt(facts: Mapping[str, Any]) -> str:
+def _in_doubt(facts: Document) -> str:
     count, oldest_s = facts.get("count") or 0, facts.get("oldest_s")
     if not count:
         return "no transaction in doubt"
@@ -198,9 +225,11 @@ def ring(url: str, as_json: bool) -> None:
     """Show how evenly the ring spreads partitions and keys over the shards.
 
     \b
-    A share is compared with what the shard's weight asks for: peak/mean 1.00 is perfectly even.
-    With --json: {"partitions","shards":[{"id","weight","partitions","share","keys"}],
-    "partitions_peak_to_mean","keys_peak_to_mean"}.
+    A share is compared with what the shard's weight asks for:
+    peak/mean 1.00 is perfectly even. With --json: {"partitions",
+    "shards":[{"id","weight","partitions","share","keys"}],
+    "partitions_peak_to_mean","keys_peak_to_mean"};
+    "keys" is null where a shard is down.
 
     \b
     Example:
@@ -212,13 +241,13 @@ def ring(url: str, as_json: bool) -> None:
         if as_json:
             say_json(document)
         else:
-            print_table(_ring_table(document))
+            print_lines(lambda width, _: _ring_table(document, width))
             say(f"peak/mean: partitions {_ratio(document, 'partitions')}, keys {_ratio(document, 'keys')}")
 
     call(url, as_json, work)
 
 
-def spread(document: Mapping[str, Any]) -> dict[str, Any]:
+def spread(document: Document) -> dict[str, Any]:
     """The figures of `kvstore ring` from GET /v1/cluster."""
     shards = [
         {
@@ -226,7 +255,7 @@ def spread(document: Mapping[str, Any]) -> dict[str, Any]:
             "weight": shard["weight"],
             "partitions": shard["partitions"],
             "share": shard["partitions"] / document["partitions"],
-            "keys": shard.get("keys"),
+            "keys": None if shard["state"] == "down" else shard.get("keys"),
         }
         for shard in document["shards"]
     ]
@@ -238,7 +267,7 @@ def spread(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _peak_to_mean(shards: Sequence[Mapping[str, Any]], name: str) -> float | None:
+def _peak_to_mean(shards: Sequence[Document], name: str) -> float | None:
     """The most loaded shard in relation to its fair part (by weight); None if there is nothing, or not all is known."""
     if any(shard[name] is None for shard in shards):
         return None
@@ -250,31 +279,33 @@ def _peak_to_mean(shards: Sequence[Mapping[str, Any]], name: str) -> float | Non
     return float(peak * weights / total)
 
 
-def _ratio(document: Mapping[str, Any], name: str) -> str:
+def _ratio(document: Document, name: str) -> str:
     ratio = document[f"{name}_peak_to_mean"]
     return "unknown" if ratio is None else f"{ratio:.3f}"
 
 
-def _ring_table(document: Mapping[str, Any]) -> Table:
-    from rich.bar import Bar
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for name in ("shard", "weight", "partitions", "share", "keys"):
-        table.add_column(name, justify="left" if name == "shard" else "right")
-    table.add_column("", width=30)
-    peak = max((shard["share"] for shard in document["shards"]), default=1) or 1
-    for shard in document["shards"]:
-        table.add_row(
-            Text(str(shard["id"])),
+def _ring_table(document: Document, width: int | None) -> list[str]:
+    """With a bar of each share, as far as the terminal has room for it."""
+    names = ("shard", "weight", "partitions", "share", "keys")
+    columns = [Column(name, right=name != "shard") for name in names]
+    shards = document["shards"]
+    rows = [
+        (
+            printable(str(shard["id"])),
             str(shard["weight"]),
             f"{shard['partitions']:,}",
             f"{shard['share']:.2%}",
-            known(shard["keys"], lambda count: f"{count:,}"),
-            Bar(peak, 0, shard["share"], width=30),
+            known(shard["keys"], _grouped),
         )
-    return table
+        for shard in shards
+    ]
+    plain = Table(columns, rows).lines(width)
+    room = _BAR_CHARACTERS if width is None else min(_BAR_CHARACTERS, width - max(map(len, plain)) - 2)
+    if room < _BAR_CHARACTERS_MIN:
+        return plain
+    peak = max((shard["share"] for shard in shards), default=1) or 1
+    bars = ["█" * round(room * shard["share"] / peak) for shard in shards]
+    return Table([*columns, Column("")], [(*row, bar) for row, bar in zip(rows, bars, strict=True)]).lines(width)
 
 
 @click.command()
@@ -298,7 +329,7 @@ def explain(key: str, url: str, as_json: bool) -> None:
     call(url, as_json, work)
 
 
-def _facts(document: Mapping[str, Any], indent: str = "") -> list[str]:
+def _facts(document: Document, indent: str = "") -> list[str]:
     """Names and values under one another; what is nested is indented."""
     width = max((len(name) for name in document), default=0)
     lines = []
@@ -321,34 +352,36 @@ def _fact(fact: Any) -> str:
     return printable(str(fact))
 
 
-def print_plan(plan: Mapping[str, Any]) -> None:
+def print_plan(plan: Document) -> None:
     """What would move, from POST /v1/shards?plan=true and its like."""
-    from rich.table import Table
-    from rich.text import Text
-
     if not plan["moves"]:
         say("nothing would move")
         return
-    table = Table(title="what would move; keys and bytes are estimated", title_justify="left", show_footer=True)
-    sums = [f"{plan['partitions']:,}", known(plan["keys"], lambda n: f"{n:,}"), known(plan["bytes"], human_bytes)]
-    table.add_column("from", footer="sum")
-    table.add_column("to")
-    for name, total in zip(("partitions", "keys", "bytes"), sums, strict=True):
-        table.add_column(name, justify="right", footer=total)
-    for move in plan["moves"]:
-        table.add_row(
-            Text(str(move["from"])),
-            Text(str(move["to"])),
+    columns = [Column("from"), Column("to"), *(Column(name, right=True) for name in ("partitions", "keys", "bytes"))]
+    rows = [
+        (
+            printable(str(move["from"])),
+            printable(str(move["to"])),
             f"{move['partitions']:,}",
-            known(move["keys"], lambda count: f"{count:,}"),
+            known(move["keys"], _grouped),
             known(move["bytes"], human_bytes),
         )
-    print_table(table)
+        for move in plan["moves"]
+    ]
+    sums = ("sum", "", f"{plan['partitions']:,}", known(plan["keys"], _grouped), known(plan["bytes"], human_bytes))
+    say("what would move; keys and bytes are estimated")
+    print_lines(lambda width, colour: Table(columns, rows, sums).lines(width, colour=colour))
 
 
-def print_table(table: RenderableType) -> None:
-    """On standard output, in the width of the terminal."""
-    from rich.console import Console
+def print_lines(render: Callable[[int | None, bool], list[str]]) -> None:
+    """On standard output: what `render` makes of the width (None: any) and of whether there are colours."""
+    for line in render(*_terminal()):
+        say(line)
 
-    console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
-    console.print(table)
+
+def _terminal() -> tuple[int | None, bool]:
+    """The width of the terminal, None without one; whether it shows colours (https://no-color.org)."""
+    if not sys.stdout.isatty():
+        return None, False
+    colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb")
+    return shutil.get_terminal_size().columns, colour

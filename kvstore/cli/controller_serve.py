@@ -19,15 +19,22 @@ from kvstore.process import run_process
 @serve_options
 @data_dir_option
 def serve(
-    process_id: str, listen: str, data_dir: Path, config_path: Path | None, supervised: bool, json_log: bool
+    process_id: str,
+    listen: str,
+    advertise: str | None,
+    data_dir: Path,
+    config_path: Path | None,
+    supervised: bool,
+    json_log: bool,
 ) -> None:
     """Serve controller ID on this host, with the cluster map in DIR, until SIGTERM or Ctrl-C.
 
     \b
     Example:
-      kvstore controller serve 0 --listen 127.0.0.1:8090 --data-dir ./data --config cluster.yaml
+      kvstore controller serve 0 --listen 127.0.0.1:8090 --data-dir ./data \\
+          --config cluster.yaml
     """
-    config = read_config(config_path)
+    config = read_config(config_path, supervised=supervised)
     data_dir = data_dir.absolute()
     code = run_process(
         role="controller",
@@ -36,7 +43,7 @@ def serve(
         supervised=supervised,
         json_log=json_log,
         main=lambda stop: app.serve(
-            controller_id=process_id, listen=listen, data_dir=data_dir, config=config, stop=stop
+            controller_id=process_id, listen=listen, advertise=advertise, data_dir=data_dir, config=config, stop=stop
         ),
     )
     raise click.exceptions.Exit(code)

@@ -7,13 +7,17 @@ Leaves to others: the calls (`kvstore.client`), errors and exit codes (`frame`).
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import click
+import msgspec
 
 from kvstore.cli.frame import (
+    EXIT_STORE_SAID_NO,
     VALUE_BYTES_READ_MAX,
     call,
     complain,
@@ -98,7 +102,7 @@ def put(
       kvstore put session/42 --ttl 3600 < session.bin
       kvstore put -- temperature -5
       kvstore put counter 8 --if-version 41
-      kvstore lock job -- sh -c 'kvstore put job done --token $KVSTORE_LOCK_TOKEN'
+      kvstore lock n -- sh -c 'kvstore put n 1 --token $KVSTORE_LOCK_TOKEN'
     """
     if if_absent and if_version is not None:
         raise click.UsageError("--if-version and --if-absent contradict each other: give one of them")
@@ -138,43 +142,78 @@ def delete(key: str, if_version: int | None, token: int | None, url: str, as_jso
     call(url, as_json, work)
 
 
+skip_down_option = click.option(
+    "--skip-down", is_flag=True, help="Leave out the keys of shards that are down, and say so."
+)
+
+
 @click.command("list")
 @click.argument("prefix", default="")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N keys.")
 @click.option("--values", is_flag=True, help="Values, too: KEY, a tab, VALUE (escaped to fit on the line).")
 @click.option("--count", is_flag=True, help="Only the number of keys.")
+@skip_down_option
 @talks_to_cluster
-def list_keys(prefix: str, limit: int | None, values: bool, count: bool, url: str, as_json: bool) -> None:
+def list_keys(
+    prefix: str, limit: int | None, values: bool, count: bool, skip_down: bool, url: str, as_json: bool
+) -> None:
     """List the keys that start with PREFIX (all, without), in byte order, one a line.
 
     Characters that would break a line or steer a terminal are shown escaped. For programs there is --json, a
     line each: {"key","version"}, with --values also "value"|"value_base64" and "ttl"?; with --count one line
-    {"count"}.
+    {"count"}, with --skip-down also "missing".
+
+    While a shard is down this fails, since a gap is worse. With --skip-down the keys of the other shards are listed,
+    standard error says what is missing ({"missing":[partitions]} with --json), and the exit code is 1 if anything is.
 
     \b
     Example:
       kvstore list config/
       kvstore list --count
       kvstore list user/ --values --limit 10
+      kvstore list --count --skip-down
     """
     if count and (values or limit is not None):
         raise click.UsageError("--count goes with neither --values nor --limit")
 
-    async def work(kv: Client) -> None:
-        if count:
+    async def work(kv: Client) -> set[int]:
+        if not count:
+            return await _list(kv, prefix, limit, values, skip_down, as_json)
+        if not skip_down:
             number = await kv.count(prefix)
             emit(as_json, {"count": number}, str(number))
-            return
-        left = limit
-        async for item in kv.list(prefix, values=values, page_size=min(limit or _PAGE_SIZE, _PAGE_SIZE)):
+            return set()
+        counted = await kv.count_what_is_up(prefix)
+        emit(as_json, {"count": counted.count, "missing": counted.missing}, str(counted.count))
+        return set(counted.missing)
+
+    end_with_missing(call(url, as_json, work), as_json)
+
+
+async def _list(kv: Client, prefix: str, limit: int | None, values: bool, skip_down: bool, as_json: bool) -> set[int]:
+    """The partitions that were left out."""
+    left, missing = limit, set[int]()
+    size = min(limit or _PAGE_SIZE, _PAGE_SIZE)
+    async for page in kv.pages(prefix, values=values, page_size=size, skip_down=skip_down):
+        missing.update(page.missing)
+        for item in page.items:
             if as_json:
                 say_json(listed_members(item))
             else:
                 say(_line(item))
             if left is not None and (left := left - 1) <= 0:
-                break
+                return missing
+    return missing
 
-    call(url, as_json, work)
+
+def end_with_missing(missing: Collection[int], as_json: bool) -> None:
+    """Say on standard error which partitions were left out, if any were; then the exit code is 1."""
+    if not missing:
+        return
+    count = f"{len(missing):,} partition{'s' if len(missing) > 1 else ''}"
+    line = f"kvstore: the keys of {count} are missing, because their shard is down. `kvstore status` shows which."
+    complain(msgspec.json.encode({"missing": sorted(missing)}).decode() if as_json else line)
+    raise click.exceptions.Exit(EXIT_STORE_SAID_NO)
 
 
 def listed_members(item: ListedItem) -> dict[str, Any]:
@@ -196,6 +235,8 @@ def _line(item: ListedItem) -> str:
 
 
 def _from_stdin() -> bytes:
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "standard input is closed; give the VALUE as an argument")
     if sys.stdin.isatty():
         complain("kvstore: reading the value from the terminal; Ctrl-D ends it.")
     content = sys.stdin.buffer.read(VALUE_BYTES_READ_MAX + 1)

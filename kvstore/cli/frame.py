@@ -9,7 +9,6 @@ Leaves to others: what a command does.
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -18,16 +17,17 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from kvstore.cli import EXIT_INTERRUPTED
+from kvstore.cli import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED
+from kvstore.cli.terminal import drop_output, encoded, encoded_json
 from kvstore.client import DEFAULT_URL, Client, base_url
 from kvstore.errors import KvError, NoSuchRoute
 
 EXIT_STORE_SAID_NO = 1
 EXIT_NO_DECISION = 2
-EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: what the shell sees of any program that writes to a reader that has gone
-
 # A value must fit into the channel between router and shard, whatever the limits of a cluster are.
 VALUE_BYTES_READ_MAX = 64 * 1024 * 1024
+
+_WAIT_TOLD_S = 1.0
 
 # Decisions of the store about this key. Other 4xx are wrong usage, other 5xx (and 429) no decision at all.
 _STATUS_STORE_SAID_NO = frozenset({404, 409, 412, 413, 423, 507})
@@ -40,7 +40,7 @@ _NEXT_STEPS = {
     "bad-body": "Nothing was done.",
     "precondition-failed": "`kvstore get KEY --json` shows its version: read it, and decide anew.",
     "locked": "Try again later, or write with its --token; `kvstore lock NAME --wait 60 -- COMMAND` waits for it.",
-    "no-such-route": "--url must be the address of a router: `kvstore up` prints it.",
+    "no-such-route": f"--url must be the address of a router: `kvstore up` prints it ({DEFAULT_URL} by default).",
 }
 
 T = TypeVar("T")
@@ -76,14 +76,33 @@ def talks_to_cluster(command: F) -> F:
 
 
 def call(url: str, as_json: bool, work: Callable[[Client], Awaitable[T]]) -> T:
-    """Run `work` with a client. Errors end the command by `reporting`."""
+    """Run `work` with a client. Errors end the command by `reporting`.
+
+    That somebody holds a lock is an answer: a lease lasts longer than one waits at a prompt without being told. What
+    passes by itself is waited for a few seconds, which is told where it takes one or more.
+    """
 
     async def entry() -> T:
-        async with Client(url) as kv:
+        async with Client(url, retry_locked=False, on_wait=None if as_json else _WaitTold().note) as kv:
             return await work(kv)
 
     with reporting(as_json):
         return asyncio.run(entry())
+
+
+class _WaitTold:
+    """Says once that a command waits, and for what."""
+
+    def __init__(self) -> None:
+        self._waited_s = 0.0
+        self._is_told = False
+
+    def note(self, error: KvError, wait_s: float) -> None:
+        """The client is about to wait so long before it repeats what failed with that error."""
+        self._waited_s += wait_s
+        if self._waited_s >= _WAIT_TOLD_S and not self._is_told:
+            self._is_told = True
+            complain(f"kvstore: {sentence(error.detail)} Trying again for a few seconds (Ctrl-C ends that).")
 
 
 @contextmanager
@@ -101,8 +120,7 @@ def reporting(as_json: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
-        # Standard output goes nowhere from now on, else Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         raise click.exceptions.Exit(EXIT_BROKEN_PIPE) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -120,7 +138,8 @@ def report(error: KvError, as_json: bool) -> None:
     """One line on standard error."""
     problem = error.problem()
     if as_json:
-        complain(msgspec.json.encode(problem).decode())
+        line = encoded_json(msgspec.json.encode(problem), sys.stderr.isatty(), sys.stderr.encoding)
+        complain(line.decode())
     else:
         next_step = error.members.get("next_step", _NEXT_STEPS.get(error.code, error.next_step))
         complain(f"kvstore: {sentence(str(problem['detail']))} {next_step}".rstrip())
@@ -146,13 +165,24 @@ def write_out(content: bytes) -> None:
 
 
 def say(line: str) -> None:
-    """A line on standard output, in UTF-8."""
-    write_out(line.encode("utf-8", "surrogateescape") + b"\n")
+    """A line on standard output, in UTF-8, or in what the terminal shows."""
+    write_out(encoded(line, sys.stdout.isatty(), sys.stdout.encoding) + b"\n")
+
+
+def as_shown(line: str) -> str:
+    """The line as `say` would show it, as text."""
+    encoding = sys.stdout.encoding
+    return encoded(line, sys.stdout.isatty(), encoding).decode(encoding, "replace")
 
 
 def say_json(document: Any) -> None:
     """One JSON line on standard output."""
-    write_out(msgspec.json.encode(document) + b"\n")
+    write_json(msgspec.json.encode(document) + b"\n")
+
+
+def write_json(lines: bytes) -> None:
+    """JSON on standard output; harmless on a terminal, too."""
+    write_out(encoded_json(lines, sys.stdout.isatty(), sys.stdout.encoding))
 
 
 def emit(as_json: bool, document: Any, line: str) -> None:

@@ -8,6 +8,7 @@ Leaves to others: reading (`sources`), storing (`importer`), the journal's file 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 import sys
@@ -71,15 +72,15 @@ def import_(
 
     It can be interrupted and run again: what is stored is noted in a journal beside the source, from which the
     same command goes on, and which is deleted at the end. A journal counts only for the same cluster and an
-    unchanged FILE; files below DIR that changed since are stored again. Delete it to begin anew. Standard input
-    has none. Running an import twice is harmless: it stores the same values.
+    unchanged FILE; files below DIR that changed since are stored again. Delete it to begin anew. Standard input,
+    and a FILE that is a FIFO or a device, have none. Running an import twice is harmless: it stores the same values.
 
     Values that the store refuses (too large) and files that cannot be read or named as a key are reported on
     standard error, and the others go on. Links to folders and what is no regular file are skipped.
 
     \b
-    Exit codes: 0 all stored; 1 some refused, or the disk is full; 130 interrupted;
-    2 a bad line (unless --skip-bad), or the cluster did not answer for a minute.
+    Exit codes: 0 all stored; 1 some refused, or the disk is full; 2 a bad line
+    (unless --skip-bad), or no answer for a minute; 130 interrupted.
     With --json: {"stored","bytes","refused","bad_lines","skipped",
     "stored_before","seconds"}.
 
@@ -93,11 +94,16 @@ def import_(
         raise click.UsageError("name either a FILE (or - for standard input) or --dir DIR")
     if file == "-" and journal_path is not None:
         raise click.UsageError("standard input cannot be read again, so --journal goes with FILE or --dir only")
-    if file not in {None, "-"} and not Path(str(file)).is_file():
+    is_stream = file is not None and file != "-" and _is_stream(Path(file))
+    if file not in {None, "-"} and not (is_stream or Path(str(file)).is_file()):
         raise click.BadParameter(f"there is no file {file!r}", param_hint="FILE")
+    if is_stream and journal_path is not None:
+        raise click.UsageError(f"{file} cannot be read again, so --journal goes with FILE or --dir only")
     work = _Import(skip_bad, as_json)
     if folder is not None:
         work.source = Path(folder).resolve()
+    elif is_stream:
+        work.stream = Path(str(file))
     elif file != "-":
         work.source = Path(str(file)).resolve()
     with reporting(as_json):
@@ -115,10 +121,11 @@ class _Counts:
 
 
 class _Import:
-    """One import; `source` None is standard input."""
+    """One import; `source` None is standard input, or the FIFO or device `stream`."""
 
     def __init__(self, skip_bad: bool, as_json: bool) -> None:
         self.source: Path | None = None
+        self.stream: Path | None = None
         self._skip_bad = skip_bad
         self._as_json = as_json
         self._counts = _Counts()
@@ -167,7 +174,7 @@ class _Import:
         """The entries still to be stored, the size of the source in bytes, and how much of it was done before."""
         cluster_id = (await kv.cluster())["cluster_id"]  # also: fail now, not after a long scan
         if self.source is None:
-            return ndjson_records(_standard_input()), None, 0
+            return ndjson_records(await self._open_stream()), None, 0
         path = journal_path or self.source.with_name(self.source.name + _SUFFIX)
         facts = self.source.stat()
         work: dict[str, Any] = {"import": os.fsencode(self.source).decode("utf-8", "backslashreplace")}
@@ -178,6 +185,11 @@ class _Import:
         if stat.S_ISDIR(facts.st_mode):
             return await self._open_folder(self.source, marks)
         return self._open_file(self.source, facts.st_size, marks)
+
+    async def _open_stream(self) -> BinaryIO:
+        if (path := self.stream) is None:
+            return _standard_input()
+        return await in_thread(lambda: path.open("rb"))  # a FIFO opens when somebody writes to it
 
     def _marks(self, journal: Journal) -> list[Any]:
         marks = journal.entries()
@@ -263,7 +275,18 @@ class _Import:
         emit(self._as_json, document, "; ".join(parts))
 
 
+def _is_stream(path: Path) -> bool:
+    """What can be read but once: a FIFO (as `<(command)` is), or a device."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
 def _standard_input() -> BinaryIO:
     # A buffer of its own, which nobody closes: after Ctrl-C a thread may be blocked in a read of it for ever, and the
     # interpreter must not wait for that at its exit.
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "standard input is closed; name a FILE")
     return open(sys.stdin.fileno(), "rb", closefd=False)

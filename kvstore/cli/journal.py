@@ -9,7 +9,9 @@ Losing the journal, or its last lines, is harmless: pieces are done once more, a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,7 +56,9 @@ class Journal:
     def append(self, entries: Iterable[Any]) -> None:
         """Note these as done. Raises OSError if it cannot be written."""
         if self._file is None:
-            self._file = self.path.open("r+b" if self.path.exists() else "w+b")
+            mode = "r+b" if self.path.exists() else "w+b"
+            # Keys stand in it: it is nobody else's to read, whatever the source or the destination is.
+            self._file = open(self.path, mode, opener=partial(os.open, mode=0o600))  # noqa: SIM115
             self._file.truncate(self._valid_bytes)
             self._file.seek(self._valid_bytes)
             if not self._valid_bytes:

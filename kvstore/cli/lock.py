@@ -25,7 +25,7 @@ from typing import NamedTuple
 import click
 
 from kvstore.cli.frame import EXIT_STORE_SAID_NO, call, complain, printable, report, say, say_json, talks_to_cluster
-from kvstore.cli.locked_command import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, LockedCommand
+from kvstore.cli.locked_command import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, LockedCommand, dying_of_signals
 from kvstore.client import Client, Holder
 from kvstore.errors import KvError, Locked, LockLost
 from kvstore.held_lock import HeldLock
@@ -37,7 +37,14 @@ _OWNER_BYTES_MAX = 256
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @click.option("--ttl", type=float, default=30.0, show_default=True, metavar="SECONDS", help="Length of the lease.")
-@click.option("--wait", type=float, default=0.0, show_default=True, metavar="SECONDS", help="How long to queue for it.")
+@click.option(
+    "--wait",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to queue for it.",
+)
 @click.option("--owner", metavar="TEXT", help="Who holds it, for people.  [default: user@host:pid]")
 @click.option(
     "--on-lost",
@@ -64,6 +71,10 @@ def lock(
     Ctrl-C reaches all by itself, to COMMAND only). When the lease is lost, --on-lost kill sends SIGTERM, and SIGKILL
     5 seconds later.
 
+    A --wait of more than 60 seconds asks anew every 60 seconds, and the place in the queue is not kept: those who came
+    later may have the lock first. A signal that comes while the lock is waited for ends the waiting, and what might be
+    granted in that moment is given back.
+
     Exit code: COMMAND's (128 + N if signal N ended it); 1 if somebody else holds the lock, or the lease was lost
     (with --on-lost warn: COMMAND's); 2 if the store cannot be reached; 126 if COMMAND cannot be executed, 127 if it
     cannot be found. With --json: errors are JSON lines on standard error.
@@ -72,12 +83,12 @@ def lock(
     Example:
       kvstore lock nightly-backup -- ./backup.sh --full
       kvstore lock deploy --ttl 10 --wait 60 --owner "$USER on CI" -- make deploy
-      kvstore lock counter -- sh -c 'kvstore put counter 1 --token $KVSTORE_LOCK_TOKEN'
+      kvstore lock n -- sh -c 'kvstore put n 1 --token $KVSTORE_LOCK_TOKEN'
     """
     if (code := _cannot_run(command[0])) is not None:
         raise click.exceptions.Exit(code)
     wanted = _Wanted(name, tuple(command), ttl, wait, default_owner() if owner is None else owner, on_lost == "kill")
-    raise click.exceptions.Exit(call(url, as_json, lambda kv: _hold(kv, wanted, as_json)))
+    raise click.exceptions.Exit(call(url, as_json, lambda kv: _hold_or_die(kv, wanted, as_json)))
 
 
 class _Wanted(NamedTuple):
@@ -110,6 +121,11 @@ def _cannot_run(program: str) -> int | None:
         return EXIT_NOT_EXECUTABLE
     complain(f"kvstore: the command {printable(program)} is not found.")
     return EXIT_NOT_FOUND
+
+
+async def _hold_or_die(kv: Client, wanted: _Wanted, as_json: bool) -> int:
+    async with dying_of_signals():
+        return await _hold(kv, wanted, as_json)
 
 
 async def _hold(kv: Client, wanted: _Wanted, as_json: bool) -> int:

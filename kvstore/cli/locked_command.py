@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Self
 
 from kvstore.cli.frame import complain, printable
@@ -26,7 +26,34 @@ EXIT_NOT_FOUND = 127
 END_TIMEOUT_S = 5.0
 
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _SENT_BY_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+
+
+@asynccontextmanager
+async def dying_of_signals() -> AsyncIterator[None]:
+    """Until a `LockedCommand` handles them: a signal cancels this task, and ends the process as ever when that is over.
+
+    SIGINT is left alone: asyncio does so by itself.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    came: list[signal.Signals] = []
+
+    def cancel(number: signal.Signals) -> None:
+        came.append(number)
+        task.cancel()
+
+    handled = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in handled:
+        loop.add_signal_handler(number, cancel, number)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+        if came:
+            signal.raise_signal(came[0])
 
 
 class LockedCommand:

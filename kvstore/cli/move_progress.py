@@ -90,4 +90,8 @@ def move_progress(label: str, *, bar: bool | None = None) -> Iterator[MoveProgre
             def say(self, line: str) -> None:
                 live.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-        yield Bar(label)
+        try:
+            yield Bar(label)
+        except BaseException:  # Ctrl-C, too: a bar that stands still would look as if it still ran
+            live.live.transient = True
+            raise

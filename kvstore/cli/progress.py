@@ -102,4 +102,8 @@ def progress(label: str, total: int | None, *, bar: bool | None = None) -> Itera
             def say(self, line: str) -> None:
                 live.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-        yield Bar(label, total)
+        try:
+            yield Bar(label, total)
+        except BaseException:  # Ctrl-C, too: a bar that stands still would look as if it still ran
+            live.live.transient = True
+            raise

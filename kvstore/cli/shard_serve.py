@@ -22,6 +22,7 @@ from kvstore.shard import app
 def serve(
     process_id: str,
     listen: str,
+    advertise: str | None,
     join: str,
     data_dir: Path,
     config_path: Path | None,
@@ -35,9 +36,10 @@ def serve(
 
     \b
     Example:
-      kvstore shard serve s1 --join http://127.0.0.1:8090 --listen 127.0.0.1:9101 --data-dir ./data
+      kvstore shard serve s1 --join http://127.0.0.1:8090 \\
+          --listen 127.0.0.1:9101 --data-dir ./data
     """
-    config = read_config(config_path)
+    config = read_config(config_path, supervised=supervised)
     data_dir = data_dir.absolute()
     code = run_process(
         role="shard",
@@ -48,6 +50,7 @@ def serve(
         main=lambda stop: app.serve(
             shard_id=process_id,
             listen=listen,
+            advertise=advertise,
             join=join,
             data_dir=data_dir,
             config=config,

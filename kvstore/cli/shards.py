@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from kvstore.cli.change import Cancelled, Figures, Goal, Joins, Leaves, Settles, follow
-from kvstore.cli.cluster import known, print_plan
+from kvstore.cli.change import Cancelled, Figures, GivenUp, Goal, Joins, Leaves, Settles, follow
+from kvstore.cli.cluster import held, print_plan
 from kvstore.cli.frame import (
     EXIT_STORE_SAID_NO,
     call,
@@ -111,12 +111,19 @@ def add(shard_id: str, shard_url: str | None, weight: int, plan: bool, no_wait: 
 
 @click.command()
 @click.argument("shard_id", metavar="ID")
+@click.option("--lost", is_flag=True, help="Its disk is lost: give up all that it has.")
+@click.option("--confirm", metavar="ID", help="With --lost, for programs: the id of the shard again.")
 @_changes
-def remove(shard_id: str, plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
+def remove(shard_id: str, lost: bool, confirm: str | None, plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
     """Move all that shard ID has to the others, take it out of the cluster and end its process.
 
     No call of any client fails meanwhile. Its file is kept as shard-ID.db.removed beside where it was. A process that
     `kvstore up` did not start goes on, without keys: end it yourself. The last shard cannot be removed.
+
+    With --lost the shard's disk is taken for lost, and you are asked for its id again. Its partitions are opened anew,
+    empty, by the other shards, which must all be up for it. What was acknowledged there is gone for good; transactions
+    whose first key was there may be done in part; Idempotency-Keys that it kept run again; its locks end early. Should
+    its file come back, it is refused for ever.
 
     \b
     Exit codes and --json: as for `kvstore shard add`.
@@ -124,7 +131,13 @@ def remove(shard_id: str, plan: bool, no_wait: bool, url: str, as_json: bool) ->
     \b
     Example:
       kvstore shard remove s2
+      kvstore shard remove s3 --lost
     """
+    if lost:
+        _give_up(shard_id, confirm, plan, no_wait, url, as_json)
+        return
+    if confirm is not None:
+        raise click.UsageError("--confirm goes with --lost")
     change = _Change(
         shard_id,
         f"remove {shard_id}",
@@ -132,6 +145,25 @@ def remove(shard_id: str, plan: bool, no_wait: bool, url: str, as_json: bool) ->
         Leaves(shard_id),
         lambda answer: f"{shard_id} is {'not wanted any more' if answer['state'] == 'gone' else 'leaving'}",
         f"{shard_id} has left",
+    )
+    _run(change, plan, no_wait, url, as_json)
+
+
+def _give_up(shard_id: str, confirm: str | None, plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
+    if plan:
+        raise click.UsageError("--plan does not go with --lost: nothing moves")
+    if confirm is None:
+        complain(f"All that only shard {shard_id} had will be lost for good: its keys, its locks, what it decided.")
+        confirm = str(click.prompt("Type its id to give it up", err=True))
+    if confirm != shard_id:
+        raise click.UsageError(f"{confirm!r} is not {shard_id!r}: nothing was changed")
+    change = _Change(
+        shard_id,
+        f"give up {shard_id}",
+        lambda kv, _: kv.give_up_shard(shard_id, confirm=shard_id),
+        GivenUp(shard_id),
+        lambda answer: f"{shard_id} is given up with {answer['partitions']} partitions",
+        f"{shard_id} is given up, and its partitions are open",
     )
     _run(change, plan, no_wait, url, as_json)
 
@@ -234,7 +266,7 @@ def list_shards(url: str, as_json: bool) -> None:
 
 
 def _line(shard: Answer) -> str:
-    keys, size = known(shard.get("keys"), lambda count: f"{count:,}"), known(shard.get("bytes"), human_bytes)
+    keys, size = held(shard, "keys"), held(shard, "bytes", human_bytes)
     facts = (
         printable(str(shard["id"])), shard["state"], f"weight {shard['weight']}",
         f"{shard['partitions']:,} partitions", f"{keys} keys", size, printable(str(shard["url"])),

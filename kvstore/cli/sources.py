@@ -7,6 +7,7 @@ Leaves to others: storing the records, noting their `mark` in a journal (`import
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 from collections.abc import Iterator
@@ -66,7 +67,10 @@ _lines = msgspec.json.Decoder(_Line)
 
 
 def ndjson_records(stream: BinaryIO, *, offset: int = 0, line: int = 0) -> Iterator[Entry]:
-    """One entry per line that is not blank; `stream` stands at `offset`, after `line` lines. Marks: [offset, line]."""
+    """One entry per line that is not blank; `stream` stands at `offset`, after `line` lines. Marks: [offset, line].
+
+    A byte order mark, with which some editors and shells begin a file, is passed over (files may have been joined).
+    """
     while raw := stream.readline(LINE_BYTES_MAX + 1):
         size = len(raw)
         too_long = size > LINE_BYTES_MAX
@@ -76,11 +80,13 @@ def ndjson_records(stream: BinaryIO, *, offset: int = 0, line: int = 0) -> Itera
         mark = [offset, line]
         if too_long:
             yield NoRecord(f"line {line}", f"it has {size:,} bytes", "bad-line", size, mark)
-        elif raw.strip():
-            yield _record_of_line(raw, line, mark)
+        elif raw.removeprefix(codecs.BOM_UTF8).strip():
+            yield _record_of_line(raw.removeprefix(codecs.BOM_UTF8), size, line, mark)
 
 
-def _record_of_line(raw: bytes, line: int, mark: Any) -> Entry:
+def _record_of_line(raw: bytes, size: int, line: int, mark: Any) -> Entry:
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return NoRecord(f"line {line}", "this is UTF-16: save the file as UTF-8", "bad-line", size, mark)
     try:
         fields = _lines.decode(raw)
         given = {
@@ -92,9 +98,9 @@ def _record_of_line(raw: bytes, line: int, mark: Any) -> Entry:
             raise ValueError("exactly one of `value` and `value_base64` is needed")
         value = value_of(given)
     except (msgspec.DecodeError, ValueError) as error:
-        return NoRecord(f"line {line}", str(error), "bad-line", len(raw), mark)
+        return NoRecord(f"line {line}", str(error), "bad-line", size, mark)
     assert value is not None
-    return Record(fields.key, value, fields.ttl, len(raw), mark)
+    return Record(fields.key, value, fields.ttl, size, mark)
 
 
 # --- a folder -------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ Leaves to others: whether it is well formed, and what it does (the router).
 
 from __future__ import annotations
 
+import codecs
+import errno
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,9 +58,12 @@ def txn(file: str, idempotency_key: str | None, url: str, as_json: bool) -> None
     """Run the transaction that FILE (standard input, if it is -) holds as JSON: all of it, or nothing.
 
     \b
-    FILE has conditions, the operations if all of them hold, and those if not; `if` and `else` may be left out:
-      {"if":   [{"key": "a", "version": 7}, {"key": "b", "exists": false}, {"lock": "leader", "token": 12}],
-       "then": [{"op": "put", "key": "a", "value": "1", "ttl": 60}, {"op": "delete", "key": "b"}],
+    FILE has conditions, the operations if all of them hold, and those if not;
+    `if` and `else` may be left out:
+      {"if":   [{"key": "a", "version": 7}, {"key": "b", "exists": false},
+                {"lock": "leader", "token": 12}],
+       "then": [{"op": "put", "key": "a", "value": "1", "ttl": 60},
+                {"op": "delete", "key": "b"}],
        "else": [{"op": "get", "key": "a"}]}
 
     Gets see the state before the transaction. With --json the answer is {"id","succeeded","version","results"}, on one
@@ -71,7 +76,7 @@ def txn(file: str, idempotency_key: str | None, url: str, as_json: bool) -> None
     \b
     Example:
       kvstore txn transfer.json --idempotency-key "$(uuidgen)"
-      echo '{"then": [{"op": "get", "key": "a"}, {"op": "get", "key": "b"}]}' | kvstore txn -
+      echo '{"then": [{"op": "get", "key": "a"}]}' | kvstore txn -
     """
     with reporting(as_json):  # before the event loop runs: Ctrl-C must end a read that waits for the terminal
         body = _from_stdin() if file == "-" else _from_file(Path(file))
@@ -92,6 +97,8 @@ def txn(file: str, idempotency_key: str | None, url: str, as_json: bool) -> None
 
 
 def _from_stdin() -> bytes:
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "standard input is closed; name a FILE")
     if sys.stdin.isatty():
         complain("kvstore: reading the transaction from the terminal; Ctrl-D ends it.")
     return _checked_size(sys.stdin.buffer.read(VALUE_BYTES_READ_MAX + 1))
@@ -105,7 +112,7 @@ def _from_file(path: Path) -> bytes:
 def _checked_size(body: bytes) -> bytes:
     if len(body) > VALUE_BYTES_READ_MAX:
         raise BodyTooLarge(f"the transaction has more than {VALUE_BYTES_READ_MAX:,} bytes; no cluster takes that")
-    return body
+    return body.removeprefix(codecs.BOM_UTF8)  # with which some editors and shells begin a file
 
 
 def _unknown(error: OutcomeUnknown, idempotency_key: str | None, url: str) -> OutcomeUnknown:

@@ -26,17 +26,20 @@ from kvstore.launcher import up as launch
     help="The cluster: its processes, their ports, its limits.",
 )
 @click.option("--no-restart", is_flag=True, help="Do not start a process again that has died.")
+@click.option("--demo", is_flag=True, help="With what the page's play-throughs need; on this machine only.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"ready": ADDRESS} instead of `ready: ADDRESS`.')
-def up(config: Path, no_restart: bool, as_json: bool) -> None:
+def up(config: Path, no_restart: bool, demo: bool, as_json: bool) -> None:
     """Run routers, controller and shards as FILE says, until Ctrl-C.
 
     Prints one line, `ready: http://127.0.0.1:8080`, on standard output once the cluster serves; the processes' logs
     go to standard error. A process that dies is started again. Ctrl-C (or SIGTERM) stops all of them cleanly.
+    A browser that opens that address sees the cluster; with --demo it can also kill the coordinator of a transfer.
 
     \b
     Example:
       kvstore up
       kvstore up --config cluster.yaml --no-restart
+      kvstore up --demo
     """
 
     def announce(line: str) -> None:
@@ -44,5 +47,5 @@ def up(config: Path, no_restart: bool, as_json: bool) -> None:
         click.echo(msgspec.json.encode({name: fact}) if as_json else line)
 
     with reporting(as_json):
-        code = asyncio.run(launch(config, restart=not no_restart, announce=announce))
+        code = asyncio.run(launch(config, restart=not no_restart, announce=announce, demo=demo))
     raise click.exceptions.Exit(code)

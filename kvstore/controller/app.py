@@ -5,16 +5,22 @@ Promises: every refusal of a route is a problem document; a long poll never outl
 Leaves to others: every rule (`service`), the file (`store`), signals and the pid file (`kvstore.process`).
 
 Routes (internal: clients talk to a router, which passes those of shards and moves on):
-    GET    /v1/map?after=EPOCH  200 + map once its epoch is above EPOCH; 204 if none was within limits.map_poll_s
+    GET    /v1/map?after=EPOCH&cluster=ID&clock=VERSION
+                                200 + map once its epoch is above EPOCH; 204 if none was within limits.map_poll_s
     POST   /v1/members          a shard announces itself: 200 + map, or 202 {"waiting_for": [ids]}
     GET    /v1/launch?after=REVISION&running=ID,ID
                                 a launcher asks what to run: 200 + what, once it has changed; 204 as above
     POST   /v1/shards           {"id","url"?,"weight"?}: add: 202 {"id","state","epoch"}
     PATCH  /v1/shards/{id}      {"weight"}: 202, likewise
-    DELETE /v1/shards/{id}      remove: 202, likewise
+    DELETE /v1/shards/{id}      remove: 202, likewise; with ?lost=true&confirm={id} give it up with all that it has
+    POST   /v1/shards/{id}/accept-old
+                                {"confirm": id}: it may start with less than it told: 202 {"id", "told", "version"}
+    POST   /v1/told             {"store_id", "number", "version"} of a log: 200, the highest {"number", "version"}
     GET    /v1/moves            {"epoch", "moves": […], "wanted": [ids], "ending": [ids], "last": {…} or null}
     POST   /v1/moves            plan anew: 202 {"epoch"}
     DELETE /v1/moves            cancel what is not committed: 202, likewise
+    GET    /v1/recovery         the newest map that the nodes have, when this controller's is lost or old
+    POST   /v1/recovery         {"cluster_id","epoch","without":[ids]}: go on with it: 202 {"epoch"}
     GET    /healthz             200 while the process lives
     GET    /metrics             Prometheus text
 With ?plan=true a POST, PATCH or DELETE of shards and a POST of moves change nothing, and say what would move: 200.
@@ -28,19 +34,22 @@ import logging
 import re
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, TypeVar
 
 import aiohttp
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from kvstore.config import ID_PATTERN, ClusterConfig, listen_address
+from kvstore.addresses import address_text, advertised_host, listen_address
+from kvstore.config import ID_PATTERN, ClusterConfig
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.lost import Reopener
 from kvstore.controller.membership import Announcement
 from kvstore.controller.mover import Mover
 from kvstore.controller.service import Asked, ClusterService, Waiting
 from kvstore.controller.shards import Shards
+from kvstore.controller.store import Told
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import (
     BadBody,
@@ -56,6 +65,7 @@ from kvstore.placement.cluster_map import ClusterMap
 from kvstore.transport.http import warn_if_exposed
 
 _BODY_BYTES_MAX = 64 * 1024
+_NUMBER_MAX = 2**63 - 1  # in the file
 _SHUTDOWN_TIMEOUT_S = 2.0
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -71,22 +81,55 @@ class NewShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weight: int = 1
 
 
+class Recover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/recovery: which map was shown, and which of its members are silent for good."""
+
+    cluster_id: str
+    epoch: int
+    without: list[str] = []
+
+
+class NewTold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/told: the last durable record of a store, and its version clock."""
+
+    store_id: str
+    number: Annotated[int, msgspec.Meta(ge=0, le=_NUMBER_MAX)]
+    version: Annotated[int, msgspec.Meta(ge=0, le=_NUMBER_MAX)] = 0
+
+
+class Confirmation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/shards/{id}/accept-old."""
+
+    confirm: str
+
+
 class NewWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of PATCH /v1/shards/{id}."""
 
     weight: int
 
 
-async def serve(*, controller_id: str, listen: str, data_dir: Path, config: ClusterConfig, stop: asyncio.Event) -> None:
+async def serve(
+    *,
+    controller_id: str,
+    listen: str,
+    data_dir: Path,
+    config: ClusterConfig,
+    stop: asyncio.Event,
+    advertise: str | None = None,
+) -> None:
     """Serve on `listen` ("HOST:PORT") until `stop` is set, then end in order.
+
+    `advertise` (HOST:PORT): the name of this host in the requests of others.
 
     Raises ForeignData and ConfigError as `open_sqlite` and `listen_address` do, OSError if it cannot listen.
     """
-    host, port = listen_address(listen)
+    own = [advertised_host(listen, advertise)] if advertise else []
+    config = msgspec.structs.replace(config, allowed_hosts=[*config.allowed_hosts, *own])
     store = await open_sqlite(data_dir / f"controller-{controller_id}.db")
     try:
         async with aiohttp.ClientSession() as session:
-            await _serve(store, session, host, port, config, stop, f"controller {controller_id}")
+            await _serve(store, session, listen, config, stop, f"controller {controller_id}")
     finally:
         await store.close()
     _log.info("controller %s has stopped", controller_id)
@@ -95,8 +138,7 @@ async def serve(*, controller_id: str, listen: str, data_dir: Path, config: Clus
 async def _serve(
     store: SqliteMapStore,
     session: aiohttp.ClientSession,
-    host: str,
-    port: int,
+    listen: str,
     config: ClusterConfig,
     stop: asyncio.Event,
     name: str,
@@ -105,6 +147,8 @@ async def _serve(
     shards = Shards(config.limits, session)
     mover = Mover(document, shards, config.limits)
     service = ClusterService(document, config, shards)
+    reopener = Reopener(document, shards, config.limits)
+    service.on_clock = reopener.tell
     await service.report_start()
     runner = web.AppRunner(
         make_app(service, mover, config, stop),
@@ -115,18 +159,22 @@ async def _serve(
     await runner.setup()
     moving = asyncio.create_task(mover.run())
     stopping = asyncio.create_task(stop.wait())
+    watching = asyncio.create_task(service.watch_if_behind())
+    reopening = asyncio.create_task(reopener.run())
     try:
-        await web.TCPSite(runner, host, port).start()
-        _log.info("%s listens on %s:%d", name, host, port)
-        warn_if_exposed(f"{host}:{port}", "change the cluster")
-        await asyncio.wait({moving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if moving.done():
-            moving.result()  # an error of its own: the process ends, and starts anew from the document
+        await web.TCPSite(runner, *listen_address(listen)).start()
+        _log.info("%s listens on %s", name, address_text(*runner.addresses[0][:2]))
+        warn_if_exposed(listen, "change the cluster")
+        await asyncio.wait({moving, stopping, reopening}, return_when=asyncio.FIRST_COMPLETED)
+        for working in (moving, reopening):
+            if working.done():
+                working.result()  # an error of its own: the process ends, and starts anew from the document
     finally:
         stop.set()  # ends the long polls
-        for task in (moving, stopping):
+        for task in (moving, watching, reopening):
             task.cancel()
-        await asyncio.gather(moving, stopping, return_exceptions=True)
+        stopping.cancel()
+        await asyncio.gather(moving, stopping, watching, reopening, return_exceptions=True)
         await runner.cleanup()
         await shards.close()
 
@@ -138,10 +186,14 @@ def make_app(service: ClusterService, mover: Mover, config: ClusterConfig, stop:
     members, changes = _MemberRoutes(service, poll), _ChangeRoutes(service, mover)
     app.router.add_get("/v1/map", members.get_map)
     app.router.add_post("/v1/members", members.post_member)
+    app.router.add_post("/v1/told", members.post_told)
     app.router.add_get("/v1/launch", members.get_launch)
+    app.router.add_get("/v1/recovery", members.get_recovery)
+    app.router.add_post("/v1/recovery", members.post_recovery)
     app.router.add_post("/v1/shards", changes.post_shard)
     app.router.add_patch("/v1/shards/{id}", changes.patch_shard)
     app.router.add_delete("/v1/shards/{id}", changes.delete_shard)
+    app.router.add_post("/v1/shards/{id}/accept-old", changes.post_accept_old)
     app.router.add_get("/v1/moves", changes.get_moves)
     app.router.add_post("/v1/moves", changes.post_moves)
     app.router.add_delete("/v1/moves", changes.delete_moves)
@@ -178,8 +230,12 @@ class _MemberRoutes:
         self._poll = poll
 
     async def get_map(self, request: web.Request) -> web.Response:
-        parameters = _parameters(request, "after")
-        found = await self._poll.wait_for(self._service.map_after(_whole_number("after", parameters)))
+        parameters = _parameters(request, "after", "cluster", "clock")
+        epoch = _whole_number("after", parameters)
+        if cluster_id := parameters.get("cluster"):
+            self._service.hear(cluster_id, epoch)
+            self._service.on_clock(_whole_number("clock", parameters))
+        found = await self._poll.wait_for(self._service.map_after(epoch))
         return _map_response(found) if found is not None else web.Response(status=204)
 
     async def post_member(self, request: web.Request) -> web.Response:
@@ -188,6 +244,21 @@ class _MemberRoutes:
         if isinstance(answer, Waiting):
             return _json({"waiting_for": answer.waiting_for}, status=202)
         return _map_response(answer)
+
+    async def get_recovery(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        return _json(await self._service.recovery())
+
+    async def post_recovery(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        asked = await _body(request, Recover)
+        return _moves_response(await self._service.recover(asked.cluster_id, asked.epoch, asked.without))
+
+    async def post_told(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        told = await _body(request, NewTold)
+        kept = await self._service.tell(told.store_id, Told(told.number, told.version))
+        return _json(kept._asdict())
 
     async def get_launch(self, request: web.Request) -> web.Response:
         parameters = _parameters(request, "after", "running")
@@ -222,10 +293,21 @@ class _ChangeRoutes:
         return _asked_response(await self._service.reweigh(shard_id, weight))
 
     async def delete_shard(self, request: web.Request) -> web.Response:
-        only_plan, shard_id = _only_plan(request), request.match_info["id"]
+        shard_id = request.match_info["id"]
+        parameters = _parameters(request, "plan", "lost", "confirm")
+        only_plan, is_lost = _flag(parameters, "plan"), _flag(parameters, "lost")
+        if (is_lost and only_plan) or ("confirm" in parameters and not is_lost):
+            raise BadParameter("confirm goes with lost=true, and plan with neither.")
+        if is_lost:
+            return _json(await self._service.give_up(shard_id, parameters.get("confirm")), status=202)
         if only_plan:
             return _json(await self._service.plan_remove(shard_id))
         return _asked_response(await self._service.remove(shard_id))
+
+    async def post_accept_old(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        confirm = (await _body(request, Confirmation)).confirm
+        return _json(await self._service.accept_old(request.match_info["id"], confirm), status=202)
 
     async def get_moves(self, request: web.Request) -> web.Response:
         _parameters(request)
@@ -311,10 +393,14 @@ def _whole_number(name: str, parameters: dict[str, str], default: int = 0) -> in
 
 
 def _only_plan(request: web.Request) -> bool:
-    given: Any = _parameters(request, "plan").get("plan", "false")
+    return _flag(_parameters(request, "plan"), "plan")
+
+
+def _flag(parameters: dict[str, str], name: str) -> bool:
+    given = parameters.get(name, "false")
     if given not in ("true", "false"):
-        raise BadParameter(f"plan={given!r} must be true or false.")
-    return bool(given == "true")
+        raise BadParameter(f"{name}={given!r} must be true or false.")
+    return given == "true"
 
 
 # --- for every route ---------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Owns: the encoding of `ClusterState`.
 Promises: a change is decided on the state that it replaces, however many others are under way: whoever loses the race
-reads again and decides anew. A change whose outcome cannot be told at first is looked up.
+reads again and decides anew. A change whose outcome cannot be told at first is looked up. Who has heard of an epoch
+above the stored one has lost changes (its file is an old copy), and changes nothing.
 Leaves to others: what to change (`membership`, `placement.moves`), atomicity and durability (`store`).
 """
 
@@ -14,9 +15,10 @@ from typing import NamedTuple
 import msgspec
 
 from kvstore.controller.membership import ClusterState
-from kvstore.controller.store import MapStore
-from kvstore.errors import ForeignData, Unavailable
+from kvstore.controller.store import MapStore, Told
+from kvstore.errors import ControllerBehind, ForeignData, Unavailable
 
+_CLUSTERS_MAX = 64
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(ClusterState).decode
 
@@ -34,6 +36,33 @@ class ClusterDocument:
     def __init__(self, store: MapStore, tries_max: int) -> None:
         self._store = store
         self._tries_max = tries_max
+        self._heard: dict[str, int] = {}
+
+    def hear(self, cluster_id: str, epoch: int) -> None:
+        """Somebody follows a map of that epoch."""
+        if cluster_id in self._heard or len(self._heard) < _CLUSTERS_MAX:
+            self._heard[cluster_id] = max(epoch, self._heard.get(cluster_id, 0))
+
+    @property
+    def heard_of_any(self) -> bool:
+        """Somebody follows a map."""
+        return bool(self._heard)
+
+    def heard(self, cluster_id: str) -> int:
+        """The highest epoch of that cluster that was heard of."""
+        return self._heard.get(cluster_id, 0)
+
+    def behind(self, state: ClusterState) -> ControllerBehind | None:
+        """Why nothing may be changed, if that is so."""
+        if state.map is None or self.heard(state.map.cluster_id) <= state.map.epoch:
+            return None
+        heard = self.heard(state.map.cluster_id)
+        return ControllerBehind(
+            f"this controller's map is that of epoch {state.map.epoch}, but nodes follow one of epoch {heard}: its "
+            "file is an old copy",
+            epoch=state.map.epoch,
+            heard=heard,
+        )
 
     async def read(self) -> ClusterState:
         """Raises Unavailable, ForeignData if the stored document is none of ours."""
@@ -44,19 +73,30 @@ class ClusterDocument:
         stored = await self._store.watch(revision)
         return stored.revision, _decode_state(stored.document)
 
-    async def change(self, decide: Callable[[ClusterState], ClusterState]) -> Changed:
+    async def change(self, decide: Callable[[ClusterState], ClusterState], *, though_behind: bool = False) -> Changed:
         """Store what `decide` makes of the present state; it may be asked several times, and must be pure.
 
         Raises what `decide` raises, then nothing was changed; Unavailable if others always came first, or if the
-        store cannot answer: then it may have been changed, and deciding again tells.
+        store cannot answer: then it may have been changed, and deciding again tells. ControllerBehind for a change of a
+        map that is not the newest, unless `though_behind`.
         """
         for _ in range(self._tries_max):
             stored = await self._store.read()
             before = _decode_state(stored.document)
             after = decide(before)
+            if after != before and not though_behind and (behind := self.behind(before)):
+                raise behind
             if after == before or await self._swap(stored.revision, _encode(after)):
                 return Changed(before, after)
         raise Unavailable(f"{self._tries_max} writes of the map lost their race.", retry_after_ms=1000)
+
+    async def tell(self, store_id: str, told: Told) -> Told:
+        """Keep what a store has told of its log; returns the highest that it has told. Raises Unavailable."""
+        return await self._store.tell(store_id, told)
+
+    async def forget(self, store_id: str) -> Told:
+        """The store may start with less than it has told; returns what it had. Raises Unavailable."""
+        return await self._store.forget(store_id)
 
     async def _swap(self, revision: int, document: bytes) -> bool:
         try:

@@ -13,7 +13,7 @@ epoch 1 with all partitions placed. That is one document, so there is no moment 
 half: a crash before the swap leaves an announcement missing, which its shard repeats; a crash after it leaves
 a whole cluster, of which the shards learn when they ask again. A shard whose file already belongs to a
 cluster is refused while none is formed here: its controller's data were lost, and a new placement would hide
-the keys it has.
+the keys it has. It goes on by its own map meanwhile (see `recovery`).
 
 How a shard joins later
 -----------------------
@@ -27,11 +27,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
+from kvstore.addresses import is_any_address
 from kvstore.config import ID_PATTERN, WEIGHT_MAX
-from kvstore.errors import BadBody, ChangeRefused, Conflict, ForeignData, NotFound, Unavailable
+from kvstore.errors import BadBody, ChangeRefused, Conflict, ControllerBehind, ForeignData, NotFound, Unavailable
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap, Member, first_map, with_member_url
 
@@ -45,6 +47,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     `cluster_id` is None until the shard has seen a map. `join`: it wants to become a member if it is none; then
     `weight` counts. That of the first members is the one in cluster.yaml. `partitions`: of how many its file is.
+    `epoch`: that of the map that it follows, 0 without one. `clock`: the highest version that it has given or seen.
     """
 
     id: str
@@ -54,17 +57,21 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weight: int = 1
     join: bool = False
     partitions: int | None = None
+    epoch: int = 0
+    clock: int = 0
 
 
 class ClusterState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The stored document. Before the cluster is formed: who has announced itself; afterwards: the map.
 
-    `wanted`: weights by id of the shards that a launcher is to start; they are no members yet.
+    `wanted`: weights by id of the shards that a launcher is to start; they are no members yet. `clock`: the highest
+    version that a store has told, or nearly (see `lost`).
     """
 
     announced: dict[str, Announcement] = {}
     map: ClusterMap | None = None
     wanted: dict[str, int] = {}
+    clock: int = 0
 
 
 class FirstMembers(NamedTuple):
@@ -95,8 +102,19 @@ def check_id(shard_id: str) -> None:
 
 def check_url(url: str) -> None:
     """Raises BadBody."""
-    if not _URL.fullmatch(url):
+    if not _URL.fullmatch(url) or (address := _address(url)) is None:
         raise BadBody(f"url {url!r} is no address such as http://127.0.0.1:9101.")
+    host, port = address
+    if is_any_address(host) or port == 0:
+        raise BadBody(f"url {url!r} is where a shard listens, not where it is reached: name this host and its port.")
+
+
+def _address(url: str) -> tuple[str, int | None] | None:
+    try:
+        parts = urlsplit(url)
+        return (parts.hostname, parts.port) if parts.hostname else None
+    except ValueError:
+        return None
 
 
 def check_weight(weight: int) -> None:
@@ -116,9 +134,9 @@ def decide(
     if state.map is not None:
         return _decide_formed(state, state.map, announcement, plan)
     if announcement.cluster_id is not None:
-        raise ForeignData(
+        raise ControllerBehind(
             f"the file of shard {announcement.id} belongs to cluster {announcement.cluster_id}, "
-            "of which this controller knows nothing."
+            "of which this controller knows nothing"
         )
     if announcement.id not in first.weights:
         raise _not_a_member(announcement.id)
@@ -144,6 +162,11 @@ def _decide_formed(
         raise ForeignData(
             f"the file of shard {announcement.id} belongs to cluster {announcement.cluster_id}, "
             f"this controller to cluster {cluster_map.cluster_id}."
+        )
+    if cluster_map.is_struck(announcement.store_id):
+        raise ForeignData(
+            f"the file of shard {announcement.id} is that of a shard that was given up as lost, and is out of date: "
+            "move it away. An empty one may join."
         )
     for other in cluster_map.members:
         if other.store_id == announcement.store_id and other.id != announcement.id:
@@ -185,7 +208,8 @@ def _check_partitions(shard_id: str, partitions: int | None, wanted: int) -> Non
     if partitions not in (None, wanted):
         raise ForeignData(
             f"the file of shard {shard_id} is for {partitions} partitions, this cluster has {wanted}: start the shard "
-            "with the cluster's own cluster.yaml (--config) and an empty data_dir."
+            "with an empty data_dir.",
+            partitions=wanted,
         )
 
 
@@ -214,6 +238,7 @@ def check_newcomer(
 ) -> None:
     """Raises ChangeRefused if the id is taken, ForeignData if the file is not for this cluster, Unavailable."""
     cluster_map = formed_map(state)
+    refuse_while_struck(cluster_map)
     member = cluster_map.member(shard_id)
     if member is not None and member.state == "leaving":
         raise ChangeRefused(
@@ -240,7 +265,7 @@ def with_joining(state: ClusterState, newcomer: Member, plan: Plan) -> ClusterSt
             raise _copied_file(newcomer.id, other.id)
     wanted = {shard_id: weight for shard_id, weight in state.wanted.items() if shard_id != newcomer.id}
     joined = plan(moves.with_new_member(cluster_map, newcomer))
-    return ClusterState(map=_one_step(cluster_map, joined), wanted=wanted)
+    return msgspec.structs.replace(state, map=_one_step(cluster_map, joined), wanted=wanted)
 
 
 def with_wanted(state: ClusterState, shard_id: str, weight: int) -> ClusterState:
@@ -263,6 +288,7 @@ def without(state: ClusterState, shard_id: str, plan: Plan) -> ClusterState:
         wanted = {other: weight for other, weight in state.wanted.items() if other != shard_id}
         return msgspec.structs.replace(state, wanted=wanted)
     _check_member(cluster_map, shard_id)
+    refuse_while_struck(cluster_map)
     try:
         leaving = moves.with_leaving(cluster_map, shard_id)
     except ValueError:
@@ -272,11 +298,33 @@ def without(state: ClusterState, shard_id: str, plan: Plan) -> ClusterState:
     return msgspec.structs.replace(state, map=_one_step(cluster_map, plan(leaving)))
 
 
+def lost(state: ClusterState, shard_id: str) -> ClusterState:
+    """The shard and all that it has is given up. Raises NotFound, ChangeRefused for the last one, Unavailable."""
+    cluster_map = formed_map(state)
+    _check_member(cluster_map, shard_id)
+    try:
+        return msgspec.structs.replace(state, map=moves.with_struck(cluster_map, shard_id))
+    except ValueError:
+        raise ChangeRefused(
+            f"shard {shard_id} is the last one that stays: its keys would have no place. Add another shard first."
+        ) from None
+
+
+def refuse_while_struck(cluster_map: ClusterMap) -> None:
+    """Raises ChangeRefused: until the partitions of a lost shard are open, members and moves stay as they are."""
+    if waiting := [strike.shard for strike in cluster_map.strikes if not strike.opened]:
+        raise ChangeRefused(
+            f"shard {', '.join(waiting)} is being given up, for which every other shard must be there: start those "
+            "that are down (or give them up, too), then ask again."
+        )
+
+
 def reweighed(state: ClusterState, shard_id: str, weight: int, plan: Plan) -> ClusterState:
     """The shard gets another weight, and what that asks for is planned. Raises NotFound, ChangeRefused, Unavailable."""
     cluster_map = formed_map(state)
     if cluster_map.member(shard_id) is None and shard_id in state.wanted:
         return msgspec.structs.replace(state, wanted={**state.wanted, shard_id: weight})
+    refuse_while_struck(cluster_map)
     if _check_member(cluster_map, shard_id).state == "leaving":
         raise ChangeRefused(f"shard {shard_id} is leaving: keep it by cancelling the moves, then change its weight.")
     weighed = moves.with_weight(cluster_map, shard_id, weight)
@@ -286,12 +334,15 @@ def reweighed(state: ClusterState, shard_id: str, weight: int, plan: Plan) -> Cl
 def planned_anew(state: ClusterState, plan: Plan) -> ClusterState:
     """With the moves that the present members and weights ask for. Raises Unavailable."""
     cluster_map = formed_map(state)
+    refuse_while_struck(cluster_map)
     return msgspec.structs.replace(state, map=_one_step(cluster_map, plan(cluster_map)))
 
 
 def without_moves(state: ClusterState) -> ClusterState:
     """What is under way and not committed is given up: moves, joining, leaving, being started. Raises Unavailable."""
-    return msgspec.structs.replace(state, map=moves.cancelled(formed_map(state)), wanted={})
+    cluster_map = formed_map(state)
+    refuse_while_struck(cluster_map)
+    return msgspec.structs.replace(state, map=moves.cancelled(cluster_map), wanted={})
 
 
 def formed_map(state: ClusterState) -> ClusterMap:

@@ -12,9 +12,11 @@ import logging
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
+
+import msgspec
 
 from kvstore import failpoints
 from kvstore.config import ClusterConfig, Limits
@@ -22,12 +24,15 @@ from kvstore.controller import membership
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers, Plan
 from kvstore.controller.mover import new_move_id
+from kvstore.controller.recovery import Found, Recovery, check, described, recovered
 from kvstore.controller.shards import Shards, Size
-from kvstore.errors import ChangeRefused
+from kvstore.controller.store import Told
+from kvstore.errors import ChangeRefused, ControllerBehind, NotFound, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.placement.moves import planned
 
 _LAUNCHER_GRACE_S = 5.0  # for so long a launcher may be silent: after the end of its last question, or a start
+_LOST_PAUSE_S = 1.0
 _UNMEASURED_GROUPS = 64  # into so many groups at least the partitions of a shard that is down are cut
 _log = logging.getLogger(__name__)
 
@@ -53,6 +58,10 @@ class ClusterService:
         self._document = document
         self._shards = shards
         self._limits = config.limits
+        self._recovery = Recovery(shards)
+        self._look_if_behind = asyncio.Event()
+        self.on_clock: Callable[[int], None] = lambda clock: None  # a store has told its own
+        shards.on_epoch = self.hear
         self._launcher = _Launcher(config.limits.map_poll_s + _LAUNCHER_GRACE_S)
         self._first = FirstMembers(
             weights={shard.id: shard.weight for shard in config.shards},
@@ -81,6 +90,12 @@ class ClusterService:
         """
         membership.check(announcement)
         state = await self._document.read()
+        self._recovery.note(announcement)
+        if announcement.cluster_id is not None:
+            self.hear(announcement.cluster_id, announcement.epoch)
+            self.on_clock(announcement.clock)
+        if self._recovery.is_offered and (lost := self._lost(state)):
+            raise lost  # also for a new file: no second cluster is formed beside the one that is there
         plan = await self._planner(state if membership.may_join(state, announcement) else None)
         before, after = await self._document.change(
             lambda present: membership.decide(present, announcement, self._first, secrets.token_hex(16), plan)
@@ -88,16 +103,100 @@ class ClusterService:
         _report_change(announcement, before, after)
         return after.map or Waiting(membership.waiting_for(after.announced, self._first))
 
+    def hear(self, cluster_id: str, epoch: int) -> None:
+        """Somebody follows a map of that epoch of that cluster."""
+        before = self._document.heard(cluster_id)
+        self._document.hear(cluster_id, epoch)
+        if epoch > before:
+            self._look_if_behind.set()
+
+    async def watch_if_behind(self) -> None:
+        """Say so in the log when this controller's file turns out to be an old copy, or lost. For ever."""
+        said = ""
+        while True:
+            await self._look_if_behind.wait()
+            self._look_if_behind.clear()
+            with suppress(Unavailable):
+                state = await self._document.read()
+                why = self._document.behind(state) or self._lost(state)
+                if why is not None and why.detail != said:
+                    said = why.detail
+                    _log.error("%s: nothing is changed until then. %s", why.detail, why.next_step)
+
+    async def tell(self, store_id: str, told: Told) -> Told:
+        """Keep what a store tells of its log; returns the highest that it has told. Raises Unavailable."""
+        return await self._document.tell(store_id, told)
+
+    async def accept_old(self, shard_id: str, confirm: str) -> dict[str, Any]:
+        """The shard may start with an older copy of its file than it has told of; returns what it had told.
+
+        Raises NotFound, ChangeRefused if `confirm` is not the shard's id, Unavailable.
+        """
+        member = membership.formed_map(await self._document.read()).member(shard_id)
+        if member is None:
+            raise NotFound(f"there is no shard {shard_id}.", next_step="`kvstore shard list` shows them.")
+        if confirm != shard_id:
+            raise ChangeRefused(f"confirm must be {shard_id!r}, because all that the older copy lacks is lost.")
+        told = await self._document.forget(member.store_id)
+        _log.warning("shard %s may start with an older copy; it had told of record %d", shard_id, told.number)
+        return {"id": shard_id, "told": told.number, "version": told.version}
+
     async def map_after(self, epoch: int) -> ClusterMap:
         """The map as soon as there is one with a higher epoch; waits for ever if none comes.
 
-        Raises Unavailable when the store is closed.
+        Raises Unavailable when the store is closed, ControllerBehind if it was lost.
         """
         revision = -1
         while True:
             revision, state = await self._document.after(revision)
+            if lost := self._lost(state):
+                raise lost
             if state.map is not None and state.map.epoch > epoch:
                 return state.map
+
+    def _lost(self, state: ClusterState) -> ControllerBehind | None:
+        """What to say while there are nodes of a cluster, and no map of it here."""
+        if state.map is not None or not (self._recovery.is_offered or self._document.heard_of_any):
+            return None
+        return ControllerBehind("this controller has no map of the cluster that nodes belong to: its file is lost")
+
+    async def _read(self) -> ClusterState:
+        """The state, for who wants to change it. Raises ControllerBehind if it was lost."""
+        state = await self._document.read()
+        if lost := self._lost(state):
+            raise lost
+        return state
+
+    # --- recovery ----------------------------------------------------------------------------------------------------
+
+    async def recovery(self) -> dict[str, Any]:
+        """The newest map that is to be had, for people. Raises ChangeRefused if there is nothing to recover."""
+        return described(await self._find())
+
+    async def recover(self, cluster_id: str, epoch: int, without: Collection[str]) -> ClusterMap:
+        """Go on with that map, which was shown. Raises ChangeRefused, Unavailable."""
+        found = await self._find()
+        check(found, cluster_id, epoch, without)
+        following = recovered(found.map, self._document.heard(cluster_id), new_move_id)
+
+        def decide(state: ClusterState) -> ClusterState:
+            if state.map is not None and state.map.epoch > found.map.epoch:
+                raise ChangeRefused("somebody else has recovered the map meanwhile: nothing was changed.")
+            return msgspec.structs.replace(state, map=following, announced={}, wanted={})
+
+        _, after = await self._document.change(decide, though_behind=True)
+        _log.warning("the map of epoch %d was recovered: epoch %d", epoch, following.epoch)
+        return membership.formed_map(after)
+
+    async def _find(self) -> Found:
+        state = await self._document.read()
+        found = await self._recovery.find(state)
+        if state.map is not None and self._document.behind(state) is None and found.map.epoch <= state.map.epoch:
+            raise ChangeRefused(
+                f"there is nothing to recover: no node has a newer map than this controller, whose epoch is "
+                f"{state.map.epoch}."
+            )
+        return found
 
     # --- what people ask for -----------------------------------------------------------------------------------------
 
@@ -110,7 +209,7 @@ class ClusterService:
             newcomer = await self._newcomer(shard_id, url, weight)
             return await self._ask(shard_id, lambda state, plan: membership.with_joining(state, newcomer, plan))
         _check_shard(shard_id, weight)
-        membership.check_newcomer(await self._document.read(), shard_id)
+        membership.check_newcomer(await self._read(), shard_id)
         if not await self._launcher.comes():
             raise ChangeRefused(
                 f"no `kvstore up` is there to start shard {shard_id}: start it yourself with `kvstore shard serve "
@@ -130,6 +229,19 @@ class ClusterService:
     async def remove(self, shard_id: str) -> Asked:
         """The shard leaves. Raises NotFound, ChangeRefused for the last one, Unavailable."""
         return await self._ask(shard_id, lambda state, plan: membership.without(state, shard_id, plan))
+
+    async def give_up(self, shard_id: str, confirmed: str | None) -> dict[str, Any]:
+        """The shard is lost with all that it had: what that is. Raises ChangeRefused unless its id was typed again."""
+        before = membership.formed_map(await self._read())
+        owned = len(before.owned_by(shard_id))
+        if before.member(shard_id) is not None and confirmed != shard_id:
+            raise ChangeRefused(
+                f"{owned} partitions of shard {shard_id} would be opened anew, empty; all that only it had would be "
+                f"lost for good. If that is meant, give confirm={shard_id} along with lost=true.",
+                partitions=owned,
+            )
+        asked = await self._ask(shard_id, lambda state, _: membership.lost(state, shard_id))
+        return {**asked._asdict(), "partitions": owned}
 
     async def plan_remove(self, shard_id: str) -> dict[str, Any]:
         """What `remove` would move; raises as it does."""
@@ -155,6 +267,7 @@ class ClusterService:
 
     async def cancel(self) -> ClusterMap:
         """Give up all moves that are not committed. Raises Unavailable."""
+        await self._read()
         _, after = await self._document.change(membership.without_moves)
         _log.info("the moves are cancelled")
         return membership.formed_map(after)
@@ -166,13 +279,13 @@ class ClusterService:
     async def _newcomer(self, shard_id: str, url: str, weight: int) -> Member:
         _check_shard(shard_id, weight)
         membership.check_url(url)
-        membership.check_newcomer(await self._document.read(), shard_id)
+        membership.check_newcomer(await self._read(), shard_id)
         identity = await self._shards.identify(url)
         if identity.shard != shard_id:
             raise ChangeRefused(
                 f"the shard at {url} is {identity.shard}, not {shard_id}: name that id, or another url."
             )
-        membership.check_newcomer(await self._document.read(), shard_id, identity.cluster_id, identity.partitions)
+        membership.check_newcomer(await self._read(), shard_id, identity.cluster_id, identity.partitions)
         return Member(id=shard_id, url=url, store_id=identity.store_id, weight=weight)
 
     async def _ask(self, shard_id: str, decide: Callable[[ClusterState, Plan], ClusterState]) -> Asked:
@@ -184,14 +297,14 @@ class ClusterService:
         return Asked(shard_id, state, cluster_map.epoch)
 
     async def _change(self, decide: Callable[[ClusterState, Plan], ClusterState]) -> ClusterState:
-        plan = await self._planner(await self._document.read())
+        plan = await self._planner(await self._read())
         failpoints.hit("controller-before-plan")
         _, after = await self._document.change(lambda state: decide(state, plan))
         failpoints.hit("controller-after-plan")
         return after
 
     async def _estimate(self, decide: Callable[[ClusterState, Plan], ClusterState]) -> dict[str, Any]:
-        state = await self._document.read()
+        state = await self._read()
         sizes = await self._shards.measure(membership.formed_map(state))
         after = decide(state, self._plan(sizes))
         return estimate(membership.formed_map(after), sizes)
@@ -216,14 +329,24 @@ class ClusterService:
         `running`: the shards that it runs now.
         """
         self._launcher.note(running)
+        if self._lost(await self._document.read()):
+            revision = -1
+            await asyncio.sleep(_LOST_PAUSE_S)  # members may come to be known at any time
         revision, state = await self._document.after(revision)
-        members = state.map.members if state.map is not None else []
+        members = state.map.members if state.map is not None else await self._members_of_lost(state)
         return {
             "revision": revision,
             "formed": state.map is not None,
             "wanted": [{"id": shard_id, "weight": weight} for shard_id, weight in state.wanted.items()],
             "members": [{"id": member.id, "url": member.url} for member in members],
         }
+
+    async def _members_of_lost(self, state: ClusterState) -> list[Member]:
+        """Those of the newest map that the shards have, so that all of them are started, and can tell theirs."""
+        if self._lost(state):
+            with suppress(ChangeRefused):
+                return (await self._recovery.find(state)).map.members
+        return []
 
     def ending(self, state: ClusterState) -> list[str]:
         """Shards that a launcher still runs and that are no members any more."""
@@ -303,7 +426,7 @@ def _report_change(announcement: Announcement, before: ClusterState, after: Clus
     if before == after:
         return
     if after.map is None:
-        _log.info("shard %s announced itself from %s", announcement.id, announcement.url)
+        _log.debug("shard %s announced itself from %s", announcement.id, announcement.url)  # the line below names all
     elif before.map is None:
         shards = ", ".join(member.id for member in after.map.members)
         _log.info("cluster %s is formed: epoch 1, shards %s", after.map.cluster_id, shards)

@@ -8,7 +8,8 @@ Leaves to others: what moves (`mover`), who may become a member (`membership`).
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -22,15 +23,18 @@ from kvstore.transport.channel import Channel
 _MEASURE_TIMEOUT_S = 1.0
 _IDENTIFY_TIMEOUT_S = 2.0
 _IDENTITY_BYTES_MAX = 64 * 1024
+_MAP_BYTES_MAX = 4 * 1024 * 1024
 _CONNECT_POLL_S = 0.01
 _encode = msgspec.json.Encoder().encode
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Size(msgspec.Struct, frozen=True):
-    """What a shard holds, as it counts itself."""
+    """What a shard holds, as it counts itself. `clock`: the highest version that it has given or seen."""
 
     keys: int
     bytes: int
+    clock: int = 0
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -59,13 +63,16 @@ class Shards:
         self._links: dict[str, _Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._epoch = 0
+        self._cluster_id = ""
         self._encoded = b""
+        self.on_epoch: Callable[[str, int], None] = lambda cluster_id, epoch: None  # which map a shard follows
 
     def follow(self, cluster_map: ClusterMap) -> None:
         """Take over this map, if it is newer: a channel to each of its members."""
         if cluster_map.epoch <= self._epoch:
             return
         self._epoch, self._encoded = cluster_map.epoch, _encode(cluster_map)
+        self._cluster_id = cluster_map.cluster_id
         for shard_id in list(self._links):
             member = cluster_map.member(shard_id)
             if member is None or not _leads_to(self._links[shard_id].channel, member):
@@ -76,6 +83,7 @@ class Shards:
             if member.id not in self._links:
                 channel = Channel(member.id, member.url, self._limits, self._session, member.store_id)
                 self._links[member.id] = _Link(channel)
+            self._links[member.id].channel.name_strike(cluster_map.last_strike)
 
     async def close(self) -> None:
         """End all channels."""
@@ -101,6 +109,7 @@ class Shards:
             if not isinstance(answer, Answer) or answer.status != 200:
                 raise from_problem(getattr(answer, "problem", None))
             link.epoch = max(told, link.epoch)
+            self.on_epoch(self._cluster_id, answer.version)
 
     def receive(self, shard_id: str, move_id: str, seen: str) -> asyncio.Future[Any]:
         """Ask the destination to carry out the move; the future brings Progress, or the Answer that refuses.
@@ -130,14 +139,27 @@ class Shards:
             await asyncio.sleep(_CONNECT_POLL_S)
         return await channel.request(request)
 
+    async def ask_http(self, url: str, path: str, kind: type[T]) -> T | None:
+        """What the process there answers; None if nothing of that kind."""
+        try:
+            return await self._get(url, path, kind, _MAP_BYTES_MAX)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return None
+
+    async def _get(self, url: str, path: str, kind: type[T], bytes_max: int) -> T:
+        timeout = aiohttp.ClientTimeout(total=_IDENTIFY_TIMEOUT_S)
+        async with self._session.get(f"{url.rstrip('/')}{path}", timeout=timeout, allow_redirects=False) as answer:
+            body = bytearray()
+            async for chunk in answer.content.iter_any():
+                body += chunk
+                if len(body) > bytes_max:
+                    raise ValueError("the answer is too large")
+            return msgspec.json.decode(body, type=kind)
+
     async def identify(self, url: str) -> Identity:
         """Which shard serves there. Raises ChangeRefused, with the mend, if none does."""
-        timeout = aiohttp.ClientTimeout(total=_IDENTIFY_TIMEOUT_S)
         try:
-            address = f"{url.rstrip('/')}/healthz"
-            async with self._session.get(address, timeout=timeout, allow_redirects=False) as answer:
-                body = await answer.content.read(_IDENTITY_BYTES_MAX)
-                return msgspec.json.decode(body, type=Identity)
+            return await self._get(url, "/healthz", Identity, _IDENTITY_BYTES_MAX)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             reason = str(error) or type(error).__name__
             raise ChangeRefused(

@@ -38,10 +38,26 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     partitions: list[int]
 
 
+class Strike(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard that was given up with all that it had, as of `epoch`: its file is refused for ever, under any name.
+
+    Of its `partitions` nobody answers until they are `opened`, empty, by the map of that epoch (0: not yet). Every
+    version given there since is above `clock`.
+    """
+
+    shard: str
+    store_id: str
+    epoch: int
+    partitions: list[int]
+    opened: int = 0
+    clock: int = 0
+
+
 class ClusterMap(msgspec.Struct, frozen=True, kw_only=True):
     """`owners[p]` is the index in `members` of the shard that owns partition p; `members` is in order of joining.
 
-    `moves`: those that stand, under way or not begun yet, in the order in which they are to be done.
+    `moves`: those that stand, under way or not begun yet, in the order in which they are to be done. `strikes`: all
+    that there ever were, in order.
     """
 
     cluster_id: str
@@ -51,10 +67,28 @@ class ClusterMap(msgspec.Struct, frozen=True, kw_only=True):
     owners: list[int]
     replicas: int = 1
     moves: list[Move] = []
+    strikes: list[Strike] = []
 
     def member(self, shard_id: str) -> Member | None:
         """The member of that id, or None."""
         return next((member for member in self.members if member.id == shard_id), None)
+
+    @property
+    def last_strike(self) -> int:
+        """The epoch of the last one, 0 without any."""
+        return self.strikes[-1].epoch if self.strikes else 0
+
+    def is_struck(self, store_id: str) -> bool:
+        """The file of that id was given up."""
+        return any(strike.store_id == store_id for strike in self.strikes)
+
+    def openings(self) -> tuple[dict[int, int], dict[int, int], int]:
+        """By partition the epochs of its last strike and of its last opening; that of the last strike of all."""
+        struck = {partition: strike.epoch for strike in self.strikes for partition in strike.partitions}
+        opened = {
+            partition: strike.opened for strike in self.strikes for partition in strike.partitions if strike.opened
+        }
+        return struck, opened, self.last_strike
 
     def owner_of(self, key: bytes) -> Member:
         """The shard that owns `key` (its UTF-8 bytes)."""
@@ -72,6 +106,23 @@ def first_map(cluster_id: str, partitions: int, members: list[Member]) -> Cluste
     index = {member.id: i for i, member in enumerate(members)}
     owners = [index[owner] for owner in place(nodes, partitions)]
     return ClusterMap(cluster_id=cluster_id, epoch=1, partitions=partitions, members=members, owners=owners)
+
+
+def checked_map(cluster_map: ClusterMap) -> ClusterMap:
+    """The map. Raises ValueError where it contradicts itself: it names an owner or a partition that is not there."""
+    partitions, members = cluster_map.partitions, len(cluster_map.members)
+    if not 0 < cluster_map.epoch < 2**53:
+        raise ValueError(f"{cluster_map.epoch} is no epoch")
+    if len(cluster_map.owners) != partitions or not all(0 <= owner < members for owner in cluster_map.owners):
+        raise ValueError("not every partition has an owner among the members")
+    if not all(0 <= partition < partitions for move in cluster_map.moves for partition in move.partitions):
+        raise ValueError("a move names a partition that is not there")
+    for strike in cluster_map.strikes:
+        if not all(0 <= number < 2**53 for number in (strike.epoch, strike.opened, strike.clock)):
+            raise ValueError("an epoch or the clock of a strike is none")
+        if not all(0 <= partition < partitions for partition in strike.partitions):
+            raise ValueError("a strike names a partition that is not there")
+    return cluster_map
 
 
 def with_member_url(cluster_map: ClusterMap, shard_id: str, url: str) -> ClusterMap:

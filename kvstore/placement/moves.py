@@ -22,13 +22,13 @@ under way. The others fall apart, and their partitions are grouped anew.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import pairwise, zip_longest
 from typing import Any
 
 import msgspec
 
-from kvstore.placement.cluster_map import ClusterMap, Member, Move
+from kvstore.placement.cluster_map import ClusterMap, Member, Move, Strike
 from kvstore.placement.ring import Node, place
 
 
@@ -53,6 +53,46 @@ def with_leaving(cluster_map: ClusterMap, shard_id: str) -> ClusterMap:
     if all(member.id == shard_id for member in _staying(cluster_map)):
         raise ValueError(f"no shard would stay to take over what {shard_id} owns")
     return _with_member(cluster_map, shard_id, state="leaving")
+
+
+def with_struck(cluster_map: ClusterMap, shard_id: str) -> ClusterMap:
+    """The shard is lost with all that it had: its file is struck, moves from and to it are void, and nobody answers for
+    its partitions until they are `opened`. Raises KeyError if it is no member, ValueError if no other one would stay.
+    """
+    lost = _member(cluster_map, shard_id)
+    if cluster_map.is_struck(lost.store_id):
+        return cluster_map
+    if all(member.id == shard_id for member in _staying(cluster_map)):
+        raise ValueError(f"no shard would stay to take over what {shard_id} owns")
+    epoch, owned = cluster_map.epoch + 1, cluster_map.owned_by(shard_id)
+    strike = Strike(shard=shard_id, store_id=lost.store_id, epoch=epoch, partitions=owned)
+    standing = [move for move in cluster_map.moves if shard_id not in (move.source, move.to)]
+    leaving = _with_member(cluster_map, shard_id, state="leaving")
+    strikes = [*cluster_map.strikes, strike]
+    return msgspec.structs.replace(leaving, epoch=epoch, moves=standing, strikes=strikes)
+
+
+def opened(cluster_map: ClusterMap, clock: int) -> ClusterMap:
+    """The partitions of all lost shards are opened, empty, by those that stay; `clock` as in `Strike`.
+
+    To be stored only when every other member follows the strikes.
+    """
+    due = [strike for strike in cluster_map.strikes if not strike.opened]
+    if not due:
+        return cluster_map
+    lost = {partition for strike in due for partition in strike.partitions}
+    gone = {strike.shard for strike in due}
+    targets = _targets(cluster_map, lost)
+    index = {member.id: i for i, member in enumerate(cluster_map.members)}
+    owners = [index[targets[p]] if p in lost else owner for p, owner in enumerate(cluster_map.owners)]
+    epoch = cluster_map.epoch + 1
+    strikes = [
+        strike if strike.opened else msgspec.structs.replace(strike, opened=epoch, clock=clock)
+        for strike in cluster_map.strikes
+    ]
+    members = [msgspec.structs.replace(m, state="leaving") if m.id in gone else m for m in cluster_map.members]
+    settled = _settled(cluster_map, members=members, owners=owners, moves=cluster_map.moves)
+    return msgspec.structs.replace(settled, epoch=epoch, strikes=strikes)
 
 
 def with_weight(cluster_map: ClusterMap, shard_id: str, weight: int) -> ClusterMap:
@@ -119,14 +159,17 @@ def cancelled(cluster_map: ClusterMap) -> ClusterMap:
 # --- where each partition is to be -----------------------------------------------------------------------------------
 
 
-def _targets(cluster_map: ClusterMap) -> list[str]:
-    """The id of the shard that each partition is to be owned by."""
+def _targets(cluster_map: ClusterMap, lost: Set[int] = frozenset()) -> list[str]:
+    """The id of the shard that each partition is to be owned by. Of those that are `lost` none stays."""
     owners = [cluster_map.members[index].id for index in cluster_map.owners]
     nodes = [Node(member.id, member.weight) for member in _staying(cluster_map)]
     present: list[str | None] = [*owners]  # those that do not stay have no place in the ring
     for move in cluster_map.moves:
         for partition in move.partitions:
             present[partition] = move.to
+    if lost:  # nothing comes off a lost disk, so no two partitions can change places
+        present = [None if partition in lost else owner for partition, owner in enumerate(present)]
+        return place(nodes, cluster_map.partitions, present)
     moving = {partition for move in cluster_map.moves for partition in move.partitions}
     return _without_detours(owners, place(nodes, cluster_map.partitions, present), moving)
 
@@ -220,7 +263,8 @@ def _with_member(cluster_map: ClusterMap, shard_id: str, **changes: Any) -> Clus
 
 
 def _staying(cluster_map: ClusterMap) -> list[Member]:
-    return [member for member in cluster_map.members if member.state != "leaving"]
+    """A shard that is lost does not stay, whatever its state."""
+    return [m for m in cluster_map.members if m.state != "leaving" and not cluster_map.is_struck(m.store_id)]
 
 
 def _member(cluster_map: ClusterMap, shard_id: str) -> Member:

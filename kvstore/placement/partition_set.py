@@ -28,6 +28,11 @@ def to_flags(bits: int, partitions: int) -> list[bool]:
     return [digit == "1" for digit in f"{bits & all_of(partitions):0{partitions}b}"[::-1]]
 
 
+def listed(bits: int) -> list[int]:
+    """The partitions of the set, in order."""
+    return [partition for partition, digit in enumerate(reversed(f"{bits:b}")) if digit == "1"]
+
+
 def encode(bits: int, partitions: int) -> bytes:
     """The set as it travels."""
     return bits.to_bytes((partitions + 7) // 8, "little")

@@ -61,7 +61,7 @@ from typing import NamedTuple
 from xxhash import xxh3_64_intdigest
 
 _HASH_BITS = 64
-_VIRTUAL_NODES_PER_WEIGHT = 64
+VIRTUAL_NODES_PER_WEIGHT = 64
 _VIRTUAL_NODES_MAX = 65_536
 
 # By how much a hash is shifted to leave the number of its partition; also the list of the allowed counts.
@@ -101,7 +101,7 @@ def place(nodes: Sequence[Node], partitions: int, present: Sequence[str | None] 
     owners = [owner if owner in room else None for owner in present or [None] * partitions]
     room.subtract(owner for owner in owners if owner is not None)
 
-    ring = _Ring(_virtual_nodes(nodes))
+    ring = _Ring(virtual_nodes(nodes))
     for partition in _surplus(owners, room, ring):
         owners[partition] = None
     return _fill(owners, room, ring)
@@ -116,7 +116,7 @@ def walk(nodes: Sequence[Node], partition: int, partitions: int) -> list[str]:
     _check(nodes, partitions)
     if not 0 <= partition < partitions:
         raise ValueError(f"there is no partition {partition}: they are 0 to {partitions - 1}")
-    ring = _virtual_nodes(nodes)
+    ring = virtual_nodes(nodes)
     start = bisect_left(ring, (partition << _SHIFT[partitions], ""))
     return list(dict.fromkeys(shard for _, shard in ring[start:] + ring[:start]))
 
@@ -158,15 +158,15 @@ def _check(nodes: Sequence[Node], partitions: int) -> None:
             raise ValueError(f"node {shard!r} has weight {weight}: it must be 1 or more")
 
 
-def _virtual_nodes(nodes: Sequence[Node]) -> list[tuple[int, str]]:
+def virtual_nodes(nodes: Sequence[Node]) -> list[tuple[int, str]]:
     """(point, shard id), clockwise from 0; in proportion to weight."""
-    wanted = sum(node.weight for node in nodes) * _VIRTUAL_NODES_PER_WEIGHT
+    wanted = sum(node.weight for node in nodes) * VIRTUAL_NODES_PER_WEIGHT
     # Halved until there are few enough: a weight may be 1, 2 or 3, but also a disk's size in gigabytes.
     halvings = ((wanted - 1) // _VIRTUAL_NODES_MAX).bit_length()
     return sorted(
         (key_hash(f"{node.id}/{number}".encode()), node.id)
         for node in nodes
-        for number in range(max(1, node.weight * _VIRTUAL_NODES_PER_WEIGHT >> halvings))
+        for number in range(max(1, node.weight * VIRTUAL_NODES_PER_WEIGHT >> halvings))
     )
 
 

@@ -1,4 +1,4 @@
-"""The router's process and its HTTP: decode, call the service, encode.
+"""The router's HTTP: decode, call the service, encode.
 
 Owns: routes, parameters, header fields and statuses of the public API; counting and timing of requests.
 Promises: every answer that is not a value is JSON, every error a problem document. Nothing that a client sends is
@@ -8,15 +8,13 @@ Leaves to others: rules (`service`), HTTP's own strictness and limits (`transpor
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
-import aiohttp
 from aiohttp import web
 
-from kvstore.config import ClusterConfig, listen_address
+from kvstore.addresses import listen_address
+from kvstore.config import ClusterConfig
 from kvstore.errors import (
     BadParameter,
     BodyTooLarge,
@@ -32,6 +30,7 @@ from kvstore.errors import (
 )
 from kvstore.metrics import RequestStats, exposition, gauge_family, shard_families
 from kvstore.protocol import Delete, Get, Put
+from kvstore.router.advice import advice
 from kvstore.router.batch import parse_batch, run_batch
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.decode import (
@@ -45,30 +44,29 @@ from kvstore.router.decode import (
     encode_cursor,
     refuse_headers,
 )
-from kvstore.router.json_ops import encode_value
+from kvstore.router.events import Events
 from kvstore.router.locks import LockRoutes
 from kvstore.router.membership import Controller, MembershipRoutes
 from kvstore.router.openapi import openapi_json
+from kvstore.router.page import PAGE_PREFIX, PAGE_ROUTE, index_page, page_file, wants_page
+from kvstore.router.page_json import encode_page, missing_members
 from kvstore.router.service import Routed, RouterService
 from kvstore.router.transactions import TxnRoutes
+from kvstore.transport.answers import SMALL_BYTES, AnswerAccount, Room
+from kvstore.transport.bodies import BodyReader
 from kvstore.transport.http import (
     BINARY,
     JSON,
-    AnswerAccount,
-    BodyReader,
     Head,
     HostGuard,
     Response,
-    Server,
+    StreamedResponse,
     decode_key,
     decode_query,
     json_response,
     problem_response,
     read_head,
-    start_server,
-    warn_if_exposed,
 )
-from kvstore.transport.map_follower import MapFollower
 
 LOCK_PREFIX = "/v1/locks/"
 LOCK_ROUTE = "/v1/locks/{name}"
@@ -80,29 +78,33 @@ TXN_PREFIX = "/v1/txn/"
 TXN_ROUTE = "/v1/txn/{id}"
 SHARD_PREFIX = "/v1/shards/"
 SHARD_ROUTE = "/v1/shards/{id}"
+ACCEPT_OLD_ROUTE = "/v1/shards/{id}/accept-old"
+_ACCEPT_OLD = "/accept-old"
 
 _NONE: frozenset[str] = frozenset()
 _NOT_ASKED: list[int] | None = []
 _TTL = frozenset({"ttl"})
-_LIST = frozenset({"prefix", "limit", "after", "values", "count"})
-_LIST_LOCKS = frozenset({"prefix", "limit", "after"})
+_LIST = frozenset({"prefix", "limit", "after", "values", "count", "partial"})
+_LIST_LOCKS = frozenset({"prefix", "limit", "after", "partial"})
 _STREAM_BYTES = 256 * 1024
 
-Reply = Response | web.StreamResponse
+Reply = Response | StreamedResponse
 Route = Callable[[web.BaseRequest, Head], Awaitable[Reply]]
 NamedHandler = Callable[[str, web.BaseRequest, Head], Awaitable[Response]]
 
 
 class RouterApp:
     def __init__(self, router_id: str, service: RouterService, config: ClusterConfig, controller: Controller) -> None:
-        self._router_id = router_id
+        self.router_id = router_id
         self._service = service
         self._limits = config.limits
         self._guard = HostGuard([*config.allowed_hosts, *(listen_address(r.listen)[0] for r in config.routers)])
         self._bodies = BodyReader(config.limits)
-        self._answers = AnswerAccount(config.limits)
+        self.answers = AnswerAccount(config.limits, 0.5)
+        self._pages = AnswerAccount(config.limits, 0.5)  # while they are made
         self._stats = RequestStats()
         self._under_way = 0
+        self._demo_routes: tuple[str, ...] = ()
         self._key_methods = {"GET": self._get, "HEAD": self._get, "PUT": self._put, "DELETE": self._delete}
         self._locks = locks = LockRoutes(service, config.limits, self._bodies)
         self._lock_methods: dict[str, Route] = {
@@ -114,12 +116,19 @@ class RouterApp:
         self._txns = TxnRoutes(Coordinator(service, config.limits), config.limits, self._bodies)
         self._txn_methods: dict[str, Route] = {"GET": self._look}
         self._explain_methods: dict[str, Route] = {"GET": self._explain}
+        self._page_methods: dict[str, Route] = {"GET": self._page_file}
         self._membership = membership = MembershipRoutes(controller, self._bodies)
+        self.events = Events(router_id, service, controller, self._stats, config.limits)
         self._shard_methods: dict[str, Route] = {
             "PATCH": self._on_shard(membership.weigh_shard),
             "DELETE": self._on_shard(membership.remove_shard),
         }
-        self.routes: dict[str, dict[str, Route]] = {
+        self._accept_old_methods: dict[str, Route] = {"POST": self._on_shard(membership.accept_old, _ACCEPT_OLD)}
+        self.routes = self._fixed_routes(membership)
+
+    def _fixed_routes(self, membership: MembershipRoutes) -> dict[str, dict[str, Route]]:
+        """Those that are no prefix of anything."""
+        return {
             "/v1/kv": {"GET": self._list},
             "/v1/locks": {"GET": self._list_locks},
             "/v1/batch": {"POST": self._batch},
@@ -127,12 +136,18 @@ class RouterApp:
             "/v1/cluster": {"GET": self._cluster},
             "/v1/shards": {"POST": membership.add_shard},
             "/v1/moves": {"GET": membership.moves, "POST": membership.rebalance, "DELETE": membership.cancel},
+            "/v1/events": {"GET": self._events},
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
             "/metrics": {"GET": self._metrics},
             "/openapi.json": {"GET": self._openapi},
             "/": {"GET": self._index},
         }
+
+    def add_demo(self, route: str, handler: Route) -> None:
+        """A call that exists with `kvstore up --demo` only."""
+        self.routes[route] = {"POST": handler}
+        self._demo_routes = (*self._demo_routes, route)
 
     # --- dispatch -----------------------------------------------------------------------------------------------------
 
@@ -157,9 +172,23 @@ class RouterApp:
             self._under_way -= 1
         if isinstance(reply, Response):
             reply.head_only = request.method == "HEAD"
-            reply = self._answers.admit(reply)
+            if len(reply.body) >= SMALL_BYTES and not reply.reserved:
+                reply = await self._admit_answer(reply)
         self._stats.observe(route, request.method, reply.status, time.perf_counter() - started)
         return reply
+
+    async def _admit_answer(self, response: Response) -> Response:
+        """The response, on the account until it is written; or 429 in its place, unless it `has_to_go`."""
+        size = 0 if response.head_only else len(response.body)
+        if response.has_to_go:
+            self.answers.charge(size)
+        elif not self.answers.try_reserve(size):
+            try:
+                await self.answers.reserve(size)
+            except TooManyRequests as error:
+                return problem_response(error)
+        response.reserved = size
+        return response
 
     def _find(self, head: Head) -> tuple[str, Route]:
         if head.path.startswith(EXPLAIN_PREFIX):
@@ -168,8 +197,12 @@ class RouterApp:
             route, methods = LOCK_ROUTE, self._lock_methods
         elif head.path.startswith(TXN_PREFIX):
             route, methods = TXN_ROUTE, self._txn_methods
+        elif head.path.startswith(SHARD_PREFIX) and head.path.endswith(_ACCEPT_OLD):
+            route, methods = ACCEPT_OLD_ROUTE, self._accept_old_methods
         elif head.path.startswith(SHARD_PREFIX):
             route, methods = SHARD_ROUTE, self._shard_methods
+        elif head.path.startswith(PAGE_PREFIX):
+            route, methods = PAGE_ROUTE, self._page_methods
         else:
             route, methods = head.path, self.routes.get(head.path, {})
         if not methods:
@@ -188,8 +221,10 @@ class RouterApp:
 
     def _admit(self) -> None:
         """Called before anything is read or asked for a request for data. Raises TooManyRequests."""
-        # Those who wait for a lock cost nothing, and must not stand before its holder: connections bound them.
-        if self._under_way - self._locks.waiting > self._limits.requests_in_flight_max:
+        # Requests that wait for a lock or for their client are bounded by connections and bytes: they cost no work, and
+        # must not stand before the lock's holder and before clients that read. Listeners of events do so, too.
+        idle = self._locks.waiting + self._bodies.receiving + self.answers.streams_unread + self.events.listeners
+        if self._under_way - idle > self._limits.requests_in_flight_max:
             raise TooManyRequests("the router has as many requests under way as it takes", retry_after_ms=200)
 
     def _on_name(self, handler: NamedHandler) -> Route:
@@ -199,9 +234,9 @@ class RouterApp:
 
         return with_name
 
-    def _on_shard(self, handler: NamedHandler) -> Route:
+    def _on_shard(self, handler: NamedHandler, suffix: str = "") -> Route:
         async def with_id(request: web.BaseRequest, head: Head) -> Response:
-            return await handler(head.path[len(SHARD_PREFIX) :], request, head)
+            return await handler(head.path[len(SHARD_PREFIX) :].removesuffix(suffix), request, head)
 
         return with_id
 
@@ -256,24 +291,23 @@ class RouterApp:
         self._admit()
         parameters = decode_query(head.query, _LIST)
         prefix = parameters.get("prefix", "")
+        partial = decode_flag(parameters, "partial")
         if decode_flag(parameters, "count"):
-            if len(parameters.keys() - {"count", "prefix"}):
-                raise BadParameter("count goes with prefix only")
-            return json_response(200, {"count": await self._service.count(prefix)})
+            if len(parameters.keys() - {"count", "prefix", "partial"}):
+                raise BadParameter("count goes with prefix and partial only")
+            counted = await self._service.count(prefix, partial=partial)
+            return json_response(200, {"count": counted.keys, **missing_members(counted.missing, partial)})
         limit = decode_integer(
             parameters, "limit", min(1000, self._limits.list_keys_max), 1, self._limits.list_keys_max
         )
         values = decode_flag(parameters, "values")
-        listing = await self._service.page(prefix, decode_cursor(parameters.get("after")), limit, values)
-        items = []
-        for key, version, value, ttl_left_ms in listing.items:
-            item: dict[str, Any] = {"key": key, "version": version}
-            if values:
-                item |= encode_value(value or b"")
-                if ttl_left_ms:
-                    item["ttl"] = ttl_left_ms / 1000
-            items.append(item)
-        return json_response(200, {"items": items, "next": encode_cursor(listing.last)})
+        after = decode_cursor(parameters.get("after"))
+        async with Room(self._pages) as room:
+            await room.add(self._service.page_bytes(limit, values))
+            listing = await self._service.page(prefix, after, limit, values, partial=partial)
+            body = await encode_page(listing, values, partial, self.answers.turns)
+            del listing
+            return await self._admit_answer(Response(200, body, JSON, head_only=head.method == "HEAD"))
 
     async def _list_locks(self, request: web.BaseRequest, head: Head) -> Response:
         self._admit()
@@ -282,20 +316,23 @@ class RouterApp:
             parameters, "limit", min(1000, self._limits.list_keys_max), 1, self._limits.list_keys_max
         )
         after = decode_cursor(parameters.get("after"))
-        listing = await self._service.leases(parameters.get("prefix", ""), after, limit)
+        partial = decode_flag(parameters, "partial")
+        listing = await self._service.leases(parameters.get("prefix", ""), after, limit, partial=partial)
         items = [
             {"name": name, "token": token, "owner": (owner or b"").decode(), "ttl_left": left_ms / 1000}
             for name, token, owner, left_ms in listing.items
         ]
-        return json_response(200, {"items": items, "next": encode_cursor(listing.last)})
+        missing = missing_members(listing.missing, partial)
+        return json_response(200, {"items": items, "next": encode_cursor(listing.last), **missing})
 
     async def _batch(self, request: web.BaseRequest, head: Head) -> Reply:
         self._admit()
         refuse_headers(head, "if-match", "if-none-match", "lock-token", "idempotency-key")
         decode_query(head.query, _NONE)
         body = await self._bodies.read(request, head, self._limits.body_bytes_max, BodyTooLarge)
-        results = run_batch(self._service, parse_batch(body, self._limits), self._limits)
-        return await _stream_results(request, results)
+        steps = parse_batch(body, self._limits)
+        async with Room(self.answers) as room:
+            return await _stream_results(request, run_batch(self._service, steps, self._limits, room), room)
 
     async def _transact(self, request: web.BaseRequest, head: Head) -> Response:
         self._admit()
@@ -310,8 +347,11 @@ class RouterApp:
     async def _cluster(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
         changes = await self._membership.described(self._service.cluster_map)
-        document = await self._service.cluster(changes.pop("epoch"))
-        return json_response(200, document | changes)
+        document = await self._service.cluster(changes.pop("epoch")) | changes
+        return json_response(200, document | {"advice": advice(document)["sentence"]})
+
+    async def _events(self, request: web.BaseRequest, head: Head) -> Reply:
+        return await self.events.stream(request, head)
 
     async def _explain(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
@@ -319,14 +359,14 @@ class RouterApp:
 
     async def _healthz(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        return json_response(200, {"status": "alive", "router": self._router_id})
+        return json_response(200, {"status": "alive", "router": self.router_id})
 
     async def _readyz(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
         reason = self._service.not_ready()
         if reason is not None:
             raise Unavailable(reason, retry_after_ms=200)
-        return json_response(200, {"status": "ready", "router": self._router_id})
+        return json_response(200, {"status": "ready", "router": self.router_id})
 
     async def _metrics(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
@@ -349,7 +389,7 @@ class RouterApp:
                     "shard",
                 ),
                 gauge_family(
-                    "kvstore_requests_under_way", "Requests under way", {self._router_id: self._under_way}, "router"
+                    "kvstore_requests_under_way", "Requests under way", {self.router_id: self._under_way}, "router"
                 ),
             ],
         )
@@ -357,13 +397,19 @@ class RouterApp:
 
     async def _openapi(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        return Response(200, openapi_json(self._limits), JSON)
+        return Response(200, openapi_json(self._limits, self._demo_routes), JSON)
 
     async def _index(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE]
+        if wants_page(head):
+            return index_page(head)
+        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE, ACCEPT_OLD_ROUTE, PAGE_ROUTE]
         routes += [route for route in self.routes if route != "/"]
-        return json_response(200, {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"})
+        index = {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"}
+        return json_response(200, index, "Vary: Accept\r\n")
+
+    async def _page_file(self, request: web.BaseRequest, head: Head) -> Response:
+        return page_file(head)
 
 
 # --- decoding and encoding --------------------------------------------------------------------------------------------
@@ -392,9 +438,9 @@ def _method_not_allowed(method: str, allowed: list[str]) -> MethodNotAllowed:
     return MethodNotAllowed(f"{method!a} is not among {', '.join(allowed)}", allow=allowed)
 
 
-async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes]) -> Reply:
-    """`{"results":[…]}`, sent as it comes once it is large."""
-    stream: web.StreamResponse | None = None
+async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes], room: Room) -> Reply:
+    """`{"results":[…]}`, sent as it comes once it is large. What is written and taken leaves `room`."""
+    stream: StreamedResponse | None = None
     parts: list[bytes] = [b'{"results":[']
     size, separator = 0, b""
     async for result in results:
@@ -403,37 +449,17 @@ async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes
         size += len(result)
         if size >= _STREAM_BYTES:
             if stream is None:
-                stream = web.StreamResponse(headers={"Content-Type": JSON})
-                await stream.prepare(request)
-            await stream.write(b"".join(parts))
-            parts, size = [], 0
+                stream = StreamedResponse(request, JSON)
+            del result  # or it stays in memory until the client has read
+            taking, taken, parts, size = stream.write(parts), size, [], 0
+            await taking
+            room.change(-taken)
     parts.append(b"]}\n")
     if stream is None:
-        return Response(200, b"".join(parts), JSON)
-    await stream.write(b"".join(parts))
-    await stream.write_eof()
+        response = Response(200, b"".join(parts), JSON)
+        response.reserved = len(response.body)
+        room.take(response.reserved)
+        return response
+    await stream.write(parts)
+    await stream.end()
     return stream
-
-
-# --- the process ------------------------------------------------------------------------------------------------------
-
-
-async def serve(*, router_id: str, listen: str, join: str, config: ClusterConfig, stop: asyncio.Event) -> None:
-    """Run the router until `stop` is set. Raises OSError when the port is taken."""
-    host, port = listen_address(listen)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        service = RouterService(config.limits, session)
-        app = RouterApp(router_id, service, config, Controller(session, join, config.limits))
-        runner = await start_server(Server(app.handle, config.limits), host, port)
-        warn_if_exposed(listen, "read and write every key")
-        follower = MapFollower(session, join, config.limits)
-        tasks = [asyncio.create_task(follower.follow(0, service.follow)), asyncio.create_task(service.greet())]
-        try:
-            await stop.wait()
-        finally:
-            await runner.cleanup()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await service.close()

@@ -3,8 +3,9 @@
 Owns: the shape of the body, which errors refuse it whole and which fail one operation, the window of operations under
 way.
 Promises: a body that is not well formed is refused whole, before anything is done. However many operations there are,
-only a window of them is under way, bounded in count and in bytes, gets counting as a value of the largest size. Writes
-to one key are done in their order: while its partition may change hands, each waits for the one before.
+only a window of them is under way, bounded in count and in bytes, gets counting as a value of the largest size. What
+gets may bring is on the account of answers before they are asked, and what they brought until it is written. Writes to
+one key are done in their order: while its partition may change hands, each waits for the one before.
 Leaves to others: the form of an operation (`json_ops`), each operation (`service`), HTTP (`app`).
 """
 
@@ -20,12 +21,15 @@ from msgspec import UNSET, Struct
 
 from kvstore.config import Limits
 from kvstore.errors import BadBody, KvError, NotFound, WrongOwner, from_problem
-from kvstore.protocol import Delete, Get, Put
+from kvstore.protocol import Answer, Delete, Get, Put
 from kvstore.router.decode import ttl_to_ms
 from kvstore.router.json_ops import DeleteOp, GetOp, Op, PutOp, check_value_size, decode_value, encode_value
 from kvstore.router.service import KeyRequest, RouterService
+from kvstore.transport.answers import Room, Turns
 from kvstore.transport.channel import Channel
 from kvstore.transport.http import check_key
+
+_LARGE_BYTES = 65_536
 
 
 class BatchBody(Struct, forbid_unknown_fields=True):
@@ -42,11 +46,32 @@ class _Step(NamedTuple):
     request: KeyRequest | None
     error: KvError | None
     bytes: int
+    is_get: bool = False
 
 
 class _UnderWay(NamedTuple):
     step: _Step
     sent: tuple[asyncio.Future[Any], Channel, int] | KvError
+    share: _Share
+
+
+class _Share:
+    """What one get has in the room of its batch: the largest size until it is answered, then that of its value."""
+
+    __slots__ = ("bytes", "room")
+
+    def __init__(self, room: Room, size: int) -> None:
+        self.room = room
+        self.bytes = size
+
+    def note(self, future: asyncio.Future[Any]) -> None:
+        """The get was answered."""
+        if not future.cancelled() and future.exception() is None and self.bytes:
+            self.become(len(getattr(future.result(), "value", None) or b""))
+
+    def become(self, size: int) -> None:
+        self.room.change(size - self.bytes)
+        self.bytes = size
 
 
 def parse_batch(body: bytes, limits: Limits) -> list[_Step]:
@@ -67,7 +92,7 @@ def _parse_op(op: Op, number: int, limits: Limits) -> _Step:
     try:
         key = check_key(op.key, limits.key_bytes_max)
         if isinstance(op, GetOp):
-            return _Step(key, Get(0, key), None, limits.value_bytes_max)
+            return _Step(key, Get(0, key), None, limits.value_bytes_max, is_get=True)
         if isinstance(op, DeleteOp):
             return _Step(key, Delete(0, key), None, 64)
         ttl_ms = 0 if op.ttl is UNSET else ttl_to_ms(op.ttl, limits)
@@ -77,8 +102,8 @@ def _parse_op(op: Op, number: int, limits: Limits) -> _Step:
         return _Step(op.key, None, error, 0)
 
 
-async def run_batch(service: RouterService, steps: list[_Step], limits: Limits) -> AsyncIterator[bytes]:
-    """Do them, a window at a time; yields the JSON of each result, in order."""
+async def run_batch(service: RouterService, steps: list[_Step], limits: Limits, room: Room) -> AsyncIterator[bytes]:
+    """Do them, a window at a time; yields the JSON of each result, in order. Its bytes are left in `room`."""
     under_way: deque[_UnderWay] = deque()
     last: dict[str, _UnderWay] = {}  # of each key, as far as it is under way
     window_bytes = 0
@@ -87,13 +112,14 @@ async def run_batch(service: RouterService, steps: list[_Step], limits: Limits) 
             len(under_way) >= limits.batch_window_ops
             or window_bytes + step.bytes > limits.batch_window_bytes
             or _may_overtake(service, last.get(step.key))
+            or (step.is_get and not room.account.has_room(step.bytes))
         ):
             first = under_way.popleft()
             yield await _result(service, first)
             window_bytes -= first.step.bytes
             if last[first.step.key] is first:
                 del last[first.step.key]
-        begun = last[step.key] = _begin(service, step)
+        begun = last[step.key] = await _begin(service, step, room)
         under_way.append(begun)
         window_bytes += step.bytes
     while under_way:
@@ -112,17 +138,33 @@ def _has_bounced(future: asyncio.Future[Any]) -> bool:
     return future.done() and future.exception() is None and future.result().status == WrongOwner.status
 
 
-def _begin(service: RouterService, step: _Step) -> _UnderWay:
+async def _begin(service: RouterService, step: _Step, room: Room) -> _UnderWay:
+    share = _Share(room, 0)
     if step.request is None:
-        return _UnderWay(step, step.error or KvError())
+        return _UnderWay(step, step.error or KvError(), share)
     try:
-        return _UnderWay(step, service.begin(step.request))
+        if step.is_get:
+            await room.add(step.bytes)
+            share.bytes = step.bytes
+        sent = service.begin(step.request)
     except KvError as error:
-        return _UnderWay(step, error)
+        share.become(0)
+        return _UnderWay(step, error, share)
+    if step.is_get:
+        sent[0].add_done_callback(share.note)
+    return _UnderWay(step, sent, share)
 
 
 async def _result(service: RouterService, under_way: _UnderWay) -> bytes:
-    step, sent = under_way
+    result = await _encoded_result(service, under_way.step, under_way.sent, under_way.share.room.account.turns)
+    under_way.share.become(len(result))
+    under_way.share.bytes = 0  # no longer its own: the room keeps it until it is written
+    return result
+
+
+async def _encoded_result(
+    service: RouterService, step: _Step, sent: tuple[asyncio.Future[Any], Channel, int] | KvError, turns: Turns
+) -> bytes:
     try:
         if isinstance(sent, KvError) or step.request is None:
             raise sent if isinstance(sent, KvError) else KvError()
@@ -134,7 +176,14 @@ async def _result(service: RouterService, under_way: _UnderWay) -> bytes:
     except KvError as error:
         document = {"status": error.status, "key": step.key, "code": error.code, "detail": error.detail}
         return msgspec.json.encode(document | error.members)
-    result: dict[str, Any] = {"status": answer.status, "key": step.key, "version": answer.version}
+    if answer.value is None or len(answer.value) < _LARGE_BYTES:
+        return _encoded_answer(step.key, answer)
+    async with turns:
+        return _encoded_answer(step.key, answer)
+
+
+def _encoded_answer(key: str, answer: Answer) -> bytes:
+    result: dict[str, Any] = {"status": answer.status, "key": key, "version": answer.version}
     if answer.value is not None:
         result |= encode_value(answer.value)
         if answer.ttl_left_ms:

@@ -84,7 +84,7 @@ class Coordinator:
         """
         deadline = _Deadline(self._service, self._limits)
         self._stamps.see(self._service.floor)
-        attempt = self._stamps.draw(_now_us())
+        attempt = self._stamps.draw(_now_us(), epoch=self._service.epoch)
         wait_ms = 1.0
         contended = ""
         while True:
@@ -99,7 +99,7 @@ class Coordinator:
                 wait_ms = min(wait_ms * 2, _RETRY_MS_MAX)
                 await asyncio.sleep(random.uniform(wait_ms / 2, wait_ms) / 1000)
             contended = result.key
-            attempt = self._stamps.draw(_now_us(), attempt.start)
+            attempt = self._stamps.draw(_now_us(), attempt.start, self._service.epoch)
 
     def _in_the_way(self, again: Again, transaction: Transaction, attempt: Attempt) -> KvError:
         if again.same_request:

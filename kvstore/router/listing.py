@@ -2,8 +2,8 @@
 
 Owns: which reply counts for which partition, and where a page ends.
 Promises: pure. Every partition is taken from exactly one reply, that of a shard that owned it all the time it was
-looking; nothing is finished while a partition is missing. So a key that stays is listed exactly once, and counted
-exactly once, whatever moved meanwhile.
+looking; nothing is finished while a partition is missing, unless it is left out on demand, and named. So a key that
+stays is listed exactly once, and counted exactly once, whatever moved meanwhile.
 Leaves to others: asking, and asking again for what is missing (`service`).
 
 Shards are not asked to agree on an epoch: while a cluster is growing it changes with every commit, and a listing would
@@ -31,10 +31,28 @@ Item = tuple[str, int, bytes | None, int]
 
 
 class Listing(NamedTuple):
-    """A page over all shards, in key order; `last` is where the next one goes on, None at the end."""
+    """A page over all shards, in key order; `last` is where the next one goes on, None at the end. `missing`: the set
+    of partitions that were left out, of which keys may lack."""
 
     items: list[Item]
     last: str | None
+    missing: int = 0
+
+    def cut(self, bytes_max: int) -> tuple[Listing, int]:
+        """The items up to the one with which they have `bytes_max` bytes of keys and values; their bytes."""
+        size = 0
+        for count, item in enumerate(self.items, start=1):
+            size += len(item[0]) + len(item[2] or b"")
+            if size >= bytes_max and count < len(self.items):
+                return Listing(self.items[:count], item[0], self.missing), size
+        return self, size
+
+
+class Counted(NamedTuple):
+    """How many keys there are, without those of the set of partitions `missing`."""
+
+    keys: int
+    missing: int = 0
 
 
 def share(limit: int, part: float) -> int:

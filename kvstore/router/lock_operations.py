@@ -20,7 +20,7 @@ from kvstore.errors import (
     NotFound,
     TooManyRequests,
 )
-from kvstore.router.json_schema import ref
+from kvstore.router.json_schema import ref, text
 from kvstore.router.operation import (
     BODY,
     EXAMPLE_CURSOR,
@@ -35,6 +35,7 @@ from kvstore.router.operation import (
     json_answer,
     lock_token,
     page_parameters,
+    query,
 )
 from kvstore.transport.http import JSON
 
@@ -50,6 +51,7 @@ _HOLDER = (
     lock_token("What the lock was granted with; 412 `lock-lost` if it is no longer the holder's.", required=True),
     IDEMPOTENCY_KEY,
 )
+_ACQUIRE = text("Idempotency-Key of an acquire; instead of Lock-Token.", minLength=1, maxLength=255)
 _HOLDER_ERRORS = (*KEY_IN_PATH, BadBody, BodyTooLarge, *BODY, *WRITE)
 
 
@@ -100,9 +102,25 @@ def _release() -> Operation:
         id="releaseLock",
         tag="locks",
         summary="Release the lock",
-        description="Takes no body. The next who waits for the lock has it.",
-        parameters=_HOLDER,
-        answers=(Success(204, "It is no longer yours."),),
+        description="Takes no body. The next who waits for the lock has it. With `acquire` instead of a Lock-Token: "
+        "withdraw an acquire, whose token is not known. If it waits it leaves the queue, if it was granted that ends, "
+        "and if it comes later it is answered 412 `lock-lost`. For clients that stop to wait behind a proxy which "
+        "keeps its own connection open; one that is connected to the router only has to close its connection.",
+        parameters=(
+            LOCK_NAME,
+            query(
+                "acquire",
+                text("Idempotency-Key of an acquire; instead of Lock-Token.", minLength=1, maxLength=255),
+                "3f1c9a52",
+            ),
+            lock_token(
+                "What the lock was granted with; 412 `lock-lost` if it is no longer the holder's. Required without "
+                "`acquire`.",
+                required=False,
+            ),
+            IDEMPOTENCY_KEY,
+        ),
+        answers=(Success(204, "It is no longer yours, or was withdrawn."),),
         errors=_HOLDER_ERRORS,
     )
 

@@ -1,8 +1,10 @@
 """The HTTP of locks: acquire, renew, release, inspect, list.
 
 Owns: parameters, statuses and documents of `/v1/locks`.
-Promises: a waiter whose client goes away leaves the queue, and what was granted to it in that moment is given back. A
-waiter whose lock's partition changes hands goes on waiting at the new owner, for what is left of its time.
+Promises: a waiter whose client goes away leaves the queue, and what was granted to it in that moment is given back,
+unless the same request waited on another connection, too. A waiter whose lock's partition changes hands goes on waiting
+at the new owner, for what is left of its time. Behind a proxy that keeps its own connection open nobody can see that a
+client has left: it says so itself, by withdrawing what it asked for with its Idempotency-Key.
 Leaves to others: who holds what and who is next (the shard's lock table).
 """
 
@@ -31,10 +33,12 @@ from kvstore.errors import (
 from kvstore.protocol import Acquire, Answer, Inspect, Leave, Release, Renew
 from kvstore.router.decode import decode_once, decode_token, refuse_headers, seconds_to_ms
 from kvstore.router.service import RouterService
+from kvstore.transport.bodies import BodyReader
 from kvstore.transport.channel import Channel
-from kvstore.transport.http import JSON, BodyReader, Head, Response, client_has_left, decode_query, json_response
+from kvstore.transport.http import JSON, Head, Response, client_has_left, decode_query, json_response
 
 _NONE: frozenset[str] = frozenset()
+_ACQUIRE = frozenset({"acquire"})
 _LOOK_S = 0.1
 _BODY_BYTES_MAX = 4096
 TTL_DEFAULT_S = 30.0
@@ -89,14 +93,17 @@ class LockRoutes:
     async def _wait(self, ask: Acquire, request: web.BaseRequest) -> Answer:
         """The answer; while it takes its time, look whether the client is still there. Raises Locked if it is not."""
         if not ask.wait_ms:
-            return (await self._service.ask(ask)).answer
-        self.waiting += 1
-        try:
-            answer = await self._wait_in_line(ask, request)
-        finally:
-            self.waiting -= 1
-        if answer.status == 201 and ask.once is None and client_has_left(request):
-            await self._service.ask(Release(0, ask.key, answer.version))
+            answer = (await self._service.ask(ask)).answer
+        else:
+            self.waiting += 1
+            try:
+                answer = await self._wait_in_line(ask, request)
+            finally:
+                self.waiting -= 1
+        if answer.status == 201 and client_has_left(request):
+            # With a key the client may have come back on another connection, and have been told the same token.
+            acquire = ask.id if ask.once is not None else 0
+            await self._service.ask(Release(0, ask.key, answer.version, acquire=acquire))
             raise Locked(
                 "the connection was closed, at least on one side, while it waited: the lock was given back",
                 retry_after_ms=100,
@@ -149,8 +156,21 @@ class LockRoutes:
         return json_response(200, document, f"Lock-Token: {answer.version}\r\n")
 
     async def release(self, name: str, request: web.BaseRequest, head: Head) -> Response:
+        if head.query:
+            return await self._withdraw(name, request, head)
         token, raw = await self._token(request, head)
         _checked((await self._service.ask(Release(0, name, token, decode_once(head, raw)))).answer)
+        return Response(204)
+
+    async def _withdraw(self, name: str, request: web.BaseRequest, head: Head) -> Response:
+        """What the acquire with that Idempotency-Key was granted, or may yet be, is not wanted."""
+        key = decode_query(head.query, _ACQUIRE).get("acquire", "")
+        refuse_headers(head, "if-match", "if-none-match", "lock-token", "idempotency-key")
+        if (await self._bodies.read(request, head, _BODY_BYTES_MAX, BodyTooLarge)).strip():
+            raise BadBody("withdrawing takes no body")
+        if not 1 <= len(key) <= 255 or not key.isprintable():
+            raise BadParameter("acquire is the Idempotency-Key of an acquire", parameter="acquire")
+        _checked((await self._service.ask(Release(0, name, 0, withdraw=key))).answer)
         return Response(204)
 
     async def _token(self, request: web.BaseRequest, head: Head) -> tuple[int, bytes]:

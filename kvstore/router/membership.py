@@ -1,7 +1,7 @@
 """Changes of the cluster, passed through to the controller: its members, its moves.
 
-Owns: the routes /v1/shards, /v1/shards/{id} and /v1/moves as clients see them; what the controller tells of moves, as a
-part of GET /v1/cluster.
+Owns: the routes /v1/shards, /v1/shards/{id}, /v1/shards/{id}/accept-old and /v1/moves as clients see them; what the
+controller tells of moves, as a part of GET /v1/cluster.
 Promises: what the controller answers is answered, status and document; a request is sent to it once. GET /v1/cluster
 waits for the controller for a second at most, and says so when it did not answer.
 Leaves to others: every decision (the controller), the path of a request (`app`).
@@ -20,9 +20,11 @@ from kvstore.config import ID_PATTERN, Limits
 from kvstore.errors import BadBody, BadParameter, BodyTooLarge, OutcomeUnknown, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Move
 from kvstore.router.decode import decode_flag, refuse_headers
-from kvstore.transport.http import JSON, PROBLEM_JSON, BodyReader, Head, Response, decode_query
+from kvstore.transport.bodies import BodyReader
+from kvstore.transport.http import JSON, PROBLEM_JSON, Head, Response, decode_query
 
 PLAN = frozenset({"plan"})
+LOST = frozenset({"lost", "confirm"})
 
 _NONE: frozenset[str] = frozenset()
 _BODY_BYTES_MAX = 4096
@@ -105,27 +107,35 @@ class MembershipRoutes:
         return await self._change(request, head, f"/v1/shards/{_checked(shard_id)}", takes_body=True)
 
     async def remove_shard(self, shard_id: str, request: web.BaseRequest, head: Head) -> Response:
-        return await self._change(request, head, f"/v1/shards/{_checked(shard_id)}", takes_body=False)
+        takes = PLAN | LOST
+        return await self._change(request, head, f"/v1/shards/{_checked(shard_id)}", takes_body=False, takes=takes)
+
+    async def accept_old(self, shard_id: str, request: web.BaseRequest, head: Head) -> Response:
+        path = f"/v1/shards/{_checked(shard_id)}/accept-old"
+        return await self._change(request, head, path, takes_body=True, takes=_NONE)
 
     async def rebalance(self, request: web.BaseRequest, head: Head) -> Response:
         return await self._change(request, head, "/v1/moves", takes_body=False)
 
     async def cancel(self, request: web.BaseRequest, head: Head) -> Response:
-        return await self._change(request, head, "/v1/moves", takes_body=False, takes_plan=False)
+        return await self._change(request, head, "/v1/moves", takes_body=False, takes=_NONE)
 
     async def moves(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
         return await self._controller.ask("GET", "/v1/moves", None)
 
     async def _change(
-        self, request: web.BaseRequest, head: Head, path: str, *, takes_body: bool, takes_plan: bool = True
+        self, request: web.BaseRequest, head: Head, path: str, *, takes_body: bool, takes: frozenset[str] = PLAN
     ) -> Response:
         refuse_headers(head, "if-match", "if-none-match", "lock-token", "idempotency-key")
-        parameters = decode_query(head.query, PLAN if takes_plan else _NONE)
+        parameters = decode_query(head.query, takes)
+        given = {name: "true" for name in ("plan", "lost") if decode_flag(parameters, name)}
+        if "confirm" in parameters:
+            given["confirm"] = parameters["confirm"]
         body = await self._bodies.read(request, head, _BODY_BYTES_MAX, BodyTooLarge)
         if body.strip() and not takes_body:
             raise BadBody(f"{head.method} {path} takes no body; its parameters are in the address")
-        query = f"?{urlencode({'plan': 'true'})}" if decode_flag(parameters, "plan") else ""
+        query = f"?{urlencode(given)}" if given else ""
         return await self._controller.ask(head.method, f"{path}{query}", body if takes_body else None)
 
     async def described(self, cluster_map: ClusterMap | None) -> dict[str, Any]:

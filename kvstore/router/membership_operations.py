@@ -8,7 +8,7 @@ Leaves to others: the types and what several operations have in common (`operati
 
 from __future__ import annotations
 
-from kvstore.errors import BadBody, BodyTooLarge, ChangeRefused, ForeignData, NotFound, OutcomeUnknown
+from kvstore.errors import BadBody, BodyTooLarge, ChangeRefused, ControllerBehind, ForeignData, NotFound, OutcomeUnknown
 from kvstore.router.json_schema import ref
 from kvstore.router.operation import (
     BODY,
@@ -34,7 +34,7 @@ _ID = {
     "example": "s5",
 }
 _PLAN = query("plan", flag("Change nothing: only tell what would move."), True)
-_ERRORS: Errors = (BadBody, BodyTooLarge, *BODY, ChangeRefused, OutcomeUnknown)
+_ERRORS: Errors = (BadBody, BodyTooLarge, *BODY, ChangeRefused, ControllerBehind, OutcomeUnknown)
 _GRACE = "No call fails because of it. Changes asked for while others are under way are planned together with them. "
 EXAMPLE_MOVE = {
     "from": "s1", "to": "s5", "partitions": 210, "step": "copy", "keys_done": 1200, "keys_total": 7800,
@@ -52,7 +52,7 @@ _EXAMPLE_PLAN = {
 
 def membership_operations() -> list[Operation]:
     """All of them but HEAD, which is that of GET without bodies."""
-    return [_add(), _weigh(), _remove(), _moves(), _rebalance(), _cancel()]
+    return [_add(), _weigh(), _remove(), _accept_old(), _moves(), _rebalance(), _cancel()]
 
 
 def _add() -> Operation:
@@ -94,9 +94,33 @@ def _remove() -> Operation:
         tag="cluster",
         summary="Drain and remove a shard",
         description="Its partitions move to the others; then it is no member any more, and the `kvstore up` that runs "
-        f"its process ends it and keeps its file as shard-ID.db.removed. {_GRACE}The last shard cannot be removed.",
-        parameters=(_ID, _PLAN),
+        f"its process ends it and keeps its file as shard-ID.db.removed. {_GRACE}The last shard cannot be removed. "
+        "With lost=true its disk is taken for lost: once every other shard has heard of it, its partitions are opened "
+        "anew, empty; `confirm` is its id again, without which 409 says what would be lost.",
+        parameters=(
+            _ID,
+            _PLAN,
+            query("lost", flag("Its disk is lost: its partitions are opened anew, empty, by the others."), True),
+            query("confirm", ref("ShardId"), "s5"),
+        ),
         answers=(_plan_only(), _taken({"id": "s5", "state": "leaving", "epoch": 14})),
+        errors=(*_ERRORS, NotFound),
+    )
+
+
+def _accept_old() -> Operation:
+    return Operation(
+        f"{_SHARD}/accept-old",
+        "POST",
+        id="acceptOld",
+        tag="cluster",
+        summary="Let a shard start with an older copy of its file",
+        description="A shard that opens with less than it had told the controller is refused: all that its copy lacks "
+        "was acknowledged and would be lost, and versions and fencing tokens could be given twice. Where there is no "
+        "newer copy, this lets it start. `confirm` is the shard's id.",
+        parameters=(_ID,),
+        body=_body("AcceptOld", {"confirm": "s5"}),
+        answers=(json_answer("It may start.", "AcceptedOld", {"id": "s5", "told": 48120, "version": 51200}, 202),),
         errors=(*_ERRORS, NotFound),
     )
 

@@ -38,6 +38,17 @@ def membership_schemas() -> dict[str, Schema]:
             )
         ),
         "ShardChange": closed(document("What is to be changed of a shard.", {"weight": weight_schema()})),
+        "AcceptOld": closed(
+            document("The confirmation.", {"confirm": ref("ShardId")}),
+        ),
+        "AcceptedOld": document(
+            "What the shard had told; what its copy lacks of that is lost.",
+            {
+                "id": ref("ShardId"),
+                "told": integer("Number of the last record of its log that it had told to be durable."),
+                "version": integer("The highest version that it had told."),
+            },
+        ),
         "ChangeTaken": document(
             "The change is written down.",
             {"epoch": integer("Number of the cluster map in which it is.")},

@@ -33,6 +33,7 @@ from kvstore.errors import (
 from kvstore.router.json_schema import codes, integer, number, ref, text
 from kvstore.router.operation import ANY_ROUTE, Content, Errors, Json, Operation, Success, shared_parameters
 from kvstore.router.operations import operations
+from kvstore.router.page_operations import demo_operations
 from kvstore.router.schemas import schemas
 from kvstore.transport.http import PROBLEM_JSON
 
@@ -52,6 +53,7 @@ _TAGS = {
     "transactions": "All or nothing, over any keys",
     "cluster": "What is where",
     "router": "This process",
+    "page": "What the page in a browser lives on",
 }
 _HEADERS: Json = {
     name: {"description": description, "required": required, "schema": schema}
@@ -65,9 +67,13 @@ _HEADERS: Json = {
         ("X-Content-Type-Options", "Browsers guess no type.", True, text(const="nosniff")),
         ("Retry-After", "Whole seconds to wait before the same request is sent again.", True, integer("", 1)),
         ("Lock-Token", "Show it to write the key, to renew the lease, to release it.", True, ref("Token")),
+        ("Content-Security-Policy", "What a browser lets the page do: nothing beyond this router.", True, text()),
+        ("Page-ETag", "ETag: of the file.", True, text(pattern='^"[0-9a-f]{32}"$')),
+        ("Vary", "What the answer depends on.", True, text(const="Accept")),
         ("Allow", "The methods that the route takes.", True, text(examples=["GET, HEAD"])),
     )
 }
+_ON_THE_WIRE = {"Page-ETag": "ETag"}  # where the name among the components is another one
 # The header fields that come with an error: name on the wire, name among the components.
 _HEADERS_OF: dict[type[KvError], dict[str, str]] = {
     MethodNotAllowed: {"Allow": "Allow"},
@@ -89,15 +95,15 @@ _EXAMPLE_MEMBERS: dict[type[KvError], Json] = {
 
 
 @functools.cache
-def openapi_json(limits: Limits) -> bytes:
-    """The document as JSON, indented for people."""
-    return msgspec.json.format(msgspec.json.encode(_document(limits)), indent=1) + b"\n"
+def openapi_json(limits: Limits, demo: tuple[str, ...] = ()) -> bytes:
+    """The document as JSON, indented for people. `demo`: the routes of a demo that this router has."""
+    return msgspec.json.format(msgspec.json.encode(_document(limits, demo)), indent=1) + b"\n"
 
 
-def _document(limits: Limits) -> Json:
+def _document(limits: Limits, demo: tuple[str, ...]) -> Json:
     refusals = {error.code: _refusal((error,), (), with_body=True) for error in (MethodNotAllowed, NoSuchRoute)}
     paths: Json = {}
-    for operation in operations(limits):
+    for operation in [*operations(limits), *demo_operations(demo)]:
         item = paths.setdefault(operation.route, {})
         item[operation.method.lower()] = _operation(operation, refusals, with_bodies=True)
         if operation.method == "GET":
@@ -154,9 +160,9 @@ def _operation(operation: Operation, refusals: Json, *, with_bodies: bool) -> Js
 def _success(answer: Success, *, with_body: bool) -> Json:
     response: Json = {"description": answer.description}
     if answer.headers:
-        response["headers"] = {name: _header(name) for name in answer.headers}
+        response["headers"] = {_ON_THE_WIRE.get(name, name): _header(name) for name in answer.headers}
     if answer.content and with_body:
-        response["content"] = answer.content.render()
+        response["content"] = answer.content.render() | (answer.other.render() if answer.other else {})
     return response
 
 

@@ -34,7 +34,7 @@ from kvstore.errors import (
     Unavailable,
     UriTooLong,
 )
-from kvstore.router.decode import VERSION_MAX
+from kvstore.protocol import VERSION_MAX
 from kvstore.router.json_schema import Schema, integer, ref, text
 from kvstore.transport.http import JSON
 
@@ -62,12 +62,13 @@ class Content(NamedTuple):
 
 
 class Success(NamedTuple):
-    """An answer that is no error. `headers` are names among the components."""
+    """An answer that is no error. `headers` are names among the components; `other`: in another media type."""
 
     status: int
     description: str
     content: Content | None = None
     headers: tuple[str, ...] = ()
+    other: Content | None = None
 
 
 class Operation(NamedTuple):
@@ -147,12 +148,13 @@ def _in_path(name: str, meaning: str, limits: Limits) -> Json:
 
 
 def page_parameters(limits: Limits, what: str) -> tuple[Json, ...]:
-    """Those of a listing: `prefix`, `limit`, `after`."""
+    """Those of a listing: `prefix`, `limit`, `after`, `partial`."""
     most = limits.list_keys_max
     return (
         query("prefix", text(f"Only {what} that begin with this."), "users/"),
         query("limit", integer(f"Most {what} of a page.", 1, maximum=most, default=min(1000, most)), 100),
         query("after", text("`next` of the page before.", pattern="^[A-Za-z0-9_-]+$"), EXAMPLE_CURSOR),
+        query("partial", flag("Leave out what is down, and name its partitions as `missing`."), True),
     )
 
 

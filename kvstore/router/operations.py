@@ -46,6 +46,7 @@ from kvstore.router.operation import (
     page_parameters,
     query,
 )
+from kvstore.router.page_operations import EXAMPLE_PAGE_HTML, page_operations
 from kvstore.router.txn_operations import txn_operations
 from kvstore.transport.http import BINARY, JSON
 
@@ -57,6 +58,7 @@ _EXAMPLE_CLUSTER = {
                 "keys": 25013, "bytes": 3626885}],
     "moves": [EXAMPLE_MOVE], "in_doubt": {"count": 0, "oldest_s": None}, "wanted": [], "ending": [],
     "last_change": EXAMPLE_CHANGE,
+    "advice": "210 partitions still to move: clients notice nothing, and it ends by itself.",
 }  # fmt: skip
 _EXAMPLE_EXPLANATION = {
     "key": "users/1", "hash": "8c9d0f3a5b6e7c21", "partition": 2249, "partitions": 4096, "epoch": 1, "walk": ["s1"],
@@ -102,6 +104,7 @@ def operations(limits: Limits) -> list[Operation]:
         *_on_the_cluster(),
         *membership_operations(),
         *_on_the_router(),
+        *page_operations(),
     ]
 
 
@@ -186,15 +189,18 @@ def _list(limits: Limits) -> Operation:
         id="listKeys",
         tag="many keys",
         summary="List or count keys",
-        description="Keys in byte order over all shards. When a shard cannot answer, nor can this: a gap is worse.",
+        description="Keys in byte order over all shards. When a shard cannot answer, nor can this: a gap is worse. "
+        "With partial=true it leaves out the partitions of a shard that is down, and names them as `missing`.",
         parameters=(
             *page_parameters(limits, "keys"),
             query("values", flag("Bring the values, too."), True),
-            query("count", flag("Only the number of keys; goes with prefix alone."), True),
+            query("count", flag("Only the number of keys; goes with prefix and partial."), True),
         ),
         answers=(
             Success(
-                200, "A page of keys, or their number.", Content(JSON, one_of("", ref("Page"), ref("Count")), examples)
+                200,
+                "A page of keys, each as of when its shard was asked, or their number.",
+                Content(JSON, one_of("", ref("Page"), ref("Count")), examples),
             ),
         ),
         errors=(BadCursor, TooManyRequests, DataCorrupt),
@@ -254,9 +260,10 @@ def _on_the_router() -> list[Operation]:
         "Ready",
         {"status": "ready", "router": "0"},
     )
+    routes = {"name": "kvstore", "routes": ["/", "/v1/kv"], "documentation": "/openapi.json"}
     index = json_answer(
-        "All routes.", "Index", {"name": "kvstore", "routes": ["/", "/v1/kv"], "documentation": "/openapi.json"}
-    )
+        "All routes; the page to a browser, which asks for HTML.", "Index", routes, headers=("Vary",)
+    )._replace(other=EXAMPLE_PAGE_HTML)
     alive = json_answer("It is.", "Alive", {"status": "alive", "router": "0"})
     return [
         _of_router("/healthz", "getHealth", "Whether the process is alive", alive),

@@ -29,7 +29,8 @@ from kvstore.errors import (
     ValueTooLarge,
     all_errors,
 )
-from kvstore.router.decode import VERSION_MAX
+from kvstore.protocol import VERSION_MAX
+from kvstore.router.event_schemas import event_schemas
 from kvstore.router.json_schema import (
     Schema,
     array,
@@ -63,6 +64,7 @@ def schemas(limits: Limits) -> dict[str, Schema]:
         **_locks(limits),
         **_cluster(),
         **_process(),
+        **event_schemas(),
         "Problem": _problem(),
     }
 
@@ -220,8 +222,9 @@ def _listing(limits: Limits) -> dict[str, Schema]:
                 "items": array(ref("Item"), maxItems=limits.list_keys_max),
                 "next": _next(),
             },
+            _missing(),
         ),
-        "Count": document("How many keys there are.", {"count": integer()}),
+        "Count": document("How many keys there are.", {"count": integer()}, _missing()),
     }
 
 
@@ -254,6 +257,7 @@ def _locks(limits: Limits) -> dict[str, Schema]:
                 ),
                 "next": _next(),
             },
+            _missing(),
         ),
         "Intent": document(
             "A transaction is about to write the key, or has read it or tests it.",
@@ -266,6 +270,12 @@ def _locks(limits: Limits) -> dict[str, Schema]:
         ),
         "LockOfKey": document("The lease that guards the key.", {**holder, **left}),
     }
+
+
+def _missing() -> dict[str, Schema]:
+    """Of an answer to `partial=true`."""
+    partition = integer("A partition whose keys may lack, since its shard is down.", maximum=PARTITIONS_MAX - 1)
+    return {"missing": array(partition, maxItems=PARTITIONS_MAX)}
 
 
 def _next() -> Schema:
@@ -294,6 +304,7 @@ def _cluster() -> dict[str, Schema]:
                 "wanted": one_of("Null while the controller does not answer.", _NULL, ref("Wanted")),
                 "ending": one_of("Null while the controller does not answer.", _NULL, ref("Ending")),
                 "last_change": ref("LastChange"),
+                "advice": text("One sentence: that all is well, or what is not, and what happens next or what to do."),
             },
         ),
         "Shard": document(

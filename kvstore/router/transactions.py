@@ -17,12 +17,13 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from kvstore.config import Limits
 from kvstore.errors import BadBody, BadParameter, BadRequest, BodyTooLarge, KvError, Locked, NotFound
-from kvstore.protocol import Condition, Read, Step
+from kvstore.protocol import VERSION_MAX, Condition, Read, Step
 from kvstore.router.coordinator import Coordinator
-from kvstore.router.decode import VERSION_MAX, decode_once, refuse_headers, ttl_to_ms
+from kvstore.router.decode import decode_once, refuse_headers, ttl_to_ms
 from kvstore.router.json_ops import DeleteOp, GetOp, Op, check_value_size, decode_value, encode_value
 from kvstore.router.parts import Result, Transaction
-from kvstore.transport.http import JSON, BodyReader, Head, Response, check_key, decode_key, decode_query, json_response
+from kvstore.transport.bodies import BodyReader
+from kvstore.transport.http import JSON, Head, Response, check_key, decode_key, decode_query, json_response
 
 _NONE: frozenset[str] = frozenset()
 _ID_BYTES_MAX = 200

@@ -17,22 +17,28 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
+import msgspec
 from aiohttp import web
 
-from kvstore.config import ClusterConfig, listen_address
+from kvstore.addresses import address_text, advertised, advertised_host, listen_address
+from kvstore.config import ClusterConfig
+from kvstore.errors import ForeignData, NoSuchRoute
 from kvstore.metrics import exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
 from kvstore.shard.service import ShardService
-from kvstore.storage.store import Store
+from kvstore.shard.told import ToldNumbers
+from kvstore.storage.engine import TryLater
+from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
 from kvstore.transport.http import warn_if_exposed
 from kvstore.transport.map_follower import MapFollower
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 0.5
 _EXIT_COMMIT_FAILED = 74  # EX_IOERR of sysexits.h
 
 
@@ -46,25 +52,28 @@ def _end_process(error: BaseException) -> NoReturn:
 class ShardApp:
     """HTTP of a shard: `/channel` for routers, `/healthz` and `/metrics` for people."""
 
-    def __init__(self, service: ShardService, config: ClusterConfig) -> None:
+    def __init__(self, service: ShardService, config: ClusterConfig, told: ToldNumbers) -> None:
         self._service = service
+        self._told = told
         self._limits = config.limits
         self._sockets: set[web.WebSocketResponse] = set()
         self.web = web.Application()
         self.web.router.add_get("/channel", self._channel)
         self.web.router.add_get("/healthz", self._healthz)
+        self.web.router.add_get("/map", self._map)
         self.web.router.add_get("/metrics", self._metrics)
+        self.web.router.add_route("*", "/{path:.*}", self._no_route)
 
     async def _channel(self, request: web.Request) -> web.StreamResponse:
         if request.query.get("shard") != self._service.shard_id:
             raise web.HTTPNotFound(text=f"this is shard {self._service.shard_id}\n")
         # An empty or foreign file has a map and partitions of its own, or none: to the router's cluster it is not this
         # shard, also while the controller, which refuses it, is away. Else a key of ours would be "not there".
-        if request.query.get("store") not in (None, "", self._service.store.database.identity.store_id):
+        if request.query.get("store") not in (None, "", self._service.store.identity.store_id):
             raise web.HTTPConflict(text=f"shard {self._service.shard_id} serves another data file\n")
         if "Origin" in request.headers:
             raise web.HTTPForbidden(text="a channel is for routers\n")
-        socket = web.WebSocketResponse(compress=False, max_msg_size=0, autoping=True)
+        socket = web.WebSocketResponse(compress=False, max_msg_size=self._limits.frame_read_bytes_max, autoping=True)
         await socket.prepare(request)
         self._sockets.add(socket)
         try:
@@ -74,14 +83,30 @@ class ShardApp:
         return socket
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        identity = self._service.store.database.identity
-        partitions = len(self._service.store.arrivals)
+        identity = self._service.store.identity
+        partitions = len(self._service.store.served.generations)
         facts = {"store_id": identity.store_id, "cluster_id": identity.cluster_id, "partitions": partitions}
+        if not self._told.is_verified:
+            facts["unverified"] = True  # the controller has not confirmed that this is no older copy
         return web.json_response({"status": "alive", "shard": self._service.shard_id, **facts})
 
+    async def _map(self, request: web.Request) -> web.Response:
+        """For a controller that has lost its file."""
+        store = self._service.store
+        told = {"shard": self._service.shard_id, "store_id": store.identity.store_id, "map": store.cluster_map}
+        return web.Response(body=msgspec.json.encode(told), content_type="application/json")
+
     async def _metrics(self, request: web.Request) -> web.Response:
-        text = exposition(shard_families({self._service.shard_id: self._service.store.snapshot()}))
+        text = exposition(shard_families({self._service.shard_id: self._service.store.inspection.snapshot()}))
         return web.Response(body=text, content_type="text/plain", charset="utf-8")
+
+    async def _no_route(self, request: web.Request) -> web.Response:
+        """Who took this for the address of a router is told what it is."""
+        problem = NoSuchRoute(
+            f"this is shard {self._service.shard_id}, which answers routers only",
+            next_step="Ask a router: `kvstore up` prints its address.",
+        ).problem()
+        return web.json_response(problem, status=NoSuchRoute.status, content_type="application/problem+json")
 
     async def close(self) -> None:
         """End the channels."""
@@ -104,7 +129,18 @@ class _Maps:
     async def follow(self) -> None:
         """Raises ForeignData: then this shard must not serve."""
         while True:
-            await self._service.follow(await self._newest.get())
+            cluster_map = await self._newest.get()
+            try:
+                await self._service.follow(cluster_map)
+            except TryLater as error:
+                log.warning("the map of epoch %d waits: %s", cluster_map.epoch, error.detail)
+                await asyncio.sleep(_RETRY_S)
+                if self._newest.empty():
+                    self._newest.put_nowait(cluster_map)
+
+
+class _OfOtherPartitions(Exception):
+    """The cluster has another number of partitions than cluster.yaml says, and the file is of no cluster yet."""
 
 
 async def serve(
@@ -116,53 +152,94 @@ async def serve(
     config: ClusterConfig,
     stop: asyncio.Event,
     may_join: bool = False,
+    advertise: str | None = None,
 ) -> None:
-    """Run the shard until `stop` is set. Raises ForeignData, OSError (the port is taken).
+    """Run the shard until `stop` is set. Raises ForeignData, ConfigError, OSError (the port is taken).
 
-    `may_join`: if it is no member, it asks to become one.
+    `advertise` (HOST:PORT): where routers and other shards reach it, if that is not `listen`. `may_join`: if it is no
+    member, it asks to become one.
     """
-    host, port = listen_address(listen)
+    advertised_host(listen, advertise)  # before anything is opened
+    for_good = listen, join, data_dir
+    try:
+        await _serve(shard_id, *for_good, config, stop, may_join, advertise)
+    except _OfOtherPartitions as theirs:
+        (partitions,) = theirs.args
+        log.warning(
+            "the cluster has %d partitions, cluster.yaml %d: the cluster's count", partitions, config.partitions
+        )
+        config = msgspec.structs.replace(config, partitions=partitions)
+        await _serve(shard_id, *for_good, config, stop, may_join, advertise)
+
+
+async def _serve(
+    shard_id: str,
+    listen: str,
+    join: str,
+    data_dir: Path,
+    config: ClusterConfig,
+    stop: asyncio.Event,
+    may_join: bool,
+    advertise: str | None,
+) -> None:
+    """Raises _OfOtherPartitions, with their number, if that is what is wrong with a new file."""
     limits = config.limits
     weight = next((shard.weight for shard in config.shards if shard.id == shard_id), 1)
-    store = await Store.open(data_dir / f"shard-{shard_id}.db", limits, shard_id, config.partitions, _end_process)
     async with AsyncExitStack() as at_the_end:
-        at_the_end.push_async_callback(store.close)
         session = await at_the_end.enter_async_context(aiohttp.ClientSession())
+        told = ToldNumbers(session, join, limits)
+        path = data_dir / f"shard-{shard_id}.db"
+        store = await Store.open(path, limits, shard_id, config.partitions, _end_process, told=told.at_opening)
+        at_the_end.push_async_callback(store.close)
         peers = Peers(store, limits, session)
         at_the_end.push_async_callback(peers.close)
         receiver = Receiver(shard_id, store, peers, limits)
         at_the_end.push_async_callback(receiver.close)
         recovery = Recovery(shard_id, store, peers, limits)
         at_the_end.push_async_callback(recovery.close)
-        service = ShardService(shard_id, store, receiver)
-        app = ShardApp(service, config)
+        service = ShardService(shard_id, store, receiver, limits)
+        app = ShardApp(service, config, told)
         runner = web.AppRunner(app.web, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
         at_the_end.push_async_callback(runner.cleanup)
         at_the_end.push_async_callback(app.close)
         await runner.setup()
-        await web.TCPSite(runner, host, port, backlog=1024).start()
+        await web.TCPSite(runner, *listen_address(listen), backlog=1024).start()
+        url = f"http://{advertised(listen, advertise, runner.addresses[0][1])}"
+        if url != f"http://{listen}":  # else whoever started it knows
+            bound = address_text(*runner.addresses[0][:2])
+            log.info("shard %s listens on %s and is reached at %s", shard_id, bound, url)
         warn_if_exposed(listen, "read and write its keys")
         maps = _Maps(service)
         follower = MapFollower(session, join, limits)
 
         async def join_cluster() -> None:
-            identity, url = store.database.identity, f"http://{listen}"
-            await follower.announce(
-                shard_id,
-                url,
-                identity.store_id,
-                identity.cluster_id,
-                weight,
-                join=may_join,
-                partitions=config.partitions,
-            )
-            await follower.follow(store.epoch, maps.put)
+            identity = store.identity
+            ids = identity.store_id, identity.cluster_id
+            try:
+                await follower.announce(
+                    shard_id,
+                    url,
+                    *ids,
+                    weight,
+                    join=may_join,
+                    partitions=identity.partitions,
+                    epoch=store.served.epoch,
+                    clock=store.clock.version,
+                )
+            except ForeignData as refused:
+                wanted = refused.members.get("partitions")
+                if identity.cluster_id is None and isinstance(wanted, int) and wanted != config.partitions:
+                    raise _OfOtherPartitions(wanted) from None
+                raise
+            cluster_id = store.identity.cluster_id
+            await follower.follow(max(store.served.epoch - 1, 0), maps.put, cluster_id, lambda: store.clock.version)
 
         async def stopped() -> None:
             await stop.wait()
             await service.farewell()
+            await told.tell(store)
 
-        await _until_one_ends(join_cluster(), recovery.run(), maps.follow(), stopped())
+        await _until_one_ends(join_cluster(), told.run(store), recovery.run(), maps.follow(), stopped())
 
 
 async def _until_one_ends(*works: Coroutine[Any, Any, Any]) -> None:

@@ -15,7 +15,7 @@ from kvstore.config import Limits
 from kvstore.errors import Unavailable
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import partition_of
-from kvstore.storage.store import Store
+from kvstore.store.store import Store
 from kvstore.transport.channel import Channel
 
 
@@ -52,6 +52,7 @@ class Peers:
         if channel is None:
             channel = Channel(member.id, member.url, self._limits, self._session, member.store_id)
             self._channels[shard_id] = channel
+        channel.name_strike(self.cluster_map.last_strike)
         return channel
 
     async def close(self) -> None:

@@ -34,11 +34,13 @@ from typing import TypeVar
 
 from kvstore import failpoints
 from kvstore.config import Limits
-from kvstore.errors import Conflict, KvError, OutcomeUnknown, TooManyRequests, Unavailable, from_problem
+from kvstore.environment import SYSTEM
+from kvstore.errors import Conflict, DiskFull, KvError, OutcomeUnknown, TooManyRequests, Unavailable, from_problem
 from kvstore.placement.cluster_map import Move
 from kvstore.protocol import Answer, Fence, Fenced, MovedRow, Progress, Pull, Receive, Rows, row_bytes
 from kvstore.shard.peers import Peers
-from kvstore.storage.store import Store
+from kvstore.store.pacing import pause_s
+from kvstore.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +95,7 @@ class Receiver:
             state = self._moves[move.id] = _State()
             state.task = asyncio.create_task(self._carry_out(move, state))
         if state.step == request.seen and not state.is_over:
-            try:
-                await asyncio.wait_for(state.changed.wait(), _PROGRESS_S)
-            except TimeoutError:
-                pass
+            await SYSTEM.wait_for(state.changed.wait(), _PROGRESS_S)
         return Progress(request.id, state.step, state.rows_done, state.rows_total, state.bytes_done, state.detail)
 
     def drop_what_is_over(self) -> None:
@@ -118,7 +117,7 @@ class Receiver:
     async def _carry_out(self, move: Move, state: _State) -> None:
         try:
             failpoints.hit("move-before-copy")
-            await self._store.clear(move.id)
+            await self._store.migration.clear(move.id)
             sequence = await self._copy(move, state)
             failpoints.hit("move-after-copy")
             state.go_on("tail")
@@ -135,7 +134,7 @@ class Receiver:
                 await self._take(move, state, page.rows)
                 page = await self._changes(move, state, page.sequence)
             failpoints.hit("move-after-last-pull")
-            await self._store.complete(move.id, fenced, page.rows)
+            await self._store.migration.complete(move.id, fenced, page.rows)
             failpoints.hit("move-after-complete")
             state.go_on("done")
         except KvError as error:
@@ -155,7 +154,7 @@ class Receiver:
         """
         rows: list[MovedRow] = []
         size, left = 0, move.partitions
-        page = await self._pull(move, state, Pull(0, left, 0, 0, self._page_rows(state)))
+        page = await self._first_page(move, state)
         sequence, state.rows_total = page.sequence, page.total
         while True:
             rows += page.rows
@@ -167,6 +166,16 @@ class Receiver:
                 return sequence
             left = left[page.done :]
             page = await self._pull(move, state, Pull(0, left, sequence, page.after_row, self._page_rows(state)))
+
+    async def _first_page(self, move: Move, state: _State) -> Rows:
+        """The source may not have the map yet that this shard has. Raises what it refuses with."""
+        for _ in range(_FENCE_TRIES_MAX):
+            try:
+                return await self._pull(move, state, Pull(0, move.partitions, 0, 0, self._page_rows(state)))
+            except Conflict as error:
+                last = error
+                await asyncio.sleep(_RETRY_S)
+        raise last
 
     async def _pull(self, move: Move, state: _State, pull: Pull) -> Rows:
         started_s = time.monotonic()
@@ -196,21 +205,39 @@ class Receiver:
         done = 0
         while done < len(rows):
             started_s = time.monotonic()
-            some = rows[done : done + self._page_rows(state)]
-            state.bytes_done += await self._store.take(move.id, some)
+            some = self._page(rows[done : done + self._page_rows(state)])
+            state.bytes_done += await self._take_when_there_is_room(move, state, some)
             done += len(some)
             if state.step == "copy":
                 state.rows_done += len(some)
             if state.step != "fence" and self._is_busy(state):
                 await self._pause(started_s)
 
+    async def _take_when_there_is_room(self, move: Move, state: _State, rows: list[MovedRow]) -> int:
+        """A disk without room makes the move wait, and say so. Raises Conflict, DataCorrupt."""
+        while True:
+            try:
+                return await self._store.migration.take(move.id, rows)
+            except DiskFull as error:
+                state.detail = f"waiting for room on the disk of shard {self._shard_id}: {error.detail}"
+                await asyncio.sleep(_PAUSE_S_MAX)
+
+    def _page(self, rows: list[MovedRow]) -> list[MovedRow]:
+        """Those at the beginning that make no more than a page of bytes, but one at least."""
+        size = 0
+        for count, row in enumerate(rows):
+            size += row_bytes(row)
+            if size > self._limits.page_bytes_max:
+                return rows[: max(count, 1)]
+        return rows
+
     async def _pause(self, started_s: float) -> None:
         """Leave the stores to others for so long that what began then takes no more than its share of the time."""
-        await asyncio.sleep(min(self._store.pause_s(time.monotonic() - started_s, busy=True), _PAUSE_S_MAX))
+        await asyncio.sleep(min(pause_s(time.monotonic() - started_s, self._limits.move_busy_share), _PAUSE_S_MAX))
 
     def _is_busy(self, state: _State) -> bool:
         """Others are at work in either store."""
-        return state.source_is_busy or self._store.busy
+        return state.source_is_busy or self._store.applier.is_busy
 
     def _page_rows(self, state: _State) -> int:
         rows = self._limits.move_page_rows_max

@@ -24,8 +24,8 @@ from kvstore.config import Limits
 from kvstore.errors import KvError
 from kvstore.protocol import Abort, Answer, Ask, Attempt, Finish, Outcome, Reply
 from kvstore.shard.peers import Peers
-from kvstore.storage.participant import DropDecisions
-from kvstore.storage.store import Store
+from kvstore.store.ops import DropDecisions
+from kvstore.store.store import Store
 from kvstore.transactions.intents import Hold
 
 log = logging.getLogger(__name__)
@@ -47,11 +47,9 @@ class Recovery:
         self._turns: dict[Attempt, int] = {}  # the round in which one was last tried
 
     async def run(self) -> None:
+        environment = self._store.tables.environment
         while True:
-            try:
-                await asyncio.wait_for(self._store.recovery_due.wait(), self._limits.expiry_sweep_s)
-            except TimeoutError:
-                pass
+            await environment.wait_for(self._store.recovery_due.wait(), self._limits.expiry_sweep_s)
             self._store.recovery_due.clear()
             if self._store.cluster_map is not None:
                 self._begin_round()
@@ -64,12 +62,12 @@ class Recovery:
         await asyncio.gather(*self._at_work.values(), return_exceptions=True)
 
     def _begin_round(self) -> None:
-        finished, unfinished = self._store.old_decisions(_DROPPED_MAX)
+        finished, unfinished = self._store.undecided.old_decisions(_DROPPED_MAX)
         self._drop(finished)
         due: dict[Attempt, Callable[[], Coroutine[Any, Any, None]]] = {
             attempt: partial(self._finish, attempt) for attempt in unfinished
         }
-        due |= {hold.attempt: partial(self._resolve, hold) for hold in self._store.old_holds()}
+        due |= {hold.attempt: partial(self._resolve, hold) for hold in self._store.undecided.old_holds()}
         self._round += 1
         self._turns = turns = {attempt: turn for attempt, turn in self._turns.items() if attempt in due}
         waiting = [attempt for attempt in due if attempt not in self._at_work]
@@ -96,7 +94,7 @@ class Recovery:
         reply = await self._ask(hold.anchor, Ask(0, hold.anchor, hold.attempt))
         if not isinstance(reply, Outcome):
             return
-        keys = self._store.owned_keys(hold)
+        keys = self._store.undecided.owned_keys(hold)
         if reply.state == "committed":
             await self._store.ask(Finish(0, hold.attempt, keys, reply.version, reply.succeeded, reply.decided_ms))
         elif reply.state in ("aborted", "gone"):
@@ -105,7 +103,7 @@ class Recovery:
 
     async def _finish(self, attempt: Attempt) -> None:
         """Have it finished by the owners of all its keys; when they all say so, it is acknowledged."""
-        decision = await self._store.decision(attempt)
+        decision = await self._store.undecided.decision(attempt)
         if decision is None:
             return
         by_owner: dict[str, list[str]] = {}
@@ -116,7 +114,7 @@ class Recovery:
             reply = await self._ask(keys[0], finish)
             if not isinstance(reply, Answer) or reply.status != 200:
                 return
-        self._store.acknowledge([attempt])
+        self._store.undecided.acknowledge([attempt])
 
     def _drop(self, finished: list[tuple[Attempt, int]]) -> None:
         by_partition: dict[int, list[Attempt]] = {}

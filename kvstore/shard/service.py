@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
-from kvstore.errors import ForeignData, KvError
-from kvstore.placement.cluster_map import ClusterMap
+from kvstore.config import Limits
+from kvstore.errors import BadRequest, ForeignData, WrongOwner
+from kvstore.placement.cluster_map import ClusterMap, checked_map
 from kvstore.protocol import (
     Answer,
     Count,
@@ -27,6 +28,7 @@ from kvstore.protocol import (
     Follow,
     Forget,
     Get,
+    Names,
     Pull,
     Receive,
     Reply,
@@ -35,10 +37,11 @@ from kvstore.protocol import (
     ScanLeases,
     Stats,
 )
+from kvstore.shard.admission import Admission
 from kvstore.shard.receiver import Receiver
-from kvstore.storage.changes import Sink
-from kvstore.storage.leases import refusal
-from kvstore.storage.store import Store
+from kvstore.store.refusals import fault
+from kvstore.store.store import Store
+from kvstore.store.write_set import Sink
 
 log = logging.getLogger(__name__)
 
@@ -46,33 +49,37 @@ _QUIET_S = 0.5
 _FAREWELL_S_MAX = 3.0
 
 _Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | Fence
+_OF_ANY_STRIKE = (Follow, Stats)  # the first brings it, the second is of the process
 
 
 class ShardService:
     """One store, served. Until a map is followed it owns nothing."""
 
-    def __init__(self, shard_id: str, store: Store, receiver: Receiver) -> None:
+    def __init__(self, shard_id: str, store: Store, receiver: Receiver, limits: Limits) -> None:
         self.shard_id = shard_id
         self.store = store
         self._receiver = receiver
+        self._admission = Admission(limits, len(store.served.generations))
         self._slow: set[asyncio.Task[None]] = set()
         self._asked_s = 0.0
 
     async def follow(self, cluster_map: ClusterMap) -> bool:
         """Take over a newer map, durably; False if it is not newer. Raises ForeignData, having changed nothing."""
-        identity = self.store.database.identity
+        identity = self.store.identity
         if identity.cluster_id not in (None, cluster_map.cluster_id):
             raise ForeignData(
-                f"{self.store.database.path} belongs to cluster {identity.cluster_id}, not to {cluster_map.cluster_id}"
+                f"{self.store.path} belongs to cluster {identity.cluster_id}, not to {cluster_map.cluster_id}"
             )
         member = cluster_map.member(self.shard_id)
         if member is not None and member.store_id != identity.store_id:
             raise ForeignData(f"the cluster knows shard {member.id} with another data file than this one")
-        if cluster_map.partitions != len(self.store.arrivals):
+        if cluster_map.is_struck(identity.store_id):
+            raise ForeignData(f"shard {self.shard_id} was given up with this data file, which is refused for ever")
+        if cluster_map.partitions != len(self.store.served.generations):
             raise ForeignData(
-                f"the cluster has {cluster_map.partitions} partitions, this file {len(self.store.arrivals)}"
+                f"the cluster has {cluster_map.partitions} partitions, this file {len(self.store.served.generations)}"
             )
-        is_newer = await self.store.adopt(cluster_map)
+        is_newer = await self.store.partitions.adopt(cluster_map)
         if is_newer:
             self._receiver.drop_what_is_over()
             owned = len(cluster_map.owned_by(self.shard_id))
@@ -95,8 +102,18 @@ class ShardService:
             now_s = time.monotonic()
 
     def handle(self, request: Request, sink: Sink) -> None:
-        """Begin the request; its answer goes to `sink`."""
+        """Begin the request; its answer goes to `sink`. Raises nothing: one that fails, fails alone."""
         self._asked_s = time.monotonic()
+        try:
+            self._admission.check(request)
+            self._begin(request, sink)
+        except Exception as error:
+            sink.send(fault(request, error))
+
+    def _begin(self, request: Request, sink: Sink) -> None:
+        """Raises WrongOwner if one of both has not heard of the last strike."""
+        if getattr(sink, "strike", 0) != self.store.strike and not isinstance(request, _OF_ANY_STRIKE):
+            raise WrongOwner("a shard was given up, and one of us has not heard of it", epoch=self.store.served.epoch)
         if isinstance(request, Get):
             self.store.get(request, sink)
         elif isinstance(request, _Slow):
@@ -104,45 +121,51 @@ class ShardService:
             self._slow.add(task)
             task.add_done_callback(self._slow.discard)
         elif isinstance(request, Forget):
-            self.store.acknowledge(request.attempts)
+            self.store.undecided.acknowledge(request.attempts)
             sink.send(Answer(request.id, 200))
-        else:
+        elif not isinstance(request, Names):
             self.store.write(request, sink)
 
     async def _answer_slowly(self, request: _Slow, sink: Sink) -> None:
         try:
             sink.send(await self._reply(request))
-        except KvError as error:
-            sink.send(refusal(request.id, error))
-        except Exception:
-            log.exception("a request failed: %s", type(request).__name__)
-            sink.send(refusal(request.id, KvError("the shard failed to answer; its log says why")))
+        except Exception as error:
+            sink.send(fault(request, error))
 
     async def _reply(self, request: _Slow) -> Reply:
         """Raises KvError."""
         match request:
             case Scan():
-                return await self.store.scan(request)
+                return await self.store.scans.scan(request)
             case ScanLeases():
-                return await self.store.leases(request)
+                return await self.store.scans.leases(request)
             case Count():
-                return await self.store.count(request)
+                return await self.store.scans.count(request)
             case Explain():
-                facts = await self.store.explain(request.key)
-                return Facts(request.id, self.store.epoch, facts)  # the epoch as of now, not of the question
+                facts = await self.store.inspection.explain(request.key)
+                return Facts(request.id, self.store.served.epoch, facts)  # the epoch as of now, not of the question
             case Stats():
-                return Facts(request.id, self.store.epoch, self._facts())
+                live = {"live": self.store.inspection.live(request.live_max)} if request.live_max else {}
+                return Facts(request.id, self.store.served.epoch, self._facts() | live)
             case Follow():
-                await self.follow(msgspec.json.decode(request.cluster_map, type=ClusterMap))
-                return Answer(request.id, 200)
+                await self.follow(_decoded_map(request.cluster_map))
+                return Answer(request.id, 200, self.store.served.epoch)
             case Receive():
                 return await self._receiver.receive(request)
             case Pull():
-                return await self.store.pull(request)
+                return await self.store.migration.pull(request)
             case Fence():
-                return msgspec.structs.replace(await self.store.fence(request.move), id=request.id)
+                return msgspec.structs.replace(await self.store.partitions.freeze(request.move), id=request.id)
 
     def _facts(self) -> dict[str, Any]:
-        stats: dict[str, Any] = msgspec.to_builtins(self.store.snapshot())
-        floor = self.store.database.clock.attempts_floor
-        return stats | {"attempts": self.store.in_doubt(), "attempts_floor": floor}
+        stats: dict[str, Any] = msgspec.to_builtins(self.store.inspection.snapshot())
+        clock = {"clock": self.store.clock.version, "attempts_floor": self.store.clock.attempts_floor}
+        return stats | clock | {"attempts": self.store.inspection.in_doubt()}
+
+
+def _decoded_map(encoded: bytes) -> ClusterMap:
+    """Raises BadRequest for what is no map, or one that contradicts itself."""
+    try:
+        return checked_map(msgspec.json.decode(encoded, type=ClusterMap))
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise BadRequest(f"this is no cluster map: {error}") from None

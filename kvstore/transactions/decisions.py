@@ -69,18 +69,18 @@ OnCommit = Literal["commit", "committed", "aborted", "gone"]
 OnAsk = Literal["abort", "committed", "aborted", "gone"]
 
 
-def on_commit(decision: Decision | None, stamp: int, floor: int) -> OnCommit:
+def on_commit(decision: Decision | None, stamp: int, floor: int, forgotten: bool = False) -> OnCommit:
     """What a commit does: commit now, if nothing else is in the way; or what it is answered.
 
-    Looked at in the very batch that writes the decision.
+    Looked at in the very batch that writes the decision. `forgotten`: see `openings.Openings.forgets`.
     """
     if decision is not None:
         return decision.outcome
-    return "gone" if stamp <= floor else "commit"
+    return "gone" if forgotten or stamp <= floor else "commit"
 
 
-def on_ask(decision: Decision | None, stamp: int, floor: int) -> OnAsk:
+def on_ask(decision: Decision | None, stamp: int, floor: int, forgotten: bool = False) -> OnAsk:
     """What an ask does: abort the attempt for good; or what it is answered."""
     if decision is not None:
         return decision.outcome
-    return "gone" if stamp <= floor else "abort"
+    return "gone" if forgotten or stamp <= floor else "abort"

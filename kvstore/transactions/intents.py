@@ -23,6 +23,7 @@ import msgspec
 
 from kvstore.protocol import Attempt, Step
 from kvstore.transactions.locks import Identity
+from kvstore.transactions.undo import Undo
 
 
 class Intent(msgspec.Struct, omit_defaults=True):
@@ -118,15 +119,16 @@ class ReadHold:
 class Holds:
     """The attempts that hold keys of a store; the read-only transactions that do, by a number of their own.
 
-    `decided`: the attempts whose decision is kept here, each with its anchor's partition, so that nobody has to look
-    into the file.
+    `decided`: the attempts whose decision is kept here, by name, each with its anchor's partition, so that the
+    file need not be read for it.
     """
 
     def __init__(self) -> None:
         self._of_attempt: dict[Attempt, Hold] = {}
         self._on_key: dict[str, Hold] = {}
         self.readers: dict[int, ReadHold] = {}
-        self.decided: dict[Attempt, int] = {}
+        self.decided: dict[str, tuple[Attempt, int]] = {}
+        self.undo = Undo()
 
     def __len__(self) -> int:
         return len(self._of_attempt)
@@ -146,17 +148,24 @@ class Holds:
         """The key carries that intent now. `sink` None: it was found when the store was opened."""
         attempt = held.intent.attempt
         hold = self._of_attempt.get(attempt)
+        self.undo.note_item(self._of_attempt, attempt)
         if hold is None:
             hold = self._of_attempt[attempt] = Hold(attempt, held.intent.anchor, since_s, sink)
+        self.undo.note_item(hold.intents, key)
         hold.intents[key] = held
+        self.undo.note_item(self._on_key, key)
         self._on_key[key] = hold
 
     def take(self, attempt: Attempt, key: str) -> Held | None:
         """The key's intent goes, if it is that attempt's."""
         hold = self._of_attempt.get(attempt)
-        held = hold.intents.pop(key, None) if hold else None
+        held = hold.intents.get(key) if hold else None
         if hold is not None and held is not None:
+            self.undo.note_item(hold.intents, key)
+            del hold.intents[key]
+            self.undo.note_item(self._on_key, key)
             del self._on_key[key]
             if not hold.intents:
+                self.undo.note_item(self._of_attempt, attempt)
                 del self._of_attempt[attempt]
         return held

@@ -1,29 +1,30 @@
 """The lock table of a store: who may change a key now, and who waits for it.
 
-Owns: locks (shared and exclusive, held by transactions and, for the moment of their execution, by every write),
-leases (what clients hold, with a fencing token), and both queues.
+Owns: locks (shared and exclusive, held by transactions and, for the moment of their execution, by every write) and
+their queues; with `lease_table`, one table of names, so that locks and leases exclude each other by construction.
 Promises: pure: no clock, no socket, no await; `now_s` is an argument, on a monotonic clock. Everything here is
 changed in the order of the store's batches, by the batch itself, so a decision and the rows that record it are one
 step.
-Leaves to others: rows (`storage.batch`), timers and answers (`storage.store`).
+Leaves to others: leases (`lease_table`), rows (`store.batch`), timers (`store.maintenance`), answers
+(`store.pipeline`).
 
 The problem. The textbook lock asks whether a key is free and then sets it: two clients can both be told yes. It lets
 anybody release it, cannot wait, and gives the holder nothing to show: a holder that slept through its lease writes as
 if it still held it. Checking a token is commonly left to whoever is written to; here the store itself is written to,
 so it checks.
 
-The invariants. 1. At most one lease per name, and a lease ends only by release with its token, or when its deadline
-has passed. 2. A token is a step of the version clock at the grant: it rises with every grant of a name, for ever,
-because the clock is
-     durable and never goes back. A write that shows a token is done only while the lease with that very token stands.
-  3. An identity names the store's opening and a count within it, and is never used again: "still the same lock"
-     means that nobody else had it in between.
-  4. Waiting for a lease is a queue of its own. It stands before later acquires of that name and before nothing else:
-  an
+The invariants.
+  1. At most one lease per name, and a lease ends only by release with its token, or when its deadline has passed.
+  2. A token is a step of the version clock at the grant: it rises with every grant of a name, for ever, because the
+     clock is durable and never goes back. A write that shows a token is done only while the lease with that very token
+     stands.
+  3. An identity names the store's opening and a count within it, and is never used again: "still the same lock" means
+     that no other operation had it in between.
+  4. Waiting for a lease is a queue of its own. It stands before later acquires of that name and before nothing else: an
      operation that shows the holder's token, a renewal, a release and an expiry never wait behind it.
-  5. First come, first served, except for those who have left: a grant looks again whether its waiter is still there.
-  6. Who holds a lock while it waits for another one has an age, and waits only behind younger ones (wait-die, see
-     `attempts`). Those without an age hold nothing while they wait.
+  5. First come, first served, except for those that have left: a grant looks again whether its waiter is still there.
+  6. What holds a lock while it waits for another one has an age, and waits only behind younger ones (wait-die, see
+     `attempts`). Operations without an age hold nothing while they wait.
 
 A lease's time runs from when its grant became visible (`start`): until then its deadline is "never". After a restart
 or move a lease has its full time again. Late is safe, early is not.
@@ -31,42 +32,20 @@ or move a lease has its full time again. Late is safe, early is not.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, TypeVar
 
+from kvstore import failpoints
 from kvstore.transactions.attempts import Age, may_wait
+from kvstore.transactions.lease_table import Identity, Lease, LeaseTable
 
-Q = TypeVar("Q")  # who waits for a lock: opaque here
-W = TypeVar("W")  # who waits for a lease: opaque here; the batch puts an operation and the sink of its answer
+__all__ = ["Died", "Identity", "Lease", "LockTable", "Mode"]
+
+Q = TypeVar("Q")  # what waits for a lock: opaque here
+W = TypeVar("W")  # what waits for a lease: opaque here; the batch puts an operation and the sink of its answer
 
 Mode = Literal["shared", "exclusive"]
-
-
-class Identity(NamedTuple):
-    """A lock as this opening of the store granted it; never used again."""
-
-    opening: str
-    number: int
-
-
-class Lease:
-    """A client's hold on a name. `deadline_s` is infinite until the grant or renewal is visible."""
-
-    __slots__ = ("deadline_s", "identity", "name", "owner", "token", "ttl_s")
-
-    def __init__(self, name: str, owner: str, token: int, ttl_s: float, identity: Identity) -> None:
-        self.name = name
-        self.owner = owner
-        self.token = token
-        self.ttl_s = ttl_s
-        self.identity = identity
-        self.deadline_s = math.inf
-
-    def left_s(self, now_s: float) -> float:
-        """Seconds until the deadline; the whole ttl while it has not begun to run."""
-        return min(self.ttl_s, max(0.0, self.deadline_s - now_s))
 
 
 class Died(Exception):
@@ -80,6 +59,12 @@ class _Lock(Generic[Q]):
         self.holders: dict[Identity, tuple[Mode, Age | None]] = {}
         self.queue: deque[tuple[Mode, Age | None, Q]] = deque()
 
+    def copy(self) -> _Lock[Q]:
+        """Its present state, for `Undo`."""
+        copy: _Lock[Q] = _Lock()
+        copy.holders, copy.queue = self.holders.copy(), self.queue.copy()
+        return copy
+
     def admits(self, mode: Mode) -> bool:
         if not self.holders:
             return True
@@ -91,20 +76,12 @@ class _Lock(Generic[Q]):
         yield from (age for _, age, _ in self.queue)
 
 
-class LockTable(Generic[Q, W]):
+class LockTable(LeaseTable[W], Generic[Q, W]):
     """`opening` is random, drawn anew at each opening of the store."""
 
     def __init__(self, opening: str, waiters_max: int) -> None:
-        self._opening = opening
-        self._waiters_max = waiters_max
-        self._count = 0
+        super().__init__(opening, waiters_max)
         self._locks: dict[str, _Lock[Q]] = {}
-        self._leases: dict[str, Lease] = {}
-        self._lease_queues: dict[str, deque[W]] = {}
-
-    def _identity(self) -> Identity:
-        self._count += 1
-        return Identity(self._opening, self._count)
 
     # --- locks --------------------------------------------------------------------------------------------------------
 
@@ -118,6 +95,7 @@ class LockTable(Generic[Q, W]):
         free."""
         if name in self._locks:
             raise ValueError(f"{name!r} is locked")
+        self.undo.note_item(self._locks, name)
         lock = self._locks[name] = _Lock()
         identity = self._identity()
         lock.holders[identity] = "exclusive", age
@@ -135,8 +113,11 @@ class LockTable(Generic[Q, W]):
 
         Raises Died if it has an age, holds something and may not wait; OverflowError when the queue is full.
         """
-        lock = self._locks.get(name)
+        if mode == "shared" and failpoints.planted("ignore-intent"):
+            return self._identity()  # it bars nobody
+        lock = self._note_lock(name)
         if lock is None:
+            self.undo.note_item(self._locks, name)
             lock = self._locks[name] = _Lock()
         if not lock.queue and lock.admits(mode):
             identity = self._identity()
@@ -149,6 +130,13 @@ class LockTable(Generic[Q, W]):
         lock.queue.append((mode, age, waiter))
         return None
 
+    def _note_lock(self, name: str) -> _Lock[Q] | None:
+        """The lock, which is about to be changed."""
+        lock = self._locks.get(name)
+        if lock is not None:
+            self.undo.note_copy(self._locks, name, lock.copy())
+        return lock
+
     def holds(self, name: str, identity: Identity) -> bool:
         """It is still that same lock."""
         return name in self._locks and identity in self._locks[name].holders
@@ -159,9 +147,9 @@ class LockTable(Generic[Q, W]):
 
     def unlock(self, name: str, identity: Identity) -> list[tuple[Identity, Q]]:
         """Let the lock go, if it is still held; those who have it now, in order of arrival."""
-        lock = self._locks.get(name)
-        if lock is None or lock.holders.pop(identity, None) is None:
+        if not self.holds(name, identity) or (lock := self._note_lock(name)) is None:
             return []
+        del lock.holders[identity]
         return self._promote(name, lock)
 
     def waiting(self, name: str) -> list[Q]:
@@ -175,7 +163,7 @@ class LockTable(Generic[Q, W]):
 
     def leave(self, name: str, waiter: Q) -> list[tuple[Identity, Q]]:
         """The waiter gives up its place; those for whom that cleared the way."""
-        lock = self._locks.get(name)
+        lock = self._note_lock(name)
         if lock is None:
             return []
         lock.queue = deque(entry for entry in lock.queue if entry[2] is not waiter)
@@ -191,68 +179,3 @@ class LockTable(Generic[Q, W]):
         if not lock.holders and not lock.queue:
             del self._locks[name]
         return granted
-
-    # --- leases -------------------------------------------------------------------------------------------------------
-
-    def lease(self, name: str) -> Lease | None:
-        """Who holds the name, past its deadline or not: expiry is a change, made by `end`, never a look at a clock."""
-        return self._leases.get(name)
-
-    def leases(self) -> Iterator[Lease]:
-        return iter(self._leases.values())
-
-    def grant(self, name: str, owner: str, token: int, ttl_s: float) -> Lease:
-        """A new lease. Raises ValueError if the name has one."""
-        if name in self._leases:
-            raise ValueError(f"{name!r} is leased")
-        lease = self._leases[name] = Lease(name, owner, token, ttl_s, self._identity())
-        return lease
-
-    def end(self, name: str) -> None:
-        """The lease is over: released, or expired. Raises KeyError if there is none."""
-        del self._leases[name]
-
-    def forget_lease(self, name: str) -> tuple[W, ...]:
-        """The name is somebody else's now, with its lease: those who waited for it here."""
-        del self._leases[name]
-        return tuple(self._lease_queues.pop(name, ()))
-
-    def suspend(self, lease: Lease) -> None:
-        """The lease is renewed, but nobody can see it yet: it does not end before `start`."""
-        lease.deadline_s = math.inf
-
-    def start(self, lease: Lease, now_s: float) -> None:
-        """The grant or renewal is visible: from now on the lease's time runs."""
-        lease.deadline_s = now_s + lease.ttl_s
-
-    def queue_for_lease(self, name: str, waiter: W) -> None:
-        """Raises OverflowError when the queue is full."""
-        queue = self._lease_queues.setdefault(name, deque())
-        if len(queue) >= self._waiters_max:
-            raise OverflowError(name)
-        queue.append(waiter)
-
-    def next_for_lease(self, name: str) -> W | None:
-        """Take the first waiter out of the queue."""
-        queue = self._lease_queues.get(name)
-        if not queue:
-            return None
-        waiter = queue.popleft()
-        if not queue:
-            del self._lease_queues[name]
-        return waiter
-
-    def waiting_for_lease(self, name: str) -> tuple[W, ...]:
-        """The waiters, in order of arrival."""
-        return tuple(self._lease_queues.get(name, ()))
-
-    def leave_lease_queue(self, name: str, waiter: Any) -> bool:
-        """The waiter gives up its place; False if it had none (any more)."""
-        queue = self._lease_queues.get(name, deque())
-        try:
-            queue.remove(waiter)
-        except ValueError:
-            return False
-        if not queue:
-            del self._lease_queues[name]
-        return True

@@ -8,7 +8,10 @@ Promises:
     else.
   - Every operation gets exactly one outcome: its answer, or an error that says whether it may have been executed.
     Nothing is ever sent twice.
-  - Operations and bytes under way are bounded; past the bound `TooManyRequests`, at once.
+  - Operations and bytes under way are bounded; past the bound `TooManyRequests`, at once. What a read may bring counts,
+    too: a get for the mean of the values that gets brought lately, a page of values for the bytes that it may have.
+  - A frame is bounded at both ends: one that is larger than any message can be is not read, and ends the connection.
+  - A shard begins no request while its answers, of more than `channel_bytes_max`, wait for the router to take them.
   - A shard does not begin an operation whose connection has ended (`Connection.closed`).
 Leaves to others: what the operations mean (`shard.service`), which shard to ask (`router.service`).
 
@@ -21,8 +24,9 @@ network swallows frames) loses its connection.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -34,19 +38,28 @@ from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable
 from kvstore.protocol import (
     WRITES,
     Acquire,
+    Answer,
+    Get,
+    Names,
     Reply,
     Request,
+    Scan,
     decode_replies,
     decode_requests,
     encode_frame,
     message_bytes,
 )
+from kvstore.transport.frames import decode_apart
 
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 0.25
 _GATHER_TURNS = 3  # of the loop before a frame is taken: what else it has in hand comes along, for fuller frames
 _LEISURE_S = 0.002
+_OUTAGE_TOLD_S = 5.0  # of a shard, in the log; shorter ones belong to every restart
+_FEW = 16  # messages that are not worth counting the bytes of
+_GET_BYTES = 64
+_MEAN_SHIFT = 3  # each value counts for an eighth of the mean
 
 
 class _Outbox:
@@ -58,6 +71,14 @@ class _Outbox:
         self._wake: asyncio.Future[None] | None = None
         self._is_due = False
         self._has_timer = False
+        self._ended = False
+        self._taken: asyncio.Event | None = None
+
+    async def room_for_more(self, bytes_max: int) -> None:
+        """While more than `bytes_max` wait for the other end to take them: until it has taken some, or has left."""
+        while len(self._messages) > _FEW and not self._ended and sum(map(message_bytes, self._messages)) > bytes_max:
+            self._taken = asyncio.Event()
+            await self._taken.wait()
 
     def put(self, message: Any) -> None:
         self._messages.append(message)
@@ -85,20 +106,42 @@ class _Outbox:
         self._messages = [message for message in self._messages if message.id not in ids]
 
     async def run(self, socket: Any, on_sent: Callable[[list[Any]], None] | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            while not self._is_due:
-                self._wake = loop.create_future()
-                await self._wake
-                self._wake = None
-            for _ in range(_GATHER_TURNS):
-                await asyncio.sleep(0)
-            messages = self._take_frame()
-            if not messages:
-                continue
+        try:
+            while True:
+                await self._send_frame(socket, on_sent)
+                self._note_taken()
+        finally:
+            self._ended = True
+            self._note_taken()
+
+    def _note_taken(self) -> None:
+        if self._taken is not None:
+            self._taken.set()
+            self._taken = None
+
+    async def _send_frame(self, socket: Any, on_sent: Callable[[list[Any]], None] | None) -> None:
+        while not self._is_due:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+            self._wake = None
+        for _ in range(_GATHER_TURNS):
+            await asyncio.sleep(0)
+        messages = self._take_frame()
+        if messages:
             if on_sent is not None:
                 on_sent(messages)
-            await socket.send_bytes(encode_frame(messages))
+            for frame in self._frames(messages):
+                await socket.send_bytes(frame)
+
+    def _frames(self, messages: list[Any]) -> Iterator[bytes]:
+        """One, as a rule; what counts little but is large (many long keys) goes in halves that the far end reads."""
+        frame = encode_frame(messages)
+        if len(frame) <= 2 * self._frame_bytes_max or len(messages) == 1:
+            yield frame
+        else:
+            half = len(messages) // 2
+            yield from self._frames(messages[:half])
+            yield from self._frames(messages[half:])
 
     def _take_frame(self) -> list[Any]:
         size = 0
@@ -116,7 +159,9 @@ class Connection:
 
     def __init__(self, limits: Limits) -> None:
         self.closed = False
+        self.strike = 0  # the last one that the other end follows
         self._outbox = _Outbox(limits.frame_bytes_max)
+        self._bytes_max = limits.channel_bytes_max
 
     def send(self, reply: Reply) -> None:
         if not self.closed:
@@ -128,9 +173,14 @@ class Connection:
         try:
             async for message in socket:
                 if message.type is not aiohttp.WSMsgType.BINARY:
+                    log.error("a router's connection ends: %s", message.data)  # too large a frame, for example
                     break
-                for request in decode_requests(message.data):
-                    handle(request, self)
+                for request in self._requests(message.data):
+                    if isinstance(request, Names):
+                        self.strike = request.strike
+                    else:
+                        handle(request, self)
+                await self._outbox.room_for_more(self._bytes_max)
         except msgspec.DecodeError as error:
             log.error("a router sent a frame that is none: %s", error)
         finally:
@@ -139,12 +189,47 @@ class Connection:
             await asyncio.gather(sender, return_exceptions=True)
             await socket.close()
 
+    def _requests(self, frame: bytes) -> list[Request]:
+        """Those of the frame; what is none is refused by itself. Raises msgspec.DecodeError if all of it is none."""
+        try:
+            return decode_requests(frame)
+        except msgspec.DecodeError as error:
+            requests, refusals = decode_apart(frame)
+            log.error("a router sent a message that is none: %s", error)
+            for refusal in refusals:
+                self.send(refusal)
+            return requests
+
 
 class _Pending(NamedTuple):
     future: asyncio.Future[Any]
     is_write: bool
     size: int
     deadline_s: float
+
+
+class _Outage:
+    """Says once in the log, and not at every try, that a shard cannot be reached, why, and when it can be again."""
+
+    def __init__(self, shard_id: str, url: str) -> None:
+        self._shard_id = shard_id
+        self._url = url
+        self._began_s: float | None = None
+        self._told = ""
+
+    def goes_on(self, error: Exception, now_s: float) -> None:
+        self._began_s = now_s if self._began_s is None else self._began_s
+        reason = str(error) or type(error).__name__
+        is_own_fault = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
+        if reason != self._told and (is_own_fault or now_s - self._began_s >= _OUTAGE_TOLD_S):
+            self._told = reason
+            mend = "; raise the limit of open files (ulimit -Hn, LimitNOFILE=)" if is_own_fault else ""
+            log.warning("shard %s at %s cannot be reached: %s%s", self._shard_id, self._url, reason, mend)
+
+    def is_over(self) -> None:
+        if self._told:
+            log.info("shard %s at %s is reached again", self._shard_id, self._url)
+        self._began_s, self._told = None, ""
 
 
 class Channel:
@@ -160,6 +245,8 @@ class Channel:
         self.connected = False
         self.answered = False
         self.bytes_under_way = 0
+        self._mean_value_bytes = 0
+        self._strike = 0
         self._limits = limits
         self._session = session
         self._loop = asyncio.get_running_loop()
@@ -170,6 +257,17 @@ class Channel:
         self._outbox = _Outbox(limits.frame_bytes_max)
         self._tasks = [asyncio.create_task(self._stay_connected()), asyncio.create_task(self._sweep())]
         self._socket: aiohttp.ClientWebSocketResponse | None = None
+
+    def name_strike(self, strike: int) -> None:
+        """What is asked from now on is asked by a map whose last strike is that one."""
+        if strike != self._strike:
+            self._strike = strike
+            if self.connected:
+                self._put_strike()
+
+    def _put_strike(self) -> None:
+        self._next_id += 1
+        self._outbox.put(Names(self._next_id, self._strike))
 
     @property
     def ops_under_way(self) -> int:
@@ -188,8 +286,14 @@ class Channel:
         """
         if not self.connected:
             raise self._unavailable("is not connected")
-        size = message_bytes(request)
         limits = self._limits
+        if type(request) is Get:
+            size = _GET_BYTES + self._mean_value_bytes
+        else:
+            size = message_bytes(request)
+            if type(request) is Scan and request.values:
+                item_bytes_max = limits.value_bytes_max + limits.key_bytes_max
+                size += min(request.limit * item_bytes_max, request.bytes_max or limits.page_bytes_max)
         if len(self._pending) >= limits.channel_ops_max or self.bytes_under_way + size > limits.channel_bytes_max:
             raise TooManyRequests(f"too many operations wait for shard {self.shard_id}", retry_after_ms=100)
         self._next_id += 1
@@ -214,15 +318,17 @@ class Channel:
 
     async def _stay_connected(self) -> None:
         wait_s = 0.01
+        outage = _Outage(self.shard_id, self.url)
         while True:
             try:
                 async with await self._connect() as socket:
                     wait_s = 0.01
+                    outage.is_over()
                     await self._serve(socket)
             except msgspec.DecodeError as error:
                 log.error("shard %s sent a frame that is none: %s", self.shard_id, error)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                log.debug("shard %s cannot be reached: %s", self.shard_id, error)
+                outage.goes_on(error, self._loop.time())
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, self._limits.reconnect_wait_s_max)
 
@@ -230,7 +336,7 @@ class Channel:
         async with asyncio.timeout(self._limits.request_timeout_s):
             return await self._session.ws_connect(
                 f"{self.url}/channel?shard={self.shard_id}&store={self.store_id}",
-                max_msg_size=0,
+                max_msg_size=self._limits.frame_read_bytes_max,
                 compress=0,
                 timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
             )
@@ -239,11 +345,14 @@ class Channel:
         self._socket = socket
         self._outbox = _Outbox(self._limits.frame_bytes_max)
         self._heard_s = self._loop.time()
+        if self._strike:
+            self._put_strike()  # before anything else that leaves by this connection
         self.connected = True
         sender = asyncio.create_task(self._outbox.run(socket, self._note_sent))
         try:
             async for message in socket:
                 if message.type is not aiohttp.WSMsgType.BINARY:
+                    log.error("the connection to shard %s ends: %s", self.shard_id, message.data)
                     break
                 self._heard_s = self._loop.time()
                 self.answered = True
@@ -251,6 +360,8 @@ class Channel:
                     pending = self._pending.pop(reply.id, None)
                     if pending is not None:
                         self.bytes_under_way -= pending.size
+                        if type(reply) is Answer and reply.value is not None:
+                            self._mean_value_bytes += (len(reply.value) - self._mean_value_bytes) >> _MEAN_SHIFT
                         if not pending.future.done():
                             pending.future.set_result(reply)
         finally:

@@ -1,10 +1,11 @@
 """HTTP as all front doors of the system speak it: strict in, problem documents out, lean on the way.
 
-Owns: decoding of paths and queries, bounds on connections, bodies and requests under way, the check of Host and
-Origin, the response, and problem documents for every error, those that aiohttp makes by itself included.
-Promises: bytes that are not UTF-8, broken escapes, unknown or repeated parameters never pass for something else; a
-body over its limit is refused before it is buffered whole; memory is bounded however many clients there are.
-Leaves to others: routes and their meaning (`router.app`).
+Owns: decoding of paths and queries, the bound on connections, the check of Host and Origin, the response, and problem
+documents for every error, those that aiohttp makes by itself included.
+Promises: bytes that are not UTF-8, broken escapes, unknown or repeated parameters never pass for something else. A
+request is begun once the client has taken the answers before it, but for a little, so that one that does not read costs
+little memory (`transport.answers` has the sum).
+Leaves to others: routes and their meaning (`router.app`), bodies (`transport.bodies`).
 
 aiohttp's low-level `web.Server` is used with three of its extension points: the request handler class (errors, bound
 on connections), the request factory and the response protocol (`prepare`, `write_eof`). `Response` writes its head
@@ -13,8 +14,6 @@ and body in one piece, which saves a third of the time that a request takes with
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
 import logging
 import re
 import time
@@ -26,30 +25,26 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 from aiohttp import web
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion11, StreamWriter
 from aiohttp.http_exceptions import InvalidURLError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from kvstore.config import Limits, listen_address
+from kvstore.addresses import is_loopback
+from kvstore.config import Limits
 from kvstore.errors import (
     BadParameter,
     BadRequest,
-    BodyTooLarge,
-    ContentEncodingRefused,
-    ExpectationFailed,
     Foreign,
     HeadersTooLarge,
     KeyEmpty,
     KeyNotUtf8,
     KeyTooLong,
     KvError,
-    NotImplementedYet,
-    RequestTimeout,
-    TooManyRequests,
     UriTooLong,
-    ValueTooLarge,
 )
+from kvstore.transport.answers import SMALL_BYTES, AnswerAccount
+from kvstore.transport.open_files import connections_that_fit
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +54,11 @@ BINARY = "application/octet-stream"
 
 _HALF_CLOSED_POLL_S = 0.02
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-LARGE_BYTES = 65_536
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+HEAD_BYTES_MAX = 131_072
+_HEAD_TOO_LARGE = "The header as a whole is too large"
+_JOINED_BYTES_MAX = 65_536  # of a body: to copy it costs less than a second write
+_FEW_PARTS = 8  # are written one by one, more are joined
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _IP_LITERAL = re.compile(r"\d{1,3}(\.\d{1,3}){3}|\[[0-9A-Fa-f:.]+\]")
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -157,67 +155,6 @@ def _decode_component(raw: str) -> str:
         raise BadParameter(f"the query holds bytes that are not UTF-8 in {raw!a}") from None
 
 
-class BodyReader:
-    """Reads bodies within a bound on all that are under way together."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._under_way_bytes_max = limits.body_bytes_in_flight_max
-        self._transfer_timeout_s = limits.transfer_timeout_s
-        self.under_way_bytes = 0
-
-    async def read(
-        self, request: web.BaseRequest, head: Head, bytes_max: int, too_large: type[ValueTooLarge | BodyTooLarge]
-    ) -> bytes:
-        """The whole body. Raises `too_large` before it is buffered whole, TooManyRequests, ContentEncodingRefused,
-        BadRequest, NotImplementedYet and ExpectationFailed."""
-        fields = head.fields
-        if "content-encoding" in fields and fields["content-encoding"].lower() != "identity":
-            raise ContentEncodingRefused(f"Content-Encoding: {fields['content-encoding']!a} is not taken")
-        if "content-range" in fields:
-            raise BadRequest("Content-Range is not taken: a value is written whole")
-        if fields.get("transfer-encoding", "chunked").lower() != "chunked":  # the parser undoes chunks, nothing else
-            raise NotImplementedYet(f"Transfer-Encoding: {fields['transfer-encoding']!a} is not taken; only chunked is")
-        announced = int(fields.get("content-length", 0))
-        if announced > bytes_max:
-            raise too_large(f"the body has {announced} bytes; the limit is {bytes_max}", bytes_max=bytes_max)
-        if "expect" in fields:
-            await self._answer_expect(request, fields["expect"])
-        if request.content.is_eof():
-            body: bytes = request.content.read_nowait(-1)
-            if len(body) > bytes_max:
-                raise too_large(f"the body is over the limit of {bytes_max} bytes", bytes_max=bytes_max)
-            return body
-        return await self._read_on(request, announced, bytes_max, too_large)
-
-    async def _read_on(
-        self, request: web.BaseRequest, announced: int, bytes_max: int, too_large: type[KvError]
-    ) -> bytes:
-        reserved = announced or bytes_max
-        if self.under_way_bytes + reserved > self._under_way_bytes_max:
-            raise TooManyRequests("too many bodies are under way", retry_after_ms=200)
-        self.under_way_bytes += reserved
-        try:
-            chunks: list[bytes] = []
-            size = 0
-            async with asyncio.timeout(self._transfer_timeout_s):
-                async for chunk in request.content.iter_any():
-                    size += len(chunk)
-                    if size > bytes_max:
-                        raise too_large(f"the body is over the limit of {bytes_max} bytes", bytes_max=bytes_max)
-                    chunks.append(chunk)
-            return b"".join(chunks)
-        except TimeoutError:
-            raise RequestTimeout(f"the body had not arrived after {self._transfer_timeout_s:g} s") from None
-        finally:
-            self.under_way_bytes -= reserved
-
-    async def _answer_expect(self, request: web.BaseRequest, expectation: str) -> None:
-        if expectation.lower() != "100-continue":
-            raise ExpectationFailed(f"Expect: {expectation!a} is unknown")
-        if request.version >= HttpVersion11:
-            await request.writer.write(_CONTINUE)
-
-
 class HostGuard:
     """Refuses what a web page of somebody else could send: foreign Host (DNS rebinding) and foreign Origin."""
 
@@ -246,46 +183,22 @@ def client_has_left(request: web.BaseRequest) -> bool:
 
 def warn_if_exposed(listen: str, what_can_be_done: str) -> None:
     """Say so in the log when `listen` (HOST:PORT) is more than this machine's own business."""
-    host = listen_address(listen)[0].strip("[]")
-    try:
-        exposed = not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        exposed = host != "localhost"
-    if exposed:
+    if not is_loopback(listen):
         log.warning("whoever reaches %s can %s: there are no accounts yet", listen, what_can_be_done)
 
 
 # --- responses --------------------------------------------------------------------------------------------------------
 
 
-class AnswerAccount:
-    """The bound on large answers that are made but not yet taken in by their clients."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.under_way_bytes = 0
-        self.transfer_timeout_s = limits.transfer_timeout_s
-        self._bytes_max = limits.answer_bytes_in_flight_max
-
-    def admit(self, response: Response) -> Response:
-        """The response, on the account until it is written; or 429 in its place, unless it `has_to_go`."""
-        size = len(response.body)
-        if size < LARGE_BYTES or response.head_only:
-            return response
-        if self.under_way_bytes + size > self._bytes_max and not response.has_to_go:
-            return problem_response(TooManyRequests("too many large answers are under way", retry_after_ms=500))
-        self.under_way_bytes += size
-        response.account = self
-        return response
-
-
 class Response:
     """A whole answer: a status, header lines that end in CRLF each, a body.
 
     Implements what aiohttp asks of a response (`prepare`, `write_eof`, `keep_alive`), without its header containers.
-    `has_to_go`: something was written, so an error that says "nothing was done" may not take its place.
+    `has_to_go`: something was written, so an error that says "nothing was done" may not take its place. `reserved`: the
+    bytes that it has on the account, which writing gives back.
     """
 
-    __slots__ = ("account", "body", "content_type", "has_to_go", "head_only", "keep_alive", "lines", "status")
+    __slots__ = ("body", "content_type", "has_to_go", "head_only", "keep_alive", "lines", "reserved", "status")
 
     def __init__(
         self, status: int, body: bytes = b"", content_type: str = "", lines: str = "", *, head_only: bool = False
@@ -297,7 +210,7 @@ class Response:
         self.head_only = head_only
         self.has_to_go = False
         self.keep_alive = True
-        self.account: AnswerAccount | None = None
+        self.reserved = 0
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Write all of it."""
@@ -316,25 +229,70 @@ class Response:
             lines += f"Content-Length: {len(self.body)}\r\n"
         head = f"{_STATUS_LINES[self.status]}{lines}{_date_line()}\r\n".encode("latin-1")
         body = b"" if self.head_only or self.status in (204, 304) else self.body
-        if len(body) < LARGE_BYTES:
-            await request.writer.write(head + body)
-        else:
-            await self._write_large(request, head, body)
-
-    async def _write_large(self, request: web.BaseRequest, head: bytes, body: bytes) -> None:
-        """Write and wait until the client has taken it in; one that does not read loses its connection."""
-        timeout_s = None if self.account is None else self.account.transfer_timeout_s
+        protocol = cast(_Protocol, request.protocol)
+        writer = cast(StreamWriter, request.writer)
         try:
-            async with asyncio.timeout(timeout_s):
-                await request.writer.write(head)
-                await request.writer.write(body)
-        except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()
-            raise ConnectionResetError("the client does not read its answer") from None
+            if len(body) < _JOINED_BYTES_MAX:
+                await writer.write(head + body, drain=False)
+            else:
+                await writer.write(head, drain=False)
+                await writer.write(body, drain=False)
+            if protocol._paused:
+                await protocol.answers.drain(protocol)
         finally:
-            if self.account is not None:
-                self.account.under_way_bytes -= len(self.body)
+            if self.reserved:
+                protocol.answers.release(self.reserved)
+                self.reserved = 0
+
+    async def write_eof(self) -> None:
+        """Nothing is left to do."""
+
+
+class StreamedResponse:
+    """An answer of unknown size, in pieces; each is written once the client has taken the ones before.
+
+    Implements what aiohttp asks of a response. To HTTP/1.0 the end of the connection is the end of the body.
+    """
+
+    def __init__(self, request: web.BaseRequest, content_type: str, lines: str = "") -> None:
+        """`lines`: further headers, each with its CRLF."""
+        self.status = 200
+        self._request = request
+        self._chunked = request.version >= HttpVersion11
+        self.keep_alive = self._chunked and bool(request.keep_alive)
+        close = "" if self.keep_alive else "Connection: close\r\n"
+        framing = "Transfer-Encoding: chunked\r\n" if self._chunked else ""
+        lines = f"{_STATUS_LINES[200]}Content-Type: {content_type}\r\n{lines}{framing}{close}{_date_line()}\r\n"
+        self._head = lines.encode("latin-1")
+
+    async def write(self, parts: list[bytes]) -> None:
+        """One piece; `parts` is emptied, so that nothing is kept twice. Raises ConnectionResetError."""
+        size = sum(map(len, parts))
+        if size:
+            before, after = (b"%x\r\n" % size, b"\r\n") if self._chunked else (b"", b"")
+            await self._send([self._head + before, *parts, after], parts)
+
+    async def end(self) -> None:
+        """Write what marks the end. Raises ConnectionResetError."""
+        await self._send([self._head + (b"0\r\n\r\n" if self._chunked else b"")], [])
+
+    async def _send(self, data: list[bytes], parts: list[bytes]) -> None:
+        protocol = cast(_Protocol, self._request.protocol)
+        writer = cast(StreamWriter, self._request.writer)
+        self._head = b""
+        for one in data if len(data) < _FEW_PARTS else [b"".join(data)]:
+            await writer.write(one, drain=False)
+        data.clear()
+        parts.clear()
+        if protocol._paused:
+            protocol.answers.streams_unread += 1
+            try:
+                await protocol.answers.drain(protocol)
+            finally:
+                protocol.answers.streams_unread -= 1
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """It was sent while it was made."""
 
     async def write_eof(self) -> None:
         """Nothing is left to do."""
@@ -370,12 +328,15 @@ Handler = Callable[[web.BaseRequest], Awaitable[Any]]
 
 
 class _Protocol(RequestHandler):
-    __slots__ = ("_last_body", "half_closed")
+    __slots__ = ("_head_bytes", "_last_body", "_seen_requests", "answers", "half_closed")
 
     def connection_made(self, transport: Any) -> None:
         self._last_body: StreamReader = EMPTY_PAYLOAD
         self.half_closed = False
+        self._seen_requests = self._head_bytes = 0
         server = cast(Server, self._manager)
+        self.answers = server.answers
+        transport.set_write_buffer_limits(high=SMALL_BYTES)  # beyond, `_paused` is set until it is a quarter of that
         if len(server.connections) >= server.connections_max:
             transport.write(_REFUSED_CONNECTION)
             transport.close()
@@ -384,6 +345,7 @@ class _Protocol(RequestHandler):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
+        was_in_body = not self._last_body.is_eof()
         super().data_received(data)
         if self._messages:
             message, body = self._messages[-1]
@@ -391,6 +353,19 @@ class _Protocol(RequestHandler):
                 self._cut_body("the body is not chunked as HTTP asks")
             else:
                 self._last_body = body
+        if self._request_count != self._seen_requests:
+            self._seen_requests, self._head_bytes = self._request_count, 0
+        elif not was_in_body:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_MAX and not self._close:
+                self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        """aiohttp bounds each header field and their number; the product would be megabytes for each connection."""
+        self._messages.append((_ErrInfo(status=400, exc=ValueError(), message=_HEAD_TOO_LARGE), EMPTY_PAYLOAD))
+        self._close = True  # nothing more is parsed, and nothing is answered after this
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own contract: True keeps our side open
         """A client that half-closes (`nc -N`) gets its answers; a body that it cut short is refused."""
@@ -429,7 +404,7 @@ class _Protocol(RequestHandler):
         gone = isinstance(exc, ConnectionError) and self.transport is None  # nobody is left to be answered
         if status >= 500 and not gone:
             self.log_exception("a request failed: %s %s", request.method, ascii(request.raw_path), exc_info=exc)
-        if request.writer.output_size > len(_CONTINUE):
+        if request.writer.output_size > len(CONTINUE):
             raise ConnectionResetError("the answer had begun: all that is left is to break it off")
         return cast(web.StreamResponse, response)
 
@@ -441,6 +416,8 @@ def _error_of(status: int, exc: BaseException | None, message: str | None, line_
             if exc.args[1] == line_bytes_max:
                 return UriTooLong("the request line is too long", bytes_max=line_bytes_max)
             return HeadersTooLarge("a header is too long", bytes_max=exc.args[1])
+        if text == _HEAD_TOO_LARGE:
+            return HeadersTooLarge(f"the header is over {HEAD_BYTES_MAX} bytes", bytes_max=HEAD_BYTES_MAX)
         if text.startswith("Too many headers"):
             return HeadersTooLarge("there are too many header fields")
         if isinstance(exc, InvalidURLError):
@@ -470,7 +447,9 @@ _REFUSED_CONNECTION = _REFUSED_CONNECTION % (len(_refused), _refused)
 class Server(web.Server):
     """A `web.Server` with our limits and our errors."""
 
-    def __init__(self, handler: Handler, limits: Limits) -> None:
+    def __init__(self, handler: Handler, limits: Limits, answers: AnswerAccount | None = None) -> None:
+        """`answers`: the account of the process, if its handler reserves room on it, too."""
+        self.answers = answers or AnswerAccount(limits)
         super().__init__(
             cast(Any, handler),
             access_log=None,
@@ -482,7 +461,7 @@ class Server(web.Server):
             # aiohttp's LineTooLong tells a request line from a header by nothing but the limit that was passed
             max_field_size=limits.header_bytes_max + (limits.header_bytes_max == limits.request_line_bytes_max),
         )
-        self.connections_max = limits.connections_max
+        self.connections_max = connections_that_fit(limits.connections_max)
 
     def __call__(self) -> RequestHandler:
         return _Protocol(self, loop=self._loop, **self._kwargs)

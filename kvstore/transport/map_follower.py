@@ -2,7 +2,8 @@
 
 Owns: the two calls of the controller's HTTP interface that its followers make, and their endless, bounded repetition.
 Promises: while the controller is away the last map stays in force; nothing is raised for it, and one line is logged
-when it goes and one when it is back.
+when it goes and one when it is back. One that has not answered yet since this process began is being started beside
+it, as a rule: that is said only when it takes long.
 Leaves to others: what a new map means to whoever follows it.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,19 +19,34 @@ import aiohttp
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.errors import ForeignData, from_problem
+from kvstore.errors import ControllerBehind, ForeignData, from_problem
 from kvstore.placement.cluster_map import ClusterMap
 
 log = logging.getLogger(__name__)
 
+_START_PATIENCE_S = 5.0
+
 
 class MapFollower:
-    def __init__(self, session: aiohttp.ClientSession, controller_url: str, limits: Limits) -> None:
+    """`start_patience_s`: for so long a controller that has not answered yet is not worth a line."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        controller_url: str,
+        limits: Limits,
+        *,
+        start_patience_s: float = _START_PATIENCE_S,
+    ) -> None:
         self._session = session
         self._url = controller_url.rstrip("/")
         self._limits = limits
         self._timeout = aiohttp.ClientTimeout(total=limits.map_poll_s + 5.0)
         self._away = False
+        self._answered = False
+        self._began_s = time.monotonic()
+        self._start_patience_s = start_patience_s
+        self._announced: dict[str, Any] | None = None
 
     async def announce(
         self,
@@ -41,10 +58,13 @@ class MapFollower:
         *,
         join: bool = False,
         partitions: int | None = None,
+        epoch: int = 0,
+        clock: int = 0,
     ) -> None:
         """Tell the controller that this shard is there, until it has heard it. Raises ForeignData if it is refused.
 
         `join`: make it a member, with this weight, if it is none. `partitions`: of how many its file is.
+        `epoch`: of the map that it follows; `clock`: the highest version that it has given or seen.
         """
         body: dict[str, Any] = {
             "id": shard_id,
@@ -57,6 +77,9 @@ class MapFollower:
             body["join"] = True
         if partitions is not None:
             body["partitions"] = partitions
+        if epoch:
+            body |= {"epoch": epoch, "clock": clock}
+        self._announced = body
         while True:
             try:
                 async with self._session.post(f"{self._url}/v1/members", json=body, timeout=self._timeout) as answer:
@@ -71,31 +94,55 @@ class MapFollower:
                 self._note(error)
             await self._wait()
 
-    async def follow(self, epoch: int, on_map: Callable[[ClusterMap], None]) -> None:
-        """Call `on_map` with each map whose epoch is above the last one's, for ever."""
+    async def follow(
+        self,
+        epoch: int,
+        on_map: Callable[[ClusterMap], None],
+        cluster_id: str | None = None,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        """Call `on_map` with each map whose epoch is above the last one's, for ever; `cluster_id`: whose.
+
+        `clock`: the highest version that this store has given or seen, to be told along.
+        """
         while True:
             try:
-                query = {"after": str(epoch)}
+                query = {"after": str(epoch), **({"cluster": cluster_id} if cluster_id else {})}
+                if clock is not None:
+                    query["clock"] = str(clock())
                 async with self._session.get(f"{self._url}/v1/map", params=query, timeout=self._timeout) as answer:
                     body = await answer.read()
                     if answer.status == 200:
                         cluster_map = msgspec.json.decode(body, type=ClusterMap)
-                        epoch = cluster_map.epoch
+                        epoch, cluster_id = cluster_map.epoch, cluster_map.cluster_id
                         on_map(cluster_map)
                     if answer.status in (200, 204):
                         self._note(None)
                         continue
-                    self._note(from_problem(msgspec.json.decode(body)))
+                    problem = from_problem(msgspec.json.decode(body))
+                    self._note(problem)
+                    if isinstance(problem, ControllerBehind) and cluster_id:
+                        await self._announce_again(cluster_id, epoch)
             except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
                 self._note(error)
             await self._wait()
+
+    async def _announce_again(self, cluster_id: str, epoch: int) -> None:
+        """Once, as what it is by now: a controller that has lost its file does not know whom to ask."""
+        if self._announced is not None:
+            self._announced |= {"cluster_id": cluster_id, "epoch": epoch}
+            async with self._session.post(f"{self._url}/v1/members", json=self._announced, timeout=self._timeout):
+                pass
 
     async def _wait(self) -> None:
         await asyncio.sleep(self._limits.reconnect_wait_s_max / 5)
 
     def _note(self, error: Exception | None) -> None:
-        if error is not None and not self._away:
-            log.warning("the controller at %s is away (%s): going on with the last map", self._url, error)
-        elif error is None and self._away:
-            log.warning("the controller at %s is back", self._url)
-        self._away = error is not None
+        if error is None:
+            if self._away:
+                log.warning("the controller at %s is back", self._url)
+            self._away, self._answered = False, True
+        elif not self._away and (self._answered or time.monotonic() >= self._began_s + self._start_patience_s):
+            self._away = True
+            then = "going on with the last map" if self._answered else "waiting for its first answer"
+            log.warning("the controller at %s is away (%s): %s", self._url, error, then)

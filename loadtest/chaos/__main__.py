@@ -20,8 +20,8 @@ from pathlib import Path
 import click
 
 from kvstore.cli import EXIT_INTERRUPTED
+from kvstore.failpoints import BUGS
 from loadtest.chaos import page
-from loadtest.chaos.bugs import BUGS
 from loadtest.chaos.child import PLANT_BUGS
 from loadtest.chaos.progress import show
 from loadtest.chaos.run import Run, Settings

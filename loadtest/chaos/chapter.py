@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import NamedTuple
 
 from loadtest import processes
@@ -36,7 +36,7 @@ class GivenUp(Exception):
 
 
 class Stage(NamedTuple):
-    """Where chapters are played. `tell`: takes a word on what is being done."""
+    """Where chapters are played. `tell`: takes a word on what is being done. `hurry`, once set, ends the load."""
 
     cluster: ChaosCluster
     crew: Crew
@@ -44,6 +44,7 @@ class Stage(NamedTuple):
     reshard: Reshard
     doubts: Doubts
     tell: Callable[[str], None]
+    hurry: asyncio.Event
 
     async def play(self, chapter: Chapter, steps: Sequence[Step]) -> Closing | None:
         """None: it could not be brought to its end. Complaints go into the chapter."""
@@ -61,13 +62,14 @@ class Stage(NamedTuple):
         began_s = time.monotonic()
         self.crew.open_gates()
         self.tell("load and faults" if steps else "load")
-        await self.nemeses.run(steps, began_s)
-        await _sleep_until(began_s + chapter.seconds - CALM_S)
+        await self._unless_hurried(self.nemeses.run(steps, began_s))
+        await self._unless_hurried(_sleep_until(began_s + chapter.seconds - CALM_S))
         self.nemeses.heal()
         healed_s = time.monotonic()
         self.tell("load, faults are over")
         await self._recover(chapter)
-        await _sleep_until(max(began_s + chapter.seconds, healed_s + CALM_S))
+        await self._unless_hurried(_sleep_until(max(began_s + chapter.seconds, healed_s + CALM_S)))
+        chapter.seconds = min(chapter.seconds, time.monotonic() - began_s) if self.hurry.is_set() else chapter.seconds
         self.tell("clients come to rest")
         await self._rest()
         await self._end_doubts(chapter)
@@ -77,6 +79,19 @@ class Stage(NamedTuple):
         if not any(operation.outcome == "done" for operation in closing.operations):
             chapter.complaints.append("nothing at all was done in this chapter")
         return closing
+
+    async def _unless_hurried(self, work: Coroutine[None, None, None]) -> None:
+        """To its end, or until the run is to end early: then it is cancelled."""
+        task, hurried = asyncio.ensure_future(work), asyncio.create_task(self.hurry.wait())
+        try:
+            await asyncio.wait([task, hurried], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurried.cancel()
+            is_over = task.done()
+            task.cancel()
+            await asyncio.gather(task, hurried, return_exceptions=True)
+        if is_over:
+            task.result()
 
     async def _recover(self, chapter: Chapter) -> None:
         """Raises GivenUp."""

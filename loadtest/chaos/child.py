@@ -6,7 +6,7 @@ Owns: the greeting, by which a connection to an address of this machine becomes 
 Promises: kvstore's own command line runs in this very process, so that pid files, signals, failpoints and the pipe of
 the supervisor work as they always do; a connection is made when its destination has accepted it, refused when that
 refuses, and hangs while the link is closed. Addresses of other machines are reached as ever.
-Leaves to others: the proxy (`links`), what a bug is (`bugs`).
+Leaves to others: the proxy (`links`), what a bug is (`kvstore.failpoints`).
 
 All outgoing connections of kvstore's servers are aiohttp's, and aiohttp makes every one in
 `aiohappyeyeballs.start_connection`: that is the one place that is changed.
@@ -26,8 +26,8 @@ from typing import Any
 import aiohappyeyeballs
 import aiohttp.connector
 
+from kvstore import failpoints
 from kvstore.cli import main
-from loadtest.chaos.bugs import BUGS, plant
 from loadtest.chaos.links import CONNECTED
 
 PLANT_BUGS = "KVSTORE_PLANT_BUGS"
@@ -42,6 +42,8 @@ def command(name: str, links: str, argv: Sequence[str], bug: str = "") -> tuple[
     `links`: the proxy's HOST:PORT; empty: none.
     """
     python, *words = argv
+    if words[:1] == ["-P"]:  # this module lies in the folder where it runs, perhaps nowhere else
+        words = words[1:]
     if words[:2] != ["-m", "kvstore"]:
         raise ValueError(f"{argv} is no command of kvstore: give PYTHON -m kvstore and its arguments")
     options = (*(("--links", links) if links else ()), *(("--bug", bug) if bug else ()))
@@ -88,7 +90,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.chaos.child", description="One process of a chaos run.")
     parser.add_argument("--name", required=True, help="as the links know it: shard-s1, router-0, controller-0")
     parser.add_argument("--links", metavar="HOST:PORT", help="where the proxy listens [default: none]")
-    parser.add_argument("--bug", choices=sorted(BUGS), help=argparse.SUPPRESS)
+    parser.add_argument("--bug", choices=sorted(failpoints.BUGS), help=argparse.SUPPRESS)
     parser.add_argument("kvstore", nargs="+", help="the arguments of kvstore, after --")
     return parser.parse_args()
 
@@ -103,7 +105,7 @@ def run() -> int:
         host, _, port = arguments.links.rpartition(":")
         connect_through(arguments.name, host, int(port))
     if arguments.bug:
-        plant(arguments.bug)
+        failpoints.plant(arguments.bug)
     sys.argv = ["kvstore", *arguments.kvstore]
     return main(arguments.kvstore)
 

@@ -42,6 +42,7 @@ from loadtest.txn_wire import Wire, session
 
 CLIENT_TIMEOUT_S = 5.0  # longer than a router takes at most
 _LATE_JUDGEMENT_S = 20.0  # for a run that was interrupted
+_EARLY_END_S = 60.0  # in which a chapter that was interrupted has to be over
 _WORKLOADS = {
     "Lists": "append",
     "Transfer": "bank",
@@ -103,6 +104,7 @@ class Run:
         self._load_ends_s = self._began_s + sum(self.lengths_s)
         self._judging: list[asyncio.Task[None]] = []
         self._settled: dict[int, Stored] = {}
+        self._hurry = asyncio.Event()
 
     @property
     def left_s(self) -> float:
@@ -115,7 +117,7 @@ class Run:
         return any(chapter.complaints or chapter.violations for chapter in self.summary.chapters)
 
     async def run(self) -> RunSummary:
-        """All of it. Cancelling it once ends it early: the summary is of what was judged until then.
+        """All of it. Cancelling it once ends it early: load and faults end at once, and the chapter so far is judged.
 
         Raises RuntimeError if the cluster does not start.
         """
@@ -155,11 +157,17 @@ class Run:
     async def _watch(self, playing: Coroutine[None, None, None], workers: Sequence[asyncio.Task[None]]) -> None:
         """To the end of the chapter; or until the judgement on an earlier one makes it pointless, or a client fails."""
         task = asyncio.create_task(playing)
+        self._hurry.clear()
         try:
             while not (task.done() or self.is_wrong):
                 judging = [each for each in self._judging if not each.done()]
                 await asyncio.wait([task, *judging, *workers], return_when=asyncio.FIRST_COMPLETED)
                 self._complain_of(workers)
+        except asyncio.CancelledError:
+            # What has been done is there to be read and judged, whatever the rest would have been.
+            self._hurry.set()
+            await asyncio.wait([task], timeout=_EARLY_END_S)
+            raise
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -206,7 +214,7 @@ class Run:
         reshard = Reshard(Wire(http, cluster.urls, seed), self.settings.shards)
         nemeses = Nemeses(cluster, links, reshard, self._began_s)
         self.faults_now, self.summary.faults, self.summary.points = nemeses.now, nemeses.faults, self.meter.points
-        return Stage(cluster, crew, nemeses, reshard, Doubts(http, cluster.urls), self._tell)
+        return Stage(cluster, crew, nemeses, reshard, Doubts(http, cluster.urls), self._tell, self._hurry)
 
     def _tell(self, doing: str) -> None:
         self.doing = doing

@@ -1,1 +1,5 @@
-"""Side-by-side benchmark of this cluster, etcd, Redis behind webdis, and a bare HTTP handler that stores nothing."""
+"""`python -m loadtest.compare`: this cluster, etcd and Redis side by side, driven by wrk.
+
+Systems, dialects, workloads, and the report with its charts.
+Figures belong into loadtest/MEASURED.md.
+"""

@@ -1,1 +1,5 @@
-"""What clients did to a store and what it answered, and the checkers that judge it."""
+"""Judges: is what clients saw allowed?
+
+One module a kind of history (registers, lists, bank, sets, locks, counters); pure, no network.
+`python -m loadtest.histories FILE…` prints the verdict.
+"""

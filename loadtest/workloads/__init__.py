@@ -1,1 +1,5 @@
-"""What clients do to a store, without the clients: choice of keys, calls, and what their answers mean. No socket."""
+"""What the users of a load test do: keys, operations, and what each writes into its history.
+
+Used by Locust (`locustfile.py`) and by `chaos`.
+Whether what they saw is allowed is judged in `histories`.
+"""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+
+from loadtest.processes import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -41,18 +42,6 @@ class Cluster:
         return (self.folder / "up.log").read_text()
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
 def write_config(folder: Path, shards: int = 4, **settings: object) -> Path:
     """A cluster.yaml with free ports; `settings` are added to it (limits, data_dir, …)."""
     ports = free_ports(shards + 2)
@@ -69,11 +58,11 @@ def write_config(folder: Path, shards: int = 4, **settings: object) -> Path:
 
 
 @contextmanager
-def running(config: Path, env: dict[str, str] | None = None) -> Iterator[Cluster]:
-    """`kvstore up` with that file, until the block ends; it must stop cleanly by itself then."""
+def running(config: Path, env: dict[str, str] | None = None, options: Sequence[str] = ()) -> Iterator[Cluster]:
+    """`kvstore up` with that file and options, until the block ends; it must stop cleanly by itself then."""
     with (config.parent / "up.log").open("a") as log:
         up = subprocess.Popen(
-            [sys.executable, "-m", "kvstore", "up", "--config", str(config)],
+            [sys.executable, "-m", "kvstore", "up", "--config", str(config), *options],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import pytest
 
 from kvstore.client import Client, Delete, Operation, Put
+from tests.cluster.actions import ask
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import Cluster
@@ -214,6 +215,43 @@ def test_a_bad_transaction_is_one_line_and_2(shell: Shell, body: bytes, code: in
     assert shell.stored() == {}
 
 
+def answers_with_423(shell: Shell) -> float:
+    """How many the router has given."""
+    metrics = ask(shell.url, "GET", "/metrics").body.decode().splitlines()
+    counts = [line for line in metrics if line.startswith("kvstore_request_seconds_count") and 'status="423"' in line]
+    return sum(float(line.rpartition(" ")[2]) for line in counts)
+
+
+@pytest.mark.parametrize("command", [("put", "v"), ("delete",)])
+def test_a_write_to_a_key_that_somebody_has_locked_is_refused_at_once_with_its_holder(
+    shell: Shell, command: tuple[str, ...]
+) -> None:
+    key = shell.prefix + "leased"
+
+    async def while_held() -> subprocess.CompletedProcess[bytes]:
+        async with Client(shell.url) as kv, kv.lock(key, owner="somebody else", ttl=60):
+            return await asyncio.to_thread(shell.run, command[0], key, *command[1:])
+
+    before = answers_with_423(shell)
+    refused = asyncio.run(while_held())
+    assert answers_with_423(shell) == before + 1  # it is not asked again
+    assert refused.returncode == 1
+    assert b"somebody else" in refused.stderr
+    assert refused.stderr.count(b"\n") == 1
+
+
+def test_the_address_of_a_shard_or_a_controller_is_said_to_be_one(shell: Shell, cluster: Cluster) -> None:
+    shard = shell.json("status")["shards"][0]
+    for command in ("get", "explain"):
+        told = shell.run(command, "a", "--url", shard["url"])
+        assert told.returncode == 2
+        assert told.stderr.startswith(b"kvstore: this is shard s1, which answers routers only. --url must be ")
+        assert b"report" not in told.stderr
+    told = shell.run("get", "a", "--url", shell.url.replace("http:", "https:"))
+    assert told.returncode == 2
+    assert b"does not speak TLS" in told.stderr
+
+
 def test_a_transaction_on_a_key_that_somebody_has_locked_is_1(shell: Shell) -> None:
     key = shell.prefix + "locked"
     body = json.dumps({"then": [{"op": "put", "key": key, "value": "1"}]}).encode()
@@ -292,6 +330,18 @@ def test_what_is_exported_comes_back_byte_for_byte(shell: Shell, tmp_path: Path)
     shell.clear()
     assert b"stored 11 records" in shell.ok("import", "-", stdin=exported)
     assert shell.stored() == VALUES | {"expires": b"v"}
+
+
+def test_what_can_be_read_but_once_is_imported_without_a_journal(shell: Shell, tmp_path: Path) -> None:
+    fifo = tmp_path / "as <(command) is"
+    os.mkfifo(fifo)
+    with shell.start("import", str(fifo)) as process:
+        fifo.write_bytes(b'\xef\xbb\xbf{"key":"%s","value":"v"}\n' % (shell.prefix + "k").encode())
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err, out.startswith(b"stored 1 records")) == (0, b"", True)
+    assert shell.stored() == {"k": b"v"}
+    assert list(tmp_path.iterdir()) == [fifo]
+    assert shell.run("import", str(fifo), "--journal", str(tmp_path / "j")).returncode == 2
 
 
 def test_a_folder_is_imported_file_by_file(shell: Shell, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ async def test_a_ttl_is_kept_and_a_later_put_clears_it(kv: Client, prefix: str) 
 
 async def test_a_tiny_ttl_is_sent_as_a_decimal_and_expires(kv: Client, prefix: str) -> None:
     await kv.put(prefix + "a", b"", ttl=0.00001)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await kv.get(prefix + "a") is not None:
             await asyncio.sleep(0.01)
 
@@ -502,14 +502,14 @@ async def test_no_key_looks_like_syntax_to_a_proxy(key: str, path: str) -> None:
 
 async def test_some_other_servers_404_is_not_an_absent_key() -> None:
     async with faulty(answer("404 Not Found", "<html>", Content_Type="text/html")) as (kv, _):
-        with pytest.raises(KvError, match="is that a kvstore router"):
+        with pytest.raises(KvError, match="that is no router of kvstore"):
             await kv.get("a")
 
 
 @pytest.mark.parametrize("body", ["", "[]", "<html>"])
 async def test_an_answer_that_is_not_json_is_an_error_not_a_crash(body: str) -> None:
     async with faulty(answer("200 OK", body)) as (kv, _):
-        with pytest.raises(KvError, match="is that a kvstore router"):
+        with pytest.raises(KvError, match="that is no router of kvstore"):
             await kv.cluster()
 
 

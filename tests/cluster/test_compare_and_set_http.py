@@ -180,7 +180,7 @@ async def test_behind_a_lease_a_compare_and_set_is_refused_at_once_whatever_its_
     for fields in ({"if_match": f'"{version}"'}, {"if_match": '"1"'}, {"if_match": "*"}, {"if_none_match": "*"}):
         assert code(await calls.put(key, b"w", **fields)) == (423, "locked")
         assert code(await calls.delete(key, **fields)) == (423, "locked")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert failed(await calls.put(key, b"w", lock_token=token, if_none_match="*"), version)
     assert (await calls.put(key, b"w", lock_token=token, if_match=f'"{version}"')).status == 204
 

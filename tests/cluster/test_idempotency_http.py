@@ -236,8 +236,7 @@ async def test_replies_go_when_their_time_is_over_and_their_keys_are_free_again(
 async def replies_are_tombstones(cluster: Cluster) -> bool:
     with closing(sqlite3.connect(f"file:{cluster.data_dir / 'shard-s1.db'}?mode=ro", uri=True)) as file:
         rows = file.execute("SELECT body IS NULL FROM rows WHERE kind = 'reply'").fetchall()
-    assert len(rows) == 1
-    return bool(rows[0][0])
+    return bool(rows == [(1,)])  # none before the batch is applied to the file
 
 
 @pytest.mark.parametrize("point", ["batch-before-commit", "batch-after-commit"])

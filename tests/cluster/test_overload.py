@@ -29,6 +29,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     limits = {
         "connections_max": CONNECTIONS_MAX,
         "requests_in_flight_max": REQUESTS_MAX,
+        "body_bytes_max": 4 * MIB,
         "body_bytes_in_flight_max": 4 * MIB,
         "keepalive_timeout_s": 2.0,
     }

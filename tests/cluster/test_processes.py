@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -84,7 +85,7 @@ def test_no_child_outlives_an_up_that_was_killed_and_the_next_one_starts_at_once
 
 
 def test_a_restart_keeps_data_versions_and_cluster_id_and_follows_a_shard_to_a_new_address(tmp_path: Path) -> None:
-    config = write_config(tmp_path, shards=2)
+    config = write_config(tmp_path, shards=2, partitions=64)
     with running(config) as cluster:
         before = facts(cluster)
         etags = {key: put(cluster, key, key.encode()).headers["etag"] for key in map(str, range(40))}
@@ -98,6 +99,23 @@ def test_a_restart_keeps_data_versions_and_cluster_id_and_follows_a_shard_to_a_n
         for key, etag in etags.items():
             reply = get(cluster, key)
             assert (reply.status, reply.body, reply.headers["etag"]) == (200, key.encode(), etag)
+
+
+def test_cluster_yaml_edited_under_a_cluster_stops_neither_its_shards_nor_a_new_one(tmp_path: Path) -> None:
+    config = write_config(tmp_path, shards=2, partitions=64)
+    with running(config) as cluster:
+        assert put(cluster, "a", b"1").status == 201
+    config.write_text(config.read_text().replace("partitions: 64", "partitions: 128"))
+    with running(config) as cluster:
+        assert get(cluster, "a").body == b"1"
+        assert "partitions: the map has 64, cluster.yaml 128" in cluster.log
+        config.write_text(config.read_text() + "limits: {a typo}\n")
+        for name in sorted(NAMES):  # each is started with what `up` read, not with what the file says by now
+            kill_and_wait(cluster, name)
+        wait_until(lambda: kvstore("get", "a", "--url", cluster.url).returncode == 0, "all are back")
+        added = kvstore("shard", "add", "s3", "--url", cluster.url)
+        assert added.returncode == 0, added.stderr
+        assert facts(cluster)["partitions"] == sum(shard["partitions"] for shard in facts(cluster)["shards"]) == 64
 
 
 def test_all_processes_run_on_plain_asyncio_too(tmp_path: Path) -> None:
@@ -241,13 +259,40 @@ def test_while_the_controller_hangs_all_goes_on_and_a_shard_restarts_from_its_ow
         assert put(pair, new, b"3").status == 204
 
 
+def test_a_controller_that_lost_its_file_takes_the_map_of_the_shards_when_a_person_says_so(pair: Cluster) -> None:
+    (key,) = keys_of(pair, "s1", 1, "lost-")
+    put(pair, key, b"1")
+    before = facts(pair)
+    for path in pair.data_dir.glob("controller-0.db*"):
+        path.unlink()
+    kill_and_wait(pair, "controller-0")
+    config = yaml.safe_load((pair.folder / "cluster.yaml").read_text())
+    recover = ("controller", "recover", "--controller", f"http://{config['controllers'][0]['listen']}", "--json")
+
+    def shown() -> Any:
+        done = kvstore(*recover)
+        return json.loads(done.stdout) if done.returncode == 0 and not json.loads(done.stdout)["silent"] else None
+
+    found = wait_until(shown, "both shards have told their maps")
+    assert (found["cluster_id"], found["epoch"]) == (before["cluster_id"], before["epoch"])
+    refused = ask(pair.url, "PATCH", "/v1/shards/s1", b'{"weight":1}')
+    assert (refused.status, refused.json["code"]) == (503, "controller-behind")
+    assert (get(pair, key).body, put(pair, key, b"2").status) == (b"1", 204)
+    assert kvstore(*recover, "--confirm", str(before["epoch"] + 1)).returncode == 1
+    taken = kvstore(*recover, "--confirm", str(before["epoch"]))
+    assert taken.returncode == 0, taken.stderr
+    wait_until(lambda: facts(pair)["epoch"] > before["epoch"], "the cluster follows the map")
+    assert ask(pair.url, "PATCH", "/v1/shards/s1", b'{"weight":1}').status == 202
+    assert facts(pair)["cluster_id"] == before["cluster_id"]
+    assert get(pair, key).body == b"2"
+
+
 def test_while_the_controller_is_dead_reads_and_writes_go_on(pair: Cluster) -> None:
     keys = [keys_of(pair, shard_id, 1, "dead-")[0] for shard_id in ("s1", "s2")]
     with down(pair, "controller-0"):
         for key in keys:
             assert put(pair, key, b"1").status == 201
             assert get(pair, key).body == b"1"
-        assert facts(pair)["epoch"] == 1
     wait_running(pair, "controller-0")
 
 
@@ -270,3 +315,44 @@ def test_a_router_that_starts_while_the_controller_hangs_says_that_it_has_no_map
         wait_until(refused, "the router answers")
     wait_until(lambda: answers(pair, "no-map"), "the router has a map")
     assert get(pair, "no-map").body == b"1"
+
+
+# --- a shard whose disk is lost ---------------------------------------------------------------------------------------
+
+
+def test_a_shard_that_is_given_up_leaves_its_partitions_empty_and_open_and_all_others_as_they_were(
+    tmp_path: Path,
+) -> None:
+    with running(write_config(tmp_path, shards=3, partitions=64)) as cluster:
+        lost, kept = keys_of(cluster, "s1", 3, "gone-"), keys_of(cluster, "s2", 2, "kept-") + keys_of(cluster, "s3", 1)
+        before = [int(put(cluster, key, b"1").headers["etag"].strip('"')) for key in (*lost, *kept)]
+        name = lost[0]
+        token = ask(cluster.url, "POST", f"/v1/locks/{name}", b"{}").json["token"]
+        pid = cluster.pid("shard-s1")
+        for path in cluster.data_dir.glob("shard-s1.db*"):
+            path.unlink()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: "empty or foreign file" in cluster.log, "its empty file is refused")
+        assert get(cluster, lost[0]).status == 503
+        unconfirmed = ask(cluster.url, "DELETE", "/v1/shards/s1?lost=true")
+        assert (unconfirmed.status, unconfirmed.json["code"]) == (409, "change-refused")
+        done = kvstore("shard", "remove", "s1", "--lost", "--confirm", "s1", "--url", cluster.url)
+        assert done.returncode == 0, done.stderr
+        assert [shard["id"] for shard in facts(cluster)["shards"]] == ["s2", "s3"]
+        assert sum(shard["partitions"] for shard in facts(cluster)["shards"]) == 64
+        assert ask(cluster.url, "GET", "/v1/kv?count=true").json == {"count": len(kept)}
+        assert [get(cluster, key).status for key in (*lost, *kept)] == [404] * 3 + [200] * 3
+        again = put(cluster, lost[0], b"2")
+        assert again.status == 201
+        assert int(again.headers["etag"].strip('"')) > 2**32 > max(before)
+        assert ask(cluster.url, "POST", f"/v1/locks/{name}", b"{}").json["token"] > 2**32 > token
+        steps = [{"op": "put", "key": key, "value": "3"} for key in (lost[1], *kept)]
+        assert ask(cluster.url, "POST", "/v1/txn", json.dumps({"then": steps}).encode()).status == 200
+        wait_until(lambda: "shard-s1" not in pids(cluster), "its process is stopped")
+        for other in ("shard-s2", "router-0", "controller-0"):
+            kill_and_wait(cluster, other)
+        wait_until(lambda: kvstore("get", lost[0], "--url", cluster.url).stdout == "2", "all are back")
+        added = kvstore("shard", "add", "s1", "--url", cluster.url)
+        assert added.returncode == 0, added.stderr
+        assert ask(cluster.url, "GET", "/v1/kv?count=true").json == {"count": len(kept) + 2}
+        assert get(cluster, lost[1]).body == b"3"

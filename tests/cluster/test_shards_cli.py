@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kvstore.config import Limits
 from tests.cluster.actions import (
     ask,
     down,
@@ -387,7 +388,7 @@ def test_without_the_controller_changes_are_refused_and_the_cluster_still_tells_
     with stopped(three.pid("controller-0")):
         began = time.monotonic()
         document = facts(three)
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < Limits().request_timeout_s  # it does not wait for it as for a shard
         assert (document["moves"], document["ending"], document["last_change"]) == ([], None, None)
     with started(three, "list") as process:
         assert process.wait(30) == 0

@@ -19,7 +19,7 @@ import pytest_asyncio
 from loadtest.armed_cluster import ArmedCluster
 from loadtest.txn_faults import Fault
 from loadtest.txn_rounds import run_rounds
-from tests.cluster.actions import Reply
+from tests.cluster.actions import WAIT_S, Reply
 from tests.cluster.calls import Calls, calling, until
 
 pytestmark = pytest.mark.timeout(180)
@@ -107,22 +107,27 @@ class Scene:
 
         await until(written, "the anchor's shard has decided")
 
-    async def until_nothing_in_doubt(self, since_s: float) -> None:
-        """Within 2 x txn_timeout_s, and some time for looking, on a machine that may be busy."""
+    async def until_nothing_in_doubt(self) -> None:
+        """Whoever began what is in doubt now has no part in it: it is dead, or stands still."""
 
         async def none() -> bool:
             return bool((await self.in_doubt())["count"] == 0)
 
-        await until(none, "nothing is in doubt", timeout_s=10.0)
-        assert time.monotonic() - since_s < 2 * TXN_TIMEOUT_S + 1.5
+        await until(none, "nothing is in doubt")
+
+    async def wake(self, slept: asyncio.Task[Reply]) -> Reply:
+        """Let the router that stands still go on; its answer, which nobody had before."""
+        assert not slept.done()
+        self.cluster.wake("router-0")
+        return await slept
 
 
 async def patiently(ask: Callable[[], Awaitable[Reply]]) -> Reply:
-    """Asked again while the answer says that nothing was done, for at most 3 x txn_timeout_s."""
+    """Asked again while the answer says that nothing was done."""
     began = time.monotonic()
     while True:
         reply = await ask()
-        if reply.status not in (409, 503) or time.monotonic() - began > 3 * TXN_TIMEOUT_S:
+        if reply.status not in (409, 503) or time.monotonic() - began > WAIT_S:
             return reply
         await asyncio.sleep(reply.json["retry_after_ms"] / 1000)
 
@@ -166,37 +171,32 @@ def guarded(scene: Scene, versions: tuple[int, int], text: str) -> dict[str, Any
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_router_that_slept_before_its_decision_finds_that_others_went_on(pair: ArmedCluster) -> None:
-    async with scene(pair, "txn-before-decide-sent=pause:2500") as it:
+    async with scene(pair, "txn-before-decide-sent=stop") as it:
         versions = await it.write_both("first")
         slept = asyncio.create_task(it.ill.txn(guarded(it, versions, "slept")))
         doubt, intent = await asyncio.gather(it.until_in_doubt(), it.until_prepared())
         assert doubt["count"] == 1
         assert doubt["oldest_s"] >= 0
         assert intent["anchor"] == it.a
-        began = time.monotonic()
         assert (await patiently(lambda: it.well.put(it.b, b"others"))).status == 204  # the attempt is aborted for it
-        assert time.monotonic() - began < 2 * TXN_TIMEOUT_S + 0.5
-        await it.until_nothing_in_doubt(began)
-        assert not slept.done()
-        reply = await slept
+        await it.until_nothing_in_doubt()
+        reply = await it.wake(slept)
         assert (reply.status, reply.json.get("succeeded")) in [(200, False), (409, None)], reply
         assert await it.values() == ["first", "others"]
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_router_that_slept_behind_its_decision_has_committed_and_nobody_sees_half(pair: ArmedCluster) -> None:
-    async with scene(pair, "txn-after-decided=pause:2500") as it:
+    async with scene(pair, "txn-after-decided=stop") as it:
         versions = await it.write_both("first")
         slept = asyncio.create_task(it.ill.txn(guarded(it, versions, "slept")))
         await it.until_decided(versions[0])
         assert (await it.explain(it.b))["intent"]["anchor"] == it.a
-        began = time.monotonic()
         assert (await it.well.get(it.a)).body == b"slept"
         assert (await it.well.get(it.b)).body == b"slept"  # waits until it is known
         assert await it.values() == ["slept", "slept"]
-        await it.until_nothing_in_doubt(began)
-        assert not slept.done()
-        reply = await slept
+        await it.until_nothing_in_doubt()
+        reply = await it.wake(slept)
         assert (reply.status, reply.json["succeeded"]) == (200, True)
         assert await it.values() == ["slept", "slept"]
 
@@ -228,17 +228,18 @@ async def test_a_router_stopped_across_its_decision_and_woken_does_no_harm(pair:
             later = [n for n, reply in enumerate(replies) if reply.status == 200 and reply.json["version"] > written[0]]
             if not later and all(reply.status != 504 for reply in replies):
                 assert values == [f"well {number}"] * 2
-        await it.until_nothing_in_doubt(time.monotonic())
+        await it.until_nothing_in_doubt()
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_intents_of_a_dead_router_go_as_soon_as_the_anchors_shard_answers(pair: ArmedCluster) -> None:
-    async with scene(pair, "txn-before-decide-sent=pause:60000") as it:
+    async with scene(pair, "txn-before-decide-sent=stop") as it:
         versions = await it.write_both("first")
-        lost = asyncio.create_task(it.ill.txn(guarded(it, versions, "lost")))
-        await it.until_prepared()
+        # Before anything is prepared: behind that the intent would be gone within txn_timeout_s.
         pair.pause(f"shard-{it.a_shard}")
         try:
+            lost = asyncio.create_task(it.ill.txn(guarded(it, versions, "lost")))
+            await it.until_prepared()
             assert pair.kill("router-0") is not None
             with pytest.raises(aiohttp.ClientError):
                 await lost
@@ -251,8 +252,7 @@ async def test_the_intents_of_a_dead_router_go_as_soon_as_the_anchors_shard_answ
             assert doubt["oldest_s"] >= TXN_TIMEOUT_S
         finally:
             pair.wake(f"shard-{it.a_shard}")
-        woken = time.monotonic()
-        await it.until_nothing_in_doubt(woken)
+        await it.until_nothing_in_doubt()
         assert [(await it.explain(key))["intent"] for key in (it.a, it.b)] == [None, None]
         assert await it.values() == ["first", "first"]
 

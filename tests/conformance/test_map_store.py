@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.controller.store import MapStore, Stored
+from kvstore.controller.store import MapStore, Stored, Told
 from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.errors import Unavailable
 
@@ -191,3 +191,31 @@ async def test_a_swap_under_way_at_the_close_ends_first(reopen: Open) -> None:
     await store.close()
     revision = await swapping
     assert await (await reopen()).read() == Stored(revision or 0, b"one")
+
+
+# --- what stores have told --------------------------------------------------------------------------------------------
+
+
+async def test_the_highest_numbers_that_a_store_has_told_are_kept(store: MapStore, reopen: Open) -> None:
+    assert await store.tell("a", Told(5, 50)) == Told(5, 50)
+    assert await store.tell("a", Told(3, 60)) == Told(5, 60)
+    assert await store.tell("b", Told(1, 1)) == Told(1, 1)
+    again = await reopen()
+    assert await again.tell("a", Told()) == Told(5, 60)
+    assert await again.read() == Stored(0, None)  # it is no change of the document
+
+
+async def test_a_store_that_was_forgotten_begins_anew(store: MapStore) -> None:
+    await store.tell("a", Told(5, 50))
+    assert await store.forget("a") == Told(5, 50)
+    assert await store.forget("a") == Told()
+    assert await store.tell("a", Told(2, 2)) == Told(2, 2)
+
+
+async def test_telling_wakes_no_watcher_of_the_document(store: MapStore) -> None:
+    watcher = asyncio.create_task(store.watch(0))
+    await store.tell("a", Told(5, 50))
+    await asyncio.sleep(0)
+    assert not watcher.done()
+    await swap(store, 0, b"one")
+    assert (await asyncio.wait_for(watcher, 10)).document == b"one"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 import click
 import pytest
@@ -38,7 +39,8 @@ def test_there_is_every_command_that_was_promised() -> None:
         "up", "get", "put", "delete", "list", "import", "export", "status", "ring", "explain",
         "txn", "lock", "locks",
         "shard add", "shard remove", "shard weight", "shard rebalance", "shard cancel", "shard list",
-        "shard serve", "router serve", "controller serve",
+        "shard serve", "router serve", "controller serve", "controller recover", "deploy",
+        "shard accept-old", "store check", "store log", "store cut",
     }  # fmt: skip
 
 
@@ -46,6 +48,15 @@ def test_there_is_every_command_that_was_promised() -> None:
 def test_help_shows_an_example_of_the_command(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*path, "--help"]) == 0
     assert f"kvstore {' '.join(path)}" in capsys.readouterr().out.partition("Example:")[2]
+
+
+@pytest.mark.parametrize("path", [(), ("shard",), ("router",), ("controller",), *ALL], ids=" ".join)
+def test_help_fits_on_80_columns(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*path, "--help"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
 
 
 @pytest.mark.parametrize("path", [path for path in ALL if "serve" not in path], ids=" ".join)
@@ -120,6 +131,20 @@ def test_wrong_usage_ends_with_2_and_a_word_on_standard_error(
     out, err = capsys.readouterr()
     assert out == ""
     assert "Error: " in err
+
+
+@pytest.mark.parametrize("role", ["shard", "router", "controller"])
+def test_a_process_whose_configuration_is_wrong_ends_with_78(
+    role: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "cluster.yaml"
+    config.write_text("limits: {nonsense: 1}\n")
+    options = {"shard": ["--join", "http://h:1", "--data-dir", "d"], "router": ["--join", "http://h:1"]}
+    arguments = [role, "serve", "0", "--listen", "127.0.0.1:1", "--config", str(config)]
+    assert main([*arguments, *options.get(role, ["--data-dir", "d"])]) == 78
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"kvstore: {config}:1: ")
 
 
 def test_wrong_usage_is_a_json_line_for_programs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import stat
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvstore.cli import export_command, main
-from kvstore.client import ListedItem, Page
+from kvstore.client import Counted, ListedItem, Page
 from kvstore.errors import BadCursor, Unavailable
 
 PAGES = {
@@ -32,6 +37,7 @@ class Listing:
         self.ends_at: str | None = None
         self.unknown_once: str | None = None
         self.asked: list[str | None] = []
+        self.missing: dict[str | None, list[int]] = {}  # by the cursor of the page that lacks them
 
     def __call__(self, url: str) -> Listing:
         return self
@@ -48,8 +54,11 @@ class Listing:
     async def count(self, prefix: str) -> int:
         return 4
 
+    async def count_what_is_up(self, prefix: str) -> Counted:
+        return Counted(4, [])
+
     async def pages(
-        self, prefix: str, *, values: bool, page_size: int, after: str | None = None
+        self, prefix: str, *, values: bool, page_size: int, after: str | None = None, skip_down: bool = False
     ) -> AsyncIterator[Page]:
         assert values
         more = True
@@ -60,7 +69,10 @@ class Listing:
                 raise BadCursor()
             if after is not None and after == self.ends_at:
                 raise Unavailable()
-            page = PAGES[after]
+            missing = self.missing.get(after, [])
+            if missing and not skip_down:
+                raise Unavailable()
+            page = replace(PAGES[after], missing=missing)
             yield page
             after, more = page.next, page.next is not None
 
@@ -77,8 +89,8 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "all.ndjson"
 
 
-def run(output: Path) -> int:
-    return main(["export", "-o", str(output)])
+def run(output: Path, *options: str) -> int:
+    return main(["export", "-o", str(output), *options])
 
 
 def test_a_complete_export_is_the_only_file_left(listing: Listing, output: Path) -> None:
@@ -107,6 +119,82 @@ def test_the_same_command_goes_on_where_it_stopped(listing: Listing, output: Pat
     assert list(output.parent.iterdir()) == [output]
 
 
+# --- what is at the place already -------------------------------------------------------------------------------------
+
+
+def test_a_link_stays_a_link_and_what_it_leads_to_is_replaced(listing: Listing, output: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    output.symlink_to("elsewhere/there")
+    for _ in ("it leads nowhere", "to the earlier export"):
+        assert run(output) == 0
+        assert output.is_symlink()
+        assert [path.name for path in folder.iterdir()] == ["there"]
+        assert (folder / "there").read_bytes() == EXPORTED
+
+
+def test_an_export_that_stopped_goes_on_through_a_link(listing: Listing, output: Path, tmp_path: Path) -> None:
+    output.symlink_to(tmp_path / "there")
+    listing.ends_at = "after-b"
+    assert run(output) == 2
+    listing.ends_at, listing.asked = None, []
+    assert run(output) == 0
+    assert listing.asked[0] == "after-b"
+    assert (tmp_path / "there").read_bytes() == EXPORTED
+
+
+def test_a_fifo_is_written_to(listing: Listing, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(output)
+    with ThreadPoolExecutor() as threads:
+        read = threads.submit(output.read_bytes)
+        assert main(["export", "-o", str(output), "--json"]) == 0
+        assert read.result(60) == EXPORTED
+    assert output.is_fifo()
+    assert list(output.parent.iterdir()) == [output]
+    assert json.loads(capsys.readouterr().out)["bytes"] == len(EXPORTED)
+
+
+def test_a_device_is_written_to(listing: Listing, tmp_path: Path) -> None:
+    device = Path("/dev/null") if os.geteuid() else tmp_path / "null"
+    if device != Path("/dev/null"):
+        os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    assert run(device) == 0
+    assert device.is_char_device()
+    assert list(tmp_path.iterdir()) == ([] if os.geteuid() else [device])
+
+
+def test_a_full_device_is_told(listing: Listing, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(Path("/dev/full")) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o400, 0o664])
+def test_a_file_keeps_its_mode_and_no_other_sees_more_meanwhile(listing: Listing, output: Path, mode: int) -> None:
+    output.write_bytes(b"earlier")
+    output.chmod(mode)
+    part = output.with_name("all.ndjson.part")
+    listing.ends_at = "after-b"
+    assert run(output) == 2
+    assert stat.S_IMODE(part.stat().st_mode) == mode
+    assert stat.S_IMODE(output.with_name("all.ndjson.kvstore-export").stat().st_mode) == 0o600
+    listing.ends_at = None
+    assert run(output) == 0
+    assert output.read_bytes() == EXPORTED
+    assert stat.S_IMODE(output.stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away: run the tests as root")
+def test_a_file_keeps_its_owner(listing: Listing, output: Path) -> None:
+    output.write_bytes(b"earlier")
+    os.chown(output, 4711, 4712)
+    assert run(output) == 0
+    assert (output.stat().st_uid, output.stat().st_gid) == (4711, 4712)
+
+
+# --- a cursor that is of no use any more ------------------------------------------------------------------------------
+
+
 def test_a_cursor_that_the_cluster_does_not_know_any_more_begins_anew(listing: Listing, output: Path) -> None:
     listing.ends_at = "after-c"
     assert run(output) == 2
@@ -124,3 +212,38 @@ def test_a_partial_file_that_lost_its_end_is_not_continued(listing: Listing, out
     assert run(output) == 0
     assert listing.asked[0] is None
     assert output.read_bytes() == EXPORTED
+
+
+def test_an_export_that_skips_what_is_down_is_whole_as_a_file_and_says_what_it_lacks(
+    listing: Listing, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing.missing = {"after-b": [3, 1]}
+    assert run(output) == 2
+    assert not output.exists()
+    assert run(output, "--skip-down", "--json") == 1
+    assert output.read_bytes() == EXPORTED
+    assert '{"missing":[1,3]}' in capsys.readouterr().err
+
+
+def test_an_export_that_skips_what_is_down_and_finds_all_up_ends_with_0(listing: Listing, output: Path) -> None:
+    assert run(output, "--skip-down") == 0
+    assert output.read_bytes() == EXPORTED
+
+
+def test_what_was_missing_before_an_interruption_is_missing_afterwards(
+    listing: Listing, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing.missing, listing.ends_at = {None: [7]}, "after-c"
+    assert run(output, "--skip-down") == 2
+    listing.missing, listing.ends_at, listing.asked = {}, None, []
+    assert run(output, "--skip-down") == 1
+    assert listing.asked[0] == "after-c"
+    assert "the keys of 1 partition are missing" in capsys.readouterr().err
+
+
+def test_a_whole_export_does_not_go_on_from_one_that_skipped_something(listing: Listing, output: Path) -> None:
+    listing.missing, listing.ends_at = {None: [7]}, "after-c"
+    assert run(output, "--skip-down") == 2
+    listing.missing, listing.ends_at, listing.asked = {}, None, []
+    assert run(output) == 0
+    assert listing.asked[0] is None

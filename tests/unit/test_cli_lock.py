@@ -48,11 +48,14 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
         store.note("acquire", name=name, **members)
         return 12
 
-    async def renew(_: Client, name: str, token: int) -> None:
+    async def renew(_: Client, name: str, token: int, *, new_connection: bool = False) -> None:
         store.note("renew", name=name, token=token)
 
-    async def release(_: Client, name: str, token: int) -> None:
+    async def release(_: Client, name: str, token: int, *, new_connection: bool = False) -> None:
         store.note("release", name=name, token=token)
+
+    async def withdraw(_: Client, name: str, idempotency_key: str) -> None:
+        store.note("withdraw", name=name, idempotency_key=idempotency_key)
 
     async def put(_: Client, key: str, value: bytes, **members: Any) -> int:
         store.note("put", key=key, value=value, **members)
@@ -67,7 +70,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
         yield Holder("jobs/a", "me\nyou", 7, 12.25)
         yield Holder("jobs/b", "", 8, 1.0)
 
-    for call in (acquire, renew, release, put, delete, holders):
+    for call in (acquire, renew, release, withdraw, put, delete, holders):
         monkeypatch.setattr(Client, call.__name__, call)
     return store
 
@@ -259,7 +262,7 @@ async def test_what_the_command_started_is_ended_with_it(monkeypatch: pytest.Mon
         reader = await asyncio.to_thread(held_open.open, "rb")
         await running.end()
         with reader:
-            assert await asyncio.wait_for(asyncio.to_thread(reader.read), 10) == b""
+            assert await asyncio.wait_for(asyncio.to_thread(reader.read), 60) == b""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
@@ -31,6 +32,23 @@ def test_a_line_of_an_export_is_a_record() -> None:
     entry = one(b'{"key":"k","version":7,"value":"\\u0000gr\xc3\xbc\xc3\x9fe","ttl":1.5}\n')
     assert isinstance(entry, Record)
     assert (entry.key, entry.value, entry.ttl) == ("k", "\0grüße".encode(), 1.5)
+
+
+def test_a_byte_order_mark_is_passed_over_also_where_files_were_joined() -> None:
+    line = codecs.BOM_UTF8 + b'{"key":"k","value":"v"}\n'
+    entries = read(line + line + codecs.BOM_UTF8 + b"\n" + line)
+    assert [(type(entry), entry.mark) for entry in entries] == [
+        (Record, [len(line), 1]), (Record, [2 * len(line), 2]), (Record, [3 * len(line) + 4, 4]),
+    ]  # fmt: skip
+    assert [entry.steps for entry in entries] == [len(line)] * 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_is_named(encoding: str) -> None:
+    mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+    entry = read(mark + '{"key":"k","value":"v"}'.encode(encoding))[0]
+    assert isinstance(entry, NoRecord)
+    assert (entry.kind, entry.reason) == ("bad-line", "this is UTF-16: save the file as UTF-8")
 
 
 def test_bytes_travel_as_base64() -> None:

@@ -51,6 +51,7 @@ class Store:
         self.asked: list[tuple[bytes, str | None]] = []
         self.answer: dict[str, Any] | KvError = THEN
         self.in_doubt: dict[str, Any] = {"count": 0, "oldest_s": None}
+        self.advice = ""
         self.intent: dict[str, Any] | None = None
 
 
@@ -67,7 +68,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
 
     async def cluster(_: Client) -> dict[str, Any]:
         shard = {"id": "s1", "url": "http://127.0.0.1:9101", "state": "up", "weight": 1, "partitions": 64, "keys": 1}
-        return {"cluster_id": "c", "epoch": 1, "replicas": 1, "shards": [shard], "in_doubt": store.in_doubt}
+        document = {"cluster_id": "c", "epoch": 1, "replicas": 1, "shards": [shard], "in_doubt": store.in_doubt}
+        return document | ({"advice": store.advice} if store.advice else {})
 
     async def explain(_: Client, key: str) -> dict[str, Any]:
         return {"key": key, "owner": "s1", "intent": store.intent}
@@ -96,6 +98,13 @@ def test_a_file_is_sent_byte_for_byte(store: Store, tmp_path: Path) -> None:
     store.answer = BadBody()
     main(["txn", str(path)])
     assert store.asked == [(path.read_bytes(), None)]
+
+
+def test_a_byte_order_mark_is_not_sent(store: Store, tmp_path: Path) -> None:
+    body = json.dumps(BODY).encode()
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbf" + body)
+    assert main(["txn", str(tmp_path / "marked")]) == 0
+    assert store.asked == [(body, None)]
 
 
 def test_standard_input_is_sent_byte_for_byte(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +273,12 @@ def test_status_shows_how_many_transactions_are_in_doubt_and_for_how_long(
     assert main(["status"]) == 0
     title = [line.strip() for line in read(capsys)[0][:2]]
     assert title == ["cluster c, epoch 1, replicas 1", shown]
+
+
+def test_status_shows_the_advice_that_the_router_gives(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.advice = "All is well\x1b[31m."
+    assert main(["status"]) == 0
+    assert read(capsys)[0][2].strip() == "All is well\\x1b[31m."
 
 
 def test_explain_shows_the_transaction_that_is_about_to_write_the_key(

@@ -7,7 +7,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kvstore.config import ClusterConfig, Limits, default_config, listen_address, load_config
+from kvstore.addresses import is_loopback, listen_address
+from kvstore.cli.serve_options import read_config
+from kvstore.config import (
+    CONFIG_VARIABLE,
+    ClusterConfig,
+    Limits,
+    decode_config,
+    default_config,
+    encode_config,
+    load_config,
+)
 from kvstore.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[2] / "cluster.yaml"
@@ -53,6 +63,23 @@ def test_a_good_file_is_read_with_its_values_and_the_defaults_of_the_rest(tmp_pa
 def test_a_relative_data_dir_is_relative_to_the_file(tmp_path: Path) -> None:
     assert load(tmp_path, GOOD).data_dir == str(tmp_path / "data")
     assert load(tmp_path, GOOD.replace("./data", "/var/lib/kvstore")).data_dir == "/var/lib/kvstore"
+
+
+def test_a_data_dir_may_begin_with_the_home_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert load(tmp_path, GOOD.replace("./data", "~/kv")).data_dir == str(tmp_path / "home" / "kv")
+    assert load(tmp_path, GOOD.replace("./data", "'~'")).data_dir == str(tmp_path / "home")
+    assert load(tmp_path, GOOD.replace("./data", "~root/kv")).data_dir == str(Path("~root/kv").expanduser())
+    assert load(tmp_path, GOOD.replace("./data", "./~/kv")).data_dir == str(tmp_path / "~" / "kv")
+    assert load(tmp_path, GOOD.replace("./data", "a~/kv")).data_dir == str(tmp_path / "a~" / "kv")
+
+
+def test_a_home_that_is_none_is_refused_and_data_in_a_folder_of_that_name_are_not_left_behind(tmp_path: Path) -> None:
+    refused = refusal(tmp_path, GOOD.replace("./data", "~no-such-user/kv"))
+    assert "data_dir '~no-such-user/kv' names no user with a home; write the whole path" in refused
+    (tmp_path / "~" / "kv").mkdir(parents=True)
+    refused = refusal(tmp_path, GOOD.replace("./data", "~/kv"))
+    assert f"data_dir '~/kv' may mean {tmp_path}/~/kv, which is there; write ./~/kv, or move it" in refused
 
 
 def test_the_shipped_file_is_the_default_cluster() -> None:
@@ -110,6 +137,27 @@ def test_the_shipped_file_comments_every_key() -> None:
         ("127.0.0.1:9102", "127.0.0.1:65536", "11: shards[1].listen '127.0.0.1:65536' is no address"),
         ("weight: 2", "weight: 0", "9: shards[0].weight must be 1 to 1000"),
         ("value_bytes_max: 2048", "value_bytes_max: 0", "13: limits.value_bytes_max must be above 0"),
+        (
+            "value_bytes_max: 2048",
+            "value_bytes_max: 104857600",
+            "13: limits.value_bytes_max (104857600) must fit into body_bytes_max (16777216); lower it, or raise",
+        ),
+        (
+            "value_bytes_max: 2048",
+            "value_bytes_max: 300000000",
+            "13: limits.value_bytes_max must be at most 268435456; store larger ones in parts",
+        ),
+        (
+            "value_bytes_max: 2048",
+            "value_bytes_max: 67108864\n  body_bytes_max: 67108864\n  batch_window_bytes: 67108864",
+            "13: limits.value_bytes_max (67108864) must fit into channel_bytes_max (67108864); lower it, or raise "
+            "channel_bytes_max to 67174400",
+        ),
+        (
+            "map_poll_s: 3",
+            "body_bytes_in_flight_max: 4194304",
+            "14: limits.body_bytes_in_flight_max (4194304) has no room for body_bytes_max (16777216); raise it to",
+        ),
         ("map_poll_s: 3", "map_poll_s: -1.5", "14: limits.map_poll_s must be above 0"),
         ("map_poll_s: 3", "map_poll_s: .inf", "14: limits.map_poll_s must be above 0 and finite"),
         ("map_poll_s: 3", "map_poll_s: .nan", "14: limits.map_poll_s must be above 0 and finite"),
@@ -174,3 +222,31 @@ def test_an_address_is_taken_apart(listen: str, expected: tuple[str, int]) -> No
 def test_what_is_no_address_is_refused(listen: str) -> None:
     with pytest.raises(ConfigError, match="HOST:PORT"):
         listen_address(listen)
+
+
+@pytest.mark.parametrize(
+    ("listen", "is_own"),
+    [
+        ("127.0.0.1:80", True), ("127.9.9.9:80", True), ("[::1]:80", True), ("localhost:80", True),
+        ("0.0.0.0:80", False), ("[::]:80", False), ("192.168.0.7:80", False), ("kv.example:80", False),
+    ],
+)  # fmt: skip
+def test_only_this_machine_reaches_a_loopback_address(listen: str, is_own: bool) -> None:
+    assert is_loopback(listen) is is_own
+
+
+@pytest.mark.parametrize("encoded", ["", "{", "{}", '{"unknown":1}', "\udc80"])
+def test_what_is_no_configuration_that_was_handed_down_is_refused(encoded: str) -> None:
+    with pytest.raises(ConfigError):
+        decode_config(encoded)
+
+
+def test_only_a_supervised_process_takes_the_configuration_that_was_handed_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_down = msgspec.structs.replace(default_config(), partitions=64)
+    monkeypatch.setenv(CONFIG_VARIABLE, encode_config(handed_down))
+    assert read_config(tmp_path / "gone.yaml", supervised=True) == handed_down
+    assert read_config(None) == default_config()
+    monkeypatch.setenv(CONFIG_VARIABLE, '{"of": "another version"}')
+    assert read_config(None, supervised=True) == default_config()

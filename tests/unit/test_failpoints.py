@@ -78,6 +78,13 @@ def test_pause_sleeps_each_time_and_several_points_can_be_set(monkeypatch: pytes
     assert slept == [0.2, 0.005, 0.2]
 
 
+def test_points_can_be_armed_in_a_running_process_and_disarmed() -> None:
+    program = "from kvstore import failpoints as f; hit('here'); f.arm('here=kill'); f.arm(''); hit('here'); "
+    quiet = run(None, program + "print(f.active)")
+    assert (quiet.returncode, quiet.stdout.strip()) == (0, "False")
+    assert run(None, program + "f.arm('here=kill'); hit('there'); hit('here')").returncode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize(
     "text", ["a", "a=", "a=stopped", "a=killed", "a=kill@x", "a=pause", "a=pause:", "a=pause:soon", "=;="]
 )
@@ -102,6 +109,19 @@ def test_every_point_that_tests_name_is_in_the_code() -> None:
         assert f'batch.steps.append("{step}")' in source
     for step in ("transact", "prepare", "decide", "finish", "abort", "ask", "forget"):
         assert f': "{step}"' in source
-    assert '"batch", *batch.steps' in source
-    assert '"{name}-before-commit"' in source
-    assert '"{name}-after-commit"' in source
+    assert 'batch.steps.append("batch")' in source
+    for when in ("before", "after"):
+        assert f'failpoints.hit(*(f"{{step}}-{when}-commit" for step in batch.steps))' in source
+
+
+def test_a_bug_is_planted_by_its_name_and_stays_when_other_points_are_taken() -> None:
+    arms = "from kvstore import failpoints as f; f.arm('here=pause:1');"
+    program = f"{arms} print(f.planted('early-answer'), f.planted('other'))"
+    done = run("early-answer=bug", program)
+    assert (done.returncode, done.stdout) == (0, "True False\n")
+
+
+def test_a_bug_that_nobody_has_prepared_is_refused() -> None:
+    done = run("here=bug", "print('alive')")
+    assert done.returncode == 1
+    assert "no bug is called 'here'" in done.stderr

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from kvstore.config import default_config
-from kvstore.launcher import cluster_children, http_get, up, url_of
+from kvstore import launcher
+from kvstore.addresses import is_loopback
+from kvstore.config import CONFIG_VARIABLE, Limits, RouterConfig, decode_config, default_config
+from kvstore.demo import check_demo, with_demo
+from kvstore.errors import ConfigError
+from kvstore.launcher import cluster_children, http_get, router_child, shard_child, up, url_of
+from loadtest.processes import free_ports
 from tests.unit.test_supervisor import DEAF, SERVE, is_running, until
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -25,7 +34,7 @@ def test_every_process_of_the_file_becomes_a_child() -> None:
         "controller-0", "shard-s1", "shard-s2", "shard-s3", "shard-s4", "router-0",
     ]  # fmt: skip
     by_name = {one.name: one.argv for one in children}
-    start = (sys.executable, "-m", "kvstore")
+    start = (sys.executable, "-P", "-m", "kvstore")
     join, config = ("--join", "http://127.0.0.1:8090"), ("--config", "/etc/cluster.yaml", "--supervised")
     data = ("--data-dir", default_config().data_dir)
     assert by_name["controller-0"] == (*start, "controller", "serve", "0", "--listen", "127.0.0.1:8090", *data, *config)
@@ -33,10 +42,70 @@ def test_every_process_of_the_file_becomes_a_child() -> None:
     assert by_name["router-0"] == (*start, "router", "serve", "0", "--listen", "127.0.0.1:8080", *join, *config)
 
 
+def test_a_demo_has_a_second_router_that_the_others_know() -> None:
+    config = default_config()
+    children = with_demo(cluster_children(config, Path("/c.yaml")), partial(router_child, config, Path("/c.yaml")))
+    by_name = {one.name: one.argv for one in children}
+    assert [name for name in by_name if name.startswith("router")] == ["router-0", "router-demo"]
+    assert "--demo-coordinator" in by_name["router-demo"]
+    listen = by_name["router-demo"][by_name["router-demo"].index("--listen") + 1]
+    assert is_loopback(listen)
+    assert by_name["router-0"][-2:] == ("--demo-url", f"http://{listen}")
+    assert not [name for name, argv in by_name.items() if "--demo-url" in argv and not name.startswith("router")]
+
+
+@pytest.mark.parametrize("router", [RouterConfig("demo", "127.0.0.1:80"), RouterConfig("0", "0.0.0.0:80")])
+def test_a_demo_is_refused_where_it_cannot_be(router: RouterConfig) -> None:
+    with pytest.raises(ConfigError, match="--demo"):
+        check_demo(msgspec.structs.replace(default_config(), routers=[router]))
+
+
+def test_every_child_is_given_the_configuration_that_was_read() -> None:
+    config = msgspec.structs.replace(default_config(), limits=Limits(value_bytes_max=7))
+    for child in cluster_children(config, Path("/etc/cluster.yaml")):
+        assert decode_config(child.environment[CONFIG_VARIABLE]) == config
+
+
 def test_an_address_that_means_all_is_reached_at_loopback() -> None:
     assert url_of("0.0.0.0:80") == "http://127.0.0.1:80"
     assert url_of("[::]:80") == "http://[::1]:80"
     assert url_of("kv.example:80") == "http://kv.example:80"
+
+
+def test_a_shard_on_all_addresses_is_announced_at_loopback() -> None:
+    argv = shard_child(default_config(), Path("/etc/cluster.yaml"), "s9", "0.0.0.0:9109").argv
+    assert argv[argv.index("--advertise") :][:2] == ("--advertise", "127.0.0.1:9109")
+    assert "--advertise" not in shard_child(default_config(), Path("/etc/cluster.yaml"), "s9", "[::1]:9109").argv
+
+
+@pytest.mark.parametrize("has_path", [True, False])
+def test_children_run_this_package_and_nothing_that_lies_where_up_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_path: bool
+) -> None:
+    for name in ("random.py", "secrets.py", "asyncio.py", "kvstore.py"):
+        (tmp_path / name).write_text("raise SystemExit('this was run')\n")
+    here = Path(launcher.__file__).parents[1]
+    if has_path:
+        monkeypatch.setenv("PYTHONPATH", f"/nowhere{os.pathsep}{here}")
+    else:
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+    child = cluster_children(default_config(), Path("/etc/cluster.yaml"))[1]
+    environment = {**os.environ, **child.environment}
+    python = child.argv[: child.argv.index("-m")]
+    for arguments in ((*python, "-c", "import kvstore; print(kvstore.__path__[0])"), (*child.argv[:6], "--help")):
+        run = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (run.returncode, run.stderr) == (0, "")
+        assert str(here / "kvstore") in run.stdout or "Usage:" in run.stdout
+
+
+def test_python_m_kvstore_runs_nothing_that_lies_where_it_is_started(tmp_path: Path) -> None:
+    for name in ("random.py", "secrets.py"):
+        (tmp_path / name).write_text("raise SystemExit('this was run')\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(launcher.__file__).parents[1])}
+    for command in (["up"], ["shard", "serve"], ["get"]):
+        arguments = [sys.executable, "-m", "kvstore", *command, "--help"]
+        run = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (run.returncode, run.stderr) == (0, "")
 
 
 # --- up, in a process of its own -------------------------------------------------------------------------------------
@@ -75,14 +144,6 @@ restart = sys.argv[4] == "restart"
 print_line = lambda line: print(line, flush=True)
 sys.exit(asyncio.run(launcher.up(Path(sys.argv[1]), restart=restart, announce=print_line)))
 """
-
-
-def free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 @pytest.fixture
@@ -128,9 +189,11 @@ Launch = Callable[..., "asyncio.Future[Running]"]
 async def launch(cluster_yaml: Path) -> AsyncIterator[Callable[..., object]]:
     launched: list[Running] = []
 
-    async def start(*, shard: str = SERVE, restart: bool = True) -> Running:
+    async def start(*, shard: str = SERVE, restart: bool = True, ignoring: str = "") -> Running:
+        # As nohup does (HUP), and a script's shell for what it starts with & (INT, QUIT).
+        shell = ("sh", "-c", f'trap "" {ignoring}; exec "$@"', "sh") if ignoring else ()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", UP, str(cluster_yaml), READY, shard, "restart" if restart else "no"),
+            *(*shell, sys.executable, "-c", UP, str(cluster_yaml), READY, shard, "restart" if restart else "no"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -158,6 +221,62 @@ async def test_up_says_ready_once_and_stops_on_a_signal(
     assert (code, "[shard-s1] going" in rest, "ready" in rest) == (0, True, False)
     assert not is_running(pid)
     assert not (cluster_yaml.parent / "data").exists()
+
+
+async def test_a_child_that_cannot_start_for_good_ends_a_cluster_that_is_not_ready_with_2(launch: Launch) -> None:
+    for restart in (True, False):
+        running = await launch(shard="import sys; print('mend my file', flush=True); sys.exit(78)", restart=restart)
+        code, text = await running.end()
+        assert code == 2
+        assert "[shard-s1] mend my file" in text
+        assert "for the reason that it gave: stopping everything" in text
+        assert "kill -HUP" not in text
+
+
+async def test_a_child_that_refuses_later_is_set_aside_and_sighup_starts_it_again(
+    launch: Launch, tmp_path: Path
+) -> None:
+    spoiled = tmp_path / "spoiled"
+    running = await launch(shard=f"import os, sys\nos.path.exists({str(spoiled)!r}) and sys.exit(78)\n{SERVE}")
+    pid = int((await running.until("[shard-s1] pid")).rpartition(" ")[2])
+    async with asyncio.timeout(60):
+        await running.out.readline()  # it is ready
+    spoiled.touch()
+    os.kill(pid, signal.SIGKILL)
+    assert f"`kill -HUP {running.process.pid}`" in await running.until("exit code 78")
+    spoiled.unlink()
+    running.process.send_signal(signal.SIGHUP)
+    await running.until("starting shard-s1 again, as SIGHUP asks")
+    await running.until("[shard-s1] pid")
+    running.process.send_signal(signal.SIGHUP)  # nothing is set aside any more
+    assert (await running.end())[0] == 0
+
+
+async def test_with_kvstore_log_json_every_line_on_standard_error_is_a_json_object(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVSTORE_LOG", "json")
+    running = await launch()
+    line = await running.until('"pid ')
+    assert json.loads(line)["process"] == "shard-s1"
+    running.process.terminate()
+    _, err = await asyncio.wait_for(running.process.communicate(), 60)
+    said = [json.loads(line) for line in err.splitlines()]
+    assert {"up", "shard-s1"} <= {line["process"] for line in said}
+
+
+async def test_under_nohup_up_outlives_its_terminal_and_still_stops_when_it_is_told_to(
+    launch: Launch, cluster_yaml: Path
+) -> None:
+    running = await launch(ignoring="HUP INT QUIT")
+    async with asyncio.timeout(60):
+        assert (await running.out.readline()).startswith(b"ready: ")
+    running.process.send_signal(signal.SIGHUP)
+    status, _ = await http_get("127.0.0.1", router_port(cluster_yaml), "/readyz")
+    assert status == 200
+    assert running.process.returncode is None
+    running.process.send_signal(signal.SIGINT)
+    assert (await running.end())[0] == 0
 
 
 async def test_up_without_restart_ends_with_1_when_a_child_dies(launch: Launch) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -16,6 +18,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from kvstore import launcher
+from kvstore.addresses import listen_address
 from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig, ShardConfig
 from kvstore.launcher import Shards
 from kvstore.roster import Launch, Placed, Wanted
@@ -76,10 +79,11 @@ class PidLines(Lines):
 
 
 class Host:
-    """A host with shard s1 of cluster.yaml, and a launcher that may begin anew."""
+    """A host with shards s1 and s2 of cluster.yaml, and a launcher that may begin anew."""
 
     def __init__(self, folder: Path, config: ClusterConfig) -> None:
         self.folder, self.config = folder, config
+        self._first_port = listen_address(config.shards[0].listen)[1]
         self.lines = PidLines()
         self.supervisor = Supervisor(config.limits, restart=True, log=self.lines)
         self.task: asyncio.Task[None] | None = None
@@ -98,8 +102,26 @@ class Host:
             await asyncio.gather(self.task, return_exceptions=True)
         await self.supervisor.stop()
 
+    def port(self, number: int) -> int:
+        """1 and 2 are those of s1 and s2; 3 and 4 are the next that are free."""
+        return self._first_port + number - 1
+
     def files(self) -> dict[str, str]:
         return {path.name: path.read_text() for path in self.folder.glob("shard-*")}
+
+
+def free_ports_in_a_row(count: int) -> int:
+    """The first of so many, below those that the kernel gives to outgoing connections."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for first in random.sample(range(max(1024, lowest - 20_000), lowest - count), k=1000):
+        try:
+            with ExitStack() as held:
+                for port in range(first, first + count):
+                    held.enter_context(socket.create_server(("127.0.0.1", port)))
+        except OSError:
+            continue
+        return first
+    raise AssertionError(f"no {count} ports in a row are free")
 
 
 def child(config: ClusterConfig, _: Path, shard_id: str, listen: str) -> Child:
@@ -119,10 +141,11 @@ async def host(controller: Controller, tmp_path: Path, monkeypatch: pytest.Monke
     async with TestServer(application) as server:
         port = server.port
         assert port is not None
+        first = free_ports_in_a_row(4)
         config = ClusterConfig(
             routers=[RouterConfig("0", "127.0.0.1:8080")],
             controllers=[ControllerConfig("0", f"127.0.0.1:{port}")],
-            shards=[ShardConfig("s1", "127.0.0.1:20101"), ShardConfig("s2", "127.0.0.1:20102")],
+            shards=[ShardConfig("s1", f"127.0.0.1:{first}"), ShardConfig("s2", f"127.0.0.1:{first + 1}")],
             data_dir=str(tmp_path),
             limits=Limits(stop_timeout_s=20.0, restart_wait_s_max=0.05, map_poll_s=0.5),
         )
@@ -135,14 +158,14 @@ async def test_a_wanted_shard_is_started_at_the_next_free_port_and_started_again
     host: Host, controller: Controller
 ) -> None:
     controller.tell("s1 s2", "s5")
-    with socket.create_server(("127.0.0.1", 20103)):
+    with socket.create_server(("127.0.0.1", host.port(3))):
         await host.begin("s1", "s2")
         said = await host.lines.until("[shard-s5] pid")
-        assert said.endswith("at 127.0.0.1:20104")
+        assert said.endswith(f"at 127.0.0.1:{host.port(4)}")
     await controller.until_running("s1", "s2", "s5")
-    controller.tell("s1 s2 s5", s5="http://127.0.0.1:20104")
+    controller.tell("s1 s2 s5", s5=f"http://127.0.0.1:{host.port(4)}")
     os.kill(int(said.split()[2]), signal.SIGKILL)
-    assert (await host.lines.until("[shard-s5] pid")).endswith("at 127.0.0.1:20104")
+    assert (await host.lines.until("[shard-s5] pid")).endswith(f"at 127.0.0.1:{host.port(4)}")
 
 
 async def test_a_shard_whose_port_is_taken_while_it_is_down_comes_back_at_another(
@@ -151,10 +174,10 @@ async def test_a_shard_whose_port_is_taken_while_it_is_down_comes_back_at_anothe
     controller.tell("s1 s2", "s5")
     await host.begin("s1", "s2")
     said = await host.lines.until("[shard-s5] pid")
-    assert said.endswith("at 127.0.0.1:20103")
-    with socket.create_server(("127.0.0.1", 20103)):
+    assert said.endswith(f"at 127.0.0.1:{host.port(3)}")
+    with socket.create_server(("127.0.0.1", host.port(3))):
         os.kill(int(said.split()[2]), signal.SIGKILL)
-        assert (await host.lines.until("[shard-s5] pid")).endswith("at 127.0.0.1:20104")
+        assert (await host.lines.until("[shard-s5] pid")).endswith(f"at 127.0.0.1:{host.port(4)}")
 
 
 async def test_a_removed_shard_ends_its_file_is_set_aside_and_the_controller_hears_of_it(
@@ -168,7 +191,7 @@ async def test_a_removed_shard_ends_its_file_is_set_aside_and_the_controller_hea
     await controller.until_running("s1")
     assert host.files() == {"shard-s1.db": "opened;", "shard-s2.db.removed": "opened;"}
     controller.tell("s1", "s2")  # there and back again
-    assert (await host.lines.until("[shard-s2] pid")).endswith("at 127.0.0.1:20102")
+    assert (await host.lines.until("[shard-s2] pid")).endswith(f"at 127.0.0.1:{host.port(2)}")
     assert host.files()["shard-s2.db"] == "opened;"
     controller.tell("s1")  # it was not wanted for long
     await controller.until_running("s1", "s2")
@@ -181,7 +204,7 @@ async def test_after_a_restart_members_come_back_and_what_is_no_member_ends_but_
 ) -> None:
     for name in ("shard-s2.db", "shard-s5.db", "shard-s8.db"):
         (host.folder / name).touch()
-    controller.tell("s1 s5", s5="http://127.0.0.1:20150")
+    controller.tell("s1 s5", s5=f"http://127.0.0.1:{host.port(3)}")
     await host.begin("s1", "s2")
     seen = {(await host.lines.until("[shard-")).partition(" pid")[0] for _ in range(2)}
     assert seen == {"[shard-s2] going", "[shard-s5]"}
@@ -209,11 +232,11 @@ async def test_a_shard_that_somebody_else_runs_is_started_when_that_one_has_ende
     host: Host, controller: Controller
 ) -> None:
     (host.folder / "shard-s5.db").touch()
-    arguments = child(host.config, Path(), "s5", "127.0.0.1:20150").argv
+    arguments = child(host.config, Path(), "s5", f"127.0.0.1:{host.port(3)}").argv
     other = await asyncio.create_subprocess_exec(*arguments, stdin=-1, stdout=-1)
     assert other.stdout is not None
     await other.stdout.readline()
-    controller.tell("s1 s2 s5", s5="http://127.0.0.1:20150")
+    controller.tell("s1 s2 s5", s5=f"http://127.0.0.1:{host.port(3)}")
     await host.begin("s1", "s2")
     await controller.until_running("s1", "s2")
     await asyncio.sleep(0.6)
@@ -231,7 +254,7 @@ async def test_the_end_of_the_launcher_in_the_middle_of_a_removal_leaves_nothing
     monkeypatch.setattr(
         sys.modules[__name__], "SHARD", SHARD.replace("def go(*_):", "def go(*_):\n    import time; time.sleep(1)")
     )
-    host.supervisor.add(child(host.config, Path(), "s2", "127.0.0.1:20102"))
+    host.supervisor.add(child(host.config, Path(), "s2", f"127.0.0.1:{host.port(2)}"))
     pid = int((await host.lines.until("[shard-s2] pid")).split()[2])
     await controller.until_running("s1", "s2")
     controller.tell("s1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from kvstore.process import port_holder, port_in_use
 SCRIPT = """
 import asyncio, sys
 from pathlib import Path
-from kvstore.errors import ConfigError, ForeignData
+from kvstore.errors import ConfigError, ForeignData, LogDamaged
 from kvstore.process import run_process
 
 async def main(stop):
@@ -43,10 +44,18 @@ class Start:
         self.pid_file = tmp_path / "run" / "shard-s1.pid"
         self._started: list[Process] = []
 
-    def __call__(self, body: str = SERVE, *, supervised: bool = False, data: bool = True, **env: str) -> Process:
+    def __call__(
+        self,
+        body: str = SERVE,
+        *,
+        supervised: bool = False,
+        data: bool = True,
+        prefix: tuple[str, ...] = (),
+        **env: str,
+    ) -> Process:
         script = SCRIPT.format(body=body, supervised=supervised)
         process = subprocess.Popen(
-            [sys.executable, "-c", script, *([str(self._data_dir)] if data else [])],
+            [*prefix, sys.executable, "-c", script, *([str(self._data_dir)] if data else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -82,7 +91,7 @@ def end_of(process: Process) -> tuple[int, str, str]:
     return process.returncode, out.strip(), err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_in_order_and_removes_the_pid_file(start: Start, number: signal.Signals) -> None:
     process = start()
     assert first_line(process) == "up uvloop"
@@ -90,6 +99,14 @@ def test_a_signal_ends_it_in_order_and_removes_the_pid_file(start: Start, number
     process.send_signal(number)
     assert end_of(process)[:2] == (0, "down")
     assert list(start.pid_file.parent.iterdir()) == []
+
+
+def test_what_nohup_ignores_stays_ignored_and_what_a_shell_ignores_for_its_background_does_not(start: Start) -> None:
+    process = start(prefix=("sh", "-c", 'trap "" HUP INT QUIT; exec "$@"', "sh"))
+    assert first_line(process) == "up uvloop"
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGINT)
+    assert end_of(process)[:2] == (0, "down")
 
 
 def test_plain_asyncio_is_used_when_asked(start: Start) -> None:
@@ -123,7 +140,7 @@ def test_supervised_without_a_pipe_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 2
+    assert done.returncode == 78
     assert "--supervised needs a pipe" in done.stderr
 
 
@@ -157,14 +174,43 @@ def test_a_second_process_of_that_id_is_refused_and_the_first_keeps_its_pid_file
     assert start.pid_file.read_text() == f"{first.pid}\n"
 
 
-def test_a_refusal_is_one_line_with_the_next_step_and_exit_code_2(start: Start) -> None:
+def test_a_refusal_that_only_a_person_can_mend_is_one_line_with_the_next_step_and_exit_code_78(start: Start) -> None:
     code, _, err = end_of(start("raise ForeignData('the file is of another store.')"))
-    assert code == 2
+    assert code == 78
     assert err == (
         "kvstore shard s1: the file is of another store. Point data_dir at the right data, or move the file away.\n"
     )
     assert not start.pid_file.exists()
     assert end_of(start("raise ConfigError('x.yaml:1: mend it')"))[2] == "kvstore shard s1: x.yaml:1: mend it\n"
+    code, _, err = end_of(start("raise LogDamaged('Record 7 is damaged.')"))
+    assert (code, err.startswith("kvstore shard s1: Record 7 is damaged. Restore this copy")) == (78, True)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "mend"),
+    [
+        (errno.EACCES, 78, "give the user of this process the right to it"),
+        (errno.EROFS, 78, "mount it for writing"),
+        (errno.ENOTDIR, 78, "mend that"),
+        (errno.EIO, 74, "the disk failed"),
+        (errno.ENOSPC, 2, "`df -i`"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line_with_the_file_the_mend_and_a_code_that_says_whether_it_may_pass(
+    start: Start, number: int, code: int, mend: str
+) -> None:
+    ended, _, err = end_of(start(f"raise OSError({number}, 'no', '/data/x.db')"))
+    assert ended == code
+    assert err.startswith("kvstore shard s1: /data/x.db: no; ")
+    assert mend in err
+    assert err.count("\n") == 1
+
+
+def test_a_data_dir_in_whose_place_a_file_is_needs_a_person(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    code, _, err = end_of(start())
+    assert (code, err.count("\n")) == (78, 1)
+    assert f"{tmp_path}/run" in err
 
 
 def test_a_bug_shows_its_traceback_and_is_exit_code_1(start: Start) -> None:

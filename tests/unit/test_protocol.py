@@ -47,7 +47,7 @@ requests = st.one_of(
     st.builds(Get, ids, texts),
     st.builds(Put, ids, texts, values, st.integers(0, 315_360_000_000), guards, onces),
     st.builds(Delete, ids, texts, guards, onces),
-    st.builds(Acquire, ids, texts, st.integers(0, 10**9), st.integers(0, 10**9), texts, onces),
+    st.builds(Acquire, ids, texts, st.integers(1, 10**9), st.integers(0, 10**9), texts, onces),
     st.builds(Renew, ids, texts, versions, onces),
     st.builds(Release, ids, texts, versions, onces),
     st.builds(Leave, ids, texts, ids),

@@ -74,6 +74,13 @@ def test_what_was_removed_from_an_earlier_cluster_is_a_first_member_of_the_next_
     assert steps(launch("", formed=False), files(removed="s2"), ["s1", "s3"]) == start(s2="127.0.0.1:9102")
 
 
+def test_shards_that_a_lost_map_names_are_started_where_their_files_lie() -> None:
+    lost = launch("s1 s7 s8", formed=False)
+    here_too = steps(lost, files(data="s1 s2 s3 s7"), ["s1", "s2", "s3"])
+    assert here_too == steps(launch("s1 s2 s3 s7"), files(data="s1 s2 s3 s7"), ["s1", "s2", "s3"])
+    assert list(here_too.start) == ["s7"]
+
+
 def test_before_the_cluster_is_formed_nobody_is_stopped() -> None:
     assert steps(launch("", formed=False), files(), [*FIRST, "s9"], "s9") == NOTHING
 
@@ -140,6 +147,13 @@ def test_an_ipv6_address_keeps_its_brackets() -> None:
     told = launch("s1 s5", s1="http://[::1]:9101", s5="http://[::1]:9105")
     assert next(free_listens(config, told, [])) == "[::1]:9106"
     assert steps(told, files(data="s5"), ["s1"], config=config) == start(s5="[::1]:9105")
+
+
+def test_shards_on_all_addresses_are_known_by_the_one_that_was_announced_and_by_that_of_earlier_versions() -> None:
+    config = msgspec.structs.replace(CONFIG, shards=[ShardConfig("s1", "0.0.0.0:9101")])
+    told = launch("s1 s5 s6", s1="http://127.0.0.1:9101", s5="http://127.0.0.1:9105", s6="http://0.0.0.0:9106")
+    assert steps(told, files(data="s5 s6"), ["s1"], config=config) == start(s5="0.0.0.0:9105", s6="0.0.0.0:9106")
+    assert next(free_listens(config, told, [])) == "0.0.0.0:9107"
 
 
 # --- the files --------------------------------------------------------------------------------------------------------

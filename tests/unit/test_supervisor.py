@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
 from kvstore.config import Limits
-from kvstore.supervisor import Child, Log, Supervisor, next_wait_s
+from kvstore.supervisor import Child, Log, Supervisor, json_line, next_wait_s
 
 LIMITS = Limits(stop_timeout_s=30.0, restart_wait_s_max=0.05)
 
@@ -130,6 +132,33 @@ async def test_a_child_that_refuses_to_start_is_tried_for_ever_and_its_message_i
         assert "ended with exit code 2: starting it again" in await lines.until("[up]")
 
 
+async def test_a_child_that_only_a_person_can_mend_is_started_again_when_a_person_asks(
+    make: Make, lines: Lines, tmp_path: Path
+) -> None:
+    mended = tmp_path / "mended"
+    script = f"import os, sys; os.path.exists({str(mended)!r}) or sys.exit(78)\n{SERVE}"
+    supervisor = make()
+    supervisor.add(child("shard-s1", script))
+    supervisor.add(child("shard-s2"))
+    told = await lines.until("[up] shard-s1")
+    assert "ended with exit code 78" in told
+    assert told.endswith(f"`kill -HUP {os.getpid()}`")
+    assert supervisor.retry_set_aside() == ["shard-s1"]
+    assert "ended with exit code 78" in await lines.until("[up] shard-s1")
+    mended.touch()
+    assert supervisor.retry_set_aside() == ["shard-s1"]
+    await lines.pid("shard-s1")
+    assert supervisor.retry_set_aside() == []
+
+
+async def test_a_child_that_was_set_aside_can_be_removed(make: Make, lines: Lines) -> None:
+    supervisor = make()
+    supervisor.add(child("shard-s1", "import sys; sys.exit(78)"))
+    await lines.until("exit code 78")
+    await supervisor.remove("shard-s1")
+    assert supervisor.ids("shard") == []
+
+
 async def test_a_program_that_cannot_be_started_is_tried_for_ever(make: Make, lines: Lines) -> None:
     make().add(Child("shard", "s1", ("/nonexistent/program",)))
     for _ in range(2):
@@ -214,6 +243,37 @@ async def test_removing_a_child_that_does_not_stop_kills_it(make: Make, lines: L
 # --- the log ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ('{"level": "info", "process": "shard-s1", "message": "ä"}', {"level": "info", "message": "ä"}),
+        ('{"level": "info", "message": "ä"}', {"level": "info", "message": "ä"}),
+        ("Traceback (most recent call last):", {"level": "warning", "message": "Traceback (most recent call last):"}),
+        ("[1, 2]", {"level": "warning", "message": "[1, 2]"}),
+        ("[" * 100_000, {"level": "warning", "message": "[" * 100_000}),
+    ],
+)
+def test_each_line_of_a_child_is_one_json_object_with_its_name(line: str, wanted: dict[str, str]) -> None:
+    written = json_line("shard-s1", line)
+    assert "\n" not in written
+    document = json.loads(written)
+    assert document["process"] == "shard-s1"
+    assert wanted.items() <= document.items()
+
+
+def test_what_the_launcher_says_is_json_with_the_time_if_that_is_asked_for() -> None:
+    reading, writing = os.pipe()
+    log = Log(writing, as_json=True)
+    log.write("up", "stopping")
+    log.close()
+    os.close(writing)
+    (line,) = read_all(reading).splitlines()
+    os.close(reading)
+    document = json.loads(line)
+    assert (document["process"], document["level"], document["message"]) == ("up", "info", "stopping")
+    assert document["at"].endswith("Z")
+
+
 def read_all(descriptor: int) -> bytes:
     chunks = []
     while chunk := os.read(descriptor, 65_536):
@@ -239,6 +299,32 @@ async def test_a_log_that_nobody_reads_stops_nobody_and_tells_what_it_dropped() 
     assert told, "a gap is never silent"
     written = len(lines) - len(told) - 1
     assert written + sum(int(line.split()[1]) for line in told) == 20_000
+
+
+async def test_a_log_on_a_disk_that_was_full_goes_on_when_there_is_room_and_tells_what_it_lost() -> None:
+    class Counting(Log):
+        tried = 0
+
+        def _write_line(self, line: bytes) -> None:
+            try:
+                super()._write_line(line)
+            finally:
+                self.tried += 1
+
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    log = Counting(descriptor)
+    for word in ("one", "two", "three"):
+        log.write("shard-s1", word)
+    await until(lambda: log.tried == 3)
+    reading, writing = os.pipe()
+    os.dup2(writing, descriptor)
+    os.close(writing)
+    log.write("shard-s1", "four")
+    await asyncio.to_thread(log.close)
+    os.close(descriptor)
+    lines = read_all(reading).decode().splitlines()
+    os.close(reading)
+    assert lines == ["[up] 3 lines were lost: No space left on device", "[shard-s1] four"]
 
 
 async def test_a_log_whose_reader_is_gone_stops_nobody() -> None:

@@ -4,6 +4,9 @@ Owns: the interface that every backend keeps to, and the words that state the at
 Promises: nothing beyond that interface; `tests/conformance/test_map_store.py` holds every backend to it.
 Leaves to others: what the document says (`controller.service`), where its bytes lie (`sqlite`, others later).
 
+Beside the document it keeps what each store has last told of its log. That changes all the time and decides nothing
+about others, so it is no part of the document, whose every change wakes all who watch it.
+
 One document instead of a tree of keys: whoever swaps it has seen all of it, so no reader ever meets half a
 change and no rule has to span two writes. It is small (some 10 kB for 4,096 partitions) and changes rarely.
 """
@@ -18,6 +21,13 @@ class Stored(NamedTuple):
 
     revision: int
     document: bytes | None
+
+
+class Told(NamedTuple):
+    """What a store has told: the number of its last durable record, and its version clock. Zeros: nothing yet."""
+
+    number: int = 0
+    version: int = 0
 
 
 class MapStore(Protocol):
@@ -45,6 +55,14 @@ class MapStore(Protocol):
         after a swap was acknowledged every watcher of a lower revision returns. Waits for ever if nothing
         changes; the caller bounds it by cancelling. Raises `Unavailable` when the store is closed.
         """
+        ...
+
+    async def tell(self, store_id: str, told: Told) -> Told:
+        """Keep the higher of each number for that store, durably; returns what is kept now. Raises Unavailable."""
+        ...
+
+    async def forget(self, store_id: str) -> Told:
+        """That store may start with less than it has told; returns what was kept. Raises Unavailable."""
         ...
 
     async def close(self) -> None:

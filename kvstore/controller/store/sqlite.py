@@ -14,15 +14,15 @@ this object and watchers can be woken from memory instead of polling the file.
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 
-from kvstore.controller.store import Stored
-from kvstore.errors import ConfigError, ForeignData, Unavailable
+from kvstore.controller.store import Stored, Told
+from kvstore.data_file import opening_error, prepare_data_file
+from kvstore.errors import ForeignData, Unavailable
 
 APPLICATION_ID = 0x6B76_6374  # "kvct" in the header of the file; shards write another
 FORMAT = 1
@@ -33,25 +33,28 @@ _CREATE = (
     "CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), revision INTEGER NOT NULL, document BLOB)",
     "INSERT INTO state VALUES (1, 0, NULL)",
 )
+_CREATE_TOLD = """CREATE TABLE IF NOT EXISTS told
+    (store_id TEXT PRIMARY KEY, number INTEGER NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID"""
+_TELL = """INSERT INTO told VALUES (?, ?, ?) ON CONFLICT (store_id) DO UPDATE SET
+    number = max(number, excluded.number), version = max(version, excluded.version) RETURNING number, version"""
+_FORGET = "DELETE FROM told WHERE store_id = ? RETURNING number, version"
 _SWAP = "UPDATE state SET revision = revision + 1, document = ? WHERE id = 1 AND revision = ? RETURNING revision"
 
 
 async def open_sqlite(path: Path) -> SqliteMapStore:
     """Open the file, or create it (its folder too).
 
-    Raises ForeignData for a file that is not a controller's or has another format, ConfigError for one that
-    another process has open.
+    Raises ForeignData for a file that is not a controller's or has another format, DataInUse for one that another
+    process has open, and what `data_file` raises for a place where no file can be opened.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Looked at first: where its connect fails, aiosqlite leaves a thread behind that still uses the event loop.
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.R_OK | os.W_OK):
-        raise ConfigError(f"{path} cannot be opened for writing: check data_dir and its permissions.")
+    prepare_data_file(path)
     connection = await aiosqlite.connect(path, isolation_level=None, timeout=1.0)
     try:
         await _prepare(connection, path)
     except sqlite3.Error as error:
         await connection.close()
-        raise _refusal(path, error) from error
+        raise opening_error(path, error, "a controller's file") from error
     except BaseException:
         await connection.close()
         raise
@@ -69,20 +72,10 @@ async def _prepare(connection: aiosqlite.Connection, path: Path) -> None:
     found = await _number(connection, "PRAGMA user_version")
     if found != FORMAT:
         raise ForeignData(f"{path} has format {found}; this version of kvstore knows format {FORMAT}.")
+    await connection.execute_fetchall(_CREATE_TOLD)  # files of earlier programs lack it
     await connection.execute_fetchall("COMMIT")
     await connection.execute_fetchall("PRAGMA journal_mode = WAL")
     await connection.execute_fetchall("PRAGMA synchronous = FULL")
-
-
-def _refusal(path: Path, error: sqlite3.Error) -> ConfigError | ForeignData:
-    # The low byte is the primary code:
-    # https://www.sqlite.org/rescode.html#primary_result_codes_versus_extended_result_codes
-    code = error.sqlite_errorcode & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return ConfigError(f"{path} is open in another process: stop that one first.")
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return ForeignData(f"{path} cannot be read as a controller's file: {error}.")
-    return ConfigError(f"{path} cannot be opened: {error}; check data_dir, its permissions and the disk.")
 
 
 async def _number(connection: aiosqlite.Connection, query: str) -> int:
@@ -121,6 +114,16 @@ class SqliteMapStore:
             if stored.revision > revision:
                 return stored
             await changed.wait()
+
+    async def tell(self, store_id: str, told: Told) -> Told:
+        self._refuse_if_closed()
+        (row,) = await self._execute(_TELL, (store_id, told.number, told.version))
+        return Told(*row)
+
+    async def forget(self, store_id: str) -> Told:
+        self._refuse_if_closed()
+        rows = await self._execute(_FORGET, (store_id,))
+        return Told(*rows[0]) if rows else Told()
 
     async def close(self) -> None:
         self._closed = True

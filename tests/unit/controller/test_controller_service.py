@@ -20,7 +20,7 @@ from kvstore.controller.service import ClusterService, Waiting
 from kvstore.controller.shards import Shards
 from kvstore.controller.store import MapStore, Stored
 from kvstore.controller.store.sqlite import open_sqlite
-from kvstore.errors import BadBody, Conflict, ForeignData, Unavailable
+from kvstore.errors import BadBody, Conflict, ControllerBehind, ForeignData, Unavailable
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.moves import planned
 
@@ -83,7 +83,7 @@ def test_repeating_an_announcement_changes_nothing() -> None:
 
 
 def test_a_file_with_a_history_is_refused_while_no_cluster_is_formed() -> None:
-    with pytest.raises(ForeignData, match="knows nothing"):
+    with pytest.raises(ControllerBehind, match="knows nothing"):
         decide(ClusterState(), announcement("s1", cluster_id="old"), FIRST, "c1", PLAN)
 
 

@@ -127,7 +127,7 @@ def test_a_foreign_or_copied_file_does_not_join() -> None:
 
 def test_a_file_of_another_number_of_partitions_does_not_join() -> None:
     """Else it would be a member that can never follow the map."""
-    why = "is for 4096 partitions, this cluster has 64: start the shard with the cluster's own cluster.yaml"
+    why = "is for 4096 partitions, this cluster has 64: start the shard with an empty data_dir"
     with pytest.raises(ForeignData, match=why):
         announce(FORMED, said("s3", join=True, partitions=4096))
     with pytest.raises(ForeignData, match=why):
@@ -236,6 +236,8 @@ def test_before_the_cluster_is_formed_nothing_can_be_changed(ask: Callable[[Clus
     ("check", "value"),
     [
         (check_id, ""), (check_id, "S1"), (check_id, "a" * 33), (check_url, "s1:1"), (check_url, "http://x/y"),
+        (check_url, "http://0.0.0.0:9101"), (check_url, "http://[::]:9101"), (check_url, "http://x:0"),
+        (check_url, "http://x:port"), (check_url, "http://:80"), (check_url, "http://[::1:80"),
         (check_weight, 0), (check_weight, 1001), (check_weight, -1),
     ],
 )  # fmt: skip

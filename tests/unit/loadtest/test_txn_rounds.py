@@ -51,7 +51,7 @@ def test_a_process_is_started_with_the_file_of_its_failpoints_when_it_may_come_b
         with pytest.raises(subprocess.TimeoutExpired):
             started.wait(0.2)
         held.unlink()
-        assert started.communicate(timeout=5)[0] == f"@{armed} a b\n"
+        assert started.communicate(timeout=60)[0] == f"@{armed} a b\n"
 
 
 def report(number: int, fault: str, **members: object) -> Report:

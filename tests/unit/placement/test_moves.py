@@ -13,15 +13,17 @@ from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kvstore.placement.cluster_map import ClusterMap, Member, Move, first_map
+from kvstore.placement.cluster_map import ClusterMap, Member, Move, Strike, first_map
 from kvstore.placement.moves import (
     all_voided,
     cancelled,
     committed,
+    opened,
     planned,
     voided,
     with_leaving,
     with_new_member,
+    with_struck,
     with_weight,
 )
 
@@ -417,3 +419,48 @@ class Cluster(RuleBasedStateMachine):
 
 TestCluster = Cluster.TestCase
 TestCluster.settings = settings(max_examples=60, stateful_step_count=25)
+
+
+# --- a lost shard -----------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_shard_is_struck_with_its_moves_and_then_its_partitions_are_opened_by_the_others() -> None:
+    before = cluster("s1", "s2", "s3")
+    owned = before.owned_by("s3")
+    standing = [
+        Move(id="from", source="s3", to="s1", partitions=owned[:1]),
+        Move(id="to", source="s1", to="s3", partitions=before.owned_by("s1")[:1]),
+        Move(id="else", source="s1", to="s2", partitions=before.owned_by("s1")[1:2]),
+    ]
+    struck = with_struck(msgspec.structs.replace(before, moves=standing), "s3")
+    assert (struck.epoch, struck.owners) == (before.epoch + 1, before.owners)
+    assert [move.id for move in struck.moves] == ["else"]
+    lost = before.members[2].store_id
+    assert struck.strikes == [Strike(shard="s3", store_id=lost, epoch=struck.epoch, partitions=owned)]
+    assert struck.openings() == (dict.fromkeys(owned, struck.epoch), {}, struck.epoch)
+    assert with_struck(struck, "s3") is struck
+
+    after = opened(struck, 99)
+    assert (after.epoch, [member.id for member in after.members]) == (struck.epoch + 1, ["s1", "s2"])
+    for partition, owner in enumerate(before.owners):
+        assert (after.members[after.owners[partition]].id == before.members[owner].id) == (partition not in owned)
+    assert [(each.opened, each.clock) for each in after.strikes] == [(after.epoch, 99)]
+    assert after.openings() == (dict.fromkeys(owned, struck.epoch), dict.fromkeys(owned, after.epoch), struck.epoch)
+    assert opened(after, 100) is after
+    assert after.is_struck(lost)
+
+
+def test_two_lost_shards_are_opened_at_once_and_none_gives_to_the_other() -> None:
+    before = cluster("s1", "s2", "s3")
+    after = opened(with_struck(with_struck(before, "s3"), "s2"), 1)
+    assert [member.id for member in after.members] == ["s1"]
+    assert set(after.owners) == {0}
+    with pytest.raises(ValueError, match="no shard would stay"):
+        with_struck(after, "s1")
+
+
+def test_what_is_asked_for_meanwhile_moves_nothing_to_a_lost_shard() -> None:
+    struck = msgspec.structs.replace(with_struck(cluster("s1", "s2", "s3"), "s3"))
+    members = [msgspec.structs.replace(member, state="up") for member in struck.members]
+    after = opened(msgspec.structs.replace(struck, members=members), 1)
+    assert [member.id for member in after.members] == ["s1", "s2"]

@@ -222,6 +222,9 @@ class FakeChannel:
         self.shard = shards[shard_id]
         self._next_id = 0
 
+    def name_strike(self, strike: int) -> None:
+        self.strike = strike
+
     def request(self, request: Request, *, at_leisure: bool = False) -> asyncio.Future[Any]:
         if self.error is not None:
             raise self.error

@@ -18,6 +18,7 @@ from kvstore.protocol import Answer, Delete, Get, Put
 from kvstore.router.batch import parse_batch, run_batch
 from kvstore.router.json_ops import check_value_size, decode_value, encode_value
 from kvstore.router.service import Routed, RouterService
+from kvstore.transport.answers import AnswerAccount, Room
 from tests.unit.router.fake_shards import all_on, everybody_follows, halves, key_of, shards, with_move
 
 LIMITS = Limits(key_bytes_max=10, value_bytes_max=100, ttl_s_max=1000)
@@ -237,7 +238,9 @@ class FakeService:
 async def run(service: FakeService, *ops: Any, **limits: Any) -> list[Any]:
     settings = Limits(**{"value_bytes_max": 100, **limits})
     steps = parse_batch(json.dumps({"ops": ops}).encode(), settings)
-    return [json.loads(result) async for result in run_batch(service, steps, settings)]  # type: ignore[arg-type]
+    async with Room(AnswerAccount(settings)) as room:
+        results = run_batch(service, steps, settings, room)  # type: ignore[arg-type]
+        return [json.loads(result) async for result in results]
 
 
 async def test_results_are_in_the_order_of_the_operations() -> None:
@@ -315,10 +318,44 @@ async def test_an_operation_larger_than_the_window_is_done_alone() -> None:
 async def test_a_batch_that_is_given_up_has_begun_no_more_than_its_window() -> None:
     service = FakeService()
     steps = parse_batch(json.dumps({"ops": [{"op": "get", "key": str(n)} for n in range(100)]}).encode(), Limits())
-    results = run_batch(service, steps, Limits(batch_window_ops=3))  # type: ignore[arg-type]
+    room = Room(AnswerAccount(Limits()))
+    results = run_batch(service, steps, Limits(batch_window_ops=3), room)  # type: ignore[arg-type]
     await anext(results)
     await results.aclose()
     assert len(service.begun) <= 4
+
+
+async def test_gets_wait_for_room_and_leave_it_as_their_values_are_known() -> None:
+    service = FakeService(at_once=False)
+    settings = Limits(value_bytes_max=100, answer_bytes_in_flight_max=250)
+    steps = parse_batch(json.dumps({"ops": [{"op": "get", "key": str(n)} for n in range(4)]}).encode(), settings)
+    account = AnswerAccount(settings)
+    async with Room(account) as room:
+        results = run_batch(service, steps, settings, room)  # type: ignore[arg-type]
+        first = asyncio.create_task(anext(results))  # type: ignore[arg-type]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(service.begun) == 2, "a third would not have room if its value were large"
+        assert account.under_way_bytes == 200
+        service.answer(0)
+        service.answer(1)
+        known = len(await first)
+        await asyncio.sleep(0)
+        assert account.under_way_bytes < 100 + known, "they are small"
+        await results.aclose()
+    assert account.under_way_bytes == 0
+
+
+async def test_a_get_without_room_fails_alone() -> None:
+    service = FakeService()
+    settings = Limits(value_bytes_max=100, answer_bytes_in_flight_max=50, answer_wait_s=1.0)
+    ops = [*({"op": "get", "key": str(n)} for n in range(20)), {"op": "put", "key": "b", "value": "x"}]
+    steps = parse_batch(json.dumps({"ops": ops}).encode(), settings)
+    account = AnswerAccount(settings)
+    account.charge(1)
+    async with asyncio.timeout(10), Room(account) as room:  # they wait for room once, not each for itself
+        results = [json.loads(result) async for result in run_batch(service, steps, settings, room)]  # type: ignore[arg-type]
+    assert [result["status"] for result in results] == [429] * 20 + [201]
 
 
 # --- while partitions change hands ------------------------------------------------------------------------------------

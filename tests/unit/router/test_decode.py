@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from kvstore.config import Limits
 from kvstore.errors import BadCondition, BadParameter, BadTtl
-from kvstore.protocol import Guard
+from kvstore.protocol import VERSION_MAX, Guard
 from kvstore.router.decode import (
-    VERSION_MAX,
     decode_guard,
     decode_once,
     decode_tags,

@@ -19,7 +19,8 @@ from kvstore.placement.cluster_map import Member, Move, first_map
 from kvstore.router.app import RouterApp
 from kvstore.router.membership import Controller, MembershipRoutes
 from kvstore.router.service import RouterService
-from kvstore.transport.http import BodyReader, Server, start_server
+from kvstore.transport.bodies import BodyReader
+from kvstore.transport.http import Server, start_server
 from tests.cluster.conftest import free_ports
 
 MOVES: dict[str, Any] = {"epoch": 7, "moves": [], "wanted": ["s5"], "ending": ["s2"], "last": None}

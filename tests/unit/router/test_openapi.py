@@ -14,16 +14,27 @@ import pytest
 from kvstore.config import Limits, default_config
 from kvstore.errors import BadRequest, ValueTooLarge, all_errors
 from kvstore.router import app as router_app
-from kvstore.router.app import EXPLAIN_ROUTE, KEY_ROUTE, LOCK_ROUTE, SHARD_ROUTE, TXN_ROUTE, RouterApp
+from kvstore.router import locks as router_locks
+from kvstore.router.app import (
+    ACCEPT_OLD_ROUTE,
+    EXPLAIN_ROUTE,
+    KEY_ROUTE,
+    LOCK_ROUTE,
+    SHARD_ROUTE,
+    TXN_ROUTE,
+    RouterApp,
+)
 from kvstore.router.batch import parse_batch
 from kvstore.router.decode import decode_once, decode_tags
 from kvstore.router.locks import LockRoutes
-from kvstore.router.membership import PLAN, Controller
+from kvstore.router.membership import LOST, PLAN, Controller
 from kvstore.router.openapi import openapi_json
+from kvstore.router.page import PAGE_ROUTE
 from kvstore.router.schemas import OPERATION_ERRORS
 from kvstore.router.service import RouterService
 from kvstore.router.transactions import parse_transaction
-from kvstore.transport.http import BodyReader, Head
+from kvstore.transport.bodies import BodyReader
+from kvstore.transport.http import Head
 
 LIMITS = Limits(
     key_bytes_max=77, value_bytes_max=7_777, body_bytes_max=77_777, ttl_s_max=777_777, list_keys_max=777,
@@ -71,6 +82,8 @@ def routes() -> set[tuple[str, str]]:
         EXPLAIN_ROUTE: app._explain_methods,
         TXN_ROUTE: app._txn_methods,
         SHARD_ROUTE: app._shard_methods,
+        PAGE_ROUTE: app._page_methods,
+        ACCEPT_OLD_ROUTE: app._accept_old_methods,
     }
     table = {route: set(methods) for route, methods in (*prefixed.items(), *app.routes.items())}
     taken = {(route, method) for route, methods in table.items() for method in methods}
@@ -120,9 +133,10 @@ def test_the_query_parameters_are_those_that_the_router_knows() -> None:
         (KEY_ROUTE, "put"): router_app._TTL,
         ("/v1/kv", "get"): router_app._LIST,
         ("/v1/locks", "get"): router_app._LIST_LOCKS,
+        (LOCK_ROUTE, "delete"): router_locks._ACQUIRE,
         ("/v1/shards", "post"): PLAN,
         (SHARD_ROUTE, "patch"): PLAN,
-        (SHARD_ROUTE, "delete"): PLAN,
+        (SHARD_ROUTE, "delete"): PLAN | LOST,
         ("/v1/moves", "post"): PLAN,
     }
     for path, method, _ in operations():
@@ -141,6 +155,10 @@ def test_the_header_parameters_are_those_that_the_router_reads() -> None:
         (LOCK_ROUTE, "PUT"): token | once,
         (LOCK_ROUTE, "DELETE"): token | once,
         ("/v1/txn", "POST"): once,
+        ("/v1/events", "GET"): {"Last-Event-ID"},
+        ("/v1/events", "HEAD"): {"Last-Event-ID"},
+        (PAGE_ROUTE, "GET"): {"If-None-Match"},
+        (PAGE_ROUTE, "HEAD"): {"If-None-Match"},
     }
     for path, method, _ in operations():
         assert parameters(path, method.lower(), "header") == read.get((path, method), set()), (path, method)
@@ -154,7 +172,7 @@ def test_every_problem_code_of_an_answer_is_an_error_with_its_status() -> None:
 
 
 def test_every_error_is_documented_or_known_to_stay_inside() -> None:
-    inside = {"wrong-owner", "config-error"}
+    inside = {"wrong-owner", "config-error", "data-in-use", "log-damaged", "store-behind"}
     shown = {code for _, response in refusals() for code in codes_of(response)}
     assert shown == {error.code for error in all_errors()} - inside
     assert set(DOCUMENT["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]) == shown | inside

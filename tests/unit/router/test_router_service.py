@@ -110,17 +110,18 @@ async def test_a_fence_that_goes_without_a_newer_map_is_noticed(service: RouterS
     asking = asyncio.create_task(service.ask(Put(0, key, b"1")))
     await asyncio.sleep(0.05)
     shards["s1"].fenced = set()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(60):
         assert (await asking).answer.status == 201
 
 
-async def test_a_map_that_was_there_before_the_refusal_is_not_waited_for(service: RouterService) -> None:
+async def test_a_map_that_was_there_before_the_refusal_is_not_waited_for() -> None:
+    service = make_service(reroute_timeout_s=600.0)
+    service.follow(halves())
     key = key_of("s1")
     newer = all_on(2, "s2")
     shards["s1"].before_answer.append(lambda: everybody_follows(service, newer))
-    started_s = asyncio.get_running_loop().time()
-    assert (await service.ask(Put(0, key, b"1"))).shard_id == "s2"
-    assert asyncio.get_running_loop().time() - started_s < 0.02
+    async with asyncio.timeout(60):
+        assert (await service.ask(Put(0, key, b"1"))).shard_id == "s2"
 
 
 async def test_what_was_not_done_because_its_shard_left_is_asked_of_the_new_owner(service: RouterService) -> None:
@@ -171,7 +172,7 @@ async def test_a_write_of_unknown_outcome_is_not_sent_again(service: RouterServi
 
 
 async def closed(channel: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not channel.closed:
             await asyncio.sleep(0.005)
 
@@ -231,7 +232,7 @@ async def test_a_map_by_which_a_new_member_owns_something_waits_until_that_is_co
     assert service.cluster_map is not None
     assert service.cluster_map.epoch == 1
     service.channels["s3"].connected = True
-    async with asyncio.timeout(0.5):
+    async with asyncio.timeout(60):
         while service.cluster_map.epoch == 1:
             await asyncio.sleep(0.005)
 
@@ -244,8 +245,9 @@ async def test_of_several_maps_that_wait_the_newest_is_taken_over(service: Route
     assert service.cluster_map is not None
     assert service.cluster_map.epoch == 1
     service.channels["s3"].connected = True
-    await asyncio.sleep(0.05)
-    assert service.cluster_map.epoch == 3
+    async with asyncio.timeout(60):
+        while service.cluster_map.epoch != 3:
+            await asyncio.sleep(0.005)
 
 
 async def test_a_new_member_that_cannot_be_reached_is_not_waited_for_for_long(
@@ -254,9 +256,10 @@ async def test_a_new_member_that_cannot_be_reached_is_not_waited_for_for_long(
     monkeypatch.setattr("kvstore.router.service._CONNECT_WAIT_S", 0.05)
     with mock.patch.object(FakeChannel, "is_connected_at_first", False):
         service.follow(make_map(2, lambda _: 2, "s1", "s2", "s3"))
-    await asyncio.sleep(0.2)
     assert service.cluster_map is not None
-    assert service.cluster_map.epoch == 2
+    async with asyncio.timeout(60):
+        while service.cluster_map.epoch != 2:
+            await asyncio.sleep(0.005)
 
 
 async def test_a_new_member_that_owns_nothing_yet_is_not_waited_for(service: RouterService) -> None:
@@ -303,7 +306,7 @@ async def test_shards_are_greeted_until_each_has_answered(service: RouterService
         channel.answered = False
     service.channels["s2"].connected = False
     greeting = asyncio.create_task(service.greet())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not service.channels["s1"].answered:
             await asyncio.sleep(0.005)
         service.channels["s2"].connected = True
@@ -358,7 +361,7 @@ async def test_pages_over_all_shards_are_the_sorted_keys_cut_at_the_limit(
     expected = sorted(key for key in keys - ghosts if key.startswith(prefix))
     assert [item[0] for item in listed] == expected
     assert [item[2] for item in listed] == [key.encode() if values else None for key in expected]
-    assert await service.count(prefix) == len(expected)
+    assert await service.count(prefix) == (len(expected), 0)
 
 
 async def test_a_page_is_full_although_no_shard_is_asked_for_all_of_it(service: RouterService) -> None:
@@ -385,12 +388,13 @@ async def test_a_page_of_large_values_may_be_short_and_goes_on(service: RouterSe
         shard.page_rows_max = 1
         shard.data = {name: bytes(3_000_000) for name in names if shard.owns(name)}
     page = await service.page("large-", "", 8, True)
-    assert 2 <= len(page.items) < 8
+    assert [item[0] for item in page.items] == names[: len(page.items)]
+    assert 1 <= len(page.items) < 8
     assert page.last == page.items[-1][0]
 
 
 async def test_a_listing_of_nothing_ends_at_once(service: RouterService) -> None:
-    assert await service.page("", "", 10, False) == ([], None)
+    assert await service.page("", "", 10, False) == ([], None, 0)
 
 
 async def test_a_listing_with_a_shard_down_is_an_error_not_a_gap(service: RouterService) -> None:
@@ -399,6 +403,62 @@ async def test_a_listing_with_a_shard_down_is_an_error_not_a_gap(service: Router
         await service.page("", "", 10, False)
     with pytest.raises(Unavailable):
         await service.count("")
+
+
+@pytest.mark.parametrize("how", ["not connected", "lost"])
+async def test_a_partial_listing_leaves_out_what_is_down_and_names_its_partitions(
+    service: RouterService, how: str
+) -> None:
+    fill("s1", "s2")
+    setattr(service.channels["s2"], "error" if how == "not connected" else "fails_with", Unavailable("away"))
+    odd = [partition for partition in range(PARTITIONS) if partition % 2]
+    expected = sorted(key for key in KEYS if shards["s1"].owns(key))
+    page = await service.page("", "", 1000, False, partial=True)
+    assert [item[0] for item in page.items] == expected
+    assert (page.last, partition_set.listed(page.missing)) == (None, odd)
+    counted = await service.count("", partial=True)
+    assert (counted.keys, partition_set.listed(counted.missing)) == (len(expected), odd)
+
+
+async def test_a_partial_listing_of_a_whole_cluster_misses_nothing(service: RouterService) -> None:
+    fill("s1", "s2")
+    page = await service.page("", "", 1000, False, partial=True)
+    assert (len(page.items), page.missing) == (len(KEYS), 0)
+    assert await service.count("", partial=True) == (len(KEYS), 0)
+
+
+async def test_a_partial_listing_does_not_wait_for_a_shard_that_hangs_nor_for_a_partition_that_nobody_has() -> None:
+    service = make_service(reroute_timeout_s=0.1)
+    everybody_follows(service, halves())
+    fill("s1", "s2")
+    shards["s1"].fenced = {0}
+    service.channels["s2"].is_silent = True  # type: ignore[attr-defined]
+    odd = [partition for partition in range(PARTITIONS) if partition % 2]
+    page = await service.page("", "", 1000, False, partial=True)
+    assert partition_set.listed(page.missing) == [0, *odd]
+    assert [item[0] for item in page.items] == sorted(key for key in KEYS if shards["s1"].owns(key))
+
+
+async def test_what_one_page_of_a_partial_listing_left_out_stays_named_when_the_shard_comes_back(
+    service: RouterService,
+) -> None:
+    fill("s1", "s2")
+    shards["s1"].page_rows_max = 10
+    away: Any = service.channels["s2"]
+    away.error = Unavailable("away")
+    shards["s1"].before_answer += [lambda: None, lambda: setattr(away, "error", None)]
+    page = await service.page("", "", 1000, False, partial=True)
+    assert partition_set.listed(page.missing) == [partition for partition in range(PARTITIONS) if partition % 2]
+    assert any(shards["s2"].owns(item[0]) for item in page.items)
+
+
+async def test_what_is_damaged_is_no_gap_of_a_partial_listing(service: RouterService) -> None:
+    refusal = DataCorrupt("key 'x'").problem()
+    with (
+        mock.patch.object(shards["s2"], "_page", lambda scan: Answer(scan.id, 500, problem=refusal)),
+        pytest.raises(DataCorrupt, match="key 'x'"),
+    ):
+        await service.page("", "", 10, False, partial=True)
 
 
 async def test_a_shards_refusal_of_a_listing_is_passed_on_as_what_it_is(service: RouterService) -> None:
@@ -414,7 +474,7 @@ async def test_a_shards_refusal_of_a_listing_is_passed_on_as_what_it_is(service:
 async def listed(service: RouterService, call: str) -> int:
     """How many keys there are, by a listing or by a count."""
     if call == "count":
-        return await service.count("")
+        return (await service.count("")).keys
     page = await service.page("", "", 1000, False)
     assert page.last is None
     assert len({item[0] for item in page.items}) == len(page.items)
@@ -531,7 +591,7 @@ async def test_a_member_that_hangs_and_owns_nothing_is_not_waited_for(service: R
     fill("s1", "s2")
     everybody_follows(service, make_map(2, lambda partition: partition % 2, "s1", "s2", "s3"))
     service.channels["s3"].is_silent = True  # type: ignore[attr-defined]
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(60):
         assert await listed(service, call) == len(KEYS)
 
 
@@ -540,7 +600,7 @@ async def test_an_owner_whose_connection_is_lost_makes_a_listing_unavailable_at_
     service: RouterService, call: str
 ) -> None:
     service.channels["s2"].fails_with = Unavailable("lost")  # type: ignore[attr-defined]
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(60):
         with pytest.raises(Unavailable, match="lost"):
             await listed(service, call)
 
@@ -575,13 +635,13 @@ async def test_the_cluster_is_described_as_of_the_epoch_that_is_asked_for(servic
     document = await described
     assert (document["epoch"], [s["partitions"] for s in document["shards"]]) == (2, [0, 64])
     assert document["shards"][1]["keys"] == 2
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(60):
         assert (await service.cluster(3))["epoch"] == 2  # it did not come in time
 
 
 async def test_a_shard_that_hangs_does_not_hang_the_description(service: RouterService) -> None:
     service.channels["s2"].is_silent = True  # type: ignore[attr-defined]
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(60):
         stats = await service.shard_stats()
     assert stats["s1"] is not None
     assert stats["s2"] is None

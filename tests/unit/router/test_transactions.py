@@ -17,7 +17,8 @@ from kvstore.protocol import Condition, Once, Read, Step
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.parts import Result, Transaction
 from kvstore.router.transactions import TxnRoutes, encode_result, parse_transaction
-from kvstore.transport.http import LARGE_BYTES, AnswerAccount, BodyReader, Head, Response, problem_response
+from kvstore.transport.bodies import BodyReader
+from kvstore.transport.http import Head, Response, problem_response
 
 LIMITS = Limits(key_bytes_max=10, value_bytes_max=100, ttl_s_max=1000)
 VERSION_MAX = 2**53 - 1
@@ -431,16 +432,6 @@ async def test_who_meets_a_lock_is_told_how_its_holder_gets_through() -> None:
     problem = caught.value.problem()
     assert '{"lock":NAME,"token":N}' in problem["next_step"]
     assert (problem["owner"], problem["retry_after_ms"]) == ("me", 7)
-
-
-@pytest.mark.parametrize(("version", "status"), [(41, 200), (None, 429)])
-async def test_a_large_answer_may_be_refused_only_if_nothing_was_written(version: int | None, status: int) -> None:
-    reads = [Read(1, b"x" * LARGE_BYTES)]
-    transaction = {"then": [GET, {"op": "delete", "key": "a"}] if version else [GET]}
-    account = AnswerAccount(Limits(answer_bytes_in_flight_max=1))
-    response = account.admit(await run(Told(Result("8-c-9", True, version, reads)), transaction))
-    assert response.status == status
-    assert account.under_way_bytes == (len(response.body) if version else 0)
 
 
 @pytest.mark.parametrize("state", ["committed", "aborted", "pending"])

@@ -77,7 +77,7 @@ def part_of(service: RouterService, *keys: str) -> Part:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 

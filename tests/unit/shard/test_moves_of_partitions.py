@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,10 @@ from kvstore.protocol import (
     Step,
     Vote,
 )
-from kvstore.storage.handover import View
-from kvstore.storage.participant import DropDecisions
+from kvstore.storage.engine import RowKey
 from kvstore.storage.rows import checksum
+from kvstore.store.ops import DropDecisions
+from kvstore.store.partitions import View
 from tests.unit.shard.two_shards import PARTITIONS, Cluster, at, cluster_of_two
 
 FIRST = Attempt(100, 100, "router01")
@@ -55,7 +56,7 @@ def rows(folder: Path, shard_id: str) -> dict[tuple[str, str], bytes | None]:
 
 
 async def trimmed(folder: Path, shard_id: str, *keys: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while {key for _, key in rows(folder, shard_id)} & set(keys):
             await asyncio.sleep(0.01)
 
@@ -75,7 +76,7 @@ async def test_values_go_with_their_versions_and_deadlines_and_the_clock_goes_on
     assert await cluster.value("s1", "a") == 421
     assert await cluster.value("s1", "stays") == b"3"
     await trimmed(tmp_path, "s1", "a", "b")
-    assert (cluster.stores["s1"].snapshot().keys, cluster.stores["s2"].snapshot().keys) == (1, 2)
+    assert (cluster.stores["s1"].inspection.snapshot().keys, cluster.stores["s2"].inspection.snapshot().keys) == (1, 2)
 
 
 async def test_a_version_is_not_given_twice_although_the_key_was_deleted_before_the_move(cluster: Cluster):
@@ -244,16 +245,17 @@ async def test_who_waits_for_a_key_that_stays_goes_on_when_a_reader_of_both_has_
 async def test_a_read_that_waits_for_its_thread_while_the_partition_goes_is_answered_421(cluster: Cluster):
     await cluster.ask("s1", Put(1, "a", b"1"))
     store = cluster.stores["s1"]
-    store._cache.clear()
-    read, may_go_on, original = asyncio.Event(), asyncio.Event(), store.database.read
+    await store.applier.flush()
+    store.tables.cache.clear()
+    read, may_go_on, original = asyncio.Event(), asyncio.Event(), store.tables.engine.read
 
-    async def slow(keys: list[str]) -> Any:
+    async def slow(keys: list[RowKey]) -> Any:
         found = await original(keys)
         read.set()
         await may_go_on.wait()
         return found
 
-    store.database.read = slow  # type: ignore[method-assign]
+    store.tables.engine.read = slow  # type: ignore[method-assign]
     got = cluster.begin("s1", Get(2, "a"))
     await read.wait()
     await cluster.move("a")
@@ -307,6 +309,7 @@ async def test_a_move_that_is_given_up_leaves_no_trace(cluster: Cluster, tmp_pat
     move_id = cluster.plan("a")
     await cluster.spread()
     assert (await cluster.carry(move_id)).step == "done"
+    await cluster.stores["s2"].applier.flush()
     assert rows(tmp_path, "s2") != {}
     cluster.void(move_id)
     await cluster.spread()
@@ -315,14 +318,19 @@ async def test_a_move_that_is_given_up_leaves_no_trace(cluster: Cluster, tmp_pat
     assert await cluster.value("s1", "a") == b"1"
     with pytest.raises(Conflict, match="does not stand"):
         await cluster.carry(move_id)
-    assert cluster.stores["s2"].snapshot().keys == 0
+    assert cluster.stores["s2"].inspection.snapshot().keys == 0
 
 
-async def test_there_and_back_again_before_the_trim(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
-    may_trim = asyncio.Event()
-    store = cluster.stores["s1"]
-    trim = store.handover.trim
-    monkeypatch.setattr(store.handover, "trim", lambda *args: trim(*args) if may_trim.is_set() else 500)
+async def test_there_and_back_again_before_the_drop(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
+    may_drop = asyncio.Event()
+    partitions = cluster.stores["s1"].partitions
+    drop = partitions._drop
+
+    async def drop_late(orphaned: Set[int]) -> None:
+        await may_drop.wait()
+        await drop(orphaned)
+
+    monkeypatch.setattr(partitions, "_drop", drop_late)
     for key in ("deleted there", "changed there", "kept"):
         await cluster.ask("s1", Put(1, key, b"old"))
         assert await cluster.value("s1", key) == b"old"  # in the cache of s1
@@ -332,15 +340,15 @@ async def test_there_and_back_again_before_the_trim(cluster: Cluster, monkeypatc
     await cluster.ask("s2", Put(3, "changed there", b"new"))
     await cluster.ask("s2", Put(4, "new there", b"new"))
     await cluster.move(*keys, to="s1")
-    may_trim.set()
+    may_drop.set()
     await asyncio.sleep(0.1)
     assert [await cluster.value("s1", key) for key in keys] == [None, b"new", b"old", b"new"]
-    assert cluster.stores["s1"].snapshot().keys == 3
+    assert cluster.stores["s1"].inspection.snapshot().keys == 3
     await cluster.move(*keys)
     assert [await cluster.value("s2", key) for key in keys] == [None, b"new", b"old", b"new"]
 
 
-async def test_a_trim_takes_nothing_that_is_owned_or_on_its_way_here(cluster: Cluster, tmp_path: Path):
+async def test_a_drop_takes_nothing_that_is_owned_or_on_its_way_here(cluster: Cluster, tmp_path: Path):
     for key in ("owned", "coming", "left"):
         await cluster.ask("s1", Put(1, key, b"1"))
     await cluster.move("coming", "left")
@@ -348,7 +356,10 @@ async def test_a_trim_takes_nothing_that_is_owned_or_on_its_way_here(cluster: Cl
     await cluster.spread()
     await cluster.carry(move_id, "s1")
     store = cluster.stores["s1"]
-    await store._alone(lambda connection, batch: store.handover.trim(range(PARTITIONS), 500, connection, batch))
+    await store.partitions._drop(set(range(PARTITIONS)))
+    await store.applier.flush()
+    while await store.applier.clean_some():
+        pass
     assert {key for _, key in rows(tmp_path, "s1")} == {"owned", "coming"}
     cluster.commit(move_id)
     await cluster.spread()
@@ -377,8 +388,11 @@ async def test_a_copy_that_may_have_missed_a_deletion_is_void(cluster: Cluster):
     async def delete_and_forget(request: Any) -> None:
         cluster.after_message = _ignore
         await cluster.ask("s1", Delete(2, "a"))
-        database = cluster.stores["s1"].database
-        await database.trim_tombstones(database.clock.sequence, 10)
+        store = cluster.stores["s1"]
+        await store.applier.flush()
+        assert await store.maintenance.trim_some(store.clock.sequence, 10)
+        await store.applier.flush()
+        assert await store.applier.clean_some() == 1
 
     cluster.after_message = delete_and_forget
     move_id = cluster.plan("a")
@@ -393,6 +407,7 @@ async def test_a_copy_that_differs_is_not_taken(cluster: Cluster, tmp_path: Path
 
     async def lose_a_row(request: Any) -> None:
         if isinstance(request, Fence):
+            await cluster.stores["s2"].applier.flush()
             with closing(sqlite3.connect(tmp_path / "s2.db")) as connection, connection:
                 connection.execute("DELETE FROM rows WHERE key = 'a'")
 
@@ -405,6 +420,7 @@ async def test_a_copy_that_differs_is_not_taken(cluster: Cluster, tmp_path: Path
 
 async def test_a_damaged_row_is_not_carried_on(cluster: Cluster, tmp_path: Path):
     await cluster.ask("s1", Put(1, "a", b"1"))
+    await cluster.stores["s1"].applier.flush()
     with closing(sqlite3.connect(tmp_path / "s1.db")) as connection, connection:
         connection.execute("UPDATE rows SET body = x'00' WHERE key = 'a'")
     move_id = cluster.plan("a")
@@ -428,15 +444,15 @@ async def test_pages_are_bounded_by_rows_and_by_bytes_and_none_is_lost(tmp_path:
         await cluster.move(spare=range(PARTITIONS))
         assert len(pages) > 30
         assert [await cluster.value("s2", key) for key in keys] == [key.encode() * 3 for key in keys]
-        assert cluster.stores["s2"].snapshot().keys == 100
+        assert cluster.stores["s2"].inspection.snapshot().keys == 100
 
 
 async def test_a_map_that_is_older_changes_nothing(cluster: Cluster):
     old = cluster.map
     await cluster.move("a")
-    view = cluster.stores["s1"].handover.view
-    assert not await cluster.stores["s1"].adopt(old)
-    assert cluster.stores["s1"].handover.view == view
+    view = cluster.stores["s1"].partitions.view
+    assert not await cluster.stores["s1"].partitions.adopt(old)
+    assert cluster.stores["s1"].partitions.view == view
     assert view != View()
 
 
@@ -446,7 +462,7 @@ async def test_a_decision_that_was_dropped_elsewhere_is_not_remembered_here(clus
     await cluster.stores["s2"].ask(DropDecisions([SECOND], at("a")))
     await cluster.move("a", to="s1")
     assert (await cluster.ask("s1", Ask(2, "a", SECOND))).state == "gone"
-    assert cluster.stores["s1"].snapshot().decisions == 0
+    assert cluster.stores["s1"].inspection.snapshot().decisions == 0
 
 
 async def test_rows_are_given_to_others_by_their_owner_only(cluster: Cluster):
@@ -459,14 +475,14 @@ async def test_what_comes_after_the_comparison_is_compared_again(cluster: Cluste
     move_id = cluster.plan("a")
     await cluster.spread()
     assert (await cluster.carry(move_id)).step == "done"
-    fenced = await cluster.stores["s1"].fence(move_id)
+    fenced = await cluster.stores["s1"].partitions.freeze(move_id)
     store = cluster.stores["s2"]
-    await store.complete(move_id, fenced, [])
+    await store.migration.complete(move_id, fenced, [])
     other = next(key for key in map(str, range(10_000)) if at(key) == at("a"))
     row = ("value", other, at("a"), 1, 0, b"x", None, checksum("value", other, 1, 0, b"x"))
-    await store.take(move_id, [row])
+    await store.migration.take(move_id, [row])
     with pytest.raises(Conflict, match="differs"):
-        await store.complete(move_id, fenced, [])
+        await store.migration.complete(move_id, fenced, [])
 
 
 # --- any order of changes ---------------------------------------------------------------------------------------------
@@ -521,4 +537,4 @@ async def test_whatever_happens_between_the_steps_the_shards_say_what_a_dictiona
                 assert list(answers.values()).count(421) == 1, "one shard answers"
                 found[key] = answers[cluster.owner(key)]
             assert {key: value for key, value in found.items() if value is not None} == model
-            assert sum(store.snapshot().keys for store in cluster.stores.values()) == len(model)
+            assert sum(store.inspection.snapshot().keys for store in cluster.stores.values()) == len(model)

@@ -11,7 +11,8 @@ from kvstore.errors import Unavailable
 from kvstore.protocol import Attempt, Get, Prepare, Step
 from kvstore.shard import recovery
 from kvstore.shard.recovery import Recovery
-from tests.unit.storage.rig import Sink, asked, next_id, opened, until
+from kvstore.store.store import Store
+from tests.unit.store.rig import Sink, asked, next_id, opened, until
 
 
 class Away:
@@ -41,8 +42,17 @@ async def test_attempts_that_wait_for_a_shard_that_is_away_do_not_stand_before_o
         rounds = asyncio.create_task(at_work.run())
         try:
             assert (await reading.answer()).status == 404
-            assert len(store._holds) == stuck
+            assert len(store.tables.holds) == stuck
         finally:
             rounds.cancel()
             await asyncio.gather(rounds, return_exceptions=True)
             await at_work.close()
+
+
+async def test_a_store_that_was_closed_before_its_first_commit_opens_again(tmp_path: Path) -> None:
+    limits = Limits(disk_reserve_bytes=1, log_segment_bytes=4 << 20)
+    for _ in range(2):
+        fatal: list[BaseException] = []
+        store = await Store.open(tmp_path / "s1.db", limits, "s1", 64, fatal.append)  # type: ignore[arg-type]
+        await store.close()
+        assert fatal == []

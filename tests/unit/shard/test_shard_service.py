@@ -13,9 +13,10 @@ import msgspec
 import pytest
 
 from kvstore.config import Limits
+from kvstore.errors import ForeignData, from_problem
 from kvstore.metrics import ShardStats
 from kvstore.placement import partition_set
-from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.placement.cluster_map import ClusterMap, Member, Strike
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Acquire,
@@ -31,12 +32,14 @@ from kvstore.protocol import (
     Scan,
     Stats,
 )
+from kvstore.shard import service as service_module
 from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.service import ShardService
-from kvstore.storage.store import Store
+from kvstore.store.store import Store
 
 PARTITIONS = 64
+LIMITS = Limits(log_segment_bytes=4 << 20)
 store_ids: dict[str, str] = {}
 ALL = b"\xff" * (PARTITIONS // 8)
 
@@ -81,12 +84,12 @@ class Shard:
 @pytest.fixture
 async def shard(tmp_path: Path) -> AsyncIterator[Shard]:
     fatal: list[BaseException] = []
-    store = await Store.open(tmp_path / "s1.db", Limits(), "s1", PARTITIONS, fatal.append)  # type: ignore[arg-type]
-    store_ids["s1"] = store.database.identity.store_id
+    store = await Store.open(tmp_path / "s1.db", LIMITS, "s1", PARTITIONS, fatal.append)  # type: ignore[arg-type]
+    store_ids["s1"] = store.identity.store_id
     async with aiohttp.ClientSession() as session:
-        peers = Peers(store, Limits(), session)
-        receiver = Receiver("s1", store, peers, Limits())
-        yield Shard(ShardService("s1", store, receiver))
+        peers = Peers(store, LIMITS, session)
+        receiver = Receiver("s1", store, peers, LIMITS)
+        yield Shard(ShardService("s1", store, receiver, LIMITS))
         await receiver.close()
         await peers.close()
     await store.close()
@@ -109,7 +112,7 @@ async def test_each_request_is_answered_under_its_id(shard: Shard) -> None:
     assert (explained.id, explained.epoch, explained.facts["version"]) == (15, 3, 1)
     stats = await shard.ask(Stats(16))
     assert (stats.id, stats.facts["keys"]) == (16, 1)
-    assert set(stats.facts) == {*ShardStats.__struct_fields__, "attempts", "attempts_floor"}
+    assert set(stats.facts) == {*ShardStats.__struct_fields__, "attempts", "attempts_floor", "clock"}
     assert await shard.ask(Delete(17, "a")) == Answer(17, 204, 2)
     assert (await shard.ask(Get(18, "a"))).status == 404
 
@@ -126,8 +129,8 @@ async def test_a_partition_that_stays_keeps_its_arrival_and_one_that_comes_back_
     seen = []
     for epoch, cluster_map in enumerate((all_mine(1), without("moved", 2), all_mine(3), all_mine(4)), start=1):
         await shard.service.follow(cluster_map)
-        assert shard.service.store.epoch == epoch
-        seen.append(list(shard.service.store.arrivals))
+        assert shard.service.store.served.epoch == epoch
+        seen.append(list(shard.service.store.served.generations))
     for partition in range(PARTITIONS):
         arrivals = [arrivals[partition] for arrivals in seen]
         if partition == moved:
@@ -150,22 +153,31 @@ async def test_a_key_of_another_shard_is_refused_with_the_epoch_that_says_so(sha
     assert (await shard.ask(Put(2, "a", b"1"))).status == 201
 
 
-async def test_a_shard_that_has_left_answers_until_nobody_asks_and_a_member_ends_at_once(shard: Shard) -> None:
+async def test_a_shard_that_has_left_answers_until_nobody_asks_and_a_member_ends_at_once(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loop = asyncio.get_running_loop()
     await shard.service.follow(all_mine(1))
-    began_s = loop.time()
-    await shard.service.farewell()
-    assert loop.time() - began_s < 0.1
+    with monkeypatch.context() as patched:
+        patched.setattr(service_module, "_QUIET_S", 3600.0)
+        patched.setattr(service_module, "_FAREWELL_S_MAX", 3600.0)
+        async with asyncio.timeout(60):
+            await shard.service.farewell()
     gone = make_map(2, lambda _: 0)
     await shard.service.follow(msgspec.structs.replace(gone, members=gone.members[1:]))
     farewell = asyncio.create_task(shard.service.farewell())
+    asked_s = loop.time()
     for _ in range(8):
         await asyncio.sleep(0.1)
+        has_ended = farewell.done()
+        if loop.time() - asked_s >= 0.5:
+            break  # a machine so busy that this test was the one that left it alone for so long
+        assert not has_ended
+        asked_s = loop.time()
         assert (await shard.ask(Put(0, "a", b"1"))).status == 421
-        assert not farewell.done()
-    last_s = loop.time()
-    await farewell
-    assert 0.4 < loop.time() - last_s < 1.5
+    async with asyncio.timeout(60):
+        await farewell
+    assert loop.time() - asked_s > 0.4
 
 
 async def test_what_is_left_of_a_partition_that_went_is_neither_listed_nor_counted(shard: Shard) -> None:
@@ -181,8 +193,8 @@ async def test_a_count_across_a_change_of_ownership_is_of_what_stayed(shard: Sha
     await shard.service.follow(all_mine(1))
     for key in ("a", "b"):
         await shard.ask(Put(1, key, b"1"))
-    database: Any = shard.service.store.database
-    original, arrived, may_go_on = database.scan, asyncio.Event(), asyncio.Event()
+    engine: Any = shard.service.store.tables.engine
+    original, arrived, may_go_on = engine.scan, asyncio.Event(), asyncio.Event()
 
     async def scan(*args: Any) -> Any:
         page = await original(*args)
@@ -190,7 +202,7 @@ async def test_a_count_across_a_change_of_ownership_is_of_what_stayed(shard: Sha
         await may_go_on.wait()
         return page
 
-    database.scan = scan
+    engine.scan = scan
     counting = shard.begin(Count(9, ""))
     await arrived.wait()
     await shard.service.follow(without("a", 2))
@@ -207,7 +219,7 @@ async def test_a_request_that_fails_for_whatever_reason_is_answered(
     async def fail(*_: Any) -> Any:
         raise sqlite3.OperationalError("disk I/O error")
 
-    shard.service.store.database.scan = fail  # type: ignore[method-assign]
+    shard.service.store.tables.engine.scan = fail  # type: ignore[method-assign]
     for request in (Scan(5, "", "", 10), Count(6, "")):
         answer = await shard.ask(request)
         assert (answer.id, answer.status, answer.problem["code"]) == (request.id, 500, "internal")
@@ -218,9 +230,53 @@ async def test_a_request_that_fails_for_whatever_reason_is_answered(
 async def test_a_damaged_value_in_a_listing_is_answered_as_such(shard: Shard) -> None:
     await shard.service.follow(all_mine(1))
     await shard.ask(Put(1, "bad", b"1"))
-    connection = sqlite3.connect(shard.service.store.database.path)
+    await shard.service.store.applier.flush()
+    connection = sqlite3.connect(shard.service.store.path)
     with connection:
         connection.execute("UPDATE rows SET body = x'00'")
     connection.close()
     answer = await shard.ask(Scan(2, "", "", 10, True))
     assert (answer.id, answer.status, answer.problem["code"]) == (2, 500, "data-corrupt")
+
+
+# --- strikes ----------------------------------------------------------------------------------------------------------
+
+
+class Asker:
+    """Asks by a map whose last strike is that one."""
+
+    closed = False
+
+    def __init__(self, strike: int) -> None:
+        self.strike = strike
+        self.replies: list[Any] = []
+
+    def send(self, reply: Any) -> None:
+        self.replies.append(reply)
+
+
+def struck(epoch: int, *epochs: int, store_id: str = "lost") -> ClusterMap:
+    strikes = [Strike(shard="s9", store_id=store_id, epoch=each, partitions=[], opened=each + 1) for each in epochs]
+    return msgspec.structs.replace(all_mine(epoch), strikes=strikes)
+
+
+@pytest.mark.parametrize("strike", [0, 3, 9])
+async def test_who_follows_another_strike_is_refused_and_nothing_is_executed(shard: Shard, strike: int) -> None:
+    await shard.service.follow(struck(5, 3, 4))
+    asker = Asker(strike)
+    requests = [Put(1, "a", b"1"), Get(2, "a"), Scan(3, "", "", 10), Inspect(4, "a"), Explain(5, "a")]
+    for request in requests:
+        shard.service.handle(request, asker)
+    assert [(reply.id, reply.status) for reply in asker.replies] == [(request.id, 421) for request in requests]
+    assert {from_problem(reply.problem).members["epoch"] for reply in asker.replies} == {5}
+    known = Asker(4)
+    shard.service.handle(Get(6, "a"), known)
+    while not known.replies:
+        await asyncio.sleep(0.001)
+    assert known.replies[0].status == 404
+
+
+async def test_a_shard_that_was_given_up_follows_no_map_that_says_so(shard: Shard) -> None:
+    ours = shard.service.store.identity.store_id
+    with pytest.raises(ForeignData, match="refused for ever"):
+        await shard.service.follow(struck(5, 3, store_id=ours))

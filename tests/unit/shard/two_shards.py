@@ -20,10 +20,11 @@ from kvstore.placement.ring import partition_of
 from kvstore.protocol import Fence, Get, Progress, Pull, Receive, Reply
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.service import ShardService
-from kvstore.storage.store import Store
+from kvstore.store.store import Store
 
 PARTITIONS = 64
 IDS = ("s1", "s2")
+_SMALL = {"disk_reserve_bytes": 1, "expiry_sweep_s": 3600.0, "log_segment_bytes": 4 << 20}
 
 
 def at(key: str) -> int:
@@ -41,7 +42,7 @@ class Sink:
         self.replies.append(reply)
 
     async def reply(self) -> Any:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not self.replies:
                 await asyncio.sleep(0.002)
         return self.replies[0]
@@ -92,7 +93,7 @@ class Cluster:
 
     def __init__(self, folder: Path, **limits: Any) -> None:
         self._folder = folder
-        self._limits = Limits(**{"disk_reserve_bytes": 1, "expiry_sweep_s": 3600.0, **limits})
+        self._limits = Limits(**{**_SMALL, **limits})
         self.stores: dict[str, Store] = {}
         self._services: dict[str, ShardService] = {}
         self._receivers: dict[str, Receiver] = {}
@@ -106,7 +107,7 @@ class Cluster:
         store = await Store.open(path, self._limits, shard_id, PARTITIONS, _fatal)
         receiver = Receiver(shard_id, store, _Peers(self, shard_id), self._limits)  # type: ignore[arg-type]
         self.stores[shard_id], self._receivers[shard_id] = store, receiver
-        self._services[shard_id] = ShardService(shard_id, store, receiver)
+        self._services[shard_id] = ShardService(shard_id, store, receiver, self._limits)
 
     async def stop(self, shard_id: str) -> None:
         await self._receivers[shard_id].close()
@@ -123,7 +124,7 @@ class Cluster:
         for shard_id in IDS:
             await self.start(shard_id)
         members = [
-            Member(id=shard_id, url=f"http://{shard_id}", store_id=store.database.identity.store_id)
+            Member(id=shard_id, url=f"http://{shard_id}", store_id=store.identity.store_id)
             for shard_id, store in self.stores.items()
         ]
         self.map = msgspec.structs.replace(self.map, members=members)

@@ -149,6 +149,7 @@ class _Net:
     """Stands in for the router's service, and for the stores that a recovery talks to."""
 
     partitions = PARTITIONS
+    epoch = 0
 
     def __init__(self, owners: Owners) -> None:
         self.owners = dict(owners)
@@ -211,7 +212,7 @@ class _FixedStamps(Stamps):
         self._now_us = now_us
         self._left = attempts_max
 
-    def draw(self, now_us: int, start: int = 0) -> Attempt:
+    def draw(self, now_us: int, start: int = 0, epoch: int = 0) -> Attempt:
         self._left -= 1
         if not self._left:
             _loop.pass_time(1.5 * _TIMEOUT_S)
@@ -258,6 +259,7 @@ class _Asking(Recovery):
         self._own = own
         self._store = self  # type: ignore[assignment]
         self._peers = self  # type: ignore[assignment]
+        self.undecided = self
         self._decision = decision
         self._played = played
 

@@ -22,9 +22,9 @@ import msgspec
 
 from kvstore.errors import from_problem
 from kvstore.protocol import Abort, Answer, Finish, Forget
-from kvstore.storage.batch import EndLockWaits
-from kvstore.storage.leases import LeaseBody
 from kvstore.storage.rows import LEASE, VALUE
+from kvstore.store.leases import LeaseBody
+from kvstore.store.ops import EndLockWaits
 from tests.unit.transactions.actors import LOST, Coordinating, Owners, Played, Role, Told, play
 from tests.unit.transactions.serial import Cell, Op, Txn
 from tests.unit.transactions.world import Address, Holding, Noted, Sink, Store, Violation, at, canonical

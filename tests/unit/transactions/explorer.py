@@ -17,7 +17,7 @@ from itertools import permutations
 from typing import Any, NamedTuple
 
 from kvstore.protocol import Abort, Ask, Finish, Forget, Get, Outcome, ReadLock, ReadUnlock, Release, Transact
-from kvstore.storage.participant import DropDecisions
+from kvstore.store.ops import DropDecisions
 from tests.unit.transactions.actors import LOST, UNSENT, Finishing, Owners, Resolving
 from tests.unit.transactions.cluster import FAULTS, UNKNOWN, Cluster, Message, Position, Scenario
 from tests.unit.transactions.serial import Cell, Done, Forgotten, Model, Op, Txn, is_explained

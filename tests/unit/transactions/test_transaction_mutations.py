@@ -1,7 +1,7 @@
 """Each rule of transactions, taken out: then the explorer finds a story that ends badly.
 
-A rule that no test misses is either not tested or not needed. Below, each rule of design.md (sections 4, 5 and 6) is
-taken out alone, by replacing one function, and one scenario of `scenarios` has to show it.
+A rule that no test misses is either not tested or not needed. Below, each rule of kvstore/DESIGN.md (sections 4, 5,
+6) is taken out alone, by replacing one function, and one scenario of `scenarios` has to show it.
 
 What is not here, and why:
 - "Decide names the anchor's vote", "a tombstone drops the anchor's intent", "tombstones are looked for in the batch
@@ -34,13 +34,19 @@ from kvstore.errors import KvError, OutcomeUnknown, Unavailable
 from kvstore.protocol import Acquire, Answer, Ask, Attempt, Commit, Finish, Outcome, Prepare, ReadUnlock, Release
 from kvstore.router.aftermath import Aftermath
 from kvstore.router.coordinator import Coordinator
-from kvstore.storage import batch as batch_module
-from kvstore.storage import participant
-from kvstore.storage.batch import Batch
-from kvstore.storage.changes import Changes
-from kvstore.storage.leases import ExpireLease, refusal
-from kvstore.storage.participant import Participant
-from kvstore.storage.replies import Replies
+from kvstore.store import batch as batch_module
+from kvstore.store import ops, outcomes, participant
+from kvstore.store.batch import Batch
+from kvstore.store.idempotency import Idempotency
+from kvstore.store.lock_waits import LockWaits
+from kvstore.store.ops import ExpireLease
+from kvstore.store.outcomes import Outcomes
+from kvstore.store.ownership import Ownership
+from kvstore.store.participant import Participant
+from kvstore.store.read_locks import ReadLocks
+from kvstore.store.refusals import refusal
+from kvstore.store.txn_steps import TxnSteps
+from kvstore.store.write_set import Changes
 from kvstore.transactions import locks
 from kvstore.transactions.attempts import Stamps
 from kvstore.transactions.locks import LockTable
@@ -77,7 +83,7 @@ def _patched(patch: pytest.MonkeyPatch, where: Any, name: str, change: Callable[
 
 
 def _keys_are(patch: pytest.MonkeyPatch, keys_of: Callable[[Any], set[str]]) -> None:
-    for module in (participant, batch_module):
+    for module in (participant, ops):
         patch.setattr(module, "keys_of", lambda op: sorted(keys_of(op)))
 
 
@@ -98,9 +104,9 @@ def a_commit_does_not_wait_for_locks(patch: pytest.MonkeyPatch) -> None:
             if not isinstance(queued.op, Commit):
                 return gather(self, queued)
             try:
-                return self._changes.answer(queued.sink, self._part.commit(queued.op))
+                return self.changes.answer(queued.sink, self.part.commit(queued.op))
             except KvError as error:
-                return self._give_up(queued, error)
+                return self.waits.give_up(queued, error)
 
         return changed
 
@@ -131,7 +137,7 @@ def expiry_does_not_wait_for_an_intent(patch: pytest.MonkeyPatch) -> None:
 
 @shown_by("a leased key is written by a transaction without the token")
 def a_transaction_does_not_look_for_leases(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Participant, "_locked", lambda *_: None)
+    patch.setattr(TxnSteps, "locked", lambda *_: None)
 
 
 # --- "Version = 1 + the highest vote"; "an intent is applied only if its own vote is below" ---------------------------
@@ -160,13 +166,13 @@ def the_clock_does_not_move_with_a_key(patch: pytest.MonkeyPatch) -> None:
 
 def _on_commit_sees(patch: pytest.MonkeyPatch, sees: Callable[[Any, int], tuple[Any, int]]) -> None:
     def change(on_commit: Any) -> Any:
-        def changed(decision: Any, stamp: int, floor: int) -> Any:
+        def changed(decision: Any, stamp: int, floor: int, *more: Any) -> Any:
             decision, floor = sees(decision, floor)
-            return on_commit(decision, stamp, floor)
+            return on_commit(decision, stamp, floor, *more)
 
         return changed
 
-    _patched(patch, participant, "on_commit", change)
+    _patched(patch, outcomes, "on_commit", change)
 
 
 @shown_by("somebody asks before the commit has arrived")
@@ -187,11 +193,11 @@ def _unless(decision: Any, outcome: str) -> Any:
 def a_commit_that_waited_does_not_look_for_a_tombstone_again(patch: pytest.MonkeyPatch) -> None:
     def change(commit: Any) -> Any:
         def changed(self: Any, op: Commit) -> Any:
-            self.settled = lambda _: None
+            self._outcomes.settled = lambda _: None
             try:
                 return commit(self, op)
             finally:
-                del self.settled
+                del self._outcomes.settled
 
         return changed
 
@@ -201,17 +207,18 @@ def a_commit_that_waited_does_not_look_for_a_tombstone_again(patch: pytest.Monke
 @shown_by("two transactions over two keys in opposite order")
 def a_refused_commit_leaves_no_tombstone(patch: pytest.MonkeyPatch) -> None:
     def give_up(self: Any, queued: Any, error: KvError) -> None:
-        self._release(queued)
+        self.release(queued)
         self._changes.answer(queued.sink, refusal(queued.op.id, error))
 
-    patch.setattr(Batch, "_give_up", give_up)
+    patch.setattr(LockWaits, "give_up", give_up)
 
 
 @shown_by("the same request again, very late")
 def a_commit_that_is_answered_with_a_kept_reply_leaves_no_tombstone(patch: pytest.MonkeyPatch) -> None:
     def change(commit: Any) -> Any:
         def changed(self: Any, op: Commit) -> Any:
-            repeated = self._repeated(op.id, op.key, op.once) if self.settled(op) is None else None
+            outcomes = self._outcomes
+            repeated = outcomes.repeated(op.id, op.key, op.once) if outcomes.settled(op) is None else None
             return repeated or commit(self, op)
 
         return changed
@@ -273,7 +280,7 @@ def _is_done_by_anybody(patch: pytest.MonkeyPatch, kind: type) -> None:
     def change(foreign: Any) -> Any:
         return lambda self, op, keys: None if isinstance(op, kind) else foreign(self, op, keys)
 
-    _patched(patch, Batch, "_foreign", change)
+    _patched(patch, Ownership, "foreign", change)
 
 
 @shown_by("a key of the anchor's store moves")
@@ -289,7 +296,7 @@ def who_asks_is_told_aborted_without_a_tombstone(patch: pytest.MonkeyPatch) -> N
     def change(on_ask: Any) -> Any:
         return lambda *known: "aborted" if on_ask(*known) == "abort" else on_ask(*known)
 
-    _patched(patch, participant, "on_ask", change)
+    _patched(patch, outcomes, "on_ask", change)
 
 
 @shown_by("a key moves while its transaction runs")
@@ -325,7 +332,7 @@ def a_commit_at_the_floor_is_answered_aborted(patch: pytest.MonkeyPatch) -> None
     def change(on_commit: Any) -> Any:
         return lambda *known: "aborted" if on_commit(*known) == "gone" else on_commit(*known)
 
-    _patched(patch, participant, "on_commit", change)
+    _patched(patch, outcomes, "on_commit", change)
 
 
 @shown_by("a commit repeated after its decision was dropped")
@@ -344,7 +351,9 @@ def a_router_tries_again_when_its_commit_is_gone(patch: pytest.MonkeyPatch) -> N
 
 @shown_by("a commit repeated after its decision was dropped, and a late duplicate asked about")
 def an_ask_at_the_floor_writes_a_tombstone(patch: pytest.MonkeyPatch) -> None:
-    _patched(patch, participant, "on_ask", lambda on_ask: lambda decision, stamp, floor: on_ask(decision, stamp, 0))
+    _patched(
+        patch, outcomes, "on_ask", lambda on_ask: lambda decision, stamp, _, *more: on_ask(decision, stamp, 0, *more)
+    )
 
 
 @shown_by("a key moves and decisions are dropped")
@@ -360,7 +369,7 @@ def the_floor_does_not_move_with_a_key(patch: pytest.MonkeyPatch) -> None:
 
 @shown_by("a router that tries again over three stores")
 def a_retry_has_the_id_of_the_first_try(patch: pytest.MonkeyPatch) -> None:
-    def draw(self: Any, now_us: int, start: int = 0) -> Attempt:
+    def draw(self: Any, now_us: int, start: int = 0, epoch: int = 0) -> Attempt:
         self._last = start or max(self._last + 1, now_us)
         return Attempt(self._last, self._last, self._router)
 
@@ -406,7 +415,9 @@ def only_those_in_conflict_count(patch: pytest.MonkeyPatch) -> None:
 
 @shown_by("two transactions over three keys of three stores in opposite order")
 def also_who_holds_something_may_wait_behind_anybody(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Batch, "_is_first", lambda self, queued, key: isinstance(queued.op, Prepare) and not queued.gathered)
+    patch.setattr(
+        LockWaits, "is_first", lambda self, queued, key: isinstance(queued.op, Prepare) and not queued.gathered
+    )
 
 
 # --- "The release confirms that every lock was still the same one, ownership included" --------------------------------
@@ -421,15 +432,15 @@ def the_release_of_read_locks_is_always_confirmed(patch: pytest.MonkeyPatch) -> 
 
         return changed
 
-    _patched(patch, Participant, "unlock_reads", change)
+    _patched(patch, ReadLocks, "unlock", change)
 
 
 @shown_by("a reading transaction while a key moves")
 def the_release_of_read_locks_is_confirmed_by_anybody(patch: pytest.MonkeyPatch) -> None:
     def change(enter: Any) -> Any:
         def changed(self: Any, op: Any, sink: Any) -> None:
-            if isinstance(op, ReadUnlock) and self._foreign(op, op.keys) is not None:
-                self._changes.answer(sink, Answer(op.id, 200))
+            if isinstance(op, ReadUnlock) and self.ownership.foreign(op, op.keys) is not None:
+                self.changes.answer(sink, Answer(op.id, 200))
             else:
                 enter(self, op, sink)
 
@@ -441,17 +452,14 @@ def the_release_of_read_locks_is_confirmed_by_anybody(patch: pytest.MonkeyPatch)
 @shown_by("a reading transaction while a key moves there and back again")
 def read_locks_outlive_the_partition_that_they_are_in(patch: pytest.MonkeyPatch) -> None:
     def forget(forget: Any) -> Any:
-        def without_readers(self: Participant, *args: Any) -> None:
-            readers, self._holds.readers = self._holds.readers, {}
-            forget(self, *args)
-            self._holds.readers = readers
-            for reader in readers.values():
+        def without_readers(self: ReadLocks, *args: Any) -> None:
+            for reader in self._holds.readers.values():
                 for key, identity in reader.keys.items():
                     self._unlock(key, identity)
 
         return without_readers
 
-    _patched(patch, Participant, "forget", forget)
+    _patched(patch, ReadLocks, "forget", forget)
 
 
 @shown_by("two reading transactions and a restart")
@@ -472,12 +480,12 @@ def a_read_does_not_wait_for_an_intent(patch: pytest.MonkeyPatch) -> None:
 
 @shown_by("the same request twice")
 def a_kept_reply_is_not_looked_for(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Participant, "_repeated", lambda *_: None)
+    patch.setattr(Outcomes, "repeated", lambda *_: None)
 
 
 @shown_by("a reply outlives a participant that is dead")
 def a_reply_goes_before_its_decision(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Replies, "_must_stay", lambda self, kept: False)
+    patch.setattr(Idempotency, "_must_stay", lambda self, kept: False)
 
 
 # --- who gives up -----------------------------------------------------------------------------------------------------
@@ -486,11 +494,10 @@ def a_reply_goes_before_its_decision(patch: pytest.MonkeyPatch) -> None:
 @shown_by("several wait for a lock when their time is over")
 def who_is_refused_may_be_granted_the_lock_all_the_same(patch: pytest.MonkeyPatch) -> None:
     def leave_queue(self: Any, key: str, queued: Any, error: KvError) -> None:
-        granted = self._locks.leave(key, queued)
-        self._granted.extend(batch_module._Granted(key, *next_one) for next_one in granted)
-        self._give_up(queued, error)
+        self._ready.leave(key, queued)
+        self.give_up(queued, error)
 
-    patch.setattr(Batch, "_leave_queue", leave_queue)
+    patch.setattr(LockWaits, "leave_queue", leave_queue)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.change.__name__)

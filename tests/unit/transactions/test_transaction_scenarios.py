@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from kvstore.protocol import Abort, Answer, Attempt, Commit, Finish, Once, Prepare, Reply, Vote
-from kvstore.storage.batch import WriteOp
+from kvstore.store.ops import WriteOp
 from tests.unit.transactions.cluster import Scenario
 from tests.unit.transactions.explorer import explore
 from tests.unit.transactions.scenarios import SCENARIOS, TWO, txn

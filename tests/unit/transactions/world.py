@@ -2,7 +2,7 @@
 
 A store here is what `storage.store` and `storage.sqlite` make of a batch, without time and disk: rows in memory, and
 the real Batch, LockTable and Holds. Each `run` is one batch, durable and visible at once. It can die and be opened
-anew from its rows, and a partition can move to another one, as design.md, section 6, says.
+anew from its rows, and a partition can move to another one, as kvstore/DESIGN.md, section 6, says.
 
 A store is a plain object that can be pickled, so that an explorer may go back to an earlier one. `canonical` says
 which two are the same: what they can never show, such as sequences and the numbers of identities, does not count.
@@ -18,11 +18,10 @@ import msgspec
 
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Attempt, Reply
-from kvstore.storage.batch import Batch, Expire, Locks, WriteOp
-from kvstore.storage.changes import Before, Context
-from kvstore.storage.leases import ExpireLease
-from kvstore.storage.participant import EndReads
 from kvstore.storage.rows import DECISION, LEASE, REPLY, VALUE, Clock, Row
+from kvstore.store.batch import Batch
+from kvstore.store.ops import EndReads, Expire, ExpireLease, Locks, WriteOp
+from kvstore.store.write_set import Before, Context
 from kvstore.transactions.decisions import Decision, decode_decision
 from kvstore.transactions.intents import Holds, State
 from kvstore.transactions.locks import Identity, LockTable
@@ -129,20 +128,20 @@ class Store:
         return self._commit(batch)
 
     def _commit(self, batch: Batch) -> list[tuple[Address, Reply]]:
-        for (kind, key), row in batch.changed.items():
+        for (kind, key), row in batch.changes.rows.items():
             before = self.rows.get((kind, key))
             changed = before is None or (before.body, before.expires_at_ms) != (row.body, row.expires_at_ms)
             if before is not None and kind in (VALUE, LEASE) and row.version < before.version + changed:
                 raise Violation(f"{kind} {key!r}: version {row.version} after {before.version}")
-        self.rows.update(batch.changed)
-        self.clock = batch.clock
-        for lease in batch.started:
+        self.rows.update(batch.changes.rows)
+        self.clock = batch.changes.clock
+        for lease in batch.leases.started:
             self.locks.start(lease, self.late * LATER_S)
-        for attempt, partition, committed in batch.decided:
+        for attempt, partition, committed in batch.outcomes.decided:
             self.noted[attempt] = Noted(partition, not committed)
-        for attempt in batch.dropped:
+        for attempt in batch.outcomes.dropped:
             self.noted.pop(attempt, None)
-        return [(sink.address, reply) for sink, reply in batch.answers if isinstance(sink, Sink)]
+        return [(sink.address, reply) for sink, reply in batch.changes.answers if isinstance(sink, Sink)]
 
     def acknowledge(self, attempts: Iterable[Attempt]) -> None:
         for attempt in attempts:
@@ -237,7 +236,14 @@ def canonical(store: Store, exact: bool) -> Any:
     return _form(store, None if exact else {})
 
 
-_SILENT = {"Hold": {"_sink"}, "ReadHold": {"sink"}, "Store": {"arrived"}}
+_SILENT = {
+    "Hold": {"_sink"},
+    "Holds": {"undo"},
+    "Lease": {"granted_to"},
+    "LockTable": {"undo"},
+    "ReadHold": {"sink"},
+    "Store": {"arrived"},
+}
 _SILENT_UNLESS_EXACT = {"LockTable": {"_count", "_opening"}, "Store": {"arrived", "openings"}}
 
 

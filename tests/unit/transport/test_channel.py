@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+import resource
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -15,10 +19,13 @@ from kvstore.config import Limits
 from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable
 from kvstore.protocol import (
     Answer,
+    Attempt,
     Delete,
     Facts,
     Get,
+    Look,
     Put,
+    ReadLock,
     Request,
     Scan,
     Stats,
@@ -26,10 +33,12 @@ from kvstore.protocol import (
     decode_requests,
     encode_frame,
 )
+from kvstore.transport import channel as channel_module
 from kvstore.transport.channel import Channel, Connection
+from loadtest.processes import free_ports
 
 MIB = 1 << 20
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -233,6 +242,30 @@ async def test_past_its_bound_of_bytes_it_refuses_at_once_and_gives_the_bytes_ba
     channel.request(Put(0, "b", b"v" * 6000))
 
 
+async def test_a_get_counts_for_what_gets_brought_lately(far: Any, connect: Any) -> None:
+    channel = await connect(channel_bytes_max=20_000)
+    for number in range(30):
+        future = channel.request(Get(0, "a"))
+        await until(lambda count=number + 1: len(far.requests) == count)
+        await far.send(Answer(far.requests[-1].id, 200, 1, bytes(6000)))
+        await future
+    futures = [channel.request(Get(0, "a")) for _ in range(3)]
+    with pytest.raises(TooManyRequests):
+        channel.request(Get(0, "a"))
+    await until(lambda: len(far.requests) == 33)
+    await far.send(*(Answer(request.id, 200, 1, b"") for request in far.requests[-3:]))
+    await asyncio.gather(*futures)
+    assert channel.bytes_under_way == 0
+
+
+async def test_a_page_of_values_counts_for_the_largest_page(connect: Any) -> None:
+    channel = await connect(channel_bytes_max=10_000, page_bytes_max=6000)
+    channel.request(Scan(0, "", "", 100, True))
+    with pytest.raises(TooManyRequests):
+        channel.request(Scan(0, "", "", 100, True))
+    channel.request(Scan(0, "", "", 100, False))
+
+
 # --- lost connections -------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +380,48 @@ async def test_who_stops_waiting_disturbs_nobody(far: Any, channel: Channel) -> 
     assert channel.ops_under_way == 0
 
 
+# --- what the log says ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_file_left() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_process_that_may_open_no_more_files_says_so_once_and_when_it_is_over(
+    far: Any, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kvstore.transport.channel")
+    with no_file_left():
+        channel = await connect(wait=False)
+        await until(lambda: caplog.text)
+        await asyncio.sleep(0.1)  # several tries more
+        assert not channel.connected
+    await until(lambda: channel.connected)
+    lost, found = caplog.messages
+    assert "Too many open files" in lost
+    assert "raise the limit of open files" in lost
+    assert found == f"shard s1 at {far.url} is reached again"
+
+
+async def test_an_outage_is_told_when_it_lasts_and_not_before(
+    far: Any, connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "kvstore.transport.channel")
+    far.url = f"http://127.0.0.1:{free_ports(1)[0]}"
+    await connect(wait=False)
+    await asyncio.sleep(0.2)
+    assert caplog.messages == []
+    monkeypatch.setattr(channel_module, "_OUTAGE_TOLD_S", 0.0)
+    await until(lambda: caplog.messages)
+    assert caplog.messages[0].startswith(f"shard s1 at {far.url} cannot be reached: ")
+
+
 # --- time-outs --------------------------------------------------------------------------------------------------------
 
 
@@ -408,7 +483,7 @@ class Door:
     """Serves `Connection`, as the shard's process does."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self.connections: list[Connection] = []
         self.handled: list[Request] = []
         self.handle: Callable[[Request, Connection], None] = lambda request, connection: connection.send(
@@ -416,9 +491,9 @@ class Door:
         )
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        socket = web.WebSocketResponse(compress=False, max_msg_size=0)
+        socket = web.WebSocketResponse(compress=False, max_msg_size=self.limits.frame_read_bytes_max)
         await socket.prepare(request)
-        connection = Connection(self._limits)
+        connection = Connection(self.limits)
         self.connections.append(connection)
         await connection.serve(socket, self._on_request)
         return socket
@@ -431,7 +506,8 @@ class Door:
 @pytest.fixture
 async def door() -> AsyncIterator[tuple[Door, aiohttp.ClientWebSocketResponse]]:
     """The shard's end under test, and a bare WebSocket as its router."""
-    door = Door(Limits(frame_bytes_max=10_000))
+    small = {"frame_bytes_max": 10_000, "page_bytes_max": 1, "value_bytes_max": 1, "body_bytes_max": 1}
+    door = Door(Limits(**small, txn_read_bytes_max=1, channel_bytes_max=MIB))
     app = web.Application()
     app.router.add_get("/channel", door.serve)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -462,6 +538,24 @@ async def test_answers_given_in_one_turn_of_the_loop_share_a_frame(door: Any) ->
     assert [reply.id for reply in decode_replies((await socket.receive(WAIT_S)).data)] == [3, 1, 2]
     shard.connections[0].send(Answer(9, 200))
     assert [reply.id for reply in decode_replies((await socket.receive(WAIT_S)).data)] == [9]
+
+
+async def test_a_shard_begins_nothing_while_many_answers_wait_for_a_router_that_does_not_read(door: Any) -> None:
+    shard, socket = door
+    shard.handle = lambda request, connection: connection.send(Answer(request.id, 200, 1, bytes(100_000)))
+    transport = socket._response.connection.transport
+    transport.pause_reading()
+    for number in range(0, 1000, 10):
+        await socket.send_bytes(encode_frame([Get(number + further, "a") for further in range(10)]))
+    seen, same = -1, 0
+    while same < 20:
+        await asyncio.sleep(0.01)
+        seen, same = len(shard.handled), same + 1 if len(shard.handled) == seen else 0
+    assert seen < 500
+    transport.resume_reading()
+    answered = 0
+    while answered < 1000:
+        answered += len(decode_replies((await asyncio.wait_for(socket.receive(), WAIT_S)).data))
 
 
 async def test_answers_too_large_for_one_frame_are_spread_over_several(door: Any) -> None:
@@ -496,7 +590,7 @@ async def test_a_router_that_vanished_without_a_word_is_noticed(door: Any) -> No
     await until(lambda: shard.connections[0].closed)
 
 
-@pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x93\x01\x02\x03", encode_frame([Answer(1, 200)])])
+@pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x93\x01\x02\x03", b"\x91\x91\x01", b"\x91\x92\x01\xa1x"])
 async def test_a_frame_that_is_none_ends_the_connection_and_nothing_of_it_is_handled(door: Any, frame: bytes) -> None:
     shard, socket = door
     await socket.send_bytes(frame)
@@ -505,8 +599,72 @@ async def test_a_frame_that_is_none_ends_the_connection_and_nothing_of_it_is_han
     assert shard.connections[0].closed
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [Look(2, 10**9, "n"), Answer(2, 200), ReadLock(2, Attempt(1, 1, "r"), []), Put(2, "k", b"", -1)],
+    ids=lambda message: type(message).__name__,
+)
+async def test_a_message_out_of_bounds_is_refused_alone(door: Any, bad: Any) -> None:
+    shard, socket = door
+    await socket.send_bytes(encode_frame([Get(1, "a"), bad, Get(3, "b")]))
+    replies: dict[int, Any] = {}
+    async with asyncio.timeout(WAIT_S):
+        while len(replies) < 3:
+            replies.update({reply.id: reply for reply in decode_replies((await socket.receive()).data)})
+    assert {op_id: reply.status for op_id, reply in replies.items()} == {1: 200, 2: 400, 3: 200}
+    assert [request.id for request in shard.handled] == [1, 3]
+
+
+async def test_a_key_that_is_not_utf8_is_refused_alone(door: Any) -> None:
+    shard, socket = door
+    await socket.send_bytes(encode_frame([Get(1, "AAAA"), Get(2, "b")]).replace(b"AAAA", b"\xff\xfe\xfd\xfc"))
+    await until(lambda: shard.handled)
+    assert [request.id for request in shard.handled] == [2]
+
+
+async def test_a_frame_that_is_larger_than_any_message_is_not_read(door: Any) -> None:
+    shard, socket = door
+    largest = shard.limits.frame_read_bytes_max
+    await socket.send_bytes(encode_frame([Put(1, "k", b"x" * (largest // 2))]))
+    await until(lambda: shard.handled)
+    with contextlib.suppress(ConnectionError, aiohttp.ClientError):
+        await socket.send_bytes(encode_frame([Put(2, "k", b"x" * largest)]))
+    await until(lambda: shard.connections[0].closed)
+    assert [request.id for request in shard.handled] == [1]
+
+
+async def test_messages_that_count_little_and_are_large_leave_in_frames_that_the_far_end_reads(
+    far: Any, connect: Any
+) -> None:
+    channel = await connect(frame_bytes_max=10_000)
+    futures = [channel.request(Get(0, f"{number:03}" + "k" * 1000)) for number in range(100)]
+    await until(lambda: len(far.requests) == len(futures))
+    assert [request.key[:3] for request in far.requests] == [f"{number:03}" for number in range(100)]
+    assert max(len(encode_frame(frame)) for frame in far.frames) <= 20_000
+
+
 async def test_text_is_no_frame(door: Any) -> None:
     shard, socket = door
     await socket.send_str("hello")
     assert (await socket.receive(WAIT_S)).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
     assert shard.handled == []
+
+
+# --- strikes ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_strike_is_named_before_what_is_asked_by_it_and_again_on_each_connection(
+    far: Any, connect: Any
+) -> None:
+    channel = await connect()
+    channel.request(Get(0, "before"))
+    channel.name_strike(7)
+    channel.name_strike(7)
+    channel.request(Get(0, "after"))
+    await until(lambda: len(far.requests) == 3)
+    assert [getattr(each, "key", 0) or each.strike for each in far.requests] == ["before", 7, "after"]
+    far.hang_up()
+    await until(lambda: len(far.sockets) == 2 and channel.connected)
+    channel.request(Get(0, "again"))
+    await until(lambda: len(far.requests) == 5)
+    assert [getattr(each, "key", 0) or each.strike for each in far.requests[3:]] == [7, "again"]

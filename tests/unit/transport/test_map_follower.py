@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from kvstore.config import Limits
-from kvstore.errors import ForeignData, Unavailable
+from kvstore.errors import ControllerBehind, ForeignData, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.transport.map_follower import MapFollower
 
@@ -122,10 +122,24 @@ async def test_whatever_answers_in_the_controllers_place_is_waited_out(
 async def test_a_controller_that_is_away_is_said_once_and_its_return_once(
     follower: MapFollower, controller: Controller, caplog: pytest.LogCaptureFixture
 ) -> None:
-    controller.will_answer((500, b"x"), (500, b"x"), (500, b"x"), (200, encoded(2)), (204, b""))
+    controller.will_answer((204, b""), (500, b"x"), (500, b"x"), (500, b"x"), (200, encoded(2)), (204, b""))
     with caplog.at_level(logging.WARNING, logger="kvstore.transport.map_follower"):
         await follow(follower, controller)
     assert ["is away" in record.message for record in caplog.records] == [True, False]
+
+
+@pytest.mark.parametrize(("patience_s", "lines"), [(3600.0, []), (0.0, ["is away", "is back"])])
+async def test_a_controller_that_is_just_being_started_is_worth_a_line_only_if_that_takes_long(
+    controller: Controller, caplog: pytest.LogCaptureFixture, patience_s: float, lines: list[str]
+) -> None:
+    controller.will_answer((500, b"x"), (500, b"x"), (200, encoded(2)), (204, b""))
+    async with aiohttp.ClientSession() as session:
+        limits = Limits(map_poll_s=5.0, reconnect_wait_s_max=0.05)
+        follower = MapFollower(session, controller.url, limits, start_patience_s=patience_s)
+        with caplog.at_level(logging.WARNING, logger="kvstore.transport.map_follower"):
+            await follow(follower, controller)
+    assert len(caplog.records) == len(lines)
+    assert all(word in record.message for word, record in zip(lines, caplog.records, strict=True))
 
 
 async def test_nothing_at_that_address_is_waited_out_too(controller: Controller) -> None:
@@ -146,7 +160,7 @@ async def test_an_announcement_is_repeated_until_it_was_heard(
     follower: MapFollower, controller: Controller, status: int
 ) -> None:
     controller.will_answer((500, b""), (503, b"null"), (502, b"[1]"), (status, b"{}"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await follower.announce("s1", "http://s1", "store", "cluster", 3)
     assert (
         controller.asked
@@ -158,6 +172,21 @@ async def test_who_wants_to_join_says_so(follower: MapFollower, controller: Cont
     controller.will_answer((200, b"{}"))
     await follower.announce("s5", "http://s5", "store", None, 2, join=True)
     assert controller.asked[0]["join"] is True
+
+
+async def test_a_shard_announces_itself_again_as_what_it_is_by_now_to_a_controller_that_lost_its_file(
+    follower: MapFollower, controller: Controller
+) -> None:
+    lost = msgspec.json.encode(ControllerBehind("no map").problem())
+    controller.will_answer((200, b"{}"), (503, lost), (503, lost), (200, b"{}"))
+    await follower.announce("s1", "http://s1", "store", None, 1)
+    following = asyncio.create_task(follower.follow(7, lambda _: None, "c"))
+    async with asyncio.timeout(10):
+        while sum("id" in each for each in controller.asked) < 2:
+            await asyncio.sleep(0.005)
+    following.cancel()
+    again = [each for each in controller.asked if "id" in each][1]
+    assert (again["cluster_id"], again["epoch"]) == ("c", 7)
 
 
 async def test_a_refused_announcement_ends_in_the_reason(follower: MapFollower, controller: Controller) -> None:

@@ -1,0 +1,55 @@
+"""The page's files: what a router serves at `/` to a browser and below `/page/`, from this package.
+
+Owns: the files in `static`, their media types and entity tags; the policy that a browser applies to the page.
+Promises: read once, at the first request; no name leaves the folder, because only names that were found are known.
+The libraries in `static/lib` are whole files of their releases, as `static/lib/manifest.json` names them.
+Leaves to others: HTTP (`router.page`), what the scripts call (the router's public API, nothing else).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+STATIC = Path(__file__).parent / "static"
+INDEX = "index.html"
+BYTES_MAX = 300_000  # of all files together
+
+# Only from here, no inline script or style, no text that becomes markup: `require-trusted-types-for` without a policy
+# turns every assignment to innerHTML into an error, so a key such as <script> cannot be anything but text.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".json": "application/json",
+    ".LICENSE": "text/plain; charset=utf-8",
+}
+
+
+class StaticFile(NamedTuple):
+    """`etag` is quoted."""
+
+    body: bytes
+    media_type: str
+    etag: str
+
+
+@functools.cache
+def static_files() -> dict[str, StaticFile]:
+    """By name, such as `app.js` and `lib/uplot.js`."""
+    found = {}
+    for path in sorted(STATIC.rglob("*")):
+        media_type = _TYPES.get(path.suffix)
+        if media_type is not None and path.is_file():
+            body = path.read_bytes()
+            etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+            found[path.relative_to(STATIC).as_posix()] = StaticFile(body, media_type, etag)
+    return found

@@ -1,0 +1,82 @@
+"""What a process takes from the machine that is neither disk nor network: time, random numbers, tasks.
+
+Owns: the one place that reads clocks, draws random numbers and starts tasks on behalf of a store.
+Promises: `SYSTEM` is the machine itself. A simulator passes another environment with the same methods; code that takes
+an environment asks nothing else for these things.
+Leaves to others: files (`storage.disk`), SQLite (`storage.engine`), sockets (`transport`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Environment:
+    """The machine. Times ending in `_s` are seconds, in `_ms` milliseconds.
+
+    `boot` names this run of the machine, from whose boot on its monotonic clock counts, for all of its processes.
+    """
+
+    def __init__(self) -> None:
+        self.boot = _boot()
+
+    def monotonic_s(self) -> float:
+        """A clock that never jumps."""
+        return time.monotonic()
+
+    def now_ms(self) -> int:
+        """Unix time."""
+        return time.time_ns() // 1_000_000
+
+    def random_hex(self, count: int) -> str:
+        """`count` random bytes as hexadecimal digits."""
+        return secrets.token_hex(count)
+
+    def free_bytes(self, folder: Path) -> int:
+        """Free space on the file system of that folder. Raises OSError."""
+        disk = os.statvfs(folder)
+        return disk.f_bavail * disk.f_frsize
+
+    async def sleep(self, seconds: float) -> None:
+        """Let others run for that long."""
+        await asyncio.sleep(seconds)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run it beside the caller, which keeps the task."""
+        return asyncio.get_running_loop().create_task(work)
+
+    def call_later(self, delay_s: float, function: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
+        """Call the function after that time."""
+        return asyncio.get_running_loop().call_later(delay_s, function, *args)
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Run a blocking function beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(None, function)
+
+    async def wait_for(self, event: Awaitable[Any], seconds: float) -> bool:
+        """Wait for the event, that long at most; whether it came. A caller that is cancelled ends in any case:
+        `asyncio.wait_for` of Python 3.11 forgets that if the event comes in the same turn."""
+        try:
+            async with asyncio.timeout(seconds):
+                await event
+        except TimeoutError:
+            return False
+        return True
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:13]
+    except OSError:
+        return secrets.token_hex(6)  # of this process, then
+
+
+SYSTEM = Environment()

@@ -1,0 +1,72 @@
+"""One sentence that says how the cluster is, and what happens next or what to do.
+
+Owns: the order of importance, and the words.
+Promises: pure; the sentence speaks of the document that it was made from and of nothing else.
+Leaves to others: the document (`service`, `event_documents`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+IN_DOUBT_LONG_S = 15.0
+
+Document = Mapping[str, Any]
+
+
+def advice(document: Document) -> dict[str, str]:
+    """`level` (ok, busy, warning) and `sentence`, from `shards`, `moves`, `wanted`, `in_doubt` of the cluster."""
+    shards: Sequence[Document] = document["shards"]
+    if down := [shard["id"] for shard in shards if shard["state"] == "down"]:
+        return _said("warning", _down(down))
+    if full := [shard["id"] for shard in shards if shard.get("disk_full")]:
+        return _said(
+            "warning",
+            f"The disk of {_names(full)} is nearly full: only deletes are taken there. Free some space on that disk.",
+        )
+    oldest_s = document["in_doubt"]["oldest_s"] or 0.0
+    if oldest_s > IN_DOUBT_LONG_S:
+        return _said(
+            "warning",
+            f"A transaction has been in doubt for {oldest_s:.0f} s: recovery waits for a shard that does not answer. "
+            "Look into the logs of the shards.",
+        )
+    if document["wanted"] is None:
+        return _said("warning", "The controller does not answer: all keys are served, but no shard can join or leave.")
+    if document["moves"]:
+        return _moving(document["moves"])
+    if document["wanted"]:
+        return _said("busy", f"Shard {_names(document['wanted'])} is being started; then its partitions move to it.")
+    if not shards:
+        return _said("warning", "The cluster has no shards yet: start them, and they announce themselves.")
+    return _said("ok", f"All is well: {_count(len(shards), 'shard')} up, every partition has an owner, nothing moves.")
+
+
+def _moving(moves: Sequence[Document]) -> dict[str, str]:
+    partitions = sum(move["partitions"] for move in moves)
+    if waiting := [move for move in moves if move["step"] == "waiting" and move["detail"]]:
+        return _said("warning", f"{_count(partitions, 'partition')} cannot move yet: {waiting[0]['detail']}.")
+    return _said(
+        "busy", f"{_count(partitions, 'partition')} still to move: clients notice nothing, and it ends by itself."
+    )
+
+
+def _down(down: list[str]) -> str:
+    verb = "does" if len(down) == 1 else "do"
+    return (
+        f"Shard {_names(down)} {verb} not answer: its keys cannot be read or written until it is back. "
+        "`kvstore up` starts it again by itself; if it does not come back, its log says why."
+    )
+
+
+def _said(level: str, sentence: str) -> dict[str, str]:
+    return {"level": level, "sentence": sentence}
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,66 @@
+"""A page of a listing as JSON, made in pieces.
+
+Owns: its form.
+Promises: however many bytes the values have, and however many pages are made at once, a turn of the event loop makes
+no more than a piece of one page: `_PIECE_BYTES` or a single item.
+Leaves to others: which items are on the page (`listing`), how much memory pages take (`app`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from kvstore.placement import partition_set
+from kvstore.router.decode import encode_cursor
+from kvstore.router.json_ops import encode_value
+from kvstore.router.listing import Item, Listing
+from kvstore.transport.answers import Turns
+
+_PIECE_BYTES = 65_536
+_PIECE_ITEMS = 500
+
+
+async def encode_page(listing: Listing, values: bool, partial: bool, turns: Turns) -> bytes:
+    """`{"items":[{"key","version"[,"value"|"value_base64"][,"ttl"]}…],"next"[,"missing"]}`.
+
+    The optional members of an item with `values` only, `missing` with `partial` only.
+    """
+    pieces: list[bytes] = []
+    items = iter(listing.items)
+    while True:
+        async with turns:
+            piece = _encode_piece(items, values)
+        if not piece:
+            break
+        pieces.append(piece)
+    async with turns:
+        end = _encode({"next": encode_cursor(listing.last), **missing_members(listing.missing, partial)})
+        return b'{"items":[' + b",".join(pieces) + b"]," + end.removeprefix(b"{") + b"\n"
+
+
+def missing_members(partitions: int, partial: bool) -> dict[str, list[int]]:
+    """What was left out, if that was allowed."""
+    return {"missing": partition_set.listed(partitions)} if partial else {}
+
+
+def _encode_piece(items: Iterator[Item], values: bool) -> bytes:
+    """The next few items; empty at the end."""
+    parts: list[bytes] = []
+    size = 0
+    for key, version, value, ttl_left_ms in items:
+        item: dict[str, Any] = {"key": key, "version": version}
+        if values:
+            item |= encode_value(value or b"")
+            if ttl_left_ms:
+                item["ttl"] = ttl_left_ms / 1000
+        parts.append(_encode(item))
+        size += len(parts[-1])
+        if size >= _PIECE_BYTES or len(parts) >= _PIECE_ITEMS:
+            break
+    return b",".join(parts)
+
+
+_encode = msgspec.json.Encoder().encode

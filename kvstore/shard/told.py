@@ -1,0 +1,84 @@
+"""Telling the controller how far the log has come, and hearing whether it had come further before.
+
+Owns: when the number of the last durable record is told: at the opening, then at most every `told_every_s`, and at an
+orderly stop.
+Promises: a store that has told of more than it has now (an older copy of its files, or a lost log) does not serve: it
+is refused at the opening or, if the controller could not be asked then, as soon as it can.
+Leaves to others: what is kept (the controller), what the log itself proves (`storage.recovery`).
+
+The controller is no part of any write: while it is away, a store opens after `told_timeout_s` and serves, unverified.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import aiohttp
+
+from kvstore.config import Limits
+from kvstore.errors import StoreBehind
+from kvstore.store.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class ToldNumbers:
+    """`is_verified`: the controller has confirmed that this store has told of no more than it has."""
+
+    def __init__(self, session: aiohttp.ClientSession, controller_url: str, limits: Limits) -> None:
+        self._session = session
+        self._url = f"{controller_url.rstrip('/')}/v1/told"
+        self._limits = limits
+        self._told = 0
+        self.is_verified = False
+
+    async def at_opening(self, store_id: str) -> int:
+        """The number that the store has told; 0 if the controller cannot be asked in time."""
+        loop, pause_s = asyncio.get_running_loop(), self._limits.told_timeout_s / 10
+        ends_at = loop.time() + self._limits.told_timeout_s
+        while (left_s := ends_at - loop.time()) > 0:
+            told = await self._tell(store_id, 0, 0, left_s)
+            if told is not None:
+                self.is_verified = True
+                return told
+            await asyncio.sleep(pause_s)
+        log.warning("the controller cannot be asked how far this store had come: it serves unverified")
+        return 0
+
+    async def run(self, store: Store) -> None:
+        """Tell for ever. Raises StoreBehind."""
+        while True:
+            await self.tell(store)
+            await asyncio.sleep(self._limits.told_every_s if self.is_verified else self._limits.told_timeout_s)
+
+    async def tell(self, store: Store) -> None:
+        """Tell what is durable now, if it is news. Raises StoreBehind."""
+        number = store.durable
+        if self.is_verified and number == self._told:
+            return
+        told = await self._tell(store.identity.store_id, number, store.clock.version, self._limits.told_timeout_s)
+        if told is None:
+            return
+        if told > store.durable:
+            raise behind(store.durable, told)
+        self.is_verified, self._told = True, number
+
+    async def _tell(self, store_id: str, number: int, version: int, timeout_s: float) -> int | None:
+        """The highest that the store has told; None if the controller does not answer in that time."""
+        body = {"store_id": store_id, "number": number, "version": version}
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with self._session.post(self._url, json=body, timeout=timeout) as answer:
+                return int((await answer.json(content_type=None))["number"]) if answer.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+            return None
+
+
+def behind(number: int, told: int) -> StoreBehind:
+    """Why a store must not serve."""
+    return StoreBehind(
+        f"The store ends with record {number}, and it has told the controller that record {told} was durable.",
+        number=number,
+        told=told,
+    )

@@ -1,0 +1,35 @@
+"""Whether the disk has room for more than what frees room.
+
+Owns: the reserve of free space below which only deletes, expiries, decisions, finishes and aborts are done.
+Promises: asking costs a call of the kernel at most every 20 ms while there is plenty.
+Leaves to others: refusing (`write_set`), the log's own reserve (`storage.log`).
+"""
+
+from __future__ import annotations
+
+from kvstore.store.tables import Tables
+
+_AMPLE_S = 0.02  # in which nobody fills twice the reserve
+
+
+class DiskRoom:
+    """Of the file system that the store lies on."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._ample_until_s = 0.0
+
+    @property
+    def frees_only(self) -> bool:
+        """Only what frees room may be done. Pages that are free inside the file count, down to half the reserve."""
+        tables = self._tables
+        now_s = tables.environment.monotonic_s()
+        if now_s < self._ample_until_s:
+            return tables.log.full
+        free_bytes = tables.environment.free_bytes(tables.engine.path.parent)
+        reserve_bytes = tables.limits.disk_reserve_bytes
+        if free_bytes >= 2 * reserve_bytes:
+            self._ample_until_s = now_s + _AMPLE_S
+        if free_bytes >= reserve_bytes:
+            return tables.log.full
+        return free_bytes < reserve_bytes // 2 or free_bytes + tables.engine.sizes.free < reserve_bytes

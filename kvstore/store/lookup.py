@@ -1,0 +1,159 @@
+"""The rows that a batch finds: what was executed, what is visible, what is in the file.
+
+Owns: which rows an operation will look at, and whether they are at hand, that is, in memory.
+Promises: a batch sees every change that was decided before it. Operations whose rows are not at hand are not decided
+until they are: nothing on the event loop's thread waits for the file, but for an operation that was queued behind a
+lock for so long that its rows were forgotten (counted in `inline_reads`).
+A damaged row is at hand, too: to look at it raises DataCorrupt.
+Leaves to others: fetching (`fetcher`), what the rows mean (`batch`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kvstore.errors import DataCorrupt, KvError, TooManyRequests
+from kvstore.placement.ring import partition_of
+from kvstore.protocol import (
+    Abort,
+    Acquire,
+    Ask,
+    Commit,
+    Delete,
+    Finish,
+    Look,
+    Once,
+    Prepare,
+    Put,
+    ReadLock,
+    Release,
+    Renew,
+    Transact,
+)
+from kvstore.storage.engine import RowKey
+from kvstore.storage.rows import DECISION, LEASE, REPLY, VALUE, Row
+from kvstore.store.idempotency import attempt_row_key, row_key
+from kvstore.store.ops import Expire, keys_of
+from kvstore.store.tables import Tables
+from kvstore.store.write_set import Before
+from kvstore.transactions.intents import State
+
+
+def rows_needed(op: Any) -> Iterator[RowKey]:
+    """The rows that the operation may look at, apart from those that are always in memory."""
+    match op:
+        case Put() | Delete():
+            yield VALUE, op.key
+        case Expire():
+            yield op.kind, op.key
+        case Transact() | Prepare() | Commit():
+            for key in keys_of(op):
+                yield VALUE, key
+            if isinstance(op.once, Once):
+                yield REPLY, row_key("Txn", op.key, op.once)
+        case Finish() | Abort() | ReadLock():
+            for key in op.keys:
+                yield VALUE, key
+    if isinstance(op, Put | Delete | Acquire | Renew | Release) and op.once is not None:
+        yield REPLY, row_key(type(op).__name__, op.key, op.once)
+    elif isinstance(op, Release) and op.withdraw is not None:
+        yield REPLY, row_key("Acquire", op.key, Once(op.withdraw, ""))
+    elif isinstance(op, Commit | Ask):
+        yield DECISION, op.attempt.name
+    elif isinstance(op, Look) and op.partition >= 0:
+        yield DECISION, op.name
+        yield REPLY, attempt_row_key(op.name)
+
+
+def home_of(op: Any, key: RowKey, partitions: int) -> int:
+    """The partition of a row that the operation may look at."""
+    if key[0] != VALUE and getattr(op, "partition", -1) >= 0:
+        return int(op.partition)
+    return partition_of((key[1] if key[0] == VALUE else op.key).encode(), partitions)
+
+
+_DECIDED = Before(0, 0, 0, True)
+
+
+class Lookup:
+    """The committed rows, as a batch asks for them (see `write_set.Committed`)."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def missing(self, op: Any) -> list[RowKey]:
+        """The rows that must be fetched before the operation is decided."""
+        if (type(op) is Put or type(op) is Delete) and op.once is None:  # most of what there is
+            key = (VALUE, op.key)
+            return [] if self.is_at_hand(key) else [key]
+        return [key for key in rows_needed(op) if not self.is_at_hand(key)]
+
+    def is_at_hand(self, key: RowKey) -> bool:
+        """It can be looked at without the file. A decision that is not in the table of decisions is not there."""
+        tables = self._tables
+        if tables.memtable.executed(key) is not None:
+            return True
+        if key[0] == VALUE:
+            if tables.cache.peek(key[1]) is not None:
+                return True
+        elif key[0] == DECISION and key[1] not in tables.holds.decided:
+            return True
+        return tables.memtable.fetched(key)[0]
+
+    def before(self, kind: str, key: str) -> Before | None:
+        """Raises DataCorrupt, TooManyRequests."""
+        if kind == DECISION:
+            return _DECIDED if key in self._tables.holds.decided else None
+        if kind == LEASE:
+            return None  # what is there is in the lock table, and no version was ever above the clock's
+        row = self._tables.memtable.executed((kind, key))
+        if row is None and kind == VALUE:
+            entry = self._tables.cache.peek(key)
+            if entry is not None:
+                value = entry.value
+                return Before(entry.version, entry.expires_at_ms, len(value or b""), value is not None)
+        if row is None:
+            row = self._from_file((kind, key))
+        if row is None:
+            return None
+        return Before(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
+
+    def before_if_whole(self, kind: str, key: str) -> Before | None:
+        """As `before`; None also for what cannot be told, because the operation that looks at it is refused."""
+        try:
+            return self.before(kind, key)
+        except KvError:
+            return None
+
+    def state(self, kind: str, key: str) -> State | None:
+        row = self._tables.memtable.executed((kind, key))
+        if row is None and kind == VALUE:
+            entry = self._tables.cache.peek(key)
+            if entry is not None:
+                return State(entry.version, entry.expires_at_ms, entry.value)
+        if row is None:
+            row = self._from_file((kind, key))
+        return State(row.version, row.expires_at_ms, row.body) if row is not None else None
+
+    def _from_file(self, key: RowKey) -> Row | None:
+        is_known, row = self._tables.memtable.fetched(key)
+        if isinstance(row, DataCorrupt):
+            raise row
+        if is_known:
+            return row
+        if key[0] == DECISION and key[1] not in self._tables.holds.decided:
+            return None
+        self._tables.stats.inline_reads += 1
+        row = self._tables.engine.read_now(key)
+        if row is None and key[0] == VALUE:
+            self._check_miss(partition_of(key[1].encode(), len(self._tables.served.generations)))
+        return row
+
+    def _check_miss(self, partition: int) -> None:
+        """Raises DataCorrupt, TooManyRequests: the row may be there."""
+        verification = self._tables.verification
+        if (damage := verification.miss_in(partition)) is not None:
+            raise damage
+        if not verification.is_verified(partition):
+            raise TooManyRequests("The rows of this key are being verified; try again.", retry_after_ms=100)

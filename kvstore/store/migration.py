@@ -1,0 +1,113 @@
+"""The rows of a move: what the source gives, what the destination takes.
+
+Owns: pages of the feed for another store; the copy of another store's rows.
+Promises: every step at the destination is one commit, refused (Conflict) once the move stands no more. What is taken is
+what the source has, row by row, with checksums; a move is complete only if rows and digest are equal at both ends.
+Leaves to others: the order of the steps (`shard.receiver`), freezes and maps (`partitions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvstore.errors import Conflict, DataCorrupt
+from kvstore.protocol import Fenced, MovedRow, Pull, Rows, row_bytes
+from kvstore.storage.engine import FeedQuery
+from kvstore.storage.rows import Row, checksum
+from kvstore.store.applier import Applier
+from kvstore.store.batch import Batch
+from kvstore.store.partitions import Partitions
+from kvstore.store.pipeline import Pipeline
+from kvstore.store.tables import Tables
+
+_RECORD_BYTES = 4096
+_BUSY_SHARE = 8  # while clients are active a page is so many times smaller
+
+
+class Migration:
+    def __init__(self, tables: Tables, pipeline: Pipeline, applier: Applier, partitions: Partitions) -> None:
+        self._tables = tables
+        self._pipeline = pipeline
+        self._applier = applier
+        self._partitions = partitions
+
+    # --- at the source ------------------------------------------------------------------------------------------------
+
+    async def pull(self, pull: Pull) -> Rows:
+        """A page for another store. Raises Conflict for partitions that no standing move takes away, DataCorrupt.
+
+        Deletions are kept for it from the map on that names the move, so a copy begins no earlier.
+        """
+        view = self._partitions.view
+        if not view.owned.issuperset(pull.partitions) or not view.going.issuperset(pull.partitions):
+            raise Conflict("This shard does not own these partitions, or no move takes them away.", retry_after_ms=100)
+        is_busy = self._applier.is_busy
+        bytes_max = self._tables.limits.page_bytes_max // (_BUSY_SHARE if is_busy else 1)
+        await self._applier.flush()
+        query = FeedQuery(pull.partitions, pull.sequence, pull.after_row, pull.rows_max, bytes_max)
+        page = await self._tables.engine.feed(query)
+        return Rows(pull.id, *page, is_busy)
+
+    # --- at the destination -------------------------------------------------------------------------------------------
+
+    def _receiving(self, move: str) -> frozenset[int]:
+        view = self._partitions.view
+        partitions = view.receiving.get(move)
+        if partitions is None or partitions & view.owned:
+            shard_id = self._partitions.shard_id
+            raise Conflict(f"The move {move} to shard {shard_id} does not stand.", retry_after_ms=100)
+        return partitions
+
+    async def clear(self, move: str) -> None:
+        """Drop what lies here of the partitions that the move is to bring, and remove it. Raises Conflict, TryLater."""
+
+        def drop(batch: Batch) -> None:
+            batch.steps.append("clear")
+            batch.extras.dropped = sorted(self._receiving(move))
+
+        await self._pipeline.step(drop)
+        await self._applier.flush()
+        while self._tables.engine.applied.drops:
+            await self._applier.clean_some()
+
+    async def take(self, move: str, rows: Sequence[MovedRow]) -> int:
+        """Rows that the move brings; how many bytes they are. Raises Conflict, DataCorrupt, DiskFull."""
+        record_bytes = sum([row_bytes(row) + 8 * len(row[1]) for row in rows]) + _RECORD_BYTES
+        return await self._pipeline.step(lambda batch: self._take(batch, move, rows), record_bytes=record_bytes)
+
+    def _take(self, batch: Batch, move: str, rows: Sequence[MovedRow]) -> int:
+        """The rows as they are at the source, with sequences of this store; a tombstone stays one."""
+        partitions = self._receiving(move)
+        batch.changes.need_room()
+        taken: list[Row] = []
+        size = 0
+        for kind, key, partition, version, expires_at_ms, body, intent, check in rows:
+            if partition not in partitions:
+                raise DataCorrupt(f"The {kind} row of key {key!r} came with a move that its partition has no part in.")
+            if (body, intent) != (None, None):
+                if checksum(kind, key, version, expires_at_ms, body, intent) != check:
+                    raise DataCorrupt(f"The {kind} row of key {key!r} does not match its checksum.")
+                size += len(key) + len(body or b"")
+            taken.append(Row(kind, key, partition, 0, version, expires_at_ms, body, intent))
+        batch.steps.append("take")
+        batch.changes.take(taken)
+        return size
+
+    async def complete(self, move: str, fenced: Fenced, rows: Sequence[MovedRow]) -> None:
+        """With these rows all has come: compare, and bring clock and floor as high as the source's, durably.
+
+        Raises Conflict if something is missing, DataCorrupt, TryLater.
+        """
+        await self.take(move, rows)
+        await self._applier.flush()
+        here = await self._tables.engine.digest(self._receiving(move))
+        if (here.rows, here.low, here.high) != (fenced.rows, *fenced.digest):
+            raise Conflict(f"The copy of move {move} differs from its source: {here.rows} rows, there {fenced.rows}.")
+
+        def see(batch: Batch) -> None:
+            self._receiving(move)
+            batch.steps.append("complete")
+            batch.changes.see(fenced.version)
+            batch.changes.raise_floor(fenced.attempts_floor)
+
+        await self._pipeline.step(see, urgent=True)

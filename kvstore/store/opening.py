@@ -1,0 +1,170 @@
+"""Opening a store: one process, one identity, a log and a file that belong together.
+
+Owns: the lock of the operating system, the making of a new store, the conversion of older formats, the replay.
+Promises: a second process is refused, with the pid of the first, however close the two starts are. A new or converted
+file is whole or not there: the log's first segment is durable before the file says format 4, and a file of format 4
+without its log is refused, never guessed. Nothing is applied to a file before it was examined. When this returns, the
+engine has every record that the log has.
+Leaves to others: recovery of the log (`storage.recovery`), what is served (`partitions`).
+
+A crash in the middle of making or converting leaves a file that is empty or of the older format, and perhaps a log
+without a record, which the next opening makes anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from kvstore.config import Limits
+from kvstore.data_file import prepare_data_file
+from kvstore.environment import Environment
+from kvstore.errors import DataCorrupt, DataInUse, ForeignData
+from kvstore.storage import sqlite_file
+from kvstore.storage.disk import OsDisk
+from kvstore.storage.engine import Application, Engine, Freezes
+from kvstore.storage.log import Log
+from kvstore.storage.record import decode_record
+from kvstore.storage.rows import Row
+from kvstore.storage.schema import FORMAT
+from kvstore.storage.segments import BEGINNING, Entry, Position
+from kvstore.storage.sqlite import SqliteEngine
+
+_REPLAYED_ROWS_MAX = 5000
+
+ToldNumber = Callable[[str], Awaitable[int]]
+
+
+class Opened(NamedTuple):
+    """`lock_fd` is held until the store is closed; None where nothing but this process can reach the files.
+
+    `is_examined`: the file was found to be whole, or is new.
+    """
+
+    engine: Engine
+    log: Log
+    lock_fd: int | None
+    is_examined: bool = True
+
+
+async def untold(store_id: str) -> int:
+    """Of a store that tells no controller how far it has come."""
+    return 0
+
+
+async def open_files(
+    path: Path,
+    shard_id: str,
+    partitions: int,
+    limits: Limits,
+    environment: Environment,
+    told: ToldNumber = untold,
+) -> Opened:
+    """Open or make the store whose file is `path`.
+
+    `told` is asked for the number of a record that the store with that id has told to be durable.
+
+    Raises ForeignData, DataInUse, StoreBehind, DataCorrupt, LogDamaged, ConfigError, OSError.
+    """
+    prepare_data_file(path)
+    lock_fd = lock(path)
+    try:
+        found, store_id = await environment.in_thread(partial(_found, path))
+        number = await told(store_id) if store_id else 0
+        open_log = partial(_open_log, path, shard_id, partitions, limits, environment, found, number)
+        log, entries = await environment.in_thread(open_log)
+        try:
+            engine = await SqliteEngine.open(path, shard_id, partitions, limits.wal_bytes_max)
+        except BaseException:
+            log.close()
+            raise
+        try:
+            if entries and (wrong := (await engine.verify(None)).faults):
+                raise DataCorrupt(
+                    f"{path} is damaged ({wrong[0].detail}), so the records of its log cannot be applied.",
+                    next_step="Restore file and log from a copy; `kvstore store check FILE` names all that is damaged.",
+                )
+            await replay(engine, entries)
+        except BaseException:
+            await engine.close()
+            log.close()
+            raise
+    except BaseException:
+        os.close(lock_fd)
+        raise
+    return Opened(engine, log, lock_fd, bool(entries))
+
+
+def _found(path: Path) -> tuple[int, str]:
+    """The format of the file, and the store's id if it is the present one. Raises ForeignData, DataCorrupt."""
+    found = sqlite_file.format_of(path)
+    return found, sqlite_file.position_of(path)[1] if found == FORMAT else ""
+
+
+def lock(path: Path) -> int:
+    """Take the store's lock for this process; the descriptor holds it. Raises DataInUse with the holder's pid."""
+    lock_path = path.with_suffix(".lock")
+    fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(fd)
+        raise DataInUse(f"{path} is in use by the process with pid {holder}. End that process first.") from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _open_log(
+    path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment, found: int, told: int
+) -> tuple[Log, list[Entry]]:
+    """The log, and its records that the file lacks; the file is of the present format afterwards."""
+    disk, name, size = OsDisk(), path.stem, limits.log_segment_bytes
+    if found == FORMAT:
+        position, store_id = sqlite_file.position_of(path)
+        return Log.open(disk, path.parent, name, store_id, position, told, size)
+    if found == 0:
+        meta = {"store_id": environment.random_hex(16), "shard_id": shard_id, "partitions": str(partitions)}
+        log = Log.create(disk, path.parent, name, meta["store_id"], BEGINNING, size)
+        sqlite_file.create_file(path, meta)
+    else:
+        meta = sqlite_file.meta_of(path)
+        if meta.get("shard_id") != shard_id:
+            raise ForeignData(f"{path} belongs to shard_id {meta.get('shard_id')}, not {shard_id}.")
+        if not meta.get("partitions", "").isdecimal():
+            raise ForeignData(f"{path} does not say of how many partitions it is.")
+        if "store_id" not in meta:
+            raise ForeignData(f"{path} does not say which store it is: it has no store_id.")
+        log = Log.create(disk, path.parent, name, meta["store_id"], BEGINNING, size)
+        sqlite_file.convert_file(path, found, BEGINNING)
+    disk.sync_folder(path.parent)
+    return log, []
+
+
+async def replay(engine: Engine, entries: list[Entry]) -> None:
+    """Apply the records, in order. Raises DataCorrupt for one that cannot be decoded."""
+    rows: dict[tuple[str, str], Row] = {}
+    cluster_map: bytes | None = None
+    freezes: Freezes | None = None
+    drops: dict[int, int] = {}
+    for at, entry in enumerate(entries):
+        record = decode_record(entry.payload)
+        if record.dropped:
+            gone = frozenset(record.dropped)
+            rows = {key: row for key, row in rows.items() if row.partition not in gone}
+            drops |= dict.fromkeys(record.dropped, record.clock.sequence)
+        cluster_map = record.cluster_map if record.cluster_map is not None else cluster_map
+        freezes = record.freezes if record.freezes is not None else freezes
+        rows |= {(row.kind, row.key): row for row in record.rows}
+        if len(rows) >= _REPLAYED_ROWS_MAX or at == len(entries) - 1:
+            position = Position(entry.number, entry.checksum, entry.term)
+            every = frozenset(row.partition for row in rows.values())  # whether a move reads them is not known yet
+            await engine.apply(
+                Application(list(rows.values()), position, record.clock, cluster_map, freezes, drops, every)
+            )
+            rows, cluster_map, freezes, drops = {}, None, None, {}

@@ -1,0 +1,198 @@
+"""Partitions come and go: what a store does with a new cluster map, a freeze, and rows left behind.
+
+Owns: the cluster map and the view, as of the newest decided step; the adoption of maps; freezes; orphaned rows.
+Promises: every step is one commit, decided alone between two batches, and what it asks is looked at there, so a message
+that comes late finds a move that stands no more and is refused (Conflict), having changed nothing. Each step is
+idempotent. Steps of one store are made one after the other.
+Leaves to others: when which step is due (`shard.receiver`, the controller), rows that a move brings (`migration`),
+waiters and locks (`batch`).
+
+A partition is served here if the durable map says that it is owned and it is not frozen. When it leaves, by a freeze or
+by a map, all that is in memory of it goes: locks, leases, queues; operations that wait there are bounced, unexecuted.
+When it arrives, by a map, by the end of a freeze or at the opening of the store, that is rebuilt from its rows. So
+there is one way out and one way in, and nothing in memory can outlive its partition.
+
+A freeze names its move, and is durable before it is acknowledged. It survives a restart, and ends only when a map is
+durable here in which that move stands no more: as long as the move might be committed, nobody serves the partition.
+Since the source itself freezes, and no other store can take a partition without that, a store that restarts may start
+from its durable map, however old: what it does not find frozen is its own.
+
+Rows of a partition that the store neither owns nor is to receive, by its durable map, are orphaned. They are dropped,
+by a record that names the partitions, once a controller has confirmed the map since the store was opened. No message
+asks for that, so none can come late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Set
+
+import msgspec
+
+from kvstore.errors import Conflict
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.protocol import Fenced
+from kvstore.storage.engine import Digest
+from kvstore.storage.rows import Row
+from kvstore.store.applier import Applier
+from kvstore.store.batch import Batch
+from kvstore.store.pipeline import Pipeline
+from kvstore.store.tables import Tables
+from kvstore.store.view import View, view_of
+from kvstore.transactions.openings import Openings
+
+log = logging.getLogger(__name__)
+
+
+class Partitions:
+    """`cluster_map` None: the store has none yet, and owns nothing."""
+
+    def __init__(self, shard_id: str, tables: Tables, pipeline: Pipeline, applier: Applier) -> None:
+        self.shard_id = shard_id
+        self.cluster_map: ClusterMap | None = None
+        self.view = View()
+        self._tables = tables
+        self._pipeline = pipeline
+        self._applier = applier
+        self._one_step = asyncio.Lock()
+        self._orphaned: set[int] = set()
+        self._orphans_found = asyncio.Event()
+
+    # --- the map ------------------------------------------------------------------------------------------------------
+
+    async def restore(self) -> None:
+        """At the opening: serve what the durable map says. Raises DataCorrupt."""
+        applied = self._tables.engine.applied
+        if applied.cluster_map is None:
+            return
+        cluster_map = msgspec.json.decode(applied.cluster_map, type=ClusterMap)
+        self._look(cluster_map, view_of(self.shard_id, cluster_map, applied.freezes))
+        rows = await self._tables.engine.kept_in_memory(self.view.served)
+        await self._pipeline.step(lambda batch: self._serve(batch, rows), urgent=True)
+
+    async def adopt(self, cluster_map: ClusterMap) -> bool:
+        """Act by the map, once it is durable; False if it is not newer than the last. Raises DataCorrupt, TryLater."""
+        async with self._one_step:
+            before = self.view
+            if self.cluster_map is not None and cluster_map.epoch <= before.epoch:
+                if cluster_map.epoch == before.epoch:
+                    self._note_orphans(await self._tables.engine.occupied())
+                return False
+            view = view_of(self.shard_id, cluster_map, before.freezes)
+            opened, clock = _opened(cluster_map, before, view)
+            rows, counted = await self._prepare(before, view, opened)
+
+            def adopt(batch: Batch) -> None:
+                batch.changes.see(clock)
+                batch.extras.dropped = sorted(opened)
+                self._adopt(batch, cluster_map, view, rows, counted)
+
+            await self._pipeline.step(adopt, urgent=True)
+            self._note_orphans(await self._tables.engine.occupied())
+            return True
+
+    async def _prepare(self, before: View, view: View, opened: Set[int]) -> tuple[list[Row], Digest]:
+        """What the file has in memory for partitions that arrive; keys and bytes by which the counts change.
+
+        Nothing of it changes before the step: what arrives is not served yet, and what leaves is frozen.
+        """
+        engine, left = self._tables.engine, before.owned - view.owned
+        came = view.owned - before.owned - opened
+        await self._applier.flush()
+        rows = await engine.kept_in_memory(view.served - before.served - opened)
+        more = await engine.digest(came) if came else Digest()
+        less = await engine.digest(left) if left else Digest()
+        return rows, Digest(keys=more.keys - less.keys, bytes=more.bytes - less.bytes)
+
+    def _adopt(self, batch: Batch, cluster_map: ClusterMap, view: View, rows: list[Row], counted: Digest) -> None:
+        batch.steps.append("adopt")
+        batch.extras.cluster_map = msgspec.json.encode(cluster_map)
+        if view.freezes != self.view.freezes:
+            batch.extras.freezes = view.freezes
+        batch.changes.count(counted.keys, counted.bytes)
+        self._look(cluster_map, view)
+        self._serve(batch, rows)
+
+    def _look(self, cluster_map: ClusterMap, view: View) -> None:
+        self.cluster_map, self.view = cluster_map, view
+        self._tables.openings = Openings(*cluster_map.openings())
+        self._applier.kept = view.going
+
+    def _serve(self, batch: Batch, rows: list[Row]) -> None:
+        """From now on what is owned and not frozen, and nothing else; `rows` are of what arrives."""
+        view = self.view
+        present = {partition for partition, generation in enumerate(batch.ownership.generations) if generation}
+        batch.depart(present - view.served, view.epoch, view.frozen)
+        if arriving := view.served - present:
+            batch.arrive(arriving, rows)
+
+    # --- at the source of a move --------------------------------------------------------------------------------------
+
+    async def freeze(self, move: str) -> Fenced:
+        """Serve the partitions of that move no more. Raises Conflict if it does not stand, DataCorrupt, TryLater."""
+        async with self._one_step:
+            self._refuse_damaged(self.view.leaving.get(move, frozenset()))
+            partitions, clock = await self._pipeline.step(lambda batch: self._freeze(batch, move), urgent=True)
+            await self._applier.flush()
+            digest = await self._tables.engine.digest(partitions)
+        return Fenced(0, clock[0], clock[1], digest.rows, (digest.low, digest.high))
+
+    def _refuse_damaged(self, partitions: Set[int]) -> None:
+        """Raises DataCorrupt: the copy would lack what the indexes here have lost, and this store would drop it."""
+        verification = self._tables.verification
+        for partition in sorted(partitions & verification.damaged):
+            if (damage := verification.miss_in(partition)) is not None:
+                raise damage
+
+    def _freeze(self, batch: Batch, move: str) -> tuple[frozenset[int], tuple[int, int]]:
+        partitions = self.view.leaving.get(move)
+        if partitions is None:
+            raise Conflict(f"The move {move} from shard {self.shard_id} does not stand.", retry_after_ms=100)
+        batch.steps.append("fence")
+        if move not in self.view.freezes:
+            self.view = self.view._replace(freezes=self.view.freezes | {move: partitions})
+            batch.extras.freezes = self.view.freezes
+            self._serve(batch, [])
+        return partitions, (batch.changes.clock.version, batch.changes.clock.attempts_floor)
+
+    # --- orphaned rows ------------------------------------------------------------------------------------------------
+
+    def _note_orphans(self, occupied: Set[int]) -> None:
+        """A controller has confirmed the map: rows of these that belong elsewhere may go."""
+        if orphaned := self.view.orphaned(occupied):
+            self._orphaned |= orphaned
+            self._orphans_found.set()
+
+    async def drop_orphans(self) -> None:
+        """Drop rows that belong elsewhere, when no move is under way here: those come first. For ever."""
+        while True:
+            await self._orphans_found.wait()
+            self._orphans_found.clear()
+            if self.view.takes_part:
+                continue  # the map without that move is adopted, and finds them again
+            partitions, self._orphaned = self._orphaned, set()
+            await self._drop(partitions)
+
+    async def _drop(self, partitions: Set[int]) -> None:
+        def drop(batch: Batch) -> None:
+            if orphaned := self.view.orphaned(partitions):
+                batch.steps.append("trim")
+                batch.extras.dropped = sorted(orphaned)
+
+        await self._pipeline.step(drop)
+
+
+def _opened(cluster_map: ClusterMap, before: View, view: View) -> tuple[frozenset[int], int]:
+    """The partitions that this map opens anew here, after their shard was lost, and a version above all that it gave.
+
+    They have no rows, whatever lies here of an earlier time. What came by a move after that came with a map that knew
+    of it.
+    """
+    opened: set[int] = set()
+    clock = 0
+    for strike in cluster_map.strikes:
+        if before.epoch < strike.opened and (theirs := view.owned.intersection(strike.partitions)):
+            opened |= theirs
+            clock = max(clock, strike.clock)
+    return frozenset(opened), clock

@@ -1,0 +1,383 @@
+"""The pipeline: queue, decide, commit, publish, answer. Every durable change of a store goes through here.
+
+Owns: the queue of writes, the order of batches, the syncs of the log, and when changes become visible.
+Promises:
+  - An operation is answered after everything that its batch saw is durable, and answers leave in batch order: also one
+    that changed nothing (404, 421, 507) waits for the batches before it.
+  - Operations that name the same key are decided in the order in which they came.
+  - A change becomes visible when its record is durable, and before its answer leaves.
+  - A failed append or sync ends the process: its outcome is unknown, so nothing may be answered any more.
+  - Where the disk is quick the sync runs on this thread: no hop, and what arrives during it makes the next batch
+    fuller. Where it is not, it runs in a thread, and the next batch is decided meanwhile on what was executed.
+Leaves to others: what an operation does (`batch`), the log (`storage.log`), the file (`applier`).
+
+    write ─> at hand? ──> queue ─> decide ─> append ─> sync ─> publish ─> answers, in order
+               └ no: fetched, many keys a hop ─┘          └ in a thread, if the disk is slow
+
+A crash before a sync has returned means: nobody was answered, and the record may or may not be found again. A crash
+after it means: it is found again, and some were not told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from kvstore import failpoints
+from kvstore.errors import KvError, ReadTooLarge, TooManyRequests
+from kvstore.protocol import Message, message_bytes
+from kvstore.storage.engine import RowKey
+from kvstore.storage.record import CommitRecord
+from kvstore.storage.segments import Position
+from kvstore.store.applier import Applier
+from kvstore.store.batch import Batch
+from kvstore.store.disk_room import DiskRoom
+from kvstore.store.fetcher import Fetcher
+from kvstore.store.lookup import Lookup
+from kvstore.store.ops import WriteOp
+from kvstore.store.pacing import SyncPace
+from kvstore.store.refusals import refusal
+from kvstore.store.sizes import record_bytes
+from kvstore.store.tables import Tables
+from kvstore.store.write_set import Context, Sink
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Decide = Callable[[Batch], T]
+OnVisible = Callable[[Batch], None]
+
+_SMALL_BYTES = 1 << 20
+_EARLY_S = 0.1
+_STEP_BYTES = 2 << 20  # a map and freezes of the largest cluster
+
+
+class _Step(NamedTuple):
+    """A decision of the store's own, made alone: all that came before it is decided, what comes behind sees it.
+
+    Its record has no more than `record_bytes`.
+    """
+
+    decide: Decide[Any]
+    future: asyncio.Future[Any]
+    record_bytes: int
+
+
+class _Decided(NamedTuple):
+    """A batch that waits for `position` to be durable. `record` None: it changed nothing."""
+
+    batch: Batch
+    position: Position
+    record: CommitRecord | None
+    started_s: float
+    pinned: list[RowKey]
+
+
+class Pipeline:
+    """`on_visible` is called with each batch when its changes are visible, before its answers leave."""
+
+    def __init__(self, tables: Tables, applier: Applier, on_visible: OnVisible) -> None:
+        self._tables = tables
+        self._applier = applier
+        self._on_visible = on_visible
+        self._lookup = Lookup(tables)
+        self._room = DiskRoom(tables)
+        self.pace = SyncPace(tables.limits.sync_inline_ms_max)
+        self._queue: deque[tuple[WriteOp, Sink, list[RowKey]] | _Step] = deque()
+        self._urgent: deque[_Step] = deque()
+        self._queued_bytes = 0
+        self.fetcher = Fetcher(tables, self._enter)
+        self._undurable: deque[_Decided] = deque()
+        self._events = _Events()
+        self._position = tables.log.last
+
+    def __len__(self) -> int:
+        """How many operations wait to be decided."""
+        return len(self._queue) + len(self.fetcher)
+
+    # --- entering -----------------------------------------------------------------------------------------------------
+
+    def write(self, op: WriteOp, sink: Sink) -> None:
+        """Queue an operation; its answer goes to `sink` when all that it saw is durable."""
+        if (damage := self._tables.verification.file_damage) is not None:
+            sink.send(refusal(op.id, damage))
+            return
+        size, limits = _size(op), self._tables.limits
+        if (
+            len(self._queue) + len(self.fetcher) >= limits.queue_ops_max
+            or self._queued_bytes + size > limits.queue_bytes_max
+        ):
+            full = TooManyRequests("The shard's queue of writes is full; wait and try again.", retry_after_ms=100)
+            sink.send(refusal(op.id, full))
+            return
+        if size > _SMALL_BYTES and record_bytes(op, self._tables.holds, _unknown) > self._tables.log.payload_bytes_max:
+            large = ReadTooLarge("The operation does not fit into one record of the log; send less at a time.")
+            sink.send(refusal(op.id, large))
+            return
+        self._queued_bytes += size
+        missing = self._lookup.missing(op)
+        if missing or self.fetcher.has_before(op):
+            self.fetcher.add(op, sink, missing)
+        else:
+            self._queue.append((op, sink, []))
+            self._events.queued.set()
+
+    async def step(self, decide: Decide[T], *, urgent: bool = False, record_bytes: int = _STEP_BYTES) -> T:
+        """Decide alone, and return when that is durable and visible. Raises what `decide` raises, a KvError.
+
+        `urgent`: before all that is queued, because nobody serves some partition until it is done.
+        """
+        step = _Step(decide, asyncio.get_running_loop().create_future(), record_bytes)
+        (self._urgent if urgent else self._queue).append(step)
+        self._events.queued.set()
+        return await step.future  # type: ignore[no-any-return]
+
+    def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey]) -> None:
+        """Its rows are in memory, the fetched ones pinned."""
+        self._queue.append((op, sink, keys))
+        self._events.queued.set()
+
+    # --- deciding -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Decide and commit what is queued until `close`. Raises OSError, which nobody can survive."""
+        events, has_room = self._events, self._applier.has_room
+        while True:
+            if not events.queued.is_set():
+                await events.queued.wait()
+            if not has_room.is_set():
+                await has_room.wait()
+            if len(self._undurable) >= self._tables.limits.undurable_batches_max:
+                events.settled.clear()
+                await events.settled.wait()
+            if self._urgent:
+                await self._wait_for_room(self._urgent[0].record_bytes)
+                self._run_step(self._urgent.popleft())
+            elif self._queue and isinstance(first := self._queue[0], _Step) and not self._tables.ready:
+                await self._wait_for_room(first.record_bytes)
+                self._queue.popleft()
+                self._run_step(first)
+            elif self._queue or self._tables.ready:
+                await self._wait_for_room(self._next_record_bytes())
+                self._run_batch()
+            elif events.closing and not len(self):
+                while self._undurable:
+                    events.settled.clear()
+                    await events.settled.wait()
+                return
+            else:
+                events.queued.clear()
+                continue
+            await asyncio.sleep(0)
+
+    def _next_record_bytes(self) -> int:
+        tables = self._tables
+        op = tables.ready.first.queued.op if tables.ready else self._queue[0][0]
+        return record_bytes(op, tables.holds, self._lookup.before_if_whole)
+
+    async def _wait_for_room(self, wanted: int) -> None:
+        """The log must have room for what is decided next before that is decided, because then it must be appended."""
+        tables = self._tables
+        wanted = min(wanted, tables.log.payload_bytes_max)  # no segment has more, and all that is queued fits
+        while tables.log.room(frees=self._room.frees_only or tables.log.full) < wanted:
+            self._applier.room_wanted = wanted
+            self._applier.segment_made.clear()
+            self._applier.segment_wanted.set()
+            await self._applier.segment_made.wait()
+        self._applier.room_wanted = 0
+
+    def close(self) -> None:
+        """Let `run` end when everything is decided and durable."""
+        self._events.closing = True
+        self._events.queued.set()
+
+    def _batch(self) -> Batch:
+        tables, environment, limits = self._tables, self._tables.environment, self._tables.limits
+        context = Context(
+            environment.now_ms(),
+            environment.monotonic_s(),
+            tables.executed.generations,
+            tables.executed.epoch,
+            self._room.frees_only,
+            round(limits.idempotency_kept_s * 1000),
+            limits.txn_read_bytes_max,
+            tables.executed.frozen,
+            environment.boot,
+            tables.openings,
+        )
+        return Batch(tables.clock, context, tables.locks, tables.holds, self._lookup, tables.ready)
+
+    def _run_batch(self) -> None:
+        limits, started_s = self._tables.limits, self._tables.environment.monotonic_s()
+        batch, queue, count = self._batch(), self._queue, 0
+        changes, pinned = batch.changes, list[RowKey]()
+        batch.steps.append("batch")
+        room = min(self._tables.log.room(frees=changes.context.frees_only), limits.batch_bytes_max)
+        is_first = True
+
+        def fits(op: WriteOp) -> bool:
+            """The first always does: `_wait_for_room` has seen to that."""
+            nonlocal is_first
+            if is_first:
+                is_first = False
+                return True
+            return changes.bytes + record_bytes(op, self._tables.holds, self._lookup.before_if_whole) <= room
+
+        batch.extras.may_begin = fits
+        if self._tables.ready:
+            batch.go_on()
+        while queue and not self._tables.ready and count < limits.batch_ops_max:
+            entry = queue[0]
+            if isinstance(entry, _Step) or not fits(entry[0]):
+                break
+            queue.popleft()
+            op, sink, keys = entry
+            self._queued_bytes -= _size(op)
+            pinned += keys
+            if not sink.closed:
+                count += 1
+                batch.decide(op, sink)
+        self._tables.stats.batch_ops.observe(count)
+        self._tables.stats.operations += count
+        self._commit(batch, started_s, pinned)
+
+    def _run_step(self, step: _Step) -> None:
+        started_s = self._tables.environment.monotonic_s()
+        batch = self._batch()
+        batch.extras.may_begin = lambda op: False  # what is ready goes on in the next batch
+        try:
+            result = step.decide(batch)
+        except KvError as error:
+            if not step.future.done():
+                step.future.set_exception(error)
+            return
+        batch.extras.when_visible.append(lambda: settle(step.future, result))
+        self._commit(batch, started_s, [])
+
+    # --- committing ---------------------------------------------------------------------------------------------------
+
+    def _commit(self, batch: Batch, started_s: float, pinned: list[RowKey]) -> None:
+        """Append the record; durable now, or when the sync that is asked for has returned."""
+        tables, records = self._tables, self._tables.log
+        record = batch.record(tables.clock)
+        if record is not None and failpoints.planted("early-answer"):
+            self._answer_early(batch, record, pinned)
+            return
+        if record is not None:
+            failpoints.hit(*(f"{step}-before-commit" for step in batch.steps))
+            records.append(record.encode(), frees=True)  # room was looked for before; what is decided is not refused
+            self._position = records.last
+            tables.clock = record.clock
+            if records.wants_segment:
+                self._applier.segment_wanted.set()
+        if batch.served is not None:
+            tables.executed = batch.served
+        if record is not None and failpoints.planted("applied-before-durable"):
+            self._applier.publish(record, self._position)
+        self._undurable.append(_Decided(batch, self._position, record, started_s, pinned))
+        if self._events.syncing or not self.pace.is_inline:
+            if record is not None:
+                tables.memtable.execute(record.rows)
+            self._events.sync.set()
+            return
+        if record is not None:
+            self._sync_now()
+        self._settle(self._position.number)
+
+    def _sync_now(self) -> None:
+        environment = self._tables.environment
+        started_s = environment.monotonic_s()
+        self._tables.log.sync()
+        self.pace.observe(environment.monotonic_s() - started_s)
+
+    async def sync(self) -> None:
+        """Sync in a thread whatever the loop's thread does not sync itself, for ever. Raises OSError."""
+        events, environment = self._events, self._tables.environment
+        while True:
+            await events.sync.wait()
+            events.sync.clear()
+            events.syncing = True
+            number = self._position.number
+            if number > self._tables.log.durable:
+                started_s = environment.monotonic_s()
+                await self._sync_in_thread()
+                self.pace.observe(environment.monotonic_s() - started_s)
+            events.syncing = False
+            self._settle(number)
+            if self._undurable:
+                events.sync.set()
+
+    async def _sync_in_thread(self) -> None:
+        await self._tables.environment.in_thread(self._tables.log.sync)
+
+    def _settle(self, durable: int) -> None:
+        """Publish and answer the batches up to that number, in order."""
+        undurable = self._undurable
+        while undurable and undurable[0].position.number <= durable:
+            self._publish(undurable.popleft())
+        self._events.settled.set()
+
+    def _publish(self, decided: _Decided) -> None:
+        batch, position, record, started_s, pinned = decided
+        tables = self._tables
+        if record is not None:
+            failpoints.hit(*(f"{step}-after-commit" for step in batch.steps))
+            tables.visible = record.clock
+            if not failpoints.planted("applied-before-durable"):
+                self._applier.publish(record, position)
+            tables.stats.commit_s.observe(tables.environment.monotonic_s() - started_s)
+        self._answer(batch, pinned)
+
+    def _answer(self, batch: Batch, pinned: list[RowKey]) -> None:
+        self._on_visible(batch)
+        for then in batch.extras.when_visible:
+            then()
+        for sink, answer in batch.changes.answers:
+            sink.send(answer)
+        self.fetcher.unpin(pinned)
+
+    def _answer_early(self, batch: Batch, record: CommitRecord, pinned: list[RowKey]) -> None:
+        """The planted bug of that name: the record is appended when the answers have long left."""
+        tables = self._tables
+        tables.clock = tables.visible = record.clock
+        tables.memtable.execute(record.rows)
+        if batch.served is not None:
+            tables.executed = batch.served
+        self._answer(batch, pinned)
+
+        def append() -> None:
+            tables.log.append(record.encode(), frees=True)
+            tables.log.sync()
+            self._position = tables.log.last
+            self._applier.publish(record, self._position)
+            self._applier.segment_wanted.set()
+
+        tables.environment.call_later(_EARLY_S, append)
+
+
+class _Events:
+    """What the pipeline's tasks tell one another."""
+
+    def __init__(self) -> None:
+        self.queued = asyncio.Event()
+        self.sync = asyncio.Event()
+        self.settled = asyncio.Event()
+        self.syncing = False
+        self.closing = False
+
+
+def _size(op: WriteOp) -> int:
+    return message_bytes(op) if isinstance(op, Message) else 64
+
+
+def _unknown(kind: str, key: str) -> None:
+    return None
+
+
+def settle(future: asyncio.Future[Any], result: Any = None) -> None:
+    """Set the result, unless nobody waits for it any more."""
+    if not future.done():
+        future.set_result(result)

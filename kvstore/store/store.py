@@ -1,0 +1,240 @@
+"""A store: one log, one file, one ordered stream of commits, one version clock, and what is visible of them.
+
+Owns: the parts of one shard's state machine, put together, and their tasks.
+Promises: those of its parts. What nobody can survive ends the process (`on_fatal`).
+Leaves to others: everything else; this is the façade.
+
+    write ─> pipeline ─> batch (rules) ─> CommitRecord ─┬─> log.append, sync      durable
+                                                        ├─> publish               visible, answered
+                                                        └─> applier ─> engine     SQLite, later and in bulk
+    get ───> reads: cache, unapplied rows, file         listings, counts ─> scans
+
+A store is an object, not a process: a process may serve more than one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kvstore.config import Limits
+from kvstore.environment import SYSTEM, Environment
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.protocol import Get, Reply
+from kvstore.storage.engine import Identity
+from kvstore.storage.rows import Clock
+from kvstore.store.applier import Applier
+from kvstore.store.batch import Batch
+from kvstore.store.cache import Cache
+from kvstore.store.decision_table import DecisionTable
+from kvstore.store.inspection import Inspection
+from kvstore.store.maintenance import Maintenance
+from kvstore.store.migration import Migration
+from kvstore.store.opening import Opened, ToldNumber, open_files, untold
+from kvstore.store.ops import Locks, WriteOp
+from kvstore.store.partitions import Partitions
+from kvstore.store.pipeline import Pipeline, settle
+from kvstore.store.reads import Reads, is_old
+from kvstore.store.ready import Ready
+from kvstore.store.scans import Scans
+from kvstore.store.served import Served
+from kvstore.store.sinks import NOBODY, Then
+from kvstore.store.tables import OnFatal, Tables
+from kvstore.store.undecided import Undecided
+from kvstore.store.verification import Verification
+from kvstore.store.write_set import Sink
+from kvstore.transactions.locks import LockTable
+
+
+class Store:
+    """`recovery_due` is set when an operation was blocked by an attempt that is too old."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        limits: Limits,
+        environment: Environment,
+        on_fatal: OnFatal,
+    ) -> None:
+        engine, log, self._lock_fd, is_examined = opened
+        clock, (_, _, shard_id, partitions) = engine.applied.clock, engine.identity
+        locks: Locks = LockTable(environment.random_hex(8), limits.lock_waiters_max)
+        self.tables = tables = Tables(
+            environment,
+            limits,
+            engine,
+            log,
+            locks,
+            Cache(limits.cache_bytes_max),
+            DecisionTable(environment, 2 * limits.txn_timeout_s),
+            clock,
+            clock,
+            Served([0] * partitions),
+            Served([0] * partitions),
+            Ready(locks),
+            Verification(environment, limits, engine, partitions, is_examined),
+        )
+        self.recovery_due = asyncio.Event()
+        self.applier = Applier(tables)
+        self.pipeline = Pipeline(tables, self.applier, self._publish)
+        self.partitions = Partitions(shard_id, tables, self.pipeline, self.applier)
+        self.migration = Migration(tables, self.pipeline, self.applier, self.partitions)
+        self.reads = Reads(tables, self.pipeline, self.recovery_due)
+        self.maintenance = Maintenance(tables, self.pipeline, self.applier)
+        self.scans = Scans(tables, self.reads, self.maintenance, self.applier)
+        self.undecided = Undecided(tables)
+        self.inspection = Inspection(tables, self.pipeline, self.reads)
+        self._on_fatal = on_fatal
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        limits: Limits,
+        shard_id: str,
+        partitions: int,
+        on_fatal: OnFatal,
+        environment: Environment = SYSTEM,
+        told: ToldNumber = untold,
+    ) -> Store:
+        """Open the store and serve what its map says is owned.
+
+        `partitions`: their number as long as the store is of no cluster; afterwards it keeps its own. `told`: see
+        `open_files`.
+
+        Raises ForeignData, StoreBehind; DataCorrupt for a damaged lease, intent or decision; LogDamaged; OSError.
+        """
+        opened = await open_files(path, shard_id, partitions, limits, environment, told)
+        return await cls.serve(opened, limits, on_fatal, environment)
+
+    @classmethod
+    async def serve(cls, opened: Opened, limits: Limits, on_fatal: OnFatal, environment: Environment = SYSTEM) -> Store:
+        """As `open`, with an engine and a log that are open already and belong together; they are the store's now.
+
+        Raises DataCorrupt.
+        """
+        store = cls(opened, limits, environment, on_fatal)
+        store._begin()
+        try:
+            await store.partitions.restore()
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    def _begin(self) -> None:
+        works = {
+            "commit": self.pipeline.run(),
+            "sync": self.pipeline.sync(),
+            "fetch": self.pipeline.fetcher.run(),
+            "apply": self.applier.run(),
+            "clean": self.applier.clean(),
+            "segments": self.applier.make_segments(),
+            "note": self.applier.note_durable(),
+            "read": self.reads.run(),
+            "sweep": self.maintenance.sweep(),
+            "trim": self.maintenance.trim(),
+            "waits": self.maintenance.end_waits(),
+            "verify": self.tables.verification.run(),
+            "orphans": self.partitions.drop_orphans(),
+        }
+        self._tasks = {name: self.tables.environment.spawn(self._guard(work)) for name, work in works.items()}
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run the work; what it cannot survive nobody can: end the process."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._on_fatal(error)
+
+    async def close(self) -> None:
+        """Commit and answer what is queued, apply everything, then close file and log."""
+        self.pipeline.close()
+        await self._tasks["commit"]
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self.maintenance.close()
+        self.tables.verification.close()
+        await self.applier.close()
+        await self.tables.engine.close()
+        self.tables.log.close()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+
+    # --- what the parts say -------------------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> Identity:
+        """Whose rows these are."""
+        return self.tables.engine.identity
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.tables.engine.path
+
+    @property
+    def cluster_map(self) -> ClusterMap | None:
+        """The newest that was adopted; None before the first one."""
+        return self.partitions.cluster_map
+
+    @property
+    def served(self) -> Served:
+        """The partitions that are served, as reads see it."""
+        return self.tables.served
+
+    @property
+    def strike(self) -> int:
+        """The epoch of the last strike that is durable here."""
+        return self.tables.openings.last
+
+    @property
+    def durable(self) -> int:
+        """The number of the last durable record."""
+        return self.tables.log.durable
+
+    @property
+    def clock(self) -> Clock:
+        """As of the newest visible batch."""
+        return self.tables.visible
+
+    # --- operations ---------------------------------------------------------------------------------------------------
+
+    def get(self, op: Get, sink: Sink) -> None:
+        """Read one key."""
+        self.reads.get(op, sink)
+
+    def write(self, op: WriteOp, sink: Sink) -> None:
+        """Queue an operation that may change something."""
+        self.pipeline.write(op, sink)
+
+    def tell(self, op: WriteOp) -> None:
+        """Queue an operation of this process's own whose answer nobody needs."""
+        self.pipeline.write(op, NOBODY)
+
+    async def ask(self, op: WriteOp) -> Reply:
+        """The answer to an operation of this process's own."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.pipeline.write(op, Then(partial(settle, future)))
+        return await future
+
+    def _publish(self, batch: Batch) -> None:
+        """The batch is visible: what it changed in memory takes effect for readers and timers."""
+        tables = self.tables
+        tables.stats.expired += batch.changes.expired
+        tables.stats.disk_full = batch.changes.context.frees_only
+        tables.decisions.note(batch.outcomes.decided, batch.outcomes.dropped)
+        self.maintenance.publish(batch)
+        if (served := batch.served) is not None and self.reads.serve(served):
+            self.recovery_due.set()
+        self.reads.publish(batch)
+        if batch.waits.met and any(is_old(hold, tables) for hold in batch.waits.met):
+            self.recovery_due.set()

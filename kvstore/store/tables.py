@@ -1,0 +1,55 @@
+"""What the parts of one store share: its environment, its disk, and its tables in memory.
+
+Owns: nothing but the bundle; each table has a module of its own.
+Promises: all of it belongs to one store and is used in its event loop's thread only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NoReturn, Protocol
+
+from kvstore.config import Limits
+from kvstore.environment import Environment
+from kvstore.metrics import ShardStats
+from kvstore.storage.engine import Engine
+from kvstore.storage.log import Log
+from kvstore.storage.rows import Clock
+from kvstore.store.cache import Cache
+from kvstore.store.decision_table import DecisionTable
+from kvstore.store.memtable import Memtable
+from kvstore.store.ops import Locks
+from kvstore.store.ready import Ready
+from kvstore.store.served import Served
+from kvstore.store.verification import Verification
+from kvstore.transactions.intents import Holds
+from kvstore.transactions.openings import Openings
+
+
+class OnFatal(Protocol):
+    """Ends the process: what happened leaves it unknown what is durable."""
+
+    def __call__(self, error: BaseException, /) -> NoReturn: ...
+
+
+@dataclass
+class Tables:
+    """`clock`, `executed`: as of the newest decided batch; `visible`, `served`: of the newest visible one."""
+
+    environment: Environment
+    limits: Limits
+    engine: Engine
+    log: Log
+    locks: Locks
+    cache: Cache
+    decisions: DecisionTable
+    clock: Clock
+    visible: Clock
+    executed: Served
+    served: Served
+    ready: Ready
+    verification: Verification
+    openings: Openings = field(default_factory=Openings)
+    memtable: Memtable = field(default_factory=Memtable)
+    holds: Holds = field(default_factory=Holds)
+    stats: ShardStats = field(default_factory=ShardStats)

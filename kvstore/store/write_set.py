@@ -1,0 +1,241 @@
+"""The rows under decision in one batch, the version clock, and who gets which answer.
+
+Owns: what a batch has seen and changed so far; the version clock, the sequence, the floor; the count of keys and
+bytes.
+Promises: pure but for `Committed`, the look-up of committed rows that it is given. Nothing is written before all
+operations of the batch are decided; each sees what the earlier ones changed. What one has changed can be taken back
+alone (`savepoint`, `back_to`). No number becomes larger than the file can hold: the operation fails before. Every
+operation that changes something takes a step of the version clock, or brings a higher version along.
+Leaves to others: what an operation does (`batch`, `leases`, `replies`, `participant`), writing and the commit
+(`sqlite`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Set
+from typing import NamedTuple, Protocol
+
+from kvstore.errors import DataCorrupt, DiskFull
+from kvstore.protocol import Reply
+from kvstore.storage.rows import VALUE, Clock, Row
+from kvstore.transactions.intents import State
+from kvstore.transactions.openings import Openings
+from kvstore.transactions.undo import Undo
+
+
+class Sink(Protocol):
+    """Whoever waits for an answer. When `closed`, an operation that has not begun is dropped."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    def send(self, reply: Reply, /) -> None: ...
+
+
+class Before(NamedTuple):
+    """What a batch must know of a key's row; `size` is that of its body, a tombstone is not `live`."""
+
+    version: int
+    expires_at_ms: int
+    size: int
+    live: bool
+
+
+class Committed(Protocol):
+    """The committed rows."""
+
+    def before(self, kind: str, key: str) -> Before | None: ...
+
+    def state(self, kind: str, key: str) -> State | None: ...
+
+
+class Context(NamedTuple):
+    """What holds for the whole batch. `generations[p]` is 0 where the store does not serve partition p (see `served`):
+    because it does not own it, or because it is `frozen`."""
+
+    now_ms: int
+    now_s: float
+    generations: Sequence[int]
+    epoch: int
+    frees_only: bool
+    reply_kept_ms: int
+    read_bytes_max: int
+    frozen: Set[int] = frozenset()
+    boot: str = ""  # of the machine, since which `now_s` counts
+    openings: Openings = Openings()
+
+
+_ROW_BYTES = 64  # of a row in a commit record, beside its key, body and intent
+Savepoint = tuple[tuple[int, ...], int, int, int, int]
+"""A moment between two operations, or within one: clock, `expired`, answers, bytes, notes of undo."""
+NUMBER_MAX = 2**63 - 1  # in the file
+_SEEN_MAX = 2**62  # of versions that others gave: above it there are steps enough of our own
+_NEVER = Before(0, 0, 0, False)
+_NEVER_STATE = State(0, 0, None)
+
+
+class Changes:
+    """`rows` are those to write; `answers`, in order, who gets which; `expired` counts the values that did."""
+
+    def __init__(self, clock: Clock, context: Context, committed: Committed, undo: Undo) -> None:
+        self.rows: dict[tuple[str, str], Row] = {}
+        self.answers: list[tuple[Sink, Reply]] = []
+        self.context = context
+        self.undo = undo
+        self.expired = 0
+        self.bytes = 0
+        self._committed = committed
+        self._seen: dict[tuple[str, str], Before] = {}
+        self._states: dict[tuple[str, str], State] = {}
+        self._set_clock(clock)
+
+    def _set_clock(self, clock: tuple[int, ...]) -> None:
+        self._version, self._sequence, self._tombstones_floor, self._keys, self._bytes, self.floor = clock
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(self._version, self._sequence, self._tombstones_floor, self._keys, self._bytes, self.floor)
+
+    def answer(self, sink: Sink, reply: Reply) -> None:
+        self.answers.append((sink, reply))
+
+    def savepoint(self) -> Savepoint:
+        """The present moment."""
+        clock = (self._version, self._sequence, self._tombstones_floor, self._keys, self._bytes, self.floor)
+        return clock, self.expired, len(self.answers), self.bytes, self.undo.mark
+
+    def back_to(self, savepoint: Savepoint) -> None:
+        """Take back what was changed since, also in what else notes its changes in the same `Undo`."""
+        clock, self.expired, answers, self.bytes, mark = savepoint
+        self.undo.back_to(mark)
+        self._set_clock(clock)
+        del self.answers[answers:]
+
+    def need_room(self) -> None:
+        """Raises DiskFull: only what frees is done."""
+        if self.context.frees_only:
+            raise DiskFull()
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def before(self, kind: str, key: str) -> Before:
+        """The row as it is now. Raises DataCorrupt."""
+        known = self._seen.get((kind, key))
+        if known is None:
+            known = self._seen[kind, key] = self._committed.before(kind, key) or _NEVER
+        return known
+
+    def state(self, kind: str, key: str) -> State:
+        """With the body. Raises DataCorrupt."""
+        row = self.rows.get((kind, key))
+        if row is not None:
+            return State(row.version, row.expires_at_ms, row.body)
+        state = self._states.get((kind, key))
+        if state is None:
+            state = self._states[kind, key] = self._committed.state(kind, key) or _NEVER_STATE
+            version, expires_at_ms, body = state
+            self._seen[kind, key] = Before(version, expires_at_ms, len(body or b""), body is not None)
+        return state
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> int:
+        """The version clock's next step. Raises OverflowError where there is none."""
+        self._rise_to(self._version + 1)
+        return self._version
+
+    def see(self, version: int) -> None:
+        """The clock of another store has come that far. Raises OverflowError if ours could not go on from there."""
+        if version > _SEEN_MAX:
+            raise OverflowError(f"the version {version} is beyond what a store can go on from")
+        self._rise_to(version)
+
+    def _rise_to(self, version: int) -> None:
+        if version > NUMBER_MAX:
+            raise OverflowError(f"the version {version} is larger than a store can hold")
+        self._version = max(self._version, version)
+
+    def count(self, keys: int, size: int) -> None:
+        """So many keys and bytes are owned here from now on; negative: no more."""
+        self._keys += keys
+        self._bytes += size
+
+    def take(self, rows: Iterable[Row]) -> None:
+        """Rows of another store, which get sequences of this one. They are counted when their partition arrives."""
+        for row in rows:
+            self._set_row(row._replace(sequence=self._sequence + 1))
+
+    def raise_floor(self, stamp: int, tombstones: int = 0) -> None:
+        """Of attempts up to that stamp nothing may be known any more; tombstones up to that sequence are trimmed.
+
+        Raises OverflowError.
+        """
+        if stamp > NUMBER_MAX:
+            raise OverflowError(f"the stamp {stamp} is larger than a store can hold")
+        self.floor = max(self.floor, stamp)
+        self._tombstones_floor = max(self._tombstones_floor, tombstones)
+
+    def write(
+        self, kind: str, key: str, partition: int, body: bytes | None, expires_at_ms: int = 0, version: int = 0
+    ) -> Before:
+        """The row's new state, without an intent; `body` None deletes. `version` 0: the clock's next step.
+
+        A row that is damaged, and nothing but that row, is replaced, too. Raises DataCorrupt for other damage;
+        OverflowError for a number that the file cannot hold.
+        """
+        before = self._before_or_damaged(kind, key)
+        if version:
+            self.see(version)
+        else:
+            self._rise_to(max(self._version, before.version) + 1)
+            version = self._version
+        if abs(expires_at_ms) > NUMBER_MAX:
+            raise OverflowError(f"the deadline {expires_at_ms} is beyond what a store can hold")
+        self._set_row(Row(kind, key, partition, self._sequence + 1, version, expires_at_ms, body))
+        if kind == VALUE:
+            key_size = len(key.encode())
+            if before.live:
+                self._keys -= 1
+                self._bytes -= key_size + before.size
+            if body is not None:
+                self._keys += 1
+                self._bytes += key_size + len(body)
+        after = Before(version, expires_at_ms, len(body or b""), body is not None)
+        self._seen[kind, key] = after
+        return after
+
+    def _before_or_damaged(self, kind: str, key: str) -> Before:
+        """What a damaged row says of its version is not believed: the clock's is none lower."""
+        try:
+            return self.before(kind, key)
+        except DataCorrupt as error:
+            row: Row | None = error.damaged_row
+            if row is None:
+                raise
+            return Before(0, 0, len(row.body) if isinstance(row.body, bytes) else 0, row.body is not None)
+
+    def _set_row(self, row: Row) -> None:
+        name = row.kind, row.key
+        self.undo.note_item(self.rows, name)
+        self.undo.note_item(self._seen, name)
+        self._sequence = row.sequence
+        self.rows[name] = row
+        self.bytes += len(row.key) + len(row.body or b"") + len(row.intent or b"") + _ROW_BYTES
+
+    def write_new(self, kind: str, key: str, partition: int, body: bytes) -> None:
+        """A row that is known not to be there; it takes no step of the version clock."""
+        self._set_row(Row(kind, key, partition, self._sequence + 1, self._version, 0, body))
+        self._seen[kind, key] = Before(self._version, 0, len(body), True)
+
+    def mark(self, key: str, partition: int, state: State, intent: bytes | None) -> None:
+        """The key's value stays as it is, which is `state`, but carries the intent, or none any more."""
+        self._set_row(Row(VALUE, key, partition, self._sequence + 1, *state, intent))
+
+    def expire_if_due(self, kind: str, key: str, partition: int) -> bool:
+        """If the row's deadline has passed, that becomes a fact."""
+        before = self.before(kind, key)
+        due = before.live and 0 < before.expires_at_ms <= self.context.now_ms
+        if due:
+            self.expired += kind == VALUE
+            self.write(kind, key, partition, None)
+        return due

@@ -1,0 +1,180 @@
+"""A controller without its map, or with an old one: what it refuses, what it finds, what it goes on with."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import web
+
+from kvstore.config import Limits
+from kvstore.controller.recovery import EPOCH_STEP, Found, Told, check, newest, recovered, silent
+from kvstore.errors import ChangeRefused
+from kvstore.placement.cluster_map import ClusterMap, Member, Move, first_map, with_member_url
+from tests.unit.controller.test_controller_app import CONFIG, Controller, running
+
+MEMBERS = [Member(id=shard, url=f"http://{shard}:1", store_id=f"store-{shard}") for shard in ("s1", "s2")]
+FIRST = first_map("c", 64, MEMBERS)
+QUICK = msgspec.structs.replace(CONFIG, limits=Limits(map_poll_s=0.05))
+NEXT = with_member_url(FIRST, "s1", "http://s1:2")
+
+
+# --- the rules --------------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_map_is_that_of_the_highest_epoch() -> None:
+    assert newest([NEXT, FIRST, NEXT]) is NEXT
+
+
+@pytest.mark.parametrize(
+    ("maps", "why"),
+    [
+        ([], "start the shards"),
+        ([FIRST, msgspec.structs.replace(NEXT, cluster_id="d")], "several clusters here, c, d"),
+        ([NEXT, with_member_url(FIRST, "s1", "http://s1:3")], "different maps of epoch 2"),
+    ],
+)
+def test_maps_of_which_none_is_the_newest_are_refused(maps: list[ClusterMap], why: str) -> None:
+    with pytest.raises(ChangeRefused, match=why):
+        newest(maps)
+
+
+def test_a_member_is_silent_until_its_own_file_was_heard_of() -> None:
+    assert silent(FIRST, [Told("s1", "store-s1"), Told("s2", "another")]) == ["s2"]
+    assert silent(FIRST, [Told("s1", "store-s1"), Told("s2", "store-s2")]) == []
+
+
+@pytest.mark.parametrize("heard", [0, 7])
+def test_the_map_that_is_gone_on_with_is_far_above_all_that_was_heard_of_and_begins_its_moves_anew(heard: int) -> None:
+    move = Move(id="m", source="s1", to="s2", partitions=FIRST.owned_by("s1")[:1])
+    found = msgspec.structs.replace(FIRST, moves=[move])
+    numbers: Iterator[int] = count()
+    after = recovered(found, heard, lambda: f"new-{next(numbers)}")
+    assert after.epoch == max(heard, 1) + EPOCH_STEP
+    assert [each.id for each in after.moves] == ["new-0"]
+    assert msgspec.structs.replace(after, epoch=1, moves=[move]) == found
+
+
+@pytest.mark.parametrize(
+    ("epoch", "quiet", "without", "why"),
+    [
+        (2, [], [], "the newest map is that of epoch 1"),
+        (1, ["s2"], [], "shard s2 is a member and silent"),
+        (1, [], ["s2"], "shard s2 is not among the silent"),
+    ],
+)
+def test_what_was_not_shown_and_who_was_not_named_is_not_taken(
+    epoch: int, quiet: list[str], without: list[str], why: str
+) -> None:
+    check(Found(FIRST, [], quiet), "c", 1, quiet)
+    with pytest.raises(ChangeRefused, match=why):
+        check(Found(FIRST, [], quiet), "c", epoch, without)
+
+
+# --- a controller -----------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def node(shard_id: str) -> AsyncIterator[dict[str, Any]]:
+    """A shard that says what is in the dictionary when it is asked for its map."""
+    told: dict[str, Any] = {"shard": shard_id, "store_id": shard_id, "map": None}
+
+    async def get_map(_: web.Request) -> web.Response:
+        return web.Response(body=msgspec.json.encode({name: told[name] for name in ("shard", "store_id", "map")}))
+
+    app = web.Application()
+    app.router.add_get("/map", get_map)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    told["url"] = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield told
+    await runner.cleanup()
+
+
+async def form(controller: Controller, *nodes: dict[str, Any]) -> ClusterMap:
+    for each in nodes:
+        _, formed = await controller.announce(each["shard"], url=each["url"])
+    for each in nodes:
+        each["map"] = formed
+    return msgspec.convert(formed, ClusterMap)
+
+
+async def test_a_controller_whose_file_was_lost_goes_on_with_the_map_of_its_shards(tmp_path: Path) -> None:
+    async with node("s1") as one, node("s2") as two:
+        async with running(tmp_path / "before") as controller:
+            formed = await form(controller, one, two)
+        async with running(tmp_path / "after") as controller:
+            assert (await controller.call("GET", "/v1/recovery"))[0] == 409
+            ours = {"cluster_id": formed.cluster_id, "epoch": 1}
+            status, refused = await controller.announce("s1", url=one["url"], **ours)
+            assert (status, refused["code"]) == (503, "controller-behind")
+            for shard_id in ("s1", "s2"):  # no second cluster is formed
+                status, refused = await controller.announce(shard_id)
+                assert (status, refused["code"]) == (503, "controller-behind")
+            for method, path in (("GET", "/v1/map"), ("POST", "/v1/moves"), ("DELETE", "/v1/shards/s1")):
+                status, refused = await controller.call(method, path)
+                assert (status, refused["code"]) == (503, "controller-behind"), path
+            status, shown = await controller.call("GET", "/v1/recovery")
+            assert (status, shown["epoch"], shown["told"], shown["silent"]) == (200, 1, ["s1", "s2"], [])
+            status, taken = await controller.call("POST", "/v1/recovery", json=ours)
+            assert (status, taken["epoch"]) == (202, 1 + EPOCH_STEP)
+            status, after = await controller.announce("s1", url=one["url"], **ours)
+            assert (status, msgspec.convert(after, ClusterMap).owners) == (200, formed.owners)
+            assert (await controller.call("POST", "/v1/recovery", json=ours))[0] == 409
+            assert (await controller.call("DELETE", "/v1/moves"))[0] == 202
+
+
+async def test_a_lost_map_is_not_taken_while_a_member_is_silent_unless_it_is_named(tmp_path: Path) -> None:
+    async with node("s1") as one:
+        async with node("s2") as two, running(tmp_path / "before") as controller:
+            formed = await form(controller, one, two)
+        async with running(tmp_path / "after") as controller:
+            ours = {"cluster_id": formed.cluster_id, "epoch": 1}
+            await controller.announce("s1", url=one["url"], **ours)
+            status, refused = await controller.call("POST", "/v1/recovery", json=ours)
+            assert (status, refused["silent"]) == (409, ["s2"])
+            assert (await controller.call("GET", "/v1/map"))[0] == 503
+            status, _ = await controller.call("POST", "/v1/recovery", json={**ours, "without": ["s2"]})
+            assert status == 202
+
+
+async def test_a_controller_whose_file_is_an_old_copy_changes_nothing_once_it_hears_of_a_newer_epoch(
+    tmp_path: Path,
+) -> None:
+    async with node("s1") as one, node("s2") as two:
+        async with running(tmp_path / "data") as controller:
+            formed = await form(controller, one, two)
+        shutil.copytree(tmp_path / "data", tmp_path / "old")
+        async with running(tmp_path / "data") as controller:
+            _, newer = await controller.announce("s2", url="http://127.0.0.1:1", cluster_id=formed.cluster_id)
+            assert newer["epoch"] == 2
+            _, newest_map = await controller.announce("s2", url=two["url"], cluster_id=formed.cluster_id)
+            one["map"] = newest_map
+        async with running(tmp_path / "old", QUICK) as controller:
+            poll = f"/v1/map?after={newest_map['epoch']}&cluster={formed.cluster_id}"
+            assert (await controller.call("DELETE", "/v1/moves"))[0] == 202, "nothing was heard yet"
+            assert (await controller.call("GET", poll))[0] == 204
+            status, refused = await controller.announce("s1", url="http://new:1", cluster_id=formed.cluster_id)
+            assert (status, refused["code"], refused["heard"]) == (503, "controller-behind", 3)
+            assert (await controller.call("GET", "/v1/map"))[1]["epoch"] == 1
+            assert (await controller.announce("s1", url=one["url"], cluster_id=formed.cluster_id))[0] == 200
+            ours = {"cluster_id": formed.cluster_id, "epoch": 3}
+            assert (await controller.call("POST", "/v1/recovery", json=ours))[0] == 202
+            status, after = await controller.announce("s1", url="http://new:1", cluster_id=formed.cluster_id)
+            assert (status, after["epoch"]) == (200, 3 + EPOCH_STEP + 1)
+            members = {member["id"]: member["url"] for member in after["members"]}
+            assert members == {"s1": "http://new:1", "s2": two["url"]}
+
+
+async def test_the_epochs_of_another_cluster_are_none_of_this_one(tmp_path: Path) -> None:
+    async with node("s1") as one, node("s2") as two, running(tmp_path, QUICK) as controller:
+        await form(controller, one, two)
+        assert (await controller.call("GET", "/v1/map?after=9&cluster=other"))[0] == 204
+        assert (await controller.announce("s1", url="http://new:1"))[0] == 200

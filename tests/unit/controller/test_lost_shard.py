@@ -1,0 +1,133 @@
+"""Giving up a shard: who must follow the strike before anything is opened, what is refused meanwhile, the clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from kvstore.controller import membership
+from kvstore.controller.lost import CLOCK_STEP, Reopener
+from kvstore.controller.membership import Announcement, ClusterState, FirstMembers
+from kvstore.controller.store import MapStore
+from kvstore.controller.store.sqlite import open_sqlite
+from kvstore.errors import ChangeRefused, ForeignData, NotFound
+from kvstore.placement.cluster_map import ClusterMap
+from tests.unit.controller.far_shards import LIMITS, FarShard, far_shards
+from tests.unit.controller.test_mover import Controller, controlled, form, until
+
+FIRST = FirstMembers({}, 64, 1)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[MapStore]:
+    opened = await open_sqlite(tmp_path / "controller-0.db")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[dict[str, FarShard]]:
+    async with far_shards("s1", "s2", "s3") as shards:
+        yield shards
+        for shard in shards.values():
+            shard.wrongs.clear()  # what is opened came by no move
+
+
+@asynccontextmanager
+async def reopening(controller: Controller) -> AsyncIterator[Reopener]:
+    reopener = Reopener(controller.document, controller.shards, LIMITS)
+    controller.service.on_clock = reopener.tell
+    task = asyncio.create_task(reopener.run())
+    try:
+        yield reopener
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def opened(controller: Controller) -> ClusterMap:
+    async with asyncio.timeout(30):
+        while any(not strike.opened for strike in (await controller.map()).strikes):
+            await asyncio.sleep(0.005)
+    return await controller.map()
+
+
+async def test_nothing_is_opened_before_every_other_shard_follows_the_strike(
+    store: MapStore, far: dict[str, FarShard]
+) -> None:
+    before = await form(store, far, "s1", "s2", "s3")
+    async with controlled(store) as controller, reopening(controller) as reopener:
+        await far["s3"].kill()
+        far["s2"].gates["follow"].clear()
+        reopener.tell(1000)
+        with pytest.raises(ChangeRefused, match="confirm=s3"):
+            await controller.service.give_up("s3", None)
+        answer = await controller.service.give_up("s3", "s3")
+        assert (answer["epoch"], answer["partitions"]) == (before.epoch + 1, len(before.owned_by("s3")))
+        await until(lambda: before.epoch + 1 in far["s1"].followed)
+        await asyncio.sleep(0.1)
+        assert [strike.opened for strike in (await controller.map()).strikes] == [0]
+        for change in (controller.service.cancel(), controller.service.plan_anew(), controller.service.remove("s2")):
+            with pytest.raises(ChangeRefused, match="is being given up"):
+                await change
+        far["s2"].gates["follow"].set()
+        after = await opened(controller)
+        assert [member.id for member in after.members] == ["s1", "s2"]
+        assert after.strikes[0].clock == 1000 + CLOCK_STEP
+        assert (await controller.service.state()).clock == after.strikes[0].clock
+        await controller.service.plan_anew()
+
+
+async def test_a_controller_that_died_between_the_two_maps_opens_after_its_start(
+    store: MapStore, far: dict[str, FarShard]
+) -> None:
+    await form(store, far, "s1", "s2", "s3")
+    async with controlled(store) as controller:
+        await controller.service.give_up("s3", "s3")
+        assert not (await controller.map()).strikes[0].opened
+    async with controlled(store) as controller, reopening(controller):
+        assert (await opened(controller)).strikes[0].opened
+
+
+async def test_the_clock_that_was_told_long_ago_is_known_after_a_restart(
+    store: MapStore, far: dict[str, FarShard]
+) -> None:
+    await form(store, far, "s1", "s2", "s3")
+    async with controlled(store) as controller, reopening(controller) as reopener:
+        reopener.tell(1 << 40)
+        async with asyncio.timeout(30):
+            while (await controller.service.state()).clock < 1 << 40:
+                await asyncio.sleep(0.005)
+    async with controlled(store) as controller, reopening(controller):
+        await controller.service.give_up("s3", "s3")
+        assert (await opened(controller)).strikes[0].clock == (1 << 40) + CLOCK_STEP
+
+
+async def test_the_file_of_a_shard_that_was_given_up_is_refused_under_any_name(
+    store: MapStore, far: dict[str, FarShard]
+) -> None:
+    await form(store, far, "s1", "s2", "s3")
+    async with controlled(store) as controller, reopening(controller):
+        await controller.service.give_up("s3", "s3")
+        state = ClusterState(map=await opened(controller))
+    lost = far["s3"].store_id
+    for name in ("s3", "s7"):
+        said = Announcement(id=name, url="http://x:1", store_id=lost, cluster_id="c", join=True)
+        for announced in (said, msgspec.structs.replace(said, cluster_id=None)):
+            with pytest.raises(ForeignData, match="given up as lost"):
+                membership.decide(state, announced, FIRST, "d", lambda cluster_map: cluster_map)
+
+
+async def test_the_last_shard_and_who_is_none_cannot_be_given_up(store: MapStore, far: dict[str, FarShard]) -> None:
+    await form(store, far, "s1")
+    async with controlled(store) as controller:
+        with pytest.raises(ChangeRefused, match="last one"):
+            await controller.service.give_up("s1", "s1")
+        with pytest.raises(NotFound):
+            await controller.service.give_up("s9", "s9")

@@ -1,0 +1,43 @@
+"""The sentence on the cluster: the worst that is true of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvstore.router.advice import advice
+
+UP = {"id": "s1", "state": "up"}
+MOVE = {"from": "s1", "to": "s2", "partitions": 7, "step": "copy", "detail": ""}
+WELL: dict[str, Any] = {
+    "shards": [UP, {"id": "s2", "state": "up"}],
+    "moves": [],
+    "wanted": [],
+    "in_doubt": {"count": 0, "oldest_s": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "words"),
+    [
+        ({}, "ok", "All is well: 2 shards up"),
+        ({"shards": [UP]}, "ok", "1 shard up"),
+        ({"shards": [UP, {"id": "s2", "state": "down"}]}, "warning", "Shard s2 does not answer"),
+        ({"shards": [{"id": "s1", "state": "down"}, {"id": "s2", "state": "down"}]}, "warning", "s1, s2 do not answer"),
+        ({"shards": [{**UP, "disk_full": True}]}, "warning", "The disk of s1 is nearly full"),
+        ({"moves": [MOVE, MOVE]}, "busy", "14 partitions still to move"),
+        ({"moves": [{**MOVE, "step": "waiting", "detail": "shard s2 is away"}]}, "warning", "shard s2 is away"),
+        ({"wanted": ["s5"]}, "busy", "Shard s5 is being started"),
+        ({"wanted": None}, "warning", "The controller does not answer"),
+        ({"in_doubt": {"count": 1, "oldest_s": 60.0}}, "warning", "in doubt for 60 s"),
+        ({"in_doubt": {"count": 1, "oldest_s": 0.2}}, "ok", "All is well"),
+        ({"shards": []}, "warning", "no shards yet"),
+        ({"shards": [{**UP, "state": "down"}], "moves": [MOVE], "wanted": None}, "warning", "s1 does not answer"),
+    ],
+)
+def test_it_says_what_matters_most(changes: dict[str, Any], level: str, words: str) -> None:
+    said = advice(WELL | changes)
+    assert said["level"] == level
+    assert words in said["sentence"]
+    assert said["sentence"].endswith(".")

@@ -1,0 +1,98 @@
+"""Which answers wait for room, which are refused, and how pages are made."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, cast
+
+import pytest
+
+from kvstore.config import Limits, default_config
+from kvstore.router.app import RouterApp
+from kvstore.router.listing import Listing
+from kvstore.router.membership import Controller
+from kvstore.router.page_json import encode_page
+from kvstore.router.service import RouterService
+from kvstore.transport.answers import Turns
+from kvstore.transport.http import BINARY, Response
+
+SIZE = 100_000
+
+
+def make_app(**limits: Any) -> RouterApp:
+    config = default_config()
+    settings = Limits(**limits)
+    app = RouterApp("0", cast(RouterService, None), config, cast(Controller, None))
+    app.answers.__init__(settings)  # type: ignore[misc]
+    return app
+
+
+@pytest.mark.parametrize(("has_to_go", "status"), [(True, 200), (False, 429)])
+async def test_an_answer_without_room_may_be_refused_only_if_nothing_was_written(has_to_go: bool, status: int) -> None:
+    app = make_app(answer_bytes_in_flight_max=SIZE, answer_wait_s=0.05)
+    assert app.answers.try_reserve(SIZE)
+    response = Response(200, bytes(SIZE), BINARY)
+    response.has_to_go = has_to_go
+    admitted = await app._admit_answer(response)
+    assert admitted.status == status
+    assert app.answers.under_way_bytes == SIZE + admitted.reserved == (2 * SIZE if has_to_go else SIZE)
+
+
+async def test_an_answer_waits_for_room() -> None:
+    app = make_app(answer_bytes_in_flight_max=SIZE, answer_wait_s=10.0)
+    assert app.answers.try_reserve(SIZE)
+    waiting = asyncio.create_task(app._admit_answer(Response(200, bytes(SIZE), BINARY)))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    app.answers.release(SIZE)
+    assert (await asyncio.wait_for(waiting, 10)).reserved == SIZE
+
+
+async def test_the_answer_to_a_head_request_takes_no_room() -> None:
+    app = make_app()
+    response = Response(200, bytes(SIZE), BINARY, head_only=True)
+    assert (await app._admit_answer(response)).reserved == 0
+
+
+async def test_others_have_their_turn_while_a_large_page_is_made() -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(other())
+    page = Listing([(f"k{number:03}", number, bytes(100_000), 0) for number in range(40)], "k039")
+    document = json.loads(await encode_page(page, values=True, partial=False, turns=Turns()))
+    beside.cancel()
+    assert turns >= 40
+    assert [item["key"] for item in document["items"]] == [item[0] for item in page.items]
+
+
+async def test_a_page_has_what_was_asked_for() -> None:
+    page = Listing([("a", 1, b"text", 1500), ("b", 2, b"\xff", 0)], None)
+    assert json.loads(await encode_page(page, values=True, partial=False, turns=Turns())) == {
+        "items": [
+            {"key": "a", "version": 1, "value": "text", "ttl": 1.5},
+            {"key": "b", "version": 2, "value_base64": "/w=="},
+        ],
+        "next": None,
+    }
+    empty = await encode_page(Listing([], None), values=False, partial=False, turns=Turns())
+    assert json.loads(empty) == {"items": [], "next": None}
+    gaps = await encode_page(Listing([], "b", 0b101), values=False, partial=True, turns=Turns())
+    assert {name: value for name, value in json.loads(gaps).items() if name != "next"} == {
+        "items": [],
+        "missing": [0, 2],
+    }
+
+
+def test_a_page_is_cut_at_its_bytes_and_goes_on_behind_its_last_key() -> None:
+    page = Listing([(key, 1, bytes(10), 0) for key in "abcd"], None)
+    assert page.cut(22) == (Listing(page.items[:2], "b"), 22)
+    assert page.cut(23) == (Listing(page.items[:3], "c"), 33)
+    assert page.cut(44) == (page, 44)
+    assert page._replace(missing=5).cut(22)[0].missing == 5

@@ -1,0 +1,112 @@
+"""The documents of events: runs of partitions, rates of shards, locks and attempts put together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvstore.metrics import ShardStats
+from kvstore.placement.cluster_map import Member, Move, first_map
+from kvstore.router.event_documents import (
+    Sample,
+    locks_document,
+    locks_identity,
+    map_document,
+    runs,
+    shard_documents,
+    transactions_document,
+    transactions_identity,
+)
+
+MEMBERS = [Member(id=name, url=f"http://{name}", store_id=name) for name in ("s1", "s2")]
+MAP = first_map("c", 64, MEMBERS)
+NOTHING: dict[str, Any] = {"leases_count": 0, "leases": [], "attempts_count": 0, "intents": 0, "attempts": []}
+
+
+def sample(at_s: float, hits: int = 0, writes: int = 0, **stats: Any) -> Sample:
+    shard = ShardStats(cache_hits=hits, **stats)
+    for _ in range(writes):
+        shard.batch_ops.observe(1)
+        shard.commit_s.observe(0.0025)
+    return Sample(shard, NOTHING, at_s)
+
+
+def attempt(age_s: float, *keys: str, abandoned: bool = False) -> dict[str, Any]:
+    return {
+        "id": "1-a", "anchor": "k", "keys": list(keys), "keys_count": len(keys), "age_s": age_s, "abandoned": abandoned
+    }  # fmt: skip
+
+
+def test_the_owners_of_a_map_come_back_from_their_runs() -> None:
+    document = map_document(MAP)
+    owners = [owner for owner, count in document["owners"] for _ in range(count)]
+    assert owners == MAP.owners
+    assert len(document["virtual_nodes"]) == 128
+    assert all(0 <= point < 2**32 and owner in (0, 1) for point, owner in document["virtual_nodes"])
+    assert document["virtual_nodes"] == sorted(document["virtual_nodes"])
+
+
+def test_partitions_are_told_as_runs() -> None:
+    assert runs([5, 1, 2, 3, 9, 10]) == [[1, 3], [5, 1], [9, 2]]
+    assert runs([]) == []
+    moving = MAP.__class__(
+        cluster_id="c", epoch=2, partitions=64, members=MEMBERS, owners=MAP.owners,
+        moves=[Move(id="m", source="s1", to="s2", partitions=[7, 8])],
+    )  # fmt: skip
+    assert map_document(moving)["moves"] == [{"from": "s1", "to": "s2", "partitions": [[7, 2]]}]
+
+
+def test_a_ring_of_too_many_points_is_left_out() -> None:
+    heavy = first_map("c", 64, [Member(id="s1", url="http://s1", store_id="s1", weight=100)])
+    assert map_document(heavy)["virtual_nodes"] == []
+
+
+def test_the_rates_of_a_shard_are_those_since_the_sample_before() -> None:
+    now = {"s1": sample(12.0, hits=300, writes=50), "s2": sample(12.0)}
+    before = {"s1": sample(10.0, hits=100, writes=10)}
+    first, second = shard_documents(MAP, now, before)
+    assert (first["reads_per_s"], first["writes_per_s"]) == (100.0, 20.0)
+    assert 2 <= first["commit_p99_ms"] <= 3
+    assert (second["reads_per_s"], second["commit_p99_ms"]) == (0.0, None)
+
+
+def test_a_shard_that_was_started_again_has_no_negative_rates() -> None:
+    first, _ = shard_documents(MAP, {"s1": sample(12.0, hits=3)}, {"s1": sample(10.0, hits=900, writes=9)})
+    assert (first["reads_per_s"], first["writes_per_s"]) == (0.0, 0.0)
+
+
+def test_a_shard_that_does_not_answer_is_down_with_its_last_numbers() -> None:
+    _, second = shard_documents(MAP, {"s1": sample(2.0), "s2": None}, {"s2": sample(1.0, keys=7)})
+    assert (second["state"], second["keys"]) == ("down", 7)
+
+
+def test_locks_come_by_name_with_their_shard() -> None:
+    lease = {"name": "b", "owner": "me", "token": 3, "ttl": 9.0, "ttl_left": 8.0, "waiting": 1, "waiters": ["you"]}
+    live = {"s2": {**NOTHING, "leases_count": 1, "leases": [lease]},
+            "s1": {**NOTHING, "leases_count": 5, "leases": [{**lease, "name": "a"}]}}  # fmt: skip
+    document = locks_document(live)
+    assert [(item["name"], item["shard"]) for item in document["items"]] == [("a", "s1"), ("b", "s2")]
+    assert document["count"] == 6
+
+
+def test_time_that_passes_is_no_change_of_a_lock_and_a_renewal_is() -> None:
+    def identity(ttl_left: float, now_s: float) -> list[Any]:
+        lease = {"name": "b", "owner": "", "token": 3, "ttl": 9.0, "ttl_left": ttl_left, "waiting": 0, "waiters": []}
+        return locks_identity(locks_document({"s1": {**NOTHING, "leases_count": 1, "leases": [lease]}}), now_s)
+
+    assert identity(8.0, 100.0) == identity(7.5, 100.5)
+    assert identity(8.0, 100.0) != identity(9.0, 100.5)
+
+
+def test_an_attempt_that_holds_keys_in_two_shards_is_one() -> None:
+    live = {
+        "s1": {**NOTHING, "intents": 1, "attempts": [attempt(0.5, "a")]},
+        "s2": {**NOTHING, "intents": 2, "attempts": [attempt(2.0, "b", "c", abandoned=True)]},
+    }
+    document = transactions_document(live)
+    (item,) = document["items"]
+    assert (item["age_s"], item["abandoned"], document["intents"]) == (2.0, True, 3)
+    assert [part["shard"] for part in item["at"]] == ["s1", "s2"]
+    older = transactions_document(
+        {shard: {**facts, "attempts": [{**facts["attempts"][0], "age_s": 9.0}]} for shard, facts in live.items()}
+    )
+    assert transactions_identity(older) == transactions_identity(document)

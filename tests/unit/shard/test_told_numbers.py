@@ -1,0 +1,172 @@
+"""Told numbers: a store that opens behind what it has told the controller does not serve."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from kvstore.config import Limits
+from kvstore.controller.store import Told
+from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
+from kvstore.errors import LogDamaged, StoreBehind
+from kvstore.shard.told import ToldNumbers
+from kvstore.store.store import Store
+from tests.unit.store.real_files import LIMITS, PARTITIONS, Hands, cluster_map, end, filled, flip, opened
+
+FAST = Limits(**LIMITS, told_timeout_s=0.3, told_every_s=0.02)
+
+
+class Controller:
+    """Its part that keeps what stores tell, behind HTTP.
+
+    `is_away`: it answers nothing of use. `goes_on`: while it is not set, requests are taken and not answered.
+    """
+
+    def __init__(self, store: SqliteMapStore) -> None:
+        self.store = store
+        self.is_away = False
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+        self.url = ""
+
+    async def told(self, request: web.Request) -> web.Response:
+        await self.goes_on.wait()
+        if self.is_away:
+            raise web.HTTPServiceUnavailable
+        body = await request.json()
+        kept = await self.store.tell(body["store_id"], Told(body["number"], body["version"]))
+        return web.json_response(kept._asdict())
+
+
+@pytest.fixture
+async def controller(tmp_path: Path) -> AsyncIterator[Controller]:
+    store = await open_sqlite(tmp_path / "controller-0.db")
+    found = Controller(store)
+    app = web.Application()
+    app.router.add_post("/v1/told", found.told)
+    async with TestServer(app) as server:
+        found.url = str(server.make_url("/"))
+        yield found
+    await store.close()
+
+
+@pytest.fixture
+async def numbers(controller: Controller) -> AsyncIterator[ToldNumbers]:
+    async with aiohttp.ClientSession() as session:
+        yield ToldNumbers(session, controller.url, FAST)
+
+
+async def open_store(path: Path, numbers: ToldNumbers) -> Store:
+    store = await Store.open(path, FAST, "s1", PARTITIONS, end, told=numbers.at_opening)
+    await store.partitions.adopt(cluster_map(store.served.epoch + 1))
+    return store
+
+
+async def old_copy(path: Path, numbers: ToldNumbers) -> tuple[Path, int]:
+    """A copy of a store's files; then the store goes on and tells of it. The copy's folder, and the number told."""
+    await filled(path, 5)
+    shutil.copytree(path.parent, path.parent.parent / "old")
+    store = await open_store(path, numbers)
+    await Hands(store).put("newer", b"value")
+    await numbers.tell(store)
+    number = store.durable
+    await store.close()
+    return path.parent.parent / "old" / path.name, number
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data" / "shard-s1.db"
+
+
+async def test_a_store_that_has_all_that_it_told_opens_verified(path: Path, numbers: ToldNumbers) -> None:
+    await old_copy(path, numbers)
+    store = await open_store(path, numbers)
+    assert numbers.is_verified
+    assert (await Hands(store).get("newer")).value == b"value"
+    await numbers.tell(store)
+    await store.close()
+
+
+async def test_an_older_copy_of_file_and_log_is_refused_and_left_as_it_is(path: Path, numbers: ToldNumbers) -> None:
+    old, number = await old_copy(path, numbers)
+    before = {file.name: file.read_bytes() for file in old.parent.iterdir() if ".log." in file.name}
+    with pytest.raises(StoreBehind, match=f"record {number} was durable") as refused:
+        await open_store(old, numbers)
+    assert refused.value.members["told"] == number
+    assert "accept-old" in refused.value.next_step
+    assert {file.name: file.read_bytes() for file in old.parent.iterdir() if ".log." in file.name} == before
+
+
+async def test_an_older_copy_that_was_accepted_opens(path: Path, numbers: ToldNumbers, controller: Controller) -> None:
+    old, _ = await old_copy(path, numbers)
+    async with opened(old) as hands:
+        store_id = hands.store.identity.store_id
+    await controller.store.forget(store_id)
+    store = await open_store(old, numbers)
+    await numbers.tell(store)
+    assert (await Hands(store).get("newer")).status == 404
+    await store.close()
+
+
+async def test_a_damaged_last_record_that_was_told_is_damage_and_no_torn_end(path: Path, numbers: ToldNumbers) -> None:
+    await old_copy(path, numbers)
+    path.with_name("shard-s1.log.note").write_bytes((path.parent.parent / "old" / "shard-s1.log.note").read_bytes())
+    segment = max(path.parent.glob("shard-s1.log.0*"), key=lambda file: len(file.read_bytes().rstrip(b"\0")))
+    flip(segment, len(segment.read_bytes().rstrip(b"\0")) - 2)
+    with pytest.raises(LogDamaged):
+        await open_store(path, numbers)
+
+
+async def test_without_an_answer_it_serves_unverified_and_stops_when_it_hears_of_more(
+    path: Path, numbers: ToldNumbers, controller: Controller
+) -> None:
+    old, _ = await old_copy(path, numbers)
+    numbers.is_verified = False
+    controller.is_away = True
+    store = await open_store(old, numbers)
+    assert not numbers.is_verified
+    assert (await Hands(store).get("key-01")).status == 200
+    running = asyncio.create_task(numbers.run(store))
+    await asyncio.sleep(0)
+    controller.is_away = False
+    with pytest.raises(StoreBehind):
+        await asyncio.wait_for(running, 20)
+    await store.close()
+
+
+async def test_a_store_opens_in_time_although_the_controller_takes_the_question_and_stands_still(
+    path: Path, numbers: ToldNumbers, controller: Controller
+) -> None:
+    await filled(path, 5)
+    controller.goes_on.clear()
+    opening = asyncio.create_task(open_store(path, numbers))
+    done, _ = await asyncio.wait([opening], timeout=10)
+    controller.goes_on.set()
+    store = await opening
+    assert done
+    assert not numbers.is_verified
+    await numbers.tell(store)
+    assert numbers.is_verified
+    await store.close()
+
+
+async def test_a_store_tells_what_is_durable_again_and_again(
+    path: Path, numbers: ToldNumbers, controller: Controller
+) -> None:
+    store = await open_store(path, numbers)
+    running = asyncio.create_task(numbers.run(store))
+    await Hands(store).put("a", b"1")
+    async with asyncio.timeout(20):
+        while await controller.store.tell(store.identity.store_id, Told()) != Told(store.durable, store.clock.version):
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await store.close()

@@ -1,0 +1,57 @@
+"""Large operations and the segments of the log: each that is taken in is decided, however the segments are filled."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore.protocol import Delete, Put
+from kvstore.storage.disk import OsDisk, OsFile
+from tests.unit.store.rig import ask, asked, next_id, opened, until
+
+SEGMENT_BYTES = 64 * 1024
+
+
+@pytest.mark.parametrize(
+    "value_bytes",
+    [
+        pytest.param(50_000, id="does not fit into the open segment, which is not half full"),
+        pytest.param(58_000, id="may need more, by its estimate, than any segment has"),
+    ],
+)
+async def test_an_operation_of_most_of_a_segment_does_not_wait_for_ever(tmp_path: Path, value_bytes: int) -> None:
+    async with opened(tmp_path, log_segment_bytes=SEGMENT_BYTES) as store, asyncio.timeout(60):
+        for size in (20_000, value_bytes, 1):
+            assert (await ask(store, Put(next_id(), f"key of {size}", bytes(size)))).status == 201
+
+
+class FullDisk(OsDisk):
+    """No new file has room any more, though the file system says that it has plenty."""
+
+    def open(self, path: Path, *, create: bool = False, **options: Any) -> OsFile:
+        if create:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return super().open(path, create=create, **options)
+
+
+async def test_a_log_without_room_for_segments_refuses_writes_and_goes_on_with_deletes(tmp_path: Path) -> None:
+    async with opened(tmp_path, log_segment_bytes=SEGMENT_BYTES) as store, asyncio.timeout(60):
+        records = store.tables.log
+        assert (await ask(store, Put(next_id(), "key", b"value"))).status == 201
+        await until(lambda: records._spare)
+        records._disk = FullDisk()
+        statuses = []
+        for _ in range(10):
+            sinks = [asked(store, Put(next_id(), f"key {number}", bytes(3000))) for number in range(5)]
+            statuses += [(await sink.answer()).status for sink in sinks]
+        assert statuses[0] == 201
+        assert statuses[-1] == 507
+        assert (await ask(store, Delete(next_id(), "key"))).status == 204
+        assert records.full
+        records._disk = OsDisk()
+        await until(lambda: not records.full)
+        assert (await ask(store, Put(next_id(), "key", b"value"))).status == 201
