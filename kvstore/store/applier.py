@@ -76,7 +76,7 @@ class Applier:
             memtable.publish(record.rows)
         self._something.set()
         limits = self._tables.limits
-        if memtable.unapplied_count >= limits.apply_rows:
+        if memtable.unapplied_count >= limits.apply_rows or memtable.bytes >= limits.wal_bytes_max // 4:
             self._hurry.set()
         if len(memtable) >= limits.unapplied_rows_max or memtable.bytes >= limits.unapplied_bytes_max:
             self.has_room.clear()

@@ -329,7 +329,7 @@ def test_a_shard_that_is_given_up_leaves_its_partitions_empty_and_open_and_all_o
         name = lost[0]
         token = ask(cluster.url, "POST", f"/v1/locks/{name}", b"{}").json["token"]
         pid = cluster.pid("shard-s1")
-        for path in cluster.data_dir.glob("shard-s1.db*"):
+        for path in cluster.data_dir.glob("shard-s1.*"):
             path.unlink()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: "empty or foreign file" in cluster.log, "its empty file is refused")
