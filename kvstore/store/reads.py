@@ -140,6 +140,7 @@ class Reads:
             self._finish(op, sink, partition, generation, ticket, damage)
             return
         self._tables.cache.finish(op.key, ticket, None)
+        self._tables.stats.cache_misses -= 1  # it is asked again
         settled = self._tables.environment.spawn(verification.settle([partition]))
         settled.add_done_callback(lambda task: None if task.cancelled() or sink.closed else self.get(op, sink))
 

@@ -183,7 +183,10 @@ class Changes:
         A row that is damaged, and nothing but that row, is replaced, too. Raises DataCorrupt for other damage;
         OverflowError for a number that the file cannot hold.
         """
-        before = self._before_or_damaged(kind, key)
+        try:
+            before = self.before(kind, key)
+        except DataCorrupt as error:
+            before = _before_damage(error)
         if version:
             self.see(version)
         else:
@@ -203,16 +206,6 @@ class Changes:
         after = Before(version, expires_at_ms, len(body or b""), body is not None)
         self._seen[kind, key] = after
         return after
-
-    def _before_or_damaged(self, kind: str, key: str) -> Before:
-        """What a damaged row says of its version is not believed: the clock's is none lower."""
-        try:
-            return self.before(kind, key)
-        except DataCorrupt as error:
-            row: Row | None = error.damaged_row
-            if row is None:
-                raise
-            return Before(0, 0, len(row.body) if isinstance(row.body, bytes) else 0, row.body is not None)
 
     def _set_row(self, row: Row) -> None:
         name = row.kind, row.key
@@ -239,3 +232,11 @@ class Changes:
             self.expired += kind == VALUE
             self.write(kind, key, partition, None)
         return due
+
+
+def _before_damage(error: DataCorrupt) -> Before:
+    """What a damaged row says of its version is not believed: the clock's is none lower. Raises it if there is none."""
+    row: Row | None = error.damaged_row
+    if row is None:
+        raise error
+    return Before(0, 0, len(row.body) if isinstance(row.body, bytes) else 0, row.body is not None)
