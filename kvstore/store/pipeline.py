@@ -266,8 +266,9 @@ class Pipeline:
         if record is not None and failpoints.planted("early-answer"):
             self._answer_early(batch, record, pinned)
             return
-        if record is not None:
+        if _passes_points(batch, record):
             failpoints.hit(*(f"{step}-before-commit" for step in batch.steps))
+        if record is not None:
             records.append(record.encode(), frees=True)  # room was looked for before; what is decided is not refused
             self._position = records.last
             tables.clock = record.clock
@@ -323,8 +324,9 @@ class Pipeline:
     def _publish(self, decided: _Decided) -> None:
         batch, position, record, started_s, pinned = decided
         tables = self._tables
-        if record is not None:
+        if _passes_points(batch, record):
             failpoints.hit(*(f"{step}-after-commit" for step in batch.steps))
+        if record is not None:
             tables.visible = record.clock
             if not failpoints.planted("applied-before-durable"):
                 self._applier.publish(record, position)
@@ -381,3 +383,8 @@ def settle(future: asyncio.Future[Any], result: Any = None) -> None:
     """Set the result, unless nobody waits for it any more."""
     if not future.done():
         future.set_result(result)
+
+
+def _passes_points(batch: Batch, record: CommitRecord | None) -> bool:
+    """Clients' operations that change nothing do not; a step of the store does, also where all was done before."""
+    return record is not None or batch.steps[:1] != ["batch"]
