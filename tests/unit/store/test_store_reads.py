@@ -145,7 +145,7 @@ async def test_whoever_asks_never_sees_less_than_was_already_answered_to_anybody
     chance = random.Random(7)
 
     async def client() -> None:
-        for _ in range(120):
+        for _ in range(400):
             key = chance.choice(keys)
             floor, kind = answered[key], chance.random()
             if kind < 0.25:
@@ -163,7 +163,7 @@ async def test_whoever_asks_never_sees_less_than_was_already_answered_to_anybody
             answered[key] = max(answered[key], version)
 
     await asyncio.gather(*(client() for _ in range(30)))
-    assert rig.store.tables.stats.cache_misses > 20 or cache_bytes > 1500  # how many there are depends on the disk
+    assert rig.store.tables.stats.cache_misses > 100 or cache_bytes > 1500
 
 
 # --- ownership --------------------------------------------------------------------------------------------------------
