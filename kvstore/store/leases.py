@@ -18,24 +18,10 @@ from kvstore.errors import Locked, LockLost
 from kvstore.protocol import Acquire, Answer, Once, Release, Renew
 from kvstore.storage.rows import LEASE, Row
 from kvstore.store.idempotency import Idempotency, IdempotencyRecord, row_key
+from kvstore.store.ops import ExpireLease
 from kvstore.store.refusals import failure, queue_full, refusal
 from kvstore.store.write_set import Changes, Sink
 from kvstore.transactions.locks import Lease, LockTable
-
-
-class ExpireLease(msgspec.Struct):
-    """The owner's own operation: end the lease on `key`, if its time has passed."""
-
-    key: str
-    id: int = 0
-
-
-class EndWait(msgspec.Struct):
-    """The owner's own operation: whoever asked with `acquire` has waited long enough."""
-
-    key: str
-    acquire: Acquire
-    id: int = 0
 
 
 class LeaseBody(msgspec.Struct):
