@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -18,6 +19,11 @@ from kvstore.store.store import Store
 PARTITIONS = 64
 SEGMENT_BYTES = 1 << 16
 LIMITS: dict[str, Any] = {"log_segment_bytes": SEGMENT_BYTES, "expiry_sweep_s": 3600.0, "batch_bytes_max": 8192}
+
+
+def threads() -> set[threading.Thread]:
+    """Those that run, but for the event loop's own pool, which grows when it likes and ends with the loop."""
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")}
 
 
 def cluster_map(epoch: int = 1) -> ClusterMap:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from kvstore.errors import DataCorrupt
 from kvstore.placement import partition_set
 from kvstore.protocol import Acquire, Attempt, Count, Guard, Prepare, Put, Scan, ScanLeases, Step
 from kvstore.store import scans
+from tests.unit.store.real_files import threads
 
 Opener = Callable[..., Awaitable[Any]]
 
@@ -471,10 +471,10 @@ async def test_a_store_that_cannot_be_opened_leaves_no_thread_behind_that_would_
     await rig.write(Acquire(1, "lock", 60_000, 0, "me"))
     await rig.sql("UPDATE rows SET body = x'00' WHERE kind = 'lease'")
     await rig.close()
-    before = set(threading.enumerate())
+    before = threads()
     with pytest.raises(DataCorrupt):
         await rig.reopen_after_close()
-    for thread in set(threading.enumerate()) - before:
+    for thread in threads() - before:
         thread.join(10)
         assert not thread.is_alive()
 
