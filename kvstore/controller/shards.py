@@ -90,9 +90,6 @@ class Shards:
         await asyncio.gather(*(link.channel.close() for link in self._links.values()), *self._closing)
         self._links.clear()
 
-    def is_connected(self, shard_id: str) -> bool:
-        return shard_id in self._links and self._links[shard_id].channel.connected
-
     async def bring(self, shard_id: str, epoch: int, *, again: bool = False) -> None:
         """Return when the shard follows a map of that epoch or a later one, durably. `again`: even if it did before.
 

@@ -20,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,20 @@ _LINE_EVERY_S = 5.0
 
 class _Progress:
     def __init__(self, label: str, total: int, quiet: bool) -> None:
-        self._label, self._total, self._quiet = label, total, quiet
+        self._label, self.total, self._quiet = label, total, quiet
         self._began_s = self._said_s = time.monotonic()
 
     def show(self, done: int, findings: list[Finding]) -> None:
         now_s = time.monotonic()
-        if self._quiet or (now_s - self._said_s < _LINE_EVERY_S and done < self._total):
+        if self._quiet or (now_s - self._said_s < _LINE_EVERY_S and done < self.total):
             return
         self._said_s = now_s
-        left_s = (self._total - done) * (now_s - self._began_s) / max(done, 1)
+        left_s = (self.total - done) * (now_s - self._began_s) / max(done, 1)
         bad = sum(finding.verdict in VIOLATIONS for finding in findings)
-        click.echo(f"{self._label}: {done} of {self._total}, {bad} violations, {left_s:.0f} s left", err=True)
+        click.echo(f"{self._label}: {done} of {self.total}, {bad} violations, {left_s:.0f} s left", err=True)
+
+
+Case = Callable[[int, random.Random], Awaitable[Finding | None]]
 
 
 async def single_stores(count: int, seed: int, folder: Path, quiet: bool) -> list[Finding]:
@@ -53,34 +57,37 @@ async def single_stores(count: int, seed: int, folder: Path, quiet: bool) -> lis
     kept: list[tuple[Path, Acknowledged]] = []
     for number, writes in enumerate(_WRITES):
         kept.append((path := folder / f"killed-{number}", await stores.killed_store(path, seed + number, writes)))
-    progress, findings = _Progress("stores", count, quiet), list[Finding]()
-    for number in range(count):
-        finding, tries = None, 0
-        while finding is None:
-            rng = random.Random(f"{seed}/{number}/{tries}")
-            path, acknowledged = kept[number % len(kept)]
-            finding = await stores.damaged_store(path, folder / "copy", acknowledged, rng)
-            tries += 1
-        if finding.verdict in VIOLATIONS:
-            shutil.copytree(folder / "copy", folder / f"violation-{number}", dirs_exist_ok=True)
-        findings.append(finding)
-        progress.show(number + 1, findings)
-    return findings
+
+    async def case(number: int, rng: random.Random) -> Finding | None:
+        path, acknowledged = kept[number % len(kept)]
+        return await stores.damaged_store(path, folder / "copy", acknowledged, rng)
+
+    return await _findings(case, f"{seed}", folder / "copy", folder / "violation", _Progress("stores", count, quiet))
 
 
 async def whole_clusters(count: int, seed: int, folder: Path, quiet: bool) -> list[Finding]:
     """The findings of so many damages to whole clusters."""
     if not count:
         return []
-    progress, findings = _Progress("clusters", count, quiet), list[Finding]()
-    bench = await clusters.Bench.killed(folder / "cluster", seed)
-    for number in range(count):
+    bench, copy = await clusters.Bench.killed(folder / "cluster", seed), folder / "damaged"
+    progress = _Progress("clusters", count, quiet)
+    kept_as = folder / "cluster-violation"
+    return await _findings(lambda _, rng: bench.damaged(rng, copy), f"{seed}/cluster", copy, kept_as, progress)
+
+
+async def _findings(case: Case, seed: str, copy: Path, kept_as: Path, progress: _Progress) -> list[Finding]:
+    """One of each case, each from its own seed; it is drawn again where nothing could be damaged.
+
+    The files of a violation, which lie in `copy`, are kept as `kept_as`-NUMBER.
+    """
+    findings: list[Finding] = []
+    for number in range(progress.total):
         finding, tries = None, 0
         while finding is None:
-            finding = await bench.damaged(random.Random(f"{seed}/cluster/{number}/{tries}"), folder / "damaged")
+            finding = await case(number, random.Random(f"{seed}/{number}/{tries}"))
             tries += 1
         if finding.verdict in VIOLATIONS:
-            shutil.copytree(folder / "damaged", folder / f"cluster-violation-{number}", dirs_exist_ok=True)
+            shutil.copytree(copy, kept_as.with_name(f"{kept_as.name}-{number}"), dirs_exist_ok=True)
         findings.append(finding)
         progress.show(number + 1, findings)
     return findings
