@@ -24,6 +24,7 @@ from threading import Thread
 from typing import NamedTuple
 
 from kvstore.config import Limits
+from kvstore.environment import SYSTEM
 from kvstore.process import EXIT_NEEDS_A_PERSON
 
 # Routers first: while they take requests, shards and controller should be there to answer.
@@ -204,8 +205,7 @@ class _Kept:
             wait_s = next_wait_s(clock.time() - started_s, wait_s, self._wait_s_max)
             after = f" in {wait_s:.1f} s" if wait_s else ""
             self._log.write("up", f"{self.child.name} {how}: starting it again{after}")
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), wait_s)
+            await SYSTEM.wait_for(self._stopping.wait(), wait_s)
             if self._again is not None and not self._stopping.is_set():
                 self.child = self._again(self.child)
 

@@ -21,6 +21,7 @@ import msgspec
 from aiohttp import web
 
 from kvstore.config import Limits
+from kvstore.environment import SYSTEM
 from kvstore.errors import KvError, TooManyRequests
 from kvstore.metrics import RequestStats, ShardStats
 from kvstore.protocol import Facts, Stats
@@ -104,8 +105,7 @@ class Events:
         return stream
 
     async def _tell(self, request: web.BaseRequest, stream: StreamedResponse, seen: int | None) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._looked.wait(), _FIRST_S)
+        await SYSTEM.wait_for(self._looked.wait(), _FIRST_S)
         while not self._closing and not client_has_left(request):
             changed = self._changed
             if seen is None:
@@ -115,9 +115,7 @@ class Events:
             seen = self.feed.number
             if said:
                 await self._write(request, stream, said)
-            try:
-                await asyncio.wait_for(changed.wait(), _COMMENT_S)
-            except TimeoutError:
+            if not await SYSTEM.wait_for(changed.wait(), _COMMENT_S):
                 await self._write(request, stream, _COMMENT)
 
     async def _write(self, request: web.BaseRequest, stream: StreamedResponse, data: bytes) -> None:

@@ -27,6 +27,7 @@ import aiohttp
 import msgspec
 
 from kvstore.config import Limits
+from kvstore.environment import SYSTEM
 from kvstore.errors import KvError, Unavailable, WrongOwner, from_problem
 from kvstore.metrics import ShardStats
 from kvstore.placement import partition_set
@@ -284,8 +285,7 @@ class RouterService:
         wait_s = _FENCED_WAIT_S if fenced else self._limits.reroute_timeout_s
         if self.cluster_map is not None and self.cluster_map.epoch >= epoch + fenced:
             wait_s = _STALE_SHARD_WAIT_S
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), wait_s)
+        await SYSTEM.wait_for(changed.wait(), wait_s)
 
     # --- for transactions ---------------------------------------------------------------------------------------------
 
