@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +12,7 @@ from kvstore.protocol import Answer, Delete, Guard, Once, Put, Release, Renew
 from kvstore.storage.rows import REPLY
 from kvstore.store.ops import EndWait, Expire, WriteOp
 from kvstore.store.store import Store
+from tests.unit.store.real_files import copy_files
 from tests.unit.store.rig import Bench, Sink, TurnedTime, acquire, ask, asked, code, opened, token, until
 
 K = Once("key", "digest")
@@ -321,12 +321,10 @@ def reply_rows(file: Path) -> list[tuple[str, bool]]:
 
 async def test_replies_survive_a_crash(tmp_path: Path):
     crashed = tmp_path / "crashed"
-    crashed.mkdir()
     async with opened(tmp_path, apply_delay_s=3600.0) as store:
         put = await ask(store, Put(1, "k", b"v", 0, None, K))
         granted = await ask(store, acquire("lock", 60, once=K))
-        for file in tmp_path.glob("store.*"):
-            shutil.copy(file, crashed)
+        copy_files(tmp_path, crashed)
     async with opened(crashed) as store:
         assert shown(await ask(store, Put(2, "k", b"v", 0, None, K))) == shown(put)
         assert code(await ask(store, Put(3, "k", b"w", 0, None, OTHER))) == "idempotency-key-reused"

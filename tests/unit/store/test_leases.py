@@ -32,7 +32,7 @@ from kvstore.store.store import Store
 from kvstore.store.write_set import Before, Context
 from kvstore.transactions.intents import Holds, State
 from kvstore.transactions.locks import LockTable
-from tests.unit.store.real_files import threads
+from tests.unit.store.real_files import copy_files, threads
 from tests.unit.store.rig import (
     PARTITIONS,
     Bench,
@@ -761,12 +761,10 @@ async def test_a_lease_survives_a_restart_with_its_token_and_all_of_its_time(tmp
 
 async def test_a_lease_survives_a_crash_also_where_its_end_was_decided_but_not_committed(tmp_path: Path, gate):
     crashed = tmp_path / "crashed"
-    crashed.mkdir()
     async with opened(tmp_path, apply_delay_s=3600.0, sync_inline_ms_max=0.0) as store:
         granted = (await ask(store, acquire("k", 60))).version
         gate["before-sync"].clear()
-        for file in tmp_path.glob("store.*"):  # what a loss of power leaves of what is appended, and not synced, below
-            shutil.copy(file, crashed)
+        copy_files(tmp_path, crashed)  # what a loss of power leaves of what is appended, and not synced, below
         released = asked(store, Release(0, "k", granted))
         await until(lambda: store.tables.locks.lease("k") is None)
         assert released.replies == []
@@ -778,14 +776,12 @@ async def test_a_lease_survives_a_crash_also_where_its_end_was_decided_but_not_c
 
 async def test_a_lease_that_ended_before_the_crash_does_not_come_back(tmp_path: Path):
     crashed = tmp_path / "crashed"
-    crashed.mkdir()
     async with opened(tmp_path, apply_delay_s=3600.0) as store:
         released = (await ask(store, acquire("released", 60))).version
         await ask(store, Release(0, "released", released))
         expired = (await ask(store, acquire("expired", 0.1))).version
         await asked(store, acquire("expired", 60, wait_s=20)).answer()
-        for file in tmp_path.glob("store.*"):
-            shutil.copy(file, crashed)
+        copy_files(tmp_path, crashed)
     async with opened(crashed) as store:
         assert code(await ask(store, Renew(0, "released", released))) == "lock-lost"
         assert code(await ask(store, Renew(0, "expired", expired))) == "lock-lost"

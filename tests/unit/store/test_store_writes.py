@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kvstore.protocol import Acquire, Attempt, Once, Put, Step, Transact
@@ -299,6 +300,25 @@ async def test_on_a_full_disk_puts_are_refused_while_deletes_and_expiries_go_on_
     await rig.reopen()
     assert (await rig.put("new")).status == 201
     assert not rig.store.inspection.snapshot().disk_full
+
+
+async def test_on_a_full_disk_the_log_gives_back_what_the_file_has_though_nothing_is_applied_any_more(
+    open_rig: Opener, tmp_path: Path
+) -> None:
+    rig = await open_rig(log_segment_bytes=1 << 16, wal_bytes_max=1 << 30)
+    tables, path = rig.store.tables, rig.store.tables.engine.path
+
+    def segments() -> int:
+        return len(list(path.parent.glob(f"{path.stem}.log.0*")))
+
+    while segments() < 5:
+        await rig.put("key", b"v" * 5000)
+    await rig.flush()
+    tables.limits = msgspec.structs.replace(tables.limits, disk_reserve_bytes=1 << 62)
+    while (await rig.put("small")).status != 507:  # looking at the disk is not done for every batch
+        pass
+    await until(lambda: segments() <= 2)
+    assert (await rig.get("key")).value == b"v" * 5000
 
 
 async def test_hundreds_of_clients_at_once_lose_nothing_and_get_different_versions(rig: Any) -> None:
