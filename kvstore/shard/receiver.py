@@ -129,12 +129,9 @@ class Receiver:
             failpoints.hit("move-before-fence")
             fenced = await self._fence(move, state)
             failpoints.hit("move-after-fence")
-            page = await self._changes(move, state, sequence)
-            while page.more:
-                await self._take(move, state, page.rows)
-                page = await self._changes(move, state, page.sequence)
+            last = await self._last_pull(move, state, sequence)
             failpoints.hit("move-after-last-pull")
-            await self._store.migration.complete(move.id, fenced, page.rows)
+            await self._store.migration.complete(move.id, fenced, last)
             failpoints.hit("move-after-complete")
             state.go_on("done")
         except KvError as error:
@@ -145,6 +142,16 @@ class Receiver:
         except Exception:
             log.exception("the move of %d partitions from shard %s failed", len(move.partitions), move.source)
             state.go_on("failed", f"shard {self._shard_id} failed; its log says why")
+
+    async def _last_pull(self, move: Move, state: _State, sequence: int) -> list[MovedRow]:
+        """Take what changed up to the freeze; returns the last page, which goes with the completion."""
+        if failpoints.planted("move-without-last-pull"):
+            return []
+        page = await self._changes(move, state, sequence)
+        while page.more:
+            await self._take(move, state, page.rows)
+            page = await self._changes(move, state, page.sequence)
+        return page.rows
 
     async def _copy(self, move: Move, state: _State) -> int:
         """All rows as they are now, or later; the sequence as of which all was there.
