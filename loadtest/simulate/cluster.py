@@ -121,7 +121,7 @@ class Cluster:
         return msgspec.json.decode(document, type=ClusterState).map if document is not None else None
 
     def add_shard(self) -> str | None:
-        """A new one, that asks to join; None if there are enough. One that was removed comes back with an empty disk."""
+        """A new one, with an empty disk, which asks to join; None if there are enough."""
         for number in range(1, SHARDS_MAX + 1):
             name = f"s{number}"
             if name not in self.shards:

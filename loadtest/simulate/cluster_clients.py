@@ -91,7 +91,7 @@ class Client:
 
     async def ask(self, call: Call) -> Reply:
         self._history.calls += 1
-        may_repeat = call.method in ("PUT", "DELETE") and call.path.startswith("/v1/kv/") or call.path == "/v1/txn"
+        may_repeat = (call.method in ("PUT", "DELETE") and call.path.startswith("/v1/kv/")) or call.path == "/v1/txn"
         if not self.repeats or not may_repeat:
             return await self._send(call, self._cluster.loop.time())
         key = f"{self.name}-{next(self._keys)}"

@@ -14,22 +14,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+from kvstore import failpoints
 from kvstore.controller.service import ClusterService
 from kvstore.errors import KvError
 from loadtest.simulate.cluster import SHARDS_MAX, Cluster
 from loadtest.simulate.disk import keep_all, lose_all
-from loadtest.simulate.faults import POINTS as STORE_POINTS
 from loadtest.simulate.servers import Server, ShardServer
 
-POINTS = (
-    *STORE_POINTS,
-    "txn-before-prepare-sent", "txn-after-prepare-sent", "txn-before-decide-sent", "txn-after-decide-sent",
-    "txn-after-decided", "txn-before-finish-sent", "txn-after-finish-sent", "txn-before-forget-sent",
-    "txn-after-reads-sent",
-    "move-before-copy", "move-after-copy", "move-before-fence", "move-after-fence", "move-after-last-pull",
-    "move-after-complete", "move-after-fence-seen", "move-before-commit", "move-after-commit", "move-before-void",
-    "controller-before-plan", "controller-after-plan",
-)  # fmt: skip
+POINTS = tuple(dict.fromkeys(point for points in failpoints.POINTS.values() for point in points))
 NEMESES: dict[str, tuple[str, ...]] = {
     "kill": ("kill", "kill at a failpoint", "orderly restart"),
     "power": ("power cut", "power cut in a call of the disk"),
@@ -240,7 +232,7 @@ class Nemesis:
             return
         shard.disk.flip(path, bit)
         shard.is_damaged = True
-        while shard.store is None and shard.is_damaged and not shard.refused:
+        while shard.store is None and shard.is_damaged and not shard.refused:  # noqa: ASYNC110 (it is polled for)
             await asyncio.sleep(0.05)
         if shard.refused:
             shard.disk.flip(path, bit)

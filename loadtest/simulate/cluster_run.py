@@ -141,13 +141,13 @@ class _Simulation:
 
     async def _open(self) -> None:
         opener = Client(OPENING, self.cluster, self.history, None)
-        while await opener.do(opening(opener.place, self._kinds)):
-            await asyncio.sleep(0.1)  # noqa: ASYNC110 (it asks again)
+        while await opener.do(opening(opener.place, self._kinds)):  # noqa: ASYNC110 (it asks again)
+            await asyncio.sleep(0.1)
 
     async def _close(self) -> None:
         closer = Client(CLOSING, self.cluster, self.history, None)
-        while await closer.do(closing(closer.place, self._kinds)):
-            await asyncio.sleep(0.1)  # noqa: ASYNC110 (it asks again)
+        while await closer.do(closing(closer.place, self._kinds)):  # noqa: ASYNC110 (it asks again)
+            await asyncio.sleep(0.1)
 
     def _judge(self) -> str:
         verdict = judge(self.history.operations)

@@ -17,7 +17,7 @@ import xxhash
 
 from kvstore.config import Limits
 from kvstore.errors import KvError, from_problem
-from kvstore.protocol import Acquire, Answer, Delete, Get, Guard, Once, Put, Release, Renew
+from kvstore.protocol import Acquire, Answer, Delete, Get, IdempotencyKey, Preconditions, Put, Release, Renew
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.decode import decode_cursor, encode_cursor
 from kvstore.router.service import RouterService
@@ -96,19 +96,19 @@ class Door:
         return answer
 
 
-def _once(call: Call) -> Once | None:
+def _once(call: Call) -> IdempotencyKey | None:
     key = call.headers.get("Idempotency-Key")
     if key is None:
         return None
-    return Once(key, xxhash.xxh3_128_hexdigest(f"{call.method} {call.path}\n".encode() + (call.body or b"")))
+    return IdempotencyKey(key, xxhash.xxh3_128_hexdigest(f"{call.method} {call.path}\n".encode() + (call.body or b"")))
 
 
-def _guard(headers: Mapping[str, str]) -> Guard | None:
-    guard = Guard()
+def _guard(headers: Mapping[str, str]) -> Preconditions | None:
+    guard = Preconditions()
     if "If-Match" in headers:
         guard.versions = [int(headers["If-Match"].strip('"'))]
     if "If-None-Match" in headers:
         guard.absent = True
     if "Lock-Token" in headers:
         guard.token = int(headers["Lock-Token"])
-    return guard if guard != Guard() else None
+    return guard if guard != Preconditions() else None

@@ -23,7 +23,7 @@ from kvstore.controller.lost import Reopener
 from kvstore.controller.membership import Announcement
 from kvstore.controller.mover import Mover
 from kvstore.controller.service import ClusterService, Waiting
-from kvstore.controller.shards import Shards
+from kvstore.controller.shards import ShardClients
 from kvstore.controller.store import Told
 from kvstore.errors import DataCorrupt, ForeignData, KvError, LogDamaged
 from kvstore.router.coordinator import Coordinator
@@ -374,7 +374,7 @@ class ControllerServer(Server):
     async def run(self, process: Process) -> None:
         store = SimulatedMapStore(self.register, self.rng)
         document = ClusterDocument(store, self.limits.map_write_tries_max)
-        shards = Shards(self.limits, self.session(process))  # type: ignore[arg-type]
+        shards = ShardClients(self.limits, self.session(process))  # type: ignore[arg-type]
         mover = Mover(document, shards, self.limits, self.environment)
         self.service = service = ClusterService(document, self.config, shards, self.environment)
         reopener = Reopener(document, shards, self.limits)
