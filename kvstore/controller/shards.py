@@ -62,7 +62,7 @@ class ShardClients:
         self._limits = limits
         self._session = session
         self._links: dict[str, _Link] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], None] = {}
         self._epoch = 0
         self._cluster_id = ""
         self._encoded = b""
@@ -78,8 +78,8 @@ class ShardClients:
             shard = cluster_map.shard(shard_id)
             if shard is None or not _leads_to(self._links[shard_id].channel, cluster_map, shard):
                 closing = asyncio.create_task(self._links.pop(shard_id).channel.close())
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+                self._closing[closing] = None
+                closing.add_done_callback(self._closing.pop)
         for shard in cluster_map.shards:
             if shard.id not in self._links:
                 url = cluster_map.url_of(shard)
