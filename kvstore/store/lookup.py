@@ -55,15 +55,19 @@ def rows_needed(op: Any) -> Iterator[RowKey]:
         case Finish() | Abort() | ReadLock():
             for key in op.keys:
                 yield VALUE, key
-    if isinstance(op, Put | Delete | Acquire | Renew | Release) and op.once is not None:
-        yield REPLY, row_key(type(op).__name__, op.key, op.once)
-    elif isinstance(op, Release) and op.withdraw is not None:
+    kind = type(op)
+    if kind in _REPEATABLE and op.once is not None:
+        yield REPLY, row_key(kind.__name__, op.key, op.once)
+    elif kind is Release and op.withdraw is not None:
         yield REPLY, row_key("Acquire", op.key, Once(op.withdraw, ""))
-    elif isinstance(op, Commit | Ask):
+    elif kind is Commit or kind is Ask:
         yield DECISION, op.attempt.name
-    elif isinstance(op, Look) and op.partition >= 0:
+    elif kind is Look and op.partition >= 0:
         yield DECISION, op.name
         yield REPLY, attempt_row_key(op.name)
+
+
+_REPEATABLE = frozenset({Put, Delete, Acquire, Renew, Release})
 
 
 def home_of(op: Any, key: RowKey, partitions: int) -> int:
@@ -84,22 +88,25 @@ class Lookup:
 
     def missing(self, op: Any) -> list[RowKey]:
         """The rows that must be fetched before the operation is decided."""
-        if (type(op) is Put or type(op) is Delete) and op.once is None:  # most of what there is
-            key = (VALUE, op.key)
-            return [] if self.is_at_hand(key) else [key]
+        kind = type(op)
+        if kind is Put or kind is Delete:
+            if op.once is None:
+                key = (VALUE, op.key)
+                return [] if self.is_at_hand(key) else [key]
+        elif kind is Prepare or kind is Finish or kind is Abort:
+            values = [(VALUE, key) for key in (keys_of(op) if kind is Prepare else op.keys)]
+            return [key for key in values if not self.is_at_hand(key)]
         return [key for key in rows_needed(op) if not self.is_at_hand(key)]
 
     def is_at_hand(self, key: RowKey) -> bool:
         """It can be looked at without the file. A decision that is not in the table of decisions is not there."""
         tables = self._tables
-        if tables.memtable.executed(key) is not None:
-            return True
         if key[0] == VALUE:
             if tables.cache.peek(key[1]) is not None:
                 return True
         elif key[0] == DECISION and key[1] not in tables.holds.decided:
             return True
-        return tables.memtable.fetched(key)[0]
+        return tables.memtable.executed(key) is not None or tables.memtable.fetched(key)[0]
 
     def before(self, kind: str, key: str) -> Before | None:
         """Raises DataCorrupt, TooManyRequests."""
