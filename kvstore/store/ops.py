@@ -14,20 +14,20 @@ import msgspec
 from kvstore.protocol import (
     Abort,
     Acquire,
-    Ask,
+    ApplyIntents,
     Attempt,
-    Commit,
+    CancelWait,
+    DecideCommit,
     Delete,
-    Finish,
-    Inspect,
-    Leave,
-    Look,
+    GetLock,
+    GetTxn,
     Prepare,
     Put,
     ReadLock,
     ReadUnlock,
     Release,
     Renew,
+    ResolveTxn,
     Transact,
 )
 from kvstore.storage.rows import VALUE
@@ -85,8 +85,8 @@ class EndReads(msgspec.Struct):
     id: int = 0
 
 
-PlainOp = Put | Delete | Acquire | Renew | Release | Leave | Inspect | Expire | ExpireLease | EndWait
-TransactionOp = Transact | Prepare | Commit | Finish | Abort | Ask | Look | ReadLock | ReadUnlock
+PlainOp = Put | Delete | Acquire | Renew | Release | CancelWait | GetLock | Expire | ExpireLease | EndWait
+TransactionOp = Transact | Prepare | DecideCommit | ApplyIntents | Abort | ResolveTxn | GetTxn | ReadLock | ReadUnlock
 WriteOp = PlainOp | TransactionOp | DropDecisions | EndReads | EndLockWaits
 Waiter = tuple[WriteOp, Sink]
 
@@ -107,7 +107,7 @@ class Queued:
 Locks = LockTable[Queued, Waiter]
 
 
-def keys_of(op: Transact | Prepare | Commit) -> list[str]:
+def keys_of(op: Transact | Prepare | DecideCommit) -> list[str]:
     """All keys that it names, in the order in which they are locked."""
     if len(op.then) == 1 and not op.otherwise and not op.conditions:  # most parts of transactions over many stores
         return [op.then[0].key]
@@ -122,10 +122,10 @@ def named_keys(op: Any) -> list[str]:
     kind = type(op)
     if kind in _WITH_STEPS:
         return keys_of(op)
-    if kind is Ask:
+    if kind is ResolveTxn:
         return [op.key]
     return list(op.keys) if kind in _WITH_KEYS else []
 
 
-_WITH_STEPS = frozenset({Transact, Prepare, Commit})
-_WITH_KEYS = frozenset({Finish, Abort, ReadLock, ReadUnlock})
+_WITH_STEPS = frozenset({Transact, Prepare, DecideCommit})
+_WITH_KEYS = frozenset({ApplyIntents, Abort, ReadLock, ReadUnlock})

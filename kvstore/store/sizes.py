@@ -10,25 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kvstore.protocol import Abort, Commit, Delete, Finish, Prepare, Put, Transact
+from kvstore.protocol import Abort, ApplyIntents, DecideCommit, Delete, Prepare, Put, Transact
 from kvstore.storage.rows import VALUE
 from kvstore.store.ops import DropDecisions, EndLockWaits, keys_of
-from kvstore.store.write_set import Before
-from kvstore.transactions.intents import Hold, Holds
+from kvstore.store.write_set import RowMeta
+from kvstore.transactions.intents import PreparedTxn, PreparedTxns
 
 _KEY_ROWS = 1100  # of a row whose key is not counted in the message
 _MANY_BYTES = 1 << 20  # of decisions that go, or of tombstones of attempts that end, a few thousand at most
 BASE_BYTES = 4096  # of two rows in a record: its own, and that of a kept reply
 
 
-def record_bytes(op: Any, size: int, holds: Holds, before: Callable[[str, str], Before | None]) -> int:
+def record_bytes(op: Any, size: int, holds: PreparedTxns, before: Callable[[str, str], RowMeta | None]) -> int:
     """An upper bound. `size`: what the operation counts for as a message."""
     kind = type(op)
     if kind is Put or kind is Delete:  # most of what there is
         return BASE_BYTES + len(op.key) * 4 + size
     if kind in _PARTS:
         return size * 3 // 2 + _keys_bytes(op, kind, before) + BASE_BYTES + len(getattr(op, "key", "")) * 4
-    if kind is Finish or kind is Abort:
+    if kind is ApplyIntents or kind is Abort:
         hold = holds.of(op.attempt)
         return size + BASE_BYTES + (_held_bytes(hold, op.keys) if hold is not None else 0)
     if kind is DropDecisions or kind is EndLockWaits:
@@ -36,10 +36,10 @@ def record_bytes(op: Any, size: int, holds: Holds, before: Callable[[str, str], 
     return size + BASE_BYTES + len(getattr(op, "key", "")) * 4
 
 
-_PARTS = frozenset({Prepare, Transact, Commit})
+_PARTS = frozenset({Prepare, Transact, DecideCommit})
 
 
-def _keys_bytes(op: Any, kind: type, before: Callable[[str, str], Before | None]) -> int:
+def _keys_bytes(op: Any, kind: type, before: Callable[[str, str], RowMeta | None]) -> int:
     """An intent holds its writes as base64, and its row the value that stays until it is applied."""
     keys = keys_of(op)
     size = len(keys) * _KEY_ROWS
@@ -51,7 +51,7 @@ def _keys_bytes(op: Any, kind: type, before: Callable[[str, str], Before | None]
     return size
 
 
-def _held_bytes(hold: Hold, keys: list[str]) -> int:
+def _held_bytes(hold: PreparedTxn, keys: list[str]) -> int:
     size = 0
     for key in keys:
         held = hold.intents.get(key)
