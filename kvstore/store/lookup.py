@@ -10,7 +10,7 @@ Leaves to others: fetching (`fetcher`), what the rows mean (`batch`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kvstore.errors import DataCorrupt, KvError, TooManyRequests
@@ -38,6 +38,8 @@ from kvstore.store.ops import Expire, keys_of
 from kvstore.store.tables import Tables
 from kvstore.store.write_set import RowMeta
 from kvstore.transactions.intents import State
+
+LookBefore = Callable[[str, str], RowMeta | None]
 
 
 def rows_needed(op: Any) -> Iterator[RowKey]:
@@ -75,6 +77,14 @@ def home_of(op: Any, key: RowKey, partitions: int) -> int:
     if key[0] != VALUE and getattr(op, "partition", -1) >= 0:
         return int(op.partition)
     return partition_of((key[1] if key[0] == VALUE else op.key).encode(), partitions)
+
+
+def if_whole(before: LookBefore, kind: str, key: str) -> RowMeta | None:
+    """What `before` finds; None also for what cannot be told, because the operation that looks at it is refused."""
+    try:
+        return before(kind, key)
+    except KvError:
+        return None
 
 
 _DECIDED = RowMeta(0, 0, 0, True)
@@ -125,13 +135,6 @@ class Lookup:
         if row is None:
             return None
         return RowMeta(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
-
-    def before_if_whole(self, kind: str, key: str) -> RowMeta | None:
-        """As `before`; None also for what cannot be told, because the operation that looks at it is refused."""
-        try:
-            return self.before(kind, key)
-        except KvError:
-            return None
 
     def state(self, kind: str, key: str) -> State | None:
         row = self._tables.memtable.executed((kind, key))

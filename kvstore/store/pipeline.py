@@ -24,6 +24,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from kvstore import failpoints
@@ -36,7 +37,7 @@ from kvstore.store.applier import Applier
 from kvstore.store.batch import Batch
 from kvstore.store.disk_room import DiskRoom
 from kvstore.store.fetcher import Fetcher
-from kvstore.store.lookup import Lookup
+from kvstore.store.lookup import Lookup, if_whole
 from kvstore.store.ops import WriteOp
 from kvstore.store.pacing import SyncPace
 from kvstore.store.refusals import refusal
@@ -118,7 +119,10 @@ class Pipeline:
             full = TooManyRequests("The shard's queue of writes is full; wait and try again.", retry_after_ms=100)
             sink.send(refusal(op.id, full))
             return
-        if size > _SMALL_BYTES and self._largest(op, size) > self._tables.log.payload_bytes_max:
+        if (
+            size > _SMALL_BYTES
+            and record_bytes(op, size, self._tables.holds, _unknown) > self._tables.log.payload_bytes_max
+        ):
             large = ReadTooLarge("The operation does not fit into one record of the log; send less at a time.")
             sink.send(refusal(op.id, large))
             return
@@ -129,10 +133,6 @@ class Pipeline:
         else:
             self._queue.append((op, sink, _NONE, size))
             self._events.queued.set()
-
-    def _largest(self, op: WriteOp, size: int) -> int:
-        """The record of the operation, whatever its keys hold."""
-        return record_bytes(op, size, self._tables.holds, lambda kind, key: None)
 
     async def step(self, decide: Decide[T], *, urgent: bool = False, record_bytes: int = _STEP_BYTES) -> T:
         """Decide alone, and return when that is durable and visible. Raises what `decide` raises, a KvError.
@@ -185,7 +185,7 @@ class Pipeline:
     def _next_record_bytes(self) -> int:
         tables = self._tables
         op = tables.ready.first.queued.op if tables.ready else self._queue[0][0]
-        return record_bytes(op, message_bytes(op), tables.holds, self._lookup.before_if_whole)
+        return record_bytes(op, message_bytes(op), tables.holds, partial(if_whole, self._lookup.before))
 
     async def _wait_for_room(self, wanted: int) -> None:
         """The log must have room for what is decided next before that is decided, because then it must be appended."""
@@ -226,6 +226,7 @@ class Pipeline:
         batch.steps.append("batch")
         room = min(self._tables.log.room(frees=changes.context.frees_only), limits.batch_bytes_max)
         is_first = True
+        before = partial(if_whole, changes.before)
 
         def fits(op: WriteOp, size: int) -> bool:
             """The first always does: `_wait_for_room` has seen to that."""
@@ -233,7 +234,7 @@ class Pipeline:
             if is_first:
                 is_first = False
                 return True
-            return changes.bytes + record_bytes(op, size, holds, changes.before_if_whole) <= room
+            return changes.bytes + record_bytes(op, size, holds, before) <= room
 
         batch.extras.may_begin = lambda op: fits(op, message_bytes(op))
         if self._tables.ready:
@@ -380,6 +381,10 @@ class _Events:
         self.settled = asyncio.Event()
         self.syncing = False
         self.closing = False
+
+
+def _unknown(kind: str, key: str) -> None:
+    return None
 
 
 def settle(future: asyncio.Future[Any], result: Any = None) -> None:

@@ -37,7 +37,7 @@ class TxnSteps:
         for key in keys:
             if self._locks.lease(key) is not None:
                 self._leases.on(key, self.partition_of(key))
-            if self._changes.is_due(VALUE, key):
+            if self._changes.before(VALUE, key).expires_at_ms:
                 self._changes.expire_if_due(VALUE, key, self.partition_of(key))
 
     def hold_all(self, conditions: list[Condition]) -> bool:

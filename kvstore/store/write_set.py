@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple, Protocol
 
-from kvstore.errors import DataCorrupt, DiskFull, KvError
+from kvstore.errors import DataCorrupt, DiskFull
 from kvstore.protocol import Reply
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.transactions.intents import State
@@ -125,13 +125,6 @@ class WriteSet:
             known = self._seen[kind, key] = self._committed.before(kind, key) or _NEVER
         return known
 
-    def before_if_whole(self, kind: str, key: str) -> RowMeta | None:
-        """As `before`; None for what cannot be told, because the operation that looks at it is refused."""
-        try:
-            return self.before(kind, key)
-        except KvError:
-            return None
-
     def state(self, kind: str, key: str) -> State:
         """With the body. Raises DataCorrupt."""
         row = self.rows.get((kind, key))
@@ -231,14 +224,10 @@ class WriteSet:
         """The key's value stays as it is, which is `state`, but carries the intent, or none any more."""
         self._set_row(Row(VALUE, key, partition, self._sequence + 1, *state, intent))
 
-    def is_due(self, kind: str, key: str) -> bool:
-        """The row's deadline has passed. Raises DataCorrupt."""
-        before = self._seen.get((kind, key)) or self.before(kind, key)
-        return before.live and 0 < before.expires_at_ms <= self.context.now_ms
-
     def expire_if_due(self, kind: str, key: str, partition: int) -> bool:
         """If the row's deadline has passed, that becomes a fact."""
-        due = self.is_due(kind, key)
+        before = self.before(kind, key)
+        due = before.live and 0 < before.expires_at_ms <= self.context.now_ms
         if due:
             self.expired += kind == VALUE
             self.write(kind, key, partition, None)
