@@ -54,6 +54,7 @@ from kvstore.protocol import (
 )
 from kvstore.router.listing import Counted, Item, Listing, Merge, Tally, share
 from kvstore.transport.channel import Channel
+from kvstore.transport.sessions import ClusterSession
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,15 @@ class Routed(NamedTuple):
 
 
 class RouterService:
-    def __init__(self, limits: Limits, session: aiohttp.ClientSession, environment: Environment = SYSTEM) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        session: aiohttp.ClientSession,
+        environment: Environment = SYSTEM,
+        cluster: ClusterSession | None = None,
+    ) -> None:
         self._environment = environment
+        self._cluster = cluster
         self.cluster_map: ClusterMap | None = None
         self.channels: dict[str, Channel] = {}
         self._limits = limits
@@ -114,7 +122,9 @@ class RouterService:
         for shard in cluster_map.shards:
             if shard.id not in self.channels:
                 url = cluster_map.url_of(shard)
-                self.channels[shard.id] = Channel(shard.id, url, self._limits, self._session, shard.store_id)
+                self.channels[shard.id] = Channel(
+                    shard.id, url, self._limits, self._session, shard.store_id, self._cluster
+                )
 
     def _new_owners(self, cluster_map: ClusterMap) -> list[Shard]:
         """Shards of that map that own something, and are not in the present one."""
