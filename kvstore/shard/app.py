@@ -32,6 +32,7 @@ from kvstore.shard.recovery import Recovery
 from kvstore.shard.service import ShardService
 from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import TryLater
+from kvstore.store.opening import store_path
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
 from kvstore.transport.http import warn_if_exposed
@@ -96,8 +97,8 @@ class ShardApp:
         if (named := request.query.get(PARAMETER)) and request.query.get("store") == identity.store_id:
             await self._hellos.refusal(named, request.remote)  # which says so if that is a stranger
         partitions = len(self._service.store.served.generations)
-        ids = {"store_id": identity.store_id, "cluster_id": identity.cluster_id, "session": self._cluster.id}
-        facts = {**ids, "partitions": partitions}
+        ids = {"store_id": identity.store_id, "copy_id": self._service.store.copy_id, "session": self._cluster.id}
+        facts = {**ids, "cluster_id": identity.cluster_id, "partitions": partitions}
         if not self._told.is_verified:
             facts["unverified"] = True  # the controller has not confirmed that this is no older copy
         return web.json_response({"status": "alive", "shard": self._service.shard_id, **facts})
@@ -200,7 +201,7 @@ async def _serve(
     async with AsyncExitStack() as at_the_end:
         session = await at_the_end.enter_async_context(aiohttp.ClientSession())
         told = ToldNumbers(session, join, limits)
-        path = data_dir / f"shard-{shard_id}.db"
+        path = store_path(data_dir, shard_id, shard_id)
         store = await Store.open(path, limits, shard_id, config.partitions, _end_process, told=told.at_opening)
         at_the_end.push_async_callback(store.close)
         cluster = ClusterSession()
@@ -240,6 +241,7 @@ async def _serve(
                     partitions=identity.partitions,
                     epoch=store.served.epoch,
                     clock=store.clock.version,
+                    copy_id=store.copy_id,
                 )
             except ForeignData as refused:
                 wanted = refused.members.get("partitions")
