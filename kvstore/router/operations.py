@@ -54,15 +54,17 @@ METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 _EXAMPLE_CLUSTER = {
     "cluster_id": "0f5c7a1e9b2d4c63", "epoch": 1, "partitions": 4096, "replicas": 1,
+    "nodes": [{"id": "s1", "url": "http://127.0.0.1:9101", "state": "up"}],
     "shards": [{"id": "s1", "url": "http://127.0.0.1:9101", "state": "up", "weight": 1, "partitions": 4096,
-                "keys": 25013, "bytes": 3626885}],
+                "keys": 25013, "bytes": 3626885, "primary": "s1", "term": 1, "copies": []}],
     "moves": [EXAMPLE_MOVE], "in_doubt": {"count": 0, "oldest_s": None}, "wanted": [], "ending": [],
     "last_change": EXAMPLE_CHANGE,
     "advice": "210 partitions still to move: clients notice nothing, and it ends by itself.",
 }  # fmt: skip
 _EXAMPLE_EXPLANATION = {
     "key": "users/1", "hash": "8c9d0f3a5b6e7c21", "partition": 2249, "partitions": 4096, "epoch": 1, "walk": ["s1"],
-    "owner": "s1", "owner_url": "http://127.0.0.1:9101", "owner_state": "up", "row": "value", "version": 41,
+    "owner": "s1", "owner_url": "http://127.0.0.1:9101", "primary": "s1", "copies": [],
+    "owner_state": "up", "row": "value", "version": 41,
     "sequence": 57, "bytes": 5, "expires_at_ms": None, "cached": True,
     "lock": {"owner": "me", "token": 12, "ttl_left": 29.5}, "intent": None,
 }  # fmt: skip

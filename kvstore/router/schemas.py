@@ -295,6 +295,7 @@ def _cluster() -> dict[str, Schema]:
                 "epoch": ref("Epoch"),
                 "partitions": ref("Partitions"),
                 "replicas": integer("Copies of every key.", 1),
+                "nodes": array(ref("Node"), "The processes that serve shards."),
                 "shards": array(ref("Shard"), "In the order of joining."),
                 "moves": array(ref("Move"), "Partitions under way to another shard."),
                 "in_doubt": document(
@@ -307,6 +308,15 @@ def _cluster() -> dict[str, Schema]:
                 "advice": text("One sentence: that all is well, or what is not, and what happens next or what to do."),
             },
         ),
+        "Node": document(
+            "A process that serves shards, at an address.",
+            {
+                "id": ref("ShardId"),
+                "url": text(format="uri"),
+                "state": text("`down`: no shard whose primary is there answers this router.", enum=["up", "down"]),
+            },
+            {"host": text(), "zone": text("Copies of a shard go to different ones where they can.")},
+        ),
         "Shard": document(
             "`keys` and `bytes` (of keys and values) are at most 1 s old; of a shard that is down, the last known.",
             {
@@ -317,7 +327,14 @@ def _cluster() -> dict[str, Schema]:
                 "partitions": integer("How many it owns."),
                 "keys": integer(),
                 "bytes": integer(),
+                "primary": text("The node that answers for it."),
+                "term": integer("The epoch of the map that named its primary.", 0),
+                "copies": array(ref("Copy"), "Those on other nodes; none so far."),
             },
+        ),
+        "Copy": document(
+            "A copy of a shard beside its primary. `lag`: how many records it is behind.",
+            {"node": ref("ShardId"), "state": text("", enum=["joining", "in-sync"]), "lag": integer()},
         ),
         **membership_schemas(),
         "Explanation": _explanation(),
@@ -334,6 +351,8 @@ def _explanation() -> Schema:
         "walk": array(ref("ShardId"), "The shards in the order in which the ring meets them from the key's point."),
         "owner": ref("ShardId"),
         "owner_url": text(format="uri"),
+        "primary": text("The node that answers for the owner."),
+        "copies": array(ref("ShardId"), "The nodes with copies of the owner."),
         "owner_state": text("`down`: it could not be asked.", enum=["up", "down"]),
     }
     row = {

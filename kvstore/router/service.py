@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError, Unavailable, WrongOwner, from_problem
-from kvstore.metrics import ShardStats
+from kvstore.metrics import ShardStats, StoreLabels
 from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap, Shard
 from kvstore.placement.ring import ShardWeight, key_hash, partition_of, walk
@@ -482,6 +482,15 @@ class RouterService:
         channels = list(self.channels.values())
         return dict(zip((c.shard_id for c in channels), await asyncio.gather(*map(one, channels)), strict=True))
 
+    def labelled(self, stats: Mapping[str, ShardStats | None]) -> dict[StoreLabels, ShardStats]:
+        """These numbers with the labels of their primaries; without shards that do not answer, or have left."""
+        shards = self.cluster_map.shards if self.cluster_map is not None else []
+        return {
+            StoreLabels(shard.primary.node, shard.id, "primary"): known
+            for shard in shards
+            if (known := stats.get(shard.id)) is not None
+        }
+
     # --- for people ---------------------------------------------------------------------------------------------------
 
     async def cluster(self, epoch: int = 0) -> dict[str, Any]:
@@ -506,6 +515,7 @@ class RouterService:
             "epoch": cluster_map.epoch,
             "partitions": cluster_map.partitions,
             "replicas": cluster_map.replicas,
+            "nodes": _nodes(cluster_map, {shard_id for shard_id, known in stats.items() if known is not None}),
             "shards": [
                 self._describe(cluster_map, shard, count, stats.get(shard.id))
                 for shard, count in zip(cluster_map.shards, partitions, strict=True)
@@ -534,6 +544,9 @@ class RouterService:
             "partitions": partitions,
             "keys": known.keys,
             "bytes": known.bytes,
+            "primary": shard.primary.node,
+            "term": shard.term,
+            "copies": [],
         }
 
     async def explain(self, key: str) -> dict[str, Any]:
@@ -551,6 +564,7 @@ class RouterService:
             facts = {"owner_state": "down" if isinstance(error, Unavailable) else "up", "detail": error.detail}
         cluster_map, channel = self.cluster_map, self._owners[partition]
         assert cluster_map is not None
+        owner = cluster_map.shards[cluster_map.owners[partition]]
         weights = [ShardWeight(shard.id, shard.weight) for shard in cluster_map.shards]
         return {
             "key": key,
@@ -561,8 +575,27 @@ class RouterService:
             "walk": walk(weights, partition, cluster_map.partitions),
             "owner": channel.shard_id,
             "owner_url": channel.url,
+            "primary": owner.primary.node,
+            "copies": owner.nodes[1:],
             **facts,
         }
+
+
+def _nodes(cluster_map: ClusterMap, answering: Set[str]) -> list[dict[str, Any]]:
+    """Each node of the map; `down` while no shard whose primary is there answers."""
+    down = {shard.primary.node for shard in cluster_map.shards} - {
+        shard.primary.node for shard in cluster_map.shards if shard.id in answering
+    }
+    return [
+        {
+            "id": node.id,
+            "url": node.url,
+            **({"host": node.host} if node.host else {}),
+            **({"zone": node.zone} if node.zone else {}),
+            "state": "down" if node.given_up or node.id in down else "up",
+        }
+        for node in cluster_map.nodes
+    ]
 
 
 def epoch_of(refusal: Reply) -> tuple[int, bool]:

@@ -23,7 +23,7 @@ from aiohttp import web
 from kvstore.addresses import address_text, advertised, advertised_host, listen_address
 from kvstore.config import ClusterConfig
 from kvstore.errors import ForeignData, NoSuchRoute
-from kvstore.metrics import exposition, shard_families
+from kvstore.metrics import StoreLabels, exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.shard.hellos import Hellos
 from kvstore.shard.peers import Peers
@@ -110,7 +110,8 @@ class ShardApp:
         return web.Response(body=msgspec.json.encode(told), content_type="application/json")
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        text = exposition(shard_families({self._service.shard_id: self._service.store.inspection.snapshot()}))
+        labels = StoreLabels(self._service.shard_id, self._service.shard_id, "primary")
+        text = exposition(shard_families({labels: self._service.store.inspection.snapshot()}))
         return web.Response(body=text, content_type="text/plain", charset="utf-8")
 
     async def _no_route(self, request: web.Request) -> web.Response:

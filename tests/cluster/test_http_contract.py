@@ -466,7 +466,7 @@ async def test_metrics_show_batches_commits_queues_and_the_wal_of_each_shard(api
     _, body = await api.call("GET", "/metrics")
     samples = by_labels(body.decode())
     for shard in SHARDS:
-        label = frozenset({("shard", shard)})
+        label = frozenset({("shard", shard), ("node", shard), ("role", "primary")})
         ops = samples["kvstore_shard_batch_ops_sum", label]
         assert ops >= samples["kvstore_shard_batch_ops_count", label] > 0
         commits = next(name for name, labels in samples if name.startswith("kvstore_shard_commit") and "_sum" in name)
