@@ -54,6 +54,7 @@ from kvstore.protocol import (
 )
 from kvstore.router.listing import Counted, Item, Listing, Merge, Tally, share
 from kvstore.transport.channel import Channel
+from kvstore.transport.link import Links
 from kvstore.transport.sessions import ClusterSession
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class RouterService:
         self.channels: dict[str, Channel] = {}
         self._limits = limits
         self._session = session
+        self._links = Links(limits, session, self._cluster)
         self._owners: list[Channel] = []
         self._partitions = 0
         self._largest_part = 1.0  # of the partitions, in one shard
@@ -123,7 +125,7 @@ class RouterService:
             if shard.id not in self.channels:
                 url = cluster_map.url_of(shard)
                 self.channels[shard.id] = Channel(
-                    shard.id, url, self._limits, self._session, shard.store_id, self._cluster
+                    shard.id, url, self._limits, self._session, shard.store_id, self._cluster, self._links
                 )
 
     def _new_owners(self, cluster_map: ClusterMap) -> list[Shard]:

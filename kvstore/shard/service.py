@@ -25,6 +25,7 @@ from kvstore.protocol import (
     Explain,
     Follow,
     Forget,
+    ForStore,
     Freeze,
     Get,
     Info,
@@ -132,7 +133,7 @@ class ShardService:
         elif isinstance(request, Forget):
             self.store.undecided.acknowledge(request.attempts)
             sink.send(Answer(request.id, 200))
-        elif not isinstance(request, Names):
+        elif not isinstance(request, Names | ForStore):
             self.store.write(request, sink)
 
     async def _answer_slowly(self, request: _Slow, sink: Sink) -> None:

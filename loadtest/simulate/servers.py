@@ -28,7 +28,8 @@ from kvstore.controller.store import Told
 from kvstore.errors import DataCorrupt, ForeignData, KvError, LogDamaged
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.service import RouterService
-from kvstore.shard.app import _Maps, _until_one_ends
+from kvstore.shard.app import _until_one_ends
+from kvstore.shard.hosted import Maps
 from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
@@ -201,7 +202,7 @@ class ShardServer(Server):
         receiver = Receiver(self.name, store, peers, limits)
         recovery = Recovery(self.name, store, peers, limits)
         service = ShardService(self.name, store, receiver, limits)
-        maps = _Maps(service)
+        maps = Maps(service)
         follower = MapFollower(session, CONTROLLER, limits, environment=self.environment)  # type: ignore[arg-type]
 
         async def join_cluster() -> None:
