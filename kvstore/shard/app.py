@@ -25,7 +25,7 @@ from kvstore.config import ClusterConfig
 from kvstore.errors import ForeignData, NoSuchRoute
 from kvstore.metrics import exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.shard.hellos import Hellos
+from kvstore.shard.hellos import Hellos, SessionFile
 from kvstore.shard.hosted import HostedStore, Surroundings, open_copies, open_hosted
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection, Handle
@@ -183,7 +183,7 @@ async def _serve(
         stores = [home, *await open_copies(home.store.identity.partitions, around, at_the_end)]
         store = home.store
         follower = MapFollower(session, join, limits, cluster=cluster)
-        hellos = Hellos(shard_id, cluster, follower.ask_session, data_dir)
+        hellos = Hellos(shard_id, cluster, follower.ask_session, SessionFile(data_dir, shard_id))
         app = ShardApp(stores, config, hellos, cluster)
         runner = web.AppRunner(app.web, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
         at_the_end.push_async_callback(runner.cleanup)
@@ -195,7 +195,7 @@ async def _serve(
             bound = address_text(*runner.addresses[0][:2])
             log.info("shard %s listens on %s and is reached at %s", shard_id, bound, url)
         warn_if_exposed(listen, "read and write its keys")
-        _go_on_with_last_session(hellos, cluster, store, shard_id, url)
+        go_on_with_last_session(hellos, cluster, store, shard_id, url)
 
         def follow(cluster_map: ClusterMap) -> None:
             for hosted in stores:
@@ -232,7 +232,7 @@ async def _serve(
         await _until_one_ends(join_cluster(), *works, stopped())
 
 
-def _go_on_with_last_session(hellos: Hellos, cluster: ClusterSession, store: Store, shard_id: str, url: str) -> None:
+def go_on_with_last_session(hellos: Hellos, cluster: ClusterSession, store: Store, shard_id: str, url: str) -> None:
     """Name it to other shards while the controller is away, if this is where their map says that this shard is.
 
     At another address this may be a copy of the data directory, which must not disturb the original.
