@@ -106,8 +106,9 @@ class ShardApp:
 
     async def _map(self, request: web.Request) -> web.Response:
         """For a controller that has lost its file."""
-        store = self._home.store
-        told = {"shard": self._home.shard_id, "store_id": store.identity.store_id, "map": store.cluster_map}
+        newest = max(self._by_shard.values(), key=lambda hosted: hosted.store.served.epoch)
+        home, *beside = [(shard, hosted.store.identity.store_id) for shard, hosted in self._by_shard.items()]
+        told = {"shard": home[0], "store_id": home[1], "map": newest.store.cluster_map, "beside": beside}
         return web.Response(body=msgspec.json.encode(told), content_type="application/json")
 
     async def _metrics(self, request: web.Request) -> web.Response:

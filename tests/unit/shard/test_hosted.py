@@ -16,6 +16,7 @@ from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig
 from kvstore.controller import app as controller_app
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import ClusterState
+from kvstore.controller.recovery import Told
 from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.placement.cluster_map import ClusterMap, Primary, at_home, first_map
 from kvstore.router import serve as router_process
@@ -142,6 +143,10 @@ async def test_a_node_serves_two_shards_over_one_connection_of_each_router(
             assert (await answer.json())["succeeded"] is True
         async with session.get(f"http://{config.shards[0].listen}/metrics") as answer:
             metrics = await answer.text()
+        async with session.get(f"http://{config.shards[0].listen}/map") as answer:
+            told = msgspec.json.decode(await answer.read(), type=Told)
+        ids = [(shard.id, shard.store_id) for shard in cluster_map.shards]
+        assert [(told.shard, told.store_id), *told.beside] == ids
         for shard in ("s1", "s2"):
             assert f'kvstore_shard_keys{{node="s1",role="primary",shard="{shard}"}}' in metrics
         assert len(connections) <= 2, "the router's and the controller's"
