@@ -46,9 +46,12 @@ def in_sync(config: Configuration, request: Request, epoch: int) -> Configuratio
 
 
 def taken_out(config: Configuration, request: Request, epoch: int) -> Configuration | None:
-    """With the copy that the request names out: it joins again, under the new joining number."""
+    """With the copy that the request names out: it joins again, under the new joining number.
+
+    A copy that is only joining is taken out, too: its primary waits for it already, or would not ask.
+    """
     copy = _meant(config, request)
-    if request.kind != "out" or copy is None or copy.state == "joining":
+    if request.kind != "out" or copy is None:
         return None
     return _with_copy(config, copy, copy._replace(state="joining", joined=epoch), epoch)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from kvstore.replication.configuration import Configuration
 from kvstore.replication.session import Following, Session, is_current
 
 CLOCK_MARGIN = 1.05  # two clocks of 1 % each need 1.0203
@@ -76,9 +77,17 @@ class Granted(NamedTuple):
     until: float
 
 
-def granted_at_start(now: float, lease_s: float, margin: float = CLOCK_MARGIN) -> Granted:
-    """The state of a copy that starts: what it granted before is forgotten, so it counts as having granted now."""
-    return Granted(now + lease_s * margin)
+def granted_at_start(
+    logged: Configuration | None, copy_id: str, promised: int, now: float, lease_s: float, margin: float = CLOCK_MARGIN
+) -> Granted:
+    """The state of a copy that starts: what it granted before is forgotten, so it counts as having granted now.
+
+    Two have granted nothing that still lasts, and a restart of a primary is quick by that: a copy that has never
+    promised any term, and one whose log ends in a term that it opened itself, as the primary of the last map `logged`,
+    if it has promised no higher one since. When it opened, what it had granted before had run out.
+    """
+    opened = logged is not None and (logged.primary.copy_id, logged.term) == (copy_id, promised)
+    return Granted(now if opened or not promised else now + lease_s * margin)
 
 
 def grants(following: Following, session: Session, sync_since: float | None, now: float, disk_stall_s: float) -> bool:

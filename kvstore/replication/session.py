@@ -10,11 +10,14 @@ Leaves to others: the promise's file (`promise`), the primary's side (`shipping`
       |<------------ Told(position)  |
       | compares the two chains      |
       | Begin(told, common) -------->|  cuts its log back to the common number; the session begins
-      | record, committed ---------->|  appends, syncs
-      |<------------------ Ack(n)    |  applies up to the committed number, never beyond
+      |<------------------ Ack(n)    |  only now the primary knows that the cut was made
+      | record, committed ---------->|  appends, syncs, acknowledges
+      |                              |  applies up to the committed number, never beyond
 
 A Begin names the position that it was computed from. A late or doubled one would otherwise cut off what the copy has
-taken, and acknowledged, since; a log that was cut never comes back to the position that it had.
+taken, and acknowledged, since; a log that was cut never comes back to the position that it had. Each connection is a
+session of its own, by its round: a copy that had to begin with an empty log must not be credited with what it
+acknowledged before.
 """
 
 from __future__ import annotations
@@ -25,13 +28,15 @@ from kvstore.storage.segments import Position
 
 
 class Session(NamedTuple):
-    """`start` is a random id that the primary's process draws when it opens the store, `joined` the copy's number."""
+    """`start`: a random id that the primary draws when it opens the store; `joined`: the copy's joining number;
+    `round`: how often this primary has greeted that copy."""
 
     store_id: str
     term: int
     start: str
     copy_id: str
     joined: int
+    round: int = 0
 
 
 class Following(NamedTuple):
@@ -73,10 +78,11 @@ def position_to_tell(last: Position, synced: Position) -> Position | None:
 
 
 def begins(following: Following, session: Session, told: Position, last: Position) -> bool:
-    """Whether a Begin is taken: it is for this copy, in the promised term, and computed from the log as it is now."""
-    return (
-        on_hello(following, session) == "tell" and told == last  # else the log has changed since it was told
-    )
+    """Whether a Begin is taken: for this copy, in the promised term, computed from the log as it is now, and no older
+    than the session that has begun."""
+    now = following.session
+    is_late = now is not None and now._replace(round=session.round) == session and now.round >= session.round
+    return on_hello(following, session) == "tell" and told == last and not is_late
 
 
 def begun(following: Following, session: Session) -> Following:

@@ -6,7 +6,7 @@ committed number never falls. The primary never goes on with fewer copies becaus
 unanswered until the primary follows a map in which that very copy is out.
 Leaves to others: how long a copy may take (`patience`), the lease (`lease`), the copy (`session`), sending (the shell).
 
-    named ──hello, comparison──> begun ──wait_from w──> waited for ──all below w is on its disk──> request "in-sync"
+    named ──greet, comparison──> begun ──wait_from w──> waited for ──all below w is on its disk──> request "in-sync"
       │                                                    │
       └ nothing is sent before the record that carries     └ from w on it is in sync in every respect, whether or not
         the map that names it is durable in the own log      the primary has heard of the grant
@@ -24,7 +24,7 @@ class Link(NamedTuple):
     """One copy, as its primary sees it.
 
     `named`: the number of the primary's record that carries the map which names the copy. `begun`: the chains are
-    compared. `acked`: on the copy's disk. `waited`: every batch from that number on waits for it; 0 as long as none
+    compared, and the copy has cut off what differs. `acked`: on the copy's disk. `waited`: every batch from that number on waits for it; 0 as long as none
     does. `in_sync`: the followed map says so.
     """
 
@@ -110,29 +110,23 @@ def synced(shipping: Shipping, number: int) -> Shipping:
 
 
 def acked(shipping: Shipping, session: Session, number: int) -> Shipping:
-    """The state after an acknowledgement; one of another session is thrown away."""
+    """The state after an acknowledgement, the first of which begins the session; of another one it is thrown away."""
     link = find(shipping, session)
-    if link is None or not link.begun or shipping.deposed:
+    if link is None or not session.round or shipping.deposed:
         return shipping
-    return _counted(_with(shipping, link._replace(acked=max(link.acked, min(number, shipping.last)))))
-
-
-def begun(shipping: Shipping, session: Session, common: int) -> Shipping:
-    """The state once the chains of that copy and of the primary are compared, and the copy is told where to begin.
-
-    What a copy that is not waited for acknowledged before, and is told to cut off, counts no more.
-    """
-    link = find(shipping, session)
-    if link is None:
-        return shipping
-    acked = max(link.acked, common) if link.waited else common
+    acked = max(link.acked, min(number, shipping.last))
     return _counted(_with(shipping, link._replace(begun=True, acked=acked)))
 
 
-def broken(shipping: Shipping, session: Session) -> Shipping:
-    """The state once the connection to that copy is gone: the chains are compared again before more is sent."""
-    link = find(shipping, session)
-    return shipping if link is None else _with(shipping, link._replace(begun=False))
+def greet(shipping: Shipping, link: Link) -> Shipping:
+    """The state once the copy is greeted, again after each lost connection: a session with the next round.
+
+    It begins with the first acknowledgement, which is the copy's answer to Begin. A copy that is not waited for may
+    have been told to begin with an empty log, so what it acknowledged before counts no more.
+    """
+    session = link.session._replace(round=link.session.round + 1)
+    greeted = link._replace(session=session, begun=False, acked=link.acked if link.waited else 0)
+    return shipping._replace(links=tuple(greeted if each == link else each for each in shipping.links))
 
 
 def wait_from(shipping: Shipping, session: Session) -> Shipping:

@@ -24,6 +24,7 @@ from kvstore.storage.segments import Position
 
 STORE = "store"
 LEASE, NO_MARGIN = 1, 1
+ROUNDS = 3  # how often a primary greets one copy in one term
 
 
 class Violation(AssertionError):
@@ -227,8 +228,10 @@ class Model:
         ship = node.ship
         assert ship is not None
         to = int(link.node)
-        if shipping.may_greet(ship, link) and not _is_begun(world, to, link):
-            yield f"{at} greets {to}", self.send(world, "hello", at, to, link.session)
+        if shipping.may_greet(ship, link) and not _is_begun(world, to, link) and link.session.round < ROUNDS:
+            greets = shipping.greet(ship, link)
+            named = greets.links[ship.links.index(link)].session
+            yield f"{at} greets {to}", self.send(_put(world, at, ship=greets), "hello", at, to, named)
         if shipping.may_send(ship, link):
             if link.acked < ship.last and link.acked + 1 >= node.kept:
                 record = tree.cut(node.log, link.acked + 1)
@@ -318,7 +321,6 @@ class Model:
             raise Violation(str(error)) from None
         except session.FellBehind:
             return world
-        world = _put(world, at, ship=shipping.begun(node.ship, hello, join.common))
         return self.send(world, "begin", at, sender, hello, told, join)
 
     def on_begin(self, world: World, sender: int, at: int, named: Session, told: Position, join: Any) -> World:
@@ -424,7 +426,7 @@ class Model:
         """The process ends, and starts again."""
         node = world.nodes[at]
         side = restarted(node.side)
-        given = lease.granted_at_start(0, LEASE, NO_MARGIN)
+        given = lease.granted_at_start(tree.logged(log), side.copy_id, side.promised, 0, LEASE, NO_MARGIN)
         synced = node.synced if log != node.synced else log
         return _set(world, at, Node(log, synced, node.applied, side, node.kept, node.start + 1, given))
 
@@ -432,7 +434,7 @@ class Model:
         """The process starts again with an empty folder, in which it makes a copy with an id of its own."""
         node = world.nodes[at]
         side = Following(STORE, f"{node.side.copy_id}'")
-        given = lease.granted_at_start(0, LEASE, NO_MARGIN)
+        given = lease.granted_at_start(None, side.copy_id, 0, 0, LEASE, NO_MARGIN)
         return _set(world, at, Node(0, 0, 0, side, 1, node.start + 1, given))
 
 
@@ -515,7 +517,7 @@ def _is_begun(world: World, to: int, link: Link) -> bool:
 
 def _knows_less(world: World, to: int, link: Link, committed: int) -> bool:
     side = world.nodes[to].side
-    return side.session == link.session and side.committed < committed
+    return side.copy_id == link.session.copy_id and side.committed < committed
 
 
 def _tick(world: World) -> World:
@@ -543,12 +545,14 @@ def cluster(copies: str, left: Left, *, spare: int = 0) -> World:
     config = Configuration("s", STORE, 1, 1, Primary("0", "c0"), replicas)
     log = tree.child(0, Rec(1, 0, config))
     ship = shipping.opened(config, "0", "0", 1, 1)
+    for link in ship.links:
+        ship = shipping.greet(ship, link) if link.in_sync else ship
     nodes = [Node(log, log, log, Following(STORE, "c0", 1), config=config)]
     for link in ship.links:
         side = Following(STORE, link.session.copy_id, 1)
         if link.in_sync:
             side = session.begun(side, link.session)
-            ship = shipping.begun(ship, link.session, 1)
+            ship = shipping.acked(ship, link.session, 1)
             nodes.append(Node(log, log, 0, side, config=config))
         else:
             nodes.append(Node(0, 0, 0, side, config=config))

@@ -78,4 +78,22 @@ SCENARIOS = {
     "three nodes and a lease": Scenario(
         "ii", Left(writes=1, ticks=1, changes=3), never=("snapshot", "name", "in-sync")
     ),
+    "a late record of an older term": Scenario(
+        "i", Left(writes=1, crashes=1, changes=1), late=("record",), never=("snapshot", "name", "promote", "out", "in-sync")
+    ),
+    "a committed number before the session begins": Scenario(
+        "j", Left(writes=1, crashes=1, changes=1), late=("begin",), never=("snapshot", "name", "promote", "out", "in-sync")
+    ),
+    "a lease and a promotion": Scenario(
+        "i", Left(ticks=1, changes=2), never=("snapshot", "name", "in-sync")
+    ),
+    "a copy does not answer an opening": Scenario(
+        "i", Left(writes=1, crashes=1, changes=2), never=("snapshot", "name", "promote", "in-sync")
+    ),
+    "a term is opened twice": Scenario(
+        "j", Left(writes=1, crashes=1, changes=1), late=("request",), never=("snapshot", "promote", "name", "out")
+    ),
+    "a log is released while a copy joins, late acknowledgements": Scenario(
+        "j", Left(writes=1, crashes=1, changes=1, releases=1), late=("ack",), never=("promote", "name", "out")
+    ),
 }

@@ -53,9 +53,17 @@ def test_a_request_is_granted_only_if_all_that_it_names_still_stands(other: dict
     assert failover.taken_out(CONFIG, OUT._replace(**other), 8) is None  # type: ignore[arg-type]
 
 
+def test_a_joining_copy_that_its_primary_waits_for_is_taken_out_as_well() -> None:
+    after = failover.taken_out(CONFIG, OUT._replace(copy_id="c3", joined=4), 8)
+    assert after is not None
+    assert after.copy_on("n3") == Replica("n3", "c3", "joining", 8)
+
+
 def test_a_request_that_was_granted_already_changes_nothing() -> None:
     assert failover.in_sync(CONFIG, ASKED._replace(copy_id="c2", joined=3), 8) is None
-    assert failover.taken_out(CONFIG, OUT._replace(copy_id="c3", joined=4), 8) is None
+    after = failover.taken_out(CONFIG, OUT, 8)
+    assert after is not None
+    assert failover.taken_out(after, OUT, 9) is None
 
 
 def test_a_promotion_leaves_the_old_primary_in_the_set_as_in_sync() -> None:

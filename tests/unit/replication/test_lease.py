@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvstore.replication import lease
+from kvstore.replication.configuration import Configuration, Primary
 from kvstore.replication.lease import CLOCK_MARGIN, Granted, Grants
 from kvstore.replication.session import Following, Session
 
@@ -64,8 +65,22 @@ def test_the_margin_covers_two_clocks_of_one_percent_each() -> None:
     assert CLOCK_MARGIN > 1.01 / 0.99
 
 
+LOGGED = Configuration("s1", "store", 5, 5, Primary("n2", "c2"))
+
+
 def test_a_copy_that_starts_counts_as_having_granted_at_its_start() -> None:
-    assert not lease.may_be_promoted(lease.granted_at_start(10.0, 1.0), 11.0)
+    other = LOGGED._replace(primary=Primary("n1", "c1"))
+    for logged, promised in ((other, 5), (None, 5), (LOGGED, 6)):
+        assert not lease.may_be_promoted(lease.granted_at_start(logged, "c2", promised, 10.0, 1.0), 11.0)
+        assert lease.may_be_promoted(lease.granted_at_start(logged, "c2", promised, 10.0, 1.0), 11.1)
+
+
+def test_a_primary_that_starts_again_has_granted_nothing_since_it_opened_its_term() -> None:
+    assert lease.may_be_promoted(lease.granted_at_start(LOGGED, "c2", 5, 10.0, 1.0), 10.0)
+
+
+def test_a_copy_that_has_promised_nothing_has_granted_nothing() -> None:
+    assert lease.may_be_promoted(lease.granted_at_start(None, "c2", 0, 10.0, 1.0), 10.0)
 
 
 def test_a_copy_grants_only_in_a_session_that_has_begun_in_the_term_that_it_has_promised() -> None:

@@ -36,7 +36,7 @@ def test_a_power_cut_at_any_call_leaves_the_old_promise_or_the_new_one() -> None
                 disk.restart(lose_all)
                 expected = {SECOND}
             except PowerCut:
-                disk.restart([lose_all, keep_all, lambda newest: chance.randint(0, newest)][fates % 3])
+                disk.restart([lose_all, keep_all, lambda newest, chance=chance: chance.randint(0, newest)][fates % 3])
                 expected = {FIRST, SECOND}
             found = read_identity(disk, FOLDER, STORE)
             assert found in expected

@@ -38,16 +38,6 @@ def shown_by(scenario: str) -> Callable[[Change], Change]:
 # --- "All traffic belongs to a session ... what names another session is thrown away" ---------------------------------
 
 
-def _copy_does_not_look_at(patch: pytest.MonkeyPatch, field: str) -> None:
-    same = _but_for(field)
-
-    def is_current(following: Following, named: Session) -> bool:
-        return same(following.session, named) and following.promised >= named.term
-
-    for module in (session, lease):
-        patch.setattr(module, "is_current", is_current)
-
-
 @shown_by("?")
 def a_copy_takes_what_names_another_term_and_start(patch: pytest.MonkeyPatch) -> None:
     def is_current(following: Following, named: Session) -> bool:
@@ -99,15 +89,25 @@ def a_session_begins_without_comparing_the_chains(patch: pytest.MonkeyPatch) -> 
 
 
 @shown_by("?")
-def a_begin_is_taken_whatever_it_was_computed_from(patch: pytest.MonkeyPatch) -> None:
-    begins = session.begins
-    patch.setattr(session, "begins", lambda now, named, told, last: begins(now, named, last, last))
+def a_primary_sends_and_counts_before_the_copy_has_said_that_it_begins(patch: pytest.MonkeyPatch) -> None:
+    greet = shipping.greet
+
+    def changed(now: Shipping, link: Link) -> Shipping:
+        after = greet(now, link)
+        return after._replace(links=tuple(each._replace(begun=True, acked=link.acked) for each in after.links))
+
+    patch.setattr(shipping, "greet", changed)
 
 
 @shown_by("?")
-def a_record_is_taken_without_a_look_at_the_chain(patch: pytest.MonkeyPatch) -> None:
-    takes = session.takes
-    patch.setattr(session, "takes", lambda now, named, number, _, last: takes(now, named, number, last.checksum, last))
+def what_a_copy_acknowledged_in_an_earlier_round_counts(patch: pytest.MonkeyPatch) -> None:
+    _primary_takes(patch, round=1)
+
+
+@shown_by("?")
+def a_begin_is_taken_whatever_it_was_computed_from(patch: pytest.MonkeyPatch) -> None:
+    begins = session.begins
+    patch.setattr(session, "begins", lambda now, named, told, last: begins(now, named, last, last))
 
 
 # --- "A copy takes records and grants leases only in the term that it has promised ... promised first, durably" -------
@@ -180,40 +180,8 @@ def a_copy_applies_all_that_it_has(patch: pytest.MonkeyPatch) -> None:
 
 
 @shown_by("?")
-def a_file_beyond_the_common_number_is_kept(patch: pytest.MonkeyPatch) -> None:
-    how_to_join = session.how_to_join
-    patch.setattr(session, "how_to_join", lambda common, told, applied, **more: how_to_join(common, told, 0, **more))
-
-
-@shown_by("?")
-def a_copy_that_is_waited_for_is_given_a_snapshot(patch: pytest.MonkeyPatch) -> None:
-    how_to_join = session.how_to_join
-
-    def changed(common: int, told: int, applied: int, *, awaited: bool, first_kept: int) -> Join:
-        return how_to_join(common, told, applied, awaited=False, first_kept=first_kept)
-
-    patch.setattr(session, "how_to_join", changed)
-
-
-@shown_by("?")
-def what_a_copy_has_cut_off_still_counts_as_acknowledged(patch: pytest.MonkeyPatch) -> None:
-    begun = shipping.begun
-
-    def changed(now: Shipping, named: Session, common: int) -> Shipping:
-        link = shipping.find(now, named)
-        return begun(now, named, max(common, link.acked if link else 0))
-
-    patch.setattr(shipping, "begun", changed)
-
-
-@shown_by("?")
 def a_snapshot_that_is_behind_is_taken(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(session, "takes_snapshot", lambda now, named, at, last: session.is_current(now, named))
-
-
-@shown_by("?")
-def a_snapshot_of_another_session_is_taken(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(session, "takes_snapshot", lambda now, named, at, last: at.number > last.number)
 
 
 @shown_by("?")
@@ -308,7 +276,7 @@ def a_copy_is_promoted_before_its_own_grant_has_run_out(patch: pytest.MonkeyPatc
 
 @shown_by("?")
 def a_copy_that_starts_counts_as_having_granted_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lease, "granted_at_start", lambda now, lease_s, margin: lease.Granted(now))
+    patch.setattr(lease, "granted_at_start", lambda logged, copy_id, promised, now, *_: lease.Granted(now))
 
 
 @shown_by("?")

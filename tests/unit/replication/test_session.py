@@ -53,6 +53,14 @@ def test_a_begin_counts_only_for_the_log_that_it_was_computed_from() -> None:
     assert not session.begins(PROMISED, SESSION._replace(copy_id="other"), LAST, LAST)
 
 
+def test_a_begin_of_a_session_that_has_begun_or_of_an_earlier_round_is_thrown_away() -> None:
+    now = session.begun(PROMISED, SESSION._replace(round=2))
+    assert not session.begins(now, SESSION._replace(round=2), LAST, LAST)
+    assert not session.begins(now, SESSION._replace(round=1), LAST, LAST)
+    assert session.begins(now, SESSION._replace(round=3), LAST, LAST)
+    assert session.begins(now, SESSION._replace(start="other"), LAST, LAST)
+
+
 def test_before_a_session_has_begun_nothing_is_taken_acknowledged_or_applied() -> None:
     assert not session.takes(PROMISED, SESSION, 8, 77, LAST)
     assert session.acknowledged(PROMISED, SESSION, 7) is None
@@ -68,7 +76,7 @@ def test_the_next_record_of_the_chain_is_taken_and_no_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"store_id": "x"}, {"term": 4}, {"term": 6}, {"start": "x"}, {"copy_id": "x"}, {"joined": 2}]
+    "other", [{"store_id": "x"}, {"term": 4}, {"term": 6}, {"start": "x"}, {"copy_id": "x"}, {"joined": 2}, {"round": 1}]
 )
 def test_what_names_another_session_is_thrown_away(other: dict[str, object]) -> None:
     named = SESSION._replace(**other)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ def _link(now: Shipping, copy: Replica) -> Link:
 
 
 def _begun(now: Shipping, copy: Replica) -> Shipping:
-    return shipping.begun(now, _link(now, copy).session, 0)
+    return _acked(shipping.greet(now, _link(now, copy)), copy, 0)
 
 
 def _acked(now: Shipping, copy: Replica, number: int) -> Shipping:
@@ -49,20 +49,27 @@ def test_an_acknowledgement_of_what_was_never_sent_counts_for_nothing() -> None:
     assert _acked(now, IN_SYNC, 99).committed == 11
 
 
-def test_acknowledgements_before_the_comparison_and_of_other_sessions_are_thrown_away() -> None:
+def test_acknowledgements_before_the_greeting_and_of_other_sessions_are_thrown_away() -> None:
     now = shipping.synced(shipping.opened(CONFIG, "n1", "start", 10, 9), 10)
     assert _acked(now, IN_SYNC, 10) == now
-    now = _begun(now, IN_SYNC)
+    now = shipping.greet(now, _link(now, IN_SYNC))
     session = _link(now, IN_SYNC).session
-    for other in ({"term": 4}, {"start": "x"}, {"copy_id": "x"}, {"joined": 2}):
+    for other in ({"term": 4}, {"start": "x"}, {"copy_id": "x"}, {"joined": 2}, {"round": 0}, {"round": 2}):
         assert shipping.acked(now, session._replace(**other), 10) == now  # type: ignore[arg-type]
 
 
-def test_what_a_joining_copy_is_told_to_cut_off_counts_as_acknowledged_no_more() -> None:
+def test_a_session_begins_with_the_copys_first_acknowledgement() -> None:
+    now = shipping.synced(shipping.opened(CONFIG, "n1", "start", 10, 9), 10)
+    now = shipping.greet(now, _link(now, IN_SYNC))
+    assert not shipping.may_send(now, _link(now, IN_SYNC))
+    assert shipping.may_send(now, _link(_acked(now, IN_SYNC, 0), IN_SYNC))
+
+
+def test_what_a_copy_that_is_not_waited_for_acknowledged_before_it_is_greeted_again_counts_no_more() -> None:
     now = _acked(_opened(), JOINING, 10)
-    assert _link(shipping.begun(now, _link(now, JOINING).session, 4), JOINING).acked == 4
+    assert _link(shipping.greet(now, _link(now, JOINING)), JOINING).acked == 0
     now = shipping.wait_from(now, _link(now, JOINING).session)
-    assert _link(shipping.begun(now, _link(now, JOINING).session, 10), JOINING).acked == 10
+    assert _link(shipping.greet(now, _link(now, JOINING)), JOINING).acked == 10
 
 
 def test_every_batch_from_w_on_waits_for_a_copy_that_is_nearly_there() -> None:
@@ -128,7 +135,7 @@ def test_a_copy_is_sent_nothing_before_the_map_that_names_it_is_durable_in_the_o
     now = _begun(shipping.synced(now, 11), late)
     assert shipping.may_greet(now, _link(now, late))
     assert shipping.may_send(now, _link(now, late))
-    assert not shipping.may_send(shipping.broken(now, _link(now, late).session), _link(now, late)._replace(begun=False))
+    assert not shipping.may_send(now, _link(shipping.greet(now, _link(now, late)), late))
 
 
 def test_a_map_with_another_term_ends_the_primarys() -> None:
