@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -27,12 +26,12 @@ import aiohttp
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.environment import SYSTEM
+from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError, Unavailable, WrongOwner, from_problem
 from kvstore.metrics import ShardStats
 from kvstore.placement import partition_set
-from kvstore.placement.cluster_map import ClusterMap, Member
-from kvstore.placement.ring import Node, key_hash, partition_of, walk
+from kvstore.placement.cluster_map import ClusterMap, Shard
+from kvstore.placement.ring import ShardWeight, key_hash, partition_of, walk
 from kvstore.protocol import (
     Acquire,
     Answer,
@@ -55,6 +54,7 @@ from kvstore.protocol import (
 )
 from kvstore.router.listing import Counted, Item, Listing, Merge, Tally, share
 from kvstore.transport.channel import Channel
+from kvstore.transport.sessions import ClusterSession
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,15 @@ class Routed(NamedTuple):
 
 
 class RouterService:
-    def __init__(self, limits: Limits, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        session: aiohttp.ClientSession,
+        environment: Environment = SYSTEM,
+        cluster: ClusterSession | None = None,
+    ) -> None:
+        self._environment = environment
+        self._cluster = cluster
         self.cluster_map: ClusterMap | None = None
         self.channels: dict[str, Channel] = {}
         self._limits = limits
@@ -89,7 +97,7 @@ class RouterService:
         self._map_changed = asyncio.Event()
         self._was_ready = False
         self._next_map: ClusterMap | None = None
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: dict[asyncio.Task[None], None] = {}
         self._last_stats: dict[str, ShardStats] = {}
         self.floor = 0  # the highest of any store, as far as it was heard of
         self._in_doubt: dict[str, dict[str, float]] = {}
@@ -104,23 +112,26 @@ class RouterService:
         """
         self._open_channels(cluster_map)
         self._next_map = cluster_map
-        channels = [self.channels[member.id] for member in self._new_owners(cluster_map)]
+        channels = [self.channels[shard.id] for shard in self._new_owners(cluster_map)]
         if all(channel.connected for channel in channels):
             self._take_over(cluster_map)
         else:
             self._spawn(self._take_over_when_connected(cluster_map, channels))
 
     def _open_channels(self, cluster_map: ClusterMap) -> None:
-        for member in cluster_map.members:
-            if member.id not in self.channels:
-                self.channels[member.id] = Channel(member.id, member.url, self._limits, self._session, member.store_id)
+        for shard in cluster_map.shards:
+            if shard.id not in self.channels:
+                url = cluster_map.url_of(shard)
+                self.channels[shard.id] = Channel(
+                    shard.id, url, self._limits, self._session, shard.store_id, self._cluster
+                )
 
-    def _new_owners(self, cluster_map: ClusterMap) -> list[Member]:
-        """Members of that map that own something, and are not in the present one."""
+    def _new_owners(self, cluster_map: ClusterMap) -> list[Shard]:
+        """Shards of that map that own something, and are not in the present one."""
         present = self.cluster_map
         if present is None:
             return []
-        return [m for m in cluster_map.members if present.member(m.id) is None and cluster_map.owned_by(m.id)]
+        return [s for s in cluster_map.shards if present.shard(s.id) is None and cluster_map.owned_by(s.id)]
 
     async def _take_over_when_connected(self, cluster_map: ClusterMap, channels: list[Channel]) -> None:
         deadline_s = asyncio.get_running_loop().time() + _CONNECT_WAIT_S
@@ -132,22 +143,21 @@ class RouterService:
             self._take_over(cluster_map)
 
     def _take_over(self, cluster_map: ClusterMap) -> None:
-        members = {member.id: member for member in cluster_map.members}
+        reached = {shard.id: (cluster_map.url_of(shard), shard.store_id) for shard in cluster_map.shards}
         for shard_id, channel in list(self.channels.items()):
-            member = members.get(shard_id)
-            if member is None or (member.url, member.store_id) != (channel.url, channel.store_id):
+            if reached.get(shard_id) != (channel.url, channel.store_id):
                 del self.channels[shard_id]
                 self._spawn(self._let_go(channel))
         self._open_channels(cluster_map)
-        of_member = [self.channels[member.id] for member in cluster_map.members]
-        for channel in of_member:
+        of_shard = [self.channels[shard.id] for shard in cluster_map.shards]
+        for channel in of_shard:
             channel.name_strike(cluster_map.last_strike)
-        self._owners = [of_member[owner] for owner in cluster_map.owners]
+        self._owners = [of_shard[owner] for owner in cluster_map.owners]
         self._partitions = cluster_map.partitions
         self._largest_part = max(Counter(cluster_map.owners).values()) / cluster_map.partitions
         self._moving = frozenset(partition for move in cluster_map.moves for partition in move.partitions)
         self.cluster_map = cluster_map
-        log.info("epoch %d: %d shards", cluster_map.epoch, len(cluster_map.members))
+        log.info("epoch %d: %d shards", cluster_map.epoch, len(cluster_map.shards))
         self._map_changed.set()
         self._map_changed = asyncio.Event()
 
@@ -167,8 +177,8 @@ class RouterService:
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        self._background[task] = None
+        task.add_done_callback(self._background.pop)
 
     async def close(self) -> None:
         """Close all channels; requests that still wait end in an error."""
@@ -180,7 +190,7 @@ class RouterService:
 
     def _note_floor(self, floor: int) -> None:
         """A store's floor of attempts: stamps (microseconds of Unix time) of decisions that are long gone."""
-        if floor > self.floor and (ahead_s := floor / 1e6 - time.time()) > 0:
+        if floor > self.floor and (ahead_s := (floor - self._environment.now_us()) / 1e6) > 0:
             log.warning(
                 "some router's clock is or was more than %.0f s ahead of this one: transactions of this router will "
                 "often end in 504 or 409; let all hosts keep the same time",
@@ -194,7 +204,7 @@ class RouterService:
             return None
         if self.cluster_map is None:
             return "this router has no cluster map yet: the controller is away or waits for the first shards"
-        silent = [m.id for m in self.cluster_map.members if m.state == "up" and not self.channels[m.id].answered]
+        silent = [s.id for s in self.cluster_map.shards if s.state == "up" and not self.channels[s.id].answered]
         if silent:
             return f"these shards have not answered yet: {', '.join(silent)}"
         self._was_ready = True
@@ -285,7 +295,7 @@ class RouterService:
         wait_s = _FENCED_WAIT_S if fenced else self._limits.reroute_timeout_s
         if self.cluster_map is not None and self.cluster_map.epoch >= epoch + fenced:
             wait_s = _STALE_SHARD_WAIT_S
-        await SYSTEM.wait_for(changed.wait(), wait_s)
+        await self._environment.wait_for(changed.wait(), wait_s)
 
     # --- for transactions ---------------------------------------------------------------------------------------------
 
@@ -435,8 +445,8 @@ class RouterService:
             done, pending = await asyncio.wait(pending, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 silent = Unavailable("the shard does not answer", retry_after_ms=1000)
-                return failed | {asked[future]: silent for future in pending}
-            for future in done:
+                return failed | {asked[future]: silent for future in asked if future in pending}
+            for future in (each for each in asked if each in done):  # in the order of the questions
                 try:
                     reply = future.result()
                 except KvError as error:
@@ -488,7 +498,7 @@ class RouterService:
         if cluster_map is None:
             raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
         stats = await self.shard_stats(cluster_map.epoch)
-        partitions = [0] * len(cluster_map.members)
+        partitions = [0] * len(cluster_map.shards)
         for owner in cluster_map.owners:
             partitions[owner] += 1
         return {
@@ -497,8 +507,8 @@ class RouterService:
             "partitions": cluster_map.partitions,
             "replicas": cluster_map.replicas,
             "shards": [
-                self._describe(member, count, stats.get(member.id))
-                for member, count in zip(cluster_map.members, partitions, strict=True)
+                self._describe(cluster_map, shard, count, stats.get(shard.id))
+                for shard, count in zip(cluster_map.shards, partitions, strict=True)
             ],
             "moves": [],
             "in_doubt": self._transactions_in_doubt(cluster_map),
@@ -507,18 +517,20 @@ class RouterService:
     def _transactions_in_doubt(self, cluster_map: ClusterMap) -> dict[str, Any]:
         """Attempts that hold keys in any shard, each counted once; of a shard that is down, those last known."""
         ages: dict[str, float] = {}
-        for member in cluster_map.members:
-            for name, age_s in self._in_doubt.get(member.id, {}).items():
+        for shard in cluster_map.shards:
+            for name, age_s in self._in_doubt.get(shard.id, {}).items():
                 ages[name] = max(age_s, ages.get(name, 0.0))
         return {"count": len(ages), "oldest_s": max(ages.values(), default=None)}
 
-    def _describe(self, member: Member, partitions: int, stats: ShardStats | None) -> dict[str, Any]:
-        known = stats or self._last_stats.get(member.id) or ShardStats()
+    def _describe(
+        self, cluster_map: ClusterMap, shard: Shard, partitions: int, stats: ShardStats | None
+    ) -> dict[str, Any]:
+        known = stats or self._last_stats.get(shard.id) or ShardStats()
         return {
-            "id": member.id,
-            "url": member.url,
-            "state": member.state if stats is not None else "down",
-            "weight": member.weight,
+            "id": shard.id,
+            "url": cluster_map.url_of(shard),
+            "state": shard.state if stats is not None else "down",
+            "weight": shard.weight,
             "partitions": partitions,
             "keys": known.keys,
             "bytes": known.bytes,
@@ -539,14 +551,14 @@ class RouterService:
             facts = {"owner_state": "down" if isinstance(error, Unavailable) else "up", "detail": error.detail}
         cluster_map, channel = self.cluster_map, self._owners[partition]
         assert cluster_map is not None
-        nodes = [Node(member.id, member.weight) for member in cluster_map.members]
+        weights = [ShardWeight(shard.id, shard.weight) for shard in cluster_map.shards]
         return {
             "key": key,
             "hash": f"{key_hash(key.encode()):016x}",
             "partition": partition,
             "partitions": cluster_map.partitions,
             "epoch": cluster_map.epoch,
-            "walk": walk(nodes, partition, cluster_map.partitions),
+            "walk": walk(weights, partition, cluster_map.partitions),
             "owner": channel.shard_id,
             "owner_url": channel.url,
             **facts,
