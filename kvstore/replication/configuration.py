@@ -4,11 +4,17 @@ Owns: `Configuration`, the view of one shard in a map of one epoch; `Request`, a
 Promises: pure data. A term is the epoch of the map that gave it, and a joining number that of the map that named the
 copy joining, so that neither is ever given twice.
 Leaves to others: who may change it (`failover`), and the document that holds it (`placement.cluster_map`).
+
+The map's own classes are for the wire and the disk; these are compared and hashed a million times by the tests' model.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
+
+import msgspec
+
+from kvstore.placement import cluster_map as maps
 
 CopyState = Literal["joining", "in-sync"]
 RequestKind = Literal["in-sync", "out"]
@@ -63,3 +69,31 @@ class Request(NamedTuple):
     primary: str  # its copy's id
     copy_id: str
     joined: int
+
+
+def configuration_of(cluster_map: maps.ClusterMap, shard_id: str) -> Configuration | None:
+    """What the map says of that shard's copies; None if it has no such shard."""
+    shard = cluster_map.shard(shard_id)
+    if shard is None:
+        return None
+    replicas = tuple(Replica(each.node, each.copy_id, each.state, each.joined) for each in shard.replicas)
+    primary = Primary(shard.primary.node, shard.primary.copy_id)
+    return Configuration(shard.id, shard.store_id, cluster_map.epoch, shard.term, primary, replicas)
+
+
+def with_configuration(cluster_map: maps.ClusterMap, config: Configuration) -> maps.ClusterMap:
+    """The next map, in which that shard's copies are as `config` says.
+
+    Raises ValueError unless the configuration was made for the next epoch of a map that has the shard.
+    """
+    if config.epoch != cluster_map.epoch + 1 or cluster_map.shard(config.shard) is None:
+        raise ValueError(f"shard {config.shard} as of epoch {config.epoch} does not follow map {cluster_map.epoch}")
+    replicas = [maps.Replica(**each._asdict()) for each in config.replicas]
+    primary = maps.Primary(**config.primary._asdict())
+    shards = [
+        msgspec.structs.replace(shard, term=config.term, primary=primary, replicas=replicas)
+        if shard.id == config.shard
+        else shard
+        for shard in cluster_map.shards
+    ]
+    return msgspec.structs.replace(cluster_map, epoch=config.epoch, shards=shards)

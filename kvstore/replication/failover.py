@@ -1,13 +1,13 @@
 """The controller's rules: who is dead, who takes over, and which change of a shard's configuration is granted.
 
-Owns: every change of a `Configuration`, each made in the map of the next epoch by one compare-and-swap; the candidate of
-a failover; damping; how many nodes may be silent before the controller holds still.
-Promises: only a copy in sync is promoted, and the old primary stays in the set, as in sync, until it is taken out in the
-new term. A request is granted only if the very copy that it names, in the very term, still stands.
+Owns: every change of a `Configuration`, each made in the map of the next epoch by one compare-and-swap; the candidate
+of a failover; damping; how many nodes may be silent before the controller holds still.
+Promises: only a copy in sync is promoted, and the old primary stays in the set, as in sync, until it is taken out in
+the new term. A request is granted only if the very copy that it names, in the very term, still stands.
 Leaves to others: beats and reports (controller), where copies lie (`placement`), the opening on the node (`opening`).
 
-Nothing here is trusted to be in time: two controllers that both decide, or one that decides from old reports, change the
-same document by compare-and-swap, and every node acts on a map that it follows, never on a reply.
+Nothing here is trusted to be in time: two controllers that both decide, or one that decides from old reports, change
+the same document by compare-and-swap, and every node acts on a map that it follows, never on a reply.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from kvstore.replication.configuration import Configuration, Replica, Primary, Request
+from kvstore.replication.configuration import Configuration, Primary, Replica, Request
 
 # --- changes of the configuration: each returns the one of the map `epoch`, or None if nothing is to change
 

@@ -4,7 +4,7 @@ Owns: whether a store may be opened, the asking of all copies in sync, which log
 Promises: a store opens only under the id that the map names, in a term above all that it has promised. Every copy in
 sync, the old primary included, has promised the term or is out by a map of that term, before the longest log of all is
 taken for the truth; nothing that a copy in sync has is cut off.
-Leaves to others: taking out what does not answer (`failover`), fetching (the shell), shipping to the others (`shipping`).
+Leaves to others: taking out what does not answer (`failover`), fetching (the shell), shipping to all (`shipping`).
 
     map names us in T -> promise T, durably -> hello to all in sync -> all told, or out -> fetch up to the longest
       -> append the record that opens T and carries that map -> every copy in sync has it -> serve

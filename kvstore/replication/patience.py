@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Patience(NamedTuple):
-    """`since`: when the copy began to owe an answer, None if it owes none; `stood_still_s`: of that, what is not its."""
+    """`since`: when the copy began to owe an answer, None if it owes none; `stood_still_s`: what of that is not its."""
 
     since: float | None = None
     stood_still_s: float = 0.0

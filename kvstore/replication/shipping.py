@@ -24,8 +24,8 @@ class Link(NamedTuple):
     """One copy, as its primary sees it.
 
     `named`: the number of the primary's record that carries the map which names the copy. `begun`: the chains are
-    compared, and the copy has cut off what differs. `acked`: on the copy's disk. `waited`: every batch from that number on waits for it; 0 as long as none
-    does. `in_sync`: the followed map says so.
+    compared, and the copy has cut off what differs. `acked`: on the copy's disk. `waited`: every batch from that number
+    on waits for it; 0 as long as none does. `in_sync`: the followed map says so.
     """
 
     node: str

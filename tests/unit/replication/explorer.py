@@ -1,4 +1,6 @@
-"""The search: breadth first through all worlds that a scenario can come to, each looked at once."""
+"""The search: breadth first through all worlds that a scenario can come to, each looked at once.
+Leaves to others: which scenarios there are (`scenarios`), looking further than the tests do (`deeper`).
+"""
 
 from __future__ import annotations
 
@@ -8,19 +10,25 @@ from tests.unit.replication.model import Left, Model, Violation, World, check, c
 
 
 class Scenario(NamedTuple):
-    """`copies` and `spare` as in `model.cluster`; `late` kinds of messages; `never`: events left out."""
+    """`copies` and `spare` as in `model.cluster`; `late` kinds of messages; `never`: events left out;
+    `faulty`: the nodes that may crash or lose their disk; `begins`: how the names of the first steps begin, where not
+    everything is explored from the start."""
 
     copies: str
     left: Left
     late: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
     spare: int = 0
+    faulty: tuple[int, ...] = (0, 1, 2)
+    begins: tuple[str, ...] = ()
 
 
 class Explored(NamedTuple):
     worlds: int
     depth: int
     whole: bool  # nothing was left to look at
+    terms_served: set[int]
+    in_sync_most: int  # of copies, as the controller's map counts them
 
 
 Came = dict[World, tuple[World, str] | None]
@@ -28,8 +36,10 @@ Came = dict[World, tuple[World, str] | None]
 
 def explore(scenario: Scenario, worlds_max: int = 1_000_000) -> Explored:
     """Look at all worlds, or so many. Raises Violation with the story of how it came to that, the shortest one."""
-    model = Model(frozenset(scenario.late), frozenset(scenario.never))
+    model = Model(frozenset(scenario.late), frozenset(scenario.never), frozenset(scenario.faulty))
     first = cluster(scenario.copies, scenario.left, spare=scenario.spare)
+    for begin in scenario.begins:
+        first = next(after for name, after in model.steps(first) if name.startswith(begin))
     came: Came = {first: None}
     layer, depth = [first], 0
     while layer and len(came) < worlds_max:
@@ -39,7 +49,8 @@ def explore(scenario: Scenario, worlds_max: int = 1_000_000) -> Explored:
             if len(came) >= worlds_max:
                 break
         layer, depth = following, depth + 1
-    return Explored(len(came), depth, not layer)
+    served = {node.ship.config.term for world in came for node in world.nodes if node.ship and node.ship.serves}
+    return Explored(len(came), depth, not layer, served, max(len(world.config.in_sync) for world in came))
 
 
 def _look(model: Model, world: World, came: Came, following: list[World]) -> None:

@@ -119,11 +119,12 @@ class World(NamedTuple):
 
 
 class Model:
-    """The steps of one scenario: `late` kinds of messages, and which events may happen at all."""
+    """The steps of one scenario: `late` kinds of messages, events that `never` happen, nodes that may be `faulty`."""
 
-    def __init__(self, late: frozenset[str] = frozenset(), never: frozenset[str] = frozenset()) -> None:
+    def __init__(self, late: frozenset[str], never: frozenset[str], faulty: frozenset[int]) -> None:
         self.late = late
         self.never = never
+        self.faulty = faulty
 
     def steps(self, world: World) -> Iterator[tuple[str, World]]:
         for message in world.net:
@@ -151,6 +152,8 @@ class Model:
         else:
             yield from self.start_steps(world, at, node)
         yield from self.controller_steps(world, at, node)
+        if at not in self.faulty:
+            return
         if world.left.crashes:
             crashed = _spend(world, "crashes")
             yield f"{at} crashes", self.crash(crashed, at, node.synced)
@@ -242,7 +245,7 @@ class Model:
                 yield f"{at} beats to {to}", self.send(world, "beacon", at, to, link.session, 0)
             if not link.in_sync and "snapshot" not in self.never and (shown := tree.cut(node.log, ship.committed)):
                 yield f"{at} sends a snapshot to {to}", self.send(world, "snapshot", at, to, link.session, shown)
-        if shipping.is_nearly_there(ship, link, 1):
+        if shipping.is_nearly_there(ship, link, 2):
             waits = shipping.wait_from(ship, link.session)
             yield f"{at} waits for {to}", _put(world, at, ship=waits)
         yield from self.request(world, shipping.request_in_sync(ship, link))
@@ -251,9 +254,10 @@ class Model:
     # --- the controller
 
     def request(self, world: World, request: Request | None) -> Iterator[tuple[str, World]]:
-        if request is not None and request.kind not in self.never and world.left.changes:
-            if (sent := self.send(world, "request", request)) != world:
-                yield f"asked: {request}", sent
+        if request is None or request.kind in self.never or not world.left.changes:
+            return
+        if (sent := self.send(world, "request", request)) != world:
+            yield f"asked: {request}", sent
 
     def controller_steps(self, world: World, at: int, node: Node) -> Iterator[tuple[str, World]]:
         if not world.left.changes:

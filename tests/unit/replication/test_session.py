@@ -76,7 +76,8 @@ def test_the_next_record_of_the_chain_is_taken_and_no_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"store_id": "x"}, {"term": 4}, {"term": 6}, {"start": "x"}, {"copy_id": "x"}, {"joined": 2}, {"round": 1}]
+    "other",
+    [{"store_id": "x"}, {"term": 4}, {"term": 6}, {"start": "x"}, {"copy_id": "x"}, {"joined": 2}, {"round": 1}],
 )
 def test_what_names_another_session_is_thrown_away(other: dict[str, object]) -> None:
     named = SESSION._replace(**other)  # type: ignore[arg-type]
