@@ -472,9 +472,10 @@ class Client:
     async def add_shard(
         self, shard_id: str, url: str | None = None, *, weight: int = 1, plan: bool = False
     ) -> dict[str, Any]:
-        """Add the shard that serves at `url`, or one that the running `kvstore up` starts: {"id","state","epoch"}.
+        """Add the shard that serves at `url`, or one that the running `kvstore up` starts.
 
-        It returns before anything has moved; `cluster` tells how far that is. With `plan`, here and in the calls below,
+        {"id","state","epoch","change"}. It returns before anything has moved; `change` is the id with which `change`
+        tells how far that is, here and in the calls below. With `plan`, here and in the calls below,
         nothing is changed: {"partitions","keys","bytes","moves"} tells what would move. Raises ChangeRefused,
         ForeignData.
         """
@@ -495,7 +496,7 @@ class Client:
         {"id","state","epoch","partitions"}: how many partitions that are. Raises NotFound, ChangeRefused.
         """
         path = f"/v1/shards/{quote(shard_id, safe='')}?lost=true&confirm={quote(confirm, safe='')}"
-        return _document(await self._ask("DELETE", path, writes=True))
+        return _taken(await self._ask("DELETE", path, writes=True))
 
     async def accept_old(self, shard_id: str, confirm: str) -> dict[str, Any]:
         """Let the shard start with an older copy of its file: {"id","told","version"}, as it had told before.
@@ -513,10 +514,19 @@ class Client:
         """Give up all that has not moved yet; a shard that was leaving stays, one that has nothing yet goes."""
         return await self._change("DELETE", "/v1/moves", None, False)
 
+    async def change(self, change_id: str) -> dict[str, Any]:
+        """GET /v1/changes/{id}: how far a change of the cluster is, or how it ended. Raises NotFound."""
+        return _document(await self._ask("GET", f"/v1/changes/{quote(change_id, safe='')}"))
+
+    async def changes(self) -> list[dict[str, Any]]:
+        """GET /v1/changes: those that run and the last that ended, the newest first."""
+        items: list[dict[str, Any]] = _document(await self._ask("GET", "/v1/changes"))["items"]
+        return items
+
     async def _change(self, method: str, path: str, body: dict[str, Any] | None, plan: bool) -> dict[str, Any]:
         query = "?plan=true" if plan else ""
         encoded = None if body is None else msgspec.json.encode(body)
-        return _document(await self._ask(method, path + query, body=encoded, writes=not plan))
+        return _taken(await self._ask(method, path + query, body=encoded, writes=not plan))
 
     async def explain(self, key: str) -> dict[str, Any]:
         """GET /v1/explain/{key}: hash, partition, ring walk, owner, version."""
@@ -669,6 +679,12 @@ def _result(entry: dict[str, Any]) -> Result:
 
 def _listed(item: dict[str, Any]) -> ListedItem:
     return ListedItem(item["key"], item["version"], value_of(item), item.get("ttl"))
+
+
+def _taken(answer: _Answer) -> dict[str, Any]:
+    """The document, and the id of the change that it is about, if the answer names one."""
+    path, _, change_id = answer.headers.get("Location", "").rpartition("/")
+    return _document(answer) | ({"change": change_id} if path == "/v1/changes" else {})
 
 
 def _document(answer: _Answer) -> dict[str, Any]:
