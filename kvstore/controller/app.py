@@ -52,7 +52,7 @@ from kvstore.controller.lost import Reopener
 from kvstore.controller.membership import Announcement
 from kvstore.controller.mover import Mover
 from kvstore.controller.service import Asked, ClusterService, Replanned, Waiting
-from kvstore.controller.shards import Shards
+from kvstore.controller.shards import ShardClients
 from kvstore.controller.store import Told
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import (
@@ -148,7 +148,7 @@ async def _serve(
     name: str,
 ) -> None:
     document = ClusterDocument(store, config.limits.map_write_tries_max)
-    shards = Shards(config.limits, session)
+    shards = ShardClients(config.limits, session)
     mover = Mover(document, shards, config.limits)
     service = ClusterService(document, config, shards)
     reopener = Reopener(document, shards, config.limits)

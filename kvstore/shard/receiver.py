@@ -37,7 +37,7 @@ from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import Conflict, DiskFull, KvError, OutcomeUnknown, TooManyRequests, Unavailable, from_problem
 from kvstore.placement.cluster_map import Move
-from kvstore.protocol import Answer, Fence, Fenced, MovedRow, Progress, Pull, Receive, Rows, row_bytes
+from kvstore.protocol import Answer, Freeze, Frozen, MovedRow, Progress, Pull, Receive, Rows, row_bytes
 from kvstore.shard.peers import Peers
 from kvstore.store.pacing import pause_s
 from kvstore.store.store import Store
@@ -52,7 +52,7 @@ _RETRY_S = 0.02
 _PAUSE_S_MAX = 1.0
 _FENCE_TRIES_MAX = 50  # of a source whose map is behind
 
-T = TypeVar("T", Rows, Fenced)
+T = TypeVar("T", Rows, Frozen)
 
 
 class _State:
@@ -129,12 +129,9 @@ class Receiver:
             failpoints.hit("move-before-fence")
             fenced = await self._fence(move, state)
             failpoints.hit("move-after-fence")
-            page = await self._changes(move, state, sequence)
-            while page.more:
-                await self._take(move, state, page.rows)
-                page = await self._changes(move, state, page.sequence)
+            last = await self._last_pull(move, state, sequence)
             failpoints.hit("move-after-last-pull")
-            await self._store.migration.complete(move.id, fenced, page.rows)
+            await self._store.migration.complete(move.id, fenced, last)
             failpoints.hit("move-after-complete")
             state.go_on("done")
         except KvError as error:
@@ -145,6 +142,16 @@ class Receiver:
         except Exception:
             log.exception("the move of %d partitions from shard %s failed", len(move.partitions), move.source)
             state.go_on("failed", f"shard {self._shard_id} failed; its log says why")
+
+    async def _last_pull(self, move: Move, state: _State, sequence: int) -> list[MovedRow]:
+        """Take what changed up to the freeze; returns the last page, which goes with the completion."""
+        if failpoints.planted("move-without-last-pull"):
+            return []
+        page = await self._changes(move, state, sequence)
+        while page.more:
+            await self._take(move, state, page.rows)
+            page = await self._changes(move, state, page.sequence)
+        return page.rows
 
     async def _copy(self, move: Move, state: _State) -> int:
         """All rows as they are now, or later; the sequence as of which all was there.
@@ -243,16 +250,16 @@ class Receiver:
         rows = self._limits.move_page_rows_max
         return max(1, rows // _BUSY_PAGE_SHARE) if self._is_busy(state) else rows
 
-    async def _fence(self, move: Move, state: _State) -> Fenced:
+    async def _fence(self, move: Move, state: _State) -> Frozen:
         for _ in range(_FENCE_TRIES_MAX):
             try:
-                return await self._ask(move, state, Fence(0, move.id), Fenced)
+                return await self._ask(move, state, Freeze(0, move.id), Frozen)
             except Conflict as error:  # the source may not have the map yet that this shard has
                 last = error
                 await asyncio.sleep(_RETRY_S)
         raise last
 
-    async def _ask(self, move: Move, state: _State, request: Pull | Fence, wanted: type[T]) -> T:
+    async def _ask(self, move: Move, state: _State, request: Pull | Freeze, wanted: type[T]) -> T:
         """The source's reply; while it is away, or busy, ask again. Raises what it refuses with."""
         while True:
             try:

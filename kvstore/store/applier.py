@@ -175,8 +175,9 @@ class Applier:
             self.segment_wanted.clear()
             await self.segment_wanted.wait()
 
-    async def note_durable(self) -> None:
-        """Note beside the log once a second up to where it is durable, so that rot of its last record is seen."""
+    async def keep_log(self) -> None:
+        """Once a second: note up to where the log is durable, so that rot of its last record is seen; on a full disk
+        release what the file has, since applications, which do it otherwise, may not come any more."""
         environment, records = self._tables.environment, self._tables.log
         noted = 0
         while True:
@@ -184,6 +185,15 @@ class Applier:
             if records.durable > noted:
                 noted = records.durable
                 await environment.in_thread(records.note_durable)
+            if self._tables.stats.disk_full:
+                await self._release_early()
+
+    async def _release_early(self) -> None:
+        try:
+            async with self._turn:
+                await self._checkpoint()
+        except (TryLater, OSError) as error:
+            log.warning("releasing segments of the log waits: %s", error)
 
     # --- what drops cover ---------------------------------------------------------------------------------------------
 

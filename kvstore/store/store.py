@@ -135,7 +135,7 @@ class Store:
             "apply": self.applier.run(),
             "clean": self.applier.clean(),
             "segments": self.applier.make_segments(),
-            "note": self.applier.note_durable(),
+            "log": self.applier.keep_log(),
             "read": self.reads.run(),
             "sweep": self.maintenance.sweep(),
             "trim": self.maintenance.trim(),

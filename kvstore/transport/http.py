@@ -266,7 +266,7 @@ class StreamedResponse:
         self._head = lines.encode("latin-1")
 
     async def write(self, parts: list[bytes]) -> None:
-        """One piece; `parts` is emptied, so that nothing is kept twice. Raises ConnectionResetError."""
+        """One piece; `participants` is emptied, so that nothing is kept twice. Raises ConnectionResetError."""
         size = sum(map(len, parts))
         if size:
             before, after = (b"%x\r\n" % size, b"\r\n") if self._chunked else (b"", b"")

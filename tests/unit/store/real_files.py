@@ -93,11 +93,20 @@ async def filled(path: Path, count: int, size: int = 40) -> dict[str, bytes]:
 
 def killed(path: Path, folder: Path) -> Path:
     """The files of an open store as kill -9 leaves them: copied to another folder."""
-    folder.mkdir()
-    for file in path.parent.iterdir():
-        if file.is_file() and file.suffix != ".lock":
-            shutil.copy2(file, folder / file.name)
+    copy_files(path.parent, folder)
     return folder / path.name
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copy the files of an open store as kill -9 leaves them, apart from its lock; `folder` is made.
+
+    Files may be renamed while this runs, for segments are made in the background, but no record is lost: one that is
+    renamed holds none.
+    """
+    folder.mkdir()
+    for file in source.iterdir():
+        if file.is_file() and file.suffix not in (".lock", ".new"):
+            shutil.copy2(file, folder / file.name)
 
 
 def flip(path: Path, offset: int, bit: int = 0) -> None:
