@@ -8,12 +8,12 @@ Leaves to others: what is kept (`changes`), what is under way (`mover`), HTTP (`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from kvstore.controller import changes
 from kvstore.controller.changes import Change, Pauses
 from kvstore.controller.membership import ClusterState
+from kvstore.environment import utc_text
 from kvstore.placement.cluster_map import Move
 
 _SLOW_START_MS = 15_000
@@ -82,8 +82,8 @@ def described(change: Change, state: ClusterState, around: Around, now_ms: int) 
         "keys_total": _keys_total(change, keys),
         "bytes_done": change.bytes + doing.bytes,
         "groups_done": change.groups,
-        "started_at": _utc(change.began_ms),
-        "ended_at": _utc(change.ended_ms) if change.ended_ms is not None else None,
+        "started_at": utc_text(change.began_ms),
+        "ended_at": utc_text(change.ended_ms) if change.ended_ms is not None else None,
         "seconds": max(0, ended_ms - change.began_ms) / 1000,
         "write_pause_ms_max": change.pause_ms_max,
         "write_pause_ms_p99": change.pause_ms_p99,
@@ -151,7 +151,3 @@ def _keys_total(change: Change, keys: int) -> int | None:
     if change.state == "done":
         return keys
     return max(keys, change.keys_expected) if change.keys_expected is not None else None
-
-
-def _utc(unix_ms: int) -> str:
-    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

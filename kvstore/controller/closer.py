@@ -19,7 +19,7 @@ from kvstore.controller.changes import Change
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import ClusterState
 from kvstore.controller.mover import Mover
-from kvstore.environment import SYSTEM
+from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError
 
 _RETRY_S = 0.05
@@ -30,8 +30,14 @@ class ChangeCloser:
     """`run` it in a task of its own. `may_run`: whether the launcher may still run that shard's process."""
 
     def __init__(
-        self, document: ClusterDocument, mover: Mover, may_run: Callable[[str, int], bool], limits: Limits
+        self,
+        document: ClusterDocument,
+        mover: Mover,
+        may_run: Callable[[str, int], bool],
+        limits: Limits,
+        environment: Environment = SYSTEM,
     ) -> None:
+        self._environment = environment
         self._document = document
         self._mover = mover
         self._may_run = may_run
@@ -67,7 +73,7 @@ class ChangeCloser:
         due = [change for change in (*reached, *over) if not self._waits(change)]
         if due:
             pauses = {change.id: self._mover.pauses(cluster_map, change.id) for change in due}
-            now_ms, ended_max = SYSTEM.now_ms(), self._limits.changes_kept_max
+            now_ms, ended_max = self._environment.now_ms(), self._limits.changes_kept_max
             await self._document.change(lambda present: change_steps.ended(present, pauses, now_ms, ended_max))
             for change in due:
                 record.forget(change.id)

@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -51,7 +50,7 @@ from kvstore.controller.membership import ClusterState, formed_map
 from kvstore.controller.move_slots import MoveSlots
 from kvstore.controller.record import Record, milliseconds
 from kvstore.controller.shards import ShardClients
-from kvstore.environment import SYSTEM
+from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError, Unavailable, from_problem
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap, Move
@@ -66,9 +65,9 @@ _ANSWER_S = 0.5  # a Receive is answered at the latest after this time
 Pair = tuple[str, str]
 
 
-def new_move_id() -> str:
+def new_move_id(environment: Environment = SYSTEM) -> str:
     """An id that no move, and no change, ever had."""
-    return secrets.token_hex(8)
+    return environment.random_hex(8)
 
 
 class _Away(Exception):
@@ -123,8 +122,12 @@ class _Try:
 class Mover:
     """`run` it in a task of its own; `report` and `steps` may be asked at any time."""
 
-    def __init__(self, document: ClusterDocument, shards: ShardClients, limits: Limits) -> None:
+    def __init__(
+        self, document: ClusterDocument, shards: ShardClients, limits: Limits, environment: Environment = SYSTEM
+    ) -> None:
         self.record = Record()
+        self._environment = environment
+        self._new_id = partial(new_move_id, environment)
         self._document = document
         self._shards = shards
         self._limits = limits
@@ -132,7 +135,7 @@ class Mover:
         self._map: ClusterMap | None = None
         self._tries: dict[Pair, _Try] = {}
         self._troubles: dict[Pair, _Trouble] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._stopping = False
 
     async def run(self) -> None:
@@ -151,7 +154,7 @@ class Mover:
         """Returns when the store cannot answer."""
         try:
             if self._map is None:
-                await self._document.change(_begun_again)
+                await self._document.change(self._begun_again)
             revision = -1
             while True:
                 revision, state = await self._document.after(revision)
@@ -159,6 +162,12 @@ class Mover:
                     self._take(state.map)
         except Unavailable as error:
             log.warning("the map cannot be read or changed, so no move goes on: %s", error)
+
+    def _begun_again(self, state: ClusterState) -> ClusterState:
+        """As a controller finds it at its start: each try is another one, and each move is part of a change."""
+        voided = _with_map(state, lambda cluster_map: moves.all_voided(cluster_map, self._new_id))
+        now_ms = self._environment.now_ms()
+        return change_steps.adopted(voided, Change(id=self._new_id(), kind="rebalance", began_ms=now_ms))
 
     # --- what people see ---------------------------------------------------------------------------------------------
 
@@ -223,8 +232,8 @@ class Mover:
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     async def _run_try(self, current: _Try) -> None:
@@ -366,7 +375,7 @@ class Mover:
         return True
 
     async def _void(self, current: _Try, failure: str) -> None:
-        move, fresh = current.move, new_move_id()
+        move, fresh = current.move, self._new_id()
         log.warning("the move %s of %s to %s begins anew: %s", move.id, *current.pair, failure)
         current.note("waiting", failure)
         self._note_trouble(current, failure)
@@ -429,12 +438,6 @@ class Mover:
 
 def _with_map(state: ClusterState, change: Callable[[ClusterMap], ClusterMap]) -> ClusterState:
     return state if state.map is None else msgspec.structs.replace(state, map=change(state.map))
-
-
-def _begun_again(state: ClusterState) -> ClusterState:
-    """As a controller finds it at its start: each try is another one, and each move is part of a change."""
-    voided = _with_map(state, lambda cluster_map: moves.all_voided(cluster_map, new_move_id))
-    return change_steps.adopted(voided, Change(id=new_move_id(), kind="rebalance", began_ms=SYSTEM.now_ms()))
 
 
 def _is_done(cluster_map: ClusterMap, move: Move) -> bool:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -28,7 +26,8 @@ from kvstore.controller.recovery import Found, Recovery, check, described, recov
 from kvstore.controller.shards import ShardClients, Size
 from kvstore.controller.sizes import estimate, expected_keys, group_partitions
 from kvstore.controller.store import Told
-from kvstore.environment import SYSTEM
+from kvstore.controller.twins import Twins
+from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import ChangeRefused, ControllerBehind, NotFound, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.placement.moves import planned
@@ -69,16 +68,20 @@ Rule = Callable[[ClusterState, Plan], ClusterState]
 class ClusterService:
     """Every method may be called by any number of tasks at the same time."""
 
-    def __init__(self, document: ClusterDocument, config: ClusterConfig, shards: ShardClients) -> None:
+    def __init__(
+        self, document: ClusterDocument, config: ClusterConfig, shards: ShardClients, environment: Environment = SYSTEM
+    ) -> None:
+        self._environment = environment
         self._document = document
         self._shards = shards
         self._limits = config.limits
         self._recovery = Recovery(shards)
+        self._twins = Twins(shards)
         self._look_if_behind = asyncio.Event()
         self.on_clock: Callable[[int], None] = lambda clock: None  # a store has told its own
         shards.on_epoch = self.hear
-        self._launcher = _Launcher(config.limits.map_poll_s + _LAUNCHER_GRACE_S)
-        self._began_ms = SYSTEM.now_ms()
+        self._launcher = _Launcher(config.limits.map_poll_s + _LAUNCHER_GRACE_S, environment)
+        self._began_ms = environment.now_ms()
         self._first = FirstMembers(
             weights={shard.id: shard.weight for shard in config.shards},
             partitions=config.partitions,
@@ -101,8 +104,8 @@ class ClusterService:
     async def announce(self, announcement: Announcement) -> ClusterMap | Waiting:
         """Write down that a shard is there: the map if it is a member, or who is waited for.
 
-        Raises BadBody, ForeignData and Conflict as `membership.check` and `decide` do; Unavailable if the store cannot
-        answer or other writers always came first: then the shard announces itself again.
+        Raises BadBody, ForeignData and Conflict as `membership.check`, `decide` and `Twins` do; Unavailable if the
+        store cannot answer or other writers always came first: then the shard announces itself again.
         """
         membership.check(announcement)
         state = await self._document.read()
@@ -112,13 +115,15 @@ class ClusterService:
             self.on_clock(announcement.clock)
         if self._recovery.is_offered and (lost := self._lost(state)):
             raise lost  # also for a new file: no second cluster is formed beside the one that is there
+        await self._twins.check(state, announcement)
         sizes = await self._measured(state) if membership.may_join(state, announcement) else {}
         asked = self._new_change("add", announcement.id, announcement.weight)
 
         def decide(present: ClusterState) -> ClusterState:
             change = changes.joining(present.changes, announcement.id) or asked
             plan = self._plan(sizes, change.id)
-            decided = membership.decide(present, announcement, self._first, secrets.token_hex(16), plan)
+            cluster_id = self._environment.random_hex(16)
+            decided = membership.decide(present, announcement, self._first, cluster_id, plan)
             return self._taken(present, decided, change, sizes) if membership.joins(present, decided) else decided
 
         before, after = await self._document.change(decide)
@@ -204,7 +209,7 @@ class ClusterService:
         """Go on with that map, which was shown. Raises ChangeRefused, Unavailable."""
         found = await self._find()
         check(found, cluster_id, epoch, without)
-        following = recovered(found.map, self._document.heard(cluster_id), new_move_id)
+        following = recovered(found.map, self._document.heard(cluster_id), self._new_move_id)
         change = self._new_change("recover")
 
         def decide(state: ClusterState) -> ClusterState:
@@ -327,7 +332,9 @@ class ClusterService:
         return Member(id=shard_id, url=url, store_id=identity.store_id, weight=weight)
 
     def _new_change(self, kind: Kind, shard: str | None = None, weight: int | None = None) -> Change:
-        return Change(id=new_move_id(), kind=kind, shard=shard, weight=weight, began_ms=SYSTEM.now_ms())
+        return Change(
+            id=self._new_move_id(), kind=kind, shard=shard, weight=weight, began_ms=self._environment.now_ms()
+        )
 
     async def _ask(self, asked: Change, decide: Rule) -> Asked:
         shard_id = asked.shard or ""
@@ -372,9 +379,12 @@ class ClusterService:
         return lambda cluster_map: planned(
             cluster_map,
             lambda source: group_partitions(cluster_map, source, sizes.get(source), self._limits),
-            new_move_id,
+            self._new_move_id,
             change_id,
         )
+
+    def _new_move_id(self) -> str:
+        return new_move_id(self._environment)
 
     # --- the launcher ------------------------------------------------------------------------------------------------
 
@@ -421,21 +431,22 @@ class ClusterService:
 class _Launcher:
     """What its questions have told of a launcher. It asks again as soon as it is answered."""
 
-    def __init__(self, known_s: float) -> None:
+    def __init__(self, known_s: float, environment: Environment) -> None:
+        self._clock_s = environment.monotonic_s
         self._known_s = known_s
         self._running: frozenset[str] = frozenset()
-        self._began_s = time.monotonic()
+        self._began_s = self._clock_s()
         self._asked_s = float("-inf")
         self._came = asyncio.Event()
 
     def note(self, running: frozenset[str]) -> None:
-        self._running, self._asked_s = running, time.monotonic()
+        self._running, self._asked_s = running, self._clock_s()
         self._came.set()
 
     async def comes(self) -> bool:
         """Whether one is there. A controller that has just started does not know yet, and waits for its question."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self._began_s + _LAUNCHER_GRACE_S - time.monotonic())):
+            async with asyncio.timeout(max(0.0, self._began_s + _LAUNCHER_GRACE_S - self._clock_s())):
                 await self._came.wait()
         return self._is_there()
 
@@ -444,11 +455,11 @@ class _Launcher:
 
     def may_run(self, shard_id: str, *, is_new: bool) -> bool:
         """Whether that process runs, as far as that is known; `is_new`: it was started in this controller's time."""
-        unknown = not self._came.is_set() and time.monotonic() < self._began_s + _LAUNCHER_GRACE_S
+        unknown = not self._came.is_set() and self._clock_s() < self._began_s + _LAUNCHER_GRACE_S
         return shard_id in self.running() or (unknown and not is_new)
 
     def _is_there(self) -> bool:
-        return time.monotonic() - self._asked_s < self._known_s
+        return self._clock_s() - self._asked_s < self._known_s
 
 
 def _check_shard(shard_id: str, weight: int) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +26,7 @@ import aiohttp
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.environment import SYSTEM
+from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError, Unavailable, WrongOwner, from_problem
 from kvstore.metrics import ShardStats
 from kvstore.placement import partition_set
@@ -55,6 +54,7 @@ from kvstore.protocol import (
 )
 from kvstore.router.listing import Counted, Item, Listing, Merge, Tally, share
 from kvstore.transport.channel import Channel
+from kvstore.transport.sessions import ClusterSession
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,15 @@ class Routed(NamedTuple):
 
 
 class RouterService:
-    def __init__(self, limits: Limits, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        session: aiohttp.ClientSession,
+        environment: Environment = SYSTEM,
+        cluster: ClusterSession | None = None,
+    ) -> None:
+        self._environment = environment
+        self._cluster = cluster
         self.cluster_map: ClusterMap | None = None
         self.channels: dict[str, Channel] = {}
         self._limits = limits
@@ -89,7 +97,7 @@ class RouterService:
         self._map_changed = asyncio.Event()
         self._was_ready = False
         self._next_map: ClusterMap | None = None
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: dict[asyncio.Task[None], None] = {}
         self._last_stats: dict[str, ShardStats] = {}
         self.floor = 0  # the highest of any store, as far as it was heard of
         self._in_doubt: dict[str, dict[str, float]] = {}
@@ -113,7 +121,9 @@ class RouterService:
     def _open_channels(self, cluster_map: ClusterMap) -> None:
         for member in cluster_map.members:
             if member.id not in self.channels:
-                self.channels[member.id] = Channel(member.id, member.url, self._limits, self._session, member.store_id)
+                self.channels[member.id] = Channel(
+                    member.id, member.url, self._limits, self._session, member.store_id, self._cluster
+                )
 
     def _new_owners(self, cluster_map: ClusterMap) -> list[Member]:
         """Members of that map that own something, and are not in the present one."""
@@ -167,8 +177,8 @@ class RouterService:
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        self._background[task] = None
+        task.add_done_callback(self._background.pop)
 
     async def close(self) -> None:
         """Close all channels; requests that still wait end in an error."""
@@ -180,7 +190,7 @@ class RouterService:
 
     def _note_floor(self, floor: int) -> None:
         """A store's floor of attempts: stamps (microseconds of Unix time) of decisions that are long gone."""
-        if floor > self.floor and (ahead_s := floor / 1e6 - time.time()) > 0:
+        if floor > self.floor and (ahead_s := (floor - self._environment.now_us()) / 1e6) > 0:
             log.warning(
                 "some router's clock is or was more than %.0f s ahead of this one: transactions of this router will "
                 "often end in 504 or 409; let all hosts keep the same time",
@@ -285,7 +295,7 @@ class RouterService:
         wait_s = _FENCED_WAIT_S if fenced else self._limits.reroute_timeout_s
         if self.cluster_map is not None and self.cluster_map.epoch >= epoch + fenced:
             wait_s = _STALE_SHARD_WAIT_S
-        await SYSTEM.wait_for(changed.wait(), wait_s)
+        await self._environment.wait_for(changed.wait(), wait_s)
 
     # --- for transactions ---------------------------------------------------------------------------------------------
 
@@ -435,8 +445,8 @@ class RouterService:
             done, pending = await asyncio.wait(pending, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 silent = Unavailable("the shard does not answer", retry_after_ms=1000)
-                return failed | {asked[future]: silent for future in pending}
-            for future in done:
+                return failed | {asked[future]: silent for future in asked if future in pending}
+            for future in (each for each in asked if each in done):  # in the order of the questions
                 try:
                     reply = future.result()
                 except KvError as error:

@@ -28,13 +28,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from operator import itemgetter
 from typing import TypeVar
 
 from kvstore import failpoints
 from kvstore.config import Limits
-from kvstore.environment import SYSTEM
 from kvstore.errors import Conflict, DiskFull, KvError, OutcomeUnknown, TooManyRequests, Unavailable, from_problem
 from kvstore.placement.cluster_map import Move
 from kvstore.protocol import Answer, Freeze, Frozen, MovedRow, Progress, Pull, Receive, Rows, row_bytes
@@ -82,6 +80,7 @@ class Receiver:
         self._store = store
         self._peers = peers
         self._limits = limits
+        self._environment = store.tables.environment
         self._moves: dict[str, _State] = {}
 
     async def receive(self, request: Receive) -> Progress:
@@ -95,7 +94,7 @@ class Receiver:
             state = self._moves[move.id] = _State()
             state.task = asyncio.create_task(self._carry_out(move, state))
         if state.step == request.seen and not state.is_over:
-            await SYSTEM.wait_for(state.changed.wait(), _PROGRESS_S)
+            await self._environment.wait_for(state.changed.wait(), _PROGRESS_S)
         return Progress(request.id, state.step, state.rows_done, state.rows_total, state.bytes_done, state.detail)
 
     def drop_what_is_over(self) -> None:
@@ -185,7 +184,7 @@ class Receiver:
         raise last
 
     async def _pull(self, move: Move, state: _State, pull: Pull) -> Rows:
-        started_s = time.monotonic()
+        started_s = self._environment.monotonic_s()
         page = await self._ask(move, state, pull, Rows)
         if page.busy:
             await self._pause(started_s)
@@ -211,7 +210,7 @@ class Receiver:
     async def _take(self, move: Move, state: _State, rows: list[MovedRow]) -> None:
         done = 0
         while done < len(rows):
-            started_s = time.monotonic()
+            started_s = self._environment.monotonic_s()
             some = self._page(rows[done : done + self._page_rows(state)])
             state.bytes_done += await self._take_when_there_is_room(move, state, some)
             done += len(some)
@@ -240,7 +239,8 @@ class Receiver:
 
     async def _pause(self, started_s: float) -> None:
         """Leave the stores to others for so long that what began then takes no more than its share of the time."""
-        await asyncio.sleep(min(pause_s(time.monotonic() - started_s, self._limits.move_busy_share), _PAUSE_S_MAX))
+        spent_s = self._environment.monotonic_s() - started_s
+        await asyncio.sleep(min(pause_s(spent_s, self._limits.move_busy_share), _PAUSE_S_MAX))
 
     def _is_busy(self, state: _State) -> bool:
         """Others are at work in either store."""
