@@ -146,12 +146,12 @@ def is_reached(change: Change, cluster_map: ClusterMap, wanted: Collection[str])
     """Whether the map shows what the change asks for."""
     if any(move.change == change.id for move in cluster_map.moves):
         return False
-    member = cluster_map.member(change.shard) if change.shard is not None else None
+    found = cluster_map.shard(change.shard) if change.shard is not None else None
     match change.kind:
         case "add":
-            return member is not None and member.state == "up"
+            return found is not None and found.state == "up"
         case "remove" | "remove-lost":
-            return member is None and change.shard not in wanted
+            return found is None and change.shard not in wanted
         case "weight":
             return not any(change.shard in (move.source, move.to) for move in cluster_map.moves)
         case _:

@@ -13,11 +13,10 @@ from kvstore.controller.change_report import Around, Doing
 from kvstore.controller.changes import Change, Kind, Pauses
 from kvstore.controller.membership import ClusterState, formed_map
 from kvstore.placement import moves
-from kvstore.placement.cluster_map import ClusterMap, Member, first_map
+from kvstore.placement.cluster_map import ClusterMap, at_home, first_map
 
-MEMBERS = [Member(id=f"s{i}", url=f"http://s{i}:1", store_id=f"store-{i}") for i in (1, 2, 3)]
-FORMED = first_map("c", 64, MEMBERS)
-NEW = Member(id="s4", url="http://s4:1", store_id="store-4")
+FORMED = first_map("c", 64, [at_home(f"s{i}", f"http://s{i}:1", f"store-{i}") for i in (1, 2, 3)])
+NEW = at_home("s4", "http://s4:1", "store-4")
 
 
 def change(change_id: str, kind: Kind, shard: str | None = None, weight: int | None = None, at: int = 1) -> Change:
@@ -79,7 +78,7 @@ def world() -> World:
 
 
 def test_an_added_shard_is_a_change_that_is_done_when_its_share_has_come(world: World) -> None:
-    added = world.take(change("a", "add", "s4", 1), moves.with_new_member(FORMED, NEW))
+    added = world.take(change("a", "add", "s4", 1), moves.with_new_shard(FORMED, NEW))
     shown = world.shown(added)
     assert (shown["state"], shown["partitions_done"], shown["partitions_total"]) == ("running", 0, 16)
     assert (shown["keys_total"], shown["progress"], shown["ended_at"]) == (160, 0.0, None)
@@ -128,14 +127,14 @@ def test_taking_over_moves_makes_another_map(world: World) -> None:
 
 @pytest.mark.parametrize("kind", ["remove", "remove-lost"])
 def test_removing_a_shard_supersedes_what_runs_about_it_and_nothing_else(world: World, kind: Kind) -> None:
-    world.take(change("a", "add", "s4", 1), moves.with_new_member(FORMED, NEW))
+    world.take(change("a", "add", "s4", 1), moves.with_new_shard(FORMED, NEW))
     world.take(change("b", "weight", "s1", 2), moves.with_weight(world.map, "s1", 2))
     world.take(change("c", kind, "s4"), moves.with_leaving(world.map, "s4"))
     assert [each.state for each in world.state.changes] == ["superseded", "running", "running"]
 
 
 def test_partitions_that_two_changes_move_are_counted_for_the_one_that_planned_them(world: World) -> None:
-    world.take(change("a", "add", "s4", 1), moves.with_new_member(FORMED, NEW))
+    world.take(change("a", "add", "s4", 1), moves.with_new_shard(FORMED, NEW))
     world.take(change("b", "remove", "s3"), moves.with_leaving(world.map, "s3"))
     totals = [world.shown(each)["partitions_total"] for each in "ab"]
     assert sum(totals) == sum(len(move.partitions) for move in world.map.moves)
@@ -147,11 +146,11 @@ def test_partitions_that_two_changes_move_are_counted_for_the_one_that_planned_t
     world.commit(99)
     world.end()
     assert [world.shown(each)["state"] for each in "ab"] == ["done", "done"]
-    assert world.map.member("s3") is None
+    assert world.map.shard("s3") is None
 
 
 def test_cancelling_ends_all_that_run_and_says_how_far_they_were(world: World) -> None:
-    world.take(change("a", "add", "s4", 1), moves.with_new_member(FORMED, NEW))
+    world.take(change("a", "add", "s4", 1), moves.with_new_shard(FORMED, NEW))
     world.commit()
     moved = world.one("a").partitions
     after = msgspec.structs.replace(world.state, map=moves.cancelled(world.map))
@@ -167,7 +166,7 @@ def test_cancelling_ends_all_that_run_and_says_how_far_they_were(world: World) -
 
 def test_only_the_last_that_ended_are_kept_and_all_that_run(world: World) -> None:
     world.kept_max = 2
-    world.take(change("runs", "add", "s4", 1), moves.with_new_member(FORMED, NEW))
+    world.take(change("runs", "add", "s4", 1), moves.with_new_shard(FORMED, NEW))
     for i in range(5):
         done = changes.done(change(f"e{i}", "accept-old", "s1"), 10 + i)
         world.state = change_steps.noted(world.state, done, world.kept_max)
@@ -175,7 +174,7 @@ def test_only_the_last_that_ended_are_kept_and_all_that_run(world: World) -> Non
 
 
 def test_a_rebalance_waits_for_the_moves_of_others_and_says_so(world: World) -> None:
-    world.take(change("a", "add", "s4", 1), moves.with_new_member(FORMED, NEW))
+    world.take(change("a", "add", "s4", 1), moves.with_new_shard(FORMED, NEW))
     world.take(change("r", "rebalance"), world.map)
     shown = world.shown("r")
     assert (shown["state"], shown["waiting_for"]) == ("running", "moves of other changes")
@@ -193,7 +192,7 @@ def test_a_shard_that_is_to_be_started_is_waited_for_and_after_a_while_the_mend_
 
 
 def test_what_moves_wait_for_is_said(world: World) -> None:
-    world.take(change("a", "add", "s4", 1), moves.with_new_member(FORMED, NEW))
+    world.take(change("a", "add", "s4", 1), moves.with_new_shard(FORMED, NEW))
     report = {"keys_done": 0, "keys_total": 0, "bytes_done": 0, "step": "waiting", "detail": "shard s4 is down"}
     doing = Doing().plus(world.map.moves[0], report)
     shown = world.shown("a", doing=doing)
@@ -203,7 +202,7 @@ def test_what_moves_wait_for_is_said(world: World) -> None:
 
 
 def test_moves_of_an_earlier_program_become_those_of_a_change() -> None:
-    planned = World(ClusterState(map=FORMED)).plan(moves.with_new_member(FORMED, NEW), "")
+    planned = World(ClusterState(map=FORMED)).plan(moves.with_new_shard(FORMED, NEW), "")
     state = change_steps.adopted(ClusterState(map=planned), change("r", "rebalance"))
     assert [each.id for each in state.changes] == ["r"]
     assert {move.change for move in formed_map(state).moves} == {"r"}
