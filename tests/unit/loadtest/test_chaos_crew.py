@@ -105,7 +105,7 @@ async def test_a_refusal_of_the_first_try_is_final_unless_the_links_delivered_it
 
 class Cluster:
     """The few calls of a router that a change needs. `loses`: shards whose adding is answered 202 and forgotten;
-    `lies`: shards whose adding is said to be done and is not; `cancels`: the next change that is asked for is cancelled.
+    `lies`: shards whose adding is said to be done and is not; `cancels`: all changes are cancelled.
     """
 
     def __init__(
