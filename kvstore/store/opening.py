@@ -35,7 +35,7 @@ from kvstore.storage.rows import Row
 from kvstore.storage.schema import FORMAT
 from kvstore.storage.segments import BEGINNING, Entry, Position
 from kvstore.storage.sqlite import SqliteEngine
-from kvstore.store.copy_file import CopyFile, Owner, make_copy, open_copy
+from kvstore.store.copy_file import CopyFile, make_copy, open_copy
 
 _REPLAYED_ROWS_MAX = 5000
 
@@ -112,11 +112,11 @@ async def open_files(
 
 def _open_copy(path: Path, engine: Engine, is_new: bool, environment: Environment) -> CopyFile:
     """Raises ForeignData, OSError."""
-    owner = Owner(engine.identity.store_id, engine.identity.shard_id)
+    store_id, _, shard_id, _ = engine.identity
     if is_new:
-        return make_copy(path, owner, environment.random_hex(16))
+        return make_copy(path, store_id, environment.random_hex(16))
     durable = engine.applied.cluster_map
-    return open_copy(path, owner, decode_map(durable) if durable is not None else None)
+    return open_copy(path, shard_id, store_id, decode_map(durable) if durable is not None else None)
 
 
 def _found(path: Path) -> tuple[int, str]:

@@ -179,7 +179,7 @@ class Store:
     @property
     def copy_id(self) -> str:
         """Of all copies of this store, which one this is. One in memory has the id of the store."""
-        return self._copy_file.copy.copy_id if self._copy_file is not None else self.identity.store_id
+        return self._copy_file.identity.copy_id if self._copy_file is not None else self.identity.store_id
 
     async def promise(self, term: int) -> None:
         """Agree to serve that term, durably. Raises ForeignData for one below what was promised; OSError."""

@@ -13,10 +13,10 @@ from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import ForeignData
 from kvstore.placement.cluster_map import ClusterMap, Replica, at_home, first_map
-from kvstore.store.copy_file import Owner, copy_path, make_copy, open_copy, rename_store
+from kvstore.store.copy_file import copy_path, make_copy, open_copy, rename_store
 from kvstore.store.opening import open_files, store_path
 
-OWNER = Owner("the-store", "s1")
+STORE = "the-store"
 PARTITIONS = 64
 
 
@@ -39,70 +39,34 @@ def test_the_files_of_a_copy_are_named_by_shard_and_node() -> None:
 
 def test_a_promise_survives_and_never_falls(tmp_path: Path) -> None:
     db = tmp_path / "shard-s1.db"
-    made = make_copy(db, OWNER, "mine")
+    made = make_copy(db, STORE, "mine")
     for term in (3, 3, 7):
         made.promise(term)
-        found = open_copy(db, OWNER, the_map("mine", REPLICA)).copy
+        found = open_copy(db, "s1", STORE, the_map("mine", REPLICA)).identity
         assert (found.copy_id, found.promised) == ("mine", term)
     with pytest.raises(ForeignData, match="promised term 7, and the map names term 6"):
         made.promise(6)
-    assert open_copy(db, OWNER, None).copy.promised == 7
+    assert open_copy(db, "s1", STORE, None).identity.promised == 7
     assert [path.name for path in tmp_path.iterdir()] == ["shard-s1.id"], "nothing is left over"
 
 
-def test_what_a_crash_left_of_a_promise_is_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    db = tmp_path / "shard-s1.db"
-    made = make_copy(db, OWNER, "mine")
-    made.promise(3)
-
-    def crash(*_: object) -> None:
-        raise OSError("the power is cut")
-
-    monkeypatch.setattr(Path, "replace", crash)
-    with pytest.raises(OSError, match="the power is cut"):
-        made.promise(4)
-    assert (made.copy.promised, open_copy(db, OWNER, None).copy.promised) == (3, 3)
-
-
-def test_the_file_is_synced_before_it_takes_its_place_and_the_folder_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps: list[str] = []
-    fsync, replace = os.fsync, Path.replace
-
-    def noted_fsync(fd: int) -> None:
-        steps.append("folder" if Path(f"/proc/self/fd/{fd}").readlink() == tmp_path else "file")
-        fsync(fd)
-
-    def noted_replace(path: Path, target: Path) -> Path:
-        steps.append("replace")
-        return replace(path, target)
-
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(Path, "replace", noted_replace)
-    make_copy(tmp_path / "shard-s1.db", OWNER, "mine").promise(1)
-    assert steps == ["file", "replace", "folder"] * 2
-
-
-@pytest.mark.parametrize("what", ["missing", "damaged", "cut", "unknown"])
+@pytest.mark.parametrize("what", ["missing", "damaged", "cut"])
 def test_a_lost_file_is_made_again_from_a_map_without_replicas_and_refused_with_some(tmp_path: Path, what: str) -> None:
     db = tmp_path / "shard-s1.db"
-    make_copy(db, OWNER, "mine").promise(5)
+    make_copy(db, STORE, "mine").promise(5)
     path = copy_path(db)
     content = path.read_bytes()
     if what == "missing":
         path.unlink()
     elif what == "damaged":
         path.write_bytes(content.replace(b'"promised":5', b'"promised":1'))
-    elif what == "cut":
-        path.write_bytes(content[:-9])
     else:
-        path.write_bytes(content.replace(b'"format":1', b'"format":2'))
+        path.write_bytes(content[:-9])
     left = path.read_bytes() if path.exists() else None
     with pytest.raises(ForeignData, match="must not serve"):
-        open_copy(db, OWNER, the_map("mine", REPLICA))
+        open_copy(db, "s1", STORE, the_map("mine", REPLICA))
     assert (path.read_bytes() if path.exists() else None) == left, "it is left as it is"
-    found = open_copy(db, OWNER, the_map("mine")).copy
+    found = open_copy(db, "s1", STORE, the_map("mine")).identity
     assert (found.copy_id, found.promised) == ("mine", 5)
     assert path.read_bytes() == content
 
@@ -110,20 +74,18 @@ def test_a_lost_file_is_made_again_from_a_map_without_replicas_and_refused_with_
 def test_a_store_of_an_earlier_program_is_the_copy_that_the_converted_map_names(tmp_path: Path) -> None:
     for durable in (None, the_map("the-store", term=0)):
         copy_path(tmp_path / "shard-s1.db").unlink(missing_ok=True)
-        assert open_copy(tmp_path / "shard-s1.db", OWNER, durable).copy.copy_id == "the-store"
+        assert open_copy(tmp_path / "shard-s1.db", "s1", STORE, durable).identity.copy_id == "the-store"
         assert copy_path(tmp_path / "shard-s1.db").exists()
 
 
 def test_a_file_of_another_store_or_shard_is_refused_and_left(tmp_path: Path) -> None:
     db = tmp_path / "shard-s1.db"
-    make_copy(db, Owner("another", "s1"), "mine")
-    with pytest.raises(ForeignData, match="is of shard s1 and store another"):
-        open_copy(db, OWNER, None)
-    assert json.loads(copy_path(db).read_bytes())["copy"]["store_id"] == "another"
+    make_copy(db, "another", "mine")
+    with pytest.raises(ForeignData, match="is of store another"):
+        open_copy(db, "s1", STORE, None)
+    assert json.loads(copy_path(db).read_bytes())["store_id"] == "another"
     rename_store(db, "the-store")
-    assert open_copy(db, OWNER, None).copy.copy_id == "mine"
-    with pytest.raises(ForeignData, match="are of shard s2"):
-        open_copy(db, Owner("the-store", "s2"), None)
+    assert open_copy(db, "s1", STORE, None).identity.copy_id == "mine"
 
 
 async def opened_copy(path: Path) -> str:
@@ -133,8 +95,8 @@ async def opened_copy(path: Path) -> str:
     assert lock_fd is not None
     os.close(lock_fd)
     assert copy_file is not None
-    assert copy_file.copy.store_id == engine.identity.store_id
-    return copy_file.copy.copy_id
+    assert copy_file.identity.store_id == engine.identity.store_id
+    return copy_file.identity.copy_id
 
 
 async def test_every_new_store_is_a_copy_of_its_own_also_beside_the_id_of_an_earlier_one(tmp_path: Path) -> None:
