@@ -26,11 +26,11 @@ NEMESES: dict[str, tuple[str, ...]] = {
     "kill": ("kill", "kill at a failpoint", "orderly restart"),
     "power": ("power cut", "power cut in a call of the disk"),
     "pause": ("stand still", "sleep"),
-    "network": ("cut", "cut one way", "isolate", "reset", "slow link"),
+    "network": ("cut", "cut one way", "isolate", "reset", "slow link", "messages come twice"),
     "disk": ("sync fails", "slow disk", "disk full", "flip a bit"),
     "clock": ("wall clock jumps",),
     "store": ("map store away",),
-    "change": ("add a shard", "remove a shard", "weigh a shard", "plan anew", "cancel the moves"),
+    "change": ("add a shard", "remove a shard", "weigh a shard", "plan anew", "cancel the moves", "leave behind"),
 }
 _WEIGHTS = {"kill at a failpoint": 4, "add a shard": 2, "remove a shard": 2, "weigh a shard": 2, "reset": 2}
 _PAUSE_S = 0.9  # between two faults, in the mean
@@ -73,7 +73,9 @@ class Nemesis:
             "slow link": self._slow_link, "sync fails": self._fail_sync, "slow disk": self._slow_disk,
             "disk full": self._fill, "flip a bit": self._flip, "wall clock jumps": self._jump,
             "map store away": self._take_store_away, "add a shard": self._add, "remove a shard": self._remove,
-            "weigh a shard": self._weigh, "plan anew": self._plan, "cancel the moves": self._cancel,
+            "weigh a shard": self._weigh, "plan anew": self._plan, "leave behind": self._leave_behind,
+            "messages come twice": self._double,
+            "cancel the moves": self._cancel,
         }  # fmt: skip
 
     async def run(self, begin_s: float) -> None:
@@ -97,6 +99,7 @@ class Nemesis:
         cluster.kill_at.clear()
         cluster.controller.register.away = False
         cluster.network.slow.clear()
+        cluster.network.doubles = False
         for link in list(cluster.network.cut):
             cluster.network.heal_link(link, 0.5)
         for server in cluster.servers:
@@ -203,6 +206,11 @@ class Nemesis:
         await asyncio.sleep(rng.uniform(0.2, 4.0))
         network.slow.pop(link, None)
 
+    async def _double(self, rng: random.Random) -> None:
+        self._cluster.network.doubles = True
+        await asyncio.sleep(rng.uniform(0.5, 5.0))
+        self._cluster.network.doubles = False
+
     # --- disks, clocks, the controller's store ------------------------------------------------------------------------
 
     async def _fail_sync(self, rng: random.Random) -> None:
@@ -264,6 +272,15 @@ class Nemesis:
         if cluster_map is not None:
             name, weight = rng.choice(cluster_map.shards).id, rng.randint(1, 4)
             await self._ask(lambda service: service.reweigh(name, weight))
+
+    async def _leave_behind(self, rng: random.Random) -> None:
+        """While partitions move, a router and most shards do not hear of it from the controller."""
+        await self._weigh(rng)
+        await asyncio.sleep(rng.uniform(0.0, 0.3))
+        names = [rng.choice(self._cluster.routers).name]
+        names += [name for name in self._cluster.shards if rng.random() < 0.7]
+        own = self._cluster.controller.name
+        await self._cut_links(rng, [link for name in names for link in ((own, name), (name, own))])
 
     async def _plan(self, rng: random.Random) -> None:
         await self._ask(lambda service: service.plan_anew())
