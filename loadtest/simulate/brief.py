@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from loadtest.simulate.machine import Violation
 from loadtest.workloads import calls
-from loadtest.workloads.calls import Call, Steps
+from loadtest.workloads.calls import Call, Pause, Steps
 from loadtest.workloads.place import Place
 
 _TTL_S_MAX = 2.0
@@ -27,17 +27,20 @@ class Briefs:
         self._key = f"{self._place.prefix}brief/{self._place.client}/{self._place.number()}"
         self._value: str | None = None
         self._gone = False
+        self._ttl_s = 0.0
 
     def step(self) -> Steps[None]:
         """Write it, or read it a few times. Raises Violation."""
         if self._value is None or self._place.rng.random() < 0.3:
             yield from self._write()
-        for _ in range(self._place.rng.randrange(4)):
+        if self._place.rng.random() < 0.5:
+            yield Pause(self._ttl_s)  # it expires about now
+        for _ in range(self._place.rng.randrange(5)):
             yield from self._read()
 
     def _write(self) -> Steps[None]:
-        value, ttl_s = str(self._place.number()), self._place.rng.uniform(0.05, _TTL_S_MAX)
-        path = f"/v1/kv/{self._key}?ttl={ttl_s:.3f}"
+        value, self._ttl_s = str(self._place.number()), self._place.rng.uniform(0.05, _TTL_S_MAX)
+        path = f"/v1/kv/{self._key}?ttl={self._ttl_s:.3f}"
         reply = yield Call("brief write", "PUT", path, value.encode(), expected=calls.PUT)
         if reply.outcome == "unknown":
             self._turn_to_another()

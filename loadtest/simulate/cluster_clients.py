@@ -23,7 +23,7 @@ from loadtest.workloads.place import Place, Workload
 PREFIX = "sim/"
 _PATIENCE_S = 6.0
 _CONNECT_S = 1.0
-_PAUSE_S = 0.055  # between two calls, in the mean
+_PAUSE_S = 0.042  # between two calls, in the mean
 _TRIES_MAX = 40
 _CLOCKS_AGREE = 0.985
 _ONCE_SHARE = 0.4

@@ -32,7 +32,10 @@ NEMESES: dict[str, tuple[str, ...]] = {
     "store": ("map store away",),
     "change": ("add a shard", "remove a shard", "weigh a shard", "plan anew", "cancel the moves", "leave behind"),
 }
-_WEIGHTS = {"kill at a failpoint": 4, "add a shard": 2, "remove a shard": 2, "weigh a shard": 2, "reset": 2}
+_WEIGHTS = {
+    "kill at a failpoint": 4, "reset": 2, "wall clock jumps": 2, "add a shard": 2, "remove a shard": 2,
+    "weigh a shard": 2, "leave behind": 2,
+}  # fmt: skip
 _PAUSE_S = 0.9  # between two faults, in the mean
 _SYNC_S = 0.0001
 
@@ -248,7 +251,11 @@ class Nemesis:
         shard.is_damaged = shard.refused = False
 
     async def _jump(self, rng: random.Random) -> None:
-        self._any(rng).environment.jump_ms = rng.randrange(-30_000, 30_000)
+        most_ms = rng.choice((300, 3_000, 30_000))
+        for shard in list(self._cluster.shards.values()):
+            if rng.random() < 0.5:
+                shard.environment.jump_ms = rng.randrange(-most_ms, most_ms)
+        self._any(rng).environment.jump_ms = rng.randrange(-most_ms, most_ms)
 
     async def _take_store_away(self, rng: random.Random) -> None:
         register = self._cluster.controller.register
@@ -278,7 +285,7 @@ class Nemesis:
         await self._weigh(rng)
         await asyncio.sleep(rng.uniform(0.0, 0.3))
         names = [rng.choice(self._cluster.routers).name]
-        names += [name for name in self._cluster.shards if rng.random() < 0.7]
+        names += [name for name in self._cluster.shards if rng.random() < 0.5]
         own = self._cluster.controller.name
         await self._cut_links(rng, [link for name in names for link in ((own, name), (name, own))])
 
