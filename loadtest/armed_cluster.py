@@ -5,7 +5,7 @@ and keeping them from coming back.
 Promises: an armed process takes its failpoints once; when it has died there, the one that takes its place is not armed.
 Shards are started and ended as the controller wants them, as `kvstore up` does. All end with this process,
 also when that is killed (their standard input is a pipe that only it holds).
-Leaves to others: which point, and what follows from it (loadtest.txn_rounds, loadtest.move_rounds).
+Leaves to others: which point, and what follows from it (loadtest.chaos).
 
 `kvstore up` gives its environment to every child at every start, so that a point like `decide-before-commit=kill` would
 kill all shards, again and again. So the supervisor of `up` runs here, on the very commands that `up` would run, each
@@ -24,8 +24,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import msgspec
+
 from kvstore.config import Limits, load_config
 from kvstore.launcher import ShardReconciler, cluster_children, http_get, url_of
+from kvstore.placement.cluster_map import ClusterMap
 from kvstore.supervisor import STOP_ORDER, Child, Log, Supervisor
 from loadtest import processes
 from loadtest.cluster import READY_TIMEOUT_S, LocalCluster
@@ -157,6 +161,11 @@ class ArmedCluster(LocalCluster):
                 if status != 200:
                     return False
         return True
+
+    async def cluster_map(self) -> ClusterMap:
+        """The controller's, now."""
+        async with aiohttp.ClientSession() as http, http.get(f"{self.controller_url}/v1/map?after=0") as reply:
+            return msgspec.json.decode(await reply.read(), type=ClusterMap)
 
     # --- faults --------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 Owns: what each change is as a request, who gives and who gets partitions, how its end shows in GET /v1/cluster.
 Promises: a change is asked for again while it cannot be known whether it was heard.
-Leaves to others: which changes (loadtest.move_faults, txn_faults), what must hold meanwhile (move_rounds, txn_rounds).
+Leaves to others: which changes and when (loadtest.chaos).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from loadtest.txn_wire import Wire
+from loadtest.drivers.aio import Wire
 
 _ASK_TIMEOUT_S = 30.0
 _SETTLE_TIMEOUT_S = 40.0

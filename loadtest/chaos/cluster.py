@@ -16,7 +16,8 @@ from loadtest.armed_cluster import ArmedCluster
 from loadtest.chaos.child import command
 from loadtest.chaos.links import Links
 
-# Short, so that a chapter sees them pass; moves in many small groups, so that faults meet them.
+# Short, so that a phase sees them pass; moves in many small groups, so that faults meet them; a
+# cache so small that many reads are of the file.
 LIMITS: dict[str, Any] = {
     "request_timeout_s": 1.5,
     "reroute_timeout_s": 2.5,
@@ -27,13 +28,16 @@ LIMITS: dict[str, Any] = {
     "tombstone_kept_s": 3.0,
     "map_poll_s": 1.0,
     "restart_wait_s_max": 0.5,
+    "cache_bytes_max": 8192,
+    "apply_delay_s": 0.02,
+    "body_bytes_max": 2 * 1024 * 1024,
+    "log_segment_bytes": 4 * 1024 * 1024,
 }
 PARTITIONS = 128
 
 
 class ChaosCluster(ArmedCluster):
-    """As an ArmedCluster. `links` None: processes and clients connect directly. `bug` is planted in all processes
-    (that needs links).
+    """As an ArmedCluster. `links` None: processes and clients connect directly. `bug` is planted in all processes.
 
     `client_urls`: how clients reach the routers; `urls` go past the links.
     """
@@ -53,8 +57,21 @@ class ChaosCluster(ArmedCluster):
             self.client_urls = [await self._links.open_for_clients(address) for address in addresses]
 
     def dressed(self, child: Child) -> Child:
-        """Started by loadtest.chaos.child, if there are links."""
-        if self._links is None:
-            return child
-        self._links.names[child.argv[child.argv.index("--listen") + 1]] = child.name
-        return child._replace(argv=command(child.name, self._links.address, child.argv, self._bug))
+        """Started by loadtest.chaos.child."""
+        links = ""
+        if self._links is not None:
+            self._links.names[child.argv[child.argv.index("--listen") + 1]] = child.name
+            links = self._links.address
+        slow = str(self._slow(child.name)) if child.name.startswith("shard-") else ""
+        return child._replace(argv=command(child.name, links, child.argv, self._bug, slow))
+
+    def slow_down(self, name: str) -> None:
+        """The disk of that shard is slow from now on."""
+        self._slow(name).touch()
+
+    def speed_up(self, name: str) -> None:
+        """The disk of that shard is as quick as this machine's."""
+        self._slow(name).unlink(missing_ok=True)
+
+    def _slow(self, name: str) -> Path:
+        return self.folder / f"{name}.slow"

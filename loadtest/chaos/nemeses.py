@@ -16,21 +16,24 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
+from kvstore.failpoints import POINTS
 from loadtest import processes
-from loadtest.armed_cluster import ArmedCluster
+from loadtest.chaos.cluster import ChaosCluster
 from loadtest.chaos.links import CLIENTS, Links
-from loadtest.chaos.reshard import Reshard
-from loadtest.chaos.schedule import Step
+from loadtest.chaos.reshard import Move, Reshard
+from loadtest.chaos.schedule import SWEEP, Step
 from loadtest.chaos.summary import Fault
-from loadtest.move_faults import CONTROLLER_POINTS, DESTINATION_POINTS, SOURCE_POINTS
-from loadtest.txn_faults import ROUTER_POINTS, SHARD_POINTS
+from loadtest.chaos.sweep import Sweep
 
 AT_A_POINT = "at a point"
+SLOW_AT_A_POINT = "slow at a point"
+POWER_CUT = "slow, then its power is cut"
 _POINTS: Mapping[str, Sequence[Sequence[str]]] = {  # those of transactions are passed more often than those of moves
-    "router": [ROUTER_POINTS],
-    "shard": [SHARD_POINTS, SHARD_POINTS, SOURCE_POINTS, DESTINATION_POINTS],
-    "controller": [CONTROLLER_POINTS],
+    "router": [POINTS["router"]],
+    "shard": [POINTS["transactions"], POINTS["transactions"], POINTS["source"], POINTS["destination"]],
+    "controller": [POINTS["controller"]],
 }
+_CONTROLLER = "controller-0"
 _TURNS_MAX = 4
 _RESET_EVERY_S = 0.3
 _POLL_S = 0.05
@@ -39,25 +42,29 @@ _POLL_S = 0.05
 class Nemeses:
     """Faults of one run. `faults`: what was done, times counted from `began_s` (monotonic); `now`: what lasts."""
 
-    def __init__(self, cluster: ArmedCluster, links: Links | None, reshard: Reshard, began_s: float) -> None:
+    def __init__(self, cluster: ChaosCluster, links: Links | None, reshard: Reshard, began_s: float) -> None:
         self.faults: list[Fault] = []
         self.now: dict[int, str] = {}
         self._cluster = cluster
         self._links = links
         self._reshard = reshard
         self._began_s = began_s
+        self.sweep = Sweep(cluster, reshard)
         self._doers: dict[str, Callable[[Step, random.Random, Fault], Awaitable[None]]] = {
             "kill": self._kill,
             "pause": self._pause,
             "partition": self._partition,
+            "disk": self._disk,
+            "maps": self._old_maps,
+            SWEEP: self._sweep_all,
             "reshard": self._change,
         }
 
-    async def run(self, steps: Sequence[Step], chapter_s: float) -> None:
-        """All of them, each at its time, counted from `chapter_s` (monotonic); returns when the last one is over."""
+    async def run(self, steps: Sequence[Step], phase_s: float) -> None:
+        """All of them, each at its time, counted from `phase_s` (monotonic); returns when the last one is over."""
         async with asyncio.TaskGroup() as group:
             for step in steps:
-                await asyncio.sleep(max(0.0, chapter_s + step.at_s - time.monotonic()))
+                await asyncio.sleep(max(0.0, phase_s + step.at_s - time.monotonic()))
                 group.create_task(self.do(step))
 
     async def do(self, step: Step) -> None:
@@ -79,6 +86,7 @@ class Nemeses:
         for name in self._cluster.members():
             self._cluster.let_come_back(name)
             self._cluster.wake(name)
+            self._cluster.speed_up(name)
         if self._links is not None:
             self._links.heal_all()
 
@@ -106,6 +114,9 @@ class Nemeses:
     async def _pause(self, step: Step, rng: random.Random, fault: Fault) -> None:
         if step.kind == AT_A_POINT:
             await self._at_a_point("stop", step.for_s, rng, fault)
+            return
+        if step.kind == SLOW_AT_A_POINT:
+            await self._slow_at_a_point(step.for_s, rng, fault)
             return
         end_s = time.monotonic() + step.for_s
         fault.targets = victims(step.kind, self._cluster.members(), rng)
@@ -147,8 +158,58 @@ class Nemeses:
             self._cluster.arm(name, "")
             self._cluster.wake(name)
 
+    async def _slow_at_a_point(self, for_s: float, rng: random.Random, fault: Fault) -> None:
+        """A process sleeps whenever it comes to a named point; at the end it is killed, to be quick again."""
+        name, point = some_point(self._cluster.members(), rng)
+        pause_ms = rng.choice((200, 800, 1600))
+        fault.targets, fault.note = [name], f"{pause_ms} ms at {point}"
+        self._cluster.arm(name, f"{point}=pause:{pause_ms}")
+        try:
+            await asyncio.sleep(for_s)
+        finally:
+            self._cluster.arm(name, "")
+            self._cluster.kill(name)
+
+    async def _sweep_all(self, step: Step, rng: random.Random, fault: Fault) -> None:
+        await self.sweep.run(step.for_s, rng)
+        fault.note = f"{len(self.sweep.met)} of {len(self.sweep.all)} points were met so far"
+
+    async def _disk(self, step: Step, rng: random.Random, fault: Fault) -> None:
+        """Syncs and reads of shards take long; at the end of some that, what was not synced is lost."""
+        shards = _shards(self._cluster.members())
+        fault.targets = shards if step.kind == "all slow" else [rng.choice(shards)]
+        for name in fault.targets:
+            self._cluster.slow_down(name)
+        try:
+            await asyncio.sleep(step.for_s)
+            if step.kind == POWER_CUT:
+                self._cluster.kill_all(fault.targets)
+        finally:
+            for name in fault.targets:
+                self._cluster.speed_up(name)
+
     async def _change(self, step: Step, rng: random.Random, fault: Fault) -> None:
         fault.targets, fault.note = await self._reshard.do(step.kind, rng)
+
+    async def _old_maps(self, step: Step, rng: random.Random, fault: Fault) -> None:
+        """While partitions move their source and a router do not hear that they are another's, and all others do."""
+        assert self._links is not None
+        fault.targets, fault.note = await self._reshard.do("weigh", rng)
+        if (move := await self._reshard.a_move()) is not None:
+            await self._keep_from_maps(self._links, move, step.for_s, rng, fault)
+
+    async def _keep_from_maps(self, links: Links, move: Move, for_s: float, rng: random.Random, fault: Fault) -> None:
+        routers = [name for name in self._cluster.members() if name.startswith("router-")]
+        deaf = [f"shard-{move.source}", rng.choice(sorted(routers))]
+        ways = [way for name in deaf for way in ((name, _CONTROLLER), (_CONTROLLER, name))]
+        fault.note += f"; {' and '.join(deaf)} hear of no newer map"
+        for source, destination in ways:
+            links.cut(source, destination)
+        try:
+            await asyncio.sleep(for_s)
+        finally:
+            for source, destination in ways:
+                links.heal(source, destination)
 
     # --- links -------------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """What a Locust process needs besides its users: requests that are sent once, the history, loading and clearing.
 
 Owns: how a workload's calls go through Locust's client and into its statistics; the files of a history.
-Promises: every request is sent once (loadtest.once_client), and every failure is counted under its problem code. A call
-whose user was ended in the middle enters the history as one of unknown outcome. A history is in its file only.
+Promises: every request is sent once (`once_client`), and every failure is counted under its problem code. A call whose
+user was ended in the middle enters the history as one of unknown outcome. A history is in its file only.
 Leaves to others: what a client does (loadtest.workloads), when it begins and ends (loadtest/locustfile.py).
 """
 
@@ -22,8 +22,8 @@ from gevent.pool import Pool
 from locust.contrib.fasthttp import FastHttpSession
 from locust.event import EventHook
 
+from loadtest.drivers.once_client import NeverSent, OnceClient
 from loadtest.histories.history import AnyOperation, History, now_s
-from loadtest.once_client import NeverSent, OnceClient
 from loadtest.workloads import calls, ycsb
 from loadtest.workloads.calls import NO_ANSWER, NOTHING, Call, Pause, Reply, Steps
 from loadtest.workloads.keys import Keys

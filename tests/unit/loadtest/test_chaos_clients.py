@@ -1,4 +1,4 @@
-"""loadtest.chaos: what is compared at the end of a chapter, how calls are counted, what a change of shards comes to."""
+"""loadtest.chaos: what is compared at the end of a phase, how calls are counted, what a change of shards comes to."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from loadtest.chaos.crew import compared
-from loadtest.chaos.meter import Meter, MeteredWire, code_of
+from loadtest.chaos.clients import compared
+from loadtest.chaos.meter import Meter
 from loadtest.chaos.reshard import Reshard, is_settled
+from loadtest.drivers.aio import Wire
 from loadtest.histories.history import Account, Balances, Count, Lists, Register
-from loadtest.txn_wire import Reply, Wire
+from loadtest.workloads.answers import Reply
 
 
 def test_a_key_that_is_listed_otherwise_than_it_was_read_is_named() -> None:
@@ -27,13 +28,13 @@ def test_a_key_that_is_listed_otherwise_than_it_was_read_is_named() -> None:
         Lists(client="closing", begin_s=0, end_s=1, outcome="done", reads=[("l", [1, 2]), ("empty", [])]),
         Balances(client="closing", begin_s=0, end_s=1, outcome="done", accounts={5: Account(100, 2)}, whole=True),
     ]
-    stored = {"r": (b"v", 7), "c": (b"3", 9), "l": (b"[1,2]", 4), "bank/account/0005": (b"100", 2)}
-    assert compared(reads, stored) == []
-    for key, other in {"r": (b"v", 8), "c": (b"2", 9), "l": (b"[1]", 4), "bank/account/0005": (b"99", 2)}.items():
-        (sentence,) = compared(reads, stored | {key: other})
+    stored = {"r": (b"v", 7), "c": (b"3", 9), "l": (b"[1,2]", 4), "p/bank/account/005": (b"100", 2)}
+    assert compared(reads, stored, "p/") == []
+    for key, other in {"r": (b"v", 8), "c": (b"2", 9), "l": (b"[1]", 4), "p/bank/account/005": (b"99", 2)}.items():
+        (sentence,) = compared(reads, stored | {key: other}, "p/")
         assert sentence.startswith(f"{key}: listed as")
-    assert len(compared(reads, stored | {"gone": (b"x", 1)})) == 1
-    assert len(compared(reads, {})) == 4
+    assert len(compared(reads, stored | {"gone": (b"x", 1)}, "p/")) == 1
+    assert len(compared(reads, {}, "p/")) == 4
 
 
 # --- counting --------------------------------------------------------------------------------------------------------
@@ -41,9 +42,9 @@ def test_a_key_that_is_listed_otherwise_than_it_was_read_is_named() -> None:
 
 def test_a_refusal_is_counted_by_its_code() -> None:
     body = msgspec.json.encode({"status": 503, "code": "unavailable"})
-    assert code_of(Reply(503, body)) == "unavailable"
-    assert code_of(Reply(503, b"no problem document")) == "503"
-    assert {code_of(Reply(-1)), code_of(Reply(0))} == {"no answer", "not connected"}
+    assert Reply(503, body).code == "unavailable"
+    assert Reply(503, b"no problem document").code == "503"
+    assert {Reply(-1).code, Reply(0).code} == {"no answer", "not connected"}
 
 
 async def test_a_second_becomes_a_point_and_the_next_one_begins_at_nothing() -> None:
@@ -63,40 +64,6 @@ async def test_a_second_becomes_a_point_and_the_next_one_begins_at_nothing() -> 
     assert first.p99_ms == pytest.approx(500)  # what was never answered has no latency
     assert second.per_s == second.failed_per_s == {}
     assert second.p50_ms is None
-
-
-class Answers:
-    """A server that answers with these statuses, in turn, and notes the Idempotency-Keys that it was sent."""
-
-    def __init__(self, *statuses: int) -> None:
-        self.keys: list[str | None] = []
-        self._statuses = iter(statuses)
-
-    async def answer(self, request: web.Request) -> web.Response:
-        self.keys.append(request.headers.get("Idempotency-Key"))
-        return web.Response(status=next(self._statuses))
-
-
-async def insisted(answers: Answers, repeated: bool = False) -> Reply:
-    application = web.Application()
-    application.router.add_route("*", "/{tail:.*}", answers.answer)
-    async with TestServer(application) as server, aiohttp.ClientSession() as http:
-        url = str(server.make_url("")).rstrip("/")
-        wire = MeteredWire(http, [url], 1, Meter(), "register", 5.0, lambda once: repeated)
-        return await wire.insist("PUT", "/v1/kv/a", b"1", {"Idempotency-Key": "k"})
-
-
-async def test_a_write_with_a_key_is_sent_again_with_it_until_its_outcome_is_known() -> None:
-    answers = Answers(504, 503, 204)
-    assert (await insisted(answers)).status == 204
-    assert answers.keys == ["k", "k", "k"]
-
-
-async def test_a_refusal_of_the_first_try_is_final_unless_the_links_delivered_it_twice() -> None:
-    assert (await insisted(Answers(503))).outcome == "refused"
-    answers = Answers(503, 503, 201)
-    assert (await insisted(answers, repeated=True)).status == 201
-    assert len(answers.keys) == 3
 
 
 # --- changes of shards -----------------------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 Owns: reading the SQLite files beside the processes that have them open, and comparing them with the cluster's map.
 Promises: changes nothing.
-Leaves to others: what the rows should say (loadtest.move_clients).
+Leaves to others: what the rows should say: the listing (loadtest.chaos.phase).
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ _SUMS = """SELECT count(*), coalesce(sum(length(CAST(key AS BLOB)) + length(body
     WHERE kind = 'value' AND body IS NOT NULL"""
 
 
-class Lying(NamedTuple):
+class DiskAudit(NamedTuple):
     """What was found. `values`: of the keys in the files of their owners. `behind`: sentences on what takes a moment
     (a file that does not have the newest map, or rows that are still to be removed); `wrong`: on what never may be."""
 
@@ -33,10 +34,18 @@ class Lying(NamedTuple):
     behind: list[str]
     wrong: list[str]
 
+    def differences(self, listed: Mapping[str, tuple[bytes, int]]) -> list[str]:
+        """Sentences on keys that are listed otherwise than they lie in the file of their owner."""
+        return [
+            f"{key}: listed as {listed.get(key)!r}, in its file {self.values.get(key)!r}"[:300]
+            for key in sorted(listed.keys() | self.values.keys())
+            if listed.get(key) != self.values.get(key)
+        ]
 
-def look(data_dir: Path, cluster_map: ClusterMap) -> Lying:
+
+def look(data_dir: Path, cluster_map: ClusterMap) -> DiskAudit:
     """The files of all members, one after the other. For a cluster in which nothing moves and nobody writes."""
-    found = Lying({}, [], [])
+    found = DiskAudit({}, [], [])
     for index, member in enumerate(cluster_map.members):
         owned = {partition for partition, owner in enumerate(cluster_map.owners) if owner == index}
         path = data_dir / f"shard-{member.id}.db"
@@ -47,7 +56,7 @@ def look(data_dir: Path, cluster_map: ClusterMap) -> Lying:
 
 
 def _look_at(
-    connection: sqlite3.Connection, shard_id: str, owned: set[int], cluster_map: ClusterMap, found: Lying
+    connection: sqlite3.Connection, shard_id: str, owned: set[int], cluster_map: ClusterMap, found: DiskAudit
 ) -> None:
     meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
     durable = msgspec.json.decode(meta.get("cluster_map", "null"), type=ClusterMap | None)
@@ -71,7 +80,7 @@ def _look_at(
         _compare_counts(connection, shard_id, found)
 
 
-def _take(row: Row, checksum: Any, shard_id: str, partitions: int, found: Lying) -> None:
+def _take(row: Row, checksum: Any, shard_id: str, partitions: int, found: DiskAudit) -> None:
     try:
         checked(row, checksum)
     except DataCorrupt as error:
@@ -86,7 +95,7 @@ def _take(row: Row, checksum: Any, shard_id: str, partitions: int, found: Lying)
         found.values[row.key] = row.body, row.version
 
 
-def _compare_counts(connection: sqlite3.Connection, shard_id: str, found: Lying) -> None:
+def _compare_counts(connection: sqlite3.Connection, shard_id: str, found: DiskAudit) -> None:
     counted = connection.execute("SELECT keys, bytes FROM clock").fetchone()
     held = connection.execute(_SUMS).fetchone()
     if counted != held:
