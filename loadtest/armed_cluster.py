@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import msgspec
 
 from kvstore.config import Limits, load_config
 from kvstore.launcher import ShardReconciler, cluster_children, http_get, url_of
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.map_format import decode_map
 from kvstore.supervisor import STOP_ORDER, Child, Log, Supervisor
 from loadtest import processes
 from loadtest.cluster import READY_TIMEOUT_S, LocalCluster
@@ -165,7 +165,7 @@ class ArmedCluster(LocalCluster):
     async def cluster_map(self) -> ClusterMap:
         """The controller's, now."""
         async with aiohttp.ClientSession() as http, http.get(f"{self.controller_url}/v1/map?after=0") as reply:
-            return msgspec.json.decode(await reply.read(), type=ClusterMap)
+            return decode_map(await reply.read())
 
     # --- faults --------------------------------------------------------------------------------------------------
 

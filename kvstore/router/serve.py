@@ -25,6 +25,7 @@ from kvstore.router.memory import return_large_buffers
 from kvstore.router.service import RouterService
 from kvstore.transport.http import Server, start_server, warn_if_exposed
 from kvstore.transport.map_follower import MapFollower
+from kvstore.transport.sessions import ClusterSession
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ async def serve(
     return_large_buffers()
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session, contextlib.AsyncExitStack() as at_the_end:
-        service = RouterService(config.limits, session)
+        cluster = ClusterSession()
+        service = RouterService(config.limits, session, cluster=cluster)
         app = RouterApp(router_id, service, config, Controller(session, join, config.limits))
         if demo_url is not None:
             demo = Demo(demo_url, session, service, app.events.feed, config.limits)
@@ -63,7 +65,8 @@ async def serve(
             app.add_demo(TRANSFER_ROUTE, demo.transfer)
         if is_demo_coordinator:
             app.add_demo(COORDINATE_ROUTE, DemoCoordinator(service, config.limits).coordinate)
-        await _serve_app(app, service, MapFollower(session, join, config.limits), config, listen, stop)
+        follower = MapFollower(session, join, config.limits, cluster=cluster)
+        await _serve_app(app, service, follower, config, listen, stop)
 
 
 async def _serve_app(

@@ -21,6 +21,8 @@ _NUMBERS_OF_A_PROCESS = 1_000_000_000_000
 _PATIENCE_S = 5.0
 _AGAIN_S = 0.05
 _ASKED_AGAIN = 0.1
+_KEYS_MIN = 4
+_COUNTS = ("accounts", "registers", "lists", "counters", "locks", "sets")
 
 
 class Shape(NamedTuple):
@@ -42,6 +44,11 @@ class Shape(NamedTuple):
     leases_s: Sequence[float] = (5.0,)
     oversleeps: float = 0.02
     keeps: float = 0.0
+
+    def crowded(self, times: int) -> Shape:
+        """So many times fewer keys of each kind, so that clients meet more often."""
+        counts = {name: max(_KEYS_MIN, count // times) for name in _COUNTS if (count := getattr(self, name))}
+        return self._replace(**counts)
 
 
 LOAD = Shape()

@@ -426,7 +426,7 @@ async def until_it_answers(url: str) -> None:
 
 async def test_what_cannot_be_is_refused_with_the_reason(trio: Scene, tmp_path: Path) -> None:
     before = await trio.map()
-    urls = {member.id: member.url for member in before.members}
+    urls = {node.id: node.url for node in before.nodes}
     assert await trio.fails("DELETE", "/v1/shards/s9") == (
         404, "not-found", f"there is no shard 's9': the members are {', '.join(urls)}.",
     )  # fmt: skip
