@@ -87,7 +87,8 @@ class Wire:
                 body = await response.read()
                 tag = response.headers.get("ETag", "").strip('"')
                 version = int(tag) if tag.isdecimal() else None
-                return Reply(response.status, body, version, "", begin_s, now_s())
+                location = response.headers.get("Location", "")
+                return Reply(response.status, body, version, "", begin_s, now_s(), location)
         except aiohttp.ClientConnectorError as error:
             return Reply(NEVER_SENT, error=type(error).__name__, begin_s=begin_s, end_s=now_s())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

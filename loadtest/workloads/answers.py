@@ -41,7 +41,7 @@ class Problem(msgspec.Struct):
 
 class Reply(NamedTuple):
     """`status`: NEVER_SENT, NO_ANSWER, or that of HTTP. `error`: why there is none. `begin_s` is before the request was
-    sent, `end_s` after its answer came, both of the monotonic clock."""
+    sent, `end_s` after its answer came, both of the monotonic clock. `location`: the path that a 202 names."""
 
     status: int
     body: bytes = b""
@@ -49,6 +49,7 @@ class Reply(NamedTuple):
     error: str = ""
     begin_s: float = 0.0
     end_s: float = 0.0
+    location: str = ""
 
     @property
     def outcome(self) -> Outcome:
@@ -75,6 +76,11 @@ class Reply(NamedTuple):
         """As `said`, with the detail of an error."""
         problem = problem_of(self) if self.status >= 400 else None
         return self.said if problem is None else f"{self.said}: {problem.detail}"
+
+    @property
+    def change(self) -> str:
+        """The id of the change of the cluster that a 202 names."""
+        return self.location.removeprefix("/v1/changes/")
 
     @property
     def ended_s(self) -> float | None:
