@@ -67,7 +67,7 @@ class Expiring:
         if reply.outcome == "refused":
             return reply
         expires_s = reply.begin_s + _TTL_S - _CLOCKS_S
-        place.note(Register(client="the store", begin_s=expires_s, key=key, action="delete"))
+        place.note(Register(client=f"{place.client}, expiry", begin_s=expires_s, key=key, action="delete"))
         if not done:
             return reply
         recent.append(_Brief(key, reply.end_s + _TTL_S))
