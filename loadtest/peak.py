@@ -26,8 +26,8 @@ from typing import Any
 import click
 import msgspec
 
-from loadtest import processes
-from loadtest.cluster import REPOSITORY, LocalCluster
+from loadtest.cluster import processes
+from loadtest.cluster.local import REPOSITORY, LocalCluster
 
 _EXPECTED_CODES = ("429 ", "503 ")
 _WINDOW_S = 12  # of Locust's rates and percentiles: a phase is longer

@@ -27,7 +27,7 @@ from loadtest.chaos.progress import show
 from loadtest.chaos.run import Run, Settings
 from loadtest.chaos.schedule import NEMESES, PHASE_S_MIN, SWEEP, Nemesis
 from loadtest.chaos.summary import RunSummary, encode
-from loadtest.cluster import REPOSITORY
+from loadtest.cluster.local import REPOSITORY
 
 _EXIT_USAGE = 2
 _SHOWN_MAX = 10

@@ -1,8 +1,8 @@
-"""The cluster that a chaos run plays with: real processes behind links that can be cut, some with a planted bug.
+"""The cluster that a chaos run plays with: real processes behind a proxy that can cut their links, some with a planted bug.
 
-Owns: its limits, the command by which a process is started so that its connections go through the links.
-Promises: every process that is ever started, also a shard that is added later, is known to the links by its name.
-Leaves to others: starting and ending processes (loadtest.armed_cluster), the links (links), the other side of the
+Owns: its limits, the command by which a process is started so that its connections go through the proxy.
+Promises: every process that is ever started, also a shard that is added later, is known to the proxy by its name.
+Leaves to others: starting and ending processes (loadtest.cluster.armed), the proxy (loadtest.cluster.proxy), the other side of the
 command (child).
 """
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kvstore.supervisor import Child
-from loadtest.armed_cluster import ArmedCluster
 from loadtest.chaos.child import command
-from loadtest.chaos.links import Links
+from loadtest.cluster.armed import ArmedCluster
+from loadtest.cluster.proxy import Proxy
 
 # Short, so that a phase sees them pass; moves in many small groups, so that faults meet them; a
 # cache so small that many reads are of the file.
@@ -37,33 +37,33 @@ PARTITIONS = 128
 
 
 class ChaosCluster(ArmedCluster):
-    """As an ArmedCluster. `links` None: processes and clients connect directly. `bug` is planted in all processes.
+    """As an ArmedCluster. `proxy` None: processes and clients connect directly. `bug` is planted in all processes.
 
-    `client_urls`: how clients reach the routers; `urls` go past the links.
+    `client_urls`: how clients reach the routers; `urls` go past the proxy.
     """
 
-    def __init__(self, folder: Path, shards: int, routers: int, links: Links | None, bug: str = "") -> None:
+    def __init__(self, folder: Path, shards: int, routers: int, proxy: Proxy | None, bug: str = "") -> None:
         super().__init__(folder, shards, LIMITS, routers, PARTITIONS)
         self.client_urls: list[str] = []
-        self._links = links
+        self._proxy = proxy
         self._bug = bug
 
     async def start(self) -> None:
         """As that of an ArmedCluster."""
         await super().start()
         self.client_urls = list(self.urls)
-        if self._links is not None:
+        if self._proxy is not None:
             addresses = [url.removeprefix("http://") for url in self.urls]
-            self.client_urls = [await self._links.open_for_clients(address) for address in addresses]
+            self.client_urls = [await self._proxy.open_for_clients(address) for address in addresses]
 
     def dressed(self, child: Child) -> Child:
         """Started by loadtest.chaos.child."""
-        links = ""
-        if self._links is not None:
-            self._links.names[child.argv[child.argv.index("--listen") + 1]] = child.name
-            links = self._links.address
+        proxy = ""
+        if self._proxy is not None:
+            self._proxy.names[child.argv[child.argv.index("--listen") + 1]] = child.name
+            proxy = self._proxy.address
         slow = str(self._slow(child.name)) if child.name.startswith("shard-") else ""
-        return child._replace(argv=command(child.name, links, child.argv, self._bug, slow))
+        return child._replace(argv=command(child.name, proxy, child.argv, self._bug, slow))
 
     def slow_down(self, name: str) -> None:
         """The disk of that shard is slow from now on."""

@@ -3,7 +3,7 @@
 Owns: on whom a fault falls, doing it and ending it, the record of what was done.
 Promises: only processes of the given cluster are touched; `heal` ends everything that still lasts. The choices come
 from the draw of the step and from the names of the processes that there are.
-Leaves to others: when (schedule), the signals (loadtest.armed_cluster), the bytes (links), members of the cluster
+Leaves to others: when (schedule), the signals (loadtest.cluster.armed), the bytes (proxy), members of the cluster
 (reshard).
 """
 
@@ -17,13 +17,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from kvstore.failpoints import POINTS
-from loadtest import processes
 from loadtest.chaos.cluster import ChaosCluster
-from loadtest.chaos.links import CLIENTS, Links
 from loadtest.chaos.reshard import Move, Reshard
 from loadtest.chaos.schedule import SWEEP, Step
 from loadtest.chaos.summary import Fault
 from loadtest.chaos.sweep import Sweep
+from loadtest.cluster import processes
+from loadtest.cluster.proxy import CLIENTS, Proxy
 
 AT_A_POINT = "at a point"
 SLOW_AT_A_POINT = "slow at a point"
@@ -42,11 +42,11 @@ _POLL_S = 0.05
 class Nemeses:
     """Faults of one run. `faults`: what was done, times counted from `began_s` (monotonic); `now`: what lasts."""
 
-    def __init__(self, cluster: ChaosCluster, links: Links | None, reshard: Reshard, began_s: float) -> None:
+    def __init__(self, cluster: ChaosCluster, proxy: Proxy | None, reshard: Reshard, began_s: float) -> None:
         self.faults: list[Fault] = []
         self.now: dict[int, str] = {}
         self._cluster = cluster
-        self._links = links
+        self._proxy = proxy
         self._reshard = reshard
         self._began_s = began_s
         self.sweep = Sweep(cluster, reshard)
@@ -87,8 +87,8 @@ class Nemeses:
             self._cluster.let_come_back(name)
             self._cluster.wake(name)
             self._cluster.speed_up(name)
-        if self._links is not None:
-            self._links.heal_all()
+        if self._proxy is not None:
+            self._proxy.heal_all()
 
     # --- processes ---------------------------------------------------------------------------------------------------
 
@@ -193,42 +193,42 @@ class Nemeses:
 
     async def _old_maps(self, step: Step, rng: random.Random, fault: Fault) -> None:
         """While partitions move their source and a router do not hear that they are another's, and all others do."""
-        assert self._links is not None
+        assert self._proxy is not None
         fault.targets, fault.note = await self._reshard.do("weigh", rng)
         if (move := await self._reshard.a_move()) is not None:
-            await self._keep_from_maps(self._links, move, step.for_s, rng, fault)
+            await self._keep_from_maps(self._proxy, move, step.for_s, rng, fault)
 
-    async def _keep_from_maps(self, links: Links, move: Move, for_s: float, rng: random.Random, fault: Fault) -> None:
+    async def _keep_from_maps(self, proxy: Proxy, move: Move, for_s: float, rng: random.Random, fault: Fault) -> None:
         routers = [name for name in self._cluster.members() if name.startswith("router-")]
         deaf = [f"shard-{move.source}", rng.choice(sorted(routers))]
         ways = [way for name in deaf for way in ((name, _CONTROLLER), (_CONTROLLER, name))]
         fault.note += f"; {' and '.join(deaf)} hear of no newer map"
         for source, destination in ways:
-            links.cut(source, destination)
+            proxy.cut(source, destination)
         try:
             await asyncio.sleep(for_s)
         finally:
             for source, destination in ways:
-                links.heal(source, destination)
+                proxy.heal(source, destination)
 
     # --- links -------------------------------------------------------------------------------------------------------
 
     async def _partition(self, step: Step, rng: random.Random, fault: Fault) -> None:
-        assert self._links is not None
-        if step.kind == "repeat":
-            await self._repeat(self._links, step.for_s, rng, fault)
+        assert self._proxy is not None
+        if step.kind == "duplicate":
+            await self._duplicate(self._proxy, step.for_s, rng, fault)
             return
         ways = self._ways(step.kind, rng)
         fault.targets = [f"{source} → {destination}" for source, destination in ways]
         if step.kind == "reset":
-            await self._reset(self._links, step.for_s, ways, fault)
+            await self._reset(self._proxy, step.for_s, ways, fault)
             return
-        fault.note = self._break(self._links, step.kind, ways, rng)
+        fault.note = self._break(self._proxy, step.kind, ways, rng)
         try:
             await asyncio.sleep(step.for_s)
         finally:
             for source, destination in ways:
-                self._links.heal(source, destination)
+                self._proxy.heal(source, destination)
 
     def _ways(self, kind: str, rng: random.Random) -> list[tuple[str, str]]:
         """Directions of links: source and destination."""
@@ -243,37 +243,37 @@ class Nemeses:
         return [way for pair in pairs for way in (pair, pair[::-1])]
 
     @staticmethod
-    def _break(links: Links, kind: str, ways: Sequence[tuple[str, str]], rng: random.Random) -> str:
+    def _break(proxy: Proxy, kind: str, ways: Sequence[tuple[str, str]], rng: random.Random) -> str:
         """The note on it."""
         if kind == "delay":
             delay_ms = rng.choice((20, 100, 400))
             for source, destination in ways:
-                links.delay(source, destination, delay_ms, delay_ms / 2)
+                proxy.delay(source, destination, delay_ms, delay_ms / 2)
             return f"{delay_ms} to {delay_ms * 3 // 2} ms"
         if kind == "drop":
             probability = rng.choice((0.01, 0.05, 0.2))
             for source, destination in ways:
-                links.drop(source, destination, probability)
+                proxy.drop(source, destination, probability)
             return f"with probability {probability:g}"
         for source, destination in ways:
-            (links.stall if kind == "stall" else links.cut)(source, destination)
+            (proxy.stall if kind == "stall" else proxy.cut)(source, destination)
         return ""
 
     @staticmethod
-    async def _repeat(links: Links, for_s: float, rng: random.Random, fault: Fault) -> None:
+    async def _duplicate(proxy: Proxy, for_s: float, rng: random.Random, fault: Fault) -> None:
         probability = rng.choice((0.2, 0.5, 1.0))
         fault.targets, fault.note = [f"{CLIENTS} → routers"], f"with probability {probability:g}"
-        links.repeat(probability)
+        proxy.duplicate(probability)
         try:
             await asyncio.sleep(for_s)
         finally:
-            links.repeat(0.0)
+            proxy.duplicate(0.0)
 
     @staticmethod
-    async def _reset(links: Links, for_s: float, ways: Sequence[tuple[str, str]], fault: Fault) -> None:
+    async def _reset(proxy: Proxy, for_s: float, ways: Sequence[tuple[str, str]], fault: Fault) -> None:
         deadline_s, count = time.monotonic() + for_s, 0
         while time.monotonic() < deadline_s:
-            count += sum(links.reset(source, destination) for source, destination in ways)
+            count += sum(proxy.reset(source, destination) for source, destination in ways)
             await asyncio.sleep(_RESET_EVERY_S)
         fault.note = f"{count} connections"
 

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import NamedTuple
 
-from loadtest import processes
-from loadtest.armed_cluster import ArmedCluster
 from loadtest.chaos import disk_audit
 from loadtest.chaos.clients import Clients, Closing, ReadsError, Stored
 from loadtest.chaos.cluster import LIMITS, ChaosCluster
@@ -23,6 +21,8 @@ from loadtest.chaos.nemeses import Nemeses
 from loadtest.chaos.reshard import Reshard
 from loadtest.chaos.schedule import CALM_S, Step
 from loadtest.chaos.summary import Phase
+from loadtest.cluster import processes
+from loadtest.cluster.armed import ArmedCluster
 
 _BACK_TIMEOUT_S = 30.0
 _SETTLE_TIMEOUT_S = 40.0

@@ -4,7 +4,7 @@ Owns: which change is asked for, asking without patience for ever, what the memb
 known, and waiting for the end of all moves.
 Promises: a change that may have been asked for is counted as possible; at the end of a phase every change that was
 answered 202, and not cancelled, must have come about.
-Leaves to others: what a change asks for and how (loadtest.changes), when (schedule).
+Leaves to others: what a change asks for and how (loadtest.cluster.changes), when (schedule).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from loadtest import changes
-from loadtest.changes import Change
+from loadtest.cluster import changes
+from loadtest.cluster.changes import Change
 from loadtest.drivers.aio import Wire
 from loadtest.workloads.answers import Reply
 

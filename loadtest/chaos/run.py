@@ -30,7 +30,6 @@ from loadtest.chaos.clients import Clients, Stored
 from loadtest.chaos.cluster import ChaosCluster
 from loadtest.chaos.doubts import Doubts
 from loadtest.chaos.judge import JudgeError, judge
-from loadtest.chaos.links import Links
 from loadtest.chaos.meter import Meter
 from loadtest.chaos.nemeses import Nemeses
 from loadtest.chaos.phase import Stage
@@ -38,6 +37,7 @@ from loadtest.chaos.reshard import Reshard
 from loadtest.chaos.schedule import HASTY_PHASE_S, PHASE_S_MAX, SWEEP, Nemesis, phases, plan
 from loadtest.chaos.summary import Phase, RunSummary
 from loadtest.chaos.sweep import Sweep
+from loadtest.cluster.proxy import Proxy
 from loadtest.drivers.aio import Wire, session
 from loadtest.histories.history import AnyOperation, write
 
@@ -187,15 +187,15 @@ class Run:
     async def _staged(self) -> AsyncIterator[tuple[Stage, list[asyncio.Task[None]]]]:
         """The cluster and the clients, who rest."""
         settings = self.settings
-        links = Links(settings.seed) if {"partition", "maps"} & set(settings.nemeses) else None
-        cluster = ChaosCluster(settings.out / "cluster", settings.shards, settings.routers, links, settings.bug)
+        proxy = Proxy(settings.seed) if {"partition", "maps"} & set(settings.nemeses) else None
+        cluster = ChaosCluster(settings.out / "cluster", settings.shards, settings.routers, proxy, settings.bug)
         async with contextlib.AsyncExitStack() as stack:
-            if links is not None:
-                await links.start()
-                stack.push_async_callback(links.stop)
+            if proxy is not None:
+                await proxy.start()
+                stack.push_async_callback(proxy.stop)
             await stack.enter_async_context(cluster)
             http = await stack.enter_async_context(session(CLIENT_TIMEOUT_S))
-            stage = self._stage(cluster, links, http)
+            stage = self._stage(cluster, proxy, http)
             jobs = [*(client.run() for client in stage.clients.all), self.meter.run()]
             workers = [asyncio.create_task(job) for job in jobs]
             try:
@@ -207,13 +207,13 @@ class Run:
                 await asyncio.gather(*workers, return_exceptions=True)
                 self.doing = "stopping all processes"
 
-    def _stage(self, cluster: ChaosCluster, links: Links | None, http: aiohttp.ClientSession) -> Stage:
+    def _stage(self, cluster: ChaosCluster, proxy: Proxy | None, http: aiohttp.ClientSession) -> Stage:
         self._began_s = self.meter.began_s = time.monotonic()
         seed = self.settings.seed
-        was_repeated = links.was_repeated if links is not None else _never
-        clients = Clients(http, cluster.client_urls, cluster.urls, seed, self.meter, was_repeated)
+        was_duplicated = proxy.was_duplicated if proxy is not None else _never
+        clients = Clients(http, cluster.client_urls, cluster.urls, seed, self.meter, was_duplicated)
         reshard = Reshard(Wire(http, cluster.urls, seed), self.settings.shards)
-        nemeses = Nemeses(cluster, links, reshard, self._began_s)
+        nemeses = Nemeses(cluster, proxy, reshard, self._began_s)
         self._sweep = nemeses.sweep
         self.faults_now, self.summary.faults, self.summary.points = nemeses.now, nemeses.faults, self.meter.points
         return Stage(cluster, clients, nemeses, reshard, Doubts(http, cluster.urls), self._tell, self._hurry)

@@ -24,7 +24,7 @@ SWEEP: Nemesis = "sweep"  # by itself: it needs all processes
 KINDS: Mapping[Nemesis, Sequence[str]] = {
     "kill": ("router", "shard", "controller", "several", "all", "for some time", "at a point"),
     "pause": ("router", "shard", "controller", "several", "at a point", "slow at a point"),
-    "partition": ("cut one way", "cut both ways", "isolate", "stall", "delay", "drop", "repeat", "reset"),
+    "partition": ("cut one way", "cut both ways", "isolate", "stall", "delay", "drop", "duplicate", "reset"),
     "disk": ("slow", "all slow", "slow, then its power is cut"),
     "reshard": ("add", "remove", "weigh", "cancel", "two at once"),
     "maps": ("kept from a source and a router",),

@@ -17,10 +17,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from kvstore.failpoints import POINTS
-from loadtest import processes
-from loadtest.armed_cluster import ArmedCluster
 from loadtest.chaos.reshard import Reshard
-from loadtest.processes import Pid
+from loadtest.cluster import processes
+from loadtest.cluster.armed import ArmedCluster
+from loadtest.cluster.processes import Pid
 
 _TIME_S = 4.0  # for a point
 _LEAST_S = 1.0

@@ -23,8 +23,8 @@ from typing import Any
 import click
 import msgspec
 
-from loadtest import processes
-from loadtest.cluster import REPOSITORY
+from loadtest.cluster import processes
+from loadtest.cluster.local import REPOSITORY
 from loadtest.compare import page, report, scaling
 from loadtest.compare.data import SHARDS, make_data
 from loadtest.compare.drive import SETTLE_S, WARM_UP_S, Plan, Run

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from loadtest import processes
+from loadtest.cluster import processes
 from loadtest.compare.conditions import CONDITIONS
 from loadtest.compare.data import Data, placed
 from loadtest.compare.dialects import Unsupported

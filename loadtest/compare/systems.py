@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest import processes
-from loadtest.cluster import READY_TIMEOUT_S, REPOSITORY, LocalCluster
+from loadtest.cluster import processes
+from loadtest.cluster.local import READY_TIMEOUT_S, REPOSITORY, LocalCluster
 from loadtest.compare import dialects
 from loadtest.compare.data import SHARDS
 from loadtest.compare.dialects import Dialect

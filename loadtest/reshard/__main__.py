@@ -21,7 +21,7 @@ from typing import Any
 import click
 import msgspec
 
-from loadtest.cluster import REPOSITORY
+from loadtest.cluster.local import REPOSITORY
 from loadtest.compare import report
 from loadtest.compare.data import Data, make_data
 from loadtest.reshard.figures import IDLE, Run, document, latency, render, summarize

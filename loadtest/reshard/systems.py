@@ -24,8 +24,8 @@ import yaml
 from kvstore.client import Client, Put
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
-from loadtest import processes
-from loadtest.cluster import READY_TIMEOUT_S, LocalCluster
+from loadtest.cluster import processes
+from loadtest.cluster.local import READY_TIMEOUT_S, LocalCluster
 from loadtest.compare.data import Data
 from loadtest.compare.http1 import Request, read_answer
 from loadtest.compare.systems import output

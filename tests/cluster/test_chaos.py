@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from kvstore.failpoints import POINTS
-from loadtest import processes
 from loadtest.chaos.schedule import NEMESES
 from loadtest.chaos.summary import RunSummary, decode
+from loadtest.cluster import processes
 from loadtest.histories import history, verdict
 
 pytestmark = pytest.mark.timeout(200)

@@ -26,16 +26,16 @@ from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import partition_of
 from kvstore.process import EXIT_NEEDS_A_PERSON
 from kvstore.storage import schema
-from loadtest import changes
-from loadtest.armed_cluster import ArmedCluster
-from loadtest.changes import Change
 from loadtest.chaos.clients import Clients, Failure
 from loadtest.chaos.meter import Meter
 from loadtest.chaos.phase import audited
-from loadtest.cluster import REPOSITORY
+from loadtest.cluster import changes
+from loadtest.cluster.armed import ArmedCluster
+from loadtest.cluster.changes import Change
+from loadtest.cluster.local import REPOSITORY
+from loadtest.cluster.processes import Pid, free_ports, wait_gone
 from loadtest.drivers.aio import session
 from loadtest.histories.verdict import judge
-from loadtest.processes import Pid, free_ports, wait_gone
 from tests.cluster import actions
 from tests.cluster.conftest import Cluster, running, write_config
 

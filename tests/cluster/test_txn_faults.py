@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from loadtest.armed_cluster import ArmedCluster
+from loadtest.cluster.armed import ArmedCluster
 from tests.cluster.actions import WAIT_S, Reply
 from tests.cluster.calls import Calls, calling, until
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.chaos.links import CLIENTS
 from loadtest.chaos.nemeses import AT_A_POINT, SLOW_AT_A_POINT, some_pairs, some_point, victims
 from loadtest.chaos.schedule import CALM_S, KINDS, NEMESES, PHASE_S_MIN, SWEEP, Nemesis, phases, plan
+from loadtest.cluster.proxy import CLIENTS
 
 MEMBERS = {"controller-0", "router-0", "router-1", "shard-s1", "shard-s2", "shard-s3"}
 

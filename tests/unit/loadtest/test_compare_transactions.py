@@ -15,7 +15,7 @@ from aiohttp import web
 
 from kvstore.config import default_config
 from kvstore.placement.cluster_map import at_home, first_map
-from loadtest import processes
+from loadtest.cluster import processes
 from loadtest.compare import dialects, drive, transactions
 from loadtest.compare.data import Data, make_data
 from loadtest.compare.drive import Step, run_wrk

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from loadtest.cluster.processes import free_ports
 from loadtest.drivers.aio import Wire, drive, session
-from loadtest.processes import free_ports
 from loadtest.workloads import calls
 from loadtest.workloads.answers import NEVER_SENT, NO_ANSWER, Answered, Got, Reply, contradiction
 from loadtest.workloads.calls import Call, Pause, Steps

@@ -4,7 +4,7 @@ Owns: what is wrong with which link (cut, stalled, slow, lossy, repeating), conn
 addresses at which clients reach routers.
 Promises: without a fault bytes pass as they come. A fault is of one direction between two processes, by their names,
 and holds for the connections that there are and for those to come, whoever opened them; `heal` ends it.
-Leaves to others: one connection and its bytes (`relay`), finding requests to repeat (`repeats`), making processes
+Leaves to others: one connection and its bytes (`proxied`), finding requests to repeat (`duplicates`), making processes
 connect through here (`child`), which fault comes when (`schedule`).
 
 A link is closed while one of its directions is cut or stalled: a new connection then hangs, as a TCP handshake does,
@@ -22,10 +22,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from random import Random
 
-from loadtest.chaos.relay import Counts, End, Fault, Route
-from loadtest.chaos.repeats import CLIENTS, Repeats, RequestFinder
+from loadtest.cluster.duplicates import CLIENTS, Duplicates, RequestFinder
+from loadtest.cluster.proxied import Counts, End, Fault, Route
 
-__all__ = ["CLIENTS", "CONNECTED", "Links"]
+__all__ = ["CLIENTS", "CONNECTED", "Proxy"]
 
 CONNECTED = b"+"
 
@@ -33,7 +33,7 @@ _GREETING_BYTES_MAX = 256
 _BACKLOG = 1024
 
 
-class Links:
+class Proxy:
     """`names`: which process listens at "HOST:PORT", kept up to date by the runner; `counts`: what has been done."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -47,7 +47,7 @@ class Links:
         self._opened = asyncio.Event()
         self._servers: list[asyncio.Server] = []
         self._address = ""
-        self._repeats = Repeats(self)
+        self._duplicates = Duplicates(self)
 
     # --- the proxy ---------------------------------------------------------------------------------------------------
 
@@ -55,17 +55,17 @@ class Links:
     def address(self) -> str:
         """ "HOST:PORT", for children. Raises RuntimeError before `start`."""
         if not self._address:
-            raise RuntimeError("the links have no address yet: await start() first")
+            raise RuntimeError("the proxy has no address yet: await start() first")
         return self._address
 
     async def start(self) -> None:
         self._address = await self._listen(lambda: _Greeter(self._greeters, self._on_greeting))
 
     async def stop(self) -> None:
-        """End all connections. The links can not be started again."""
+        """End all connections. The proxy cannot be started again."""
         for server in self._servers:
             server.close()
-        await self._repeats.stop()
+        await self._duplicates.stop()
         for near in list(self._connections):
             near.reset()
         for transport in list(self._greeters):
@@ -80,7 +80,7 @@ class Links:
 
     async def open_for_clients(self, destination: str) -> str:
         """A URL under which clients reach the router at "HOST:PORT", by links from `CLIENTS`."""
-        self._repeats.destinations.append(destination)
+        self._duplicates.destinations.append(destination)
         route = Route(CLIENTS, destination, is_back=False)
         return f"http://{await self._listen(lambda: self._client_end(route))}"
 
@@ -115,15 +115,15 @@ class Links:
         """Each piece that `source` sends is lost with this probability, and its connection with it."""
         self._fault(source, destination).drop_probability = probability
 
-    def repeat(self, probability: float) -> None:
+    def duplicate(self, probability: float) -> None:
         """A client's request with an Idempotency-Key is delivered a second time, with this probability, to any router;
         0: no more of that."""
-        self._repeats.probability = probability
+        self._duplicates.probability = probability
 
-    def was_repeated(self, idempotency_key: str) -> bool:
+    def was_duplicated(self, idempotency_key: str) -> bool:
         """Whether a request with this key was, or is to be, delivered twice: then a refusal says nothing about the
         other delivery. Of the last 100,000."""
-        return idempotency_key in self._repeats.keys
+        return idempotency_key in self._duplicates.keys
 
     def heal(self, source: str, destination: str) -> None:
         """Nothing is wrong with this direction any more. Connections that it has lost bytes of are reset."""
@@ -133,7 +133,7 @@ class Links:
 
     def heal_all(self) -> None:
         """Nothing is wrong any more, and nothing is repeated."""
-        self.repeat(0.0)
+        self.duplicate(0.0)
         for source, destination in list(self._faults):
             self.heal(source, destination)
 
@@ -190,7 +190,7 @@ class Links:
     # --- connecting --------------------------------------------------------------------------------------------------
 
     def _client_end(self, route: Route) -> End:
-        finder = RequestFinder(self._repeats.wants, self._repeats.send)
+        finder = RequestFinder(self._duplicates.wants, self._duplicates.send)
         near = End(self, route, on_data=finder.feed, on_open=lambda: self._connect(near, b""))
         return near
 

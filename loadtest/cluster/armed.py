@@ -31,9 +31,9 @@ from kvstore.launcher import ShardReconciler, cluster_children, http_get, url_of
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.supervisor import STOP_ORDER, Child, Log, Supervisor
-from loadtest import processes
-from loadtest.cluster import READY_TIMEOUT_S, LocalCluster
-from loadtest.processes import Pid
+from loadtest.cluster import processes
+from loadtest.cluster.local import READY_TIMEOUT_S, LocalCluster
+from loadtest.cluster.processes import Pid
 
 RUN = 'while [ -e "$0.held" ]; do sleep 0.02; done; export KVSTORE_FAILPOINTS="@$0"; exec "$@"'
 _NO_SUCH_PREFIX = "~none/"

@@ -4,7 +4,7 @@ Owns: where HTTP/1.1 requests begin and end in a stream of bytes (RFC 9112), and
 Promises: only a whole request that carries an Idempotency-Key is ever repeated, byte by byte as it came but for its
 Connection field; its second answer is read and dropped. What is kept of a request is bounded; a longer one, or one
 with a chunked body, is delivered once. A stream that is no HTTP is not touched.
-Leaves to others: the first delivery, which does not wait for any of this (`relay`).
+Leaves to others: the first delivery, which does not wait for any of this (`proxied`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Protocol
 
-from loadtest.chaos.relay import Counts, Fault, Route
+from loadtest.cluster.proxied import Counts, Fault, Route
 
 CLIENTS = "clients"
 
@@ -150,7 +150,7 @@ class Network(Protocol):
     def is_closed(self, route: Route) -> bool: ...
 
 
-class Repeats:
+class Duplicates:
     """Delivers copies to `destinations`, each at once or up to two seconds late. `keys`: what was repeated."""
 
     def __init__(self, network: Network) -> None:
@@ -196,7 +196,7 @@ class Repeats:
                 reader, writer = await asyncio.open_connection(host, int(port))
                 try:
                     writer.write(_closing(request))
-                    self._network.counts.repeats += 1
+                    self._network.counts.duplicates += 1
                     while await reader.read(_READ_BYTES):
                         pass
                 finally:

@@ -18,10 +18,10 @@ from typing import Any, Self
 
 import yaml
 
-from loadtest import processes
-from loadtest.processes import Pid
+from loadtest.cluster import processes
+from loadtest.cluster.processes import Pid
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 60.0
 _ORPHANS_TIMEOUT_S = 12.0
 

@@ -4,7 +4,7 @@ Owns: passing bytes on, in order, and the ends of connections: half-closing, res
 Promises: what is read and not yet written is bounded, because an end is not read while the other one takes no more.
 A stream never has a hole: where a fault lost something of it, the connection ends before anything that came later
 arrives (a network may delay or break a TCP connection, but never takes a piece out of one).
-Leaves to others: which faults there are (`links`), whom to connect with whom (`links`).
+Leaves to others: which faults there are (`proxy`), whom to connect with whom (`proxy`).
 
 Bytes that vanish in a cut are gone for good. TCP would send them again once the cut heals; here the connection is
 reset then, as TCP does when its patience is over. For bytes that arrive late instead there are stalls and delays.
@@ -63,7 +63,7 @@ class Counts(msgspec.Struct):
     bytes_cut: int = 0
     drops: int = 0
     resets: int = 0
-    repeats: int = 0
+    duplicates: int = 0
 
 
 class Network(Protocol):
