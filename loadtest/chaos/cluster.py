@@ -1,9 +1,9 @@
-"""The cluster that a chaos run plays with: real processes behind a proxy that can cut their links, some with a planted bug.
+"""The cluster that a chaos run plays with: real processes behind a proxy, some with a planted bug.
 
 Owns: its limits, the command by which a process is started so that its connections go through the proxy.
 Promises: every process that is ever started, also a shard that is added later, is known to the proxy by its name.
-Leaves to others: starting and ending processes (loadtest.cluster.armed), the proxy (loadtest.cluster.proxy), the other side of the
-command (child).
+Leaves to others: starting and ending processes (loadtest.cluster.armed), the proxy (loadtest.cluster.proxy), the other
+side of the command (child).
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, median
 
-from loadtest import charts
 from loadtest.chaos.summary import Fault, Phase, Point, RunSummary
-from loadtest.charts import Band, Lane, Mark, Series, show_time
 from loadtest.histories.verdict import Check
-from loadtest.web_page import bullets, document, table, text
+from loadtest.tools import charts
+from loadtest.tools.charts import Band, Lane, Mark, Series, show_time
+from loadtest.tools.web_page import bullets, document, table, text
 
 _POINTS_MAX = 300  # more of them would be less than 3 pixels apart
 _FAULTS_SHOWN = 30

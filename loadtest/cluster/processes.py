@@ -3,7 +3,7 @@
 Owns: how a tree of processes is found in /proc, what it costs (CPU time, memory), and how it is ended.
 Promises: only processes that descend from one started here are ever signalled, each by its pid and start time (so
 that a pid used anew is never hit); `end` leaves none of them running.
-Leaves to others: what the processes are (loadtest/cluster.py, loadtest/compare/systems.py).
+Leaves to others: what the processes are (loadtest/cluster.py, loadtest/bench/systems.py).
 
 Linux only: it reads /proc (proc(5)).
 """

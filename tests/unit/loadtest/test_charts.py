@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest import charts
-from loadtest.charts import Band, Bar, BarGroup, Lane, Mark, Scale, Series
-from loadtest.web_page import text
+from loadtest.tools import charts
+from loadtest.tools.charts import Band, Bar, BarGroup, Lane, Mark, Scale, Series
+from loadtest.tools.web_page import text
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvstore.config import default_config
-from loadtest.compare import batches, transactions
-from loadtest.compare.data import Data
-from loadtest.compare.dialects import Dialect
-from loadtest.compare.http1 import Request
-from loadtest.compare.stateful import Cas, HotCas, LockCycles, Stateful
-from loadtest.compare.transactions import Transactions
+from loadtest.bench import batches, transactions
+from loadtest.bench.data import Data
+from loadtest.bench.dialects import Dialect
+from loadtest.bench.http1 import Request
+from loadtest.bench.stateful import Cas, HotCas, LockCycles, Stateful
+from loadtest.bench.transactions import Transactions
 
 _CONFLICT_S = round(default_config().limits.txn_timeout_s)  # a run that is shorter ends before any 409
 _REPLAY = Path(__file__).with_name("replay.lua")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from loadtest.compare.drive import Run
-from loadtest.compare.report import (
+from loadtest.bench.drive import Run
+from loadtest.bench.report import (
     LEFT,
     Cell,
     Ratio,

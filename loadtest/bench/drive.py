@@ -24,14 +24,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from loadtest.bench.conditions import CONDITIONS
+from loadtest.bench.data import Data, placed
+from loadtest.bench.dialects import Unsupported
+from loadtest.bench.http1 import ask, ask_all, write_replay
+from loadtest.bench.stateful import Stateful, Talk, write_sections
+from loadtest.bench.systems import Batches, System
+from loadtest.bench.workloads import Workload, preload
 from loadtest.cluster import processes
-from loadtest.compare.conditions import CONDITIONS
-from loadtest.compare.data import Data, placed
-from loadtest.compare.dialects import Unsupported
-from loadtest.compare.http1 import ask, ask_all, write_replay
-from loadtest.compare.stateful import Stateful, Talk, write_sections
-from loadtest.compare.systems import Batches, System
-from loadtest.compare.workloads import Workload, preload
 
 WARM_UP_S = 1
 SETTLE_S = 0.4

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from loadtest.reshard.figures import Sample
+from loadtest.bench.reshard.figures import Sample
 
 
 class Caller(Protocol):

@@ -1,7 +1,7 @@
 """A bare aiohttp `web.Server` handler that stores nothing: what HTTP alone costs in the same language and library.
 
 It answers every GET with the same 100 bytes under the headers that a value of kvstore carries, and reads the body of
-every PUT before it answers 204. `python -m loadtest.compare.bare PORT` prints `ready: URL`.
+every PUT before it answers 204. `python -m loadtest.bench.bare PORT` prints `ready: URL`.
 """
 
 from __future__ import annotations

@@ -24,14 +24,14 @@ import yaml
 from kvstore.client import Client, Put
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
+from loadtest.bench.data import Data
+from loadtest.bench.http1 import Request, read_answer
+from loadtest.bench.reshard.figures import Growth, least_to_move, moved, peak_to_mean
+from loadtest.bench.reshard.foreground import Caller
+from loadtest.bench.reshard.resp import SLOTS, ClusterClient, Node, RedisError, slot_of
+from loadtest.bench.systems import output
 from loadtest.cluster import processes
 from loadtest.cluster.local import READY_TIMEOUT_S, LocalCluster
-from loadtest.compare.data import Data
-from loadtest.compare.http1 import Request, read_answer
-from loadtest.compare.systems import output
-from loadtest.reshard.figures import Growth, least_to_move, moved, peak_to_mean
-from loadtest.reshard.foreground import Caller
-from loadtest.reshard.resp import SLOTS, ClusterClient, Node, RedisError, slot_of
 
 MEMBERS = 3
 _GROW_TIMEOUT_S = 600.0

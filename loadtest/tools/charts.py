@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from loadtest.web_page import SERIES, text
+from loadtest.tools.web_page import SERIES, text
 
 WIDTH = 960
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 18, 26, 40

@@ -12,9 +12,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtest.compare.data import Data
-from loadtest.compare.dialects import Dialect
-from loadtest.compare.http1 import Answer, Request, ask
+from loadtest.bench.data import Data
+from loadtest.bench.dialects import Dialect
+from loadtest.bench.http1 import Answer, Request, ask
 
 SCRIPT = Path(__file__).with_name("batches.lua")
 OPERATIONS = 100

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from loadtest.compare.http1 import Request
+from loadtest.bench.http1 import Request
 
 COUNTER_DIGITS = 12
 LOCK_TTL_S = 60

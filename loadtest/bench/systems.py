@@ -22,12 +22,12 @@ from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtest.bench import dialects
+from loadtest.bench.data import SHARDS
+from loadtest.bench.dialects import Dialect
+from loadtest.bench.http1 import Request, ask
 from loadtest.cluster import processes
 from loadtest.cluster.local import READY_TIMEOUT_S, REPOSITORY, LocalCluster
-from loadtest.compare import dialects
-from loadtest.compare.data import SHARDS
-from loadtest.compare.dialects import Dialect
-from loadtest.compare.http1 import Request, ask
 
 _READY_POLL_S = 0.01
 
@@ -215,7 +215,7 @@ class BareSystem(System):
 
     async def start(self, folder: Path) -> None:
         log, (port,) = folder / "bare.log", processes.free_ports(1)
-        command = [sys.executable, "-m", "loadtest.compare.bare", str(port)]
+        command = [sys.executable, "-m", "loadtest.bench.bare", str(port)]
         began = time.monotonic()
         self._running.append(await processes.start(command, log, cwd=REPOSITORY))
         self.urls = [f"http://127.0.0.1:{port}"]

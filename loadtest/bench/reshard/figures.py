@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from kvstore.placement.cluster_map import ClusterMap
-from loadtest.compare.report import Ratio, table
+from loadtest.bench.report import Ratio, table
 
 IDLE = "none"
 KEYS_PER_S_RATIO_MIN = 2.0

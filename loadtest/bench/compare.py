@@ -23,14 +23,14 @@ from typing import Any
 import click
 import msgspec
 
+from loadtest.bench import page, report, scaling
+from loadtest.bench.data import SHARDS, make_data
+from loadtest.bench.drive import SETTLE_S, WARM_UP_S, Plan, Run
+from loadtest.bench.report import SystemFacts
+from loadtest.bench.systems import BareSystem, EtcdSystem, KvstoreSystem, RedisSystem, Shape, System
+from loadtest.bench.workloads import WORKLOADS
 from loadtest.cluster import processes
 from loadtest.cluster.local import REPOSITORY
-from loadtest.compare import page, report, scaling
-from loadtest.compare.data import SHARDS, make_data
-from loadtest.compare.drive import SETTLE_S, WARM_UP_S, Plan, Run
-from loadtest.compare.report import SystemFacts
-from loadtest.compare.systems import BareSystem, EtcdSystem, KvstoreSystem, RedisSystem, Shape, System
-from loadtest.compare.workloads import WORKLOADS
 
 SYSTEMS = ("kvstore", "etcd", "redis", "bare")
 _MB = 1_000_000
@@ -263,7 +263,3 @@ def _longer(options: Options) -> list[str]:
 
 def _tell(line: str) -> None:
     click.echo(line, err=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from loadtest.compare.drive import Run
-from loadtest.compare.workloads import WORKLOADS
+from loadtest.bench.drive import Run
+from loadtest.bench.workloads import WORKLOADS
 
 _PEERS = ("etcd", "bare")
 _SEVERAL_IN_ONE = tuple(workload.name for workload in WORKLOADS.values() if workload.operations > 1)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from kvstore.router.decode import encode_cursor
-from loadtest.compare.http1 import Answer, Request
+from loadtest.bench.http1 import Answer, Request
 
 
 class Unsupported(Exception):

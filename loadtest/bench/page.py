@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from loadtest import charts, web_page
-from loadtest.charts import Bar, BarGroup
-from loadtest.compare import report, scaling
-from loadtest.compare.report import Cell, Rows, SystemFacts, Target, show_processes, show_ratio
-from loadtest.compare.scaling import Growth
-from loadtest.compare.workloads import WORKLOADS
-from loadtest.web_page import bullets, document, text
+from loadtest.bench import report, scaling
+from loadtest.bench.report import Cell, Rows, SystemFacts, Target, show_processes, show_ratio
+from loadtest.bench.scaling import Growth
+from loadtest.bench.workloads import WORKLOADS
+from loadtest.tools import charts, web_page
+from loadtest.tools.charts import Bar, BarGroup
+from loadtest.tools.web_page import bullets, document, text
 
 _TITLE = "kvstore beside etcd and Redis"
 _PEER, _NO_STORE = "etcd", "bare"

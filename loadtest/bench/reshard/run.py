@@ -21,12 +21,12 @@ from typing import Any
 import click
 import msgspec
 
+from loadtest.bench import report
+from loadtest.bench.data import Data, make_data
+from loadtest.bench.reshard.figures import IDLE, Run, document, latency, render, summarize
+from loadtest.bench.reshard.foreground import Foreground
+from loadtest.bench.reshard.systems import Growing, KvstoreGrowing, RedisGrowing
 from loadtest.cluster.local import REPOSITORY
-from loadtest.compare import report
-from loadtest.compare.data import Data, make_data
-from loadtest.reshard.figures import IDLE, Run, document, latency, render, summarize
-from loadtest.reshard.foreground import Foreground
-from loadtest.reshard.systems import Growing, KvstoreGrowing, RedisGrowing
 
 LOADS = {IDLE: 0.0, "get": 0.0, "put": 1.0, "mixed": 0.5}  # the share of writes
 _SEED = 5
@@ -206,7 +206,3 @@ def _line(run: Run, rounds: int) -> str:
 
 def _tell(line: str) -> None:
     click.echo(line, err=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,9 +14,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from loadtest.compare.data import Data
-from loadtest.compare.dialects import Dialect
-from loadtest.compare.http1 import Request, ask
+from loadtest.bench.data import Data
+from loadtest.bench.dialects import Dialect
+from loadtest.bench.http1 import Request, ask
 
 SCRIPT = Path(__file__).with_name("transactions.lua")
 PUTS = 4

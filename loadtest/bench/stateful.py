@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 import aiohttp
 
-from loadtest.compare.conditions import Conditions, Reply, fill, split
-from loadtest.compare.dialects import Dialect
-from loadtest.compare.http1 import Request
+from loadtest.bench.conditions import Conditions, Reply, fill, split
+from loadtest.bench.dialects import Dialect
+from loadtest.bench.http1 import Request
 
 _HERE = Path(__file__).parent
 _HOT_KEY = "hot-counter"
