@@ -18,7 +18,7 @@ from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.network import End
 from loadtest.workloads.calls import NEVER_SENT, NO_ANSWER, NOTHING, Call, Pause, Reply, Steps
 from loadtest.workloads.judged import Judged
-from loadtest.workloads.place import Place, Workload
+from loadtest.workloads.place import LOAD, Place, Workload
 
 PREFIX = "sim/"
 _PATIENCE_S = 6.0
@@ -29,7 +29,7 @@ _CLOCKS_AGREE = 0.985
 _ONCE_SHARE = 0.4
 
 CLIENTS = 10
-_CROWDING = 8
+_SHAPE = LOAD.crowded(8)
 _WEIGHTS = {Judged.REGISTER: 3, Judged.SECTION: 2, Judged.COUNTER: 0.5}
 
 
@@ -57,7 +57,7 @@ class Client:
         self._cluster = cluster
         self._history = history
         self._rng = cluster.random(f"client {name}")
-        self.place = Place(PREFIX, name, history.numbers, self._rng, history.add, _CROWDING)
+        self.place = Place(PREFIX, name, history.numbers, self._rng, history.add, _SHAPE)
         self._at: End | None = None
         self._router = self._rng.randrange(len(cluster.routers))
         self._keys = itertools.count(1)
