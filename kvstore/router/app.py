@@ -44,6 +44,7 @@ from kvstore.router.decode import (
     encode_cursor,
     refuse_headers,
 )
+from kvstore.router.event_documents import lost_documents
 from kvstore.router.events import Events
 from kvstore.router.locks import LockRoutes
 from kvstore.router.membership import Controller, MembershipRoutes
@@ -357,7 +358,8 @@ class RouterApp:
         decode_query(head.query, _NONE)
         changes = await self._membership.described(self._service.cluster_map)
         document = await self._service.cluster(changes.pop("epoch")) | changes
-        return json_response(200, document | {"advice": advice(document)["sentence"]})
+        lost = lost_documents(cluster_map) if (cluster_map := self._service.cluster_map) is not None else []
+        return json_response(200, document | {"advice": advice(document | {"lost": lost})["sentence"]})
 
     async def _events(self, request: web.BaseRequest, head: Head) -> Reply:
         return await self.events.stream(request, head)

@@ -64,6 +64,12 @@ def _map_and_cluster() -> dict[str, Schema]:
     pair = array(integer(), minItems=2, maxItems=2)
     member = {"id": ref("ShardId"), "weight": integer("", 1), "state": text(enum=["joining", "up", "leaving"])}
     way = {"from": ref("ShardId"), "to": ref("ShardId"), "partitions": array(pair, "Runs: the first, and how many.")}
+    lost = {
+        "shard": ref("ShardId"),
+        "epoch": ref("Epoch"),
+        "partitions": integer(),
+        "opened": integer("Of which epoch its partitions are open again, empty; 0: not yet."),
+    }
     return {
         "MapEvent": document(
             "The cluster map and its ring.",
@@ -76,6 +82,7 @@ def _map_and_cluster() -> dict[str, Schema]:
                     pair, "Top 32 bits of a point on the ring, and an index in `members`; empty if there are too many."
                 ),
                 "moves": array(document("", way), "In the order of `moves` in the event of that name, of that epoch."),
+                "lost": array(document("", lost), "Shards that were given up with all that they had, in order."),
             },
         ),
         "ShardEvent": _shard(),

@@ -58,6 +58,11 @@ def membership_schemas() -> dict[str, Schema]:
                     "`wanted`: `kvstore up` is to start it; `gone`: it was wanted only.",
                     enum=["wanted", "joining", "up", "leaving", "gone"],
                 ),
+                "partitions": integer("Of a shard that was given up: how many it had."),
+                "transactions": array(
+                    document("", {"id": text(), "anchor": text()}),
+                    "Of a shard that was given up: those undecided whose first key, `anchor`, it had.",
+                ),
             },
         ),
         "Plan": document(

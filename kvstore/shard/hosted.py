@@ -91,7 +91,7 @@ async def open_hosted(
     at_the_end.push_async_callback(receiver.close)
     recovery = Recovery(shard_id, store, peers, limits)
     at_the_end.push_async_callback(recovery.close)
-    service = ShardService(shard_id, store, receiver, limits)
+    service = ShardService(shard_id, store, receiver, limits, told)
     return HostedStore(store, service, told, recovery, Maps(service))
 
 
