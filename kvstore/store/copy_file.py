@@ -1,8 +1,8 @@
 """Which copy of its store a folder has, as its store opens it: `shard-<id>.id`, when it is made, and what replaces it.
 
 Owns: the making of that file with a store; what stands for it where it is lost; promises to serve a term.
-Promises: what was promised is durable before anything is done in that term, and never falls. A file of another store is
-refused.
+Promises: what was promised is durable before anything is done in that term, and never falls. The file of another store
+is never taken for this one's.
 Leaves to others: the form of the file (`replication.promise`), terms (`placement.cluster_map`), the lock under which it
 is read and written (`opening`).
 
@@ -54,19 +54,19 @@ def make_copy(db: Path, store_id: str, copy_id: str) -> CopyFile:
 def open_copy(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | None) -> CopyFile:
     """The file of a copy that was there before; made where an earlier program had none, or the map stands for it.
 
-    Raises ForeignData where it is another store's, or lost and cannot be done without; OSError.
+    One of another store, which was there before these files were put in their place, is as good as lost. Raises
+    ForeignData where it is lost and cannot be done without; OSError.
     """
     try:
-        found, why = read_identity(OsDisk(), db.parent, db.stem), "is missing"
+        found: Identity | None = read_identity(OsDisk(), db.parent, db.stem)
+        why = "is missing"
     except DataCorrupt:
         found, why = None, "is damaged"
+    if found is not None and found.store_id != store_id:
+        why = f"is of store {found.store_id}, and the files beside it are of store {store_id}"
+        found = None
     if found is None:
-        return CopyFile(db, _written(db, _stand_in(db, shard_id, store_id, durable_map, why)))
-    if found.store_id != store_id:
-        raise ForeignData(
-            f"{copy_path(db)} is of store {found.store_id}, and the files beside it are of store {store_id}: put back "
-            "the one that belongs to them."
-        )
+        found = _written(db, _stand_in(db, shard_id, store_id, durable_map, why))
     return CopyFile(db, found)
 
 

@@ -25,7 +25,7 @@ from kvstore.shard.hosted import copies_in, is_primary
 from kvstore.store.opening import store_path
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
-from loadtest.processes import free_ports
+from loadtest.cluster.processes import free_ports
 
 PARTITIONS = 64
 LIMITS = Limits(body_bytes_max=1 << 20, log_segment_bytes=4 << 20)

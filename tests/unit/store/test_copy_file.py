@@ -78,14 +78,16 @@ def test_a_store_of_an_earlier_program_is_the_copy_that_the_converted_map_names(
         assert copy_path(tmp_path / "shard-s1.db").exists()
 
 
-def test_a_file_of_another_store_or_shard_is_refused_and_left(tmp_path: Path) -> None:
+def test_a_file_of_another_store_is_as_good_as_lost(tmp_path: Path) -> None:
     db = tmp_path / "shard-s1.db"
-    make_copy(db, "another", "mine")
-    with pytest.raises(ForeignData, match="is of store another"):
-        open_copy(db, "s1", STORE, None)
-    assert json.loads(copy_path(db).read_bytes())["store_id"] == "another"
-    rename_store(db, "the-store")
-    assert open_copy(db, "s1", STORE, None).identity.copy_id == "mine"
+    make_copy(db, "another", "theirs").promise(9)
+    with pytest.raises(ForeignData, match="is of store another, and the files beside it are of store the-store"):
+        open_copy(db, "s1", STORE, the_map("mine", REPLICA))
+    assert json.loads(copy_path(db).read_bytes())["copy_id"] == "theirs", "it is left as it is"
+    found = open_copy(db, "s1", STORE, the_map("mine")).identity
+    assert (found.store_id, found.copy_id, found.promised) == (STORE, "mine", 5)
+    rename_store(db, "new-name")
+    assert open_copy(db, "s1", "new-name", None).identity.copy_id == "mine"
 
 
 async def opened_copy(path: Path) -> str:
