@@ -62,7 +62,7 @@ from kvstore.errors import (
 )
 from kvstore.metrics import exposition, move_families
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.transport.http import warn_if_exposed
+from kvstore.transport.http.server import warn_if_exposed
 
 _BODY_BYTES_MAX = 64 * 1024
 _NUMBER_MAX = 2**63 - 1  # in the file

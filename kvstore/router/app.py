@@ -54,19 +54,8 @@ from kvstore.router.service import Routed, RouterService
 from kvstore.router.transactions import TxnRoutes
 from kvstore.transport.answers import SMALL_BYTES, AnswerAccount, Room
 from kvstore.transport.bodies import BodyReader
-from kvstore.transport.http import (
-    BINARY,
-    JSON,
-    Head,
-    HostGuard,
-    Response,
-    StreamedResponse,
-    decode_key,
-    decode_query,
-    json_response,
-    problem_response,
-    read_head,
-)
+from kvstore.transport.http.requests import Head, HostGuard, decode_key, decode_query, read_head
+from kvstore.transport.http.responses import BINARY, JSON, Response, StreamedResponse, json_response, problem_response
 
 LOCK_PREFIX = "/v1/locks/"
 LOCK_ROUTE = "/v1/locks/{name}"

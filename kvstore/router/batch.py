@@ -27,7 +27,7 @@ from kvstore.router.json_ops import DeleteOp, GetOp, Op, PutOp, check_value_size
 from kvstore.router.service import KeyRequest, RouterService
 from kvstore.transport.answers import Room, Turns
 from kvstore.transport.channel import Channel
-from kvstore.transport.http import check_key
+from kvstore.transport.http.requests import check_key
 
 _LARGE_BYTES = 65_536
 

@@ -16,7 +16,7 @@ import xxhash
 from kvstore.config import Limits
 from kvstore.errors import BadCondition, BadCursor, BadParameter, BadTtl
 from kvstore.protocol import VERSION_MAX, Guard, Once
-from kvstore.transport.http import Head
+from kvstore.transport.http.requests import Head
 
 _DECIMAL = re.compile(r"([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][-+]?[0-9]{1,3})?")
 _ELEMENT = re.compile(r'[ \t]*(?:(W/)?"([^"\x00-\x20\x7f]*)")?[ \t]*(?:,|\Z)')  # of a list of tags; may be empty

@@ -24,7 +24,8 @@ from kvstore.router.coordinator import Coordinator
 from kvstore.router.feed import Feed
 from kvstore.router.service import RouterService
 from kvstore.transport.bodies import BodyReader
-from kvstore.transport.http import Head, Response, decode_query, json_response
+from kvstore.transport.http.requests import Head, decode_query
+from kvstore.transport.http.responses import Response, json_response
 
 log = logging.getLogger(__name__)
 

@@ -38,7 +38,8 @@ from kvstore.router.service import RouterService
 from kvstore.router.transactions import parse_transaction
 from kvstore.transport.bodies import BodyReader
 from kvstore.transport.channel import Channel
-from kvstore.transport.http import Head, StreamedResponse, decode_query
+from kvstore.transport.http.requests import Head, decode_query
+from kvstore.transport.http.responses import StreamedResponse
 
 NDJSON = "application/x-ndjson"
 STOPS = {"never": "", "before-decision": "txn-before-decide-sent", "after-decision": "txn-after-decided"}

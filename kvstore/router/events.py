@@ -42,7 +42,8 @@ from kvstore.router.membership import Controller
 from kvstore.router.rates import Rates
 from kvstore.router.service import RouterService
 from kvstore.transport.channel import Channel
-from kvstore.transport.http import Head, Response, StreamedResponse, client_has_left, decode_query
+from kvstore.transport.http.requests import Head, client_has_left, decode_query
+from kvstore.transport.http.responses import Response, StreamedResponse
 
 log = logging.getLogger(__name__)
 

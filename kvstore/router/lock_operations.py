@@ -37,7 +37,7 @@ from kvstore.router.operation import (
     page_parameters,
     query,
 )
-from kvstore.transport.http import JSON
+from kvstore.transport.http.responses import JSON
 
 _ROUTE = "/v1/locks/{name}"
 _EXAMPLE_GRANTED = {"name": "users/1", "token": 12, "owner": "me", "ttl": 30.0}

@@ -35,7 +35,8 @@ from kvstore.router.decode import decode_once, decode_token, refuse_headers, sec
 from kvstore.router.service import RouterService
 from kvstore.transport.bodies import BodyReader
 from kvstore.transport.channel import Channel
-from kvstore.transport.http import JSON, Head, Response, client_has_left, decode_query, json_response
+from kvstore.transport.http.requests import Head, client_has_left, decode_query
+from kvstore.transport.http.responses import JSON, Response, json_response
 
 _NONE: frozenset[str] = frozenset()
 _ACQUIRE = frozenset({"acquire"})

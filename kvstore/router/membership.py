@@ -21,7 +21,8 @@ from kvstore.errors import BadBody, BadParameter, BodyTooLarge, OutcomeUnknown, 
 from kvstore.placement.cluster_map import ClusterMap, Move
 from kvstore.router.decode import decode_flag, refuse_headers
 from kvstore.transport.bodies import BodyReader
-from kvstore.transport.http import JSON, PROBLEM_JSON, Head, Response, decode_query
+from kvstore.transport.http.requests import Head, decode_query
+from kvstore.transport.http.responses import JSON, PROBLEM_JSON, Response
 
 PLAN = frozenset({"plan"})
 LOST = frozenset({"lost", "confirm"})

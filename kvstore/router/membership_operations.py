@@ -22,7 +22,7 @@ from kvstore.router.operation import (
     json_answer,
     query,
 )
-from kvstore.transport.http import JSON
+from kvstore.transport.http.responses import JSON
 
 _SHARDS, _SHARD, _MOVES = "/v1/shards", "/v1/shards/{id}", "/v1/moves"
 _ID = {

@@ -35,7 +35,7 @@ from kvstore.router.operation import ANY_ROUTE, Content, Errors, Json, Operation
 from kvstore.router.operations import operations
 from kvstore.router.page_operations import demo_operations
 from kvstore.router.schemas import schemas
-from kvstore.transport.http import PROBLEM_JSON
+from kvstore.transport.http.responses import PROBLEM_JSON
 
 _ABOUT = """\
 A sharded, durable key-value store, behind one address.

@@ -36,7 +36,7 @@ from kvstore.errors import (
 )
 from kvstore.protocol import VERSION_MAX
 from kvstore.router.json_schema import Schema, integer, ref, text
-from kvstore.transport.http import JSON
+from kvstore.transport.http.responses import JSON
 
 Json = dict[str, Any]
 Errors = tuple[type[KvError], ...]

@@ -48,7 +48,7 @@ from kvstore.router.operation import (
 )
 from kvstore.router.page_operations import EXAMPLE_PAGE_HTML, page_operations
 from kvstore.router.txn_operations import txn_operations
-from kvstore.transport.http import BINARY, JSON
+from kvstore.transport.http.responses import BINARY, JSON
 
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 

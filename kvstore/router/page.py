@@ -12,7 +12,8 @@ import re
 
 from kvstore.dashboard.files import CONTENT_SECURITY_POLICY, INDEX, StaticFile, static_files
 from kvstore.errors import NoSuchRoute
-from kvstore.transport.http import Head, Response, decode_key, decode_query
+from kvstore.transport.http.requests import Head, decode_key, decode_query
+from kvstore.transport.http.responses import Response
 
 PAGE_PREFIX = "/page/"
 PAGE_ROUTE = "/page/{file}"

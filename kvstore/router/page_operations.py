@@ -13,7 +13,7 @@ from kvstore.errors import BadBody, BodyTooLarge, ChangeRefused, Conflict, NoSuc
 from kvstore.router.event_schemas import EVENTS
 from kvstore.router.json_schema import ref, text
 from kvstore.router.operation import BODY, KEY_IN_PATH, Content, Operation, Success, condition, example, json_answer
-from kvstore.transport.http import JSON
+from kvstore.transport.http.responses import JSON
 
 EXAMPLE_PAGE_HTML = Content("text/html; charset=utf-8", {"type": "string"}, example("its start", "<!doctype html>"))
 

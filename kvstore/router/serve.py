@@ -23,7 +23,7 @@ from kvstore.router.demo_coordinator import DemoCoordinator
 from kvstore.router.membership import Controller
 from kvstore.router.memory import return_large_buffers
 from kvstore.router.service import RouterService
-from kvstore.transport.http import Server, start_server, warn_if_exposed
+from kvstore.transport.http.server import Server, start_server, warn_if_exposed
 from kvstore.transport.map_follower import MapFollower
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,8 @@ from kvstore.router.decode import decode_once, refuse_headers, ttl_to_ms
 from kvstore.router.json_ops import DeleteOp, GetOp, Op, check_value_size, decode_value, encode_value
 from kvstore.router.parts import Result, Transaction
 from kvstore.transport.bodies import BodyReader
-from kvstore.transport.http import JSON, Head, Response, check_key, decode_key, decode_query, json_response
+from kvstore.transport.http.requests import Head, check_key, decode_key, decode_query
+from kvstore.transport.http.responses import JSON, Response, json_response
 
 _NONE: frozenset[str] = frozenset()
 _ID_BYTES_MAX = 200

@@ -29,7 +29,7 @@ from kvstore.errors import (
 )
 from kvstore.router.json_schema import ref, text
 from kvstore.router.operation import BODY, IDEMPOTENCY_KEY, Content, Errors, Operation, Success, example, json_answer
-from kvstore.transport.http import JSON
+from kvstore.transport.http.responses import JSON
 
 _REFUSED: Errors = (BadBody, KeyEmpty, KeyTooLong, KeyNotUtf8, BadTtl, ValueTooLarge, BodyTooLarge)
 _NOT_DONE: Errors = (

@@ -15,7 +15,7 @@ from kvstore.router.membership import Controller
 from kvstore.router.page_json import encode_page
 from kvstore.router.service import RouterService
 from kvstore.transport.answers import Turns
-from kvstore.transport.http import BINARY, Response
+from kvstore.transport.http.responses import BINARY, Response
 
 SIZE = 100_000
 

@@ -18,7 +18,7 @@ from kvstore.router.decode import (
     refuse_headers,
     seconds_to_ms,
 )
-from kvstore.transport.http import Head
+from kvstore.transport.http.requests import Head
 
 
 def head(method: str = "PUT", path: str = "/v1/kv/k", query: str = "", **fields: str) -> Head:

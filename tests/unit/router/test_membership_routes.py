@@ -20,7 +20,7 @@ from kvstore.router.app import RouterApp
 from kvstore.router.membership import Controller, MembershipRoutes
 from kvstore.router.service import RouterService
 from kvstore.transport.bodies import BodyReader
-from kvstore.transport.http import Server, start_server
+from kvstore.transport.http.server import Server, start_server
 from tests.cluster.conftest import free_ports
 
 MOVES: dict[str, Any] = {"epoch": 7, "moves": [], "wanted": ["s5"], "ending": ["s2"], "last": None}

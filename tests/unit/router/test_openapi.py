@@ -34,7 +34,7 @@ from kvstore.router.schemas import OPERATION_ERRORS
 from kvstore.router.service import RouterService
 from kvstore.router.transactions import parse_transaction
 from kvstore.transport.bodies import BodyReader
-from kvstore.transport.http import Head
+from kvstore.transport.http.requests import Head
 
 LIMITS = Limits(
     key_bytes_max=77, value_bytes_max=7_777, body_bytes_max=77_777, ttl_s_max=777_777, list_keys_max=777,

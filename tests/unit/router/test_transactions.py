@@ -18,7 +18,8 @@ from kvstore.router.coordinator import Coordinator
 from kvstore.router.parts import Result, Transaction
 from kvstore.router.transactions import TxnRoutes, encode_result, parse_transaction
 from kvstore.transport.bodies import BodyReader
-from kvstore.transport.http import Head, Response, problem_response
+from kvstore.transport.http.requests import Head
+from kvstore.transport.http.responses import Response, problem_response
 
 LIMITS = Limits(key_bytes_max=10, value_bytes_max=100, ttl_s_max=1000)
 VERSION_MAX = 2**53 - 1

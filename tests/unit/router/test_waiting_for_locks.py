@@ -13,7 +13,8 @@ from kvstore.errors import Locked, Unavailable
 from kvstore.protocol import Acquire, Leave
 from kvstore.router.locks import LockRoutes
 from kvstore.router.service import RouterService
-from kvstore.transport.http import Head, Response
+from kvstore.transport.http.requests import Head
+from kvstore.transport.http.responses import Response
 from tests.unit.router.fake_shards import PARTITIONS, all_on, everybody_follows, key_of, make_service, shards
 
 NAME = key_of("s1")
