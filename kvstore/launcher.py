@@ -38,8 +38,8 @@ from kvstore.process import (
     stop_signals,
 )
 from kvstore.roster import (
+    DesiredShards,
     Files,
-    Launch,
     begin_removal,
     decide,
     finish_removal,
@@ -110,7 +110,7 @@ async def _run(
         supervisor.add(child)
     stop_asked = asyncio.create_task(supervisor.stop_asked.wait())
     ready = start.ready = asyncio.create_task(_announce_ready(config.routers[0].listen, announce, log))
-    shards = asyncio.create_task(Shards(config, config_path, supervisor, log).follow())
+    shards = asyncio.create_task(ShardReconciler(config, config_path, supervisor, log).follow())
     try:
         await asyncio.wait({stop_asked, shards}, return_when=asyncio.FIRST_COMPLETED)
         if shards.done():
@@ -239,7 +239,7 @@ def url_of(listen: str) -> str:
 # --- the shards, as the controller wants them ------------------------------------------------------------------------
 
 
-class Shards:
+class ShardReconciler:
     """Keeps running what the controller wants on this host: members whose data lie here, and shards to be added."""
 
     def __init__(self, config: ClusterConfig, config_path: Path, supervisor: Supervisor, log: Log) -> None:
@@ -248,7 +248,7 @@ class Shards:
         self._supervisor = supervisor
         self._log = log
         self._data_dir = Path(config.data_dir)
-        self._launch: Launch | None = None
+        self._launch: DesiredShards | None = None
         self._known: set[str] = set()
         self._listens: dict[str, str] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
@@ -289,7 +289,7 @@ class Shards:
         status, body, reason = await _http_ask(*address, path, self._config.limits.map_poll_s + _LAUNCH_ANSWER_S)
         if status == 200:
             try:
-                self._launch, self._complaint = msgspec.json.decode(body, type=Launch), ""
+                self._launch, self._complaint = msgspec.json.decode(body, type=DesiredShards), ""
                 return
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 reason = str(error)
@@ -300,7 +300,7 @@ class Shards:
             self._log.write("up", f"the controller does not say which shards are to run: {reason}")
         await asyncio.sleep(_LAUNCH_RETRY_S)
 
-    def _carry_out(self, launch: Launch) -> bool:
+    def _carry_out(self, launch: DesiredShards) -> bool:
         """Whether it has to be looked at again soon."""
         if self._supervisor.stop_asked.is_set():
             return False

@@ -8,7 +8,7 @@ Requests carry an `id`, unique per connection, and every request gets exactly on
 ends. `status` of an answer is the HTTP status that the router gives to its client, 421 excepted.
 
 What a field can never hold is said by its type, and refused when a message is decoded. Two kinds of fields have no such
-bounds: those that are only compared, and those of `Attempt`, `Step` and `Read`, which lie in the file, too. What is
+bounds: those that are only compared, and those of `Attempt`, `TxnOp` and `Read`, which lie in the file, too. What is
 stored must be able to be read, whatever was allowed when it was written: of these `shard.admission` looks at what comes
 in, as at all limits that can be configured.
 """
@@ -45,7 +45,7 @@ class Get(Message, tag=1):
     key: str
 
 
-class Guard(msgspec.Struct, array_like=True, gc=False):
+class Preconditions(msgspec.Struct, array_like=True, gc=False):
     """What must hold for a write to be done.
 
     `token`: that of the lease on the key. `present`, `absent`: the key exists, or does not. `versions`: it exists and
@@ -59,7 +59,7 @@ class Guard(msgspec.Struct, array_like=True, gc=False):
     not_versions: list[int] | None = None
 
 
-class Once(msgspec.Struct, array_like=True, gc=False):
+class IdempotencyKey(msgspec.Struct, array_like=True, gc=False):
     """An Idempotency-Key, and the digest of the request that it came with."""
 
     key: str
@@ -72,14 +72,14 @@ class Put(Message, tag=2):
     key: str
     value: bytes
     ttl_ms: Millis = 0
-    guard: Guard | None = None
-    once: Once | None = None
+    guard: Preconditions | None = None
+    once: IdempotencyKey | None = None
 
 
 class Delete(Message, tag=3):
     key: str
-    guard: Guard | None = None
-    once: Once | None = None
+    guard: Preconditions | None = None
+    once: IdempotencyKey | None = None
 
 
 class Acquire(Message, tag=8):
@@ -89,13 +89,13 @@ class Acquire(Message, tag=8):
     ttl_ms: Annotated[int, Meta(ge=1, le=2**53 - 1)]
     wait_ms: Millis
     owner: str
-    once: Once | None = None
+    once: IdempotencyKey | None = None
 
 
 class Renew(Message, tag=9):
     key: str
     token: int
-    once: Once | None = None
+    once: IdempotencyKey | None = None
 
 
 class Release(Message, tag=10):
@@ -105,19 +105,19 @@ class Release(Message, tag=10):
 
     key: str
     token: int
-    once: Once | None = None
+    once: IdempotencyKey | None = None
     acquire: int = 0
     withdraw: str | None = None
 
 
-class Leave(Message, tag=11):
+class CancelWait(Message, tag=11):
     """Whoever sent the Acquire with the id `acquire` over this connection waits no longer."""
 
     key: str
     acquire: int
 
 
-class Inspect(Message, tag=12):
+class GetLock(Message, tag=12):
     """Who holds the name `key`."""
 
     key: str
@@ -170,7 +170,7 @@ class Condition(msgspec.Struct, array_like=True, gc=False):
     token: int | None = None
 
 
-class Step(msgspec.Struct, array_like=True, gc=False):
+class TxnOp(msgspec.Struct, array_like=True, gc=False):
     """An operation of a branch: put (`value` given), delete or get."""
 
     op: Literal["put", "delete", "get"]
@@ -192,9 +192,9 @@ class Transact(Message, tag=14):
     key: str
     attempt: Attempt
     conditions: list[Condition]
-    then: list[Step]
-    otherwise: list[Step]
-    once: Once | None = None
+    then: list[TxnOp]
+    otherwise: list[TxnOp]
+    once: IdempotencyKey | None = None
 
 
 class Prepare(Message, tag=15):
@@ -207,13 +207,13 @@ class Prepare(Message, tag=15):
     anchor: str
     attempt: Attempt
     conditions: list[Condition]
-    then: list[Step]
-    otherwise: list[Step]
+    then: list[TxnOp]
+    otherwise: list[TxnOp]
     once: str | None = None
     first: str = ""
 
 
-class Commit(Message, tag=16):
+class DecideCommit(Message, tag=16):
     """All other stores have voted: do the anchor's store's part, and decide, in one batch. Answer: Outcome.
 
     `key` is the anchor; `conditions`, `then`, `otherwise`: the part of its store. Of the others: `vote`, the highest;
@@ -225,19 +225,19 @@ class Commit(Message, tag=16):
     key: str
     attempt: Attempt
     conditions: list[Condition]
-    then: list[Step]
-    otherwise: list[Step]
+    then: list[TxnOp]
+    otherwise: list[TxnOp]
     vote: Version
     holds: bool
     locked_then: dict[str, Any] | None
     locked_otherwise: dict[str, Any] | None
     keys: list[str]
-    once: Once | None = None
+    once: IdempotencyKey | None = None
     then_reads: list[Read | None] = []
     otherwise_reads: list[Read | None] = []
 
 
-class Finish(Message, tag=17):
+class ApplyIntents(Message, tag=17):
     """The attempt was decided: apply its intents on these keys. Answered when none of them is left, durably."""
 
     attempt: Attempt
@@ -254,14 +254,14 @@ class Abort(Message, tag=18):
     keys: list[str]
 
 
-class Ask(Message, tag=19):
+class ResolveTxn(Message, tag=19):
     """What became of the attempt? Undecided ones are aborted for good. `key` is the anchor. Answer: Outcome."""
 
     key: str
     attempt: Attempt
 
 
-class Look(Message, tag=20):
+class GetTxn(Message, tag=20):
     """What is known of the attempt `name`? Changes nothing. Answer: Outcome.
 
     `partition`: that of its anchor; -1 asks whether it holds any key in this store.
@@ -323,7 +323,7 @@ class Pull(Message, tag=26):
     rows_max: Limit
 
 
-class Fence(Message, tag=27):
+class Freeze(Message, tag=27):
     """From destination to source: answer for the partitions of that move no more. Answer: Fenced, when that is durable.
     409: the move does not stand (any more)."""
 
@@ -376,11 +376,11 @@ class Names(Message, tag=28):
 
 
 Request = (
-    Get | Put | Delete | Scan | Count | Explain | Stats | Acquire | Renew | Release | Leave | Inspect | ScanLeases
-    | Transact | Prepare | Commit | Finish | Abort | Ask | Look | ReadLock | ReadUnlock | Forget
-    | Follow | Receive | Pull | Fence | Names
+    Get | Put | Delete | Scan | Count | Explain | Stats | Acquire | Renew | Release | CancelWait | GetLock | ScanLeases
+    | Transact | Prepare | DecideCommit | ApplyIntents | Abort | ResolveTxn | GetTxn | ReadLock | ReadUnlock | Forget
+    | Follow | Receive | Pull | Freeze | Names
 )  # fmt: skip
-WRITES = (Put, Delete, Acquire, Renew, Release, Transact, Prepare, Commit, Finish, Abort, Ask)
+WRITES = (Put, Delete, Acquire, Renew, Release, Transact, Prepare, DecideCommit, ApplyIntents, Abort, ResolveTxn)
 
 
 class Answer(Message, tag=101):
@@ -408,7 +408,7 @@ class Page(Message, tag=102):
     count: int = 0
 
 
-class Facts(Message, tag=103):
+class Info(Message, tag=103):
     """A document without a fixed shape for the hot path: the answer to Explain and Stats."""
 
     epoch: int
@@ -492,7 +492,7 @@ class Rows(Message, tag=108):
     busy: bool
 
 
-class Fenced(Message, tag=109):
+class Frozen(Message, tag=109):
     """The source's version clock and floor of attempts as of the fence, or later; how many rows the partitions have,
     and their digest, without tombstones."""
 
@@ -502,7 +502,7 @@ class Fenced(Message, tag=109):
     digest: tuple[int, int]
 
 
-Reply = Answer | Page | Facts | Vote | Outcome | Reads | Progress | Rows | Fenced
+Reply = Answer | Page | Info | Vote | Outcome | Reads | Progress | Rows | Frozen
 
 
 def message_bytes(message: Message) -> int:
@@ -510,7 +510,7 @@ def message_bytes(message: Message) -> int:
     kind = type(message)
     if kind in _ONE_VALUE:
         return len(message.value or b"") + _PART_BYTES  # type: ignore[attr-defined]
-    if isinstance(message, Prepare | Transact | Commit):
+    if isinstance(message, Prepare | Transact | DecideCommit):
         steps = (*message.then, *message.otherwise)
         return sum([len(step.value) for step in steps]) + _PART_BYTES * (len(steps) + len(message.conditions) + 1)
     if isinstance(message, Vote | Outcome | Reads):
@@ -519,7 +519,7 @@ def message_bytes(message: Message) -> int:
         return sum([len(value or b"") + _PART_BYTES for _, _, value, _ in message.items])
     if isinstance(message, Rows):
         return sum([len(row[5] or b"") + len(row[6] or b"") + _PART_BYTES for row in message.rows])
-    if isinstance(message, Finish | Abort | ReadLock):
+    if isinstance(message, ApplyIntents | Abort | ReadLock):
         return _PART_BYTES * (len(message.keys) + 1)
     return _PART_BYTES
 

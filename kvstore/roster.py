@@ -48,7 +48,7 @@ class Placed(msgspec.Struct, frozen=True):
     url: str
 
 
-class Launch(msgspec.Struct, frozen=True):
+class DesiredShards(msgspec.Struct, frozen=True):
     """What the controller answers to GET /v1/launch."""
 
     revision: int
@@ -92,7 +92,7 @@ def first_shards(config: ClusterConfig, files: Files) -> list[str]:
 
 
 def decide(
-    launch: Launch, config: ClusterConfig, files: Files, running: Collection[str], known: Collection[str]
+    launch: DesiredShards, config: ClusterConfig, files: Files, running: Collection[str], known: Collection[str]
 ) -> Steps:
     """What brings the shards that are `running` here to what the controller wants.
 
@@ -131,7 +131,7 @@ def here(url: str, config: ClusterConfig) -> str | None:
     return address_text(host, port) if port is not None and urlsplit(url).hostname in told else None
 
 
-def free_listens(config: ClusterConfig, launch: Launch, taken: Collection[int]) -> Iterator[str]:
+def free_listens(config: ClusterConfig, launch: DesiredShards, taken: Collection[int]) -> Iterator[str]:
     """Addresses for one more shard: on the first shard's host, above the ports of all others, without those `taken`."""
     own = [listen_address(shard.listen)[1] for shard in config.shards]
     others = [listen_address(router.listen)[1] for router in config.routers]
@@ -166,7 +166,7 @@ def look(data_dir: Path) -> Files:
     return Files(frozenset(data - leaving), frozenset(removed), frozenset(leaving), frozenset(held))
 
 
-def is_out_of_date(data_dir: Path, shard_id: str, launch: Launch) -> bool:
+def is_out_of_date(data_dir: Path, shard_id: str, launch: DesiredShards) -> bool:
     """Whether the file is of a former member of this cluster: of the same one as a member's file beside it."""
     if any(member.id == shard_id for member in launch.members):
         return False

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from kvstore.config import Limits, load_config
-from kvstore.launcher import Shards, cluster_children, http_get, url_of
+from kvstore.launcher import ShardReconciler, cluster_children, http_get, url_of
 from kvstore.supervisor import STOP_ORDER, Child, Log, Supervisor
 from loadtest import processes
 from loadtest.cluster import READY_TIMEOUT_S, LocalCluster
@@ -88,7 +88,9 @@ class ArmedCluster(LocalCluster):
         self._supervisor = _ArmedSupervisor(self._armed, config.limits, self._log, self.dressed)
         for child in cluster_children(config, self.config):
             self._supervisor.add(child)
-        self._launching = asyncio.create_task(Shards(config, self.config, self._supervisor, self._log).follow())
+        self._launching = asyncio.create_task(
+            ShardReconciler(config, self.config, self._supervisor, self._log).follow()
+        )
         await self.wait_ready(READY_TIMEOUT_S)
         self.ready_s = time.monotonic() - began
 

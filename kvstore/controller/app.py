@@ -48,7 +48,7 @@ from kvstore.controller.lost import Reopener
 from kvstore.controller.membership import Announcement
 from kvstore.controller.mover import Mover
 from kvstore.controller.service import Asked, ClusterService, Waiting
-from kvstore.controller.shards import Shards
+from kvstore.controller.shards import ShardClients
 from kvstore.controller.store import Told
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import (
@@ -144,7 +144,7 @@ async def _serve(
     name: str,
 ) -> None:
     document = ClusterDocument(store, config.limits.map_write_tries_max)
-    shards = Shards(config.limits, session)
+    shards = ShardClients(config.limits, session)
     mover = Mover(document, shards, config.limits)
     service = ClusterService(document, config, shards)
     reopener = Reopener(document, shards, config.limits)

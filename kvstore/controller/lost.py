@@ -18,7 +18,7 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import ClusterState
-from kvstore.controller.shards import Shards
+from kvstore.controller.shards import ShardClients
 from kvstore.errors import KvError, Unavailable
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 class Reopener:
     """`run` it in a task of its own."""
 
-    def __init__(self, document: ClusterDocument, shards: Shards, limits: Limits) -> None:
+    def __init__(self, document: ClusterDocument, shards: ShardClients, limits: Limits) -> None:
         self._document = document
         self._shards = shards
         self._retry_s = min(_RETRY_S, limits.reconnect_wait_s_max)

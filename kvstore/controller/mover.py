@@ -5,7 +5,7 @@ Promises:
   - A move is committed only when its destination has said that this very try is done, and only while it stands.
   - A try that may have fenced its source and cannot be committed is voided: its id goes from the map, so the fence
     ends as soon as the source follows. The same partitions are then tried under a new id, from the start.
-  - So many tries at most are at work at once, in all and of each shard (`places`), and one for each pair of source
+  - So many tries at most are at work at once, in all and of each shard (`move_slots`), and one for each pair of source
     and destination. One that waits for a shard which is away takes none of these places.
 Leaves to others: the data (the destination does all of that), what is to move (`placement.moves`).
 
@@ -45,9 +45,9 @@ from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import ClusterState, formed_map
-from kvstore.controller.places import Places
+from kvstore.controller.move_slots import MoveSlots
 from kvstore.controller.record import Change, Record, milliseconds
-from kvstore.controller.shards import Shards
+from kvstore.controller.shards import ShardClients
 from kvstore.errors import KvError, Unavailable, from_problem
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap, Move
@@ -119,12 +119,12 @@ class _Try:
 class Mover:
     """`run` it in a task of its own; `report` and `steps` may be asked at any time."""
 
-    def __init__(self, document: ClusterDocument, shards: Shards, limits: Limits) -> None:
+    def __init__(self, document: ClusterDocument, shards: ShardClients, limits: Limits) -> None:
         self.record = Record()
         self._document = document
         self._shards = shards
         self._limits = limits
-        self._places = Places(limits.moves_at_once_max, limits.moves_of_shard_max)
+        self._places = MoveSlots(limits.moves_at_once_max, limits.moves_of_shard_max)
         self._map: ClusterMap | None = None
         self._tries: dict[Pair, _Try] = {}
         self._troubles: dict[Pair, _Trouble] = {}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from kvstore.controller.membership import Announcement, ClusterState
-from kvstore.controller.shards import Shards
+from kvstore.controller.shards import ShardClients
 from kvstore.errors import ChangeRefused
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap
@@ -44,7 +44,7 @@ class Found(NamedTuple):
 class Recovery:
     """Every method may be called by any number of tasks at the same time."""
 
-    def __init__(self, shards: Shards) -> None:
+    def __init__(self, shards: ShardClients) -> None:
         self._shards = shards
         self._offers: dict[str, Announcement] = {}
 

@@ -25,7 +25,7 @@ from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers, Plan
 from kvstore.controller.mover import new_move_id
 from kvstore.controller.recovery import Found, Recovery, check, described, recovered
-from kvstore.controller.shards import Shards, Size
+from kvstore.controller.shards import ShardClients, Size
 from kvstore.controller.store import Told
 from kvstore.errors import ChangeRefused, ControllerBehind, NotFound, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Member
@@ -54,7 +54,7 @@ class Asked(NamedTuple):
 class ClusterService:
     """Every method may be called by any number of tasks at the same time."""
 
-    def __init__(self, document: ClusterDocument, config: ClusterConfig, shards: Shards) -> None:
+    def __init__(self, document: ClusterDocument, config: ClusterConfig, shards: ShardClients) -> None:
         self._document = document
         self._shards = shards
         self._limits = config.limits

@@ -17,7 +17,7 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.errors import ChangeRefused, KvError, Unavailable, from_problem
 from kvstore.placement.cluster_map import ClusterMap, Member
-from kvstore.protocol import Answer, Facts, Follow, Receive, Request, Stats
+from kvstore.protocol import Answer, Follow, Info, Receive, Request, Stats
 from kvstore.transport.channel import Channel
 
 _MEASURE_TIMEOUT_S = 1.0
@@ -56,7 +56,7 @@ class _Link:
         self.telling = asyncio.Lock()
 
 
-class Shards:
+class ShardClients:
     def __init__(self, limits: Limits, session: aiohttp.ClientSession) -> None:
         self._limits = limits
         self._session = session
@@ -126,7 +126,7 @@ class Shards:
         try:
             async with asyncio.timeout(_MEASURE_TIMEOUT_S):
                 answer = await self._ask(shard_id, Stats(0))
-            return msgspec.convert(answer.facts, Size) if isinstance(answer, Facts) else None
+            return msgspec.convert(answer.facts, Size) if isinstance(answer, Info) else None
         except (KvError, TimeoutError, msgspec.ValidationError):
             return None
 

@@ -40,11 +40,10 @@ from kvstore.errors import (
 )
 from kvstore.protocol import (
     Answer,
-    Ask,
     Attempt,
-    Commit,
-    Look,
-    Once,
+    DecideCommit,
+    GetTxn,
+    IdempotencyKey,
     Outcome,
     Prepare,
     Read,
@@ -52,15 +51,16 @@ from kvstore.protocol import (
     Reads,
     ReadUnlock,
     Reply,
+    ResolveTxn,
     Transact,
     Vote,
     txn_id,
 )
-from kvstore.router.aftermath import Aftermath
-from kvstore.router.parts import Part, Result, Transaction, holds, reads_of_others, split
+from kvstore.router.intent_resolver import IntentResolver
+from kvstore.router.participants import Result, Transaction, TxnShare, holds, reads_of_others, split
 from kvstore.router.service import RouterService
 from kvstore.transactions.attempts import Stamps
-from kvstore.transactions.coordination import Again, Refused, judge, judge_refusal, too_much_read
+from kvstore.transactions.coordination import Rejected, Retry, judge, judge_refusal, too_much_read
 from kvstore.transport.channel import Channel
 
 log = logging.getLogger(__name__)
@@ -74,9 +74,9 @@ class Coordinator:
         self._service = service
         self._limits = limits
         self._stamps = Stamps(secrets.token_hex(4))
-        self._after = Aftermath(service)
+        self._after = IntentResolver(service)
 
-    async def run(self, transaction: Transaction, once: Once | None) -> Result:
+    async def run(self, transaction: Transaction, once: IdempotencyKey | None) -> Result:
         """Do it, trying again for up to `txn_timeout_s` while others are in the way.
 
         Raises Conflict, Locked, IdempotencyKeyReused, DiskFull, DataCorrupt, TooManyRequests, Unavailable: nothing was
@@ -101,7 +101,7 @@ class Coordinator:
             contended = result.key
             attempt = self._stamps.draw(_now_us(), attempt.start, self._service.epoch)
 
-    def _in_the_way(self, again: Again, transaction: Transaction, attempt: Attempt) -> KvError:
+    def _in_the_way(self, again: Retry, transaction: Transaction, attempt: Attempt) -> KvError:
         if again.same_request:
             return self._unknown(
                 "the same request is under way, and its outcome is not known yet", transaction, attempt
@@ -120,8 +120,13 @@ class Coordinator:
         return txn_id(attempt, self._service.partition_of(transaction.anchor))
 
     async def _try(
-        self, transaction: Transaction, attempt: Attempt, once: Once | None, deadline: _Deadline, contended: str
-    ) -> Result | Again:
+        self,
+        transaction: Transaction,
+        attempt: Attempt,
+        once: IdempotencyKey | None,
+        deadline: _Deadline,
+        contended: str,
+    ) -> Result | Retry:
         """`contended`: the key that was in the way of the attempt before, if there was one."""
         parts = split(transaction, self._service.owner_of)
         if len(parts) == 1:
@@ -137,8 +142,8 @@ class Coordinator:
     # --- one store ----------------------------------------------------------------------------------------------------
 
     async def _transact(
-        self, part: Part, transaction: Transaction, attempt: Attempt, once: Once | None
-    ) -> Result | Again:
+        self, part: TxnShare, transaction: Transaction, attempt: Attempt, once: IdempotencyKey | None
+    ) -> Result | Retry:
         anchor = transaction.anchor
         request = Transact(0, anchor, attempt, part.conditions, part.then, part.otherwise, once)
         try:
@@ -151,15 +156,15 @@ class Coordinator:
             return Result(self._id(transaction, attempt), reply.succeeded, reply.version or None, reply.reads)
         return self._refused(reply, transaction)
 
-    def _refused(self, reply: Any, transaction: Transaction) -> Result | Again:
+    def _refused(self, reply: Any, transaction: Transaction) -> Result | Retry:
         """Raises the error that the client is told."""
         verdict = judge_refusal(reply)
-        if isinstance(verdict, Refused):
+        if isinstance(verdict, Rejected):
             shard_id = verdict.error.members.get("shard")
             if shard_id is not None and shard_id not in self._service.channels:
-                return Again(epoch=1)  # it has left the cluster, and by another map
+                return Retry(epoch=1)  # it has left the cluster, and by another map
             raise verdict.error
-        if isinstance(verdict, Again):
+        if isinstance(verdict, Retry):
             return verdict
         branch = transaction.then if verdict.succeeded else transaction.otherwise
         wrote = any(step.op != "get" for step in branch)
@@ -169,14 +174,14 @@ class Coordinator:
 
     # --- several stores, reads only -----------------------------------------------------------------------------------
 
-    async def _read(self, parts: list[Part], transaction: Transaction, attempt: Attempt) -> Result | Again:
-        def let_go(part: Part, reply: Any) -> None:
+    async def _read(self, parts: list[TxnShare], transaction: Transaction, attempt: Attempt) -> Result | Retry:
+        def let_go(part: TxnShare, reply: Any) -> None:
             if isinstance(reply, Reads):
                 self._after.send(part.channel, ReadUnlock(0, list(part.keys), reply.lock))
             elif reply is None:
                 self._after.abort(attempt, list(part.keys), part.channel)
 
-        def lock(part: Part) -> ReadLock:
+        def lock(part: TxnShare) -> ReadLock:
             return ReadLock(0, attempt, list(part.keys))
 
         replies = await self._ask_all(parts, lock, Reads, let_go, "txn-after-reads-sent")
@@ -189,7 +194,7 @@ class Coordinator:
             ]
         )
         if not all(confirmed):
-            return Again()
+            return Retry()
         if sum(len(read.value or b"") for reply in replies for read in reply.reads) > self._limits.txn_read_bytes_max:
             raise too_much_read(self._limits.txn_read_bytes_max)
         found: dict[str, Read] = {}
@@ -211,13 +216,13 @@ class Coordinator:
 
     async def _two_phases(
         self,
-        parts: list[Part],
+        parts: list[TxnShare],
         transaction: Transaction,
         attempt: Attempt,
-        once: Once | None,
+        once: IdempotencyKey | None,
         deadline: _Deadline,
         contended: str,
-    ) -> Result | Again:
+    ) -> Result | Retry:
         anchor = transaction.anchor
         (last,) = (part for part in parts if anchor in part.keys)
         others = [part for part in parts if part is not last]
@@ -225,11 +230,11 @@ class Coordinator:
         with_contended = [part for part in others[:1] if contended in part.keys]
         once_key = once.key if once is not None else None
 
-        def prepare(part: Part) -> Prepare:
+        def prepare(part: TxnShare) -> Prepare:
             first = contended if part in with_contended else ""
             return Prepare(0, anchor, attempt, part.conditions, part.then, part.otherwise, once_key, first)
 
-        def give_up(part: Part, reply: Any) -> None:
+        def give_up(part: TxnShare, reply: Any) -> None:
             if reply is None or isinstance(reply, Vote):
                 self._after.abort(attempt, list(part.keys), part.channel)
 
@@ -249,7 +254,7 @@ class Coordinator:
         prepared = judge(votes)
         then_reads, otherwise_reads = reads_of_others(others, votes, transaction)
         keys = [key for part in others for key in part.keys]
-        commit = Commit(0, anchor, attempt, last.conditions, last.then, last.otherwise, *prepared, keys)
+        commit = DecideCommit(0, anchor, attempt, last.conditions, last.then, last.otherwise, *prepared, keys)
         if once is not None:
             commit.once, commit.then_reads, commit.otherwise_reads = once, then_reads, otherwise_reads
         outcome = await self._commit(commit, transaction, deadline)
@@ -272,10 +277,10 @@ class Coordinator:
 
     async def _ask_all(
         self,
-        parts: list[Part],
-        make: Callable[[Part], Any],
+        parts: list[TxnShare],
+        make: Callable[[TxnShare], Any],
         wanted: type,
-        give_up: Callable[[Part, Any], None],
+        give_up: Callable[[TxnShare, Any], None],
         sent_point: str,
     ) -> list[Any] | Any:
         """The replies of all, in order; or the first that is another one than wanted, an error included.
@@ -307,14 +312,14 @@ class Coordinator:
                 give_up(part, None)  # it may have been taken in; if so, it must not stay
         return refusal
 
-    async def _commit(self, commit: Commit, transaction: Transaction, deadline: _Deadline) -> Outcome | Answer:
+    async def _commit(self, commit: DecideCommit, transaction: Transaction, deadline: _Deadline) -> Outcome | Answer:
         """What the anchor's store says for good, asked again while it says nothing. Raises OutcomeUnknown, Unavailable.
 
         Once the commit may have arrived, only the anchor's store knows what became of it. Where it cannot be done as it
         was split up (421), it is given up by asking: then it is aborted for good, or was done.
         """
         may_have_arrived = False
-        request: Commit | Ask = commit
+        request: DecideCommit | ResolveTxn = commit
         failpoints.hit("txn-before-decide-sent")
         while True:
             error: KvError
@@ -342,7 +347,7 @@ class Coordinator:
             if deadline.is_over(self._limits.txn_timeout_s if may_have_arrived else 0.0):
                 break
             if isinstance(error, WrongOwner):
-                request = Ask(0, commit.key, commit.attempt)
+                request = ResolveTxn(0, commit.key, commit.attempt)
                 await deadline.await_epoch(error.epoch, error.fenced)
             else:
                 await asyncio.sleep(0.02)
@@ -359,7 +364,7 @@ class Coordinator:
         if match is None or int(match[1], 16) >= self._service.partitions:
             raise BadParameter(f"{name[:100]!a} is no id of a transaction", parameter="id")
         partition = int(match[1], 16)
-        reply = await self._service.ask_owner(partition, Look(0, partition, match[2]))
+        reply = await self._service.ask_owner(partition, GetTxn(0, partition, match[2]))
         if isinstance(reply, Outcome):
             if reply.state != "gone":
                 return reply.state
@@ -369,7 +374,7 @@ class Coordinator:
 
     async def _is_held(self, channel: Channel, name: str) -> bool:
         try:
-            reply: Reply = await channel.request(Look(0, -1, name))
+            reply: Reply = await channel.request(GetTxn(0, -1, name))
         except KvError:
             return False
         return isinstance(reply, Outcome) and reply.state == "pending"
@@ -401,7 +406,7 @@ class _Deadline:
 class _Late:
     """A reply that nobody waits for any more."""
 
-    def __init__(self, part: Part, wanted: type, give_up: Callable[[Part, Any], None]) -> None:
+    def __init__(self, part: TxnShare, wanted: type, give_up: Callable[[TxnShare, Any], None]) -> None:
         self._part = part
         self._wanted = wanted
         self._give_up = give_up

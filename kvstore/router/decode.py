@@ -15,7 +15,7 @@ import xxhash
 
 from kvstore.config import Limits
 from kvstore.errors import BadCondition, BadCursor, BadParameter, BadTtl
-from kvstore.protocol import VERSION_MAX, Guard, Once
+from kvstore.protocol import VERSION_MAX, IdempotencyKey, Preconditions
 from kvstore.transport.http.requests import Head
 
 _DECIMAL = re.compile(r"([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][-+]?[0-9]{1,3})?")
@@ -79,12 +79,12 @@ def decode_token(fields: dict[str, str]) -> int | None:
     return int(text)
 
 
-def decode_guard(head: Head) -> Guard | None:
+def decode_guard(head: Head) -> Preconditions | None:
     """The conditions of a write, None without any. Raises BadCondition, BadParameter."""
     fields = head.fields
     if not any(name in fields for name in _CONDITION_FIELDS):
         return None
-    guard = Guard(token=decode_token(fields))
+    guard = Preconditions(token=decode_token(fields))
     if "if-match" in fields:
         guard.versions = decode_tags(fields["if-match"], weak=False)
         guard.present = guard.versions is None
@@ -94,7 +94,7 @@ def decode_guard(head: Head) -> Guard | None:
     return guard
 
 
-def decode_once(head: Head, body: bytes) -> Once | None:
+def decode_once(head: Head, body: bytes) -> IdempotencyKey | None:
     """The Idempotency-Key and the digest of the request it came with, None without one. Raises BadParameter."""
     key = head.fields.get("idempotency-key")
     if key is None:
@@ -105,7 +105,7 @@ def decode_once(head: Head, body: bytes) -> Once | None:
         raise BadParameter("the Idempotency-Key has 1 to 255 printable characters; draw a random one, such as a UUID")
     conditions = "\n".join(head.fields.get(name, "") for name in _CONDITION_FIELDS)
     request = f"{head.method}\n{head.path}\n{head.query}\n{conditions}\n".encode("utf-8", "surrogateescape")
-    return Once(key, xxhash.xxh3_128_hexdigest(request + body))
+    return IdempotencyKey(key, xxhash.xxh3_128_hexdigest(request + body))
 
 
 def refuse_headers(head: Head, *names: str) -> None:

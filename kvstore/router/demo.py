@@ -19,7 +19,7 @@ from aiohttp import web
 
 from kvstore.config import Limits
 from kvstore.errors import BadBody, BodyTooLarge, ChangeRefused, Conflict, KvError, Unavailable, from_problem
-from kvstore.protocol import Get, Guard, Put
+from kvstore.protocol import Get, Preconditions, Put
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.feed import Feed
 from kvstore.router.service import RouterService
@@ -161,7 +161,7 @@ class Demo:
             value = (answer.value or b"").decode("ascii", "replace")
             if answer.status != 200 or not value.isdecimal() or len(value) > 9:
                 opening = str(START_BALANCE).encode()
-                answer = (await self._service.ask(Put(0, account.key, opening, 0, Guard()))).answer
+                answer = (await self._service.ask(Put(0, account.key, opening, 0, Preconditions()))).answer
                 value = opening.decode()
             if answer.problem is not None:
                 raise from_problem(answer.problem)

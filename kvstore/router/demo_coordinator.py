@@ -21,14 +21,14 @@ from kvstore.errors import BadBody, BodyTooLarge, KvError
 from kvstore.protocol import (
     Abort,
     Answer,
-    Ask,
-    Commit,
-    Finish,
+    ApplyIntents,
+    DecideCommit,
     Forget,
     Outcome,
     Prepare,
     Reply,
     Request,
+    ResolveTxn,
     Transact,
     Vote,
     txn_id,
@@ -50,11 +50,11 @@ _FINISH_S = 3.0
 _LEAVES_S = 0.005  # what was written is in the kernel's hands then: a killed process cannot take it back
 _WORDS: dict[type[Any], str] = {
     Prepare: "prepare",
-    Commit: "decide",
-    Finish: "finish",
+    DecideCommit: "decide",
+    ApplyIntents: "finish",
     Abort: "abort",
     Transact: "transact",
-    Ask: "ask",
+    ResolveTxn: "ask",
     Forget: "forget",
 }
 

@@ -24,7 +24,7 @@ from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import KvError, TooManyRequests
 from kvstore.metrics import RequestStats, ShardStats
-from kvstore.protocol import Facts, Stats
+from kvstore.protocol import Info, Stats
 from kvstore.router.advice import advice
 from kvstore.router.event_documents import (
     LIVE_MAX,
@@ -230,7 +230,7 @@ class Events:
         loop = asyncio.get_running_loop()
         try:
             reply = await asyncio.wait_for(channel.request(Stats(0, LIVE_MAX)), _ANSWER_S)
-            if not isinstance(reply, Facts):
+            if not isinstance(reply, Info):
                 return None
             live = reply.facts.get("live") or _NOTHING_LIVE
             return Sample(msgspec.convert(reply.facts, ShardStats), live, loop.time())

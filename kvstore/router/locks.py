@@ -30,7 +30,7 @@ from kvstore.errors import (
     WrongOwner,
     from_problem,
 )
-from kvstore.protocol import Acquire, Answer, Inspect, Leave, Release, Renew
+from kvstore.protocol import Acquire, Answer, CancelWait, GetLock, Release, Renew
 from kvstore.router.decode import decode_once, decode_token, refuse_headers, seconds_to_ms
 from kvstore.router.service import RouterService
 from kvstore.transport.bodies import BodyReader
@@ -144,7 +144,7 @@ class LockRoutes:
     async def _leave(self, ask: Acquire, channel: Channel) -> bool:
         """Whether the shard where it waits was told; if not, the next look tries again."""
         try:
-            answer: Answer = await channel.request(Leave(0, ask.key, ask.id))
+            answer: Answer = await channel.request(CancelWait(0, ask.key, ask.id))
         except KvError:
             return False
         return answer.status == 200
@@ -187,7 +187,7 @@ class LockRoutes:
 
     async def inspect(self, name: str, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
-        answer = _checked((await self._service.ask(Inspect(0, name))).answer)
+        answer = _checked((await self._service.ask(GetLock(0, name))).answer)
         if answer.status == 404:
             raise NotFound(f"nobody holds the lock {name!r}")
         return Response(200, (answer.value or b"") + b"\n", JSON)

@@ -36,13 +36,13 @@ from kvstore.placement.ring import Node, key_hash, partition_of, walk
 from kvstore.protocol import (
     Acquire,
     Answer,
+    CancelWait,
     Count,
     Delete,
     Explain,
-    Facts,
     Get,
-    Inspect,
-    Leave,
+    GetLock,
+    Info,
     Page,
     Put,
     Release,
@@ -65,7 +65,7 @@ _STATS_WAIT_S = 1.0
 _LINGER_S = 2.0
 _SHARE_BEYOND_MEAN = 1.5
 
-KeyRequest = Get | Put | Delete | Acquire | Renew | Release | Leave | Inspect
+KeyRequest = Get | Put | Delete | Acquire | Renew | Release | CancelWait | GetLock
 
 
 class Routed(NamedTuple):
@@ -212,7 +212,7 @@ class RouterService:
             await asyncio.sleep(0.02 if self.not_ready() else 1.0)
 
     def _see_floor(self, future: asyncio.Future[Any]) -> None:
-        if not future.cancelled() and future.exception() is None and isinstance(future.result(), Facts):
+        if not future.cancelled() and future.exception() is None and isinstance(future.result(), Info):
             self._note_floor(future.result().facts.get("attempts_floor", 0))
 
     # --- one key ------------------------------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ class RouterService:
 
         async def one(channel: Channel) -> ShardStats | None:
             try:
-                reply: Facts = await asyncio.wait_for(channel.request(Stats(0)), _STATS_WAIT_S)
+                reply: Info = await asyncio.wait_for(channel.request(Stats(0)), _STATS_WAIT_S)
                 while reply.epoch < epoch and asyncio.get_running_loop().time() < deadline_s:
                     await asyncio.sleep(_STALE_SHARD_WAIT_S)
                     reply = await asyncio.wait_for(channel.request(Stats(0)), _STATS_WAIT_S)
@@ -532,7 +532,7 @@ class RouterService:
         facts: dict[str, Any]
         try:
             reply = await self.ask_owner(partition, Explain(0, key))
-            if not isinstance(reply, Facts):
+            if not isinstance(reply, Info):
                 raise from_problem(reply.problem if isinstance(reply, Answer) else None)
             facts = {"owner_state": "up", **reply.facts}
         except KvError as error:

@@ -17,11 +17,11 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from kvstore.config import Limits
 from kvstore.errors import BadBody, BadParameter, BadRequest, BodyTooLarge, KvError, Locked, NotFound
-from kvstore.protocol import VERSION_MAX, Condition, Read, Step
+from kvstore.protocol import VERSION_MAX, Condition, Read, TxnOp
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.decode import decode_once, refuse_headers, ttl_to_ms
 from kvstore.router.json_ops import DeleteOp, GetOp, Op, check_value_size, decode_value, encode_value
-from kvstore.router.parts import Result, Transaction
+from kvstore.router.participants import Result, Transaction
 from kvstore.transport.bodies import BodyReader
 from kvstore.transport.http.requests import Head, check_key, decode_key, decode_query
 from kvstore.transport.http.responses import JSON, Response, json_response
@@ -129,8 +129,8 @@ def _or_none(field: T | UnsetType) -> T | None:
     return None if field is UNSET else field
 
 
-def _branch(branch: str, ops: Iterable[Op], limits: Limits) -> list[Step]:
-    steps: list[Step] = []
+def _branch(branch: str, ops: Iterable[Op], limits: Limits) -> list[TxnOp]:
+    steps: list[TxnOp] = []
     written: set[str] = set()
     for number, op in enumerate(ops):
         try:
@@ -145,15 +145,15 @@ def _branch(branch: str, ops: Iterable[Op], limits: Limits) -> list[Step]:
     return steps
 
 
-def _step(op: Op, limits: Limits) -> Step:
+def _step(op: Op, limits: Limits) -> TxnOp:
     check_key(op.key, limits.key_bytes_max)
     if isinstance(op, GetOp):
-        return Step("get", op.key)
+        return TxnOp("get", op.key)
     if isinstance(op, DeleteOp):
-        return Step("delete", op.key)
+        return TxnOp("delete", op.key)
     value = decode_value(op.value, op.value_base64, "it")
     check_value_size(len(value), limits)
-    return Step("put", op.key, value, 0 if op.ttl is UNSET else ttl_to_ms(op.ttl, limits))
+    return TxnOp("put", op.key, value, 0 if op.ttl is UNSET else ttl_to_ms(op.ttl, limits))
 
 
 def _placed(error: KvError, where: str) -> KvError:
@@ -172,7 +172,7 @@ def encode_result(transaction: Transaction, result: Result) -> bytes:
     return msgspec.json.encode(document) + b"\n"
 
 
-def _entries(branch: list[Step], reads: Iterator[Read], version: int | None) -> Iterator[dict[str, Any]]:
+def _entries(branch: list[TxnOp], reads: Iterator[Read], version: int | None) -> Iterator[dict[str, Any]]:
     for step in branch:
         if step.op != "get":
             yield {"key": step.key, "version": version}

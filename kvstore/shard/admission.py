@@ -21,11 +21,11 @@ from kvstore.protocol import (
     STAMP_MAX,
     Acquire,
     Attempt,
-    Commit,
     Condition,
+    DecideCommit,
     Delete,
-    Look,
-    Once,
+    GetTxn,
+    IdempotencyKey,
     Prepare,
     Pull,
     Put,
@@ -33,8 +33,8 @@ from kvstore.protocol import (
     Release,
     Renew,
     Request,
-    Step,
     Transact,
+    TxnOp,
 )
 
 _ONCE_CHARS_MAX = 255
@@ -55,9 +55,9 @@ class Admission:
             Release: self._release,
             Transact: self._transaction,
             Prepare: self._prepare,
-            Commit: self._transaction,
+            DecideCommit: self._transaction,
             ReadLock: lambda op: self._attempt(op.attempt),
-            Look: self._look,
+            GetTxn: self._look,
             Pull: self._pull,
         }
 
@@ -84,7 +84,7 @@ class Admission:
         if len(op.owner.encode()) > limits.owner_bytes_max:
             raise BadRequest(f"owner has more than {limits.owner_bytes_max} bytes")
 
-    def _transaction(self, op: Transact | Commit | Prepare) -> None:
+    def _transaction(self, op: Transact | DecideCommit | Prepare) -> None:
         self._key(op.anchor if isinstance(op, Prepare) else op.key)
         self._attempt(op.attempt)
         self._once(op)
@@ -101,7 +101,7 @@ class Admission:
     def _condition(self, condition: Condition) -> None:
         self._key(condition.key)
 
-    def _step(self, step: Step) -> None:
+    def _step(self, step: TxnOp) -> None:
         self._key(step.key)
         if step.ttl_ms < 0:
             raise BadTtl(f"a ttl of {step.ttl_ms} ms is below 0", ttl_s_max=self._limits.ttl_s_max)
@@ -130,7 +130,7 @@ class Admission:
 
     def _once(self, op: Any) -> None:
         once = op.once
-        if once is not None and len(once.key if isinstance(once, Once) else once) > _ONCE_CHARS_MAX:
+        if once is not None and len(once.key if isinstance(once, IdempotencyKey) else once) > _ONCE_CHARS_MAX:
             raise BadRequest(f"an Idempotency-Key has at most {_ONCE_CHARS_MAX} characters")
 
     def _release(self, op: Release) -> None:
@@ -138,7 +138,7 @@ class Admission:
         if op.withdraw is not None and len(op.withdraw) > _ONCE_CHARS_MAX:
             raise BadRequest(f"an Idempotency-Key has at most {_ONCE_CHARS_MAX} characters")
 
-    def _look(self, op: Look) -> None:
+    def _look(self, op: GetTxn) -> None:
         self._partition(op.partition)
 
     def _pull(self, op: Pull) -> None:

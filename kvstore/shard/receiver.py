@@ -37,7 +37,7 @@ from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import Conflict, DiskFull, KvError, OutcomeUnknown, TooManyRequests, Unavailable, from_problem
 from kvstore.placement.cluster_map import Move
-from kvstore.protocol import Answer, Fence, Fenced, MovedRow, Progress, Pull, Receive, Rows, row_bytes
+from kvstore.protocol import Answer, Freeze, Frozen, MovedRow, Progress, Pull, Receive, Rows, row_bytes
 from kvstore.shard.peers import Peers
 from kvstore.store.pacing import pause_s
 from kvstore.store.store import Store
@@ -52,7 +52,7 @@ _RETRY_S = 0.02
 _PAUSE_S_MAX = 1.0
 _FENCE_TRIES_MAX = 50  # of a source whose map is behind
 
-T = TypeVar("T", Rows, Fenced)
+T = TypeVar("T", Rows, Frozen)
 
 
 class _State:
@@ -243,16 +243,16 @@ class Receiver:
         rows = self._limits.move_page_rows_max
         return max(1, rows // _BUSY_PAGE_SHARE) if self._is_busy(state) else rows
 
-    async def _fence(self, move: Move, state: _State) -> Fenced:
+    async def _fence(self, move: Move, state: _State) -> Frozen:
         for _ in range(_FENCE_TRIES_MAX):
             try:
-                return await self._ask(move, state, Fence(0, move.id), Fenced)
+                return await self._ask(move, state, Freeze(0, move.id), Frozen)
             except Conflict as error:  # the source may not have the map yet that this shard has
                 last = error
                 await asyncio.sleep(_RETRY_S)
         raise last
 
-    async def _ask(self, move: Move, state: _State, request: Pull | Fence, wanted: type[T]) -> T:
+    async def _ask(self, move: Move, state: _State, request: Pull | Freeze, wanted: type[T]) -> T:
         """The source's reply; while it is away, or busy, ask again. Raises what it refuses with."""
         while True:
             try:

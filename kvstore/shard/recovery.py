@@ -22,11 +22,11 @@ from typing import Any
 
 from kvstore.config import Limits
 from kvstore.errors import KvError
-from kvstore.protocol import Abort, Answer, Ask, Attempt, Finish, Outcome, Reply
+from kvstore.protocol import Abort, Answer, ApplyIntents, Attempt, Outcome, Reply, ResolveTxn
 from kvstore.shard.peers import Peers
 from kvstore.store.ops import DropDecisions
 from kvstore.store.store import Store
-from kvstore.transactions.intents import Hold
+from kvstore.transactions.intents import PreparedTxn
 
 log = logging.getLogger(__name__)
 
@@ -89,14 +89,14 @@ class Recovery:
         except Exception:
             log.exception("attempt %s could not be resolved", attempt.name)
 
-    async def _resolve(self, hold: Hold) -> None:
+    async def _resolve(self, hold: PreparedTxn) -> None:
         """Ask what became of it, and do that to its keys here."""
-        reply = await self._ask(hold.anchor, Ask(0, hold.anchor, hold.attempt))
+        reply = await self._ask(hold.anchor, ResolveTxn(0, hold.anchor, hold.attempt))
         if not isinstance(reply, Outcome):
             return
         keys = self._store.undecided.owned_keys(hold)
         if reply.state == "committed":
-            await self._store.ask(Finish(0, hold.attempt, keys, reply.version, reply.succeeded, reply.decided_ms))
+            await self._store.ask(ApplyIntents(0, hold.attempt, keys, reply.version, reply.succeeded, reply.decided_ms))
         elif reply.state in ("aborted", "gone"):
             await self._store.ask(Abort(0, hold.attempt, keys))
         log.info("attempt %s, found undecided on %d keys: %s", hold.attempt.name, len(keys), reply.state)
@@ -110,7 +110,7 @@ class Recovery:
         for key in decision.keys:
             by_owner.setdefault(self._peers.owner(key), []).append(key)
         for keys in by_owner.values():
-            finish = Finish(0, attempt, keys, decision.version, decision.succeeded, decision.decided_ms)
+            finish = ApplyIntents(0, attempt, keys, decision.version, decision.succeeded, decision.decided_ms)
             reply = await self._ask(keys[0], finish)
             if not isinstance(reply, Answer) or reply.status != 200:
                 return
@@ -123,7 +123,7 @@ class Recovery:
         for partition, attempts in by_partition.items():
             self._store.tell(DropDecisions(attempts, partition))
 
-    async def _ask(self, key: str, request: Ask | Finish) -> Reply:
+    async def _ask(self, key: str, request: ResolveTxn | ApplyIntents) -> Reply:
         """The reply of the key's owner, who may be this very store. Raises Unavailable and other KvErrors."""
         owner = self._peers.owner(key)
         if owner == self._shard_id:

@@ -23,11 +23,11 @@ from kvstore.protocol import (
     Answer,
     Count,
     Explain,
-    Facts,
-    Fence,
     Follow,
     Forget,
+    Freeze,
     Get,
+    Info,
     Names,
     Pull,
     Receive,
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 _QUIET_S = 0.5
 _FAREWELL_S_MAX = 3.0
 
-_Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | Fence
+_Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | Freeze
 _OF_ANY_STRIKE = (Follow, Stats)  # the first brings it, the second is of the process
 
 
@@ -143,10 +143,10 @@ class ShardService:
                 return await self.store.scans.count(request)
             case Explain():
                 facts = await self.store.inspection.explain(request.key)
-                return Facts(request.id, self.store.served.epoch, facts)  # the epoch as of now, not of the question
+                return Info(request.id, self.store.served.epoch, facts)  # the epoch as of now, not of the question
             case Stats():
                 live = {"live": self.store.inspection.live(request.live_max)} if request.live_max else {}
-                return Facts(request.id, self.store.served.epoch, self._facts() | live)
+                return Info(request.id, self.store.served.epoch, self._facts() | live)
             case Follow():
                 await self.follow(_decoded_map(request.cluster_map))
                 return Answer(request.id, 200, self.store.served.epoch)
@@ -154,7 +154,7 @@ class ShardService:
                 return await self._receiver.receive(request)
             case Pull():
                 return await self.store.migration.pull(request)
-            case Fence():
+            case Freeze():
                 return msgspec.structs.replace(await self.store.partitions.freeze(request.move), id=request.id)
 
     def _facts(self) -> dict[str, Any]:

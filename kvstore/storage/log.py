@@ -301,19 +301,12 @@ class Log:
         sync still has to cover. Raises OSError."""
         with self._background:
             with self._lists:
-                keep = self._kept_from(number)
-                released, self._used = self._used[:keep], self._used[keep:]
+                used = self._used
+                synced = next((at for at, segment in enumerate(used) if segment in self._left), len(used) - 1)
+                behind = [at for at in range(synced + 1) if 0 < used[at].first <= number + 1]
+                keep = max(behind, default=0)
+                released, self._used = used[:keep], used[keep:]
             _delete(self._disk, self._place, released)
-
-    def may_release(self, number: int) -> bool:
-        """There is a segment that `release` would delete."""
-        with self._lists:
-            return self._kept_from(number) > 0
-
-    def _kept_from(self, number: int) -> int:
-        used = self._used
-        synced = next((at for at, segment in enumerate(used) if segment in self._left), len(used) - 1)
-        return max((at for at in range(synced + 1) if 0 < used[at].first <= number + 1), default=0)
 
     def cut(self, number: int) -> None:
         """Take away all records behind that number, durably. Raises ValueError, LogDamaged, LogFailed."""

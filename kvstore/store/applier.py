@@ -185,7 +185,7 @@ class Applier:
             if records.durable > noted:
                 noted = records.durable
                 await environment.in_thread(records.note_durable)
-            if self._tables.stats.disk_full and records.may_release(self._tables.engine.applied.position.number):
+            if self._tables.stats.disk_full:
                 await self._release_early()
 
     async def _release_early(self) -> None:

@@ -33,13 +33,12 @@ from kvstore.protocol import (
     Abort,
     Acquire,
     Answer,
-    Ask,
-    Commit,
+    ApplyIntents,
+    CancelWait,
+    DecideCommit,
     Delete,
-    Finish,
-    Inspect,
-    Leave,
-    Look,
+    GetLock,
+    GetTxn,
     Outcome,
     Prepare,
     Put,
@@ -48,6 +47,7 @@ from kvstore.protocol import (
     Release,
     Renew,
     Reply,
+    ResolveTxn,
     Transact,
 )
 from kvstore.storage.engine import Freezes
@@ -77,12 +77,12 @@ from kvstore.store.ready import Ready
 from kvstore.store.refusals import failure, queue_full, refusal
 from kvstore.store.served import Served
 from kvstore.store.txn_steps import TxnSteps
-from kvstore.store.write_set import Changes, Committed, Context, Sink
+from kvstore.store.write_set import Committed, Context, Sink, WriteSet
 from kvstore.store.writes import Writes
-from kvstore.transactions.intents import Holds
+from kvstore.transactions.intents import PreparedTxns
 from kvstore.transactions.locks import Died, Identity
 
-_PASSES_LOCKS = frozenset({Inspect, Leave, EndWait})
+_PASSES_LOCKS = frozenset({GetLock, CancelWait, EndWait})
 
 
 class Extras:
@@ -105,12 +105,12 @@ class Batch:
         clock: Clock,
         context: Context,
         locks: Locks,
-        holds: Holds,
+        holds: PreparedTxns,
         committed: Committed,
         ready: Ready | None = None,
     ) -> None:
         holds.undo = undo = locks.undo
-        self.changes = changes = Changes(clock, context, committed, undo)
+        self.changes = changes = WriteSet(clock, context, committed, undo)
         self.ownership = Ownership(context)
         self.extras = Extras()
         self.steps: list[str] = []
@@ -180,7 +180,7 @@ class Batch:
     def _fail(self, op: Any, sink: Sink, error: Exception) -> None:
         """All that it did is undone. Of a commit nobody may find out later that it was done after all."""
         reply: Reply = failure(op, error)
-        if isinstance(op, Commit):
+        if isinstance(op, DecideCommit):
             if self.outcomes.is_decided(op.attempt):  # but how cannot be read
                 reply = Outcome(op.id, "gone", op.attempt.name, floor=self.changes.floor)
             else:
@@ -262,9 +262,9 @@ class Batch:
             keys.sort(key=lambda key: key != op.first)
         if isinstance(op, Transact):
             self._try_transact(queued)
-        elif isinstance(op, Commit) and (settled := self.outcomes.settled(op)) is not None:
+        elif isinstance(op, DecideCommit) and (settled := self.outcomes.settled(op)) is not None:
             self.changes.answer(sink, settled)
-        elif isinstance(op, Prepare | Commit | ReadLock):
+        elif isinstance(op, Prepare | DecideCommit | ReadLock):
             self._gather(queued)
         else:
             self.changes.answer(sink, self._at_once(op))
@@ -273,14 +273,14 @@ class Batch:
         """What waits for no lock, because its attempt has them, or because it needs none."""
         part = self.part
         match op:
-            case Finish():
+            case ApplyIntents():
                 return part.finish(op)
             case Abort():
                 self.waits.cancel(op)
                 return part.abort(op)
-            case Ask():
+            case ResolveTxn():
                 return self.outcomes.ask(op)
-            case Look():
+            case GetTxn():
                 return self.outcomes.look(op)
             case ReadUnlock():
                 return self.reads.unlock(op)
@@ -303,7 +303,7 @@ class Batch:
                 self.changes.answer(sink, self.ownership.refuse(op, foreign))
             self._ready.unlock(key, identity)
             self.waits.release(queued)
-        elif isinstance(op, Prepare | Commit | ReadLock):
+        elif isinstance(op, Prepare | DecideCommit | ReadLock):
             self._locks.undo.note_item(queued.gathered, key)
             queued.gathered[key] = identity
             self._gather(queued)
@@ -367,7 +367,7 @@ class Batch:
 
     def _run(self, op: Any, partition: int, sink: Sink) -> None:
         """A plain operation whose lock is free, or its own."""
-        if isinstance(op, Leave):
+        if isinstance(op, CancelWait):
             self.waits.leave(op, sink)
         rule = _PLAIN[type(op)]
         reply = self._idempotency.run(op, partition, lambda: rule(self, op, partition, sink), self.leases.repeated)
@@ -397,17 +397,17 @@ _PLAIN: dict[type, PlainRule] = {
     Acquire: _of_leases(Leases.acquire),
     Renew: _of_leases(Leases.renew),
     Release: _of_leases(Leases.release),
-    Inspect: _of_queues(LeaseQueues.inspect),
-    Leave: _of_queues(LeaseQueues.leave),
+    GetLock: _of_queues(LeaseQueues.inspect),
+    CancelWait: _of_queues(LeaseQueues.leave),
     ExpireLease: _of_leases(Leases.expire),
     EndWait: _of_queues(LeaseQueues.end_wait),
 }
 _STEPS: dict[type, str] = {
     Transact: "transact",
     Prepare: "prepare",
-    Commit: "decide",
-    Finish: "finish",
+    DecideCommit: "decide",
+    ApplyIntents: "finish",
     Abort: "abort",
-    Ask: "ask",
+    ResolveTxn: "ask",
     DropDecisions: "forget",
 }

@@ -20,10 +20,10 @@ from typing import Any
 import msgspec
 
 from kvstore.errors import IdempotencyKeyReused, KvError
-from kvstore.protocol import Answer, Once, Read
+from kvstore.protocol import Answer, IdempotencyKey, Read
 from kvstore.storage.rows import DECISION, REPLY
 from kvstore.store.refusals import refusal
-from kvstore.store.write_set import Changes
+from kvstore.store.write_set import WriteSet
 
 
 class IdempotencyRecord(msgspec.Struct, omit_defaults=True):
@@ -51,7 +51,7 @@ _DECIDED = frozenset({200, 201, 204, 404, 412})
 
 
 class Idempotency:
-    def __init__(self, changes: Changes) -> None:
+    def __init__(self, changes: WriteSet) -> None:
         self._changes = changes
 
     def run(
@@ -62,7 +62,7 @@ class Idempotency:
         repeated: Callable[[Any, IdempotencyRecord, int], Answer],
     ) -> Answer | None:
         """Execute a plain operation, unless its Idempotency-Key was answered before; None if it waits."""
-        once: Once | None = getattr(op, "once", None)
+        once: IdempotencyKey | None = getattr(op, "once", None)
         if once is None:
             try:
                 return execute()
@@ -87,7 +87,7 @@ class Idempotency:
             )
         return reply
 
-    def find(self, row_key: str, once: Once) -> IdempotencyRecord | None:
+    def find(self, row_key: str, once: IdempotencyKey) -> IdempotencyRecord | None:
         """The reply to the first request with this Idempotency-Key, if there was one. Raises IdempotencyKeyReused."""
         before = self._changes.before(REPLY, row_key)
         if not before.live:
@@ -122,7 +122,7 @@ class Idempotency:
         return self._changes.before(REPLY, attempt_row_key(attempt)).live
 
     def expire_if_due(self, row_key: str, partition: int) -> bool:
-        """As `Changes.expire_if_due`; a reply that must stay, or whose time is not over, gets a new deadline."""
+        """As `WriteSet.expire_if_due`; a reply that must stay, or whose time is not over, gets a new deadline."""
         changes = self._changes
         before = changes.before(REPLY, row_key)
         if before.live and 0 < before.expires_at_ms <= changes.context.now_ms:
@@ -148,7 +148,7 @@ class Idempotency:
         return bool(kept.attempt) and self._changes.before(DECISION, kept.attempt).live
 
 
-def row_key(request: str, key: str, once: Once) -> str:
+def row_key(request: str, key: str, once: IdempotencyKey) -> str:
     """An Idempotency-Key belongs to its target: kind of request and key. It holds no line feed: no two share a row."""
     return f"{once.key}\n{request}\n{key}"
 

@@ -12,16 +12,16 @@ from typing import Any
 import msgspec
 
 from kvstore.errors import Locked
-from kvstore.protocol import Answer, Inspect, Leave
+from kvstore.protocol import Answer, CancelWait, GetLock
 from kvstore.store.leases import Leases
 from kvstore.store.ops import EndWait
 from kvstore.store.refusals import refusal
-from kvstore.store.write_set import Changes, Sink
+from kvstore.store.write_set import Sink, WriteSet
 from kvstore.transactions.locks import Lease, LockTable
 
 
 class LeaseQueues:
-    def __init__(self, changes: Changes, locks: LockTable[Any, Any], leases: Leases) -> None:
+    def __init__(self, changes: WriteSet, locks: LockTable[Any, Any], leases: Leases) -> None:
         self._changes = changes
         self._locks = locks
         self._leases = leases
@@ -29,7 +29,7 @@ class LeaseQueues:
     def _look(self, name: str, partition: int) -> Lease | None:
         return self._leases.on(name, partition) if self._locks.is_free(name) else self._locks.lease(name)
 
-    def inspect(self, op: Inspect, partition: int, sink: Sink) -> Answer:
+    def inspect(self, op: GetLock, partition: int, sink: Sink) -> Answer:
         """Who holds the name; 404 if it is free."""
         lease = self._look(op.key, partition)
         if lease is None:
@@ -48,7 +48,7 @@ class LeaseQueues:
                 self._changes.answer(waiter[1], refusal(op.acquire.id, self._leases.locked(lease)))
         return Answer(op.id, 200)
 
-    def leave(self, op: Leave, partition: int, sink: Sink) -> Answer:
+    def leave(self, op: CancelWait, partition: int, sink: Sink) -> Answer:
         """The waiter that asked over this connection waits no longer."""
         for waiter in self._locks.waiting_for_lease(op.key):
             if waiter[0].id == op.acquire and waiter[1] is sink:

@@ -15,12 +15,12 @@ import msgspec
 
 from kvstore import failpoints
 from kvstore.errors import Locked, LockLost
-from kvstore.protocol import Acquire, Answer, Once, Release, Renew
+from kvstore.protocol import Acquire, Answer, IdempotencyKey, Release, Renew
 from kvstore.storage.rows import LEASE, Row
 from kvstore.store.idempotency import Idempotency, IdempotencyRecord, row_key
 from kvstore.store.ops import ExpireLease
 from kvstore.store.refusals import failure, queue_full, refusal
-from kvstore.store.write_set import Changes, Sink
+from kvstore.store.write_set import Sink, WriteSet
 from kvstore.transactions.locks import Lease, LockTable
 
 
@@ -34,7 +34,7 @@ class LeaseBody(msgspec.Struct):
 class Leases:
     """`started`: leases whose time runs from when the batch is visible. `parked`: who began to wait in it."""
 
-    def __init__(self, changes: Changes, locks: LockTable[Any, Any], idempotency: Idempotency) -> None:
+    def __init__(self, changes: WriteSet, locks: LockTable[Any, Any], idempotency: Idempotency) -> None:
         self.started: list[Lease] = []
         self.parked: list[tuple[Acquire, Sink]] = []
         self._changes = changes
@@ -108,7 +108,7 @@ class Leases:
             self._answer_duplicates(lease, op.once)
         return Answer(op.id, 201, token)
 
-    def _answer_duplicates(self, lease: Lease, once: Once) -> None:
+    def _answer_duplicates(self, lease: Lease, once: IdempotencyKey) -> None:
         """Who repeated the request while it waited gets the same answer."""
         for waiter in self._locks.waiting_for_lease(lease.name):
             if isinstance(waiter[0], Acquire) and waiter[0].once == once:
@@ -141,7 +141,7 @@ class Leases:
             if once is not None and once.key == key:
                 self._locks.leave_lease_queue(op.key, waiter)
                 self._changes.answer(waiter[1], refusal(waiter[0].id, over))
-        reply = row_key("Acquire", op.key, Once(key, ""))
+        reply = row_key("Acquire", op.key, IdempotencyKey(key, ""))
         lease = self.on(op.key, partition)
         if lease is not None and lease.token == self._idempotency.granted(reply):
             self._end(op.key, partition)

@@ -13,7 +13,7 @@ from typing import Any
 
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import txn_id
-from kvstore.transactions.intents import Hold, Holds
+from kvstore.transactions.intents import PreparedTxn, PreparedTxns
 from kvstore.transactions.locks import Lease, LockTable
 
 _LISTED_MAX = 1000  # of each, however many are asked for
@@ -22,7 +22,7 @@ _KEYS_MAX = 8  # that are named, of each attempt
 
 
 def live_facts(
-    locks: LockTable[Any, Any], holds: Holds, partitions: int, live_max: int, now_s: float
+    locks: LockTable[Any, Any], holds: PreparedTxns, partitions: int, live_max: int, now_s: float
 ) -> dict[str, Any]:
     """At most `live_max` leases and as many attempts, and how many there are of each."""
     live_max = min(max(live_max, 0), _LISTED_MAX)
@@ -49,7 +49,7 @@ def _lease(lease: Lease, waiters: tuple[Any, ...], now_s: float) -> dict[str, An
     }
 
 
-def _attempt(hold: Hold, partitions: int, now_s: float) -> dict[str, Any]:
+def _attempt(hold: PreparedTxn, partitions: int, now_s: float) -> dict[str, Any]:
     """`abandoned`: the connection by which it came has ended, so recovery asks what became of it."""
     keys = list(hold.intents)
     return {

@@ -10,20 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 from kvstore.errors import Conflict, KvError
-from kvstore.protocol import Abort, Acquire, Answer, Commit, Leave, Once, Prepare, ReadLock
+from kvstore.protocol import Abort, Acquire, Answer, CancelWait, DecideCommit, IdempotencyKey, Prepare, ReadLock
 from kvstore.store.ops import EndLockWaits, Locks, Queued
 from kvstore.store.outcomes import Outcomes
 from kvstore.store.ready import Ready
 from kvstore.store.refusals import queue_full, refusal
-from kvstore.store.write_set import Changes, Sink
-from kvstore.transactions.intents import Hold, Holds
+from kvstore.store.write_set import Sink, WriteSet
+from kvstore.transactions.intents import PreparedTxn, PreparedTxns
 
 
 class LockWaits:
     """`met`: the attempts that stood in the way of an operation of this batch."""
 
-    def __init__(self, changes: Changes, locks: Locks, holds: Holds, ready: Ready, outcomes: Outcomes) -> None:
-        self.met: set[Hold] = set()
+    def __init__(self, changes: WriteSet, locks: Locks, holds: PreparedTxns, ready: Ready, outcomes: Outcomes) -> None:
+        self.met: set[PreparedTxn] = set()
         self._changes = changes
         self._locks = locks
         self._holds = holds
@@ -49,7 +49,7 @@ class LockWaits:
         op = queued.op
         return isinstance(op, Prepare) and op.first == key and not queued.gathered and not self._holds.of(op.attempt)
 
-    def is_prepared(self, op: Prepare | Commit | ReadLock, key: str) -> bool:
+    def is_prepared(self, op: Prepare | DecideCommit | ReadLock, key: str) -> bool:
         """The key carries an intent of this very attempt already."""
         hold = self._holds.on(key)
         return hold is not None and isinstance(op, Prepare) and hold.attempt == op.attempt
@@ -61,7 +61,7 @@ class LockWaits:
         """
         hold = self._holds.on(key)
         once = getattr(op, "once", None)
-        once_key = once.key if isinstance(once, Once) else once
+        once_key = once.key if isinstance(once, IdempotencyKey) else once
         same_request = hold is not None and once_key is not None and hold.once == once_key
         members = {"same_request": True} if same_request else {}
         return Conflict(f"another transaction works on key {key!r}", retry_after_ms=50, key=key, **members)
@@ -77,7 +77,7 @@ class LockWaits:
 
     def give_up(self, queued: Queued, error: KvError) -> None:
         """It is refused for good: also when the network repeats it."""
-        if isinstance(queued.op, Commit):
+        if isinstance(queued.op, DecideCommit):
             self._outcomes.abort_for_good(queued.op.attempt, queued.op.key)
         self.release(queued)
         self._changes.answer(queued.sink, refusal(queued.op.id, error))
@@ -96,7 +96,7 @@ class LockWaits:
                 if isinstance(queued.op, Prepare | ReadLock) and queued.op.attempt == abort.attempt:
                     self.leave_queue(key, queued, Conflict("the attempt was aborted", retry_after_ms=50))
 
-    def leave(self, op: Leave, sink: Sink) -> None:
+    def leave(self, op: CancelWait, sink: Sink) -> None:
         """While a transaction is at work on the name, an acquire waits for its lock."""
         for queued in self._locks.waiting(op.key):
             if isinstance(queued.op, Acquire) and queued.op.id == op.acquire and queued.sink is sink:
@@ -106,7 +106,7 @@ class LockWaits:
     def end(self, op: EndLockWaits) -> Answer:
         """End the waits that took too long, and those of connections that are gone."""
         for key, queued in self._locks.all_waiting():
-            since_s = op.since_s if isinstance(queued.op, Prepare | Commit | ReadLock) else op.plain_since_s
+            since_s = op.since_s if isinstance(queued.op, Prepare | DecideCommit | ReadLock) else op.plain_since_s
             if queued.since_s <= since_s or queued.sink.closed:
                 self.leave_queue(key, queued, self.conflict(queued.op, key))
         return Answer(op.id, 200)

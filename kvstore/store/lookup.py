@@ -18,17 +18,17 @@ from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Abort,
     Acquire,
-    Ask,
-    Commit,
+    ApplyIntents,
+    DecideCommit,
     Delete,
-    Finish,
-    Look,
-    Once,
+    GetTxn,
+    IdempotencyKey,
     Prepare,
     Put,
     ReadLock,
     Release,
     Renew,
+    ResolveTxn,
     Transact,
 )
 from kvstore.storage.engine import RowKey
@@ -36,7 +36,7 @@ from kvstore.storage.rows import DECISION, LEASE, REPLY, VALUE, Row
 from kvstore.store.idempotency import attempt_row_key, row_key
 from kvstore.store.ops import Expire, keys_of
 from kvstore.store.tables import Tables
-from kvstore.store.write_set import Before
+from kvstore.store.write_set import RowMeta
 from kvstore.transactions.intents import State
 
 
@@ -47,21 +47,21 @@ def rows_needed(op: Any) -> Iterator[RowKey]:
             yield VALUE, op.key
         case Expire():
             yield op.kind, op.key
-        case Transact() | Prepare() | Commit():
+        case Transact() | Prepare() | DecideCommit():
             for key in keys_of(op):
                 yield VALUE, key
-            if isinstance(op.once, Once):
+            if isinstance(op.once, IdempotencyKey):
                 yield REPLY, row_key("Txn", op.key, op.once)
-        case Finish() | Abort() | ReadLock():
+        case ApplyIntents() | Abort() | ReadLock():
             for key in op.keys:
                 yield VALUE, key
     if isinstance(op, Put | Delete | Acquire | Renew | Release) and op.once is not None:
         yield REPLY, row_key(type(op).__name__, op.key, op.once)
     elif isinstance(op, Release) and op.withdraw is not None:
-        yield REPLY, row_key("Acquire", op.key, Once(op.withdraw, ""))
-    elif isinstance(op, Commit | Ask):
+        yield REPLY, row_key("Acquire", op.key, IdempotencyKey(op.withdraw, ""))
+    elif isinstance(op, DecideCommit | ResolveTxn):
         yield DECISION, op.attempt.name
-    elif isinstance(op, Look) and op.partition >= 0:
+    elif isinstance(op, GetTxn) and op.partition >= 0:
         yield DECISION, op.name
         yield REPLY, attempt_row_key(op.name)
 
@@ -73,7 +73,7 @@ def home_of(op: Any, key: RowKey, partitions: int) -> int:
     return partition_of((key[1] if key[0] == VALUE else op.key).encode(), partitions)
 
 
-_DECIDED = Before(0, 0, 0, True)
+_DECIDED = RowMeta(0, 0, 0, True)
 
 
 class Lookup:
@@ -101,7 +101,7 @@ class Lookup:
             return True
         return tables.memtable.fetched(key)[0]
 
-    def before(self, kind: str, key: str) -> Before | None:
+    def before(self, kind: str, key: str) -> RowMeta | None:
         """Raises DataCorrupt, TooManyRequests."""
         if kind == DECISION:
             return _DECIDED if key in self._tables.holds.decided else None
@@ -112,14 +112,14 @@ class Lookup:
             entry = self._tables.cache.peek(key)
             if entry is not None:
                 value = entry.value
-                return Before(entry.version, entry.expires_at_ms, len(value or b""), value is not None)
+                return RowMeta(entry.version, entry.expires_at_ms, len(value or b""), value is not None)
         if row is None:
             row = self._from_file((kind, key))
         if row is None:
             return None
-        return Before(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
+        return RowMeta(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
 
-    def before_if_whole(self, kind: str, key: str) -> Before | None:
+    def before_if_whole(self, kind: str, key: str) -> RowMeta | None:
         """As `before`; None also for what cannot be told, because the operation that looks at it is refused."""
         try:
             return self.before(kind, key)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvstore.errors import Conflict, DataCorrupt
-from kvstore.protocol import Fenced, MovedRow, Pull, Rows, row_bytes
+from kvstore.protocol import Frozen, MovedRow, Pull, Rows, row_bytes
 from kvstore.storage.engine import FeedQuery
 from kvstore.storage.rows import Row, checksum
 from kvstore.store.applier import Applier
@@ -93,7 +93,7 @@ class Migration:
         batch.changes.take(taken)
         return size
 
-    async def complete(self, move: str, fenced: Fenced, rows: Sequence[MovedRow]) -> None:
+    async def complete(self, move: str, fenced: Frozen, rows: Sequence[MovedRow]) -> None:
         """With these rows all has come: compare, and bring clock and floor as high as the source's, durably.
 
         Raises Conflict if something is missing, DataCorrupt, TryLater.

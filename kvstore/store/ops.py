@@ -14,20 +14,20 @@ import msgspec
 from kvstore.protocol import (
     Abort,
     Acquire,
-    Ask,
+    ApplyIntents,
     Attempt,
-    Commit,
+    CancelWait,
+    DecideCommit,
     Delete,
-    Finish,
-    Inspect,
-    Leave,
-    Look,
+    GetLock,
+    GetTxn,
     Prepare,
     Put,
     ReadLock,
     ReadUnlock,
     Release,
     Renew,
+    ResolveTxn,
     Transact,
 )
 from kvstore.storage.rows import VALUE
@@ -85,8 +85,8 @@ class EndReads(msgspec.Struct):
     id: int = 0
 
 
-PlainOp = Put | Delete | Acquire | Renew | Release | Leave | Inspect | Expire | ExpireLease | EndWait
-TransactionOp = Transact | Prepare | Commit | Finish | Abort | Ask | Look | ReadLock | ReadUnlock
+PlainOp = Put | Delete | Acquire | Renew | Release | CancelWait | GetLock | Expire | ExpireLease | EndWait
+TransactionOp = Transact | Prepare | DecideCommit | ApplyIntents | Abort | ResolveTxn | GetTxn | ReadLock | ReadUnlock
 WriteOp = PlainOp | TransactionOp | DropDecisions | EndReads | EndLockWaits
 Waiter = tuple[WriteOp, Sink]
 
@@ -107,7 +107,7 @@ class Queued:
 Locks = LockTable[Queued, Waiter]
 
 
-def keys_of(op: Transact | Prepare | Commit) -> list[str]:
+def keys_of(op: Transact | Prepare | DecideCommit) -> list[str]:
     """All keys that it names, in the order in which they are locked."""
     keys = {condition.key for condition in op.conditions}
     keys.update(step.key for step in op.then)
@@ -117,8 +117,8 @@ def keys_of(op: Transact | Prepare | Commit) -> list[str]:
 
 def named_keys(op: Any) -> list[str]:
     """The keys of an operation of a transaction that must be owned."""
-    if isinstance(op, Transact | Prepare | Commit):
+    if isinstance(op, Transact | Prepare | DecideCommit):
         return keys_of(op)
-    if isinstance(op, Ask):
+    if isinstance(op, ResolveTxn):
         return [op.key]
-    return list(op.keys) if isinstance(op, Finish | Abort | ReadLock | ReadUnlock) else []
+    return list(op.keys) if isinstance(op, ApplyIntents | Abort | ReadLock | ReadUnlock) else []

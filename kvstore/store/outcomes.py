@@ -15,21 +15,21 @@ from typing import Any
 
 import msgspec
 
-from kvstore.protocol import STAMP_MAX, Answer, Ask, Attempt, Commit, Look, Once, Outcome, Read
+from kvstore.protocol import STAMP_MAX, Answer, Attempt, DecideCommit, GetTxn, IdempotencyKey, Outcome, Read, ResolveTxn
 from kvstore.storage.rows import DECISION, Row
 from kvstore.store.idempotency import Idempotency, IdempotencyRecord, attempt_row_key, row_key
 from kvstore.store.ops import DropDecisions
 from kvstore.store.txn_steps import TxnSteps
-from kvstore.store.write_set import Changes
+from kvstore.store.write_set import WriteSet
 from kvstore.transactions.decisions import Decision, decode_decision, on_ask, on_commit
-from kvstore.transactions.intents import Holds
+from kvstore.transactions.intents import PreparedTxns
 
 
 class Outcomes:
     """`decided`: attempts that were decided in this batch, each with its anchor's partition, and if it is committed;
     `dropped`: those whose decision went."""
 
-    def __init__(self, changes: Changes, holds: Holds, steps: TxnSteps, idempotency: Idempotency) -> None:
+    def __init__(self, changes: WriteSet, holds: PreparedTxns, steps: TxnSteps, idempotency: Idempotency) -> None:
         self.decided: list[tuple[Attempt, int, bool]] = []
         self.dropped: list[Attempt] = []
         self._changes = changes
@@ -64,13 +64,15 @@ class Outcomes:
         version, succeeded, decided_ms = decision.version, decision.succeeded, decision.decided_ms
         return Outcome(op_id, state, attempt.name, version, succeeded, decided_ms, decision.reads, floor)
 
-    def repeated(self, op_id: int, anchor: str, once: Once | None) -> Outcome | None:
+    def repeated(self, op_id: int, anchor: str, once: IdempotencyKey | None) -> Outcome | None:
         kept = self._idempotency.find(row_key("Txn", anchor, once), once) if once is not None else None
         if kept is None:
             return None
         return Outcome(op_id, "repeated", kept.attempt, kept.version, kept.succeeded, reads=kept.reads)
 
-    def keep(self, anchor: str, once: Once, attempt: Attempt, version: int, succeeded: bool, reads: list[Read]) -> None:
+    def keep(
+        self, anchor: str, once: IdempotencyKey, attempt: Attempt, version: int, succeeded: bool, reads: list[Read]
+    ) -> None:
         kept = IdempotencyRecord(once.digest, 200, version, attempt=attempt.name, succeeded=succeeded, reads=reads)
         partition = self._steps.partition_of(anchor)
         self._idempotency.keep(row_key("Txn", anchor, once), partition, kept)
@@ -78,7 +80,7 @@ class Outcomes:
 
     # --- what is answered -------------------------------------------------------------------------------------------
 
-    def settled(self, op: Commit) -> Outcome | None:
+    def settled(self, op: DecideCommit) -> Outcome | None:
         """What the commit is answered without doing anything: the attempt is decided already, or gone."""
         decision = self.decision(op.attempt)
         forgotten = self._is_forgotten(op.attempt, op.key)
@@ -93,7 +95,7 @@ class Outcomes:
         if not self.is_decided(attempt):
             self.write(Decision("aborted", attempt, anchor))
 
-    def ask(self, op: Ask) -> Outcome:
+    def ask(self, op: ResolveTxn) -> Outcome:
         """At the anchor: what became of it; if nothing has, it is aborted for good, before anybody is told."""
         decision = self.decision(op.attempt)
         forgotten = self._is_forgotten(op.attempt, op.key)
@@ -105,7 +107,7 @@ class Outcomes:
             what = "aborted"
         return self.outcome(op.id, op.attempt, what, decision)
 
-    def look(self, op: Look) -> Outcome:
+    def look(self, op: GetTxn) -> Outcome:
         """What is known of it; changes nothing."""
         if op.partition < 0:
             is_held = any(hold.attempt.name == op.name for hold in self._holds.all())

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Answer, Look, Prepare
+from kvstore.protocol import Answer, GetTxn, Prepare
 from kvstore.store.ops import DropDecisions, Expire
 from kvstore.store.refusals import refusal, wrong_owner
 from kvstore.store.write_set import Context
@@ -41,7 +41,7 @@ class Ownership:
 
     def foreign(self, op: Any, keys: list[str]) -> int | None:
         """A partition of the operation that is not served; None if all are."""
-        if isinstance(op, Look | DropDecisions):
+        if isinstance(op, GetTxn | DropDecisions):
             named: Iterable[int] = [op.partition] if op.partition >= 0 else []
         elif isinstance(op, Expire):
             named = [self.partition(op)]

@@ -16,20 +16,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from kvstore.errors import Conflict, from_problem
-from kvstore.protocol import Abort, Answer, Attempt, Commit, Finish, Outcome, Prepare, Transact, Vote
+from kvstore.protocol import Abort, Answer, ApplyIntents, Attempt, DecideCommit, Outcome, Prepare, Transact, Vote
 from kvstore.storage.rows import VALUE, Row
 from kvstore.store.ops import keys_of
 from kvstore.store.outcomes import Outcomes
 from kvstore.store.ready import Ready
 from kvstore.store.txn_steps import TxnSteps
-from kvstore.store.write_set import Changes, Sink
+from kvstore.store.write_set import Sink, WriteSet
 from kvstore.transactions.decisions import Decision
-from kvstore.transactions.intents import Held, Holds, Intent, State, applies, decode_intent
+from kvstore.transactions.intents import Intent, PreparedKey, PreparedTxns, State, applies, decode_intent
 from kvstore.transactions.locks import Identity
 
 
 class Participant:
-    def __init__(self, changes: Changes, holds: Holds, steps: TxnSteps, outcomes: Outcomes, ready: Ready) -> None:
+    def __init__(
+        self, changes: WriteSet, holds: PreparedTxns, steps: TxnSteps, outcomes: Outcomes, ready: Ready
+    ) -> None:
         self._changes = changes
         self._holds = holds
         self._steps = steps
@@ -97,14 +99,14 @@ class Participant:
                 )  # fmt: skip
                 state = self._changes.state(VALUE, key)
                 self._changes.mark(key, self._steps.partition_of(key), state, intent.encode())
-                self._holds.add(key, Held(identity, intent, state), context.now_s, sink)
+                self._holds.add(key, PreparedKey(identity, intent, state), context.now_s, sink)
             return vote
         hold = self._holds.of(op.attempt)
         return max(hold.vote_on(key) for key in keys_of(op)) if hold else 0
 
     # --- commit, finish, abort ----------------------------------------------------------------------------------------
 
-    def commit(self, op: Commit) -> Outcome:
+    def commit(self, op: DecideCommit) -> Outcome:
         """At the anchor, with the locks of its keys: do this store's part and decide. The commit point.
 
         Raises Locked, DiskFull, ReadTooLarge, DataCorrupt, IdempotencyKeyReused: then the caller must `abort_for_good`.
@@ -139,14 +141,14 @@ class Participant:
             self._outcomes.keep(op.key, op.once, op.attempt, version, succeeded, all_reads)
         return self._outcomes.outcome(op.id, op.attempt, "committed", decision)
 
-    def _check_strikes(self, op: Commit) -> None:
+    def _check_strikes(self, op: DecideCommit) -> None:
         """Raises Conflict if the vote of another store was lost with it."""
         partitions = map(self._steps.partition_of, op.keys)
         lost = self._changes.context.openings.struck_among(op.attempt.epoch, partitions)
         if lost is not None:
             raise Conflict(f"Partition {lost} was lost after the transaction began.", retry_after_ms=100)
 
-    def _check_leases(self, op: Commit, succeeded: bool) -> None:
+    def _check_leases(self, op: DecideCommit, succeeded: bool) -> None:
         """Raises Locked if the branch writes to what somebody else has leased, in this store or another."""
         elsewhere = op.locked_then if succeeded else op.locked_otherwise
         if elsewhere is not None:
@@ -155,7 +157,7 @@ class Participant:
         if locked is not None:
             raise locked
 
-    def finish(self, op: Finish) -> Answer:
+    def finish(self, op: ApplyIntents) -> Answer:
         """Apply the attempt's intents on these keys, as it was decided."""
         self._apply(op.attempt, op.keys, op.version, op.succeeded, op.decided_ms)
         return Answer(op.id, 200)
@@ -193,7 +195,7 @@ class Participant:
         intent = decode_intent(row.intent)
         state = State(row.version, row.expires_at_ms, row.body)
         self._holds.add(
-            row.key, Held(hold(row.key, intent.attempt.age), intent, state), self._changes.context.now_s, None
+            row.key, PreparedKey(hold(row.key, intent.attempt.age), intent, state), self._changes.context.now_s, None
         )
 
     def forget(self, is_theirs: Callable[[str], bool]) -> None:

@@ -32,7 +32,7 @@ import msgspec
 
 from kvstore.errors import Conflict
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.protocol import Fenced
+from kvstore.protocol import Frozen
 from kvstore.storage.engine import Digest
 from kvstore.storage.rows import Row
 from kvstore.store.applier import Applier
@@ -129,14 +129,14 @@ class Partitions:
 
     # --- at the source of a move --------------------------------------------------------------------------------------
 
-    async def freeze(self, move: str) -> Fenced:
+    async def freeze(self, move: str) -> Frozen:
         """Serve the partitions of that move no more. Raises Conflict if it does not stand, DataCorrupt, TryLater."""
         async with self._one_step:
             self._refuse_damaged(self.view.leaving.get(move, frozenset()))
             partitions, clock = await self._pipeline.step(lambda batch: self._freeze(batch, move), urgent=True)
             await self._applier.flush()
             digest = await self._tables.engine.digest(partitions)
-        return Fenced(0, clock[0], clock[1], digest.rows, (digest.low, digest.high))
+        return Frozen(0, clock[0], clock[1], digest.rows, (digest.low, digest.high))
 
     def _refuse_damaged(self, partitions: Set[int]) -> None:
         """Raises DataCorrupt: the copy would lack what the indexes here have lost, and this store would drop it."""

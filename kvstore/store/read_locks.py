@@ -16,14 +16,14 @@ from kvstore.storage.rows import VALUE
 from kvstore.store.ops import EndReads
 from kvstore.store.ready import Ready
 from kvstore.store.txn_steps import TxnSteps
-from kvstore.store.write_set import Changes, Sink
-from kvstore.transactions.intents import Holds, ReadHold
+from kvstore.store.write_set import Sink, WriteSet
+from kvstore.transactions.intents import PreparedTxns, ReadHold
 from kvstore.transactions.locks import Identity, LockTable
 
 
 class ReadLocks:
     def __init__(
-        self, changes: Changes, locks: LockTable[Any, Any], holds: Holds, steps: TxnSteps, ready: Ready
+        self, changes: WriteSet, locks: LockTable[Any, Any], holds: PreparedTxns, steps: TxnSteps, ready: Ready
     ) -> None:
         self._changes = changes
         self._locks = locks

@@ -32,7 +32,7 @@ from kvstore.store.served import Served
 from kvstore.store.sinks import Then
 from kvstore.store.tables import Tables
 from kvstore.store.write_set import Sink
-from kvstore.transactions.intents import Hold
+from kvstore.transactions.intents import PreparedTxn
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ class Reads:
                 self.get(op, sink)
 
 
-def is_old(hold: Hold, tables: Tables) -> bool:
+def is_old(hold: PreparedTxn, tables: Tables) -> bool:
     """Nobody known to be there will decide the attempt soon."""
     age_s = tables.environment.monotonic_s() - hold.since_s
     return hold.closed or age_s > tables.limits.txn_timeout_s

@@ -22,7 +22,7 @@ from kvstore.store.ops import Locks
 from kvstore.store.ready import Ready
 from kvstore.store.served import Served
 from kvstore.store.verification import Verification
-from kvstore.transactions.intents import Holds
+from kvstore.transactions.intents import PreparedTxns
 from kvstore.transactions.openings import Openings
 
 
@@ -51,5 +51,5 @@ class Tables:
     verification: Verification
     openings: Openings = field(default_factory=Openings)
     memtable: Memtable = field(default_factory=Memtable)
-    holds: Holds = field(default_factory=Holds)
+    holds: PreparedTxns = field(default_factory=PreparedTxns)
     stats: ShardStats = field(default_factory=ShardStats)

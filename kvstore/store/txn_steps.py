@@ -13,16 +13,16 @@ from typing import Any
 from kvstore import failpoints
 from kvstore.errors import Locked
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Condition, Read, Step
+from kvstore.protocol import Condition, Read, TxnOp
 from kvstore.storage.rows import VALUE
 from kvstore.store.leases import Leases
-from kvstore.store.write_set import NUMBER_MAX, Changes
+from kvstore.store.write_set import NUMBER_MAX, WriteSet
 from kvstore.transactions.coordination import too_much_read
 from kvstore.transactions.locks import LockTable
 
 
 class TxnSteps:
-    def __init__(self, changes: Changes, locks: LockTable[Any, Any], leases: Leases) -> None:
+    def __init__(self, changes: WriteSet, locks: LockTable[Any, Any], leases: Leases) -> None:
         self._changes = changes
         self._locks = locks
         self._leases = leases
@@ -54,7 +54,7 @@ class TxnSteps:
             return before.live == condition.exists
         return before.live and before.version == condition.version
 
-    def locked(self, steps: list[Step], conditions: list[Condition]) -> Locked | None:
+    def locked(self, steps: list[TxnOp], conditions: list[Condition]) -> Locked | None:
         """The error if the steps write to what is leased, and no condition names its token."""
         if failpoints.planted("ignore-token"):
             return None
@@ -64,7 +64,7 @@ class TxnSteps:
                 return self._leases.locked(lease)
         return None
 
-    def read(self, steps: Iterable[Step]) -> list[Read]:
+    def read(self, steps: Iterable[TxnOp]) -> list[Read]:
         """What the gets among the steps find. Raises ReadTooLarge."""
         return self.read_keys(step.key for step in steps if step.op == "get")
 
@@ -80,7 +80,7 @@ class TxnSteps:
             reads.append(Read(state.version if state.body is not None else 0, state.body))
         return reads
 
-    def write(self, step: Step, version: int, decided_ms: int) -> None:
+    def write(self, step: TxnOp, version: int, decided_ms: int) -> None:
         """Do the put or the delete, at that version."""
         body = step.value if step.op == "put" else None
         # An intent may have been stored when other limits were in force; it must be able to be applied all the same.

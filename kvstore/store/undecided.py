@@ -14,19 +14,19 @@ from kvstore.storage.rows import DECISION
 from kvstore.store.reads import is_old
 from kvstore.store.tables import Tables
 from kvstore.transactions.decisions import Decision, decode_decision
-from kvstore.transactions.intents import Hold
+from kvstore.transactions.intents import PreparedTxn
 
 
 class Undecided:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
-    def old_holds(self) -> list[Hold]:
+    def old_holds(self) -> list[PreparedTxn]:
         """Attempts whose intents are too old: their anchors' owners must be asked what became of them."""
         tables = self._tables
         return [hold for hold in tables.holds.all() if is_old(hold, tables) and self.owned_keys(hold)]
 
-    def owned_keys(self, hold: Hold) -> list[str]:
+    def owned_keys(self, hold: PreparedTxn) -> list[str]:
         """The attempt's keys here whose partition is served."""
         generations = self._tables.served.generations
         return [key for key in list(hold.intents) if generations[partition_of(key.encode(), len(generations))]]

@@ -32,7 +32,7 @@ class Sink(Protocol):
     def send(self, reply: Reply, /) -> None: ...
 
 
-class Before(NamedTuple):
+class RowMeta(NamedTuple):
     """What a batch must know of a key's row; `size` is that of its body, a tombstone is not `live`."""
 
     version: int
@@ -44,7 +44,7 @@ class Before(NamedTuple):
 class Committed(Protocol):
     """The committed rows."""
 
-    def before(self, kind: str, key: str) -> Before | None: ...
+    def before(self, kind: str, key: str) -> RowMeta | None: ...
 
     def state(self, kind: str, key: str) -> State | None: ...
 
@@ -70,11 +70,11 @@ Savepoint = tuple[tuple[int, ...], int, int, int, int]
 """A moment between two operations, or within one: clock, `expired`, answers, bytes, notes of undo."""
 NUMBER_MAX = 2**63 - 1  # in the file
 _SEEN_MAX = 2**62  # of versions that others gave: above it there are steps enough of our own
-_NEVER = Before(0, 0, 0, False)
+_NEVER = RowMeta(0, 0, 0, False)
 _NEVER_STATE = State(0, 0, None)
 
 
-class Changes:
+class WriteSet:
     """`rows` are those to write; `answers`, in order, who gets which; `expired` counts the values that did."""
 
     def __init__(self, clock: Clock, context: Context, committed: Committed, undo: Undo) -> None:
@@ -85,7 +85,7 @@ class Changes:
         self.expired = 0
         self.bytes = 0
         self._committed = committed
-        self._seen: dict[tuple[str, str], Before] = {}
+        self._seen: dict[tuple[str, str], RowMeta] = {}
         self._states: dict[tuple[str, str], State] = {}
         self._set_clock(clock)
 
@@ -118,7 +118,7 @@ class Changes:
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
-    def before(self, kind: str, key: str) -> Before:
+    def before(self, kind: str, key: str) -> RowMeta:
         """The row as it is now. Raises DataCorrupt."""
         known = self._seen.get((kind, key))
         if known is None:
@@ -134,7 +134,7 @@ class Changes:
         if state is None:
             state = self._states[kind, key] = self._committed.state(kind, key) or _NEVER_STATE
             version, expires_at_ms, body = state
-            self._seen[kind, key] = Before(version, expires_at_ms, len(body or b""), body is not None)
+            self._seen[kind, key] = RowMeta(version, expires_at_ms, len(body or b""), body is not None)
         return state
 
     # --- changing -----------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class Changes:
 
     def write(
         self, kind: str, key: str, partition: int, body: bytes | None, expires_at_ms: int = 0, version: int = 0
-    ) -> Before:
+    ) -> RowMeta:
         """The row's new state, without an intent; `body` None deletes. `version` 0: the clock's next step.
 
         A row that is damaged, and nothing but that row, is replaced, too. Raises DataCorrupt for other damage;
@@ -203,7 +203,7 @@ class Changes:
             if body is not None:
                 self._keys += 1
                 self._bytes += key_size + len(body)
-        after = Before(version, expires_at_ms, len(body or b""), body is not None)
+        after = RowMeta(version, expires_at_ms, len(body or b""), body is not None)
         self._seen[kind, key] = after
         return after
 
@@ -218,7 +218,7 @@ class Changes:
     def write_new(self, kind: str, key: str, partition: int, body: bytes) -> None:
         """A row that is known not to be there; it takes no step of the version clock."""
         self._set_row(Row(kind, key, partition, self._sequence + 1, self._version, 0, body))
-        self._seen[kind, key] = Before(self._version, 0, len(body), True)
+        self._seen[kind, key] = RowMeta(self._version, 0, len(body), True)
 
     def mark(self, key: str, partition: int, state: State, intent: bytes | None) -> None:
         """The key's value stays as it is, which is `state`, but carries the intent, or none any more."""
@@ -234,9 +234,9 @@ class Changes:
         return due
 
 
-def _before_damage(error: DataCorrupt) -> Before:
+def _before_damage(error: DataCorrupt) -> RowMeta:
     """What a damaged row says of its version is not believed: the clock's is none lower. Raises it if there is none."""
     row: Row | None = error.damaged_row
     if row is None:
         raise error
-    return Before(0, 0, len(row.body) if isinstance(row.body, bytes) else 0, row.body is not None)
+    return RowMeta(0, 0, len(row.body) if isinstance(row.body, bytes) else 0, row.body is not None)

@@ -10,18 +10,18 @@ Leaves to others: ownership and locks (`batch`), kept replies (`idempotency`).
 from __future__ import annotations
 
 from kvstore.errors import DataCorrupt, PreconditionFailed
-from kvstore.protocol import Answer, Delete, Guard, Put
+from kvstore.protocol import Answer, Delete, Preconditions, Put
 from kvstore.storage.rows import REPLY, VALUE
 from kvstore.store.idempotency import Idempotency
 from kvstore.store.leases import Leases
 from kvstore.store.ops import Expire
-from kvstore.store.write_set import Before, Changes, Sink
+from kvstore.store.write_set import RowMeta, Sink, WriteSet
 
-_DAMAGED = Before(0, 0, 0, True)  # of a row that is to be replaced: there is, or was, something
+_DAMAGED = RowMeta(0, 0, 0, True)  # of a row that is to be replaced: there is, or was, something
 
 
 class Writes:
-    def __init__(self, changes: Changes, leases: Leases, idempotency: Idempotency) -> None:
+    def __init__(self, changes: WriteSet, leases: Leases, idempotency: Idempotency) -> None:
         self._changes = changes
         self._leases = leases
         self._idempotency = idempotency
@@ -41,7 +41,7 @@ class Writes:
             return Answer(op.id, 404)
         return Answer(op.id, 204, self._changes.write(VALUE, op.key, partition, None).version)
 
-    def _admit(self, key: str, guard: Guard | None, partition: int) -> Before:
+    def _admit(self, key: str, guard: Preconditions | None, partition: int) -> RowMeta:
         """The state of the key as the write finds it. Raises Locked, LockLost, PreconditionFailed, DataCorrupt."""
         self._leases.fence(key, guard.token if guard is not None else None, partition)
         try:
@@ -66,12 +66,12 @@ class Writes:
         return Answer(op.id, 410 if gone else 200)
 
 
-def _has_condition(guard: Guard) -> bool:
+def _has_condition(guard: Preconditions) -> bool:
     """It asks for more than a lease's token."""
     return guard.present or guard.absent or guard.versions is not None or guard.not_versions is not None
 
 
-def _condition_holds(guard: Guard, before: Before) -> bool:
+def _condition_holds(guard: Preconditions, before: RowMeta) -> bool:
     """RFC 9110, 13.2.2: If-Match first, then If-None-Match; both must hold."""
     version = before.version if before.live else None
     return (

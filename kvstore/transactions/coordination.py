@@ -24,7 +24,7 @@ class Prepared(NamedTuple):
     locked_otherwise: dict[str, Any] | None
 
 
-class Again(NamedTuple):
+class Retry(NamedTuple):
     """This attempt is over, nothing was written, and another one may succeed.
 
     `epoch`: with a map of at least this epoch, or with one above it if a partition is `fenced`, about to leave. `key`:
@@ -38,7 +38,7 @@ class Again(NamedTuple):
     fenced: bool = False
 
 
-class Refused(NamedTuple):
+class Rejected(NamedTuple):
     """This attempt is over, nothing was written, and the client is told why."""
 
     error: KvError
@@ -54,22 +54,22 @@ def judge(votes: Sequence[Vote]) -> Prepared:
     )
 
 
-def judge_refusal(reply: Answer | Outcome | KvError) -> Again | Refused | Outcome:
+def judge_refusal(reply: Answer | Outcome | KvError) -> Retry | Rejected | Outcome:
     """What follows when a store did not vote, or the anchor's did not commit, for good.
 
     An Outcome: the same request was answered with it before. A store that may or may not have prepared has decided
     nothing, so that is no unknown outcome.
     """
     if isinstance(reply, Outcome):
-        return reply if reply.state == "repeated" else Again()
+        return reply if reply.state == "repeated" else Retry()
     error = from_problem(reply.problem) if isinstance(reply, Answer) else reply
     if isinstance(error, WrongOwner):
-        return Again(epoch=max(1, error.epoch), fenced=error.fenced)
+        return Retry(epoch=max(1, error.epoch), fenced=error.fenced)
     if isinstance(error, Conflict):
-        return Again(key=str(error.members.get("key", "")), same_request=bool(error.members.get("same_request")))
+        return Retry(key=str(error.members.get("key", "")), same_request=bool(error.members.get("same_request")))
     if isinstance(error, OutcomeUnknown):
-        return Refused(Unavailable(f"{error.detail}; nothing was decided", retry_after_ms=500))
-    return Refused(error)
+        return Rejected(Unavailable(f"{error.detail}; nothing was decided", retry_after_ms=500))
+    return Rejected(error)
 
 
 def too_much_read(bytes_max: int) -> ReadTooLarge:

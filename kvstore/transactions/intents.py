@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from kvstore.protocol import Attempt, Step
+from kvstore.protocol import Attempt, TxnOp
 from kvstore.transactions.locks import Identity
 from kvstore.transactions.undo import Undo
 
@@ -36,11 +36,11 @@ class Intent(msgspec.Struct, omit_defaults=True):
     anchor: str
     vote: int
     prepared_ms: int
-    then: Step | None = None
-    otherwise: Step | None = None
+    then: TxnOp | None = None
+    otherwise: TxnOp | None = None
     once: str | None = None
 
-    def step(self, succeeded: bool) -> Step | None:
+    def step(self, succeeded: bool) -> TxnOp | None:
         """What the branch that ran does to the key."""
         return self.then if succeeded else self.otherwise
 
@@ -66,7 +66,7 @@ class State(NamedTuple):
     body: bytes | None
 
 
-class Held(NamedTuple):
+class PreparedKey(NamedTuple):
     """A key that carries an intent: its lock, the intent, and the value as it stays until that is applied."""
 
     identity: Identity
@@ -74,7 +74,7 @@ class Held(NamedTuple):
     state: State
 
 
-class Hold:
+class PreparedTxn:
     """What an attempt holds in this store, by key.
 
     `since_s`: monotonic, of its first intent here. `closed`: nobody who could still decide it soon is known to be
@@ -87,7 +87,7 @@ class Hold:
         self.attempt = attempt
         self.anchor = anchor
         self.since_s = since_s
-        self.intents: dict[str, Held] = {}
+        self.intents: dict[str, PreparedKey] = {}
         self._sink = sink
 
     @property
@@ -116,7 +116,7 @@ class ReadHold:
         self.sink = sink
 
 
-class Holds:
+class PreparedTxns:
     """The attempts that hold keys of a store; the read-only transactions that do, by a number of their own.
 
     `decided`: the attempts whose decision is kept here, by name, each with its anchor's partition, so that the
@@ -124,8 +124,8 @@ class Holds:
     """
 
     def __init__(self) -> None:
-        self._of_attempt: dict[Attempt, Hold] = {}
-        self._on_key: dict[str, Hold] = {}
+        self._of_attempt: dict[Attempt, PreparedTxn] = {}
+        self._on_key: dict[str, PreparedTxn] = {}
         self.readers: dict[int, ReadHold] = {}
         self.decided: dict[str, tuple[Attempt, int]] = {}
         self.undo = Undo()
@@ -133,30 +133,30 @@ class Holds:
     def __len__(self) -> int:
         return len(self._of_attempt)
 
-    def all(self) -> list[Hold]:
+    def all(self) -> list[PreparedTxn]:
         """A copy, so that another thread than the one that commits may look."""
         return list(self._of_attempt.values())
 
-    def of(self, attempt: Attempt) -> Hold | None:
+    def of(self, attempt: Attempt) -> PreparedTxn | None:
         return self._of_attempt.get(attempt)
 
-    def on(self, key: str) -> Hold | None:
+    def on(self, key: str) -> PreparedTxn | None:
         """The attempt whose intent the key carries."""
         return self._on_key.get(key)
 
-    def add(self, key: str, held: Held, since_s: float, sink: Any) -> None:
+    def add(self, key: str, held: PreparedKey, since_s: float, sink: Any) -> None:
         """The key carries that intent now. `sink` None: it was found when the store was opened."""
         attempt = held.intent.attempt
         hold = self._of_attempt.get(attempt)
         self.undo.note_item(self._of_attempt, attempt)
         if hold is None:
-            hold = self._of_attempt[attempt] = Hold(attempt, held.intent.anchor, since_s, sink)
+            hold = self._of_attempt[attempt] = PreparedTxn(attempt, held.intent.anchor, since_s, sink)
         self.undo.note_item(hold.intents, key)
         hold.intents[key] = held
         self.undo.note_item(self._on_key, key)
         self._on_key[key] = hold
 
-    def take(self, attempt: Attempt, key: str) -> Held | None:
+    def take(self, attempt: Attempt, key: str) -> PreparedKey | None:
         """The key's intent goes, if it is that attempt's."""
         hold = self._of_attempt.get(attempt)
         held = hold.intents.get(key) if hold else None

@@ -9,7 +9,7 @@ Promises:
     behind pages.
   - A client that does not take what was written to it within `transfer_timeout_s` loses its connection. While others
     wait for room, so does one that took nothing at all for `answer_stall_s`.
-Leaves to others: what an answer costs (`transport.http.responses`, `router`), requests and connections (`transport.http.server`).
+Leaves to others: what an answer costs (`transport.http`, `router`), requests and connections (`transport.http`).
 
 Why small answers are not on the account: each costs two additions at most, and the sum over all connections is bounded
 by their number.

@@ -6,8 +6,8 @@ Leaves to others: the way to the store (`machine`), whether the history can be (
 
 Registers are single keys, and groups of three keys that only transactions write, all three with the same value: a group
 that does not show one value was half written. Groups are written in one batch (`Transact`), as the part of a
-transaction that is decided elsewhere (`Prepare`, then `Finish` or `Abort`), and as the part of one decided here
-(`Commit`, `Ask`), so all three must look like one register.
+transaction that is decided elsewhere (`Prepare`, then `ApplyIntents` or `Abort`), and as the part of one decided here
+(`DecideCommit`, `ResolveTxn`), so all three must look like one register.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from kvstore.protocol import (
     Abort,
     Acquire,
     Answer,
-    Ask,
+    ApplyIntents,
     Attempt,
-    Commit,
     Condition,
     Count,
+    DecideCommit,
     Delete,
-    Finish,
     Get,
-    Guard,
-    Once,
+    IdempotencyKey,
     Outcome,
     Page,
+    Preconditions,
     Prepare,
     Put,
     Read,
     Release,
     Renew,
+    ResolveTxn,
     Scan,
-    Step,
     Transact,
+    TxnOp,
     Vote,
 )
 from kvstore.store.ops import DropDecisions
@@ -174,7 +174,7 @@ class Client:
 
     async def _write_once(self) -> None:
         key, value, begin_s = self._register(), self._value(), self._now_s
-        once = Once(f"once-{self.name}-{self._id()}", value[:8])
+        once = IdempotencyKey(f"once-{self.name}-{self._id()}", value[:8])
         reply = await self._insist(Put(self._id(), key, value.encode(), once=once))
         if self._rng.random() < 0.5:
             again = await self._insist(Put(self._id(), key, value.encode(), once=once))
@@ -194,7 +194,7 @@ class Client:
         if found is None:
             return
         value, begin_s = self._value(), self._now_s
-        guard = Guard(versions=[found.version]) if found.status == 200 else Guard(absent=True)
+        guard = Preconditions(versions=[found.version]) if found.status == 200 else Preconditions(absent=True)
         reply = await self._ask(Put(self._id(), key, value.encode(), guard=guard))
         met = reply is None or reply.status != 412
         version = reply.version if reply is not None and reply.status in (201, 204) else None
@@ -222,7 +222,7 @@ class Client:
     async def read_group(self, group: str) -> tuple[Read, bool]:
         """What it holds; whether that is known."""
         keys, begin_s = _keys(group), self._now_s
-        steps = [Step("get", key) for key in keys]
+        steps = [TxnOp("get", key) for key in keys]
         reply = await self._ask(Transact(self._id(), keys[0], self._attempt(), [], steps, []))
         if not isinstance(reply, Outcome) or reply.state != "committed":
             return Read(0, None), False
@@ -275,7 +275,7 @@ class Client:
         version = reply.vote + self._rng.randrange(1, 4)
         decided_ms = self._machine.environment.now_ms()
         for _ in range(self._rng.choice((1, 1, 2))):
-            await self._insist(Finish(self._id(), attempt, keys, version, True, decided_ms))
+            await self._insist(ApplyIntents(self._id(), attempt, keys, version, True, decided_ms))
         self._note(group, "write", begin_s, "done", value=_short(value.encode()), version=version)
 
     async def _decide(self) -> None:
@@ -283,14 +283,14 @@ class Client:
         group, value, begin_s, attempt = self._group(), self._value(), self._now_s, self._attempt()
         keys = _keys(group)
         clock = self._machine.store.clock.version if self._machine.store is not None else 0
-        op = Commit(
+        op = DecideCommit(
             self._id(), keys[0], attempt, [], _puts(keys, value), [], clock + self._rng.randrange(4), True, None, None,
             ["elsewhere"],
         )  # fmt: skip
         reply = await self._ask(op, self._rng.choice((0.002, _PATIENCE_S, _PATIENCE_S)))
         told = reply if isinstance(reply, Outcome) else None
         for _ in range(self._rng.choice((0, 1, 2)) if told else 1):
-            asked = await self._insist(Ask(self._id(), keys[0], attempt))
+            asked = await self._insist(ResolveTxn(self._id(), keys[0], attempt))
             if told is not None and (told.state, told.version) != (asked.state, asked.version):
                 raise Violation(f"attempt {attempt.name} was told as {told!r}, then as {asked!r}")
             told = asked
@@ -430,7 +430,7 @@ class Client:
         if found is None or found.status not in (200, 404):
             return
         begin_s, value = self._now_s, int(found.value or b"0") + 1
-        reply = await self._ask(Put(self._id(), lock, str(value).encode(), guard=Guard(token=token)))
+        reply = await self._ask(Put(self._id(), lock, str(value).encode(), guard=Preconditions(token=token)))
         outcome = _outcome(reply, also_refused=412)
         end_s = None if outcome == "unknown" else self._now_s
         self._history.add(
@@ -473,8 +473,8 @@ def _keys(group: str) -> list[str]:
     return [f"{group}:{number}" for number in range(3)]
 
 
-def _puts(keys: list[str], value: str) -> list[Step]:
-    return [Step("put", key, value.encode()) for key in keys]
+def _puts(keys: list[str], value: str) -> list[TxnOp]:
+    return [TxnOp("put", key, value.encode()) for key in keys]
 
 
 def _short(value: bytes | None) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from kvstore.errors import Conflict, KvError
 from kvstore.placement.cluster_map import Move
-from kvstore.protocol import Fenced, Pull, Rows
+from kvstore.protocol import Frozen, Pull, Rows
 from kvstore.store.store import Store
 from loadtest.simulate.machine import SHARD, Lost, Machine, Violation
 
@@ -48,7 +48,7 @@ class Mover:
         for _ in range(self._rng.randrange(4)):
             await asyncio.sleep(self._rng.expovariate(3.0))
             sequence = await self._follow(move, sequence)
-        fenced: Fenced = await self._insist(lambda store: store.partitions.freeze(move.id))
+        fenced: Frozen = await self._insist(lambda store: store.partitions.freeze(move.id))
         await self._follow(move, sequence)
         checks = [row[7] for row in self._copy.values()]
         digest = sum(check & 0xFFFFFFFF for check in checks), sum(check >> 32 for check in checks)

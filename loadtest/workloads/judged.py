@@ -21,15 +21,15 @@ from loadtest.workloads.register import Registers
 from loadtest.workloads.section import CriticalSections
 from loadtest.workloads.sets import Sets
 
-Part = Callable[[Place], Steps[bool]]
+TxnShare = Callable[[Place], Steps[bool]]
 
 
 class Plan(NamedTuple):
     """`client` makes one; `opening` and `closing` say whether they could be done."""
 
     client: Callable[[Place], Workload]
-    opening: Part | None = None
-    closing: Part | None = None
+    opening: TxnShare | None = None
+    closing: TxnShare | None = None
 
 
 class Judged(Enum):
@@ -51,7 +51,7 @@ def closing(place: Place, kinds: Iterable[Judged]) -> Steps[list[str]]:
     return (yield from _all(place, [(kind.name, kind.value.closing) for kind in kinds]))
 
 
-def _all(place: Place, parts: Iterable[tuple[str, Part | None]]) -> Steps[list[str]]:
+def _all(place: Place, parts: Iterable[tuple[str, TxnShare | None]]) -> Steps[list[str]]:
     """It stops at the first that fails: whatever keeps that one from its answer has been waited for."""
     for name, part in parts:
         if part is not None and not (yield from part(place)):

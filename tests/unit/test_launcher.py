@@ -182,7 +182,7 @@ class Running:
         return self.process.returncode, (out + err).decode()
 
 
-Launch = Callable[..., "asyncio.Future[Running]"]
+DesiredShards = Callable[..., "asyncio.Future[Running]"]
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ async def launch(cluster_yaml: Path) -> AsyncIterator[Callable[..., object]]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_up_says_ready_once_and_stops_on_a_signal(
-    launch: Launch, cluster_yaml: Path, number: signal.Signals
+    launch: DesiredShards, cluster_yaml: Path, number: signal.Signals
 ) -> None:
     running = await launch()
     pid = int((await running.until("[shard-s1] pid")).rpartition(" ")[2])
@@ -223,7 +223,9 @@ async def test_up_says_ready_once_and_stops_on_a_signal(
     assert not (cluster_yaml.parent / "data").exists()
 
 
-async def test_a_child_that_cannot_start_for_good_ends_a_cluster_that_is_not_ready_with_2(launch: Launch) -> None:
+async def test_a_child_that_cannot_start_for_good_ends_a_cluster_that_is_not_ready_with_2(
+    launch: DesiredShards,
+) -> None:
     for restart in (True, False):
         running = await launch(shard="import sys; print('mend my file', flush=True); sys.exit(78)", restart=restart)
         code, text = await running.end()
@@ -234,7 +236,7 @@ async def test_a_child_that_cannot_start_for_good_ends_a_cluster_that_is_not_rea
 
 
 async def test_a_child_that_refuses_later_is_set_aside_and_sighup_starts_it_again(
-    launch: Launch, tmp_path: Path
+    launch: DesiredShards, tmp_path: Path
 ) -> None:
     spoiled = tmp_path / "spoiled"
     running = await launch(shard=f"import os, sys\nos.path.exists({str(spoiled)!r}) and sys.exit(78)\n{SERVE}")
@@ -253,7 +255,7 @@ async def test_a_child_that_refuses_later_is_set_aside_and_sighup_starts_it_agai
 
 
 async def test_with_kvstore_log_json_every_line_on_standard_error_is_a_json_object(
-    launch: Launch, monkeypatch: pytest.MonkeyPatch
+    launch: DesiredShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVSTORE_LOG", "json")
     running = await launch()
@@ -266,7 +268,7 @@ async def test_with_kvstore_log_json_every_line_on_standard_error_is_a_json_obje
 
 
 async def test_under_nohup_up_outlives_its_terminal_and_still_stops_when_it_is_told_to(
-    launch: Launch, cluster_yaml: Path
+    launch: DesiredShards, cluster_yaml: Path
 ) -> None:
     running = await launch(ignoring="HUP INT QUIT")
     async with asyncio.timeout(60):
@@ -279,13 +281,13 @@ async def test_under_nohup_up_outlives_its_terminal_and_still_stops_when_it_is_t
     assert (await running.end())[0] == 0
 
 
-async def test_up_without_restart_ends_with_1_when_a_child_dies(launch: Launch) -> None:
+async def test_up_without_restart_ends_with_1_when_a_child_dies(launch: DesiredShards) -> None:
     running = await launch(restart=False)
     os.kill(int((await running.until("[shard-s1] pid")).rpartition(" ")[2]), signal.SIGKILL)
     assert (await running.end())[0] == 1
 
 
-async def test_children_end_when_up_is_killed(launch: Launch) -> None:
+async def test_children_end_when_up_is_killed(launch: DesiredShards) -> None:
     running = await launch()
     pid = int((await running.until("[shard-s1] pid")).rpartition(" ")[2])
     running.process.kill()
@@ -293,7 +295,7 @@ async def test_children_end_when_up_is_killed(launch: Launch) -> None:
     await until(lambda: not is_running(pid))
 
 
-async def test_a_second_signal_kills_what_does_not_stop(launch: Launch) -> None:
+async def test_a_second_signal_kills_what_does_not_stop(launch: DesiredShards) -> None:
     running = await launch(shard=DEAF)
     await running.until("deaf")
     running.process.send_signal(signal.SIGINT)
@@ -302,7 +304,7 @@ async def test_a_second_signal_kills_what_does_not_stop(launch: Launch) -> None:
     assert (await running.end())[0] == 0
 
 
-async def test_a_port_in_use_ends_up_with_2_and_names_the_holder(launch: Launch, cluster_yaml: Path) -> None:
+async def test_a_port_in_use_ends_up_with_2_and_names_the_holder(launch: DesiredShards, cluster_yaml: Path) -> None:
     port = router_port(cluster_yaml)
     with socket.create_server(("127.0.0.1", port)):
         code, text = await (await launch()).end()
@@ -311,7 +313,9 @@ async def test_a_port_in_use_ends_up_with_2_and_names_the_holder(launch: Launch,
     assert "[shard-s1]" not in text
 
 
-async def test_the_ports_of_children_that_are_just_ending_are_waited_for(launch: Launch, cluster_yaml: Path) -> None:
+async def test_the_ports_of_children_that_are_just_ending_are_waited_for(
+    launch: DesiredShards, cluster_yaml: Path
+) -> None:
     run_dir = cluster_yaml.parent / "data" / "run"
     run_dir.mkdir(parents=True)
     (run_dir / "router-0.pid").write_text(f"{os.getpid()}\n")

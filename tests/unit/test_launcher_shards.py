@@ -20,8 +20,8 @@ from aiohttp.test_utils import TestServer
 from kvstore import launcher
 from kvstore.addresses import listen_address
 from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig, ShardConfig
-from kvstore.launcher import Shards
-from kvstore.roster import Launch, Placed, Wanted
+from kvstore.launcher import ShardReconciler
+from kvstore.roster import DesiredShards, Placed, Wanted
 from kvstore.supervisor import Child, Supervisor
 from tests.unit.test_supervisor import Lines, is_running, until
 
@@ -51,12 +51,12 @@ class Controller:
 
     def __init__(self) -> None:
         self.running: list[str] = []
-        self._told = Launch(0, False, [], [])
+        self._told = DesiredShards(0, False, [], [])
         self._news = asyncio.Event()
 
     def tell(self, members: str, wanted: str = "", **urls: str) -> None:
         placed = [Placed(each, urls.get(each, "http://127.0.0.1:1")) for each in members.split()]
-        self._told = Launch(self._told.revision + 1, True, [Wanted(each) for each in wanted.split()], placed)
+        self._told = DesiredShards(self._told.revision + 1, True, [Wanted(each) for each in wanted.split()], placed)
         self._news.set()
         self._news = asyncio.Event()
 
@@ -94,7 +94,7 @@ class Host:
             if shard.id in first:
                 self.supervisor.add(child(self.config, Path(), shard.id, shard.listen))
                 await self.lines.pid_of(shard.id)
-        self.task = asyncio.create_task(Shards(self.config, Path(), self.supervisor, self.lines).follow())
+        self.task = asyncio.create_task(ShardReconciler(self.config, Path(), self.supervisor, self.lines).follow())
 
     async def end(self) -> None:
         if self.task is not None:

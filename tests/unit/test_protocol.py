@@ -13,16 +13,16 @@ from kvstore.protocol import (
     WRITES,
     Acquire,
     Answer,
+    CancelWait,
     Count,
     Delete,
     Explain,
-    Facts,
     Get,
-    Guard,
-    Inspect,
-    Leave,
-    Once,
+    GetLock,
+    IdempotencyKey,
+    Info,
     Page,
+    Preconditions,
     Put,
     Release,
     Renew,
@@ -40,8 +40,10 @@ values = st.binary(max_size=50)
 versions = st.integers(0, 2**53 - 1)
 
 version_lists = st.none() | st.lists(versions, max_size=3)
-guards = st.none() | st.builds(Guard, st.none() | versions, st.booleans(), st.booleans(), version_lists, version_lists)
-onces = st.none() | st.builds(Once, texts, texts)
+guards = st.none() | st.builds(
+    Preconditions, st.none() | versions, st.booleans(), st.booleans(), version_lists, version_lists
+)
+onces = st.none() | st.builds(IdempotencyKey, texts, texts)
 
 requests = st.one_of(
     st.builds(Get, ids, texts),
@@ -50,8 +52,8 @@ requests = st.one_of(
     st.builds(Acquire, ids, texts, st.integers(1, 10**9), st.integers(0, 10**9), texts, onces),
     st.builds(Renew, ids, texts, versions, onces),
     st.builds(Release, ids, texts, versions, onces),
-    st.builds(Leave, ids, texts, ids),
-    st.builds(Inspect, ids, texts),
+    st.builds(CancelWait, ids, texts, ids),
+    st.builds(GetLock, ids, texts),
     st.builds(ScanLeases, ids, texts, texts, st.integers(1, 10_000), values, texts),
     st.builds(Scan, ids, texts, texts, st.integers(1, 10_000), st.booleans(), values, texts),
     st.builds(Count, ids, texts, values),
@@ -63,8 +65,8 @@ items = st.tuples(texts, versions, st.none() | values, st.integers(0, 10**12))
 replies = st.one_of(
     st.builds(Answer, ids, st.integers(100, 599), versions, st.none() | values, st.integers(0, 10**12), problems),
     st.builds(Page, ids, values, st.booleans(), texts, st.lists(items, max_size=4), st.integers(0, 10**12)),
-    st.builds(Facts, ids, st.integers(1, 10**6), st.dictionaries(texts, st.integers() | st.lists(texts), max_size=3)),
-).filter(lambda reply: not isinstance(reply, Facts) or _fits_msgpack(reply.facts))
+    st.builds(Info, ids, st.integers(1, 10**6), st.dictionaries(texts, st.integers() | st.lists(texts), max_size=3)),
+).filter(lambda reply: not isinstance(reply, Info) or _fits_msgpack(reply.facts))
 
 
 def _fits_msgpack(facts: dict[str, Any]) -> bool:
@@ -132,16 +134,16 @@ def test_a_later_version_may_add_fields_at_the_end() -> None:
 
 def test_what_writes_is_known_as_such() -> None:
     write = (Put(1, "a", b""), Delete(1, "a"), Acquire(1, "a", 1, 0, ""), Renew(1, "a", 1), Release(1, "a", 1))
-    read = (Get(1, "a"), Scan(1, "", "", 1), ScanLeases(1, "", "", 1), Count(1, ""), Stats(1), Inspect(1, "a"))
+    read = (Get(1, "a"), Scan(1, "", "", 1), ScanLeases(1, "", "", 1), Count(1, ""), Stats(1), GetLock(1, "a"))
     assert all(isinstance(message, WRITES) for message in write)
     assert not any(isinstance(message, WRITES) for message in read)
 
 
 def test_the_tags_are_frozen_since_processes_of_two_versions_talk_during_an_upgrade() -> None:
-    kinds = (Get, Put, Delete, Scan, Count, Explain, Stats, Acquire, Renew, Release, Leave, Inspect, ScanLeases)
+    kinds = (Get, Put, Delete, Scan, Count, Explain, Stats, Acquire, Renew, Release, CancelWait, GetLock, ScanLeases)
     assert [kind.__struct_config__.tag for kind in kinds] == list(range(1, 14))
-    assert {kind.__name__: kind.__struct_config__.tag for kind in (Answer, Page, Facts)} == {
+    assert {kind.__name__: kind.__struct_config__.tag for kind in (Answer, Page, Info)} == {
         "Answer": 101,
         "Page": 102,
-        "Facts": 103,
+        "Info": 103,
     }

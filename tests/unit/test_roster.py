@@ -15,8 +15,8 @@ import pytest
 
 from kvstore.config import ClusterConfig, ControllerConfig, RouterConfig, ShardConfig
 from kvstore.roster import (
+    DesiredShards,
     Files,
-    Launch,
     Placed,
     Steps,
     Wanted,
@@ -37,10 +37,10 @@ CONFIG = ClusterConfig(
 FIRST = ["s1", "s2", "s3"]
 
 
-def launch(members: str, wanted: str = "", *, formed: bool = True, **urls: str) -> Launch:
+def launch(members: str, wanted: str = "", *, formed: bool = True, **urls: str) -> DesiredShards:
     """Members and wanted shards by their ids; a member is at port 9100 + its number unless `urls` says otherwise."""
     placed = [Placed(each, urls.get(each, f"http://127.0.0.1:{9100 + int(each[1:])}")) for each in members.split()]
-    return Launch(7, formed, [Wanted(each) for each in wanted.split()], placed)
+    return DesiredShards(7, formed, [Wanted(each) for each in wanted.split()], placed)
 
 
 def files(data: str = "", removed: str = "", leaving: str = "", held: str = "") -> Files:
@@ -48,7 +48,7 @@ def files(data: str = "", removed: str = "", leaving: str = "", held: str = "") 
 
 
 def steps(
-    told: Launch, lie: Files, running: list[str] = FIRST, known: str = "", config: ClusterConfig = CONFIG
+    told: DesiredShards, lie: Files, running: list[str] = FIRST, known: str = "", config: ClusterConfig = CONFIG
 ) -> Steps:
     return decide(told, config, lie, running, known.split())
 

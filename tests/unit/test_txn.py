@@ -15,7 +15,7 @@ from kvstore.client import Client, _Answer
 from kvstore.config import Limits
 from kvstore.errors import BadTtl, KeyNotUtf8, NotFound
 from kvstore.operations import operation_members, value_members, value_of
-from kvstore.protocol import Condition, Step
+from kvstore.protocol import Condition, TxnOp
 from kvstore.router.transactions import parse_transaction
 from kvstore.txn import (
     TxnItem,
@@ -57,12 +57,12 @@ def test_the_router_understands_what_was_meant() -> None:
         Condition("leader", token=12),
     ]
     assert transaction.then == [
-        Step("put", "a", "ü".encode()),
-        Step("put", "b", b"\xff\x00", 1500),
-        Step("delete", "c"),
-        Step("get", "d"),
+        TxnOp("put", "a", "ü".encode()),
+        TxnOp("put", "b", b"\xff\x00", 1500),
+        TxnOp("delete", "c"),
+        TxnOp("get", "d"),
     ]
-    assert transaction.otherwise == [Step("get", "a")]
+    assert transaction.otherwise == [TxnOp("get", "a")]
 
 
 def test_a_result_has_an_item_per_operation() -> None:

@@ -12,7 +12,7 @@ from aiohttp import web
 from kvstore.config import Limits
 from kvstore.errors import Conflict
 from kvstore.placement.cluster_map import ClusterMap, Move
-from kvstore.protocol import Answer, Facts, Follow, Progress, Receive, Reply, Request, Stats
+from kvstore.protocol import Answer, Follow, Info, Progress, Receive, Reply, Request, Stats
 from kvstore.transport.channel import Connection
 
 STEPS = ("copy", "tail", "fence", "done")
@@ -111,7 +111,7 @@ class FarShard:
         if isinstance(request, Receive):
             return await self._receive(request)
         assert isinstance(request, Stats)
-        return Facts(request.id, 1, {"keys": self.keys, "bytes": self.keys * 100, "more": {}})
+        return Info(request.id, 1, {"keys": self.keys, "bytes": self.keys * 100, "more": {}})
 
     # --- its part in moves -------------------------------------------------------------------------------------------
 

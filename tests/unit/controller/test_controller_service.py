@@ -17,7 +17,7 @@ from kvstore.config import ClusterConfig, Limits, ShardConfig, default_config
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers, check, decide, differences
 from kvstore.controller.service import ClusterService, Waiting
-from kvstore.controller.shards import Shards
+from kvstore.controller.shards import ShardClients
 from kvstore.controller.store import MapStore, Stored
 from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.errors import BadBody, Conflict, ControllerBehind, ForeignData, Unavailable
@@ -169,7 +169,7 @@ Serve = Callable[[MapStore, ClusterConfig], ClusterService]
 async def serve() -> AsyncIterator[Serve]:
     """Makes a service on a store."""
     async with aiohttp.ClientSession() as session:
-        shards = Shards(CONFIG.limits, session)
+        shards = ShardClients(CONFIG.limits, session)
 
         def make(store: MapStore, config: ClusterConfig) -> ClusterService:
             return ClusterService(ClusterDocument(store, config.limits.map_write_tries_max), config, shards)

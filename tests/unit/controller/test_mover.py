@@ -18,7 +18,7 @@ from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import Announcement, ClusterState
 from kvstore.controller.mover import Mover, new_move_id
 from kvstore.controller.service import ClusterService
-from kvstore.controller.shards import Shards
+from kvstore.controller.shards import ShardClients
 from kvstore.controller.store import MapStore, Stored
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import Unavailable
@@ -48,7 +48,7 @@ class Controller:
 
     def __init__(self, store: MapStore, limits: Limits, session: aiohttp.ClientSession) -> None:
         self.document = ClusterDocument(store, limits.map_write_tries_max)
-        self.shards = Shards(limits, session)
+        self.shards = ShardClients(limits, session)
         self.mover = Mover(self.document, self.shards, limits)
         self.service = ClusterService(
             self.document, msgspec.structs.replace(default_config(), partitions=PARTITIONS, limits=limits), self.shards

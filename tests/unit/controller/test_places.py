@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.controller.places import Places
+from kvstore.controller.move_slots import MoveSlots
 
 PAIRS = [(source, to) for source in "abc" for to in "xyz"]
 
@@ -22,13 +22,13 @@ async def turns(count: int = 20) -> None:
 class Worker:
     """Keeps its place until it is told to end."""
 
-    def __init__(self, places: Places, pair: tuple[str, str]) -> None:
+    def __init__(self, places: MoveSlots, pair: tuple[str, str]) -> None:
         self.pair = pair
         self.at_work = False
         self.end = asyncio.Event()
         self.task = asyncio.create_task(self._run(places))
 
-    async def _run(self, places: Places) -> None:
+    async def _run(self, places: MoveSlots) -> None:
         async with places.place(*self.pair):
             self.at_work = True
             try:
@@ -37,7 +37,7 @@ class Worker:
                 self.at_work = False
 
 
-async def start(places: Places, *pairs: tuple[str, str]) -> list[Worker]:
+async def start(places: MoveSlots, *pairs: tuple[str, str]) -> list[Worker]:
     workers = [Worker(places, pair) for pair in pairs]
     await turns()
     return workers
@@ -51,7 +51,7 @@ async def finish(*workers: Worker) -> None:
 
 
 async def test_so_many_work_in_all() -> None:
-    workers = await start(Places(2, 9), ("a", "x"), ("b", "y"), ("c", "z"))
+    workers = await start(MoveSlots(2, 9), ("a", "x"), ("b", "y"), ("c", "z"))
     assert [worker.at_work for worker in workers] == [True, True, False]
     await finish(workers[0])
     assert workers[2].at_work
@@ -59,7 +59,7 @@ async def test_so_many_work_in_all() -> None:
 
 
 async def test_so_many_work_for_each_shard_and_others_pass() -> None:
-    workers = await start(Places(9, 2), ("a", "x"), ("b", "x"), ("c", "x"), ("c", "y"), ("a", "y"))
+    workers = await start(MoveSlots(9, 2), ("a", "x"), ("b", "x"), ("c", "x"), ("c", "y"), ("a", "y"))
     assert [worker.at_work for worker in workers] == [True, True, False, True, True]
     await finish(workers[1])
     assert workers[2].at_work
@@ -67,7 +67,7 @@ async def test_so_many_work_for_each_shard_and_others_pass() -> None:
 
 
 async def test_who_waits_is_not_passed_for_ever_by_those_who_want_the_same_shard() -> None:
-    places = Places(9, 2)
+    places = MoveSlots(9, 2)
     first, second = await start(places, ("a", "x"), ("b", "x"))
     (patient,) = await start(places, ("c", "x"))
     (late,) = await start(places, ("c", "x"))
@@ -81,7 +81,7 @@ async def test_who_waits_is_not_passed_for_ever_by_those_who_want_the_same_shard
 
 @pytest.mark.parametrize("at_work", [True, False])
 async def test_a_cancelled_one_leaves_its_place(at_work: bool) -> None:
-    places = Places(1, 1)
+    places = MoveSlots(1, 1)
     workers = await start(places, ("a", "x"), ("b", "y"), ("c", "z"))
     gone = workers[0] if at_work else workers[1]
     gone.task.cancel()
@@ -104,7 +104,7 @@ def test_never_too_many_and_all_come_to_their_end(
     at_once_max: int, of_shard_max: int, pairs: list[tuple[str, str]], endings: list[tuple[int, bool]]
 ) -> None:
     async def run() -> None:
-        everyone = await start(Places(at_once_max, of_shard_max), *pairs)
+        everyone = await start(MoveSlots(at_once_max, of_shard_max), *pairs)
         workers = list(everyone)
         for choice, is_cancelled in endings:
             check(everyone)
@@ -138,7 +138,7 @@ def test_never_too_many_and_all_come_to_their_end(
 
 async def test_places_are_not_lost_when_who_works_and_who_waits_are_cancelled_at_once() -> None:
     """As a cancelled change does: whoever waited must not be given the place of whoever worked."""
-    places = Places(1, 9)
+    places = MoveSlots(1, 9)
     workers = await start(places, ("a", "x"), ("b", "y"), ("c", "z"))
     for worker in workers[:2]:
         worker.task.cancel()

@@ -17,12 +17,12 @@ from kvstore.protocol import (
     Abort,
     Acquire,
     Answer,
+    ApplyIntents,
+    CancelWait,
     Count,
     Explain,
-    Facts,
-    Finish,
     Get,
-    Leave,
+    Info,
     Outcome,
     Page,
     Put,
@@ -139,17 +139,17 @@ class FakeShard:
             count = sum(key.startswith(request.prefix) and is_in(key, owned) for key in self.data)
             return Page(request.id, partition_set.encode(owned, PARTITIONS), False, "", [], count)
         if isinstance(request, Explain):
-            return Facts(request.id, self.epoch, {"row": "value" if request.key in self.data else "absent"})
+            return Info(request.id, self.epoch, {"row": "value" if request.key in self.data else "absent"})
         if isinstance(request, Stats):
-            return Facts(
+            return Info(
                 request.id, self.epoch, {"keys": len(self.data), "bytes": 7, "attempts_floor": self.attempts_floor}
             )
-        if isinstance(request, Transact | Finish | Abort):
+        if isinstance(request, Transact | ApplyIntents | Abort):
             return self._on_transaction(request)
         assert hasattr(request, "key")
         if not self.owns(request.key):
             return self._wrong_owner(request)
-        if isinstance(request, Acquire | Leave | Release):
+        if isinstance(request, Acquire | CancelWait | Release):
             return self._on_lock(request, channel, future)
         if isinstance(request, Put):
             self.data[request.key] = request.value
@@ -157,7 +157,7 @@ class FakeShard:
         value = self.data.get(request.key)
         return Answer(request.id, 404) if value is None else Answer(request.id, 200, 1, value)
 
-    def _on_transaction(self, request: Transact | Finish | Abort) -> Any:
+    def _on_transaction(self, request: Transact | ApplyIntents | Abort) -> Any:
         keys = [request.key] if isinstance(request, Transact) else request.keys
         foreign = next((key for key in keys if not self.owns(key)), None)
         if foreign is not None:
@@ -166,11 +166,13 @@ class FakeShard:
             return Outcome(request.id, "committed", request.attempt.name, 9, succeeded=True)
         return Answer(request.id, 200)
 
-    def _on_lock(self, request: Acquire | Leave | Release, channel: FakeChannel, future: asyncio.Future[Any]) -> Any:
+    def _on_lock(
+        self, request: Acquire | CancelWait | Release, channel: FakeChannel, future: asyncio.Future[Any]
+    ) -> Any:
         if isinstance(request, Release):
             self.release(request.key)
             return Answer(request.id, 204)
-        if isinstance(request, Leave):
+        if isinstance(request, CancelWait):
             for waiting in [w for w in self.waiting if (w.channel, w.request.id) == (channel, request.acquire)]:
                 self.waiting.remove(waiting)
                 waiting.future.set_result(Answer(request.acquire, 423, problem=Locked("left").problem()))

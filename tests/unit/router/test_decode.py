@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kvstore.config import Limits
 from kvstore.errors import BadCondition, BadParameter, BadTtl
-from kvstore.protocol import VERSION_MAX, Guard
+from kvstore.protocol import VERSION_MAX, Preconditions
 from kvstore.router.decode import (
     decode_guard,
     decode_once,
@@ -128,17 +128,17 @@ def test_no_header_is_no_condition():
 @pytest.mark.parametrize(
     ("fields", "guard"),
     [
-        ({"if_match": "*"}, Guard(present=True)),
-        ({"if_match": '"7"'}, Guard(versions=[7])),
-        ({"if_match": 'W/"7"'}, Guard(versions=[])),
-        ({"if_none_match": "*"}, Guard(absent=True)),
-        ({"if_none_match": 'W/"7", "8"'}, Guard(not_versions=[7, 8])),
-        ({"if_match": '"7"', "if_none_match": "*"}, Guard(versions=[7], absent=True)),
-        ({"lock_token": "12"}, Guard(token=12)),
-        ({"lock_token": "0", "if_match": "*"}, Guard(token=0, present=True)),
+        ({"if_match": "*"}, Preconditions(present=True)),
+        ({"if_match": '"7"'}, Preconditions(versions=[7])),
+        ({"if_match": 'W/"7"'}, Preconditions(versions=[])),
+        ({"if_none_match": "*"}, Preconditions(absent=True)),
+        ({"if_none_match": 'W/"7", "8"'}, Preconditions(not_versions=[7, 8])),
+        ({"if_match": '"7"', "if_none_match": "*"}, Preconditions(versions=[7], absent=True)),
+        ({"lock_token": "12"}, Preconditions(token=12)),
+        ({"lock_token": "0", "if_match": "*"}, Preconditions(token=0, present=True)),
     ],
 )
-def test_guards(fields: dict[str, str], guard: Guard):
+def test_guards(fields: dict[str, str], guard: Preconditions):
     assert decode_guard(head(**fields)) == guard
 
 

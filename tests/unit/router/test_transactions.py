@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from kvstore.config import Limits
 from kvstore.errors import BadBody, BadParameter, Conflict, KvError, Locked, NotFound
-from kvstore.protocol import Condition, Once, Read, Step
+from kvstore.protocol import Condition, IdempotencyKey, Read, TxnOp
 from kvstore.router.coordinator import Coordinator
-from kvstore.router.parts import Result, Transaction
+from kvstore.router.participants import Result, Transaction
 from kvstore.router.transactions import TxnRoutes, encode_result, parse_transaction
 from kvstore.transport.bodies import BodyReader
 from kvstore.transport.http.requests import Head
@@ -56,16 +56,16 @@ def test_conditions_and_branches_become_what_they_say() -> None:
         Condition("leader", token=12),
     ]
     assert transaction.then == [
-        Step("put", "a", "ü".encode()),
-        Step("put", "b", b"\xff\x00", 1500),
-        Step("delete", "c"),
-        Step("get", "d"),
+        TxnOp("put", "a", "ü".encode()),
+        TxnOp("put", "b", b"\xff\x00", 1500),
+        TxnOp("delete", "c"),
+        TxnOp("get", "d"),
     ]
-    assert transaction.otherwise == [Step("get", "a")]
+    assert transaction.otherwise == [TxnOp("get", "a")]
 
 
 def test_conditions_and_the_else_branch_may_be_left_out_or_empty() -> None:
-    assert parse(then=[GET]) == parse(then=[GET], if_=[], else_=[]) == Transaction([], [Step("get", "g")], [])
+    assert parse(then=[GET]) == parse(then=[GET], if_=[], else_=[]) == Transaction([], [TxnOp("get", "g")], [])
 
 
 def test_the_limits_themselves_are_taken() -> None:
@@ -340,7 +340,7 @@ class Told:
         self.answer = answer
         self.asked: list[Any] = []
 
-    async def run(self, transaction: Transaction, once: Once | None) -> Result:
+    async def run(self, transaction: Transaction, once: IdempotencyKey | None) -> Result:
         self.asked.append((transaction, once))
         return cast(Result, self._answered())
 
@@ -379,7 +379,7 @@ async def test_a_transaction_is_run_with_its_idempotency_key() -> None:
     told = Told(Result("8-c-9", True, None, [Read(0, None)]))
     response = await run(told, {"then": [GET]}, idempotency_key='"K"')
     ((transaction, once),) = told.asked
-    assert transaction == Transaction([], [Step("get", "g")], [])
+    assert transaction == Transaction([], [TxnOp("get", "g")], [])
     assert once.key == "K"
     assert (response.status, response.content_type) == (200, "application/json")
     assert json.loads(response.body)["results"] == [{"key": "g", "exists": False}]

@@ -10,16 +10,16 @@ import pytest
 
 from kvstore.config import Limits
 from kvstore.errors import Unavailable
-from kvstore.protocol import Abort, Attempt, Condition, Finish, Outcome, Step, Transact
-from kvstore.router.aftermath import Aftermath
+from kvstore.protocol import Abort, ApplyIntents, Attempt, Condition, Outcome, Transact, TxnOp
 from kvstore.router.coordinator import Coordinator
-from kvstore.router.parts import Part, Transaction
+from kvstore.router.intent_resolver import IntentResolver
+from kvstore.router.participants import Transaction, TxnShare
 from kvstore.router.service import RouterService
 from tests.unit.router.fake_shards import all_on, everybody_follows, halves, key_of, make_map, make_service, shards
 
 KEY, OTHER = key_of("s1"), key_of("s2")
 ATTEMPT = Attempt(1, 1, "r")
-WRITE = Transaction([], [Step("put", KEY, b"1")], [])
+WRITE = Transaction([], [TxnOp("put", KEY, b"1")], [])
 
 
 def asked(shard_id: str, kind: type) -> list[Any]:
@@ -69,8 +69,8 @@ async def test_a_transaction_that_was_split_up_for_a_shard_that_has_left_is_spli
     assert (await Coordinator(service, Limits()).run(WRITE, None)).version == 9
 
 
-def part_of(service: RouterService, *keys: str) -> Part:
-    part = Part(service.owner_of(keys[0]))
+def part_of(service: RouterService, *keys: str) -> TxnShare:
+    part = TxnShare(service.owner_of(keys[0]))
     part.conditions = [Condition(key, exists=True) for key in keys]
     part.keys = dict.fromkeys(keys)
     return part
@@ -86,20 +86,22 @@ async def test_a_finish_follows_its_keys_to_all_their_owners(service: RouterServ
     everybody_follows(service, all_on(2, "s1"))
     part = part_of(service, KEY, OTHER)
     shards["s1"].fence(OTHER)
-    Aftermath(service).finish([part], "anchor", ATTEMPT, Outcome(0, "committed", "a", 9, True, 5))
-    await until(lambda: len(asked("s1", Finish)) >= 2)
+    IntentResolver(service).finish([part], "anchor", ATTEMPT, Outcome(0, "committed", "a", 9, True, 5))
+    await until(lambda: len(asked("s1", ApplyIntents)) >= 2)
     everybody_follows(service, halves(3))
-    await until(lambda: asked("s2", Finish))
+    await until(lambda: asked("s2", ApplyIntents))
     await asyncio.sleep(0.3)
-    assert [finish.keys for finish in asked("s2", Finish)] == [[OTHER]]
-    assert asked("s1", Finish)[-1].keys == [KEY]
-    assert all((finish.version, finish.succeeded, finish.decided_ms) == (9, True, 5) for finish in asked("s2", Finish))
+    assert [finish.keys for finish in asked("s2", ApplyIntents)] == [[OTHER]]
+    assert asked("s1", ApplyIntents)[-1].keys == [KEY]
+    assert all(
+        (finish.version, finish.succeeded, finish.decided_ms) == (9, True, 5) for finish in asked("s2", ApplyIntents)
+    )
 
 
 async def test_an_abort_is_told_where_it_was_prepared_and_follows_its_keys(service: RouterService) -> None:
     channel = service.owner_of(KEY)
     shards["s1"].fence(KEY)
-    Aftermath(service).abort(ATTEMPT, [KEY], channel)
+    IntentResolver(service).abort(ATTEMPT, [KEY], channel)
     await until(lambda: asked("s1", Abort))
     everybody_follows(service, all_on(2, "s2"))
     await until(lambda: asked("s2", Abort))
@@ -110,8 +112,8 @@ async def test_an_abort_is_told_where_it_was_prepared_and_follows_its_keys(servi
 async def test_an_abort_whose_shard_is_gone_is_left_to_the_stores(service: RouterService) -> None:
     channel: Any = service.owner_of(KEY)
     channel.error = Unavailable("away")
-    Aftermath(service).abort(ATTEMPT, [KEY], channel)
+    IntentResolver(service).abort(ATTEMPT, [KEY], channel)
     channel.error, channel.fails_with = None, Unavailable("lost")
-    Aftermath(service).abort(ATTEMPT, [KEY], channel)
+    IntentResolver(service).abort(ATTEMPT, [KEY], channel)
     await asyncio.sleep(0.2)
     assert asked("s1", Abort) == asked("s2", Abort) == []

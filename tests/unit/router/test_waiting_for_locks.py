@@ -10,7 +10,7 @@ import pytest
 
 from kvstore.config import Limits
 from kvstore.errors import Locked, Unavailable
-from kvstore.protocol import Acquire, Leave
+from kvstore.protocol import Acquire, CancelWait
 from kvstore.router.locks import LockRoutes
 from kvstore.router.service import RouterService
 from kvstore.transport.http.requests import Head
@@ -98,7 +98,7 @@ async def test_a_waiter_that_hangs_up_leaves_the_line_in_which_it_stands_now(ser
     waiting = client.acquire(10)
     await until(lambda: shards["s1"].waiting)
     for key in ("x", "y"):  # so that the channels count differently
-        await service.ask(Leave(0, key, 0))
+        await service.ask(CancelWait(0, key, 0))
     shards["s1"].fence(NAME)
     everybody_follows(service, all_on(2, "s2"))
     await until(lambda: shards["s2"].waiting)

@@ -15,14 +15,13 @@ import pytest
 from kvstore.errors import Conflict
 from kvstore.protocol import (
     Acquire,
-    Ask,
+    ApplyIntents,
     Attempt,
-    Commit,
+    DecideCommit,
     Delete,
-    Fence,
-    Finish,
+    Freeze,
     Get,
-    Once,
+    IdempotencyKey,
     Prepare,
     Pull,
     Put,
@@ -30,8 +29,9 @@ from kvstore.protocol import (
     ReadUnlock,
     Release,
     Renew,
+    ResolveTxn,
     Scan,
-    Step,
+    TxnOp,
     Vote,
 )
 from kvstore.storage.engine import RowKey
@@ -104,7 +104,7 @@ async def test_a_lease_that_came_ends_by_itself(cluster: Cluster):
 
 
 async def test_a_kept_reply_goes_along(cluster: Cluster):
-    put = Put(1, "a", b"1", 0, None, Once("key", "digest"))
+    put = Put(1, "a", b"1", 0, None, IdempotencyKey("key", "digest"))
     first = await cluster.ask("s1", put)
     await cluster.move("a")
     again = await cluster.ask("s2", put)
@@ -113,28 +113,28 @@ async def test_a_kept_reply_goes_along(cluster: Cluster):
 
 async def test_intents_and_decisions_go_along_and_the_transaction_is_finished_where_they_are(cluster: Cluster):
     await cluster.ask("s1", Put(1, "b", b"old"))
-    prepare = Prepare(2, "a", FIRST, [], [Step("put", "b", b"new")], [])
+    prepare = Prepare(2, "a", FIRST, [], [TxnOp("put", "b", b"new")], [])
     vote = await cluster.ask("s1", prepare)
-    commit = Commit(3, "a", FIRST, [], [Step("put", "a", b"new")], [], vote.vote, True, None, None, ["b"])
+    commit = DecideCommit(3, "a", FIRST, [], [TxnOp("put", "a", b"new")], [], vote.vote, True, None, None, ["b"])
     assert at("a") != at("b")
     await cluster.move("b")
     decided = await cluster.ask("s1", commit)
     assert decided.state == "committed"
     await cluster.move("a")
-    assert (await cluster.ask("s2", Ask(4, "a", FIRST))).state == "committed"
+    assert (await cluster.ask("s2", ResolveTxn(4, "a", FIRST))).state == "committed"
     read = cluster.begin("s2", Get(5, "b"))
     await asyncio.sleep(0.05)
     assert not read.replies, "it waits for the intent that came along"
-    await cluster.ask("s2", Finish(6, FIRST, ["b"], decided.version, True, decided.decided_ms))
+    await cluster.ask("s2", ApplyIntents(6, FIRST, ["b"], decided.version, True, decided.decided_ms))
     assert (await read.reply()).value == b"new"
 
 
 async def test_an_attempt_below_the_sources_floor_is_gone_at_the_destination(cluster: Cluster):
-    asked = await cluster.ask("s1", Ask(1, "a", SECOND))
+    asked = await cluster.ask("s1", ResolveTxn(1, "a", SECOND))
     assert asked.state == "aborted"
     await cluster.stores["s1"].ask(DropDecisions([SECOND], at("a")))
     await cluster.move("a")
-    late = Commit(2, "a", SECOND, [], [Step("put", "a", b"x")], [], 1, True, None, None, ["b"])
+    late = DecideCommit(2, "a", SECOND, [], [TxnOp("put", "a", b"x")], [], 1, True, None, None, ["b"])
     assert (await cluster.ask("s2", late)).state == "gone"
     assert await cluster.value("s2", "a") is None
 
@@ -146,11 +146,11 @@ async def test_what_changes_during_the_copy_and_the_tail_arrives(cluster: Cluste
     token = (await cluster.ask("s1", Acquire(1, "leased", 60_000, 0, "me"))).version
     for key in ("deleted", "changed", "held", "late"):
         await cluster.ask("s1", Put(2, key, b"old"))
-    vote: Vote = await cluster.ask("s1", Prepare(3, "elsewhere", FIRST, [], [Step("put", "held", b"new")], []))
+    vote: Vote = await cluster.ask("s1", Prepare(3, "elsewhere", FIRST, [], [TxnOp("put", "held", b"new")], []))
     after_the_copy = [
         Delete(4, "deleted"),
         Put(5, "changed", b"new"),
-        Finish(6, FIRST, ["held"], vote.vote + 1, True, 1),
+        ApplyIntents(6, FIRST, ["held"], vote.vote + 1, True, 1),
     ]
     after_the_tail = [Put(7, "new", b"new"), Release(8, "leased", token), Put(9, "late", b"new")]
     to_come = [after_the_copy, after_the_tail]
@@ -196,29 +196,31 @@ async def test_from_the_fence_to_the_commit_nobody_answers_reads_and_the_release
 
 async def test_a_fence_bounces_whoever_waits_and_nothing_of_it_is_done(cluster: Cluster):
     await cluster.ask("s1", Acquire(1, "leased", 60_000, 0, "me"))
-    await cluster.ask("s1", Prepare(2, "elsewhere", FIRST, [], [Step("put", "held", b"x")], []))
+    await cluster.ask("s1", Prepare(2, "elsewhere", FIRST, [], [TxnOp("put", "held", b"x")], []))
     waiting = [
         cluster.begin("s1", Acquire(3, "leased", 1000, 30_000, "you")),
         cluster.begin("s1", Put(4, "held", b"mine")),
         cluster.begin("s1", Get(5, "held")),
-        cluster.begin("s1", Prepare(6, "elsewhere", Attempt(50, 50, "router03"), [], [Step("put", "held", b"y")], [])),
+        cluster.begin("s1", Prepare(6, "elsewhere", Attempt(50, 50, "router03"), [], [TxnOp("put", "held", b"y")], [])),
     ]
-    commit = Commit(7, "held", Attempt(40, 40, "r"), [], [Step("put", "held", b"z")], [], 1, True, None, None, ["b"])
+    commit = DecideCommit(
+        7, "held", Attempt(40, 40, "r"), [], [TxnOp("put", "held", b"z")], [], 1, True, None, None, ["b"]
+    )
     waiting.append(cluster.begin("s1", commit))
     await asyncio.sleep(0.1)
     assert not any(sink.replies for sink in waiting)
     await cluster.move("leased", "held")
     assert [(await sink.reply()).status for sink in waiting] == [421] * 5
     assert (await cluster.ask("s2", Acquire(8, "leased", 1000, 0, "you"))).status == 423
-    asked = await cluster.ask("s2", Ask(9, "held", Attempt(40, 40, "r")))
+    asked = await cluster.ask("s2", ResolveTxn(9, "held", Attempt(40, 40, "r")))
     assert asked.state == "aborted", "bounced without a word on what becomes of it: the ask decides"
 
 
 async def test_who_has_a_lock_in_what_goes_and_waits_for_one_that_stays_is_bounced_and_has_it_no_more(cluster: Cluster):
     assert at("goes") != at("stays")
     young = Attempt(500, 500, "router03")
-    await cluster.ask("s1", Prepare(1, "elsewhere", young, [], [Step("put", "stays", b"x")], []))
-    both = [Step("put", "goes", b"y"), Step("put", "stays", b"y")]
+    await cluster.ask("s1", Prepare(1, "elsewhere", young, [], [TxnOp("put", "stays", b"x")], []))
+    both = [TxnOp("put", "goes", b"y"), TxnOp("put", "stays", b"y")]
     waiting = cluster.begin("s1", Prepare(2, "elsewhere", FIRST, [], both, []))
     await asyncio.sleep(0.05)
     assert not waiting.replies
@@ -299,7 +301,7 @@ async def test_a_fence_that_comes_when_its_move_is_given_up_is_refused(cluster: 
     await cluster.spread()
     cluster.void(move_id)
     await cluster.spread()
-    answer = await cluster.ask("s1", Fence(2, move_id))
+    answer = await cluster.ask("s1", Freeze(2, move_id))
     assert (answer.status, answer.problem["code"]) == (409, "conflict")
     assert await cluster.value("s1", "a") == b"1"
 
@@ -406,7 +408,7 @@ async def test_a_copy_that_differs_is_not_taken(cluster: Cluster, tmp_path: Path
         await cluster.ask("s1", Put(1, key, b"1"))
 
     async def lose_a_row(request: Any) -> None:
-        if isinstance(request, Fence):
+        if isinstance(request, Freeze):
             await cluster.stores["s2"].applier.flush()
             with closing(sqlite3.connect(tmp_path / "s2.db")) as connection, connection:
                 connection.execute("DELETE FROM rows WHERE key = 'a'")
@@ -457,11 +459,11 @@ async def test_a_map_that_is_older_changes_nothing(cluster: Cluster):
 
 
 async def test_a_decision_that_was_dropped_elsewhere_is_not_remembered_here(cluster: Cluster):
-    assert (await cluster.ask("s1", Ask(1, "a", SECOND))).state == "aborted"
+    assert (await cluster.ask("s1", ResolveTxn(1, "a", SECOND))).state == "aborted"
     await cluster.move("a")
     await cluster.stores["s2"].ask(DropDecisions([SECOND], at("a")))
     await cluster.move("a", to="s1")
-    assert (await cluster.ask("s1", Ask(2, "a", SECOND))).state == "gone"
+    assert (await cluster.ask("s1", ResolveTxn(2, "a", SECOND))).state == "gone"
     assert cluster.stores["s1"].inspection.snapshot().decisions == 0
 
 

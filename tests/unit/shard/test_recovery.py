@@ -8,11 +8,11 @@ from typing import Any
 
 from kvstore.config import Limits
 from kvstore.errors import Unavailable
-from kvstore.protocol import Attempt, Get, Prepare, Step
+from kvstore.protocol import Attempt, Get, Prepare, TxnOp
 from kvstore.shard import recovery
 from kvstore.shard.recovery import Recovery
 from kvstore.store.store import Store
-from tests.unit.store.rig import Sink, asked, next_id, opened, until
+from tests.unit.store.harness import Sink, asked, next_id, opened, until
 
 
 class Away:
@@ -30,7 +30,7 @@ async def test_attempts_that_wait_for_a_shard_that_is_away_do_not_stand_before_o
     anchors = [f"away {number}" for number in range(stuck)] + ["here"]
     async with opened(tmp_path) as store:
         prepared = [
-            asked(store, Prepare(next_id(), anchor, Attempt(n, n, "router01"), [], [Step("put", f"k{n}", b"x")], []))
+            asked(store, Prepare(next_id(), anchor, Attempt(n, n, "router01"), [], [TxnOp("put", f"k{n}", b"x")], []))
             for n, anchor in enumerate(anchors, start=1)
         ]
         await until(lambda: all(sink.replies for sink in prepared))

@@ -25,7 +25,7 @@ from kvstore.protocol import (
     Delete,
     Explain,
     Get,
-    Inspect,
+    GetLock,
     Page,
     Put,
     Request,
@@ -97,7 +97,7 @@ async def shard(tmp_path: Path) -> AsyncIterator[Shard]:
 
 
 async def test_without_a_map_nothing_is_owned(shard: Shard) -> None:
-    for request in (Get(1, "a"), Put(2, "a", b"1"), Delete(3, "a"), Acquire(4, "a", 1000, 0, ""), Inspect(5, "a")):
+    for request in (Get(1, "a"), Put(2, "a", b"1"), Delete(3, "a"), Acquire(4, "a", 1000, 0, ""), GetLock(5, "a")):
         answer = await shard.ask(request)
         assert (answer.id, answer.status, answer.problem["epoch"]) == (request.id, 421, 0)
 
@@ -264,7 +264,7 @@ def struck(epoch: int, *epochs: int, store_id: str = "lost") -> ClusterMap:
 async def test_who_follows_another_strike_is_refused_and_nothing_is_executed(shard: Shard, strike: int) -> None:
     await shard.service.follow(struck(5, 3, 4))
     asker = Asker(strike)
-    requests = [Put(1, "a", b"1"), Get(2, "a"), Scan(3, "", "", 10), Inspect(4, "a"), Explain(5, "a")]
+    requests = [Put(1, "a", b"1"), Get(2, "a"), Scan(3, "", "", 10), GetLock(4, "a"), Explain(5, "a")]
     for request in requests:
         shard.service.handle(request, asker)
     assert [(reply.id, reply.status) for reply in asker.replies] == [(request.id, 421) for request in requests]

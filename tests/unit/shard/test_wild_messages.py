@@ -27,25 +27,24 @@ from kvstore.protocol import (
     Abort,
     Acquire,
     Answer,
-    Ask,
+    ApplyIntents,
     Attempt,
-    Commit,
+    CancelWait,
     Condition,
     Count,
+    DecideCommit,
     Delete,
     Explain,
-    Fence,
-    Finish,
     Follow,
     Forget,
+    Freeze,
     Get,
-    Guard,
-    Inspect,
-    Leave,
-    Look,
+    GetLock,
+    GetTxn,
+    IdempotencyKey,
     Names,
-    Once,
     Outcome,
+    Preconditions,
     Prepare,
     Pull,
     Put,
@@ -56,11 +55,12 @@ from kvstore.protocol import (
     Release,
     Renew,
     Request,
+    ResolveTxn,
     Scan,
     ScanLeases,
     Stats,
-    Step,
     Transact,
+    TxnOp,
     encode_frame,
 )
 from kvstore.shard.peers import Peers
@@ -164,9 +164,9 @@ blobs = st.sampled_from([b"", b"1", b"x" * 4096, b"x" * 4097, b"\xff" * 9000]) |
 attempts = st.builds(Attempt, numbers, numbers, texts, numbers) | st.sampled_from(
     [Attempt(5, 5, "r"), Attempt(6, 7, "q")]
 )
-onces = st.none() | st.builds(Once, texts, texts)
+onces = st.none() | st.builds(IdempotencyKey, texts, texts)
 guards = st.none() | st.builds(
-    Guard,
+    Preconditions,
     st.none() | numbers,
     st.booleans(),
     st.booleans(),
@@ -176,7 +176,7 @@ guards = st.none() | st.builds(
 conditions = st.lists(
     st.builds(Condition, texts, st.none() | numbers, st.none() | st.booleans(), st.none() | numbers), max_size=2
 )
-steps = st.lists(st.builds(Step, st.sampled_from(["put", "delete", "get"]), texts, blobs, numbers), max_size=2)
+steps = st.lists(st.builds(TxnOp, st.sampled_from(["put", "delete", "get"]), texts, blobs, numbers), max_size=2)
 keys = st.lists(texts, max_size=3)
 reads = st.lists(st.none() | st.builds(Read, numbers, st.none() | blobs), max_size=2)
 problems = st.none() | st.dictionaries(texts | st.sampled_from(["code", "detail", "self"]), texts | numbers, max_size=3)
@@ -200,26 +200,26 @@ messages = st.one_of(
     st.builds(Acquire, ids, texts, numbers, waits, texts, onces),
     st.builds(Renew, ids, texts, numbers, onces),
     st.builds(Release, ids, texts, numbers, onces, numbers, st.none() | texts),
-    st.builds(Leave, ids, texts, numbers),
-    st.builds(Inspect, ids, texts),
+    st.builds(CancelWait, ids, texts, numbers),
+    st.builds(GetLock, ids, texts),
     st.builds(ScanLeases, ids, texts, texts, numbers, blobs, texts),
     st.builds(Transact, ids, texts, attempts, conditions, steps, steps, onces),
     st.builds(Prepare, ids, texts, attempts, conditions, steps, steps, st.none() | texts, texts),
     st.builds(
-        Commit, ids, texts, attempts, conditions, steps, steps, numbers, st.booleans(), problems, problems, keys,
+        DecideCommit, ids, texts, attempts, conditions, steps, steps, numbers, st.booleans(), problems, problems, keys,
         onces, reads, reads,
     ),
-    st.builds(Finish, ids, attempts, keys, numbers, st.booleans(), numbers),
+    st.builds(ApplyIntents, ids, attempts, keys, numbers, st.booleans(), numbers),
     st.builds(Abort, ids, attempts, keys),
-    st.builds(Ask, ids, texts, attempts),
-    st.builds(Look, ids, numbers, texts),
+    st.builds(ResolveTxn, ids, texts, attempts),
+    st.builds(GetTxn, ids, numbers, texts),
     st.builds(ReadLock, ids, attempts, keys),
     st.builds(ReadUnlock, ids, keys, odd_locks),
     st.builds(Forget, ids, st.lists(attempts, max_size=2)),
     st.builds(Follow, ids, maps),
     st.builds(Receive, ids, texts, texts),
     st.builds(Pull, ids, st.lists(numbers, max_size=3), numbers, numbers, numbers),
-    st.builds(Fence, ids, texts),
+    st.builds(Freeze, ids, texts),
     st.builds(Scan, ids, texts, texts, numbers, st.booleans(), blobs, texts),
     st.builds(Count, ids, texts, blobs),
     st.builds(Explain, ids, texts),
@@ -298,19 +298,19 @@ BAD = [
     (Put(7, "k", b"v" * 4097), 413, "value-too-large"),
     (Acquire(7, "k", 86_400_001, 0, ""), 400, "bad-ttl"),
     (Acquire(7, "k", 0, 0, ""), 400, "bad-request"),
-    (Commit(7, "k", OLD, [], [], [], 2**53, True, None, None, []), 400, "bad-request"),
-    (Finish(7, OLD, ["k"], 2**63, True, 0), 400, "bad-request"),
-    (Finish(7, OLD, ["k"], 1, True, 2**60), 400, "bad-request"),
+    (DecideCommit(7, "k", OLD, [], [], [], 2**53, True, None, None, []), 400, "bad-request"),
+    (ApplyIntents(7, OLD, ["k"], 2**63, True, 0), 400, "bad-request"),
+    (ApplyIntents(7, OLD, ["k"], 1, True, 2**60), 400, "bad-request"),
     (ReadLock(7, OLD, []), 400, "bad-request"),
     (ReadUnlock(7, ["k"], [1]), 400, "bad-request"),
-    (Look(7, 10**9, "5-r"), 400, "bad-request"),
-    (Look(7, PARTITIONS, "5-r"), 400, "bad-request"),
+    (GetTxn(7, 10**9, "5-r"), 400, "bad-request"),
+    (GetTxn(7, PARTITIONS, "5-r"), 400, "bad-request"),
     (Pull(7, [64], 0, 0, 10), 400, "bad-request"),
     (Pull(7, [1], 0, 0, -1), 400, "bad-request"),
     (Scan(7, "", "", 0), 400, "bad-request"),
     (Prepare(7, "k", OLD, [], [], []), 400, "bad-request"),
-    (Prepare(7, "k", Attempt(1, 2**63, "r"), [], [Step("put", "k")], []), 400, "bad-request"),
-    (Transact(7, "k", OLD, [], [Step("put", "k", b"", 2**62)], []), 400, "bad-ttl"),
+    (Prepare(7, "k", Attempt(1, 2**63, "r"), [], [TxnOp("put", "k")], []), 400, "bad-request"),
+    (Transact(7, "k", OLD, [], [TxnOp("put", "k", b"", 2**62)], []), 400, "bad-ttl"),
     (Follow(7, b"{}"), 400, "bad-request"),
     (Follow(7, struck(partitions=[PARTITIONS])), 400, "bad-request"),
     (Follow(7, struck(clock=2**60)), 400, "bad-request"),
@@ -330,7 +330,7 @@ async def test_what_is_out_of_bounds_is_refused_by_itself(tmp_path: Path, messag
 
 async def test_an_attempt_that_no_router_can_have_stamped_is_gone_and_leaves_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path) as shard:
-        outcome = await shard.ask(Ask(1, "k", Attempt(1, 2**63, "r")))
+        outcome = await shard.ask(ResolveTxn(1, "k", Attempt(1, 2**63, "r")))
         assert isinstance(outcome, Outcome)
         assert (outcome.state, outcome.floor) == ("gone", 0)
         await goes_on(shard)
@@ -339,7 +339,7 @@ async def test_an_attempt_that_no_router_can_have_stamped_is_gone_and_leaves_not
 
 async def test_a_version_above_which_no_steps_are_left_fails_alone(tmp_path: Path) -> None:
     async with opened(tmp_path) as shard:
-        assert (await shard.begin(Finish(1, OLD, [], 2**63 - 1, False, 0), unchecked=True)).status == 500
+        assert (await shard.begin(ApplyIntents(1, OLD, [], 2**63 - 1, False, 0), unchecked=True)).status == 500
         await goes_on(shard)
 
 
@@ -365,9 +365,9 @@ async def test_an_intent_that_was_stored_under_wider_limits_is_applied(tmp_path:
         with contextlib.ExitStack() as wider:
             wider.callback(setattr, shard.service._admission, "_limits", LIMITS)
             shard.service._admission._limits = Limits(key_bytes_max=10**6, ttl_s_max=2**60)
-            prepare = Prepare(1, "k", OLD, [], [Step("put", "long" * 100, b"v", 2**62)], [])
+            prepare = Prepare(1, "k", OLD, [], [TxnOp("put", "long" * 100, b"v", 2**62)], [])
             assert (await shard.ask(prepare)).vote > 0
-        assert (await shard.ask(Finish(2, OLD, ["long" * 100], 9, True, 2**53 - 1))).status == 200
+        assert (await shard.ask(ApplyIntents(2, OLD, ["long" * 100], 9, True, 2**53 - 1))).status == 200
         answer = await shard.ask(Get(3, "long" * 100))
         assert isinstance(answer, Answer)
         assert (answer.version, answer.value) == (9, b"v")

@@ -17,7 +17,7 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.placement.cluster_map import ClusterMap, Member, Move
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Fence, Get, Progress, Pull, Receive, Reply
+from kvstore.protocol import Freeze, Get, Progress, Pull, Receive, Reply
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.service import ShardService
 from kvstore.store.store import Store
@@ -59,10 +59,10 @@ class _Loopback:
         self._cluster = cluster
         self._shard_id = shard_id
 
-    def request(self, request: Pull | Fence) -> asyncio.Future[Any]:
+    def request(self, request: Pull | Freeze) -> asyncio.Future[Any]:
         return asyncio.ensure_future(self._ask(request))
 
-    async def _ask(self, request: Pull | Fence) -> Any:
+    async def _ask(self, request: Pull | Freeze) -> Any:
         await self._cluster.before_message(request)
         reply = await self._cluster.ask(self._shard_id, request)
         await self._cluster.after_message(request)

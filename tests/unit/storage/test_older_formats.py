@@ -17,7 +17,7 @@ from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import ForeignData, KvError, LogDamaged
 from kvstore.placement.cluster_map import ClusterMap, Member, Move
-from kvstore.protocol import Ask, Attempt, Get, Once, Outcome, Put, Scan
+from kvstore.protocol import Attempt, Get, IdempotencyKey, Outcome, Put, ResolveTxn, Scan
 from kvstore.storage import schema, sqlite_file
 from kvstore.storage.engine import Engine
 from kvstore.storage.rows import VALUE, Clock, Row
@@ -26,8 +26,8 @@ from kvstore.store.opening import open_files
 from tests.unit.storage.hands import PARTITIONS, partition
 from tests.unit.storage.old_formats import FENCES, OLD_CLOCK, OLD_ROWS, STORE_ID, write_old
 from tests.unit.store.conftest import open_store
+from tests.unit.store.harness import Sink, ask, asked, code, opened, until
 from tests.unit.store.real_files import killed
-from tests.unit.store.rig import Sink, ask, asked, code, opened, until
 
 OLDER = pytest.mark.parametrize("older", [1, 2, 3])
 BIG_ROWS = 1500  # more than SQLite keeps in memory before it writes pages of an unfinished transaction
@@ -126,12 +126,12 @@ async def test_intents_decisions_and_replies_of_a_file_of_format_3_are_in_force(
     async with opened(tmp_path) as store:
         blocked = await store.inspection.explain("held")
         assert "12c-router01" in str(blocked["intent"])
-        decided = asked(store, Ask(1, "a", Attempt(200, 200, "router01")))
+        decided = asked(store, ResolveTxn(1, "a", Attempt(200, 200, "router01")))
         await until(lambda: decided.replies)
         (outcome,) = decided.replies
         assert isinstance(outcome, Outcome)
         assert (outcome.state, outcome.version) == ("committed", 17)
-        duplicate = await ask(store, Put(2, "a", b"1", once=Once("my-key", "d")))
+        duplicate = await ask(store, Put(2, "a", b"1", once=IdempotencyKey("my-key", "d")))
         assert (duplicate.status, duplicate.version) == (201, 11), "the reply that was kept"
 
 

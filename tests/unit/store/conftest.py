@@ -89,7 +89,7 @@ def make_map(epoch: int, owner_of: Callable[[int], int] = lambda _: 0, moves: Se
     )
 
 
-class Rig:
+class Harness:
     """The store under test. Asking returns a `Call` at once; awaiting that brings the answer."""
 
     def __init__(self, store: Store, path: Path, fatal: list[BaseException], environment: Environment) -> None:
@@ -253,27 +253,27 @@ def machine() -> Machine:
 
 
 @pytest.fixture
-async def open_rig(tmp_path: Path, machine: Machine) -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
+async def open_harness(tmp_path: Path, machine: Machine) -> AsyncIterator[Callable[..., Awaitable[Harness]]]:
     """Opens a store with the given limits; closes it after the test, which fails if the store had to give up."""
-    opened: list[tuple[Rig, bool]] = []
+    opened: list[tuple[Harness, bool]] = []
 
-    async def open_one(*, may_fail: bool = False, **limits: Any) -> Rig:
+    async def open_one(*, may_fail: bool = False, **limits: Any) -> Harness:
         fatal: list[BaseException] = []
         path = tmp_path / f"store-{len(opened)}.db"
-        rig = Rig(await open_store(path, fatal, machine, **limits), path, fatal, machine)
-        await rig.own(everything=True)
-        opened.append((rig, may_fail))
-        return rig
+        harness = Harness(await open_store(path, fatal, machine, **limits), path, fatal, machine)
+        await harness.own(everything=True)
+        opened.append((harness, may_fail))
+        return harness
 
     yield open_one
-    for rig, may_fail in opened:
-        for gate in rig.gates:  # a test that failed may have left one closed
+    for harness, may_fail in opened:
+        for gate in harness.gates:  # a test that failed may have left one closed
             gate.open()
-        if not rig.fatal:
-            await asyncio.wait_for(rig.close(), WAIT_S)
-        assert may_fail or not rig.fatal
+        if not harness.fatal:
+            await asyncio.wait_for(harness.close(), WAIT_S)
+        assert may_fail or not harness.fatal
 
 
 @pytest.fixture
-async def rig(open_rig: Callable[..., Awaitable[Rig]]) -> Rig:
-    return await open_rig()
+async def harness(open_harness: Callable[..., Awaitable[Harness]]) -> Harness:
+    return await open_harness()

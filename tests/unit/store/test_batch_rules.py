@@ -13,8 +13,8 @@ from kvstore.protocol import Answer, Delete, Put, Reply
 from kvstore.storage.rows import Clock, Row
 from kvstore.store.batch import Batch
 from kvstore.store.ops import Expire, Locks, WriteOp
-from kvstore.store.write_set import Before, Context
-from kvstore.transactions.intents import Holds, State
+from kvstore.store.write_set import Context, RowMeta
+from kvstore.transactions.intents import PreparedTxns, State
 from kvstore.transactions.locks import LockTable
 
 PARTITIONS = 64
@@ -49,11 +49,11 @@ class File:
         row = self.rows[key]
         return State(row.version, row.expires_at_ms, row.body)
 
-    def before(self, kind: str, key: str) -> Before | None:
+    def before(self, kind: str, key: str) -> RowMeta | None:
         row = self.rows.get(key)
         if row is None:
             return None
-        return Before(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
+        return RowMeta(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
 
     def run(
         self,
@@ -64,7 +64,9 @@ class File:
         frees_only: bool = False,
     ) -> Decided:
         locks: Locks = LockTable("an opening", 10)
-        batch = Batch(self.clock, Context(now_ms, 0.0, arrivals, 7, frees_only, 0, 1 << 24), locks, Holds(), self)
+        batch = Batch(
+            self.clock, Context(now_ms, 0.0, arrivals, 7, frees_only, 0, 1 << 24), locks, PreparedTxns(), self
+        )
         for op in ops:
             batch.decide(op, Nobody())
         changed = {key: row for (_, key), row in batch.changes.rows.items()}
@@ -268,7 +270,7 @@ def test_each_committed_row_is_looked_up_once_however_often_a_batch_changes_it()
     looked_up = []
 
     class Watched(File):
-        def before(self, kind: str, key: str) -> Before | None:
+        def before(self, kind: str, key: str) -> RowMeta | None:
             looked_up.append(key)
             return super().before(kind, key)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.protocol import Delete, Get, Guard, Put, Release
+from kvstore.protocol import Delete, Get, Preconditions, Put, Release
 from kvstore.storage.rows import VALUE
 from kvstore.store.store import Store
-from tests.unit.store.rig import Bench, Sink, acquire, ask, asked, code, next_id, opened
+from tests.unit.store.harness import Bench, Sink, acquire, ask, asked, code, next_id, opened
 
 GUARDS = st.builds(
-    Guard,
+    Preconditions,
     token=st.none(),
     present=st.booleans(),
     absent=st.booleans(),
@@ -23,7 +23,7 @@ GUARDS = st.builds(
 )
 
 
-def holds(guard: Guard, version: int | None) -> bool:
+def holds(guard: Preconditions, version: int | None) -> bool:
     """RFC 9110, 13.1.1 and 13.1.2, word by word."""
     if guard.present and version is None:
         return False
@@ -67,7 +67,9 @@ def test_writes_with_conditions_do_what_a_dictionary_of_versions_would(batches):
 def test_of_many_that_compare_with_one_version_in_one_batch_one_wins():
     bench = Bench()
     version = bench.one(Put(1, "k", b"0")).version
-    answers = bench.run(*[Put(number, "k", b"%d" % number, 0, Guard(versions=[version])) for number in range(50)])
+    answers = bench.run(
+        *[Put(number, "k", b"%d" % number, 0, Preconditions(versions=[version])) for number in range(50)]
+    )
     assert [answer.status for answer in answers] == [204] + [412] * 49
     assert {answer.problem["version"] for answer in answers[1:] if answer.problem} == {answers[0].version}
     assert bench.value("k") == b"0"
@@ -75,7 +77,7 @@ def test_of_many_that_compare_with_one_version_in_one_batch_one_wins():
 
 def test_of_many_that_create_in_one_batch_one_wins():
     bench = Bench()
-    answers = bench.run(*[Put(number, "k", b"%d" % number, 0, Guard(absent=True)) for number in range(50)])
+    answers = bench.run(*[Put(number, "k", b"%d" % number, 0, Preconditions(absent=True)) for number in range(50)])
     assert [answer.status for answer in answers] == [201] + [412] * 49
 
 
@@ -83,10 +85,10 @@ def test_the_second_in_a_batch_compares_with_what_the_first_wrote():
     bench = Bench()
     first = bench.one(Put(1, "k", b"0")).version
     answers = bench.run(
-        Put(2, "k", b"1", 0, Guard(versions=[first])),
-        Put(3, "k", b"2", 0, Guard(versions=[first + 1])),
-        Delete(4, "k", Guard(versions=[first + 2])),
-        Put(5, "k", b"3", 0, Guard(absent=True)),
+        Put(2, "k", b"1", 0, Preconditions(versions=[first])),
+        Put(3, "k", b"2", 0, Preconditions(versions=[first + 1])),
+        Delete(4, "k", Preconditions(versions=[first + 2])),
+        Put(5, "k", b"3", 0, Preconditions(absent=True)),
     )
     assert [answer.status for answer in answers] == [204, 204, 204, 201]
     assert bench.value("k") == b"3"
@@ -97,10 +99,10 @@ def test_the_same_value_again_is_another_version():
     bench = Bench()
     first = bench.one(Put(1, "k", b"A")).version
     bench.run(Delete(2, "k"), Put(3, "k", b"A"))
-    assert bench.one(Put(4, "k", b"mine", 0, Guard(versions=[first]))).status == 412
+    assert bench.one(Put(4, "k", b"mine", 0, Preconditions(versions=[first]))).status == 412
     second = bench.one(Put(5, "k", b"A")).version
     bench.run(Put(6, "k", b"B"), Put(7, "k", b"A"))
-    assert bench.one(Delete(8, "k", Guard(versions=[second]))).status == 412
+    assert bench.one(Delete(8, "k", Preconditions(versions=[second]))).status == 412
     assert bench.value("k") == b"A"
 
 
@@ -113,7 +115,11 @@ def test_a_version_is_not_given_again_after_its_tombstone_is_trimmed():
 
 
 def test_a_key_past_its_deadline_is_expired_first_whoever_meets_it():
-    for guard, status in ((Guard(absent=True), 201), (Guard(present=True), 412), (Guard(versions=[1]), 412)):
+    for guard, status in (
+        (Preconditions(absent=True), 201),
+        (Preconditions(present=True), 412),
+        (Preconditions(versions=[1]), 412),
+    ):
         bench = Bench()
         assert bench.one(Put(1, "k", b"v", 1000)).version == 1
         bench.now_ms += 1000
@@ -128,7 +134,7 @@ def test_a_condition_that_fails_writes_nothing_not_even_a_step_of_the_clock():
     bench = Bench()
     bench.one(Put(1, "k", b"v"))
     clock = bench.clock
-    assert bench.one(Put(2, "k", b"w", 0, Guard(absent=True))).status == 412
+    assert bench.one(Put(2, "k", b"w", 0, Preconditions(absent=True))).status == 412
     assert (bench.clock, bench.batch.changes.rows) == (clock, {})
 
 
@@ -136,21 +142,21 @@ def test_behind_a_lease_a_condition_is_not_even_looked_at():
     bench = Bench()
     bench.one(Put(1, "k", b"v"))
     mine = bench.acquire("k")
-    for guard in (Guard(absent=True), Guard(present=True), Guard(versions=[99])):
+    for guard in (Preconditions(absent=True), Preconditions(present=True), Preconditions(versions=[99])):
         assert bench.one(Put(2, "k", b"w", 0, guard)).status == 423
-    assert code(bench.one(Put(3, "k", b"w", 0, Guard(token=mine, absent=True)))) == "precondition-failed"
-    assert bench.one(Put(4, "k", b"w", 0, Guard(token=mine, versions=[1]))).status == 204
+    assert code(bench.one(Put(3, "k", b"w", 0, Preconditions(token=mine, absent=True)))) == "precondition-failed"
+    assert bench.one(Put(4, "k", b"w", 0, Preconditions(token=mine, versions=[1]))).status == 204
     bench.run(Release(5, "k", mine))
-    assert code(bench.one(Put(6, "k", b"w", 0, Guard(token=mine, present=True)))) == "lock-lost"
+    assert code(bench.one(Put(6, "k", b"w", 0, Preconditions(token=mine, present=True)))) == "lock-lost"
 
 
 def test_on_a_full_disk_the_condition_is_answered_first_and_deletes_go_on():
     bench = Bench()
     bench.one(Put(1, "k", b"v"))
     bench.frees_only = True
-    assert bench.one(Put(2, "k", b"w", 0, Guard(absent=True))).status == 412
-    assert bench.one(Put(3, "k", b"w", 0, Guard(versions=[1]))).status == 507
-    assert bench.one(Delete(4, "k", Guard(versions=[1]))).status == 204
+    assert bench.one(Put(2, "k", b"w", 0, Preconditions(absent=True))).status == 412
+    assert bench.one(Put(3, "k", b"w", 0, Preconditions(versions=[1]))).status == 507
+    assert bench.one(Delete(4, "k", Preconditions(versions=[1]))).status == 204
 
 
 async def test_a_store_counts_every_acknowledged_increment_once(tmp_path: Path):
@@ -161,7 +167,7 @@ async def test_a_store_counts_every_acknowledged_increment_once(tmp_path: Path):
         async def increment() -> None:
             while True:
                 value, version = await read(store)
-                guard = Guard(absent=True) if version is None else Guard(versions=[version])
+                guard = Preconditions(absent=True) if version is None else Preconditions(versions=[version])
                 answer = await ask(store, Put(next_id(), "k", b"%d" % (value + 1), 0, guard))
                 if answer.status != 412:
                     versions.append(answer.version)
@@ -185,7 +191,7 @@ async def read(store: Store) -> tuple[int, int | None]:
 async def test_a_hot_key_does_not_cost_a_commit_a_client(tmp_path: Path):
     async with opened(tmp_path) as store:
         await ask(store, Put(1, "k", b"v"))
-        sinks = [asked(store, Put(next_id(), "k", b"w", 0, Guard(present=True))) for _ in range(200)]
+        sinks = [asked(store, Put(next_id(), "k", b"w", 0, Preconditions(present=True))) for _ in range(200)]
         assert [(await sink.answer()).status for sink in sinks] == [204] * 200
         assert sum(store.tables.stats.commit_s.counts) < 10
 
@@ -195,8 +201,8 @@ async def test_a_lease_and_compare_and_sets_of_one_batch_exclude_each_other(tmp_
         store.get(Get(next_id(), "k"), found := Sink())
         assert (await found.answer()).status == 404  # from now on its row is in memory
         sinks = [
-            asked(store, Put(next_id(), "k", b"1", 0, Guard(absent=True))),
+            asked(store, Put(next_id(), "k", b"1", 0, Preconditions(absent=True))),
             asked(store, acquire("k", 60)),
-            asked(store, Put(next_id(), "k", b"2", 0, Guard(present=True))),
+            asked(store, Put(next_id(), "k", b"2", 0, Preconditions(present=True))),
         ]
         assert [(await sink.answer()).status for sink in sinks] == [201, 201, 423]

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.protocol import Answer, Delete, Guard, Once, Put, Release, Renew
+from kvstore.protocol import Answer, Delete, IdempotencyKey, Preconditions, Put, Release, Renew
 from kvstore.storage.rows import REPLY
 from kvstore.store.ops import EndWait, Expire, WriteOp
 from kvstore.store.store import Store
+from tests.unit.store.harness import Bench, Sink, TurnedTime, acquire, ask, asked, code, opened, token, until
 from tests.unit.store.real_files import copy_files
-from tests.unit.store.rig import Bench, Sink, TurnedTime, acquire, ask, asked, code, opened, token, until
 
-K = Once("key", "digest")
-OTHER = Once("key", "another digest")
+K = IdempotencyKey("key", "digest")
+OTHER = IdempotencyKey("key", "another digest")
 
 
 def shown(answer: Answer) -> tuple[int, int, object, int, object]:
@@ -55,17 +55,17 @@ def test_that_there_was_nothing_to_delete_is_an_answer_to_keep():
 
 def test_a_condition_that_failed_is_an_answer_to_keep():
     bench = Bench()
-    first = bench.one(Put(1, "k", b"v", 0, Guard(versions=[7]), K))
+    first = bench.one(Put(1, "k", b"v", 0, Preconditions(versions=[7]), K))
     assert (first.status, code(first)) == (412, "precondition-failed")
     bench.clock = bench.clock._replace(version=6)
     bench.one(Put(2, "k", b"x"))
-    again = bench.one(Put(3, "k", b"v", 0, Guard(versions=[7]), K))
+    again = bench.one(Put(3, "k", b"v", 0, Preconditions(versions=[7]), K))
     assert shown(again) == shown(first)
 
 
 def test_duplicates_in_one_batch_have_one_effect():
     bench = Bench()
-    answers = bench.run(*[Put(number, "k", b"v", 0, Guard(absent=True), K) for number in range(20)])
+    answers = bench.run(*[Put(number, "k", b"v", 0, Preconditions(absent=True), K) for number in range(20)])
     assert {shown(answer) for answer in map(plain, answers)} == {(201, answers[0].version, None, 0, None)}
     assert [answer.id for answer in answers] == list(range(20))
     assert len(bench.replies()) == 1
@@ -356,7 +356,7 @@ async def test_the_sweep_leaves_replies_alone_that_only_the_wall_clock_made_old(
 
 async def test_twenty_duplicates_at_once_have_one_effect(tmp_path: Path):
     async with opened(tmp_path) as store:
-        sinks = [asked(store, Put(number, "k", b"v", 0, Guard(absent=True), K)) for number in range(20)]
+        sinks = [asked(store, Put(number, "k", b"v", 0, Preconditions(absent=True), K)) for number in range(20)]
         answers = [await sink.answer() for sink in sinks]
         assert {(answer.status, answer.version) for answer in answers} == {(201, answers[0].version)}
         assert len(await applied_reply_rows(store)) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from kvstore.protocol import Get, Put
 from kvstore.storage.rows import VALUE, Row
 from kvstore.store.memtable import Memtable
-from tests.unit.store.rig import Sink, ask, next_id, opened
+from tests.unit.store.harness import Sink, ask, next_id, opened
 
 
 async def test_a_read_that_was_queued_behind_another_shows_the_change_that_came_meanwhile(tmp_path: Path) -> None:

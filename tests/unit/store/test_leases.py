@@ -19,7 +19,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvstore.errors import DataCorrupt
-from kvstore.protocol import Acquire, Answer, Delete, Get, Inspect, Leave, Once, Put, Release, Renew, ScanLeases
+from kvstore.protocol import (
+    Acquire,
+    Answer,
+    CancelWait,
+    Delete,
+    Get,
+    GetLock,
+    IdempotencyKey,
+    Put,
+    Release,
+    Renew,
+    ScanLeases,
+)
 from kvstore.storage import sqlite_file
 from kvstore.storage.engine import Application
 from kvstore.storage.rows import LEASE, VALUE
@@ -29,11 +41,10 @@ from kvstore.store.leases import LeaseBody
 from kvstore.store.ops import EndWait, Expire, ExpireLease, Locks, WriteOp
 from kvstore.store.pipeline import Pipeline
 from kvstore.store.store import Store
-from kvstore.store.write_set import Before, Context
-from kvstore.transactions.intents import Holds, State
+from kvstore.store.write_set import Context, RowMeta
+from kvstore.transactions.intents import PreparedTxns, State
 from kvstore.transactions.locks import LockTable
-from tests.unit.store.real_files import copy_files, threads
-from tests.unit.store.rig import (
+from tests.unit.store.harness import (
     PARTITIONS,
     Bench,
     Sink,
@@ -47,6 +58,7 @@ from tests.unit.store.rig import (
     token,
     until,
 )
+from tests.unit.store.real_files import copy_files, threads
 
 # --- batches against a naive model ------------------------------------------------------------------------------------
 
@@ -117,7 +129,7 @@ class Model:
 
     def do(self, op: WriteOp, sink: Sink) -> None:
         state = self.names[op.key]
-        if not isinstance(op, Leave):  # who leaves is not granted anything any more
+        if not isinstance(op, CancelWait):  # who leaves is not granted anything any more
             self.due(op.key)
         if isinstance(op, Put) and self.may_write(op):
             if op.guard is not None and op.guard.absent and state.version is not None:
@@ -141,15 +153,15 @@ class Model:
                 state.queue.append((op, sink))
         elif isinstance(op, Renew | Release):
             self.renew_or_release(op)
-        elif isinstance(op, EndWait | Leave):
-            gone = op.acquire if isinstance(op, Leave) else op.acquire.id
+        elif isinstance(op, EndWait | CancelWait):
+            gone = op.acquire if isinstance(op, CancelWait) else op.acquire.id
             for waiter in [waiter for waiter in state.queue if waiter[0].id == gone]:
                 state.queue.remove(waiter)
                 self.say(waiter[0], 423)
             self.say(op, 200)
         elif isinstance(op, ExpireLease):
             self.say(op, 200)
-        elif isinstance(op, Inspect):
+        elif isinstance(op, GetLock):
             self.say(op, 404 if state.lease is None else 200, "" if state.lease is None else "token", op.key)
 
     def renew_or_release(self, op: Renew | Release) -> None:
@@ -178,9 +190,9 @@ class Applied:
     def __init__(self, engine: SqliteEngine) -> None:
         self._engine = engine
 
-    def before(self, kind: str, key: str) -> Before | None:
+    def before(self, kind: str, key: str) -> RowMeta | None:
         row = self._engine.read_now((kind, key))
-        return row and Before(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
+        return row and RowMeta(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
 
     def state(self, kind: str, key: str) -> State | None:
         row = self._engine.read_now((kind, key))
@@ -241,7 +253,7 @@ class BatchesOnAFile(RuleBasedStateMachine):
         queue = self.model.names[name].queue
         if kind in ("end wait", "leave") and queue:
             waiter = queue[number % len(queue)][0]
-            return EndWait(name, waiter, op_id) if kind == "end wait" else Leave(op_id, name, waiter.id)
+            return EndWait(name, waiter, op_id) if kind == "end wait" else CancelWait(op_id, name, waiter.id)
         if kind in ("acquire", "wait"):
             return acquire(name, 1.0 + number, 60.0 * (kind == "wait"), f"owner {op_id}", op_id=op_id)
         if kind in ("renew", "release"):
@@ -250,7 +262,7 @@ class BatchesOnAFile(RuleBasedStateMachine):
             return Put(op_id, name, b"value", 0, guard)
         if kind == "delete":
             return Delete(op_id, name, guard)
-        return Inspect(op_id, name) if kind == "inspect" else ExpireLease(name, op_id)
+        return GetLock(op_id, name) if kind == "inspect" else ExpireLease(name, op_id)
 
     @rule(steps=st.lists(STEP, min_size=1, max_size=8), later_s=st.floats(0.0, 2.0), full=st.integers(0, 9))
     def batch(self, steps: list[tuple[str, str, str, int]], later_s: float, full: int) -> None:
@@ -261,7 +273,7 @@ class BatchesOnAFile(RuleBasedStateMachine):
         for step in steps:
             op = self.operation(*step)
             sink = self.sinks.setdefault(op.id, Sink())
-            if isinstance(op, Leave):
+            if isinstance(op, CancelWait):
                 sink = self.sinks[op.acquire]
             work.append((op, sink))
         for op, sink in work:
@@ -269,7 +281,7 @@ class BatchesOnAFile(RuleBasedStateMachine):
         now_ms = 1_700_000_000_000 + round(self.now_s * 1000)
         context = Context(now_ms, self.now_s, [1] * PARTITIONS, 1, self.model.full, 600_000, 1 << 24)
         applied = self.engine.applied
-        batch = Batch(applied.clock, context, self.locks, Holds(), Applied(self.engine))
+        batch = Batch(applied.clock, context, self.locks, PreparedTxns(), Applied(self.engine))
         for op, sink in work:
             batch.decide(op, sink)
         position = applied.position._replace(number=applied.position.number + 1)
@@ -374,7 +386,7 @@ def test_a_holders_put_does_not_stand_behind_those_who_wait_for_its_lease():
         Put(3, "k", b"v", 0, token(mine)),
         Renew(4, "k", mine),
         Delete(5, "k", token(mine)),
-        Inspect(6, "k"),
+        GetLock(6, "k"),
     )
     assert [(answer.id, answer.status) for answer in answers] == [(3, 201), (4, 200), (5, 204), (6, 200)]
     assert msgspec.json.decode(answers[-1].value or b"")["waiting"] == 2
@@ -410,7 +422,7 @@ def test_what_meets_a_lease_past_its_deadline_ends_it_first():
             (lambda t: Release(1, "k", t), 412),
             (lambda t: Put(1, "k", b"late", 0, token(t)), 412),
             (lambda t: Delete(1, "k", token(t)), 412),
-            (lambda t: Inspect(1, "k"), 404),
+            (lambda t: GetLock(1, "k"), 404),
             (lambda t: Put(1, "k", b"free"), 201),
         ]
     ):
@@ -462,14 +474,14 @@ def test_whoever_leaves_is_answered_and_only_by_its_own_connection():
     bench.acquire("k")
     mine, other = Sink(), Sink()
     bench.run((acquire("k", wait_s=60, op_id=7), mine), (acquire("k", wait_s=60, op_id=7), other))
-    bench.run((Leave(8, "k", 7), other))
+    bench.run((CancelWait(8, "k", 7), other))
     assert [reply.id for reply in other.replies] == [7, 8]
     assert mine.replies == []
     assert len(bench.locks.waiting_for_lease("k")) == 1
 
 
-def once(key: str = "K") -> Once:
-    return Once(key, "digest")
+def once(key: str = "K") -> IdempotencyKey:
+    return IdempotencyKey(key, "digest")
 
 
 def test_a_grant_that_its_only_asker_has_not_taken_is_given_back_and_its_reply_forgotten():
@@ -565,7 +577,7 @@ def test_what_the_store_does_not_own_it_does_not_touch():
     mine = bench.acquire("k", 10)
     bench.arrivals = [0] * PARTITIONS
     bench.now_s += 10
-    asks = [ExpireLease("k"), Renew(0, "k", mine), Release(0, "k", mine), acquire("k"), Inspect(0, "k")]
+    asks = [ExpireLease("k"), Renew(0, "k", mine), Release(0, "k", mine), acquire("k"), GetLock(0, "k")]
     assert [answer.status for answer in bench.run(*asks)] == [421] * len(asks)
     assert bench.lease("k").token == mine
 
@@ -718,7 +730,7 @@ async def test_steps_of_the_wall_clock_do_not_touch_a_lease(tmp_path: Path, turn
             turned.wall_step_s += step_s
             await ask(store, ExpireLease("k"))
             assert (await ask(store, Renew(0, "k", granted))).status == 200
-            document = msgspec.json.decode((await ask(store, Inspect(0, "k"))).value or b"")
+            document = msgspec.json.decode((await ask(store, GetLock(0, "k"))).value or b"")
             assert 59 < document["ttl_left"] <= 60
 
 
@@ -729,7 +741,7 @@ async def test_after_a_pause_longer_than_the_lease_the_late_write_of_its_holder_
     async with opened(tmp_path, turned) as store:
         paused = (await ask(store, acquire("k", 60))).version
         waiter = asked(store, acquire("k", 60, wait_s=60))
-        await ask(store, Inspect(0, "k"))
+        await ask(store, GetLock(0, "k"))
         turned.monotonic_step_s += 61
         late = asked(store, Put(0, "k", b"late", 0, token(paused)))
         assert code(await late.answer()) == "lock-lost"
@@ -750,7 +762,7 @@ async def test_a_lease_survives_a_restart_with_its_token_and_all_of_its_time(tmp
         lease = store.tables.locks.lease("k")
         assert lease is not None
         assert lease.identity != identity
-        document = msgspec.json.decode((await ask(store, Inspect(0, "k"))).value or b"")
+        document = msgspec.json.decode((await ask(store, GetLock(0, "k"))).value or b"")
         assert (document["token"], document["owner"]) == (granted, "me")
         assert document["ttl_left"] > 59
         turned.monotonic_step_s += 59

@@ -9,7 +9,7 @@ import pytest
 
 from kvstore.protocol import Attempt
 from kvstore.store.live import live_facts
-from kvstore.transactions.intents import Held, Holds, Intent, State
+from kvstore.transactions.intents import Intent, PreparedKey, PreparedTxns, State
 from kvstore.transactions.locks import Identity, LockTable
 
 
@@ -19,7 +19,7 @@ def test_locks_are_listed_with_their_waiters_in_order_and_the_time_that_is_left(
     locks.start(lease, 100.0)
     for owner in ("first", "second"):
         locks.queue_for_lease("a", (SimpleNamespace(owner=owner), None))
-    facts = live_facts(locks, Holds(), 64, 50, 104.0)
+    facts = live_facts(locks, PreparedTxns(), 64, 50, 104.0)
     assert facts["leases"] == [
         {"name": "a", "owner": "<script>", "token": 7, "ttl": 10.0, "ttl_left": 6.0, "waiting": 2,
          "waiters": ["first", "second"]}
@@ -31,7 +31,7 @@ def test_whatever_is_asked_for_the_answer_is_bounded(asked: int, listed: int) ->
     locks: LockTable[Any, Any] = LockTable("o", 100)
     for number in range(1200):
         locks.grant(str(number), "", number, 10.0)
-    facts = live_facts(locks, Holds(), 64, asked, 0.0)
+    facts = live_facts(locks, PreparedTxns(), 64, asked, 0.0)
     assert (len(facts["leases"]), facts["leases_count"]) == (listed, 1200)
 
 
@@ -41,12 +41,12 @@ def test_no_more_is_listed_than_was_asked_for_and_all_is_counted() -> None:
         locks.grant(str(number), "", number, 10.0)
     for number in range(500):
         locks.queue_for_lease("0", (SimpleNamespace(owner=str(number)), None))
-    holds = Holds()
+    holds = PreparedTxns()
     for number in range(30):
         attempt = Attempt(number, number, "r")
         for key in range(20):
             intent = Intent(attempt, "anchor", 1, 0)
-            holds.add(f"{number}/{key}", Held(Identity("o", number), intent, State(0, 0, None)), 5.0, None)
+            holds.add(f"{number}/{key}", PreparedKey(Identity("o", number), intent, State(0, 0, None)), 5.0, None)
     facts = live_facts(locks, holds, 64, 10, 7.5)
     assert (len(facts["leases"]), facts["leases_count"]) == (10, 200)
     assert (len(facts["leases"][0]["waiters"]), facts["leases"][0]["waiting"]) == (8, 500)

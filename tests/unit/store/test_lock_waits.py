@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kvstore.protocol import Abort, Answer, Attempt, Outcome, Prepare, Put, Reply, Step, Transact
+from kvstore.protocol import Abort, Answer, Attempt, Outcome, Prepare, Put, Reply, Transact, TxnOp
 from kvstore.store.batch import Batch
 from kvstore.store.ops import EndLockWaits, WriteOp
 from kvstore.store.write_set import Context
-from tests.unit.store.rig import Bench, Sink
+from tests.unit.store.harness import Bench, Sink
 
 
 def decide(bench: Bench, *work: tuple[WriteOp, Sink]) -> None:
@@ -26,7 +26,7 @@ def attempt(start: int) -> Attempt:
 
 
 def prepare(start: int, *keys: str) -> Prepare:
-    return Prepare(0, "elsewhere", attempt(start), [], [Step("put", key, b"p") for key in keys], [])
+    return Prepare(0, "elsewhere", attempt(start), [], [TxnOp("put", key, b"p") for key in keys], [])
 
 
 def is_done(reply: Reply) -> bool:
@@ -39,7 +39,7 @@ def waiting_in_a_row() -> tuple[Bench, list[Sink]]:
     holder, older, transaction, plain = Sink(), Sink(), Sink(), Sink()
     decide(bench, (prepare(20, "b"), holder))
     decide(bench, (prepare(10, "a", "b"), older))
-    decide(bench, (Transact(0, "a", attempt(30), [], [Step("put", "a", b"t")], []), transaction))
+    decide(bench, (Transact(0, "a", attempt(30), [], [TxnOp("put", "a", b"t")], []), transaction))
     decide(bench, (Put(0, "a", b"plain"), plain))
     assert [len(sink.replies) for sink in (holder, older, transaction, plain)] == [1, 0, 0, 0]
     return bench, [older, transaction, plain]

@@ -9,9 +9,9 @@ import msgspec
 from kvstore.errors import Conflict, WrongOwner, from_problem
 from kvstore.placement.cluster_map import Move, Strike
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Abort, Ask, Attempt, Commit, Fenced, Outcome, Prepare, Step, Vote
+from kvstore.protocol import Abort, Attempt, DecideCommit, Frozen, Outcome, Prepare, ResolveTxn, TxnOp, Vote
 from kvstore.store.store import Store
-from tests.unit.store.conftest import PARTITIONS, Rig, make_map
+from tests.unit.store.conftest import PARTITIONS, Harness, make_map
 
 HERE, THERE = "here", "there"  # keys: the partition of the one was lost, that of the other was not
 LOST = partition_of(HERE.encode(), PARTITIONS)
@@ -31,86 +31,88 @@ async def adopt(store: Store, epoch: int, *strikes: Strike, owner: int = 0, move
 
 
 def prepare(key: str, attempt: Attempt) -> Prepare:
-    return Prepare(1, "elsewhere", attempt, [], [Step("put", key, b"x")], [])
+    return Prepare(1, "elsewhere", attempt, [], [TxnOp("put", key, b"x")], [])
 
 
-def commit(key: str, attempt: Attempt, *others: str) -> Commit:
-    return Commit(1, key, attempt, [], [Step("put", key, b"x")], [], 7, True, None, None, list(others))
+def commit(key: str, attempt: Attempt, *others: str) -> DecideCommit:
+    return DecideCommit(1, key, attempt, [], [TxnOp("put", key, b"x")], [], 7, True, None, None, list(others))
 
 
-async def decisions(rig: Rig) -> list[Any]:
-    return await rig.sql("SELECT key FROM rows WHERE kind = 'decision' AND body IS NOT NULL")
+async def decisions(harness: Harness) -> list[Any]:
+    return await harness.sql("SELECT key FROM rows WHERE kind = 'decision' AND body IS NOT NULL")
 
 
-async def test_in_a_reopened_partition_only_attempts_of_the_opening_and_later_prepare(rig: Rig) -> None:
-    await adopt(rig.store, OPENED, strike())
+async def test_in_a_reopened_partition_only_attempts_of_the_opening_and_later_prepare(harness: Harness) -> None:
+    await adopt(harness.store, OPENED, strike())
     for attempt in (EARLY, BETWEEN):
-        refused = await rig.write(prepare(HERE, attempt))
+        refused = await harness.write(prepare(HERE, attempt))
         assert isinstance(from_problem(refused.problem), WrongOwner)
-        assert (await rig.store.inspection.explain(HERE))["intent"] is None
-    assert isinstance(await rig.write(prepare(THERE, EARLY)), Vote)
-    assert isinstance(await rig.write(prepare(HERE, LATE)), Vote)
+        assert (await harness.store.inspection.explain(HERE))["intent"] is None
+    assert isinstance(await harness.write(prepare(THERE, EARLY)), Vote)
+    assert isinstance(await harness.write(prepare(HERE, LATE)), Vote)
 
 
-async def test_what_was_decided_at_a_lost_anchor_is_gone_and_never_said_to_be_aborted(rig: Rig) -> None:
-    await adopt(rig.store, OPENED, strike())
+async def test_what_was_decided_at_a_lost_anchor_is_gone_and_never_said_to_be_aborted(harness: Harness) -> None:
+    await adopt(harness.store, OPENED, strike())
     for attempt in (EARLY, BETWEEN):
-        for op in (commit(HERE, attempt, THERE), Ask(1, HERE, attempt), commit(HERE, attempt, THERE)):
-            outcome = await rig.write(op)
+        for op in (commit(HERE, attempt, THERE), ResolveTxn(1, HERE, attempt), commit(HERE, attempt, THERE)):
+            outcome = await harness.write(op)
             assert isinstance(outcome, Outcome)
             assert outcome.state == "gone"
-    assert await decisions(rig) == []
-    assert (await rig.get(HERE)).status == 404
-    assert (await rig.write(commit(HERE, LATE, THERE))).state == "committed"
-    assert (await rig.write(Ask(1, THERE, EARLY))).state == "aborted"
+    assert await decisions(harness) == []
+    assert (await harness.get(HERE)).status == 404
+    assert (await harness.write(commit(HERE, LATE, THERE))).state == "committed"
+    assert (await harness.write(ResolveTxn(1, THERE, EARLY))).state == "aborted"
 
 
-async def test_a_vote_that_was_lost_commits_nothing_however_often_the_commit_comes(rig: Rig) -> None:
-    await adopt(rig.store, STRUCK, strike(opened=0), owner=1)
-    refused = await rig.write(commit(THERE, EARLY, HERE))
+async def test_a_vote_that_was_lost_commits_nothing_however_often_the_commit_comes(harness: Harness) -> None:
+    await adopt(harness.store, STRUCK, strike(opened=0), owner=1)
+    refused = await harness.write(commit(THERE, EARLY, HERE))
     assert isinstance(from_problem(refused.problem), Conflict)
-    assert (await rig.write(commit(THERE, EARLY, HERE))).state == "aborted"
-    assert (await rig.get(THERE)).status == 404
-    await adopt(rig.store, OPENED, strike(), owner=1)
-    assert (await rig.write(commit(THERE, LATE, HERE))).state == "committed"
+    assert (await harness.write(commit(THERE, EARLY, HERE))).state == "aborted"
+    assert (await harness.get(THERE)).status == 404
+    await adopt(harness.store, OPENED, strike(), owner=1)
+    assert (await harness.write(commit(THERE, LATE, HERE))).state == "committed"
 
 
-async def test_a_commit_that_waits_when_its_participant_is_struck_commits_nothing(rig: Rig) -> None:
-    await adopt(rig.store, STRUCK - 1, owner=1)
+async def test_a_commit_that_waits_when_its_participant_is_struck_commits_nothing(harness: Harness) -> None:
+    await adopt(harness.store, STRUCK - 1, owner=1)
     blocking = Attempt(900, 900, "router02", 4)
-    assert isinstance(await rig.write(prepare(THERE, blocking)), Vote)
-    waiting = rig.write(commit(THERE, EARLY, HERE))
-    await adopt(rig.store, STRUCK, strike(opened=0), owner=1)
-    await rig.write(Abort(1, blocking, [THERE]))
+    assert isinstance(await harness.write(prepare(THERE, blocking)), Vote)
+    waiting = harness.write(commit(THERE, EARLY, HERE))
+    await adopt(harness.store, STRUCK, strike(opened=0), owner=1)
+    await harness.write(Abort(1, blocking, [THERE]))
     assert isinstance(from_problem((await waiting).problem), Conflict)
-    assert (await rig.get(THERE)).status == 404
+    assert (await harness.get(THERE)).status == 404
 
 
-async def test_what_is_opened_is_empty_whatever_lay_there_and_its_versions_are_above_the_clock(rig: Rig) -> None:
-    await rig.put(HERE)
-    await rig.put(THERE)
-    await rig.sql("CREATE TABLE kept AS SELECT * FROM rows WHERE key = ?", HERE)
-    await adopt(rig.store, STRUCK, strike(opened=0), owner=1)
-    await rig.sql("INSERT OR REPLACE INTO rows SELECT * FROM kept")  # left behind, and not tidied away yet
-    await adopt(rig.store, OPENED, strike())
-    assert (await rig.get(HERE)).status == 404
-    assert (await rig.get(THERE)).status == 200
-    assert await rig.sql("SELECT * FROM rows WHERE key = ?", HERE) == []
-    assert rig.store.clock.keys == 1
-    assert (await rig.put(HERE)).version > CLOCK
-    await rig.reopen()
-    assert (await rig.get(HERE)).status == 200
-    assert rig.store.strike == STRUCK
+async def test_what_is_opened_is_empty_whatever_lay_there_and_its_versions_are_above_the_clock(
+    harness: Harness,
+) -> None:
+    await harness.put(HERE)
+    await harness.put(THERE)
+    await harness.sql("CREATE TABLE kept AS SELECT * FROM rows WHERE key = ?", HERE)
+    await adopt(harness.store, STRUCK, strike(opened=0), owner=1)
+    await harness.sql("INSERT OR REPLACE INTO rows SELECT * FROM kept")  # left behind, and not tidied away yet
+    await adopt(harness.store, OPENED, strike())
+    assert (await harness.get(HERE)).status == 404
+    assert (await harness.get(THERE)).status == 200
+    assert await harness.sql("SELECT * FROM rows WHERE key = ?", HERE) == []
+    assert harness.store.clock.keys == 1
+    assert (await harness.put(HERE)).version > CLOCK
+    await harness.reopen()
+    assert (await harness.get(HERE)).status == 200
+    assert harness.store.strike == STRUCK
 
 
-async def test_what_came_by_a_move_after_the_opening_stays(rig: Rig) -> None:
-    await adopt(rig.store, OPENED, strike(), owner=1)
+async def test_what_came_by_a_move_after_the_opening_stays(harness: Harness) -> None:
+    await adopt(harness.store, OPENED, strike(), owner=1)
     move = Move(id="m", source="s2", to="s1", partitions=[LOST])
-    await adopt(rig.store, OPENED + 1, strike(), owner=1, moves=[move])
-    await rig.store.migration.clear("m")
-    await rig.store.migration.complete("m", Fenced(0, 1, 0, 0, (0, 0)), [])
-    await adopt(rig.store, OPENED + 2, strike())
-    await rig.put(HERE)
-    await adopt(rig.store, OPENED + 3, strike())
-    rig.forget_cache()
-    assert (await rig.get(HERE)).status == 200
+    await adopt(harness.store, OPENED + 1, strike(), owner=1, moves=[move])
+    await harness.store.migration.clear("m")
+    await harness.store.migration.complete("m", Frozen(0, 1, 0, 0, (0, 0)), [])
+    await adopt(harness.store, OPENED + 2, strike())
+    await harness.put(HERE)
+    await adopt(harness.store, OPENED + 3, strike())
+    harness.forget_cache()
+    assert (await harness.get(HERE)).status == 200

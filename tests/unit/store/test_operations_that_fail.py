@@ -12,13 +12,12 @@ from kvstore.protocol import (
     Abort,
     Acquire,
     Answer,
-    Ask,
+    ApplyIntents,
     Attempt,
-    Commit,
+    CancelWait,
+    DecideCommit,
     Delete,
-    Finish,
-    Leave,
-    Once,
+    IdempotencyKey,
     Outcome,
     Prepare,
     Put,
@@ -26,16 +25,17 @@ from kvstore.protocol import (
     Release,
     Renew,
     Reply,
-    Step,
+    ResolveTxn,
     Transact,
+    TxnOp,
 )
 from kvstore.store import refusals
 from kvstore.store.batch import Batch
 from kvstore.store.leases import Leases
 from kvstore.store.ops import DropDecisions, EndLockWaits, ExpireLease, WriteOp
-from kvstore.store.write_set import Changes, Context
+from kvstore.store.write_set import Context, WriteSet
 from kvstore.transactions.undo import Undo
-from tests.unit.store.rig import Bench, Sink, acquire, token
+from tests.unit.store.harness import Bench, Sink, acquire, token
 from tests.unit.transactions.world import _form
 
 OLD, YOUNG, OTHER = Attempt(1, 1, "r"), Attempt(9, 9, "r"), Attempt(4, 4, "r")
@@ -74,13 +74,13 @@ class Faulty:
         return counted
 
 
-def put(key: str) -> Step:
-    return Step("put", key, b"new")
+def put(key: str) -> TxnOp:
+    return TxnOp("put", key, b"new")
 
 
 FIRST: list[WriteOp] = [
     Put(1, "a", b"old"),
-    Acquire(2, "held", 10_000, 0, "o", Once("K", "d")),
+    Acquire(2, "held", 10_000, 0, "o", IdempotencyKey("K", "d")),
     Acquire(3, "held", 10_000, 5000, "w"),
     Acquire(4, "held", 10_000, 5000, "x"),
     Prepare(5, "z", OLD, [], [put("p"), put("q")], []),
@@ -89,28 +89,28 @@ FIRST: list[WriteOp] = [
     Put(8, "p", b"waits"),
     Put(9, "q", b"waits"),
     Transact(10, "p", OTHER, [], [put("p"), put("b")], []),
-    Commit(11, "u", Attempt(2, 2, "r"), [], [put("u")], [], 1, True, None, None, []),
+    DecideCommit(11, "u", Attempt(2, 2, "r"), [], [put("u")], [], 1, True, None, None, []),
     Prepare(12, "z", Attempt(0, 3, "r"), [], [put("c"), put("s")], []),
     Put(13, "t", b"waits"),
 ]
 FAILING: list[WriteOp] = [
-    Put(50, "a", b"new", 5, None, Once("k", "d")),
+    Put(50, "a", b"new", 5, None, IdempotencyKey("k", "d")),
     Delete(50, "a"),
     Renew(50, "held", 2),
     Release(50, "held", 2),
     Release(50, "held", 2, None, 2),
     Release(50, "held", 0, withdraw="K"),
     ExpireLease("other", 50),
-    Acquire(50, "free", 10_000, 0, "", Once("k", "d")),
+    Acquire(50, "free", 10_000, 0, "", IdempotencyKey("k", "d")),
     Acquire(50, "held", 10_000, 9, ""),
-    Leave(50, "held", 3),
-    Transact(50, "a", OTHER, [], [put("a"), put("d")], [], Once("k", "d")),
+    CancelWait(50, "held", 3),
+    Transact(50, "a", OTHER, [], [put("a"), put("d")], [], IdempotencyKey("k", "d")),
     Prepare(50, "z", OTHER, [], [put("a"), put("d")], []),
     Prepare(50, "z", Attempt(0, 5, "r"), [], [put("a"), put("p")], []),
     ReadLock(50, OTHER, ["a", "d"]),
-    Finish(50, OLD, ["p", "q"], 90, True, 5),
+    ApplyIntents(50, OLD, ["p", "q"], 90, True, 5),
     Abort(50, OLD, ["p", "q"]),
-    Ask(50, "v", OTHER),
+    ResolveTxn(50, "v", OTHER),
     DropDecisions([Attempt(2, 2, "r")], 1, 50),
     EndLockWaits(5000.0, 5000.0, 50),
 ]
@@ -167,15 +167,15 @@ def test_one_that_fails_does_not_disturb_the_others_of_its_batch_and_is_told_onc
 ) -> None:
     monkeypatch.setattr(refusals, "_faults_told", set())
     bench = Bench()
-    write = Changes.write
+    write = WriteSet.write
 
-    def broken(changes: Changes, kind: str, key: str, *args: Any) -> Any:
+    def broken(changes: WriteSet, kind: str, key: str, *args: Any) -> Any:
         if key == "bad":
             write(changes, kind, key, *args)
             raise Broken("a fault")
         return write(changes, kind, key, *args)
 
-    monkeypatch.setattr(Changes, "write", broken)
+    monkeypatch.setattr(WriteSet, "write", broken)
     with caplog.at_level(logging.ERROR):
         answers = bench.run(Put(1, "a", b"1"), Put(2, "bad", b"1"), Put(3, "bad", b"2"), Put(4, "b", b"1"))
     assert [(answer.id, answer.status) for answer in answers] == [(1, 201), (2, 500), (3, 500), (4, 201)]
@@ -205,11 +205,11 @@ def test_a_waiter_that_fails_when_its_turn_comes_does_not_fail_the_release(monke
 
 def test_a_commit_that_fails_is_aborted_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench()
-    commit = Commit(1, "a", OLD, [], [put("a")], [], 1, True, None, None, [])
+    commit = DecideCommit(1, "a", OLD, [], [put("a")], [], 1, True, None, None, [])
     with monkeypatch.context() as patch:
-        patch.setattr(Changes, "see", lambda *_: 1 / 0)
+        patch.setattr(WriteSet, "see", lambda *_: 1 / 0)
         assert bench.one(commit).status == 500
-    bench.run_any(Ask(2, "a", OLD))
+    bench.run_any(ResolveTxn(2, "a", OLD))
     assert [type(reply) for _, reply in bench.batch.changes.answers] == [Outcome]
     assert [reply.state for _, reply in bench.batch.changes.answers] == ["aborted"]  # type: ignore[union-attr]
     bench.run_any(commit)
@@ -219,7 +219,7 @@ def test_a_commit_that_fails_is_aborted_for_good(monkeypatch: pytest.MonkeyPatch
 
 def test_a_commit_whose_decision_cannot_be_read_is_not_said_to_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench()
-    commit = Commit(1, "a", OLD, [], [put("a")], [], 1, True, None, None, ["b"])
+    commit = DecideCommit(1, "a", OLD, [], [put("a")], [], 1, True, None, None, ["b"])
     bench.run_any(commit)
 
     def damaged(*_: Any) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 from kvstore.protocol import Delete, Put
 from kvstore.storage.disk import OsDisk, OsFile
-from tests.unit.store.rig import ask, asked, next_id, opened, until
+from tests.unit.store.harness import ask, asked, next_id, opened, until
 
 SEGMENT_BYTES = 64 * 1024
 

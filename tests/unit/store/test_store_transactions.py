@@ -14,15 +14,14 @@ from kvstore.protocol import (
     Abort,
     Acquire,
     Answer,
-    Ask,
+    ApplyIntents,
     Attempt,
-    Commit,
     Condition,
     Count,
+    DecideCommit,
     Delete,
-    Finish,
     Get,
-    Look,
+    GetTxn,
     Outcome,
     Prepare,
     Put,
@@ -30,31 +29,34 @@ from kvstore.protocol import (
     ReadLock,
     Reads,
     ReadUnlock,
+    ResolveTxn,
     Scan,
-    Step,
     Transact,
+    TxnOp,
     Vote,
 )
 from kvstore.storage.engine import FeedQuery, RowKey
 from kvstore.store.ops import DropDecisions
 from kvstore.store.store import Store
-from tests.unit.store.rig import PARTITIONS, Sink, opened, until
+from tests.unit.store.harness import PARTITIONS, Sink, opened, until
 
 FIRST = Attempt(100, 100, "router01")
 SECOND = Attempt(200, 200, "router02")
 THIRD = Attempt(300, 300, "router03")
 
 
-def put(key: str, value: bytes = b"new") -> Step:
-    return Step("put", key, value)
+def put(key: str, value: bytes = b"new") -> TxnOp:
+    return TxnOp("put", key, value)
 
 
-def prepare(*steps: Step, attempt: Attempt = FIRST, anchor: str = "elsewhere", **more: Any) -> Prepare:
+def prepare(*steps: TxnOp, attempt: Attempt = FIRST, anchor: str = "elsewhere", **more: Any) -> Prepare:
     return Prepare(1, anchor, attempt, more.pop("conditions", []), list(steps), [], **more)
 
 
-def commit(*steps: Step, attempt: Attempt = FIRST, vote: int = 7, conditions: list[Condition] | None = None) -> Commit:
-    return Commit(1, "anchor", attempt, conditions or [], list(steps), [], vote, True, None, None, ["other"])
+def commit(
+    *steps: TxnOp, attempt: Attempt = FIRST, vote: int = 7, conditions: list[Condition] | None = None
+) -> DecideCommit:
+    return DecideCommit(1, "anchor", attempt, conditions or [], list(steps), [], vote, True, None, None, ["other"])
 
 
 async def tell(store: Store, op: Any, sink: Any = None) -> Any:
@@ -89,7 +91,7 @@ async def test_a_prepared_key_can_be_neither_read_nor_written_until_it_is_finish
         read = began(store, Get(1, "k"))
         await settle()
         assert not read.replies
-        await tell(store, Finish(1, FIRST, ["k"], vote.vote + 1, True, 0))
+        await tell(store, ApplyIntents(1, FIRST, ["k"], vote.vote + 1, True, 0))
         assert await read.answer() == Answer(1, 200, vote.vote + 1, b"new")
         await tell(store, prepare(put("k"), attempt=SECOND))
         writes = [began(store, op) for op in (Put(2, "k", b"later"), Delete(3, "k"))]
@@ -122,13 +124,13 @@ async def test_intents_survive_a_restart_and_hold_their_keys(tmp_path: Path) -> 
         await settle()
         assert not write.replies
         assert not read.replies
-        await tell(store, Finish(1, FIRST, ["k", "absent"], vote.vote + 1, True, 0))
+        await tell(store, ApplyIntents(1, FIRST, ["k", "absent"], vote.vote + 1, True, 0))
         assert (await write.answer()).version > vote.vote + 1
         assert await read.answer() == Answer(3, 200, vote.vote + 1, b"new")
 
 
 async def test_a_decision_survives_a_restart_and_answers_a_repeated_commit(tmp_path: Path) -> None:
-    op = commit(put("anchor"), Step("get", "anchor"))
+    op = commit(put("anchor"), TxnOp("get", "anchor"))
     async with opened(tmp_path) as store:
         first = await tell(store, op)
         assert (first.state, first.version, first.reads) == ("committed", 8, [Read(0, None)])
@@ -137,7 +139,7 @@ async def test_a_decision_survives_a_restart_and_answers_a_repeated_commit(tmp_p
         assert (again.state, again.version, again.reads, again.decided_ms) == (
             "committed", 8, [Read(0, None)], first.decided_ms,
         )  # fmt: skip
-        assert (await tell(store, Look(1, 0, FIRST.name))).state == "committed"
+        assert (await tell(store, GetTxn(1, 0, FIRST.name))).state == "committed"
         decision = await store.undecided.decision(FIRST)
         assert decision is not None
         assert decision.keys == ["other"]
@@ -150,13 +152,13 @@ async def test_a_dropped_decision_raises_the_floor_for_good(tmp_path: Path) -> N
     async with opened(tmp_path) as store:
         assert store.clock.attempts_floor == FIRST.stamp
         assert (await tell(store, commit(put("anchor")))).state == "gone"
-        assert (await tell(store, Ask(1, "anchor", FIRST))).state == "gone"
+        assert (await tell(store, ResolveTxn(1, "anchor", FIRST))).state == "gone"
         assert (await tell(store, commit(put("anchor"), attempt=SECOND))).state == "committed"
 
 
 async def test_an_attempt_that_was_asked_about_is_never_committed(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
-        assert (await tell(store, Ask(1, "anchor", FIRST))).state == "aborted"
+        assert (await tell(store, ResolveTxn(1, "anchor", FIRST))).state == "aborted"
     async with opened(tmp_path) as store:
         assert (await tell(store, commit(put("anchor")))).state == "aborted"
         assert (await began(store, Get(1, "anchor")).answer()).status == 404
@@ -179,7 +181,7 @@ async def test_a_lease_does_not_change_while_its_guard_stands(tmp_path: Path) ->
         await asyncio.sleep(0.3)  # its ttl is over, but it is not
         assert not waiter.replies
         assert (await store.inspection.explain("lock"))["lock"] == {"owner": "me", "token": token, "ttl_left": 0.0}
-        await tell(store, Finish(1, FIRST, ["k", "lock"], vote.vote + 1, True, 0))
+        await tell(store, ApplyIntents(1, FIRST, ["k", "lock"], vote.vote + 1, True, 0))
         granted = await waiter.answer()
         assert (granted.status, granted.version > token) == (201, True)
 
@@ -188,12 +190,12 @@ async def test_a_listing_waits_for_intents_in_its_range_and_shows_what_they_beco
     async with opened(tmp_path) as store:
         for key in ("a", "b", "c"):
             await tell(store, Put(1, key, b"old"))
-        vote = await tell(store, prepare(put("b"), Step("delete", "c"), put("d")))
+        vote = await tell(store, prepare(put("b"), TxnOp("delete", "c"), put("d")))
         listing = asyncio.create_task(store.scans.scan(Scan(1, "", "", 10, True)))
         counting = asyncio.create_task(store.scans.count(Count(1, "")))
         await settle()
         assert not listing.done()
-        await tell(store, Finish(1, FIRST, ["b", "c", "d"], vote.vote + 1, True, 0))
+        await tell(store, ApplyIntents(1, FIRST, ["b", "c", "d"], vote.vote + 1, True, 0))
         items = [(key, value) for key, _, value, _ in (await listing).items]
         assert items == [("a", b"old"), ("b", b"new"), ("d", b"new")]
         assert (await counting).count == 3
@@ -280,7 +282,7 @@ async def test_what_one_transaction_reads_is_bounded(tmp_path: Path) -> None:
     async with opened(tmp_path, txn_read_bytes_max=1000) as store:
         for key in ("a", "b", "anchor"):
             await tell(store, Put(1, key, b"x" * 600))
-        gets = [Step("get", "a"), Step("get", "b")]
+        gets = [TxnOp("get", "a"), TxnOp("get", "b")]
         for op in (
             Transact(1, "a", FIRST, [], gets, []),
             prepare(*gets, put("c")),
@@ -329,14 +331,14 @@ async def test_a_prepare_that_is_repeated_late_does_not_undo_what_was_written_si
         vote = await tell(store, op)
         version = vote.vote + 1
         if order[0] == "finish":
-            await tell(store, Finish(1, FIRST, ["k"], version, True, 0))
+            await tell(store, ApplyIntents(1, FIRST, ["k"], version, True, 0))
         else:
             await tell(store, Abort(1, FIRST, ["k"]))
         await tell(store, Put(2, "k", b"since"))
         late = await tell(store, op)
         assert isinstance(late, Vote)
         if order[0] == "finish":  # whoever finds the intent is told "committed at that version"
-            await tell(store, Finish(1, FIRST, ["k"], version, True, 0))
+            await tell(store, ApplyIntents(1, FIRST, ["k"], version, True, 0))
         else:
             await tell(store, Abort(1, FIRST, ["k"]))
         assert (await began(store, Get(1, "k")).answer()).value == b"since"
@@ -361,7 +363,7 @@ async def test_a_get_is_answered_although_ever_more_transactions_stand_in_line(t
             await until(lambda sink=sink: sink.replies)
             (vote,) = sink.replies
             assert isinstance(vote, Vote)
-            await tell(store, Finish(3, attempt, ["k"], vote.vote + 1, True, 0))
+            await tell(store, ApplyIntents(3, attempt, ["k"], vote.vote + 1, True, 0))
         assert (await reading.answer()).value == b"1"
         for attempt, _ in line:
             await tell(store, Abort(4, attempt, ["k"]))
@@ -382,7 +384,7 @@ async def test_a_read_whose_intent_is_gone_when_its_find_is_looked_at_is_answere
         store.tables.engine.read = read_slowly  # type: ignore[method-assign]
         reading = began(store, Get(2, "k"))
         await settle()
-        assert (await tell(store, Finish(3, FIRST, ["k"], vote.vote + 1, True, 0))).status == 200
+        assert (await tell(store, ApplyIntents(3, FIRST, ["k"], vote.vote + 1, True, 0))).status == 200
         go_on.set()
         assert (await reading.answer()).value == b"new"
         assert store.reads._blocked_count == 0

@@ -16,13 +16,13 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.errors import KvError, OutcomeUnknown, Unavailable
-from kvstore.protocol import Attempt, Once, Reply
+from kvstore.protocol import Attempt, IdempotencyKey, Reply
 from kvstore.router.coordinator import Coordinator
-from kvstore.router.parts import Result, Transaction
+from kvstore.router.participants import Result, Transaction
 from kvstore.shard.recovery import Recovery
 from kvstore.transactions.attempts import Stamps
 from kvstore.transactions.decisions import Decision
-from kvstore.transactions.intents import Hold
+from kvstore.transactions.intents import PreparedTxn
 from tests.unit.transactions.world import PARTITIONS, at
 
 Owners = tuple[tuple[str, int], ...]  # of each key the store that owns it, by number
@@ -224,7 +224,7 @@ class Coordinating(NamedTuple):
 
     number: int
     transaction: Transaction
-    once: Once | None
+    once: IdempotencyKey | None
     now_us: int
     attempts_max: int
 
@@ -274,7 +274,7 @@ class _Asking(Recovery):
         reply: Reply = await self._net.send(self._own, op)
         return reply
 
-    def owned_keys(self, hold: Hold) -> list[str]:
+    def owned_keys(self, hold: PreparedTxn) -> list[str]:
         return list(self._net.view)
 
     async def decision(self, attempt: Attempt) -> Decision | None:
@@ -292,7 +292,7 @@ class Resolving(NamedTuple):
     anchor: str
 
     def work(self, net: _Net, played: Played) -> Coroutine[Any, Any, Any]:
-        return _Asking(net, self.store, None, played)._resolve(Hold(self.attempt, self.anchor, 0.0, None))
+        return _Asking(net, self.store, None, played)._resolve(PreparedTxn(self.attempt, self.anchor, 0.0, None))
 
     def result(self, task: asyncio.Task[Any]) -> Any:
         return _over(task)

@@ -21,7 +21,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from kvstore.errors import from_problem
-from kvstore.protocol import Abort, Answer, Finish, Forget
+from kvstore.protocol import Abort, Answer, ApplyIntents, Forget
 from kvstore.storage.rows import LEASE, VALUE
 from kvstore.store.leases import LeaseBody
 from kvstore.store.ops import EndLockWaits
@@ -307,7 +307,7 @@ class Cluster:
         for number, (store, op) in enumerate(sent, first):
             if isinstance(op, Forget) and not drops:
                 continue
-            is_silent = isinstance(op, Abort | Forget) or (isinstance(op, Finish) and not drops)
+            is_silent = isinstance(op, Abort | Forget) or (isinstance(op, ApplyIntents) and not drops)
             message = Message(store, self.request(op), None if is_silent else (who, number))
             position = position.with_message(self.message(message))
         return position

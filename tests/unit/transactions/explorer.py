@@ -16,7 +16,18 @@ from collections.abc import Iterator
 from itertools import permutations
 from typing import Any, NamedTuple
 
-from kvstore.protocol import Abort, Ask, Finish, Forget, Get, Outcome, ReadLock, ReadUnlock, Release, Transact
+from kvstore.protocol import (
+    Abort,
+    ApplyIntents,
+    Forget,
+    Get,
+    Outcome,
+    ReadLock,
+    ReadUnlock,
+    Release,
+    ResolveTxn,
+    Transact,
+)
 from kvstore.store.ops import DropDecisions
 from tests.unit.transactions.actors import LOST, UNSENT, Finishing, Owners, Resolving
 from tests.unit.transactions.cluster import FAULTS, UNKNOWN, Cluster, Message, Position, Scenario
@@ -133,7 +144,7 @@ class Explorer:
         is_read = isinstance(cluster.requests[message.op], ReadLock | ReadUnlock)
         without = cluster.begun(without, message)
         late = without.with_message(cluster.message(message._replace(address=None)))
-        if double and not is_read and not isinstance(cluster.requests[message.op], Ask | Transact):
+        if double and not is_read and not isinstance(cluster.requests[message.op], ResolveTxn | Transact):
             yield ("double", message), cluster.deliver(late.spend("double"), message)
         if timeout:
             lost = UNSENT if is_read else LOST
@@ -267,11 +278,11 @@ class Explorer:
                 answered.extend(replies)
             holders = [(store, held) for store, shot in enumerate(stores) for held in cluster.shots[shot].held]
             for store, held in holders:
-                outcome = run(owner_of[held.anchor], Ask(0, held.anchor, held.attempt))
+                outcome = run(owner_of[held.anchor], ResolveTxn(0, held.anchor, held.attempt))
                 assert isinstance(outcome, Outcome)
                 if outcome.state == "committed":
                     decided = outcome.version, outcome.succeeded, outcome.decided_ms
-                    run(store, Finish(0, held.attempt, list(held.keys), *decided))
+                    run(store, ApplyIntents(0, held.attempt, list(held.keys), *decided))
                 else:
                     run(store, Abort(0, held.attempt, list(held.keys)))
             if not holders and not readers:

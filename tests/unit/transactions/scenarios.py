@@ -6,8 +6,8 @@ key that it names: its store is asked last, and decides.
 
 from __future__ import annotations
 
-from kvstore.protocol import Acquire, Condition, Delete, Get, Guard, Once, Put, Release, Step
-from kvstore.router.parts import Transaction
+from kvstore.protocol import Acquire, Condition, Delete, Get, IdempotencyKey, Preconditions, Put, Release, TxnOp
+from kvstore.router.participants import Transaction
 from tests.unit.transactions.cluster import Scenario
 from tests.unit.transactions.serial import Txn
 
@@ -20,24 +20,25 @@ def txn(
 ) -> Txn:
     """`then` and `otherwise`: keys, each put; after a `?` got, after a `-` deleted. `value`: what is put."""
     return Txn(
-        Transaction(if_ or [], _steps(then, value), _steps(otherwise, value)), Once(once, "digest") if once else None
+        Transaction(if_ or [], _steps(then, value), _steps(otherwise, value)),
+        IdempotencyKey(once, "digest") if once else None,
     )
 
 
-def _steps(text: str, value: bytes) -> list[Step]:
+def _steps(text: str, value: bytes) -> list[TxnOp]:
     kinds = {"?": "get", "-": "delete"}
     return [
-        Step(kinds[each[0]], each[1:]) if each[0] in kinds else Step("put", each, value)  # type: ignore[arg-type]
+        TxnOp(kinds[each[0]], each[1:]) if each[0] in kinds else TxnOp("put", each, value)  # type: ignore[arg-type]
         for each in text.split()
     ]
 
 
 def put(key: str, value: bytes, token: int | None = None) -> Put:
-    return Put(0, key, value, guard=Guard(token=token) if token is not None else None)
+    return Put(0, key, value, guard=Preconditions(token=token) if token is not None else None)
 
 
 def put_if_version(key: str, value: bytes, version: int) -> Put:
-    return Put(0, key, value, guard=Guard(versions=[version]))
+    return Put(0, key, value, guard=Preconditions(versions=[version]))
 
 
 def get(key: str) -> Get:

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from kvstore.protocol import Acquire, Delete, Get, Once, Put, Release
-from kvstore.router.parts import Transaction
+from kvstore.protocol import Acquire, Delete, Get, IdempotencyKey, Put, Release
+from kvstore.router.participants import Transaction
 
 
 class Txn(NamedTuple):
     """A transaction as a client sends it."""
 
     transaction: Transaction
-    once: Once | None = None
+    once: IdempotencyKey | None = None
 
 
 class Forgotten(NamedTuple):

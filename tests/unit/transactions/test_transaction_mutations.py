@@ -31,9 +31,20 @@ from typing import Any, NamedTuple
 import pytest
 
 from kvstore.errors import KvError, OutcomeUnknown, Unavailable
-from kvstore.protocol import Acquire, Answer, Ask, Attempt, Commit, Finish, Outcome, Prepare, ReadUnlock, Release
-from kvstore.router.aftermath import Aftermath
+from kvstore.protocol import (
+    Acquire,
+    Answer,
+    ApplyIntents,
+    Attempt,
+    DecideCommit,
+    Outcome,
+    Prepare,
+    ReadUnlock,
+    Release,
+    ResolveTxn,
+)
 from kvstore.router.coordinator import Coordinator
+from kvstore.router.intent_resolver import IntentResolver
 from kvstore.store import batch as batch_module
 from kvstore.store import ops, outcomes, participant
 from kvstore.store.batch import Batch
@@ -46,7 +57,7 @@ from kvstore.store.participant import Participant
 from kvstore.store.read_locks import ReadLocks
 from kvstore.store.refusals import refusal
 from kvstore.store.txn_steps import TxnSteps
-from kvstore.store.write_set import Changes
+from kvstore.store.write_set import WriteSet
 from kvstore.transactions import locks
 from kvstore.transactions.attempts import Stamps
 from kvstore.transactions.locks import LockTable
@@ -101,7 +112,7 @@ def keys_that_are_only_read_are_not_locked(patch: pytest.MonkeyPatch) -> None:
 def a_commit_does_not_wait_for_locks(patch: pytest.MonkeyPatch) -> None:
     def change(gather: Any) -> Any:
         def changed(self: Any, queued: Any) -> None:
-            if not isinstance(queued.op, Commit):
+            if not isinstance(queued.op, DecideCommit):
                 return gather(self, queued)
             try:
                 return self.changes.answer(queued.sink, self.part.commit(queued.op))
@@ -145,7 +156,7 @@ def a_transaction_does_not_look_for_leases(patch: pytest.MonkeyPatch) -> None:
 
 @shown_by("two transactions over two keys in opposite order")
 def the_version_is_not_above_all_votes(patch: pytest.MonkeyPatch) -> None:
-    _patched(patch, Changes, "see", lambda see: lambda self, version: see(self, version - 1))
+    _patched(patch, WriteSet, "see", lambda see: lambda self, version: see(self, version - 1))
 
 
 @shown_by("a doubled prepare after finish and a later put")
@@ -192,7 +203,7 @@ def _unless(decision: Any, outcome: str) -> Any:
 @shown_by("a commit waits for a lock and somebody asks")
 def a_commit_that_waited_does_not_look_for_a_tombstone_again(patch: pytest.MonkeyPatch) -> None:
     def change(commit: Any) -> Any:
-        def changed(self: Any, op: Commit) -> Any:
+        def changed(self: Any, op: DecideCommit) -> Any:
             self._outcomes.settled = lambda _: None
             try:
                 return commit(self, op)
@@ -216,7 +227,7 @@ def a_refused_commit_leaves_no_tombstone(patch: pytest.MonkeyPatch) -> None:
 @shown_by("the same request again, very late")
 def a_commit_that_is_answered_with_a_kept_reply_leaves_no_tombstone(patch: pytest.MonkeyPatch) -> None:
     def change(commit: Any) -> Any:
-        def changed(self: Any, op: Commit) -> Any:
+        def changed(self: Any, op: DecideCommit) -> Any:
             outcomes = self._outcomes
             repeated = outcomes.repeated(op.id, op.key, op.once) if outcomes.settled(op) is None else None
             return repeated or commit(self, op)
@@ -231,7 +242,7 @@ def a_commit_that_is_answered_with_a_kept_reply_leaves_no_tombstone(patch: pytes
 
 @shown_by("somebody asks before the commit has arrived")
 def a_commit_that_may_be_lost_is_given_up(patch: pytest.MonkeyPatch) -> None:
-    async def commit(self: Any, op: Commit, transaction: Any, deadline_s: float) -> Any:
+    async def commit(self: Any, op: DecideCommit, transaction: Any, deadline_s: float) -> Any:
         try:
             return await self._service.owner_of(op.key).request(op)
         except KvError as error:
@@ -243,7 +254,7 @@ def a_commit_that_may_be_lost_is_given_up(patch: pytest.MonkeyPatch) -> None:
 
 @shown_by("a key of the anchor's store moves")
 def a_commit_that_has_met_no_owner_is_tried_anew(patch: pytest.MonkeyPatch) -> None:
-    async def commit(self: Any, op: Commit, transaction: Any, deadline_s: float) -> Any:
+    async def commit(self: Any, op: DecideCommit, transaction: Any, deadline_s: float) -> Any:
         while True:
             try:
                 reply = await self._service.owner_of(op.key).request(op)
@@ -273,7 +284,7 @@ def a_router_says_forget_before_all_have_finished(patch: pytest.MonkeyPatch) -> 
 
         return changed
 
-    _patched(patch, Aftermath, "finish", change)
+    _patched(patch, IntentResolver, "finish", change)
 
 
 def _is_done_by_anybody(patch: pytest.MonkeyPatch, kind: type) -> None:
@@ -285,7 +296,7 @@ def _is_done_by_anybody(patch: pytest.MonkeyPatch, kind: type) -> None:
 
 @shown_by("a key of the anchor's store moves")
 def a_store_acknowledges_what_it_does_not_own(patch: pytest.MonkeyPatch) -> None:
-    _is_done_by_anybody(patch, Finish)
+    _is_done_by_anybody(patch, ApplyIntents)
 
 
 # --- Recovery: "writes a tombstone, also when it has never heard of the attempt"; "only the present owner may answer" -
@@ -301,7 +312,7 @@ def who_asks_is_told_aborted_without_a_tombstone(patch: pytest.MonkeyPatch) -> N
 
 @shown_by("a key moves while its transaction runs")
 def who_asks_is_answered_by_anybody(patch: pytest.MonkeyPatch) -> None:
-    _is_done_by_anybody(patch, Ask)
+    _is_done_by_anybody(patch, ResolveTxn)
 
 
 @shown_by("a key moves while its transaction runs")
@@ -311,7 +322,7 @@ def a_key_is_prepared_by_anybody(patch: pytest.MonkeyPatch) -> None:
 
 @shown_by("a key moves while its transaction runs")
 def a_commit_is_done_by_anybody(patch: pytest.MonkeyPatch) -> None:
-    _is_done_by_anybody(patch, Commit)
+    _is_done_by_anybody(patch, DecideCommit)
 
 
 # --- "The floor" ------------------------------------------------------------------------------------------------------
@@ -319,7 +330,7 @@ def a_commit_is_done_by_anybody(patch: pytest.MonkeyPatch) -> None:
 
 @shown_by("a commit after its tombstone was dropped")
 def dropping_does_not_raise_the_floor(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Changes, "raise_floor", lambda self, stamp: None)
+    patch.setattr(WriteSet, "raise_floor", lambda self, stamp: None)
 
 
 @shown_by("a commit after its tombstone was dropped")
@@ -338,7 +349,7 @@ def a_commit_at_the_floor_is_answered_aborted(patch: pytest.MonkeyPatch) -> None
 @shown_by("a commit repeated after its decision was dropped")
 def a_router_tries_again_when_its_commit_is_gone(patch: pytest.MonkeyPatch) -> None:
     def change(commit: Any) -> Any:
-        async def changed(self: Any, op: Commit, transaction: Any, deadline_s: float) -> Any:
+        async def changed(self: Any, op: DecideCommit, transaction: Any, deadline_s: float) -> Any:
             try:
                 return await commit(self, op, transaction, deadline_s)
             except OutcomeUnknown:

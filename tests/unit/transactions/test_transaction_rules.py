@@ -28,18 +28,18 @@ from kvstore.protocol import (
     Condition,
     Delete,
     Get,
-    Guard,
-    Once,
+    IdempotencyKey,
     Outcome,
+    Preconditions,
     Put,
     Read,
     Release,
-    Step,
+    TxnOp,
     Vote,
 )
-from kvstore.router.parts import Transaction
+from kvstore.router.participants import Transaction
 from kvstore.transactions.attempts import Stamps, may_wait
-from kvstore.transactions.coordination import Again, Prepared, Refused, judge, judge_refusal
+from kvstore.transactions.coordination import Prepared, Rejected, Retry, judge, judge_refusal
 from kvstore.transactions.decisions import Decision, decode_decision, on_ask, on_commit
 from kvstore.transactions.intents import Intent, applies, decode_intent
 from tests.unit.transactions.serial import Cell, Done, Model, Txn, is_explained
@@ -138,7 +138,7 @@ def test_no_attempt_is_committed_and_aborted(stamp: int, floor: int, story: list
 def test_decisions_and_intents_survive_as_rows() -> None:
     decision = Decision("committed", ATTEMPT, "k", ["a", "b"], 9, True, 1234, [Read(3, b"\xff"), Read(0, None)])
     assert decode_decision(decision.encode()) == decision
-    intent = Intent(ATTEMPT, "k", 8, 1234, Step("put", "a", b"\xff", 50), Step("delete", "a"), "K")
+    intent = Intent(ATTEMPT, "k", 8, 1234, TxnOp("put", "a", b"\xff", 50), TxnOp("delete", "a"), "K")
     assert decode_intent(intent.encode()) == intent
     assert (intent.step(True), intent.step(False)) == (intent.then, intent.otherwise)
 
@@ -174,7 +174,7 @@ def _answered(error: KvError) -> Answer:
 
 @pytest.mark.parametrize("state", ["committed", "aborted", "gone", "pending"])
 def test_an_attempt_that_was_not_committed_is_made_again(state: Any) -> None:
-    assert judge_refusal(Outcome(0, state)) == Again()
+    assert judge_refusal(Outcome(0, state)) == Retry()
 
 
 def test_a_kept_reply_is_the_answer() -> None:
@@ -184,16 +184,16 @@ def test_a_kept_reply_is_the_answer() -> None:
 
 @pytest.mark.parametrize("send", [_answered, lambda error: error])
 def test_who_is_in_the_way_or_elsewhere_means_again(send: Any) -> None:
-    assert judge_refusal(send(WrongOwner("moved", epoch=12))) == Again(epoch=12)
-    assert judge_refusal(send(Conflict("busy"))) == Again()
-    assert judge_refusal(send(Conflict("busy", key="k", same_request=True))) == Again(key="k", same_request=True)
+    assert judge_refusal(send(WrongOwner("moved", epoch=12))) == Retry(epoch=12)
+    assert judge_refusal(send(Conflict("busy"))) == Retry()
+    assert judge_refusal(send(Conflict("busy", key="k", same_request=True))) == Retry(key="k", same_request=True)
 
 
 @pytest.mark.parametrize("error", [Locked("held"), DiskFull(), TooManyRequests("full"), Unavailable("down")])
 @pytest.mark.parametrize("is_answer", [True, False])
 def test_other_errors_are_told_as_they_are(error: KvError, is_answer: bool) -> None:
     verdict = judge_refusal(_answered(error) if is_answer else error)
-    assert isinstance(verdict, Refused)
+    assert isinstance(verdict, Rejected)
     assert verdict.error.problem() == error.problem()
 
 
@@ -203,18 +203,18 @@ def test_no_refusal_of_a_prepare_is_an_unknown_outcome(kind: type[KvError]) -> N
     verdict = judge_refusal(kind("what happened"))
     assert not isinstance(verdict, Outcome)
     if kind is OutcomeUnknown:
-        assert isinstance(verdict, Refused)
+        assert isinstance(verdict, Rejected)
         assert isinstance(verdict.error, Unavailable)
         assert verdict.error.retryable
     elif kind not in (WrongOwner, Conflict):
-        assert isinstance(verdict, Refused)
+        assert isinstance(verdict, Rejected)
         assert isinstance(verdict.error, kind)
-    assert isinstance(judge_refusal(Answer(0, 500)), Refused)
+    assert isinstance(judge_refusal(Answer(0, 500)), Rejected)
 
 
 def test_an_answer_that_is_no_known_problem_is_an_error_of_the_store() -> None:
     verdict = judge_refusal(_answered(BadParameter("odd")))
-    assert isinstance(verdict, Refused)
+    assert isinstance(verdict, Rejected)
     assert verdict.error.code == "bad-parameter"
 
 
@@ -235,10 +235,10 @@ def _ok(version: int, *reads: tuple[int, bytes | None], succeeded: bool = True) 
 
 PUT_1, PUT_2 = Put(0, "a", b"1"), Put(0, "a", b"2")
 GET = Get(0, "a")
-BOTH = Txn(Transaction([], [Step("put", "a", b"t"), Step("put", "b", b"t")], []))
-ONCE = Txn(Transaction([], [Step("put", "a", b"t")], []), Once("K", "digest"))
-IF_A_IS_1 = Txn(Transaction([Condition("a", version=1)], [Step("put", "b", b"t")], [Step("get", "a")]))
-IF_HELD = Txn(Transaction([Condition("L", token=3)], [Step("put", "b", b"t")], []))
+BOTH = Txn(Transaction([], [TxnOp("put", "a", b"t"), TxnOp("put", "b", b"t")], []))
+ONCE = Txn(Transaction([], [TxnOp("put", "a", b"t")], []), IdempotencyKey("K", "digest"))
+IF_A_IS_1 = Txn(Transaction([Condition("a", version=1)], [TxnOp("put", "b", b"t")], [TxnOp("get", "a")]))
+IF_HELD = Txn(Transaction([Condition("L", token=3)], [TxnOp("put", "b", b"t")], []))
 
 
 @pytest.mark.parametrize(
@@ -262,8 +262,16 @@ IF_HELD = Txn(Transaction([Condition("L", token=3)], [Step("put", "b", b"t")], [
         ([(Release(0, "L", 3), _ok(4), set()), (IF_HELD, _ok(5), {0})], Cell(None), False),
         ([(Delete(0, "a"), _ok(0, succeeded=False), set())], Cell(None), True),
         ([(Delete(0, "a"), _ok(3), set())], Cell(None), False),  # there was none
-        ([(Put(0, "a", b"1", guard=Guard(absent=True)), _ok(1), set()), (PUT_2, _ok(2), set())], Cell(b"2", 2), True),
-        ([(Put(0, "a", b"1", guard=Guard(absent=True)), _ok(3), set()), (PUT_2, _ok(2), {0})], Cell(b"1", 3), False),
+        (
+            [(Put(0, "a", b"1", guard=Preconditions(absent=True)), _ok(1), set()), (PUT_2, _ok(2), set())],
+            Cell(b"2", 2),
+            True,
+        ),
+        (
+            [(Put(0, "a", b"1", guard=Preconditions(absent=True)), _ok(3), set()), (PUT_2, _ok(2), {0})],
+            Cell(b"1", 3),
+            False,
+        ),
     ],
 )
 def test_the_naive_model_tells_good_stories_from_bad_ones(story: Any, end: Cell, explained: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvstore.protocol import Abort, Answer, Attempt, Commit, Finish, Once, Prepare, Reply, Vote
+from kvstore.protocol import Abort, Answer, ApplyIntents, Attempt, DecideCommit, IdempotencyKey, Prepare, Reply, Vote
 from kvstore.store.ops import WriteOp
 from tests.unit.transactions.cluster import Scenario
 from tests.unit.transactions.explorer import explore
@@ -51,7 +51,7 @@ def test_a_key_that_moved_to_a_store_that_already_takes_part_is_prepared_there_t
     assert isinstance(_ask(taker, _prepare("b")), Vote)
     (held,) = taker.held()
     assert held.keys == ("b", "c")
-    _ask(taker, Finish(0, FIRST, ["b"], 9, True, 0))
+    _ask(taker, ApplyIntents(0, FIRST, ["b"], 9, True, 0))
     (held,) = taker.held()
     assert held.keys == ("c",)
 
@@ -61,10 +61,10 @@ def test_an_intent_that_moved_is_finished_where_it_is_and_nowhere_else() -> None
     _ask(giver, _prepare("b"))
     rows, _ = giver.give_away("b")
     taker.take_in("b", rows, giver.clock)
-    refused = _ask(giver, Finish(0, FIRST, ["b"], 9, True, 0))
+    refused = _ask(giver, ApplyIntents(0, FIRST, ["b"], 9, True, 0))
     assert isinstance(refused, Answer)
     assert refused.status == 421
-    assert _ask(taker, Finish(0, FIRST, ["b"], 9, True, 0)) == Answer(0, 200)
+    assert _ask(taker, ApplyIntents(0, FIRST, ["b"], 9, True, 0)) == Answer(0, 200)
     state = taker.state("value", "b")
     assert state is not None
     assert (state.version, state.body) == (9, b"1")
@@ -89,8 +89,10 @@ def test_who_meets_the_intent_of_the_same_request_is_told_so(kind: str, once: st
     if kind == "prepare":
         refused = _ask(store, _prepare("b", attempt=SECOND, once=once))
     else:
-        key = Once(once, "digest") if once else None
-        refused = _ask(store, Commit(0, "b", SECOND, [], txn("b").transaction.then, [], 1, True, None, None, [], key))
+        key = IdempotencyKey(once, "digest") if once else None
+        refused = _ask(
+            store, DecideCommit(0, "b", SECOND, [], txn("b").transaction.then, [], 1, True, None, None, [], key)
+        )
     assert isinstance(refused, Answer)
     assert refused.problem is not None
     assert refused.problem["code"] == "conflict"

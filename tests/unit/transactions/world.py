@@ -21,9 +21,9 @@ from kvstore.protocol import Attempt, Reply
 from kvstore.storage.rows import DECISION, LEASE, REPLY, VALUE, Clock, Row
 from kvstore.store.batch import Batch
 from kvstore.store.ops import EndReads, Expire, ExpireLease, Locks, WriteOp
-from kvstore.store.write_set import Before, Context
+from kvstore.store.write_set import Context, RowMeta
 from kvstore.transactions.decisions import Decision, decode_decision
-from kvstore.transactions.intents import Holds, State
+from kvstore.transactions.intents import PreparedTxns, State
 from kvstore.transactions.locks import Identity, LockTable
 
 PARTITIONS = 64
@@ -88,9 +88,9 @@ class Store:
 
     # --- the committed rows -------------------------------------------------------------------------------------------
 
-    def before(self, kind: str, key: str) -> Before | None:
+    def before(self, kind: str, key: str) -> RowMeta | None:
         row = self.rows.get((kind, key))
-        return row and Before(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
+        return row and RowMeta(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
 
     def state(self, kind: str, key: str) -> State | None:
         row = self.rows.get((kind, key))
@@ -178,7 +178,7 @@ class Store:
         """Nothing is in memory; then all that is owned arrives, as when a file is opened."""
         self.openings += 1
         self.locks: Locks = LockTable(f"{self.name}/{self.openings}", 100)
-        self.holds = Holds()
+        self.holds = PreparedTxns()
         self.noted: dict[Attempt, Noted] = {}
         owned = {partition for partition, arrival in enumerate(self.arrivals) if arrival}
         batch = self._batch()

@@ -21,9 +21,9 @@ from kvstore.protocol import (
     Answer,
     Attempt,
     Delete,
-    Facts,
     Get,
-    Look,
+    GetTxn,
+    Info,
     Put,
     ReadLock,
     Request,
@@ -464,7 +464,7 @@ async def test_a_write_that_timed_out_before_it_left_does_not_leave_afterwards(f
     channel = await connect(frame_bytes_max=MIB, request_timeout_s=0.3)
     futures = [channel.request(Put(0, f"key-{number:02}", b"v" * MIB)) for number in range(40)]
     while not all(future.done() for future in futures):
-        await far.send(Facts(4711, 1, {}))  # it is alive and answers; it is slow to take in what is sent
+        await far.send(Info(4711, 1, {}))  # it is alive and answers; it is slow to take in what is sent
         await asyncio.sleep(0.02)
     outcomes = [await outcome(future) for future in futures]
     unsent = {f"key-{number:02}" for number, error in enumerate(outcomes) if isinstance(error, Unavailable)}
@@ -601,7 +601,7 @@ async def test_a_frame_that_is_none_ends_the_connection_and_nothing_of_it_is_han
 
 @pytest.mark.parametrize(
     "bad",
-    [Look(2, 10**9, "n"), Answer(2, 200), ReadLock(2, Attempt(1, 1, "r"), []), Put(2, "k", b"", -1)],
+    [GetTxn(2, 10**9, "n"), Answer(2, 200), ReadLock(2, Attempt(1, 1, "r"), []), Put(2, "k", b"", -1)],
     ids=lambda message: type(message).__name__,
 )
 async def test_a_message_out_of_bounds_is_refused_alone(door: Any, bad: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvstore.protocol import Condition, Read, Step, Vote
+from kvstore.protocol import Condition, Read, TxnOp, Vote
 from kvstore.transport.channel import Channel
 
 
@@ -21,8 +21,8 @@ class Transaction(NamedTuple):
     """
 
     conditions: list[Condition]
-    then: list[Step]
-    otherwise: list[Step]
+    then: list[TxnOp]
+    otherwise: list[TxnOp]
     chosen_anchor: str = ""
 
     @property
@@ -47,7 +47,7 @@ class Result(NamedTuple):
     reads: list[Read]
 
 
-class Part:
+class TxnShare:
     """What one store has of a transaction. `then_gets`: the place of each of its gets among all of the branch."""
 
     __slots__ = ("channel", "conditions", "keys", "otherwise", "otherwise_gets", "then", "then_gets")
@@ -56,27 +56,27 @@ class Part:
         self.channel = channel
         self.keys: dict[str, None] = {}
         self.conditions: list[Condition] = []
-        self.then: list[Step] = []
-        self.otherwise: list[Step] = []
+        self.then: list[TxnOp] = []
+        self.otherwise: list[TxnOp] = []
         self.then_gets: list[int] = []
         self.otherwise_gets: list[int] = []
 
-    def add(self, steps: list[Step], gets: list[int], step: Step, place: int) -> None:
+    def add(self, steps: list[TxnOp], gets: list[int], step: TxnOp, place: int) -> None:
         steps.append(step)
         self.keys[step.key] = None
         if step.op == "get":
             gets.append(place)
 
 
-def split(transaction: Transaction, owner_of: Callable[[str], Channel]) -> list[Part]:
+def split(transaction: Transaction, owner_of: Callable[[str], Channel]) -> list[TxnShare]:
     """The parts of a transaction, by owner. Raises what `owner_of` raises."""
-    parts: dict[str, Part] = {}
+    parts: dict[str, TxnShare] = {}
 
-    def part_of(key: str) -> Part:
+    def part_of(key: str) -> TxnShare:
         channel = owner_of(key)
         part = parts.get(channel.shard_id)
         if part is None:
-            part = parts[channel.shard_id] = Part(channel)
+            part = parts[channel.shard_id] = TxnShare(channel)
         return part
 
     for condition in transaction.conditions:
@@ -103,7 +103,7 @@ def holds(condition: Condition, read: Read) -> bool:
 
 
 def reads_of_others(
-    others: list[Part], votes: list[Vote], transaction: Transaction
+    others: list[TxnShare], votes: list[Vote], transaction: Transaction
 ) -> tuple[list[Read | None], list[Read | None]]:
     """What the gets of each branch found, in its order; None for those of the anchor's store."""
     branches: list[list[Read | None]] = [

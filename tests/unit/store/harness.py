@@ -13,14 +13,14 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
 from kvstore.placement.cluster_map import ClusterMap, Member
-from kvstore.protocol import Acquire, Answer, Guard, Once, Reply
+from kvstore.protocol import Acquire, Answer, IdempotencyKey, Preconditions, Reply
 from kvstore.storage.rows import LEASE, REPLY, VALUE, Clock, Row
 from kvstore.store.batch import Batch
 from kvstore.store.leases import LeaseBody
 from kvstore.store.ops import Locks, WriteOp
 from kvstore.store.store import Store
-from kvstore.store.write_set import Before, Context
-from kvstore.transactions.intents import Holds, State
+from kvstore.store.write_set import Context, RowMeta
+from kvstore.transactions.intents import PreparedTxns, State
 from kvstore.transactions.locks import Lease, LockTable
 
 PARTITIONS = 64
@@ -53,9 +53,9 @@ class Rows:
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], Row] = {}
 
-    def before(self, kind: str, key: str) -> Before | None:
+    def before(self, kind: str, key: str) -> RowMeta | None:
         row = self.rows.get((kind, key))
-        return row and Before(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
+        return row and RowMeta(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
 
     def state(self, kind: str, key: str) -> State | None:
         row = self.rows.get((kind, key))
@@ -82,7 +82,7 @@ class Bench:
     def open(self) -> None:
         """Begin anew with nothing but the rows, as after a restart."""
         self.openings += 1
-        self.holds = Holds()
+        self.holds = PreparedTxns()
         self.locks: Locks = LockTable(f"opening {self.openings}", self.waiters_max)
         for (kind, key), row in self.rows.rows.items():
             if kind == LEASE and row.body is not None:
@@ -147,13 +147,18 @@ def next_id() -> int:
 
 
 def acquire(
-    name: str, ttl_s: float = 10.0, wait_s: float = 0.0, owner: str = "", once: Once | None = None, op_id: int = 0
+    name: str,
+    ttl_s: float = 10.0,
+    wait_s: float = 0.0,
+    owner: str = "",
+    once: IdempotencyKey | None = None,
+    op_id: int = 0,
 ) -> Acquire:
     return Acquire(op_id or next_id(), name, round(ttl_s * 1000), round(wait_s * 1000), owner, once)
 
 
-def token(number: int) -> Guard:
-    return Guard(token=number)
+def token(number: int) -> Preconditions:
+    return Preconditions(token=number)
 
 
 def code(answer: Answer) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 
 from kvstore import failpoints
 from kvstore.errors import KvError, WrongOwner
-from kvstore.protocol import Abort, Answer, Attempt, Finish, Forget, Outcome, Reply, Request
-from kvstore.router.parts import Part
+from kvstore.protocol import Abort, Answer, ApplyIntents, Attempt, Forget, Outcome, Reply, Request
+from kvstore.router.participants import TxnShare
 from kvstore.router.service import RouterService, epoch_of
 from kvstore.transport.channel import Channel
 
@@ -26,17 +26,17 @@ _TELL_WAIT_S_MAX = 1.0
 Keys = list[str]
 
 
-class Aftermath:
+class IntentResolver:
     def __init__(self, service: RouterService) -> None:
         self._service = service
         self._finished: dict[str, list[Attempt]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
-    def finish(self, others: list[Part], anchor: str, attempt: Attempt, outcome: Outcome) -> None:
+    def finish(self, others: list[TxnShare], anchor: str, attempt: Attempt, outcome: Outcome) -> None:
         """Have the intents of the others applied, in the background."""
         left = len(others)
 
-        def on_reply(part: Part, future: asyncio.Future[Any]) -> None:
+        def on_reply(part: TxnShare, future: asyncio.Future[Any]) -> None:
             nonlocal left
             done = not future.cancelled() and future.exception() is None and future.result().status == 200
             if not done:
@@ -46,8 +46,8 @@ class Aftermath:
             if not left:
                 self._forget_later(attempt, anchor)
 
-        def make(keys: Keys) -> Finish:
-            return Finish(0, attempt, keys, outcome.version, outcome.succeeded, outcome.decided_ms)
+        def make(keys: Keys) -> ApplyIntents:
+            return ApplyIntents(0, attempt, keys, outcome.version, outcome.succeeded, outcome.decided_ms)
 
         failpoints.hit("txn-before-finish-sent")
         for part in others:
@@ -64,7 +64,7 @@ class Aftermath:
         await channel.flushed()
         failpoints.hit("txn-after-finish-sent")
 
-    async def _tell(self, make: Callable[[Keys], Finish | Abort], keys: Keys) -> None:
+    async def _tell(self, make: Callable[[Keys], ApplyIntents | Abort], keys: Keys) -> None:
         """Their owners were not reached, or are others by now. Some tries more; then the stores see to it themselves
         (`shard.recovery`)."""
         loop = asyncio.get_running_loop()
@@ -78,7 +78,7 @@ class Aftermath:
                 key for (_, its_keys), is_told in zip(by_owner, told, strict=True) if not is_told for key in its_keys
             ]
 
-    async def _is_told(self, channel: Channel, request: Finish | Abort) -> bool:
+    async def _is_told(self, channel: Channel, request: ApplyIntents | Abort) -> bool:
         """If the answer is 421, returns once it makes sense to ask again."""
         try:
             reply: Reply = await channel.request(request)

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Places:
+class MoveSlots:
     def __init__(self, at_once_max: int, of_shard_max: int) -> None:
         self._at_once_max = at_once_max
         self._of_shard_max = of_shard_max
