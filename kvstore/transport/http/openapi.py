@@ -27,7 +27,8 @@ class About(NamedTuple):
 
     `headers`: of answers, by name: description, whether it is always there, type. `wire_names`: of those that have
     another one on the wire. `error_headers`: which of them come with an error; `example_members`: of its example.
-    `problem`: the type of problem documents. `any_route`: errors that any route may answer.
+    `problem`: the type of problem documents. `also`: types that descriptions name. `any_route`: errors that any
+    route may answer.
     """
 
     info: Json
@@ -37,6 +38,7 @@ class About(NamedTuple):
     error_headers: Mapping[type[KvError], str]
     example_members: Mapping[type[KvError], Json]
     problem: type
+    also: tuple[type, ...]
     any_route: Errors
 
 
@@ -60,7 +62,7 @@ class _Writer:
         self._refusals: Json = {}
         self._parameters: Json = {}
         kinds = [kind for route in routes for kind in _kinds_of(route) if kind is not bytes]
-        kinds += [about.problem, *(kind for _, _, kind in about.headers.values())]
+        kinds += [about.problem, *about.also, *(kind for _, _, kind in about.headers.values())]
         schemas, self._components = schemas_of(kinds, limits)
         self._schemas = {id(kind): schema for kind, schema in zip(kinds, schemas, strict=True)}
 
@@ -139,7 +141,7 @@ class _Writer:
             "in": parameter.place,
             "required": parameter.required or parameter.place == "path",
             "description": fill(parameter.description, self._limits),
-            "schema": schema if default is None else {**schema, "default": default},
+            "schema": schema if default in (None, "") else {**schema, "default": default},
             "examples": {name: {"value": value} for name, value in parameter.examples.items()},
         }
         if not parameter.component:

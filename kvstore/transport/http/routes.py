@@ -342,7 +342,7 @@ def flag(name: str, description: str) -> Parameter:
 
 def text(name: str, kind: Any, value: Any, description: str = "") -> Parameter:
     """A parameter of the query that is taken as it is; `value` is an example."""
-    return Parameter(name, "query", kind, example(value), description)
+    return Parameter(name, "query", kind, example(value), description, default="")
 
 
 def integer(name: str, kind: Any, value: int, description: str, low: int, high: str, default: Any) -> Parameter:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -39,17 +39,12 @@ def refined(**schema: Any) -> Callable[[Kind], Kind]:
     return add
 
 
-def one_of(*kinds: type, **schema: Any) -> Any:
-    """The type of a value that is one of these, without a tag to tell them apart by."""
+def one_of(*kinds: type, **schema: Any) -> Meta:
+    """Of a value that is one of these, without a tag to tell them apart by: `Annotated[Any, one_of(A, B)]`."""
     _ALTERNATIVES.update({kind.__name__: kind for kind in kinds})
-    alternatives = {"oneOf": [{"$ref": _TEMPLATE.format(name=kind.__name__)} for kind in kinds]}
-    return Annotated[Any, Meta(extra_json_schema={**alternatives, **schema})]
-
-
-def named(kind: type) -> Any:
-    """The type of a value that only its schema knows to be of that type."""
-    _ALTERNATIVES[kind.__name__] = kind
-    return Annotated[Any, Meta(extra_json_schema={"$ref": _TEMPLATE.format(name=kind.__name__)})]
+    return Meta(
+        extra_json_schema={"oneOf": [{"$ref": _TEMPLATE.format(name=each.__name__)} for each in kinds]} | schema
+    )
 
 
 def having(*names: str, **constants: Any) -> Json:
@@ -58,9 +53,9 @@ def having(*names: str, **constants: Any) -> Json:
     return {"required": [*constants, *names], "properties": properties}
 
 
-def said(kind: Any, description: str = "", **schema: Any) -> Any:
-    """That type with a description, and what else its schema says."""
-    return Annotated[kind, Meta(description=description or None, extra_json_schema=schema or None)]
+def about(description: str = "", **schema: Any) -> Meta:
+    """What the schema of a type says besides: `Annotated[str, about("The id of a shard.", pattern="^s")]`."""
+    return Meta(extra_json_schema={"description": description, **schema} if description else schema)
 
 
 def schemas_of(kinds: Sequence[Any], limits: Limits) -> tuple[list[Json], dict[str, Json]]:

@@ -1,0 +1,350 @@
+"""The calls that change the cluster: its shards, their weights, the moves. The controller decides them.
+
+Owns: `/v1/shards` and `/v1/moves` as clients see them.
+Promises: what has no place in such a call is refused here; the controller decodes what is passed on by itself.
+Leaves to others: every decision (the controller), asking it (`controller_client`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from msgspec import UNSET, Struct, UnsetType
+
+from kvstore.config import ID_PATTERN, Limits
+from kvstore.errors import (
+    BadBody,
+    BadParameter,
+    BodyTooLarge,
+    ChangeRefused,
+    ControllerBehind,
+    ForeignData,
+    NotFound,
+    OutcomeUnknown,
+)
+from kvstore.router.controller_client import Controller
+from kvstore.router.routes.words import (
+    BODY,
+    CHANGES_THE_CLUSTER,
+    OF_THE_CLUSTER,
+    Count,
+    ShardId,
+    Weight,
+)
+from kvstore.transport.http.responses import Response
+from kvstore.transport.http.routes import (
+    NO_BODY,
+    Body,
+    Call,
+    Content,
+    Errors,
+    Parameter,
+    Route,
+    Success,
+    example,
+    flag,
+    text,
+)
+from kvstore.transport.http.schema import about
+
+Json = dict[str, Any]
+
+
+class ChangeRoutes:
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    async def add_shard(self, call: Call) -> Response:
+        return await self._pass_on(call, "/v1/shards")
+
+    async def weigh_shard(self, call: Call) -> Response:
+        return await self._pass_on(call, f"/v1/shards/{call.argument}")
+
+    async def remove_shard(self, call: Call) -> Response:
+        return await self._pass_on(call, f"/v1/shards/{call.argument}")
+
+    async def accept_old(self, call: Call) -> Response:
+        return await self._pass_on(call, f"/v1/shards/{call.argument}/accept-old")
+
+    async def moves(self, call: Call) -> Response:
+        return await self._controller.ask("GET", "/v1/moves", None)
+
+    async def rebalance(self, call: Call) -> Response:
+        return await self._pass_on(call, "/v1/moves")
+
+    async def cancel(self, call: Call) -> Response:
+        return await self._pass_on(call, "/v1/moves")
+
+    async def _pass_on(self, call: Call, path: str) -> Response:
+        """A change. The controller decodes the body by itself."""
+        given = {name: value for name, value in call.parameters.items() if value is not False}
+        query = urlencode({name: "true" if value is True else value for name, value in given.items()})
+        return await self._controller.ask(call.head.method, f"{path}?{query}" if query else path, call.raw or None)
+
+
+def decode_shard_id(raw: str, limits: Limits) -> str:
+    """Raises BadParameter: nothing that means something else in a path is passed on."""
+    if not ID_PATTERN.fullmatch(raw):
+        raise BadParameter(f"{raw[:100]!a} is no id of a shard: it must match {ID_PATTERN.pattern}.")
+    return raw
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+Moved = Annotated[int | None, about("Estimated; null if a shard is down.", minimum=0)]
+Pause = Annotated[float, about("For how long nobody answered for a group of partitions, in milliseconds.", minimum=0)]
+
+
+class NewShard(Struct, forbid_unknown_fields=True):
+    """A shard that is to join."""
+
+    id: ShardId
+    url: Annotated[str | None, about("Where it serves already.", format="uri")] = None
+    weight: Weight = 1
+
+
+class ShardChange(Struct, forbid_unknown_fields=True):
+    """What is to be changed of a shard."""
+
+    weight: Weight
+
+
+class AcceptOld(Struct, forbid_unknown_fields=True):
+    """The confirmation."""
+
+    confirm: ShardId
+
+
+class AcceptedOld(Struct):
+    """What the shard had told; what its copy lacks of that is lost."""
+
+    id: ShardId
+    told: Annotated[int, about("Number of the last record of its log that it had told to be durable.", minimum=0)]
+    version: Annotated[int, about("The highest version that it had told.", minimum=0)]
+
+
+class ChangeTaken(Struct):
+    """The change is written down."""
+
+    epoch: Annotated[int, about("Number of the cluster map in which it is.", minimum=0)]
+    id: ShardId | UnsetType = UNSET
+    state: (
+        Annotated[
+            str,
+            about(
+                "`wanted`: `kvstore up` is to start it; `gone`: it was wanted only.",
+                enum=["wanted", "joining", "up", "leaving", "gone"],
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class PlannedMove(Struct, rename={"source": "from"}):
+    """For a pair of shards."""
+
+    source: ShardId
+    to: ShardId
+    partitions: Count
+    keys: Moved
+    bytes: Moved
+
+
+class Plan(Struct):
+    """What would move."""
+
+    partitions: Count
+    keys: Moved
+    bytes: Moved
+    moves: list[PlannedMove]
+
+
+class MoveUnderWay(Struct, rename={"source": "from"}):
+    """A group of partitions that moves from one shard to another."""
+
+    source: ShardId
+    to: ShardId
+    partitions: Count
+    step: Annotated[
+        str,
+        about(
+            "`queued`: not begun; `waiting`: for a shard that is down, or after a try that failed, as `detail` says; "
+            "`fence`: nobody answers for these partitions; `unknown`: the controller does not answer.",
+            enum=["queued", "waiting", "copy", "tail", "fence", "done", "failed", "unknown"],
+        ),
+    ]
+    keys_done: Count
+    keys_total: Count
+    bytes_done: Count
+    write_pause_ms: Pause
+    detail: Annotated[str, about("What it waits for; empty if for nothing.")]
+
+
+class LastChange(Struct):
+    """The present or last change since the controller's start."""
+
+    partitions: Count
+    keys: Count
+    bytes: Annotated[int, about("Of keys and values.", minimum=0)]
+    groups: Annotated[int, about("How many moves are done.", minimum=0)]
+    seconds: Annotated[float, about("From the plan to the last commit, or until now.", minimum=0)]
+    write_pause_ms_max: Pause
+    write_pause_ms_p99: Pause
+
+
+Wanted = Annotated[list[ShardId], about("Shards that `kvstore up` is to start; they are no members yet.")]
+Ending = Annotated[list[ShardId], about("Processes of shards that are no members any more, until they have ended.")]
+
+
+class Moves(Struct):
+    """What is under way. `wanted` and `ending` are null in events while the controller does not answer."""
+
+    epoch: Annotated[int, about("Of the map in which these moves stand; 0 before the cluster is formed.", minimum=0)]
+    moves: Annotated[list[MoveUnderWay], about("In the order in which they are done.")]
+    wanted: Wanted | None
+    ending: Ending | None
+    last: Annotated[LastChange | None, about("Null: there was none.")]
+
+
+# --- the entries ------------------------------------------------------------------------------------------------------
+
+_SHARDS, _SHARD, _MOVES = "/v1/shards", "/v1/shards/{id}", "/v1/moves"
+_ID = Parameter("id", "path", ShardId, example("s5"), "The shard.", decode_shard_id)
+_PLAN = flag("plan", "Change nothing: only tell what would move.")
+_BODY_BYTES_MAX = 4096
+_ERRORS: Errors = (BadBody, BodyTooLarge, *BODY, ChangeRefused, ControllerBehind, OutcomeUnknown)
+_GRACE = "No call fails because of it. Changes asked for while others are under way are planned together with them. "
+EXAMPLE_MOVE = {
+    "from": "s1", "to": "s5", "partitions": 210, "step": "copy", "keys_done": 1200, "keys_total": 7800,
+    "bytes_done": 139200, "write_pause_ms": 0.0, "detail": "",
+}  # fmt: skip
+EXAMPLE_CHANGE = {
+    "partitions": 610, "keys": 22380, "bytes": 2596080, "groups": 3, "seconds": 1.42, "write_pause_ms_max": 31.5,
+    "write_pause_ms_p99": 31.5,
+}  # fmt: skip
+_EXAMPLE_PLAN = {
+    "partitions": 820, "keys": 30180, "bytes": 3500880,
+    "moves": [{"from": "s1", "to": "s5", "partitions": 820, "keys": 30180, "bytes": 3500880}],
+}  # fmt: skip
+_EXAMPLE_MOVES = {"epoch": 12, "moves": [EXAMPLE_MOVE], "wanted": [], "ending": [], "last": EXAMPLE_CHANGE}
+_PLAN_ONLY = Success(200, "With plan=true: what would move.", Content(Plan, example(_EXAMPLE_PLAN)))
+
+
+def _taken(value: Json) -> Success:
+    return Success(202, "It is written down, and goes on whatever happens.", Content(ChangeTaken, example(value)))
+
+
+def _body(kind: type, value: Json) -> Body:
+    return Body(Content(kind, example(value, "all fields")), _BODY_BYTES_MAX)
+
+
+CHANGE_ROUTES = (
+    Route(
+        "POST",
+        _SHARDS,
+        ChangeRoutes.add_shard,
+        CHANGES_THE_CLUSTER,
+        id="addShard",
+        tag="cluster",
+        summary="Add a shard",
+        description="With `url` a shard that serves there already joins; without, the running `kvstore up` starts one. "
+        f"Then its share of the partitions moves to it. {_GRACE}GET /v1/cluster shows how far it is.",
+        parameters=(_PLAN,),
+        body=_body(NewShard, {"id": "s5", "url": "http://127.0.0.1:9105", "weight": 1}),
+        answers=(_PLAN_ONLY, _taken({"id": "s5", "state": "joining", "epoch": 12})),
+        errors=(*_ERRORS, ForeignData),
+    ),
+    Route(
+        "PATCH",
+        _SHARD,
+        ChangeRoutes.weigh_shard,
+        CHANGES_THE_CLUSTER,
+        id="weighShard",
+        tag="cluster",
+        summary="Change a shard's weight",
+        description=f"Its share of the partitions becomes larger or smaller in proportion. {_GRACE}",
+        parameters=(_ID, _PLAN),
+        body=_body(ShardChange, {"weight": 2}),
+        answers=(_PLAN_ONLY, _taken({"id": "s5", "state": "up", "epoch": 13})),
+        errors=(*_ERRORS, NotFound),
+    ),
+    Route(
+        "DELETE",
+        _SHARD,
+        ChangeRoutes.remove_shard,
+        CHANGES_THE_CLUSTER,
+        id="removeShard",
+        tag="cluster",
+        summary="Drain and remove a shard",
+        description="Its partitions move to the others; then it is no member any more, and the `kvstore up` that runs "
+        f"its process ends it and keeps its file as shard-ID.db.removed. {_GRACE}The last shard cannot be removed. "
+        "With lost=true its disk is taken for lost: once every other shard has heard of it, its partitions are opened "
+        "again, empty; `confirm` is its id again, without which 409 says what would be lost.",
+        parameters=(
+            _ID,
+            _PLAN,
+            flag("lost", "Its disk is lost: its partitions are opened again, empty, by the others."),
+            text("confirm", ShardId, "s5"),
+        ),
+        body=NO_BODY,
+        answers=(_PLAN_ONLY, _taken({"id": "s5", "state": "leaving", "epoch": 14})),
+        errors=(*_ERRORS, NotFound),
+    ),
+    Route(
+        "POST",
+        f"{_SHARD}/accept-old",
+        ChangeRoutes.accept_old,
+        CHANGES_THE_CLUSTER,
+        id="acceptOld",
+        tag="cluster",
+        summary="Let a shard start with an older copy of its file",
+        description="A shard that opens with less than it had told the controller is refused: all that its copy lacks "
+        "was acknowledged and would be lost, and versions and fencing tokens could be given twice. Where there is no "
+        "newer copy, this lets it start. `confirm` is the shard's id.",
+        parameters=(_ID,),
+        body=_body(AcceptOld, {"confirm": "s5"}),
+        answers=(
+            Success(202, "It may start.", Content(AcceptedOld, example({"id": "s5", "told": 48120, "version": 51200}))),
+        ),
+        errors=(*_ERRORS, NotFound),
+    ),
+    Route(
+        "GET",
+        _MOVES,
+        ChangeRoutes.moves,
+        OF_THE_CLUSTER,
+        id="getMoves",
+        tag="cluster",
+        summary="The moves that stand",
+        answers=(Success(200, "In the order in which they are done.", Content(Moves, example(_EXAMPLE_MOVES))),),
+    ),
+    Route(
+        "POST",
+        _MOVES,
+        ChangeRoutes.rebalance,
+        CHANGES_THE_CLUSTER,
+        id="rebalance",
+        tag="cluster",
+        summary="Plan again",
+        description="From the present members and weights, as after a cancel.",
+        parameters=(_PLAN,),
+        body=NO_BODY,
+        answers=(_PLAN_ONLY, _taken({"epoch": 15})),
+        errors=_ERRORS,
+    ),
+    Route(
+        "DELETE",
+        _MOVES,
+        ChangeRoutes.cancel,
+        CHANGES_THE_CLUSTER,
+        id="cancelMoves",
+        tag="cluster",
+        summary="Cancel what has not moved yet",
+        description="What has moved stays where it is. A shard that was joining and has nothing yet is no member any "
+        "more; one that was leaving stays.",
+        body=NO_BODY,
+        answers=(_taken({"epoch": 16}),),
+        errors=_ERRORS,
+    ),
+)
