@@ -1,6 +1,7 @@
 """What a process takes from the machine that is neither disk nor network: time, random numbers, tasks.
 
-Owns: the one place that reads clocks, draws random numbers and starts tasks on behalf of a store.
+Owns: the one place that reads clocks and draws random numbers; for a store also the one that starts tasks and timers.
+Those of a process are the running event loop's, which a simulation passes, too.
 Promises: `SYSTEM` is the machine itself. A simulator passes another environment with the same methods; code that takes
 an environment asks nothing else for these things.
 Leaves to others: files (`storage.disk`), SQLite (`storage.engine`), sockets (`transport`).
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -36,9 +38,17 @@ class Environment:
         """Unix time."""
         return time.time_ns() // 1_000_000
 
+    def now_us(self) -> int:
+        """Unix time in microseconds."""
+        return time.time_ns() // 1000
+
     def random_hex(self, count: int) -> str:
         """`count` random bytes as hexadecimal digits."""
         return secrets.token_hex(count)
+
+    def uniform(self, low: float, high: float) -> float:
+        """A random number between both."""
+        return random.uniform(low, high)
 
     def free_bytes(self, folder: Path) -> int:
         """Free space on the file system of that folder. Raises OSError."""

@@ -8,6 +8,7 @@ Promises: without the variable `hit` does nothing. `kill` ends the process as SI
 many milliseconds in the calling thread, each time. `bug` plants the bug of that name, for as long as the process runs:
 `planted` says so where the code has a promise to break, so that the checkers can be seen to find it.
 A simulation is told of every point that is hit (`watch`), and does what it likes.
+`POINTS` lists every point, by who comes to it (`transactions`, `source` and `destination` of a move are shards).
 Leaves to others: where the points are: grep for `failpoints.hit` and `failpoints.planted`.
 """
 
@@ -20,12 +21,44 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 
+_SIDES = ("before", "after")
+POINTS = {
+    "router": (
+        *(f"txn-{side}-{what}-sent" for what in ("prepare", "decide", "finish") for side in _SIDES),
+        "txn-after-reads-sent",
+        "txn-after-decided",
+        "txn-before-forget-sent",
+    ),
+    "transactions": tuple(
+        f"{step}-{side}-commit"
+        for step in ("batch", "transact", "prepare", "decide", "finish", "abort", "ask", "forget")
+        for side in _SIDES
+    ),
+    "source": tuple(f"{step}-{side}-commit" for step in ("fence", "adopt", "trim") for side in _SIDES),
+    "destination": (
+        *(f"{step}-{side}-commit" for step in ("clear", "take", "complete") for side in _SIDES),
+        *(f"move-{side}-{what}" for what in ("copy", "fence") for side in _SIDES),
+        "move-after-last-pull",
+        "move-after-complete",
+    ),
+    "controller": (
+        *(f"controller-{side}-plan" for side in _SIDES),
+        *(f"move-{side}-commit" for side in _SIDES),
+        "move-after-fence-seen",
+        "move-before-void",
+    ),
+}
 BUGS = {
     "early-answer": "a write is answered, and seen by reads, before it is in the log",
     "applied-before-durable": "the file gets rows before the log is synced",
     "late-cache-fill": "what a reader found enters the cache although the key has changed since",
     "ignore-token": "writes need no token, or any, for a name that is leased",
     "ignore-intent": "reads do not look whether a transaction is at work on a key: they see half of it",
+    "freeze-stops-only-writes": "a source goes on answering reads of a partition that it has frozen for its move",
+    "late-prepare-applied": "an intent that came after its attempt's decision was applied is applied once more",
+    "decision-dropped-early": "a decision goes before all who hold keys of its attempt have finished",
+    "expiry-by-reader": "a reader decides by its own clock that a key has expired, before the store has",
+    "move-without-last-pull": "a move is called complete without what changed between its last pull and the freeze",
 }
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
@@ -49,7 +82,7 @@ _planted: set[str] = set()
 
 
 def plant(name: str) -> None:
-    """From now on that bug is there. Raises ValueError for one that nobody has prepared."""
+    """Break the promise of that bug from now on. Raises ValueError for a name that BUGS does not list."""
     if name not in BUGS:
         raise ValueError(f"KVSTORE_FAILPOINTS: no bug is called {name!r}, only {', '.join(sorted(BUGS))}")
     _planted.add(name)

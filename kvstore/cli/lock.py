@@ -27,8 +27,8 @@ import click
 from kvstore.cli.frame import EXIT_STORE_SAID_NO, call, complain, printable, report, say, say_json, talks_to_cluster
 from kvstore.cli.locked_command import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, LockedCommand, dying_of_signals
 from kvstore.client import Client, Holder
+from kvstore.client.held_lock import HeldLock
 from kvstore.errors import KvError, Locked, LockLost
-from kvstore.held_lock import HeldLock
 
 _OWNER_BYTES_MAX = 256
 

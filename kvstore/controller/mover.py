@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -48,6 +47,7 @@ from kvstore.controller.membership import ClusterState, formed_map
 from kvstore.controller.move_slots import MoveSlots
 from kvstore.controller.record import Change, Record, milliseconds
 from kvstore.controller.shards import ShardClients
+from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError, Unavailable, from_problem
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap, Move
@@ -62,9 +62,9 @@ _ANSWER_S = 0.5  # a Receive is answered at the latest after this time
 Pair = tuple[str, str]
 
 
-def new_move_id() -> str:
+def new_move_id(environment: Environment = SYSTEM) -> str:
     """An id that no move ever had."""
-    return secrets.token_hex(8)
+    return environment.random_hex(8)
 
 
 class _Away(Exception):
@@ -119,8 +119,11 @@ class _Try:
 class Mover:
     """`run` it in a task of its own; `report` and `steps` may be asked at any time."""
 
-    def __init__(self, document: ClusterDocument, shards: ShardClients, limits: Limits) -> None:
+    def __init__(
+        self, document: ClusterDocument, shards: ShardClients, limits: Limits, environment: Environment = SYSTEM
+    ) -> None:
         self.record = Record()
+        self._new_id = partial(new_move_id, environment)
         self._document = document
         self._shards = shards
         self._limits = limits
@@ -128,7 +131,7 @@ class Mover:
         self._map: ClusterMap | None = None
         self._tries: dict[Pair, _Try] = {}
         self._troubles: dict[Pair, _Trouble] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._stopping = False
 
     async def run(self) -> None:
@@ -147,7 +150,7 @@ class Mover:
         """Returns when the store cannot answer."""
         try:
             if self._map is None:
-                await self._document.change(lambda s: _with_map(s, lambda m: moves.all_voided(m, new_move_id)))
+                await self._document.change(lambda s: _with_map(s, lambda m: moves.all_voided(m, self._new_id)))
             revision = -1
             while True:
                 revision, state = await self._document.after(revision)
@@ -210,8 +213,8 @@ class Mover:
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     async def _run_try(self, current: _Try) -> None:
@@ -348,7 +351,7 @@ class Mover:
         return True, change
 
     async def _void(self, current: _Try, failure: str) -> None:
-        move, fresh = current.move, new_move_id()
+        move, fresh = current.move, self._new_id()
         log.warning("the move %s of %s to %s begins anew: %s", move.id, *current.pair, failure)
         current.note("waiting", failure)
         self._note_trouble(current, failure)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -27,6 +25,7 @@ from kvstore.controller.mover import new_move_id
 from kvstore.controller.recovery import Found, Recovery, check, described, recovered
 from kvstore.controller.shards import ShardClients, Size
 from kvstore.controller.store import Told
+from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import ChangeRefused, ControllerBehind, NotFound, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.placement.moves import planned
@@ -54,7 +53,10 @@ class Asked(NamedTuple):
 class ClusterService:
     """Every method may be called by any number of tasks at the same time."""
 
-    def __init__(self, document: ClusterDocument, config: ClusterConfig, shards: ShardClients) -> None:
+    def __init__(
+        self, document: ClusterDocument, config: ClusterConfig, shards: ShardClients, environment: Environment = SYSTEM
+    ) -> None:
+        self._environment = environment
         self._document = document
         self._shards = shards
         self._limits = config.limits
@@ -62,7 +64,7 @@ class ClusterService:
         self._look_if_behind = asyncio.Event()
         self.on_clock: Callable[[int], None] = lambda clock: None  # a store has told its own
         shards.on_epoch = self.hear
-        self._launcher = _Launcher(config.limits.map_poll_s + _LAUNCHER_GRACE_S)
+        self._launcher = _Launcher(config.limits.map_poll_s + _LAUNCHER_GRACE_S, environment)
         self._first = FirstMembers(
             weights={shard.id: shard.weight for shard in config.shards},
             partitions=config.partitions,
@@ -98,7 +100,9 @@ class ClusterService:
             raise lost  # also for a new file: no second cluster is formed beside the one that is there
         plan = await self._planner(state if membership.may_join(state, announcement) else None)
         before, after = await self._document.change(
-            lambda present: membership.decide(present, announcement, self._first, secrets.token_hex(16), plan)
+            lambda present: membership.decide(
+                present, announcement, self._first, self._environment.random_hex(16), plan
+            )
         )
         _report_change(announcement, before, after)
         return after.map or Waiting(membership.waiting_for(after.announced, self._first))
@@ -177,7 +181,7 @@ class ClusterService:
         """Go on with that map, which was shown. Raises ChangeRefused, Unavailable."""
         found = await self._find()
         check(found, cluster_id, epoch, without)
-        following = recovered(found.map, self._document.heard(cluster_id), new_move_id)
+        following = recovered(found.map, self._document.heard(cluster_id), self._new_move_id)
 
         def decide(state: ClusterState) -> ClusterState:
             if state.map is not None and state.map.epoch > found.map.epoch:
@@ -318,8 +322,11 @@ class ClusterService:
         return lambda cluster_map: planned(
             cluster_map,
             lambda source: group_partitions(cluster_map, source, sizes.get(source), self._limits),
-            new_move_id,
+            self._new_move_id,
         )
+
+    def _new_move_id(self) -> str:
+        return new_move_id(self._environment)
 
     # --- the launcher ------------------------------------------------------------------------------------------------
 
@@ -359,21 +366,22 @@ class ClusterService:
 class _Launcher:
     """What its questions have told of a launcher. It asks again as soon as it is answered."""
 
-    def __init__(self, known_s: float) -> None:
+    def __init__(self, known_s: float, environment: Environment) -> None:
+        self._clock_s = environment.monotonic_s
         self._known_s = known_s
         self._running: frozenset[str] = frozenset()
-        self._began_s = time.monotonic()
+        self._began_s = self._clock_s()
         self._asked_s = float("-inf")
         self._came = asyncio.Event()
 
     def note(self, running: frozenset[str]) -> None:
-        self._running, self._asked_s = running, time.monotonic()
+        self._running, self._asked_s = running, self._clock_s()
         self._came.set()
 
     async def comes(self) -> bool:
         """Whether one is there. A controller that has just started does not know yet, and waits for its question."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self._began_s + _LAUNCHER_GRACE_S - time.monotonic())):
+            async with asyncio.timeout(max(0.0, self._began_s + _LAUNCHER_GRACE_S - self._clock_s())):
                 await self._came.wait()
         return self._is_there()
 
@@ -381,7 +389,7 @@ class _Launcher:
         return self._running if self._is_there() else frozenset()
 
     def _is_there(self) -> bool:
-        return time.monotonic() - self._asked_s < self._known_s
+        return self._clock_s() - self._asked_s < self._known_s
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------

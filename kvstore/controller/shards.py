@@ -61,7 +61,7 @@ class ShardClients:
         self._limits = limits
         self._session = session
         self._links: dict[str, _Link] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], None] = {}
         self._epoch = 0
         self._cluster_id = ""
         self._encoded = b""
@@ -77,8 +77,8 @@ class ShardClients:
             member = cluster_map.member(shard_id)
             if member is None or not _leads_to(self._links[shard_id].channel, member):
                 closing = asyncio.create_task(self._links.pop(shard_id).channel.close())
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+                self._closing[closing] = None
+                closing.add_done_callback(self._closing.pop)
         for member in cluster_map.members:
             if member.id not in self._links:
                 channel = Channel(member.id, member.url, self._limits, self._session, member.store_id)

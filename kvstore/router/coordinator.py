@@ -19,15 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import re
-import secrets
-import time
 from collections.abc import Callable
 from typing import Any
 
 from kvstore import failpoints
 from kvstore.config import Limits
+from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import (
     BadParameter,
     Conflict,
@@ -70,10 +68,11 @@ _ID = re.compile(r"([0-9a-f]{1,8})-([0-9a-f]{1,16}-[0-9a-f]{8})")
 
 
 class Coordinator:
-    def __init__(self, service: RouterService, limits: Limits) -> None:
+    def __init__(self, service: RouterService, limits: Limits, environment: Environment = SYSTEM) -> None:
         self._service = service
         self._limits = limits
-        self._stamps = Stamps(secrets.token_hex(4))
+        self._environment = environment
+        self._stamps = Stamps(self._environment.random_hex(4))
         self._after = IntentResolver(service)
 
     async def run(self, transaction: Transaction, once: IdempotencyKey | None) -> Result:
@@ -84,7 +83,7 @@ class Coordinator:
         """
         deadline = _Deadline(self._service, self._limits)
         self._stamps.see(self._service.floor)
-        attempt = self._stamps.draw(_now_us(), epoch=self._service.epoch)
+        attempt = self._stamps.draw(self._environment.now_us(), epoch=self._service.epoch)
         wait_ms = 1.0
         contended = ""
         while True:
@@ -97,9 +96,9 @@ class Coordinator:
                 await deadline.await_epoch(result.epoch, result.fenced)
             elif once is not None or not result.key or result.key == contended:
                 wait_ms = min(wait_ms * 2, _RETRY_MS_MAX)
-                await asyncio.sleep(random.uniform(wait_ms / 2, wait_ms) / 1000)
+                await asyncio.sleep(self._environment.uniform(wait_ms / 2, wait_ms) / 1000)
             contended = result.key
-            attempt = self._stamps.draw(_now_us(), attempt.start, self._service.epoch)
+            attempt = self._stamps.draw(self._environment.now_us(), attempt.start, self._service.epoch)
 
     def _in_the_way(self, again: Retry, transaction: Transaction, attempt: Attempt) -> KvError:
         if again.same_request:
@@ -437,7 +436,3 @@ async def _first_unwanted(futures: list[asyncio.Future[Any]], wanted: type) -> A
     for future in futures:
         future.add_done_callback(look)
     return await settled
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +26,7 @@ import aiohttp
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.environment import SYSTEM
+from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError, Unavailable, WrongOwner, from_problem
 from kvstore.metrics import ShardStats
 from kvstore.placement import partition_set
@@ -77,7 +76,8 @@ class Routed(NamedTuple):
 
 
 class RouterService:
-    def __init__(self, limits: Limits, session: aiohttp.ClientSession) -> None:
+    def __init__(self, limits: Limits, session: aiohttp.ClientSession, environment: Environment = SYSTEM) -> None:
+        self._environment = environment
         self.cluster_map: ClusterMap | None = None
         self.channels: dict[str, Channel] = {}
         self._limits = limits
@@ -89,7 +89,7 @@ class RouterService:
         self._map_changed = asyncio.Event()
         self._was_ready = False
         self._next_map: ClusterMap | None = None
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: dict[asyncio.Task[None], None] = {}
         self._last_stats: dict[str, ShardStats] = {}
         self.floor = 0  # the highest of any store, as far as it was heard of
         self._in_doubt: dict[str, dict[str, float]] = {}
@@ -167,8 +167,8 @@ class RouterService:
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        self._background[task] = None
+        task.add_done_callback(self._background.pop)
 
     async def close(self) -> None:
         """Close all channels; requests that still wait end in an error."""
@@ -180,7 +180,7 @@ class RouterService:
 
     def _note_floor(self, floor: int) -> None:
         """A store's floor of attempts: stamps (microseconds of Unix time) of decisions that are long gone."""
-        if floor > self.floor and (ahead_s := floor / 1e6 - time.time()) > 0:
+        if floor > self.floor and (ahead_s := (floor - self._environment.now_us()) / 1e6) > 0:
             log.warning(
                 "some router's clock is or was more than %.0f s ahead of this one: transactions of this router will "
                 "often end in 504 or 409; let all hosts keep the same time",
@@ -285,7 +285,7 @@ class RouterService:
         wait_s = _FENCED_WAIT_S if fenced else self._limits.reroute_timeout_s
         if self.cluster_map is not None and self.cluster_map.epoch >= epoch + fenced:
             wait_s = _STALE_SHARD_WAIT_S
-        await SYSTEM.wait_for(changed.wait(), wait_s)
+        await self._environment.wait_for(changed.wait(), wait_s)
 
     # --- for transactions ---------------------------------------------------------------------------------------------
 
@@ -435,8 +435,8 @@ class RouterService:
             done, pending = await asyncio.wait(pending, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 silent = Unavailable("the shard does not answer", retry_after_ms=1000)
-                return failed | {asked[future]: silent for future in pending}
-            for future in done:
+                return failed | {asked[future]: silent for future in asked if future in pending}
+            for future in (each for each in asked if each in done):  # in the order of the questions
                 try:
                     reply = future.result()
                 except KvError as error:

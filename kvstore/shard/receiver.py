@@ -28,13 +28,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from operator import itemgetter
 from typing import TypeVar
 
 from kvstore import failpoints
 from kvstore.config import Limits
-from kvstore.environment import SYSTEM
 from kvstore.errors import Conflict, DiskFull, KvError, OutcomeUnknown, TooManyRequests, Unavailable, from_problem
 from kvstore.placement.cluster_map import Move
 from kvstore.protocol import Answer, Freeze, Frozen, MovedRow, Progress, Pull, Receive, Rows, row_bytes
@@ -82,6 +80,7 @@ class Receiver:
         self._store = store
         self._peers = peers
         self._limits = limits
+        self._environment = store.tables.environment
         self._moves: dict[str, _State] = {}
 
     async def receive(self, request: Receive) -> Progress:
@@ -95,7 +94,7 @@ class Receiver:
             state = self._moves[move.id] = _State()
             state.task = asyncio.create_task(self._carry_out(move, state))
         if state.step == request.seen and not state.is_over:
-            await SYSTEM.wait_for(state.changed.wait(), _PROGRESS_S)
+            await self._environment.wait_for(state.changed.wait(), _PROGRESS_S)
         return Progress(request.id, state.step, state.rows_done, state.rows_total, state.bytes_done, state.detail)
 
     def drop_what_is_over(self) -> None:
@@ -129,12 +128,9 @@ class Receiver:
             failpoints.hit("move-before-fence")
             fenced = await self._fence(move, state)
             failpoints.hit("move-after-fence")
-            page = await self._changes(move, state, sequence)
-            while page.more:
-                await self._take(move, state, page.rows)
-                page = await self._changes(move, state, page.sequence)
+            last = await self._last_pull(move, state, sequence)
             failpoints.hit("move-after-last-pull")
-            await self._store.migration.complete(move.id, fenced, page.rows)
+            await self._store.migration.complete(move.id, fenced, last)
             failpoints.hit("move-after-complete")
             state.go_on("done")
         except KvError as error:
@@ -145,6 +141,16 @@ class Receiver:
         except Exception:
             log.exception("the move of %d partitions from shard %s failed", len(move.partitions), move.source)
             state.go_on("failed", f"shard {self._shard_id} failed; its log says why")
+
+    async def _last_pull(self, move: Move, state: _State, sequence: int) -> list[MovedRow]:
+        """Take what changed up to the freeze; returns the last page, which goes with the completion."""
+        if failpoints.planted("move-without-last-pull"):
+            return []
+        page = await self._changes(move, state, sequence)
+        while page.more:
+            await self._take(move, state, page.rows)
+            page = await self._changes(move, state, page.sequence)
+        return page.rows
 
     async def _copy(self, move: Move, state: _State) -> int:
         """All rows as they are now, or later; the sequence as of which all was there.
@@ -178,7 +184,7 @@ class Receiver:
         raise last
 
     async def _pull(self, move: Move, state: _State, pull: Pull) -> Rows:
-        started_s = time.monotonic()
+        started_s = self._environment.monotonic_s()
         page = await self._ask(move, state, pull, Rows)
         if page.busy:
             await self._pause(started_s)
@@ -204,7 +210,7 @@ class Receiver:
     async def _take(self, move: Move, state: _State, rows: list[MovedRow]) -> None:
         done = 0
         while done < len(rows):
-            started_s = time.monotonic()
+            started_s = self._environment.monotonic_s()
             some = self._page(rows[done : done + self._page_rows(state)])
             state.bytes_done += await self._take_when_there_is_room(move, state, some)
             done += len(some)
@@ -233,7 +239,8 @@ class Receiver:
 
     async def _pause(self, started_s: float) -> None:
         """Leave the stores to others for so long that what began then takes no more than its share of the time."""
-        await asyncio.sleep(min(pause_s(time.monotonic() - started_s, self._limits.move_busy_share), _PAUSE_S_MAX))
+        spent_s = self._environment.monotonic_s() - started_s
+        await asyncio.sleep(min(pause_s(spent_s, self._limits.move_busy_share), _PAUSE_S_MAX))
 
     def _is_busy(self, state: _State) -> bool:
         """Others are at work in either store."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import Any
 
 import msgspec
@@ -96,14 +95,15 @@ class ShardService:
         member = cluster_map.member(self.shard_id) if cluster_map is not None else None
         if cluster_map is None or (member is not None and member.state != "leaving"):
             return
-        began_s = now_s = time.monotonic()
+        clock_s = self.store.tables.environment.monotonic_s
+        began_s = now_s = clock_s()
         while now_s < (until_s := min(max(began_s, self._asked_s) + _QUIET_S, began_s + _FAREWELL_S_MAX)):
             await asyncio.sleep(until_s - now_s)
-            now_s = time.monotonic()
+            now_s = clock_s()
 
     def handle(self, request: Request, sink: Sink) -> None:
         """Begin the request; its answer goes to `sink`. Raises nothing: one that fails, fails alone."""
-        self._asked_s = time.monotonic()
+        self._asked_s = self.store.tables.environment.monotonic_s()
         try:
             self._admission.check(request)
             self._begin(request, sink)

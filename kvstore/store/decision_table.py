@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from kvstore import failpoints
 from kvstore.environment import Environment
 from kvstore.protocol import Attempt
 
@@ -54,12 +55,13 @@ class DecisionTable:
         horizon_s = self._environment.monotonic_s() - self._kept_s
         finished: list[tuple[Attempt, int]] = []
         unfinished: list[Attempt] = []
+        is_early = failpoints.planted("decision-dropped-early")
         for attempt, kept in self._of.items():
-            if kept.since_s > horizon_s:
+            if kept.since_s > horizon_s and not is_early:
                 break
             if not arrivals[kept.partition]:
                 continue
-            if not kept.acknowledged:
+            if not kept.acknowledged and not is_early:
                 unfinished.append(attempt)
             elif len(finished) < finished_max:
                 finished.append((attempt, kept.partition))

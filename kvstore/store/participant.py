@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from kvstore import failpoints
 from kvstore.errors import Conflict, from_problem
 from kvstore.protocol import Abort, Answer, ApplyIntents, Attempt, DecideCommit, Outcome, Prepare, Transact, Vote
 from kvstore.storage.rows import VALUE, Row
@@ -168,7 +169,8 @@ class Participant:
             held = self._holds.take(attempt, key)
             if held is None:
                 continue
-            step = held.intent.step(succeeded) if applies(held.intent.vote, version) else None
+            counts = applies(held.intent.vote, version) or failpoints.planted("late-prepare-applied")
+            step = held.intent.step(succeeded) if counts else None
             if step is None:
                 self._changes.mark(key, self._steps.partition_of(key), held.state, None)
             else:

@@ -62,7 +62,7 @@ class Reads:
         generations = tables.served.generations
         partition = partition_of(op.key.encode(), len(generations))
         generation = generations[partition]
-        if not generation:
+        if not generation and not _reads_frozen(tables.served, partition):
             sink.send(self._wrong_owner(op.id, partition))
             return
         entry = self._in_memory(op.key)
@@ -101,6 +101,8 @@ class Reads:
             sink.send(Answer(op.id, 200, version, value))
         elif (left_ms := expires_at_ms - self._tables.environment.now_ms()) > 0:
             sink.send(Answer(op.id, 200, version, value, left_ms))
+        elif failpoints.planted("expiry-by-reader"):
+            sink.send(Answer(op.id, 404))
         else:
             self._pipeline.write(Expire(op.key), Then(lambda reply: self._expired(op, sink, reply), sink))
 
@@ -243,3 +245,8 @@ def is_old(hold: PreparedTxn, tables: Tables) -> bool:
     """Nobody known to be there will decide the attempt soon."""
     age_s = tables.environment.monotonic_s() - hold.since_s
     return hold.closed or age_s > tables.limits.txn_timeout_s
+
+
+def _reads_frozen(served: Served, partition: int) -> bool:
+    """Whether a planted bug lets reads of a frozen partition pass."""
+    return failpoints.planted("freeze-stops-only-writes") and partition in served.frozen

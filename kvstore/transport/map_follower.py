@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ import aiohttp
 import msgspec
 
 from kvstore.config import Limits
+from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import ControllerBehind, ForeignData, from_problem
 from kvstore.placement.cluster_map import ClusterMap
 
@@ -37,14 +37,16 @@ class MapFollower:
         limits: Limits,
         *,
         start_patience_s: float = _START_PATIENCE_S,
+        environment: Environment = SYSTEM,
     ) -> None:
+        self._clock_s = environment.monotonic_s
         self._session = session
         self._url = controller_url.rstrip("/")
         self._limits = limits
         self._timeout = aiohttp.ClientTimeout(total=limits.map_poll_s + 5.0)
         self._away = False
         self._answered = False
-        self._began_s = time.monotonic()
+        self._began_s = self._clock_s()
         self._start_patience_s = start_patience_s
         self._announced: dict[str, Any] | None = None
 
@@ -142,7 +144,7 @@ class MapFollower:
             if self._away:
                 log.warning("the controller at %s is back", self._url)
             self._away, self._answered = False, True
-        elif not self._away and (self._answered or time.monotonic() >= self._began_s + self._start_patience_s):
+        elif not self._away and (self._answered or self._clock_s() >= self._began_s + self._start_patience_s):
             self._away = True
             then = "going on with the last map" if self._answered else "waiting for its first answer"
             log.warning("the controller at %s is away (%s): %s", self._url, error, then)

@@ -145,6 +145,11 @@ class SimulatedDisk:
         """Of all files."""
         return sum(len(each.cached) for each in dict.fromkeys(self._files.values()))
 
+    @property
+    def files(self) -> list[Path]:
+        """All that are there."""
+        return list(self._files)
+
     def content(self, path: Path) -> bytes:
         return bytes(self._content(path).cached)
 

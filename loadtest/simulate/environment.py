@@ -45,10 +45,16 @@ class SimulatedEnvironment(Environment):
         self._begin_s = self._rng.uniform(0, 1e6)
 
     def monotonic_s(self) -> float:
-        return self._begin_s + self._loop.time() * self.rate
+        return self._begin_s + self._loop.now_s * self.rate
 
     def now_ms(self) -> int:
-        return BEGIN_MS + self.jump_ms + int(self._loop.time() * self.rate * 1000)
+        return BEGIN_MS + self.jump_ms + int(self._loop.now_s * self.rate * 1000)
+
+    def now_us(self) -> int:
+        return (BEGIN_MS + self.jump_ms) * 1000 + int(self._loop.now_s * self.rate * 1e6)
+
+    def uniform(self, low: float, high: float) -> float:
+        return self._rng.uniform(low, high)
 
     def random_hex(self, count: int) -> str:
         return self._rng.randbytes(count).hex()
@@ -59,10 +65,10 @@ class SimulatedEnvironment(Environment):
         return max(0, self._disk.capacity - self._disk.used_bytes)
 
     async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds / self.rate)
+        await asyncio.sleep(seconds)
 
     def call_later(self, delay_s: float, function: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
-        return self._loop.call_later(delay_s / self.rate, function, *args)
+        return self._loop.call_later(delay_s, function, *args)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         await self.pause()

@@ -26,6 +26,7 @@ import xxhash
 EVENT_S = 2e-6  # what an event takes
 EVENTS_MAX = 200_000  # without anything brought forward
 _LAST_SHOWN = 60
+_TASKS = 1000
 
 _process: ContextVar[Process | None] = ContextVar("process", default=None)
 
@@ -39,10 +40,15 @@ class Killed(BaseException):
 
 
 class Process:
-    """Tasks that live and die together. `context`: what runs in it belongs to the process."""
+    """Tasks that live and die together. `context`: what runs in it belongs to the process.
 
-    def __init__(self, name: str, on_death: Callable[[], None] = lambda: None) -> None:
+    `rate`: seconds of its clock per second, `stood_s`: for how long its clock has stood still so far.
+    """
+
+    def __init__(self, name: str, on_death: Callable[[], None] = lambda: None, rate: float = 1.0) -> None:
         self.name = name
+        self.rate = rate
+        self.stood_s = 0.0
         self.alive = True
         self.stands_still = False
         self.dies_after: int | None = None  # so many events
@@ -71,7 +77,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now_s = 0.0
         self._digest = xxhash.xxh3_64()
         self._idle_events = 0
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks: list[asyncio.Task[Any]] = []  # what is pending must not be collected as garbage
+        self._tasks_max = _TASKS
         self.events = 0
         self.last: deque[str] = deque(maxlen=_LAST_SHOWN)
         self.trace: Callable[[str], None] | None = None
@@ -82,8 +89,27 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     # --- time and order
 
-    def time(self) -> float:
+    @property
+    def now_s(self) -> float:
+        """Virtual time, whatever the clocks of processes show."""
         return self._now_s
+
+    def time(self) -> float:
+        """As the running process sees it."""
+        process = _process.get()
+        return self._now_s if process is None else (self._now_s - process.stood_s) * process.rate
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        process = _process.get()
+        if process is not None:
+            when = when / process.rate + process.stood_s
+        return super().call_at(when, callback, *args, context=context)
+
+    def schedule(self, delay_s: float, callback: Any, *args: Any, context: Context) -> asyncio.TimerHandle:
+        """As `call_later`, by no process's clock."""
+        return super().call_at(self._now_s + delay_s, callback, *args, context=context)
 
     def block(self, seconds: float) -> None:
         """The running event takes that long."""
@@ -164,6 +190,20 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._ready.extend(process.held)
         process.held.clear()
 
+    def wake(self, process: Process, slept_s: float) -> None:
+        """It stood still for that long, and its clock with it: its timers have as long to go as before."""
+        process.stood_s += slept_s
+        timers = [each for each in process.held if isinstance(each, asyncio.TimerHandle)]
+        process.held = [each for each in process.held if not isinstance(each, asyncio.TimerHandle)]
+        for handle in [*timers, *self._scheduled]:
+            if handle._context.get(_process) is process:  # type: ignore[attr-defined]
+                handle._when += slept_s  # type: ignore[attr-defined]
+        for handle in timers:
+            handle._scheduled = True  # type: ignore[attr-defined]
+        self._scheduled.extend(timers)
+        heapq.heapify(self._scheduled)
+        self.go_on(process)
+
     # --- what a loop needs beside that
 
     def _process_events(self, event_list: Any) -> None:
@@ -175,6 +215,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def _make_task(self, loop: Any, work: Coroutine[Any, Any, Any], context: Context | None = None) -> Any:
         task = asyncio.Task(work, loop=self, context=context)
         self._tasks.append(task)
+        if len(self._tasks) >= self._tasks_max:
+            self._tasks = [each for each in self._tasks if not each.done()]
+            self._tasks_max = max(_TASKS, 2 * len(self._tasks))
         return task
 
     def _note_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -204,6 +247,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         if self._over:
             return asyncio.Handle(callback, args, self, context)
         return super().call_soon(callback, *args, context=context)
+
+
+def running_process() -> Process | None:
+    """The one whose event this is."""
+    return _process.get()
 
 
 def _name_of(handle: asyncio.Handle) -> str:

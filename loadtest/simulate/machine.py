@@ -108,7 +108,7 @@ class Machine:
         """Start the process, which opens the store."""
         self.gone.clear()
         self._excused = False
-        self.process = process = Process("s1", self._on_death)
+        self.process = process = Process("s1", self._on_death, self.environment.rate)
         self.loop.note("s1 starts")
         work = self._open(process)
         process.tasks.append(self.loop.create_task(work, context=process.context))

@@ -23,7 +23,7 @@ FLOORS = {
     "placement": 1, "transactions": 1, "dashboard": 1,
     "storage": 1, "store": 2, "transport": 2,
     "shard": 3, "router": 3, "controller": 3,
-    "client": 4, "held_lock": 4, "operations": 4, "txn": 4, "process": 4, "supervisor": 4, "roster": 4,
+    "client": 4, "operations": 4, "txn": 4, "process": 4, "supervisor": 4, "roster": 4,
     "launcher": 4, "demo": 4, "cli": 4, "__main__": 4,
 }  # fmt: skip
 METHODS_MAX = 20

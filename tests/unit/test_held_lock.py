@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from kvstore import held_lock
+from kvstore.client import held_lock
+from kvstore.client.held_lock import HeldLock
 from kvstore.errors import KvError, Locked, LockLost, OutcomeUnknown, Unavailable
-from kvstore.held_lock import HeldLock
 
 WAIT_S = 60.0
 

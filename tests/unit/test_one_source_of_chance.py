@@ -8,6 +8,7 @@ that compares the events of two processes.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,15 @@ import kvstore.errors
 PACKAGE = Path(kvstore.errors.__file__).parent
 FOLDERS = ("store", "storage", "transactions")
 EXCEPT = {"storage/sqlite.py", "storage/sqlite_writer.py"}  # they have threads of their own, which are not simulated
+PROCESSES = ("placement", "shard", "router", "controller", "transport")
+OF_REAL_PROCESSES = {
+    "controller/store/sqlite.py",
+    "router/app.py",
+    "router/events.py",
+    "shard/app.py",
+    "transport/answers.py",
+    "transport/http.py",
+}  # sockets, SQLite, the times of requests: what a simulation has others for
 
 _MODULES = frozenset({"time", "random", "secrets", "uuid", "datetime", "threading"})
 _OF_ASYNCIO = frozenset({
@@ -79,13 +89,46 @@ def _is_a_loop(owner: ast.expr) -> bool:
 
 
 def _loops(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Iteration over what is written as a set; sets of whole numbers have the same order in every process."""
+    """Iteration over what is written, annotated or known as a set; sets of whole numbers have the same order in every
+    process. `gather(*tasks)` and `list(tasks)` iterate, too."""
+    names = {*_set_names(tree)}
     for node in ast.walk(tree):
-        iterated = node.iter if isinstance(node, ast.For | ast.AsyncFor | ast.comprehension) else None
-        if isinstance(iterated, ast.Set | ast.SetComp) or (
-            isinstance(iterated, ast.Call) and isinstance(iterated.func, ast.Name) and iterated.func.id == "set"
-        ):
-            yield iterated.lineno, "iteration over a set"
+        iterated: list[ast.expr] = []
+        if isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+            iterated = [node.iter]
+        elif isinstance(node, ast.Starred) and isinstance(node.ctx, ast.Load):
+            iterated = [node.value]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("list", "tuple"):
+            iterated = node.args[:1]
+        for each in iterated:
+            if _is_set(each) or _name(each) in names:
+                yield each.lineno, "iteration over a set"
+
+
+def _is_set(node: ast.expr) -> bool:
+    return isinstance(node, ast.Set | ast.SetComp) or (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("set", "frozenset")
+    )
+
+
+def _set_names(tree: ast.AST) -> Iterator[str]:
+    """Names and attributes of sets of anything but whole numbers, and the two results of `asyncio.wait`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign) and _names_a_set(node.annotation):
+            yield _name(node.target)
+        elif isinstance(node, ast.arg) and node.annotation is not None and _names_a_set(node.annotation):
+            yield node.arg
+        elif isinstance(node, ast.Assign) and "asyncio.wait(" in ast.unparse(node.value):
+            for target in node.targets:
+                yield from map(_name, target.elts if isinstance(target, ast.Tuple) else ())
+
+
+def _names_a_set(annotation: ast.expr) -> bool:
+    return re.match(r"((frozen)?set|Set)\[(?!int\])", ast.unparse(annotation)) is not None
+
+
+def _name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -97,6 +140,25 @@ def test_a_store_takes_time_chance_and_tasks_from_its_environment(folder: str) -
         and (said := violations(path.read_text(encoding="utf-8")))
     }
     assert found == {}
+
+
+@pytest.mark.parametrize("folder", PROCESSES)
+def test_a_process_takes_clocks_and_chance_from_its_environment_and_the_rest_from_its_event_loop(folder: str) -> None:
+    """A simulation passes the loop, so timers and tasks of the running loop are simulated, too. Threads are not."""
+    found = {
+        name: said
+        for path in sorted((PACKAGE / folder).rglob("*.py"))
+        if (name := str(path.relative_to(PACKAGE))) not in OF_REAL_PROCESSES
+        and "demo" not in name
+        and (said := [each for each in violations(path.read_text(encoding="utf-8")) if not _by_the_loop(each)])
+    }
+    assert found == {}
+
+
+def _by_the_loop(said: str) -> bool:
+    return ("call of asyncio." in said and "thread" not in said) or (
+        said.endswith("of the event loop") and "run_in_executor" not in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,6 +180,9 @@ def test_a_store_takes_time_chance_and_tasks_from_its_environment(folder: str) -
         ("os.urandom(8)", "call of os.urandom"),
         ("for each in {a, b}: each()", "iteration over a set"),
         ("x = [f(each) for each in set(all)]", "iteration over a set"),
+        ("tasks: set[Task] = g(); gather(*tasks)", "iteration over a set"),
+        ("def f(names: frozenset[str]): return [each for each in names]", "iteration over a set"),
+        ("self._tasks: set[Task] = g(); x = list(self._tasks)", "iteration over a set"),
     ],
 )  # fmt: skip
 def test_what_is_taken_from_elsewhere_is_named(source: str, said: str) -> None:

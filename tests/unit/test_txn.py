@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore.client import Client, _Answer
+from kvstore.client import Client
+from kvstore.client.results import Answer
 from kvstore.config import Limits
 from kvstore.errors import BadTtl, KeyNotUtf8, NotFound
 from kvstore.operations import operation_members, value_members, value_of
@@ -120,13 +121,13 @@ class Asked:
             body: bytes | None = None,
             writes: bool = False,
             headers: Mapping[str, str] = {},
-        ) -> _Answer:
+        ) -> Answer:
             self.requests.append((method, path, body and json.loads(body), writes, headers))
             if isinstance(self.answer, Exception):
                 raise self.answer
-            return _Answer(200, {}, msgspec.json.encode(self.answer))
+            return Answer(200, {}, msgspec.json.encode(self.answer))
 
-        monkeypatch.setattr(Client, "_ask", ask)
+        monkeypatch.setattr(Client, "ask", ask)
 
 
 @pytest.fixture

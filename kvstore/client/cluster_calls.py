@@ -1,0 +1,86 @@
+"""The calls of the client that look at the cluster, and change it.
+
+Owns: adding, weighing, removing and giving up shards, moves, explanations.
+Promises: every change can be asked for as a plan first, which changes nothing.
+Leaves to others: sending (`connection`), keys, locks and transactions (`client`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from kvstore.client.connection import Connection
+from kvstore.client.results import document_of, quoted
+from kvstore.errors import Unavailable
+
+
+class ClusterCalls(Connection):
+    """The part of `Client` for the cluster as a whole."""
+
+    async def cluster(self) -> dict[str, Any]:
+        """GET /v1/cluster: shards, epoch, moves."""
+        return document_of(await self.ask("GET", "/v1/cluster"))
+
+    async def add_shard(
+        self, shard_id: str, url: str | None = None, *, weight: int = 1, plan: bool = False
+    ) -> dict[str, Any]:
+        """Add the shard that serves at `url`, or one that the running `kvstore up` starts: {"id","state","epoch"}.
+
+        It returns before anything has moved; `cluster` tells how far that is. With `plan`, here and in the calls below,
+        nothing is changed: {"partitions","keys","bytes","moves"} tells what would move. Raises ChangeRefused,
+        ForeignData.
+        """
+        body = {"id": shard_id, "weight": weight} | ({} if url is None else {"url": url})
+        return await self._change("POST", "/v1/shards", body, plan)
+
+    async def weigh_shard(self, shard_id: str, weight: int, *, plan: bool = False) -> dict[str, Any]:
+        """Change the shard's weight. Raises NotFound, ChangeRefused while it is leaving."""
+        return await self._change("PATCH", f"/v1/shards/{quote(shard_id, safe='')}", {"weight": weight}, plan)
+
+    async def remove_shard(self, shard_id: str, *, plan: bool = False) -> dict[str, Any]:
+        """Drain and remove the shard. Raises NotFound, ChangeRefused for the last one."""
+        return await self._change("DELETE", f"/v1/shards/{quote(shard_id, safe='')}", None, plan)
+
+    async def give_up_shard(self, shard_id: str, *, confirm: str) -> dict[str, Any]:
+        """Give up a shard whose disk is lost: its partitions are opened anew, empty. `confirm`: its id again.
+
+        {"id","state","epoch","partitions"}: how many partitions that are. Raises NotFound, ChangeRefused.
+        """
+        path = f"/v1/shards/{quote(shard_id, safe='')}?lost=true&confirm={quote(confirm, safe='')}"
+        return document_of(await self.ask("DELETE", path, writes=True))
+
+    async def accept_old(self, shard_id: str, confirm: str) -> dict[str, Any]:
+        """Let the shard start with an older copy of its file: {"id","told","version"}, as it had told before.
+
+        All that the copy lacks is lost. `confirm` is the shard's id. Raises NotFound, BadBody.
+        """
+        path = f"/v1/shards/{quote(shard_id, safe='')}/accept-old"
+        return await self._change("POST", path, {"confirm": confirm}, False)
+
+    async def rebalance(self, *, plan: bool = False) -> dict[str, Any]:
+        """Plan what the present members and weights ask for, as after `cancel_moves`."""
+        return await self._change("POST", "/v1/moves", None, plan)
+
+    async def cancel_moves(self) -> dict[str, Any]:
+        """Give up all that has not moved yet; a shard that was leaving stays, one that has nothing yet goes."""
+        return await self._change("DELETE", "/v1/moves", None, False)
+
+    async def _change(self, method: str, path: str, body: dict[str, Any] | None, plan: bool) -> dict[str, Any]:
+        query = "?plan=true" if plan else ""
+        encoded = None if body is None else msgspec.json.encode(body)
+        return document_of(await self.ask(method, path + query, body=encoded, writes=not plan))
+
+    async def explain(self, key: str) -> dict[str, Any]:
+        """GET /v1/explain/{key}: hash, partition, ring walk, owner, version."""
+        return document_of(await self.ask("GET", f"/v1/explain/{quoted(key)}"))
+
+    async def ready(self) -> bool:
+        """Whether the router can serve; False also when nobody answers at the address."""
+        try:
+            await self.ask("GET", "/readyz", retries=0)
+        except Unavailable:
+            return False
+        return True

@@ -1,0 +1,156 @@
+"""One run of a whole simulated cluster from one seed, and its verdict.
+
+Owns: the order of a run (form, open, faults and clients, heal, close, judge), its end.
+Promises: a run is a function of its seed and settings: `Result.digest` covers all of its events. It never hangs: that
+is a verdict, too. What is taken out of a run (`Cut`) leaves the rest of its faults and clients as they were.
+Leaves to others: the cluster (`cluster`), faults (`cluster_faults`), clients (`cluster_clients`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from kvstore import failpoints
+from loadtest.histories.verdict import CLOSING, OPENING, judge
+from loadtest.simulate.cluster import Cluster, Errors
+from loadtest.simulate.cluster_clients import KINDS, Client, History
+from loadtest.simulate.cluster_faults import NEMESES, Fault, Nemesis, draw
+from loadtest.simulate.loop import Hang, SimulatedLoop
+from loadtest.simulate.machine import Violation
+from loadtest.simulate.run import Result
+from loadtest.workloads.judged import Judged, closing, opening
+
+_FORM_S = 60.0  # simulated, in which a cluster without faults must be there
+_END_S = 180.0  # simulated, in which all must come to its end without faults
+_LOGGED = ("kvstore",)
+
+
+class Cut(NamedTuple):
+    """What is taken out of a run: faults by their place in the schedule, clients by their number."""
+
+    faults: frozenset[int] = frozenset()
+    clients: frozenset[int] = frozenset()
+
+
+WHOLE = Cut()
+
+
+def simulate_cluster(
+    seed: int,
+    seconds: float,
+    trace: Callable[[str], None] | None = None,
+    nemeses: Iterable[str] = tuple(NEMESES),
+    cut: Cut = WHOLE,
+) -> Result:
+    """Run that seed for so many simulated seconds, and judge it."""
+    began_s = time.process_time()
+    loop = SimulatedLoop()
+    loop.trace = trace
+    simulation = _Simulation(loop, seed, seconds, list(nemeses), cut)
+    cluster, errors = simulation.cluster, Errors(simulation.cluster)
+    log = logging.getLogger("kvstore")
+    before = log.propagate, log.level
+    log.propagate, log.level = False, logging.ERROR
+    log.addHandler(errors)
+    failpoints.watch(cluster.hit)
+    failpoints.active, was_active = simulation.at_points, failpoints.active
+    gc.disable()
+    try:
+        verdict = simulation.run()
+    finally:
+        failpoints.watch(None)
+        failpoints.active = was_active
+        log.removeHandler(errors)
+        log.propagate, log.level = before
+        digest, last = loop.digest, list(loop.last)
+        loop.end()
+        gc.enable()
+        gc.collect()
+    return Result(
+        seed, digest, verdict, loop.events, simulation.history.calls, loop.now_s, time.process_time() - began_s,
+        dict(cluster.faults), dict(cluster.points), last if verdict else [],
+    )  # fmt: skip
+
+
+class _Simulation:
+    def __init__(self, loop: SimulatedLoop, seed: int, seconds: float, nemeses: list[str], cut: Cut) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self.cluster = Cluster(loop, seed)
+        rng = self.cluster.random("schedule")
+        self.at_points = rng.random() < 0.5
+        self.schedule: list[Fault] = draw(rng, seconds, nemeses)
+        kept = [fault for number, fault in enumerate(self.schedule) if number not in cut.faults]
+        self._nemesis = Nemesis(self.cluster, kept)
+        self.history = History(self.cluster)
+        clients = [Client(f"c{number}", self.cluster, self.history, kind) for number, kind in enumerate(KINDS, start=1)]
+        self._clients = [client for number, client in enumerate(clients, start=1) if number not in cut.clients]
+        self._kinds = [kind for kind in Judged if any(client.kind is kind for client in self._clients)]
+
+    def run(self) -> str:
+        """The verdict; empty if every promise held."""
+        self._loop.after_event = self.cluster.check
+        try:
+            self._loop.run_until_complete(self._run())
+        except Violation as error:
+            return f"violation: {error}"
+        except Hang as error:
+            return f"hang: {error}"
+        except Exception as error:
+            return f"error: {error}\n{''.join(traceback.format_exception(error))}"
+        if self._loop.errors:
+            return f"error: {self._loop.errors[0]}"
+        return self._judge()
+
+    async def _run(self) -> None:
+        loop = self._loop
+        running = loop.create_task(self.cluster.run())
+        await self._all([self._open()], [running], _FORM_S, "the cluster was not formed, or its bank not opened")
+        faults = loop.create_task(self._nemesis.run(loop.time()))
+        until_s = loop.time() + self._seconds
+        loop.call_later(self._seconds, self._nemesis.heal)
+        works = [client.run(until_s) for client in self._clients]
+        await self._all(works, [running, faults], self._seconds + _END_S, "clients have no answer without any fault")
+        await self._all([self._close()], [running], _END_S, "the last reads have no answer without any fault")
+        running.cancel()
+
+    async def _all(self, works: list[Any], beside: list[asyncio.Task[None]], seconds: float, hang: str) -> None:
+        """Wait for all works; raise what fails, of them or of what runs beside. Raises Hang."""
+        loop = self._loop
+        pending: list[asyncio.Future[Any]] = [loop.create_task(work) for work in works]
+        until_s = loop.time() + seconds
+        while pending:
+            waited: list[asyncio.Future[Any]] = [*pending, *beside, self.cluster.failed]
+            left_s = until_s - loop.time()
+            if left_s <= 0:
+                raise Hang(f"{hang}: {len(pending)} wait after {seconds:g} s")
+            if loop.errors:
+                raise RuntimeError(loop.errors[0])
+            await asyncio.wait(waited, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            for each in waited:
+                if each.done():
+                    each.result()
+            pending = [each for each in pending if not each.done()]
+            beside = [each for each in beside if not each.done()]
+
+    async def _open(self) -> None:
+        opener = Client(OPENING, self.cluster, self.history, None)
+        while await opener.do(opening(opener.place, self._kinds)):  # noqa: ASYNC110 (it asks again)
+            await asyncio.sleep(0.1)
+
+    async def _close(self) -> None:
+        closer = Client(CLOSING, self.cluster, self.history, None)
+        while await closer.do(closing(closer.place, self._kinds)):  # noqa: ASYNC110 (it asks again)
+            await asyncio.sleep(0.1)
+
+    def _judge(self) -> str:
+        verdict = judge(self.history.operations)
+        said = [f"{check.name}: {each}" for check in verdict.checks for each in check.violations]
+        said += [f"{check.name} undecided: {check.note}" for check in verdict.checks if check.note]
+        return "violation: " + "\n".join(said) if said else ""

@@ -1,0 +1,83 @@
+"""The controller's store in a simulation: a durable register, whose answers are sometimes lost.
+
+Owns: `SimulatedMapStore`.
+Promises: what `kvstore.controller.store.MapStore` asks for. What was acknowledged is there after every restart. While
+it is `away`, a call ends in `Unavailable` after a while, and a swap among them was done or was not.
+Leaves to others: when it is away (`cluster_faults`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from kvstore.controller.store import Stored, Told
+from kvstore.errors import Unavailable
+
+_LATENCY_S = (0.0002, 0.003)
+_TIMEOUT_S = (0.05, 1.0)
+
+
+class Register:
+    """What survives the controller's process."""
+
+    def __init__(self) -> None:
+        self.stored = Stored(0, None)
+        self.told: dict[str, Told] = {}
+        self.away = False
+
+
+class SimulatedMapStore:
+    """The register as one process of a controller has it open."""
+
+    def __init__(self, register: Register, rng: random.Random) -> None:
+        self._register = register
+        self._rng = rng
+        self._changed = asyncio.Event()
+
+    async def read(self) -> Stored:
+        await self._travel()
+        stored = self._register.stored
+        await self._travel()
+        return stored
+
+    async def compare_and_swap(self, revision: int, document: bytes) -> int | None:
+        await self._travel(may_arrive=True)
+        if self._register.stored.revision != revision:
+            await self._travel()
+            return None
+        self._register.stored = Stored(revision + 1, document)
+        self._changed.set()
+        self._changed = asyncio.Event()
+        await self._travel()
+        return revision + 1
+
+    async def watch(self, revision: int) -> Stored:
+        while True:
+            changed = self._changed
+            stored = await self.read()
+            if stored.revision > revision:
+                return stored
+            await changed.wait()
+
+    async def tell(self, store_id: str, told: Told) -> Told:
+        await self._travel()
+        before = self._register.told.get(store_id, Told())
+        kept = Told(max(before.number, told.number), max(before.version, told.version))
+        self._register.told[store_id] = kept
+        await self._travel()
+        return kept
+
+    async def forget(self, store_id: str) -> Told:
+        await self._travel()
+        return self._register.told.pop(store_id, Told())
+
+    async def close(self) -> None:
+        return None
+
+    async def _travel(self, *, may_arrive: bool = False) -> None:
+        """Raises Unavailable, when the store is away; a swap may arrive all the same."""
+        await asyncio.sleep(self._rng.uniform(*_LATENCY_S))
+        if self._register.away and not (may_arrive and self._rng.random() < 0.5):
+            await asyncio.sleep(self._rng.uniform(*_TIMEOUT_S))
+            raise Unavailable("the controller's store did not answer in time", retry_after_ms=1000)

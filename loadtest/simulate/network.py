@@ -1,0 +1,266 @@
+"""A network between simulated hosts: connections in order, links that are slow and cut, hosts that vanish.
+
+Owns: `Network`, `Host`, `Connection` and its two ends.
+Promises: within a connection and a direction what is sent arrives in order, once and whole, or not at all from some
+point on; between connections there is no order. A cut link keeps what is sent until it is healed, or the connection is
+reset, as TCP does; both directions are cut apart. A killed process's kernel still sends what it has taken, then says
+that the connection is over; a host without power says nothing any more.
+Leaves to others: what travels (`session`, `servers`), when links fail (`cluster_faults`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Any
+
+from loadtest.simulate.loop import Process, SimulatedLoop
+
+LATENCY_S = (0.00005, 0.0015)
+SLOW_SHARE, SLOW_S = 0.01, 0.05  # now and then a packet is sent again by the kernel
+UNTAKEN_MAX = 64  # messages under way in a direction, beyond which a sender waits
+_NO_ROUTE_S = 3.0
+
+Link = tuple[str, str]
+
+
+class Host:
+    """A machine on the network. `accept` begins to serve a connection, in the process that runs there now."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.process: Process | None = None
+        self.has_power = True
+        self.accept: Callable[[Any, End], None] | None = None
+
+
+class End:
+    """One end of a connection: `send`, `receive`, `close`."""
+
+    def __init__(self, connection: Connection, owner: Process | None, host: str) -> None:
+        self._connection = connection
+        self.owner = owner
+        self.host = host
+        self.peer: End = self
+        self.closed = False
+        self.inbox: deque[Any] = deque()
+        self.over = False  # nothing will come any more
+        self.due_s = 0.0  # when what was sent last arrives
+        self.under_way = 0
+        self.held: deque[Any] = deque()  # what it has sent into a cut link
+        self._arrived: asyncio.Future[None] | None = None
+        self._taken: asyncio.Future[None] | None = None
+
+    async def send(self, message: Any) -> None:
+        """Raises ConnectionResetError."""
+        if self.closed or (self.owner is not None and not self.owner.alive):
+            raise ConnectionResetError("the connection is closed")
+        self._connection.network.carry(self, message)
+        while self.under_way > UNTAKEN_MAX and not self.closed:
+            self._taken = asyncio.get_running_loop().create_future()
+            await self._taken
+
+    async def receive(self) -> Any:
+        """The next message; None when the connection is over."""
+        while not self.inbox and not self.over:
+            self._arrived = asyncio.get_running_loop().create_future()
+            await self._arrived
+        if self.inbox:
+            self.peer.note_taken()
+            return self.inbox.popleft()
+        return None
+
+    def close(self) -> None:
+        """In order: what was sent arrives, then the end."""
+        if not self.closed:
+            self.closed = self.over = True
+            self._connection.network.carry(self, _OVER)
+
+    def note_taken(self) -> None:
+        self.under_way -= 1
+        if self._taken is not None and not self._taken.done():
+            self._taken.set_result(None)
+
+    def take(self, message: Any) -> None:
+        """It has arrived."""
+        if message is _OVER:
+            self.end()
+        elif not self.over:
+            self.inbox.append(message)
+            self._wake()
+
+    def end(self) -> None:
+        """The connection is over for this end."""
+        self.closed = self.over = True
+        self._wake()
+        if self._taken is not None and not self._taken.done():
+            self._taken.set_result(None)
+
+    def abort(self) -> None:
+        """At once, and without a word to the other end, which is told by its own kernel when it next sends."""
+        self._connection.reset()
+
+    def _wake(self) -> None:
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+
+class Connection:
+    """Two ends, which know each other."""
+
+    def __init__(self, network: Network, caller: Process | None, source: str, server: Process, target: str) -> None:
+        self.network = network
+        self.near = End(self, caller, source)
+        self.far = End(self, server, target)
+        self.near.peer, self.far.peer = self.far, self.near
+        self.is_reset = False
+
+    def reset(self) -> None:
+        """Both ends hear of it, unless their link is cut; what is under way is lost."""
+        if not self.is_reset:
+            self.is_reset = True
+            self.network.forget(self)
+            for end in (self.near, self.far):
+                end.held.clear()
+                self.network.schedule(self.network.latency(end.peer.host, end.host), end.end)
+
+
+class Network:
+    """`cut` and `slow`: links in one direction, from host to host."""
+
+    def __init__(self, loop: SimulatedLoop, rng: random.Random) -> None:
+        self.loop = loop
+        self.hosts: dict[str, Host] = {}
+        self.cut: dict[Link, None] = {}
+        self.slow: dict[Link, float] = {}
+        self._rng = rng
+        self._connections: dict[Connection, None] = {}
+        self._nobody = copy_context()
+
+    def host(self, name: str) -> Host:
+        return self.hosts.setdefault(name, Host(name))
+
+    def latency(self, source: str, target: str) -> float:
+        seconds = self._rng.uniform(*LATENCY_S) + self.slow.get((source, target), 0.0)
+        return seconds + (self._rng.uniform(0, SLOW_S) if self._rng.random() < SLOW_SHARE else 0.0)
+
+    def schedule(self, delay_s: float, function: Callable[..., None], *args: Any) -> None:
+        """In the name of no process: what wakes up does so in that of its own."""
+        self.loop.schedule(delay_s, function, *args, context=self._nobody)
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
+    async def connect(self, caller: Process | None, source: str, target: str, greeting: Any) -> End:
+        """The near end of a connection to the process that runs at the target now. Raises OSError; the caller has to
+        bound the time."""
+        answer: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self._reach(caller, source, target, greeting, answer)
+        return await answer
+
+    def _reach(
+        self, caller: Process | None, source: str, target: str, greeting: Any, answer: asyncio.Future[End]
+    ) -> None:
+        def settle(result: End | OSError) -> None:
+            if answer.done() or (caller is not None and not caller.alive):
+                if isinstance(result, End):
+                    result.close()
+            elif isinstance(result, End):
+                answer.set_result(result)
+            else:
+                answer.set_exception(result)
+
+        def arrive() -> None:
+            host = self.hosts.get(target)
+            if (source, target) in self.cut or (target, source) in self.cut or host is None or not host.has_power:
+                error = TimeoutError(f"{target} does not answer")
+                self.schedule(_NO_ROUTE_S, settle, error)
+            elif host.process is None or not host.process.alive or host.accept is None:
+                refused = ConnectionRefusedError(f"nothing listens at {target}")
+                self.schedule(self.latency(target, source), settle, refused)
+            else:
+                connection = Connection(self, caller, source, host.process, target)
+                self._connections[connection] = None
+                host.accept(greeting, connection.far)
+                self.schedule(self.latency(target, source), settle, connection.near)
+
+        self.schedule(self.latency(source, target), arrive)
+
+    def carry(self, end: End, message: Any) -> None:
+        """Bring it to the other end, after all that this end has sent before."""
+        connection = end._connection
+        if connection.is_reset:
+            return
+        if message is not _OVER:
+            end.under_way += 1
+        if end.held or (end.host, end.peer.host) in self.cut:
+            end.held.append(message)
+            return
+        now_s = self.loop.now_s
+        end.due_s = max(end.due_s, now_s + self.latency(end.host, end.peer.host))
+        self.schedule(end.due_s - now_s, self._arrive, end, message)
+
+    def _arrive(self, end: End, message: Any) -> None:
+        connection = end._connection
+        if connection.is_reset:
+            return
+        if (end.host, end.peer.host) in self.cut:
+            end.held.append(message)
+            return
+        target = self.host(end.peer.host)
+        if not target.has_power:
+            return
+        if end.peer.owner is not None and end.peer.owner is not target.process:
+            connection.reset()  # the process is gone, and its kernel says so
+            return
+        end.peer.take(message)
+        if message is _OVER and end.peer.closed:
+            self.forget(connection)
+
+    def forget(self, connection: Connection) -> None:
+        self._connections.pop(connection, None)
+
+    # --- what happens to it -------------------------------------------------------------------------------------------
+
+    def on_death(self, host: Host, process: Process) -> None:
+        """The process has ended: its kernel closes its connections, if there still is one."""
+        for connection in list(self._connections):
+            for end in (connection.near, connection.far):
+                if end.owner is process and not end.closed:
+                    end.closed = end.over = True
+                    if host.has_power:
+                        self.carry(end, _OVER)
+                    else:
+                        end.held.clear()
+
+    def cut_link(self, link: Link) -> None:
+        self.cut[link] = None
+
+    def heal_link(self, link: Link, reset_share: float) -> None:
+        """What was kept arrives now; or its connection is reset."""
+        if self.cut.pop(link, _OVER) is _OVER:
+            return
+        for connection in list(self._connections):
+            for end in (connection.near, connection.far):
+                if (end.host, end.peer.host) != link or not end.held:
+                    continue
+                if self._rng.random() < reset_share:
+                    connection.reset()
+                    break
+                held, end.held = end.held, deque()
+                for message in held:
+                    if message is not _OVER:
+                        end.under_way -= 1
+                    self.carry(end, message)
+
+    def reset_between(self, one: str, other: str) -> int:
+        """Reset all connections between both hosts; how many there were."""
+        found = [each for each in self._connections if {each.near.host, each.far.host} == {one, other}]
+        for connection in found:
+            connection.reset()
+        return len(found)
+
+
+_OVER = object()
