@@ -20,8 +20,8 @@ from kvstore.errors import KvError, from_problem
 from kvstore.protocol import Acquire, Answer, Delete, Get, IdempotencyKey, Preconditions, Put, Release, Renew
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.decode import decode_cursor, encode_cursor
+from kvstore.router.routes.txn import TxnBody, encode_result, parse_transaction
 from kvstore.router.service import RouterService
-from kvstore.router.transactions import encode_result, parse_transaction
 from loadtest.workloads.calls import Call
 
 Answered = tuple[int, bytes, int | None]
@@ -51,7 +51,7 @@ class Door:
         if call.path.startswith(_LOCKS):
             return await self._on_lock(call, call.path.removeprefix(_LOCKS))
         if call.path == "/v1/txn":
-            transaction = parse_transaction(call.body or b"", self._limits)
+            transaction = parse_transaction(msgspec.json.decode(call.body or b"", type=TxnBody), self._limits)
             result = await self._coordinator.run(transaction, _once(call))
             return 200, encode_result(transaction, result), None
         return await self._list(dict(parse_qsl(call.path.partition("?")[2])))

@@ -235,8 +235,8 @@ EVENT_ROUTES = (
         summary="The cluster as it changes",
         description="Server-sent events, for the page and for people: `curl -N`. First a `snapshot` (Snapshot), or "
         f"after a Last-Event-ID of this router's start what has changed since; then changes: {_KINDS}. The data of "
-        "each is the whole new document of that kind, with the schema named, at most four a second of a kind. A comment "
-        "when nothing was said for 15 s. A listener that does not read is cut off.",
+        "each is the whole new document of that kind, with the schema named, at most four a second of a kind. A "
+        "comment when nothing was said for 15 s. A listener that does not read is cut off.",
         parameters=(
             Parameter(
                 "Last-Event-ID",

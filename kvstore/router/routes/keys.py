@@ -102,7 +102,7 @@ class KeyRoutes:
 
     async def put(self, call: Call) -> Response:
         key, head, value = call.argument, call.head, call.raw
-        request = Put(0, key, value, call.get("ttl"), decode_guard(head), decode_once(head, value))
+        request = Put(0, key, value, call.parameters.get("ttl", 0), decode_guard(head), decode_once(head, value))
         routed = await self._service.ask(request)
         return _written(routed, key, f'ETag: "{routed.answer.version}"\r\n')
 
@@ -184,7 +184,6 @@ _TTL = Parameter(
     Annotated[float, about("Seconds until the key expires.", exclusiveMinimum=0, maximum="{ttl_s_max}")],
     example(60),
     decode=decode_ttl,
-    default=0,
 )
 _EXAMPLE_ITEMS = [{"key": "users/1", "version": 41}, {"key": "users/2", "version": 40}]
 

@@ -10,8 +10,8 @@ import pytest
 
 from kvstore.config import Limits, default_config
 from kvstore.router.app import RouterApp
+from kvstore.router.controller_client import Controller
 from kvstore.router.listing import Listing
-from kvstore.router.membership import Controller
 from kvstore.router.page_json import encode_page
 from kvstore.router.service import RouterService
 from kvstore.transport.answers import Turns
