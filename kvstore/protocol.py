@@ -15,7 +15,7 @@ in, as at all limits that can be configured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -505,27 +505,59 @@ class Frozen(Message, tag=109):
 Reply = Answer | Page | Info | Vote | Outcome | Reads | Progress | Rows | Frozen
 
 
-def message_bytes(message: Message) -> int:
-    """What a message counts for where queues and frames are bounded, roughly: its values, and so much per part."""
-    kind = type(message)
-    if kind in _ONE_VALUE:
-        return len(message.value or b"") + _PART_BYTES  # type: ignore[attr-defined]
-    if isinstance(message, Prepare | Transact | DecideCommit):
-        steps = (*message.then, *message.otherwise)
-        return sum([len(step.value) for step in steps]) + _PART_BYTES * (len(steps) + len(message.conditions) + 1)
-    if isinstance(message, Vote | Outcome | Reads):
-        return sum([len(read.value or b"") + _PART_BYTES for read in message.reads]) + _PART_BYTES
-    if isinstance(message, Page):
-        return sum([len(value or b"") + _PART_BYTES for _, _, value, _ in message.items])
-    if isinstance(message, Rows):
-        return sum([len(row[5] or b"") + len(row[6] or b"") + _PART_BYTES for row in message.rows])
-    if isinstance(message, ApplyIntents | Abort | ReadLock):
-        return _PART_BYTES * (len(message.keys) + 1)
-    return _PART_BYTES
+def message_bytes(message: Any) -> int:
+    """What a message counts for where queues and frames are bounded, roughly: its values, and so much per part.
+
+    An operation that is no message counts for one part.
+    """
+    size = _SIZES.get(type(message))
+    return _PART_BYTES if size is None else size(message)
 
 
-_ONE_VALUE = frozenset({Put, Answer})
 _PART_BYTES = 64
+
+
+def _one_value_bytes(message: Put | Answer) -> int:
+    return len(message.value or b"") + _PART_BYTES
+
+
+def _steps_bytes(message: Prepare | Transact | DecideCommit) -> int:
+    then, otherwise = message.then, message.otherwise
+    size = _PART_BYTES * (len(then) + len(otherwise) + len(message.conditions) + 1)
+    for step in then:
+        size += len(step.value)
+    for step in otherwise:
+        size += len(step.value)
+    return size
+
+
+def _reads_bytes(message: Vote | Outcome | Reads) -> int:
+    size = _PART_BYTES
+    for read in message.reads:
+        size += len(read.value or b"") + _PART_BYTES
+    return size
+
+
+def _page_bytes(message: Page) -> int:
+    return sum([len(value or b"") + _PART_BYTES for _, _, value, _ in message.items])
+
+
+def _rows_bytes(message: Rows) -> int:
+    return sum([len(row[5] or b"") + len(row[6] or b"") + _PART_BYTES for row in message.rows])
+
+
+def _keys_bytes(message: ApplyIntents | Abort | ReadLock) -> int:
+    return _PART_BYTES * (len(message.keys) + 1)
+
+
+_SIZES: dict[type, Callable[[Any], int]] = {
+    **dict.fromkeys((Put, Answer), _one_value_bytes),
+    **dict.fromkeys((Prepare, Transact, DecideCommit), _steps_bytes),
+    **dict.fromkeys((Vote, Outcome, Reads), _reads_bytes),
+    **dict.fromkeys((ApplyIntents, Abort, ReadLock), _keys_bytes),
+    Page: _page_bytes,
+    Rows: _rows_bytes,
+}
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(list[Request])
 _replies = msgspec.msgpack.Decoder(list[Reply])

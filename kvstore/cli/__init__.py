@@ -76,6 +76,12 @@ _store = LazyGroup(
         "cut": LazyCommand("kvstore.cli.store:cut", "Cut the log behind a record, and lose the rest."),
     },
 )
+_cluster = LazyGroup(
+    "cluster",
+    short_help="Make a copied data directory a cluster of its own.",
+    help="A whole cluster, while none of its processes runs.",
+    lazy={"adopt": LazyCommand("kvstore.cli.cluster_adopt:adopt", "Make a copy a cluster of its own.")},
+)
 _router = LazyGroup(
     "router",
     short_help="Serve a router.",
@@ -115,6 +121,7 @@ root = LazyGroup(
         "deploy": LazyCommand("kvstore.cli.deploy:deploy", "Write files for monitoring."),
         "shard": _shard,
         "store": _store,
+        "cluster": _cluster,
         "router": _router,
         "controller": _controller,
     },

@@ -5,8 +5,9 @@ Promises: every refusal of a route is a problem document; a long poll never outl
 Leaves to others: every rule (`service`), the file (`store`), signals and the pid file (`kvstore.process`).
 
 Routes (internal: clients talk to a router, which passes those of shards and moves on):
-    GET    /v1/map?after=EPOCH&cluster=ID&clock=VERSION
-                                200 + map once its epoch is above EPOCH; 204 if none was within limits.map_poll_s
+    GET    /v1/map?after=EPOCH&cluster=ID&clock=VERSION&session=ID
+                                200 + map once its epoch is above EPOCH; 204 if none was within limits.map_poll_s, or
+                                at once if this controller is in another session
     POST   /v1/members          a shard announces itself: 200 + map, or 202 {"waiting_for": [ids]}
     GET    /v1/launch?after=REVISION&running=ID,ID
                                 a launcher asks what to run: 200 + what, once it has changed; 204 as above
@@ -23,6 +24,7 @@ Routes (internal: clients talk to a router, which passes those of shards and mov
     POST   /v1/recovery         {"cluster_id","epoch","without":[ids]}: go on with it: 202 {"epoch"}
     GET    /healthz             200 while the process lives
     GET    /metrics             Prometheus text
+Each answer says in `Kv-Session` which session this process is (see `transport.sessions`).
 With ?plan=true a POST, PATCH or DELETE of shards and a POST of moves change nothing, and say what would move: 200.
 """
 
@@ -51,6 +53,7 @@ from kvstore.controller.service import Asked, ClusterService, Waiting
 from kvstore.controller.shards import ShardClients
 from kvstore.controller.store import Told
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
+from kvstore.environment import SYSTEM
 from kvstore.errors import (
     BadBody,
     BadParameter,
@@ -63,10 +66,12 @@ from kvstore.errors import (
 from kvstore.metrics import exposition, move_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.transport.http.server import warn_if_exposed
+from kvstore.transport.sessions import HEADER, PARAMETER, ClusterSession
 
 _BODY_BYTES_MAX = 64 * 1024
 _NUMBER_MAX = 2**63 - 1  # in the file
 _SHUTDOWN_TIMEOUT_S = 2.0
+_SESSION_BYTES = 8
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 _Body = TypeVar("_Body", bound=msgspec.Struct)
@@ -144,14 +149,15 @@ async def _serve(
     name: str,
 ) -> None:
     document = ClusterDocument(store, config.limits.map_write_tries_max)
-    shards = ShardClients(config.limits, session)
+    cluster = ClusterSession(SYSTEM.random_hex(_SESSION_BYTES))
+    shards = ShardClients(config.limits, session, cluster)
     mover = Mover(document, shards, config.limits)
     service = ClusterService(document, config, shards)
     reopener = Reopener(document, shards, config.limits)
     service.on_clock = reopener.tell
     await service.report_start()
     runner = web.AppRunner(
-        make_app(service, mover, config, stop),
+        make_app(service, mover, config, stop, cluster.id),
         access_log=None,
         handle_signals=False,
         shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
@@ -179,11 +185,18 @@ async def _serve(
         await shards.close()
 
 
-def make_app(service: ClusterService, mover: Mover, config: ClusterConfig, stop: asyncio.Event) -> web.Application:
-    """The routes. Setting `stop` ends the long polls under way."""
+def make_app(
+    service: ClusterService, mover: Mover, config: ClusterConfig, stop: asyncio.Event, session: str
+) -> web.Application:
+    """The routes. Setting `stop` ends the long polls under way. `session`: the id that this process has drawn."""
+
+    async def say_session(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers[HEADER] = session
+
     app = web.Application(middlewares=[_problems, _refuse_foreign(config)], client_max_size=_BODY_BYTES_MAX)
     poll = _Poll(config.limits.map_poll_s, stop)
-    members, changes = _MemberRoutes(service, poll), _ChangeRoutes(service, mover)
+    app.on_response_prepare.append(say_session)
+    members, changes = _MemberRoutes(service, poll, session), _ChangeRoutes(service, mover)
     app.router.add_get("/v1/map", members.get_map)
     app.router.add_post("/v1/members", members.post_member)
     app.router.add_post("/v1/told", members.post_told)
@@ -225,16 +238,19 @@ class _Poll:
 class _MemberRoutes:
     """For shards, routers and launchers."""
 
-    def __init__(self, service: ClusterService, poll: _Poll) -> None:
+    def __init__(self, service: ClusterService, poll: _Poll, session: str) -> None:
+        self._session = session
         self._service = service
         self._poll = poll
 
     async def get_map(self, request: web.Request) -> web.Response:
-        parameters = _parameters(request, "after", "cluster", "clock")
+        parameters = _parameters(request, "after", "cluster", "clock", PARAMETER)
         epoch = _whole_number("after", parameters)
         if cluster_id := parameters.get("cluster"):
             self._service.hear(cluster_id, epoch)
             self._service.on_clock(_whole_number("clock", parameters))
+        if parameters.get(PARAMETER, self._session) != self._session:
+            return web.Response(status=204)  # so that it announces itself here soon
         found = await self._poll.wait_for(self._service.map_after(epoch))
         return _map_response(found) if found is not None else web.Response(status=204)
 

@@ -25,6 +25,7 @@ from kvstore.controller.mover import new_move_id
 from kvstore.controller.recovery import Found, Recovery, check, described, recovered
 from kvstore.controller.shards import ShardClients, Size
 from kvstore.controller.store import Told
+from kvstore.controller.twins import Twins
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import ChangeRefused, ControllerBehind, NotFound, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Member
@@ -61,6 +62,7 @@ class ClusterService:
         self._shards = shards
         self._limits = config.limits
         self._recovery = Recovery(shards)
+        self._twins = Twins(shards)
         self._look_if_behind = asyncio.Event()
         self.on_clock: Callable[[int], None] = lambda clock: None  # a store has told its own
         shards.on_epoch = self.hear
@@ -87,8 +89,8 @@ class ClusterService:
     async def announce(self, announcement: Announcement) -> ClusterMap | Waiting:
         """Write down that a shard is there: the map if it is a member, or who is waited for.
 
-        Raises BadBody, ForeignData and Conflict as `membership.check` and `decide` do; Unavailable if the store cannot
-        answer or other writers always came first: then the shard announces itself again.
+        Raises BadBody, ForeignData and Conflict as `membership.check`, `decide` and `Twins` do; Unavailable if the
+        store cannot answer or other writers always came first: then the shard announces itself again.
         """
         membership.check(announcement)
         state = await self._document.read()
@@ -98,6 +100,7 @@ class ClusterService:
             self.on_clock(announcement.clock)
         if self._recovery.is_offered and (lost := self._lost(state)):
             raise lost  # also for a new file: no second cluster is formed beside the one that is there
+        await self._twins.check(state, announcement)
         plan = await self._planner(state if membership.may_join(state, announcement) else None)
         before, after = await self._document.change(
             lambda present: membership.decide(

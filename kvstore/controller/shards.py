@@ -19,6 +19,7 @@ from kvstore.errors import ChangeRefused, KvError, Unavailable, from_problem
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.protocol import Answer, Follow, Info, Receive, Request, Stats
 from kvstore.transport.channel import Channel
+from kvstore.transport.sessions import PARAMETER, ClusterSession
 
 _MEASURE_TIMEOUT_S = 1.0
 _IDENTIFY_TIMEOUT_S = 2.0
@@ -39,12 +40,13 @@ class Size(msgspec.Struct, frozen=True):
 
 class Identity(msgspec.Struct, frozen=True):
     """What a shard's process says of itself. `cluster_id`: that of its file, None while it is new; `partitions`: of how
-    many that is."""
+    many that is; `session`: to which it belongs."""
 
     shard: str
     store_id: str
     cluster_id: str | None = None
     partitions: int | None = None
+    session: str = ""
 
 
 class _Link:
@@ -57,7 +59,8 @@ class _Link:
 
 
 class ShardClients:
-    def __init__(self, limits: Limits, session: aiohttp.ClientSession) -> None:
+    def __init__(self, limits: Limits, session: aiohttp.ClientSession, cluster: ClusterSession | None = None) -> None:
+        self.cluster = cluster or ClusterSession()
         self._limits = limits
         self._session = session
         self._links: dict[str, _Link] = {}
@@ -81,7 +84,7 @@ class ShardClients:
                 closing.add_done_callback(self._closing.pop)
         for member in cluster_map.members:
             if member.id not in self._links:
-                channel = Channel(member.id, member.url, self._limits, self._session, member.store_id)
+                channel = Channel(member.id, member.url, self._limits, self._session, member.store_id, self.cluster)
                 self._links[member.id] = _Link(channel)
             self._links[member.id].channel.name_strike(cluster_map.last_strike)
 
@@ -162,6 +165,10 @@ class ShardClients:
             raise ChangeRefused(
                 f"no shard answers at {url} ({reason}): start it there with `kvstore shard serve` first."
             ) from None
+
+    async def served_at(self, url: str, store_id: str) -> Identity | None:
+        """What serves there; one that has that store hears in which session it was asked. None: no shard does."""
+        return await self.ask_http(url, f"/healthz?store={store_id}&{PARAMETER}={self.cluster.id}", Identity)
 
     def _link(self, shard_id: str) -> _Link:
         if shard_id not in self._links:

@@ -26,6 +26,7 @@ from kvstore.router.routes.demo import COORDINATE_ROUTES, TRANSFER_ROUTES
 from kvstore.router.service import RouterService
 from kvstore.transport.http.server import Server, start_server, warn_if_exposed
 from kvstore.transport.map_follower import MapFollower
+from kvstore.transport.sessions import ClusterSession
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ async def serve(
     return_large_buffers()
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session, contextlib.AsyncExitStack() as at_the_end:
-        service = RouterService(config.limits, session)
+        cluster = ClusterSession()
+        service = RouterService(config.limits, session, cluster=cluster)
         app = RouterApp(router_id, service, config, Controller(session, join, config.limits))
         if demo_url is not None:
             demo = Demo(demo_url, session, service, app.events.feed, config.limits)
@@ -61,7 +63,8 @@ async def serve(
             app.add(demo, TRANSFER_ROUTES)
         if is_demo_coordinator:
             app.add(DemoCoordinator(service, config.limits), COORDINATE_ROUTES)
-        await _serve_app(app, service, MapFollower(session, join, config.limits), config, listen, stop)
+        follower = MapFollower(session, join, config.limits, cluster=cluster)
+        await _serve_app(app, service, follower, config, listen, stop)
 
 
 async def _serve_app(

@@ -54,6 +54,7 @@ from kvstore.protocol import (
 )
 from kvstore.router.listing import Counted, Item, Listing, Merge, Tally, share
 from kvstore.transport.channel import Channel
+from kvstore.transport.sessions import ClusterSession
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,15 @@ class Routed(NamedTuple):
 
 
 class RouterService:
-    def __init__(self, limits: Limits, session: aiohttp.ClientSession, environment: Environment = SYSTEM) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        session: aiohttp.ClientSession,
+        environment: Environment = SYSTEM,
+        cluster: ClusterSession | None = None,
+    ) -> None:
         self._environment = environment
+        self._cluster = cluster
         self.cluster_map: ClusterMap | None = None
         self.channels: dict[str, Channel] = {}
         self._limits = limits
@@ -113,7 +121,9 @@ class RouterService:
     def _open_channels(self, cluster_map: ClusterMap) -> None:
         for member in cluster_map.members:
             if member.id not in self.channels:
-                self.channels[member.id] = Channel(member.id, member.url, self._limits, self._session, member.store_id)
+                self.channels[member.id] = Channel(
+                    member.id, member.url, self._limits, self._session, member.store_id, self._cluster
+                )
 
     def _new_owners(self, cluster_map: ClusterMap) -> list[Member]:
         """Members of that map that own something, and are not in the present one."""

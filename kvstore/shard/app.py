@@ -25,6 +25,7 @@ from kvstore.config import ClusterConfig
 from kvstore.errors import ForeignData, NoSuchRoute
 from kvstore.metrics import exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.shard.hellos import Hellos
 from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
@@ -35,6 +36,7 @@ from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
 from kvstore.transport.http.server import warn_if_exposed
 from kvstore.transport.map_follower import MapFollower
+from kvstore.transport.sessions import PARAMETER, ClusterSession
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,12 @@ def _end_process(error: BaseException) -> NoReturn:
 class ShardApp:
     """HTTP of a shard: `/channel` for routers, `/healthz` and `/metrics` for people."""
 
-    def __init__(self, service: ShardService, config: ClusterConfig, told: ToldNumbers) -> None:
+    def __init__(
+        self, service: ShardService, config: ClusterConfig, told: ToldNumbers, hellos: Hellos, cluster: ClusterSession
+    ) -> None:
         self._service = service
+        self._hellos = hellos
+        self._cluster = cluster
         self._told = told
         self._limits = config.limits
         self._sockets: set[web.WebSocketResponse] = set()
@@ -73,6 +79,9 @@ class ShardApp:
             raise web.HTTPConflict(text=f"shard {self._service.shard_id} serves another data file\n")
         if "Origin" in request.headers:
             raise web.HTTPForbidden(text="a channel is for routers\n")
+        refusal = await self._hellos.refusal(request.query.get(PARAMETER, ""), request.remote)
+        if refusal is not None:
+            return web.Response(status=refusal, text=f"shard {self._service.shard_id} is in another session\n")
         socket = web.WebSocketResponse(compress=False, max_msg_size=self._limits.frame_read_bytes_max, autoping=True)
         await socket.prepare(request)
         self._sockets.add(socket)
@@ -84,8 +93,11 @@ class ShardApp:
 
     async def _healthz(self, request: web.Request) -> web.Response:
         identity = self._service.store.identity
+        if (named := request.query.get(PARAMETER)) and request.query.get("store") == identity.store_id:
+            await self._hellos.refusal(named, request.remote)  # which says so if that is a stranger
         partitions = len(self._service.store.served.generations)
-        facts = {"store_id": identity.store_id, "cluster_id": identity.cluster_id, "partitions": partitions}
+        ids = {"store_id": identity.store_id, "cluster_id": identity.cluster_id, "session": self._cluster.id}
+        facts = {**ids, "partitions": partitions}
         if not self._told.is_verified:
             facts["unverified"] = True  # the controller has not confirmed that this is no older copy
         return web.json_response({"status": "alive", "shard": self._service.shard_id, **facts})
@@ -191,14 +203,17 @@ async def _serve(
         path = data_dir / f"shard-{shard_id}.db"
         store = await Store.open(path, limits, shard_id, config.partitions, _end_process, told=told.at_opening)
         at_the_end.push_async_callback(store.close)
-        peers = Peers(store, limits, session)
+        cluster = ClusterSession()
+        follower = MapFollower(session, join, limits, cluster=cluster)
+        hellos = Hellos(shard_id, cluster, follower.ask_session, data_dir)
+        peers = Peers(store, limits, session, cluster)
         at_the_end.push_async_callback(peers.close)
         receiver = Receiver(shard_id, store, peers, limits)
         at_the_end.push_async_callback(receiver.close)
         recovery = Recovery(shard_id, store, peers, limits)
         at_the_end.push_async_callback(recovery.close)
         service = ShardService(shard_id, store, receiver, limits)
-        app = ShardApp(service, config, told)
+        app = ShardApp(service, config, told, hellos, cluster)
         runner = web.AppRunner(app.web, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
         at_the_end.push_async_callback(runner.cleanup)
         at_the_end.push_async_callback(app.close)
@@ -209,8 +224,8 @@ async def _serve(
             bound = address_text(*runner.addresses[0][:2])
             log.info("shard %s listens on %s and is reached at %s", shard_id, bound, url)
         warn_if_exposed(listen, "read and write its keys")
+        _go_on_with_last_session(hellos, cluster, store, shard_id, url)
         maps = _Maps(service)
-        follower = MapFollower(session, join, limits)
 
         async def join_cluster() -> None:
             identity = store.identity
@@ -240,6 +255,16 @@ async def _serve(
             await told.tell(store)
 
         await _until_one_ends(join_cluster(), told.run(store), recovery.run(), maps.follow(), stopped())
+
+
+def _go_on_with_last_session(hellos: Hellos, cluster: ClusterSession, store: Store, shard_id: str, url: str) -> None:
+    """Name it to other shards while the controller is away, if this is where their map says that this shard is.
+
+    At another address this may be a copy of the data directory, which must not disturb the original.
+    """
+    member = store.cluster_map.member(shard_id) if store.cluster_map is not None else None
+    if member is not None and member.url == url:
+        cluster.enter(hellos.last)
 
 
 async def _until_one_ends(*works: Coroutine[Any, Any, Any]) -> None:

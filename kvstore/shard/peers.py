@@ -17,10 +17,14 @@ from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import partition_of
 from kvstore.store.store import Store
 from kvstore.transport.channel import Channel
+from kvstore.transport.sessions import ClusterSession
 
 
 class Peers:
-    def __init__(self, store: Store, limits: Limits, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, store: Store, limits: Limits, session: aiohttp.ClientSession, cluster: ClusterSession | None = None
+    ) -> None:
+        self._cluster = cluster
         self._store = store
         self._limits = limits
         self._session = session
@@ -50,7 +54,7 @@ class Peers:
             asyncio.get_running_loop().create_task(channel.close())
             channel = None
         if channel is None:
-            channel = Channel(member.id, member.url, self._limits, self._session, member.store_id)
+            channel = Channel(member.id, member.url, self._limits, self._session, member.store_id, self._cluster)
             self._channels[shard_id] = channel
         channel.name_strike(self.cluster_map.last_strike)
         return channel

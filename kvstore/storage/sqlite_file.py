@@ -85,3 +85,12 @@ def convert_file(path: Path, older: int, position: Position) -> None:
             if connection.execute("SELECT one FROM clock").fetchone() is None:
                 raise DataCorrupt(f"{path} has no clock. Restore the file from a copy.")
             schema.convert(connection, older, position.number, position.checksum - SIGNED)
+
+
+def set_identity(path: Path, meta: dict[str, str]) -> None:
+    """Write these entries of `meta`, in one transaction; all that the file has is durable when it returns."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = FULL")
+        with transaction(connection):
+            schema.set_meta(connection, meta)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

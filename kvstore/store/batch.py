@@ -83,6 +83,7 @@ from kvstore.transactions.intents import PreparedTxns
 from kvstore.transactions.locks import Died, Identity
 
 _PASSES_LOCKS = frozenset({GetLock, CancelWait, EndWait})
+_WAITS_FOR_LOCKS = frozenset({Transact, Prepare, DecideCommit, ReadLock})
 
 
 class Extras:
@@ -159,7 +160,7 @@ class Batch:
         except Exception as error:
             self.changes.back_to(savepoint)
             self._fail(op, sink, error)
-        if self._ready:
+        if self._ready.granted:
             self.go_on()
         self._locks.undo.clear()
 
@@ -244,30 +245,31 @@ class Batch:
             self.waits.queue(op.key, Queued(op, sink, self.changes.context.now_s, [op.key]))
 
     def _enter_transaction(self, op: Any, sink: Sink) -> None:
-        keys = named_keys(op)
+        kind, keys = type(op), named_keys(op)
         foreign = self.ownership.foreign(op, keys)
         if foreign is not None:
-            lost = isinstance(op, ReadUnlock)
+            lost = kind is ReadUnlock
             self.changes.answer(sink, Answer(op.id, 409) if lost else self.ownership.refuse(op, foreign))
             return
-        if isinstance(op, Prepare) and (reopened := self.ownership.reopened(op, keys)) is not None:
+        if kind is Prepare and (reopened := self.ownership.reopened(op, keys)) is not None:
             self.changes.answer(sink, self.ownership.refuse(op, reopened))
             return
-        step = _STEPS.get(type(op))
+        step = _STEPS.get(kind)
         if step is not None:
             self._locks.undo.note_length(self.steps)
             self.steps.append(step)
-        queued = Queued(op, sink, self.changes.context.now_s, keys)
-        if isinstance(op, Prepare) and op.first:
-            keys.sort(key=lambda key: key != op.first)
-        if isinstance(op, Transact):
-            self._try_transact(queued)
-        elif isinstance(op, DecideCommit) and (settled := self.outcomes.settled(op)) is not None:
-            self.changes.answer(sink, settled)
-        elif isinstance(op, Prepare | DecideCommit | ReadLock):
-            self._gather(queued)
-        else:
+        if kind not in _WAITS_FOR_LOCKS:
             self.changes.answer(sink, self._at_once(op))
+            return
+        queued = Queued(op, sink, self.changes.context.now_s, keys)
+        if kind is Transact:
+            self._try_transact(queued)
+        elif kind is DecideCommit and (settled := self.outcomes.settled(op)) is not None:
+            self.changes.answer(sink, settled)
+        else:
+            if kind is Prepare and op.first:
+                keys.sort(key=lambda key: key != op.first)
+            self._gather(queued)
 
     def _at_once(self, op: Any) -> Reply:
         """What waits for no lock, because its attempt has them, or because it needs none."""
@@ -331,6 +333,9 @@ class Batch:
     def _gather(self, queued: Queued) -> None:
         """Take the locks that are missing, in their order; wait, or die, at the first that is not to be had."""
         op, waits = queued.op, self.waits
+        if type(op) is DecideCommit and not queued.gathered and all(map(self._locks.is_free, queued.keys)):
+            self._finish_gathering(queued)  # it is over before anything else can ask for them
+            return
         mode: Any = "shared" if isinstance(op, ReadLock) else "exclusive"
         for key in queued.keys:
             if key in queued.gathered or waits.is_prepared(op, key):
@@ -350,10 +355,13 @@ class Batch:
                 return
             self._locks.undo.note_item(queued.gathered, key)
             queued.gathered[key] = identity
+        self._finish_gathering(queued)
+
+    def _finish_gathering(self, queued: Queued) -> None:
         try:
             self.changes.answer(queued.sink, self._with_locks(queued))
         except KvError as error:
-            waits.give_up(queued, error)
+            self.waits.give_up(queued, error)
 
     def _with_locks(self, queued: Queued) -> Reply:
         """It has all its locks. Those of a prepare and of reads stay."""
@@ -367,10 +375,17 @@ class Batch:
 
     def _run(self, op: Any, partition: int, sink: Sink) -> None:
         """A plain operation whose lock is free, or its own."""
-        if isinstance(op, CancelWait):
-            self.waits.leave(op, sink)
-        rule = _PLAIN[type(op)]
-        reply = self._idempotency.run(op, partition, lambda: rule(self, op, partition, sink), self.leases.repeated)
+        kind = type(op)
+        rule = _PLAIN[kind]
+        if kind in _REPEATABLE and op.once is not None:
+            reply = self._idempotency.run(op, partition, lambda: rule(self, op, partition, sink), self.leases.repeated)
+        else:
+            if kind is CancelWait:
+                self.waits.leave(op, sink)
+            try:
+                reply = rule(self, op, partition, sink)
+            except KvError as error:
+                reply = refusal(op.id, error)
         if reply is not None:
             self.changes.answer(sink, reply)
 
@@ -402,6 +417,7 @@ _PLAIN: dict[type, PlainRule] = {
     ExpireLease: _of_leases(Leases.expire),
     EndWait: _of_queues(LeaseQueues.end_wait),
 }
+_REPEATABLE = frozenset({Put, Delete, Acquire, Renew, Release})
 _STEPS: dict[type, str] = {
     Transact: "transact",
     Prepare: "prepare",

@@ -70,8 +70,10 @@ class Cache:
 
     def publish(self, key: str, entry: Entry) -> None:
         """A change of the key becomes visible."""
-        self._reads.pop(key, None)
-        self._old.pop(key, None)
+        if self._reads:
+            self._reads.pop(key, None)
+        if self._old:
+            self._old.pop(key, None)
         self._add(key, entry)
 
     def begin(self, key: str) -> int:
@@ -99,19 +101,16 @@ class Cache:
         return len(self._young) + len(self._old)
 
     def _add(self, key: str, entry: Entry) -> None:
-        before = self._young.get(key)
+        young = self._young
+        size = len(key) + len(entry.value or b"") + _OVERHEAD_BYTES
+        before = young.get(key)
         if before is not None:
-            self._young_bytes -= _size(key, before)
-        size = _size(key, entry)
+            self._young_bytes -= len(key) + len(before.value or b"") + _OVERHEAD_BYTES
         if size > self._half_bytes:
-            self._young.pop(key, None)
+            young.pop(key, None)
             return
-        self._young[key] = entry
+        young[key] = entry
         self._young_bytes += size
         if self._young_bytes > self._half_bytes:
             self._old = self._young
             self._young, self._young_bytes = {}, 0
-
-
-def _size(key: str, entry: Entry) -> int:
-    return len(key) + len(entry.value or b"") + _OVERHEAD_BYTES

@@ -10,7 +10,7 @@ Leaves to others: fetching (`fetcher`), what the rows mean (`batch`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kvstore.errors import DataCorrupt, KvError, TooManyRequests
@@ -39,6 +39,8 @@ from kvstore.store.tables import Tables
 from kvstore.store.write_set import RowMeta
 from kvstore.transactions.intents import State
 
+LookBefore = Callable[[str, str], RowMeta | None]
+
 
 def rows_needed(op: Any) -> Iterator[RowKey]:
     """The rows that the operation may look at, apart from those that are always in memory."""
@@ -55,15 +57,19 @@ def rows_needed(op: Any) -> Iterator[RowKey]:
         case ApplyIntents() | Abort() | ReadLock():
             for key in op.keys:
                 yield VALUE, key
-    if isinstance(op, Put | Delete | Acquire | Renew | Release) and op.once is not None:
-        yield REPLY, row_key(type(op).__name__, op.key, op.once)
-    elif isinstance(op, Release) and op.withdraw is not None:
+    kind = type(op)
+    if kind in _REPEATABLE and op.once is not None:
+        yield REPLY, row_key(kind.__name__, op.key, op.once)
+    elif kind is Release and op.withdraw is not None:
         yield REPLY, row_key("Acquire", op.key, IdempotencyKey(op.withdraw, ""))
-    elif isinstance(op, DecideCommit | ResolveTxn):
+    elif kind is DecideCommit or kind is ResolveTxn:
         yield DECISION, op.attempt.name
-    elif isinstance(op, GetTxn) and op.partition >= 0:
+    elif kind is GetTxn and op.partition >= 0:
         yield DECISION, op.name
         yield REPLY, attempt_row_key(op.name)
+
+
+_REPEATABLE = frozenset({Put, Delete, Acquire, Renew, Release})
 
 
 def home_of(op: Any, key: RowKey, partitions: int) -> int:
@@ -71,6 +77,14 @@ def home_of(op: Any, key: RowKey, partitions: int) -> int:
     if key[0] != VALUE and getattr(op, "partition", -1) >= 0:
         return int(op.partition)
     return partition_of((key[1] if key[0] == VALUE else op.key).encode(), partitions)
+
+
+def if_whole(before: LookBefore, kind: str, key: str) -> RowMeta | None:
+    """What `before` finds; None also for what cannot be told, because the operation that looks at it is refused."""
+    try:
+        return before(kind, key)
+    except KvError:
+        return None
 
 
 _DECIDED = RowMeta(0, 0, 0, True)
@@ -84,22 +98,25 @@ class Lookup:
 
     def missing(self, op: Any) -> list[RowKey]:
         """The rows that must be fetched before the operation is decided."""
-        if (type(op) is Put or type(op) is Delete) and op.once is None:  # most of what there is
-            key = (VALUE, op.key)
-            return [] if self.is_at_hand(key) else [key]
+        kind = type(op)
+        if kind is Put or kind is Delete:
+            if op.once is None:
+                key = (VALUE, op.key)
+                return [] if self.is_at_hand(key) else [key]
+        elif kind is Prepare or kind is ApplyIntents or kind is Abort:
+            values = [(VALUE, key) for key in (keys_of(op) if kind is Prepare else op.keys)]
+            return [key for key in values if not self.is_at_hand(key)]
         return [key for key in rows_needed(op) if not self.is_at_hand(key)]
 
     def is_at_hand(self, key: RowKey) -> bool:
         """It can be looked at without the file. A decision that is not in the table of decisions is not there."""
         tables = self._tables
-        if tables.memtable.executed(key) is not None:
-            return True
         if key[0] == VALUE:
             if tables.cache.peek(key[1]) is not None:
                 return True
         elif key[0] == DECISION and key[1] not in tables.holds.decided:
             return True
-        return tables.memtable.fetched(key)[0]
+        return tables.memtable.executed(key) is not None or tables.memtable.fetched(key)[0]
 
     def before(self, kind: str, key: str) -> RowMeta | None:
         """Raises DataCorrupt, TooManyRequests."""
@@ -118,13 +135,6 @@ class Lookup:
         if row is None:
             return None
         return RowMeta(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
-
-    def before_if_whole(self, kind: str, key: str) -> RowMeta | None:
-        """As `before`; None also for what cannot be told, because the operation that looks at it is refused."""
-        try:
-            return self.before(kind, key)
-        except KvError:
-            return None
 
     def state(self, kind: str, key: str) -> State | None:
         row = self._tables.memtable.executed((kind, key))

@@ -57,13 +57,11 @@ class Memtable:
 
     def visible(self, key: RowKey) -> Row | None:
         """The row as readers see it, if it is not applied yet."""
-        row = self._unapplied.get(key)
-        return row if row is not None else self._applying.get(key)
+        return self._unapplied.get(key) or self._applying.get(key)
 
     def executed(self, key: RowKey) -> Row | None:
         """The row as the next batch sees it, if it is not applied yet."""
-        row = self._executed.get(key)
-        return row if row is not None else self.visible(key)
+        return self._executed.get(key) or self._unapplied.get(key) or self._applying.get(key)
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
@@ -78,10 +76,8 @@ class Memtable:
         for row in rows:
             key = (row.kind, row.key)
             before = unapplied.get(key)
-            if before is not None:
-                self.bytes -= _size(before)
             unapplied[key] = row
-            self.bytes += _size(row)
+            self.bytes += _size(row) if before is None else _size(row) - _size(before)
             if executed and executed.get(key) is row:
                 del executed[key]
             if fetched and (pinned := fetched.get(key)) is not None:
@@ -145,4 +141,5 @@ class Memtable:
 
 
 def _size(row: Row) -> int:
-    return len(row.key) + len(row.body or b"") + len(row.intent or b"") + _ROW_BYTES
+    _, key, _, _, _, _, body, intent = row
+    return len(key) + len(body or b"") + len(intent or b"") + _ROW_BYTES

@@ -109,6 +109,8 @@ Locks = LockTable[Queued, Waiter]
 
 def keys_of(op: Transact | Prepare | DecideCommit) -> list[str]:
     """All keys that it names, in the order in which they are locked."""
+    if len(op.then) == 1 and not op.otherwise and not op.conditions:  # most parts of transactions over many stores
+        return [op.then[0].key]
     keys = {condition.key for condition in op.conditions}
     keys.update(step.key for step in op.then)
     keys.update(step.key for step in op.otherwise)
@@ -117,8 +119,13 @@ def keys_of(op: Transact | Prepare | DecideCommit) -> list[str]:
 
 def named_keys(op: Any) -> list[str]:
     """The keys of an operation of a transaction that must be owned."""
-    if isinstance(op, Transact | Prepare | DecideCommit):
+    kind = type(op)
+    if kind in _WITH_STEPS:
         return keys_of(op)
-    if isinstance(op, ResolveTxn):
+    if kind is ResolveTxn:
         return [op.key]
-    return list(op.keys) if isinstance(op, ApplyIntents | Abort | ReadLock | ReadUnlock) else []
+    return list(op.keys) if kind in _WITH_KEYS else []
+
+
+_WITH_STEPS = frozenset({Transact, Prepare, DecideCommit})
+_WITH_KEYS = frozenset({ApplyIntents, Abort, ReadLock, ReadUnlock})

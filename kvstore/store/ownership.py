@@ -8,7 +8,7 @@ Leaves to others: what leaves with a partition (`batch`), what the map says (`pa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 from kvstore.placement.ring import partition_of
@@ -35,23 +35,28 @@ class Ownership:
 
     def partition(self, op: Any) -> int:
         """That of a plain operation."""
-        if isinstance(op, Expire) and op.partition >= 0:
-            return op.partition
-        return self.partition_of(op.key)
+        if type(op) is Expire and op.partition >= 0:
+            return int(op.partition)
+        return partition_of(op.key.encode(), len(self.generations))
 
     def foreign(self, op: Any, keys: list[str]) -> int | None:
         """A partition of the operation that is not served; None if all are."""
-        if isinstance(op, GetTxn | DropDecisions):
-            named: Iterable[int] = [op.partition] if op.partition >= 0 else []
-        elif isinstance(op, Expire):
-            named = [self.partition(op)]
-        else:
-            named = map(self.partition_of, keys)
-        return next((partition for partition in named if not self.generations[partition]), None)
+        kind, generations = type(op), self.generations
+        if kind is GetTxn or kind is DropDecisions:
+            return op.partition if op.partition >= 0 and not generations[op.partition] else None
+        if kind is Expire:
+            partition = self.partition(op)
+            return None if generations[partition] else partition
+        for key in keys:
+            partition = partition_of(key.encode(), len(generations))
+            if not generations[partition]:
+                return partition
+        return None
 
     def reopened(self, op: Prepare, keys: list[str]) -> int | None:
         """A partition of its keys that was lost and opened anew since the attempt began."""
-        return self._openings.reopened_among(op.attempt.epoch, map(self.partition_of, keys))
+        openings = self._openings
+        return openings.reopened_among(op.attempt.epoch, map(self.partition_of, keys)) if openings.opened else None
 
     def refuse(self, op: Any, partition: int) -> Answer:
         """The answer to an operation on a partition that is not served."""

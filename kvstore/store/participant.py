@@ -91,15 +91,14 @@ class Participant:
         """The highest vote on its keys."""
         context = self._changes.context
         if gathered:
-            vote = self._changes.step()
+            changes, attempt, anchor, once = self._changes, op.attempt, op.anchor, op.once
+            vote = changes.step()
             then = {step.key: step for step in op.then if step.op != "get"}
             otherwise = {step.key: step for step in op.otherwise if step.op != "get"}
             for key, identity in gathered.items():
-                intent = Intent(
-                    op.attempt, op.anchor, vote, context.now_ms, then.get(key), otherwise.get(key), op.once
-                )  # fmt: skip
-                state = self._changes.state(VALUE, key)
-                self._changes.mark(key, self._steps.partition_of(key), state, intent.encode())
+                intent = Intent(attempt, anchor, vote, context.now_ms, then.get(key), otherwise.get(key), once)
+                state = changes.state(VALUE, key)
+                changes.mark(key, self._steps.partition_of(key), state, intent.encode())
                 self._holds.add(key, PreparedKey(identity, intent, state), context.now_s, sink)
             return vote
         hold = self._holds.of(op.attempt)
@@ -145,7 +144,8 @@ class Participant:
     def _check_strikes(self, op: DecideCommit) -> None:
         """Raises Conflict if the vote of another store was lost with it."""
         partitions = map(self._steps.partition_of, op.keys)
-        lost = self._changes.context.openings.struck_among(op.attempt.epoch, partitions)
+        openings = self._changes.context.openings
+        lost = openings.struck_among(op.attempt.epoch, partitions) if openings.struck else None
         if lost is not None:
             raise Conflict(f"Partition {lost} was lost after the transaction began.", retry_after_ms=100)
 

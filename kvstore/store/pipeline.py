@@ -23,12 +23,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from kvstore import failpoints
 from kvstore.errors import KvError, ReadTooLarge, TooManyRequests
-from kvstore.protocol import Message, message_bytes
+from kvstore.protocol import message_bytes
 from kvstore.storage.engine import RowKey
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.segments import Position
@@ -36,7 +37,7 @@ from kvstore.store.applier import Applier
 from kvstore.store.batch import Batch
 from kvstore.store.disk_room import DiskRoom
 from kvstore.store.fetcher import Fetcher
-from kvstore.store.lookup import Lookup
+from kvstore.store.lookup import Lookup, if_whole
 from kvstore.store.ops import WriteOp
 from kvstore.store.pacing import SyncPace
 from kvstore.store.refusals import refusal
@@ -66,6 +67,11 @@ class _Step(NamedTuple):
     record_bytes: int
 
 
+_Entry = tuple[WriteOp, Sink, Sequence[RowKey], int]
+"""An operation, where its answer goes, the rows that are pinned for it, and what it counts for as a message."""
+_NONE: Sequence[RowKey] = ()
+
+
 class _Decided(NamedTuple):
     """A batch that waits for `position` to be durable. `record` None: it changed nothing."""
 
@@ -86,7 +92,7 @@ class Pipeline:
         self._lookup = Lookup(tables)
         self._room = DiskRoom(tables)
         self.pace = SyncPace(tables.limits.sync_inline_ms_max)
-        self._queue: deque[tuple[WriteOp, Sink, list[RowKey]] | _Step] = deque()
+        self._queue: deque[_Entry | _Step] = deque()
         self._urgent: deque[_Step] = deque()
         self._queued_bytes = 0
         self.fetcher = Fetcher(tables, self._enter)
@@ -105,7 +111,7 @@ class Pipeline:
         if (damage := self._tables.verification.file_damage) is not None:
             sink.send(refusal(op.id, damage))
             return
-        size, limits = _size(op), self._tables.limits
+        size, limits = message_bytes(op), self._tables.limits
         if (
             len(self._queue) + len(self.fetcher) >= limits.queue_ops_max
             or self._queued_bytes + size > limits.queue_bytes_max
@@ -113,7 +119,10 @@ class Pipeline:
             full = TooManyRequests("The shard's queue of writes is full; wait and try again.", retry_after_ms=100)
             sink.send(refusal(op.id, full))
             return
-        if size > _SMALL_BYTES and record_bytes(op, self._tables.holds, _unknown) > self._tables.log.payload_bytes_max:
+        if (
+            size > _SMALL_BYTES
+            and record_bytes(op, size, self._tables.holds, _unknown) > self._tables.log.payload_bytes_max
+        ):
             large = ReadTooLarge("The operation does not fit into one record of the log; send less at a time.")
             sink.send(refusal(op.id, large))
             return
@@ -122,7 +131,7 @@ class Pipeline:
         if missing or self.fetcher.has_before(op):
             self.fetcher.add(op, sink, missing)
         else:
-            self._queue.append((op, sink, []))
+            self._queue.append((op, sink, _NONE, size))
             self._events.queued.set()
 
     async def step(self, decide: Decide[T], *, urgent: bool = False, record_bytes: int = _STEP_BYTES) -> T:
@@ -137,7 +146,7 @@ class Pipeline:
 
     def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey]) -> None:
         """Its rows are in memory, the fetched ones pinned."""
-        self._queue.append((op, sink, keys))
+        self._queue.append((op, sink, keys, message_bytes(op)))
         self._events.queued.set()
 
     # --- deciding -----------------------------------------------------------------------------------------------------
@@ -176,7 +185,7 @@ class Pipeline:
     def _next_record_bytes(self) -> int:
         tables = self._tables
         op = tables.ready.first.queued.op if tables.ready else self._queue[0][0]
-        return record_bytes(op, tables.holds, self._lookup.before_if_whole)
+        return record_bytes(op, message_bytes(op), tables.holds, partial(if_whole, self._lookup.before))
 
     async def _wait_for_room(self, wanted: int) -> None:
         """The log must have room for what is decided next before that is decided, because then it must be appended."""
@@ -211,31 +220,34 @@ class Pipeline:
         return Batch(tables.clock, context, tables.locks, tables.holds, self._lookup, tables.ready)
 
     def _run_batch(self) -> None:
-        limits, started_s = self._tables.limits, self._tables.environment.monotonic_s()
+        limits, started_s, holds = self._tables.limits, self._tables.environment.monotonic_s(), self._tables.holds
         batch, queue, count = self._batch(), self._queue, 0
         changes, pinned = batch.changes, list[RowKey]()
         batch.steps.append("batch")
         room = min(self._tables.log.room(frees=changes.context.frees_only), limits.batch_bytes_max)
         is_first = True
+        before = partial(if_whole, changes.before)
 
-        def fits(op: WriteOp) -> bool:
+        def fits(op: WriteOp, size: int) -> bool:
             """The first always does: `_wait_for_room` has seen to that."""
             nonlocal is_first
             if is_first:
                 is_first = False
                 return True
-            return changes.bytes + record_bytes(op, self._tables.holds, self._lookup.before_if_whole) <= room
+            return changes.bytes + record_bytes(op, size, holds, before) <= room
 
-        batch.extras.may_begin = fits
+        batch.extras.may_begin = lambda op: fits(op, message_bytes(op))
         if self._tables.ready:
             batch.go_on()
         while queue and not self._tables.ready and count < limits.batch_ops_max:
             entry = queue[0]
-            if isinstance(entry, _Step) or not fits(entry[0]):
+            if isinstance(entry, _Step):
+                break
+            op, sink, keys, size = entry
+            if not fits(op, size):
                 break
             queue.popleft()
-            op, sink, keys = entry
-            self._queued_bytes -= _size(op)
+            self._queued_bytes -= size
             pinned += keys
             if not sink.closed:
                 count += 1
@@ -369,10 +381,6 @@ class _Events:
         self.settled = asyncio.Event()
         self.syncing = False
         self.closing = False
-
-
-def _size(op: WriteOp) -> int:
-    return message_bytes(op) if isinstance(op, Message) else 64
 
 
 def _unknown(kind: str, key: str) -> None:

@@ -22,30 +22,35 @@ class Granted(NamedTuple):
 
 
 class Ready:
-    """Lives as long as the lock table: a batch that is full leaves the rest to the next one."""
+    """Lives as long as the lock table: a batch that is full leaves the rest to the next one.
+
+    `granted`: all of them, in order; for others to look at.
+    """
 
     def __init__(self, locks: LockTable[Any, Any]) -> None:
         self._locks = locks
-        self._granted: deque[Granted] = deque()
+        self.granted: deque[Granted] = deque()
 
     def __len__(self) -> int:
-        return len(self._granted)
+        return len(self.granted)
 
     def next(self) -> Granted:
         """Take the first. Raises IndexError."""
-        return self._granted.popleft()
+        return self.granted.popleft()
 
     @property
     def first(self) -> Granted:
         """Look at the first. Raises IndexError."""
-        return self._granted[0]
+        return self.granted[0]
 
     def unlock(self, key: str, identity: Identity) -> None:
         """Let the lock go; those that have it now are ready."""
-        self._locks.undo.note_length(self._granted)
-        self._granted.extend(Granted(key, *granted) for granted in self._locks.unlock(key, identity))
+        undo = self._locks.undo
+        undo.note_length(self.granted)
+        for granted in self._locks.unlock(key, identity):
+            self.granted.append(Granted(key, *granted))
 
     def leave(self, key: str, queued: Any) -> None:
         """The operation leaves the queue of that lock; those for which this cleared the way are ready."""
-        self._locks.undo.note_length(self._granted)
-        self._granted.extend(Granted(key, *granted) for granted in self._locks.leave(key, queued))
+        self._locks.undo.note_length(self.granted)
+        self.granted.extend(Granted(key, *granted) for granted in self._locks.leave(key, queued))

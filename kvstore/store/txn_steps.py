@@ -35,13 +35,14 @@ class TxnSteps:
     def end_what_is_due(self, keys: Iterable[str]) -> None:
         """Make the expiry of leases and values of these keys a fact, where their time has passed."""
         for key in keys:
-            partition = self.partition_of(key)
-            self._leases.on(key, partition)
-            self._changes.expire_if_due(VALUE, key, partition)
+            if self._locks.lease(key) is not None:
+                self._leases.on(key, self.partition_of(key))
+            if self._changes.before(VALUE, key).expires_at_ms:
+                self._changes.expire_if_due(VALUE, key, self.partition_of(key))
 
     def hold_all(self, conditions: list[Condition]) -> bool:
         """Whether all of them hold."""
-        return all(self._holds_true(condition) for condition in conditions)
+        return not conditions or all(self._holds_true(condition) for condition in conditions)
 
     def _holds_true(self, condition: Condition) -> bool:
         if condition.token is not None:
@@ -56,7 +57,7 @@ class TxnSteps:
 
     def locked(self, steps: list[TxnOp], conditions: list[Condition]) -> Locked | None:
         """The error if the steps write to what is leased, and no condition names its token."""
-        if failpoints.planted("ignore-token"):
+        if not self._locks.lease_count or failpoints.planted("ignore-token"):
             return None
         for step in steps:
             lease = self._locks.lease(step.key) if step.op != "get" else None
@@ -66,7 +67,8 @@ class TxnSteps:
 
     def read(self, steps: Iterable[TxnOp]) -> list[Read]:
         """What the gets among the steps find. Raises ReadTooLarge."""
-        return self.read_keys(step.key for step in steps if step.op == "get")
+        keys = [step.key for step in steps if step.op == "get"]
+        return self.read_keys(keys) if keys else []
 
     def read_keys(self, keys: Iterable[str]) -> list[Read]:
         """Raises ReadTooLarge."""

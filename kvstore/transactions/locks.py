@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from kvstore import failpoints
 from kvstore.transactions.attempts import Age, may_wait
@@ -52,12 +52,17 @@ class Died(Exception):
     """Whoever asked for a lock is not older than all ahead: it must give up what it has, and try again."""
 
 
+_NO_QUEUE: deque[Any] = deque()  # of all locks for which nothing waits: never changed
+
+
 class _Lock(Generic[Q]):
+    """`queue` is made for the first waiter: most locks never have one."""
+
     __slots__ = ("holders", "queue")
 
     def __init__(self) -> None:
         self.holders: dict[Identity, tuple[Mode, Age | None]] = {}
-        self.queue: deque[tuple[Mode, Age | None, Q]] = deque()
+        self.queue: deque[tuple[Mode, Age | None, Q]] = _NO_QUEUE
 
     def copy(self) -> _Lock[Q]:
         """Its present state, for `Undo`."""
@@ -127,6 +132,8 @@ class LockTable(LeaseTable[W], Generic[Q, W]):
             raise Died(name)
         if len(lock.queue) >= self._waiters_max:
             raise OverflowError(name)
+        if not lock.queue:
+            lock.queue = deque()
         lock.queue.append((mode, age, waiter))
         return None
 
@@ -139,7 +146,8 @@ class LockTable(LeaseTable[W], Generic[Q, W]):
 
     def holds(self, name: str, identity: Identity) -> bool:
         """It is still that same lock."""
-        return name in self._locks and identity in self._locks[name].holders
+        lock = self._locks.get(name)
+        return lock is not None and identity in lock.holders
 
     def is_alone(self, name: str, identity: Identity) -> bool:
         """Nobody else holds that lock."""
@@ -147,8 +155,14 @@ class LockTable(LeaseTable[W], Generic[Q, W]):
 
     def unlock(self, name: str, identity: Identity) -> list[tuple[Identity, Q]]:
         """Let the lock go, if it is still held; those who have it now, in order of arrival."""
-        if not self.holds(name, identity) or (lock := self._note_lock(name)) is None:
+        lock = self._locks.get(name)
+        if lock is None or identity not in lock.holders:
             return []
+        if len(lock.holders) == 1 and not lock.queue:
+            self.undo.note_item(self._locks, name)
+            del self._locks[name]  # as it is: it may be put back
+            return []
+        self._note_lock(name)
         del lock.holders[identity]
         return self._promote(name, lock)
 

@@ -50,6 +50,7 @@ from kvstore.protocol import (
     message_bytes,
 )
 from kvstore.transport.frames import decode_apart
+from kvstore.transport.sessions import ADOPT, IS_STRANGER, PARAMETER, ClusterSession
 
 log = logging.getLogger(__name__)
 
@@ -219,12 +220,27 @@ class _Outage:
 
     def goes_on(self, error: Exception, now_s: float) -> None:
         self._began_s = now_s if self._began_s is None else self._began_s
+        if getattr(error, "status", None) == IS_STRANGER:
+            self._say_stranger()
+            return
         reason = str(error) or type(error).__name__
         is_own_fault = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
         if reason != self._told and (is_own_fault or now_s - self._began_s >= _OUTAGE_TOLD_S):
             self._told = reason
             mend = "; raise the limit of open files (ulimit -Hn, LimitNOFILE=)" if is_own_fault else ""
             log.warning("shard %s at %s cannot be reached: %s%s", self._shard_id, self._url, reason, mend)
+
+    def _say_stranger(self) -> None:
+        reason = "it belongs to another cluster"
+        if reason != self._told:
+            self._told = reason
+            log.error(
+                "shard %s at %s belongs to another cluster with the same ids, and is left alone: one of the two runs "
+                "on a copy of a data directory; %s",
+                self._shard_id,
+                self._url,
+                ADOPT,
+            )
 
     def is_over(self) -> None:
         if self._told:
@@ -236,9 +252,18 @@ class Channel:
     """The router's end: connects, stays connected, and brings each request its answer."""
 
     def __init__(
-        self, shard_id: str, url: str, limits: Limits, session: aiohttp.ClientSession, store_id: str = ""
+        self,
+        shard_id: str,
+        url: str,
+        limits: Limits,
+        session: aiohttp.ClientSession,
+        store_id: str = "",
+        cluster: ClusterSession | None = None,
     ) -> None:
-        """`store_id`: the shard refuses the connection unless it serves that very file; empty: whichever it serves."""
+        """`store_id`: the shard refuses the connection unless it serves that very file; empty: whichever it serves.
+
+        `cluster`: it refuses it, too, unless it belongs to the session that this process is in.
+        """
         self.shard_id = shard_id
         self.url = url
         self.store_id = store_id
@@ -249,6 +274,7 @@ class Channel:
         self._strike = 0
         self._limits = limits
         self._session = session
+        self._cluster = cluster or ClusterSession()
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, _Pending] = {}
         self._sent_up_to = 0
@@ -335,7 +361,7 @@ class Channel:
     async def _connect(self) -> aiohttp.ClientWebSocketResponse:
         async with asyncio.timeout(self._limits.request_timeout_s):
             return await self._session.ws_connect(
-                f"{self.url}/channel?shard={self.shard_id}&store={self.store_id}",
+                f"{self.url}/channel?shard={self.shard_id}&store={self.store_id}&{PARAMETER}={self._cluster.id}",
                 max_msg_size=self._limits.frame_read_bytes_max,
                 compress=0,
                 timeout=aiohttp.ClientWSTimeout(ws_close=1.0),

@@ -1,9 +1,10 @@
 """Following the cluster map: a shard or router asks the controller, by long poll, for one newer than its own.
 
-Owns: the two calls of the controller's HTTP interface that its followers make, and their endless, bounded repetition.
+Owns: the calls of the controller's HTTP interface that its followers make, and their endless, bounded repetition.
 Promises: while the controller is away the last map stays in force; nothing is raised for it, and one line is logged
 when it goes and one when it is back. One that has not answered yet since this process began is being started beside
-it, as a rule: that is said only when it takes long.
+it, as a rule: that is said only when it takes long. When the controller's process is another one, the shard announces
+itself again at once, and until then all goes on with the last addresses.
 Leaves to others: what a new map means to whoever follows it.
 """
 
@@ -21,14 +22,19 @@ from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import ControllerBehind, ForeignData, from_problem
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.transport.sessions import HEADER, PARAMETER, ClusterSession
 
 log = logging.getLogger(__name__)
 
 _START_PATIENCE_S = 5.0
+_ASK_TIMEOUT_S = 1.0
 
 
 class MapFollower:
-    """`start_patience_s`: for so long a controller that has not answered yet is not worth a line."""
+    """`start_patience_s`: for so long a controller that has not answered yet is not worth a line.
+
+    `cluster`: the session that the controller's answers say, for all channels of this process.
+    """
 
     def __init__(
         self,
@@ -38,9 +44,11 @@ class MapFollower:
         *,
         start_patience_s: float = _START_PATIENCE_S,
         environment: Environment = SYSTEM,
+        cluster: ClusterSession | None = None,
     ) -> None:
         self._clock_s = environment.monotonic_s
         self._session = session
+        self._cluster = cluster or ClusterSession()
         self._url = controller_url.rstrip("/")
         self._limits = limits
         self._timeout = aiohttp.ClientTimeout(total=limits.map_poll_s + 5.0)
@@ -49,6 +57,7 @@ class MapFollower:
         self._began_s = self._clock_s()
         self._start_patience_s = start_patience_s
         self._announced: dict[str, Any] | None = None
+        self._announced_in = ""
 
     async def announce(
         self,
@@ -85,7 +94,9 @@ class MapFollower:
         while True:
             try:
                 async with self._session.post(f"{self._url}/v1/members", json=body, timeout=self._timeout) as answer:
+                    self._cluster.enter(answer.headers.get(HEADER))
                     if answer.status in (200, 202):
+                        self._announced_in = self._cluster.id
                         self._note(None)
                         return
                     problem = from_problem(await answer.json(content_type=None))
@@ -109,11 +120,16 @@ class MapFollower:
         """
         while True:
             try:
+                if self._announced is not None and self._announced_in != self._cluster.id:
+                    await self._announce_again(cluster_id, epoch)
                 query = {"after": str(epoch), **({"cluster": cluster_id} if cluster_id else {})}
+                if self._cluster.id:
+                    query[PARAMETER] = self._cluster.id  # answered at once if it is another one
                 if clock is not None:
                     query["clock"] = str(clock())
                 async with self._session.get(f"{self._url}/v1/map", params=query, timeout=self._timeout) as answer:
                     body = await answer.read()
+                    self._cluster.enter(answer.headers.get(HEADER))
                     if answer.status == 200:
                         cluster_map = msgspec.json.decode(body, type=ClusterMap)
                         epoch, cluster_id = cluster_map.epoch, cluster_map.cluster_id
@@ -129,12 +145,24 @@ class MapFollower:
                 self._note(error)
             await self._wait()
 
-    async def _announce_again(self, cluster_id: str, epoch: int) -> None:
-        """Once, as what it is by now: a controller that has lost its file does not know whom to ask."""
+    async def _announce_again(self, cluster_id: str | None, epoch: int) -> None:
+        """Once, as what it is by now: a controller that has just started, or lost its file, does not know it yet."""
         if self._announced is not None:
             self._announced |= {"cluster_id": cluster_id, "epoch": epoch}
-            async with self._session.post(f"{self._url}/v1/members", json=self._announced, timeout=self._timeout):
-                pass
+            url, body = f"{self._url}/v1/members", self._announced
+            async with self._session.post(url, json=body, timeout=self._timeout) as answer:
+                self._cluster.enter(answer.headers.get(HEADER))
+                self._announced_in = self._cluster.id
+
+    async def ask_session(self) -> bool:
+        """Have the session be the one that the controller is in now; returns whether it answered in a second."""
+        timeout = aiohttp.ClientTimeout(total=_ASK_TIMEOUT_S)
+        try:
+            async with self._session.get(f"{self._url}/healthz", timeout=timeout) as answer:
+                self._cluster.enter(answer.headers.get(HEADER))
+                return HEADER in answer.headers
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
 
     async def _wait(self) -> None:
         await asyncio.sleep(self._limits.reconnect_wait_s_max / 5)

@@ -210,7 +210,9 @@ class FakeChannel:
 
     is_connected_at_first = True
 
-    def __init__(self, shard_id: str, url: str, limits: Limits, session: Any, store_id: str = "") -> None:
+    def __init__(
+        self, shard_id: str, url: str, limits: Limits, session: Any, store_id: str = "", cluster: Any = None
+    ) -> None:
         self.shard_id = shard_id
         self.url = url
         self.store_id = store_id

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from kvstore.config import Limits
 from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable
@@ -35,6 +36,7 @@ from kvstore.protocol import (
 )
 from kvstore.transport import channel as channel_module
 from kvstore.transport.channel import Channel, Connection
+from kvstore.transport.sessions import ADOPT, IS_STRANGER, ClusterSession
 from loadtest.processes import free_ports
 
 MIB = 1 << 20
@@ -333,6 +335,37 @@ async def test_it_goes_on_trying_until_the_shard_is_there(far: Any) -> None:
 
 async def test_it_says_which_shard_it_wants(far: Any, channel: Channel) -> None:
     assert far.queries[0].startswith("/channel?shard=s1")
+
+
+async def test_each_hello_names_the_session_that_the_process_is_in_by_then(far: Any) -> None:
+    cluster = ClusterSession("first")
+    async with aiohttp.ClientSession() as session:
+        channel = Channel("s1", far.url, Limits(reconnect_wait_s_max=0.02), session, "x", cluster)
+        await until(lambda: channel.connected)
+        cluster.enter("second")
+        far.hang_up()
+        await until(lambda: len(far.queries) > 1 and channel.connected)
+        await channel.close()
+    assert [query.rpartition("session=")[2] for query in far.queries] == ["first", "second"]
+
+
+async def test_a_shard_of_another_cluster_is_left_alone_and_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[str] = []
+
+    async def refuse(request: web.Request) -> web.Response:
+        asked.append(request.path_qs)
+        return web.Response(status=IS_STRANGER)
+
+    app = web.Application()
+    app.router.add_get("/channel", refuse)
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        channel = Channel("s1", str(server.make_url("")).rstrip("/"), Limits(reconnect_wait_s_max=0.02), session)
+        await until(lambda: len(asked) > 3)
+        with pytest.raises(Unavailable):
+            channel.request(Put(0, "a", b""))
+        await channel.close()
+    (record,) = caplog.records
+    assert ADOPT in record.getMessage()
 
 
 async def test_closing_it_ends_what_waits_and_closes_the_connection(far: Any, channel: Channel) -> None:

@@ -11,11 +11,13 @@ import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from kvstore.config import Limits
 from kvstore.errors import ControllerBehind, ForeignData, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Member
 from kvstore.transport.map_follower import MapFollower
+from kvstore.transport.sessions import HEADER, PARAMETER, ClusterSession
 
 
 def make_map(epoch: int) -> ClusterMap:
@@ -193,3 +195,88 @@ async def test_a_refused_announcement_ends_in_the_reason(follower: MapFollower, 
     controller.will_answer((409, msgspec.json.encode(ForeignData("another store").problem())))
     with pytest.raises(ForeignData, match="another store"):
         await follower.announce("s1", "http://s1", "store", None, 1)
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+
+class Sessions:
+    """A controller that says its session with every answer; `announced`: the epochs that were announced in each."""
+
+    def __init__(self) -> None:
+        self.id = "first"
+        self.announced: dict[str, list[int]] = {}
+        self.polled = asyncio.Event()
+        self.fails = 0
+
+    async def members(self, request: web.Request) -> web.Response:
+        if self.fails:
+            self.fails -= 1
+            assert request.transport is not None
+            request.transport.close()
+        else:
+            self.announced.setdefault(self.id, []).append((await request.json()).get("epoch", 0))
+        return web.json_response({}, headers={HEADER: self.id})
+
+    async def map(self, request: web.Request) -> web.Response:
+        if request.query.get(PARAMETER, self.id) == self.id:
+            self.polled.set()
+            await asyncio.sleep(0.05)
+        return web.Response(status=204, headers={HEADER: self.id})
+
+    async def health(self, request: web.Request) -> web.Response:
+        return web.json_response({}, headers={HEADER: self.id})
+
+
+@pytest.fixture
+async def sessions() -> AsyncIterator[tuple[Sessions, MapFollower, ClusterSession]]:
+    found, cluster, app = Sessions(), ClusterSession(), web.Application()
+    app.router.add_post("/v1/members", found.members)
+    app.router.add_get("/v1/map", found.map)
+    app.router.add_get("/healthz", found.health)
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        limits = Limits(map_poll_s=5.0, reconnect_wait_s_max=0.05)
+        yield found, MapFollower(session, str(server.make_url("")), limits, cluster=cluster), cluster
+
+
+async def test_a_shard_announces_itself_again_to_each_new_process_of_the_controller_and_only_then(
+    sessions: tuple[Sessions, MapFollower, ClusterSession],
+) -> None:
+    controller, follower, cluster = sessions
+    await follower.announce("s1", "http://s1", "x", "c", 1, epoch=3)
+    assert cluster.id == "first"
+    following = asyncio.create_task(follower.follow(7, lambda cluster_map: None, "c"))
+    for _ in range(3):
+        controller.polled.clear()
+        await asyncio.wait_for(controller.polled.wait(), 30)
+    controller.id, controller.fails = "second", 2
+    async with asyncio.timeout(30):
+        while "second" not in controller.announced:
+            await asyncio.sleep(0.01)
+        controller.polled.clear()
+        await controller.polled.wait()
+    following.cancel()
+    assert controller.announced == {"first": [3], "second": [7]}
+    assert cluster.id == "second"
+    assert cluster.knows("first")
+
+
+async def test_a_router_learns_the_session_and_announces_nothing(
+    sessions: tuple[Sessions, MapFollower, ClusterSession],
+) -> None:
+    controller, follower, cluster = sessions
+    following = asyncio.create_task(follower.follow(0, lambda cluster_map: None))
+    async with asyncio.timeout(30):
+        while not cluster.id:
+            await asyncio.sleep(0.01)
+    following.cancel()
+    assert (cluster.id, controller.announced) == ("first", {})
+
+
+async def test_the_session_can_be_asked_for(sessions: tuple[Sessions, MapFollower, ClusterSession]) -> None:
+    _, follower, cluster = sessions
+    assert await follower.ask_session()
+    assert cluster.id == "first"
+    async with aiohttp.ClientSession() as session:
+        assert not await MapFollower(session, "http://127.0.0.1:9", Limits(), cluster=cluster).ask_session()
+    assert cluster.id == "first"

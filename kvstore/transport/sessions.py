@@ -1,0 +1,48 @@
+"""The session of announcements: which run of a controller a process belongs to.
+
+Owns: the id of the session that a process is in, the ids of those that it was in before, and where they travel.
+Promises: an id is learned from the own controller alone, so two clusters never know a session of each other, not even
+when one of them runs on a copy of the other's data directory and has all of its ids.
+Leaves to others: drawing the id (`controller.app`), asking for it (`map_follower`), who is let in (`shard.hellos`).
+
+The controller's process draws the id at its start and keeps it in memory only. Its answers carry it in a header, and
+every hello of a channel names it: a router, a shard or a controller that reaches a shard of another session, because
+an address in its map is that of another cluster's process, is refused there before it can ask anything.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+HEADER = "Kv-Session"
+PARAMETER = "session"
+IS_STRANGER = 421  # the shard belongs to another session, for certain
+IS_UNSURE = 503  # its controller cannot be asked now
+ADOPT = "stop the cluster on the copy, and make it a cluster of its own with `kvstore cluster adopt`"
+
+_KEPT = 16
+
+
+class ClusterSession:
+    """`id`: what the hellos of this process name, empty until it is known. `on_enter`: called with each new one."""
+
+    def __init__(self, session_id: str = "") -> None:
+        self.id = session_id
+        self.on_enter: Callable[[str], None] = lambda session_id: None
+        self._known = deque([session_id] if session_id else [], _KEPT)
+
+    def enter(self, session_id: str | None) -> None:
+        """The own controller is in that session; None: it did not say."""
+        if session_id and session_id != self.id:
+            self.id = session_id
+            self.recall(session_id)
+            self.on_enter(session_id)
+
+    def recall(self, session_id: str) -> None:
+        """An earlier session of this very cluster."""
+        self._known.append(session_id)
+
+    def knows(self, session_id: str) -> bool:
+        """It is the present one, or an earlier one of this cluster."""
+        return session_id in self._known
