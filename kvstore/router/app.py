@@ -76,7 +76,7 @@ class RouterApp:
             self._guard.check(head.fields)
             entry, argument = self.table.find(head.path)
             path = entry.path
-            bound = self.table.method_of(entry, head.method)
+            bound = entry.method(head.method)
             if bound.route.is_work:
                 self._admit()
             reply = await self.table.answer(bound, argument, request, head)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Struct, UnsetType
 
-from kvstore.config import PARTITIONS_MAX, PARTITIONS_MIN, WEIGHT_MAX
+from kvstore.config import PARTITIONS_MAX, PARTITIONS_MIN, WEIGHT_MAX, Limits
 from kvstore.errors import (
     BadParameter,
     BadRequest,
@@ -143,6 +143,13 @@ class Problem(ProblemMembers, kw_only=True):
 # --- parameters -------------------------------------------------------------------------------------------------------
 
 
+def decode_path_key(raw: str, limits: Limits) -> str:
+    """Raises KeyEmpty, KeyTooLong, KeyNotUtf8."""
+    if 0 < len(raw) <= limits.key_bytes_max and raw.isascii() and "%" not in raw:
+        return raw
+    return decode_key(raw, limits.key_bytes_max)
+
+
 def _in_path(name: str, meaning: str, component: str) -> Parameter:
     return Parameter(
         name,
@@ -153,7 +160,7 @@ def _in_path(name: str, meaning: str, component: str) -> Parameter:
         f"the prefix is the {name}. (OpenAPI has no word for that; a generated client sends `%2F`, which names the "
         "same one.) Many clients rewrite `.` and `..` segments before they send: for one that has them encode its "
         "`/`, or use /v1/batch for a key.",
-        lambda raw, limits: decode_key(raw, limits.key_bytes_max),
+        decode_path_key,
         component=component,
     )
 

@@ -156,19 +156,19 @@ class Route(NamedTuple):
 class Call:
     """One request, decoded as its route says.
 
-    `argument`: the parameter in the path. `body`: decoded; `raw`: its bytes.
+    `argument`: the parameter in the path. `parameters`: those of the query that were given. `body`: decoded; `raw`: its
+    bytes.
     """
 
-    __slots__ = ("argument", "body", "defaults", "head", "parameters", "raw", "request")
+    parameters: Mapping[str, Any] = {}
+    body: Any = None
+    raw = b""
 
-    def __init__(self, request: web.BaseRequest, head: Head, defaults: Mapping[str, Any]) -> None:
+    def __init__(self, request: web.BaseRequest, head: Head, argument: Any, defaults: Mapping[str, Any]) -> None:
         self.request = request
         self.head = head
+        self.argument = argument
         self.defaults = defaults
-        self.argument: Any = None
-        self.parameters: Mapping[str, Any] = {}
-        self.body: Any = None
-        self.raw = b""
 
     def get(self, name: str) -> Any:
         """A parameter of the query, or its default."""
@@ -195,14 +195,12 @@ class _Path(NamedTuple):
     suffix: str
     methods: dict[str, Bound]
 
-    def argument_of(self, path: str) -> str | None:
-        """What stands for the parameter, None if the path does not match."""
-        if not path.startswith(self.prefix):
-            return None
-        rest = path[len(self.prefix) :]
-        if not self.suffix:
-            return rest
-        return rest.removesuffix(self.suffix) if rest.endswith(self.suffix) else None
+    def method(self, method: str) -> Bound:
+        """Raises MethodNotAllowed."""
+        bound = self.methods.get(method)
+        if bound is None:
+            raise MethodNotAllowed(f"{method!a} is not among {', '.join(self.methods)}.", allow=list(self.methods))
+        return bound
 
 
 class RouteTable:
@@ -211,16 +209,21 @@ class RouteTable:
         self._bodies = bodies
         self._fixed: dict[str, _Path] = {}
         self._open: list[_Path] = []
+        self._open_prefixes: list[str] = []  # in the order in which they came
 
     @property
     def routes(self) -> list[Route]:
-        """All of them."""
-        return [bound.route for path in (*self._open, *self._fixed.values()) for bound in path.methods.values()]
+        """All of them, HEAD left out: it is that of GET without bodies."""
+        paths = (*self._open, *self._fixed.values())
+        return [bound.route for path in paths for method, bound in path.methods.items() if method != "HEAD"]
 
     def add(self, owner: object, routes: Iterable[Route]) -> None:
         """Routes whose handlers are methods of `owner`."""
         for route in routes:
-            self._path_of(route.path).methods[route.method] = self._bind(owner, route)
+            methods, bound = self._path_of(route.path).methods, self._bind(owner, route)
+            methods[route.method] = bound
+            if route.method == "GET":
+                methods["HEAD"] = bound
 
     def _path_of(self, path: str) -> _Path:
         prefix, brace, rest = path.partition("{")
@@ -230,7 +233,8 @@ class RouteTable:
         if found is None:
             found = _Path(path, prefix, rest.partition("}")[2], {})
             self._open.append(found)
-            self._open.sort(key=lambda each: -len(each.suffix))  # stable: else as they came
+            self._open_prefixes.append(found.prefix)
+            self._open.sort(key=lambda each: (self._open_prefixes.index(each.prefix), -len(each.suffix)))
         return found
 
     def _bind(self, owner: object, route: Route) -> Bound:
@@ -260,26 +264,14 @@ class RouteTable:
         if fixed is not None:
             return fixed, ""
         for entry in self._open:
-            argument = entry.argument_of(path)
-            if argument is not None:
-                return entry, argument
+            if path.startswith(entry.prefix) and path.endswith(entry.suffix):
+                return entry, path[len(entry.prefix) : len(path) - len(entry.suffix)]
         raise NoSuchRoute(f"there is nothing at {path[:200]!a}.")
-
-    @staticmethod
-    def method_of(entry: _Path, method: str) -> Bound:
-        """Raises MethodNotAllowed."""
-        methods = entry.methods
-        bound = methods.get("GET" if method == "HEAD" else method)
-        if bound is None:
-            allowed = [*methods, *(["HEAD"] if "GET" in methods else [])]
-            raise MethodNotAllowed(f"{method!a} is not among {', '.join(allowed)}.", allow=allowed)
-        return bound
 
     async def answer(self, bound: Bound, argument: str, request: web.BaseRequest, head: Head) -> Any:
         """The handler's answer to the decoded call. Raises KvError."""
-        call = Call(request, head, bound.defaults)
-        if bound.decode_argument is not None:
-            call.argument = bound.decode_argument(argument, self._limits)
+        decode = bound.decode_argument
+        call = Call(request, head, decode(argument, self._limits) if decode is not None else None, bound.defaults)
         if head.query:
             given = decode_query(head.query, bound.names)
             call.parameters = {name: bound.decoders[name](text, self._limits) for name, text in given.items()}
@@ -310,7 +302,7 @@ async def answer_call(table: RouteTable, guard: HostGuard, request: web.BaseRequ
         head = read_head(request)
         guard.check(head.fields)
         entry, argument = table.find(head.path)
-        reply = await table.answer(table.method_of(entry, head.method), argument, request, head)
+        reply = await table.answer(entry.method(head.method), argument, request, head)
     except KvError as error:
         reply = problem_response(error, error_lines(error))
     if isinstance(reply, Response):

@@ -31,7 +31,7 @@ async def answer(
     table = RouteTable(limits, SentBody(body, limits))
     table.add(owner, routes)
     entry, argument = table.find(head.path)
-    return await table.answer(table.method_of(entry, head.method), argument, request, head)
+    return await table.answer(entry.method(head.method), argument, request, head)
 
 
 def decoded(kind: Any, body: bytes) -> Any:
