@@ -1,6 +1,7 @@
 """The place of a data file, looked at before it is opened: what a person has to mend is said in a person's words.
 
-Owns: which things in the place of a file, and which errors at its opening, mean what.
+Owns: which things in the place of a file, and which errors at its opening, mean what; how a small file is
+replaced.
 Promises: nothing that was there is changed; a file that does not exist yet is created, empty, where that is possible.
 Leaves to others: what is in the file (`storage`, `controller.store`), the exit codes (`process`).
 
@@ -68,6 +69,21 @@ def _user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"uid {uid}"
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Make `path` a file with that content: after a crash it is this one, or what was there before. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def opening_error(path: Path, error: sqlite3.Error, what: str) -> KvError | OSError:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
@@ -86,6 +87,18 @@ def plant(name: str) -> None:
     if name not in BUGS:
         raise ValueError(f"KVSTORE_FAILPOINTS: no bug is called {name!r}, only {', '.join(sorted(BUGS))}")
     _planted.add(name)
+
+
+@contextmanager
+def planting(name: str) -> Iterator[None]:
+    """That bug is there within the block; none if the name is empty. Raises ValueError for one that is not in BUGS."""
+    before = set(_planted)
+    if name:
+        plant(name)
+    try:
+        yield
+    finally:
+        _planted.intersection_update(before)
 
 
 def planted(name: str) -> bool:

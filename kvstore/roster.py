@@ -42,7 +42,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """A member of the cluster and where it was last reached."""
+    """A node of the cluster and where it was last reached."""
 
     id: str
     url: str
@@ -54,12 +54,12 @@ class DesiredShards(msgspec.Struct, frozen=True):
     revision: int
     formed: bool
     wanted: list[Wanted]
-    members: list[Placed]
+    nodes: list[Placed]
 
     @property
     def ids(self) -> set[str]:
         """The shards that are to run, here or elsewhere."""
-        return {*(shard.id for shard in self.wanted), *(member.id for member in self.members)}
+        return {*(shard.id for shard in self.wanted), *(node.id for node in self.nodes)}
 
 
 class Files(NamedTuple):
@@ -103,12 +103,12 @@ def decide(
         # Nobody was removed from a cluster that does not exist: whatever was set aside is of an earlier one.
         first = {shard_id: listens[shard_id] for shard_id in listens if shard_id not in running}
         # Of a cluster whose controller has lost its file: all of its shards must come, for it to be known again.
-        others = {m.id: here(m.url, config) for m in launch.members if m.id in files.data and m.id not in running}
+        others = {n.id: here(n.url, config) for n in launch.nodes if n.id in files.data and n.id not in running}
         return _steps({**others, **first}, files)
     start: dict[str, str | None] = {}
-    for member in launch.members:
-        if member.id in files.data and member.id not in running:
-            start[member.id] = listens.get(member.id) or here(member.url, config)
+    for node in launch.nodes:
+        if node.id in files.data and node.id not in running:
+            start[node.id] = listens.get(node.id) or here(node.url, config)
     for shard in launch.wanted:
         if shard.id not in running:
             start[shard.id] = listens.get(shard.id)
@@ -136,9 +136,9 @@ def free_listens(config: ClusterConfig, launch: DesiredShards, taken: Collection
     own = [listen_address(shard.listen)[1] for shard in config.shards]
     others = [listen_address(router.listen)[1] for router in config.routers]
     others += [listen_address(controller.listen)[1] for controller in config.controllers]
-    members = [port for member in launch.members if here(member.url, config) and (port := _port(member.url))]
-    lowest = max([*own, *members]) + 1
-    used = {*own, *others, *members, *taken}
+    nodes = [port for node in launch.nodes if here(node.url, config) and (port := _port(node.url))]
+    lowest = max([*own, *nodes]) + 1
+    used = {*own, *others, *nodes, *taken}
     # Up to the end, then, if there is nothing any more, from the end of those that need privileges.
     ports = itertools.chain(range(lowest, PORT_MAX + 1), range(1024, lowest))
     return (address_text(_host_of(config), port) for port in ports if port not in used)
@@ -168,10 +168,10 @@ def look(data_dir: Path) -> Files:
 
 def is_out_of_date(data_dir: Path, shard_id: str, launch: DesiredShards) -> bool:
     """Whether the file is of a former member of this cluster: of the same one as a member's file beside it."""
-    if any(member.id == shard_id for member in launch.members):
+    if any(node.id == shard_id for node in launch.nodes):
         return False
     cluster_id = _cluster_of(data_dir, shard_id)
-    return cluster_id is not None and cluster_id in (_cluster_of(data_dir, member.id) for member in launch.members)
+    return cluster_id is not None and cluster_id in (_cluster_of(data_dir, node.id) for node in launch.nodes)
 
 
 def _cluster_of(data_dir: Path, shard_id: str) -> str | None:

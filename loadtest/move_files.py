@@ -12,10 +12,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from kvstore.errors import DataCorrupt
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.map_format import decode_map
 from kvstore.placement.ring import partition_of
 from kvstore.storage.rows import VALUE, Row, checked
 
@@ -37,7 +36,7 @@ class Lying(NamedTuple):
 def look(data_dir: Path, cluster_map: ClusterMap) -> Lying:
     """The files of all members, one after the other. For a cluster in which nothing moves and nobody writes."""
     found = Lying({}, [], [])
-    for index, member in enumerate(cluster_map.members):
+    for index, member in enumerate(cluster_map.shards):
         owned = {partition for partition, owner in enumerate(cluster_map.owners) if owner == index}
         path = data_dir / f"shard-{member.id}.db"
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as connection:
@@ -50,7 +49,7 @@ def _look_at(
     connection: sqlite3.Connection, shard_id: str, owned: set[int], cluster_map: ClusterMap, found: Lying
 ) -> None:
     meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
-    durable = msgspec.json.decode(meta.get("cluster_map", "null"), type=ClusterMap | None)
+    durable = decode_map(meta["cluster_map"].encode()) if "cluster_map" in meta else None
     if durable is None or durable.epoch != cluster_map.epoch:
         has = "no map" if durable is None else f"the map of epoch {durable.epoch}"
         found.behind.append(f"{shard_id} has {has}, the controller that of epoch {cluster_map.epoch}")

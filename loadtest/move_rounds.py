@@ -30,7 +30,7 @@ import aiohttp
 import click
 import msgspec
 
-from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.map_format import decode_map
 from loadtest import changes, move_files
 from loadtest.armed_cluster import ArmedCluster
 from loadtest.changes import Change, ChangeError
@@ -336,7 +336,7 @@ class Rounds:
         deadline_s = time.monotonic() + _FILES_TIMEOUT_S
         while True:
             async with self._http.get(f"{self._cluster.controller_url}/v1/map?after=0") as response:
-                cluster_map = msgspec.json.decode(await response.read(), type=ClusterMap)
+                cluster_map = decode_map(await response.read())
             found = await asyncio.to_thread(move_files.look, self._cluster.data_dir, cluster_map)
             if not found.behind or time.monotonic() > deadline_s:
                 return found

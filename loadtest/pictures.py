@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 from kvstore.config import default_config
-from kvstore.placement.ring import Node, partition_of, place, virtual_nodes
+from kvstore.placement.ring import ShardWeight, partition_of, place, virtual_nodes
 
 FOLDER = Path(__file__).resolve().parent.parent / "kvstore" / "pictures"
 PARTITIONS = 64  # the fewest that a cluster may have: more could not be told apart in a picture
@@ -37,7 +37,7 @@ def pictures() -> dict[str, str]:
 def system() -> str:
     """Clients, router, controller and shards, with the addresses and shares of the default cluster."""
     config = default_config()
-    owners = Counter(place([Node(shard.id, shard.weight) for shard in config.shards], config.partitions))
+    owners = Counter(place([ShardWeight(shard.id, shard.weight) for shard in config.shards], config.partitions))
     router, controller = config.routers[0], config.controllers[0]
     parts = [
         *_box(30, 40, 190, 92, "clients", ["curl, a browser, kvstore", "the Python client"], _GREY),
@@ -84,8 +84,8 @@ def _arrow(x1: int, y1: int, x2: int, y2: int, label: str = "", *, dashed: bool 
 
 def ring() -> str:
     """Virtual nodes and partitions of three shards, and of four: what moved is marked."""
-    three = [Node(f"s{number}") for number in (1, 2, 3)]
-    four = [*three, Node("s4")]
+    three = [ShardWeight(f"s{number}") for number in (1, 2, 3)]
+    four = [*three, ShardWeight("s4")]
     before = place(three, PARTITIONS)
     after = place(four, PARTITIONS, before)
     moved = [partition for partition in range(PARTITIONS) if before[partition] != after[partition]]
@@ -97,7 +97,7 @@ def ring() -> str:
     return _svg(1060, 640, "The ring with its virtual nodes, before and after a shard joins", parts)
 
 
-def _circle(x: int, y: int, title: str, nodes: list[Node], owners: list[str], moved: list[int]) -> Iterator[str]:
+def _circle(x: int, y: int, title: str, nodes: list[ShardWeight], owners: list[str], moved: list[int]) -> Iterator[str]:
     """Outside the virtual nodes, inside one arc per partition; `moved` ones stand out."""
     yield from _text(x, 34, title, 18, _INK, "middle", 600)
     for point, shard in virtual_nodes(nodes):
@@ -131,7 +131,7 @@ def _at(x: int, y: int, radius: int, turn: float) -> tuple[float, float]:
     return x + radius * math.sin(angle), y - radius * math.cos(angle)
 
 
-def _legend(nodes: list[Node], before: list[str], after: list[str], moved: int) -> Iterator[str]:
+def _legend(nodes: list[ShardWeight], before: list[str], after: list[str], moved: int) -> Iterator[str]:
     had, has = Counter(before), Counter(after)
     for number, node in enumerate(nodes):
         x = 60 + number * 240

@@ -21,7 +21,7 @@ from typing import Any
 import click
 from uhashring import HashRing
 
-from kvstore.placement.ring import Node, partition_of, place
+from kvstore.placement.ring import ShardWeight, partition_of, place
 
 
 def benchmark(*, shards: int, partitions: int, keys: int, rounds: int) -> dict[str, Any]:
@@ -36,8 +36,8 @@ def benchmark(*, shards: int, partitions: int, keys: int, rounds: int) -> dict[s
     raw = [text.encode() for text in texts]
     ids = [f"s{number}" for number in range(1, shards + 2)]
 
-    owners = place([Node(shard) for shard in ids[:-1]], partitions)
-    owners_joined = place([Node(shard) for shard in ids], partitions, owners)
+    owners = place([ShardWeight(shard) for shard in ids[:-1]], partitions)
+    owners_joined = place([ShardWeight(shard) for shard in ids], partitions, owners)
     theirs, theirs_joined = HashRing(nodes=ids[:-1]), HashRing(nodes=ids)
 
     seconds: dict[str, list[float]] = {"kvstore": [], "uhashring": []}

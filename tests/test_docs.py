@@ -29,7 +29,7 @@ from kvstore.cli.deploy import FILES
 from kvstore.client import Client
 from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig, ShardConfig, default_config
 from kvstore.errors import ConfigError, all_errors
-from kvstore.placement.ring import Node, key_hash, partition_of, place, walk
+from kvstore.placement.ring import ShardWeight, key_hash, partition_of, place, walk
 from kvstore.router.routes.table import PUBLIC_ROUTES
 from tests.cluster.conftest import Cluster, running, write_config
 from tests.documents import DOCUMENTS, REPOSITORY, Command, Document, anchors, commands_of, inline_commands
@@ -428,7 +428,7 @@ def test_every_rule_outside_of_transactions_names_its_test() -> None:
 
 
 def test_the_examples_of_the_documents_lie_where_they_say() -> None:
-    shards = [Node(shard.id, shard.weight) for shard in default_config().shards]
+    shards = [ShardWeight(shard.id, shard.weight) for shard in default_config().shards]
     for key, shard in (("user:42", "s3"), ("fruit/apple", "s4")):
         partition = partition_of(key.encode(), default_config().partitions)
         assert place(shards, default_config().partitions)[partition] == shard

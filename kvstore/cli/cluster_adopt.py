@@ -58,7 +58,7 @@ def adopt(config: Path, confirm: str | None, as_json: bool) -> None:
         except KvError as error:
             report(error, as_json)
             raise click.exceptions.Exit(EXIT_NO_DECISION) from None
-        begun, shards = done.begun, [member.id for member in done.cluster_map.members]
+        begun, shards = done.begun, [shard.id for shard in done.cluster_map.shards]
         document = {"cluster_id": begun.cluster_id, "copied_from": begun.copied_from, "shards": shards}
         emit(as_json, document, f"this is cluster {begun.cluster_id} now, with {len(shards)} shards")
 
@@ -76,7 +76,7 @@ def _ask(adoption: Adoption, data_dir: str, confirm: str | None) -> None:
     copied = adoption.begun.copied_from
     cluster_map = adoption.cluster_map
     complain(
-        f"kvstore: {data_dir} has cluster {copied}, epoch {cluster_map.epoch}, with {len(cluster_map.members)} shards. "
+        f"kvstore: {data_dir} has cluster {copied}, epoch {cluster_map.epoch}, with {len(cluster_map.shards)} shards. "
         "It becomes a cluster of its own, which cannot be undone. Do this to the copy, not to the original."
     )
     if confirm is None and sys.stdin.isatty():

@@ -60,15 +60,15 @@ class Adoption:
         """Raises ForeignData where a store is missing or another one, DataInUse, DataCorrupt, OSError."""
         if self._is_done:
             return
-        for member in self.cluster_map.members:
-            path = self._path(member.id)
+        for shard in self.cluster_map.shards:
+            path = self._path(shard.id)
             if not is_store(path):
                 raise ForeignData(
                     f"there is no file {path} of this program's format: a copy is adopted whole, so copy the files of "
-                    f"shard {member.id} here, too, or start the copy without it as another cluster."
+                    f"shard {shard.id} here, too, or start the copy without it as another cluster."
                 )
             try:
-                check_store(path, member.store_id, self.begun.cluster_id)
+                check_store(path, shard.store_id, self.begun.cluster_id)
             except sqlite3.Error as error:
                 raise DataCorrupt(f"{path} cannot be read: {error}.") from error
 
@@ -83,13 +83,14 @@ class Adoption:
             return
         await SYSTEM.in_thread(self._write_note)
         cluster_id = self.begun.cluster_id
-        for member in self.cluster_map.members:
-            await adopt_store(self._path(member.id), member.store_id, cluster_id, self._limits)
-            self._path(member.id, "session").unlink(missing_ok=True)
+        for shard in self.cluster_map.shards:
+            await adopt_store(self._path(shard.id), shard.store_id, cluster_id, self._limits)
+            self._path(shard.id, "session").unlink(missing_ok=True)
         document = ClusterDocument(self._store, _TRIES_MAX)
+        await document.convert()
         await document.change(lambda state: _adopted(state, cluster_id))
-        for member in self.cluster_map.members:
-            await self._store.forget(member.store_id)
+        for shard in self.cluster_map.shards:
+            await self._store.forget(shard.store_id)
         self._note.unlink()
 
     def _path(self, shard_id: str, suffix: str = "db") -> Path:

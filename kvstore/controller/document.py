@@ -1,6 +1,6 @@
 """The controller's state in its store: read, watched, and changed by compare-and-swap only.
 
-Owns: the encoding of `ClusterState`.
+Owns: the encoding of `ClusterState`, and its conversion where the map in it is of an older format.
 Promises: a change is decided on the state that it replaces, however many others are under way: whoever loses the race
 reads again and decides anew. A change whose outcome cannot be told at first is looked up. Who has heard of an epoch
 above the stored one has lost changes (its file is an old copy), and changes nothing.
@@ -17,10 +17,14 @@ import msgspec
 from kvstore.controller.membership import ClusterState
 from kvstore.controller.store import MapStore, Told
 from kvstore.errors import ControllerBehind, ForeignData, Unavailable
+from kvstore.placement.cluster_map import MAP_FORMAT
+from kvstore.placement.map_format import decode_map, format_of
 
 _CLUSTERS_MAX = 64
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(ClusterState).decode
+_decode_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_NOTHING = b"null"
 
 
 class Changed(NamedTuple):
@@ -90,6 +94,25 @@ class ClusterDocument:
                 return Changed(before, after)
         raise Unavailable(f"{self._tries_max} writes of the map lost their race.", retry_after_ms=1000)
 
+    async def convert(self) -> int | None:
+        """Bring a map of an older format to the present one, in one swap; returns the format that it had, if any.
+
+        The old document is kept beside the new one first. To be called before anything else is read. Raises
+        ForeignData for a format that is not known, Unavailable.
+        """
+        for _ in range(self._tries_max):
+            stored = await self._store.read()
+            older = _older_format(stored.document)
+            if stored.document is None or older is None:
+                return None
+            state = _decode_state(stored.document)
+            assert state.map is not None
+            await self._store.keep(f"format{older}", stored.document)
+            converted = msgspec.structs.replace(state.map, epoch=state.map.epoch + 1)
+            if await self._swap(stored.revision, _encode(msgspec.structs.replace(state, map=converted))):
+                return older
+        raise Unavailable(f"{self._tries_max} writes of the map lost their race.", retry_after_ms=1000)
+
     async def tell(self, store_id: str, told: Told) -> Told:
         """Keep what a store has told of its log; returns the highest that it has told. Raises Unavailable."""
         return await self._store.tell(store_id, told)
@@ -112,6 +135,24 @@ def _decode_state(document: bytes | None) -> ClusterState:
     if document is None:
         return ClusterState()
     try:
-        return _decode(document)
+        parts = _decode_parts(document)
+        encoded_map = _map_of(parts)
+        state = _decode(_encode({name: part for name, part in parts.items() if name != "map"}))
+        return state if encoded_map is None else msgspec.structs.replace(state, map=decode_map(encoded_map))
+    except (msgspec.DecodeError, ForeignData) as error:
+        raise ForeignData(f"this version cannot read the controller's stored state: {error}.") from error
+
+
+def _older_format(document: bytes | None) -> int | None:
+    """The format of the map in the document, if it is an older one. Raises ForeignData."""
+    try:
+        encoded_map = _map_of(_decode_parts(document)) if document is not None else None
+        found = format_of(encoded_map) if encoded_map is not None else MAP_FORMAT
     except msgspec.DecodeError as error:
         raise ForeignData(f"this version cannot read the controller's stored state: {error}.") from error
+    return found if found != MAP_FORMAT else None
+
+
+def _map_of(parts: dict[str, msgspec.Raw]) -> bytes | None:
+    encoded = bytes(parts["map"]) if "map" in parts else _NOTHING
+    return encoded if encoded != _NOTHING else None

@@ -72,7 +72,7 @@ class Reopener:
         if all(strike.opened for strike in cluster_map.strikes):
             return ""
         self._shards.follow(cluster_map)
-        stay = [m.id for m in cluster_map.members if not cluster_map.is_struck(m.store_id)]
+        stay = [s.id for s in cluster_map.shards if not cluster_map.is_struck(s.store_id)]
         followed = await asyncio.gather(
             *(self._shards.bring(shard_id, cluster_map.epoch) for shard_id in stay), return_exceptions=True
         )

@@ -35,7 +35,7 @@ from kvstore.addresses import is_any_address
 from kvstore.config import ID_PATTERN, WEIGHT_MAX
 from kvstore.errors import BadBody, ChangeRefused, Conflict, ControllerBehind, ForeignData, NotFound, Unavailable
 from kvstore.placement import moves
-from kvstore.placement.cluster_map import ClusterMap, Member, first_map, with_member_url
+from kvstore.placement.cluster_map import ClusterMap, Home, Shard, at_home, first_map, with_node_url
 
 _URL = re.compile(r"https?://[^\s/?#@]+/?")
 
@@ -48,6 +48,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `cluster_id` is None until the shard has seen a map. `join`: it wants to become a member if it is none; then
     `weight` counts. That of the first members is the one in cluster.yaml. `partitions`: of how many its file is.
     `epoch`: that of the map that it follows, 0 without one. `clock`: the highest version that it has given or seen.
+    `copy_id`: that of its copy of the store; a program that knew none has left it out.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     partitions: int | None = None
     epoch: int = 0
     clock: int = 0
+    copy_id: str = ""
 
 
 class ClusterState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,11 +149,8 @@ def decide(
     announced = {**state.announced, announcement.id: announcement}
     if waiting_for(announced, first):
         return msgspec.structs.replace(state, announced=announced)
-    members = [
-        Member(id=shard_id, url=announced[shard_id].url, store_id=announced[shard_id].store_id, weight=weight)
-        for shard_id, weight in first.weights.items()
-    ]
-    formed = first_map(new_cluster_id, first.partitions, members)
+    homes = [_home(announced[shard_id], weight) for shard_id, weight in first.weights.items()]
+    formed = first_map(new_cluster_id, first.partitions, homes)
     return ClusterState(map=msgspec.structs.replace(formed, replicas=first.replicas))
 
 
@@ -168,21 +167,27 @@ def _decide_formed(
             f"the file of shard {announcement.id} is that of a shard that was given up as lost, and is out of date: "
             "move it away. An empty one may join."
         )
-    for other in cluster_map.members:
+    for other in cluster_map.shards:
         if other.store_id == announcement.store_id and other.id != announcement.id:
             raise _copied_file(announcement.id, other.id)
     _check_partitions(announcement.id, announcement.partitions, cluster_map.partitions)
-    member = cluster_map.member(announcement.id)
-    if member is None:
+    shard = cluster_map.shard(announcement.id)
+    if shard is None:
         return _decide_newcomer(state, announcement, plan)
-    if member.store_id != announcement.store_id:
+    if shard.store_id != announcement.store_id:
         raise ForeignData(
             f"shard {announcement.id} has an empty or foreign file: the cluster knows it with "
-            f"store id {member.store_id}, not {announcement.store_id}."
+            f"store id {shard.store_id}, not {announcement.store_id}."
         )
-    if member.url == announcement.url:
+    if cluster_map.url_of(shard) == announcement.url:
         return state
-    return msgspec.structs.replace(state, map=with_member_url(cluster_map, announcement.id, announcement.url))
+    return msgspec.structs.replace(state, map=with_node_url(cluster_map, announcement.id, announcement.url))
+
+
+def _home(announcement: Announcement, weight: int) -> Home:
+    return at_home(
+        announcement.id, announcement.url, announcement.store_id, copy_id=announcement.copy_id, weight=weight
+    )
 
 
 def _decide_newcomer(state: ClusterState, announcement: Announcement, plan: Plan) -> ClusterState:
@@ -191,8 +196,7 @@ def _decide_newcomer(state: ClusterState, announcement: Announcement, plan: Plan
     weight = state.wanted.get(announcement.id, announcement.weight if announcement.join else None)
     if weight is None:
         raise _not_a_member(announcement.id)
-    newcomer = Member(id=announcement.id, url=announcement.url, store_id=announcement.store_id, weight=weight)
-    return with_joining(state, newcomer, plan)
+    return with_joining(state, _home(announcement, weight), plan)
 
 
 def _not_a_member(shard_id: str) -> Conflict:
@@ -227,7 +231,7 @@ def waiting_for(announced: dict[str, Announcement], first: FirstMembers) -> list
 def may_join(state: ClusterState, announcement: Announcement) -> bool:
     """Whether the announcement, if nothing is wrong with it, makes a new member."""
     is_asked_for = announcement.join or announcement.id in state.wanted
-    return state.map is not None and is_asked_for and state.map.member(announcement.id) is None
+    return state.map is not None and is_asked_for and state.map.shard(announcement.id) is None
 
 
 # --- what people ask for ---------------------------------------------------------------------------------------------
@@ -239,12 +243,12 @@ def check_newcomer(
     """Raises ChangeRefused if the id is taken, ForeignData if the file is not for this cluster, Unavailable."""
     cluster_map = formed_map(state)
     refuse_while_struck(cluster_map)
-    member = cluster_map.member(shard_id)
-    if member is not None and member.state == "leaving":
+    shard = cluster_map.shard(shard_id)
+    if shard is not None and shard.state == "leaving":
         raise ChangeRefused(
             f"shard {shard_id} is leaving: add it again when it has left, or keep it by cancelling the moves."
         )
-    if member is not None:
+    if shard is not None:
         raise ChangeRefused(f"shard {shard_id} exists already: choose another id, or change its weight.")
     if cluster_id == cluster_map.cluster_id:
         raise _was_removed(shard_id)
@@ -256,15 +260,16 @@ def check_newcomer(
     _check_partitions(shard_id, partitions, cluster_map.partitions)
 
 
-def with_joining(state: ClusterState, newcomer: Member, plan: Plan) -> ClusterState:
+def with_joining(state: ClusterState, newcomer: Home, plan: Plan) -> ClusterState:
     """The shard is a member and moves to it are planned. Raises ChangeRefused, ForeignData, Unavailable."""
-    check_newcomer(state, newcomer.id)
+    shard = newcomer.shard
+    check_newcomer(state, shard.id)
     cluster_map = formed_map(state)
-    for other in cluster_map.members:
-        if other.store_id == newcomer.store_id:
-            raise _copied_file(newcomer.id, other.id)
-    wanted = {shard_id: weight for shard_id, weight in state.wanted.items() if shard_id != newcomer.id}
-    joined = plan(moves.with_new_member(cluster_map, newcomer))
+    for other in cluster_map.shards:
+        if other.store_id == shard.store_id:
+            raise _copied_file(shard.id, other.id)
+    wanted = {shard_id: weight for shard_id, weight in state.wanted.items() if shard_id != shard.id}
+    joined = plan(moves.with_new_shard(cluster_map, newcomer))
     return msgspec.structs.replace(state, map=_one_step(cluster_map, joined), wanted=wanted)
 
 
@@ -284,7 +289,7 @@ def without(state: ClusterState, shard_id: str, plan: Plan) -> ClusterState:
     Raises NotFound, ChangeRefused for the last one, Unavailable.
     """
     cluster_map = formed_map(state)
-    if cluster_map.member(shard_id) is None and shard_id in state.wanted:
+    if cluster_map.shard(shard_id) is None and shard_id in state.wanted:
         wanted = {other: weight for other, weight in state.wanted.items() if other != shard_id}
         return msgspec.structs.replace(state, wanted=wanted)
     _check_member(cluster_map, shard_id)
@@ -322,7 +327,7 @@ def refuse_while_struck(cluster_map: ClusterMap) -> None:
 def reweighed(state: ClusterState, shard_id: str, weight: int, plan: Plan) -> ClusterState:
     """The shard gets another weight, and what that asks for is planned. Raises NotFound, ChangeRefused, Unavailable."""
     cluster_map = formed_map(state)
-    if cluster_map.member(shard_id) is None and shard_id in state.wanted:
+    if cluster_map.shard(shard_id) is None and shard_id in state.wanted:
         return msgspec.structs.replace(state, wanted={**state.wanted, shard_id: weight})
     refuse_while_struck(cluster_map)
     if _check_member(cluster_map, shard_id).state == "leaving":
@@ -354,16 +359,16 @@ def formed_map(state: ClusterState) -> ClusterMap:
     return state.map
 
 
-def _check_member(cluster_map: ClusterMap, shard_id: str) -> Member:
-    member = cluster_map.member(shard_id)
-    if member is None:
-        known = ", ".join(member.id for member in cluster_map.members)
+def _check_member(cluster_map: ClusterMap, shard_id: str) -> Shard:
+    shard = cluster_map.shard(shard_id)
+    if shard is None:
+        known = ", ".join(shard.id for shard in cluster_map.shards)
         raise NotFound(
             f"there is no shard {shard_id!r}: the members are {known}.",
             title="There is no such shard",
             next_step="Name one of the members; GET /v1/cluster shows them.",
         )
-    return member
+    return shard
 
 
 def _one_step(before: ClusterMap, after: ClusterMap) -> ClusterMap:
@@ -381,7 +386,7 @@ def differences(first: FirstMembers, cluster_map: ClusterMap) -> list[str]:
         found.append(f"partitions: the map has {cluster_map.partitions}, cluster.yaml {first.partitions}")
     if first.replicas != cluster_map.replicas:
         found.append(f"replicas: the map has {cluster_map.replicas}, cluster.yaml {first.replicas}")
-    weights = {member.id: member.weight for member in cluster_map.members}
+    weights = {shard.id: shard.weight for shard in cluster_map.shards}
     found += _missing("cluster.yaml", first.weights, weights) + _missing("the map", weights, first.weights)
     for shard_id, weight in first.weights.items():
         if weights.get(shard_id, weight) != weight:

@@ -384,7 +384,7 @@ class Mover:
             await self._shards.bring(shard_id, self._map.epoch)
         except KvError as error:
             log.debug("%s", error)
-            return self._map.member(shard_id) is None
+            return self._map.shard(shard_id) is None
         return True
 
     # --- swaps -------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Recovery:
 
 
 def _urls(cluster_map: ClusterMap | None) -> set[str]:
-    return {member.url for member in cluster_map.members} if cluster_map is not None else set()
+    return {node.url for node in cluster_map.nodes} if cluster_map is not None else set()
 
 
 # --- the rules: pure --------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def newest(maps: Sequence[ClusterMap]) -> ClusterMap:
 def silent(cluster_map: ClusterMap, told: Iterable[Told]) -> list[str]:
     """The members of the map of whom nothing was heard: they may have a newer one."""
     heard = {(each.shard, each.store_id) for each in told}
-    return [member.id for member in cluster_map.members if (member.id, member.store_id) not in heard]
+    return [shard.id for shard in cluster_map.shards if (shard.id, shard.store_id) not in heard]
 
 
 def recovered(cluster_map: ClusterMap, heard: int, new_id: Callable[[], str]) -> ClusterMap:
@@ -132,12 +132,18 @@ def check(found: Found, cluster_id: str, epoch: int, without: Collection[str]) -
 def described(found: Found) -> dict[str, Any]:
     """For people, before they take it."""
     cluster_map = found.map
-    owned = [0] * len(cluster_map.members)
+    owned = [0] * len(cluster_map.shards)
     for owner in cluster_map.owners:
         owned[owner] += 1
     members = [
-        {"id": member.id, "url": member.url, "state": member.state, "weight": member.weight, "partitions": count}
-        for member, count in zip(cluster_map.members, owned, strict=True)
+        {
+            "id": shard.id,
+            "url": cluster_map.url_of(shard),
+            "state": shard.state,
+            "weight": shard.weight,
+            "partitions": count,
+        }
+        for shard, count in zip(cluster_map.shards, owned, strict=True)
     ]
     return {
         "cluster_id": cluster_map.cluster_id,

@@ -28,7 +28,7 @@ from kvstore.controller.store import Told
 from kvstore.controller.twins import Twins
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import ChangeRefused, ControllerBehind, NotFound, Unavailable
-from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.placement.cluster_map import ClusterMap, Home, Node, at_home
 from kvstore.placement.moves import planned
 
 _LAUNCHER_GRACE_S = 5.0  # for so long a launcher may be silent: after the end of its last question, or a start
@@ -74,7 +74,12 @@ class ClusterService:
         )
 
     async def report_start(self) -> None:
-        """Log what is stored and where cluster.yaml differs from it. Raises ForeignData if it is unreadable."""
+        """Log what is stored and where cluster.yaml differs from it, once it is of the present format.
+
+        Raises ForeignData if it is unreadable, Unavailable.
+        """
+        if (older := await self._document.convert()) is not None:
+            _log.warning("the stored map was of format %d; the old document is kept beside it", older)
         state = await self._document.read()
         if state.map is None:
             missing = ", ".join(membership.waiting_for(state.announced, self._first))
@@ -139,12 +144,12 @@ class ClusterService:
 
         Raises NotFound, ChangeRefused if `confirm` is not the shard's id, Unavailable.
         """
-        member = membership.formed_map(await self._document.read()).member(shard_id)
-        if member is None:
+        shard = membership.formed_map(await self._document.read()).shard(shard_id)
+        if shard is None:
             raise NotFound(f"there is no shard {shard_id}.", next_step="`kvstore shard list` shows them.")
         if confirm != shard_id:
             raise ChangeRefused(f"confirm must be {shard_id!r}, because all that the older copy lacks is lost.")
-        told = await self._document.forget(member.store_id)
+        told = await self._document.forget(shard.store_id)
         _log.warning("shard %s may start with an older copy; it had told of record %d", shard_id, told.number)
         return {"id": shard_id, "told": told.number, "version": told.version}
 
@@ -230,7 +235,7 @@ class ClusterService:
             newcomer = await self._newcomer(shard_id, url, weight)
         else:
             _check_shard(shard_id, weight)
-            newcomer = Member(id=shard_id, url="", store_id="", weight=weight)
+            newcomer = at_home(shard_id, "", "", weight=weight)
         return await self._estimate(lambda state, plan: membership.with_joining(state, newcomer, plan))
 
     async def remove(self, shard_id: str) -> Asked:
@@ -241,7 +246,7 @@ class ClusterService:
         """The shard is lost with all that it had: what that is. Raises ChangeRefused unless its id was typed again."""
         before = membership.formed_map(await self._read())
         owned = len(before.owned_by(shard_id))
-        if before.member(shard_id) is not None and confirmed != shard_id:
+        if before.shard(shard_id) is not None and confirmed != shard_id:
             raise ChangeRefused(
                 f"{owned} partitions of shard {shard_id} would be opened anew, empty; all that only it had would be "
                 f"lost for good. If that is meant, give confirm={shard_id} along with lost=true.",
@@ -283,7 +288,7 @@ class ClusterService:
         """What is stored now."""
         return await self._document.read()
 
-    async def _newcomer(self, shard_id: str, url: str, weight: int) -> Member:
+    async def _newcomer(self, shard_id: str, url: str, weight: int) -> Home:
         _check_shard(shard_id, weight)
         membership.check_url(url)
         membership.check_newcomer(await self._read(), shard_id)
@@ -293,13 +298,13 @@ class ClusterService:
                 f"the shard at {url} is {identity.shard}, not {shard_id}: name that id, or another url."
             )
         membership.check_newcomer(await self._read(), shard_id, identity.cluster_id, identity.partitions)
-        return Member(id=shard_id, url=url, store_id=identity.store_id, weight=weight)
+        return at_home(shard_id, url, identity.store_id, copy_id=identity.copy_id, weight=weight)
 
     async def _ask(self, shard_id: str, decide: Callable[[ClusterState, Plan], ClusterState]) -> Asked:
         after = await self._change(decide)
         cluster_map = membership.formed_map(after)
-        member = cluster_map.member(shard_id)
-        state = member.state if member is not None else "wanted" if shard_id in after.wanted else "gone"
+        shard = cluster_map.shard(shard_id)
+        state = shard.state if shard is not None else "wanted" if shard_id in after.wanted else "gone"
         _log.info("shard %s is %s: epoch %d, %d moves", shard_id, state, cluster_map.epoch, len(cluster_map.moves))
         return Asked(shard_id, state, cluster_map.epoch)
 
@@ -343,26 +348,26 @@ class ClusterService:
             revision = -1
             await asyncio.sleep(_LOST_PAUSE_S)  # members may come to be known at any time
         revision, state = await self._document.after(revision)
-        members = state.map.members if state.map is not None else await self._members_of_lost(state)
+        nodes = state.map.nodes if state.map is not None else await self._nodes_of_lost(state)
         return {
             "revision": revision,
             "formed": state.map is not None,
             "wanted": [{"id": shard_id, "weight": weight} for shard_id, weight in state.wanted.items()],
-            "members": [{"id": member.id, "url": member.url} for member in members],
+            "nodes": [{"id": node.id, "url": node.url} for node in nodes],
         }
 
-    async def _members_of_lost(self, state: ClusterState) -> list[Member]:
+    async def _nodes_of_lost(self, state: ClusterState) -> list[Node]:
         """Those of the newest map that the shards have, so that all of them are started, and can tell theirs."""
         if self._lost(state):
             with suppress(ChangeRefused):
-                return (await self._recovery.find(state)).map.members
+                return (await self._recovery.find(state)).map.nodes
         return []
 
     def ending(self, state: ClusterState) -> list[str]:
         """Shards that a launcher still runs and that are no members any more."""
         if state.map is None:
             return []
-        stay = {*(member.id for member in state.map.members), *state.wanted}
+        stay = {*(node.id for node in state.map.nodes), *state.wanted}
         return sorted(self._launcher.running() - stay)
 
 
@@ -439,9 +444,9 @@ def _report_change(announcement: Announcement, before: ClusterState, after: Clus
     if after.map is None:
         _log.debug("shard %s announced itself from %s", announcement.id, announcement.url)  # the line below names all
     elif before.map is None:
-        shards = ", ".join(member.id for member in after.map.members)
+        shards = ", ".join(shard.id for shard in after.map.shards)
         _log.info("cluster %s is formed: epoch 1, shards %s", after.map.cluster_id, shards)
-    elif before.map.member(announcement.id) is None:
+    elif before.map.shard(announcement.id) is None:
         _log.info("shard %s joins: epoch %d, %d moves", announcement.id, after.map.epoch, len(after.map.moves))
     elif before.map.epoch != after.map.epoch:
         _log.info("shard %s moved to %s: epoch %d", announcement.id, announcement.url, after.map.epoch)

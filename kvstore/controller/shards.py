@@ -16,7 +16,7 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.errors import ChangeRefused, KvError, Unavailable, from_problem
-from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.placement.cluster_map import ClusterMap, Shard
 from kvstore.protocol import Answer, Follow, Info, Receive, Request, Stats
 from kvstore.transport.channel import Channel
 from kvstore.transport.sessions import PARAMETER, ClusterSession
@@ -46,6 +46,7 @@ class Identity(msgspec.Struct, frozen=True):
     store_id: str
     cluster_id: str | None = None
     partitions: int | None = None
+    copy_id: str = ""
     session: str = ""
 
 
@@ -71,22 +72,23 @@ class ShardClients:
         self.on_epoch: Callable[[str, int], None] = lambda cluster_id, epoch: None  # which map a shard follows
 
     def follow(self, cluster_map: ClusterMap) -> None:
-        """Take over this map, if it is newer: a channel to each of its members."""
+        """Take over this map, if it is newer: a channel to each of its shards."""
         if cluster_map.epoch <= self._epoch:
             return
         self._epoch, self._encoded = cluster_map.epoch, _encode(cluster_map)
         self._cluster_id = cluster_map.cluster_id
         for shard_id in list(self._links):
-            member = cluster_map.member(shard_id)
-            if member is None or not _leads_to(self._links[shard_id].channel, member):
+            shard = cluster_map.shard(shard_id)
+            if shard is None or not _leads_to(self._links[shard_id].channel, cluster_map, shard):
                 closing = asyncio.create_task(self._links.pop(shard_id).channel.close())
                 self._closing[closing] = None
                 closing.add_done_callback(self._closing.pop)
-        for member in cluster_map.members:
-            if member.id not in self._links:
-                channel = Channel(member.id, member.url, self._limits, self._session, member.store_id, self.cluster)
-                self._links[member.id] = _Link(channel)
-            self._links[member.id].channel.name_strike(cluster_map.last_strike)
+        for shard in cluster_map.shards:
+            if shard.id not in self._links:
+                url = cluster_map.url_of(shard)
+                channel = Channel(shard.id, url, self._limits, self._session, shard.store_id, self.cluster)
+                self._links[shard.id] = _Link(channel)
+            self._links[shard.id].channel.name_strike(cluster_map.last_strike)
 
     async def close(self) -> None:
         """End all channels."""
@@ -119,11 +121,11 @@ class ShardClients:
         return self._link(shard_id).channel.request(Receive(0, move_id, seen))
 
     async def measure(self, cluster_map: ClusterMap) -> dict[str, Size]:
-        """What the members hold; without those that do not answer within a second."""
+        """What the shards hold; without those that do not answer within a second."""
         self.follow(cluster_map)
-        members = [member.id for member in cluster_map.members]
-        sizes = await asyncio.gather(*(self._measure_one(shard_id) for shard_id in members))
-        return {shard_id: size for shard_id, size in zip(members, sizes, strict=True) if size is not None}
+        ids = [shard.id for shard in cluster_map.shards]
+        sizes = await asyncio.gather(*(self._measure_one(shard_id) for shard_id in ids))
+        return {shard_id: size for shard_id, size in zip(ids, sizes, strict=True) if size is not None}
 
     async def _measure_one(self, shard_id: str) -> Size | None:
         try:
@@ -176,8 +178,8 @@ class ShardClients:
         return self._links[shard_id]
 
 
-def _leads_to(channel: Channel, member: Member) -> bool:
-    return (channel.url, channel.store_id) == (member.url, member.store_id)
+def _leads_to(channel: Channel, cluster_map: ClusterMap, shard: Shard) -> bool:
+    return (channel.url, channel.store_id) == (cluster_map.url_of(shard), shard.store_id)
 
 
 def _not_connected(shard_id: str) -> Unavailable:

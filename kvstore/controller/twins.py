@@ -28,23 +28,26 @@ class Twins:
 
     async def check(self, state: ClusterState, announcement: Announcement) -> None:
         """Raises Conflict while the member of that id, with that file, goes on answering at its own address."""
-        member = state.map.member(announcement.id) if state.map is not None else None
-        if member is None or member.url == announcement.url or member.store_id != announcement.store_id:
+        shard = state.map.shard(announcement.id) if state.map is not None else None
+        if state.map is None or shard is None or shard.store_id != announcement.store_id:
+            return
+        url = state.map.url_of(shard)
+        if url == announcement.url:
             return
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                found = await self._shards.served_at(member.url, member.store_id)
+                found = await self._shards.served_at(url, shard.store_id)
         except TimeoutError:
             return
-        if found is None or found.store_id != member.store_id:
+        if found is None or found.store_id != shard.store_id:
             return
         if found.session == self._shards.cluster.id:
             raise Conflict(
-                f"shard {member.id} is served at {member.url} by another process, and the file of the one at "
+                f"shard {shard.id} is served at {url} by another process, and the file of the one at "
                 f"{announcement.url} is a copy: end one of the two.",
                 retry_after_ms=1000,
             )
-        self._tell(member.url, member.id)
+        self._tell(url, shard.id)
 
     def _tell(self, url: str, shard_id: str) -> None:
         if url not in self._told:

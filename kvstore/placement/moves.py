@@ -1,12 +1,13 @@
-"""Moves: how a cluster map gets from one set of members to another, a group of partitions at a time.
+"""Moves: how a cluster map gets from one set of shards to another, a group of partitions at a time.
 
-Owns: every change of a map's members, owners and moves, and the plan of which partitions are to go where.
+Owns: every change of a map's shards, owners and moves, and the plan of which partitions are to go where.
 Promises: pure; each function returns the next map, with epoch + 1, or the very same map if nothing changes. In every
 map that comes out: a partition has one owner, and is in one move at most; the source of a move owns its partitions;
-nothing moves to a shard that leaves; a shard that leaves and owns nothing any more is no member.
+nothing moves to a shard that leaves; a shard that leaves and owns nothing any more is not in the map, nor is
+its node if no copy lies there.
 Leaves to others: where a partition belongs (`ring`), how its data get there (shard), when (controller).
 
-    with_new_member ─┐                   ┌─ committed   the partitions are the destination's
+    with_new_shard ──┐                   ┌─ committed   the partitions are the destination's
     with_leaving    ─┼─> planned ─moves──┼─ voided      the same move again, under a new id
     with_weight     ─┘                   └─ cancelled   no move stands any more; what has moved stays where it is
 
@@ -28,46 +29,48 @@ from typing import Any
 
 import msgspec
 
-from kvstore.placement.cluster_map import ClusterMap, Member, Move, Strike
-from kvstore.placement.ring import Node, place
+from kvstore.placement.cluster_map import ClusterMap, Home, Move, Node, Shard, Strike
+from kvstore.placement.ring import ShardWeight, place
 
 
-def with_new_member(cluster_map: ClusterMap, member: Member) -> ClusterMap:
-    """The shard is a member that joins: it owns nothing until moves to it are planned and committed.
+def with_new_shard(cluster_map: ClusterMap, home: Home) -> ClusterMap:
+    """The shard joins, with its node: it owns nothing until moves to it are planned and committed.
 
-    Raises ValueError if its id or its file is that of a member.
+    Raises ValueError if its id or its store is that of a shard which is there.
     """
-    for other in cluster_map.members:
-        if member.id == other.id or member.store_id == other.store_id:
-            raise ValueError(f"shard {other.id} is a member with the file {other.store_id}")
-    joining = msgspec.structs.replace(member, state="joining")
-    return _next(cluster_map, members=[*cluster_map.members, joining])
+    node, shard = home
+    for other in cluster_map.shards:
+        if shard.id == other.id or shard.store_id == other.store_id:
+            raise ValueError(f"shard {other.id} is there with the store {other.store_id}")
+    nodes = [*(other for other in cluster_map.nodes if other.id != node.id), node]
+    joining = msgspec.structs.replace(shard, state="joining", term=cluster_map.epoch + 1)
+    return _next(cluster_map, nodes=nodes, shards=[*cluster_map.shards, joining])
 
 
 def with_leaving(cluster_map: ClusterMap, shard_id: str) -> ClusterMap:
     """The shard is to leave: it goes once `planned` moves have taken away what it owns.
 
-    Raises KeyError if it is no member, ValueError if no other one would stay.
+    Raises KeyError if it is not there, ValueError if no other one would stay.
     """
-    _member(cluster_map, shard_id)
-    if all(member.id == shard_id for member in _staying(cluster_map)):
+    _shard(cluster_map, shard_id)
+    if all(shard.id == shard_id for shard in _staying(cluster_map)):
         raise ValueError(f"no shard would stay to take over what {shard_id} owns")
-    return _with_member(cluster_map, shard_id, state="leaving")
+    return _with_shard(cluster_map, shard_id, state="leaving")
 
 
 def with_struck(cluster_map: ClusterMap, shard_id: str) -> ClusterMap:
     """The shard is lost with all that it had: its file is struck, moves from and to it are void, and nobody answers for
-    its partitions until they are `opened`. Raises KeyError if it is no member, ValueError if no other one would stay.
+    its partitions until they are `opened`. Raises KeyError if it is not there, ValueError if no other one would stay.
     """
-    lost = _member(cluster_map, shard_id)
+    lost = _shard(cluster_map, shard_id)
     if cluster_map.is_struck(lost.store_id):
         return cluster_map
-    if all(member.id == shard_id for member in _staying(cluster_map)):
+    if all(shard.id == shard_id for shard in _staying(cluster_map)):
         raise ValueError(f"no shard would stay to take over what {shard_id} owns")
     epoch, owned = cluster_map.epoch + 1, cluster_map.owned_by(shard_id)
     strike = Strike(shard=shard_id, store_id=lost.store_id, epoch=epoch, partitions=owned)
     standing = [move for move in cluster_map.moves if shard_id not in (move.source, move.to)]
-    leaving = _with_member(cluster_map, shard_id, state="leaving")
+    leaving = _with_shard(cluster_map, shard_id, state="leaving")
     strikes = [*cluster_map.strikes, strike]
     return msgspec.structs.replace(leaving, epoch=epoch, moves=standing, strikes=strikes)
 
@@ -75,7 +78,7 @@ def with_struck(cluster_map: ClusterMap, shard_id: str) -> ClusterMap:
 def opened(cluster_map: ClusterMap, clock: int) -> ClusterMap:
     """The partitions of all lost shards are opened, empty, by those that stay; `clock` as in `Strike`.
 
-    To be stored only when every other member follows the strikes.
+    To be stored only when every other shard follows the strikes.
     """
     due = [strike for strike in cluster_map.strikes if not strike.opened]
     if not due:
@@ -83,38 +86,38 @@ def opened(cluster_map: ClusterMap, clock: int) -> ClusterMap:
     lost = {partition for strike in due for partition in strike.partitions}
     gone = {strike.shard for strike in due}
     targets = _targets(cluster_map, lost)
-    index = {member.id: i for i, member in enumerate(cluster_map.members)}
+    index = {shard.id: i for i, shard in enumerate(cluster_map.shards)}
     owners = [index[targets[p]] if p in lost else owner for p, owner in enumerate(cluster_map.owners)]
     epoch = cluster_map.epoch + 1
     strikes = [
         strike if strike.opened else msgspec.structs.replace(strike, opened=epoch, clock=clock)
         for strike in cluster_map.strikes
     ]
-    members = [msgspec.structs.replace(m, state="leaving") if m.id in gone else m for m in cluster_map.members]
-    settled = _settled(cluster_map, members=members, owners=owners, moves=cluster_map.moves)
+    shards = [msgspec.structs.replace(s, state="leaving") if s.id in gone else s for s in cluster_map.shards]
+    settled = _settled(cluster_map, shards=shards, owners=owners, moves=cluster_map.moves)
     return msgspec.structs.replace(settled, epoch=epoch, strikes=strikes)
 
 
 def with_weight(cluster_map: ClusterMap, shard_id: str, weight: int) -> ClusterMap:
     """The shard's share becomes `weight` (1 or more) in proportion to the others'. Raises KeyError, ValueError."""
-    _member(cluster_map, shard_id)
+    _shard(cluster_map, shard_id)
     if weight < 1:
         raise ValueError(f"weight {weight} of shard {shard_id} is below 1")
-    return _with_member(cluster_map, shard_id, weight=weight)
+    return _with_shard(cluster_map, shard_id, weight=weight)
 
 
 def planned(cluster_map: ClusterMap, group_partitions: Callable[[str], int], new_id: Callable[[], str]) -> ClusterMap:
-    """With the moves that lead to the fair placement on the members that stay.
+    """With the moves that lead to the fair placement on the shards that stay.
 
     `group_partitions` says how many partitions of a source are moved together at most; `new_id` makes an id that was
-    never used. Raises ValueError if no member stays.
+    never used. Raises ValueError if no shard stays.
     """
     targets = _targets(cluster_map)
     kept = [move for move in cluster_map.moves if all(targets[partition] == move.to for partition in move.partitions)]
     taken = {partition for move in kept for partition in move.partitions}
     groups = _groups(cluster_map, targets, taken, group_partitions)
     moves = [*kept, *(Move(id=new_id(), source=source, to=to, partitions=group) for source, to, group in groups)]
-    return _settled(cluster_map, members=cluster_map.members, owners=cluster_map.owners, moves=moves)
+    return _settled(cluster_map, shards=cluster_map.shards, owners=cluster_map.owners, moves=moves)
 
 
 def committed(cluster_map: ClusterMap, move_id: str) -> ClusterMap:
@@ -123,14 +126,14 @@ def committed(cluster_map: ClusterMap, move_id: str) -> ClusterMap:
     Raises KeyError if the move does not stand, ValueError if its partitions are not the source's.
     """
     move = _move(cluster_map, move_id)
-    index = {member.id: i for i, member in enumerate(cluster_map.members)}
+    index = {shard.id: i for i, shard in enumerate(cluster_map.shards)}
     owners = list(cluster_map.owners)
     for partition in move.partitions:
         if owners[partition] != index[move.source]:
             raise ValueError(f"partition {partition} of move {move_id} is not shard {move.source}'s any more")
         owners[partition] = index[move.to]
     moves = [other for other in cluster_map.moves if other.id != move_id]
-    return _settled(cluster_map, members=cluster_map.members, owners=owners, moves=moves)
+    return _settled(cluster_map, shards=cluster_map.shards, owners=owners, moves=moves)
 
 
 def voided(cluster_map: ClusterMap, move_id: str, new_id: str) -> ClusterMap:
@@ -147,13 +150,13 @@ def all_voided(cluster_map: ClusterMap, new_id: Callable[[], str]) -> ClusterMap
 
 
 def cancelled(cluster_map: ClusterMap) -> ClusterMap:
-    """No move stands any more, and nobody joins or leaves: who joined and owns nothing yet is no member."""
+    """No move stands any more, and nobody joins or leaves: a shard that joined and owns nothing yet is gone."""
     owning = set(cluster_map.owners)
-    members = [
-        msgspec.structs.replace(member, state="up" if i in owning or member.state != "joining" else "leaving")
-        for i, member in enumerate(cluster_map.members)
+    shards = [
+        msgspec.structs.replace(shard, state="up" if i in owning or shard.state != "joining" else "leaving")
+        for i, shard in enumerate(cluster_map.shards)
     ]
-    return _settled(cluster_map, members=members, owners=cluster_map.owners, moves=[])
+    return _settled(cluster_map, shards=shards, owners=cluster_map.owners, moves=[])
 
 
 # --- where each partition is to be -----------------------------------------------------------------------------------
@@ -161,8 +164,8 @@ def cancelled(cluster_map: ClusterMap) -> ClusterMap:
 
 def _targets(cluster_map: ClusterMap, lost: Set[int] = frozenset()) -> list[str]:
     """The id of the shard that each partition is to be owned by. Of those that are `lost` none stays."""
-    owners = [cluster_map.members[index].id for index in cluster_map.owners]
-    nodes = [Node(member.id, member.weight) for member in _staying(cluster_map)]
+    owners = [cluster_map.shards[index].id for index in cluster_map.owners]
+    nodes = [ShardWeight(shard.id, shard.weight) for shard in _staying(cluster_map)]
     present: list[str | None] = [*owners]  # those that do not stay have no place in the ring
     for move in cluster_map.moves:
         for partition in move.partitions:
@@ -203,7 +206,7 @@ def _groups(
     """
     going: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for partition, target in enumerate(targets):
-        owner = cluster_map.members[cluster_map.owners[partition]].id
+        owner = cluster_map.shards[cluster_map.owners[partition]].id
         if owner != target and partition not in taken:
             going[owner, target].append(partition)
     sources = sorted({source for source, _ in going})
@@ -232,21 +235,30 @@ def _cut(partitions: list[int], size_max: int) -> list[list[int]]:
 # --- the next map ----------------------------------------------------------------------------------------------------
 
 
-def _settled(cluster_map: ClusterMap, members: list[Member], owners: list[int], moves: list[Move]) -> ClusterMap:
+def _settled(cluster_map: ClusterMap, shards: list[Shard], owners: list[int], moves: list[Move]) -> ClusterMap:
     """With these, and in order: who joins and is to get nothing more is up, who leaves and owns nothing is gone."""
     getting = {move.to for move in moves}
-    members = [
-        msgspec.structs.replace(member, state="up")
-        if member.state == "joining" and member.id not in getting
-        else member
-        for member in members
+    shards = [
+        msgspec.structs.replace(shard, state="up") if shard.state == "joining" and shard.id not in getting else shard
+        for shard in shards
     ]
     owning = set(owners)
-    stay = [i for i, member in enumerate(members) if member.state != "leaving" or i in owning]
+    stay = [i for i, shard in enumerate(shards) if shard.state != "leaving" or i in owning]
     index = {before: after for after, before in enumerate(stay)}
     return _next(
-        cluster_map, members=[members[i] for i in stay], owners=[index[owner] for owner in owners], moves=moves
+        cluster_map,
+        nodes=_nodes_of(cluster_map, {shards[i].id for i in stay}),
+        shards=[shards[i] for i in stay],
+        owners=[index[owner] for owner in owners],
+        moves=moves,
     )
+
+
+def _nodes_of(cluster_map: ClusterMap, stay: Set[str]) -> list[Node]:
+    """Without the homes of shards that go, unless a copy of another shard lies there."""
+    gone = {shard.id for shard in cluster_map.shards} - stay
+    needed = {node for shard in cluster_map.shards if shard.id in stay for node in shard.nodes}
+    return [node for node in cluster_map.nodes if node.id in needed or node.id not in gone]
 
 
 def _next(cluster_map: ClusterMap, **changes: Any) -> ClusterMap:
@@ -254,24 +266,23 @@ def _next(cluster_map: ClusterMap, **changes: Any) -> ClusterMap:
     return cluster_map if changed == cluster_map else msgspec.structs.replace(changed, epoch=cluster_map.epoch + 1)
 
 
-def _with_member(cluster_map: ClusterMap, shard_id: str, **changes: Any) -> ClusterMap:
-    members = [
-        msgspec.structs.replace(member, **changes) if member.id == shard_id else member
-        for member in cluster_map.members
+def _with_shard(cluster_map: ClusterMap, shard_id: str, **changes: Any) -> ClusterMap:
+    shards = [
+        msgspec.structs.replace(shard, **changes) if shard.id == shard_id else shard for shard in cluster_map.shards
     ]
-    return _next(cluster_map, members=members)
+    return _next(cluster_map, shards=shards)
 
 
-def _staying(cluster_map: ClusterMap) -> list[Member]:
+def _staying(cluster_map: ClusterMap) -> list[Shard]:
     """A shard that is lost does not stay, whatever its state."""
-    return [m for m in cluster_map.members if m.state != "leaving" and not cluster_map.is_struck(m.store_id)]
+    return [s for s in cluster_map.shards if s.state != "leaving" and not cluster_map.is_struck(s.store_id)]
 
 
-def _member(cluster_map: ClusterMap, shard_id: str) -> Member:
-    member = cluster_map.member(shard_id)
-    if member is None:
+def _shard(cluster_map: ClusterMap, shard_id: str) -> Shard:
+    shard = cluster_map.shard(shard_id)
+    if shard is None:
         raise KeyError(shard_id)
-    return member
+    return shard
 
 
 def _move(cluster_map: ClusterMap, move_id: str) -> Move:

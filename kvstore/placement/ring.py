@@ -68,7 +68,7 @@ _VIRTUAL_NODES_MAX = 65_536
 _SHIFT = {1 << bits: _HASH_BITS - bits for bits in range(6, 17)}
 
 
-class Node(NamedTuple):
+class ShardWeight(NamedTuple):
     """A shard as the ring sees it. `weight`, 1 or more, is its share in proportion to the others' weights."""
 
     id: str
@@ -85,7 +85,7 @@ def partition_of(key: bytes, partitions: int) -> int:
     return xxh3_64_intdigest(key) >> _SHIFT[partitions]
 
 
-def place(nodes: Sequence[Node], partitions: int, present: Sequence[str | None] | None = None) -> list[str]:
+def place(nodes: Sequence[ShardWeight], partitions: int, present: Sequence[str | None] | None = None) -> list[str]:
     """The owner's id for each partition, as near to the `present` placement as room allows (None: fresh).
 
     An entry of `present` that is None or not among `nodes` has no owner any more: it is placed anew.
@@ -107,7 +107,7 @@ def place(nodes: Sequence[Node], partitions: int, present: Sequence[str | None] 
     return _fill(owners, room, ring)
 
 
-def walk(nodes: Sequence[Node], partition: int, partitions: int) -> list[str]:
+def walk(nodes: Sequence[ShardWeight], partition: int, partitions: int) -> list[str]:
     """All shard ids, each once, in the order in which the walk from the partition's point meets them.
 
     The first is where the partition lives while every shard has room. Raises ValueError as `place` does, and
@@ -145,7 +145,7 @@ class _Ring:
         return counts[: -len(self.shards) - 1 : -1]
 
 
-def _check(nodes: Sequence[Node], partitions: int) -> None:
+def _check(nodes: Sequence[ShardWeight], partitions: int) -> None:
     if partitions not in _SHIFT:
         raise ValueError(f"partitions must be a power of two from {min(_SHIFT)} to {max(_SHIFT)}, not {partitions}")
     if not nodes:
@@ -158,7 +158,7 @@ def _check(nodes: Sequence[Node], partitions: int) -> None:
             raise ValueError(f"node {shard!r} has weight {weight}: it must be 1 or more")
 
 
-def virtual_nodes(nodes: Sequence[Node]) -> list[tuple[int, str]]:
+def virtual_nodes(nodes: Sequence[ShardWeight]) -> list[tuple[int, str]]:
     """(point, shard id), clockwise from 0; in proportion to weight."""
     wanted = sum(node.weight for node in nodes) * VIRTUAL_NODES_PER_WEIGHT
     # Halved until there are few enough: a weight may be 1, 2 or 3, but also a disk's size in gigabytes.
@@ -170,7 +170,7 @@ def virtual_nodes(nodes: Sequence[Node]) -> list[tuple[int, str]]:
     )
 
 
-def _rooms(nodes: Sequence[Node], partitions: int) -> Counter[str]:
+def _rooms(nodes: Sequence[ShardWeight], partitions: int) -> Counter[str]:
     """How many partitions each node has room for, by Adams' divisor method (see the essay); in sum, all."""
     # Begin where all claims worth more than weight_sum / (partitions - nodes) are met: quotients that add up
     # to partitions - nodes, rounded up. That leaves at most one partition per node to deal out.
@@ -178,7 +178,7 @@ def _rooms(nodes: Sequence[Node], partitions: int) -> Counter[str]:
     dealt = max(0, partitions - len(nodes))
     room = Counter({node.id: -(-node.weight * dealt // weight_sum) for node in nodes})
 
-    def next_claim(node: Node) -> tuple[bool, Fraction, str]:
+    def next_claim(node: ShardWeight) -> tuple[bool, Fraction, str]:
         return room[node.id] == 0, Fraction(node.weight, max(1, room[node.id])), node.id
 
     while room.total() < partitions:

@@ -16,7 +16,7 @@ import msgspec
 
 from kvstore.metrics import Histogram, ShardStats
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.placement.ring import VIRTUAL_NODES_PER_WEIGHT, Node, virtual_nodes
+from kvstore.placement.ring import VIRTUAL_NODES_PER_WEIGHT, ShardWeight, virtual_nodes
 from kvstore.router.rates import percentile_ms
 
 LIVE_MAX = 50  # locks, and attempts, that a shard is asked to list
@@ -35,13 +35,13 @@ class Sample(msgspec.Struct):
 
 def map_document(cluster_map: ClusterMap) -> dict[str, Any]:
     """`owners`: runs of [index in members, partitions]; `virtual_nodes`: [top 32 bits of the point, index]."""
-    members = cluster_map.members
-    index = {member.id: i for i, member in enumerate(members)}
-    points = _points(tuple(Node(member.id, member.weight) for member in members))
+    shards = cluster_map.shards
+    index = {shard.id: i for i, shard in enumerate(shards)}
+    points = _points(tuple(ShardWeight(shard.id, shard.weight) for shard in shards))
     return {
         "epoch": cluster_map.epoch,
         "partitions": cluster_map.partitions,
-        "members": [{"id": m.id, "weight": m.weight, "state": m.state} for m in members],
+        "members": [{"id": s.id, "weight": s.weight, "state": s.state} for s in shards],
         "owners": [[owner, len(list(run))] for owner, run in groupby(cluster_map.owners)],
         "virtual_nodes": [[point >> 32, index[shard]] for point, shard in points],
         "moves": [{"from": m.source, "to": m.to, "partitions": runs(m.partitions)} for m in cluster_map.moves],
@@ -49,11 +49,11 @@ def map_document(cluster_map: ClusterMap) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def _points(nodes: tuple[Node, ...]) -> list[tuple[int, str]]:
+def _points(weights: tuple[ShardWeight, ...]) -> list[tuple[int, str]]:
     """Kept, since most maps differ in owners only; nothing if there are too many, which would take long to place."""
-    if sum(node.weight for node in nodes) * VIRTUAL_NODES_PER_WEIGHT > VIRTUAL_NODES_MAX:
+    if sum(each.weight for each in weights) * VIRTUAL_NODES_PER_WEIGHT > VIRTUAL_NODES_MAX:
         return []
-    return virtual_nodes(nodes)
+    return virtual_nodes(weights)
 
 
 def runs(partitions: Iterable[int]) -> list[list[int]]:
@@ -70,21 +70,21 @@ def runs(partitions: Iterable[int]) -> list[list[int]]:
 def shard_documents(
     cluster_map: ClusterMap, now: Mapping[str, Sample | None], before: Mapping[str, Sample]
 ) -> list[dict[str, Any]]:
-    """One for each member, in the order of joining. `now`: None for a shard that does not answer."""
-    owned = [0] * len(cluster_map.members)
+    """One for each shard, in the order of joining. `now`: None for a shard that does not answer."""
+    owned = [0] * len(cluster_map.shards)
     for owner in cluster_map.owners:
         owned[owner] += 1
     documents = []
-    for member, partitions in zip(cluster_map.members, owned, strict=True):
-        sample, last = now.get(member.id), before.get(member.id)
+    for shard, partitions in zip(cluster_map.shards, owned, strict=True):
+        sample, last = now.get(shard.id), before.get(shard.id)
         known = sample or last
         numbers = _numbers(known.stats) if known is not None else _numbers(ShardStats())
         documents.append(
             {
-                "id": member.id,
-                "url": member.url,
-                "state": member.state if sample is not None else "down",
-                "weight": member.weight,
+                "id": shard.id,
+                "url": cluster_map.url_of(shard),
+                "state": shard.state if sample is not None else "down",
+                "weight": shard.weight,
                 "partitions": partitions,
                 **numbers,
                 **_work(sample, last),

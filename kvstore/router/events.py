@@ -24,6 +24,7 @@ from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import KvError, TooManyRequests
 from kvstore.metrics import RequestStats, ShardStats
+from kvstore.placement.cluster_map import Shard
 from kvstore.protocol import Info, Stats
 from kvstore.router.advice import advice
 from kvstore.router.controller_client import Controller
@@ -207,7 +208,7 @@ class Events:
                 if cluster_map.epoch != self._epoch:
                     self._epoch = cluster_map.epoch
                     self.feed.offer("map", map_document(cluster_map))
-                self._offer_live(cluster_map.members, now, loop.time())
+                self._offer_live(cluster_map.shards, now, loop.time())
                 shards = shard_documents(cluster_map, now, seen)
                 seen = self._kept(seen, now, loop.time())
                 self._offer_cluster(shards, int(loop.time()))
@@ -237,13 +238,13 @@ class Events:
         except (KvError, TimeoutError, msgspec.ValidationError):
             return None
 
-    def _offer_live(self, members: list[Any], now: dict[str, Sample | None], now_s: float) -> None:
-        ids = {member.id for member in members}
-        for shard, sample in now.items():
+    def _offer_live(self, shards: list[Shard], now: dict[str, Sample | None], now_s: float) -> None:
+        ids = {shard.id for shard in shards}
+        for shard_id, sample in now.items():
             if sample is not None:
-                self._live[shard] = sample.live
+                self._live[shard_id] = sample.live
         self._live = {
-            shard: live for shard, live in self._live.items() if shard in ids
+            shard_id: live for shard_id, live in self._live.items() if shard_id in ids
         }  # of one that is down: the last
         at_ms = time.time_ns() // 1_000_000
         locks, transactions = locks_document(self._live), transactions_document(self._live)

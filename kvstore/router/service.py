@@ -30,8 +30,8 @@ from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError, Unavailable, WrongOwner, from_problem
 from kvstore.metrics import ShardStats
 from kvstore.placement import partition_set
-from kvstore.placement.cluster_map import ClusterMap, Member
-from kvstore.placement.ring import Node, key_hash, partition_of, walk
+from kvstore.placement.cluster_map import ClusterMap, Shard
+from kvstore.placement.ring import ShardWeight, key_hash, partition_of, walk
 from kvstore.protocol import (
     Acquire,
     Answer,
@@ -112,25 +112,26 @@ class RouterService:
         """
         self._open_channels(cluster_map)
         self._next_map = cluster_map
-        channels = [self.channels[member.id] for member in self._new_owners(cluster_map)]
+        channels = [self.channels[shard.id] for shard in self._new_owners(cluster_map)]
         if all(channel.connected for channel in channels):
             self._take_over(cluster_map)
         else:
             self._spawn(self._take_over_when_connected(cluster_map, channels))
 
     def _open_channels(self, cluster_map: ClusterMap) -> None:
-        for member in cluster_map.members:
-            if member.id not in self.channels:
-                self.channels[member.id] = Channel(
-                    member.id, member.url, self._limits, self._session, member.store_id, self._cluster
+        for shard in cluster_map.shards:
+            if shard.id not in self.channels:
+                url = cluster_map.url_of(shard)
+                self.channels[shard.id] = Channel(
+                    shard.id, url, self._limits, self._session, shard.store_id, self._cluster
                 )
 
-    def _new_owners(self, cluster_map: ClusterMap) -> list[Member]:
-        """Members of that map that own something, and are not in the present one."""
+    def _new_owners(self, cluster_map: ClusterMap) -> list[Shard]:
+        """Shards of that map that own something, and are not in the present one."""
         present = self.cluster_map
         if present is None:
             return []
-        return [m for m in cluster_map.members if present.member(m.id) is None and cluster_map.owned_by(m.id)]
+        return [s for s in cluster_map.shards if present.shard(s.id) is None and cluster_map.owned_by(s.id)]
 
     async def _take_over_when_connected(self, cluster_map: ClusterMap, channels: list[Channel]) -> None:
         deadline_s = asyncio.get_running_loop().time() + _CONNECT_WAIT_S
@@ -142,22 +143,21 @@ class RouterService:
             self._take_over(cluster_map)
 
     def _take_over(self, cluster_map: ClusterMap) -> None:
-        members = {member.id: member for member in cluster_map.members}
+        reached = {shard.id: (cluster_map.url_of(shard), shard.store_id) for shard in cluster_map.shards}
         for shard_id, channel in list(self.channels.items()):
-            member = members.get(shard_id)
-            if member is None or (member.url, member.store_id) != (channel.url, channel.store_id):
+            if reached.get(shard_id) != (channel.url, channel.store_id):
                 del self.channels[shard_id]
                 self._spawn(self._let_go(channel))
         self._open_channels(cluster_map)
-        of_member = [self.channels[member.id] for member in cluster_map.members]
-        for channel in of_member:
+        of_shard = [self.channels[shard.id] for shard in cluster_map.shards]
+        for channel in of_shard:
             channel.name_strike(cluster_map.last_strike)
-        self._owners = [of_member[owner] for owner in cluster_map.owners]
+        self._owners = [of_shard[owner] for owner in cluster_map.owners]
         self._partitions = cluster_map.partitions
         self._largest_part = max(Counter(cluster_map.owners).values()) / cluster_map.partitions
         self._moving = frozenset(partition for move in cluster_map.moves for partition in move.partitions)
         self.cluster_map = cluster_map
-        log.info("epoch %d: %d shards", cluster_map.epoch, len(cluster_map.members))
+        log.info("epoch %d: %d shards", cluster_map.epoch, len(cluster_map.shards))
         self._map_changed.set()
         self._map_changed = asyncio.Event()
 
@@ -204,7 +204,7 @@ class RouterService:
             return None
         if self.cluster_map is None:
             return "this router has no cluster map yet: the controller is away or waits for the first shards"
-        silent = [m.id for m in self.cluster_map.members if m.state == "up" and not self.channels[m.id].answered]
+        silent = [s.id for s in self.cluster_map.shards if s.state == "up" and not self.channels[s.id].answered]
         if silent:
             return f"these shards have not answered yet: {', '.join(silent)}"
         self._was_ready = True
@@ -498,7 +498,7 @@ class RouterService:
         if cluster_map is None:
             raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
         stats = await self.shard_stats(cluster_map.epoch)
-        partitions = [0] * len(cluster_map.members)
+        partitions = [0] * len(cluster_map.shards)
         for owner in cluster_map.owners:
             partitions[owner] += 1
         return {
@@ -507,8 +507,8 @@ class RouterService:
             "partitions": cluster_map.partitions,
             "replicas": cluster_map.replicas,
             "shards": [
-                self._describe(member, count, stats.get(member.id))
-                for member, count in zip(cluster_map.members, partitions, strict=True)
+                self._describe(cluster_map, shard, count, stats.get(shard.id))
+                for shard, count in zip(cluster_map.shards, partitions, strict=True)
             ],
             "moves": [],
             "in_doubt": self._transactions_in_doubt(cluster_map),
@@ -517,18 +517,20 @@ class RouterService:
     def _transactions_in_doubt(self, cluster_map: ClusterMap) -> dict[str, Any]:
         """Attempts that hold keys in any shard, each counted once; of a shard that is down, those last known."""
         ages: dict[str, float] = {}
-        for member in cluster_map.members:
-            for name, age_s in self._in_doubt.get(member.id, {}).items():
+        for shard in cluster_map.shards:
+            for name, age_s in self._in_doubt.get(shard.id, {}).items():
                 ages[name] = max(age_s, ages.get(name, 0.0))
         return {"count": len(ages), "oldest_s": max(ages.values(), default=None)}
 
-    def _describe(self, member: Member, partitions: int, stats: ShardStats | None) -> dict[str, Any]:
-        known = stats or self._last_stats.get(member.id) or ShardStats()
+    def _describe(
+        self, cluster_map: ClusterMap, shard: Shard, partitions: int, stats: ShardStats | None
+    ) -> dict[str, Any]:
+        known = stats or self._last_stats.get(shard.id) or ShardStats()
         return {
-            "id": member.id,
-            "url": member.url,
-            "state": member.state if stats is not None else "down",
-            "weight": member.weight,
+            "id": shard.id,
+            "url": cluster_map.url_of(shard),
+            "state": shard.state if stats is not None else "down",
+            "weight": shard.weight,
             "partitions": partitions,
             "keys": known.keys,
             "bytes": known.bytes,
@@ -549,14 +551,14 @@ class RouterService:
             facts = {"owner_state": "down" if isinstance(error, Unavailable) else "up", "detail": error.detail}
         cluster_map, channel = self.cluster_map, self._owners[partition]
         assert cluster_map is not None
-        nodes = [Node(member.id, member.weight) for member in cluster_map.members]
+        weights = [ShardWeight(shard.id, shard.weight) for shard in cluster_map.shards]
         return {
             "key": key,
             "hash": f"{key_hash(key.encode()):016x}",
             "partition": partition,
             "partitions": cluster_map.partitions,
             "epoch": cluster_map.epoch,
-            "walk": walk(nodes, partition, cluster_map.partitions),
+            "walk": walk(weights, partition, cluster_map.partitions),
             "owner": channel.shard_id,
             "owner_url": channel.url,
             **facts,

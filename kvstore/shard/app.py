@@ -262,8 +262,8 @@ def _go_on_with_last_session(hellos: Hellos, cluster: ClusterSession, store: Sto
 
     At another address this may be a copy of the data directory, which must not disturb the original.
     """
-    member = store.cluster_map.member(shard_id) if store.cluster_map is not None else None
-    if member is not None and member.url == url:
+    node = store.cluster_map.node(shard_id) if store.cluster_map is not None else None
+    if node is not None and node.url == url:
         cluster.enter(hellos.last)
 
 

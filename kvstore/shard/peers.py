@@ -14,7 +14,6 @@ import aiohttp
 from kvstore.config import Limits
 from kvstore.errors import Unavailable
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.placement.ring import partition_of
 from kvstore.store.store import Store
 from kvstore.transport.channel import Channel
 from kvstore.transport.sessions import ClusterSession
@@ -41,20 +40,21 @@ class Peers:
     def owner(self, key: str) -> str:
         """The id of the shard that owns the key, by this shard's map. Raises Unavailable."""
         cluster_map = self.cluster_map
-        return cluster_map.members[cluster_map.owners[partition_of(key.encode(), cluster_map.partitions)]].id
+        return cluster_map.owner_of(key.encode()).id
 
     def channel(self, shard_id: str) -> Channel:
         """Opened when it is needed first: then it is not connected yet. Raises Unavailable if there is no such
         shard."""
-        member = self.cluster_map.member(shard_id)
-        if member is None:
+        shard = self.cluster_map.shard(shard_id)
+        if shard is None:
             raise Unavailable(f"there is no shard {shard_id}")
+        url = self.cluster_map.url_of(shard)
         channel = self._channels.get(shard_id)
-        if channel is not None and (channel.url, channel.store_id) != (member.url, member.store_id):
+        if channel is not None and (channel.url, channel.store_id) != (url, shard.store_id):
             asyncio.get_running_loop().create_task(channel.close())
             channel = None
         if channel is None:
-            channel = Channel(member.id, member.url, self._limits, self._session, member.store_id, self._cluster)
+            channel = Channel(shard.id, url, self._limits, self._session, shard.store_id, self._cluster)
             self._channels[shard_id] = channel
         channel.name_strike(self.cluster_map.last_strike)
         return channel

@@ -18,6 +18,7 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.errors import BadRequest, ForeignData, WrongOwner
 from kvstore.placement.cluster_map import ClusterMap, checked_map
+from kvstore.placement.map_format import decode_map
 from kvstore.protocol import (
     Answer,
     Count,
@@ -69,9 +70,9 @@ class ShardService:
             raise ForeignData(
                 f"{self.store.path} belongs to cluster {identity.cluster_id}, not to {cluster_map.cluster_id}"
             )
-        member = cluster_map.member(self.shard_id)
-        if member is not None and member.store_id != identity.store_id:
-            raise ForeignData(f"the cluster knows shard {member.id} with another data file than this one")
+        shard = cluster_map.shard(self.shard_id)
+        if shard is not None and shard.store_id != identity.store_id:
+            raise ForeignData(f"the cluster knows shard {shard.id} with another data file than this one")
         if cluster_map.is_struck(identity.store_id):
             raise ForeignData(f"shard {self.shard_id} was given up with this data file, which is refused for ever")
         if cluster_map.partitions != len(self.store.served.generations):
@@ -92,8 +93,8 @@ class ShardService:
         whether a write was done.
         """
         cluster_map = self.store.cluster_map
-        member = cluster_map.member(self.shard_id) if cluster_map is not None else None
-        if cluster_map is None or (member is not None and member.state != "leaving"):
+        shard = cluster_map.shard(self.shard_id) if cluster_map is not None else None
+        if cluster_map is None or (shard is not None and shard.state != "leaving"):
             return
         clock_s = self.store.tables.environment.monotonic_s
         began_s = now_s = clock_s()
@@ -164,8 +165,8 @@ class ShardService:
 
 
 def _decoded_map(encoded: bytes) -> ClusterMap:
-    """Raises BadRequest for what is no map, or one that contradicts itself."""
+    """Raises BadRequest for what is no map, or one that contradicts itself; ForeignData for an unknown format."""
     try:
-        return checked_map(msgspec.json.decode(encoded, type=ClusterMap))
+        return checked_map(decode_map(encoded))
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         raise BadRequest(f"this is no cluster map: {error}") from None

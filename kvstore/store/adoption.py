@@ -20,6 +20,7 @@ from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import ForeignData, LogDamaged
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.map_format import decode_map
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import Disk, OsDisk, remove_if_there
 from kvstore.storage.log import Log
@@ -35,11 +36,11 @@ def new_store_id(cluster_id: str, store_id: str) -> str:
 
 def of_cluster(cluster_map: ClusterMap, cluster_id: str) -> ClusterMap:
     """The map of the new cluster: the same shards with other store ids."""
-    members = [
-        msgspec.structs.replace(member, store_id=new_store_id(cluster_id, member.store_id))
-        for member in cluster_map.members
+    shards = [
+        msgspec.structs.replace(shard, store_id=new_store_id(cluster_id, shard.store_id))
+        for shard in cluster_map.shards
     ]
-    return msgspec.structs.replace(cluster_map, cluster_id=cluster_id, members=members)
+    return msgspec.structs.replace(cluster_map, cluster_id=cluster_id, shards=shards)
 
 
 def check_store(path: Path, store_id: str, cluster_id: str) -> None:
@@ -64,7 +65,7 @@ async def adopt_store(path: Path, store_id: str, cluster_id: str, limits: Limits
         await opened.engine.close()
         changed = {"store_id": new_id}
         if cluster_map is not None:
-            adopted = of_cluster(msgspec.json.decode(cluster_map, type=ClusterMap), cluster_id)
+            adopted = of_cluster(decode_map(cluster_map), cluster_id)
             changed |= {"cluster_id": cluster_id, "cluster_map": msgspec.json.encode(adopted).decode()}
     else:
         lock_fd, changed = lock(path), {}

@@ -32,6 +32,7 @@ import msgspec
 
 from kvstore.errors import Conflict
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.map_format import decode_map
 from kvstore.protocol import Frozen
 from kvstore.storage.engine import Digest
 from kvstore.storage.rows import Row
@@ -62,11 +63,11 @@ class Partitions:
     # --- the map ------------------------------------------------------------------------------------------------------
 
     async def restore(self) -> None:
-        """At the opening: serve what the durable map says. Raises DataCorrupt."""
+        """At the opening: serve what the durable map says. Raises DataCorrupt; ForeignData for another format."""
         applied = self._tables.engine.applied
         if applied.cluster_map is None:
             return
-        cluster_map = msgspec.json.decode(applied.cluster_map, type=ClusterMap)
+        cluster_map = decode_map(applied.cluster_map)
         self._look(cluster_map, view_of(self.shard_id, cluster_map, applied.freezes))
         rows = await self._tables.engine.kept_in_memory(self.view.served)
         await self._pipeline.step(lambda batch: self._serve(batch, rows), urgent=True)

@@ -22,6 +22,7 @@ from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import ControllerBehind, ForeignData, from_problem
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.map_format import decode_map
 from kvstore.transport.sessions import HEADER, PARAMETER, ClusterSession
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class MapFollower:
         self._timeout = aiohttp.ClientTimeout(total=limits.map_poll_s + 5.0)
         self._away = False
         self._answered = False
+        self._refused = ""
         self._began_s = self._clock_s()
         self._start_patience_s = start_patience_s
         self._announced: dict[str, Any] | None = None
@@ -131,7 +133,7 @@ class MapFollower:
                     body = await answer.read()
                     self._cluster.enter(answer.headers.get(HEADER))
                     if answer.status == 200:
-                        cluster_map = msgspec.json.decode(body, type=ClusterMap)
+                        cluster_map = decode_map(body)
                         epoch, cluster_id = cluster_map.epoch, cluster_map.cluster_id
                         on_map(cluster_map)
                     if answer.status in (200, 204):
@@ -141,9 +143,17 @@ class MapFollower:
                     self._note(problem)
                     if isinstance(problem, ControllerBehind) and cluster_id:
                         await self._announce_again(cluster_id, epoch)
+            except ForeignData as error:
+                self._refuse(error)
             except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
                 self._note(error)
             await self._wait()
+
+    def _refuse(self, error: ForeignData) -> None:
+        """The controller's map is of a format that is not known here: say so once, and keep the last map."""
+        if error.detail != self._refused:
+            self._refused = error.detail
+            log.error("%s The last map stays in force.", error.detail)
 
     async def _announce_again(self, cluster_id: str | None, epoch: int) -> None:
         """Once, as what it is by now: a controller that has just started, or lost its file, does not know it yet."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvstore.config import default_config
-from kvstore.placement.ring import Node, partition_of, place
+from kvstore.placement.ring import ShardWeight, partition_of, place
 
 VALUE_BYTES = 100
 SHARDS = 4
@@ -48,5 +48,5 @@ def placed(data: Data, shards: int) -> Data:
 def _owners(keys: Sequence[str], shards: int) -> list[str]:
     """In a new cluster of `shards` shards as `loadtest.cluster` makes it (transactions.py asks a running one)."""
     partitions = default_config().partitions
-    owners = place([Node(f"s{number}") for number in range(1, shards + 1)], partitions)
+    owners = place([ShardWeight(f"s{number}") for number in range(1, shards + 1)], partitions)
     return [owners[partition_of(key.encode(), partitions)] for key in keys]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from kvstore.config import Limits
-from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.placement.cluster_map import ClusterMap, at_home, map_of
 from kvstore.protocol import Answer, Delete, Put, Reply
 from kvstore.store.store import Store
 
@@ -29,10 +29,8 @@ _KEYS_OF_WRITER = 150
 
 def cluster_map() -> ClusterMap:
     """Of one shard, which owns everything."""
-    member = Member(id="s1", url="http://127.0.0.1:1", store_id="s1")
-    return ClusterMap(
-        cluster_id="damage", epoch=7, partitions=PARTITIONS, members=[member], owners=[0] * PARTITIONS, moves=[]
-    )
+    member = at_home("s1", "http://127.0.0.1:1", "s1")
+    return map_of([member], cluster_id="damage", epoch=7, partitions=PARTITIONS, owners=[0] * PARTITIONS, moves=[])
 
 
 def end(error: BaseException) -> NoReturn:

@@ -116,15 +116,15 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 def moved(before: ClusterMap, after: ClusterMap) -> int:
     """How many partitions have another owner."""
-    owners = [[cluster_map.members[owner].id for owner in cluster_map.owners] for cluster_map in (before, after)]
+    owners = [[cluster_map.shards[owner].id for owner in cluster_map.owners] for cluster_map in (before, after)]
     return sum(then != now for then, now in zip(*owners, strict=True))
 
 
 def least_to_move(before: ClusterMap, after: ClusterMap) -> int:
     """How many partitions must have another owner so that every member has its fair share, by weight, rounded down."""
-    weights = sum(member.weight for member in after.members)
-    held = {member.id: len(before.owned_by(member.id)) for member in after.members}
-    fair = {member.id: after.partitions * member.weight // weights for member in after.members}
+    weights = sum(member.weight for member in after.shards)
+    held = {member.id: len(before.owned_by(member.id)) for member in after.shards}
+    fair = {member.id: after.partitions * member.weight // weights for member in after.shards}
     return sum(max(0, fair[shard_id] - held[shard_id]) for shard_id in fair)
 
 

@@ -19,11 +19,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import msgspec
 import yaml
 
 from kvstore.client import Client, Put
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.map_format import decode_map
 from loadtest import processes
 from loadtest.cluster import READY_TIMEOUT_S, LocalCluster
 from loadtest.compare.data import Data
@@ -142,7 +142,7 @@ class KvstoreGrowing(Growing):
             while True:
                 cluster_map = await self._map_after(session, epoch)
                 epoch = cluster_map.epoch
-                member = cluster_map.member(newcomer)
+                member = cluster_map.shard(newcomer)
                 if member is None:
                     continue
                 began_s = began_s or time.monotonic()
@@ -167,7 +167,7 @@ class KvstoreGrowing(Growing):
         while True:
             async with session.get(f"{self._controller}/v1/map", params={"after": str(epoch)}) as answer:
                 if answer.status == 200:
-                    return msgspec.json.decode(await answer.read(), type=ClusterMap)
+                    return decode_map(await answer.read())
 
     async def check(self, data: Data) -> None:
         async with Client(self.url) as client:

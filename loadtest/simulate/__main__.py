@@ -1,9 +1,9 @@
-"""`python -m loadtest.simulate --seeds N`: as many simulated runs of a store under faults, and the verdict on each.
+"""`python -m loadtest.simulate --seeds N`: as many simulated runs of a cluster under faults, and the verdict on each.
 
 Owns: the options, the line of progress, the report, the file of results; exit code 0: every promise held, 1: not, 2: it
 could not be run, 130: interrupted, and nothing was wrong so far.
 Promises: says what is simulated. A failed seed is shown with the one command that replays it with its full log.
-Leaves to others: one run (`run`).
+Leaves to others: what a run is, and making a failed one smaller (`plan`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import msgspec
 from xxhash import xxh3_64_hexdigest
 
 from kvstore.cli import EXIT_INTERRUPTED
-from loadtest.simulate.faults import POINTS
-from loadtest.simulate.run import Result, Sum, simulate
+from kvstore.failpoints import BUGS
+from loadtest.simulate.cluster_faults import NEMESES
+from loadtest.simulate.cluster_run import Cut
+from loadtest.simulate.plan import WHAT, Plan
+from loadtest.simulate.run import Result, Sum
 
-WHAT = "one store with its log on a simulated disk, its engine in memory, and clients; no routers, controllers, network"
 _SHOWN_MAX = 5
 _LINES_MAX = 12
 
@@ -37,13 +39,43 @@ class _Document(msgspec.Struct):
     total: Sum
 
 
+def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> frozenset[int]:
+    try:
+        return frozenset(int(each) for each in text.split(",") if each)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of numbers such as 1,4.") from None
+
+
+def _nemeses(_context: click.Context, _option: click.Parameter, text: str) -> list[str]:
+    chosen = [each for each in text.split(",") if each]
+    if unknown := [each for each in chosen if each not in NEMESES]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(NEMESES)}.")
+    return [each for each in NEMESES if each in chosen]
+
+
 @click.command(
-    help=f"Run simulations from seeds, and judge them. Simulated today: {WHAT}. Exit code 0: every promise held;"
+    help="Run simulations from seeds, and judge them. Of a cluster: "
+    f"{WHAT['cluster']}. Of a store: {WHAT['store']}. Exit code 0: every promise held;"
     " 1: not; 2: it could not be run; 130: interrupted, and nothing was wrong so far."
 )
 @click.option("--seeds", type=click.IntRange(1), default=100, show_default=True, help="How many.")
 @click.option("--seed", "first", type=click.IntRange(0), default=0, show_default=True, help="The first of them.")
 @click.option("--seconds", type=click.FloatRange(0.1), default=20.0, show_default=True, help="Simulated, for each.")
+@click.option("--of", type=click.Choice(["cluster", "store"]), default="cluster", show_default=True, help="Of what.")
+@click.option(
+    "--nemesis",
+    "nemeses",
+    default=",".join(NEMESES),
+    show_default=True,
+    callback=_nemeses,
+    help="Kinds of faults and changes of a cluster; empty for none.",
+)
+@click.option(
+    "--without-faults", default="", callback=_numbers, help="Leave out these of a cluster's schedule, from 0."
+)
+@click.option("--without-clients", default="", callback=_numbers, help="Leave out these clients of a cluster, from 1.")
+@click.option("--shrink/--no-shrink", default=True, show_default=True, help="Make the first failed run smaller.")
+@click.option("--bug", type=click.Choice(["", *BUGS]), default="", help="Plant it: it should be found.")
 @click.option("--json", "as_json", is_flag=True, help="The last line is one object; progress goes to standard error.")
 @click.option("--log", is_flag=True, help="Print every event, not only what a person would want to read.")
 @click.option(
@@ -52,9 +84,23 @@ class _Document(msgspec.Struct):
     default=None,
     help="Add the sum of these runs to what is in this file. It is saved every few seconds.",
 )
-def main(seeds: int, first: int, seconds: float, as_json: bool, log: bool, result: Path | None) -> None:
+def main(
+    seeds: int,
+    first: int,
+    seconds: float,
+    of: str,
+    nemeses: list[str],
+    without_faults: frozenset[int],
+    without_clients: frozenset[int],
+    shrink: bool,
+    bug: str,
+    as_json: bool,
+    log: bool,
+    result: Path | None,
+) -> None:
     total = _read(result)
-    session = _Session(first, seeds, seconds, as_json, total)
+    plan = Plan(of, seconds, nemeses, Cut(without_faults, without_clients), bug)
+    session = _Session(plan, range(first, first + seeds), as_json, shrink, total)
     try:
         session.run(log, result)
     except KeyboardInterrupt:
@@ -67,12 +113,12 @@ def main(seeds: int, first: int, seconds: float, as_json: bool, log: bool, resul
 class _Session:
     """The runs of one call of the command. `total` also has those of earlier calls, if there is a file."""
 
-    def __init__(self, first: int, seeds: int, seconds: float, as_json: bool, total: Sum) -> None:
+    def __init__(self, plan: Plan, seeds: range, as_json: bool, shrinks: bool, total: Sum) -> None:
         self.interrupted = False
-        self._first = first
+        self._plan = plan
         self._seeds = seeds
-        self._seconds = seconds
         self._as_json = as_json
+        self._shrinks = shrinks
         self._total = total
         self._own = Sum()
         self._digests: list[str] = []
@@ -80,15 +126,15 @@ class _Session:
 
     def run(self, log: bool, result: Path | None) -> None:
         shown_s = saved_s = self._began_s
-        for seed in range(self._first, self._first + self._seeds):
-            ran = simulate(seed, self._seconds, _print_line if log else None)
+        for seed in self._seeds:
+            ran = self._plan.run(seed, _print_line if log else None)
             for each in (self._own, self._total):
                 each.add(ran)
             self._digests.append(ran.digest)
             if not ran.ok:
                 self._show_failure(ran)
             now_s = time.monotonic()
-            if now_s - shown_s >= 1 or seed == self._first + self._seeds - 1:
+            if now_s - shown_s >= 1 or seed == self._seeds[-1]:
                 shown_s = now_s
                 self._show_progress()
             if now_s - saved_s >= 5:
@@ -98,8 +144,9 @@ class _Session:
     def _show_progress(self) -> None:
         own, passed_s = self._own, max(time.monotonic() - self._began_s, 1e-9)
         end = "\r" if sys.stderr.isatty() else "\n"
+        done = f"{own.seeds}/{len(self._seeds)} seeds"
         click.echo(
-            f"{own.seeds}/{self._seeds} seeds, {own.seeds / passed_s:.1f} a second, {own.simulated_s / 60:.1f} minutes"
+            f"{done}, {own.seeds / passed_s:.1f} a second, {own.simulated_s / 60:.1f} minutes"
             f" simulated, {own.calls:,} calls, {len(own.failed)} failed{end}",
             err=True,
             nl=False,
@@ -113,8 +160,12 @@ class _Session:
         click.echo("\n".join([
             "", f"seed {ran.seed} failed (digest {ran.digest}):", *lines[:_LINES_MAX], *more, "the last events:",
             *(f"  {line[:200]}" for line in ran.last[-_LINES_MAX:]), "to replay it with every event:",
-            f"  {replay_command(ran.seed, self._seconds)}",
+            f"  {self._plan.command(ran.seed)}",
         ]), err=True)  # fmt: skip
+        if self._shrinks and len(self._own.failed) == 1:
+            smaller = self._plan.smaller(ran)
+            if smaller != self._plan:
+                click.echo(f"it fails also like this:\n  {smaller.command(ran.seed)}", err=True)
 
     def report(self) -> None:
         """What was run in this call."""
@@ -123,15 +174,17 @@ class _Session:
         digest = self._digests[0] if len(self._digests) == 1 else _digest_of(self._digests)
         if self._as_json:
             failed = [each.seed for each in own.failed]
-            document = _Document(WHAT, self._first, own.seeds, failed, digest, round(passed_s, 3), self._total)
+            document = _Document(
+                WHAT[self._plan.of], self._seeds[0], own.seeds, failed, digest, round(passed_s, 3), self._total
+            )
             click.echo(msgspec.json.encode(document))
             return
-        click.echo(f"simulated: {WHAT}")
-        click.echo(f"seeds {self._first} to {self._first + own.seeds - 1} in {passed_s:.1f} s: digest {digest}")
+        click.echo(f"simulated: {WHAT[self._plan.of]}")
+        click.echo(f"seeds {self._seeds[0]} to {self._seeds[0] + own.seeds - 1} in {passed_s:.1f} s: digest {digest}")
         click.echo(f"{own.simulated_s / 60:.1f} minutes, {own.events:,} events, {own.calls:,} calls")
         click.echo("faults: " + ", ".join(f"{kind} {count}" for kind, count in sorted(own.faults.items())))
-        missed = [name for name in POINTS if name not in own.points]
-        hit = f"{len(POINTS) - len(missed)} of {len(POINTS)}"
+        missed = [name for name in self._plan.points if name not in own.points]
+        hit = f"{len(self._plan.points) - len(missed)} of {len(self._plan.points)}"
         click.echo(f"failpoints hit: {hit}" + (f"; not hit: {', '.join(missed)}" if missed else ""))
         if own.failed:
             click.echo(f"FAILED: {', '.join(str(each.seed) for each in own.failed)}")
@@ -143,11 +196,6 @@ class _Session:
         if self._own.failed:
             return 1
         return EXIT_INTERRUPTED if self.interrupted else 0
-
-
-def replay_command(seed: int, seconds: float) -> str:
-    """What shows that run again, event by event."""
-    return f"python -m loadtest.simulate --seeds 1 --seed {seed} --seconds {seconds:g} --log"
 
 
 def _print_line(line: str) -> None:

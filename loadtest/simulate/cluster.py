@@ -138,7 +138,7 @@ class Cluster:
             cluster_map = self.stored_map
             if cluster_map is None:
                 continue
-            present = {member.id: None for member in cluster_map.members}
+            present = {shard.id: None for shard in cluster_map.shards}
             for name in [name for name in self._members if name not in present]:
                 self.loop.create_task(self._end(name))
             self._members = present

@@ -27,10 +27,9 @@ _TRIES_MAX = 40
 _CLOCKS_AGREE = 0.985
 _ONCE_SHARE = 0.4
 
-KINDS = (
-    Judged.REGISTER, Judged.BANK, Judged.APPEND, Judged.REGISTER, Judged.SET, Judged.SECTION, Judged.COUNTER,
-    Judged.BANK, Judged.APPEND, Judged.REGISTER,
-)  # fmt: skip
+CLIENTS = 10
+_CROWDING = 8
+_WEIGHTS = {Judged.REGISTER: 3, Judged.SECTION: 2, Judged.COUNTER: 0.5}
 
 
 class History:
@@ -52,24 +51,26 @@ class History:
 class Client:
     """One client, which asks for one thing after the other."""
 
-    def __init__(self, name: str, cluster: Cluster, history: History, kind: Judged | None) -> None:
+    def __init__(self, name: str, cluster: Cluster, history: History) -> None:
         self.name = name
         self._cluster = cluster
         self._history = history
         self._rng = cluster.random(f"client {name}")
-        self.place = Place(PREFIX, name, history.numbers, self._rng, history.add)
-        self.kind = kind
+        self.place = Place(PREFIX, name, history.numbers, self._rng, history.add, _CROWDING)
         self._at: End | None = None
         self._router = self._rng.randrange(len(cluster.routers))
         self._keys = itertools.count(1)
         self.repeats = False  # with an Idempotency-Key
+        self._pause_s = 0.0  # between calls, in the mean
 
     async def run(self, until_s: float) -> None:
-        assert self.kind is not None
-        workload = self.kind.value.client(self.place)
+        """Do now one thing and now another."""
+        self._pause_s = _PAUSE_S
+        workloads = [kind.value.client(self.place) for kind in Judged]
+        weights = [_WEIGHTS.get(kind, 1.0) for kind in Judged]
         while self._cluster.loop.time() < until_s:
             self.repeats = self._rng.random() < _ONCE_SHARE
-            await self.do(workload.step())
+            await self.do(self._rng.choices(workloads, weights)[0].step())
 
     async def do(self, steps: Steps[Any]) -> Any:
         """Do all of it; what it returns."""
@@ -84,8 +85,8 @@ class Client:
                 reply = NOTHING
             else:
                 reply = await self.ask(wish)
-                if self.kind is not None:
-                    await asyncio.sleep(self._rng.expovariate(1 / _PAUSE_S))
+                if self._pause_s:
+                    await asyncio.sleep(self._rng.expovariate(1 / self._pause_s))
 
     # --- calls --------------------------------------------------------------------------------------------------------
 

@@ -254,14 +254,14 @@ class Nemesis:
 
     async def _remove(self, rng: random.Random) -> None:
         cluster_map = self._cluster.stored_map
-        if cluster_map is not None and len(cluster_map.members) > SHARDS_MAX // 3:
-            name = rng.choice(cluster_map.members).id
+        if cluster_map is not None and len(cluster_map.shards) > SHARDS_MAX // 3:
+            name = rng.choice(cluster_map.shards).id
             await self._ask(lambda service: service.remove(name))
 
     async def _weigh(self, rng: random.Random) -> None:
         cluster_map = self._cluster.stored_map
         if cluster_map is not None:
-            name, weight = rng.choice(cluster_map.members).id, rng.randint(1, 4)
+            name, weight = rng.choice(cluster_map.shards).id, rng.randint(1, 4)
             await self._ask(lambda service: service.reweigh(name, weight))
 
     async def _plan(self, rng: random.Random) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import random
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from kvstore import failpoints
 from loadtest.histories.verdict import CLOSING, OPENING, judge
 from loadtest.simulate.cluster import Cluster, Errors
-from loadtest.simulate.cluster_clients import KINDS, Client, History
+from loadtest.simulate.cluster_clients import CLIENTS, Client, History
 from loadtest.simulate.cluster_faults import NEMESES, Fault, Nemesis, draw
 from loadtest.simulate.loop import Hang, SimulatedLoop
 from loadtest.simulate.machine import Violation
@@ -78,20 +79,28 @@ def simulate_cluster(
     )  # fmt: skip
 
 
+def scheduled(seed: int, seconds: float, nemeses: Iterable[str]) -> int:
+    """How many faults the schedule of that seed has."""
+    return len(_schedule(seed, seconds, nemeses)[1])
+
+
+def _schedule(seed: int, seconds: float, nemeses: Iterable[str]) -> tuple[bool, list[Fault]]:
+    """Whether the failpoints between messages are passed, too; and the faults."""
+    rng = random.Random(f"{seed} schedule")
+    return rng.random() < 0.5, draw(rng, seconds, list(nemeses))
+
+
 class _Simulation:
     def __init__(self, loop: SimulatedLoop, seed: int, seconds: float, nemeses: list[str], cut: Cut) -> None:
         self._loop = loop
         self._seconds = seconds
         self.cluster = Cluster(loop, seed)
-        rng = self.cluster.random("schedule")
-        self.at_points = rng.random() < 0.5
-        self.schedule: list[Fault] = draw(rng, seconds, nemeses)
-        kept = [fault for number, fault in enumerate(self.schedule) if number not in cut.faults]
+        self.at_points, schedule = _schedule(seed, seconds, nemeses)
+        kept = [fault for number, fault in enumerate(schedule) if number not in cut.faults]
         self._nemesis = Nemesis(self.cluster, kept)
         self.history = History(self.cluster)
-        clients = [Client(f"c{number}", self.cluster, self.history, kind) for number, kind in enumerate(KINDS, start=1)]
-        self._clients = [client for number, client in enumerate(clients, start=1) if number not in cut.clients]
-        self._kinds = [kind for kind in Judged if any(client.kind is kind for client in self._clients)]
+        numbers = [number for number in range(1, CLIENTS + 1) if number not in cut.clients]
+        self._clients = [Client(f"c{number}", self.cluster, self.history) for number in numbers]
 
     def run(self) -> str:
         """The verdict; empty if every promise held."""
@@ -140,13 +149,13 @@ class _Simulation:
             beside = [each for each in beside if not each.done()]
 
     async def _open(self) -> None:
-        opener = Client(OPENING, self.cluster, self.history, None)
-        while await opener.do(opening(opener.place, self._kinds)):  # noqa: ASYNC110 (it asks again)
+        opener = Client(OPENING, self.cluster, self.history)
+        while await opener.do(opening(opener.place, Judged)):  # noqa: ASYNC110 (it asks again)
             await asyncio.sleep(0.1)
 
     async def _close(self) -> None:
-        closer = Client(CLOSING, self.cluster, self.history, None)
-        while await closer.do(closing(closer.place, self._kinds)):  # noqa: ASYNC110 (it asks again)
+        closer = Client(CLOSING, self.cluster, self.history)
+        while await closer.do(closing(closer.place, Judged)):  # noqa: ASYNC110 (it asks again)
             await asyncio.sleep(0.1)
 
     def _judge(self) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
@@ -228,16 +229,19 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def end(self) -> None:
         """Let go of whatever still waits, silently."""
         self._over = True
-        for task in self._tasks:
-            if not task.done():
-                task._log_destroy_pending = False  # type: ignore[attr-defined]
-                with contextlib.suppress(BaseException):
-                    task.get_coro().close()
-            elif not task.cancelled():
-                task.exception()
-        self._ready.clear()
-        self._scheduled.clear()
-        self.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # works that were to be begun by what never began
+            for task in self._tasks:
+                if not task.done():
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]
+                    with contextlib.suppress(BaseException):
+                        task.get_coro().close()
+                elif not task.cancelled():
+                    task.exception()
+            self._tasks.clear()
+            self._ready.clear()
+            self._scheduled.clear()
+            self.close()
 
     _over = False
 

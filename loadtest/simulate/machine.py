@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from kvstore.config import Limits
 from kvstore.errors import KvError
-from kvstore.placement.cluster_map import ClusterMap, Member, Move
+from kvstore.placement.cluster_map import ClusterMap, Move, at_home, map_of
 from kvstore.protocol import Get, Reply
 from kvstore.storage.engine import Identity, TryLater
 from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
@@ -210,11 +210,11 @@ class Machine:
     def next_map(self, *moves: Move) -> ClusterMap:
         """All partitions are the store's."""
         self.epoch += 1
-        members = [Member(id=shard, url=f"http://{shard}", store_id=shard) for shard in (SHARD, "s2")]
-        return ClusterMap(
-            cluster_id="c", epoch=self.epoch, partitions=PARTITIONS, members=members, owners=[0] * PARTITIONS,
-            moves=list(moves),
-        )  # fmt: skip
+        members = [at_home(shard, f"http://{shard}", shard) for shard in (SHARD, "s2")]
+        owners = [0] * PARTITIONS
+        return map_of(
+            members, cluster_id="c", epoch=self.epoch, partitions=PARTITIONS, owners=owners, moves=list(moves)
+        )
 
     # --- what its disk does -------------------------------------------------------------------------------------------
 

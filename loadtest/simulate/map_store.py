@@ -24,6 +24,7 @@ class Register:
     def __init__(self) -> None:
         self.stored = Stored(0, None)
         self.told: dict[str, Told] = {}
+        self.kept: dict[str, bytes] = {}
         self.away = False
 
 
@@ -71,6 +72,11 @@ class SimulatedMapStore:
     async def forget(self, store_id: str) -> Told:
         await self._travel()
         return self._register.told.pop(store_id, Told())
+
+    async def keep(self, name: str, document: bytes) -> None:
+        await self._travel()
+        self._register.kept[name] = document
+        await self._travel()
 
     async def close(self) -> None:
         return None

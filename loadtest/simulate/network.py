@@ -23,6 +23,7 @@ LATENCY_S = (0.00005, 0.0015)
 SLOW_SHARE, SLOW_S = 0.01, 0.05  # now and then a packet is sent again by the kernel
 UNTAKEN_MAX = 64  # messages under way in a direction, beyond which a sender waits
 _NO_ROUTE_S = 3.0
+_APART_S = 1e-8
 
 Link = tuple[str, str]
 
@@ -199,7 +200,8 @@ class Network:
             end.held.append(message)
             return
         now_s = self.loop.now_s
-        end.due_s = max(end.due_s, now_s + self.latency(end.host, end.peer.host))
+        # Timers of one time come in any order: each message is a little later than the one before.
+        end.due_s = max(end.due_s + _APART_S, now_s + self.latency(end.host, end.peer.host))
         self.schedule(end.due_s - now_s, self._arrive, end, message)
 
     def _arrive(self, end: End, message: Any) -> None:

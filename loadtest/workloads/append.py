@@ -32,7 +32,7 @@ class Appends:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._generations = [0] * LISTS
+        self._generations = [0] * LISTS  # of which fewer are used where clients are crowded
 
     def step(self) -> Steps[None]:
         rng = self._place.rng
@@ -48,7 +48,7 @@ class Appends:
         yield from calls.rest(reply)
 
     def _keys(self, count: int) -> list[str]:
-        numbers = self._place.rng.sample(range(LISTS), count)
+        numbers = self._place.rng.sample(self._place.keys(LISTS), count)
         return [f"{prefix_of(self._place.prefix)}{number:02d}/{self._generations[number]:04d}" for number in numbers]
 
     def _look(self, keys: Sequence[str]) -> Steps[tuple[Reply, Found]]:

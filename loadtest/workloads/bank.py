@@ -22,7 +22,6 @@ from loadtest.workloads.place import Place
 ACCOUNTS = 100
 BALANCE = 1000
 _AMOUNT_MAX = 20
-_ALL = range(ACCOUNTS)
 
 
 class Bank:
@@ -32,14 +31,14 @@ class Bank:
         self._place = place
 
     def step(self) -> Steps[None]:
-        rng = self._place.rng
+        rng, accounts = self._place.rng, self._place.keys(ACCOUNTS)
         chosen = rng.random()
         if chosen < 0.05:
-            reply, _ = yield from read(self._place, "bank read all", rng.sample(_ALL, ACCOUNTS))
+            reply, _ = yield from read(self._place, "bank read all", rng.sample(accounts, len(accounts)))
         elif chosen < 0.1:
-            reply, _ = yield from read(self._place, "bank read", rng.sample(_ALL, 3))
+            reply, _ = yield from read(self._place, "bank read", rng.sample(accounts, 3))
         else:
-            reply = yield from self._transfer(*rng.sample(_ALL, 2))
+            reply = yield from self._transfer(*rng.sample(accounts, 2))
         yield from calls.rest(reply)
 
     def _transfer(self, source: int, target: int) -> Steps[Reply]:
@@ -115,7 +114,7 @@ def note_balances(place: Place, reply: Reply, numbers: Sequence[int], results: S
         end_s=reply.end_s,
         outcome="done",
         accounts=found,
-        whole=len(numbers) == ACCOUNTS,
+        whole=len(numbers) == len(place.keys(ACCOUNTS)),
     )
     place.note(balances)
     return found
@@ -123,17 +122,19 @@ def note_balances(place: Place, reply: Reply, numbers: Sequence[int], results: S
 
 def opening(place: Place) -> Steps[bool]:
     """Open all accounts, and read them; False if that cannot be done."""
-    puts = [{"op": "put", "key": key_of(place.prefix, number), "value": str(BALANCE)} for number in _ALL]
-    body = {"if": [{"key": key_of(place.prefix, 0), "exists": False}], "then": puts}
+    keys = [key_of(place.prefix, number) for number in place.keys(ACCOUNTS)]
+    puts = [{"op": "put", "key": key, "value": str(BALANCE)} for key in keys]
+    body = {"if": [{"key": keys[0], "exists": False}], "then": puts}
     yield from calls.insist(calls.transaction("bank open", body))
     return (yield from _read_all(place))
 
 
 def _read_all(place: Place) -> Steps[bool]:
-    body = reading_transaction([key_of(place.prefix, number) for number in _ALL])
+    accounts = place.keys(ACCOUNTS)
+    body = reading_transaction([key_of(place.prefix, number) for number in accounts])
     reply = yield from calls.insist(calls.transaction("bank read all", body))
     answered = calls.answer_of(reply)
-    return answered is not None and len(note_balances(place, reply, _ALL, answered.results)) == ACCOUNTS
+    return answered is not None and len(note_balances(place, reply, accounts, answered.results)) == len(accounts)
 
 
 def closing(place: Place) -> Steps[bool]:

@@ -26,7 +26,7 @@ class Counters:
 
     def step(self) -> Steps[None]:
         """Read a counter, and mostly raise it, however often others are faster."""
-        key = key_of(self._place.prefix, self._place.rng.randrange(COUNTERS))
+        key = key_of(self._place.prefix, self._place.rng.choice(self._place.keys(COUNTERS)))
         only_read = self._place.rng.random() < _READ_ONLY
         for _ in range(calls.RETRIES_MAX):
             found = yield calls.get("counter read", key)
@@ -76,7 +76,7 @@ def _note(
 
 def closing(place: Place) -> Steps[bool]:
     """What every counter holds at the end; False if one could not be read."""
-    for number in range(COUNTERS):
+    for number in place.keys(COUNTERS):
         key = key_of(place.prefix, number)
         reply = yield from calls.insist(calls.get("counter read", key))
         note_read(place, key, reply)

@@ -16,11 +16,12 @@ from loadtest.histories.history import AnyOperation
 from loadtest.workloads.calls import Steps
 
 _NUMBERS_OF_A_PROCESS = 1_000_000_000_000
+_KEYS_MIN = 4
 
 
 class Place:
     """`prefix`: all keys of the run begin with it. `noted`: there is a history; without one `note` does nothing. All
-    clients of a process take their numbers from the same `numbers`."""
+    clients of a process take their numbers from the same `numbers`. `crowding`: only one key in so many is used."""
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class Place:
         numbers: Iterator[int],
         rng: random.Random,
         note: Callable[[AnyOperation], None] | None = None,
+        crowding: int = 1,
     ) -> None:
         self.prefix = prefix
         self.client = client
@@ -36,6 +38,11 @@ class Place:
         self.noted = note is not None
         self.note = _ignore if note is None else note
         self._numbers = numbers
+        self._crowding = crowding
+
+    def keys(self, usual: int) -> range:
+        """The numbers of the keys that are used, where it is usually so many."""
+        return range(max(_KEYS_MIN, usual // self._crowding))
 
     def number(self) -> int:
         """One that no other client of this history has."""

@@ -24,7 +24,7 @@ class Registers:
 
     def step(self) -> Steps[None]:
         rng = self._place.rng
-        key = key_of(self._place.prefix, rng.randrange(REGISTERS))
+        key = key_of(self._place.prefix, rng.choice(self._place.keys(REGISTERS)))
         chosen = rng.random()
         if chosen < 0.45:
             reply = yield from read(self._place, key)
@@ -131,7 +131,7 @@ def note_read(place: Place, key: str, reply: Reply) -> None:
 
 def closing(place: Place) -> Steps[bool]:
     """What every register holds at the end; False if one could not be read."""
-    for number in range(REGISTERS):
+    for number in place.keys(REGISTERS):
         key = key_of(place.prefix, number)
         reply = yield from calls.insist(calls.get("register read", key))
         note_read(place, key, reply)

@@ -36,7 +36,7 @@ class CriticalSections:
 
     def step(self) -> Steps[None]:
         rng = self._place.rng
-        lock = key_of(self._place.prefix, rng.randrange(LOCKS))
+        lock = key_of(self._place.prefix, rng.choice(self._place.keys(LOCKS)))
         overstays = rng.random() < 0.02
         token, reply = yield from self._acquire(lock, _SHORT_TTL_S if overstays else _TTL_S)
         if token is None:

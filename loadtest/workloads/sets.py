@@ -29,7 +29,7 @@ class Sets:
     def step(self) -> Steps[None]:
         rng = self._place.rng
         if rng.random() < 0.1:
-            yield from read(self._place, prefix_of(self._place.prefix, rng.randrange(SETS)))
+            yield from read(self._place, prefix_of(self._place.prefix, rng.choice(self._place.keys(SETS))))
             return
         if self._own and rng.random() < len(self._own) / _OWN_MAX:
             name, element = self._own.popleft()
@@ -37,7 +37,7 @@ class Sets:
             reply = yield Call("set remove", "DELETE", f"/v1/kv/{name}{element}", expected=frozenset({204}))
             self._note(name, element, "remove", reply)
         else:
-            name, element = prefix_of(self._place.prefix, rng.randrange(SETS)), str(self._place.number())
+            name, element = prefix_of(self._place.prefix, rng.choice(self._place.keys(SETS))), str(self._place.number())
             reply = yield calls.put("set add", f"{name}{element}", b"1")
             self._note(name, element, "add", reply)
             if reply.outcome == "done":
@@ -89,7 +89,7 @@ def read(place: Place, name: str) -> Steps[bool]:
 
 def closing(place: Place) -> Steps[bool]:
     """What every set holds at the end; False if one could not be read."""
-    for number in range(SETS):
+    for number in place.keys(SETS):
         for _ in range(calls.RETRIES_MAX):
             if (yield from read(place, prefix_of(place.prefix, number))):
                 break

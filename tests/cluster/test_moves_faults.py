@@ -24,6 +24,7 @@ import pytest
 import pytest_asyncio
 
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.map_format import decode_map
 from kvstore.placement.ring import partition_of
 from kvstore.process import EXIT_NEEDS_A_PERSON
 from kvstore.storage import schema
@@ -93,7 +94,7 @@ class Scene:
     async def map(self) -> ClusterMap:
         """The controller's, now."""
         async with aiohttp.ClientSession() as http, http.get(f"{self.cluster.controller_url}/v1/map?after=0") as reply:
-            return msgspec.json.decode(await reply.read(), type=ClusterMap)
+            return decode_map(await reply.read())
 
     async def restore(self) -> None:
         """All processes run, unarmed, and the members are s1, s2, s3 again, with equal weights."""
@@ -418,7 +419,7 @@ async def until_it_answers(url: str) -> None:
 
 async def test_what_cannot_be_is_refused_with_the_reason(trio: Scene, tmp_path: Path) -> None:
     before = await trio.map()
-    urls = {member.id: member.url for member in before.members}
+    urls = {node.id: node.url for node in before.nodes}
     assert await trio.fails("DELETE", "/v1/shards/s9") == (
         404, "not-found", f"there is no shard 's9': the members are {', '.join(urls)}.",
     )  # fmt: skip

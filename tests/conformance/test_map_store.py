@@ -219,3 +219,10 @@ async def test_telling_wakes_no_watcher_of_the_document(store: MapStore) -> None
     assert not watcher.done()
     await swap(store, 0, b"one")
     assert (await asyncio.wait_for(watcher, 10)).document == b"one"
+
+
+async def test_a_document_is_kept_beside_the_present_one_and_changes_nothing(store: MapStore) -> None:
+    await store.compare_and_swap(0, b"present")
+    await store.keep("format3", b"first")
+    await store.keep("format3", b"second")
+    assert await store.read() == Stored(1, b"present")

@@ -163,7 +163,7 @@ async def test_a_shard_is_announced_where_it_is_reached_and_not_where_it_listens
             while True:
                 async with session.get(f"http://127.0.0.1:{port}/v1/map?after=0") as response:
                     if response.status == 200:
-                        url = (await response.json())["members"][0]["url"]
+                        url = (await response.json())["nodes"][0]["url"]
                         break
                 assert not other.done()
         assert urlsplit(url).port

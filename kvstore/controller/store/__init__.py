@@ -65,6 +65,13 @@ class MapStore(Protocol):
         """That store may start with less than it has told; returns what was kept. Raises Unavailable."""
         ...
 
+    async def keep(self, name: str, document: bytes) -> None:
+        """Keep a copy of the document under that name beside the present one, durably, in place of an earlier one.
+
+        Raises Unavailable.
+        """
+        ...
+
     async def close(self) -> None:
         """Give up files and threads once the swaps under way have ended; watchers raise `Unavailable`."""
         ...

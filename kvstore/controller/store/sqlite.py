@@ -1,6 +1,7 @@
 """The embedded backend: one SQLite file, one row.
 
-Owns: `controller-<id>.db`: its format, and the lock that lets one process at a time open it.
+Owns: `controller-<id>.db`: its format, and the lock that lets one process at a time open it; copies that are kept
+beside it, such as `controller-<id>.db.format3`.
 Promises: what `MapStore` asks for; an acknowledged swap survives kill -9 and a power cut (WAL,
 synchronous=FULL).
 Leaves to others: the meaning of the document.
@@ -21,7 +22,7 @@ from typing import Any
 import aiosqlite
 
 from kvstore.controller.store import Stored, Told
-from kvstore.data_file import opening_error, prepare_data_file
+from kvstore.data_file import opening_error, prepare_data_file, write_durably
 from kvstore.errors import ForeignData, Unavailable
 
 APPLICATION_ID = 0x6B76_6374  # "kvct" in the header of the file; shards write another
@@ -58,7 +59,7 @@ async def open_sqlite(path: Path) -> SqliteMapStore:
     except BaseException:
         await connection.close()
         raise
-    return SqliteMapStore(connection)
+    return SqliteMapStore(connection, path)
 
 
 async def _prepare(connection: aiosqlite.Connection, path: Path) -> None:
@@ -87,8 +88,9 @@ async def _number(connection: aiosqlite.Connection, query: str) -> int:
 class SqliteMapStore:
     """See `MapStore`."""
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
+    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
         self._connection = connection
+        self._path = path
         self._closed = False
         self._changed = asyncio.Event()
         self._swaps: set[asyncio.Task[int | None]] = set()
@@ -124,6 +126,14 @@ class SqliteMapStore:
         self._refuse_if_closed()
         rows = await self._execute(_FORGET, (store_id,))
         return Told(*rows[0]) if rows else Told()
+
+    async def keep(self, name: str, document: bytes) -> None:
+        self._refuse_if_closed()
+        path = self._path.with_name(f"{self._path.name}.{name}")
+        try:
+            await asyncio.to_thread(write_durably, path, document)
+        except OSError as error:
+            raise Unavailable(f"{path} cannot be written: {error.strerror}.", retry_after_ms=1000) from error
 
     async def close(self) -> None:
         self._closed = True

@@ -16,7 +16,7 @@ from kvstore.controller.membership import ClusterState
 from kvstore.controller.store import Told
 from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.errors import DataInUse, ForeignData
-from kvstore.placement.cluster_map import ClusterMap, Member, first_map
+from kvstore.placement.cluster_map import ClusterMap, at_home, first_map
 from kvstore.store import adoption as of_stores
 from kvstore.store.offline import check
 from kvstore.store.store import Store
@@ -45,9 +45,7 @@ async def open_store(folder: Path, shard_id: str) -> Store:
 async def folder(tmp_path: Path) -> Path:
     """The data of two shards, each with a key that its log has and its file perhaps not."""
     stores = {shard_id: await open_store(tmp_path, shard_id) for shard_id in ("s1", "s2")}
-    members = [
-        Member(id=each, url=f"http://{each}", store_id=store.identity.store_id) for each, store in stores.items()
-    ]
+    members = [at_home(each, f"http://{each}", store.identity.store_id) for each, store in stores.items()]
     cluster_map = first_map("copied", PARTITIONS, members)
     for shard_id, store in stores.items():
         await store.partitions.adopt(cluster_map)
@@ -55,7 +53,7 @@ async def folder(tmp_path: Path) -> Path:
         await store.close()
     controller = await open_sqlite(tmp_path / "controller-0.db")
     await ClusterDocument(controller, 1).change(lambda state: ClusterState(map=cluster_map, clock=7))
-    await controller.tell(members[0].store_id, Told(5, 5))
+    await controller.tell(members[0].shard.store_id, Told(5, 5))
     await controller.close()
     (tmp_path / "shard-s1.session").write_text("x")
     return tmp_path
@@ -77,7 +75,7 @@ async def assert_adopted(folder: Path, cluster_id: str) -> None:
     state = await ClusterDocument(controller, 1).read()
     assert state.map is not None
     assert (state.map.cluster_id, state.clock) == (cluster_id, 7)
-    for member in state.map.members:
+    for member in state.map.shards:
         path = folder / f"shard-{member.id}.db"
         assert check(path).damaged == 0
         store = await open_store(folder, member.id)

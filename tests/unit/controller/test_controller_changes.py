@@ -18,7 +18,7 @@ from kvstore.config import ClusterConfig, Limits, ShardConfig, default_config
 from kvstore.controller.app import serve
 from kvstore.controller.service import group_partitions
 from kvstore.controller.shards import Size
-from kvstore.placement.cluster_map import Member, first_map
+from kvstore.placement.cluster_map import at_home, first_map
 from tests.unit.controller.far_shards import FarShard, far_shards
 
 WAIT_S = 20.0
@@ -50,7 +50,7 @@ class Cluster(NamedTuple):
 
     async def states(self) -> dict[str, str]:
         _, cluster_map = await self.call("GET", "/v1/map")
-        return {member["id"]: member["state"] for member in cluster_map["members"]}
+        return {member["id"]: member["state"] for member in cluster_map["shards"]}
 
     async def settled(self) -> dict[str, Any]:
         """GET /v1/moves once no move stands."""
@@ -63,7 +63,7 @@ class Cluster(NamedTuple):
 
     async def loads(self) -> dict[str, int]:
         _, cluster_map = await self.call("GET", "/v1/map")
-        names = [member["id"] for member in cluster_map["members"]]
+        names = [member["id"] for member in cluster_map["shards"]]
         return {name: cluster_map["owners"].count(index) for index, name in enumerate(names)}
 
 
@@ -141,7 +141,7 @@ async def test_a_new_weight_moves_partitions(cluster: Cluster) -> None:
 async def test_a_shard_that_asks_to_join_is_a_member_at_once(cluster: Cluster) -> None:
     status, joined = await cluster.announce("s3", join=True)
     assert (status, joined["epoch"]) == (200, 2)
-    assert [member["state"] for member in joined["members"]] == ["up", "up", "joining"]
+    assert [member["state"] for member in joined["shards"]] == ["up", "up", "joining"]
     await cluster.settled()
     assert set((await cluster.loads()).values()) == {21, 22}
 
@@ -292,8 +292,8 @@ async def test_moves_are_in_the_metrics(cluster: Cluster) -> None:
 
 async def test_a_launcher_is_told_what_is_wanted_and_its_shard_joins_when_it_comes(cluster: Cluster) -> None:
     _, told = await cluster.call("GET", "/v1/launch?running=s1,s2")
-    members = [{"id": name, "url": cluster.far[name].url} for name in ("s1", "s2")]
-    assert (told["formed"], told["wanted"], told["members"]) == (True, [], members)
+    nodes = [{"id": name, "url": cluster.far[name].url} for name in ("s1", "s2")]
+    assert (told["formed"], told["wanted"], told["nodes"]) == (True, [], nodes)
     waiting = asyncio.create_task(cluster.call("GET", f"/v1/launch?after={told['revision']}&running=s1,s2"))
     status, answer = await cluster.call("POST", "/v1/shards", {"id": "s3", "weight": 2})
     assert (status, answer) == (202, {"id": "s3", "state": "wanted", "epoch": 1})
@@ -301,7 +301,7 @@ async def test_a_launcher_is_told_what_is_wanted_and_its_shard_joins_when_it_com
     assert (status, told["wanted"]) == (200, [{"id": "s3", "weight": 2}])
     assert (await cluster.call("GET", "/v1/moves"))[1]["wanted"] == ["s3"]
     status, joined = await cluster.announce("s3")
-    assert (status, joined["members"][2]["weight"]) == (200, 2)
+    assert (status, joined["shards"][2]["weight"]) == (200, 2)
     await cluster.settled()
     assert await cluster.loads() == {"s1": 16, "s2": 16, "s3": 32}
 
@@ -366,7 +366,7 @@ async def test_a_launcher_that_was_not_heard_of_for_long_is_not_there(
     [(0, 0, 32), (100, 1000, 32), (1000, 1000, 3), (100, 10_000, 3), (1000, 20_000, 1), (10**9, 10**12, 1)],
 )
 def test_a_group_is_bounded_by_keys_and_by_bytes(keys: int, size_bytes: int, partitions: int) -> None:
-    members = [Member(id=shard, url=f"http://{shard}", store_id=shard) for shard in ("s1", "s2")]
+    members = [at_home(shard, f"http://{shard}", shard) for shard in ("s1", "s2")]
     cluster_map = first_map("c", 64, members)
     limits = Limits(move_group_keys_max=100, move_group_bytes_max=1000)
     assert group_partitions(cluster_map, "s1", Size(keys, size_bytes), limits) == partitions

@@ -20,7 +20,7 @@ import yaml
 import kvstore
 from kvstore.controller.membership import ClusterState
 from kvstore.controller.store.sqlite import open_sqlite
-from kvstore.placement.cluster_map import ClusterMap, Member, first_map
+from kvstore.placement.cluster_map import ClusterMap, at_home, first_map
 from tests.unit.controller.far_shards import FarShard, far_shards
 
 ROOT = Path(kvstore.__file__).parents[1]
@@ -101,7 +101,7 @@ async def formed(folder: Path) -> AsyncIterator[tuple[Process, dict[str, FarShar
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     async with far_shards("s1", "s2", "s3") as far, aiohttp.ClientSession() as session:
-        members = [Member(id=name, url=far[name].url, store_id=far[name].store_id) for name in ("s1", "s2")]
+        members = [at_home(name, far[name].url, far[name].store_id) for name in ("s1", "s2")]
         store = await open_sqlite(folder / "controller-0.db")
         state = ClusterState(map=first_map("c", PARTITIONS, members))
         await store.compare_and_swap(0, msgspec.json.encode(state))
@@ -114,7 +114,7 @@ async def formed(folder: Path) -> AsyncIterator[tuple[Process, dict[str, FarShar
 
 
 def loads(cluster_map: ClusterMap) -> dict[str, int]:
-    return {member.id: len(cluster_map.owned_by(member.id)) for member in cluster_map.members}
+    return {member.id: len(cluster_map.owned_by(member.id)) for member in cluster_map.shards}
 
 
 @pytest.mark.parametrize("nth", [1, 2, 4])
@@ -127,7 +127,7 @@ async def test_killed_while_it_moves_it_goes_on_where_the_map_says(tmp_path: Pat
         await controller.start()
         done = await controller.settled()
         assert sorted(loads(done).values()) == [21, 21, 22]
-        assert {member.state for member in done.members} == {"up"}
+        assert {member.state for member in done.shards} == {"up"}
         for shard in far.values():
             shard.follow(done)  # a real one asks for it
             assert not shard.fences

@@ -16,13 +16,13 @@ from aiohttp import web
 from kvstore.config import Limits
 from kvstore.controller.recovery import EPOCH_STEP, Found, Told, check, newest, recovered, silent
 from kvstore.errors import ChangeRefused
-from kvstore.placement.cluster_map import ClusterMap, Member, Move, first_map, with_member_url
+from kvstore.placement.cluster_map import ClusterMap, Move, at_home, first_map, with_node_url
 from tests.unit.controller.test_controller_app import CONFIG, Controller, running
 
-MEMBERS = [Member(id=shard, url=f"http://{shard}:1", store_id=f"store-{shard}") for shard in ("s1", "s2")]
+MEMBERS = [at_home(shard, f"http://{shard}:1", f"store-{shard}") for shard in ("s1", "s2")]
 FIRST = first_map("c", 64, MEMBERS)
 QUICK = msgspec.structs.replace(CONFIG, limits=Limits(map_poll_s=0.05))
-NEXT = with_member_url(FIRST, "s1", "http://s1:2")
+NEXT = with_node_url(FIRST, "s1", "http://s1:2")
 
 
 # --- the rules --------------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def test_the_newest_map_is_that_of_the_highest_epoch() -> None:
     [
         ([], "start the shards"),
         ([FIRST, msgspec.structs.replace(NEXT, cluster_id="d")], "several clusters here, c, d"),
-        ([NEXT, with_member_url(FIRST, "s1", "http://s1:3")], "different maps of epoch 2"),
+        ([NEXT, with_node_url(FIRST, "s1", "http://s1:3")], "different maps of epoch 2"),
     ],
 )
 def test_maps_of_which_none_is_the_newest_are_refused(maps: list[ClusterMap], why: str) -> None:
@@ -169,8 +169,8 @@ async def test_a_controller_whose_file_is_an_old_copy_changes_nothing_once_it_he
             assert (await controller.call("POST", "/v1/recovery", json=ours))[0] == 202
             status, after = await controller.announce("s1", url="http://new:1", cluster_id=formed.cluster_id)
             assert (status, after["epoch"]) == (200, 3 + EPOCH_STEP + 1)
-            members = {member["id"]: member["url"] for member in after["members"]}
-            assert members == {"s1": "http://new:1", "s2": two["url"]}
+            nodes = {node["id"]: node["url"] for node in after["nodes"]}
+            assert nodes == {"s1": "http://new:1", "s2": two["url"]}
 
 
 async def test_the_epochs_of_another_cluster_are_none_of_this_one(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_last_first_member_forms_the_cluster_at_epoch_1_in_the_order_of_the_
     assert after(announcement("s2")).map is None
     formed = the_map(after(announcement("s2"), announcement("s1")))
     assert (formed.epoch, formed.cluster_id, formed.partitions, formed.replicas) == (1, "c1", 64, 1)
-    assert [(m.id, m.url, m.store_id, m.weight) for m in formed.members] == [
+    assert [(s.id, formed.url_of(s), s.store_id, s.weight) for s in formed.shards] == [
         ("s1", "http://s1:1", "store-s1", 1),
         ("s2", "http://s2:1", "store-s2", 3),
     ]
@@ -67,13 +67,13 @@ def test_the_last_first_member_forms_the_cluster_at_epoch_1_in_the_order_of_the_
 
 def test_before_the_cluster_is_formed_a_first_member_may_come_again_with_another_file_and_address() -> None:
     again = announcement("s1", url="http://other:1", store_id="new")
-    member = the_map(after(announcement("s1"), again, announcement("s2"))).member("s1")
-    assert member is not None
-    assert (member.url, member.store_id) == ("http://other:1", "new")
+    found = the_map(after(announcement("s1"), again, announcement("s2")))
+    shard = found.shards[0]
+    assert (found.url_of(shard), shard.store_id) == ("http://other:1", "new")
 
 
 def test_the_weight_of_a_first_member_is_that_of_the_file() -> None:
-    assert [m.weight for m in the_map(after(announcement("s1", weight=9), announcement("s2"))).members] == [1, 3]
+    assert [m.weight for m in the_map(after(announcement("s1", weight=9), announcement("s2"))).shards] == [1, 3]
 
 
 def test_repeating_an_announcement_changes_nothing() -> None:
@@ -112,7 +112,7 @@ def test_an_empty_or_foreign_file_is_refused_by_a_formed_cluster() -> None:
 def test_a_member_at_another_address_makes_the_next_map_with_the_same_owners() -> None:
     moved = the_map(decide(FORMED, announcement("s1", url="http://new:1", cluster_id="c1"), FIRST, "c2", PLAN))
     assert (moved.epoch, moved.cluster_id, moved.owners) == (2, "c1", the_map().owners)
-    assert [member.url for member in moved.members] == ["http://new:1", "http://s2:1"]
+    assert [node.url for node in moved.nodes] == ["http://new:1", "http://s2:1"]
 
 
 @pytest.mark.parametrize(

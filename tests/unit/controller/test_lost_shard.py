@@ -78,7 +78,7 @@ async def test_nothing_is_opened_before_every_other_shard_follows_the_strike(
                 await change
         far["s2"].gates["follow"].set()
         after = await opened(controller)
-        assert [member.id for member in after.members] == ["s1", "s2"]
+        assert [member.id for member in after.shards] == ["s1", "s2"]
         assert after.strikes[0].clock == 1000 + CLOCK_STEP
         assert (await controller.service.state()).clock == after.strikes[0].clock
         await controller.service.plan_anew()

@@ -26,7 +26,7 @@ from kvstore.controller.membership import (
     without_moves,
 )
 from kvstore.errors import BadBody, ChangeRefused, Conflict, ForeignData, KvError, NotFound, Unavailable
-from kvstore.placement.cluster_map import ClusterMap, Member, first_map
+from kvstore.placement.cluster_map import ClusterMap, Home, at_home, first_map
 from kvstore.placement.moves import committed, planned
 
 FIRST = FirstMembers(weights={"s1": 1, "s2": 1}, partitions=64, replicas=1)
@@ -37,8 +37,8 @@ def plan(cluster_map: ClusterMap) -> ClusterMap:
     return planned(cluster_map, lambda source: 8, lambda: f"m{next(ids)}")
 
 
-def member(shard_id: str, weight: int = 1) -> Member:
-    return Member(id=shard_id, url=f"http://{shard_id}:1", store_id=f"store-{shard_id}", weight=weight)
+def member(shard_id: str, weight: int = 1) -> Home:
+    return at_home(shard_id, f"http://{shard_id}:1", f"store-{shard_id}", weight=weight)
 
 
 def said(shard_id: str, **changes: object) -> Announcement:
@@ -59,7 +59,7 @@ def the_map(state: ClusterState) -> ClusterMap:
 
 
 def states(state: ClusterState) -> dict[str, str]:
-    return {member.id: member.state for member in the_map(state).members}
+    return {member.id: member.state for member in the_map(state).shards}
 
 
 def commit_all(state: ClusterState) -> ClusterState:
@@ -85,7 +85,7 @@ def test_a_wanted_shard_joins_when_it_announces_itself_with_the_weight_that_was_
     assert may_join(wanted, said("s3"))
     joined = announce(wanted, said("s3", weight=7))
     assert joined.wanted == {}
-    assert (newcomer := the_map(joined).member("s3")) is not None
+    assert (newcomer := the_map(joined).shard("s3")) is not None
     assert (newcomer.weight, newcomer.state, newcomer.store_id) == (2, "joining", "store-s3")
     assert announce(joined, said("s3")) is joined
     assert not may_join(joined, said("s3"))
@@ -93,7 +93,7 @@ def test_a_wanted_shard_joins_when_it_announces_itself_with_the_weight_that_was_
 
 def test_a_shard_that_asks_to_join_joins_with_its_own_weight() -> None:
     joined = announce(FORMED, said("s3", join=True, weight=3))
-    assert (newcomer := the_map(joined).member("s3")) is not None
+    assert (newcomer := the_map(joined).shard("s3")) is not None
     assert newcomer.weight == 3
 
 
@@ -122,7 +122,7 @@ def test_a_foreign_or_copied_file_does_not_join() -> None:
     with pytest.raises(ForeignData, match="copy of that of shard s1"):
         announce(wanted, said("s3", store_id="store-s1", join=True))
     with pytest.raises(ForeignData, match="copy of that of shard s1"):
-        with_joining(FORMED, msgspec.structs.replace(member("s3"), store_id="store-s1"), plan)
+        with_joining(FORMED, at_home("s3", "http://s3:1", "store-s1"), plan)
 
 
 def test_a_file_of_another_number_of_partitions_does_not_join() -> None:
@@ -149,7 +149,7 @@ def test_an_id_that_is_taken_is_refused_with_what_to_do() -> None:
 def test_a_removed_id_is_free_again() -> None:
     gone = commit_all(without(FORMED, "s1", plan))
     assert states(gone) == {"s2": "up"}
-    newcomer = msgspec.structs.replace(member("s1"), store_id="another")
+    newcomer = at_home("s1", "http://s1:1", "another")
     assert states(commit_all(with_joining(gone, newcomer, plan))) == {"s2": "up", "s1": "up"}
 
 
@@ -257,19 +257,3 @@ def test_every_refusal_says_what_to_do() -> None:
         with pytest.raises(KvError) as caught:
             ask()
         assert caught.value.problem()["next_step"]
-
-
-def test_a_document_of_an_earlier_version_is_read() -> None:
-    member_before = {"id": "s1", "url": "http://s1", "store_id": "x", "weight": 1, "state": "up"}
-    before = {
-        "announced": {},
-        "map": {
-            "cluster_id": "c", "epoch": 7, "partitions": 64, "members": [member_before], "owners": [0] * 64,
-            "replicas": 1,
-        },
-    }  # fmt: skip
-    state = msgspec.json.decode(msgspec.json.encode(before), type=ClusterState)
-    assert state.wanted == {}
-    assert the_map(state).moves == []
-    announced = {"announced": {"s1": {"id": "s1", "url": "http://s1", "store_id": "x"}}, "map": None}
-    assert msgspec.json.decode(msgspec.json.encode(announced), type=ClusterState).announced["s1"].join is False

@@ -23,7 +23,7 @@ from kvstore.controller.store import MapStore, Stored
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import Unavailable
 from kvstore.placement import moves
-from kvstore.placement.cluster_map import ClusterMap, Member, first_map
+from kvstore.placement.cluster_map import ClusterMap, at_home, first_map
 from tests.unit.controller.far_shards import FarShard, far_shards
 
 WAIT_S = 20.0
@@ -101,7 +101,7 @@ async def controlled(store: MapStore, **limits: Any) -> AsyncIterator[Controller
 
 
 async def form(store: MapStore, far: dict[str, FarShard], *shard_ids: str) -> ClusterMap:
-    members = [Member(id=name, url=far[name].url, store_id=far[name].store_id) for name in shard_ids]
+    members = [at_home(name, far[name].url, far[name].store_id) for name in shard_ids]
     formed = first_map("c", PARTITIONS, members)
     await store.compare_and_swap(0, msgspec.json.encode(ClusterState(map=formed)))
     return formed
@@ -116,11 +116,11 @@ async def controller(store: SqliteMapStore, far: dict[str, FarShard]) -> AsyncIt
 
 
 def loads(cluster_map: ClusterMap) -> dict[str, int]:
-    return {member.id: len(cluster_map.owned_by(member.id)) for member in cluster_map.members}
+    return {member.id: len(cluster_map.owned_by(member.id)) for member in cluster_map.shards}
 
 
 def states(cluster_map: ClusterMap) -> dict[str, str]:
-    return {member.id: member.state for member in cluster_map.members}
+    return {member.id: member.state for member in cluster_map.shards}
 
 
 # --- as it should go -------------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ async def test_two_adds_and_a_remove_at_the_same_time_end_well(
     await asyncio.gather(service.add("s4", far["s4"].url, 1), service.remove("s1"), service.add("s5", far["s5"].url, 2))
     done = await controller.settled()
     assert set(states(done).values()) == {"up"}
-    assert sorted(done.member(name).weight for name in ("s2", "s3", "s4", "s5")) == [1, 1, 1, 2]  # type: ignore[union-attr]
+    assert sorted(done.shard(name).weight for name in ("s2", "s3", "s4", "s5")) == [1, 1, 1, 2]  # type: ignore[union-attr]
     assert max(loads(done).values()) <= 26
     assert "s1" not in states(done)
 
@@ -516,7 +516,7 @@ async def test_cancelling_ends_the_moves_under_way_and_their_fences(
     await controller.service.add("s4", far["s4"].url, 1)
     await until(lambda: far["s1"].fences)
     after = await controller.service.cancel()
-    assert (after.members, after.owners, after.moves) == (before.members, before.owners, [])
+    assert (after.shards, after.owners, after.moves) == (before.shards, before.owners, [])
     await until(lambda: not any(shard.fences for shard in far.values()))
     assert await controller.settled() == after
 
@@ -554,7 +554,7 @@ async def test_what_was_done_but_cancelled_before_its_commit_is_not_committed(
     go_on.set()
     done = await controller.settled()
     assert done == stopped
-    if stopped.member("s4") is None:
+    if stopped.shard("s4") is None:
         assert done.owners == before.owners
 
 

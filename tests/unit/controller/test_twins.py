@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -16,7 +15,7 @@ from kvstore.controller.membership import Announcement, ClusterState
 from kvstore.controller.shards import ShardClients
 from kvstore.controller.twins import Twins
 from kvstore.errors import Conflict
-from kvstore.placement.cluster_map import Member, first_map
+from kvstore.placement.cluster_map import at_home, first_map
 from kvstore.transport.sessions import ADOPT, ClusterSession
 
 ELSEWHERE = "http://127.0.0.1:1"
@@ -35,7 +34,7 @@ class Last:
         return web.json_response(self.says)
 
     def state(self) -> ClusterState:
-        member = Member(id="s1", url=self.url, store_id="x")
+        member = at_home("s1", self.url, "x")
         return ClusterState(map=first_map("c", 64, [member]))
 
 
@@ -63,7 +62,7 @@ async def test_a_second_process_with_a_copy_of_one_file_waits_until_the_first_ha
 ) -> None:
     with pytest.raises(Conflict, match="is a copy"):
         await twins.check(last.state(), announced())
-    gone = msgspec.structs.replace(last.state().map, members=[Member(id="s1", url=ELSEWHERE, store_id="x")])
+    gone = first_map("c", 64, [at_home("s1", ELSEWHERE, "x")])
     await twins.check(ClusterState(map=gone), announced("http://127.0.0.1:2"))
 
 

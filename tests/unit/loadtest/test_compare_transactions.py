@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from kvstore.config import default_config
-from kvstore.placement.cluster_map import Member, first_map
+from kvstore.placement.cluster_map import at_home, first_map
 from loadtest import processes
 from loadtest.compare import dialects, drive, transactions
 from loadtest.compare.data import Data, make_data
@@ -37,7 +37,7 @@ def drawn(draw: Draw, owners: Sequence[str] = DATA.owners, seed: int = 1) -> lis
 
 
 def test_the_owners_are_those_of_a_new_cluster() -> None:
-    members = [Member(id=f"s{number}", url=f"http://h:{number}", store_id=str(number)) for number in range(1, 4)]
+    members = [at_home(f"s{number}", f"http://h:{number}", str(number)) for number in range(1, 4)]
     cluster_map = first_map("c", 4096, members)
     data = make_data(200, seed=1, shards=3)
     assert list(data.owners) == [cluster_map.owner_of(key.encode()).id for key in data.keys]

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.placement.cluster_map import ClusterMap, at_home, map_of
 from loadtest.reshard.__main__ import LOADS
 from loadtest.reshard.figures import (
     Growth,
@@ -64,8 +64,8 @@ def test_a_latency_is_of_the_calls_that_were_due_in_that_time() -> None:
 
 
 def cluster_map(owners: list[int], *weights: int) -> ClusterMap:
-    members = [Member(id=f"s{n}", url="", store_id="", weight=weight) for n, weight in enumerate(weights)]
-    return ClusterMap(cluster_id="c", epoch=1, partitions=len(owners), members=members, owners=owners)
+    members = [at_home(f"s{n}", "", "", weight=weight) for n, weight in enumerate(weights)]
+    return map_of(members, cluster_id="c", epoch=1, partitions=len(owners), owners=owners)
 
 
 def test_what_moved_and_what_had_to() -> None:
@@ -80,11 +80,11 @@ def test_what_moved_and_what_had_to() -> None:
 
 def test_a_member_that_came_in_front_of_others_does_not_make_all_partitions_seem_moved() -> None:
     before = cluster_map([0] * 64, 1)
-    after = ClusterMap(
+    after = map_of(
+        [at_home("new", "", ""), *before.shards],
         cluster_id="c",
         epoch=2,
         partitions=64,
-        members=[Member(id="new", url="", store_id=""), *before.members],
         owners=[1] * 60 + [0] * 4,
     )
     assert moved(before, after) == 4

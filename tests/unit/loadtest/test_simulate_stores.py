@@ -28,7 +28,7 @@ def test_stores_keep_their_promises_under_faults() -> None:
 
 def run_command(hash_seed: str, *args: str) -> Any:
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}
-    command = [sys.executable, "-m", "loadtest.simulate", "--json", *args]
+    command = [sys.executable, "-m", "loadtest.simulate", "--of", "store", "--json", *args]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -82,20 +82,21 @@ def test_a_failed_seed_is_shown_with_the_command_that_replays_it(
 ) -> None:
     monkeypatch.setattr(Log, "sync", skip_sync)
     result = tmp_path / "result.json"
-    args = ["--seeds", "3", "--seed", "0", "--json", "--result", str(result)]
+    args = ["--of", "store", "--seeds", "3", "--seed", "0", "--json", "--result", str(result)]
     ran = CliRunner().invoke(main, args)
     document = json.loads(ran.stdout.splitlines()[-1])
     assert ran.exit_code == 1
     assert document["failed"]
-    assert f"python -m loadtest.simulate --seeds 1 --seed {document['failed'][0]} --seconds 20 --log" in ran.stderr
+    again = f"python -m loadtest.simulate --seeds 1 --seed {document['failed'][0]} --seconds 20 --of store --log"
+    assert again in ran.stderr
     assert "the last events:" in ran.stderr
-    again = CliRunner().invoke(main, args)
-    assert json.loads(again.stdout.splitlines()[-1])["digest"] == document["digest"]
+    repeated = CliRunner().invoke(main, args)
+    assert json.loads(repeated.stdout.splitlines()[-1])["digest"] == document["digest"]
     assert json.loads(result.read_text())["seeds"] == 6
 
 
 def test_a_replay_logs_every_event() -> None:
-    ran = CliRunner().invoke(main, ["--seeds", "1", "--seed", "3", "--seconds", "0.5", "--log"])
+    ran = CliRunner().invoke(main, ["--of", "store", "--seeds", "1", "--seed", "3", "--seconds", "0.5", "--log"])
     assert ran.exit_code == 0
     assert "s1 serves at" in ran.stdout
     assert ran.stdout.count("Store._guard") > 10

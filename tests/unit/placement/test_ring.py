@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.placement.ring import Node, key_hash, partition_of, place, walk
+from kvstore.placement.ring import ShardWeight, key_hash, partition_of, place, walk
 
 PARTITIONS = 4096
 
@@ -24,12 +24,12 @@ members = st.dictionaries(
 changes = st.lists(st.tuples(st.integers(0, 63), st.integers(0, 12)), min_size=1, max_size=8)
 
 
-def nodes_of(cluster: dict[str, int]) -> list[Node]:
-    return [Node(shard, weight) for shard, weight in cluster.items()]
+def nodes_of(cluster: dict[str, int]) -> list[ShardWeight]:
+    return [ShardWeight(shard, weight) for shard, weight in cluster.items()]
 
 
-def equal_nodes(count: int) -> list[Node]:
-    return [Node(f"s{number}") for number in range(1, count + 1)]
+def equal_nodes(count: int) -> list[ShardWeight]:
+    return [ShardWeight(f"s{number}") for number in range(1, count + 1)]
 
 
 def fair_share(cluster: dict[str, int], shard: str, partitions: int) -> Fraction:
@@ -62,7 +62,7 @@ def test_no_shard_gets_more_than_its_fair_share_rounded_up(cluster: dict[str, in
 
 
 def test_double_weight_gets_double_the_partitions() -> None:
-    assert Counter(place([Node("a", 1), Node("b", 2), Node("c", 5)], 4096)) == {
+    assert Counter(place([ShardWeight("a", 1), ShardWeight("b", 2), ShardWeight("c", 5)], 4096)) == {
         "a": 512,
         "b": 1024,
         "c": 2560,
@@ -70,7 +70,7 @@ def test_double_weight_gets_double_the_partitions() -> None:
 
 
 def test_weights_may_be_as_large_as_gigabytes() -> None:
-    assert Counter(place([Node("a", 10_000), Node("b", 30_000)], 4096)) == {"a": 1024, "b": 3072}
+    assert Counter(place([ShardWeight("a", 10_000), ShardWeight("b", 30_000)], 4096)) == {"a": 1024, "b": 3072}
 
 
 def test_more_shards_than_partitions_leave_some_without() -> None:
@@ -96,8 +96,8 @@ def test_a_join_and_a_departure_move_no_more_than_one_fair_share(count: int) -> 
 @pytest.mark.parametrize(("old", "new"), [(1, 2), (2, 1), (3, 1), (4, 5), (1, 10)])
 def test_a_new_weight_moves_the_difference_of_the_shares(old: int, new: int) -> None:
     others = equal_nodes(7)
-    before = place([*others, Node("changed", old)], PARTITIONS)
-    after = place([*others, Node("changed", new)], PARTITIONS, before)
+    before = place([*others, ShardWeight("changed", old)], PARTITIONS)
+    after = place([*others, ShardWeight("changed", new)], PARTITIONS, before)
     moved = moves(before, after)
     assert {new_owner if new > old else old_owner for old_owner, new_owner in moved} == {"changed"}
     assert len(moved) <= 1.05 * abs(new / (7 + new) - old / (7 + old)) * PARTITIONS
@@ -250,16 +250,16 @@ def test_a_partition_is_the_top_bits_of_the_hash(key: bytes, partitions: int) ->
     ("nodes", "partitions", "said"),
     [
         ([], 64, "no nodes"),
-        ([Node("s1"), Node("s2"), Node("s1")], 64, "'s1' is named 2 times"),
-        ([Node("s1", 0)], 64, "'s1' has weight 0"),
-        ([Node("s1", -1)], 64, "weight -1"),
-        ([Node("s1")], 0, "power of two from 64 to 65536, not 0"),
-        ([Node("s1")], 32, "not 32"),
-        ([Node("s1")], 100, "not 100"),
-        ([Node("s1")], 131_072, "not 131072"),
+        ([ShardWeight("s1"), ShardWeight("s2"), ShardWeight("s1")], 64, "'s1' is named 2 times"),
+        ([ShardWeight("s1", 0)], 64, "'s1' has weight 0"),
+        ([ShardWeight("s1", -1)], 64, "weight -1"),
+        ([ShardWeight("s1")], 0, "power of two from 64 to 65536, not 0"),
+        ([ShardWeight("s1")], 32, "not 32"),
+        ([ShardWeight("s1")], 100, "not 100"),
+        ([ShardWeight("s1")], 131_072, "not 131072"),
     ],
 )
-def test_what_cannot_be_placed_is_refused_in_words(nodes: list[Node], partitions: int, said: str) -> None:
+def test_what_cannot_be_placed_is_refused_in_words(nodes: list[ShardWeight], partitions: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         place(nodes, partitions)
     with pytest.raises(ValueError, match=said):
@@ -268,12 +268,12 @@ def test_what_cannot_be_placed_is_refused_in_words(nodes: list[Node], partitions
 
 def test_a_present_placement_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="63 partitions, the cluster 64"):
-        place([Node("s1")], 64, ["s1"] * 63)
+        place([ShardWeight("s1")], 64, ["s1"] * 63)
     with pytest.raises(ValueError, match="0 partitions"):
-        place([Node("s1")], 64, [])
+        place([ShardWeight("s1")], 64, [])
 
 
 @pytest.mark.parametrize("partition", [-1, 64])
 def test_a_walk_from_a_partition_that_does_not_exist_is_refused(partition: int) -> None:
     with pytest.raises(ValueError, match="they are 0 to 63"):
-        walk([Node("s1")], partition, 64)
+        walk([ShardWeight("s1")], partition, 64)

@@ -11,7 +11,7 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.errors import KvError, Locked, WrongOwner
 from kvstore.placement import partition_set
-from kvstore.placement.cluster_map import ClusterMap, Member, Move
+from kvstore.placement.cluster_map import ClusterMap, Move, at_home, map_of
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Abort,
@@ -40,9 +40,9 @@ PARTITIONS = 64
 def make_map(
     epoch: int, owner_of: Callable[[int], int], *shards: str, urls: dict[str, str] | None = None
 ) -> ClusterMap:
-    members = [Member(id=s, url=(urls or {}).get(s, f"http://{s}"), store_id=f"store-{s}") for s in shards]
+    members = [at_home(s, (urls or {}).get(s, f"http://{s}"), f"store-{s}") for s in shards]
     owners = [owner_of(partition) for partition in range(PARTITIONS)]
-    return ClusterMap(cluster_id="c", epoch=epoch, partitions=PARTITIONS, members=members, owners=owners)
+    return map_of(members, cluster_id="c", epoch=epoch, partitions=PARTITIONS, owners=owners)
 
 
 def halves(epoch: int = 1) -> ClusterMap:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvstore.metrics import ShardStats
-from kvstore.placement.cluster_map import Member, Move, first_map
+from kvstore.placement.cluster_map import Move, at_home, first_map, map_of
 from kvstore.router.event_documents import (
     Sample,
     locks_document,
@@ -17,7 +17,7 @@ from kvstore.router.event_documents import (
     transactions_identity,
 )
 
-MEMBERS = [Member(id=name, url=f"http://{name}", store_id=name) for name in ("s1", "s2")]
+MEMBERS = [at_home(name, f"http://{name}", name) for name in ("s1", "s2")]
 MAP = first_map("c", 64, MEMBERS)
 NOTHING: dict[str, Any] = {"leases_count": 0, "leases": [], "attempts_count": 0, "intents": 0, "attempts": []}
 
@@ -48,15 +48,13 @@ def test_the_owners_of_a_map_come_back_from_their_runs() -> None:
 def test_partitions_are_told_as_runs() -> None:
     assert runs([5, 1, 2, 3, 9, 10]) == [[1, 3], [5, 1], [9, 2]]
     assert runs([]) == []
-    moving = MAP.__class__(
-        cluster_id="c", epoch=2, partitions=64, members=MEMBERS, owners=MAP.owners,
-        moves=[Move(id="m", source="s1", to="s2", partitions=[7, 8])],
-    )  # fmt: skip
+    move = Move(id="m", source="s1", to="s2", partitions=[7, 8])
+    moving = map_of(MEMBERS, cluster_id="c", epoch=2, partitions=64, owners=MAP.owners, moves=[move])
     assert map_document(moving)["moves"] == [{"from": "s1", "to": "s2", "partitions": [[7, 2]]}]
 
 
 def test_a_ring_of_too_many_points_is_left_out() -> None:
-    heavy = first_map("c", 64, [Member(id="s1", url="http://s1", store_id="s1", weight=100)])
+    heavy = first_map("c", 64, [at_home("s1", "http://s1", "s1", weight=100)])
     assert map_document(heavy)["virtual_nodes"] == []
 
 

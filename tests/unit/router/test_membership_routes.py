@@ -15,7 +15,7 @@ from yarl import URL
 
 from kvstore.config import Limits, default_config
 from kvstore.errors import ChangeRefused, KvError, Unavailable
-from kvstore.placement.cluster_map import Member, Move, first_map
+from kvstore.placement.cluster_map import Move, at_home, first_map
 from kvstore.router.app import RouterApp
 from kvstore.router.controller_client import Controller
 from kvstore.router.service import RouterService
@@ -23,7 +23,7 @@ from kvstore.transport.http.server import Server, start_server
 from tests.cluster.conftest import free_ports
 
 MOVES: dict[str, Any] = {"epoch": 7, "moves": [], "wanted": ["s5"], "ending": ["s2"], "last": None}
-MAP = first_map("c", 64, [Member(id=name, url="http://h:1", store_id=name) for name in ("s1", "s2")])
+MAP = first_map("c", 64, [at_home(name, "http://h:1", name) for name in ("s1", "s2")])
 
 
 class FakeController:

@@ -16,7 +16,7 @@ from kvstore.config import Limits
 from kvstore.errors import ForeignData, from_problem
 from kvstore.metrics import ShardStats
 from kvstore.placement import partition_set
-from kvstore.placement.cluster_map import ClusterMap, Member, Strike
+from kvstore.placement.cluster_map import ClusterMap, Strike, at_home, map_of
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Acquire,
@@ -45,9 +45,9 @@ ALL = b"\xff" * (PARTITIONS // 8)
 
 
 def make_map(epoch: int, owner_of: Callable[[int], int]) -> ClusterMap:
-    members = [Member(id=s, url=f"http://{s}", store_id=store_ids.get(s, s)) for s in ("s1", "s2")]
+    members = [at_home(s, f"http://{s}", store_ids.get(s, s)) for s in ("s1", "s2")]
     owners = [owner_of(partition) for partition in range(PARTITIONS)]
-    return ClusterMap(cluster_id="c", epoch=epoch, partitions=PARTITIONS, members=members, owners=owners)
+    return map_of(members, cluster_id="c", epoch=epoch, partitions=PARTITIONS, owners=owners)
 
 
 def all_mine(epoch: int) -> ClusterMap:
@@ -164,7 +164,7 @@ async def test_a_shard_that_has_left_answers_until_nobody_asks_and_a_member_ends
         async with asyncio.timeout(60):
             await shard.service.farewell()
     gone = make_map(2, lambda _: 0)
-    await shard.service.follow(msgspec.structs.replace(gone, members=gone.members[1:]))
+    await shard.service.follow(msgspec.structs.replace(gone, shards=gone.shards[1:]))
     farewell = asyncio.create_task(shard.service.farewell())
     asked_s = loop.time()
     for _ in range(8):

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvstore.config import Limits
-from kvstore.placement.cluster_map import ClusterMap, Member, Strike
+from kvstore.placement.cluster_map import Strike, at_home, map_of
 from kvstore.protocol import (
     Abort,
     Acquire,
@@ -133,11 +133,9 @@ async def opened(folder: Path) -> AsyncIterator[Shard]:
         recovery = Recovery("s1", store, peers, LIMITS)
         service = ShardService("s1", store, receiver, LIMITS)
         if store.cluster_map is None:
-            members = [Member(id="s1", url="http://s1", store_id=store.identity.store_id)]
+            members = [at_home("s1", "http://s1", store.identity.store_id)]
             owners = [0] * PARTITIONS
-            await service.follow(
-                ClusterMap(cluster_id="c", epoch=1, partitions=PARTITIONS, members=members, owners=owners)
-            )
+            await service.follow(map_of(members, cluster_id="c", epoch=1, partitions=PARTITIONS, owners=owners))
         work = asyncio.create_task(recovery.run())
         try:
             yield Shard(service)
@@ -183,13 +181,14 @@ problems = st.none() | st.dictionaries(texts | st.sampled_from(["code", "detail"
 waits = st.sampled_from([0, 1, 20, -1, 1001, 2**53, 2**63])  # one that is in bounds ends within the test
 odd_locks = st.lists(texts | numbers | st.lists(numbers, max_size=1), max_size=3)
 maps = blobs | st.dictionaries(texts, numbers, max_size=2).map(msgspec.json.encode) | st.builds(
-    lambda epoch, owner, partition: msgspec.json.encode(
+    lambda epoch, owner, partition, shards: msgspec.json.encode(
         {
-            "cluster_id": "c", "epoch": epoch, "partitions": PARTITIONS, "members": [], "owners": [owner] * PARTITIONS,
-            "moves": [{"id": "m", "source": "s1", "to": "s2", "partitions": [partition]}],
+            "cluster_id": "c", "epoch": epoch, "partitions": PARTITIONS, "owners": [owner] * PARTITIONS,
+            "moves": [{"id": "m", "source": "s1", "to": "s2", "partitions": [partition]}], **shards,
         }
     ),
     numbers, numbers, numbers,
+    st.sampled_from([{"members": []}, {"format": 4, "nodes": [], "shards": []}, {"format": 5}]),
 )  # fmt: skip
 
 ids = st.integers(1, 100)
@@ -283,10 +282,10 @@ OLD = Attempt(5, 5, "r")
 def struck(partitions: Sequence[int] = (1,), clock: int = 0) -> bytes:
     """A map in which a shard was given up."""
     strike = Strike(shard="s2", store_id="2", epoch=2, partitions=list(partitions), opened=2, clock=clock)
-    members = [Member(id="s1", url="http://s1", store_id="1")]
+    members = [at_home("s1", "http://s1", "1")]
     owners = [0] * PARTITIONS
     return msgspec.json.encode(
-        ClusterMap(cluster_id="c", epoch=2, partitions=PARTITIONS, members=members, owners=owners, strikes=[strike])
+        map_of(members, cluster_id="c", epoch=2, partitions=PARTITIONS, owners=owners, strikes=[strike])
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.placement.cluster_map import ClusterMap, Member, Move
+from kvstore.placement.cluster_map import ClusterMap, Move, at_home, map_of
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Freeze, Get, Progress, Pull, Receive, Reply
 from kvstore.shard.receiver import Receiver
@@ -98,7 +98,7 @@ class Cluster:
         self._services: dict[str, ShardService] = {}
         self._receivers: dict[str, Receiver] = {}
         self._count = 0
-        self.map = ClusterMap(cluster_id="c", epoch=1, partitions=PARTITIONS, members=[], owners=[0] * PARTITIONS)
+        self.map = map_of([], cluster_id="c", epoch=1, partitions=PARTITIONS, owners=[0] * PARTITIONS)
         self.before_message: Callable[[Any], Awaitable[None]] = _nothing
         self.after_message: Callable[[Any], Awaitable[None]] = _nothing
 
@@ -123,11 +123,10 @@ class Cluster:
     async def form(self) -> None:
         for shard_id in IDS:
             await self.start(shard_id)
-        members = [
-            Member(id=shard_id, url=f"http://{shard_id}", store_id=store.identity.store_id)
-            for shard_id, store in self.stores.items()
+        homes = [
+            at_home(shard_id, f"http://{shard_id}", store.identity.store_id) for shard_id, store in self.stores.items()
         ]
-        self.map = msgspec.structs.replace(self.map, members=members)
+        self.map = map_of(homes, cluster_id="c", epoch=1, partitions=PARTITIONS, owners=[0] * PARTITIONS)
         await self.spread()
 
     async def spread(self, *shard_ids: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import ForeignData, KvError, LogDamaged
-from kvstore.placement.cluster_map import ClusterMap, Member, Move
+from kvstore.placement.cluster_map import ClusterMap, Move, at_home, map_of
 from kvstore.protocol import Attempt, Get, IdempotencyKey, Outcome, Put, ResolveTxn, Scan
 from kvstore.storage import schema, sqlite_file
 from kvstore.storage.engine import Engine
@@ -34,11 +34,9 @@ BIG_ROWS = 1500  # more than SQLite keeps in memory before it writes pages of an
 
 
 def cluster_map() -> ClusterMap:
-    members = [Member(id=shard, url=f"http://{shard}", store_id=shard) for shard in ("s1", "s2")]
+    members = [at_home(shard, f"http://{shard}", shard) for shard in ("s1", "s2")]
     moves = [Move(id=move, source="s1", to="s2", partitions=of) for move, of in FENCES.items()]
-    return ClusterMap(
-        cluster_id="c", epoch=9, partitions=PARTITIONS, members=members, owners=[0] * PARTITIONS, moves=moves
-    )
+    return map_of(members, cluster_id="c", epoch=9, partitions=PARTITIONS, owners=[0] * PARTITIONS, moves=moves)
 
 
 MAP = msgspec.json.encode(cluster_map())

@@ -14,7 +14,7 @@ import pytest
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
 from kvstore.placement import partition_set
-from kvstore.placement.cluster_map import ClusterMap, Member, Move
+from kvstore.placement.cluster_map import ClusterMap, Move, at_home, map_of
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Answer, Count, Delete, Get, Put, Scan
 from kvstore.storage.engine import FeedPage, FeedQuery
@@ -82,11 +82,9 @@ class Gate:
 
 def make_map(epoch: int, owner_of: Callable[[int], int] = lambda _: 0, moves: Sequence[Move] = ()) -> ClusterMap:
     """Of the shards s1, whose store is under test, and s2."""
-    members = [Member(id=shard, url=f"http://{shard}", store_id=shard) for shard in ("s1", "s2")]
+    members = [at_home(shard, f"http://{shard}", shard) for shard in ("s1", "s2")]
     owners = [owner_of(partition) for partition in range(PARTITIONS)]
-    return ClusterMap(
-        cluster_id="c", epoch=epoch, partitions=PARTITIONS, members=members, owners=owners, moves=list(moves)
-    )
+    return map_of(members, cluster_id="c", epoch=epoch, partitions=PARTITIONS, owners=owners, moves=list(moves))
 
 
 class Harness:

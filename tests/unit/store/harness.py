@@ -12,7 +12,7 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
-from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.placement.cluster_map import ClusterMap, at_home, map_of
 from kvstore.protocol import Acquire, Answer, IdempotencyKey, Preconditions, Reply
 from kvstore.storage.rows import LEASE, REPLY, VALUE, Clock, Row
 from kvstore.store.batch import Batch
@@ -186,8 +186,8 @@ def _fatal(error: BaseException) -> NoReturn:
 
 
 def all_mine(epoch: int) -> ClusterMap:
-    members = [Member(id="s1", url="http://s1", store_id="s1")]
-    return ClusterMap(cluster_id="c", epoch=epoch, partitions=PARTITIONS, members=members, owners=[0] * PARTITIONS)
+    members = [at_home("s1", "http://s1", "s1")]
+    return map_of(members, cluster_id="c", epoch=epoch, partitions=PARTITIONS, owners=[0] * PARTITIONS)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kvstore.config import Limits
-from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.placement.cluster_map import ClusterMap, at_home, map_of
 from kvstore.protocol import Answer, Delete, Get, Put, Reply
 from kvstore.store.store import Store
 
@@ -28,10 +28,8 @@ def threads() -> set[threading.Thread]:
 
 def cluster_map(epoch: int = 1) -> ClusterMap:
     """Of one shard, which owns everything."""
-    member = Member(id="s1", url="http://s1", store_id="s1")
-    return ClusterMap(
-        cluster_id="c", epoch=epoch, partitions=PARTITIONS, members=[member], owners=[0] * PARTITIONS, moves=[]
-    )
+    member = at_home("s1", "http://s1", "s1")
+    return map_of([member], cluster_id="c", epoch=epoch, partitions=PARTITIONS, owners=[0] * PARTITIONS, moves=[])
 
 
 def end(error: BaseException) -> NoReturn:

@@ -15,14 +15,14 @@ from aiohttp.test_utils import TestServer
 
 from kvstore.config import Limits
 from kvstore.errors import ControllerBehind, ForeignData, Unavailable
-from kvstore.placement.cluster_map import ClusterMap, Member
+from kvstore.placement.cluster_map import ClusterMap, at_home, map_of
 from kvstore.transport.map_follower import MapFollower
 from kvstore.transport.sessions import HEADER, PARAMETER, ClusterSession
 
 
 def make_map(epoch: int) -> ClusterMap:
-    members = [Member(id="s1", url="http://s1", store_id="x")]
-    return ClusterMap(cluster_id="c", epoch=epoch, partitions=64, members=members, owners=[0] * 64)
+    members = [at_home("s1", "http://s1", "x")]
+    return map_of(members, cluster_id="c", epoch=epoch, partitions=64, owners=[0] * 64)
 
 
 class Controller:

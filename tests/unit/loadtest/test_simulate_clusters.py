@@ -1,0 +1,122 @@
+"""Clusters under simulated faults: they hold, the same seed gives the same run, planted bugs are found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from kvstore.router.service import RouterService
+from kvstore.store.pipeline import Pipeline
+from loadtest.simulate.__main__ import main
+from loadtest.simulate.cluster_faults import NEMESES
+from loadtest.simulate.cluster_run import Cut, scheduled, simulate_cluster
+from loadtest.simulate.plan import Plan
+from loadtest.simulate.shrink import shrink
+
+SEEDS, SECONDS = 6, 8
+
+
+def run_command(hash_seed: str, *args: str) -> dict[str, Any]:
+    """The last line of the command, run with that seed of Python's hashes."""
+    environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+    command = [sys.executable, "-m", "loadtest.simulate", "--json", *args]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_clusters_hold_under_faults_and_the_same_seeds_give_the_same_events_in_processes_with_other_hashes() -> None:
+    args = "--seeds", str(SEEDS), "--seconds", str(SECONDS)
+    first, second = (run_command(hash_seed, *args) for hash_seed in ("1", "2"))
+    assert first["digest"] == second["digest"]
+    assert (first["seeds"], first["failed"]) == (SEEDS, [])
+    assert first["total"]["calls"] > 1000
+    assert len(first["total"]["faults"]) > 8
+
+
+@pytest.mark.parametrize("nemesis", NEMESES)
+def test_a_cluster_holds_under_each_kind_of_fault_alone(nemesis: str) -> None:
+    result = simulate_cluster(3, 6.0, nemeses=[nemesis])
+    assert result.ok, result.verdict
+    assert set(result.faults) <= {*NEMESES[nemesis], "killed at a failpoint"}
+
+
+def test_a_planted_bug_is_found_and_made_smaller() -> None:
+    plan = Plan("cluster", 8.0, bug="ignore-token")
+    failed = next(result for seed in range(20) if not (result := plan.run(seed)).ok)
+    smaller = plan.smaller(failed)
+    again = smaller.run(failed.seed)
+    assert not again.ok
+    assert sum(again.faults.values()) < sum(failed.faults.values())
+    assert len(smaller.cut.clients) >= 5
+    assert "--bug ignore-token" in smaller.command(failed.seed)
+
+
+def test_what_is_taken_out_leaves_the_other_faults_as_they_were() -> None:
+    count = scheduled(5, 8.0, NEMESES)
+    lines: list[str] = []
+    simulate_cluster(5, 8.0, lines.append, cut=Cut(frozenset(range(1, count)), frozenset(range(2, 11))))
+    whole: list[str] = []
+    simulate_cluster(5, 8.0, whole.append)
+    faults = [[line.split(" ", 1)[1] for line in log if " fault: " in line] for log in (lines, whole)]
+    assert faults[0] == faults[1][:1]
+    assert not any(" c2: " in line for line in lines)
+
+
+def test_an_exception_in_a_process_is_a_finding_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(service: RouterService, *args: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(RouterService, "_take_over", fail)
+    result = simulate_cluster(1, 2.0)
+    assert result.verdict.startswith("error")
+    assert "planted" in result.verdict
+    assert "in fail" in result.verdict
+
+
+def test_a_run_that_waits_for_ever_ends_with_that_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swallow(pipeline: Pipeline, *args: object) -> None:
+        """Nothing is written, and nothing answered."""
+
+    monkeypatch.setattr(Pipeline, "write", swallow)
+    result = simulate_cluster(1, 2.0)
+    assert result.verdict.startswith("hang: the cluster was not formed, or its bank not opened")
+
+
+def test_shrinking_keeps_only_what_the_failure_needs() -> None:
+    tried: list[Cut] = []
+
+    def fails(cut: Cut) -> bool:
+        tried.append(cut)
+        return not cut.faults & {3, 11} and 2 not in cut.clients
+
+    cut = shrink(fails, faults=16, clients=4, runs_max=100)
+    assert set(range(16)) - cut.faults == {3, 11}
+    assert set(range(1, 5)) - cut.clients == {2}
+    assert len(tried) < 60
+    assert shrink(fails, faults=16, clients=4, runs_max=0) == Cut()
+
+
+def test_a_failed_seed_is_shown_with_its_replay_and_a_smaller_one(tmp_path: Path) -> None:
+    args = ["--seeds", "2", "--seed", "1", "--seconds", "4", "--bug", "applied-before-durable", "--nemesis", "kill"]
+    ran = CliRunner().invoke(main, [*args, "--json", "--result", str(tmp_path / "result.json")])
+    document = json.loads(ran.stdout.splitlines()[-1])
+    assert ran.exit_code == 1
+    assert document["failed"]
+    assert f"--seed {document['failed'][0]} --seconds 4 --nemesis kill --bug applied-before-durable --log" in ran.stderr
+    assert "it fails also like this" in ran.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["seeds"] == 2
+
+
+@pytest.mark.parametrize(
+    "args", [["--nemesis", "rain"], ["--without-faults", "a"], ["--bug", "unknown"], ["--of", "dust"]]
+)
+def test_options_of_a_cluster_that_make_no_sense_are_refused(args: list[str]) -> None:
+    assert CliRunner().invoke(main, args).exit_code == 2

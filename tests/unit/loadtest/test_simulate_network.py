@@ -1,0 +1,157 @@
+"""The simulated network: what is sent arrives in order, links are cut one way, the dead and the dark are told apart."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from loadtest.simulate.loop import Process, SimulatedLoop
+from loadtest.simulate.network import End, Network
+
+
+@pytest.fixture
+def loop() -> Iterator[SimulatedLoop]:
+    loop = SimulatedLoop()
+    yield loop
+    loop.end()
+
+
+class Pair:
+    """A process at "a", and one at "b" to which it has a connection."""
+
+    def __init__(self, loop: SimulatedLoop) -> None:
+        self.loop = loop
+        self.network = Network(loop, random.Random(1))
+        self.accepted: list[End] = []
+        for name in ("a", "b"):
+            host = self.network.host(name)
+            host.process = Process(name)
+            host.accept = lambda _greeting, end: self.accepted.append(end)
+        self.near = self.run(self.connect())
+        (self.far,) = self.accepted
+
+    def connect(self) -> Coroutine[Any, Any, End]:
+        return self.network.connect(self.network.hosts["a"].process, "a", "b", "hello")
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.loop.run_until_complete(work)
+
+    def send(self, end: End, *messages: object) -> None:
+        async def each() -> None:
+            for message in messages:
+                await end.send(message)
+
+        self.run(each())
+
+    def received(self, end: End, seconds: float = 1.0) -> list[object]:
+        """What comes within that time; None at its end if the connection is over."""
+        found: list[object] = []
+
+        async def all_of_it() -> None:
+            while not found or found[-1] is not None:
+                found.append(await end.receive())
+
+        async def bounded() -> None:
+            await asyncio.wait([asyncio.ensure_future(all_of_it())], timeout=seconds)
+
+        self.run(bounded())
+        return found
+
+
+@pytest.fixture
+def pair(loop: SimulatedLoop) -> Pair:
+    return Pair(loop)
+
+
+def test_what_is_sent_arrives_in_order_and_then_the_end(pair: Pair) -> None:
+    pair.send(pair.near, *range(50))
+    pair.near.close()
+    assert pair.received(pair.far) == [*range(50), None]
+
+
+def test_connections_are_not_ordered_among_one_another(pair: Pair) -> None:
+    seen: list[int] = []
+
+    async def send_and_see(number: int) -> None:
+        near = await pair.connect()
+        await near.send(number)
+        seen.append(await near.peer.receive())
+
+    async def many() -> None:
+        await asyncio.gather(*(send_and_see(number) for number in range(20)))
+
+    pair.run(many())
+    assert seen != sorted(seen)
+
+
+def test_a_link_that_is_cut_one_way_carries_the_other_way_and_keeps_what_is_sent(pair: Pair) -> None:
+    pair.network.cut_link(("a", "b"))
+    pair.send(pair.near, 1, 2)
+    pair.send(pair.far, 3)
+    assert pair.received(pair.near) == [3]
+    assert pair.received(pair.far) == []
+    pair.network.heal_link(("a", "b"), reset_share=0.0)
+    assert pair.received(pair.far) == [1, 2]
+
+
+def test_a_reset_loses_what_is_under_way_and_both_ends_hear_of_it(pair: Pair) -> None:
+    pair.network.cut_link(("a", "b"))
+    pair.send(pair.near, 1)
+    pair.network.heal_link(("a", "b"), reset_share=1.0)
+    assert pair.received(pair.far) == [None]
+    assert pair.received(pair.near) == [None]
+    with pytest.raises(ConnectionResetError):
+        pair.send(pair.near, 2)
+
+
+def test_the_kernel_of_a_killed_process_sends_what_it_has_and_closes(pair: Pair) -> None:
+    pair.send(pair.near, 1)
+    process = pair.network.hosts["a"].process
+    assert process is not None
+    process.kill()
+    pair.network.on_death(pair.network.hosts["a"], process)
+    assert pair.received(pair.far) == [1, None]
+
+
+def test_a_host_without_power_says_nothing_until_it_is_back_and_is_sent_something(pair: Pair) -> None:
+    host = pair.network.hosts["b"]
+    assert host.process is not None
+    host.has_power = False
+    host.process.kill()
+    pair.network.on_death(host, host.process)
+    pair.send(pair.near, 1)
+    assert pair.received(pair.near, seconds=100.0) == []
+    host.has_power, host.process = True, Process("b")
+    pair.send(pair.near, 2)
+    assert pair.received(pair.near) == [None]
+
+
+def test_where_nothing_listens_a_connection_is_refused_and_where_nothing_is_heard_it_times_out(pair: Pair) -> None:
+    process = pair.network.hosts["b"].process
+    assert process is not None
+    process.kill()
+    with pytest.raises(ConnectionRefusedError):
+        pair.run(pair.connect())
+    pair.network.cut_link(("b", "a"))
+    with pytest.raises(TimeoutError):
+        pair.run(pair.connect())
+
+
+def test_a_sender_waits_while_its_peer_takes_nothing(pair: Pair) -> None:
+    sent: list[int] = []
+
+    async def send_many() -> None:
+        for number in range(200):
+            await pair.near.send(number)
+            sent.append(number)
+
+    async def for_a_while() -> None:
+        await asyncio.wait([asyncio.ensure_future(send_many())], timeout=5.0)
+
+    pair.run(for_a_while())
+    assert len(sent) < 100
+    assert pair.received(pair.far) == [*range(200)]
