@@ -25,7 +25,7 @@ from kvstore.config import ClusterConfig
 from kvstore.errors import ForeignData, NoSuchRoute
 from kvstore.metrics import exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.shard.hellos import Hellos
+from kvstore.shard.hellos import Hellos, SessionFile
 from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
@@ -205,7 +205,7 @@ async def _serve(
         at_the_end.push_async_callback(store.close)
         cluster = ClusterSession()
         follower = MapFollower(session, join, limits, cluster=cluster)
-        hellos = Hellos(shard_id, cluster, follower.ask_session, data_dir)
+        hellos = Hellos(shard_id, cluster, follower.ask_session, SessionFile(data_dir, shard_id))
         peers = Peers(store, limits, session, cluster)
         at_the_end.push_async_callback(peers.close)
         receiver = Receiver(shard_id, store, peers, limits)
@@ -224,7 +224,7 @@ async def _serve(
             bound = address_text(*runner.addresses[0][:2])
             log.info("shard %s listens on %s and is reached at %s", shard_id, bound, url)
         warn_if_exposed(listen, "read and write its keys")
-        _go_on_with_last_session(hellos, cluster, store, shard_id, url)
+        go_on_with_last_session(hellos, cluster, store, shard_id, url)
         maps = _Maps(service)
 
         async def join_cluster() -> None:
@@ -257,7 +257,7 @@ async def _serve(
         await _until_one_ends(join_cluster(), told.run(store), recovery.run(), maps.follow(), stopped())
 
 
-def _go_on_with_last_session(hellos: Hellos, cluster: ClusterSession, store: Store, shard_id: str, url: str) -> None:
+def go_on_with_last_session(hellos: Hellos, cluster: ClusterSession, store: Store, shard_id: str, url: str) -> None:
     """Name it to other shards while the controller is away, if this is where their map says that this shard is.
 
     At another address this may be a copy of the data directory, which must not disturb the original.

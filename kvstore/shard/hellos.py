@@ -20,6 +20,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
 from kvstore.transport.sessions import ADOPT, IS_STRANGER, IS_UNSURE, ClusterSession
 
@@ -29,22 +30,51 @@ _TOLD_MAX = 64
 _ID_CHARS_MAX = 64
 
 
+class Memory(Protocol):
+    """Where the last session is kept."""
+
+    def read(self) -> str:
+        """Empty if none is."""
+
+    def keep(self, session_id: str) -> None: ...
+
+
+class SessionFile:
+    """`shard-<id>.session`."""
+
+    def __init__(self, folder: Path, shard_id: str) -> None:
+        self._path = folder / f"shard-{shard_id}.session"
+
+    def read(self) -> str:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return self._path.read_text(encoding="ascii").strip()[:_ID_CHARS_MAX]
+        return ""
+
+    def keep(self, session_id: str) -> None:
+        """A full disk, for example, is no reason to end: then a restart waits for the controller."""
+        temporary = self._path.with_name(f".{self._path.name}")
+        try:
+            temporary.write_text(f"{session_id}\n", encoding="ascii")
+            temporary.replace(self._path)
+        except OSError as error:
+            log.warning("the session cannot be kept in %s: %s", self._path, error)
+
+
 class Hellos:
     """`ask`: has the session enter what the controller is in now; returns whether it answered."""
 
     def __init__(
-        self, shard_id: str, session: ClusterSession, ask: Callable[[], Awaitable[bool]], folder: Path
+        self, shard_id: str, session: ClusterSession, ask: Callable[[], Awaitable[bool]], memory: Memory
     ) -> None:
         self._shard_id = shard_id
         self._session = session
         self._ask = ask
         self._asking = asyncio.Lock()
         self._told: set[str] = set()
-        self._path = folder / f"shard-{shard_id}.session"
-        self.last = self._read()
+        self.last = memory.read()
         if self.last:
             session.recall(self.last)
-        session.on_enter = self._keep
+        session.on_enter = memory.keep
 
     async def refusal(self, named: str, peer: str | None) -> int | None:
         """The status that refuses a hello which names that session; None: it is let in."""
@@ -72,18 +102,3 @@ class Hellos:
                 self._shard_id,
                 ADOPT,
             )
-
-    def _read(self) -> str:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            return self._path.read_text(encoding="ascii").strip()[:_ID_CHARS_MAX]
-        return ""
-
-    def _keep(self, session_id: str) -> None:
-        """A full disk, for example, is no reason to end: then a restart waits for the controller."""
-        temporary = self._path.with_name(f".{self._path.name}")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(f"{session_id}\n", encoding="ascii")
-            temporary.replace(self._path)
-        except OSError as error:
-            log.warning("the session cannot be kept in %s: %s", self._path, error)

@@ -28,7 +28,8 @@ from kvstore.controller.store import Told
 from kvstore.errors import DataCorrupt, ForeignData, KvError, LogDamaged
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.service import RouterService
-from kvstore.shard.app import _Maps, _until_one_ends
+from kvstore.shard.app import _Maps, _until_one_ends, go_on_with_last_session
+from kvstore.shard.hellos import Hellos
 from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
@@ -40,6 +41,7 @@ from kvstore.store.opening import Opened, replay
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
 from kvstore.transport.map_follower import MapFollower
+from kvstore.transport.sessions import HEADER, PARAMETER, ClusterSession
 from loadtest.simulate.disk import PowerCut, SimulatedDisk, keep_all
 from loadtest.simulate.door import Door
 from loadtest.simulate.engine import SimulatedEngine
@@ -76,6 +78,7 @@ class Server:
         self.found = found
         self.gone = asyncio.Event()
         self.gone.set()
+        self.headers: dict[str, str] = {}  # of all answers of this process
 
     @property
     def is_alive(self) -> bool:
@@ -158,11 +161,11 @@ class Server:
             self.found(error)
         end.close()
 
-    async def _answered(self, question: Question) -> tuple[int, bytes]:
+    async def _answered(self, question: Question) -> tuple[int, bytes, dict[str, str]]:
         try:
-            return await self.answer(question)
+            return *await self.answer(question), self.headers
         except KvError as error:
-            return error.status, msgspec.json.encode(error.problem())
+            return error.status, msgspec.json.encode(error.problem()), self.headers
 
     async def answer(self, question: Question) -> tuple[int, bytes]:
         """Raises KvError."""
@@ -192,22 +195,34 @@ class ShardServer(Server):
         self.fate: Callable[[int], int] = keep_all  # what a cut of the power leaves of what was not synced
         self.floors = (0, 0, 0)
         self._channels: dict[End, None] = {}
+        self._last_session = ""
+        self._hellos: Hellos | None = None
 
     async def run(self, process: Process) -> None:
         limits, session = self.limits, self.session(process)
         told = ToldNumbers(session, CONTROLLER, limits)  # type: ignore[arg-type]
         store = await self._open(process, told)
-        peers = Peers(store, limits, session)  # type: ignore[arg-type]
+        cluster = ClusterSession()
+        peers = Peers(store, limits, session, cluster)  # type: ignore[arg-type]
         receiver = Receiver(self.name, store, peers, limits)
         recovery = Recovery(self.name, store, peers, limits)
         service = ShardService(self.name, store, receiver, limits)
         maps = _Maps(service)
-        follower = MapFollower(session, CONTROLLER, limits, environment=self.environment)  # type: ignore[arg-type]
+        follower = MapFollower(
+            session,  # type: ignore[arg-type]
+            CONTROLLER,
+            limits,
+            cluster=cluster,
+            environment=self.environment,
+        )
+        self._hellos = hellos = Hellos(self.name, cluster, follower.ask_session, self)
+        url = f"http://{self.name}"
+        go_on_with_last_session(hellos, cluster, store, self.name, url)
 
         async def join_cluster() -> None:
             identity = store.identity
             await follower.announce(
-                self.name, f"http://{self.name}", identity.store_id, identity.cluster_id, self.weight,
+                self.name, url, identity.store_id, identity.cluster_id, self.weight,
                 join=self.may_join, partitions=identity.partitions, epoch=store.served.epoch,
                 clock=store.clock.version,
             )  # fmt: skip
@@ -238,6 +253,13 @@ class ShardServer(Server):
         """In order, as SIGTERM does."""
         if self.store is not None and self.process is not None:
             self.loop.call_soon(self._stop.set, context=self.process.context)
+
+    def read(self) -> str:
+        """The session that its file has kept."""
+        return self._last_session
+
+    def keep(self, session_id: str) -> None:
+        self._last_session = session_id
 
     async def _open(self, process: Process, told: ToldNumbers) -> Store:
         size = self.limits.log_segment_bytes
@@ -326,6 +348,10 @@ class ShardServer(Server):
         if service is None or store is None or wanted not in (None, "", store.identity.store_id):
             await end.send(b"refused")
             return
+        assert self._hellos is not None
+        if await self._hellos.refusal(asked.query.get(PARAMETER, ""), None) is not None:
+            await end.send(b"refused")
+            return
         await end.send(b"welcome")
         self._channels[end] = None
         try:
@@ -343,9 +369,16 @@ class RouterServer(Server):
 
     async def run(self, process: Process) -> None:
         session = self.session(process)
-        service = RouterService(self.limits, session, self.environment)  # type: ignore[arg-type]
+        cluster = ClusterSession()
+        service = RouterService(self.limits, session, self.environment, cluster)  # type: ignore[arg-type]
         self._door = Door(service, Coordinator(service, self.limits, self.environment), self.limits)
-        follower = MapFollower(session, CONTROLLER, self.limits, environment=self.environment)  # type: ignore[arg-type]
+        follower = MapFollower(
+            session,  # type: ignore[arg-type]
+            CONTROLLER,
+            self.limits,
+            cluster=cluster,
+            environment=self.environment,
+        )
         await asyncio.gather(follower.follow(0, service.follow), service.greet())
 
     def on_death(self) -> None:
@@ -374,7 +407,9 @@ class ControllerServer(Server):
     async def run(self, process: Process) -> None:
         store = SimulatedMapStore(self.register, self.rng)
         document = ClusterDocument(store, self.limits.map_write_tries_max)
-        shards = ShardClients(self.limits, self.session(process))  # type: ignore[arg-type]
+        cluster = ClusterSession(self.environment.random_hex(8))
+        self.headers = {HEADER: cluster.id}
+        shards = ShardClients(self.limits, self.session(process), cluster)  # type: ignore[arg-type]
         mover = Mover(document, shards, self.limits, self.environment)
         self.service = service = ClusterService(document, self.config, shards, self.environment)
         reopener = Reopener(document, shards, self.limits)
@@ -388,6 +423,8 @@ class ControllerServer(Server):
         service = self.service
         if service is None:
             return 503, b"{}"
+        if question.path == "/healthz":
+            return 200, b"{}"
         if question.path == "/v1/map":
             return await self._map(service, question.query)
         if question.path == "/v1/members":
@@ -407,6 +444,8 @@ class ControllerServer(Server):
         if cluster_id := query.get("cluster"):
             service.hear(cluster_id, epoch)
             service.on_clock(int(query.get("clock", "0")))
+        if query.get(PARAMETER, self.headers[HEADER]) != self.headers[HEADER]:
+            return 204, b""
         try:
             async with asyncio.timeout(self.limits.map_poll_s):
                 return 200, msgspec.json.encode(await service.map_after(epoch))

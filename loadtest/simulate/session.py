@@ -79,8 +79,9 @@ class _Content:
 
 
 class _Answer:
-    def __init__(self, status: int, body: bytes) -> None:
+    def __init__(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         self.status = status
+        self.headers = headers
         self.content_type = "application/json" if status < 400 else "application/problem+json"
         self.content = _Content(body)
         self._body = body

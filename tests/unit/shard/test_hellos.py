@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.shard.hellos import Hellos
+from kvstore.shard.hellos import Hellos, SessionFile
 from kvstore.transport.sessions import ADOPT, IS_STRANGER, IS_UNSURE, ClusterSession
 
 
@@ -27,7 +27,7 @@ class Controller:
             cluster.enter(self.session)
             return self.session is not None
 
-        hellos = Hellos("s1", cluster, ask, folder)
+        hellos = Hellos("s1", cluster, ask, SessionFile(folder, "s1"))
         if is_announced:
             cluster.enter(self.session)
         return hellos
