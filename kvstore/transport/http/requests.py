@@ -109,7 +109,9 @@ def _decode_component(raw: str) -> str:
 class HostGuard:
     """Refuses what a web page of somebody else could send: foreign Host (DNS rebinding) and foreign Origin."""
 
-    def __init__(self, allowed_hosts: list[str]) -> None:
+    def __init__(self, allowed_hosts: list[str], *, takes_pages: bool = True) -> None:
+        """`takes_pages`: those of its own origin may call it."""
+        self._takes_pages = takes_pages
         self._names = {"localhost", *(name.lower() for name in allowed_hosts)}
         self._good: set[str] = set()
 
@@ -119,11 +121,14 @@ class HostGuard:
         if host not in self._good:
             name = re.sub(r":\d+$", "", host).lower()
             if name and name not in self._names and not _IP_LITERAL.fullmatch(name):
-                raise Foreign(f"Host {host!a} is not a name of this router")
+                raise Foreign(f"Host {host!a} is not a name of this process.")
             if len(self._good) < 1000:
                 self._good.add(host)
-        if "origin" in fields and fields["origin"].lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
-            raise Foreign(f"a page of {fields['origin']!a} may not call this router")
+        if "origin" in fields and not self._is_own(fields["origin"].lower(), host.lower()):
+            raise Foreign(f"a page of {fields['origin']!a} may not call this process.")
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        return self._takes_pages and origin in (f"http://{host}", f"https://{host}")
 
 
 def client_has_left(request: web.BaseRequest) -> bool:

@@ -135,7 +135,7 @@ def _error_of(status: int, exc: BaseException | None, message: str | None, line_
         if isinstance(exc, InvalidURLError):
             return BadRequest("the request line holds bytes that must be percent-encoded")
         return BadRequest(f"this is not HTTP as expected: {text}")
-    return KvError("the router failed to handle this request; its log says why")
+    return KvError("the process failed to handle this request; its log says why.")
 
 
 _REFUSED_CONNECTION = (
@@ -148,7 +148,7 @@ _refused = msgspec.json.encode(
         "code": "unavailable",
         "title": "Too many connections",
         "status": 503,
-        "detail": "the router has as many connections as it takes",
+        "detail": "the process has as many connections as it takes.",
         "next_step": "Use fewer connections and keep them open, or wait for retry_after_ms.",
         "retry_after_ms": 1000,
     }
@@ -179,11 +179,15 @@ class Server(web.Server):
         return _Protocol(self, loop=self._loop, **self._kwargs)
 
 
-async def start_server(server: Server, host: str, port: int) -> web.ServerRunner:
+async def start_server(server: Server, host: str, port: int, shutdown_timeout_s: float = 5.0) -> web.ServerRunner:
     """Serve at the address until the runner's `cleanup`. Raises OSError when the port is taken."""
-    runner = web.ServerRunner(server, shutdown_timeout=5.0)
+    runner = web.ServerRunner(server, shutdown_timeout=shutdown_timeout_s)
     await runner.setup()
-    await web.TCPSite(runner, host, port, backlog=1024).start()
+    try:
+        await web.TCPSite(runner, host, port, backlog=1024).start()
+    except BaseException:
+        await runner.cleanup()
+        raise
     return runner
 
 
