@@ -419,6 +419,16 @@ def test_every_rule_that_a_mutation_takes_out_is_in_the_design() -> None:
     assert [rule for rule in rules if rule.lower() not in design] == []
 
 
+def test_the_design_names_each_mutation_of_replication_beside_its_rule() -> None:
+    design = (REPOSITORY / "kvstore" / "DESIGN.md").read_text(encoding="utf-8")
+    mutations = REPOSITORY / "tests" / "unit" / "replication" / "test_replication_mutations.py"
+    taken_out = re.findall(r"^@shown_by\(.*\)\ndef (\w+)", mutations.read_text(encoding="utf-8"), re.M)
+    assert len(taken_out) > 30
+    table = design.partition("## 7. ")[2].partition("## 8. ")[0]
+    named = [name for line in table.splitlines() if line.startswith("|") for name in re.findall(r"`(\w+)`", line)]
+    assert sorted(named) == sorted(taken_out)
+
+
 def test_every_rule_outside_of_transactions_names_its_test() -> None:
     design = (REPOSITORY / "kvstore" / "DESIGN.md").read_text(encoding="utf-8")
     rules = [line for line in design.partition("## 5. ")[0].partition("## 1. ")[2].splitlines() if "**" in line]

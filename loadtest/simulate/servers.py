@@ -192,6 +192,7 @@ class ShardServer(Server):
         self.sync_fails = False
         self.is_damaged = False  # a bit of its disk is wrong
         self.refused = False  # it has not started because of that
+        self.was_full = False  # the disk, at some time
         self.fate: Callable[[int], int] = keep_all  # what a cut of the power leaves of what was not synced
         self.floors = (0, 0, 0)
         self._channels: dict[End, None] = {}
@@ -285,7 +286,8 @@ class ShardServer(Server):
         return await Store.serve(Opened(self.engine, log, None), self.limits, on_fatal, self.environment)
 
     def may_end_by(self, error: BaseException) -> bool:
-        if isinstance(error, TryLater) and self.store is None:
+        is_full = isinstance(error, TryLater) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+        if is_full and self.store is None and self.was_full:
             return True  # it opens as soon as there is room
         if isinstance(error, ForeignData) and not self.wanted:
             return True  # it was removed

@@ -1,0 +1,54 @@
+"""How long a copy may owe an acknowledgement, and when one that fell out is tried again."""
+
+from __future__ import annotations
+
+from kvstore.replication import patience
+from kvstore.replication.patience import Patience, Retry
+
+
+def test_a_copy_that_does_not_acknowledge_in_time_is_asked_to_be_taken_out() -> None:
+    owing = patience.owes(Patience(), 10.0)
+    assert not patience.is_over(owing, 10.7, 0.8)
+    assert patience.is_over(owing, 10.8, 0.8)
+
+
+def test_the_time_counts_from_the_first_that_is_owed() -> None:
+    assert patience.owes(patience.owes(Patience(), 10.0), 10.5) == Patience(10.0)
+
+
+def test_an_answer_takes_the_request_back() -> None:
+    owing = patience.owes(Patience(), 10.0)
+    assert not patience.is_over(patience.answered(owing, 11.0, owes_more=False), 20.0, 0.8)
+    assert not patience.is_over(patience.answered(owing, 11.0, owes_more=True), 11.7, 0.8)
+    assert patience.is_over(patience.answered(owing, 11.0, owes_more=True), 11.8, 0.8)
+
+
+def test_time_in_which_the_primarys_own_loop_or_disk_stood_still_does_not_count() -> None:
+    owing = patience.stood_still(patience.owes(Patience(), 10.0), 5.0)
+    assert not patience.is_over(owing, 15.7, 0.8)
+    assert patience.is_over(owing, 15.9, 0.8)
+
+
+def test_a_stall_before_anything_is_owed_is_no_credit() -> None:
+    assert patience.stood_still(Patience(), 5.0) == Patience()
+
+
+def test_a_loop_that_turns_in_time_has_not_stood_still() -> None:
+    assert patience.stall(10.0, 10.05, 0.1) == 0.0
+    assert patience.stall(10.0, 10.5, 0.1) == 0.5
+
+
+def test_a_copy_that_falls_out_again_and_again_is_tried_after_a_pause_that_doubles() -> None:
+    retry, now, pauses = Retry(), 100.0, []
+    for _ in range(6):
+        retry = patience.fell_out(retry, now, 1.0, 10.0)
+        assert not patience.may_join(retry, retry.not_before - 0.1)
+        now = retry.not_before
+        assert patience.may_join(retry, now)
+        pauses.append(retry.pause_s)
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+
+
+def test_after_a_long_quiet_the_pause_is_short_again() -> None:
+    retry = Retry(not_before=100.0, pause_s=8.0)
+    assert patience.fell_out(retry, 130.0, 1.0, 10.0).pause_s == 1.0
