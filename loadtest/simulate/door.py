@@ -82,7 +82,7 @@ class Door:
     async def _list(self, parameters: Mapping[str, str]) -> Answered:
         values = parameters.get("values") == "true"
         after, limit = decode_cursor(parameters.get("after")), int(parameters["limit"])
-        listing = await self._service.page(parameters["prefix"], after, limit, values)
+        listing = await self._service.all_shards.page(parameters["prefix"], after, limit, values)
         items: list[dict[str, Any]] = [
             {"key": key, "version": version} | ({"value": (value or b"").decode()} if values else {})
             for key, version, value, _ in listing.items

@@ -115,12 +115,12 @@ class KeyRoutes:
         if call.get("count"):
             if call.parameters.keys() - {"count", "prefix", "partial"}:
                 raise BadParameter("count goes with prefix and partial only.")
-            counted = await self._service.count(prefix, partial=partial)
+            counted = await self._service.all_shards.count(prefix, partial=partial)
             return json_response(200, {"count": counted.keys, **missing_members(counted.missing, partial)})
         limit, values = call.get("limit"), call.get("values")
         async with Room(self._pages) as room:
-            await room.add(self._service.page_bytes(limit, values))
-            listing = await self._service.page(prefix, call.get("after"), limit, values, partial=partial)
+            await room.add(self._service.all_shards.page_bytes(limit, values))
+            listing = await self._service.all_shards.page(prefix, call.get("after"), limit, values, partial=partial)
             body = await encode_page(listing, values, partial, self._answers.turns)
             del listing
             return await self._admit_answer(Response(200, body, JSON, head_only=call.head.method == "HEAD"))

@@ -186,7 +186,7 @@ class LockRoutes:
 
     async def list_locks(self, call: Call) -> Response:
         prefix, after, limit, partial = (call.get(name) for name in ("prefix", "after", "limit", "partial"))
-        listing = await self._service.leases(prefix, after, limit, partial=partial)
+        listing = await self._service.all_shards.leases(prefix, after, limit, partial=partial)
         items = [
             HeldLock(name, (owner or b"").decode(), token, left_ms / 1000)
             for name, token, owner, left_ms in listing.items
