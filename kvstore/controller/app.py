@@ -21,6 +21,8 @@ from aiohttp import web
 
 from kvstore.addresses import address_text, advertised_host, listen_address
 from kvstore.config import ClusterConfig
+from kvstore.controller.change_views import ChangeViews
+from kvstore.controller.closer import ChangeCloser
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.lost import Reopener
 from kvstore.controller.mover import Mover
@@ -79,29 +81,32 @@ async def _serve(
     mover = Mover(document, shards, config.limits)
     service = ClusterService(document, config, shards)
     reopener = Reopener(document, shards, config.limits)
+    closer = ChangeCloser(document, mover, service.may_run, config.limits)
+    views = ChangeViews(service, mover, lambda: reopener.waits_for)
     service.on_clock = reopener.tell
     await service.report_start()
-    table = make_table(service, mover, config.limits, stop, cluster.id)
+    table = make_table(service, mover, views, config.limits, stop, cluster.id)
     server = Server(_handler(table, config, cluster.id), config.limits)
     runner = None
     moving = asyncio.create_task(mover.run())
     stopping = asyncio.create_task(stop.wait())
     watching = asyncio.create_task(service.watch_if_behind())
     reopening = asyncio.create_task(reopener.run())
+    closing = asyncio.create_task(closer.run())
     try:
         runner = await start_server(server, *listen_address(listen), _SHUTDOWN_TIMEOUT_S)
         _log.info("%s listens on %s", name, address_text(*runner.addresses[0][:2]))
         warn_if_exposed(listen, "change the cluster")
-        await asyncio.wait({moving, stopping, reopening}, return_when=asyncio.FIRST_COMPLETED)
-        for working in (moving, reopening):
+        await asyncio.wait({moving, stopping, reopening, closing}, return_when=asyncio.FIRST_COMPLETED)
+        for working in (moving, reopening, closing):
             if working.done():
                 working.result()  # an error of its own: the process ends, and starts anew from the document
     finally:
         stop.set()  # ends the long polls
-        for task in (moving, watching, reopening):
+        for task in (moving, watching, reopening, closing):
             task.cancel()
         stopping.cancel()
-        await asyncio.gather(moving, stopping, watching, reopening, return_exceptions=True)
+        await asyncio.gather(moving, stopping, watching, reopening, closing, return_exceptions=True)
         if runner is not None:
             await runner.cleanup()
         await shards.close()

@@ -12,14 +12,16 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from kvstore.config import ID_PATTERN, Limits
+from kvstore.controller.bodies import Confirmation, NewShard, NewTold, NewWeight, Recover
+from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.membership import Announcement
 from kvstore.controller.mover import Mover
-from kvstore.controller.service import Asked, ClusterService, Waiting
+from kvstore.controller.service import Asked, ClusterService, Replanned, Waiting
 from kvstore.controller.store import Told
 from kvstore.errors import (
     BadBody,
@@ -54,7 +56,6 @@ from kvstore.transport.http.routes import (
 from kvstore.transport.sessions import PARAMETER
 
 _BODY_BYTES_MAX = 64 * 1024
-_NUMBER_MAX = 2**63 - 1  # in the file
 _Result = TypeVar("_Result")
 
 METRICS_TEXT = "text/plain; charset=utf-8"
@@ -63,52 +64,10 @@ METRICS_TEXT = "text/plain; charset=utf-8"
 # --- documents --------------------------------------------------------------------------------------------------------
 
 
-class NewShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/shards."""
-
-    id: str
-    url: str | None = None
-    weight: int = 1
-
-
-class Recover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/recovery: which map was shown, and which of its members are silent for good."""
-
-    cluster_id: str
-    epoch: int
-    without: list[str] = []
-
-
-class NewTold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/told: the last durable record of a store, and its version clock."""
-
-    store_id: str
-    number: Annotated[int, msgspec.Meta(ge=0, le=_NUMBER_MAX)]
-    version: Annotated[int, msgspec.Meta(ge=0, le=_NUMBER_MAX)] = 0
-
-
-class Confirmation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/shards/{id}/accept-old."""
-
-    confirm: str
-
-
-class NewWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of PATCH /v1/shards/{id}."""
-
-    weight: int
-
-
 class Wait(msgspec.Struct, frozen=True):
     """202 to an announcement: of which shards the first map waits."""
 
     waiting_for: list[str]
-
-
-class Taken(msgspec.Struct, frozen=True):
-    """202 to a change of moves: it is in the map of this epoch."""
-
-    epoch: int
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -169,7 +128,7 @@ class MemberRoutes:
 
     async def post_recovery(self, call: Call) -> Response:
         asked: Recover = call.body
-        return _taken(await self._service.recover(asked.cluster_id, asked.epoch, asked.without))
+        return _replanned(await self._service.recover(asked.cluster_id, asked.epoch, asked.without))
 
     async def post_told(self, call: Call) -> Response:
         told: NewTold = call.body
@@ -184,9 +143,10 @@ class MemberRoutes:
 class ChangeRoutes:
     """For people, by way of a router."""
 
-    def __init__(self, service: ClusterService, mover: Mover) -> None:
+    def __init__(self, service: ClusterService, mover: Mover, views: ChangeViews) -> None:
         self._service = service
         self._mover = mover
+        self._views = views
 
     async def post_shard(self, call: Call) -> Response:
         new: NewShard = call.body
@@ -205,13 +165,13 @@ class ChangeRoutes:
         if (is_lost and only_plan) or ("confirm" in call.parameters and not is_lost):
             raise BadParameter("confirm goes with lost=true, and plan with neither.")
         if is_lost:
-            return json_response(202, await self._service.give_up(call.argument, call.parameters.get("confirm")))
+            return _taken(await self._service.give_up(call.argument, call.parameters.get("confirm")))
         if only_plan:
             return json_response(200, await self._service.plan_remove(call.argument))
         return _asked(await self._service.remove(call.argument))
 
     async def post_accept_old(self, call: Call) -> Response:
-        return json_response(202, await self._service.accept_old(call.argument, call.body.confirm))
+        return _taken(await self._service.accept_old(call.argument, call.body.confirm))
 
     async def get_moves(self, call: Call) -> Response:
         state = await self._service.state()
@@ -222,16 +182,22 @@ class ChangeRoutes:
             moves = self._mover.report(state.map)
         wanted = list(state.wanted)
         ending = self._service.ending(state)
-        last = self._mover.last()
+        last = self._views.last(state)
         return json_response(200, {"epoch": epoch, "moves": moves, "wanted": wanted, "ending": ending, "last": last})
 
     async def post_moves(self, call: Call) -> Response:
         if call.get("plan"):
             return json_response(200, await self._service.plan_plan())
-        return _taken(await self._service.plan_anew())
+        return _replanned(await self._service.plan_anew())
 
     async def delete_moves(self, call: Call) -> Response:
-        return _taken(await self._service.cancel())
+        return _replanned(await self._service.cancel())
+
+    async def get_changes(self, call: Call) -> Response:
+        return json_response(200, {"items": await self._views.all()})
+
+    async def get_change(self, call: Call) -> Response:
+        return json_response(200, await self._views.one(call.argument))
 
     async def get_metrics(self, call: Call) -> Response:
         state = await self._service.state()
@@ -244,11 +210,17 @@ class ChangeRoutes:
 
 
 def _asked(asked: Asked) -> Response:
-    return json_response(202, asked._asdict())
+    return _taken(asked._asdict())
 
 
-def _taken(cluster_map: ClusterMap) -> Response:
-    return json_response(202, Taken(cluster_map.epoch))
+def _replanned(replanned: Replanned) -> Response:
+    return _taken({"epoch": replanned.map.epoch, "change": replanned.change})
+
+
+def _taken(document: dict[str, Any]) -> Response:
+    """202, where its change can be followed."""
+    shown = {name: value for name, value in document.items() if name != "change"}
+    return json_response(202, shown, f"Location: /v1/changes/{document['change']}\r\n")
 
 
 # --- the entries ------------------------------------------------------------------------------------------------------
@@ -279,6 +251,7 @@ _PEER, _SEES = Touches(Right.PEER, Keys.NONE), Touches(Right.READ, Keys.NONE)
 _CHANGES = Touches(Right.ADMIN, Keys.ALL)
 _SHARDS, _SHARD, _MOVES = "/v1/shards", "/v1/shards/{id}", "/v1/moves"
 _ID = Parameter("id", "path", str, example("s5"), "The shard.")
+_CHANGE_ID = Parameter("id", "path", str, example("6f1d0c3b"), "The change.")
 _PLAN = flag("plan", "Change nothing: only tell what would move.")
 _BODY: Errors = (BadBody, BodyTooLarge)
 _REFUSED: Errors = (ChangeRefused, ControllerBehind)
@@ -377,6 +350,14 @@ CHANGE_ROUTES = (
         errors=_REFUSED,
     ),
     _entry(
+        "GET", "/v1/changes", ChangeRoutes.get_changes, _SEES, "Changes of the cluster, the newest first",
+        Success(200, "Those that are known.", _DOCUMENT),
+    ),
+    _entry(
+        "GET", "/v1/changes/{id}", ChangeRoutes.get_change, _SEES, "One of them",
+        Success(200, "How far it is, or how it ended.", _DOCUMENT), parameters=(_CHANGE_ID,), errors=(NotFound,),
+    ),
+    _entry(
         "GET", "/healthz", ChangeRoutes.get_health, Touches(Right.NONE, Keys.NONE), "Whether the process is alive",
         Success(200, "It is.", Content(Health, {})),
     ),
@@ -387,9 +368,11 @@ CHANGE_ROUTES = (
 )  # fmt: skip
 
 
-def make_table(service: ClusterService, mover: Mover, limits: Limits, stop: asyncio.Event, session: str) -> RouteTable:
+def make_table(
+    service: ClusterService, mover: Mover, views: ChangeViews, limits: Limits, stop: asyncio.Event, session: str
+) -> RouteTable:
     """All calls of a controller. Setting `stop` ends the long polls under way."""
     table = RouteTable(limits, BodyReader(limits))
     table.add(MemberRoutes(service, _Poll(limits.map_poll_s, stop), session), MEMBER_ROUTES)
-    table.add(ChangeRoutes(service, mover), CHANGE_ROUTES)
+    table.add(ChangeRoutes(service, mover, views), CHANGE_ROUTES)
     return table

@@ -1,13 +1,14 @@
 """The controller, as a router asks it.
 
 Owns: one question and its answer, passed on as it is; what the controller tells of moves.
-Promises: a request is sent once. What the controller answers is answered, status and document; when it does not, the
-error says whether anything may have been done.
+Promises: a request is sent once. What the controller answers is answered: status, document, `Location`; when it does
+not, the error says whether anything may have been done.
 Leaves to others: every decision (the controller), the calls of clients (`routes.cluster`).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import aiohttp
@@ -21,6 +22,8 @@ from kvstore.transport.http.responses import JSON, PROBLEM_JSON, Response
 _ANSWER_BYTES_MAX = 16 * 1024 * 1024
 _MOVES_TIMEOUT_S = 1.0
 _RETRY_AFTER_MS = 1000
+CHANGE_ID = re.compile("[0-9a-f]{1,64}")
+_LOCATION = re.compile(f"/v1/changes/{CHANGE_ID.pattern}")
 _IS_AWAY = "the controller does not answer"
 
 
@@ -42,7 +45,8 @@ class Controller:
             async with self._session.request(
                 method, address, data=body, headers=headers, timeout=timeout, allow_redirects=False
             ) as answer:
-                return _passed_on(answer.status, answer.content_type, await _read(answer))
+                location = answer.headers.get("Location", "")
+                return _passed_on(answer.status, answer.content_type, await _read(answer), location)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             raise Unavailable(_IS_AWAY, retry_after_ms=_RETRY_AFTER_MS) from None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
@@ -83,17 +87,17 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def _passed_on(status: int, content_type: str, body: bytes) -> Response:
+def _passed_on(status: int, content_type: str, body: bytes, location: str) -> Response:
     """Raises ValueError if that was no answer of a controller (msgspec.DecodeError is one)."""
     document = msgspec.json.decode(body, type=dict[str, Any])
     if content_type not in (JSON, PROBLEM_JSON):
         raise ValueError(f"a controller does not answer with {content_type}")
-    lines = ""
+    lines = f"Location: {location}\r\n" if _LOCATION.fullmatch(location) else ""
     if content_type == PROBLEM_JSON:
         if status == Unavailable.status:
             document.setdefault("retry_after_ms", _RETRY_AFTER_MS)
         if "retry_after_ms" in document:
-            lines = f"Retry-After: {max(1, -(-int(document['retry_after_ms']) // 1000))}\r\n"
+            lines += f"Retry-After: {max(1, -(-int(document['retry_after_ms']) // 1000))}\r\n"
     return Response(status, msgspec.json.encode(document) + b"\n", content_type, lines)
 
 

@@ -64,6 +64,11 @@ _HEADERS: dict[str, tuple[str, bool, Any]] = {
         True,
         Annotated[int, about(minimum=1)],
     ),
+    "Location": (
+        "Where the change of the cluster can be followed.",
+        True,
+        Annotated[str, about(pattern="^/v1/changes/[0-9a-f]+$")],
+    ),
     "Lock-Token": ("Show it to write the key, to renew the lease, to release it.", True, Token),
     "Content-Security-Policy": ("What a browser lets the page do: nothing beyond this router.", True, str),
     "Page-ETag": ("ETag: of the file.", True, Annotated[str, about(pattern='^"[0-9a-f]{32}"$')]),

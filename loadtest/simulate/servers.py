@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from kvstore.config import ClusterConfig, Limits, ShardConfig
+from kvstore.controller.closer import ChangeCloser
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.lost import Reopener
 from kvstore.controller.membership import Announcement
@@ -415,8 +416,9 @@ class ControllerServer(Server):
         mover = Mover(document, shards, self.limits, self.environment)
         self.service = service = ClusterService(document, self.config, shards, self.environment)
         reopener = Reopener(document, shards, self.limits)
+        closer = ChangeCloser(document, mover, service.may_run, self.limits, self.environment)
         service.on_clock = reopener.tell
-        await asyncio.gather(mover.run(), service.watch_if_behind(), reopener.run())
+        await asyncio.gather(mover.run(), service.watch_if_behind(), reopener.run(), closer.run())
 
     def on_death(self) -> None:
         self.service = None

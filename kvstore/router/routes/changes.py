@@ -1,6 +1,6 @@
-"""The calls that change the cluster: its shards, their weights, the moves. The controller decides them.
+"""The calls that change the cluster, and tell how far a change is. The controller decides them.
 
-Owns: `/v1/shards` and `/v1/moves` as clients see them.
+Owns: `/v1/shards`, `/v1/moves` and `/v1/changes` as clients see them.
 Promises: what has no place in such a call is refused here; the controller decodes what is passed on by itself.
 Leaves to others: every decision (the controller), asking it (`controller_client`).
 """
@@ -23,7 +23,7 @@ from kvstore.errors import (
     NotFound,
     OutcomeUnknown,
 )
-from kvstore.router.controller_client import Controller
+from kvstore.router.controller_client import CHANGE_ID, Controller
 from kvstore.router.routes.words import (
     BODY,
     CHANGES_THE_CLUSTER,
@@ -76,6 +76,12 @@ class ChangeRoutes:
     async def cancel(self, call: Call) -> Response:
         return await self._pass_on(call, "/v1/moves")
 
+    async def changes(self, call: Call) -> Response:
+        return await self._controller.ask("GET", "/v1/changes", None)
+
+    async def change(self, call: Call) -> Response:
+        return await self._controller.ask("GET", f"/v1/changes/{call.argument}", None)
+
     async def _pass_on(self, call: Call, path: str) -> Response:
         """A change. The controller decodes the body by itself."""
         given = {name: value for name, value in call.parameters.items() if value is not False}
@@ -87,6 +93,17 @@ def decode_shard_id(raw: str, limits: Limits) -> str:
     """Raises BadParameter: nothing that means something else in a path is passed on."""
     if not ID_PATTERN.fullmatch(raw):
         raise BadParameter(f"{raw[:100]!a} is no id of a shard: it must match {ID_PATTERN.pattern}.")
+    return raw
+
+
+def decode_change_id(raw: str, limits: Limits) -> str:
+    """Raises NotFound."""
+    if not CHANGE_ID.fullmatch(raw):
+        raise NotFound(
+            f"{raw[:100]!a} is no id of a change.",
+            title="There is no such change",
+            next_step="GET /v1/changes lists those that are known.",
+        )
     return raw
 
 
@@ -207,9 +224,55 @@ class Moves(Struct):
     last: Annotated[LastChange | None, about("Null: there was none.")]
 
 
+class Change(Struct):
+    """A change of the cluster: what was asked for, how far it is, how it ended."""
+
+    id: Annotated[str, about("It is never used again.")]
+    kind: Annotated[
+        str,
+        about(
+            "`remove-lost`: a shard whose disk is lost is given up; `rebalance`: moves are planned again; `recover`: "
+            "the map was taken from the nodes.",
+            enum=["add", "remove", "remove-lost", "weight", "rebalance", "cancel", "accept-old", "recover"],
+        ),
+    ]
+    shard: Annotated[ShardId | None, about("Null if it is not about one shard.")]
+    weight: Annotated[Weight | None, about("Null if none was asked for.")]
+    state: Annotated[
+        str,
+        about(
+            "`superseded`: another change asks for the contrary.", enum=["running", "done", "cancelled", "superseded"]
+        ),
+    ]
+    detail: Annotated[str, about("A sentence: how far it is, what it waits for, why it ended.")]
+    waiting_for: Annotated[str | None, about("What it waits for; null if for nothing.")]
+    progress: Annotated[
+        float | None,
+        about("The part that is done, of partitions; null while nothing is to move.", minimum=0, maximum=1),
+    ]
+    partitions_done: Count
+    partitions_total: Count
+    keys_done: Count
+    keys_total: Annotated[int | None, about("Estimated; null if a shard was down.", minimum=0)]
+    bytes_done: Annotated[int, about("Of keys and values.", minimum=0)]
+    groups_done: Annotated[int, about("How many moves are done.", minimum=0)]
+    started_at: Annotated[str, about("When it was asked for.", format="date-time")]
+    ended_at: Annotated[Annotated[str, about(format="date-time")] | None, about("When it ended; null while it runs.")]
+    seconds: Annotated[float, about("From the start to the end, or until now.", minimum=0)]
+    write_pause_ms_max: Pause
+    write_pause_ms_p99: Pause
+
+
+class Changes(Struct):
+    """Those that are known."""
+
+    items: Annotated[list[Change], about("The newest first.")]
+
+
 # --- the entries ------------------------------------------------------------------------------------------------------
 
 _SHARDS, _SHARD, _MOVES = "/v1/shards", "/v1/shards/{id}", "/v1/moves"
+_LOCATION = ("Location",)
 _ID = Parameter("id", "path", ShardId, example("s5"), "The shard.", decode_shard_id)
 _PLAN = flag("plan", "Change nothing: only tell what would move.")
 _BODY_BYTES_MAX = 4096
@@ -223,6 +286,13 @@ EXAMPLE_CHANGE = {
     "partitions": 610, "keys": 22380, "bytes": 2596080, "groups": 3, "seconds": 1.42, "write_pause_ms_max": 31.5,
     "write_pause_ms_p99": 31.5,
 }  # fmt: skip
+_EXAMPLE_RESOURCE = {
+    "id": "6f1d0c3b9a8e4f27", "kind": "add", "shard": "s5", "weight": 1, "state": "running",
+    "detail": "610 of 820 partitions have moved.", "waiting_for": None, "progress": 0.7823,
+    "partitions_done": 610, "partitions_total": 820, "keys_done": 23580, "keys_total": 30180,
+    "bytes_done": 2735280, "groups_done": 3, "started_at": "2026-11-28T21:14:03.250Z", "ended_at": None,
+    "seconds": 1.42, "write_pause_ms_max": 31.5, "write_pause_ms_p99": 31.5,
+}  # fmt: skip
 _EXAMPLE_PLAN = {
     "partitions": 820, "keys": 30180, "bytes": 3500880,
     "moves": [{"from": "s1", "to": "s5", "partitions": 820, "keys": 30180, "bytes": 3500880}],
@@ -232,7 +302,8 @@ _PLAN_ONLY = Success(200, "With plan=true: what would move.", Content(Plan, exam
 
 
 def _taken(value: Json) -> Success:
-    return Success(202, "It is written down, and goes on whatever happens.", Content(ChangeTaken, example(value)))
+    content = Content(ChangeTaken, example(value))
+    return Success(202, "It is written down, and goes on whatever happens.", content, _LOCATION)
 
 
 def _body(kind: type, value: Json) -> Body:
@@ -249,7 +320,7 @@ CHANGE_ROUTES = (
         tag="cluster",
         summary="Add a shard",
         description="With `url` a shard that serves there already joins; without, the running `kvstore up` starts one. "
-        f"Then its share of the partitions moves to it. {_GRACE}GET /v1/cluster shows how far it is.",
+        f"Then its share of the partitions moves to it. {_GRACE}`Location` shows how far it is.",
         parameters=(_PLAN,),
         body=_body(NewShard, {"id": "s5", "url": "http://127.0.0.1:9105", "weight": 1}),
         answers=(_PLAN_ONLY, _taken({"id": "s5", "state": "joining", "epoch": 12})),
@@ -305,7 +376,12 @@ CHANGE_ROUTES = (
         parameters=(_ID,),
         body=_body(AcceptOld, {"confirm": "s5"}),
         answers=(
-            Success(202, "It may start.", Content(AcceptedOld, example({"id": "s5", "told": 48120, "version": 51200}))),
+            Success(
+                202,
+                "It may start.",
+                Content(AcceptedOld, example({"id": "s5", "told": 48120, "version": 51200})),
+                _LOCATION,
+            ),
         ),
         errors=(*_ERRORS, NotFound),
     ),
@@ -346,5 +422,39 @@ CHANGE_ROUTES = (
         body=NO_BODY,
         answers=(_taken({"epoch": 16}),),
         errors=_ERRORS,
+    ),
+    Route(
+        "GET",
+        "/v1/changes",
+        ChangeRoutes.changes,
+        OF_THE_CLUSTER,
+        id="getChanges",
+        tag="cluster",
+        summary="The changes of the cluster",
+        description="All that run, and the last that ended, the newest first; kept with the map.",
+        answers=(Success(200, "The newest first.", Content(Changes, example({"items": [_EXAMPLE_RESOURCE]}))),),
+    ),
+    Route(
+        "GET",
+        "/v1/changes/{id}",
+        ChangeRoutes.change,
+        OF_THE_CLUSTER,
+        id="getChange",
+        tag="cluster",
+        summary="A change of the cluster",
+        description="Each call that answers 202 names one in `Location`. It is done when all that it asks for has come "
+        "about and clients are answered for all that has moved.",
+        parameters=(
+            Parameter(
+                "id",
+                "path",
+                Annotated[str, about(pattern="^[0-9a-f]+$")],
+                example("6f1d0c3b9a8e4f27"),
+                "The change.",
+                decode_change_id,
+            ),
+        ),
+        answers=(Success(200, "How far it is, or how it ended.", Content(Change, example(_EXAMPLE_RESOURCE))),),
+        errors=(NotFound,),
     ),
 )
