@@ -31,7 +31,7 @@ from kvstore.cli.frame import (
 )
 from kvstore.cli.move_progress import move_progress
 from kvstore.client import Client
-from kvstore.errors import BadBody, BadParameter, ChangeRefused, ForeignData, NotFound, OutcomeUnknown
+from kvstore.errors import BadBody, BadParameter, ChangeRefused, ForeignData, KvError, NotFound, OutcomeUnknown
 
 _WEIGHT = click.IntRange(1, 1000)
 _WATCH_TIMEOUT_S = 5.0
@@ -152,7 +152,7 @@ def _give_up(shard_id: str, confirm: str | None, plan: bool, no_wait: bool, url:
     if plan:
         raise click.UsageError("--plan does not go with --lost: nothing moves")
     if confirm is None:
-        complain(f"All that only shard {shard_id} had will be lost for good: its keys, its locks, what it decided.")
+        _tell_loss(call(url, as_json, lambda kv: _loss(kv, shard_id)))
         confirm = str(click.prompt("Type its id to give it up", err=True))
     if confirm != shard_id:
         raise click.UsageError(f"{confirm!r} is not {shard_id!r}: nothing was changed")
@@ -164,6 +164,21 @@ def _give_up(shard_id: str, confirm: str | None, plan: bool, no_wait: bool, url:
         f"{shard_id} is given up, and its partitions are open",
     )
     _run(change, plan, no_wait, url, as_json)
+
+
+async def _loss(kv: Client, shard_id: str) -> KvError:
+    """What the controller says of giving the shard up, which it refuses unconfirmed. Raises NotFound, Unavailable."""
+    try:
+        await kv.give_up_shard(shard_id, confirm="")
+    except ChangeRefused as refused:
+        return refused
+    raise NotFound(f"there is no shard {shard_id}", next_step="`kvstore shard list` shows them.")
+
+
+def _tell_loss(refused: KvError) -> None:
+    complain(refused.detail.partition(" If that is meant")[0])
+    for transaction in refused.members.get("transactions", ()):
+        complain(f"  transaction {printable(transaction['id'])}, first key {printable(transaction['anchor'])}")
 
 
 @click.command()

@@ -48,7 +48,8 @@ class ClusterCalls(Connection):
     async def give_up_shard(self, shard_id: str, *, confirm: str) -> dict[str, Any]:
         """Give up a shard whose disk is lost: its partitions are opened anew, empty. `confirm`: its id again.
 
-        {"id","state","epoch","partitions","change"}: how many partitions that are. Raises NotFound, ChangeRefused.
+        {"id","state","epoch","partitions","transactions","change"}: how many partitions that are, and which undecided
+        transactions have their first key there. Raises NotFound, ChangeRefused.
         """
         path = f"/v1/shards/{quote(shard_id, safe='')}?lost=true&confirm={quote(confirm, safe='')}"
         return taken_of(await self.ask("DELETE", path, writes=True))

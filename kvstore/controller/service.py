@@ -276,15 +276,17 @@ class ClusterService:
         """The shard is lost with all that it had: what that is. Raises ChangeRefused unless its id was typed again."""
         before = membership.formed_map(await self._read())
         owned = len(before.owned_by(shard_id))
+        anchored = await self._shards.anchored_at(before, shard_id)
         if before.shard(shard_id) is not None and confirmed != shard_id:
             raise ChangeRefused(
-                f"{owned} partitions of shard {shard_id} would be opened anew, empty; all that only it had would be "
-                f"lost for good. If that is meant, give confirm={shard_id} along with lost=true.",
+                f"{what_is_lost(shard_id, owned, len(anchored))} If that is meant, give confirm={shard_id} along with "
+                "lost=true.",
                 partitions=owned,
+                transactions=anchored,
             )
         change = self._new_change("remove-lost", shard_id)
         asked = await self._ask(change, lambda state, _: membership.lost(state, shard_id))
-        return {**asked._asdict(), "partitions": owned}
+        return {**asked._asdict(), "partitions": owned, "transactions": anchored}
 
     async def plan_remove(self, shard_id: str) -> dict[str, Any]:
         """What `remove` would move; raises as it does."""
@@ -465,6 +467,15 @@ class _Launcher:
 
     def _is_there(self) -> bool:
         return self._clock_s() - self._asked_s < self._known_s
+
+
+def what_is_lost(shard_id: str, partitions: int, transactions: int) -> str:
+    """What giving the shard up means, for the person who decides it."""
+    return (
+        f"{partitions} partitions of shard {shard_id} would be opened anew, empty: all that only it had is lost for "
+        f"good. {transactions} undecided transactions have their first key there, and may be done in part; "
+        "Idempotency-Keys that it kept run again; its locks end early; should its files come back, they are set aside."
+    )
 
 
 def _check_shard(shard_id: str, weight: int) -> None:

@@ -24,6 +24,7 @@ from kvstore.transport.sessions import PARAMETER, ClusterSession
 _MEASURE_TIMEOUT_S = 1.0
 _IDENTIFY_TIMEOUT_S = 2.0
 _IDENTITY_BYTES_MAX = 64 * 1024
+_ANCHORED_MAX = 50
 _MAP_BYTES_MAX = 4 * 1024 * 1024
 _CONNECT_POLL_S = 0.01
 _encode = msgspec.json.Encoder().encode
@@ -140,6 +141,25 @@ class ShardClients:
         while not channel.connected:  # noqa: ASYNC110 (nobody else waits for this)
             await asyncio.sleep(_CONNECT_POLL_S)
         return await channel.request(request)
+
+    async def anchored_at(self, cluster_map: ClusterMap, shard_id: str) -> list[dict[str, str]]:
+        """Transactions whose first key is that shard's, as far as the other members hold keys of them: `id`, `anchor`.
+
+        Without those of members that do not answer within a second.
+        """
+        others = [shard.id for shard in cluster_map.shards if shard.id != shard_id]
+        answers = await asyncio.gather(*(self._live_attempts(other) for other in others))
+        found = {attempt["id"]: attempt["anchor"] for attempts in answers for attempt in attempts}
+        theirs = {name: key for name, key in found.items() if cluster_map.owner_of(key.encode()).id == shard_id}
+        return [{"id": name, "anchor": key} for name, key in sorted(theirs.items())][:_ANCHORED_MAX]
+
+    async def _live_attempts(self, shard_id: str) -> list[dict[str, Any]]:
+        try:
+            async with asyncio.timeout(_MEASURE_TIMEOUT_S):
+                answer = await self._ask(shard_id, Stats(0, _ANCHORED_MAX))
+            return list(answer.facts["live"]["attempts"]) if isinstance(answer, Info) else []
+        except (KvError, TimeoutError, KeyError):
+            return []
 
     async def ask_http(self, url: str, path: str, kind: type[T]) -> T | None:
         """What the process there answers; None if nothing of that kind."""

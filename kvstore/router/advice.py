@@ -16,9 +16,13 @@ Document = Mapping[str, Any]
 
 
 def advice(document: Document) -> dict[str, str]:
-    """`level` (ok, busy, warning) and `sentence`, from `shards`, `moves`, `wanted`, `in_doubt` of the cluster."""
+    """`level` (ok, busy, warning) and `sentence`, from `shards`, `moves`, `wanted`, `in_doubt`, `lost`."""
     shards: Sequence[Document] = document["shards"]
-    if down := [shard["id"] for shard in shards if shard["state"] == "down"]:
+    given_up = [lost["shard"] for lost in document.get("lost", ()) if not lost["opened"]]
+    down = [shard["id"] for shard in shards if shard["state"] == "down"]
+    if given_up:
+        return _said("warning", _given_up(given_up, [shard_id for shard_id in down if shard_id not in given_up]))
+    if down:
         return _said("warning", _down(down))
     if full := [shard["id"] for shard in shards if shard.get("disk_full")]:
         return _said(
@@ -57,6 +61,15 @@ def _down(down: list[str]) -> str:
     return (
         f"Shard {_names(down)} {verb} not answer: its keys cannot be read or written until it is back. "
         "`kvstore up` starts it again by itself; if it does not come back, its log says why."
+    )
+
+
+def _given_up(given_up: list[str], down: list[str]) -> str:
+    verb = "is" if len(given_up) == 1 else "are"
+    next_step = f"start {_names(down)}, or give it up, too" if down else "that takes a moment"
+    return (
+        f"Shard {_names(given_up)} {verb} given up as lost: its partitions are opened, empty, once every other shard "
+        f"has heard of it; {next_step}."
     )
 
 

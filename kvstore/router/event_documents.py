@@ -45,7 +45,16 @@ def map_document(cluster_map: ClusterMap) -> dict[str, Any]:
         "owners": [[owner, len(list(run))] for owner, run in groupby(cluster_map.owners)],
         "virtual_nodes": [[point >> 32, index[shard]] for point, shard in points],
         "moves": [{"from": m.source, "to": m.to, "partitions": runs(m.partitions)} for m in cluster_map.moves],
+        "lost": lost_documents(cluster_map),
     }
+
+
+def lost_documents(cluster_map: ClusterMap) -> list[dict[str, Any]]:
+    """The shards that were ever given up with all that they had; `opened` 0: their partitions are not open yet."""
+    return [
+        {"shard": each.shard, "epoch": each.epoch, "partitions": len(each.partitions), "opened": each.opened}
+        for each in cluster_map.strikes
+    ]
 
 
 @lru_cache(maxsize=2)

@@ -34,6 +34,7 @@ from kvstore.router.event_documents import (
     in_doubt,
     locks_document,
     locks_identity,
+    lost_documents,
     map_document,
     shard_documents,
     transactions_document,
@@ -264,7 +265,8 @@ class Events:
             "shards": shards,
             "in_doubt": in_doubt(transactions_document(self._live)["items"]),
         }
-        word = advice({**document, "moves": moves["moves"], "wanted": moves["wanted"]})
+        lost = lost_documents(cluster_map)
+        word = advice({**document, "moves": moves["moves"], "wanted": moves["wanted"], "lost": lost})
         states = [(shard["id"], shard["state"], shard["partitions"]) for shard in shards]
         self.feed.offer("cluster", {**document, "advice": word}, (second, states, word))
 

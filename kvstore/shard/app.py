@@ -212,7 +212,7 @@ async def _serve(
         at_the_end.push_async_callback(receiver.close)
         recovery = Recovery(shard_id, store, peers, limits)
         at_the_end.push_async_callback(recovery.close)
-        service = ShardService(shard_id, store, receiver, limits)
+        service = ShardService(shard_id, store, receiver, limits, told)
         app = ShardApp(service, config, told, hellos, cluster)
         runner = web.AppRunner(app.web, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
         at_the_end.push_async_callback(runner.cleanup)

@@ -39,6 +39,7 @@ from kvstore.protocol import (
 )
 from kvstore.shard.admission import Admission
 from kvstore.shard.receiver import Receiver
+from kvstore.shard.told import ToldNumbers
 from kvstore.store.refusals import fault
 from kvstore.store.store import Store
 from kvstore.store.write_set import Sink
@@ -55,7 +56,10 @@ _OF_ANY_STRIKE = (Follow, Stats)  # the first brings it, the second is of the pr
 class ShardService:
     """One store, served. Until a map is followed it owns nothing."""
 
-    def __init__(self, shard_id: str, store: Store, receiver: Receiver, limits: Limits) -> None:
+    def __init__(
+        self, shard_id: str, store: Store, receiver: Receiver, limits: Limits, told: ToldNumbers | None = None
+    ) -> None:
+        self._told = told
         self.shard_id = shard_id
         self.store = store
         self._receiver = receiver
@@ -79,12 +83,19 @@ class ShardService:
             raise ForeignData(
                 f"the cluster has {cluster_map.partitions} partitions, this file {len(self.store.served.generations)}"
             )
+        if self.store.cluster_map is not None and cluster_map.epoch > self.store.served.epoch:
+            await self._verify()
         is_newer = await self.store.partitions.adopt(cluster_map)
         if is_newer:
             self._receiver.drop_what_is_over()
             owned = len(cluster_map.owned_by(self.shard_id))
             log.info("epoch %d: owns %d of %d partitions", cluster_map.epoch, owned, cluster_map.partitions)
         return is_newer
+
+    async def _verify(self) -> None:
+        """An older copy of the files must not come to own what it never received. Raises StoreBehind, TryLater."""
+        if self._told is not None and not self._told.is_verified:
+            await self._told.confirm(self.store)
 
     async def farewell(self) -> None:
         """Before the process ends: if the shard leaves the cluster, go on until nobody has asked it for half a second.
@@ -152,7 +163,10 @@ class ShardService:
                 await self.follow(_decoded_map(request.cluster_map))
                 return Answer(request.id, 200, self.store.served.epoch)
             case Receive():
-                return await self._receiver.receive(request)
+                progress = await self._receiver.receive(request)
+                if progress.step == "done" and self._told is not None:
+                    await self._told.confirm(self.store)
+                return progress
             case Pull():
                 return await self.store.migration.pull(request)
             case Freeze():

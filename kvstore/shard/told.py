@@ -2,8 +2,10 @@
 
 Owns: when the number of the last durable record is told: at the opening, then at most every `told_every_s`, and at an
 orderly stop.
-Promises: a store that has told of more than it has now (an older copy of its files, or a lost log) does not serve: it
-is refused at the opening or, if the controller could not be asked then, as soon as it can.
+Promises: a store opened unverified follows no newer map before the controller has confirmed its number, and a move is
+told done only when the controller has the number of its last record: so no older copy of the files can come to own
+what it never received. A store that has told of more than it has now (an older copy of its files, or a lost log) does
+not serve: it is refused at the opening or, if the controller could not be asked then, as soon as it can.
 Leaves to others: what is kept (the controller), what the log itself proves (`storage.recovery`).
 
 The controller is no part of any write: while it is away, a store opens after `told_timeout_s` and serves, unverified.
@@ -18,6 +20,7 @@ import aiohttp
 
 from kvstore.config import Limits
 from kvstore.errors import StoreBehind
+from kvstore.storage.engine import TryLater
 from kvstore.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -63,6 +66,13 @@ class ToldNumbers:
         if told > store.durable:
             raise behind(store.durable, told)
         self.is_verified, self._told = True, number
+
+    async def confirm(self, store: Store) -> None:
+        """Return when the controller has the number of all that is durable now. Raises StoreBehind, TryLater."""
+        number = store.durable
+        await self.tell(store)
+        if not self.is_verified or self._told < number:
+            raise TryLater("the controller does not take the number of the log's last record", retry_after_ms=1000)
 
     async def _tell(self, store_id: str, number: int, version: int, timeout_s: float) -> int | None:
         """The highest that the store has told; None if the controller does not answer in that time."""

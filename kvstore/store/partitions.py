@@ -90,7 +90,8 @@ class Partitions:
                 self._adopt(batch, cluster_map, view, rows, counted)
 
             await self._pipeline.step(adopt, urgent=True)
-            self._note_orphans(await self._tables.engine.occupied())
+            # Rows of a move that ended may have come just now, and be in the file only later.
+            self._note_orphans(await self._tables.engine.occupied() | before.coming)
             return True
 
     async def _prepare(self, before: View, view: View, opened: Set[int]) -> tuple[list[Row], Digest]:

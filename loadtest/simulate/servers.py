@@ -208,7 +208,7 @@ class ShardServer(Server):
         peers = Peers(store, limits, session, cluster)  # type: ignore[arg-type]
         receiver = Receiver(self.name, store, peers, limits)
         recovery = Recovery(self.name, store, peers, limits)
-        service = ShardService(self.name, store, receiver, limits)
+        service = ShardService(self.name, store, receiver, limits, told)
         maps = _Maps(service)
         follower = MapFollower(
             session,  # type: ignore[arg-type]

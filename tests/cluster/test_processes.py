@@ -336,6 +336,10 @@ def test_a_shard_that_is_given_up_leaves_its_partitions_empty_and_open_and_all_o
         assert get(cluster, lost[0]).status == 503
         unconfirmed = ask(cluster.url, "DELETE", "/v1/shards/s1?lost=true")
         assert (unconfirmed.status, unconfirmed.json["code"]) == (409, "change-refused")
+        asked = kvstore("shard", "remove", "s1", "--lost", "--url", cluster.url)  # nobody is there to type the id
+        assert asked.returncode != 0
+        assert "partitions of shard s1 would be opened anew, empty" in asked.stderr
+        assert "0 undecided transactions" in asked.stderr
         done = kvstore("shard", "remove", "s1", "--lost", "--confirm", "s1", "--url", cluster.url)
         assert done.returncode == 0, done.stderr
         assert [shard["id"] for shard in facts(cluster)["shards"]] == ["s2", "s3"]

@@ -83,6 +83,12 @@ export function RingView() {
         <section aria-label="The ring">
           <${Ring} map=${map} way=${way} steps=${steps} arrivals=${arrivals} />
           <${Legend} map=${map} />
+          ${map.lost.map(
+            (lost) => html`<p role="status">
+              Shard <b>${lost.shard}</b> was given up in epoch ${lost.epoch} with ${count(lost.partitions)} partitions.
+              ${lost.opened ? `They are open again since epoch ${lost.opened}, and began empty.` : "They wait until every other shard has heard of it."}
+            </p>`,
+          )}
           <p class="muted">
             Outer band: partitions by owner. Ticks inside: ${count(map.virtual_nodes.length)} virtual nodes. Outermost, when
             there are any: partitions on their way, or just arrived, in the colour of where they go.

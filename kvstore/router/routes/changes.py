@@ -141,6 +141,13 @@ class AcceptedOld(Struct):
     version: Annotated[int, about("The highest version that it had told.", minimum=0)]
 
 
+class Undecided(Struct):
+    """A transaction whose first key, `anchor`, a lost shard had."""
+
+    id: str
+    anchor: str
+
+
 class ChangeTaken(Struct):
     """The change is written down."""
 
@@ -156,6 +163,10 @@ class ChangeTaken(Struct):
         ]
         | UnsetType
     ) = UNSET
+    partitions: Annotated[int, about("Of a shard that was given up: how many it had.", minimum=0)] | UnsetType = UNSET
+    transactions: Annotated[list[Undecided], about("Of a shard that was given up: those undecided.")] | UnsetType = (
+        UNSET
+    )
 
 
 class PlannedMove(Struct, rename={"source": "from"}):

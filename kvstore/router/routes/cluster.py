@@ -13,6 +13,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from kvstore.router.advice import advice
 from kvstore.router.controller_client import Controller
+from kvstore.router.event_documents import lost_documents
 from kvstore.router.routes.changes import EXAMPLE_CHANGE, EXAMPLE_MOVE, Ending, LastChange, MoveUnderWay, Wanted
 from kvstore.router.routes.words import (
     KEY,
@@ -52,7 +53,8 @@ class ClusterRoutes:
     async def cluster(self, call: Call) -> Response:
         changes = await self._controller.described(self._service.cluster_map)
         document = await self._service.cluster(changes.pop("epoch")) | changes
-        return json_response(200, document | {"advice": advice(document)["sentence"]})
+        lost = lost_documents(cluster_map) if (cluster_map := self._service.cluster_map) is not None else []
+        return json_response(200, document | {"advice": advice(document | {"lost": lost})["sentence"]})
 
     async def explain(self, call: Call) -> Response:
         return json_response(200, await self._service.explain(call.argument))

@@ -42,6 +42,15 @@ class EventWay(Struct, rename={"source": "from"}):
     partitions: Annotated[list[Pair], about("Runs: the first, and how many.")]
 
 
+class LostEvent(Struct):
+    """A shard that was given up with all that it had."""
+
+    shard: ShardId
+    epoch: Epoch
+    partitions: Count
+    opened: Annotated[int, about("Of which epoch its partitions are open again, empty; 0: not yet.", minimum=0)]
+
+
 class MapEvent(Struct):
     """The cluster map and its ring."""
 
@@ -53,6 +62,7 @@ class MapEvent(Struct):
         list[Pair], about("Top 32 bits of a point on the ring, and an index in `members`; empty if there are too many.")
     ]
     moves: Annotated[list[EventWay], about("In the order of `moves` in the event of that name, of that epoch.")]
+    lost: Annotated[list[LostEvent], about("Shards that were given up with all that they had, in order.")]
 
 
 class ShardEvent(Struct):

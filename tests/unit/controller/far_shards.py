@@ -29,6 +29,7 @@ class FarShard:
         self.cluster_id: str | None = None
         self.url = ""
         self.keys = 1000
+        self.attempts: list[dict[str, str]] = []  # that hold keys here
         self.map: ClusterMap | None = None
         self.followed: list[int] = []
         self.received: list[str] = []
@@ -111,7 +112,8 @@ class FarShard:
         if isinstance(request, Receive):
             return await self._receive(request)
         assert isinstance(request, Stats)
-        return Info(request.id, 1, {"keys": self.keys, "bytes": self.keys * 100, "more": {}})
+        live = {"live": {"attempts": self.attempts}} if request.live_max else {}
+        return Info(request.id, 1, {"keys": self.keys, "bytes": self.keys * 100, "more": {}, **live})
 
     # --- its part in moves -------------------------------------------------------------------------------------------
 

@@ -84,6 +84,28 @@ async def test_nothing_is_opened_before_every_other_shard_follows_the_strike(
         await controller.service.plan_anew()
 
 
+async def test_the_confirmation_lists_the_transactions_whose_first_key_is_lost(
+    store: MapStore, far: dict[str, FarShard]
+) -> None:
+    before = await form(store, far, "s1", "s2", "s3")
+    theirs, other = (
+        next(key for key in map(str, range(1000)) if before.owner_of(key.encode()).id == owner)
+        for owner in ("s3", "s2")
+    )
+    async with controlled(store) as controller:
+        await controller.service.plan_anew()
+        await far["s3"].kill()
+        far["s1"].attempts = [{"id": "1-a", "anchor": theirs}, {"id": "2-b", "anchor": other}]
+        far["s2"].attempts = [{"id": "1-a", "anchor": theirs}]
+        lost = [{"id": "1-a", "anchor": theirs}]
+        with pytest.raises(ChangeRefused, match="1 undecided transactions") as refused:
+            await controller.service.give_up("s3", None)
+        for word in ("Idempotency-Keys", "locks end early", "set aside"):
+            assert word in refused.value.detail
+        assert refused.value.members["transactions"] == lost
+        assert (await controller.service.give_up("s3", "s3"))["transactions"] == lost
+
+
 async def test_a_controller_that_died_between_the_two_maps_opens_after_its_start(
     store: MapStore, far: dict[str, FarShard]
 ) -> None:

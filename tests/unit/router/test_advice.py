@@ -10,6 +10,8 @@ from kvstore.router.advice import advice
 
 UP = {"id": "s1", "state": "up"}
 MOVE = {"from": "s1", "to": "s2", "partitions": 7, "step": "copy", "detail": ""}
+DOWN = {"id": "s2", "state": "down"}
+LOST = {"shard": "s2", "epoch": 8, "partitions": 16}
 WELL: dict[str, Any] = {
     "shards": [UP, {"id": "s2", "state": "up"}],
     "moves": [],
@@ -33,6 +35,9 @@ WELL: dict[str, Any] = {
         ({"in_doubt": {"count": 1, "oldest_s": 60.0}}, "warning", "in doubt for 60 s"),
         ({"in_doubt": {"count": 1, "oldest_s": 0.2}}, "ok", "All is well"),
         ({"shards": []}, "warning", "no shards yet"),
+        ({"lost": [{**LOST, "opened": 0}], "shards": [UP, DOWN]}, "warning", "Shard s2 is given up as lost"),
+        ({"lost": [{**LOST, "opened": 0}], "shards": [{**UP, "state": "down"}, DOWN]}, "warning", "start s1, or give"),
+        ({"lost": [{**LOST, "opened": 9}]}, "ok", "All is well"),
         ({"shards": [{**UP, "state": "down"}], "moves": [MOVE], "wanted": None}, "warning", "s1 does not answer"),
     ],
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from kvstore.metrics import ShardStats
-from kvstore.placement.cluster_map import Move, at_home, first_map, map_of
+from kvstore.placement.cluster_map import Move, Strike, at_home, first_map, map_of
 from kvstore.router.event_documents import (
     Sample,
     locks_document,
@@ -51,6 +53,16 @@ def test_partitions_are_told_as_runs() -> None:
     move = Move(id="m", source="s1", to="s2", partitions=[7, 8])
     moving = map_of(MEMBERS, cluster_id="c", epoch=2, partitions=64, owners=MAP.owners, moves=[move])
     assert map_document(moving)["moves"] == [{"from": "s1", "to": "s2", "partitions": [[7, 2]]}]
+
+
+def test_a_shard_that_was_given_up_is_told_with_whether_its_partitions_are_open() -> None:
+    strike = Strike(shard="s3", store_id="x", epoch=4, partitions=[1, 2, 3], clock=9)
+    struck = msgspec.structs.replace(MAP, strikes=[strike])
+    told = {"shard": "s3", "epoch": 4, "partitions": 3, "opened": 0}
+    assert map_document(struck)["lost"] == [told]
+    after = msgspec.structs.replace(MAP, strikes=[msgspec.structs.replace(strike, opened=6)])
+    assert map_document(after)["lost"] == [{**told, "opened": 6}]
+    assert map_document(MAP)["lost"] == []
 
 
 def test_a_ring_of_too_many_points_is_left_out() -> None:

@@ -323,6 +323,33 @@ async def test_a_move_that_is_given_up_leaves_no_trace(cluster: Cluster, tmp_pat
     assert cluster.stores["s2"].inspection.snapshot().keys == 0
 
 
+async def test_rows_that_come_while_a_move_is_given_up_are_dropped_though_the_file_has_them_later(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    await cluster.ask("s1", Put(1, "a", b"1"))
+    move_id = cluster.plan("a")
+    await cluster.spread()
+    store = cluster.stores["s2"]
+    page = await cluster.stores["s1"].migration.pull(Pull(0, [at("a")], 0, 0, 100))
+    prepare, occupied = store.partitions._prepare, store.tables.engine.occupied
+
+    async def take_after(*args: Any) -> Any:
+        """The last moment at which the move stands: what comes now is not in the file when that is looked at."""
+        prepared = await prepare(*args)
+        await store.migration.take(move_id, page.rows)
+        return prepared
+
+    async def occupied_before() -> Set[int]:
+        return await occupied() - {at("a")}
+
+    monkeypatch.setattr(store.partitions, "_prepare", take_after)
+    monkeypatch.setattr(store.tables.engine, "occupied", occupied_before)
+    cluster.void(move_id)
+    await cluster.spread()
+    await store.applier.flush()
+    await trimmed(tmp_path, "s2", "a")
+
+
 async def test_there_and_back_again_before_the_drop(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
     may_drop = asyncio.Event()
     partitions = cluster.stores["s1"].partitions

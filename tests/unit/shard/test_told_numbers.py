@@ -6,8 +6,10 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -16,7 +18,11 @@ from kvstore.config import Limits
 from kvstore.controller.store import Told
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import LogDamaged, StoreBehind
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.protocol import Progress, Receive
+from kvstore.shard.service import ShardService
 from kvstore.shard.told import ToldNumbers
+from kvstore.storage.engine import TryLater
 from kvstore.store.store import Store
 from tests.unit.store.real_files import LIMITS, PARTITIONS, Hands, cluster_map, end, filled, flip, opened
 
@@ -170,4 +176,85 @@ async def test_a_store_tells_what_is_durable_again_and_again(
         while await controller.store.tell(store.identity.store_id, Told()) != Told(store.durable, store.clock.version):
             await asyncio.sleep(0.01)
     running.cancel()
+    await store.close()
+
+
+# --- what was never received ------------------------------------------------------------------------------------------
+
+
+class Receiver:
+    """That of a shard to which every move is complete."""
+
+    async def receive(self, request: Receive) -> Progress:
+        return Progress(request.id, "done", 0, 0, 0)
+
+    def drop_what_is_over(self) -> None:
+        """None is kept."""
+
+
+class Sink:
+    """`answer`: what came."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def send(self, reply: Any, /) -> None:
+        self.answer.set_result(reply)
+
+
+def service_of(store: Store, numbers: ToldNumbers) -> ShardService:
+    return ShardService("s1", store, Receiver(), FAST, numbers)  # type: ignore[arg-type]
+
+
+def own_map(store: Store, epoch: int) -> ClusterMap:
+    found = cluster_map(epoch)
+    shards = [msgspec.structs.replace(shard, store_id=store.identity.store_id) for shard in found.shards]
+    return msgspec.structs.replace(found, shards=shards)
+
+
+async def test_an_older_copy_that_opened_while_the_controller_was_away_follows_no_newer_map(
+    path: Path, numbers: ToldNumbers, controller: Controller
+) -> None:
+    old, _ = await old_copy(path, numbers)
+    numbers.is_verified = False
+    controller.is_away = True
+    store = await Store.open(old, FAST, "s1", PARTITIONS, end, told=numbers.at_opening)
+    service, epoch = service_of(store, numbers), store.served.epoch
+    with pytest.raises(TryLater):
+        await service.follow(own_map(store, epoch + 1))
+    controller.is_away = False
+    with pytest.raises(StoreBehind):
+        await service.follow(own_map(store, epoch + 1))
+    assert store.served.epoch == epoch
+    await store.close()
+
+
+async def test_a_whole_store_that_opened_while_the_controller_was_away_follows_once_it_is_confirmed(
+    path: Path, numbers: ToldNumbers, controller: Controller
+) -> None:
+    await filled(path, 5)
+    controller.is_away = True
+    store = await Store.open(path, FAST, "s1", PARTITIONS, end, told=numbers.at_opening)
+    service, epoch = service_of(store, numbers), store.served.epoch
+    controller.is_away = False
+    assert await service.follow(own_map(store, epoch + 1))
+    assert numbers.is_verified
+    await store.close()
+
+
+async def test_a_move_is_done_only_when_the_controller_has_the_number_of_its_last_record(
+    path: Path, numbers: ToldNumbers, controller: Controller
+) -> None:
+    store = await open_store(path, numbers)
+    await Hands(store).put("moved", b"1")
+    service = service_of(store, numbers)
+    controller.is_away, sink = True, Sink()
+    service.handle(Receive(1, "m"), sink)
+    assert (await asyncio.wait_for(sink.answer, 20)).status == 503
+    controller.is_away, sink = False, Sink()
+    service.handle(Receive(2, "m"), sink)
+    assert (await asyncio.wait_for(sink.answer, 20)).step == "done"
+    assert (await controller.store.tell(store.identity.store_id, Told())).number == store.durable
     await store.close()
