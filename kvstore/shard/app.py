@@ -34,7 +34,7 @@ from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import TryLater
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
-from kvstore.transport.http import warn_if_exposed
+from kvstore.transport.http.server import warn_if_exposed
 from kvstore.transport.map_follower import MapFollower
 from kvstore.transport.sessions import PARAMETER, ClusterSession
 
