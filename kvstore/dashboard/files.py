@@ -3,7 +3,7 @@
 Owns: the files in `static`, their media types and entity tags; the policy that a browser applies to the page.
 Promises: read once, at the first request; no name leaves the folder, because only names that were found are known.
 The libraries in `static/lib` are whole files of their releases, as `static/lib/manifest.json` names them.
-Leaves to others: HTTP (`router.page`), what the scripts call (the router's public API, nothing else).
+Leaves to others: HTTP (`router.routes.page`), what the scripts call (the router's public API, nothing else).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""POST /v1/batch: many independent operations in one request, answered in their order.
+"""Many independent operations in one request, answered in their order.
 
 Owns: the shape of the body, which errors refuse it whole and which fail one operation, the window of operations under
 way.
@@ -6,7 +6,7 @@ Promises: a body that is not well formed is refused whole, before anything is do
 only a window of them is under way, bounded in count and in bytes, gets counting as a value of the largest size. What
 gets may bring is on the account of answers before they are asked, and what they brought until it is written. Writes to
 one key are done in their order: while its partition may change hands, each waits for the one before.
-Leaves to others: the form of an operation (`json_ops`), each operation (`service`), HTTP (`app`).
+Leaves to others: the form of an operation (`json_ops`), each operation (`service`), HTTP (`routes.batch`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -27,16 +27,16 @@ from kvstore.router.json_ops import DeleteOp, GetOp, Op, PutOp, check_value_size
 from kvstore.router.service import KeyRequest, RouterService
 from kvstore.transport.answers import Room, Turns
 from kvstore.transport.channel import Channel
-from kvstore.transport.http import check_key
+from kvstore.transport.http.requests import check_key
+from kvstore.transport.http.schema import about
 
 _LARGE_BYTES = 65_536
 
 
 class BatchBody(Struct, forbid_unknown_fields=True):
-    ops: list[Op]
+    """Independent operations; not atomic."""
 
-
-_decoder = msgspec.json.Decoder(BatchBody)
+    ops: Annotated[list[Op], about(minItems=1)]
 
 
 class _Step(NamedTuple):
@@ -74,15 +74,11 @@ class _Share:
         self.bytes = size
 
 
-def parse_batch(body: bytes, limits: Limits) -> list[_Step]:
+def parse_batch(body: BatchBody, limits: Limits) -> list[_Step]:
     """The operations of a body. Raises BadBody, which refuses it whole."""
-    try:
-        ops = _decoder.decode(body).ops
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadBody(f'the body is not {{"ops":[…]}} as documented: {error}') from None
-    if not ops:
+    if not body.ops:
         raise BadBody("the body has no operations")
-    return [_parse_op(op, number, limits) for number, op in enumerate(ops)]
+    return [_parse_op(op, number, limits) for number, op in enumerate(body.ops)]
 
 
 def _parse_op(op: Op, number: int, limits: Limits) -> _Step:

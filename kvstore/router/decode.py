@@ -16,7 +16,7 @@ import xxhash
 from kvstore.config import Limits
 from kvstore.errors import BadCondition, BadCursor, BadParameter, BadTtl
 from kvstore.protocol import VERSION_MAX, IdempotencyKey, Preconditions
-from kvstore.transport.http import Head
+from kvstore.transport.http.requests import Head
 
 _DECIMAL = re.compile(r"([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][-+]?[0-9]{1,3})?")
 _ELEMENT = re.compile(r'[ \t]*(?:(W/)?"([^"\x00-\x20\x7f]*)")?[ \t]*(?:,|\Z)')  # of a list of tags; may be empty
@@ -37,10 +37,8 @@ def ttl_to_ms(ttl_s: float, limits: Limits) -> int:
     return seconds_to_ms(ttl_s)
 
 
-def decode_ttl(text: str | None, limits: Limits) -> int:
-    """The parameter `ttl` in milliseconds, 0 without one. Raises BadTtl."""
-    if text is None:
-        return 0
+def decode_ttl(text: str, limits: Limits) -> int:
+    """The parameter `ttl` in milliseconds. Raises BadTtl."""
     if not _DECIMAL.fullmatch(text):
         raise BadTtl(f"ttl={text!a} is not a number of seconds", ttl_s_max=limits.ttl_s_max)
     return ttl_to_ms(float(text), limits)
@@ -106,31 +104,6 @@ def decode_once(head: Head, body: bytes) -> IdempotencyKey | None:
     conditions = "\n".join(head.fields.get(name, "") for name in _CONDITION_FIELDS)
     request = f"{head.method}\n{head.path}\n{head.query}\n{conditions}\n".encode("utf-8", "surrogateescape")
     return IdempotencyKey(key, xxhash.xxh3_128_hexdigest(request + body))
-
-
-def refuse_headers(head: Head, *names: str) -> None:
-    """For calls that do not heed these headers, which would change their meaning. Raises BadParameter."""
-    for name in names:
-        if name in head.fields:
-            raise BadParameter(f"the header {name} is not taken here; it goes with PUT or DELETE on one key")
-
-
-def decode_flag(parameters: dict[str, str], name: str) -> bool:
-    """`true` or `false`, false without one. Raises BadParameter."""
-    text = parameters.get(name, "false")
-    if text not in ("true", "false"):
-        raise BadParameter(f"{name}={text!a} is neither true nor false", parameter=name)
-    return text == "true"
-
-
-def decode_integer(parameters: dict[str, str], name: str, default: int, low: int, high: int) -> int:
-    """An integer from `low` to `high`. Raises BadParameter."""
-    text = parameters.get(name)
-    if text is None:
-        return default
-    if not re.fullmatch(r"[0-9]{1,12}", text) or not low <= int(text) <= high:
-        raise BadParameter(f"{name}={text!a} is not an integer from {low} to {high}", parameter=name)
-    return int(text)
 
 
 def encode_cursor(last: str | None) -> str | None:

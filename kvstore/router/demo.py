@@ -1,6 +1,7 @@
 """The play-through of a transfer, in `kvstore up --demo`: two accounts on different shards, seen step by step.
 
-Owns: POST /v1/demo/transfer; the accounts; the document `play` among the events, which grows as things happen.
+Owns: what POST /v1/demo/transfer does; the accounts; the document `play` among the events, which grows as things
+happen.
 Promises: all of it is real: the transfer is an ordinary transaction, coordinated by a second router that may be killed
 in the middle of it; what recovery does is looked at from outside, with the same questions that anybody may ask.
 Leaves to others: running the transaction (`demo_coordinator`), starting that router again (the supervisor).
@@ -11,28 +12,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import aiohttp
 import msgspec
-from aiohttp import web
 
 from kvstore.config import Limits
-from kvstore.errors import BadBody, BodyTooLarge, ChangeRefused, Conflict, KvError, Unavailable, from_problem
+from kvstore.errors import BadBody, ChangeRefused, Conflict, KvError, Unavailable, from_problem
 from kvstore.protocol import Get, Preconditions, Put
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.feed import Feed
 from kvstore.router.service import RouterService
-from kvstore.transport.bodies import BodyReader
-from kvstore.transport.http import Head, Response, decode_query, json_response
+from kvstore.transport.http.responses import Response, json_response
+from kvstore.transport.http.routes import Call
+from kvstore.transport.http.schema import about
 
 log = logging.getLogger(__name__)
 
 START_BALANCE = 100
 ROUTER = "router-demo"
 
-_NONE: frozenset[str] = frozenset()
-_BODY_BYTES_MAX = 1024
 _PREFIX = "demo/accounts/"
 _NAMES_TRIED = 200
 _BACK_S = 15.0  # that the second router may take to be started again
@@ -41,11 +40,14 @@ _LOOK_S = 0.05
 _STEPS_MAX = 60
 
 
+Stop = Annotated[Literal["never", "before-decision", "after-decision"], about("Where the coordinator is killed.")]
+
+
 class TransferBody(msgspec.Struct, forbid_unknown_fields=True):
     """All optional."""
 
-    amount: int = 10
-    stop: Literal["never", "before-decision", "after-decision"] = "never"
+    amount: Annotated[int, about(minimum=1, maximum=START_BALANCE)] = 10
+    stop: Stop = "never"
 
 
 class Account(msgspec.Struct):
@@ -65,20 +67,14 @@ class Demo:
         self._session = session
         self._service = service
         self._feed = feed
-        self._bodies = BodyReader(limits)
         self._coordinator = Coordinator(service, limits)
         self._number = 0
         self._playing: asyncio.Task[None] | None = None
         feed.keep("demo", True)
 
-    async def transfer(self, request: web.BaseRequest, head: Head) -> Response:
+    async def transfer(self, call: Call) -> Response:
         """Begin one. Raises BadBody; Conflict while another one is played; ChangeRefused with a single shard."""
-        decode_query(head.query, _NONE)
-        raw = await self._bodies.read(request, head, _BODY_BYTES_MAX, BodyTooLarge)
-        try:
-            body = msgspec.json.decode(raw, type=TransferBody) if raw.strip() else TransferBody()
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BadBody(f'the body is not {{"amount":…,"stop":…}} as documented: {error}.') from None
+        body: TransferBody = call.body
         if not 1 <= body.amount <= START_BALANCE:
             raise BadBody(f"`amount` is 1 to {START_BALANCE}.")
         if self._playing is not None and not self._playing.done():

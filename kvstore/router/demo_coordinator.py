@@ -1,6 +1,6 @@
 """The second router of `kvstore up --demo`: runs one transaction, tells each message of it, and dies where it is asked.
 
-Owns: POST /v1/demo/coordinate; the failpoints that a play-through may name; how a message is told.
+Owns: what POST /v1/demo/coordinate does; the failpoints that a play-through may name; how a message is told.
 Promises: the messages are those of the real coordinator on real channels: it is handed channels that tell what passes
 through them. All that was told before the death has left this process. Without --demo none of this is reachable.
 Leaves to others: the transaction itself (`coordinator`), what is shown of it (`demo`).
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import msgspec
-from aiohttp import web
 
 from kvstore import failpoints
 from kvstore.config import Limits
-from kvstore.errors import BadBody, BodyTooLarge, KvError
+from kvstore.errors import KvError
 from kvstore.protocol import (
     Abort,
     Answer,
@@ -34,17 +33,16 @@ from kvstore.protocol import (
     txn_id,
 )
 from kvstore.router.coordinator import Coordinator
+from kvstore.router.demo import Stop
+from kvstore.router.routes.txn import TxnBody, parse_transaction
 from kvstore.router.service import RouterService
-from kvstore.router.transactions import parse_transaction
-from kvstore.transport.bodies import BodyReader
 from kvstore.transport.channel import Channel
-from kvstore.transport.http import Head, StreamedResponse, decode_query
+from kvstore.transport.http.responses import StreamedResponse
+from kvstore.transport.http.routes import Call
 
 NDJSON = "application/x-ndjson"
 STOPS = {"never": "", "before-decision": "txn-before-decide-sent", "after-decision": "txn-after-decided"}
 
-_NONE: frozenset[str] = frozenset()
-_BODY_BYTES_MAX = 64 * 1024
 _FINISH_S = 3.0
 _LEAVES_S = 0.005  # what was written is in the kernel's hands then: a killed process cannot take it back
 _WORDS: dict[type[Any], str] = {
@@ -61,26 +59,20 @@ _WORDS: dict[type[Any], str] = {
 class CoordinateBody(msgspec.Struct, forbid_unknown_fields=True):
     """`transaction`: as the body of POST /v1/txn. `stop`: where this process kills itself."""
 
-    transaction: msgspec.Raw
-    stop: Literal["never", "before-decision", "after-decision"] = "never"
+    transaction: TxnBody
+    stop: Stop = "never"
 
 
 class DemoCoordinator:
     def __init__(self, service: RouterService, limits: Limits) -> None:
         self._service = service
         self._limits = limits
-        self._bodies = BodyReader(limits)
 
-    async def coordinate(self, request: web.BaseRequest, head: Head) -> StreamedResponse:
+    async def coordinate(self, call: Call) -> StreamedResponse:
         """Lines of JSON, each as it happens; broken off in the middle if the process was to die."""
-        decode_query(head.query, _NONE)
-        raw = await self._bodies.read(request, head, _BODY_BYTES_MAX, BodyTooLarge)
-        try:
-            body = msgspec.json.decode(raw, type=CoordinateBody)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BadBody(f'the body is not {{"transaction":…,"stop":…}} as documented: {error}.') from None
-        transaction = parse_transaction(bytes(body.transaction), self._limits)
-        stream = StreamedResponse(request, NDJSON, "Cache-Control: no-store\r\n")
+        body: CoordinateBody = call.body
+        transaction = parse_transaction(body.transaction, self._limits)
+        stream = StreamedResponse(call.request, NDJSON, "Cache-Control: no-store\r\n")
         trace = Trace(stream, self._service, is_last=bool(STOPS[body.stop]))
         failpoints.arm(f"{STOPS[body.stop]}=kill" if STOPS[body.stop] else "")
         coordinator = Coordinator(cast(RouterService, TracedService(self._service, trace)), self._limits)

@@ -27,6 +27,7 @@ from kvstore.metrics import RequestStats, ShardStats
 from kvstore.placement.cluster_map import Shard
 from kvstore.protocol import Info, Stats
 from kvstore.router.advice import advice
+from kvstore.router.controller_client import Controller
 from kvstore.router.event_documents import (
     LIVE_MAX,
     Sample,
@@ -40,18 +41,18 @@ from kvstore.router.event_documents import (
     transactions_identity,
 )
 from kvstore.router.feed import GAP_S, Feed
-from kvstore.router.membership import Controller
 from kvstore.router.rates import Rates
 from kvstore.router.service import RouterService
 from kvstore.transport.channel import Channel
-from kvstore.transport.http import Head, Response, StreamedResponse, client_has_left, decode_query
+from kvstore.transport.http.requests import client_has_left
+from kvstore.transport.http.responses import Response, StreamedResponse
+from kvstore.transport.http.routes import Call, Reply
 
 log = logging.getLogger(__name__)
 
 EVENT_STREAM = "text/event-stream"
 HEADER_LINES = "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n"
 
-_NONE: frozenset[str] = frozenset()
 _LOOK_S = GAP_S
 _RATES_S = 1.0
 _ANSWER_S = 1.0
@@ -82,9 +83,9 @@ class Events:
 
     # --- listeners ----------------------------------------------------------------------------------------------------
 
-    async def stream(self, request: web.BaseRequest, head: Head) -> Response | StreamedResponse:
+    async def stream(self, call: Call) -> Reply:
         """Tell until the client leaves. Raises TooManyRequests when there are as many listeners as are taken."""
-        decode_query(head.query, _NONE)
+        request, head = call.request, call.head
         if head.method == "HEAD":
             return Response(200, b"", EVENT_STREAM, HEADER_LINES)
         if self.listeners >= self._limits.events_listeners_max:

@@ -2,32 +2,48 @@
 
 Owns: their form, which batches and transactions have in common.
 Promises: a value has exactly one of `value` (text) and `value_base64`; bytes that are text leave as text.
-Leaves to others: what is done with them (`batch`, `transactions`).
+Leaves to others: what is done with them (`batch`, `routes.txn`).
 """
 
 from __future__ import annotations
 
 import base64
+from typing import Annotated
 
 from msgspec import UNSET, Struct, UnsetType
 
 from kvstore.config import Limits
 from kvstore.errors import BadBody, ValueTooLarge
+from kvstore.router.routes.words import Key, ValueBase64, ValueText
+from kvstore.transport.http.schema import about, having, refined
 
 
+@refined(oneOf=[having("value"), having("value_base64")])
 class PutOp(Struct, tag_field="op", tag="put", forbid_unknown_fields=True):
-    key: str
-    value: str | UnsetType = UNSET
-    value_base64: str | UnsetType = UNSET
-    ttl: float | UnsetType = UNSET
+    """Sets the value, of at most {value_bytes_max:,} bytes: exactly one of value and value_base64."""
+
+    key: Key
+    value: ValueText | UnsetType = UNSET
+    value_base64: ValueBase64 | UnsetType = UNSET
+    ttl: (
+        Annotated[
+            float,
+            about("Seconds until the key expires: above 0, at most {ttl_s_max:,}. Without it the key never expires."),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class GetOp(Struct, tag_field="op", tag="get", forbid_unknown_fields=True):
-    key: str
+    """Reads the value."""
+
+    key: Key
 
 
 class DeleteOp(Struct, tag_field="op", tag="delete", forbid_unknown_fields=True):
-    key: str
+    """Removes the key."""
+
+    key: Key
 
 
 Op = PutOp | GetOp | DeleteOp

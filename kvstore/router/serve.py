@@ -18,19 +18,17 @@ from kvstore.addresses import address_text, advertised_host, is_loopback, listen
 from kvstore.config import ClusterConfig
 from kvstore.errors import ConfigError
 from kvstore.router.app import RouterApp
+from kvstore.router.controller_client import Controller
 from kvstore.router.demo import Demo
 from kvstore.router.demo_coordinator import DemoCoordinator
-from kvstore.router.membership import Controller
 from kvstore.router.memory import return_large_buffers
+from kvstore.router.routes.demo import COORDINATE_ROUTES, TRANSFER_ROUTES
 from kvstore.router.service import RouterService
-from kvstore.transport.http import Server, start_server, warn_if_exposed
+from kvstore.transport.http.server import Server, start_server, warn_if_exposed
 from kvstore.transport.map_follower import MapFollower
 from kvstore.transport.sessions import ClusterSession
 
 log = logging.getLogger(__name__)
-
-TRANSFER_ROUTE = "/v1/demo/transfer"
-COORDINATE_ROUTE = "/v1/demo/coordinate"
 
 
 async def serve(
@@ -62,9 +60,9 @@ async def serve(
         if demo_url is not None:
             demo = Demo(demo_url, session, service, app.events.feed, config.limits)
             at_the_end.push_async_callback(demo.close)
-            app.add_demo(TRANSFER_ROUTE, demo.transfer)
+            app.add(demo, TRANSFER_ROUTES)
         if is_demo_coordinator:
-            app.add_demo(COORDINATE_ROUTE, DemoCoordinator(service, config.limits).coordinate)
+            app.add(DemoCoordinator(service, config.limits), COORDINATE_ROUTES)
         follower = MapFollower(session, join, config.limits, cluster=cluster)
         await _serve_app(app, service, follower, config, listen, stop)
 

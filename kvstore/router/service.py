@@ -1,10 +1,10 @@
 """What a router does: find the shard of a key in the cached map, ask it, follow the map when the answer is 421.
 
-Owns: the cached cluster map, a channel per member, asking all shards (listing, counting, status).
+Owns: the cached cluster map, a channel per member, what is told of the cluster and of a key.
 Promises: holds no state worth keeping. A write is sent once; only a shard's 421 (nothing was executed) sends it on to
-another. A listing or count is of all partitions, or it is an error, or it names those that are left out.
+another.
 Leaves to others: HTTP (`app`), bounds and lost connections (`transport.channel`), the last word on ownership (the
-shard), putting listings together (`listing`).
+shard), listings and counts (`all_shards`).
 
 No call fails because a partition moves. While it changes hands nobody answers for it: the shards say 421, and what was
 asked waits here for a newer map, or is sent again now and then, for up to `reroute_timeout_s`. A new member's channel
@@ -18,8 +18,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
-from functools import partial
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -29,30 +28,25 @@ from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError, Unavailable, WrongOwner, from_problem
 from kvstore.metrics import ShardStats, StoreLabels
-from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap, Shard
 from kvstore.placement.ring import ShardWeight, key_hash, partition_of, walk
 from kvstore.protocol import (
     Acquire,
     Answer,
     CancelWait,
-    Count,
     Delete,
     Explain,
     Get,
     GetLock,
     Info,
-    Page,
     Put,
     Release,
     Renew,
     Reply,
     Request,
-    Scan,
-    ScanLeases,
     Stats,
 )
-from kvstore.router.listing import Counted, Item, Listing, Merge, Tally, share
+from kvstore.router.all_shards import AllShards
 from kvstore.transport.channel import Channel
 from kvstore.transport.link import Links
 from kvstore.transport.sessions import ClusterSession
@@ -64,7 +58,6 @@ _FENCED_WAIT_S = 0.2
 _CONNECT_WAIT_S = 1.0
 _STATS_WAIT_S = 1.0
 _LINGER_S = 2.0
-_SHARE_BEYOND_MEAN = 1.5
 
 KeyRequest = Get | Put | Delete | Acquire | Renew | Release | CancelWait | GetLock
 
@@ -94,7 +87,8 @@ class RouterService:
         self._links = Links(limits, session, self._cluster)
         self._owners: list[Channel] = []
         self._partitions = 0
-        self._largest_part = 1.0  # of the partitions, in one shard
+        self.largest_part = 1.0  # of the partitions, in one shard
+        self.all_shards = AllShards(self, limits)
         self._moving: frozenset[int] = frozenset()
         self._map_changed = asyncio.Event()
         self._was_ready = False
@@ -156,7 +150,7 @@ class RouterService:
             channel.name_strike(cluster_map.last_strike)
         self._owners = [of_shard[owner] for owner in cluster_map.owners]
         self._partitions = cluster_map.partitions
-        self._largest_part = max(Counter(cluster_map.owners).values()) / cluster_map.partitions
+        self.largest_part = max(Counter(cluster_map.owners).values()) / cluster_map.partitions
         self._moving = frozenset(partition for move in cluster_map.moves for partition in move.partitions)
         self.cluster_map = cluster_map
         log.info("epoch %d: %d shards", cluster_map.epoch, len(cluster_map.shards))
@@ -341,124 +335,7 @@ class RouterService:
                 continue
             await self.await_other_owner(channel, partition, reply)
 
-    # --- all shards ---------------------------------------------------------------------------------------------------
-
-    def page_bytes(self, limit: int, values: bool) -> int:
-        """What a page takes of memory while it is made, at most: what all shards send, and its JSON."""
-        item_bytes = self._limits.key_bytes_max + (self._limits.value_bytes_max if values else 0)
-        of_shard = min(share(limit, self._largest_part) * item_bytes, self._share_bytes() + item_bytes)
-        return len(self.channels) * of_shard + 2 * min(limit * item_bytes, self._limits.page_bytes_max)
-
-    def _share_bytes(self) -> int:
-        """How many bytes to ask of one shard for a page: beyond the mean, since the hash decides where the keys are."""
-        return int(self._limits.page_bytes_max * min(1.0, _SHARE_BEYOND_MEAN * self._largest_part))
-
-    # `partial`: what is down is left out and named, instead of Unavailable.
-
-    async def page(self, prefix: str, after: str, limit: int, values: bool, *, partial: bool = False) -> Listing:
-        """A page of keys over all shards, in byte order. Raises Unavailable when a shard is down: a gap is worse."""
-
-        def make(limit: int, after: str, wanted: bytes, until: str) -> Scan:
-            return Scan(0, prefix, after, limit, values, wanted, until, self._share_bytes())
-
-        return await self._merged(after, limit, make, partial)
-
-    async def leases(self, prefix: str, after: str, limit: int, *, partial: bool = False) -> Listing:
-        """A page of leases over all shards, by name: (name, token, owner, milliseconds left). Raises Unavailable."""
-
-        def make(limit: int, after: str, wanted: bytes, until: str) -> ScanLeases:
-            return ScanLeases(0, prefix, after, limit, wanted, until)
-
-        return await self._merged(after, limit, make, partial)
-
-    async def _merged(
-        self, after: str, limit: int, make: Callable[[int, str, bytes, str], Scan | ScanLeases], is_partial: bool
-    ) -> Listing:
-        """Full, unless there are no more, or it has at least half as many bytes as a page may have."""
-        items: list[Item] = []
-        size = missing = 0
-        while True:
-            left = limit - len(items)
-            merge = Merge(self._partitions)
-            missing |= await self._cover(merge, partial(make, share(left, self._largest_part), after), is_partial)
-            listing, added = merge.listing(left).cut(self._limits.page_bytes_max - size)
-            items += listing.items
-            size += added
-            if listing.last is None or len(items) == limit or size >= self._limits.page_bytes_max // 2:
-                return Listing(items, listing.last, missing)
-            after = listing.last
-
-    async def count(self, prefix: str, *, partial: bool = False) -> Counted:
-        """The number of keys that start with `prefix`. Raises Unavailable when a shard is down."""
-        tally = Tally(self._partitions)
-        missing = await self._cover(tally, lambda wanted, _: Count(0, prefix, wanted), partial)
-        return Counted(tally.count, missing)
-
-    async def _cover(
-        self, gathered: Merge | Tally, make: Callable[[bytes, str], Scan | ScanLeases | Count], is_partial: bool
-    ) -> int:
-        """Ask all members, and again for what is missing, until nothing is. `make`: of which partitions, and up to
-        where. Raises Unavailable, and what a member answered that owns what is missing. With `is_partial` it returns
-        the set of what is down or not to be had in time, instead."""
-        deadline_s = asyncio.get_running_loop().time() + self._limits.reroute_timeout_s
-        wanted = b""
-        while True:
-            if self.cluster_map is None:
-                raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
-            wait_s = max(0.0, deadline_s - asyncio.get_running_loop().time()) if is_partial else None
-            failed = await self._gather(gathered, partial(make, wanted, gathered.horizon or ""), wait_s)
-            down = self._not_shown(gathered.missing, failed, is_partial)
-            if gathered.missing == down:
-                return down
-            if asyncio.get_running_loop().time() > deadline_s:
-                if is_partial:
-                    return gathered.missing
-                raise Unavailable("no shard owns some of the partitions at present", retry_after_ms=500)
-            await self.await_epoch(0)
-            wanted = partition_set.encode(gathered.missing, self._partitions)
-
-    def _not_shown(self, missing: int, failed: dict[str, KvError], is_partial: bool) -> int:
-        """Of the partitions that are missing those whose owner is down. Raises its error if that must not be."""
-        assert self.cluster_map is not None
-        down = 0
-        for shard_id, error in failed.items():
-            theirs = sum(1 << partition for partition in self.cluster_map.owned_by(shard_id)) & missing
-            if isinstance(error, WrongOwner):
-                continue  # one of us has not heard of the last strike: soon it has
-            if theirs and not (is_partial and isinstance(error, Unavailable)):
-                raise error
-            down |= theirs
-        return down
-
-    async def _gather(
-        self, gathered: Merge | Tally, make: Callable[[], Scan | ScanLeases | Count], wait_s: float | None
-    ) -> dict[str, KvError]:
-        """Ask all members, and take their pages until nothing is missing. Who could not answer, in that time, and
-        why."""
-        failed: dict[str, KvError] = {}
-        asked: dict[asyncio.Future[Any], str] = {}
-        for shard_id, channel in self.channels.items():
-            try:
-                asked[channel.request(make())] = shard_id
-            except KvError as error:
-                failed[shard_id] = error
-        pending = set(asked)
-        while pending and gathered.missing:
-            done, pending = await asyncio.wait(pending, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                silent = Unavailable("the shard does not answer", retry_after_ms=1000)
-                return failed | {asked[future]: silent for future in asked if future in pending}
-            for future in (each for each in asked if each in done):  # in the order of the questions
-                try:
-                    reply = future.result()
-                except KvError as error:
-                    failed[asked[future]] = error
-                    continue
-                if isinstance(reply, Page):
-                    gathered.take(reply)
-                else:
-                    failed[asked[future]] = from_problem(reply.problem)
-        return failed
+    # --- for people ---------------------------------------------------------------------------------------------------
 
     async def shard_stats(self, epoch: int = 0) -> dict[str, ShardStats | None]:
         """What each shard counts, as of now; None for one that does not answer.
@@ -492,8 +369,6 @@ class RouterService:
             for shard in shards
             if (known := stats.get(shard.id)) is not None
         }
-
-    # --- for people ---------------------------------------------------------------------------------------------------
 
     async def cluster(self, epoch: int = 0) -> dict[str, Any]:
         """The document of GET /v1/cluster, as of that epoch or a later one, if that comes within a second.

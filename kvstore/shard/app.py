@@ -29,7 +29,7 @@ from kvstore.shard.hellos import Hellos, SessionFile
 from kvstore.shard.hosted import HostedStore, Surroundings, open_copies, open_hosted
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection, Handle
-from kvstore.transport.http import warn_if_exposed
+from kvstore.transport.http.server import warn_if_exposed
 from kvstore.transport.map_follower import MapFollower
 from kvstore.transport.sessions import PARAMETER, ClusterSession
 

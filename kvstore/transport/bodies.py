@@ -26,7 +26,8 @@ from kvstore.errors import (
     TooManyRequests,
     ValueTooLarge,
 )
-from kvstore.transport.http import CONTINUE, Head
+from kvstore.transport.http.requests import Head
+from kvstore.transport.http.server import CONTINUE
 
 _STEP_BYTES = 16_384
 

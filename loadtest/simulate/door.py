@@ -20,8 +20,8 @@ from kvstore.errors import KvError, from_problem
 from kvstore.protocol import Acquire, Answer, Delete, Get, IdempotencyKey, Preconditions, Put, Release, Renew
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.decode import decode_cursor, decode_ttl, encode_cursor
+from kvstore.router.routes.txn import TxnBody, encode_result, parse_transaction
 from kvstore.router.service import RouterService
-from kvstore.router.transactions import encode_result, parse_transaction
 from loadtest.workloads.calls import Call
 
 Answered = tuple[int, bytes, int | None]
@@ -51,7 +51,7 @@ class Door:
         if call.path.startswith(_LOCKS):
             return await self._on_lock(call, call.path.removeprefix(_LOCKS))
         if call.path == "/v1/txn":
-            transaction = parse_transaction(call.body or b"", self._limits)
+            transaction = parse_transaction(msgspec.json.decode(call.body or b"", type=TxnBody), self._limits)
             result = await self._coordinator.run(transaction, _once(call))
             return 200, encode_result(transaction, result), None
         return await self._list(dict(parse_qsl(call.path.partition("?")[2])))
@@ -62,7 +62,8 @@ class Door:
             answer = await self._ask(Get(0, key))
             return answer.status, answer.value or b"", answer.version if answer.status == 200 else None
         if call.method == "PUT":
-            ttl_ms = decode_ttl(dict(parse_qsl(query)).get("ttl"), self._limits)
+            ttl = dict(parse_qsl(query)).get("ttl")
+            ttl_ms = 0 if ttl is None else decode_ttl(ttl, self._limits)
             answer = await self._ask(Put(0, key, call.body or b"", ttl_ms, _guard(call.headers), _once(call)))
         else:
             answer = await self._ask(Delete(0, key, _guard(call.headers), _once(call)))
@@ -84,7 +85,7 @@ class Door:
     async def _list(self, parameters: Mapping[str, str]) -> Answered:
         values = parameters.get("values") == "true"
         after, limit = decode_cursor(parameters.get("after")), int(parameters["limit"])
-        listing = await self._service.page(parameters["prefix"], after, limit, values)
+        listing = await self._service.all_shards.page(parameters["prefix"], after, limit, values)
         items: list[dict[str, Any]] = [
             {"key": key, "version": version} | ({"value": (value or b"").decode()} if values else {})
             for key, version, value, _ in listing.items

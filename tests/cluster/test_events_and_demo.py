@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import requests
 
-from kvstore.router.event_schemas import EVENTS
+from kvstore.router.routes.events import EVENTS
 from tests.cluster.conftest import Cluster, running, write_config
 
 WAIT_S = 30
@@ -56,7 +56,7 @@ def test_every_event_has_the_shape_that_the_document_says(cluster: Cluster) -> N
     seen: set[str] = set()
     with listening(cluster.url) as events:
         for _, kind, document in events:
-            name = "Snapshot" if kind == "snapshot" else EVENTS[kind]
+            name = "Snapshot" if kind == "snapshot" else EVENTS[kind].__name__
             jsonschema.validate(document, {"$ref": f"#/components/schemas/{name}", "components": components})
             if kind == "snapshot":
                 assert not document.keys() - {"router", "history", *EVENTS}

@@ -27,7 +27,7 @@ NEMESES = {
     "freeze-stops-only-writes": "maps",
     "late-prepare-applied": "kill",
     "decision-dropped-early": "kill",
-    "expiry-by-reader": "kill",
+    "expiry-by-reader": "disk",
     "move-without-last-pull": "reshard",
 }
 

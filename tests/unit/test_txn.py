@@ -17,7 +17,7 @@ from kvstore.config import Limits
 from kvstore.errors import BadTtl, KeyNotUtf8, NotFound
 from kvstore.operations import operation_members, value_members, value_of
 from kvstore.protocol import Condition, TxnOp
-from kvstore.router.transactions import parse_transaction
+from kvstore.router.routes.txn import TxnBody, parse_transaction
 from kvstore.txn import (
     TxnItem,
     TxnResult,
@@ -50,7 +50,7 @@ def test_the_router_understands_what_was_meant() -> None:
         [if_version("a", 7), if_exists("b"), if_exists("c", False), if_locked("leader", 12)],
         [get("a")],
     )
-    transaction = parse_transaction(msgspec.json.encode(members), Limits())
+    transaction = parse_transaction(msgspec.json.decode(msgspec.json.encode(members), type=TxnBody), Limits())
     assert transaction.conditions == [
         Condition("a", version=7),
         Condition("b", exists=True),

@@ -10,12 +10,12 @@ import pytest
 
 from kvstore.config import Limits, default_config
 from kvstore.router.app import RouterApp
+from kvstore.router.controller_client import Controller
 from kvstore.router.listing import Listing
-from kvstore.router.membership import Controller
 from kvstore.router.page_json import encode_page
 from kvstore.router.service import RouterService
 from kvstore.transport.answers import Turns
-from kvstore.transport.http import BINARY, Response
+from kvstore.transport.http.responses import BINARY, Response
 
 SIZE = 100_000
 

@@ -15,17 +15,22 @@ from msgspec import UNSET
 from kvstore.config import Limits
 from kvstore.errors import BadBody, KvError, OutcomeUnknown, TooManyRequests, Unavailable, ValueTooLarge
 from kvstore.protocol import Answer, Delete, Get, Put
-from kvstore.router.batch import parse_batch, run_batch
+from kvstore.router.batch import BatchBody, parse_batch, run_batch
 from kvstore.router.json_ops import check_value_size, decode_value, encode_value
 from kvstore.router.service import Routed, RouterService
 from kvstore.transport.answers import AnswerAccount, Room
+from tests.unit.router.calls import decoded
 from tests.unit.router.fake_shards import all_on, everybody_follows, halves, key_of, shards, with_move
 
 LIMITS = Limits(key_bytes_max=10, value_bytes_max=100, ttl_s_max=1000)
 
 
 def parse(*ops: Any) -> Any:
-    return parse_batch(json.dumps({"ops": ops}).encode(), LIMITS)
+    return parse_with(LIMITS, *ops)
+
+
+def parse_with(limits: Limits, *ops: Any) -> Any:
+    return parse_batch(decoded(BatchBody, json.dumps({"ops": ops}).encode()), limits)
 
 
 # --- the body ---------------------------------------------------------------------------------------------------------
@@ -72,7 +77,7 @@ def test_each_operation_becomes_the_request_that_it_says() -> None:
 )
 def test_a_body_that_is_not_well_formed_is_refused_whole(body: bytes) -> None:
     with pytest.raises(BadBody):
-        parse_batch(body, LIMITS)
+        parse_batch(decoded(BatchBody, body), LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +116,7 @@ def test_one_operation_that_is_not_well_formed_refuses_all(op: Any) -> None:
 @pytest.mark.parametrize("literal", [b"NaN", b"Infinity", b"1e400", b"-", b"0x5", b"05"])
 def test_a_number_that_is_none_refuses_all(literal: bytes) -> None:
     with pytest.raises(BadBody):
-        parse_batch(b'{"ops":[{"op":"put","key":"a","value":"x","ttl":' + literal + b"}]}", LIMITS)
+        parse_batch(decoded(BatchBody, b'{"ops":[{"op":"put","key":"a","value":"x","ttl":' + literal + b"}]}"), LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +242,7 @@ class FakeService:
 
 async def run(service: FakeService, *ops: Any, **limits: Any) -> list[Any]:
     settings = Limits(**{"value_bytes_max": 100, **limits})
-    steps = parse_batch(json.dumps({"ops": ops}).encode(), settings)
+    steps = parse_with(settings, *ops)
     async with Room(AnswerAccount(settings)) as room:
         results = run_batch(service, steps, settings, room)  # type: ignore[arg-type]
         return [json.loads(result) async for result in results]
@@ -317,7 +322,9 @@ async def test_an_operation_larger_than_the_window_is_done_alone() -> None:
 
 async def test_a_batch_that_is_given_up_has_begun_no_more_than_its_window() -> None:
     service = FakeService()
-    steps = parse_batch(json.dumps({"ops": [{"op": "get", "key": str(n)} for n in range(100)]}).encode(), Limits())
+    steps = parse_batch(
+        decoded(BatchBody, json.dumps({"ops": [{"op": "get", "key": str(n)} for n in range(100)]}).encode()), Limits()
+    )
     room = Room(AnswerAccount(Limits()))
     results = run_batch(service, steps, Limits(batch_window_ops=3), room)  # type: ignore[arg-type]
     await anext(results)
@@ -328,7 +335,9 @@ async def test_a_batch_that_is_given_up_has_begun_no_more_than_its_window() -> N
 async def test_gets_wait_for_room_and_leave_it_as_their_values_are_known() -> None:
     service = FakeService(at_once=False)
     settings = Limits(value_bytes_max=100, answer_bytes_in_flight_max=250)
-    steps = parse_batch(json.dumps({"ops": [{"op": "get", "key": str(n)} for n in range(4)]}).encode(), settings)
+    steps = parse_batch(
+        decoded(BatchBody, json.dumps({"ops": [{"op": "get", "key": str(n)} for n in range(4)]}).encode()), settings
+    )
     account = AnswerAccount(settings)
     async with Room(account) as room:
         results = run_batch(service, steps, settings, room)  # type: ignore[arg-type]
@@ -350,7 +359,7 @@ async def test_a_get_without_room_fails_alone() -> None:
     service = FakeService()
     settings = Limits(value_bytes_max=100, answer_bytes_in_flight_max=50, answer_wait_s=1.0)
     ops = [*({"op": "get", "key": str(n)} for n in range(20)), {"op": "put", "key": "b", "value": "x"}]
-    steps = parse_batch(json.dumps({"ops": ops}).encode(), settings)
+    steps = parse_with(settings, *ops)
     account = AnswerAccount(settings)
     account.charge(1)
     async with asyncio.timeout(10), Room(account) as room:  # they wait for room once, not each for itself

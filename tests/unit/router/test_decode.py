@@ -15,10 +15,9 @@ from kvstore.router.decode import (
     decode_tags,
     decode_token,
     decode_ttl,
-    refuse_headers,
     seconds_to_ms,
 )
-from kvstore.transport.http import Head
+from kvstore.transport.http.requests import Head
 
 
 def head(method: str = "PUT", path: str = "/v1/kv/k", query: str = "", **fields: str) -> Head:
@@ -158,13 +157,6 @@ def test_every_token_below_the_limit_is_taken():
     assert decode_token({"lock-token": str(VERSION_MAX)}) == VERSION_MAX
     assert decode_token({"lock-token": "0"}) == 0
     assert decode_token({}) is None
-
-
-@pytest.mark.parametrize("name", ["if_match", "if_none_match", "lock_token", "idempotency_key"])
-def test_a_call_on_many_keys_takes_no_guards(name: str):
-    with pytest.raises(BadParameter, match=name.replace("_", "-")):
-        refuse_headers(head("POST", "/v1/batch", **{name: "*"}), name.replace("_", "-"))
-    refuse_headers(head("POST", "/v1/batch", content_type="application/json"), "lock-token")
 
 
 # --- idempotency keys -------------------------------------------------------------------------------------------------

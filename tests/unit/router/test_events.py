@@ -17,10 +17,10 @@ from kvstore.config import Limits, default_config
 from kvstore.protocol import Stats
 from kvstore.router import events
 from kvstore.router.app import RouterApp
+from kvstore.router.controller_client import Controller
 from kvstore.router.events import Events
-from kvstore.router.membership import Controller
 from kvstore.router.service import RouterService
-from kvstore.transport.http import Server, start_server
+from kvstore.transport.http.server import Server, start_server
 from tests.unit.router.fake_shards import all_on, everybody_follows, shards
 
 WAIT_S = 20.0

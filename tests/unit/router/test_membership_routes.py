@@ -17,10 +17,9 @@ from kvstore.config import Limits, default_config
 from kvstore.errors import ChangeRefused, KvError, Unavailable
 from kvstore.placement.cluster_map import Move, at_home, first_map
 from kvstore.router.app import RouterApp
-from kvstore.router.membership import Controller, MembershipRoutes
+from kvstore.router.controller_client import Controller
 from kvstore.router.service import RouterService
-from kvstore.transport.bodies import BodyReader
-from kvstore.transport.http import Server, start_server
+from kvstore.transport.http.server import Server, start_server
 from tests.cluster.conftest import free_ports
 
 MOVES: dict[str, Any] = {"epoch": 7, "moves": [], "wanted": ["s5"], "ending": ["s2"], "last": None}
@@ -161,14 +160,13 @@ async def test_a_controller_that_is_away_did_nothing() -> None:
 async def test_the_cluster_is_described_by_the_controller_and_without_it_by_the_map(
     controller: Controller, fake: FakeController
 ) -> None:
-    routes = MembershipRoutes(controller, BodyReader(Limits()))
     fake.answer = MOVES
     told = {"epoch": 7, "moves": [], "wanted": ["s5"], "ending": ["s2"], "last_change": None}
-    assert await routes.described(MAP) == told
+    assert await controller.described(MAP) == told
     fake.answer = Unavailable("the store is busy")
     move = Move(id="m", source="s1", to="s2", partitions=[1, 2, 3])
-    unknown = await routes.described(msgspec.structs.replace(MAP, moves=[move]))
+    unknown = await controller.described(msgspec.structs.replace(MAP, moves=[move]))
     assert (unknown["wanted"], unknown["ending"], unknown["last_change"]) == (None, None, None)
     (shown,) = unknown["moves"]
     assert (shown["from"], shown["to"], shown["partitions"], shown["step"]) == ("s1", "s2", 3, "unknown")
-    assert (await routes.described(None))["moves"] == []
+    assert (await controller.described(None))["moves"] == []

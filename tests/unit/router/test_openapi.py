@@ -13,35 +13,25 @@ import pytest
 
 from kvstore.config import Limits, default_config
 from kvstore.errors import BadRequest, ValueTooLarge, all_errors
-from kvstore.router import app as router_app
-from kvstore.router import locks as router_locks
-from kvstore.router.app import (
-    ACCEPT_OLD_ROUTE,
-    CHANGE_ROUTE,
-    EXPLAIN_ROUTE,
-    KEY_ROUTE,
-    LOCK_ROUTE,
-    SHARD_ROUTE,
-    TXN_ROUTE,
-    RouterApp,
-)
-from kvstore.router.batch import parse_batch
+from kvstore.router.app import RouterApp
+from kvstore.router.batch import BatchBody, parse_batch
+from kvstore.router.controller_client import Controller
 from kvstore.router.decode import decode_once, decode_tags
-from kvstore.router.locks import LockRoutes
-from kvstore.router.membership import LOST, PLAN, Controller
 from kvstore.router.openapi import openapi_json
-from kvstore.router.page import PAGE_ROUTE
-from kvstore.router.schemas import OPERATION_ERRORS
+from kvstore.router.routes.batch import OPERATION_ERRORS
+from kvstore.router.routes.locks import AcquireBody, check_acquire
+from kvstore.router.routes.table import DEMO_ROUTES, PUBLIC_ROUTES
+from kvstore.router.routes.txn import TxnBody, parse_transaction
 from kvstore.router.service import RouterService
-from kvstore.router.transactions import parse_transaction
-from kvstore.transport.bodies import BodyReader
-from kvstore.transport.http import Head
+from kvstore.transport.http.requests import Head
+from tests.unit.router.calls import decoded
 
+KEY_ROUTE, LOCK_ROUTE = "/v1/kv/{key}", "/v1/locks/{name}"
 LIMITS = Limits(
     key_bytes_max=77, value_bytes_max=7_777, body_bytes_max=77_777, ttl_s_max=777_777, list_keys_max=777,
     owner_bytes_max=7, lock_ttl_s_max=7_770, lock_wait_s_max=70, idempotency_kept_s=770.5,
 )  # fmt: skip
-DOCUMENT: dict[str, Any] = json.loads(openapi_json(LIMITS))
+DOCUMENT: dict[str, Any] = json.loads(openapi_json(LIMITS, PUBLIC_ROUTES))
 METHODS = {"get", "head", "put", "post", "delete", "options", "patch", "trace"}
 
 
@@ -75,21 +65,10 @@ def codes_of(response: dict[str, Any]) -> list[str]:
 
 
 def routes() -> set[tuple[str, str]]:
-    """What the router takes: its table, the routes that go on after a prefix, and HEAD wherever there is GET."""
+    """What a router takes: its table, and HEAD wherever there is GET."""
     app = RouterApp("0", cast(RouterService, None), default_config(), cast(Controller, None))
-    prefixed = {
-        KEY_ROUTE: app._key_methods,
-        LOCK_ROUTE: app._lock_methods,
-        EXPLAIN_ROUTE: app._explain_methods,
-        TXN_ROUTE: app._txn_methods,
-        SHARD_ROUTE: app._shard_methods,
-        PAGE_ROUTE: app._page_methods,
-        ACCEPT_OLD_ROUTE: app._accept_old_methods,
-        CHANGE_ROUTE: app._change_methods,
-    }
-    table = {route: set(methods) for route, methods in (*prefixed.items(), *app.routes.items())}
-    taken = {(route, method) for route, methods in table.items() for method in methods}
-    return taken | {(route, "HEAD") for route, method in taken if method == "GET"}
+    taken = {(route.path, route.method) for route in app.table.routes}
+    return taken | {(path, "HEAD") for path, method in taken if method == "GET"}
 
 
 def parameters(route: str, method: str, place: str) -> set[str]:
@@ -130,40 +109,25 @@ def test_every_operation_has_an_id_of_its_own_a_summary_and_a_success() -> None:
         assert min(operation["responses"]) in ("200", "201", "202", "204")
 
 
-def test_the_query_parameters_are_those_that_the_router_knows() -> None:
-    known = {
-        (KEY_ROUTE, "put"): router_app._TTL,
-        ("/v1/kv", "get"): router_app._LIST,
-        ("/v1/locks", "get"): router_app._LIST_LOCKS,
-        (LOCK_ROUTE, "delete"): router_locks._ACQUIRE,
-        ("/v1/shards", "post"): PLAN,
-        (SHARD_ROUTE, "patch"): PLAN,
-        (SHARD_ROUTE, "delete"): PLAN | LOST,
-        ("/v1/moves", "post"): PLAN,
-    }
-    for path, method, _ in operations():
-        method = "get" if method == "HEAD" else method.lower()
-        assert parameters(path, method, "query") == known.get((path, method), frozenset()), (path, method)
-
-
-def test_the_header_parameters_are_those_that_the_router_reads() -> None:
+def test_the_parameters_that_change_a_write_are_those_that_its_handler_reads() -> None:
     conditions, token, once = {"If-Match", "If-None-Match"}, {"Lock-Token"}, {"Idempotency-Key"}
     read = {
-        (KEY_ROUTE, "GET"): conditions,
-        (KEY_ROUTE, "HEAD"): conditions,
         (KEY_ROUTE, "PUT"): conditions | token | once,
         (KEY_ROUTE, "DELETE"): conditions | token | once,
         (LOCK_ROUTE, "POST"): once,
         (LOCK_ROUTE, "PUT"): token | once,
         (LOCK_ROUTE, "DELETE"): token | once,
         ("/v1/txn", "POST"): once,
-        ("/v1/events", "GET"): {"Last-Event-ID"},
-        ("/v1/events", "HEAD"): {"Last-Event-ID"},
-        (PAGE_ROUTE, "GET"): {"If-None-Match"},
-        (PAGE_ROUTE, "HEAD"): {"If-None-Match"},
     }
     for path, method, _ in operations():
-        assert parameters(path, method.lower(), "header") == read.get((path, method), set()), (path, method)
+        if method not in ("GET", "HEAD"):
+            assert parameters(path, method.lower(), "header") == read.get((path, method), set()), (path, method)
+
+
+def test_the_calls_of_a_demo_are_documented_where_they_exist() -> None:
+    document = json.loads(openapi_json(LIMITS, (*PUBLIC_ROUTES, *DEMO_ROUTES)))
+    openapi_spec_validator.validate(document)
+    assert set(document["paths"]) - set(DOCUMENT["paths"]) == {route.path for route in DEMO_ROUTES}
 
 
 def test_every_problem_code_of_an_answer_is_an_error_with_its_status() -> None:
@@ -207,7 +171,7 @@ def test_a_limit_appears_as_it_is_configured(name: str) -> None:
 
 
 def test_the_limits_of_locks_and_idempotency_keys_appear_as_they_are_configured() -> None:
-    acquire = DOCUMENT["components"]["schemas"]["Acquire"]["properties"]
+    acquire = DOCUMENT["components"]["schemas"]["AcquireBody"]["properties"]
     assert acquire["ttl"] == acquire["ttl"] | {"minimum": 0.1, "maximum": 7_770, "default": 30}
     assert acquire["wait"] == acquire["wait"] | {"minimum": 0, "maximum": 70, "default": 0}
     assert resolve(acquire["owner"])["maxLength"] == 7
@@ -258,11 +222,13 @@ def test_the_documented_errors_of_an_operation_of_a_batch_are_errors_of_the_syst
 )
 def test_the_schema_of_a_batch_and_the_router_agree_on_what_is_well_formed(op: Any) -> None:
     body = {"ops": [op]}
-    assert schema("Batch").is_valid(body) == is_taken(lambda: parse_batch(msgspec.json.encode(body), LIMITS))
+    assert schema("BatchBody").is_valid(body) == is_taken(
+        lambda: parse_batch(decoded(BatchBody, msgspec.json.encode(body)), LIMITS)
+    )
 
 
 def test_a_batch_without_operations_is_not_well_formed() -> None:
-    assert not schema("Batch").is_valid({"ops": []})
+    assert not schema("BatchBody").is_valid({"ops": []})
 
 
 @pytest.mark.parametrize(
@@ -303,12 +269,12 @@ def test_a_batch_without_operations_is_not_well_formed() -> None:
     ],
 )
 def test_the_schema_of_a_transaction_and_the_router_agree_on_what_is_well_formed(body: Any) -> None:
-    taken = is_taken(lambda: parse_transaction(msgspec.json.encode(body), LIMITS))
-    assert schema("Transaction").is_valid(body) == taken
+    taken = is_taken(lambda: parse_transaction(decoded(TxnBody, msgspec.json.encode(body)), LIMITS))
+    assert schema("TxnBody").is_valid(body) == taken
 
 
 def test_the_schema_of_a_transaction_names_the_limits() -> None:
-    about = DOCUMENT["components"]["schemas"]["Transaction"]["description"]
+    about = DOCUMENT["components"]["schemas"]["TxnBody"]["description"]
     assert all(limit in about for limit in (" 77 bytes", " 777,777 s", " 7,777 bytes"))
 
 
@@ -336,8 +302,8 @@ def test_the_schema_of_a_transaction_names_the_limits() -> None:
     ],
 )
 def test_the_schema_of_an_acquire_and_the_router_agree_on_what_is_taken(body: Any) -> None:
-    locks = LockRoutes(cast(RouterService, None), LIMITS, BodyReader(LIMITS))
-    assert schema("Acquire").is_valid(body) == is_taken(lambda: locks._decode_acquire(msgspec.json.encode(body)))
+    taken = is_taken(lambda: check_acquire(decoded(AcquireBody, msgspec.json.encode(body)), LIMITS))
+    assert schema("AcquireBody").is_valid(body) == taken
 
 
 @pytest.mark.parametrize(
@@ -355,7 +321,3 @@ def test_the_pattern_of_an_idempotency_key_and_the_router_agree_on_what_is_one(f
     head = Head("PUT", "/v1/kv/k", "", {"idempotency-key": field})
     parameter = DOCUMENT["components"]["parameters"]["IdempotencyKey"]
     assert matches(parameter, field) == is_taken(lambda: decode_once(head, b""))
-
-
-def test_the_document_is_made_once() -> None:
-    assert openapi_json(Limits()) is openapi_json(Limits())

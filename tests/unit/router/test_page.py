@@ -12,10 +12,11 @@ import pytest
 from kvstore.config import default_config
 from kvstore.dashboard.files import CONTENT_SECURITY_POLICY, static_files
 from kvstore.router.app import RouterApp
-from kvstore.router.membership import Controller
-from kvstore.router.page import wants_page
+from kvstore.router.controller_client import Controller
+from kvstore.router.routes.page import wants_page
 from kvstore.router.service import RouterService
-from kvstore.transport.http import Head, Server, start_server
+from kvstore.transport.http.requests import Head
+from kvstore.transport.http.server import Server, start_server
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 

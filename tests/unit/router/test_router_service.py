@@ -50,8 +50,8 @@ async def test_without_a_map_everything_is_unavailable() -> None:
     service = make_service()
     for call in (
         service.ask(Get(0, "a")),
-        service.page("", "", 10, False),
-        service.count(""),
+        service.all_shards.page("", "", 10, False),
+        service.all_shards.count(""),
         service.cluster(),
         service.explain("a"),
     ):
@@ -353,7 +353,7 @@ async def test_pages_over_all_shards_are_the_sorted_keys_cut_at_the_limit(
     listed: list[Any] = []
     after = ""
     while True:
-        page = await service.page(prefix, after, limit, values)
+        page = await service.all_shards.page(prefix, after, limit, values)
         assert len(page.items) <= limit
         listed += page.items
         if page.last is None:
@@ -364,14 +364,14 @@ async def test_pages_over_all_shards_are_the_sorted_keys_cut_at_the_limit(
     expected = sorted(key for key in keys - ghosts if key.startswith(prefix))
     assert [item[0] for item in listed] == expected
     assert [item[2] for item in listed] == [key.encode() if values else None for key in expected]
-    assert await service.count(prefix) == (len(expected), 0)
+    assert await service.all_shards.count(prefix) == (len(expected), 0)
 
 
 async def test_a_page_is_full_although_no_shard_is_asked_for_all_of_it(service: RouterService) -> None:
     names = sorted(f"many-{number}" for number in range(400))
     for shard in shards.values():
         shard.data = {name: b"v" for name in names if shard.owns(name)}
-    page = await service.page("many-", "", 200, False)
+    page = await service.all_shards.page("many-", "", 200, False)
     assert [item[0] for item in page.items] == names[:200]
     assert page.last == names[199]
     asked: list[Any] = [request for shard in shards.values() for request in shard.asked]
@@ -381,7 +381,7 @@ async def test_a_page_is_full_although_no_shard_is_asked_for_all_of_it(service: 
 async def test_a_page_is_full_although_one_shard_has_all_its_keys(service: RouterService) -> None:
     names = [name for name in (f"same-{number:04d}" for number in range(900)) if shards["s1"].owns(name)][:120]
     shards["s1"].data = dict.fromkeys(names, b"v")
-    page = await service.page("same-", "", 100, True)
+    page = await service.all_shards.page("same-", "", 100, True)
     assert [item[0] for item in page.items] == names[:100]
 
 
@@ -390,22 +390,22 @@ async def test_a_page_of_large_values_may_be_short_and_goes_on(service: RouterSe
     for shard in shards.values():
         shard.page_rows_max = 1
         shard.data = {name: bytes(3_000_000) for name in names if shard.owns(name)}
-    page = await service.page("large-", "", 8, True)
+    page = await service.all_shards.page("large-", "", 8, True)
     assert [item[0] for item in page.items] == names[: len(page.items)]
     assert 1 <= len(page.items) < 8
     assert page.last == page.items[-1][0]
 
 
 async def test_a_listing_of_nothing_ends_at_once(service: RouterService) -> None:
-    assert await service.page("", "", 10, False) == ([], None, 0)
+    assert await service.all_shards.page("", "", 10, False) == ([], None, 0)
 
 
 async def test_a_listing_with_a_shard_down_is_an_error_not_a_gap(service: RouterService) -> None:
     service.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
     with pytest.raises(Unavailable):
-        await service.page("", "", 10, False)
+        await service.all_shards.page("", "", 10, False)
     with pytest.raises(Unavailable):
-        await service.count("")
+        await service.all_shards.count("")
 
 
 @pytest.mark.parametrize("how", ["not connected", "lost"])
@@ -416,18 +416,18 @@ async def test_a_partial_listing_leaves_out_what_is_down_and_names_its_partition
     setattr(service.channels["s2"], "error" if how == "not connected" else "fails_with", Unavailable("away"))
     odd = [partition for partition in range(PARTITIONS) if partition % 2]
     expected = sorted(key for key in KEYS if shards["s1"].owns(key))
-    page = await service.page("", "", 1000, False, partial=True)
+    page = await service.all_shards.page("", "", 1000, False, partial=True)
     assert [item[0] for item in page.items] == expected
     assert (page.last, partition_set.listed(page.missing)) == (None, odd)
-    counted = await service.count("", partial=True)
+    counted = await service.all_shards.count("", partial=True)
     assert (counted.keys, partition_set.listed(counted.missing)) == (len(expected), odd)
 
 
 async def test_a_partial_listing_of_a_whole_cluster_misses_nothing(service: RouterService) -> None:
     fill("s1", "s2")
-    page = await service.page("", "", 1000, False, partial=True)
+    page = await service.all_shards.page("", "", 1000, False, partial=True)
     assert (len(page.items), page.missing) == (len(KEYS), 0)
-    assert await service.count("", partial=True) == (len(KEYS), 0)
+    assert await service.all_shards.count("", partial=True) == (len(KEYS), 0)
 
 
 async def test_a_partial_listing_does_not_wait_for_a_shard_that_hangs_nor_for_a_partition_that_nobody_has() -> None:
@@ -437,7 +437,7 @@ async def test_a_partial_listing_does_not_wait_for_a_shard_that_hangs_nor_for_a_
     shards["s1"].fenced = {0}
     service.channels["s2"].is_silent = True  # type: ignore[attr-defined]
     odd = [partition for partition in range(PARTITIONS) if partition % 2]
-    page = await service.page("", "", 1000, False, partial=True)
+    page = await service.all_shards.page("", "", 1000, False, partial=True)
     assert partition_set.listed(page.missing) == [0, *odd]
     assert [item[0] for item in page.items] == sorted(key for key in KEYS if shards["s1"].owns(key))
 
@@ -450,7 +450,7 @@ async def test_what_one_page_of_a_partial_listing_left_out_stays_named_when_the_
     away: Any = service.channels["s2"]
     away.error = Unavailable("away")
     shards["s1"].before_answer += [lambda: None, lambda: setattr(away, "error", None)]
-    page = await service.page("", "", 1000, False, partial=True)
+    page = await service.all_shards.page("", "", 1000, False, partial=True)
     assert partition_set.listed(page.missing) == [partition for partition in range(PARTITIONS) if partition % 2]
     assert any(shards["s2"].owns(item[0]) for item in page.items)
 
@@ -461,7 +461,7 @@ async def test_what_is_damaged_is_no_gap_of_a_partial_listing(service: RouterSer
         mock.patch.object(shards["s2"], "_page", lambda scan: Answer(scan.id, 500, problem=refusal)),
         pytest.raises(DataCorrupt, match="key 'x'"),
     ):
-        await service.page("", "", 10, False, partial=True)
+        await service.all_shards.page("", "", 10, False, partial=True)
 
 
 async def test_a_shards_refusal_of_a_listing_is_passed_on_as_what_it_is(service: RouterService) -> None:
@@ -471,14 +471,14 @@ async def test_a_shards_refusal_of_a_listing_is_passed_on_as_what_it_is(service:
         ),
         pytest.raises(DataCorrupt, match="key 'x'"),
     ):
-        await service.page("", "", 10, False)
+        await service.all_shards.page("", "", 10, False)
 
 
 async def listed(service: RouterService, call: str) -> int:
     """How many keys there are, by a listing or by a count."""
     if call == "count":
-        return (await service.count("")).keys
-    page = await service.page("", "", 1000, False)
+        return (await service.all_shards.count("")).keys
+    page = await service.all_shards.page("", "", 1000, False)
     assert page.last is None
     assert len({item[0] for item in page.items}) == len(page.items)
     return len(page.items)
@@ -539,7 +539,7 @@ async def test_what_is_asked_for_again_is_asked_for_up_to_where_the_others_ended
     shards["s2"].page_rows_max = 10
     shards["s1"].fenced = {0}
     shards["s1"].before_answer += [lambda: None, lambda: shards["s1"].fenced.clear()]
-    page = await service.page("", "", 10, False)
+    page = await service.all_shards.page("", "", 10, False)
     again: Any = shards["s1"].asked[-1]
     assert again.until == page.last == sorted(KEYS)[9]
     assert [item[0] for item in page.items] == sorted(KEYS)[:10]

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,14 +15,14 @@ from kvstore.errors import BadBody, BadParameter, Conflict, KvError, Locked, Not
 from kvstore.protocol import Condition, IdempotencyKey, Read, TxnOp
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.participants import Result, Transaction
-from kvstore.router.transactions import TxnRoutes, encode_result, parse_transaction
-from kvstore.transport.bodies import BodyReader
-from kvstore.transport.http import Head, Response, problem_response
+from kvstore.router.routes.txn import TXN_ROUTES, TxnBody, TxnRoutes, encode_result, parse_transaction
+from kvstore.transport.http.requests import Head
+from kvstore.transport.http.responses import Response, problem_response
+from tests.unit.router.calls import answer, decoded
 
 LIMITS = Limits(key_bytes_max=10, value_bytes_max=100, ttl_s_max=1000)
 VERSION_MAX = 2**53 - 1
 GET = {"op": "get", "key": "g"}
-REQUEST = cast(web.BaseRequest, None)
 
 
 def parse(**body: Any) -> Transaction:
@@ -32,7 +31,7 @@ def parse(**body: Any) -> Transaction:
 
 
 def parse_raw(body: bytes) -> Transaction:
-    return parse_transaction(body, LIMITS)
+    return parse_transaction(decoded(TxnBody, body), LIMITS)
 
 
 # --- the body ---------------------------------------------------------------------------------------------------------
@@ -353,25 +352,19 @@ class Told:
         return self.answer
 
 
-class Sent(BodyReader):
-    """The body that was sent, without a connection."""
-
-    def __init__(self, body: Any) -> None:
-        super().__init__(LIMITS)
-        self._body = msgspec.json.encode(body)
-
-    async def read(self, *_: Any) -> bytes:
-        return self._body
-
-
 async def run(told: Told, body: Any, query: str = "", **fields: str) -> Response:
     head = Head("POST", "/v1/txn", query, {name.replace("_", "-"): field for name, field in fields.items()})
-    return await TxnRoutes(cast(Coordinator, told), LIMITS, Sent(body)).run(REQUEST, head)
+    return await asked(told, head, msgspec.json.encode(body))
 
 
 async def look(told: Told, raw_id: str, query: str = "") -> Response:
     head = Head("GET", f"/v1/txn/{raw_id}", query, {})
-    return await TxnRoutes(cast(Coordinator, told), LIMITS, Sent(None)).look(raw_id, REQUEST, head)
+    return await asked(told, head)
+
+
+async def asked(told: Told, head: Head, body: bytes = b"") -> Response:
+    routes = TxnRoutes(cast(Coordinator, told), LIMITS)
+    return cast(Response, await answer(routes, TXN_ROUTES, head, body, limits=LIMITS))
 
 
 async def test_a_transaction_is_run_with_its_idempotency_key() -> None:

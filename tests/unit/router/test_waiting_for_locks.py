@@ -11,9 +11,11 @@ import pytest
 from kvstore.config import Limits
 from kvstore.errors import Locked, Unavailable
 from kvstore.protocol import Acquire, CancelWait
-from kvstore.router.locks import LockRoutes
+from kvstore.router.routes.locks import LOCK_ROUTES, LockRoutes
 from kvstore.router.service import RouterService
-from kvstore.transport.http import Head, Response
+from kvstore.transport.http.requests import Head
+from kvstore.transport.http.responses import Response
+from tests.unit.router.calls import answer
 from tests.unit.router.fake_shards import PARTITIONS, all_on, everybody_follows, key_of, make_service, shards
 
 NAME = key_of("s1")
@@ -24,16 +26,13 @@ class Client:
 
     def __init__(self, service: RouterService, limits: Limits | None = None) -> None:
         self.left = False
-        self.routes = LockRoutes(service, limits or Limits(), self)  # type: ignore[arg-type]
-        self._body = b""
-
-    async def read(self, *_: Any) -> bytes:
-        return self._body
+        self._limits = limits or Limits()
+        self.routes = LockRoutes(service, self._limits)
 
     def acquire(self, wait_s: float) -> asyncio.Task[Response]:
-        self._body = b'{"wait":%g}' % wait_s
         request: Any = SimpleNamespace(transport=SimpleNamespace(is_closing=lambda: self.left), protocol=None)
-        return asyncio.create_task(self.routes.acquire(NAME, request, Head("POST", f"/v1/locks/{NAME}", "", {})))
+        head, body = Head("POST", f"/v1/locks/{NAME}", "", {}), b'{"wait":%g}' % wait_s
+        return asyncio.create_task(answer(self.routes, LOCK_ROUTES, head, body, limits=self._limits, request=request))
 
 
 async def until(condition: Any) -> None:
@@ -126,7 +125,7 @@ async def test_a_waiter_that_hung_up_while_nobody_owned_the_lock_does_not_stand_
 async def test_what_is_granted_by_the_new_owner_to_a_waiter_that_hung_up_is_given_back(
     service: RouterService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvstore.router.locks._LOOK_S", 10.0)  # it is found out only when the lock is granted
+    monkeypatch.setattr("kvstore.router.routes.locks._LOOK_S", 10.0)  # it is found out only when the lock is granted
     held("s1", "s2")
     client = Client(service)
     waiting = client.acquire(10)

@@ -13,15 +13,8 @@ from aiohttp import web
 from kvstore.config import Limits
 from kvstore.errors import KvError, TooManyRequests
 from kvstore.transport.answers import SMALL_BYTES, AnswerAccount, Room
-from kvstore.transport.http import (
-    BINARY,
-    HEAD_BYTES_MAX,
-    Response,
-    Server,
-    StreamedResponse,
-    problem_response,
-    start_server,
-)
+from kvstore.transport.http.responses import BINARY, Response, StreamedResponse, problem_response
+from kvstore.transport.http.server import HEAD_BYTES_MAX, Server, start_server
 
 WAIT_S = 10.0
 MIB = 1024 * 1024

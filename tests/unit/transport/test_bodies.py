@@ -12,7 +12,9 @@ from aiohttp import web
 from kvstore.config import Limits
 from kvstore.errors import KvError, ValueTooLarge
 from kvstore.transport.bodies import BodyReader
-from kvstore.transport.http import Response, Server, problem_response, read_head, start_server
+from kvstore.transport.http.requests import read_head
+from kvstore.transport.http.responses import Response, problem_response
+from kvstore.transport.http.server import Server, start_server
 
 WAIT_S = 10.0
 MIB = 1024 * 1024

@@ -25,19 +25,9 @@ from kvstore.errors import (
     ValueTooLarge,
 )
 from kvstore.transport.bodies import BodyReader
-from kvstore.transport.http import (
-    BINARY,
-    HostGuard,
-    Response,
-    Server,
-    check_key,
-    decode_key,
-    decode_query,
-    json_response,
-    problem_response,
-    read_head,
-    start_server,
-)
+from kvstore.transport.http.requests import HostGuard, check_key, decode_key, decode_query, read_head
+from kvstore.transport.http.responses import BINARY, Response, json_response, problem_response
+from kvstore.transport.http.server import Server, start_server
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 

@@ -15,7 +15,8 @@ FILES = 64
 SCRIPT = """
 import asyncio, os, resource
 from kvstore.config import Limits
-from kvstore.transport.http import Response, Server, start_server
+from kvstore.transport.http.responses import Response
+from kvstore.transport.http.server import Server, start_server
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
 

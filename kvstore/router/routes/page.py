@@ -3,21 +3,22 @@
 Owns: who gets the page and who the JSON index at `/`, and the header fields of the page's files.
 Promises: a client that does not ask for HTML gets JSON; every file comes with the content security policy, an entity
 tag, and `no-cache`, so that a browser asks again and is answered 304.
-Leaves to others: the files and the policy (`kvstore.dashboard`), the index (`app`).
+Leaves to others: the files and the policy (`kvstore.dashboard`), the index (`process`).
 """
 
 from __future__ import annotations
 
 import re
+from typing import Annotated, Any
 
 from kvstore.dashboard.files import CONTENT_SECURITY_POLICY, INDEX, StaticFile, static_files
 from kvstore.errors import NoSuchRoute
-from kvstore.transport.http import Head, Response, decode_key, decode_query
+from kvstore.router.routes.words import KEY_IN_PATH, OF_ANYONE, condition
+from kvstore.transport.http.requests import Head, decode_key
+from kvstore.transport.http.responses import Response
+from kvstore.transport.http.routes import Call, Content, Parameter, Route, Success, example
+from kvstore.transport.http.schema import about
 
-PAGE_PREFIX = "/page/"
-PAGE_ROUTE = "/page/{file}"
-
-_NONE: frozenset[str] = frozenset()
 _NAME_BYTES_MAX = 1024
 _QUALITY = re.compile(r"\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*", re.IGNORECASE)
 
@@ -38,13 +39,13 @@ def index_page(head: Head) -> Response:
     return _answer(static_files()[INDEX], head, "Vary: Accept\r\n")
 
 
-def page_file(head: Head) -> Response:
-    """A file below `/page/`. Raises NoSuchRoute, and the errors of `decode_key`."""
-    decode_query(head.query, _NONE)
-    found = static_files().get(decode_key(head.path[len(PAGE_PREFIX) :], _NAME_BYTES_MAX))
-    if found is None:
-        raise NoSuchRoute(f"the page has no file {head.path[:200]!a}")
-    return _answer(found, head, "")
+class PageRoutes:
+    async def file(self, call: Call) -> Response:
+        """A file below `/page/`. Raises NoSuchRoute."""
+        found = static_files().get(call.argument)
+        if found is None:
+            raise NoSuchRoute(f"the page has no file {call.argument[:200]!a}.")
+        return _answer(found, call.head, "")
 
 
 def _answer(found: StaticFile, head: Head, lines: str) -> Response:
@@ -57,3 +58,36 @@ def _answer(found: StaticFile, head: Head, lines: str) -> Response:
     if found.etag in known or known == ["*"]:
         return Response(304, lines=lines)
     return Response(200, found.body, found.media_type, lines)
+
+
+# --- the entry --------------------------------------------------------------------------------------------------------
+
+HTML = Content(str, example("<!doctype html>", "its start"), "text/html; charset=utf-8")
+
+_SAFE = ("Page-ETag", "Content-Security-Policy", "Cache-Control", "X-Content-Type-Options")
+_FILE = Parameter(
+    "file",
+    "path",
+    Annotated[str, about(enum=sorted(static_files()))],
+    example("app.js"),
+    "One of those that the page names.",
+    lambda raw, limits: decode_key(raw, _NAME_BYTES_MAX),
+)
+
+PAGE_ROUTES = (
+    Route(
+        "GET",
+        "/page/{file}",
+        PageRoutes.file,
+        OF_ANYONE,
+        id="getPageFile",
+        tag="page",
+        summary="A file of the page",
+        parameters=(_FILE, condition("If-None-Match", "304 if the file still has one of these")),
+        answers=(
+            Success(200, "The file.", Content(Any, example("export const …", "a script"), "*/*"), _SAFE),
+            Success(304, "If-None-Match names its tag.", None, _SAFE),
+        ),
+        errors=(*KEY_IN_PATH, NoSuchRoute),
+    ),
+)

@@ -1,0 +1,378 @@
+"""The controller's calls, for shards, routers and launchers, and for people by way of a router.
+
+Owns: the entries of its route table, and the form of bodies and answers.
+Promises: setting `stop` ends the long polls under way.
+Leaves to others: every rule (`service`, `mover`), decoding (`transport.http.routes`).
+
+With ?plan=true a POST, PATCH or DELETE of shards and a POST of moves change nothing, and say what would move: 200.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import msgspec
+
+from kvstore.config import ID_PATTERN, Limits
+from kvstore.controller.bodies import Confirmation, NewShard, NewTold, NewWeight, Recover
+from kvstore.controller.change_views import ChangeViews
+from kvstore.controller.membership import Announcement
+from kvstore.controller.mover import Mover
+from kvstore.controller.service import Asked, ClusterService, Replanned, Waiting
+from kvstore.controller.store import Told
+from kvstore.errors import (
+    BadBody,
+    BadParameter,
+    BodyTooLarge,
+    ChangeRefused,
+    Conflict,
+    ControllerBehind,
+    ForeignData,
+    NotFound,
+)
+from kvstore.metrics import exposition, move_families
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.transport.bodies import BodyReader
+from kvstore.transport.http.responses import Response, json_response
+from kvstore.transport.http.routes import (
+    Body,
+    Call,
+    Content,
+    Errors,
+    Keys,
+    Parameter,
+    Right,
+    Route,
+    RouteTable,
+    Success,
+    Touches,
+    example,
+    flag,
+    text,
+)
+from kvstore.transport.sessions import PARAMETER
+
+_BODY_BYTES_MAX = 64 * 1024
+_Result = TypeVar("_Result")
+
+METRICS_TEXT = "text/plain; charset=utf-8"
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """202 to an announcement: of which shards the first map waits."""
+
+    waiting_for: list[str]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The process lives."""
+
+    status: str
+
+
+# --- handlers ---------------------------------------------------------------------------------------------------------
+
+
+class _Poll:
+    """Waits for what comes some time, but no longer than a long poll may last."""
+
+    def __init__(self, poll_s: float, stop: asyncio.Event) -> None:
+        self._poll_s = poll_s
+        self._stop = stop
+
+    async def wait_for(self, coming: Awaitable[_Result]) -> _Result | None:
+        """None if it has not come in time, or the process stops."""
+        waiting = asyncio.ensure_future(coming)
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({waiting, stopping}, timeout=self._poll_s, return_when=asyncio.FIRST_COMPLETED)
+            return waiting.result() if waiting.done() else None
+        finally:
+            waiting.cancel()
+            stopping.cancel()
+            await asyncio.gather(waiting, stopping, return_exceptions=True)
+
+
+class MemberRoutes:
+    """For shards, routers and launchers. `session`: the id that this process has drawn."""
+
+    def __init__(self, service: ClusterService, poll: _Poll, session: str) -> None:
+        self._session = session
+        self._service = service
+        self._poll = poll
+
+    async def get_map(self, call: Call) -> Response:
+        epoch = call.get("after")
+        if cluster_id := call.get("cluster"):
+            self._service.hear(cluster_id, epoch)
+            self._service.on_clock(call.get("clock"))
+        if call.parameters.get(PARAMETER, self._session) != self._session:
+            return Response(204)  # so that it announces itself here soon
+        found = await self._poll.wait_for(self._service.map_after(epoch))
+        return json_response(200, found) if found is not None else Response(204)
+
+    async def post_member(self, call: Call) -> Response:
+        answer = await self._service.announce(call.body)
+        if isinstance(answer, Waiting):
+            return json_response(202, Wait(answer.waiting_for))
+        return json_response(200, answer)
+
+    async def get_recovery(self, call: Call) -> Response:
+        return json_response(200, await self._service.recovery())
+
+    async def post_recovery(self, call: Call) -> Response:
+        asked: Recover = call.body
+        return _replanned(await self._service.recover(asked.cluster_id, asked.epoch, asked.without))
+
+    async def post_told(self, call: Call) -> Response:
+        told: NewTold = call.body
+        kept = await self._service.tell(told.store_id, Told(told.number, told.version))
+        return json_response(200, kept._asdict())
+
+    async def get_launch(self, call: Call) -> Response:
+        found = await self._poll.wait_for(self._service.launch_after(call.get("after"), call.get("running")))
+        return json_response(200, found) if found is not None else Response(204)
+
+
+class ChangeRoutes:
+    """For people, by way of a router."""
+
+    def __init__(self, service: ClusterService, mover: Mover, views: ChangeViews) -> None:
+        self._service = service
+        self._mover = mover
+        self._views = views
+
+    async def post_shard(self, call: Call) -> Response:
+        new: NewShard = call.body
+        if call.get("plan"):
+            return json_response(200, await self._service.plan_add(new.id, new.url, new.weight))
+        return _asked(await self._service.add(new.id, new.url, new.weight))
+
+    async def patch_shard(self, call: Call) -> Response:
+        weight = call.body.weight
+        if call.get("plan"):
+            return json_response(200, await self._service.plan_reweigh(call.argument, weight))
+        return _asked(await self._service.reweigh(call.argument, weight))
+
+    async def delete_shard(self, call: Call) -> Response:
+        only_plan, is_lost = call.get("plan"), call.get("lost")
+        if (is_lost and only_plan) or ("confirm" in call.parameters and not is_lost):
+            raise BadParameter("confirm goes with lost=true, and plan with neither.")
+        if is_lost:
+            return _taken(await self._service.give_up(call.argument, call.parameters.get("confirm")))
+        if only_plan:
+            return json_response(200, await self._service.plan_remove(call.argument))
+        return _asked(await self._service.remove(call.argument))
+
+    async def post_accept_old(self, call: Call) -> Response:
+        return _taken(await self._service.accept_old(call.argument, call.body.confirm))
+
+    async def get_moves(self, call: Call) -> Response:
+        state = await self._service.state()
+        moves, epoch = [], 0
+        if state.map is not None:
+            epoch = state.map.epoch
+            await self._mover.caught_up(state.map)
+            moves = self._mover.report(state.map)
+        wanted = list(state.wanted)
+        ending = self._service.ending(state)
+        last = self._views.last(state)
+        return json_response(200, {"epoch": epoch, "moves": moves, "wanted": wanted, "ending": ending, "last": last})
+
+    async def post_moves(self, call: Call) -> Response:
+        if call.get("plan"):
+            return json_response(200, await self._service.plan_plan())
+        return _replanned(await self._service.plan_anew())
+
+    async def delete_moves(self, call: Call) -> Response:
+        return _replanned(await self._service.cancel())
+
+    async def get_changes(self, call: Call) -> Response:
+        return json_response(200, {"items": await self._views.all()})
+
+    async def get_change(self, call: Call) -> Response:
+        return json_response(200, await self._views.one(call.argument))
+
+    async def get_metrics(self, call: Call) -> Response:
+        state = await self._service.state()
+        steps = self._mover.steps(state.map) if state.map is not None else {}
+        epoch = state.map.epoch if state.map is not None else 0
+        return Response(200, exposition(move_families(self._mover.record.stats, steps, epoch)), METRICS_TEXT)
+
+    async def get_health(self, call: Call) -> Response:
+        return json_response(200, Health("ok"))
+
+
+def _asked(asked: Asked) -> Response:
+    return _taken(asked._asdict())
+
+
+def _replanned(replanned: Replanned) -> Response:
+    return _taken({"epoch": replanned.map.epoch, "change": replanned.change})
+
+
+def _taken(document: dict[str, Any]) -> Response:
+    """202, where its change can be followed."""
+    shown = {name: value for name, value in document.items() if name != "change"}
+    return json_response(202, shown, f"Location: /v1/changes/{document['change']}\r\n")
+
+
+# --- the entries ------------------------------------------------------------------------------------------------------
+
+
+def _whole_number(name: str, description: str, default: int = 0) -> Parameter:
+    def decode(given: str, limits: Limits) -> int:
+        if not re.fullmatch("[0-9]{1,16}", given) and given != str(default):
+            raise BadParameter(f"{name}={given!r} must be a whole number from 0.", parameter=name)
+        return int(given)
+
+    return Parameter(name, "query", int, example(12), description, decode, default)
+
+
+def _decode_running(given: str, limits: Limits) -> frozenset[str]:
+    running = frozenset(filter(None, given.split(",")))
+    for shard_id in running:
+        if not ID_PATTERN.fullmatch(shard_id):
+            raise BadParameter(f"running={shard_id!r}: {shard_id!r} is no shard id.", parameter="running")
+    return running
+
+
+def _body(kind: Any, value: Any) -> Body:
+    return Body(Content(kind, example(value)), _BODY_BYTES_MAX)
+
+
+_PEER, _SEES = Touches(Right.PEER, Keys.NONE), Touches(Right.READ, Keys.NONE)
+_CHANGES = Touches(Right.ADMIN, Keys.ALL)
+_SHARDS, _SHARD, _MOVES = "/v1/shards", "/v1/shards/{id}", "/v1/moves"
+_ID = Parameter("id", "path", str, example("s5"), "The shard.")
+_CHANGE_ID = Parameter("id", "path", str, example("6f1d0c3b"), "The change.")
+_PLAN = flag("plan", "Change nothing: only tell what would move.")
+_BODY: Errors = (BadBody, BodyTooLarge)
+_REFUSED: Errors = (ChangeRefused, ControllerBehind)
+_ANNOUNCED = {"id": "s1", "url": "http://127.0.0.1:9101", "store_id": "9f3c"}
+_MAP = Content(ClusterMap, {})
+_DOCUMENT = Content(dict[str, Any], {})
+_PLANNED = Success(200, "With plan=true: what would move.", _DOCUMENT)
+_IS_TAKEN = Success(202, "It is written down.", _DOCUMENT)
+_NOTHING_NEW = Success(204, "There was nothing new within limits.map_poll_s.")
+_POLLED = (
+    _whole_number("after", "The epoch that is known; the answer waits for one above it."),
+    text("cluster", str, "0f5c7a1e9b2d4c63", "The cluster that the asker belongs to."),
+    _whole_number("clock", "The highest version that the asker has given or seen."),
+    text(PARAMETER, str, "5c1e0a77", "Its session of announcements; in another one it is answered 204 at once."),
+)
+_LAUNCHED = (
+    _whole_number("after", "The revision that is known; the answer waits for another one.", -1),
+    Parameter(
+        "running", "query", str, example("s1,s2"), "Shards that it runs.", _decode_running, lambda limits: frozenset()
+    ),
+)
+
+
+def _entry(
+    method: str,
+    path: str,
+    handler: Any,
+    touches: Touches,
+    summary: str,
+    *answers: Success,
+    parameters: tuple[Parameter, ...] = (),
+    body: Body | None = None,
+    errors: Errors = (),
+) -> Route:
+    name = handler.__name__.replace("_", "-")
+    return Route(method, path, handler, touches, name, "controller", summary, answers, "", parameters, body, errors)
+
+
+MEMBER_ROUTES = (
+    _entry(
+        "GET", "/v1/map", MemberRoutes.get_map, _PEER, "The cluster map, once it is newer",
+        Success(200, "The map.", _MAP), _NOTHING_NEW, parameters=_POLLED,
+    ),
+    _entry(
+        "POST", "/v1/members", MemberRoutes.post_member, _PEER, "A shard announces itself",
+        Success(200, "The map.", _MAP), Success(202, "The first map waits for others.", Content(Wait, {})),
+        body=_body(Announcement, _ANNOUNCED), errors=(*_BODY, Conflict, ForeignData),
+    ),
+    _entry(
+        "POST", "/v1/told", MemberRoutes.post_told, _PEER, "Keep what a log has made durable",
+        Success(200, "The highest that was told.", _DOCUMENT),
+        body=_body(NewTold, {"store_id": "9f3c", "number": 7, "version": 41}), errors=_BODY,
+    ),
+    _entry(
+        "GET", "/v1/launch", MemberRoutes.get_launch, _PEER, "What a launcher is to run, once that changes",
+        Success(200, "What to run.", _DOCUMENT), _NOTHING_NEW, parameters=_LAUNCHED,
+    ),
+    _entry(
+        "GET", "/v1/recovery", MemberRoutes.get_recovery, _CHANGES,
+        "The newest map that the nodes have, when this controller's is lost or old", Success(200, "It.", _DOCUMENT),
+    ),
+    _entry(
+        "POST", "/v1/recovery", MemberRoutes.post_recovery, _CHANGES, "Go on with the map that was shown",
+        _IS_TAKEN, body=_body(Recover, {"cluster_id": "0f5c", "epoch": 12}), errors=(*_BODY, ChangeRefused),
+    ),
+)  # fmt: skip
+CHANGE_ROUTES = (
+    _entry(
+        "POST", _SHARDS, ChangeRoutes.post_shard, _CHANGES, "Add a shard", _PLANNED, _IS_TAKEN,
+        parameters=(_PLAN,), body=_body(NewShard, {"id": "s5"}), errors=(*_BODY, *_REFUSED, ForeignData),
+    ),
+    _entry(
+        "PATCH", _SHARD, ChangeRoutes.patch_shard, _CHANGES, "Change a shard's weight", _PLANNED, _IS_TAKEN,
+        parameters=(_ID, _PLAN), body=_body(NewWeight, {"weight": 2}), errors=(*_BODY, *_REFUSED, NotFound),
+    ),
+    _entry(
+        "DELETE", _SHARD, ChangeRoutes.delete_shard, _CHANGES,
+        "Remove a shard; with lost=true and confirm={id} give it up with all that it has", _PLANNED, _IS_TAKEN,
+        parameters=(
+            _ID, _PLAN, flag("lost", "Its disk is lost."), text("confirm", str, "s5", "The id again, with lost=true."),
+        ),
+        errors=(*_REFUSED, NotFound),
+    ),
+    _entry(
+        "POST", f"{_SHARD}/accept-old", ChangeRoutes.post_accept_old, _CHANGES,
+        "Let a shard start with less than it told", _IS_TAKEN,
+        parameters=(_ID,), body=_body(Confirmation, {"confirm": "s5"}), errors=(*_BODY, *_REFUSED, NotFound),
+    ),
+    _entry("GET", _MOVES, ChangeRoutes.get_moves, _SEES, "What moves", Success(200, "It.", _DOCUMENT)),
+    _entry(
+        "POST", _MOVES, ChangeRoutes.post_moves, _CHANGES, "Plan again", _PLANNED, _IS_TAKEN,
+        parameters=(_PLAN,), errors=_REFUSED,
+    ),
+    _entry(
+        "DELETE", _MOVES, ChangeRoutes.delete_moves, _CHANGES, "Cancel what is not committed", _IS_TAKEN,
+        errors=_REFUSED,
+    ),
+    _entry(
+        "GET", "/v1/changes", ChangeRoutes.get_changes, _SEES, "Changes of the cluster, the newest first",
+        Success(200, "Those that are known.", _DOCUMENT),
+    ),
+    _entry(
+        "GET", "/v1/changes/{id}", ChangeRoutes.get_change, _SEES, "One of them",
+        Success(200, "How far it is, or how it ended.", _DOCUMENT), parameters=(_CHANGE_ID,), errors=(NotFound,),
+    ),
+    _entry(
+        "GET", "/healthz", ChangeRoutes.get_health, Touches(Right.NONE, Keys.NONE), "Whether the process is alive",
+        Success(200, "It is.", Content(Health, {})),
+    ),
+    _entry(
+        "GET", "/metrics", ChangeRoutes.get_metrics, _SEES, "Metrics",
+        Success(200, "Prometheus text format.", Content(str, {}, METRICS_TEXT)),
+    ),
+)  # fmt: skip
+
+
+def make_table(
+    service: ClusterService, mover: Mover, views: ChangeViews, limits: Limits, stop: asyncio.Event, session: str
+) -> RouteTable:
+    """All calls of a controller. Setting `stop` ends the long polls under way."""
+    table = RouteTable(limits, BodyReader(limits))
+    table.add(MemberRoutes(service, _Poll(limits.map_poll_s, stop), session), MEMBER_ROUTES)
+    table.add(ChangeRoutes(service, mover, views), CHANGE_ROUTES)
+    return table

@@ -1,0 +1,197 @@
+"""The HTTP server of every process: lean on the way, with bounds and problem documents for what aiohttp does alone.
+
+Owns: the bound on connections and on the bytes of a header; problem documents for aiohttp's own errors.
+Promises: a request is begun once the client has taken the answers before it, but for a little, so that one that does
+not read costs little memory (`transport.answers` has the sum).
+Leaves to others: what is served (`routes`), the form of requests and answers (`requests`, `responses`).
+
+aiohttp's low-level `web.Server` is used with three of its extension points: the request handler class (errors, bound
+on connections), the request factory and the response protocol (`prepare`, `write_eof`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import msgspec
+from aiohttp import web
+from aiohttp.http_exceptions import InvalidURLError, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
+
+from kvstore.addresses import is_loopback
+from kvstore.config import Limits
+from kvstore.errors import BadRequest, HeadersTooLarge, KvError, UriTooLong
+from kvstore.transport.answers import SMALL_BYTES, AnswerAccount
+from kvstore.transport.http.responses import problem_response
+from kvstore.transport.open_files import connections_that_fit
+
+log = logging.getLogger(__name__)
+
+HEAD_BYTES_MAX = 131_072
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_HALF_CLOSED_POLL_S = 0.02
+_HEAD_TOO_LARGE = "The header as a whole is too large"
+
+Handler = Callable[[web.BaseRequest], Awaitable[Any]]
+
+
+class _Protocol(RequestHandler):
+    __slots__ = ("_head_bytes", "_last_body", "_seen_requests", "answers", "half_closed")
+
+    def connection_made(self, transport: Any) -> None:
+        self._last_body: StreamReader = EMPTY_PAYLOAD
+        self.half_closed = False
+        self._seen_requests = self._head_bytes = 0
+        server = cast(Server, self._manager)
+        self.answers = server.answers
+        transport.set_write_buffer_limits(high=SMALL_BYTES)  # beyond, `_paused` is set until it is a quarter of that
+        if len(server.connections) >= server.connections_max:
+            transport.write(_REFUSED_CONNECTION)
+            transport.close()
+            self._force_close = True
+            return
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        was_in_body = not self._last_body.is_eof()
+        super().data_received(data)
+        if self._messages:
+            message, body = self._messages[-1]
+            if type(message) is _ErrInfo:  # aiohttp would let the reader of the body before it wait for ever
+                self._cut_body("the body is not chunked as HTTP asks")
+            else:
+                self._last_body = body
+        if self._request_count != self._seen_requests:
+            self._seen_requests, self._head_bytes = self._request_count, 0
+        elif not was_in_body:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_MAX and not self._close:
+                self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        """aiohttp bounds each header field and their number; the product would be megabytes for each connection."""
+        self._messages.append((_ErrInfo(status=400, exc=ValueError(), message=_HEAD_TOO_LARGE), EMPTY_PAYLOAD))
+        self._close = True  # nothing more is parsed, and nothing is answered after this
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own contract: True keeps our side open
+        """A client that half-closes (`nc -N`) gets its answers; a body that it cut short is refused."""
+        if self._is_idle():
+            return False
+        self.half_closed = True
+        self._cut_body("the body ended early: nothing of it was stored")
+        self._close_when_idle()
+        return True
+
+    def _cut_body(self, detail: str) -> None:
+        if not self._last_body.is_eof():
+            self._last_body.set_exception(BadRequest(detail))
+            self._last_body.feed_eof()
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Not for a body that was cut while aiohttp threw the rest of it away: its request was answered before."""
+        if not isinstance(kw.get("exc_info"), BadRequest):
+            super().log_exception(*args, **kw)
+
+    def _is_idle(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def _close_when_idle(self) -> None:
+        if self._is_idle():
+            self.force_close()
+        elif self.transport is not None:
+            self._loop.call_later(_HALF_CLOSED_POLL_S, self._close_when_idle)
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """aiohttp's own errors (an unreadable request, an exception in a handler) as problem documents."""
+        response = problem_response(_error_of(status, exc, message, self.max_line_size))
+        response.keep_alive = False
+        gone = isinstance(exc, ConnectionError) and self.transport is None  # nobody is left to be answered
+        if status >= 500 and not gone:
+            self.log_exception("a request failed: %s %s", request.method, ascii(request.raw_path), exc_info=exc)
+        if request.writer.output_size > len(CONTINUE):
+            raise ConnectionResetError("the answer had begun: all that is left is to break it off")
+        return cast(web.StreamResponse, response)
+
+
+def _error_of(status: int, exc: BaseException | None, message: str | None, line_bytes_max: int) -> KvError:
+    text = (message or str(exc or "")).split("\n", 1)[0].rstrip(":")
+    if status < 500:
+        if isinstance(exc, LineTooLong):
+            if exc.args[1] == line_bytes_max:
+                return UriTooLong("the request line is too long", bytes_max=line_bytes_max)
+            return HeadersTooLarge("a header is too long", bytes_max=exc.args[1])
+        if text == _HEAD_TOO_LARGE:
+            return HeadersTooLarge(f"the header is over {HEAD_BYTES_MAX} bytes", bytes_max=HEAD_BYTES_MAX)
+        if text.startswith("Too many headers"):
+            return HeadersTooLarge("there are too many header fields")
+        if isinstance(exc, InvalidURLError):
+            return BadRequest("the request line holds bytes that must be percent-encoded")
+        return BadRequest(f"this is not HTTP as expected: {text}")
+    return KvError("the process failed to handle this request; its log says why.")
+
+
+_REFUSED_CONNECTION = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n%s"
+)
+_refused = msgspec.json.encode(
+    {
+        "type": "/problems/unavailable",
+        "code": "unavailable",
+        "title": "Too many connections",
+        "status": 503,
+        "detail": "the process has as many connections as it takes.",
+        "next_step": "Use fewer connections and keep them open, or wait for retry_after_ms.",
+        "retry_after_ms": 1000,
+    }
+)
+_REFUSED_CONNECTION = _REFUSED_CONNECTION % (len(_refused), _refused)
+
+
+class Server(web.Server):
+    """A `web.Server` with our limits and our errors."""
+
+    def __init__(self, handler: Handler, limits: Limits, answers: AnswerAccount | None = None) -> None:
+        """`answers`: the account of the process, if its handler reserves room on it, too."""
+        self.answers = answers or AnswerAccount(limits)
+        super().__init__(
+            cast(Any, handler),
+            access_log=None,
+            auto_decompress=False,
+            handler_cancellation=False,
+            keepalive_timeout=limits.keepalive_timeout_s,
+            lingering_time=2.0,
+            max_line_size=limits.request_line_bytes_max,
+            # aiohttp's LineTooLong tells a request line from a header by nothing but the limit that was passed
+            max_field_size=limits.header_bytes_max + (limits.header_bytes_max == limits.request_line_bytes_max),
+        )
+        self.connections_max = connections_that_fit(limits.connections_max)
+
+    def __call__(self) -> RequestHandler:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+async def start_server(server: Server, host: str, port: int, shutdown_timeout_s: float = 5.0) -> web.ServerRunner:
+    """Serve at the address until the runner's `cleanup`. Raises OSError when the port is taken."""
+    runner = web.ServerRunner(server, shutdown_timeout=shutdown_timeout_s)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, backlog=1024).start()
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return runner
+
+
+def warn_if_exposed(listen: str, what_can_be_done: str) -> None:
+    """Say so in the log when `listen` (HOST:PORT) is more than this machine's own business."""
+    if not is_loopback(listen):
+        log.warning("whoever reaches %s can %s: there are no accounts yet", listen, what_can_be_done)
