@@ -243,12 +243,12 @@ def _settled(cluster_map: ClusterMap, shards: list[Shard], owners: list[int], mo
         for shard in shards
     ]
     owning = set(owners)
-    stay = [i for i, shard in enumerate(shards) if shard.state != "leaving" or i in owning]
-    index = {before: after for after, before in enumerate(stay)}
+    remaining = [i for i, shard in enumerate(shards) if shard.state != "leaving" or i in owning]
+    index = {before: after for after, before in enumerate(remaining)}
     return _next(
         cluster_map,
-        nodes=_nodes_of(cluster_map, {shards[i].id for i in stay}),
-        shards=[shards[i] for i in stay],
+        nodes=_nodes_of(cluster_map, {shards[i].id for i in remaining}),
+        shards=[shards[i] for i in remaining],
         owners=[index[owner] for owner in owners],
         moves=moves,
     )

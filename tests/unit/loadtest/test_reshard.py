@@ -81,7 +81,7 @@ def test_what_moved_and_what_had_to() -> None:
 def test_a_member_that_came_in_front_of_others_does_not_make_all_partitions_seem_moved() -> None:
     before = cluster_map([0] * 64, 1)
     after = map_of(
-        [at_home("new", "", ""), *before.shards],
+        [at_home("new", "", ""), at_home("s0", "", "", weight=1)],
         cluster_id="c",
         epoch=2,
         partitions=64,

@@ -105,12 +105,12 @@ def test_shrinking_keeps_only_what_the_failure_needs() -> None:
 
 
 def test_a_failed_seed_is_shown_with_its_replay_and_a_smaller_one(tmp_path: Path) -> None:
-    args = ["--seeds", "2", "--seed", "1", "--seconds", "4", "--bug", "applied-before-durable", "--nemesis", "kill"]
+    args = ["--seeds", "2", "--seed", "1", "--seconds", "4", "--bug", "early-answer", "--nemesis", "kill"]
     ran = CliRunner().invoke(main, [*args, "--json", "--result", str(tmp_path / "result.json")])
     document = json.loads(ran.stdout.splitlines()[-1])
     assert ran.exit_code == 1
     assert document["failed"]
-    assert f"--seed {document['failed'][0]} --seconds 4 --nemesis kill --bug applied-before-durable --log" in ran.stderr
+    assert f"--seed {document['failed'][0]} --seconds 4 --nemesis kill --bug early-answer --log" in ran.stderr
     assert "it fails also like this" in ran.stderr
     assert json.loads((tmp_path / "result.json").read_text())["seeds"] == 2
 
