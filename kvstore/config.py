@@ -112,6 +112,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     move_busy_share: float = 0.25
 
     # the controller and the launcher
+    changes_kept_max: int = 100
     map_poll_s: float = 10.0
     map_write_tries_max: int = 20
     stop_timeout_s: float = 8.0

@@ -15,6 +15,7 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,6 +86,11 @@ class Environment:
         except TimeoutError:
             return False
         return True
+
+
+def utc_text(unix_ms: int) -> str:
+    """Unix time as RFC 3339 has it: "2026-11-28T21:14:03.250Z"."""
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _boot() -> str:

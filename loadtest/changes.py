@@ -57,6 +57,12 @@ async def cluster(wire: Wire) -> dict[str, Any]:
     return msgspec.json.decode(reply.body) if reply.status == 200 else {}
 
 
+async def known(wire: Wire) -> list[dict[str, Any]] | None:
+    """GET /v1/changes, in the order in which they began; None if it is refused."""
+    reply = await wire.ask("GET", "/v1/changes")
+    return msgspec.json.decode(reply.body)["items"][::-1] if reply.status == 200 else None
+
+
 async def ask(wire: Wire, change: Change) -> None:
     """Until it is known to be taken down. Raises ChangeError."""
     if change.verb == "replan":

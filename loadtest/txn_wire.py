@@ -49,11 +49,12 @@ class Problem(msgspec.Struct):
 
 
 class Reply(NamedTuple):
-    """`status` 0: never sent; -1: sent, and no answer came."""
+    """`status` 0: never sent; -1: sent, and no answer came. `change`: the id of the change of the cluster it names."""
 
     status: int
     body: bytes = b""
     version: int | None = None
+    change: str = ""
 
     @property
     def outcome(self) -> Outcome:
@@ -107,7 +108,8 @@ class Wire:
             async with self._http.request(method, url, data=body, headers=headers) as response:
                 answer = await response.read()
                 tag = response.headers.get("ETag", "").strip('"')
-                reply = Reply(response.status, answer, int(tag) if tag.isdecimal() else None)
+                change = response.headers.get("Location", "").removeprefix("/v1/changes/")
+                reply = Reply(response.status, answer, int(tag) if tag.isdecimal() else None, change)
                 if reply.outcome != "done":
                     self.counts[str(reply.status)] += 1
                 return reply

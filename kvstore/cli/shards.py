@@ -8,13 +8,12 @@ Leaves to others: every decision (the controller), following a change (`change`)
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from kvstore.cli.change import Cancelled, Figures, GivenUp, Goal, Joins, Leaves, Settles, follow
+from kvstore.cli.change import follow
 from kvstore.cli.cluster import held, print_plan
 from kvstore.cli.frame import (
     EXIT_STORE_SAID_NO,
@@ -53,17 +52,18 @@ def _checked_shard_url(context: click.Context, parameter: click.Parameter, url: 
 
 
 class _Change(NamedTuple):
-    """One command: what it asks for, what it then waits for, and how it says that.
+    """One command: what it asks for, and how it says what comes of it.
 
-    `ask` is called with `plan`. `done` names the state at the end, as in "s5 is up".
+    `ask` is called with `plan`. `done` names the state at the end, as in "s5 is up". `weight`: of a shard that is
+    added.
     """
 
     shard_id: str | None
     label: str
     ask: Callable[[Client, bool], Awaitable[Answer]]
-    goal: Goal
     taken: Callable[[Answer], str]
     done: str
+    weight: int | None = None
 
 
 @click.command()
@@ -84,9 +84,9 @@ def add(shard_id: str, shard_url: str | None, weight: int, plan: bool, no_wait: 
     `kvstore up` starts its process.
 
     \b
-    Exit codes: 0 the shard is up and all has moved; 1 refused, or cancelled by
-    somebody; 130 interrupted. With --json the last line is
-    {"id","keys","bytes","seconds","write_pause_ms_max"}.
+    Exit codes: 0 the shard is up and its share has moved; 1 refused, cancelled
+    or superseded; 130 interrupted. With --json the last line is the change, as
+    in GET /v1/changes/{id}.
 
     \b
     Example:
@@ -102,9 +102,9 @@ def add(shard_id: str, shard_url: str | None, weight: int, plan: bool, no_wait: 
         shard_id,
         f"add {shard_id}",
         lambda kv, only_plan: kv.add_shard(shard_id, shard_url, weight=weight, plan=only_plan),
-        Joins(shard_id, weight),
         taken,
         f"{shard_id} is up",
+        weight,
     )
     _run(change, plan, no_wait, url, as_json)
 
@@ -142,7 +142,6 @@ def remove(shard_id: str, lost: bool, confirm: str | None, plan: bool, no_wait: 
         shard_id,
         f"remove {shard_id}",
         lambda kv, only_plan: kv.remove_shard(shard_id, plan=only_plan),
-        Leaves(shard_id),
         lambda answer: f"{shard_id} is {'not wanted any more' if answer['state'] == 'gone' else 'leaving'}",
         f"{shard_id} has left",
     )
@@ -161,7 +160,6 @@ def _give_up(shard_id: str, confirm: str | None, plan: bool, no_wait: bool, url:
         shard_id,
         f"give up {shard_id}",
         lambda kv, _: kv.give_up_shard(shard_id, confirm=shard_id),
-        GivenUp(shard_id),
         lambda answer: f"{shard_id} is given up with {answer['partitions']} partitions",
         f"{shard_id} is given up, and its partitions are open",
     )
@@ -188,7 +186,6 @@ def weight(shard_id: str, weight: int, plan: bool, no_wait: bool, url: str, as_j
         shard_id,
         f"weight of {shard_id}",
         lambda kv, only_plan: kv.weigh_shard(shard_id, weight, plan=only_plan),
-        Settles(),
         lambda _: f"{shard_id} has weight {weight}",
         f"{shard_id} has weight {weight}, and its share",
     )
@@ -201,7 +198,7 @@ def rebalance(plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
     """Move keys until they lie as the present shards and weights ask for: after a cancel, for example.
 
     \b
-    Exit codes and --json: as for `kvstore shard add`, without "id".
+    Exit codes and --json: as for `kvstore shard add`.
 
     \b
     Example:
@@ -212,7 +209,6 @@ def rebalance(plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
         None,
         "rebalance",
         lambda kv, only_plan: kv.rebalance(plan=only_plan),
-        Settles(),
         lambda _: "the moves are planned",
         "the shards have their shares",
     )
@@ -228,7 +224,7 @@ def cancel(url: str, as_json: bool) -> None:
     `kvstore shard rebalance` takes up the rest.
 
     \b
-    With --json: {"epoch"}, that of the cluster map without them.
+    With --json: the cancelling as a change, as in GET /v1/changes/{id}.
 
     \b
     Example:
@@ -236,8 +232,8 @@ def cancel(url: str, as_json: bool) -> None:
     """
 
     async def work(kv: Client) -> None:
-        answer = await kv.cancel_moves()
-        emit(as_json, answer, "all moves that were not done are cancelled")
+        change = await kv.change((await kv.cancel_moves())["change"])
+        emit(as_json, change, f"all moves that were not done are cancelled: {change['detail'].lower()}")
 
     call(url, as_json, work)
 
@@ -291,9 +287,6 @@ def _run(change: _Change, plan: bool, no_wait: bool, url: str, as_json: bool) ->
                     "`kvstore shard cancel` stops it."
                 )
             raise
-        except Cancelled:
-            report(_cancelled(change), as_json)
-            raise click.exceptions.Exit(EXIT_STORE_SAID_NO) from None
 
 
 class _Running:
@@ -306,12 +299,8 @@ class _Running:
 
     async def run(self, url: str, plan: bool, no_wait: bool) -> None:
         async with Client(url) as kv:
-            before, goal = await kv.cluster(), self._change.goal
-            state = goal.under_way(before) if isinstance(goal, Joins) and not plan else None
-            if state is not None:  # asked for before: waited for now
-                answer: Answer = {"id": self._change.shard_id, "state": state, "epoch": before["epoch"]}
-            else:
-                answer = await self._ask(kv, plan)
+            answer = await self._asked_before(kv) if self._change.weight is not None and not plan else None
+            answer = answer or await self._ask(kv, plan)
         if plan:
             if self._as_json:
                 say_json(answer)
@@ -319,14 +308,20 @@ class _Running:
                 print_plan(answer)
             return
         self.is_taken = True
-        if no_wait:
-            emit(self._as_json, answer, f"{self._change.taken(answer)}; `kvstore status` shows what moves")
-            return
-        began_s = time.monotonic()
         async with Client(url, retries=0, timeout_s=_WATCH_TIMEOUT_S) as kv:
+            if no_wait:
+                text = f"{self._change.taken(answer)}; `kvstore status` shows what moves"
+                emit(self._as_json, await kv.change(answer["change"]) if self._as_json else answer, text)
+                return
             with move_progress(self._change.label) as progress:
-                figures = await follow(kv, self._change.goal, progress, before, answer["epoch"])
-        self._show_end(figures, time.monotonic() - began_s)
+                ended = await follow(kv, answer["change"], progress)
+        self._show_end(ended)
+
+    async def _asked_before(self, kv: Client) -> Answer | None:
+        """The shard is being added already, just so: that is waited for."""
+        goal = {"kind": "add", "shard": self._change.shard_id, "weight": self._change.weight, "state": "running"}
+        same = next((change for change in await kv.changes() if goal.items() <= change.items()), None)
+        return None if same is None else {"id": self._change.shard_id, "state": "joining", "change": same["id"]}
 
     async def _ask(self, kv: Client, plan: bool) -> Answer:
         try:
@@ -339,26 +334,22 @@ class _Running:
             next_step = "`kvstore status` shows whether it was taken; the same command again does no harm."
             raise OutcomeUnknown(error.detail, next_step=next_step) from None
 
-    def _show_end(self, figures: Figures, seconds: float) -> None:
-        document: dict[str, Any] = {
-            "keys": figures.keys,
-            "bytes": figures.bytes,
-            "seconds": round(seconds, 3),
-            "write_pause_ms_max": figures.pause_ms,
-        }
-        if self._change.shard_id is not None:
-            document = {"id": self._change.shard_id, **document}
+    def _show_end(self, ended: Answer) -> None:
+        if ended["state"] != "done":
+            report(_not_done(self._change, ended), self._as_json)
+            raise click.exceptions.Exit(EXIT_STORE_SAID_NO)
         moved = "nothing had to move"
-        if figures.partitions_total:
+        if ended["partitions_total"]:
             moved = (
-                f"{figures.keys:,} keys ({human_bytes(figures.bytes)}) moved in {seconds:.1f} s, "
-                f"longest write pause {figures.pause_ms:,.0f} ms"
+                f"{ended['keys_done']:,} keys ({human_bytes(ended['bytes_done'])}) moved in {ended['seconds']:.1f} s, "
+                f"longest write pause {ended['write_pause_ms_max']:,.0f} ms"
             )
-        emit(self._as_json, document, f"{self._change.done}: {moved}")
+        emit(self._as_json, ended, f"{self._change.done}: {moved}")
 
 
-def _cancelled(change: _Change) -> ChangeRefused:
+def _not_done(change: _Change, ended: Answer) -> ChangeRefused:
     return ChangeRefused(
-        f"{change.label}: somebody cancelled it, or asked for the contrary; what had moved by then stays where it is",
+        f"{change.label} is {ended['state']}. {ended['detail']}",
         next_step="`kvstore status` shows what is; the same command, or `kvstore shard rebalance`, asks for it again.",
+        change=ended["id"],
     )

@@ -1,6 +1,6 @@
 """The calls of the client that look at the cluster, and change it.
 
-Owns: adding, weighing, removing and giving up shards, moves, explanations.
+Owns: adding, weighing, removing and giving up shards, moves, changes, explanations.
 Promises: every change can be asked for as a plan first, which changes nothing.
 Leaves to others: sending (`connection`), keys, locks and transactions (`client`).
 """
@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from kvstore.client.connection import Connection
-from kvstore.client.results import document_of, quoted
+from kvstore.client.results import document_of, quoted, taken_of
 from kvstore.errors import Unavailable
 
 
@@ -27,9 +27,10 @@ class ClusterCalls(Connection):
     async def add_shard(
         self, shard_id: str, url: str | None = None, *, weight: int = 1, plan: bool = False
     ) -> dict[str, Any]:
-        """Add the shard that serves at `url`, or one that the running `kvstore up` starts: {"id","state","epoch"}.
+        """Add the shard that serves at `url`, or one that the running `kvstore up` starts.
 
-        It returns before anything has moved; `cluster` tells how far that is. With `plan`, here and in the calls below,
+        Returns {"id","state","epoch","change"}, before anything has moved. `change` is the id with which the call
+        `change` tells how far that is, here and in the calls below. With `plan`, here and in the calls below,
         nothing is changed: {"partitions","keys","bytes","moves"} tells what would move. Raises ChangeRefused,
         ForeignData.
         """
@@ -47,10 +48,10 @@ class ClusterCalls(Connection):
     async def give_up_shard(self, shard_id: str, *, confirm: str) -> dict[str, Any]:
         """Give up a shard whose disk is lost: its partitions are opened anew, empty. `confirm`: its id again.
 
-        {"id","state","epoch","partitions"}: how many partitions that are. Raises NotFound, ChangeRefused.
+        {"id","state","epoch","partitions","change"}: how many partitions that are. Raises NotFound, ChangeRefused.
         """
         path = f"/v1/shards/{quote(shard_id, safe='')}?lost=true&confirm={quote(confirm, safe='')}"
-        return document_of(await self.ask("DELETE", path, writes=True))
+        return taken_of(await self.ask("DELETE", path, writes=True))
 
     async def accept_old(self, shard_id: str, confirm: str) -> dict[str, Any]:
         """Let the shard start with an older copy of its file: {"id","told","version"}, as it had told before.
@@ -71,7 +72,16 @@ class ClusterCalls(Connection):
     async def _change(self, method: str, path: str, body: dict[str, Any] | None, plan: bool) -> dict[str, Any]:
         query = "?plan=true" if plan else ""
         encoded = None if body is None else msgspec.json.encode(body)
-        return document_of(await self.ask(method, path + query, body=encoded, writes=not plan))
+        return taken_of(await self.ask(method, path + query, body=encoded, writes=not plan))
+
+    async def change(self, change_id: str) -> dict[str, Any]:
+        """GET /v1/changes/{id}: how far a change of the cluster is, or how it ended. Raises NotFound."""
+        return document_of(await self.ask("GET", f"/v1/changes/{quote(change_id, safe='')}"))
+
+    async def changes(self) -> list[dict[str, Any]]:
+        """GET /v1/changes: those that run and the last that ended, the newest first."""
+        items: list[dict[str, Any]] = document_of(await self.ask("GET", "/v1/changes"))["items"]
+        return items
 
     async def explain(self, key: str) -> dict[str, Any]:
         """GET /v1/explain/{key}: hash, partition, ring walk, owner, version."""

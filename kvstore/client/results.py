@@ -143,6 +143,12 @@ def listed_from(item: dict[str, Any]) -> ListedItem:
     return ListedItem(item["key"], item["version"], value_of(item), item.get("ttl"))
 
 
+def taken_of(answer: Answer) -> dict[str, Any]:
+    """The document of the answer; with `change`, the id of the change of the cluster that it names, if it does."""
+    path, _, change_id = answer.headers.get("Location", "").rpartition("/")
+    return document_of(answer) | ({"change": change_id} if path == "/v1/changes" else {})
+
+
 def document_of(answer: Answer) -> dict[str, Any]:
     try:
         return msgspec.json.decode(answer.body, type=dict[str, Any])

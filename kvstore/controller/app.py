@@ -11,7 +11,7 @@ Routes (internal: clients talk to a router, which passes those of shards and mov
     POST   /v1/members          a shard announces itself: 200 + map, or 202 {"waiting_for": [ids]}
     GET    /v1/launch?after=REVISION&running=ID,ID
                                 a launcher asks what to run: 200 + what, once it has changed; 204 as above
-    POST   /v1/shards           {"id","url"?,"weight"?}: add: 202 {"id","state","epoch"}
+    POST   /v1/shards           {"id","url"?,"weight"?}: add: 202 {"id","state","epoch"}, Location: /v1/changes/{id}
     PATCH  /v1/shards/{id}      {"weight"}: 202, likewise
     DELETE /v1/shards/{id}      remove: 202, likewise; with ?lost=true&confirm={id} give it up with all that it has
     POST   /v1/shards/{id}/accept-old
@@ -20,6 +20,8 @@ Routes (internal: clients talk to a router, which passes those of shards and mov
     GET    /v1/moves            {"epoch", "moves": […], "wanted": [ids], "ending": [ids], "last": {…} or null}
     POST   /v1/moves            plan anew: 202 {"epoch"}
     DELETE /v1/moves            cancel what is not committed: 202, likewise
+    GET    /v1/changes          {"items": […]}: changes of the cluster, the newest first
+    GET    /v1/changes/{id}     one of them
     GET    /v1/recovery         the newest map that the nodes have, when this controller's is lost or old
     POST   /v1/recovery         {"cluster_id","epoch","without":[ids]}: go on with it: 202 {"epoch"}
     GET    /healthz             200 while the process lives
@@ -36,7 +38,7 @@ import logging
 import re
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -45,11 +47,14 @@ from aiohttp.typedefs import Handler, Middleware
 
 from kvstore.addresses import address_text, advertised_host, listen_address
 from kvstore.config import ID_PATTERN, ClusterConfig
+from kvstore.controller.bodies import Confirmation, NewShard, NewTold, NewWeight, Recover
+from kvstore.controller.change_views import ChangeViews
+from kvstore.controller.closer import ChangeCloser
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.lost import Reopener
 from kvstore.controller.membership import Announcement
 from kvstore.controller.mover import Mover
-from kvstore.controller.service import Asked, ClusterService, Waiting
+from kvstore.controller.service import Asked, ClusterService, Replanned, Waiting
 from kvstore.controller.shards import ShardClients
 from kvstore.controller.store import Told
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
@@ -69,49 +74,12 @@ from kvstore.transport.http import warn_if_exposed
 from kvstore.transport.sessions import HEADER, PARAMETER, ClusterSession
 
 _BODY_BYTES_MAX = 64 * 1024
-_NUMBER_MAX = 2**63 - 1  # in the file
 _SHUTDOWN_TIMEOUT_S = 2.0
 _SESSION_BYTES = 8
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 _Result = TypeVar("_Result")
-
-
-class NewShard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/shards."""
-
-    id: str
-    url: str | None = None
-    weight: int = 1
-
-
-class Recover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/recovery: which map was shown, and which of its members are silent for good."""
-
-    cluster_id: str
-    epoch: int
-    without: list[str] = []
-
-
-class NewTold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/told: the last durable record of a store, and its version clock."""
-
-    store_id: str
-    number: Annotated[int, msgspec.Meta(ge=0, le=_NUMBER_MAX)]
-    version: Annotated[int, msgspec.Meta(ge=0, le=_NUMBER_MAX)] = 0
-
-
-class Confirmation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/shards/{id}/accept-old."""
-
-    confirm: str
-
-
-class NewWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of PATCH /v1/shards/{id}."""
-
-    weight: int
 
 
 async def serve(
@@ -154,10 +122,12 @@ async def _serve(
     mover = Mover(document, shards, config.limits)
     service = ClusterService(document, config, shards)
     reopener = Reopener(document, shards, config.limits)
+    closer = ChangeCloser(document, mover, service.may_run, config.limits)
+    views = ChangeViews(service, mover, lambda: reopener.waits_for)
     service.on_clock = reopener.tell
     await service.report_start()
     runner = web.AppRunner(
-        make_app(service, mover, config, stop, cluster.id),
+        make_app(service, mover, views, config, stop, cluster.id),
         access_log=None,
         handle_signals=False,
         shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
@@ -167,26 +137,32 @@ async def _serve(
     stopping = asyncio.create_task(stop.wait())
     watching = asyncio.create_task(service.watch_if_behind())
     reopening = asyncio.create_task(reopener.run())
+    closing = asyncio.create_task(closer.run())
     try:
         await web.TCPSite(runner, *listen_address(listen)).start()
         _log.info("%s listens on %s", name, address_text(*runner.addresses[0][:2]))
         warn_if_exposed(listen, "change the cluster")
-        await asyncio.wait({moving, stopping, reopening}, return_when=asyncio.FIRST_COMPLETED)
-        for working in (moving, reopening):
+        await asyncio.wait({moving, stopping, reopening, closing}, return_when=asyncio.FIRST_COMPLETED)
+        for working in (moving, reopening, closing):
             if working.done():
                 working.result()  # an error of its own: the process ends, and starts anew from the document
     finally:
         stop.set()  # ends the long polls
-        for task in (moving, watching, reopening):
+        for task in (moving, watching, reopening, closing):
             task.cancel()
         stopping.cancel()
-        await asyncio.gather(moving, stopping, watching, reopening, return_exceptions=True)
+        await asyncio.gather(moving, stopping, watching, reopening, closing, return_exceptions=True)
         await runner.cleanup()
         await shards.close()
 
 
 def make_app(
-    service: ClusterService, mover: Mover, config: ClusterConfig, stop: asyncio.Event, session: str
+    service: ClusterService,
+    mover: Mover,
+    views: ChangeViews,
+    config: ClusterConfig,
+    stop: asyncio.Event,
+    session: str,
 ) -> web.Application:
     """The routes. Setting `stop` ends the long polls under way. `session`: the id that this process has drawn."""
 
@@ -196,7 +172,7 @@ def make_app(
     app = web.Application(middlewares=[_problems, _refuse_foreign(config)], client_max_size=_BODY_BYTES_MAX)
     poll = _Poll(config.limits.map_poll_s, stop)
     app.on_response_prepare.append(say_session)
-    members, changes = _MemberRoutes(service, poll, session), _ChangeRoutes(service, mover)
+    members, changes = _MemberRoutes(service, poll, session), _ChangeRoutes(service, mover, views)
     app.router.add_get("/v1/map", members.get_map)
     app.router.add_post("/v1/members", members.post_member)
     app.router.add_post("/v1/told", members.post_told)
@@ -210,6 +186,8 @@ def make_app(
     app.router.add_get("/v1/moves", changes.get_moves)
     app.router.add_post("/v1/moves", changes.post_moves)
     app.router.add_delete("/v1/moves", changes.delete_moves)
+    app.router.add_get("/v1/changes", changes.get_changes)
+    app.router.add_get("/v1/changes/{id}", changes.get_change)
     app.router.add_get("/healthz", _get_health)
     app.router.add_get("/metrics", changes.get_metrics)
     return app
@@ -290,9 +268,10 @@ class _MemberRoutes:
 class _ChangeRoutes:
     """For people, by way of a router."""
 
-    def __init__(self, service: ClusterService, mover: Mover) -> None:
+    def __init__(self, service: ClusterService, mover: Mover, views: ChangeViews) -> None:
         self._service = service
         self._mover = mover
+        self._views = views
 
     async def post_shard(self, request: web.Request) -> web.Response:
         only_plan = _only_plan(request)
@@ -315,7 +294,7 @@ class _ChangeRoutes:
         if (is_lost and only_plan) or ("confirm" in parameters and not is_lost):
             raise BadParameter("confirm goes with lost=true, and plan with neither.")
         if is_lost:
-            return _json(await self._service.give_up(shard_id, parameters.get("confirm")), status=202)
+            return _taken_response(await self._service.give_up(shard_id, parameters.get("confirm")))
         if only_plan:
             return _json(await self._service.plan_remove(shard_id))
         return _asked_response(await self._service.remove(shard_id))
@@ -323,7 +302,7 @@ class _ChangeRoutes:
     async def post_accept_old(self, request: web.Request) -> web.Response:
         _parameters(request)
         confirm = (await _body(request, Confirmation)).confirm
-        return _json(await self._service.accept_old(request.match_info["id"], confirm), status=202)
+        return _taken_response(await self._service.accept_old(request.match_info["id"], confirm))
 
     async def get_moves(self, request: web.Request) -> web.Response:
         _parameters(request)
@@ -335,7 +314,7 @@ class _ChangeRoutes:
             moves = self._mover.report(state.map)
         wanted = list(state.wanted)
         ending = self._service.ending(state)
-        last = self._mover.last()
+        last = self._views.last(state)
         return _json({"epoch": epoch, "moves": moves, "wanted": wanted, "ending": ending, "last": last})
 
     async def post_moves(self, request: web.Request) -> web.Response:
@@ -346,6 +325,14 @@ class _ChangeRoutes:
     async def delete_moves(self, request: web.Request) -> web.Response:
         _parameters(request)
         return _moves_response(await self._service.cancel())
+
+    async def get_changes(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        return _json({"items": await self._views.all()})
+
+    async def get_change(self, request: web.Request) -> web.Response:
+        _parameters(request)
+        return _json(await self._views.one(request.match_info["id"]))
 
     async def get_metrics(self, request: web.Request) -> web.Response:
         _parameters(request)
@@ -369,11 +356,18 @@ def _map_response(cluster_map: ClusterMap) -> web.Response:
 
 
 def _asked_response(asked: Asked) -> web.Response:
-    return _json(asked._asdict(), status=202)
+    return _taken_response(asked._asdict())
 
 
-def _moves_response(cluster_map: ClusterMap) -> web.Response:
-    return _json({"epoch": cluster_map.epoch}, status=202)
+def _moves_response(replanned: Replanned) -> web.Response:
+    return _taken_response({"epoch": replanned.map.epoch, "change": replanned.change})
+
+
+def _taken_response(document: dict[str, Any]) -> web.Response:
+    """202, where its change can be followed."""
+    response = _json({name: value for name, value in document.items() if name != "change"}, status=202)
+    response.headers["Location"] = f"/v1/changes/{document['change']}"
+    return response
 
 
 def _json(document: object, status: int = 200) -> web.Response:

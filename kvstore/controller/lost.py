@@ -39,6 +39,7 @@ class Reopener:
         self._retry_s = min(_RETRY_S, limits.reconnect_wait_s_max)
         self._told = 0
         self._news = asyncio.Event()
+        self.waits_for = ""  # why partitions of a lost shard are not opened yet
 
     def tell(self, clock: int) -> None:
         """A store has given or seen versions up to that one."""
@@ -50,16 +51,17 @@ class Reopener:
         """Open what is struck, for ever; and keep what was told."""
         keeping = asyncio.create_task(self._keep())
         try:
-            revision, said = -1, ""
+            revision = -1
             while True:
                 try:
                     revision, state = await self._document.after(revision)
                     while state.map is not None and (why := await self._open(state.map)):
-                        if why != said:
-                            said = why
+                        if why != self.waits_for:
+                            self.waits_for = why
                             _log.warning("partitions of a lost shard wait to be opened: %s", why)
                         await asyncio.sleep(self._retry_s)
                         state = await self._document.read()
+                    self.waits_for = ""
                 except Unavailable as error:
                     _log.warning("the map cannot be read or changed: %s", error)
                     await asyncio.sleep(1.0)

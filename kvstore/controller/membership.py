@@ -33,6 +33,7 @@ import msgspec
 
 from kvstore.addresses import is_any_address
 from kvstore.config import ID_PATTERN, WEIGHT_MAX
+from kvstore.controller.changes import Change
 from kvstore.errors import BadBody, ChangeRefused, Conflict, ControllerBehind, ForeignData, NotFound, Unavailable
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap, Home, Shard, at_home, first_map, with_node_url
@@ -67,13 +68,14 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The stored document. Before the cluster is formed: who has announced itself; afterwards: the map.
 
     `wanted`: weights by id of the shards that a launcher is to start; they are no members yet. `clock`: the highest
-    version that a store has told, or nearly (see `lost`).
+    version that a store has told, or nearly (see `lost`). `changes`: in the order in which they began; see `changes`.
     """
 
     announced: dict[str, Announcement] = {}
     map: ClusterMap | None = None
     wanted: dict[str, int] = {}
     clock: int = 0
+    changes: list[Change] = []
 
 
 class FirstMembers(NamedTuple):
@@ -226,6 +228,12 @@ def _was_removed(shard_id: str) -> ForeignData:
 def waiting_for(announced: dict[str, Announcement], first: FirstMembers) -> list[str]:
     """The first members that have not announced themselves, in the order of the file."""
     return [shard_id for shard_id in first.weights if shard_id not in announced]
+
+
+def joins(before: ClusterState, after: ClusterState) -> bool:
+    """Whether the cluster is formed and has got another member."""
+    members = [len(state.map.shards) if state.map is not None else 0 for state in (before, after)]
+    return 0 < members[0] < members[1]
 
 
 def may_join(state: ClusterState, announcement: Announcement) -> bool:

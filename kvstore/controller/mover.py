@@ -42,10 +42,13 @@ import msgspec
 
 from kvstore import failpoints
 from kvstore.config import Limits
+from kvstore.controller import change_steps
+from kvstore.controller.change_report import Doing
+from kvstore.controller.changes import Change, Pauses
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import ClusterState, formed_map
 from kvstore.controller.move_slots import MoveSlots
-from kvstore.controller.record import Change, Record, milliseconds
+from kvstore.controller.record import Record, milliseconds
 from kvstore.controller.shards import ShardClients
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError, Unavailable, from_problem
@@ -63,7 +66,7 @@ Pair = tuple[str, str]
 
 
 def new_move_id(environment: Environment = SYSTEM) -> str:
-    """An id that no move ever had."""
+    """An id that no move, and no change, ever had."""
     return environment.random_hex(8)
 
 
@@ -123,6 +126,7 @@ class Mover:
         self, document: ClusterDocument, shards: ShardClients, limits: Limits, environment: Environment = SYSTEM
     ) -> None:
         self.record = Record()
+        self._environment = environment
         self._new_id = partial(new_move_id, environment)
         self._document = document
         self._shards = shards
@@ -150,7 +154,7 @@ class Mover:
         """Returns when the store cannot answer."""
         try:
             if self._map is None:
-                await self._document.change(lambda s: _with_map(s, lambda m: moves.all_voided(m, self._new_id)))
+                await self._document.change(self._begun_again)
             revision = -1
             while True:
                 revision, state = await self._document.after(revision)
@@ -158,6 +162,12 @@ class Mover:
                     self._take(state.map)
         except Unavailable as error:
             log.warning("the map cannot be read or changed, so no move goes on: %s", error)
+
+    def _begun_again(self, state: ClusterState) -> ClusterState:
+        """As a controller finds it at its start: each try is another one, and each move is part of a change."""
+        voided = _with_map(state, lambda cluster_map: moves.all_voided(cluster_map, self._new_id))
+        now_ms = self._environment.now_ms()
+        return change_steps.adopted(voided, Change(id=self._new_id(), kind="rebalance", began_ms=now_ms))
 
     # --- what people see ---------------------------------------------------------------------------------------------
 
@@ -178,9 +188,18 @@ class Mover:
         """How many moves of that map are at each step."""
         return dict(Counter(move["step"] for move in self.report(cluster_map)))
 
-    def last(self) -> dict[str, Any] | None:
-        """The present or last change."""
-        return self.record.change.report(_now_s()) if self.record.change is not None else None
+    def doing(self, cluster_map: ClusterMap) -> dict[str, Doing]:
+        """What is under way of each change, by its id."""
+        found: dict[str, Doing] = {}
+        for move, report in zip(cluster_map.moves, self.report(cluster_map), strict=True):
+            found[move.change] = found.get(move.change, Doing()).plus(move, report)
+        return found
+
+    def pauses(self, cluster_map: ClusterMap, change_id: str) -> Pauses:
+        """The write pauses of that change so far, as far as this process knows."""
+        standing = {move.id for move in cluster_map.moves if move.change == change_id}
+        tries = [t for t in self._tries.values() if t.move.id in standing]
+        return self.record.pauses(change_id, _now_s(), [t.fenced_s for t in tries if t.fenced_s is not None])
 
     # --- which tries are under way -----------------------------------------------------------------------------------
 
@@ -188,13 +207,13 @@ class Mover:
         """Another map, ours or somebody else's: end what no longer stands, begin what can."""
         if self._map is not None and cluster_map.epoch <= self._map.epoch:
             return
-        before, self._map = self._map, cluster_map
+        self._map = cluster_map
         self._shards.follow(cluster_map)
-        self.record.note_standing(before.moves if before else [], cluster_map.moves, _now_s())
         if not cluster_map.moves:
             self._troubles.clear()
-        standing = {move.id for move in cluster_map.moves}
+        standing = {move.id: move for move in cluster_map.moves}
         for each in self._tries.values():
+            each.move = standing.get(each.move.id, each.move)  # it may be part of another change by now
             if each.move.id not in standing and not each.deciding and each.task is not None:
                 each.task.cancel()
                 self._start(self._tell(each.move.source))
@@ -234,7 +253,7 @@ class Mover:
     # --- one try -----------------------------------------------------------------------------------------------------
 
     async def _carry_out(self, current: _Try) -> None:
-        committed, change = False, None
+        committed = False
         while not current.deciding:
             await self._reach(current)
             async with self._places.place(*current.pair):
@@ -245,12 +264,12 @@ class Mover:
                     continue
                 current.deciding = True
                 if failure is None:
-                    committed, change = await self._commit(current)
+                    committed = await self._commit(current)
                 else:
                     await self._void(current, failure)
                 self._leave(current)
         if committed:
-            await self._tell_of_commit(current, change)
+            await self._tell_of_commit(current)
 
     async def _reach(self, current: _Try) -> None:
         """Both shards follow a map in which the try stands; if the tries before failed, not too soon after them."""
@@ -325,30 +344,35 @@ class Mover:
 
     # --- the end of a try --------------------------------------------------------------------------------------------
 
-    async def _commit(self, current: _Try) -> tuple[bool, Change | None]:
-        """Whether the partitions are the destination's now, and in which change; not if the move no longer stood."""
+    async def _commit(self, current: _Try) -> bool:
+        """Whether the partitions are the destination's now; not if the move no longer stood."""
         move = current.move
+        assert current.fenced_s is not None
+        done = current.keys_done, current.bytes_done
         current.note("done")
         failpoints.hit("move-before-commit")
         try:
-            cluster_map = await self._insist(lambda m: moves.committed(m, move.id), current)
+            pause_ms = milliseconds(_now_s() - current.fenced_s)
+            ended_max = self._limits.changes_kept_max
+            cluster_map = await self._insist(
+                lambda state: change_steps.committed(state, move.id, *done, pause_ms, ended_max), current
+            )
         except KeyError:
             # A swap of ours whose outcome could not be looked up at first may have been the one that removed it.
-            cluster_map = await self._insist(lambda m: m, current)
+            cluster_map = await self._insist(lambda state: state, current)
             if not _is_done(cluster_map, move):
                 log.info("the move %s of %s to %s was done, but no longer stood", move.id, *current.pair)
                 self._take(cluster_map)
-                return False, None
+                return False
         failpoints.hit("move-after-commit")
-        assert current.fenced_s is not None
-        change = self.record.note_commit(move, current.keys_done, current.bytes_done, current.fenced_s)
+        self.record.note_commit(current.move, *done, current.fenced_s)
         self._troubles.pop(current.pair, None)
         log.info(
             "epoch %d: %d partitions of %s are %s's now (%d rows)",
             cluster_map.epoch, len(move.partitions), *current.pair, current.keys_done,
         )  # fmt: skip
         self._take(cluster_map)
-        return True, change
+        return True
 
     async def _void(self, current: _Try, failure: str) -> None:
         move, fresh = current.move, self._new_id()
@@ -357,13 +381,15 @@ class Mover:
         self._note_trouble(current, failure)
         failpoints.hit("move-before-void")
         try:
-            cluster_map = await self._insist(lambda m: moves.voided(m, move.id, fresh), current)
+            cluster_map = await self._insist(
+                lambda state: _with_map(state, lambda m: moves.voided(m, move.id, fresh)), current
+            )
         except KeyError:
             return  # it no longer stands: somebody planned anew, or this was done by a swap of unknown outcome
         self.record.note_void()
         self._take(cluster_map)
 
-    async def _tell_of_commit(self, current: _Try, change: Change | None) -> None:
+    async def _tell_of_commit(self, current: _Try) -> None:
         """The write pause ends when the destination knows; the source learns at the same time."""
         assert current.fenced_s is not None
         self._start(self._tell(current.move.source))
@@ -371,7 +397,7 @@ class Mover:
         while not await self._knows(current.move.to):
             await asyncio.sleep(wait_s)
             wait_s = self._longer(wait_s)
-        self.record.note_answering(change, current.fenced_s, _now_s())
+        self.record.note_answering(current.move, current.fenced_s, _now_s())
 
     async def _tell(self, shard_id: str) -> None:
         """Once, to make it quick: who cannot be reached now will ask for the newest map."""
@@ -389,12 +415,12 @@ class Mover:
 
     # --- swaps -------------------------------------------------------------------------------------------------------
 
-    async def _insist(self, change: Callable[[ClusterMap], ClusterMap], current: _Try) -> ClusterMap:
-        """Change the map, however long its store cannot answer; raises what `change` raises."""
+    async def _insist(self, change: Callable[[ClusterState], ClusterState], current: _Try) -> ClusterMap:
+        """Change the state, however long its store cannot answer; raises what `change` raises."""
         wait_s = _FIRST_WAIT_S
         while True:
             try:
-                changed = await self._document.change(lambda state: _with_map(state, change))
+                changed = await self._document.change(change)
                 return formed_map(changed.after)
             except Unavailable as error:
                 log.warning("the map cannot be changed, trying again: %s", error)

@@ -1,86 +1,73 @@
-"""What has come of the moves: the present or last change as people see it, and totals for the metrics.
+"""What has come of the moves since this process began: totals for the metrics, and the write pauses of each change.
 
-Owns: the sums since this process began, and those since moves began to stand while none stood.
+Owns: sums; pauses that have not ended yet.
 Promises: pure; times are arguments, in seconds of any one clock.
-Leaves to others: the moves themselves (`mover`), names of metrics (`kvstore.metrics`).
+Leaves to others: what is kept with the map (`changes`), the moves themselves (`mover`), names of metrics
+(`kvstore.metrics`).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Collection
 
+from kvstore.controller.changes import Pauses
 from kvstore.metrics import MoveStats
 from kvstore.placement.cluster_map import Move
 
 
-class Change:
-    """From the first plan to the last commit. `open_s`: since when pauses last that have not ended yet."""
+class _Pauses:
+    """Of one change. `open_s`: since when those last that have not ended yet."""
 
-    def __init__(self, began_s: float) -> None:
-        self.began_s = began_s
-        self.ended_s: float | None = None
-        self.partitions = 0
-        self.keys = 0
-        self.bytes = 0
-        self.groups = 0
-        self.pauses_s: list[float] = []
+    def __init__(self) -> None:
+        self.ended_s: list[float] = []
         self.open_s: list[float] = []
-
-    def report(self, now_s: float) -> dict[str, Any]:
-        """`last` of GET /v1/moves."""
-        pauses_s = [*self.pauses_s, *(now_s - since_s for since_s in self.open_s)]
-        return {
-            "partitions": self.partitions,
-            "keys": self.keys,
-            "bytes": self.bytes,
-            "groups": self.groups,
-            "seconds": round((self.ended_s if self.ended_s is not None else now_s) - self.began_s, 3),
-            "write_pause_ms_max": milliseconds(max(pauses_s, default=0.0)),
-            "write_pause_ms_p99": milliseconds(percentile(pauses_s, 99)),
-        }
 
 
 class Record:
     def __init__(self) -> None:
         self.stats = MoveStats()
-        self.change: Change | None = None
+        self._pauses: dict[str, _Pauses] = {}
 
-    def note_standing(self, before: list[Move], after: list[Move], now_s: float) -> None:
-        """Another map has come."""
-        if after and (not before or self.change is None):
-            self.change = Change(now_s)
-        if before and not after and self.change is not None:
-            self.change.ended_s = now_s
+    def note_commit(self, move: Move, keys: int, size_bytes: int, fenced_s: float) -> None:
+        """The move is done, and no shard has answered for its partitions since `fenced_s`."""
+        self.stats.partitions += len(move.partitions)
+        self.stats.keys += keys
+        self.stats.bytes += size_bytes
+        self.stats.groups += 1
+        self._pauses.setdefault(move.change, _Pauses()).open_s.append(fenced_s)
 
-    def note_commit(self, move: Move, keys: int, size_bytes: int, fenced_s: float) -> Change | None:
-        """The move is done, and nobody has answered for its partitions since `fenced_s`; the change that it is part of.
-
-        To be told before the map in which it no longer stands.
-        """
-        for sums in (self.stats, self.change):
-            if sums is not None:
-                sums.partitions += len(move.partitions)
-                sums.keys += keys
-                sums.bytes += size_bytes
-                sums.groups += 1
-        if self.change is not None:
-            self.change.open_s.append(fenced_s)
-        return self.change
-
-    def note_answering(self, change: Change | None, fenced_s: float, now_s: float) -> None:
+    def note_answering(self, move: Move, fenced_s: float, now_s: float) -> None:
         """The pause of a committed move has ended."""
         self.stats.write_pause_s.observe(now_s - fenced_s)
-        if change is not None:
-            change.open_s.remove(fenced_s)
-            change.pauses_s.append(now_s - fenced_s)
+        if (pauses := self._pauses.get(move.change)) is not None and fenced_s in pauses.open_s:
+            pauses.open_s.remove(fenced_s)
+            pauses.ended_s.append(now_s - fenced_s)
 
     def note_void(self) -> None:
         self.stats.voided += 1
 
+    def is_open(self, change_id: str) -> bool:
+        """Whether clients wait for a move of the change that is committed."""
+        return change_id in self._pauses and bool(self._pauses[change_id].open_s)
+
+    def pauses(self, change_id: str, now_s: float, standing_s: Collection[float] = ()) -> Pauses:
+        """Those of the change so far; `standing_s`: since when pauses last of moves that are not committed yet."""
+        found = self._pauses.get(change_id, _Pauses())
+        all_s = [*found.ended_s, *(now_s - since_s for since_s in (*found.open_s, *standing_s))]
+        return Pauses(milliseconds(max(all_s, default=0.0)), milliseconds(percentile(all_s, 99)))
+
+    def known(self) -> list[str]:
+        """The changes of which there are pauses."""
+        return list(self._pauses)
+
+    def forget(self, change_id: str) -> None:
+        """The pauses of the change are kept elsewhere."""
+        self._pauses.pop(change_id, None)
+
 
 def percentile(values: list[float], percent: int) -> float:
-    """The smallest value that so many percent of all are at most (nearest rank); 0 if there are none."""
+    """The nearest-rank percentile; 0 if there are no values."""
     return sorted(values)[math.ceil(len(values) * percent / 100) - 1] if values else 0.0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -17,13 +16,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from kvstore import failpoints
-from kvstore.config import ClusterConfig, Limits
-from kvstore.controller import membership
+from kvstore.config import ClusterConfig
+from kvstore.controller import change_steps, changes, membership
+from kvstore.controller.changes import Change, Kind
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers, Plan
 from kvstore.controller.mover import new_move_id
 from kvstore.controller.recovery import Found, Recovery, check, described, recovered
 from kvstore.controller.shards import ShardClients, Size
+from kvstore.controller.sizes import estimate, expected_keys, group_partitions
 from kvstore.controller.store import Told
 from kvstore.controller.twins import Twins
 from kvstore.environment import SYSTEM, Environment
@@ -33,7 +34,6 @@ from kvstore.placement.moves import planned
 
 _LAUNCHER_GRACE_S = 5.0  # for so long a launcher may be silent: after the end of its last question, or a start
 _LOST_PAUSE_S = 1.0
-_UNMEASURED_GROUPS = 64  # into so many groups at least the partitions of a shard that is down are cut
 _log = logging.getLogger(__name__)
 
 
@@ -44,11 +44,25 @@ class Waiting(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What became of a call about one shard: its state ("wanted", "gone" or the member's), as of an epoch."""
+    """What became of a call about one shard: its state ("wanted", "gone" or the member's), as of an epoch.
+
+    `change`: the id of the change that it is.
+    """
 
     id: str
     state: str
     epoch: int
+    change: str
+
+
+class Replanned(NamedTuple):
+    """What became of a call about all moves: the map, and the id of the change that it is."""
+
+    map: ClusterMap
+    change: str
+
+
+Rule = Callable[[ClusterState, Plan], ClusterState]
 
 
 class ClusterService:
@@ -67,6 +81,7 @@ class ClusterService:
         self.on_clock: Callable[[int], None] = lambda clock: None  # a store has told its own
         shards.on_epoch = self.hear
         self._launcher = _Launcher(config.limits.map_poll_s + _LAUNCHER_GRACE_S, environment)
+        self._began_ms = environment.now_ms()
         self._first = FirstMembers(
             weights={shard.id: shard.weight for shard in config.shards},
             partitions=config.partitions,
@@ -106,12 +121,17 @@ class ClusterService:
         if self._recovery.is_offered and (lost := self._lost(state)):
             raise lost  # also for a new file: no second cluster is formed beside the one that is there
         await self._twins.check(state, announcement)
-        plan = await self._planner(state if membership.may_join(state, announcement) else None)
-        before, after = await self._document.change(
-            lambda present: membership.decide(
-                present, announcement, self._first, self._environment.random_hex(16), plan
-            )
-        )
+        sizes = await self._measured(state) if membership.may_join(state, announcement) else {}
+        asked = self._new_change("add", announcement.id, announcement.weight)
+
+        def decide(present: ClusterState) -> ClusterState:
+            change = changes.joining(present.changes, announcement.id) or asked
+            plan = self._plan(sizes, change.id)
+            cluster_id = self._environment.random_hex(16)
+            decided = membership.decide(present, announcement, self._first, cluster_id, plan)
+            return self._taken(present, decided, change, sizes) if membership.joins(present, decided) else decided
+
+        before, after = await self._document.change(decide)
         _report_change(announcement, before, after)
         return after.map or Waiting(membership.waiting_for(after.announced, self._first))
 
@@ -142,7 +162,8 @@ class ClusterService:
     async def accept_old(self, shard_id: str, confirm: str) -> dict[str, Any]:
         """The shard may start with an older copy of its file than it has told of; returns what it had told.
 
-        Raises NotFound, ChangeRefused if `confirm` is not the shard's id, Unavailable.
+        `change`: the id of the change that it is. Raises NotFound, ChangeRefused if `confirm` is not the shard's id,
+        Unavailable.
         """
         shard = membership.formed_map(await self._document.read()).shard(shard_id)
         if shard is None:
@@ -151,7 +172,11 @@ class ClusterService:
             raise ChangeRefused(f"confirm must be {shard_id!r}, because all that the older copy lacks is lost.")
         told = await self._document.forget(shard.store_id)
         _log.warning("shard %s may start with an older copy; it had told of record %d", shard_id, told.number)
-        return {"id": shard_id, "told": told.number, "version": told.version}
+        change = self._new_change("accept-old", shard_id)
+        change = changes.done(change, change.began_ms, f"It had told of record {told.number}.")
+        ended_max = self._limits.changes_kept_max
+        await self._document.change(lambda state: change_steps.noted(state, change, ended_max), though_behind=True)
+        return {"id": shard_id, "told": told.number, "version": told.version, "change": change.id}
 
     async def map_after(self, epoch: int) -> ClusterMap:
         """The map as soon as there is one with a higher epoch; waits for ever if none comes.
@@ -185,20 +210,22 @@ class ClusterService:
         """The newest map that is to be had, for people. Raises ChangeRefused if there is nothing to recover."""
         return described(await self._find())
 
-    async def recover(self, cluster_id: str, epoch: int, without: Collection[str]) -> ClusterMap:
+    async def recover(self, cluster_id: str, epoch: int, without: Collection[str]) -> Replanned:
         """Go on with that map, which was shown. Raises ChangeRefused, Unavailable."""
         found = await self._find()
         check(found, cluster_id, epoch, without)
         following = recovered(found.map, self._document.heard(cluster_id), self._new_move_id)
+        change = self._new_change("recover")
 
         def decide(state: ClusterState) -> ClusterState:
             if state.map is not None and state.map.epoch > found.map.epoch:
                 raise ChangeRefused("somebody else has recovered the map meanwhile: nothing was changed.")
-            return msgspec.structs.replace(state, map=following, announced={}, wanted={})
+            after = msgspec.structs.replace(state, map=following, announced={}, wanted={})
+            return self._taken(state, after, change, {})
 
         _, after = await self._document.change(decide, though_behind=True)
         _log.warning("the map of epoch %d was recovered: epoch %d", epoch, following.epoch)
-        return membership.formed_map(after)
+        return Replanned(membership.formed_map(after), change.id)
 
     async def _find(self) -> Found:
         state = await self._document.read()
@@ -219,7 +246,8 @@ class ClusterService:
         """
         if url is not None:
             newcomer = await self._newcomer(shard_id, url, weight)
-            return await self._ask(shard_id, lambda state, plan: membership.with_joining(state, newcomer, plan))
+            asked = self._new_change("add", shard_id, weight)
+            return await self._ask(asked, lambda state, plan: membership.with_joining(state, newcomer, plan))
         _check_shard(shard_id, weight)
         membership.check_newcomer(await self._read(), shard_id)
         if not await self._launcher.comes():
@@ -227,7 +255,8 @@ class ClusterService:
                 f"no `kvstore up` is there to start shard {shard_id}: start it yourself with `kvstore shard serve "
                 f"{shard_id} --join URL --listen HOST:PORT --data-dir DIR`, or name a running one with --shard-url."
             )
-        return await self._ask(shard_id, lambda state, _: membership.with_wanted(state, shard_id, weight))
+        asked = self._new_change("add", shard_id, weight)
+        return await self._ask(asked, lambda state, _: membership.with_wanted(state, shard_id, weight))
 
     async def plan_add(self, shard_id: str, url: str | None, weight: int) -> dict[str, Any]:
         """What `add` would move. Raises as it does, but asks for no launcher."""
@@ -240,7 +269,8 @@ class ClusterService:
 
     async def remove(self, shard_id: str) -> Asked:
         """The shard leaves. Raises NotFound, ChangeRefused for the last one, Unavailable."""
-        return await self._ask(shard_id, lambda state, plan: membership.without(state, shard_id, plan))
+        asked = self._new_change("remove", shard_id)
+        return await self._ask(asked, lambda state, plan: membership.without(state, shard_id, plan))
 
     async def give_up(self, shard_id: str, confirmed: str | None) -> dict[str, Any]:
         """The shard is lost with all that it had: what that is. Raises ChangeRefused unless its id was typed again."""
@@ -252,7 +282,8 @@ class ClusterService:
                 f"lost for good. If that is meant, give confirm={shard_id} along with lost=true.",
                 partitions=owned,
             )
-        asked = await self._ask(shard_id, lambda state, _: membership.lost(state, shard_id))
+        change = self._new_change("remove-lost", shard_id)
+        asked = await self._ask(change, lambda state, _: membership.lost(state, shard_id))
         return {**asked._asdict(), "partitions": owned}
 
     async def plan_remove(self, shard_id: str) -> dict[str, Any]:
@@ -262,27 +293,32 @@ class ClusterService:
     async def reweigh(self, shard_id: str, weight: int) -> Asked:
         """The shard gets another weight. Raises BadBody, NotFound, ChangeRefused, Unavailable."""
         membership.check_weight(weight)
-        return await self._ask(shard_id, lambda state, plan: membership.reweighed(state, shard_id, weight, plan))
+        asked = self._new_change("weight", shard_id, weight)
+        return await self._ask(asked, lambda state, plan: membership.reweighed(state, shard_id, weight, plan))
 
     async def plan_reweigh(self, shard_id: str, weight: int) -> dict[str, Any]:
         """What `reweigh` would move; raises as it does."""
         membership.check_weight(weight)
         return await self._estimate(lambda state, plan: membership.reweighed(state, shard_id, weight, plan))
 
-    async def plan_anew(self) -> ClusterMap:
+    async def plan_anew(self) -> Replanned:
         """Plan what the present members and weights ask for. Raises Unavailable."""
-        return membership.formed_map(await self._change(membership.planned_anew))
+        after, change_id = await self._change(self._new_change("rebalance"), membership.planned_anew)
+        return Replanned(membership.formed_map(after), change_id)
 
     async def plan_plan(self) -> dict[str, Any]:
         """What `plan_anew` would move."""
         return await self._estimate(membership.planned_anew)
 
-    async def cancel(self) -> ClusterMap:
-        """Give up all moves that are not committed. Raises Unavailable."""
+    async def cancel(self) -> Replanned:
+        """Give up all moves that are not committed, and the changes that they belong to. Raises Unavailable."""
         await self._read()
-        _, after = await self._document.change(membership.without_moves)
+        cancel, ended_max = self._new_change("cancel"), self._limits.changes_kept_max
+        _, after = await self._document.change(
+            lambda state: change_steps.cancelled(state, membership.without_moves(state), cancel, ended_max)
+        )
         _log.info("the moves are cancelled")
-        return membership.formed_map(after)
+        return Replanned(membership.formed_map(after), cancel.id)
 
     async def state(self) -> ClusterState:
         """What is stored now."""
@@ -300,37 +336,56 @@ class ClusterService:
         membership.check_newcomer(await self._read(), shard_id, identity.cluster_id, identity.partitions)
         return at_home(shard_id, url, identity.store_id, copy_id=identity.copy_id, weight=weight)
 
-    async def _ask(self, shard_id: str, decide: Callable[[ClusterState, Plan], ClusterState]) -> Asked:
-        after = await self._change(decide)
+    def _new_change(self, kind: Kind, shard: str | None = None, weight: int | None = None) -> Change:
+        return Change(
+            id=self._new_move_id(), kind=kind, shard=shard, weight=weight, began_ms=self._environment.now_ms()
+        )
+
+    async def _ask(self, asked: Change, decide: Rule) -> Asked:
+        shard_id = asked.shard or ""
+        after, change_id = await self._change(asked, decide)
         cluster_map = membership.formed_map(after)
         shard = cluster_map.shard(shard_id)
         state = shard.state if shard is not None else "wanted" if shard_id in after.wanted else "gone"
         _log.info("shard %s is %s: epoch %d, %d moves", shard_id, state, cluster_map.epoch, len(cluster_map.moves))
-        return Asked(shard_id, state, cluster_map.epoch)
+        return Asked(shard_id, state, cluster_map.epoch, change_id)
 
-    async def _change(self, decide: Callable[[ClusterState, Plan], ClusterState]) -> ClusterState:
-        plan = await self._planner(await self._read())
+    async def _change(self, asked: Change, decide: Rule) -> tuple[ClusterState, str]:
+        """The state after the change, and the change's id: that of one under way if it asks for the same."""
+        sizes = await self._measured(await self._read())
+
+        def step(state: ClusterState) -> ClusterState:
+            change = changes.running_like(state.changes, asked) or asked
+            return self._taken(state, decide(state, self._plan(sizes, change.id)), change, sizes)
+
         failpoints.hit("controller-before-plan")
-        _, after = await self._document.change(lambda state: decide(state, plan))
+        _, after = await self._document.change(step)
         failpoints.hit("controller-after-plan")
-        return after
+        known = changes.find(after.changes, asked.id) or changes.running_like(after.changes, asked)
+        return after, known.id if known is not None else asked.id
 
-    async def _estimate(self, decide: Callable[[ClusterState, Plan], ClusterState]) -> dict[str, Any]:
+    def _taken(
+        self, before: ClusterState, after: ClusterState, change: Change, sizes: Mapping[str, Size]
+    ) -> ClusterState:
+        expect = expected_keys(membership.formed_map(after), sizes)
+        return change_steps.taken(before, after, change, expect, self._limits.changes_kept_max)
+
+    async def _estimate(self, decide: Rule) -> dict[str, Any]:
         state = await self._read()
-        sizes = await self._shards.measure(membership.formed_map(state))
-        after = decide(state, self._plan(sizes))
+        sizes = await self._measured(state)
+        after = decide(state, self._plan(sizes, ""))
         return estimate(membership.formed_map(after), sizes)
 
-    async def _planner(self, state: ClusterState | None) -> Plan:
-        """Measures the members first, if there are any."""
-        sizes = await self._shards.measure(state.map) if state is not None and state.map is not None else {}
-        return self._plan(sizes)
+    async def _measured(self, state: ClusterState) -> Mapping[str, Size]:
+        """What the members hold, as far as they say."""
+        return await self._shards.measure(state.map) if state.map is not None else {}
 
-    def _plan(self, sizes: Mapping[str, Size]) -> Plan:
+    def _plan(self, sizes: Mapping[str, Size], change_id: str) -> Plan:
         return lambda cluster_map: planned(
             cluster_map,
             lambda source: group_partitions(cluster_map, source, sizes.get(source), self._limits),
             self._new_move_id,
+            change_id,
         )
 
     def _new_move_id(self) -> str:
@@ -362,6 +417,13 @@ class ClusterService:
             with suppress(ChangeRefused):
                 return (await self._recovery.find(state)).map.nodes
         return []
+
+    def may_run(self, shard_id: str, since_ms: int) -> bool:
+        """Whether a launcher may still run a shard that was removed at that time.
+
+        A controller that was started since then does not know at first, until a launcher has asked it something.
+        """
+        return self._launcher.may_run(shard_id, is_new=since_ms >= self._began_ms)
 
     def ending(self, state: ClusterState) -> list[str]:
         """Shards that a launcher still runs and that are no members any more."""
@@ -396,41 +458,13 @@ class _Launcher:
     def running(self) -> frozenset[str]:
         return self._running if self._is_there() else frozenset()
 
+    def may_run(self, shard_id: str, *, is_new: bool) -> bool:
+        """Whether that process runs, as far as that is known; `is_new`: it was started in this controller's time."""
+        unknown = not self._came.is_set() and self._clock_s() < self._began_s + _LAUNCHER_GRACE_S
+        return shard_id in self.running() or (unknown and not is_new)
+
     def _is_there(self) -> bool:
         return self._clock_s() - self._asked_s < self._known_s
-
-
-# --- sizes -----------------------------------------------------------------------------------------------------------
-
-
-def group_partitions(cluster_map: ClusterMap, source: str, size: Size | None, limits: Limits) -> int:
-    """How many partitions of `source` have about as many keys and bytes together as a group may; at least 1."""
-    owned = len(cluster_map.owned_by(source))
-    if size is None:
-        return max(1, owned // _UNMEASURED_GROUPS)
-    groups = max(size.keys / limits.move_group_keys_max, size.bytes / limits.move_group_bytes_max, 1)
-    return max(1, int(owned / groups))
-
-
-def estimate(cluster_map: ClusterMap, sizes: Mapping[str, Size]) -> dict[str, Any]:
-    """What the moves of the map carry, per source and destination and in sum; None where a source was not measured."""
-    partitions: defaultdict[tuple[str, str], int] = defaultdict(int)
-    for move in cluster_map.moves:
-        partitions[move.source, move.to] += len(move.partitions)
-    entries: list[dict[str, Any]] = []
-    for (source, to), count in sorted(partitions.items()):
-        size, owned = sizes.get(source), len(cluster_map.owned_by(source))
-        keys = round(size.keys * count / owned) if size is not None else None
-        size_bytes = round(size.bytes * count / owned) if size is not None else None
-        entries.append({"from": source, "to": to, "partitions": count, "keys": keys, "bytes": size_bytes})
-    return {name: _sum([entry[name] for entry in entries]) for name in ("partitions", "keys", "bytes")} | {
-        "moves": entries
-    }
-
-
-def _sum(values: list[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
 
 
 def _check_shard(shard_id: str, weight: int) -> None:

@@ -93,13 +93,15 @@ def at_home(
 class Move(msgspec.Struct, frozen=True, kw_only=True):
     """Partitions that the shard `source` owns and the shard `to` is to own, moved together.
 
-    The `id` names one try, for ever: once the move is given up or begun anew, no map has it any more.
+    The `id` names one try, for ever: once the move is given up or begun anew, no map has it any more. `change` is the
+    id of the change of the cluster that it is a part of.
     """
 
     id: str
     source: str
     to: str
     partitions: list[int]
+    change: str = ""
 
 
 class Strike(msgspec.Struct, frozen=True, kw_only=True):

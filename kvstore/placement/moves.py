@@ -17,7 +17,8 @@ That is work for nothing: the two change places in the plan until every shard on
 left is the minimum, each shard's room less what it owns, summed up over those that get.
 
 Standing moves all of whose partitions still go to the same shard keep their id, so that a plan does not stop the work
-under way. The others fall apart, and their partitions are grouped anew.
+under way. The others fall apart, and their partitions are grouped anew. A partition that still goes to the same shard
+stays with the change that had planned it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import pairwise, zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -106,8 +107,10 @@ def with_weight(cluster_map: ClusterMap, shard_id: str, weight: int) -> ClusterM
     return _with_shard(cluster_map, shard_id, weight=weight)
 
 
-def planned(cluster_map: ClusterMap, group_partitions: Callable[[str], int], new_id: Callable[[], str]) -> ClusterMap:
-    """With the moves that lead to the fair placement on the shards that stay.
+def planned(
+    cluster_map: ClusterMap, group_partitions: Callable[[str], int], new_id: Callable[[], str], change: str = ""
+) -> ClusterMap:
+    """With the moves that lead to the fair placement on the shards that stay; new ones belong to that change.
 
     `group_partitions` says how many partitions of a source are moved together at most; `new_id` makes an id that was
     never used. Raises ValueError if no shard stays.
@@ -115,8 +118,11 @@ def planned(cluster_map: ClusterMap, group_partitions: Callable[[str], int], new
     targets = _targets(cluster_map)
     kept = [move for move in cluster_map.moves if all(targets[partition] == move.to for partition in move.partitions)]
     taken = {partition for move in kept for partition in move.partitions}
-    groups = _groups(cluster_map, targets, taken, group_partitions)
-    moves = [*kept, *(Move(id=new_id(), source=source, to=to, partitions=group) for source, to, group in groups)]
+    new = [
+        Move(id=new_id(), source=way.source, to=way.to, partitions=group, change=way.change)
+        for way, group in _groups(cluster_map, targets, taken, group_partitions, change)
+    ]
+    moves = [*kept, *new]
     return _settled(cluster_map, shards=cluster_map.shards, owners=cluster_map.owners, moves=moves)
 
 
@@ -196,30 +202,41 @@ def _without_detours(owners: Sequence[str], targets: list[str], moving: set[int]
 # --- groups ----------------------------------------------------------------------------------------------------------
 
 
+class _Way(NamedTuple):
+    source: str
+    to: str
+    change: str
+
+
 def _groups(
-    cluster_map: ClusterMap, targets: Sequence[str], taken: set[int], group_partitions: Callable[[str], int]
-) -> Iterator[tuple[str, str, list[int]]]:
-    """(source, destination, partitions) of all that is to move and is not `taken`, in rounds: a group of each pair.
+    cluster_map: ClusterMap,
+    targets: Sequence[str],
+    taken: set[int],
+    group_partitions: Callable[[str], int],
+    change: str,
+) -> Iterator[tuple[_Way, list[int]]]:
+    """The partitions of all that is to move and is not `taken`, in rounds: a group of each way.
 
     Within a round the pairs come in diagonals, (0, 0) (1, 1) (2, 2), then (0, 1) (1, 2) (2, 0), and so on: as few
     neighbours as can be share a source or a destination.
     """
-    going: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    going: defaultdict[_Way, list[int]] = defaultdict(list)
+    planned_by = {(partition, move.to): move.change for move in cluster_map.moves for partition in move.partitions}
     for partition, target in enumerate(targets):
         owner = cluster_map.shards[cluster_map.owners[partition]].id
         if owner != target and partition not in taken:
-            going[owner, target].append(partition)
-    sources = sorted({source for source, _ in going})
-    destinations = sorted({to for _, to in going})
+            going[_Way(owner, target, planned_by.get((partition, target), change))].append(partition)
+    sources = sorted({way.source for way in going})
+    destinations = sorted({way.to for way in going})
     width = max(len(sources), len(destinations))
 
-    def diagonal(pair: tuple[str, str]) -> tuple[int, int]:
-        row, column = sources.index(pair[0]), destinations.index(pair[1])
-        return (column - row) % width, row
+    def diagonal(way: _Way) -> tuple[int, int, str]:
+        row, column = sources.index(way.source), destinations.index(way.to)
+        return (column - row) % width, row, way.change
 
     rounds = [
-        [(source, to, group) for group in _cut(going[source, to], max(1, group_partitions(source)))]
-        for source, to in sorted(going, key=diagonal)
+        [(way, group) for group in _cut(going[way], max(1, group_partitions(way.source)))]
+        for way in sorted(going, key=diagonal)
     ]
     for groups in zip_longest(*rounds):
         yield from (group for group in groups if group is not None)

@@ -80,6 +80,8 @@ SHARD_PREFIX = "/v1/shards/"
 SHARD_ROUTE = "/v1/shards/{id}"
 ACCEPT_OLD_ROUTE = "/v1/shards/{id}/accept-old"
 _ACCEPT_OLD = "/accept-old"
+CHANGE_PREFIX = "/v1/changes/"
+CHANGE_ROUTE = "/v1/changes/{id}"
 
 _NONE: frozenset[str] = frozenset()
 _NOT_ASKED: list[int] | None = []
@@ -124,6 +126,7 @@ class RouterApp:
             "DELETE": self._on_shard(membership.remove_shard),
         }
         self._accept_old_methods: dict[str, Route] = {"POST": self._on_shard(membership.accept_old, _ACCEPT_OLD)}
+        self._change_methods: dict[str, Route] = {"GET": self._look_at_change}
         self.routes = self._fixed_routes(membership)
 
     def _fixed_routes(self, membership: MembershipRoutes) -> dict[str, dict[str, Route]]:
@@ -136,6 +139,7 @@ class RouterApp:
             "/v1/cluster": {"GET": self._cluster},
             "/v1/shards": {"POST": membership.add_shard},
             "/v1/moves": {"GET": membership.moves, "POST": membership.rebalance, "DELETE": membership.cancel},
+            "/v1/changes": {"GET": membership.changes},
             "/v1/events": {"GET": self._events},
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
@@ -201,6 +205,8 @@ class RouterApp:
             route, methods = ACCEPT_OLD_ROUTE, self._accept_old_methods
         elif head.path.startswith(SHARD_PREFIX):
             route, methods = SHARD_ROUTE, self._shard_methods
+        elif head.path.startswith(CHANGE_PREFIX):
+            route, methods = CHANGE_ROUTE, self._change_methods
         elif head.path.startswith(PAGE_PREFIX):
             route, methods = PAGE_ROUTE, self._page_methods
         else:
@@ -239,6 +245,9 @@ class RouterApp:
             return await handler(head.path[len(SHARD_PREFIX) :].removesuffix(suffix), request, head)
 
         return with_id
+
+    async def _look_at_change(self, request: web.BaseRequest, head: Head) -> Response:
+        return await self._membership.change(head.path[len(CHANGE_PREFIX) :], request, head)
 
     def _key(self, raw: str) -> str:
         return decode_key(raw, self._limits.key_bytes_max)
@@ -403,7 +412,8 @@ class RouterApp:
         decode_query(head.query, _NONE)
         if wants_page(head):
             return index_page(head)
-        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE, ACCEPT_OLD_ROUTE, PAGE_ROUTE]
+        routes = [KEY_ROUTE, EXPLAIN_ROUTE, LOCK_ROUTE, TXN_ROUTE, SHARD_ROUTE, ACCEPT_OLD_ROUTE, CHANGE_ROUTE]
+        routes.append(PAGE_ROUTE)
         routes += [route for route in self.routes if route != "/"]
         index = {"name": "kvstore", "routes": sorted(routes), "documentation": "/openapi.json"}
         return json_response(200, index, "Vary: Accept\r\n")

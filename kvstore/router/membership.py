@@ -1,14 +1,15 @@
 """Changes of the cluster, passed through to the controller: its members, its moves.
 
-Owns: the routes /v1/shards, /v1/shards/{id}, /v1/shards/{id}/accept-old and /v1/moves as clients see them; what the
-controller tells of moves, as a part of GET /v1/cluster.
-Promises: what the controller answers is answered, status and document; a request is sent to it once. GET /v1/cluster
-waits for the controller for a second at most, and says so when it did not answer.
+Owns: the routes /v1/shards, /v1/shards/{id}, /v1/shards/{id}/accept-old, /v1/moves, /v1/changes and /v1/changes/{id} as
+clients see them; what the controller tells of moves, as a part of GET /v1/cluster.
+Promises: what the controller answers is answered: status, document, `Location`; a request is sent to it once. GET
+/v1/cluster waits for the controller for a second at most, and says so when it did not answer.
 Leaves to others: every decision (the controller), the path of a request (`app`).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import urlencode
 
@@ -17,7 +18,7 @@ import msgspec
 from aiohttp import web
 
 from kvstore.config import ID_PATTERN, Limits
-from kvstore.errors import BadBody, BadParameter, BodyTooLarge, OutcomeUnknown, Unavailable
+from kvstore.errors import BadBody, BadParameter, BodyTooLarge, NotFound, OutcomeUnknown, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Move
 from kvstore.router.decode import decode_flag, refuse_headers
 from kvstore.transport.bodies import BodyReader
@@ -32,6 +33,9 @@ _ANSWER_BYTES_MAX = 16 * 1024 * 1024
 _MOVES_TIMEOUT_S = 1.0
 _RETRY_AFTER_MS = 1000
 _IS_AWAY = "the controller does not answer"
+_CHANGES = "/v1/changes"
+_CHANGE_ID = re.compile("[0-9a-f]{1,64}")
+_LOCATION = re.compile(f"{_CHANGES}/{_CHANGE_ID.pattern}")
 
 
 class Controller:
@@ -52,7 +56,8 @@ class Controller:
             async with self._session.request(
                 method, address, data=body, headers=headers, timeout=timeout, allow_redirects=False
             ) as answer:
-                return _passed_on(answer.status, answer.content_type, await _read(answer))
+                location = answer.headers.get("Location", "")
+                return _passed_on(answer.status, answer.content_type, await _read(answer), location)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             raise Unavailable(_IS_AWAY, retry_after_ms=_RETRY_AFTER_MS) from None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
@@ -81,17 +86,17 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def _passed_on(status: int, content_type: str, body: bytes) -> Response:
+def _passed_on(status: int, content_type: str, body: bytes, location: str) -> Response:
     """Raises ValueError if that was no answer of a controller (msgspec.DecodeError is one)."""
     document = msgspec.json.decode(body, type=dict[str, Any])
     if content_type not in (JSON, PROBLEM_JSON):
         raise ValueError(f"a controller does not answer with {content_type}")
-    lines = ""
+    lines = f"Location: {location}\r\n" if _LOCATION.fullmatch(location) else ""
     if content_type == PROBLEM_JSON:
         if status == Unavailable.status:
             document.setdefault("retry_after_ms", _RETRY_AFTER_MS)
         if "retry_after_ms" in document:
-            lines = f"Retry-After: {max(1, -(-int(document['retry_after_ms']) // 1000))}\r\n"
+            lines += f"Retry-After: {max(1, -(-int(document['retry_after_ms']) // 1000))}\r\n"
     return Response(status, msgspec.json.encode(document) + b"\n", content_type, lines)
 
 
@@ -123,6 +128,20 @@ class MembershipRoutes:
     async def moves(self, request: web.BaseRequest, head: Head) -> Response:
         decode_query(head.query, _NONE)
         return await self._controller.ask("GET", "/v1/moves", None)
+
+    async def changes(self, request: web.BaseRequest, head: Head) -> Response:
+        decode_query(head.query, _NONE)
+        return await self._controller.ask("GET", _CHANGES, None)
+
+    async def change(self, change_id: str, request: web.BaseRequest, head: Head) -> Response:
+        decode_query(head.query, _NONE)
+        if not _CHANGE_ID.fullmatch(change_id):
+            raise NotFound(
+                f"{change_id[:100]!a} is no id of a change.",
+                title="There is no such change",
+                next_step="GET /v1/changes lists those that are known.",
+            )
+        return await self._controller.ask("GET", f"{_CHANGES}/{change_id}", None)
 
     async def _change(
         self, request: web.BaseRequest, head: Head, path: str, *, takes_body: bool, takes: frozenset[str] = PLAN

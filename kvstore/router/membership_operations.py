@@ -9,7 +9,7 @@ Leaves to others: the types and what several operations have in common (`operati
 from __future__ import annotations
 
 from kvstore.errors import BadBody, BodyTooLarge, ChangeRefused, ControllerBehind, ForeignData, NotFound, OutcomeUnknown
-from kvstore.router.json_schema import ref
+from kvstore.router.json_schema import ref, text
 from kvstore.router.operation import (
     BODY,
     Content,
@@ -25,6 +25,7 @@ from kvstore.router.operation import (
 from kvstore.transport.http import JSON
 
 _SHARDS, _SHARD, _MOVES = "/v1/shards", "/v1/shards/{id}", "/v1/moves"
+_CHANGES, _CHANGE = "/v1/changes", "/v1/changes/{id}"
 _ID = {
     "name": "id",
     "in": "path",
@@ -35,6 +36,7 @@ _ID = {
 }
 _PLAN = query("plan", flag("Change nothing: only tell what would move."), True)
 _ERRORS: Errors = (BadBody, BodyTooLarge, *BODY, ChangeRefused, ControllerBehind, OutcomeUnknown)
+_LOCATION = ("Location",)
 _GRACE = "No call fails because of it. Changes asked for while others are under way are planned together with them. "
 EXAMPLE_MOVE = {
     "from": "s1", "to": "s5", "partitions": 210, "step": "copy", "keys_done": 1200, "keys_total": 7800,
@@ -44,6 +46,13 @@ EXAMPLE_CHANGE = {
     "partitions": 610, "keys": 22380, "bytes": 2596080, "groups": 3, "seconds": 1.42, "write_pause_ms_max": 31.5,
     "write_pause_ms_p99": 31.5,
 }  # fmt: skip
+EXAMPLE_RESOURCE = {
+    "id": "6f1d0c3b9a8e4f27", "kind": "add", "shard": "s5", "weight": 1, "state": "running",
+    "detail": "610 of 820 partitions have moved.", "waiting_for": None, "progress": 0.7823,
+    "partitions_done": 610, "partitions_total": 820, "keys_done": 23580, "keys_total": 30180,
+    "bytes_done": 2735280, "groups_done": 3, "started_at": "2026-11-28T21:14:03.250Z", "ended_at": None,
+    "seconds": 1.42, "write_pause_ms_max": 31.5, "write_pause_ms_p99": 31.5,
+}  # fmt: skip
 _EXAMPLE_PLAN = {
     "partitions": 820, "keys": 30180, "bytes": 3500880,
     "moves": [{"from": "s1", "to": "s5", "partitions": 820, "keys": 30180, "bytes": 3500880}],
@@ -52,7 +61,7 @@ _EXAMPLE_PLAN = {
 
 def membership_operations() -> list[Operation]:
     """All of them but HEAD, which is that of GET without bodies."""
-    return [_add(), _weigh(), _remove(), _accept_old(), _moves(), _rebalance(), _cancel()]
+    return [_add(), _weigh(), _remove(), _accept_old(), _moves(), _rebalance(), _cancel(), _changes(), _change()]
 
 
 def _add() -> Operation:
@@ -63,7 +72,7 @@ def _add() -> Operation:
         tag="cluster",
         summary="Add a shard",
         description="With `url` a shard that serves there already joins; without, the running `kvstore up` starts one. "
-        f"Then its share of the partitions moves to it. {_GRACE}GET /v1/cluster shows how far it is.",
+        f"Then its share of the partitions moves to it. {_GRACE}`Location` shows how far it is.",
         parameters=(_PLAN,),
         body=_body("NewShard", {"id": "s5", "url": "http://127.0.0.1:9105", "weight": 1}),
         answers=(_plan_only(), _taken({"id": "s5", "state": "joining", "epoch": 12})),
@@ -120,7 +129,9 @@ def _accept_old() -> Operation:
         "newer copy, this lets it start. `confirm` is the shard's id.",
         parameters=(_ID,),
         body=_body("AcceptOld", {"confirm": "s5"}),
-        answers=(json_answer("It may start.", "AcceptedOld", {"id": "s5", "told": 48120, "version": 51200}, 202),),
+        answers=(
+            json_answer("It may start.", "AcceptedOld", {"id": "s5", "told": 48120, "version": 51200}, 202, _LOCATION),
+        ),
         errors=(*_ERRORS, NotFound),
     )
 
@@ -165,12 +176,41 @@ def _cancel() -> Operation:
     )
 
 
+def _changes() -> Operation:
+    return Operation(
+        _CHANGES,
+        "GET",
+        id="getChanges",
+        tag="cluster",
+        summary="The changes of the cluster",
+        description="All that run, and the last that ended, the newest first; kept with the map.",
+        answers=(json_answer("The newest first.", "Changes", {"items": [EXAMPLE_RESOURCE]}),),
+    )
+
+
+def _change() -> Operation:
+    return Operation(
+        _CHANGE,
+        "GET",
+        id="getChange",
+        tag="cluster",
+        summary="A change of the cluster",
+        description="Each call that answers 202 names one in `Location`. It is done when all that it asks for has come "
+        "about and clients are answered for all that has moved.",
+        parameters=(
+            {**_ID, "description": "The change.", "schema": text(pattern="^[0-9a-f]+$"), "example": "6f1d0c3b9a8e4f27"},
+        ),
+        answers=(json_answer("How far it is, or how it ended.", "Change", EXAMPLE_RESOURCE),),
+        errors=(NotFound,),
+    )
+
+
 def _body(schema: str, value: Json) -> Json:
     return {"required": True, "content": Content(JSON, ref(schema), example("all fields", value)).render()}
 
 
 def _taken(value: Json) -> Success:
-    return json_answer("It is written down, and goes on whatever happens.", "ChangeTaken", value, 202)
+    return json_answer("It is written down, and goes on whatever happens.", "ChangeTaken", value, 202, _LOCATION)
 
 
 def _plan_only() -> Success:

@@ -91,6 +91,8 @@ def membership_schemas() -> dict[str, Schema]:
                 "detail": text("What it waits for; empty if for nothing."),
             },
         ),
+        "Changes": document("Those that are known.", {"items": array(ref("Change"), "The newest first.")}),
+        "Change": _change_schema(pause),
         "Wanted": array(ref("ShardId"), "Shards that `kvstore up` is to start; they are no members yet."),
         "Ending": array(ref("ShardId"), "Processes of shards that are no members any more, until they have ended."),
         "LastChange": one_of(
@@ -109,6 +111,45 @@ def membership_schemas() -> dict[str, Schema]:
             ),
         ),
     }
+
+
+def _change_schema(pause: Schema) -> Schema:
+    count = integer("", 0)
+    unknown = {"type": ["integer", "null"], "minimum": 0, "description": "Estimated; null if a shard was down."}
+    return document(
+        "A change of the cluster: what was asked for, how far it is, how it ended.",
+        {
+            "id": text("It is never used again."),
+            "kind": text(
+                "`remove-lost`: a shard whose disk is lost is given up; `rebalance`: moves are planned again; "
+                "`recover`: the map was taken from the nodes.",
+                enum=["add", "remove", "remove-lost", "weight", "rebalance", "cancel", "accept-old", "recover"],
+            ),
+            "shard": one_of("Null if it is not about one shard.", _NULL, ref("ShardId")),
+            "weight": one_of("Null if none was asked for.", _NULL, weight_schema()),
+            "state": text(
+                "`superseded`: another change asks for the contrary.",
+                enum=["running", "done", "cancelled", "superseded"],
+            ),
+            "detail": text("A sentence: how far it is, what it waits for, why it ended."),
+            "waiting_for": one_of("Null if for nothing.", _NULL, text("What it waits for.")),
+            "progress": {
+                "type": ["number", "null"], "minimum": 0, "maximum": 1,
+                "description": "The part that is done, of partitions; null while nothing is to move.",
+            },
+            "partitions_done": count,
+            "partitions_total": count,
+            "keys_done": count,
+            "keys_total": unknown,
+            "bytes_done": integer("Of keys and values.", 0),
+            "groups_done": integer("How many moves are done.", 0),
+            "started_at": text("When it was asked for.", format="date-time"),
+            "ended_at": one_of("Null while it runs.", _NULL, text("When it ended.", format="date-time")),
+            "seconds": number("From the start to the end, or until now.", minimum=0),
+            "write_pause_ms_max": pause,
+            "write_pause_ms_p99": pause,
+        },
+    )  # fmt: skip
 
 
 def weight_schema(**more: Any) -> Schema:

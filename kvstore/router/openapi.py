@@ -66,6 +66,7 @@ _HEADERS: Json = {
         ("Cache-Control", "A cache asks again, with the ETag.", True, text(const="no-cache")),
         ("X-Content-Type-Options", "Browsers guess no type.", True, text(const="nosniff")),
         ("Retry-After", "Whole seconds to wait before the same request is sent again.", True, integer("", 1)),
+        ("Location", "Where the change of the cluster can be followed.", True, text(pattern="^/v1/changes/[0-9a-f]+$")),
         ("Lock-Token", "Show it to write the key, to renew the lease, to release it.", True, ref("Token")),
         ("Content-Security-Policy", "What a browser lets the page do: nothing beyond this router.", True, text()),
         ("Page-ETag", "ETag: of the file.", True, text(pattern='^"[0-9a-f]{32}"$')),

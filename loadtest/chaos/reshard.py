@@ -1,9 +1,8 @@
 """Adding, removing and weighing shards while everything else goes wrong.
 
-Owns: which change is asked for, asking without patience for ever, what the members must be afterwards as far as that is
-known, and waiting for the end of all moves.
-Promises: a change that may have been asked for is counted as possible; at the end of a chapter every change that was
-answered 202, and not cancelled, must have come about.
+Owns: which change is asked for, asking without patience for ever, and waiting for the end of all changes.
+Promises: at the end of a chapter every change that was answered 202 is known by its id, and has ended: done, with the
+members that it asks for, or cancelled if something was, or superseded by another one of the same shard.
 Leaves to others: what a change asks for and how (loadtest.changes), when (schedule).
 """
 
@@ -34,8 +33,10 @@ class Reshard:
         self._shards = shards
         self._last_number = shards
         self._members = {f"s{number}": 1 for number in range(1, shards + 1)}  # as they are to become
-        self._sure: dict[str, bool] = {}
-        self._was_cancelled = False  # perhaps, and perhaps only soon: since then nothing is sure
+        self._taken: dict[str, Change] = {}  # by the id of the answer 202, since the last time that all had ended
+        self._asked: list[Change] = []  # whatever was answered
+        self._cancelled = False  # something was, perhaps, since then
+        self._left_over = False  # what was cancelled is not planned again yet
         self._one_by_one = asyncio.Lock()
         self._doers: dict[str, Callable[[random.Random], Awaitable[tuple[list[str], str]]]] = {
             "add": self._add_or_remove,
@@ -74,8 +75,7 @@ class Reshard:
         """A change, and soon after that it is cancelled, with whatever else is under way."""
         shards, note = await self._ask(Change("weigh", self._any(rng), _WEIGHT_MAX + 1))
         await asyncio.sleep(rng.uniform(0.0, 0.5))
-        self._was_cancelled = True
-        self._sure.clear()
+        self._cancelled = self._left_over = True
         reply = await self._insist("DELETE", "/v1/moves", None)
         return shards, f"{note}; cancel: {reply.words}"
 
@@ -101,11 +101,11 @@ class Reshard:
         return Change("remove", self._any(rng))
 
     async def _ask(self, change: Change) -> tuple[list[str], str]:
+        self._asked.append(change)
         self._members = change.after(self._members)  # before the answer: the next change is not to fall on it
-        self._sure.pop(change.shard, None)
         reply = await self._insist(*changes.request_of(change))
-        if change.verb in ("add", "remove") and reply.status == 202 and not self._was_cancelled:
-            self._sure[change.shard] = change.verb == "add"
+        if reply.status == 202:
+            self._taken[reply.change] = change
         return [change.shard], f"{change}: {reply.words}"
 
     async def _insist(self, method: str, path: str, body: bytes | None) -> Reply:
@@ -120,28 +120,42 @@ class Reshard:
     # --- afterwards --------------------------------------------------------------------------------------------------
 
     async def settle(self, timeout_s: float) -> str:
-        """Wait until nothing moves, joins or leaves any more: a sentence if that takes too long, or if the members are
-        not those that they must be. What was cancelled is planned anew."""
+        """Wait until no change runs any more: a sentence if that takes too long, or if one of them has not come about.
+        What was cancelled is planned again."""
         deadline_s = time.monotonic() + timeout_s
         while True:
-            if self._was_cancelled:
-                self._was_cancelled = (await self._insist("POST", "/v1/moves", None)).status != 202
+            if self._left_over:
+                self._left_over = (await self._insist("POST", "/v1/moves", None)).status != 202
+            known = await changes.known(self._wire)
             document = await changes.cluster(self._wire)
-            if document and not self._was_cancelled and is_settled(document):
-                return self._compare(document)
+            running = [change for change in known or [] if change["state"] == "running"]
+            if document and known is not None and not running and not self._left_over and is_settled(document):
+                return self._judge(document, known)
             if time.monotonic() > deadline_s:
                 shown = {name: document.get(name) for name in ("epoch", "shards", "moves", "ending", "wanted")}
-                return f"{timeout_s:g} s after all faults were over, partitions still move: {shown if document else ''}"
+                return f"{timeout_s:g} s after all faults were over, there are changes that run: {running}, {shown}"
             await asyncio.sleep(_POLL_S)
 
-    def _compare(self, document: dict[str, Any]) -> str:
+    def _judge(self, document: dict[str, Any], known: list[dict[str, Any]]) -> str:
+        """Of changes that have all ended. Those that are not known by now were taken down, and lost."""
         found = {shard["id"]: shard["weight"] for shard in document["shards"]}
-        wrong = [shard for shard, is_there in self._sure.items() if (shard in found) != is_there]
-        self._members, sure, self._sure = found, self._sure, {}
-        if wrong:
-            asked = ", ".join(f"{'add' if sure[shard] else 'remove'} {shard}" for shard in wrong)
-            return f"taken down (202), and not done: {asked}; the members are {', '.join(found)}"
-        return ""
+        states = {change["id"]: change["state"] for change in known}
+        wrong = [
+            f"{change} ({states.get(change_id, 'not known')})"
+            for change_id, change in self._taken.items()
+            if not self._may_be(states.get(change_id), change)
+        ]
+        last = {change["shard"]: change["kind"] for change in known if change["state"] == "done" and change["shard"]}
+        for shard, kind in last.items():
+            if (kind in ("add", "remove")) and (shard in found) != (kind == "add"):
+                wrong.append(f"{kind} {shard} (done)")
+        self._members, self._taken, self._cancelled = found, {}, False
+        return f"taken down (202), and not so: {', '.join(wrong)}; the members are {', '.join(found)}" if wrong else ""
+
+    def _may_be(self, state: str | None, change: Change) -> bool:
+        if state == "superseded":
+            return any(other is not change and other.shard == change.shard for other in self._asked)
+        return state == "done" or (state == "cancelled" and self._cancelled)
 
 
 def is_settled(document: dict[str, Any]) -> bool:

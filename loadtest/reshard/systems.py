@@ -118,10 +118,11 @@ class KvstoreGrowing(Growing):
             async with session.post(f"{self.url}/v1/shards", json={"id": newcomer}) as answer:
                 if answer.status != 202:
                     raise RuntimeError(f"the shard cannot be added: {answer.status} {await answer.text()}")
+                location = answer.headers["Location"]
             began_s, after = await self._follow(session, before.epoch, newcomer)
             ended_s = time.monotonic()
             document = await self._cleared(session)
-        change = document["last_change"]
+            change = await self._ended(session, location)
         keys = {shard["id"]: shard["keys"] for shard in document["shards"]}
         return Growth(
             began_s=began_s,
@@ -132,7 +133,7 @@ class KvstoreGrowing(Growing):
             peak_to_mean=peak_to_mean(list(keys.values())),
             write_pause_ms_max=change["write_pause_ms_max"],
             write_pause_ms_p99=change["write_pause_ms_p99"],
-            groups=change["groups"],
+            groups=change["groups_done"],
         )
 
     async def _follow(self, session: aiohttp.ClientSession, epoch: int, newcomer: str) -> tuple[float, ClusterMap]:
@@ -148,6 +149,18 @@ class KvstoreGrowing(Growing):
                 began_s = began_s or time.monotonic()
                 if member.state == "up" and not cluster_map.moves:
                     return began_s, cluster_map
+
+    async def _ended(self, session: aiohttp.ClientSession, location: str) -> dict[str, Any]:
+        """The change, when it is done. Raises RuntimeError if it ends otherwise, TimeoutError."""
+        async with asyncio.timeout(_GROW_TIMEOUT_S):
+            while True:
+                async with session.get(f"{self.url}{location}") as answer:
+                    change: dict[str, Any] = await answer.json()
+                if change["state"] == "done":
+                    return change
+                if change["state"] != "running":
+                    raise RuntimeError(f"the shard is not added: {change['detail']}")
+                await asyncio.sleep(_CLEAR_POLL_S)
 
     async def _cleared(self, session: aiohttp.ClientSession) -> dict[str, Any]:
         """GET /v1/cluster, once the former owners have removed what is left of the partitions that went."""

@@ -215,7 +215,8 @@ class Nemesis:
         environment.sync_s = _SYNC_S
 
     async def _fill(self, rng: random.Random) -> None:
-        disk = self._shard(rng).disk
+        shard = self._shard(rng)
+        disk, shard.was_full = shard.disk, True
         disk.capacity = disk.used_bytes + rng.choice((0, 1000, 150_000, 250_000, 500_000))
         await asyncio.sleep(rng.uniform(0.1, 3.0))
         disk.capacity = None

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from kvstore.config import ClusterConfig, Limits, ShardConfig
+from kvstore.controller.closer import ChangeCloser
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.lost import Reopener
 from kvstore.controller.membership import Announcement
@@ -193,6 +194,7 @@ class ShardServer(Server):
         self.sync_fails = False
         self.is_damaged = False  # a bit of its disk is wrong
         self.refused = False  # it has not started because of that
+        self.was_full = False  # the disk, at some time
         self.fate: Callable[[int], int] = keep_all  # what a cut of the power leaves of what was not synced
         self.floors = (0, 0, 0)
         self._channels: dict[End, None] = {}
@@ -286,7 +288,8 @@ class ShardServer(Server):
         return await Store.serve(Opened(self.engine, log, None), self.limits, on_fatal, self.environment)
 
     def may_end_by(self, error: BaseException) -> bool:
-        if isinstance(error, TryLater) and self.store is None:
+        is_full = isinstance(error, TryLater) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+        if is_full and self.store is None and self.was_full:
             return True  # it opens as soon as there is room
         if isinstance(error, ForeignData) and not self.wanted:
             return True  # it was removed
@@ -414,8 +417,9 @@ class ControllerServer(Server):
         mover = Mover(document, shards, self.limits, self.environment)
         self.service = service = ClusterService(document, self.config, shards, self.environment)
         reopener = Reopener(document, shards, self.limits)
+        closer = ChangeCloser(document, mover, service.may_run, self.limits, self.environment)
         service.on_clock = reopener.tell
-        await asyncio.gather(mover.run(), service.watch_if_behind(), reopener.run())
+        await asyncio.gather(mover.run(), service.watch_if_behind(), reopener.run(), closer.run())
 
     def on_death(self) -> None:
         self.service = None

@@ -121,14 +121,14 @@ def test_a_shard_is_added_and_removed_with_its_process_its_file_and_its_share(th
     assert shards(three).keys() == {"s1", "s2", "s3"}
 
     end = json.loads(ok(three, "add", "s5", "--json").splitlines()[-1])
-    assert end == {"id": "s5", "keys": end["keys"], "bytes": end["bytes"], "seconds": end["seconds"],
-                   "write_pause_ms_max": end["write_pause_ms_max"]}  # fmt: skip
+    assert (end["kind"], end["shard"], end["state"], end["partitions_done"]) == ("add", "s5", "done", 1024)
+    assert ask(three.url, "GET", f"/v1/changes/{end['id']}").json == end
     added = shards(three)["s5"]
     assert (added["state"], added["partitions"], added["keys"], added["bytes"]) == (
         "up",
         1024,
-        end["keys"],
-        end["bytes"],
+        end["keys_done"],
+        end["bytes_done"],
     )
     assert stored(three) == KEYS
     new = three.pid("shard-s5")
@@ -158,8 +158,8 @@ def test_weights_are_changed_and_the_shards_listed(three: Cluster) -> None:
     listed = [json.loads(line) for line in ok(three, "list", "--json").splitlines()]
     assert listed == facts(three)["shards"]
     assert ok(three, "list").splitlines()[0].startswith("s1\tup\tweight 2\t2,048 partitions\t")
-    assert json.loads(ok(three, "weight", "s1", "1", "--json"))["id"] == "s1"
-    assert "id" not in json.loads(ok(three, "rebalance", "--json"))
+    assert json.loads(ok(three, "weight", "s1", "1", "--json"))["shard"] == "s1"
+    assert json.loads(ok(three, "rebalance", "--json"))["shard"] is None
     assert ok(three, "rebalance") == "the shards have their shares: nothing had to move\n"
     assert ok(three, "rebalance", "--plan") == "nothing would move\n"
 
@@ -199,10 +199,11 @@ def test_a_change_that_is_cancelled_ends_with_1_and_a_sentence_and_leaves_no_tra
         started(three, "add", "s5") as process,
     ):  # fmt: skip
         wait_until(lambda: shards(three).get("s5"), "s5 is a member")
-        assert json.loads(ok(three, "cancel", "--json")) == {"epoch": facts(three)["epoch"]}
+        cancel = json.loads(ok(three, "cancel", "--json"))
+        assert (cancel["kind"], cancel["state"]) == ("cancel", "done")
         out, err = process.communicate(timeout=30)
         assert (process.returncode, out) == (1, "")
-        assert "add s5: somebody cancelled it" in err
+        assert f"add s5 is cancelled. Cancelled by change {cancel['id']}: " in err
     wait_until(lambda: "shard-s5" not in pids(three), "its process has ended")
     assert shards(three).keys() == {"s1", "s2", "s3"}
     assert not (three.data_dir / "shard-s5.db").exists()
@@ -214,7 +215,9 @@ def test_a_removal_that_is_cancelled_ends_with_1(three: Cluster) -> None:
         ok(three, "cancel")
         _, err = process.communicate(timeout=30)
         assert process.returncode == 1
-        assert json.loads(err.splitlines()[-1])["code"] == "change-refused"
+        problem = json.loads(err.splitlines()[-1])
+        assert problem["code"] == "change-refused"
+        assert ask(three.url, "GET", f"/v1/changes/{problem['change']}").json["state"] == "cancelled"
 
 
 def test_router_and_controller_may_be_restarted_while_a_command_waits(three: Cluster) -> None:

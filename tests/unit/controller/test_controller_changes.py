@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kvstore.config import ClusterConfig, Limits, ShardConfig, default_config
 from kvstore.controller.app import serve
-from kvstore.controller.service import group_partitions
 from kvstore.controller.shards import Size
+from kvstore.controller.sizes import group_partitions
 from kvstore.placement.cluster_map import at_home, first_map
 from tests.unit.controller.far_shards import FarShard, far_shards
 
@@ -370,3 +370,113 @@ def test_a_group_is_bounded_by_keys_and_by_bytes(keys: int, size_bytes: int, par
     cluster_map = first_map("c", 64, members)
     limits = Limits(move_group_keys_max=100, move_group_bytes_max=1000)
     assert group_partitions(cluster_map, "s1", Size(keys, size_bytes), limits) == partitions
+
+
+# --- changes as resources ---------------------------------------------------------------------------------------------
+
+
+async def location(cluster: Cluster, method: str, path: str, body: Any = None) -> str:
+    """Where the change that the call begins is to be found."""
+    async with cluster.session.request(method, cluster.url + path, json=body) as answer:
+        assert answer.status == 202
+        return answer.headers["Location"]
+
+
+async def ended(cluster: Cluster, path: str) -> dict[str, Any]:
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            status, found = await cluster.call("GET", path)
+            assert status == 200
+            if found["state"] != "running":
+                return dict(found)
+            await asyncio.sleep(0.01)
+
+
+async def test_every_call_that_changes_the_cluster_names_its_change(cluster: Cluster) -> None:
+    calls = [
+        ("POST", "/v1/shards", {"id": "s3", "url": cluster.far["s3"].url}),
+        ("PATCH", "/v1/shards/s1", {"weight": 2}),
+        ("POST", "/v1/moves", None),
+        ("DELETE", "/v1/shards/s3", None),
+        ("DELETE", "/v1/moves", None),
+        ("POST", "/v1/shards/s1/accept-old", {"confirm": "s1"}),
+        ("DELETE", "/v1/shards/s2?lost=true&confirm=s2", None),
+    ]
+    named = []
+    for call in calls:
+        named.append(await location(cluster, *call))
+        if call[1] != "/v1/moves":
+            await ended(cluster, named[-1])
+    _, listed = await cluster.call("GET", "/v1/changes")
+    assert [f"/v1/changes/{change['id']}" for change in listed["items"]] == named[::-1]
+    kinds = ["add", "weight", "rebalance", "remove", "cancel", "accept-old", "remove-lost"]
+    assert [change["kind"] for change in listed["items"]] == kinds[::-1]
+    assert {change["state"] for change in listed["items"]} == {"done"}
+
+
+async def test_the_contrary_supersedes_and_a_cancel_cancels(cluster: Cluster) -> None:
+    cluster.far["s3"].gates["copy"].clear()
+    added = await location(cluster, "POST", "/v1/shards", {"id": "s3", "url": cluster.far["s3"].url})
+    assert (await cluster.call("GET", added))[1]["state"] == "running"
+    removed = await location(cluster, "DELETE", "/v1/shards/s3")
+    superseded = await ended(cluster, added)
+    assert superseded["state"] == "superseded"
+    assert removed.rpartition("/")[2] in superseded["detail"]
+    cluster.far["s1"].gates["copy"].clear()
+    weighed = await location(cluster, "PATCH", "/v1/shards/s1", {"weight": 5})
+    cancel = await location(cluster, "DELETE", "/v1/moves")
+    found = await ended(cluster, weighed)
+    assert (found["state"], cancel.rpartition("/")[2] in found["detail"]) == ("cancelled", True)
+
+
+async def test_the_same_call_again_names_the_change_that_runs(cluster: Cluster) -> None:
+    cluster.far["s1"].gates["copy"].clear()
+    first = await location(cluster, "PATCH", "/v1/shards/s1", {"weight": 5})
+    assert await location(cluster, "PATCH", "/v1/shards/s1", {"weight": 5}) == first
+    assert await location(cluster, "PATCH", "/v1/shards/s1", {"weight": 4}) != first
+
+
+@pytest.mark.parametrize("change_id", ["0123456789abcdef", "s1", "x" * 300])
+async def test_a_wrong_id_is_not_found(cluster: Cluster, change_id: str) -> None:
+    status, problem = await cluster.call("GET", f"/v1/changes/{change_id}")
+    assert (status, problem["code"]) == (404, "not-found")
+    assert "there is no change" in problem["detail"]
+    assert "GET /v1/changes" in problem["next_step"]
+
+
+async def test_changes_survive_a_restart_and_one_under_way_goes_on(tmp_path: Path, far: dict[str, FarShard]) -> None:
+    async with running(tmp_path, far) as first:
+        await first.announce("s1")
+        await first.announce("s2")
+        done = await ended(first, await location(first, "POST", "/v1/moves"))
+        far["s3"].gates["copy"].clear()
+        added = await location(first, "POST", "/v1/shards", {"id": "s3", "url": far["s3"].url})
+        before = (await first.call("GET", added))[1]
+    far["s3"].gates["copy"].set()
+    async with running(tmp_path, far) as second:
+        assert await ended(second, f"/v1/changes/{done['id']}") == done
+        after = await ended(second, added)
+        assert (after["state"], after["partitions_done"]) == ("done", before["partitions_total"])
+        assert after["started_at"] == before["started_at"]
+
+
+async def test_a_shard_that_joins_by_itself_is_a_change_too(cluster: Cluster) -> None:
+    await cluster.announce("s3", join=True)
+    _, listed = await cluster.call("GET", "/v1/changes")
+    (change,) = listed["items"]
+    assert (change["kind"], change["shard"]) == ("add", "s3")
+    assert (await ended(cluster, f"/v1/changes/{change['id']}"))["state"] == "done"
+
+
+async def test_a_shard_that_is_away_is_named_as_what_the_change_waits_for(cluster: Cluster) -> None:
+    url = cluster.far["s3"].url
+    cluster.far["s1"].gates["copy"].clear()
+    cluster.far["s2"].gates["copy"].clear()
+    added = await location(cluster, "POST", "/v1/shards", {"id": "s3", "url": url})
+    await cluster.far["s3"].kill()
+    async with asyncio.timeout(WAIT_S):
+        while (found := (await cluster.call("GET", added))[1])["waiting_for"] is None:
+            await asyncio.sleep(0.01)
+    assert found["state"] == "running"
+    assert "s3" in found["waiting_for"]
+    assert found["waiting_for"] in found["detail"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import msgspec
 import pytest
 
 from kvstore.config import Limits, default_config
+from kvstore.controller.change_views import ChangeViews
+from kvstore.controller.closer import ChangeCloser
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import Announcement, ClusterState
 from kvstore.controller.mover import Mover, new_move_id
@@ -53,7 +55,9 @@ class Controller:
         self.service = ClusterService(
             self.document, msgspec.structs.replace(default_config(), partitions=PARTITIONS, limits=limits), self.shards
         )
-        self.running = asyncio.create_task(self.mover.run())
+        self.views = ChangeViews(self.service, self.mover, lambda: "")
+        closer = ChangeCloser(self.document, self.mover, self.service.may_run, limits)
+        self.running = [asyncio.create_task(self.mover.run()), asyncio.create_task(closer.run())]
 
     async def map(self) -> ClusterMap:
         state = await self.document.read()
@@ -71,10 +75,17 @@ class Controller:
         return await self.map()
 
     async def stop(self) -> None:
-        self.running.cancel()
-        with suppress(asyncio.CancelledError):
-            await self.running
+        for task in self.running:
+            task.cancel()
+        await asyncio.gather(*self.running, return_exceptions=True)
         await self.shards.close()
+
+    async def ended(self, change_id: str) -> dict[str, Any]:
+        """The change, once it runs no more."""
+        async with asyncio.timeout(WAIT_S):
+            while (found := await self.views.one(change_id))["state"] == "running":
+                await asyncio.sleep(0.005)
+        return found
 
 
 @pytest.fixture
@@ -212,9 +223,9 @@ async def test_a_new_weight_moves_what_it_asks_for(controller: Controller, far: 
 async def test_progress_is_reported_while_it_goes_on_and_summed_up_after(
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
-    assert controller.mover.last() is None
+    assert await controller.views.all() == []
     far["s4"].gates["fence"].clear()
-    await controller.service.add("s4", far["s4"].url, 1)
+    added = await controller.service.add("s4", far["s4"].url, 1)
     await until(lambda: any(step == "fence" for _, step in far["s4"].seen))
     await asyncio.sleep(0.02)
     fenced = [move for move in await controller.moves() if move["step"] == "fence"]
@@ -222,19 +233,20 @@ async def test_progress_is_reported_while_it_goes_on_and_summed_up_after(
     assert fenced[0]["to"] == "s4"
     assert fenced[0]["keys_done"] == fenced[0]["keys_total"] == 10 * fenced[0]["partitions"]
     assert fenced[0]["write_pause_ms"] > 0
+    running = await controller.views.one(added.change)
+    assert (running["state"], running["partitions_total"], running["ended_at"]) == ("running", 16, None)
+    assert running["write_pause_ms_max"] > 0
+    assert 0 < running["keys_done"] < 160
     far["s4"].gates["fence"].set()
-    await controller.settled()
-    last = controller.mover.last()
-    assert last is not None
-    assert (last["partitions"], last["keys"]) == (16, 160)
-    assert last["groups"] >= 3
-    assert 0 < last["write_pause_ms_p99"] <= last["write_pause_ms_max"] < 10_000
-    assert last["seconds"] > 0
-    seconds = last["seconds"]
-    await asyncio.sleep(0.01)
-    assert controller.mover.last()["seconds"] == seconds  # type: ignore[index]
-    await controller.service.remove("s4")
-    assert (await controller.settled(), controller.mover.last()["partitions"])[1] == 16  # type: ignore[index]
+    done = await controller.ended(added.change)
+    assert (done["kind"], done["shard"], done["state"], done["waiting_for"]) == ("add", "s4", "done", None)
+    assert (done["partitions_done"], done["keys_done"], done["keys_total"], done["progress"]) == (16, 160, 160, 1.0)
+    assert done["groups_done"] >= 3
+    assert 0 < done["write_pause_ms_p99"] <= done["write_pause_ms_max"] < 10_000
+    assert done["seconds"] > 0
+    removed = await controller.service.remove("s4")
+    assert (await controller.ended(removed.change))["partitions_done"] == 16
+    assert await controller.views.one(added.change) == done, "what ended stays as it is"
 
 
 # --- voiding ---------------------------------------------------------------------------------------------------------
@@ -459,14 +471,12 @@ async def test_swaps_that_fail_or_are_overtaken_or_untold_change_nothing_in_the_
     far["s4"].gates["fence"].clear()
     far["s4"].fails = 1
     async with controlled(troubled) as controller:
-        await controller.service.add("s4", far["s4"].url, 1)
+        added = await controller.service.add("s4", far["s4"].url, 1)
         await until(lambda: any(shard.fences for shard in far.values()))
         setattr(troubled, trouble, 12)
         far["s4"].gates["fence"].set()
         assert loads(await controller.settled()) == {"s1": 16, "s2": 16, "s3": 16, "s4": 16}
-        last = controller.mover.last()
-        assert last is not None
-        assert last["partitions"] == 16
+        assert (await controller.ended(added.change))["partitions_done"] == 16, "each commit is counted once"
     assert getattr(troubled, trouble) < 12
 
 
@@ -515,7 +525,7 @@ async def test_cancelling_ends_the_moves_under_way_and_their_fences(
     far["s4"].gates["fence"].clear()
     await controller.service.add("s4", far["s4"].url, 1)
     await until(lambda: far["s1"].fences)
-    after = await controller.service.cancel()
+    after = (await controller.service.cancel()).map
     assert (after.shards, after.owners, after.moves) == (before.shards, before.owners, [])
     await until(lambda: not any(shard.fences for shard in far.values()))
     assert await controller.settled() == after
@@ -549,7 +559,7 @@ async def test_what_was_done_but_cancelled_before_its_commit_is_not_committed(
     monkeypatch.setattr(controller.document, "change", slow_change)
     await asyncio.wait_for(asked.wait(), WAIT_S)
     monkeypatch.undo()
-    stopped = await controller.service.cancel()
+    stopped = (await controller.service.cancel()).map
     assert stopped.moves == []
     go_on.set()
     done = await controller.settled()
@@ -574,9 +584,9 @@ async def test_after_a_cancel_the_rest_is_planned_anew_when_asked_for(
     far["s4"].gates["copy"].clear()
     far["s4"].keys = 0
     await controller.service.reweigh("s1", 2)
-    stopped = await controller.service.cancel()
+    stopped = (await controller.service.cancel()).map
     assert stopped.moves == []
-    planned = await controller.service.plan_anew()
+    planned = (await controller.service.plan_anew()).map
     assert planned.moves or loads(planned)["s1"] == 32
     assert loads(await controller.settled())["s1"] == 32
 

@@ -1,4 +1,4 @@
-"""What has come of moves: sums, percentiles, and when a change begins and ends."""
+"""What has come of moves: sums, percentiles, and the pauses of each change."""
 
 from __future__ import annotations
 
@@ -6,42 +6,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvstore.controller.changes import Pauses
 from kvstore.controller.record import Record, percentile
 from kvstore.placement.cluster_map import Move
 
-MOVES = [Move(id="a", source="s1", to="s2", partitions=[1, 2]), Move(id="b", source="s1", to="s3", partitions=[3])]
+FIRST = Move(id="a", source="s1", to="s2", partitions=[1, 2], change="c1")
+SECOND = Move(id="b", source="s1", to="s3", partitions=[3], change="c2")
 
 
-def test_a_change_begins_with_the_first_plan_and_ends_with_the_last_move() -> None:
+def test_a_pause_lasts_until_clients_are_answered_and_belongs_to_the_change_of_its_move() -> None:
     record = Record()
-    record.note_standing([], [], 1.0)
-    assert record.change is None
-    record.note_standing([], MOVES, 2.0)
-    first = record.change
-    assert first is not None
-    assert first.report(2.5)["seconds"] == 0.5
-    assert record.note_commit(MOVES[0], 10, 1000, 2.98) is first
-    record.note_answering(first, 2.98, 3.0)
-    record.note_standing(MOVES, MOVES[1:], 3.0)
-    record.note_standing(MOVES[1:], MOVES, 3.5)
-    assert record.change is first
-    record.note_commit(MOVES[1], 5, 500, 3.99)
-    record.note_standing(MOVES, [], 4.0)
-    assert first.report(4.01)["write_pause_ms_max"] == 20.0
-    record.note_answering(first, 3.99, 4.02)
-    assert first.report(99.0) == {
-        "partitions": 3, "keys": 15, "bytes": 1500, "groups": 2, "seconds": 2.0,
-        "write_pause_ms_max": 30.0, "write_pause_ms_p99": 30.0,
-    }  # fmt: skip
-    record.note_standing([], MOVES, 100.0)
-    assert record.change is not first
-    assert record.stats.keys == 15
+    record.note_commit(FIRST, 10, 1000, 2.98)
+    record.note_commit(SECOND, 5, 500, 3.99)
+    assert record.is_open("c1")
+    assert record.pauses("c1", 4.0) == Pauses(1020.0, 1020.0)
+    record.note_answering(FIRST, 2.98, 3.0)
+    assert not record.is_open("c1")
+    assert record.pauses("c1", 99.0) == Pauses(20.0, 20.0)
+    assert record.pauses("c1", 99.0, [98.0]) == Pauses(1000.0, 1000.0), "one that is not committed counts, too"
+    assert record.is_open("c2")
+    assert (record.stats.partitions, record.stats.keys, record.stats.bytes, record.stats.groups) == (3, 15, 1500, 2)
 
 
-def test_moves_that_stand_when_the_controller_starts_begin_a_change() -> None:
+def test_pauses_that_are_kept_elsewhere_are_forgotten_also_while_one_lasts() -> None:
     record = Record()
-    record.note_standing([], MOVES, 1.0)
-    assert record.change is not None
+    record.note_commit(FIRST, 10, 1000, 2.98)
+    record.forget("c1")
+    record.note_answering(FIRST, 2.98, 3.0)
+    assert record.known() == []
+    assert record.pauses("c1", 99.0) == Pauses()
 
 
 @given(st.lists(st.floats(0, 10), min_size=1), st.integers(1, 100))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -103,24 +104,38 @@ async def test_a_refusal_of_the_first_try_is_final_unless_the_links_delivered_it
 
 
 class Cluster:
-    """The few calls of a router that a change needs; `loses`: shards whose adding is answered 202 and forgotten."""
+    """The few calls of a router that a change needs. `loses`: shards whose adding is answered 202 and forgotten;
+    `lies`: shards whose adding is said to be done and is not; `cancels`: all changes are cancelled.
+    """
 
-    def __init__(self, loses: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, loses: frozenset[str] = frozenset(), lies: frozenset[str] = frozenset(), *, cancels: bool = False
+    ) -> None:
         self.weights = {"s1": 1, "s2": 1, "s3": 1}
-        self._loses = loses
+        self.changes: list[dict[str, Any]] = []
+        self._loses, self._lies, self._cancels = loses, lies, cancels
 
     async def answer(self, request: web.Request) -> web.Response:
+        shard, kind = request.path.rpartition("/")[2], "weight"
         match request.method, request.path:
             case "GET", "/v1/cluster":
                 shards = [{"id": each, "weight": weight, "state": "up"} for each, weight in self.weights.items()]
                 return web.json_response({"shards": shards, "moves": [], "ending": [], "wanted": []})
+            case "GET", "/v1/changes":
+                return web.json_response({"items": self.changes[::-1]})
             case "POST", "/v1/shards":
                 new = await request.json()
-                if new["id"] not in self._loses:
-                    self.weights[new["id"]] = new["weight"]
+                shard, kind = new["id"], "add"
+                if shard not in self._loses | self._lies:
+                    self.weights[shard] = new["weight"]
             case "DELETE", path if path.startswith("/v1/shards/"):
-                self.weights.pop(path.rpartition("/")[2])
-        return web.json_response({}, status=202)
+                kind = "remove"
+                self.weights.pop(shard)
+        number = f"{len(self.changes) + 1:04x}"
+        if shard not in self._loses:
+            state = "cancelled" if self._cancels else "done"
+            self.changes.append({"id": number, "kind": kind, "shard": shard, "state": state})
+        return web.json_response({}, status=202, headers={"Location": f"/v1/changes/{number}"})
 
 
 async def after_changes(cluster: Cluster, *kinds: str) -> tuple[str, Mapping[str, int]]:
@@ -145,8 +160,15 @@ async def test_a_change_that_was_taken_down_and_not_done_is_told() -> None:
     assert "add s4" in sentence
 
 
-async def test_after_a_cancel_nothing_is_sure() -> None:
-    sentence, _ = await after_changes(Cluster(loses=frozenset({"s4"})), "add", "cancel")
+async def test_a_change_that_is_said_to_be_done_and_is_not_is_told() -> None:
+    sentence, _ = await after_changes(Cluster(lies=frozenset({"s4"})), "add")
+    assert "add s4 (done)" in sentence
+
+
+async def test_a_change_may_be_cancelled_only_if_something_was() -> None:
+    sentence, _ = await after_changes(Cluster(cancels=True), "weigh")
+    assert "(cancelled)" in sentence
+    sentence, _ = await after_changes(Cluster(cancels=True), "weigh", "cancel")
     assert sentence == ""
 
 

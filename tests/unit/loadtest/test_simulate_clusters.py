@@ -17,7 +17,6 @@ from kvstore.store.pipeline import Pipeline
 from loadtest.simulate.__main__ import main
 from loadtest.simulate.cluster_faults import NEMESES
 from loadtest.simulate.cluster_run import Cut, scheduled, simulate_cluster
-from loadtest.simulate.plan import Plan
 from loadtest.simulate.shrink import shrink
 
 SEEDS, SECONDS = 6, 8
@@ -46,17 +45,6 @@ def test_a_cluster_holds_under_each_kind_of_fault_alone(nemesis: str) -> None:
     result = simulate_cluster(3, 6.0, nemeses=[nemesis])
     assert result.ok, result.verdict
     assert set(result.faults) <= {*NEMESES[nemesis], "killed at a failpoint"}
-
-
-def test_a_planted_bug_is_found_and_made_smaller() -> None:
-    plan = Plan("cluster", 8.0, bug="ignore-token")
-    failed = next(result for seed in range(20) if not (result := plan.run(seed)).ok)
-    smaller = plan.smaller(failed)
-    again = smaller.run(failed.seed)
-    assert not again.ok
-    assert sum(again.faults.values()) < sum(failed.faults.values())
-    assert len(smaller.cut.clients) >= 5
-    assert "--bug ignore-token" in smaller.command(failed.seed)
 
 
 def test_what_is_taken_out_leaves_the_other_faults_as_they_were() -> None:
@@ -104,15 +92,20 @@ def test_shrinking_keeps_only_what_the_failure_needs() -> None:
     assert shrink(fails, faults=16, clients=4, runs_max=0) == Cut()
 
 
-def test_a_failed_seed_is_shown_with_its_replay_and_a_smaller_one(tmp_path: Path) -> None:
-    args = ["--seeds", "2", "--seed", "1", "--seconds", "4", "--bug", "early-answer", "--nemesis", "kill"]
+def test_a_planted_bug_is_found_and_shown_with_its_replay_and_a_smaller_one_that_fails_too(tmp_path: Path) -> None:
+    args = ["--seeds", "4", "--seconds", "6", "--bug", "ignore-token"]
     ran = CliRunner().invoke(main, [*args, "--json", "--result", str(tmp_path / "result.json")])
     document = json.loads(ran.stdout.splitlines()[-1])
     assert ran.exit_code == 1
-    assert document["failed"]
-    assert f"--seed {document['failed'][0]} --seconds 4 --nemesis kill --bug early-answer --log" in ran.stderr
-    assert "it fails also like this" in ran.stderr
-    assert json.loads((tmp_path / "result.json").read_text())["seeds"] == 2
+    assert json.loads((tmp_path / "result.json").read_text())["seeds"] == 4
+    command = f"python -m loadtest.simulate --seeds 1 --seed {document['failed'][0]} --seconds 6"
+    assert f"{command} --bug ignore-token --log" in ran.stderr
+    _, _, told = ran.stderr.partition("it fails also like this:\n  python -m loadtest.simulate ")
+    smaller = told.splitlines()[0].split()
+    assert "--without-clients" in smaller
+    again = CliRunner().invoke(main, [*smaller[:-1], "--json"])
+    assert again.exit_code == 1
+    assert json.loads(again.stdout.splitlines()[-1])["total"]["calls"] < document["total"]["calls"] / 4
 
 
 @pytest.mark.parametrize(

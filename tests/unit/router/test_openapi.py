@@ -17,6 +17,7 @@ from kvstore.router import app as router_app
 from kvstore.router import locks as router_locks
 from kvstore.router.app import (
     ACCEPT_OLD_ROUTE,
+    CHANGE_ROUTE,
     EXPLAIN_ROUTE,
     KEY_ROUTE,
     LOCK_ROUTE,
@@ -84,6 +85,7 @@ def routes() -> set[tuple[str, str]]:
         SHARD_ROUTE: app._shard_methods,
         PAGE_ROUTE: app._page_methods,
         ACCEPT_OLD_ROUTE: app._accept_old_methods,
+        CHANGE_ROUTE: app._change_methods,
     }
     table = {route: set(methods) for route, methods in (*prefixed.items(), *app.routes.items())}
     taken = {(route, method) for route, methods in table.items() for method in methods}

@@ -1,0 +1,71 @@
+"""What the controller can tell of changes at a moment: its document, and what is under way in memory, as of one map.
+
+Owns: putting both together.
+Promises: nothing of a change that the document shows as moved is missing from its figures.
+Leaves to others: the form of what is told (`change_report`), HTTP (`app`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kvstore.controller import change_report, changes
+from kvstore.controller.change_report import Around, Doing
+from kvstore.controller.changes import Change
+from kvstore.controller.membership import ClusterState
+from kvstore.controller.mover import Mover
+from kvstore.controller.service import ClusterService
+from kvstore.environment import SYSTEM
+from kvstore.errors import NotFound
+
+
+class ChangeViews:
+    """`opening`: why partitions of a lost shard are not opened yet, "" if nothing is in the way."""
+
+    def __init__(self, service: ClusterService, mover: Mover, opening: Callable[[], str]) -> None:
+        self._service = service
+        self._mover = mover
+        self._opening = opening
+
+    async def all(self) -> list[dict[str, Any]]:
+        """All that are known, the newest first. Raises Unavailable."""
+        state = await self._state()
+        return [self._described(change, state) for change in reversed(state.changes)]
+
+    async def one(self, change_id: str) -> dict[str, Any]:
+        """The change of that id. Raises NotFound, Unavailable."""
+        state = await self._state()
+        change = changes.find(state.changes, change_id)
+        if change is None:
+            raise NotFound(
+                f"there is no change {change_id[:100]!r}, or it ended long ago: only the last ones are kept.",
+                title="There is no such change",
+                next_step="GET /v1/changes lists those that are known.",
+            )
+        return self._described(change, state)
+
+    def last(self, state: ClusterState) -> dict[str, Any] | None:
+        """`last` of GET /v1/moves."""
+        pauses = {}
+        if state.map is not None:
+            pauses = {change.id: self._mover.pauses(state.map, change.id) for change in state.changes}
+        return change_report.last_change(state.changes, pauses, SYSTEM.now_ms())
+
+    async def _state(self) -> ClusterState:
+        state = await self._service.state()
+        if state.map is not None:
+            await self._mover.caught_up(state.map)
+        return state
+
+    def _described(self, change: Change, state: ClusterState) -> dict[str, Any]:
+        around = Around()
+        if state.map is not None:
+            around = Around(
+                doing=self._mover.doing(state.map).get(change.id, Doing()),
+                pauses=self._mover.pauses(state.map, change.id),
+                opening=self._opening(),
+                unanswered=self._mover.record.is_open(change.id),
+                ending=change.kind == "remove" and self._service.may_run(change.shard or "", change.began_ms),
+            )
+        return change_report.described(change, state, around, SYSTEM.now_ms())
