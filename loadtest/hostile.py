@@ -29,7 +29,7 @@ from yarl import URL
 from kvstore.client import Client
 from kvstore.config import Limits
 from kvstore.errors import KvError
-from loadtest.cluster import LocalCluster
+from loadtest.cluster.local import LocalCluster
 from loadtest.hostile_shapes import BIG_BYTES, BIG_KEYS, MID_BYTES, SHAPES, Hostile, Shape
 
 P99_RATIO_MAX = 3.0

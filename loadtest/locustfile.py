@@ -8,8 +8,8 @@
 Without names of classes it is a mix of all. `--list` lists them; `--help` ends with the options added here.
 
 Owns: the users (one class for each workload), the options, loading before and closing reads after a run, the files.
-Promises: every request is sent once (loadtest.once_client). An answer that the workload expects is no failure; every
-other one is counted under its problem code. Each process writes a history file of its own.
+Promises: every request is sent once. An answer that the workload expects is no failure; every other one is counted
+under its problem code. Each process writes a history file of its own.
 Leaves to others: what a client does (loadtest.workloads), the verdict (loadtest.histories).
 """
 
@@ -28,8 +28,8 @@ from locust import events, stats, task
 from locust.contrib.fasthttp import FastHttpUser
 from locust.runners import MasterRunner, WorkerRunner
 
+from loadtest.drivers.gevent import Failed, Run, clear, drive, expect_ready, load, quiet, remove_files, session
 from loadtest.histories.history import now_s
-from loadtest.locust_run import Failed, Run, clear, drive, expect_ready, load, quiet, remove_files, session
 from loadtest.workloads import judged
 from loadtest.workloads.judged import Judged
 from loadtest.workloads.place import Workload
@@ -143,6 +143,10 @@ class Append(JudgedUser):
 
 class Set(JudgedUser):
     kind = Judged.SET
+
+
+class Expiry(JudgedUser):
+    kind = Judged.EXPIRY
 
 
 def kinds_of(environment: Any) -> list[Judged]:

@@ -171,7 +171,7 @@ def test_every_program_of_the_load_test_is_named() -> None:
     files = [path for path in (REPOSITORY / "loadtest").rglob("*.py") if starts.search(path.read_text("utf-8"))]
     modules = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in files}
     text = (REPOSITORY / "loadtest" / "README.md").read_text(encoding="utf-8")
-    inner = {"loadtest.chaos.child", "loadtest.compare.bare", "loadtest.damage.child"}  # started by others
+    inner = {"loadtest.chaos.child", "loadtest.bench.bare", "loadtest.damage.child"}  # started by others
     assert {each for each in modules - inner if f"python -m {each.removesuffix('.__main__')}" not in text} == set()
 
 

@@ -25,9 +25,9 @@ from loadtest.chaos import page
 from loadtest.chaos.child import PLANT_BUGS
 from loadtest.chaos.progress import show
 from loadtest.chaos.run import Run, Settings
-from loadtest.chaos.schedule import CHAPTER_S_MIN, NEMESES, Nemesis
+from loadtest.chaos.schedule import NEMESES, PHASE_S_MIN, SWEEP, Nemesis
 from loadtest.chaos.summary import RunSummary, encode
-from loadtest.cluster import REPOSITORY
+from loadtest.cluster.local import REPOSITORY
 
 _EXIT_USAGE = 2
 _SHOWN_MAX = 10
@@ -35,8 +35,11 @@ _SHOWN_MAX = 10
 
 def _nemeses(_: click.Context, __: click.Parameter, text: str) -> list[Nemesis]:
     names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == [SWEEP]:
+        return [SWEEP]
     if unknown := [name for name in names if name not in NEMESES]:
-        raise click.BadParameter(f"there is no nemesis {', '.join(unknown)}; there are {', '.join(NEMESES)}")
+        known = f"{', '.join(NEMESES)}, and {SWEEP}, by itself"
+        raise click.BadParameter(f"there is no nemesis {', '.join(unknown)}; there are {known}")
     return [nemesis for nemesis in NEMESES if nemesis in names]
 
 
@@ -45,7 +48,7 @@ def _nemeses(_: click.Context, __: click.Parameter, text: str) -> list[Nemesis]:
     " 1: not; 130: interrupted, and nothing was wrong so far; 2: it could not be run."
 )
 @click.option(
-    "--minutes", type=click.FloatRange(CHAPTER_S_MIN / 60), default=1.0, show_default=True, help="Of load and faults."
+    "--minutes", type=click.FloatRange(PHASE_S_MIN / 60), default=1.0, show_default=True, help="Of load and faults."
 )
 @click.option("--seed", type=int, default=None, help="Of all random choices.  [default: from the clock]")
 @click.option(
@@ -54,7 +57,7 @@ def _nemeses(_: click.Context, __: click.Parameter, text: str) -> list[Nemesis]:
     callback=_nemeses,
     default=",".join(NEMESES),
     show_default=True,
-    help="Which kinds of faults; none if empty.",
+    help="Which kinds of faults; none if empty. `sweep`: processes die at every named point of the code in turn.",
 )
 @click.option("--routers", type=click.IntRange(1, 8), default=2, show_default=True)
 @click.option("--shards", type=click.IntRange(2, 16), default=4, show_default=True, help="To begin with.")
@@ -138,18 +141,21 @@ def _write(summary: RunSummary, folder: Path, keeps: bool) -> None:
         summary.kept = str(folder)
     else:
         shutil.rmtree(folder / "cluster", ignore_errors=True)
-        for path in folder.glob("chapter-*.ndjson"):
+        for path in folder.glob("phase-*.ndjson"):
             path.unlink()
     (folder / "verdict.html").write_text(page.render(summary), encoding="utf-8")
     (folder / "summary.json").write_bytes(encode(summary))
 
 
 def _print(summary: RunSummary, folder: Path) -> None:
-    for chapter in summary.chapters:
-        found = [f"{check.name}: {sentence}" for check in chapter.checks for sentence in check.violations]
-        found += [f"{check.name} is undecided: {check.note}" for check in chapter.checks if check.note]
-        for sentence in [*chapter.complaints, *found][:_SHOWN_MAX]:
-            click.echo(f"chapter {chapter.number}: {sentence}")
+    for phase in summary.phases:
+        found = [f"{check.name}: {sentence}" for check in phase.checks for sentence in check.violations]
+        found += [f"{check.name} is undecided: {check.note}" for check in phase.checks if check.note]
+        for sentence in [*phase.complaints, *found][:_SHOWN_MAX]:
+            click.echo(f"phase {phase.number}: {sentence}")
+    if summary.met or summary.unmet:
+        unmet = f"; not met: {', '.join(summary.unmet)}" if summary.unmet else ""
+        click.echo(f"{len(summary.met)} of {len(summary.met) + len(summary.unmet)} points of the code were met{unmet}")
     click.echo(page.sentence(summary))
     if not summary.ok:
         click.echo(f"data, logs and histories are kept; again: {summary.command}")

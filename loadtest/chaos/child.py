@@ -1,12 +1,12 @@
-"""One process of a cluster whose every connection to another one goes through the links of a chaos run.
+"""One process of a cluster whose every connection to another one goes through the proxy of a chaos run.
 
-    python -m loadtest.chaos.child --name shard-s1 [--links HOST:PORT] [--bug NAME] -- <arguments of kvstore>
+    python -m loadtest.chaos.child --name shard-s1 [--proxy HOST:PORT] [--slow FILE] [--bug NAME] -- <kvstore arguments>
 
 Owns: the greeting, by which a connection to an address of this machine becomes one through the proxy.
 Promises: kvstore's own command line runs in this very process, so that pid files, signals, failpoints and the pipe of
 the supervisor work as they always do; a connection is made when its destination has accepted it, refused when that
 refuses, and hangs while the link is closed. Addresses of other machines are reached as ever.
-Leaves to others: the proxy (`links`), what a bug is (`kvstore.failpoints`).
+Leaves to others: the proxy (`proxy`), what a bug is (`kvstore.failpoints`), what becomes of a disk (`weather`).
 
 All outgoing connections of kvstore's servers are aiohttp's, and aiohttp makes every one in
 `aiohappyeyeballs.start_connection`: that is the one place that is changed.
@@ -21,6 +21,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import aiohappyeyeballs
@@ -28,7 +29,8 @@ import aiohttp.connector
 
 from kvstore import failpoints
 from kvstore.cli import main
-from loadtest.chaos.links import CONNECTED
+from loadtest.chaos import weather
+from loadtest.cluster.proxy import CONNECTED
 
 PLANT_BUGS = "KVSTORE_PLANT_BUGS"
 
@@ -36,17 +38,21 @@ _EXIT_USAGE = 2
 _THIS_MACHINE = "127."
 
 
-def command(name: str, links: str, argv: Sequence[str], bug: str = "") -> tuple[str, ...]:
+def command(name: str, proxy: str, argv: Sequence[str], bug: str = "", slow: str = "") -> tuple[str, ...]:
     """The command that runs `argv`, which is PYTHON -m kvstore …, as the child `name`. Raises ValueError if it is not.
 
-    `links`: the proxy's HOST:PORT; empty: none.
+    `proxy`: the proxy's HOST:PORT; empty: none. `slow`: while that file is there, a shard's disk is slow.
     """
     python, *words = argv
     if words[:1] == ["-P"]:  # this module lies in the folder where it runs, perhaps nowhere else
         words = words[1:]
     if words[:2] != ["-m", "kvstore"]:
         raise ValueError(f"{argv} is no command of kvstore: give PYTHON -m kvstore and its arguments")
-    options = (*(("--links", links) if links else ()), *(("--bug", bug) if bug else ()))
+    options = (
+        *(("--proxy", proxy) if proxy else ()),
+        *(("--bug", bug) if bug else ()),
+        *(("--slow", slow) if slow else ()),
+    )
     return (python, "-m", "loadtest.chaos.child", "--name", name, *options, "--", *words[2:])
 
 
@@ -88,8 +94,9 @@ async def _greet(sock: Any, line: str) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.chaos.child", description="One process of a chaos run.")
-    parser.add_argument("--name", required=True, help="as the links know it: shard-s1, router-0, controller-0")
-    parser.add_argument("--links", metavar="HOST:PORT", help="where the proxy listens [default: none]")
+    parser.add_argument("--name", required=True, help="as the proxy knows it: shard-s1, router-0, controller-0")
+    parser.add_argument("--proxy", metavar="HOST:PORT", help="where the proxy listens [default: none]")
+    parser.add_argument("--slow", metavar="FILE", type=Path, help="its disk forgets, and is slow while FILE is there")
     parser.add_argument("--bug", choices=sorted(failpoints.BUGS), help=argparse.SUPPRESS)
     parser.add_argument("kvstore", nargs="+", help="the arguments of kvstore, after --")
     return parser.parse_args()
@@ -101,9 +108,11 @@ def run() -> int:
     if arguments.bug and os.environ.get(PLANT_BUGS) != "1":
         print(f"--bug breaks the store on purpose: set {PLANT_BUGS}=1 if that is what you want.", file=sys.stderr)
         return _EXIT_USAGE
-    if arguments.links:
-        host, _, port = arguments.links.rpartition(":")
+    if arguments.proxy:
+        host, _, port = arguments.proxy.rpartition(":")
         connect_through(arguments.name, host, int(port))
+    if arguments.slow:
+        weather.begin(arguments.slow)
     if arguments.bug:
         failpoints.plant(arguments.bug)
     sys.argv = ["kvstore", *arguments.kvstore]

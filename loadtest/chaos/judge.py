@@ -1,4 +1,4 @@
-"""Judging the history of a chapter in a process of its own, while the load goes on.
+"""Judging the history of a phase in a process of its own, while the load goes on.
 
 Owns: that process: it has little priority, and ends when nobody waits for it any more.
 Promises: whatever the judge cannot do is an error that says so, never a silent "held".

@@ -3,7 +3,7 @@
 Owns: on whom a fault falls, doing it and ending it, the record of what was done.
 Promises: only processes of the given cluster are touched; `heal` ends everything that still lasts. The choices come
 from the draw of the step and from the names of the processes that there are.
-Leaves to others: when (schedule), the signals (loadtest.armed_cluster), the bytes (links), members of the cluster
+Leaves to others: when (schedule), the signals (loadtest.cluster.armed), the bytes (proxy), members of the cluster
 (reshard).
 """
 
@@ -16,21 +16,24 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
-from loadtest import processes
-from loadtest.armed_cluster import ArmedCluster
-from loadtest.chaos.links import CLIENTS, Links
-from loadtest.chaos.reshard import Reshard
-from loadtest.chaos.schedule import Step
+from kvstore.failpoints import POINTS
+from loadtest.chaos.cluster import ChaosCluster
+from loadtest.chaos.reshard import Move, Reshard
+from loadtest.chaos.schedule import SWEEP, Step
 from loadtest.chaos.summary import Fault
-from loadtest.move_faults import CONTROLLER_POINTS, DESTINATION_POINTS, SOURCE_POINTS
-from loadtest.txn_faults import ROUTER_POINTS, SHARD_POINTS
+from loadtest.chaos.sweep import Sweep
+from loadtest.cluster import processes
+from loadtest.cluster.proxy import CLIENTS, Proxy
 
 AT_A_POINT = "at a point"
+SLOW_AT_A_POINT = "slow at a point"
+POWER_CUT = "slow, then its power is cut"
 _POINTS: Mapping[str, Sequence[Sequence[str]]] = {  # those of transactions are passed more often than those of moves
-    "router": [ROUTER_POINTS],
-    "shard": [SHARD_POINTS, SHARD_POINTS, SOURCE_POINTS, DESTINATION_POINTS],
-    "controller": [CONTROLLER_POINTS],
+    "router": [POINTS["router"]],
+    "shard": [POINTS["transactions"], POINTS["transactions"], POINTS["source"], POINTS["destination"]],
+    "controller": [POINTS["controller"]],
 }
+_CONTROLLER = "controller-0"
 _TURNS_MAX = 4
 _RESET_EVERY_S = 0.3
 _POLL_S = 0.05
@@ -39,25 +42,29 @@ _POLL_S = 0.05
 class Nemeses:
     """Faults of one run. `faults`: what was done, times counted from `began_s` (monotonic); `now`: what lasts."""
 
-    def __init__(self, cluster: ArmedCluster, links: Links | None, reshard: Reshard, began_s: float) -> None:
+    def __init__(self, cluster: ChaosCluster, proxy: Proxy | None, reshard: Reshard, began_s: float) -> None:
         self.faults: list[Fault] = []
         self.now: dict[int, str] = {}
         self._cluster = cluster
-        self._links = links
+        self._proxy = proxy
         self._reshard = reshard
         self._began_s = began_s
+        self.sweep = Sweep(cluster, reshard)
         self._doers: dict[str, Callable[[Step, random.Random, Fault], Awaitable[None]]] = {
             "kill": self._kill,
             "pause": self._pause,
             "partition": self._partition,
+            "disk": self._disk,
+            "maps": self._old_maps,
+            SWEEP: self._sweep_all,
             "reshard": self._change,
         }
 
-    async def run(self, steps: Sequence[Step], chapter_s: float) -> None:
-        """All of them, each at its time, counted from `chapter_s` (monotonic); returns when the last one is over."""
+    async def run(self, steps: Sequence[Step], phase_s: float) -> None:
+        """All of them, each at its time, counted from `phase_s` (monotonic); returns when the last one is over."""
         async with asyncio.TaskGroup() as group:
             for step in steps:
-                await asyncio.sleep(max(0.0, chapter_s + step.at_s - time.monotonic()))
+                await asyncio.sleep(max(0.0, phase_s + step.at_s - time.monotonic()))
                 group.create_task(self.do(step))
 
     async def do(self, step: Step) -> None:
@@ -79,8 +86,9 @@ class Nemeses:
         for name in self._cluster.members():
             self._cluster.let_come_back(name)
             self._cluster.wake(name)
-        if self._links is not None:
-            self._links.heal_all()
+            self._cluster.speed_up(name)
+        if self._proxy is not None:
+            self._proxy.heal_all()
 
     # --- processes ---------------------------------------------------------------------------------------------------
 
@@ -106,6 +114,9 @@ class Nemeses:
     async def _pause(self, step: Step, rng: random.Random, fault: Fault) -> None:
         if step.kind == AT_A_POINT:
             await self._at_a_point("stop", step.for_s, rng, fault)
+            return
+        if step.kind == SLOW_AT_A_POINT:
+            await self._slow_at_a_point(step.for_s, rng, fault)
             return
         end_s = time.monotonic() + step.for_s
         fault.targets = victims(step.kind, self._cluster.members(), rng)
@@ -147,27 +158,77 @@ class Nemeses:
             self._cluster.arm(name, "")
             self._cluster.wake(name)
 
+    async def _slow_at_a_point(self, for_s: float, rng: random.Random, fault: Fault) -> None:
+        """A process sleeps whenever it comes to a named point; at the end it is killed, to be quick again."""
+        name, point = some_point(self._cluster.members(), rng)
+        pause_ms = rng.choice((200, 800, 1600))
+        fault.targets, fault.note = [name], f"{pause_ms} ms at {point}"
+        self._cluster.arm(name, f"{point}=pause:{pause_ms}")
+        try:
+            await asyncio.sleep(for_s)
+        finally:
+            self._cluster.arm(name, "")
+            self._cluster.kill(name)
+
+    async def _sweep_all(self, step: Step, rng: random.Random, fault: Fault) -> None:
+        await self.sweep.run(step.for_s, rng)
+        fault.note = f"{len(self.sweep.met)} of {len(self.sweep.all)} points were met so far"
+
+    async def _disk(self, step: Step, rng: random.Random, fault: Fault) -> None:
+        """Syncs and reads of shards take long; at the end of some that, what was not synced is lost."""
+        shards = _shards(self._cluster.members())
+        fault.targets = shards if step.kind == "all slow" else [rng.choice(shards)]
+        for name in fault.targets:
+            self._cluster.slow_down(name)
+        try:
+            await asyncio.sleep(step.for_s)
+            if step.kind == POWER_CUT:
+                self._cluster.kill_all(fault.targets)
+        finally:
+            for name in fault.targets:
+                self._cluster.speed_up(name)
+
     async def _change(self, step: Step, rng: random.Random, fault: Fault) -> None:
         fault.targets, fault.note = await self._reshard.do(step.kind, rng)
+
+    async def _old_maps(self, step: Step, rng: random.Random, fault: Fault) -> None:
+        """While partitions move their source and a router do not hear that they are another's, and all others do."""
+        assert self._proxy is not None
+        fault.targets, fault.note = await self._reshard.do("weigh", rng)
+        if (move := await self._reshard.a_move()) is not None:
+            await self._keep_from_maps(self._proxy, move, step.for_s, rng, fault)
+
+    async def _keep_from_maps(self, proxy: Proxy, move: Move, for_s: float, rng: random.Random, fault: Fault) -> None:
+        routers = [name for name in self._cluster.members() if name.startswith("router-")]
+        deaf = [f"shard-{move.source}", rng.choice(sorted(routers))]
+        ways = [way for name in deaf for way in ((name, _CONTROLLER), (_CONTROLLER, name))]
+        fault.note += f"; {' and '.join(deaf)} hear of no newer map"
+        for source, destination in ways:
+            proxy.cut(source, destination)
+        try:
+            await asyncio.sleep(for_s)
+        finally:
+            for source, destination in ways:
+                proxy.heal(source, destination)
 
     # --- links -------------------------------------------------------------------------------------------------------
 
     async def _partition(self, step: Step, rng: random.Random, fault: Fault) -> None:
-        assert self._links is not None
-        if step.kind == "repeat":
-            await self._repeat(self._links, step.for_s, rng, fault)
+        assert self._proxy is not None
+        if step.kind == "duplicate":
+            await self._duplicate(self._proxy, step.for_s, rng, fault)
             return
         ways = self._ways(step.kind, rng)
         fault.targets = [f"{source} → {destination}" for source, destination in ways]
         if step.kind == "reset":
-            await self._reset(self._links, step.for_s, ways, fault)
+            await self._reset(self._proxy, step.for_s, ways, fault)
             return
-        fault.note = self._break(self._links, step.kind, ways, rng)
+        fault.note = self._break(self._proxy, step.kind, ways, rng)
         try:
             await asyncio.sleep(step.for_s)
         finally:
             for source, destination in ways:
-                self._links.heal(source, destination)
+                self._proxy.heal(source, destination)
 
     def _ways(self, kind: str, rng: random.Random) -> list[tuple[str, str]]:
         """Directions of links: source and destination."""
@@ -182,37 +243,37 @@ class Nemeses:
         return [way for pair in pairs for way in (pair, pair[::-1])]
 
     @staticmethod
-    def _break(links: Links, kind: str, ways: Sequence[tuple[str, str]], rng: random.Random) -> str:
+    def _break(proxy: Proxy, kind: str, ways: Sequence[tuple[str, str]], rng: random.Random) -> str:
         """The note on it."""
         if kind == "delay":
             delay_ms = rng.choice((20, 100, 400))
             for source, destination in ways:
-                links.delay(source, destination, delay_ms, delay_ms / 2)
+                proxy.delay(source, destination, delay_ms, delay_ms / 2)
             return f"{delay_ms} to {delay_ms * 3 // 2} ms"
         if kind == "drop":
             probability = rng.choice((0.01, 0.05, 0.2))
             for source, destination in ways:
-                links.drop(source, destination, probability)
+                proxy.drop(source, destination, probability)
             return f"with probability {probability:g}"
         for source, destination in ways:
-            (links.stall if kind == "stall" else links.cut)(source, destination)
+            (proxy.stall if kind == "stall" else proxy.cut)(source, destination)
         return ""
 
     @staticmethod
-    async def _repeat(links: Links, for_s: float, rng: random.Random, fault: Fault) -> None:
+    async def _duplicate(proxy: Proxy, for_s: float, rng: random.Random, fault: Fault) -> None:
         probability = rng.choice((0.2, 0.5, 1.0))
         fault.targets, fault.note = [f"{CLIENTS} → routers"], f"with probability {probability:g}"
-        links.repeat(probability)
+        proxy.duplicate(probability)
         try:
             await asyncio.sleep(for_s)
         finally:
-            links.repeat(0.0)
+            proxy.duplicate(0.0)
 
     @staticmethod
-    async def _reset(links: Links, for_s: float, ways: Sequence[tuple[str, str]], fault: Fault) -> None:
+    async def _reset(proxy: Proxy, for_s: float, ways: Sequence[tuple[str, str]], fault: Fault) -> None:
         deadline_s, count = time.monotonic() + for_s, 0
         while time.monotonic() < deadline_s:
-            count += sum(links.reset(source, destination) for source, destination in ways)
+            count += sum(proxy.reset(source, destination) for source, destination in ways)
             await asyncio.sleep(_RESET_EVERY_S)
         fault.note = f"{count} connections"
 

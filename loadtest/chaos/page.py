@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, median
 
-from loadtest import charts
-from loadtest.chaos.summary import Chapter, Fault, Point, RunSummary
-from loadtest.charts import Band, Lane, Mark, Series, show_time
+from loadtest.chaos.summary import Fault, Phase, Point, RunSummary
 from loadtest.histories.verdict import Check
-from loadtest.web_page import bullets, document, table, text
+from loadtest.tools import charts
+from loadtest.tools.charts import Band, Lane, Mark, Series, show_time
+from loadtest.tools.web_page import bullets, document, table, text
 
 _POINTS_MAX = 300  # more of them would be less than 3 pixels apart
 _FAULTS_SHOWN = 30
@@ -33,9 +33,9 @@ def render(run: RunSummary) -> str:
         "<h2>Over time</h2>",
         _timeline(run),
         _rates(run),
-        "<h2>Chapters</h2>",
-        _chapters(run.chapters),
-        *_findings(run.chapters),
+        "<h2>Phases</h2>",
+        _phases(run.phases),
+        *_findings(run.phases),
         "<h2>Faults</h2>",
         _faults(run.faults),
         "<h2>Machine</h2>",
@@ -46,28 +46,24 @@ def render(run: RunSummary) -> str:
 
 def sentence(run: RunSummary) -> str:
     """The verdict in one sentence, as plain text."""
-    bad = [chapter for chapter in run.chapters if not chapter.ok]
+    bad = [phase for phase in run.phases if not phase.ok]
     if run.ok:
         return (
-            f"Passed: {run.totals.operations:,} operations in {len(run.chapters)} {_s(run.chapters, 'chapter')} under "
+            f"Passed: {run.totals.operations:,} operations in {len(run.phases)} {_s(run.phases, 'phase')} under "
             f"{len(run.faults):,} {_s(run.faults, 'fault')}, nothing violated."
         )
     violated = [
-        f"{check.name} in chapter {chapter.number} ({len(check.violations)} {_s(check.violations, 'violation')})"
-        for chapter in bad
-        for check in chapter.checks
+        f"{check.name} in phase {phase.number} ({len(check.violations)} {_s(check.violations, 'violation')})"
+        for phase in bad
+        for check in phase.checks
         if check.violations
     ]
     if violated:
         return f"Violated: {', '.join(violated)}."
-    complaints = [
-        f"{complaint.rstrip('.')} (chapter {chapter.number})" for chapter in bad for complaint in chapter.complaints
-    ]
+    complaints = [f"{complaint.rstrip('.')} (phase {phase.number})" for phase in bad for complaint in phase.complaints]
     if complaints:
         return f"Failed: {'; '.join(complaints)}."
-    undecided = [
-        f"{check.name} in chapter {chapter.number}" for chapter in bad for check in chapter.checks if check.note
-    ]
+    undecided = [f"{check.name} in phase {phase.number}" for phase in bad for check in phase.checks if check.note]
     if undecided:
         return f"Undecided: {', '.join(undecided)}: no violation was found, and not all could be judged."
     return "No verdict: the run was over before all of it could be judged."
@@ -103,7 +99,7 @@ def _timeline(run: RunSummary) -> str:
         )
         for (nemesis, kind), faults in sorted(kinds.items(), key=lambda item: _place(run.nemeses, item[0][0]))
     ]
-    told = "From when to when each fault lasted. Dashed lines: where a chapter begins, with new keys and no fault left."
+    told = "From when to when each fault lasted. Dashed lines: where a phase begins, with new keys and no fault left."
     return charts.lanes("faults-over-time", "Faults", told, rows, run.seconds, _marks(run))
 
 
@@ -119,7 +115,7 @@ def _describe(fault: Fault) -> str:
 
 
 def _marks(run: RunSummary) -> list[Mark]:
-    return [Mark(chapter.began_s, f"chapter {chapter.number}") for chapter in run.chapters]
+    return [Mark(phase.began_s, f"phase {phase.number}") for phase in run.phases]
 
 
 def _rates(run: RunSummary) -> str:
@@ -216,24 +212,24 @@ def merged(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 # --- tables and findings ---------------------------------------------------------------------------------------------
 
 
-def _chapters(chapters: Sequence[Chapter]) -> str:
-    names = list(dict.fromkeys(check.name for chapter in chapters for check in chapter.checks))
+def _phases(phases: Sequence[Phase]) -> str:
+    names = list(dict.fromkeys(check.name for phase in phases for check in phase.checks))
     rows = []
-    for chapter in chapters:
-        checks = {check.name: check for check in chapter.checks}
+    for phase in phases:
+        checks = {check.name: check for check in phase.checks}
         rows.append(
             [
-                str(chapter.number),
-                "passed" if chapter.ok else "violated" if chapter.violations else "not passed",
-                show_time(chapter.began_s),
-                f"{chapter.seconds:.0f}",
-                f"{sum(chapter.operations.values()):,}",
+                str(phase.number),
+                "passed" if phase.ok else "violated" if phase.violations else "not passed",
+                show_time(phase.began_s),
+                f"{phase.seconds:.0f}",
+                f"{sum(phase.operations.values()):,}",
                 *(_show_check(checks[name]) if name in checks else "–" for name in names),
             ]
         )
     caption = "Of each check: the operations judged, the seconds that it took, and what it found unless all held."
-    titles = ["chapter", "verdict", "began", "seconds", "operations", *names]
-    return table(caption, titles, rows, numbers=("chapter", "began", "seconds", "operations"))
+    titles = ["phase", "verdict", "began", "seconds", "operations", *names]
+    return table(caption, titles, rows, numbers=("phase", "began", "seconds", "operations"))
 
 
 def _show_check(check: Check) -> str:
@@ -242,13 +238,13 @@ def _show_check(check: Check) -> str:
     return f"{check.operations:,} · {check.seconds:.1f}\N{NO-BREAK SPACE}s{found or undecided}"
 
 
-def _findings(chapters: Sequence[Chapter]) -> list[str]:
+def _findings(phases: Sequence[Phase]) -> list[str]:
     """What was wrong, in full."""
     parts = []
-    for chapter in (chapter for chapter in chapters if not chapter.ok):
-        parts.append(f"<h2>Chapter {chapter.number}: what was found</h2>")
-        parts += [f"<pre>{text(complaint)}</pre>" for complaint in chapter.complaints]
-        for check in chapter.checks:
+    for phase in (phase for phase in phases if not phase.ok):
+        parts.append(f"<h2>Phase {phase.number}: what was found</h2>")
+        parts += [f"<pre>{text(complaint)}</pre>" for complaint in phase.complaints]
+        for check in phase.checks:
             parts += [f"<p>{text(check.name)}</p>"] if check.violations or check.note else []
             parts += [f"<pre>{text(violation)}</pre>" for violation in check.violations]
             parts += [f"<pre>not concluded: {text(check.note)}</pre>"] if check.note else []

@@ -34,9 +34,9 @@ async def show(run: Run) -> None:
 
 
 def line_of(run: Run) -> str:
-    """Time left, the chapter, what is being done, rates, current faults."""
+    """Time left, the phase, what is being done, rates, current faults."""
     minutes, seconds = divmod(round(run.left_s), 60)
-    chapter = len(run.summary.chapters)
+    phase = len(run.summary.phases)
     points = run.summary.points[-_MEAN_OF:]
     done = sum(sum(point.per_s.values()) for point in points) / max(len(points), 1)
     failed = sum(sum(point.failed_per_s.values()) for point in points) / max(len(points), 1)
@@ -44,6 +44,6 @@ def line_of(run: Run) -> str:
     p99 = f", p99 {max(latencies):.0f} ms" if latencies else ""
     faults = ", ".join(run.faults_now.values()) or "none"
     return (
-        f"{minutes}:{seconds:02d} left, chapter {chapter} of {len(run.lengths_s)}, {run.doing};"
+        f"{minutes}:{seconds:02d} left, phase {phase} of {len(run.lengths_s)}, {run.doing};"
         f" {done:.0f} calls/s, {failed:.0f} failed/s{p99}; faults: {faults}"
     )

@@ -1,9 +1,9 @@
 """Adding, removing and weighing shards while everything else goes wrong.
 
 Owns: which change is asked for, asking without patience for ever, and waiting for the end of all changes.
-Promises: at the end of a chapter every change that was answered 202 is known by its id, and has ended: done, with the
+Promises: at the end of a phase every change that was answered 202 is known by its id, and has ended: done, with the
 members that it asks for, or cancelled if something was, or superseded by another one of the same shard.
-Leaves to others: what a change asks for and how (loadtest.changes), when (schedule).
+Leaves to others: what a change asks for and how (loadtest.cluster.changes), when (schedule).
 """
 
 from __future__ import annotations
@@ -12,17 +12,26 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from loadtest import changes
-from loadtest.changes import Change
-from loadtest.txn_wire import Reply, Wire
+from loadtest.cluster import changes
+from loadtest.cluster.changes import Change
+from loadtest.drivers.aio import Wire
+from loadtest.workloads.answers import Reply
 
 _INSIST_S = 4.0
+_MOVE_S = 2.0
 _POLL_S = 0.1
 _MORE_SHARDS_MAX = 2
 _FEWER_SHARDS_MAX = 1
 _WEIGHT_MAX = 4
+
+
+class Move(NamedTuple):
+    """Partitions on their way, by the ids of their shards."""
+
+    source: str
+    destination: str
 
 
 class Reshard:
@@ -78,6 +87,17 @@ class Reshard:
         self._cancelled = self._left_over = True
         reply = await self._insist("DELETE", "/v1/moves", None)
         return shards, f"{note}; cancel: {reply.words}"
+
+    async def a_move(self) -> Move | None:
+        """One that is being carried out; None if there is none for a moment."""
+        deadline_s = time.monotonic() + _MOVE_S
+        while time.monotonic() < deadline_s:
+            document = await changes.cluster(self._wire)
+            begun = [move for move in document.get("moves") or [] if move["step"] in ("copy", "tail", "fence")]
+            if begun:
+                return Move(begun[0]["from"], begun[0]["to"])
+            await asyncio.sleep(_POLL_S / 5)
+        return None
 
     # --- asking ------------------------------------------------------------------------------------------------------
 

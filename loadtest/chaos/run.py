@@ -1,12 +1,12 @@
-"""A chaos run: a cluster, its clients, chapters of faults, the judgement of each.
+"""A chaos run: a cluster, its clients, phases of faults, the judgement of each.
 
-Owns: the order of chapters, their histories and judgements, the summary.
-Promises: all processes end with the run, however it ends, and every fault is taken back. The first chapter in which
-anything is wrong ends the run. What was settled in a chapter is looked at once more at the end.
-Leaves to others: what a chapter is (chapter), faults (schedule, nemeses, reshard), clients (crew), processes (cluster),
+Owns: the order of phases, their histories and judgements, the summary.
+Promises: all processes end with the run, however it ends, and every fault is taken back. The first phase in which
+anything is wrong ends the run. What was settled in a phase is looked at once more at the end.
+Leaves to others: what a phase is (phase), faults (schedule, nemeses, reshard), clients (clients), processes (cluster),
 judging (judge), pages (page), what is shown meanwhile (progress).
 
-A chapter has new keys, and its history can be judged on its own: while the next one is under way.
+A phase has new keys, and its history can be judged on its own: while the next one is under way.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from typing import NamedTuple
 
 import aiohttp
 
-from loadtest.chaos.chapter import Stage
+from loadtest.chaos.clients import Clients, Stored
 from loadtest.chaos.cluster import ChaosCluster
-from loadtest.chaos.crew import Crew, Stored
+from loadtest.chaos.doubts import Doubts
 from loadtest.chaos.judge import JudgeError, judge
-from loadtest.chaos.links import Links
 from loadtest.chaos.meter import Meter
 from loadtest.chaos.nemeses import Nemeses
+from loadtest.chaos.phase import Stage
 from loadtest.chaos.reshard import Reshard
-from loadtest.chaos.schedule import CHAPTER_S_MAX, HASTY_CHAPTER_S, Nemesis, chapters, plan
-from loadtest.chaos.summary import Chapter, RunSummary
+from loadtest.chaos.schedule import HASTY_PHASE_S, PHASE_S_MAX, SWEEP, Nemesis, phases, plan
+from loadtest.chaos.summary import Phase, RunSummary
+from loadtest.chaos.sweep import Sweep
+from loadtest.cluster.proxy import Proxy
+from loadtest.drivers.aio import Wire, session
 from loadtest.histories.history import AnyOperation, write
-from loadtest.txn_doubts import Doubts
-from loadtest.txn_wire import Wire, session
 
 CLIENT_TIMEOUT_S = 5.0  # longer than a router takes at most
 _LATE_JUDGEMENT_S = 20.0  # for a run that was interrupted
-_EARLY_END_S = 60.0  # in which a chapter that was interrupted has to be over
+_EARLY_END_S = 60.0  # in which a phase that was interrupted has to be over
 _WORKLOADS = {
     "Lists": "append",
     "Transfer": "bank",
@@ -83,7 +84,7 @@ class Run:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.lengths_s = chapters(settings.seconds, HASTY_CHAPTER_S if settings.bug else CHAPTER_S_MAX)
+        self.lengths_s = phases(settings.seconds, HASTY_PHASE_S if settings.bug else PHASE_S_MAX)
         self.doing = "starting the cluster"
         self.meter = Meter()
         self.faults_now: dict[int, str] = {}
@@ -105,6 +106,7 @@ class Run:
         self._judging: list[asyncio.Task[None]] = []
         self._settled: dict[int, Stored] = {}
         self._hurry = asyncio.Event()
+        self._sweep: Sweep | None = None
 
     @property
     def left_s(self) -> float:
@@ -114,10 +116,10 @@ class Run:
     @property
     def is_wrong(self) -> bool:
         """Something was found already."""
-        return any(chapter.complaints or chapter.violations for chapter in self.summary.chapters)
+        return any(phase.complaints or phase.violations for phase in self.summary.phases)
 
     async def run(self) -> RunSummary:
-        """All of it. Cancelling it once ends it early: load and faults end at once, and the chapter so far is judged.
+        """All of it. Cancelling it once ends it early: load and faults end at once, and the phase so far is judged.
 
         Raises RuntimeError if the cluster does not start.
         """
@@ -141,21 +143,21 @@ class Run:
                     return
             self.doing = "looking again at what was settled"
             for number, sentences in (await stage.look_again(self._settled)).items():
-                self.summary.chapters[number - 1].complaints += sentences
+                self.summary.phases[number - 1].complaints += sentences
 
     async def _play_one(self, stage: Stage, number: int, seconds: float) -> None:
-        chapter = Chapter(number, time.monotonic() - self._began_s, seconds, {}, [], [])
-        self.summary.chapters.append(chapter)
-        closing = await stage.play(chapter, plan(self.settings.seed, number, seconds, self.settings.nemeses))
+        phase = Phase(number, time.monotonic() - self._began_s, seconds, {}, [], [])
+        self.summary.phases.append(phase)
+        closing = await stage.play(phase, plan(self.settings.seed, number, seconds, self.settings.nemeses))
         if closing is not None:
             self._settled[number] = closing.stored
-            self._count(chapter, closing.operations)
-            path = self.settings.out / f"chapter-{number}.ndjson"
+            self._count(phase, closing.operations)
+            path = self.settings.out / f"phase-{number}.ndjson"
             write(path, closing.operations)
-            self._judging.append(asyncio.create_task(self._judge(chapter, path)))
+            self._judging.append(asyncio.create_task(self._judge(phase, path)))
 
     async def _watch(self, playing: Coroutine[None, None, None], workers: Sequence[asyncio.Task[None]]) -> None:
-        """To the end of the chapter; or until the judgement on an earlier one makes it pointless, or a client fails."""
+        """To the end of the phase; or until the judgement on an earlier one makes it pointless, or a client fails."""
         task = asyncio.create_task(playing)
         self._hurry.clear()
         try:
@@ -179,23 +181,22 @@ class Run:
         for worker in workers:
             if worker.done() and (error := worker.exception()) is not None:
                 told = "".join(traceback.format_exception(error))
-                self.summary.chapters[-1].complaints.append(f"a client cannot go on:\n{told}")
+                self.summary.phases[-1].complaints.append(f"a client cannot go on:\n{told}")
 
     @asynccontextmanager
     async def _staged(self) -> AsyncIterator[tuple[Stage, list[asyncio.Task[None]]]]:
         """The cluster and the clients, who rest."""
         settings = self.settings
-        links = Links(settings.seed) if "partition" in settings.nemeses or settings.bug else None
-        cluster = ChaosCluster(settings.out / "cluster", settings.shards, settings.routers, links, settings.bug)
+        proxy = Proxy(settings.seed) if {"partition", "maps"} & set(settings.nemeses) else None
+        cluster = ChaosCluster(settings.out / "cluster", settings.shards, settings.routers, proxy, settings.bug)
         async with contextlib.AsyncExitStack() as stack:
-            if links is not None:
-                await links.start()
-                stack.push_async_callback(links.stop)
+            if proxy is not None:
+                await proxy.start()
+                stack.push_async_callback(proxy.stop)
             await stack.enter_async_context(cluster)
             http = await stack.enter_async_context(session(CLIENT_TIMEOUT_S))
-            stage = self._stage(cluster, links, http)
-            await stage.crew.open_bank()
-            jobs = [*(worker.run() for worker in stage.crew.workers), self.meter.run()]
+            stage = self._stage(cluster, proxy, http)
+            jobs = [*(client.run() for client in stage.clients.all), self.meter.run()]
             workers = [asyncio.create_task(job) for job in jobs]
             try:
                 yield stage, workers
@@ -206,26 +207,27 @@ class Run:
                 await asyncio.gather(*workers, return_exceptions=True)
                 self.doing = "stopping all processes"
 
-    def _stage(self, cluster: ChaosCluster, links: Links | None, http: aiohttp.ClientSession) -> Stage:
+    def _stage(self, cluster: ChaosCluster, proxy: Proxy | None, http: aiohttp.ClientSession) -> Stage:
         self._began_s = self.meter.began_s = time.monotonic()
         seed = self.settings.seed
-        was_repeated = links.was_repeated if links is not None else _never
-        crew = Crew(http, cluster.client_urls, cluster.urls, seed, self.meter, was_repeated)
+        was_duplicated = proxy.was_duplicated if proxy is not None else _never
+        clients = Clients(http, cluster.client_urls, cluster.urls, seed, self.meter, was_duplicated)
         reshard = Reshard(Wire(http, cluster.urls, seed), self.settings.shards)
-        nemeses = Nemeses(cluster, links, reshard, self._began_s)
+        nemeses = Nemeses(cluster, proxy, reshard, self._began_s)
+        self._sweep = nemeses.sweep
         self.faults_now, self.summary.faults, self.summary.points = nemeses.now, nemeses.faults, self.meter.points
-        return Stage(cluster, crew, nemeses, reshard, Doubts(http, cluster.urls), self._tell, self._hurry)
+        return Stage(cluster, clients, nemeses, reshard, Doubts(http, cluster.urls), self._tell, self._hurry)
 
     def _tell(self, doing: str) -> None:
         self.doing = doing
 
     # --- judging -----------------------------------------------------------------------------------------------------
 
-    async def _judge(self, chapter: Chapter, path: Path) -> None:
+    async def _judge(self, phase: Phase, path: Path) -> None:
         try:
-            chapter.checks = (await judge(path)).checks
+            phase.checks = (await judge(path)).checks
         except JudgeError as error:
-            chapter.complaints.append(str(error))
+            phase.complaints.append(str(error))
 
     async def _wait_for_judgements(self, timeout_s: float | None) -> None:
         left = [task for task in self._judging if not task.done()]
@@ -235,8 +237,8 @@ class Run:
             task.cancel()
         await asyncio.gather(*self._judging, return_exceptions=True)
 
-    def _count(self, chapter: Chapter, operations: Sequence[AnyOperation]) -> None:
-        chapter.operations = dict(Counter(_WORKLOADS[type(operation).__name__] for operation in operations))
+    def _count(self, phase: Phase, operations: Sequence[AnyOperation]) -> None:
+        phase.operations = dict(Counter(_WORKLOADS[type(operation).__name__] for operation in operations))
         outcomes = Counter(operation.outcome for operation in operations)
         totals = self.summary.totals
         totals.done += outcomes["done"]
@@ -246,9 +248,11 @@ class Run:
     def _sum_up(self) -> None:
         summary = self.summary
         summary.seconds = time.monotonic() - self._began_s
+        if self._sweep is not None and SWEEP in self.settings.nemeses:
+            summary.met, summary.unmet = sorted(self._sweep.met), self._sweep.left
         # one that was given up has nothing to show
-        summary.chapters = [chapter for chapter in summary.chapters if chapter.checks or chapter.complaints]
-        summary.ok = bool(summary.chapters) and all(chapter.ok for chapter in summary.chapters)
+        summary.phases = [phase for phase in summary.phases if phase.checks or phase.complaints]
+        summary.ok = bool(summary.phases) and all(phase.ok for phase in summary.phases)
 
 
 def machine_facts() -> list[str]:

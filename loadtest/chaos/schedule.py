@@ -1,8 +1,8 @@
 """Which faults come when: a schedule from a seed.
 
 Owns: the nemeses, their kinds of faults, how long each lasts and how soon the next one comes.
-Promises: pure. The same seed gives the same schedule. Every nemesis asked for has its turn in each chapter; all kinds
-of one nemesis have theirs before any comes again; all faults are over `CALM_S` before the end of the chapter, so that
+Promises: pure. The same seed gives the same schedule. Every nemesis asked for has its turn in each phase; all kinds
+of one nemesis have theirs before any comes again; all faults are over `CALM_S` before the end of the phase, so that
 what they held up has come to its end when the clients rest.
 Leaves to others: carrying it out, and on whom: a step says by which draw the victims are chosen from the processes that
 there are then (loadtest.chaos.nemeses).
@@ -17,28 +17,32 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-Nemesis = Literal["kill", "pause", "partition", "reshard"]
+Nemesis = Literal["kill", "pause", "partition", "disk", "maps", "reshard", "sweep"]
 
-NEMESES: tuple[Nemesis, ...] = ("kill", "pause", "partition", "reshard")
+NEMESES: tuple[Nemesis, ...] = ("kill", "pause", "partition", "disk", "maps", "reshard")
+SWEEP: Nemesis = "sweep"  # by itself: it needs all processes
 KINDS: Mapping[Nemesis, Sequence[str]] = {
     "kill": ("router", "shard", "controller", "several", "all", "for some time", "at a point"),
-    "pause": ("router", "shard", "controller", "several", "at a point"),
-    "partition": ("cut one way", "cut both ways", "isolate", "stall", "delay", "drop", "repeat", "reset"),
+    "pause": ("router", "shard", "controller", "several", "at a point", "slow at a point"),
+    "partition": ("cut one way", "cut both ways", "isolate", "stall", "delay", "drop", "duplicate", "reset"),
+    "disk": ("slow", "all slow", "slow, then its power is cut"),
     "reshard": ("add", "remove", "weigh", "cancel", "two at once"),
+    "maps": ("kept from a source and a router",),
+    SWEEP: ("every point",),
 }
 LASTING_KILLS = ("for some time", "at a point")  # the others are over at once
-CHAPTER_S_MIN = 16.0
-CHAPTER_S_MAX = 60.0
-HASTY_CHAPTER_S = 20.0  # for a run that is to find what is wrong soon
+PHASE_S_MIN = 16.0
+PHASE_S_MAX = 60.0
+HASTY_PHASE_S = 20.0  # for a run that is to find what is wrong soon
 CALM_S = 6.0
-_FIRST_S = 2.0  # of a chapter nothing happens
+_FIRST_S = 2.0  # of a phase nothing happens
 _FIRST_WITHIN_S = 3.0
 _LASTS_S_MIN = 1.0  # unless it is a moment
 _LONGEST_S = 7.0  # longer than any time-out in loadtest.chaos.cluster.LIMITS
 
 
 class Step(NamedTuple):
-    """A fault: when it begins, counted from the beginning of its chapter, and for how long it lasts (0: a moment).
+    """A fault: when it begins, counted from the beginning of its phase, and for how long it lasts (0: a moment).
 
     `draw` is the seed of all choices that are left.
     """
@@ -65,20 +69,24 @@ _HABITS: Mapping[Nemesis, _Habits] = {
     "kill": _Habits((2.0, 7.0), (1.0, 5.0)),
     "pause": _Habits((2.0, 6.0), (2.5, _LONGEST_S + 1.5)),
     "partition": _Habits((1.0, 4.0), (1.0, 6.0)),
+    "disk": _Habits((1.0, 5.0), (1.0, 5.0)),
+    "maps": _Habits((1.0, 4.0), (1.0, 3.0)),
     "reshard": _Habits((4.0, 9.0), (0.0, 0.0)),
 }
 
 
-def chapters(seconds: float, longest_s: float = CHAPTER_S_MAX) -> list[float]:
-    """How long each chapter of a run lasts: all the same, and none longer than that by much."""
+def phases(seconds: float, longest_s: float = PHASE_S_MAX) -> list[float]:
+    """How long each phase of a run lasts: all the same, and none longer than that by much."""
     count = max(1, round(seconds / longest_s))
-    return [max(seconds / count, CHAPTER_S_MIN)] * count
+    return [max(seconds / count, PHASE_S_MIN)] * count
 
 
-def plan(seed: int, chapter: int, seconds: float, nemeses: Sequence[Nemesis]) -> list[Step]:
-    """The faults of one chapter, in the order in which they begin. `seconds` is at least CHAPTER_S_MIN."""
-    rng = random.Random(f"{seed}/{chapter}")
+def plan(seed: int, phase: int, seconds: float, nemeses: Sequence[Nemesis]) -> list[Step]:
+    """The faults of one phase, in the order in which they begin. `seconds` is at least PHASE_S_MIN."""
+    rng = random.Random(f"{seed}/{phase}")
     end_s = seconds - CALM_S
+    if SWEEP in nemeses:
+        return [Step(_FIRST_S, end_s - _FIRST_S, SWEEP, KINDS[SWEEP][0], rng.randrange(2**32))]
     steps: list[Step] = []
     for nemesis in NEMESES:  # in this order, however they were asked for
         if nemesis in nemeses:
@@ -96,7 +104,7 @@ def _lane(nemesis: Nemesis, end_s: float, rng: random.Random) -> Iterator[Step]:
     while at_s <= end_s - _LASTS_S_MIN:
         kind = next(kinds)
         step = _step(at_s, nemesis, kind, end_s, rng)
-        if nemesis == "pause" and is_first:  # at least this one outlasts every time-out, if the chapter does
+        if nemesis == "pause" and is_first:  # at least this one outlasts every time-out, if the phase does
             step = step._replace(for_s=min(_LONGEST_S + rng.uniform(0.0, 1.5), end_s - at_s))
         yield step
         at_s = step.end_s + rng.uniform(*_HABITS[nemesis].gap_s)

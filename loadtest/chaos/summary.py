@@ -1,6 +1,6 @@
 """What a chaos run was and what it showed: the content of `summary.json`, from which the page is made.
 
-Owns: the shape of a run's summary, and when a chapter, and so a run, has passed.
+Owns: the shape of a run's summary, and when a phase, and so a run, has passed.
 Promises: a summary that was written is read back the same. Pure.
 Leaves to others: gathering it (run.py), judging histories (loadtest/histories), showing it (page.py).
 
@@ -43,7 +43,7 @@ class Point(msgspec.Struct):
     p99_ms: float | None = None
 
 
-class Chapter(msgspec.Struct):
+class Phase(msgspec.Struct):
     """One part of the run, with keys of its own, judged by itself.
 
     `operations`: how many its history holds, by workload. `complaints`: what went wrong outside the history, such as a
@@ -80,8 +80,11 @@ class Totals(msgspec.Struct):
 
 
 class RunSummary(msgspec.Struct, kw_only=True):
-    """`command` runs it again. `began_at`: ISO 8601 with its zone. `machine`: facts, one sentence each. `bug`: the one
-    that was planted. `kept`: the folder with data, logs and histories, where these were kept."""
+    """`command` runs it again. `began_at`: ISO 8601 with its zone. `machine`: facts, one sentence each.
+
+    `met`, `unmet`: the named points of the code at which a sweep let a process die, or not. `bug`: the one that was
+    planted. `kept`: the folder with data, logs and histories, where these were kept.
+    """
 
     command: str
     seed: int
@@ -93,9 +96,11 @@ class RunSummary(msgspec.Struct, kw_only=True):
     routers: int
     faults: list[Fault] = []
     points: list[Point] = []
-    chapters: list[Chapter] = []
+    phases: list[Phase] = []
     totals: Totals = msgspec.field(default_factory=Totals)
     machine: list[str] = []
+    met: list[str] = []
+    unmet: list[str] = []
     bug: str = ""
     kept: str = ""
 

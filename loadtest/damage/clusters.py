@@ -18,8 +18,8 @@ from pathlib import Path
 import aiohttp
 import yaml
 
-from loadtest import processes
-from loadtest.cluster import LocalCluster
+from loadtest.cluster import processes
+from loadtest.cluster.local import LocalCluster
 from loadtest.damage.inject import damage
 from loadtest.damage.verdicts import DOWN, REFUSED, Acknowledged, Finding, Tally
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from kvstore.errors import KvError
 from kvstore.protocol import Answer, Get
 from kvstore.store.store import Store
-from loadtest.cluster import REPOSITORY
+from loadtest.cluster.local import REPOSITORY
 from loadtest.damage.child import LIMITS, PARTITIONS, Waiting, cluster_map, write
 from loadtest.damage.inject import damage
 from loadtest.damage.verdicts import ENDED, REFUSED, UNCLEAN, Acknowledged, Finding, Tally

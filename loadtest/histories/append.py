@@ -3,7 +3,7 @@
 Owns: the order of appends per key, inferred from the lists that were read; what follows from it; the anomalies.
 Promises: pure. What it reports is wrong with certainty: an operation of unknown outcome may have happened or not,
 unless somebody read what it appended. It is sound, not complete: of an order that nobody has read nothing is concluded.
-Leaves to others: cycles and their names (cycles), making histories (loadtest.txn_rounds).
+Leaves to others: cycles and their names (cycles), making histories (loadtest.workloads.append).
 
 The method is that of Elle (Kingsbury & Alvaro, "Elle: Inferring Isolation Anomalies from Experimental Observations",
 VLDB 2020). As each value is appended once, a list that was read tells its whole past: the longest one gives the order

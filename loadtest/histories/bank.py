@@ -3,7 +3,7 @@
 Owns: the rules for a bank whose accounts are never created nor deleted while it is looked at.
 Promises: pure. What it reports is wrong with certainty: a transfer of unknown outcome counts as done exactly if its
 marker is there at the end.
-Leaves to others: making transfers (loadtest.txn_clients).
+Leaves to others: making transfers (loadtest.workloads.bank).
 
 Every transfer writes two accounts and a marker key in one transaction, on the condition that both accounts still have
 the versions that its client read. So, of what is there at the end:

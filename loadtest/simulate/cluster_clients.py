@@ -13,22 +13,23 @@ import itertools
 from typing import Any
 
 from loadtest.histories.history import AnyOperation, Lease
+from loadtest.simulate.brief import Briefs
 from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.network import End
 from loadtest.workloads.calls import NEVER_SENT, NO_ANSWER, NOTHING, Call, Pause, Reply, Steps
 from loadtest.workloads.judged import Judged
-from loadtest.workloads.place import Place
+from loadtest.workloads.place import LOAD, Place, Workload
 
 PREFIX = "sim/"
 _PATIENCE_S = 6.0
 _CONNECT_S = 1.0
-_PAUSE_S = 0.055  # between two calls, in the mean
+_PAUSE_S = 0.042  # between two calls, in the mean
 _TRIES_MAX = 40
 _CLOCKS_AGREE = 0.985
 _ONCE_SHARE = 0.4
 
 CLIENTS = 10
-_CROWDING = 8
+_SHAPE = LOAD.crowded(8)
 _WEIGHTS = {Judged.REGISTER: 3, Judged.SECTION: 2, Judged.COUNTER: 0.5}
 
 
@@ -56,7 +57,7 @@ class Client:
         self._cluster = cluster
         self._history = history
         self._rng = cluster.random(f"client {name}")
-        self.place = Place(PREFIX, name, history.numbers, self._rng, history.add, _CROWDING)
+        self.place = Place(PREFIX, name, history.numbers, self._rng, history.add, _SHAPE)
         self._at: End | None = None
         self._router = self._rng.randrange(len(cluster.routers))
         self._keys = itertools.count(1)
@@ -66,8 +67,8 @@ class Client:
     async def run(self, until_s: float) -> None:
         """Do now one thing and now another."""
         self._pause_s = _PAUSE_S
-        workloads = [kind.value.client(self.place) for kind in Judged]
-        weights = [_WEIGHTS.get(kind, 1.0) for kind in Judged]
+        workloads: list[Workload] = [*(kind.value.client(self.place) for kind in Judged), Briefs(self.place)]
+        weights = [*(_WEIGHTS.get(kind, 1.0) for kind in Judged), 1.0]
         while self._cluster.loop.time() < until_s:
             self.repeats = self._rng.random() < _ONCE_SHARE
             await self.do(self._rng.choices(workloads, weights)[0].step())

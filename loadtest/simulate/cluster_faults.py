@@ -26,13 +26,16 @@ NEMESES: dict[str, tuple[str, ...]] = {
     "kill": ("kill", "kill at a failpoint", "orderly restart"),
     "power": ("power cut", "power cut in a call of the disk"),
     "pause": ("stand still", "sleep"),
-    "network": ("cut", "cut one way", "isolate", "reset", "slow link"),
+    "network": ("cut", "cut one way", "isolate", "reset", "slow link", "messages come twice"),
     "disk": ("sync fails", "slow disk", "disk full", "flip a bit"),
     "clock": ("wall clock jumps",),
     "store": ("map store away",),
-    "change": ("add a shard", "remove a shard", "weigh a shard", "plan anew", "cancel the moves"),
+    "change": ("add a shard", "remove a shard", "weigh a shard", "plan anew", "cancel the moves", "leave behind"),
 }
-_WEIGHTS = {"kill at a failpoint": 4, "add a shard": 2, "remove a shard": 2, "weigh a shard": 2, "reset": 2}
+_WEIGHTS = {
+    "kill at a failpoint": 4, "reset": 2, "wall clock jumps": 2, "add a shard": 2, "remove a shard": 2,
+    "weigh a shard": 2, "leave behind": 2,
+}  # fmt: skip
 _PAUSE_S = 0.9  # between two faults, in the mean
 _SYNC_S = 0.0001
 
@@ -73,7 +76,9 @@ class Nemesis:
             "slow link": self._slow_link, "sync fails": self._fail_sync, "slow disk": self._slow_disk,
             "disk full": self._fill, "flip a bit": self._flip, "wall clock jumps": self._jump,
             "map store away": self._take_store_away, "add a shard": self._add, "remove a shard": self._remove,
-            "weigh a shard": self._weigh, "plan anew": self._plan, "cancel the moves": self._cancel,
+            "weigh a shard": self._weigh, "plan anew": self._plan, "leave behind": self._leave_behind,
+            "messages come twice": self._double,
+            "cancel the moves": self._cancel,
         }  # fmt: skip
 
     async def run(self, begin_s: float) -> None:
@@ -97,6 +102,7 @@ class Nemesis:
         cluster.kill_at.clear()
         cluster.controller.register.away = False
         cluster.network.slow.clear()
+        cluster.network.doubles = False
         for link in list(cluster.network.cut):
             cluster.network.heal_link(link, 0.5)
         for server in cluster.servers:
@@ -203,6 +209,11 @@ class Nemesis:
         await asyncio.sleep(rng.uniform(0.2, 4.0))
         network.slow.pop(link, None)
 
+    async def _double(self, rng: random.Random) -> None:
+        self._cluster.network.doubles = True
+        await asyncio.sleep(rng.uniform(0.5, 5.0))
+        self._cluster.network.doubles = False
+
     # --- disks, clocks, the controller's store ------------------------------------------------------------------------
 
     async def _fail_sync(self, rng: random.Random) -> None:
@@ -240,7 +251,11 @@ class Nemesis:
         shard.is_damaged = shard.refused = False
 
     async def _jump(self, rng: random.Random) -> None:
-        self._any(rng).environment.jump_ms = rng.randrange(-30_000, 30_000)
+        most_ms = rng.choice((300, 3_000, 30_000))
+        for shard in list(self._cluster.shards.values()):
+            if rng.random() < 0.5:
+                shard.environment.jump_ms = rng.randrange(-most_ms, most_ms)
+        self._any(rng).environment.jump_ms = rng.randrange(-most_ms, most_ms)
 
     async def _take_store_away(self, rng: random.Random) -> None:
         register = self._cluster.controller.register
@@ -264,6 +279,15 @@ class Nemesis:
         if cluster_map is not None:
             name, weight = rng.choice(cluster_map.shards).id, rng.randint(1, 4)
             await self._ask(lambda service: service.reweigh(name, weight))
+
+    async def _leave_behind(self, rng: random.Random) -> None:
+        """While partitions move, a router and most shards do not hear of it from the controller."""
+        await self._weigh(rng)
+        await asyncio.sleep(rng.uniform(0.0, 0.3))
+        names = [rng.choice(self._cluster.routers).name]
+        names += [name for name in self._cluster.shards if rng.random() < 0.5]
+        own = self._cluster.controller.name
+        await self._cut_links(rng, [link for name in names for link in ((own, name), (name, own))])
 
     async def _plan(self, rng: random.Random) -> None:
         await self._ask(lambda service: service.plan_anew())

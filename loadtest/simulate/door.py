@@ -19,7 +19,7 @@ from kvstore.config import Limits
 from kvstore.errors import KvError, from_problem
 from kvstore.protocol import Acquire, Answer, Delete, Get, IdempotencyKey, Preconditions, Put, Release, Renew
 from kvstore.router.coordinator import Coordinator
-from kvstore.router.decode import decode_cursor, encode_cursor
+from kvstore.router.decode import decode_cursor, decode_ttl, encode_cursor
 from kvstore.router.service import RouterService
 from kvstore.router.transactions import encode_result, parse_transaction
 from loadtest.workloads.calls import Call
@@ -56,12 +56,14 @@ class Door:
             return 200, encode_result(transaction, result), None
         return await self._list(dict(parse_qsl(call.path.partition("?")[2])))
 
-    async def _on_key(self, call: Call, key: str) -> Answered:
+    async def _on_key(self, call: Call, path: str) -> Answered:
+        key, _, query = path.partition("?")
         if call.method == "GET":
             answer = await self._ask(Get(0, key))
             return answer.status, answer.value or b"", answer.version if answer.status == 200 else None
         if call.method == "PUT":
-            answer = await self._ask(Put(0, key, call.body or b"", 0, _guard(call.headers), _once(call)))
+            ttl_ms = decode_ttl(dict(parse_qsl(query)).get("ttl"), self._limits)
+            answer = await self._ask(Put(0, key, call.body or b"", ttl_ms, _guard(call.headers), _once(call)))
         else:
             answer = await self._ask(Delete(0, key, _guard(call.headers), _once(call)))
         return answer.status, b"", answer.version

@@ -24,6 +24,7 @@ SLOW_SHARE, SLOW_S = 0.01, 0.05  # now and then a packet is sent again by the ke
 UNTAKEN_MAX = 64  # messages under way in a direction, beyond which a sender waits
 _NO_ROUTE_S = 3.0
 _APART_S = 1e-8
+_AGAIN_SHARE, _AGAIN_S = 0.3, 4.0
 
 Link = tuple[str, str]
 
@@ -130,13 +131,14 @@ class Connection:
 
 
 class Network:
-    """`cut` and `slow`: links in one direction, from host to host."""
+    """`cut` and `slow`: links in one direction, from host to host. `doubles`: some messages come twice."""
 
     def __init__(self, loop: SimulatedLoop, rng: random.Random) -> None:
         self.loop = loop
         self.hosts: dict[str, Host] = {}
         self.cut: dict[Link, None] = {}
         self.slow: dict[Link, float] = {}
+        self.doubles = False
         self._rng = rng
         self._connections: dict[Connection, None] = {}
         self._nobody = copy_context()
@@ -220,6 +222,15 @@ class Network:
         end.peer.take(message)
         if message is _OVER and end.peer.closed:
             self.forget(connection)
+
+    def send_again(self, end: End, message: bytes) -> None:
+        """Some time after it was sent first, now and then; if the connection is there yet."""
+        if message and self._rng.random() < _AGAIN_SHARE:
+            self.schedule(self._rng.uniform(0.0, _AGAIN_S), self._send_again, end, message)
+
+    def _send_again(self, end: End, message: bytes) -> None:
+        if not end.closed:
+            self.carry(end, message)
 
     def forget(self, connection: Connection) -> None:
         self._connections.pop(connection, None)

@@ -2,7 +2,8 @@
 
 Owns: `SimulatedSession` (channels dialled, questions asked over HTTP), `SimulatedSocket` (either end of a channel).
 Promises: the same methods, results and kinds of errors as the real ones have, as far as `kvstore` uses them. A GET may
-be asked twice, as aiohttp does when a kept connection breaks.
+be asked twice, as aiohttp does when a kept connection breaks. While the network `doubles`, messages of transactions
+which promise to do no harm come again, seconds later: no channel of today does that to them.
 Leaves to others: what answers (`servers`).
 """
 
@@ -18,10 +19,12 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from kvstore.protocol import Abort, ApplyIntents, DecideCommit, Prepare, ResolveTxn, decode_requests, encode_frame
 from loadtest.simulate.loop import Process
 from loadtest.simulate.network import End, Network
 
 _TWICE_SHARE = 0.02
+_IDEMPOTENT = (Prepare, DecideCommit, ApplyIntents, Abort, ResolveTxn)
 
 
 class Question(NamedTuple):
@@ -43,8 +46,10 @@ class Channel(NamedTuple):
 class SimulatedSocket:
     """As `aiohttp.ClientWebSocketResponse` and `web.WebSocketResponse`."""
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, end: End, network: Network | None = None) -> None:
+        """`network`: where it may happen that messages come twice."""
         self._end = end
+        self._network = network
         transport = SimpleNamespace(abort=end.abort)
         self._response = SimpleNamespace(connection=SimpleNamespace(transport=transport))
 
@@ -65,6 +70,8 @@ class SimulatedSocket:
 
     async def send_bytes(self, data: bytes) -> None:
         await self._end.send(data)
+        if self._network is not None and self._network.doubles:
+            self._network.send_again(self._end, _may_come_twice(data))
 
     async def close(self, **_: Any) -> None:
         self._end.close()
@@ -125,7 +132,7 @@ class SimulatedSession:
         end = await self._connect(parts.netloc, Channel(parts.path, _query_of(parts.query)))
         if await end.receive() != b"welcome":
             raise aiohttp.ClientConnectionError(f"{url} is refused")
-        return SimulatedSocket(end)
+        return SimulatedSocket(end, self._network)
 
     def get(self, url: str, *, params: Mapping[str, str] | None = None, timeout: Any = None, **_: Any) -> _Asking:
         parts = urlsplit(url)
@@ -153,6 +160,12 @@ class SimulatedSession:
             return await self._network.connect(self._process, self._host, host, greeting)
         except OSError as error:
             raise aiohttp.ClientOSError(0, str(error)) from None
+
+
+def _may_come_twice(frame: bytes) -> bytes:
+    """Those messages of the frame that must do no harm when they come again, at any time."""
+    messages = [each for each in decode_requests(frame) if isinstance(each, _IDEMPOTENT)]
+    return encode_frame(messages) if messages else b""
 
 
 def _query_of(query: str) -> dict[str, str]:

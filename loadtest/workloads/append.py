@@ -9,19 +9,26 @@ Leaves to others: whether the history can be (loadtest.histories.append).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from loadtest.histories.history import Lists, Outcome
-from loadtest.txn_clients import Held, held, reading_transaction
 from loadtest.workloads import calls
-from loadtest.workloads.calls import Reply, Steps
+from loadtest.workloads.answers import Got, Reply
+from loadtest.workloads.calls import Steps
 from loadtest.workloads.place import Place
 
-LISTS = 24
 LIST_MAX = 100
 _CLOSING_BATCH = 50
+
+
+class Held(NamedTuple):
+    """A list and the version of its key, None if it is not there."""
+
+    values: list[int]
+    version: int | None
+
 
 Found = dict[str, Held]
 Reads = list[tuple[str, list[int]]]
@@ -32,7 +39,7 @@ class Appends:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._generations = [0] * LISTS  # of which fewer are used where clients are crowded
+        self._generations = [0] * place.shape.lists
 
     def step(self) -> Steps[None]:
         rng = self._place.rng
@@ -48,12 +55,12 @@ class Appends:
         yield from calls.rest(reply)
 
     def _keys(self, count: int) -> list[str]:
-        numbers = self._place.rng.sample(self._place.keys(LISTS), count)
+        numbers = self._place.rng.sample(range(self._place.shape.lists), count)
         return [f"{prefix_of(self._place.prefix)}{number:02d}/{self._generations[number]:04d}" for number in numbers]
 
     def _look(self, keys: Sequence[str]) -> Steps[tuple[Reply, Found]]:
         """These lists, in one transaction."""
-        reply = yield calls.transaction("lists read", reading_transaction(keys))
+        reply = yield calls.transaction("lists read", calls.reading(keys))
         found = note_reads(self._place, reply)
         self._leave_the_full(found)
         return reply, found
@@ -87,14 +94,19 @@ class Appends:
             {"op": "put", "key": key, "value": msgspec.json.encode(found[key].values + values).decode()}
             for key, values in appends.items()
         ]
+        rng.shuffle(puts)  # the first key of a transaction is its anchor
+        steps = gets + puts if rng.random() < 0.5 else puts + gets
         body: dict[str, Any] = {
             "if": [_unchanged(key, found[key]) for key in guarded],
-            "then": gets + puts,
+            "then": steps,
             "else": gets,
         }
-        reply = yield calls.transaction("lists append", body)
+        reply = yield from self._place.write(calls.transaction("lists append", body))
         answered = calls.answer_of(reply)
-        reads = [] if answered is None else [(each.key, held(each).values) for each in answered.results[: len(gets)]]
+        reads: Reads = []
+        if answered is not None:
+            ran = zip(steps if answered.succeeded else gets, answered.results, strict=False)
+            reads = [(each.key, held(each).values) for step, each in ran if step["op"] == "get"]
         if answered is None or answered.succeeded:
             _note(self._place, reply, reply.outcome, appends, reads)
         else:  # two operations: the reads were done, the appends were refused
@@ -109,13 +121,18 @@ class Appends:
             return reply
         values = self._values()
         value = msgspec.json.encode(found[key].values + values)
-        reply = yield calls.swap("list append", key, value, found[key].version)
+        reply = yield from self._place.write(calls.swap("list append", key, value, found[key].version))
         _note(self._place, reply, "refused" if reply.status == 412 else reply.outcome, {key: values})
         return reply
 
     def _values(self) -> list[int]:
         """Mostly one, sometimes two."""
         return [self._place.number() for _ in range(2 if self._place.rng.random() < 0.15 else 1)]
+
+
+def held(result: Got) -> Held:
+    """What a get of a transaction found."""
+    return Held([], None) if result.value is None else Held(msgspec.json.decode(result.value), result.version)
 
 
 def _any_full(found: Found) -> bool:
@@ -167,7 +184,7 @@ def closing(place: Place) -> Steps[bool]:
     keys = [item.key for item in items]
     for first in range(0, len(keys), _CLOSING_BATCH):
         some = keys[first : first + _CLOSING_BATCH]
-        reply = yield from calls.insist(calls.transaction("lists read", reading_transaction(some)))
+        reply = yield from calls.insist(calls.transaction("lists read", calls.reading(some)))
         if len(note_reads(place, reply)) < len(some):
             return False
     return True

@@ -8,20 +8,29 @@ Leaves to others: whether the history can be (loadtest.histories.bank).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from loadtest.histories.bank import marker_text
-from loadtest.histories.history import Account, Balances, Markers, Transfer
-from loadtest.txn_clients import accounts_of, reading_transaction
-from loadtest.txn_wire import Got
+from loadtest.histories.history import Account, Balances, Markers, Outcome, Transfer
 from loadtest.workloads import calls
-from loadtest.workloads.calls import Reply, Steps
+from loadtest.workloads.answers import Got, Reply, txn_id
+from loadtest.workloads.calls import Steps
 from loadtest.workloads.place import Place
 
-ACCOUNTS = 100
 BALANCE = 1000
 _AMOUNT_MAX = 20
+_HOT_ACCOUNTS = 12
+_HOT_SHARE = 0.2
+_LOOKED_UP_MAX = 100
+
+
+class Told(NamedTuple):
+    """The id of a transfer, and what its client was told."""
+
+    marker: str
+    id: str
+    outcome: Outcome
 
 
 class Bank:
@@ -31,15 +40,20 @@ class Bank:
         self._place = place
 
     def step(self) -> Steps[None]:
-        rng, accounts = self._place.rng, self._place.keys(ACCOUNTS)
+        rng, accounts = self._place.rng, range(self._place.shape.accounts)
         chosen = rng.random()
         if chosen < 0.05:
             reply, _ = yield from read(self._place, "bank read all", rng.sample(accounts, len(accounts)))
         elif chosen < 0.1:
             reply, _ = yield from read(self._place, "bank read", rng.sample(accounts, 3))
         else:
-            reply = yield from self._transfer(*rng.sample(accounts, 2))
+            reply = yield from self._transfer(*rng.sample(self._some(), 2))
         yield from calls.rest(reply)
+
+    def _some(self) -> range:
+        """All accounts, or a few that many transfers want."""
+        is_hot = self._place.rng.random() < _HOT_SHARE
+        return range(min(_HOT_ACCOUNTS, self._place.shape.accounts) if is_hot else self._place.shape.accounts)
 
     def _transfer(self, source: int, target: int) -> Steps[Reply]:
         reply, found = yield from read(self._place, "bank read", [source, target])
@@ -56,7 +70,7 @@ class Bank:
             source_version=found[source].version,
             target_version=found[target].version,
         )
-        reply = yield calls.transaction("bank transfer", self._body(transfer, found))
+        reply = yield from self._place.write(calls.transaction("bank transfer", self._body(transfer, found)))
         self._note(transfer, reply)
         return reply
 
@@ -69,6 +83,7 @@ class Bank:
         if self._place.noted:
             marker = f"{markers_prefix(self._place.prefix)}{transfer.marker}"
             puts.append({"op": "put", "key": marker, "value": marker_text(transfer)})
+        self._place.rng.shuffle(puts)  # the first key is the anchor
         return {
             "if": [
                 {"key": source, "version": transfer.source_version},
@@ -87,6 +102,9 @@ class Bank:
         transfer.said = "a condition did not hold" if unmet else reply.said
         transfer.version = answered.version if answered is not None and not unmet else None
         self._place.note(transfer)
+        if (named := txn_id(reply)) is not None and not unmet:
+            told = self._place.shared.setdefault("told", [])
+            told.append(Told(transfer.marker, named, transfer.outcome))
         if answered is not None and unmet:
             note_balances(self._place, reply, [transfer.source, transfer.target], answered.results)
 
@@ -101,7 +119,7 @@ def markers_prefix(prefix: str) -> str:
 
 def read(place: Place, name: str, numbers: Sequence[int]) -> Steps[tuple[Reply, dict[int, Account]]]:
     """These accounts, in one transaction; none if it was not answered."""
-    reply = yield calls.transaction(name, reading_transaction([key_of(place.prefix, number) for number in numbers]))
+    reply = yield calls.transaction(name, calls.reading([key_of(place.prefix, number) for number in numbers]))
     answered = calls.answer_of(reply)
     return reply, {} if answered is None else note_balances(place, reply, numbers, answered.results)
 
@@ -114,7 +132,7 @@ def note_balances(place: Place, reply: Reply, numbers: Sequence[int], results: S
         end_s=reply.end_s,
         outcome="done",
         accounts=found,
-        whole=len(numbers) == len(place.keys(ACCOUNTS)),
+        whole=len(numbers) == place.shape.accounts,
     )
     place.note(balances)
     return found
@@ -122,19 +140,30 @@ def note_balances(place: Place, reply: Reply, numbers: Sequence[int], results: S
 
 def opening(place: Place) -> Steps[bool]:
     """Open all accounts, and read them; False if that cannot be done."""
-    keys = [key_of(place.prefix, number) for number in place.keys(ACCOUNTS)]
-    puts = [{"op": "put", "key": key, "value": str(BALANCE)} for key in keys]
-    body = {"if": [{"key": keys[0], "exists": False}], "then": puts}
+    puts = [
+        {"op": "put", "key": key_of(place.prefix, number), "value": str(BALANCE)}
+        for number in range(place.shape.accounts)
+    ]
+    body = {"if": [{"key": key_of(place.prefix, 0), "exists": False}], "then": puts}
     yield from calls.insist(calls.transaction("bank open", body))
     return (yield from _read_all(place))
 
 
 def _read_all(place: Place) -> Steps[bool]:
-    accounts = place.keys(ACCOUNTS)
-    body = reading_transaction([key_of(place.prefix, number) for number in accounts])
+    accounts = range(place.shape.accounts)
+    body = calls.reading([key_of(place.prefix, number) for number in accounts])
     reply = yield from calls.insist(calls.transaction("bank read all", body))
     answered = calls.answer_of(reply)
     return answered is not None and len(note_balances(place, reply, accounts, answered.results)) == len(accounts)
+
+
+def accounts_of(numbers: Sequence[int], results: Sequence[Got]) -> dict[int, Account]:
+    """What the gets of these accounts found; one that is not there is left out."""
+    found = {}
+    for number, result in zip(numbers, results, strict=True):
+        if result.value is not None and result.version is not None:
+            found[number] = Account(int(result.value), result.version)
+    return found
 
 
 def closing(place: Place) -> Steps[bool]:
@@ -157,4 +186,13 @@ def closing(place: Place) -> Steps[bool]:
             break
     markers = Markers(client=place.client, begin_s=begin_s, end_s=reply.end_s, outcome="done", markers=texts)
     place.note(markers)
+    yield from _look_up(place, texts)
     return True
+
+
+def _look_up(place: Place, markers: Mapping[str, str]) -> Steps[None]:
+    """What GET /v1/txn/{id} says of a cluster at rest must agree with the markers and with what clients were told."""
+    for told in place.shared.pop("told", [])[-_LOOKED_UP_MAX:]:
+        is_there = told.marker in markers
+        statuses = {"unknown", "committed" if is_there else "aborted"}
+        yield calls.look_up("bank look up", told.id, frozenset(statuses))

@@ -1,67 +1,32 @@
-"""One call of a client, its answer, and what that answer means.
+"""One call of a client, and what answers it expects.
 
-Owns: the words between a workload and whoever sends its requests: calls out, replies in.
-Promises: pure. A reply says one of three things of a write: done, refused (nothing was done, so nothing may ever show)
-or unknown. No two errors share a sentence unless they share a problem code.
-Leaves to others: sending (loadtest.once_client), what is asked for (the other modules of this folder).
+Owns: the words between a workload and the driver that sends its requests: calls out, replies in.
+Promises: pure. No two errors share a sentence unless they share a problem code.
+Leaves to others: what an answer means (`answers`), sending (`loadtest.drivers`), what is asked for (the other modules
+of this folder).
 
 A workload's step is a generator: it yields a Call and is sent the Reply, or yields a Pause and is sent NOTHING. So a
-step reads like the client that it is, and runs wherever somebody sends its calls (`loadtest/locustfile.py`, by gevent).
+step reads like the client that it is, and runs under any driver.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from loadtest.histories.history import Outcome
-from loadtest.txn_wire import Answered, Problem, contradiction
+from loadtest.workloads.answers import NEVER_SENT as NEVER_SENT
+from loadtest.workloads.answers import NO_ANSWER as NO_ANSWER
+from loadtest.workloads.answers import NOTHING as NOTHING
+from loadtest.workloads.answers import TROUBLE, contradiction, retry_after_ms
+from loadtest.workloads.answers import Answered as Answered
+from loadtest.workloads.answers import Reply as Reply
+from loadtest.workloads.answers import answer_of as answer_of
 
-NEVER_SENT = 0
-NO_ANSWER = -1
 RETRIES_MAX = 20
 _PAUSE_MAX_S = 1.0
-_REFUSED = frozenset({NEVER_SENT, 409, 423, 429, 503, 507})  # the contract: nothing was done by this try
-_DONE = frozenset({304, 404, 412})  # besides all below 300
-
-
-class Reply(NamedTuple):
-    """`status`: NEVER_SENT, NO_ANSWER, or that of HTTP. `error`: why there is none. `begin_s` is before the request was
-    sent, `end_s` after its answer came, both of the monotonic clock."""
-
-    status: int
-    body: bytes = b""
-    version: int | None = None
-    error: str = ""
-    begin_s: float = 0.0
-    end_s: float = 0.0
-
-    @property
-    def outcome(self) -> Outcome:
-        if self.status in _DONE or 200 <= self.status < 300:
-            return "done"
-        if self.status in _REFUSED or 400 <= self.status < 500:
-            return "refused"
-        return "unknown"
-
-    @property
-    def said(self) -> str:
-        """The answer in short: `201`, `503 unavailable`, `no answer: TimeoutError`."""
-        if self.status in (NEVER_SENT, NO_ANSWER):
-            return f"{'never sent' if self.status == NEVER_SENT else 'no answer'}: {self.error}"
-        problem = problem_of(self) if self.status >= 400 else None
-        return str(self.status) if problem is None else f"{self.status} {problem.code}"
-
-    @property
-    def ended_s(self) -> float | None:
-        """The end of the operation in a history: an unknown outcome has none."""
-        return None if self.outcome == "unknown" else self.end_s
-
-
-NOTHING = Reply(200)
 
 
 class Call(NamedTuple):
@@ -95,26 +60,17 @@ def failure(call: Call, reply: Reply) -> str | None:
     return None if wrong is None else f"{reply.status} wrong answer: {wrong}"
 
 
-def problem_of(reply: Reply) -> Problem | None:
-    """The problem document of an error."""
-    try:
-        return msgspec.json.decode(reply.body, type=Problem)
-    except msgspec.DecodeError:
+def complaint(call: Call, reply: Reply) -> str | None:
+    """What is wrong with an answer that no router may give to this call, whatever fails around it."""
+    wrong = failure(call, reply)
+    if wrong is None or (reply.status in TROUBLE and reply.status not in call.expected):
         return None
-
-
-class _Patience(msgspec.Struct):
-    retry_after_ms: int = 0
+    return f"{call.name} ({call.method} {call.path}) was answered {wrong}: {reply.words}"
 
 
 def patience(reply: Reply) -> Pause:
     """How long to wait after a refusal: as long as it asks for, within bounds."""
-    asked_ms = 0
-    if reply.status in _REFUSED:
-        try:
-            asked_ms = msgspec.json.decode(reply.body, type=_Patience).retry_after_ms
-        except msgspec.DecodeError:
-            asked_ms = 100
+    asked_ms = retry_after_ms(reply)
     return Pause(min(asked_ms / 1000, _PAUSE_MAX_S))
 
 
@@ -149,6 +105,21 @@ def swap(name: str, key: str, value: bytes, version: int | None) -> Call:
     return Call(name, "PUT", f"/v1/kv/{key}", value, condition, SWAPPED)
 
 
+def put_brief(name: str, key: str, value: bytes, ttl_s: float) -> Call:
+    """Write a key that expires."""
+    return Call(name, "PUT", f"/v1/kv/{key}?ttl={ttl_s:g}", value, expected=PUT)
+
+
+def look_up(name: str, txn_id: str, statuses: frozenset[str]) -> Call:
+    """What became of a transaction; `statuses` are those that may be, `unknown` for one that is not known any more."""
+
+    def check(reply: Reply) -> str | None:
+        status = msgspec.json.decode(reply.body)["status"] if reply.status == 200 else "unknown"
+        return None if status in statuses else f"{status}, which cannot be; possible: {', '.join(sorted(statuses))}"
+
+    return Call(name, "GET", f"/v1/txn/{txn_id}", expected=GOT, check=check)
+
+
 def delete(name: str, key: str) -> Call:
     return Call(name, "DELETE", f"/v1/kv/{key}", expected=DELETED)
 
@@ -162,6 +133,11 @@ def page(name: str, prefix: str, limit: int, values: bool = False, after: str | 
 
 def batch(name: str, operations: list[dict[str, Any]]) -> Call:
     return Call(name, "POST", "/v1/batch", msgspec.json.encode({"ops": operations}), check=_failed_operation)
+
+
+def reading(keys: Sequence[str]) -> dict[str, Any]:
+    """The body of a transaction that reads these keys."""
+    return {"then": [{"op": "get", "key": key} for key in keys]}
 
 
 def transaction(name: str, body: dict[str, Any]) -> Call:
@@ -186,14 +162,6 @@ class Item(msgspec.Struct):
 class Page(msgspec.Struct):
     items: list[Item]
     next: str | None
-
-
-def answer_of(reply: Reply) -> Answered | None:
-    """The 200 of a transaction; None for every other answer."""
-    try:
-        return msgspec.json.decode(reply.body, type=Answered) if reply.status == 200 else None
-    except msgspec.DecodeError:
-        return None
 
 
 def page_of(reply: Reply) -> Page | None:

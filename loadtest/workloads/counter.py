@@ -14,7 +14,6 @@ from loadtest.workloads import calls
 from loadtest.workloads.calls import Reply, Steps
 from loadtest.workloads.place import Place
 
-COUNTERS = 20
 _READ_ONLY = 0.2
 
 
@@ -26,7 +25,7 @@ class Counters:
 
     def step(self) -> Steps[None]:
         """Read a counter, and mostly raise it, however often others are faster."""
-        key = key_of(self._place.prefix, self._place.rng.choice(self._place.keys(COUNTERS)))
+        key = key_of(self._place.prefix, self._place.rng.randrange(self._place.shape.counters))
         only_read = self._place.rng.random() < _READ_ONLY
         for _ in range(calls.RETRIES_MAX):
             found = yield calls.get("counter read", key)
@@ -35,7 +34,7 @@ class Counters:
                 yield from calls.rest(found)
                 return
             value = (value_of(found) or 0) + 1
-            reply = yield calls.swap("counter raise", key, b"%d" % value, found.version)
+            reply = yield from self._place.write(calls.swap("counter raise", key, b"%d" % value, found.version))
             lost = reply.status in (409, 412)
             _note(self._place, key, "raise", reply, "refused" if lost else reply.outcome, value)
             if not lost:
@@ -76,7 +75,7 @@ def _note(
 
 def closing(place: Place) -> Steps[bool]:
     """What every counter holds at the end; False if one could not be read."""
-    for number in place.keys(COUNTERS):
+    for number in range(place.shape.counters):
         key = key_of(place.prefix, number)
         reply = yield from calls.insist(calls.get("counter read", key))
         note_read(place, key, reply)

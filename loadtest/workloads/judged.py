@@ -16,6 +16,7 @@ from loadtest.workloads.append import Appends
 from loadtest.workloads.bank import Bank
 from loadtest.workloads.calls import Steps
 from loadtest.workloads.counter import Counters
+from loadtest.workloads.expiry import Expiring
 from loadtest.workloads.place import Place, Workload
 from loadtest.workloads.register import Registers
 from loadtest.workloads.section import CriticalSections
@@ -39,6 +40,7 @@ class Judged(Enum):
     REGISTER = Plan(Registers, None, register.closing)
     APPEND = Plan(Appends, None, append.closing)
     SET = Plan(Sets, None, sets.closing)
+    EXPIRY = Plan(Expiring)
 
 
 def opening(place: Place, kinds: Iterable[Judged]) -> Steps[list[str]]:

@@ -13,7 +13,7 @@ from loadtest.workloads import calls
 from loadtest.workloads.calls import Reply, Steps
 from loadtest.workloads.place import Place
 
-REGISTERS = 100
+HOT_SHARE = 0.4
 
 
 class Registers:
@@ -24,7 +24,7 @@ class Registers:
 
     def step(self) -> Steps[None]:
         rng = self._place.rng
-        key = key_of(self._place.prefix, rng.choice(self._place.keys(REGISTERS)))
+        key = key_of(self._place.prefix, self._number())
         chosen = rng.random()
         if chosen < 0.45:
             reply = yield from read(self._place, key)
@@ -36,12 +36,16 @@ class Registers:
             reply = yield from self._swap(key)
         yield from calls.rest(reply)
 
+    def _number(self) -> int:
+        shape, rng = self._place.shape, self._place.rng
+        return rng.randrange(shape.hot if shape.hot and rng.random() < HOT_SHARE else shape.registers)
+
     def _value(self) -> str:
         return f"{self._place.client}.{self._place.number()}"
 
     def _write(self, key: str) -> Steps[Reply]:
         value = self._value()
-        reply = yield calls.put("register write", key, value.encode())
+        reply = yield from self._place.write(calls.put("register write", key, value.encode()))
         self._place.note(
             Register(
                 client=self._place.client,
@@ -58,7 +62,7 @@ class Registers:
         return reply
 
     def _delete(self, key: str) -> Steps[Reply]:
-        reply = yield calls.delete("register delete", key)
+        reply = yield from self._place.write(calls.delete("register delete", key))
         self._place.note(
             Register(
                 client=self._place.client,
@@ -77,7 +81,7 @@ class Registers:
         if found.outcome != "done":
             return found
         value = self._value()
-        reply = yield calls.swap("register swap", key, value.encode(), found.version)
+        reply = yield from self._place.write(calls.swap("register swap", key, value.encode(), found.version))
         self._place.note(
             Register(
                 client=self._place.client,
@@ -131,7 +135,7 @@ def note_read(place: Place, key: str, reply: Reply) -> None:
 
 def closing(place: Place) -> Steps[bool]:
     """What every register holds at the end; False if one could not be read."""
-    for number in place.keys(REGISTERS):
+    for number in range(place.shape.registers):
         key = key_of(place.prefix, number)
         reply = yield from calls.insist(calls.get("register read", key))
         note_read(place, key, reply)

@@ -17,8 +17,6 @@ from loadtest.workloads import calls
 from loadtest.workloads.calls import Call, Pause, Reply, Steps
 from loadtest.workloads.place import Place
 
-LOCKS = 20
-_TTL_S = 5.0
 _SHORT_TTL_S = 0.2
 _OVERSTAY_S = 0.5
 _WAIT_S = 2.0
@@ -35,10 +33,11 @@ class CriticalSections:
         self._place = place
 
     def step(self) -> Steps[None]:
-        rng = self._place.rng
-        lock = key_of(self._place.prefix, rng.choice(self._place.keys(LOCKS)))
-        overstays = rng.random() < 0.02
-        token, reply = yield from self._acquire(lock, _SHORT_TTL_S if overstays else _TTL_S)
+        rng, shape = self._place.rng, self._place.shape
+        lock = key_of(self._place.prefix, rng.randrange(shape.locks))
+        overstays = rng.random() < shape.oversleeps
+        ttl_s = _SHORT_TTL_S if overstays else rng.choice(shape.leases_s)
+        token, reply = yield from self._acquire(lock, ttl_s)
         if token is None:
             yield from calls.rest(reply)
             return
@@ -47,10 +46,11 @@ class CriticalSections:
             if overstays:
                 yield Pause(_OVERSTAY_S)
             elif rng.random() < 0.1:
-                yield from self._show(lock, token, "renew")
+                yield from self._show(lock, token, "renew", ttl_s)
             reply = yield from self._write(lock, token, int(found.body or b"0") + 1 if found.status == 200 else 1)
             yield from calls.rest(reply)
-        yield from self._show(lock, token, "release")
+        if rng.random() >= shape.keeps:
+            yield from self._show(lock, token, "release", 0.0)
 
     def _acquire(self, lock: str, ttl_s: float) -> Steps[tuple[int | None, Reply]]:
         waits = self._place.rng.random() < 0.7
@@ -64,12 +64,12 @@ class CriticalSections:
             self._note(lock, "acquire", token, reply, reply.outcome, ttl_s)
         return token, reply
 
-    def _show(self, lock: str, token: int, action: Literal["renew", "release"]) -> Steps[None]:
+    def _show(self, lock: str, token: int, action: Literal["renew", "release"], ttl_s: float) -> Steps[None]:
         method, expected = ("PUT", {200, 412}) if action == "renew" else ("DELETE", {204, 412})
         headers = {"Lock-Token": str(token)}
         reply = yield Call(f"lock {action}", method, f"/v1/locks/{lock}", None, headers, frozenset(expected))
         outcome: Outcome = "refused" if reply.status == 412 else reply.outcome
-        self._note(lock, action, token, reply, outcome, _TTL_S if action == "renew" else 0.0)
+        self._note(lock, action, token, reply, outcome, ttl_s)
 
     def _write(self, lock: str, token: int, value: int) -> Steps[Reply]:
         """The lock guards the key of its name: by a plain write with the token, or by a transaction."""

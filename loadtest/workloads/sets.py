@@ -15,7 +15,6 @@ from loadtest.workloads import calls
 from loadtest.workloads.calls import Call, Reply, Steps
 from loadtest.workloads.place import Place
 
-SETS = 8
 _OWN_MAX = 10
 
 
@@ -29,20 +28,25 @@ class Sets:
     def step(self) -> Steps[None]:
         rng = self._place.rng
         if rng.random() < 0.1:
-            yield from read(self._place, prefix_of(self._place.prefix, rng.choice(self._place.keys(SETS))))
+            yield from read(self._place, self._any())
             return
         if self._own and rng.random() < len(self._own) / _OWN_MAX:
             name, element = self._own.popleft()
             # 404 is a failure: the store has said that it is there, and nobody else removes it
-            reply = yield Call("set remove", "DELETE", f"/v1/kv/{name}{element}", expected=frozenset({204}))
+            call = Call("set remove", "DELETE", f"/v1/kv/{name}{element}", expected=frozenset({204}))
+            reply = yield from self._place.write(call)
             self._note(name, element, "remove", reply)
         else:
-            name, element = prefix_of(self._place.prefix, rng.choice(self._place.keys(SETS))), str(self._place.number())
-            reply = yield calls.put("set add", f"{name}{element}", b"1")
+            name, element = self._any(), str(self._place.number())
+            call = calls.put("set add", f"{name}{element}", b"1")._replace(expected=frozenset({201}))
+            reply = yield from self._place.write(call)
             self._note(name, element, "add", reply)
             if reply.outcome == "done":
                 self._own.append((name, element))
         yield from calls.rest(reply)
+
+    def _any(self) -> str:
+        return prefix_of(self._place.prefix, self._place.rng.randrange(self._place.shape.sets))
 
     def _note(self, name: str, element: str, action: Literal["add", "remove"], reply: Reply) -> None:
         outcome = "refused" if reply.status == 404 else reply.outcome
@@ -89,7 +93,7 @@ def read(place: Place, name: str) -> Steps[bool]:
 
 def closing(place: Place) -> Steps[bool]:
     """What every set holds at the end; False if one could not be read."""
-    for number in place.keys(SETS):
+    for number in range(place.shape.sets):
         for _ in range(calls.RETRIES_MAX):
             if (yield from read(place, prefix_of(place.prefix, number))):
                 break

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loadtest.processes import free_ports
+from loadtest.cluster.processes import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.compare.data import make_data
-from loadtest.compare.drive import Plan, Run
-from loadtest.compare.http1 import Request, ask
-from loadtest.compare.systems import KvstoreSystem, Shape
-from loadtest.compare.workloads import WORKLOADS
+from loadtest.bench.data import make_data
+from loadtest.bench.drive import Plan, Run
+from loadtest.bench.http1 import Request, ask
+from loadtest.bench.systems import KvstoreSystem, Shape
+from loadtest.bench.workloads import WORKLOADS
 
 
 async def puts_and_batches(url: str) -> tuple[int, int]:

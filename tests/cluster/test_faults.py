@@ -20,7 +20,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from loadtest.crash_rounds import run_rounds
 from tests.cluster.actions import (
     WAIT_S,
     answers,
@@ -218,13 +217,6 @@ def test_a_batch_is_done_as_a_whole_or_not_at_all_and_a_shard_that_dies_in_it_an
         again = put(cluster, "b", b"3")
         assert again.status == (204 if is_there else 201)
         assert again.headers["etag"] == ('"4"' if is_there else '"3"')  # never a version twice
-
-
-async def test_after_kill_9_at_any_moment_every_acknowledged_write_is_there(tmp_path: Path) -> None:
-    verdict = await run_rounds(3, 7, tmp_path / "rounds", shards=2, writers=6, keys=60)
-    assert verdict.violations == []
-    assert verdict.rounds == 3
-    assert verdict.acknowledged > 0
 
 
 # --- wrong data ------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ JUDGED = {
     "Register": "registers",
     "Append": "lists",
     "Set": "sets",
+    "Expiry": "registers",
 }
 AT_ONCE = 4
 
@@ -131,6 +132,7 @@ def test_without_a_choice_all_workloads_run_and_the_report_shows_them_over_time(
     assert {name.partition(" ")[0] for name in ended.names} == {
         "YCSB",
         "bank",
+        "brief",
         "counter",
         "list",
         "lists",

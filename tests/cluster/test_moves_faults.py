@@ -1,7 +1,6 @@
 """Partitions move while processes die, stand still or stay away: nothing is lost, and what was asked for gets done.
 
-The long version of the first test is `python -m loadtest.move_rounds`, that of the last `python -m loadtest.txn_rounds
---faults reshard`.
+`python -m loadtest.chaos --nemesis sweep` lets a process die at every step of a move, under load.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
@@ -24,62 +23,64 @@ import pytest
 import pytest_asyncio
 
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.placement.map_format import decode_map
 from kvstore.placement.ring import partition_of
 from kvstore.process import EXIT_NEEDS_A_PERSON
 from kvstore.storage import schema
-from loadtest import changes, txn_faults, txn_rounds
-from loadtest.armed_cluster import ArmedCluster
-from loadtest.changes import Change
-from loadtest.cluster import REPOSITORY
-from loadtest.move_faults import Fault, Outage, Round, all_points
-from loadtest.move_rounds import LIMITS, Report, Rounds, run_rounds
-from loadtest.processes import Pid, free_ports, wait_gone
-from loadtest.txn_wire import session
+from loadtest.chaos.clients import Clients, Failure
+from loadtest.chaos.meter import Meter
+from loadtest.chaos.phase import audited
+from loadtest.cluster import changes
+from loadtest.cluster.armed import ArmedCluster
+from loadtest.cluster.changes import Change
+from loadtest.cluster.local import REPOSITORY
+from loadtest.cluster.processes import Pid, free_ports, wait_gone
+from loadtest.drivers.aio import session
+from loadtest.histories.verdict import judge
 from tests.cluster import actions
 from tests.cluster.conftest import Cluster, running, write_config
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
-STILL = [
-    Fault("source", "fence-after-commit", "stop"),
-    Fault("destination", "move-after-last-pull", "stop"),
-    Fault("controller", "move-before-commit", "stop"),
-]
-ALL_AT_ONCE = [Fault("everything"), Fault("router")]
-
-
-async def test_whoever_dies_or_stands_still_at_any_point_every_key_is_there_once(tmp_path: Path) -> None:
-    rounds = [
-        *all_points(3, seed=1, turns_max=1),
-        Round(Change("weigh", "s1", 4), STILL),
-        Round(Change("weigh", "s1", 1), ALL_AT_ONCE),
-    ]
-    verdict = await run_rounds(rounds, 1, tmp_path / "rounds")
-    assert verdict.violations == []
-    assert len(verdict.rounds) == len(rounds)
-    assert verdict.unreached == []
-    assert all(report.acknowledged > 30 for report in verdict.rounds)
+SLACK_S = 0.5  # after a process is back, for a call that began before
+LIMITS = {
+    "move_group_keys_max": 40,
+    "txn_timeout_s": 2.0,
+    "reroute_timeout_s": 20.0,  # what is frozen while the controller is away waits for it: that is no reason to fail
+    "reconnect_wait_s_max": 0.2,
+    "tombstone_kept_s": 0.5,  # so soon that some go while their partition is copied
+    "move_fence_timeout_s": 10.0,  # so that a freeze stands while a process comes back
+}
 
 
 # --- one cluster, one thing at a time --------------------------------------------------------------------------------
 
 
-class Scene:
-    """Three shards under load, no faults but what the test does. `away`: an outage that excuses calls that fail."""
+class Outage(NamedTuple):
+    """From when to when (monotonic) a shard was not there, or stood still."""
 
-    def __init__(self, cluster: ArmedCluster, rounds: Rounds) -> None:
+    begin_s: float
+    end_s: float
+
+
+class Scene:
+    """Three shards under load, no faults but what the test does. `members`: ids and weights, as they are to be."""
+
+    def __init__(self, cluster: ArmedCluster, clients: Clients) -> None:
         self.cluster = cluster
-        self.rounds = rounds
-        self.wire = rounds.crew.quiet
+        self.clients = clients
+        self.wire = clients.quiet
+        self.members = {f"s{number}": 1 for number in range(1, cluster.shards + 1)}
+        self.loads = 0
 
     async def change(self, *wanted: Change) -> None:
         """Ask for all of them, the first one first, without waiting for anything."""
         for change in wanted:
-            await self.rounds.ask(change)
+            await changes.ask(self.wire, change)
+            self.members = change.after(self.members)
 
     async def until_settled(self) -> dict[str, Any]:
-        return await self.rounds.until_settled()
+        """The members are those that were asked for, and nothing moves: /v1/cluster then."""
+        return await changes.until_settled(self.wire, self.members)
 
     async def moves(self) -> list[dict[str, Any]]:
         """`moves` of GET /v1/cluster."""
@@ -93,8 +94,7 @@ class Scene:
 
     async def map(self) -> ClusterMap:
         """The controller's, now."""
-        async with aiohttp.ClientSession() as http, http.get(f"{self.cluster.controller_url}/v1/map?after=0") as reply:
-            return decode_map(await reply.read())
+        return await self.cluster.cluster_map()
 
     async def restore(self) -> None:
         """All processes run, unarmed, and the members are s1, s2, s3 again, with equal weights."""
@@ -102,7 +102,7 @@ class Scene:
             self.cluster.arm(f"shard-{shard}", "")
             self.cluster.let_come_back(f"shard-{shard}")
             self.cluster.wake(f"shard-{shard}")
-        members = self.rounds.members
+        members = self.members
         extra = [Change("remove", shard) for shard in members if shard not in ("s1", "s2", "s3")]
         equal = [Change("weigh", shard, 1) for shard, weight in members.items() if weight != 1]
         await self.change(*(Change("add", shard) for shard in ("s1", "s2", "s3") if shard not in members))
@@ -125,9 +125,7 @@ class Scene:
     def fences(self) -> list[tuple[str, str, int]]:
         """Which shards have fenced which partitions, for which moves: some, at least."""
         found = [
-            (shard, *row)
-            for shard in self.rounds.members
-            for row in self.rows(shard, "SELECT move, partition FROM freezes")
+            (shard, *row) for shard in self.members for row in self.rows(shard, "SELECT move, partition FROM freezes")
         ]
         assert found
         return found
@@ -172,12 +170,10 @@ def key_in(partition: int) -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_trio(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
-    limits = {**LIMITS, "move_fence_timeout_s": 10.0}  # so that a fence stands while a process comes back
-    async with session() as http, ArmedCluster(tmp_path_factory.mktemp("trio"), 3, limits, partitions=64) as cluster:
-        rounds = Rounds(cluster, http, seed=2)
-        await rounds.load()
-        tasks = [asyncio.create_task(worker.run()) for worker in rounds.crew.workers]
-        yield Scene(cluster, rounds)
+    async with session() as http, ArmedCluster(tmp_path_factory.mktemp("trio"), 3, LIMITS, partitions=64) as cluster:
+        clients = Clients(http, cluster.urls, cluster.urls, 2, Meter())
+        tasks = [asyncio.create_task(client.run()) for client in clients.all]
+        yield Scene(cluster, clients)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -193,20 +189,31 @@ async def trio(shared_trio: Scene) -> AsyncIterator[Scene]:
 @asynccontextmanager
 async def under_load(scene: Scene) -> AsyncIterator[list[Outage]]:
     """Clients are at work until the block ends; then all is judged. Yields a list for outages that excuse failures."""
-    crew = scene.rounds.crew
-    crew.failures.clear()
-    scene.rounds.outages.clear()
-    crew.open_gates()
+    clients, outages = scene.clients, list[Outage]()
+    scene.loads += 1
+    await clients.turn_to(f"load/{scene.loads}/")
+    clients.failures.clear()
+    clients.open_gates()
     try:
-        yield scene.rounds.outages
+        yield outages
         await asyncio.sleep(0.1)
     finally:
-        await crew.close_gates()
+        clients.close_gates()
+        await clients.idle()
     await scene.until_settled()
-    report = Report(number=0, change="")
-    await scene.rounds.judge(report)
-    assert report.violations == []
-    assert report.acknowledged > 10
+    failed = [failure for failure in clients.failures if not any(is_excused(failure, each) for each in outages)]
+    assert failed == []
+    closing = await clients.close()
+    assert closing.wrong == []
+    assert [check for check in judge(closing.operations).checks if not check.ok] == []
+    assert clients.take_complaints() == []
+    assert await audited(scene.cluster, clients) == []
+    assert len(closing.operations) > 100
+
+
+def is_excused(failure: Failure, outage: Outage) -> bool:
+    """The call was under way, or waited for what it had met, while the shard was away."""
+    return outage.begin_s <= failure.end_s and failure.begin_s <= outage.end_s + SLACK_S
 
 
 async def test_changes_asked_for_at_the_same_time_all_come_true_and_no_call_fails(trio: Scene) -> None:
@@ -246,7 +253,7 @@ async def test_a_shard_that_is_away_is_waited_for_and_others_go_on(trio: Scene) 
         trio.cluster.let_come_back("shard-s2")
         await trio.until_settled()
         await trio.cluster.wait_ready(30.0)
-        outages.append(Outage("shard-s2", began_s, time.monotonic()))
+        outages.append(Outage(began_s, time.monotonic()))
 
 
 async def test_a_cancelled_change_leaves_no_trace(trio: Scene) -> None:
@@ -259,7 +266,7 @@ async def test_a_cancelled_change_leaves_no_trace(trio: Scene) -> None:
 
         await trio.until(copies, "rows are on their way")
         assert (await trio.wire.ask("DELETE", "/v1/moves")).status == 202
-        del trio.rounds.members["s4"]
+        del trio.members["s4"]
         settled = await trio.until_settled()
         assert [shard["partitions"] for shard in settled["shards"]] == [pytest.approx(21, abs=1)] * 3
         owners = (await trio.map()).owners
@@ -329,7 +336,7 @@ async def test_there_and_back_again_before_the_trim(trio: Scene) -> None:
         await trio.cluster.wait_ready(30.0)
         left = (f"there/{number}" for number in range(60) if f"there/{number}" not in keys[::2])
         await trio.batch([{"op": "delete", "key": key} for key in left])
-        outages.append(Outage("shard-s2", began_s, time.monotonic()))
+        outages.append(Outage(began_s, time.monotonic()))
 
 
 async def test_a_new_controller_gives_new_ids_and_old_fences_end_while_the_destination_sleeps(trio: Scene) -> None:
@@ -355,7 +362,7 @@ async def test_a_new_controller_gives_new_ids_and_old_fences_end_while_the_desti
         trio.cluster.wake("shard-s1")
         await trio.until_settled()
         await trio.cluster.wait_ready(30.0)
-        outages.append(Outage("shard-s1", began_s, time.monotonic()))
+        outages.append(Outage(began_s, time.monotonic()))
 
 
 async def test_a_fenced_source_that_dies_and_comes_back_stays_fenced_until_the_commit(trio: Scene) -> None:
@@ -377,7 +384,7 @@ async def test_a_fenced_source_that_dies_and_comes_back_stays_fenced_until_the_c
         assert (await written).status == 201
         assert not before <= {move.id for move in (await trio.map()).moves}
         await trio.until_settled()
-        outages.append(Outage("all", began_s, time.monotonic()))
+        outages.append(Outage(began_s, time.monotonic()))
         assert (await trio.wire.ask("GET", f"/v1/kv/{key}")).body == b"not before the commit"
         assert (await trio.wire.ask("DELETE", f"/v1/kv/{key}")).status == 204
 
@@ -477,22 +484,6 @@ async def test_a_file_of_another_cluster_or_of_a_removed_shard_is_refused(trio: 
             status, code, detail = await trio.fails("POST", "/v1/shards", {"id": "s7", "url": url})
             assert (status, code, why in detail) == (409, "foreign-data", True)
     assert await trio.map() == before
-
-
-# --- transactions ----------------------------------------------------------------------------------------------------
-
-
-async def test_transactions_hold_while_shards_come_and_go_and_die(tmp_path: Path) -> None:
-    """Without a death none fails; with some the bank still adds up, and the lists have one order."""
-    faults = [txn_faults.Fault(name) for name in ("reshard", "reshard, kill several")]
-    verdict = await txn_rounds.run_rounds(
-        faults, 1.0, 3, tmp_path / "rounds", routers=2, shards=2, txn_timeout_s=5.0
-    )  # fmt: skip
-    assert verdict.violations == []
-    assert [report.what.partition(",")[0] for report in verdict.rounds] == ["add s3", "remove s3"]
-    assert verdict.rounds[0].failed == {}
-    assert verdict.total("acknowledged") > 50
-    assert verdict.total("audits") > 3
 
 
 # --- all of it, with `kvstore up` ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import kvstore.errors
-from loadtest.processes import free_ports
+from loadtest.cluster.processes import free_ports
 from tests.cluster.actions import Reply, ask, get, wait_until
 from tests.cluster.conftest import Cluster
 

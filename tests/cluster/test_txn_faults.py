@@ -1,6 +1,6 @@
 """Transactions and processes that die or sleep at the worst moment: nothing half done, nothing in doubt for long.
 
-The long version of the first test is `python -m loadtest.txn_rounds`.
+`python -m loadtest.chaos --nemesis sweep` lets a process die at every step of a commit, under load.
 """
 
 from __future__ import annotations
@@ -9,38 +9,19 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
-from loadtest.armed_cluster import ArmedCluster
-from loadtest.txn_faults import Fault
-from loadtest.txn_rounds import run_rounds
+from loadtest.cluster.armed import ArmedCluster
 from tests.cluster.actions import WAIT_S, Reply
 from tests.cluster.calls import Calls, calling, until
 
 pytestmark = pytest.mark.timeout(180)
 
 TXN_TIMEOUT_S = 1.0
-FAULTS = [
-    "decide-after-commit",
-    "kill several",
-    "txn-after-decide-sent",
-    "finish-before-commit",
-]
-
-
-async def test_whatever_dies_the_bank_adds_up_the_lists_have_one_order_and_doubts_end(tmp_path: Path) -> None:
-    faults = [Fault(name) for name in FAULTS]
-    verdict = await run_rounds(faults, 1.0, 4, tmp_path / "rounds", routers=2, txn_timeout_s=TXN_TIMEOUT_S)
-    assert verdict.violations == []
-    assert len(verdict.rounds) == len(FAULTS)
-    assert all(report.reached for report in verdict.rounds)
-    assert verdict.total("acknowledged") > 50
-    assert verdict.total("audits") > 5
 
 
 # --- two routers, two shards, one transaction ------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from kvstore.controller import app as controller_app
 from kvstore.errors import ConfigError
 from kvstore.router import serve as router_process
 from kvstore.shard import app as shard_app
-from loadtest.processes import free_ports
+from loadtest.cluster.processes import free_ports
 
 ALL = ["0.0.0.0", "::", "0", "0.0", "0:0:0:0:0:0:0:0", "::0.0.0.0"]
 

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.chaos import page
-from loadtest.chaos.summary import Chapter, Fault, Point, RunSummary, Totals, decode, encode
+from loadtest.chaos.summary import Fault, Phase, Point, RunSummary, Totals, decode, encode
 from loadtest.histories.verdict import Check
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "</pre><script>alert('x')</script> & \"quoted\" \x00"
 
 
-def chapter(number: int, *checks: Check, complaints: tuple[str, ...] = ()) -> Chapter:
-    return Chapter(number, 60.0 * (number - 1), 60.0, {"bank": 400, "register": 600}, list(checks), list(complaints))
+def phase(number: int, *checks: Check, complaints: tuple[str, ...] = ()) -> Phase:
+    return Phase(number, 60.0 * (number - 1), 60.0, {"bank": 400, "register": 600}, list(checks), list(complaints))
 
 
-def run(*chapters: Chapter, ok: bool = True, **more: object) -> RunSummary:
+def run(*phases: Phase, ok: bool = True, **more: object) -> RunSummary:
     summary = RunSummary(
         command="python -m loadtest.chaos --minutes 2 --seed 7",
         seed=7,
@@ -35,7 +35,7 @@ def run(*chapters: Chapter, ok: bool = True, **more: object) -> RunSummary:
         routers=2,
         faults=[Fault(3.0, 0.0, "kill", "kill -9", ["s1"]), Fault(8.0, 12.0, "pause", "SIGSTOP", ["router 0"], "late")],
         points=[Point(float(at_s), {"bank": 200.0}, {"timeout": 1.0}, 2.0, 30.0) for at_s in range(120)],
-        chapters=list(chapters),
+        phases=list(phases),
         totals=Totals(done=1_900, refused=90, unknown=10),
         machine=["2 cores"],
     )
@@ -59,25 +59,25 @@ def heading(summary: RunSummary) -> str:
 
 
 def test_a_run_that_passed_says_how_much_was_checked():
-    summary = run(chapter(1, Check("bank", 400, [], 0.5)), chapter(2, Check("bank", 400, [], 0.5)))
-    assert heading(summary) == "Passed: 2,000 operations in 2 chapters under 2 faults, nothing violated."
+    summary = run(phase(1, Check("bank", 400, [], 0.5)), phase(2, Check("bank", 400, [], 0.5)))
+    assert heading(summary) == "Passed: 2,000 operations in 2 phases under 2 faults, nothing violated."
 
 
 def test_a_violation_is_named_on_top_and_stands_in_full_below():
     violation = "account 3 of 200\n  was read as 180"
-    summary = run(chapter(1), chapter(2, Check("bank", 400, [violation], 0.5)), ok=False)
-    assert heading(summary) == "Violated: bank in chapter 2 (1 violation)."
+    summary = run(phase(1), phase(2, Check("bank", 400, [violation], 0.5)), ok=False)
+    assert heading(summary) == "Violated: bank in phase 2 (1 violation)."
     assert violation in [words(element) for element in parsed(summary).iter("pre")]
 
 
 def test_a_complaint_is_the_reason_when_no_check_is():
-    summary = run(chapter(1, complaints=("shard s2 did not come back within 60 s.",)), ok=False)
-    assert heading(summary) == "Failed: shard s2 did not come back within 60 s (chapter 1)."
+    summary = run(phase(1, complaints=("shard s2 did not come back within 60 s.",)), ok=False)
+    assert heading(summary) == "Failed: shard s2 did not come back within 60 s (phase 1)."
 
 
 def test_a_check_that_gave_up_leaves_the_run_undecided():
-    summary = run(chapter(1, Check("registers", 9_000, [], 60.0, "key r-4: given up after 60 s")), ok=False)
-    assert heading(summary).startswith("Undecided: registers in chapter 1")
+    summary = run(phase(1, Check("registers", 9_000, [], 60.0, "key r-4: given up after 60 s")), ok=False)
+    assert heading(summary).startswith("Undecided: registers in phase 1")
     assert "not concluded: key r-4: given up after 60 s" in words(parsed(summary))
 
 
@@ -88,18 +88,18 @@ def test_a_run_without_a_verdict_has_not_passed():
 @pytest.mark.parametrize(
     ("judged", "ok"),
     [
-        (chapter(1, Check("bank", 400, [], 0.5)), True),
-        (chapter(1, Check("bank", 400, ["x"], 0.5)), False),
-        (chapter(1, Check("bank", 400, [], 0.5, "given up")), False),
-        (chapter(1, complaints=("it did not recover",)), False),
+        (phase(1, Check("bank", 400, [], 0.5)), True),
+        (phase(1, Check("bank", 400, ["x"], 0.5)), False),
+        (phase(1, Check("bank", 400, [], 0.5, "given up")), False),
+        (phase(1, complaints=("it did not recover",)), False),
     ],
 )
-def test_a_chapter_passes_when_nothing_is_violated_undecided_or_complained_of(judged: Chapter, ok: bool):
+def test_a_phase_passes_when_nothing_is_violated_undecided_or_complained_of(judged: Phase, ok: bool):
     assert judged.ok is ok
 
 
 def test_the_page_tells_how_to_run_it_again_and_where_everything_is_kept():
-    summary = run(chapter(1), ok=False, kept="/somewhere/chaos-7", bug="early-answer")
+    summary = run(phase(1), ok=False, kept="/somewhere/chaos-7", bug="early-answer")
     assert summary.command in [words(element) for element in parsed(summary).iter("pre")]
     assert "/somewhere/chaos-7" in words(parsed(summary))
     assert "planted bug: early-answer" in words(parsed(summary))
@@ -109,7 +109,7 @@ def test_the_page_tells_how_to_run_it_again_and_where_everything_is_kept():
 
 
 def test_every_fault_has_its_place_in_the_timeline_and_in_the_list():
-    tree = parsed(run(chapter(1)))
+    tree = parsed(run(phase(1)))
     (timeline,) = (figure for figure in tree.iter("figure") if figure.get("id") == "faults-over-time")
     told = {element.text for bar in timeline.iter(f"{SVG}rect") for element in bar.iter(f"{SVG}title")}
     assert {"0:03 kill kill -9 s1", "0:08–0:20 pause SIGSTOP router 0 (late)"} <= told
@@ -119,7 +119,7 @@ def test_every_fault_has_its_place_in_the_timeline_and_in_the_list():
 
 def test_many_faults_are_folded_away():
     faults = [Fault(float(at_s), 0.0, "kill", "kill -9", ["s1"]) for at_s in range(100)]
-    (folded,) = parsed(run(chapter(1), faults=faults)).iter("details")
+    (folded,) = parsed(run(phase(1), faults=faults)).iter("details")
     assert words(folded).startswith("100 faults")
 
 
@@ -185,7 +185,7 @@ class Tags(HTMLParser):
 
 
 def test_nothing_that_the_run_brought_becomes_markup():
-    hostile = Chapter(1, 0.0, 60.0, {HOSTILE: 1}, [Check(HOSTILE, 1, [HOSTILE], 0.0, HOSTILE)], [HOSTILE])
+    hostile = Phase(1, 0.0, 60.0, {HOSTILE: 1}, [Check(HOSTILE, 1, [HOSTILE], 0.0, HOSTILE)], [HOSTILE])
     fault = Fault(1.0, 1.0, HOSTILE, HOSTILE, [HOSTILE], HOSTILE)
     point = Point(0.0, {HOSTILE: 1.0}, {HOSTILE: 1.0}, 1.0, 1.0)
     texts = dict.fromkeys(("command", "began_at", "bug", "kept"), HOSTILE)
@@ -199,7 +199,7 @@ def test_nothing_that_the_run_brought_becomes_markup():
 
 
 def test_the_page_fetches_nothing():
-    content = page.render(run(chapter(1, Check("bank", 400, [], 0.5))))
+    content = page.render(run(phase(1, Check("bank", 400, [], 0.5))))
     tags = Tags()
     tags.feed(content)
     assert tags.fetched == []
@@ -212,5 +212,5 @@ def test_a_run_in_which_nothing_happened_has_a_page():
 
 
 def test_a_summary_is_read_back_as_it_was_written():
-    summary = run(chapter(1, Check("bank", 400, ["x"], 0.5)), ok=False)
+    summary = run(phase(1, Check("bank", 400, ["x"], 0.5)), ok=False)
     assert decode(encode(summary)) == summary

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest import charts
-from loadtest.charts import Band, Bar, BarGroup, Lane, Mark, Scale, Series
-from loadtest.web_page import text
+from loadtest.tools import charts
+from loadtest.tools.charts import Band, Bar, BarGroup, Lane, Mark, Scale, Series
+from loadtest.tools.web_page import text
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -195,9 +195,9 @@ def test_what_was_over_at_once_is_still_seen():
 
 
 def test_labels_of_marks_that_would_overlap_are_left_out():
-    marks = [Mark(number, f"chapter {number}") for number in range(100)]
+    marks = [Mark(number, f"phase {number}") for number in range(100)]
     svg = drawing(charts.lines("chart", "", "", [], "ms", 100, marks=marks))
-    shown = [label for label in svg.iter(f"{SVG}text") if (label.text or "").startswith("chapter")]
+    shown = [label for label in svg.iter(f"{SVG}text") if (label.text or "").startswith("phase")]
     edges = [(float(label.attrib["x"]), float(label.attrib["x"]) + 7 * len(label.text or "")) for label in shown]
     assert 1 < len(shown) < 100
     assert all(end < begin for (_, end), (begin, _) in pairwise(edges))

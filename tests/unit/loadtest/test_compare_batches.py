@@ -13,13 +13,13 @@ import pytest
 from aiohttp import web
 
 from kvstore.router.decode import decode_cursor
-from loadtest.compare import batches, dialects
-from loadtest.compare.batches import OPERATIONS, PAGE_KEYS, SCRIPT, drawn
-from loadtest.compare.data import Data, make_data
-from loadtest.compare.dialects import Unsupported
-from loadtest.compare.drive import run_wrk
-from loadtest.compare.http1 import write_replay
-from loadtest.compare.workloads import WORKLOADS
+from loadtest.bench import batches, dialects
+from loadtest.bench.batches import OPERATIONS, PAGE_KEYS, SCRIPT, drawn
+from loadtest.bench.data import Data, make_data
+from loadtest.bench.dialects import Unsupported
+from loadtest.bench.drive import run_wrk
+from loadtest.bench.http1 import write_replay
+from loadtest.bench.workloads import WORKLOADS
 from tests.unit.loadtest.small_servers import serving
 
 DATA = make_data(250, seed=1)

@@ -8,12 +8,12 @@ import json
 
 import pytest
 
-from loadtest.compare import dialects
-from loadtest.compare.data import make_data
-from loadtest.compare.drive import Run, read_result
-from loadtest.compare.http1 import Request, read_answer, write_replay
-from loadtest.compare.report import SystemFacts, render, shapes, summarize, targets
-from loadtest.compare.workloads import WORKLOADS, preload
+from loadtest.bench import dialects
+from loadtest.bench.data import make_data
+from loadtest.bench.drive import Run, read_result
+from loadtest.bench.http1 import Request, read_answer, write_replay
+from loadtest.bench.report import SystemFacts, render, shapes, summarize, targets
+from loadtest.bench.workloads import WORKLOADS, preload
 
 
 def run(system: str, per_s: float, *, number: int = 1, work: str = "get", connections: int = 32, **more: object) -> Run:

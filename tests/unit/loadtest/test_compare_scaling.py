@@ -7,11 +7,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from loadtest.compare import page, report, scaling
-from loadtest.compare.drive import Run, mean_size
-from loadtest.compare.report import SystemFacts, summarize
-from loadtest.compare.scaling import explain, growths, rows, sections, targets
-from loadtest.compare.systems import Batches, read_batches
+from loadtest.bench import page, report, scaling
+from loadtest.bench.drive import Run, mean_size
+from loadtest.bench.report import SystemFacts, summarize
+from loadtest.bench.scaling import explain, growths, rows, sections, targets
+from loadtest.bench.systems import Batches, read_batches
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "</pre><script>alert('x')</script> & \"quoted\""

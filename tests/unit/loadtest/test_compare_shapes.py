@@ -13,15 +13,15 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner
 
-from loadtest.compare import __main__ as compare
-from loadtest.compare.data import make_data, placed
-from loadtest.compare.dialects import Kvstore
-from loadtest.compare.drive import Plan, Step, run_wrk
-from loadtest.compare.http1 import Request, write_replay
-from loadtest.compare.stateful import Cas, LockCycles, Template, write_sections
-from loadtest.compare.systems import EtcdSystem, KvstoreSystem, Shape
-from loadtest.compare.transactions import SCRIPT as TRANSACTIONS
-from loadtest.compare.workloads import WORKLOADS
+from loadtest.bench import compare
+from loadtest.bench.data import make_data, placed
+from loadtest.bench.dialects import Kvstore
+from loadtest.bench.drive import Plan, Step, run_wrk
+from loadtest.bench.http1 import Request, write_replay
+from loadtest.bench.stateful import Cas, LockCycles, Template, write_sections
+from loadtest.bench.systems import EtcdSystem, KvstoreSystem, Shape
+from loadtest.bench.transactions import SCRIPT as TRANSACTIONS
+from loadtest.bench.workloads import WORKLOADS
 from tests.unit.loadtest.small_servers import serving
 
 # --- names and data --------------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from loadtest.compare.conditions import CONDITIONS, Conditions, Reply, fill, split
-from loadtest.compare.dialects import Kvstore
-from loadtest.compare.drive import run_wrk
-from loadtest.compare.http1 import Request
-from loadtest.compare.stateful import Cas, HotCas, LockCycles, Talk, Template, write_sections
+from loadtest.bench.conditions import CONDITIONS, Conditions, Reply, fill, split
+from loadtest.bench.dialects import Kvstore
+from loadtest.bench.drive import run_wrk
+from loadtest.bench.http1 import Request
+from loadtest.bench.stateful import Cas, HotCas, LockCycles, Talk, Template, write_sections
 
 KVSTORE, ETCD = CONDITIONS["kvstore"], CONDITIONS["etcd"]
 

@@ -15,14 +15,14 @@ from aiohttp import web
 
 from kvstore.config import default_config
 from kvstore.placement.cluster_map import at_home, first_map
-from loadtest import processes
-from loadtest.compare import dialects, drive, transactions
-from loadtest.compare.data import Data, make_data
-from loadtest.compare.drive import Step, run_wrk
-from loadtest.compare.http1 import Answer, write_replay
-from loadtest.compare.systems import EtcdSystem
-from loadtest.compare.transactions import PUTS, SCRIPT, Draw, Transactions
-from loadtest.compare.workloads import WORKLOADS
+from loadtest.bench import dialects, drive, transactions
+from loadtest.bench.data import Data, make_data
+from loadtest.bench.drive import Step, run_wrk
+from loadtest.bench.http1 import Answer, write_replay
+from loadtest.bench.systems import EtcdSystem
+from loadtest.bench.transactions import PUTS, SCRIPT, Draw, Transactions
+from loadtest.bench.workloads import WORKLOADS
+from loadtest.cluster import processes
 from tests.unit.loadtest.small_servers import serving
 
 DRAWS = (transactions.over_all_stores, transactions.in_one_store, transactions.zipf)

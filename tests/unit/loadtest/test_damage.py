@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.cluster import REPOSITORY
+from loadtest.cluster.local import REPOSITORY
 from loadtest.damage.inject import PLACES, SHAPES, damage
 from loadtest.damage.verdicts import CORRUPT, EQUAL, LOST, VIOLATIONS, WRONG, Finding, Tally, table
 

@@ -21,7 +21,7 @@ from loadtest.workloads.calls import NEVER_SENT, NO_ANSWER
 ANSWERED = b'HTTP/1.1 204 No Content\r\nETag: "7"\r\n\r\n'
 SCRIPT = """
 import json, sys
-from loadtest.locust_run import drive, quiet
+from loadtest.drivers.gevent import drive, quiet
 from loadtest.workloads.calls import Call
 
 http, replies = quiet(sys.argv[1]), []

@@ -9,8 +9,7 @@ from typing import Any, cast
 import pytest
 
 from kvstore.placement.cluster_map import ClusterMap, at_home, map_of
-from loadtest.reshard.__main__ import LOADS
-from loadtest.reshard.figures import (
+from loadtest.bench.reshard.figures import (
     Growth,
     Latency,
     Run,
@@ -24,8 +23,9 @@ from loadtest.reshard.figures import (
     render,
     summarize,
 )
-from loadtest.reshard.foreground import Foreground
-from loadtest.reshard.resp import Node, RedisError, command, read_reply, redirection, slot_of
+from loadtest.bench.reshard.foreground import Foreground
+from loadtest.bench.reshard.resp import Node, RedisError, command, read_reply, redirection, slot_of
+from loadtest.bench.reshard.run import LOADS
 
 
 def growth(keys_per_s: float, **more: Any) -> Growth:

@@ -14,8 +14,9 @@ from loadtest.workloads.append import LIST_MAX, Appends
 from loadtest.workloads.bank import Bank
 from loadtest.workloads.calls import NEVER_SENT, NO_ANSWER, NOTHING, Call, Pause, Reply, Steps, failure
 from loadtest.workloads.counter import Counters
+from loadtest.workloads.expiry import Expiring
 from loadtest.workloads.keys import Keys
-from loadtest.workloads.place import Place, Workload, numbers_of
+from loadtest.workloads.place import LOAD, Place, Workload, _same_again, numbers_of
 from loadtest.workloads.register import Registers
 from loadtest.workloads.section import CriticalSections
 from loadtest.workloads.sets import Sets
@@ -59,7 +60,7 @@ class Store:
             return self._transact(msgspec.json.decode(call.body or b""))
         if call.path.startswith("/v1/kv?"):
             return Reply(200, b'{"items":[],"next":null}')
-        key = call.path.removeprefix("/v1/kv/")
+        key = call.path.removeprefix("/v1/kv/").partition("?")[0]
         value, version = self.values.get(key, (b"", None))
         if call.method == "GET":
             return Reply(404) if version is None else Reply(200, value, version)
@@ -335,3 +336,64 @@ def test_a_refused_client_waits_as_long_as_it_was_asked_to_within_bounds() -> No
     assert calls.patience(Reply(503, b'{"retry_after_ms":250}')) == Pause(0.25)
     assert calls.patience(Reply(503, b'{"retry_after_ms":60000}')) == Pause(1.0)
     assert calls.patience(Reply(NEVER_SENT)) == Pause(0.1)
+
+
+# --- writes with an Idempotency-Key ----------------------------------------------------------------------------------
+
+
+def keyed(store: Store, *answers: Reply) -> tuple[Reply, list[str | None]]:
+    """What a write comes to that always carries a key, and the keys that were sent."""
+    where = Place("run/", "0.0", numbers_of(0), random.Random(4), None, LOAD._replace(keyed=1.0))
+    found: list[Reply] = []
+
+    class Write:
+        def step(self) -> Steps[None]:
+            found.append((yield from where.write(calls.put("write", "run/a", b"1"))))
+
+    store.answers = list(answers)
+    store.drive(Write())
+    return found[0], [call.headers.get("Idempotency-Key") for call in store.asked]
+
+
+def test_a_write_with_a_key_is_sent_again_with_it_until_its_outcome_is_known() -> None:
+    reply, keys = keyed(Store(), UNANSWERED, UNAVAILABLE, Reply(204, version=7))
+    assert (reply.status, reply.version, reply.begin_s) == (204, 7, 0.0)
+    assert len(keys) >= 3
+    assert len(set(keys)) == 1
+    assert keys[0] is not None
+
+
+def test_a_refusal_of_the_first_try_is_final_and_an_outcome_may_stay_unknown() -> None:
+    assert keyed(Store(), UNAVAILABLE)[0].outcome == "refused"
+    reply, keys = keyed(Store(), *[UNANSWERED] * 20)
+    assert reply.outcome == "unknown"
+    assert 2 < len(keys) < 10
+
+
+def test_a_key_that_gets_another_answer_the_second_time_is_a_failure() -> None:
+    first, call = Reply(204, version=7), calls.put("write", "a", b"1")
+    again = _same_again(call, first)
+    assert failure(again, Reply(204, version=7)) is None
+    assert failure(again, Reply(204, version=8)) == (
+        "204 wrong answer: not the answer that the same Idempotency-Key got before"
+    )
+
+
+def test_a_key_that_expires_is_noted_with_a_deletion_that_nobody_asked_for() -> None:
+    noted: list[AnyOperation] = []
+    store, client = Store(), Expiring(place(noted))
+    while not any(isinstance(each, Register) and each.action == "swap" for each in noted):
+        noted.clear()
+        store.drive(client)
+    kinds = [(each.action, each.outcome) for each in noted if isinstance(each, Register)]
+    assert kinds == [("write", "done"), ("delete", "unknown"), ("swap", "done"), ("read", "done")]
+    write, expiry = noted[:2]
+    assert write.begin_s + 0.25 < expiry.begin_s < write.begin_s + 0.3
+    assert store.asked[-3].path.endswith("?ttl=0.3")
+
+
+def test_a_look_up_of_a_transaction_that_cannot_be_is_a_failure() -> None:
+    call = calls.look_up("look up", "t", frozenset({"unknown", "committed"}))
+    assert failure(call, Reply(404)) is None
+    assert failure(call, Reply(200, b'{"status":"committed"}')) is None
+    assert "pending, which cannot be" in (failure(call, Reply(200, b'{"status":"pending"}')) or "")

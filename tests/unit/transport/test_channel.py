@@ -37,7 +37,7 @@ from kvstore.protocol import (
 from kvstore.transport import channel as channel_module
 from kvstore.transport.channel import Channel, Connection
 from kvstore.transport.sessions import ADOPT, IS_STRANGER, ClusterSession
-from loadtest.processes import free_ports
+from loadtest.cluster.processes import free_ports
 
 MIB = 1 << 20
 WAIT_S = 60.0

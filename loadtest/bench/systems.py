@@ -1,0 +1,243 @@
+"""The systems that are compared: what each needs, how it is started, how it is ended.
+
+Owns: the processes of each system, their folder and ports, and how long they took until they answered.
+Promises: each is durable at every acknowledgement (but `bare`, which stores nothing); everything is on 127.0.0.1, in
+the given folder, and is ended by `stop`, whatever happened before.
+Leaves to others: requests (dialects.py), measuring (drive.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadtest.bench import dialects
+from loadtest.bench.data import SHARDS
+from loadtest.bench.dialects import Dialect
+from loadtest.bench.http1 import Request, ask
+from loadtest.cluster import processes
+from loadtest.cluster.local import READY_TIMEOUT_S, REPOSITORY, LocalCluster
+
+_READY_POLL_S = 0.01
+
+
+class Shape(NamedTuple):
+    """How many shards and routers a cluster has."""
+
+    shards: int = SHARDS
+    routers: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"kvstore-{self.shards}s-{self.routers}r"
+
+
+class Batches(NamedTuple):
+    """Since the start of a cluster: how many batches its shards have committed, and of how many operations."""
+
+    committed: float
+    operations: float
+
+
+class System(ABC):
+    """One system in a folder of its own. After `start`: `urls` (where it is asked; `url` is the first), `roots` (pids
+    of its top processes), `ready_s`. `shape` is None for what is no cluster of ours."""
+
+    dialect: Dialect
+    programs: tuple[tuple[str, str], ...] = ()  # what must be installed: program and Debian package
+
+    shape: Shape | None = None
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name or self.dialect.name
+        self.urls: list[str] = []
+        self.ready_s = 0.0
+        self._running: list[asyncio.subprocess.Process] = []
+
+    @property
+    def url(self) -> str:
+        return self.urls[0]
+
+    @property
+    def roots(self) -> list[int]:
+        return [process.pid for process in self._running]
+
+    def missing(self) -> str | None:
+        """The command that installs what is missing, None when all is there."""
+        packages = [package for program, package in self.programs if shutil.which(program) is None]
+        return f"apt-get install {' '.join(packages)}" if packages else None
+
+    @abstractmethod
+    def version(self) -> str: ...
+
+    @abstractmethod
+    async def start(self, folder: Path) -> None:
+        """Start it and wait until it answers. Raises RuntimeError with the end of its log when it does not."""
+
+    async def batches(self) -> Batches | None:
+        """None: it does not tell."""
+        return None
+
+    async def stop(self) -> None:
+        for process in reversed(self._running):
+            await processes.end(process)
+        self._running.clear()
+
+    async def _wait_for(self, probe: Request, log: Path, process: asyncio.subprocess.Process) -> None:
+        """Until the probe is answered with 200 wherever the system is asked, or the process has ended."""
+        deadline, waiting = time.monotonic() + READY_TIMEOUT_S, list(self.urls)
+        while time.monotonic() < deadline and process.returncode is None:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                while waiting and (await ask(waiting[0], probe)).status == 200:
+                    waiting.pop(0)
+                if not waiting:
+                    return
+            await asyncio.sleep(_READY_POLL_S)
+        raise RuntimeError(f"{self.name} did not get ready\n{processes.tail(log)}")
+
+
+class KvstoreSystem(System):
+    dialect = dialects.Kvstore()
+
+    def __init__(self, shape: Shape, name: str = "") -> None:
+        super().__init__(name)
+        self.shape: Shape = shape
+        self._cluster: LocalCluster | None = None
+
+    @property
+    def roots(self) -> list[int]:
+        return [self._cluster.up.pid] if self._cluster is not None and self._cluster.up is not None else []
+
+    def version(self) -> str:
+        commit = output("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty")
+        return f"kvstore ({commit or 'no commit'})"
+
+    async def start(self, folder: Path) -> None:
+        self._cluster = LocalCluster(folder, shards=self.shape.shards, routers=self.shape.routers)
+        began = time.monotonic()
+        await self._cluster.start()
+        assert self._cluster.up is not None
+        self.urls = self._cluster.urls
+        await self._wait_for(Request("GET", "/readyz"), self._cluster.log, self._cluster.up)
+        self.ready_s = time.monotonic() - began
+
+    async def batches(self) -> Batches:
+        return read_batches((await ask(self.url, Request("GET", "/metrics"))).body.decode())
+
+    async def stop(self) -> None:
+        if self._cluster is not None:
+            await self._cluster.stop()
+
+
+def read_batches(metrics: str) -> Batches:
+    """The sums over all shards, from the router's /metrics. Raises RuntimeError when these do not tell."""
+    samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
+    count, operations = (
+        [sample.value for sample in samples if sample.name == f"kvstore_shard_batch_ops_{part}"]
+        for part in ("count", "sum")
+    )
+    if not count or not operations:
+        raise RuntimeError("the router's metrics do not tell of batches")
+    return Batches(sum(count), sum(operations))
+
+
+class EtcdSystem(System):
+    dialect = dialects.Etcd()
+    programs = (("etcd", "etcd-server"),)
+
+    def version(self) -> str:
+        lines = output("etcd", "--version").splitlines()
+        return f"etcd {lines[0].rpartition(' ')[2]}" if lines else "etcd"
+
+    async def start(self, folder: Path) -> None:
+        client, peer = (f"http://127.0.0.1:{port}" for port in processes.free_ports(2))
+        self.urls, log = [client], folder / "etcd.log"
+        command = [
+            *("etcd", "--data-dir", str(folder / "data"), "--logger", "zap", "--log-level", "warn"),
+            *("--listen-client-urls", client, "--advertise-client-urls", client),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            *("--initial-cluster", f"default={peer}"),
+            *("--quota-backend-bytes", str(8 << 30)),  # it keeps every version: a long run would pass the 2 GiB
+        ]
+        began = time.monotonic()
+        self._running.append(await processes.start(command, log))
+        await self._wait_for(Request("GET", "/health"), log, self._running[-1])
+        self.ready_s = time.monotonic() - began
+
+
+class RedisSystem(System):
+    """Redis with `appendfsync always`, behind webdis, which speaks HTTP to clients and Redis's protocol to Redis."""
+
+    dialect = dialects.Webdis()
+    programs = (("redis-server", "redis-server"), ("webdis", "webdis"))
+
+    def version(self) -> str:
+        words = (word for word in output("redis-server", "--version").split() if word.startswith("v="))
+        webdis = output("dpkg-query", "-W", "-f=${Version}", "webdis")
+        return f"Redis {next(words, '')[2:]} + webdis {webdis}".rstrip()
+
+    async def start(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        redis_port, web_port = processes.free_ports(2)
+        self.urls, log = [f"http://127.0.0.1:{web_port}"], folder / "redis.log"
+        settings = {"redis_host": "127.0.0.1", "redis_port": redis_port, "http_host": "127.0.0.1"}
+        more = {"http_port": web_port, "threads": 2, "daemonize": False, "logfile": str(folder / "webdis.log")}
+        config = folder / "webdis.json"
+        config.write_text(json.dumps({**settings, **more, "verbosity": 0}), encoding="utf-8")
+        command = [
+            *("redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder)),
+            *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--daemonize", "no"),
+        ]
+        began = time.monotonic()
+        self._running.append(await processes.start(command, log))
+        await _wait_for_port(redis_port)
+        self._running.append(await processes.start(["webdis", str(config)], folder / "webdis.out", cwd=folder))
+        await self._wait_for(Request("GET", "/PING"), log, self._running[-1])
+        self.ready_s = time.monotonic() - began
+
+
+class BareSystem(System):
+    dialect = dialects.Bare()
+
+    def version(self) -> str:
+        return f"bare aiohttp {metadata.version('aiohttp')} web.Server"
+
+    async def start(self, folder: Path) -> None:
+        log, (port,) = folder / "bare.log", processes.free_ports(1)
+        command = [sys.executable, "-m", "loadtest.bench.bare", str(port)]
+        began = time.monotonic()
+        self._running.append(await processes.start(command, log, cwd=REPOSITORY))
+        self.urls = [f"http://127.0.0.1:{port}"]
+        await self._wait_for(Request("GET", "/"), log, self._running[-1])
+        self.ready_s = time.monotonic() - began
+
+
+async def _wait_for_port(port: int) -> None:
+    """Until somebody listens there. Raises RuntimeError."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            return
+        await asyncio.sleep(_READY_POLL_S)
+    raise RuntimeError(f"nobody listens on port {port}")
+
+
+def output(*command: str) -> str:
+    """What a command prints, empty when it fails or is not there."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

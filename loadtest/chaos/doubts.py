@@ -1,0 +1,51 @@
+"""Which transactions are in doubt, as GET /v1/cluster shows it, and for how long.
+
+Owns: looking, by any router that answers, until nothing is in doubt.
+Promises: a look counts only if it has seen every shard.
+Leaves to others: when a fault is over (loadtest.chaos.phase).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import aiohttp
+import msgspec
+
+from loadtest.drivers.aio import Wire
+
+_POLL_S = 0.05
+
+
+class Doubts:
+    """Looks at `in_doubt` of /v1/cluster again and again, by any router that answers."""
+
+    def __init__(self, http: aiohttp.ClientSession, urls: Sequence[str]) -> None:
+        self.count = -1  # of the last look; -1: nobody answered, or one that does not see every shard
+        self.oldest_s = 0.0
+        self._wire = Wire(http, urls, seed=0)
+
+    async def look(self) -> None:
+        reply = await self._wire.ask("GET", "/v1/cluster")
+        if reply.status != 200:
+            self.count = -1
+            return
+        document = msgspec.json.decode(reply.body)
+        if any(shard["state"] != "up" for shard in document["shards"]):
+            self.count = -1
+            return
+        self.count = document["in_doubt"]["count"]
+        self.oldest_s = document["in_doubt"]["oldest_s"] or 0.0
+
+    async def none_left(self, timeout_s: float) -> bool:
+        """Look until nothing is in doubt at all, that long at most; whether nothing is."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            await self.look()
+            if self.count == 0:
+                return True
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(_POLL_S)

@@ -1,0 +1,54 @@
+"""Each bug that can be planted in the store is found by a chaos run of two minutes, and each named point is met.
+
+These take ten minutes, so they are run by themselves: `pytest -n 0 tests/planted`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvstore.failpoints import BUGS, POINTS
+from loadtest.chaos.summary import RunSummary, decode
+
+pytestmark = pytest.mark.timeout(600)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NEMESES = {
+    "early-answer": "kill",
+    "applied-before-durable": "disk",
+    "late-cache-fill": "disk",
+    "ignore-token": "kill",
+    "ignore-intent": "kill",
+    "freeze-stops-only-writes": "maps",
+    "late-prepare-applied": "kill",
+    "decision-dropped-early": "kill",
+    "expiry-by-reader": "kill",
+    "move-without-last-pull": "reshard",
+}
+
+
+def run(out: Path, *options: str) -> tuple[int, str, RunSummary]:
+    """Exit code, output and summary of a chaos run."""
+    command = [sys.executable, "-m", "loadtest.chaos", "--out", str(out), "--seed", "1", *options]
+    environment = {**os.environ, "KVSTORE_PLANT_BUGS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=False)
+    return done.returncode, done.stdout + done.stderr, decode((out / "summary.json").read_bytes())
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_found(bug: str, tmp_path: Path) -> None:
+    code, output, summary = run(tmp_path / "out", "--minutes", "2", "--nemesis", NEMESES[bug], "--bug", bug)
+    assert code == 1, output
+    assert any(phase.violations or phase.complaints for phase in summary.phases)
+
+
+def test_every_named_point_of_the_code_is_met_and_every_promise_holds(tmp_path: Path) -> None:
+    code, output, summary = run(tmp_path / "out", "--minutes", "3", "--nemesis", "sweep")
+    assert code == 0, output
+    assert summary.unmet == []
+    assert set(summary.met) == {point for points in POINTS.values() for point in points}
