@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Environment:
@@ -34,6 +35,10 @@ class Environment:
     def monotonic_s(self) -> float:
         """A clock that never jumps."""
         return time.monotonic()
+
+    def boottime_s(self) -> float:
+        """A clock that never jumps, and goes on while the machine sleeps (where the system has one)."""
+        return time.clock_gettime(_BOOTTIME)
 
     def now_ms(self) -> int:
         """Unix time."""

@@ -2,5 +2,6 @@
 
 The rules are pure: time is an argument, and each function returns the next state. The configuration (who is primary,
 who is a copy) lies outside, in the cluster map that the controller changes by compare-and-swap, as in PacificA (Lin et
-al., 2008); a log is repaired at an opening as in Viewstamped Replication. `promise` alone writes, one small file.
+al., 2008); a log is repaired at an opening as in Viewstamped Replication. `promise`, `files` and `copy` do
+what they say with a copy's files; all else is pure.
 """

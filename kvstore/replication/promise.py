@@ -19,17 +19,22 @@ from kvstore.storage.disk import Disk, remove_if_there
 
 
 class Identity(NamedTuple):
-    """Of one folder: the store and the copy whose files it holds, and the promise of that copy."""
+    """Of one folder: the store and the copy whose files it holds, and the promise of that copy.
+
+    `filling`: a snapshot is on its way into the file, which is nothing before it is whole.
+    """
 
     store_id: str
     copy_id: str
     promised: int = 0
+    filling: bool = False
 
 
 class _Written(msgspec.Struct):
     store_id: str
     copy_id: str
     promised: int
+    filling: bool
     checksum: str
 
 
@@ -43,7 +48,7 @@ def identity_path(folder: Path, store: str) -> Path:
 def write_identity(disk: Disk, folder: Path, store: str, identity: Identity) -> None:
     """Make the identity durable. Raises OSError, with the old one still in force or the new one already."""
     path, new = identity_path(folder, store), folder / f"{store}.id.new"
-    written = _Written(identity.store_id, identity.copy_id, identity.promised, _checksum(identity))
+    written = _Written(*identity, checksum=_checksum(identity))
     remove_if_there(disk, new)
     file = disk.open(new, create=True)
     try:
@@ -74,7 +79,7 @@ def read_identity(disk: Disk, folder: Path, store: str) -> Identity | None:
         written = msgspec.json.decode(data, type=_Written)
     except msgspec.DecodeError as error:
         raise DataCorrupt(f"{path} cannot be read: {error}. Copy this store again from another node.") from None
-    identity = Identity(written.store_id, written.copy_id, written.promised)
+    identity = Identity(written.store_id, written.copy_id, written.promised, written.filling)
     if written.checksum != _checksum(identity):
         raise DataCorrupt(f"{path} does not match its checksum. Copy this store again from another node.")
     return identity

@@ -28,16 +28,13 @@ from kvstore.errors import DataCorrupt, DataInUse, ForeignData
 from kvstore.placement.map_format import decode_map
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import OsDisk
-from kvstore.storage.engine import Application, Engine, Freezes
+from kvstore.storage.engine import Engine
 from kvstore.storage.log import Log
-from kvstore.storage.record import decode_record
-from kvstore.storage.rows import Row
+from kvstore.storage.replay import replay
 from kvstore.storage.schema import FORMAT
-from kvstore.storage.segments import BEGINNING, Entry, Position
+from kvstore.storage.segments import BEGINNING, Entry
 from kvstore.storage.sqlite import SqliteEngine
 from kvstore.store.copy_file import CopyFile, make_copy, open_copy
-
-_REPLAYED_ROWS_MAX = 5000
 
 ToldNumber = Callable[[str], Awaitable[int]]
 
@@ -164,27 +161,3 @@ def _open_log(
         sqlite_file.convert_file(path, found, BEGINNING)
     disk.sync_folder(path.parent)
     return log, []
-
-
-async def replay(engine: Engine, entries: list[Entry]) -> None:
-    """Apply the records, in order. Raises DataCorrupt for one that cannot be decoded."""
-    rows: dict[tuple[str, str], Row] = {}
-    cluster_map: bytes | None = None
-    freezes: Freezes | None = None
-    drops: dict[int, int] = {}
-    for at, entry in enumerate(entries):
-        record = decode_record(entry.payload)
-        if record.dropped:
-            gone = frozenset(record.dropped)
-            rows = {key: row for key, row in rows.items() if row.partition not in gone}
-            drops |= dict.fromkeys(record.dropped, record.clock.sequence)
-        cluster_map = record.cluster_map if record.cluster_map is not None else cluster_map
-        freezes = record.freezes if record.freezes is not None else freezes
-        rows |= {(row.kind, row.key): row for row in record.rows}
-        if len(rows) >= _REPLAYED_ROWS_MAX or at == len(entries) - 1:
-            position = Position(entry.number, entry.checksum, entry.term)
-            every = frozenset(row.partition for row in rows.values())  # whether a move reads them is not known yet
-            await engine.apply(
-                Application(list(rows.values()), position, record.clock, cluster_map, freezes, drops, every)
-            )
-            rows, cluster_map, freezes, drops = {}, None, None, {}

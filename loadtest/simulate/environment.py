@@ -47,6 +47,9 @@ class SimulatedEnvironment(Environment):
     def monotonic_s(self) -> float:
         return self._begin_s + self._loop.now_s * self.rate
 
+    def boottime_s(self) -> float:
+        return self.monotonic_s()
+
     def now_ms(self) -> int:
         return BEGIN_MS + self.jump_ms + int(self._loop.now_s * self.rate * 1000)
 

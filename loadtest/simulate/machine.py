@@ -23,7 +23,8 @@ from kvstore.placement.cluster_map import ClusterMap, Move, at_home, map_of
 from kvstore.protocol import Get, Reply
 from kvstore.storage.engine import Identity, TryLater
 from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
-from kvstore.store.opening import Opened, replay
+from kvstore.storage.replay import replay
+from kvstore.store.opening import Opened
 from kvstore.store.store import Store
 from loadtest.simulate.disk import PowerCut, SimulatedDisk
 from loadtest.simulate.engine import SimulatedEngine

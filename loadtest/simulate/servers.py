@@ -39,7 +39,8 @@ from kvstore.shard.service import ShardService
 from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import Identity, TryLater
 from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
-from kvstore.store.opening import Opened, replay
+from kvstore.storage.replay import replay
+from kvstore.store.opening import Opened
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
 from kvstore.transport.map_follower import MapFollower

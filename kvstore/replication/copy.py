@@ -1,0 +1,328 @@
+"""A copy of a store: it takes a primary's records into its own log, syncs them, and applies what is committed.
+
+Owns: one copy's log, engine and promise, and the order of what is done to them; the grant that it gave.
+Promises: nothing is acknowledged before it is durable in this copy's log; nothing is applied beyond the committed
+number; a promise is durable before it is answered. A copy whose file a snapshot is filling acknowledges nothing, and
+after a crash in between it begins again with an empty file.
+Leaves to others: the rules (`session`, `lease`), the messages and their connections (shard), the primary (`store`).
+
+    records ─> take: append to the log ─> sync in a thread ─> Ack     one sync covers all that was appended before it
+                                             └─> committed ─> apply, in bulk ─> checkpoint ─> old segments go
+
+An error of the disk under the log ends the process, as in a store: what is on the disk is not known any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from kvstore.environment import Environment
+from kvstore.replication import lease, session
+from kvstore.replication.configuration import Configuration
+from kvstore.replication.places import Place, Times
+from kvstore.replication.promise import Identity, write_identity
+from kvstore.replication.session import Following, Join, Session
+from kvstore.storage.engine import Application, Applied, Engine
+from kvstore.storage.log import Log, NotNext
+from kvstore.storage.replay import replay
+from kvstore.storage.rows import Row
+from kvstore.storage.segments import BEGINNING, Entry, Position
+
+_APPLIED_RECORDS_MAX = 1000
+_RETRY_S = 0.5
+
+
+class Told(NamedTuple):
+    """A copy's answer to a hello: where its log ends, and up to where its file is applied. `known`: the first and the
+    last number whose checksum it can tell, for the comparison of the chains. `filling`: whatever lies there is not
+    whole, so the two logs have no number in common."""
+
+    session: Session
+    position: Position
+    applied: int
+    known: tuple[int, int]
+    filling: bool = False
+
+
+class Deposed(Exception):
+    """The copy has promised a higher term than the sender's, which must follow the next map."""
+
+    def __init__(self, promised: int) -> None:
+        super().__init__(f"this copy has promised term {promised}")
+        self.promised = promised
+
+
+class StoreCopy:
+    """An open copy. `run` applies what is committed, and must run beside all else."""
+
+    def __init__(
+        self,
+        place: Place,
+        identity: Identity,
+        log: Log,
+        engine: Engine,
+        logged: Configuration | None,
+        environment: Environment,
+        times: Times,
+    ) -> None:
+        self._place = place
+        self._identity = identity
+        self.log = log
+        self.engine = engine
+        self._environment = environment
+        self._times = times
+        self._following = Following(identity.store_id, identity.copy_id, identity.promised)
+        now = environment.boottime_s()
+        self._given = lease.granted_at_start(logged, identity.copy_id, identity.promised, now, times.lease_s)
+        self._heard_at = now
+        self._sync_since: float | None = None
+        self._is_changing = False
+        self._turn = asyncio.Lock()  # held by what cuts, syncs or replaces the log
+        self._applying = asyncio.Lock()  # held by what changes the engine
+        self._learned = asyncio.Event()
+        self._filled_to = 0  # the snapshot is whole, and good once records up to this one are applied
+
+    # --- what others ask of it
+
+    @property
+    def following(self) -> Following:
+        """The copy's side of its session."""
+        return self._following
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the copy has not heard its primary."""
+        return self._environment.boottime_s() - self._heard_at
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether a snapshot is on its way, so that the file is nothing yet."""
+        return self._identity.filling
+
+    def may_be_promoted(self) -> bool:
+        """Whether what the copy has granted has run out."""
+        return lease.may_be_promoted(self._given, self._environment.boottime_s())
+
+    # --- the beginning of a session
+
+    async def hello(self, hello: Session) -> Told | None:
+        """Promise the primary's term, and tell where the log ends; None: it is meant for another copy.
+
+        Raises Deposed, LogFailed, OSError.
+        """
+        async with self._turn:
+            said = session.on_hello(self._following, hello)
+            if said == "promise":
+                await self._write(self._identity._replace(promised=hello.term))
+                self._following = session.promise(self._following, hello.term)
+                said = "tell"
+            if said == "deposed":
+                raise Deposed(self._following.promised)
+            if said == "foreign":
+                return None
+            while (position := session.position_to_tell(self.log.last, self.log.synced)) is None:
+                await self._sync()
+            self._heard_at = self._environment.boottime_s()
+            return Told(hello, position, self.engine.applied.position.number, self._known(), self.is_filling)
+
+    async def promise(self, term: int) -> bool:
+        """Promise the term for an opening of this very copy; False if one at least as high is promised."""
+        async with self._turn:
+            if term <= self._following.promised:
+                return False
+            await self._write(self._identity._replace(promised=term))
+            self._following = session.promise(self._following, term)
+            return True
+
+    def _known(self) -> tuple[int, int]:
+        return self.log.first - 1, self.log.last.number
+
+    async def checksums(self, numbers: Sequence[int]) -> dict[int, int]:
+        """The checksums of these records, and of the one before the first that is kept; others are left out."""
+        first, last = self._known()
+        asked = [number for number in numbers if first <= number <= last]
+        return await self._environment.in_thread(lambda: {number: self._checksum(number) for number in asked})
+
+    def _checksum(self, number: int) -> int:
+        if number == self.log.last.number:
+            return self.log.last.checksum
+        return next(self.log.entries(number)).previous
+
+    async def begin(self, named: Session, told: Position, join: Join) -> int | None:
+        """Cut off what differs, and begin the session; the number to acknowledge, None if nothing is begun.
+
+        Raises LogFailed, OSError.
+        """
+        async with self._turn, self._applying:
+            if not session.begins(self._following, named, told, self.log.last):
+                return None
+            if join.snapshot:
+                await self._write(self._identity._replace(filling=True))
+                await self._change_log(lambda: self.log.restart(BEGINNING))
+                self._filled_to = 0
+            elif self.is_filling:
+                return None  # records are of no use to a file that is not whole
+            elif join.common < self.log.last.number:
+                await self._change_log(lambda: self.log.cut(join.common))
+            self._following = session.begun(self._following, named)
+            return self._acknowledged(named)
+
+    async def _change_log(self, change: Callable[[], None]) -> None:
+        """Cut or replace the log, in a thread; nothing is appended meanwhile."""
+        self._is_changing = True
+        try:
+            await self._environment.in_thread(change)
+        finally:
+            self._is_changing = False
+
+    # --- records
+
+    async def records(self, named: Session, entries: Sequence[Entry], committed: int) -> int | None:
+        """Append what follows the log, and sync it; the number to acknowledge. What does not follow is thrown away.
+
+        Raises LogFailed, OSError.
+        """
+        for entry in entries:
+            if not await self._append(named, entry):
+                break
+        self.committed(named, committed)
+        while self.log.synced.number < self.log.last.number and session.is_current(self._following, named):
+            async with self._turn:
+                await self._sync()
+        return self._acknowledged(named)
+
+    async def _append(self, named: Session, entry: Entry) -> bool:
+        while self.log.room(frees=True) < len(entry.payload):
+            if not await self._environment.in_thread(self.log.prepare_segment):
+                return False  # the disk is full: what is not acknowledged comes again
+        follows = session.takes(self._following, named, entry.number, entry.previous, self.log.last)
+        if self._is_changing or not follows:
+            return False
+        try:
+            self.log.extend(entry)
+        except NotNext:
+            return False
+        return True
+
+    def committed(self, named: Session, number: int) -> int | None:
+        """Learn up to which number records are committed; the number to acknowledge."""
+        if session.is_current(self._following, named):
+            self._heard_at = self._environment.boottime_s()
+        self._following = session.learn_committed(self._following, named, number, self.log.last.number)
+        self._learned.set()
+        return self._acknowledged(named)
+
+    def _acknowledged(self, named: Session) -> int | None:
+        if self.is_filling:
+            return None if self._filled_to else session.acknowledged(self._following, named, 0)
+        return session.acknowledged(self._following, named, self.log.synced.number)
+
+    async def _sync(self) -> None:
+        """Make durable what was appended before; only with the turn, since nothing may be cut off meanwhile."""
+        if self.log.synced.number < self.log.last.number:
+            self._sync_since = self._environment.boottime_s()
+            await self._environment.in_thread(self.log.sync)
+            self._sync_since = None
+
+    # --- the lease
+
+    def beacon(self, named: Session) -> bool:
+        """Grant the primary its lease; False: the beacon is not answered."""
+        now = self._environment.boottime_s()
+        if not lease.grants(self._following, named, self._sync_since, now, self._times.disk_stall_s):
+            return False
+        self._heard_at = now
+        self._given = lease.granted(self._given, now, self._times.lease_s)
+        return True
+
+    def returned(self, named: Session) -> None:
+        """The primary of that session has given its lease back."""
+        self._given = lease.returned(self._given, self._following, named, self._environment.boottime_s())
+
+    # --- applying
+
+    async def run(self) -> None:
+        """Apply what is committed, for ever. Raises DataCorrupt, LogDamaged, OSError."""
+        while True:
+            await self._learned.wait()
+            self._learned.clear()
+            while await self.apply_some():
+                pass
+            if self.is_filling and self._filled_to:
+                await self._environment.sleep(_RETRY_S)  # the file could not be made durable, or records are to come
+                self._learned.set()
+
+    async def apply_some(self) -> int:
+        """Apply some records that are committed; how many."""
+        async with self._applying:
+            applied = self.engine.applied.position.number
+            if self.is_filling and not self._filled_to:
+                return 0
+            count = min(session.may_apply(self._following) - applied, _APPLIED_RECORDS_MAX)
+            if count <= 0:
+                await self._is_filled()
+                return 0
+            entries = await self._environment.in_thread(lambda: list(islice(self.log.entries(applied), count)))
+            await replay(self.engine, entries)
+            await self._is_filled()
+            durable = await self.engine.checkpoint(only_if_due=True)
+            if durable:
+                await self._environment.in_thread(lambda: self.log.release(durable))
+            return len(entries)
+
+    # --- a snapshot
+
+    async def snapshot_begins(self, named: Session, of: Applied) -> bool:
+        """Replace log and file by an empty store as of that position; pages of rows follow. False: it is not taken.
+
+        `of`: what the primary's engine stood for when it began to read. Raises LogFailed, OSError.
+        """
+        async with self._turn, self._applying:
+            if not self.is_filling or not session.takes_snapshot(self._following, named, of.position, self.log.last):
+                return False
+            await self._change_log(lambda: self.log.restart(of.position))
+            await self.engine.close()
+            self.engine = await self._place.renew()
+            await self.engine.apply(Application([], of.position, of.clock, of.cluster_map, of.freezes, dict(of.drops)))
+            return True
+
+    async def snapshot_page(self, named: Session, at: Position, rows: Sequence[Row]) -> bool:
+        """Take rows of the snapshot that began at that position; False: they are of another one. Raises OSError.
+
+        A row may be newer than the position. What the records behind it do to it again gives the same row.
+        """
+        async with self._applying:
+            applied = self.engine.applied
+            if not self._is_of_snapshot(named, at) or applied.position != at:
+                return False
+            stamped = [row._replace(sequence=applied.clock.sequence) for row in rows]
+            await self.engine.apply(Application(stamped, at, applied.clock))
+            return True
+
+    async def snapshot_ends(self, named: Session, at: Position, highest: int) -> bool:
+        """The snapshot has all its rows; it is good once the records up to `highest` are applied. Raises OSError."""
+        async with self._applying:
+            if not self._is_of_snapshot(named, at):
+                return False
+            self._filled_to = max(highest, at.number)
+            await self._is_filled()
+        self._learned.set()
+        return True
+
+    def _is_of_snapshot(self, named: Session, at: Position) -> bool:
+        return self.is_filling and not self._filled_to and session.is_current(self._following, named) and at.number > 0
+
+    async def _is_filled(self) -> None:
+        """Note, durably, that the file is whole, if it is; all that it has is made durable first."""
+        if not self.is_filling or not self._filled_to:
+            return
+        if self.engine.applied.position.number >= self._filled_to <= await self.engine.checkpoint():
+            await self._write(self._identity._replace(filling=False))
+
+    async def _write(self, identity: Identity) -> None:
+        place = self._place
+        await self._environment.in_thread(lambda: write_identity(place.disk, place.folder, place.store, identity))
+        self._identity = identity

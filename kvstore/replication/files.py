@@ -1,0 +1,77 @@
+"""Making and opening the files of a copy.
+
+Owns: the order in which a copy's log, engine and identity come to be, and what is done with what a crash has left.
+Promises: a copy has an id only once its log is durable and its engine is there. A file that a snapshot was filling is
+never used: such a copy opens with an empty log and an empty engine. Nothing is applied, since what is committed is not
+known.
+Leaves to others: what the copy does then (`copy`), recovery of the log (`storage.recovery`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvstore.environment import Environment
+from kvstore.placement.map_format import decode_map
+from kvstore.replication.configuration import Configuration, configuration_of
+from kvstore.replication.copy import StoreCopy
+from kvstore.replication.places import Place, Times
+from kvstore.replication.promise import Identity, write_identity
+from kvstore.storage.engine import Applied
+from kvstore.storage.log import Log
+from kvstore.storage.record import decode_record
+from kvstore.storage.segments import BEGINNING, Entry, indices_of, segment_path
+
+__all__ = ["Place", "Times", "make_copy", "open_copy"]
+
+
+async def make_copy(place: Place, store_id: str, environment: Environment, times: Times) -> StoreCopy:
+    """Make an empty copy of that store, with an id of its own. Raises ForeignData, OSError."""
+    log = await environment.in_thread(lambda: _new_log(place, store_id))
+    engine = await place.renew()
+    identity = Identity(store_id, environment.random_hex(16))
+    await environment.in_thread(lambda: write_identity(place.disk, place.folder, place.store, identity))
+    return StoreCopy(place, identity, log, engine, None, environment, times)
+
+
+async def open_copy(place: Place, identity: Identity, environment: Environment, times: Times) -> StoreCopy:
+    """Open the copy of that identity, as `read_identity` gave it. Nothing is applied: what is committed is not known.
+
+    Raises LogDamaged, ForeignData, DataCorrupt, OSError.
+    """
+    if identity.filling:
+        log = await environment.in_thread(lambda: _emptied_log(place, identity.store_id))
+        return StoreCopy(place, identity, log, await place.renew(), None, environment, times)
+    engine = await place.open()
+    applied = engine.applied
+
+    def opened() -> tuple[Log, list[Entry]]:
+        disk, folder, store = place.disk, place.folder, place.store
+        return Log.open(disk, folder, store, identity.store_id, applied.position, 0, place.segment_bytes)
+
+    log, entries = await environment.in_thread(opened)
+    return StoreCopy(place, identity, log, engine, _logged(entries, applied, identity), environment, times)
+
+
+def _new_log(place: Place, store_id: str) -> Log:
+    log = Log.create(place.disk, place.folder, place.store, store_id, BEGINNING, place.segment_bytes)
+    place.disk.sync_folder(place.folder)
+    return log
+
+
+def _emptied_log(place: Place, store_id: str) -> Log:
+    """A new log in place of one that a snapshot was to replace."""
+    for index in indices_of(place.disk, place.folder, place.store):
+        place.disk.unlink(segment_path(place.folder, place.store, index))
+    return _new_log(place, store_id)
+
+
+def _logged(entries: Sequence[Entry], applied: Applied, identity: Identity) -> Configuration | None:
+    """What the last map in the log, or in the file, says of this store."""
+    maps = [record.cluster_map for entry in entries if (record := decode_record(entry.payload)).cluster_map is not None]
+    newest = maps[-1] if maps else applied.cluster_map
+    if newest is None:
+        return None
+    cluster_map = decode_map(newest)
+    shard = next((shard for shard in cluster_map.shards if shard.store_id == identity.store_id), None)
+    return None if shard is None else configuration_of(cluster_map, shard.id)

@@ -1,0 +1,32 @@
+"""Where the files of a copy lie, and its times: plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from kvstore.storage.disk import Disk
+from kvstore.storage.engine import Engine
+from kvstore.storage.segments import SEGMENT_BYTES
+
+
+class Place(NamedTuple):
+    """Where a copy's files lie: `<folder>/<store>.id`, its log, its engine.
+
+    `open` opens the engine that is there; `renew` makes an empty one in its place, with its position at the beginning.
+    """
+
+    disk: Disk
+    folder: Path
+    store: str
+    open: Callable[[], Awaitable[Engine]]
+    renew: Callable[[], Awaitable[Engine]]
+    segment_bytes: int = SEGMENT_BYTES
+
+
+class Times(NamedTuple):
+    """In seconds; see `lease`."""
+
+    lease_s: float
+    disk_stall_s: float

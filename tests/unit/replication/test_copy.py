@@ -1,0 +1,418 @@
+"""A copy's store: real log and promise on a disk that loses what is not synced, rows in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from kvstore.environment import Environment
+from kvstore.replication import session
+from kvstore.replication.copy import Deposed, StoreCopy, Told
+from kvstore.replication.files import Place, Times, make_copy, open_copy
+from kvstore.replication.promise import read_identity
+from kvstore.replication.session import Join, Session
+from kvstore.storage.engine import Engine, FeedQuery, Identity
+from kvstore.storage.log import BEGINNING, Log
+from kvstore.storage.memory import MemoryEngine
+from kvstore.storage.record import CommitRecord
+from kvstore.storage.replay import replay
+from kvstore.storage.rows import VALUE, Clock, Row
+from kvstore.storage.segments import Entry
+from loadtest.simulate.disk import Fate, PowerCut, SimulatedDisk, keep_all, lose_all
+
+T = TypeVar("T")
+FOLDER, STORE, STORE_ID = Path("/data"), "shard-s1.copy-n2", "0123456789abcdef"
+SEGMENT_BYTES = 8192
+TIMES = Times(lease_s=1.0, disk_stall_s=2.0)
+
+
+class Machine(Environment):
+    """A clock to turn, and threads that are no threads; `gate`, where it is set, holds the work of threads up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 100.0
+        self.gate: asyncio.Event | None = None
+
+    def boottime_s(self) -> float:
+        return self.now_s
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        await asyncio.sleep(0)
+        if self.gate is not None:
+            await self.gate.wait()
+        return function()
+
+
+class Node:
+    """A machine with a copy on it."""
+
+    def __init__(self) -> None:
+        self.disk = SimulatedDisk()
+        self.machine = Machine()
+        self.engine = MemoryEngine(Identity(STORE_ID, None, "s1", 64))
+        self.place = Place(self.disk, FOLDER, STORE, self._open, self._renew, SEGMENT_BYTES)
+
+    async def _open(self) -> Engine:
+        return self.engine
+
+    async def _renew(self) -> Engine:
+        self.engine = MemoryEngine(Identity(STORE_ID, None, "s1", 64))
+        return self.engine
+
+    async def make(self) -> StoreCopy:
+        return await make_copy(self.place, STORE_ID, self.machine, TIMES)
+
+    async def restart(self, fate: Fate = lose_all, kept: int = 0) -> StoreCopy:
+        """Open the copy after a power cut."""
+        self.disk.restart(fate)
+        self.engine.crash(kept)
+        identity = read_identity(self.disk, FOLDER, STORE)
+        assert identity is not None
+        return await open_copy(self.place, identity, self.machine, TIMES)
+
+
+class Primary:
+    """A primary's log and engine, and its side of a session with one copy."""
+
+    def __init__(self, term: int = 1, start: str = "first") -> None:
+        self.log = Log.create(SimulatedDisk(), FOLDER, "shard-s1", STORE_ID, segment_bytes=1 << 20)
+        self.engine = MemoryEngine(Identity(STORE_ID, None, "s1", 64))
+        self.term = term
+        self.start = start
+        self.round = 0
+        self.entries: list[Entry] = []
+
+    def session(self, copy: StoreCopy) -> Session:
+        return Session(STORE_ID, self.term, self.start, copy.following.copy_id, 1, self.round)
+
+    async def put(self, key: str, value: bytes, *, apply: bool = True) -> Entry:
+        number = self.log.last.number + 1
+        row = Row(VALUE, key, 1, number, number, 0, value)
+        self.log.append(CommitRecord(Clock(number, number), [row]).encode(), self.term)
+        (entry,) = self.log.entries(number - 1)
+        self.entries.append(entry)
+        if apply:
+            await replay(self.engine, list(self.log.entries(self.engine.applied.position.number)))
+        return entry
+
+    async def common(self, copy: StoreCopy, told: Told) -> int | None:
+        """Compare both chains, a few numbers at a time."""
+        comparison = session.compare((0, self.log.last.number), told.known)
+        while not comparison.done:
+            numbers = session.probes(comparison, 3)
+            ours = {number: self._checksum(number) for number in numbers}
+            comparison = session.compared(comparison, ours, await copy.checksums(numbers))
+        return comparison.agreed
+
+    def _checksum(self, number: int) -> int:
+        return self.entries[number - 1].checksum if number else 0
+
+    async def greet(self, copy: StoreCopy, *, first_kept: int = 1) -> tuple[Told, Join]:
+        self.round += 1
+        told = await copy.hello(self.session(copy))
+        assert told is not None
+        common = None if told.filling else await self.common(copy, told)
+        return told, session.how_to_join(
+            common, told.position.number, told.applied, awaited=False, first_kept=first_kept
+        )
+
+    async def join(self, copy: StoreCopy) -> int | None:
+        told, join = await self.greet(copy)
+        return await copy.begin(self.session(copy), told.position, join)
+
+    async def ship(self, copy: StoreCopy, committed: int = 0) -> int | None:
+        behind = [entry for entry in self.entries if entry.number > copy.log.last.number]
+        return await copy.records(self.session(copy), behind, committed)
+
+
+def rows_of(engine: Engine) -> dict[str, tuple[bytes | None, int]]:
+    assert isinstance(engine, MemoryEngine)
+    return {row.key: (row.body, row.version) for row in engine._all() if row.body is not None}
+
+
+async def test_what_is_acknowledged_is_durable_and_only_what_is_committed_is_applied() -> None:
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    for number in range(5):
+        await primary.put(f"key-{number}", b"value")
+    assert await primary.join(copy) == 0
+    assert await primary.ship(copy, committed=3) == 5
+    assert await copy.apply_some() == 3
+    assert await copy.apply_some() == 0
+    assert set(rows_of(copy.engine)) == {"key-0", "key-1", "key-2"}
+    again = await node.restart()
+    assert again.log.last.number == 5
+    assert await primary.join(again) == 5
+
+
+async def test_a_tail_that_differs_is_cut_off_before_records_follow() -> None:
+    node, first = Node(), Primary()
+    copy = await node.make()
+    for key in ("a", "b", "lost"):
+        await first.put(key, b"1")
+    await first.join(copy)
+    assert await first.ship(copy, committed=2) == 3
+    await copy.apply_some()
+    second = Primary(term=2, start="second")
+    for entry in first.entries[:2]:
+        second.log.extend(entry)
+        second.entries.append(entry)
+    await second.put("kept", b"2")
+    assert await second.join(copy) == 2
+    assert await second.ship(copy, committed=3) == 3
+    await copy.apply_some()
+    assert rows_of(copy.engine) == rows_of(second.engine)
+    assert "lost" not in rows_of(copy.engine)
+
+
+async def test_before_a_session_begins_and_in_another_one_nothing_is_taken() -> None:
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    entry = await primary.put("a", b"1")
+    assert await copy.records(primary.session(copy), [entry], 1) is None
+    await primary.join(copy)
+    for other in ({"term": 2}, {"start": "x"}, {"copy_id": "x"}, {"joined": 9}, {"round": 9}):
+        named = primary.session(copy)._replace(**other)  # type: ignore[arg-type]
+        assert await copy.records(named, [entry], 1) is None
+        assert copy.beacon(named) is False
+    assert copy.log.last == BEGINNING
+    assert await primary.ship(copy, committed=1) == 1
+
+
+async def test_a_promise_is_durable_before_the_hello_is_answered() -> None:
+    node = Node()
+    copy = await node.make()
+    await Primary(term=7).greet(copy)
+    again = await node.restart()
+    with pytest.raises(Deposed) as error:
+        await Primary(term=6).greet(again)
+    assert error.value.promised == 7
+    assert await again.promise(8)
+    assert not await again.promise(8)
+    assert (await node.restart()).following.promised == 8
+
+
+async def test_a_hello_to_another_copy_is_not_answered() -> None:
+    copy = await Node().make()
+    assert await copy.hello(Session(STORE_ID, 9, "first", "another", 1)) is None
+    assert copy.following.promised == 0
+
+
+async def test_what_is_not_synced_is_synced_before_the_position_is_told() -> None:
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    await primary.join(copy)
+    copy.log.extend(await primary.put("a", b"1"))
+    assert copy.log.synced.number == 0
+    told, _ = await primary.greet(copy)
+    assert told.position.number == 1
+    assert (await node.restart()).log.last == told.position
+
+
+async def test_a_copy_that_does_not_sync_for_too_long_answers_no_beacon() -> None:
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    await primary.join(copy)
+    assert copy.beacon(primary.session(copy))
+    await primary.put("a", b"1")
+    node.machine.gate = asyncio.Event()
+    shipping = asyncio.create_task(primary.ship(copy))
+    while copy.log.last.number == 0 or copy._sync_since is None:
+        await asyncio.sleep(0)
+    assert copy.committed(primary.session(copy), 0) == 0, "what is not synced is not acknowledged"
+    node.machine.now_s += 1.9
+    assert copy.beacon(primary.session(copy))
+    node.machine.now_s += 0.2
+    assert not copy.beacon(primary.session(copy))
+    node.machine.gate.set()
+    assert await shipping == 1
+    assert copy.beacon(primary.session(copy))
+
+
+async def test_a_copy_that_granted_takes_no_promotion_until_that_has_run_out() -> None:
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    await primary.join(copy)
+    assert copy.may_be_promoted()
+    assert copy.beacon(primary.session(copy))
+    assert not copy.may_be_promoted()
+    node.machine.now_s += 1.0
+    assert not copy.may_be_promoted()
+    again = await node.restart()
+    node.machine.now_s += 1.0
+    assert not again.may_be_promoted()
+    node.machine.now_s += 0.1
+    assert again.may_be_promoted()
+    assert again.silent_s == pytest.approx(1.1)
+
+
+async def test_records_that_come_while_the_log_is_cut_are_not_appended() -> None:
+    node, first = Node(), Primary()
+    copy = await node.make()
+    await first.put("a", b"1")
+    await first.put("b", b"1")
+    await first.join(copy)
+    await first.ship(copy)
+    second = Primary(term=1, start="first")
+    second.round = first.round
+    second.log.extend(first.entries[0])
+    second.entries.append(first.entries[0])
+    told, join = await second.greet(copy)
+    late = await first.put("c", b"1")
+    node.machine.gate = asyncio.Event()
+    begins = asyncio.create_task(copy.begin(second.session(copy), told.position, join))
+    while not copy._is_changing:
+        await asyncio.sleep(0)
+    shipped = asyncio.create_task(copy.records(first.session(copy), [late], 0))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert copy.log.last.number == 2
+    node.machine.gate.set()
+    assert await begins == 1
+    await shipped
+    assert copy.log.last.number == 1
+
+
+# --- power cuts
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_after_a_power_cut_at_any_call_a_copy_has_what_it_acknowledged_and_joins_again(seed: int) -> None:
+    chance = random.Random(seed)
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    fates: list[Fate] = [lose_all, keep_all, lambda newest: chance.randint(0, newest)]
+    acknowledged = 0
+    for _ in range(6):
+        node.disk.power_cut_at = node.disk.calls + chance.randint(1, 25)
+        try:
+            for _ in range(10):
+                await primary.join(copy)
+                for _ in range(chance.randint(1, 4)):
+                    await primary.put(f"key-{chance.randint(0, 9)}", chance.randbytes(chance.randint(1, 400)))
+                committed = chance.randint(0, primary.log.last.number)
+                acknowledged = await primary.ship(copy, min(committed, acknowledged)) or acknowledged
+                await copy.apply_some()
+        except PowerCut:
+            pass
+        copy = await node.restart(fates[chance.randint(0, 2)], chance.randint(0, 9))
+        assert copy.log.last.number >= acknowledged
+        assert [entry.checksum for entry in copy.log.entries(copy.log.first - 1)] == [
+            entry.checksum for entry in primary.entries[copy.log.first - 1 : copy.log.last.number]
+        ]
+    assert await primary.join(copy) is not None
+    last = primary.log.last.number
+    assert await primary.ship(copy, last) == last
+    while await copy.apply_some():
+        pass
+    assert rows_of(copy.engine) == rows_of(primary.engine)
+
+
+# --- snapshots
+
+
+async def _pages(primary: Primary, rows_max: int) -> list[list[Row]]:
+    """The rows of the primary's engine as a feed brings them, in pages; what is between two pages may be written to."""
+    pages, after_row, more = [], 0, True
+    while more:
+        page = await primary.engine.feed(FeedQuery([1], 0, after_row, rows_max, 1 << 20))
+        pages.append(
+            [Row(kind, key, p, 0, version, expires, body, intent)
+             for kind, key, p, version, expires, body, intent, _ in page.rows]
+        )  # fmt: skip
+        after_row, more = page.after_row, page.more
+    return pages
+
+
+async def _to_fill(node: Node, primary: Primary) -> StoreCopy:
+    copy = await node.make()
+    for number in range(20):
+        await primary.put(f"key-{number}", b"old")
+    told, join = await primary.greet(copy, first_kept=21)
+    assert join == Join(0, snapshot=True)
+    assert await copy.begin(primary.session(copy), told.position, join) == 0
+    return copy
+
+
+async def test_a_snapshot_with_the_records_behind_it_makes_an_equal_file_while_the_primary_is_written_to() -> None:
+    node, primary = Node(), Primary()
+    copy = await _to_fill(node, primary)
+    named, of = primary.session(copy), primary.engine.applied
+    assert await copy.snapshot_begins(named, of)
+    for at, page in enumerate(await _pages(primary, 6)):
+        await primary.put(f"key-{at}", b"new")
+        await primary.put(f"more-{at}", b"new")
+        assert await copy.snapshot_page(named, of.position, page)
+        assert await primary.ship(copy, committed=primary.log.last.number) == 0, "nothing counts before it is whole"
+        assert await copy.apply_some() == 0
+    highest = primary.log.last.number
+    await primary.put("last", b"new")
+    assert await copy.snapshot_ends(named, of.position, highest)
+    await primary.ship(copy, committed=highest)
+    assert copy.is_filling
+    while await copy.apply_some():
+        pass
+    assert not copy.is_filling
+    assert copy.committed(named, highest + 1) == highest + 1
+    while await copy.apply_some():
+        pass
+    assert rows_of(copy.engine) == rows_of(primary.engine)
+    again = await node.restart()
+    assert not again.is_filling
+    assert await primary.join(again) == highest + 1
+
+
+async def test_a_power_cut_within_a_snapshot_begins_again_with_an_empty_copy() -> None:
+    for at in range(1, 30):
+        node, primary = Node(), Primary()
+        copy = await _to_fill(node, primary)
+        named, of = primary.session(copy), primary.engine.applied
+        node.disk.power_cut_at = node.disk.calls + at
+        try:
+            assert await copy.snapshot_begins(named, of)
+            for page in await _pages(primary, 6):
+                assert await copy.snapshot_page(named, of.position, page)
+            await primary.put("more", b"new")
+            await primary.ship(copy, committed=21)
+            assert await copy.snapshot_ends(named, of.position, 21)
+            await copy.apply_some()
+        except PowerCut:
+            pass
+        again = await node.restart(keep_all if at % 2 else lose_all)
+        told, join = await primary.greet(again)
+        if told.filling:
+            assert rows_of(again.engine) == {}
+            assert join.snapshot
+        else:
+            assert rows_of(again.engine) == rows_of(primary.engine)
+            assert not join.snapshot
+
+
+async def test_pages_and_ends_of_another_snapshot_or_session_are_thrown_away() -> None:
+    node, primary = Node(), Primary()
+    copy = await _to_fill(node, primary)
+    named, of = primary.session(copy), primary.engine.applied
+    other = named._replace(round=99)
+    assert not await copy.snapshot_begins(other, of)
+    assert not await copy.snapshot_page(named, of.position, [])
+    assert await copy.snapshot_begins(named, of)
+    assert not await copy.snapshot_begins(named, of), "a snapshot that is not ahead of the log is not taken"
+    assert not await copy.snapshot_page(other, of.position, [])
+    assert not await copy.snapshot_page(named, of.position._replace(number=3), [])
+    assert not await copy.snapshot_ends(other, of.position, 20)
+    assert copy.is_filling
+
+
+async def test_a_copy_that_is_whole_takes_no_snapshot() -> None:
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    await primary.put("a", b"1")
+    await primary.join(copy)
+    assert not await copy.snapshot_begins(primary.session(copy), primary.engine.applied)
+    assert await primary.ship(copy, committed=1) == 1
