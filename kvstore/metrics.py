@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
@@ -114,23 +114,31 @@ _SHARD_HISTOGRAMS = {
 }
 
 
-def shard_families(stats_of: dict[str, ShardStats]) -> Iterator[Metric]:
-    """The metric families of these shards, labelled `shard`."""
+class StoreLabels(NamedTuple):
+    """Whose numbers these are: the store of `shard` on `node`, which is its primary there, or a copy."""
+
+    node: str
+    shard: str
+    role: Literal["primary", "copy"]
+
+
+def shard_families(stats_of: dict[StoreLabels, ShardStats]) -> Iterator[Metric]:
+    """The metric families of these stores, labelled `node`, `shard` and `role`."""
     for name, text in _SHARD_GAUGES.items():
-        gauge = GaugeMetricFamily(f"kvstore_shard_{name}", text, labels=["shard"])
-        for shard, stats in stats_of.items():
-            gauge.add_metric([shard], getattr(stats, name))
+        gauge = GaugeMetricFamily(f"kvstore_shard_{name}", text, labels=StoreLabels._fields)
+        for store, stats in stats_of.items():
+            gauge.add_metric(store, getattr(stats, name))
         yield gauge
     for name, text in _SHARD_COUNTERS.items():
-        counter = CounterMetricFamily(f"kvstore_shard_{name}", text, labels=["shard"])
-        for shard, stats in stats_of.items():
-            counter.add_metric([shard], getattr(stats, name))
+        counter = CounterMetricFamily(f"kvstore_shard_{name}", text, labels=StoreLabels._fields)
+        for store, stats in stats_of.items():
+            counter.add_metric(store, getattr(stats, name))
         yield counter
     for name, text in _SHARD_HISTOGRAMS.items():
-        family = HistogramMetricFamily(f"kvstore_shard_{name.removesuffix('_s')}", text, labels=["shard"])
-        for shard, stats in stats_of.items():
+        family = HistogramMetricFamily(f"kvstore_shard_{name.removesuffix('_s')}", text, labels=StoreLabels._fields)
+        for store, stats in stats_of.items():
             histogram: Histogram = getattr(stats, name)
-            family.add_metric([shard], histogram.buckets(), histogram.total)
+            family.add_metric(store, histogram.buckets(), histogram.total)
         yield family
 
 

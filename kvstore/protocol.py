@@ -375,10 +375,17 @@ class Names(Message, tag=28):
     strike: int = 0
 
 
+class ForStore(Message, tag=29):
+    """What comes behind it on this connection is meant for the store with that id, until another one is named. Until
+    the first one that is the store of the hello. It has no answer itself."""
+
+    store_id: Annotated[str, Meta(max_length=64)]
+
+
 Request = (
     Get | Put | Delete | Scan | Count | Explain | Stats | Acquire | Renew | Release | CancelWait | GetLock | ScanLeases
     | Transact | Prepare | DecideCommit | ApplyIntents | Abort | ResolveTxn | GetTxn | ReadLock | ReadUnlock | Forget
-    | Follow | Receive | Pull | Freeze | Names
+    | Follow | Receive | Pull | Freeze | Names | ForStore
 )  # fmt: skip
 WRITES = (Put, Delete, Acquire, Renew, Release, Transact, Prepare, DecideCommit, ApplyIntents, Abort, ResolveTxn)
 

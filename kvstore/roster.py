@@ -203,8 +203,8 @@ def finish_removal(data_dir: Path, shard_id: str) -> Path | None:
         return None
     begin_removal(data_dir, shard_id)
     # What the log has and the file has not, and after kill -9 two more, belong to the file by their names.
-    for segment in sorted(data_dir.glob(f"{path.stem}.log.*")):
-        segment.rename(data_dir / f"{removed.name}{segment.name.removeprefix(path.stem)}")
+    for beside in (*sorted(data_dir.glob(f"{path.stem}.log.*")), *data_dir.glob(f"{path.stem}.id")):
+        beside.rename(data_dir / f"{removed.name}{beside.name.removeprefix(path.stem)}")
     for suffix in ("-wal", "-shm"):
         with suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(removed.with_name(removed.name + suffix))
@@ -221,8 +221,8 @@ def _make_room(data_dir: Path, shard_id: str) -> None:
     if not removed.exists():
         return
     free = next(path for n in itertools.count(1) if not (path := removed.with_name(f"{removed.name}.{n}")).exists())
-    for segment in sorted(data_dir.glob(f"{removed.name}.log.*")):
-        segment.rename(data_dir / f"{free.name}{segment.name.removeprefix(removed.name)}")
+    for beside in (*sorted(data_dir.glob(f"{removed.name}.log.*")), *data_dir.glob(f"{removed.name}.id")):
+        beside.rename(data_dir / f"{free.name}{beside.name.removeprefix(removed.name)}")
     for suffix in ("-wal", "-shm", ""):
         with suppress(FileNotFoundError):
             removed.with_name(removed.name + suffix).rename(free.with_name(free.name + suffix))

@@ -136,7 +136,7 @@ def _shard_table(document: Document, scheme: str) -> Table:
     ]
     rows = [
         (
-            printable(str(shard["id"])),
+            _where(shard),
             printable(str(shard["url"])).removeprefix(scheme),
             str(shard["state"]),
             str(shard["weight"]),
@@ -149,6 +149,12 @@ def _shard_table(document: Document, scheme: str) -> Table:
     partitions = f"{sum(shard['partitions'] for shard in shards):,}"
     sums = (f"{len(shards)} shards", "", "", "", partitions, _sum(shards, "keys"), _sum(shards, "bytes", human_bytes))
     return Table(columns, rows, sums)
+
+
+def _where(shard: Document) -> str:
+    """The shard, with the node that answers for it unless that is its home."""
+    name, node = str(shard["id"]), str(shard.get("primary", shard["id"]))
+    return printable(name if node == name else f"{name} on {node}")
 
 
 def _grouped(count: float) -> str:

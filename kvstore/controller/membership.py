@@ -181,6 +181,11 @@ def _decide_formed(
             f"shard {announcement.id} has an empty or foreign file: the cluster knows it with "
             f"store id {shard.store_id}, not {announcement.store_id}."
         )
+    if announcement.copy_id not in ("", shard.primary.copy_id):
+        raise ForeignData(
+            f"shard {announcement.id} has copy {announcement.copy_id} of its store, and the cluster knows copy "
+            f"{shard.primary.copy_id}: put back the file shard-{announcement.id}.id that belongs to it."
+        )
     if cluster_map.url_of(shard) == announcement.url:
         return state
     return msgspec.structs.replace(state, map=with_node_url(cluster_map, announcement.id, announcement.url))

@@ -26,11 +26,15 @@ _OFFERS_MAX = 4096
 
 
 class Told(msgspec.Struct, frozen=True):
-    """What a node says at /map: who it is, and the newest map that is durable there."""
+    """What a node says at /map: who it is, and the newest map that is durable there.
+
+    `beside`: shard and store id of each other store that it serves, by a map that is not newer.
+    """
 
     shard: str
     store_id: str
     map: ClusterMap | None = None
+    beside: list[tuple[str, str]] = []
 
 
 class Found(NamedTuple):
@@ -102,7 +106,7 @@ def newest(maps: Sequence[ClusterMap]) -> ClusterMap:
 
 def silent(cluster_map: ClusterMap, told: Iterable[Told]) -> list[str]:
     """The members of the map of whom nothing was heard: they may have a newer one."""
-    heard = {(each.shard, each.store_id) for each in told}
+    heard = {store for each in told for store in ((each.shard, each.store_id), *each.beside)}
     return [shard.id for shard in cluster_map.shards if (shard.id, shard.store_id) not in heard]
 
 

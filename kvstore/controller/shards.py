@@ -19,6 +19,7 @@ from kvstore.errors import ChangeRefused, KvError, Unavailable, from_problem
 from kvstore.placement.cluster_map import ClusterMap, Shard
 from kvstore.protocol import Answer, Follow, Info, Receive, Request, Stats
 from kvstore.transport.channel import Channel
+from kvstore.transport.link import Links
 from kvstore.transport.sessions import PARAMETER, ClusterSession
 
 _MEASURE_TIMEOUT_S = 1.0
@@ -65,6 +66,7 @@ class ShardClients:
         self.cluster = cluster or ClusterSession()
         self._limits = limits
         self._session = session
+        self._node_links = Links(limits, session, cluster)
         self._links: dict[str, _Link] = {}
         self._closing: dict[asyncio.Task[None], None] = {}
         self._epoch = 0
@@ -87,7 +89,9 @@ class ShardClients:
         for shard in cluster_map.shards:
             if shard.id not in self._links:
                 url = cluster_map.url_of(shard)
-                channel = Channel(shard.id, url, self._limits, self._session, shard.store_id, self.cluster)
+                channel = Channel(
+                    shard.id, url, self._limits, self._session, shard.store_id, self.cluster, self._node_links
+                )
                 self._links[shard.id] = _Link(channel)
             self._links[shard.id].channel.name_strike(cluster_map.last_strike)
 

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -26,7 +27,7 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError, Unavailable, WrongOwner, from_problem
-from kvstore.metrics import ShardStats
+from kvstore.metrics import ShardStats, StoreLabels
 from kvstore.placement.cluster_map import ClusterMap, Shard
 from kvstore.placement.ring import ShardWeight, key_hash, partition_of, walk
 from kvstore.protocol import (
@@ -47,6 +48,7 @@ from kvstore.protocol import (
 )
 from kvstore.router.all_shards import AllShards
 from kvstore.transport.channel import Channel
+from kvstore.transport.link import Links
 from kvstore.transport.sessions import ClusterSession
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,7 @@ class RouterService:
         self.channels: dict[str, Channel] = {}
         self._limits = limits
         self._session = session
+        self._links = Links(limits, session, self._cluster)
         self._owners: list[Channel] = []
         self._partitions = 0
         self.largest_part = 1.0  # of the partitions, in one shard
@@ -116,7 +119,7 @@ class RouterService:
             if shard.id not in self.channels:
                 url = cluster_map.url_of(shard)
                 self.channels[shard.id] = Channel(
-                    shard.id, url, self._limits, self._session, shard.store_id, self._cluster
+                    shard.id, url, self._limits, self._session, shard.store_id, self._cluster, self._links
                 )
 
     def _new_owners(self, cluster_map: ClusterMap) -> list[Shard]:
@@ -358,6 +361,17 @@ class RouterService:
         channels = list(self.channels.values())
         return dict(zip((c.shard_id for c in channels), await asyncio.gather(*map(one, channels)), strict=True))
 
+    def labelled(self, stats: Mapping[str, ShardStats | None]) -> dict[StoreLabels, ShardStats]:
+        """These numbers with the labels of their primaries; without shards that do not answer, or have left."""
+        shards = self.cluster_map.shards if self.cluster_map is not None else []
+        return {
+            StoreLabels(shard.primary.node, shard.id, "primary"): known
+            for shard in shards
+            if (known := stats.get(shard.id)) is not None
+        }
+
+    # --- for people ---------------------------------------------------------------------------------------------------
+
     async def cluster(self, epoch: int = 0) -> dict[str, Any]:
         """The document of GET /v1/cluster, as of that epoch or a later one, if that comes within a second.
 
@@ -380,6 +394,7 @@ class RouterService:
             "epoch": cluster_map.epoch,
             "partitions": cluster_map.partitions,
             "replicas": cluster_map.replicas,
+            "nodes": _nodes(cluster_map, {shard_id for shard_id, known in stats.items() if known is not None}),
             "shards": [
                 self._describe(cluster_map, shard, count, stats.get(shard.id))
                 for shard, count in zip(cluster_map.shards, partitions, strict=True)
@@ -408,6 +423,9 @@ class RouterService:
             "partitions": partitions,
             "keys": known.keys,
             "bytes": known.bytes,
+            "primary": shard.primary.node,
+            "term": shard.term,
+            "copies": [],
         }
 
     async def explain(self, key: str) -> dict[str, Any]:
@@ -425,6 +443,7 @@ class RouterService:
             facts = {"owner_state": "down" if isinstance(error, Unavailable) else "up", "detail": error.detail}
         cluster_map, channel = self.cluster_map, self._owners[partition]
         assert cluster_map is not None
+        owner = cluster_map.shards[cluster_map.owners[partition]]
         weights = [ShardWeight(shard.id, shard.weight) for shard in cluster_map.shards]
         return {
             "key": key,
@@ -435,8 +454,27 @@ class RouterService:
             "walk": walk(weights, partition, cluster_map.partitions),
             "owner": channel.shard_id,
             "owner_url": channel.url,
+            "primary": owner.primary.node,
+            "copies": owner.nodes[1:],
             **facts,
         }
+
+
+def _nodes(cluster_map: ClusterMap, answering: Set[str]) -> list[dict[str, Any]]:
+    """Each node of the map; `down` while no shard whose primary is there answers."""
+    down = {shard.primary.node for shard in cluster_map.shards} - {
+        shard.primary.node for shard in cluster_map.shards if shard.id in answering
+    }
+    return [
+        {
+            "id": node.id,
+            "url": node.url,
+            **({"host": node.host} if node.host else {}),
+            **({"zone": node.zone} if node.zone else {}),
+            "state": "down" if node.given_up or node.id in down else "up",
+        }
+        for node in cluster_map.nodes
+    ]
 
 
 def epoch_of(refusal: Reply) -> tuple[int, bool]:

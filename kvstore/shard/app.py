@@ -1,9 +1,9 @@
-"""The shard's process: its store, its HTTP door for the routers' channels, its place in the cluster.
+"""The process of a node: its stores, its HTTP door for the routers' channels, its place in the cluster.
 
 Owns: opening and closing in the right order.
 Promises: serves only with a map; a restarted shard starts from its own durable map, so it does not need the
 controller to serve; a shard whose file belongs to another cluster ends with an error instead of serving.
-Leaves to others: requests (`service`), the store (`storage`).
+Leaves to others: each of its stores (`hosted`), requests (`service`).
 """
 
 from __future__ import annotations
@@ -26,21 +26,15 @@ from kvstore.errors import ForeignData, NoSuchRoute
 from kvstore.metrics import exposition, shard_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.shard.hellos import Hellos, SessionFile
-from kvstore.shard.peers import Peers
-from kvstore.shard.receiver import Receiver
-from kvstore.shard.recovery import Recovery
-from kvstore.shard.service import ShardService
-from kvstore.shard.told import ToldNumbers
-from kvstore.storage.engine import TryLater
+from kvstore.shard.hosted import HostedStore, Surroundings, open_copies, open_hosted
 from kvstore.store.store import Store
-from kvstore.transport.channel import Connection
+from kvstore.transport.channel import Connection, Handle
 from kvstore.transport.http.server import warn_if_exposed
 from kvstore.transport.map_follower import MapFollower
 from kvstore.transport.sessions import PARAMETER, ClusterSession
 
 log = logging.getLogger(__name__)
 
-_RETRY_S = 0.5
 _EXIT_COMMIT_FAILED = 74  # EX_IOERR of sysexits.h
 
 
@@ -52,15 +46,15 @@ def _end_process(error: BaseException) -> NoReturn:
 
 
 class ShardApp:
-    """HTTP of a shard: `/channel` for routers, `/healthz` and `/metrics` for people."""
+    """HTTP of a node: `/channel` for routers, `/healthz` and `/metrics` for people. The first store is its home's."""
 
     def __init__(
-        self, service: ShardService, config: ClusterConfig, told: ToldNumbers, hellos: Hellos, cluster: ClusterSession
+        self, stores: list[HostedStore], config: ClusterConfig, hellos: Hellos, cluster: ClusterSession
     ) -> None:
-        self._service = service
+        self._home = stores[0]
+        self._by_shard = {hosted.shard_id: hosted for hosted in stores}
         self._hellos = hellos
         self._cluster = cluster
-        self._told = told
         self._limits = config.limits
         self._sockets: set[web.WebSocketResponse] = set()
         self.web = web.Application()
@@ -71,51 +65,61 @@ class ShardApp:
         self.web.router.add_route("*", "/{path:.*}", self._no_route)
 
     async def _channel(self, request: web.Request) -> web.StreamResponse:
-        if request.query.get("shard") != self._service.shard_id:
-            raise web.HTTPNotFound(text=f"this is shard {self._service.shard_id}\n")
+        hosted = self._by_shard.get(request.query.get("shard", ""))
+        if hosted is None:
+            raise web.HTTPNotFound(text=f"this is shard {self._home.shard_id}\n")
         # An empty or foreign file has a map and partitions of its own, or none: to the router's cluster it is not this
         # shard, also while the controller, which refuses it, is away. Else a key of ours would be "not there".
-        if request.query.get("store") not in (None, "", self._service.store.identity.store_id):
-            raise web.HTTPConflict(text=f"shard {self._service.shard_id} serves another data file\n")
+        if request.query.get("store") not in (None, "", hosted.store.identity.store_id):
+            raise web.HTTPConflict(text=f"shard {hosted.shard_id} serves another data file\n")
         if "Origin" in request.headers:
             raise web.HTTPForbidden(text="a channel is for routers\n")
         refusal = await self._hellos.refusal(request.query.get(PARAMETER, ""), request.remote)
         if refusal is not None:
-            return web.Response(status=refusal, text=f"shard {self._service.shard_id} is in another session\n")
+            return web.Response(status=refusal, text=f"shard {hosted.shard_id} is in another session\n")
         socket = web.WebSocketResponse(compress=False, max_msg_size=self._limits.frame_read_bytes_max, autoping=True)
         await socket.prepare(request)
         self._sockets.add(socket)
         try:
-            await Connection(self._limits).serve(socket, self._service.handle)
+            await Connection(self._limits).serve(socket, hosted.service.handle, self._handle_of)
         finally:
             self._sockets.discard(socket)
         return socket
 
+    def _handle_of(self, store_id: str) -> Handle | None:
+        """What begins a request for that store; None if it is not served here."""
+        for hosted in self._by_shard.values():
+            if hosted.store.identity.store_id == store_id:
+                return hosted.service.handle
+        return None
+
     async def _healthz(self, request: web.Request) -> web.Response:
-        identity = self._service.store.identity
+        store = self._home.store
+        identity = store.identity
         if (named := request.query.get(PARAMETER)) and request.query.get("store") == identity.store_id:
             await self._hellos.refusal(named, request.remote)  # which says so if that is a stranger
-        partitions = len(self._service.store.served.generations)
-        ids = {"store_id": identity.store_id, "cluster_id": identity.cluster_id, "session": self._cluster.id}
-        facts = {**ids, "partitions": partitions}
-        if not self._told.is_verified:
+        ids = {"store_id": identity.store_id, "copy_id": store.copy_id, "session": self._cluster.id}
+        facts = {**ids, "cluster_id": identity.cluster_id, "partitions": len(store.served.generations)}
+        if not self._home.told.is_verified:
             facts["unverified"] = True  # the controller has not confirmed that this is no older copy
-        return web.json_response({"status": "alive", "shard": self._service.shard_id, **facts})
+        return web.json_response({"status": "alive", "shard": self._home.shard_id, **facts})
 
     async def _map(self, request: web.Request) -> web.Response:
         """For a controller that has lost its file."""
-        store = self._service.store
-        told = {"shard": self._service.shard_id, "store_id": store.identity.store_id, "map": store.cluster_map}
+        newest = max(self._by_shard.values(), key=lambda hosted: hosted.store.served.epoch)
+        home, *beside = [(shard, hosted.store.identity.store_id) for shard, hosted in self._by_shard.items()]
+        told = {"shard": home[0], "store_id": home[1], "map": newest.store.cluster_map, "beside": beside}
         return web.Response(body=msgspec.json.encode(told), content_type="application/json")
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        text = exposition(shard_families({self._service.shard_id: self._service.store.inspection.snapshot()}))
-        return web.Response(body=text, content_type="text/plain", charset="utf-8")
+        node_id = self._home.shard_id
+        stats = {each.labels(node_id): each.store.inspection.snapshot() for each in self._by_shard.values()}
+        return web.Response(body=exposition(shard_families(stats)), content_type="text/plain", charset="utf-8")
 
     async def _no_route(self, request: web.Request) -> web.Response:
         """Who took this for the address of a router is told what it is."""
         problem = NoSuchRoute(
-            f"this is shard {self._service.shard_id}, which answers routers only",
+            f"this is shard {self._home.shard_id}, which answers routers only",
             next_step="Ask a router: `kvstore up` prints its address.",
         ).problem()
         return web.json_response(problem, status=NoSuchRoute.status, content_type="application/problem+json")
@@ -124,31 +128,6 @@ class ShardApp:
         """End the channels."""
         for socket in list(self._sockets):
             await socket.close(code=aiohttp.WSCloseCode.GOING_AWAY)
-
-
-class _Maps:
-    """Follows the newest map that has come, one at a time."""
-
-    def __init__(self, service: ShardService) -> None:
-        self._service = service
-        self._newest: asyncio.Queue[ClusterMap] = asyncio.Queue(maxsize=1)
-
-    def put(self, cluster_map: ClusterMap) -> None:
-        while not self._newest.empty():
-            self._newest.get_nowait()
-        self._newest.put_nowait(cluster_map)
-
-    async def follow(self) -> None:
-        """Raises ForeignData: then this shard must not serve."""
-        while True:
-            cluster_map = await self._newest.get()
-            try:
-                await self._service.follow(cluster_map)
-            except TryLater as error:
-                log.warning("the map of epoch %d waits: %s", cluster_map.epoch, error.detail)
-                await asyncio.sleep(_RETRY_S)
-                if self._newest.empty():
-                    self._newest.put_nowait(cluster_map)
 
 
 class _OfOtherPartitions(Exception):
@@ -199,21 +178,14 @@ async def _serve(
     weight = next((shard.weight for shard in config.shards if shard.id == shard_id), 1)
     async with AsyncExitStack() as at_the_end:
         session = await at_the_end.enter_async_context(aiohttp.ClientSession())
-        told = ToldNumbers(session, join, limits)
-        path = data_dir / f"shard-{shard_id}.db"
-        store = await Store.open(path, limits, shard_id, config.partitions, _end_process, told=told.at_opening)
-        at_the_end.push_async_callback(store.close)
         cluster = ClusterSession()
+        around = Surroundings(shard_id, data_dir, limits, session, cluster, join, _end_process)
+        home = await open_hosted(shard_id, config.partitions, around, at_the_end)
+        stores = [home, *await open_copies(home.store.identity.partitions, around, at_the_end)]
+        store = home.store
         follower = MapFollower(session, join, limits, cluster=cluster)
         hellos = Hellos(shard_id, cluster, follower.ask_session, SessionFile(data_dir, shard_id))
-        peers = Peers(store, limits, session, cluster)
-        at_the_end.push_async_callback(peers.close)
-        receiver = Receiver(shard_id, store, peers, limits)
-        at_the_end.push_async_callback(receiver.close)
-        recovery = Recovery(shard_id, store, peers, limits)
-        at_the_end.push_async_callback(recovery.close)
-        service = ShardService(shard_id, store, receiver, limits, told)
-        app = ShardApp(service, config, told, hellos, cluster)
+        app = ShardApp(stores, config, hellos, cluster)
         runner = web.AppRunner(app.web, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
         at_the_end.push_async_callback(runner.cleanup)
         at_the_end.push_async_callback(app.close)
@@ -225,7 +197,10 @@ async def _serve(
             log.info("shard %s listens on %s and is reached at %s", shard_id, bound, url)
         warn_if_exposed(listen, "read and write its keys")
         go_on_with_last_session(hellos, cluster, store, shard_id, url)
-        maps = _Maps(service)
+
+        def follow(cluster_map: ClusterMap) -> None:
+            for hosted in stores:
+                hosted.maps.put(cluster_map)
 
         async def join_cluster() -> None:
             identity = store.identity
@@ -240,6 +215,7 @@ async def _serve(
                     partitions=identity.partitions,
                     epoch=store.served.epoch,
                     clock=store.clock.version,
+                    copy_id=store.copy_id,
                 )
             except ForeignData as refused:
                 wanted = refused.members.get("partitions")
@@ -247,14 +223,14 @@ async def _serve(
                     raise _OfOtherPartitions(wanted) from None
                 raise
             cluster_id = store.identity.cluster_id
-            await follower.follow(max(store.served.epoch - 1, 0), maps.put, cluster_id, lambda: store.clock.version)
+            await follower.follow(max(store.served.epoch - 1, 0), follow, cluster_id, lambda: store.clock.version)
 
         async def stopped() -> None:
             await stop.wait()
-            await service.farewell()
-            await told.tell(store)
+            await asyncio.gather(*(hosted.end() for hosted in stores))
 
-        await _until_one_ends(join_cluster(), told.run(store), recovery.run(), maps.follow(), stopped())
+        works = [work for hosted in stores for work in hosted.works()]
+        await _until_one_ends(join_cluster(), *works, stopped())
 
 
 def go_on_with_last_session(hellos: Hellos, cluster: ClusterSession, store: Store, shard_id: str, url: str) -> None:

@@ -16,6 +16,7 @@ from kvstore.errors import Unavailable
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.store.store import Store
 from kvstore.transport.channel import Channel
+from kvstore.transport.link import Links
 from kvstore.transport.sessions import ClusterSession
 
 
@@ -27,6 +28,7 @@ class Peers:
         self._store = store
         self._limits = limits
         self._session = session
+        self._links = Links(limits, session, cluster)
         self._channels: dict[str, Channel] = {}
 
     @property
@@ -54,7 +56,7 @@ class Peers:
             asyncio.get_running_loop().create_task(channel.close())
             channel = None
         if channel is None:
-            channel = Channel(shard.id, url, self._limits, self._session, shard.store_id, self._cluster)
+            channel = Channel(shard.id, url, self._limits, self._session, shard.store_id, self._cluster, self._links)
             self._channels[shard_id] = channel
         channel.name_strike(self.cluster_map.last_strike)
         return channel

@@ -25,6 +25,7 @@ from kvstore.protocol import (
     Explain,
     Follow,
     Forget,
+    ForStore,
     Freeze,
     Get,
     Info,
@@ -77,14 +78,22 @@ class ShardService:
         shard = cluster_map.shard(self.shard_id)
         if shard is not None and shard.store_id != identity.store_id:
             raise ForeignData(f"the cluster knows shard {shard.id} with another data file than this one")
+        if shard is not None and shard.primary.copy_id != self.store.copy_id:
+            raise ForeignData(
+                f"the cluster knows shard {shard.id} with the copy {shard.primary.copy_id}, and this is copy "
+                f"{self.store.copy_id}"
+            )
         if cluster_map.is_struck(identity.store_id):
             raise ForeignData(f"shard {self.shard_id} was given up with this data file, which is refused for ever")
         if cluster_map.partitions != len(self.store.served.generations):
             raise ForeignData(
                 f"the cluster has {cluster_map.partitions} partitions, this file {len(self.store.served.generations)}"
             )
-        if self.store.cluster_map is not None and cluster_map.epoch > self.store.served.epoch:
+        present = self.store.cluster_map
+        if present is not None and cluster_map.epoch > self.store.served.epoch:
             await self._verify()
+        if shard is not None and (present is None or cluster_map.epoch > present.epoch):
+            await self.store.promise(shard.term)
         is_newer = await self.store.partitions.adopt(cluster_map)
         if is_newer:
             self._receiver.drop_what_is_over()
@@ -135,7 +144,7 @@ class ShardService:
         elif isinstance(request, Forget):
             self.store.undecided.acknowledge(request.attempts)
             sink.send(Answer(request.id, 200))
-        elif not isinstance(request, Names):
+        elif not isinstance(request, Names | ForStore):
             self.store.write(request, sink)
 
     async def _answer_slowly(self, request: _Slow, sink: Sink) -> None:

@@ -26,6 +26,7 @@ from kvstore.storage.disk import Disk, OsDisk, remove_if_there
 from kvstore.storage.log import Log
 from kvstore.storage.schema import FORMAT
 from kvstore.storage.segments import Place, Position
+from kvstore.store.copy_file import rename_store
 from kvstore.store.opening import lock, open_files
 
 
@@ -72,6 +73,7 @@ async def adopt_store(path: Path, store_id: str, cluster_id: str, limits: Limits
     try:
         if changed:
             await SYSTEM.in_thread(partial(sqlite_file.set_identity, path, changed))
+        await SYSTEM.in_thread(partial(rename_store, path, new_id))
         await SYSTEM.in_thread(partial(_renew_log, OsDisk(), path, new_id, limits.log_segment_bytes))
     finally:
         os.close(lock_fd)

@@ -1,6 +1,7 @@
 """Opening a store: one process, one identity, a log and a file that belong together.
 
-Owns: the lock of the operating system, the making of a new store, the conversion of older formats, the replay.
+Owns: the lock of the operating system, the names of a copy's files, the making of a new store, the conversion of
+older formats, the replay.
 Promises: a second process is refused, with the pid of the first, however close the two starts are. A new or converted
 file is whole or not there: the log's first segment is durable before the file says format 4, and a file of format 4
 without its log is refused, never guessed. Nothing is applied to a file before it was examined. When this returns, the
@@ -24,6 +25,7 @@ from kvstore.config import Limits
 from kvstore.data_file import prepare_data_file
 from kvstore.environment import Environment
 from kvstore.errors import DataCorrupt, DataInUse, ForeignData
+from kvstore.placement.map_format import decode_map
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import OsDisk
 from kvstore.storage.engine import Engine
@@ -32,6 +34,7 @@ from kvstore.storage.replay import replay
 from kvstore.storage.schema import FORMAT
 from kvstore.storage.segments import BEGINNING, Entry
 from kvstore.storage.sqlite import SqliteEngine
+from kvstore.store.copy_file import CopyFile, make_copy, open_copy
 
 ToldNumber = Callable[[str], Awaitable[int]]
 
@@ -39,13 +42,20 @@ ToldNumber = Callable[[str], Awaitable[int]]
 class Opened(NamedTuple):
     """`lock_fd` is held until the store is closed; None where nothing but this process can reach the files.
 
-    `is_examined`: the file was found to be whole, or is new.
+    `is_examined`: the file was found to be whole, or is new. `copy_file`: which copy this is; None for one in memory.
     """
 
     engine: Engine
     log: Log
     lock_fd: int | None
     is_examined: bool = True
+    copy_file: CopyFile | None = None
+
+
+def store_path(data_dir: Path, shard_id: str, node_id: str) -> Path:
+    """The file with the rows of that node's copy of the shard. Its log, lock and id lie beside it, with other ends."""
+    copy = "" if node_id == shard_id else f".copy-{node_id}"
+    return data_dir / f"shard-{shard_id}{copy}.db"
 
 
 async def untold(store_id: str) -> int:
@@ -86,6 +96,7 @@ async def open_files(
                     next_step="Restore file and log from a copy; `kvstore store check FILE` names all that is damaged.",
                 )
             await replay(engine, entries)
+            copy_file = await environment.in_thread(partial(_open_copy, path, engine, not found, environment))
         except BaseException:
             await engine.close()
             log.close()
@@ -93,7 +104,16 @@ async def open_files(
     except BaseException:
         os.close(lock_fd)
         raise
-    return Opened(engine, log, lock_fd, bool(entries))
+    return Opened(engine, log, lock_fd, bool(entries), copy_file)
+
+
+def _open_copy(path: Path, engine: Engine, is_new: bool, environment: Environment) -> CopyFile:
+    """Raises ForeignData, OSError."""
+    store_id, _, shard_id, _ = engine.identity
+    if is_new:
+        return make_copy(path, store_id, environment.random_hex(16))
+    durable = engine.applied.cluster_map
+    return open_copy(path, shard_id, store_id, decode_map(durable) if durable is not None else None)
 
 
 def _found(path: Path) -> tuple[int, str]:

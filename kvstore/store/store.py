@@ -60,7 +60,7 @@ class Store:
         environment: Environment,
         on_fatal: OnFatal,
     ) -> None:
-        engine, log, self._lock_fd, is_examined = opened
+        engine, log, self._lock_fd, is_examined, self._copy_file = opened
         clock, (_, _, shard_id, partitions) = engine.applied.clock, engine.identity
         locks: Locks = LockTable(environment.random_hex(8), limits.lock_waiters_max)
         self.tables = tables = Tables(
@@ -175,6 +175,16 @@ class Store:
     def identity(self) -> Identity:
         """Whose rows these are."""
         return self.tables.engine.identity
+
+    @property
+    def copy_id(self) -> str:
+        """Of all copies of this store, which one this is. One in memory has the id of the store."""
+        return self._copy_file.identity.copy_id if self._copy_file is not None else self.identity.store_id
+
+    async def promise(self, term: int) -> None:
+        """Agree to serve that term, durably. Raises ForeignData for one below what was promised; OSError."""
+        if self._copy_file is not None:
+            await self.tables.environment.in_thread(partial(self._copy_file.promise, term))
 
     @property
     def path(self) -> Path:

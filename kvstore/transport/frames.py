@@ -13,6 +13,8 @@ from kvstore.errors import BadRequest
 from kvstore.protocol import Answer, Request
 
 _apart = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_tag = msgspec.msgpack.Decoder(int)
+_NAMES_WHAT_FOLLOWS = frozenset({28, 29})  # Names and ForStore
 _id = msgspec.msgpack.Decoder(int)
 _request = msgspec.msgpack.Decoder(Request)
 
@@ -31,6 +33,8 @@ def decode_apart(frame: bytes) -> tuple[list[Request], list[Answer]]:
 
 def _refusal(raw: msgspec.Raw, error: Exception) -> Answer:
     parts = _apart.decode(raw)
+    if parts and _tag.decode(parts[0]) in _NAMES_WHAT_FOLLOWS:
+        raise msgspec.DecodeError(f"what comes behind this message cannot be told: {error}")
     if len(parts) < 2:
         raise msgspec.DecodeError(f"a message without an id: {error}")
     refused = BadRequest(f"a message of the channel is out of its bounds or not known here: {error}")

@@ -73,11 +73,13 @@ class MapFollower:
         partitions: int | None = None,
         epoch: int = 0,
         clock: int = 0,
+        copy_id: str = "",
     ) -> None:
         """Tell the controller that this shard is there, until it has heard it. Raises ForeignData if it is refused.
 
         `join`: make it a member, with this weight, if it is none. `partitions`: of how many its file is.
         `epoch`: of the map that it follows; `clock`: the highest version that it has given or seen.
+        `copy_id`: of its copy of the store.
         """
         body: dict[str, Any] = {
             "id": shard_id,
@@ -85,6 +87,7 @@ class MapFollower:
             "store_id": store_id,
             "cluster_id": cluster_id,
             "weight": weight,
+            "copy_id": copy_id,
         }
         if join:
             body["join"] = True

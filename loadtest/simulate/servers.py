@@ -29,8 +29,9 @@ from kvstore.controller.store import Told
 from kvstore.errors import DataCorrupt, ForeignData, KvError, LogDamaged
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.service import RouterService
-from kvstore.shard.app import _Maps, _until_one_ends, go_on_with_last_session
+from kvstore.shard.app import _until_one_ends, go_on_with_last_session
 from kvstore.shard.hellos import Hellos
+from kvstore.shard.hosted import Maps
 from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.recovery import Recovery
@@ -210,7 +211,7 @@ class ShardServer(Server):
         receiver = Receiver(self.name, store, peers, limits)
         recovery = Recovery(self.name, store, peers, limits)
         service = ShardService(self.name, store, receiver, limits, told)
-        maps = _Maps(service)
+        maps = Maps(service)
         follower = MapFollower(
             session,  # type: ignore[arg-type]
             CONTROLLER,

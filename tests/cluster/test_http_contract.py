@@ -394,7 +394,7 @@ async def test_the_cluster_document_names_its_shards_in_order_with_what_they_hol
     before = await api.json("GET", "/v1/cluster")
     await api.batch([{"op": "put", "key": f"{prefix}{n}", "value": "x" * 100} for n in range(100)])
     document = await api.json("GET", "/v1/cluster")
-    first = {"cluster_id", "epoch", "partitions", "replicas", "shards", "moves", "in_doubt"}
+    first = {"cluster_id", "epoch", "partitions", "replicas", "nodes", "shards", "moves", "in_doubt"}
     assert document.keys() == first | {"wanted", "ending", "last_change", "advice"}
     assert document["advice"] == "All is well: 4 shards up, every partition has an owner, nothing moves."
     assert (document["wanted"], document["ending"]) == ([], [])
@@ -403,8 +403,12 @@ async def test_the_cluster_document_names_its_shards_in_order_with_what_they_hol
     assert (document["partitions"], document["replicas"], document["moves"]) == (4096, 1, [])
     assert document["in_doubt"] == {"count": 0, "oldest_s": None}
     assert [shard["id"] for shard in document["shards"]] == SHARDS
+    urls = {shard["id"]: shard["url"] for shard in document["shards"]}
+    assert document["nodes"] == [{"id": node, "url": urls[node], "state": "up"} for node in SHARDS]
     for shard in document["shards"]:
-        assert shard.keys() == {"id", "url", "state", "weight", "partitions", "keys", "bytes"}
+        figures = {"weight", "partitions", "keys", "bytes"}
+        assert shard.keys() == {"id", "url", "state", "primary", "term", "copies"} | figures
+        assert (shard["primary"], shard["term"], shard["copies"]) == (shard["id"], 1, [])
         assert (shard["state"], shard["weight"]) == ("up", 1)
         assert shard["url"].startswith("http://127.0.0.1:")
         assert abs(shard["partitions"] - 1024) <= 21
@@ -466,7 +470,7 @@ async def test_metrics_show_batches_commits_queues_and_the_wal_of_each_shard(api
     _, body = await api.call("GET", "/metrics")
     samples = by_labels(body.decode())
     for shard in SHARDS:
-        label = frozenset({("shard", shard)})
+        label = frozenset({("shard", shard), ("node", shard), ("role", "primary")})
         ops = samples["kvstore_shard_batch_ops_sum", label]
         assert ops >= samples["kvstore_shard_batch_ops_count", label] > 0
         commits = next(name for name, labels in samples if name.startswith("kvstore_shard_commit") and "_sum" in name)

@@ -14,10 +14,14 @@ from kvstore.metrics import (
     Histogram,
     RequestStats,
     ShardStats,
+    StoreLabels,
     exposition,
     gauge_family,
     shard_families,
 )
+
+S1 = StoreLabels("s1", "s1", "primary")
+S2 = StoreLabels("s7", "s2", "copy")
 
 
 def parse(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -71,20 +75,20 @@ def test_the_metrics_of_shards_can_be_read_by_prometheus() -> None:
     one, other = ShardStats(keys=3, cache_hits=9, wal_bytes=4096), ShardStats(keys=4)
     one.batch_ops.observe(5)
     one.commit_s.observe(0.002)
-    samples = parse(exposition(shard_families({"s1": one, "s2": other})))
-    s1 = (("shard", "s1"),)
+    samples = parse(exposition(shard_families({S1: one, S2: other})))
+    s1 = (("node", "s1"), ("role", "primary"), ("shard", "s1"))
     assert samples["kvstore_shard_keys", s1] == 3
-    assert samples["kvstore_shard_keys", (("shard", "s2"),)] == 4
+    assert samples["kvstore_shard_keys", (("node", "s7"), ("role", "copy"), ("shard", "s2"))] == 4
     assert samples["kvstore_shard_cache_hits_total", s1] == 9
     assert samples["kvstore_shard_wal_bytes", s1] == 4096
     assert samples["kvstore_shard_batch_ops_count", s1] == 1
     assert samples["kvstore_shard_batch_ops_sum", s1] == 5
-    assert samples["kvstore_shard_batch_ops_bucket", (("le", "8.0"), ("shard", "s1"))] == 1
-    assert samples["kvstore_shard_batch_ops_bucket", (("le", "4.0"), ("shard", "s1"))] == 0
+    assert samples["kvstore_shard_batch_ops_bucket", (("le", "8.0"), *s1)] == 1
+    assert samples["kvstore_shard_batch_ops_bucket", (("le", "4.0"), *s1)] == 0
 
 
 def test_every_number_of_a_shard_that_is_a_number_is_exposed() -> None:
-    text = exposition(shard_families({"s1": ShardStats()})).decode()
+    text = exposition(shard_families({S1: ShardStats()})).decode()
     hidden = {name for name in ShardStats.__struct_fields__ if f"kvstore_shard_{name.removesuffix('_s')}" not in text}
     assert hidden <= {"disk_full"}
 

@@ -70,6 +70,24 @@ class InDoubt(Struct):
     oldest_s: Annotated[float | None, about(minimum=0)]
 
 
+class Node(Struct):
+    """A process that serves shards, at an address."""
+
+    id: ShardId
+    url: Url
+    state: Annotated[str, about("`down`: no shard whose primary is there answers this router.", enum=["up", "down"])]
+    host: str | UnsetType = UNSET
+    zone: Annotated[str, about("Copies of a shard go to different ones where they can.")] | UnsetType = UNSET
+
+
+class Copy(Struct):
+    """A copy of a shard beside its primary. `lag`: how many records it is behind."""
+
+    node: ShardId
+    state: Annotated[str, about("", enum=["joining", "in-sync"])]
+    lag: Count
+
+
 class Shard(Struct):
     """`keys` and `bytes` (of keys and values) are at most 1 s old; of a shard that is down, the last known."""
 
@@ -80,6 +98,9 @@ class Shard(Struct):
     partitions: Annotated[int, about("How many it owns.", minimum=0)]
     keys: Count
     bytes: Count
+    primary: Annotated[str, about("The node that answers for it.")]
+    term: Annotated[int, about("The epoch of the map that named its primary.", minimum=0)]
+    copies: Annotated[list[Copy], about("Those on other nodes; none so far.")]
 
 
 class Cluster(Struct):
@@ -89,6 +110,7 @@ class Cluster(Struct):
     epoch: Epoch
     partitions: Partitions
     replicas: Annotated[int, about("Copies of every key.", minimum=1)]
+    nodes: Annotated[list[Node], about("The processes that serve shards.")]
     shards: Annotated[list[Shard], about("In the order of joining.")]
     moves: Annotated[list[MoveUnderWay], about("Partitions under way to another shard.")]
     in_doubt: InDoubt
@@ -141,6 +163,8 @@ class Explanation(Struct):
     walk: Annotated[list[ShardId], about("The shards in the order in which the ring meets them from the key's point.")]
     owner: ShardId
     owner_url: Url
+    primary: Annotated[str, about("The node that answers for the owner.")]
+    copies: Annotated[list[ShardId], about("The nodes with copies of the owner.")]
     owner_state: Annotated[str, about("`down`: it could not be asked.", enum=["up", "down"])]
     detail: Annotated[str, about("Why the owner or the row cannot be read.")] | UnsetType = UNSET
     row: (
@@ -168,15 +192,17 @@ class Explanation(Struct):
 
 _EXAMPLE_CLUSTER = {
     "cluster_id": "0f5c7a1e9b2d4c63", "epoch": 1, "partitions": 4096, "replicas": 1,
+    "nodes": [{"id": "s1", "url": "http://127.0.0.1:9101", "state": "up"}],
     "shards": [{"id": "s1", "url": "http://127.0.0.1:9101", "state": "up", "weight": 1, "partitions": 4096,
-                "keys": 25013, "bytes": 3626885}],
+                "keys": 25013, "bytes": 3626885, "primary": "s1", "term": 1, "copies": []}],
     "moves": [EXAMPLE_MOVE], "in_doubt": {"count": 0, "oldest_s": None}, "wanted": [], "ending": [],
     "last_change": EXAMPLE_CHANGE,
     "advice": "210 partitions still to move: clients notice nothing, and it ends by itself.",
 }  # fmt: skip
 _EXAMPLE_EXPLANATION = {
     "key": "users/1", "hash": "8c9d0f3a5b6e7c21", "partition": 2249, "partitions": 4096, "epoch": 1, "walk": ["s1"],
-    "owner": "s1", "owner_url": "http://127.0.0.1:9101", "owner_state": "up", "row": "value", "version": 41,
+    "owner": "s1", "owner_url": "http://127.0.0.1:9101", "primary": "s1", "copies": [],
+    "owner_state": "up", "row": "value", "version": 41,
     "sequence": 57, "bytes": 5, "expires_at_ms": None, "cached": True,
     "lock": {"owner": "me", "token": 12, "ttl_left": 29.5}, "intent": None,
 }  # fmt: skip

@@ -60,7 +60,7 @@ class ProcessRoutes:
         channels = self._service.channels
         text = exposition(
             self._stats.families(),
-            shard_families({shard_id: shard for shard_id, shard in stats.items() if shard is not None}),
+            shard_families(self._service.labelled(stats)),
             [
                 gauge_family(
                     "kvstore_channel_ops",

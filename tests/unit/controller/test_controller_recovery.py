@@ -48,6 +48,7 @@ def test_maps_of_which_none_is_the_newest_are_refused(maps: list[ClusterMap], wh
 def test_a_member_is_silent_until_its_own_file_was_heard_of() -> None:
     assert silent(FIRST, [Told("s1", "store-s1"), Told("s2", "another")]) == ["s2"]
     assert silent(FIRST, [Told("s1", "store-s1"), Told("s2", "store-s2")]) == []
+    assert silent(FIRST, [Told("s1", "store-s1", beside=[("s2", "store-s2")])]) == [], "served by the same node"
 
 
 @pytest.mark.parametrize("heard", [0, 7])

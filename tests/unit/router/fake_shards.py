@@ -210,9 +210,7 @@ class FakeChannel:
 
     is_connected_at_first = True
 
-    def __init__(
-        self, shard_id: str, url: str, limits: Limits, session: Any, store_id: str = "", cluster: Any = None
-    ) -> None:
+    def __init__(self, shard_id: str, url: str, limits: Limits, session: Any, store_id: str = "", *_: Any) -> None:
         self.shard_id = shard_id
         self.url = url
         self.store_id = store_id

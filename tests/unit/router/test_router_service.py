@@ -7,12 +7,15 @@ import time
 from typing import Any
 from unittest import mock
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.errors import DataCorrupt, KvError, OutcomeUnknown, TooManyRequests, Unavailable
+from kvstore.metrics import StoreLabels
 from kvstore.placement import partition_set
+from kvstore.placement.cluster_map import ClusterMap, Primary
 from kvstore.placement.ring import key_hash, partition_of
 from kvstore.protocol import Answer, Delete, Get, Put, Stats
 from kvstore.router.service import RouterService
@@ -645,6 +648,41 @@ async def test_a_shard_that_hangs_does_not_hang_the_description(service: RouterS
         stats = await service.shard_stats()
     assert stats["s1"] is not None
     assert stats["s2"] is None
+
+
+def away_from_home(cluster_map: ClusterMap, node_id: str) -> ClusterMap:
+    """The next map, in which the primary of s2 is on another node."""
+    primary = Primary(node=node_id, copy_id="copy")
+    promoted = msgspec.structs.replace(cluster_map.shards[1], primary=primary, term=cluster_map.epoch + 1)
+    shards = [cluster_map.shards[0], promoted]
+    return msgspec.structs.replace(cluster_map, epoch=cluster_map.epoch + 1, shards=shards)
+
+
+async def test_a_shard_is_asked_and_shown_where_its_primary_is(service: RouterService) -> None:
+    assert service.cluster_map is not None
+    moved = away_from_home(service.cluster_map, "s1")
+    shards["s1"].map = shards["s2"].map = moved
+    service.follow(moved)
+    await asyncio.sleep(0)
+    assert [service.channels[shard].url for shard in ("s1", "s2")] == ["http://s1", "http://s1"]
+    document = await service.cluster()
+    assert [(node["id"], node["url"], node["state"]) for node in document["nodes"]] == [
+        ("s1", "http://s1", "up"), ("s2", "http://s2", "up"),
+    ]  # fmt: skip
+    shown = [(shard["id"], shard["primary"], shard["term"], shard["url"]) for shard in document["shards"]]
+    assert shown == [("s1", "s1", 1, "http://s1"), ("s2", "s1", service.cluster_map.epoch, "http://s1")]
+    explained = await service.explain(key_of("s2"))
+    assert (explained["owner"], explained["primary"], explained["owner_url"], explained["copies"]) == (
+        "s2", "s1", "http://s1", [],
+    )  # fmt: skip
+    stats = await service.shard_stats()
+    assert set(service.labelled(stats)) == {StoreLabels("s1", "s1", "primary"), StoreLabels("s1", "s2", "primary")}
+
+
+async def test_a_node_is_down_while_no_shard_of_its_own_answers(service: RouterService) -> None:
+    service.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
+    states = {node["id"]: node["state"] for node in (await service.cluster())["nodes"]}
+    assert states == {"s1": "up", "s2": "down"}
 
 
 async def test_explain_shows_the_way_of_a_key(service: RouterService) -> None:

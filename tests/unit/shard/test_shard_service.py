@@ -16,7 +16,7 @@ from kvstore.config import Limits
 from kvstore.errors import ForeignData, from_problem
 from kvstore.metrics import ShardStats
 from kvstore.placement import partition_set
-from kvstore.placement.cluster_map import ClusterMap, Strike, at_home, map_of
+from kvstore.placement.cluster_map import ClusterMap, Primary, Strike, at_home, map_of
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Acquire,
@@ -41,11 +41,12 @@ from kvstore.store.store import Store
 PARTITIONS = 64
 LIMITS = Limits(log_segment_bytes=4 << 20)
 store_ids: dict[str, str] = {}
+copy_ids: dict[str, str] = {}
 ALL = b"\xff" * (PARTITIONS // 8)
 
 
 def make_map(epoch: int, owner_of: Callable[[int], int]) -> ClusterMap:
-    members = [at_home(s, f"http://{s}", store_ids.get(s, s)) for s in ("s1", "s2")]
+    members = [at_home(s, f"http://{s}", store_ids.get(s, s), copy_id=copy_ids.get(s, "")) for s in ("s1", "s2")]
     owners = [owner_of(partition) for partition in range(PARTITIONS)]
     return map_of(members, cluster_id="c", epoch=epoch, partitions=PARTITIONS, owners=owners)
 
@@ -85,7 +86,7 @@ class Shard:
 async def shard(tmp_path: Path) -> AsyncIterator[Shard]:
     fatal: list[BaseException] = []
     store = await Store.open(tmp_path / "s1.db", LIMITS, "s1", PARTITIONS, fatal.append)  # type: ignore[arg-type]
-    store_ids["s1"] = store.identity.store_id
+    store_ids["s1"], copy_ids["s1"] = store.identity.store_id, store.copy_id
     async with aiohttp.ClientSession() as session:
         peers = Peers(store, LIMITS, session)
         receiver = Receiver("s1", store, peers, LIMITS)
@@ -274,6 +275,43 @@ async def test_who_follows_another_strike_is_refused_and_nothing_is_executed(sha
     while not known.replies:
         await asyncio.sleep(0.001)
     assert known.replies[0].status == 404
+
+
+async def test_a_map_that_names_another_copy_of_the_store_is_not_followed(shard: Shard) -> None:
+    before = shard.service.store.cluster_map
+    named = all_mine(9)
+    primary = Primary(node="s1", copy_id="another")
+    other = msgspec.structs.replace(named.shards[0], primary=primary)
+    with pytest.raises(ForeignData, match="with the copy another, and this is copy"):
+        await shard.service.follow(msgspec.structs.replace(named, shards=[other, named.shards[1]]))
+    assert shard.service.store.cluster_map == before
+
+
+async def test_a_term_is_promised_before_its_map_is_in_force_and_none_below_is_followed(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_term(epoch: int, term: int) -> ClusterMap:
+        named = all_mine(epoch)
+        return msgspec.structs.replace(
+            named, shards=[msgspec.structs.replace(named.shards[0], term=term), named.shards[1]]
+        )
+
+    store = shard.service.store
+    promised: list[tuple[int, int]] = []
+    promise = store.promise
+
+    async def noted(term: int) -> None:
+        promised.append((term, store.cluster_map.epoch if store.cluster_map is not None else 0))
+        await promise(term)
+
+    monkeypatch.setattr(store, "promise", noted)
+    before = store.served.epoch
+    await shard.service.follow(at_term(20, 7))
+    assert promised == [(7, before)]
+    with pytest.raises(ForeignData, match="promised term 7, and the map names term 6"):
+        await shard.service.follow(at_term(21, 6))
+    assert not await shard.service.follow(at_term(19, 3)), "an older map asks for no promise"
+    assert store.served.epoch == 20
 
 
 async def test_a_shard_that_was_given_up_follows_no_map_that_says_so(shard: Shard) -> None:

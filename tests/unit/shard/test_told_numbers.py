@@ -18,7 +18,7 @@ from kvstore.config import Limits
 from kvstore.controller.store import Told
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import LogDamaged, StoreBehind
-from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.cluster_map import ClusterMap, Primary
 from kvstore.protocol import Progress, Receive
 from kvstore.shard.service import ShardService
 from kvstore.shard.told import ToldNumbers
@@ -210,7 +210,10 @@ def service_of(store: Store, numbers: ToldNumbers) -> ShardService:
 
 def own_map(store: Store, epoch: int) -> ClusterMap:
     found = cluster_map(epoch)
-    shards = [msgspec.structs.replace(shard, store_id=store.identity.store_id) for shard in found.shards]
+    primary = Primary(node="s1", copy_id=store.copy_id)
+    shards = [
+        msgspec.structs.replace(shard, store_id=store.identity.store_id, primary=primary) for shard in found.shards
+    ]
     return msgspec.structs.replace(found, shards=shards)
 
 

@@ -133,7 +133,7 @@ async def opened(folder: Path) -> AsyncIterator[Shard]:
         recovery = Recovery("s1", store, peers, LIMITS)
         service = ShardService("s1", store, receiver, LIMITS)
         if store.cluster_map is None:
-            members = [at_home("s1", "http://s1", store.identity.store_id)]
+            members = [at_home("s1", "http://s1", store.identity.store_id, copy_id=store.copy_id)]
             owners = [0] * PARTITIONS
             await service.follow(map_of(members, cluster_id="c", epoch=1, partitions=PARTITIONS, owners=owners))
         work = asyncio.create_task(recovery.run())

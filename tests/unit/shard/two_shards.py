@@ -124,7 +124,8 @@ class Cluster:
         for shard_id in IDS:
             await self.start(shard_id)
         homes = [
-            at_home(shard_id, f"http://{shard_id}", store.identity.store_id) for shard_id, store in self.stores.items()
+            at_home(shard_id, f"http://{shard_id}", store.identity.store_id, copy_id=store.copy_id)
+            for shard_id, store in self.stores.items()
         ]
         self.map = map_of(homes, cluster_id="c", epoch=1, partitions=PARTITIONS, owners=[0] * PARTITIONS)
         await self.spread()

@@ -163,11 +163,9 @@ async def test_an_announcement_is_repeated_until_it_was_heard(
 ) -> None:
     controller.will_answer((500, b""), (503, b"null"), (502, b"[1]"), (status, b"{}"))
     async with asyncio.timeout(60):
-        await follower.announce("s1", "http://s1", "store", "cluster", 3)
-    assert (
-        controller.asked
-        == [{"id": "s1", "url": "http://s1", "store_id": "store", "cluster_id": "cluster", "weight": 3}] * 4
-    )
+        await follower.announce("s1", "http://s1", "store", "cluster", 3, copy_id="copy")
+    ids = {"id": "s1", "url": "http://s1", "store_id": "store", "cluster_id": "cluster", "copy_id": "copy"}
+    assert controller.asked == [{**ids, "weight": 3}] * 4
 
 
 async def test_who_wants_to_join_says_so(follower: MapFollower, controller: Controller) -> None:

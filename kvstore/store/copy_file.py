@@ -1,0 +1,96 @@
+"""Which copy of its store a folder has, as its store opens it: `shard-<id>.id`, when it is made, and what replaces it.
+
+Owns: the making of that file with a store; what stands for it where it is lost; promises to serve a term.
+Promises: what was promised is durable before anything is done in that term, and never falls. The file of another store
+is never taken for this one's.
+Leaves to others: the form of the file (`replication.promise`), terms (`placement.cluster_map`), the lock under which it
+is read and written (`opening`).
+
+A copy without replicas can do without its file: nobody else can have been named primary, so the durable map says which
+copy this is. With replicas a lost promise is no promise, and the copy is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from kvstore.errors import DataCorrupt, ForeignData
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.replication.promise import Identity, identity_path, read_identity, write_identity
+from kvstore.storage.disk import OsDisk
+
+log = logging.getLogger(__name__)
+
+
+class CopyFile:
+    """The identity of the copy whose rows are in the file `db`, as its own file says."""
+
+    def __init__(self, db: Path, identity: Identity) -> None:
+        self._db = db
+        self.identity = identity
+
+    def promise(self, term: int) -> None:
+        """Agree to serve that term, durably. Raises ForeignData for one below what was promised, OSError."""
+        if term < self.identity.promised:
+            raise ForeignData(
+                f"{copy_path(self._db)} has promised term {self.identity.promised}, and the map names term {term}: it "
+                "is that of an older controller's file."
+            )
+        if term > self.identity.promised:
+            self.identity = _written(self._db, self.identity._replace(promised=term))
+
+
+def copy_path(db: Path) -> Path:
+    """The file of the copy whose rows are in the file `db`."""
+    return identity_path(db.parent, db.stem)
+
+
+def make_copy(db: Path, store_id: str, copy_id: str) -> CopyFile:
+    """The file of a copy that is being made, in place of what an earlier one has left. Raises OSError."""
+    return CopyFile(db, _written(db, Identity(store_id, copy_id)))
+
+
+def open_copy(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | None) -> CopyFile:
+    """The file of a copy that was there before; made where an earlier program had none, or the map stands for it.
+
+    One of another store, which was there before these files were put in their place, is as good as lost. Raises
+    ForeignData where it is lost and cannot be done without; OSError.
+    """
+    try:
+        found: Identity | None = read_identity(OsDisk(), db.parent, db.stem)
+        why = "is missing"
+    except DataCorrupt:
+        found, why = None, "is damaged"
+    if found is not None and found.store_id != store_id:
+        why = f"is of store {found.store_id}, and the files beside it are of store {store_id}"
+        found = None
+    if found is None:
+        found = _written(db, _stand_in(db, shard_id, store_id, durable_map, why))
+    return CopyFile(db, found)
+
+
+def rename_store(db: Path, store_id: str) -> None:
+    """The copy's store has another id from now on, as after `kvstore cluster adopt`. Raises DataCorrupt, OSError."""
+    found = read_identity(OsDisk(), db.parent, db.stem)
+    if found is not None and found.store_id != store_id:
+        _written(db, found._replace(store_id=store_id))
+
+
+def _stand_in(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | None, why: str) -> Identity:
+    shard = durable_map.shard(shard_id) if durable_map is not None else None
+    if shard is not None and shard.replicas:
+        raise ForeignData(
+            f"{copy_path(db)} {why}, so what this copy has promised is not known: it must not serve. Put the file "
+            "back, or move this copy's files away: another copy takes their place."
+        )
+    if shard is None:  # of a program that knew of no copies, or of a cluster that it has not joined yet
+        return Identity(store_id, store_id)
+    if shard.primary.copy_id != store_id:
+        log.warning("%s %s: it is made again from the map, which names no other copy", copy_path(db), why)
+    return Identity(store_id, shard.primary.copy_id, shard.term)
+
+
+def _written(db: Path, identity: Identity) -> Identity:
+    write_identity(OsDisk(), db.parent, db.stem, identity)
+    return identity

@@ -1,0 +1,175 @@
+"""One WebSocket for all stores of a node: each message reaches the store that it is meant for, or none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from kvstore.config import Limits
+from kvstore.errors import OutcomeUnknown, Unavailable
+from kvstore.protocol import Answer, ForStore, Get, Put, Request, encode_frame
+from kvstore.transport.channel import Channel, Connection, Handle
+from kvstore.transport.link import Links
+from kvstore.transport.sessions import ClusterSession
+
+WAIT_S = 60.0
+LIMITS = Limits(reconnect_wait_s_max=0.02)
+STORES = ("one", "two", "three")
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+class Node:
+    """A node with three stores; it keeps what reached each, and answers with the number of the store."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.reached: list[tuple[str, Request]] = []
+        self.sockets: list[web.WebSocketResponse] = []
+        self.hellos: list[str] = []
+        self.holds: set[str] = set()
+
+    def handle_of(self, store_id: str) -> Handle | None:
+        if store_id not in STORES:
+            return None
+
+        def handle(request: Request, connection: Connection) -> None:
+            self.reached.append((store_id, request))
+            if store_id not in self.holds:
+                connection.send(Answer(request.id, 200, STORES.index(store_id)))
+
+        return handle
+
+    async def channel(self, request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse(compress=False)
+        await socket.prepare(request)
+        self.sockets.append(socket)
+        self.hellos.append(request.query["store"])
+        handle = self.handle_of(request.query["store"])
+        assert handle is not None
+        await Connection(LIMITS).serve(socket, handle, self.handle_of)
+        return socket
+
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        return [(store, request.key) for store, request in self.reached]  # type: ignore[union-attr]
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    found, app = Node(), web.Application()
+    app.router.add_get("/channel", found.channel)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield found
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def channels(node: Node) -> AsyncIterator[dict[str, Channel]]:
+    """To each of the node's stores, by one set of links; and to one that the node does not have."""
+    async with aiohttp.ClientSession() as session:
+        links = Links(LIMITS, session, ClusterSession())
+        opened = {
+            store: Channel(f"s-{store}", node.url, LIMITS, session, store, links=links) for store in (*STORES, "none")
+        }
+        await until(lambda: all(channel.connected for channel in opened.values()))
+        yield opened
+        for channel in opened.values():
+            await channel.close()
+
+
+async def test_all_stores_of_a_node_share_one_connection_and_each_gets_what_is_its_own(
+    node: Node, channels: dict[str, Channel]
+) -> None:
+    wanted = [(STORES[number * 7 % 3], f"key-{number}") for number in range(200)]
+    futures = [
+        channels[store].request(Put(0, key, b"v"), at_leisure=number % 3 == 0)
+        for number, (store, key) in enumerate(wanted)
+    ]
+    answers = await asyncio.gather(*futures)
+    assert [answer.version for answer in answers] == [STORES.index(store) for store, _ in wanted]
+    assert node.keys == wanted, "in the order in which they were asked"
+    assert (len(node.sockets), node.hellos) == (1, ["one"])
+    assert [channels[store].answered for store in STORES] == [True, True, True]
+
+
+async def test_a_store_that_is_asked_alone_is_not_named_in_any_message(
+    node: Node, channels: dict[str, Channel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+    handle_of = node.handle_of
+    monkeypatch.setattr(node, "handle_of", lambda store_id: named.append(store_id) or handle_of(store_id))
+    await asyncio.gather(*(channels["one"].request(Get(0, "k")) for _ in range(20)))
+    assert named == []
+    await channels["two"].request(Get(0, "k"))
+    await channels["two"].request(Get(0, "k"))
+    await channels["one"].request(Get(0, "k"))
+    assert [store for store, _ in node.keys[20:]] == ["two", "two", "one"]
+
+
+async def test_a_store_that_is_not_served_there_is_unavailable_and_nothing_is_done(
+    node: Node, channels: dict[str, Channel]
+) -> None:
+    asked = [channels[store].request(Put(0, "k", b"v")) for store in ("one", "none", "two")]
+    answers = await asyncio.gather(*asked)
+    assert [answer.status for answer in answers] == [200, 503, 200]
+    assert answers[1].problem["code"] == "unavailable"
+    assert node.keys == [("one", "k"), ("two", "k")]
+
+
+async def test_after_a_reconnection_the_stores_are_named_anew(node: Node, channels: dict[str, Channel]) -> None:
+    await channels["two"].request(Get(0, "before"))
+    await node.sockets[-1].close()
+    await until(lambda: len(node.sockets) == 2 and channels["one"].connected)
+    for store in ("two", "one", "three"):
+        await channels[store].request(Get(0, "after"))
+    assert node.keys == [("two", "before"), ("two", "after"), ("one", "after"), ("three", "after")]
+
+
+async def test_the_last_channel_ends_the_connection_and_another_one_only_what_waits_for_its_own_store(
+    node: Node, channels: dict[str, Channel]
+) -> None:
+    node.holds = {"one", "two"}
+    waits = {store: channels[store].request(Put(0, "k", b"v")) for store in ("one", "two")}
+    await until(lambda: len(node.reached) == 2)
+    assert (channels["one"].ops_under_way, channels["two"].ops_under_way) == (1, 1)
+    late = channels["one"].request(Get(0, "never leaves"))
+    await channels["one"].close()
+    with pytest.raises(OutcomeUnknown):
+        await waits["one"]
+    with pytest.raises(Unavailable):
+        await late
+    assert (channels["two"].connected, channels["two"].ops_under_way, waits["two"].done()) == (True, 1, False)
+    assert (await channels["three"].request(Get(0, "k"))).status == 200
+    assert node.keys == [("one", "k"), ("two", "k"), ("three", "k")]
+    await node.sockets[-1].close()
+    await until(lambda: len(node.sockets) == 2 and channels["three"].connected)
+    assert node.hellos == ["one", "two"], "the first of those that are left"
+    for store in ("two", "three", "none"):
+        await channels[store].close()
+    await until(lambda: node.sockets[-1].closed)
+
+
+async def test_a_message_that_names_no_store_properly_ends_the_connection(node: Node) -> None:
+    """Else what comes behind it would reach a store that it is not meant for."""
+    async with aiohttp.ClientSession() as session:
+        for broken in (ForStore(1, "x" * 65), [29, 1, 7], [28, 1, "x"]):
+            async with session.ws_connect(f"{node.url}/channel?store=one") as socket:
+                await socket.send_bytes(encode_frame([broken, Put(2, "k", b"v")]))
+                answer = await socket.receive(WAIT_S)
+                assert answer.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
+    assert node.reached == []
+    assert msgspec.msgpack.decode(encode_frame([ForStore(1, "two")])) == [[29, 1, "two"]]
