@@ -370,6 +370,8 @@ class RouterService:
             if (known := stats.get(shard.id)) is not None
         }
 
+    # --- for people ---------------------------------------------------------------------------------------------------
+
     async def cluster(self, epoch: int = 0) -> dict[str, Any]:
         """The document of GET /v1/cluster, as of that epoch or a later one, if that comes within a second.
 

@@ -81,11 +81,11 @@ class Node(Struct):
 
 
 class Copy(Struct):
-    """A copy of a shard beside its primary."""
+    """A copy of a shard beside its primary. `lag`: how many records it is behind."""
 
     node: ShardId
-    state: Annotated[str, about(enum=["joining", "in-sync"])]
-    lag: Annotated[int, about("How many records it is behind.", minimum=0)]
+    state: Annotated[str, about("", enum=["joining", "in-sync"])]
+    lag: Count
 
 
 class Shard(Struct):
@@ -98,7 +98,7 @@ class Shard(Struct):
     partitions: Annotated[int, about("How many it owns.", minimum=0)]
     keys: Count
     bytes: Count
-    primary: Annotated[ShardId, about("The node that answers for it.")]
+    primary: Annotated[str, about("The node that answers for it.")]
     term: Annotated[int, about("The epoch of the map that named its primary.", minimum=0)]
     copies: Annotated[list[Copy], about("Those on other nodes; none so far.")]
 
@@ -163,7 +163,7 @@ class Explanation(Struct):
     walk: Annotated[list[ShardId], about("The shards in the order in which the ring meets them from the key's point.")]
     owner: ShardId
     owner_url: Url
-    primary: Annotated[ShardId, about("The node that answers for the owner.")]
+    primary: Annotated[str, about("The node that answers for the owner.")]
     copies: Annotated[list[ShardId], about("The nodes with copies of the owner.")]
     owner_state: Annotated[str, about("`down`: it could not be asked.", enum=["up", "down"])]
     detail: Annotated[str, about("Why the owner or the row cannot be read.")] | UnsetType = UNSET
