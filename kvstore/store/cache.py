@@ -14,6 +14,8 @@ and what was used within the last half of the cache's bytes is always kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
+
 import msgspec
 
 from kvstore import failpoints
@@ -53,6 +55,7 @@ class Cache:
         self._young_bytes = 0
         self._reads: dict[str, int] = {}
         self._read_count = 0
+        self._left: set[int] = set()
 
     def get(self, key: str) -> Entry | None:
         """The visible state of the key, or None if the cache does not know it."""
@@ -93,8 +96,19 @@ class Cache:
             self._add(key, entry)
         return True
 
+    def leave(self, partitions: Set[int]) -> None:
+        """These partitions are served no more: what is known of them is wrong when they come back, not before."""
+        self._left |= partitions
+
+    def come_back(self, generations: Sequence[int]) -> None:
+        """It is decided which partitions are served from now on. What is known of one that had left must not be seen by
+        the next operation that is decided, which may be before the arrival is visible: forget everything."""
+        if any(generations[partition] for partition in self._left):
+            self.clear()
+
     def clear(self) -> None:
-        """Forget everything, readers under way included (a partition came or went)."""
+        """Forget everything, readers under way included."""
+        self._left.clear()
         self._young, self._old, self._reads, self._young_bytes = {}, {}, {}, 0
 
     def __len__(self) -> int:

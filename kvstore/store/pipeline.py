@@ -288,6 +288,7 @@ class Pipeline:
                 self._applier.segment_wanted.set()
         if batch.served is not None:
             tables.executed = batch.served
+            tables.cache.come_back(batch.served.generations)
         if record is not None and failpoints.planted("applied-before-durable"):
             self._applier.publish(record, self._position)
         self._undurable.append(_Decided(batch, self._position, record, started_s, pinned))
@@ -360,6 +361,7 @@ class Pipeline:
         tables.memtable.execute(record.rows)
         if batch.served is not None:
             tables.executed = batch.served
+            tables.cache.come_back(batch.served.generations)
         self._answer(batch, pinned)
 
         def append() -> None:

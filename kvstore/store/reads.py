@@ -50,7 +50,6 @@ class Reads:
         self._queued = asyncio.Event()
         self._blocked: dict[str, list[tuple[Get, Sink]]] = {}
         self._blocked_count = 0
-        self._left: set[int] = set()
 
     def __len__(self) -> int:
         """How many reads wait for a reader thread."""
@@ -218,18 +217,12 @@ class Reads:
                 sink.send(self._wrong_owner(op.id, row.partition))
 
     def serve(self, served: Served) -> bool:
-        """These partitions are served from now on; whether some came or went: then blocked reads are looked at anew.
-
-        What the cache knows of a partition that left is wrong when that comes back, not before.
-        """
+        """Serve these partitions from now on; returns whether some came or went."""
         tables = self._tables
         before, tables.served = tables.served.generations, served
         came = {at for at, generation in enumerate(served.generations) if generation and not before[at]}
         left = {at for at, generation in enumerate(before) if generation and not served.generations[at]}
-        if came & self._left:
-            tables.cache.clear()
-            self._left.clear()
-        self._left |= left
+        tables.cache.leave(left)
         if came or left:
             self._ask_again()
         return bool(came or left)

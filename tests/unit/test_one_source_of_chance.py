@@ -26,7 +26,8 @@ OF_REAL_PROCESSES = {
     "router/events.py",
     "shard/app.py",
     "transport/answers.py",
-    "transport/http.py",
+    "transport/http/responses.py",
+    "transport/http/server.py",
 }  # sockets, SQLite, the times of requests: what a simulation has others for
 
 _MODULES = frozenset({"time", "random", "secrets", "uuid", "datetime", "threading"})

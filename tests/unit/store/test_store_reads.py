@@ -11,8 +11,9 @@ import pytest
 
 from kvstore.errors import DataCorrupt
 from kvstore.placement import partition_set
-from kvstore.protocol import Acquire, Attempt, Count, Preconditions, Prepare, Put, Scan, ScanLeases, TxnOp
+from kvstore.protocol import Acquire, Attempt, Count, Preconditions, Prepare, Put, ReadLock, Scan, ScanLeases, TxnOp
 from kvstore.store import scans
+from tests.unit.store.harness import until
 from tests.unit.store.real_files import threads
 
 Opener = Callable[..., Awaitable[Any]]
@@ -207,6 +208,23 @@ async def test_what_was_cached_of_a_partition_is_forgotten_when_it_leaves(harnes
     assert (await harness.get("a")).status == 404
 
 
+async def test_what_is_decided_before_a_return_is_visible_sees_nothing_cached_before_the_partition_left(
+    harness: Any,
+) -> None:
+    await harness.put("a", b"old")
+    assert (await harness.get("a")).value == b"old"
+    await harness.leave("a")
+    await harness.sql("DELETE FROM rows")  # whoever had it in between deleted the key
+    gate = harness.hold("commit", once=True)
+    coming_back = asyncio.create_task(harness.arrive("a"))
+    await gate.arrived.wait()  # the return is decided, and not visible yet
+    reads = harness.write(ReadLock(7, Attempt(1, 1, "r"), ["a"]))
+    await until(lambda: not len(harness.store.pipeline))
+    gate.open()
+    await coming_back
+    assert (await reads).reads[0].value is None
+
+
 async def test_a_cached_key_of_a_partition_that_left_is_answered_421(harness: Any) -> None:
     await harness.put("a")
     await harness.leave("a")
@@ -302,8 +320,8 @@ async def test_a_listing_shows_only_what_is_wanted_and_owned_and_not_beyond_its_
     for key in keys:
         await harness.put(key)
     await harness.leave("d")
-    for wanted, until, shown in ((("a", "c"), "", ["a", "c"]), (("b", "d"), "", ["b"]), (keys, "b", ["a", "b"])):
-        page = await harness.store.scans.scan(Scan(1, "", "", 10, wanted=harness.partitions(*wanted), until=until))
+    for wanted, last, shown in ((("a", "c"), "", ["a", "c"]), (("b", "d"), "", ["b"]), (keys, "b", ["a", "b"])):
+        page = await harness.store.scans.scan(Scan(1, "", "", 10, wanted=harness.partitions(*wanted), until=last))
         assert [item[0] for item in page.items] == shown
         assert page.owned == harness.partitions(*(key for key in wanted if key != "d"))
 
