@@ -1,7 +1,8 @@
 """Addresses: where a process listens, and where others are told to reach it.
 
 Owns: HOST:PORT of either kind, as text and as a pair.
-Promises: no address is told to others at which nobody could answer: neither "all addresses" (0.0.0.0, [::]) nor port 0.
+Promises: no address is told to others at which no process could answer: neither "all addresses" (0.0.0.0, [::]) nor
+port 0.
 Leaves to others: listening, and to whom an address is told.
 """
 
@@ -61,7 +62,7 @@ def on_this_host(listen: str) -> tuple[str, int]:
 
 
 def advertised_host(listen: str, advertise: str | None) -> str:
-    """The host at which others are told to reach it. Raises ConfigError if nobody could reach that."""
+    """The host at which others are told to reach it. Raises ConfigError if that cannot be reached."""
     host = listen_address(advertise or listen)[0]
     if is_any_address(host):
         option = "--advertise" if advertise else "--listen"

@@ -193,7 +193,7 @@ def load_config(path: Path) -> ClusterConfig:
 
 
 def _data_dir(reader: _Reader, path: Path, written: str) -> Path:
-    """Absolute. A leading ~ is somebody's home."""
+    """Absolute. A leading ~ is a home folder."""
     folder = path.absolute().parent / written
     if not written.startswith("~"):
         return folder

@@ -153,12 +153,12 @@ class ChangeRefused(KvError):
 
 class PreconditionFailed(KvError):
     status, code, title = 412, "precondition-failed", "The condition does not hold"
-    next_step = "Read the key again, decide anew, and send the version from its ETag."
+    next_step = "Read the key again, decide again, and send the version from its ETag."
 
 
 class LockLost(KvError):
     status, code, title = 412, "lock-lost", "The token is not the holder's"
-    next_step = "Stop what the lock protected: it may be somebody else's by now. Acquire it anew to go on."
+    next_step = "Stop what the lock protected: it may be another client's by now. Acquire it again to go on."
 
 
 class ValueTooLarge(KvError):
@@ -212,7 +212,7 @@ class IdempotencyKeyReused(KvError):
 
 
 class Locked(KvError):
-    status, code, title, retryable = 423, "locked", "Somebody else holds the lock", True
+    status, code, title, retryable = 423, "locked", "Another client holds the lock", True
     next_step = "Wait for retry_after_ms and try again, or acquire with `wait`; a holder sends its Lock-Token."
 
 
@@ -230,7 +230,7 @@ class TooManyRequests(KvError):
 
 
 class DataCorrupt(KvError):
-    """`damaged_row`: the row as it was found, if that is all that is damaged, so that it can be written anew."""
+    """`damaged_row`: the row as it was found, if that is all that is damaged, so that it can be written again."""
 
     damaged_row: Any = None
     status, code, title = 500, "data-corrupt", "A stored row does not match its checksum"

@@ -2,9 +2,9 @@
 
 Owns: the environment variable KVSTORE_FAILPOINTS, for example
 `batch-after-commit=kill@3;batch-before-commit=pause:200`, or `@FILE`: then the points are taken from that file whenever
-there is one, and the file is taken away, so that whoever comes in the place of a dead process does not find it.
+there is one, and the file is taken away, so that the successor of a dead process does not find it.
 Promises: without the variable `hit` does nothing. `kill` ends the process as SIGKILL does, at the n-th time with
-`@n`; `stop` lets it stand still as SIGSTOP does, until somebody sends SIGCONT, also with `@n`; `pause:MS` sleeps that
+`@n`; `stop` lets it stand still as SIGSTOP does, until SIGCONT comes, also with `@n`; `pause:MS` sleeps that
 many milliseconds in the calling thread, each time. `bug` plants the bug of that name, for as long as the process runs:
 `planted` says so where the code has a promise to break, so that the checkers can be seen to find it.
 A simulation is told of every point that is hit (`watch`), and does what it likes.
@@ -122,7 +122,7 @@ def watch(watcher: Callable[[tuple[str, ...]], None] | None) -> None:
 
 
 def arm(text: str) -> None:
-    """Take these points instead of those so far, counted anew: for `kvstore up --demo`. Raises ValueError."""
+    """Take these points instead of those so far, counted again: for `kvstore up --demo`. Raises ValueError."""
     global _points, active
     with _taking:
         _points, active = _parse(text), bool(text)
@@ -147,7 +147,7 @@ def hit(*names: str) -> None:
 
 
 def _take(file: Path) -> None:
-    """The points in the file instead of those so far, counted anew. Raises ValueError."""
+    """The points in the file instead of those so far, counted again. Raises ValueError."""
     global _points, active
     with _taking:
         if file.exists():

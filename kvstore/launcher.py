@@ -337,7 +337,7 @@ class ShardReconciler:
         self._supervisor.add(self._child(shard_id), self._again)
 
     def _again(self, child: Child) -> Child:
-        """The same child, at another port if somebody has taken its own meanwhile."""
+        """The same child, at another port if another process has taken its own."""
         with suppress(ConfigError):
             if self._is_taken(child.id, self._listens[child.id]):
                 self._listens[child.id] = self._free_listen()

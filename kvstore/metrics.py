@@ -157,7 +157,7 @@ _MOVE_COUNTERS = {
     "partitions": ("kvstore_moved_partitions", "Partitions moved from shard to shard"),
     "keys": ("kvstore_moved_keys", "Rows moved with them"),
     "bytes": ("kvstore_moved_bytes", "Bytes of these rows"),
-    "voided": ("kvstore_moves_voided", "Moves that were given up and begun anew"),
+    "voided": ("kvstore_moves_voided", "Moves that were given up and begun again"),
 }
 
 
@@ -170,7 +170,7 @@ def move_families(stats: MoveStats, moves_by_step: dict[str, float], epoch: int)
     pauses = stats.write_pause_s
     yield HistogramMetricFamily(
         "kvstore_move_write_pause_seconds",
-        "Seconds for which nobody answered for a group of partitions that moved",
+        "Seconds for which no shard answered for a group of partitions that moved",
         buckets=pauses.buckets(),
         sum_value=pauses.total,
     )

@@ -7,7 +7,7 @@ however that one died; a start that is refused is one readable line, never a tra
 person can mend it (configuration, data), so that no supervisor tries it for ever, else 2.
 Leaves to others: what is served (`main`), starting processes and starting them again (`launcher`).
 
-A pid file is not trusted for being there: kill -9 leaves it behind, and its number may belong to somebody
+A pid file is not trusted for being there: kill -9 leaves it behind, and its number may belong to another
 else by then. What counts is the lock (flock) that a living process holds on its own pid file; the kernel
 drops it with the process.
 """
@@ -245,7 +245,7 @@ def port_holder(port: int) -> Holder | None:
             if any(_link_target(descriptor) in sockets for descriptor in (process / "fd").iterdir()):
                 return Holder(int(process.name), (process / "comm").read_text().strip())
         except OSError:
-            continue  # it has ended since, or belongs to somebody else
+            continue  # it has ended since, or belongs to another process
     return None
 
 

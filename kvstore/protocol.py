@@ -100,8 +100,8 @@ class Renew(Message, tag=9):
 
 class Release(Message, tag=10):
     """Give a lease back. `acquire`: only if it was granted to the Acquire with that id on this connection, and to
-    nobody else who repeated its Idempotency-Key; nobody took that answer, so it is forgotten. `withdraw`: no matter
-    which token, all that came or may yet come of an Acquire with that Idempotency-Key ends."""
+    no other client that repeated its Idempotency-Key; that answer was not taken, so it is forgotten. `withdraw`: no
+    matter which token, all that came or may yet come of an Acquire with that Idempotency-Key ends."""
 
     key: str
     token: int
@@ -111,7 +111,7 @@ class Release(Message, tag=10):
 
 
 class CancelWait(Message, tag=11):
-    """Whoever sent the Acquire with the id `acquire` over this connection waits no longer."""
+    """Cancel the wait of the Acquire with the id `acquire` of this connection."""
 
     key: str
     acquire: int
@@ -425,7 +425,7 @@ class Info(Message, tag=103):
 class Vote(Message, tag=104):
     """The attempt is prepared here. `vote`: the clock's step; `holds`: all conditions did. `reads`: of the gets of
     `then`, then of those of `otherwise`, in order. `locked_then`, `locked_otherwise`: the problem, where the branch
-    writes to what somebody else has leased.
+    writes to what another client has leased.
     """
 
     vote: int

@@ -9,9 +9,9 @@ A shard that has left the cluster ends, and `shard-ID.db` becomes `shard-ID.db.r
 begin it again and its id is free. That takes a moment in which this host may die. So the second name is given to the
 file first, while the process still runs (a link, nothing is renamed under SQLite), and the first one taken away at
 the end: a file with both names was on its way, and the next start finishes it. A file that is of no member and has one
-name only (copied here, or of a shard that left while nobody looked on) is left as it is. If a shard of its id is to be
-added, it is set aside if it says that it belongs to this very cluster, which has taken from it all that it had. Else
-the shard is started with it, and says for itself what is wrong.
+name only (copied here, or of a shard that left while this launcher did not run) is left as it is. If a shard of its id
+is to be added, it is set aside if it says that it belongs to this very cluster, which has taken from it all that it
+had. Else the shard is started with it, and says for itself what is wrong.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def decide(
     """
     listens = {shard.id: shard.listen for shard in config.shards}
     if not launch.formed:
-        # Nobody was removed from a cluster that does not exist: whatever was set aside is of an earlier one.
+        # No shard was removed from a cluster that does not exist: whatever was set aside is of an earlier one.
         first = {shard_id: listens[shard_id] for shard_id in listens if shard_id not in running}
         # Of a cluster whose controller has lost its file: all of its shards must come, for it to be known again.
         others = {n.id: here(n.url, config) for n in launch.nodes if n.id in files.data and n.id not in running}

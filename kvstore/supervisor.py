@@ -60,7 +60,7 @@ def next_wait_s(lived_s: float, waited_s: float, wait_s_max: float) -> float:
 
 
 class Supervisor:
-    """Keeps any number of children running. `stop_asked` may be set by anybody; who set it then calls `stop`.
+    """Keeps any number of children running. `stop_asked` may be set by any task, which then calls `stop`.
 
     `on_refusal` is asked about a child that ended with 78, and how; True ends that child's story, else it is set aside.
     """
@@ -295,10 +295,10 @@ def json_line(source: str, line: str) -> str:
 
 
 class Log:
-    """Standard error, written by a thread: whoever does not read it must not stop the launcher.
+    """Standard error, written by a thread: a reader that stalls must not stop the launcher.
 
-    When nobody reads for long, or nothing can be written for a while (a full disk), lines are dropped and their number
-    is told. `as_json`: each line is a JSON object, whose member `process` names the source.
+    When it is not read for long, or nothing can be written for a while (a full disk), lines are dropped and their
+    number is told. `as_json`: each line is a JSON object, whose member `process` names the source.
     """
 
     def __init__(self, descriptor: int = 2, *, as_json: bool = False) -> None:
@@ -314,7 +314,7 @@ class Log:
         """One line, with its source in front. Never waits, raises nothing."""
         if self._dropped and not self._lines.full():
             dropped, self._dropped = self._dropped, 0
-            self.write("up", f"{dropped} lines were dropped: nobody read standard error")
+            self.write("up", f"{dropped} lines were dropped: standard error was not read")
         try:
             self._lines.put_nowait(f"{self._form(source, line)}\n".encode(errors="replace"))
         except queue.Full:

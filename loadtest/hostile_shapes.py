@@ -1,7 +1,7 @@
 """What clients can do to a router that costs them little: the shapes that `loadtest.hostile` repeats.
 
 Owns: each shape as bytes on raw connections; a process of its own that keeps so many of them open.
-Promises: bounded in connections and in time; a connection that the router ends is opened again after a pause, and
+Promises: bounded in connections and in time; a connection that the router ends is reopened after a pause, and
 counted.
 Leaves to others: the cluster, what is measured (`loadtest.hostile`).
 """

@@ -43,7 +43,7 @@ Document = Mapping[str, Any]
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Show it anew every second until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
 @talks_to_cluster
 def status(watch: bool, url: str, as_json: bool) -> None:
     """Show the shards, their state and what they hold, what moves between them, and how many transactions are in doubt:

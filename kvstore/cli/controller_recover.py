@@ -69,7 +69,7 @@ def recover(url: str, without: tuple[str, ...], confirm: int | None, as_json: bo
 def _shown(found: dict[str, Any]) -> str:
     lines = [
         f"cluster {found['cluster_id']}, epoch {found['epoch']}: {found['partitions']:,} partitions, "
-        f"{found['moves']} moves to be begun anew"
+        f"{found['moves']} moves to be begun again"
     ]
     for member in found["members"]:
         silent = "  SILENT: it may have a newer map" if member["id"] in found["silent"] else ""

@@ -39,7 +39,7 @@ _if_version = click.option(
     "--if-version", type=click.IntRange(min=0), metavar="N", help="Only if KEY has this version."
 )
 _token = click.option(
-    "--token", type=click.IntRange(min=0), metavar="TOKEN", help="That of the lock named KEY, while somebody holds it."
+    "--token", type=click.IntRange(min=0), metavar="TOKEN", help="That of the lock named KEY, while a client holds it."
 )
 
 

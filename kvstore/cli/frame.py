@@ -38,7 +38,7 @@ _NEXT_STEPS = {
     "bad-ttl": "Give the seconds until it expires as a decimal number.",
     "bad-parameter": "",
     "bad-body": "Nothing was done.",
-    "precondition-failed": "`kvstore get KEY --json` shows its version: read it, and decide anew.",
+    "precondition-failed": "`kvstore get KEY --json` shows its version: read it, and decide again.",
     "locked": "Try again later, or write with its --token; `kvstore lock NAME --wait 60 -- COMMAND` waits for it.",
     "no-such-route": f"--url must be the address of a router: `kvstore up` prints it ({DEFAULT_URL} by default).",
 }
@@ -78,8 +78,8 @@ def talks_to_cluster(command: F) -> F:
 def call(url: str, as_json: bool, work: Callable[[Client], Awaitable[T]]) -> T:
     """Run `work` with a client. Errors end the command by `reporting`.
 
-    That somebody holds a lock is an answer: a lease lasts longer than one waits at a prompt without being told. What
-    passes by itself is waited for a few seconds, which is told where it takes one or more.
+    That another client holds a lock is an answer: a lease lasts longer than one waits at a prompt without being told.
+    What passes by itself is waited for a few seconds, which is told where it takes one or more.
     """
 
     async def entry() -> T:
@@ -200,7 +200,7 @@ def sentence(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` on one line and without control characters: a stored key must not steer somebody's terminal."""
+    """`text` on one line and without control characters: a stored key must not steer a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -72,7 +72,7 @@ def import_(
 
     It can be interrupted and run again: what is stored is noted in a journal beside the source, from which the
     same command goes on, and which is deleted at the end. A journal counts only for the same cluster and an
-    unchanged FILE; files below DIR that changed since are stored again. Delete it to begin anew. Standard input,
+    unchanged FILE; files below DIR that changed since are stored again. Delete it to begin again. Standard input,
     and a FILE that is a FIFO or a device, have none. Running an import twice is harmless: it stores the same values.
 
     Values that the store refuses (too large) and files that cannot be read or named as a key are reported on
@@ -189,12 +189,12 @@ class _Import:
     async def _open_stream(self) -> BinaryIO:
         if (path := self.stream) is None:
             return _standard_input()
-        return await in_thread(lambda: path.open("rb"))  # a FIFO opens when somebody writes to it
+        return await in_thread(lambda: path.open("rb"))  # a FIFO opens when a writer opens it
 
     def _marks(self, journal: Journal) -> list[Any]:
         marks = journal.entries()
         if marks is None:
-            complain(f"kvstore: {journal.path} is of another import, or the source has changed: beginning anew.")
+            complain(f"kvstore: {journal.path} is of another import, or the source has changed: beginning again.")
             return []
         if marks:
             complain(f"kvstore: going on from {journal.path}.")
@@ -244,7 +244,7 @@ class _Import:
         except OSError as error:
             self._progress.say(
                 f"kvstore: {self._journal.path} cannot be written ({error.strerror}): run again, this import would "
-                "begin anew, which is harmless. --journal PATH names another place."
+                "begin again, which is harmless. --journal PATH names another place."
             )
             self._journal.close()
             self._journal = None
@@ -285,7 +285,7 @@ def _is_stream(path: Path) -> bool:
 
 
 def _standard_input() -> BinaryIO:
-    # A buffer of its own, which nobody closes: after Ctrl-C a thread may be blocked in a read of it for ever, and the
+    # A buffer of its own, which is never closed: after Ctrl-C a thread may be blocked in a read of it for ever, and the
     # interpreter must not wait for that at its exit.
     if sys.stdin is None:
         raise OSError(errno.EBADF, "standard input is closed; name a FILE")

@@ -5,7 +5,7 @@ Promises: a record is confirmed (journal, counts) only when it and all before it
 Two records of one key are stored in their order, the last one wins: they are never under way together.
 Leaves to others: reading (`sources`), the journal's file (`journal`), words for people (`import_command`).
 
-A put of which the outcome is unknown is put again: the same value, so the result is the same, unless somebody else
+A put of which the outcome is unknown is put again: the same value, so the result is the same, unless another client
 wrote that key in between; that is what an import is: these values, now.
 """
 
@@ -236,7 +236,7 @@ async def in_thread(work: Callable[[], T]) -> T:
         try:
             loop.call_soon_threadsafe(settle, result, error)
         except RuntimeError:
-            pass  # the loop has been closed: nobody waits any more
+            pass  # the loop has been closed: nothing waits any more
 
     threading.Thread(target=run, daemon=True).start()
     return await future

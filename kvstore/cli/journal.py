@@ -50,7 +50,7 @@ class Journal:
         return documents[1:]
 
     def forget(self) -> None:
-        """Begin anew: what stands in the file no longer counts."""
+        """Begin again: what stands in the file no longer counts."""
         self._valid_bytes = 0
 
     def append(self, entries: Iterable[Any]) -> None:

@@ -71,11 +71,11 @@ def lock(
     Ctrl-C reaches all by itself, to COMMAND only). When the lease is lost, --on-lost kill sends SIGTERM, and SIGKILL
     5 seconds later.
 
-    A --wait of more than 60 seconds asks anew every 60 seconds, and the place in the queue is not kept: those who came
+    A --wait of more than 60 seconds asks again every 60 seconds, and the place in the queue is not kept: those who came
     later may have the lock first. A signal that comes while the lock is waited for ends the waiting, and what might be
     granted in that moment is given back.
 
-    Exit code: COMMAND's (128 + N if signal N ended it); 1 if somebody else holds the lock, or the lease was lost
+    Exit code: COMMAND's (128 + N if signal N ended it); 1 if another client holds the lock, or the lease was lost
     (with --on-lost warn: COMMAND's); 2 if the store cannot be reached; 126 if COMMAND cannot be executed, 127 if it
     cannot be found. With --json: errors are JSON lines on standard error.
 
@@ -172,7 +172,7 @@ async def _run(held: HeldLock, wanted: _Wanted, url: str, as_json: bool) -> int:
 def _lost(wanted: _Wanted, consequence: str) -> LockLost:
     return LockLost(
         f"the lease on {wanted.name!r} was lost while {shlex.join(wanted.command)} ran. {consequence}",
-        next_step="Somebody else may hold the lock by now.",
+        next_step="Another client may hold the lock by now.",
         name=wanted.name,
     )
 

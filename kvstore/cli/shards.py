@@ -120,7 +120,7 @@ def remove(shard_id: str, lost: bool, confirm: str | None, plan: bool, no_wait: 
     No call of any client fails meanwhile. Its file is kept as shard-ID.db.removed beside where it was. A process that
     `kvstore up` did not start goes on, without keys: end it yourself. The last shard cannot be removed.
 
-    With --lost the shard's disk is taken for lost, and you are asked for its id again. Its partitions are opened anew,
+    With --lost the shard's disk is taken for lost, and you are asked for its id again. Its partitions are reopened,
     empty, by the other shards, which must all be up for it. What was acknowledged there is gone for good; transactions
     whose first key was there may be done in part; Idempotency-Keys that it kept run again; its locks end early. Should
     its file come back, it is refused for ever.

@@ -69,9 +69,9 @@ def txn(file: str, idempotency_key: str | None, url: str, as_json: bool) -> None
     Gets see the state before the transaction. With --json the answer is {"id","succeeded","version","results"}, on one
     line.
 
-    Exit code: 0 if `then` ran; 1 if `else` ran, or nothing was done because somebody holds the lock of a key or others
-    stood in the way for too long; 2 if FILE is no transaction, the store cannot be reached, or it is not known whether
-    it was done (the same --idempotency-key finds out).
+    Exit code: 0 if `then` ran; 1 if `else` ran, or nothing was done because another client holds the lock of a key or
+    others stood in the way for too long; 2 if FILE is no transaction, the store cannot be reached, or it is not known
+    whether it was done (the same --idempotency-key finds out).
 
     \b
     Example:

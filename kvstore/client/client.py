@@ -198,7 +198,7 @@ class Client(ClusterCalls):
         """Do all of `then` if all conditions hold, else all of `otherwise`: atomically, over any keys (`kvstore.txn`).
 
         `idempotency_key`: the same key with the same transaction gives the first answer again and writes nothing twice.
-        Raises Locked where somebody else holds the lock of a key, Conflict when others stood in the way for too long
+        Raises Locked where another client holds the lock of a key, Conflict when others stood in the way for too long
         (nothing was written in both cases), BadBody for a key written twice; OutcomeUnknown when it may or may not have
         been committed: its member `txn_id`, if there is one, is for `txn_status`.
         """

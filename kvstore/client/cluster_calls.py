@@ -46,7 +46,7 @@ class ClusterCalls(Connection):
         return await self._change("DELETE", f"/v1/shards/{quote(shard_id, safe='')}", None, plan)
 
     async def give_up_shard(self, shard_id: str, *, confirm: str) -> dict[str, Any]:
-        """Give up a shard whose disk is lost: its partitions are opened anew, empty. `confirm`: its id again.
+        """Give up a shard whose disk is lost: its partitions are reopened, empty. `confirm`: its id again.
 
         {"id","state","epoch","partitions","transactions","change"}: how many partitions that are, and which undecided
         transactions have their first key there. Raises NotFound, ChangeRefused.
@@ -89,7 +89,7 @@ class ClusterCalls(Connection):
         return document_of(await self.ask("GET", f"/v1/explain/{quoted(key)}"))
 
     async def ready(self) -> bool:
-        """Whether the router can serve; False also when nobody answers at the address."""
+        """Whether the router can serve; False also when no process answers at the address."""
         try:
             await self.ask("GET", "/readyz", retries=0)
         except Unavailable:

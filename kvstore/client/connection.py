@@ -62,7 +62,8 @@ class Connection:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._connections_max = connections_max
         self._http: aiohttp.ClientSession | None = None
-        # Whoever waits for a lock keeps a connection busy: out of `connections_max`, its holder could find none left.
+        # A client that waits for a lock keeps a connection busy: out of `connections_max`, its holder could find none
+        # left.
         self._waiting: aiohttp.ClientSession | None = None
         # Every request has a connection of its own: the pooled ones may all be dead without a sign of it.
         self._fresh: aiohttp.ClientSession | None = None

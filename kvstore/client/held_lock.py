@@ -5,7 +5,7 @@ the background, cancelling the block when the lease is lost, releasing.
 Promises: while the block runs uncancelled, the lease has not ended as far as this process can know: its time is
 counted from before the request that granted or renewed it was sent, so the client gives up no later than the store
 does. (After a wait in the queue it is counted from the answer until the first renewal, which comes at once.)
-Who stops to wait (is cancelled, or hears nothing) withdraws what it has asked for: no grant is left that nobody has.
+Who stops to wait (is cancelled, or hears nothing) withdraws what it has asked for: no grant is left without a holder.
 Leaves to others: the calls themselves (`client`). Work that was cut off may still be on its way to somewhere: show
 `lock.token` with every write, and the store refuses what comes too late.
 """
@@ -84,7 +84,7 @@ async def _acquire_once(
 async def _withdraw(calls: LockCalls, name: str, idempotency_key: str) -> None:
     """Best effort, and not for long: what cannot be given back now ends with its ttl."""
     task = asyncio.create_task(calls.withdraw(name, idempotency_key))
-    _withdrawals.add(task)  # whoever is cancelled once more leaves it to itself
+    _withdrawals.add(task)  # a second cancellation leaves it to itself
     task.add_done_callback(_forget_withdrawal)
     await asyncio.wait({task}, timeout=_WITHDRAW_S)
 
@@ -101,7 +101,7 @@ def _forget_withdrawal(task: asyncio.Task[None]) -> None:
 class HeldLock:
     """Use with `async with`, once. `token` is the fencing token; `lost` tells whether the lease is known to have ended.
 
-    Entering raises Locked when nobody released the lock within `wait` seconds; a wait of more than 60 s begins again
+    Entering raises Locked when the lock was not released within `wait` seconds; a wait of more than 60 s begins again
     every 60 s, at the end of the queue. Leaving raises LockLost when the lease
     ended before the block did; the block was cancelled then.
     """

@@ -100,7 +100,7 @@ async def _serve(
         await asyncio.wait({moving, stopping, reopening, closing}, return_when=asyncio.FIRST_COMPLETED)
         for working in (moving, reopening, closing):
             if working.done():
-                working.result()  # an error of its own: the process ends, and starts anew from the document
+                working.result()  # an error of its own: the process ends, and starts again from the document
     finally:
         stop.set()  # ends the long polls
         for task in (moving, watching, reopening, closing):

@@ -1,8 +1,8 @@
 """The controller's state in its store: read, watched, and changed by compare-and-swap only.
 
 Owns: the encoding of `ClusterState`, and its conversion where the map in it is of an older format.
-Promises: a change is decided on the state that it replaces, however many others are under way: whoever loses the race
-reads again and decides anew. A change whose outcome cannot be told at first is looked up. Who has heard of an epoch
+Promises: a change is decided on the state that it replaces, however many others are under way: the loser of the race
+reads again and decides again. A change whose outcome cannot be told at first is looked up. Who has heard of an epoch
 above the stored one has lost changes (its file is an old copy), and changes nothing.
 Leaves to others: what to change (`membership`, `placement.moves`), atomicity and durability (`store`).
 """
@@ -43,13 +43,13 @@ class ClusterDocument:
         self._heard: dict[str, int] = {}
 
     def hear(self, cluster_id: str, epoch: int) -> None:
-        """Somebody follows a map of that epoch."""
+        """A shard or router follows a map of that epoch."""
         if cluster_id in self._heard or len(self._heard) < _CLUSTERS_MAX:
             self._heard[cluster_id] = max(epoch, self._heard.get(cluster_id, 0))
 
     @property
     def heard_of_any(self) -> bool:
-        """Somebody follows a map."""
+        """A shard or router follows a map."""
         return bool(self._heard)
 
     def heard(self, cluster_id: str) -> int:

@@ -226,7 +226,8 @@ def _check_partitions(shard_id: str, partitions: int | None, wanted: int) -> Non
 
 def _was_removed(shard_id: str) -> ForeignData:
     return ForeignData(
-        f"shard {shard_id} was removed from this cluster, and its file is out of date: move its file away to join anew."
+        f"shard {shard_id} was removed from this cluster, and its file is out of date: "
+        "move its file away to join again."
     )
 
 
@@ -291,7 +292,7 @@ def with_wanted(state: ClusterState, shard_id: str, weight: int) -> ClusterState
     check_newcomer(state, shard_id)
     if shard_id in state.wanted:
         raise ChangeRefused(
-            f"shard {shard_id} was asked for already and is being started: wait for it, or remove it to ask anew."
+            f"shard {shard_id} was asked for already and is being started: wait for it, or remove it to ask again."
         )
     return msgspec.structs.replace(state, wanted={**state.wanted, shard_id: weight})
 

@@ -1,7 +1,7 @@
 """Places for moves at work: so many in all, and so many of each shard.
 
 Owns: who may begin now, and who waits.
-Promises: nobody who waits is passed by somebody who came later and wants the same shards; a place is given back
+Promises: no waiter is passed by one that came later and wants the same shards; a place is given back
 whatever happens to the move.
 Leaves to others: what a move does with its place (`mover`).
 

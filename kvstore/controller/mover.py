@@ -1,4 +1,4 @@
-"""The mover: carries out the moves that stand in the map, and survives whatever happens to anybody meanwhile.
+"""The mover: carries out the moves that stand in the map, and survives whatever fails while it works.
 
 Owns: the tries under way and how far they are, both in memory only; beginning, committing and voiding moves.
 Promises:
@@ -16,16 +16,16 @@ A try, from the controller's side
     receive   ask the destination again and again: copy, tail, fence, done
     commit    one swap: the partitions are the destination's, the try is gone; then Follow to both
 
-The map is all there is. A controller that dies leaves tries of which nobody knows how far they are: at its start it
+The map is all there is. A controller that dies leaves tries whose progress is not known: at its start it
 gives all of them new ids, in one swap and before anything else, so that no fence of an earlier time can stand and no
 answer of an earlier time can be taken for one of now. If it dies before the commit's swap, that is what happens to the
 move; if it dies after it, the shards learn of the commit when they ask for the next map.
 
 Why every error after the first Receive voids: from then on the destination works by itself and may fence the source
-at any time, and we would not hear of it. Voiding costs a copy; not voiding could leave partitions without anybody who
+at any time, and we would not hear of it. Voiding costs a copy; not voiding could leave partitions without a shard that
 answers for them. An error before that, when nothing was sent, costs nothing and only waits.
 
-Why a task may be cancelled: `_take` cancels the try whose id no longer stands (somebody planned anew or cancelled).
+Why a task may be cancelled: `_take` cancels the try whose id no longer stands (a new plan, or a cancellation).
 It never does from the moment at which the try begins its own swap, the only step whose end must be known.
 """
 
@@ -204,7 +204,7 @@ class Mover:
     # --- which tries are under way -----------------------------------------------------------------------------------
 
     def _take(self, cluster_map: ClusterMap) -> None:
-        """Another map, ours or somebody else's: end what no longer stands, begin what can."""
+        """Another map, this controller's or another's: end what no longer stands, begin what can."""
         if self._map is not None and cluster_map.epoch <= self._map.epoch:
             return
         self._map = cluster_map
@@ -288,7 +288,7 @@ class Mover:
         current.note("queued")
 
     async def _bring(self, move: Move, epoch: int, *, again: bool = False) -> str:
-        """Bring both shards to that epoch; says who could not be brought, empty if nobody."""
+        """Bring both shards to that epoch; says who could not be brought, empty if none."""
         shards = (move.to, move.source)
         found = await asyncio.gather(
             *(self._shards.bring(shard, epoch, again=again) for shard in shards), return_exceptions=True
@@ -376,7 +376,7 @@ class Mover:
 
     async def _void(self, current: _Try, failure: str) -> None:
         move, fresh = current.move, self._new_id()
-        log.warning("the move %s of %s to %s begins anew: %s", move.id, *current.pair, failure)
+        log.warning("the move %s of %s to %s begins again: %s", move.id, *current.pair, failure)
         current.note("waiting", failure)
         self._note_trouble(current, failure)
         failpoints.hit("move-before-void")
@@ -385,7 +385,7 @@ class Mover:
                 lambda state: _with_map(state, lambda m: moves.voided(m, move.id, fresh)), current
             )
         except KeyError:
-            return  # it no longer stands: somebody planned anew, or this was done by a swap of unknown outcome
+            return  # it no longer stands: there is a new plan, or this was done by a swap of unknown outcome
         self.record.note_void()
         self._take(cluster_map)
 

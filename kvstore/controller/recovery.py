@@ -21,7 +21,8 @@ from kvstore.errors import ChangeRefused
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap
 
-EPOCH_STEP = 1_000_000  # maps that were lost with the file and reached nobody who can be asked had epochs below that
+# Maps that were lost with the file and reached no process that can be asked had epochs below that.
+EPOCH_STEP = 1_000_000
 _OFFERS_MAX = 4096
 
 
@@ -111,7 +112,8 @@ def silent(cluster_map: ClusterMap, told: Iterable[Told]) -> list[str]:
 
 
 def recovered(cluster_map: ClusterMap, heard: int, new_id: Callable[[], str]) -> ClusterMap:
-    """The map that the controller goes on with. No move of it may be finished by who has begun it: each is anew."""
+    """The map that the controller goes on with. No move of it may be finished by who has begun it: each begins
+    again."""
     voided = moves.all_voided(cluster_map, new_id)
     return msgspec.structs.replace(voided, epoch=max(cluster_map.epoch, heard) + EPOCH_STEP)
 

@@ -136,7 +136,7 @@ class ClusterService:
         return after.map or Waiting(membership.waiting_for(after.announced, self._first))
 
     def hear(self, cluster_id: str, epoch: int) -> None:
-        """Somebody follows a map of that epoch of that cluster."""
+        """A shard or router follows a map of that epoch of that cluster."""
         before = self._document.heard(cluster_id)
         self._document.hear(cluster_id, epoch)
         if epoch > before:
@@ -219,7 +219,7 @@ class ClusterService:
 
         def decide(state: ClusterState) -> ClusterState:
             if state.map is not None and state.map.epoch > found.map.epoch:
-                raise ChangeRefused("somebody else has recovered the map meanwhile: nothing was changed.")
+                raise ChangeRefused("another process has recovered the map: nothing was changed.")
             after = msgspec.structs.replace(state, map=following, announced={}, wanted={})
             return self._taken(state, after, change, {})
 
@@ -472,7 +472,7 @@ class _Launcher:
 def what_is_lost(shard_id: str, partitions: int, transactions: int) -> str:
     """What giving the shard up means, for the person who decides it."""
     return (
-        f"{partitions} partitions of shard {shard_id} would be opened anew, empty: all that only it had is lost for "
+        f"{partitions} partitions of shard {shard_id} would be reopened, empty: all that only it had is lost for "
         f"good. {transactions} undecided transactions have their first key there, and may be done in part; "
         "Idempotency-Keys that it kept run again; its locks end early; should its files come back, they are set aside."
     )

@@ -142,7 +142,7 @@ class ShardClients:
 
     async def _ask(self, shard_id: str, request: Request) -> Any:
         channel = self._link(shard_id).channel
-        while not channel.connected:  # noqa: ASYNC110 (nobody else waits for this)
+        while not channel.connected:  # noqa: ASYNC110 (this is its only waiter)
             await asyncio.sleep(_CONNECT_POLL_S)
         return await channel.request(request)
 

@@ -93,7 +93,7 @@ def at_home(
 class Move(msgspec.Struct, frozen=True, kw_only=True):
     """Partitions that the shard `source` owns and the shard `to` is to own, moved together.
 
-    The `id` names one try, for ever: once the move is given up or begun anew, no map has it any more. `change` is the
+    The `id` names one try, for ever: once the move is given up or begun again, no map has it any more. `change` is the
     id of the change of the cluster that it is a part of.
     """
 
@@ -107,7 +107,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 class Strike(msgspec.Struct, frozen=True, kw_only=True):
     """A shard that was given up with all that it had, as of `epoch`: its file is refused for ever, under any name.
 
-    Of its `partitions` nobody answers until they are `opened`, empty, by the map of that epoch (0: not yet). Every
+    No shard answers for its `partitions` until they are `opened`, empty, by the map of that epoch (0: not yet). Every
     version given there since is above `clock`.
     """
 

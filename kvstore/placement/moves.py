@@ -17,7 +17,7 @@ That is work for nothing: the two change places in the plan until every shard on
 left is the minimum, each shard's room less what it owns, summed up over those that get.
 
 Standing moves all of whose partitions still go to the same shard keep their id, so that a plan does not stop the work
-under way. The others fall apart, and their partitions are grouped anew. A partition that still goes to the same shard
+under way. The others fall apart, and their partitions are grouped again. A partition that still goes to the same shard
 stays with the change that had planned it.
 """
 
@@ -60,8 +60,9 @@ def with_leaving(cluster_map: ClusterMap, shard_id: str) -> ClusterMap:
 
 
 def with_struck(cluster_map: ClusterMap, shard_id: str) -> ClusterMap:
-    """The shard is lost with all that it had: its file is struck, moves from and to it are void, and nobody answers for
-    its partitions until they are `opened`. Raises KeyError if it is not there, ValueError if no other one would stay.
+    """The shard is lost with all that it had: its file is struck, moves from and to it are void, and no shard answers
+    for its partitions until they are `opened`. Raises KeyError if it is not there, ValueError if no other one would
+    stay.
     """
     lost = _shard(cluster_map, shard_id)
     if cluster_map.is_struck(lost.store_id):
@@ -143,20 +144,20 @@ def committed(cluster_map: ClusterMap, move_id: str) -> ClusterMap:
 
 
 def voided(cluster_map: ClusterMap, move_id: str, new_id: str) -> ClusterMap:
-    """The try `move_id` is given up; the same partitions are to be moved anew, as `new_id`. Raises KeyError."""
+    """The try `move_id` is given up; the same partitions are to be moved again, as `new_id`. Raises KeyError."""
     _move(cluster_map, move_id)
     moves = [msgspec.structs.replace(move, id=new_id) if move.id == move_id else move for move in cluster_map.moves]
     return _next(cluster_map, moves=moves)
 
 
 def all_voided(cluster_map: ClusterMap, new_id: Callable[[], str]) -> ClusterMap:
-    """Every try that stands is given up, and is to be made anew."""
+    """Every try that stands is given up, and is to be made again."""
     moves = [msgspec.structs.replace(move, id=new_id()) for move in cluster_map.moves]
     return _next(cluster_map, moves=moves)
 
 
 def cancelled(cluster_map: ClusterMap) -> ClusterMap:
-    """No move stands any more, and nobody joins or leaves: a shard that joined and owns nothing yet is gone."""
+    """No move stands any more, and no shard joins or leaves: a shard that joined and owns nothing yet is gone."""
     owning = set(cluster_map.owners)
     shards = [
         msgspec.structs.replace(shard, state="up" if i in owning or shard.state != "joining" else "leaving")

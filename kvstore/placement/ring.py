@@ -36,12 +36,12 @@ What we do
      worth d or more: room - 1 <= weight / d <= the fair share. Were both equalities, the sum would be one as
      well, hence every room exactly weight / d, and this one not one more.
    - **A join moves partitions only to the newcomer, a departure only the leaver's.** A newcomer adds claims
-     to the order: of the others' some are no longer met, none is met anew. And so for the other changes.
+     to the order: of the others' some are no longer met, none is met again. And so for the other changes.
    - What moves is the newcomer's or leaver's own room: the minimum, to within one partition.
    Rounding each share by its remainder, the obvious way, has no such order: there a join can enlarge the
    room of a shard that has nothing to do with it.
 4. *Start from what is.* Only a partition that has no living owner, or is beyond its owner's room, is placed
-   anew. From a shard that has too many, those go whose walk passes fewest virtual nodes before one that has
+   again. From a shard that has too many, those go whose walk passes fewest virtual nodes before one that has
    room, at best none: the ring still decides.
 
 The ring that many articles show asks whether the key's own hash is in the *set* of the virtual nodes'
@@ -88,7 +88,7 @@ def partition_of(key: bytes, partitions: int) -> int:
 def place(nodes: Sequence[ShardWeight], partitions: int, present: Sequence[str | None] | None = None) -> list[str]:
     """The owner's id for each partition, as near to the `present` placement as room allows (None: fresh).
 
-    An entry of `present` that is None or not among `nodes` has no owner any more: it is placed anew.
+    An entry of `present` that is None or not among `nodes` has no owner any more: it is placed again.
     How many partitions a node gets follows from the weights alone; which ones, from `present` and the ring.
 
     Raises ValueError: no nodes, an id twice, a weight below 1, `partitions` no power of two from 64 to

@@ -31,7 +31,7 @@ class Controller:
     """One question at a time on a connection of its own, so that none is sent on one that is dead by now."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, limits: Limits) -> None:
-        session._retry_connection = False  # aiohttp would send a DELETE anew when the connection breaks
+        session._retry_connection = False  # aiohttp would send a DELETE again when the connection breaks
         self._session = session
         self._url = url.rstrip("/")
         self._timeout_s = limits.request_timeout_s

@@ -1,9 +1,9 @@
 """Transactions over any keys: two-phase commit, driven by the router, whose state is data of the stores.
 
 Owns: splitting a transaction by owner, the order of prepare, commit and finish, retries, what a client is told.
-Promises: the coordinator keeps nothing worth keeping: it may die at any line below, and whoever meets what it left
-finds out what became of it (`shard.recovery`). It says "done" only after the anchor's store said so, and "nothing was
-written" only while no commit can be under way.
+Promises: the coordinator keeps nothing worth keeping: it may die at any line below, and any process that meets what it
+left finds out what became of it (`shard.recovery`). It says "done" only after the anchor's store said so, and "nothing
+was written" only while no commit can be under way.
 Leaves to others: the verdict on votes (`transactions.coordination`), what each store does (`storage.participant`).
 
     all keys in one store          Transact ──> done
@@ -12,7 +12,7 @@ Leaves to others: the verdict on votes (`transactions.coordination`), what each 
                                    answered;  Finish ──> the others;  Forget ──> the anchor's, later, many at once
 
 Where it may die: before the commit has reached the anchor's store: the intents are found too old, the attempt is
-aborted for good. After: it is committed, and the intents are applied by whoever finds them.
+aborted for good. After: it is committed, and the intents are applied by any process that finds them.
 """
 
 from __future__ import annotations
@@ -403,7 +403,7 @@ class _Deadline:
 
 
 class _Late:
-    """A reply that nobody waits for any more."""
+    """A reply that no client waits for any more."""
 
     def __init__(self, part: TxnShare, wanted: type, give_up: Callable[[TxnShare, Any], None]) -> None:
         self._part = part

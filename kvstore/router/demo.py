@@ -3,7 +3,7 @@
 Owns: what POST /v1/demo/transfer does; the accounts; the document `play` among the events, which grows as things
 happen.
 Promises: all of it is real: the transfer is an ordinary transaction, coordinated by a second router that may be killed
-in the middle of it; what recovery does is looked at from outside, with the same questions that anybody may ask.
+in the middle of it; what recovery does is looked at from outside, with the same questions that any client may ask.
 Leaves to others: running the transaction (`demo_coordinator`), starting that router again (the supervisor).
 """
 
@@ -176,7 +176,7 @@ class Demo:
                         raise Unavailable(str(told["detail"]))
                     play.told(told, began_ms)
         except aiohttp.ClientError:
-            play.step("killed", ROUTER, ROUTER, "kill -9", "The coordinator is dead. Nobody has told the client.")
+            play.step("killed", ROUTER, ROUTER, "kill -9", "The coordinator is dead. The client has not been told.")
             return False
         return True
 
@@ -247,7 +247,7 @@ class _Play:
 
     def saw_intent(self, account: Account, has_intent: bool) -> None:
         if has_intent:
-            said = f"{account.key} carries an intent: nobody may write or read it until its fate is known."
+            said = f"{account.key} carries an intent: no client may write or read it until its fate is known."
             self.step("intent", account.shard, account.shard, "in doubt", said)
         else:
             self.step("resolved", account.shard, account.shard, "recovered", f"The intent on {account.key} is gone.")

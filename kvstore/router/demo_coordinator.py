@@ -155,7 +155,7 @@ class TracedService:
 
 
 class TracedChannel:
-    """The reply comes to whoever asked only when it was told."""
+    """The reply comes to the client only when it was told."""
 
     def __init__(self, inner: Channel, trace: Trace) -> None:
         self.inner = inner

@@ -114,7 +114,7 @@ def _numbers(stats: ShardStats) -> dict[str, Any]:
 
 
 def _work(now: Sample | None, before: Sample | None) -> dict[str, float | None]:
-    """What the shard did since the sample before; nothing if it was started anew in between."""
+    """What the shard did since the sample before; nothing if it was started again in between."""
     nothing = {"reads_per_s": 0.0, "writes_per_s": 0.0, "commit_p99_ms": None}
     if now is None or before is None or now.at_s <= before.at_s:
         return nothing

@@ -1,7 +1,7 @@
 """GET /v1/events: the cluster as it changes, for the page and for people with `curl -N`.
 
 Owns: the listeners and their bounds; looking at the shards, the controller and the counts while there are listeners.
-Promises: nothing is looked at while nobody listens, and the hot path pays nothing: all that is told is sampled from
+Promises: nothing is looked at while no client listens, and the hot path pays nothing: all that is told is sampled from
 counts and tables that exist anyway. A listener that does not read is cut off; as many as `events_listeners_max` may
 be there. Every one gets a snapshot first, then changes, and a comment when nothing was said for 15 s.
 Leaves to others: what is told and when (`feed`), the documents (`event_documents`, `rates`, `advice`).
@@ -137,7 +137,7 @@ class Events:
         self._announce()
         await self._end()
 
-    # --- looking, while somebody listens ------------------------------------------------------------------------------
+    # --- looking, while a client listens ------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         now_s = asyncio.get_running_loop().time()

@@ -62,7 +62,7 @@ class Feed:
         self.number = 0
 
     def keep(self, kind: str, document: Any) -> None:
-        """For snapshots only: nobody is told of its changes."""
+        """For snapshots only: its changes are not told."""
         self._kinds.setdefault(kind, _Kind()).document = document
 
     def offer(self, kind: str, document: Any, identity: Any = None) -> None:

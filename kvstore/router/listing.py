@@ -63,8 +63,8 @@ def share(limit: int, part: float) -> int:
 
 
 class Merge:
-    """A page under way. `missing`: the set of partitions that nobody has shown; `horizon`: beyond it nothing is known,
-    None if there is no such place."""
+    """A page under way. `missing`: the set of partitions that no shard has shown; `horizon`: beyond it nothing is
+    known, None if there is no such place."""
 
     def __init__(self, partitions: int) -> None:
         self.missing = all_of(partitions)

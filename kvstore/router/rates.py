@@ -44,7 +44,7 @@ class Rates:
         self._last: _Look | None = None
 
     def begin(self, histograms: Histograms, now_s: float) -> None:
-        """From here on. What was counted before, while nobody listened, is not part of the first second."""
+        """From here on. What was counted before, while no client listened, is not part of the first second."""
         self._last = _Look(now_s, {key: list(found.counts) for key, found in histograms.items()})
 
     def look(self, histograms: Histograms, now_s: float, now_ms: int) -> dict[str, Any]:

@@ -79,7 +79,7 @@ async def _serve_app(
     server = Server(app.handle, config.limits, app.answers)
     runner = await start_server(server, host, port)
     _warn_if_few_connections(server.connections_max, config.limits.connections_max)
-    if not port:  # else whoever started it knows
+    if not port:  # else its parent knows
         log.info("router %s listens on %s", app.router_id, address_text(*runner.addresses[0][:2]))
     warn_if_exposed(listen, "read and write every key")
     tasks = [asyncio.create_task(follower.follow(0, service.follow)), asyncio.create_task(service.greet())]

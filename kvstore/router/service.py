@@ -6,10 +6,10 @@ another.
 Leaves to others: HTTP (`app`), bounds and lost connections (`transport.channel`), the last word on ownership (the
 shard), listings and counts (`all_shards`).
 
-No call fails because a partition moves. While it changes hands nobody answers for it: the shards say 421, and what was
-asked waits here for a newer map, or is sent again now and then, for up to `reroute_timeout_s`. A new member's channel
-is open before its first partition is asked for there; a member that left is still listened to until all that was asked
-there is answered.
+No call fails because a partition moves. While it changes hands no shard answers for it: the shards say 421, and what
+was asked waits here for a newer map, or is sent again now and then, for up to `reroute_timeout_s`. A new member's
+channel is open before its first partition is asked for there; a member that left is still listened to until all that
+was asked there is answered.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class RouterService:
         self._map_changed = asyncio.Event()
 
     async def _let_go(self, channel: Channel) -> None:
-        """Close the channel to a former member, or address, once nobody waits there any more.
+        """Close the channel to a former member, or address, once nothing waits there any more.
 
         Not at once: a transaction that was split up under the map before may not have asked there yet.
         """

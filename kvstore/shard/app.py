@@ -192,7 +192,7 @@ async def _serve(
         await runner.setup()
         await web.TCPSite(runner, *listen_address(listen), backlog=1024).start()
         url = f"http://{advertised(listen, advertise, runner.addresses[0][1])}"
-        if url != f"http://{listen}":  # else whoever started it knows
+        if url != f"http://{listen}":  # else its parent knows
             bound = address_text(*runner.addresses[0][:2])
             log.info("shard %s listens on %s and is reached at %s", shard_id, bound, url)
         warn_if_exposed(listen, "read and write its keys")

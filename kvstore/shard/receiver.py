@@ -2,14 +2,14 @@
 
 Owns: one task for each move to this shard that the controller has asked for; its pace.
 Promises: nothing of a move is answered for here before it is committed; a move that stands no more ends at once. Each
-step may be broken off at any point: a move that was begun and not finished is begun anew, under another id.
+step may be broken off at any point: a move that was begun and not finished is begun again, under another id.
 Leaves to others: what each step does to the file (`storage.handover`), when a move is begun, given up or committed (the
 controller).
 
     source                                     destination
       │ <─ pull: rows, page by page ─────────── copy: first it removes what lies here, then takes what comes
       │ <─ pull: what has changed since ─────── tail: until little does
-      │ <─ fence ────────────────────────────── from now on nobody answers for the partitions
+      │ <─ fence ────────────────────────────── from now on no shard answers for the partitions
       │ ── clock, floor, rows, digest ────────> and no row of theirs changes:
       │ <─ pull: what has changed since ─────── the last of it; then the digests are compared, and clock and
       │                                         floor are as high as the source's, durably
@@ -18,7 +18,7 @@ controller).
 
 The tail is right because both ends see the source's order of changes: a page says as of which sequence it was read, and
 the next one asks for what came after. A deletion is a row, a tombstone; should tombstones have been trimmed beyond the
-sequence that is asked for, one may be missing: the move fails, and is begun anew.
+sequence that is asked for, one may be missing: the move fails, and is begun again.
 
 While others are at work in either store, a move takes no more than `limits.move_busy_share` of the time, in small
 pages; else as much as it can.
@@ -43,7 +43,7 @@ from kvstore.store.store import Store
 log = logging.getLogger(__name__)
 
 _PROGRESS_S = 0.5
-_LAG_ROWS = 50  # so few that they are taken while nobody answers
+_LAG_ROWS = 50  # so few that they are taken while no shard answers
 _TAIL_ROUNDS_MAX = 20
 _BUSY_PAGE_SHARE = 8
 _RETRY_S = 0.02
@@ -204,7 +204,7 @@ class Receiver:
         pull = Pull(0, move.partitions, sequence, -1, self._limits.move_page_rows_max)
         page = await self._ask(move, state, pull, Rows)
         if page.floor > sequence:
-            raise Conflict("deletions that the copy may have missed are forgotten: it begins anew")
+            raise Conflict("deletions that the copy may have missed are forgotten: it begins again")
         return page
 
     async def _take(self, move: Move, state: _State, rows: list[MovedRow]) -> None:

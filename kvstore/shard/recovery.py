@@ -1,14 +1,15 @@
-"""Recovery: what a dead, slow or lost router left behind is brought to its end by whoever finds it.
+"""Recovery: what a dead, slow or lost router left behind is brought to its end by any process that finds it.
 
-Owns: asking about intents that are too old, finishing decisions that nobody has acknowledged, dropping those that
+Owns: asking about intents that are too old, finishing decisions that no router has acknowledged, dropping those that
 are finished.
 Promises: it never guesses. An intent is applied or dropped only on the word of its anchor's owner, a decision is
 dropped only when the owners of all its keys have said that no intent of it is left. Every step is idempotent, and
 tried again in the next round if it fails.
 Leaves to others: which intents are too old (`storage.store`), what is answered (`storage.participant`).
 
-It works for owned partitions only, in rounds: every `expiry_sweep_s`, and at once when somebody is blocked by an intent
-that is too old. Some attempts at a time, in turns: those that wait for a shard that is away do not stand before others.
+It works for owned partitions only, in rounds: every `expiry_sweep_s`, and at once when an operation is blocked by an
+intent that is too old. Some attempts at a time, in turns: those that wait for a shard that is away do not stand before
+others.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns: the dispatch of requests to the store; which maps the shard follows.
 Promises: the shard has the last word on ownership, by its own map: what it does not own it answers with 421,
-unexecuted. One that has left the cluster says so until nobody asks it any more.
+unexecuted. One that has left the cluster says so until no router asks it any more.
 Leaves to others: queues, batches and visibility (`storage.store`), the wire (`transport.channel`), fetching the map
 (`app`).
 """
@@ -107,7 +107,8 @@ class ShardService:
             await self._told.confirm(self.store)
 
     async def farewell(self) -> None:
-        """Before the process ends: if the shard leaves the cluster, go on until nobody has asked it for half a second.
+        """Before the process ends: if the shard leaves the cluster, go on until no router has asked it for half a
+        second.
 
         A router whose map is a moment behind is sent on with 421. If it lost the connection instead, it could not know
         whether a write was done.

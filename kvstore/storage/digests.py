@@ -6,7 +6,7 @@ change, so a reader that has begun sees it raised for all that it can find.
 Leaves to others: who asks (`sqlite_reads`).
 
 A move reads the rows of its partitions once, to copy them. The tail, the last pull, the digest and the counts would
-each read them all again, some of that while nobody answers; with this they read only partitions that have changed.
+each read them all again, some of that while no shard answers; with this they read only partitions that have changed.
 """
 
 from __future__ import annotations

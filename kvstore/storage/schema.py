@@ -103,7 +103,7 @@ OLDER_FORMATS = frozenset({1, 2, 3})
 
 _CLOCK_COLUMNS = "version, sequence, tombstones_floor, keys, bytes, attempts_floor"
 COLUMNS = "SELECT kind, rows.key, partition, sequence, version, coalesce(expires_at_ms, 0), body, intent, checksum"
-# The partition of a row never changes, and its index would be written anew if it were set here.
+# The partition of a row never changes, and its index would be written again if it were set here.
 _UPSERT = """INSERT INTO rows VALUES {} ON CONFLICT (kind, key) DO UPDATE SET
     sequence = excluded.sequence, version = excluded.version, expires_at_ms = excluded.expires_at_ms,
     checksum = excluded.checksum, body = excluded.body, intent = excluded.intent"""

@@ -5,7 +5,7 @@ Promises: every row is looked at by its checksum, by the unique index (does its 
 partitions and by that of intents. Damage is a `Fault`, never an exception; one unreadable page hides no other row.
 Leaves to others: when and how fast (`kvstore.store.verification`), the whole file offline (`file_check`).
 
-A row whose body is damaged guards itself: whoever reads it is told. A row that an index has lost does not: its key
+A row whose body is damaged guards itself: its reader is told. A row that an index has lost does not: its key
 looks as if it were not there. So a fault names the partitions in which a key that is not found may be one that is lost.
 Damage to the table and to an index that hits the same row twice is not told apart from a row that never was.
 """

@@ -179,7 +179,7 @@ class Batch:
                 self._fail(queued.op, queued.sink, error)
 
     def _fail(self, op: Any, sink: Sink, error: Exception) -> None:
-        """All that it did is undone. Of a commit nobody may find out later that it was done after all."""
+        """All that it did is undone. Of a commit no client may find out later that it was done after all."""
         reply: Reply = failure(op, error)
         if isinstance(op, DecideCommit):
             if self.outcomes.is_decided(op.attempt):  # but how cannot be read

@@ -5,7 +5,7 @@ Promises: it never holds anything older than the visible state. Two doors lead i
 for each change as it becomes visible, and `finish`, for what a reader thread found. A reader's find enters only if
 its `begin` is still the newest event of that key: no change of the key became visible and the partition did not leave
 since.
-Leaves to others: what is visible (`store`), expiry (whoever looks compares the deadline).
+Leaves to others: what is visible (`store`), expiry (the reader compares the deadline).
 
 Eviction is by generation: entries live in a young and an old dictionary; a hit in the old one moves the entry to the
 young; when the young is full the old is thrown away and the young becomes old. A hit costs one dictionary look-up,

@@ -1,6 +1,6 @@
 """The decisions that a store keeps, in memory: where each is anchored, since when, and who has finished.
 
-Owns: which of them may go, and which somebody must still see to.
+Owns: which of them may go, and which must still be finished.
 Promises: a decision is called finished only once it is acknowledged by all who hold keys of its attempt, and not before
 twice the time that a transaction may take.
 Leaves to others: the rows (`participant`), finishing and dropping (`shard.recovery`).
@@ -50,8 +50,8 @@ class DecisionTable:
 
     def old(self, arrivals: Sequence[int], finished_max: int) -> tuple[list[tuple[Attempt, int]], list[Attempt]]:
         """Those that have been kept long enough, of partitions that have an arrival: the finished ones, which may go,
-        each with its partition, at most so many; and those that nobody has acknowledged yet, all of them: some may have
-        to wait for a shard that is away, and must not stand before others."""
+        each with its partition, at most so many; and those that no router has acknowledged yet, all of them: some may
+        have to wait for a shard that is away, and must not stand before others."""
         horizon_s = self._environment.monotonic_s() - self._kept_s
         finished: list[tuple[Attempt, int]] = []
         unfinished: list[Attempt] = []

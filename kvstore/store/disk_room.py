@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from kvstore.store.tables import Tables
 
-_AMPLE_S = 0.02  # in which nobody fills twice the reserve
+_AMPLE_S = 0.02  # in which no client fills twice the reserve
 
 
 class DiskRoom:

@@ -3,7 +3,7 @@
 Owns: the form of kept replies and of the keys of their rows; when one is still valid.
 Promises: a reply is kept in the batch that has its effect, and looked for again in that very batch, so a request and
 its duplicate cannot both have an effect. A transaction's reply outlives its time until its decision is gone: a
-duplicate must not begin anew while a part of the first is still on its way.
+duplicate must not begin again while a part of the first is still on its way.
 Leaves to others: which answers decide something (`batch`, `participant`).
 
 How long a reply is kept is a time since, not a time of day: a wall clock that is set 11 minutes ahead must not make all

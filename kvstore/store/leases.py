@@ -62,9 +62,9 @@ class Leases:
             raise _lost(name, token)
 
     def locked(self, lease: Lease) -> Locked:
-        """The error of whoever does not hold it."""
+        """The error of a client that does not hold it."""
         left_ms = round(lease.left_s(self._changes.context.now_s) * 1000)
-        holder = f"by {lease.owner!r}" if lease.owner else "by somebody without a name"
+        holder = f"by {lease.owner!r}" if lease.owner else "by a client without a name"
         return Locked(
             f"the lock {lease.name!r} is held {holder} for another {left_ms / 1000:g} s at most",
             owner=lease.owner,
@@ -133,8 +133,8 @@ class Leases:
         return Answer(op.id, 204)
 
     def _withdraw(self, op: Release, key: str, partition: int) -> Answer:
-        """Nobody wants what was asked for with that Idempotency-Key: who waits leaves, what was granted ends, and what
-        comes late is refused."""
+        """The client no longer wants what was asked for with that Idempotency-Key: who waits leaves, what was granted
+        ends, and what comes late is refused."""
         over = LockLost(f"the acquire of {op.key!r} with this Idempotency-Key was withdrawn")
         for waiter in self._locks.waiting_for_lease(op.key):
             once = waiter[0].once
@@ -149,7 +149,7 @@ class Leases:
         return Answer(op.id, 204)
 
     def restart(self, lease: Lease, op_id: int, status: int) -> Answer:
-        """The lease's time begins anew when this batch is visible, and does not end before."""
+        """The lease's time begins again when this batch is visible, and does not end before."""
         self._locks.suspend(lease)
         self._changes.undo.note_attribute(lease, "granted_to")
         lease.granted_to = None

@@ -9,7 +9,7 @@ engine has every record that the log has.
 Leaves to others: recovery of the log (`storage.recovery`), what is served (`partitions`).
 
 A crash in the middle of making or converting leaves a file that is empty or of the older format, and perhaps a log
-without a record, which the next opening makes anew.
+without a record, which the next opening makes again.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class Outcomes:
             self.write(Decision("aborted", attempt, anchor))
 
     def ask(self, op: ResolveTxn) -> Outcome:
-        """At the anchor: what became of it; if nothing has, it is aborted for good, before anybody is told."""
+        """At the anchor: what became of it; if nothing has, it is aborted for good, before any process is told."""
         decision = self.decision(op.attempt)
         forgotten = self._is_forgotten(op.attempt, op.key)
         what = on_ask(decision, op.attempt.stamp, self._changes.floor, forgotten)
@@ -123,7 +123,7 @@ class Outcomes:
         for attempt in op.attempts:
             if self.is_decided(attempt):
                 self._changes.write(DECISION, attempt.name, op.partition, None)
-                if attempt.stamp <= STAMP_MAX:  # what lies beyond is refused at the door: nobody can ask for it later
+                if attempt.stamp <= STAMP_MAX:  # what lies beyond is refused at the door: it cannot be asked for later
                     self._changes.raise_floor(attempt.stamp)
             self._forget(attempt)
         return Answer(op.id, 200)

@@ -54,7 +54,7 @@ class Ownership:
         return None
 
     def reopened(self, op: Prepare, keys: list[str]) -> int | None:
-        """A partition of its keys that was lost and opened anew since the attempt began."""
+        """A partition of its keys that was lost and reopened since the attempt began."""
         openings = self._openings
         return openings.reopened_among(op.attempt.epoch, map(self.partition_of, keys)) if openings.opened else None
 

@@ -150,7 +150,7 @@ class Participant:
             raise Conflict(f"Partition {lost} was lost after the transaction began.", retry_after_ms=100)
 
     def _check_leases(self, op: DecideCommit, succeeded: bool) -> None:
-        """Raises Locked if the branch writes to what somebody else has leased, in this store or another."""
+        """Raises Locked if the branch writes to what another client has leased, in this store or another."""
         elsewhere = op.locked_then if succeeded else op.locked_otherwise
         if elsewhere is not None:
             raise from_problem(elsewhere)

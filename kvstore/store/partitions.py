@@ -13,7 +13,7 @@ When it arrives, by a map, by the end of a freeze or at the opening of the store
 there is one way out and one way in, and nothing in memory can outlive its partition.
 
 A freeze names its move, and is durable before it is acknowledged. It survives a restart, and ends only when a map is
-durable here in which that move stands no more: as long as the move might be committed, nobody serves the partition.
+durable here in which that move stands no more: as long as the move might be committed, no store serves the partition.
 Since the source itself freezes, and no other store can take a partition without that, a store that restarts may start
 from its durable map, however old: what it does not find frozen is its own.
 
@@ -186,7 +186,7 @@ class Partitions:
 
 
 def _opened(cluster_map: ClusterMap, before: View, view: View) -> tuple[frozenset[int], int]:
-    """The partitions that this map opens anew here, after their shard was lost, and a version above all that it gave.
+    """The partitions that this map opens again here, after their shard was lost, and a version above all that it gave.
 
     They have no rows, whatever lies here of an earlier time. What came by a move after that came with a map that knew
     of it.

@@ -14,7 +14,7 @@ Leaves to others: what an operation does (`batch`), the log (`storage.log`), the
     write ─> at hand? ──> queue ─> decide ─> append ─> sync ─> publish ─> answers, in order
                └ no: fetched, many keys a hop ─┘          └ in a thread, if the disk is slow
 
-A crash before a sync has returned means: nobody was answered, and the record may or may not be found again. A crash
+A crash before a sync has returned means: no client was answered, and the record may or may not be found again. A crash
 after it means: it is found again, and some were not told.
 """
 
@@ -137,7 +137,7 @@ class Pipeline:
     async def step(self, decide: Decide[T], *, urgent: bool = False, record_bytes: int = _STEP_BYTES) -> T:
         """Decide alone, and return when that is durable and visible. Raises what `decide` raises, a KvError.
 
-        `urgent`: before all that is queued, because nobody serves some partition until it is done.
+        `urgent`: before all that is queued, because no store serves some partition until it is done.
         """
         step = _Step(decide, asyncio.get_running_loop().create_future(), record_bytes)
         (self._urgent if urgent else self._queue).append(step)
@@ -152,7 +152,7 @@ class Pipeline:
     # --- deciding -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Decide and commit what is queued until `close`. Raises OSError, which nobody can survive."""
+        """Decide and commit what is queued until `close`. Raises OSError, which ends the process."""
         events, has_room = self._events, self._applier.has_room
         while True:
             if not events.queued.is_set():
@@ -390,7 +390,7 @@ def _unknown(kind: str, key: str) -> None:
 
 
 def settle(future: asyncio.Future[Any], result: Any = None) -> None:
-    """Set the result, unless nobody waits for it any more."""
+    """Set the result, unless its waiter has left."""
     if not future.done():
         future.set_result(result)
 

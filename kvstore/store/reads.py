@@ -235,7 +235,7 @@ class Reads:
 
 
 def is_old(hold: PreparedTxn, tables: Tables) -> bool:
-    """Nobody known to be there will decide the attempt soon."""
+    """No router known to be there will decide the attempt soon."""
     age_s = tables.environment.monotonic_s() - hold.since_s
     return hold.closed or age_s > tables.limits.txn_timeout_s
 

@@ -1,7 +1,7 @@
 """A store: one log, one file, one ordered stream of commits, one version clock, and what is visible of them.
 
 Owns: the parts of one shard's state machine, put together, and their tasks.
-Promises: those of its parts. What nobody can survive ends the process (`on_fatal`).
+Promises: those of its parts. A failure that leaves durability unknown ends the process (`on_fatal`).
 Leaves to others: everything else; this is the façade.
 
     write ─> pipeline ─> batch (rules) ─> CommitRecord ─┬─> log.append, sync      durable
@@ -146,7 +146,7 @@ class Store:
         self._tasks = {name: self.tables.environment.spawn(self._guard(work)) for name, work in works.items()}
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run the work; what it cannot survive nobody can: end the process."""
+        """Run the work; a failure that it cannot survive ends the process."""
         try:
             await work
         except asyncio.CancelledError:
@@ -227,7 +227,7 @@ class Store:
         self.pipeline.write(op, sink)
 
     def tell(self, op: WriteOp) -> None:
-        """Queue an operation of this process's own whose answer nobody needs."""
+        """Queue an operation of this process's own whose answer no client needs."""
         self.pipeline.write(op, NOBODY)
 
     async def ask(self, op: WriteOp) -> Reply:

@@ -1,6 +1,6 @@
 """What recovery sees of a store: attempts that are not brought to their end yet.
 
-Owns: which attempts and decisions are old enough for somebody to ask about them; owned and unfrozen partitions only.
+Owns: which attempts and decisions are old enough to be asked about; owned and unfrozen partitions only.
 Promises: looks only.
 Leaves to others: asking and finishing (`shard.recovery`), the tables (`transactions.intents`, `decision_table`).
 """

@@ -24,7 +24,7 @@ from kvstore.transactions.undo import Undo
 
 
 class Sink(Protocol):
-    """Whoever waits for an answer. When `closed`, an operation that has not begun is dropped."""
+    """The receiver of an answer. When `closed`, an operation that has not begun is dropped."""
 
     @property
     def closed(self) -> bool: ...

@@ -10,8 +10,8 @@ for a lock may wait only if it is older than everybody with an age that holds it
 conflicting or not; else it gives up all it has ("dies") and tries again, as old as before. So every wait is of an
 older for a younger: no circle can close, also not one over several stores, which none of them could see; and who
 grows older and older has its turn in the end.
-Whoever holds nothing at all may wait behind anybody, since nobody can wait for it but those that stand behind it in the
-same queue, and they are older than all that stand ahead. So a retry takes the lock that was in its way first, by
+An attempt that holds nothing may wait behind any other, since none can wait for it but those that stand behind it in
+the same queue, and they are older than all that stand ahead. So a retry takes the lock that was in its way first, by
 itself, waiting for it if need be, and asks for all others when it has that: under contention it dies once instead of
 again and again.
 """
@@ -34,7 +34,7 @@ class Stamps:
     """Stamps of one router's process: they rise strictly, follow the clock, and stay above every floor seen."""
 
     def __init__(self, router: str) -> None:
-        """`router` is random, drawn anew at each start of the process."""
+        """`router` is random, drawn again at each start of the process."""
         self._router = router
         self._last = 0
 

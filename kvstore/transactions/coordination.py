@@ -73,5 +73,5 @@ def judge_refusal(reply: Answer | Outcome | KvError) -> Retry | Rejected | Outco
 
 
 def too_much_read(bytes_max: int) -> ReadTooLarge:
-    """The error of whoever reads more than `txn_read_bytes_max`."""
+    """The error of a transaction that reads more than `txn_read_bytes_max`."""
     return ReadTooLarge(f"the values that it reads have more than {bytes_max:,} bytes", bytes_max=bytes_max)

@@ -18,7 +18,7 @@ without an intent of its own. That saves a message and a batch, and the anchor's
       │                      its own keys written             ← the client is answered here
       └─ finish ──────────────────────────────────────────> applied at version 10
 
-A router that dies between prepare and commit leaves intents behind. Whoever meets one that is too old asks the
+A router that dies between prepare and commit leaves intents behind. Any process that meets one that is too old asks the
 anchor's store, which cannot know whether a commit is still under way. So it makes up its mind for good: it writes
 "aborted", durably, *also when it has never heard of the attempt*, and only then says so. It does the same when it
 refuses a commit (a lock, a lease, a condition of the disk): a doubled message must not commit later what the router
@@ -27,7 +27,7 @@ has given up.
 Rows cannot be kept for ever. When one is dropped the store's floor rises to the attempt's stamp, durably. For an
 attempt at or below the floor of which no row is left, nothing can be known: commits and asks are answered "gone". A
 router that hears that of its commit says that the outcome is unknown; stores tell their floors along with all they
-answer, so that stamps stay above them. Whoever asks about an intent drops it, which is safe, because a decision goes
+answer, so that stamps stay above them. The asking store drops the intent, which is safe, because a decision goes
 only when no intent of its attempt is left with the owners of its keys: what is left then is a late duplicate's.
 """
 

@@ -5,9 +5,9 @@ Promises: pure and in memory; the table is rebuilt from the rows. It changes wit
 commits; other threads may look at copies of its lists.
 Leaves to others: locks (`locks`), rows (`storage.participant`), what becomes of an attempt (`decisions`).
 
-An intent is a lock that survives: it says that its attempt has voted, that nobody changes or reads the key until the
-attempt is decided, and what is to be done then, in either branch. Keys that a transaction only reads or compares have
-one, too: what it saw must still hold at the commit.
+An intent is a lock that survives: it says that its attempt has voted, that no operation changes or reads the key until
+the attempt is decided, and what is to be done then, in either branch. Keys that a transaction only reads or compares
+have one, too: what it saw must still hold at the commit.
 
 The rule of application. A decision gives the transaction the version 1 + the highest vote, so every intent that was
 voted on carries a smaller vote. A prepare that the network repeats *after* its intent was applied takes a new vote
@@ -77,8 +77,8 @@ class PreparedKey(NamedTuple):
 class PreparedTxn:
     """What an attempt holds in this store, by key.
 
-    `since_s`: monotonic, of its first intent here. `closed`: nobody who could still decide it soon is known to be
-    there, so that it counts as old at once: the connection that it came by has ended, or the store was opened anew.
+    `since_s`: monotonic, of its first intent here. `closed`: no router that could still decide it soon is known to be
+    there, so that it counts as old at once: the connection that it came by has ended, or the store was reopened.
     """
 
     __slots__ = ("_sink", "anchor", "attempt", "intents", "since_s")

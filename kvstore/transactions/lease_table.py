@@ -27,7 +27,7 @@ class Identity(NamedTuple):
 
 class Lease:
     """A client's hold on a name. `deadline_s` is infinite until the grant or renewal is visible. `granted_to`: the only
-    one who has been told of it, as long as that is so (and the store has not been opened anew)."""
+    one who has been told of it, as long as that is so (and the store has not been reopened)."""
 
     __slots__ = ("deadline_s", "granted_to", "identity", "name", "owner", "token", "ttl_s")
 
@@ -46,7 +46,7 @@ class Lease:
 
 
 class LeaseTable(Generic[W]):
-    """`opening` is random, drawn anew at each opening of the store."""
+    """`opening` is random, drawn again at each opening of the store."""
 
     def __init__(self, opening: str, waiters_max: int) -> None:
         self.undo = Undo()
@@ -86,12 +86,12 @@ class LeaseTable(Generic[W]):
         del self._leases[name]
 
     def forget_lease(self, name: str) -> tuple[W, ...]:
-        """The name is somebody else's now, with its lease: those who waited for it here."""
+        """The name is another store's now, with its lease: those who waited for it here."""
         del self._leases[name]
         return tuple(self._lease_queues.pop(name, ()))
 
     def suspend(self, lease: Lease) -> None:
-        """The lease is renewed, but nobody can see it yet: it does not end before `start`."""
+        """The lease is renewed, but this is not visible yet: it does not end before `start`."""
         self.undo.note_attribute(lease, "deadline_s")
         lease.deadline_s = math.inf
 

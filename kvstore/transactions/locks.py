@@ -10,8 +10,8 @@ Leaves to others: leases (`lease_table`), rows (`store.batch`), timers (`store.m
 
 The problem. The textbook lock asks whether a key is free and then sets it: two clients can both be told yes. It lets
 anybody release it, cannot wait, and gives the holder nothing to show: a holder that slept through its lease writes as
-if it still held it. Checking a token is commonly left to whoever is written to; here the store itself is written to,
-so it checks.
+if it still held it. Checking a token is commonly left to the resource that is written to; here the store itself is
+written to, so it checks.
 
 The invariants.
   1. At most one lease per name, and a lease ends only by release with its token, or when its deadline has passed.
@@ -49,7 +49,7 @@ Mode = Literal["shared", "exclusive"]
 
 
 class Died(Exception):
-    """Whoever asked for a lock is not older than all ahead: it must give up what it has, and try again."""
+    """The asking transaction is not older than all ahead: it must give up what it has, and try again."""
 
 
 _NO_QUEUE: deque[Any] = deque()  # of all locks for which nothing waits: never changed
@@ -82,7 +82,7 @@ class _Lock(Generic[Q]):
 
 
 class LockTable(LeaseTable[W], Generic[Q, W]):
-    """`opening` is random, drawn anew at each opening of the store."""
+    """`opening` is random, drawn again at each opening of the store."""
 
     def __init__(self, opening: str, waiters_max: int) -> None:
         super().__init__(opening, waiters_max)
@@ -96,7 +96,7 @@ class LockTable(LeaseTable[W], Generic[Q, W]):
         return not self._locks
 
     def hold(self, name: str, age: Age) -> Identity:
-        """Take, exclusively, a lock that was held before the store was opened anew. Raises ValueError if it is not
+        """Take, exclusively, a lock that was held before the store was reopened. Raises ValueError if it is not
         free."""
         if name in self._locks:
             raise ValueError(f"{name!r} is locked")
@@ -107,8 +107,8 @@ class LockTable(LeaseTable[W], Generic[Q, W]):
         return identity
 
     def is_free(self, name: str) -> bool:
-        """Nobody holds the name's lock nor waits for it: a write may run at once, and need not take it at all, since it
-        is over before anybody else can ask."""
+        """No client holds the name's lock nor waits for it: a write may run at once, and need not take it at all, since
+        it is over before any other operation can ask."""
         return name not in self._locks
 
     def lock(
@@ -119,7 +119,7 @@ class LockTable(LeaseTable[W], Generic[Q, W]):
         Raises Died if it has an age, holds something and may not wait; OverflowError when the queue is full.
         """
         if mode == "shared" and failpoints.planted("ignore-intent"):
-            return self._identity()  # it bars nobody
+            return self._identity()  # it bars no one
         lock = self._note_lock(name)
         if lock is None:
             self.undo.note_item(self._locks, name)
@@ -150,7 +150,7 @@ class LockTable(LeaseTable[W], Generic[Q, W]):
         return lock is not None and identity in lock.holders
 
     def is_alone(self, name: str, identity: Identity) -> bool:
-        """Nobody else holds that lock."""
+        """No other client holds that lock."""
         return name in self._locks and self._locks[name].holders.keys() == {identity}
 
     def unlock(self, name: str, identity: Identity) -> list[tuple[Identity, Q]]:

@@ -1,4 +1,4 @@
-"""Partitions whose shard was lost: what may still be done for attempts that were begun before they were opened anew.
+"""Partitions whose shard was lost: what may still be done for attempts that were begun before they were reopened.
 
 Owns: the rules of a struck and of a reopened partition.
 Promises: pure. A vote that lay on a lost disk commits nothing; what was decided on a lost disk is unknown for ever, and
@@ -10,7 +10,7 @@ which every other store follows before the next map *opens* its partitions, empt
 epoch of the map that its router followed when it began. So each store can tell an attempt that may have left a vote or
 a decision on the lost disk from one that cannot, however late its messages come:
 
-    prepare in a reopened partition         refused: the attempt begins anew, with an epoch of now
+    prepare in a reopened partition         refused: the attempt begins again, with an epoch of now
     commit, ask at a reopened anchor        gone: it may have been decided there, one way or the other
     commit with a struck participant        refused for good: the vote is lost, and what the partition has by now was
                                             never looked at

@@ -5,7 +5,7 @@ Owns: the router's view of one shard's store, and the shard's end of a connectio
 is the `link`'s, which all channels to one node share; frames are the `outbox`'s.)
 Promises:
   - What is asked within three turns of the loop, or while the frame before is still being taken in by the socket,
-    leaves in one frame. No timer is involved: frames fill by themselves under load and shrink when idle. What nobody
+    leaves in one frame. No timer is involved: frames fill by themselves under load and shrink when idle. What no client
     waits for (the finishes of transactions) goes with the next frame, which comes at once under load, and after 2 ms
     else.
   - Every operation gets exactly one outcome: its answer, or an error that says whether it may have been executed.
@@ -149,7 +149,7 @@ class Channel:
         self._link.name_strike(strike)
 
     async def close(self) -> None:
-        """Ask no more; whoever still waits gets an error. The connection ends with its last channel."""
+        """Ask no more; every waiting request gets an error. The connection ends with its last channel."""
         await self._links.detach(self, self._link)
 
     def request(self, request: Request, *, at_leisure: bool = False) -> asyncio.Future[Any]:

@@ -277,7 +277,7 @@ class NodeLink:
     def _fail(self, op_id: int, waiting: _Pending, what: str) -> None:
         if not waiting.future.done():
             waiting.future.set_exception(self._lost(op_id, waiting, what))
-            waiting.future.exception()  # looked at once here, else asyncio complains of those that nobody awaits
+            waiting.future.exception()  # looked at once here, else asyncio complains of those that are never awaited
 
     def _lost(self, op_id: int, waiting: _Pending, what: str) -> KvError:
         if waiting.is_write and op_id <= self._sent_up_to:

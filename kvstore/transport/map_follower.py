@@ -5,7 +5,7 @@ Promises: while the controller is away the last map stays in force; nothing is r
 when it goes and one when it is back. One that has not answered yet since this process began is being started beside
 it, as a rule: that is said only when it takes long. When the controller's process is another one, the shard announces
 itself again at once, and until then all goes on with the last addresses.
-Leaves to others: what a new map means to whoever follows it.
+Leaves to others: what a new map means to its follower.
 """
 
 from __future__ import annotations

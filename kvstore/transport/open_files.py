@@ -2,7 +2,7 @@
 
 Owns: the part of them that is kept for everything else: listening, channels to shards, files, answers of refusal.
 Promises: a client beyond the bound is answered (503), because there is a descriptor for that answer, too; without the
-bound its connection would be reset, and channels to shards that restart could not be opened again.
+bound its connection would be reset, and channels to shards that restart could not be reopened.
 Leaves to others: raising the limit of the system (`kvstore.process`), counting connections (`http`).
 """
 

@@ -176,7 +176,7 @@ class EtcdConditions(Conditions):
 
     def cas_counter(self, key: str) -> Request:
         width = len(base64.b64encode(bytes(COUNTER_DIGITS))) + 2
-        return self._txn(key, _slot(width), [])  # who loses reads the key anew, as with every system
+        return self._txn(key, _slot(width), [])  # who loses reads the key again, as with every system
 
     @staticmethod
     def _txn(key: str, value: str, failure: list[object]) -> Request:

@@ -65,7 +65,7 @@ async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
 
 
 async def ask(url: str, request: Request) -> Answer:
-    """One request on a connection of its own. Raises OSError when nobody listens."""
+    """One request on a connection of its own. Raises OSError when no client listens."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:

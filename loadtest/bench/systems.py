@@ -224,7 +224,7 @@ class BareSystem(System):
 
 
 async def _wait_for_port(port: int) -> None:
-    """Until somebody listens there. Raises RuntimeError."""
+    """Until a client listens there. Raises RuntimeError."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
@@ -232,7 +232,7 @@ async def _wait_for_port(port: int) -> None:
             writer.close()
             return
         await asyncio.sleep(_READY_POLL_S)
-    raise RuntimeError(f"nobody listens on port {port}")
+    raise RuntimeError(f"no client listens on port {port}")
 
 
 def output(*command: str) -> str:

@@ -78,7 +78,7 @@ def in_one_store(owners: Sequence[str], rng: random.Random) -> list[list[int]]:
 
 
 def zipf(owners: Sequence[str], rng: random.Random) -> list[list[int]]:
-    """Key number k (from 1) with a likelihood in proportion to k**-ZIPF_THETA; one that is there is drawn anew."""
+    """Key number k (from 1) with a likelihood in proportion to k**-ZIPF_THETA; one that is there is drawn again."""
     numbers = range(len(owners))
     likelihoods = list(accumulate((number + 1) ** -ZIPF_THETA for number in numbers))
 

@@ -2,7 +2,7 @@
 
 Owns: how a tree of processes is found in /proc, what it costs (CPU time, memory), and how it is ended.
 Promises: only processes that descend from one started here are ever signalled, each by its pid and start time (so
-that a pid used anew is never hit); `end` leaves none of them running.
+that a pid used again is never hit); `end` leaves none of them running.
 Leaves to others: what the processes are (loadtest/cluster.py, loadtest/bench/systems.py).
 
 Linux only: it reads /proc (proc(5)).
@@ -206,7 +206,7 @@ async def read_line(process: asyncio.subprocess.Process, prefix: str, timeout_s:
 
 
 def free_ports(number: int) -> list[int]:
-    """Port numbers of 127.0.0.1 that nobody listens on now (somebody else may take one before it is used).
+    """Port numbers of 127.0.0.1 that no client listens on now (somebody else may take one before it is used).
 
     Below the range from which the kernel numbers outgoing connections: otherwise one of those could sit on the
     port of a process that is down for a moment, or even connect to itself there, and keep it from coming back.

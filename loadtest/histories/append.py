@@ -2,7 +2,8 @@
 
 Owns: the order of appends per key, inferred from the lists that were read; what follows from it; the anomalies.
 Promises: pure. What it reports is wrong with certainty: an operation of unknown outcome may have happened or not,
-unless somebody read what it appended. It is sound, not complete: of an order that nobody has read nothing is concluded.
+unless a client read what it appended. It is sound, not complete: of an order that no client has read nothing is
+concluded.
 Leaves to others: cycles and their names (cycles), making histories (loadtest.workloads.append).
 
 The method is that of Elle (Kingsbury & Alvaro, "Elle: Inferring Isolation Anomalies from Experimental Observations",
@@ -34,7 +35,7 @@ _TAIL = 6  # values of a list that are shown
 class Kind(StrEnum):
     """What can be wrong, besides the cycles, which have their names from `cycles.LEVELS`."""
 
-    FOREIGN = "foreign value"  # nobody appended it
+    FOREIGN = "foreign value"  # no client appended it
     ABORTED_READ = "G1a"  # it was appended by a transaction that was refused
     INTERMEDIATE_READ = "G1b"  # a part of what one transaction appended to a key
     INTERNAL = "internal"  # one transaction read a key twice, differently
@@ -136,7 +137,7 @@ class _Check:
     def _look_at_value(self, key: str, value: int, reader: int) -> None:
         writer = self._writers.get((key, value))
         if writer is None:
-            self._blame(Kind.FOREIGN, key, f"{self._name(reader)} read {value} in {key}, which nobody appended")
+            self._blame(Kind.FOREIGN, key, f"{self._name(reader)} read {value} in {key}, which no client appended")
         elif self._history[writer].outcome == "refused":
             detail = (
                 f"{self._name(reader)} read {value} in {key}, and {self._name(writer)}, who appended it, was refused"
@@ -183,7 +184,7 @@ class _Check:
         self._why.setdefault(Edge(before, kind, after), (key, why))
 
     def _next_writers(self, key: str, order: Sequence[int]) -> list[int | None]:
-        """At each place: who appended what stands there (None: nobody that is known)."""
+        """At each place: who appended what stands there (None: no client that is known)."""
         return [self._writers.get((key, value)) for value in order]
 
     def _add_overwrites(self, graph: Graph, key: str, order: Sequence[int], unseen: Sequence[int]) -> None:
@@ -198,7 +199,7 @@ class _Check:
                 self._add(graph, last, WW, after, key, f"which appended to {key} behind {order[-1]}")
 
     def _unseen(self, orders: dict[str, list[int]]) -> dict[str, list[int]]:
-        """Per key: the acknowledged appenders of what nobody has read."""
+        """Per key: the acknowledged appenders of what no client has read."""
         present = {key: set(order) for key, order in orders.items()}
         found: dict[str, list[int]] = {}
         for (key, value), writer in self._writers.items():

@@ -134,7 +134,7 @@ class _Check:
                 self._blame(Kind.REFUSED, f"{_name(transfer)} was refused, and its marker is there")
         for marker, text in self._markers.items():
             if marker not in known:
-                self._blame(Kind.FOREIGN, f"nobody wrote the marker {marker} ({text!r})")
+                self._blame(Kind.FOREIGN, f"no client wrote the marker {marker} ({text!r})")
             elif text != marker_text(known[marker]):
                 detail = f"the marker of {_name(known[marker])} holds {text!r} and not {marker_text(known[marker])!r}"
                 self._blame(Kind.FOREIGN, detail)
@@ -181,7 +181,8 @@ class _Check:
                 self._blame(Kind.NEGATIVE, f"{_name(read)} has {account.balance} in account {number}")
 
     def _check_halves(self) -> None:
-        """Whoever shows what a transfer wrote to one account shows what it (or a later one) wrote to the other."""
+        """A client that shows what a transfer wrote to one account shows what it (or a later one) wrote to the
+        other."""
         wrote = {
             (number, transfer.version): (transfer, other)
             for transfer in self._done

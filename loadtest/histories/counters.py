@@ -4,8 +4,8 @@ Owns: the rules for counters that begin at 0 (absent) and are only raised.
 Promises: pure. What it reports is wrong with certainty: a raise of unknown outcome may count, at any time, once.
 Leaves to others: counters written under a lock (locks).
 
-A raise goes from `value` - 1 to `value` if nobody was faster, so a value is made by one raise only. A raise that is
-sent twice with one Idempotency-Key counts once: otherwise there is a value that nobody can have made.
+A raise goes from `value` - 1 to `value` if no client was faster, so a value is made by one raise only. A raise that is
+sent twice with one Idempotency-Key counts once: otherwise there is a value that no client can have made.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Kind(StrEnum):
     TWICE = "one value, two raises"
     TOO_FEW = "raises are missing"  # fewer than were acknowledged before
     TOO_MANY = "too many raises"  # more than can have been made until then
-    FROM_NOWHERE = "value that nobody made"
+    FROM_NOWHERE = "value that no client made"
     BACK = "went back"
 
 
@@ -72,7 +72,7 @@ class _Counter:
                 self._blame(Kind.TOO_MANY, f"{_name(read)}, and only {most} raises had begun when it ended")
 
     def _check_makers(self) -> None:
-        """Of each value up to the one that was found there is a raise that had begun. (Not if somebody raised to who
+        """Of each value up to the one that was found there is a raise that had begun. (Not if a client raised to who
         knows what.)"""
         if any(operation.value is None for operation in self._raises):
             return
@@ -87,11 +87,11 @@ class _Counter:
             shown = (operation.value or 0) - (operation.action == "raise")
             known = bisect_right(since_s, _end_s(operation)) - 1
             if shown > known:
-                detail = f"{_name(operation)}, and nobody had begun to raise it to {known + 1} when that ended"
+                detail = f"{_name(operation)}, and no client had begun to raise it to {known + 1} when that ended"
                 self._blame(Kind.FROM_NOWHERE, detail)
 
     def _check_order(self) -> None:
-        """Whoever began after somebody had ended found at least what that one left."""
+        """A client that began after a client had ended found at least what that one left."""
         told = [op for op in [*self._done, *self._reads] if op.value is not None]
         floor = Floor([(_end_s(op), op.value or 0, op) for op in told])
         for operation in [*self._reads, *self._done]:

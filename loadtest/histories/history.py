@@ -1,8 +1,9 @@
 """What clients called, when, and what came back: a history, one line of JSON for each operation.
 
 Owns: the shape of an operation, the NDJSON file, the clock.
-Promises: an operation whose outcome nobody knows stays open: it has no end, and no answer. What is written is flushed
-line by line, so that a history outlives the process that wrote it; a last line that was cut is left out by `read`.
+Promises: an operation whose outcome no client knows stays open: it has no end, and no answer. What is written is
+flushed line by line, so that a history outlives the process that wrote it; a last line that was cut is left out by
+`read`.
 Leaves to others: what a history proves (append, bank).
 
 Times are seconds of this machine's monotonic clock: all clients of one history run on one machine. `begin_s` is taken

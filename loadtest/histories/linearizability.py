@@ -16,9 +16,9 @@ What makes long histories cheap here, and why nothing is lost by it:
     A set of placed operations is kept as how many of the first ones are all placed, and a mask of those beyond: it is
     as wide as the concurrency, not as the history.
     An operation that takes nothing from others (a read; `is_pure`) is placed as soon as it is allowed, with no
-    alternative: in any order that places it later it can be moved to here, and nobody notices.
+    alternative: in any order that places it later it can be moved to here, and no client notices.
     Optional operations (of unknown outcome, with no end) of one `kind` are the same to all others, and once begun they
-    stay available: so only how many of each kind are placed matters, and whoever has placed fewer can do all that
+    stay available: so only how many of each kind are placed matters, and a client that has placed fewer can do all that
     another one can.
     At an instant at which nothing is under way and whose state is the same in every order, all orders meet: what came
     before is forgotten.

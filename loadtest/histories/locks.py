@@ -1,8 +1,8 @@
 """Locks that are leases, their tokens, and what is written under them: is there one holder at a time, and the last one?
 
 Owns: the rules for leases, fencing tokens, and counters that are raised in critical sections.
-Promises: pure. What it reports is wrong with certainty: of an unknown acquire nobody knows the token, so that nobody
-can be wrong by it; an unknown release or guarded write may have been done or not.
+Promises: pure. What it reports is wrong with certainty: of an unknown acquire no client knows the token, so that no
+client can be wrong by it; an unknown release or guarded write may have been done or not.
 Leaves to others: counters without locks (counters).
 
 A lease does not end early, so its holder holds the lock for sure
@@ -13,7 +13,7 @@ A lease does not end early, so its holder holds the lock for sure
 
 It may be held longer. But once a newer token was granted, or the release was acknowledged, everything that begins
 later with the old token must be refused (Kleppmann, "How to do distributed locking", 2016: the store checks the fence).
-So in a critical section nobody else can write, and a counter that is read and then raised in it loses no update.
+So in a critical section no other client can write, and a counter that is read and then raised in it loses no update.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Kind(StrEnum):
     TWO_HOLDERS = "two holders"
     TOKEN_BACK = "token did not rise"
     TOKEN_TWICE = "token granted twice"
-    FOREIGN_TOKEN = "token that nobody was granted"
+    FOREIGN_TOKEN = "token that no client was granted"
     STALE_TOKEN = "stale token accepted"  # a newer one had been granted, or shown
     RELEASED = "accepted after the release"
     LOST_UPDATE = "lost update"  # a guarded value was acknowledged twice, or read when it was old
-    SKIPPED = "value that nobody wrote"
+    SKIPPED = "value that no client wrote"
     TOO_FEW = "guarded writes are missing"  # a read shows less than was acknowledged before
 
 
@@ -99,7 +99,7 @@ class _Lock:
                 self._blame(Kind.TOKEN_BACK, f"{detail} {known[0]}")
 
     def _check_holders(self) -> None:
-        """No two hold it, and nobody is granted it from begin to end of somebody else's hold."""
+        """No two hold it, and no client is granted it from begin to end of another client's hold."""
         last: _Held | None = None
         for held in sorted(self._holds(), key=lambda held: held.from_s):
             is_sure = last is not None and (held.from_s < held.to_s or held.by.begin_s > last.from_s)
@@ -180,7 +180,7 @@ class _GuardedKey:
         return Floor([(_end_s(write), write.value, write) for write in self._done])
 
     def _check_values_read(self) -> None:
-        """Somebody wrote what was read: also what was read by those whose own write was refused."""
+        """A client wrote what was read: also what was read by those whose own write was refused."""
         begun_s: dict[int, float] = {0: -_NEVER}
         for write in self._possible:
             begun_s[write.value] = min(write.begin_s, begun_s.get(write.value, _NEVER))
@@ -188,7 +188,7 @@ class _GuardedKey:
         found += [(read.value or 0, read) for read in self._reads]
         for value, by in found:
             if (begun_s.get(value, _NEVER) >= _end_s(by) and by.end_s is not None) or value not in begun_s:
-                detail = f"{_name(by)} had read {value}, which nobody can have written until then"
+                detail = f"{_name(by)} had read {value}, which no client can have written until then"
                 self._blame(Kind.SKIPPED, detail)
 
     def _check_reads(self) -> None:

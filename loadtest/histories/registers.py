@@ -5,15 +5,15 @@ Promises: pure. What it reports is wrong with certainty; a key whose search was 
 deletes and swaps the rules of zones alone are complete; the search decides the rest.
 Leaves to others: the search (linearizability).
 
-A key is absent before its history begins. As each value is written once, whoever shows it came after its writer: a
-write of unknown outcome whose value was seen was done, and ended at the latest when the first who saw it ended.
+A key is absent before its history begins. As each value is written once, a client that shows it came after its writer:
+a write of unknown outcome whose value was seen was done, and ended at the latest when the first who saw it ended.
 
 Zones (Gibbons & Korach, "Testing Shared Memories", 1997): of a value, those who wrote it, read it and swapped it away
 stand together; from the first end to the last begin among them the key held that value, and no other one.
 
-An unknown write (swap, delete) that nobody saw can still be the reason why somebody did not find what was before. So
+An unknown write (swap, delete) that no client saw can still be the reason why a client did not find what was before. So
 it is dropped exactly if no operation that ended after its begin profits: only a swap that was told 412 does (for a
-delete: also whoever saw that there was no such key). Between it and the next change stand only such operations,
+delete: also a client that saw that there was no such key). Between it and the next change stand only such operations,
 and all others may be answered the same without it. Reads of unknown outcome say nothing, refused operations did
 nothing: both are left out.
 """
@@ -36,7 +36,7 @@ _STEPS_IN_ALL = 4  # as many times the steps for one key
 
 class Kind(StrEnum):
     NOT_LINEARIZABLE = "not linearizable"
-    FOREIGN = "value from nowhere"  # nobody wrote it to this key
+    FOREIGN = "value from nowhere"  # no client wrote it to this key
     REFUSED = "refused write was done"
     EARLY = "seen before it was written"
     LOST_UPDATE = "lost update"  # two swaps were done on one value
@@ -83,12 +83,12 @@ class _Holds(NamedTuple):
     reads_left: int
 
 
-_ANY = "\0any"  # stands for all values that nobody read nor expected
+_ANY = "\0any"  # stands for all values that no client read nor expected
 ABSENT = _Holds(None, 0)
 
 
 class _RegisterModel:
-    """A register of whose values is known how often each is read, and by whom it is swapped away: as long as somebody
+    """A register of whose values is known how often each is read, and by whom it is swapped away: as long as a client
     has to see a value, nothing may overwrite it, for it never comes back. (A key that is absent may become so again.)
 
     The answers of an operation are part of it; an optional one is a change that may have been made.
@@ -128,7 +128,7 @@ class _RegisterModel:
         return True
 
     def kind(self, operation: Register) -> Hashable:
-        """Optional ones write what nobody read: only whether somebody expects it can tell them apart."""
+        """Optional ones write what no client read: only whether a client expects it can tell them apart."""
         value = None if operation.value is None else self._holding(operation.value).value
         return operation.action, value, operation.expected
 
@@ -173,7 +173,7 @@ class _Key:
             first = min(seers, key=_end_s)
             writer = self._writers.get(value)
             if writer is None:
-                self._blame(Kind.FOREIGN, f"{_name(first)} shows a value that nobody wrote")
+                self._blame(Kind.FOREIGN, f"{_name(first)} shows a value that no client wrote")
             elif writer.outcome == "refused" or not writer.met:
                 self._blame(Kind.REFUSED, f"{_name(first)} shows what {_name(writer)} was refused to write")
             elif writer.begin_s > _end_s(first):
@@ -364,7 +364,7 @@ def _needs_absence(operation: Register) -> bool:
 def _window(stuck: Stuck[Register, _Holds]) -> str:
     """The smallest window: where every order ends, and with what."""
     value, reads_left = stuck.state
-    holds = "absent" if value is None else "at a value that nobody read" if value == _ANY else f"at {value!r}"
+    holds = "absent" if value is None else "at a value that no client read" if value == _ANY else f"at {value!r}"
     still = f" (which {reads_left} reads are still to show)" if reads_left else ""
     last = f", the last of them: {', then '.join(map(_name, stuck.last))}" if stuck.last else ""
     left = "".join(f"\n    {_name(operation)}" for operation in stuck.left)

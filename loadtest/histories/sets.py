@@ -32,7 +32,7 @@ class Kind(StrEnum):
     LOST = "lost"  # it was there, nothing can have removed it, and it is not shown
     RESURRECTED = "resurrected"  # it was gone, and shows again
     REFUSED = "refused add was done"
-    FOREIGN = "foreign element"  # nobody added it
+    FOREIGN = "foreign element"  # no client added it
     EARLY = "listed before it was added"
     TWICE = "listed twice"
     ORDER = "order of the listing"  # it does not ascend
@@ -91,13 +91,13 @@ class _Set:
                 break
 
     def _was_added(self, element: str, places: set[int]) -> bool:
-        """Whoever shows it shows something that somebody had begun to add."""
+        """A client that shows it shows something that a client had begun to add."""
         add = self.adds.get(element)
         if not places:
             return add is not None and add.outcome != "refused"
         first = min((self.listings[place] for place in places), key=_end_s)
         if add is None:
-            self._blame(Kind.FOREIGN, f"{_name(first)} has {element}, which nobody added")
+            self._blame(Kind.FOREIGN, f"{_name(first)} has {element}, which no client added")
         elif add.outcome == "refused":
             self._blame(Kind.REFUSED, f"{_name(first)} has {element}, and {_name(add)} was refused")
         elif add.begin_s > _end_s(first):

@@ -1,7 +1,7 @@
 """The verdict on a history: each of its parts before the checker that knows it.
 
 Owns: which operations go to which checker, what was checked, what could not be concluded.
-Promises: pure, but for the clock that says how long it took. Operations that nobody judges do not exist.
+Promises: pure, but for the clock that says how long it took. Operations that no client judges do not exist.
 Leaves to others: the rules (the checkers of this folder), files and words (`__main__`).
 
 A bank opens with whole balances by the client "opening" and closes with whole balances and the markers by "closing".

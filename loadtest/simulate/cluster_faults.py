@@ -30,7 +30,7 @@ NEMESES: dict[str, tuple[str, ...]] = {
     "disk": ("sync fails", "slow disk", "disk full", "flip a bit"),
     "clock": ("wall clock jumps",),
     "store": ("map store away",),
-    "change": ("add a shard", "remove a shard", "weigh a shard", "plan anew", "cancel the moves", "leave behind"),
+    "change": ("add a shard", "remove a shard", "weigh a shard", "plan again", "cancel the moves", "leave behind"),
 }
 _WEIGHTS = {
     "kill at a failpoint": 4, "reset": 2, "wall clock jumps": 2, "add a shard": 2, "remove a shard": 2,
@@ -76,7 +76,7 @@ class Nemesis:
             "slow link": self._slow_link, "sync fails": self._fail_sync, "slow disk": self._slow_disk,
             "disk full": self._fill, "flip a bit": self._flip, "wall clock jumps": self._jump,
             "map store away": self._take_store_away, "add a shard": self._add, "remove a shard": self._remove,
-            "weigh a shard": self._weigh, "plan anew": self._plan, "leave behind": self._leave_behind,
+            "weigh a shard": self._weigh, "plan again": self._plan, "leave behind": self._leave_behind,
             "messages come twice": self._double,
             "cancel the moves": self._cancel,
         }  # fmt: skip

@@ -40,7 +40,7 @@ class SimulatedEnvironment(Environment):
         self._waited_s = 0.0
 
     def reboot(self) -> None:
-        """The machine's clock begins anew."""
+        """The machine's clock begins again."""
         self.boot = self.random_hex(6)
         self._begin_s = self._rng.uniform(0, 1e6)
 

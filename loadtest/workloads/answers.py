@@ -24,7 +24,7 @@ _DONE = frozenset({304, 404, 412})  # besides all below 300
 
 
 def outcome_of(status: int) -> Outcome:
-    """Whether a call with this status was done, refused, or nobody knows."""
+    """Whether a call with this status was done, refused, or no client knows."""
     if status in _DONE or 200 <= status < 300:
         return "done"
     return "refused" if status in REFUSED or 400 <= status < 500 else "unknown"

@@ -2,7 +2,7 @@
 
 Owns: what a client does to them, and how each answer enters the history.
 Promises: every value is appended once in a whole history, on the versions that were read. A list that has grown to
-LIST_MAX values is left alone: whoever sees it goes on to its successor.
+LIST_MAX values is left alone: a client that sees it goes on to its successor.
 Leaves to others: whether the history can be (loadtest.histories.append).
 """
 

@@ -1,7 +1,7 @@
 """Keys that expire: read by many around their last moment, and swapped just then by the one that wrote them.
 
 Owns: what a client does to them, and how it enters the history: as registers, each with one deletion of its own that
-nobody asked for.
+no client asked for.
 Promises: a key is used once. Its deletion begins when its time to live is over, at the earliest, and may come at any
 time after that; a swap that was done ends its time to live.
 Leaves to others: whether the history can be (loadtest.histories.registers).

@@ -59,7 +59,8 @@ class Zipfian:
 class Keys:
     """The keys of a run as one process knows them: `count` loaded ones, and those that it has inserted since.
 
-    `name` is for numbers below `count`; `fresh` makes one that nobody else has, `insert` tells that it is there now.
+    `name` is for numbers below `count`; `fresh` makes one that no other client has, `insert` tells that it is there
+    now.
     """
 
     def __init__(self, prefix: str, count: int, process: int = 0) -> None:

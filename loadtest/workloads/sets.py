@@ -32,7 +32,7 @@ class Sets:
             return
         if self._own and rng.random() < len(self._own) / _OWN_MAX:
             name, element = self._own.popleft()
-            # 404 is a failure: the store has said that it is there, and nobody else removes it
+            # 404 is a failure: the store has said that it is there, and no other client removes it
             call = Call("set remove", "DELETE", f"/v1/kv/{name}{element}", expected=frozenset({204}))
             reply = yield from self._place.write(call)
             self._note(name, element, "remove", reply)

@@ -106,7 +106,7 @@ class Ycsb:
 
 
 def value_of(key: str, rng: random.Random) -> bytes:
-    """100 bytes that nobody can guess and that name their key."""
+    """100 bytes that no client can guess and that name their key."""
     return f"{key} {rng.randbytes(VALUE_BYTES).hex()}".encode()[:VALUE_BYTES]
 
 

@@ -236,7 +236,7 @@ def test_a_write_to_a_key_that_somebody_has_locked_is_refused_at_once_with_its_h
     refused = asyncio.run(while_held())
     assert answers_with_423(shell) == before + 1  # it is not asked again
     assert refused.returncode == 1
-    assert b"somebody else" in refused.stderr
+    assert b"another client" in refused.stderr
     assert refused.stderr.count(b"\n") == 1
 
 
@@ -439,7 +439,7 @@ def test_a_changed_file_is_imported_from_its_beginning(shell: Shell, tmp_path: P
     file.write_text(json.dumps({"key": f"{shell.prefix}a", "value": "new"}) + "\n")
     run = shell.run("import", str(file))
     assert run.returncode == 0
-    assert b"the source has changed: beginning anew" in run.stderr
+    assert b"the source has changed: beginning again" in run.stderr
     assert shell.stored() == {"a": b"new"}
 
 

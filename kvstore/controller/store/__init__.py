@@ -41,7 +41,7 @@ class MapStore(Protocol):
         """Replace the document if its revision is still `revision`: one atomic step, then durable.
 
         Returns the new, higher revision, or None if another swap came first: then nothing was changed. Of any
-        number of swaps from the same revision, whoever makes them, exactly one succeeds.
+        number of swaps from the same revision, by any number of processes, exactly one succeeds.
 
         If it raises (`Unavailable`, or CancelledError to a caller that was cancelled), the swap may have
         happened or not: read again to know. It is never half done.

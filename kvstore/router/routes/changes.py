@@ -110,7 +110,7 @@ def decode_change_id(raw: str, limits: Limits) -> str:
 # --- documents --------------------------------------------------------------------------------------------------------
 
 Moved = Annotated[int | None, about("Estimated; null if a shard is down.", minimum=0)]
-Pause = Annotated[float, about("For how long nobody answered for a group of partitions, in milliseconds.", minimum=0)]
+Pause = Annotated[float, about("For how long no shard answered for a group of partitions, in milliseconds.", minimum=0)]
 
 
 class NewShard(Struct, forbid_unknown_fields=True):
@@ -198,7 +198,7 @@ class MoveUnderWay(Struct, rename={"source": "from"}):
         str,
         about(
             "`queued`: not begun; `waiting`: for a shard that is down, or after a try that failed, as `detail` says; "
-            "`fence`: nobody answers for these partitions; `unknown`: the controller does not answer.",
+            "`fence`: no shard answers for these partitions; `unknown`: the controller does not answer.",
             enum=["queued", "waiting", "copy", "tail", "fence", "done", "failed", "unknown"],
         ),
     ]
@@ -366,7 +366,7 @@ CHANGE_ROUTES = (
         parameters=(
             _ID,
             _PLAN,
-            flag("lost", "Its disk is lost: its partitions are opened again, empty, by the others."),
+            flag("lost", "Its disk is lost: its partitions are reopened, empty, by the others."),
             text("confirm", ShardId, "s5"),
         ),
         body=NO_BODY,

@@ -3,8 +3,8 @@
 Owns: statuses and documents of `/v1/locks`.
 Promises: a waiter whose client goes away leaves the queue, and what was granted to it in that moment is given back,
 unless the same request waited on another connection, too. A waiter whose lock's partition changes hands goes on waiting
-at the new owner, for what is left of its time. Behind a proxy that keeps its own connection open nobody can see that a
-client has left: it says so itself, by withdrawing what it asked for with its Idempotency-Key.
+at the new owner, for what is left of its time. Behind a proxy that keeps its own connection open no process can see
+that a client has left: it says so itself, by withdrawing what it asked for with its Idempotency-Key.
 Leaves to others: who holds what and who is next (the shard's lock table).
 """
 
@@ -297,7 +297,7 @@ LOCK_ROUTES = (
         summary="Acquire the lock",
         description="While it is held, writes to the key of that name need its Lock-Token; reads go on. (Name a lock "
         "otherwise than any key if you want it only advisory.) Those who wait are served first come, first served; "
-        "whoever closes the connection waits no longer. A lease never ends early. With an Idempotency-Key: a repeated "
+        "closing the connection ends the wait. A lease never ends early. With an Idempotency-Key: a repeated "
         "request whose grant still stands renews it; 412 `lock-lost` when it is over.",
         parameters=(LOCK_NAME, IDEMPOTENCY_KEY),
         body=Body(Content(AcquireBody, example({"ttl": 30, "wait": 10, "owner": "me"}, "all fields")), required=False),

@@ -325,7 +325,7 @@ TXN_ROUTES = (
         summary="Do all of it or nothing",
         description="Over any keys; strictly serializable, with other transactions and with every call on a single "
         "key. Gets see the state before the writes. What is wrong with any part of the body refuses it whole. A key "
-        "whose lock somebody else holds: 423, nothing is written; a condition that shows the lock's token opens the "
+        "whose lock another client holds: 423, nothing is written; a condition that shows the lock's token opens the "
         "key of its name. A token that is not the holder's is a condition that does not hold. Conflicts with others "
         "are tried again for up to {txn_timeout_s:g} s, then 409. At most {body_bytes_max:,} bytes, any "
         "number of operations. Headers that speak of one key (If-Match, If-None-Match, Lock-Token) are refused (400). "

@@ -107,7 +107,7 @@ def _decode_component(raw: str) -> str:
 
 
 class HostGuard:
-    """Refuses what a web page of somebody else could send: foreign Host (DNS rebinding) and foreign Origin."""
+    """Refuses what a foreign web page could send: foreign Host (DNS rebinding) and foreign Origin."""
 
     def __init__(self, allowed_hosts: list[str], *, takes_pages: bool = True) -> None:
         """`takes_pages`: those of its own origin may call it."""

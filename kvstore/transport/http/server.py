@@ -113,7 +113,7 @@ class _Protocol(RequestHandler):
         """aiohttp's own errors (an unreadable request, an exception in a handler) as problem documents."""
         response = problem_response(_error_of(status, exc, message, self.max_line_size))
         response.keep_alive = False
-        gone = isinstance(exc, ConnectionError) and self.transport is None  # nobody is left to be answered
+        gone = isinstance(exc, ConnectionError) and self.transport is None  # no client is left to be answered
         if status >= 500 and not gone:
             self.log_exception("a request failed: %s %s", request.method, ascii(request.raw_path), exc_info=exc)
         if request.writer.output_size > len(CONTINUE):
@@ -194,4 +194,4 @@ async def start_server(server: Server, host: str, port: int, shutdown_timeout_s:
 def warn_if_exposed(listen: str, what_can_be_done: str) -> None:
     """Say so in the log when `listen` (HOST:PORT) is more than this machine's own business."""
     if not is_loopback(listen):
-        log.warning("whoever reaches %s can %s: there are no accounts yet", listen, what_can_be_done)
+        log.warning("every process that reaches %s can %s: there are no accounts yet", listen, what_can_be_done)

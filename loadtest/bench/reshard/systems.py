@@ -197,7 +197,7 @@ class KvstoreGrowing(Growing):
 
 
 class _HttpCaller:
-    """One kept connection to a router; opened anew after whatever went wrong."""
+    """One kept connection to a router; reopened after whatever went wrong."""
 
     def __init__(self, url: str) -> None:
         self._parts = urlsplit(url)

@@ -427,7 +427,7 @@ async def test_a_copy_that_may_have_missed_a_deletion_is_void(cluster: Cluster):
     move_id = cluster.plan("a")
     await cluster.spread()
     progress = await cluster.carry(move_id)
-    assert (progress.step, "begins anew" in progress.detail) == ("failed", True)
+    assert (progress.step, "begins again" in progress.detail) == ("failed", True)
 
 
 async def test_a_copy_that_differs_is_not_taken(cluster: Cluster, tmp_path: Path):
