@@ -46,7 +46,7 @@ MAP = msgspec.json.encode(cluster_map())
 async def engine_of(path: Path) -> AsyncIterator[Engine]:
     """The engine that opening gives; all is closed at the end."""
     limits = Limits(log_segment_bytes=1 << 16)
-    engine, log, lock_fd, _ = await open_files(path, "s1", PARTITIONS, limits, SYSTEM)
+    engine, log, lock_fd, *_ = await open_files(path, "s1", PARTITIONS, limits, SYSTEM)
     try:
         yield engine
     finally:

@@ -31,7 +31,7 @@ LIMITS = Limits(log_segment_bytes=1 << 16)
 
 async def open_and_close(path: Path, shard_id: str = "s1", partitions: int = PARTITIONS) -> Identity:
     """Open file and log as a store does; whose they are."""
-    engine, log, lock_fd, _ = await open_files(path, shard_id, partitions, LIMITS, SYSTEM)
+    engine, log, lock_fd, *_ = await open_files(path, shard_id, partitions, LIMITS, SYSTEM)
     await engine.close()
     log.close()
     assert lock_fd is not None
