@@ -2,7 +2,7 @@
 
 Owns: identities of operations, bounds, connecting and reconnecting, the fate of what is under way.
 Promises: see `channel`, whose other half this is. An operation reaches the store that its channel names, and no other:
-the hello names the first one, and before a message for another one goes a message that says so (`ForStore`), on the
+the hello names one of them, and before a message for another one goes a message that says so (`ForStore`), on the
 same connection and in the same order. Where one store is asked alone that costs nothing.
 Leaves to others: what the operations mean (`shard.service`), which shard to ask (`router.service`), frames (`outbox`).
 """
@@ -111,6 +111,7 @@ class NodeLink:
         self._cluster = cluster
         self._loop = asyncio.get_running_loop()
         self._channels: list[Addressee] = []
+        self._failures = 0  # in a row, to connect
         self._addressed: Addressee | None = None  # whose store the node takes the next message for
         self._pending: dict[int, _Pending] = {}
         self._sent_up_to = 0
@@ -211,18 +212,21 @@ class NodeLink:
         while True:
             try:
                 async with await self._connect() as socket:
-                    wait_s = 0.01
+                    wait_s, self._failures = 0.01, 0
                     outage.is_over()
                     await self._serve(socket)
             except msgspec.DecodeError as error:
                 log.error("shard %s sent a frame that is none: %s", self._channels[0].shard_id, error)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 outage.goes_on(error, self._loop.time())
+            self._failures += 1
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, self._limits.reconnect_wait_s_max)
 
     async def _connect(self) -> aiohttp.ClientWebSocketResponse:
-        self._addressed = first = self._channels[0]
+        # The newest first, and another one after each failure: a node refuses a hello for a store that it does not have,
+        # such as that of a shard which was at this address before it left.
+        self._addressed = first = self._channels[-1 - self._failures % len(self._channels)]
         async with asyncio.timeout(self._limits.request_timeout_s):
             return await self._session.ws_connect(
                 f"{self.url}/channel?shard={first.shard_id}&store={first.store_id}&{PARAMETER}={self._cluster.id}",

@@ -51,12 +51,13 @@ class Node:
         return handle
 
     async def channel(self, request: web.Request) -> web.StreamResponse:
+        handle = self.handle_of(request.query["store"])
+        if handle is None:
+            raise web.HTTPNotFound
         socket = web.WebSocketResponse(compress=False)
         await socket.prepare(request)
         self.sockets.append(socket)
         self.hellos.append(request.query["store"])
-        handle = self.handle_of(request.query["store"])
-        assert handle is not None
         await Connection(LIMITS).serve(socket, handle, self.handle_of)
         return socket
 
@@ -102,8 +103,24 @@ async def test_all_stores_of_a_node_share_one_connection_and_each_gets_what_is_i
     answers = await asyncio.gather(*futures)
     assert [answer.version for answer in answers] == [STORES.index(store) for store, _ in wanted]
     assert node.keys == wanted, "in the order in which they were asked"
-    assert (len(node.sockets), node.hellos) == (1, ["one"])
+    assert (len(node.sockets), node.hellos) == (1, ["three"])
     assert [channels[store].answered for store in STORES] == [True, True, True]
+
+
+async def test_a_shard_that_was_at_the_address_before_does_not_keep_its_successor_from_being_reached(
+    node: Node,
+) -> None:
+    async with aiohttp.ClientSession() as session:
+        links = Links(LIMITS, session, ClusterSession())
+        former = Channel("s-none", node.url, LIMITS, session, "none", links=links)
+        await asyncio.sleep(0.05)  # it is refused, and goes on trying
+        successor = Channel("s-one", node.url, LIMITS, session, "one", links=links)
+        await until(lambda: successor.connected)
+        assert (await successor.request(Get(0, "k"))).status == 200
+        assert (await former.request(Get(0, "k"))).status == 503
+        assert node.keys == [("one", "k")]
+        await successor.close()
+        await former.close()
 
 
 async def test_a_store_that_is_asked_alone_is_not_named_in_any_message(
@@ -134,31 +151,31 @@ async def test_after_a_reconnection_the_stores_are_named_anew(node: Node, channe
     await channels["two"].request(Get(0, "before"))
     await node.sockets[-1].close()
     await until(lambda: len(node.sockets) == 2 and channels["one"].connected)
-    for store in ("two", "one", "three"):
+    for store in ("two", "three", "one"):
         await channels[store].request(Get(0, "after"))
-    assert node.keys == [("two", "before"), ("two", "after"), ("one", "after"), ("three", "after")]
+    assert node.keys == [("two", "before"), ("two", "after"), ("three", "after"), ("one", "after")]
 
 
 async def test_the_last_channel_ends_the_connection_and_another_one_only_what_waits_for_its_own_store(
     node: Node, channels: dict[str, Channel]
 ) -> None:
-    node.holds = {"one", "two"}
-    waits = {store: channels[store].request(Put(0, "k", b"v")) for store in ("one", "two")}
+    node.holds = {"three", "two"}
+    waits = {store: channels[store].request(Put(0, "k", b"v")) for store in ("three", "two")}
     await until(lambda: len(node.reached) == 2)
-    assert (channels["one"].ops_under_way, channels["two"].ops_under_way) == (1, 1)
-    late = channels["one"].request(Get(0, "never leaves"))
-    await channels["one"].close()
+    assert (channels["three"].ops_under_way, channels["two"].ops_under_way) == (1, 1)
+    late = channels["three"].request(Get(0, "never leaves"))
+    await channels["three"].close()
     with pytest.raises(OutcomeUnknown):
-        await waits["one"]
+        await waits["three"]
     with pytest.raises(Unavailable):
         await late
     assert (channels["two"].connected, channels["two"].ops_under_way, waits["two"].done()) == (True, 1, False)
-    assert (await channels["three"].request(Get(0, "k"))).status == 200
-    assert node.keys == [("one", "k"), ("two", "k"), ("three", "k")]
+    assert (await channels["one"].request(Get(0, "k"))).status == 200
+    assert node.keys == [("three", "k"), ("two", "k"), ("one", "k")]
     await node.sockets[-1].close()
-    await until(lambda: len(node.sockets) == 2 and channels["three"].connected)
-    assert node.hellos == ["one", "two"], "the first of those that are left"
-    for store in ("two", "three", "none"):
+    await until(lambda: len(node.sockets) == 2 and channels["one"].connected)
+    assert node.hellos == ["three", "two"], "the newest of those that are left"
+    for store in ("two", "one", "none"):
         await channels[store].close()
     await until(lambda: node.sockets[-1].closed)
 
