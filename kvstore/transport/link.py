@@ -224,8 +224,8 @@ class NodeLink:
             wait_s = min(wait_s * 2, self._limits.reconnect_wait_s_max)
 
     async def _connect(self) -> aiohttp.ClientWebSocketResponse:
-        # The newest first, and another one after each failure: a node refuses a hello for a store that it does not have,
-        # such as that of a shard which was at this address before it left.
+        # The newest first, and another one after each failure: a node refuses a hello for a store that it has not, such
+        # as that of a shard which was at this address before it left.
         self._addressed = first = self._channels[-1 - self._failures % len(self._channels)]
         async with asyncio.timeout(self._limits.request_timeout_s):
             return await self._session.ws_connect(
