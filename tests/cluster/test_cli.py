@@ -236,7 +236,7 @@ def test_a_write_to_a_key_that_somebody_has_locked_is_refused_at_once_with_its_h
     refused = asyncio.run(while_held())
     assert answers_with_423(shell) == before + 1  # it is not asked again
     assert refused.returncode == 1
-    assert b"another client" in refused.stderr
+    assert b"somebody else" in refused.stderr
     assert refused.stderr.count(b"\n") == 1
 
 

@@ -338,7 +338,7 @@ def test_a_shard_that_is_given_up_leaves_its_partitions_empty_and_open_and_all_o
         assert (unconfirmed.status, unconfirmed.json["code"]) == (409, "change-refused")
         asked = kvstore("shard", "remove", "s1", "--lost", "--url", cluster.url)  # nobody is there to type the id
         assert asked.returncode != 0
-        assert "partitions of shard s1 would be opened anew, empty" in asked.stderr
+        assert "partitions of shard s1 would be reopened, empty" in asked.stderr
         assert "0 undecided transactions" in asked.stderr
         done = kvstore("shard", "remove", "s1", "--lost", "--confirm", "s1", "--url", cluster.url)
         assert done.returncode == 0, done.stderr

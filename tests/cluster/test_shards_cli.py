@@ -206,7 +206,7 @@ def test_a_change_that_is_cancelled_ends_with_1_and_a_sentence_and_leaves_no_tra
         assert f"add s5 is cancelled. Cancelled by change {cancel['id']}: " in err
     wait_until(lambda: "shard-s5" not in pids(three), "its process has ended")
     assert shards(three).keys() == {"s1", "s2", "s3"}
-    assert not (three.data_dir / "shard-s5.db").exists()
+    wait_until(lambda: not (three.data_dir / "shard-s5.db").exists(), "its file is set aside")
 
 
 def test_a_removal_that_is_cancelled_ends_with_1(three: Cluster) -> None:

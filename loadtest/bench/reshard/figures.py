@@ -214,7 +214,7 @@ class Aim(NamedTuple):
 
 
 def aims(cells: Sequence[Cell]) -> list[Aim]:
-    """What issue 5 asks of this cluster, and what it does."""
+    """What this cluster aims at, and what it does."""
     ours = [cell for cell in cells if cell.system == "kvstore"]
     idle = [cell for cell in ours if cell.load == IDLE]
     loaded = [cell for cell in ours if cell.load != IDLE]
