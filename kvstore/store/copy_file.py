@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from threading import Lock
 
 from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.placement.cluster_map import ClusterMap
@@ -28,17 +29,19 @@ class CopyFile:
 
     def __init__(self, db: Path, identity: Identity) -> None:
         self._db = db
+        self._one_at_a_time = Lock()  # the same map may come by two ways at once, each in a thread of its own
         self.identity = identity
 
     def promise(self, term: int) -> None:
         """Agree to serve that term, durably. Raises ForeignData for one below what was promised, OSError."""
-        if term < self.identity.promised:
-            raise ForeignData(
-                f"{copy_path(self._db)} has promised term {self.identity.promised}, and the map names term {term}: it "
-                "is that of an older controller's file."
-            )
-        if term > self.identity.promised:
-            self.identity = _written(self._db, self.identity._replace(promised=term))
+        with self._one_at_a_time:
+            if term < self.identity.promised:
+                raise ForeignData(
+                    f"{copy_path(self._db)} has promised term {self.identity.promised}, and the map names term {term}: "
+                    "it is that of an older controller's file."
+                )
+            if term > self.identity.promised:
+                self.identity = _written(self._db, self.identity._replace(promised=term))
 
 
 def copy_path(db: Path) -> Path:

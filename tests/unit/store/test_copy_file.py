@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -35,6 +36,14 @@ def test_the_files_of_a_copy_are_named_by_shard_and_node() -> None:
     assert [str(path) for path in (away, copy_path(away), away.with_suffix(".lock"))] == [
         "data/shard-s1.copy-s2.db", "data/shard-s1.copy-s2.id", "data/shard-s1.copy-s2.lock",
     ]  # fmt: skip
+
+
+def test_the_same_promise_may_be_made_by_many_threads_at_once(tmp_path: Path) -> None:
+    made = make_copy(tmp_path / "shard-s1.db", STORE, "mine")
+    with ThreadPoolExecutor(8) as threads:
+        for term in range(1, 60):
+            list(threads.map(made.promise, [term] * 8))
+    assert made.identity.promised == 59
 
 
 def test_a_promise_survives_and_never_falls(tmp_path: Path) -> None:
