@@ -24,8 +24,11 @@ def accept_old(shard_id: str, confirm: str | None, url: str, as_json: bool) -> N
 
     A shard that opens with less than it had is refused: a backup was put back,
     or its log was lost. What the copy lacks was acknowledged, and is lost with
-    this; versions and fencing tokens may be given out twice. Without a
-    terminal --confirm ID is needed. Start the shard after it.
+    this; transactions that it took part in may stay done in part. Versions and
+    fencing tokens go on above all that it told of. Partitions that moved to it
+    after the copy was made open empty, or with a part of their keys: its log
+    names them when it starts. Without a terminal --confirm ID is needed. Start
+    the shard after it.
 
     \b
     Exit codes: 0 it may start; 1 not confirmed, or there is no such shard.
@@ -37,8 +40,8 @@ def accept_old(shard_id: str, confirm: str | None, url: str, as_json: bool) -> N
       kvstore shard accept-old s1 --confirm s1
     """
     complain(
-        f"kvstore: all that the copy of shard {printable(shard_id)} lacks will be lost, though it was acknowledged. "
-        "Versions and fencing tokens may be given out twice."
+        f"kvstore: all that the copy of shard {printable(shard_id)} lacks will be lost, though it was acknowledged, "
+        "and with it what moved to the shard since: its log names those partitions when it starts."
     )
     if confirm is None and sys.stdin.isatty():
         confirm = click.prompt("Type the id of the shard to go on", err=True)
@@ -48,7 +51,8 @@ def accept_old(shard_id: str, confirm: str | None, url: str, as_json: bool) -> N
 
     async def work(kv: Client) -> None:
         answer = await kv.accept_old(shard_id, shard_id)
-        line = f"{shard_id} may start; it had told of record {answer['told']} and version {answer['version']}"
+        line = f"{shard_id} may start; it had told of record {answer['told']} and version {answer['version']}, "
+        line += "above which it goes on"
         emit(as_json, answer, line)
 
     call(url, as_json, work)

@@ -19,6 +19,7 @@ import msgspec
 
 from kvstore.cli.frame import VALUE_BYTES_READ_MAX, printable
 from kvstore.operations import value_of
+from kvstore.strict_json import decode_strictly
 
 # A value at its largest, every byte of it escaped (\u0000).
 LINE_BYTES_MAX = 6 * VALUE_BYTES_READ_MAX
@@ -88,7 +89,7 @@ def _record_of_line(raw: bytes, size: int, line: int, mark: Any) -> Entry:
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return NoRecord(f"line {line}", "this is UTF-16: save the file as UTF-8", "bad-line", size, mark)
     try:
-        fields = _lines.decode(raw)
+        fields = decode_strictly(_lines, raw)
         given = {
             name: text
             for name, text in (("value", fields.value), ("value_base64", fields.value_base64))
@@ -97,7 +98,7 @@ def _record_of_line(raw: bytes, size: int, line: int, mark: Any) -> Entry:
         if len(given) != 1:
             raise ValueError("exactly one of `value` and `value_base64` is needed")
         value = value_of(given)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         return NoRecord(f"line {line}", str(error), "bad-line", size, mark)
     assert value is not None
     return Record(fields.key, value, fields.ttl, size, mark)

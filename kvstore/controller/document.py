@@ -20,6 +20,8 @@ from kvstore.errors import ControllerBehind, ForeignData, Unavailable
 from kvstore.placement.cluster_map import MAP_FORMAT
 from kvstore.placement.map_format import decode_map, format_of
 
+CLOCK_STEP = 1 << 32  # above all that was told; of which a store gives less than a part in the seconds between
+CLOCK_MAX = (1 << 53) - 2 * CLOCK_STEP  # versions stay below 2⁵³, whatever was told
 _CLUSTERS_MAX = 64
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(ClusterState).decode
@@ -117,9 +119,14 @@ class ClusterDocument:
         """Keep what a store has told of its log; returns the highest that it has told. Raises Unavailable."""
         return await self._store.tell(store_id, told)
 
-    async def forget(self, store_id: str) -> Told:
-        """The store may start with less than it has told; returns what it had. Raises Unavailable."""
-        return await self._store.forget(store_id)
+    async def accept_old(self, store_id: str) -> Told:
+        """The store may start with less than it has told, with versions above all that it gave; returns what it told.
+
+        Raises Unavailable.
+        """
+        told, state = await self._store.tell(store_id, Told()), await self.read()
+        given = min(max(told.version, told.clock_floor, state.clock), CLOCK_MAX)
+        return await self._store.forget(store_id, given + CLOCK_STEP)
 
     async def _swap(self, revision: int, document: bytes) -> bool:
         try:

@@ -16,16 +16,14 @@ from functools import partial
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.controller.document import ClusterDocument
+from kvstore.controller.document import CLOCK_MAX, CLOCK_STEP, ClusterDocument
 from kvstore.controller.membership import ClusterState
 from kvstore.controller.shards import ShardClients
 from kvstore.errors import KvError, Unavailable
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap
 
-CLOCK_STEP = 1 << 32  # above all that was told; of which a store gives less than a part in the seconds between
 _TOLD_STEP = 1 << 30
-_CLOCK_MAX = (1 << 53) - 2 * CLOCK_STEP  # versions stay below 2⁵³, whatever was told
 _RETRY_S = 0.1
 _log = logging.getLogger(__name__)
 
@@ -43,7 +41,7 @@ class Reopener:
 
     def tell(self, clock: int) -> None:
         """A store has given or seen versions up to that one."""
-        if self._told < clock <= _CLOCK_MAX:
+        if self._told < clock <= CLOCK_MAX:
             self._told = clock
             self._news.set()
 

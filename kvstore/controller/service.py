@@ -172,7 +172,7 @@ class ClusterService:
             raise NotFound(f"there is no shard {shard_id}.", next_step="`kvstore shard list` shows them.")
         if confirm != shard_id:
             raise ChangeRefused(f"confirm must be {shard_id!r}, because all that the older copy lacks is lost.")
-        told = await self._document.forget(shard.store_id)
+        told = await self._document.accept_old(shard.store_id)
         _log.warning("shard %s may start with an older copy; it had told of record %d", shard_id, told.number)
         change = self._new_change("accept-old", shard_id)
         change = changes.done(change, change.began_ms, f"It had told of record {told.number}.")

@@ -41,3 +41,19 @@ def encode(bits: int, partitions: int) -> bytes:
 def decode(encoded: bytes) -> int:
     """The set that has travelled."""
     return int.from_bytes(encoded, "little")
+
+
+def runs(partitions: Iterable[int]) -> list[list[int]]:
+    """[first, count] of each run of successive numbers."""
+    found: list[list[int]] = []
+    for partition in sorted(partitions):
+        if found and partition == found[-1][0] + found[-1][1]:
+            found[-1][1] += 1
+        else:
+            found.append([partition, 1])
+    return found
+
+
+def as_text(partitions: Iterable[int]) -> str:
+    """The numbers in order, for people; those between the first and the last of a run left out."""
+    return ", ".join(f"{first}-{first + count - 1}" if count > 1 else str(first) for first, count in runs(partitions))

@@ -7,7 +7,7 @@ Leaves to others: asking the shards and the pace (`events`), what changed (`feed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from kvstore.metrics import Histogram, ShardStats
+from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import VIRTUAL_NODES_PER_WEIGHT, ShardWeight, virtual_nodes
 from kvstore.router.rates import percentile_ms
@@ -44,7 +45,9 @@ def map_document(cluster_map: ClusterMap) -> dict[str, Any]:
         "members": [{"id": s.id, "weight": s.weight, "state": s.state} for s in shards],
         "owners": [[owner, len(list(run))] for owner, run in groupby(cluster_map.owners)],
         "virtual_nodes": [[point >> 32, index[shard]] for point, shard in points],
-        "moves": [{"from": m.source, "to": m.to, "partitions": runs(m.partitions)} for m in cluster_map.moves],
+        "moves": [
+            {"from": m.source, "to": m.to, "partitions": partition_set.runs(m.partitions)} for m in cluster_map.moves
+        ],
         "lost": lost_documents(cluster_map),
     }
 
@@ -63,17 +66,6 @@ def _points(weights: tuple[ShardWeight, ...]) -> list[tuple[int, str]]:
     if sum(each.weight for each in weights) * VIRTUAL_NODES_PER_WEIGHT > VIRTUAL_NODES_MAX:
         return []
     return virtual_nodes(weights)
-
-
-def runs(partitions: Iterable[int]) -> list[list[int]]:
-    """[first, count] of each run of successive numbers."""
-    found: list[list[int]] = []
-    for partition in sorted(partitions):
-        if found and partition == found[-1][0] + found[-1][1]:
-            found[-1][1] += 1
-        else:
-            found.append([partition, 1])
-    return found
 
 
 def shard_documents(

@@ -24,6 +24,7 @@ from kvstore.addresses import address_text, advertised, advertised_host, listen_
 from kvstore.config import ClusterConfig
 from kvstore.errors import ForeignData, NoSuchRoute
 from kvstore.metrics import exposition, shard_families
+from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.shard.hellos import Hellos, SessionFile
 from kvstore.shard.hosted import HostedStore, Surroundings, open_copies, open_hosted
@@ -102,6 +103,8 @@ class ShardApp:
         facts = {**ids, "cluster_id": identity.cluster_id, "partitions": len(store.served.generations)}
         if not self._home.told.is_verified:
             facts["unverified"] = True  # the controller has not confirmed that this is no older copy
+        if missing := store.partitions.missing:
+            facts["missing"] = partition_set.as_text(missing)  # no move has brought them, or not surely all of them
         return web.json_response({"status": "alive", "shard": self._home.shard_id, **facts})
 
     async def _map(self, request: web.Request) -> web.Response:

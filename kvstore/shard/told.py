@@ -5,7 +5,8 @@ orderly stop.
 Promises: a store opened unverified follows no newer map before the controller has confirmed its number, and a move is
 told done only when the controller has the number of its last record: so no older copy of the files can come to own
 what it never received. A store that has told of more than it has now (an older copy of its files, or a lost log) does
-not serve: it is refused at the opening or, if the controller could not be asked then, as soon as it can.
+not serve: it is refused at the opening or, if the controller could not be asked then, as soon as it can. Where a
+person has accepted that, its versions go on above all that it gave.
 Leaves to others: what is kept (the controller), what the log itself proves (`storage.recovery`).
 
 The controller is no part of any write: while it is away, a store opens after `told_timeout_s` and serves, unverified.
@@ -21,6 +22,7 @@ import aiohttp
 from kvstore.config import Limits
 from kvstore.errors import StoreBehind
 from kvstore.storage.engine import TryLater
+from kvstore.store.opening import ToldBefore
 from kvstore.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -36,8 +38,8 @@ class ToldNumbers:
         self._told = 0
         self.is_verified = False
 
-    async def at_opening(self, store_id: str) -> int:
-        """The number that the store has told; 0 if the controller cannot be asked in time."""
+    async def at_opening(self, store_id: str) -> ToldBefore:
+        """What the store has told; zeros if the controller cannot be asked in time."""
         loop, pause_s = asyncio.get_running_loop(), self._limits.told_timeout_s / 10
         ends_at = loop.time() + self._limits.told_timeout_s
         while (left_s := ends_at - loop.time()) > 0:
@@ -47,7 +49,7 @@ class ToldNumbers:
                 return told
             await asyncio.sleep(pause_s)
         log.warning("the controller cannot be asked how far this store had come: it serves unverified")
-        return 0
+        return ToldBefore()
 
     async def run(self, store: Store) -> None:
         """Tell for ever. Raises StoreBehind."""
@@ -63,8 +65,10 @@ class ToldNumbers:
         told = await self._tell(store.identity.store_id, number, store.clock.version, self._limits.told_timeout_s)
         if told is None:
             return
-        if told > store.durable:
-            raise behind(store.durable, told)
+        if told.number > store.durable:
+            raise behind(store.durable, told.number)
+        if told.clock_floor > store.clock.version:  # the controller was away at the opening of an accepted older copy
+            await store.pipeline.step(lambda batch: batch.changes.see(told.clock_floor), urgent=True)
         self.is_verified, self._told = True, number
 
     async def confirm(self, store: Store) -> None:
@@ -74,13 +78,16 @@ class ToldNumbers:
         if not self.is_verified or self._told < number:
             raise TryLater("the controller does not take the number of the log's last record", retry_after_ms=1000)
 
-    async def _tell(self, store_id: str, number: int, version: int, timeout_s: float) -> int | None:
+    async def _tell(self, store_id: str, number: int, version: int, timeout_s: float) -> ToldBefore | None:
         """The highest that the store has told; None if the controller does not answer in that time."""
         body = {"store_id": store_id, "number": number, "version": version}
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with self._session.post(self._url, json=body, timeout=timeout) as answer:
-                return int((await answer.json(content_type=None))["number"]) if answer.status == 200 else None
+                if answer.status != 200:
+                    return None
+                told = await answer.json(content_type=None)
+                return ToldBefore(int(told["number"]), int(told.get("clock_floor", 0)))
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
             return None
 

@@ -36,13 +36,22 @@ from kvstore.storage.segments import BEGINNING, Entry
 from kvstore.storage.sqlite import SqliteEngine
 from kvstore.store.copy_file import CopyFile, make_copy, open_copy
 
-ToldNumber = Callable[[str], Awaitable[int]]
+
+class ToldBefore(NamedTuple):
+    """`number`: of a record that the store has told to be durable. `clock_floor`: above that version it goes on."""
+
+    number: int = 0
+    clock_floor: int = 0
+
+
+ToldNumber = Callable[[str], Awaitable[ToldBefore]]
 
 
 class Opened(NamedTuple):
     """`lock_fd` is held until the store is closed; None where nothing but this process can reach the files.
 
     `is_examined`: the file was found to be whole, or is new. `copy_file`: which copy this is; None for one in memory.
+    `clock_floor`: if the version clock is below it, the files are an older copy that was accepted.
     """
 
     engine: Engine
@@ -50,6 +59,7 @@ class Opened(NamedTuple):
     lock_fd: int | None
     is_examined: bool = True
     copy_file: CopyFile | None = None
+    clock_floor: int = 0
 
 
 def store_path(data_dir: Path, shard_id: str, node_id: str) -> Path:
@@ -58,9 +68,9 @@ def store_path(data_dir: Path, shard_id: str, node_id: str) -> Path:
     return data_dir / f"shard-{shard_id}{copy}.db"
 
 
-async def untold(store_id: str) -> int:
+async def untold(store_id: str) -> ToldBefore:
     """Of a store that tells no controller how far it has come."""
-    return 0
+    return ToldBefore()
 
 
 async def open_files(
@@ -73,7 +83,7 @@ async def open_files(
 ) -> Opened:
     """Open or make the store whose file is `path`.
 
-    `told` is asked for the number of a record that the store with that id has told to be durable.
+    `told` is asked what the store with that id has told before.
 
     Raises ForeignData, DataInUse, StoreBehind, DataCorrupt, LogDamaged, ConfigError, OSError.
     """
@@ -81,8 +91,8 @@ async def open_files(
     lock_fd = lock(path)
     try:
         found, store_id = await environment.in_thread(partial(_found, path))
-        number = await told(store_id) if store_id else 0
-        open_log = partial(_open_log, path, shard_id, partitions, limits, environment, found, number)
+        before = await told(store_id) if store_id else ToldBefore()
+        open_log = partial(_open_log, path, shard_id, partitions, limits, environment, found, before.number)
         log, entries = await environment.in_thread(open_log)
         try:
             engine = await SqliteEngine.open(path, shard_id, partitions, limits.wal_bytes_max)
@@ -104,7 +114,7 @@ async def open_files(
     except BaseException:
         os.close(lock_fd)
         raise
-    return Opened(engine, log, lock_fd, bool(entries), copy_file)
+    return Opened(engine, log, lock_fd, bool(entries), copy_file, before.clock_floor)
 
 
 def _open_copy(path: Path, engine: Engine, is_new: bool, environment: Environment) -> CopyFile:

@@ -31,6 +31,7 @@ from collections.abc import Set
 import msgspec
 
 from kvstore.errors import Conflict
+from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.protocol import Frozen
@@ -47,9 +48,14 @@ log = logging.getLogger(__name__)
 
 
 class Partitions:
-    """`cluster_map` None: the store has none yet, and owns nothing."""
+    """`cluster_map` None: the store has none yet, and owns nothing. `is_older_copy`: an accepted one was opened.
 
-    def __init__(self, shard_id: str, tables: Tables, pipeline: Pipeline, applier: Applier) -> None:
+    `missing`: partitions that were adopted though no move has brought them to these files, or not surely all of them.
+    """
+
+    def __init__(
+        self, shard_id: str, tables: Tables, pipeline: Pipeline, applier: Applier, is_older_copy: bool = False
+    ) -> None:
         self.shard_id = shard_id
         self.cluster_map: ClusterMap | None = None
         self.view = View()
@@ -59,6 +65,8 @@ class Partitions:
         self._one_step = asyncio.Lock()
         self._orphaned: set[int] = set()
         self._orphans_found = asyncio.Event()
+        self._is_older_copy = is_older_copy
+        self.missing: frozenset[int] = frozenset()
 
     # --- the map ------------------------------------------------------------------------------------------------------
 
@@ -90,9 +98,24 @@ class Partitions:
                 self._adopt(batch, cluster_map, view, rows, counted)
 
             await self._pipeline.step(adopt, urgent=True)
+            self._note_missing(before, view.owned - opened)
             # Rows of a move that ended may have come just now, and be in the file only later.
             self._note_orphans(await self._tables.engine.occupied() | before.coming)
             return True
+
+    def _note_missing(self, before: View, owned: Set[int]) -> None:
+        """Say which partitions came without a move that these files have seen: what was in them is not here."""
+        self.missing &= owned
+        if not before.epoch and not self._is_older_copy:
+            return  # a new store: its first partitions are empty
+        came = owned - before.owned
+        if missing := came if self._is_older_copy else came - before.coming:
+            self.missing |= missing
+            log.warning(
+                "the partitions %s came after this copy of the files was made: they open empty, or with a part of "
+                "their keys",
+                partition_set.as_text(missing),
+            )
 
     async def _prepare(self, before: View, view: View, opened: Set[int]) -> tuple[list[Row], Digest]:
         """What the file has in memory for partitions that arrive; keys and bytes by which the counts change.

@@ -60,8 +60,11 @@ class Store:
         environment: Environment,
         on_fatal: OnFatal,
     ) -> None:
-        engine, log, self._lock_fd, is_examined, self._copy_file = opened
+        engine, log, self._lock_fd, is_examined, self._copy_file, clock_floor = opened
         clock, (_, _, shard_id, partitions) = engine.applied.clock, engine.identity
+        is_older_copy = clock.version < clock_floor
+        # Nothing was given from above the floor yet. The next record makes it durable, before anything is.
+        clock = clock._replace(version=max(clock.version, clock_floor))
         locks: Locks = LockTable(environment.random_hex(8), limits.lock_waiters_max)
         self.tables = tables = Tables(
             environment,
@@ -81,7 +84,7 @@ class Store:
         self.recovery_due = asyncio.Event()
         self.applier = Applier(tables)
         self.pipeline = Pipeline(tables, self.applier, self._publish)
-        self.partitions = Partitions(shard_id, tables, self.pipeline, self.applier)
+        self.partitions = Partitions(shard_id, tables, self.pipeline, self.applier, is_older_copy)
         self.migration = Migration(tables, self.pipeline, self.applier, self.partitions)
         self.reads = Reads(tables, self.pipeline, self.recovery_due)
         self.maintenance = Maintenance(tables, self.pipeline, self.applier)

@@ -24,6 +24,7 @@ class Register:
     def __init__(self) -> None:
         self.stored = Stored(0, None)
         self.told: dict[str, Told] = {}
+        self.clock_floors: dict[str, int] = {}
         self.kept: dict[str, bytes] = {}
         self.away = False
 
@@ -64,13 +65,14 @@ class SimulatedMapStore:
     async def tell(self, store_id: str, told: Told) -> Told:
         await self._travel()
         before = self._register.told.get(store_id, Told())
-        kept = Told(max(before.number, told.number), max(before.version, told.version))
+        kept = Told(max(before.number, told.number), max(before.version, told.version), self._floor(store_id))
         self._register.told[store_id] = kept
         await self._travel()
         return kept
 
-    async def forget(self, store_id: str) -> Told:
+    async def forget(self, store_id: str, clock_floor: int = 0) -> Told:
         await self._travel()
+        self._register.clock_floors[store_id] = max(self._floor(store_id), clock_floor)
         return self._register.told.pop(store_id, Told())
 
     async def keep(self, name: str, document: bytes) -> None:
@@ -80,6 +82,9 @@ class SimulatedMapStore:
 
     async def close(self) -> None:
         return None
+
+    def _floor(self, store_id: str) -> int:
+        return self._register.clock_floors.get(store_id, 0)
 
     async def _travel(self, *, may_arrive: bool = False) -> None:
         """Raises Unavailable, when the store is away; a swap may arrive all the same."""

@@ -40,7 +40,7 @@ from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import Identity, TryLater
 from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
 from kvstore.storage.replay import replay
-from kvstore.store.opening import Opened
+from kvstore.store.opening import Opened, ToldBefore
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
 from kvstore.transport.map_follower import MapFollower
@@ -268,6 +268,7 @@ class ShardServer(Server):
     async def _open(self, process: Process, told: ToldNumbers) -> Store:
         size = self.limits.log_segment_bytes
         entries: list[Entry] = []
+        before = ToldBefore()
         if self.engine is None:
             identity = Identity(self.environment.random_hex(16), None, self.name, PARTITIONS)
             log = Log.create(self.disk, FOLDER, f"shard-{self.name}", identity.store_id, BEGINNING, size)
@@ -275,9 +276,9 @@ class ShardServer(Server):
             self.engine.fail = self._before_application
         else:
             identity, position = self.engine.identity, self.engine.applied.position
-            number = await told.at_opening(identity.store_id)
+            before = await told.at_opening(identity.store_id)
             log, entries = Log.open(
-                self.disk, FOLDER, f"shard-{self.name}", identity.store_id, position, number, segment_bytes=size
+                self.disk, FOLDER, f"shard-{self.name}", identity.store_id, position, before.number, segment_bytes=size
             )
         self.engine.environment = self.environment
         await replay(self.engine, entries)
@@ -286,7 +287,8 @@ class ShardServer(Server):
             self.end(process, error)
             raise Killed from error
 
-        return await Store.serve(Opened(self.engine, log, None), self.limits, on_fatal, self.environment)
+        opened = Opened(self.engine, log, None, clock_floor=before.clock_floor)
+        return await Store.serve(opened, self.limits, on_fatal, self.environment)
 
     def may_end_by(self, error: BaseException) -> bool:
         is_full = isinstance(error, TryLater) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)

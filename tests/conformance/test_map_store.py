@@ -212,6 +212,18 @@ async def test_a_store_that_was_forgotten_begins_anew(store: MapStore) -> None:
     assert await store.tell("a", Told(2, 2)) == Told(2, 2)
 
 
+async def test_a_clock_floor_is_told_from_then_on_and_never_lowered(store: MapStore, reopen: Open) -> None:
+    await store.tell("a", Told(5, 50))
+    await store.forget("a", 900)
+    assert await store.tell("b", Told()) == Told()
+    assert await store.tell("a", Told()) == Told(0, 0, 900)
+    again = await reopen()
+    assert await again.tell("a", Told(7, 901)) == Told(7, 901, 900)
+    assert await again.forget("a", 800) == Told(7, 901, 900)
+    assert (await again.tell("a", Told(1, 1))).clock_floor == 900
+    assert (await again.tell("b", Told())).clock_floor == 0
+
+
 async def test_telling_wakes_no_watcher_of_the_document(store: MapStore) -> None:
     watcher = asyncio.create_task(store.watch(0))
     await store.tell("a", Told(5, 50))

@@ -75,6 +75,7 @@ def test_an_empty_value_is_a_value() -> None:
         b'{"key":1,"value":"v"}',
         b'{"value":"v"}',
         b'{"key":"k","value":"v","tll":5}',
+        b'{"key":"k","value":"v","value":"w"}',
         b'{"key":"k","value":"v","ttl":0}',
         b'{"key":"k","value":"v","ttl":"5"}',
         b'{"key":"k","value":"v"} {"key":"l","value":"w"}',

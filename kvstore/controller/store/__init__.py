@@ -24,10 +24,14 @@ class Stored(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a store has told: the number of its last durable record, and its version clock. Zeros: nothing yet."""
+    """What a store has told: the number of its last durable record, and its version clock. Zeros: nothing yet.
+
+    `clock_floor`: the store may open with less than it told, and then goes on above that version.
+    """
 
     number: int = 0
     version: int = 0
+    clock_floor: int = 0
 
 
 class MapStore(Protocol):
@@ -58,11 +62,15 @@ class MapStore(Protocol):
         ...
 
     async def tell(self, store_id: str, told: Told) -> Told:
-        """Keep the higher of each number for that store, durably; returns what is kept now. Raises Unavailable."""
+        """Keep the higher number and version for that store, durably; returns what is kept now. Raises Unavailable."""
         ...
 
-    async def forget(self, store_id: str) -> Told:
-        """That store may start with less than it has told; returns what was kept. Raises Unavailable."""
+    async def forget(self, store_id: str, clock_floor: int = 0) -> Told:
+        """That store may start with less than it has told, with versions above the floor, which is never lowered.
+
+        Returns what was kept. If it raises (`Unavailable`), the floor may be kept, and the number not forgotten; the
+        number is never forgotten without the floor.
+        """
         ...
 
     async def keep(self, name: str, document: bytes) -> None:

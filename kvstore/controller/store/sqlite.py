@@ -36,9 +36,15 @@ _CREATE = (
 )
 _CREATE_TOLD = """CREATE TABLE IF NOT EXISTS told
     (store_id TEXT PRIMARY KEY, number INTEGER NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID"""
-_TELL = """INSERT INTO told VALUES (?, ?, ?) ON CONFLICT (store_id) DO UPDATE SET
-    number = max(number, excluded.number), version = max(version, excluded.version) RETURNING number, version"""
-_FORGET = "DELETE FROM told WHERE store_id = ? RETURNING number, version"
+_CREATE_FLOORS = """CREATE TABLE IF NOT EXISTS clock_floors
+    (store_id TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"""
+_FLOOR = "coalesce((SELECT version FROM clock_floors WHERE clock_floors.store_id = told.store_id), 0)"
+_TELL = f"""INSERT INTO told VALUES (?, ?, ?) ON CONFLICT (store_id) DO UPDATE SET
+    number = max(number, excluded.number), version = max(version, excluded.version)
+    RETURNING number, version, {_FLOOR}"""
+_RAISE_FLOOR = """INSERT INTO clock_floors VALUES (?, ?) ON CONFLICT (store_id) DO UPDATE SET
+    version = max(version, excluded.version)"""
+_FORGET = f"DELETE FROM told WHERE store_id = ? RETURNING number, version, {_FLOOR}"
 _SWAP = "UPDATE state SET revision = revision + 1, document = ? WHERE id = 1 AND revision = ? RETURNING revision"
 
 
@@ -73,7 +79,8 @@ async def _prepare(connection: aiosqlite.Connection, path: Path) -> None:
     found = await _number(connection, "PRAGMA user_version")
     if found != FORMAT:
         raise ForeignData(f"{path} has format {found}; this version of kvstore knows format {FORMAT}.")
-    await connection.execute_fetchall(_CREATE_TOLD)  # files of earlier programs lack it
+    await connection.execute_fetchall(_CREATE_TOLD)  # files of earlier programs lack both
+    await connection.execute_fetchall(_CREATE_FLOORS)
     await connection.execute_fetchall("COMMIT")
     await connection.execute_fetchall("PRAGMA journal_mode = WAL")
     await connection.execute_fetchall("PRAGMA synchronous = FULL")
@@ -122,8 +129,10 @@ class SqliteMapStore:
         (row,) = await self._execute(_TELL, (store_id, told.number, told.version))
         return Told(*row)
 
-    async def forget(self, store_id: str) -> Told:
+    async def forget(self, store_id: str, clock_floor: int = 0) -> Told:
         self._refuse_if_closed()
+        if clock_floor:
+            await self._execute(_RAISE_FLOOR, (store_id, clock_floor))
         rows = await self._execute(_FORGET, (store_id,))
         return Told(*rows[0]) if rows else Told()
 

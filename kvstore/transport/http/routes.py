@@ -30,6 +30,7 @@ from kvstore.errors import (
     PreconditionFailed,
     ValueTooLarge,
 )
+from kvstore.strict_json import decode_strictly
 from kvstore.transport.bodies import BodyReader
 from kvstore.transport.http.requests import Head, HostGuard, decode_query, read_head
 from kvstore.transport.http.responses import JSON, Response, StreamedResponse, problem_response
@@ -291,7 +292,7 @@ class RouteTable:
 def decode_body(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
     """The document that a body is. Raises BadBody."""
     try:
-        return decoder.decode(raw)
+        return decode_strictly(decoder, raw)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise BadBody(f"the body is not as documented: {error}.") from None
 

@@ -414,6 +414,19 @@ async def test_every_call_that_changes_the_cluster_names_its_change(cluster: Clu
     assert {change["state"] for change in listed["items"]} == {"done"}
 
 
+async def test_what_is_told_after_accept_old_names_a_floor_above_every_version(cluster: Cluster) -> None:
+    _, cluster_map = await cluster.call("GET", "/v1/map")
+    told = {"store_id": cluster_map["shards"][0]["store_id"], "number": 7, "version": 41}
+    assert (await cluster.call("POST", "/v1/told", told))[1] == {"number": 7, "version": 41, "clock_floor": 0}
+    assert (await cluster.call("POST", "/v1/shards/s1/accept-old", {"confirm": "s2"}))[0] == 409
+    status, answer = await cluster.call("POST", "/v1/shards/s1/accept-old", {"confirm": "s1"})
+    assert (status, answer["told"], answer["version"]) == (202, 7, 41)
+    again = told | {"number": 0, "version": 0}
+    assert (await cluster.call("POST", "/v1/told", again))[1] == {"number": 0, "version": 0, "clock_floor": 41 + 2**32}
+    await cluster.call("POST", "/v1/shards/s1/accept-old", {"confirm": "s1"})
+    assert (await cluster.call("POST", "/v1/told", again))[1]["clock_floor"] == 41 + 2 * 2**32
+
+
 async def test_the_contrary_supersedes_and_a_cancel_cancels(cluster: Cluster) -> None:
     cluster.far["s3"].gates["copy"].clear()
     added = await location(cluster, "POST", "/v1/shards", {"id": "s3", "url": cluster.far["s3"].url})

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from kvstore.controller import membership
-from kvstore.controller.lost import CLOCK_STEP, Reopener
+from kvstore.controller.document import CLOCK_STEP
+from kvstore.controller.lost import Reopener
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers
 from kvstore.controller.store import MapStore
 from kvstore.controller.store.sqlite import open_sqlite

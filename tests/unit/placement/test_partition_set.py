@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore.placement.partition_set import all_of, decode, encode, from_flags, to_flags
+from kvstore.placement.partition_set import all_of, as_text, decode, encode, from_flags, runs, to_flags
 
 counts = st.sampled_from([64, 128, 4096])
 
@@ -30,3 +30,10 @@ def test_the_bytes_are_as_the_protocol_says() -> None:
 def test_all_are_all() -> None:
     assert to_flags(all_of(64), 64) == [True] * 64
     assert to_flags(1 << 64 | 1, 64) == [True] + [False] * 63, "there are no more than that"
+
+
+def test_partitions_are_told_as_runs() -> None:
+    assert runs([5, 1, 2, 3, 9, 10]) == [[1, 3], [5, 1], [9, 2]]
+    assert as_text([5, 1, 2, 3, 9, 10]) == "1-3, 5, 9-10"
+    assert runs([]) == []
+    assert as_text([]) == ""

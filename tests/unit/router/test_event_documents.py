@@ -13,7 +13,6 @@ from kvstore.router.event_documents import (
     locks_document,
     locks_identity,
     map_document,
-    runs,
     shard_documents,
     transactions_document,
     transactions_identity,
@@ -48,8 +47,6 @@ def test_the_owners_of_a_map_come_back_from_their_runs() -> None:
 
 
 def test_partitions_are_told_as_runs() -> None:
-    assert runs([5, 1, 2, 3, 9, 10]) == [[1, 3], [5, 1], [9, 2]]
-    assert runs([]) == []
     move = Move(id="m", source="s1", to="s2", partitions=[7, 8])
     moving = map_of(MEMBERS, cluster_id="c", epoch=2, partitions=64, owners=MAP.owners, moves=[move])
     assert map_document(moving)["moves"] == [{"from": "s1", "to": "s2", "partitions": [[7, 2]]}]

@@ -15,10 +15,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from kvstore.config import Limits
+from kvstore.controller.document import CLOCK_STEP, ClusterDocument
 from kvstore.controller.store import Told
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import LogDamaged, StoreBehind
-from kvstore.placement.cluster_map import ClusterMap, Primary
+from kvstore.placement.cluster_map import ClusterMap, Move, Primary, at_home, map_of
 from kvstore.protocol import Progress, Receive
 from kvstore.shard.service import ShardService
 from kvstore.shard.told import ToldNumbers
@@ -120,6 +121,79 @@ async def test_an_older_copy_that_was_accepted_opens(path: Path, numbers: ToldNu
     store = await open_store(old, numbers)
     await numbers.tell(store)
     assert (await Hands(store).get("newer")).status == 404
+    await store.close()
+
+
+async def accept(old: Path, controller: Controller) -> Told:
+    """As `accept-old` does; what was told until then."""
+    async with opened(old) as hands:
+        store_id = hands.store.identity.store_id
+    return await ClusterDocument(controller.store, 10).accept_old(store_id)
+
+
+async def test_an_older_copy_that_was_accepted_gives_no_version_that_was_given_before(
+    path: Path, numbers: ToldNumbers, controller: Controller
+) -> None:
+    old, _ = await old_copy(path, numbers)
+    told = await accept(old, controller)
+    store = await open_store(old, numbers)
+    version = (await Hands(store).put("other", b"value")).version
+    assert version > told.version + CLOCK_STEP
+    await store.close()
+    store = await open_store(old, numbers)
+    assert (await Hands(store).put("other", b"value")).version == version + 1
+    await store.close()
+
+
+async def test_an_older_copy_that_opened_while_the_controller_was_away_goes_on_above_before_it_is_confirmed(
+    path: Path, numbers: ToldNumbers, controller: Controller
+) -> None:
+    old, _ = await old_copy(path, numbers)
+    told = await accept(old, controller)
+    numbers.is_verified = False
+    controller.is_away = True
+    store = await open_store(old, numbers)
+    controller.is_away = False
+    await numbers.tell(store)
+    assert numbers.is_verified
+    assert (await Hands(store).put("other", b"value")).version > told.version + CLOCK_STEP
+    await store.close()
+
+
+def shared(epoch: int, owners: list[int], *moves: Move) -> ClusterMap:
+    """A map of two shards."""
+    members = [at_home(name, f"http://{name}", name) for name in ("s1", "s2")]
+    return map_of(members, cluster_id="c", epoch=epoch, partitions=PARTITIONS, owners=owners, moves=list(moves))
+
+
+async def test_partitions_that_came_after_the_older_copy_was_made_are_named(
+    path: Path, numbers: ToldNumbers, controller: Controller, caplog: pytest.LogCaptureFixture
+) -> None:
+    half, whole = shared(1, [p % 2 for p in range(PARTITIONS)]), shared(9, [0] * PARTITIONS)
+    store = await Store.open(path, FAST, "s1", PARTITIONS, end, told=numbers.at_opening)
+    await store.partitions.adopt(half)
+    assert not store.partitions.missing, "the first partitions of a new store are empty"
+    await store.close()
+    store = await Store.open(path, FAST, "s1", PARTITIONS, end, told=numbers.at_opening)
+    await store.partitions.adopt(whole)
+    assert store.partitions.missing == frozenset(range(1, PARTITIONS, 2))
+    assert f"the partitions {', '.join(map(str, range(1, PARTITIONS, 2)))} came after this copy" in caplog.text
+    await store.partitions.adopt(shared(10, half.owners))
+    assert not store.partitions.missing
+    await store.close()
+
+
+async def test_what_an_older_copy_had_half_received_is_named_too(
+    path: Path, numbers: ToldNumbers, controller: Controller
+) -> None:
+    old, _ = await old_copy(path, numbers)
+    await accept(old, controller)
+    move = Move(id="m", source="s2", to="s1", partitions=[3, 4])
+    owners = [1 if partition in move.partitions else 0 for partition in range(PARTITIONS)]
+    store = await Store.open(old, FAST, "s1", PARTITIONS, end, told=numbers.at_opening)
+    await store.partitions.adopt(shared(9, owners, move))
+    await store.partitions.adopt(shared(10, [0] * PARTITIONS))
+    assert store.partitions.missing == {3, 4}
     await store.close()
 
 

@@ -160,6 +160,11 @@ async def test_a_body_of_another_form_is_refused(body: bytes) -> None:
         await call("POST", "/things/a/order", body)
 
 
+async def test_a_body_that_names_a_member_twice_is_refused_by_the_members_name() -> None:
+    with pytest.raises(BadBody, match="an object has the member 'count' 2 times; send it once"):
+        await call("POST", "/things/a/order", b'{"count":1,"count":2}')
+
+
 async def test_a_body_that_is_not_taken_is_refused() -> None:
     assert (await call("DELETE", "/things", b"\r\n")).status == 204
     with pytest.raises(BadBody):

@@ -1,0 +1,38 @@
+"""JSON that programs and people send, decoded so that nothing in it is passed over.
+
+Owns: what `msgspec` lets through: an object that names a member twice, at any depth.
+Promises: a document that is decoded says each thing once.
+Leaves to others: what a document's members are (its type), how a refusal is told.
+
+RFC 8259 leaves open what a doubled member means, and parsers differ: the last counts, or the first, or both. A proxy
+that checked the first of two values would let pass what is then done with the last.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from json.decoder import JSONDecoder
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+_NAME_LENGTH_MAX = 100  # of a name in an error
+
+
+def decode_strictly(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
+    """The document that `raw` is. Raises msgspec.DecodeError, UnicodeError, RecursionError."""
+    document = decoder.decode(raw)
+    _members.decode(raw.decode())
+    return document
+
+
+def _refuse_doubled(members: list[tuple[str, Any]]) -> None:
+    if len(dict(members)) == len(members):
+        return
+    name, times = Counter(name for name, _ in members).most_common(1)[0]
+    raise msgspec.DecodeError(f"an object has the member {name[:_NAME_LENGTH_MAX]!a} {times} times; send it once")
+
+
+_members = JSONDecoder(object_pairs_hook=_refuse_doubled, parse_int=float)  # int() refuses numbers of many digits
