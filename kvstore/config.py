@@ -111,6 +111,13 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     move_fence_timeout_s: float = 2.0
     move_busy_share: float = 0.25
 
+    # copies of a shard, and who takes over from a node that is silent
+    failover_after_s: float = 2.0
+    lease_s: float = 1.5
+    replica_timeout_s: float = 0.8
+    disk_stall_s: float = 2.0
+    down_out_s: float = 600.0
+
     # the controller and the launcher
     changes_kept_max: int = 100
     map_poll_s: float = 10.0
@@ -306,11 +313,22 @@ def _check(reader: _Reader, config: ClusterConfig) -> None:
         if not 1 <= shard.weight <= WEIGHT_MAX:
             raise reader.error(f"shards[{i}].weight", f"must be 1 to {WEIGHT_MAX}; 1 is the usual weight")
     for name, limit in msgspec.structs.asdict(config.limits).items():
-        if not (limit > 0 and math.isfinite(limit)):
+        if not math.isfinite(limit) or limit < 0 or (limit == 0 and name not in _MAY_BE_0):
             sentence = f"must be above 0 and finite, not {limit}; leave it out for the default"
             raise reader.error(f"limits.{name}", sentence)
+    _check_times(reader, config.limits)
     _check_sizes(reader, config.limits)
     _check_processes(reader, config)
+
+
+_MAY_BE_0 = ("down_out_s",)  # never
+
+
+def _check_times(reader: _Reader, limits: Limits) -> None:
+    for name in ("lease_s", "replica_timeout_s"):
+        if getattr(limits, name) >= limits.failover_after_s:
+            sentence = f"must be below limits.failover_after_s, {limits.failover_after_s:g}; lower it, or raise that"
+            raise reader.error(f"limits.{name}", sentence)
 
 
 _HAS_TO_FIT = (  # one such thing, and where it has to go through: else it would be refused for ever as "too many"

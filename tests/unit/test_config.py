@@ -159,6 +159,12 @@ def test_the_shipped_file_comments_every_key() -> None:
             "14: limits.body_bytes_in_flight_max (4194304) has no room for body_bytes_max (16777216); raise it to",
         ),
         ("map_poll_s: 3", "map_poll_s: -1.5", "14: limits.map_poll_s must be above 0"),
+        (
+            "map_poll_s: 3",
+            "map_poll_s: 3\n  lease_s: 2.0",
+            "15: limits.lease_s must be below limits.failover_after_s, 2",
+        ),
+        ("map_poll_s: 3", "map_poll_s: 3\n  down_out_s: -1", "15: limits.down_out_s must be above 0"),
         ("map_poll_s: 3", "map_poll_s: .inf", "14: limits.map_poll_s must be above 0 and finite"),
         ("map_poll_s: 3", "map_poll_s: .nan", "14: limits.map_poll_s must be above 0 and finite"),
         ('  - {id: "0", listen: 127.0.0.1:8080}', "  []", "5: routers is empty; list at least one"),

@@ -1,0 +1,123 @@
+"""What a node tells the controller of its copies, and what the controller answers: `POST /v1/nodes/{id}/beat`.
+
+Owns: the form of both, and how often a node tells.
+Promises: pure data. Requests are those that stand when the beat is sent: one that is missing in the next beat is taken
+back. An answer is no map: a node changes roles only by the map that it follows.
+Leaves to others: what the controller makes of it (`failover`), what a node does when told to make or drop a copy.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from kvstore.placement.cluster_map import ClusterMap
+
+Role = Literal["primary", "opening", "copy", "filling"]
+
+
+class Echo(msgspec.Struct, frozen=True, kw_only=True):
+    """The last answer that a node has had: which controller process gave it, and the number of the beat."""
+
+    start: str = ""
+    beat: int = 0
+
+
+class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One copy of a store on the node. `term` and `number`: the end of its log, which is on disk.
+
+    `needs_term`: the map names it primary, in a term that is not above `promised`. `silent_s`: since it has heard its
+    primary; a copy that has not heard it in its process's life counts from its start. `given_back`: the term whose
+    lease it has given back for a planned change, 0 for none. Of a primary, by copy id: `behind`, how many records each
+    copy lacks; `snapshots`, the rows sent and the rows there are, of each snapshot that is under way.
+    """
+
+    shard: str
+    store_id: str
+    copy_id: str
+    role: Role
+    promised: int = 0
+    term: int = 0
+    number: int = 0
+    serves: bool = False
+    needs_term: bool = False
+    silent_s: float = 0.0
+    given_back: int = 0
+    behind: dict[str, int] = {}
+    snapshots: dict[str, tuple[int, int]] = {}
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of a configuration that a primary asks for, as `configuration.Request` has it."""
+
+    kind: Literal["in-sync", "out"]
+    shard: str
+    term: int
+    primary: str
+    copy_id: str
+    joined: int
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a node tells. `start`: a random id of its process; `epoch`: of the map that it follows.
+
+    `clock`: the highest version that any of its stores has given or seen.
+    """
+
+    node: str
+    start: str
+    cluster_id: str
+    epoch: int
+    clock: int = 0
+    echo: Echo = Echo()
+    copies: list[CopyReport] = []
+    requests: list[Asked] = []
+
+
+class Make(msgspec.Struct, frozen=True, kw_only=True):
+    """Make an empty copy of that shard's store, and report its id; one that is there is left as it is."""
+
+    shard: str
+    store_id: str
+    partitions: int
+
+
+class Drop(msgspec.Struct, frozen=True, kw_only=True):
+    """Set aside the copy of that id, which no map will name any more."""
+
+    shard: str
+    copy_id: str
+
+
+class GiveBack(msgspec.Struct, frozen=True, kw_only=True):
+    """Give back the lease of that term, once the copy on that node has all, so that it becomes the primary."""
+
+    shard: str
+    term: int
+    to: str
+    copy_id: str
+
+
+class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the controller answers. `start`: the id of its process; `beat`: the number to be echoed; `epoch`: its map's.
+
+    Orders are repeated in every answer until the node's reports or the map show that they were carried out.
+    """
+
+    start: str
+    beat: int
+    epoch: int
+    make: list[Make] = []
+    drop: list[Drop] = []
+    give_back: list[GiveBack] = []
+
+
+def beats(cluster_map: ClusterMap) -> bool:
+    """Whether nodes that follow this map beat at all: not while every store has one copy and is to have one."""
+    return cluster_map.replicas > 1 or any(shard.replicas for shard in cluster_map.shards)
+
+
+def beat_every_s(failover_after_s: float) -> float:
+    """How often a node beats; it does so at once when a role or a request changes."""
+    return failover_after_s / 8
