@@ -82,6 +82,7 @@ class RouterService:
         self._cluster = cluster
         self.cluster_map: ClusterMap | None = None
         self.channels: dict[str, Channel] = {}
+        self._successors: dict[str, Channel] = {}  # which lead where the next map says, until that is taken over
         self._limits = limits
         self._session = session
         self._links = Links(limits, session, self._cluster)
@@ -103,31 +104,39 @@ class RouterService:
     def follow(self, cluster_map: ClusterMap) -> None:
         """Take over a newer map: open channels to new members and addresses, let go those to old ones.
 
-        Where a new member owns partitions already, it is taken over as soon as that one is connected, in a second at
-        the latest: until then the old owners are asked, who say 421.
+        Where a partition has an owner that is not connected yet, it is taken over as soon as that one is, in a second
+        at the latest: until then the old owners are asked, who say 421.
         """
         self._open_channels(cluster_map)
         self._next_map = cluster_map
-        channels = [self.channels[shard.id] for shard in self._new_owners(cluster_map)]
+        channels = self._new_owners(cluster_map)
         if all(channel.connected for channel in channels):
             self._take_over(cluster_map)
         else:
             self._spawn(self._take_over_when_connected(cluster_map, channels))
 
     def _open_channels(self, cluster_map: ClusterMap) -> None:
+        """One for each shard; where the present one leads elsewhere its successor is opened beside it."""
         for shard in cluster_map.shards:
-            if shard.id not in self.channels:
-                url = cluster_map.url_of(shard)
-                self.channels[shard.id] = Channel(
-                    shard.id, url, self._limits, self._session, shard.store_id, self._cluster, self._links
-                )
+            reached = cluster_map.url_of(shard), shard.store_id
+            present, successor = self.channels.get(shard.id), self._successors.get(shard.id)
+            if present is None:
+                self.channels[shard.id] = self._channel(shard.id, *reached)
+            elif _leads(present) != reached and (successor is None or _leads(successor) != reached):
+                if successor is not None:
+                    self._spawn(successor.close())  # nothing was asked there yet
+                self._successors[shard.id] = self._channel(shard.id, *reached)
 
-    def _new_owners(self, cluster_map: ClusterMap) -> list[Shard]:
-        """Shards of that map that own something, and are not in the present one."""
-        present = self.cluster_map
-        if present is None:
+    def _channel(self, shard_id: str, url: str, store_id: str) -> Channel:
+        return Channel(shard_id, url, self._limits, self._session, store_id, self._cluster, self._links)
+
+    def _new_owners(self, cluster_map: ClusterMap) -> list[Channel]:
+        """The channels by which partitions are reached in that map, and were not in the present one."""
+        if self.cluster_map is None or self._partitions != cluster_map.partitions:
             return []
-        return [s for s in cluster_map.shards if present.shard(s.id) is None and cluster_map.owned_by(s.id)]
+        of_shard = [self._successors.get(shard.id, self.channels[shard.id]) for shard in cluster_map.shards]
+        owners = zip(self._owners, cluster_map.owners, strict=True)
+        return list(dict.fromkeys(of_shard[new] for old, new in owners if of_shard[new] is not old))
 
     async def _take_over_when_connected(self, cluster_map: ClusterMap, channels: list[Channel]) -> None:
         deadline_s = asyncio.get_running_loop().time() + _CONNECT_WAIT_S
@@ -140,10 +149,13 @@ class RouterService:
 
     def _take_over(self, cluster_map: ClusterMap) -> None:
         reached = {shard.id: (cluster_map.url_of(shard), shard.store_id) for shard in cluster_map.shards}
-        for shard_id, channel in list(self.channels.items()):
-            if reached.get(shard_id) != (channel.url, channel.store_id):
-                del self.channels[shard_id]
+        for shard_id, channel in [*self.channels.items(), *self._successors.items()]:
+            if reached.get(shard_id) != _leads(channel):
+                of_old = self.channels if self.channels.get(shard_id) is channel else self._successors
+                del of_old[shard_id]
                 self._spawn(self._let_go(channel))
+        self.channels |= self._successors
+        self._successors.clear()
         self._open_channels(cluster_map)
         of_shard = [self.channels[shard.id] for shard in cluster_map.shards]
         for channel in of_shard:
@@ -182,7 +194,7 @@ class RouterService:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await asyncio.gather(*(channel.close() for channel in self.channels.values()))
+        await asyncio.gather(*(each.close() for each in [*self.channels.values(), *self._successors.values()]))
 
     def _note_floor(self, floor: int) -> None:
         """A store's floor of attempts: stamps (microseconds of Unix time) of decisions that are long gone."""
@@ -458,6 +470,11 @@ class RouterService:
             "copies": owner.nodes[1:],
             **facts,
         }
+
+
+def _leads(channel: Channel) -> tuple[str, str]:
+    """Where that channel leads: to the store of that id, at that address."""
+    return channel.url, channel.store_id
 
 
 def _nodes(cluster_map: ClusterMap, answering: Set[str]) -> list[dict[str, Any]]:

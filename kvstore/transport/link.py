@@ -10,6 +10,7 @@ Leaves to others: what the operations mean (`shard.service`), which shard to ask
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 from typing import Any, NamedTuple, Protocol
@@ -37,6 +38,7 @@ from kvstore.transport.sessions import ADOPT, IS_STRANGER, PARAMETER, ClusterSes
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 0.25
+_FIRST_PAUSE_S = 0.01
 _OUTAGE_TOLD_S = 5.0  # of a shard, in the log; shorter ones belong to every restart
 _GET_BYTES = 64
 _MEAN_SHIFT = 3  # each value counts for an eighth of the mean
@@ -112,6 +114,7 @@ class NodeLink:
         self._loop = asyncio.get_running_loop()
         self._channels: list[Addressee] = []
         self._failures = 0  # in a row, to connect
+        self._try_now = asyncio.Event()
         self._addressed: Addressee | None = None  # whose store the node takes the next message for
         self._pending: dict[int, _Pending] = {}
         self._sent_up_to = 0
@@ -122,8 +125,9 @@ class NodeLink:
         self._socket: aiohttp.ClientWebSocketResponse | None = None
 
     def attach(self, channel: Addressee) -> None:
-        """One more store is asked by this link."""
+        """One more store is asked by this link. If it is not connected, it tries again at once."""
         self._channels.append(channel)
+        self._try_now.set()
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._stay_connected()), asyncio.create_task(self._sweep())]
 
@@ -207,12 +211,13 @@ class NodeLink:
         await asyncio.sleep(0.001)
 
     async def _stay_connected(self) -> None:
-        wait_s = 0.01
+        wait_s = _FIRST_PAUSE_S
         outage = _Outage(self._channels[0].shard_id, self.url)
         while True:
+            self._try_now.clear()
             try:
                 async with await self._connect() as socket:
-                    wait_s, self._failures = 0.01, 0
+                    wait_s, self._failures = _FIRST_PAUSE_S, 0
                     outage.is_over()
                     await self._serve(socket)
             except msgspec.DecodeError as error:
@@ -220,8 +225,16 @@ class NodeLink:
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 outage.goes_on(error, self._loop.time())
             self._failures += 1
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 2, self._limits.reconnect_wait_s_max)
+            wait_s = await self._pause(wait_s)
+
+    async def _pause(self, wait_s: float) -> float:
+        """Wait before the next try to connect, unless there is news of the node; how long to wait after that one."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._try_now.wait()
+                self._failures = 0
+                return _FIRST_PAUSE_S
+        return min(wait_s * 2, self._limits.reconnect_wait_s_max)
 
     async def _connect(self) -> aiohttp.ClientWebSocketResponse:
         # The newest first, and another one after each failure: a node refuses a hello for a store that it has not, such

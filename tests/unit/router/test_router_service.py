@@ -265,6 +265,41 @@ async def test_a_new_member_that_cannot_be_reached_is_not_waited_for_for_long(
             await asyncio.sleep(0.005)
 
 
+async def test_a_member_that_owned_nothing_and_is_not_connected_yet_is_waited_for_once_it_owns_something(
+    service: RouterService,
+) -> None:
+    """Else a small share, copied before the router has reached the new shard, would answer 503 for a moment."""
+    with mock.patch.object(FakeChannel, "is_connected_at_first", False):
+        service.follow(make_map(2, lambda partition: partition % 2, "s1", "s2", "s3"))
+        service.follow(make_map(3, lambda _: 2, "s1", "s2", "s3"))
+    assert service.cluster_map is not None
+    await asyncio.sleep(0.02)
+    assert service.cluster_map.epoch == 2
+    service.channels["s3"].connected = True
+    async with asyncio.timeout(60):
+        while service.cluster_map.epoch != 3:
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.usefixtures("no_lingering")
+async def test_a_member_at_another_address_is_asked_at_the_old_one_until_the_new_one_is_connected(
+    service: RouterService,
+) -> None:
+    before: Any = service.channels["s1"]
+    with mock.patch.object(FakeChannel, "is_connected_at_first", False):
+        for epoch, url in ((2, "http://elsewhere"), (3, "http://still-elsewhere"), (4, "http://still-elsewhere")):
+            service.follow(make_map(epoch, lambda _: 0, "s1", "s2", urls={"s1": url}))
+    assert service.channels["s1"] is before
+    (successor,) = service._successors.values()
+    successor.connected = True  # type: ignore[misc]
+    async with asyncio.timeout(60):
+        while service.channels["s1"] is before:
+            await asyncio.sleep(0.005)
+    assert service.channels["s1"] is successor
+    assert successor.url == "http://still-elsewhere"
+    await closed(before)
+
+
 async def test_a_new_member_that_owns_nothing_yet_is_not_waited_for(service: RouterService) -> None:
     with mock.patch.object(FakeChannel, "is_connected_at_first", False):
         service.follow(make_map(2, lambda partition: partition % 2, "s1", "s2", "s3"))

@@ -38,6 +38,7 @@ class Node:
         self.sockets: list[web.WebSocketResponse] = []
         self.hellos: list[str] = []
         self.holds: set[str] = set()
+        self.refused = 0
 
     def handle_of(self, store_id: str) -> Handle | None:
         if store_id not in STORES:
@@ -53,6 +54,7 @@ class Node:
     async def channel(self, request: web.Request) -> web.StreamResponse:
         handle = self.handle_of(request.query["store"])
         if handle is None:
+            self.refused += 1
             raise web.HTTPNotFound
         socket = web.WebSocketResponse(compress=False)
         await socket.prepare(request)
@@ -119,6 +121,21 @@ async def test_a_shard_that_was_at_the_address_before_does_not_keep_its_successo
         assert (await successor.request(Get(0, "k"))).status == 200
         assert (await former.request(Get(0, "k"))).status == 503
         assert node.keys == [("one", "k")]
+        await successor.close()
+        await former.close()
+
+
+async def test_a_new_channel_to_an_address_that_was_tried_in_vain_is_not_kept_waiting(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvstore.transport.link._FIRST_PAUSE_S", 1000.0)
+    async with aiohttp.ClientSession() as session:
+        links = Links(LIMITS, session, ClusterSession())
+        former = Channel("s-none", node.url, LIMITS, session, "none", links=links)
+        await until(lambda: node.refused)
+        await asyncio.sleep(0.05)  # it pauses
+        successor = Channel("s-one", node.url, LIMITS, session, "one", links=links)
+        await until(lambda: successor.connected)
         await successor.close()
         await former.close()
 
