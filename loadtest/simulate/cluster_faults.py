@@ -38,6 +38,7 @@ _WEIGHTS = {
 }  # fmt: skip
 _PAUSE_S = 0.9  # between two faults, in the mean
 _SYNC_S = 0.0001
+_LOOK_S, _LOOKS = 0.02, 50
 
 
 class Fault(NamedTuple):
@@ -189,11 +190,12 @@ class Nemesis:
         links = [(one, other) for other in others] + [(other, one) for other in others]
         await self._cut_links(rng, links)
 
-    async def _cut_links(self, rng: random.Random, links: list[tuple[str, str]]) -> None:
+    async def _cut_links(self, rng: random.Random, links: list[tuple[str, str]], seconds: float = 0.0) -> None:
+        """For so long; if that is 0, for a while."""
         network = self._cluster.network
         for link in links:
             network.cut_link(link)
-        await asyncio.sleep(rng.choice((0.1, 1.0, 6.0)) * rng.random())
+        await asyncio.sleep(seconds or rng.choice((0.1, 1.0, 6.0)) * rng.random())
         reset_share = rng.choice((0.0, 0.5, 1.0))
         for link in links:
             network.heal_link(link, reset_share)
@@ -251,11 +253,14 @@ class Nemesis:
         shard.is_damaged = shard.refused = False
 
     async def _jump(self, rng: random.Random) -> None:
+        """Once, or to and fro for a while, as under a daemon that does not find the time."""
         most_ms = rng.choice((300, 3_000, 30_000))
-        for shard in list(self._cluster.shards.values()):
-            if rng.random() < 0.5:
-                shard.environment.jump_ms = rng.randrange(-most_ms, most_ms)
-        self._any(rng).environment.jump_ms = rng.randrange(-most_ms, most_ms)
+        for _ in range(rng.choice((1, 1, 3, 6))):
+            for shard in list(self._cluster.shards.values()):
+                if rng.random() < 0.5:
+                    shard.environment.jump_ms = rng.randrange(-most_ms, most_ms)
+            self._any(rng).environment.jump_ms = rng.randrange(-most_ms, most_ms)
+            await asyncio.sleep(rng.uniform(0.1, 0.8))
 
     async def _take_store_away(self, rng: random.Random) -> None:
         register = self._cluster.controller.register
@@ -281,13 +286,26 @@ class Nemesis:
             await self._ask(lambda service: service.reweigh(name, weight))
 
     async def _leave_behind(self, rng: random.Random) -> None:
-        """While partitions move, a router and most shards do not hear of it from the controller."""
-        await self._weigh(rng)
-        await asyncio.sleep(rng.uniform(0.0, 0.3))
-        names = [rng.choice(self._cluster.routers).name]
-        names += [name for name in self._cluster.shards if rng.random() < 0.5]
+        """A router and the sources of some moves do not hear from the controller that the partitions have left."""
+        cluster_map = self._cluster.stored_map
+        if cluster_map is None:
+            return
+        shard = rng.choice(cluster_map.shards)
+        await self._ask(lambda service: service.reweigh(shard.id, 1 if shard.weight > 2 else 4))
+        sources = await self._sources()
         own = self._cluster.controller.name
-        await self._cut_links(rng, [link for name in names for link in ((own, name), (name, own))])
+        names = [rng.choice(self._cluster.routers).name, *(name for name in sources if rng.random() < 0.8)]
+        links = [link for name in names for link in ((own, name), (name, own))]
+        await self._cut_links(rng, links, rng.uniform(1.0, 6.0))
+
+    async def _sources(self) -> list[str]:
+        """Those of the moves that the map names, as soon as there are any."""
+        for _ in range(_LOOKS):
+            cluster_map = self._cluster.stored_map
+            if cluster_map is not None and cluster_map.moves:
+                return sorted({move.source for move in cluster_map.moves})
+            await asyncio.sleep(_LOOK_S)
+        return []
 
     async def _plan(self, rng: random.Random) -> None:
         await self._ask(lambda service: service.plan_anew())
