@@ -161,6 +161,25 @@ _MOVE_COUNTERS = {
 }
 
 
+class CopyStats(msgspec.Struct):
+    """What the controller counts about copies since its start."""
+
+    failovers: int = 0
+    taken_out: int = 0
+    last_failover_s: float = 0.0
+
+
+def copy_families(stats: CopyStats, copies_by_state: dict[str, float], silent_nodes: int) -> Iterator[Metric]:
+    """The metric families of copies, for the controller."""
+    yield gauge_family("kvstore_copies", "Copies beside the primaries", copies_by_state, "state")
+    yield GaugeMetricFamily("kvstore_nodes_silent", "Nodes that are held for dead", value=silent_nodes)
+    yield CounterMetricFamily("kvstore_failovers", "Copies that took over from a silent primary", value=stats.failovers)
+    text = "Copies whose primary went on without them"
+    yield CounterMetricFamily("kvstore_copies_taken_out", text, value=stats.taken_out)
+    text = "Seconds from the last sign of the primary until another one served, at the last failover"
+    yield GaugeMetricFamily("kvstore_failover_last_seconds", text, value=stats.last_failover_s)
+
+
 def move_families(stats: MoveStats, moves_by_step: dict[str, float], epoch: int) -> Iterator[Metric]:
     """The metric families of the controller."""
     yield GaugeMetricFamily("kvstore_cluster_epoch", "Epoch of the cluster map", value=epoch)

@@ -23,9 +23,10 @@ from kvstore.addresses import address_text, advertised_host, listen_address
 from kvstore.config import ClusterConfig
 from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.closer import ChangeCloser
+from kvstore.controller.copy_keeper import CopyKeeper
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.lost import Reopener
-from kvstore.controller.mover import Mover
+from kvstore.controller.mover import Mover, new_move_id
 from kvstore.controller.routes import make_table
 from kvstore.controller.service import ClusterService
 from kvstore.controller.shards import ShardClients
@@ -81,32 +82,31 @@ async def _serve(
     mover = Mover(document, shards, config.limits)
     service = ClusterService(document, config, shards)
     reopener = Reopener(document, shards, config.limits)
-    closer = ChangeCloser(document, mover, service.may_run, config.limits)
+    keeper = CopyKeeper(document, config.limits, cluster.id, service.hear, new_move_id)
+    closer = ChangeCloser(document, mover, service.may_run, config.limits, unserved=keeper.unserved)
     views = ChangeViews(service, mover, lambda: reopener.waits_for)
-    service.on_clock = reopener.tell
+    service.on_clock, service.on_announced = reopener.tell, keeper.announced
     await service.report_start()
-    table = make_table(service, mover, views, config.limits, stop, cluster.id)
+    table = make_table(service, mover, keeper, views, config.limits, stop, cluster.id)
     server = Server(_handler(table, config, cluster.id), config.limits)
     runner = None
-    moving = asyncio.create_task(mover.run())
+    working = [asyncio.create_task(each.run()) for each in (mover, reopener, closer, keeper)]
     stopping = asyncio.create_task(stop.wait())
     watching = asyncio.create_task(service.watch_if_behind())
-    reopening = asyncio.create_task(reopener.run())
-    closing = asyncio.create_task(closer.run())
     try:
         runner = await start_server(server, *listen_address(listen), _SHUTDOWN_TIMEOUT_S)
         _log.info("%s listens on %s", name, address_text(*runner.addresses[0][:2]))
         warn_if_exposed(listen, "change the cluster")
-        await asyncio.wait({moving, stopping, reopening, closing}, return_when=asyncio.FIRST_COMPLETED)
-        for working in (moving, reopening, closing):
-            if working.done():
-                working.result()  # an error of its own: the process ends, and starts again from the document
+        await asyncio.wait({stopping, *working}, return_when=asyncio.FIRST_COMPLETED)
+        for work in working:
+            if work.done():
+                work.result()  # an error of its own: the process ends, and starts again from the document
     finally:
         stop.set()  # ends the long polls
-        for task in (moving, watching, reopening, closing):
-            task.cancel()
+        for work in (*working, watching):
+            work.cancel()
         stopping.cancel()
-        await asyncio.gather(moving, stopping, watching, reopening, closing, return_exceptions=True)
+        await asyncio.gather(*working, watching, stopping, return_exceptions=True)
         if runner is not None:
             await runner.cleanup()
         await shards.close()

@@ -48,3 +48,15 @@ class NewWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The body of PATCH /v1/shards/{id}."""
 
     weight: int
+
+
+class NewReplicas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of PATCH /v1/cluster."""
+
+    replicas: int
+
+
+class NewPrimary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/shards/{id}/promote: the node whose copy is to be the primary."""
+
+    to: str

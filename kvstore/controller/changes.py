@@ -25,21 +25,26 @@ from typing import Literal
 
 import msgspec
 
-from kvstore.placement.cluster_map import ClusterMap, Move
+from kvstore.placement.cluster_map import ClusterMap, Move, Shard
 
-Kind = Literal["add", "remove", "remove-lost", "weight", "rebalance", "cancel", "accept-old", "recover"]
+Kind = Literal[
+    "add", "remove", "remove-lost", "weight", "rebalance", "cancel", "accept-old", "recover",
+    "promote", "replicas", "failover",
+]  # fmt: skip
 State = Literal["running", "done", "cancelled", "superseded"]
 
 _SUPERSEDES: Mapping[Kind, frozenset[Kind]] = {  # of the same shard
-    "remove": frozenset({"add", "weight"}),
-    "remove-lost": frozenset({"add", "weight", "remove"}),
+    "remove": frozenset({"add", "weight", "promote"}),
+    "remove-lost": frozenset({"add", "weight", "remove", "promote"}),
     "weight": frozenset({"weight"}),
+    "promote": frozenset({"promote"}),
+    "replicas": frozenset({"replicas"}),
 }
 _OVERTAKES_ALL: Container[Kind] = ("recover",)
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One change. Times are Unix time. `shard` and `weight` as they were asked for.
+    """One change. Times are Unix time. `shard`, `weight`, `replicas` and `to` (a node) as they were asked for.
 
     `partitions`, `keys`, `bytes` and `groups`: of its moves that are committed; `left`: partitions that it had planned
     and that had not moved when it ended. `keys_expected`: what it moves in all, as estimated with the last plan; None
@@ -51,6 +56,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     began_ms: int
     shard: str | None = None
     weight: int | None = None
+    to: str | None = None
+    replicas: int | None = None
     state: State = "running"
     detail: str = ""
     ended_ms: int | None = None
@@ -82,8 +89,11 @@ def find(changes: Sequence[Change], change_id: str) -> Change | None:
 
 def running_like(changes: Sequence[Change], asked: Change) -> Change | None:
     """The change under way that asks for just the same, if there is one: asking again does not begin another."""
-    goal = asked.kind, asked.shard, asked.weight
-    return next((c for c in changes if c.is_running and (c.kind, c.shard, c.weight) == goal), None)
+    return next((c for c in changes if c.is_running and _goal(c) == _goal(asked)), None)
+
+
+def _goal(change: Change) -> tuple[object, ...]:
+    return change.kind, change.shard, change.weight, change.to, change.replicas
 
 
 def joining(changes: Sequence[Change], shard_id: str) -> Change | None:
@@ -112,6 +122,11 @@ def cancelled(changes: Sequence[Change], by: str, planned: Mapping[str, int], no
 def done(change: Change, now_ms: int, detail: str = "") -> Change:
     """The change has reached its goal."""
     return msgspec.structs.replace(change, state="done", ended_ms=now_ms, detail=detail)
+
+
+def ended_early(change: Change, now_ms: int, why: str) -> Change:
+    """The change cannot reach its goal any more."""
+    return msgspec.structs.replace(change, state="cancelled", ended_ms=now_ms, detail=why)
 
 
 def with_commit(change: Change, partitions: int, keys: int, size_bytes: int, pause_ms: float) -> Change:
@@ -149,13 +164,28 @@ def is_reached(change: Change, cluster_map: ClusterMap, wanted: Collection[str])
     found = cluster_map.shard(change.shard) if change.shard is not None else None
     match change.kind:
         case "add":
-            return found is not None and found.state == "up"
+            return found is not None and found.state == "up" and _has_copies(cluster_map, found)
         case "remove" | "remove-lost":
-            return found is None and change.shard not in wanted
+            has_left = found is None and cluster_map.node(change.shard or "") is None
+            return has_left and change.shard not in wanted
+        case "promote":
+            return found is not None and found.primary.node == change.to
+        case "replicas":
+            return cluster_map.replicas == change.replicas and all(
+                _has_copies(cluster_map, shard) for shard in cluster_map.shards if shard.state != "leaving"
+            )
         case "weight":
             return not any(change.shard in (move.source, move.to) for move in cluster_map.moves)
         case _:
             return not cluster_map.moves
+
+
+def _has_copies(cluster_map: ClusterMap, shard: Shard) -> bool:
+    """It has as many copies as it is to have, and they are in sync, as are those on the node that is its home."""
+    nodes = sum(not node.given_up for node in cluster_map.nodes)
+    here = [copy for other in cluster_map.shards for copy in other.replicas if copy.node == shard.id]
+    is_in_sync = all(copy.state == "in-sync" for copy in (*shard.replicas, *here))
+    return is_in_sync and len(shard.replicas) == min(cluster_map.replicas, nodes) - 1
 
 
 def standing(moves: Sequence[Move]) -> dict[str, int]:
@@ -169,7 +199,11 @@ def standing(moves: Sequence[Move]) -> dict[str, int]:
 def named(change: Change) -> str:
     """What was asked for, in words: "remove s5", "weight s1 2", "rebalance"."""
     words: list[object] = [change.kind, *([change.shard] if change.shard else [])]
-    return " ".join(map(str, [*words, change.weight] if change.kind == "weight" else words))
+    goal: dict[str, list[object]] = {
+        "weight": [change.weight], "promote": ["to", change.to], "failover": ["to", change.to],
+        "replicas": [change.replicas],
+    }  # fmt: skip
+    return " ".join(map(str, [*words, *goal.get(change.kind, [])]))
 
 
 def _overrules(change: Change, other: Change) -> bool:

@@ -21,13 +21,15 @@ from kvstore.controller.membership import ClusterState
 from kvstore.controller.mover import Mover
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError
+from kvstore.placement.cluster_map import ClusterMap
 
 _RETRY_S = 0.05
 _log = logging.getLogger(__name__)
 
 
 class ChangeCloser:
-    """`run` it in a task of its own. `may_run`: whether the launcher may still run that shard's process."""
+    """`run` it in a task of its own. `may_run`: whether the launcher may still run that shard's process; `unserved`:
+    the shards whose primary does not answer."""
 
     def __init__(
         self,
@@ -36,11 +38,13 @@ class ChangeCloser:
         may_run: Callable[[str, int], bool],
         limits: Limits,
         environment: Environment = SYSTEM,
+        unserved: Callable[[ClusterMap], list[str]] = lambda cluster_map: [],
     ) -> None:
         self._environment = environment
         self._document = document
         self._mover = mover
         self._may_run = may_run
+        self._unserved = unserved
         self._limits = limits
 
     async def run(self) -> None:
@@ -70,7 +74,7 @@ class ChangeCloser:
         if not reached and not over:
             return False
         await self._mover.caught_up(cluster_map)
-        due = [change for change in (*reached, *over) if not self._waits(change)]
+        due = [change for change in (*reached, *over) if not self._waits(change, cluster_map)]
         if due:
             pauses = {change.id: self._mover.pauses(cluster_map, change.id) for change in due}
             now_ms, ended_max = self._environment.now_ms(), self._limits.changes_kept_max
@@ -80,8 +84,10 @@ class ChangeCloser:
                 _log.info("change %s is over: %s", change.id, changes.named(change))
         return len(due) < len(reached) + len(over)
 
-    def _waits(self, change: Change) -> bool:
+    def _waits(self, change: Change, cluster_map: ClusterMap) -> bool:
         if self._mover.record.is_open(change.id):
             return True
+        if change.is_running and change.kind == "promote":
+            return change.shard in self._unserved(cluster_map)
         is_removal = change.is_running and change.kind == "remove" and change.shard is not None
         return is_removal and self._may_run(change.shard or "", change.began_ms)

@@ -69,6 +69,7 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     `wanted`: weights by id of the shards that a launcher is to start; they are no members yet. `clock`: the highest
     version that a store has told, or nearly (see `lost`). `changes`: in the order in which they began; see `changes`.
+    `preferred`: by shard, the node on which a person wants its primary, where that is not its home.
     """
 
     announced: dict[str, Announcement] = {}
@@ -76,6 +77,7 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     wanted: dict[str, int] = {}
     clock: int = 0
     changes: list[Change] = []
+    preferred: dict[str, str] = {}
 
 
 class FirstMembers(NamedTuple):
@@ -306,7 +308,7 @@ def without(state: ClusterState, shard_id: str, plan: Plan) -> ClusterState:
     if cluster_map.shard(shard_id) is None and shard_id in state.wanted:
         wanted = {other: weight for other, weight in state.wanted.items() if other != shard_id}
         return msgspec.structs.replace(state, wanted=wanted)
-    _check_member(cluster_map, shard_id)
+    checked_shard(cluster_map, shard_id)
     refuse_while_struck(cluster_map)
     try:
         leaving = moves.with_leaving(cluster_map, shard_id)
@@ -320,7 +322,7 @@ def without(state: ClusterState, shard_id: str, plan: Plan) -> ClusterState:
 def lost(state: ClusterState, shard_id: str) -> ClusterState:
     """The shard and all that it has is given up. Raises NotFound, ChangeRefused for the last one, Unavailable."""
     cluster_map = formed_map(state)
-    _check_member(cluster_map, shard_id)
+    checked_shard(cluster_map, shard_id)
     try:
         return msgspec.structs.replace(state, map=moves.with_struck(cluster_map, shard_id))
     except ValueError:
@@ -344,7 +346,7 @@ def reweighed(state: ClusterState, shard_id: str, weight: int, plan: Plan) -> Cl
     if cluster_map.shard(shard_id) is None and shard_id in state.wanted:
         return msgspec.structs.replace(state, wanted={**state.wanted, shard_id: weight})
     refuse_while_struck(cluster_map)
-    if _check_member(cluster_map, shard_id).state == "leaving":
+    if checked_shard(cluster_map, shard_id).state == "leaving":
         raise ChangeRefused(f"shard {shard_id} is leaving: keep it by cancelling the moves, then change its weight.")
     weighed = moves.with_weight(cluster_map, shard_id, weight)
     return msgspec.structs.replace(state, map=_one_step(cluster_map, plan(weighed)))
@@ -373,7 +375,8 @@ def formed_map(state: ClusterState) -> ClusterMap:
     return state.map
 
 
-def _check_member(cluster_map: ClusterMap, shard_id: str) -> Shard:
+def checked_shard(cluster_map: ClusterMap, shard_id: str) -> Shard:
+    """The shard of that id. Raises NotFound."""
     shard = cluster_map.shard(shard_id)
     if shard is None:
         known = ", ".join(shard.id for shard in cluster_map.shards)

@@ -12,14 +12,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 
 from kvstore.config import ID_PATTERN, Limits
-from kvstore.controller.bodies import Confirmation, NewShard, NewTold, NewWeight, Recover
+from kvstore.controller.bodies import Confirmation, NewPrimary, NewReplicas, NewShard, NewTold, NewWeight, Recover
 from kvstore.controller.change_views import ChangeViews
-from kvstore.controller.membership import Announcement
+from kvstore.controller.copy_asks import with_primary, with_replicas
+from kvstore.controller.copy_keeper import CopyKeeper, check_beat
+from kvstore.controller.membership import Announcement, formed_map
 from kvstore.controller.mover import Mover
 from kvstore.controller.service import Asked, ClusterService, Replanned, Waiting
 from kvstore.controller.store import Told
@@ -35,6 +38,7 @@ from kvstore.errors import (
 )
 from kvstore.metrics import exposition, move_families
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.replication.beats import Beat, BeatAnswer
 from kvstore.transport.bodies import BodyReader
 from kvstore.transport.http.responses import Response, json_response
 from kvstore.transport.http.routes import (
@@ -56,6 +60,7 @@ from kvstore.transport.http.routes import (
 from kvstore.transport.sessions import PARAMETER
 
 _BODY_BYTES_MAX = 64 * 1024
+_BEAT_BYTES_MAX = 1024 * 1024
 _Result = TypeVar("_Result")
 
 METRICS_TEXT = "text/plain; charset=utf-8"
@@ -102,9 +107,10 @@ class _Poll:
 class MemberRoutes:
     """For shards, routers and launchers. `session`: the id that this process has drawn."""
 
-    def __init__(self, service: ClusterService, poll: _Poll, session: str) -> None:
+    def __init__(self, service: ClusterService, keeper: CopyKeeper, poll: _Poll, session: str) -> None:
         self._session = session
         self._service = service
+        self._keeper = keeper
         self._poll = poll
 
     async def get_map(self, call: Call) -> Response:
@@ -135,6 +141,10 @@ class MemberRoutes:
         kept = await self._service.tell(told.store_id, Told(told.number, told.version))
         return json_response(200, kept._asdict())
 
+    async def post_beat(self, call: Call) -> Response:
+        check_beat(call.argument, call.body)
+        return json_response(200, await self._keeper.beat(call.body))
+
     async def get_launch(self, call: Call) -> Response:
         found = await self._poll.wait_for(self._service.launch_after(call.get("after"), call.get("running")))
         return json_response(200, found) if found is not None else Response(204)
@@ -143,9 +153,10 @@ class MemberRoutes:
 class ChangeRoutes:
     """For people, by way of a router."""
 
-    def __init__(self, service: ClusterService, mover: Mover, views: ChangeViews) -> None:
+    def __init__(self, service: ClusterService, mover: Mover, keeper: CopyKeeper, views: ChangeViews) -> None:
         self._service = service
         self._mover = mover
+        self._keeper = keeper
         self._views = views
 
     async def post_shard(self, call: Call) -> Response:
@@ -173,6 +184,20 @@ class ChangeRoutes:
     async def post_accept_old(self, call: Call) -> Response:
         return _taken(await self._service.accept_old(call.argument, call.body.confirm))
 
+    async def post_promote(self, call: Call) -> Response:
+        shard, to = call.argument, call.body.to
+        state, change_id = await self._service.take(
+            "promote", lambda state: with_primary(state, shard, to), shard, to=to
+        )
+        return _taken({"id": shard, "to": to, "epoch": formed_map(state).epoch, "change": change_id})
+
+    async def patch_cluster(self, call: Call) -> Response:
+        replicas: int = call.body.replicas
+        unserved = self._keeper.unserved(formed_map(await self._service.state()))
+        rule = partial(with_replicas, replicas=replicas, unserved=unserved)
+        state, change_id = await self._service.take("replicas", rule, replicas=replicas)
+        return _taken({"replicas": replicas, "epoch": formed_map(state).epoch, "change": change_id})
+
     async def get_moves(self, call: Call) -> Response:
         state = await self._service.state()
         moves, epoch = [], 0
@@ -183,7 +208,9 @@ class ChangeRoutes:
         wanted = list(state.wanted)
         ending = self._service.ending(state)
         last = self._views.last(state)
-        return json_response(200, {"epoch": epoch, "moves": moves, "wanted": wanted, "ending": ending, "last": last})
+        told = {"epoch": epoch, "moves": moves, "wanted": wanted, "ending": ending, "last": last}
+        copies = self._keeper.facts(state.map) if state.map is not None else None
+        return json_response(200, told | ({"copies": copies} if copies is not None else {}))
 
     async def post_moves(self, call: Call) -> Response:
         if call.get("plan"):
@@ -203,7 +230,8 @@ class ChangeRoutes:
         state = await self._service.state()
         steps = self._mover.steps(state.map) if state.map is not None else {}
         epoch = state.map.epoch if state.map is not None else 0
-        return Response(200, exposition(move_families(self._mover.record.stats, steps, epoch)), METRICS_TEXT)
+        moves = move_families(self._mover.record.stats, steps, epoch)
+        return Response(200, exposition(moves, self._keeper.families(state.map)), METRICS_TEXT)
 
     async def get_health(self, call: Call) -> Response:
         return json_response(200, Health("ok"))
@@ -243,8 +271,8 @@ def _decode_running(given: str, limits: Limits) -> frozenset[str]:
     return running
 
 
-def _body(kind: Any, value: Any) -> Body:
-    return Body(Content(kind, example(value)), _BODY_BYTES_MAX)
+def _body(kind: Any, value: Any, bytes_max: int = _BODY_BYTES_MAX) -> Body:
+    return Body(Content(kind, example(value)), bytes_max)
 
 
 _PEER, _SEES = Touches(Right.PEER, Keys.NONE), Touches(Right.READ, Keys.NONE)
@@ -255,6 +283,8 @@ _CHANGE_ID = Parameter("id", "path", str, example("6f1d0c3b"), "The change.")
 _PLAN = flag("plan", "Change nothing: only tell what would move.")
 _BODY: Errors = (BadBody, BodyTooLarge)
 _REFUSED: Errors = (ChangeRefused, ControllerBehind)
+_NODE_ID = Parameter("id", "path", str, example("s5"), "The node.")
+_BEAT = {"node": "s1", "start": "5c1e0a77", "cluster_id": "0f5c", "epoch": 7}
 _ANNOUNCED = {"id": "s1", "url": "http://127.0.0.1:9101", "store_id": "9f3c"}
 _MAP = Content(ClusterMap, {})
 _DOCUMENT = Content(dict[str, Any], {})
@@ -306,6 +336,11 @@ MEMBER_ROUTES = (
         body=_body(NewTold, {"store_id": "9f3c", "number": 7, "version": 41}), errors=_BODY,
     ),
     _entry(
+        "POST", "/v1/nodes/{id}/beat", MemberRoutes.post_beat, _PEER, "A node tells of its copies",
+        Success(200, "What to do.", Content(BeatAnswer, {})),
+        parameters=(_NODE_ID,), body=_body(Beat, _BEAT, _BEAT_BYTES_MAX), errors=(*_BODY, Conflict),
+    ),
+    _entry(
         "GET", "/v1/launch", MemberRoutes.get_launch, _PEER, "What a launcher is to run, once that changes",
         Success(200, "What to run.", _DOCUMENT), _NOTHING_NEW, parameters=_LAUNCHED,
     ),
@@ -340,6 +375,14 @@ CHANGE_ROUTES = (
         "Let a shard start with less than it told", _IS_TAKEN,
         parameters=(_ID,), body=_body(Confirmation, {"confirm": "s5"}), errors=(*_BODY, *_REFUSED, NotFound),
     ),
+    _entry(
+        "POST", f"{_SHARD}/promote", ChangeRoutes.post_promote, _CHANGES, "Make another copy the primary", _IS_TAKEN,
+        parameters=(_ID,), body=_body(NewPrimary, {"to": "s2"}), errors=(*_BODY, *_REFUSED, NotFound),
+    ),
+    _entry(
+        "PATCH", "/v1/cluster", ChangeRoutes.patch_cluster, _CHANGES, "More or fewer copies of every key", _IS_TAKEN,
+        body=_body(NewReplicas, {"replicas": 2}), errors=(*_BODY, *_REFUSED),
+    ),
     _entry("GET", _MOVES, ChangeRoutes.get_moves, _SEES, "What moves", Success(200, "It.", _DOCUMENT)),
     _entry(
         "POST", _MOVES, ChangeRoutes.post_moves, _CHANGES, "Plan again", _PLANNED, _IS_TAKEN,
@@ -369,10 +412,16 @@ CHANGE_ROUTES = (
 
 
 def make_table(
-    service: ClusterService, mover: Mover, views: ChangeViews, limits: Limits, stop: asyncio.Event, session: str
+    service: ClusterService,
+    mover: Mover,
+    keeper: CopyKeeper,
+    views: ChangeViews,
+    limits: Limits,
+    stop: asyncio.Event,
+    session: str,
 ) -> RouteTable:
     """All calls of a controller. Setting `stop` ends the long polls under way."""
     table = RouteTable(limits, BodyReader(limits))
-    table.add(MemberRoutes(service, _Poll(limits.map_poll_s, stop), session), MEMBER_ROUTES)
-    table.add(ChangeRoutes(service, mover, views), CHANGE_ROUTES)
+    table.add(MemberRoutes(service, keeper, _Poll(limits.map_poll_s, stop), session), MEMBER_ROUTES)
+    table.add(ChangeRoutes(service, mover, keeper, views), CHANGE_ROUTES)
     return table

@@ -20,11 +20,12 @@ from kvstore.config import ClusterConfig
 from kvstore.controller import change_steps, changes, membership
 from kvstore.controller.changes import Change, Kind
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.launches import Launcher
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers, Plan
 from kvstore.controller.mover import new_move_id
 from kvstore.controller.recovery import Found, Recovery, check, described, recovered
 from kvstore.controller.shards import ShardClients, Size
-from kvstore.controller.sizes import estimate, expected_keys, group_partitions
+from kvstore.controller.sizes import check_room, estimate, expected_keys, group_partitions
 from kvstore.controller.store import Told
 from kvstore.controller.twins import Twins
 from kvstore.environment import SYSTEM, Environment
@@ -32,7 +33,6 @@ from kvstore.errors import ChangeRefused, ControllerBehind, NotFound, Unavailabl
 from kvstore.placement.cluster_map import ClusterMap, Home, Node, at_home
 from kvstore.placement.moves import planned
 
-_LAUNCHER_GRACE_S = 5.0  # for so long a launcher may be silent: after the end of its last question, or a start
 _LOST_PAUSE_S = 1.0
 _log = logging.getLogger(__name__)
 
@@ -79,8 +79,9 @@ class ClusterService:
         self._twins = Twins(shards)
         self._look_if_behind = asyncio.Event()
         self.on_clock: Callable[[int], None] = lambda clock: None  # a store has told its own
+        self.on_announced: Callable[[str], None] = lambda node: None
         shards.on_epoch = self.hear
-        self._launcher = _Launcher(config.limits.map_poll_s + _LAUNCHER_GRACE_S, environment)
+        self._launcher = Launcher(config.limits.map_poll_s, environment)
         self._began_ms = environment.now_ms()
         self._first = FirstMembers(
             weights={shard.id: shard.weight for shard in config.shards},
@@ -132,6 +133,7 @@ class ClusterService:
             return self._taken(present, decided, change, sizes) if membership.joins(present, decided) else decided
 
         before, after = await self._document.change(decide)
+        self.on_announced(announcement.id)
         _report_change(announcement, before, after)
         return after.map or Waiting(membership.waiting_for(after.announced, self._first))
 
@@ -303,6 +305,13 @@ class ClusterService:
         membership.check_weight(weight)
         return await self._estimate(lambda state, plan: membership.reweighed(state, shard_id, weight, plan))
 
+    async def take(
+        self, kind: Kind, rule: Callable[[ClusterState], ClusterState], shard: str | None = None, **goal: Any
+    ) -> tuple[ClusterState, str]:
+        """A change that moves no partition: the state with it, and its id. Raises what `rule` does; Unavailable."""
+        change = self._new_change(kind, shard, **goal)
+        return await self._change(change, lambda state, _: rule(state), moves=False)
+
     async def plan_anew(self) -> Replanned:
         """Plan what the present members and weights ask for. Raises Unavailable."""
         after, change_id = await self._change(self._new_change("rebalance"), membership.planned_anew)
@@ -338,10 +347,9 @@ class ClusterService:
         membership.check_newcomer(await self._read(), shard_id, identity.cluster_id, identity.partitions)
         return at_home(shard_id, url, identity.store_id, copy_id=identity.copy_id, weight=weight)
 
-    def _new_change(self, kind: Kind, shard: str | None = None, weight: int | None = None) -> Change:
-        return Change(
-            id=self._new_move_id(), kind=kind, shard=shard, weight=weight, began_ms=self._environment.now_ms()
-        )
+    def _new_change(self, kind: Kind, shard: str | None = None, weight: int | None = None, **more: Any) -> Change:
+        now_ms = self._environment.now_ms()
+        return Change(id=self._new_move_id(), kind=kind, shard=shard, weight=weight, began_ms=now_ms, **more)
 
     async def _ask(self, asked: Change, decide: Rule) -> Asked:
         shard_id = asked.shard or ""
@@ -352,13 +360,17 @@ class ClusterService:
         _log.info("shard %s is %s: epoch %d, %d moves", shard_id, state, cluster_map.epoch, len(cluster_map.moves))
         return Asked(shard_id, state, cluster_map.epoch, change_id)
 
-    async def _change(self, asked: Change, decide: Rule) -> tuple[ClusterState, str]:
+    async def _change(self, asked: Change, decide: Rule, *, moves: bool = True) -> tuple[ClusterState, str]:
         """The state after the change, and the change's id: that of one under way if it asks for the same."""
-        sizes = await self._measured(await self._read())
+        before = await self._read()
+        has_moves = moves or (before.map is not None and bool(before.map.moves))
+        sizes = await self._measured(before) if has_moves else {}
 
         def step(state: ClusterState) -> ClusterState:
             change = changes.running_like(state.changes, asked) or asked
-            return self._taken(state, decide(state, self._plan(sizes, change.id)), change, sizes)
+            after = decide(state, self._plan(sizes, change.id))
+            check_room(state.map, membership.formed_map(after), sizes)
+            return self._taken(state, after, change, sizes)
 
         failpoints.hit("controller-before-plan")
         _, after = await self._document.change(step)
@@ -376,6 +388,7 @@ class ClusterService:
         state = await self._read()
         sizes = await self._measured(state)
         after = decide(state, self._plan(sizes, ""))
+        check_room(state.map, membership.formed_map(after), sizes)
         return estimate(membership.formed_map(after), sizes)
 
     async def _measured(self, state: ClusterState) -> Mapping[str, Size]:
@@ -433,40 +446,6 @@ class ClusterService:
             return []
         stay = {*(node.id for node in state.map.nodes), *state.wanted}
         return sorted(self._launcher.running() - stay)
-
-
-class _Launcher:
-    """What its questions have told of a launcher. It asks again as soon as it is answered."""
-
-    def __init__(self, known_s: float, environment: Environment) -> None:
-        self._clock_s = environment.monotonic_s
-        self._known_s = known_s
-        self._running: frozenset[str] = frozenset()
-        self._began_s = self._clock_s()
-        self._asked_s = float("-inf")
-        self._came = asyncio.Event()
-
-    def note(self, running: frozenset[str]) -> None:
-        self._running, self._asked_s = running, self._clock_s()
-        self._came.set()
-
-    async def comes(self) -> bool:
-        """Whether one is there. A controller that has just started does not know yet, and waits for its question."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self._began_s + _LAUNCHER_GRACE_S - self._clock_s())):
-                await self._came.wait()
-        return self._is_there()
-
-    def running(self) -> frozenset[str]:
-        return self._running if self._is_there() else frozenset()
-
-    def may_run(self, shard_id: str, *, is_new: bool) -> bool:
-        """Whether that process runs, as far as that is known; `is_new`: it was started in this controller's time."""
-        unknown = not self._came.is_set() and self._clock_s() < self._began_s + _LAUNCHER_GRACE_S
-        return shard_id in self.running() or (unknown and not is_new)
-
-    def _is_there(self) -> bool:
-        return self._clock_s() - self._asked_s < self._known_s
 
 
 def what_is_lost(shard_id: str, partitions: int, transactions: int) -> str:

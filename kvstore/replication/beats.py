@@ -113,9 +113,12 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
     give_back: list[GiveBack] = []
 
 
-def beats(cluster_map: ClusterMap) -> bool:
-    """Whether nodes that follow this map beat at all: not while every store has one copy and is to have one."""
-    return cluster_map.replicas > 1 or any(shard.replicas for shard in cluster_map.shards)
+def beats(cluster_map: ClusterMap, keeps_copies: bool = False) -> bool:
+    """Whether a node that follows this map beats: not while every store has one copy and is to have one.
+
+    `keeps_copies`: the node has files of stores of which it is not the primary, and waits to be told to drop them.
+    """
+    return keeps_copies or cluster_map.replicas > 1 or any(shard.replicas for shard in cluster_map.shards)
 
 
 def beat_every_s(failover_after_s: float) -> float:

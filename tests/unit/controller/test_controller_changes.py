@@ -350,7 +350,7 @@ async def test_shards_that_still_run_and_are_no_members_are_ending(cluster: Clus
 async def test_a_launcher_that_was_not_heard_of_for_long_is_not_there(
     tmp_path: Path, far: dict[str, FarShard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvstore.controller.service._LAUNCHER_GRACE_S", 0.0)
+    monkeypatch.setattr("kvstore.controller.launches.GRACE_S", 0.0)
     async with running(tmp_path, far) as cluster:
         await cluster.announce("s1")
         await cluster.announce("s2")

@@ -30,6 +30,10 @@ def test_nodes_beat_until_the_last_copy_is_gone_from_the_map() -> None:
     assert beats(msgspec.structs.replace(lowered, shards=shards))
 
 
+def test_a_node_beats_as_long_as_it_keeps_a_copy_that_it_may_have_to_drop() -> None:
+    assert beats(cluster_map(1), keeps_copies=True)
+
+
 def test_what_is_asked_in_a_beat_has_the_fields_of_the_rules_request() -> None:
     assert Asked.__struct_fields__ == Request._fields
 

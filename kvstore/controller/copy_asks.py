@@ -1,0 +1,60 @@
+"""What people ask for about copies: how many there are to be, and which one is the primary.
+
+Owns: both rules, from one state to the next.
+Promises: pure; what cannot be done as things are is refused, with the mend.
+Leaves to others: doing it (`replicas`), storing what was asked for (`service`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from kvstore.controller.membership import ClusterState, checked_shard, formed_map, refuse_while_struck
+from kvstore.errors import BadBody, ChangeRefused
+from kvstore.placement.copies import REPLICAS_MAX
+from kvstore.replication.configuration import configuration_of
+from kvstore.replication.failover import plan_change
+
+
+def check_replicas(replicas: int) -> None:
+    """Raises BadBody."""
+    if not 1 <= replicas <= REPLICAS_MAX:
+        raise BadBody(f"replicas {replicas} must be 1 to {REPLICAS_MAX}; 2 survives the loss of any one disk.")
+
+
+def with_replicas(state: ClusterState, replicas: int, unserved: Sequence[str]) -> ClusterState:
+    """There are to be so many copies of every key. `unserved`: the shards whose primary does not answer.
+
+    Raises BadBody, ChangeRefused, Unavailable.
+    """
+    check_replicas(replicas)
+    cluster_map = formed_map(state)
+    refuse_while_struck(cluster_map)
+    if replicas < cluster_map.replicas and unserved:
+        raise ChangeRefused(
+            f"shard {', '.join(unserved)} has no primary that answers, and its copies may be needed: wait until "
+            "another copy has taken over, or start its node, then ask again."
+        )
+    if replicas == cluster_map.replicas:
+        return state
+    changed = msgspec.structs.replace(cluster_map, epoch=cluster_map.epoch + 1, replicas=replicas)
+    return msgspec.structs.replace(state, map=changed)
+
+
+def with_primary(state: ClusterState, shard_id: str, to: str) -> ClusterState:
+    """A person wants the shard's primary on that node. Raises NotFound, ChangeRefused, Unavailable."""
+    cluster_map = formed_map(state)
+    shard = checked_shard(cluster_map, shard_id)
+    config = configuration_of(cluster_map, shard_id)
+    assert config is not None
+    if to != shard.primary.node and plan_change(config, to) is None:
+        synced = ", ".join(copy.node for copy in config.in_sync) or "none"
+        raise ChangeRefused(
+            f"node {to} has no copy of shard {shard_id} that is in sync (in sync: {synced}): wait until it is, or name "
+            "another node.",
+        )
+    others = {name: node for name, node in state.preferred.items() if name != shard_id}
+    preferred = others if to == shard_id else {**others, shard_id: to}
+    return msgspec.structs.replace(state, preferred=preferred)

@@ -1,0 +1,250 @@
+"""Keeps every shard served and copied: takes the nodes' beats, decides, stores the next map.
+
+Owns: when it is decided, what this process remembers of failovers, what nodes and people are told of copies.
+Promises: nothing is decided by an answer that a node may not have got: nodes act on maps. While the cluster has one
+copy of everything and is to have one, this does nothing but follow the map.
+Leaves to others: every decision (`replicas`), what was heard (`heard`), the document's races (`document`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client.metrics_core import Metric
+
+from kvstore.config import Limits
+from kvstore.controller import change_steps, changes, copy_facts
+from kvstore.controller.changes import Change
+from kvstore.controller.copy_places import Places
+from kvstore.controller.document import ClusterDocument
+from kvstore.controller.heard import Heard
+from kvstore.controller.membership import ClusterState, formed_map
+from kvstore.controller.replicas import PAUSE_MAX_S, Decided, Decider, Step, to_give_back
+from kvstore.environment import SYSTEM, Environment
+from kvstore.errors import BadBody, Conflict, KvError, Unavailable
+from kvstore.metrics import CopyStats, copy_families
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.replication import failover
+from kvstore.replication.beats import Beat, BeatAnswer, beat_every_s, beats
+from kvstore.replication.configuration import configuration_of
+from kvstore.replication.failover import Damping
+
+_SHORTEST_S = 0.01  # between two decisions
+_RETRY_S = 0.25
+_log = logging.getLogger(__name__)
+
+
+class CopyKeeper:
+    """`run` it in a task of its own. `on_heard`: told of epochs and promised terms, as `ClusterService.hear` wants.
+
+    `new_id` makes an id that no change ever had.
+    """
+
+    def __init__(
+        self,
+        document: ClusterDocument,
+        limits: Limits,
+        start: str,
+        on_heard: Callable[[str, int], None],
+        new_id: Callable[[], str],
+        environment: Environment = SYSTEM,
+    ) -> None:
+        self._document = document
+        self._limits = limits
+        self._on_heard = on_heard
+        self._new_id = new_id
+        self._environment = environment
+        self._now_s = environment.boottime_s
+        self._heard = Heard(start, limits, self._now_s())
+        self._damping: dict[str, Damping] = {}
+        self._served_by: dict[str, Step] = {}  # failovers whose new primary does not serve yet, by shard
+        self._state = ClusterState()
+        self._due = asyncio.Event()
+        self.stats = CopyStats()
+
+    async def run(self) -> None:
+        """Decide whenever something was heard, and now and then, for ever."""
+        following = asyncio.create_task(self._follow())
+        try:
+            while True:
+                await self._wait()
+                try:
+                    await self._decide()
+                except KvError as error:
+                    _log.warning("the copies stay as they are: %s", error)
+                    await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(_SHORTEST_S)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        revision = -1
+        while True:
+            try:
+                revision, state = await self._document.after(revision)
+            except Unavailable as error:
+                _log.debug("the map cannot be read: %s", error)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            self._take(state)
+
+    def _take(self, state: ClusterState) -> None:
+        before, after = self._state.map, state.map
+        if before is None or after is None or after.epoch >= before.epoch:
+            self._state = state
+            self._due.set()
+
+    async def _wait(self) -> None:
+        """Until something was heard, or time has passed that counts."""
+        asks = self._state.map is not None and beats(self._state.map)
+        if asks:
+            await self._environment.wait_for(self._due.wait(), beat_every_s(self._limits.failover_after_s))
+        else:
+            await self._due.wait()
+        self._due.clear()
+
+    # --- nodes
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        """What a node has told is taken in, and what it is to do. Raises Conflict for a node that is not of the map."""
+        if self._state.map is None or self._state.map.epoch < beat.epoch:
+            self._take(await self._document.read())  # it has not come by itself yet
+        cluster_map = self._state.map
+        if cluster_map is None or cluster_map.cluster_id != beat.cluster_id or cluster_map.node(beat.node) is None:
+            raise Conflict(f"node {beat.node} is not in this controller's map: announce it first.", retry_after_ms=1000)
+        terms = [number for copy in beat.copies for number in (copy.promised, copy.term)]
+        self._on_heard(beat.cluster_id, max([beat.epoch, *terms]))
+        now = self._now_s()
+        number = self._heard.take(beat, now)
+        self._due.set()
+        places = Places(cluster_map, self._heard, self._limits, now)
+        return BeatAnswer(
+            start=self._heard.start,
+            beat=number,
+            epoch=cluster_map.epoch,
+            make=places.to_make(beat.node),
+            drop=places.to_drop(beat.node),
+            give_back=to_give_back(self._state, beat.node),
+        )
+
+    def announced(self, node: str) -> None:
+        """The node has announced itself."""
+        self._heard.announced(node, self._now_s())
+        self._due.set()
+
+    # --- decisions
+
+    async def _decide(self) -> None:
+        now = self._now_s()
+        self._heard.turn(now)
+        if self._state.map is None:
+            return
+        self._heard.follow(self._state.map, now)
+        if not beats(self._state.map) and not any(self._heard.beats):
+            return
+        found = self._decided(self._state, now)
+        if found.state is not self._state:
+            await self._store(now)
+        await self._note_served(now)
+
+    def _decided(self, state: ClusterState, now: float) -> Decided:
+        if state.map is None:
+            return Decided(state)
+        decider = Decider(state, self._heard, self._damping, self._limits, now)
+        return decider.decide(self._new_id, self._environment.now_ms())
+
+    async def _store(self, now: float) -> None:
+        found = Decided(self._state)
+
+        def decide(state: ClusterState) -> ClusterState:
+            nonlocal found
+            found = self._decided(state, now)
+            return found.state
+
+        _, after = await self._document.change(decide)
+        self._take(after)
+        epoch = formed_map(after).epoch
+        for step in found.steps:
+            self._note(step, epoch, now)
+        for node in found.given_up:
+            _log.warning("epoch %d: node %s is given up: its copies get places elsewhere", epoch, node)
+
+    def _note(self, step: Step, epoch: int, now: float) -> None:
+        before, after = step.before, step.after
+        shard, node = after.shard, after.primary.node
+        if step.why == "silent":
+            self._damping[shard] = failover.failed_over(
+                self._damping.get(shard, Damping()), now, self._limits.failover_after_s, PAUSE_MAX_S
+            )
+            self._served_by[shard] = step
+            self.stats.failovers += 1
+            _log.warning(
+                "epoch %d: shard %s is %s's: its primary on %s was silent for %.1f s",
+                epoch, shard, node, before.primary.node, now - step.since,
+            )  # fmt: skip
+        elif step.why == "planned":
+            _log.info("epoch %d: shard %s is %s's, by a planned change", epoch, shard, node)
+        elif step.why == "reopened":
+            _log.info("epoch %d: shard %s has a new term", epoch, shard)
+        else:
+            if step.why == "out":
+                self.stats.taken_out += 1
+            copies = ", ".join(f"{copy.node} {copy.state}" for copy in after.replicas) or "none"
+            _log.info("epoch %d: copies of shard %s beside %s's: %s (%s)", epoch, shard, node, copies, step.why)
+
+    async def _note_served(self, now: float) -> None:
+        """Failovers whose new primary serves are written down."""
+        for shard, step in list(self._served_by.items()):
+            config = configuration_of(self._state.map, shard) if self._state.map is not None else None
+            if config is None or config.term != step.after.term:
+                del self._served_by[shard]  # another one took over from it
+                continue
+            report = self._heard.report(config.primary.node, shard, config.primary.copy_id)
+            if report is None or not report.serves or report.promised < config.term:
+                continue
+            del self._served_by[shard]
+            took_s = now - step.since
+            self.stats.last_failover_s = took_s
+            await self._write_down(step, took_s)
+
+    async def _write_down(self, step: Step, took_s: float) -> None:
+        now_ms = self._environment.now_ms()
+        old, new = step.before.primary.node, step.after.primary.node
+        detail = f"Node {old} was silent, or had lost its copy; node {new} serves the shard since {took_s:.1f} s later."
+        began_ms = now_ms - round(took_s * 1000)
+        change = Change(id=self._new_id(), kind="failover", shard=step.after.shard, to=new, began_ms=began_ms)
+        change = changes.done(change, now_ms, detail)
+        _log.warning("shard %s is served by %s again after %.1f s", step.after.shard, new, took_s)
+        await self._document.change(lambda state: change_steps.noted(state, change, self._limits.changes_kept_max))
+
+    # --- people
+
+    def unserved(self, cluster_map: ClusterMap) -> list[str]:
+        """The shards whose primary does not answer, as far as nodes tell; none where they do not beat."""
+        facts = self.facts(cluster_map)
+        return list(facts["unserved"]) if facts is not None else []
+
+    def families(self, cluster_map: ClusterMap | None) -> Iterator[Metric]:
+        """Metrics of copies."""
+        facts = self.facts(cluster_map) if cluster_map is not None else None
+        copies = [copy for each in facts["copies"].values() for copy in each] if facts is not None else []
+        by_state = Counter({"in-sync": 0, "joining": 0}) + Counter(str(copy["state"]) for copy in copies)
+        silent = len(facts["silent"]) if facts is not None else 0
+        return copy_families(self.stats, dict(by_state), silent)
+
+    def facts(self, cluster_map: ClusterMap) -> dict[str, Any] | None:
+        """What is known of nodes and copies; None while there is one copy of everything and is to be one."""
+        if not beats(cluster_map):
+            return None
+        return copy_facts.described(Places(cluster_map, self._heard, self._limits, self._now_s()))
+
+
+def check_beat(node_id: str, beat: Beat) -> None:
+    """Raises BadBody unless the beat is that of the node in the path."""
+    if beat.node != node_id:
+        raise BadBody(f"the beat is that of node {beat.node}, not of {node_id}.")

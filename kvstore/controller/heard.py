@@ -1,0 +1,145 @@
+"""What the controller has heard of the nodes: their last beats, who echoes, who is silent and since when.
+
+Owns: the memory of one controller process; nothing of it is stored.
+Promises: a node is heard only while it echoes this process's answers, or has just announced itself. Silence counts from
+the start of this process at the earliest, and from the end of any time in which this process itself stood still.
+Leaves to others: what follows from silence (`replicas`), where copies go (`copy_places`). Times are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from kvstore.config import Limits
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.replication import beats, failover
+from kvstore.replication.beats import Beat, CopyReport
+
+_ECHOES_MAX = 16  # of so many answers one may still be on its way
+_STALLED_SHARE = 0.5  # of `failover_after_s`: a controller that was away for so long begins to count anew
+
+
+class NodeHeard(NamedTuple):
+    """A node: its last beat and when it came; when it last echoed or announced itself; the number of the last answer
+    to it."""
+
+    beat: Beat | None = None
+    at: float = float("-inf")
+    heard_at: float | None = None
+    number: int = 0
+
+
+class Heard:
+    """`start`: the id of this process, which nodes echo."""
+
+    def __init__(self, start: str, limits: Limits, now: float) -> None:
+        self.start = start
+        self.counts_from = now
+        self._failover_after_s = limits.failover_after_s
+        self._turned_at = now
+        self._nodes: dict[str, NodeHeard] = {}
+        self._lacking: dict[tuple[str, str], float] = {}  # (node, copy id of a primary): since when it is not reported
+        self._synced: dict[tuple[str, str, int], float] = {}  # (shard, copy id, joined): since when it is in sync
+        self._asks_for_beats = False
+
+    # --- what comes in
+
+    def turn(self, now: float) -> None:
+        """This process is awake. To be called often: what it did not hear while it stood still was not silence."""
+        if now - self._turned_at >= self._failover_after_s * _STALLED_SHARE:
+            self.counts_from = now
+        self._turned_at = now
+
+    def take(self, beat: Beat, now: float) -> int:
+        """A beat has come; the number of the answer, which the node is to echo."""
+        before = self._nodes.get(beat.node, NodeHeard())
+        echoes = failover.is_echo((beat.echo.start, beat.echo.beat), self.start, before.number, _ECHOES_MAX)
+        heard_at = now if echoes else before.heard_at
+        self._nodes[beat.node] = NodeHeard(beat, now, heard_at, before.number + 1)
+        return before.number + 1
+
+    def announced(self, node: str, now: float) -> None:
+        """The node has announced itself: it is heard without an echo, and what it told before its start is over."""
+        number = self._nodes.get(node, NodeHeard()).number
+        self._nodes[node] = NodeHeard(heard_at=now, number=number)
+
+    def follow(self, cluster_map: ClusterMap, now: float) -> None:
+        """Count by that map. From the first one on that asks for beats, silence counts."""
+        asks = beats.beats(cluster_map)
+        if asks and not self._asks_for_beats:
+            self.counts_from = now
+        self._asks_for_beats = asks
+        lacking, synced = self._lacking, self._synced
+        self._lacking, self._synced = {}, {}
+        for shard in cluster_map.shards:
+            place = shard.primary.node, shard.primary.copy_id
+            if self.beat_of(place[0]) is not None and self.report(place[0], shard.id, place[1]) is None:
+                self._lacking[place] = lacking.get(place, now)
+            for copy in shard.replicas:
+                name = shard.id, copy.copy_id, copy.joined
+                if copy.state == "in-sync" and not self.is_silent(copy.node, now):
+                    self._synced[name] = synced.get(name, now)
+        nodes = {node.id for node in cluster_map.nodes}
+        self._nodes = {node: heard for node, heard in self._nodes.items() if node in nodes}
+
+    # --- what follows from it
+
+    def beat_of(self, node: str) -> Beat | None:
+        """The node's last beat."""
+        return self._nodes.get(node, NodeHeard()).beat
+
+    def heard_at(self, node: str) -> float:
+        """When the node was heard last; the time from which this process counts if it never was since."""
+        heard_at = self._nodes.get(node, NodeHeard()).heard_at
+        return self.counts_from if heard_at is None else max(heard_at, self.counts_from)
+
+    def is_silent(self, node: str, now: float) -> bool:
+        """It is held for dead."""
+        heard_at = self._nodes.get(node, NodeHeard()).heard_at
+        return failover.silent(heard_at, self.counts_from, now, self._failover_after_s)
+
+    def silent_for(self, node: str, now: float) -> float:
+        """Since it was heard last, as far as this process knows."""
+        return now - self.heard_at(node)
+
+    def is_here(self, node: str, now: float) -> bool:
+        """It has told of its copies, and is not held for dead."""
+        return self.beat_of(node) is not None and not self.is_silent(node, now)
+
+    def report(self, node: str, shard: str, copy_id: str | None = None) -> CopyReport | None:
+        """What the node told last of its copy of that shard, under that id if one is given."""
+        beat = self.beat_of(node)
+        reports = beat.copies if beat is not None else []
+        return next((r for r in reports if r.shard == shard and copy_id in (None, r.copy_id)), None)
+
+    def primary_silent_since(self, node: str, copy_id: str, now: float) -> float | None:
+        """Since when the primary is not heard, if for so long that it is replaced: its node is silent, or has another
+        copy than that one."""
+        if self.is_silent(node, now):
+            return self.heard_at(node)
+        lacking = self._lacking.get((node, copy_id))
+        return lacking if lacking is not None and now - lacking >= self._failover_after_s else None
+
+    def in_sync_since(self, shard: str, copy_id: str, joined: int) -> float | None:
+        """Since when that copy is in sync and its node is heard."""
+        return self._synced.get((shard, copy_id, joined))
+
+    def reports_of(self, shard: str) -> Iterator[failover.Report]:
+        """What all nodes told last of their copies of that shard."""
+        for node, heard in self._nodes.items():
+            for told in heard.beat.copies if heard.beat is not None else ():
+                if told.shard == shard:
+                    yield failover.Report(node, told.copy_id, heard.at, told.silent_s, told.term, told.number)
+
+    def is_near(self, node: str, now: float) -> bool:
+        """What it asks for in its last beat still holds: it was heard with that beat, and not long ago."""
+        heard = self._nodes.get(node, NodeHeard())
+        if heard.heard_at is None:
+            return False
+        return failover.hears_sender(heard.at, heard.heard_at, now, self._failover_after_s)
+
+    @property
+    def beats(self) -> Mapping[str, Beat]:
+        """The last beat of each node."""
+        return {node: heard.beat for node, heard in self._nodes.items() if heard.beat is not None}

@@ -1,0 +1,197 @@
+"""A cluster of nodes that keep copies, as the controller hears it: no data, no sockets, a clock that is a number.
+
+Each node does what a real one is told to: it makes and drops copies, follows the map, opens what it is primary of, asks
+for copies to be in sync or out. A node that is down says nothing, and has lost nothing unless its disk is wiped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import count
+
+import msgspec
+
+from kvstore.config import Limits
+from kvstore.controller.copy_places import Places
+from kvstore.controller.heard import Heard
+from kvstore.controller.membership import ClusterState
+from kvstore.controller.replicas import Decided, Decider, Step, to_give_back
+from kvstore.placement.cluster_map import ClusterMap, at_home, first_map
+from kvstore.replication import failover
+from kvstore.replication.beats import Asked, Beat, CopyReport, Echo
+from kvstore.replication.configuration import Configuration, configuration_of
+
+LIMITS = Limits(down_out_s=60.0)
+BEAT_S = 0.25
+
+
+@dataclass
+class ModelCopy:
+    store_id: str
+    copy_id: str
+    promised: int = 0
+    opened: int = 0  # the term in which it serves
+    given_back: int = 0
+    heard_primary_at: float = 0.0
+
+
+@dataclass
+class ModelNode:
+    name: str
+    copies: dict[str, ModelCopy] = field(default_factory=dict)
+    is_up: bool = True
+    hears_controller: bool = True  # else its beats arrive, and the answers do not
+    echo: Echo = field(default_factory=Echo)
+
+
+class Model:
+    def __init__(self, nodes: int, replicas: int, limits: Limits = LIMITS) -> None:
+        self.limits = limits
+        self.now = 1000.0
+        self._numbers = count(1)
+        homes = [at_home(f"s{n}", f"http://s{n}", f"store-{n}", copy_id=f"c{n}") for n in range(1, nodes + 1)]
+        self.state = ClusterState(map=msgspec.structs.replace(first_map("k", 64, homes), replicas=replicas))
+        self.nodes = {home.node.id: ModelNode(home.node.id) for home in homes}
+        for home in homes:
+            self.nodes[home.node.id].copies[home.shard.id] = ModelCopy(
+                home.shard.store_id, home.shard.primary.copy_id, opened=1, promised=1
+            )
+        self.heard = Heard("controller", limits, self.now)
+        self.damping: dict[str, failover.Damping] = {}
+        self.steps: list[Step] = []
+
+    @property
+    def map(self) -> ClusterMap:
+        assert self.state.map is not None
+        return self.state.map
+
+    def config(self, shard: str) -> Configuration:
+        found = configuration_of(self.map, shard)
+        assert found is not None
+        return found
+
+    def copy_nodes(self, shard: str, state: str = "in-sync") -> set[str]:
+        return {copy.node for copy in self.config(shard).replicas if copy.state == state}
+
+    # --- what happens
+
+    def down(self, name: str) -> None:
+        self.nodes[name].is_up = False
+
+    def up(self, name: str) -> None:
+        node = self.nodes[name]
+        node.is_up, node.echo = True, Echo()
+        for copy in node.copies.values():
+            copy.opened, copy.given_back, copy.heard_primary_at = 0, 0, self.now
+        self.heard.announced(name, self.now)
+
+    def wipe(self, name: str) -> None:
+        self.nodes[name].copies.clear()
+
+    def run(self, seconds: float) -> None:
+        for _ in range(round(seconds / BEAT_S)):
+            self.turn()
+
+    def turn(self) -> None:
+        """A beat of every node, and one decision."""
+        self.now += BEAT_S
+        self.heard.turn(self.now)
+        for node in self.nodes.values():
+            if node.is_up:
+                self._follow(node)
+                self._beat(node)
+        self.heard.follow(self.map, self.now)
+        decided = Decider(self.state, self.heard, self.damping, self.limits, self.now).decide(self._new_id, 0)
+        self._take(decided)
+
+    def _new_id(self) -> str:
+        return f"id{next(self._numbers)}"
+
+    def _take(self, decided: Decided) -> None:
+        for step in decided.steps:
+            self.steps.append(step)
+            if step.why == "silent":
+                before = self.damping.get(step.after.shard, failover.Damping())
+                self.damping[step.after.shard] = failover.failed_over(before, self.now, 2.0, 60.0)
+        self.state = decided.state
+
+    # --- a node
+
+    def _follow(self, node: ModelNode) -> None:
+        for shard, copy in node.copies.items():
+            config = configuration_of(self.map, shard)
+            if config is None:
+                continue
+            primary = self.nodes[config.primary.node]
+            if config.primary == (node.name, copy.copy_id):
+                if config.term > copy.promised:
+                    copy.promised = copy.opened = config.term
+                    copy.given_back = 0
+                continue
+            copy.opened = 0
+            served = primary.copies.get(shard)
+            if primary.is_up and served is not None and served.opened == config.term:
+                copy.heard_primary_at = self.now
+                copy.promised = max(copy.promised, config.term)
+
+    def _requests(self, node: ModelNode) -> list[Asked]:
+        found = []
+        for shard, own in node.copies.items():
+            config = configuration_of(self.map, shard)
+            if config is None or config.primary != (node.name, own.copy_id) or own.promised != config.term:
+                continue
+            for copy in config.replicas:
+                there = self.nodes[copy.node].copies.get(shard) if self.nodes[copy.node].is_up else None
+                is_there = there is not None and there.copy_id == copy.copy_id
+                if is_there == (copy.state == "joining"):
+                    kind = "in-sync" if is_there else "out"
+                    found.append(Asked(kind=kind, **_named(config), copy_id=copy.copy_id, joined=copy.joined))  # type: ignore[arg-type]
+        return found
+
+    def _report(self, node: ModelNode, shard: str, copy: ModelCopy) -> CopyReport:
+        config = configuration_of(self.map, shard)
+        is_primary = config is not None and config.primary == (node.name, copy.copy_id)
+        synced = config is not None and all(
+            self.nodes[each.node].is_up
+            and each.copy_id == getattr(self.nodes[each.node].copies.get(shard), "copy_id", "")
+            for each in config.in_sync
+        )
+        return CopyReport(
+            shard=shard,
+            store_id=copy.store_id,
+            copy_id=copy.copy_id,
+            role=("primary" if synced else "opening") if is_primary else "copy",
+            promised=copy.promised,
+            serves=is_primary and copy.opened > 0 and synced,
+            needs_term=is_primary and not copy.opened,
+            silent_s=self.now - copy.heard_primary_at,
+            given_back=copy.given_back,
+        )
+
+    def _beat(self, node: ModelNode) -> None:
+        beat = Beat(
+            node=node.name,
+            start="x",
+            cluster_id="k",
+            epoch=self.map.epoch,
+            echo=node.echo,
+            copies=[self._report(node, shard, copy) for shard, copy in node.copies.items()],
+            requests=self._requests(node),
+        )
+        number = self.heard.take(beat, self.now)
+        if not node.hears_controller:
+            return
+        node.echo = Echo(start="controller", beat=number)
+        places = Places(self.map, self.heard, self.limits, self.now)
+        for made in places.to_make(node.name):
+            node.copies[made.shard] = ModelCopy(made.store_id, self._new_id(), heard_primary_at=self.now)
+        for dropped in places.to_drop(node.name):
+            assert node.copies.pop(dropped.shard).copy_id == dropped.copy_id
+        for back in to_give_back(self.state, node.name):
+            own = node.copies[back.shard]
+            if own.opened == back.term:
+                own.given_back = back.term
+
+
+def _named(config: Configuration) -> dict[str, object]:
+    return {"shard": config.shard, "term": config.term, "primary": config.primary.copy_id}

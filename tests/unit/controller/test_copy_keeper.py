@@ -1,0 +1,196 @@
+"""Beats over real HTTP: what nodes are told, what the map says then, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from kvstore.config import Limits
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.replication.beats import Asked, Beat, BeatAnswer, CopyReport, Echo
+from kvstore.replication.configuration import Configuration, configuration_of
+from tests.unit.controller.test_controller_app import CONFIG, Controller, running
+
+QUICK = msgspec.structs.replace(CONFIG, limits=Limits(failover_after_s=0.4, lease_s=0.3, replica_timeout_s=0.2))
+
+
+class Nodes:
+    """Two nodes, as the controller hears them; what they are told to make, they report from then on."""
+
+    def __init__(self, controller: Controller, formed: ClusterMap) -> None:
+        self.controller = controller
+        self.map = formed
+        self.echoes = {"s1": Echo(), "s2": Echo()}
+        self.copies: dict[str, list[CopyReport]] = {
+            shard.id: [
+                CopyReport(
+                    shard=shard.id, store_id=shard.store_id, copy_id=shard.primary.copy_id, role="primary", serves=True
+                )
+            ]
+            for shard in formed.shards
+        }
+        self.dead: set[str] = set()
+        self.asked: dict[str, list[Asked]] = {"s1": [], "s2": []}
+
+    def config(self, shard: str = "s1") -> Configuration:
+        found = configuration_of(self.map, shard)
+        assert found is not None
+        return found
+
+    async def follow(self) -> None:
+        status, found = await self.controller.call("GET", "/v1/map?after=0")
+        assert status == 200
+        self.map = msgspec.convert(found, ClusterMap)
+
+    async def beat(self, node: str) -> BeatAnswer:
+        beat = Beat(
+            node=node,
+            start="x",
+            cluster_id=self.map.cluster_id,
+            epoch=self.map.epoch,
+            echo=self.echoes[node],
+            copies=self.copies[node],
+            requests=self.asked[node],
+        )
+        status, said = await self.controller.call("POST", f"/v1/nodes/{node}/beat", data=msgspec.json.encode(beat))
+        assert status == 200
+        answer = msgspec.convert(said, BeatAnswer)
+        self.echoes[node] = Echo(start=answer.start, beat=answer.beat)
+        for made in answer.make:
+            copy = CopyReport(shard=made.shard, store_id=made.store_id, copy_id=f"{made.shard}-on-{node}", role="copy")
+            self.copies[node].append(copy)
+        return answer
+
+    async def beats(self) -> None:
+        """One of each node, until the map has changed, or for a moment."""
+        for node in self.copies.keys() - self.dead:
+            await self.beat(node)
+        await self.follow()
+
+    async def until(self, condition: Any) -> None:
+        for _ in range(1000):
+            await self.beats()
+            if condition():
+                return
+        raise AssertionError("it never came")
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
+    async with running(tmp_path, QUICK) as controller:
+        yield Nodes(controller, await controller.form())
+
+
+async def raised(nodes: Nodes) -> None:
+    status, said = await nodes.controller.call("PATCH", "/v1/cluster", json={"replicas": 2})
+    assert (status, said["replicas"]) == (202, 2)
+
+
+async def test_nothing_is_made_while_one_copy_of_everything_is_asked_for(nodes: Nodes) -> None:
+    answer = await nodes.beat("s1")
+    assert (answer.make, answer.drop, answer.epoch) == ([], [], 1)
+
+
+async def test_a_node_is_told_to_make_a_copy_and_the_map_names_it_joining(nodes: Nodes) -> None:
+    await raised(nodes)
+    await nodes.until(lambda: nodes.config("s1").replicas and nodes.config("s2").replicas)
+    assert [(copy.node, copy.copy_id, copy.state) for copy in nodes.config("s1").replicas] == [
+        ("s2", "s1-on-s2", "joining")
+    ]
+
+
+async def in_sync(nodes: Nodes) -> None:
+    await raised(nodes)
+    await nodes.until(lambda: nodes.config("s1").replicas)
+    (copy,), config = nodes.config("s1").replicas, nodes.config("s1")
+    primary = config.primary.copy_id
+    asked = Asked(
+        kind="in-sync", shard="s1", term=config.term, primary=primary, copy_id=copy.copy_id, joined=copy.joined
+    )
+    nodes.asked["s1"].append(asked)
+    await nodes.until(lambda: nodes.config("s1").in_sync)
+
+
+async def test_a_silent_primary_is_replaced_once_its_copy_says_that_it_does_not_hear_it_either(nodes: Nodes) -> None:
+    await in_sync(nodes)
+    nodes.dead.add("s1")
+    await nodes.until(lambda: True)
+    heir = next(copy for copy in nodes.copies["s2"] if copy.shard == "s1")
+    nodes.copies["s2"].remove(heir)
+    nodes.copies["s2"].append(msgspec.structs.replace(heir, silent_s=5.0))
+    await nodes.until(lambda: nodes.config("s1").primary.node == "s2")
+    assert nodes.config("s1").term == nodes.map.epoch or nodes.config("s1").term > 1
+    assert [copy.node for copy in nodes.config("s1").replicas] == ["s1"]
+
+
+async def test_a_failover_is_listed_as_a_change_once_the_new_primary_serves(nodes: Nodes) -> None:
+    await test_a_silent_primary_is_replaced_once_its_copy_says_that_it_does_not_hear_it_either(nodes)
+    heir = next(copy for copy in nodes.copies["s2"] if copy.shard == "s1")
+    nodes.copies["s2"].remove(heir)
+    serving = msgspec.structs.replace(heir, role="primary", serves=True, promised=nodes.config("s1").term)
+    nodes.copies["s2"].append(serving)
+    await nodes.beats()
+    while True:
+        await nodes.beats()
+        _, found = await nodes.controller.call("GET", "/v1/changes")
+        if failovers := [each for each in found["items"] if each["kind"] == "failover"]:
+            break
+    assert (failovers[0]["shard"], failovers[0]["state"]) == ("s1", "done")
+    assert "node s2 serves the shard" in failovers[0]["detail"]
+
+
+async def test_a_promotion_to_a_node_without_a_copy_in_sync_is_refused(nodes: Nodes) -> None:
+    status, said = await nodes.controller.call("POST", "/v1/shards/s1/promote", json={"to": "s2"})
+    assert (status, said["code"]) == (409, "change-refused")
+    assert "in sync: none" in said["detail"]
+
+
+async def test_the_primary_changes_to_the_copy_that_the_lease_was_given_back_to(nodes: Nodes) -> None:
+    await in_sync(nodes)
+    status, _ = await nodes.controller.call("POST", "/v1/shards/s1/promote", json={"to": "s2"})
+    assert status == 202
+    while not (asked := (await nodes.beat("s1")).give_back):
+        pass
+    assert (asked[0].shard, asked[0].to, asked[0].term) == ("s1", "s2", nodes.config("s1").term)
+    given = msgspec.structs.replace(nodes.copies["s1"][0], given_back=asked[0].term)
+    nodes.copies["s1"][0] = given
+    await nodes.until(lambda: nodes.config("s1").primary.node == "s2")
+
+
+async def test_the_number_of_copies_is_not_lowered_while_a_shard_has_no_primary(nodes: Nodes) -> None:
+    await in_sync(nodes)
+    nodes.copies["s1"][0] = msgspec.structs.replace(nodes.copies["s1"][0], serves=False)
+    await nodes.beat("s1")
+    status, said = await nodes.controller.call("PATCH", "/v1/cluster", json={"replicas": 1})
+    assert (status, said["code"]) == (409, "change-refused")
+    assert "shard s1" in said["detail"]
+
+
+@pytest.mark.parametrize("replicas", [0, 6])
+async def test_a_number_of_copies_that_is_none_is_refused(nodes: Nodes, replicas: int) -> None:
+    status, said = await nodes.controller.call("PATCH", "/v1/cluster", json={"replicas": replicas})
+    assert (status, said["code"]) == (400, "bad-body")
+
+
+async def test_a_controller_that_hears_of_a_promised_term_above_its_epoch_changes_nothing(nodes: Nodes) -> None:
+    nodes.copies["s1"][0] = msgspec.structs.replace(nodes.copies["s1"][0], promised=99)
+    await nodes.beat("s1")
+    status, said = await nodes.controller.call("PATCH", "/v1/cluster", json={"replicas": 2})
+    assert (status, said["code"]) == (503, "controller-behind")
+
+
+async def test_a_beat_of_another_cluster_and_of_a_node_that_is_not_in_the_map_are_refused(nodes: Nodes) -> None:
+    for node, cluster in (("s1", "another"), ("s9", nodes.map.cluster_id)):
+        beat = Beat(node=node, start="x", cluster_id=cluster, epoch=1)
+        status, said = await nodes.controller.call("POST", f"/v1/nodes/{node}/beat", data=msgspec.json.encode(beat))
+        assert (status, said["code"]) == (409, "conflict")
+
+
+async def test_the_beat_of_one_node_is_not_taken_for_that_of_another(nodes: Nodes) -> None:
+    beat = Beat(node="s1", start="x", cluster_id=nodes.map.cluster_id, epoch=1)
+    status, _ = await nodes.controller.call("POST", "/v1/nodes/s2/beat", data=msgspec.json.encode(beat))
+    assert status == 400

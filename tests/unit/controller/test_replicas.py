@@ -1,0 +1,303 @@
+"""What the controller decides of copies: placing them, failing over, taking out, going home, by a model of nodes."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvstore.controller.changes import Change, is_reached
+from kvstore.controller.replicas import too_many_silent
+from kvstore.placement.moves import with_leaving
+from tests.unit.controller.copy_nodes_model import LIMITS, Model
+
+
+def replicated(nodes: int = 3, replicas: int = 2) -> Model:
+    model = Model(nodes, replicas)
+    model.run(5)
+    model.steps.clear()
+    return model
+
+
+@pytest.mark.parametrize(("nodes", "replicas"), [(2, 2), (3, 2), (4, 3), (3, 5)])
+def test_every_shard_gets_its_copies_in_sync(nodes: int, replicas: int) -> None:
+    model = replicated(nodes, replicas)
+    for shard in model.map.shards:
+        assert len(model.copy_nodes(shard.id)) == min(nodes, replicas) - 1
+        assert shard.primary.node == shard.id
+
+
+def test_with_one_copy_of_everything_nothing_is_ever_decided() -> None:
+    model = Model(3, 1)
+    model.run(10)
+    model.down("s1")
+    model.run(10)
+    assert model.map.epoch == 1
+
+
+def test_of_each_shard_one_copy_joins_at_a_time() -> None:
+    model = Model(4, 4)
+    for _ in range(20):
+        model.turn()
+        assert all(len(model.copy_nodes(shard.id, "joining")) <= 1 for shard in model.map.shards)
+    assert all(len(model.copy_nodes(shard.id)) == 3 for shard in model.map.shards)
+
+
+def test_a_silent_primary_is_replaced_by_its_copy_in_a_new_term_and_taken_out() -> None:
+    model = replicated()
+    before = model.config("s1")
+    (heir,) = model.copy_nodes("s1")
+    model.down("s1")
+    model.run(1.5)
+    assert model.config("s1") == before._replace(epoch=model.map.epoch)
+    model.run(1.5)
+    after = model.config("s1")
+    assert after.primary.node == heir
+    assert after.term > before.term
+    assert [step.why for step in model.steps if step.after.shard == "s1"][:2] == ["silent", "out"]
+    assert model.copy_nodes("s1", "joining") == {"s1"}
+
+
+def test_nobody_is_promoted_while_the_copies_still_hear_the_primary() -> None:
+    model = replicated()
+    model.nodes["s1"].hears_controller = False
+    model.run(10)
+    assert model.config("s1").primary.node == "s1"
+
+
+def test_a_controller_that_stood_still_promotes_nobody() -> None:
+    model = replicated()
+    before = model.map.epoch
+    model.now += 3600
+    for node in model.nodes.values():
+        for copy in node.copies.values():
+            copy.heard_primary_at = model.now
+    model.run(3)
+    assert model.map.epoch == before
+
+
+def test_a_node_that_returns_joins_again_and_its_shard_goes_home_when_it_has_settled() -> None:
+    model = replicated()
+    model.down("s1")
+    model.run(5)
+    model.up("s1")
+    model.run(5)
+    assert "s1" in model.copy_nodes("s1")
+    assert model.config("s1").primary.node != "s1"
+    model.run(10)
+    assert model.config("s1").primary.node == "s1"
+    assert [change.kind for change in model.state.changes] == ["promote"]
+    assert is_reached(model.state.changes[0], model.map, ())
+
+
+def test_a_restart_gives_the_primary_a_new_term_and_changes_nothing_else() -> None:
+    model = replicated()
+    before = model.config("s1")
+    model.down("s1")
+    model.run(0.5)
+    model.up("s1")
+    model.run(1)
+    after = model.config("s1")
+    assert (after.primary, after.in_sync) == (before.primary, before.in_sync)
+    assert after.term > before.term
+
+
+def test_a_primary_whose_disk_is_lost_is_replaced_though_its_node_is_back_at_once() -> None:
+    model = replicated()
+    (heir,) = model.copy_nodes("s1")
+    model.down("s1")
+    model.wipe("s1")
+    model.up("s1")
+    model.run(6)
+    assert model.config("s1").primary.node == heir
+    model.run(2)
+    assert model.copy_nodes("s1") == {"s1"}
+
+
+def test_a_copy_whose_disk_is_lost_is_made_again() -> None:
+    model = replicated()
+    (keeper,) = model.copy_nodes("s1")
+    old = model.config("s1").in_sync[0].copy_id
+    model.down(keeper)
+    model.wipe(keeper)
+    model.up(keeper)
+    model.run(8)
+    assert model.copy_nodes("s1") == {keeper}
+    assert model.config("s1").in_sync[0].copy_id != old
+
+
+def test_without_a_copy_in_sync_a_dead_primary_is_waited_for() -> None:
+    model = replicated(2)
+    model.down("s2")
+    model.run(5)
+    model.down("s1")
+    model.run(5)
+    model.up("s2")
+    model.run(5)
+    assert model.config("s1").primary.node == "s1"
+    assert model.copy_nodes("s1") == set()
+    model.up("s1")
+    model.run(5)
+    assert model.copy_nodes("s1") == {"s2"}
+
+
+def test_a_node_dead_for_long_is_given_up_and_its_copies_are_elsewhere_in_sync() -> None:
+    model = replicated(4)
+    model.down("s1")
+    model.run(LIMITS.down_out_s + 10)
+    assert [node.id for node in model.map.nodes if node.given_up] == ["s1"]
+    for shard in model.map.shards:
+        assert "s1" not in shard.nodes
+        assert len(model.copy_nodes(shard.id)) == 1
+
+
+def test_a_node_that_was_given_up_and_is_heard_again_keeps_copies_again() -> None:
+    model = replicated(3)
+    model.down("s1")
+    model.run(LIMITS.down_out_s + 10)
+    model.up("s1")
+    model.run(30)
+    assert not any(node.given_up for node in model.map.nodes)
+    assert all(shard.primary.node == shard.id for shard in model.map.shards)
+    assert all(len(model.copy_nodes(shard.id)) == 1 for shard in model.map.shards)
+
+
+def test_while_too_many_nodes_are_silent_none_is_given_up() -> None:
+    model = replicated(4)
+    model.down("s1")
+    model.down("s2")
+    model.run(LIMITS.down_out_s + 10)
+    assert too_many_silent(model.map, model.heard, model.now)
+    assert not any(node.given_up for node in model.map.nodes)
+
+
+def test_never_is_a_node_given_up_with_down_out_s_0() -> None:
+    model = Model(3, 2, msgspec.structs.replace(LIMITS, down_out_s=0))
+    model.run(5)
+    model.down("s1")
+    model.run(200)
+    assert not any(node.given_up for node in model.map.nodes)
+
+
+def test_raising_the_number_of_copies_makes_them_and_lowering_it_drops_them_and_their_files() -> None:
+    model = replicated(3, 2)
+    for replicas in (3, 1):
+        asked = msgspec.structs.replace(model.map, epoch=model.map.epoch + 1, replicas=replicas)
+        change = Change(id="x", kind="replicas", replicas=replicas, began_ms=0)
+        model.state = msgspec.structs.replace(model.state, map=asked)
+        assert not is_reached(change, model.map, ())
+        model.run(5)
+        assert is_reached(change, model.map, ())
+        assert all(len(model.copy_nodes(shard.id)) == replicas - 1 for shard in model.map.shards)
+    assert all(list(node.copies) == [name] for name, node in model.nodes.items())
+
+
+def test_a_primary_moves_where_a_person_wants_it_and_stays_there() -> None:
+    model = replicated()
+    (to,) = model.copy_nodes("s1")
+    before = model.config("s1")
+    change = Change(id="x", kind="promote", shard="s1", to=to, began_ms=0)
+    model.state = msgspec.structs.replace(model.state, changes=[change], preferred={"s1": to})
+    model.run(20)
+    after = model.config("s1")
+    assert after.primary.node == to
+    assert after.term > before.term
+    assert model.copy_nodes("s1") == {"s1"}
+    assert [step.why for step in model.steps if step.after.shard == "s1"] == ["planned"]
+
+
+def test_a_planned_change_to_a_copy_that_falls_out_is_over_and_its_primary_opens_again() -> None:
+    model = replicated()
+    (to,) = model.copy_nodes("s1")
+    change = Change(id="x", kind="promote", shard="s1", to=to, began_ms=0)
+    model.state = msgspec.structs.replace(model.state, changes=[change])
+    model.down(to)
+    model.nodes["s1"].copies["s1"].given_back = model.config("s1").term
+    model.nodes["s1"].hears_controller = False  # so that the change is not made before the copy falls out
+    model.run(1)
+    model.nodes["s1"].hears_controller = True
+    model.run(5)
+    assert model.state.changes[0].state in ("cancelled", "running")
+    assert model.nodes[model.config("s1").primary.node].is_up
+    assert model.config("s1").term == model.nodes[model.config("s1").primary.node].copies["s1"].opened
+
+
+def test_a_node_whose_shard_leaves_goes_when_its_copies_are_in_sync_elsewhere() -> None:
+    model = replicated(4)
+    leaving = with_leaving(model.map, "s2")
+    model.state = msgspec.structs.replace(model.state, map=leaving)
+    model.run(5)
+    assert all("s2" not in shard.nodes for shard in model.map.shards if shard.id != "s2")
+    shards = [shard for shard in model.map.shards if shard.id != "s2"]
+    owners = [0 for _ in model.map.owners]
+    left = msgspec.structs.replace(model.map, epoch=model.map.epoch + 1, shards=shards, owners=owners)
+    model.state = msgspec.structs.replace(model.state, map=left)
+    model.run(2)
+    assert model.map.node("s2") is None
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["down", "up", "wipe", "deaf", "run", "long"]), st.sampled_from(["s1", "s2", "s3", "s4"])
+    ),
+    max_size=25,
+)
+
+
+def _happens(model: Model, event: str, name: str) -> None:
+    node = model.nodes[name]
+    if event == "down" and node.is_up:
+        model.down(name)
+    elif event == "up" and not node.is_up:
+        model.up(name)
+    elif event == "wipe" and all(each.is_up for each in model.nodes.values()) and _all_synced(model):
+        model.down(name)
+        model.wipe(name)
+    elif event == "deaf":
+        node.hears_controller = not node.hears_controller
+    model.run({"run": 1.0, "long": 4.0}.get(event, 0.5))
+
+
+def _all_synced(model: Model) -> bool:
+    wanted = min(model.map.replicas, len(model.nodes)) - 1
+    return all(len(model.copy_nodes(shard.id)) == wanted for shard in model.map.shards)
+
+
+def _check_steps(model: Model) -> None:
+    """Only copies in sync are promoted, terms and epochs rise, and no shard loses its last copy in sync."""
+    for step in model.steps:
+        before, after = step.before, step.after
+        assert after.epoch > before.epoch
+        if after.primary != before.primary:
+            assert after.term == after.epoch > before.term
+            assert any((copy.node, copy.copy_id) == after.primary for copy in before.in_sync)
+            assert any((copy.node, copy.copy_id) == before.primary for copy in after.in_sync)
+        else:
+            assert after.term in (before.term, after.epoch)
+
+
+@settings(max_examples=60, deadline=None)
+@given(replicas=st.sampled_from([2, 3]), events=EVENTS)
+def test_whatever_nodes_die_and_return_all_is_served_and_copied_in_the_end(
+    replicas: int, events: list[tuple[str, str]]
+) -> None:
+    model = replicated(4, replicas)
+    for event, name in events:
+        _happens(model, event, name)
+    _check_steps(model)
+    for name, node in model.nodes.items():
+        node.hears_controller = True
+        if not node.is_up:
+            model.up(name)
+    for _ in range(30):
+        model.run(10)
+        if _is_as_it_should_be(model):
+            break
+    _check_steps(model)
+    assert _is_as_it_should_be(model)
+
+
+def _is_as_it_should_be(model: Model) -> bool:
+    at_home = all(shard.primary.node == shard.id for shard in model.map.shards)
+    return at_home and _all_synced(model) and not any(node.given_up for node in model.map.nodes)
