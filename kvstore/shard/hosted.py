@@ -155,6 +155,7 @@ class Maps:
         self._newest: asyncio.Queue[ClusterMap] = asyncio.Queue(maxsize=1)
 
     def put(self, cluster_map: ClusterMap) -> None:
+        self._service.hear(cluster_map)  # now: the one before it may wait for a copy that is out by this one
         while not self._newest.empty():
             self._newest.get_nowait()
         self._newest.put_nowait(cluster_map)
