@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from kvstore.environment import SYSTEM
+from kvstore.environment import Environment
 from kvstore.replication.beats import Beat, BeatAnswer, Echo, beat_every_s, beats
 from kvstore.shard.node_stores import NodeStores
 
@@ -32,9 +32,11 @@ class Beats:
         session: aiohttp.ClientSession,
         controller_url: str,
         failover_after_s: float,
+        environment: Environment,
     ) -> None:
         self._node_id = node_id
-        self._start = SYSTEM.random_hex(8)
+        self._environment = environment
+        self._start = environment.random_hex(8)
         self._stores = stores
         self._session = session
         self._url = f"{controller_url.rstrip('/')}/v1/nodes/{node_id}/beat"
@@ -55,7 +57,7 @@ class Beats:
             if cluster_map is not None and beats(cluster_map):
                 await self._beat()
             self._news.clear()
-            await SYSTEM.wait_for(self._news.wait(), self._every_s)
+            await self._environment.wait_for(self._news.wait(), self._every_s)
 
     async def close(self) -> None:
         """End what was ordered."""

@@ -59,13 +59,11 @@ class SocketWire:
         await self._socket.close()
 
 
-async def connect(http: aiohttp.ClientSession, url: str, session: Session, cluster: ClusterSession) -> Wire:
+async def connect(http: aiohttp.ClientSession, cluster: ClusterSession, url: str, session: Session) -> Wire:
     """To the node at that address. Raises WireLost."""
-    query = {"store": session.store_id, PARAMETER: cluster.id}
     try:
         socket = await http.ws_connect(
-            f"{url}/copies",
-            params=query,
+            f"{url}/copies?store={session.store_id}&{PARAMETER}={cluster.id}",
             max_msg_size=_FRAME_BYTES_MAX,
             compress=0,
             timeout=aiohttp.ClientWSTimeout(ws_close=1.0),

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
 
 from kvstore.errors import KvError
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication.beats import Drop, GiveBack, Make
 from kvstore.replication.session import Session
 from kvstore.replication.wire import Wire, WireLost
-from kvstore.shard.copy_wires import connect
 from kvstore.shard.hosted import HostedStore, Surroundings
 from kvstore.shard.resident import Resident
 from kvstore.storage.engine import Identity
@@ -26,10 +24,10 @@ log = logging.getLogger(__name__)
 
 
 class NodeStores:
-    """`around.connect` is not used: connections go where the newest map says that nodes are."""
+    """`around`: what they share, but for connections to copies, which go where the newest map says that nodes are."""
 
     def __init__(self, around: Surroundings) -> None:
-        self._around = around._replace(connect=self._connect)
+        self._around = around = around._replace(connect=self._connect)
         self.home = Resident(around.node_id, self._around)
         self.by_shard: dict[str, Resident] = {around.node_id: self.home}
         self.cluster_map: ClusterMap | None = None
@@ -45,7 +43,7 @@ class NodeStores:
         await self.home.begin(partitions)
         identity = self.home.identity
         assert identity is not None
-        for shard_id in copies_in(self._around.data_dir, self._around.node_id):
+        for shard_id in self._around.folder.copies():
             resident = Resident(shard_id, self._around)
             try:
                 await resident.begin(identity.partitions)
@@ -177,11 +175,4 @@ class NodeStores:
         node = self.cluster_map.node(node_id) if self.cluster_map is not None else None
         if node is None:
             raise WireLost(f"no map names node {node_id}")
-        return await connect(self._around.session, node.url, session, self._around.cluster)
-
-
-def copies_in(data_dir: Path, node_id: str) -> list[str]:
-    """The shards of other homes of which a copy of that node lies in the folder, in order."""
-    end = f".copy-{node_id}.db"
-    names = [path.name for path in data_dir.glob(f"shard-*{end}")]
-    return sorted(name.removeprefix("shard-").removesuffix(end) for name in names)
+        return await self._around.dial(node.url, session)

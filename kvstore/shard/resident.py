@@ -18,12 +18,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack, suppress
-from functools import partial
-from pathlib import Path
+from contextlib import AsyncExitStack
 from typing import Any
 
-from kvstore.environment import SYSTEM
 from kvstore.errors import Unavailable
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
@@ -36,10 +33,9 @@ from kvstore.replication.wire import Wire
 from kvstore.shard.hosted import HostedStore, Surroundings, host
 from kvstore.shard.term_opening import TermOpening
 from kvstore.shard.told import ToldNumbers
-from kvstore.storage import sqlite_file
 from kvstore.storage.engine import Identity
-from kvstore.store.copy_place import CopyFiles, as_copy, make_copy_files, names_copies, set_aside, times_of
-from kvstore.store.opening import Opened, ToldBefore, Unapplied, open_unapplied, store_path
+from kvstore.store.copy_place import CopyFiles
+from kvstore.store.opening import Opened
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
 
@@ -54,7 +50,6 @@ class Resident:
 
     def __init__(self, shard_id: str, around: Surroundings) -> None:
         self.shard_id = shard_id
-        self.path = store_path(around.data_dir, shard_id, around.node_id)
         self.hosted: HostedStore | None = None
         self._around = around
         self._files: CopyFiles | None = None
@@ -72,36 +67,16 @@ class Resident:
         """Open what lies here, or make a store. Raises what `Store.open` raises."""
         around = self._around
         told = ToldNumbers(around.session, around.controller_url, around.limits)
-        unapplied = await open_unapplied(
-            self.path, self.shard_id, partitions, around.limits, SYSTEM, partial(self._told_before, told)
-        )
-        if self._serves_alone(unapplied):
-            await self._serve_opened(await unapplied.apply(SYSTEM), told)
+        opened = await around.folder.open(self.shard_id, partitions, told.at_opening)
+        if isinstance(opened, CopyFiles):
+            self._files = opened
         else:
-            self._files = await as_copy(unapplied, self.shard_id, around.limits, SYSTEM)
+            await self._serve_opened(opened, told)
 
     async def make(self, order: Make) -> None:
         """Make an empty copy. Raises DataInUse, ForeignData, ConfigError, OSError."""
-        limits = self._around.limits
-        self._files = await make_copy_files(self.path, self.shard_id, order.store_id, order.partitions, limits, SYSTEM)
+        self._files = await self._around.folder.make_copy(self.shard_id, order.store_id, order.partitions)
         log.info("a copy of shard %s is made", self.shard_id)
-
-    async def _told_before(self, told: ToldNumbers, store_id: str) -> ToldBefore:
-        """A store that has copies asks them, and not the controller."""
-        is_copy = self.shard_id != self._around.node_id
-        if is_copy or await SYSTEM.in_thread(partial(_file_names_copies, self.path, self.shard_id)):
-            return ToldBefore()
-        return await told.at_opening(store_id)
-
-    def _serves_alone(self, unapplied: Unapplied) -> bool:
-        is_home = self.shard_id == self._around.node_id
-        logged = unapplied.logged
-        shard = logged.shard(self.shard_id) if logged is not None else None
-        if names_copies(logged, self.shard_id):
-            return False
-        if shard is None:
-            return is_home
-        return shard.primary.node == self._around.node_id
 
     async def close(self) -> None:
         """Close what is open, as it is."""
@@ -163,7 +138,7 @@ class Resident:
 
     async def serve_session(self, wire: Wire) -> None:
         """Serve a primary's session with the copy here, until the connection is lost."""
-        task = asyncio.ensure_future(serve_copy(wire, lambda session: self.copy, SYSTEM))
+        task = asyncio.ensure_future(serve_copy(wire, lambda session: self.copy, self._around.environment))
         self._sessions[task] = None
         try:
             await task
@@ -238,7 +213,7 @@ class Resident:
             store_id=store.identity.store_id,
             copy_id=store.copy_id,
             role="primary" if hosted.is_open else "opening",
-            promised=store.promised,
+            promised=store.promised_term,
             term=end.term,
             number=end.number,
             serves=serves,
@@ -289,17 +264,21 @@ class Resident:
                     work.cancel()
                     await asyncio.gather(work, return_exceptions=True)
         await self.close()
-        await SYSTEM.in_thread(partial(set_aside, self.path))
+        await self._around.folder.set_aside(self.shard_id)
         log.info("the copy of shard %s is set aside", self.shard_id)
 
     async def _until_term_ends(self) -> None:
         while True:
-            store = self.store
-            sender = store.tables.sender if store is not None else None
-            if store is None or (sender is not None and sender.shipping.deposed):
+            hosted = self.hosted
+            if hosted is None:
+                return
+            if not hosted.is_open and self._map is not None:
+                hosted.service.hear(self._map)  # the opening may wait for a copy that is out by now
+            sender = hosted.store.tables.sender
+            if sender is not None and sender.shipping.deposed:
                 return
             self._changed.clear()
-            await self._changed.wait()
+            await self._around.environment.wait_for(self._changed.wait(), 1.0 if hosted.is_open else _LOOK_S)
 
     async def _until_named(self) -> None:
         """Until the map names this copy primary in a term that it may open, or it is dropped."""
@@ -314,16 +293,15 @@ class Resident:
                 was_stale = may_open == "stale"
                 self._around.on_news()
             self._changed.clear()
-            await SYSTEM.wait_for(self._changed.wait(), _LOOK_S if may_open == "wait" else 1.0)
+            await self._around.environment.wait_for(self._changed.wait(), _LOOK_S if may_open == "wait" else 1.0)
 
     async def _open_term(self, work: asyncio.Task[None]) -> None:
         """Open the term that the newest map gives; the copy stays one if that fails. `work`: of the copy."""
         files, config, around = self._files, self._config, self._around
         assert files is not None
         assert config is not None
-        start = SYSTEM.random_hex(8)
-        times = times_of(around.limits)
-        self._opening = TermOpening(files.copy, config, start, SYSTEM, around.connect, times, around.on_news)
+        start = around.environment.random_hex(8)
+        self._opening = TermOpening(files.copy, config, start, around)
         around.on_news()
         try:
             if not await self._opening.run():
@@ -347,7 +325,9 @@ class Resident:
         """Serve these files; `opens`: in the term that this map begins."""
         self._given_back = 0
         around = self._around._replace(on_news=self._on_news)
-        self.hosted = await host(opened, self.shard_id, around, told, self._at_the_end, start or SYSTEM.random_hex(8))
+        self.hosted = await host(
+            opened, self.shard_id, around, told, self._at_the_end, start or self._around.environment.random_hex(8)
+        )
         try:
             await self._until_one_ends(self.hosted.open(opens), self._until_term_ends())
         except BaseException:
@@ -368,8 +348,7 @@ class Resident:
         partitions = self.hosted.store.identity.partitions if self.hosted is not None else 0
         self.hosted = None
         await self._at_the_end.aclose()
-        unapplied = await open_unapplied(self.path, self.shard_id, partitions, self._around.limits, SYSTEM)
-        self._files = await as_copy(unapplied, self.shard_id, self._around.limits, SYSTEM)
+        self._files = await self._around.folder.open_copy(self.shard_id, partitions)
         self._around.on_news()
 
     async def _until_one_ends(self, *works: Coroutine[Any, Any, Any]) -> None:
@@ -388,11 +367,3 @@ class Resident:
 
 async def _forward(work: asyncio.Task[None]) -> None:
     await asyncio.shield(work)
-
-
-def _file_names_copies(path: Path, shard_id: str) -> bool:
-    """Whether the map in the file names a copy."""
-    with suppress(Exception):
-        encoded = sqlite_file.meta_of(path, write=False).get("cluster_map")
-        return encoded is not None and names_copies(decode_map(encoded.encode()), shard_id)
-    return False

@@ -1,6 +1,6 @@
 """The opening of a term, up to the record that opens it: the steps of `replication.opening`, with disk and connections.
 
-Owns: asking all copies in sync, fetching what the longest log has more, asking the controller to take out who is silent.
+Owns: asking all copies in sync, fetching what the longest log has more, asking the controller to take out the silent.
 Promises: the term is promised on this disk before anything else is done in it. Nothing that a copy in sync has is cut
 off. It ends, and nothing was served, as soon as a map of another term is heard of, or a higher term promised.
 Leaves to others: the rules (`replication.opening`), the record that opens the term (`store.partitions`).
@@ -11,15 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 
-from kvstore.environment import Environment
 from kvstore.replication import opening
 from kvstore.replication.configuration import Configuration, Replica, Request
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.opening import Opening
-from kvstore.replication.places import Times
-from kvstore.replication.wire import Connect, Refused, Wire, WireLost, fetch, greet
+from kvstore.replication.wire import Refused, Wire, WireLost, fetch, greet
+from kvstore.shard.hosted import Surroundings
+from kvstore.store.copy_place import times_of
 
 log = logging.getLogger(__name__)
 
@@ -27,23 +26,14 @@ _RETRY_S = 0.05
 
 
 class TermOpening:
-    """`start`: a random id of this opening. `on_news`: a request to the controller has come up or has gone."""
+    """`start`: a random id of this opening."""
 
-    def __init__(
-        self,
-        copy: StoreCopy,
-        config: Configuration,
-        start: str,
-        environment: Environment,
-        connect: Connect,
-        times: Times,
-        on_news: Callable[[], None],
-    ) -> None:
+    def __init__(self, copy: StoreCopy, config: Configuration, start: str, around: Surroundings) -> None:
         self._copy = copy
-        self._environment = environment
-        self._connect = connect
-        self._times = times
-        self._on_news = on_news
+        self._environment = around.environment
+        self._connect = around.connect
+        self._times = times_of(around.limits)
+        self._on_news = around.on_news
         self._opening: Opening | None = Opening(config, start, copy.log.last)
         self._late: dict[str, Replica] = {}  # by copy id, those that have not answered for too long
         self._wires: dict[str, Wire] = {}

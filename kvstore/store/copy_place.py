@@ -24,12 +24,13 @@ from kvstore.replication.copy import StoreCopy
 from kvstore.replication.places import Place, Times
 from kvstore.replication.promise import Identity
 from kvstore.storage import sqlite_file
-from kvstore.storage.disk import OsDisk, remove_if_there
+from kvstore.storage.disk import Disk, OsDisk, remove_if_there
 from kvstore.storage.sqlite import SqliteEngine
 from kvstore.store.copy_file import CopyFile, open_copy
 from kvstore.store.opening import Opened, Unapplied, lock
 
 _BESIDE = ("", "-wal", "-shm")
+_OS = OsDisk()
 
 
 class CopyFiles(NamedTuple):
@@ -37,17 +38,19 @@ class CopyFiles(NamedTuple):
 
     path: Path
     copy: StoreCopy
-    lock_fd: int
+    lock_fd: int | None
+    disk: Disk = _OS
 
     async def close(self) -> None:
         """Close all, and let the lock go. Nothing may use the copy any more."""
         await self.copy.engine.close()
         self.copy.log.close()
-        os.close(self.lock_fd)
+        if self.lock_fd is not None:
+            os.close(self.lock_fd)
 
     def as_opened(self, identity: Identity) -> Opened:
         """For a store, which has them from now on; the engine has every record that the log has."""
-        return Opened(self.copy.engine, self.copy.log, self.lock_fd, copy_file=CopyFile(self.path, identity))
+        return Opened(self.copy.engine, self.copy.log, self.lock_fd, copy_file=CopyFile(self.path, identity, self.disk))
 
 
 async def make_copy_files(
