@@ -12,6 +12,7 @@ import pytest
 
 from kvstore.placement.cluster_map import Primary, at_home, first_map
 from kvstore.shard.node import Refused
+from kvstore.shard.resident import Resident
 from kvstore.store.opening import Opened, untold
 from kvstore.store.store import Store
 from loadtest.simulate.cluster import LIMITS
@@ -87,6 +88,9 @@ def test_a_simulated_node_serves_all_stores_of_which_it_is_primary_also_after_a_
         PARTITIONS,
     ]
     admitted = run(loop, server.node.admit("s3", ids["s3"], "", None))
-    assert isinstance(admitted, Refused)
-    assert admitted.status == 404
+    assert isinstance(admitted, Resident)
+    assert admitted.store is None, "it lies there, and is not served"
+    absent = run(loop, server.node.admit("s4", "", "", None))
+    assert isinstance(absent, Refused)
+    assert absent.status == 404
     assert not found
