@@ -162,7 +162,7 @@ async def test_a_store_that_went_on_after_a_crash_keeps_what_it_was_given_since(
     await store.close()
 
 
-@pytest.mark.parametrize("note", [b"{", b'{"was": "\xb3"}'])
+@pytest.mark.parametrize("note", [b"{", b'{"copied_from": "\xb3"}'])
 async def test_a_note_of_an_earlier_call_that_cannot_be_read_is_refused(folder: Path, note: bytes) -> None:
     (folder / "adopting.json").write_bytes(note)
     with pytest.raises(ForeignData, match="cannot be read"):
