@@ -181,6 +181,17 @@ class TurnedTime(Environment):
         return super().now_ms() + round(self.wall_step_s * 1000)
 
 
+class StandingTime(Environment):
+    """The machine, but its monotonic clock moves only when the test says so. Timers ring in real time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = super().monotonic_s()
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+
 def _fatal(error: BaseException) -> NoReturn:
     raise error
 
