@@ -1,7 +1,7 @@
 """The place of a data file, looked at before it is opened: what a person has to mend is said in a person's words.
 
 Owns: which things in the place of a file, and which errors at its opening, mean what; how a small file is
-replaced.
+replaced; room that is kept for those who must write although the disk is full.
 Promises: nothing that was there is changed; a file that does not exist yet is created, empty, where that is possible.
 Leaves to others: what is in the file (`storage`, `controller.store`), the exit codes (`process`).
 
@@ -84,6 +84,62 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def make_sparse(path: Path) -> None:
+    """Replace the file by one with the same bytes, whose zeros at the end take no room. Raises OSError."""
+    data = path.read_bytes()
+    used = data.rstrip(b"\0")
+    if len(used) == len(data):
+        return
+    new = path.with_name(f"{path.name}.new")
+    try:
+        with new.open("wb") as file:
+            file.write(used)
+            file.truncate(len(data))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+class Reserve:
+    """A file that does nothing but take room, which is given back when something must be written on a full disk."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path = path
+        self._size_bytes = size_bytes
+
+    def fill(self) -> None:
+        """Take the room, if it is not taken and there is twice as much. Raises nothing."""
+        try:
+            if self._path.exists() and self._path.stat().st_size >= self._size_bytes:
+                return
+            disk = os.statvfs(self._path.parent)
+            if disk.f_bavail * disk.f_frsize < 2 * self._size_bytes:
+                return
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.posix_fallocate(descriptor, 0, self._size_bytes)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            self.give()
+
+    def give(self) -> bool:
+        """Give the room back; whether there was any."""
+        try:
+            size_bytes = self._path.stat().st_size
+            os.truncate(self._path, 0)
+        except OSError:
+            return False
+        return size_bytes > 0
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk, or a quota, is used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def opening_error(path: Path, error: sqlite3.Error, what: str) -> KvError | OSError:

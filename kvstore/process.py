@@ -34,11 +34,13 @@ from typing import NamedTuple
 
 import uvloop
 
+from kvstore.data_file import Reserve, is_full
 from kvstore.errors import ConfigError, DataCorrupt, DataInUse, ForeignData, KvError, LogDamaged
 
 EXIT_REFUSED = 2
 EXIT_DISK_FAILED = 74  # EX_IOERR of sysexits.h
 EXIT_NEEDS_A_PERSON = 78  # EX_CONFIG of sysexits.h
+_PID_RESERVE_BYTES = 256 * 1024
 
 _STDIN = 0
 # What may have passed by the next start, and what stays until a person changes it; others are bugs.
@@ -84,7 +86,7 @@ def run_process(
     configure_log(f"{role}-{process_id}", json_log)
     raise_open_files_limit()
     try:
-        with _pid_file(data_dir, role, process_id):
+        with pid_file(data_dir, role, process_id):
             asyncio_run(_serve(main, supervised))
     except KvError as error:
         return _refuse(f"{role} {process_id}", refusal(error), json_log, refusal_code(error))
@@ -174,7 +176,7 @@ def _stop_at_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) 
 
 
 @contextmanager
-def _pid_file(data_dir: Path | None, role: str, process_id: str) -> Iterator[None]:
+def pid_file(data_dir: Path | None, role: str, process_id: str) -> Iterator[None]:
     """Raises DataInUse while another living process holds the file."""
     if data_dir is None:
         yield
@@ -182,18 +184,60 @@ def _pid_file(data_dir: Path | None, role: str, process_id: str) -> Iterator[Non
     path = data_dir / "run" / f"{role}-{process_id}.pid"
     path.parent.mkdir(parents=True, exist_ok=True)
     _refuse_if_held(path, f"{role} {process_id}")
+    reserve = Reserve(data_dir / "pid-files.reserve", _PID_RESERVE_BYTES)
+    descriptor = _claim_although_full(path, reserve)
+    try:
+        reserve.fill()
+        yield
+    finally:
+        if _is_same_file(path, descriptor):
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _claim_although_full(path: Path, reserve: Reserve) -> int:
+    """As `_claim`; on a full disk with the room that is kept for it, or else over what an earlier process left."""
+    try:
+        return _claim(path)
+    except OSError as error:
+        if not is_full(error):
+            raise
+    reserve.give()
+    try:
+        return _claim(path)
+    except OSError as error:
+        if not is_full(error) or not path.exists():
+            raise
+    return _claim_in_place(path)
+
+
+def _claim(path: Path) -> int:
+    """Put a new pid file of this process there, locked; its descriptor. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
     try:
         os.write(descriptor, f"{os.getpid()}\n".encode())
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         temporary.replace(path)
-        yield
-    finally:
-        temporary.unlink(missing_ok=True)  # it is still there if the disk was full
-        if _is_same_file(path, descriptor):
-            path.unlink(missing_ok=True)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # the disk is full
         os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _claim_in_place(path: Path) -> int:
+    """Write over the pid file of a process that is gone, which takes no room. Raises OSError."""
+    pid = f"{os.getpid()}\n".encode()
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.pwrite(descriptor, pid, 0)
+        os.ftruncate(descriptor, len(pid))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _refuse_if_held(path: Path, name: str) -> None:

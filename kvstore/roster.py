@@ -28,6 +28,7 @@ import msgspec
 
 from kvstore.addresses import address_text, listen_address, on_this_host
 from kvstore.config import ID_PATTERN, ClusterConfig
+from kvstore.data_file import make_sparse
 from kvstore.process import pid_file_holder
 
 PORT_MAX = 65_535
@@ -204,7 +205,9 @@ def finish_removal(data_dir: Path, shard_id: str) -> Path | None:
     begin_removal(data_dir, shard_id)
     # What the log has and the file has not, and after kill -9 two more, belong to the file by their names.
     for beside in (*sorted(data_dir.glob(f"{path.stem}.log.*")), *data_dir.glob(f"{path.stem}.id")):
-        beside.rename(data_dir / f"{removed.name}{beside.name.removeprefix(path.stem)}")
+        set_aside = beside.rename(data_dir / f"{removed.name}{beside.name.removeprefix(path.stem)}")
+        with suppress(OSError):  # the room that was made for records to come
+            make_sparse(set_aside)
     for suffix in ("-wal", "-shm"):
         with suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(removed.with_name(removed.name + suffix))

@@ -25,7 +25,7 @@ from kvstore.controller.membership import Announcement, ClusterState, FirstMembe
 from kvstore.controller.mover import new_move_id
 from kvstore.controller.recovery import Found, Recovery, check, described, recovered
 from kvstore.controller.shards import ShardClients, Size
-from kvstore.controller.sizes import estimate, expected_keys, group_partitions
+from kvstore.controller.sizes import check_room, estimate, expected_keys, group_partitions
 from kvstore.controller.store import Told
 from kvstore.controller.twins import Twins
 from kvstore.environment import SYSTEM, Environment
@@ -368,7 +368,9 @@ class ClusterService:
 
         def step(state: ClusterState) -> ClusterState:
             change = changes.running_like(state.changes, asked) or asked
-            return self._taken(state, decide(state, self._plan(sizes, change.id)), change, sizes)
+            after = decide(state, self._plan(sizes, change.id))
+            check_room(state.map, membership.formed_map(after), sizes)
+            return self._taken(state, after, change, sizes)
 
         failpoints.hit("controller-before-plan")
         _, after = await self._document.change(step)
@@ -386,6 +388,7 @@ class ClusterService:
         state = await self._read()
         sizes = await self._measured(state)
         after = decide(state, self._plan(sizes, ""))
+        check_room(state.map, membership.formed_map(after), sizes)
         return estimate(membership.formed_map(after), sizes)
 
     async def _measured(self, state: ClusterState) -> Mapping[str, Size]:

@@ -33,11 +33,15 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Size(msgspec.Struct, frozen=True):
-    """What a shard holds, as it counts itself. `clock`: the highest version that it has given or seen."""
+    """What a shard holds, as it counts itself. `clock`: the highest version that it has given or seen.
+
+    `disk_spare_bytes`: what its disk has room for, beside the reserve; None from an earlier program.
+    """
 
     keys: int
     bytes: int
     clock: int = 0
+    disk_spare_bytes: int | None = None
 
 
 class Identity(msgspec.Struct, frozen=True):

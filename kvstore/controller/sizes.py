@@ -13,6 +13,7 @@ from typing import Any
 
 from kvstore.config import Limits
 from kvstore.controller.shards import Size
+from kvstore.errors import ChangeRefused
 from kvstore.placement.cluster_map import ClusterMap
 
 _UNMEASURED_GROUPS = 64  # into so many groups at least the partitions of a shard that is down are cut
@@ -51,6 +52,31 @@ def estimate(cluster_map: ClusterMap, sizes: Mapping[str, Size]) -> dict[str, An
     return {name: _sum([entry[name] for entry in entries]) for name in ("partitions", "keys", "bytes")} | {
         "moves": entries
     }
+
+
+def check_room(before: ClusterMap | None, after: ClusterMap, sizes: Mapping[str, Size]) -> None:
+    """Raises ChangeRefused, with figures, if a shard's disk has no room for what the plan newly brings it.
+
+    What a row takes in the log while it is on its way is left out: a move that has no room for that waits.
+    """
+    known = {move.id for move in before.moves} if before is not None else set()
+    needed: defaultdict[str, int] = defaultdict(int)
+    for move in after.moves:
+        size, owned = sizes.get(move.source), len(after.owned_by(move.source))
+        if move.id not in known and size is not None and owned:
+            needed[move.to] += round(size.bytes * len(move.partitions) / owned)
+    free = {shard_id: size.disk_spare_bytes for shard_id, size in sizes.items() if size.disk_spare_bytes is not None}
+    short = {to: size_bytes for to, size_bytes in sorted(needed.items()) if size_bytes > free.get(to, size_bytes)}
+    if short:
+        figures = "; ".join(
+            f"{to} needs {size_bytes:,} bytes and has {free[to]:,} free beside its reserve"
+            for to, size_bytes in short.items()
+        )
+        raise ChangeRefused(
+            f"the disks have no room for what would move: {figures}. Delete keys, or make room there, and ask again.",
+            bytes_needed=short,
+            bytes_free={to: free[to] for to in short},
+        )
 
 
 def _sum(values: list[int | None]) -> int | None:

@@ -6,7 +6,7 @@ step may be broken off at any point: a move that was begun and not finished is b
 Leaves to others: what each step does to the file (`storage.handover`), when a move is begun, given up or committed (the
 controller).
 
-    source                                     destination
+    source                                     destination: waits until its disk has room for it
       │ <─ pull: rows, page by page ─────────── copy: first it removes what lies here, then takes what comes
       │ <─ pull: what has changed since ─────── tail: until little does
       │ <─ fence ────────────────────────────── from now on no shard answers for the partitions
@@ -35,7 +35,7 @@ from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.errors import Conflict, DiskFull, KvError, OutcomeUnknown, TooManyRequests, Unavailable, from_problem
 from kvstore.placement.cluster_map import Move
-from kvstore.protocol import Answer, Freeze, Frozen, MovedRow, Progress, Pull, Receive, Rows, row_bytes
+from kvstore.protocol import Answer, Freeze, Frozen, Info, MovedRow, Progress, Pull, Receive, Rows, Stats, row_bytes
 from kvstore.shard.peers import Peers
 from kvstore.store.pacing import pause_s
 from kvstore.store.store import Store
@@ -50,7 +50,10 @@ _RETRY_S = 0.02
 _PAUSE_S_MAX = 1.0
 _FENCE_TRIES_MAX = 50  # of a source whose map is behind
 
-T = TypeVar("T", Rows, Frozen)
+_COPIES = 2  # of a row: one in the log, one in the file
+_ROW_BYTES = 128  # what a row takes beside its key and value, about
+
+T = TypeVar("T", Rows, Frozen, Info)
 
 
 class _State:
@@ -117,6 +120,7 @@ class Receiver:
         try:
             failpoints.hit("move-before-copy")
             await self._store.migration.clear(move.id)
+            await self._until_there_is_room(move, state)
             sequence = await self._copy(move, state)
             failpoints.hit("move-after-copy")
             state.go_on("tail")
@@ -151,6 +155,27 @@ class Receiver:
             await self._take(move, state, page.rows)
             page = await self._changes(move, state, page.sequence)
         return page.rows
+
+    async def _until_there_is_room(self, move: Move, state: _State) -> None:
+        """Nothing is copied to a disk that has no room for it beside its reserve: the move waits, and says so."""
+        while (spare_bytes := self._store.migration.spare_bytes()) < (needed_bytes := await self._needed(move, state)):
+            state.detail = self._room_wanted(needed_bytes, spare_bytes)
+            await asyncio.sleep(_PAUSE_S_MAX)
+        state.detail = ""
+
+    async def _needed(self, move: Move, state: _State) -> int:
+        """About how many bytes the move takes here, in log and file: its share of what the source holds."""
+        facts = (await self._ask(move, state, Stats(0), Info)).facts
+        share = len(move.partitions) / max(1, len(self._peers.cluster_map.owned_by(move.source)))
+        source_bytes: int = facts["bytes"] + facts["keys"] * _ROW_BYTES
+        return round(_COPIES * source_bytes * share)
+
+    def _room_wanted(self, needed_bytes: int, spare_bytes: int) -> str:
+        needed, spare, reserve = (n / 1e6 for n in (needed_bytes, spare_bytes, self._limits.disk_reserve_bytes))
+        return (
+            f"waits for room on {self._shard_id}: {needed:,.1f} MB needed, {spare:,.1f} MB free beside the reserve of "
+            f"{reserve:,.1f} MB; delete keys, or cancel the moves"
+        )
 
     async def _copy(self, move: Move, state: _State) -> int:
         """All rows as they are now, or later; the sequence as of which all was there.
@@ -224,8 +249,9 @@ class Receiver:
         while True:
             try:
                 return await self._store.migration.take(move.id, rows)
-            except DiskFull as error:
-                state.detail = f"waiting for room on the disk of shard {self._shard_id}: {error.detail}"
+            except DiskFull:
+                spare_bytes = self._store.migration.spare_bytes()
+                state.detail = self._room_wanted(_COPIES * sum(map(row_bytes, rows)), spare_bytes)
                 await asyncio.sleep(_PAUSE_S_MAX)
 
     def _page(self, rows: list[MovedRow]) -> list[MovedRow]:
@@ -259,7 +285,7 @@ class Receiver:
                 await asyncio.sleep(_RETRY_S)
         raise last
 
-    async def _ask(self, move: Move, state: _State, request: Pull | Freeze, wanted: type[T]) -> T:
+    async def _ask(self, move: Move, state: _State, request: Pull | Freeze | Stats, wanted: type[T]) -> T:
         """The source's reply; while it is away, or busy, ask again. Raises what it refuses with."""
         while True:
             try:

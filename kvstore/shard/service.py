@@ -185,7 +185,8 @@ class ShardService:
     def _facts(self) -> dict[str, Any]:
         stats: dict[str, Any] = msgspec.to_builtins(self.store.inspection.snapshot())
         clock = {"clock": self.store.clock.version, "attempts_floor": self.store.clock.attempts_floor}
-        return stats | clock | {"attempts": self.store.inspection.in_doubt()}
+        room = {"disk_spare_bytes": self.store.migration.spare_bytes()}
+        return stats | clock | room | {"attempts": self.store.inspection.in_doubt()}
 
 
 def _decoded_map(encoded: bytes) -> ClusterMap:

@@ -12,6 +12,16 @@ from kvstore.store.tables import Tables
 _AMPLE_S = 0.02  # in which no client fills twice the reserve
 
 
+def free_of(tables: Tables) -> int:
+    """Free bytes on the file system that the store lies on."""
+    return tables.environment.free_bytes(tables.engine.path.parent)
+
+
+def spare_of(tables: Tables) -> int:
+    """How many bytes there are beside the reserve, pages that are free inside the file included."""
+    return max(0, free_of(tables) + tables.engine.sizes.free - tables.limits.disk_reserve_bytes)
+
+
 class DiskRoom:
     """Of the file system that the store lies on."""
 
@@ -26,7 +36,7 @@ class DiskRoom:
         now_s = tables.environment.monotonic_s()
         if now_s < self._ample_until_s:
             return tables.log.full
-        free_bytes = tables.environment.free_bytes(tables.engine.path.parent)
+        free_bytes = free_of(tables)
         reserve_bytes = tables.limits.disk_reserve_bytes
         if free_bytes >= 2 * reserve_bytes:
             self._ample_until_s = now_s + _AMPLE_S

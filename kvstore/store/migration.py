@@ -17,6 +17,7 @@ from kvstore.storage.engine import FeedQuery
 from kvstore.storage.rows import Row, checksum
 from kvstore.store.applier import Applier
 from kvstore.store.batch import Batch
+from kvstore.store.disk_room import spare_of
 from kvstore.store.partitions import Partitions
 from kvstore.store.pipeline import Pipeline
 from kvstore.store.tables import Tables
@@ -70,6 +71,10 @@ class Migration:
         await self._applier.flush()
         while self._tables.engine.applied.drops:
             await self._applier.clean_some()
+
+    def spare_bytes(self) -> int:
+        """How many bytes the disk has room for, beside its reserve."""
+        return spare_of(self._tables)
 
     async def take(self, move: str, rows: Sequence[MovedRow]) -> int:
         """Rows that the move brings; how many bytes they are. Raises Conflict, DataCorrupt, DiskFull."""

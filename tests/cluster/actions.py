@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import msgspec
+import pytest
 
 from tests.cluster.conftest import REPOSITORY, Cluster
 
@@ -182,3 +184,31 @@ def kvstore(*arguments: str, timeout_s: float = WAIT_S) -> subprocess.CompletedP
     """Run `python -m kvstore` with these arguments to its end."""
     command = [sys.executable, "-m", "kvstore", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=REPOSITORY, check=False)
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_disk(folder: Path, mib: int) -> Iterator[Path]:
+    """A file system of its own, in memory. Skips the test where mounting is not permitted."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def take_all_room(file: Path) -> None:
+    with file.open("wb", buffering=0) as hog, suppress(OSError):
+        while hog.write(b"\0" * 4096):
+            pass
+    assert shutil.disk_usage(file.parent).free == 0

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -32,7 +32,9 @@ from tests.cluster.actions import (
     keys_of,
     pids,
     put,
+    small_disk,
     stopped,
+    take_all_room,
     wait_running,
     wait_until,
 )
@@ -331,30 +333,12 @@ def test_a_foreign_file_is_not_served_either_while_the_controller_cannot_refuse_
 # --- disks -----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def small_disk(folder: Path, mib: int) -> Iterator[Path]:
-    """A file system of its own, in memory. Skips the test where mounting is not permitted."""
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_refuses_puts_with_507_lets_deletes_through_and_recovers_by_itself(tmp_path: Path) -> None:
     limits = {"disk_reserve_bytes": 8 * MIB, "wal_bytes_max": MIB, "batch_bytes_max": MIB}
     limits |= {"log_segment_bytes": 4 * MIB, "body_bytes_max": 2 * MIB}
     value = os.urandom(200_000)
-    with small_disk(tmp_path / "disk", mib=56) as disk:
-        config = write_config(tmp_path, shards=2, data_dir=str(disk / "data"), limits=limits)
+    with small_disk(tmp_path / "data", mib=64) as disk:
+        config = write_config(tmp_path, shards=2, limits=limits)
         with running(config) as cluster:
             acknowledged = fill(cluster, disk, value)
             assert len(acknowledged) > 60
@@ -382,13 +366,6 @@ def test_a_full_disk_refuses_puts_with_507_lets_deletes_through_and_recovers_by_
             assert {item["key"] for item in keys} == acknowledged
             for key in acknowledged:
                 assert get(cluster, key).body == value
-
-
-def take_all_room(file: Path) -> None:
-    with file.open("wb", buffering=0) as hog, suppress(OSError):
-        while hog.write(b"\0" * 4096):
-            pass
-    assert shutil.disk_usage(file.parent).free == 0
 
 
 def fill(cluster: Cluster, disk: Path, value: bytes) -> set[str]:

@@ -14,7 +14,7 @@ import pytest
 
 from kvstore.config import Limits
 from kvstore.controller.store.sqlite import open_sqlite
-from kvstore.data_file import opening_error, prepare_data_file
+from kvstore.data_file import Reserve, make_sparse, opening_error, prepare_data_file
 from kvstore.environment import SYSTEM
 from kvstore.errors import ConfigError, DataInUse, ForeignData
 from kvstore.store.opening import open_files
@@ -117,3 +117,38 @@ def test_an_error_of_sqlite_says_whether_it_may_pass(tmp_path: Path, code: int, 
     assert type(meant) is kind
     if isinstance(meant, OSError):
         assert meant.errno == (errno.ENOSPC if code == sqlite3.SQLITE_FULL else errno.EIO)
+
+
+# --- room -------------------------------------------------------------------------------------------------------------
+
+
+def blocks_bytes(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def test_a_reserve_takes_room_and_gives_it_back_once(tmp_path: Path) -> None:
+    reserve = Reserve(tmp_path / "reserve", 1 << 20)
+    assert not reserve.give()
+    reserve.fill()
+    assert blocks_bytes(tmp_path / "reserve") >= 1 << 20
+    assert reserve.give()
+    assert blocks_bytes(tmp_path / "reserve") == 0
+    assert not reserve.give()
+    reserve.fill()
+    assert reserve.give()
+
+
+def test_a_reserve_takes_no_room_where_there_is_not_twice_as_much(tmp_path: Path) -> None:
+    Reserve(tmp_path / "reserve", 1 << 60).fill()
+    Reserve(tmp_path / "nowhere" / "reserve", 1 << 20).fill()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sparse_file_has_the_same_bytes_and_takes_less_room(tmp_path: Path) -> None:
+    path, content = tmp_path / "segment", b"\0records\0" + b"records" + bytes(1 << 20)
+    for data in (content, b"nothing to gain", b"", bytes(1 << 20)):
+        path.write_bytes(data)
+        make_sparse(path)
+        assert path.read_bytes() == data
+        assert blocks_bytes(path) <= 64 * 1024
+    assert [file.name for file in tmp_path.iterdir()] == ["segment"]

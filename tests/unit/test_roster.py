@@ -213,6 +213,16 @@ def test_a_file_is_set_aside_with_what_belongs_to_it(tmp_path: Path) -> None:
     assert finish_removal(tmp_path, "s2") is None
 
 
+def test_the_log_of_a_removed_shard_keeps_its_records_and_not_the_room_for_more(tmp_path: Path) -> None:
+    segment = b"records" + bytes(1 << 20)
+    (tmp_path / "shard-s2.db").write_bytes(b"rows")
+    (tmp_path / "shard-s2.log.000001").write_bytes(segment)
+    finish_removal(tmp_path, "s2")
+    kept = tmp_path / "shard-s2.db.removed.log.000001"
+    assert kept.read_bytes() == segment
+    assert kept.stat().st_blocks * 512 <= 64 * 1024
+
+
 def test_nothing_that_was_set_aside_before_is_lost(tmp_path: Path) -> None:
     for content in ("first", "second", "third"):
         (tmp_path / "shard-s2.db").write_text(content)

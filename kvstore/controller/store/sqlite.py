@@ -1,7 +1,8 @@
 """The embedded backend: one SQLite file, one row.
 
 Owns: `controller-<id>.db`: its format, and the lock that lets one process at a time open it; copies that are kept
-beside it, such as `controller-<id>.db.format3`.
+beside it, such as `controller-<id>.db.format3`; `controller-<id>.db.reserve`, which takes room that is given back when
+a statement finds the disk full.
 Promises: what `MapStore` asks for; an acknowledged swap survives kill -9 and a power cut (WAL,
 synchronous=FULL).
 Leaves to others: the meaning of the document.
@@ -22,11 +23,13 @@ from typing import Any
 import aiosqlite
 
 from kvstore.controller.store import Stored, Told
-from kvstore.data_file import opening_error, prepare_data_file, write_durably
+from kvstore.data_file import Reserve, opening_error, prepare_data_file, write_durably
 from kvstore.errors import ForeignData, Unavailable
 
 APPLICATION_ID = 0x6B76_6374  # "kvct" in the header of the file; shards write another
 FORMAT = 1
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)  # the second: a quota, or a limit of file sizes
+_RESERVE_BYTES = 8 * 1024 * 1024  # more than the WAL takes between two checkpoints
 
 _CREATE = (
     f"PRAGMA application_id = {APPLICATION_ID}",
@@ -98,6 +101,8 @@ class SqliteMapStore:
     def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
         self._connection = connection
         self._path = path
+        self._reserve = Reserve(path.with_name(f"{path.name}.reserve"), _RESERVE_BYTES)
+        self._reserve.fill()
         self._closed = False
         self._changed = asyncio.Event()
         self._swaps: set[asyncio.Task[int | None]] = set()
@@ -154,13 +159,19 @@ class SqliteMapStore:
         rows = await self._execute(_SWAP, (document, revision))
         if not rows:
             return None
+        self._reserve.fill()
         self._wake_watchers()
         return int(rows[0][0])
 
     async def _execute(self, statement: str, parameters: tuple[object, ...]) -> list[Any]:
         """One statement, to its end and committed, in one visit to the connection's thread."""
         try:
-            return list(await self._connection.execute_fetchall(statement, parameters))
+            try:
+                return list(await self._connection.execute_fetchall(statement, parameters))
+            except sqlite3.Error as error:
+                if error.sqlite_errorcode not in _FULL or not self._reserve.give():
+                    raise
+                return list(await self._connection.execute_fetchall(statement, parameters))
         except sqlite3.Error as error:
             raise Unavailable(f"the controller's file cannot be used: {error}.", retry_after_ms=1000) from error
 

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kvstore.errors import Conflict
@@ -415,6 +416,8 @@ async def test_a_copy_that_may_have_missed_a_deletion_is_void(cluster: Cluster):
     await cluster.ask("s1", Put(1, "a", b"1"))
 
     async def delete_and_forget(request: Any) -> None:
+        if not isinstance(request, Pull):
+            return
         cluster.after_message = _ignore
         await cluster.ask("s1", Delete(2, "a"))
         store = cluster.stores["s1"]
@@ -567,3 +570,47 @@ async def test_whatever_happens_between_the_steps_the_shards_say_what_a_dictiona
                 found[key] = answers[cluster.owner(key)]
             assert {key: value for key, value in found.items() if value is not None} == model
             assert sum(store.inspection.snapshot().keys for store in cluster.stores.values()) == len(model)
+
+
+# --- room on the disk -------------------------------------------------------------------------------------------------
+
+
+async def test_a_move_waits_for_room_and_says_how_much_before_anything_is_copied(cluster: Cluster):
+    value = b"v" * 100_000
+    await cluster.ask("s1", Put(1, "a", value))
+    pulled: list[Pull] = []
+
+    async def note(request: Any) -> None:
+        if isinstance(request, Pull):
+            pulled.append(request)
+
+    cluster.before_message = note
+    tables = cluster.stores["s2"].tables
+    plenty, tables.limits = tables.limits, msgspec.structs.replace(tables.limits, disk_reserve_bytes=1 << 60)
+    move_id = cluster.plan("a", spare=range(PARTITIONS))
+    await cluster.spread()
+    carried = asyncio.create_task(cluster.carry(move_id))
+    async with asyncio.timeout(60):
+        while not (detail := (await cluster.progress(move_id)).detail):
+            await asyncio.sleep(0.005)
+    assert "waits for room on s2: 0.2 MB needed, 0.0 MB free" in detail
+    assert not pulled
+    tables.limits = plenty
+    assert (await carried).step == "done"
+    cluster.commit(move_id)
+    await cluster.spread()
+    assert await cluster.value("s2", "a") == value
+
+
+async def test_a_move_that_waits_for_room_ends_when_it_stands_no_more(cluster: Cluster):
+    await cluster.ask("s1", Put(1, "a", b"v"))
+    tables = cluster.stores["s2"].tables
+    tables.limits = msgspec.structs.replace(tables.limits, disk_reserve_bytes=1 << 60)
+    move_id = cluster.plan("a")
+    await cluster.spread()
+    await cluster.progress(move_id)
+    cluster.void(move_id)
+    await cluster.spread()
+    with pytest.raises(Conflict):
+        await cluster.progress(move_id)
+    assert await cluster.value("s1", "a") == b"v"

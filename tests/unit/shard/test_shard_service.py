@@ -113,7 +113,13 @@ async def test_each_request_is_answered_under_its_id(shard: Shard) -> None:
     assert (explained.id, explained.epoch, explained.facts["version"]) == (15, 3, 1)
     stats = await shard.ask(Stats(16))
     assert (stats.id, stats.facts["keys"]) == (16, 1)
-    assert set(stats.facts) == {*ShardStats.__struct_fields__, "attempts", "attempts_floor", "clock"}
+    assert set(stats.facts) == {
+        *ShardStats.__struct_fields__,
+        "attempts",
+        "attempts_floor",
+        "clock",
+        "disk_spare_bytes",
+    }
     assert await shard.ask(Delete(17, "a")) == Answer(17, 204, 2)
     assert (await shard.ask(Get(18, "a"))).status == 404
 

@@ -155,6 +155,10 @@ class Cluster:
     def _next(self, **changes: Any) -> None:
         self.map = msgspec.structs.replace(self.map, epoch=self.map.epoch + 1, **changes)
 
+    async def progress(self, move_id: str, to: str = "s2") -> Progress:
+        """How far the move is; it is begun, if it was not."""
+        return await self._receivers[to].receive(Receive(0, move_id))
+
     async def carry(self, move_id: str, to: str = "s2") -> Progress:
         """Until the destination says that it is done, or has failed."""
         seen = ""
