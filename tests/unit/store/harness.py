@@ -39,7 +39,7 @@ class Sink:
         self.replies.append(reply)
         self._wake.set()
 
-    async def answer(self, timeout_s: float = 10.0) -> Answer:
+    async def answer(self, timeout_s: float = 60.0) -> Answer:
         """The only answer, once it is there."""
         await asyncio.wait_for(self._wake.wait(), timeout_s)
         (answer,) = self.replies
