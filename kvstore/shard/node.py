@@ -1,0 +1,193 @@
+"""A node apart from its HTTP: its stores, who may open channels to them, and how the node takes part in the cluster.
+
+Owns: opening and closing in the right order; following the map and announcing the node; what is told at its door.
+Promises: serves only with a map; a restarted shard starts from its own durable map, so it does not need the
+controller to serve; a shard whose file belongs to another cluster ends with an error instead of serving.
+Leaves to others: HTTP (`app`), each of its stores (`hosted`), requests (`service`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from typing import Any, NamedTuple
+
+from kvstore.errors import ForeignData
+from kvstore.metrics import StoreLabels
+from kvstore.placement import partition_set
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.shard.beats import Beats
+from kvstore.shard.hellos import Hellos, Memory
+from kvstore.shard.hosted import Surroundings
+from kvstore.shard.node_stores import NodeStores
+from kvstore.shard.resident import Resident
+from kvstore.transport.map_follower import MapFollower
+from kvstore.transport.sessions import ClusterSession
+
+_NOT_FOUND, _CONFLICT = 404, 409
+
+
+class OtherPartitions(Exception):
+    """The cluster has another number of partitions than the node was told, and its file is of no cluster yet."""
+
+    def __init__(self, partitions: int) -> None:
+        super().__init__(f"the cluster has {partitions} partitions")
+        self.partitions = partitions
+
+
+class Refused(NamedTuple):
+    """A channel is not opened: the status of HTTP, and why."""
+
+    status: int
+    why: str
+
+
+class Node:
+    """`stores`: all that lie here. `home`: the node's own shard's."""
+
+    def __init__(
+        self, around: Surroundings, stores: NodeStores, hellos: Hellos, follower: MapFollower, beats: Beats
+    ) -> None:
+        self.node_id = around.node_id
+        self.stores = stores
+        self._hellos = hellos
+        self._follower = follower
+        self._beats = beats
+        self._cluster = around.cluster
+
+    @classmethod
+    async def open(cls, around: Surroundings, partitions: int, memory: Memory, at_the_end: AsyncExitStack) -> Node:
+        """Open the home's store, and the others that lie here; `at_the_end` closes them.
+
+        `partitions`: their number while the home's store is of no cluster. `memory`: keeps the last session. Raises
+        what `Store.open` raises.
+        """
+        node_id, limits, cluster, environment = around.node_id, around.limits, around.cluster, around.environment
+        session, url = around.session, around.controller_url
+        news = _News()
+        stores = NodeStores(around._replace(on_news=news.tell))
+        at_the_end.push_async_callback(stores.close)
+        await stores.begin(partitions)
+        follower = MapFollower(session, url, limits, environment=environment, cluster=cluster)
+        beats = Beats(node_id, stores, session, url, limits.failover_after_s, environment)
+        at_the_end.push_async_callback(beats.close)
+        news.beats = beats
+        return cls(around, stores, Hellos(node_id, cluster, follower.ask_session, memory), follower, beats)
+
+    # --- at its door
+
+    async def admit(self, shard: str, store_id: str | None, session_id: str, peer: str | None) -> Resident | Refused:
+        """The store to which a channel is asked for, by a process that names this session."""
+        resident = self.stores.by_shard.get(shard)
+        identity = resident.identity if resident is not None else None
+        if resident is None or identity is None:
+            return Refused(_NOT_FOUND, f"this is shard {self.node_id}")
+        # An empty or foreign file has a map and partitions of its own, or none: to the router's cluster it is not this
+        # shard, also while the controller, which refuses it, is away. Else a key of ours would be "not there".
+        if store_id not in (None, "", identity.store_id):
+            return Refused(_CONFLICT, f"shard {shard} serves another data file")
+        return await self.admit_process(session_id, peer) or resident
+
+    async def admit_process(self, session_id: str, peer: str | None) -> Refused | None:
+        """Whether a process that names this session is refused."""
+        status = await self._hellos.refusal(session_id, peer)
+        return Refused(status, f"shard {self.node_id} is in another session") if status is not None else None
+
+    async def facts(self, session_id: str | None, store_id: str | None, peer: str | None) -> dict[str, Any]:
+        """What the node is, for a controller, which names its session, and for people."""
+        home, identity = self.stores.home, self.stores.identity
+        if session_id and store_id == identity.store_id:
+            await self._hellos.refusal(session_id, peer)  # which says so if that is a stranger
+        ids = {"store_id": identity.store_id, "copy_id": home.copy_id, "session": self._cluster.id}
+        facts = {**ids, "cluster_id": identity.cluster_id, "partitions": identity.partitions}
+        if home.hosted is not None and not home.hosted.told.is_verified:
+            facts["unverified"] = True  # the controller has not confirmed that this is no older copy
+        if home.hosted is not None and (missing := home.hosted.store.partitions.missing):
+            facts["missing"] = partition_set.as_text(missing)  # no move has brought them, or not surely all of them
+        return {"status": "alive", "shard": self.node_id, **facts}
+
+    def newest_map(self) -> dict[str, Any]:
+        """That of its stores, for a controller that has lost its file."""
+        identities = [(each.shard_id, each.identity) for each in self.stores.by_shard.values()]
+        home, *beside = [(shard, identity.store_id) for shard, identity in identities if identity is not None]
+        return {"shard": home[0], "store_id": home[1], "map": self.stores.newest_map, "beside": beside}
+
+    def stats(self) -> dict[StoreLabels, Any]:
+        """Of each store that is served, for the metrics."""
+        return {each.labels(self.node_id): each.store.inspection.snapshot() for each in self.stores.served}
+
+    # --- in the cluster
+
+    async def run(self, url: str, weight: int, may_join: bool, stop: asyncio.Event) -> None:
+        """Serve at that address until `stop` is set. Raises OtherPartitions, ForeignData, StoreBehind.
+
+        `may_join`: if it is no member, it asks to become one, with that weight.
+        """
+        go_on_with_last_session(self._hellos, self._cluster, self.stores.newest_map, self.node_id, url)
+        part = self._take_part(url, weight, may_join)
+        await until_one_ends(part, self.stores.run(), self._beats.run(), self._stopped(stop))
+
+    async def _take_part(self, url: str, weight: int, may_join: bool) -> None:
+        """Announce the node, then follow the map for ever."""
+        stores, identity, newest = self.stores, self.stores.identity, self.stores.newest_map
+        epoch = newest.epoch if newest is not None else 0
+        try:
+            await self._follower.announce(
+                self.node_id,
+                url,
+                identity.store_id,
+                identity.cluster_id,
+                weight,
+                join=may_join,
+                partitions=identity.partitions,
+                epoch=epoch,
+                clock=stores.clock,
+                copy_id=stores.home.copy_id,
+            )
+        except ForeignData as refused:
+            wanted = refused.members.get("partitions")
+            if identity.cluster_id is None and isinstance(wanted, int) and wanted != identity.partitions:
+                raise OtherPartitions(wanted) from None
+            raise
+        cluster_id = stores.identity.cluster_id
+        await self._follower.follow(max(epoch - 1, 0), stores.hear, cluster_id, lambda: stores.clock)
+
+    async def _stopped(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        await self.stores.end()
+
+
+class _News:
+    """Told by stores, which are there before the beats."""
+
+    def __init__(self) -> None:
+        self.beats: Beats | None = None
+
+    def tell(self) -> None:
+        if self.beats is not None:
+            self.beats.hurry()
+
+
+def go_on_with_last_session(
+    hellos: Hellos, cluster: ClusterSession, cluster_map: ClusterMap | None, shard_id: str, url: str
+) -> None:
+    """Name it to other shards while the controller is away, if this is where their map says that this shard is.
+
+    At another address this may be a copy of the data directory, which must not disturb the original.
+    """
+    node = cluster_map.node(shard_id) if cluster_map is not None else None
+    if node is not None and node.url == url:
+        cluster.enter(hellos.last)
+
+
+async def until_one_ends(*works: Coroutine[Any, Any, Any]) -> None:
+    """Then the others are cancelled. Raises what it raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        if task in done:
+            task.result()

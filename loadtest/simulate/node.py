@@ -1,0 +1,295 @@
+"""A node of a simulated cluster: the real node of `kvstore.shard` on a simulated disk and network.
+
+Owns: its stores' engines, which outlive its processes as files do; by what its process may end.
+Promises: stores are made, found, opened, served and closed by the code of real processes, several on a node if maps
+say so. What the disk has kept, and the engines, is all that outlives a process.
+Leaves to others: what a node does (`kvstore.shard.node`), when it dies (`cluster_faults`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from kvstore.config import Limits
+from kvstore.errors import DataCorrupt, ForeignData, LogDamaged
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.map_format import decode_map
+from kvstore.replication import files
+from kvstore.replication.messages import decode_from_primary
+from kvstore.replication.places import Place
+from kvstore.replication.promise import read_identity
+from kvstore.shard.copy_wires import SocketWire, connect
+from kvstore.shard.folder import copies_in, may_serve_alone
+from kvstore.shard.hosted import Surroundings
+from kvstore.shard.node import Node, Refused
+from kvstore.shard.resident import Resident
+from kvstore.storage.engine import Identity, TryLater
+from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
+from kvstore.storage.record import decode_record
+from kvstore.storage.replay import replay
+from kvstore.store.copy_file import make_copy, open_copy
+from kvstore.store.copy_place import CopyFiles, times_of
+from kvstore.store.opening import Opened, ToldNumber, store_path
+from kvstore.transport.channel import Connection
+from kvstore.transport.sessions import PARAMETER, ClusterSession
+from loadtest.simulate.disk import SimulatedDisk, keep_all
+from loadtest.simulate.engine import SimulatedEngine
+from loadtest.simulate.environment import SimulatedEnvironment
+from loadtest.simulate.loop import Killed, Process
+from loadtest.simulate.network import End, Network
+from loadtest.simulate.servers import CONTROLLER, PARTITIONS, Found, Server
+from loadtest.simulate.session import Channel, Question, SimulatedSocket
+
+FOLDER = Path("/data")
+
+OnFatal = Callable[[BaseException], NoReturn]
+
+
+class SimulatedFolder:
+    """`kvstore.shard.hosted.Folder` on a simulated disk. `engines`: by the file for which each stands."""
+
+    def __init__(self, node_id: str, disk: SimulatedDisk, limits: Limits) -> None:
+        self.engines: dict[Path, SimulatedEngine] = {}
+        self._node_id = node_id
+        self._disk = disk
+        self._limits = limits
+        self.environment: SimulatedEnvironment
+        self.before_application: Callable[[], None]
+
+    def copies(self) -> list[str]:
+        return copies_in([path.name for path in self.engines], self._node_id)
+
+    async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Opened | CopyFiles:
+        path = self._path(shard_id)
+        engine = self.engines.get(path)
+        if engine is None:
+            return self._make(path, shard_id, partitions)
+        logged = engine.applied.cluster_map
+        cluster_map = decode_map(logged) if logged is not None else None
+        if not may_serve_alone(cluster_map, shard_id, self._node_id):
+            return await self.open_copy(shard_id, partitions)
+        before = await told(engine.identity.store_id)
+        log, entries = self._open_log(path, engine, before.number)
+        if not may_serve_alone(_newest_map(entries) or cluster_map, shard_id, self._node_id):
+            log.close()
+            return await self.open_copy(shard_id, partitions)
+        await replay(engine, entries)
+        copy_file = open_copy(path, shard_id, engine.identity.store_id, cluster_map, self._disk)
+        return Opened(engine, log, None, copy_file=copy_file, clock_floor=before.clock_floor)
+
+    async def open_copy(self, shard_id: str, partitions: int) -> CopyFiles:
+        path = self._path(shard_id)
+        place = self._place(path, self.engines[path].identity)
+        identity = read_identity(self._disk, FOLDER, path.stem)
+        assert identity is not None
+        copy = await files.open_copy(place, identity, self.environment, times_of(self._limits))
+        return CopyFiles(path, copy, None, self._disk)
+
+    async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
+        path = self._path(shard_id)
+        place = self._place(path, Identity(store_id, None, shard_id, partitions))
+        copy = await files.make_copy(place, store_id, self.environment, times_of(self._limits))
+        return CopyFiles(path, copy, None, self._disk)
+
+    async def set_aside(self, shard_id: str) -> None:
+        path = self._path(shard_id)
+        self.engines.pop(path)
+        for name in self._disk.names(FOLDER):
+            if name.startswith((f"{path.stem}.log.", f"{path.stem}.id")):
+                self._disk.unlink(FOLDER / name)
+
+    def _path(self, shard_id: str) -> Path:
+        return store_path(FOLDER, shard_id, self._node_id)
+
+    def _place(self, path: Path, identity: Identity) -> Place:
+        async def opened() -> SimulatedEngine:
+            engine = self.engines[path]
+            engine.environment = self.environment
+            return engine
+
+        async def renewed() -> SimulatedEngine:
+            return self._engine(path, Identity(identity.store_id, None, identity.shard_id, identity.partitions))
+
+        return Place(self._disk, FOLDER, path.stem, opened, renewed, self._limits.log_segment_bytes)
+
+    def _engine(self, path: Path, identity: Identity) -> SimulatedEngine:
+        self.engines[path] = engine = SimulatedEngine(identity)
+        engine.fail, engine.environment = self.before_application, self.environment
+        return engine
+
+    def _make(self, path: Path, shard_id: str, partitions: int) -> Opened:
+        identity = Identity(self.environment.random_hex(16), None, shard_id, partitions)
+        size = self._limits.log_segment_bytes
+        log = Log.create(self._disk, FOLDER, path.stem, identity.store_id, BEGINNING, size)
+        engine = self._engine(path, identity)
+        copy_id = self.environment.random_hex(16)
+        return Opened(engine, log, None, copy_file=make_copy(path, identity.store_id, copy_id, self._disk))
+
+    def _open_log(self, path: Path, engine: SimulatedEngine, told: int) -> tuple[Log, list[Entry]]:
+        engine.environment = self.environment
+        position, store_id = engine.applied.position, engine.identity.store_id
+        size = self._limits.log_segment_bytes
+        return Log.open(self._disk, FOLDER, path.stem, store_id, position, told, segment_bytes=size)
+
+
+def _newest_map(entries: Sequence[Entry]) -> ClusterMap | None:
+    maps = [record.cluster_map for entry in entries if (record := decode_record(entry.payload)).cluster_map is not None]
+    return decode_map(maps[-1]) if maps else None
+
+
+class NodeServer(Server):
+    """A host with a node. `weight` counts when it joins a cluster that is there already."""
+
+    def __init__(self, name: str, network: Network, rng: random.Random, limits: Limits, found: Found) -> None:
+        super().__init__(name, network, rng, limits, found)
+        self.disk.hook = self._before_disk
+        self.weight = 1
+        self.may_join = False
+        self.folder = SimulatedFolder(name, self.disk, limits)
+        self.folder.before_application = self._before_application
+        self.node: Node | None = None  # while it serves
+        self.sync_fails = False
+        self.is_damaged = False  # a bit of its disk is wrong
+        self.refused = False  # it has not started because of that
+        self.was_full = False  # the disk, at some time
+        self.fate: Callable[[int], int] = keep_all  # what a cut of the power leaves of what was not synced
+        self._channels: dict[End, None] = {}
+        self._last_session = ""
+
+    async def run(self, process: Process) -> None:
+        self.folder.environment = self.environment
+        session = self.session(process)
+        cluster = ClusterSession()
+        around = Surroundings(
+            self.name,
+            self.folder,
+            self.limits,
+            session,  # type: ignore[arg-type]
+            cluster,
+            CONTROLLER,
+            self._on_fatal_of(process),
+            self.environment,
+            partial(connect, session, cluster),  # type: ignore[arg-type],
+        )
+        at_the_end = AsyncExitStack()  # not entered: a process that is killed closes nothing
+        node = await Node.open(around, PARTITIONS, self, at_the_end)
+        self.node = node
+        for hosted in node.stores.served:
+            store = hosted.store
+            self.loop.note(f"{self.name} serves {hosted.shard_id} at {store.clock.version}, record {store.durable}")
+        self._stop = asyncio.Event()
+        await node.run(f"http://{self.name}", self.weight, self.may_join, self._stop)
+        for end in list(self._channels):
+            end.close()
+        await at_the_end.aclose()
+        self.loop.note(f"{self.name} has stopped in order")
+        process.kill()
+
+    def _on_fatal_of(self, process: Process) -> OnFatal:
+        def on_fatal(error: BaseException) -> NoReturn:
+            self.end(process, error)
+            raise Killed from error
+
+        return on_fatal
+
+    def stop(self) -> None:
+        """In order, as SIGTERM does."""
+        if self.node is not None and self.process is not None:
+            self.loop.call_soon(self._stop.set, context=self.process.context)
+
+    def read(self) -> str:
+        """The session that its file has kept."""
+        return self._last_session
+
+    def keep(self, session_id: str) -> None:
+        self._last_session = session_id
+
+    def may_end_by(self, error: BaseException) -> bool:
+        is_full = isinstance(error, TryLater) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+        if is_full and self.node is None and self.was_full:
+            return True  # it opens as soon as there is room
+        if isinstance(error, ForeignData) and not self.wanted:
+            return True  # it was removed
+        if self.is_damaged and isinstance(error, DataCorrupt | LogDamaged):
+            self.refused = True
+            return True
+        return super().may_end_by(error) or (self.is_excused and isinstance(error, LogFailed | OSError))
+
+    def on_death(self) -> None:
+        self.node = None
+        self._channels.clear()
+
+    def cut_power(self, fate: Callable[[int], int]) -> None:
+        """The process ends, and what survives is up to `fate`."""
+        self.fate = fate
+        self.lose_power()
+
+    def start(self) -> None:
+        if not self.host.has_power:
+            self.disk.restart(self.fate)
+            for engine in self.folder.engines.values():
+                engine.crash(self.rng.randrange(100))
+        super().start()
+
+    def _before_disk(self, call: str, path: Path) -> None:
+        changes = call not in ("names", "pread", "open")
+        if changes and self.disk.power_cut_at and self.disk.calls + 1 >= self.disk.power_cut_at and self.process:
+            self.loop.note(f"{self.name}: the power is cut in {call} {path.name}")
+            self.disk.power_cut_at = self.disk.calls + 1
+            self.lose_power()
+        if call != "sync":
+            return
+        self.environment.note_sync()
+        if self.sync_fails:
+            self.sync_fails, self.is_excused = False, True
+            self.loop.note(f"{self.name}: the sync of {path.name} fails")
+            self.disk.forget_dirty(path)
+            raise OSError(errno.EIO, "Input/output error", str(path))
+
+    def _before_application(self) -> None:
+        if self.disk.capacity is not None and self.rng.random() < 0.5:
+            raise TryLater("the disk is full")
+
+    # --- its door
+
+    async def answer(self, question: Question) -> tuple[int, bytes]:
+        node = self.node
+        if node is None:
+            return 503, b"{}"
+        if question.path == "/map":
+            return 200, msgspec.json.encode(node.newest_map())
+        query = question.query
+        return 200, msgspec.json.encode(await node.facts(query.get(PARAMETER), query.get("store"), None))
+
+    async def serve_channel(self, asked: Channel, end: End) -> None:
+        node, query = self.node, asked.query
+        if node is None:
+            await end.send(b"refused")
+            return
+        admitted: Resident | Refused | None
+        if asked.path == "/copies":
+            admitted = await node.admit_process(query.get(PARAMETER, ""), None)
+        else:
+            admitted = await node.admit(query.get("shard", ""), query.get("store"), query.get(PARAMETER, ""), None)
+        if isinstance(admitted, Refused):
+            await end.send(b"refused")
+            return
+        await end.send(b"welcome")
+        self._channels[end] = None
+        socket: Any = SimulatedSocket(end)
+        try:
+            if admitted is None:
+                await node.stores.serve_session(query.get("store", ""), SocketWire(socket, decode_from_primary))
+            else:
+                await Connection(self.limits).serve(socket, admitted.handle, node.stores.handle_of)
+        finally:
+            self._channels.pop(end, None)
