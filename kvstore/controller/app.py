@@ -85,6 +85,7 @@ async def _serve(
     keeper = CopyKeeper(document, config.limits, cluster.id, service.hear, new_move_id)
     closer = ChangeCloser(document, mover, service.may_run, config.limits, unserved=keeper.unserved)
     views = ChangeViews(service, mover, lambda: reopener.waits_for)
+    mover.is_dead = keeper.is_dead
     service.on_clock, service.on_announced = reopener.tell, keeper.announced
     await service.report_start()
     table = make_table(service, mover, keeper, views, config.limits, stop, cluster.id)

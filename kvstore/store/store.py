@@ -148,7 +148,7 @@ class Store:
         """Start all work. Nothing is served before `partitions.restore`."""
         works = {
             "commit": self.pipeline.run(),
-            "sync": self.pipeline.sync(),
+            "sync": self.pipeline.writer.run(),
             "fetch": self.pipeline.fetcher.run(),
             "apply": self.applier.run(),
             "clean": self.applier.clean(),
@@ -176,7 +176,7 @@ class Store:
     async def close(self) -> None:
         """Commit and answer what is queued, apply everything, then close file and log.
 
-        What cannot be committed, because copies do not answer or another node has taken over, is given up after a while.
+        What cannot be committed, because copies do not answer or another node has taken over, is given up.
         """
         self.pipeline.close()
         sender, commit = self.tables.sender, self._tasks["commit"]
@@ -209,12 +209,6 @@ class Store:
         """Of all copies of this store, which one this is. One in memory has the id of the store."""
         copy_file = self._opened.copy_file
         return copy_file.identity.copy_id if copy_file is not None else self.identity.store_id
-
-    @property
-    def promised_term(self) -> int:
-        """The highest that this copy has promised to serve or follow."""
-        copy_file = self._opened.copy_file
-        return copy_file.identity.promised if copy_file is not None else 0
 
     async def promise(self, term: int) -> None:
         """Agree to serve that term, durably. Raises ForeignData for one below what was promised; OSError."""
