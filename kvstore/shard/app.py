@@ -87,7 +87,10 @@ class ShardApp:
         refused = await self._node.admit_process(request.query.get(PARAMETER, ""), request.remote)
         if refused is not None:
             return web.Response(status=refused.status, text=f"{refused.why}\n")
-        socket, wire = await accept(request)
+        try:
+            socket, wire = await accept(request)
+        except ConnectionError:  # it has left in the meantime, as after a pause of this process
+            return web.Response(status=503)
         self._sockets.add(socket)
         try:
             await self._node.stores.serve_session(request.query.get("store", ""), wire)

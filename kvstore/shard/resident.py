@@ -257,6 +257,12 @@ class Resident:
         """Of the newest map."""
         return configuration_of(self._map, self.shard_id) if self._map is not None else None
 
+    @property
+    def _term(self) -> int:
+        """Of the newest map."""
+        config = self._config
+        return config.term if config is not None else 0
+
     # --- changing
 
     def wake(self) -> None:
@@ -353,7 +359,7 @@ class Resident:
             self.hosted = None
             raise
         if opens is not None and self.hosted.is_open:
-            log.info("shard %s is served here, in term %d", self.shard_id, opens.epoch)
+            log.info("shard %s is served here, in term %d", self.shard_id, self._term)
             around.on_news()
 
     def _on_news(self) -> None:
