@@ -88,7 +88,13 @@ class Cluster:
 
     def _node(self, name: str) -> NodeServer:
         self._made += 1  # one that comes back with another disk is not who it was
-        return NodeServer(name, self.network, self.random(f"{name} {self._made}"), LIMITS, self.found)
+        node = NodeServer(name, self.network, self.random(f"{name} {self._made}"), LIMITS, self.found)
+        node.is_removed = lambda: self._is_removed(name)
+        return node
+
+    def _is_removed(self, name: str) -> bool:
+        cluster_map = self.stored_map
+        return cluster_map is not None and cluster_map.shard(name) is None
 
     @property
     def servers(self) -> Iterator[Server]:
@@ -114,6 +120,8 @@ class Cluster:
         rng = self.random(f"keep {server.name}")
         while True:
             await server.gone.wait()
+            if isinstance(server, NodeServer) and server.is_over:
+                await self._end(server.name)
             if not server.wanted:
                 return
             await asyncio.sleep(rng.uniform(*_RESTART_S))
@@ -159,6 +167,8 @@ class Cluster:
         while node.is_alive:
             await asyncio.sleep(_LOOK_S)
             node.stop()
+        if self.nodes.get(name) is not node:
+            return  # it was ended twice
         self._unserve(name)
         del self.nodes[name]
         for copy in [copy for copy in self._floors if copy[0] == name]:

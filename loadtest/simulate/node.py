@@ -102,6 +102,8 @@ class NodeServer(Server):
         self.disk.hook = self._before_disk
         self.weight = 1
         self.may_join = False
+        self.is_removed: Callable[[], bool] = lambda: False  # no member, by the controller's store
+        self.is_over = False  # that was said to it, so it does not come back
         self.folder = SimulatedFolder(name, self.disk, limits)
         self.folder.before_application = self._before_application
         self.node: Node | None = None  # while it serves
@@ -155,8 +157,9 @@ class NodeServer(Server):
         is_full = isinstance(error, TryLater) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
         if is_full and self.node is None and self.was_full:
             return True  # it opens as soon as there is room
-        if isinstance(error, ForeignData) and not self.wanted:
-            return True  # it was removed
+        if isinstance(error, ForeignData) and (not self.wanted or self.is_removed()):
+            self.is_over = True
+            return True
         if self.is_damaged and isinstance(error, DataCorrupt | LogDamaged):
             self.refused = True
             return True

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, NoReturn
 
 import msgspec
 import pytest
 
 from kvstore.placement.cluster_map import Primary, at_home, first_map
+from kvstore.protocol import Answer, Put
 from kvstore.shard.node import Refused
 from kvstore.store.opening import untold
+from kvstore.transport.channel import Channel
+from kvstore.transport.link import Links
+from kvstore.transport.sessions import ClusterSession
 from loadtest.simulate.cluster import LIMITS
 from loadtest.simulate.disk import lose_all
-from loadtest.simulate.loop import SimulatedLoop
+from loadtest.simulate.loop import Process, SimulatedLoop
 from loadtest.simulate.network import Network
 from loadtest.simulate.node import NodeServer
 from loadtest.simulate.servers import PARTITIONS
+from loadtest.simulate.session import SimulatedSession
+
+SESSION = "session-1"
+Owner = Callable[[str], str]
 
 
 def fatal(error: BaseException) -> NoReturn:
@@ -54,6 +62,46 @@ async def make_stores(server: NodeServer) -> dict[str, str]:
     for store in stores.values():
         await store.close()
     return ids
+
+
+async def put_by_channels(network: Network, process: Process, ids: dict[str, str], owner_of: Owner) -> dict[str, int]:
+    """Put keys of s1 and s2 over the one connection of a router's process; the status of each."""
+    session = SimulatedSession(network, random.Random(3), "r1", process)
+    cluster = ClusterSession(SESSION)
+    links = Links(LIMITS, session, cluster)  # type: ignore[arg-type]
+    channels = {
+        shard: Channel(shard, "http://s1", LIMITS, session, ids[shard], cluster, links)  # type: ignore[arg-type]
+        for shard in ("s1", "s2")
+    }
+    statuses = {}
+    for number in range(20):
+        key = f"k{number}"
+        channel = channels[owner_of(key)]
+        async with asyncio.timeout(30):
+            while not channel.connected:
+                await asyncio.sleep(0.05)
+        reply = await channel.request(Put(0, key, b"v"))
+        assert isinstance(reply, Answer)
+        statuses[key] = reply.status
+    return statuses
+
+
+def test_a_router_reaches_both_stores_of_a_simulated_node_over_its_one_connection(loop: SimulatedLoop) -> None:
+    network = Network(loop, random.Random(1))
+    server = NodeServer("s1", network, random.Random(2), LIMITS, lambda error: None)
+    server.keep(SESSION)
+    ids = run(loop, make_stores(server))
+    server.start()
+    run(loop, serving(server))
+    assert server.node is not None
+    cluster_map = server.node.home.store.cluster_map
+    assert cluster_map is not None
+    owner_of = {f"k{number}": cluster_map.owner_of(f"k{number}".encode()).id for number in range(20)}
+    assert set(owner_of.values()) == {"s1", "s2"}
+    process = network.host("r1").process = Process("r1")
+    work = put_by_channels(network, process, ids, owner_of.__getitem__)
+    statuses = loop.run_until_complete(loop.create_task(work, context=process.context))
+    assert set(statuses.values()) == {201}
 
 
 async def serving(server: NodeServer) -> list[str]:
