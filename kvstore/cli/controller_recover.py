@@ -95,7 +95,7 @@ async def _ask(url: str, method: str, body: dict[str, Any] | None) -> dict[str, 
     except (aiohttp.ClientError, TimeoutError) as error:
         kind = OutcomeUnknown if method == "POST" else Unavailable
         raise kind(f"the controller at {url} did not answer: {error}", next_step="Ask again.") from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise KvError(f"what answers at {url} is no controller", next_step="Name it by --controller.") from None
     if status >= 300:
         refusal = from_problem(document)

@@ -38,7 +38,7 @@ class Journal:
         for line in lines:
             try:
                 document = msgspec.json.decode(line)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 break
             if not line.endswith(b"\n"):
                 break

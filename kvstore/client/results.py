@@ -152,7 +152,7 @@ def taken_of(answer: Answer) -> dict[str, Any]:
 def document_of(answer: Answer) -> dict[str, Any]:
     try:
         return msgspec.json.decode(answer.body, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise KvError(
             f"the answer ({answer.status}) is not a JSON object: {error}: that is no router of kvstore.",
             next_step=NO_ROUTER_NEXT_STEP,

@@ -53,7 +53,7 @@ class Adoption:
             return msgspec.json.decode(self._note.read_bytes(), type=Begun)
         except FileNotFoundError:
             return None
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise ForeignData(f"{self._note} cannot be read: it was not written by `kvstore cluster adopt`.") from None
 
     def check(self) -> None:

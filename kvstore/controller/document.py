@@ -146,7 +146,7 @@ def _decode_state(document: bytes | None) -> ClusterState:
         encoded_map = _map_of(parts)
         state = _decode(_encode({name: part for name, part in parts.items() if name != "map"}))
         return state if encoded_map is None else msgspec.structs.replace(state, map=decode_map(encoded_map))
-    except (msgspec.DecodeError, ForeignData) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, ForeignData) as error:
         raise ForeignData(f"this version cannot read the controller's stored state: {error}.") from error
 
 
@@ -155,7 +155,7 @@ def _older_format(document: bytes | None) -> int | None:
     try:
         encoded_map = _map_of(_decode_parts(document)) if document is not None else None
         found = format_of(encoded_map) if encoded_map is not None else MAP_FORMAT
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ForeignData(f"this version cannot read the controller's stored state: {error}.") from error
     return found if found != MAP_FORMAT else None
 

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from kvstore.environment import Environment
-from kvstore.replication import lease, session
+from kvstore.replication import chain, lease, session
 from kvstore.replication.configuration import Configuration
 from kvstore.replication.places import Place, Times
 from kvstore.replication.promise import Identity, write_identity
@@ -126,7 +126,7 @@ class StoreCopy:
             while (position := session.position_to_tell(self.log.last, self.log.synced)) is None:
                 await self._sync()
             self._heard_at = self._environment.boottime_s()
-            return Told(hello, position, self.engine.applied.position.number, self._known(), self.is_filling)
+            return Told(hello, position, self.engine.applied.position.number, chain.known(self.log), self.is_filling)
 
     async def promise(self, term: int) -> bool:
         """Promise the term for an opening of this very copy; False if one at least as high is promised."""
@@ -137,19 +137,9 @@ class StoreCopy:
             self._following = session.promise(self._following, term)
             return True
 
-    def _known(self) -> tuple[int, int]:
-        return self.log.first - 1, self.log.last.number
-
     async def checksums(self, numbers: Sequence[int]) -> dict[int, int]:
         """The checksums of these records, and of the one before the first that is kept; others are left out."""
-        first, last = self._known()
-        asked = [number for number in numbers if first <= number <= last]
-        return await self._environment.in_thread(lambda: {number: self._checksum(number) for number in asked})
-
-    def _checksum(self, number: int) -> int:
-        if number == self.log.last.number:
-            return self.log.last.checksum
-        return next(self.log.entries(number)).previous
+        return await self._environment.in_thread(lambda: chain.checksums(self.log, numbers))
 
     async def begin(self, named: Session, told: Position, join: Join) -> int | None:
         """Cut off what differs, and begin the session; the number to acknowledge, None if nothing is begun.

@@ -26,7 +26,9 @@ class Place(NamedTuple):
 
 
 class Times(NamedTuple):
-    """In seconds; see `lease`."""
+    """In seconds; see `lease`, and `patience` for what the primary's side uses."""
 
     lease_s: float
     disk_stall_s: float
+    replica_timeout_s: float = 0.8
+    failover_after_s: float = 2.0

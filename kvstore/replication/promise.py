@@ -77,7 +77,7 @@ def read_identity(disk: Disk, folder: Path, store: str) -> Identity | None:
     disk.sync_folder(folder)
     try:
         written = msgspec.json.decode(data, type=_Written)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataCorrupt(f"{path} cannot be read: {error}. Copy this store again from another node.") from None
     identity = Identity(written.store_id, written.copy_id, written.promised, written.filling)
     if written.checksum != _checksum(identity):

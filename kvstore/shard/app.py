@@ -1,9 +1,8 @@
-"""The process of a node: its stores, its HTTP door for the routers' channels, its place in the cluster.
+"""The process of a node: its HTTP door for the routers' channels, from its start to its end.
 
-Owns: opening and closing in the right order.
-Promises: serves only with a map; a restarted shard starts from its own durable map, so it does not need the
-controller to serve; a shard whose file belongs to another cluster ends with an error instead of serving.
-Leaves to others: each of its stores (`hosted`), requests (`service`).
+Owns: what is HTTP of a node; which port it listens on; how the process ends when a commit fails.
+Promises: what is told over HTTP is the node's; nothing listens before all of its stores are open.
+Leaves to others: the node itself (`node`), each of its stores (`hosted`), requests (`service`).
 """
 
 from __future__ import annotations
@@ -11,27 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import aiohttp
 import msgspec
 from aiohttp import web
 
 from kvstore.addresses import address_text, advertised, advertised_host, listen_address
-from kvstore.config import ClusterConfig
-from kvstore.errors import ForeignData, NoSuchRoute
+from kvstore.config import ClusterConfig, Limits
+from kvstore.errors import NoSuchRoute
 from kvstore.metrics import exposition, shard_families
-from kvstore.placement import partition_set
-from kvstore.placement.cluster_map import ClusterMap
-from kvstore.shard.hellos import Hellos, SessionFile
-from kvstore.shard.hosted import HostedStore, Surroundings, open_copies, open_hosted
-from kvstore.store.store import Store
-from kvstore.transport.channel import Connection, Handle
+from kvstore.shard.hellos import SessionFile
+from kvstore.shard.hosted import FileFolder, Surroundings
+from kvstore.shard.node import Node, OtherPartitions, Refused
+from kvstore.transport.channel import Connection
 from kvstore.transport.http.server import warn_if_exposed
-from kvstore.transport.map_follower import MapFollower
 from kvstore.transport.sessions import PARAMETER, ClusterSession
 
 log = logging.getLogger(__name__)
@@ -47,16 +42,11 @@ def _end_process(error: BaseException) -> NoReturn:
 
 
 class ShardApp:
-    """HTTP of a node: `/channel` for routers, `/healthz` and `/metrics` for people. The first store is its home's."""
+    """HTTP of a node: `/channel` for routers, `/healthz` and `/metrics` for people."""
 
-    def __init__(
-        self, stores: list[HostedStore], config: ClusterConfig, hellos: Hellos, cluster: ClusterSession
-    ) -> None:
-        self._home = stores[0]
-        self._by_shard = {hosted.shard_id: hosted for hosted in stores}
-        self._hellos = hellos
-        self._cluster = cluster
-        self._limits = config.limits
+    def __init__(self, node: Node, limits: Limits) -> None:
+        self._node = node
+        self._limits = limits
         self._sockets: set[web.WebSocketResponse] = set()
         self.web = web.Application()
         self.web.router.add_get("/channel", self._channel)
@@ -66,63 +56,39 @@ class ShardApp:
         self.web.router.add_route("*", "/{path:.*}", self._no_route)
 
     async def _channel(self, request: web.Request) -> web.StreamResponse:
-        hosted = self._by_shard.get(request.query.get("shard", ""))
-        if hosted is None:
-            raise web.HTTPNotFound(text=f"this is shard {self._home.shard_id}\n")
-        # An empty or foreign file has a map and partitions of its own, or none: to the router's cluster it is not this
-        # shard, also while the controller, which refuses it, is away. Else a key of ours would be "not there".
-        if request.query.get("store") not in (None, "", hosted.store.identity.store_id):
-            raise web.HTTPConflict(text=f"shard {hosted.shard_id} serves another data file\n")
         if "Origin" in request.headers:
             raise web.HTTPForbidden(text="a channel is for routers\n")
-        refusal = await self._hellos.refusal(request.query.get(PARAMETER, ""), request.remote)
-        if refusal is not None:
-            return web.Response(status=refusal, text=f"shard {hosted.shard_id} is in another session\n")
+        asked = request.query
+        hosted = await self._node.admit(
+            asked.get("shard", ""), asked.get("store"), asked.get(PARAMETER, ""), request.remote
+        )
+        if isinstance(hosted, Refused):
+            return web.Response(status=hosted.status, text=f"{hosted.why}\n")
         socket = web.WebSocketResponse(compress=False, max_msg_size=self._limits.frame_read_bytes_max, autoping=True)
         await socket.prepare(request)
         self._sockets.add(socket)
         try:
-            await Connection(self._limits).serve(socket, hosted.service.handle, self._handle_of)
+            await Connection(self._limits).serve(socket, hosted.service.handle, self._node.handle_of)
         finally:
             self._sockets.discard(socket)
         return socket
 
-    def _handle_of(self, store_id: str) -> Handle | None:
-        """What begins a request for that store; None if it is not served here."""
-        for hosted in self._by_shard.values():
-            if hosted.store.identity.store_id == store_id:
-                return hosted.service.handle
-        return None
-
     async def _healthz(self, request: web.Request) -> web.Response:
-        store = self._home.store
-        identity = store.identity
-        if (named := request.query.get(PARAMETER)) and request.query.get("store") == identity.store_id:
-            await self._hellos.refusal(named, request.remote)  # which says so if that is a stranger
-        ids = {"store_id": identity.store_id, "copy_id": store.copy_id, "session": self._cluster.id}
-        facts = {**ids, "cluster_id": identity.cluster_id, "partitions": len(store.served.generations)}
-        if not self._home.told.is_verified:
-            facts["unverified"] = True  # the controller has not confirmed that this is no older copy
-        if missing := store.partitions.missing:
-            facts["missing"] = partition_set.as_text(missing)  # no move has brought them, or not surely all of them
-        return web.json_response({"status": "alive", "shard": self._home.shard_id, **facts})
+        asked = request.query
+        return web.json_response(await self._node.facts(asked.get(PARAMETER), asked.get("store"), request.remote))
 
     async def _map(self, request: web.Request) -> web.Response:
         """For a controller that has lost its file."""
-        newest = max(self._by_shard.values(), key=lambda hosted: hosted.store.served.epoch)
-        home, *beside = [(shard, hosted.store.identity.store_id) for shard, hosted in self._by_shard.items()]
-        told = {"shard": home[0], "store_id": home[1], "map": newest.store.cluster_map, "beside": beside}
-        return web.Response(body=msgspec.json.encode(told), content_type="application/json")
+        return web.Response(body=msgspec.json.encode(self._node.newest_map()), content_type="application/json")
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        node_id = self._home.shard_id
-        stats = {each.labels(node_id): each.store.inspection.snapshot() for each in self._by_shard.values()}
-        return web.Response(body=exposition(shard_families(stats)), content_type="text/plain", charset="utf-8")
+        text = exposition(shard_families(self._node.stats()))
+        return web.Response(body=text, content_type="text/plain", charset="utf-8")
 
     async def _no_route(self, request: web.Request) -> web.Response:
         """Who took this for the address of a router is told what it is."""
         problem = NoSuchRoute(
-            f"this is shard {self._home.shard_id}, which answers routers only",
+            f"this is shard {self._node.home.shard_id}, which answers routers only",
             next_step="Ask a router: `kvstore up` prints its address.",
         ).problem()
         return web.json_response(problem, status=NoSuchRoute.status, content_type="application/problem+json")
@@ -131,10 +97,6 @@ class ShardApp:
         """End the channels."""
         for socket in list(self._sockets):
             await socket.close(code=aiohttp.WSCloseCode.GOING_AWAY)
-
-
-class _OfOtherPartitions(Exception):
-    """The cluster has another number of partitions than cluster.yaml says, and the file is of no cluster yet."""
 
 
 async def serve(
@@ -157,8 +119,8 @@ async def serve(
     for_good = listen, join, data_dir
     try:
         await _serve(shard_id, *for_good, config, stop, may_join, advertise)
-    except _OfOtherPartitions as theirs:
-        (partitions,) = theirs.args
+    except OtherPartitions as theirs:
+        partitions = theirs.partitions
         log.warning(
             "the cluster has %d partitions, cluster.yaml %d: the cluster's count", partitions, config.partitions
         )
@@ -176,19 +138,15 @@ async def _serve(
     may_join: bool,
     advertise: str | None,
 ) -> None:
-    """Raises _OfOtherPartitions, with their number, if that is what is wrong with a new file."""
+    """Raises OtherPartitions, with their number, if that is what is wrong with a new file."""
     limits = config.limits
     weight = next((shard.weight for shard in config.shards if shard.id == shard_id), 1)
     async with AsyncExitStack() as at_the_end:
         session = await at_the_end.enter_async_context(aiohttp.ClientSession())
-        cluster = ClusterSession()
-        around = Surroundings(shard_id, data_dir, limits, session, cluster, join, _end_process)
-        home = await open_hosted(shard_id, config.partitions, around, at_the_end)
-        stores = [home, *await open_copies(home.store.identity.partitions, around, at_the_end)]
-        store = home.store
-        follower = MapFollower(session, join, limits, cluster=cluster)
-        hellos = Hellos(shard_id, cluster, follower.ask_session, SessionFile(data_dir, shard_id))
-        app = ShardApp(stores, config, hellos, cluster)
+        folder = FileFolder(data_dir, shard_id, limits, _end_process)
+        around = Surroundings(shard_id, folder, limits, session, ClusterSession(), join)
+        node = await Node.open(around, config.partitions, SessionFile(data_dir, shard_id), at_the_end)
+        app = ShardApp(node, limits)
         runner = web.AppRunner(app.web, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
         at_the_end.push_async_callback(runner.cleanup)
         at_the_end.push_async_callback(app.close)
@@ -199,60 +157,4 @@ async def _serve(
             bound = address_text(*runner.addresses[0][:2])
             log.info("shard %s listens on %s and is reached at %s", shard_id, bound, url)
         warn_if_exposed(listen, "read and write its keys")
-        go_on_with_last_session(hellos, cluster, store, shard_id, url)
-
-        def follow(cluster_map: ClusterMap) -> None:
-            for hosted in stores:
-                hosted.maps.put(cluster_map)
-
-        async def join_cluster() -> None:
-            identity = store.identity
-            ids = identity.store_id, identity.cluster_id
-            try:
-                await follower.announce(
-                    shard_id,
-                    url,
-                    *ids,
-                    weight,
-                    join=may_join,
-                    partitions=identity.partitions,
-                    epoch=store.served.epoch,
-                    clock=store.clock.version,
-                    copy_id=store.copy_id,
-                )
-            except ForeignData as refused:
-                wanted = refused.members.get("partitions")
-                if identity.cluster_id is None and isinstance(wanted, int) and wanted != config.partitions:
-                    raise _OfOtherPartitions(wanted) from None
-                raise
-            cluster_id = store.identity.cluster_id
-            await follower.follow(max(store.served.epoch - 1, 0), follow, cluster_id, lambda: store.clock.version)
-
-        async def stopped() -> None:
-            await stop.wait()
-            await asyncio.gather(*(hosted.end() for hosted in stores))
-
-        works = [work for hosted in stores for work in hosted.works()]
-        await _until_one_ends(join_cluster(), *works, stopped())
-
-
-def go_on_with_last_session(hellos: Hellos, cluster: ClusterSession, store: Store, shard_id: str, url: str) -> None:
-    """Name it to other shards while the controller is away, if this is where their map says that this shard is.
-
-    At another address this may be a copy of the data directory, which must not disturb the original.
-    """
-    node = store.cluster_map.node(shard_id) if store.cluster_map is not None else None
-    if node is not None and node.url == url:
-        cluster.enter(hellos.last)
-
-
-async def _until_one_ends(*works: Coroutine[Any, Any, Any]) -> None:
-    """Then the others are cancelled. Raises what it raised."""
-    tasks = [asyncio.create_task(work) for work in works]
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    for task in tasks:
-        if task in done:
-            task.result()
+        await node.run(url, weight, may_join, stop)

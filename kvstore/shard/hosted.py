@@ -1,20 +1,20 @@
 """The stores that a node serves: its own shard's, and those of shards whose primary it is for another home.
 
 Owns: one store with all that belongs to it (peers, moves, recovery, the number that it has told, the maps that it
-follows); which copies that lie here are served.
+follows); which copies that lie here are served; the folder in which they lie.
 Promises: a copy that no durable map names as primary on this node is left alone. What one store cannot survive ends the
 process, and with it all of its stores.
-Leaves to others: HTTP and the order of opening (`app`), requests (`service`), the store (`store.store`).
+Leaves to others: the order of opening (`node`), HTTP (`app`), requests (`service`), the store (`store.store`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import aiohttp
 
@@ -27,7 +27,7 @@ from kvstore.shard.recovery import Recovery
 from kvstore.shard.service import ShardService
 from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import TryLater
-from kvstore.store.opening import store_path
+from kvstore.store.opening import ToldNumber, store_path
 from kvstore.store.store import Store
 from kvstore.store.tables import OnFatal
 from kvstore.transport.sessions import ClusterSession
@@ -37,16 +37,42 @@ log = logging.getLogger(__name__)
 _RETRY_S = 0.5
 
 
+class Folder(Protocol):
+    """Where the files of a node lie."""
+
+    def copies(self) -> list[str]:
+        """The shards of other homes of which a copy lies there, in order."""
+
+    async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Store:
+        """Open or make the node's copy of that shard's store. Raises what `Store.open` raises."""
+
+
+class FileFolder:
+    """A folder of the file system. `on_fatal`: what ends the process when a store cannot go on."""
+
+    def __init__(self, data_dir: Path, node_id: str, limits: Limits, on_fatal: OnFatal) -> None:
+        self._data_dir = data_dir
+        self._node_id = node_id
+        self._limits = limits
+        self._on_fatal = on_fatal
+
+    def copies(self) -> list[str]:
+        return copies_in([path.name for path in self._data_dir.iterdir()], self._node_id)
+
+    async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Store:
+        path = store_path(self._data_dir, shard_id, self._node_id)
+        return await Store.open(path, self._limits, shard_id, partitions, self._on_fatal, told=told)
+
+
 class Surroundings(NamedTuple):
-    """What the stores of a node share. `on_fatal`: what ends the process."""
+    """What the stores of a node share."""
 
     node_id: str
-    data_dir: Path
+    folder: Folder
     limits: Limits
     session: aiohttp.ClientSession
     cluster: ClusterSession
     controller_url: str
-    on_fatal: OnFatal
 
 
 class HostedStore(NamedTuple):
@@ -80,10 +106,9 @@ async def open_hosted(
     shard_id: str, partitions: int, surroundings: Surroundings, at_the_end: AsyncExitStack
 ) -> HostedStore:
     """Open that shard's store on this node; closed by `at_the_end`. Raises what `Store.open` raises."""
-    node_id, data_dir, limits, session, cluster, controller_url, on_fatal = surroundings
+    _, folder, limits, session, cluster, controller_url = surroundings
     told = ToldNumbers(session, controller_url, limits)
-    path = store_path(data_dir, shard_id, node_id)
-    store = await Store.open(path, limits, shard_id, partitions, on_fatal, told=told.at_opening)
+    store = await folder.open(shard_id, partitions, told.at_opening)
     at_the_end.push_async_callback(store.close)
     peers = Peers(store, limits, session, cluster)
     at_the_end.push_async_callback(peers.close)
@@ -98,7 +123,7 @@ async def open_hosted(
 async def open_copies(partitions: int, surroundings: Surroundings, at_the_end: AsyncExitStack) -> list[HostedStore]:
     """Open the stores of other homes that lie here, and whose durable map names this very copy as primary."""
     found = []
-    for shard_id in copies_in(surroundings.data_dir, surroundings.node_id):
+    for shard_id in surroundings.folder.copies():
         async with AsyncExitStack() as unless_served:
             hosted = await open_hosted(shard_id, partitions, surroundings, unless_served)
             if is_primary(hosted.store, shard_id, surroundings.node_id):
@@ -109,11 +134,11 @@ async def open_copies(partitions: int, surroundings: Surroundings, at_the_end: A
     return found
 
 
-def copies_in(data_dir: Path, node_id: str) -> list[str]:
-    """The shards of other homes of which a copy of that node lies in the folder, in order."""
-    end = f".copy-{node_id}.db"
-    names = [path.name for path in data_dir.glob(f"shard-*{end}")]
-    return sorted(name.removeprefix("shard-").removesuffix(end) for name in names)
+def copies_in(names: Iterable[str], node_id: str) -> list[str]:
+    """The shards of other homes of which one of the files with these names is a copy of that node's, in order."""
+    begin, end = "shard-", f".copy-{node_id}.db"
+    found = [name for name in names if name.startswith(begin) and name.endswith(end)]
+    return sorted(name.removeprefix(begin).removesuffix(end) for name in found)
 
 
 def is_primary(store: Store, shard_id: str, node_id: str) -> bool:

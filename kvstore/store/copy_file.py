@@ -19,16 +19,19 @@ from threading import Lock
 from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication.promise import Identity, identity_path, read_identity, write_identity
-from kvstore.storage.disk import OsDisk
+from kvstore.storage.disk import Disk, OsDisk
 
 log = logging.getLogger(__name__)
 
+_OS = OsDisk()
+
 
 class CopyFile:
-    """The identity of the copy whose rows are in the file `db`, as its own file says."""
+    """The identity of the copy whose rows are in the file `db`, as its own file on that disk says."""
 
-    def __init__(self, db: Path, identity: Identity) -> None:
+    def __init__(self, db: Path, identity: Identity, disk: Disk = _OS) -> None:
         self._db = db
+        self._disk = disk
         self._one_at_a_time = Lock()  # the same map may come by two ways at once, each in a thread of its own
         self.identity = identity
 
@@ -41,7 +44,7 @@ class CopyFile:
                     "it is that of an older controller's file."
                 )
             if term > self.identity.promised:
-                self.identity = _written(self._db, self.identity._replace(promised=term))
+                self.identity = _written(self._disk, self._db, self.identity._replace(promised=term))
 
 
 def copy_path(db: Path) -> Path:
@@ -49,19 +52,19 @@ def copy_path(db: Path) -> Path:
     return identity_path(db.parent, db.stem)
 
 
-def make_copy(db: Path, store_id: str, copy_id: str) -> CopyFile:
+def make_copy(db: Path, store_id: str, copy_id: str, disk: Disk = _OS) -> CopyFile:
     """The file of a copy that is being made, in place of what an earlier one has left. Raises OSError."""
-    return CopyFile(db, _written(db, Identity(store_id, copy_id)))
+    return CopyFile(db, _written(disk, db, Identity(store_id, copy_id)), disk)
 
 
-def open_copy(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | None) -> CopyFile:
+def open_copy(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | None, disk: Disk = _OS) -> CopyFile:
     """The file of a copy that was there before; made where an earlier program had none, or the map stands for it.
 
     One of another store, which was there before these files were put in their place, is as good as lost. Raises
     ForeignData where it is lost and cannot be done without; OSError.
     """
     try:
-        found: Identity | None = read_identity(OsDisk(), db.parent, db.stem)
+        found: Identity | None = read_identity(disk, db.parent, db.stem)
         why = "is missing"
     except DataCorrupt:
         found, why = None, "is damaged"
@@ -69,15 +72,15 @@ def open_copy(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
         why = f"is of store {found.store_id}, and the files beside it are of store {store_id}"
         found = None
     if found is None:
-        found = _written(db, _stand_in(db, shard_id, store_id, durable_map, why))
-    return CopyFile(db, found)
+        found = _written(disk, db, _stand_in(db, shard_id, store_id, durable_map, why))
+    return CopyFile(db, found, disk)
 
 
 def rename_store(db: Path, store_id: str) -> None:
     """The copy's store has another id from now on, as after `kvstore cluster adopt`. Raises DataCorrupt, OSError."""
-    found = read_identity(OsDisk(), db.parent, db.stem)
+    found = read_identity(_OS, db.parent, db.stem)
     if found is not None and found.store_id != store_id:
-        _written(db, found._replace(store_id=store_id))
+        _written(_OS, db, found._replace(store_id=store_id))
 
 
 def _stand_in(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | None, why: str) -> Identity:
@@ -94,6 +97,6 @@ def _stand_in(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
     return Identity(store_id, shard.primary.copy_id, shard.term)
 
 
-def _written(db: Path, identity: Identity) -> Identity:
-    write_identity(OsDisk(), db.parent, db.stem, identity)
+def _written(disk: Disk, db: Path, identity: Identity) -> Identity:
+    write_identity(disk, db.parent, db.stem, identity)
     return identity

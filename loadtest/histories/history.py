@@ -194,7 +194,7 @@ def read(path: Path) -> list[AnyOperation]:
     for number, line in enumerate(lines, start=1):
         try:
             operations.append(_decoder.decode(line))
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}:{number}: not an operation: {error}") from None
     return operations
 

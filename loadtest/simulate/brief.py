@@ -14,6 +14,7 @@ from loadtest.workloads.calls import Call, Pause, Steps
 from loadtest.workloads.place import Place
 
 _TTL_S_MAX = 2.0
+_AGAIN_S = 0.4
 
 
 class Briefs:
@@ -37,6 +38,10 @@ class Briefs:
             yield Pause(self._ttl_s)  # it expires about now
         for _ in range(self._place.rng.randrange(5)):
             yield from self._read()
+        if self._gone:
+            for _ in range(self._place.rng.randrange(5)):  # while clocks jump, and its partition moves
+                yield Pause(self._place.rng.uniform(0.0, _AGAIN_S))
+                yield from self._read()
 
     def _write(self) -> Steps[None]:
         value, self._ttl_s = str(self._place.number()), self._place.rng.uniform(0.05, _TTL_S_MAX)

@@ -1,4 +1,4 @@
-"""A simulated cluster: routers, shards, a controller, their network, and what must hold after each of their events.
+"""A simulated cluster: routers, nodes, a controller, their network, and what must hold after each of their events.
 
 Owns: which servers there are, starting each again when it has ended, the invariants that are cheap to look at.
 Promises: every server draws from a generator of random numbers of its own, so that one fault more or less does not
@@ -20,10 +20,13 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.controller.membership import ClusterState
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.store.served import Served
+from kvstore.store.store import Store
 from loadtest.simulate.loop import Killed, Process, SimulatedLoop, running_process
 from loadtest.simulate.machine import Violation
 from loadtest.simulate.network import Network
-from loadtest.simulate.servers import ControllerServer, RouterServer, Server, ShardServer
+from loadtest.simulate.node import NodeServer
+from loadtest.simulate.servers import ControllerServer, RouterServer, Server
 
 SHARDS, ROUTERS = 4, 2
 SHARDS_MAX = 6
@@ -52,6 +55,8 @@ LIMITS = Limits(
 _RESTART_S = (0.01, 0.6)
 _LOOK_S = 0.2
 
+Copy = tuple[str, str]  # node and shard
+
 
 class Cluster:
     """`faults`: how often each kind came; `points`: how often each failpoint was hit."""
@@ -68,10 +73,11 @@ class Cluster:
         first = [f"s{number}" for number in range(1, SHARDS + 1)]
         self.controller = ControllerServer(self.network, self.random("controller"), LIMITS, self.found, first)
         self.routers = [self._router(f"r{number}") for number in range(1, ROUTERS + 1)]
-        self.shards = {name: self._shard(name) for name in first}
+        self.nodes = {name: self._node(name) for name in first}
         self._members: dict[str, None] = {}
-        self._serving: dict[int, str] = {}
-        self._looked_at: dict[str, object] = {}
+        self._serving: dict[int, Copy] = {}
+        self._looked_at: dict[Copy, object] = {}
+        self._floors: dict[Copy, tuple[int, int, int]] = {}  # what each copy's clocks have shown
 
     def random(self, name: str) -> random.Random:
         """A generator of its own for each name."""
@@ -80,15 +86,21 @@ class Cluster:
     def _router(self, name: str) -> RouterServer:
         return RouterServer(name, self.network, self.random(name), LIMITS, self.found)
 
-    def _shard(self, name: str) -> ShardServer:
+    def _node(self, name: str) -> NodeServer:
         self._made += 1  # one that comes back with another disk is not who it was
-        return ShardServer(name, self.network, self.random(f"{name} {self._made}"), LIMITS, self.found)
+        node = NodeServer(name, self.network, self.random(f"{name} {self._made}"), LIMITS, self.found)
+        node.is_removed = lambda: self._is_removed(name)
+        return node
+
+    def _is_removed(self, name: str) -> bool:
+        cluster_map = self.stored_map
+        return cluster_map is not None and cluster_map.shard(name) is None
 
     @property
     def servers(self) -> Iterator[Server]:
         yield self.controller
         yield from self.routers
-        yield from self.shards.values()
+        yield from self.nodes.values()
 
     def found(self, error: BaseException) -> None:
         """The simulation ends with this finding."""
@@ -108,6 +120,8 @@ class Cluster:
         rng = self.random(f"keep {server.name}")
         while True:
             await server.gone.wait()
+            if isinstance(server, NodeServer) and server.is_over:
+                await self._end(server.name)
             if not server.wanted:
                 return
             await asyncio.sleep(rng.uniform(*_RESTART_S))
@@ -125,10 +139,10 @@ class Cluster:
         """A new one, with an empty disk, which asks to join; None if there are enough."""
         for number in range(1, SHARDS_MAX + 1):
             name = f"s{number}"
-            if name not in self.shards:
-                shard = self.shards[name] = self._shard(name)
-                shard.may_join = True
-                self.loop.create_task(self._keep(shard))
+            if name not in self.nodes:
+                node = self.nodes[name] = self._node(name)
+                node.may_join = True
+                self.loop.create_task(self._keep(node))
                 return name
         return None
 
@@ -145,17 +159,20 @@ class Cluster:
             self._members = present
 
     async def _end(self, name: str) -> None:
-        shard = self.shards.get(name)
-        if shard is None:
+        node = self.nodes.get(name)
+        if node is None:
             return
-        shard.wanted = False
-        shard.stop()
-        while shard.is_alive:
+        node.wanted = False
+        node.stop()
+        while node.is_alive:
             await asyncio.sleep(_LOOK_S)
-            shard.stop()
+            node.stop()
+        if self.nodes.get(name) is not node:
+            return  # it was ended twice
         self._unserve(name)
-        del self.shards[name]
-        self._looked_at.pop(name, None)
+        del self.nodes[name]
+        for copy in [copy for copy in self._floors if copy[0] == name]:
+            del self._floors[copy]
         self.loop.note(f"{name} has left")
 
     # --- what must always hold ----------------------------------------------------------------------------------------
@@ -180,39 +197,43 @@ class Cluster:
 
     def check(self, process: Process) -> None:
         """After every event of a process. Raises Violation."""
-        shard = self.shards.get(process.name)
-        if shard is None or shard.store is None or shard.engine is None or shard.process is not process:
+        server = self.nodes.get(process.name)
+        if server is None or server.node is None or server.process is not process:
             return
-        store, engine = shard.store, shard.engine
-        applied, visible, log = engine.applied.position.number, store.applier.visible, store.tables.log
+        for hosted in server.node.stores:
+            self._check_store((server.name, hosted.shard_id), hosted.store)
+
+    def _check_store(self, copy: Copy, store: Store) -> None:
+        log = store.tables.log
+        applied, visible = store.tables.engine.applied.position.number, store.applier.visible
         if not applied <= visible <= log.durable <= log.last.number:
             order = f"applied {applied}, visible {visible}, durable {log.durable}, last {log.last.number}"
-            raise Violation(f"{shard.name}: {order}")
+            raise Violation(f"{' of '.join(copy)}: {order}")
         clock = store.clock
-        now = (clock.version, clock.sequence, clock.attempts_floor)
-        if now != shard.floors:
-            if any(after < before for after, before in zip(now, shard.floors, strict=True)):
-                raise Violation(f"{shard.name}: version, sequence, floor went from {shard.floors} to {now}")
-            shard.floors = now
-        if store.served is not self._looked_at.get(shard.name):
-            self._looked_at[shard.name] = store.served
-            self._note_served(shard)
+        now, before = (clock.version, clock.sequence, clock.attempts_floor), self._floors.get(copy)
+        if now != before:
+            if before is not None and any(after < early for after, early in zip(now, before, strict=True)):
+                raise Violation(f"{' of '.join(copy)}: version, sequence, floor went from {before} to {now}")
+            self._floors[copy] = now
+        if store.served is not self._looked_at.get(copy):
+            self._looked_at[copy] = store.served
+            self._note_served(copy, store.served)
 
-    def _note_served(self, shard: ShardServer) -> None:
+    def _note_served(self, copy: Copy, served: Served) -> None:
         """One owner per partition. Raises Violation."""
-        assert shard.store is not None
-        self._unserve(shard.name)
-        served = shard.store.served
+        self._serving = {partition: owner for partition, owner in self._serving.items() if owner != copy}
         for partition, generation in enumerate(served.generations):
             if not generation or partition in served.frozen:
                 continue
-            other = self._serving.setdefault(partition, shard.name)
-            if other != shard.name and self.shards[other].is_alive:
-                raise Violation(f"partition {partition} is served by {other} and by {shard.name}")
-            self._serving[partition] = shard.name
+            other = self._serving.setdefault(partition, copy)
+            if other != copy and self.nodes[other[0]].is_alive:
+                raise Violation(f"partition {partition} is served by {' of '.join(other)} and by {' of '.join(copy)}")
+            self._serving[partition] = copy
 
     def _unserve(self, name: str) -> None:
-        self._serving = {partition: owner for partition, owner in self._serving.items() if owner != name}
+        """The process of that node has ended."""
+        self._serving = {partition: owner for partition, owner in self._serving.items() if owner[0] != name}
+        self._looked_at = {copy: served for copy, served in self._looked_at.items() if copy[0] != name}
 
 
 class Errors(logging.Handler):

@@ -19,7 +19,8 @@ from kvstore.controller.service import ClusterService
 from kvstore.errors import KvError
 from loadtest.simulate.cluster import SHARDS_MAX, Cluster
 from loadtest.simulate.disk import keep_all, lose_all
-from loadtest.simulate.servers import Server, ShardServer
+from loadtest.simulate.node import NodeServer
+from loadtest.simulate.servers import Server
 
 POINTS = tuple(dict.fromkeys(point for points in failpoints.POINTS.values() for point in points))
 NEMESES: dict[str, tuple[str, ...]] = {
@@ -38,6 +39,7 @@ _WEIGHTS = {
 }  # fmt: skip
 _PAUSE_S = 0.9  # between two faults, in the mean
 _SYNC_S = 0.0001
+_LOOK_S, _LOOKS = 0.02, 50
 
 
 class Fault(NamedTuple):
@@ -111,21 +113,21 @@ class Nemesis:
             server.environment.sync_s = _SYNC_S
             if server.process is not None:
                 server.process.dies_after = None
-            if isinstance(server, ShardServer):
+            if isinstance(server, NodeServer):
                 server.sync_fails = False
 
     # --- whom it meets ------------------------------------------------------------------------------------------------
 
     def _any(self, rng: random.Random) -> Server:
-        """A shard, mostly."""
+        """A node, mostly."""
         cluster = self._cluster
         chosen = rng.random()
         if chosen < 0.2:
             return rng.choice(cluster.routers)
-        return cluster.controller if chosen < 0.35 else self._shard(rng)
+        return cluster.controller if chosen < 0.35 else self._node(rng)
 
-    def _shard(self, rng: random.Random) -> ShardServer:
-        return rng.choice(list(self._cluster.shards.values()))
+    def _node(self, rng: random.Random) -> NodeServer:
+        return rng.choice(list(self._cluster.nodes.values()))
 
     def _hosts(self, rng: random.Random) -> tuple[str, str]:
         one = self._any(rng).name
@@ -143,20 +145,20 @@ class Nemesis:
         self._cluster.kill_at[rng.choice(POINTS)] = rng.randint(1, 3)
 
     async def _close(self, rng: random.Random) -> None:
-        self._shard(rng).stop()
+        self._node(rng).stop()
 
     async def _cut_power(self, rng: random.Random) -> None:
-        """Of a shard, of which only the disk stays; of another one, which has nothing to lose."""
+        """Of a node, of which only the disk stays; of another one, which has nothing to lose."""
         server = self._any(rng)
-        if isinstance(server, ShardServer):
+        if isinstance(server, NodeServer):
             server.cut_power(_fate(rng))
         else:
             server.lose_power()
 
     async def _cut_in_call(self, rng: random.Random) -> None:
-        shard = self._shard(rng)
-        shard.fate = _fate(rng)
-        shard.disk.power_cut_at = shard.disk.calls + rng.randint(1, 40)
+        node = self._node(rng)
+        node.fate = _fate(rng)
+        node.disk.power_cut_at = node.disk.calls + rng.randint(1, 40)
 
     async def _stand_still(self, rng: random.Random) -> None:
         process = self._any(rng).process
@@ -189,11 +191,12 @@ class Nemesis:
         links = [(one, other) for other in others] + [(other, one) for other in others]
         await self._cut_links(rng, links)
 
-    async def _cut_links(self, rng: random.Random, links: list[tuple[str, str]]) -> None:
+    async def _cut_links(self, rng: random.Random, links: list[tuple[str, str]], seconds: float = 0.0) -> None:
+        """For so long; if that is 0, for a while."""
         network = self._cluster.network
         for link in links:
             network.cut_link(link)
-        await asyncio.sleep(rng.choice((0.1, 1.0, 6.0)) * rng.random())
+        await asyncio.sleep(seconds or rng.choice((0.1, 1.0, 6.0)) * rng.random())
         reset_share = rng.choice((0.0, 0.5, 1.0))
         for link in links:
             network.heal_link(link, reset_share)
@@ -217,45 +220,48 @@ class Nemesis:
     # --- disks, clocks, the controller's store ------------------------------------------------------------------------
 
     async def _fail_sync(self, rng: random.Random) -> None:
-        self._shard(rng).sync_fails = True
+        self._node(rng).sync_fails = True
 
     async def _slow_disk(self, rng: random.Random) -> None:
-        environment = self._shard(rng).environment
+        environment = self._node(rng).environment
         environment.sync_s = rng.choice((0.005, 0.02, 0.1))
         await asyncio.sleep(rng.uniform(0.1, 3.0))
         environment.sync_s = _SYNC_S
 
     async def _fill(self, rng: random.Random) -> None:
-        shard = self._shard(rng)
-        disk, shard.was_full = shard.disk, True
+        node = self._node(rng)
+        disk, node.was_full = node.disk, True
         disk.capacity = disk.used_bytes + rng.choice((0, 1000, 150_000, 250_000, 500_000))
         await asyncio.sleep(rng.uniform(0.1, 3.0))
         disk.capacity = None
 
     async def _flip(self, rng: random.Random) -> None:
-        """A bit of a log is wrong while its shard starts: it must refuse, or not mind; then the disk is mended."""
-        shard = self._shard(rng)
-        if shard.engine is None or shard.process is None:
+        """A bit of a log is wrong while its node starts: it must refuse, or not mind; then the disk is mended."""
+        node = self._node(rng)
+        if not node.folder.engines or node.process is None:
             return
-        shard.process.kill()
-        path = rng.choice(sorted(shard.disk.files))
-        bit = rng.randrange(8 * max(1, len(shard.disk.content(path))))
-        if shard.is_damaged or bit >= 8 * len(shard.disk.content(path)):
+        node.process.kill()
+        path = rng.choice(sorted(node.disk.files))
+        bit = rng.randrange(8 * max(1, len(node.disk.content(path))))
+        if node.is_damaged or bit >= 8 * len(node.disk.content(path)):
             return
-        shard.disk.flip(path, bit)
-        shard.is_damaged = True
-        while shard.store is None and shard.is_damaged and not shard.refused:  # noqa: ASYNC110 (it is polled for)
+        node.disk.flip(path, bit)
+        node.is_damaged = True
+        while node.node is None and node.is_damaged and not node.refused:  # noqa: ASYNC110 (it is polled for)
             await asyncio.sleep(0.05)
-        if shard.refused:
-            shard.disk.flip(path, bit)
-        shard.is_damaged = shard.refused = False
+        if node.refused:
+            node.disk.flip(path, bit)
+        node.is_damaged = node.refused = False
 
     async def _jump(self, rng: random.Random) -> None:
+        """Once, or to and fro for a while, as under a daemon that does not find the time."""
         most_ms = rng.choice((300, 3_000, 30_000))
-        for shard in list(self._cluster.shards.values()):
-            if rng.random() < 0.5:
-                shard.environment.jump_ms = rng.randrange(-most_ms, most_ms)
-        self._any(rng).environment.jump_ms = rng.randrange(-most_ms, most_ms)
+        for _ in range(rng.choice((1, 1, 3, 6))):
+            for node in list(self._cluster.nodes.values()):
+                if rng.random() < 0.5:
+                    node.environment.jump_ms = rng.randrange(-most_ms, most_ms)
+            self._any(rng).environment.jump_ms = rng.randrange(-most_ms, most_ms)
+            await asyncio.sleep(rng.uniform(0.1, 0.8))
 
     async def _take_store_away(self, rng: random.Random) -> None:
         register = self._cluster.controller.register
@@ -281,13 +287,26 @@ class Nemesis:
             await self._ask(lambda service: service.reweigh(name, weight))
 
     async def _leave_behind(self, rng: random.Random) -> None:
-        """While partitions move, a router and most shards do not hear of it from the controller."""
-        await self._weigh(rng)
-        await asyncio.sleep(rng.uniform(0.0, 0.3))
-        names = [rng.choice(self._cluster.routers).name]
-        names += [name for name in self._cluster.shards if rng.random() < 0.5]
+        """A router and the sources of some moves do not hear from the controller that the partitions have left."""
+        cluster_map = self._cluster.stored_map
+        if cluster_map is None:
+            return
+        shard = rng.choice(cluster_map.shards)
+        await self._ask(lambda service: service.reweigh(shard.id, 1 if shard.weight > 2 else 4))
+        sources = await self._sources()
         own = self._cluster.controller.name
-        await self._cut_links(rng, [link for name in names for link in ((own, name), (name, own))])
+        names = [rng.choice(self._cluster.routers).name, *(name for name in sources if rng.random() < 0.8)]
+        links = [link for name in names for link in ((own, name), (name, own))]
+        await self._cut_links(rng, links, rng.uniform(1.0, 6.0))
+
+    async def _sources(self) -> list[str]:
+        """Those of the moves that the map names, as soon as there are any."""
+        for _ in range(_LOOKS):
+            cluster_map = self._cluster.stored_map
+            if cluster_map is not None and cluster_map.moves:
+                return sorted({move.source for move in cluster_map.moves})
+            await asyncio.sleep(_LOOK_S)
+        return []
 
     async def _plan(self, rng: random.Random) -> None:
         await self._ask(lambda service: service.plan_anew())

@@ -1,19 +1,18 @@
-"""The processes of a simulated cluster: shards, routers, a controller, each on a host of its own.
+"""The processes of a simulated cluster, each on a host of its own: what all of them have, routers, a controller.
 
 Owns: putting the real services together as their processes do, from start to death; what each answers over HTTP.
-Promises: a process that ends has ended by a fault that was made, or that is a finding. What a shard's disk has kept and
+Promises: a process that ends has ended by a fault that was made, or that is a finding. What a node's disk has kept and
 what the controller's store has is all that outlives it.
-Leaves to others: the services (`kvstore`), when a process dies (`cluster_faults`), what travels (`session`).
+Leaves to others: nodes with their disks (`node`), the services (`kvstore`), when a process dies (`cluster_faults`),
+what travels (`session`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import random
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
@@ -26,38 +25,22 @@ from kvstore.controller.mover import Mover
 from kvstore.controller.service import ClusterService, Waiting
 from kvstore.controller.shards import ShardClients
 from kvstore.controller.store import Told
-from kvstore.errors import DataCorrupt, ForeignData, KvError, LogDamaged
+from kvstore.errors import KvError
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.service import RouterService
-from kvstore.shard.app import _until_one_ends, go_on_with_last_session
-from kvstore.shard.hellos import Hellos
-from kvstore.shard.hosted import Maps
-from kvstore.shard.peers import Peers
-from kvstore.shard.receiver import Receiver
-from kvstore.shard.recovery import Recovery
-from kvstore.shard.service import ShardService
-from kvstore.shard.told import ToldNumbers
-from kvstore.storage.engine import Identity, TryLater
-from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
-from kvstore.storage.replay import replay
-from kvstore.store.opening import Opened, ToldBefore
-from kvstore.store.store import Store
-from kvstore.transport.channel import Connection
 from kvstore.transport.map_follower import MapFollower
 from kvstore.transport.sessions import HEADER, PARAMETER, ClusterSession
-from loadtest.simulate.disk import PowerCut, SimulatedDisk, keep_all
+from loadtest.simulate.disk import PowerCut, SimulatedDisk
 from loadtest.simulate.door import Door
-from loadtest.simulate.engine import SimulatedEngine
 from loadtest.simulate.environment import SimulatedEnvironment
 from loadtest.simulate.loop import Killed, Process
 from loadtest.simulate.map_store import Register, SimulatedMapStore
 from loadtest.simulate.network import End, Network
-from loadtest.simulate.session import Channel, Question, SimulatedSession, SimulatedSocket
+from loadtest.simulate.session import Channel, Question, SimulatedSession
 from loadtest.workloads.calls import Call
 
 PARTITIONS = 64
 CONTROLLER = "http://controller"
-FOLDER = Path("/data")
 
 Found = Callable[[BaseException], None]
 
@@ -179,192 +162,6 @@ class Server:
 
     async def serve_client(self, end: End) -> None:
         """One call after the other, until the client leaves."""
-
-
-class ShardServer(Server):
-    """A shard. `weight` counts when it joins a cluster that is there already."""
-
-    def __init__(self, name: str, network: Network, rng: random.Random, limits: Limits, found: Found) -> None:
-        super().__init__(name, network, rng, limits, found)
-        self.disk.hook = self._before_disk
-        self.weight = 1
-        self.may_join = False
-        self.engine: SimulatedEngine | None = None
-        self.store: Store | None = None
-        self.service: ShardService | None = None
-        self.sync_fails = False
-        self.is_damaged = False  # a bit of its disk is wrong
-        self.refused = False  # it has not started because of that
-        self.was_full = False  # the disk, at some time
-        self.fate: Callable[[int], int] = keep_all  # what a cut of the power leaves of what was not synced
-        self.floors = (0, 0, 0)
-        self._channels: dict[End, None] = {}
-        self._last_session = ""
-        self._hellos: Hellos | None = None
-
-    async def run(self, process: Process) -> None:
-        limits, session = self.limits, self.session(process)
-        told = ToldNumbers(session, CONTROLLER, limits)  # type: ignore[arg-type]
-        store = await self._open(process, told)
-        cluster = ClusterSession()
-        peers = Peers(store, limits, session, cluster)  # type: ignore[arg-type]
-        receiver = Receiver(self.name, store, peers, limits)
-        recovery = Recovery(self.name, store, peers, limits)
-        service = ShardService(self.name, store, receiver, limits, told)
-        maps = Maps(service)
-        follower = MapFollower(
-            session,  # type: ignore[arg-type]
-            CONTROLLER,
-            limits,
-            cluster=cluster,
-            environment=self.environment,
-        )
-        self._hellos = hellos = Hellos(self.name, cluster, follower.ask_session, self)
-        url = f"http://{self.name}"
-        go_on_with_last_session(hellos, cluster, store, self.name, url)
-
-        async def join_cluster() -> None:
-            identity = store.identity
-            await follower.announce(
-                self.name, url, identity.store_id, identity.cluster_id, self.weight,
-                join=self.may_join, partitions=identity.partitions, epoch=store.served.epoch,
-                clock=store.clock.version,
-            )  # fmt: skip
-            cluster_id = store.identity.cluster_id
-            await follower.follow(max(store.served.epoch - 1, 0), maps.put, cluster_id, lambda: store.clock.version)
-
-        self.store, self.service = store, service
-        self.loop.note(f"{self.name} serves at {store.clock.version}, record {store.tables.log.durable}")
-        self._stop = asyncio.Event()
-        works = join_cluster(), told.run(store), recovery.run(), maps.follow(), self._stopped(service, told, store)
-        await _until_one_ends(*works)
-        self.service = None
-        for end in list(self._channels):
-            end.close()
-        await recovery.close()
-        await receiver.close()
-        await peers.close()
-        await store.close()
-        self.loop.note(f"{self.name} has stopped in order")
-        process.kill()
-
-    async def _stopped(self, service: ShardService, told: ToldNumbers, store: Store) -> None:
-        await self._stop.wait()
-        await service.farewell()
-        await told.tell(store)
-
-    def stop(self) -> None:
-        """In order, as SIGTERM does."""
-        if self.store is not None and self.process is not None:
-            self.loop.call_soon(self._stop.set, context=self.process.context)
-
-    def read(self) -> str:
-        """The session that its file has kept."""
-        return self._last_session
-
-    def keep(self, session_id: str) -> None:
-        self._last_session = session_id
-
-    async def _open(self, process: Process, told: ToldNumbers) -> Store:
-        size = self.limits.log_segment_bytes
-        entries: list[Entry] = []
-        before = ToldBefore()
-        if self.engine is None:
-            identity = Identity(self.environment.random_hex(16), None, self.name, PARTITIONS)
-            log = Log.create(self.disk, FOLDER, f"shard-{self.name}", identity.store_id, BEGINNING, size)
-            self.engine = SimulatedEngine(identity)
-            self.engine.fail = self._before_application
-        else:
-            identity, position = self.engine.identity, self.engine.applied.position
-            before = await told.at_opening(identity.store_id)
-            log, entries = Log.open(
-                self.disk, FOLDER, f"shard-{self.name}", identity.store_id, position, before.number, segment_bytes=size
-            )
-        self.engine.environment = self.environment
-        await replay(self.engine, entries)
-
-        def on_fatal(error: BaseException) -> NoReturn:
-            self.end(process, error)
-            raise Killed from error
-
-        opened = Opened(self.engine, log, None, clock_floor=before.clock_floor)
-        return await Store.serve(opened, self.limits, on_fatal, self.environment)
-
-    def may_end_by(self, error: BaseException) -> bool:
-        is_full = isinstance(error, TryLater) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
-        if is_full and self.store is None and self.was_full:
-            return True  # it opens as soon as there is room
-        if isinstance(error, ForeignData) and not self.wanted:
-            return True  # it was removed
-        if self.is_damaged and isinstance(error, DataCorrupt | LogDamaged):
-            self.refused = True
-            return True
-        return super().may_end_by(error) or (self.is_excused and isinstance(error, LogFailed | OSError))
-
-    def on_death(self) -> None:
-        self.store = self.service = None
-        self._channels.clear()
-
-    def cut_power(self, fate: Callable[[int], int]) -> None:
-        """The process ends, and what survives is up to `fate`."""
-        self.fate = fate
-        self.lose_power()
-
-    def start(self) -> None:
-        if not self.host.has_power:
-            self.disk.restart(self.fate)
-            if self.engine is not None:
-                self.engine.crash(self.rng.randrange(100))
-        super().start()
-
-    def _before_disk(self, call: str, path: Path) -> None:
-        changes = call not in ("names", "pread", "open")
-        if changes and self.disk.power_cut_at and self.disk.calls + 1 >= self.disk.power_cut_at and self.process:
-            self.loop.note(f"{self.name}: the power is cut in {call} {path.name}")
-            self.disk.power_cut_at = self.disk.calls + 1
-            self.lose_power()
-        if call != "sync":
-            return
-        self.environment.note_sync()
-        if self.sync_fails:
-            self.sync_fails, self.is_excused = False, True
-            self.loop.note(f"{self.name}: the sync of {path.name} fails")
-            self.disk.forget_dirty(path)
-            raise OSError(errno.EIO, "Input/output error", str(path))
-
-    def _before_application(self) -> None:
-        if self.disk.capacity is not None and self.rng.random() < 0.5:
-            raise TryLater("the disk is full")
-
-    # --- its door
-
-    async def answer(self, question: Question) -> tuple[int, bytes]:
-        store = self.store
-        if store is None:
-            return 503, b"{}"
-        if question.path == "/map":
-            told = {"shard": self.name, "store_id": store.identity.store_id, "map": store.cluster_map}
-            return 200, msgspec.json.encode(told)
-        identity = store.identity
-        facts = {"store_id": identity.store_id, "cluster_id": identity.cluster_id, "partitions": identity.partitions}
-        return 200, msgspec.json.encode({"shard": self.name, **facts})
-
-    async def serve_channel(self, asked: Channel, end: End) -> None:
-        service, store = self.service, self.store
-        wanted = asked.query.get("store")
-        if service is None or store is None or wanted not in (None, "", store.identity.store_id):
-            await end.send(b"refused")
-            return
-        assert self._hellos is not None
-        if await self._hellos.refusal(asked.query.get(PARAMETER, ""), None) is not None:
-            await end.send(b"refused")
-            return
-        await end.send(b"welcome")
-        self._channels[end] = None
-        try:
-            await Connection(self.limits).serve(SimulatedSocket(end), service.handle)  # type: ignore[arg-type]
-        finally:
-            self._channels.pop(end, None)
 
 
 class RouterServer(Server):

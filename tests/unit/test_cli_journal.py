@@ -50,7 +50,7 @@ def test_the_journal_of_other_work_is_not_believed_and_replaced(path: Path, othe
     assert Journal(path, other).entries() == [[9]]
 
 
-@pytest.mark.parametrize("garbage", [b"\x00\xff\n", b"", b"[1]\n", b"{"])
+@pytest.mark.parametrize("garbage", [b"\x00\xff\n", b"", b"[1]\n", b"{", b'"\xb3"\n'])
 def test_a_file_that_is_no_journal_is_not_believed(path: Path, garbage: bytes) -> None:
     path.write_bytes(garbage)
     assert Journal(path, WORK).entries() is None

@@ -162,6 +162,13 @@ async def test_a_store_that_went_on_after_a_crash_keeps_what_it_was_given_since(
     await store.close()
 
 
+@pytest.mark.parametrize("note", [b"{", b'{"copied_from": "\xb3"}'])
+async def test_a_note_of_an_earlier_call_that_cannot_be_read_is_refused(folder: Path, note: bytes) -> None:
+    (folder / "adopting.json").write_bytes(note)
+    with pytest.raises(ForeignData, match="cannot be read"):
+        await adopt(folder)
+
+
 async def test_nothing_is_changed_while_a_store_is_open_missing_or_another_one(folder: Path) -> None:
     store = await open_store(folder, "s2")
     with pytest.raises(DataInUse):

@@ -92,6 +92,15 @@ async def test_a_map_of_an_unknown_format_stops_the_controller_and_is_left_as_it
     assert in_file(tmp_path) == (1, newer)
 
 
+@pytest.mark.parametrize("damaged", [b"{", b'{"m\xb3p": {}}'])
+async def test_a_state_that_is_damaged_stops_the_controller_with_a_plain_error(tmp_path: Path, damaged: bytes) -> None:
+    async with document_of(tmp_path, damaged) as document:
+        with pytest.raises(ForeignData, match="cannot read the controller's stored state"):
+            await document.convert()
+        with pytest.raises(ForeignData, match="cannot read the controller's stored state"):
+            await document.read()
+
+
 class _Lossy:
     """A map store whose first swap happens, though its caller is told that it may not have."""
 

@@ -70,9 +70,10 @@ def test_a_line_that_was_cut_is_left_out_and_a_wrong_one_is_named(tmp_path: Path
     write(path, OPERATIONS)
     path.write_bytes(path.read_bytes()[:-9])
     assert read(path) == OPERATIONS[:-1]
-    path.write_bytes(b'{"call":"lists","client":"a","begin_s":1}\n{"call":"dance"}\n')
-    with pytest.raises(ValueError, match=r"history\.ndjson:2: not an operation"):
-        read(path)
+    for wrong in (b'{"call":"dance"}', b'{"call":"\xb3"}'):
+        path.write_bytes(b'{"call":"lists","client":"a","begin_s":1}\n' + wrong + b"\n")
+        with pytest.raises(ValueError, match=r"history\.ndjson:2: not an operation"):
+            read(path)
 
 
 def test_a_history_without_a_file_is_kept_in_memory() -> None:

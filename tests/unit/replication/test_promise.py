@@ -52,8 +52,9 @@ def test_a_flipped_byte_is_noticed() -> None:
     file = disk.open(identity_path(FOLDER, STORE))
     for offset in range(file.size() - 1):
         (byte,) = file.pread(1, offset)
-        file.pwrite(bytes([byte ^ 1]), offset)
-        with pytest.raises(DataCorrupt):
-            read_identity(disk, FOLDER, STORE)
+        for bit in (1, 0x80):  # the second one leaves no text
+            file.pwrite(bytes([byte ^ bit]), offset)
+            with pytest.raises(DataCorrupt):
+                read_identity(disk, FOLDER, STORE)
         file.pwrite(bytes([byte]), offset)
     assert read_identity(disk, FOLDER, STORE) == FIRST

@@ -100,7 +100,7 @@ def test_a_file_of_another_store_is_as_good_as_lost(tmp_path: Path) -> None:
 
 
 async def opened_copy(path: Path) -> str:
-    engine, log, lock_fd, _, copy_file = await open_files(path, "s1", PARTITIONS, Limits(), SYSTEM)
+    engine, log, lock_fd, _, copy_file, _ = await open_files(path, "s1", PARTITIONS, Limits(), SYSTEM)
     await engine.close()
     log.close()
     assert lock_fd is not None

@@ -1,0 +1,283 @@
+"""A primary's connection to one copy: greeting, comparison, and the stream of records and beacons.
+
+Owns: one connection at a time, what was sent by it, how long the copy has owed an answer.
+Promises: nothing is sent before both chains are compared; what the copy lacks is sent in order. Bytes under way are
+bounded. An answer of an earlier connection is never counted, because it belongs to an earlier round.
+Leaves to others: what an answer changes (`sender`, by the rules of `shipping`), the copy's end (`serving`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from kvstore.environment import Environment
+from kvstore.replication import chain, lease, messages, patience, session, shipping, snapshot
+from kvstore.replication.messages import Told
+from kvstore.replication.places import Times
+from kvstore.replication.session import FellBehind, Forked, Join, Session
+from kvstore.replication.shipping import Link, Shipping
+from kvstore.replication.tail import Tail
+from kvstore.replication.wire import Connect, Refused, Wire, WireLost, expect, greet
+from kvstore.storage.engine import Engine
+from kvstore.storage.log import Log, Released
+from kvstore.storage.segments import Entry
+
+log = logging.getLogger(__name__)
+
+_FRAME_BYTES = 1 << 20
+_UNDER_WAY_BYTES = 8 << 20
+_CONNECT_S = 2.0
+_PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 0.5
+
+
+LinkKey = tuple[str, int]
+"""A copy's id and its joining number."""
+
+
+class Surroundings(NamedTuple):
+    """What a sender needs of its store and its process.
+
+    `on_committed`: called with the committed number whenever it has risen. `on_news`: a request has come up or has
+    gone, or the term has ended; the controller is to hear of it.
+    """
+
+    log: Log
+    engine: Engine
+    environment: Environment
+    connect: Connect
+    times: Times
+    on_committed: Callable[[int], None]
+    on_news: Callable[[], None]
+
+
+class Primary(Protocol):
+    """The primary's side, as one of its links sees it: `sender.Sender`."""
+
+    shipping: Shipping
+    tail: Tail
+
+    def link(self, key: LinkKey) -> Link | None: ...
+
+    def may_greet(self, key: LinkKey) -> bool: ...
+
+    def greet(self, key: LinkKey) -> Link: ...
+
+    def may_ask(self) -> bool: ...
+
+    def begin(self, named: Session, number: int) -> None: ...
+
+    def take_ack(self, named: Session, number: int) -> None: ...
+
+    def take_grant(self, named: Session, asked_s: float) -> None: ...
+
+    def hear_promise(self, term: int) -> None: ...
+
+
+class CopyLink:
+    """The link to that very copy, under that joining number."""
+
+    def __init__(self, sender: Primary, around: Surroundings, node: str, copy_id: str, joined: int) -> None:
+        self.node = node
+        self.key = copy_id, joined
+        self.patience = patience.Patience()
+        self.progress = (0, 0)  # of a snapshot: rows sent, rows there are
+        self.keeps: int | None = None  # records behind that number are needed for it
+        self.wake = asyncio.Event()
+        self._sender = sender
+        self._around = around
+        self._sent = 0
+        self._under_way: deque[tuple[int, int]] = deque()
+        self._beacons: dict[int, float] = {}
+        self._beacon_sent_s = float("-inf")
+        self._beacon = 0
+        self._wire: Wire | None = None  # while the stream goes on
+        self._has_streamed = False
+
+    async def run(self) -> None:
+        """Stay connected, for ever."""
+        pause_s = _PAUSE_MIN_S
+        while True:
+            await self._until_it_may_greet()
+            self._has_streamed = False
+            try:
+                await self._one_session()
+            except Refused as refused:
+                if refused.promised:
+                    self._sender.hear_promise(refused.promised)
+            except (WireLost, TimeoutError, Released) as lost:
+                log.debug("the copy on node %s: %s", self.node, lost)
+            except (Forked, FellBehind) as trouble:
+                log.warning(
+                    "the copy of shard %s on node %s: %s", self._sender.shipping.config.shard, self.node, trouble
+                )
+            finally:
+                self.keeps = None
+                self.progress = (0, 0)
+            pause_s = _PAUSE_MIN_S if self._has_streamed else min(2 * pause_s, _PAUSE_MAX_S)
+            await self._around.environment.sleep(pause_s)
+
+    async def _until_it_may_greet(self) -> None:
+        while not self._sender.may_greet(self.key):
+            self.wake.clear()
+            await self._around.environment.wait_for(self.wake.wait(), _PAUSE_MAX_S)
+
+    async def _one_session(self) -> None:
+        sender = self._sender
+        link = sender.greet(self.key)
+        async with asyncio.timeout(_CONNECT_S):
+            wire = await self._around.connect(self.node, link.session)
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                told = await greet(wire, link.session)
+                join = await self._compare(wire, told)
+                await wire.send(messages.Begin(told.position, join))
+            ack = await expect(wire, messages.Ack)  # a long log takes a while to cut
+            if join.snapshot:
+                self._sent = await snapshot.send_snapshot(
+                    wire, self._around.engine, self._around.environment, self._progress
+                )
+            else:
+                self._sent = join.common
+            sender.begin(link.session, min(ack.number, self._sent))
+            await self._stream(wire, link.session)
+        finally:
+            await wire.close()
+
+    async def _send_snapshot(self, wire: Wire) -> int:
+        """All rows; the number of the record behind which the stream goes on."""
+        engine, environment = self._around.engine, self._around.environment
+        self.keeps = engine.applied.position.number
+        return await snapshot.send_snapshot(wire, engine, environment, self._progress)
+
+    def _progress(self, sent: int, total: int) -> None:
+        self.progress = sent, total
+
+    async def _compare(self, wire: Wire, told: Told) -> Join:
+        """How the copy gets what it lacks. Raises Forked, FellBehind, WireLost, Refused."""
+        sender = self._sender
+        common = None if told.filling else await self._common(wire, told)
+        link = sender.link(self.key)
+        if link is None:
+            raise WireLost("the copy is out")
+        return session.how_to_join(
+            common, told.position.number, told.applied, awaited=link.waited > 0, first_kept=self._around.log.first
+        )
+
+    async def _common(self, wire: Wire, told: Told) -> int | None:
+        comparison = session.compare(chain.known(self._around.log), told.known)
+        while not comparison.done:
+            numbers = session.probes(comparison)
+            await wire.send(messages.Probe(numbers))
+            theirs = await expect(wire, messages.Checksums)
+            ours = await self._around.environment.in_thread(partial(chain.checksums, self._around.log, numbers))
+            before, comparison = comparison, session.compared(comparison, ours, theirs.of)
+            if comparison == before:
+                raise WireLost("the logs were released further while they were compared")
+        return comparison.agreed
+
+    # --- the stream
+
+    async def _stream(self, wire: Wire, named: Session) -> None:
+        self._under_way.clear()
+        self._beacons.clear()
+        self._beacon_sent_s = float("-inf")
+        self._wire = wire
+        self._has_streamed = True
+        works = [self._around.environment.spawn(work) for work in (self._write(wire, named), self._read(wire, named))]
+        try:
+            await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._wire = None
+            for work in works:
+                work.cancel()
+            await asyncio.gather(*works, return_exceptions=True)
+        for work in works:
+            if not work.cancelled():
+                work.result()
+
+    async def _write(self, wire: Wire, named: Session) -> None:
+        sender, environment = self._sender, self._around.environment
+        every_s = self._around.times.lease_s / 8
+        while (link := shipping.find(sender.shipping, named)) is not None:
+            self.wake.clear()
+            now = environment.boottime_s()
+            if shipping.may_send(sender.shipping, link):
+                await self._send_records(wire)
+                if lease.beacon_due(self._beacon_sent_s, now, self._around.times.lease_s) and sender.may_ask():
+                    await self._send_beacon(wire, now)
+            if self._has_more():
+                continue
+            await environment.wait_for(self.wake.wait(), max(0.001, self._beacon_sent_s + every_s - now))
+        raise WireLost("the copy is out")
+
+    def _has_more(self) -> bool:
+        """Whether records can be sent at once."""
+        return self._sent < self._sender.shipping.last and self._bytes_under_way() < _UNDER_WAY_BYTES
+
+    def _bytes_under_way(self) -> int:
+        return sum(size for _, size in self._under_way)
+
+    async def _send_records(self, wire: Wire) -> None:
+        if not self._has_more():
+            return
+        entries = self._sender.tail.after(self._sent, _FRAME_BYTES) or await self._read_back()
+        if not entries:
+            return
+        self._sent = entries[-1].number
+        self._under_way.append((self._sent, sum(len(entry.payload) for entry in entries)))
+        self.patience = patience.owes(self.patience, self._around.environment.boottime_s())
+        await wire.send(messages.Records(entries, self._sender.shipping.committed))
+
+    async def _read_back(self) -> list[Entry]:
+        read = partial(chain.some_entries, self._around.log, self._sent, _FRAME_BYTES)
+        return await self._around.environment.in_thread(read)
+
+    async def _send_beacon(self, wire: Wire, now: float) -> None:
+        self._beacon += 1
+        self._beacon_sent_s = self._beacons[self._beacon] = now
+        self.patience = patience.owes(self.patience, now)
+        await wire.send(messages.Beacon(self._beacon, self._sender.shipping.committed))
+
+    async def _read(self, wire: Wire, named: Session) -> None:
+        sender = self._sender
+        while True:
+            message = await wire.receive()
+            match message:
+                case messages.Ack():
+                    while self._under_way and self._under_way[0][0] <= message.number:
+                        self._under_way.popleft()
+                    self._answered()
+                    sender.take_ack(named, message.number)
+                    self.wake.set()
+                case messages.Granted():
+                    asked_s = self._beacons.pop(message.number, None)
+                    if asked_s is None:
+                        raise WireLost("the copy grants what was not asked for")
+                    self._beacons = {number: at for number, at in self._beacons.items() if number > message.number}
+                    self._answered()
+                    sender.take_grant(named, asked_s)
+                case messages.Deposed():
+                    raise Refused(message.promised)
+                case _:
+                    raise WireLost(f"{type(message).__name__} came in the stream")
+
+    def _answered(self) -> None:
+        owes_more = bool(self._under_way or self._beacons)
+        self.patience = patience.answered(self.patience, self._around.environment.boottime_s(), owes_more)
+
+    @property
+    def is_streaming(self) -> bool:
+        """Records and beacons reach the copy, as far as is known."""
+        return self._wire is not None
+
+    async def tell_returned(self) -> None:
+        """Tell the copy that the lease is given back. If that is lost, the copy waits until it has run out."""
+        if self._wire is not None:
+            with contextlib.suppress(WireLost):
+                await self._wire.send(messages.Returned())

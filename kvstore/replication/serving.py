@@ -1,0 +1,168 @@
+"""The copy's end of a connection: one session, from its hello to the loss of the connection.
+
+Owns: the order in which a copy's messages are answered.
+Promises: records are appended in the order in which they came, and one sync covers all that came during the one
+before. A beacon is answered at once, also while a sync is under way. With the loss of the connection nothing more is
+taken from it.
+Leaves to others: what a message does (`copy`), sockets (shard).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from itertools import takewhile
+from typing import Any
+
+from kvstore.environment import Environment
+from kvstore.replication import copy as copies
+from kvstore.replication import messages
+from kvstore.replication.chain import some_entries
+from kvstore.replication.copy import StoreCopy
+from kvstore.replication.session import Session
+from kvstore.replication.wire import Wire, WireLost
+from kvstore.storage.engine import Applied, CopiedRow
+from kvstore.storage.log import Released
+from kvstore.storage.rows import Row, checked
+from kvstore.storage.segments import Entry
+
+CopyOf = Callable[[Session], StoreCopy | None]
+"""The open copy that a session is meant for, if it lies here and is no primary."""
+
+_QUEUED_MAX = 4096  # messages; a primary sends no more than it is allowed to have under way
+
+
+async def serve_copy(wire: Wire, copy_of: CopyOf, environment: Environment) -> None:
+    """Serve one session until the connection is lost. Raises what a failed disk raises: then the process must end."""
+    try:
+        hello = await wire.receive()
+        if not isinstance(hello, messages.Hello):
+            raise WireLost("a session begins with a hello")
+        copy = await _greeted(wire, hello.session, copy_of)
+        if copy is not None:
+            await _Serving(wire, copy, hello.session, environment).run()
+    except WireLost:
+        pass
+    finally:
+        await wire.close()
+
+
+async def _greeted(wire: Wire, session: Session, copy_of: CopyOf) -> StoreCopy | None:
+    copy = copy_of(session)
+    try:
+        told = await copy.hello(session) if copy is not None else None
+    except copies.Deposed as deposed:
+        await wire.send(messages.Deposed(deposed.promised))
+        return None
+    if told is None:
+        await wire.send(messages.Foreign())
+        return None
+    await wire.send(messages.Told(told.position, told.applied, told.known, told.filling))
+    return copy
+
+
+class _Serving:
+    """A greeted copy. What takes long is done by a task of its own, in order; beacons pass it by."""
+
+    def __init__(self, wire: Wire, copy: StoreCopy, session: Session, environment: Environment) -> None:
+        self._wire = wire
+        self._copy = copy
+        self._session = session
+        self._environment = environment
+        self._queue: deque[Any] = deque()
+        self._came = asyncio.Event()
+        self._acknowledged = -1  # the highest number
+
+    async def run(self) -> None:
+        work = self._environment.spawn(self._work())
+        listening = self._environment.spawn(self._listen())
+        try:
+            await asyncio.wait((work, listening), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, listening):
+                task.cancel()
+            await asyncio.gather(work, listening, return_exceptions=True)
+        for task in (work, listening):
+            if not task.cancelled():
+                task.result()
+
+    async def _listen(self) -> None:
+        while True:
+            message = await self._wire.receive()
+            if isinstance(message, messages.Beacon):
+                number = self._copy.committed(self._session, message.committed)
+                if number is None or number > self._acknowledged:  # deposed, or a snapshot became good
+                    await self._acknowledge(number)
+                if self._copy.beacon(self._session):
+                    await self._wire.send(messages.Granted(message.number))
+            elif isinstance(message, messages.Returned):
+                self._copy.returned(self._session)
+            elif len(self._queue) >= _QUEUED_MAX:
+                raise WireLost("too many messages at once")
+            else:
+                self._queue.append(message)
+                self._came.set()
+
+    async def _work(self) -> None:
+        while True:
+            await self._came.wait()
+            self._came.clear()
+            while self._queue:
+                if isinstance(self._queue[0], messages.Records):
+                    await self._records()
+                else:
+                    await self._other(self._queue.popleft())
+
+    async def _records(self) -> None:
+        """All that has come, with one sync."""
+        came = list(takewhile(lambda each: isinstance(each, messages.Records), self._queue))
+        for _ in came:
+            self._queue.popleft()
+        entries = [entry for each in came for entry in each.entries]
+        await self._acknowledge(await self._copy.records(self._session, entries, came[-1].committed))
+
+    async def _acknowledge(self, number: int | None, *, ends: bool = False) -> None:
+        """None: the session has ended, or a snapshot is not good yet. Raises WireLost if it has, or if `ends`."""
+        if number is not None:
+            self._acknowledged = number
+            await self._wire.send(messages.Ack(number))
+        elif (promised := self._copy.following.promised) > self._session.term:
+            await self._wire.send(messages.Deposed(promised))
+            raise WireLost("the copy follows a higher term")
+        elif ends:
+            raise WireLost("the session does not begin: the log has changed")
+
+    async def _other(self, message: Any) -> None:
+        copy, session = self._copy, self._session
+        match message:
+            case messages.Probe():
+                await self._wire.send(messages.Checksums(await copy.checksums(message.numbers)))
+            case messages.Begin():
+                await self._acknowledge(await copy.begin(session, message.told, message.join), ends=True)
+            case messages.SnapshotBegins():
+                of = Applied(message.at, message.clock, message.cluster_map, message.freezes, message.drops)
+                await self._wire.send(messages.Taken(await copy.snapshot_begins(session, of)))
+            case messages.SnapshotPage():
+                rows = [_row(copied) for copied in message.rows]
+                await self._wire.send(messages.Taken(await copy.snapshot_page(session, message.at, rows)))
+            case messages.SnapshotEnds():
+                taken = await copy.snapshot_ends(session, message.at, message.highest)
+                await self._wire.send(messages.Taken(taken))
+            case messages.Fetch():
+                await self._wire.send(messages.Fetched(await self._fetched(message)))
+            case _:
+                raise WireLost(f"a primary does not send {type(message).__name__}")
+
+    async def _fetched(self, asked: messages.Fetch) -> list[Entry]:
+        """Raises WireLost if those records are kept no more."""
+        try:
+            return await self._environment.in_thread(lambda: some_entries(self._copy.log, asked.after, asked.bytes_max))
+        except Released as released:
+            raise WireLost(str(released)) from None
+
+
+def _row(copied: CopiedRow) -> Row:
+    """Raises DataCorrupt."""
+    kind, key, partition, version, expires_at_ms, body, intent, checksum = copied
+    return checked(Row(kind, key, partition, 0, version, expires_at_ms, body, intent), checksum)

@@ -1,0 +1,49 @@
+"""The newest records of a primary, as its copies will ask for them.
+
+Owns: records in memory, up to a number of bytes.
+Promises: what it gives is consecutive and begins right behind what was asked for; else it gives nothing, and the log
+is read.
+Leaves to others: the log (`storage.log`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+
+from kvstore.storage.segments import Entry
+
+_ENTRY_BYTES = 96
+
+
+class Tail:
+    """`bytes_max`: of all records together; older ones go first."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._entries: deque[Entry] = deque()
+        self._bytes = 0
+        self._bytes_max = bytes_max
+
+    def add(self, entry: Entry) -> None:
+        """The record behind the last one that was added."""
+        if self._entries and self._entries[-1].number + 1 != entry.number:
+            self._entries.clear()
+            self._bytes = 0
+        self._entries.append(entry)
+        self._bytes += len(entry.payload) + _ENTRY_BYTES
+        while self._bytes > self._bytes_max:
+            self._bytes -= len(self._entries.popleft().payload) + _ENTRY_BYTES
+
+    def after(self, number: int, bytes_max: int) -> list[Entry]:
+        """The records behind that number, with about that many bytes; empty if the first of them is not here."""
+        entries = self._entries
+        if not entries or not entries[0].number <= number + 1 <= entries[-1].number:
+            return []
+        found: list[Entry] = []
+        size = 0
+        for entry in islice(entries, number + 1 - entries[0].number, None):
+            found.append(entry)
+            size += len(entry.payload)
+            if size >= bytes_max:
+                break
+        return found

@@ -1,0 +1,233 @@
+"""A node of a simulated cluster: the real node of `kvstore.shard` on a simulated disk and network.
+
+Owns: its stores' engines, which outlive its processes as files do; by what its process may end.
+Promises: stores are made, found, opened, served and closed by the code of real processes, several on a node if maps
+say so. What the disk has kept, and the engines, is all that outlives a process.
+Leaves to others: what a node does (`kvstore.shard.node`), when it dies (`cluster_faults`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from kvstore.config import Limits
+from kvstore.errors import DataCorrupt, ForeignData, LogDamaged
+from kvstore.placement.map_format import decode_map
+from kvstore.shard.hosted import Surroundings, copies_in
+from kvstore.shard.node import Node, Refused
+from kvstore.storage.engine import Identity, TryLater
+from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
+from kvstore.storage.replay import replay
+from kvstore.store.copy_file import CopyFile, make_copy, open_copy
+from kvstore.store.opening import Opened, ToldNumber, store_path
+from kvstore.store.store import Store
+from kvstore.transport.channel import Connection
+from kvstore.transport.sessions import PARAMETER, ClusterSession
+from loadtest.simulate.disk import SimulatedDisk, keep_all
+from loadtest.simulate.engine import SimulatedEngine
+from loadtest.simulate.environment import SimulatedEnvironment
+from loadtest.simulate.loop import Killed, Process
+from loadtest.simulate.network import End, Network
+from loadtest.simulate.servers import CONTROLLER, PARTITIONS, Found, Server
+from loadtest.simulate.session import Channel, Question, SimulatedSocket
+
+FOLDER = Path("/data")
+
+OnFatal = Callable[[BaseException], NoReturn]
+
+
+class SimulatedFolder:
+    """`kvstore.shard.hosted.Folder` on a simulated disk. `engines`: by the file for which each stands."""
+
+    def __init__(self, node_id: str, disk: SimulatedDisk, limits: Limits) -> None:
+        self.engines: dict[Path, SimulatedEngine] = {}
+        self._node_id = node_id
+        self._disk = disk
+        self._limits = limits
+        self.on_fatal: OnFatal
+        self.environment: SimulatedEnvironment
+        self.before_application: Callable[[], None]
+
+    def copies(self) -> list[str]:
+        return copies_in([path.name for path in self.engines], self._node_id)
+
+    async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Store:
+        path = store_path(FOLDER, shard_id, self._node_id)
+        made = self.engines.get(path)
+        opened = await (self._make(path, shard_id, partitions) if made is None else self._open(path, made, told))
+        return await Store.serve(opened, self._limits, self.on_fatal, self.environment)
+
+    async def _make(self, path: Path, shard_id: str, partitions: int) -> Opened:
+        identity = Identity(self.environment.random_hex(16), None, shard_id, partitions)
+        size = self._limits.log_segment_bytes
+        log = Log.create(self._disk, FOLDER, path.stem, identity.store_id, BEGINNING, size)
+        self.engines[path] = engine = SimulatedEngine(identity)
+        engine.fail, engine.environment = self.before_application, self.environment
+        copy_id = self.environment.random_hex(16)
+        return Opened(engine, log, None, copy_file=make_copy(path, identity.store_id, copy_id, self._disk))
+
+    async def _open(self, path: Path, engine: SimulatedEngine, told: ToldNumber) -> Opened:
+        engine.environment = self.environment
+        store_id = engine.identity.store_id
+        before = await told(store_id)
+        log, entries = self._open_log(path, engine, before.number)
+        await replay(engine, entries)
+        return Opened(engine, log, None, copy_file=self._open_copy(path, engine), clock_floor=before.clock_floor)
+
+    def _open_log(self, path: Path, engine: SimulatedEngine, told: int) -> tuple[Log, list[Entry]]:
+        position, store_id = engine.applied.position, engine.identity.store_id
+        size = self._limits.log_segment_bytes
+        return Log.open(self._disk, FOLDER, path.stem, store_id, position, told, segment_bytes=size)
+
+    def _open_copy(self, path: Path, engine: SimulatedEngine) -> CopyFile:
+        store_id, _, shard_id, _ = engine.identity
+        durable = engine.applied.cluster_map
+        cluster_map = decode_map(durable) if durable is not None else None
+        return open_copy(path, shard_id, store_id, cluster_map, self._disk)
+
+
+class NodeServer(Server):
+    """A host with a node. `weight` counts when it joins a cluster that is there already."""
+
+    def __init__(self, name: str, network: Network, rng: random.Random, limits: Limits, found: Found) -> None:
+        super().__init__(name, network, rng, limits, found)
+        self.disk.hook = self._before_disk
+        self.weight = 1
+        self.may_join = False
+        self.is_removed: Callable[[], bool] = lambda: False  # no member, by the controller's store
+        self.is_over = False  # that was said to it, so it does not come back
+        self.folder = SimulatedFolder(name, self.disk, limits)
+        self.folder.before_application = self._before_application
+        self.node: Node | None = None  # while it serves
+        self.sync_fails = False
+        self.is_damaged = False  # a bit of its disk is wrong
+        self.refused = False  # it has not started because of that
+        self.was_full = False  # the disk, at some time
+        self.fate: Callable[[int], int] = keep_all  # what a cut of the power leaves of what was not synced
+        self._channels: dict[End, None] = {}
+        self._last_session = ""
+
+    async def run(self, process: Process) -> None:
+        self.folder.environment = self.environment
+        self.folder.on_fatal = self._on_fatal_of(process)
+        session = self.session(process)
+        around = Surroundings(self.name, self.folder, self.limits, session, ClusterSession(), CONTROLLER)  # type: ignore[arg-type]
+        at_the_end = AsyncExitStack()  # not entered: a process that is killed closes nothing
+        node = await Node.open(around, PARTITIONS, self, at_the_end, self.environment)
+        self.node = node
+        for hosted in node.stores:
+            store = hosted.store
+            self.loop.note(f"{self.name} serves {hosted.shard_id} at {store.clock.version}, record {store.durable}")
+        self._stop = asyncio.Event()
+        await node.run(f"http://{self.name}", self.weight, self.may_join, self._stop)
+        for end in list(self._channels):
+            end.close()
+        await at_the_end.aclose()
+        self.loop.note(f"{self.name} has stopped in order")
+        process.kill()
+
+    def _on_fatal_of(self, process: Process) -> OnFatal:
+        def on_fatal(error: BaseException) -> NoReturn:
+            self.end(process, error)
+            raise Killed from error
+
+        return on_fatal
+
+    def stop(self) -> None:
+        """In order, as SIGTERM does."""
+        if self.node is not None and self.process is not None:
+            self.loop.call_soon(self._stop.set, context=self.process.context)
+
+    def read(self) -> str:
+        """The session that its file has kept."""
+        return self._last_session
+
+    def keep(self, session_id: str) -> None:
+        self._last_session = session_id
+
+    def may_end_by(self, error: BaseException) -> bool:
+        is_full = isinstance(error, TryLater) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+        if is_full and self.node is None and self.was_full:
+            return True  # it opens as soon as there is room
+        if isinstance(error, ForeignData) and (not self.wanted or self.is_removed()):
+            self.is_over = True
+            return True
+        if self.is_damaged and isinstance(error, DataCorrupt | LogDamaged):
+            self.refused = True
+            return True
+        return super().may_end_by(error) or (self.is_excused and isinstance(error, LogFailed | OSError))
+
+    def on_death(self) -> None:
+        self.node = None
+        self._channels.clear()
+
+    def cut_power(self, fate: Callable[[int], int]) -> None:
+        """The process ends, and what survives is up to `fate`."""
+        self.fate = fate
+        self.lose_power()
+
+    def start(self) -> None:
+        if not self.host.has_power:
+            self.disk.restart(self.fate)
+            for engine in self.folder.engines.values():
+                engine.crash(self.rng.randrange(100))
+        super().start()
+
+    def _before_disk(self, call: str, path: Path) -> None:
+        changes = call not in ("names", "pread", "open")
+        if changes and self.disk.power_cut_at and self.disk.calls + 1 >= self.disk.power_cut_at and self.process:
+            self.loop.note(f"{self.name}: the power is cut in {call} {path.name}")
+            self.disk.power_cut_at = self.disk.calls + 1
+            self.lose_power()
+        if call != "sync":
+            return
+        self.environment.note_sync()
+        if self.sync_fails:
+            self.sync_fails, self.is_excused = False, True
+            self.loop.note(f"{self.name}: the sync of {path.name} fails")
+            self.disk.forget_dirty(path)
+            raise OSError(errno.EIO, "Input/output error", str(path))
+
+    def _before_application(self) -> None:
+        if self.disk.capacity is not None and self.rng.random() < 0.5:
+            raise TryLater("the disk is full")
+
+    # --- its door
+
+    async def answer(self, question: Question) -> tuple[int, bytes]:
+        node = self.node
+        if node is None:
+            return 503, b"{}"
+        if question.path == "/map":
+            return 200, msgspec.json.encode(node.newest_map())
+        query = question.query
+        return 200, msgspec.json.encode(await node.facts(query.get(PARAMETER), query.get("store"), None))
+
+    async def serve_channel(self, asked: Channel, end: End) -> None:
+        node, query = self.node, asked.query
+        if node is None:
+            await end.send(b"refused")
+            return
+        admitted = await node.admit(query.get("shard", ""), query.get("store"), query.get(PARAMETER, ""), None)
+        if isinstance(admitted, Refused):
+            await end.send(b"refused")
+            return
+        await end.send(b"welcome")
+        self._channels[end] = None
+        try:
+            serving = Connection(self.limits).serve(
+                SimulatedSocket(end),  # type: ignore[arg-type]
+                admitted.service.handle,
+                node.handle_of,
+            )
+            await serving
+        finally:
+            self._channels.pop(end, None)

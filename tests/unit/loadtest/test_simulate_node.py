@@ -1,0 +1,132 @@
+"""A simulated node hosts stores as real processes do: those that its disk has and whose maps name it primary."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, NoReturn
+
+import msgspec
+import pytest
+
+from kvstore.placement.cluster_map import Primary, at_home, first_map
+from kvstore.protocol import Answer, Put
+from kvstore.shard.node import Refused
+from kvstore.store.opening import untold
+from kvstore.transport.channel import Channel
+from kvstore.transport.link import Links
+from kvstore.transport.sessions import ClusterSession
+from loadtest.simulate.cluster import LIMITS
+from loadtest.simulate.disk import lose_all
+from loadtest.simulate.loop import Process, SimulatedLoop
+from loadtest.simulate.network import Network
+from loadtest.simulate.node import NodeServer
+from loadtest.simulate.servers import PARTITIONS
+from loadtest.simulate.session import SimulatedSession
+
+SESSION = "session-1"
+Owner = Callable[[str], str]
+
+
+def fatal(error: BaseException) -> NoReturn:
+    raise AssertionError from error
+
+
+@pytest.fixture
+def loop() -> Iterator[SimulatedLoop]:
+    loop = SimulatedLoop()
+    yield loop
+    loop.end()
+
+
+def run(loop: SimulatedLoop, work: Coroutine[Any, Any, Any]) -> Any:
+    return loop.run_until_complete(loop.create_task(work))
+
+
+async def make_stores(server: NodeServer) -> dict[str, str]:
+    """Shards s1 and s2 have their primaries on the node, s3 has not; the stores' ids."""
+    folder = server.folder
+    folder.environment, folder.on_fatal = server.environment, fatal
+    stores = {shard: await folder.open(shard, PARTITIONS, untold) for shard in ("s1", "s2", "s3")}
+    homes = [
+        at_home(shard, f"http://{shard}", stores[shard].identity.store_id, copy_id=stores[shard].copy_id)
+        for shard in ("s1", "s2")
+    ]
+    found = first_map("c", PARTITIONS, homes)
+    promoted = msgspec.structs.replace(found.shards[1], primary=Primary(node="s1", copy_id=stores["s2"].copy_id))
+    found = msgspec.structs.replace(found, nodes=found.nodes[:1], shards=[found.shards[0], promoted])
+    for shard in ("s1", "s2"):
+        await stores[shard].partitions.adopt(found)
+    ids = {shard: store.identity.store_id for shard, store in stores.items()}
+    for store in stores.values():
+        await store.close()
+    return ids
+
+
+async def put_by_channels(network: Network, process: Process, ids: dict[str, str], owner_of: Owner) -> dict[str, int]:
+    """Put keys of s1 and s2 over the one connection of a router's process; the status of each."""
+    session = SimulatedSession(network, random.Random(3), "r1", process)
+    cluster = ClusterSession(SESSION)
+    links = Links(LIMITS, session, cluster)  # type: ignore[arg-type]
+    channels = {
+        shard: Channel(shard, "http://s1", LIMITS, session, ids[shard], cluster, links)  # type: ignore[arg-type]
+        for shard in ("s1", "s2")
+    }
+    statuses = {}
+    for number in range(20):
+        key = f"k{number}"
+        channel = channels[owner_of(key)]
+        async with asyncio.timeout(30):
+            while not channel.connected:
+                await asyncio.sleep(0.05)
+        reply = await channel.request(Put(0, key, b"v"))
+        assert isinstance(reply, Answer)
+        statuses[key] = reply.status
+    return statuses
+
+
+def test_a_router_reaches_both_stores_of_a_simulated_node_over_its_one_connection(loop: SimulatedLoop) -> None:
+    network = Network(loop, random.Random(1))
+    server = NodeServer("s1", network, random.Random(2), LIMITS, lambda error: None)
+    server.keep(SESSION)
+    ids = run(loop, make_stores(server))
+    server.start()
+    run(loop, serving(server))
+    assert server.node is not None
+    cluster_map = server.node.home.store.cluster_map
+    assert cluster_map is not None
+    owner_of = {f"k{number}": cluster_map.owner_of(f"k{number}".encode()).id for number in range(20)}
+    assert set(owner_of.values()) == {"s1", "s2"}
+    process = network.host("r1").process = Process("r1")
+    work = put_by_channels(network, process, ids, owner_of.__getitem__)
+    statuses = loop.run_until_complete(loop.create_task(work, context=process.context))
+    assert set(statuses.values()) == {201}
+
+
+async def serving(server: NodeServer) -> list[str]:
+    """The shards that it serves, once it does."""
+    while server.node is None:
+        await asyncio.sleep(0.05)
+    return [hosted.shard_id for hosted in server.node.stores]
+
+
+def test_a_simulated_node_serves_all_stores_of_which_it_is_primary_also_after_a_power_cut(loop: SimulatedLoop) -> None:
+    found: list[BaseException] = []
+    server = NodeServer("s1", Network(loop, random.Random(1)), random.Random(2), LIMITS, found.append)
+    ids = run(loop, make_stores(server))
+    server.start()
+    assert run(loop, serving(server)) == ["s1", "s2"]
+    before = [hosted.store.copy_id for hosted in server.node.stores] if server.node else []
+
+    server.cut_power(lose_all)
+    assert server.node is None
+    server.start()
+    assert run(loop, serving(server)) == ["s1", "s2"]
+    assert server.node is not None
+    assert [hosted.store.copy_id for hosted in server.node.stores] == before
+    assert [hosted.store.served.generations.count(0) for hosted in server.node.stores] != [PARTITIONS, PARTITIONS]
+    admitted = run(loop, server.node.admit("s3", ids["s3"], "", None))
+    assert isinstance(admitted, Refused)
+    assert admitted.status == 404
+    assert not found

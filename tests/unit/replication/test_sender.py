@@ -1,0 +1,381 @@
+"""A primary's sender and its copies, over connections that can be cut and held up; real logs on simulated disks."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import pytest
+
+from kvstore.environment import Environment
+from kvstore.replication import messages, shipping
+from kvstore.replication.configuration import Configuration, Primary, Replica
+from kvstore.replication.copy import StoreCopy
+from kvstore.replication.copy_link import Surroundings
+from kvstore.replication.files import make_copy
+from kvstore.replication.places import Times
+from kvstore.replication.sender import Sender
+from kvstore.replication.serving import serve_copy
+from kvstore.replication.session import Session
+from kvstore.replication.wire import Refused, Wire, WireLost, fetch, greet
+from kvstore.storage.engine import Identity
+from kvstore.storage.log import Log
+from kvstore.storage.memory import MemoryEngine
+from kvstore.storage.record import CommitRecord
+from kvstore.storage.replay import replay
+from kvstore.storage.rows import VALUE, Clock, Row
+from loadtest.simulate.disk import SimulatedDisk
+from tests.unit.replication.test_copy import FOLDER, STORE_ID, Node, rows_of
+
+T = TypeVar("T")
+WAIT_S = 60.0
+TIMES = Times(lease_s=0.8, disk_stall_s=2.0, replica_timeout_s=0.2, failover_after_s=5.0)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+class Inline(Environment):
+    """The machine, but without threads, since a simulated disk is for one."""
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        await asyncio.sleep(0)
+        return function()
+
+
+class QueueWire:
+    """One end of a connection in memory; what is sent is encoded and decoded, as on a socket."""
+
+    def __init__(self, decode: Callable[[bytes], Any]) -> None:
+        self.inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.other: QueueWire
+        self.is_lost = False
+        self.gate: asyncio.Event | None = None
+        self._decode = decode
+
+    async def send(self, message: Any) -> None:
+        if self.is_lost:
+            raise WireLost("it is cut")
+        self.other.inbox.put_nowait(messages.encode(message))
+        await asyncio.sleep(0)
+
+    async def receive(self) -> Any:
+        frame = await self.inbox.get()
+        if self.gate is not None:
+            await self.gate.wait()
+        if frame is None or self.is_lost:
+            self.is_lost = True
+            raise WireLost("it is cut")
+        return self._decode(frame)
+
+    async def close(self) -> None:
+        for end in (self, self.other):
+            end.is_lost = True
+            end.inbox.put_nowait(None)
+
+
+class Cluster:
+    """A primary's log and engine, its sender, and nodes with copies."""
+
+    def __init__(self, *nodes: str, segment_bytes: int = 1 << 20) -> None:
+        self.environment = Inline()
+        self.log = Log.create(SimulatedDisk(), FOLDER, "shard-s1", STORE_ID, segment_bytes=segment_bytes)
+        self.engine = MemoryEngine(Identity(STORE_ID, None, "s1", 64))
+        self.copies: dict[str, StoreCopy] = {}
+        self.nodes = {name: Node() for name in nodes}
+        self.wires: dict[str, list[QueueWire]] = {name: [] for name in nodes}
+        self.is_down: set[str] = set()
+        self.committed: list[int] = []
+        self.news = 0
+        self.config = Configuration("s1", STORE_ID, 1, 1, Primary("n1", "primary"))
+        self.sender: Sender
+        self._serving: list[asyncio.Task[None]] = []
+
+    async def connect(self, node: str, session: Session) -> Wire:
+        if node in self.is_down:
+            raise WireLost("the node is down")
+        ours, theirs = QueueWire(messages.decode_from_copy), QueueWire(messages.decode_from_primary)
+        ours.other, theirs.other = theirs, ours
+        self.wires[node] += [ours, theirs]
+        copy_of = self.copies.get
+        served = serve_copy(theirs, lambda session: copy_of(node), self.environment)
+        self._serving.append(asyncio.create_task(served))
+        return ours
+
+    async def cut(self, node: str) -> None:
+        for wire in self.wires[node]:
+            await wire.close()
+        self.wires[node].clear()
+
+    def hold_up(self, node: str) -> asyncio.Event:
+        """What the copy sends is held up from now on, until the event is set."""
+        gate = asyncio.Event()
+        for wire in self.wires[node]:
+            if not wire.is_lost:
+                wire.gate = gate
+        return gate
+
+    def replica(self, node: str, state: Any = "joining", joined: int = 1) -> Replica:
+        return Replica(node, self.copies[node].following.copy_id, state, joined)
+
+    def put(self, key: str, value: bytes = b"value", *, sync: bool = True) -> int:
+        number = self.log.last.number + 1
+        record = CommitRecord(Clock(number, number), [Row(VALUE, key, number % 64, number, number, 0, value)])
+        self.log.append(record.encode(), self.config.term, frees=True)
+        (entry,) = self.log.entries(number - 1)
+        self.sender.appended(entry)
+        if sync:
+            self.log.sync()
+            self.sender.synced(number)
+        return number
+
+    async def apply(self) -> None:
+        await replay(self.engine, list(self.log.entries(self.engine.applied.position.number)))
+
+    def follow(self, *replicas: Replica) -> None:
+        """A newer map names these copies; a record carries it."""
+        self.config = self.config._replace(epoch=self.config.epoch + 1, replicas=replicas)
+        self.sender.follow(self.config, self.put("map"))
+
+    def _note_news(self) -> None:
+        self.news += 1
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Cluster]:
+        for name, node in self.nodes.items():
+            self.copies[name] = await make_copy(node.place, STORE_ID, self.environment, TIMES)
+        opening = self.log.append(CommitRecord(Clock()).encode(), 1)
+        self.log.sync()
+        state = shipping.opened(self.config, "n1", "start", opening, opening)
+        self.sender = Sender(
+            state,
+            Surroundings(
+                self.log, self.engine, self.environment, self.connect, TIMES, self.committed.append, self._note_news
+            ),
+        )
+        works = [asyncio.create_task(work) for work in (self.sender.run(), *(c.run() for c in self.copies.values()))]
+        try:
+            yield self
+        finally:
+            await self.sender.close()
+            for task in (*works, *self._serving):
+                task.cancel()
+            results = await asyncio.gather(*works, *self._serving, return_exceptions=True)
+            wrong = [each for each in results if isinstance(each, Exception)]
+            assert not wrong, wrong
+
+    async def in_sync(self, *nodes: str) -> None:
+        """These copies join, and a map says so."""
+        joined = [self.replica(node, joined=self.config.epoch + 1) for node in nodes]
+        self.follow(*joined)
+        await until(lambda: {each.copy_id for each in self.sender.requests()} == {each.copy_id for each in joined})
+        assert {each.kind for each in self.sender.requests()} == {"in-sync"}
+        self.follow(*(each._replace(state="in-sync") for each in joined))
+        assert self.sender.requests() == ()
+
+
+async def test_a_copy_joins_by_records_and_from_then_on_nothing_is_committed_without_it() -> None:
+    async with Cluster("n2").running() as cluster:
+        for number in range(20):
+            cluster.put(f"key-{number}")
+        assert cluster.sender.shipping.committed == 21, "without copies the own sync is enough"
+        await cluster.in_sync("n2")
+        await until(lambda: cluster.copies["n2"].log.synced == cluster.log.last)
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        gate = cluster.hold_up("n2")
+        number = cluster.put("held up")
+        await asyncio.sleep(0.05)
+        assert cluster.sender.shipping.committed == number - 1
+        gate.set()
+        await until(lambda: cluster.committed[-1] == number)
+        await until(lambda: "held up" in rows_of(cluster.copies["n2"].engine))
+
+
+async def test_records_leave_before_the_own_sync() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        number = cluster.put("a", sync=False)
+        await until(lambda: cluster.copies["n2"].log.synced.number == number)
+        assert cluster.sender.shipping.committed == number - 1
+        cluster.log.sync()
+        cluster.sender.synced(number)
+        await until(lambda: cluster.sender.shipping.committed == number)
+
+
+async def test_a_copy_whose_records_are_kept_no_more_gets_a_snapshot_and_then_records() -> None:
+    async with Cluster("n2", segment_bytes=8192).running() as cluster:
+        for number in range(200):
+            cluster.put(f"key-{number % 50}", b"%05d" % number * 20)
+            cluster.log.prepare_segment()
+        await cluster.apply()
+        cluster.log.release(cluster.engine.applied.position.number)
+        assert cluster.log.first > 1
+        await cluster.in_sync("n2")
+        last = cluster.put("afterwards")
+        await until(lambda: cluster.sender.shipping.committed == last)
+        await cluster.apply()
+        copy = cluster.copies["n2"]
+        await until(lambda: rows_of(copy.engine) == rows_of(cluster.engine))
+        assert not copy.is_filling
+        assert len(rows_of(copy.engine)) == 52
+        assert cluster.sender.keeps is None
+
+
+async def test_after_a_lost_connection_the_session_begins_anew_and_nothing_is_missing() -> None:
+    async with Cluster("n2", "n3").running() as cluster:
+        await cluster.in_sync("n2", "n3")
+        generator = random.Random(5)
+        for number in range(300):
+            cluster.put(f"key-{number}")
+            if generator.random() < 0.05:
+                await cluster.cut(generator.choice(["n2", "n3"]))
+            if generator.random() < 0.3:
+                await asyncio.sleep(0.001)
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        assert cluster.committed == sorted(cluster.committed)
+        for copy in cluster.copies.values():
+            assert copy.log.synced == cluster.log.last
+            await until(lambda copy=copy: len(rows_of(copy.engine)) == 301)
+
+
+async def test_a_copy_that_does_not_answer_is_asked_out_and_nothing_goes_on_until_a_map_says_so() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        cluster.is_down.add("n2")
+        await cluster.cut("n2")
+        news = cluster.news
+        number = cluster.put("a")
+        await until(lambda: [each.kind for each in cluster.sender.requests()] == ["out"])
+        await until(lambda: cluster.news > news)
+        assert cluster.sender.shipping.committed == number - 1
+        cluster.follow()
+        await until(lambda: cluster.committed[-1] == number + 1)
+        assert cluster.sender.requests() == ()
+
+
+async def test_a_request_is_taken_back_when_the_copy_answers() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        gate = cluster.hold_up("n2")
+        number = cluster.put("a")
+        await until(lambda: [each.kind for each in cluster.sender.requests()] == ["out"])
+        gate.set()
+        await until(lambda: cluster.sender.requests() == ())
+        await until(lambda: cluster.sender.shipping.committed == number)
+
+
+async def test_time_in_which_the_own_disk_stood_still_does_not_count_against_a_copy() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        cluster.hold_up("n2")
+        number = cluster.put("a", sync=False)
+        await asyncio.sleep(0.05)
+        cluster.log.sync()
+        cluster.sender.synced(number, 1000.0)
+        await asyncio.sleep(3 * TIMES.replica_timeout_s)
+        assert cluster.sender.requests() == ()
+
+
+async def test_a_copy_that_fell_out_is_not_tried_again_at_once() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        fallen = cluster.replica("n2", joined=cluster.config.epoch + 1)
+        cluster.follow(fallen)
+        assert not cluster.sender.may_greet((fallen.copy_id, fallen.joined))
+
+
+async def test_nothing_is_answered_without_the_lease_of_every_copy_that_is_waited_for() -> None:
+    async with Cluster("n2", "n3").running() as cluster:
+        assert cluster.sender.may_answer(), "without copies no lease is needed"
+        await cluster.in_sync("n2", "n3")
+        await until(cluster.sender.may_answer)
+        gate = cluster.hold_up("n3")
+        await until(lambda: not cluster.sender.may_answer())
+        gate.set()
+        await until(cluster.sender.may_answer)
+
+
+async def test_a_copy_that_has_promised_a_higher_term_ends_the_primarys() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        await until(cluster.sender.may_answer)
+        assert await cluster.copies["n2"].promise(7)
+        await until(lambda: cluster.sender.shipping.deposed)
+        assert not cluster.sender.may_answer()
+        number = cluster.put("a")
+        await asyncio.sleep(0.05)
+        assert cluster.sender.shipping.committed < number
+        assert cluster.sender.requests() == ()
+        assert cluster.news > 0
+
+
+async def test_once_the_lease_is_given_back_nothing_is_answered_and_the_copy_may_be_promoted() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        await until(cluster.sender.may_answer)
+        assert not cluster.copies["n2"].may_be_promoted()
+        cluster.sender.give_back()
+        assert not cluster.sender.serves
+        assert not cluster.sender.may_answer()
+        await until(cluster.copies["n2"].may_be_promoted)
+
+
+async def test_a_primary_that_needs_the_controller_in_vain_lets_its_beacons_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Cluster("n2", "n3").running() as cluster:
+        await cluster.in_sync("n2", "n3")
+        await until(cluster.sender.may_answer)
+        news = cluster.news
+        cluster.is_down.add("n3")
+        await cluster.cut("n3")
+        await until(lambda: cluster.news > news)
+        assert [each.kind for each in cluster.sender.requests()] == ["out"]
+        assert cluster.sender.may_ask()
+        now = cluster.environment.boottime_s()
+        monkeypatch.setattr(cluster.environment, "boottime_s", lambda: now + TIMES.failover_after_s)
+        assert not cluster.sender.may_ask()
+        cluster.sender.controller_heard()
+        assert cluster.sender.may_ask()
+
+
+async def test_an_opening_hears_where_a_copys_log_ends_and_fetches_what_it_lacks() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        for number in range(5):
+            cluster.put(f"key-{number}")
+        await until(lambda: cluster.copies["n2"].log.synced == cluster.log.last)
+        session = Session(STORE_ID, 9, "other", cluster.copies["n2"].following.copy_id, 1)
+        wire = await cluster.connect("n2", session)
+        told = await greet(wire, session)
+        assert told.position == cluster.log.last
+        entries = list(await fetch(wire, 3))
+        assert entries == list(cluster.log.entries(3))
+        assert await fetch(wire, told.position.number) == []
+        await until(lambda: cluster.sender.shipping.deposed)
+        with pytest.raises(Refused) as refused:
+            await greet(await cluster.connect("n2", session), session._replace(term=8))
+        assert refused.value.promised == 9
+        with pytest.raises(Refused) as foreign:
+            await greet(await cluster.connect("n2", session), session._replace(copy_id="another"))
+        assert foreign.value.promised == 0
+
+
+async def test_nothing_is_sent_before_the_map_that_names_the_copy_is_durable() -> None:
+    """Else this store, restarted without the controller, would serve alone beside a copy that may be promoted."""
+    async with Cluster("n2").running() as cluster:
+        cluster.config = cluster.config._replace(epoch=2, replicas=(cluster.replica("n2"),))
+        number = cluster.put("map", sync=False)
+        cluster.sender.follow(cluster.config, number)
+        await asyncio.sleep(0.05)
+        assert cluster.wires["n2"] == []
+        cluster.log.sync()
+        cluster.sender.synced(number)
+        await until(lambda: cluster.copies["n2"].log.synced.number == number)
