@@ -302,30 +302,25 @@ class Pipeline:
         self._settle(self._position.number)
 
     def _sync_now(self) -> None:
-        environment = self._tables.environment
-        started_s = environment.monotonic_s()
-        self._tables.log.sync()
-        self.pace.observe(environment.monotonic_s() - started_s)
+        self.pace.observe(_timed_sync(self._tables))
 
     async def sync(self) -> None:
         """Sync in a thread whatever the loop's thread does not sync itself, for ever. Raises OSError."""
-        events, environment = self._events, self._tables.environment
+        events = self._events
         while True:
             await events.sync.wait()
             events.sync.clear()
             events.syncing = True
             number = self._position.number
             if number > self._tables.log.durable:
-                started_s = environment.monotonic_s()
                 await self._sync_in_thread()
-                self.pace.observe(environment.monotonic_s() - started_s)
             events.syncing = False
             self._settle(number)
             if self._undurable:
                 events.sync.set()
 
     async def _sync_in_thread(self) -> None:
-        await self._tables.environment.in_thread(self._tables.log.sync)
+        self.pace.observe(await self._tables.environment.in_thread(lambda: _timed_sync(self._tables)))
 
     def _settle(self, durable: int) -> None:
         """Publish and answer the batches up to that number, in order."""
@@ -387,6 +382,13 @@ class _Events:
 
 def _unknown(kind: str, key: str) -> None:
     return None
+
+
+def _timed_sync(tables: Tables) -> float:
+    """Sync, and return how many seconds the disk took: in a thread, the ways there and back do not count."""
+    started_s = tables.environment.monotonic_s()
+    tables.log.sync()
+    return tables.environment.monotonic_s() - started_s
 
 
 def settle(future: asyncio.Future[Any], result: Any = None) -> None:
