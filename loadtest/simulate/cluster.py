@@ -61,7 +61,7 @@ Copy = tuple[str, str]  # node and shard
 class Cluster:
     """`faults`: how often each kind came; `points`: how often each failpoint was hit."""
 
-    def __init__(self, loop: SimulatedLoop, seed: int) -> None:
+    def __init__(self, loop: SimulatedLoop, seed: int, replicas: int = 1) -> None:
         self.loop = loop
         self.seed = seed
         self.network = Network(loop, self.random("network"))
@@ -71,7 +71,7 @@ class Cluster:
         self._made = 0
         self.kill_at: dict[str, int] = {}  # at the n-th time of that failpoint
         first = [f"s{number}" for number in range(1, SHARDS + 1)]
-        self.controller = ControllerServer(self.network, self.random("controller"), LIMITS, self.found, first)
+        self.controller = ControllerServer(self.network, self.random("controller"), LIMITS, self.found, first, replicas)
         self.routers = [self._router(f"r{number}") for number in range(1, ROUTERS + 1)]
         self.nodes = {name: self._node(name) for name in first}
         self._members: dict[str, None] = {}
