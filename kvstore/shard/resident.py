@@ -34,6 +34,7 @@ from kvstore.shard.hosted import HostedStore, Surroundings, host
 from kvstore.shard.term_opening import TermOpening
 from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import Identity
+from kvstore.storage.log import Log
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.opening import Opened
 from kvstore.store.store import Store
@@ -60,6 +61,7 @@ class Resident:
         self._sessions: dict[asyncio.Task[None], None] = {}  # of primaries with this copy
         self._given_back = 0
         self._is_dropped = False
+        self._hands_over = False
 
     # --- beginning and end
 
@@ -91,8 +93,17 @@ class Resident:
 
     @property
     def copy(self) -> StoreCopy | None:
-        """As long as it is no primary."""
-        return self._files.copy if self._files is not None else None
+        """As long as it is no primary, nor about to be: a session must not change what a store is to have."""
+        return self._files.copy if self._files is not None and not self._hands_over else None
+
+    @property
+    def log_with_copies(self) -> Log | None:
+        """The log, if the store lies on other nodes, too."""
+        hosted, files = self.hosted, self._files  # another thread may ask
+        if hosted is None:
+            return files.copy.log if files is not None else None
+        sender = hosted.store.tables.sender
+        return hosted.store.tables.log if sender is not None and sender.shipping.links else None
 
     @property
     def store(self) -> Store | None:
@@ -167,8 +178,13 @@ class Resident:
         self._changed.set()
 
     def drop(self, order: Drop) -> None:
-        """Set the copy aside, if it is still that one, and no primary."""
-        if self.copy is not None and order.copy_id == self.copy_id:
+        """Set the copy aside, if it is still that one, no primary, and not named by the map that is followed here.
+
+        An answer that comes late may be of a time before the map named it.
+        """
+        config = self._config
+        named = {config.primary.copy_id, *(each.copy_id for each in config.replicas)} if config is not None else set()
+        if self.copy is not None and order.copy_id == self.copy_id and order.copy_id not in named:
             self._is_dropped = True
             self._changed.set()
 
@@ -312,6 +328,7 @@ class Resident:
         try:
             if not await self._opening.run():
                 return
+            self._hands_over = True
             await self._end_sessions()
             identity = await files.copy.hand_over()
             if identity.promised != config.term or self._opening.config is None:
@@ -322,6 +339,7 @@ class Resident:
             self._files = None
         finally:
             self._opening = None
+            self._hands_over = False
         told = ToldNumbers(around.session, around.controller_url, around.limits)
         await self._serve_opened(files.as_opened(identity), told, opens, start)
 
