@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
 from kvstore.environment import Environment
-from kvstore.replication import chain, lease, session
+from kvstore.replication import chain, lease, opening, session
 from kvstore.replication.configuration import Configuration
 from kvstore.replication.places import Place, Times
 from kvstore.replication.promise import Identity, write_identity
@@ -32,6 +33,7 @@ from kvstore.storage.rows import Row
 from kvstore.storage.segments import BEGINNING, Entry, Position
 
 _APPLIED_RECORDS_MAX = 1000
+_APPLIED_BYTES_MAX = 8 << 20
 _RETRY_S = 0.5
 
 
@@ -102,6 +104,27 @@ class StoreCopy:
         """Whether a snapshot is on its way, so that the file is nothing yet."""
         return self._identity.filling
 
+    @property
+    def identity(self) -> Identity:
+        """Which copy this is, and what it has promised."""
+        return self._identity
+
+    def may_open(self, config: Configuration, node: str) -> opening.MayOpen:
+        """Whether that map makes it primary, and when."""
+        now = self._environment.boottime_s()
+        return opening.may_open(config, node, self.identity.copy_id, self._following.promised, self._given, now)
+
+    async def hand_over(self) -> Identity:
+        """Apply all records, whether or not they are known to be committed: the term that begins has them all.
+
+        Nothing else may use the copy from now on. Raises DataCorrupt, LogDamaged, OSError.
+        """
+        async with self._turn, self._applying:
+            while (applied := self.engine.applied.position.number) < self.log.last.number:
+                read = partial(chain.some_entries, self.log, applied, _APPLIED_BYTES_MAX)
+                await replay(self.engine, await self._environment.in_thread(read))
+            return self._identity
+
     def may_be_promoted(self) -> bool:
         """Whether what the copy has granted has run out."""
         return lease.may_be_promoted(self._given, self._environment.boottime_s())
@@ -136,6 +159,22 @@ class StoreCopy:
             await self._write(self._identity._replace(promised=term))
             self._following = session.promise(self._following, term)
             return True
+
+    async def position(self) -> Position:
+        """Where the log ends, synced. Raises LogFailed."""
+        async with self._turn:
+            while self.log.synced != self.log.last:
+                await self._sync()
+            return self.log.last
+
+    async def extend(self, entries: Sequence[Entry]) -> Position:
+        """Append what the longest log of an opening has more, and sync it. Raises NotNext, LogFailed, OSError."""
+        for entry in entries:
+            while self.log.room(frees=True) < len(entry.payload):
+                if not await self._environment.in_thread(self.log.prepare_segment):
+                    await self._environment.sleep(_RETRY_S)  # the disk is full
+            self.log.extend(entry)
+        return await self.position()
 
     async def checksums(self, numbers: Sequence[int]) -> dict[int, int]:
         """The checksums of these records, and of the one before the first that is kept; others are left out."""

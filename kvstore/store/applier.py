@@ -159,6 +159,9 @@ class Applier:
 
     async def _checkpoint(self, *, only_if_due: bool = False) -> None:
         durable = await self._tables.engine.checkpoint(only_if_due=only_if_due)
+        sender = self._tables.sender
+        if sender is not None and (kept := sender.keeps) is not None:
+            durable = min(durable, kept)  # a copy's snapshot needs what came since it began
         if durable:
             await self._tables.environment.in_thread(lambda: self._tables.log.release(durable))
 

@@ -6,6 +6,8 @@ Promises:
     that changed nothing (404, 421, 507) waits for the batches before it.
   - Operations that name the same key are decided in the order in which they came.
   - A change becomes visible when its record is durable, and before its answer leaves.
+  - Where the store has copies, durable means: on every disk that is waited for. A record leaves for the copies before
+    the own sync begins. What no record carries is answered only while the lease is held.
   - A failed append or sync ends the process: its outcome is unknown, so nothing may be answered any more.
   - Where the disk is quick the sync runs on this thread: no hop, and what arrives during it makes the next batch
     fuller. Where it is not, it runs in a thread, and the next batch is decided meanwhile on what was executed.
@@ -28,11 +30,11 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from kvstore import failpoints
-from kvstore.errors import KvError, ReadTooLarge, TooManyRequests
+from kvstore.errors import KvError, OutcomeUnknown, ReadTooLarge, TooManyRequests
 from kvstore.protocol import message_bytes
 from kvstore.storage.engine import RowKey
 from kvstore.storage.record import CommitRecord
-from kvstore.storage.segments import Position
+from kvstore.storage.segments import Entry, Position
 from kvstore.store.applier import Applier
 from kvstore.store.batch import Batch
 from kvstore.store.disk_room import DiskRoom
@@ -40,7 +42,7 @@ from kvstore.store.fetcher import Fetcher
 from kvstore.store.lookup import Lookup, if_whole
 from kvstore.store.ops import WriteOp
 from kvstore.store.pacing import SyncPace
-from kvstore.store.refusals import refusal
+from kvstore.store.refusals import no_lease, refusal
 from kvstore.store.sizes import record_bytes
 from kvstore.store.tables import Tables
 from kvstore.store.write_set import Context, Sink
@@ -53,6 +55,7 @@ OnVisible = Callable[[Batch], None]
 
 _SMALL_BYTES = 1 << 20
 _EARLY_S = 0.1
+_LOOK_S = 0.001
 _STEP_BYTES = 2 << 20  # a map and freezes of the largest cluster
 
 
@@ -110,6 +113,9 @@ class Pipeline:
         """Queue an operation; its answer goes to `sink` when all that it saw is durable."""
         if (damage := self._tables.verification.file_damage) is not None:
             sink.send(refusal(op.id, damage))
+            return
+        if self._tables.sender is not None and not self._tables.takes_writes():
+            sink.send(refusal(op.id, no_lease()))
             return
         size, limits = message_bytes(op), self._tables.limits
         if (
@@ -203,6 +209,34 @@ class Pipeline:
         self._events.closing = True
         self._events.queued.set()
 
+    @property
+    def is_idle(self) -> bool:
+        """All that came is decided, durable and answered; what waits for a lock is not counted."""
+        return not (len(self) or self._undurable or self._urgent or self._tables.ready)
+
+    async def abandon(self) -> None:
+        """Answer what cannot become durable any more, as that: another node serves the store. `run` has ended.
+
+        The sync that is under way is waited for, since the log is to be closed.
+        """
+        while self._events.syncing:
+            await self._tables.environment.sleep(_LOOK_S)
+        undurable, queue, self._undurable, self._queue = (
+            self._undurable,
+            (*self._urgent, *self._queue),
+            deque(),
+            deque(),
+        )
+        unknown = OutcomeUnknown("the shard has got another primary before this was on every copy")
+        for decided in undurable:
+            for sink, answer in decided.batch.changes.answers:
+                sink.send(refusal(answer.id, unknown if decided.record is not None else no_lease()))
+        for entry in queue:
+            if not isinstance(entry, _Step):
+                entry[1].send(refusal(entry[0].id, no_lease()))
+            elif not entry.future.done():
+                entry.future.set_exception(no_lease())
+
     def _batch(self) -> Batch:
         tables, environment, limits = self._tables, self._tables.environment, self._tables.limits
         context = Context(
@@ -268,12 +302,14 @@ class Pipeline:
             return
         batch.extras.when_visible.append(lambda: settle(step.future, result))
         self._commit(batch, started_s, [])
+        for then in batch.extras.when_appended:
+            then(self._position.number)
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
     def _commit(self, batch: Batch, started_s: float, pinned: list[RowKey]) -> None:
         """Append the record; durable now, or when the sync that is asked for has returned."""
-        tables, records = self._tables, self._tables.log
+        tables = self._tables
         record = batch.record(tables.clock)
         if record is not None and failpoints.planted("early-answer"):
             self._answer_early(batch, record, pinned)
@@ -281,31 +317,49 @@ class Pipeline:
         if _passes_points(batch, record):
             failpoints.hit(*(f"{step}-before-commit" for step in batch.steps))
         if record is not None:
-            records.append(record.encode(), frees=True)  # room was looked for before; what is decided is not refused
-            self._position = records.last
-            tables.clock = record.clock
-            if records.wants_segment:
-                self._applier.segment_wanted.set()
+            self._append(record)
         if batch.served is not None:
             tables.executed = batch.served
             tables.cache.come_back(batch.served.generations)
         if record is not None and failpoints.planted("applied-before-durable"):
             self._applier.publish(record, self._position)
         self._undurable.append(_Decided(batch, self._position, record, started_s, pinned))
-        if self._events.syncing or not self.pace.is_inline:
+        if self._events.syncing or not self._is_inline:
             if record is not None:
                 tables.memtable.execute(record.rows)
             self._events.sync.set()
             return
         if record is not None:
             self._sync_now()
-        self._settle(self._position.number)
+        self.settle_up_to(self._position.number)
+
+    def _append(self, record: CommitRecord) -> None:
+        tables, records = self._tables, self._tables.log
+        payload, previous = record.encode(), records.last.checksum
+        records.append(payload, tables.term, frees=True)  # room was looked for before; what is decided is not refused
+        self._position = records.last
+        tables.clock = record.clock
+        if tables.sender is not None:
+            number, checksum, term = records.last
+            tables.sender.appended(Entry(number, term, payload, checksum, previous))
+        if records.wants_segment:
+            self._applier.segment_wanted.set()
+
+    @property
+    def _is_inline(self) -> bool:
+        """Whether syncs run on the loop's thread: never where a record has to leave for a copy before."""
+        sender = self._tables.sender
+        return self.pace.is_inline and (sender is None or not sender.shipping.links)
 
     def _sync_now(self) -> None:
         environment = self._tables.environment
         started_s = environment.monotonic_s()
-        self._tables.log.sync()
-        self.pace.observe(environment.monotonic_s() - started_s)
+        self._note_synced(self._tables.log.sync(), environment.monotonic_s() - started_s)
+
+    def _note_synced(self, number: int, seconds: float) -> None:
+        self.pace.observe(seconds)
+        if self._tables.sender is not None:
+            self._tables.sender.synced(number, seconds)
 
     async def sync(self) -> None:
         """Sync in a thread whatever the loop's thread does not sync itself, for ever. Raises OSError."""
@@ -318,18 +372,20 @@ class Pipeline:
             if number > self._tables.log.durable:
                 started_s = environment.monotonic_s()
                 await self._sync_in_thread()
-                self.pace.observe(environment.monotonic_s() - started_s)
+                self._note_synced(number, environment.monotonic_s() - started_s)
             events.syncing = False
-            self._settle(number)
-            if self._undurable:
+            self.settle_up_to(number)
+            if self._undurable and self._position.number > self._tables.log.durable:
                 events.sync.set()
 
     async def _sync_in_thread(self) -> None:
         await self._tables.environment.in_thread(self._tables.log.sync)
 
-    def _settle(self, durable: int) -> None:
-        """Publish and answer the batches up to that number, in order."""
+    def settle_up_to(self, durable: int) -> None:
+        """Publish and answer the batches up to that number, in order, as far as the copies that count have them."""
         undurable = self._undurable
+        if (sender := self._tables.sender) is not None:
+            durable = min(durable, sender.shipping.committed) if sender.serves else 0
         while undurable and undurable[0].position.number <= durable:
             self._publish(undurable.popleft())
         self._events.settled.set()
@@ -344,14 +400,15 @@ class Pipeline:
             if not failpoints.planted("applied-before-durable"):
                 self._applier.publish(record, position)
             tables.stats.commit_s.observe(tables.environment.monotonic_s() - started_s)
-        self._answer(batch, pinned)
+        self._answer(batch, pinned, refuses=record is None and tables.sender is not None and not tables.may_answer())
 
-    def _answer(self, batch: Batch, pinned: list[RowKey]) -> None:
+    def _answer(self, batch: Batch, pinned: list[RowKey], *, refuses: bool = False) -> None:
+        """`refuses`: the batch has only looked, at what may not be true any more."""
         self._on_visible(batch)
         for then in batch.extras.when_visible:
             then()
         for sink, answer in batch.changes.answers:
-            sink.send(answer)
+            sink.send(refusal(answer.id, no_lease()) if refuses else answer)
         self.fetcher.unpin(pinned)
 
     def _answer_early(self, batch: Batch, record: CommitRecord, pinned: list[RowKey]) -> None:

@@ -200,7 +200,7 @@ class Cluster:
         server = self.nodes.get(process.name)
         if server is None or server.node is None or server.process is not process:
             return
-        for hosted in server.node.stores:
+        for hosted in server.node.stores.served:
             self._check_store((server.name, hosted.shard_id), hosted.store)
 
     def _check_store(self, copy: Copy, store: Store) -> None:
