@@ -65,7 +65,7 @@ class Plan(NamedTuple):
         if self.of != "cluster":
             words.append(f"--of {self.of}")
         elif list(self.nemeses) != list(cluster_faults.NEMESES):
-            words.append(f"--nemesis {','.join(self.nemeses)}")
+            words.append(f"--nemesis {','.join(self.nemeses) or "''"}")
         if self.replicas != 1:
             words.append(f"--replicas {self.replicas}")
         if self.cut.faults:

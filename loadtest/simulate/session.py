@@ -143,9 +143,10 @@ class SimulatedSession:
         question = Question("GET", parts.path, {**_query_of(parts.query), **(params or {})}, b"")
         return _Asking(self, parts.netloc, question, _total(timeout))
 
-    def post(self, url: str, *, json: Any = None, timeout: Any = None, **_: Any) -> _Asking:
+    def post(self, url: str, *, json: Any = None, data: bytes = b"", timeout: Any = None, **_: Any) -> _Asking:
         parts = urlsplit(url)
-        question = Question("POST", parts.path, _query_of(parts.query), msgspec.json.encode(json))
+        body = data or msgspec.json.encode(json)
+        question = Question("POST", parts.path, _query_of(parts.query), body)
         return _Asking(self, parts.netloc, question, _total(timeout))
 
     async def ask(self, host: str, question: Question) -> _Answer:
