@@ -7,6 +7,7 @@ Leaves to others: options and reports (`__main__`), the runs (`run`, `cluster_ru
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ class Plan(NamedTuple):
         if self.of != "cluster":
             words.append(f"--of {self.of}")
         elif list(self.nemeses) != list(cluster_faults.NEMESES):
-            words.append(f"--nemesis {','.join(self.nemeses) or "''"}")
+            words.append("--nemesis " + shlex.quote(",".join(self.nemeses)))
         if self.replicas != 1:
             words.append(f"--replicas {self.replicas}")
         if self.cut.faults:
