@@ -62,6 +62,7 @@ _shard = LazyGroup(
         "rebalance": LazyCommand("kvstore.cli.shards:rebalance", "Move keys to where they belong."),
         "cancel": LazyCommand("kvstore.cli.shards:cancel", "Stop what is moving."),
         "accept-old": LazyCommand("kvstore.cli.accept_old:accept_old", "Let a shard start with an older copy."),
+        "promote": LazyCommand("kvstore.cli.copies:promote", "Make another copy of a shard its primary."),
         "list": LazyCommand("kvstore.cli.shards:list_shards", "List the shards."),
         "serve": LazyCommand("kvstore.cli.shard_serve:serve", "Serve one shard on this host."),
     },
@@ -78,9 +79,12 @@ _store = LazyGroup(
 )
 _cluster = LazyGroup(
     "cluster",
-    short_help="Make a copied data directory a cluster of its own.",
-    help="A whole cluster, while none of its processes runs.",
-    lazy={"adopt": LazyCommand("kvstore.cli.cluster_adopt:adopt", "Make a copy a cluster of its own.")},
+    short_help="Change how many copies there are; adopt a copied data directory.",
+    help="A cluster as a whole.",
+    lazy={
+        "adopt": LazyCommand("kvstore.cli.cluster_adopt:adopt", "Make a copy a cluster of its own, offline."),
+        "replicas": LazyCommand("kvstore.cli.copies:replicas", "Keep more or fewer copies of every key."),
+    },
 )
 _router = LazyGroup(
     "router",

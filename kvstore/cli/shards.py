@@ -51,11 +51,11 @@ def _checked_shard_url(context: click.Context, parameter: click.Parameter, url: 
     return None if url is None else checked_url(context, parameter, url)
 
 
-class _Change(NamedTuple):
+class ClusterChange(NamedTuple):
     """One command: what it asks for, and how it says what comes of it.
 
     `ask` is called with `plan`. `done` names the state at the end, as in "s5 is up". `weight`: of a shard that is
-    added.
+    added. `moves`: partitions may have to move for it.
     """
 
     shard_id: str | None
@@ -64,6 +64,7 @@ class _Change(NamedTuple):
     taken: Callable[[Answer], str]
     done: str
     weight: int | None = None
+    moves: bool = True
 
 
 @click.command()
@@ -98,7 +99,7 @@ def add(shard_id: str, shard_url: str | None, weight: int, plan: bool, no_wait: 
     def taken(answer: Answer) -> str:
         return f"{shard_id} is {'being started by `kvstore up`' if answer['state'] == 'wanted' else 'joining'}"
 
-    change = _Change(
+    change = ClusterChange(
         shard_id,
         f"add {shard_id}",
         lambda kv, only_plan: kv.add_shard(shard_id, shard_url, weight=weight, plan=only_plan),
@@ -106,7 +107,7 @@ def add(shard_id: str, shard_url: str | None, weight: int, plan: bool, no_wait: 
         f"{shard_id} is up",
         weight,
     )
-    _run(change, plan, no_wait, url, as_json)
+    run_change(change, plan, no_wait, url, as_json)
 
 
 @click.command()
@@ -138,14 +139,14 @@ def remove(shard_id: str, lost: bool, confirm: str | None, plan: bool, no_wait: 
         return
     if confirm is not None:
         raise click.UsageError("--confirm goes with --lost")
-    change = _Change(
+    change = ClusterChange(
         shard_id,
         f"remove {shard_id}",
         lambda kv, only_plan: kv.remove_shard(shard_id, plan=only_plan),
         lambda answer: f"{shard_id} is {'not wanted any more' if answer['state'] == 'gone' else 'leaving'}",
         f"{shard_id} has left",
     )
-    _run(change, plan, no_wait, url, as_json)
+    run_change(change, plan, no_wait, url, as_json)
 
 
 def _give_up(shard_id: str, confirm: str | None, plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
@@ -156,14 +157,14 @@ def _give_up(shard_id: str, confirm: str | None, plan: bool, no_wait: bool, url:
         confirm = str(click.prompt("Type its id to give it up", err=True))
     if confirm != shard_id:
         raise click.UsageError(f"{confirm!r} is not {shard_id!r}: nothing was changed")
-    change = _Change(
+    change = ClusterChange(
         shard_id,
         f"give up {shard_id}",
         lambda kv, _: kv.give_up_shard(shard_id, confirm=shard_id),
         lambda answer: f"{shard_id} is given up with {answer['partitions']} partitions",
         f"{shard_id} is given up, and its partitions are open",
     )
-    _run(change, plan, no_wait, url, as_json)
+    run_change(change, plan, no_wait, url, as_json)
 
 
 async def _loss(kv: Client, shard_id: str) -> KvError:
@@ -197,14 +198,14 @@ def weight(shard_id: str, weight: int, plan: bool, no_wait: bool, url: str, as_j
     Example:
       kvstore shard weight s1 2
     """
-    change = _Change(
+    change = ClusterChange(
         shard_id,
         f"weight of {shard_id}",
         lambda kv, only_plan: kv.weigh_shard(shard_id, weight, plan=only_plan),
         lambda _: f"{shard_id} has weight {weight}",
         f"{shard_id} has weight {weight}, and its share",
     )
-    _run(change, plan, no_wait, url, as_json)
+    run_change(change, plan, no_wait, url, as_json)
 
 
 @click.command()
@@ -220,14 +221,14 @@ def rebalance(plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
       kvstore shard rebalance --plan
       kvstore shard rebalance
     """
-    change = _Change(
+    change = ClusterChange(
         None,
         "rebalance",
         lambda kv, only_plan: kv.rebalance(plan=only_plan),
         lambda _: "the moves are planned",
         "the shards have their shares",
     )
-    _run(change, plan, no_wait, url, as_json)
+    run_change(change, plan, no_wait, url, as_json)
 
 
 @click.command()
@@ -288,7 +289,8 @@ def _line(shard: Answer) -> str:
 # --- one change, from the question to its end -------------------------------------------------------------------------
 
 
-def _run(change: _Change, plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
+def run_change(change: ClusterChange, plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
+    """Ask for the change, and tell how it goes until it has ended."""
     if plan and no_wait:
         raise click.UsageError("--plan changes nothing, so there is nothing that --no-wait could be about")
     running = _Running(change, as_json)
@@ -307,7 +309,7 @@ def _run(change: _Change, plan: bool, no_wait: bool, url: str, as_json: bool) ->
 class _Running:
     """`is_taken`: the cluster has taken the change, which goes on whatever becomes of this command."""
 
-    def __init__(self, change: _Change, as_json: bool) -> None:
+    def __init__(self, change: ClusterChange, as_json: bool) -> None:
         self._change = change
         self._as_json = as_json
         self.is_taken = False
@@ -353,7 +355,7 @@ class _Running:
         if ended["state"] != "done":
             report(_not_done(self._change, ended), self._as_json)
             raise click.exceptions.Exit(EXIT_STORE_SAID_NO)
-        moved = "nothing had to move"
+        moved = "nothing had to move" if self._change.moves else f"it took {ended['seconds']:.1f} s"
         if ended["partitions_total"]:
             moved = (
                 f"{ended['keys_done']:,} keys ({human_bytes(ended['bytes_done'])}) moved in {ended['seconds']:.1f} s, "
@@ -362,7 +364,7 @@ class _Running:
         emit(self._as_json, ended, f"{self._change.done}: {moved}")
 
 
-def _not_done(change: _Change, ended: Answer) -> ChangeRefused:
+def _not_done(change: ClusterChange, ended: Answer) -> ChangeRefused:
     return ChangeRefused(
         f"{change.label} is {ended['state']}. {ended['detail']}",
         next_step="`kvstore status` shows what is; the same command, or `kvstore shard rebalance`, asks for it again.",

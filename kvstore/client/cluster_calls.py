@@ -62,6 +62,14 @@ class ClusterCalls(Connection):
         path = f"/v1/shards/{quote(shard_id, safe='')}/accept-old"
         return await self._change("POST", path, {"confirm": confirm}, False)
 
+    async def promote(self, shard_id: str, to: str) -> dict[str, Any]:
+        """Make the copy on node `to` the shard's primary. Raises NotFound, ChangeRefused if it is not in sync."""
+        return await self._change("POST", f"/v1/shards/{quote(shard_id, safe='')}/promote", {"to": to}, False)
+
+    async def replicate(self, replicas: int) -> dict[str, Any]:
+        """Keep so many copies of every key. Raises ChangeRefused."""
+        return await self._change("PATCH", "/v1/cluster", {"replicas": replicas}, False)
+
     async def rebalance(self, *, plan: bool = False) -> dict[str, Any]:
         """Plan what the present members and weights ask for, as after `cancel_moves`."""
         return await self._change("POST", "/v1/moves", None, plan)

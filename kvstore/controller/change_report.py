@@ -18,6 +18,7 @@ from kvstore.placement.cluster_map import Move
 
 _SLOW_START_MS = 15_000
 _WAITING_SHOWN_MAX = 3
+_MOVES_NOTHING = ("remove-lost", "promote", "replicas", "failover")
 
 
 class Doing(NamedTuple):
@@ -72,6 +73,8 @@ def described(change: Change, state: ClusterState, around: Around, now_ms: int) 
         "kind": change.kind,
         "shard": change.shard,
         "weight": change.weight,
+        "to": change.to,
+        "replicas": change.replicas,
         "state": change.state,
         "detail": change.detail or _detail(change, total, waiting),
         "waiting_for": waiting or None,
@@ -92,7 +95,7 @@ def described(change: Change, state: ClusterState, around: Around, now_ms: int) 
 
 def last_change(known: Sequence[Change], pauses: Mapping[str, Pauses], now_ms: int) -> dict[str, Any] | None:
     """`last` of GET /v1/moves: of the last change that has moved something, or is about to."""
-    moving = [c for c in known if c.partitions or (c.is_running and c.kind not in ("remove-lost",))]
+    moving = [c for c in known if c.partitions or (c.is_running and c.kind not in _MOVES_NOTHING)]
     if not moving:
         return None
     change = changes.with_pauses(moving[-1], pauses.get(moving[-1].id, Pauses()))
@@ -121,6 +124,8 @@ def waiting_for(change: Change, state: ClusterState, around: Around, now_ms: int
         return around.opening
     if around.doing.waiting:
         return "; ".join(around.doing.waiting[:_WAITING_SHOWN_MAX])
+    if change.kind in ("promote", "replicas"):
+        return _waits_for_copies(change, state)
     if around.unanswered:
         return "shards to hear that partitions are theirs now"
     if around.ending:
@@ -130,11 +135,26 @@ def waiting_for(change: Change, state: ClusterState, around: Around, now_ms: int
     return ""
 
 
+def _waits_for_copies(change: Change, state: ClusterState) -> str:
+    if state.map is None:
+        return ""
+    if change.kind == "promote":
+        return f"the primary of shard {change.shard} to hand over to node {change.to}"
+    joining = [
+        f"{shard.id} on {copy.node}" for shard in state.map.shards for copy in shard.replicas if copy.state == "joining"
+    ]
+    if joining:
+        return f"copies to be in sync: {', '.join(joining[:_WAITING_SHOWN_MAX])}"
+    return "nodes to make or drop copies, which those that are down do when they are back"
+
+
 def _standing(change: Change, state: ClusterState) -> int:
     return changes.standing(state.map.moves).get(change.id, 0) if state.map is not None else 0
 
 
 def _detail(change: Change, total: int, waiting: str) -> str:
+    if change.kind in ("promote", "replicas"):
+        return "It is done." if change.state == "done" else f"It waits for this: {waiting}."
     if change.state == "done":
         return f"All {total} partitions have moved." if total else "It is done; no partition had to move."
     moved = f"{change.partitions} of {total} partitions have moved" if total else "Nothing has moved yet"

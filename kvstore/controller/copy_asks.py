@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from kvstore import config
 from kvstore.controller.membership import ClusterState, checked_shard, formed_map, refuse_while_struck
 from kvstore.errors import BadBody, ChangeRefused
 from kvstore.placement.copies import REPLICAS_MAX
@@ -22,6 +23,8 @@ def check_replicas(replicas: int) -> None:
     """Raises BadBody."""
     if not 1 <= replicas <= REPLICAS_MAX:
         raise BadBody(f"replicas {replicas} must be 1 to {REPLICAS_MAX}; 2 survives the loss of any one disk.")
+    if replicas > config.REPLICAS_SERVED_MAX:
+        raise BadBody(f"replicas {replicas}: more than {config.REPLICAS_SERVED_MAX} are refused until they exist.")
 
 
 def with_replicas(state: ClusterState, replicas: int, unserved: Sequence[str]) -> ClusterState:
@@ -47,10 +50,10 @@ def with_primary(state: ClusterState, shard_id: str, to: str) -> ClusterState:
     """A person wants the shard's primary on that node. Raises NotFound, ChangeRefused, Unavailable."""
     cluster_map = formed_map(state)
     shard = checked_shard(cluster_map, shard_id)
-    config = configuration_of(cluster_map, shard_id)
-    assert config is not None
-    if to != shard.primary.node and plan_change(config, to) is None:
-        synced = ", ".join(copy.node for copy in config.in_sync) or "none"
+    present = configuration_of(cluster_map, shard_id)
+    assert present is not None
+    if to != shard.primary.node and plan_change(present, to) is None:
+        synced = ", ".join(copy.node for copy in present.in_sync) or "none"
         raise ChangeRefused(
             f"node {to} has no copy of shard {shard_id} that is in sync (in sync: {synced}): wait until it is, or name "
             "another node.",

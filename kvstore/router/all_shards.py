@@ -37,6 +37,8 @@ class Routing(Protocol):
 
     async def await_epoch(self, epoch: int, fenced: bool = False) -> None: ...
 
+    def fails_over(self, shard_id: str) -> bool: ...
+
 
 class AllShards:
     """`partial`: what is down is left out and named, instead of Unavailable."""
@@ -109,24 +111,30 @@ class AllShards:
                 raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
             wait_s = max(0.0, deadline_s - asyncio.get_running_loop().time()) if is_partial else None
             failed = await self._gather(gathered, partial(make, wanted, gathered.horizon or ""), wait_s)
-            down = self._not_shown(gathered.missing, failed, is_partial)
+            is_late = asyncio.get_running_loop().time() > deadline_s
+            down = self._not_shown(gathered.missing, failed, is_partial, is_late)
             if gathered.missing == down:
                 return down
-            if asyncio.get_running_loop().time() > deadline_s:
+            if is_late:
                 if is_partial:
                     return gathered.missing
                 raise Unavailable("no shard owns some of the partitions at present", retry_after_ms=500)
             await self._router.await_epoch(0)
             wanted = partition_set.encode(gathered.missing, self._router.partitions)
 
-    def _not_shown(self, missing: int, failed: dict[str, KvError], is_partial: bool) -> int:
-        """Of the partitions that are missing those whose owner is down. Raises its error if that must not be."""
+    def _not_shown(self, missing: int, failed: dict[str, KvError], is_partial: bool, is_late: bool) -> int:
+        """Of the partitions that are missing those whose owner is down. Raises its error if that must not be.
+
+        A shard with copies is waited for until it `is_late`: another one takes over.
+        """
         assert self._router.cluster_map is not None
         down = 0
         for shard_id, error in failed.items():
             theirs = sum(1 << partition for partition in self._router.cluster_map.owned_by(shard_id)) & missing
             if isinstance(error, WrongOwner):
                 continue  # one of us has not heard of the last strike: soon it has
+            if isinstance(error, Unavailable) and not is_late and not is_partial and self._router.fails_over(shard_id):
+                continue
             if theirs and not (is_partial and isinstance(error, Unavailable)):
                 raise error
             down |= theirs

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from kvstore.config import Limits
-from kvstore.errors import BadBody, KvError, NotFound, WrongOwner, from_problem
+from kvstore.errors import BadBody, KvError, NotFound, Unavailable, WrongOwner, from_problem
 from kvstore.protocol import Answer, Delete, Get, Put
 from kvstore.router.decode import ttl_to_ms
 from kvstore.router.json_ops import DeleteOp, GetOp, Op, PutOp, check_value_size, decode_value, encode_value
@@ -124,14 +124,19 @@ async def run_batch(service: RouterService, steps: list[_Step], limits: Limits, 
 
 def _may_overtake(service: RouterService, before: _UnderWay | None) -> bool:
     """What is sent now might be done before that one on the same key, which was sent to another shard, or bounced."""
-    if before is None or isinstance(before.sent, KvError):
+    if before is None:
         return False
+    if isinstance(before.sent, KvError):
+        return isinstance(before.sent, Unavailable)
     future, channel, partition = before.sent
     return service.is_moving(partition) or not service.is_owner(channel, partition) or _has_bounced(future)
 
 
 def _has_bounced(future: asyncio.Future[Any]) -> bool:
-    return future.done() and future.exception() is None and future.result().status == WrongOwner.status
+    """It was not executed, or may not have been, and may be sent again."""
+    if not future.done():
+        return False
+    return future.exception() is not None or future.result().status in (WrongOwner.status, Unavailable.status)
 
 
 async def _begin(service: RouterService, step: _Step, room: Room) -> _UnderWay:
@@ -162,9 +167,12 @@ async def _encoded_result(
     service: RouterService, step: _Step, sent: tuple[asyncio.Future[Any], Channel, int] | KvError, turns: Turns
 ) -> bytes:
     try:
-        if isinstance(sent, KvError) or step.request is None:
+        if isinstance(sent, Unavailable) and step.request is not None:
+            answer = (await service.ask(step.request)).answer  # nothing was sent
+        elif isinstance(sent, KvError) or step.request is None:
             raise sent if isinstance(sent, KvError) else KvError()
-        answer = (await service.settle(step.request, *sent)).answer
+        else:
+            answer = (await service.settle(step.request, *sent)).answer
         if answer.problem is not None:
             raise from_problem(answer.problem)
         if answer.status == 404:

@@ -148,6 +148,8 @@ class Coordinator:
         try:
             reply: Reply = await part.channel.request(request)
         except OutcomeUnknown as error:
+            if self._service.may_ask_again(request, error, part.channel):
+                return Retry(epoch=1, same_request=True)
             raise self._unknown(error.detail, transaction, attempt) from None
         except Unavailable as error:
             return self._refused(error, transaction)
@@ -162,6 +164,8 @@ class Coordinator:
             shard_id = verdict.error.members.get("shard")
             if shard_id is not None and shard_id not in self._service.channels:
                 return Retry(epoch=1)  # it has left the cluster, and by another map
+            if isinstance(verdict.error, Unavailable) and self._service.any_fails_over:
+                return Retry(epoch=1)  # another primary may answer soon
             raise verdict.error
         if isinstance(verdict, Retry):
             return verdict
@@ -340,7 +344,7 @@ class Coordinator:
                     failpoints.hit("txn-after-decided")
                     return reply
                 error = from_problem(reply.problem if isinstance(reply, Answer) else None)
-                if isinstance(reply, Answer) and not isinstance(error, WrongOwner | TooManyRequests):
+                if isinstance(reply, Answer) and not self._says_nothing(error, may_have_arrived):
                     return reply
                 may_have_arrived = True  # a refusal answers one copy of the message, and another may still be under way
             if deadline.is_over(self._limits.txn_timeout_s if may_have_arrived else 0.0):
@@ -354,6 +358,13 @@ class Coordinator:
             raise self._unknown(f"it may have been committed: {error.detail}", transaction, commit.attempt)
         self._after.abort(commit.attempt, commit.keys)
         raise Unavailable(f"{error.detail}; nothing was decided", retry_after_ms=500)
+
+    def _says_nothing(self, error: KvError, may_have_arrived: bool) -> bool:
+        """A refusal that leaves open what became of a commit: the store did not look at it. That it is not to be had
+        now is final for a commit that was sent once, where no other primary may answer."""
+        if isinstance(error, Unavailable):
+            return may_have_arrived or self._service.any_fails_over
+        return isinstance(error, WrongOwner | TooManyRequests)
 
     # --- looking up ---------------------------------------------------------------------------------------------------
 

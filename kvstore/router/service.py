@@ -10,6 +10,10 @@ No call fails because a partition moves. While it changes hands no shard answers
 was asked waits here for a newer map, or is sent again now and then, for up to `reroute_timeout_s`. A new member's
 channel is open before its first partition is asked for there; a member that left is still listened to until all that
 was asked there is answered.
+
+Nor because the primary of a shard with copies dies: until another one answers, what may be asked again waits here. That
+is what was not executed, what only reads, and what has an Idempotency-Key; other writes that were sent end with
+OutcomeUnknown as soon as the map names another primary.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -26,10 +30,10 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
-from kvstore.errors import KvError, Unavailable, WrongOwner, from_problem
+from kvstore.errors import KvError, OutcomeUnknown, Unavailable, WrongOwner, from_problem
 from kvstore.metrics import ShardStats, StoreLabels
-from kvstore.placement.cluster_map import ClusterMap, Shard
-from kvstore.placement.ring import ShardWeight, key_hash, partition_of, walk
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Acquire,
     Answer,
@@ -46,6 +50,7 @@ from kvstore.protocol import (
     Request,
     Stats,
 )
+from kvstore.router import cluster_documents
 from kvstore.router.all_shards import AllShards
 from kvstore.transport.channel import Channel
 from kvstore.transport.link import Links
@@ -55,6 +60,8 @@ log = logging.getLogger(__name__)
 
 _STALE_SHARD_WAIT_S = 0.02
 _FENCED_WAIT_S = 0.2
+_PRIMARY_WAIT_S = 0.05
+_DEPOSED_S = 0.1
 _CONNECT_WAIT_S = 1.0
 _STATS_WAIT_S = 1.0
 _LINGER_S = 2.0
@@ -153,7 +160,8 @@ class RouterService:
             if reached.get(shard_id) != _leads(channel):
                 of_old = self.channels if self.channels.get(shard_id) is channel else self._successors
                 del of_old[shard_id]
-                self._spawn(self._let_go(channel))
+                is_deposed = self.fails_over(shard_id) and shard_id in reached
+                self._spawn(self._depose(channel) if is_deposed else self._let_go(channel))
         self.channels |= self._successors
         self._successors.clear()
         self._open_channels(cluster_map)
@@ -180,6 +188,13 @@ class RouterService:
             await asyncio.sleep(_LINGER_S)
             while channel.ops_under_way and loop.time() < deadline_s:  # noqa: ASYNC110 (it happens once)
                 await asyncio.sleep(0.05)
+        finally:
+            await channel.close()
+
+    async def _depose(self, channel: Channel) -> None:
+        """Another node is the primary: what the old one was asked last has a moment, then all that waits there ends."""
+        try:
+            await asyncio.sleep(_DEPOSED_S)
         finally:
             await channel.close()
 
@@ -245,40 +260,76 @@ class RouterService:
 
     async def ask(self, request: KeyRequest) -> Routed:
         """The owner's answer. Raises the errors of `Channel.request`."""
-        future, channel, partition = self.begin(request)
+        try:
+            future, channel, partition = self.begin(request)
+        except Unavailable as error:
+            if not self._owners or not self.may_ask_again(request, error, self.owner_of(request.key)):
+                raise
+            return await self._reroute(request, self.owner_of(request.key), self.partition_of(request.key), error)
         return await self.settle(request, future, channel, partition)
 
     async def settle(
         self, request: KeyRequest, future: asyncio.Future[Any], channel: Channel, partition: int
     ) -> Routed:
-        """Await what `begin` began, following 421 to the present owner."""
-        try:
-            answer: Answer = await future
-        except Unavailable:
-            if self.is_owner(channel, partition):
-                raise
-            return await self._reroute(request, channel, partition, None)  # nothing was done; there is another owner
-        if answer.status == WrongOwner.status:
-            return await self._reroute(request, channel, partition, answer)
-        return Routed(answer, channel.shard_id, partition)
+        """Await what `begin` began, following 421 to the present owner, and a shard to its present primary."""
+        outcome = await _outcome(future)
+        if self._is_final(request, outcome, channel, partition):
+            return _routed(outcome, channel, partition)
+        return await self._reroute(request, channel, partition, outcome)
 
-    async def _reroute(self, request: KeyRequest, channel: Channel, partition: int, answer: Answer | None) -> Routed:
-        """`channel`: who was asked last, and answered that, if anything."""
+    def _is_final(self, request: KeyRequest, outcome: Answer | KvError, channel: Channel, partition: int) -> bool:
+        """It is what the client is told. Else nothing was done there, or asking again does no harm."""
+        if isinstance(outcome, Answer) and outcome.status not in (WrongOwner.status, Unavailable.status):
+            return True
+        if isinstance(outcome, Answer) and outcome.status == WrongOwner.status:
+            return False
+        if isinstance(outcome, Unavailable) and not self.is_owner(channel, partition):
+            return False
+        return not self.may_ask_again(request, outcome, channel)
+
+    async def _reroute(
+        self, request: KeyRequest, channel: Channel, partition: int, outcome: Answer | KvError
+    ) -> Routed:
+        """`outcome`: what was heard of `channel`, which was asked last."""
         deadline_s = asyncio.get_running_loop().time() + self._limits.reroute_timeout_s
+        unknown = outcome if isinstance(outcome, OutcomeUnknown) else None
         while asyncio.get_running_loop().time() < deadline_s:
-            if answer is not None:
-                await self.await_other_owner(channel, partition, answer)
-            future, channel, partition = self.begin(request)
+            if isinstance(outcome, Answer) and outcome.status == WrongOwner.status:
+                await self.await_other_owner(channel, partition, outcome)
+            elif self.is_owner(channel, partition):
+                await self.await_primary()
+            channel = self._owners[partition]
             try:
-                answer = await future
-            except Unavailable:
-                if self.is_owner(channel, partition):
-                    raise
-                answer = None
-                continue
-            if answer.status != WrongOwner.status:
-                return Routed(answer, channel.shard_id, partition)
-        raise Unavailable("no shard owns the key at present", retry_after_ms=500)
+                outcome = await _outcome(channel.request(request))
+            except Unavailable as error:
+                outcome = error
+            if self._is_final(request, outcome, channel, partition):
+                if unknown is not None and isinstance(outcome, KvError):
+                    raise unknown
+                return _routed(outcome, channel, partition)
+            unknown = outcome if isinstance(outcome, OutcomeUnknown) else unknown
+        raise unknown or Unavailable("no shard owns the key at present", retry_after_ms=500)
+
+    def fails_over(self, shard_id: str) -> bool:
+        """Whether another copy may take over from its primary, as of the cached map."""
+        shard = self.cluster_map.shard(shard_id) if self.cluster_map is not None else None
+        return shard is not None and bool(shard.replicas)
+
+    @property
+    def any_fails_over(self) -> bool:
+        """Whether any shard has copies."""
+        return self.cluster_map is not None and any(shard.replicas for shard in self.cluster_map.shards)
+
+    def may_ask_again(self, request: Request, outcome: Reply | KvError, channel: Channel) -> bool:
+        """Whether the shard's primary, this one or another, may be asked the same once more after that."""
+        if isinstance(outcome, OutcomeUnknown) and getattr(request, "once", None) is None:
+            return False
+        is_refused = isinstance(outcome, Answer) and outcome.status == Unavailable.status
+        return (is_refused or isinstance(outcome, OutcomeUnknown | Unavailable)) and self.fails_over(channel.shard_id)
+
+    async def await_primary(self) -> None:
+        """A moment, or until there is a newer map."""
+        await self._environment.wait_for(self._map_changed.wait(), _PRIMARY_WAIT_S)
 
     def is_owner(self, channel: Channel, partition: int) -> bool:
         """As of the cached map."""
@@ -336,16 +387,23 @@ class RouterService:
         deadline_s = asyncio.get_running_loop().time() + self._limits.reroute_timeout_s
         while True:
             channel = self._owners[partition]
+            is_late = asyncio.get_running_loop().time() > deadline_s
             try:
                 reply: Reply = await channel.request(request)
-                is_wrong = isinstance(reply, Answer) and reply.status == WrongOwner.status
-                if not is_wrong or asyncio.get_running_loop().time() > deadline_s:
-                    return reply
-            except Unavailable:
+            except Unavailable as error:
                 if self.is_owner(channel, partition):
-                    raise
+                    if is_late or not self.may_ask_again(request, error, channel):
+                        raise
+                    await self.await_primary()
                 continue
-            await self.await_other_owner(channel, partition, reply)
+            if is_late or not isinstance(reply, Answer):
+                return reply
+            if reply.status == WrongOwner.status:
+                await self.await_other_owner(channel, partition, reply)
+            elif self.may_ask_again(request, reply, channel):
+                await self.await_primary()
+            else:
+                return reply
 
     # --- for people ---------------------------------------------------------------------------------------------------
 
@@ -398,47 +456,7 @@ class RouterService:
         if cluster_map is None:
             raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
         stats = await self.shard_stats(cluster_map.epoch)
-        partitions = [0] * len(cluster_map.shards)
-        for owner in cluster_map.owners:
-            partitions[owner] += 1
-        return {
-            "cluster_id": cluster_map.cluster_id,
-            "epoch": cluster_map.epoch,
-            "partitions": cluster_map.partitions,
-            "replicas": cluster_map.replicas,
-            "nodes": _nodes(cluster_map, {shard_id for shard_id, known in stats.items() if known is not None}),
-            "shards": [
-                self._describe(cluster_map, shard, count, stats.get(shard.id))
-                for shard, count in zip(cluster_map.shards, partitions, strict=True)
-            ],
-            "moves": [],
-            "in_doubt": self._transactions_in_doubt(cluster_map),
-        }
-
-    def _transactions_in_doubt(self, cluster_map: ClusterMap) -> dict[str, Any]:
-        """Attempts that hold keys in any shard, each counted once; of a shard that is down, those last known."""
-        ages: dict[str, float] = {}
-        for shard in cluster_map.shards:
-            for name, age_s in self._in_doubt.get(shard.id, {}).items():
-                ages[name] = max(age_s, ages.get(name, 0.0))
-        return {"count": len(ages), "oldest_s": max(ages.values(), default=None)}
-
-    def _describe(
-        self, cluster_map: ClusterMap, shard: Shard, partitions: int, stats: ShardStats | None
-    ) -> dict[str, Any]:
-        known = stats or self._last_stats.get(shard.id) or ShardStats()
-        return {
-            "id": shard.id,
-            "url": cluster_map.url_of(shard),
-            "state": shard.state if stats is not None else "down",
-            "weight": shard.weight,
-            "partitions": partitions,
-            "keys": known.keys,
-            "bytes": known.bytes,
-            "primary": shard.primary.node,
-            "term": shard.term,
-            "copies": [],
-        }
+        return cluster_documents.cluster(cluster_map, stats, self._last_stats, self._in_doubt)
 
     async def explain(self, key: str) -> dict[str, Any]:
         """The way of a key: hash, partition, ring walk, owner, and what the owner knows of it."""
@@ -453,23 +471,8 @@ class RouterService:
             facts = {"owner_state": "up", **reply.facts}
         except KvError as error:
             facts = {"owner_state": "down" if isinstance(error, Unavailable) else "up", "detail": error.detail}
-        cluster_map, channel = self.cluster_map, self._owners[partition]
-        assert cluster_map is not None
-        owner = cluster_map.shards[cluster_map.owners[partition]]
-        weights = [ShardWeight(shard.id, shard.weight) for shard in cluster_map.shards]
-        return {
-            "key": key,
-            "hash": f"{key_hash(key.encode()):016x}",
-            "partition": partition,
-            "partitions": cluster_map.partitions,
-            "epoch": cluster_map.epoch,
-            "walk": walk(weights, partition, cluster_map.partitions),
-            "owner": channel.shard_id,
-            "owner_url": channel.url,
-            "primary": owner.primary.node,
-            "copies": owner.nodes[1:],
-            **facts,
-        }
+        assert self.cluster_map is not None
+        return cluster_documents.way(self.cluster_map, key, partition, self._owners[partition].url) | facts
 
 
 def _leads(channel: Channel) -> tuple[str, str]:
@@ -477,21 +480,18 @@ def _leads(channel: Channel) -> tuple[str, str]:
     return channel.url, channel.store_id
 
 
-def _nodes(cluster_map: ClusterMap, answering: Set[str]) -> list[dict[str, Any]]:
-    """Each node of the map; `down` while no shard whose primary is there answers."""
-    down = {shard.primary.node for shard in cluster_map.shards} - {
-        shard.primary.node for shard in cluster_map.shards if shard.id in answering
-    }
-    return [
-        {
-            "id": node.id,
-            "url": node.url,
-            **({"host": node.host} if node.host else {}),
-            **({"zone": node.zone} if node.zone else {}),
-            "state": "down" if node.given_up or node.id in down else "up",
-        }
-        for node in cluster_map.nodes
-    ]
+async def _outcome(future: asyncio.Future[Any]) -> Answer | KvError:
+    try:
+        answer: Answer = await future
+        return answer
+    except (Unavailable, OutcomeUnknown) as error:
+        return error
+
+
+def _routed(outcome: Answer | KvError, channel: Channel, partition: int) -> Routed:
+    if isinstance(outcome, KvError):
+        raise outcome
+    return Routed(outcome, channel.shard_id, partition)
 
 
 def epoch_of(refusal: Reply) -> tuple[int, bool]:

@@ -50,7 +50,7 @@ def simulate_cluster(
     cut: Cut = WHOLE,
     replicas: int = 1,
 ) -> Result:
-    """Run that seed for so many simulated seconds, and judge it. `replicas`: on how many nodes each store lies."""
+    """Run that seed for so many simulated seconds, and judge it. `replicas`: as in cluster.yaml."""
     began_s = time.process_time()
     loop = SimulatedLoop()
     loop.trace = trace

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -88,12 +89,15 @@ async def test_a_repeated_acquire_renews_what_still_stands_and_is_lock_lost_afte
 
 
 async def test_a_repeated_acquire_begins_the_ttl_anew(calls: Calls, key: str):
-    body = {"ttl": 2.0}
+    body = {"ttl": 60}
     first = await calls.acquire(key, body, idempotency_key="K")
-    for _ in range(4):
-        await asyncio.sleep(0.6)
+    for _ in range(2):
+        await asyncio.sleep(0.5)
+        asked_s = time.monotonic()
         assert same(await calls.acquire(key, body, idempotency_key="K"), first)
-    assert (await calls.inspect(key)).json["token"] == first.json["token"]
+        lease = (await calls.inspect(key)).json
+        assert lease["ttl_left"] >= 60 - (time.monotonic() - asked_s) - 0.01
+        assert lease["token"] == first.json["token"]
 
 
 async def test_repeated_renewals_and_releases_give_the_first_answer(calls: Calls, key: str):

@@ -339,7 +339,7 @@ async def listens(calls: Calls, name: str) -> bool:
 
 async def test_a_held_lock_outlives_the_death_of_its_shard(own: Cluster, calls: Calls, name: str):
     shard = await owner(calls, name)
-    async with Client(own.url) as kv, kv.lock(name, ttl=10.0) as lock:
+    async with Client(own.url) as kv, kv.lock(name, ttl=30.0) as lock:
         await asyncio.to_thread(kill_and_wait, own, shard)
         await until(lambda: answers(calls, name), "the shard answers again")
         await kv.put(name, b"mine", token=lock.token)

@@ -230,7 +230,7 @@ async def test_telling_wakes_no_watcher_of_the_document(store: MapStore) -> None
     await asyncio.sleep(0)
     assert not watcher.done()
     await swap(store, 0, b"one")
-    assert (await asyncio.wait_for(watcher, 10)).document == b"one"
+    assert (await asyncio.wait_for(watcher, 60)).document == b"one"
 
 
 async def test_a_document_is_kept_beside_the_present_one_and_changes_nothing(store: MapStore) -> None:

@@ -23,6 +23,7 @@ from kvstore.errors import (
     NotFound,
     OutcomeUnknown,
 )
+from kvstore.placement.copies import REPLICAS_MAX
 from kvstore.router.controller_client import CHANGE_ID, Controller
 from kvstore.router.routes.words import (
     BODY,
@@ -67,6 +68,12 @@ class ChangeRoutes:
     async def accept_old(self, call: Call) -> Response:
         return await self._pass_on(call, f"/v1/shards/{call.argument}/accept-old")
 
+    async def promote(self, call: Call) -> Response:
+        return await self._pass_on(call, f"/v1/shards/{call.argument}/promote")
+
+    async def replicate(self, call: Call) -> Response:
+        return await self._pass_on(call, "/v1/cluster")
+
     async def moves(self, call: Call) -> Response:
         return await self._controller.ask("GET", "/v1/moves", None)
 
@@ -109,6 +116,7 @@ def decode_change_id(raw: str, limits: Limits) -> str:
 
 # --- documents --------------------------------------------------------------------------------------------------------
 
+Replicas = Annotated[int, about("Copies of every key, each on another node.", minimum=1, maximum=REPLICAS_MAX)]
 Moved = Annotated[int | None, about("Estimated; null if a shard is down.", minimum=0)]
 Pause = Annotated[float, about("For how long no shard answered for a group of partitions, in milliseconds.", minimum=0)]
 
@@ -125,6 +133,18 @@ class ShardChange(Struct, forbid_unknown_fields=True):
     """What is to be changed of a shard."""
 
     weight: Weight
+
+
+class NewPrimary(Struct, forbid_unknown_fields=True):
+    """Where the primary of a shard is to be."""
+
+    to: Annotated[ShardId, about("A node whose copy of the shard is in sync.")]
+
+
+class NewReplicas(Struct, forbid_unknown_fields=True):
+    """How often every key is to be kept."""
+
+    replicas: Replicas
 
 
 class AcceptOld(Struct, forbid_unknown_fields=True):
@@ -163,6 +183,8 @@ class ChangeTaken(Struct):
         ]
         | UnsetType
     ) = UNSET
+    to: Annotated[ShardId, about("The node of the new primary.")] | UnsetType = UNSET
+    replicas: Replicas | UnsetType = UNSET
     partitions: Annotated[int, about("Of a shard that was given up: how many it had.", minimum=0)] | UnsetType = UNSET
     transactions: Annotated[list[Undecided], about("Of a shard that was given up: those undecided.")] | UnsetType = (
         UNSET
@@ -243,12 +265,27 @@ class Change(Struct):
         str,
         about(
             "`remove-lost`: a shard whose disk is lost is given up; `rebalance`: moves are planned again; `recover`: "
-            "the map was taken from the nodes.",
-            enum=["add", "remove", "remove-lost", "weight", "rebalance", "cancel", "accept-old", "recover"],
+            "the map was taken from the nodes; `promote`: a planned change of a primary; `failover`: a copy took over "
+            "from a primary that was silent.",
+            enum=[
+                "add",
+                "remove",
+                "remove-lost",
+                "weight",
+                "rebalance",
+                "cancel",
+                "accept-old",
+                "recover",
+                "promote",
+                "replicas",
+                "failover",
+            ],
         ),
     ]
     shard: Annotated[ShardId | None, about("Null if it is not about one shard.")]
     weight: Annotated[Weight | None, about("Null if none was asked for.")]
+    to: Annotated[ShardId | None, about("The node of the new primary; null if it is about none.")]
+    replicas: Annotated[Replicas | None, about("Null if no number was asked for.")]
     state: Annotated[
         str,
         about(
@@ -298,7 +335,8 @@ EXAMPLE_CHANGE = {
     "write_pause_ms_p99": 31.5,
 }  # fmt: skip
 _EXAMPLE_RESOURCE = {
-    "id": "6f1d0c3b9a8e4f27", "kind": "add", "shard": "s5", "weight": 1, "state": "running",
+    "id": "6f1d0c3b9a8e4f27", "kind": "add", "shard": "s5", "weight": 1, "to": None, "replicas": None,
+    "state": "running",
     "detail": "610 of 820 partitions have moved.", "waiting_for": None, "progress": 0.7823,
     "partitions_done": 610, "partitions_total": 820, "keys_done": 23580, "keys_total": 30180,
     "bytes_done": 2735280, "groups_done": 3, "started_at": "2026-11-28T21:14:03.250Z", "ended_at": None,
@@ -395,6 +433,35 @@ CHANGE_ROUTES = (
             ),
         ),
         errors=(*_ERRORS, NotFound),
+    ),
+    Route(
+        "POST",
+        f"{_SHARD}/promote",
+        ChangeRoutes.promote,
+        CHANGES_THE_CLUSTER,
+        id="promoteCopy",
+        tag="cluster",
+        summary="Make another copy the primary",
+        description="The primary hands over to the copy on node `to`, which is refused with 409 unless it is in sync. "
+        f"No acknowledged write is lost, and no call fails; the shard stays there. {_GRACE}",
+        parameters=(_ID,),
+        body=_body(NewPrimary, {"to": "s2"}),
+        answers=(_taken({"id": "s1", "to": "s2", "epoch": 16}),),
+        errors=(*_ERRORS, NotFound),
+    ),
+    Route(
+        "PATCH",
+        "/v1/cluster",
+        ChangeRoutes.replicate,
+        CHANGES_THE_CLUSTER,
+        id="changeReplicas",
+        tag="cluster",
+        summary="Keep more or fewer copies of every key",
+        description="Copies are made while all is served. Where there are fewer nodes than copies, there are as many "
+        "copies as nodes. Fewer are refused with 409 while a shard has no primary that answers.",
+        body=_body(NewReplicas, {"replicas": 2}),
+        answers=(_taken({"replicas": 2, "epoch": 17}),),
+        errors=_ERRORS,
     ),
     Route(
         "GET",

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Annotated, NamedTuple
 
 from aiohttp import web
 from msgspec import UNSET, Struct, UnsetType
@@ -29,6 +31,7 @@ from kvstore.errors import (
     KvError,
     Locked,
     NotFound,
+    OutcomeUnknown,
     TooManyRequests,
     Unavailable,
     WrongOwner,
@@ -83,6 +86,13 @@ class AcquireBody(Struct, forbid_unknown_fields=True):
     owner: Owner = ""
 
 
+class _Bounced(NamedTuple):
+    """The line has ended; `wait` until another one may be there. `error`: what the client is told if none comes."""
+
+    wait: Callable[[], Awaitable[None]]
+    error: KvError
+
+
 class LockRoutes:
     def __init__(self, service: RouterService, limits: Limits) -> None:
         self._service = service
@@ -122,22 +132,42 @@ class LockRoutes:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + ask.wait_ms / 1000
         patience_s = self._limits.reroute_timeout_s
+        unknown: KvError | None = None
         while True:
             sent_s = loop.time()
-            future, channel, partition = self._service.begin(ask)
-            answer = await self._watch(future, channel, ask, request)
-            if answer.status != WrongOwner.status:
-                return answer
+            refusal = await self._stand_in_line(ask, request)
+            if isinstance(refusal, Answer):
+                return refusal
             if client_has_left(request):
                 raise Locked(f"the waiter for {ask.key!r} has left the queue", retry_after_ms=100)
             bounced_s = loop.time()
             if bounced_s - sent_s > _LOOK_S:  # it stood in a line
                 patience_s = self._limits.reroute_timeout_s
-            await self._service.await_other_owner(channel, partition, answer)
+            unknown = refusal.error if isinstance(refusal.error, OutcomeUnknown) else unknown
+            await refusal.wait()
             patience_s -= loop.time() - bounced_s
             if patience_s <= 0:
-                raise Unavailable("no shard owns the lock at present", retry_after_ms=500)
+                raise unknown or refusal.error
             ask.wait_ms = max(0, math.ceil((until_s - loop.time()) * 1000))
+
+    async def _stand_in_line(self, ask: Acquire, request: web.BaseRequest) -> Answer | _Bounced:
+        """The answer, or why to stand in another line. Raises the errors of `Channel.request`."""
+        channel, error = (
+            self._service.owner_of(ask.key),
+            Unavailable("no shard owns the lock at present", retry_after_ms=500),
+        )
+        try:
+            future, channel, partition = self._service.begin(ask)
+            answer = await self._watch(future, channel, ask, request)
+        except (Unavailable, OutcomeUnknown) as lost:
+            if not self._service.may_ask_again(ask, lost, channel):
+                raise
+            return _Bounced(self._service.await_primary, lost)
+        if answer.status == WrongOwner.status:
+            return _Bounced(partial(self._service.await_other_owner, channel, partition, answer), error)
+        if self._service.may_ask_again(ask, answer, channel):
+            return _Bounced(self._service.await_primary, error)
+        return answer
 
     async def _watch(
         self, future: asyncio.Future[Answer], channel: Channel, ask: Acquire, request: web.BaseRequest

@@ -40,13 +40,13 @@ async def test_an_answer_without_room_may_be_refused_only_if_nothing_was_written
 
 
 async def test_an_answer_waits_for_room() -> None:
-    app = make_app(answer_bytes_in_flight_max=SIZE, answer_wait_s=10.0)
+    app = make_app(answer_bytes_in_flight_max=SIZE, answer_wait_s=60.0)
     assert app.answers.try_reserve(SIZE)
     waiting = asyncio.create_task(app._admit_answer(Response(200, bytes(SIZE), BINARY)))
     await asyncio.sleep(0)
     assert not waiting.done()
     app.answers.release(SIZE)
-    assert (await asyncio.wait_for(waiting, 10)).reserved == SIZE
+    assert (await asyncio.wait_for(waiting, 60)).reserved == SIZE
 
 
 async def test_the_answer_to_a_head_request_takes_no_room() -> None:

@@ -79,7 +79,7 @@ class Shard:
                 future.set_result(reply)
 
         self.service.handle(request, Asker())
-        return asyncio.ensure_future(asyncio.wait_for(future, 10))
+        return asyncio.ensure_future(asyncio.wait_for(future, 60))
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ async def test_who_stops_waiting_for_aiosqlite_does_not_stop_the_function(tmp_pa
 
     def slow() -> None:
         loop.call_soon_threadsafe(begun.set)
-        ended.append(may_end.wait(10))
+        ended.append(may_end.wait(60))
 
     async with aiosqlite.connect(tmp_path / "one.db") as connection:
         waiting = asyncio.create_task(connection._execute(slow))

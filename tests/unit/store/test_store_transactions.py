@@ -38,7 +38,7 @@ from kvstore.protocol import (
 from kvstore.storage.engine import FeedQuery, RowKey
 from kvstore.store.ops import DropDecisions
 from kvstore.store.store import Store
-from tests.unit.store.harness import PARTITIONS, Sink, opened, until
+from tests.unit.store.harness import PARTITIONS, Sink, StandingTime, opened, until
 
 FIRST = Attempt(100, 100, "router01")
 SECOND = Attempt(200, 200, "router02")
@@ -173,11 +173,13 @@ async def test_a_commit_that_was_refused_is_refused_for_good(tmp_path: Path) -> 
 
 
 async def test_a_lease_does_not_change_while_its_guard_stands(tmp_path: Path) -> None:
-    async with opened(tmp_path) as store:
+    time = StandingTime()
+    async with opened(tmp_path, time) as store:
         token = (await tell(store, Acquire(1, "lock", 100, 0, "me"))).version
         vote = await tell(store, prepare(put("k"), conditions=[Condition("lock", token=token)]))
         assert vote.holds
         waiter = began(store, Acquire(2, "lock", 10_000, 5_000, "next"))
+        time.now_s += 0.3
         await asyncio.sleep(0.3)  # its ttl is over, but it is not
         assert not waiter.replies
         assert (await store.inspection.explain("lock"))["lock"] == {"owner": "me", "token": token, "ttl_left": 0.0}
