@@ -83,6 +83,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     page_bytes_max: int = 4 * 1024 * 1024
     wal_bytes_max: int = 16 * 1024 * 1024
     log_segment_bytes: int = 32 * 1024 * 1024
+    log_bytes_max: int = 1024 * 1024 * 1024
     sync_inline_ms_max: float = 2.0
     undurable_batches_max: int = 2
     apply_delay_s: float = 0.05

@@ -34,14 +34,14 @@ from kvstore.errors import KvError, OutcomeUnknown, ReadTooLarge, TooManyRequest
 from kvstore.protocol import message_bytes
 from kvstore.storage.engine import RowKey
 from kvstore.storage.record import CommitRecord
-from kvstore.storage.segments import Entry, Position
+from kvstore.storage.segments import Position
 from kvstore.store.applier import Applier
 from kvstore.store.batch import Batch
 from kvstore.store.disk_room import DiskRoom
 from kvstore.store.fetcher import Fetcher
+from kvstore.store.log_writer import LogWriter
 from kvstore.store.lookup import Lookup, if_whole
 from kvstore.store.ops import WriteOp
-from kvstore.store.pacing import SyncPace
 from kvstore.store.refusals import no_lease, refusal
 from kvstore.store.sizes import record_bytes
 from kvstore.store.tables import Tables
@@ -55,7 +55,6 @@ OnVisible = Callable[[Batch], None]
 
 _SMALL_BYTES = 1 << 20
 _EARLY_S = 0.1
-_LOOK_S = 0.001
 _STEP_BYTES = 2 << 20  # a map and freezes of the largest cluster
 
 
@@ -94,14 +93,13 @@ class Pipeline:
         self._on_visible = on_visible
         self._lookup = Lookup(tables)
         self._room = DiskRoom(tables)
-        self.pace = SyncPace(tables.limits.sync_inline_ms_max)
+        self.writer = LogWriter(tables, applier, self.settle_up_to)
         self._queue: deque[_Entry | _Step] = deque()
         self._urgent: deque[_Step] = deque()
         self._queued_bytes = 0
         self.fetcher = Fetcher(tables, self._enter)
         self._undurable: deque[_Decided] = deque()
         self._events = _Events()
-        self._position = tables.log.last
 
     def __len__(self) -> int:
         """How many operations wait to be decided."""
@@ -219,14 +217,9 @@ class Pipeline:
 
         The sync that is under way is waited for, since the log is to be closed.
         """
-        while self._events.syncing:
-            await self._tables.environment.sleep(_LOOK_S)
-        undurable, queue, self._undurable, self._queue = (
-            self._undurable,
-            (*self._urgent, *self._queue),
-            deque(),
-            deque(),
-        )
+        await self.writer.has_stopped()
+        undurable, self._undurable = self._undurable, deque()
+        queue, self._urgent, self._queue = [*self._urgent, *self._queue], deque(), deque()
         unknown = OutcomeUnknown("the shard has got another primary before this was on every copy")
         for decided in undurable:
             for sink, answer in decided.batch.changes.answers:
@@ -303,7 +296,7 @@ class Pipeline:
         batch.extras.when_visible.append(lambda: settle(step.future, result))
         self._commit(batch, started_s, [])
         for then in batch.extras.when_appended:
-            then(self._position.number)
+            then(self.writer.position.number)
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
@@ -317,69 +310,22 @@ class Pipeline:
         if _passes_points(batch, record):
             failpoints.hit(*(f"{step}-before-commit" for step in batch.steps))
         if record is not None:
-            self._append(record)
+            self.writer.append(record)
+            tables.clock = record.clock
         if batch.served is not None:
             tables.executed = batch.served
             tables.cache.come_back(batch.served.generations)
         if record is not None and failpoints.planted("applied-before-durable"):
-            self._applier.publish(record, self._position)
-        self._undurable.append(_Decided(batch, self._position, record, started_s, pinned))
-        if self._events.syncing or not self._is_inline:
+            self._applier.publish(record, self.writer.position)
+        self._undurable.append(_Decided(batch, self.writer.position, record, started_s, pinned))
+        if not self.writer.is_inline:
             if record is not None:
                 tables.memtable.execute(record.rows)
-            self._events.sync.set()
+            self.writer.sync_soon()
             return
         if record is not None:
-            self._sync_now()
-        self.settle_up_to(self._position.number)
-
-    def _append(self, record: CommitRecord) -> None:
-        tables, records = self._tables, self._tables.log
-        payload, previous = record.encode(), records.last.checksum
-        records.append(payload, tables.term, frees=True)  # room was looked for before; what is decided is not refused
-        self._position = records.last
-        tables.clock = record.clock
-        if tables.sender is not None:
-            number, checksum, term = records.last
-            tables.sender.appended(Entry(number, term, payload, checksum, previous))
-        if records.wants_segment:
-            self._applier.segment_wanted.set()
-
-    @property
-    def _is_inline(self) -> bool:
-        """Whether syncs run on the loop's thread: never where a record has to leave for a copy before."""
-        sender = self._tables.sender
-        return self.pace.is_inline and (sender is None or not sender.shipping.links)
-
-    def _sync_now(self) -> None:
-        environment = self._tables.environment
-        started_s = environment.monotonic_s()
-        self._note_synced(self._tables.log.sync(), environment.monotonic_s() - started_s)
-
-    def _note_synced(self, number: int, seconds: float) -> None:
-        self.pace.observe(seconds)
-        if self._tables.sender is not None:
-            self._tables.sender.synced(number, seconds)
-
-    async def sync(self) -> None:
-        """Sync in a thread whatever the loop's thread does not sync itself, for ever. Raises OSError."""
-        events, environment = self._events, self._tables.environment
-        while True:
-            await events.sync.wait()
-            events.sync.clear()
-            events.syncing = True
-            number = self._position.number
-            if number > self._tables.log.durable:
-                started_s = environment.monotonic_s()
-                await self._sync_in_thread()
-                self._note_synced(number, environment.monotonic_s() - started_s)
-            events.syncing = False
-            self.settle_up_to(number)
-            if self._undurable and self._position.number > self._tables.log.durable:
-                events.sync.set()
-
-    async def _sync_in_thread(self) -> None:
-        await self._tables.environment.in_thread(self._tables.log.sync)
+            self.writer.sync_now()
+        self.settle_up_to(self.writer.position.number)
 
     def settle_up_to(self, durable: int) -> None:
         """Publish and answer the batches up to that number, in order, as far as the copies that count have them."""
@@ -424,8 +370,8 @@ class Pipeline:
         def append() -> None:
             tables.log.append(record.encode(), frees=True)
             tables.log.sync()
-            self._position = tables.log.last
-            self._applier.publish(record, self._position)
+            self.writer.position = tables.log.last
+            self._applier.publish(record, self.writer.position)
             self._applier.segment_wanted.set()
 
         tables.environment.call_later(_EARLY_S, append)
@@ -436,9 +382,7 @@ class _Events:
 
     def __init__(self) -> None:
         self.queued = asyncio.Event()
-        self.sync = asyncio.Event()
         self.settled = asyncio.Event()
-        self.syncing = False
         self.closing = False
 
 

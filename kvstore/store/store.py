@@ -148,7 +148,7 @@ class Store:
         """Start all work. Nothing is served before `partitions.restore`."""
         works = {
             "commit": self.pipeline.run(),
-            "sync": self.pipeline.sync(),
+            "sync": self.pipeline.writer.run(),
             "fetch": self.pipeline.fetcher.run(),
             "apply": self.applier.run(),
             "clean": self.applier.clean(),
@@ -176,7 +176,7 @@ class Store:
     async def close(self) -> None:
         """Commit and answer what is queued, apply everything, then close file and log.
 
-        What cannot be committed, because copies do not answer or another node has taken over, is given up after a while.
+        What cannot be committed, because copies do not answer or another node has taken over, is given up.
         """
         self.pipeline.close()
         sender, commit = self.tables.sender, self._tasks["commit"]
