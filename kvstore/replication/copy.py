@@ -20,7 +20,7 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
-from kvstore.environment import Environment
+from kvstore.environment import Environment, to_its_end
 from kvstore.replication import chain, lease, opening, session
 from kvstore.replication.configuration import Configuration
 from kvstore.replication.places import Place, Times
@@ -140,7 +140,6 @@ class StoreCopy:
             said = session.on_hello(self._following, hello)
             if said == "promise":
                 await self._write(self._identity._replace(promised=hello.term))
-                self._following = session.promise(self._following, hello.term)
                 said = "tell"
             if said == "deposed":
                 raise Deposed(self._following.promised)
@@ -157,7 +156,6 @@ class StoreCopy:
             if term <= self._following.promised:
                 return False
             await self._write(self._identity._replace(promised=term))
-            self._following = session.promise(self._following, term)
             return True
 
     async def position(self) -> Position:
@@ -171,7 +169,7 @@ class StoreCopy:
         """Append what the longest log of an opening has more, and sync it. Raises NotNext, LogFailed, OSError."""
         for entry in entries:
             while self.log.room(frees=True) < len(entry.payload):
-                if not await self._environment.in_thread(self.log.prepare_segment):
+                if not await to_its_end(self._environment, self._environment.in_thread(self.log.prepare_segment)):
                     await self._environment.sleep(_RETRY_S)  # the disk is full
             self.log.extend(entry)
         return await self.position()
@@ -203,7 +201,7 @@ class StoreCopy:
         """Cut or replace the log, in a thread; nothing is appended meanwhile."""
         self._is_changing = True
         try:
-            await self._environment.in_thread(change)
+            await to_its_end(self._environment, self._environment.in_thread(change))
         finally:
             self._is_changing = False
 
@@ -225,7 +223,7 @@ class StoreCopy:
 
     async def _append(self, named: Session, entry: Entry) -> bool:
         while self.log.room(frees=True) < len(entry.payload):
-            if not await self._environment.in_thread(self.log.prepare_segment):
+            if not await to_its_end(self._environment, self._environment.in_thread(self.log.prepare_segment)):
                 return False  # the disk is full: what is not acknowledged comes again
         follows = session.takes(self._following, named, entry.number, entry.previous, self.log.last)
         if self._is_changing or not follows:
@@ -253,8 +251,10 @@ class StoreCopy:
         """Make durable what was appended before; only with the turn, since nothing may be cut off meanwhile."""
         if self.log.synced.number < self.log.last.number:
             self._sync_since = self._environment.boottime_s()
-            await self._environment.in_thread(self.log.sync)
-            self._sync_since = None
+            try:
+                await to_its_end(self._environment, self._environment.in_thread(self.log.sync))
+            finally:
+                self._sync_since = None
 
     # --- the lease
 
@@ -312,11 +312,14 @@ class StoreCopy:
         async with self._turn, self._applying:
             if not self.is_filling or not session.takes_snapshot(self._following, named, of.position, self.log.last):
                 return False
-            await self._change_log(lambda: self.log.restart(of.position))
-            await self.engine.close()
-            self.engine = await self._place.renew()
-            await self.engine.apply(Application([], of.position, of.clock, of.cluster_map, of.freezes, dict(of.drops)))
+            await to_its_end(self._environment, self._replace_all(of))
             return True
+
+    async def _replace_all(self, of: Applied) -> None:
+        await self._change_log(lambda: self.log.restart(of.position))
+        await self.engine.close()
+        self.engine = await self._place.renew()
+        await self.engine.apply(Application([], of.position, of.clock, of.cluster_map, of.freezes, dict(of.drops)))
 
     async def snapshot_page(self, named: Session, at: Position, rows: Sequence[Row]) -> bool:
         """Take rows of the snapshot that began at that position; False: they are of another one. Raises OSError.
@@ -352,6 +355,12 @@ class StoreCopy:
             await self._write(self._identity._replace(filling=False))
 
     async def _write(self, identity: Identity) -> None:
+        """Make it durable, and the promise that is in it true, whatever becomes of the caller."""
+        await to_its_end(self._environment, self._write_now(identity))
+
+    async def _write_now(self, identity: Identity) -> None:
         place = self._place
-        await self._environment.in_thread(lambda: write_identity(place.disk, place.folder, place.store, identity))
+        write = partial(write_identity, place.disk, place.folder, place.store, identity)
+        await self._environment.in_thread(write)
         self._identity = identity
+        self._following = session.promise(self._following, identity.promised)

@@ -109,9 +109,10 @@ class Node:
 
     def newest_map(self) -> dict[str, Any]:
         """That of its stores, for a controller that has lost its file."""
-        identities = [(each.shard_id, each.identity) for each in self.stores.by_shard.values()]
-        home, *beside = [(shard, identity.store_id) for shard, identity in identities if identity is not None]
-        return {"shard": home[0], "store_id": home[1], "map": self.stores.newest_map, "beside": beside}
+        served = [(each.shard_id, each.store.identity.store_id) for each in self.stores.served]
+        beside = [each for each in served if each[0] != self.node_id]
+        ids = {"shard": self.node_id, "store_id": self.stores.identity.store_id}
+        return {**ids, "map": self.stores.newest_map, "beside": beside}
 
     def stats(self) -> dict[StoreLabels, Any]:
         """Of each store that is served, for the metrics."""

@@ -213,7 +213,7 @@ class Resident:
             store_id=store.identity.store_id,
             copy_id=store.copy_id,
             role="primary" if hosted.is_open else "opening",
-            promised=store.promised_term,
+            promised=sender.shipping.config.term if sender is not None else 0,
             term=end.term,
             number=end.number,
             serves=serves,

@@ -71,6 +71,7 @@ class LogWriter:
             if number > records.durable:
                 started_s = environment.monotonic_s()
                 await self._sync_in_thread()
+                number = max(number, records.durable)  # also what was appended until the thread began
                 self._note(number, started_s)
             self._is_syncing = False
             self._on_synced(number)

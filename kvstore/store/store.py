@@ -210,12 +210,6 @@ class Store:
         copy_file = self._opened.copy_file
         return copy_file.identity.copy_id if copy_file is not None else self.identity.store_id
 
-    @property
-    def promised_term(self) -> int:
-        """The highest that this copy has promised to serve or follow."""
-        copy_file = self._opened.copy_file
-        return copy_file.identity.promised if copy_file is not None else 0
-
     async def promise(self, term: int) -> None:
         """Agree to serve that term, durably. Raises ForeignData for one below what was promised; OSError."""
         if self._opened.copy_file is not None:

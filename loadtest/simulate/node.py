@@ -180,7 +180,7 @@ class NodeServer(Server):
             CONTROLLER,
             self._on_fatal_of(process),
             self.environment,
-            partial(connect, session, cluster),  # type: ignore[arg-type],
+            partial(connect, session, cluster),  # type: ignore[arg-type]
         )
         at_the_end = AsyncExitStack()  # not entered: a process that is killed closes nothing
         node = await Node.open(around, PARTITIONS, self, at_the_end)
