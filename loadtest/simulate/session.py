@@ -23,6 +23,7 @@ from kvstore.protocol import Abort, ApplyIntents, DecideCommit, Prepare, Resolve
 from loadtest.simulate.loop import Process
 from loadtest.simulate.network import End, Network
 
+_CHANNEL = "/channel"
 _TWICE_SHARE = 0.02
 _IDEMPOTENT = (Prepare, DecideCommit, ApplyIntents, Abort, ResolveTxn)
 
@@ -136,7 +137,7 @@ class SimulatedSession:
         end = await self._connect(parts.netloc, Channel(parts.path, _query_of(parts.query)))
         if await end.receive() != b"welcome":
             raise aiohttp.ClientConnectionError(f"{url} is refused")
-        return SimulatedSocket(end, self._network)
+        return SimulatedSocket(end, self._network if parts.path == _CHANNEL else None)
 
     def get(self, url: str, *, params: Mapping[str, str] | None = None, timeout: Any = None, **_: Any) -> _Asking:
         parts = urlsplit(url)
