@@ -70,7 +70,7 @@ class NodeStores:
 
     async def end(self) -> None:
         """What served stores do before the process ends."""
-        await asyncio.gather(*(hosted.end() for hosted in self.served))
+        await asyncio.gather(*(hosted.end() for hosted in self.served if hosted.is_open))
 
     def _spawn(self, resident: Resident) -> None:
         task = asyncio.create_task(resident.run())
