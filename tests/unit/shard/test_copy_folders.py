@@ -64,6 +64,12 @@ async def test_a_copy_keeps_its_id_and_is_never_served_by_itself(tmp_path: Path)
     await opened.close()
 
 
+async def test_a_node_without_a_folder_makes_its_own_store(tmp_path: Path) -> None:
+    opened = await folder_of(tmp_path / "new", "s1").open("s1", PARTITIONS, untold)
+    assert isinstance(opened, Opened)
+    await close(opened)
+
+
 @pytest.mark.parametrize("has_begun_anew", [False, True])
 async def test_a_home_that_a_snapshot_was_filling_opens_as_an_empty_copy_and_does_not_serve(
     tmp_path: Path, has_begun_anew: bool
