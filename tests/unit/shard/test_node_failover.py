@@ -126,3 +126,18 @@ async def test_a_node_goes_and_its_shard_is_served_elsewhere_with_all_that_was_a
         assert before.primary.copy_id in (again.replicas[0].copy_id, again.primary.copy_id), "the files it had"
         async with http.get(f"{cluster.url}/v1/kv/k0") as answer:
             assert await answer.text() == "newer"
+
+
+async def test_copies_are_set_aside_when_the_number_of_replicas_is_lowered(tmp_path: Path) -> None:
+    """The last map names no copy: the nodes go on beating until nothing lies there that is not served."""
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        for each in ("s1", "s2", "s3"):
+            await cluster.until(each, replicated)
+        await http.patch(f"{cluster.url}/v1/cluster", json={"replicas": 1})
+        for each in ("s1", "s2", "s3"):
+            await cluster.until(each, lambda shard: not shard.replicas)
+        async with asyncio.timeout(PATIENCE_S):
+            while list(tmp_path.glob("*/shard-*.copy-*.db")):
+                await asyncio.sleep(0.05)
+        assert len(list(tmp_path.glob("*/shard-*.copy-*.db.removed"))) == 3
+        await http.put(f"{cluster.url}/v1/kv/key", data="value")
