@@ -101,6 +101,16 @@ async def cluster_in(folder: Path) -> AsyncIterator[Cluster]:
         yield cluster
 
 
+async def until_answered(http: aiohttp.ClientSession, url: str) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                async with http.get(url):
+                    return
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.05)
+
+
 def replicated(shard: Shard) -> bool:
     return [copy.state for copy in shard.replicas] == ["in-sync"]
 
@@ -141,3 +151,28 @@ async def test_copies_are_set_aside_when_the_number_of_replicas_is_lowered(tmp_p
                 await asyncio.sleep(0.05)
         assert len(list(tmp_path.glob("*/shard-*.copy-*.db.removed"))) == 3
         await http.put(f"{cluster.url}/v1/kv/key", data="value")
+
+
+async def test_after_all_nodes_have_stopped_each_store_opens_in_a_new_term_and_has_all(tmp_path: Path) -> None:
+    """The controller stops, too; no store that has copies is served before there is one again."""
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        before = [await cluster.until(each, replicated) for each in ("s1", "s2", "s3")]
+        for number in range(30):
+            await http.put(f"{cluster.url}/v1/kv/k{number}", data=f"v{number}")
+        await cluster.end_all()
+        for node in ("s1", "s2", "s3"):
+            cluster.start_node(node)
+        await until_answered(http, f"http://{cluster.config.shards[0].listen}/healthz")
+        await asyncio.sleep(0.5)
+        async with http.get(f"http://{cluster.config.shards[0].listen}/metrics") as answer:
+            assert 'role="primary"' not in await answer.text()
+        await cluster.end("s2")
+        await cluster.end("s3")
+        await cluster.end("s1")
+        cluster.start()
+        await until_answered(http, f"{cluster.url}/readyz")
+        for number in range(30):
+            async with http.get(f"{cluster.url}/v1/kv/k{number}") as answer:
+                assert await answer.text() == f"v{number}"
+        for shard in before:
+            assert (await cluster.until(shard.id, replicated)).term > shard.term
