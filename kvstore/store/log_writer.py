@@ -68,15 +68,15 @@ class LogWriter:
             self._is_syncing = True
             number = self.position.number
             if number > records.durable:
-                number, seconds = await self._sync_in_thread()  # also what was appended until the thread began
-                self._note(number, seconds)
+                await self._sync_in_thread()
+                number = max(number, records.durable)  # also what was appended until the thread began
             self._is_syncing = False
             self._on_synced(number)
             if self.position.number > records.durable:
                 self._is_due.set()
 
-    async def _sync_in_thread(self) -> tuple[int, float]:
-        return await self._tables.environment.in_thread(self._timed_sync)
+    async def _sync_in_thread(self) -> None:
+        self._note(*await self._tables.environment.in_thread(self._timed_sync))
 
     def _timed_sync(self) -> tuple[int, float]:
         """Up to which number the log is durable, and how many seconds the disk took: the hops to a thread and back do
