@@ -87,7 +87,7 @@ class CopyLink:
         self.key = copy_id, joined
         self.patience = patience.Patience()
         self.progress = (0, 0)  # of a snapshot: rows sent, rows there are
-        self.keeps: int | None = None  # records behind that number are needed for it
+        self.keeps: int | None = None  # records behind that number are needed in this session
         self.wake = asyncio.Event()
         self._sender = sender
         self._around = around
@@ -116,6 +116,8 @@ class CopyLink:
                 log.warning(
                     "the copy of shard %s on node %s: %s", self._sender.shipping.config.shard, self.node, trouble
                 )
+            except Exception:  # such as a record that cannot be read back; the copy is out when it has waited for long
+                log.exception("shipping to the copy on node %s failed; it is tried again", self.node)
             finally:
                 self.keeps = None
                 self.progress = (0, 0)
@@ -139,11 +141,9 @@ class CopyLink:
                 await wire.send(messages.Begin(told.position, join))
             ack = await expect(wire, messages.Ack)  # a long log takes a while to cut
             if join.snapshot:
-                self._sent = await snapshot.send_snapshot(
-                    wire, self._around.engine, self._around.environment, self._progress
-                )
+                self._sent = await self._send_snapshot(wire)
             else:
-                self._sent = join.common
+                self._sent = self.keeps = join.common
             sender.begin(link.session, min(ack.number, self._sent))
             await self._stream(wire, link.session)
         finally:

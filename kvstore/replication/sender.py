@@ -88,9 +88,17 @@ class Sender:
             for link in self._links.values():
                 link.patience = patience.stood_still(link.patience, seconds)
 
+    def hear(self, config: Configuration) -> None:
+        """A newer map has come; what it ends is over at once."""
+        self._become(shipping.hear(self.shipping, config))
+        self._match_links()
+
     def follow(self, config: Configuration, carried: int) -> None:
         """Follow a newer map, which the own record `carried` carries."""
         self._become(shipping.follow(self.shipping, config, carried))
+        self._match_links()
+
+    def _match_links(self) -> None:
         there = {_key(link) for link in self.shipping.links}
         for key in [key for key in self._links if key not in there]:
             self._tasks.pop(key).cancel()
@@ -148,8 +156,13 @@ class Sender:
 
     @property
     def keeps(self) -> int | None:
-        """Records behind that number are needed for a snapshot that is under way; None without one."""
-        return min((link.keeps for link in self._links.values() if link.keeps is not None), default=None)
+        """Records behind that number are needed by copies that join; None without one."""
+        needed = []
+        for key, at in self._links.items():
+            link = self.link(key)
+            if link is not None and at.keeps is not None and (not link.waited or link.acked < link.waited - 1):
+                needed.append(max(at.keeps, link.acked))
+        return min(needed, default=None)
 
     def _tell_news(self) -> None:
         now = self._around.environment.boottime_s()
@@ -210,10 +223,7 @@ class Sender:
 
     def hear_promise(self, term: int) -> None:
         """Some copy has promised that term."""
-        was_deposed = self.shipping.deposed
         self._become(shipping.depose(self.shipping, term))
-        if self.shipping.deposed and not was_deposed:
-            self._around.on_news()
 
     def _become(self, state: Shipping) -> None:
         before, self.shipping = self.shipping, state
@@ -222,6 +232,8 @@ class Sender:
                 link.wake.set()
         if state.committed > before.committed:
             self._around.on_committed(state.committed)
+        if state.deposed and not before.deposed:
+            self._around.on_news()
 
     def _open_links(self) -> None:
         for link in self.shipping.links:

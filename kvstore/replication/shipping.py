@@ -43,7 +43,10 @@ class Link(NamedTuple):
 
 
 class Shipping(NamedTuple):
-    """A primary's state in one term. `opening`: the number of the record that opened the term."""
+    """A primary's state in one term. `opening`: the number of the record that opened the term.
+
+    `heard`: the newest map that has come, which the own log may not carry yet.
+    """
 
     node: str
     start: str
@@ -54,6 +57,7 @@ class Shipping(NamedTuple):
     committed: int = 0
     links: tuple[Link, ...] = ()
     deposed: bool = False
+    heard: Configuration | None = None
 
     @property
     def serves(self) -> bool:
@@ -73,6 +77,21 @@ def opened(config: Configuration, node: str, start: str, opening: int, synced: i
     return _counted(shipping._replace(links=links))
 
 
+def hear(shipping: Shipping, config: Configuration) -> Shipping:
+    """The state once a newer map has come, before the own log carries it: copies that are out in it count no more.
+
+    Else the record of that map, or of one before it, would wait for the very copy that is out. What is new in the map
+    has to wait for `follow`.
+    """
+    newest = shipping.heard or shipping.config
+    if config.epoch <= newest.epoch or shipping.deposed:
+        return shipping
+    if config.term != shipping.config.term:
+        return shipping._replace(heard=config, deposed=True)
+    links = tuple(link for link in shipping.links if config.names(link.session.copy_id, link.session.joined))
+    return _counted(shipping._replace(heard=config, links=links))
+
+
 def follow(shipping: Shipping, config: Configuration, carried: int) -> Shipping:
     """The state once the primary follows a newer map, whose record in its own log has the number `carried`.
 
@@ -82,8 +101,10 @@ def follow(shipping: Shipping, config: Configuration, carried: int) -> Shipping:
         return shipping
     if config.term != shipping.config.term:
         return shipping._replace(config=config, deposed=True)
-    links = []
+    links, heard = [], shipping.heard or config
     for copy in config.replicas:
+        if heard.epoch > config.epoch and not heard.names(copy.copy_id, copy.joined):
+            continue  # it is out already
         link = shipping.link(copy.copy_id, copy.joined)
         if link is None:
             links.append(_new_link(shipping, config, copy, named=carried))

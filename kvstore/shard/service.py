@@ -68,6 +68,14 @@ class ShardService:
         self._slow: set[asyncio.Task[None]] = set()
         self._asked_s = 0.0
 
+    def hear(self, cluster_map: ClusterMap) -> bool:
+        """A newer map has come, to be followed when those before it are: whether this store's term goes on in it."""
+        identity, shard = self.store.identity, cluster_map.shard(self.shard_id)
+        is_ours = identity.cluster_id in (None, cluster_map.cluster_id)
+        if is_ours and shard is not None and shard.store_id == identity.store_id:
+            return self.store.replicas.hear(cluster_map)
+        return True
+
     async def follow(self, cluster_map: ClusterMap) -> bool:
         """Take over a newer map, durably; False if it is not newer. Raises ForeignData, having changed nothing."""
         identity = self.store.identity
@@ -78,6 +86,8 @@ class ShardService:
         shard = cluster_map.shard(self.shard_id)
         if shard is not None and shard.store_id != identity.store_id:
             raise ForeignData(f"the cluster knows shard {shard.id} with another data file than this one")
+        if not self.hear(cluster_map):
+            return False  # the term of this store has ended: it answers nothing more, and adopts nothing
         if shard is not None and shard.primary.copy_id != self.store.copy_id:
             raise ForeignData(
                 f"the cluster knows shard {shard.id} with the copy {shard.primary.copy_id}, and this is copy "
@@ -150,7 +160,10 @@ class ShardService:
 
     async def _answer_slowly(self, request: _Slow, sink: Sink) -> None:
         try:
-            sink.send(await self._reply(request))
+            reply = await self._reply(request)
+            if not isinstance(request, Stats):
+                self.store.replicas.check()  # behind the look at it, before the answer
+            sink.send(reply)
         except Exception as error:
             sink.send(fault(request, error))
 

@@ -159,8 +159,16 @@ class Applier:
 
     async def _checkpoint(self, *, only_if_due: bool = False) -> None:
         durable = await self._tables.engine.checkpoint(only_if_due=only_if_due)
+        durable = min(durable, self._kept_from)
         if durable:
             await self._tables.environment.in_thread(lambda: self._tables.log.release(durable))
+
+    @property
+    def _kept_from(self) -> int:
+        """Records behind that number stay for copies that join; they begin again where that has become too much."""
+        tables = self._tables
+        kept = tables.sender.keeps if tables.sender is not None else None
+        return tables.log.durable if kept is None or tables.log.bytes > tables.limits.log_bytes_max else kept
 
     async def make_segments(self) -> None:
         """Keep one segment of the log ready beyond the open one, and one more if a large record needs it, for ever."""

@@ -98,7 +98,7 @@ class Inspection:
         stats.file_bytes, stats.wal_bytes, stats.log_bytes = sizes.file, sizes.wal, tables.log.bytes
         stats.unapplied_rows, stats.unapplied_bytes = len(memtable), memtable.bytes
         stats.write_queue_ops, stats.read_queue_ops = len(self._pipeline), len(self._reads)
-        stats.sync_inline = self._pipeline.pace.is_inline
+        stats.sync_inline = self._pipeline.writer.pace.is_inline
         stats.cache_keys = len(tables.cache)
         holds = tables.holds.all()
         now_s = tables.environment.monotonic_s()

@@ -30,7 +30,7 @@ from collections.abc import Set
 
 import msgspec
 
-from kvstore.errors import Conflict
+from kvstore.errors import Conflict, ForeignData
 from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
@@ -40,6 +40,7 @@ from kvstore.storage.rows import Row
 from kvstore.store.applier import Applier
 from kvstore.store.batch import Batch
 from kvstore.store.pipeline import Pipeline
+from kvstore.store.replicas import Replicas
 from kvstore.store.tables import Tables
 from kvstore.store.view import View, view_of
 from kvstore.transactions.openings import Openings
@@ -54,7 +55,13 @@ class Partitions:
     """
 
     def __init__(
-        self, shard_id: str, tables: Tables, pipeline: Pipeline, applier: Applier, is_older_copy: bool = False
+        self,
+        shard_id: str,
+        tables: Tables,
+        pipeline: Pipeline,
+        applier: Applier,
+        replicas: Replicas,
+        is_older_copy: bool = False,
     ) -> None:
         self.shard_id = shard_id
         self.cluster_map: ClusterMap | None = None
@@ -62,6 +69,7 @@ class Partitions:
         self._tables = tables
         self._pipeline = pipeline
         self._applier = applier
+        self._replicas = replicas
         self._one_step = asyncio.Lock()
         self._orphaned: set[int] = set()
         self._orphans_found = asyncio.Event()
@@ -70,15 +78,27 @@ class Partitions:
 
     # --- the map ------------------------------------------------------------------------------------------------------
 
-    async def restore(self) -> None:
-        """At the opening: serve what the durable map says. Raises DataCorrupt; ForeignData for another format."""
+    async def restore(self, opens: ClusterMap | None = None) -> None:
+        """At the opening: serve what the durable map says, if it names no copies.
+
+        `opens`: a newer map, which names this copy primary in a new term. The record that carries it opens the term;
+        this returns, and the store serves, once every copy in sync has it.
+
+        Raises DataCorrupt; ForeignData for another format, or a store that has copies and no new term.
+        """
         applied = self._tables.engine.applied
-        if applied.cluster_map is None:
-            return
-        cluster_map = decode_map(applied.cluster_map)
-        self._look(cluster_map, view_of(self.shard_id, cluster_map, applied.freezes))
-        rows = await self._tables.engine.kept_in_memory(self.view.served)
-        await self._pipeline.step(lambda batch: self._serve(batch, rows), urgent=True)
+        cluster_map = decode_map(applied.cluster_map) if applied.cluster_map is not None else None
+        if cluster_map is not None:
+            self._look(cluster_map, view_of(self.shard_id, cluster_map, applied.freezes))
+        if opens is not None:
+            async with self._one_step:
+                await self._adopt_newer(opens, opens=True)
+        elif cluster_map is not None:
+            shard = cluster_map.shard(self.shard_id)
+            if shard is not None and shard.replicas:
+                raise ForeignData(f"shard {self.shard_id} has copies: without a new term it must not be served")
+            rows = await self._tables.engine.kept_in_memory(self.view.served)
+            await self._pipeline.step(lambda batch: self._serve(batch, rows), urgent=True)
 
     async def adopt(self, cluster_map: ClusterMap) -> bool:
         """Act by the map, once it is durable; False if it is not newer than the last. Raises DataCorrupt, TryLater."""
@@ -88,20 +108,27 @@ class Partitions:
                 if cluster_map.epoch == before.epoch:
                     self._note_orphans(await self._tables.engine.occupied())
                 return False
-            view = view_of(self.shard_id, cluster_map, before.freezes)
-            opened, clock = _opened(cluster_map, before, view)
-            rows, counted = await self._prepare(before, view, opened)
-
-            def adopt(batch: Batch) -> None:
-                batch.changes.see(clock)
-                batch.extras.dropped = sorted(opened)
-                self._adopt(batch, cluster_map, view, rows, counted)
-
-            await self._pipeline.step(adopt, urgent=True)
-            self._note_missing(before, view.owned - opened)
-            # Rows of a move that ended may have come just now, and be in the file only later.
-            self._note_orphans(await self._tables.engine.occupied() | before.coming)
+            await self._adopt_newer(cluster_map)
             return True
+
+    async def _adopt_newer(self, cluster_map: ClusterMap, *, opens: bool = False) -> None:
+        """`opens`: with that map the term of a store that serves nothing yet begins."""
+        before = self.view
+        view = view_of(self.shard_id, cluster_map, before.freezes)
+        opened, clock = _opened(cluster_map, before, view)
+        rows, counted = await self._prepare(before, view, opened, frozenset() if opens else before.served)
+
+        def adopt(batch: Batch) -> None:
+            batch.changes.see(clock)
+            batch.extras.dropped = sorted(opened)
+            self._adopt(batch, cluster_map, view, rows, counted)
+            self._replicas.prepare(cluster_map, opens=opens)
+            batch.extras.when_appended.append(lambda number: self._replicas.carried(cluster_map, number))
+
+        await self._pipeline.step(adopt, urgent=True)
+        self._note_missing(before, view.owned - opened)
+        # Rows of a move that ended may have come just now, and be in the file only later.
+        self._note_orphans(await self._tables.engine.occupied() | before.coming)
 
     def _note_missing(self, before: View, owned: Set[int]) -> None:
         """Say which partitions came without a move that these files have seen: what was in them is not here."""
@@ -117,15 +144,16 @@ class Partitions:
                 partition_set.as_text(missing),
             )
 
-    async def _prepare(self, before: View, view: View, opened: Set[int]) -> tuple[list[Row], Digest]:
-        """What the file has in memory for partitions that arrive; keys and bytes by which the counts change.
+    async def _prepare(self, before: View, view: View, opened: Set[int], served: Set[int]) -> tuple[list[Row], Digest]:
+        """What the file has in memory for partitions that arrive beside those that are `served`; keys and bytes by
+        which the counts change.
 
         Nothing of it changes before the step: what arrives is not served yet, and what leaves is frozen.
         """
         engine, left = self._tables.engine, before.owned - view.owned
         came = view.owned - before.owned - opened
         await self._applier.flush()
-        rows = await engine.kept_in_memory(view.served - before.served - opened)
+        rows = await engine.kept_in_memory(view.served - served - opened)
         more = await engine.digest(came) if came else Digest()
         less = await engine.digest(left) if left else Digest()
         return rows, Digest(keys=more.keys - less.keys, bytes=more.bytes - less.bytes)
@@ -143,6 +171,8 @@ class Partitions:
         self.cluster_map, self.view = cluster_map, view
         self._tables.openings = Openings(*cluster_map.openings())
         self._applier.kept = view.going
+        shard = cluster_map.shard(self.shard_id)
+        self._tables.term = max(self._tables.log.last.term, shard.term if shard is not None else 0)
 
     def _serve(self, batch: Batch, rows: list[Row]) -> None:
         """From now on what is owned and not frozen, and nothing else; `rows` are of what arrives."""

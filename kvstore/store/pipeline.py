@@ -6,6 +6,8 @@ Promises:
     that changed nothing (404, 421, 507) waits for the batches before it.
   - Operations that name the same key are decided in the order in which they came.
   - A change becomes visible when its record is durable, and before its answer leaves.
+  - Where the store has copies, durable means: on every disk that is waited for. A record leaves for the copies before
+    the own sync begins. What no record carries is answered only while the lease is held.
   - A failed append or sync ends the process: its outcome is unknown, so nothing may be answered any more.
   - Where the disk is quick the sync runs on this thread: no hop, and what arrives during it makes the next batch
     fuller. Where it is not, it runs in a thread, and the next batch is decided meanwhile on what was executed.
@@ -28,7 +30,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from kvstore import failpoints
-from kvstore.errors import KvError, ReadTooLarge, TooManyRequests
+from kvstore.errors import KvError, OutcomeUnknown, ReadTooLarge, TooManyRequests
 from kvstore.protocol import message_bytes
 from kvstore.storage.engine import RowKey
 from kvstore.storage.record import CommitRecord
@@ -37,10 +39,10 @@ from kvstore.store.applier import Applier
 from kvstore.store.batch import Batch
 from kvstore.store.disk_room import DiskRoom
 from kvstore.store.fetcher import Fetcher
+from kvstore.store.log_writer import LogWriter
 from kvstore.store.lookup import Lookup, if_whole
 from kvstore.store.ops import WriteOp
-from kvstore.store.pacing import SyncPace
-from kvstore.store.refusals import refusal
+from kvstore.store.refusals import no_lease, refusal
 from kvstore.store.sizes import record_bytes
 from kvstore.store.tables import Tables
 from kvstore.store.write_set import Context, Sink
@@ -91,14 +93,13 @@ class Pipeline:
         self._on_visible = on_visible
         self._lookup = Lookup(tables)
         self._room = DiskRoom(tables)
-        self.pace = SyncPace(tables.limits.sync_inline_ms_max)
+        self.writer = LogWriter(tables, applier, self.settle_up_to)
         self._queue: deque[_Entry | _Step] = deque()
         self._urgent: deque[_Step] = deque()
         self._queued_bytes = 0
         self.fetcher = Fetcher(tables, self._enter)
         self._undurable: deque[_Decided] = deque()
         self._events = _Events()
-        self._position = tables.log.last
 
     def __len__(self) -> int:
         """How many operations wait to be decided."""
@@ -110,6 +111,9 @@ class Pipeline:
         """Queue an operation; its answer goes to `sink` when all that it saw is durable."""
         if (damage := self._tables.verification.file_damage) is not None:
             sink.send(refusal(op.id, damage))
+            return
+        if self._tables.sender is not None and not self._tables.takes_writes():
+            sink.send(refusal(op.id, no_lease()))
             return
         size, limits = message_bytes(op), self._tables.limits
         if (
@@ -203,6 +207,29 @@ class Pipeline:
         self._events.closing = True
         self._events.queued.set()
 
+    @property
+    def is_idle(self) -> bool:
+        """All that came is decided, durable and answered; what waits for a lock is not counted."""
+        return not (len(self) or self._undurable or self._urgent or self._tables.ready)
+
+    async def abandon(self) -> None:
+        """Answer what cannot become durable any more, as that: another node serves the store. `run` has ended.
+
+        The sync that is under way is waited for, since the log is to be closed.
+        """
+        await self.writer.has_stopped()
+        undurable, self._undurable = self._undurable, deque()
+        queue, self._urgent, self._queue = [*self._urgent, *self._queue], deque(), deque()
+        unknown = OutcomeUnknown("the shard has got another primary before this was on every copy")
+        for decided in undurable:
+            for sink, answer in decided.batch.changes.answers:
+                sink.send(refusal(answer.id, unknown if decided.record is not None else no_lease()))
+        for entry in queue:
+            if not isinstance(entry, _Step):
+                entry[1].send(refusal(entry[0].id, no_lease()))
+            elif not entry.future.done():
+                entry.future.set_exception(no_lease())
+
     def _batch(self) -> Batch:
         tables, environment, limits = self._tables, self._tables.environment, self._tables.limits
         context = Context(
@@ -268,12 +295,14 @@ class Pipeline:
             return
         batch.extras.when_visible.append(lambda: settle(step.future, result))
         self._commit(batch, started_s, [])
+        for then in batch.extras.when_appended:
+            then(self.writer.position.number)
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
     def _commit(self, batch: Batch, started_s: float, pinned: list[RowKey]) -> None:
         """Append the record; durable now, or when the sync that is asked for has returned."""
-        tables, records = self._tables, self._tables.log
+        tables = self._tables
         record = batch.record(tables.clock)
         if record is not None and failpoints.planted("early-answer"):
             self._answer_early(batch, record, pinned)
@@ -281,50 +310,28 @@ class Pipeline:
         if _passes_points(batch, record):
             failpoints.hit(*(f"{step}-before-commit" for step in batch.steps))
         if record is not None:
-            records.append(record.encode(), frees=True)  # room was looked for before; what is decided is not refused
-            self._position = records.last
+            self.writer.append(record)
             tables.clock = record.clock
-            if records.wants_segment:
-                self._applier.segment_wanted.set()
         if batch.served is not None:
             tables.executed = batch.served
             tables.cache.come_back(batch.served.generations)
         if record is not None and failpoints.planted("applied-before-durable"):
-            self._applier.publish(record, self._position)
-        self._undurable.append(_Decided(batch, self._position, record, started_s, pinned))
-        if self._events.syncing or not self.pace.is_inline:
+            self._applier.publish(record, self.writer.position)
+        self._undurable.append(_Decided(batch, self.writer.position, record, started_s, pinned))
+        if not self.writer.is_inline:
             if record is not None:
                 tables.memtable.execute(record.rows)
-            self._events.sync.set()
+            self.writer.sync_soon()
             return
         if record is not None:
-            self._sync_now()
-        self._settle(self._position.number)
+            self.writer.sync_now()
+        self.settle_up_to(self.writer.position.number)
 
-    def _sync_now(self) -> None:
-        self.pace.observe(_timed_sync(self._tables))
-
-    async def sync(self) -> None:
-        """Sync in a thread whatever the loop's thread does not sync itself, for ever. Raises OSError."""
-        events = self._events
-        while True:
-            await events.sync.wait()
-            events.sync.clear()
-            events.syncing = True
-            number = self._position.number
-            if number > self._tables.log.durable:
-                await self._sync_in_thread()
-            events.syncing = False
-            self._settle(number)
-            if self._undurable:
-                events.sync.set()
-
-    async def _sync_in_thread(self) -> None:
-        self.pace.observe(await self._tables.environment.in_thread(lambda: _timed_sync(self._tables)))
-
-    def _settle(self, durable: int) -> None:
-        """Publish and answer the batches up to that number, in order."""
+    def settle_up_to(self, durable: int) -> None:
+        """Publish and answer the batches up to that number, in order, as far as the copies that count have them."""
         undurable = self._undurable
+        if (sender := self._tables.sender) is not None:
+            durable = min(durable, sender.shipping.committed) if sender.serves else 0
         while undurable and undurable[0].position.number <= durable:
             self._publish(undurable.popleft())
         self._events.settled.set()
@@ -339,14 +346,15 @@ class Pipeline:
             if not failpoints.planted("applied-before-durable"):
                 self._applier.publish(record, position)
             tables.stats.commit_s.observe(tables.environment.monotonic_s() - started_s)
-        self._answer(batch, pinned)
+        self._answer(batch, pinned, refuses=record is None and tables.sender is not None and not tables.may_answer())
 
-    def _answer(self, batch: Batch, pinned: list[RowKey]) -> None:
+    def _answer(self, batch: Batch, pinned: list[RowKey], *, refuses: bool = False) -> None:
+        """`refuses`: the batch has only looked, at what may not be true any more."""
         self._on_visible(batch)
         for then in batch.extras.when_visible:
             then()
         for sink, answer in batch.changes.answers:
-            sink.send(answer)
+            sink.send(refusal(answer.id, no_lease()) if refuses else answer)
         self.fetcher.unpin(pinned)
 
     def _answer_early(self, batch: Batch, record: CommitRecord, pinned: list[RowKey]) -> None:
@@ -362,8 +370,8 @@ class Pipeline:
         def append() -> None:
             tables.log.append(record.encode(), frees=True)
             tables.log.sync()
-            self._position = tables.log.last
-            self._applier.publish(record, self._position)
+            self.writer.position = tables.log.last
+            self._applier.publish(record, self.writer.position)
             self._applier.segment_wanted.set()
 
         tables.environment.call_later(_EARLY_S, append)
@@ -374,21 +382,12 @@ class _Events:
 
     def __init__(self) -> None:
         self.queued = asyncio.Event()
-        self.sync = asyncio.Event()
         self.settled = asyncio.Event()
-        self.syncing = False
         self.closing = False
 
 
 def _unknown(kind: str, key: str) -> None:
     return None
-
-
-def _timed_sync(tables: Tables) -> float:
-    """Sync, and return how many seconds the disk took: in a thread, the ways there and back do not count."""
-    started_s = tables.environment.monotonic_s()
-    tables.log.sync()
-    return tables.environment.monotonic_s() - started_s
 
 
 def settle(future: asyncio.Future[Any], result: Any = None) -> None:

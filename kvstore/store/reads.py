@@ -27,7 +27,7 @@ from kvstore.store.batch import Batch
 from kvstore.store.cache import ABSENT, Entry, entry_of
 from kvstore.store.ops import Expire
 from kvstore.store.pipeline import Pipeline, settle
-from kvstore.store.refusals import refusal, wrong_owner
+from kvstore.store.refusals import no_lease, refusal, wrong_owner
 from kvstore.store.served import Served
 from kvstore.store.sinks import Then
 from kvstore.store.tables import Tables
@@ -92,7 +92,9 @@ class Reads:
 
     def _answer(self, op: Get, sink: Sink, entry: Entry) -> None:
         value, version, expires_at_ms = entry.value, entry.version, entry.expires_at_ms
-        if entry.has_intent and not failpoints.planted("ignore-intent"):
+        if self._tables.sender is not None and not self._tables.may_answer():
+            sink.send(refusal(op.id, no_lease()))
+        elif entry.has_intent and not failpoints.planted("ignore-intent"):
             self._block(op, sink)
         elif value is None:
             sink.send(Answer(op.id, 404))

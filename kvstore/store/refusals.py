@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Set
 from typing import Any
 
-from kvstore.errors import KvError, TooManyRequests, WrongOwner
+from kvstore.errors import KvError, TooManyRequests, Unavailable, WrongOwner
 from kvstore.protocol import Answer
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,11 @@ def wrong_owner(partition: int, epoch: int, frozen: Set[int]) -> WrongOwner:
     """`frozen`: only a map with a higher epoch than this one changes that."""
     members = {"fenced": True} if partition in frozen else {}
     return WrongOwner(f"This shard does not serve partition {partition}.", epoch=epoch, **members)
+
+
+def no_lease() -> Unavailable:
+    """Another node may serve the shard by now: nothing is answered that was only looked at here."""
+    return Unavailable("This node does not hold the lease of the shard now: send it again.", retry_after_ms=50)
 
 
 def queue_full(name: str) -> TooManyRequests:

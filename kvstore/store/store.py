@@ -40,6 +40,7 @@ from kvstore.store.partitions import Partitions
 from kvstore.store.pipeline import Pipeline, settle
 from kvstore.store.reads import Reads, is_old
 from kvstore.store.ready import Ready
+from kvstore.store.replicas import Replicas, Replicating
 from kvstore.store.scans import Scans
 from kvstore.store.served import Served
 from kvstore.store.sinks import NOBODY, Then
@@ -48,6 +49,8 @@ from kvstore.store.undecided import Undecided
 from kvstore.store.verification import Verification
 from kvstore.store.write_set import Sink
 from kvstore.transactions.locks import LockTable
+
+_CLOSE_S = 3.0  # for copies to answer
 
 
 class Store:
@@ -59,8 +62,10 @@ class Store:
         limits: Limits,
         environment: Environment,
         on_fatal: OnFatal,
+        replicating: Replicating | None = None,
     ) -> None:
-        engine, log, self._lock_fd, is_examined, self._copy_file, clock_floor = opened
+        self._opened = opened
+        engine, log, _, is_examined, _, clock_floor = opened
         clock, (_, _, shard_id, partitions) = engine.applied.clock, engine.identity
         is_older_copy = clock.version < clock_floor
         # Nothing was given from above the floor yet. The next record makes it durable, before anything is.
@@ -84,7 +89,8 @@ class Store:
         self.recovery_due = asyncio.Event()
         self.applier = Applier(tables)
         self.pipeline = Pipeline(tables, self.applier, self._publish)
-        self.partitions = Partitions(shard_id, tables, self.pipeline, self.applier, is_older_copy)
+        self.replicas = Replicas(shard_id, tables, self.pipeline, replicating)
+        self.partitions = Partitions(shard_id, tables, self.pipeline, self.applier, self.replicas, is_older_copy)
         self.migration = Migration(tables, self.pipeline, self.applier, self.partitions)
         self.reads = Reads(tables, self.pipeline, self.recovery_due)
         self.maintenance = Maintenance(tables, self.pipeline, self.applier)
@@ -104,6 +110,7 @@ class Store:
         on_fatal: OnFatal,
         environment: Environment = SYSTEM,
         told: ToldNumber = untold,
+        replicating: Replicating | None = None,
     ) -> Store:
         """Open the store and serve what its map says is owned.
 
@@ -113,16 +120,23 @@ class Store:
         Raises ForeignData, StoreBehind; DataCorrupt for a damaged lease, intent or decision; LogDamaged; OSError.
         """
         opened = await open_files(path, shard_id, partitions, limits, environment, told)
-        return await cls.serve(opened, limits, on_fatal, environment)
+        return await cls.serve(opened, limits, on_fatal, environment, replicating)
 
     @classmethod
-    async def serve(cls, opened: Opened, limits: Limits, on_fatal: OnFatal, environment: Environment = SYSTEM) -> Store:
+    async def serve(
+        cls,
+        opened: Opened,
+        limits: Limits,
+        on_fatal: OnFatal,
+        environment: Environment = SYSTEM,
+        replicating: Replicating | None = None,
+    ) -> Store:
         """As `open`, with an engine and a log that are open already and belong together; they are the store's now.
 
-        Raises DataCorrupt.
+        Raises DataCorrupt, ForeignData.
         """
-        store = cls(opened, limits, environment, on_fatal)
-        store._begin()
+        store = cls(opened, limits, environment, on_fatal, replicating)
+        store.begin()
         try:
             await store.partitions.restore()
         except BaseException:
@@ -130,10 +144,11 @@ class Store:
             raise
         return store
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Start all work. Nothing is served before `partitions.restore`."""
         works = {
             "commit": self.pipeline.run(),
-            "sync": self.pipeline.sync(),
+            "sync": self.pipeline.writer.run(),
             "fetch": self.pipeline.fetcher.run(),
             "apply": self.applier.run(),
             "clean": self.applier.clean(),
@@ -145,6 +160,7 @@ class Store:
             "waits": self.maintenance.end_waits(),
             "verify": self.tables.verification.run(),
             "orphans": self.partitions.drop_orphans(),
+            "ship": self.replicas.run(),
         }
         self._tasks = {name: self.tables.environment.spawn(self._guard(work)) for name, work in works.items()}
 
@@ -158,9 +174,18 @@ class Store:
             self._on_fatal(error)
 
     async def close(self) -> None:
-        """Commit and answer what is queued, apply everything, then close file and log."""
+        """Commit and answer what is queued, apply everything, then close file and log.
+
+        What cannot be committed, because copies do not answer or another node has taken over, is given up.
+        """
         self.pipeline.close()
-        await self._tasks["commit"]
+        sender, commit = self.tables.sender, self._tasks["commit"]
+        if sender is None:
+            await commit
+        elif not await self.tables.environment.wait_for(asyncio.shield(commit), _CLOSE_S if sender.serves else 0.0):
+            commit.cancel()
+            await asyncio.gather(commit, return_exceptions=True)
+            await self.pipeline.abandon()
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -169,8 +194,8 @@ class Store:
         await self.applier.close()
         await self.tables.engine.close()
         self.tables.log.close()
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
+        if self._opened.lock_fd is not None:
+            os.close(self._opened.lock_fd)
 
     # --- what the parts say -------------------------------------------------------------------------------------------
 
@@ -182,12 +207,13 @@ class Store:
     @property
     def copy_id(self) -> str:
         """Of all copies of this store, which one this is. One in memory has the id of the store."""
-        return self._copy_file.identity.copy_id if self._copy_file is not None else self.identity.store_id
+        copy_file = self._opened.copy_file
+        return copy_file.identity.copy_id if copy_file is not None else self.identity.store_id
 
     async def promise(self, term: int) -> None:
         """Agree to serve that term, durably. Raises ForeignData for one below what was promised; OSError."""
-        if self._copy_file is not None:
-            await self.tables.environment.in_thread(partial(self._copy_file.promise, term))
+        if self._opened.copy_file is not None:
+            await self.tables.environment.in_thread(partial(self._opened.copy_file.promise, term))
 
     @property
     def path(self) -> Path:
@@ -211,8 +237,9 @@ class Store:
 
     @property
     def durable(self) -> int:
-        """The number of the last durable record."""
-        return self.tables.log.durable
+        """The number of the last durable record: on every disk that is waited for."""
+        sender = self.tables.sender
+        return self.tables.log.durable if sender is None else sender.shipping.committed
 
     @property
     def clock(self) -> Clock:

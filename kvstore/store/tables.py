@@ -12,6 +12,7 @@ from typing import NoReturn, Protocol
 from kvstore.config import Limits
 from kvstore.environment import Environment
 from kvstore.metrics import ShardStats
+from kvstore.replication.sender import Sender
 from kvstore.storage.engine import Engine
 from kvstore.storage.log import Log
 from kvstore.storage.rows import Clock
@@ -34,7 +35,11 @@ class OnFatal(Protocol):
 
 @dataclass
 class Tables:
-    """`clock`, `executed`: as of the newest decided batch; `visible`, `served`: of the newest visible one."""
+    """`clock`, `executed`: as of the newest decided batch; `visible`, `served`: of the newest visible one.
+
+    `term`: of the records that are appended. `sender`: ships them to copies; None as long as no map has named one.
+    `is_sealed`: no more operations are taken, because another node is to take over.
+    """
 
     environment: Environment
     limits: Limits
@@ -53,3 +58,14 @@ class Tables:
     memtable: Memtable = field(default_factory=Memtable)
     holds: PreparedTxns = field(default_factory=PreparedTxns)
     stats: ShardStats = field(default_factory=ShardStats)
+    term: int = 0
+    sender: Sender | None = None
+    is_sealed: bool = False
+
+    def may_answer(self) -> bool:
+        """Whether what no record carries may be answered now; to be asked behind the look at it."""
+        return self.sender is None or self.sender.may_answer()
+
+    def takes_writes(self) -> bool:
+        """Whether operations are taken in: in a term that goes on."""
+        return self.sender is None or (self.sender.serves and not self.is_sealed)

@@ -156,8 +156,8 @@ class Harness:
         """
         owner: Any = self.store.tables.engine
         if method == "commit":
-            owner, method = self.store.pipeline, "_sync_in_thread"
-            self.store.pipeline.pace = SyncPace(0)
+            owner, method = self.store.pipeline.writer, "_sync_in_thread"
+            self.store.pipeline.writer.pace = SyncPace(0)
         gate = Gate(getattr(owner, method), before, once)
         self.gates.append(gate)
         setattr(owner, method, gate)

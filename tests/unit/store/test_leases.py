@@ -38,8 +38,8 @@ from kvstore.storage.rows import LEASE, VALUE
 from kvstore.storage.sqlite import SqliteEngine
 from kvstore.store.batch import Batch
 from kvstore.store.leases import LeaseBody
+from kvstore.store.log_writer import LogWriter
 from kvstore.store.ops import EndWait, Expire, ExpireLease, Locks, WriteOp
-from kvstore.store.pipeline import Pipeline
 from kvstore.store.store import Store
 from kvstore.store.write_set import Context, RowMeta
 from kvstore.transactions.intents import PreparedTxns, State
@@ -607,14 +607,14 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, asyncio.Event]]:
     events = {name: asyncio.Event() for name in ("before-sync", "after-sync")}
     for event in events.values():
         event.set()
-    sync = Pipeline._sync_in_thread
+    sync = LogWriter._sync_in_thread
 
-    async def held(pipeline: Pipeline) -> None:
+    async def held(writer: LogWriter) -> None:
         await events["before-sync"].wait()
-        await sync(pipeline)
+        await sync(writer)
         await events["after-sync"].wait()
 
-    monkeypatch.setattr(Pipeline, "_sync_in_thread", held)
+    monkeypatch.setattr(LogWriter, "_sync_in_thread", held)
     yield events
     for event in events.values():
         event.set()

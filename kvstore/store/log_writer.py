@@ -1,0 +1,96 @@
+"""Writing the log: a record is appended, leaves for the copies, and is synced.
+
+Owns: the position of the last record, the syncs, and where they run.
+Promises: a record leaves for the copies before the own sync begins. Where the disk is quick, and no copy is to have the
+record first, the sync runs on the event loop's thread: no hop. Where it is not, it runs in a thread, and one sync
+covers all that was appended before it began.
+Leaves to others: what is decided and answered (`pipeline`), the files (`storage.log`), shipping (`replication.sender`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from kvstore.storage.record import CommitRecord
+from kvstore.storage.segments import Entry
+from kvstore.store.applier import Applier
+from kvstore.store.pacing import SyncPace
+from kvstore.store.tables import Tables
+
+_LOOK_S = 0.001
+
+
+class LogWriter:
+    """`on_synced`: called with the number of the last record that is on the own disk."""
+
+    def __init__(self, tables: Tables, applier: Applier, on_synced: Callable[[int], None]) -> None:
+        self.pace = SyncPace(tables.limits.sync_inline_ms_max)
+        self.position = tables.log.last
+        self._tables = tables
+        self._applier = applier
+        self._on_synced = on_synced
+        self._is_due = asyncio.Event()
+        self._is_syncing = False
+
+    def append(self, record: CommitRecord) -> None:
+        """Append the record, for which there is room, and send it to the copies."""
+        tables, records = self._tables, self._tables.log
+        payload, previous = record.encode(), records.last.checksum
+        records.append(payload, tables.term, frees=True)  # what is decided is not refused
+        self.position = records.last
+        if tables.sender is not None:
+            number, checksum, term = records.last
+            tables.sender.appended(Entry(number, term, payload, checksum, previous))
+        if records.wants_segment:
+            self._applier.segment_wanted.set()
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether the next sync runs on this thread: never where the record has to leave for a copy before."""
+        sender = self._tables.sender
+        return self.pace.is_inline and not self._is_syncing and (sender is None or not sender.shipping.links)
+
+    def sync_now(self) -> None:
+        """Sync on this thread. Raises LogFailed."""
+        self._note(*self._timed_sync())
+
+    def sync_soon(self) -> None:
+        """Have `run` call `on_synced`, after a sync if one is needed."""
+        self._is_due.set()
+
+    async def run(self) -> None:
+        """Sync in a thread whatever this thread does not sync itself, for ever. Raises LogFailed."""
+        records = self._tables.log
+        while True:
+            await self._is_due.wait()
+            self._is_due.clear()
+            self._is_syncing = True
+            number = self.position.number
+            if number > records.durable:
+                await self._sync_in_thread()
+                number = max(number, records.durable)  # also what was appended until the thread began
+            self._is_syncing = False
+            self._on_synced(number)
+            if self.position.number > records.durable:
+                self._is_due.set()
+
+    async def _sync_in_thread(self) -> None:
+        self._note(*await self._tables.environment.in_thread(self._timed_sync))
+
+    def _timed_sync(self) -> tuple[int, float]:
+        """Up to which number the log is durable, and how many seconds the disk took: the hops to a thread and back do
+        not count."""
+        started_s = self._tables.environment.monotonic_s()
+        number = self._tables.log.sync()
+        return number, self._tables.environment.monotonic_s() - started_s
+
+    def _note(self, number: int, seconds: float) -> None:
+        self.pace.observe(seconds)
+        if self._tables.sender is not None:
+            self._tables.sender.synced(number, seconds)
+
+    async def has_stopped(self) -> None:
+        """Wait for the sync that is under way; nothing is appended any more."""
+        while self._is_syncing:
+            await self._tables.environment.sleep(_LOOK_S)

@@ -1,0 +1,421 @@
+"""A store that has copies: a real store on a real file, whose records go to copies on simulated disks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+import pytest
+
+from kvstore.config import Limits
+from kvstore.errors import ForeignData, OutcomeUnknown, Unavailable
+from kvstore.placement.cluster_map import ClusterMap, Replica, at_home, map_of
+from kvstore.protocol import Delete, Get, Pull, Put, Scan
+from kvstore.replication import messages
+from kvstore.replication.copy import StoreCopy
+from kvstore.replication.files import Place, make_copy
+from kvstore.replication.places import Times
+from kvstore.replication.serving import serve_copy
+from kvstore.replication.session import Session
+from kvstore.replication.wire import Wire, WireLost
+from kvstore.shard.service import ShardService
+from kvstore.storage.engine import Engine, Identity
+from kvstore.storage.memory import MemoryEngine
+from kvstore.store.opening import open_files
+from kvstore.store.pacing import SyncPace
+from kvstore.store.replicas import Replicating
+from kvstore.store.store import Store
+from loadtest.simulate.disk import SimulatedDisk
+from tests.unit.replication.test_copy import FOLDER, rows_of
+from tests.unit.replication.test_sender import Inline, QueueWire
+from tests.unit.store.conftest import Gate
+from tests.unit.store.harness import PARTITIONS, Sink, TurnedTime, asked, next_id, until
+
+TIMES = Times(lease_s=30.0, disk_stall_s=30.0, replica_timeout_s=30.0, failover_after_s=60.0)
+
+
+class Turned(TurnedTime):
+    """The machine; the clock of leases can be stepped."""
+
+    lease_step_s = 0.0
+
+    def boottime_s(self) -> float:
+        return super().boottime_s() + self.lease_step_s
+
+
+def fatal(error: BaseException) -> NoReturn:
+    raise error
+
+
+class Primary:
+    """A store of shard s1 on node s1, and copies on nodes n2, n3."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "shard-s1.db"
+        self.environment = Turned()
+        self.limits = Limits(disk_reserve_bytes=1, log_segment_bytes=4 << 20)
+        self.copies: dict[str, StoreCopy] = {}
+        self.wires: list[QueueWire] = []
+        self.sessions: list[Session] = []
+        self.news = 0
+        self.epoch = 1
+        self.is_closed = False
+        self.store: Store
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    # --- what the store is given
+
+    async def connect(self, node: str, session: Session) -> Wire:
+        if node not in self.copies:
+            raise WireLost("the node is down")
+        ours, theirs = QueueWire(messages.decode_from_copy), QueueWire(messages.decode_from_primary)
+        ours.other, theirs.other = theirs, ours
+        self.wires.append(ours)
+        self.sessions.append(session)
+        serving = serve_copy(theirs, lambda session: self.copies[node], Inline())
+        self._tasks.append(asyncio.create_task(serving))
+        return ours
+
+    def _note_news(self) -> None:
+        self.news += 1
+
+    @property
+    def replicating(self) -> Replicating:
+        return Replicating("s1", "start", self.connect, TIMES, self._note_news)
+
+    async def open(self) -> Store:
+        return await Store.open(
+            self.path, self.limits, "s1", PARTITIONS, fatal, self.environment, replicating=self.replicating
+        )
+
+    # --- copies and maps
+
+    async def make_copy(self, node: str) -> StoreCopy:
+        identity = Identity(self.store.identity.store_id, None, "s1", PARTITIONS)
+
+        async def empty() -> Engine:
+            return MemoryEngine(identity)
+
+        place = Place(SimulatedDisk(), FOLDER, f"shard-s1.copy-{node}", empty, empty, 1 << 20)
+        copy = await make_copy(place, identity.store_id, Inline(), TIMES)
+        self.copies[node] = copy
+        self._tasks.append(asyncio.create_task(copy.run()))
+        return copy
+
+    def replica(self, node: str, state: Any, joined: int) -> Replica:
+        return Replica(node=node, copy_id=self.copies[node].following.copy_id, state=state, joined=joined)
+
+    def map(self, *replicas: Replica, term: int = 1) -> ClusterMap:
+        """The next map, with these copies."""
+        self.epoch += 1
+        home = at_home("s1", "http://s1", self.store.identity.store_id, copy_id=self.store.copy_id, term=term)
+        shard = msgspec.structs.replace(home.shard, replicas=list(replicas))
+        cluster_map = map_of([home], cluster_id="c", epoch=self.epoch, partitions=PARTITIONS, owners=[0] * PARTITIONS)
+        nodes = [*cluster_map.nodes, *(msgspec.structs.replace(home.node, id=each.node) for each in replicas)]
+        return msgspec.structs.replace(cluster_map, shards=[shard], nodes=nodes)
+
+    async def in_sync(self, *nodes: str) -> list[Replica]:
+        """These copies join, and a map says so."""
+        joining = [self.replica(node, "joining", self.epoch + 1) for node in nodes]
+        await self.store.partitions.adopt(self.map(*joining))
+        sender = self.store.tables.sender
+        assert sender is not None
+        await until(lambda: {each.copy_id for each in sender.requests()} == {each.copy_id for each in joining})
+        replicas = [msgspec.structs.replace(each, state="in-sync") for each in joining]
+        await self.store.partitions.adopt(self.map(*replicas))
+        await until(self.store.tables.may_answer)
+        return replicas
+
+    def hold_up(self) -> asyncio.Event:
+        """What the copies answer is held up from now on, until the event is set."""
+        gate = asyncio.Event()
+        for wire in self.wires:
+            wire.gate = gate
+        return gate
+
+    # --- operations
+
+    def put(self, key: str, value: bytes = b"value") -> Sink:
+        return asked(self.store, Put(next_id(), key, value))
+
+    def get(self, key: str) -> Sink:
+        sink = Sink()
+        self.store.get(Get(next_id(), key), sink)
+        return sink
+
+    async def close(self) -> None:
+        if not self.is_closed:
+            await asyncio.wait_for(self.store.close(), 60)
+        for task in self._tasks:
+            task.cancel()
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        wrong = [each for each in results if isinstance(each, Exception)]
+        assert not wrong, wrong
+
+
+@asynccontextmanager
+async def primary(folder: Path) -> AsyncIterator[Primary]:
+    """One that serves all partitions, without a copy."""
+    found = Primary(folder)
+    found.store = await found.open()
+    try:
+        await found.store.partitions.adopt(found.map())
+        yield found
+    finally:
+        await found.close()
+
+
+async def test_a_store_without_copies_has_no_sender_and_syncs_where_it_did_before(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        assert (await one.put("a").answer()).status == 201
+        assert one.store.tables.sender is None
+        assert one.store.pipeline.writer.is_inline
+
+
+async def test_a_write_is_answered_and_seen_once_every_copy_in_sync_has_it_on_disk(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        assert (await one.put("before").answer()).status == 201
+        copy, _ = await one.make_copy("n2"), await one.make_copy("n3")
+        await one.in_sync("n2", "n3")
+        gate = one.hold_up()
+        number = one.store.tables.log.last.number + 1
+        written = one.put("a", b"1")
+        await until(lambda: copy.log.synced.number == one.store.tables.log.durable == number)
+        assert written.replies == []
+        assert (await one.get("a").answer()).status == 404, "nothing is seen that could be lost"
+        assert one.store.durable < one.store.tables.log.durable, "and no higher number is told"
+        gate.set()
+        assert (await written.answer()).status == 201
+        assert (await one.get("a").answer()).value == b"1"
+        assert one.store.durable == one.store.tables.log.durable
+        await until(lambda: {"before", "a"} <= rows_of(copy.engine).keys())
+
+
+async def test_records_leave_for_the_copies_before_the_own_sync(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        copy = await one.make_copy("n2")
+        await one.in_sync("n2")
+        writer: Any = one.store.pipeline.writer
+        assert not writer.is_inline
+        writer._sync_in_thread = gate = Gate(writer._sync_in_thread, before=True)
+        number = one.store.tables.log.last.number + 1
+        written = one.put("a")
+        await until(lambda: copy.log.synced.number == number)
+        assert one.store.tables.log.durable < number
+        assert written.replies == []
+        gate.open()
+        assert (await written.answer()).status == 201
+
+
+async def test_nothing_is_sent_to_a_copy_before_the_map_that_names_it_is_durable(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        writer: Any = one.store.pipeline.writer
+        writer.pace = SyncPace(0)  # in a thread
+        writer._sync_in_thread = gate = Gate(writer._sync_in_thread, before=True)
+        adopted = asyncio.create_task(one.store.partitions.adopt(one.map(one.replica("n2", "joining", 3))))
+        await asyncio.wait_for(gate.arrived.wait(), 60)
+        assert one.store.tables.sender is not None
+        await asyncio.sleep(0.1)
+        assert one.sessions == []
+        gate.open()
+        assert await adopted
+        await until(lambda: one.sessions)
+
+
+async def test_what_no_record_carries_is_answered_only_with_the_lease(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        await one.in_sync("n2")
+        await one.put("a", b"1").answer()
+        service = ShardService("s1", one.store, None, one.limits)  # type: ignore[arg-type]
+        assert (await one.get("a").answer()).value == b"1"
+        gate = one.hold_up()
+        one.environment.lease_step_s += TIMES.lease_s
+        assert not one.store.tables.may_answer()
+        looks = [Get(1, "a"), Delete(2, "absent"), Scan(3, "", "", 10, True), Get(4, "absent")]
+        for look in looks:
+            service.handle(look, sink := Sink())
+            answer = await sink.answer()
+            assert (answer.id, answer.status) == (look.id, 503), look
+            assert answer.problem is not None
+            assert answer.problem["code"] == Unavailable.code
+        gate.set()
+        await until(one.store.tables.may_answer)
+        for look, status in zip(looks[:2], (200, 404), strict=True):
+            service.handle(look, sink := Sink())
+            assert (await sink.answer()).status == status
+
+
+async def test_the_lease_is_looked_at_behind_the_read_of_the_file(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        await one.in_sync("n2")
+        await one.put("a", b"1").answer()
+        await one.store.applier.flush()
+        one.store.tables.cache.clear()
+        engine: Any = one.store.tables.engine
+        engine.read = gate = Gate(engine.read)
+        read = one.get("a")
+        await asyncio.wait_for(gate.arrived.wait(), 60)
+        one.hold_up()
+        one.environment.lease_step_s += TIMES.lease_s
+        gate.open()
+        assert (await read.answer()).status == 503
+
+
+async def test_a_copy_that_is_out_is_waited_for_no_more_though_an_earlier_map_still_waits_for_it(
+    tmp_path: Path,
+) -> None:
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        replicas = await one.in_sync("n2")
+        one.hold_up()
+        written = one.put("a")
+        earlier = asyncio.create_task(one.store.partitions.adopt(one.map(*replicas)))
+        later = one.map()
+        await until(lambda: one.store.tables.log.durable >= one.store.tables.sender.shipping.committed + 2)  # type: ignore[union-attr]
+        adopted = asyncio.create_task(one.store.partitions.adopt(later))
+        await asyncio.sleep(0.05)
+        assert written.replies == []
+        assert not earlier.done()
+        assert one.store.replicas.hear(later)
+        assert (await written.answer()).status == 201
+        assert await asyncio.wait_for(earlier, 30)
+        assert await asyncio.wait_for(adopted, 30)
+        assert (await one.put("b").answer()).status == 201
+        assert (await one.get("b").answer()).status == 200, "without copies no lease is needed"
+
+
+async def test_an_older_map_that_is_adopted_late_names_no_copy_again_that_is_out(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        replicas = await one.in_sync("n2")
+        one.hold_up()
+        older, newer = one.map(*replicas), one.map()
+        one.store.replicas.hear(newer)
+        assert await asyncio.wait_for(one.store.partitions.adopt(older), 30)
+        assert one.store.tables.sender is not None
+        assert one.store.tables.sender.shipping.links == ()
+        assert (await one.put("a").answer()).status == 201
+
+
+async def test_a_store_whose_own_map_names_a_copy_is_not_opened_without_a_new_term(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        await one.store.partitions.adopt(one.map(one.replica("n2", "joining", 3)))
+        await one.store.close()
+        with pytest.raises(ForeignData, match="has copies"):
+            await one.open()
+        await one.make_copy("n2")
+        one.store = await _opened_in_term(one, "n2")
+
+
+async def _opened_in_term(one: Primary, *nodes: str) -> Store:
+    opened = await open_files(one.path, "s1", PARTITIONS, one.limits, one.environment)
+    one.store = Store(opened, one.limits, one.environment, fatal, one.replicating)
+    one.store.begin()
+    term = one.epoch + 1
+    replicas = [one.replica(node, "in-sync", 3) for node in nodes]
+    await asyncio.wait_for(one.store.partitions.restore(one.map(*replicas, term=term)), 60)
+    return one.store
+
+
+async def test_a_term_is_open_once_every_copy_in_sync_has_the_record_that_opens_it(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        await one.put("a", b"1").answer()
+        copy = await one.make_copy("n2")
+        replicas = await one.in_sync("n2")
+        await one.store.close()
+        opened = await open_files(one.path, "s1", PARTITIONS, one.limits, one.environment)
+        one.store = Store(opened, one.limits, one.environment, fatal, one.replicating)
+        one.store.begin()
+        copies, one.copies = one.copies, {}  # the node is away
+        opens = one.map(*replicas, term=9)
+        one.epoch = 9
+        opening = asyncio.create_task(one.store.partitions.restore(opens))
+        await until(lambda: one.store.tables.sender is not None and one.store.tables.log.durable > copy.log.last.number)
+        assert not opening.done()
+        assert (await one.get("a").answer()).status in (421, 503)
+        assert (await one.put("b").answer()).status in (421, 503)
+        one.copies = copies
+        await asyncio.wait_for(opening, 60)
+        assert one.store.tables.log.last.term == 9 == copy.log.last.term == copy.following.promised
+        await until(one.store.tables.may_answer)
+        assert (await one.get("a").answer()).value == b"1"
+        assert (await one.put("b").answer()).status == 201
+
+
+async def test_a_store_whose_term_has_ended_answers_nothing_more_and_closes(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        replicas = await one.in_sync("n2")
+        await one.put("a", b"1").answer()
+        one.hold_up()
+        written = one.put("lost?")
+        await until(lambda: one.store.tables.log.durable > one.store.durable)
+        assert not one.store.replicas.hear(one.map(*replicas, term=7))
+        assert one.news > 0
+        assert (await one.put("b").answer()).status == 503
+        assert (await one.get("a").answer()).status == 503
+        await one.store.close()
+        one.is_closed = True
+        answer = await written.answer()
+        assert answer.problem is not None
+        assert answer.problem["code"] == OutcomeUnknown.code
+
+
+async def test_a_lease_is_given_back_once_the_copy_has_all_and_then_nothing_is_answered(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        copy = await one.make_copy("n2")
+        await one.in_sync("n2")
+        await one.put("a", b"1").answer()
+        gate = one.hold_up()
+        held = one.put("b")
+        copy_id = copy.following.copy_id
+        assert not await one.store.replicas.give_back(copy_id, 0.02), "the copy has not answered"
+        gate.set()
+        assert (await held.answer()).status == 201
+        assert (await one.put("c").answer()).status == 201, "it goes on where the change has failed"
+        assert await one.store.replicas.give_back(copy_id, 60)
+        assert copy.log.last == one.store.tables.log.last
+        assert (await one.put("d").answer()).status == 503
+        assert (await one.get("a").answer()).status == 503
+        await until(copy.may_be_promoted)
+
+
+async def test_the_log_is_kept_for_a_copy_that_joins_up_to_a_bound(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        await one.store.partitions.adopt(one.map(one.replica("n2", "joining", 3)))
+        sender: Any = one.store.tables.sender
+        await until(lambda: sender.requests())
+        tables, applier = one.store.tables, one.store.applier
+        assert applier._kept_from == tables.log.durable, "one that has all needs nothing"
+        (link,), (at,) = sender.shipping.links, sender._links.values()
+        sender.shipping = sender.shipping._replace(links=(link._replace(waited=0, acked=1),))
+        at.keeps = 1
+        assert applier._kept_from == 1
+        tables.limits = msgspec.structs.replace(tables.limits, log_bytes_max=1)
+        assert applier._kept_from == tables.log.durable
+
+
+async def test_pages_of_a_move_are_given_only_with_the_lease(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        await one.in_sync("n2")
+        service = ShardService("s1", one.store, None, one.limits)  # type: ignore[arg-type]
+        one.hold_up()
+        one.environment.lease_step_s += TIMES.lease_s
+
+        async def page(pull: Pull) -> Any:
+            return messages.Ack(0)
+
+        one.store.migration.pull = page  # type: ignore[method-assign, assignment]
+        service.handle(Pull(7, [1], 0, 0, 10), sink := Sink())
+        answer = await sink.answer()
+        assert (answer.id, answer.status) == (7, 503)
