@@ -61,7 +61,7 @@ Copy = tuple[str, str]  # node and shard
 class Cluster:
     """`faults`: how often each kind came; `points`: how often each failpoint was hit."""
 
-    def __init__(self, loop: SimulatedLoop, seed: int) -> None:
+    def __init__(self, loop: SimulatedLoop, seed: int, replicas: int = 1) -> None:
         self.loop = loop
         self.seed = seed
         self.network = Network(loop, self.random("network"))
@@ -71,12 +71,13 @@ class Cluster:
         self._made = 0
         self.kill_at: dict[str, int] = {}  # at the n-th time of that failpoint
         first = [f"s{number}" for number in range(1, SHARDS + 1)]
-        self.controller = ControllerServer(self.network, self.random("controller"), LIMITS, self.found, first)
+        self.controller = ControllerServer(self.network, self.random("controller"), LIMITS, self.found, first, replicas)
         self.routers = [self._router(f"r{number}") for number in range(1, ROUTERS + 1)]
         self.nodes = {name: self._node(name) for name in first}
         self._members: dict[str, None] = {}
         self._serving: dict[int, Copy] = {}
         self._looked_at: dict[Copy, object] = {}
+        self._terms: dict[tuple[str, int], str] = {}  # the copy that served a store in that term
         self._floors: dict[Copy, tuple[int, int, int]] = {}  # what each copy's clocks have shown
 
     def random(self, name: str) -> random.Random:
@@ -217,7 +218,16 @@ class Cluster:
             self._floors[copy] = now
         if store.served is not self._looked_at.get(copy):
             self._looked_at[copy] = store.served
+            shard = store.cluster_map.shard(copy[1]) if store.cluster_map is not None else None
+            if shard is not None:
+                self.note_term(store.identity.store_id, shard.term, store.copy_id)
             self._note_served(copy, store.served)
+
+    def note_term(self, store_id: str, term: int, copy_id: str) -> None:
+        """That copy serves in that term: no other one ever did. Raises Violation."""
+        first = self._terms.setdefault((store_id, term), copy_id)
+        if first != copy_id:
+            raise Violation(f"copy {copy_id} of store {store_id} serves in term {term}, in which copy {first} has")
 
     def _note_served(self, copy: Copy, served: Served) -> None:
         """One owner per partition. Raises Violation."""

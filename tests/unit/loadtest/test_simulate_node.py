@@ -17,9 +17,10 @@ from kvstore.store.opening import untold
 from kvstore.transport.channel import Channel
 from kvstore.transport.link import Links
 from kvstore.transport.sessions import ClusterSession
-from loadtest.simulate.cluster import LIMITS
+from loadtest.simulate.cluster import LIMITS, Cluster
 from loadtest.simulate.disk import lose_all
 from loadtest.simulate.loop import Process, SimulatedLoop
+from loadtest.simulate.machine import Violation
 from loadtest.simulate.network import Network
 from loadtest.simulate.node import NodeServer
 from loadtest.simulate.servers import PARTITIONS
@@ -130,3 +131,11 @@ def test_a_simulated_node_serves_all_stores_of_which_it_is_primary_also_after_a_
     assert isinstance(admitted, Refused)
     assert admitted.status == 404
     assert not found
+
+
+def test_a_second_primary_in_a_term_is_a_violation(loop: SimulatedLoop) -> None:
+    cluster = Cluster(loop, 1)
+    for term, copy_id in ((5, "one"), (5, "one"), (6, "other"), (7, "one")):
+        cluster.note_term("the store", term, copy_id)
+    with pytest.raises(Violation, match="term 5"):
+        cluster.note_term("the store", 5, "other")
