@@ -32,10 +32,10 @@ class SlowThreads(Environment):
 
 async def test_a_quick_disk_is_synced_on_the_loop_again_however_slow_the_threads_are(tmp_path: Path) -> None:
     async with opened(tmp_path, SlowThreads(), sync_inline_ms_max=2.0) as store:
-        store.pipeline.pace.observe(10.0)  # the disk stalled once
-        assert not store.pipeline.pace.is_inline
+        store.pipeline.writer.pace.observe(10.0)  # the disk stalled once
+        assert not store.pipeline.writer.pace.is_inline
         for number in range(200):
             await ask(store, Put(number + 1, f"key-{number}", b""))
-            if store.pipeline.pace.is_inline:
+            if store.pipeline.writer.pace.is_inline:
                 return
     raise AssertionError("200 syncs that took no time were still not taken for quick")
