@@ -609,10 +609,11 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, asyncio.Event]]:
         event.set()
     sync = LogWriter._sync_in_thread
 
-    async def held(writer: LogWriter) -> None:
+    async def held(writer: LogWriter) -> float:
         await events["before-sync"].wait()
-        await sync(writer)
+        seconds = await sync(writer)
         await events["after-sync"].wait()
+        return seconds
 
     monkeypatch.setattr(LogWriter, "_sync_in_thread", held)
     yield events
