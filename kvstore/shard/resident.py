@@ -21,7 +21,7 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
-from kvstore.errors import Unavailable
+from kvstore.errors import KvError, Unavailable
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.protocol import Answer, Request
@@ -34,7 +34,7 @@ from kvstore.shard.hosted import HostedStore, Surroundings, host
 from kvstore.shard.term_opening import TermOpening
 from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import Identity
-from kvstore.storage.log import Log
+from kvstore.storage.log import Log, LogFailed
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.opening import Opened
 from kvstore.store.store import Store
@@ -149,7 +149,7 @@ class Resident:
 
     async def serve_session(self, wire: Wire) -> None:
         """Serve a primary's session with the copy here, until the connection is lost."""
-        task = asyncio.ensure_future(serve_copy(wire, lambda session: self.copy, self._around.environment))
+        task = asyncio.ensure_future(self._serve_copy(wire))
         self._sessions[task] = None
         try:
             await task
@@ -159,6 +159,14 @@ class Resident:
                 raise
         finally:
             self._sessions.pop(task, None)
+
+    async def _serve_copy(self, wire: Wire) -> None:
+        try:
+            await serve_copy(wire, lambda session: self.copy, self._around.environment)
+        except KvError as error:  # what came cannot be taken: only this connection ends
+            log.error("a session with the copy of shard %s ends: %s", self.shard_id, error.detail)
+        except (LogFailed, OSError) as error:  # what is on the disk is not known any more
+            self._around.on_fatal(error)
 
     async def _end_sessions(self) -> None:
         sessions = list(self._sessions)

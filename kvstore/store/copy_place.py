@@ -24,7 +24,7 @@ from kvstore.replication import files
 from kvstore.replication.configuration import configuration_of
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.places import Place, Times
-from kvstore.replication.promise import Identity, read_identity
+from kvstore.replication.promise import Identity, identity_path, read_identity
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import Disk, OsDisk, remove_if_there
 from kvstore.storage.sqlite import SqliteEngine
@@ -72,6 +72,8 @@ async def make_copy_files(
 
 def is_filling(path: Path) -> bool:
     """Whether a snapshot was on its way into that file when its process ended: file and log are nothing, then."""
+    if not identity_path(path.parent, path.stem).exists():
+        return False
     with suppress(DataCorrupt):
         identity = read_identity(_OS, path.parent, path.stem)
         return identity is not None and identity.filling

@@ -6,7 +6,7 @@ import asyncio
 import os
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import aiohttp
 import pytest
@@ -16,12 +16,14 @@ from kvstore.environment import SYSTEM
 from kvstore.errors import ForeignData
 from kvstore.placement.cluster_map import ClusterMap, Replica, Shard, at_home, first_map
 from kvstore.replication.beats import Drop, Make
+from kvstore.replication.messages import Hello
 from kvstore.replication.promise import read_identity, write_identity
+from kvstore.replication.session import Session
 from kvstore.shard.copy_wires import connect
 from kvstore.shard.folder import FileFolder
 from kvstore.shard.hosted import Surroundings
 from kvstore.shard.resident import Resident
-from kvstore.storage.disk import OsDisk
+from kvstore.storage.disk import OsDisk, OsFile
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.opening import Opened, untold
 from kvstore.transport.sessions import ClusterSession
@@ -60,6 +62,12 @@ async def test_a_copy_keeps_its_id_and_is_never_served_by_itself(tmp_path: Path)
     assert isinstance(opened, CopyFiles)
     assert opened.copy.identity.copy_id == made
     await opened.close()
+
+
+async def test_a_node_without_a_folder_makes_its_own_store(tmp_path: Path) -> None:
+    opened = await folder_of(tmp_path / "new", "s1").open("s1", PARTITIONS, untold)
+    assert isinstance(opened, Opened)
+    await close(opened)
 
 
 @pytest.mark.parametrize("has_begun_anew", [False, True])
@@ -131,6 +139,51 @@ def named(copy_id: str | None) -> ClusterMap:
     replicas = [Replica(node="n2", copy_id=copy_id, state="in-sync", joined=1)] if copy_id is not None else []
     shard = Shard(id="s1", store_id=STORE_ID, primary=home.shard.primary, term=1, replicas=replicas)
     return first_map("c", PARTITIONS, [home._replace(shard=shard)])
+
+
+class Came:
+    """A connection by which these messages have come, and then no more."""
+
+    def __init__(self, *messages: Any) -> None:
+        self._messages = list(messages)
+        self.sent: list[Any] = []
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    async def receive(self) -> Any:
+        if not self._messages:
+            await asyncio.Event().wait()
+        return self._messages.pop(0)
+
+    async def close(self) -> None:
+        self._messages.clear()
+
+
+async def test_a_copy_whose_disk_fails_in_a_session_ends_the_process(tmp_path: Path) -> None:
+    """The connection alone must not end: what is on the disk is not known, and no later session would mend that."""
+    failed: list[BaseException] = []
+
+    def note(error: BaseException) -> NoReturn:
+        failed.append(error)
+        raise SystemExit
+
+    def fails(file: OsFile) -> None:
+        raise OSError(5, "I/O error")
+
+    async with aiohttp.ClientSession() as session:
+        dial = partial(connect, session, ClusterSession())
+        folder = folder_of(tmp_path, "n2")
+        around = Surroundings("n2", folder, LIMITS, session, ClusterSession(), "http://x", note, SYSTEM, dial)
+        resident = Resident("s1", around)
+        await resident.make(Make(shard="s1", store_id=STORE_ID, partitions=PARTITIONS))
+        hello = Hello(Session(STORE_ID, 3, "start", resident.copy_id, 1))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(OsFile, "sync", fails)
+            with pytest.raises(SystemExit):
+                await resident._serve_copy(Came(hello))
+        await resident.close()
+    assert [str(error) for error in failed] == ["[Errno 5] I/O error"]
 
 
 async def test_an_order_to_drop_a_copy_is_refused_while_the_map_names_it(tmp_path: Path) -> None:
