@@ -3,22 +3,21 @@
 Owns: which children run, for as long as the controller wants them; their ports; the word that the cluster is ready.
 Promises: a child that dies is started again for as long as the launcher lives, with the configuration that this one
 read; no child outlives it, not even after kill -9; all of them have ended within 10 s of a stop.
-Leaves to others: keeping children running (`supervisor`), which shards are to run and what becomes of their files
-(`roster`), what a child does and its pid file (`process`), the command line (`cli`).
+Leaves to others: whether a cluster may run here (`premises`), keeping children running (`supervisor`), which shards
+are to run and what becomes of their files (`roster`), what a child does and its pid file (`process`), the command line
+(`cli`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import os
 import signal
 import site
-import socket
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -28,15 +27,8 @@ from kvstore.addresses import address_text, is_any_address, listen_address, on_t
 from kvstore.config import CONFIG_VARIABLE, ClusterConfig, encode_config, load_config
 from kvstore.demo import check_demo, with_demo
 from kvstore.errors import ConfigError, KvError
-from kvstore.process import (
-    EXIT_REFUSED,
-    parent_of,
-    port_holder,
-    port_in_use,
-    raise_open_files_limit,
-    refusal,
-    stop_signals,
-)
+from kvstore.premises import claim, is_taken, ports_in_use
+from kvstore.process import EXIT_REFUSED, raise_open_files_limit, refusal, stop_signals
 from kvstore.roster import (
     DesiredShards,
     Files,
@@ -50,7 +42,6 @@ from kvstore.roster import (
 )
 from kvstore.supervisor import Child, Log, Supervisor, json_line
 
-_LEFTOVER_WAIT_S = 3.0
 _READY_POLL_S = 0.05
 _READY_TIMEOUT_S = 2.0
 _NOT_READY_REPORT_S = 10.0
@@ -71,28 +62,32 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
     second router for the play-throughs of the page.
     """
     raise_open_files_limit()  # a few for each child, and whatever the shell left us may be less than those
-    try:
-        config = load_config(config_path)
-        ids = first_shards(config, look(Path(config.data_dir)))
-        first = msgspec.structs.replace(config, shards=[shard for shard in config.shards if shard.id in ids])
-        refusals = await _ports_in_use(first)
-        if demo:
-            check_demo(first)
-    except KvError as error:
-        refusals = [refusal(error)]
-    as_json = os.environ.get("KVSTORE_LOG") == "json"
-    for line in refusals:
-        print(json_line("up", line) if as_json else f"kvstore up: {line}", file=sys.stderr, flush=True)
-    if refusals:
-        return EXIT_REFUSED
-    log = Log(as_json=as_json)
-    try:
-        children = cluster_children(first, config_path.absolute())
-        if demo:
-            children = with_demo(children, partial(router_child, first, config_path.absolute()))
-        return await _run(config, config_path.absolute(), children, restart, announce, log)
-    finally:
-        await asyncio.to_thread(log.close)
+    with ExitStack() as held:
+        try:
+            config = load_config(config_path)
+            data_dir = Path(config.data_dir)
+            ids = first_shards(config, look(data_dir))
+            first = msgspec.structs.replace(config, shards=[shard for shard in config.shards if shard.id in ids])
+            refusals = await ports_in_use(first)
+            if demo:
+                check_demo(first)
+            if not refusals:
+                held.enter_context(await claim(data_dir))
+        except KvError as error:
+            refusals = [refusal(error)]
+        as_json = os.environ.get("KVSTORE_LOG") == "json"
+        for line in refusals:
+            print(json_line("up", line) if as_json else f"kvstore up: {line}", file=sys.stderr, flush=True)
+        if refusals:
+            return EXIT_REFUSED
+        log = Log(as_json=as_json)
+        try:
+            children = cluster_children(first, config_path.absolute())
+            if demo:
+                children = with_demo(children, partial(router_child, first, config_path.absolute()))
+            return await _run(config, config_path.absolute(), children, restart, announce, log)
+        finally:
+            await asyncio.to_thread(log.close)
 
 
 async def _run(
@@ -327,7 +322,7 @@ class ShardReconciler:
 
     def _start(self, shard_id: str, listen: str | None) -> None:
         try:
-            if listen is None or self._is_taken(shard_id, listen):
+            if listen is None or self.is_taken(shard_id, listen):
                 listen = self._free_listen()
         except ConfigError as error:
             self._log.write("up", f"shard-{shard_id} cannot be started: {error.detail}")
@@ -339,15 +334,15 @@ class ShardReconciler:
     def _again(self, child: Child) -> Child:
         """The same child, at another port if another process has taken its own."""
         with suppress(ConfigError):
-            if self._is_taken(child.id, self._listens[child.id]):
+            if self.is_taken(child.id, self._listens[child.id]):
                 self._listens[child.id] = self._free_listen()
         return self._child(child.id)
 
     def _child(self, shard_id: str) -> Child:
         return shard_child(self._config, self._config_path, shard_id, self._listens[shard_id])
 
-    def _is_taken(self, shard_id: str, listen: str) -> bool:
-        taken = _is_taken(*listen_address(listen))
+    def is_taken(self, shard_id: str, listen: str) -> bool:
+        taken = is_taken(*listen_address(listen))
         if taken:
             self._log.write("up", f"{listen}, the address of shard-{shard_id}, is in use: taking the next that is free")
         return taken
@@ -357,7 +352,7 @@ class ShardReconciler:
         assert self._launch is not None
         others = [listen_address(listen)[1] for listen in self._listens.values()]
         for listen in free_listens(self._config, self._launch, others):
-            if not _is_taken(*listen_address(listen)):
+            if not is_taken(*listen_address(listen)):
                 return listen
         raise ConfigError("no port is free: end other processes on this host.")
 
@@ -392,60 +387,6 @@ class ShardReconciler:
                 self._log.write("up", f"the file of shard-{shard_id} is kept as {path}")
         except OSError as error:
             self._log.write("up", f"the file of shard-{shard_id} could not be set aside: {error}; move it away")
-
-
-# --- ports -----------------------------------------------------------------------------------------------------------
-
-
-async def _ports_in_use(config: ClusterConfig) -> list[str]:
-    """A line for each port of the cluster that is taken.
-
-    Children of an earlier launcher that was killed are just ending: they are waited for a little. So is a holder
-    that cannot be told: it may have ended since the look at its port.
-    """
-    listens = [router.listen for router in config.routers]
-    listens += [controller.listen for controller in config.controllers]
-    listens += [shard.listen for shard in config.shards]
-    clock = asyncio.get_running_loop()
-    deadline = clock.time() + _LEFTOVER_WAIT_S
-    while True:
-        taken = [port for host, port in map(listen_address, listens) if _is_taken(host, port)]
-        leftovers = _known_pids(Path(config.data_dir) / "run")
-        holders = [port_holder(port) for port in taken]
-        ending = all(holder is None or holder.pid in leftovers for holder in holders)
-        if not taken or not ending or clock.time() > deadline:
-            return _refusals(taken, {holder.pid for holder in holders if holder is not None} & leftovers)
-        await asyncio.sleep(0.1)
-
-
-def _refusals(taken: Sequence[int], our_children: set[int]) -> list[str]:
-    launchers = {parent_of(pid) for pid in our_children} - {None, 1}
-    if len(launchers) == 1:
-        return [
-            f"this cluster runs already, started by pid {launchers.pop()}: use it, or end that process (Ctrl-C) first. "
-            "A second cluster needs a cluster.yaml with a data_dir and ports of its own."
-        ]
-    return [port_in_use(port) for port in taken]
-
-
-def _is_taken(host: str, port: int) -> bool:
-    """Raises ConfigError for an address that cannot be listened on for another reason."""
-    try:
-        # Same options as the loops set when they listen: what succeeds here succeeds there.
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return True
-        raise ConfigError(f"{host}:{port} cannot be listened on: {error}; change it in cluster.yaml.") from None
-    return False
-
-
-def _known_pids(run_dir: Path) -> set[int]:
-    pids = set()
-    for path in run_dir.glob("*.pid"):
-        with suppress(OSError, ValueError):
-            pids.add(int(path.read_text()))
-    return pids
 
 
 # --- readiness -------------------------------------------------------------------------------------------------------

@@ -22,13 +22,9 @@ from aiohttp import web
 from kvstore.addresses import address_text, advertised_host, listen_address
 from kvstore.config import ClusterConfig
 from kvstore.controller.change_views import ChangeViews
-from kvstore.controller.closer import ChangeCloser
-from kvstore.controller.copy_keeper import CopyKeeper
 from kvstore.controller.document import ClusterDocument
-from kvstore.controller.lost import Reopener
-from kvstore.controller.mover import Mover, new_move_id
+from kvstore.controller.parts import assemble
 from kvstore.controller.routes import make_table
-from kvstore.controller.service import ClusterService
 from kvstore.controller.shards import ShardClients
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.environment import SYSTEM
@@ -79,19 +75,14 @@ async def _serve(
     document = ClusterDocument(store, config.limits.map_write_tries_max)
     cluster = ClusterSession(SYSTEM.random_hex(_SESSION_BYTES))
     shards = ShardClients(config.limits, session, cluster)
-    mover = Mover(document, shards, config.limits)
-    service = ClusterService(document, config, shards)
-    reopener = Reopener(document, shards, config.limits)
-    keeper = CopyKeeper(document, config.limits, cluster.id, service.hear, new_move_id)
-    closer = ChangeCloser(document, mover, service.may_run, config.limits, unserved=keeper.unserved)
-    views = ChangeViews(service, mover, lambda: reopener.waits_for)
-    mover.is_dead = keeper.is_dead
-    service.on_clock, service.on_announced = reopener.tell, keeper.announced
+    parts = assemble(document, config, shards, cluster.id)
+    service, mover = parts.service, parts.mover
+    views = ChangeViews(service, mover, lambda: parts.reopener.waits_for)
     await service.report_start()
-    table = make_table(service, mover, keeper, views, config.limits, stop, cluster.id)
+    table = make_table(service, mover, parts.keeper, views, config.limits, stop, cluster.id)
     server = Server(_handler(table, config, cluster.id), config.limits)
     runner = None
-    working = [asyncio.create_task(each.run()) for each in (mover, reopener, closer, keeper)]
+    working = [asyncio.create_task(work) for work in parts.works()]
     stopping = asyncio.create_task(stop.wait())
     watching = asyncio.create_task(service.watch_if_behind())
     try:

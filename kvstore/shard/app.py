@@ -24,7 +24,9 @@ from kvstore.config import ClusterConfig, Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import NoSuchRoute
 from kvstore.metrics import exposition, shard_families
+from kvstore.shard import disk_watch
 from kvstore.shard.copy_wires import accept, connect
+from kvstore.shard.disk_watch import DiskWatch
 from kvstore.shard.folder import FileFolder
 from kvstore.shard.hellos import SessionFile
 from kvstore.shard.hosted import Surroundings
@@ -85,7 +87,10 @@ class ShardApp:
         refused = await self._node.admit_process(request.query.get(PARAMETER, ""), request.remote)
         if refused is not None:
             return web.Response(status=refused.status, text=f"{refused.why}\n")
-        socket, wire = await accept(request)
+        try:
+            socket, wire = await accept(request)
+        except ConnectionError:  # it has left in the meantime, as after a pause of this process
+            return web.Response(status=503)
         self._sockets.add(socket)
         try:
             await self._node.stores.serve_session(request.query.get("store", ""), wire)
@@ -167,6 +172,9 @@ async def _serve(
         dial = partial(connect, session, cluster)
         around = Surroundings(shard_id, folder, limits, session, cluster, join, _end_process, SYSTEM, dial)
         node = await Node.open(around, config.partitions, SessionFile(data_dir, shard_id), at_the_end)
+        watch = DiskWatch(limits.disk_stall_s, node.stores.logs_with_copies, disk_watch.end_process)
+        watch.start()
+        at_the_end.callback(watch.close)
         app = ShardApp(node, limits)
         runner = web.AppRunner(app.web, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
         at_the_end.push_async_callback(runner.cleanup)

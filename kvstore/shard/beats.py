@@ -54,7 +54,7 @@ class Beats:
         """Beat, for ever."""
         while True:
             cluster_map = self._stores.cluster_map
-            if cluster_map is not None and beats(cluster_map, keeps_copies=len(self._stores.by_shard) > 1):
+            if cluster_map is not None and beats(cluster_map, self._stores.keeps_copies):
                 await self._beat()
             self._news.clear()
             await self._environment.wait_for(self._news.wait(), self._every_s)

@@ -23,6 +23,7 @@ from kvstore.transport.sessions import PARAMETER, ClusterSession
 
 _FRAME_BYTES_MAX = 2 * SEGMENT_BYTES  # the largest record, or a frame of several
 _SILENCE_S = 30.0
+_CLOSE_S = 1.0
 
 _Socket = aiohttp.ClientWebSocketResponse | web.WebSocketResponse
 
@@ -56,7 +57,19 @@ class SocketWire:
             raise WireLost(f"what came is no message: {error}") from error
 
     async def close(self) -> None:
-        await self._socket.close()
+        """Returns at once: the other end may be one that does not answer any more."""
+        closing = asyncio.ensure_future(self._socket.close())
+        _closing[closing] = None
+        closing.add_done_callback(_note_closed)
+
+
+_closing: dict[asyncio.Future[bool], None] = {}
+
+
+def _note_closed(closing: asyncio.Future[bool]) -> None:
+    del _closing[closing]
+    if not closing.cancelled():
+        closing.exception()  # a connection that is lost already
 
 
 async def connect(http: aiohttp.ClientSession, cluster: ClusterSession, url: str, session: Session) -> Wire:
@@ -66,7 +79,7 @@ async def connect(http: aiohttp.ClientSession, cluster: ClusterSession, url: str
             f"{url}/copies?store={session.store_id}&{PARAMETER}={cluster.id}",
             max_msg_size=_FRAME_BYTES_MAX,
             compress=0,
-            timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+            timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
         )
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise WireLost(str(error) or type(error).__name__) from error
@@ -74,7 +87,7 @@ async def connect(http: aiohttp.ClientSession, cluster: ClusterSession, url: str
 
 
 async def accept(request: web.Request) -> tuple[web.WebSocketResponse, Wire]:
-    """The socket that answers the request, and the copy's end of it."""
-    socket = web.WebSocketResponse(compress=False, max_msg_size=_FRAME_BYTES_MAX)
+    """The socket that answers the request, and the copy's end of it. Raises ConnectionError."""
+    socket = web.WebSocketResponse(compress=False, max_msg_size=_FRAME_BYTES_MAX, timeout=_CLOSE_S)
     await socket.prepare(request)
     return socket, SocketWire(socket, messages.decode_from_primary)

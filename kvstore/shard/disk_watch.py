@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from threading import Event, Thread
 from typing import NoReturn, Protocol
 
@@ -34,13 +34,13 @@ class Watched(Protocol):
 
 
 class DiskWatch:
-    """`stall_s`: how long a sync may take. `on_hung` is called in the watch's own thread, once.
+    """`stall_s`: how long a sync may take. `watched` says what is looked at; it is asked, and `on_hung` is called once,
+    in the watch's own thread."""
 
-    `watched` may be replaced at any time.
-    """
-
-    def __init__(self, stall_s: float, on_hung: Callable[[float], None]) -> None:
-        self.watched: Sequence[Watched] = ()
+    def __init__(
+        self, stall_s: float, watched: Callable[[], Iterable[Watched]], on_hung: Callable[[float], None]
+    ) -> None:
+        self._watched = watched
         self._stall_s = stall_s
         self._on_hung = on_hung
         self._is_over = Event()
@@ -57,7 +57,7 @@ class DiskWatch:
 
     def look(self) -> bool:
         """Look once; whether a sync has hung for too long."""
-        under_way = [sync for each in tuple(self.watched) if (sync := each.sync_under_way) is not None]
+        under_way = [sync for each in self._watched() if (sync := each.sync_under_way) is not None]
         self._seen = {sync: self._seen.get(sync, 0) + 1 for sync in under_way}
         return any(looks > _LOOKS for looks in self._seen.values())
 

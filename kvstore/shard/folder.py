@@ -18,7 +18,15 @@ from kvstore.environment import SYSTEM
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.storage import sqlite_file
-from kvstore.store.copy_place import CopyFiles, as_copy, make_copy_files, names_copies, set_aside
+from kvstore.store.copy_place import (
+    CopyFiles,
+    as_copy,
+    is_filling,
+    make_copy_files,
+    names_copies,
+    open_filling,
+    set_aside,
+)
 from kvstore.store.opening import Opened, ToldBefore, ToldNumber, open_unapplied, store_path, untold
 
 
@@ -53,11 +61,16 @@ class FileFolder:
         self._limits = limits
 
     def copies(self) -> list[str]:
-        return copies_in([path.name for path in self._data_dir.iterdir()], self._node_id)
+        """Only those that have an id: others were being made when the process died, and are made anew."""
+        names = {path.name for path in self._data_dir.iterdir()}
+        made = [name for name in names if f"{name.removesuffix('.db')}.id" in names]
+        return copies_in(made, self._node_id)
 
     async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Opened | CopyFiles:
         path, limits = self._path(shard_id), self._limits
         is_home = shard_id == self._node_id
+        if await SYSTEM.in_thread(partial(is_filling, path)):
+            return await open_filling(path, shard_id, partitions, limits, SYSTEM)
 
         async def told_before(store_id: str) -> ToldBefore:
             """A store that has copies asks them, and not the controller."""

@@ -18,6 +18,7 @@ from kvstore.replication.wire import Wire, WireLost
 from kvstore.shard.hosted import HostedStore, Surroundings
 from kvstore.shard.resident import Resident
 from kvstore.storage.engine import Identity
+from kvstore.storage.log import Log
 from kvstore.transport.channel import Handle
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class NodeStores:
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ordered: set[str] = set()
+        self._refused: dict[str, str] = {}  # why a copy could not be made, as it was said last
 
     async def begin(self, partitions: int) -> None:
         """Open all that lies here. Raises what `Resident.begin` raises, of the node's own store.
@@ -68,7 +70,7 @@ class NodeStores:
 
     async def end(self) -> None:
         """What served stores do before the process ends."""
-        await asyncio.gather(*(hosted.end() for hosted in self.served))
+        await asyncio.gather(*(hosted.end() for hosted in self.served if hosted.is_open))
 
     def _spawn(self, resident: Resident) -> None:
         task = asyncio.create_task(resident.run())
@@ -110,6 +112,15 @@ class NodeStores:
         """The highest version that a store here has given or seen."""
         return max(each.clock for each in self.by_shard.values())
 
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether files of a store lie here that is not served here: the controller says what becomes of them."""
+        return any(each.copy is not None for each in self.by_shard.values())
+
+    def logs_with_copies(self) -> list[Log]:
+        """The logs here of stores that another node could serve, or serves; to be asked by any thread."""
+        return [log for each in list(self.by_shard.values()) if (log := each.log_with_copies) is not None]
+
     def of_store(self, store_id: str) -> Resident | None:
         """Where that store lies here."""
         for resident in self.by_shard.values():
@@ -148,8 +159,11 @@ class NodeStores:
         try:
             await resident.make(order)
         except (KvError, OSError) as error:
-            log.warning("a copy of shard %s cannot be made: %s", order.shard, error)
+            if self._refused.get(order.shard) != str(error):  # the order comes again and again
+                log.warning("a copy of shard %s cannot be made: %s", order.shard, error)
+            self._refused[order.shard] = str(error)
         else:
+            self._refused.pop(order.shard, None)
             self.by_shard[order.shard] = resident
             if self.cluster_map is not None:
                 resident.hear(self.cluster_map)

@@ -21,7 +21,7 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
-from kvstore.errors import Unavailable
+from kvstore.errors import KvError, Unavailable
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.protocol import Answer, Request
@@ -34,6 +34,7 @@ from kvstore.shard.hosted import HostedStore, Surroundings, host
 from kvstore.shard.term_opening import TermOpening
 from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import Identity
+from kvstore.storage.log import Log, LogFailed
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.opening import Opened
 from kvstore.store.store import Store
@@ -60,6 +61,7 @@ class Resident:
         self._sessions: dict[asyncio.Task[None], None] = {}  # of primaries with this copy
         self._given_back = 0
         self._is_dropped = False
+        self._hands_over = False
 
     # --- beginning and end
 
@@ -91,8 +93,17 @@ class Resident:
 
     @property
     def copy(self) -> StoreCopy | None:
-        """As long as it is no primary."""
-        return self._files.copy if self._files is not None else None
+        """As long as it is no primary, nor about to be: a session must not change what a store is to have."""
+        return self._files.copy if self._files is not None and not self._hands_over else None
+
+    @property
+    def log_with_copies(self) -> Log | None:
+        """The log, if the store lies on other nodes, too."""
+        hosted, files = self.hosted, self._files  # another thread may ask
+        if hosted is None:
+            return files.copy.log if files is not None else None
+        sender = hosted.store.tables.sender
+        return hosted.store.tables.log if sender is not None and sender.shipping.links else None
 
     @property
     def store(self) -> Store | None:
@@ -138,7 +149,7 @@ class Resident:
 
     async def serve_session(self, wire: Wire) -> None:
         """Serve a primary's session with the copy here, until the connection is lost."""
-        task = asyncio.ensure_future(serve_copy(wire, lambda session: self.copy, self._around.environment))
+        task = asyncio.ensure_future(self._serve_copy(wire))
         self._sessions[task] = None
         try:
             await task
@@ -148,6 +159,14 @@ class Resident:
                 raise
         finally:
             self._sessions.pop(task, None)
+
+    async def _serve_copy(self, wire: Wire) -> None:
+        try:
+            await serve_copy(wire, lambda session: self.copy, self._around.environment)
+        except KvError as error:  # what came cannot be taken: only this connection ends
+            log.error("a session with the copy of shard %s ends: %s", self.shard_id, error.detail)
+        except (LogFailed, OSError) as error:  # what is on the disk is not known any more
+            self._around.on_fatal(error)
 
     async def _end_sessions(self) -> None:
         sessions = list(self._sessions)
@@ -167,8 +186,13 @@ class Resident:
         self._changed.set()
 
     def drop(self, order: Drop) -> None:
-        """Set the copy aside, if it is still that one, and no primary."""
-        if self.copy is not None and order.copy_id == self.copy_id:
+        """Set the copy aside, if it is still that one, no primary, and not named by the map that is followed here.
+
+        An answer that comes late may be of a time before the map named it.
+        """
+        config = self._config
+        named = {config.primary.copy_id, *(each.copy_id for each in config.replicas)} if config is not None else set()
+        if self.copy is not None and order.copy_id == self.copy_id and order.copy_id not in named:
             self._is_dropped = True
             self._changed.set()
 
@@ -241,6 +265,12 @@ class Resident:
         """Of the newest map."""
         return configuration_of(self._map, self.shard_id) if self._map is not None else None
 
+    @property
+    def _term(self) -> int:
+        """Of the newest map."""
+        config = self._config
+        return config.term if config is not None else 0
+
     # --- changing
 
     def wake(self) -> None:
@@ -306,6 +336,7 @@ class Resident:
         try:
             if not await self._opening.run():
                 return
+            self._hands_over = True
             await self._end_sessions()
             identity = await files.copy.hand_over()
             if identity.promised != config.term or self._opening.config is None:
@@ -316,6 +347,7 @@ class Resident:
             self._files = None
         finally:
             self._opening = None
+            self._hands_over = False
         told = ToldNumbers(around.session, around.controller_url, around.limits)
         await self._serve_opened(files.as_opened(identity), told, opens, start)
 
@@ -335,7 +367,7 @@ class Resident:
             self.hosted = None
             raise
         if opens is not None and self.hosted.is_open:
-            log.info("shard %s is served here, in term %d", self.shard_id, opens.epoch)
+            log.info("shard %s is served here, in term %d", self.shard_id, self._term)
             around.on_news()
 
     def _on_news(self) -> None:

@@ -10,6 +10,7 @@ Leaves to others: when a copy becomes a primary (shard), what a copy does (`repl
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +18,13 @@ from typing import NamedTuple
 from kvstore.config import Limits
 from kvstore.data_file import prepare_data_file
 from kvstore.environment import Environment
+from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication import files
 from kvstore.replication.configuration import configuration_of
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.places import Place, Times
-from kvstore.replication.promise import Identity
+from kvstore.replication.promise import Identity, identity_path, read_identity
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import Disk, OsDisk, remove_if_there
 from kvstore.storage.sqlite import SqliteEngine
@@ -68,6 +70,36 @@ async def make_copy_files(
     return CopyFiles(path, copy, lock_fd)
 
 
+def is_filling(path: Path) -> bool:
+    """Whether a snapshot was on its way into that file when its process ended: file and log are nothing, then."""
+    if not identity_path(path.parent, path.stem).exists():
+        return False
+    with suppress(DataCorrupt):
+        identity = read_identity(_OS, path.parent, path.stem)
+        return identity is not None and identity.filling
+    return False
+
+
+async def open_filling(
+    path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment
+) -> CopyFiles:
+    """A copy with an empty log and an empty file, under the id and the promise that it had.
+
+    Raises DataInUse, DataCorrupt, ForeignData, OSError.
+    """
+    lock_fd = lock(path)
+    try:
+        identity = await environment.in_thread(partial(read_identity, _OS, path.parent, path.stem))
+        if identity is None:
+            raise ForeignData(f"{path} has lost its id meanwhile. Start the node again.")
+        place = _place(path, shard_id, identity.store_id, partitions, limits, environment)
+        copy = await files.open_copy(place, identity, environment, times_of(limits))
+    except BaseException:
+        os.close(lock_fd)
+        raise
+    return CopyFiles(path, copy, lock_fd)
+
+
 async def as_copy(unapplied: Unapplied, shard_id: str, limits: Limits, environment: Environment) -> CopyFiles:
     """The files of a store that has copies, as those of a copy; closes all where that fails.
 
@@ -80,13 +112,8 @@ async def as_copy(unapplied: Unapplied, shard_id: str, limits: Limits, environme
         identity = (await environment.in_thread(partial(open_copy, path, shard_id, store_id, logged))).identity
         place = _place(path, shard_id, store_id, partitions, limits, environment)
         times = times_of(limits)
-        if identity.filling:  # what a snapshot has left by half is nothing
-            await engine.close()
-            log.close()
-            copy = await files.open_copy(place, identity, environment, times)
-        else:
-            config = configuration_of(logged, shard_id) if logged is not None else None
-            copy = StoreCopy(place, identity, log, engine, config, environment, times)
+        config = configuration_of(logged, shard_id) if logged is not None else None
+        copy = StoreCopy(place, identity, log, engine, config, environment, times)
     except BaseException:
         await unapplied.close()
         raise
@@ -132,7 +159,8 @@ def set_aside(path: Path) -> None:
     Raises OSError.
     """
     removed = f"{path.name}.removed"
-    for beside in (*path.parent.glob(f"{path.stem}.log.*"), *path.parent.glob(f"{path.stem}.id")):
+    # The id goes first: what a crash leaves without one is never opened.
+    for beside in (*path.parent.glob(f"{path.stem}.id"), *path.parent.glob(f"{path.stem}.log.*")):
         beside.rename(path.with_name(f"{removed}{beside.name.removeprefix(path.stem)}"))
     for suffix in reversed(_BESIDE):
         beside = path.with_name(path.name + suffix)

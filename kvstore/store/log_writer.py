@@ -53,8 +53,7 @@ class LogWriter:
 
     def sync_now(self) -> None:
         """Sync on this thread. Raises LogFailed."""
-        started_s = self._tables.environment.monotonic_s()
-        self._note(self._tables.log.sync(), started_s)
+        self._note(*self._timed_sync())
 
     def sync_soon(self) -> None:
         """Have `run` call `on_synced`, after a sync if one is needed."""
@@ -62,26 +61,31 @@ class LogWriter:
 
     async def run(self) -> None:
         """Sync in a thread whatever this thread does not sync itself, for ever. Raises LogFailed."""
-        environment, records = self._tables.environment, self._tables.log
+        records = self._tables.log
         while True:
             await self._is_due.wait()
             self._is_due.clear()
             self._is_syncing = True
             number = self.position.number
             if number > records.durable:
-                started_s = environment.monotonic_s()
-                await self._sync_in_thread()
-                self._note(number, started_s)
+                number, seconds = await self._sync_in_thread()  # also what was appended until the thread began
+                self._note(number, seconds)
             self._is_syncing = False
             self._on_synced(number)
             if self.position.number > records.durable:
                 self._is_due.set()
 
-    async def _sync_in_thread(self) -> None:
-        await self._tables.environment.in_thread(self._tables.log.sync)
+    async def _sync_in_thread(self) -> tuple[int, float]:
+        return await self._tables.environment.in_thread(self._timed_sync)
 
-    def _note(self, number: int, started_s: float) -> None:
-        seconds = self._tables.environment.monotonic_s() - started_s
+    def _timed_sync(self) -> tuple[int, float]:
+        """Up to which number the log is durable, and how many seconds the disk took: the hops to a thread and back do
+        not count."""
+        started_s = self._tables.environment.monotonic_s()
+        number = self._tables.log.sync()
+        return number, self._tables.environment.monotonic_s() - started_s
+
+    def _note(self, number: int, seconds: float) -> None:
         self.pace.observe(seconds)
         if self._tables.sender is not None:
             self._tables.sender.synced(number, seconds)

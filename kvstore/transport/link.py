@@ -302,19 +302,26 @@ class NodeLink:
         return _unavailable(waiting.channel, what)
 
     async def _sweep(self) -> None:
-        """Time out what waits too long."""
+        """Time out what waits too long. After a pause of this process, read first what has come during it."""
+        was_late = False
         while True:
+            due_s = self._loop.time() + _SWEEP_S
             await asyncio.sleep(_SWEEP_S)
             now = self._loop.time()
-            timed_out = [item for item in self._pending.items() if item[1].deadline_s <= now]
-            for op_id, _ in timed_out:
-                self._fail(op_id, self._take(op_id), "did not answer in time")
-            if timed_out:  # who was told that nothing was done must not see it done later
-                self._outbox.drop({op_id for op_id, _ in timed_out})
-            silent_s = now - self._heard_s
-            if timed_out and silent_s > self._limits.request_timeout_s and self._socket is not None:
-                log.warning("shard %s has been silent for %.1f s: reconnecting", self._channels[0].shard_id, silent_s)
-                await self._abort(self._socket)
+            was_late = now > due_s + _SWEEP_S and not was_late
+            if not was_late:
+                await self._time_out(now)
+
+    async def _time_out(self, now: float) -> None:
+        timed_out = [item for item in self._pending.items() if item[1].deadline_s <= now]
+        for op_id, _ in timed_out:
+            self._fail(op_id, self._take(op_id), "did not answer in time")
+        if timed_out:  # who was told that nothing was done must not see it done later
+            self._outbox.drop({op_id for op_id, _ in timed_out})
+        silent_s = now - self._heard_s
+        if timed_out and silent_s > self._limits.request_timeout_s and self._socket is not None:
+            log.warning("shard %s has been silent for %.1f s: reconnecting", self._channels[0].shard_id, silent_s)
+            await self._abort(self._socket)
 
     async def _abort(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         """End a connection whose other end does not listen: without a closing handshake."""

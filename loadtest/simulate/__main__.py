@@ -75,6 +75,7 @@ def _nemeses(_context: click.Context, _option: click.Parameter, text: str) -> li
 )
 @click.option("--without-clients", default="", callback=_numbers, help="Leave out these clients of a cluster, from 1.")
 @click.option("--shrink/--no-shrink", default=True, show_default=True, help="Make the first failed run smaller.")
+@click.option("--replicas", type=click.IntRange(1, 5), default=1, show_default=True, help="As in cluster.yaml.")
 @click.option("--bug", type=click.Choice(["", *BUGS]), default="", help="Plant it: it should be found.")
 @click.option("--json", "as_json", is_flag=True, help="The last line is one object; progress goes to standard error.")
 @click.option("--log", is_flag=True, help="Print every event, not only what a person would want to read.")
@@ -93,13 +94,14 @@ def main(
     without_faults: frozenset[int],
     without_clients: frozenset[int],
     shrink: bool,
+    replicas: int,
     bug: str,
     as_json: bool,
     log: bool,
     result: Path | None,
 ) -> None:
     total = _read(result)
-    plan = Plan(of, seconds, nemeses, Cut(without_faults, without_clients), bug)
+    plan = Plan(of, seconds, nemeses, Cut(without_faults, without_clients), bug, replicas)
     session = _Session(plan, range(first, first + seeds), as_json, shrink, total)
     try:
         session.run(log, result)

@@ -48,12 +48,13 @@ def simulate_cluster(
     trace: Callable[[str], None] | None = None,
     nemeses: Iterable[str] = tuple(NEMESES),
     cut: Cut = WHOLE,
+    replicas: int = 1,
 ) -> Result:
-    """Run that seed for so many simulated seconds, and judge it."""
+    """Run that seed for so many simulated seconds, and judge it. `replicas`: as in cluster.yaml."""
     began_s = time.process_time()
     loop = SimulatedLoop()
     loop.trace = trace
-    simulation = _Simulation(loop, seed, seconds, list(nemeses), cut)
+    simulation = _Simulation(Cluster(loop, seed, replicas), seconds, list(nemeses), cut)
     cluster, errors = simulation.cluster, Errors(simulation.cluster)
     log = logging.getLogger("kvstore")
     before = log.propagate, log.level
@@ -91,11 +92,11 @@ def _schedule(seed: int, seconds: float, nemeses: Iterable[str]) -> tuple[bool, 
 
 
 class _Simulation:
-    def __init__(self, loop: SimulatedLoop, seed: int, seconds: float, nemeses: list[str], cut: Cut) -> None:
-        self._loop = loop
+    def __init__(self, cluster: Cluster, seconds: float, nemeses: list[str], cut: Cut) -> None:
+        self._loop = cluster.loop
         self._seconds = seconds
-        self.cluster = Cluster(loop, seed)
-        self.at_points, schedule = _schedule(seed, seconds, nemeses)
+        self.cluster = cluster
+        self.at_points, schedule = _schedule(cluster.seed, seconds, nemeses)
         kept = [fault for number, fault in enumerate(schedule) if number not in cut.faults]
         self._nemesis = Nemesis(self.cluster, kept)
         self.history = History(self.cluster)

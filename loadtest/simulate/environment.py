@@ -45,7 +45,8 @@ class SimulatedEnvironment(Environment):
         self._begin_s = self._rng.uniform(0, 1e6)
 
     def monotonic_s(self) -> float:
-        return self._begin_s + self._loop.now_s * self.rate
+        waited_s = self._waited_s if self._in_thread else 0.0  # the loop's time goes on when the thread has ended
+        return self._begin_s + (self._loop.now_s + waited_s) * self.rate
 
     def boottime_s(self) -> float:
         return self.monotonic_s()

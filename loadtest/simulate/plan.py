@@ -7,6 +7,7 @@ Leaves to others: options and reports (`__main__`), the runs (`run`, `cluster_ru
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ class Plan(NamedTuple):
     nemeses: Sequence[str] = tuple(cluster_faults.NEMESES)
     cut: Cut = WHOLE
     bug: str = ""
+    replicas: int = 1
 
     @property
     def points(self) -> Sequence[str]:
@@ -44,7 +46,7 @@ class Plan(NamedTuple):
         with failpoints.planting(self.bug):
             if self.of == "store":
                 return simulate(seed, self.seconds, trace)
-            return simulate_cluster(seed, self.seconds, trace, self.nemeses, self.cut)
+            return simulate_cluster(seed, self.seconds, trace, self.nemeses, self.cut, self.replicas)
 
     def smaller(self, failed: Result) -> Plan:
         """With as many faults and clients taken out as that run does not need to fail in the same way."""
@@ -64,7 +66,9 @@ class Plan(NamedTuple):
         if self.of != "cluster":
             words.append(f"--of {self.of}")
         elif list(self.nemeses) != list(cluster_faults.NEMESES):
-            words.append(f"--nemesis {','.join(self.nemeses)}")
+            words.append("--nemesis " + shlex.quote(",".join(self.nemeses)))
+        if self.replicas != 1:
+            words.append(f"--replicas {self.replicas}")
         if self.cut.faults:
             words.append(f"--without-faults {_listed(self.cut.faults)}")
         if self.cut.clients:

@@ -17,15 +17,15 @@ from typing import Any
 import msgspec
 
 from kvstore.config import ClusterConfig, Limits, ShardConfig
-from kvstore.controller.closer import ChangeCloser
+from kvstore.controller.copy_keeper import CopyKeeper, check_beat
 from kvstore.controller.document import ClusterDocument
-from kvstore.controller.lost import Reopener
 from kvstore.controller.membership import Announcement
-from kvstore.controller.mover import Mover
+from kvstore.controller.parts import assemble
 from kvstore.controller.service import ClusterService, Waiting
 from kvstore.controller.shards import ShardClients
 from kvstore.controller.store import Told
 from kvstore.errors import KvError
+from kvstore.replication.beats import Beat
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.service import RouterService
 from kvstore.transport.map_follower import MapFollower
@@ -41,6 +41,7 @@ from loadtest.workloads.calls import Call
 
 PARTITIONS = 64
 CONTROLLER = "http://controller"
+_NODES, _BEAT = "/v1/nodes/", "/beat"
 
 Found = Callable[[BaseException], None]
 
@@ -197,16 +198,19 @@ class RouterServer(Server):
 
 
 class ControllerServer(Server):
-    """The controller. `register`: what its store keeps."""
+    """The controller. `register`: what its store keeps. `config`: as of a cluster.yaml."""
 
-    def __init__(self, network: Network, rng: random.Random, limits: Limits, found: Found, first: list[str]) -> None:
+    def __init__(
+        self, network: Network, rng: random.Random, limits: Limits, found: Found, first: list[str], replicas: int
+    ) -> None:
         super().__init__("controller", network, rng, limits, found)
         self.register = Register()
         self.config = ClusterConfig(
             routers=[], controllers=[], shards=[ShardConfig(id=each, listen="127.0.0.1:0") for each in first],
-            partitions=PARTITIONS, limits=limits,
+            partitions=PARTITIONS, limits=limits, replicas=replicas,
         )  # fmt: skip
         self.service: ClusterService | None = None
+        self.keeper: CopyKeeper | None = None
 
     async def run(self, process: Process) -> None:
         store = SimulatedMapStore(self.register, self.rng)
@@ -214,19 +218,16 @@ class ControllerServer(Server):
         cluster = ClusterSession(self.environment.random_hex(8))
         self.headers = {HEADER: cluster.id}
         shards = ShardClients(self.limits, self.session(process), cluster)  # type: ignore[arg-type]
-        mover = Mover(document, shards, self.limits, self.environment)
-        self.service = service = ClusterService(document, self.config, shards, self.environment)
-        reopener = Reopener(document, shards, self.limits)
-        closer = ChangeCloser(document, mover, service.may_run, self.limits, self.environment)
-        service.on_clock = reopener.tell
-        await asyncio.gather(mover.run(), service.watch_if_behind(), reopener.run(), closer.run())
+        parts = assemble(document, self.config, shards, cluster.id, self.environment)
+        self.service, self.keeper = parts.service, parts.keeper
+        await asyncio.gather(*parts.works(), parts.service.watch_if_behind())
 
     def on_death(self) -> None:
-        self.service = None
+        self.service = self.keeper = None
 
     async def answer(self, question: Question) -> tuple[int, bytes]:
-        service = self.service
-        if service is None:
+        service, keeper = self.service, self.keeper
+        if service is None or keeper is None:
             return 503, b"{}"
         if question.path == "/healthz":
             return 200, b"{}"
@@ -242,6 +243,10 @@ class ControllerServer(Server):
             told = msgspec.json.decode(question.body)
             kept = await service.tell(told["store_id"], Told(told["number"], told["version"]))
             return 200, msgspec.json.encode(kept._asdict())
+        if question.path.startswith(_NODES) and question.path.endswith(_BEAT):
+            beat = msgspec.json.decode(question.body, type=Beat)
+            check_beat(question.path.removeprefix(_NODES).removesuffix(_BEAT), beat)
+            return 200, msgspec.json.encode(await keeper.beat(beat))
         return 404, b"{}"
 
     async def _map(self, service: ClusterService, query: dict[str, str]) -> tuple[int, bytes]:

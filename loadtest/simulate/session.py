@@ -23,6 +23,7 @@ from kvstore.protocol import Abort, ApplyIntents, DecideCommit, Prepare, Resolve
 from loadtest.simulate.loop import Process
 from loadtest.simulate.network import End, Network
 
+_CHANNEL = "/channel"
 _TWICE_SHARE = 0.02
 _IDEMPOTENT = (Prepare, DecideCommit, ApplyIntents, Abort, ResolveTxn)
 
@@ -136,16 +137,17 @@ class SimulatedSession:
         end = await self._connect(parts.netloc, Channel(parts.path, _query_of(parts.query)))
         if await end.receive() != b"welcome":
             raise aiohttp.ClientConnectionError(f"{url} is refused")
-        return SimulatedSocket(end, self._network)
+        return SimulatedSocket(end, self._network if parts.path == _CHANNEL else None)
 
     def get(self, url: str, *, params: Mapping[str, str] | None = None, timeout: Any = None, **_: Any) -> _Asking:
         parts = urlsplit(url)
         question = Question("GET", parts.path, {**_query_of(parts.query), **(params or {})}, b"")
         return _Asking(self, parts.netloc, question, _total(timeout))
 
-    def post(self, url: str, *, json: Any = None, timeout: Any = None, **_: Any) -> _Asking:
+    def post(self, url: str, *, json: Any = None, data: bytes = b"", timeout: Any = None, **_: Any) -> _Asking:
         parts = urlsplit(url)
-        question = Question("POST", parts.path, _query_of(parts.query), msgspec.json.encode(json))
+        body = data or msgspec.json.encode(json)
+        question = Question("POST", parts.path, _query_of(parts.query), body)
         return _Asking(self, parts.netloc, question, _total(timeout))
 
     async def ask(self, host: str, question: Question) -> _Answer:

@@ -229,7 +229,7 @@ def test_with_warn_a_lost_lease_is_told_and_the_command_goes_on(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store.answers["renew"] = [LockLost("gone")]
-    assert run_python("import time; time.sleep(0.6); raise SystemExit(5)", "--ttl", "0.3", "--on-lost", "warn") == 5
+    assert run_python("import time; time.sleep(1.2); raise SystemExit(5)", "--ttl", "0.3", "--on-lost", "warn") == 5
     assert "was lost while" in capsys.readouterr().err
 
 

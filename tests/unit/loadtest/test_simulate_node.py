@@ -13,15 +13,15 @@ import pytest
 from kvstore.placement.cluster_map import Primary, at_home, first_map
 from kvstore.protocol import Answer, Put
 from kvstore.shard.node import Refused
-from kvstore.shard.resident import Resident
 from kvstore.store.opening import Opened, untold
 from kvstore.store.store import Store
 from kvstore.transport.channel import Channel
 from kvstore.transport.link import Links
 from kvstore.transport.sessions import ClusterSession
-from loadtest.simulate.cluster import LIMITS
+from loadtest.simulate.cluster import LIMITS, Cluster
 from loadtest.simulate.disk import lose_all
 from loadtest.simulate.loop import Process, SimulatedLoop
+from loadtest.simulate.machine import Violation
 from loadtest.simulate.network import Network
 from loadtest.simulate.node import NodeServer
 from loadtest.simulate.servers import PARTITIONS
@@ -100,7 +100,7 @@ def test_a_router_reaches_both_stores_of_a_simulated_node_over_its_one_connectio
     server.start()
     run(loop, serving(server))
     assert server.node is not None
-    cluster_map = server.node.home.store.cluster_map
+    cluster_map = server.node.stores.home.store.cluster_map
     assert cluster_map is not None
     owner_of = {f"k{number}": cluster_map.owner_of(f"k{number}".encode()).id for number in range(20)}
     assert set(owner_of.values()) == {"s1", "s2"}
@@ -120,7 +120,7 @@ async def serving(server: NodeServer) -> list[str]:
 def test_a_simulated_node_serves_all_stores_of_which_it_is_primary_also_after_a_power_cut(loop: SimulatedLoop) -> None:
     found: list[BaseException] = []
     server = NodeServer("s1", Network(loop, random.Random(1)), random.Random(2), LIMITS, found.append)
-    ids = run(loop, make_stores(server))
+    run(loop, make_stores(server))
     server.start()
     assert run(loop, serving(server)) == ["s1", "s2"]
     before = [hosted.store.copy_id for hosted in server.node.stores.served] if server.node else []
@@ -135,10 +135,16 @@ def test_a_simulated_node_serves_all_stores_of_which_it_is_primary_also_after_a_
         PARTITIONS,
         PARTITIONS,
     ]
-    admitted = run(loop, server.node.admit("s3", ids["s3"], "", None))
-    assert isinstance(admitted, Resident)
-    assert admitted.store is None, "it lies there, and is not served"
+    assert server.node.stores.by_shard["s3"].store is None, "it lies there, and is not served"
     absent = run(loop, server.node.admit("s4", "", "", None))
     assert isinstance(absent, Refused)
     assert absent.status == 404
     assert not found
+
+
+def test_a_second_primary_in_a_term_is_a_violation(loop: SimulatedLoop) -> None:
+    cluster = Cluster(loop, 1)
+    for term, copy_id in ((5, "one"), (5, "one"), (6, "other"), (7, "one")):
+        cluster.note_term("the store", term, copy_id)
+    with pytest.raises(Violation, match="term 5"):
+        cluster.note_term("the store", 5, "other")

@@ -43,8 +43,7 @@ def log(tmp_path: Path) -> Iterator[Log]:
 
 def test_a_sync_that_hangs_is_found(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, hung = Stuck(monkeypatch), Event()
-    watch = DiskWatch(0.05, lambda _: hung.set())
-    watch.watched = (log,)
+    watch = DiskWatch(0.05, lambda: [log], lambda _: hung.set())
     log.append(b"record")
     syncing = Thread(target=log.sync)
     syncing.start()
@@ -59,8 +58,7 @@ def test_a_sync_that_hangs_is_found(log: Log, monkeypatch: pytest.MonkeyPatch) -
 
 def test_many_syncs_one_after_the_other_are_no_hung_disk(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each look a sync is under way, but never the same one for too long."""
-    watch = DiskWatch(0.05, lambda _: None)
-    watch.watched = (log,)
+    watch = DiskWatch(0.05, lambda: [log], lambda _: None)
     sync = OsFile.sync
 
     def looked_at(file: OsFile) -> None:
@@ -76,16 +74,16 @@ def test_many_syncs_one_after_the_other_are_no_hung_disk(log: Log, monkeypatch: 
 
 def test_a_log_that_is_watched_no_more_is_not_looked_at(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that lost its copies waits for its disk."""
-    watch = DiskWatch(0.05, lambda _: None)
-    watch.watched = (log,)
+    watched = [log]
+    watch = DiskWatch(0.05, lambda: watched, lambda _: None)
     found: list[bool] = []
 
     def looked_at(file: OsFile) -> None:
         for _ in range(LOOKS):
             watch.look()
-        watch.watched = ()
+        watched.clear()
         found.append(watch.look())
-        watch.watched = (log,)
+        watched.append(log)
         found.append(watch.look())  # it counts from here on
 
     monkeypatch.setattr(OsFile, "sync", looked_at)
@@ -117,8 +115,7 @@ def test_a_process_whose_disk_hangs_ends_even_if_it_cannot_say_so(tmp_path: Path
         handler = logging.StreamHandler()
         logging.getLogger().addHandler(handler)
         log = Log.create(OsDisk(), Path(sys.argv[1]), "store", "id", segment_bytes=1 << 16)
-        watch = DiskWatch(0.1, end_process)
-        watch.watched = (log,)
+        watch = DiskWatch(0.1, lambda: [log], end_process)
         watch.start()
         if sys.argv[2] == "mute":
             handler.acquire()

@@ -319,6 +319,19 @@ async def test_a_checkpoint_beside_a_reader_that_stays_does_not_say_that_all_is_
     assert await hands.engine.checkpoint() == 11
 
 
+async def test_a_reader_that_is_forgotten_open_is_told_of_once_the_wal_has_grown(
+    hands: Hands, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(sqlite3.connect(hands.engine.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT value FROM kv").fetchall()
+        async with asyncio.timeout(60):
+            while "another program has been reading the file for long" not in caplog.text:
+                await hands.apply([hands.row(f"key-{number}", os.urandom(4000)) for number in range(200)])
+                await hands.engine.checkpoint()
+    assert caplog.text.count("another program has been reading") == 1
+
+
 async def test_listing_by_prefix_does_not_read_what_sorts_before_it(hands: Hands) -> None:
     await hands.apply([hands.row(f"a-{number}", b"x") for number in range(3000)] + [hands.row("b-1", b"x")])
     steps = 0

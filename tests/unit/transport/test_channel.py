@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import resource
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -490,6 +491,23 @@ async def test_a_shard_that_answers_others_in_time_keeps_its_connection(far: Any
     assert isinstance(await outcome(slow), Unavailable)
     assert len(far.sockets) == 1
     assert channel.connected
+
+
+async def test_what_came_while_this_process_stood_still_is_read_before_anything_is_timed_out(
+    far: Any, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = await connect(request_timeout_s=60)
+    read, write = channel.request(Get(0, "a")), channel.request(Put(0, "b", b""))
+    await until(lambda: len(far.requests) == 2)
+    answers = (Answer(request.id, 200, value=bytes(MIB)) for request in far.requests)  # more than is read at once
+    sending = asyncio.create_task(far.send(*answers))
+    await asyncio.sleep(0)  # it lies in the socket
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", lambda: time.monotonic() + 100.0)
+    assert (await outcome(read)).status == 200
+    assert (await outcome(write)).status == 200
+    assert len(far.sockets) == 1
+    await sending
 
 
 async def test_a_write_that_timed_out_before_it_left_does_not_leave_afterwards(far: Any, connect: Any) -> None:

@@ -1,0 +1,56 @@
+"""What a controller consists of, apart from its store and its HTTP: put together once, for processes and simulations.
+
+Owns: who tells whom what.
+Promises: none of it does anything before it is run.
+Leaves to others: HTTP and how the process ends (`app`), the parts themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any, NamedTuple
+
+from kvstore.config import ClusterConfig
+from kvstore.controller.closer import ChangeCloser
+from kvstore.controller.copy_keeper import CopyKeeper
+from kvstore.controller.document import ClusterDocument
+from kvstore.controller.lost import Reopener
+from kvstore.controller.mover import Mover, new_move_id
+from kvstore.controller.service import ClusterService
+from kvstore.controller.shards import ShardClients
+from kvstore.environment import SYSTEM, Environment
+
+
+class Parts(NamedTuple):
+    """`service` answers; the others work by themselves."""
+
+    service: ClusterService
+    mover: Mover
+    reopener: Reopener
+    keeper: CopyKeeper
+    closer: ChangeCloser
+
+    def works(self) -> list[Coroutine[Any, Any, Any]]:
+        """What goes on for ever; an error of one ends the process, which starts again from the document."""
+        return [self.mover.run(), self.reopener.run(), self.closer.run(), self.keeper.run()]
+
+
+def assemble(
+    document: ClusterDocument,
+    config: ClusterConfig,
+    shards: ShardClients,
+    session_id: str,
+    environment: Environment = SYSTEM,
+) -> Parts:
+    """The parts of a controller's process, which has drawn that id for its session."""
+    limits = config.limits
+    mover = Mover(document, shards, limits, environment)
+    service = ClusterService(document, config, shards, environment)
+    reopener = Reopener(document, shards, limits)
+    new_id = partial(new_move_id, environment)
+    keeper = CopyKeeper(document, limits, session_id, service.hear, new_id, environment)
+    closer = ChangeCloser(document, mover, service.may_run, limits, environment, unserved=keeper.unserved)
+    mover.is_dead = keeper.is_dead
+    service.on_clock, service.on_announced = reopener.tell, keeper.announced
+    return Parts(service, mover, reopener, keeper, closer)

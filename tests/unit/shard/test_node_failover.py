@@ -1,0 +1,143 @@
+"""Three nodes, a controller and a router on loopback and real files, in this process: a primary goes and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig, ShardConfig
+from kvstore.controller import app as controller_app
+from kvstore.placement.cluster_map import ClusterMap, Shard
+from kvstore.placement.map_format import decode_map
+from kvstore.router import serve as router_process
+from kvstore.shard import app as shard_app
+from loadtest.cluster.processes import free_ports
+
+PATIENCE_S = 90.0
+LIMITS = Limits(
+    body_bytes_max=1 << 20, log_segment_bytes=1 << 20, failover_after_s=1.0, lease_s=0.7, reroute_timeout_s=60.0
+)
+
+
+class Cluster:
+    """`url`: of the router."""
+
+    def __init__(self, folder: Path, http: aiohttp.ClientSession) -> None:
+        router, controller, *nodes = free_ports(5)
+        self.config = ClusterConfig(
+            data_dir=str(folder), partitions=64, replicas=2, limits=LIMITS,
+            routers=[RouterConfig("0", f"127.0.0.1:{router}")],
+            controllers=[ControllerConfig("0", f"127.0.0.1:{controller}")],
+            shards=[ShardConfig(f"s{number}", f"127.0.0.1:{port}") for number, port in enumerate(nodes, 1)],
+        )  # fmt: skip
+        self.url, self._join = f"http://127.0.0.1:{router}", f"http://127.0.0.1:{controller}"
+        self.folder = folder
+        self._http = http
+        self._running: dict[str, tuple[asyncio.Task[None], asyncio.Event]] = {}
+
+    def start(self) -> None:
+        listen = self.config.controllers[0].listen
+        kept: dict[str, Any] = {"data_dir": self.folder, "config": self.config}
+        self._begin("controller", partial(controller_app.serve, controller_id="0", listen=listen, **kept))
+        for shard in self.config.shards:
+            self.start_node(shard.id)
+        listen = self.config.routers[0].listen
+        router = partial(router_process.serve, router_id="0", listen=listen, join=self._join, config=self.config)
+        self._begin("router", router)
+
+    def start_node(self, node: str) -> None:
+        listen = next(shard.listen for shard in self.config.shards if shard.id == node)
+        kept: dict[str, Any] = {"data_dir": self.folder / node, "config": self.config, "join": self._join}
+        self._begin(node, partial(shard_app.serve, shard_id=node, listen=listen, **kept))
+
+    def _begin(self, name: str, serve: Callable[..., Coroutine[Any, Any, None]]) -> None:
+        stop = asyncio.Event()
+        self._running[name] = asyncio.create_task(serve(stop=stop)), stop
+
+    async def end(self, name: str) -> None:
+        """Raises what the process part raised."""
+        task, stop = self._running.pop(name)
+        stop.set()
+        await task
+
+    async def end_all(self) -> None:
+        for name in ("router", *(each for each in list(self._running) if each != "router")):
+            await self.end(name)
+
+    async def shard(self, shard_id: str) -> Shard:
+        async with self._http.get(f"{self._join}/v1/map") as answer:
+            cluster_map: ClusterMap = decode_map(await answer.read())
+        shard = cluster_map.shard(shard_id)
+        assert shard is not None
+        return shard
+
+    async def until(self, shard_id: str, condition: Callable[[Shard], bool]) -> Shard:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                try:
+                    if condition(shard := await self.shard(shard_id)):
+                        return shard
+                except (aiohttp.ClientError, msgspec.DecodeError):
+                    pass
+                for task, _ in self._running.values():
+                    if task.done():
+                        task.result()
+                await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def cluster_in(folder: Path) -> AsyncIterator[Cluster]:
+    async with AsyncExitStack() as at_the_end:
+        cluster = Cluster(folder, await at_the_end.enter_async_context(aiohttp.ClientSession()))
+        cluster.start()
+        at_the_end.push_async_callback(cluster.end_all)
+        yield cluster
+
+
+def replicated(shard: Shard) -> bool:
+    return [copy.state for copy in shard.replicas] == ["in-sync"]
+
+
+async def test_a_node_goes_and_its_shard_is_served_elsewhere_with_all_that_was_acknowledged(tmp_path: Path) -> None:
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        for each in ("s1", "s2", "s3"):
+            before = await cluster.until(each, replicated)
+        before = await cluster.shard("s1")
+        for number in range(60):
+            await http.put(f"{cluster.url}/v1/kv/k{number}", data=f"v{number}")
+        await cluster.end("s1")
+        for number in range(60):
+            async with http.get(f"{cluster.url}/v1/kv/k{number}") as answer:
+                assert await answer.text() == f"v{number}"
+        after = await cluster.shard("s1")
+        assert after.primary.node == before.replicas[0].node
+        assert after.primary.copy_id == before.replicas[0].copy_id
+        assert after.term > before.term
+        await http.put(f"{cluster.url}/v1/kv/k0", data="newer")
+        cluster.start_node("s1")
+        again = await cluster.until("s1", replicated)
+        assert before.primary.copy_id in (again.replicas[0].copy_id, again.primary.copy_id), "the files it had"
+        async with http.get(f"{cluster.url}/v1/kv/k0") as answer:
+            assert await answer.text() == "newer"
+
+
+async def test_copies_are_set_aside_when_the_number_of_replicas_is_lowered(tmp_path: Path) -> None:
+    """The last map names no copy: the nodes go on beating until nothing lies there that is not served."""
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        for each in ("s1", "s2", "s3"):
+            await cluster.until(each, replicated)
+        await http.patch(f"{cluster.url}/v1/cluster", json={"replicas": 1})
+        for each in ("s1", "s2", "s3"):
+            await cluster.until(each, lambda shard: not shard.replicas)
+        async with asyncio.timeout(PATIENCE_S):
+            while list(tmp_path.glob("*/shard-*.copy-*.db")):
+                await asyncio.sleep(0.05)
+        assert len(list(tmp_path.glob("*/shard-*.copy-*.db.removed"))) == 3
+        await http.put(f"{cluster.url}/v1/kv/key", data="value")

@@ -1,0 +1,241 @@
+"""The opening of a term on real files: whom it asks, what it waits for, which log is the truth.
+
+Each test is a sentence of the rules of an opening: broken, acknowledged records are lost or two nodes serve one shard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import aiohttp
+import pytest
+
+from kvstore.config import Limits
+from kvstore.environment import SYSTEM
+from kvstore.replication import messages
+from kvstore.replication.configuration import Configuration, Primary, Replica
+from kvstore.replication.copy import StoreCopy
+from kvstore.replication.promise import read_identity
+from kvstore.replication.serving import serve_copy
+from kvstore.replication.session import Session
+from kvstore.replication.wire import Wire, WireLost
+from kvstore.shard.copy_wires import connect
+from kvstore.shard.folder import FileFolder
+from kvstore.shard.hosted import Surroundings
+from kvstore.shard.term_opening import TermOpening
+from kvstore.storage.disk import OsDisk
+from kvstore.storage.record import CommitRecord
+from kvstore.storage.rows import VALUE, Clock, Row
+from kvstore.store.copy_place import CopyFiles
+from kvstore.transport.sessions import ClusterSession
+
+LIMITS = Limits(log_segment_bytes=1 << 20, replica_timeout_s=0.2, lease_s=0.5, failover_after_s=1.0)
+STORE_ID = "0123456789abcdef0123456789abcdef"
+TERM = 9
+
+
+class MemoryWire:
+    """One end of a connection in memory."""
+
+    def __init__(self, decode: Callable[[bytes], Any]) -> None:
+        self.inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.other: MemoryWire
+        self._decode = decode
+
+    async def send(self, message: Any) -> None:
+        self.other.inbox.put_nowait(messages.encode(message))
+
+    async def receive(self) -> Any:
+        frame = await self.inbox.get()
+        if frame is None:
+            raise WireLost("closed")
+        return self._decode(frame)
+
+    async def close(self) -> None:
+        self.other.inbox.put_nowait(None)
+
+
+class Nodes:
+    """Node n1 is to open the term; n2 and n3 have copies in sync, too. `cut_off`: they cannot be reached."""
+
+    def __init__(self, folder: Path, session: aiohttp.ClientSession) -> None:
+        self.folder = folder
+        self.files: dict[str, CopyFiles] = {}
+        self.cut_off: set[str] = set()
+        self.asked: list[str] = []
+        self.lost_fetches = 0
+        self.news = asyncio.Event()
+        self.serving: list[asyncio.Task[None]] = []
+        cluster = ClusterSession()
+        self._around = Surroundings(
+            "n1", FileFolder(folder, "n1", LIMITS), LIMITS, session, cluster, "http://x", fatal, SYSTEM,
+            partial(connect, session, cluster), self.news.set, self.connect,
+        )  # fmt: skip
+
+    async def make(self, node: str, records: int, promised: int = 0) -> StoreCopy:
+        files = await FileFolder(self.folder, node, LIMITS).make_copy("s1", STORE_ID, 64)
+        self.files[node] = files
+        for number in range(1, records + 1):
+            row = Row(VALUE, f"k{number}", 1, number, number, 0, b"value")
+            files.copy.log.append(CommitRecord(Clock(number, number), [row]).encode(), 1)
+        files.copy.log.sync()
+        if promised:
+            await files.copy.promise(promised)
+        return files.copy
+
+    def config(self, *others: str, epoch: int = TERM, term: int = TERM) -> Configuration:
+        copies = tuple(Replica(node, self.files[node].copy.identity.copy_id, "in-sync", 2) for node in others)
+        primary = Primary("n1", self.files["n1"].copy.identity.copy_id)
+        return Configuration("s1", STORE_ID, epoch, term, primary, copies)
+
+    def opening(self, config: Configuration) -> TermOpening:
+        return TermOpening(self.files["n1"].copy, config, "start", self._around)
+
+    async def connect(self, node: str, session: Session) -> Wire:
+        self.asked.append(node)
+        kept = read_identity(OsDisk(), self.folder, "shard-s1.copy-n1")
+        assert kept is not None
+        assert kept.promised == session.term, "the own promise is durable before any copy is asked"
+        if node in self.cut_off:
+            raise WireLost("cut off")
+        ours: MemoryWire = _Ours(self)
+        theirs = MemoryWire(messages.decode_from_primary)
+        ours.other, theirs.other = theirs, ours
+        copy = self.files[node].copy
+        self.serving.append(asyncio.create_task(serve_copy(theirs, lambda _: copy, SYSTEM)))
+        return ours
+
+    async def close(self) -> None:
+        for task in self.serving:
+            task.cancel()
+        await asyncio.gather(*self.serving, return_exceptions=True)
+        for files in self.files.values():
+            await files.close()
+
+
+class _Ours(MemoryWire):
+    def __init__(self, nodes: Nodes) -> None:
+        super().__init__(messages.decode_from_copy)
+        self._nodes = nodes
+
+    async def send(self, message: Any) -> None:
+        if isinstance(message, messages.Fetch) and self._nodes.lost_fetches:
+            self._nodes.lost_fetches -= 1
+            raise WireLost("the connection is lost")
+        await super().send(message)
+
+
+def fatal(error: BaseException) -> NoReturn:
+    raise AssertionError from error
+
+
+@asynccontextmanager
+async def three(folder: Path, *records: int) -> AsyncIterator[Nodes]:
+    async with AsyncExitStack() as at_the_end:
+        nodes = Nodes(folder, await at_the_end.enter_async_context(aiohttp.ClientSession()))
+        at_the_end.push_async_callback(nodes.close)
+        for node, count in zip(("n1", "n2", "n3"), records, strict=True):
+            await nodes.make(node, count)
+        yield nodes
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_the_longest_log_of_all_copies_in_sync_is_the_truth_and_nothing_of_it_is_cut_off(tmp_path: Path) -> None:
+    async with three(tmp_path, 2, 5, 4) as nodes:
+        assert await nodes.opening(nodes.config("n2", "n3")).run()
+        logs = [nodes.files[node].copy.log for node in ("n1", "n2", "n3")]
+        assert [log.last.number for log in logs] == [5, 5, 4]
+        assert logs[0].synced == logs[1].last
+        assert {node: files.copy.identity.promised for node, files in nodes.files.items()} == {
+            "n1": TERM, "n2": TERM, "n3": TERM,
+        }  # fmt: skip
+
+
+async def test_a_copy_in_sync_that_does_not_answer_is_waited_for_until_a_map_has_it_out(tmp_path: Path) -> None:
+    """The old primary, too: it has all that was acknowledged, perhaps alone."""
+    async with three(tmp_path, 3, 5, 3) as nodes:
+        nodes.cut_off = {"n2"}
+        opening = nodes.opening(nodes.config("n2", "n3"))
+        running = asyncio.create_task(opening.run())
+        await until(opening.requests)
+        asked = opening.requests()
+        copy_id = nodes.files["n2"].copy.identity.copy_id
+        assert [(each.kind, each.term, each.copy_id, each.joined) for each in asked] == [("out", TERM, copy_id, 2)]
+        assert nodes.news.is_set()
+        await asyncio.sleep(3 * LIMITS.replica_timeout_s)
+        assert not running.done()
+        opening.hear(nodes.config("n3", epoch=TERM + 1))
+        assert await asyncio.wait_for(running, 60)
+        assert nodes.files["n1"].copy.log.last.number == 3
+
+
+async def test_a_copy_that_answers_late_is_asked_to_be_out_no_more(tmp_path: Path) -> None:
+    async with three(tmp_path, 3, 5, 3) as nodes:
+        nodes.cut_off = {"n2"}
+        opening = nodes.opening(nodes.config("n2", "n3"))
+        running = asyncio.create_task(opening.run())
+        await until(opening.requests)
+        nodes.cut_off = set()
+        assert await asyncio.wait_for(running, 60)
+        assert opening.requests() == []
+        assert nodes.files["n1"].copy.log.last.number == 5
+
+
+@pytest.mark.parametrize("promised", [TERM, TERM + 1])
+async def test_a_term_that_is_not_above_the_own_promise_is_not_opened(tmp_path: Path, promised: int) -> None:
+    async with three(tmp_path, 3, 3, 3) as nodes:
+        await nodes.files["n1"].copy.promise(promised)
+        assert not await nodes.opening(nodes.config("n2", "n3")).run()
+        assert nodes.asked == []
+
+
+async def test_an_opening_ends_when_the_map_gives_another_term(tmp_path: Path) -> None:
+    async with three(tmp_path, 3, 3, 3) as nodes:
+        nodes.cut_off = {"n2"}
+        opening = nodes.opening(nodes.config("n2", "n3"))
+        running = asyncio.create_task(opening.run())
+        await until(lambda: "n2" in nodes.asked)
+        opening.hear(nodes.config("n2", "n3", epoch=TERM + 1, term=TERM + 1))
+        assert not await asyncio.wait_for(running, 60)
+
+
+async def test_an_opening_ends_when_its_own_copy_promises_a_higher_term(tmp_path: Path) -> None:
+    """Another node opens it by a newer map, and this one's copy was asked."""
+    async with three(tmp_path, 3, 3, 3) as nodes:
+        nodes.cut_off = {"n2"}
+        opening = nodes.opening(nodes.config("n2", "n3"))
+        running = asyncio.create_task(opening.run())
+        await until(lambda: "n2" in nodes.asked)
+        copy = nodes.files["n1"].copy
+        assert await copy.hello(Session(STORE_ID, TERM + 1, "other", copy.identity.copy_id, 2)) is not None
+        assert not await asyncio.wait_for(running, 60)
+
+
+async def test_a_copy_that_has_promised_a_higher_term_is_not_counted(tmp_path: Path) -> None:
+    async with three(tmp_path, 3, 3, 3) as nodes:
+        await nodes.files["n3"].copy.promise(TERM + 5)
+        opening = nodes.opening(nodes.config("n2", "n3"))
+        running = asyncio.create_task(opening.run())
+        await until(opening.requests)
+        assert not running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert nodes.files["n3"].copy.identity.promised == TERM + 5
+
+
+async def test_a_copy_that_is_lost_while_its_records_are_fetched_has_to_tell_again(tmp_path: Path) -> None:
+    async with three(tmp_path, 1, 4, 1) as nodes:
+        nodes.lost_fetches = 1
+        assert await asyncio.wait_for(nodes.opening(nodes.config("n2", "n3")).run(), 60)
+        assert nodes.asked.count("n2") == 2
+        assert nodes.files["n1"].copy.log.last.number == 4
