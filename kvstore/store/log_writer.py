@@ -53,7 +53,7 @@ class LogWriter:
 
     def sync_now(self) -> None:
         """Sync on this thread. Raises LogFailed."""
-        self._note(self.position.number, self._timed_sync())
+        self._note(*self._timed_sync())
 
     def sync_soon(self) -> None:
         """Have `run` call `on_synced`, after a sync if one is needed."""
@@ -68,21 +68,22 @@ class LogWriter:
             self._is_syncing = True
             number = self.position.number
             if number > records.durable:
-                self._note(number, await self._sync_in_thread())
+                await self._sync_in_thread()
+                number = max(number, records.durable)  # also what was appended until the thread began
             self._is_syncing = False
             self._on_synced(number)
             if self.position.number > records.durable:
                 self._is_due.set()
 
-    async def _sync_in_thread(self) -> float:
-        return await self._tables.environment.in_thread(self._timed_sync)
+    async def _sync_in_thread(self) -> None:
+        self._note(*await self._tables.environment.in_thread(self._timed_sync))
 
-    def _timed_sync(self) -> float:
-        """Sync, and return how many seconds the disk took: in a thread, the ways there and back do not count."""
-        environment = self._tables.environment
-        started_s = environment.monotonic_s()
-        self._tables.log.sync()
-        return environment.monotonic_s() - started_s
+    def _timed_sync(self) -> tuple[int, float]:
+        """Up to which number the log is durable, and how many seconds the disk took: the hops to a thread and back do
+        not count."""
+        started_s = self._tables.environment.monotonic_s()
+        number = self._tables.log.sync()
+        return number, self._tables.environment.monotonic_s() - started_s
 
     def _note(self, number: int, seconds: float) -> None:
         self.pace.observe(seconds)
