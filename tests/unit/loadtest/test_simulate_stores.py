@@ -58,8 +58,8 @@ def cache_late(cache: Cache, key: str, ticket: int, entry: Entry | None) -> bool
     return True
 
 
-async def sync_nothing(writer: LogWriter) -> float:
-    return await writer._tables.environment.in_thread(lambda: 0.0)
+async def sync_nothing(writer: LogWriter) -> None:
+    await writer._tables.environment.in_thread(lambda: None)
 
 
 commit, finish = Pipeline._commit, Cache.finish

@@ -609,11 +609,10 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, asyncio.Event]]:
         event.set()
     sync = LogWriter._sync_in_thread
 
-    async def held(writer: LogWriter) -> float:
+    async def held(writer: LogWriter) -> None:
         await events["before-sync"].wait()
-        seconds = await sync(writer)
+        await sync(writer)
         await events["after-sync"].wait()
-        return seconds
 
     monkeypatch.setattr(LogWriter, "_sync_in_thread", held)
     yield events
