@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
+import msgspec
 import pytest
 
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import ForeignData
-from kvstore.placement.cluster_map import ClusterMap, Replica, Shard, at_home, first_map
+from kvstore.placement.cluster_map import ClusterMap, Node, Primary, Replica, Shard, at_home, first_map
 from kvstore.replication.beats import Drop, Make
-from kvstore.replication.messages import Hello
-from kvstore.replication.promise import read_identity, write_identity
+from kvstore.replication.copy import StoreCopy
+from kvstore.replication.messages import Foreign, Hello
+from kvstore.replication.promise import Identity, read_identity, write_identity
 from kvstore.replication.session import Session
 from kvstore.shard.copy_wires import connect
 from kvstore.shard.folder import FileFolder
@@ -184,6 +186,45 @@ async def test_a_copy_whose_disk_fails_in_a_session_ends_the_process(tmp_path: P
                 await resident._serve_copy(Came(hello))
         await resident.close()
     assert [str(error) for error in failed] == ["[Errno 5] I/O error"]
+
+
+async def test_a_session_that_comes_while_a_copy_becomes_a_store_reaches_neither(tmp_path: Path) -> None:
+    """It could cut the log, or promise, behind the back of the store that is about to have the files."""
+    answers: list[Any] = []
+    hand_over = StoreCopy.hand_over
+
+    async with aiohttp.ClientSession() as session:
+        dial = partial(connect, session, ClusterSession())
+        folder = folder_of(tmp_path, "n2")
+        around = Surroundings("n2", folder, LIMITS, session, ClusterSession(), "http://x", fatal, SYSTEM, dial)
+        resident = Resident("s1", around)
+        await resident.make(Make(shard="s1", store_id=STORE_ID, partitions=PARTITIONS))
+        copy_id = resident.copy_id
+
+        async def beset(copy: StoreCopy) -> Identity:
+            came = Came(Hello(Session(STORE_ID, 99, "other", copy_id, 1)))
+            await resident._serve_copy(came)
+            answers.extend(came.sent)
+            return await hand_over(copy)
+
+        found = named(None)
+        node = Node(id="n2", url="http://127.0.0.1:2")
+        shard = msgspec.structs.replace(found.shards[0], primary=Primary(node="n2", copy_id=copy_id), term=3)
+        found = msgspec.structs.replace(found, epoch=3, nodes=[*found.nodes, node], shards=[shard])
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(StoreCopy, "hand_over", beset)
+            running = asyncio.create_task(resident.run())
+            resident.hear(found)
+            async with asyncio.timeout(60):
+                while resident.hosted is None or not resident.hosted.is_open:
+                    await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await resident.close()
+    assert answers == [Foreign()]
+    kept = read_identity(OsDisk(), tmp_path, "shard-s1.copy-n2")
+    assert kept is not None
+    assert kept.promised == 3
 
 
 async def test_an_order_to_drop_a_copy_is_refused_while_the_map_names_it(tmp_path: Path) -> None:
