@@ -26,7 +26,7 @@ from kvstore.errors import ConfigError
 PARTITIONS_MIN = 64
 PARTITIONS_MAX = 65_536
 WEIGHT_MAX = 1000
-REPLICAS_SERVED_MAX = 5
+REPLICAS_MAX = 5
 VALUE_BYTES_MAX = 256 * 1024 * 1024
 CONFIG_VARIABLE = "KVSTORE_UP_CONFIG"  # of the environment: the configuration that `kvstore up` read
 ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -304,8 +304,8 @@ def _check(reader: _Reader, config: ClusterConfig) -> None:
     if not PARTITIONS_MIN <= config.partitions <= PARTITIONS_MAX or config.partitions.bit_count() != 1:
         sentence = f"must be a power of two from {PARTITIONS_MIN} to {PARTITIONS_MAX}; 4096 suits most clusters"
         raise reader.error("partitions", sentence)
-    if not 1 <= config.replicas <= REPLICAS_SERVED_MAX:
-        raise reader.error("replicas", "must be 1: more copies are refused until they exist; write 1")
+    if not 1 <= config.replicas <= REPLICAS_MAX:
+        raise reader.error("replicas", f"must be 1 to {REPLICAS_MAX}; 2 survives the loss of any one disk")
     if len(config.controllers) > 1:
         raise reader.error("controllers[1]", "is one too many until controllers can share a store; keep one")
     for i, host in enumerate(config.allowed_hosts):

@@ -11,7 +11,7 @@ import click
 
 from kvstore.cli.frame import talks_to_cluster
 from kvstore.cli.shards import ClusterChange, run_change
-from kvstore.placement.copies import REPLICAS_MAX
+from kvstore.config import REPLICAS_MAX
 
 _no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
 

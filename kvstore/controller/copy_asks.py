@@ -11,10 +11,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kvstore import config
+from kvstore.config import REPLICAS_MAX
 from kvstore.controller.membership import ClusterState, checked_shard, formed_map, refuse_while_struck
 from kvstore.errors import BadBody, ChangeRefused
-from kvstore.placement.copies import REPLICAS_MAX
 from kvstore.replication.configuration import configuration_of
 from kvstore.replication.failover import plan_change
 
@@ -23,8 +22,6 @@ def check_replicas(replicas: int) -> None:
     """Raises BadBody."""
     if not 1 <= replicas <= REPLICAS_MAX:
         raise BadBody(f"replicas {replicas} must be 1 to {REPLICAS_MAX}; 2 survives the loss of any one disk.")
-    if replicas > config.REPLICAS_SERVED_MAX:
-        raise BadBody(f"replicas {replicas}: more than {config.REPLICAS_SERVED_MAX} are refused until they exist.")
 
 
 def with_replicas(state: ClusterState, replicas: int, unserved: Sequence[str]) -> ClusterState:

@@ -209,7 +209,7 @@ class ChangeRoutes:
         ending = self._service.ending(state)
         last = self._views.last(state)
         told = {"epoch": epoch, "moves": moves, "wanted": wanted, "ending": ending, "last": last}
-        copies = self._keeper.facts(state.map) if state.map is not None else None
+        copies = self._keeper.facts(state.map) if state.map is not None and call.get("copies") else None
         return json_response(200, told | ({"copies": copies} if copies is not None else {}))
 
     async def post_moves(self, call: Call) -> Response:
@@ -383,7 +383,10 @@ CHANGE_ROUTES = (
         "PATCH", "/v1/cluster", ChangeRoutes.patch_cluster, _CHANGES, "More or fewer copies of every key", _IS_TAKEN,
         body=_body(NewReplicas, {"replicas": 2}), errors=(*_BODY, *_REFUSED),
     ),
-    _entry("GET", _MOVES, ChangeRoutes.get_moves, _SEES, "What moves", Success(200, "It.", _DOCUMENT)),
+    _entry(
+        "GET", _MOVES, ChangeRoutes.get_moves, _SEES, "What moves", Success(200, "It.", _DOCUMENT),
+        parameters=(flag("copies", "Tell of nodes and copies, too."),),
+    ),
     _entry(
         "POST", _MOVES, ChangeRoutes.post_moves, _CHANGES, "Plan again", _PLANNED, _IS_TAKEN,
         parameters=(_PLAN,), errors=_REFUSED,

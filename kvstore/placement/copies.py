@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from kvstore.placement.cluster_map import Node
 from kvstore.placement.ring import key_hash
 
-REPLICAS_MAX = 5
-
 
 def copy_nodes(home: str, nodes: Sequence[Node], replicas: int) -> list[str]:
     """The ids of the nodes that keep the shard of that home: the home first, then its copies in order of the walk.

@@ -38,6 +38,8 @@ def advice(document: Document) -> dict[str, str]:
         )
     if document["wanted"] is None:
         return _said("warning", "The controller does not answer: all keys are served, but no shard can join or leave.")
+    if sentence := _copies(document.get("copies") or {}):
+        return _said("warning", sentence)
     if document["moves"]:
         return _moving(document["moves"])
     if document["wanted"]:
@@ -45,6 +47,27 @@ def advice(document: Document) -> dict[str, str]:
     if not shards:
         return _said("warning", "The cluster has no shards yet: start them, and they announce themselves.")
     return _said("ok", f"All is well: {_count(len(shards), 'shard')} up, every partition has an owner, nothing moves.")
+
+
+def _copies(facts: Document) -> str:
+    """What is not as it should be with them, as far as the controller has heard; empty if nothing is."""
+    silent: Mapping[str, float] = facts.get("silent", {})
+    missing: Mapping[str, Sequence[str]] = facts.get("missing", {})
+    if facts.get("holds_still"):
+        return (
+            f"Nodes {_names(sorted(silent))} are silent, too many at once for any to be given up: every shard with a "
+            "copy in sync is served; start them again."
+        )
+    if silent:
+        verb = "is" if len(silent) == 1 else "are"
+        return (
+            f"Node {_names(sorted(silent))} {verb} silent: its shards are served by their copies, and it joins again "
+            "when it is back."
+        )
+    if missing:
+        shard, nodes = sorted(missing.items())[0]
+        return f"Shard {shard} has no copy in sync on node {_names(nodes)} yet: that ends by itself."
+    return ""
 
 
 def _moving(moves: Sequence[Document]) -> dict[str, str]:

@@ -41,6 +41,14 @@ def cluster(
     }
 
 
+def with_copies(document: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """With what the controller has heard of nodes and copies."""
+    copies: Mapping[str, list[dict[str, Any]]] = facts["copies"]
+    nodes = [node | ({"state": "down"} if node["id"] in facts["silent"] else {}) for node in document["nodes"]]
+    shards = [shard | {"copies": copies.get(shard["id"], shard["copies"])} for shard in document["shards"]]
+    return document | {"nodes": nodes, "shards": shards}
+
+
 def way(cluster_map: ClusterMap, key: str, partition: int, url: str) -> dict[str, Any]:
     """The way of a key, as the map has it; `url`: where its owner is asked."""
     owner = cluster_map.shards[cluster_map.owners[partition]]

@@ -57,10 +57,11 @@ class Controller:
                 next_step="GET /v1/cluster shows whether it was; then ask again if need be.",
             ) from None
 
-    async def moves(self) -> dict[str, Any] | None:
-        """GET /v1/moves, or None if it does not answer within a second."""
+    async def moves(self, *, copies: bool = False) -> dict[str, Any] | None:
+        """GET /v1/moves, or None if it does not answer within a second. `copies`: with what it knows of them."""
+        path = "/v1/moves?copies=true" if copies else "/v1/moves"
         try:
-            answer = await self.ask("GET", "/v1/moves", None, _MOVES_TIMEOUT_S)
+            answer = await self.ask("GET", path, None, _MOVES_TIMEOUT_S)
         except Unavailable:
             return None
         return msgspec.json.decode(answer.body, type=dict[str, Any]) if answer.status == 200 else None
@@ -70,7 +71,7 @@ class Controller:
 
         If it does not answer, the moves of that map.
         """
-        told = await self.moves()
+        told = await self.moves(copies=True)
         if told is not None:
             return {"last_change": told.pop("last"), **told}
         standing, epoch = (cluster_map.moves, cluster_map.epoch) if cluster_map is not None else ([], 0)

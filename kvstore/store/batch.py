@@ -93,6 +93,7 @@ class Extras:
     def __init__(self) -> None:
         self.when_visible: list[Callable[[], None]] = []
         self.when_appended: list[Callable[[int], None]] = []  # of a step: with the number of its record
+        self.when_lost: list[Callable[[KvError], None]] = []  # of a step: it will not become durable here
         self.may_begin: Callable[[Any], bool] = lambda op: True
         self.cluster_map: bytes | None = None
         self.freezes: Freezes | None = None

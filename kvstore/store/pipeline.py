@@ -222,13 +222,16 @@ class Pipeline:
         queue, self._urgent, self._queue = [*self._urgent, *self._queue], deque(), deque()
         unknown = OutcomeUnknown("the shard has got another primary before this was on every copy")
         for decided in undurable:
+            error = unknown if decided.record is not None else no_lease()
+            for then in decided.batch.extras.when_lost:
+                then(error)
             for sink, answer in decided.batch.changes.answers:
-                sink.send(refusal(answer.id, unknown if decided.record is not None else no_lease()))
+                sink.send(refusal(answer.id, error))
         for entry in queue:
-            if not isinstance(entry, _Step):
+            if isinstance(entry, _Step):
+                fail(entry.future, no_lease())
+            else:
                 entry[1].send(refusal(entry[0].id, no_lease()))
-            elif not entry.future.done():
-                entry.future.set_exception(no_lease())
 
     def _batch(self) -> Batch:
         tables, environment, limits = self._tables, self._tables.environment, self._tables.limits
@@ -294,6 +297,7 @@ class Pipeline:
                 step.future.set_exception(error)
             return
         batch.extras.when_visible.append(lambda: settle(step.future, result))
+        batch.extras.when_lost.append(partial(fail, step.future))
         self._commit(batch, started_s, [])
         for then in batch.extras.when_appended:
             then(self.writer.position.number)
@@ -394,6 +398,12 @@ def settle(future: asyncio.Future[Any], result: Any = None) -> None:
     """Set the result, unless its waiter has left."""
     if not future.done():
         future.set_result(result)
+
+
+def fail(future: asyncio.Future[Any], error: KvError) -> None:
+    """Set the error, unless its waiter has left."""
+    if not future.done():
+        future.set_exception(error)
 
 
 def _passes_points(batch: Batch, record: CommitRecord | None) -> bool:

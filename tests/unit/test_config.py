@@ -122,7 +122,7 @@ def test_the_shipped_file_comments_every_key() -> None:
         ("partitions: 4096", "partitions: 32", "2: partitions must be a power of two from 64 to 65536"),
         ("partitions: 4096", "partitions: 131072", "2: partitions must be a power of two from 64 to 65536"),
         ("partitions: 4096", "partitions: 0", "2: partitions must be a power of two from 64 to 65536"),
-        ("replicas: 1", "replicas: 2", "3: replicas must be 1: more copies are refused until they exist"),
+        ("replicas: 1", "replicas: 6", "3: replicas must be 1 to 5; 2 survives the loss of any one disk"),
         ("replicas: 1", "replicas: 1\nreplicas: 1", "4: replicas stands here a second time; keep one of them"),
         ("id: s2", "id: s1", "10: shards[1].id s1 is that of shards[0] already; choose another"),
         ("id: s2", "id: S2", "10: shards[1].id 'S2' must be 1 to 32 of a-z, 0-9 and -"),

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from msgspec import UNSET, Struct, UnsetType
 
-from kvstore.config import ID_PATTERN, Limits
+from kvstore.config import ID_PATTERN, REPLICAS_MAX, Limits
 from kvstore.errors import (
     BadBody,
     BadParameter,
@@ -23,7 +23,6 @@ from kvstore.errors import (
     NotFound,
     OutcomeUnknown,
 )
-from kvstore.placement.copies import REPLICAS_MAX
 from kvstore.router.controller_client import CHANGE_ID, Controller
 from kvstore.router.routes.words import (
     BODY,

@@ -12,6 +12,7 @@ from typing import Annotated
 from msgspec import UNSET, Struct, UnsetType
 
 from kvstore.router.advice import advice
+from kvstore.router.cluster_documents import with_copies
 from kvstore.router.controller_client import Controller
 from kvstore.router.event_documents import lost_documents
 from kvstore.router.routes.changes import EXAMPLE_CHANGE, EXAMPLE_MOVE, Ending, LastChange, MoveUnderWay, Wanted
@@ -52,9 +53,12 @@ class ClusterRoutes:
 
     async def cluster(self, call: Call) -> Response:
         changes = await self._controller.described(self._service.cluster_map)
+        facts = changes.pop("copies", None)
         document = await self._service.cluster(changes.pop("epoch")) | changes
+        if facts is not None:
+            document = with_copies(document, facts)
         lost = lost_documents(cluster_map) if (cluster_map := self._service.cluster_map) is not None else []
-        return json_response(200, document | {"advice": advice(document | {"lost": lost})["sentence"]})
+        return json_response(200, document | {"advice": advice(document | {"lost": lost, "copies": facts})["sentence"]})
 
     async def explain(self, call: Call) -> Response:
         return json_response(200, await self._service.explain(call.argument))
@@ -75,17 +79,25 @@ class Node(Struct):
 
     id: ShardId
     url: Url
-    state: Annotated[str, about("`down`: no shard whose primary is there answers this router.", enum=["up", "down"])]
+    state: Annotated[
+        str,
+        about(
+            "`down`: no shard whose primary is there answers this router, or the controller does not hear it.",
+            enum=["up", "down"],
+        ),
+    ]
     host: str | UnsetType = UNSET
     zone: Annotated[str, about("Copies of a shard go to different ones where they can.")] | UnsetType = UNSET
 
 
 class Copy(Struct):
-    """A copy of a shard beside its primary. `lag`: how many records it is behind."""
+    """A copy of a shard beside its primary."""
 
     node: ShardId
-    state: Annotated[str, about("", enum=["joining", "in-sync"])]
-    lag: Count
+    state: Annotated[str, about("`in-sync`: it has all that was acknowledged.", enum=["joining", "in-sync"])]
+    lag: Annotated[int | None, about("How many records it is behind; null if that is not known.", minimum=0)]
+    rows_done: Annotated[int, about("Of the snapshot that it is being sent.", minimum=0)] | UnsetType = UNSET
+    rows_total: Annotated[int, about("Of that snapshot.", minimum=0)] | UnsetType = UNSET
 
 
 class Shard(Struct):
@@ -100,7 +112,7 @@ class Shard(Struct):
     bytes: Count
     primary: Annotated[str, about("The node that answers for it.")]
     term: Annotated[int, about("The epoch of the map that named its primary.", minimum=0)]
-    copies: Annotated[list[Copy], about("Those on other nodes; none so far.")]
+    copies: Annotated[list[Copy], about("Those on other nodes.")]
 
 
 class Cluster(Struct):

@@ -80,8 +80,7 @@ class Nodes:
 
 
 @pytest.fixture
-async def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Nodes]:
-    monkeypatch.setattr("kvstore.config.REPLICAS_SERVED_MAX", 5)
+async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
     async with running(tmp_path, QUICK) as controller:
         yield Nodes(controller, await controller.form())
 

@@ -383,9 +383,19 @@ async def test_a_lease_is_given_back_once_the_copy_has_all_and_then_nothing_is_a
         assert (await one.put("c").answer()).status == 201, "it goes on where the change has failed"
         assert await one.store.replicas.give_back(copy_id, 60)
         assert copy.log.last == one.store.tables.log.last
+        number = one.store.durable
         assert (await one.put("d").answer()).status == 503
         assert (await one.get("a").answer()).status == 503
+        version = one.store.clock.version
+        step = asyncio.create_task(one.store.pipeline.step(lambda batch: batch.changes.see(version + 1)))
+        await until(lambda: one.store.durable > number)
+        await asyncio.sleep(0.02)
+        assert not step.done(), "not even what every copy has"
         await until(copy.may_be_promoted)
+        await one.store.close()
+        one.is_closed = True
+        with pytest.raises(OutcomeUnknown):
+            await asyncio.wait_for(step, 60)
 
 
 async def test_the_log_is_kept_for_a_copy_that_joins_up_to_a_bound(tmp_path: Path) -> None:

@@ -1,0 +1,181 @@
+"""Copies in real processes: a killed node that stays dead is replaced, and no acknowledged write is lost.
+
+The processes are started here one by one, so that none of them is started again by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kvstore.client import Client
+from kvstore.errors import KvError
+from tests.cluster.conftest import REPOSITORY, write_config
+
+WAIT_S = 60.0
+SHARDS = ("s1", "s2", "s3")
+
+
+class Nodes:
+    """A controller, a router and three nodes. `down` are those that were killed."""
+
+    def __init__(self, folder: Path, at_the_end: ExitStack, replicas: int = 2) -> None:
+        self.config = write_config(folder, shards=3, partitions=64, replicas=replicas)
+        self.folder = folder
+        self._at_the_end = at_the_end
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        told = yaml.safe_load(self.config.read_text())
+        self.url = f"http://{told['routers'][0]['listen']}"
+        self._controller = told["controllers"][0]["listen"]
+        self._listen = {shard["id"]: shard["listen"] for shard in told["shards"]}
+        self._router = told["routers"][0]["listen"]
+        self._start("controller", "0", self._controller, "--data-dir", str(folder / "controller"))
+        for shard in SHARDS:
+            self.start(shard)
+        self._start("router", "0", self._router, "--join", f"http://{self._controller}")
+
+    def _start(self, kind: str, name: str, listen: str, *options: str) -> None:
+        command = [sys.executable, "-m", "kvstore", kind, "serve", name, "--listen", listen]
+        with (self.folder / f"{kind}-{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*command, "--config", str(self.config), *options], stdout=log, stderr=log, cwd=REPOSITORY
+            )
+        self._processes[name if kind == "shard" else kind] = process
+        self._at_the_end.callback(_end, process)
+
+    def start(self, node: str) -> None:
+        data = ("--data-dir", str(self.folder / node), "--join", f"http://{self._controller}")
+        self._start("shard", node, self._listen[node], *data)
+
+    def kill(self, node: str) -> None:
+        self._processes[node].kill()
+        self._processes[node].wait()
+
+    def document(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.url}/v1/cluster", timeout=30) as answer:
+            found: dict[str, Any] = json.load(answer)
+        return found
+
+    def primaries(self) -> dict[str, str]:
+        return {shard["id"]: shard["primary"] for shard in self.document()["shards"]}
+
+    def are_in_sync(self, copies: int = 1) -> bool:
+        """Every shard has so many copies, and all are in sync."""
+        return all(
+            [copy["state"] for copy in shard["copies"]] == ["in-sync"] * copies for shard in self.document()["shards"]
+        )
+
+    def until(self, condition: Any) -> None:
+        """Wait for it. A router that is not there yet is asked again."""
+        deadline_s = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline_s:
+            try:
+                if condition():
+                    return
+            except OSError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError(f"it did not come about: {self.document()}")
+
+    def key_of(self, shard: str) -> str:
+        """A key that the shard owns."""
+        for number in range(1000):
+            with urllib.request.urlopen(f"{self.url}/v1/explain/k{number}", timeout=30) as answer:
+                if json.load(answer)["owner"] == shard:
+                    return f"k{number}"
+        raise AssertionError(f"no key belongs to {shard}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    with ExitStack() as at_the_end:
+        found = Nodes(tmp_path, at_the_end)
+        found.until(found.are_in_sync)
+        yield found
+
+
+class Writer:
+    """Writes 1, 2, 3, … to one key, without a retry of its own; what was acknowledged stays readable."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._kv = Client(url, retries=0, timeout_s=30)
+        self._key = key
+        self.tried = self.acknowledged = 0
+        self.errors: list[KvError] = []
+
+    async def run(self, stop: asyncio.Event) -> None:
+        async with self._kv as kv:
+            while not stop.is_set():
+                self.tried += 1
+                try:
+                    await kv.put(self._key, b"%d" % self.tried)
+                    self.acknowledged = self.tried
+                except KvError as error:
+                    self.errors.append(error)
+                read = int((await kv.get(self._key)).value) if self.acknowledged else 0
+                assert self.acknowledged <= read <= self.tried
+
+
+async def _until(condition: Any) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
+async def test_a_killed_primary_that_stays_dead_is_replaced_and_nothing_acknowledged_is_lost(nodes: Nodes) -> None:
+    writers = [Writer(nodes.url, await asyncio.to_thread(nodes.key_of, shard)) for shard in SHARDS]
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        for writer in writers:
+            tasks.create_task(writer.run(stop))
+        await _until(lambda: all(writer.acknowledged > 20 for writer in writers))
+        nodes.kill("s1")
+        then = [writer.acknowledged for writer in writers]
+        await _until(lambda: all(w.acknowledged > before + 20 for w, before in zip(writers, then, strict=True)))
+        assert (await asyncio.to_thread(nodes.primaries))["s1"] != "s1"
+        nodes.start("s1")
+        await asyncio.to_thread(nodes.until, nodes.are_in_sync)
+        stop.set()
+    assert all(error.code == "outcome-unknown" for writer in writers for error in writer.errors)
+    assert sum(len(writer.errors) for writer in writers) <= len(writers)
+
+
+def test_a_primary_goes_where_a_person_wants_it_and_back(nodes: Nodes) -> None:
+    (copy,) = next(shard["copies"] for shard in nodes.document()["shards"] if shard["id"] == "s1")
+    for to in (copy["node"], "s1"):
+        done = _kvstore(nodes, "shard", "promote", "s1", "--to", to)
+        assert f"s1 is served by node {to}" in done
+        assert nodes.primaries()["s1"] == to
+        nodes.until(nodes.are_in_sync)
+
+
+def test_copies_are_made_and_dropped_while_the_cluster_runs(tmp_path: Path) -> None:
+    with ExitStack() as at_the_end:
+        nodes = Nodes(tmp_path, at_the_end, replicas=1)
+        nodes.until(lambda: nodes.are_in_sync(0))
+        for replicas in (2, 1):
+            assert f"{replicas} cop" in _kvstore(nodes, "cluster", "replicas", str(replicas))
+            nodes.until(lambda: nodes.are_in_sync(replicas - 1))  # noqa: B023 (called here)
+
+
+def _kvstore(nodes: Nodes, *arguments: str) -> str:
+    command = [sys.executable, "-m", "kvstore", *arguments, "--url", nodes.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
