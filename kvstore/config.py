@@ -26,7 +26,7 @@ from kvstore.errors import ConfigError
 PARTITIONS_MIN = 64
 PARTITIONS_MAX = 65_536
 WEIGHT_MAX = 1000
-REPLICAS_SERVED_MAX = 1  # more copies are refused until stores ship their logs
+REPLICAS_SERVED_MAX = 5
 VALUE_BYTES_MAX = 256 * 1024 * 1024
 CONFIG_VARIABLE = "KVSTORE_UP_CONFIG"  # of the environment: the configuration that `kvstore up` read
 ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")

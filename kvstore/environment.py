@@ -10,6 +10,7 @@ Leaves to others: files (`storage.disk`), SQLite (`storage.engine`), sockets (`t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import secrets
@@ -86,6 +87,21 @@ class Environment:
         except TimeoutError:
             return False
         return True
+
+
+async def to_its_end(environment: Environment, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work, in a task of its own. A caller that is cancelled waits for its end before it goes on: a thread
+    cannot be ended, and what the caller holds is in use until then."""
+    task = environment.spawn(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait((task,))
+        if not task.cancelled():
+            task.exception()  # what went wrong concerns nobody any more
+        raise
 
 
 def utc_text(unix_ms: int) -> str:

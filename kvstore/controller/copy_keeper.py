@@ -224,6 +224,10 @@ class CopyKeeper:
 
     # --- people
 
+    def is_dead(self, node: str) -> bool:
+        """It is held for dead."""
+        return self._heard.is_silent(node, self._now_s())
+
     def unserved(self, cluster_map: ClusterMap) -> list[str]:
         """The shards whose primary does not answer, as far as nodes tell; none where they do not beat."""
         facts = self.facts(cluster_map)

@@ -175,9 +175,24 @@ def _decide_formed(
         if other.store_id == announcement.store_id and other.id != announcement.id:
             raise _copied_file(announcement.id, other.id)
     _check_partitions(announcement.id, announcement.partitions, cluster_map.partitions)
-    shard = cluster_map.shard(announcement.id)
-    if shard is None:
+    shard, node = cluster_map.shard(announcement.id), cluster_map.node(announcement.id)
+    if shard is None and node is None:
         return _decide_newcomer(state, announcement, plan)
+    if shard is not None:
+        _check_copy(shard, announcement)
+    if node is None or node.url == announcement.url:
+        return state
+    return msgspec.structs.replace(state, map=with_node_url(cluster_map, announcement.id, announcement.url))
+
+
+def _check_copy(shard: Shard, announcement: Announcement) -> None:
+    """Raises ForeignData unless the shard's home may start with that file.
+
+    While there are other copies it may start with any: it serves only what the map names, and an empty or lost one is
+    made anew.
+    """
+    if shard.replicas:
+        return
     if shard.store_id != announcement.store_id:
         raise ForeignData(
             f"shard {announcement.id} has an empty or foreign file: the cluster knows it with "
@@ -188,9 +203,6 @@ def _decide_formed(
             f"shard {announcement.id} has copy {announcement.copy_id} of its store, and the cluster knows copy "
             f"{shard.primary.copy_id}: put back the file shard-{announcement.id}.id that belongs to it."
         )
-    if cluster_map.url_of(shard) == announcement.url:
-        return state
-    return msgspec.structs.replace(state, map=with_node_url(cluster_map, announcement.id, announcement.url))
 
 
 def _home(announcement: Announcement, weight: int) -> Home:

@@ -2,7 +2,8 @@
 
 Owns: the tries under way and how far they are, both in memory only; beginning, committing and voiding moves.
 Promises:
-  - A move is committed only when its destination has said that this very try is done, and only while it stands.
+  - A move is committed only when its destination has said that this very try is done, and only while it stands; where
+    shards have copies, only as `commit_checks` says.
   - A try that may have fenced its source and cannot be committed is voided: its id goes from the map, so the fence
     ends as soon as the source follows. The same partitions are then tried under a new id, from the start.
   - So many tries at most are at work at once, in all and of each shard (`move_slots`), and one for each pair of source
@@ -45,6 +46,7 @@ from kvstore.config import Limits
 from kvstore.controller import change_steps
 from kvstore.controller.change_report import Doing
 from kvstore.controller.changes import Change, Pauses
+from kvstore.controller.commit_checks import Terms, lacks_copies, refusal, terms_of
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import ClusterState, formed_map
 from kvstore.controller.move_slots import MoveSlots
@@ -74,6 +76,10 @@ class _Away(Exception):
     """The destination cannot be asked, and nothing was sent to it."""
 
 
+class _Refused(Exception):
+    """The move may not be committed as things are now, and is to be tried again."""
+
+
 class _Trouble(NamedTuple):
     """Tries of a pair that failed one after the other: how many, and why the last one did."""
 
@@ -96,6 +102,7 @@ class _Try:
         self.keys_total = 0
         self.bytes_done = 0
         self.fenced_s: float | None = None
+        self.terms: Terms | None = None  # in which it began
         self.waits_since_s: float | None = None
 
     def note(self, step: str, detail: str = "") -> None:
@@ -126,6 +133,7 @@ class Mover:
         self, document: ClusterDocument, shards: ShardClients, limits: Limits, environment: Environment = SYSTEM
     ) -> None:
         self.record = Record()
+        self.is_dead: Callable[[str], bool] = lambda node: False  # whether a node is held for dead
         self._environment = environment
         self._new_id = partial(new_move_id, environment)
         self._document = document
@@ -275,7 +283,7 @@ class Mover:
         """Both shards follow a map in which the try stands; if the tries before failed, not too soon after them."""
         assert self._map is not None
         epoch, wait_s = self._map.epoch, _FIRST_WAIT_S
-        while missing := await self._bring(current.move, epoch):
+        while missing := await self._bring(current.move, epoch) or lacks_copies(self._map, current.move, self.is_dead):
             current.note("waiting", missing)
             await asyncio.sleep(wait_s)
             wait_s = self._longer(wait_s)
@@ -285,6 +293,7 @@ class Mover:
             await asyncio.sleep(
                 min(_FIRST_PAUSE_S * 2 ** min(trouble.tries - 1, 10), self._limits.reconnect_wait_s_max)
             )
+        current.terms = terms_of(self._map, current.move)
         current.note("queued")
 
     async def _bring(self, move: Move, epoch: int, *, again: bool = False) -> str:
@@ -354,9 +363,17 @@ class Mover:
         try:
             pause_ms = milliseconds(_now_s() - current.fenced_s)
             ended_max = self._limits.changes_kept_max
-            cluster_map = await self._insist(
-                lambda state: change_steps.committed(state, move.id, *done, pause_ms, ended_max), current
-            )
+
+            def commit(state: ClusterState) -> ClusterState:
+                after = change_steps.committed(state, move.id, *done, pause_ms, ended_max)
+                if why := refusal(formed_map(state), move, current.terms, self.is_dead):
+                    raise _Refused(why)
+                return after
+
+            cluster_map = await self._insist(commit, current)
+        except _Refused as refused:
+            await self._void(current, str(refused))
+            return False
         except KeyError:
             # A swap of ours whose outcome could not be looked up at first may have been the one that removed it.
             cluster_map = await self._insist(lambda state: state, current)

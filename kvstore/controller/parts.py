@@ -51,5 +51,6 @@ def assemble(
     new_id = partial(new_move_id, environment)
     keeper = CopyKeeper(document, limits, session_id, service.hear, new_id, environment)
     closer = ChangeCloser(document, mover, service.may_run, limits, environment, unserved=keeper.unserved)
+    mover.is_dead = keeper.is_dead
     service.on_clock, service.on_announced = reopener.tell, keeper.announced
     return Parts(service, mover, reopener, keeper, closer)

@@ -29,11 +29,10 @@ class Twins:
     async def check(self, state: ClusterState, announcement: Announcement) -> None:
         """Raises Conflict while the member of that id, with that file, goes on answering at its own address."""
         shard = state.map.shard(announcement.id) if state.map is not None else None
-        if state.map is None or shard is None or shard.store_id != announcement.store_id:
+        node = state.map.node(announcement.id) if state.map is not None else None
+        if node is None or shard is None or shard.store_id != announcement.store_id or node.url == announcement.url:
             return
-        url = state.map.url_of(shard)
-        if url == announcement.url:
-            return
+        url = node.url
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 found = await self._shards.served_at(url, shard.store_id)

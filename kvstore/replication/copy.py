@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
-from kvstore.environment import Environment
-from kvstore.replication import chain, lease, session
+from kvstore.environment import Environment, to_its_end
+from kvstore.replication import chain, lease, opening, session
 from kvstore.replication.configuration import Configuration
 from kvstore.replication.places import Place, Times
 from kvstore.replication.promise import Identity, write_identity
@@ -32,6 +33,7 @@ from kvstore.storage.rows import Row
 from kvstore.storage.segments import BEGINNING, Entry, Position
 
 _APPLIED_RECORDS_MAX = 1000
+_APPLIED_BYTES_MAX = 8 << 20
 _RETRY_S = 0.5
 
 
@@ -102,6 +104,27 @@ class StoreCopy:
         """Whether a snapshot is on its way, so that the file is nothing yet."""
         return self._identity.filling
 
+    @property
+    def identity(self) -> Identity:
+        """Which copy this is, and what it has promised."""
+        return self._identity
+
+    def may_open(self, config: Configuration, node: str) -> opening.MayOpen:
+        """Whether that map makes it primary, and when."""
+        now = self._environment.boottime_s()
+        return opening.may_open(config, node, self.identity.copy_id, self._following.promised, self._given, now)
+
+    async def hand_over(self) -> Identity:
+        """Apply all records, whether or not they are known to be committed: the term that begins has them all.
+
+        Nothing else may use the copy from now on. Raises DataCorrupt, LogDamaged, OSError.
+        """
+        async with self._turn, self._applying:
+            while (applied := self.engine.applied.position.number) < self.log.last.number:
+                read = partial(chain.some_entries, self.log, applied, _APPLIED_BYTES_MAX)
+                await replay(self.engine, await self._environment.in_thread(read))
+            return self._identity
+
     def may_be_promoted(self) -> bool:
         """Whether what the copy has granted has run out."""
         return lease.may_be_promoted(self._given, self._environment.boottime_s())
@@ -117,7 +140,6 @@ class StoreCopy:
             said = session.on_hello(self._following, hello)
             if said == "promise":
                 await self._write(self._identity._replace(promised=hello.term))
-                self._following = session.promise(self._following, hello.term)
                 said = "tell"
             if said == "deposed":
                 raise Deposed(self._following.promised)
@@ -134,8 +156,23 @@ class StoreCopy:
             if term <= self._following.promised:
                 return False
             await self._write(self._identity._replace(promised=term))
-            self._following = session.promise(self._following, term)
             return True
+
+    async def position(self) -> Position:
+        """Where the log ends, synced. Raises LogFailed."""
+        async with self._turn:
+            while self.log.synced != self.log.last:
+                await self._sync()
+            return self.log.last
+
+    async def extend(self, entries: Sequence[Entry]) -> Position:
+        """Append what the longest log of an opening has more, and sync it. Raises NotNext, LogFailed, OSError."""
+        for entry in entries:
+            while self.log.room(frees=True) < len(entry.payload):
+                if not await to_its_end(self._environment, self._environment.in_thread(self.log.prepare_segment)):
+                    await self._environment.sleep(_RETRY_S)  # the disk is full
+            self.log.extend(entry)
+        return await self.position()
 
     async def checksums(self, numbers: Sequence[int]) -> dict[int, int]:
         """The checksums of these records, and of the one before the first that is kept; others are left out."""
@@ -164,7 +201,7 @@ class StoreCopy:
         """Cut or replace the log, in a thread; nothing is appended meanwhile."""
         self._is_changing = True
         try:
-            await self._environment.in_thread(change)
+            await to_its_end(self._environment, self._environment.in_thread(change))
         finally:
             self._is_changing = False
 
@@ -186,7 +223,7 @@ class StoreCopy:
 
     async def _append(self, named: Session, entry: Entry) -> bool:
         while self.log.room(frees=True) < len(entry.payload):
-            if not await self._environment.in_thread(self.log.prepare_segment):
+            if not await to_its_end(self._environment, self._environment.in_thread(self.log.prepare_segment)):
                 return False  # the disk is full: what is not acknowledged comes again
         follows = session.takes(self._following, named, entry.number, entry.previous, self.log.last)
         if self._is_changing or not follows:
@@ -214,8 +251,10 @@ class StoreCopy:
         """Make durable what was appended before; only with the turn, since nothing may be cut off meanwhile."""
         if self.log.synced.number < self.log.last.number:
             self._sync_since = self._environment.boottime_s()
-            await self._environment.in_thread(self.log.sync)
-            self._sync_since = None
+            try:
+                await to_its_end(self._environment, self._environment.in_thread(self.log.sync))
+            finally:
+                self._sync_since = None
 
     # --- the lease
 
@@ -273,11 +312,14 @@ class StoreCopy:
         async with self._turn, self._applying:
             if not self.is_filling or not session.takes_snapshot(self._following, named, of.position, self.log.last):
                 return False
-            await self._change_log(lambda: self.log.restart(of.position))
-            await self.engine.close()
-            self.engine = await self._place.renew()
-            await self.engine.apply(Application([], of.position, of.clock, of.cluster_map, of.freezes, dict(of.drops)))
+            await to_its_end(self._environment, self._replace_all(of))
             return True
+
+    async def _replace_all(self, of: Applied) -> None:
+        await self._change_log(lambda: self.log.restart(of.position))
+        await self.engine.close()
+        self.engine = await self._place.renew()
+        await self.engine.apply(Application([], of.position, of.clock, of.cluster_map, of.freezes, dict(of.drops)))
 
     async def snapshot_page(self, named: Session, at: Position, rows: Sequence[Row]) -> bool:
         """Take rows of the snapshot that began at that position; False: they are of another one. Raises OSError.
@@ -313,6 +355,12 @@ class StoreCopy:
             await self._write(self._identity._replace(filling=False))
 
     async def _write(self, identity: Identity) -> None:
+        """Make it durable, and the promise that is in it true, whatever becomes of the caller."""
+        await to_its_end(self._environment, self._write_now(identity))
+
+    async def _write_now(self, identity: Identity) -> None:
         place = self._place
-        await self._environment.in_thread(lambda: write_identity(place.disk, place.folder, place.store, identity))
+        write = partial(write_identity, place.disk, place.folder, place.store, identity)
+        await self._environment.in_thread(write)
         self._identity = identity
+        self._following = session.promise(self._following, identity.promised)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,10 +21,15 @@ from aiohttp import web
 
 from kvstore.addresses import address_text, advertised, advertised_host, listen_address
 from kvstore.config import ClusterConfig, Limits
+from kvstore.environment import SYSTEM
 from kvstore.errors import NoSuchRoute
 from kvstore.metrics import exposition, shard_families
+from kvstore.shard import disk_watch
+from kvstore.shard.copy_wires import accept, connect
+from kvstore.shard.disk_watch import DiskWatch
+from kvstore.shard.folder import FileFolder
 from kvstore.shard.hellos import SessionFile
-from kvstore.shard.hosted import FileFolder, Surroundings
+from kvstore.shard.hosted import Surroundings
 from kvstore.shard.node import Node, OtherPartitions, Refused
 from kvstore.transport.channel import Connection
 from kvstore.transport.http.server import warn_if_exposed
@@ -42,7 +48,7 @@ def _end_process(error: BaseException) -> NoReturn:
 
 
 class ShardApp:
-    """HTTP of a node: `/channel` for routers, `/healthz` and `/metrics` for people."""
+    """HTTP of a node: `/channel` for routers, `/copies` for primaries, `/healthz` and `/metrics` for people."""
 
     def __init__(self, node: Node, limits: Limits) -> None:
         self._node = node
@@ -50,6 +56,7 @@ class ShardApp:
         self._sockets: set[web.WebSocketResponse] = set()
         self.web = web.Application()
         self.web.router.add_get("/channel", self._channel)
+        self.web.router.add_get("/copies", self._copies)
         self.web.router.add_get("/healthz", self._healthz)
         self.web.router.add_get("/map", self._map)
         self.web.router.add_get("/metrics", self._metrics)
@@ -59,16 +66,34 @@ class ShardApp:
         if "Origin" in request.headers:
             raise web.HTTPForbidden(text="a channel is for routers\n")
         asked = request.query
-        hosted = await self._node.admit(
+        resident = await self._node.admit(
             asked.get("shard", ""), asked.get("store"), asked.get(PARAMETER, ""), request.remote
         )
-        if isinstance(hosted, Refused):
-            return web.Response(status=hosted.status, text=f"{hosted.why}\n")
+        if isinstance(resident, Refused):
+            return web.Response(status=resident.status, text=f"{resident.why}\n")
         socket = web.WebSocketResponse(compress=False, max_msg_size=self._limits.frame_read_bytes_max, autoping=True)
         await socket.prepare(request)
         self._sockets.add(socket)
         try:
-            await Connection(self._limits).serve(socket, hosted.service.handle, self._node.handle_of)
+            await Connection(self._limits).serve(socket, resident.handle, self._node.stores.handle_of)
+        finally:
+            self._sockets.discard(socket)
+        return socket
+
+    async def _copies(self, request: web.Request) -> web.StreamResponse:
+        """A primary's connection to the copy of its store that lies here."""
+        if "Origin" in request.headers:
+            raise web.HTTPForbidden(text="a channel is for nodes\n")
+        refused = await self._node.admit_process(request.query.get(PARAMETER, ""), request.remote)
+        if refused is not None:
+            return web.Response(status=refused.status, text=f"{refused.why}\n")
+        try:
+            socket, wire = await accept(request)
+        except ConnectionError:  # it has left in the meantime, as after a pause of this process
+            return web.Response(status=503)
+        self._sockets.add(socket)
+        try:
+            await self._node.stores.serve_session(request.query.get("store", ""), wire)
         finally:
             self._sockets.discard(socket)
         return socket
@@ -88,7 +113,7 @@ class ShardApp:
     async def _no_route(self, request: web.Request) -> web.Response:
         """Who took this for the address of a router is told what it is."""
         problem = NoSuchRoute(
-            f"this is shard {self._node.home.shard_id}, which answers routers only",
+            f"this is shard {self._node.node_id}, which answers routers only",
             next_step="Ask a router: `kvstore up` prints its address.",
         ).problem()
         return web.json_response(problem, status=NoSuchRoute.status, content_type="application/problem+json")
@@ -143,9 +168,13 @@ async def _serve(
     weight = next((shard.weight for shard in config.shards if shard.id == shard_id), 1)
     async with AsyncExitStack() as at_the_end:
         session = await at_the_end.enter_async_context(aiohttp.ClientSession())
-        folder = FileFolder(data_dir, shard_id, limits, _end_process)
-        around = Surroundings(shard_id, folder, limits, session, ClusterSession(), join)
+        folder, cluster = FileFolder(data_dir, shard_id, limits), ClusterSession()
+        dial = partial(connect, session, cluster)
+        around = Surroundings(shard_id, folder, limits, session, cluster, join, _end_process, SYSTEM, dial)
         node = await Node.open(around, config.partitions, SessionFile(data_dir, shard_id), at_the_end)
+        watch = DiskWatch(limits.disk_stall_s, node.stores.logs_with_copies, disk_watch.end_process)
+        watch.start()
+        at_the_end.callback(watch.close)
         app = ShardApp(node, limits)
         runner = web.AppRunner(app.web, access_log=None, handler_cancellation=False, shutdown_timeout=1.0)
         at_the_end.push_async_callback(runner.cleanup)

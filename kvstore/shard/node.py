@@ -13,15 +13,15 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
-from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import ForeignData
 from kvstore.metrics import StoreLabels
 from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.shard.beats import Beats
 from kvstore.shard.hellos import Hellos, Memory
-from kvstore.shard.hosted import HostedStore, Surroundings, open_copies, open_hosted
-from kvstore.store.store import Store
-from kvstore.transport.channel import Handle
+from kvstore.shard.hosted import Surroundings
+from kvstore.shard.node_stores import NodeStores
+from kvstore.shard.resident import Resident
 from kvstore.transport.map_follower import MapFollower
 from kvstore.transport.sessions import ClusterSession
 
@@ -44,85 +44,79 @@ class Refused(NamedTuple):
 
 
 class Node:
-    """The stores that are served here. The first is its home's."""
+    """`stores`: all that lie here. `home`: the node's own shard's."""
 
     def __init__(
-        self, stores: list[HostedStore], hellos: Hellos, follower: MapFollower, cluster: ClusterSession
+        self, around: Surroundings, stores: NodeStores, hellos: Hellos, follower: MapFollower, beats: Beats
     ) -> None:
+        self.node_id = around.node_id
         self.stores = stores
-        self.home = stores[0]
-        self._by_shard = {hosted.shard_id: hosted for hosted in stores}
         self._hellos = hellos
         self._follower = follower
-        self._cluster = cluster
+        self._beats = beats
+        self._cluster = around.cluster
 
     @classmethod
-    async def open(
-        cls,
-        surroundings: Surroundings,
-        partitions: int,
-        memory: Memory,
-        at_the_end: AsyncExitStack,
-        environment: Environment = SYSTEM,
-    ) -> Node:
-        """Open the home's store, and the others that are served here; `at_the_end` closes them.
+    async def open(cls, around: Surroundings, partitions: int, memory: Memory, at_the_end: AsyncExitStack) -> Node:
+        """Open the home's store, and the others that lie here; `at_the_end` closes them.
 
         `partitions`: their number while the home's store is of no cluster. `memory`: keeps the last session. Raises
         what `Store.open` raises.
         """
-        node_id, limits, cluster = surroundings.node_id, surroundings.limits, surroundings.cluster
-        home = await open_hosted(node_id, partitions, surroundings, at_the_end)
-        stores = [home, *await open_copies(home.store.identity.partitions, surroundings, at_the_end)]
-        session, url = surroundings.session, surroundings.controller_url
+        node_id, limits, cluster, environment = around.node_id, around.limits, around.cluster, around.environment
+        session, url = around.session, around.controller_url
+        news = _News()
+        stores = NodeStores(around._replace(on_news=news.tell))
+        at_the_end.push_async_callback(stores.close)
+        await stores.begin(partitions)
         follower = MapFollower(session, url, limits, environment=environment, cluster=cluster)
-        return cls(stores, Hellos(node_id, cluster, follower.ask_session, memory), follower, cluster)
+        beats = Beats(node_id, stores, session, url, limits.failover_after_s, environment)
+        at_the_end.push_async_callback(beats.close)
+        news.beats = beats
+        return cls(around, stores, Hellos(node_id, cluster, follower.ask_session, memory), follower, beats)
 
     # --- at its door
 
-    async def admit(self, shard: str, store_id: str | None, session_id: str, peer: str | None) -> HostedStore | Refused:
+    async def admit(self, shard: str, store_id: str | None, session_id: str, peer: str | None) -> Resident | Refused:
         """The store to which a channel is asked for, by a process that names this session."""
-        hosted = self._by_shard.get(shard)
-        if hosted is None:
-            return Refused(_NOT_FOUND, f"this is shard {self.home.shard_id}")
+        resident = self.stores.by_shard.get(shard)
+        identity = resident.identity if resident is not None else None
+        if resident is None or identity is None:
+            return Refused(_NOT_FOUND, f"this is shard {self.node_id}")
         # An empty or foreign file has a map and partitions of its own, or none: to the router's cluster it is not this
         # shard, also while the controller, which refuses it, is away. Else a key of ours would be "not there".
-        if store_id not in (None, "", hosted.store.identity.store_id):
+        if store_id not in (None, "", identity.store_id):
             return Refused(_CONFLICT, f"shard {shard} serves another data file")
-        status = await self._hellos.refusal(session_id, peer)
-        if status is not None:
-            return Refused(status, f"shard {shard} is in another session")
-        return hosted
+        return await self.admit_process(session_id, peer) or resident
 
-    def handle_of(self, store_id: str) -> Handle | None:
-        """What begins a request for that store; None if it is not served here."""
-        for hosted in self.stores:
-            if hosted.store.identity.store_id == store_id:
-                return hosted.service.handle
-        return None
+    async def admit_process(self, session_id: str, peer: str | None) -> Refused | None:
+        """Whether a process that names this session is refused."""
+        status = await self._hellos.refusal(session_id, peer)
+        return Refused(status, f"shard {self.node_id} is in another session") if status is not None else None
 
     async def facts(self, session_id: str | None, store_id: str | None, peer: str | None) -> dict[str, Any]:
         """What the node is, for a controller, which names its session, and for people."""
-        store = self.home.store
-        identity = store.identity
+        home, identity = self.stores.home, self.stores.identity
         if session_id and store_id == identity.store_id:
             await self._hellos.refusal(session_id, peer)  # which says so if that is a stranger
-        ids = {"store_id": identity.store_id, "copy_id": store.copy_id, "session": self._cluster.id}
-        facts = {**ids, "cluster_id": identity.cluster_id, "partitions": len(store.served.generations)}
-        if not self.home.told.is_verified:
+        ids = {"store_id": identity.store_id, "copy_id": home.copy_id, "session": self._cluster.id}
+        facts = {**ids, "cluster_id": identity.cluster_id, "partitions": identity.partitions}
+        if home.hosted is not None and not home.hosted.told.is_verified:
             facts["unverified"] = True  # the controller has not confirmed that this is no older copy
-        if missing := store.partitions.missing:
+        if home.hosted is not None and (missing := home.hosted.store.partitions.missing):
             facts["missing"] = partition_set.as_text(missing)  # no move has brought them, or not surely all of them
-        return {"status": "alive", "shard": self.home.shard_id, **facts}
+        return {"status": "alive", "shard": self.node_id, **facts}
 
     def newest_map(self) -> dict[str, Any]:
         """That of its stores, for a controller that has lost its file."""
-        newest = max(self.stores, key=lambda hosted: hosted.store.served.epoch)
-        home, *beside = [(hosted.shard_id, hosted.store.identity.store_id) for hosted in self.stores]
-        return {"shard": home[0], "store_id": home[1], "map": newest.store.cluster_map, "beside": beside}
+        served = [(each.shard_id, each.store.identity.store_id) for each in self.stores.served]
+        beside = [each for each in served if each[0] != self.node_id]
+        ids = {"shard": self.node_id, "store_id": self.stores.identity.store_id}
+        return {**ids, "map": self.stores.newest_map, "beside": beside}
 
     def stats(self) -> dict[StoreLabels, Any]:
-        """Of each store, for the metrics."""
-        return {each.labels(self.home.shard_id): each.store.inspection.snapshot() for each in self.stores}
+        """Of each store that is served, for the metrics."""
+        return {each.labels(self.node_id): each.store.inspection.snapshot() for each in self.stores.served}
 
     # --- in the cluster
 
@@ -131,52 +125,59 @@ class Node:
 
         `may_join`: if it is no member, it asks to become one, with that weight.
         """
-        go_on_with_last_session(self._hellos, self._cluster, self.home.store, self.home.shard_id, url)
-        works = [work for hosted in self.stores for work in hosted.works()]
-        await until_one_ends(self._take_part(url, weight, may_join), *works, self._stopped(stop))
+        go_on_with_last_session(self._hellos, self._cluster, self.stores.newest_map, self.node_id, url)
+        part = self._take_part(url, weight, may_join)
+        await until_one_ends(part, self.stores.run(), self._beats.run(), self._stopped(stop))
 
     async def _take_part(self, url: str, weight: int, may_join: bool) -> None:
         """Announce the node, then follow the map for ever."""
-        store = self.home.store
-        identity = store.identity
+        stores, identity, newest = self.stores, self.stores.identity, self.stores.newest_map
+        epoch = newest.epoch if newest is not None else 0
         try:
             await self._follower.announce(
-                self.home.shard_id,
+                self.node_id,
                 url,
                 identity.store_id,
                 identity.cluster_id,
                 weight,
                 join=may_join,
                 partitions=identity.partitions,
-                epoch=store.served.epoch,
-                clock=store.clock.version,
-                copy_id=store.copy_id,
+                epoch=epoch,
+                clock=stores.clock,
+                copy_id=stores.home.copy_id,
             )
         except ForeignData as refused:
             wanted = refused.members.get("partitions")
             if identity.cluster_id is None and isinstance(wanted, int) and wanted != identity.partitions:
                 raise OtherPartitions(wanted) from None
             raise
-        cluster_id = store.identity.cluster_id
-        await self._follower.follow(
-            max(store.served.epoch - 1, 0), self._follow, cluster_id, lambda: store.clock.version
-        )
-
-    def _follow(self, cluster_map: ClusterMap) -> None:
-        for hosted in self.stores:
-            hosted.maps.put(cluster_map)
+        cluster_id = stores.identity.cluster_id
+        await self._follower.follow(max(epoch - 1, 0), stores.hear, cluster_id, lambda: stores.clock)
 
     async def _stopped(self, stop: asyncio.Event) -> None:
         await stop.wait()
-        await asyncio.gather(*(hosted.end() for hosted in self.stores))
+        await self.stores.end()
 
 
-def go_on_with_last_session(hellos: Hellos, cluster: ClusterSession, store: Store, shard_id: str, url: str) -> None:
+class _News:
+    """Told by stores, which are there before the beats."""
+
+    def __init__(self) -> None:
+        self.beats: Beats | None = None
+
+    def tell(self) -> None:
+        if self.beats is not None:
+            self.beats.hurry()
+
+
+def go_on_with_last_session(
+    hellos: Hellos, cluster: ClusterSession, cluster_map: ClusterMap | None, shard_id: str, url: str
+) -> None:
     """Name it to other shards while the controller is away, if this is where their map says that this shard is.
 
     At another address this may be a copy of the data directory, which must not disturb the original.
     """
-    node = store.cluster_map.node(shard_id) if store.cluster_map is not None else None
+    node = cluster_map.node(shard_id) if cluster_map is not None else None
     if node is not None and node.url == url:
         cluster.enter(hellos.last)
 

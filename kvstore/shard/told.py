@@ -6,7 +6,7 @@ Promises: a store opened unverified follows no newer map before the controller h
 told done only when the controller has the number of its last record: so no older copy of the files can come to own
 what it never received. A store that has told of more than it has now (an older copy of its files, or a lost log) does
 not serve: it is refused at the opening or, if the controller could not be asked then, as soon as it can. Where a
-person has accepted that, its versions go on above all that it gave.
+person has accepted that, its versions go on above all that it gave. A store that has copies is judged by them.
 Leaves to others: what is kept (the controller), what the log itself proves (`storage.recovery`).
 
 The controller is no part of any write: while it is away, a store opens after `told_timeout_s` and serves, unverified.
@@ -65,6 +65,8 @@ class ToldNumbers:
         told = await self._tell(store.identity.store_id, number, store.clock.version, self._limits.told_timeout_s)
         if told is None:
             return
+        if told.number > store.durable and store.tables.sender is not None:
+            return  # another node has told it since: the map that says so is on its way
         if told.number > store.durable:
             raise behind(store.durable, told.number)
         if told.clock_floor > store.clock.version:  # the controller was away at the opening of an accepted older copy

@@ -79,14 +79,14 @@ class _Part(NamedTuple):
 
 class Log:
     """An open log. `last`: position of the last record appended; `synced`: of the last durable one; `full`: whether the
-    last try to make a segment found no room on the disk."""
+    last try to make a segment found no room on the disk; `sync_under_way`: another object for each sync, None between
+    two of them."""
 
     def __init__(self, disk: Disk, place: Place, notes: Notes, segment_bytes: int) -> None:
         self._disk = disk
         self._place = place
         self._notes = notes
         self._segment_bytes = segment_bytes
-        self.payload_bytes_max = segment_bytes - DATA_OFFSET - HEADER_BYTES
         self._used: list[Segment] = []  # the last of them is open
         self._spare: list[Segment] = []
         self._left: list[Segment] = []  # used, not open any more, and not synced since
@@ -96,6 +96,7 @@ class Log:
         self._base = BEGINNING  # a position before or in the log, with its term
         self.last = self.synced = BEGINNING
         self.full = False
+        self.sync_under_way: object | None = None
 
     @classmethod
     def create(
@@ -156,13 +157,18 @@ class Log:
         """The number of the last durable record."""
         return self.synced.number
 
+    @property
+    def payload_bytes_max(self) -> int:
+        """The largest payload that any segment has room for."""
+        return self._segment_bytes - DATA_OFFSET - HEADER_BYTES
+
     def append(self, payload: bytes, term: int = 0, *, frees: bool = False) -> int:
         """Write a record; returns its number. `frees`: it may use the last spare segment, because it makes room.
 
         Raises LogFull, RecordTooLarge with nothing written; LogFailed.
         """
         size = HEADER_BYTES + len(payload)
-        segment = self._segment_for(size, frees)
+        segment = _segment_for(size, self._used[-1], self._spare, frees, self.full)
         if segment is None:
             if len(payload) > self.payload_bytes_max:
                 raise RecordTooLarge(f"a record of {size} bytes does not fit into a segment of {self._segment_bytes}")
@@ -202,12 +208,15 @@ class Log:
         target = self.last  # first: whatever comes later is not covered
         opened = self._used[-1]  # then the open segment, and last those left before it was opened
         left = tuple(self._left)
+        self.sync_under_way = object()
         try:
             for segment in left:
                 segment.file.sync()
             opened.file.sync()
         except OSError as error:
             raise self._fail(error) from error
+        finally:
+            self.sync_under_way = None
         for segment in left:
             self._left.remove(segment)
         self.synced = target
@@ -237,15 +246,6 @@ class Log:
         rooms = [opened.bytes - opened.end] if frees or spare or not self.full else []
         rooms += [segment.bytes - segment.end for segment in spare[: len(spare) if frees else len(spare) - 1]]
         return max(rooms, default=0) - HEADER_BYTES
-
-    def _segment_for(self, size: int, frees: bool) -> Segment | None:
-        """Where a record of that size goes; what frees no room leaves one spare segment behind it on a full disk."""
-        opened = self._used[-1]
-        if opened.end + size <= opened.bytes:
-            return opened if frees or self._spare or not self.full else None
-        spare = self._spare  # a copy is not needed: only this thread takes from its front
-        last = len(spare) if frees else len(spare) - 1
-        return next((segment for segment in spare[:last] if segment.fits(size)), None)
 
     def prepare_segment(self) -> bool:
         """Make a spare segment; False, with nothing left of it, if the disk has no room now. Raises OSError."""
@@ -370,6 +370,17 @@ class Log:
         """Close the files; what was not synced may be lost. The log must not be used any more."""
         with self._background:
             recovery.close_all([*self._used, *self._spare], self._notes)
+
+
+def _segment_for(size: int, opened: Segment, spare: list[Segment], frees: bool, full: bool) -> Segment | None:
+    """Where a record of that size goes; what frees no room leaves one spare segment behind it on a full disk.
+
+    A copy of `spare` is not needed: only the thread that appends takes from its front.
+    """
+    if opened.end + size <= opened.bytes:
+        return opened if frees or spare or not full else None
+    last = len(spare) if frees else len(spare) - 1
+    return next((segment for segment in spare[:last] if segment.fits(size)), None)
 
 
 def _remove_empty(disk: Disk, path: Path) -> None:

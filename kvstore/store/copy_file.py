@@ -90,6 +90,10 @@ def _stand_in(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
             f"{copy_path(db)} {why}, so what this copy has promised is not known: it must not serve. Put the file "
             "back, or move this copy's files away: another copy takes their place."
         )
+    if shard is None and ".copy-" in db.stem:
+        raise ForeignData(
+            f"{copy_path(db)} {why}, so which copy this is is not known: move its files away, and another is made."
+        )
     if shard is None:  # of a program that knew of no copies, or of a cluster that it has not joined yet
         return Identity(store_id, store_id)
     if shard.primary.copy_id != store_id:

@@ -25,11 +25,13 @@ from kvstore.config import Limits
 from kvstore.data_file import prepare_data_file
 from kvstore.environment import Environment
 from kvstore.errors import DataCorrupt, DataInUse, ForeignData
+from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import OsDisk
 from kvstore.storage.engine import Engine
 from kvstore.storage.log import Log
+from kvstore.storage.record import decode_record
 from kvstore.storage.replay import replay
 from kvstore.storage.schema import FORMAT
 from kvstore.storage.segments import BEGINNING, Entry
@@ -73,6 +75,50 @@ async def untold(store_id: str) -> ToldBefore:
     return ToldBefore()
 
 
+class Unapplied(NamedTuple):
+    """Log and file of a store, before what the log has beyond the file is applied. `entries`: those records.
+
+    `is_new`: the files were made just now.
+    """
+
+    path: Path
+    engine: Engine
+    log: Log
+    lock_fd: int
+    entries: list[Entry]
+    is_new: bool
+    clock_floor: int = 0
+
+    @property
+    def logged(self) -> ClusterMap | None:
+        """The newest map in them, None without one. Raises ForeignData for one of another format."""
+        maps = [decode_record(entry.payload).cluster_map for entry in self.entries]
+        newest = next((each for each in reversed(maps) if each is not None), self.engine.applied.cluster_map)
+        return decode_map(newest) if newest is not None else None
+
+    async def close(self) -> None:
+        """Close all, and let the lock go."""
+        await self.engine.close()
+        self.log.close()
+        os.close(self.lock_fd)
+
+    async def apply(self, environment: Environment) -> Opened:
+        """Apply what the file lacks; closes all where that fails. Raises DataCorrupt, ForeignData, OSError."""
+        path, engine, log, lock_fd, entries, is_new, clock_floor = self
+        try:
+            if entries and (wrong := (await engine.verify(None)).faults):
+                raise DataCorrupt(
+                    f"{path} is damaged ({wrong[0].detail}), so the records of its log cannot be applied.",
+                    next_step="Restore file and log from a copy; `kvstore store check FILE` names all that is damaged.",
+                )
+            await replay(engine, entries)
+            copy_file = await environment.in_thread(partial(_open_copy, path, engine, is_new, environment))
+        except BaseException:
+            await self.close()
+            raise
+        return Opened(engine, log, lock_fd, bool(entries), copy_file, clock_floor)
+
+
 async def open_files(
     path: Path,
     shard_id: str,
@@ -87,6 +133,19 @@ async def open_files(
 
     Raises ForeignData, DataInUse, StoreBehind, DataCorrupt, LogDamaged, ConfigError, OSError.
     """
+    unapplied = await open_unapplied(path, shard_id, partitions, limits, environment, told)
+    return await unapplied.apply(environment)
+
+
+async def open_unapplied(
+    path: Path,
+    shard_id: str,
+    partitions: int,
+    limits: Limits,
+    environment: Environment,
+    told: ToldNumber = untold,
+) -> Unapplied:
+    """As `open_files`, but nothing is applied: of a store that has copies it is not known what is committed."""
     prepare_data_file(path)
     lock_fd = lock(path)
     try:
@@ -99,22 +158,10 @@ async def open_files(
         except BaseException:
             log.close()
             raise
-        try:
-            if entries and (wrong := (await engine.verify(None)).faults):
-                raise DataCorrupt(
-                    f"{path} is damaged ({wrong[0].detail}), so the records of its log cannot be applied.",
-                    next_step="Restore file and log from a copy; `kvstore store check FILE` names all that is damaged.",
-                )
-            await replay(engine, entries)
-            copy_file = await environment.in_thread(partial(_open_copy, path, engine, not found, environment))
-        except BaseException:
-            await engine.close()
-            log.close()
-            raise
     except BaseException:
         os.close(lock_fd)
         raise
-    return Opened(engine, log, lock_fd, bool(entries), copy_file, before.clock_floor)
+    return Unapplied(path, engine, log, lock_fd, entries, not found, before.clock_floor)
 
 
 def _open_copy(path: Path, engine: Engine, is_new: bool, environment: Environment) -> CopyFile:

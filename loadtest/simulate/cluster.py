@@ -20,7 +20,6 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.controller.membership import ClusterState
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.store.served import Served
 from kvstore.store.store import Store
 from loadtest.simulate.loop import Killed, Process, SimulatedLoop, running_process
 from loadtest.simulate.machine import Violation
@@ -201,8 +200,12 @@ class Cluster:
         server = self.nodes.get(process.name)
         if server is None or server.node is None or server.process is not process:
             return
-        for hosted in server.node.stores:
-            self._check_store((server.name, hosted.shard_id), hosted.store)
+        for hosted in server.node.stores.served:
+            copy = server.name, hosted.shard_id
+            self._check_store(copy, hosted.store)
+            if hosted.is_open and hosted.store.served is not self._looked_at.get(copy):
+                self._looked_at[copy] = hosted.store.served
+                self._note_served(copy, hosted.store)
 
     def _check_store(self, copy: Copy, store: Store) -> None:
         log = store.tables.log
@@ -216,12 +219,6 @@ class Cluster:
             if before is not None and any(after < early for after, early in zip(now, before, strict=True)):
                 raise Violation(f"{' of '.join(copy)}: version, sequence, floor went from {before} to {now}")
             self._floors[copy] = now
-        if store.served is not self._looked_at.get(copy):
-            self._looked_at[copy] = store.served
-            shard = store.cluster_map.shard(copy[1]) if store.cluster_map is not None else None
-            if shard is not None:
-                self.note_term(store.identity.store_id, shard.term, store.copy_id)
-            self._note_served(copy, store.served)
 
     def note_term(self, store_id: str, term: int, copy_id: str) -> None:
         """That copy serves in that term: no other one ever did. Raises Violation."""
@@ -229,16 +226,27 @@ class Cluster:
         if first != copy_id:
             raise Violation(f"copy {copy_id} of store {store_id} serves in term {term}, in which copy {first} has")
 
-    def _note_served(self, copy: Copy, served: Served) -> None:
-        """One owner per partition. Raises Violation."""
+    def _note_served(self, copy: Copy, store: Store) -> None:
+        """One owner per partition, one primary per term. Raises Violation."""
+        shard = store.cluster_map.shard(copy[1]) if store.cluster_map is not None else None
+        if shard is not None:
+            self.note_term(store.identity.store_id, shard.term, store.copy_id)
         self._serving = {partition: owner for partition, owner in self._serving.items() if owner != copy}
-        for partition, generation in enumerate(served.generations):
-            if not generation or partition in served.frozen:
+        for partition, generation in enumerate(store.served.generations):
+            if not generation or partition in store.served.frozen:
                 continue
             other = self._serving.setdefault(partition, copy)
-            if other != copy and self.nodes[other[0]].is_alive:
+            if other != copy and self._answers(other):
                 raise Violation(f"partition {partition} is served by {' of '.join(other)} and by {' of '.join(copy)}")
             self._serving[partition] = copy
+
+    def _answers(self, copy: Copy) -> bool:
+        """Whether that copy may answer now: it is a primary that holds its lease."""
+        server = self.nodes[copy[0]]
+        if not server.is_alive or server.node is None:
+            return False
+        found = [each for each in server.node.stores.served if each.shard_id == copy[1]]
+        return any(each.is_open and each.store.tables.may_answer() for each in found)
 
     def _unserve(self, name: str) -> None:
         """The process of that node has ended."""

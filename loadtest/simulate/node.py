@@ -11,24 +11,34 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
 from kvstore.config import Limits
 from kvstore.errors import DataCorrupt, ForeignData, LogDamaged
+from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
-from kvstore.shard.hosted import Surroundings, copies_in
+from kvstore.replication import files
+from kvstore.replication.messages import decode_from_primary
+from kvstore.replication.places import Place
+from kvstore.replication.promise import read_identity
+from kvstore.shard.copy_wires import SocketWire, connect
+from kvstore.shard.folder import copies_in, may_serve_alone
+from kvstore.shard.hosted import Surroundings
 from kvstore.shard.node import Node, Refused
+from kvstore.shard.resident import Resident
 from kvstore.storage.engine import Identity, TryLater
 from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
+from kvstore.storage.record import decode_record
 from kvstore.storage.replay import replay
-from kvstore.store.copy_file import CopyFile, make_copy, open_copy
+from kvstore.store.copy_file import make_copy, open_copy
+from kvstore.store.copy_place import CopyFiles, times_of
 from kvstore.store.opening import Opened, ToldNumber, store_path
-from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
 from kvstore.transport.sessions import PARAMETER, ClusterSession
 from loadtest.simulate.disk import SimulatedDisk, keep_all
@@ -52,46 +62,88 @@ class SimulatedFolder:
         self._node_id = node_id
         self._disk = disk
         self._limits = limits
-        self.on_fatal: OnFatal
         self.environment: SimulatedEnvironment
         self.before_application: Callable[[], None]
 
     def copies(self) -> list[str]:
         return copies_in([path.name for path in self.engines], self._node_id)
 
-    async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Store:
-        path = store_path(FOLDER, shard_id, self._node_id)
-        made = self.engines.get(path)
-        opened = await (self._make(path, shard_id, partitions) if made is None else self._open(path, made, told))
-        return await Store.serve(opened, self._limits, self.on_fatal, self.environment)
+    async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Opened | CopyFiles:
+        path = self._path(shard_id)
+        engine = self.engines.get(path)
+        if engine is None:
+            return self._make(path, shard_id, partitions)
+        logged = engine.applied.cluster_map
+        cluster_map = decode_map(logged) if logged is not None else None
+        if not may_serve_alone(cluster_map, shard_id, self._node_id):
+            return await self.open_copy(shard_id, partitions)
+        before = await told(engine.identity.store_id)
+        log, entries = self._open_log(path, engine, before.number)
+        if not may_serve_alone(_newest_map(entries) or cluster_map, shard_id, self._node_id):
+            log.close()
+            return await self.open_copy(shard_id, partitions)
+        await replay(engine, entries)
+        copy_file = open_copy(path, shard_id, engine.identity.store_id, cluster_map, self._disk)
+        return Opened(engine, log, None, copy_file=copy_file, clock_floor=before.clock_floor)
 
-    async def _make(self, path: Path, shard_id: str, partitions: int) -> Opened:
+    async def open_copy(self, shard_id: str, partitions: int) -> CopyFiles:
+        path = self._path(shard_id)
+        place = self._place(path, self.engines[path].identity)
+        identity = read_identity(self._disk, FOLDER, path.stem)
+        assert identity is not None
+        copy = await files.open_copy(place, identity, self.environment, times_of(self._limits))
+        return CopyFiles(path, copy, None, self._disk)
+
+    async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
+        path = self._path(shard_id)
+        place = self._place(path, Identity(store_id, None, shard_id, partitions))
+        copy = await files.make_copy(place, store_id, self.environment, times_of(self._limits))
+        return CopyFiles(path, copy, None, self._disk)
+
+    async def set_aside(self, shard_id: str) -> None:
+        path = self._path(shard_id)
+        self.engines.pop(path)
+        for name in self._disk.names(FOLDER):
+            if name.startswith((f"{path.stem}.log.", f"{path.stem}.id")):
+                self._disk.unlink(FOLDER / name)
+
+    def _path(self, shard_id: str) -> Path:
+        return store_path(FOLDER, shard_id, self._node_id)
+
+    def _place(self, path: Path, identity: Identity) -> Place:
+        async def opened() -> SimulatedEngine:
+            engine = self.engines[path]
+            engine.environment = self.environment
+            return engine
+
+        async def renewed() -> SimulatedEngine:
+            return self._engine(path, Identity(identity.store_id, None, identity.shard_id, identity.partitions))
+
+        return Place(self._disk, FOLDER, path.stem, opened, renewed, self._limits.log_segment_bytes)
+
+    def _engine(self, path: Path, identity: Identity) -> SimulatedEngine:
+        self.engines[path] = engine = SimulatedEngine(identity)
+        engine.fail, engine.environment = self.before_application, self.environment
+        return engine
+
+    def _make(self, path: Path, shard_id: str, partitions: int) -> Opened:
         identity = Identity(self.environment.random_hex(16), None, shard_id, partitions)
         size = self._limits.log_segment_bytes
         log = Log.create(self._disk, FOLDER, path.stem, identity.store_id, BEGINNING, size)
-        self.engines[path] = engine = SimulatedEngine(identity)
-        engine.fail, engine.environment = self.before_application, self.environment
+        engine = self._engine(path, identity)
         copy_id = self.environment.random_hex(16)
         return Opened(engine, log, None, copy_file=make_copy(path, identity.store_id, copy_id, self._disk))
 
-    async def _open(self, path: Path, engine: SimulatedEngine, told: ToldNumber) -> Opened:
-        engine.environment = self.environment
-        store_id = engine.identity.store_id
-        before = await told(store_id)
-        log, entries = self._open_log(path, engine, before.number)
-        await replay(engine, entries)
-        return Opened(engine, log, None, copy_file=self._open_copy(path, engine), clock_floor=before.clock_floor)
-
     def _open_log(self, path: Path, engine: SimulatedEngine, told: int) -> tuple[Log, list[Entry]]:
+        engine.environment = self.environment
         position, store_id = engine.applied.position, engine.identity.store_id
         size = self._limits.log_segment_bytes
         return Log.open(self._disk, FOLDER, path.stem, store_id, position, told, segment_bytes=size)
 
-    def _open_copy(self, path: Path, engine: SimulatedEngine) -> CopyFile:
-        store_id, _, shard_id, _ = engine.identity
-        durable = engine.applied.cluster_map
-        cluster_map = decode_map(durable) if durable is not None else None
-        return open_copy(path, shard_id, store_id, cluster_map, self._disk)
+
+def _newest_map(entries: Sequence[Entry]) -> ClusterMap | None:
+    maps = [record.cluster_map for entry in entries if (record := decode_record(entry.payload)).cluster_map is not None]
+    return decode_map(maps[-1]) if maps else None
 
 
 class NodeServer(Server):
@@ -117,13 +169,23 @@ class NodeServer(Server):
 
     async def run(self, process: Process) -> None:
         self.folder.environment = self.environment
-        self.folder.on_fatal = self._on_fatal_of(process)
         session = self.session(process)
-        around = Surroundings(self.name, self.folder, self.limits, session, ClusterSession(), CONTROLLER)  # type: ignore[arg-type]
+        cluster = ClusterSession()
+        around = Surroundings(
+            self.name,
+            self.folder,
+            self.limits,
+            session,  # type: ignore[arg-type]
+            cluster,
+            CONTROLLER,
+            self._on_fatal_of(process),
+            self.environment,
+            partial(connect, session, cluster),  # type: ignore[arg-type]
+        )
         at_the_end = AsyncExitStack()  # not entered: a process that is killed closes nothing
-        node = await Node.open(around, PARTITIONS, self, at_the_end, self.environment)
+        node = await Node.open(around, PARTITIONS, self, at_the_end)
         self.node = node
-        for hosted in node.stores:
+        for hosted in node.stores.served:
             store = hosted.store
             self.loop.note(f"{self.name} serves {hosted.shard_id} at {store.clock.version}, record {store.durable}")
         self._stop = asyncio.Event()
@@ -216,18 +278,21 @@ class NodeServer(Server):
         if node is None:
             await end.send(b"refused")
             return
-        admitted = await node.admit(query.get("shard", ""), query.get("store"), query.get(PARAMETER, ""), None)
+        admitted: Resident | Refused | None
+        if asked.path == "/copies":
+            admitted = await node.admit_process(query.get(PARAMETER, ""), None)
+        else:
+            admitted = await node.admit(query.get("shard", ""), query.get("store"), query.get(PARAMETER, ""), None)
         if isinstance(admitted, Refused):
             await end.send(b"refused")
             return
         await end.send(b"welcome")
         self._channels[end] = None
+        socket: Any = SimulatedSocket(end)
         try:
-            serving = Connection(self.limits).serve(
-                SimulatedSocket(end),  # type: ignore[arg-type]
-                admitted.service.handle,
-                node.handle_of,
-            )
-            await serving
+            if admitted is None:
+                await node.stores.serve_session(query.get("store", ""), SocketWire(socket, decode_from_primary))
+            else:
+                await Connection(self.limits).serve(socket, admitted.handle, node.stores.handle_of)
         finally:
             self._channels.pop(end, None)

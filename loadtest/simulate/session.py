@@ -69,6 +69,10 @@ class SimulatedSocket:
             raise StopAsyncIteration
         return aiohttp.WSMessage(aiohttp.WSMsgType.BINARY, data, None)
 
+    async def receive(self) -> aiohttp.WSMessage:
+        data = await self._end.receive()
+        return aiohttp.WSMessage(aiohttp.WSMsgType.CLOSED if data is None else aiohttp.WSMsgType.BINARY, data, None)
+
     async def send_bytes(self, data: bytes) -> None:
         await self._end.send(data)
         if self._network is not None and self._network.doubles:

@@ -534,7 +534,7 @@ def test_a_route_that_does_not_exist_is_a_problem_of_its_own(cluster: Cluster, t
         *((method, "/v1/kv", "GET, HEAD") for method in ("PUT", "POST", "DELETE")),
         *((method, "/v1/batch", "POST") for method in ("GET", "PUT", "DELETE")),
         *(("POST", route, "GET, HEAD") for route in ("/", "/healthz", "/readyz", "/metrics")),
-        ("PUT", "/v1/cluster", "GET, HEAD"), ("DELETE", "/v1/explain/k", "GET, HEAD"),
+        ("PUT", "/v1/cluster", "GET, HEAD, PATCH"), ("DELETE", "/v1/explain/k", "GET, HEAD"),
     ],
 )  # fmt: skip
 def test_a_method_that_a_route_does_not_take_is_answered_with_those_it_takes(

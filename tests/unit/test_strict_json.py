@@ -52,3 +52,30 @@ def test_what_a_type_passes_over_is_looked_at_too() -> None:
 def test_a_document_without_doubled_members_is_taken_as_it_is(document: Any) -> None:
     encoded = msgspec.json.encode(document)
     assert decode_strictly(ANY, encoded) == ANY.decode(encoded)
+
+
+class Counted(msgspec.Struct):
+    number: int
+    other: int | None = None
+
+
+@pytest.mark.parametrize("written", ["3", "3.0", "3e0", "30e-1", "0.3E+1"])
+def test_a_whole_number_is_an_integer_however_it_is_written(written: str) -> None:
+    raw = f'{{"number":{written}}}'.encode()
+    assert decode_strictly(msgspec.json.Decoder(Counted), raw) == Counted(3)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"number":3.5}',
+        '{"number":1e300}',
+        '{"number":"3.0"}',
+        '{"number":3.0,"other":1e400}',
+        '{"number":3.0,"number":3}',
+        '{"number":3.0,"other":' + "9" * 5000 + "}",
+    ],
+)
+def test_what_is_no_integer_stays_none(document: str) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode_strictly(msgspec.json.Decoder(Counted), document.encode())

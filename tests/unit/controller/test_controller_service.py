@@ -21,7 +21,7 @@ from kvstore.controller.shards import ShardClients
 from kvstore.controller.store import MapStore, Stored
 from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.errors import BadBody, Conflict, ControllerBehind, ForeignData, Unavailable
-from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.cluster_map import ClusterMap, Primary, Replica
 from kvstore.placement.moves import planned
 
 FIRST = FirstMembers(weights={"s1": 1, "s2": 3}, partitions=64, replicas=1)
@@ -278,3 +278,27 @@ async def test_a_stored_state_of_another_shape_is_refused_at_the_start(serve: Se
     with pytest.raises(ForeignData, match="cannot read"):
         await serve(store, CONFIG).report_start()
     assert await store.read() == Stored(1, b'{"from_the_future": 1}')
+
+
+def with_copies(state: ClusterState = FORMED) -> ClusterState:
+    """Shard s1 is served by node s2, and has a copy at home."""
+    shard = the_map(state).shards[0]
+    home = Replica(node="s1", copy_id=shard.primary.copy_id, state="in-sync", joined=2)
+    moved = msgspec.structs.replace(shard, primary=Primary(node="s2", copy_id="b"), term=2, replicas=[home])
+    changed = msgspec.structs.replace(the_map(state), epoch=2, shards=[moved, the_map(state).shards[1]])
+    return msgspec.structs.replace(state, map=changed)
+
+
+def test_a_node_whose_shard_is_served_elsewhere_announces_its_own_address() -> None:
+    again = announcement("s1", url="http://other:1", cluster_id="c1")
+    found = the_map(decide(with_copies(), again, FIRST, "c1", PLAN))
+    assert [node.url for node in found.nodes] == ["http://other:1", "http://s2:1"]
+    assert found.url_of(found.shards[0]) == "http://s2:1"
+
+
+@pytest.mark.parametrize("lost", [{"store_id": "new"}, {"copy_id": "new"}])
+def test_a_node_with_an_empty_disk_may_start_while_its_shard_has_other_copies(lost: dict[str, str]) -> None:
+    said = announcement("s1", **lost)
+    assert decide(with_copies(), said, FIRST, "c1", PLAN) == with_copies()
+    with pytest.raises(ForeignData):
+        decide(FORMED, msgspec.structs.replace(said, cluster_id="c1"), FIRST, "c1", PLAN)

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from kvstore.controller.store import MapStore, Stored
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import Unavailable
 from kvstore.placement import moves
-from kvstore.placement.cluster_map import ClusterMap, at_home, first_map
+from kvstore.placement.cluster_map import ClusterMap, Replica, at_home, first_map
 from tests.unit.controller.far_shards import FarShard, far_shards
 
 WAIT_S = 20.0
@@ -292,6 +293,50 @@ async def test_a_fence_that_lasts_too_long_ends_and_the_move_begins_anew(
         await until(lambda: controller.mover.record.stats.voided > 0)
         far["s4"].gates["fence"].set()
         assert loads(await controller.settled())["s4"] == 16
+
+
+@pytest.mark.parametrize("replaced", ["s1", "s4"])
+async def test_a_move_whose_source_or_destination_has_another_primary_by_then_begins_anew(
+    controller: Controller, far: dict[str, FarShard], replaced: str
+) -> None:
+    far["s4"].gates["fence"].clear()
+    await controller.service.add("s4", far["s4"].url, 1)
+    await until(lambda: far["s1"].fences)
+
+    def in_new_term(state: ClusterState) -> ClusterState:
+        assert state.map is not None
+        epoch = state.map.epoch + 1
+        shards = [
+            msgspec.structs.replace(shard, term=epoch) if shard.id == replaced else shard for shard in state.map.shards
+        ]
+        return msgspec.structs.replace(state, map=msgspec.structs.replace(state.map, epoch=epoch, shards=shards))
+
+    await controller.document.change(in_new_term)
+    far["s4"].gates["fence"].set()
+    assert loads(await controller.settled())["s4"] == 16
+    assert controller.mover.record.stats.voided > 0
+
+
+async def test_a_destination_waits_for_its_copies_before_keys_are_its_own(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    def with_copies(of: list[str], state: ClusterState) -> ClusterState:
+        assert state.map is not None
+        epoch = state.map.epoch + 1
+        copy = Replica(node="s2", copy_id="c", state="in-sync", joined=epoch)
+        shards = [
+            msgspec.structs.replace(shard, replicas=[copy]) if shard.id in of else shard for shard in state.map.shards
+        ]
+        cluster_map = msgspec.structs.replace(state.map, epoch=epoch, shards=shards, replicas=2)
+        return msgspec.structs.replace(state, map=cluster_map)
+
+    await controller.document.change(partial(with_copies, ["s1", "s3"]))
+    await controller.service.add("s4", far["s4"].url, 1)
+    while not any("copies of shard s4" in move["detail"] for move in await controller.moves()):
+        await asyncio.sleep(0.01)
+    assert loads(await controller.map())["s4"] < 16
+    await controller.document.change(partial(with_copies, ["s4"]))
+    assert loads(await controller.settled())["s4"] == 16
 
 
 async def test_a_destination_that_says_nothing_is_taken_to_have_fenced(

@@ -13,7 +13,8 @@ import pytest
 from kvstore.placement.cluster_map import Primary, at_home, first_map
 from kvstore.protocol import Answer, Put
 from kvstore.shard.node import Refused
-from kvstore.store.opening import untold
+from kvstore.store.opening import Opened, untold
+from kvstore.store.store import Store
 from kvstore.transport.channel import Channel
 from kvstore.transport.link import Links
 from kvstore.transport.sessions import ClusterSession
@@ -48,8 +49,12 @@ def run(loop: SimulatedLoop, work: Coroutine[Any, Any, Any]) -> Any:
 async def make_stores(server: NodeServer) -> dict[str, str]:
     """Shards s1 and s2 have their primaries on the node, s3 has not; the stores' ids."""
     folder = server.folder
-    folder.environment, folder.on_fatal = server.environment, fatal
-    stores = {shard: await folder.open(shard, PARTITIONS, untold) for shard in ("s1", "s2", "s3")}
+    folder.environment = server.environment
+    stores = {}
+    for shard in ("s1", "s2", "s3"):
+        opened = await folder.open(shard, PARTITIONS, untold)
+        assert isinstance(opened, Opened)
+        stores[shard] = await Store.serve(opened, LIMITS, fatal, server.environment)
     homes = [
         at_home(shard, f"http://{shard}", stores[shard].identity.store_id, copy_id=stores[shard].copy_id)
         for shard in ("s1", "s2")
@@ -95,7 +100,7 @@ def test_a_router_reaches_both_stores_of_a_simulated_node_over_its_one_connectio
     server.start()
     run(loop, serving(server))
     assert server.node is not None
-    cluster_map = server.node.home.store.cluster_map
+    cluster_map = server.node.stores.home.store.cluster_map
     assert cluster_map is not None
     owner_of = {f"k{number}": cluster_map.owner_of(f"k{number}".encode()).id for number in range(20)}
     assert set(owner_of.values()) == {"s1", "s2"}
@@ -109,27 +114,31 @@ async def serving(server: NodeServer) -> list[str]:
     """The shards that it serves, once it does."""
     while server.node is None:
         await asyncio.sleep(0.05)
-    return [hosted.shard_id for hosted in server.node.stores]
+    return [hosted.shard_id for hosted in server.node.stores.served]
 
 
 def test_a_simulated_node_serves_all_stores_of_which_it_is_primary_also_after_a_power_cut(loop: SimulatedLoop) -> None:
     found: list[BaseException] = []
     server = NodeServer("s1", Network(loop, random.Random(1)), random.Random(2), LIMITS, found.append)
-    ids = run(loop, make_stores(server))
+    run(loop, make_stores(server))
     server.start()
     assert run(loop, serving(server)) == ["s1", "s2"]
-    before = [hosted.store.copy_id for hosted in server.node.stores] if server.node else []
+    before = [hosted.store.copy_id for hosted in server.node.stores.served] if server.node else []
 
     server.cut_power(lose_all)
     assert server.node is None
     server.start()
     assert run(loop, serving(server)) == ["s1", "s2"]
     assert server.node is not None
-    assert [hosted.store.copy_id for hosted in server.node.stores] == before
-    assert [hosted.store.served.generations.count(0) for hosted in server.node.stores] != [PARTITIONS, PARTITIONS]
-    admitted = run(loop, server.node.admit("s3", ids["s3"], "", None))
-    assert isinstance(admitted, Refused)
-    assert admitted.status == 404
+    assert [hosted.store.copy_id for hosted in server.node.stores.served] == before
+    assert [hosted.store.served.generations.count(0) for hosted in server.node.stores.served] != [
+        PARTITIONS,
+        PARTITIONS,
+    ]
+    assert server.node.stores.by_shard["s3"].store is None, "it lies there, and is not served"
+    absent = run(loop, server.node.admit("s4", "", "", None))
+    assert isinstance(absent, Refused)
+    assert absent.status == 404
     assert not found
 
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import TypeVar
 
 import pytest
@@ -54,7 +55,7 @@ class Node:
 
     def __init__(self) -> None:
         self.disk = SimulatedDisk()
-        self.machine = Machine()
+        self.machine: Machine = Machine()
         self.engine = MemoryEngine(Identity(STORE_ID, None, "s1", 64))
         self.place = Place(self.disk, FOLDER, STORE, self._open, self._renew, SEGMENT_BYTES)
 
@@ -233,6 +234,86 @@ async def test_a_copy_that_does_not_sync_for_too_long_answers_no_beacon() -> Non
     node.machine.gate.set()
     assert await shipping == 1
     assert copy.beacon(primary.session(copy))
+
+
+class Threads(Machine):
+    """Real threads, which nobody can end; `let_go`, once set, lets the work of one begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = Event()
+        self.let_go.set()
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        def held_up() -> T:
+            assert self.let_go.wait(30)
+            return function()
+
+        return await asyncio.get_running_loop().run_in_executor(None, held_up)
+
+
+async def test_a_connection_that_is_lost_while_the_log_is_cut_leaves_the_log_to_the_cut() -> None:
+    node, first = Node(), Primary()
+    node.machine = machine = Threads()
+    copy = await node.make()
+    for key in ("a", "lost"):
+        await first.put(key, b"1")
+    await first.join(copy)
+    assert await first.ship(copy) == 2
+    second = Primary(term=2, start="second")
+    second.log.extend(first.entries[0])
+    second.entries.append(first.entries[0])
+    told, join = await second.greet(copy)
+    machine.let_go.clear()
+    beginning = asyncio.ensure_future(copy.begin(second.session(copy), told.position, join))
+    await asyncio.sleep(0.01)
+    beginning.cancel()
+    second.round += 1
+    greeting = asyncio.ensure_future(copy.hello(second.session(copy)))
+    await asyncio.sleep(0.01)
+    assert not greeting.done()
+    machine.let_go.set()
+    greeted = await greeting
+    assert greeted is not None
+    assert greeted.position.number == 1
+    assert beginning.cancelled()
+
+
+async def test_a_connection_that_is_lost_during_a_sync_does_not_stop_the_answers_to_later_beacons() -> None:
+    node, primary = Node(), Primary()
+    node.machine = machine = Threads()
+    copy = await node.make()
+    await primary.put("key", b"value")
+    await primary.join(copy)
+    machine.let_go.clear()
+    shipping = asyncio.ensure_future(primary.ship(copy))
+    await asyncio.sleep(0.01)
+    shipping.cancel()
+    machine.let_go.set()
+    await asyncio.wait((shipping,))
+    while copy.log.synced.number < 1:
+        await asyncio.sleep(0.01)
+    await primary.join(copy)
+    machine.now_s += 10 * TIMES.disk_stall_s
+    assert copy.beacon(primary.session(copy))
+
+
+async def test_a_promise_whose_connection_is_lost_meanwhile_is_kept_all_the_same() -> None:
+    """Else the next one, of a term in between, would take the place of the higher one on the disk."""
+    node, primary = Node(), Primary(term=7)
+    node.machine = machine = Threads()
+    copy = await node.make()
+    machine.let_go.clear()
+    greeting = asyncio.ensure_future(copy.hello(primary.session(copy)))
+    await asyncio.sleep(0.01)
+    greeting.cancel()
+    machine.let_go.set()
+    await asyncio.wait((greeting,))
+    assert greeting.cancelled()
+    assert not await copy.promise(6)
+    kept = read_identity(node.disk, FOLDER, STORE)
+    assert kept is not None
+    assert kept.promised == copy.following.promised == 7
 
 
 async def test_a_copy_that_granted_takes_no_promotion_until_that_has_run_out() -> None:

@@ -1,0 +1,103 @@
+"""The node's beats: telling the controller of all copies here, and carrying out what it orders.
+
+Owns: when a beat is sent, its echo, what of the answer is done.
+Promises: without copies nothing is sent. Requests are those that stand when the beat leaves. Nothing is done by an
+answer but making and setting aside copies that no map names, and giving back a lease; roles follow the map alone.
+Leaves to others: the form of beats (`replication.beats`), the copies (`node_stores`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from kvstore.environment import Environment
+from kvstore.replication.beats import Beat, BeatAnswer, Echo, beat_every_s, beats
+from kvstore.shard.node_stores import NodeStores
+
+_decode = msgspec.json.Decoder(BeatAnswer).decode
+
+
+class Beats:
+    """Of one node's process."""
+
+    def __init__(
+        self,
+        node_id: str,
+        stores: NodeStores,
+        session: aiohttp.ClientSession,
+        controller_url: str,
+        failover_after_s: float,
+        environment: Environment,
+    ) -> None:
+        self._node_id = node_id
+        self._environment = environment
+        self._start = environment.random_hex(8)
+        self._stores = stores
+        self._session = session
+        self._url = f"{controller_url.rstrip('/')}/v1/nodes/{node_id}/beat"
+        self._timeout = aiohttp.ClientTimeout(total=failover_after_s / 2)
+        self._every_s = beat_every_s(failover_after_s)
+        self._echo = Echo()
+        self._news = asyncio.Event()
+        self._orders: dict[asyncio.Task[None], None] = {}
+
+    def hurry(self) -> None:
+        """Something is to be told soon."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Beat, for ever."""
+        while True:
+            cluster_map = self._stores.cluster_map
+            if cluster_map is not None and beats(cluster_map, self._stores.keeps_copies):
+                await self._beat()
+            self._news.clear()
+            await self._environment.wait_for(self._news.wait(), self._every_s)
+
+    async def close(self) -> None:
+        """End what was ordered."""
+        for task in self._orders:
+            task.cancel()
+        await asyncio.gather(*self._orders, return_exceptions=True)
+
+    async def _beat(self) -> None:
+        cluster_map = self._stores.cluster_map
+        assert cluster_map is not None
+        residents = list(self._stores.by_shard.values())
+        told = Beat(
+            node=self._node_id,
+            start=self._start,
+            cluster_id=cluster_map.cluster_id,
+            epoch=cluster_map.epoch,
+            clock=self._stores.clock,
+            echo=self._echo,
+            copies=[report for each in residents if (report := each.report()) is not None],
+            requests=[request for each in residents for request in each.requests()],
+        )
+        try:
+            body = msgspec.json.encode(told)
+            async with self._session.post(self._url, data=body, timeout=self._timeout) as answer:
+                if answer.status != 200:
+                    return
+                ordered = _decode(await answer.read())
+        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError):
+            return
+        self._echo = Echo(start=ordered.start, beat=ordered.beat)
+        for each in residents:
+            each.controller_heard()
+        for drop in ordered.drop:
+            self._stores.drop(drop)
+        for make in ordered.make:
+            self._order(self._stores.make(make))
+        for give_back in ordered.give_back:
+            self._order(self._stores.give_back(give_back))
+
+    def _order(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._orders[task] = None
+        task.add_done_callback(self._orders.pop)

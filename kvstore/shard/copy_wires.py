@@ -1,0 +1,93 @@
+"""Connections between a primary and its copies: one WebSocket for each copy of each store.
+
+Owns: the sockets, both ends.
+Promises: a node is asked for a copy only by nodes of its own cluster's session. A frame is bounded.
+Leaves to others: what is said (`replication.serving`, `replication.copy_link`), where nodes are (the map).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from kvstore.replication import messages
+from kvstore.replication.session import Session
+from kvstore.replication.wire import Wire, WireLost
+from kvstore.storage.segments import SEGMENT_BYTES
+from kvstore.transport.sessions import PARAMETER, ClusterSession
+
+_FRAME_BYTES_MAX = 2 * SEGMENT_BYTES  # the largest record, or a frame of several
+_SILENCE_S = 30.0
+_CLOSE_S = 1.0
+
+_Socket = aiohttp.ClientWebSocketResponse | web.WebSocketResponse
+
+
+class SocketWire:
+    """A `Wire` on a WebSocket."""
+
+    def __init__(self, socket: _Socket, decode: Callable[[bytes], Any]) -> None:
+        self._socket = socket
+        self._decode = decode
+
+    async def send(self, message: Any) -> None:
+        """Raises WireLost."""
+        try:
+            await self._socket.send_bytes(messages.encode(message))
+        except (ConnectionError, RuntimeError, aiohttp.ClientError) as error:
+            raise WireLost(str(error) or type(error).__name__) from error
+
+    async def receive(self) -> Any:
+        """Raises WireLost."""
+        try:
+            async with asyncio.timeout(_SILENCE_S):
+                frame = await self._socket.receive()
+        except (TimeoutError, ConnectionError, RuntimeError, aiohttp.ClientError) as error:
+            raise WireLost(str(error) or type(error).__name__) from error
+        if frame.type is not aiohttp.WSMsgType.BINARY:
+            raise WireLost("the connection is closed")
+        try:
+            return self._decode(frame.data)
+        except msgspec.DecodeError as error:
+            raise WireLost(f"what came is no message: {error}") from error
+
+    async def close(self) -> None:
+        """Returns at once: the other end may be one that does not answer any more."""
+        closing = asyncio.ensure_future(self._socket.close())
+        _closing[closing] = None
+        closing.add_done_callback(_note_closed)
+
+
+_closing: dict[asyncio.Future[bool], None] = {}
+
+
+def _note_closed(closing: asyncio.Future[bool]) -> None:
+    del _closing[closing]
+    if not closing.cancelled():
+        closing.exception()  # a connection that is lost already
+
+
+async def connect(http: aiohttp.ClientSession, cluster: ClusterSession, url: str, session: Session) -> Wire:
+    """To the node at that address. Raises WireLost."""
+    try:
+        socket = await http.ws_connect(
+            f"{url}/copies?store={session.store_id}&{PARAMETER}={cluster.id}",
+            max_msg_size=_FRAME_BYTES_MAX,
+            compress=0,
+            timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
+        )
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise WireLost(str(error) or type(error).__name__) from error
+    return SocketWire(socket, messages.decode_from_copy)
+
+
+async def accept(request: web.Request) -> tuple[web.WebSocketResponse, Wire]:
+    """The socket that answers the request, and the copy's end of it. Raises ConnectionError."""
+    socket = web.WebSocketResponse(compress=False, max_msg_size=_FRAME_BYTES_MAX, timeout=_CLOSE_S)
+    await socket.prepare(request)
+    return socket, SocketWire(socket, messages.decode_from_primary)

@@ -1,0 +1,121 @@
+"""Where the files of a node lie: what is found there, made, opened and set aside.
+
+Owns: the names of the files of each shard's copy on this node; whether a store may be served by what its own map says.
+Promises: a store whose newest map names a copy, or another node as primary, is opened as a copy, unapplied.
+Leaves to others: the files themselves (`store.opening`, `store.copy_place`), what becomes of a copy (`resident`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from kvstore.config import Limits
+from kvstore.environment import SYSTEM
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.map_format import decode_map
+from kvstore.storage import sqlite_file
+from kvstore.store.copy_place import (
+    CopyFiles,
+    as_copy,
+    is_filling,
+    make_copy_files,
+    names_copies,
+    open_filling,
+    set_aside,
+)
+from kvstore.store.opening import Opened, ToldBefore, ToldNumber, open_unapplied, store_path, untold
+
+
+class Folder(Protocol):
+    """The files of one node's stores."""
+
+    def copies(self) -> list[str]:
+        """The shards of other homes of which a copy lies there, in order."""
+
+    async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Opened | CopyFiles:
+        """Open or make the node's copy of that shard's store; `Opened`: it may be served.
+
+        Raises what `open_files` raises.
+        """
+
+    async def open_copy(self, shard_id: str, partitions: int) -> CopyFiles:
+        """Open the files of a store that was served until now, as a copy's."""
+
+    async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
+        """Make an empty copy. Raises DataInUse, ForeignData, ConfigError, OSError."""
+
+    async def set_aside(self, shard_id: str) -> None:
+        """Rename the files of a copy, which are closed. Raises OSError."""
+
+
+class FileFolder:
+    """A folder of the file system."""
+
+    def __init__(self, data_dir: Path, node_id: str, limits: Limits) -> None:
+        self._data_dir = data_dir
+        self._node_id = node_id
+        self._limits = limits
+
+    def copies(self) -> list[str]:
+        """Only those that have an id: others were being made when the process died, and are made anew."""
+        names = {path.name for path in self._data_dir.iterdir()}
+        made = [name for name in names if f"{name.removesuffix('.db')}.id" in names]
+        return copies_in(made, self._node_id)
+
+    async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Opened | CopyFiles:
+        path, limits = self._path(shard_id), self._limits
+        is_home = shard_id == self._node_id
+        if await SYSTEM.in_thread(partial(is_filling, path)):
+            return await open_filling(path, shard_id, partitions, limits, SYSTEM)
+
+        async def told_before(store_id: str) -> ToldBefore:
+            """A store that has copies asks them, and not the controller."""
+            if not is_home or await SYSTEM.in_thread(partial(_file_names_copies, path, shard_id)):
+                return ToldBefore()
+            return await told(store_id)
+
+        unapplied = await open_unapplied(path, shard_id, partitions, limits, SYSTEM, told_before)
+        if may_serve_alone(unapplied.logged, shard_id, self._node_id):
+            return await unapplied.apply(SYSTEM)
+        return await as_copy(unapplied, shard_id, limits, SYSTEM)
+
+    async def open_copy(self, shard_id: str, partitions: int) -> CopyFiles:
+        path, limits = self._path(shard_id), self._limits
+        unapplied = await open_unapplied(path, shard_id, partitions, limits, SYSTEM, untold)
+        return await as_copy(unapplied, shard_id, limits, SYSTEM)
+
+    async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
+        return await make_copy_files(self._path(shard_id), shard_id, store_id, partitions, self._limits, SYSTEM)
+
+    async def set_aside(self, shard_id: str) -> None:
+        await SYSTEM.in_thread(partial(set_aside, self._path(shard_id)))
+
+    def _path(self, shard_id: str) -> Path:
+        return store_path(self._data_dir, shard_id, self._node_id)
+
+
+def may_serve_alone(logged: ClusterMap | None, shard_id: str, node_id: str) -> bool:
+    """Whether a node opens the store by the newest map in its files, without a new term."""
+    shard = logged.shard(shard_id) if logged is not None else None
+    if shard is None:
+        return shard_id == node_id
+    return not names_copies(logged, shard_id) and shard.primary.node == node_id
+
+
+def copies_in(names: Iterable[str], node_id: str) -> list[str]:
+    """The shards of other homes of which one of the files with these names is a copy of that node's, in order."""
+    begin, end = "shard-", f".copy-{node_id}.db"
+    found = [name for name in names if name.startswith(begin) and name.endswith(end)]
+    return sorted(name.removeprefix(begin).removesuffix(end) for name in found)
+
+
+def _file_names_copies(path: Path, shard_id: str) -> bool:
+    """Whether the map in the file names a copy."""
+    with suppress(Exception):
+        encoded = sqlite_file.meta_of(path, write=False).get("cluster_map")
+        return encoded is not None and names_copies(decode_map(encoded.encode()), shard_id)
+    return False

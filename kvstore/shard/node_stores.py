@@ -1,0 +1,192 @@
+"""All stores that lie on a node: its own shard's, and those of which it has copies.
+
+Owns: which of them are there; making and setting aside copies as the controller orders.
+Promises: the node's own store comes first, and is always there. What one of them cannot survive ends the process.
+Leaves to others: each of them (`resident`), HTTP (`app`), telling the controller (`beats`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from kvstore.errors import KvError
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.replication.beats import Drop, GiveBack, Make
+from kvstore.replication.session import Session
+from kvstore.replication.wire import Wire, WireLost
+from kvstore.shard.hosted import HostedStore, Surroundings
+from kvstore.shard.resident import Resident
+from kvstore.storage.engine import Identity
+from kvstore.storage.log import Log
+from kvstore.transport.channel import Handle
+
+log = logging.getLogger(__name__)
+
+
+class NodeStores:
+    """`around`: what they share, but for connections to copies, which go where the newest map says that nodes are."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around = around._replace(connect=self._connect)
+        self.home = Resident(around.node_id, self._around)
+        self.by_shard: dict[str, Resident] = {around.node_id: self.home}
+        self.cluster_map: ClusterMap | None = None
+        self._tasks: dict[asyncio.Task[None], str] = {}
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ordered: set[str] = set()
+        self._refused: dict[str, str] = {}  # why a copy could not be made, as it was said last
+
+    async def begin(self, partitions: int) -> None:
+        """Open all that lies here. Raises what `Resident.begin` raises, of the node's own store.
+
+        A copy whose files cannot be opened is left alone: another one is made when its files are out of the way.
+        """
+        await self.home.begin(partitions)
+        identity = self.home.identity
+        assert identity is not None
+        for shard_id in self._around.folder.copies():
+            resident = Resident(shard_id, self._around)
+            try:
+                await resident.begin(identity.partitions)
+            except KvError as error:
+                log.error("the copy of shard %s is left alone: %s", shard_id, error.detail)
+            else:
+                self.by_shard[shard_id] = resident
+
+    async def run(self) -> None:
+        """Until one of them cannot go on; raises what it raised."""
+        for resident in list(self.by_shard.values()):
+            self._spawn(resident)
+        await self._failed
+
+    async def close(self) -> None:
+        """End all work, and close all files."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for resident in reversed(list(self.by_shard.values())):
+            await resident.close()
+
+    async def end(self) -> None:
+        """What served stores do before the process ends."""
+        await asyncio.gather(*(hosted.end() for hosted in self.served if hosted.is_open))
+
+    def _spawn(self, resident: Resident) -> None:
+        task = asyncio.create_task(resident.run())
+        self._tasks[task] = resident.shard_id
+        task.add_done_callback(self._note_end)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        shard_id = self._tasks.pop(task)
+        if task.cancelled() or self._failed.done():
+            return
+        if (error := task.exception()) is not None:
+            self._failed.set_exception(error)
+        else:
+            self.by_shard.pop(shard_id, None)  # it was dropped
+
+    # --- what is there
+
+    @property
+    def served(self) -> list[HostedStore]:
+        """The stores that are served here."""
+        return [each.hosted for each in self.by_shard.values() if each.hosted is not None]
+
+    @property
+    def identity(self) -> Identity:
+        """Of the node's own store. Raises RuntimeError while its files change hands, for a moment."""
+        identity = self.home.identity
+        if identity is None:
+            raise RuntimeError("the files of the node's own store change hands")
+        return identity
+
+    @property
+    def newest_map(self) -> ClusterMap | None:
+        """That is followed, or lies here; None without any."""
+        maps = [self.cluster_map, *(each.logged_map for each in self.by_shard.values())]
+        return max((each for each in maps if each is not None), key=lambda each: each.epoch, default=None)
+
+    @property
+    def clock(self) -> int:
+        """The highest version that a store here has given or seen."""
+        return max(each.clock for each in self.by_shard.values())
+
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether files of a store lie here that is not served here: the controller says what becomes of them."""
+        return any(each.copy is not None for each in self.by_shard.values())
+
+    def logs_with_copies(self) -> list[Log]:
+        """The logs here of stores that another node could serve, or serves; to be asked by any thread."""
+        return [log for each in list(self.by_shard.values()) if (log := each.log_with_copies) is not None]
+
+    def of_store(self, store_id: str) -> Resident | None:
+        """Where that store lies here."""
+        for resident in self.by_shard.values():
+            identity = resident.identity
+            if identity is not None and identity.store_id == store_id:
+                return resident
+        return None
+
+    def handle_of(self, store_id: str) -> Handle | None:
+        """What begins a request for that store; None if it does not lie here."""
+        resident = self.of_store(store_id)
+        return resident.handle if resident is not None else None
+
+    async def serve_session(self, store_id: str, wire: Wire) -> None:
+        """Serve a primary's session with the copy of that store that lies here, if one does."""
+        resident = self.of_store(store_id)
+        if resident is None:
+            await wire.close()
+        else:
+            await resident.serve_session(wire)
+
+    # --- maps and orders
+
+    def hear(self, cluster_map: ClusterMap) -> None:
+        """A newer map is followed."""
+        self.cluster_map = cluster_map
+        for resident in list(self.by_shard.values()):
+            resident.hear(cluster_map)
+
+    async def make(self, order: Make) -> None:
+        """Make an empty copy of that shard's store, unless one is there. Nothing is raised: the order comes again."""
+        if order.shard in self.by_shard or order.shard in self._ordered:
+            return
+        self._ordered.add(order.shard)
+        resident = Resident(order.shard, self._around)
+        try:
+            await resident.make(order)
+        except (KvError, OSError) as error:
+            if self._refused.get(order.shard) != str(error):  # the order comes again and again
+                log.warning("a copy of shard %s cannot be made: %s", order.shard, error)
+            self._refused[order.shard] = str(error)
+        else:
+            self._refused.pop(order.shard, None)
+            self.by_shard[order.shard] = resident
+            if self.cluster_map is not None:
+                resident.hear(self.cluster_map)
+            self._spawn(resident)
+            self._around.on_news()
+        finally:
+            self._ordered.discard(order.shard)
+
+    def drop(self, order: Drop) -> None:
+        """Set that copy aside, if it is here."""
+        resident = self.by_shard.get(order.shard)
+        if resident is not None:
+            resident.drop(order)
+
+    async def give_back(self, order: GiveBack) -> None:
+        """Give back the lease of that term, if it is this node's."""
+        resident = self.by_shard.get(order.shard)
+        if resident is not None:
+            await resident.give_back(order)
+
+    async def _connect(self, node_id: str, session: Session) -> Wire:
+        """Raises WireLost."""
+        node = self.cluster_map.node(node_id) if self.cluster_map is not None else None
+        if node is None:
+            raise WireLost(f"no map names node {node_id}")
+        return await self._around.dial(node.url, session)

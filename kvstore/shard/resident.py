@@ -1,0 +1,393 @@
+"""One store that lies on this node, and what the node is to it: its primary, or a copy that follows the primary.
+
+Owns: the change from the one to the other and back, by the map that is followed; the order of it.
+Promises: a store that has copies is served only in a term that begins here, by a map that names this very copy. One
+whose term has ended answers nothing more, and becomes a copy again, under the same id. Its files never change hands
+without their lock. What it cannot survive ends the process.
+Leaves to others: the steps of an opening (`term_opening`), what a served store is made of (`hosted`), the other stores
+of this node (`node_stores`), telling the controller (`beats`).
+
+    files ──── their map names no copy ────────────────────────────> served
+      └─ copies are named ─> copy ── primary in a new term ─> opening ──┘ │
+                              ^  ^── the term is over before it begins ──┘ │
+                              └────────── the term has ended ──────────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+from kvstore.errors import Unavailable
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.map_format import decode_map
+from kvstore.protocol import Answer, Request
+from kvstore.replication.beats import Asked, CopyReport, Drop, GiveBack, Make
+from kvstore.replication.configuration import Configuration, configuration_of
+from kvstore.replication.copy import StoreCopy
+from kvstore.replication.serving import serve_copy
+from kvstore.replication.wire import Wire
+from kvstore.shard.hosted import HostedStore, Surroundings, host
+from kvstore.shard.term_opening import TermOpening
+from kvstore.shard.told import ToldNumbers
+from kvstore.storage.engine import Identity
+from kvstore.storage.log import Log
+from kvstore.store.copy_place import CopyFiles
+from kvstore.store.opening import Opened
+from kvstore.store.store import Store
+from kvstore.transport.channel import Connection
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 0.05
+_GIVE_BACK_S = 1.0
+
+
+class Resident:
+    """The store of that shard on this node. `run` changes what it is, for ever."""
+
+    def __init__(self, shard_id: str, around: Surroundings) -> None:
+        self.shard_id = shard_id
+        self.hosted: HostedStore | None = None
+        self._around = around
+        self._files: CopyFiles | None = None
+        self._opening: TermOpening | None = None
+        self._at_the_end = AsyncExitStack()  # of what is served
+        self._map: ClusterMap | None = None
+        self._changed = asyncio.Event()
+        self._sessions: dict[asyncio.Task[None], None] = {}  # of primaries with this copy
+        self._given_back = 0
+        self._is_dropped = False
+        self._hands_over = False
+
+    # --- beginning and end
+
+    async def begin(self, partitions: int) -> None:
+        """Open what lies here, or make a store. Raises what `Store.open` raises."""
+        around = self._around
+        told = ToldNumbers(around.session, around.controller_url, around.limits)
+        opened = await around.folder.open(self.shard_id, partitions, told.at_opening)
+        if isinstance(opened, CopyFiles):
+            self._files = opened
+        else:
+            await self._serve_opened(opened, told)
+
+    async def make(self, order: Make) -> None:
+        """Make an empty copy. Raises DataInUse, ForeignData, ConfigError, OSError."""
+        self._files = await self._around.folder.make_copy(self.shard_id, order.store_id, order.partitions)
+        log.info("a copy of shard %s is made", self.shard_id)
+
+    async def close(self) -> None:
+        """Close what is open, as it is."""
+        await self._end_sessions()
+        await self._at_the_end.aclose()
+        self.hosted = None
+        if self._files is not None:
+            files, self._files = self._files, None
+            await files.close()
+
+    # --- what it is
+
+    @property
+    def copy(self) -> StoreCopy | None:
+        """As long as it is no primary, nor about to be: a session must not change what a store is to have."""
+        return self._files.copy if self._files is not None and not self._hands_over else None
+
+    @property
+    def log_with_copies(self) -> Log | None:
+        """The log, if the store lies on other nodes, too."""
+        hosted, files = self.hosted, self._files  # another thread may ask
+        if hosted is None:
+            return files.copy.log if files is not None else None
+        sender = hosted.store.tables.sender
+        return hosted.store.tables.log if sender is not None and sender.shipping.links else None
+
+    @property
+    def store(self) -> Store | None:
+        """As long as it is served, or about to be."""
+        return self.hosted.store if self.hosted is not None else None
+
+    @property
+    def identity(self) -> Identity | None:
+        """Of the store whose rows are here; None while the files change hands."""
+        if self.hosted is not None:
+            return self.hosted.store.identity
+        return self._files.copy.engine.identity if self._files is not None else None
+
+    @property
+    def copy_id(self) -> str:
+        """Empty while the files change hands."""
+        if self.hosted is not None:
+            return self.hosted.store.copy_id
+        return self._files.copy.identity.copy_id if self._files is not None else ""
+
+    @property
+    def logged_map(self) -> ClusterMap | None:
+        """The newest in its file."""
+        if self.hosted is not None:
+            return self.hosted.store.cluster_map
+        encoded = self._files.copy.engine.applied.cluster_map if self._files is not None else None
+        return decode_map(encoded) if encoded is not None else None
+
+    @property
+    def clock(self) -> int:
+        """The highest version that the store has given or seen, as far as its file says."""
+        if self.hosted is not None:
+            return self.hosted.store.clock.version
+        return self._files.copy.engine.applied.clock.version if self._files is not None else 0
+
+    def handle(self, request: Request, connection: Connection) -> None:
+        """Begin the request, if this is the primary."""
+        if self.hosted is not None and self.hosted.is_open:
+            self.hosted.service.handle(request, connection)
+        else:
+            refusal = Unavailable(f"this node does not serve shard {self.shard_id} now", retry_after_ms=100)
+            connection.send(Answer(request.id, refusal.status, problem=refusal.problem()))
+
+    async def serve_session(self, wire: Wire) -> None:
+        """Serve a primary's session with the copy here, until the connection is lost."""
+        task = asyncio.ensure_future(serve_copy(wire, lambda session: self.copy, self._around.environment))
+        self._sessions[task] = None
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                task.cancel()
+                raise
+        finally:
+            self._sessions.pop(task, None)
+
+    async def _end_sessions(self) -> None:
+        sessions = list(self._sessions)
+        for session in sessions:
+            session.cancel()
+        await asyncio.gather(*sessions, return_exceptions=True)
+
+    # --- maps and orders
+
+    def hear(self, cluster_map: ClusterMap) -> None:
+        """A newer map is followed."""
+        self._map = cluster_map
+        if self._opening is not None:
+            self._opening.hear(configuration_of(cluster_map, self.shard_id))
+        if self.hosted is not None:
+            self.hosted.maps.put(cluster_map)
+        self._changed.set()
+
+    def drop(self, order: Drop) -> None:
+        """Set the copy aside, if it is still that one, no primary, and not named by the map that is followed here.
+
+        An answer that comes late may be of a time before the map named it.
+        """
+        config = self._config
+        named = {config.primary.copy_id, *(each.copy_id for each in config.replicas)} if config is not None else set()
+        if self.copy is not None and order.copy_id == self.copy_id and order.copy_id not in named:
+            self._is_dropped = True
+            self._changed.set()
+
+    async def give_back(self, order: GiveBack) -> None:
+        """Give back the lease of that term, once the copy that is to take over has all."""
+        store = self.store
+        sender = store.tables.sender if store is not None else None
+        if store is None or sender is None or sender.shipping.config.term != order.term:
+            return
+        if await store.replicas.give_back(order.copy_id, _GIVE_BACK_S):
+            self._given_back = order.term
+            self._around.on_news()
+
+    def report(self) -> CopyReport | None:
+        """What the controller is told; None while the files change hands."""
+        if self.hosted is not None:
+            return self._report_of(self.hosted)
+        if self._files is None:
+            return None
+        copy, config = self._files.copy, self._config
+        end = copy.log.synced
+        is_opening = self._opening is not None
+        may_open = copy.may_open(config, self._around.node_id) if config is not None else "no"
+        return CopyReport(
+            shard=self.shard_id,
+            store_id=copy.identity.store_id,
+            copy_id=copy.identity.copy_id,
+            role="opening" if is_opening else "filling" if copy.is_filling else "copy",
+            promised=copy.identity.promised,
+            term=end.term,
+            number=end.number,
+            needs_term=may_open == "stale" and not is_opening,
+            silent_s=copy.silent_s,
+        )
+
+    def _report_of(self, hosted: HostedStore) -> CopyReport:
+        store = hosted.store
+        sender, end = store.tables.sender, store.tables.log.synced
+        serves = hosted.is_open and (sender is None or sender.serves)
+        return CopyReport(
+            shard=self.shard_id,
+            store_id=store.identity.store_id,
+            copy_id=store.copy_id,
+            role="primary" if hosted.is_open else "opening",
+            promised=sender.shipping.config.term if sender is not None else 0,
+            term=end.term,
+            number=end.number,
+            serves=serves,
+            given_back=self._given_back,
+            behind=sender.behind() if sender is not None else {},
+            snapshots=sender.snapshots() if sender is not None else {},
+        )
+
+    def requests(self) -> list[Asked]:
+        """What the controller is asked for now."""
+        asked = list(self._opening.requests()) if self._opening is not None else []
+        store = self.store
+        if store is not None and store.tables.sender is not None:
+            asked += store.tables.sender.requests()
+        return [Asked(**each._asdict()) for each in asked]
+
+    def controller_heard(self) -> None:
+        """It has answered a beat."""
+        store = self.store
+        if store is not None and store.tables.sender is not None:
+            store.tables.sender.controller_heard()
+
+    @property
+    def _config(self) -> Configuration | None:
+        """Of the newest map."""
+        return configuration_of(self._map, self.shard_id) if self._map is not None else None
+
+    @property
+    def _term(self) -> int:
+        """Of the newest map."""
+        config = self._config
+        return config.term if config is not None else 0
+
+    # --- changing
+
+    def wake(self) -> None:
+        """Something has changed in the store: its term may have ended."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Be what the map says. Returns once the copy is dropped. Raises what ends the process."""
+        while True:
+            if self.hosted is not None:
+                await self._until_one_ends(*self.hosted.works(), self._until_term_ends())
+                await self._become_copy()
+            elif self._files is not None:
+                work = asyncio.ensure_future(self._files.copy.run())
+                try:
+                    await self._until_one_ends(self._until_named(), _forward(work))
+                    if self._is_dropped:
+                        break
+                    await self._open_term(work)
+                finally:
+                    work.cancel()
+                    await asyncio.gather(work, return_exceptions=True)
+        await self.close()
+        await self._around.folder.set_aside(self.shard_id)
+        log.info("the copy of shard %s is set aside", self.shard_id)
+
+    async def _until_term_ends(self) -> None:
+        while True:
+            hosted = self.hosted
+            if hosted is None:
+                return
+            if not hosted.is_open and self._map is not None:
+                hosted.service.hear(self._map)  # the opening may wait for a copy that is out by now
+            sender = hosted.store.tables.sender
+            if sender is not None and sender.shipping.deposed:
+                return
+            self._changed.clear()
+            await self._around.environment.wait_for(self._changed.wait(), 1.0 if hosted.is_open else _LOOK_S)
+
+    async def _until_named(self) -> None:
+        """Until the map names this copy primary in a term that it may open, or it is dropped."""
+        was_stale = False
+        while not self._is_dropped:
+            copy, config = self.copy, self._config
+            assert copy is not None
+            may_open = copy.may_open(config, self._around.node_id) if config is not None else "no"
+            if may_open == "yes":
+                return
+            if (may_open == "stale") != was_stale:
+                was_stale = may_open == "stale"
+                self._around.on_news()
+            self._changed.clear()
+            await self._around.environment.wait_for(self._changed.wait(), _LOOK_S if may_open == "wait" else 1.0)
+
+    async def _open_term(self, work: asyncio.Task[None]) -> None:
+        """Open the term that the newest map gives; the copy stays one if that fails. `work`: of the copy."""
+        files, config, around = self._files, self._config, self._around
+        assert files is not None
+        assert config is not None
+        start = around.environment.random_hex(8)
+        self._opening = TermOpening(files.copy, config, start, around)
+        around.on_news()
+        try:
+            if not await self._opening.run():
+                return
+            self._hands_over = True
+            await self._end_sessions()
+            identity = await files.copy.hand_over()
+            if identity.promised != config.term or self._opening.config is None:
+                return
+            assert self._map is not None
+            opens = self._map
+            work.cancel()
+            self._files = None
+        finally:
+            self._opening = None
+            self._hands_over = False
+        told = ToldNumbers(around.session, around.controller_url, around.limits)
+        await self._serve_opened(files.as_opened(identity), told, opens, start)
+
+    async def _serve_opened(
+        self, opened: Opened, told: ToldNumbers, opens: ClusterMap | None = None, start: str = ""
+    ) -> None:
+        """Serve these files; `opens`: in the term that this map begins."""
+        self._given_back = 0
+        around = self._around._replace(on_news=self._on_news)
+        self.hosted = await host(
+            opened, self.shard_id, around, told, self._at_the_end, start or self._around.environment.random_hex(8)
+        )
+        try:
+            await self._until_one_ends(self.hosted.open(opens), self._until_term_ends())
+        except BaseException:
+            await self._at_the_end.aclose()
+            self.hosted = None
+            raise
+        if opens is not None and self.hosted.is_open:
+            log.info("shard %s is served here, in term %d", self.shard_id, self._term)
+            around.on_news()
+
+    def _on_news(self) -> None:
+        self.wake()
+        self._around.on_news()
+
+    async def _become_copy(self) -> None:
+        """The term has ended: close the store, and open its files as a copy's."""
+        log.warning("shard %s is served elsewhere: this node's copy follows from now on", self.shard_id)
+        partitions = self.hosted.store.identity.partitions if self.hosted is not None else 0
+        self.hosted = None
+        await self._at_the_end.aclose()
+        self._files = await self._around.folder.open_copy(self.shard_id, partitions)
+        self._around.on_news()
+
+    async def _until_one_ends(self, *works: Coroutine[Any, Any, Any]) -> None:
+        """Then the others are cancelled. Raises what it raised."""
+        tasks = [asyncio.create_task(work) for work in works]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            if task in done:
+                task.result()
+
+
+async def _forward(work: asyncio.Task[None]) -> None:
+    await asyncio.shield(work)

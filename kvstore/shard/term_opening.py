@@ -1,0 +1,142 @@
+"""The opening of a term, up to the record that opens it: the steps of `replication.opening`, with disk and connections.
+
+Owns: asking all copies in sync, fetching what the longest log has more, asking the controller to take out the silent.
+Promises: the term is promised on this disk before anything else is done in it. Nothing that a copy in sync has is cut
+off. It ends, and nothing was served, as soon as a map of another term is heard of, or a higher term promised.
+Leaves to others: the rules (`replication.opening`), the record that opens the term (`store.partitions`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from kvstore.replication import opening
+from kvstore.replication.configuration import Configuration, Replica, Request
+from kvstore.replication.copy import StoreCopy
+from kvstore.replication.opening import Opening
+from kvstore.replication.wire import Refused, Wire, WireLost, fetch, greet
+from kvstore.shard.hosted import Surroundings
+from kvstore.store.copy_place import times_of
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.05
+
+
+class TermOpening:
+    """`start`: a random id of this opening."""
+
+    def __init__(self, copy: StoreCopy, config: Configuration, start: str, around: Surroundings) -> None:
+        self._copy = copy
+        self._environment = around.environment
+        self._connect = around.connect
+        self._times = times_of(around.limits)
+        self._on_news = around.on_news
+        self._opening: Opening | None = Opening(config, start, copy.log.last)
+        self._late: dict[str, Replica] = {}  # by copy id, those that have not answered for too long
+        self._wires: dict[str, Wire] = {}
+        self._changed = asyncio.Event()
+
+    @property
+    def config(self) -> Configuration | None:
+        """Of the newest map that was heard of; None once the opening is over."""
+        return self._opening.config if self._opening is not None else None
+
+    def hear(self, config: Configuration | None) -> None:
+        """A newer map has come. None: it has no such shard."""
+        if self._opening is not None:
+            self._opening = opening.follow(self._opening, config) if config is not None else None
+            self._changed.set()
+
+    def requests(self) -> list[Request]:
+        """What the controller is asked for now."""
+        now = self._opening
+        return (
+            [] if now is None else [opening.request_out(now, c) for c in opening.asked(now) if c.copy_id in self._late]
+        )
+
+    async def run(self) -> bool:
+        """Bring the own log up to the longest; False if the opening is over. Raises NotNext, LogFailed, OSError."""
+        assert self._opening is not None
+        term, began_s = self._opening.config.term, self._environment.boottime_s()
+        if not await self._copy.promise(term):
+            return False
+        if self._opening is None:
+            return False
+        self._opening = self._opening._replace(own=await self._copy.position())
+        asking: dict[str, asyncio.Task[None]] = {}
+        try:
+            while (now := self._opening) is not None and self._copy.following.promised == term:
+                for copy in opening.asked(now):
+                    if copy.copy_id not in asking or asking[copy.copy_id].done():
+                        asking[copy.copy_id] = self._environment.spawn(self._ask(copy))
+                if opening.truth(now) is not None:
+                    if opening.may_begin_term(now):
+                        return True
+                    await self._fetch(now)
+                    continue
+                self._note_late(now, began_s)
+                self._changed.clear()
+                await self._environment.wait_for(self._changed.wait(), self._times.replica_timeout_s / 8)
+            return False
+        finally:
+            for task in asking.values():
+                task.cancel()
+            await asyncio.gather(*asking.values(), return_exceptions=True)
+            for wire in self._wires.values():
+                await wire.close()
+            self._on_news()
+
+    def _note_late(self, now: Opening, began_s: float) -> None:
+        if self._environment.boottime_s() - began_s < self._times.replica_timeout_s:
+            return
+        late = {copy.copy_id: copy for copy in opening.asked(now)}
+        if late.keys() != self._late.keys():
+            self._late = late
+            self._on_news()
+
+    async def _ask(self, copy: Replica) -> None:
+        """Have the copy promise the term, and hear where its log ends; again until it answers, or is out."""
+        while (now := self._opening) is not None and copy in opening.asked(now):
+            hello = opening.hello_to(now, copy)
+            wire: Wire | None = None
+            try:
+                async with asyncio.timeout(self._times.replica_timeout_s):
+                    wire = await self._connect(copy.node, hello)
+                    told = await greet(wire, hello)
+            except (Refused, WireLost, TimeoutError) as error:
+                log.debug("the copy on node %s: %s", copy.node, error)
+                if wire is not None:
+                    await wire.close()
+                await self._environment.sleep(_RETRY_S)
+                continue
+            self._wires[copy.copy_id] = wire
+            if self._opening is not None:
+                self._opening = opening.answered(self._opening, hello, told.position)
+            self._changed.set()
+            return
+
+    async def _fetch(self, now: Opening) -> None:
+        """Some of what the longest log has more. A copy that is lost meanwhile has to tell again, or to be out."""
+        found = opening.truth(now)
+        assert found is not None
+        assert found.copy_id is not None
+        wire = self._wires[found.copy_id]
+        try:
+            async with asyncio.timeout(self._times.replica_timeout_s + self._times.disk_stall_s):
+                entries = await fetch(wire, self._copy.log.last.number)
+        except (Refused, WireLost, TimeoutError):
+            entries = []
+        if entries:
+            position = await self._copy.extend(entries)
+            if self._opening is not None:
+                self._opening = opening.fetched(self._opening, position)
+            return
+        with contextlib.suppress(KeyError):
+            await self._wires.pop(found.copy_id).close()
+        if self._opening is not None:
+            told = tuple(each for each in self._opening.told if each[0] != found.copy_id)
+            self._opening = self._opening._replace(told=told)
+        await self._environment.sleep(_RETRY_S)

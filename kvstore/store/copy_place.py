@@ -1,0 +1,167 @@
+"""The files of a copy that is no primary: making them, opening them, handing them to a store.
+
+Owns: how the log and the file of a store become those of a `StoreCopy`, and back; setting a copy aside.
+Promises: the lock of the operating system is held as long as a process has the files, whatever they are to it. Nothing
+of a copy is applied at its opening, since what is committed is not known; nor of a store that has copies.
+Leaves to others: when a copy becomes a primary (shard), what a copy does (`replication.copy`), a store's own opening
+(`opening`).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from kvstore.config import Limits
+from kvstore.data_file import prepare_data_file
+from kvstore.environment import Environment
+from kvstore.errors import DataCorrupt, ForeignData
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.replication import files
+from kvstore.replication.configuration import configuration_of
+from kvstore.replication.copy import StoreCopy
+from kvstore.replication.places import Place, Times
+from kvstore.replication.promise import Identity, read_identity
+from kvstore.storage import sqlite_file
+from kvstore.storage.disk import Disk, OsDisk, remove_if_there
+from kvstore.storage.sqlite import SqliteEngine
+from kvstore.store.copy_file import CopyFile, open_copy
+from kvstore.store.opening import Opened, Unapplied, lock
+
+_BESIDE = ("", "-wal", "-shm")
+_OS = OsDisk()
+
+
+class CopyFiles(NamedTuple):
+    """The files of an open copy of that shard's store."""
+
+    path: Path
+    copy: StoreCopy
+    lock_fd: int | None
+    disk: Disk = _OS
+
+    async def close(self) -> None:
+        """Close all, and let the lock go. Nothing may use the copy any more."""
+        await self.copy.engine.close()
+        self.copy.log.close()
+        if self.lock_fd is not None:
+            os.close(self.lock_fd)
+
+    def as_opened(self, identity: Identity) -> Opened:
+        """For a store, which has them from now on; the engine has every record that the log has."""
+        return Opened(self.copy.engine, self.copy.log, self.lock_fd, copy_file=CopyFile(self.path, identity, self.disk))
+
+
+async def make_copy_files(
+    path: Path, shard_id: str, store_id: str, partitions: int, limits: Limits, environment: Environment
+) -> CopyFiles:
+    """Make an empty copy of that store. Raises DataInUse, ForeignData, ConfigError, OSError."""
+    prepare_data_file(path)
+    lock_fd = lock(path)
+    try:
+        place = _place(path, shard_id, store_id, partitions, limits, environment)
+        copy = await files.make_copy(place, store_id, environment, times_of(limits))
+    except BaseException:
+        os.close(lock_fd)
+        raise
+    return CopyFiles(path, copy, lock_fd)
+
+
+def is_filling(path: Path) -> bool:
+    """Whether a snapshot was on its way into that file when its process ended: file and log are nothing, then."""
+    with suppress(DataCorrupt):
+        identity = read_identity(_OS, path.parent, path.stem)
+        return identity is not None and identity.filling
+    return False
+
+
+async def open_filling(
+    path: Path, shard_id: str, partitions: int, limits: Limits, environment: Environment
+) -> CopyFiles:
+    """A copy with an empty log and an empty file, under the id and the promise that it had.
+
+    Raises DataInUse, DataCorrupt, ForeignData, OSError.
+    """
+    lock_fd = lock(path)
+    try:
+        identity = await environment.in_thread(partial(read_identity, _OS, path.parent, path.stem))
+        if identity is None:
+            raise ForeignData(f"{path} has lost its id meanwhile. Start the node again.")
+        place = _place(path, shard_id, identity.store_id, partitions, limits, environment)
+        copy = await files.open_copy(place, identity, environment, times_of(limits))
+    except BaseException:
+        os.close(lock_fd)
+        raise
+    return CopyFiles(path, copy, lock_fd)
+
+
+async def as_copy(unapplied: Unapplied, shard_id: str, limits: Limits, environment: Environment) -> CopyFiles:
+    """The files of a store that has copies, as those of a copy; closes all where that fails.
+
+    Raises ForeignData, DataCorrupt, LogDamaged, OSError.
+    """
+    path, engine, log, lock_fd, *_ = unapplied
+    try:
+        logged = unapplied.logged
+        store_id, _, _, partitions = engine.identity
+        identity = (await environment.in_thread(partial(open_copy, path, shard_id, store_id, logged))).identity
+        place = _place(path, shard_id, store_id, partitions, limits, environment)
+        times = times_of(limits)
+        config = configuration_of(logged, shard_id) if logged is not None else None
+        copy = StoreCopy(place, identity, log, engine, config, environment, times)
+    except BaseException:
+        await unapplied.close()
+        raise
+    return CopyFiles(path, copy, lock_fd)
+
+
+def names_copies(logged: ClusterMap | None, shard_id: str) -> bool:
+    """Whether the newest map in a store's own files names a copy of it, so that it must not open by itself."""
+    shard = logged.shard(shard_id) if logged is not None else None
+    return shard is not None and bool(shard.replicas)
+
+
+def times_of(limits: Limits) -> Times:
+    """Those of cluster.yaml."""
+    return Times(limits.lease_s, limits.disk_stall_s, limits.replica_timeout_s, limits.failover_after_s)
+
+
+def _place(
+    path: Path, shard_id: str, store_id: str, partitions: int, limits: Limits, environment: Environment
+) -> Place:
+    async def opened() -> SqliteEngine:
+        return await SqliteEngine.open(path, shard_id, partitions, limits.wal_bytes_max)
+
+    async def renewed() -> SqliteEngine:
+        meta = {"store_id": store_id, "shard_id": shard_id, "partitions": str(partitions)}
+        await environment.in_thread(partial(_renew, path, meta))
+        return await opened()
+
+    return Place(OsDisk(), path.parent, path.stem, opened, renewed, limits.log_segment_bytes)
+
+
+def _renew(path: Path, meta: dict[str, str]) -> None:
+    disk = OsDisk()
+    for suffix in _BESIDE:
+        remove_if_there(disk, path.with_name(path.name + suffix))
+    sqlite_file.create_file(path, meta)
+    disk.sync_folder(path.parent)
+
+
+def set_aside(path: Path) -> None:
+    """Rename the files of a copy that no map names, whose process part has closed them: `….removed`, an older one goes.
+
+    Raises OSError.
+    """
+    removed = f"{path.name}.removed"
+    # The id goes first: what a crash leaves without one is never opened.
+    for beside in (*path.parent.glob(f"{path.stem}.id"), *path.parent.glob(f"{path.stem}.log.*")):
+        beside.rename(path.with_name(f"{removed}{beside.name.removeprefix(path.stem)}"))
+    for suffix in reversed(_BESIDE):
+        beside = path.with_name(path.name + suffix)
+        if beside.exists():
+            beside.rename(path.with_name(removed + suffix))
+    path.with_suffix(".lock").unlink(missing_ok=True)

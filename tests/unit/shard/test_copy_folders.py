@@ -1,0 +1,159 @@
+"""What a node's folder is taken for when its process starts: files of copies, whole or left by half, real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import aiohttp
+import pytest
+
+from kvstore.config import Limits
+from kvstore.environment import SYSTEM
+from kvstore.errors import ForeignData
+from kvstore.placement.cluster_map import ClusterMap, Replica, Shard, at_home, first_map
+from kvstore.replication.beats import Drop, Make
+from kvstore.replication.promise import read_identity, write_identity
+from kvstore.shard.copy_wires import connect
+from kvstore.shard.folder import FileFolder
+from kvstore.shard.hosted import Surroundings
+from kvstore.shard.resident import Resident
+from kvstore.storage.disk import OsDisk
+from kvstore.store.copy_place import CopyFiles
+from kvstore.store.opening import Opened, untold
+from kvstore.transport.sessions import ClusterSession
+
+PARTITIONS = 64
+LIMITS = Limits(log_segment_bytes=1 << 20)
+STORE_ID = "0123456789abcdef0123456789abcdef"
+
+
+def folder_of(path: Path, node_id: str) -> FileFolder:
+    return FileFolder(path, node_id, LIMITS)
+
+
+async def close(opened: Opened | CopyFiles) -> None:
+    if isinstance(opened, CopyFiles):
+        await opened.close()
+    else:
+        await opened.engine.close()
+        opened.log.close()
+        assert opened.lock_fd is not None
+        os.close(opened.lock_fd)
+
+
+async def made_copy(path: Path) -> str:
+    """Node n2 has an empty copy of shard s1; the copy's id."""
+    files = await folder_of(path, "n2").make_copy("s1", STORE_ID, PARTITIONS)
+    await files.close()
+    return files.copy.identity.copy_id
+
+
+async def test_a_copy_keeps_its_id_and_is_never_served_by_itself(tmp_path: Path) -> None:
+    made = await made_copy(tmp_path)
+    folder = folder_of(tmp_path, "n2")
+    assert folder.copies() == ["s1"]
+    opened = await folder.open("s1", PARTITIONS, untold)
+    assert isinstance(opened, CopyFiles)
+    assert opened.copy.identity.copy_id == made
+    await opened.close()
+
+
+@pytest.mark.parametrize("has_begun_anew", [False, True])
+async def test_a_home_that_a_snapshot_was_filling_opens_as_an_empty_copy_and_does_not_serve(
+    tmp_path: Path, has_begun_anew: bool
+) -> None:
+    """Its file knows no map, as that of a new store, which would serve."""
+    folder = folder_of(tmp_path, "s1")
+    new = await folder.open("s1", PARTITIONS, untold)
+    assert isinstance(new, Opened)
+    new.log.append(b"of the time before")
+    new.log.sync()
+    if has_begun_anew:  # the process died between the log's new beginning and that of the file
+        new.log.restart(new.log.last)
+    await close(new)
+    identity = read_identity(OsDisk(), tmp_path, "shard-s1")
+    assert identity is not None
+    write_identity(OsDisk(), tmp_path, "shard-s1", identity._replace(promised=7, filling=True))
+    opened = await folder.open("s1", PARTITIONS, untold)
+    assert isinstance(opened, CopyFiles)
+    assert opened.copy.is_filling
+    assert opened.copy.log.last.number == 0
+    assert opened.copy.identity == identity._replace(promised=7, filling=True)
+    await opened.close()
+
+
+async def test_what_a_crash_left_of_a_copy_that_was_being_made_is_made_anew(tmp_path: Path) -> None:
+    """Without an id it would stand under the store's own, which the primary's copy may have."""
+    made = await made_copy(tmp_path)
+    (tmp_path / "shard-s1.copy-n2.id").unlink()
+    assert folder_of(tmp_path, "n2").copies() == []
+    again = await made_copy(tmp_path)
+    assert again not in (made, STORE_ID)
+    assert folder_of(tmp_path, "n2").copies() == ["s1"]
+
+
+async def test_a_copy_whose_id_is_damaged_is_refused(tmp_path: Path) -> None:
+    await made_copy(tmp_path)
+    (tmp_path / "shard-s1.copy-n2.id").write_bytes(b"{}")
+    with pytest.raises(ForeignData, match="move its files away"):
+        await folder_of(tmp_path, "n2").open("s1", PARTITIONS, untold)
+
+
+async def test_a_copy_whose_setting_aside_was_broken_off_at_any_file_is_never_opened(tmp_path: Path) -> None:
+    made = await made_copy(tmp_path)
+    folder = folder_of(tmp_path, "n2")
+    renamed: list[str] = []
+    rename = Path.rename
+
+    def broken_off(path: Path, target: Path) -> Path:
+        if renamed:
+            raise OSError(5, "the process dies here")
+        renamed.append(path.name)
+        return rename(path, target)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "rename", broken_off)
+        with pytest.raises(OSError, match="dies"):
+            await folder.set_aside("s1")
+    assert folder.copies() == []
+    await folder.set_aside("s1")
+    assert not (tmp_path / "shard-s1.copy-n2.db").exists()
+    assert await made_copy(tmp_path) != made
+
+
+def named(copy_id: str | None) -> ClusterMap:
+    """Shard s1 of node s1; with that copy on node n2."""
+    home = at_home("s1", "http://127.0.0.1:1", STORE_ID)
+    replicas = [Replica(node="n2", copy_id=copy_id, state="in-sync", joined=1)] if copy_id is not None else []
+    shard = Shard(id="s1", store_id=STORE_ID, primary=home.shard.primary, term=1, replicas=replicas)
+    return first_map("c", PARTITIONS, [home._replace(shard=shard)])
+
+
+async def test_an_order_to_drop_a_copy_is_refused_while_the_map_names_it(tmp_path: Path) -> None:
+    """The answer to a beat may come late, from before the map named the copy; a map that does not is waited for."""
+    async with aiohttp.ClientSession() as session:
+        dial = partial(connect, session, ClusterSession())
+        folder = folder_of(tmp_path, "n2")
+        around = Surroundings("n2", folder, LIMITS, session, ClusterSession(), "http://x", fatal, SYSTEM, dial)
+        resident = Resident("s1", around)
+        await resident.make(Make(shard="s1", store_id=STORE_ID, partitions=PARTITIONS))
+        running = asyncio.create_task(resident.run())
+        order = Drop(shard="s1", copy_id=resident.copy_id)
+        resident.hear(named(resident.copy_id))
+        resident.drop(order)
+        await asyncio.sleep(0.1)
+        assert folder.copies() == ["s1"]
+        assert not running.done()
+        resident.hear(named("another copy"))
+        resident.drop(order)
+        await asyncio.wait_for(running, 30)
+    assert folder.copies() == []
+    assert (tmp_path / "shard-s1.copy-n2.db.removed").exists()
+
+
+def fatal(error: BaseException) -> NoReturn:
+    raise AssertionError from error
