@@ -164,6 +164,8 @@ def _make_possible(case: Case, data: st.DataObject, api: Api) -> None:
         case.path_parameters["id"] = f"7-{case.path_parameters['id'].partition('-')[2]}"
     if case.path in (SHARDS, SHARD, MOVES) and case.method not in ("GET", "HEAD"):
         _only_plan(case, data)
+    if isinstance(case.body, dict) and "replicas" in case.body:
+        case.body["replicas"] = 1  # the cluster is shared: it stays as it is
     if isinstance(case.body, dict) and "then" in case.body:
         _make_possible_transaction(case.body, data, api)
     query = case.query or {}

@@ -25,10 +25,11 @@ OF_REAL_PROCESSES = {
     "router/app.py",
     "router/events.py",
     "shard/app.py",
+    "shard/disk_watch.py",
     "transport/answers.py",
     "transport/http/responses.py",
     "transport/http/server.py",
-}  # sockets, SQLite, the times of requests: what a simulation has others for
+}  # sockets, SQLite, the times of requests, a disk that hangs: what a simulation has others for
 
 _MODULES = frozenset({"time", "random", "secrets", "uuid", "datetime", "threading"})
 _OF_ASYNCIO = frozenset({

@@ -194,7 +194,7 @@ async def test_a_plan_does_not_guess_what_a_dead_shard_holds(cluster: Cluster) -
         ("PATCH", "/v1/shards/s1", {}, (400, "bad-body", "weight")),
         ("DELETE", "/v1/shards/s9", None, (404, "not-found", "the members are s1, s2")),
         ("GET", "/v1/shards", None, (405, "method-not-allowed", "GET")),
-        ("GET", "/v1/moves?x=1", None, (400, "bad-parameter", "this call takes none")),
+        ("GET", "/v1/moves?x=1", None, (400, "bad-parameter", "known are: copies")),
         ("DELETE", "/v1/moves?plan=true", None, (400, "bad-parameter", "this call takes none")),
         ("GET", "/v1/launch?after=x", None, (400, "bad-parameter", "whole number")),
         ("GET", "/v1/launch?running=S1", None, (400, "bad-parameter", "no shard id")),

@@ -251,12 +251,20 @@ def _happens(model: Model, event: str, name: str) -> None:
         model.down(name)
     elif event == "up" and not node.is_up:
         model.up(name)
-    elif event == "wipe" and all(each.is_up for each in model.nodes.values()) and _all_synced(model):
+    elif event == "wipe" and all(each.is_up for each in model.nodes.values()) and _may_lose_a_disk(model):
         model.down(name)
         model.wipe(name)
     elif event == "deaf":
         node.hears_controller = not node.hears_controller
     model.run({"run": 1.0, "long": 4.0}.get(event, 0.5))
+
+
+def _may_lose_a_disk(model: Model) -> bool:
+    """All is copied again since the last one was lost: each copy that the map names is really there."""
+    named = [(shard.primary.node, shard.id, shard.primary.copy_id) for shard in model.map.shards]
+    named += [(copy.node, shard.id, copy.copy_id) for shard in model.map.shards for copy in shard.replicas]
+    lies = {(node.name, shard, copy.copy_id) for node in model.nodes.values() for shard, copy in node.copies.items()}
+    return _all_synced(model) and lies.issuperset(named)
 
 
 def _all_synced(model: Model) -> bool:

@@ -8,8 +8,9 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvstore.config import REPLICAS_MAX
 from kvstore.placement.cluster_map import Node
-from kvstore.placement.copies import REPLICAS_MAX, copy_nodes, zone_of
+from kvstore.placement.copies import copy_nodes, zone_of
 from kvstore.placement.ring import key_hash
 
 
