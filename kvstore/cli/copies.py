@@ -23,10 +23,11 @@ _no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until it is
 def replicas(number: int, no_wait: bool, url: str, as_json: bool) -> None:
     """Keep N copies of every key (1 to 5), each on another node, and wait until they are in sync.
 
-    With N copies, N-1 disks may be lost and nothing acknowledged is lost. No
-    call of any client fails meanwhile. Where there are fewer nodes than N,
-    there are as many copies as nodes. Fewer copies are refused while a shard
-    has no primary that answers.
+    The primary counts as one of them. While all N are in sync, N-1 of their
+    disks may be lost and nothing acknowledged is lost. No call of any client
+    fails during the change. Where there are fewer nodes than N, there are as
+    many copies as nodes. Fewer copies are refused while a shard has no
+    primary that answers.
 
     \b
     Exit codes: 0 all copies are there; 1 refused, or superseded; 130

@@ -215,7 +215,7 @@ class CopyKeeper:
     async def _write_down(self, step: Step, took_s: float) -> None:
         now_ms = self._environment.now_ms()
         old, new = step.before.primary.node, step.after.primary.node
-        detail = f"Node {old} was silent, or had lost its copy; node {new} serves the shard since {took_s:.1f} s later."
+        detail = f"Node {old} was silent, or had lost its copy; node {new} took over and served after {took_s:.1f} s."
         began_ms = now_ms - round(took_s * 1000)
         change = Change(id=self._new_id(), kind="failover", shard=step.after.shard, to=new, began_ms=began_ms)
         change = changes.done(change, now_ms, detail)

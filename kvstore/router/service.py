@@ -308,7 +308,7 @@ class RouterService:
                     raise unknown
                 return _routed(outcome, channel, partition)
             unknown = outcome if isinstance(outcome, OutcomeUnknown) else unknown
-        raise unknown or Unavailable("no shard owns the key at present", retry_after_ms=500)
+        raise unknown or Unavailable(f"shard {channel.shard_id} does not answer for the key now", retry_after_ms=500)
 
     def fails_over(self, shard_id: str) -> bool:
         """Whether another copy may take over from its primary, as of the cached map."""

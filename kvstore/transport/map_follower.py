@@ -188,4 +188,5 @@ class MapFollower:
         elif not self._away and (self._answered or self._clock_s() >= self._began_s + self._start_patience_s):
             self._away = True
             then = "going on with the last map" if self._answered else "waiting for its first answer"
-            log.warning("the controller at %s is away (%s): %s", self._url, error, then)
+            why = "no answer in time" if isinstance(error, TimeoutError) else error  # whose own text is empty
+            log.warning("the controller at %s is away (%s): %s", self._url, why, then)

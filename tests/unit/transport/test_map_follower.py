@@ -130,6 +130,21 @@ async def test_a_controller_that_is_away_is_said_once_and_its_return_once(
     assert ["is away" in record.message for record in caplog.records] == [True, False]
 
 
+async def test_a_controller_that_does_not_answer_in_time_is_said_to_be_away_for_that_reason(
+    follower: MapFollower, controller: Controller, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "_timeout", aiohttp.ClientTimeout(total=0.05))
+    monkeypatch.setattr(follower, "_start_patience_s", 0.0)
+    with caplog.at_level(logging.WARNING, logger="kvstore.transport.map_follower"):
+        following = asyncio.create_task(follower.follow(0, lambda cluster_map: None))  # it hangs from the beginning
+        async with asyncio.timeout(30):
+            while not caplog.records:
+                await asyncio.sleep(0.01)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert "is away (no answer in time)" in caplog.records[0].message
+
+
 @pytest.mark.parametrize(("patience_s", "lines"), [(3600.0, []), (0.0, ["is away", "is back"])])
 async def test_a_controller_that_is_just_being_started_is_worth_a_line_only_if_that_takes_long(
     controller: Controller, caplog: pytest.LogCaptureFixture, patience_s: float, lines: list[str]
