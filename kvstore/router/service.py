@@ -416,10 +416,10 @@ class RouterService:
 
         async def one(channel: Channel) -> ShardStats | None:
             try:
-                reply: Info = await asyncio.wait_for(channel.request(Stats(0)), _STATS_WAIT_S)
+                reply = await self._stats_of(channel)
                 while reply.epoch < epoch and asyncio.get_running_loop().time() < deadline_s:
                     await asyncio.sleep(_STALE_SHARD_WAIT_S)
-                    reply = await asyncio.wait_for(channel.request(Stats(0)), _STATS_WAIT_S)
+                    reply = await self._stats_of(channel)
                 stats = msgspec.convert(reply.facts, ShardStats)
             except (KvError, TimeoutError):
                 return None
@@ -431,6 +431,13 @@ class RouterService:
         channels = list(self.channels.values())
         return dict(zip((c.shard_id for c in channels), await asyncio.gather(*map(one, channels)), strict=True))
 
+    async def _stats_of(self, channel: Channel) -> Info:
+        """Raises KvError, also for a node that does not serve that store now; TimeoutError."""
+        reply: Reply = await asyncio.wait_for(channel.request(Stats(0)), _STATS_WAIT_S)
+        if not isinstance(reply, Info):
+            raise from_problem(reply.problem if isinstance(reply, Answer) else None)
+        return reply
+
     def labelled(self, stats: Mapping[str, ShardStats | None]) -> dict[StoreLabels, ShardStats]:
         """These numbers with the labels of their primaries; without shards that do not answer, or have left."""
         shards = self.cluster_map.shards if self.cluster_map is not None else []
@@ -439,8 +446,6 @@ class RouterService:
             for shard in shards
             if (known := stats.get(shard.id)) is not None
         }
-
-    # --- for people ---------------------------------------------------------------------------------------------------
 
     async def cluster(self, epoch: int = 0) -> dict[str, Any]:
         """The document of GET /v1/cluster, as of that epoch or a later one, if that comes within a second.

@@ -661,6 +661,22 @@ async def test_the_cluster_is_described_with_a_silent_shard_as_down_and_its_last
     assert [(s["id"], s["state"], s["keys"]) for s in document["shards"]] == [("s1", "up", 0), ("s2", "down", 2)]
 
 
+async def test_a_node_that_does_not_serve_its_store_now_is_described_as_down(
+    service: RouterService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = Unavailable("this node does not serve shard s2 now")
+    refused = Answer(0, refusal.status, problem=refusal.problem())
+
+    def request(request: Any, *, at_leisure: bool = False) -> asyncio.Future[Any]:
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(refused)
+        return future
+
+    monkeypatch.setattr(service.channels["s2"], "request", request)
+    document = await service.cluster()
+    assert [(s["id"], s["state"]) for s in document["shards"]] == [("s1", "up"), ("s2", "down")]
+
+
 async def test_the_cluster_is_described_as_of_the_epoch_that_is_asked_for(service: RouterService) -> None:
     shards["s2"].data = {"a": b"1"}
     described = asyncio.create_task(service.cluster(2))
