@@ -147,6 +147,8 @@ class Coordinator:
         request = Transact(0, anchor, attempt, part.conditions, part.then, part.otherwise, once)
         try:
             reply: Reply = await part.channel.request(request)
+            if isinstance(reply, Answer) and isinstance(lost := from_problem(reply.problem), OutcomeUnknown):
+                raise lost  # the primary was deposed before it knew
         except OutcomeUnknown as error:
             if self._service.may_ask_again(request, error, part.channel):
                 return Retry(epoch=1, same_request=True)
@@ -361,10 +363,11 @@ class Coordinator:
 
     def _says_nothing(self, error: KvError, may_have_arrived: bool) -> bool:
         """A refusal that leaves open what became of a commit: the store did not look at it. That it is not to be had
-        now is final for a commit that was sent once, where no other primary may answer."""
+        now is final for a commit that was sent once, where no other primary may answer. Nor does a primary know that
+        was deposed while it committed."""
         if isinstance(error, Unavailable):
             return may_have_arrived or self._service.any_fails_over
-        return isinstance(error, WrongOwner | TooManyRequests)
+        return isinstance(error, WrongOwner | TooManyRequests | OutcomeUnknown)
 
     # --- looking up ---------------------------------------------------------------------------------------------------
 

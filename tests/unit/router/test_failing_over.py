@@ -216,6 +216,7 @@ async def test_a_router_stays_awake_while_a_new_owner_is_not_connected(service: 
 
 
 WRITE = Transaction([], [TxnOp("put", KEY, b"1")], [])
+DEPOSED = Answer(0, 504, problem=OutcomeUnknown("the shard has got another primary").problem())
 BOTH = Transaction([], [TxnOp("put", key_of("s2"), b"1"), TxnOp("put", KEY, b"1")], [])
 
 
@@ -231,18 +232,32 @@ async def test_a_transaction_that_was_sent_is_unknown_without_an_idempotency_key
     assert "txn_id" in unknown.value.members
 
 
+async def test_a_transaction_that_a_deposed_primary_may_have_done_is_not_done_again(service: RouterService) -> None:
+    asked: list[Any] = []
+
+    def answer(request: Any, *_: Any) -> Answer:
+        asked.append(request)
+        return DEPOSED
+
+    shards["s1"].answer = answer  # type: ignore[method-assign, assignment]
+    with pytest.raises(OutcomeUnknown):
+        await Coordinator(service, Limits()).run(WRITE, None)
+    assert len(asked) == 1
+
+
 async def test_a_transaction_with_an_idempotency_key_is_sent_again_to_the_next_primary(service: RouterService) -> None:
     UNKNOWN(channel_of(service))
     assert (await failing_over(service, Coordinator(service, Limits()).run(WRITE, ONCE))).version == 9
 
 
+@pytest.mark.parametrize("first", [OutcomeUnknown("closed the connection"), DEPOSED])
 async def test_a_commit_that_was_lost_is_not_said_to_be_undone_because_the_next_primary_is_not_there_yet(
-    service: RouterService,
+    service: RouterService, first: Any
 ) -> None:
     """The decision may be in the log that the next primary opens with."""
     anchor: Any = service.channels["s2"]
     replies: list[Any] = [
-        OutcomeUnknown("closed the connection"),
+        first,
         Answer(0, 503, problem=Unavailable("not served").problem()),
         Outcome(0, "committed", "1-r", 9, succeeded=True),
     ]
