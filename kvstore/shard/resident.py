@@ -33,6 +33,7 @@ from kvstore.replication.wire import Wire
 from kvstore.shard.hosted import HostedStore, Surroundings, host
 from kvstore.shard.term_opening import TermOpening
 from kvstore.shard.told import ToldNumbers
+from kvstore.storage.disk import FULL_ERRNOS
 from kvstore.storage.engine import Identity
 from kvstore.storage.log import Log, LogFailed
 from kvstore.store.copy_place import CopyFiles
@@ -82,6 +83,7 @@ class Resident:
 
     async def close(self) -> None:
         """Close what is open, as it is."""
+        self._hands_over = True  # first: a session that comes now would have a log that is closed
         await self._end_sessions()
         await self._at_the_end.aclose()
         self.hosted = None
@@ -165,8 +167,11 @@ class Resident:
             await serve_copy(wire, lambda session: self.copy, self._around.environment)
         except KvError as error:  # what came cannot be taken: only this connection ends
             log.error("a session with the copy of shard %s ends: %s", self.shard_id, error.detail)
-        except (LogFailed, OSError) as error:  # what is on the disk is not known any more
-            self._around.on_fatal(error)
+        except (LogFailed, OSError) as error:
+            if isinstance(error, OSError) and error.errno in FULL_ERRNOS:  # nothing was changed: it comes again
+                log.warning("a session with the copy of shard %s ends: %s", self.shard_id, error)
+            else:  # what is on the disk is not known any more
+                self._around.on_fatal(error)
 
     async def _end_sessions(self) -> None:
         sessions = list(self._sessions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from kvstore.errors import ForeignData
 from kvstore.placement.cluster_map import ClusterMap, Node, Primary, Replica, Shard, at_home, first_map
 from kvstore.replication.beats import Drop, Make
 from kvstore.replication.copy import StoreCopy
-from kvstore.replication.messages import Foreign, Hello
+from kvstore.replication.messages import Foreign, Hello, Told
 from kvstore.replication.promise import Identity, read_identity, write_identity
 from kvstore.replication.session import Session
 from kvstore.shard.copy_wires import connect
@@ -186,6 +187,56 @@ async def test_a_copy_whose_disk_fails_in_a_session_ends_the_process(tmp_path: P
                 await resident._serve_copy(Came(hello))
         await resident.close()
     assert [str(error) for error in failed] == ["[Errno 5] I/O error"]
+
+
+async def test_a_session_that_comes_while_a_copy_is_closed_does_not_reach_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with aiohttp.ClientSession() as session:
+        dial = partial(connect, session, ClusterSession())
+        folder = folder_of(tmp_path, "n2")
+        around = Surroundings("n2", folder, LIMITS, session, ClusterSession(), "http://x", fatal, SYSTEM, dial)
+        resident = Resident("s1", around)
+        await resident.make(Make(shard="s1", store_id=STORE_ID, partitions=PARTITIONS))
+        came = Came(Hello(Session(STORE_ID, 3, "start", resident.copy_id, 1)))
+        end_sessions = resident._end_sessions
+
+        async def beset() -> None:
+            await end_sessions()
+            await resident._serve_copy(came)
+
+        monkeypatch.setattr(resident, "_end_sessions", beset)
+        await resident.close()
+    assert [type(answer) for answer in came.sent] == [Foreign]
+
+
+async def test_a_copy_on_a_full_disk_ends_a_session_that_it_cannot_promise_for_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: OsFile, data: bytes, offset: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with aiohttp.ClientSession() as session:
+        dial = partial(connect, session, ClusterSession())
+        folder = folder_of(tmp_path, "n2")
+        around = Surroundings("n2", folder, LIMITS, session, ClusterSession(), "http://x", fatal, SYSTEM, dial)
+        resident = Resident("s1", around)
+        await resident.make(Make(shard="s1", store_id=STORE_ID, partitions=PARTITIONS))
+        hello = Hello(Session(STORE_ID, 3, "start", resident.copy_id, 1))
+        refused = Came(hello)
+        with monkeypatch.context() as patched:
+            patched.setattr(OsFile, "pwrite", full)
+            await resident._serve_copy(refused)
+        assert refused.sent == []
+        taken = Came(hello)
+        serving = asyncio.create_task(resident._serve_copy(taken))
+        async with asyncio.timeout(60):
+            while not taken.sent:
+                await asyncio.sleep(0.01)
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        assert [type(answer) for answer in taken.sent] == [Told]
+        await resident.close()
 
 
 async def test_a_session_that_comes_while_a_copy_becomes_a_store_reaches_neither(tmp_path: Path) -> None:
