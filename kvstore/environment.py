@@ -89,6 +89,20 @@ class Environment:
         return True
 
 
+async def until_one_ends(*works: Coroutine[Any, Any, Any]) -> None:
+    """Do all of it side by side, until one ends; then the others are cancelled. Raises what that one raised."""
+    tasks = [asyncio.get_running_loop().create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        if task in done:
+            task.result()
+
+
 async def to_its_end(environment: Environment, work: Coroutine[Any, Any, T]) -> T:
     """Do the work, in a task of its own. A caller that is cancelled waits for its end before it goes on: a thread
     cannot be ended, and what the caller holds is in use until then."""

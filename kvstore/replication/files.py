@@ -19,7 +19,7 @@ from kvstore.replication.places import Place, Times
 from kvstore.replication.promise import Identity, write_identity
 from kvstore.storage.engine import Applied
 from kvstore.storage.log import Log
-from kvstore.storage.record import decode_record
+from kvstore.storage.record import newest_map
 from kvstore.storage.segments import BEGINNING, Entry, indices_of, segment_path
 
 __all__ = ["Place", "Times", "make_copy", "open_copy"]
@@ -68,8 +68,7 @@ def _emptied_log(place: Place, store_id: str) -> Log:
 
 def _logged(entries: Sequence[Entry], applied: Applied, identity: Identity) -> Configuration | None:
     """What the last map in the log, or in the file, says of this store."""
-    maps = [record.cluster_map for entry in entries if (record := decode_record(entry.payload)).cluster_map is not None]
-    newest = maps[-1] if maps else applied.cluster_map
+    newest = newest_map(entries) or applied.cluster_map
     if newest is None:
         return None
     cluster_map = decode_map(newest)

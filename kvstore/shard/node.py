@@ -9,10 +9,10 @@ Leaves to others: HTTP (`app`), each of its stores (`hosted`), requests (`servic
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
+from kvstore.environment import until_one_ends
 from kvstore.errors import ForeignData
 from kvstore.metrics import StoreLabels
 from kvstore.placement import partition_set
@@ -180,15 +180,3 @@ def go_on_with_last_session(
     node = cluster_map.node(shard_id) if cluster_map is not None else None
     if node is not None and node.url == url:
         cluster.enter(hellos.last)
-
-
-async def until_one_ends(*works: Coroutine[Any, Any, Any]) -> None:
-    """Then the others are cancelled. Raises what it raised."""
-    tasks = [asyncio.create_task(work) for work in works]
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    for task in tasks:
-        if task in done:
-            task.result()

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
 
+from kvstore.environment import until_one_ends
 from kvstore.errors import KvError, Unavailable
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
@@ -286,12 +285,12 @@ class Resident:
         """Be what the map says. Returns once the copy is dropped. Raises what ends the process."""
         while True:
             if self.hosted is not None:
-                await self._until_one_ends(*self.hosted.works(), self._until_term_ends())
+                await until_one_ends(*self.hosted.works(), self._until_term_ends())
                 await self._become_copy()
             elif self._files is not None:
                 work = asyncio.ensure_future(self._files.copy.run())
                 try:
-                    await self._until_one_ends(self._until_named(), _forward(work))
+                    await until_one_ends(self._until_named(), _forward(work))
                     if self._is_dropped:
                         break
                     await self._open_term(work)
@@ -366,7 +365,7 @@ class Resident:
             opened, self.shard_id, around, told, self._at_the_end, start or self._around.environment.random_hex(8)
         )
         try:
-            await self._until_one_ends(self.hosted.open(opens), self._until_term_ends())
+            await until_one_ends(self.hosted.open(opens), self._until_term_ends())
         except BaseException:
             await self._at_the_end.aclose()
             self.hosted = None
@@ -387,19 +386,6 @@ class Resident:
         await self._at_the_end.aclose()
         self._files = await self._around.folder.open_copy(self.shard_id, partitions)
         self._around.on_news()
-
-    async def _until_one_ends(self, *works: Coroutine[Any, Any, Any]) -> None:
-        """Then the others are cancelled. Raises what it raised."""
-        tasks = [asyncio.create_task(work) for work in works]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for task in tasks:
-            if task in done:
-                task.result()
 
 
 async def _forward(work: asyncio.Task[None]) -> None:

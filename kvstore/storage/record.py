@@ -9,11 +9,14 @@ Leaves to others: numbers, checksums and durability (`log`), applying (`engine`)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from kvstore.errors import DataCorrupt
 from kvstore.storage.engine import Freezes
 from kvstore.storage.rows import Clock, Row
+from kvstore.storage.segments import Entry
 
 
 class CommitRecord(msgspec.Struct, array_like=True, gc=False):
@@ -45,3 +48,9 @@ def decode_record(payload: bytes) -> CommitRecord:
         return _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataCorrupt(f"a record of the log verifies but cannot be decoded: {error}.") from error
+
+
+def newest_map(entries: Sequence[Entry]) -> bytes | None:
+    """The last cluster map that these records carry; None if none does. Raises DataCorrupt."""
+    maps = (decode_record(entry.payload).cluster_map for entry in reversed(entries))
+    return next((each for each in maps if each is not None), None)

@@ -31,7 +31,7 @@ from kvstore.storage import sqlite_file
 from kvstore.storage.disk import OsDisk
 from kvstore.storage.engine import Engine
 from kvstore.storage.log import Log
-from kvstore.storage.record import decode_record
+from kvstore.storage.record import newest_map
 from kvstore.storage.replay import replay
 from kvstore.storage.schema import FORMAT
 from kvstore.storage.segments import BEGINNING, Entry
@@ -92,8 +92,7 @@ class Unapplied(NamedTuple):
     @property
     def logged(self) -> ClusterMap | None:
         """The newest map in them, None without one. Raises ForeignData for one of another format."""
-        maps = [decode_record(entry.payload).cluster_map for entry in self.entries]
-        newest = next((each for each in reversed(maps) if each is not None), self.engine.applied.cluster_map)
+        newest = newest_map(self.entries) or self.engine.applied.cluster_map
         return decode_map(newest) if newest is not None else None
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.errors import DataCorrupt, ForeignData, LogDamaged
-from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.replication import files
 from kvstore.replication.messages import decode_from_primary
@@ -34,7 +33,7 @@ from kvstore.shard.node import Node, Refused
 from kvstore.shard.resident import Resident
 from kvstore.storage.engine import Identity, TryLater
 from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
-from kvstore.storage.record import decode_record
+from kvstore.storage.record import newest_map
 from kvstore.storage.replay import replay
 from kvstore.store.copy_file import make_copy, open_copy
 from kvstore.store.copy_place import CopyFiles, times_of
@@ -79,7 +78,8 @@ class SimulatedFolder:
             return await self.open_copy(shard_id, partitions)
         before = await told(engine.identity.store_id)
         log, entries = self._open_log(path, engine, before.number)
-        if not may_serve_alone(_newest_map(entries) or cluster_map, shard_id, self._node_id):
+        newest = newest_map(entries) or logged
+        if not may_serve_alone(decode_map(newest) if newest else None, shard_id, self._node_id):
             log.close()
             return await self.open_copy(shard_id, partitions)
         await replay(engine, entries)
@@ -139,11 +139,6 @@ class SimulatedFolder:
         position, store_id = engine.applied.position, engine.identity.store_id
         size = self._limits.log_segment_bytes
         return Log.open(self._disk, FOLDER, path.stem, store_id, position, told, segment_bytes=size)
-
-
-def _newest_map(entries: Sequence[Entry]) -> ClusterMap | None:
-    maps = [record.cluster_map for entry in entries if (record := decode_record(entry.payload)).cluster_map is not None]
-    return decode_map(maps[-1]) if maps else None
 
 
 class NodeServer(Server):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,11 +31,16 @@ from kvstore.shard.resident import Resident
 from kvstore.storage.disk import OsDisk, OsFile
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.opening import Opened, untold
+from kvstore.store.tables import OnFatal
 from kvstore.transport.sessions import ClusterSession
 
 PARTITIONS = 64
 LIMITS = Limits(log_segment_bytes=1 << 20)
 STORE_ID = "0123456789abcdef0123456789abcdef"
+
+
+def fatal(error: BaseException) -> NoReturn:
+    raise AssertionError from error
 
 
 def folder_of(path: Path, node_id: str) -> FileFolder:
@@ -144,6 +151,18 @@ def named(copy_id: str | None) -> ClusterMap:
     return first_map("c", PARTITIONS, [home._replace(shard=shard)])
 
 
+@asynccontextmanager
+async def resident_copy(path: Path, on_fatal: OnFatal = fatal) -> AsyncIterator[Resident]:
+    """On node n2, an empty copy of shard s1."""
+    async with aiohttp.ClientSession() as session:
+        dial = partial(connect, session, ClusterSession())
+        folder = folder_of(path, "n2")
+        around = Surroundings("n2", folder, LIMITS, session, ClusterSession(), "http://x", on_fatal, SYSTEM, dial)
+        resident = Resident("s1", around)
+        await resident.make(Make(shard="s1", store_id=STORE_ID, partitions=PARTITIONS))
+        yield resident
+
+
 class Came:
     """A connection by which these messages have come, and then no more."""
 
@@ -174,12 +193,7 @@ async def test_a_copy_whose_disk_fails_in_a_session_ends_the_process(tmp_path: P
     def fails(file: OsFile) -> None:
         raise OSError(5, "I/O error")
 
-    async with aiohttp.ClientSession() as session:
-        dial = partial(connect, session, ClusterSession())
-        folder = folder_of(tmp_path, "n2")
-        around = Surroundings("n2", folder, LIMITS, session, ClusterSession(), "http://x", note, SYSTEM, dial)
-        resident = Resident("s1", around)
-        await resident.make(Make(shard="s1", store_id=STORE_ID, partitions=PARTITIONS))
+    async with resident_copy(tmp_path, note) as resident:
         hello = Hello(Session(STORE_ID, 3, "start", resident.copy_id, 1))
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(OsFile, "sync", fails)
@@ -192,12 +206,7 @@ async def test_a_copy_whose_disk_fails_in_a_session_ends_the_process(tmp_path: P
 async def test_a_session_that_comes_while_a_copy_is_closed_does_not_reach_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with aiohttp.ClientSession() as session:
-        dial = partial(connect, session, ClusterSession())
-        folder = folder_of(tmp_path, "n2")
-        around = Surroundings("n2", folder, LIMITS, session, ClusterSession(), "http://x", fatal, SYSTEM, dial)
-        resident = Resident("s1", around)
-        await resident.make(Make(shard="s1", store_id=STORE_ID, partitions=PARTITIONS))
+    async with resident_copy(tmp_path) as resident:
         came = Came(Hello(Session(STORE_ID, 3, "start", resident.copy_id, 1)))
         end_sessions = resident._end_sessions
 
@@ -216,12 +225,7 @@ async def test_a_copy_on_a_full_disk_ends_a_session_that_it_cannot_promise_for_a
     def full(file: OsFile, data: bytes, offset: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    async with aiohttp.ClientSession() as session:
-        dial = partial(connect, session, ClusterSession())
-        folder = folder_of(tmp_path, "n2")
-        around = Surroundings("n2", folder, LIMITS, session, ClusterSession(), "http://x", fatal, SYSTEM, dial)
-        resident = Resident("s1", around)
-        await resident.make(Make(shard="s1", store_id=STORE_ID, partitions=PARTITIONS))
+    async with resident_copy(tmp_path) as resident:
         hello = Hello(Session(STORE_ID, 3, "start", resident.copy_id, 1))
         refused = Came(hello)
         with monkeypatch.context() as patched:
@@ -244,12 +248,7 @@ async def test_a_session_that_comes_while_a_copy_becomes_a_store_reaches_neither
     answers: list[Any] = []
     hand_over = StoreCopy.hand_over
 
-    async with aiohttp.ClientSession() as session:
-        dial = partial(connect, session, ClusterSession())
-        folder = folder_of(tmp_path, "n2")
-        around = Surroundings("n2", folder, LIMITS, session, ClusterSession(), "http://x", fatal, SYSTEM, dial)
-        resident = Resident("s1", around)
-        await resident.make(Make(shard="s1", store_id=STORE_ID, partitions=PARTITIONS))
+    async with resident_copy(tmp_path) as resident:
         copy_id = resident.copy_id
 
         async def beset(copy: StoreCopy) -> Identity:
@@ -280,25 +279,16 @@ async def test_a_session_that_comes_while_a_copy_becomes_a_store_reaches_neither
 
 async def test_an_order_to_drop_a_copy_is_refused_while_the_map_names_it(tmp_path: Path) -> None:
     """The answer to a beat may come late, from before the map named the copy; a map that does not is waited for."""
-    async with aiohttp.ClientSession() as session:
-        dial = partial(connect, session, ClusterSession())
-        folder = folder_of(tmp_path, "n2")
-        around = Surroundings("n2", folder, LIMITS, session, ClusterSession(), "http://x", fatal, SYSTEM, dial)
-        resident = Resident("s1", around)
-        await resident.make(Make(shard="s1", store_id=STORE_ID, partitions=PARTITIONS))
+    async with resident_copy(tmp_path) as resident:
         running = asyncio.create_task(resident.run())
         order = Drop(shard="s1", copy_id=resident.copy_id)
         resident.hear(named(resident.copy_id))
         resident.drop(order)
         await asyncio.sleep(0.1)
-        assert folder.copies() == ["s1"]
+        assert folder_of(tmp_path, "n2").copies() == ["s1"]
         assert not running.done()
         resident.hear(named("another copy"))
         resident.drop(order)
         await asyncio.wait_for(running, 30)
-    assert folder.copies() == []
+    assert folder_of(tmp_path, "n2").copies() == []
     assert (tmp_path / "shard-s1.copy-n2.db.removed").exists()
-
-
-def fatal(error: BaseException) -> NoReturn:
-    raise AssertionError from error
