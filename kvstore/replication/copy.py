@@ -15,6 +15,7 @@ An error of the disk under the log ends the process, as in a store: what is on t
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
@@ -26,11 +27,13 @@ from kvstore.replication.configuration import Configuration
 from kvstore.replication.places import Place, Times
 from kvstore.replication.promise import Identity, write_identity
 from kvstore.replication.session import Following, Join, Session
-from kvstore.storage.engine import Application, Applied, Engine
+from kvstore.storage.engine import Application, Applied, Engine, TryLater
 from kvstore.storage.log import Log, NotNext
 from kvstore.storage.replay import replay
 from kvstore.storage.rows import Row
 from kvstore.storage.segments import BEGINNING, Entry, Position
+
+log = logging.getLogger(__name__)
 
 _APPLIED_RECORDS_MAX = 1000
 _APPLIED_BYTES_MAX = 8 << 20
@@ -119,11 +122,20 @@ class StoreCopy:
 
         Nothing else may use the copy from now on. Raises DataCorrupt, LogDamaged, OSError.
         """
-        async with self._turn, self._applying:
-            while (applied := self.engine.applied.position.number) < self.log.last.number:
-                read = partial(chain.some_entries, self.log, applied, _APPLIED_BYTES_MAX)
-                await replay(self.engine, await self._environment.in_thread(read))
-            return self._identity
+        while True:
+            try:
+                async with self._turn, self._applying:
+                    while (applied := self.engine.applied.position.number) < self.log.last.number:
+                        read = partial(chain.some_entries, self.log, applied, _APPLIED_BYTES_MAX)
+                        await replay(self.engine, await self._environment.in_thread(read))
+                    return self._identity
+            except TryLater as error:
+                await self._wait_for_the_file(error)
+
+    async def _wait_for_the_file(self, error: TryLater) -> None:
+        """Nothing can be applied now, such as on a full disk."""
+        log.warning("applying to a copy's file waits: %s", error.detail)
+        await self._environment.sleep(_RETRY_S)
 
     def may_be_promoted(self) -> bool:
         """Whether what the copy has granted has run out."""
@@ -278,8 +290,13 @@ class StoreCopy:
         while True:
             await self._learned.wait()
             self._learned.clear()
-            while await self.apply_some():
-                pass
+            try:
+                while await self.apply_some():
+                    pass
+            except TryLater as error:
+                await self._wait_for_the_file(error)
+                self._learned.set()
+                continue
             if self.is_filling and self._filled_to:
                 await self._environment.sleep(_RETRY_S)  # the file could not be made durable, or records are to come
                 self._learned.set()
