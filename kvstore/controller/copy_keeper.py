@@ -177,16 +177,16 @@ class CopyKeeper:
     def _note(self, step: Step, epoch: int, now: float) -> None:
         before, after = step.before, step.after
         shard, node = after.shard, after.primary.node
-        if step.why == "silent":
+        if step.why in ("silent", "damaged"):
             self._damping[shard] = failover.failed_over(
                 self._damping.get(shard, Damping()), now, self._limits.failover_after_s, PAUSE_MAX_S
             )
             self._served_by[shard] = step
             self.stats.failovers += 1
+            found = "damaged" if step.why == "damaged" else f"silent for {now - step.since:.1f} s"
             _log.warning(
-                "epoch %d: shard %s is %s's: its primary on %s was silent for %.1f s",
-                epoch, shard, node, before.primary.node, now - step.since,
-            )  # fmt: skip
+                "epoch %d: shard %s is %s's: its primary on %s was %s", epoch, shard, node, before.primary.node, found
+            )
         elif step.why == "planned":
             _log.info("epoch %d: shard %s is %s's, by a planned change", epoch, shard, node)
         elif step.why == "reopened":
@@ -215,7 +215,8 @@ class CopyKeeper:
     async def _write_down(self, step: Step, took_s: float) -> None:
         now_ms = self._environment.now_ms()
         old, new = step.before.primary.node, step.after.primary.node
-        detail = f"Node {old} was silent, or had lost its copy; node {new} took over and served after {took_s:.1f} s."
+        found = "found its copy damaged" if step.why == "damaged" else "was silent, or had lost its copy"
+        detail = f"Node {old} {found}; node {new} took over and served after {took_s:.1f} s."
         began_ms = now_ms - round(took_s * 1000)
         change = Change(id=self._new_id(), kind="failover", shard=step.after.shard, to=new, began_ms=began_ms)
         change = changes.done(change, now_ms, detail)
