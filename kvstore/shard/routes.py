@@ -48,7 +48,7 @@ class NodeRoutes:
     def __init__(self, node: Node, limits: Limits) -> None:
         self._node = node
         self._limits = limits
-        self._sockets: set[web.WebSocketResponse] = set()
+        self._sockets: dict[web.WebSocketResponse, None] = {}
 
     async def get_channel(self, call: Call) -> Any:
         """Serve a router's channel until it ends."""
@@ -79,11 +79,11 @@ class NodeRoutes:
 
     @contextmanager
     def _open(self, socket: web.WebSocketResponse) -> Iterator[None]:
-        self._sockets.add(socket)
+        self._sockets[socket] = None
         try:
             yield
         finally:
-            self._sockets.discard(socket)
+            del self._sockets[socket]
 
     async def get_health(self, call: Call) -> Response:
         asked = call.parameters

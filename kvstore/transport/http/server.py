@@ -195,7 +195,7 @@ async def accept_socket(
     try:
         await socket.prepare(request)
     except web.HTTPException:
-        raise BadRequest("this call opens a WebSocket, and the request does not ask for one as RFC 6455 says.") from None
+        raise BadRequest("this call opens a WebSocket: the request must ask for one as RFC 6455 says.") from None
     return socket
 
 
