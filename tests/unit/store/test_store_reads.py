@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from kvstore.errors import DataCorrupt
+from kvstore.model import Attempt, Preconditions, TxnOp
 from kvstore.placement import partition_set
-from kvstore.protocol import Acquire, Attempt, Count, Preconditions, Prepare, Put, ReadLock, Scan, ScanLeases, TxnOp
+from kvstore.protocol import Acquire, Count, Prepare, Put, ReadLock, Scan, ScanLeases
 from kvstore.store import scans
 from tests.unit.store.harness import until
 from tests.unit.store.real_files import threads
