@@ -31,7 +31,7 @@ from kvstore.store.copy_place import (
     make_copy_files,
     names_copies,
     open_filling,
-    set_aside,
+    set_copy_aside,
 )
 from kvstore.store.damaged_files import Salvaged, salvage, set_damaged_aside, spare_room
 from kvstore.store.opening import Opened, ToldBefore, ToldNumber, lock, open_unapplied, store_path, untold
@@ -121,7 +121,7 @@ class FileFolder:
         return await open_filling(path, shard_id, partitions, self._limits, SYSTEM)
 
     async def set_aside(self, shard_id: str) -> None:
-        await SYSTEM.in_thread(partial(set_aside, self._path(shard_id)))
+        await SYSTEM.in_thread(partial(set_copy_aside, self._path(shard_id)))
 
     async def salvage(self, shard_id: str, known: ClusterMap | None) -> Salvaged | None:
         others = [self._path(each) for each in self.copies()] if shard_id == self._node_id else []
