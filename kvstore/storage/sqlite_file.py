@@ -41,10 +41,11 @@ def format_of(path: Path, *, write: bool = True) -> int:
     if found is None:
         return 0
     if not is_known:
-        text = f"{path} has format {found or 'unknown'}; this program reads formats 1 to {schema.FORMAT}."
-        error = ForeignData(text)
-        error.is_damage = "format" not in verified and "store_id" in verified
-        raise error
+        foreign = ForeignData(
+            f"{path} has format {found or 'unknown'}; this program reads formats 1 to {schema.FORMAT}."
+        )
+        foreign.is_damage = "format" not in verified and "store_id" in verified
+        raise foreign
     return int(found)
 
 
