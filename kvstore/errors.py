@@ -296,6 +296,11 @@ class StoreBehind(ForeignData):
 class LogDamaged(KvError):
     """`number`: the first record that is lost or damaged; `file` and `offset`: where it lies, or should lie."""
 
+    @property
+    def number(self) -> int:
+        """0 where it is not known."""
+        return int(self.members.get("number", 0))
+
     status, code, title = 500, "log-damaged", "The log of the store has lost or damaged records that were durable"
     next_step = "Restore this copy of the store from another one; the files are left as they are for examination."
 
