@@ -127,6 +127,7 @@ class StoreCopy:
         while True:
             try:
                 async with self._turn, self._applying:
+                    await self._sync()
                     while (applied := self.engine.applied.position.number) < self.log.last.number:
                         read = partial(chain.some_entries, self.log, applied, _APPLIED_BYTES_MAX)
                         await replay(self.engine, await self._environment.in_thread(read))
@@ -236,6 +237,7 @@ class StoreCopy:
         while self.log.synced.number < self.log.last.number and session.is_current(self._following, named):
             async with self._turn:
                 await self._sync()
+        self._learned.set()
         return self._acknowledged(named)
 
     async def _append(self, named: Session, entry: Entry) -> bool:
@@ -314,7 +316,8 @@ class StoreCopy:
             applied = self.engine.applied.position.number
             if self.is_filling and not self._filled_to:
                 return 0
-            count = min(session.may_apply(self._following) - applied, _APPLIED_RECORDS_MAX)
+            durable = self.log.synced.number  # a copy that is not waited for may hear of more as committed
+            count = min(min(session.may_apply(self._following), durable) - applied, _APPLIED_RECORDS_MAX)
             if count <= 0:
                 await self._is_filled()
                 return 0

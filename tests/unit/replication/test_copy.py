@@ -155,6 +155,26 @@ async def test_what_is_acknowledged_is_durable_and_only_what_is_committed_is_app
     assert await primary.join(again) == 5
 
 
+async def test_a_record_is_applied_once_it_is_on_the_copys_own_disk_whatever_is_committed() -> None:
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    for key in ("a", "b"):
+        await primary.put(key, b"1")
+    assert await primary.join(copy) == 0
+    assert await primary.ship(copy, committed=0) == 2
+    copy.log.extend(await primary.put("c", b"1"))  # its sync is under way
+    copy.committed(primary.session(copy), 3)
+    while await copy.apply_some():
+        pass
+    assert set(rows_of(copy.engine)) == {"a", "b"}
+    again = await node.restart()
+    assert again.log.last.number == 2
+    again.log.extend(primary.entries[2])
+    await again.hand_over()
+    assert again.log.synced.number == 3
+    assert set(rows_of(again.engine)) == {"a", "b", "c"}
+
+
 async def test_rows_that_are_gone_for_good_leave_the_copys_file_too() -> None:
     node, primary = Node(), Primary()
     copy = await node.make()
