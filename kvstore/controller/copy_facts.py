@@ -18,7 +18,8 @@ from kvstore.replication.configuration import Configuration, Replica, configurat
 def described(places: Places) -> dict[str, Any]:
     """`silent`: for how many seconds each node that is held for dead was silent; `copies`: those of each shard;
     `unserved`: shards whose primary does not answer; `missing`: by shard, nodes whose copy is not in sync;
-    `holds_still`: so many nodes are silent that none is given up."""
+    `holds_still`: so many nodes are silent that none is given up; `positions`: what each node told last of its copies,
+    by shard."""
     cluster_map, heard, now = places.cluster_map, places.heard, places.now
     configs = [c for shard in cluster_map.shards if (c := configuration_of(cluster_map, shard.id)) is not None]
     return {
@@ -31,6 +32,7 @@ def described(places: Places) -> dict[str, Any]:
         "unserved": [config.shard for config in configs if not places.serves(config)],
         "missing": {config.shard: missing for config in configs if (missing := places.missing(config))},
         "holds_still": too_many_silent(cluster_map, heard, now),
+        "positions": {config.shard: _positions(config, heard, now) for config in configs},
     }
 
 
@@ -44,3 +46,16 @@ def _copy(config: Configuration, copy: Replica, heard: Heard) -> dict[str, Any]:
     if (rows := report.snapshots.get(copy.copy_id)) is not None:
         facts |= {"rows_done": rows[0], "rows_total": rows[1]}
     return facts
+
+
+def _positions(config: Configuration, heard: Heard, now: float) -> list[dict[str, Any]]:
+    """The end of each log, primary first; `told_s`: how old that word is, `silent_s`: since its primary was heard."""
+    places = [(config.primary.node, config.primary.copy_id), *((copy.node, copy.copy_id) for copy in config.replicas)]
+    found = []
+    for node, copy_id in places:
+        report = heard.report(node, config.shard, copy_id)
+        if report is not None:
+            facts = {"node": node, "role": report.role, "serves": report.serves}
+            facts |= {"term": report.term, "number": report.number, "silent_s": round(report.silent_s, 2)}
+            found.append(facts | {"told_s": round(now - heard.told_at(node), 2)})
+    return found

@@ -20,10 +20,12 @@ def advice(document: Document) -> dict[str, str]:
     shards: Sequence[Document] = document["shards"]
     given_up = [lost["shard"] for lost in document.get("lost", ()) if not lost["opened"]]
     down = [shard["id"] for shard in shards if shard["state"] == "down"]
+    facts: Document = document.get("copies") or {}
     if given_up:
         return _said("warning", _given_up(given_up, [shard_id for shard_id in down if shard_id not in given_up]))
     if down:
-        return _said("warning", _down(down))
+        waits = [shard["id"] for shard in shards if shard["id"] in down and _has_successor(shard, facts)]
+        return _said("warning", _taken_over(waits) if waits == down else _down(down))
     if full := [shard["id"] for shard in shards if shard.get("disk_full")]:
         return _said(
             "warning",
@@ -38,7 +40,7 @@ def advice(document: Document) -> dict[str, str]:
         )
     if document["wanted"] is None:
         return _said("warning", "The controller does not answer: all keys are served, but no shard can join or leave.")
-    if sentence := _copies(document.get("copies") or {}):
+    if sentence := _copies(facts):
         return _said("warning", sentence)
     if document["moves"]:
         return _moving(document["moves"])
@@ -46,7 +48,32 @@ def advice(document: Document) -> dict[str, str]:
         return _said("busy", f"Shard {_names(document['wanted'])} is being started; then its partitions move to it.")
     if not shards:
         return _said("warning", "The cluster has no shards yet: start them, and they announce themselves.")
-    return _said("ok", f"All is well: {_count(len(shards), 'shard')} up, every partition has an owner, nothing moves.")
+    copies = min(1 + len(shard.get("copies", ())) for shard in shards)
+    if copies < document.get("replicas", 1):
+        return _said("warning", _too_few_nodes(copies, document["replicas"]))
+    in_sync = f", {copies} copies of every key are in sync" if copies > 1 else ""
+    owned = f"{_count(len(shards), 'shard')} up, every partition has an owner{in_sync}, nothing moves"
+    return _said("ok", f"All is well: {owned}.")
+
+
+def _has_successor(shard: Document, facts: Document) -> bool:
+    """A copy of it is in sync on a node that is heard."""
+    return any(c["state"] == "in-sync" and c["node"] not in facts.get("silent", {}) for c in shard.get("copies", ()))
+
+
+def _too_few_nodes(copies: int, replicas: int) -> str:
+    return (
+        f"Some shards are kept {'once' if copies == 1 else f'{copies} times'}, not {replicas} times: there are too few "
+        "nodes. `kvstore shard add` brings one."
+    )
+
+
+def _taken_over(down: Sequence[str]) -> str:
+    verb = "does" if len(down) == 1 else "do"
+    return (
+        f"Shard {_names(down)} {verb} not answer: a copy in sync takes over when its primary has been silent for long "
+        "enough, and calls wait for it."
+    )
 
 
 def _copies(facts: Document) -> str:

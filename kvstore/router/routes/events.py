@@ -16,7 +16,7 @@ from kvstore.errors import TooManyRequests
 from kvstore.router.events import EVENT_STREAM, Events
 from kvstore.router.rates import NAMES
 from kvstore.router.routes.changes import Moves
-from kvstore.router.routes.cluster import InDoubt
+from kvstore.router.routes.cluster import Copy, InDoubt, Node
 from kvstore.router.routes.words import Count, Epoch, Key, LeaseLeft, Owner, Partitions, Seconds, ShardId, Token
 from kvstore.transport.http.routes import Content, Keys, Parameter, Right, Route, Success, Touches, example
 from kvstore.transport.http.schema import about
@@ -32,6 +32,15 @@ class EventMember(Struct):
     id: ShardId
     weight: Annotated[int, about(minimum=1)]
     state: Annotated[str, about(enum=["joining", "up", "leaving"])]
+    primary: Annotated[str, about("The node that answers for it.")]
+    copies: Annotated[list[ShardId], about("The nodes with copies of it.")]
+
+
+class EventNode(Struct):
+    """A node on the circle of nodes, from which the places of copies follow."""
+
+    id: ShardId
+    point: Annotated[int, about("Top 32 bits of its hash.", minimum=0)]
 
 
 class EventWay(Struct, rename={"source": "from"}):
@@ -56,7 +65,9 @@ class MapEvent(Struct):
 
     epoch: Epoch
     partitions: Partitions
+    replicas: Annotated[int, about("How often every key is to be kept.", minimum=1)]
     members: list[EventMember]
+    nodes: Annotated[list[EventNode], about("A shard's copies go to the next ones clockwise of the node of its name.")]
     owners: Annotated[list[Pair], about("Runs of partitions from 0 on: an index in `members`, and how many.")]
     virtual_nodes: Annotated[
         list[Pair], about("Top 32 bits of a point on the ring, and an index in `members`; empty if there are too many.")
@@ -73,10 +84,14 @@ class ShardEvent(Struct):
     state: Annotated[str, about(enum=["joining", "up", "leaving", "down"])]
     weight: Annotated[int, about(minimum=1)]
     partitions: Count
+    primary: Annotated[str, about("The node that answers for it.")]
+    term: Annotated[int, about("The epoch of the map that named its primary.", minimum=0)]
+    copies: Annotated[list[Copy], about("Those on other nodes.")]
     keys: Count
     bytes: Count
     file_bytes: Count
-    log_bytes: Count
+    log_bytes: Annotated[int, about("Of the log's segments.", minimum=0)]
+    unapplied_rows: Annotated[int, about("Committed in the log, and not yet in the file.", minimum=0)]
     waiting_writes: Count
     disk_full: bool
     reads_per_s: Rate
@@ -98,6 +113,7 @@ class ClusterEvent(Struct):
     epoch: Epoch
     partitions: Partitions
     replicas: Annotated[int, about(minimum=1)]
+    nodes: Annotated[list[Node], about("The processes that serve shards.")]
     shards: Annotated[list[ShardEvent], about("In the order of joining.")]
     in_doubt: InDoubt
     advice: Advice
