@@ -2,8 +2,8 @@
 
 Owns: the shape of the data of every kind of event; the entry.
 Promises: the names in `EVENTS` are the kinds that a listener can meet, and each has its document.
-Leaves to others: listeners (`router.events`), what the documents hold (`event_documents`, `rates`, `demo`), when they
-are told (`feed`).
+Leaves to others: listeners (`router.events`), what the documents hold (`event_documents`, `rates`, `demo`,
+`demo_failover`), when they are told (`feed`).
 """
 
 from __future__ import annotations
@@ -214,6 +214,57 @@ class PlayEvent(Struct, rename={"source": "from"}):
     says: str
 
 
+class FailoverStep(Struct):
+    """One thing that was seen."""
+
+    at_ms: Annotated[float, about("Since the first write.", minimum=0)]
+    kind: Annotated[
+        str,
+        about(
+            "`lease`: that which a copy had granted is over; `out`: a copy that is not waited for any more; `home`: "
+            "its primary is where it was before.",
+            enum=[
+                "killed", "silent", "lease", "promoted", "serves", "acknowledged", "out", "back", "in-sync", "home",
+            ],
+        ),
+    ]  # fmt: skip
+    says: str
+    shard: Annotated[ShardId | None, about("Null: it is about the node.")]
+
+
+class LogPosition(Struct):
+    """The end of a copy's log, as its node told last."""
+
+    node: ShardId
+    role: Annotated[str, about(enum=["primary", "opening", "copy", "filling"])]
+    serves: bool
+    term: Count
+    number: Annotated[int, about("Of its last record.", minimum=0)]
+    silent_s: Annotated[float, about("For how long it had not heard its primary then.", minimum=0)]
+    told_s: Annotated[float, about("How old that word is.", minimum=0)]
+
+
+class FailoverEvent(Struct):
+    """A node that was killed from the page, and what followed, as far as it is."""
+
+    number: Annotated[int, about(minimum=1)]
+    state: Annotated[str, about(enum=["running", "done", "failed"])]
+    node: ShardId
+    away_s: Annotated[float, about("How long it stays dead.", minimum=0)]
+    lease_s: Annotated[float, about("How long a copy's grant lasts.", minimum=0)]
+    failover_after_s: Annotated[float, about("After what silence a primary is replaced.", minimum=0)]
+    now_ms: Annotated[float, about("When this was told, since the first write.", minimum=0)]
+    killed_ms: Annotated[float | None, about("Null: not yet.", minimum=0)]
+    led: Annotated[list[ShardId], about("The shards whose primary was there.")]
+    steps: list[FailoverStep]
+    positions: Annotated[dict[str, list[LogPosition]], about("By shard, the primary's first.")]
+    writes: Annotated[
+        list[tuple[float, float, str]],
+        about("Of one key, one after the other: when it began, how long it took, `ok`, `unknown` (504) or `failed`."),
+    ]
+    says: str
+
+
 class Snapshot(Struct):
     """Everything that is known. A kind of which nothing is known yet is missing."""
 
@@ -225,6 +276,7 @@ class Snapshot(Struct):
     transactions: TransactionsEvent | UnsetType = UNSET
     rates: RatesEvent | UnsetType = UNSET  # type: ignore[valid-type]
     play: PlayEvent | UnsetType = UNSET
+    failover: FailoverEvent | UnsetType = UNSET
     history: Annotated[list[RatesEvent], about("What was told of rates before, the oldest first.")] | UnsetType = (  # type: ignore[valid-type]
         UNSET
     )
@@ -239,6 +291,7 @@ EVENTS: dict[str, type] = {
     "transactions": TransactionsEvent,
     "rates": RatesEvent,
     "play": PlayEvent,
+    "failover": FailoverEvent,
 }
 EVENT_DOCUMENTS: tuple[type, ...] = (Snapshot, *EVENTS.values())
 
