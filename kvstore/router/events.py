@@ -32,6 +32,8 @@ from kvstore.router.controller_client import Controller
 from kvstore.router.event_documents import (
     LIVE_MAX,
     Sample,
+    changes_document,
+    changes_identity,
     in_doubt,
     locks_document,
     locks_identity,
@@ -58,7 +60,7 @@ _LOOK_S = GAP_S
 _RATES_S = 1.0
 _ANSWER_S = 1.0
 _FIRST_S = 1.5  # that a snapshot waits for the first look at everything
-_IDLE_MOVES_S = 2.0
+_IDLE_CHANGES_S = 2.0
 _IDLE_COPIES_S = 1.0  # with copies, whose lag is known to the controller only
 _COMMENT_S = 15.0
 _COMMENT = b": nothing new\n\n"
@@ -146,7 +148,7 @@ class Events:
         now_s = asyncio.get_running_loop().time()
         self._rates.begin(self._stats.histograms(), now_s)
         self.feed.keep("history", list(self._rates.history))
-        works: list[Callable[[], Coroutine[Any, Any, None]]] = [self._watch_shards, self._watch_moves]
+        works: list[Callable[[], Coroutine[Any, Any, None]]] = [self._watch_shards, self._watch_changes]
         works += [self._watch_rates, self._publish]
         self._tasks = [asyncio.create_task(work()) for work in works]
         for task in self._tasks:
@@ -181,17 +183,21 @@ class Events:
             self.feed.offer("rates", sample)
             self.feed.keep("history", list(self._rates.history))
 
-    async def _watch_moves(self) -> None:
-        """The controller's word on moves and copies: often while any change, now and then else."""
-        waited_s = _IDLE_MOVES_S
+    async def _watch_changes(self) -> None:
+        """The controller's word on changes, moves and copies: often while there are any, now and then else."""
+        waited_s, is_running = _IDLE_CHANGES_S, False
         while True:
-            idle_s = _IDLE_MOVES_S if self._copies is None else _IDLE_COPIES_S
-            if waited_s >= idle_s or self._is_busy():
-                told = await self._controller.moves(copies=True)
+            idle_s = _IDLE_CHANGES_S if self._copies is None else _IDLE_COPIES_S
+            if waited_s >= idle_s or is_running or self._is_busy():
+                asked = self._controller.moves(copies=True), self._controller.changes()
+                told, items = await asyncio.gather(*asked)
                 self._copies = told.pop("copies", None) if told is not None else None
                 self._told = told
                 waited_s = 0.0
+                is_running = any(item["state"] == "running" for item in items or ())
+                changes = changes_document(items)
                 self.feed.offer("moves", self._moves())
+                self.feed.offer("changes", changes, changes_identity(changes))
             await asyncio.sleep(_LOOK_S)
             waited_s += _LOOK_S
 

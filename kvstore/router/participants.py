@@ -32,6 +32,11 @@ class Transaction(NamedTuple):
         return self.conditions[0].key if self.conditions else self.then[0].key
 
     @property
+    def keys(self) -> list[str]:
+        """Those of conditions, and of both branches."""
+        return [*(each.key for each in self.conditions), *(step.key for step in (*self.then, *self.otherwise))]
+
+    @property
     def reads_only(self) -> bool:
         """It writes nothing, and all that it asks can be told by the values of its keys."""
         steps = (*self.then, *self.otherwise)

@@ -154,6 +154,16 @@ async def test_without_a_primary_for_long_it_is_unavailable() -> None:
     assert refused.value.members["retry_after_ms"] > 0
 
 
+async def test_every_call_names_the_shard_without_a_primary_in_the_same_words() -> None:
+    made = make_service(reroute_timeout_s=0.1)
+    everybody_follows(made, replicated())
+    shards["s1"].fenced = set(range(PARTITIONS))
+    transaction = Coordinator(made, Limits(txn_timeout_s=0.1)).run(WRITE, None)
+    for call in (made.ask(Put(0, KEY, b"v")), transaction, made.all_shards.count("")):
+        with pytest.raises(Unavailable, match=r"^shard s1 does not answer for its keys now\.?$"):
+            await call
+
+
 async def test_what_waits_at_a_deposed_primary_ends_soon(service: RouterService) -> None:
     old = channel_of(service)
     everybody_follows(service, replicated(2, "s2"))

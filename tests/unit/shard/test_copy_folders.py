@@ -143,6 +143,19 @@ async def test_a_copy_whose_setting_aside_was_broken_off_at_any_file_is_never_op
     assert await made_copy(tmp_path) != made
 
 
+async def test_a_copy_that_is_set_aside_takes_the_place_of_none_that_was_set_aside_before(tmp_path: Path) -> None:
+    """Each may be the last that has what was acknowledged."""
+    folder, made = folder_of(tmp_path, "n2"), []
+    for _ in range(3):
+        made.append(await made_copy(tmp_path))
+        await folder.set_aside("s1")
+    kept = ["shard-s1.copy-n2.db.removed.1", "shard-s1.copy-n2.db.removed.2", "shard-s1.copy-n2.db.removed"]
+    found = [read_identity(OsDisk(), tmp_path, name) for name in kept]
+    assert [identity.copy_id for identity in found if identity is not None] == made
+    assert all((tmp_path / name).exists() and (tmp_path / f"{name}.log.000001").exists() for name in kept)
+    assert not (tmp_path / "shard-s1.copy-n2.lock").exists()
+
+
 def named(copy_id: str | None) -> ClusterMap:
     """Shard s1 of node s1; with that copy on node n2."""
     home = at_home("s1", "http://127.0.0.1:1", STORE_ID)
