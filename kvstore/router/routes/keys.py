@@ -40,7 +40,6 @@ from kvstore.router.routes.words import (
     READS_PREFIX,
     WRITE,
     WRITES_KEY,
-    Count,
     Key,
     Missing,
     Next,
@@ -54,6 +53,7 @@ from kvstore.router.routes.words import (
 )
 from kvstore.router.service import Routed, RouterService
 from kvstore.transport.answers import AnswerAccount, Room
+from kvstore.transport.change_documents import Count
 from kvstore.transport.http.responses import BINARY, JSON, Response, json_response, problem_response
 from kvstore.transport.http.routes import Body, Call, Content, Errors, Parameter, Route, Success, example, flag
 from kvstore.transport.http.schema import about, having, one_of, refined
