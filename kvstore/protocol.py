@@ -41,7 +41,10 @@ class Message(msgspec.Struct, array_like=True, gc=False):
 
 
 class Get(Message, tag=1):
+    """Read the key. `bytes_max`: a larger value is not brought, only its size; 0: any is."""
+
     key: str
+    bytes_max: Annotated[int, Meta(ge=0, le=_SIGNED)] = 0
 
 
 class Put(Message, tag=2):
@@ -319,13 +322,17 @@ WRITES = (Put, Delete, Acquire, Renew, Release, Transact, Prepare, DecideCommit,
 
 
 class Answer(Message, tag=101):
-    """The answer to a request on one key. `problem` is that of an error (see `errors`), else None."""
+    """The answer to a request on one key. `problem` is that of an error (see `errors`), else None.
+
+    `left_out_bytes`: the size of a value that is not brought, since the get takes no such.
+    """
 
     status: int
     version: int = 0
     value: bytes | None = None
     ttl_left_ms: int = 0
     problem: dict[str, Any] | None = None
+    left_out_bytes: int = 0
 
 
 class Page(Message, tag=102):

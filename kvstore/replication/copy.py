@@ -25,7 +25,7 @@ from kvstore.environment import Environment, to_its_end
 from kvstore.replication import chain, lease, opening, session
 from kvstore.replication.configuration import Configuration
 from kvstore.replication.places import Place, Times
-from kvstore.replication.promise import Identity, write_identity
+from kvstore.replication.promise import Identity, room_may_come, write_identity
 from kvstore.replication.session import Following, Join, Session
 from kvstore.storage.engine import Application, Applied, Engine, TryLater
 from kvstore.storage.log import Log, NotNext
@@ -146,7 +146,7 @@ class StoreCopy:
     async def hello(self, hello: Session) -> Told | None:
         """Promise the primary's term, and tell where the log ends; None: it is meant for another copy.
 
-        Raises Deposed, LogFailed, OSError.
+        Raises Deposed, TryLater, LogFailed, OSError.
         """
         async with self._turn:
             said = session.on_hello(self._following, hello)
@@ -163,7 +163,10 @@ class StoreCopy:
             return Told(hello, position, self.engine.applied.position.number, chain.known(self.log), self.is_filling)
 
     async def promise(self, term: int) -> bool:
-        """Promise the term for an opening of this very copy; False if one at least as high is promised."""
+        """Promise the term for an opening of this very copy; False if one at least as high is promised.
+
+        Raises TryLater, OSError.
+        """
         async with self._turn:
             if term <= self._following.promised:
                 return False
@@ -235,8 +238,10 @@ class StoreCopy:
 
     async def _append(self, named: Session, entry: Entry) -> bool:
         while self.log.room(frees=True) < len(entry.payload):
+            if not session.is_current(self._following, named):
+                return False
             if not await to_its_end(self._environment, self._environment.in_thread(self.log.prepare_segment)):
-                return False  # the disk is full: what is not acknowledged comes again
+                await self._environment.sleep(_RETRY_S)  # the disk is full; the primary does not wait for ever
         follows = session.takes(self._following, named, entry.number, entry.previous, self.log.last)
         if self._is_changing or not follows:
             return False
@@ -378,6 +383,7 @@ class StoreCopy:
     async def _write_now(self, identity: Identity) -> None:
         place = self._place
         write = partial(write_identity, place.disk, place.folder, place.store, identity)
-        await self._environment.in_thread(write)
+        with room_may_come():
+            await self._environment.in_thread(write)
         self._identity = identity
         self._following = session.promise(self._following, identity.promised)

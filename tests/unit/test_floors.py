@@ -23,7 +23,7 @@ FLOORS = {
     "placement": 1, "transactions": 1, "dashboard": 1,
     "storage": 1, "replication": 2, "store": 3, "transport": 3,
     "shard": 4, "router": 4, "controller": 4,
-    "client": 5, "operations": 5, "txn": 5, "process": 5, "supervisor": 5, "roster": 5, "premises": 5,
+    "client": 5, "operations": 5, "txn": 5, "process": 5, "supervisor": 5, "roster": 5, "readiness": 5, "premises": 5,
     "launcher": 5, "demo": 5, "cli": 5, "__main__": 5,
 }  # fmt: skip
 METHODS_MAX = 20
