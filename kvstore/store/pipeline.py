@@ -10,7 +10,8 @@ Promises:
     the own sync begins. What no record carries is answered only while the lease is held.
   - A failed append or sync ends the process: its outcome is unknown, so nothing may be answered any more.
   - Where the disk is quick the sync runs on this thread: no hop, and what arrives during it makes the next batch
-    fuller. Where it is not, it runs in a thread, and the next batch is decided meanwhile on what was executed.
+    fuller. Where it is not, it runs in a thread, and the next batch is decided meanwhile on what was executed. While a
+    record is on its way to copies, no other batch is decided: what arrives makes the next one fuller.
 Leaves to others: what an operation does (`batch`), the log (`storage.log`), the file (`applier`).
 
     write ─> at hand? ──> queue ─> decide ─> append ─> sync ─> publish ─> answers, in order
@@ -163,7 +164,7 @@ class Pipeline:
                 await events.queued.wait()
             if not has_room.is_set():
                 await has_room.wait()
-            if len(self._undurable) >= self._tables.limits.undurable_batches_max:
+            if len(self._undurable) >= self._undurable_max:
                 events.settled.clear()
                 await events.settled.wait()
             if self._urgent:
@@ -185,6 +186,14 @@ class Pipeline:
                 events.queued.clear()
                 continue
             await asyncio.sleep(0)
+
+    @property
+    def _undurable_max(self) -> int:
+        """How many batches may be on their way to the disks; one where copies are waited for: what comes until it has
+        arrived makes the next one fuller, and so saves each of them a record."""
+        sender = self._tables.sender
+        waits = sender is not None and sender.waits and not self._urgent
+        return 1 if waits else self._tables.limits.undurable_batches_max
 
     def _next_record_bytes(self) -> int:
         tables = self._tables
