@@ -11,7 +11,8 @@ Promises:
   - A failed append or sync ends the process: its outcome is unknown, so nothing may be answered any more.
   - Where the disk is quick the sync runs on this thread: no hop, and what arrives during it makes the next batch
     fuller. Where it is not, it runs in a thread, and the next batch is decided meanwhile on what was executed. While a
-    record is on its way to copies, no other batch is decided: what arrives makes the next one fuller.
+    record is on its way to copies, no other batch is decided, and where several clients work at once a moment more is
+    waited for those who were just answered: what arrives makes the next batch fuller.
 Leaves to others: what an operation does (`batch`), the log (`storage.log`), the file (`applier`).
 
     write ─> at hand? ──> queue ─> decide ─> append ─> sync ─> publish ─> answers, in order
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -56,6 +58,7 @@ OnVisible = Callable[[Batch], None]
 
 _SMALL_BYTES = 1 << 20
 _EARLY_S = 0.1
+_GATHER_S = 0.001
 _STEP_BYTES = 2 << 20  # a map and freezes of the largest cluster
 
 
@@ -100,6 +103,7 @@ class Pipeline:
         self._queued_bytes = 0
         self.fetcher = Fetcher(tables, self._enter)
         self._undurable: deque[_Decided] = deque()
+        self._last_count = 0  # operations that the last batch took
         self._events = _Events()
 
     def __len__(self) -> int:
@@ -137,7 +141,7 @@ class Pipeline:
             self.fetcher.add(op, sink, missing)
         else:
             self._queue.append((op, sink, _NONE, size))
-            self._events.queued.set()
+            self._note_queued()
 
     async def step(self, decide: Decide[T], *, urgent: bool = False, record_bytes: int = _STEP_BYTES) -> T:
         """Decide alone, and return when that is durable and visible. Raises what `decide` raises, a KvError.
@@ -152,7 +156,13 @@ class Pipeline:
     def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey]) -> None:
         """Its rows are in memory, the fetched ones pinned."""
         self._queue.append((op, sink, keys, message_bytes(op)))
-        self._events.queued.set()
+        self._note_queued()
+
+    def _note_queued(self) -> None:
+        events = self._events
+        events.queued.set()
+        if len(self._queue) >= events.gathers_to:
+            events.gathered.set()
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
@@ -167,6 +177,7 @@ class Pipeline:
             if len(self._undurable) >= self._undurable_max:
                 events.settled.clear()
                 await events.settled.wait()
+                await self._gather()
             if self._urgent:
                 await self._wait_for_room(self._urgent[0].record_bytes)
                 self._run_step(self._urgent.popleft())
@@ -194,6 +205,18 @@ class Pipeline:
         sender = self._tables.sender
         waits = sender is not None and sender.waits and not self._urgent
         return 1 if waits else self._tables.limits.undurable_batches_max
+
+    async def _gather(self) -> None:
+        """A record has reached the copies: wait a moment for the next operations of those who are answered now.
+
+        Not where one client works alone, and not longer than until as many have come as there were.
+        """
+        events, environment = self._events, self._tables.environment
+        if self._queue and not self._urgent and not events.closing and self._undurable_max == 1:
+            events.gathers_to = len(self._queue) + self._last_count
+            events.gathered.clear()
+            await environment.wait_for(events.gathered.wait(), _GATHER_S)
+            events.gathers_to = sys.maxsize
 
     def _next_record_bytes(self) -> int:
         tables = self._tables
@@ -291,6 +314,7 @@ class Pipeline:
             if not sink.closed:
                 count += 1
                 batch.decide(op, sink)
+        self._last_count = count
         self._tables.stats.batch_ops.observe(count)
         self._tables.stats.operations += count
         self._commit(batch, started_s, pinned)
@@ -396,6 +420,8 @@ class _Events:
     def __init__(self) -> None:
         self.queued = asyncio.Event()
         self.settled = asyncio.Event()
+        self.gathered = asyncio.Event()
+        self.gathers_to = sys.maxsize  # that many operations in the queue are enough
         self.closing = False
 
 
