@@ -26,7 +26,7 @@ from kvstore.replication import chain, lease, opening, session
 from kvstore.replication.configuration import Configuration
 from kvstore.replication.copy_log import CopyLog
 from kvstore.replication.places import Place, Times
-from kvstore.replication.promise import Identity, write_identity
+from kvstore.replication.promise import Identity, room_may_come, write_identity
 from kvstore.replication.session import Following, Join, Session
 from kvstore.storage.engine import Application, Applied, Engine, TryLater
 from kvstore.storage.log import Log
@@ -148,7 +148,7 @@ class StoreCopy:
     async def hello(self, hello: Session) -> Told | None:
         """Promise the primary's term, and tell where the log ends; None: it is meant for another copy.
 
-        Raises Deposed, LogFailed, OSError.
+        Raises Deposed, TryLater, LogFailed, OSError.
         """
         async with self._log.turn:
             said = session.on_hello(self._following, hello)
@@ -165,7 +165,10 @@ class StoreCopy:
             return Told(hello, position, self.engine.applied.position.number, chain.known(self.log), self.is_filling)
 
     async def promise(self, term: int) -> bool:
-        """Promise the term for an opening of this very copy; False if one at least as high is promised."""
+        """Promise the term for an opening of this very copy; False if one at least as high is promised.
+
+        Raises TryLater, OSError.
+        """
         async with self._log.turn:
             if term <= self._following.promised:
                 return False
@@ -218,13 +221,21 @@ class StoreCopy:
         Raises LogFailed, OSError.
         """
         for entry in entries:
-            if not await self._log.has_room(entry) or not self._append(named, entry):
-                break  # what is not acknowledged comes again
+            if not await self._until_room(named, entry) or not self._append(named, entry):
+                break
         self.committed(named, committed)
         while not self._log.is_synced and session.is_current(self._following, named):
             async with self._log.turn:
                 await self._log.sync()
         return self._acknowledged(named)
+
+    async def _until_room(self, named: Session, entry: Entry) -> bool:
+        """False: the session has ended."""
+        while not await self._log.has_room(entry):
+            await self._environment.sleep(_RETRY_S)  # the disk is full; the primary does not wait for ever
+            if not session.is_current(self._following, named):
+                return False
+        return True
 
     def takes_at_once(self, entries: Sequence[Entry]) -> bool:
         """Whether `records_now` may be called."""
@@ -369,6 +380,7 @@ class StoreCopy:
     async def _write_now(self, identity: Identity) -> None:
         place = self._place
         write = partial(write_identity, place.disk, place.folder, place.store, identity)
-        await self._environment.in_thread(write)
+        with room_may_come():
+            await self._environment.in_thread(write)
         self._identity = identity
         self._following = session.promise(self._following, identity.promised)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvstore.protocol import Condition, Read, TxnOp, Vote
+from kvstore.model import Condition, Read, TxnOp
+from kvstore.protocol import Vote
 from kvstore.transport.channel import Channel
 
 
@@ -30,6 +31,11 @@ class Transaction(NamedTuple):
         if self.chosen_anchor:
             return self.chosen_anchor
         return self.conditions[0].key if self.conditions else self.then[0].key
+
+    @property
+    def keys(self) -> list[str]:
+        """Those of conditions, and of both branches."""
+        return [*(each.key for each in self.conditions), *(step.key for step in (*self.then, *self.otherwise))]
 
     @property
     def reads_only(self) -> bool:

@@ -33,8 +33,9 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from kvstore import failpoints
+from kvstore.environment import Environment
 from kvstore.errors import KvError, OutcomeUnknown, ReadTooLarge, TooManyRequests
-from kvstore.protocol import message_bytes
+from kvstore.message_sizes import message_bytes
 from kvstore.storage.engine import RowKey
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.segments import Position
@@ -141,7 +142,7 @@ class Pipeline:
             self.fetcher.add(op, sink, missing)
         else:
             self._queue.append((op, sink, _NONE, size))
-            self._note_queued()
+            self._events.note_queued(len(self._queue))
 
     async def step(self, decide: Decide[T], *, urgent: bool = False, record_bytes: int = _STEP_BYTES) -> T:
         """Decide alone, and return when that is durable and visible. Raises what `decide` raises, a KvError.
@@ -156,13 +157,7 @@ class Pipeline:
     def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey]) -> None:
         """Its rows are in memory, the fetched ones pinned."""
         self._queue.append((op, sink, keys, message_bytes(op)))
-        self._note_queued()
-
-    def _note_queued(self) -> None:
-        events = self._events
-        events.queued.set()
-        if len(self._queue) >= events.gathers_to:
-            events.gathered.set()
+        self._events.note_queued(len(self._queue))
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
@@ -177,7 +172,8 @@ class Pipeline:
             if len(self._undurable) >= self._undurable_max:
                 events.settled.clear()
                 await events.settled.wait()
-                await self._gather()
+                if self._queue and self._undurable_max == 1:
+                    await events.gather(self._tables.environment, len(self._queue) + self._last_count)
             if self._urgent:
                 await self._wait_for_room(self._urgent[0].record_bytes)
                 self._run_step(self._urgent.popleft())
@@ -205,18 +201,6 @@ class Pipeline:
         sender = self._tables.sender
         waits = sender is not None and sender.waits and not self._urgent
         return 1 if waits else self._tables.limits.undurable_batches_max
-
-    async def _gather(self) -> None:
-        """A record has reached the copies: wait a moment for the next operations of those who are answered now.
-
-        Not where one client works alone, and not longer than until as many have come as there were.
-        """
-        events, environment = self._events, self._tables.environment
-        if self._queue and not self._urgent and not events.closing and self._undurable_max == 1:
-            events.gathers_to = len(self._queue) + self._last_count
-            events.gathered.clear()
-            await environment.wait_for(events.gathered.wait(), _GATHER_S)
-            events.gathers_to = sys.maxsize
 
     def _next_record_bytes(self) -> int:
         tables = self._tables
@@ -420,9 +404,23 @@ class _Events:
     def __init__(self) -> None:
         self.queued = asyncio.Event()
         self.settled = asyncio.Event()
-        self.gathered = asyncio.Event()
-        self.gathers_to = sys.maxsize  # that many operations in the queue are enough
         self.closing = False
+        self._gathered = asyncio.Event()
+        self._enough = sys.maxsize  # operations in the queue
+
+    def note_queued(self, count: int) -> None:
+        """An operation is queued; so many are now."""
+        self.queued.set()
+        if count >= self._enough:
+            self._gathered.set()
+
+    async def gather(self, environment: Environment, enough: int) -> None:
+        """A record has reached the copies: wait a moment for the next operations of those who are answered now, until
+        so many are queued. One client that works alone does not come here."""
+        self._enough = enough
+        self._gathered.clear()
+        await environment.wait_for(self._gathered.wait(), _GATHER_S)
+        self._enough = sys.maxsize
 
 
 def _unknown(kind: str, key: str) -> None:
