@@ -152,6 +152,8 @@ class Pipeline:
         step = _Step(decide, asyncio.get_running_loop().create_future(), record_bytes)
         (self._urgent if urgent else self._queue).append(step)
         self._events.queued.set()
+        if urgent:
+            self._events.settled.set()
         return await step.future  # type: ignore[no-any-return]
 
     def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey]) -> None:
@@ -169,11 +171,8 @@ class Pipeline:
                 await events.queued.wait()
             if not has_room.is_set():
                 await has_room.wait()
-            if len(self._undurable) >= self._undurable_max:
-                events.settled.clear()
-                await events.settled.wait()
-                if self._queue and self._undurable_max == 1:
-                    await events.gather(self._tables.environment, len(self._queue) + self._last_count)
+            if self._undurable:
+                await self._until_settled()
             if self._urgent:
                 await self._wait_for_room(self._urgent[0].record_bytes)
                 self._run_step(self._urgent.popleft())
@@ -194,13 +193,14 @@ class Pipeline:
                 continue
             await asyncio.sleep(0)
 
-    @property
-    def _undurable_max(self) -> int:
-        """How many batches may be on their way to the disks; one where copies are waited for: what comes until it has
-        arrived makes the next one fuller, and so saves each of them a record."""
-        sender = self._tables.sender
-        waits = sender is not None and sender.waits and not self._urgent
-        return 1 if waits else self._tables.limits.undurable_batches_max
+    async def _until_settled(self) -> None:
+        """Until another batch may be decided; where several clients work at once, a moment longer."""
+        events = self._events
+        while len(self._undurable) >= _undurable_max(self._tables, is_urgent=bool(self._urgent)):
+            events.settled.clear()
+            await events.settled.wait()
+        if len(self) and _undurable_max(self._tables, is_urgent=bool(self._urgent)) == 1:
+            await events.gather(self._tables.environment, len(self) + self._last_count)
 
     def _next_record_bytes(self) -> int:
         tables = self._tables
@@ -421,6 +421,13 @@ class _Events:
         self._gathered.clear()
         await environment.wait_for(self._gathered.wait(), _GATHER_S)
         self._enough = sys.maxsize
+
+
+def _undurable_max(tables: Tables, *, is_urgent: bool) -> int:
+    """How many batches may be on their way to the disks; one where copies are waited for: what comes until it has
+    arrived makes the next one fuller, and so saves each of them a record."""
+    waits = tables.sender is not None and tables.sender.waits and not is_urgent
+    return 1 if waits else tables.limits.undurable_batches_max
 
 
 def _unknown(kind: str, key: str) -> None:

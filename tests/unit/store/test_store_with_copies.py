@@ -26,6 +26,7 @@ from kvstore.shard.service import ShardService
 from kvstore.storage.engine import Engine, Identity
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.sync_pace import SyncPace
+from kvstore.store import pipeline
 from kvstore.store.opening import open_files
 from kvstore.store.replicas import Replicating
 from kvstore.store.store import Store
@@ -253,6 +254,28 @@ async def test_what_comes_while_a_record_is_on_its_way_to_copies_is_one_batch(tm
         gate.set()
         assert [(await each.answer()).status for each in (first, *others)] == [201] * 4
         assert one.store.tables.log.last.number == number + 1
+
+
+async def test_clients_that_work_at_once_are_waited_for_a_moment_and_share_the_next_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_GATHER_S", 60.0)  # ends before, when as many have come as there were
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        await one.in_sync("n2")
+        gate = one.hold_up()
+        first = one.put("a")
+        number = one.store.tables.log.last.number + 1
+        await until(lambda: one.store.tables.log.durable == number)
+        second = one.put("b")
+        gate.set()
+        assert (await first.answer()).status == 201
+        await asyncio.sleep(0.05)
+        assert one.store.tables.log.last.number == number, "the first client's next operation is waited for"
+        third = one.put("c")
+        assert [(await each.answer()).status for each in (second, third)] == [201, 201]
+        assert one.store.tables.log.last.number == number + 1
+        assert (await one.put("d").answer()).status == 201, "one that works alone waits for nobody"
 
 
 async def test_nothing_is_sent_to_a_copy_before_the_map_that_names_it_is_durable(tmp_path: Path) -> None:
