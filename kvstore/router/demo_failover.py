@@ -49,7 +49,7 @@ class KillBody(msgspec.Struct, forbid_unknown_fields=True):
     """`away_s`: how long the node stays dead."""
 
     node: str
-    away_s: Annotated[float, about(minimum=AWAY_S_MIN, maximum=DEMO_AWAY_S_MAX)] = 12.0
+    away_s: Annotated[float, about(minimum=AWAY_S_MIN, maximum=DEMO_AWAY_S_MAX)] = 8.0
 
 
 class DemoFailover:
@@ -179,7 +179,7 @@ class Writer:
             state = await self._write(self._tried)
             if state == "ok":
                 self._acknowledged = self._tried
-            self._show.wrote(began_ms, state)
+            self._show.wrote(began_ms, state, self._service.cluster_map)
             await asyncio.sleep(_WRITE_EVERY_S)
 
     async def _write(self, number: int) -> str:
@@ -229,9 +229,13 @@ class _Show:
         self._steps = [*self._steps, *steps][:_STEPS_MAX]
         self._publish()
 
-    def wrote(self, began_ms: float, state: str) -> None:
-        """A write that began then has its answer now."""
+    def wrote(self, began_ms: float, state: str, cluster_map: ClusterMap | None) -> None:
+        """A write that began then has its answer now; the router follows that map."""
         now_ms = self.now_ms()
+        if (
+            self._story is not None and cluster_map is not None
+        ):  # the promotion is told before the write that it lets in
+            self._steps = [*self._steps, *self._story.look(Look(now_ms, cluster_map, None))][:_STEPS_MAX]
         if len(self._writes) < WRITES_MAX:
             self._writes.append((began_ms, round(now_ms - began_ms, 1), state))
         if state == "ok" and self._killed_ms is not None and began_ms >= self._killed_ms and not self._is_answered:

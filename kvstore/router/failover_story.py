@@ -84,7 +84,11 @@ class FailoverStory:
             says = f"The controller has not heard node {self.node} for {silent_s:.1f} s, and holds it for dead."
             self._note(found, look, "silent", says)
         elif self._has_seen("silent"):
-            self._note(found, look, "back", f"Node {self.node} is heard again, {self._after_s(look)} after its end.")
+            self._note_back(look, found)
+
+    def _note_back(self, look: Look, found: list[Step]) -> None:
+        says = f"Node {self.node} is heard again, {self._after_s(look)} after its end."
+        self._note(found, look, "back", says)
 
     def _position(self, shard_id: str, node: str) -> Position | None:
         return next((each for each in self.positions.get(shard_id, ()) if each["node"] == node), None)
@@ -102,6 +106,7 @@ class FailoverStory:
                 self._note(found, look, "home", says, shard_id)
             return
         position = self._position(shard_id, now_at) or _NO_POSITION
+        self._note_lease(look, shard_id, now_at, f"longer than {self._lease_s:g} s, or it could not be promoted", found)
         end = f", its log ends at number {position['number']}" if position["number"] else ""
         says = f"Node {now_at} is the primary of {shard_id} in the new term {shard.term}{end}."
         self._note(found, look, "promoted", says, shard_id)
@@ -113,11 +118,14 @@ class FailoverStory:
         for position in self.positions.get(shard_id, ()):
             silent_s = position["silent_s"] + position["told_s"]
             if position["role"] == "copy" and silent_s >= self._lease_s:
-                says = (
-                    f"Node {position['node']} has not heard the primary of {shard_id} for {silent_s:.1f} s: the lease "
-                    f"of {self._lease_s:g} s that it had granted is over, so the old primary answers nothing more."
-                )
-                self._note(found, look, "lease", says, shard_id)
+                self._note_lease(look, shard_id, position["node"], f"{silent_s:.1f} s", found)
+
+    def _note_lease(self, look: Look, shard_id: str, node: str, silence: str, found: list[Step]) -> None:
+        says = (
+            f"Node {node} has not heard the primary of {shard_id} for {silence}: the lease of {self._lease_s:g} s that "
+            "it had granted is over, so the old primary answers nothing more."
+        )
+        self._note(found, look, "lease", says, shard_id)
 
     def _look_at_copy(self, look: Look, shard_id: str, found: list[Step]) -> None:
         shard = look.cluster_map.shard(shard_id)
@@ -128,6 +136,7 @@ class FailoverStory:
             says = f"The copy of {shard_id} on node {self.node} is out: nothing waits for it until it has caught up."
             self._note(found, look, "out", says, shard_id)
         elif ("out", shard_id) in self._seen:
+            self._note_back(look, found)
             says = f"The copy of {shard_id} on node {self.node} has all that it lacked: it is in sync again."
             self._note(found, look, "in-sync", says, shard_id)
 
@@ -139,5 +148,9 @@ class FailoverStory:
             return
         if self._in_sync_ms is None:
             self._in_sync_ms = look.at_ms
-        self.is_home = all(shard.primary.node == self.node for shard in shards if shard.id in self.led)
+        self.is_home = all(
+            shard.primary.node == self.node and (self._position(shard.id, self.node) or _NO_POSITION)["serves"]
+            for shard in shards
+            if shard.id in self.led
+        )
         self.is_over = self.is_home or look.at_ms - self._in_sync_ms >= HOME_S * 1000

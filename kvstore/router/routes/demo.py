@@ -67,7 +67,7 @@ KILL_ROUTES = (
         description="SIGKILL to the process of the node, which `kvstore up` starts again after `away_s`. Refused with "
         "409 unless every shard whose primary is there has a copy in sync elsewhere. The event `failover` tells each "
         "step. Only with `kvstore up --demo`, on loopback.",
-        body=Body(Content(KillBody, example({"node": "s1", "away_s": 12}, "all fields")), 1024),
+        body=Body(Content(KillBody, example({"node": "s1", "away_s": 8}, "all fields")), 1024),
         answers=(Success(202, "It has begun.", Content(KillTaken, example({"play": 1}))),),
         errors=(BadBody, BodyTooLarge, *BODY, Conflict, ChangeRefused, NotFound),
     ),

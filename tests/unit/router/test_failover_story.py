@@ -64,7 +64,9 @@ def test_a_failover_is_told_from_the_kill_to_the_way_home() -> None:
     assert told(story, 14000, OUT, heard(position("s2", "primary"))) == ["back"]
     assert told(story, 14500, TOGETHER, heard(position("s2", "primary"))) == ["in-sync s1", "in-sync s3"]
     assert not story.is_over
-    assert told(story, 24500, HOME, heard(position("s1", "primary"))) == ["home s1"]
+    assert told(story, 24500, HOME, heard(position("s1", "opening"))) == ["home s1"]
+    assert not story.is_over
+    assert told(story, 24600, HOME, heard(position("s1", "primary"))) == []
     assert story.is_over
     assert story.is_home
 
@@ -73,19 +75,21 @@ def test_a_step_says_who_which_term_and_where_the_log_ends() -> None:
     story = killed()
     (lease,) = story.look(Look(2600, BEFORE, heard(position("s2", silent_s=1.5))))
     assert "Node s2 has not heard the primary of s1 for 1.6 s" in lease.says
-    (promoted, _) = story.look(Look(3100, PROMOTED, heard(position("s2"))))
+    (promoted, _out) = story.look(Look(3100, PROMOTED, heard(position("s2"))))
     assert promoted.says == "Node s2 is the primary of s1 in the new term 5, its log ends at number 40."
 
 
 def test_without_the_controller_what_the_map_shows_is_told_all_the_same() -> None:
     story = killed()
-    assert told(story, 3100, PROMOTED, None) == ["promoted s1", "out s3"]
+    assert told(story, 3100, PROMOTED, None) == ["lease s1", "promoted s1", "out s3"]
     assert told(story, 3200, OUT, None) == ["out s1"]
+    assert told(story, 9000, TOGETHER, None) == ["back", "in-sync s1", "in-sync s3"]
     assert not story.is_over
 
 
 def test_a_copy_that_was_only_being_opened_is_not_said_to_serve() -> None:
     story = killed()
+    assert "lease s1" in told(story, 2600, BEFORE, heard(position("s2", silent_s=1.5)))
     assert "serves s1" not in told(story, 3100, PROMOTED, heard(position("s2", "opening", serves=False)))
 
 
@@ -106,5 +110,6 @@ def test_a_node_that_led_nothing_is_over_with_when_its_copies_have_caught_up() -
     out = with_copies(2, ("s2", "s1", "joining"), S2, ("s3", "s1", "joining"))
     assert told(story, 900, out, heard(position("s2", "primary"))) == ["out s1", "out s3"]
     assert told(story, 2100, out, heard(position("s2", "primary"), silent_s=2.0)) == ["silent"]
+    assert not story.is_over
     assert told(story, 9000, before, heard(position("s2", "primary"))) == ["back", "in-sync s1", "in-sync s3"]
     assert story.is_over
