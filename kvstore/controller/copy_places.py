@@ -29,6 +29,7 @@ class Places:
         self.cluster_map = cluster_map
         self.heard = heard
         self.now = now
+        self.limits = limits
         self._walks: dict[str, list[str]] = {}
         self._nodes = [_as_place(cluster_map, node, heard, limits, now) for node in cluster_map.nodes]
 
@@ -44,6 +45,10 @@ class Places:
         if not _stays(shard):
             return [copy.node for copy in config.replicas]
         return [node for node in self.walk(config.shard) if node != config.primary.node]
+
+    def node(self, node_id: str) -> Node | None:
+        """The node of the map."""
+        return self.cluster_map.node(node_id)
 
     def may_keep(self, node: str) -> bool:
         """Copies may lie there."""
@@ -90,7 +95,8 @@ class Places:
         return any(
             copy.state == "joining"
             and self.heard.is_here(copy.node, self.now)
-            and self.heard.report(copy.node, config.shard, copy.copy_id) is not None
+            and (report := self.heard.report(copy.node, config.shard, copy.copy_id)) is not None
+            and report.role != "damaged"
             for copy in config.replicas
         )
 
@@ -137,7 +143,7 @@ class Places:
         return [
             Drop(shard=report.shard, copy_id=report.copy_id)
             for report in beat.copies
-            if report.role in ("copy", "filling") and self._is_left_over(node, report.shard, report.copy_id)
+            if report.role in ("copy", "filling", "damaged") and self._is_left_over(node, report.shard, report.copy_id)
         ]
 
     def _is_left_over(self, node: str, shard_id: str, copy_id: str) -> bool:

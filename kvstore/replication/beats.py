@@ -12,9 +12,9 @@ from typing import Literal
 
 import msgspec
 
-from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.cluster_map import ClusterMap, Shard
 
-Role = Literal["primary", "opening", "copy", "filling"]
+Role = Literal["primary", "opening", "copy", "filling", "damaged"]
 
 
 class Echo(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,8 +29,9 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `needs_term`: the map names it primary, in a term that is not above `promised`. `silent_s`: since it has heard its
     primary; a copy that has not heard it in its process's life counts from its start. `given_back`: the term whose
-    lease it has given back for a planned change, 0 for none. Of a primary, by copy id: `behind`, how many records each
-    copy lacks; `snapshots`, the rows sent and the rows there are, of each snapshot that is under way.
+    lease it has given back for a planned change, 0 for none. `damage`: what is wrong with its files; a copy in the role
+    `damaged` is nothing, and has no id if that is lost. Of a primary, by copy id: `behind`, how many records each copy
+    lacks; `snapshots`, the rows sent and the rows there are, of each snapshot that is under way.
     """
 
     shard: str
@@ -44,6 +45,7 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
     needs_term: bool = False
     silent_s: float = 0.0
     given_back: int = 0
+    damage: str = ""
     behind: dict[str, int] = {}
     snapshots: dict[str, tuple[int, int]] = {}
 
@@ -114,11 +116,16 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def beats(cluster_map: ClusterMap, keeps_copies: bool = False) -> bool:
-    """Whether a node that follows this map beats: not while every store has one copy and is to have one.
+    """Whether a node that follows this map beats: not while every store has one copy, at home, and is to have one.
 
     `keeps_copies`: the node has files of stores of which it is not the primary, and waits to be told to drop them.
     """
-    return keeps_copies or cluster_map.replicas > 1 or any(shard.replicas for shard in cluster_map.shards)
+    return keeps_copies or cluster_map.replicas > 1 or any(map(_needs_beats, cluster_map.shards))
+
+
+def _needs_beats(shard: Shard) -> bool:
+    """It has copies, or is to go home."""
+    return bool(shard.replicas) or shard.primary.node != shard.id
 
 
 def beat_every_s(failover_after_s: float) -> float:

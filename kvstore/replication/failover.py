@@ -12,7 +12,7 @@ the same document by compare-and-swap, and every node acts on a map that it foll
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from kvstore.replication.configuration import Configuration, Primary, Replica, Request
@@ -75,6 +75,21 @@ def promoted(config: Configuration, node: str, copy_id: str, epoch: int) -> Conf
         return None
     old = Replica(*config.primary, "in-sync", epoch)
     copies = tuple(old if each == copy else each for each in config.replicas)
+    return config._replace(epoch=epoch, term=epoch, primary=Primary(node, copy_id), replicas=copies)
+
+
+def promoted_with_loss(config: Configuration, node: str, copy_id: str, epoch: int) -> Configuration | None:
+    """With that copy, which is not in sync, as the primary of a new term, and all others joining anew.
+
+    What it lacks is lost, since nothing that the others have more is fetched. Only a person may ask for it. None unless
+    it is such a copy.
+    """
+    copy = config.copy_on(node)
+    if copy is None or copy.copy_id != copy_id or copy.state == "in-sync":
+        return None
+    others = [each for each in config.replicas if each != copy]
+    ids = [config.primary, *(Primary(each.node, each.copy_id) for each in others)]
+    copies = tuple(Replica(each.node, each.copy_id, "joining", epoch) for each in ids)
     return config._replace(epoch=epoch, term=epoch, primary=Primary(node, copy_id), replicas=copies)
 
 
@@ -147,14 +162,31 @@ def candidate(
     """
     may = [
         report
-        for report in reports
-        if (copy := config.copy_on(report.node)) is not None
-        and (copy.copy_id, copy.state) == (report.copy_id, "in-sync")
-        and report.at >= silent_since
-        and now - report.at < failover_after_s
-        and report.silent_s + (now - report.at) >= failover_after_s
+        for report in _of_living(config, reports, now, failover_after_s)
+        if report.at >= silent_since and report.silent_s + (now - report.at) >= failover_after_s
     ]
-    return max(may, key=lambda report: (report.term, report.number, report.node), default=None)
+    return _longest(may)
+
+
+def successor(config: Configuration, reports: Iterable[Report], now: float, failover_after_s: float) -> Report | None:
+    """The copy in sync with the highest position that takes over from a primary whose own node has told that its copy
+    is damaged; None if none is heard. It needs no silence: no process serves that copy any more."""
+    return _longest(_of_living(config, reports, now, failover_after_s))
+
+
+def _of_living(
+    config: Configuration, reports: Iterable[Report], now: float, failover_after_s: float
+) -> Iterator[Report]:
+    """Those of copies in sync whose node is not held for dead."""
+    for report in reports:
+        copy = config.copy_on(report.node)
+        is_meant = copy is not None and (copy.copy_id, copy.state) == (report.copy_id, "in-sync")
+        if is_meant and now - report.at < failover_after_s:
+            yield report
+
+
+def _longest(reports: Iterable[Report]) -> Report | None:
+    return max(reports, key=lambda report: (report.term, report.number, report.node), default=None)
 
 
 class Damping(NamedTuple):

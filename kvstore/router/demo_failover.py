@@ -20,8 +20,9 @@ import msgspec
 from kvstore.addresses import listen_address
 from kvstore.config import DEMO_AWAY_S_MAX, Limits
 from kvstore.errors import BadBody, ChangeRefused, Conflict, KvError, NotFound, OutcomeUnknown, Unavailable
+from kvstore.model import Preconditions
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.protocol import Delete, Get, Preconditions, Put
+from kvstore.protocol import Delete, Get, Put
 from kvstore.router.controller_client import Controller
 from kvstore.router.failover_story import FailoverStory, Look, Step
 from kvstore.router.feed import Feed

@@ -268,7 +268,7 @@ async def test_the_stream_ends_when_the_router_stops(router: Router) -> None:
 
 async def test_what_the_controller_has_heard_of_copies_is_told_with_the_nodes(router: Router) -> None:
     copy = {"node": "s2", "state": "in-sync", "lag": 3}
-    heard = {"silent": {}, "missing": {}, "unserved": [], "holds_still": False, "positions": {}}
+    heard = {"silent": {}, "missing": {}, "unserved": [], "holds_still": False, "positions": {}, "failovers": []}
     router.controller.copies = heard | {"copies": {"s1": [copy]}}
     async with router.listening() as stream:
         _, snapshot = await stream.next("snapshot")
