@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from kvstore.replication.copy import StoreCopy
-from kvstore.storage.engine import TryLater
-from tests.unit.replication.test_copy import Node, Primary, rows_of
+from kvstore.storage.engine import Engine, TryLater
+from tests.unit.replication.test_copy import Node, Primary, _pages, _to_fill, rows_of
 
 
 class FullFile:
@@ -55,3 +57,36 @@ async def test_a_copy_is_handed_over_when_its_file_takes_rows_again() -> None:
     await copy.hand_over()
     assert "a" in rows_of(copy.engine)
     assert full.left == 0
+
+
+async def test_a_snapshot_that_finds_the_disk_full_at_its_beginning_is_begun_again_and_makes_an_equal_file() -> None:
+    """The log has begun anew by then, and the file has not: nothing of both counts, and nothing is acknowledged."""
+    node, primary = Node(), Primary()
+    copy = await _to_fill(node, primary)
+    renew, left = node.place.renew, 2
+
+    async def full() -> Engine:
+        nonlocal left
+        engine = await renew()
+        if left:
+            left -= 1
+            raise TryLater("the disk is full")
+        return engine
+
+    copy._place = node.place._replace(renew=full)
+    for _ in range(2):
+        with pytest.raises(TryLater):
+            await copy.snapshot_begins(primary.session(copy), primary.engine.applied)
+        assert copy.is_filling
+        assert await copy.apply_some() == 0
+        told, join = await primary.greet(copy)
+        assert told.filling
+        assert join.snapshot
+        assert await copy.begin(primary.session(copy), told.position, join) == 0
+    named, of = primary.session(copy), primary.engine.applied
+    assert await copy.snapshot_begins(named, of)
+    for page in await _pages(primary, 6):
+        assert await copy.snapshot_page(named, of.position, page)
+    assert await copy.snapshot_ends(named, of.position, of.position.number)
+    assert not copy.is_filling
+    assert rows_of(copy.engine) == rows_of(primary.engine)
