@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from prometheus_client.metrics_core import Metric
@@ -184,8 +184,8 @@ class CopyKeeper:
             self._served_by[shard] = step
             self.stats.failovers += 1
             _log.warning(
-                "epoch %d: shard %s is %s's: its primary on %s was silent for %.1f s",
-                epoch, shard, node, before.primary.node, now - step.since,
+                "epoch %d: shard %s is %s's: its primary's node %s %s, for %.1f s",
+                epoch, shard, node, before.primary.node, step.cause, now - step.since,
             )  # fmt: skip
         elif step.why == "planned":
             _log.info("epoch %d: shard %s is %s's, by a planned change", epoch, shard, node)
@@ -215,7 +215,7 @@ class CopyKeeper:
     async def _write_down(self, step: Step, took_s: float) -> None:
         now_ms = self._environment.now_ms()
         old, new = step.before.primary.node, step.after.primary.node
-        detail = f"Node {old} was silent, or had lost its copy; node {new} took over and served after {took_s:.1f} s."
+        detail = f"Node {old} {step.cause}; node {new} took over and served after {took_s:.1f} s."
         began_ms = now_ms - round(took_s * 1000)
         change = Change(id=self._new_id(), kind="failover", shard=step.after.shard, to=new, began_ms=began_ms)
         change = changes.done(change, now_ms, detail)
@@ -241,11 +241,11 @@ class CopyKeeper:
         silent = len(facts["silent"]) if facts is not None else 0
         return copy_families(self.stats, dict(by_state), silent)
 
-    def facts(self, cluster_map: ClusterMap) -> dict[str, Any] | None:
+    def facts(self, cluster_map: ClusterMap, known: Sequence[Change] = ()) -> dict[str, Any] | None:
         """What is known of nodes and copies; None while there is one copy of everything and is to be one."""
         if not beats(cluster_map):
             return None
-        return copy_facts.described(Places(cluster_map, self._heard, self._limits, self._now_s()))
+        return copy_facts.described(Places(cluster_map, self._heard, self._limits, self._now_s()), known)
 
 
 def check_beat(node_id: str, beat: Beat) -> None:

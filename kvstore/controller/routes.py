@@ -209,7 +209,7 @@ class ChangeRoutes:
         ending = self._service.ending(state)
         last = self._views.last(state)
         told = {"epoch": epoch, "moves": moves, "wanted": wanted, "ending": ending, "last": last}
-        copies = self._keeper.facts(state.map) if state.map is not None and call.get("copies") else None
+        copies = self._keeper.facts(state.map, state.changes) if state.map is not None and call.get("copies") else None
         return json_response(200, told | ({"copies": copies} if copies is not None else {}))
 
     async def post_moves(self, call: Call) -> Response:

@@ -36,15 +36,13 @@ from kvstore.errors import (
     WrongOwner,
     from_problem,
 )
+from kvstore.model import Attempt, IdempotencyKey, Read, txn_id
 from kvstore.protocol import (
     Answer,
-    Attempt,
     DecideCommit,
     GetTxn,
-    IdempotencyKey,
     Outcome,
     Prepare,
-    Read,
     ReadLock,
     Reads,
     ReadUnlock,
@@ -52,7 +50,6 @@ from kvstore.protocol import (
     ResolveTxn,
     Transact,
     Vote,
-    txn_id,
 )
 from kvstore.router.intent_resolver import IntentResolver
 from kvstore.router.participants import Result, Transaction, TxnShare, holds, reads_of_others, split

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvstore.protocol import Condition, Read, TxnOp, Vote
+from kvstore.model import Condition, Read, TxnOp
+from kvstore.protocol import Vote
 from kvstore.transport.channel import Channel
 
 

@@ -19,31 +19,26 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from kvstore.errors import KvError
+from kvstore.model import Attempt, Condition, IdempotencyKey, Preconditions, Read, TxnOp
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Abort,
     Acquire,
     Answer,
     ApplyIntents,
-    Attempt,
-    Condition,
     Count,
     DecideCommit,
     Delete,
     Get,
-    IdempotencyKey,
     Outcome,
     Page,
-    Preconditions,
     Prepare,
     Put,
-    Read,
     Release,
     Renew,
     ResolveTxn,
     Scan,
     Transact,
-    TxnOp,
     Vote,
 )
 from kvstore.store.ops import DropDecisions

@@ -37,7 +37,8 @@ from kvstore.errors import (
     WrongOwner,
     from_problem,
 )
-from kvstore.protocol import Acquire, Answer, CancelWait, GetLock, IdempotencyKey, Release, Renew
+from kvstore.model import IdempotencyKey
+from kvstore.protocol import Acquire, Answer, CancelWait, GetLock, Release, Renew
 from kvstore.router.decode import decode_once, decode_token, encode_cursor, seconds_to_ms
 from kvstore.router.page_json import missing_members
 from kvstore.router.routes.words import (

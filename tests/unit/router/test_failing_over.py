@@ -14,8 +14,9 @@ import pytest
 
 from kvstore.config import Limits
 from kvstore.errors import KvError, OutcomeUnknown, Unavailable
+from kvstore.model import IdempotencyKey, TxnOp
 from kvstore.placement.cluster_map import ClusterMap, Primary, Replica
-from kvstore.protocol import Answer, DecideCommit, Get, IdempotencyKey, Outcome, Put, TxnOp, Vote
+from kvstore.protocol import Answer, DecideCommit, Get, Outcome, Put, Vote
 from kvstore.router.batch import BatchBody, parse_batch, run_batch
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.json_ops import GetOp, PutOp
