@@ -211,8 +211,8 @@ class CopyLink:
                 await self._send_records(wire)
                 if lease.beacon_due(self._beacon_sent_s, now, self._around.times.lease_s) and sender.may_ask():
                     await self._send_beacon(wire, now)
-            if self._has_more():
-                continue
+                if self._has_more():
+                    continue
             await environment.wait_for(self.wake.wait(), max(0.001, self._beacon_sent_s + every_s - now))
         raise WireLost("the copy is out")
 
