@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from kvstore import failpoints
 from kvstore.replication.configuration import Configuration, Primary, Replica, Request
 
 # --- changes of the configuration: each returns the one of the map `epoch`, or None if nothing is to change
@@ -71,11 +72,15 @@ def promoted(config: Configuration, node: str, copy_id: str, epoch: int) -> Conf
     would lose the shard. If it does not answer the opening, it is taken out in the new term.
     """
     copy = config.copy_on(node)
-    if copy is None or copy.copy_id != copy_id or copy.state != "in-sync":
+    if copy is None or copy.copy_id != copy_id or not _may_take_over(copy):
         return None
     old = Replica(*config.primary, "in-sync", epoch)
     copies = tuple(old if each == copy else each for each in config.replicas)
     return config._replace(epoch=epoch, term=epoch, primary=Primary(node, copy_id), replicas=copies)
+
+
+def _may_take_over(copy: Replica) -> bool:
+    return copy.state == "in-sync" or failpoints.planted("promote-not-in-sync")
 
 
 def _meant(config: Configuration, request: Request) -> Replica | None:
@@ -149,7 +154,8 @@ def candidate(
         report
         for report in reports
         if (copy := config.copy_on(report.node)) is not None
-        and (copy.copy_id, copy.state) == (report.copy_id, "in-sync")
+        and copy.copy_id == report.copy_id
+        and _may_take_over(copy)
         and report.at >= silent_since
         and now - report.at < failover_after_s
         and report.silent_s + (now - report.at) >= failover_after_s

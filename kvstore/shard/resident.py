@@ -99,6 +99,11 @@ class Resident:
         return self._files.copy if self._files is not None and not self._hands_over else None
 
     @property
+    def opens(self) -> Configuration | None:
+        """The configuration in whose term it is being opened; None if it is not."""
+        return self._opening.config if self._opening is not None else None
+
+    @property
     def log_with_copies(self) -> Log | None:
         """The log, if the store lies on other nodes, too."""
         hosted, files = self.hosted, self._files  # another thread may ask
@@ -188,7 +193,7 @@ class Resident:
         self._map = cluster_map
         if self._opening is not None:
             self._opening.hear(configuration_of(cluster_map, self.shard_id))
-        if self.hosted is not None and not self._has_left:
+        if self.hosted is not None and not self._has_left and not self._is_needless:
             self.hosted.maps.put(cluster_map)
         self._changed.set()
 
@@ -284,6 +289,14 @@ class Resident:
         return shard is None or shard.store_id != self.hosted.store.identity.store_id
 
     @property
+    def _is_needless(self) -> bool:
+        """Whether the home's store is new, and the map names copies of another one: this node's disk was lost."""
+        if self._map is None or self.hosted is None or self.hosted.store.cluster_map is not None:
+            return False
+        shard = self._map.shard(self.shard_id)
+        return bool(shard and shard.replicas and shard.store_id != self.hosted.store.identity.store_id)
+
+    @property
     def _term(self) -> int:
         """Of the newest map."""
         config = self._config
@@ -300,7 +313,10 @@ class Resident:
         while True:
             if self.hosted is not None:
                 await until_one_ends(*self.hosted.works(), self._until_term_ends())
-                await self._become_copy()
+                if self._is_needless:
+                    await self._make_way()
+                else:
+                    await self._become_copy()
             elif self._files is not None:
                 work = asyncio.ensure_future(self._files.copy.run())
                 try:
@@ -318,7 +334,7 @@ class Resident:
     async def _until_term_ends(self) -> None:
         while True:
             hosted = self.hosted
-            if hosted is None or self._has_left:
+            if hosted is None or self._has_left or self._is_needless:
                 return
             if not hosted.is_open and self._map is not None:
                 hosted.service.hear(self._map)  # the opening may wait for a copy that is out by now
@@ -404,6 +420,18 @@ class Resident:
         self.hosted = None
         await self._at_the_end.aclose()
         self._files = await self._around.folder.open_copy(self.shard_id, partitions)
+        self._around.on_news()
+
+    async def _make_way(self) -> None:
+        """An empty copy of the store that the map names, in place of the new store that was made in an empty folder."""
+        log.warning("shard %s lies on other nodes: this node's copy of it was lost, and is made again", self.shard_id)
+        shard = self._map.shard(self.shard_id) if self._map is not None else None
+        assert self._map is not None
+        assert shard is not None
+        self.hosted = None
+        await self._at_the_end.aclose()
+        await self._around.folder.set_aside(self.shard_id)
+        await self.make(Make(shard=self.shard_id, store_id=shard.store_id, partitions=self._map.partitions))
         self._around.on_news()
 
 

@@ -29,13 +29,14 @@ NEMESES: dict[str, tuple[str, ...]] = {
     "pause": ("stand still", "sleep"),
     "network": ("cut", "cut one way", "isolate", "reset", "slow link", "messages come twice"),
     "disk": ("sync fails", "slow disk", "disk full", "flip a bit"),
+    "lose": ("lose a disk",),
     "clock": ("wall clock jumps",),
     "store": ("map store away",),
     "change": ("add a shard", "remove a shard", "weigh a shard", "plan again", "cancel the moves", "leave behind"),
 }
 _WEIGHTS = {
     "kill at a failpoint": 4, "reset": 2, "wall clock jumps": 2, "add a shard": 2, "remove a shard": 2,
-    "weigh a shard": 2, "leave behind": 2,
+    "weigh a shard": 2, "leave behind": 2, "lose a disk": 2,
 }  # fmt: skip
 _PAUSE_S = 0.9  # between two faults, in the mean
 _SYNC_S = 0.0001
@@ -79,7 +80,7 @@ class Nemesis:
             "disk full": self._fill, "flip a bit": self._flip, "wall clock jumps": self._jump,
             "map store away": self._take_store_away, "add a shard": self._add, "remove a shard": self._remove,
             "weigh a shard": self._weigh, "plan again": self._plan, "leave behind": self._leave_behind,
-            "messages come twice": self._double,
+            "messages come twice": self._double, "lose a disk": self._lose_disk,
             "cancel the moves": self._cancel,
         }  # fmt: skip
 
@@ -252,6 +253,15 @@ class Nemesis:
         if node.refused:
             node.disk.flip(path, bit)
         node.is_damaged = node.refused = False
+
+    async def _lose_disk(self, rng: random.Random) -> None:
+        """Never the last copy of anything: so nothing may be lost by it."""
+        node = self._node(rng)
+        cluster_map = self._cluster.stored_map
+        is_member = cluster_map is not None and cluster_map.node(node.name) is not None
+        if is_member and not node.is_damaged and self._cluster.may_lose_a_disk():
+            self._cluster.loop.note(f"{node.name} loses its disk")
+            self._cluster.lose_disk(node)
 
     async def _jump(self, rng: random.Random) -> None:
         """Once, or to and fro for a while, as under a daemon that does not find the time."""

@@ -232,6 +232,14 @@ class NodeServer(Server):
         self.fate = fate
         self.lose_power()
 
+    def lose_disk(self) -> None:
+        """The process ends, and the next one finds an empty folder."""
+        if self.process is not None:
+            self.process.kill()
+        self.disk.wipe()
+        self.folder.engines.clear()
+        self._last_session = ""
+
     def start(self) -> None:
         if not self.host.has_power:
             self.disk.restart(self.fate)
