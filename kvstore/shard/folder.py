@@ -46,7 +46,10 @@ class Folder(Protocol):
         """Open the files of a store that was served until now, as a copy's."""
 
     async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
-        """Make an empty copy. Raises DataInUse, ForeignData, ConfigError, OSError."""
+        """Make an empty copy; that of a home has to be filled by a snapshot, since without any map it would serve.
+
+        Raises DataInUse, ForeignData, ConfigError, OSError.
+        """
 
     async def set_aside(self, shard_id: str) -> None:
         """Rename the files of a copy, which are closed. Raises OSError."""
@@ -89,7 +92,8 @@ class FileFolder:
         return await as_copy(unapplied, shard_id, limits, SYSTEM)
 
     async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
-        return await make_copy_files(self._path(shard_id), shard_id, store_id, partitions, self._limits, SYSTEM)
+        path, is_home = self._path(shard_id), shard_id == self._node_id
+        return await make_copy_files(path, shard_id, store_id, partitions, self._limits, SYSTEM, filling=is_home)
 
     async def set_aside(self, shard_id: str) -> None:
         await SYSTEM.in_thread(partial(set_copy_aside, self._path(shard_id)))

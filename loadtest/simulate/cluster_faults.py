@@ -31,7 +31,7 @@ NEMESES: dict[str, tuple[str, ...]] = {
     "disk": ("sync fails", "slow disk", "disk full", "flip a bit"),
     "lose": ("lose a disk",),
     "clock": ("wall clock jumps",),
-    "store": ("map store away",),
+    "store": ("map store away", "lose the record"),
     "change": ("add a shard", "remove a shard", "weigh a shard", "plan again", "cancel the moves", "leave behind"),
 }
 _WEIGHTS = {
@@ -81,6 +81,7 @@ class Nemesis:
             "map store away": self._take_store_away, "add a shard": self._add, "remove a shard": self._remove,
             "weigh a shard": self._weigh, "plan again": self._plan, "leave behind": self._leave_behind,
             "messages come twice": self._double, "lose a disk": self._lose_disk,
+            "lose the record": self._lose_record,
             "cancel the moves": self._cancel,
         }  # fmt: skip
 
@@ -278,6 +279,23 @@ class Nemesis:
         register.away = True
         await asyncio.sleep(rng.choice((0.2, 2.0, 6.0)) * rng.random())
         register.away = False
+
+    async def _lose_record(self, rng: random.Random) -> None:
+        """The controller's file is lost; a person has it recovered from the nodes, as soon as all members answer."""
+        cluster, controller = self._cluster, self._cluster.controller
+        if cluster.stored_map is None:
+            return
+        if controller.process is not None:
+            controller.process.kill()
+        controller.register.lose()
+        while cluster.stored_map is None:
+            await asyncio.sleep(rng.uniform(0.3, 2.0))
+            await self._ask(self._recover)
+
+    async def _recover(self, service: ClusterService) -> None:
+        found = await service.recovery()
+        ended = [shard for shard in found["silent"] if shard not in self._cluster.nodes]
+        await service.recover(found["cluster_id"], found["epoch"], ended)
 
     # --- changes of the cluster ---------------------------------------------------------------------------------------
 

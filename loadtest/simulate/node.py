@@ -70,6 +70,9 @@ class SimulatedFolder:
 
     async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Opened | CopyFiles:
         path = self._path(shard_id)
+        identity = read_identity(self._disk, FOLDER, path.stem)
+        if identity is not None and identity.filling:
+            return await self.open_copy(shard_id, partitions)
         engine = self.engines.get(path)
         if engine is None:
             return self._make(path, shard_id, partitions)
@@ -89,16 +92,17 @@ class SimulatedFolder:
 
     async def open_copy(self, shard_id: str, partitions: int) -> CopyFiles:
         path = self._path(shard_id)
-        place = self._place(path, self.engines[path].identity)
         identity = read_identity(self._disk, FOLDER, path.stem)
         assert identity is not None
+        place = self._place(path, Identity(identity.store_id, None, shard_id, partitions))
         copy = await files.open_copy(place, identity, self.environment, times_of(self._limits))
         return CopyFiles(path, copy, None, self._disk)
 
     async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
         path = self._path(shard_id)
         place = self._place(path, Identity(store_id, None, shard_id, partitions))
-        copy = await files.make_copy(place, store_id, self.environment, times_of(self._limits))
+        is_home, times = shard_id == self._node_id, times_of(self._limits)
+        copy = await files.make_copy(place, store_id, self.environment, times, filling=is_home)
         return CopyFiles(path, copy, None, self._disk)
 
     async def set_aside(self, shard_id: str) -> None:
