@@ -139,8 +139,12 @@ class Cluster:
 
     def may_lose_a_disk(self) -> bool:
         """Whether fewer disks than there are copies would be lost since all was copied."""
+        return self.disks_lost() < self.controller.config.replicas - 1 and (self._lost > 0 or self._is_whole())
+
+    def disks_lost(self) -> int:
+        """Since all was copied."""
         self._lost *= not self._is_whole()
-        return self._lost < self.controller.config.replicas - 1 and (self._lost > 0 or self._is_whole())
+        return self._lost
 
     def lose_disk(self, node: NodeServer) -> None:
         self._lost += 1

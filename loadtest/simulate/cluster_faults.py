@@ -281,9 +281,12 @@ class Nemesis:
         register.away = False
 
     async def _lose_record(self, rng: random.Random) -> None:
-        """The controller's file is lost; a person has it recovered from the nodes, as soon as all members answer."""
+        """The controller's file is lost; a person has it recovered from the nodes, as soon as all members answer.
+
+        Not beside the disk of a node: what the file alone knows then may be which copy has all.
+        """
         cluster, controller = self._cluster, self._cluster.controller
-        if cluster.stored_map is None:
+        if cluster.stored_map is None or cluster.disks_lost():
             return
         if controller.process is not None:
             controller.process.kill()
