@@ -17,13 +17,14 @@ from typing import Any
 from prometheus_client.metrics_core import Metric
 
 from kvstore.config import Limits
-from kvstore.controller import change_steps, changes, copy_facts
+from kvstore.controller import change_steps, changes, copy_facts, copy_loss
 from kvstore.controller.changes import Change
 from kvstore.controller.copy_places import Places
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.heard import Heard
 from kvstore.controller.membership import ClusterState, formed_map
 from kvstore.controller.replicas import PAUSE_MAX_S, Decided, Decider, Step, to_give_back
+from kvstore.controller.store import Told
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import BadBody, Conflict, KvError, Unavailable
 from kvstore.metrics import CopyStats, copy_families
@@ -131,6 +132,28 @@ class CopyKeeper:
             drop=places.to_drop(beat.node),
             give_back=to_give_back(self._state, beat.node),
         )
+
+    async def promote_with_loss(self, shard_id: str, to: str, confirmed: str | None) -> dict[str, Any]:
+        """A copy that is not in sync becomes the primary: what that loses. Raises as `copy_loss` does; Unavailable."""
+        state = await self._document.read()
+        places = Places(formed_map(state), self._heard, self._limits, self._now_s())
+        loss = copy_loss.judged(places, shard_id, to)
+        told = await self._document.tell(loss.store_id, Told())
+        copy_loss.check_confirmed(loss, confirmed, told)
+        await self._document.accept_old(loss.store_id)
+        floor = (await self._document.tell(loss.store_id, Told())).clock_floor
+        now_ms = self._environment.now_ms()
+        change = Change(id=self._new_id(), kind="promote", shard=shard_id, to=to, began_ms=now_ms)
+        ended_max = self._limits.changes_kept_max
+        _, after = await self._document.change(
+            lambda present: copy_loss.with_loss(present, loss, floor, change, ended_max)
+        )
+        self._take(after)
+        _log.warning("shard %s: %s", shard_id, copy_loss.what_is_lost(loss, told))
+        epoch = formed_map(after).epoch
+        return {
+            "id": shard_id, "to": to, "epoch": epoch, "number": loss.number, "told": told.number, "change": change.id
+        }  # fmt: skip
 
     def announced(self, node: str) -> None:
         """The node has announced itself."""

@@ -185,7 +185,12 @@ class ChangeRoutes:
         return _taken(await self._service.accept_old(call.argument, call.body.confirm))
 
     async def post_promote(self, call: Call) -> Response:
-        shard, to = call.argument, call.body.to
+        asked: NewPrimary = call.body
+        shard, to = call.argument, asked.to
+        if asked.accept_loss:
+            return _taken(await self._keeper.promote_with_loss(shard, to, asked.confirm))
+        if asked.confirm is not None:
+            raise BadBody("confirm goes with accept_loss.")
         state, change_id = await self._service.take(
             "promote", lambda state: with_primary(state, shard, to), shard, to=to
         )
