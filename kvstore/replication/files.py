@@ -25,17 +25,8 @@ from kvstore.storage.segments import BEGINNING, Entry, indices_of, segment_path
 __all__ = ["Place", "Times", "make_copy", "open_copy"]
 
 
-async def make_copy(
-    place: Place, store_id: str, environment: Environment, times: Times, *, filling: bool = False
-) -> StoreCopy:
-    """Make an empty copy of that store, with an id of its own. Raises ForeignData, OSError.
-
-    `filling`: it is nothing before a snapshot has filled it, and its id, which says so, comes first.
-    """
-    if filling:
-        empty = Identity(store_id, environment.random_hex(16), filling=True)
-        await environment.in_thread(lambda: write_identity(place.disk, place.folder, place.store, empty))
-        return await open_copy(place, empty, environment, times)
+async def make_copy(place: Place, store_id: str, environment: Environment, times: Times) -> StoreCopy:
+    """Make an empty copy of that store, with an id of its own. Raises ForeignData, OSError."""
     log = await environment.in_thread(lambda: _new_log(place, store_id))
     engine = await place.renew()
     identity = Identity(store_id, environment.random_hex(16))

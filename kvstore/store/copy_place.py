@@ -57,24 +57,14 @@ class CopyFiles(NamedTuple):
 
 
 async def make_copy_files(
-    path: Path,
-    shard_id: str,
-    store_id: str,
-    partitions: int,
-    limits: Limits,
-    environment: Environment,
-    *,
-    filling: bool = False,
+    path: Path, shard_id: str, store_id: str, partitions: int, limits: Limits, environment: Environment
 ) -> CopyFiles:
-    """Make an empty copy of that store; `filling`: as `make_copy` has it.
-
-    Raises DataInUse, ForeignData, ConfigError, OSError.
-    """
+    """Make an empty copy of that store. Raises DataInUse, ForeignData, ConfigError, OSError."""
     prepare_data_file(path)
     lock_fd = lock(path)
     try:
         place = _place(path, shard_id, store_id, partitions, limits, environment)
-        copy = await files.make_copy(place, store_id, environment, times_of(limits), filling=filling)
+        copy = await files.make_copy(place, store_id, environment, times_of(limits))
     except BaseException:
         os.close(lock_fd)
         raise

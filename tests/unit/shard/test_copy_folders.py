@@ -104,20 +104,6 @@ async def test_a_home_that_a_snapshot_was_filling_opens_as_an_empty_copy_and_doe
     await opened.close()
 
 
-async def test_an_empty_copy_of_a_home_is_not_served_by_its_next_process_either(tmp_path: Path) -> None:
-    """Its file knows no map, as that of a new store, which would serve; the other copies have all that was written."""
-    folder = folder_of(tmp_path, "s1")
-    made = await folder.make_copy("s1", STORE_ID, PARTITIONS)
-    await made.close()
-    for beside in tmp_path.glob("shard-s1.log.*"):  # a crash may have come as soon as the id was there
-        beside.unlink()
-    opened = await folder.open("s1", PARTITIONS, untold)
-    assert isinstance(opened, CopyFiles)
-    assert opened.copy.is_filling
-    assert opened.copy.identity == made.copy.identity
-    await opened.close()
-
-
 async def test_what_a_crash_left_of_a_copy_that_was_being_made_is_made_anew(tmp_path: Path) -> None:
     """Without an id it would stand under the store's own, which the primary's copy may have."""
     made = await made_copy(tmp_path)
