@@ -35,6 +35,7 @@ from kvstore.storage.segments import BEGINNING, Entry, Position
 
 log = logging.getLogger(__name__)
 
+_CLEANED_ROWS_MAX = 500  # in one step
 _APPLIED_RECORDS_MAX = 1000
 _APPLIED_BYTES_MAX = 8 << 20
 _RETRY_S = 0.5
@@ -88,6 +89,7 @@ class StoreCopy:
         self._turn = asyncio.Lock()  # held by what cuts, syncs or replaces the log
         self._applying = asyncio.Lock()  # held by what changes the engine
         self._learned = asyncio.Event()
+        self._cleaned_floor = 0  # no tombstone up to that sequence is left in the file
         self._filled_to = 0  # the snapshot is whole, and good once records up to this one are applied
 
     # --- what others ask of it
@@ -125,6 +127,7 @@ class StoreCopy:
         while True:
             try:
                 async with self._turn, self._applying:
+                    await self._sync()
                     while (applied := self.engine.applied.position.number) < self.log.last.number:
                         read = partial(chain.some_entries, self.log, applied, _APPLIED_BYTES_MAX)
                         await replay(self.engine, await self._environment.in_thread(read))
@@ -234,6 +237,7 @@ class StoreCopy:
         while self.log.synced.number < self.log.last.number and session.is_current(self._following, named):
             async with self._turn:
                 await self._sync()
+        self._learned.set()
         return self._acknowledged(named)
 
     async def _append(self, named: Session, entry: Entry) -> bool:
@@ -296,7 +300,7 @@ class StoreCopy:
             await self._learned.wait()
             self._learned.clear()
             try:
-                while await self.apply_some():
+                while await self.apply_some() or await self.clean_some():
                     pass
             except TryLater as error:
                 await self._wait_for_the_file(error)
@@ -312,7 +316,8 @@ class StoreCopy:
             applied = self.engine.applied.position.number
             if self.is_filling and not self._filled_to:
                 return 0
-            count = min(session.may_apply(self._following) - applied, _APPLIED_RECORDS_MAX)
+            durable = self.log.synced.number  # a copy that is not waited for may hear of more as committed
+            count = min(min(session.may_apply(self._following), durable) - applied, _APPLIED_RECORDS_MAX)
             if count <= 0:
                 await self._is_filled()
                 return 0
@@ -323,6 +328,17 @@ class StoreCopy:
             if durable:
                 await self._environment.in_thread(lambda: self.log.release(durable))
             return len(entries)
+
+    async def clean_some(self) -> int:
+        """Remove some rows that drops or the tombstones' floor cover, as the primary does in its file; how many."""
+        async with self._applying:
+            applied = self.engine.applied
+            if self.is_filling or not (applied.drops or applied.clock.tombstones_floor > self._cleaned_floor):
+                return 0
+            removed = await self.engine.clean(_CLEANED_ROWS_MAX)
+            if not removed:
+                self._cleaned_floor = applied.clock.tombstones_floor
+            return removed
 
     # --- a snapshot
 

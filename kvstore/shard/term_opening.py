@@ -22,7 +22,7 @@ from kvstore.store.copy_place import times_of
 
 log = logging.getLogger(__name__)
 
-_RETRY_S = 0.05
+_RETRY_S = 0.02
 
 
 class TermOpening:

@@ -69,8 +69,9 @@ class ArmedCluster(LocalCluster):
         limits: dict[str, Any] | None = None,
         routers: int = 1,
         partitions: int | None = None,
+        replicas: int = 1,
     ) -> None:
-        super().__init__(folder, shards, limits, routers, partitions)
+        super().__init__(folder, shards, limits, routers, partitions, replicas)
         self.urls: list[str] = []
         self.controller_url = ""
         self._armed = self.folder / "armed"
