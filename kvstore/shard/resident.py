@@ -472,7 +472,7 @@ class Resident:
         await self._close_damaged(DataCorrupt(detail), salvaged)
 
     async def _make_anew(self, damaged: DamagedCopy) -> None:
-        """Have an empty copy in their place when the map allows it. Raises the damage of a home that no copy replaces."""
+        """Have an empty copy instead when the map allows it. Raises the damage of a home that no copy replaces."""
         environment = self._around.environment
         while (found := fate(self._config, self._around.node_id)) != "make anew":
             if self._is_dropped:
