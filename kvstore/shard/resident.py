@@ -31,7 +31,7 @@ from kvstore.replication.copy import StoreCopy
 from kvstore.replication.promise import Identity as CopyIdentity
 from kvstore.replication.serving import serve_copy
 from kvstore.replication.wire import Wire
-from kvstore.shard.damaged import DamagedCopy, fate
+from kvstore.shard.damaged import DamagedCopy, fate, until_damaged
 from kvstore.shard.hosted import HostedStore, Surroundings, host
 from kvstore.shard.reports import report_of_copy, report_of_store
 from kvstore.shard.term_opening import TermOpening
@@ -255,11 +255,8 @@ class Resident:
             return self._damaged.report()
         if self._files is None:
             return None
-        return report_of_copy(self.shard_id, self._files.copy, self._config, self._around.node_id, self._is_opening)
-
-    @property
-    def _is_opening(self) -> bool:
-        return self._opening is not None
+        is_opening = self._opening is not None
+        return report_of_copy(self.shard_id, self._files.copy, self._config, self._around.node_id, is_opening)
 
     def requests(self) -> list[Asked]:
         """What the controller is asked for now."""
@@ -325,12 +322,15 @@ class Resident:
             await until_one_ends(*self.hosted.works(), self._until_term_ends())
             if self._is_lost:
                 await self._become_lost()
+            elif damage := self.hosted.store.tables.verification.damage:
+                raise DataCorrupt(damage)
             else:
                 await self._become_copy()
         elif self._files is not None:
             work = asyncio.ensure_future(self._files.copy.run())
             try:
-                await until_one_ends(self._until_named(), _forward(work))
+                verifying = until_damaged(self._files.copy, self._around)
+                await until_one_ends(self._until_named(), _forward(work), verifying)
                 if not self._is_dropped:
                     await self._open_term(work)
             finally:
