@@ -17,6 +17,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from kvstore.environment import Environment
+from kvstore.errors import LogDamaged
 from kvstore.replication import chain, lease, messages, patience, session, shipping, snapshot
 from kvstore.replication.messages import Told
 from kvstore.replication.places import Times
@@ -98,6 +99,7 @@ class CopyLink:
         self._beacon = 0
         self._wire: Wire | None = None  # while the stream goes on
         self._has_streamed = False
+        self._readable_from = 0  # records before that number cannot be read back
 
     async def run(self) -> None:
         """Stay connected, for ever."""
@@ -116,6 +118,9 @@ class CopyLink:
                 log.warning(
                     "the copy of shard %s on node %s: %s", self._sender.shipping.config.shard, self.node, trouble
                 )
+            except LogDamaged as damaged:  # what lies behind that record can be sent, and all of it as a snapshot
+                self._readable_from = max(self._readable_from, damaged.number + 1)
+                log.error("records for the copy on node %s cannot be read back: %s", self.node, damaged.detail)
             except Exception:  # such as a record that cannot be read back; the copy is out when it has waited for long
                 log.exception("shipping to the copy on node %s failed; it is tried again", self.node)
             finally:
@@ -166,11 +171,17 @@ class CopyLink:
         if link is None:
             raise WireLost("the copy is out")
         return session.how_to_join(
-            common, told.position.number, told.applied, awaited=link.waited > 0, first_kept=self._around.log.first
+            common, told.position.number, told.applied, awaited=link.waited > 0, first_kept=self._first_kept
         )
 
+    @property
+    def _first_kept(self) -> int:
+        """The number of the first record from which on all can be sent."""
+        return max(self._around.log.first, self._readable_from)
+
     async def _common(self, wire: Wire, told: Told) -> int | None:
-        comparison = session.compare(chain.known(self._around.log), told.known)
+        first, last = chain.known(self._around.log)
+        comparison = session.compare((max(first, self._readable_from - 1), last), told.known)
         while not comparison.done:
             numbers = session.probes(comparison)
             await wire.send(messages.Probe(numbers))

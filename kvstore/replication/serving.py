@@ -16,6 +16,7 @@ from itertools import takewhile
 from typing import Any
 
 from kvstore.environment import Environment
+from kvstore.errors import DataCorrupt
 from kvstore.replication import copy as copies
 from kvstore.replication import messages
 from kvstore.replication.chain import some_entries
@@ -163,6 +164,9 @@ class _Serving:
 
 
 def _row(copied: CopiedRow) -> Row:
-    """Raises DataCorrupt."""
+    """Raises WireLost: what came is not what the primary read, and it is read again."""
     kind, key, partition, version, expires_at_ms, body, intent, checksum = copied
-    return checked(Row(kind, key, partition, 0, version, expires_at_ms, body, intent), checksum)
+    try:
+        return checked(Row(kind, key, partition, 0, version, expires_at_ms, body, intent), checksum)
+    except DataCorrupt as error:
+        raise WireLost(error.detail) from None

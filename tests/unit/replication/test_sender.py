@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from kvstore.environment import Environment
-from kvstore.replication import messages, shipping
+from kvstore.replication import messages, serving, shipping
 from kvstore.replication.configuration import Configuration, Primary, Replica
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.copy_link import Surroundings
@@ -22,11 +22,12 @@ from kvstore.replication.serving import serve_copy
 from kvstore.replication.session import Session
 from kvstore.replication.wire import Refused, Wire, WireLost, fetch, greet
 from kvstore.storage.engine import Identity
-from kvstore.storage.log import Log
+from kvstore.storage.log import Log, NotNext
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.replay import replay
 from kvstore.storage.rows import VALUE, Clock, Row
+from kvstore.storage.segments import DATA_OFFSET, HEADER_BYTES
 from loadtest.simulate.disk import SimulatedDisk
 from tests.unit.replication.test_copy import FOLDER, STORE_ID, Node, rows_of
 
@@ -395,3 +396,41 @@ async def test_nothing_is_sent_before_the_map_that_names_the_copy_is_durable() -
         cluster.log.sync()
         cluster.sender.synced(number)
         await until(lambda: cluster.copies["n2"].log.synced.number == number)
+
+
+async def test_a_copy_that_needs_records_which_cannot_be_read_back_gets_a_snapshot() -> None:
+    async with Cluster("n2").running() as cluster:
+        for number in range(50):
+            cluster.put(f"key-{number}", b"x" * 4000)
+        await cluster.apply()
+        disk = cluster.log._disk
+        assert isinstance(disk, SimulatedDisk)
+        segment = next(path for path in disk.files if path.name.endswith(".log.000001"))
+        disk.flip(segment, 8 * (DATA_OFFSET + HEADER_BYTES + 1))  # the payload of the first record
+        await cluster.in_sync("n2")
+        last = cluster.put("afterwards")
+        await until(lambda: cluster.sender.shipping.committed == last)
+        await cluster.apply()
+        await until(lambda: rows_of(cluster.copies["n2"].engine) == rows_of(cluster.engine))
+
+
+async def test_a_row_of_a_snapshot_that_does_not_match_its_checksum_is_not_taken() -> None:
+    copied = (VALUE, "key", 1, 5, 0, b"value", None, 12345)
+    with pytest.raises(WireLost, match="checksum"):
+        serving._row(copied)
+
+
+async def test_a_record_that_does_not_match_its_checksum_or_its_predecessor_is_not_taken_from_an_opening() -> None:
+    """Nor is anything that follows it."""
+    primary = Cluster()
+    async with primary.running():
+        for number in range(3):
+            primary.put(f"key-{number}")
+        entries = list(primary.log.entries(0))
+    node = Node()
+    copy = await make_copy(node.place, STORE_ID, Inline(), TIMES)
+    for wrong in (entries[1]._replace(payload=entries[2].payload), entries[1]._replace(previous=7)):
+        with pytest.raises(NotNext):
+            await copy.extend([entries[0], wrong, *entries[2:]] if copy.log.last.number == 0 else [wrong])
+        assert copy.log.last.number == 1
+    assert (await copy.extend(entries[1:])).number == entries[-1].number
