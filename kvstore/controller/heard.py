@@ -89,6 +89,10 @@ class Heard:
         """The node's last beat."""
         return self._nodes.get(node, NodeHeard()).beat
 
+    def told_at(self, node: str) -> float:
+        """When its last beat came, whether it echoes or not."""
+        return self._nodes.get(node, NodeHeard()).at
+
     def heard_at(self, node: str) -> float:
         """When the node was heard last; the time from which this process counts if it never was since."""
         heard_at = self._nodes.get(node, NodeHeard()).heard_at
