@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from kvstore.protocol import Condition, Read, TxnOp, Vote
 from kvstore.transport.channel import Channel
 
 
-class Transaction(NamedTuple):
+class Transaction(msgspec.Struct, frozen=True):
     """What a client asks for: if all conditions hold, `then`, else `otherwise`.
 
     `chosen_anchor`: a key of it that is to be the anchor instead of the first that it names.

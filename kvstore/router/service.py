@@ -23,7 +23,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -69,7 +69,7 @@ _LINGER_S = 2.0
 KeyRequest = Get | Put | Delete | Acquire | Renew | Release | CancelWait | GetLock
 
 
-class Routed(NamedTuple):
+class Routed(msgspec.Struct, frozen=True):
     """An answer and where it came from."""
 
     answer: Answer
