@@ -1,17 +1,16 @@
 """`kvstore up`: the whole cluster of a cluster.yaml as child processes of one small process.
 
-Owns: which children run, for as long as the controller wants them; their ports; the word that the cluster is ready.
+Owns: which children run, for as long as the controller wants them; their ports.
 Promises: a child that dies is started again for as long as the launcher lives, with the configuration that this one
 read; no child outlives it, not even after kill -9; all of them have ended within 10 s of a stop.
 Leaves to others: whether a cluster may run here (`premises`), keeping children running (`supervisor`), which shards
-are to run and what becomes of their files (`roster`), what a child does and its pid file (`process`), the command line
-(`cli`).
+are to run and what becomes of their files (`roster`), when the cluster is ready (`readiness`), what a child does and
+its pid file (`process`), the command line (`cli`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import site
@@ -29,6 +28,7 @@ from kvstore.demo import check_demo, with_demo
 from kvstore.errors import ConfigError, KvError
 from kvstore.premises import claim, is_taken, ports_in_use
 from kvstore.process import EXIT_REFUSED, raise_open_files_limit, refusal, stop_signals
+from kvstore.readiness import http_ask, until_copied, until_ready
 from kvstore.roster import (
     DesiredShards,
     Files,
@@ -42,13 +42,9 @@ from kvstore.roster import (
 )
 from kvstore.supervisor import Child, Log, Supervisor, json_line
 
-_READY_POLL_S = 0.05
-_READY_TIMEOUT_S = 2.0
-_NOT_READY_REPORT_S = 10.0
 _LAUNCH_ANSWER_S = 5.0  # on top of the time for which the controller holds the question open
 _LAUNCH_RETRY_S = 0.2
 _HELD_RETRY_S = 0.5
-_ANSWER_BYTES_MAX = 1024 * 1024
 
 
 async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None], demo: bool = False) -> int:
@@ -57,7 +53,8 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
     Returns the exit code: 0 stopped, 1 a child died, 2 cannot start.
 
     It cannot start, either, if one of the first children says so for good (78) before the cluster is ready.
-    `announce` gets one line, "ready: URL", when the first router is ready. `restart` False: the first child that dies
+    `announce` gets one line, "ready: URL", when the first router is ready; at the first start of a cluster with copies
+    once these are in sync. `restart` False: the first child that dies
     ends everything with 1. A second signal does not wait for the children any longer, it kills them. `demo`: with a
     second router for the play-throughs of the page.
     """
@@ -66,7 +63,8 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
         try:
             config = load_config(config_path)
             data_dir = Path(config.data_dir)
-            ids = first_shards(config, look(data_dir))
+            files = look(data_dir)
+            ids = first_shards(config, files)
             first = msgspec.structs.replace(config, shards=[shard for shard in config.shards if shard.id in ids])
             refusals = await ports_in_use(first)
             if demo:
@@ -85,7 +83,7 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
             children = cluster_children(first, config_path.absolute())
             if demo:
                 children = with_demo(children, partial(router_child, first, config_path.absolute()))
-            return await _run(config, config_path.absolute(), children, restart, announce, log)
+            return await _run(config, config_path.absolute(), children, restart, announce, log, not files.data)
         finally:
             await asyncio.to_thread(log.close)
 
@@ -97,6 +95,7 @@ async def _run(
     restart: bool,
     announce: Callable[[str], None],
     log: Log,
+    is_first_start: bool,
 ) -> int:
     start = _Start(children, log)
     supervisor = start.supervisor = Supervisor(config.limits, restart=restart, log=log, on_refusal=start.note_refusal)
@@ -104,7 +103,7 @@ async def _run(
     for child in children:
         supervisor.add(child)
     stop_asked = asyncio.create_task(supervisor.stop_asked.wait())
-    ready = start.ready = asyncio.create_task(_announce_ready(config.routers[0].listen, announce, log))
+    ready = start.ready = asyncio.create_task(_announce_ready(config, is_first_start, announce, log))
     shards = asyncio.create_task(ShardReconciler(config, config_path, supervisor, log).follow())
     try:
         await asyncio.wait({stop_asked, shards}, return_when=asyncio.FIRST_COMPLETED)
@@ -281,7 +280,7 @@ class ShardReconciler:
         revision = self._launch.revision if self._launch else 0
         path = f"/v1/launch?after={revision}&running={','.join(self._supervisor.ids('shard'))}"
         address = on_this_host(self._config.controllers[0].listen)
-        status, body, reason = await _http_ask(*address, path, self._config.limits.map_poll_s + _LAUNCH_ANSWER_S)
+        status, body, reason = await http_ask(*address, path, self._config.limits.map_poll_s + _LAUNCH_ANSWER_S)
         if status == 200:
             try:
                 self._launch, self._complaint = msgspec.json.decode(body, type=DesiredShards), ""
@@ -392,48 +391,11 @@ class ShardReconciler:
 # --- readiness -------------------------------------------------------------------------------------------------------
 
 
-async def _announce_ready(listen: str, announce: Callable[[str], None], log: Log) -> None:
-    """Poll /readyz of that router until it answers 200; say now and then why it does not."""
-    host, port = on_this_host(listen)
-    clock = asyncio.get_running_loop()
-    report_s = clock.time() + _NOT_READY_REPORT_S
-    while True:
-        status, reason = await http_get(host, port, "/readyz")
-        if status == 200:
-            announce(f"ready: {url_of(listen)}")
-            return
-        if clock.time() >= report_s:
-            report_s += _NOT_READY_REPORT_S
-            log.write("up", f"not ready yet: {reason}")
-        await asyncio.sleep(_READY_POLL_S)
-
-
-async def http_get(host: str, port: int, path: str) -> tuple[int, str]:
-    """Status and reason (the `detail` of a problem document, or the error); status 0 if there is no answer."""
-    status, _, reason = await _http_ask(host, port, path, _READY_TIMEOUT_S)
-    return status, reason
-
-
-async def _http_ask(host: str, port: int, path: str, timeout_s: float) -> tuple[int, bytes, str]:
-    """Status, body and reason, as `http_get`.
-
-    The few lines of HTTP that this needs: an HTTP library would be most of the launcher's memory and start.
-    """
-    try:
-        async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(host, port, limit=_ANSWER_BYTES_MAX)
-            try:
-                # 1.0: the answer ends with the connection.
-                writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
-                answer = bytearray()
-                while (chunk := await reader.read(_ANSWER_BYTES_MAX)) and len(answer) <= _ANSWER_BYTES_MAX:
-                    answer += chunk
-            finally:
-                writer.close()
-    except (OSError, TimeoutError) as error:
-        return 0, b"", str(error) or type(error).__name__
-    head, _, body = bytes(answer).partition(b"\r\n\r\n")
-    status = int(head[9:12]) if head[9:12].isdigit() else 0
-    with suppress(ValueError, AttributeError):
-        return status, body, str(json.loads(body).get("detail", "")) if body else ""
-    return status, body, head.split(b"\r\n")[0].decode(errors="replace")
+async def _announce_ready(
+    config: ClusterConfig, is_first_start: bool, announce: Callable[[str], None], log: Log
+) -> None:
+    listen, say = config.routers[0].listen, partial(log.write, "up")
+    await until_ready(listen, say)
+    if is_first_start and config.replicas > 1:
+        await until_copied(listen, say)
+    announce(f"ready: {url_of(listen)}")

@@ -18,14 +18,13 @@ is done to look at a message, because a struct's class has a class of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-VERSION_MAX = 2**53 - 1  # every program can read it as a number of JSON
-STAMP_MAX = 2**53 - 1  # in microseconds of Unix time: the year 2255
+from kvstore.model import VERSION_MAX, Attempt, Condition, IdempotencyKey, Preconditions, Read, TxnOp
+
 _PARTITIONS_MAX = 65_536
 _SIGNED = 2**63 - 1
 
@@ -45,28 +44,10 @@ class Message(msgspec.Struct, array_like=True, gc=False):
 
 
 class Get(Message, tag=1):
-    key: str
-
-
-class Preconditions(msgspec.Struct, array_like=True, gc=False):
-    """What must hold for a write to be done.
-
-    `token`: that of the lease on the key. `present`, `absent`: the key exists, or does not. `versions`: it exists and
-    has one of these. `not_versions`: it has none of these. None and False mean: not asked.
-    """
-
-    token: int | None = None
-    present: bool = False
-    absent: bool = False
-    versions: list[int] | None = None
-    not_versions: list[int] | None = None
-
-
-class IdempotencyKey(msgspec.Struct, array_like=True, gc=False):
-    """An Idempotency-Key, and the digest of the request that it came with."""
+    """Read the key. `bytes_max`: a larger value is not brought, only its size; 0: any is."""
 
     key: str
-    digest: str
+    bytes_max: Annotated[int, Meta(ge=0, le=_SIGNED)] = 0
 
 
 class Put(Message, tag=2):
@@ -137,56 +118,6 @@ class ScanLeases(Message, tag=13):
 
 
 # --- transactions (see `transactions.attempts` for the words) ---------------------------------------------------------
-
-
-class Attempt(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One try of a transaction. `start`: microseconds of its first try, its age for wait-die; `stamp`: of this try;
-    `router`: a random id of the router's process. A stamp is used once per process, so (stamp, router) is unique.
-    `epoch`: of the map by which its router sends its first messages."""
-
-    start: int
-    stamp: int
-    router: str
-    epoch: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.stamp:x}-{self.router}"
-
-    @property
-    def age(self) -> tuple[int, str]:
-        """For wait-die: the smaller is the older."""
-        return self.start, self.router
-
-
-def txn_id(attempt: Attempt, partition: int) -> str:
-    """What a client is given: it names the anchor's partition, so that the attempt can be looked up."""
-    return f"{partition:x}-{attempt.name}"
-
-
-class Condition(msgspec.Struct, array_like=True, gc=False):
-    """On a key or, with `token`, on the lock of that name. Exactly one of the others is given."""
-
-    key: str
-    version: int | None = None
-    exists: bool | None = None
-    token: int | None = None
-
-
-class TxnOp(msgspec.Struct, array_like=True, gc=False):
-    """An operation of a branch: put (`value` given), delete or get."""
-
-    op: Literal["put", "delete", "get"]
-    key: str
-    value: bytes = b""
-    ttl_ms: int = 0
-
-
-class Read(msgspec.Struct, array_like=True, gc=False):
-    """What a get found: `value` None means there is no such key."""
-
-    version: int
-    value: bytes | None
 
 
 class Transact(Message, tag=14):
@@ -396,13 +327,17 @@ WRITES = frozenset(
 
 
 class Answer(Message, tag=101):
-    """The answer to a request on one key. `problem` is that of an error (see `errors`), else None."""
+    """The answer to a request on one key. `problem` is that of an error (see `errors`), else None.
+
+    `left_out_bytes`: the size of a value that is not brought, since the get takes no such.
+    """
 
     status: int
     version: int = 0
     value: bytes | None = None
     ttl_left_ms: int = 0
     problem: dict[str, Any] | None = None
+    left_out_bytes: int = 0
 
 
 class Page(Message, tag=102):
@@ -481,11 +416,6 @@ class Progress(Message, tag=107):
 MovedRow = tuple[str, str, Partition, Stored, Stored, bytes | None, bytes | None, Checksum]
 
 
-def row_bytes(row: Sequence[Any]) -> int:
-    """About, of a MovedRow."""
-    return len(row[5] or b"") + len(row[6] or b"") + 64
-
-
 class Rows(Message, tag=108):
     """A page of a Pull. `more`: there is another one. Where it goes on: after `sequence`; in a copy, without the first
     `done` partitions, which are complete, and behind `after_row`.
@@ -516,60 +446,6 @@ class Frozen(Message, tag=109):
 
 Reply = Answer | Page | Info | Vote | Outcome | Reads | Progress | Rows | Frozen
 
-
-def message_bytes(message: Any) -> int:
-    """What a message counts for where queues and frames are bounded, roughly: its values, and so much per part.
-
-    An operation that is no message counts for one part.
-    """
-    size = _SIZES.get(type(message))
-    return _PART_BYTES if size is None else size(message)
-
-
-_PART_BYTES = 64
-
-
-def _one_value_bytes(message: Put | Answer) -> int:
-    return len(message.value or b"") + _PART_BYTES
-
-
-def _steps_bytes(message: Prepare | Transact | DecideCommit) -> int:
-    then, otherwise = message.then, message.otherwise
-    size = _PART_BYTES * (len(then) + len(otherwise) + len(message.conditions) + 1)
-    for step in then:
-        size += len(step.value)
-    for step in otherwise:
-        size += len(step.value)
-    return size
-
-
-def _reads_bytes(message: Vote | Outcome | Reads) -> int:
-    size = _PART_BYTES
-    for read in message.reads:
-        size += len(read.value or b"") + _PART_BYTES
-    return size
-
-
-def _page_bytes(message: Page) -> int:
-    return sum([len(value or b"") + _PART_BYTES for _, _, value, _ in message.items])
-
-
-def _rows_bytes(message: Rows) -> int:
-    return sum([len(row[5] or b"") + len(row[6] or b"") + _PART_BYTES for row in message.rows])
-
-
-def _keys_bytes(message: ApplyIntents | Abort | ReadLock) -> int:
-    return _PART_BYTES * (len(message.keys) + 1)
-
-
-_SIZES: dict[type, Callable[[Any], int]] = {
-    **dict.fromkeys((Put, Answer), _one_value_bytes),
-    **dict.fromkeys((Prepare, Transact, DecideCommit), _steps_bytes),
-    **dict.fromkeys((Vote, Outcome, Reads), _reads_bytes),
-    **dict.fromkeys((ApplyIntents, Abort, ReadLock), _keys_bytes),
-    Page: _page_bytes,
-    Rows: _rows_bytes,
-}
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(list[Request])
 _replies = msgspec.msgpack.Decoder(list[Reply])

@@ -1,17 +1,16 @@
 """Which shards `kvstore up` runs on this host: what to start, to stop and to set aside as the cluster changes.
 
-Owns: what the controller tells a launcher, the rules, the names of a shard's files and of what is kept of them.
+Owns: what the controller tells a launcher, the rules, the names of a shard's files.
 Promises: a member is never stopped. A file is set aside only when its shard left the cluster while this launcher
 looked on, or its setting aside had begun; never while a process has it open; never over another file.
-Leaves to others: asking the controller, starting and stopping (`launcher`).
+Leaves to others: asking the controller, starting and stopping (`launcher`), how a file is set aside (`set_aside`).
 
 A shard that has left the cluster ends, and `shard-ID.db` becomes `shard-ID.db.removed`, so that the next start does not
-begin it again and its id is free. That takes a moment in which this host may die. So the second name is given to the
-file first, while the process still runs (a link, nothing is renamed under SQLite), and the first one taken away at
-the end: a file with both names was on its way, and the next start finishes it. A file that is of no member and has one
-name only (copied here, or of a shard that left while this launcher did not run) is left as it is. If a shard of its id
-is to be added, it is set aside if it says that it belongs to this very cluster, which has taken from it all that it
-had. Else the shard is started with it, and says for itself what is wrong.
+begin it again and its id is free. That takes a moment in which this host may die. So the file has both names while it
+is on its way (`set_aside`), and the next start finishes it. A file that is of no member and has one name only (copied
+here, or of a shard that left while this launcher did not run) is left as it is. If a shard of its id is to be added, it
+is set aside if it says that it belongs to this very cluster, which has taken from it all that it had. Else the shard is
+started with it, and says for itself what is wrong.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from __future__ import annotations
 import itertools
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 
+from kvstore import set_aside
 from kvstore.addresses import address_text, listen_address, on_this_host
 from kvstore.config import ID_PATTERN, ClusterConfig
-from kvstore.data_file import make_sparse
 from kvstore.process import pid_file_holder
 
 PORT_MAX = 65_535
 
-_PREFIX, _DATA, _REMOVED, _PID = "shard-", ".db", ".db.removed", ".pid"
+_PREFIX, _DATA, _REMOVED, _PID = "shard-", ".db", f".db{set_aside.REMOVED}", ".pid"
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -162,7 +161,7 @@ def _port(url: str) -> int | None:
 def look(data_dir: Path) -> Files:
     """What lies in the folder now."""
     data, removed = _ids(data_dir, _DATA), _ids(data_dir, _REMOVED)
-    leaving = {shard_id for shard_id in data & removed if _is_one_file(data_dir, shard_id)}
+    leaving = {shard_id for shard_id in data & removed if set_aside.has_begun(_path(data_dir, shard_id))}
     held = {shard_id for shard_id in _ids(data_dir / "run", _PID) if _is_held(data_dir, shard_id)}
     return Files(frozenset(data - leaving), frozenset(removed), frozenset(leaving), frozenset(held))
 
@@ -186,12 +185,8 @@ def _cluster_of(data_dir: Path, shard_id: str) -> str | None:
 
 
 def begin_removal(data_dir: Path, shard_id: str) -> None:
-    """Write down that this file is to be set aside, while its process may still run. Raises OSError."""
-    path = _path(data_dir, shard_id)
-    if path.exists() and not _is_one_file(data_dir, shard_id):
-        _make_room(data_dir, shard_id)
-        with suppress(OSError):  # not every file system has links; then only a start at this moment would not know
-            _path(data_dir, shard_id, _REMOVED).hardlink_to(path)
+    """Write down that the shard's file is to be set aside, while its process may still run. Raises OSError."""
+    set_aside.begin(_path(data_dir, shard_id))
 
 
 def finish_removal(data_dir: Path, shard_id: str) -> Path | None:
@@ -199,43 +194,7 @@ def finish_removal(data_dir: Path, shard_id: str) -> Path | None:
 
     May be repeated after a crash at any line.
     """
-    path, removed = _path(data_dir, shard_id), _path(data_dir, shard_id, _REMOVED)
-    if not path.exists():
-        return None
-    begin_removal(data_dir, shard_id)
-    # What the log has and the file has not, and after kill -9 two more, belong to the file by their names.
-    for beside in (*sorted(data_dir.glob(f"{path.stem}.log.*")), *data_dir.glob(f"{path.stem}.id")):
-        set_aside = beside.rename(data_dir / f"{removed.name}{beside.name.removeprefix(path.stem)}")
-        with suppress(OSError):  # the room that was made for records to come
-            make_sparse(set_aside)
-    for suffix in ("-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(removed.with_name(removed.name + suffix))
-    if _is_one_file(data_dir, shard_id):
-        path.unlink()
-    else:
-        path.rename(removed)
-    return removed
-
-
-def _make_room(data_dir: Path, shard_id: str) -> None:
-    """A shard of that id was removed before: its file becomes `shard-ID.db.removed.1`, `.2`, …, the newest last."""
-    removed = _path(data_dir, shard_id, _REMOVED)
-    if not removed.exists():
-        return
-    free = next(path for n in itertools.count(1) if not (path := removed.with_name(f"{removed.name}.{n}")).exists())
-    for beside in (*sorted(data_dir.glob(f"{removed.name}.log.*")), *data_dir.glob(f"{removed.name}.id")):
-        beside.rename(data_dir / f"{free.name}{beside.name.removeprefix(removed.name)}")
-    for suffix in ("-wal", "-shm", ""):
-        with suppress(FileNotFoundError):
-            removed.with_name(removed.name + suffix).rename(free.with_name(free.name + suffix))
-
-
-def _is_one_file(data_dir: Path, shard_id: str) -> bool:
-    try:
-        return _path(data_dir, shard_id).samefile(_path(data_dir, shard_id, _REMOVED))
-    except FileNotFoundError:
-        return False
+    return set_aside.finish(_path(data_dir, shard_id))
 
 
 def _ids(folder: Path, suffix: str) -> set[str]:

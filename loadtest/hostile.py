@@ -4,7 +4,7 @@
     python -m loadtest.hostile unread-batches --seconds 30 --json
 
 Owns: the shapes in turn, the client beside them, the router's memory, the verdict: memory stays under the stated bound,
-the other client is served, and its p99 stays within `P99_RATIO_MAX` of what it was undisturbed.
+the other client is served, and its p99 stays within `P99_RATIO_MAX` of what it was undisturbed just before.
 Promises: bounded in connections and time; nothing that it started stays. Exit code 0: as promised, 1: not, 2: it could
 not be measured.
 Leaves to others: the shapes (`hostile_shapes`), starting and ending processes (`cluster`).
@@ -56,18 +56,24 @@ class Figures(msgspec.Struct):
     reopened: int
 
 
+class Round(msgspec.Struct):
+    """A shape, and what the other client saw before it began: how busy the machine is changes."""
+
+    undisturbed: Figures
+    shape: Figures
+
+
 class Result(msgspec.Struct):
     """`bound_bytes`: what the router's memory may be at most."""
 
     bound_bytes: int
-    undisturbed: Figures
-    shapes: list[Figures]
+    rounds: list[Round]
 
     @property
     def complaints(self) -> list[str]:
         """What was not as promised."""
         found = []
-        for figures in self.shapes:
+        for figures in (each.shape for each in self.rounds):
             if figures.router_bytes > self.bound_bytes:
                 found.append(f"{figures.shape}: the router had {figures.router_bytes / 1e6:,.0f} MB")
             if figures.ratio > P99_RATIO_MAX:
@@ -111,14 +117,14 @@ async def _measure(shapes: list[Shape], seconds: float, shards: int) -> Result:
             await _fill(kv)
             router = cluster.pids()["router-0"].pid
             port = URL(cluster.url).port or 80
-            undisturbed = await _observe(None, port, kv, router, seconds)
-            result = Result(stated_bound(undisturbed.router_bytes, shards), undisturbed, [])
+            result = Result(stated_bound(resident_bytes(router), shards), [])
             for shape in shapes:
                 if sys.stderr.isatty():
                     click.echo(f"{shape.name}: {shape.words} …", err=True)
+                undisturbed = await _observe(None, port, kv, router, seconds)
                 figures = await _observe(shape, port, kv, router, seconds)
                 figures.ratio = figures.p99_ms / undisturbed.p99_ms
-                result.shapes.append(figures)
+                result.rounds.append(Round(undisturbed, figures))
                 await asyncio.sleep(_SETTLE_S)
             if cluster.pids()["router-0"].pid != router:
                 raise RuntimeError("the router ended and was started again: its log says why")
@@ -209,17 +215,17 @@ class _Observer:
 def render(result: Result) -> str:
     """A table of Markdown and the complaints."""
     lines = [
-        "| shape | connections | cut off | router MB | requests beside | failed | p50 ms | p99 ms | × undisturbed |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| shape | connections | cut off | router MB | requests beside | failed | p50 ms | p99 ms | undisturbed | × |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in (result.undisturbed, *result.shapes):
-        failed = sum(row.failures.values())
-        lines.append(
-            f"| {row.shape} | {row.connections:,} | {row.reopened:,} | {row.router_bytes / 1e6:,.0f} "
-            f"| {row.requests:,} | {failed:,} | {row.p50_ms:.1f} | {row.p99_ms:.1f} | {row.ratio:.1f} |"
-        )
+    shapes = [each.shape for each in result.rounds]
+    for row, before in zip(shapes, (each.undisturbed for each in result.rounds), strict=True):
+        failed, megabytes = sum(row.failures.values()), row.router_bytes / 1e6
+        cells = [f"{row.connections:,}", f"{row.reopened:,}", f"{megabytes:,.0f}", f"{row.requests:,}", f"{failed:,}"]
+        cells += [f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}", f"{before.p99_ms:.1f}", f"{row.ratio:.1f}"]
+        lines.append(f"| {row.shape} | {' | '.join(cells)} |")
     lines.append(f"\nthe router's memory may be {result.bound_bytes / 1e6:,.0f} MB")
-    lines += [f"  {row.shape}: {count:,} × {words}" for row in result.shapes for words, count in row.failures.items()]
+    lines += [f"  {row.shape}: {count:,} × {words}" for row in shapes for words, count in row.failures.items()]
     lines += [f"not as promised: {complaint}" for complaint in result.complaints]
     return "\n".join(lines)
 

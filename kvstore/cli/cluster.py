@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,10 @@ Document = Mapping[str, Any]
 def status(watch: bool, url: str, as_json: bool) -> None:
     """Show the shards, their state and what they hold, what moves between them, and how many transactions are in doubt:
     neither committed nor aborted, for how long at most.
+
+    Of copies: the node of each primary that is not at home (s1 on s2), the
+    nodes of the copies, which are in sync or how far they are, which shards
+    have too few and what comes next, and the last failovers.
 
     With --json: GET /v1/cluster as it is (one line, with --watch one a second). Exit code 0 whenever the router
     answered, also when a shard is down.
@@ -111,11 +116,11 @@ async def _show_once(kv: Client, as_json: bool) -> None:
 
 
 def _status(document: Document, width: int | None, colour: bool) -> list[str]:
-    """The shards, and below them what moves."""
+    """The shards, and below them what is said of copies and what moves."""
     lines = [*_title(document).splitlines(), "", *_fitting_shards(document, width, colour)]
     if any(shard["state"] == "down" for shard in document["shards"]):
         lines += ["", "(in parentheses: what was last known of a shard that is down; ?: nothing)"]
-    return [*lines, *_moves(document, width, colour)]
+    return [*lines, *_replicas(document), *_moves(document, width, colour)]
 
 
 def _fitting_shards(document: Document, width: int | None, colour: bool) -> list[str]:
@@ -133,6 +138,7 @@ def _shard_table(document: Document, scheme: str) -> Table:
         Column("address"),
         Column("state", colours=_STATE_COLOURS),
         *(Column(name, right=True) for name in ("weight", "partitions", "keys", "bytes")),
+        *([Column("copies")] if has_copies(document) else []),
     ]
     rows = [
         (
@@ -143,18 +149,65 @@ def _shard_table(document: Document, scheme: str) -> Table:
             f"{shard['partitions']:,}",
             held(shard, "keys"),
             held(shard, "bytes", human_bytes),
+            *([copies_text(shard)] if has_copies(document) else []),
         )
         for shard in shards
     ]
     partitions = f"{sum(shard['partitions'] for shard in shards):,}"
     sums = (f"{len(shards)} shards", "", "", "", partitions, _sum(shards, "keys"), _sum(shards, "bytes", human_bytes))
-    return Table(columns, rows, sums)
+    return Table(columns, rows, (*sums, *([""] if has_copies(document) else [])))
 
 
 def _where(shard: Document) -> str:
     """The shard, with the node that answers for it unless that is its home."""
     name, node = str(shard["id"]), str(shard.get("primary", shard["id"]))
     return printable(name if node == name else f"{name} on {node}")
+
+
+def has_copies(document: Document) -> bool:
+    """There are copies beside the primaries, or are to be."""
+    return document["replicas"] > 1 or any(shard.get("copies") for shard in document["shards"])
+
+
+def copies_text(shard: Document) -> str:
+    """The nodes of the shard's copies, each with what it lacks: "s2 in sync, s3 joining 40%"."""
+    return ", ".join(map(_copy_text, shard.get("copies") or ())) or "none"
+
+
+def _copy_text(copy: Document) -> str:
+    text = f"{printable(str(copy['node']))} {'in sync' if copy['state'] == 'in-sync' else 'joining'}"
+    if total := copy.get("rows_total"):
+        return f"{text} {copy['rows_done'] / total:.0%}"
+    return f"{text}, {copy['lag']:,} behind" if copy.get("lag") else text
+
+
+def _replicas(document: Document) -> list[str]:
+    """What is under-replicated and what comes next; the last failovers."""
+    lines = []
+    if under := document.get("under_replicated"):
+        lines += ["", "fewer copies than asked for"]
+        lines += [
+            f"{printable(str(each['shard']))}: {each['in_sync']} of {each['wanted']} in sync; waits for "
+            f"{printable(str(each['awaited']))}"
+            for each in under[:_MOVES_SHOWN_MAX]
+        ]
+        if hidden := under[_MOVES_SHOWN_MAX:]:
+            lines.append(f"and {len(hidden):,} more shards")
+    if failovers := document.get("failovers"):
+        lines += ["", "last failovers"]
+        lines += [
+            f"{_clock(str(each['at']))} shard {printable(str(each['shard']))}: {printable(str(each['cause']))}"
+            for each in failovers
+        ]
+    return lines
+
+
+def _clock(at: str) -> str:
+    """A moment as RFC 3339 has it, by the clock of this machine, to the second."""
+    try:
+        return datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return printable(at)
 
 
 def _grouped(count: float) -> str:

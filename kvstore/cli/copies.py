@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import click
 
-from kvstore.cli.frame import talks_to_cluster
+from kvstore.cli.frame import EXIT_STORE_SAID_NO, call, complain, talks_to_cluster
 from kvstore.cli.shards import ClusterChange, run_change
+from kvstore.client import Client
 from kvstore.config import REPLICAS_MAX
+from kvstore.errors import ChangeRefused, KvError, NotFound
 
 _no_wait = click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
 
@@ -52,13 +54,23 @@ def replicas(number: int, no_wait: bool, url: str, as_json: bool) -> None:
 @click.command()
 @click.argument("shard_id", metavar="ID")
 @click.option("--to", metavar="NODE", required=True, help="The node whose copy is to answer for the shard.")
+@click.option("--accept-loss", is_flag=True, help="Although that copy is not in sync: what it lacks is lost.")
+@click.option("--confirm", metavar="ID", help="With --accept-loss, for programs: the id of the shard again.")
 @_no_wait
 @talks_to_cluster
-def promote(shard_id: str, to: str, no_wait: bool, url: str, as_json: bool) -> None:
+def promote(
+    shard_id: str, to: str, accept_loss: bool, confirm: str | None, no_wait: bool, url: str, as_json: bool
+) -> None:
     """Make the copy of shard ID on NODE its primary, and wait until it answers.
 
     The copy must be in sync. No call of any client fails, and the shard stays
     on that node: name its home (the node of its own name) to bring it back.
+
+    With --accept-loss, when the disks of the primary and of all copies in sync
+    are lost, an older copy goes on. What it lacks was acknowledged and is lost
+    for good, also if those nodes return; transactions of that time may be done
+    in part. You are told how old it is, and asked for the shard's id. Refused
+    while the primary or a copy in sync is heard.
 
     \b
     Exit codes and --json: as for `kvstore cluster replicas`.
@@ -66,13 +78,42 @@ def promote(shard_id: str, to: str, no_wait: bool, url: str, as_json: bool) -> N
     \b
     Example:
       kvstore shard promote s1 --to s2
+      kvstore shard promote s1 --to s3 --accept-loss
     """
+    if confirm is not None and not accept_loss:
+        raise click.UsageError("--confirm goes with --accept-loss")
+    if accept_loss:
+        confirm = _confirmed(shard_id, to, confirm, url, as_json)
     change = ClusterChange(
         shard_id,
         f"promote {shard_id}",
-        lambda kv, _: kv.promote(shard_id, to),
+        lambda kv, _: (
+            kv.promote(shard_id, to) if confirm is None else kv.promote_with_loss(shard_id, to, confirm=confirm)
+        ),
         lambda answer: f"{shard_id} goes to node {answer['to']}",
         f"{shard_id} is served by node {to}",
         moves=False,
     )
     run_change(change, False, no_wait, url, as_json)
+
+
+def _confirmed(shard_id: str, to: str, confirm: str | None, url: str, as_json: bool) -> str:
+    """The shard's id, typed again; what would be lost is told before."""
+    if confirm is None:
+        refused = call(url, as_json, lambda kv: _loss(kv, shard_id, to))
+        complain(refused.detail.partition(" If that is meant")[0])
+        if "number" not in refused.members:
+            raise click.exceptions.Exit(EXIT_STORE_SAID_NO)
+        confirm = str(click.prompt("Type the id of the shard to go on", err=True))
+    if confirm != shard_id:
+        raise click.UsageError(f"{confirm!r} is not {shard_id!r}: nothing was changed")
+    return confirm
+
+
+async def _loss(kv: Client, shard_id: str, to: str) -> KvError:
+    """What the controller says of it, which it refuses unconfirmed."""
+    try:
+        await kv.promote_with_loss(shard_id, to)
+    except (ChangeRefused, NotFound) as refused:
+        return refused
+    raise AssertionError("the controller takes it only with the shard's id")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from kvstore.cli.change import follow
-from kvstore.cli.cluster import held, print_plan
+from kvstore.cli.cluster import copies_text, has_copies, held, print_plan
 from kvstore.cli.frame import (
     EXIT_STORE_SAID_NO,
     call,
@@ -257,7 +257,8 @@ def cancel(url: str, as_json: bool) -> None:
 @click.command("list")
 @talks_to_cluster
 def list_shards(url: str, as_json: bool) -> None:
-    """List the shards, one a line: id, state, weight, partitions, keys, bytes, address.
+    """List the shards, one a line: id, state, weight, partitions, keys, bytes, address; where there are copies, the
+    primary's node and the copies' nodes, too.
 
     With --json a line each, as in "shards" of GET /v1/cluster.
 
@@ -268,21 +269,25 @@ def list_shards(url: str, as_json: bool) -> None:
     """
 
     async def work(kv: Client) -> None:
-        for shard in (await kv.cluster())["shards"]:
+        document = await kv.cluster()
+        for shard in document["shards"]:
             if as_json:
                 say_json(shard)
             else:
-                say(_line(shard))
+                say(_line(shard, shows_copies=has_copies(document)))
 
     call(url, as_json, work)
 
 
-def _line(shard: Answer) -> str:
+def _line(shard: Answer, *, shows_copies: bool) -> str:
     keys, size = held(shard, "keys"), held(shard, "bytes", human_bytes)
     facts = (
         printable(str(shard["id"])), shard["state"], f"weight {shard['weight']}",
         f"{shard['partitions']:,} partitions", f"{keys} keys", size, printable(str(shard["url"])),
     )  # fmt: skip
+    if shows_copies:
+        where = f"primary on {printable(str(shard['primary']))}"
+        return "\t".join((*facts, where, f"copies: {copies_text(shard)}"))
     return "\t".join(facts)
 
 

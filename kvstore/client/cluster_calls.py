@@ -66,6 +66,15 @@ class ClusterCalls(Connection):
         """Make the copy on node `to` the shard's primary. Raises NotFound, ChangeRefused if it is not in sync."""
         return await self._change("POST", f"/v1/shards/{quote(shard_id, safe='')}/promote", {"to": to}, False)
 
+    async def promote_with_loss(self, shard_id: str, to: str, *, confirm: str | None = None) -> dict[str, Any]:
+        """Make a copy that is not in sync the primary, because no other is left; what it lacks is lost.
+
+        `confirm`: the shard's id again. {"id","to","epoch","number","told","change"}: the last record of that copy, and
+        of which one the shard had told. Raises NotFound; ChangeRefused, also unconfirmed, with what would be lost.
+        """
+        body = {"to": to, "accept_loss": True} | ({} if confirm is None else {"confirm": confirm})
+        return await self._change("POST", f"/v1/shards/{quote(shard_id, safe='')}/promote", body, False)
+
     async def replicate(self, replicas: int) -> dict[str, Any]:
         """Keep so many copies of every key. Raises ChangeRefused."""
         return await self._change("PATCH", "/v1/cluster", {"replicas": replicas}, False)

@@ -57,6 +57,11 @@ class NewReplicas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class NewPrimary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/shards/{id}/promote: the node whose copy is to be the primary."""
+    """The body of POST /v1/shards/{id}/promote: the node whose copy is to be the primary.
+
+    `accept_loss`: although it is not in sync; `confirm` is the shard's id again then.
+    """
 
     to: str
+    accept_loss: bool = False
+    confirm: str | None = None

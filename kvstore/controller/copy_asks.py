@@ -40,7 +40,8 @@ def with_replicas(state: ClusterState, replicas: int, unserved: Sequence[str]) -
     if replicas == cluster_map.replicas:
         return state
     changed = msgspec.structs.replace(cluster_map, epoch=cluster_map.epoch + 1, replicas=replicas)
-    return msgspec.structs.replace(state, map=changed)
+    preferred = state.preferred if replicas > 1 else {}  # the only copy lies at home
+    return msgspec.structs.replace(state, map=changed, preferred=preferred)
 
 
 def with_primary(state: ClusterState, shard_id: str, to: str) -> ClusterState:
@@ -53,7 +54,8 @@ def with_primary(state: ClusterState, shard_id: str, to: str) -> ClusterState:
         synced = ", ".join(copy.node for copy in present.in_sync) or "none"
         raise ChangeRefused(
             f"node {to} has no copy of shard {shard_id} that is in sync (in sync: {synced}): wait until it is, or name "
-            "another node.",
+            "another node. If the disks of the others are lost, accept_loss goes on with an older copy.",
+            in_sync=[copy.node for copy in present.in_sync],
         )
     others = {name: node for name, node in state.preferred.items() if name != shard_id}
     preferred = others if to == shard_id else {**others, shard_id: to}

@@ -2,25 +2,34 @@
 
 Owns: the form of these facts.
 Promises: pure.
-Leaves to others: what was heard (`heard`), what is missing (`copy_places`), the rest of the document (the router).
+Leaves to others: what was heard (`heard`), what is missing (`copy_places`), the words (the router).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from kvstore.controller.changes import Change
 from kvstore.controller.copy_places import Places
 from kvstore.controller.heard import Heard
 from kvstore.controller.replicas import too_many_silent
+from kvstore.environment import utc_text
+from kvstore.placement.copies import zone_of
 from kvstore.replication.configuration import Configuration, Replica, configuration_of
 
+FAILOVERS_SHOWN_MAX = 5
 
-def described(places: Places) -> dict[str, Any]:
+
+def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
     """`silent`: for how many seconds each node that is held for dead was silent; `copies`: those of each shard;
     `unserved`: shards whose primary does not answer; `missing`: by shard, nodes whose copy is not in sync;
-    `holds_still`: so many nodes are silent that none is given up."""
+    `stranded`: shards that only their silent primary's node can serve; `lacking_nodes`: so many more are asked for;
+    `one_zone`: shards whose copies share a zone or host; `holds_still`: so many nodes are silent that nothing moves;
+    `given_up_in_s`: until the first of them is given up, None if none will be; `failovers`: the last, newest first."""
     cluster_map, heard, now = places.cluster_map, places.heard, places.now
     configs = [c for shard in cluster_map.shards if (c := configuration_of(cluster_map, shard.id)) is not None]
+    holds_still = too_many_silent(cluster_map, heard, now)
     return {
         "silent": {
             node.id: round(heard.silent_for(node.id, now), 1)
@@ -30,7 +39,12 @@ def described(places: Places) -> dict[str, Any]:
         "copies": {config.shard: [_copy(config, copy, heard) for copy in config.replicas] for config in configs},
         "unserved": [config.shard for config in configs if not places.serves(config)],
         "missing": {config.shard: missing for config in configs if (missing := places.missing(config))},
-        "holds_still": too_many_silent(cluster_map, heard, now),
+        "stranded": {config.shard: _stranded(config, places) for config in configs if _is_stranded(config, places)},
+        "lacking_nodes": max(0, cluster_map.replicas - sum(not node.given_up for node in cluster_map.nodes)),
+        "one_zone": [config.shard for config in configs if _shares_zone(config, places)],
+        "holds_still": holds_still,
+        "given_up_in_s": None if holds_still else _given_up_in_s(places),
+        "failovers": [_failover(c) for c in reversed(known) if c.kind == "failover"][:FAILOVERS_SHOWN_MAX],
     }
 
 
@@ -44,3 +58,48 @@ def _copy(config: Configuration, copy: Replica, heard: Heard) -> dict[str, Any]:
     if (rows := report.snapshots.get(copy.copy_id)) is not None:
         facts |= {"rows_done": rows[0], "rows_total": rows[1]}
     return facts
+
+
+def _is_stranded(config: Configuration, places: Places) -> bool:
+    """Its primary is silent, and no copy in sync is on a node that is heard."""
+    if places.heard.primary_silent_since(*config.primary, places.now) is None:
+        return False
+    return not any(places.heard.is_here(copy.node, places.now) for copy in config.in_sync)
+
+
+def _stranded(config: Configuration, places: Places) -> dict[str, Any]:
+    """The node that is waited for, and another one whose copy has something, if one is heard."""
+    here = [
+        copy.node
+        for copy in config.replicas
+        if places.heard.is_here(copy.node, places.now)
+        and (report := places.heard.report(copy.node, config.shard, copy.copy_id)) is not None
+        and report.number
+        and report.role == "copy"
+    ]
+    waits_for = [config.primary.node, *(copy.node for copy in config.in_sync)]
+    return {"nodes": waits_for, "other": here[0] if here else None}
+
+
+def _shares_zone(config: Configuration, places: Places) -> bool:
+    """Where zones or hosts are named: two of its copies would fail together with one of them."""
+    nodes = [node for name in (config.primary.node, *(c.node for c in config.replicas)) if (node := places.node(name))]
+    zones = [zone_of(node) for node in nodes]
+    return len(set(zones)) < len(zones)
+
+
+def _given_up_in_s(places: Places) -> float | None:
+    if not places.limits.down_out_s or places.cluster_map.replicas < 2:
+        return None
+    left = [
+        places.limits.down_out_s - places.heard.silent_for(node.id, places.now)
+        for node in places.cluster_map.nodes
+        if not node.given_up and places.heard.is_silent(node.id, places.now)
+    ]
+    return max(0.0, round(min(left), 1)) if left else None
+
+
+def _failover(change: Change) -> dict[str, Any]:
+    seconds = max(0, (change.ended_ms or change.began_ms) - change.began_ms) / 1000
+    at = utc_text(change.ended_ms or change.began_ms)
+    return {"shard": change.shard, "to": change.to, "at": at, "seconds": seconds, "cause": change.detail}

@@ -11,19 +11,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from prometheus_client.metrics_core import Metric
 
 from kvstore.config import Limits
-from kvstore.controller import change_steps, changes, copy_facts
+from kvstore.controller import change_steps, changes, copy_facts, copy_loss
 from kvstore.controller.changes import Change
 from kvstore.controller.copy_places import Places
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.heard import Heard
 from kvstore.controller.membership import ClusterState, formed_map
 from kvstore.controller.replicas import PAUSE_MAX_S, Decided, Decider, Step, to_give_back
+from kvstore.controller.store import Told
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import BadBody, Conflict, KvError, Unavailable
 from kvstore.metrics import CopyStats, copy_families
@@ -132,6 +133,28 @@ class CopyKeeper:
             give_back=to_give_back(self._state, beat.node),
         )
 
+    async def promote_with_loss(self, shard_id: str, to: str, confirmed: str | None) -> dict[str, Any]:
+        """A copy that is not in sync becomes the primary: what that loses. Raises as `copy_loss` does; Unavailable."""
+        state = await self._document.read()
+        places = Places(formed_map(state), self._heard, self._limits, self._now_s())
+        loss = copy_loss.judged(places, shard_id, to)
+        told = await self._document.tell(loss.store_id, Told())
+        copy_loss.check_confirmed(loss, confirmed, told)
+        await self._document.accept_old(loss.store_id)
+        floor = (await self._document.tell(loss.store_id, Told())).clock_floor
+        now_ms = self._environment.now_ms()
+        change = Change(id=self._new_id(), kind="promote", shard=shard_id, to=to, began_ms=now_ms)
+        ended_max = self._limits.changes_kept_max
+        _, after = await self._document.change(
+            lambda present: copy_loss.with_loss(present, loss, floor, change, ended_max)
+        )
+        self._take(after)
+        _log.warning("shard %s: %s", shard_id, copy_loss.what_is_lost(loss, told))
+        epoch = formed_map(after).epoch
+        return {
+            "id": shard_id, "to": to, "epoch": epoch, "number": loss.number, "told": told.number, "change": change.id
+        }  # fmt: skip
+
     def announced(self, node: str) -> None:
         """The node has announced itself."""
         self._heard.announced(node, self._now_s())
@@ -184,8 +207,8 @@ class CopyKeeper:
             self._served_by[shard] = step
             self.stats.failovers += 1
             _log.warning(
-                "epoch %d: shard %s is %s's: its primary on %s was silent for %.1f s",
-                epoch, shard, node, before.primary.node, now - step.since,
+                "epoch %d: shard %s is %s's: its primary's node %s %s, for %.1f s",
+                epoch, shard, node, before.primary.node, step.cause, now - step.since,
             )  # fmt: skip
         elif step.why == "planned":
             _log.info("epoch %d: shard %s is %s's, by a planned change", epoch, shard, node)
@@ -215,7 +238,7 @@ class CopyKeeper:
     async def _write_down(self, step: Step, took_s: float) -> None:
         now_ms = self._environment.now_ms()
         old, new = step.before.primary.node, step.after.primary.node
-        detail = f"Node {old} was silent, or had lost its copy; node {new} took over and served after {took_s:.1f} s."
+        detail = f"Node {old} {step.cause}; node {new} took over and served after {took_s:.1f} s."
         began_ms = now_ms - round(took_s * 1000)
         change = Change(id=self._new_id(), kind="failover", shard=step.after.shard, to=new, began_ms=began_ms)
         change = changes.done(change, now_ms, detail)
@@ -241,11 +264,11 @@ class CopyKeeper:
         silent = len(facts["silent"]) if facts is not None else 0
         return copy_families(self.stats, dict(by_state), silent)
 
-    def facts(self, cluster_map: ClusterMap) -> dict[str, Any] | None:
+    def facts(self, cluster_map: ClusterMap, known: Sequence[Change] = ()) -> dict[str, Any] | None:
         """What is known of nodes and copies; None while there is one copy of everything and is to be one."""
         if not beats(cluster_map):
             return None
-        return copy_facts.described(Places(cluster_map, self._heard, self._limits, self._now_s()))
+        return copy_facts.described(Places(cluster_map, self._heard, self._limits, self._now_s()), known)
 
 
 def check_beat(node_id: str, beat: Beat) -> None:

@@ -29,6 +29,7 @@ class Places:
         self.cluster_map = cluster_map
         self.heard = heard
         self.now = now
+        self.limits = limits
         self._walks: dict[str, list[str]] = {}
         self._nodes = [_as_place(cluster_map, node, heard, limits, now) for node in cluster_map.nodes]
 
@@ -44,6 +45,10 @@ class Places:
         if not _stays(shard):
             return [copy.node for copy in config.replicas]
         return [node for node in self.walk(config.shard) if node != config.primary.node]
+
+    def node(self, node_id: str) -> Node | None:
+        """The node of the map."""
+        return self.cluster_map.node(node_id)
 
     def may_keep(self, node: str) -> bool:
         """Copies may lie there."""

@@ -188,10 +188,10 @@ def _decide_formed(
 def _check_copy(shard: Shard, announcement: Announcement) -> None:
     """Raises ForeignData unless the shard's home may start with that file.
 
-    While there are other copies it may start with any: it serves only what the map names, and an empty or lost one is
-    made anew.
+    While there are other copies, or the primary is elsewhere, it may start with any: it serves only what the map names,
+    and an empty or lost one is made anew.
     """
-    if shard.replicas:
+    if shard.replicas or shard.primary.node != announcement.id:
         return
     if shard.store_id != announcement.store_id:
         raise ForeignData(

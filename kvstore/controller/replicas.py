@@ -39,12 +39,14 @@ Why = Literal["silent", "planned", "reopened", "out", "in-sync", "places"]
 
 
 class Step(NamedTuple):
-    """What was decided of one shard. `since`: for a failover, when its primary was heard last."""
+    """What was decided of one shard. `since`, `cause`: for a failover, when its primary was heard last, and what of it
+    was found then."""
 
     why: Why
     before: Configuration
     after: Configuration
     since: float = 0.0
+    cause: str = ""
 
 
 class Decided(NamedTuple):
@@ -134,7 +136,8 @@ class Decider:
         if best is None:
             return None
         after = failover.promoted(config, best.node, best.copy_id, self._epoch)
-        return Step("silent", config, after, since) if after is not None else None
+        cause = "was silent" if self._heard.is_silent(config.primary.node, self._now) else "came without its copy"
+        return Step("silent", config, after, since, cause) if after is not None else None
 
     def _requested(self, config: Configuration) -> Step | None:
         """What its primary asks for now. Takings-out first: all that are asked at once are one map."""

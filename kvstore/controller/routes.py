@@ -185,7 +185,12 @@ class ChangeRoutes:
         return _taken(await self._service.accept_old(call.argument, call.body.confirm))
 
     async def post_promote(self, call: Call) -> Response:
-        shard, to = call.argument, call.body.to
+        asked: NewPrimary = call.body
+        shard, to = call.argument, asked.to
+        if asked.accept_loss:
+            return _taken(await self._keeper.promote_with_loss(shard, to, asked.confirm))
+        if asked.confirm is not None:
+            raise BadBody("confirm goes with accept_loss.")
         state, change_id = await self._service.take(
             "promote", lambda state: with_primary(state, shard, to), shard, to=to
         )
@@ -209,7 +214,7 @@ class ChangeRoutes:
         ending = self._service.ending(state)
         last = self._views.last(state)
         told = {"epoch": epoch, "moves": moves, "wanted": wanted, "ending": ending, "last": last}
-        copies = self._keeper.facts(state.map) if state.map is not None and call.get("copies") else None
+        copies = self._keeper.facts(state.map, state.changes) if state.map is not None and call.get("copies") else None
         return json_response(200, told | ({"copies": copies} if copies is not None else {}))
 
     async def post_moves(self, call: Call) -> Response:

@@ -57,7 +57,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the keys. `store_id` is the random id of its store: an empty or foreign file is no owner.
 
-    `term`: the epoch of the map that gave it. `replicas`: all copies but the primary.
+    `term`: the epoch of the map that gave it. `replicas`: all copies but the primary. `clock_floor`: an older copy was
+    made the primary, and gives versions above that one.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     weight: int = 1
     state: ShardState = "up"
     replicas: list[Replica] = []
+    clock_floor: int = 0
 
     @property
     def nodes(self) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.cluster_map import ClusterMap, Shard
 
 Role = Literal["primary", "opening", "copy", "filling"]
 
@@ -114,11 +114,16 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def beats(cluster_map: ClusterMap, keeps_copies: bool = False) -> bool:
-    """Whether a node that follows this map beats: not while every store has one copy and is to have one.
+    """Whether a node that follows this map beats: not while every store has one copy, at home, and is to have one.
 
     `keeps_copies`: the node has files of stores of which it is not the primary, and waits to be told to drop them.
     """
-    return keeps_copies or cluster_map.replicas > 1 or any(shard.replicas for shard in cluster_map.shards)
+    return keeps_copies or cluster_map.replicas > 1 or any(map(_needs_beats, cluster_map.shards))
+
+
+def _needs_beats(shard: Shard) -> bool:
+    """It has copies, or is to go home."""
+    return bool(shard.replicas) or shard.primary.node != shard.id
 
 
 def beat_every_s(failover_after_s: float) -> float:

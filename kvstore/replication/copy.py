@@ -25,7 +25,7 @@ from kvstore.environment import Environment, to_its_end
 from kvstore.replication import chain, lease, opening, session
 from kvstore.replication.configuration import Configuration
 from kvstore.replication.places import Place, Times
-from kvstore.replication.promise import Identity, write_identity
+from kvstore.replication.promise import Identity, room_may_come, write_identity
 from kvstore.replication.session import Following, Join, Session
 from kvstore.storage.engine import Application, Applied, Engine, TryLater
 from kvstore.storage.log import Log, NotNext
@@ -35,6 +35,7 @@ from kvstore.storage.segments import BEGINNING, Entry, Position
 
 log = logging.getLogger(__name__)
 
+_CLEANED_ROWS_MAX = 500  # in one step
 _APPLIED_RECORDS_MAX = 1000
 _APPLIED_BYTES_MAX = 8 << 20
 _RETRY_S = 0.5
@@ -88,6 +89,7 @@ class StoreCopy:
         self._turn = asyncio.Lock()  # held by what cuts, syncs or replaces the log
         self._applying = asyncio.Lock()  # held by what changes the engine
         self._learned = asyncio.Event()
+        self._cleaned_floor = 0  # no tombstone up to that sequence is left in the file
         self._filled_to = 0  # the snapshot is whole, and good once records up to this one are applied
 
     # --- what others ask of it
@@ -146,7 +148,7 @@ class StoreCopy:
     async def hello(self, hello: Session) -> Told | None:
         """Promise the primary's term, and tell where the log ends; None: it is meant for another copy.
 
-        Raises Deposed, LogFailed, OSError.
+        Raises Deposed, TryLater, LogFailed, OSError.
         """
         async with self._turn:
             said = session.on_hello(self._following, hello)
@@ -163,7 +165,10 @@ class StoreCopy:
             return Told(hello, position, self.engine.applied.position.number, chain.known(self.log), self.is_filling)
 
     async def promise(self, term: int) -> bool:
-        """Promise the term for an opening of this very copy; False if one at least as high is promised."""
+        """Promise the term for an opening of this very copy; False if one at least as high is promised.
+
+        Raises TryLater, OSError.
+        """
         async with self._turn:
             if term <= self._following.promised:
                 return False
@@ -235,8 +240,10 @@ class StoreCopy:
 
     async def _append(self, named: Session, entry: Entry) -> bool:
         while self.log.room(frees=True) < len(entry.payload):
+            if not session.is_current(self._following, named):
+                return False
             if not await to_its_end(self._environment, self._environment.in_thread(self.log.prepare_segment)):
-                return False  # the disk is full: what is not acknowledged comes again
+                await self._environment.sleep(_RETRY_S)  # the disk is full; the primary does not wait for ever
         follows = session.takes(self._following, named, entry.number, entry.previous, self.log.last)
         if self._is_changing or not follows:
             return False
@@ -291,7 +298,7 @@ class StoreCopy:
             await self._learned.wait()
             self._learned.clear()
             try:
-                while await self.apply_some():
+                while await self.apply_some() or await self.clean_some():
                     pass
             except TryLater as error:
                 await self._wait_for_the_file(error)
@@ -318,6 +325,17 @@ class StoreCopy:
             if durable:
                 await self._environment.in_thread(lambda: self.log.release(durable))
             return len(entries)
+
+    async def clean_some(self) -> int:
+        """Remove some rows that drops or the tombstones' floor cover, as the primary does in its file; how many."""
+        async with self._applying:
+            applied = self.engine.applied
+            if self.is_filling or not (applied.drops or applied.clock.tombstones_floor > self._cleaned_floor):
+                return 0
+            removed = await self.engine.clean(_CLEANED_ROWS_MAX)
+            if not removed:
+                self._cleaned_floor = applied.clock.tombstones_floor
+            return removed
 
     # --- a snapshot
 
@@ -378,6 +396,7 @@ class StoreCopy:
     async def _write_now(self, identity: Identity) -> None:
         place = self._place
         write = partial(write_identity, place.disk, place.folder, place.store, identity)
-        await self._environment.in_thread(write)
+        with room_may_come():
+            await self._environment.in_thread(write)
         self._identity = identity
         self._following = session.promise(self._following, identity.promised)

@@ -250,9 +250,7 @@ class CopyLink:
             message = await wire.receive()
             match message:
                 case messages.Ack():
-                    while self._under_way and self._under_way[0][0] <= message.number:
-                        self._under_way.popleft()
-                    self._answered()
+                    self._note_ack(message.number)
                     sender.take_ack(named, message.number)
                     self.wake.set()
                 case messages.Granted():
@@ -260,12 +258,21 @@ class CopyLink:
                     if asked_s is None:
                         raise WireLost("the copy grants what was not asked for")
                     self._beacons = {number: at for number, at in self._beacons.items() if number > message.number}
-                    self._answered()
+                    if not self._under_way:  # else the lease is granted, and a record is owed all the same
+                        self._answered()
                     sender.take_grant(named, asked_s)
                 case messages.Deposed():
                     raise Refused(message.promised)
                 case _:
                     raise WireLost(f"{type(message).__name__} came in the stream")
+
+    def _note_ack(self, number: int) -> None:
+        """The copy has records up to that number; one that says so again and again owes the others all the same."""
+        owed = len(self._under_way)
+        while self._under_way and self._under_way[0][0] <= number:
+            self._under_way.popleft()
+        if not owed or len(self._under_way) < owed:
+            self._answered()
 
     def _answered(self) -> None:
         owes_more = bool(self._under_way or self._beacons)

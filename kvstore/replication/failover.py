@@ -78,6 +78,21 @@ def promoted(config: Configuration, node: str, copy_id: str, epoch: int) -> Conf
     return config._replace(epoch=epoch, term=epoch, primary=Primary(node, copy_id), replicas=copies)
 
 
+def promoted_with_loss(config: Configuration, node: str, copy_id: str, epoch: int) -> Configuration | None:
+    """With that copy, which is not in sync, as the primary of a new term, and all others joining anew.
+
+    What it lacks is lost, since nothing that the others have more is fetched. Only a person may ask for it. None unless
+    it is such a copy.
+    """
+    copy = config.copy_on(node)
+    if copy is None or copy.copy_id != copy_id or copy.state == "in-sync":
+        return None
+    others = [each for each in config.replicas if each != copy]
+    ids = [config.primary, *(Primary(each.node, each.copy_id) for each in others)]
+    copies = tuple(Replica(each.node, each.copy_id, "joining", epoch) for each in ids)
+    return config._replace(epoch=epoch, term=epoch, primary=Primary(node, copy_id), replicas=copies)
+
+
 def _meant(config: Configuration, request: Request) -> Replica | None:
     """The copy that a request is about, if shard, term, primary, copy id and joining number are still those."""
     asked_by = (config.shard, config.term, config.primary.copy_id)

@@ -8,6 +8,8 @@ Leaves to others: what is promised, and when (`session`, `opening`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,8 @@ import msgspec
 from xxhash import xxh3_64_hexdigest
 
 from kvstore.errors import DataCorrupt
-from kvstore.storage.disk import Disk, remove_if_there
+from kvstore.storage.disk import FULL_ERRNOS, Disk, remove_if_there
+from kvstore.storage.engine import TryLater
 
 
 class Identity(NamedTuple):
@@ -58,6 +61,17 @@ def write_identity(disk: Disk, folder: Path, store: str, identity: Identity) -> 
         file.close()
     disk.rename(new, path)
     disk.sync_folder(folder)
+
+
+@contextmanager
+def room_may_come() -> Iterator[None]:
+    """A promise that finds no room on the disk is tried again later: raises TryLater then, in place of OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_ERRNOS:
+            raise
+        raise TryLater(f"a promise finds no room on the disk ({error}): make room there.") from error
 
 
 def read_identity(disk: Disk, folder: Path, store: str) -> Identity | None:

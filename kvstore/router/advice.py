@@ -23,7 +23,7 @@ def advice(document: Document) -> dict[str, str]:
     if given_up:
         return _said("warning", _given_up(given_up, [shard_id for shard_id in down if shard_id not in given_up]))
     if down:
-        return _said("warning", _down(down))
+        return _said("warning", _down(down, shards, document.get("copies") or {}))
     if full := [shard["id"] for shard in shards if shard.get("disk_full")]:
         return _said(
             "warning",
@@ -55,19 +55,37 @@ def _copies(facts: Document) -> str:
     missing: Mapping[str, Sequence[str]] = facts.get("missing", {})
     if facts.get("holds_still"):
         return (
-            f"Nodes {_names(sorted(silent))} are silent, too many at once for any to be given up: every shard with a "
-            "copy in sync is served; start them again."
+            f"Nodes {_names(sorted(silent))} are silent, too many at once: every shard with a copy in sync is served, "
+            "but nothing moves and no node is given up. Start them again."
         )
     if silent:
-        verb = "is" if len(silent) == 1 else "are"
-        return (
-            f"Node {_names(sorted(silent))} {verb} silent: its shards are served by their copies, and it joins again "
-            "when it is back."
-        )
+        return _silent(sorted(silent), facts.get("given_up_in_s"))
     if missing:
         shard, nodes = sorted(missing.items())[0]
         return f"Shard {shard} has no copy in sync on node {_names(nodes)} yet: that ends by itself."
+    if lacking := facts.get("lacking_nodes"):
+        more = "another one" if lacking == 1 else f"{lacking} more"
+        return f"There are fewer nodes than copies of every key are asked for: add {more} with `kvstore shard add`."
+    if shared := facts.get("one_zone"):
+        return (
+            f"Copies of shard {shared[0]} lie in one zone, which may fail as a whole: there are too few zones. Add a "
+            "node in another one."
+        )
     return ""
+
+
+def _silent(nodes: Sequence[str], given_up_in_s: float | None) -> str:
+    is_one = len(nodes) == 1
+    said = (
+        f"Node {_names(nodes)} {'is' if is_one else 'are'} silent: {'its' if is_one else 'their'} shards are served by "
+        f"their copies, and it joins again when it is back"
+    )
+    if given_up_in_s is None:
+        return f"{said}."
+    return (
+        f"{said}. In {given_up_in_s:.0f} s it is given up: its copies get other places, and the keys of its own shard "
+        "move to the other shards."
+    )
 
 
 def _moving(moves: Sequence[Document]) -> dict[str, str]:
@@ -79,11 +97,32 @@ def _moving(moves: Sequence[Document]) -> dict[str, str]:
     )
 
 
-def _down(down: list[str]) -> str:
+def _down(down: list[str], shards: Sequence[Document], facts: Document) -> str:
+    for shard_id, stranded in sorted(facts.get("stranded", {}).items()):
+        if shard_id in down:
+            return _stranded(shard_id, stranded)
     verb = "does" if len(down) == 1 else "do"
+    said = f"Shard {_names(down)} {verb} not answer: its keys cannot be read or written until"
+    copies = [copy["node"] for s in shards if s["id"] in down for copy in s.get("copies", ()) if _is_in_sync(copy)]
+    if copies and facts:
+        return f"{said} the copy on node {copies[0]} takes over, within a few seconds, or its own node is back."
+    return f"{said} it is back. `kvstore up` starts it again by itself; if it does not come back, its log says why."
+
+
+def _is_in_sync(copy: Document) -> bool:
+    return bool(copy["state"] == "in-sync")
+
+
+def _stranded(shard_id: str, facts: Document) -> str:
+    nodes: Sequence[str] = facts["nodes"]
+    said = f"Shard {shard_id} has no copy in sync that could take over: it is served again when node {nodes[0]} is back"
+    if len(nodes) > 1:
+        said += f", or {_names(nodes[1:])}"
+    if (other := facts["other"]) is None:
+        return f"{said}. If its disk is lost, `kvstore shard remove {shard_id} --lost` gives up its keys."
     return (
-        f"Shard {_names(down)} {verb} not answer: its keys cannot be read or written until it is back. "
-        "`kvstore up` starts it again by itself; if it does not come back, its log says why."
+        f"{said}. If that disk is lost, `kvstore shard promote {shard_id} --to {other} --accept-loss` goes on with the "
+        "older copy there."
     )
 
 

@@ -18,6 +18,7 @@ from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.protocol import Count, Page, Scan, ScanLeases
 from kvstore.router.listing import Counted, Item, Listing, Merge, Tally, share
+from kvstore.router.unserved import unserved
 from kvstore.transport.channel import Channel
 
 _SHARE_BEYOND_MEAN = 1.5
@@ -118,9 +119,15 @@ class AllShards:
             if is_late:
                 if is_partial:
                     return gathered.missing
-                raise Unavailable("no shard owns some of the partitions at present", retry_after_ms=500)
+                raise unserved(self._owners_of(gathered.missing))
             await self._router.await_epoch(0)
             wanted = partition_set.encode(gathered.missing, self._router.partitions)
+
+    def _owners_of(self, partitions: int) -> list[str]:
+        """The ids of the shards that own them, as of the cached map."""
+        assert self._router.cluster_map is not None
+        shards, owners = self._router.cluster_map.shards, self._router.cluster_map.owners
+        return [shards[owners[partition]].id for partition in partition_set.listed(partitions)]
 
     def _not_shown(self, missing: int, failed: dict[str, KvError], is_partial: bool, is_late: bool) -> int:
         """Of the partitions that are missing those whose owner is down. Raises its error if that must not be.

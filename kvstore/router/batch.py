@@ -25,12 +25,10 @@ from kvstore.protocol import Answer, Delete, Get, Put
 from kvstore.router.decode import ttl_to_ms
 from kvstore.router.json_ops import DeleteOp, GetOp, Op, PutOp, check_value_size, decode_value, encode_value
 from kvstore.router.service import KeyRequest, RouterService
-from kvstore.transport.answers import Room, Turns
+from kvstore.transport.answers import LARGE_BYTES, Room, Turns
 from kvstore.transport.channel import Channel
 from kvstore.transport.http.requests import check_key
 from kvstore.transport.http.schema import about
-
-_LARGE_BYTES = 65_536
 
 
 class BatchBody(Struct, forbid_unknown_fields=True):
@@ -180,7 +178,7 @@ async def _encoded_result(
     except KvError as error:
         document = {"status": error.status, "key": step.key, "code": error.code, "detail": error.detail}
         return msgspec.json.encode(document | error.members)
-    if answer.value is None or len(answer.value) < _LARGE_BYTES:
+    if answer.value is None or len(answer.value) < LARGE_BYTES:
         return _encoded_answer(step.key, answer)
     async with turns:
         return _encoded_answer(step.key, answer)

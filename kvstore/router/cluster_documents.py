@@ -7,7 +7,7 @@ Leaves to others: asking the shards (`service`), what the controller adds (`cont
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from kvstore.metrics import ShardStats
@@ -26,7 +26,7 @@ def cluster(
     partitions = [0] * len(cluster_map.shards)
     for owner in cluster_map.owners:
         partitions[owner] += 1
-    return {
+    document = {
         "cluster_id": cluster_map.cluster_id,
         "epoch": cluster_map.epoch,
         "partitions": cluster_map.partitions,
@@ -37,8 +37,10 @@ def cluster(
             for shard, count in zip(cluster_map.shards, partitions, strict=True)
         ],
         "moves": [],
+        "failovers": [],
         "in_doubt": _transactions_in_doubt(cluster_map, in_doubt),
     }
+    return document | {"under_replicated": under_replicated(document)}
 
 
 def with_copies(document: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +48,38 @@ def with_copies(document: dict[str, Any], facts: Mapping[str, Any]) -> dict[str,
     copies: Mapping[str, list[dict[str, Any]]] = facts["copies"]
     nodes = [node | ({"state": "down"} if node["id"] in facts["silent"] else {}) for node in document["nodes"]]
     shards = [shard | {"copies": copies.get(shard["id"], shard["copies"])} for shard in document["shards"]]
-    return document | {"nodes": nodes, "shards": shards}
+    told = document | {"nodes": nodes, "shards": shards, "failovers": facts["failovers"]}
+    return told | {"under_replicated": under_replicated(told, facts)}
+
+
+def under_replicated(document: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The shards that have fewer copies in sync, the primary's among them, than are asked for, and what is awaited."""
+    found = []
+    for shard in document["shards"]:
+        in_sync = sum(copy["state"] == "in-sync" for copy in shard["copies"]) + 1
+        if in_sync < document["replicas"] and shard["state"] != "leaving":
+            awaited = _awaited(shard, document, facts)
+            found.append({"shard": shard["id"], "in_sync": in_sync, "wanted": document["replicas"], "awaited": awaited})
+    return found
+
+
+def _awaited(shard: Mapping[str, Any], document: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
+    if facts is None:
+        return "the controller, which does not answer"
+    missing: Sequence[str] = facts["missing"].get(shard["id"], ())
+    if silent := [node for node in missing if node in facts["silent"]]:
+        after = "" if facts["given_up_in_s"] is None else f", or another place in {facts['given_up_in_s']:.0f} s"
+        return f"node {silent[0]}, which is silent{after}"
+    for copy in shard["copies"]:
+        if copy["state"] == "joining":
+            lag = "" if copy["lag"] is None else f", which is {copy['lag']:,} records behind"
+            if "rows_total" in copy:
+                lag = f", which has {copy['rows_done']:,} of {copy['rows_total']:,} rows"
+            return f"the copy on node {copy['node']}{lag}"
+    if missing:
+        return f"a copy on node {missing[0]}, which is being made"
+    nodes = len(document["nodes"])
+    return f"another node: there {'is' if nodes == 1 else 'are'} only {nodes}"
 
 
 def way(cluster_map: ClusterMap, key: str, partition: int, url: str) -> dict[str, Any]:

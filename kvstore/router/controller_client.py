@@ -1,6 +1,6 @@
 """The controller, as a router asks it.
 
-Owns: one question and its answer, passed on as it is; what the controller tells of moves.
+Owns: one question and its answer, passed on as it is; what the controller tells of moves and changes.
 Promises: a request is sent once. What the controller answers is answered: status, document, `Location`; when it does
 not, the error says whether anything may have been done.
 Leaves to others: every decision (the controller), the calls of clients (`routes.cluster`).
@@ -20,7 +20,7 @@ from kvstore.placement.cluster_map import ClusterMap, Move
 from kvstore.transport.http.responses import JSON, PROBLEM_JSON, Response
 
 _ANSWER_BYTES_MAX = 16 * 1024 * 1024
-_MOVES_TIMEOUT_S = 1.0
+_TOLD_TIMEOUT_S = 1.0
 _RETRY_AFTER_MS = 1000
 CHANGE_ID = re.compile("[0-9a-f]{1,64}")
 _LOCATION = re.compile(f"/v1/changes/{CHANGE_ID.pattern}")
@@ -59,9 +59,16 @@ class Controller:
 
     async def moves(self, *, copies: bool = False) -> dict[str, Any] | None:
         """GET /v1/moves, or None if it does not answer within a second. `copies`: with what it knows of them."""
-        path = "/v1/moves?copies=true" if copies else "/v1/moves"
+        return await self._told("/v1/moves?copies=true" if copies else "/v1/moves")
+
+    async def changes(self) -> list[dict[str, Any]] | None:
+        """The items of GET /v1/changes, or None if it does not answer within a second."""
+        told = await self._told("/v1/changes")
+        return told["items"] if told is not None else None
+
+    async def _told(self, path: str) -> dict[str, Any] | None:
         try:
-            answer = await self.ask("GET", path, None, _MOVES_TIMEOUT_S)
+            answer = await self.ask("GET", path, None, _TOLD_TIMEOUT_S)
         except Unavailable:
             return None
         return msgspec.json.decode(answer.body, type=dict[str, Any]) if answer.status == 200 else None

@@ -38,15 +38,13 @@ from kvstore.errors import (
     WrongOwner,
     from_problem,
 )
+from kvstore.model import Attempt, IdempotencyKey, Read, txn_id
 from kvstore.protocol import (
     Answer,
-    Attempt,
     DecideCommit,
     GetTxn,
-    IdempotencyKey,
     Outcome,
     Prepare,
-    Read,
     ReadLock,
     Reads,
     ReadUnlock,
@@ -54,11 +52,11 @@ from kvstore.protocol import (
     ResolveTxn,
     Transact,
     Vote,
-    txn_id,
 )
 from kvstore.router.intent_resolver import IntentResolver
 from kvstore.router.participants import Result, Transaction, TxnShare, holds, reads_of_others, split
 from kvstore.router.service import RouterService
+from kvstore.router.unserved import unserved
 from kvstore.transactions.attempts import Stamps
 from kvstore.transactions.coordination import Rejected, Retry, judge, judge_refusal, too_much_read
 from kvstore.transport.channel import Channel
@@ -108,7 +106,7 @@ class Coordinator:
                 "the same request is under way, and its outcome is not known yet", transaction, attempt
             )
         if again.epoch:
-            return Unavailable("no shard owns one of the keys at present", retry_after_ms=500)
+            return unserved(self._service.owner_of(key).shard_id for key in transaction.keys)
         tried_s = self._limits.txn_timeout_s
         if not again.key:
             return Conflict(f"it was not done within {tried_s:g} s and was aborted", retry_after_ms=100)

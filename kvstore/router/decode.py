@@ -15,7 +15,7 @@ import xxhash
 
 from kvstore.config import Limits
 from kvstore.errors import BadCondition, BadCursor, BadParameter, BadTtl
-from kvstore.protocol import VERSION_MAX, IdempotencyKey, Preconditions
+from kvstore.model import VERSION_MAX, IdempotencyKey, Preconditions
 from kvstore.transport.http.requests import Head
 
 _DECIMAL = re.compile(r"([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][-+]?[0-9]{1,3})?")

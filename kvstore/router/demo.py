@@ -19,7 +19,8 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.errors import BadBody, ChangeRefused, Conflict, KvError, Unavailable, from_problem
-from kvstore.protocol import Get, Preconditions, Put
+from kvstore.model import Preconditions
+from kvstore.protocol import Get, Put
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.feed import Feed
 from kvstore.router.service import RouterService

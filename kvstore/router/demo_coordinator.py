@@ -17,6 +17,7 @@ import msgspec
 from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.errors import KvError
+from kvstore.model import txn_id
 from kvstore.protocol import (
     Abort,
     Answer,
@@ -30,7 +31,6 @@ from kvstore.protocol import (
     ResolveTxn,
     Transact,
     Vote,
-    txn_id,
 )
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.demo import Stop

@@ -1,6 +1,6 @@
 """The documents of the events: the map with its ring, the shards, locks and transactions, put together from answers.
 
-Owns: the shape of `map`, `cluster`, `locks` and `transactions`, as the OpenAPI document describes them.
+Owns: the shape of `map`, `cluster`, `changes`, `locks` and `transactions`, as the OpenAPI document describes them.
 Promises: pure. Runs of partitions with the same owner are told as one, so a map is a few kilobytes.
 Leaves to others: asking the shards and the pace (`events`), what changed (`feed`).
 """
@@ -21,6 +21,7 @@ from kvstore.placement.ring import VIRTUAL_NODES_PER_WEIGHT, ShardWeight, virtua
 from kvstore.router.rates import percentile_ms
 
 LIVE_MAX = 50  # locks, and attempts, that a shard is asked to list
+CHANGES_ENDED_MAX = 10  # the last that ended, beside those that run
 VIRTUAL_NODES_MAX = 4096  # that are told: beyond, a drawing could not show them apart
 
 Live = Mapping[str, Any]
@@ -50,6 +51,21 @@ def map_document(cluster_map: ClusterMap) -> dict[str, Any]:
         ],
         "lost": lost_documents(cluster_map),
     }
+
+
+def changes_document(items: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+    """`items`: as the controller tells them, the newest first; None if it does not answer."""
+    if items is None:
+        return {"items": None}
+    ended = [item["id"] for item in items if item["state"] != "running"]
+    left_out = set(ended[CHANGES_ENDED_MAX:])
+    return {"items": [item for item in items if item["id"] not in left_out]}
+
+
+def changes_identity(document: Mapping[str, Any]) -> Any:
+    """What tells a change from the time that passes, of which whole seconds count."""
+    items = document["items"]
+    return "away" if items is None else [{**item, "seconds": int(item["seconds"])} for item in items]
 
 
 def lost_documents(cluster_map: ClusterMap) -> list[dict[str, Any]]:

@@ -31,6 +31,8 @@ from kvstore.router.controller_client import Controller
 from kvstore.router.event_documents import (
     LIVE_MAX,
     Sample,
+    changes_document,
+    changes_identity,
     in_doubt,
     locks_document,
     locks_identity,
@@ -57,7 +59,7 @@ _LOOK_S = GAP_S
 _RATES_S = 1.0
 _ANSWER_S = 1.0
 _FIRST_S = 1.5  # that a snapshot waits for the first look at everything
-_IDLE_MOVES_S = 2.0
+_IDLE_CHANGES_S = 2.0
 _COMMENT_S = 15.0
 _COMMENT = b": nothing new\n\n"
 
@@ -143,7 +145,7 @@ class Events:
         now_s = asyncio.get_running_loop().time()
         self._rates.begin(self._stats.histograms(), now_s)
         self.feed.keep("history", list(self._rates.history))
-        works: list[Callable[[], Coroutine[Any, Any, None]]] = [self._watch_shards, self._watch_moves]
+        works: list[Callable[[], Coroutine[Any, Any, None]]] = [self._watch_shards, self._watch_changes]
         works += [self._watch_rates, self._publish]
         self._tasks = [asyncio.create_task(work()) for work in works]
         for task in self._tasks:
@@ -178,17 +180,19 @@ class Events:
             self.feed.offer("rates", sample)
             self.feed.keep("history", list(self._rates.history))
 
-    async def _watch_moves(self) -> None:
-        """The controller's word on moves: often while there are any, now and then else."""
-        waited_s = _IDLE_MOVES_S
+    async def _watch_changes(self) -> None:
+        """The controller's word on changes and their moves: often while there are any, now and then else."""
+        waited_s, is_running = _IDLE_CHANGES_S, False
         while True:
             cluster_map = self._service.cluster_map
-            is_busy = bool(cluster_map is not None and cluster_map.moves)
-            is_busy = is_busy or bool(self._told and (self._told["wanted"] or self._told["moves"]))
-            if waited_s >= _IDLE_MOVES_S or is_busy:
-                self._told = await self._controller.moves()
+            is_busy = is_running or bool(cluster_map is not None and cluster_map.moves)
+            if waited_s >= _IDLE_CHANGES_S or is_busy:
+                self._told, items = await asyncio.gather(self._controller.moves(), self._controller.changes())
                 waited_s = 0.0
+                is_running = any(item["state"] == "running" for item in items or ())
+                changes = changes_document(items)
                 self.feed.offer("moves", self._moves())
+                self.feed.offer("changes", changes, changes_identity(changes))
             await asyncio.sleep(_LOOK_S)
             waited_s += _LOOK_S
 

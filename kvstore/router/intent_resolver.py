@@ -14,7 +14,8 @@ from typing import Any
 
 from kvstore import failpoints
 from kvstore.errors import KvError, WrongOwner
-from kvstore.protocol import Abort, Answer, ApplyIntents, Attempt, Forget, Outcome, Reply, Request
+from kvstore.model import Attempt
+from kvstore.protocol import Abort, Answer, ApplyIntents, Forget, Outcome, Reply, Request
 from kvstore.router.participants import TxnShare
 from kvstore.router.service import RouterService, epoch_of
 from kvstore.transport.channel import Channel

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from kvstore.protocol import Condition, Read, TxnOp, Vote
+from kvstore.model import Condition, Read, TxnOp
+from kvstore.protocol import Vote
 from kvstore.transport.channel import Channel
 
 
@@ -32,6 +33,11 @@ class Transaction(msgspec.Struct, frozen=True):
         if self.chosen_anchor:
             return self.chosen_anchor
         return self.conditions[0].key if self.conditions else self.then[0].key
+
+    @property
+    def keys(self) -> list[str]:
+        """Those of conditions, and of both branches."""
+        return [*(each.key for each in self.conditions), *(step.key for step in (*self.then, *self.otherwise))]
 
     @property
     def reads_only(self) -> bool:

@@ -52,6 +52,7 @@ from kvstore.protocol import (
 )
 from kvstore.router import cluster_documents
 from kvstore.router.all_shards import AllShards
+from kvstore.router.unserved import unserved
 from kvstore.transport.channel import Channel
 from kvstore.transport.link import Links
 from kvstore.transport.sessions import ClusterSession
@@ -308,7 +309,7 @@ class RouterService:
                     raise unknown
                 return _routed(outcome, channel, partition)
             unknown = outcome if isinstance(outcome, OutcomeUnknown) else unknown
-        raise unknown or Unavailable(f"shard {channel.shard_id} does not answer for the key now", retry_after_ms=500)
+        raise unknown or unserved([channel.shard_id])
 
     def fails_over(self, shard_id: str) -> bool:
         """Whether another copy may take over from its primary, as of the cached map."""

@@ -17,15 +17,12 @@ from typing import Any
 
 from kvstore.config import Limits
 from kvstore.errors import BadRequest, BadTtl, KeyEmpty, KeyTooLong, ValueTooLarge
+from kvstore.model import STAMP_MAX, Attempt, Condition, IdempotencyKey, TxnOp
 from kvstore.protocol import (
-    STAMP_MAX,
     Acquire,
-    Attempt,
-    Condition,
     DecideCommit,
     Delete,
     GetTxn,
-    IdempotencyKey,
     Prepare,
     Pull,
     Put,
@@ -34,7 +31,6 @@ from kvstore.protocol import (
     Renew,
     Request,
     Transact,
-    TxnOp,
 )
 
 _ONCE_CHARS_MAX = 255

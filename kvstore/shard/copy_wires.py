@@ -19,6 +19,7 @@ from kvstore.replication import messages
 from kvstore.replication.session import Session
 from kvstore.replication.wire import Wire, WireLost
 from kvstore.storage.segments import SEGMENT_BYTES
+from kvstore.transport.http.server import accept_socket
 from kvstore.transport.sessions import PARAMETER, ClusterSession
 
 _FRAME_BYTES_MAX = 2 * SEGMENT_BYTES  # the largest record, or a frame of several
@@ -86,8 +87,7 @@ async def connect(http: aiohttp.ClientSession, cluster: ClusterSession, url: str
     return SocketWire(socket, messages.decode_from_copy)
 
 
-async def accept(request: web.Request) -> tuple[web.WebSocketResponse, Wire]:
+async def accept(request: web.BaseRequest) -> tuple[web.WebSocketResponse, Wire]:
     """The socket that answers the request, and the copy's end of it. Raises ConnectionError."""
-    socket = web.WebSocketResponse(compress=False, max_msg_size=_FRAME_BYTES_MAX, timeout=_CLOSE_S)
-    await socket.prepare(request)
+    socket = await accept_socket(request, _FRAME_BYTES_MAX, _CLOSE_S)
     return socket, SocketWire(socket, messages.decode_from_primary)

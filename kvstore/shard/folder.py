@@ -25,7 +25,7 @@ from kvstore.store.copy_place import (
     make_copy_files,
     names_copies,
     open_filling,
-    set_aside,
+    set_copy_aside,
 )
 from kvstore.store.opening import Opened, ToldBefore, ToldNumber, open_unapplied, store_path, untold
 
@@ -92,7 +92,7 @@ class FileFolder:
         return await make_copy_files(self._path(shard_id), shard_id, store_id, partitions, self._limits, SYSTEM)
 
     async def set_aside(self, shard_id: str) -> None:
-        await SYSTEM.in_thread(partial(set_aside, self._path(shard_id)))
+        await SYSTEM.in_thread(partial(set_copy_aside, self._path(shard_id)))
 
     def _path(self, shard_id: str) -> Path:
         return store_path(self._data_dir, shard_id, self._node_id)

@@ -34,8 +34,9 @@ from typing import TypeVar
 from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.errors import Conflict, DiskFull, KvError, OutcomeUnknown, TooManyRequests, Unavailable, from_problem
+from kvstore.message_sizes import row_bytes
 from kvstore.placement.cluster_map import Move
-from kvstore.protocol import Answer, Freeze, Frozen, Info, MovedRow, Progress, Pull, Receive, Rows, Stats, row_bytes
+from kvstore.protocol import Answer, Freeze, Frozen, Info, MovedRow, Progress, Pull, Receive, Rows, Stats
 from kvstore.shard.peers import Peers
 from kvstore.store.pacing import pause_s
 from kvstore.store.store import Store

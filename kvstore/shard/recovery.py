@@ -23,7 +23,8 @@ from typing import Any
 
 from kvstore.config import Limits
 from kvstore.errors import KvError
-from kvstore.protocol import Abort, Answer, ApplyIntents, Attempt, Outcome, Reply, ResolveTxn
+from kvstore.model import Attempt
+from kvstore.protocol import Abort, Answer, ApplyIntents, Outcome, Reply, ResolveTxn
 from kvstore.shard.peers import Peers
 from kvstore.store.ops import DropDecisions
 from kvstore.store.store import Store

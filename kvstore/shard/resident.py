@@ -33,7 +33,7 @@ from kvstore.shard.hosted import HostedStore, Surroundings, host
 from kvstore.shard.term_opening import TermOpening
 from kvstore.shard.told import ToldNumbers
 from kvstore.storage.disk import FULL_ERRNOS
-from kvstore.storage.engine import Identity
+from kvstore.storage.engine import Identity, TryLater
 from kvstore.storage.log import Log, LogFailed
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.opening import Opened
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 0.05
 _GIVE_BACK_S = 1.0
+_FULL_RETRY_S = 0.5
 
 
 class Resident:
@@ -164,6 +165,8 @@ class Resident:
     async def _serve_copy(self, wire: Wire) -> None:
         try:
             await serve_copy(wire, lambda session: self.copy, self._around.environment)
+        except TryLater as error:
+            log.warning("a session with the copy of shard %s ends: %s", self.shard_id, error.detail)
         except KvError as error:  # what came cannot be taken: only this connection ends
             log.error("a session with the copy of shard %s ends: %s", self.shard_id, error.detail)
         except (LogFailed, OSError) as error:
@@ -185,7 +188,7 @@ class Resident:
         self._map = cluster_map
         if self._opening is not None:
             self._opening.hear(configuration_of(cluster_map, self.shard_id))
-        if self.hosted is not None:
+        if self.hosted is not None and not self._has_left:
             self.hosted.maps.put(cluster_map)
         self._changed.set()
 
@@ -270,6 +273,17 @@ class Resident:
         return configuration_of(self._map, self.shard_id) if self._map is not None else None
 
     @property
+    def _has_left(self) -> bool:
+        """Whether the newest map has no more the shard that is served here for another home, or another store of it.
+
+        A home that has left answers until no router asks any more, and its process ends.
+        """
+        if self._map is None or self.hosted is None or self.shard_id == self._around.node_id:
+            return False
+        shard = self._map.shard(self.shard_id)
+        return shard is None or shard.store_id != self.hosted.store.identity.store_id
+
+    @property
     def _term(self) -> int:
         """Of the newest map."""
         config = self._config
@@ -304,7 +318,7 @@ class Resident:
     async def _until_term_ends(self) -> None:
         while True:
             hosted = self.hosted
-            if hosted is None:
+            if hosted is None or self._has_left:
                 return
             if not hosted.is_open and self._map is not None:
                 hosted.service.hear(self._map)  # the opening may wait for a copy that is out by now
@@ -338,7 +352,12 @@ class Resident:
         self._opening = TermOpening(files.copy, config, start, around)
         around.on_news()
         try:
-            if not await self._opening.run():
+            try:
+                if not await self._opening.run():
+                    return
+            except TryLater as error:
+                log.warning("shard %s is not opened yet: %s", self.shard_id, error.detail)
+                await around.environment.sleep(_FULL_RETRY_S)
                 return
             self._hands_over = True
             await self._end_sessions()

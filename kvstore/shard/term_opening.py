@@ -22,7 +22,7 @@ from kvstore.store.copy_place import times_of
 
 log = logging.getLogger(__name__)
 
-_RETRY_S = 0.05
+_RETRY_S = 0.02
 
 
 class TermOpening:
@@ -58,7 +58,10 @@ class TermOpening:
         )
 
     async def run(self) -> bool:
-        """Bring the own log up to the longest; False if the opening is over. Raises NotNext, LogFailed, OSError."""
+        """Bring the own log up to the longest; False if the opening is over.
+
+        Raises TryLater if the disk is full, NotNext, LogFailed, OSError.
+        """
         assert self._opening is not None
         term, began_s = self._opening.config.term, self._environment.boottime_s()
         if not await self._copy.promise(term):

@@ -45,6 +45,7 @@ HEADER_BYTES = _RECORD.size
 _GUARDED = len(_RECORD_MAGIC) + _GUARD.size  # where that begins which the guard covers
 _CHAINED_AT = HEADER_BYTES - _CHAINED.size
 _CHUNK = 1 << 20
+_ZEROS = bytes(_CHUNK)
 _MARK_BYTES = 1 << 16  # between two remembered places of a segment
 
 
@@ -297,7 +298,13 @@ def read_whole(segment: Segment) -> bytes:
 
 def used_bytes(data: bytes) -> int:
     """Behind there are only zeros."""
-    return len(data.rstrip(b"\0"))
+    end = len(data)
+    while data.endswith(
+        _ZEROS, max(0, end - _CHUNK), end
+    ):  # of most segments nearly all: rstrip takes ten times as long
+        end -= _CHUNK
+    start = max(0, end - _CHUNK)
+    return start + len(data[start:end].rstrip(b"\0"))
 
 
 def zero(segment: Segment, start: int, end: int) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from kvstore import set_aside
 from kvstore.config import Limits
 from kvstore.data_file import prepare_data_file
 from kvstore.environment import Environment
@@ -153,17 +154,7 @@ def _renew(path: Path, meta: dict[str, str]) -> None:
     disk.sync_folder(path.parent)
 
 
-def set_aside(path: Path) -> None:
-    """Rename the files of a copy that no map names, whose process part has closed them: `….removed`, an older one goes.
-
-    Raises OSError.
-    """
-    removed = f"{path.name}.removed"
-    # The id goes first: what a crash leaves without one is never opened.
-    for beside in (*path.parent.glob(f"{path.stem}.id"), *path.parent.glob(f"{path.stem}.log.*")):
-        beside.rename(path.with_name(f"{removed}{beside.name.removeprefix(path.stem)}"))
-    for suffix in reversed(_BESIDE):
-        beside = path.with_name(path.name + suffix)
-        if beside.exists():
-            beside.rename(path.with_name(removed + suffix))
+def set_copy_aside(path: Path) -> None:
+    """Rename the files of a copy that no map names, and that are closed: `….removed`. Raises OSError."""
+    set_aside.finish(path)
     path.with_suffix(".lock").unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import msgspec
 
 from kvstore import failpoints
 from kvstore.environment import Environment
-from kvstore.protocol import Attempt
+from kvstore.model import Attempt
 
 
 class _Kept(msgspec.Struct):

@@ -20,7 +20,8 @@ from typing import Any
 import msgspec
 
 from kvstore.errors import IdempotencyKeyReused, KvError
-from kvstore.protocol import Answer, IdempotencyKey, Read
+from kvstore.model import IdempotencyKey, Read
+from kvstore.protocol import Answer
 from kvstore.storage.rows import DECISION, REPLY
 from kvstore.store.refusals import refusal
 from kvstore.store.write_set import WriteSet

@@ -11,8 +11,8 @@ from typing import Any
 
 from kvstore.errors import DataCorrupt
 from kvstore.metrics import ShardStats
+from kvstore.model import txn_id
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import txn_id
 from kvstore.storage.rows import VALUE, Row
 from kvstore.store.live import live_facts
 from kvstore.store.pipeline import Pipeline

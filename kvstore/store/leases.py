@@ -15,7 +15,8 @@ import msgspec
 
 from kvstore import failpoints
 from kvstore.errors import Locked, LockLost
-from kvstore.protocol import Acquire, Answer, IdempotencyKey, Release, Renew
+from kvstore.model import IdempotencyKey
+from kvstore.protocol import Acquire, Answer, Release, Renew
 from kvstore.storage.rows import LEASE, Row
 from kvstore.store.idempotency import Idempotency, IdempotencyRecord, row_key
 from kvstore.store.ops import ExpireLease

@@ -11,8 +11,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
+from kvstore.model import txn_id
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import txn_id
 from kvstore.transactions.intents import PreparedTxn, PreparedTxns
 from kvstore.transactions.locks import Lease, LockTable
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from kvstore.errors import Conflict, KvError
-from kvstore.protocol import Abort, Acquire, Answer, CancelWait, DecideCommit, IdempotencyKey, Prepare, ReadLock
+from kvstore.model import IdempotencyKey
+from kvstore.protocol import Abort, Acquire, Answer, CancelWait, DecideCommit, Prepare, ReadLock
 from kvstore.store.ops import EndLockWaits, Locks, Queued
 from kvstore.store.outcomes import Outcomes
 from kvstore.store.ready import Ready

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kvstore.errors import DataCorrupt, KvError, TooManyRequests
+from kvstore.model import IdempotencyKey
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Abort,
@@ -22,7 +23,6 @@ from kvstore.protocol import (
     DecideCommit,
     Delete,
     GetTxn,
-    IdempotencyKey,
     Prepare,
     Put,
     ReadLock,

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from kvstore import failpoints
 from kvstore.errors import Conflict, DataCorrupt
-from kvstore.protocol import Frozen, MovedRow, Pull, Rows, row_bytes
+from kvstore.message_sizes import row_bytes
+from kvstore.protocol import Frozen, MovedRow, Pull, Rows
 from kvstore.storage.engine import FeedQuery
 from kvstore.storage.rows import Row, checksum
 from kvstore.store.applier import Applier

@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
+from kvstore.model import Attempt
 from kvstore.protocol import (
     Abort,
     Acquire,
     ApplyIntents,
-    Attempt,
     CancelWait,
     DecideCommit,
     Delete,

@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from kvstore.protocol import STAMP_MAX, Answer, Attempt, DecideCommit, GetTxn, IdempotencyKey, Outcome, Read, ResolveTxn
+from kvstore.model import STAMP_MAX, Attempt, IdempotencyKey, Read
+from kvstore.protocol import Answer, DecideCommit, GetTxn, Outcome, ResolveTxn
 from kvstore.storage.rows import DECISION, Row
 from kvstore.store.idempotency import Idempotency, IdempotencyRecord, attempt_row_key, row_key
 from kvstore.store.ops import DropDecisions

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable
 
 from kvstore import failpoints
 from kvstore.errors import Conflict, from_problem
-from kvstore.protocol import Abort, Answer, ApplyIntents, Attempt, DecideCommit, Outcome, Prepare, Transact, Vote
+from kvstore.model import Attempt
+from kvstore.protocol import Abort, Answer, ApplyIntents, DecideCommit, Outcome, Prepare, Transact, Vote
 from kvstore.storage.rows import VALUE, Row
 from kvstore.store.ops import keys_of
 from kvstore.store.outcomes import Outcomes

@@ -116,10 +116,12 @@ class Partitions:
         before = self.view
         view = view_of(self.shard_id, cluster_map, before.freezes)
         opened, clock = _opened(cluster_map, before, view)
+        floor = _clock_floor(self.shard_id, cluster_map)
+        self._is_older_copy = self._is_older_copy or (opens and self._tables.clock.version < floor)
         rows, counted = await self._prepare(before, view, opened, frozenset() if opens else before.served)
 
         def adopt(batch: Batch) -> None:
-            batch.changes.see(clock)
+            batch.changes.see(max(clock, floor))
             batch.extras.dropped = sorted(opened)
             self._adopt(batch, cluster_map, view, rows, counted)
             self._replicas.prepare(cluster_map, opens=opens)
@@ -236,6 +238,12 @@ class Partitions:
                 batch.extras.dropped = sorted(orphaned)
 
         await self._pipeline.step(drop)
+
+
+def _clock_floor(shard_id: str, cluster_map: ClusterMap) -> int:
+    """Above that version the shard's store goes on, if an older copy of it was made the primary."""
+    shard = cluster_map.shard(shard_id)
+    return shard.clock_floor if shard is not None else 0
 
 
 def _opened(cluster_map: ClusterMap, before: View, view: View) -> tuple[frozenset[int], int]:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from kvstore import failpoints
 from kvstore.errors import KvError, OutcomeUnknown, ReadTooLarge, TooManyRequests
-from kvstore.protocol import message_bytes
+from kvstore.message_sizes import message_bytes
 from kvstore.storage.engine import RowKey
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.segments import Position

@@ -98,6 +98,8 @@ class Reads:
             self._block(op, sink)
         elif value is None:
             sink.send(Answer(op.id, 404))
+        elif 0 < op.bytes_max < len(value):
+            sink.send(Answer(op.id, 200, version, left_out_bytes=len(value)))  # it is asked for again, and expires then
         elif not expires_at_ms:
             sink.send(Answer(op.id, 200, version, value))
         elif (left_ms := expires_at_ms - self._tables.environment.now_ms()) > 0:

@@ -25,6 +25,7 @@ from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.protocol import Get, Reply
+from kvstore.replication.promise import room_may_come
 from kvstore.storage.engine import Identity
 from kvstore.storage.rows import Clock
 from kvstore.store.applier import Applier
@@ -211,9 +212,10 @@ class Store:
         return copy_file.identity.copy_id if copy_file is not None else self.identity.store_id
 
     async def promise(self, term: int) -> None:
-        """Agree to serve that term, durably. Raises ForeignData for one below what was promised; OSError."""
+        """Agree to serve that term, durably. Raises ForeignData for one below what was promised; TryLater, OSError."""
         if self._opened.copy_file is not None:
-            await self.tables.environment.in_thread(partial(self._opened.copy_file.promise, term))
+            with room_may_come():
+                await self.tables.environment.in_thread(partial(self._opened.copy_file.promise, term))
 
     @property
     def path(self) -> Path:

@@ -12,8 +12,8 @@ from typing import Any
 
 from kvstore import failpoints
 from kvstore.errors import Locked
+from kvstore.model import Condition, Read, TxnOp
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Condition, Read, TxnOp
 from kvstore.storage.rows import VALUE
 from kvstore.store.leases import Leases
 from kvstore.store.write_set import NUMBER_MAX, WriteSet

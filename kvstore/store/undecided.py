@@ -8,8 +8,8 @@ Leaves to others: asking and finishing (`shard.recovery`), the tables (`transact
 from __future__ import annotations
 
 from kvstore.errors import DataCorrupt
+from kvstore.model import Attempt
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Attempt
 from kvstore.storage.rows import DECISION
 from kvstore.store.reads import is_old
 from kvstore.store.tables import Tables

@@ -10,7 +10,8 @@ Leaves to others: ownership and locks (`batch`), kept replies (`idempotency`).
 from __future__ import annotations
 
 from kvstore.errors import DataCorrupt, PreconditionFailed
-from kvstore.protocol import Answer, Delete, Preconditions, Put
+from kvstore.model import Preconditions
+from kvstore.protocol import Answer, Delete, Put
 from kvstore.storage.rows import REPLY, VALUE
 from kvstore.store.idempotency import Idempotency
 from kvstore.store.leases import Leases

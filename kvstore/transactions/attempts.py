@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kvstore.protocol import Attempt
+from kvstore.model import Attempt
 
 Age = tuple[int, str]
 

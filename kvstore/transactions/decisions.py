@@ -37,7 +37,7 @@ from typing import Literal
 
 import msgspec
 
-from kvstore.protocol import Attempt, Read
+from kvstore.model import Attempt, Read
 
 
 class Decision(msgspec.Struct, omit_defaults=True):

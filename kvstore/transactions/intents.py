@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from kvstore.protocol import Attempt, TxnOp
+from kvstore.model import Attempt, TxnOp
 from kvstore.transactions.locks import Identity
 from kvstore.transactions.undo import Undo
 

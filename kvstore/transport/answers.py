@@ -26,6 +26,7 @@ from kvstore.config import Limits
 from kvstore.errors import TooManyRequests
 
 SMALL_BYTES = 16_384
+LARGE_BYTES = 65_536  # from here on in pieces, each in its turn
 _WAITERS_MAX = 256
 _LOOK_S = 0.2
 _PAUSE_S_MIN = 0.001  # the event loop's timers know no less
@@ -179,8 +180,12 @@ class AnswerAccount:
 
     # --- readers ------------------------------------------------------------------------------------------------------
 
-    async def drain(self, protocol: Any) -> None:
-        """Wait until the client has taken what was written to it, but for a little.
+    def deadline_s(self) -> float:
+        """Until when a client has to take what is written to it now, by the clock of the event loop."""
+        return asyncio.get_running_loop().time() + self._transfer_timeout_s
+
+    async def drain(self, protocol: Any, deadline_s: float = 0.0) -> None:
+        """Wait until the client has taken what was written to it, but for a little; 0: from now on as long as it may.
 
         `protocol`: aiohttp's, of the connection. Raises ConnectionResetError when it does not, and is cut off, or left.
         """
@@ -194,7 +199,7 @@ class AnswerAccount:
         if self._is_waited_for:
             self._look_at_readers()
         try:
-            async with asyncio.timeout(self._transfer_timeout_s):
+            async with asyncio.timeout_at(deadline_s or self.deadline_s()):
                 await protocol._drain_helper()
         except TimeoutError:
             transport.abort()

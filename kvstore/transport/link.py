@@ -20,18 +20,8 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable
-from kvstore.protocol import (
-    WRITES,
-    Acquire,
-    Answer,
-    ForStore,
-    Get,
-    Names,
-    Request,
-    Scan,
-    decode_replies,
-    message_bytes,
-)
+from kvstore.message_sizes import message_bytes
+from kvstore.protocol import WRITES, Acquire, Answer, ForStore, Get, Names, Request, Scan, decode_replies
 from kvstore.transport.outbox import Outbox
 from kvstore.transport.sessions import ADOPT, IS_STRANGER, PARAMETER, ClusterSession
 

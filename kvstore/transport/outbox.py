@@ -11,7 +11,8 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kvstore.protocol import encode_frame, message_bytes
+from kvstore.message_sizes import message_bytes
+from kvstore.protocol import encode_frame
 
 _GATHER_TURNS = 3  # of the loop before a frame is taken: what else it has in hand comes along, for fuller frames
 _LEISURE_S = 0.002

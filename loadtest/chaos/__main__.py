@@ -25,7 +25,7 @@ from loadtest.chaos import page
 from loadtest.chaos.child import PLANT_BUGS
 from loadtest.chaos.progress import show
 from loadtest.chaos.run import Run, Settings
-from loadtest.chaos.schedule import NEMESES, PHASE_S_MIN, SWEEP, Nemesis
+from loadtest.chaos.schedule import NEMESES, OF_COPIES, OF_ONE, PHASE_S_MIN, SWEEP, Nemesis
 from loadtest.chaos.summary import RunSummary, encode
 from loadtest.cluster.local import REPOSITORY
 
@@ -33,13 +33,17 @@ _EXIT_USAGE = 2
 _SHOWN_MAX = 10
 
 
-def _nemeses(_: click.Context, __: click.Parameter, text: str) -> list[Nemesis]:
+def _nemeses(context: click.Context, _: click.Parameter, text: str | None) -> list[Nemesis]:
+    if text is None:
+        return list(NEMESES if context.params["replicas"] > 1 else OF_ONE)
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == [SWEEP]:
         return [SWEEP]
     if unknown := [name for name in names if name not in NEMESES]:
         known = f"{', '.join(NEMESES)}, and {SWEEP}, by itself"
         raise click.BadParameter(f"there is no nemesis {', '.join(unknown)}; there are {known}")
+    if context.params["replicas"] == 1 and (alone := [name for name in OF_COPIES if name in names]):
+        raise click.BadParameter(f"one copy does not survive {', '.join(alone)}: give --replicas 2 or more, too")
     return [nemesis for nemesis in NEMESES if nemesis in names]
 
 
@@ -55,9 +59,17 @@ def _nemeses(_: click.Context, __: click.Parameter, text: str) -> list[Nemesis]:
     "--nemesis",
     "nemeses",
     callback=_nemeses,
-    default=",".join(NEMESES),
+    default=None,
+    help=f"Which kinds of faults of {','.join(NEMESES)} (from die on with copies only); none if empty.  [default: all]"
+    " `sweep`: processes die at every named point of the code in turn.",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 5),
+    default=1,
     show_default=True,
-    help="Which kinds of faults; none if empty. `sweep`: processes die at every named point of the code in turn.",
+    is_eager=True,
+    help="Copies of every key. With 2 or more, nodes also stay dead, lose their disks, are cut off, and copies rot.",
 )
 @click.option("--routers", type=click.IntRange(1, 8), default=2, show_default=True)
 @click.option("--shards", type=click.IntRange(2, 16), default=4, show_default=True, help="To begin with.")
@@ -74,6 +86,7 @@ def main(
     minutes: float,
     seed: int | None,
     nemeses: Sequence[Nemesis],
+    replicas: int,
     routers: int,
     shards: int,
     out: Path | None,
@@ -85,7 +98,7 @@ def main(
         raise click.UsageError(f"--bug breaks the store on purpose: set {PLANT_BUGS}=1 if that is what you want.")
     seed = int(time.time()) if seed is None else seed
     folder = _folder(out, seed)
-    run = Run(Settings(60 * minutes, seed, nemeses, routers, shards, folder, bug or ""))
+    run = Run(Settings(60 * minutes, seed, nemeses, routers, shards, folder, bug or "", replicas))
     try:
         summary = asyncio.run(_run(run))
     except Exception as error:  # of the run itself, or of a cluster that does not even start: no verdict on the store

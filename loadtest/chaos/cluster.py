@@ -42,8 +42,10 @@ class ChaosCluster(ArmedCluster):
     `client_urls`: how clients reach the routers; `urls` go past the proxy.
     """
 
-    def __init__(self, folder: Path, shards: int, routers: int, proxy: Proxy | None, bug: str = "") -> None:
-        super().__init__(folder, shards, LIMITS, routers, PARTITIONS)
+    def __init__(
+        self, folder: Path, shards: int, routers: int, proxy: Proxy | None, bug: str = "", replicas: int = 1
+    ) -> None:
+        super().__init__(folder, shards, LIMITS, routers, PARTITIONS, replicas)
         self.client_urls: list[str] = []
         self._proxy = proxy
         self._bug = bug

@@ -1,5 +1,7 @@
 """What lies in the files of the shards: every row in the file of its partition's owner, and nowhere else.
 
+With copies, the owner's file is its primary's, and every copy has the same rows, as of the same record of the log.
+
 Owns: reading the SQLite files beside the processes that have them open, and comparing them with the cluster's map.
 Promises: changes nothing.
 Leaves to others: what the rows should say: the listing (loadtest.chaos.phase).
@@ -8,8 +10,8 @@ Leaves to others: what the rows should say: the listing (loadtest.chaos.phase).
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +20,13 @@ from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.placement.ring import partition_of
 from kvstore.storage.rows import VALUE, Row, checked
+from kvstore.store.opening import store_path
 
 _ROWS = """SELECT kind, key, partition, sequence, version, coalesce(expires_at_ms, 0), body, intent, checksum FROM rows
     WHERE body IS NOT NULL OR intent IS NOT NULL"""
 _SUMS = """SELECT count(*), coalesce(sum(length(CAST(key AS BLOB)) + length(body)), 0) FROM rows
     WHERE kind = 'value' AND body IS NOT NULL"""
+_POSITION = "SELECT version, attempts_floor, log_number, log_checksum FROM clock"
 
 
 class DiskAudit(NamedTuple):
@@ -43,14 +47,45 @@ class DiskAudit(NamedTuple):
 
 
 def look(data_dir: Path, cluster_map: ClusterMap) -> DiskAudit:
-    """The files of all members, one after the other. For a cluster in which nothing moves and nobody writes."""
+    """The files of all members and their copies, one after the other, where nothing moves and nobody writes."""
     found = DiskAudit({}, [], [])
     for index, member in enumerate(cluster_map.shards):
         owned = {partition for partition, owner in enumerate(cluster_map.owners) if owner == index}
-        path = data_dir / f"shard-{member.id}.db"
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as connection:
-            connection.execute("BEGIN")
+        primary, *copies = (store_path(data_dir, member.id, node) for node in member.nodes)
+        with _reading(primary) as connection:
             _look_at(connection, member.id, owned, cluster_map, found)
+        for copy in copies:
+            found.behind.extend(_differences(primary, copy))
+    return found
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as connection:
+        connection.execute("BEGIN")
+        yield connection
+
+
+def _differences(primary: Path, copy: Path) -> Iterator[str]:
+    """A sentence, if a copy of it has not applied the same. (Sequences are a file's own.)"""
+    with _reading(primary) as one, _reading(copy) as other:
+        ours, theirs = (_content(connection) for connection in (one, other))
+    if unequal := [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]:
+        name = min(unequal)
+        what = f"{name}: {theirs.get(name)}, {ours.get(name)}"
+        yield f"{copy.name} and {primary.name} differ in {len(unequal)} rows; {what}"
+
+
+def _content(connection: sqlite3.Connection) -> dict[tuple[str, str], Any]:
+    """Its rows, each verified, and the record that they are as of."""
+    found: dict[tuple[str, str], Any] = {("", "clock"): connection.execute(_POSITION).fetchone()}
+    for *columns, checksum in connection.execute(_ROWS):
+        row = Row(*columns)
+        try:
+            checked(row, checksum)
+            found[row.kind, row.key] = row._replace(sequence=0)
+        except DataCorrupt as error:
+            found[row.kind, row.key] = error.detail
     return found
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 from kvstore.failpoints import POINTS
 from loadtest.chaos.cluster import ChaosCluster
+from loadtest.chaos.copies import CopyFaults
 from loadtest.chaos.reshard import Move, Reshard
 from loadtest.chaos.schedule import SWEEP, Step
 from loadtest.chaos.summary import Fault
@@ -42,13 +43,16 @@ _POLL_S = 0.05
 class Nemeses:
     """Faults of one run. `faults`: what was done, times counted from `began_s` (monotonic); `now`: what lasts."""
 
-    def __init__(self, cluster: ChaosCluster, proxy: Proxy | None, reshard: Reshard, began_s: float) -> None:
+    def __init__(
+        self, cluster: ChaosCluster, proxy: Proxy | None, reshard: Reshard, copies: CopyFaults, began_s: float
+    ) -> None:
         self.faults: list[Fault] = []
         self.now: dict[int, str] = {}
         self._cluster = cluster
         self._proxy = proxy
         self._reshard = reshard
         self._began_s = began_s
+        self.copies = copies
         self.sweep = Sweep(cluster, reshard)
         self._doers: dict[str, Callable[[Step, random.Random, Fault], Awaitable[None]]] = {
             "kill": self._kill,
@@ -58,6 +62,12 @@ class Nemeses:
             "maps": self._old_maps,
             SWEEP: self._sweep_all,
             "reshard": self._change,
+            "die": self._kill,
+            "stop": self._pause,
+            "cut": self._partition,
+            "lose-disk": copies.lose_disk,
+            "rot": copies.rot,
+            "promote": copies.promote,
         }
 
     async def run(self, steps: Sequence[Step], phase_s: float) -> None:
@@ -233,12 +243,15 @@ class Nemeses:
     def _ways(self, kind: str, rng: random.Random) -> list[tuple[str, str]]:
         """Directions of links: source and destination."""
         members = sorted(self._cluster.members())
-        if kind == "isolate":
-            lonely = rng.choice(members)
+        if kind.startswith("nodes"):
+            nodes = _shards(members)
+            pairs = rng.sample([(one, other) for one in nodes for other in nodes if one < other], k=rng.choice((1, 2)))
+        elif kind in ("isolate", "node alone"):
+            lonely = rng.choice(members if kind == "isolate" else _shards(members))
             pairs = [(lonely, other) for other in members if other != lonely]
         else:
             pairs = some_pairs(members, rng)
-        if kind in ("cut one way", "stall"):
+        if kind in ("cut one way", "stall", "nodes one way"):
             return [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs]
         return [way for pair in pairs for way in (pair, pair[::-1])]
 
@@ -288,6 +301,10 @@ def victims(kind: str, members: set[str], rng: random.Random) -> list[str]:
         return rng.sample(everyone, k=rng.randint(2, max(2, len(everyone) - 1)))
     if kind == "for some time":
         return rng.sample(everyone, k=rng.choice((1, 1, 2)))
+    if kind in ("one node", "two nodes"):
+        return rng.sample(_shards(members), k=1 if kind == "one node" else 2)
+    if kind == "node and controller":
+        return [rng.choice(_shards(members)), _CONTROLLER]
     return [rng.choice(of_role)]
 
 

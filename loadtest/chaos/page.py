@@ -72,8 +72,9 @@ def sentence(run: RunSummary) -> str:
 def _top(run: RunSummary) -> str:
     done = f"{run.totals.done:,} done, {run.totals.refused:,} refused, {run.totals.unknown:,} with an unknown outcome"
     cluster = f"{run.shards} {_plural(run.shards, 'shard')}, {run.routers} {_plural(run.routers, 'router')}"
+    copies = f", {run.replicas} copies of every key" if run.replicas > 1 else ""
     facts = [
-        f"{run.began_at}, {run.seconds / 60:.1f} minutes, seed {run.seed}, {cluster}",
+        f"{run.began_at}, {run.seconds / 60:.1f} minutes, seed {run.seed}, {cluster}{copies}",
         f"nemeses: {', '.join(run.nemeses) or 'none'}; operations: {done}",
     ]
     planted = [f"planted bug: {run.bug}"] if run.bug else []

@@ -26,6 +26,7 @@ from loadtest.cluster.armed import ArmedCluster
 
 _BACK_TIMEOUT_S = 30.0
 _SETTLE_TIMEOUT_S = 40.0
+_IN_SYNC_TIMEOUT_S = 90.0  # a copy that fell out again and again is tried again after a minute
 _IDLE_TIMEOUT_S = 30.0
 _DOUBTS_TIMEOUT_S = 2 * LIMITS["txn_timeout_s"] + 1.0  # as promised, and what a busy machine needs to look
 _FILES_TIMEOUT_S = 15.0
@@ -80,7 +81,10 @@ class Stage(NamedTuple):
         closing = await self.clients.close()
         phase.complaints += closing.wrong
         self.tell("looking at the stores' files")
-        phase.complaints += await audited(self.cluster, self.clients)
+        wrong = await audited(self.cluster, self.clients)
+        phase.complaints += wrong
+        if not wrong:
+            self.nemeses.copies.is_repaired()
         if not any(operation.outcome == "done" for operation in closing.operations):
             phase.complaints.append("nothing at all was done in this phase")
         return closing
@@ -104,7 +108,9 @@ class Stage(NamedTuple):
             await self.cluster.wait_ready(_BACK_TIMEOUT_S)
         except RuntimeError as error:
             raise GivenUp(f"the cluster did not come back: {error}") from None
-        if sentence := await self.reshard.settle(_SETTLE_TIMEOUT_S):
+        if sentence := await self.reshard.settle(
+            _SETTLE_TIMEOUT_S if self.cluster.replicas == 1 else _IN_SYNC_TIMEOUT_S
+        ):
             phase.complaints.append(f"{sentence}\n{processes.tail(self.cluster.log, _LOG_LINES)}")
 
     async def _rest(self) -> None:

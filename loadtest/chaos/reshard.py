@@ -152,7 +152,7 @@ class Reshard:
             if document and known is not None and not running and not self._left_over and is_settled(document):
                 return self._judge(document, known)
             if time.monotonic() > deadline_s:
-                shown = {name: document.get(name) for name in ("epoch", "shards", "moves", "ending", "wanted")}
+                shown = {name: document.get(name) for name in ("epoch", "shards", "nodes", "moves", "ending", "wanted")}
                 return f"{timeout_s:g} s after all faults were over, there are changes that run: {running}, {shown}"
             await asyncio.sleep(_POLL_S)
 
@@ -180,5 +180,9 @@ class Reshard:
 
 def is_settled(document: dict[str, Any]) -> bool:
     """Of GET /v1/cluster."""
-    is_up = all(shard["state"] == "up" for shard in document["shards"])
+    copies = min(document["replicas"], len(document["nodes"])) - 1
+    is_up = all(
+        shard["state"] == "up" and [copy["state"] for copy in shard["copies"]] == ["in-sync"] * copies
+        for shard in document["shards"]
+    )
     return is_up and document["moves"] == document["ending"] == document["wanted"] == []  # null: nobody knows

@@ -28,6 +28,7 @@ import aiohttp
 
 from loadtest.chaos.clients import Clients, Stored
 from loadtest.chaos.cluster import ChaosCluster
+from loadtest.chaos.copies import CopyFaults
 from loadtest.chaos.doubts import Doubts
 from loadtest.chaos.judge import JudgeError, judge
 from loadtest.chaos.meter import Meter
@@ -68,14 +69,17 @@ class Settings(NamedTuple):
     shards: int
     out: Path
     bug: str = ""
+    replicas: int = 1
 
     @property
     def command(self) -> str:
         """To run it again."""
-        bug = f" --bug {self.bug}" if self.bug else ""
+        more = (f" --replicas {self.replicas}" if self.replicas > 1 else "") + (
+            f" --bug {self.bug}" if self.bug else ""
+        )
         return (
             f"python -m loadtest.chaos --minutes {self.seconds / 60:g} --seed {self.seed}"
-            f" --nemesis {','.join(self.nemeses)} --routers {self.routers} --shards {self.shards}{bug}"
+            f" --nemesis {','.join(self.nemeses)} --routers {self.routers} --shards {self.shards}{more}"
         )
 
 
@@ -98,6 +102,7 @@ class Run:
             nemeses=list(settings.nemeses),
             shards=settings.shards,
             routers=settings.routers,
+            replicas=settings.replicas,
             machine=machine_facts(),
             bug=settings.bug,
         )
@@ -187,8 +192,9 @@ class Run:
     async def _staged(self) -> AsyncIterator[tuple[Stage, list[asyncio.Task[None]]]]:
         """The cluster and the clients, who rest."""
         settings = self.settings
-        proxy = Proxy(settings.seed) if {"partition", "maps"} & set(settings.nemeses) else None
-        cluster = ChaosCluster(settings.out / "cluster", settings.shards, settings.routers, proxy, settings.bug)
+        proxy = Proxy(settings.seed) if {"partition", "maps", "cut"} & set(settings.nemeses) else None
+        folder, bug, replicas = settings.out / "cluster", settings.bug, settings.replicas
+        cluster = ChaosCluster(folder, settings.shards, settings.routers, proxy, bug, replicas)
         async with contextlib.AsyncExitStack() as stack:
             if proxy is not None:
                 await proxy.start()
@@ -213,7 +219,8 @@ class Run:
         was_duplicated = proxy.was_duplicated if proxy is not None else _never
         clients = Clients(http, cluster.client_urls, cluster.urls, seed, self.meter, was_duplicated)
         reshard = Reshard(Wire(http, cluster.urls, seed), self.settings.shards)
-        nemeses = Nemeses(cluster, proxy, reshard, self._began_s)
+        copies = CopyFaults(cluster, proxy, Wire(http, cluster.urls, seed))
+        nemeses = Nemeses(cluster, proxy, reshard, copies, self._began_s)
         self._sweep = nemeses.sweep
         self.faults_now, self.summary.faults, self.summary.points = nemeses.now, nemeses.faults, self.meter.points
         return Stage(cluster, clients, nemeses, reshard, Doubts(http, cluster.urls), self._tell, self._hurry)

@@ -17,9 +17,25 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-Nemesis = Literal["kill", "pause", "partition", "disk", "maps", "reshard", "sweep"]
+Nemesis = Literal[
+    "kill",
+    "pause",
+    "partition",
+    "disk",
+    "maps",
+    "reshard",
+    "die",
+    "lose-disk",
+    "stop",
+    "cut",
+    "rot",
+    "promote",
+    "sweep",
+]
 
-NEMESES: tuple[Nemesis, ...] = ("kill", "pause", "partition", "disk", "maps", "reshard")
+OF_COPIES: tuple[Nemesis, ...] = ("die", "lose-disk", "stop", "cut", "rot", "promote")  # what only copies survive
+OF_ONE: tuple[Nemesis, ...] = ("kill", "pause", "partition", "disk", "maps", "reshard")
+NEMESES: tuple[Nemesis, ...] = (*OF_ONE, *OF_COPIES)
 SWEEP: Nemesis = "sweep"  # by itself: it needs all processes
 KINDS: Mapping[Nemesis, Sequence[str]] = {
     "kill": ("router", "shard", "controller", "several", "all", "for some time", "at a point"),
@@ -28,6 +44,12 @@ KINDS: Mapping[Nemesis, Sequence[str]] = {
     "disk": ("slow", "all slow", "slow, then its power is cut"),
     "reshard": ("add", "remove", "weigh", "cancel", "two at once"),
     "maps": ("kept from a source and a router",),
+    "die": ("one node", "two nodes", "node and controller"),
+    "lose-disk": ("at once", "after a while"),
+    "stop": ("one node", "two nodes", "node and controller"),
+    "cut": ("nodes one way", "nodes both ways", "node alone"),
+    "rot": ("log", "file", "log of a dead node", "file of a dead node"),
+    "promote": ("planned",),
     SWEEP: ("every point",),
 }
 LASTING_KILLS = ("for some time", "at a point")  # the others are over at once
@@ -72,6 +94,12 @@ _HABITS: Mapping[Nemesis, _Habits] = {
     "disk": _Habits((1.0, 5.0), (1.0, 5.0)),
     "maps": _Habits((1.0, 4.0), (1.0, 3.0)),
     "reshard": _Habits((4.0, 9.0), (0.0, 0.0)),
+    "die": _Habits((3.0, 8.0), (4.0, _LONGEST_S + 1.0)),  # longer than a failover
+    "lose-disk": _Habits((5.0, 12.0), (3.0, 6.0)),
+    "stop": _Habits((3.0, 8.0), (3.0, _LONGEST_S + 1.0)),  # longer than every lease
+    "cut": _Habits((3.0, 8.0), (3.0, _LONGEST_S)),
+    "rot": _Habits((5.0, 12.0), (1.0, 4.0)),
+    "promote": _Habits((2.0, 7.0), (0.0, 0.0)),
 }
 
 
@@ -90,14 +118,15 @@ def plan(seed: int, phase: int, seconds: float, nemeses: Sequence[Nemesis]) -> l
     steps: list[Step] = []
     for nemesis in NEMESES:  # in this order, however they were asked for
         if nemesis in nemeses:
-            steps += _lane(nemesis, end_s, rng)
+            steps += _lane(nemesis, end_s, rng, max(1.0, len(nemeses) / len(OF_ONE)))
     others = [nemesis for nemesis in NEMESES if nemesis in nemeses and nemesis != "reshard"]
     if others:
         steps += [_companion(rng.choice(others), step, end_s, rng) for step in steps if step.nemesis == "reshard"]
     return sorted(steps)
 
 
-def _lane(nemesis: Nemesis, end_s: float, rng: random.Random) -> Iterator[Step]:
+def _lane(nemesis: Nemesis, end_s: float, rng: random.Random, rest: float) -> Iterator[Step]:
+    """`rest`: the more nemeses there are, the longer each of them rests, so that something is done in between."""
     kinds = _in_turn(KINDS[nemesis], rng)
     at_s = _FIRST_S + rng.uniform(0.0, _FIRST_WITHIN_S)
     is_first = True
@@ -107,7 +136,7 @@ def _lane(nemesis: Nemesis, end_s: float, rng: random.Random) -> Iterator[Step]:
         if nemesis == "pause" and is_first:  # at least this one outlasts every time-out, if the phase does
             step = step._replace(for_s=min(_LONGEST_S + rng.uniform(0.0, 1.5), end_s - at_s))
         yield step
-        at_s = step.end_s + rng.uniform(*_HABITS[nemesis].gap_s)
+        at_s = step.end_s + rest * rng.uniform(*_HABITS[nemesis].gap_s)
         is_first = False
 
 

@@ -17,7 +17,7 @@ from loadtest.histories.verdict import Check
 class Fault(msgspec.Struct):
     """One fault as it was done. `for_s`: how long it lasted; 0 for one that is over at once, such as a kill.
 
-    `nemesis`: kill, pause, partition or reshard; `kind`: what exactly it did. `targets`: names of processes, or of
+    `nemesis`: one of loadtest.chaos.schedule; `kind`: what exactly it did. `targets`: names of processes, or of
     links as `source → destination`. `note`: what else there is to say, such as that its target was gone already.
     """
 
@@ -94,6 +94,7 @@ class RunSummary(msgspec.Struct, kw_only=True):
     nemeses: list[str]
     shards: int
     routers: int
+    replicas: int = 1
     faults: list[Fault] = []
     points: list[Point] = []
     phases: list[Phase] = []

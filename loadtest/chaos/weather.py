@@ -19,7 +19,7 @@ from typing import Any
 from kvstore.protocol import Prepare
 from kvstore.storage import sqlite_reads
 from kvstore.storage.disk import DiskFile, OsDisk
-from kvstore.store import opening
+from kvstore.store import copy_place, opening
 from kvstore.store.store import Store
 
 _SYNC_S = (0.02, 0.3)
@@ -41,15 +41,24 @@ class Slowness:
             time.sleep(_rng.uniform(*bounds_s))
 
 
+class Unsynced:
+    """What was written to one file and not synced, whoever in this process has it open."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.syncing = threading.Lock()
+        self.writes: list[tuple[int, bytes]] = []
+
+
 class ForgetfulFile:
     """A file whose writes stay in this process until `sync`."""
 
-    def __init__(self, file: DiskFile, slowness: Slowness) -> None:
+    def __init__(self, file: DiskFile, slowness: Slowness, unsynced: Unsynced) -> None:
         self._file = file
         self._slowness = slowness
-        self._lock = threading.Lock()
-        self._syncing = threading.Lock()
-        self._unsynced: list[tuple[int, bytes]] = []
+        self._lock = unsynced.lock
+        self._syncing = unsynced.syncing
+        self._unsynced = unsynced.writes
 
     def size(self) -> int:
         with self._lock:
@@ -93,10 +102,15 @@ class ForgetfulDisk(OsDisk):
 
     def __init__(self, slowness: Slowness) -> None:
         self._slowness = slowness
+        self._unsynced: dict[int, Unsynced] = {}  # by inode
 
     def open(self, path: Path, *, create: bool = False, write: bool = True) -> Any:
         """As that of an OsDisk."""
-        return ForgetfulFile(super().open(path, create=create, write=write), self._slowness)
+        file = super().open(path, create=create, write=write)
+        inode = path.stat().st_ino
+        if create:  # a number that an earlier file had
+            self._unsynced.pop(inode, None)
+        return ForgetfulFile(file, self._slowness, self._unsynced.setdefault(inode, Unsynced()))
 
 
 class _Gone:
@@ -112,7 +126,9 @@ class _Gone:
 def begin(marker: Path) -> None:
     """From now on the stores of this process have such a disk, and some prepares come twice."""
     slowness = Slowness(marker)
-    vars(opening)["OsDisk"] = lambda: ForgetfulDisk(slowness)
+    disk = ForgetfulDisk(slowness)
+    for module in (opening, copy_place):
+        vars(module)["OsDisk"] = lambda: disk
     read_rows, write = sqlite_reads.read_rows, Store.write
 
     def read_slowly(*args: Any) -> Any:

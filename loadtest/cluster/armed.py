@@ -27,9 +27,10 @@ from typing import Any
 import aiohttp
 
 from kvstore.config import Limits, load_config
-from kvstore.launcher import ShardReconciler, cluster_children, http_get, url_of
+from kvstore.launcher import ShardReconciler, cluster_children, url_of
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
+from kvstore.readiness import http_get
 from kvstore.supervisor import STOP_ORDER, Child, Log, Supervisor
 from loadtest.cluster import processes
 from loadtest.cluster.local import READY_TIMEOUT_S, LocalCluster
@@ -68,8 +69,9 @@ class ArmedCluster(LocalCluster):
         limits: dict[str, Any] | None = None,
         routers: int = 1,
         partitions: int | None = None,
+        replicas: int = 1,
     ) -> None:
-        super().__init__(folder, shards, limits, routers, partitions)
+        super().__init__(folder, shards, limits, routers, partitions, replicas)
         self.urls: list[str] = []
         self.controller_url = ""
         self._armed = self.folder / "armed"

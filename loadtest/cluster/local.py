@@ -40,6 +40,7 @@ class LocalCluster:
         limits: dict[str, Any] | None = None,
         routers: int = 1,
         partitions: int | None = None,
+        replicas: int = 1,
     ) -> None:
         self.folder = folder.resolve()
         self.data_dir = self.folder / "data"
@@ -48,6 +49,7 @@ class LocalCluster:
         self.shards = shards
         self.routers = routers
         self.partitions = partitions
+        self.replicas = replicas
         self.limits = limits or {}
         self.url = ""
         self.urls: list[str] = []
@@ -127,6 +129,7 @@ class LocalCluster:
         routers, shards = others[: self.routers], others[self.routers :]
         document: dict[str, Any] = {
             "data_dir": "./data",
+            "replicas": self.replicas,
             "routers": [{"id": str(number), "listen": listen} for number, listen in enumerate(routers)],
             "controllers": [{"id": "0", "listen": controller}],
             "shards": [{"id": f"s{number}", "listen": listen} for number, listen in enumerate(shards, start=1)],

@@ -19,30 +19,25 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from kvstore.errors import KvError
+from kvstore.model import Attempt, Condition, IdempotencyKey, Preconditions, Read, TxnOp
 from kvstore.protocol import (
     Abort,
     Acquire,
     Answer,
     ApplyIntents,
-    Attempt,
-    Condition,
     Count,
     DecideCommit,
     Delete,
     Get,
-    IdempotencyKey,
     Outcome,
     Page,
-    Preconditions,
     Prepare,
     Put,
-    Read,
     Release,
     Renew,
     ResolveTxn,
     Scan,
     Transact,
-    TxnOp,
     Vote,
 )
 from kvstore.store.ops import DropDecisions

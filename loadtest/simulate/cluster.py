@@ -203,8 +203,9 @@ class Cluster:
         for hosted in server.node.stores.served:
             copy = server.name, hosted.shard_id
             self._check_store(copy, hosted.store)
-            if hosted.is_open and hosted.store.served is not self._looked_at.get(copy):
-                self._looked_at[copy] = hosted.store.served
+            served = hosted.store.served
+            if hosted.is_open and served is not self._looked_at.get(copy) and hosted.store.tables.may_answer():
+                self._looked_at[copy] = served
                 self._note_served(copy, hosted.store)
 
     def _check_store(self, copy: Copy, store: Store) -> None:
@@ -227,7 +228,7 @@ class Cluster:
             raise Violation(f"copy {copy_id} of store {store_id} serves in term {term}, in which copy {first} has")
 
     def _note_served(self, copy: Copy, store: Store) -> None:
-        """One owner per partition, one primary per term. Raises Violation."""
+        """One owner per partition, one primary per term, of those that may answer. Raises Violation."""
         shard = store.cluster_map.shard(copy[1]) if store.cluster_map is not None else None
         if shard is not None:
             self.note_term(store.identity.store_id, shard.term, store.copy_id)
@@ -236,8 +237,11 @@ class Cluster:
             if not generation or partition in store.served.frozen:
                 continue
             other = self._serving.setdefault(partition, copy)
-            if other != copy and self._answers(other):
-                raise Violation(f"partition {partition} is served by {' of '.join(other)} and by {' of '.join(copy)}")
+            if other != copy:
+                if self._answers(other):
+                    both = f"{' of '.join(other)} and by {' of '.join(copy)}"
+                    raise Violation(f"partition {partition} is served by {both}")
+                self._looked_at.pop(other, None)  # it is looked at once more if it may answer again
             self._serving[partition] = copy
 
     def _answers(self, copy: Copy) -> bool:

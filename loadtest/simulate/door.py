@@ -17,7 +17,8 @@ import xxhash
 
 from kvstore.config import Limits
 from kvstore.errors import KvError, from_problem
-from kvstore.protocol import Acquire, Answer, Delete, Get, IdempotencyKey, Preconditions, Put, Release, Renew
+from kvstore.model import IdempotencyKey, Preconditions
+from kvstore.protocol import Acquire, Answer, Delete, Get, Put, Release, Renew
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.decode import decode_cursor, decode_ttl, encode_cursor
 from kvstore.router.routes.txn import TxnBody, encode_result, parse_transaction

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import logging
 import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -227,8 +228,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self.errors.append(f"{context['message']}: {error!r}")
 
     def end(self) -> None:
-        """Let go of whatever still waits, silently."""
+        """Let go of whatever still waits, silently: a work may not like to be closed where it waits for its end."""
         self._over = True
+        disabled = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # works that were to be begun by what never began
             for task in self._tasks:
@@ -242,6 +245,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self._ready.clear()
             self._scheduled.clear()
             self.close()
+        logging.disable(disabled)
 
     _over = False
 

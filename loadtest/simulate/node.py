@@ -65,7 +65,8 @@ class SimulatedFolder:
         self.before_application: Callable[[], None]
 
     def copies(self) -> list[str]:
-        return copies_in([path.name for path in self.engines], self._node_id)
+        names = self._disk.names(FOLDER)
+        return copies_in([path.name for path in self.engines if f"{path.stem}.id" in names], self._node_id)
 
     async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Opened | CopyFiles:
         path = self._path(shard_id)

@@ -75,7 +75,7 @@ def _add_a_shard(page: Page) -> None:
     assert "kvstore shard add s5" in page.text_of("dialog")
     page.keep("ring-plan")
     page.click("Add s5")
-    page.until_says("The last change: 820 partitions", "longest write pause")
+    page.until_says("The last change: 820 partitions", "longest write pause", "Add shard s5, done: All 820 partitions")
     page.until(lambda: "20.0 %" in page.text_of(".legend") and "s5" in page.text_of(".legend"))
     page.keep("ring-after-adding")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.failpoints import POINTS
-from loadtest.chaos.schedule import NEMESES
+from loadtest.chaos.schedule import OF_ONE
 from loadtest.chaos.summary import RunSummary, decode
 from loadtest.cluster import processes
 from loadtest.histories import history, verdict
@@ -49,7 +49,7 @@ def test_every_promise_holds_in_a_short_chaos_of_all_nemeses(tmp_path: Path) -> 
     assert " left, phase 1 of 1, " in output
     summary = summary_of(tmp_path / "out")
     assert summary.ok
-    assert {fault.nemesis for fault in summary.faults} == set(NEMESES)
+    assert {fault.nemesis for fault in summary.faults} == set(OF_ONE)
     assert summary.totals.done > 1000
     checks = {check.name: check for phase in summary.phases for check in phase.checks}
     assert set(checks) == {"registers", "lists", "bank", "sets", "locks", "counters"}

@@ -165,6 +165,31 @@ def test_a_primary_goes_where_a_person_wants_it_and_back(nodes: Nodes) -> None:
         nodes.until(nodes.are_in_sync)
 
 
+def test_the_disaster_exit_goes_on_with_an_older_copy_and_the_node_that_returns_follows_it(nodes: Nodes) -> None:
+    (copy,) = next(shard["copies"] for shard in nodes.document()["shards"] if shard["id"] == "s1")
+    key, to = nodes.key_of("s1"), copy["node"]
+    _kvstore(nodes, "put", key, "early")
+    nodes.kill(to)
+    nodes.until(lambda: nodes.document()["under_replicated"])
+    _kvstore(nodes, "put", key, "late")
+    late = int(_kvstore(nodes, "put", key, "later", "--json").split('"version":')[1].rstrip("}\n "))
+    nodes.kill("s1")
+    nodes.start(to)
+    promote = ("shard", "promote", "s1", "--to", to)
+    nodes.until(lambda: "--accept-loss" in nodes.document()["advice"])
+    assert "in sync: none" in _refused(nodes, *promote)
+    said = _refused(nodes, *promote, "--accept-loss", answers="s2\n" if to != "s2" else "s3\n")
+    assert "ends with record" in said
+    assert "nothing was changed" in said
+    _kvstore(nodes, *promote, "--accept-loss", "--confirm", "s1")
+    assert _kvstore(nodes, "get", key) == "early"
+    nodes.start("s1")
+    nodes.until(nodes.are_in_sync)
+    nodes.until(lambda: nodes.primaries()["s1"] == "s1")
+    assert _kvstore(nodes, "get", key) == "early"
+    assert int(_kvstore(nodes, "put", key, "new", "--json").split('"version":')[1].rstrip("}\n ")) > late + 2**31
+
+
 def test_copies_are_made_and_dropped_while_the_cluster_runs(tmp_path: Path) -> None:
     with ExitStack() as at_the_end:
         nodes = Nodes(tmp_path, at_the_end, replicas=1)
@@ -172,6 +197,13 @@ def test_copies_are_made_and_dropped_while_the_cluster_runs(tmp_path: Path) -> N
         for replicas in (2, 1):
             assert f"{replicas} cop" in _kvstore(nodes, "cluster", "replicas", str(replicas))
             nodes.until(lambda: nodes.are_in_sync(replicas - 1))  # noqa: B023 (called here)
+
+
+def _refused(nodes: Nodes, *arguments: str, answers: str = "") -> str:
+    command = [sys.executable, "-m", "kvstore", *arguments, "--url", nodes.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, cwd=REPOSITORY, input=answers)
+    assert done.returncode in (1, 2), done.stdout
+    return done.stderr
 
 
 def _kvstore(nodes: Nodes, *arguments: str) -> str:

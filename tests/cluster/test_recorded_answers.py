@@ -230,8 +230,11 @@ def _inner() -> Iterator[Ask]:
     yield ask("GET", "/healthz", Origin="http://evil.example")
     for method, path in (("GET", "/healthz"), ("HEAD", "/healthz"), ("GET", "/map"), ("GET", "/metrics"), ("GET", "/"),
                          ("GET", "/v1/kv/a"), ("GET", "/channel?shard=s9"),
-                         ("GET", "/channel?shard=s1&store=other")):  # fmt: skip
+                         ("GET", "/channel?shard=s1&store=other"), ("GET", "/copies?store=other"), ("POST", "/healthz"),
+                         ("GET", "/healthz?x=1"), ("PUT", "/v1/kv/a")):  # fmt: skip
         yield Ask(method, path, None, {}, "shard")
+    yield Ask("GET", "/healthz", None, {"Host": "evil.example"}, "shard")
+    yield Ask("GET", "/channel?shard=s1", None, {"Origin": "http://127.0.0.1"}, "shard")
 
 
 ASKS = {asks.__name__.strip("_"): list(asks()) for asks in (_keys, _many_keys, _locks, _transactions, _cluster, _inner)}

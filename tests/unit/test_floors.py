@@ -18,12 +18,12 @@ import kvstore.errors
 PACKAGE = Path(kvstore.errors.__file__).parent
 
 FLOORS = {
-    "errors": 0, "config": 0, "addresses": 0, "environment": 0, "protocol": 0, "metrics": 0, "failpoints": 0,
-    "data_file": 0, "strict_json": 0,
+    "errors": 0, "config": 0, "addresses": 0, "environment": 0, "model": 0, "protocol": 0, "message_sizes": 0,
+    "metrics": 0, "failpoints": 0, "data_file": 0, "set_aside": 0, "strict_json": 0,
     "placement": 1, "transactions": 1, "dashboard": 1,
     "storage": 1, "replication": 2, "store": 3, "transport": 3,
     "shard": 4, "router": 4, "controller": 4,
-    "client": 5, "operations": 5, "txn": 5, "process": 5, "supervisor": 5, "roster": 5, "premises": 5,
+    "client": 5, "operations": 5, "txn": 5, "process": 5, "supervisor": 5, "roster": 5, "readiness": 5, "premises": 5,
     "launcher": 5, "demo": 5, "cli": 5, "__main__": 5,
 }  # fmt: skip
 METHODS_MAX = 20

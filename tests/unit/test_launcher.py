@@ -21,7 +21,8 @@ from kvstore.addresses import is_loopback
 from kvstore.config import CONFIG_VARIABLE, Limits, RouterConfig, decode_config, default_config
 from kvstore.demo import check_demo, with_demo
 from kvstore.errors import ConfigError
-from kvstore.launcher import cluster_children, http_get, router_child, shard_child, up, url_of
+from kvstore.launcher import cluster_children, router_child, shard_child, up, url_of
+from kvstore.readiness import http_get
 from loadtest.cluster.processes import free_ports
 from tests.unit.test_supervisor import DEAF, SERVE, is_running, until
 

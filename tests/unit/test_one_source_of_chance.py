@@ -24,7 +24,6 @@ OF_REAL_PROCESSES = {
     "controller/store/sqlite.py",
     "router/app.py",
     "router/events.py",
-    "shard/app.py",
     "shard/disk_watch.py",
     "transport/answers.py",
     "transport/http/responses.py",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvstore.model import IdempotencyKey, Preconditions
 from kvstore.protocol import (
     WRITES,
     Acquire,
@@ -19,10 +20,8 @@ from kvstore.protocol import (
     Explain,
     Get,
     GetLock,
-    IdempotencyKey,
     Info,
     Page,
-    Preconditions,
     Put,
     Release,
     Renew,

@@ -15,8 +15,8 @@ from kvstore.client import Client
 from kvstore.client.results import Answer
 from kvstore.config import Limits
 from kvstore.errors import BadTtl, KeyNotUtf8, NotFound
+from kvstore.model import Condition, TxnOp
 from kvstore.operations import operation_members, value_members, value_of
-from kvstore.protocol import Condition, TxnOp
 from kvstore.router.routes.txn import TxnBody, parse_transaction
 from kvstore.txn import (
     TxnItem,

@@ -52,6 +52,12 @@ export async function call(method, path, document, headers = {}, signal = undefi
   return answer.status === 204 || answer.headers.get("Content-Type") === null ? null : answer.json();
 }
 
+/** A change of the cluster: the id of the resource that tells how far it is. Raises Problem. */
+export async function beginChange(method, path, document) {
+  const answer = await ask(method, path, { body: document === undefined ? undefined : JSON.stringify(document) });
+  return answer.headers.get("Location").split("/").pop();
+}
+
 // A browser rewrites a path that ends in a segment "." or "..", in whatever way it is written: those two go by batch.
 const DOTS = new Set([".", ".."]);
 

@@ -1,8 +1,8 @@
 // Changes of the cluster: each is asked for with ?plan=true first, shown, and done only when it is confirmed.
 
 import { html, useState } from "./lib/preact-htm.js";
-import { call } from "./api.js";
-import { bytes, count, milliseconds, plural } from "./format.js";
+import { beginChange, call } from "./api.js";
+import { bytes, count, milliseconds, plural, seconds } from "./format.js";
 import { useLive } from "./live.js";
 import { Answer, Dialog, Field, Plan, Shard } from "./widgets.js";
 
@@ -40,8 +40,7 @@ function Change({ change, onDone, onClose }) {
   const go = async () => {
     setBusy(true);
     try {
-      await call(change.method, change.path, change.body);
-      onDone({ ok: `${change.title}: it is written down, and goes on whatever happens.` });
+      onDone(await beginChange(change.method, change.path, change.body));
     } catch (error) {
       setProblem(error);
       setBusy(false);
@@ -86,13 +85,49 @@ function Members({ map, cluster, onChange }) {
   </ul>`;
 }
 
-export function Changes({ map, cluster, moves }) {
+const NAMES = {
+  add: "Add shard",
+  remove: "Remove shard",
+  "remove-lost": "Give up shard",
+  weight: "Weight of",
+  rebalance: "Rebalance",
+  cancel: "Cancel",
+  "accept-old": "Accept the older copy of",
+  recover: "Recover the map",
+  promote: "Promote a copy of",
+  replicas: "Copies",
+  failover: "Failover of",
+};
+
+function nameOf(change) {
+  const name = change.shard ? `${NAMES[change.kind] ?? change.kind} ${change.shard}` : (NAMES[change.kind] ?? change.kind);
+  const wanted = change.weight ?? change.replicas ?? change.to;
+  return wanted === null || change.kind === "add" ? name : `${name} → ${wanted}`;
+}
+
+/** What became of the change that was asked for here. */
+function Begun({ id, items }) {
+  if (id === null) return null;
+  const change = items.find((item) => item.id === id);
+  if (!change) return html`<${Answer} answer=${{ ok: "It is written down, and goes on whatever happens." }} />`;
+  return html`<${Answer} answer=${{ ok: `${nameOf(change)}, ${change.state}: ${change.detail}` }} />`;
+}
+
+const MOVING = new Set(["add", "remove", "weight", "rebalance"]);
+
+/** Whether there is something that a cancel would end. */
+function canCancel(items) {
+  return items.some((change) => change.state === "running" && MOVING.has(change.kind));
+}
+
+/** `changes`: the document of that kind of event, null before the first. */
+export function Changes({ map, cluster, changes }) {
   const [change, setChange] = useState(null);
-  const [answer, setAnswer] = useState(null);
+  const [begun, setBegun] = useState(null); // the id of the change that was asked for here
   const [id, setId] = useState("");
   const proposed = id || nextId(map);
   const begin = (what) => {
-    setAnswer(null);
+    setBegun(null);
     setChange(what);
   };
   return html`<section aria-labelledby="changes-title">
@@ -107,19 +142,19 @@ export function Changes({ map, cluster, moves }) {
       <${Field} label="new shard"><input value=${proposed} maxlength="32" size="6" onInput=${(event) => setId(event.target.value)} /><//>
       <button class="primary">Add a shard…</button>
       <button type="button" class="quiet" onClick=${() => begin(REBALANCE)}>Rebalance…</button>
-      <button type="button" class="quiet" disabled=${!moves?.moves.length && !moves?.wanted?.length} onClick=${() => begin(CANCEL)}>Cancel moves…</button>
+      <button type="button" class="quiet" disabled=${!canCancel(changes?.items ?? [])} onClick=${() => begin(CANCEL)}>Cancel moves…</button>
     </form>
-    <${Answer} answer=${answer} />
+    <${Begun} id=${begun} items=${changes?.items ?? []} />
     <${Members} map=${map} cluster=${cluster} onChange=${begin} />
     <p class="muted">Promoting a copy comes with copies, which this version does not have.</p>
     ${change &&
     html`<${Change}
       change=${change}
       onClose=${() => setChange(null)}
-      onDone=${(done) => {
+      onDone=${(begunId) => {
         setChange(null);
         setId("");
-        setAnswer(done);
+        setBegun(begunId);
       }}
     />`}
   </section>`;
@@ -144,19 +179,39 @@ function Steps({ step }) {
   </ol>`;
 }
 
+function figuresOf(change) {
+  const pause = change.write_pause_ms_max ? milliseconds(change.write_pause_ms_max) : "none";
+  return `${plural(change.partitions_done, "partition")} in ${plural(change.groups_done, "group")}, ${count(change.keys_done)} rows (${bytes(change.bytes_done)}) in ${seconds(change.seconds)}; longest write pause ${pause}`;
+}
+
+function Running({ change }) {
+  return html`<li>
+    <p><b>${nameOf(change)}</b> <span class="muted">${change.detail}</span></p>
+    ${change.progress !== null && html`<progress max="1" value=${change.progress} aria-label=${nameOf(change)}></progress>`}
+    ${change.partitions_done > 0 && html`<p class="muted">So far: ${figuresOf(change)}.</p>`}
+  </li>`;
+}
+
+/** What was asked for and how far it is, then how the last change that moved something ended. */
+function ChangesUnderWay({ items }) {
+  if (items === null) return html`<p class="muted">The controller does not answer: what runs goes on when it is back.</p>`;
+  const running = items.filter((change) => change.state === "running");
+  const last = items.find((change) => change.state !== "running" && change.partitions_done > 0);
+  return html`${running.length > 0 && html`<ul class="moves" aria-label="Changes under way">${running.map((change) => html`<${Running} key=${change.id} change=${change} />`)}</ul>`}
+    ${last && !running.length && html`<p>The last change: ${figuresOf(last)}. <span class="muted">${nameOf(last)}, ${last.state}.</span></p>`}`;
+}
+
 export function Moves() {
-  const { moves, map, arrivals } = useLive();
-  if (!moves || !map) return null;
+  const { moves, changes, map, arrivals } = useLive();
+  if (!moves || !changes || !map) return null;
   const underWay = moves.moves.filter((move) => move.step !== "queued");
   const queued = moves.moves.length - underWay.length;
-  const { last } = moves;
   return html`<section aria-labelledby="moves-title">
     <h2 id="moves-title">What moves</h2>
     <div role="status" aria-live="polite">
-      ${moves.wanted?.length > 0 && html`<p>Shard ${moves.wanted.join(", ")} is being started.</p>`}
-      ${moves.ending?.length > 0 && html`<p>The process of ${moves.ending.join(", ")} is ending.</p>`}
       ${!moves.moves.length && html`<p class="muted">${arrivals.length ? "Nothing moves any more. What has changed hands:" : "Nothing moves. Add a shard, and watch its partitions come."}</p>`}
     </div>
+    <${ChangesUnderWay} items=${changes.items} />
     <ul class="moves">
       ${underWay.slice(0, 8).map(
         (move) => html`<li key=${`${move.from} ${move.to}`}>
@@ -177,11 +232,5 @@ export function Moves() {
         (arrival) => html`<li>epoch ${arrival.epoch}: ${plural(arrival.partitions, "partition")} <${Shard} id=${arrival.from} /> → <${Shard} id=${arrival.to} /></li>`,
       )}
     </ul>`}
-    ${last &&
-    html`<p>
-      ${moves.moves.length ? "So far" : "The last change"}: ${plural(last.partitions, "partition")} in ${plural(last.groups, "group")},
-      ${" "}${count(last.keys)} rows (${bytes(last.bytes)}) in ${last.seconds.toFixed(1)} s; longest write pause${" "}
-      <b>${milliseconds(last.write_pause_ms_max)}</b>.
-    </p>`}
   </section>`;
 }

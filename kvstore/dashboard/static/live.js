@@ -15,6 +15,7 @@ export const live = {
   map: null,
   cluster: null,
   moves: null,
+  changes: null,
   locks: null,
   transactions: null,
   play: null,

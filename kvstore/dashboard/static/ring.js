@@ -69,7 +69,7 @@ function Legend({ map }) {
 }
 
 export function RingView() {
-  const { map, cluster, moves, arrivals } = useLive();
+  const { map, cluster, moves, changes, arrivals } = useLive();
   const [way, setWay] = useState(null);
   if (!map) return html`<h1>Ring</h1><p role="status">Waiting for the cluster map…</p>`;
   const steps = moves && moves.epoch === map.epoch ? moves.moves : [];
@@ -98,7 +98,7 @@ export function RingView() {
       </div>
       <div>
         <${KeyWalk} map=${map} way=${way} onWay=${setWay} />
-        <${Changes} map=${map} cluster=${cluster} moves=${moves} />
+        <${Changes} map=${map} cluster=${cluster} changes=${changes} />
       </div>
     </div>
     <${Terminal}

@@ -138,6 +138,8 @@ class NewPrimary(Struct, forbid_unknown_fields=True):
     """Where the primary of a shard is to be."""
 
     to: Annotated[ShardId, about("A node whose copy of the shard is in sync.")]
+    accept_loss: Annotated[bool, about("Although it is not: what it lacks is lost for good.")] = False
+    confirm: Annotated[ShardId | None, about("The id of the shard again, with accept_loss.")] = None
 
 
 class NewReplicas(Struct, forbid_unknown_fields=True):
@@ -184,6 +186,10 @@ class ChangeTaken(Struct):
     ) = UNSET
     to: Annotated[ShardId, about("The node of the new primary.")] | UnsetType = UNSET
     replicas: Replicas | UnsetType = UNSET
+    number: Annotated[int, about("Of a promotion with loss: the last record of that copy.", minimum=0)] | UnsetType = (
+        UNSET
+    )
+    told: Annotated[int, about("And of which record the shard had told.", minimum=0)] | UnsetType = UNSET
     partitions: Annotated[int, about("Of a shard that was given up: how many it had.", minimum=0)] | UnsetType = UNSET
     transactions: Annotated[list[Undecided], about("Of a shard that was given up: those undecided.")] | UnsetType = (
         UNSET
@@ -442,7 +448,9 @@ CHANGE_ROUTES = (
         tag="cluster",
         summary="Make another copy the primary",
         description="The primary hands over to the copy on node `to`, which is refused with 409 unless it is in sync. "
-        f"No acknowledged write is lost, and no call fails; the shard stays there. {_GRACE}",
+        f"No acknowledged write is lost, and no call fails; the shard stays there. {_GRACE}With accept_loss, and the "
+        "shard's id in confirm, a copy that is not in sync becomes the primary, and what it lacks is lost: refused "
+        "with 409 while the primary or a copy in sync is heard, and unconfirmed, with what would be lost.",
         parameters=(_ID,),
         body=_body(NewPrimary, {"to": "s2"}),
         answers=(_taken({"id": "s1", "to": "s2", "epoch": 16}),),

@@ -115,6 +115,25 @@ class Shard(Struct):
     copies: Annotated[list[Copy], about("Those on other nodes.")]
 
 
+class UnderReplicated(Struct):
+    """A shard with fewer copies than are asked for."""
+
+    shard: ShardId
+    in_sync: Annotated[int, about("Copies that have all that was acknowledged, the primary's among them.", minimum=1)]
+    wanted: Annotated[int, about("How many there are to be.", minimum=2)]
+    awaited: Annotated[str, about("What comes next, in words.")]
+
+
+class Failover(Struct):
+    """A copy took over from a primary."""
+
+    shard: ShardId
+    to: Annotated[ShardId, about("The node of the new primary.")]
+    at: Annotated[str, about("When it served.", format="date-time")]
+    seconds: Annotated[float, about("From the last sign of the old primary until the new one served.", minimum=0)]
+    cause: Annotated[str, about("What was found of the old primary, and what came of it.")]
+
+
 class Cluster(Struct):
     """The cluster as this router sees it."""
 
@@ -126,6 +145,8 @@ class Cluster(Struct):
     shards: Annotated[list[Shard], about("In the order of joining.")]
     moves: Annotated[list[MoveUnderWay], about("Partitions under way to another shard.")]
     in_doubt: InDoubt
+    under_replicated: Annotated[list[UnderReplicated], about("In the order of joining.")]
+    failovers: Annotated[list[Failover], about("The last ones, the newest first, as far as the controller answers.")]
     wanted: Annotated[Wanted | None, about("Null while the controller does not answer.")]
     ending: Annotated[Ending | None, about("Null while the controller does not answer.")]
     last_change: Annotated[LastChange | None, about("Null: there was none.")]
@@ -207,7 +228,8 @@ _EXAMPLE_CLUSTER = {
     "nodes": [{"id": "s1", "url": "http://127.0.0.1:9101", "state": "up"}],
     "shards": [{"id": "s1", "url": "http://127.0.0.1:9101", "state": "up", "weight": 1, "partitions": 4096,
                 "keys": 25013, "bytes": 3626885, "primary": "s1", "term": 1, "copies": []}],
-    "moves": [EXAMPLE_MOVE], "in_doubt": {"count": 0, "oldest_s": None}, "wanted": [], "ending": [],
+    "moves": [EXAMPLE_MOVE], "in_doubt": {"count": 0, "oldest_s": None}, "under_replicated": [], "failovers": [],
+    "wanted": [], "ending": [],
     "last_change": EXAMPLE_CHANGE,
     "advice": "210 partitions still to move: clients notice nothing, and it ends by itself.",
 }  # fmt: skip

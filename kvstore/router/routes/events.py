@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct, UnsetType, defstruct
 from kvstore.errors import TooManyRequests
 from kvstore.router.events import EVENT_STREAM, Events
 from kvstore.router.rates import NAMES
-from kvstore.router.routes.changes import Moves
+from kvstore.router.routes.changes import Change, Moves
 from kvstore.router.routes.cluster import InDoubt
 from kvstore.router.routes.words import Count, Epoch, Key, LeaseLeft, Owner, Partitions, Seconds, ShardId, Token
 from kvstore.transport.http.routes import Content, Keys, Parameter, Right, Route, Success, Touches, example
@@ -101,6 +101,12 @@ class ClusterEvent(Struct):
     shards: Annotated[list[ShardEvent], about("In the order of joining.")]
     in_doubt: InDoubt
     advice: Advice
+
+
+class ChangesEvent(Struct):
+    """Changes of the cluster: those that run, and the last that ended."""
+
+    items: Annotated[list[Change] | None, about("The newest first; null while the controller does not answer.")]
 
 
 class LockEvent(Struct):
@@ -205,6 +211,7 @@ class Snapshot(Struct):
     map: MapEvent | UnsetType = UNSET
     cluster: ClusterEvent | UnsetType = UNSET
     moves: Moves | UnsetType = UNSET
+    changes: ChangesEvent | UnsetType = UNSET
     locks: LocksEvent | UnsetType = UNSET
     transactions: TransactionsEvent | UnsetType = UNSET
     rates: RatesEvent | UnsetType = UNSET  # type: ignore[valid-type]
@@ -219,6 +226,7 @@ EVENTS: dict[str, type] = {
     "map": MapEvent,
     "cluster": ClusterEvent,
     "moves": Moves,
+    "changes": ChangesEvent,
     "locks": LocksEvent,
     "transactions": TransactionsEvent,
     "rates": RatesEvent,

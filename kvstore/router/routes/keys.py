@@ -1,14 +1,17 @@
 """The calls on keys: read, store and remove one, list and count many.
 
 Owns: the statuses and header fields of `/v1/kv`, the documents of listings.
-Promises: the value of a key leaves as it came, byte for byte. A listing is made and sent within the account of
-answers: what it may bring is reserved before it is asked for.
+Promises: the value of a key leaves as it came, byte for byte. A listing, or a large value, is made and sent within the
+account of answers: what it may bring is reserved before it is asked for, and little of it is asked for at once, so that
+small requests find their way between.
 Leaves to others: the syntax of conditions (`decode`), a page's JSON (`page_json`), everything else (`service`).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 from msgspec import UNSET, Struct, UnsetType
@@ -53,11 +56,12 @@ from kvstore.router.routes.words import (
     page_parameters,
 )
 from kvstore.router.service import Routed, RouterService
-from kvstore.transport.answers import AnswerAccount, Room
+from kvstore.transport.answers import LARGE_BYTES, AnswerAccount, Room
 from kvstore.transport.http.responses import BINARY, JSON, Response, json_response, problem_response
 from kvstore.transport.http.routes import Body, Call, Content, Errors, Parameter, Route, Success, example, flag
 from kvstore.transport.http.schema import about, having, one_of, refined
 
+_LARGE_AT_ONCE = 2
 _NOT_ASKED: list[int] | None = []
 
 
@@ -75,30 +79,23 @@ class KeyRoutes:
         self._pages = pages
         self._answers = answers
         self._admit_answer = admit_answer
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)  # values on their way from the shards
 
     async def get(self, call: Call) -> Response:
-        match = none_match = _NOT_ASKED
         key, fields = call.argument, call.head.fields
-        if "if-match" in fields:
-            match = decode_tags(fields["if-match"], weak=False)
-        if "if-none-match" in fields:
-            none_match = decode_tags(fields["if-none-match"], weak=True)
-        answer, shard_id, partition = await self._service.ask(Get(0, key))
-        if answer.problem is not None:
-            raise from_problem(answer.problem)
-        lines = f"Kv-Shard: {shard_id}\r\nKv-Partition: {partition}\r\n"
-        if answer.status == 404:
-            if match is not _NOT_ASKED:
-                raise PreconditionFailed(f"there is no key {key!r}")
-            return problem_response(NotFound(f"there is no key {key!r}"), lines)
-        lines = f'ETag: "{answer.version}"\r\n{lines}Cache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\n'
-        if answer.ttl_left_ms:
-            lines += f"Kv-Ttl: {answer.ttl_left_ms / 1000:.3f}\r\n"
-        if match is not _NOT_ASKED and match is not None and answer.version not in match:
-            raise PreconditionFailed(f"key {key!r} has version {answer.version}", version=answer.version)
-        if none_match is not _NOT_ASKED and (none_match is None or answer.version in none_match):
-            return Response(304, lines=lines)
-        return Response(200, answer.value or b"", BINARY, lines)
+        match = decode_tags(fields["if-match"], weak=False) if "if-match" in fields else _NOT_ASKED
+        none_match = decode_tags(fields["if-none-match"], weak=True) if "if-none-match" in fields else _NOT_ASKED
+        routed = await self._service.ask(Get(0, key, LARGE_BYTES))
+        if not routed.answer.left_out_bytes:
+            return _shown(routed, key, match, none_match)
+        async with Room(self._answers) as room:
+            await room.add(routed.answer.left_out_bytes)
+            async with self._large:
+                routed = await self._service.ask(Get(0, key))
+            response = _shown(routed, key, match, none_match)
+            response.reserved = len(response.body)
+            room.take(response.reserved)
+            return response
 
     async def put(self, call: Call) -> Response:
         key, head, value = call.argument, call.head, call.raw
@@ -120,10 +117,31 @@ class KeyRoutes:
         limit, values = call.get("limit"), call.get("values")
         async with Room(self._pages) as room:
             await room.add(self._service.all_shards.page_bytes(limit, values))
-            listing = await self._service.all_shards.page(prefix, call.get("after"), limit, values, partial=partial)
+            async with self._pages.turns if values else nullcontext():
+                listing = await self._service.all_shards.page(prefix, call.get("after"), limit, values, partial=partial)
             body = await encode_page(listing, values, partial, self._answers.turns)
             del listing
             return await self._admit_answer(Response(200, body, JSON, head_only=call.head.method == "HEAD"))
+
+
+def _shown(routed: Routed, key: str, match: list[int] | None, none_match: list[int] | None) -> Response:
+    """The value, or what the conditions make of it."""
+    answer, shard_id, partition = routed
+    if answer.problem is not None:
+        raise from_problem(answer.problem)
+    lines = f"Kv-Shard: {shard_id}\r\nKv-Partition: {partition}\r\n"
+    if answer.status == 404:
+        if match is not _NOT_ASKED:
+            raise PreconditionFailed(f"there is no key {key!r}")
+        return problem_response(NotFound(f"there is no key {key!r}"), lines)
+    lines = f'ETag: "{answer.version}"\r\n{lines}Cache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\n'
+    if answer.ttl_left_ms:
+        lines += f"Kv-Ttl: {answer.ttl_left_ms / 1000:.3f}\r\n"
+    if match is not _NOT_ASKED and match is not None and answer.version not in match:
+        raise PreconditionFailed(f"key {key!r} has version {answer.version}", version=answer.version)
+    if none_match is not _NOT_ASKED and (none_match is None or answer.version in none_match):
+        return Response(304, lines=lines)
+    return Response(200, answer.value or b"", BINARY, lines)
 
 
 def _written(routed: Routed, key: str, lines: str) -> Response:

@@ -37,7 +37,8 @@ from kvstore.errors import (
     WrongOwner,
     from_problem,
 )
-from kvstore.protocol import Acquire, Answer, CancelWait, GetLock, IdempotencyKey, Release, Renew
+from kvstore.model import IdempotencyKey
+from kvstore.protocol import Acquire, Answer, CancelWait, GetLock, Release, Renew
 from kvstore.router.decode import decode_once, decode_token, encode_cursor, seconds_to_ms
 from kvstore.router.page_json import missing_members
 from kvstore.router.routes.words import (
@@ -60,6 +61,7 @@ from kvstore.router.routes.words import (
     page_parameters,
 )
 from kvstore.router.service import RouterService
+from kvstore.router.unserved import unserved
 from kvstore.transport.channel import Channel
 from kvstore.transport.http.requests import client_has_left
 from kvstore.transport.http.responses import JSON, Response, json_response
@@ -152,10 +154,8 @@ class LockRoutes:
 
     async def _stand_in_line(self, ask: Acquire, request: web.BaseRequest) -> Answer | _Bounced:
         """The answer, or why to stand in another line. Raises the errors of `Channel.request`."""
-        channel, error = (
-            self._service.owner_of(ask.key),
-            Unavailable("no shard owns the lock at present", retry_after_ms=500),
-        )
+        channel = self._service.owner_of(ask.key)
+        error = unserved([channel.shard_id])
         try:
             future, channel, partition = self._service.begin(ask)
             answer = await self._watch(future, channel, ask, request)

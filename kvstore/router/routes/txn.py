@@ -36,7 +36,7 @@ from kvstore.errors import (
     TooManyRequests,
     ValueTooLarge,
 )
-from kvstore.protocol import VERSION_MAX, Condition, Read, TxnOp
+from kvstore.model import VERSION_MAX, Condition, Read, TxnOp
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.decode import decode_once, ttl_to_ms
 from kvstore.router.json_ops import GetOp, Op, PutOp, check_value_size, decode_value, encode_value

@@ -35,7 +35,7 @@ from kvstore.errors import (
     UriTooLong,
     all_errors,
 )
-from kvstore.protocol import VERSION_MAX
+from kvstore.model import VERSION_MAX
 from kvstore.router.decode import decode_cursor
 from kvstore.transport.http.requests import decode_key
 from kvstore.transport.http.routes import Errors, Keys, Parameter, Right, Touches, example, flag, integer, text

@@ -20,12 +20,13 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11, StreamWriter
 
 from kvstore.errors import KvError
+from kvstore.transport.answers import LARGE_BYTES
 
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
 BINARY = "application/octet-stream"
 
-_JOINED_BYTES_MAX = 65_536  # of a body: to copy it costs less than a second write
+_PIECE_BYTES = 256 * 1024
 _FEW_PARTS = 8  # are written one by one, more are joined
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _STATUS_LINES = {code: f"HTTP/1.1 {code} {phrase}\r\n" for code, phrase in _REASONS.items()}
@@ -73,11 +74,11 @@ class Response:
         protocol = cast(Any, request.protocol)
         writer = cast(StreamWriter, request.writer)
         try:
-            if len(body) < _JOINED_BYTES_MAX:
+            if len(body) < LARGE_BYTES:
                 await writer.write(head + body, drain=False)
             else:
                 await writer.write(head, drain=False)
-                await writer.write(body, drain=False)
+                await _write_in_pieces(writer, body, protocol)
             if protocol._paused:
                 await protocol.answers.drain(protocol)
         finally:
@@ -87,6 +88,17 @@ class Response:
 
     async def write_eof(self) -> None:
         """Nothing is left to do."""
+
+
+async def _write_in_pieces(writer: StreamWriter, body: bytes, protocol: Any) -> None:
+    """Each once the client has taken the ones before, within the time that an answer has in all."""
+    whole, answers = memoryview(body), protocol.answers
+    deadline_s = answers.deadline_s()
+    for at in range(0, len(body), _PIECE_BYTES):
+        async with answers.turns:
+            await writer.write(whole[at : at + _PIECE_BYTES], drain=False)
+        if protocol._paused:
+            await answers.drain(protocol, deadline_s)
 
 
 class StreamedResponse:

@@ -204,8 +204,14 @@ class _Path(NamedTuple):
         return bound
 
 
+def _nothing_at(path: str) -> NoSuchRoute:
+    return NoSuchRoute(f"there is nothing at {path[:200]!a}.")
+
+
 class RouteTable:
-    def __init__(self, limits: Limits, bodies: BodyReader) -> None:
+    def __init__(self, limits: Limits, bodies: BodyReader, missing: Callable[[str], NoSuchRoute] = _nothing_at) -> None:
+        """`missing`: the error for a path that no entry has."""
+        self._missing = missing
         self._limits = limits
         self._bodies = bodies
         self._fixed: dict[str, _Path] = {}
@@ -267,7 +273,7 @@ class RouteTable:
         for entry in self._open:
             if path.startswith(entry.prefix) and path.endswith(entry.suffix):
                 return entry, path[len(entry.prefix) : len(path) - len(entry.suffix)]
-        raise NoSuchRoute(f"there is nothing at {path[:200]!a}.")
+        raise self._missing(path)
 
     async def answer(self, bound: Bound, argument: str, request: web.BaseRequest, head: Head) -> Any:
         """The handler's answer to the decoded call. Raises KvError."""

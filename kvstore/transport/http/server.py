@@ -57,6 +57,9 @@ class _Protocol(RequestHandler):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._payload_parser is not None:  # a WebSocket: no request follows on this connection
+            super().data_received(data)
+            return
         was_in_body = not self._last_body.is_eof()
         super().data_received(data)
         if self._messages:
@@ -81,7 +84,7 @@ class _Protocol(RequestHandler):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own contract: True keeps our side open
         """A client that half-closes (`nc -N`) gets its answers; a body that it cut short is refused."""
-        if self._is_idle():
+        if self._payload_parser is not None or self._is_idle():
             return False
         self.half_closed = True
         self._cut_body("the body ended early: nothing of it was stored")
@@ -177,6 +180,23 @@ class Server(web.Server):
 
     def __call__(self) -> RequestHandler:
         return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+async def accept_socket(
+    request: web.BaseRequest, frame_bytes_max: int, close_timeout_s: float = 10.0
+) -> web.WebSocketResponse:
+    """Make the connection of the request a WebSocket, whose writer waits by asyncio's bounds, not by ours.
+
+    Raises BadRequest if that is not what the client asks for, ConnectionError if it has left.
+    """
+    socket = web.WebSocketResponse(compress=False, max_msg_size=frame_bytes_max, timeout=close_timeout_s)
+    if request.transport is not None:
+        request.transport.set_write_buffer_limits()
+    try:
+        await socket.prepare(request)
+    except web.HTTPException:
+        raise BadRequest("this call opens a WebSocket: the request must ask for one as RFC 6455 says.") from None
+    return socket
 
 
 async def start_server(server: Server, host: str, port: int, shutdown_timeout_s: float = 5.0) -> web.ServerRunner:

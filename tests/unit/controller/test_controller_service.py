@@ -296,6 +296,16 @@ def test_a_node_whose_shard_is_served_elsewhere_announces_its_own_address() -> N
     assert found.url_of(found.shards[0]) == "http://s2:1"
 
 
+@pytest.mark.parametrize("other", [{"store_id": "new"}, {"copy_id": "new"}])
+def test_a_home_whose_only_copy_is_elsewhere_may_start_with_whatever_it_has(other: dict[str, str]) -> None:
+    """Its copy was dropped while it was down."""
+    state = with_copies()
+    shards = [msgspec.structs.replace(the_map(state).shards[0], replicas=[]), *the_map(state).shards[1:]]
+    alone = msgspec.structs.replace(state, map=msgspec.structs.replace(the_map(state), shards=shards))
+    said = announcement("s1", cluster_id="c1", **other)
+    assert decide(alone, said, FIRST, "c1", PLAN) == alone
+
+
 @pytest.mark.parametrize("lost", [{"store_id": "new"}, {"copy_id": "new"}])
 def test_a_node_with_an_empty_disk_may_start_while_its_shard_has_other_copies(lost: dict[str, str]) -> None:
     said = announcement("s1", **lost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import msgspec
 import pytest
 
 from kvstore.config import Limits
+from kvstore.controller.copy_asks import with_replicas
+from kvstore.controller.membership import ClusterState
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication.beats import Asked, Beat, BeatAnswer, CopyReport, Echo
 from kvstore.replication.configuration import Configuration, configuration_of
@@ -148,6 +151,73 @@ async def test_a_promotion_to_a_node_without_a_copy_in_sync_is_refused(nodes: No
     status, said = await nodes.controller.call("POST", "/v1/shards/s1/promote", json={"to": "s2"})
     assert (status, said["code"]) == (409, "change-refused")
     assert "in sync: none" in said["detail"]
+
+
+async def stranded(nodes: Nodes, number: int = 7) -> None:
+    """The copy of s1 on s2 joins and has some records; then s1 falls silent."""
+    await raised(nodes)
+    await nodes.until(lambda: nodes.config("s1").replicas)
+    copy = next(each for each in nodes.copies["s2"] if each.shard == "s1")
+    nodes.copies["s2"].remove(copy)
+    nodes.copies["s2"].append(msgspec.structs.replace(copy, number=number, term=1, promised=1, silent_s=9.0))
+    told = {"store_id": copy.store_id, "number": 12, "version": 4000}
+    assert (await nodes.controller.call("POST", "/v1/told", json=told))[0] == 200
+    nodes.dead.add("s1")
+    async with asyncio.timeout(60):
+        while True:
+            await nodes.beats()
+            _, said = await nodes.controller.call("GET", "/v1/moves?copies=true")
+            if "s1" in said["copies"]["stranded"]:
+                return
+
+
+async def lossy(nodes: Nodes, confirm: str | None = None, to: str = "s2") -> tuple[int, Any]:
+    body = {"to": to, "accept_loss": True} | ({"confirm": confirm} if confirm else {})
+    return await nodes.controller.call("POST", "/v1/shards/s1/promote", json=body)
+
+
+async def test_a_copy_that_is_not_in_sync_is_promoted_only_with_the_shards_id_and_goes_on_above_all_that_was_told(
+    nodes: Nodes,
+) -> None:
+    await stranded(nodes)
+    status, said = await nodes.controller.call("GET", "/v1/moves?copies=true")
+    assert said["copies"]["stranded"] == {"s1": {"nodes": ["s1"], "other": "s2"}}
+    for confirm in (None, "s2"):
+        status, said = await lossy(nodes, confirm)
+        assert (status, said["code"], said["number"], said["told"]) == (409, "change-refused", 7, 12)
+        assert "at least the last 5 records" in said["detail"]
+    status, said = await lossy(nodes, "s1")
+    assert (status, said["number"], said["told"]) == (202, 7, 12)
+    await nodes.follow()
+    assert nodes.config().primary.node == "s2"
+    assert nodes.config().term == nodes.config().epoch
+    assert [(copy.node, copy.state) for copy in nodes.config().replicas] == [("s1", "joining")]
+    shard = nodes.map.shard("s1")
+    assert shard is not None
+    assert shard.clock_floor > 4000
+
+
+async def test_nothing_is_given_up_while_the_primary_is_heard_or_for_a_copy_that_has_nothing(nodes: Nodes) -> None:
+    await in_sync(nodes)
+    for confirm in (None, "s1"):
+        status, said = await lossy(nodes, confirm)
+        assert (status, "is heard" in said["detail"]) == (409, True)
+
+
+async def test_a_copy_that_has_nothing_cannot_be_gone_on_with(nodes: Nodes) -> None:
+    await stranded(nodes, number=0)
+    status, said = await lossy(nodes, "s1")
+    assert (status, "remove s1 --lost" in said["detail"]) == (409, True)
+    status, said = await lossy(nodes, "s1", to="s9")
+    assert (status, said["code"]) == (409, "change-refused")
+
+
+async def test_the_only_copy_that_is_asked_for_lies_at_home_whatever_a_person_preferred_before(nodes: Nodes) -> None:
+    await in_sync(nodes)
+    assert (await nodes.controller.call("POST", "/v1/shards/s1/promote", json={"to": "s2"}))[0] == 202
+    preferred = ClusterState(map=nodes.map, preferred={"s1": "s2"})
+    assert with_replicas(preferred, 1, ()).preferred == {}
+    assert with_replicas(preferred, 3, ()).preferred == {"s1": "s2"}
 
 
 async def test_the_primary_changes_to_the_copy_that_the_lease_was_given_back_to(nodes: Nodes) -> None:

@@ -193,6 +193,26 @@ def test_raising_the_number_of_copies_makes_them_and_lowering_it_drops_them_and_
     assert all(list(node.copies) == [name] for name, node in model.nodes.items())
 
 
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_a_home_whose_copy_was_dropped_while_it_was_down_gets_its_shard_back(is_empty: bool) -> None:
+    """After a failover one copy is asked for, and the home stays away for long."""
+    model = replicated()
+    model.down("s1")
+    model.run(5)
+    heir = model.config("s1").primary.node
+    asked = msgspec.structs.replace(model.map, epoch=model.map.epoch + 1, replicas=1)
+    model.state = msgspec.structs.replace(model.state, map=asked)
+    model.run(LIMITS.down_out_s + 5)
+    assert model.config("s1").primary.node == heir
+    assert model.config("s1").replicas == ()
+    if is_empty:
+        model.wipe("s1")
+    model.up("s1")
+    model.run(30)
+    assert model.config("s1").primary.node == "s1"
+    assert model.config("s1").replicas == ()
+
+
 def test_a_primary_moves_where_a_person_wants_it_and_stays_there() -> None:
     model = replicated()
     (to,) = model.copy_nodes("s1")

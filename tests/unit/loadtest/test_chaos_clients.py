@@ -86,8 +86,11 @@ class Cluster:
         shard, kind = request.path.rpartition("/")[2], "weight"
         match request.method, request.path:
             case "GET", "/v1/cluster":
-                shards = [{"id": each, "weight": weight, "state": "up"} for each, weight in self.weights.items()]
-                return web.json_response({"shards": shards, "moves": [], "ending": [], "wanted": []})
+                shards = [
+                    {"id": each, "weight": weight, "state": "up", "copies": []} for each, weight in self.weights.items()
+                ]
+                rest = {"replicas": 1, "nodes": shards, "moves": [], "ending": [], "wanted": []}
+                return web.json_response({"shards": shards} | rest)
             case "GET", "/v1/changes":
                 return web.json_response({"items": self.changes[::-1]})
             case "POST", "/v1/shards":
@@ -140,8 +143,11 @@ async def test_a_change_may_be_cancelled_only_if_something_was() -> None:
 
 
 def test_while_the_controller_is_away_nobody_knows_whether_anything_moves() -> None:
-    at_rest = {"shards": [{"state": "up"}], "moves": [], "ending": [], "wanted": []}
+    shard = {"state": "up", "copies": [{"state": "in-sync"}]}
+    at_rest = {"replicas": 2, "nodes": [{}, {}], "shards": [shard], "moves": [], "ending": [], "wanted": []}
     assert is_settled(at_rest)
     assert not is_settled(at_rest | {"ending": None})
     assert not is_settled(at_rest | {"wanted": ["s5"]})
-    assert not is_settled(at_rest | {"shards": [{"state": "down"}]})
+    assert not is_settled(at_rest | {"shards": [shard | {"state": "down"}]})
+    assert not is_settled(at_rest | {"shards": [shard | {"copies": []}]})
+    assert not is_settled(at_rest | {"shards": [shard | {"copies": [{"state": "joining"}]}]})

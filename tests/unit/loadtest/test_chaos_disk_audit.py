@@ -7,9 +7,10 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from kvstore.placement.cluster_map import ClusterMap, at_home, map_of
+from kvstore.placement.cluster_map import ClusterMap, Replica, at_home, map_of
 from kvstore.store.store import Store
 from loadtest.chaos.disk_audit import look
 from loadtest.damage.child import LIMITS, PARTITIONS, cluster_map, end, write
@@ -30,8 +31,8 @@ async def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def change(folder: Path, statement: str) -> None:
-    with closing(sqlite3.connect(folder / "shard-s1.db")) as connection, connection:
+def change(folder: Path, statement: str, file: str = "shard-s1.db") -> None:
+    with closing(sqlite3.connect(folder / file)) as connection, connection:
         connection.execute(statement)
 
 
@@ -64,6 +65,29 @@ async def test_rows_of_partitions_that_are_not_owned_are_told(folder: Path) -> N
     (folder / "shard-s2.db").write_bytes((folder / "shard-s1.db").read_bytes())
     found = look(folder, stranger)
     assert any("rows of partitions that it does not own" in sentence for sentence in found.behind)
+
+
+async def test_a_copy_that_has_not_the_same_rows_or_a_damaged_one_is_told(folder: Path) -> None:
+    alone = cluster_map()
+    (shard,) = alone.shards
+    copied = msgspec.structs.replace(
+        alone,
+        shards=[
+            msgspec.structs.replace(shard, replicas=[Replica(node="n2", copy_id="other", state="in-sync", joined=1)])
+        ],
+    )
+    copy = folder / "shard-s1.copy-n2.db"
+    copy.write_bytes((folder / "shard-s1.db").read_bytes())
+    assert look(folder, copied).behind == []
+    for statement, said in (
+        ("UPDATE clock SET log_number = log_number - 1", "('', 'clock')"),
+        ("DELETE FROM rows WHERE key = 'key-7'", "('value', 'key-7'): None"),
+        ("UPDATE rows SET body = 'x' WHERE key = 'key-6'", "checksum"),
+    ):
+        copy.write_bytes((folder / "shard-s1.db").read_bytes())
+        change(folder, statement, "shard-s1.copy-n2.db")
+        (sentence,) = look(folder, copied).behind
+        assert said in sentence
 
 
 @pytest.mark.parametrize(

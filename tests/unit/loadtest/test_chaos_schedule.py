@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.chaos.nemeses import AT_A_POINT, SLOW_AT_A_POINT, some_pairs, some_point, victims
-from loadtest.chaos.schedule import CALM_S, KINDS, NEMESES, PHASE_S_MIN, SWEEP, Nemesis, phases, plan
+from loadtest.chaos.schedule import CALM_S, KINDS, NEMESES, OF_ONE, PHASE_S_MIN, SWEEP, Nemesis, phases, plan
 from loadtest.cluster.proxy import CLIENTS
 
 MEMBERS = {"controller-0", "router-0", "router-1", "shard-s1", "shard-s2", "shard-s3"}
@@ -47,9 +47,9 @@ def test_every_nemesis_asked_for_has_its_turn_in_every_phase(seed: int, seconds:
 
 @given(seeds)
 def test_a_minute_has_a_pause_longer_than_any_time_out_and_many_kinds_of_each_nemesis(seed: int) -> None:
-    steps = plan(seed, 1, 60.0, NEMESES)
+    steps = plan(seed, 1, 60.0, OF_ONE)
     assert max(step.for_s for step in steps if step.nemesis == "pause") >= 7.0
-    for nemesis in NEMESES:
+    for nemesis in OF_ONE:
         kinds = {step.kind for step in steps if step.nemesis == nemesis}
         assert len(kinds) >= min(3, len(KINDS[nemesis]))
 
@@ -82,7 +82,9 @@ def test_a_run_is_cut_into_phases_of_about_a_minute(seconds: float) -> None:
 
 
 @given(
-    st.sampled_from(sorted({*KINDS["kill"], *KINDS["pause"]} - {AT_A_POINT, SLOW_AT_A_POINT})),
+    st.sampled_from(
+        sorted({*KINDS["kill"], *KINDS["pause"], *KINDS["die"], *KINDS["stop"]} - {AT_A_POINT, SLOW_AT_A_POINT})
+    ),
     st.randoms(use_true_random=False),
 )
 def test_a_fault_falls_on_processes_that_fit_its_name(kind: str, rng: random.Random) -> None:
@@ -94,6 +96,9 @@ def test_a_fault_falls_on_processes_that_fit_its_name(kind: str, rng: random.Ran
         assert [name.partition("-")[0] for name in names] == [kind]
     if kind == "all":
         assert set(names) == MEMBERS
+    if kind.endswith(("node", "nodes", "and controller")):
+        assert len(names) == (1 if kind == "one node" else 2)
+        assert {name.partition("-")[0] for name in names} == {"shard", *(["controller"] if "and" in kind else [])}
     if kind == "several":
         assert 2 <= len(names) < len(MEMBERS)
 

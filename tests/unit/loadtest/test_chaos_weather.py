@@ -18,19 +18,22 @@ writes = st.lists(st.tuples(st.integers(0, 40), st.binary(min_size=1, max_size=2
 def test_it_reads_as_a_file_does_and_keeps_what_was_synced(operations: list[tuple[int, bytes, bool]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, expected, durable = Path(folder, "log"), bytearray(), bytearray()
-        file = ForgetfulDisk(Slowness(Path(folder, "slow"))).open(path, create=True)
+        disk = ForgetfulDisk(Slowness(Path(folder, "slow")))
+        file = disk.open(path, create=True)
+        reader = disk.open(path, write=False)
         for offset, data, syncs in operations:
             file.pwrite(data, offset)
             expected.extend(b"\0" * (offset + len(data) - len(expected)))
             expected[offset : offset + len(data)] = data
             assert file.size() == len(expected)
             assert file.pread(100, 0) == expected
-            assert file.pread(7, 5) == expected[5:12]
+            assert reader.pread(7, 5) == expected[5:12]
             if syncs:
                 file.sync()
                 durable = bytearray(expected)
             assert path.read_bytes() == durable  # what `kill -9` would leave
         file.close()
+        reader.close()
 
 
 def test_a_sync_takes_long_while_the_marker_is_there(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Coroutine, Iterator
@@ -120,6 +121,26 @@ def test_a_process_that_stands_still_does_everything_later_and_nothing_twice(loo
     loop.call_later(10, loop.go_on, process)
     loop.run_until_complete(asyncio.sleep(20))
     assert [round(at_s) for at_s in seen] == [1, 10, 11]
+
+
+def test_works_that_wait_for_their_own_end_are_closed_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    """As a link that logs what ends its session: at the end of a run that is nobody's error."""
+    loop = SimulatedLoop()
+
+    async def work() -> None:
+        try:
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                await asyncio.sleep(1)
+        except Exception:
+            logging.getLogger("kvstore").exception("this is not to be read")
+
+    begin(loop, Process("p"), work())
+    loop.run_until_complete(asyncio.sleep(1))
+    loop.end()
+    logging.getLogger("kvstore").error("said afterwards")
+    assert [record.getMessage() for record in caplog.records] == ["said afterwards"]
 
 
 def test_the_digest_tells_runs_apart() -> None:

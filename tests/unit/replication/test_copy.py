@@ -95,7 +95,10 @@ class Primary:
     async def put(self, key: str, value: bytes, *, apply: bool = True) -> Entry:
         number = self.log.last.number + 1
         row = Row(VALUE, key, 1, number, number, 0, value)
-        self.log.append(CommitRecord(Clock(number, number), [row]).encode(), self.term)
+        return await self.append(CommitRecord(Clock(number, number), [row]), apply=apply)
+
+    async def append(self, record: CommitRecord, *, apply: bool = True) -> Entry:
+        number = self.log.append(record.encode(), self.term)
         (entry,) = self.log.entries(number - 1)
         self.entries.append(entry)
         if apply:
@@ -150,6 +153,29 @@ async def test_what_is_acknowledged_is_durable_and_only_what_is_committed_is_app
     again = await node.restart()
     assert again.log.last.number == 5
     assert await primary.join(again) == 5
+
+
+async def test_rows_that_are_gone_for_good_leave_the_copys_file_too() -> None:
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    rows = [Row(VALUE, f"key-{number}", number % 2, number, number, 0, None) for number in (1, 2, 3)]
+    for record in (
+        CommitRecord(Clock(3, 3), rows),
+        CommitRecord(Clock(4, 4, tombstones_floor=2)),
+        CommitRecord(Clock(5, 5, tombstones_floor=2), dropped=[1]),
+    ):
+        await primary.append(record)
+    assert await primary.join(copy) == 0
+    assert await primary.ship(copy, committed=1) == 3
+    applying = asyncio.create_task(copy.run())
+    for committed, left in ((1, 3), (2, 1), (3, 0)):
+        await primary.ship(copy, committed)
+        async with asyncio.timeout(10):
+            while copy.engine.applied.position.number < committed or len(node.engine._rows) > left:
+                await asyncio.sleep(0)
+        assert len(node.engine._rows) == left
+    applying.cancel()
+    await asyncio.gather(applying, return_exceptions=True)
 
 
 async def test_a_tail_that_differs_is_cut_off_before_records_follow() -> None:

@@ -79,6 +79,18 @@ def test_only_a_copy_in_sync_under_its_own_id_is_promoted(node: str, copy_id: st
     assert failover.promoted(CONFIG, node, copy_id, 8) is None
 
 
+def test_a_promotion_with_loss_is_of_a_copy_that_is_not_in_sync_and_all_others_join_anew() -> None:
+    after = failover.promoted_with_loss(CONFIG, "n3", "c3", 8)
+    assert after is not None
+    assert (after.term, after.primary) == (8, Primary("n3", "c3"))
+    assert after.replicas == (Replica("n1", "c1", "joining", 8), Replica("n2", "c2", "joining", 8))
+
+
+@pytest.mark.parametrize(("node", "copy_id"), [("n2", "c2"), ("n3", "emptied"), ("n1", "c1"), ("n9", "c9")])
+def test_no_other_one_is_promoted_with_loss(node: str, copy_id: str) -> None:
+    assert failover.promoted_with_loss(CONFIG, node, copy_id, 8) is None
+
+
 def test_a_primary_that_announces_itself_gets_a_new_term_and_another_copy_does_not() -> None:
     after = failover.reopened(CONFIG, "n1", "c1", 8)
     assert after == CONFIG._replace(epoch=8, term=8)

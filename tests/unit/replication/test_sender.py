@@ -271,6 +271,22 @@ async def test_a_request_is_taken_back_when_the_copy_answers() -> None:
         await until(lambda: cluster.sender.shipping.committed == number)
 
 
+async def test_a_copy_whose_disk_is_full_is_asked_out_though_it_grants_the_lease_and_takes_the_record_later() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        copy = cluster.copies["n2"]
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        with pytest.MonkeyPatch.context() as full:
+            full.setattr(copy.log, "room", lambda **_: 0)
+            full.setattr(copy.log, "prepare_segment", lambda: False)
+            number = cluster.put("a")
+            await until(lambda: [each.kind for each in cluster.sender.requests()] == ["out"])
+            await until(cluster.sender.may_answer)
+            assert cluster.sender.shipping.committed == number - 1
+        await until(lambda: cluster.sender.shipping.committed == number)
+        assert cluster.sender.requests() == ()
+
+
 async def test_time_in_which_the_own_disk_stood_still_does_not_count_against_a_copy() -> None:
     async with Cluster("n2").running() as cluster:
         await cluster.in_sync("n2")

@@ -155,7 +155,11 @@ class FakeShard:
             self.data[request.key] = request.value
             return Answer(request.id, 201, 1)
         value = self.data.get(request.key)
-        return Answer(request.id, 404) if value is None else Answer(request.id, 200, 1, value)
+        if value is None:
+            return Answer(request.id, 404)
+        if isinstance(request, Get) and 0 < request.bytes_max < len(value):
+            return Answer(request.id, 200, 1, left_out_bytes=len(value))
+        return Answer(request.id, 200, 1, value)
 
     def _on_transaction(self, request: Transact | ApplyIntents | Abort) -> Any:
         keys = [request.key] if isinstance(request, Transact) else request.keys

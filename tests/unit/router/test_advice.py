@@ -11,6 +11,9 @@ from kvstore.router.advice import advice
 UP = {"id": "s1", "state": "up"}
 MOVE = {"from": "s1", "to": "s2", "partitions": 7, "step": "copy", "detail": ""}
 DOWN = {"id": "s2", "state": "down"}
+COPY = {"node": "s3", "state": "in-sync", "lag": 0}
+STRANDED = {"nodes": ["s2"], "other": "s3"}
+ALONE = {"nodes": ["s2", "s4"], "other": None}
 LOST = {"shard": "s2", "epoch": 8, "partitions": 16}
 WELL: dict[str, Any] = {
     "shards": [UP, {"id": "s2", "state": "up"}],
@@ -39,6 +42,12 @@ WELL: dict[str, Any] = {
         ({"copies": {"silent": {"s1": 3.0}, "missing": {"s2": ["s1"]}}}, "warning", "Node s1 is silent"),
         ({"copies": {"silent": {}, "missing": {"s2": ["s1"]}}}, "warning", "Shard s2 has no copy in sync on node s1"),
         ({"copies": {"silent": {"s2": 1, "s1": 2}, "holds_still": True}}, "warning", "Nodes s1, s2 are silent, too"),
+        ({"copies": {"silent": {"s1": 3.0}, "given_up_in_s": 540.0}}, "warning", "In 540 s it is given up"),
+        ({"copies": {"lacking_nodes": 1}}, "warning", "add another one with `kvstore shard add`"),
+        ({"copies": {"one_zone": ["s1"]}}, "warning", "Copies of shard s1 lie in one zone"),
+        ({"shards": [{**DOWN, "copies": [COPY]}], "copies": {"silent": {}}}, "warning", "copy on node s3 takes"),
+        ({"shards": [DOWN], "copies": {"stranded": {"s2": STRANDED}}}, "warning", "promote s2 --to s3 --accept-loss"),
+        ({"shards": [DOWN], "copies": {"stranded": {"s2": ALONE}}}, "warning", "when node s2 is back, or s4. If its"),
         ({"lost": [{**LOST, "opened": 0}], "shards": [UP, DOWN]}, "warning", "Shard s2 is given up as lost"),
         ({"lost": [{**LOST, "opened": 0}], "shards": [{**UP, "state": "down"}, DOWN]}, "warning", "start s1, or give"),
         ({"lost": [{**LOST, "opened": 9}]}, "ok", "All is well"),

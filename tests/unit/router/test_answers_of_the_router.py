@@ -9,13 +9,18 @@ from typing import Any, cast
 import pytest
 
 from kvstore.config import Limits, default_config
+from kvstore.protocol import Get
 from kvstore.router.app import RouterApp
 from kvstore.router.controller_client import Controller
 from kvstore.router.listing import Listing
 from kvstore.router.page_json import encode_page
+from kvstore.router.routes.keys import KEY_ROUTES, KeyRoutes
 from kvstore.router.service import RouterService
-from kvstore.transport.answers import Turns
+from kvstore.transport.answers import LARGE_BYTES, AnswerAccount, Turns
+from kvstore.transport.http.requests import Head
 from kvstore.transport.http.responses import BINARY, Response
+from tests.unit.router import calls
+from tests.unit.router.fake_shards import all_on, everybody_follows, make_service, shards
 
 SIZE = 100_000
 
@@ -47,6 +52,66 @@ async def test_an_answer_waits_for_room() -> None:
     assert not waiting.done()
     app.answers.release(SIZE)
     assert (await asyncio.wait_for(waiting, 60)).reserved == SIZE
+
+
+class Values:
+    """Large values of one shard, and `GET`s of them that count how often they are brought."""
+
+    def __init__(self, room_bytes: int) -> None:
+        self.service = make_service()
+        everybody_follows(self.service, all_on(1, "s1"))
+        limits = Limits(answer_bytes_in_flight_max=room_bytes, answer_wait_s=60.0)
+        self.account = AnswerAccount(limits)
+        self._routes = KeyRoutes(self.service, AnswerAccount(limits), self.account, cast(Any, None))
+        shards["s1"].data |= {f"k{number}": bytes(SIZE) for number in range(8)}
+
+    @property
+    def brought(self) -> list[str]:
+        """The keys whose values were asked for whatever their size."""
+        return [ask.key for ask in shards["s1"].asked if isinstance(ask, Get) and not ask.bytes_max]
+
+    def get(self, key: str, **fields: str) -> asyncio.Task[Any]:
+        head = Head("GET", f"/v1/kv/{key}", "", fields)
+        return asyncio.create_task(calls.answer(self._routes, KEY_ROUTES, head, limits=Limits()))
+
+
+@pytest.mark.usefixtures("fake_channels")
+async def test_a_large_value_is_brought_once_there_is_room_for_its_answer_which_has_it_until_it_is_written() -> None:
+    values = Values(room_bytes=SIZE)
+    assert LARGE_BYTES < SIZE
+    assert values.account.try_reserve(1)
+    getting = values.get("k0")
+    await asyncio.sleep(0.05)
+    assert not values.brought
+    values.account.release(1)
+    response = await asyncio.wait_for(getting, 60)
+    assert (response.status, response.body, response.reserved) == (200, bytes(SIZE), SIZE)
+    assert values.account.under_way_bytes == SIZE
+
+
+@pytest.mark.usefixtures("fake_channels")
+async def test_of_many_large_values_few_are_on_their_way_at_once() -> None:
+    values = Values(room_bytes=100 * SIZE)
+    most = 0
+
+    def note() -> None:
+        nonlocal most
+        most = max(most, len(values.brought) - sum(task.done() for task in getting))
+
+    shards["s1"].before_answer = [note] * 16
+    getting = [values.get(f"k{number}") for number in range(8)]
+    responses = await asyncio.wait_for(asyncio.gather(*getting), 60)
+    assert [response.body for response in responses] == [bytes(SIZE)] * 8
+    assert 0 < most <= 2 + 1  # one that was answered may not have noticed
+
+
+@pytest.mark.usefixtures("fake_channels")
+async def test_a_large_value_that_is_gone_when_it_is_brought_is_not_found_and_leaves_nothing_reserved() -> None:
+    values = Values(room_bytes=SIZE)
+    shards["s1"].before_answer = [lambda: None, lambda: shards["s1"].data.clear()]
+    response = await values.get("k0")
+    assert (response.status, values.account.under_way_bytes) == (404, response.reserved)
+    assert response.reserved < SIZE
 
 
 async def test_the_answer_to_a_head_request_takes_no_room() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kvstore.config import Limits
 from kvstore.errors import BadCondition, BadParameter, BadTtl
-from kvstore.protocol import VERSION_MAX, Preconditions
+from kvstore.model import VERSION_MAX, Preconditions
 from kvstore.router.decode import (
     decode_guard,
     decode_once,

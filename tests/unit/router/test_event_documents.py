@@ -9,7 +9,10 @@ import msgspec
 from kvstore.metrics import ShardStats
 from kvstore.placement.cluster_map import Move, Strike, at_home, first_map, map_of
 from kvstore.router.event_documents import (
+    CHANGES_ENDED_MAX,
     Sample,
+    changes_document,
+    changes_identity,
     locks_document,
     locks_identity,
     map_document,
@@ -50,6 +53,23 @@ def test_partitions_are_told_as_runs() -> None:
     move = Move(id="m", source="s1", to="s2", partitions=[7, 8])
     moving = map_of(MEMBERS, cluster_id="c", epoch=2, partitions=64, owners=MAP.owners, moves=[move])
     assert map_document(moving)["moves"] == [{"from": "s1", "to": "s2", "partitions": [[7, 2]]}]
+
+
+def test_of_changes_those_that_run_are_told_and_the_last_that_ended() -> None:
+    ended = [{"id": f"e{n}", "state": "done", "seconds": 1.0} for n in range(CHANGES_ENDED_MAX + 5)]
+    running = [{"id": f"r{n}", "state": "running", "seconds": 1.0} for n in range(2)]
+    told = changes_document([running[0], *ended, running[1]])
+    assert told == {"items": [running[0], *ended[:CHANGES_ENDED_MAX], running[1]]}
+    assert changes_document(None) == {"items": None}
+
+
+def test_the_time_that_passes_is_news_of_a_change_once_a_second() -> None:
+    def at(seconds: float, **more: Any) -> Any:
+        return changes_identity(changes_document([{"id": "a", "state": "running", "seconds": seconds, **more}]))
+
+    assert at(1.2) == at(1.9) != at(2.0)
+    assert at(1.2, progress=0.5) != at(1.2, progress=0.6)
+    assert changes_identity(changes_document(None)) not in (None, at(1.2), changes_identity(changes_document([])))
 
 
 def test_a_shard_that_was_given_up_is_told_with_whether_its_partitions_are_open() -> None:

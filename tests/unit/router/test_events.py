@@ -32,12 +32,16 @@ class FakeController:
     def __init__(self) -> None:
         self.is_away = False
         self.asked = 0
+        self.known: list[dict[str, Any]] = []
 
     async def moves(self) -> dict[str, Any] | None:
         self.asked += 1
         if self.is_away:
             return None
         return {"epoch": 1, "moves": [], "wanted": [], "ending": [], "last": None}
+
+    async def changes(self) -> list[dict[str, Any]] | None:
+        return None if self.is_away else self.known
 
 
 class Stream:
@@ -231,6 +235,23 @@ async def test_when_the_controller_is_away_that_is_said_and_events_go_on(router:
             if "controller does not answer" in cluster["advice"]["sentence"]:
                 break
         await stream.next("rates")
+
+
+async def test_a_change_of_the_cluster_is_told_as_it_goes_on_and_when_it_has_ended(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = {"id": "6f1d", "kind": "add", "shard": "s3", "state": "running", "seconds": 0.5, "progress": 0.25}
+    router.controller.known = [running]
+    async with router.listening() as stream:
+        kind, document = await stream.next("snapshot", "changes")
+        while kind == "snapshot" and "changes" not in document:
+            kind, document = await stream.next("changes")
+        assert (document["changes"] if kind == "snapshot" else document) == {"items": [running]}
+        monkeypatch.setattr(events, "_IDLE_CHANGES_S", 3600.0)  # while one runs, the controller is asked all the time
+        router.controller.known = [{**running, "progress": 0.5}]
+        assert (await stream.next("changes"))[1]["items"][0]["progress"] == 0.5
+        router.controller.known = [{**running, "state": "done", "progress": 1.0}]
+        assert (await stream.next("changes"))[1]["items"][0]["state"] == "done"
 
 
 async def test_the_stream_ends_when_the_router_stops(router: Router) -> None:

@@ -14,8 +14,9 @@ import pytest
 
 from kvstore.config import Limits
 from kvstore.errors import KvError, OutcomeUnknown, Unavailable
+from kvstore.model import IdempotencyKey, TxnOp
 from kvstore.placement.cluster_map import ClusterMap, Primary, Replica
-from kvstore.protocol import Answer, DecideCommit, Get, IdempotencyKey, Outcome, Put, TxnOp, Vote
+from kvstore.protocol import Answer, DecideCommit, Get, Outcome, Put, Vote
 from kvstore.router.batch import BatchBody, parse_batch, run_batch
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.json_ops import GetOp, PutOp
@@ -152,6 +153,16 @@ async def test_without_a_primary_for_long_it_is_unavailable() -> None:
     with pytest.raises(Unavailable) as refused:
         await made.ask(Put(0, KEY, b"v"))
     assert refused.value.members["retry_after_ms"] > 0
+
+
+async def test_every_call_names_the_shard_without_a_primary_in_the_same_words() -> None:
+    made = make_service(reroute_timeout_s=0.1)
+    everybody_follows(made, replicated())
+    shards["s1"].fenced = set(range(PARTITIONS))
+    transaction = Coordinator(made, Limits(txn_timeout_s=0.1)).run(WRITE, None)
+    for call in (made.ask(Put(0, KEY, b"v")), transaction, made.all_shards.count("")):
+        with pytest.raises(Unavailable, match=r"^shard s1 does not answer for its keys now\.?$"):
+            await call
 
 
 async def test_what_waits_at_a_deposed_primary_ends_soon(service: RouterService) -> None:

@@ -91,7 +91,7 @@ async def test_a_shard_that_is_behind_the_routers_map_is_asked_again_until_it_ha
 async def test_a_key_that_nobody_owns_is_unavailable_in_the_end() -> None:
     service = make_service(reroute_timeout_s=0.05)
     service.follow(halves())
-    with pytest.raises(Unavailable, match=r"shard s[12] does not answer for the key now"):
+    with pytest.raises(Unavailable, match=r"shard s[12] does not answer for its keys now"):
         await service.ask(Put(0, "a", b"1"))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvstore.config import Limits
 from kvstore.errors import BadBody, BadParameter, Conflict, KvError, Locked, NotFound
-from kvstore.protocol import Condition, IdempotencyKey, Read, TxnOp
+from kvstore.model import Condition, IdempotencyKey, Read, TxnOp
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.participants import Result, Transaction
 from kvstore.router.routes.txn import TXN_ROUTES, TxnBody, TxnRoutes, encode_result, parse_transaction

@@ -10,7 +10,8 @@ import pytest
 
 from kvstore.config import Limits
 from kvstore.errors import Unavailable
-from kvstore.protocol import Abort, ApplyIntents, Attempt, Condition, Outcome, Transact, TxnOp
+from kvstore.model import Attempt, Condition, TxnOp
+from kvstore.protocol import Abort, ApplyIntents, Outcome, Transact
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.intent_resolver import IntentResolver
 from kvstore.router.participants import Transaction, TxnShare

@@ -8,23 +8,20 @@ import pytest
 
 from kvstore.config import Limits
 from kvstore.errors import KvError
+from kvstore.model import Attempt, Condition, IdempotencyKey, TxnOp
 from kvstore.protocol import (
     Abort,
     Acquire,
     ApplyIntents,
-    Attempt,
-    Condition,
     DecideCommit,
     Delete,
     Get,
-    IdempotencyKey,
     Prepare,
     Put,
     ReadLock,
     Release,
     Renew,
     Transact,
-    TxnOp,
 )
 from kvstore.shard.admission import Admission
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -143,12 +143,46 @@ async def test_a_copy_whose_setting_aside_was_broken_off_at_any_file_is_never_op
     assert await made_copy(tmp_path) != made
 
 
+async def test_a_copy_that_is_set_aside_takes_the_place_of_none_that_was_set_aside_before(tmp_path: Path) -> None:
+    """Each may be the last that has what was acknowledged."""
+    folder, made = folder_of(tmp_path, "n2"), []
+    for _ in range(3):
+        made.append(await made_copy(tmp_path))
+        await folder.set_aside("s1")
+    kept = ["shard-s1.copy-n2.db.removed.1", "shard-s1.copy-n2.db.removed.2", "shard-s1.copy-n2.db.removed"]
+    found = [read_identity(OsDisk(), tmp_path, name) for name in kept]
+    assert [identity.copy_id for identity in found if identity is not None] == made
+    assert all((tmp_path / name).exists() and (tmp_path / f"{name}.log.000001").exists() for name in kept)
+    assert not (tmp_path / "shard-s1.copy-n2.lock").exists()
+
+
 def named(copy_id: str | None) -> ClusterMap:
     """Shard s1 of node s1; with that copy on node n2."""
     home = at_home("s1", "http://127.0.0.1:1", STORE_ID)
     replicas = [Replica(node="n2", copy_id=copy_id, state="in-sync", joined=1)] if copy_id is not None else []
     shard = Shard(id="s1", store_id=STORE_ID, primary=home.shard.primary, term=1, replicas=replicas)
     return first_map("c", PARTITIONS, [home._replace(shard=shard)])
+
+
+def promoted(copy_id: str) -> ClusterMap:
+    """That copy is the primary of shard s1, in term 3."""
+    found = named(None)
+    node = Node(id="n2", url="http://127.0.0.1:2")
+    shard = msgspec.structs.replace(found.shards[0], primary=Primary(node="n2", copy_id=copy_id), term=3)
+    return msgspec.structs.replace(found, epoch=3, nodes=[*found.nodes, node], shards=[shard])
+
+
+def is_served(resident: Resident) -> bool:
+    return resident.hosted is not None and resident.hosted.is_open
+
+
+async def until(running: asyncio.Task[None], condition: Callable[[], bool]) -> None:
+    """Raises what ends the work before."""
+    async with asyncio.timeout(60):
+        while not condition():
+            if running.done():
+                running.result()
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -243,6 +277,48 @@ async def test_a_copy_on_a_full_disk_ends_a_session_that_it_cannot_promise_for_a
         await resident.close()
 
 
+async def test_a_copy_that_is_to_be_the_primary_opens_when_there_is_room_for_its_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite, refused = OsFile.pwrite, 0
+
+    def full(file: OsFile, data: bytes, offset: int) -> None:
+        nonlocal refused
+        if not refused and b"promised" in data:
+            refused += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        pwrite(file, data, offset)
+
+    async with resident_copy(tmp_path) as resident:
+        monkeypatch.setattr(OsFile, "pwrite", full)
+        running = asyncio.create_task(resident.run())
+        resident.hear(promoted(resident.copy_id))
+        await until(running, lambda: is_served(resident))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await resident.close()
+    assert refused == 1
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_a_guest_whose_shard_has_left_is_a_copy_again_also_if_another_store_has_its_name(
+    tmp_path: Path, comes_back: bool
+) -> None:
+    """The node has stores of its own, and must not end; the controller tells it to drop the copy."""
+    async with resident_copy(tmp_path) as resident:
+        running = asyncio.create_task(resident.run())
+        found = promoted(resident.copy_id)
+        resident.hear(found)
+        await until(running, lambda: is_served(resident))
+        others = first_map("c", PARTITIONS, [at_home("s1" if comes_back else "s9", "http://127.0.0.1:1", "other")])
+        resident.hear(msgspec.structs.replace(others, epoch=4))
+        await until(running, lambda: resident.copy is not None)
+        resident.drop(Drop(shard="s1", copy_id=resident.copy_id))
+        async with asyncio.timeout(60):
+            await running
+    assert folder_of(tmp_path, "n2").copies() == []
+
+
 async def test_a_session_that_comes_while_a_copy_becomes_a_store_reaches_neither(tmp_path: Path) -> None:
     """It could cut the log, or promise, behind the back of the store that is about to have the files."""
     answers: list[Any] = []
@@ -257,17 +333,12 @@ async def test_a_session_that_comes_while_a_copy_becomes_a_store_reaches_neither
             answers.extend(came.sent)
             return await hand_over(copy)
 
-        found = named(None)
-        node = Node(id="n2", url="http://127.0.0.1:2")
-        shard = msgspec.structs.replace(found.shards[0], primary=Primary(node="n2", copy_id=copy_id), term=3)
-        found = msgspec.structs.replace(found, epoch=3, nodes=[*found.nodes, node], shards=[shard])
+        found = promoted(copy_id)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(StoreCopy, "hand_over", beset)
             running = asyncio.create_task(resident.run())
             resident.hear(found)
-            async with asyncio.timeout(60):
-                while resident.hosted is None or not resident.hosted.is_open:
-                    await asyncio.sleep(0.01)
+            await until(running, lambda: is_served(resident))
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await resident.close()

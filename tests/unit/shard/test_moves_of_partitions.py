@@ -14,15 +14,14 @@ import msgspec
 import pytest
 
 from kvstore.errors import Conflict
+from kvstore.model import Attempt, IdempotencyKey, TxnOp
 from kvstore.protocol import (
     Acquire,
     ApplyIntents,
-    Attempt,
     DecideCommit,
     Delete,
     Freeze,
     Get,
-    IdempotencyKey,
     Prepare,
     Pull,
     Put,
@@ -32,7 +31,6 @@ from kvstore.protocol import (
     Renew,
     ResolveTxn,
     Scan,
-    TxnOp,
     Vote,
 )
 from kvstore.storage.engine import RowKey

@@ -8,7 +8,8 @@ from typing import Any
 
 from kvstore.config import Limits
 from kvstore.errors import Unavailable
-from kvstore.protocol import Attempt, Get, Prepare, TxnOp
+from kvstore.model import Attempt, TxnOp
+from kvstore.protocol import Get, Prepare
 from kvstore.shard import recovery
 from kvstore.shard.recovery import Recovery
 from kvstore.store.store import Store

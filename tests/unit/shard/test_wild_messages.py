@@ -22,15 +22,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvstore.config import Limits
+from kvstore.model import Attempt, Condition, IdempotencyKey, Preconditions, Read, TxnOp
 from kvstore.placement.cluster_map import Strike, at_home, map_of
 from kvstore.protocol import (
     Abort,
     Acquire,
     Answer,
     ApplyIntents,
-    Attempt,
     CancelWait,
-    Condition,
     Count,
     DecideCommit,
     Delete,
@@ -42,14 +41,11 @@ from kvstore.protocol import (
     Get,
     GetLock,
     GetTxn,
-    IdempotencyKey,
     Names,
     Outcome,
-    Preconditions,
     Prepare,
     Pull,
     Put,
-    Read,
     ReadLock,
     ReadUnlock,
     Receive,
@@ -61,7 +57,6 @@ from kvstore.protocol import (
     ScanLeases,
     Stats,
     Transact,
-    TxnOp,
     encode_frame,
 )
 from kvstore.shard.peers import Peers

@@ -7,8 +7,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvstore.errors import ForeignData, LogDamaged
+from kvstore.storage import segments
 from kvstore.storage.disk import OsDisk
 from kvstore.storage.log import (
     BEGINNING,
@@ -484,3 +487,9 @@ def test_the_log_works_on_the_operating_systems_files(tmp_path: Path) -> None:
     assert log.append(b"x") == 41
     log.close()
     assert sorted(path.name for path in tmp_path.iterdir())[-1] == "shard-s1.log.note"
+
+
+@given(st.binary(max_size=3), st.sampled_from([0, 1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20]))
+def test_the_used_bytes_end_with_the_last_that_is_not_zero_however_many_zeros_follow(front: bytes, zeros: int) -> None:
+    data = bytes(zeros) + front + bytes(zeros)
+    assert segments.used_bytes(data) == len(data.rstrip(b"\0"))

@@ -16,8 +16,9 @@ import pytest
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import ForeignData, KvError, LogDamaged
+from kvstore.model import Attempt, IdempotencyKey
 from kvstore.placement.cluster_map import ClusterMap, Move, at_home, map_of
-from kvstore.protocol import Attempt, Get, IdempotencyKey, Outcome, Put, ResolveTxn, Scan
+from kvstore.protocol import Get, Outcome, Put, ResolveTxn, Scan
 from kvstore.storage import schema, sqlite_file
 from kvstore.storage.engine import Engine
 from kvstore.storage.rows import VALUE, Clock, Row

@@ -112,9 +112,9 @@ class Harness:
         self.store.write(op, sink)
         return sink
 
-    def get(self, key: str, **call: Any) -> Call:
+    def get(self, key: str, bytes_max: int = 0, **call: Any) -> Call:
         sink = Call(self.answered, **call)
-        self.store.get(Get(next(self._ids), key), sink)
+        self.store.get(Get(next(self._ids), key, bytes_max), sink)
         return sink
 
     async def changes(

@@ -12,8 +12,9 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
+from kvstore.model import IdempotencyKey, Preconditions
 from kvstore.placement.cluster_map import ClusterMap, at_home, map_of
-from kvstore.protocol import Acquire, Answer, IdempotencyKey, Preconditions, Reply
+from kvstore.protocol import Acquire, Answer, Reply
 from kvstore.storage.rows import LEASE, REPLY, VALUE, Clock, Row
 from kvstore.store.batch import Batch
 from kvstore.store.leases import LeaseBody

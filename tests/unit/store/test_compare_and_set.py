@@ -8,7 +8,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore.protocol import Delete, Get, Preconditions, Put, Release
+from kvstore.model import Preconditions
+from kvstore.protocol import Delete, Get, Put, Release
 from kvstore.storage.rows import VALUE
 from kvstore.store.store import Store
 from tests.unit.store.harness import Bench, Sink, acquire, ask, asked, code, next_id, opened

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvstore.environment import SYSTEM
-from kvstore.protocol import Attempt
+from kvstore.model import Attempt
 from kvstore.store.decision_table import DecisionTable
 
 

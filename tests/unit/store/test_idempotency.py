@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.protocol import Answer, Delete, IdempotencyKey, Preconditions, Put, Release, Renew
+from kvstore.model import IdempotencyKey, Preconditions
+from kvstore.protocol import Answer, Delete, Put, Release, Renew
 from kvstore.storage.rows import REPLY
 from kvstore.store.ops import EndWait, Expire, WriteOp
 from kvstore.store.store import Store

@@ -19,19 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvstore.errors import DataCorrupt
-from kvstore.protocol import (
-    Acquire,
-    Answer,
-    CancelWait,
-    Delete,
-    Get,
-    GetLock,
-    IdempotencyKey,
-    Put,
-    Release,
-    Renew,
-    ScanLeases,
-)
+from kvstore.model import IdempotencyKey
+from kvstore.protocol import Acquire, Answer, CancelWait, Delete, Get, GetLock, Put, Release, Renew, ScanLeases
 from kvstore.storage import sqlite_file
 from kvstore.storage.engine import Application
 from kvstore.storage.rows import LEASE, VALUE

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvstore.protocol import Attempt
+from kvstore.model import Attempt
 from kvstore.store.live import live_facts
 from kvstore.transactions.intents import Intent, PreparedKey, PreparedTxns, State
 from kvstore.transactions.locks import Identity, LockTable

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kvstore.protocol import Abort, Answer, Attempt, Outcome, Prepare, Put, Reply, Transact, TxnOp
+from kvstore.model import Attempt, TxnOp
+from kvstore.protocol import Abort, Answer, Outcome, Prepare, Put, Reply, Transact
 from kvstore.store.batch import Batch
 from kvstore.store.ops import EndLockWaits, WriteOp
 from kvstore.store.write_set import Context

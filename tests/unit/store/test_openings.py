@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 
 from kvstore.errors import Conflict, WrongOwner, from_problem
+from kvstore.model import Attempt, TxnOp
 from kvstore.placement.cluster_map import Move, Strike
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Abort, Attempt, DecideCommit, Frozen, Outcome, Prepare, ResolveTxn, TxnOp, Vote
+from kvstore.protocol import Abort, DecideCommit, Frozen, Outcome, Prepare, ResolveTxn, Vote
 from kvstore.store.store import Store
 from tests.unit.store.conftest import PARTITIONS, Harness, make_map
 

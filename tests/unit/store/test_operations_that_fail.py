@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 
 from kvstore.errors import DataCorrupt
+from kvstore.model import Attempt, IdempotencyKey, TxnOp
 from kvstore.protocol import (
     Abort,
     Acquire,
     Answer,
     ApplyIntents,
-    Attempt,
     CancelWait,
     DecideCommit,
     Delete,
-    IdempotencyKey,
     Outcome,
     Prepare,
     Put,
@@ -27,7 +26,6 @@ from kvstore.protocol import (
     Reply,
     ResolveTxn,
     Transact,
-    TxnOp,
 )
 from kvstore.store import refusals
 from kvstore.store.batch import Batch

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from kvstore.errors import DataCorrupt
+from kvstore.model import Attempt, Preconditions, TxnOp
 from kvstore.placement import partition_set
-from kvstore.protocol import Acquire, Attempt, Count, Preconditions, Prepare, Put, ReadLock, Scan, ScanLeases, TxnOp
+from kvstore.protocol import Acquire, Count, Prepare, Put, ReadLock, Scan, ScanLeases
 from kvstore.store import scans
 from tests.unit.store.harness import until
 from tests.unit.store.real_files import threads
@@ -25,6 +26,17 @@ async def test_a_hot_read_is_answered_at_once(harness: Any) -> None:
     assert call.done
     answer = await call
     assert (answer.status, answer.version, answer.value, answer.ttl_left_ms) == (200, 1, b"1", 0)
+
+
+async def test_a_value_that_is_larger_than_the_get_takes_is_not_brought_but_its_size_is(harness: Any) -> None:
+    await harness.put("a", bytes(100))
+    for cold in (False, True):
+        if cold:
+            await harness.flush()
+            harness.forget_cache()
+        left_out = await harness.get("a", 99)
+        assert (left_out.status, left_out.version, left_out.value, left_out.left_out_bytes) == (200, 1, None, 100)
+        assert (await harness.get("a", 100)).value == (await harness.get("a")).value == bytes(100)
 
 
 async def test_a_cold_read_finds_what_is_in_the_file_and_keeps_it(harness: Any) -> None:

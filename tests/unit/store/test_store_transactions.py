@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
+from kvstore.model import Attempt, Condition, Read, TxnOp
 from kvstore.protocol import (
     Abort,
     Acquire,
     Answer,
     ApplyIntents,
-    Attempt,
-    Condition,
     Count,
     DecideCommit,
     Delete,
@@ -25,14 +24,12 @@ from kvstore.protocol import (
     Outcome,
     Prepare,
     Put,
-    Read,
     ReadLock,
     Reads,
     ReadUnlock,
     ResolveTxn,
     Scan,
     Transact,
-    TxnOp,
     Vote,
 )
 from kvstore.storage.engine import FeedQuery, RowKey

@@ -350,6 +350,22 @@ async def test_a_term_is_open_once_every_copy_in_sync_has_the_record_that_opens_
         assert (await one.put("b").answer()).status == 201
 
 
+async def test_an_older_copy_that_was_promoted_gives_versions_above_all_that_was_told(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        await one.put("a", b"1").answer()
+        before = one.store.clock.version
+        await one.store.close()
+        opened = await open_files(one.path, "s1", PARTITIONS, one.limits, one.environment)
+        one.store = Store(opened, one.limits, one.environment, fatal, one.replicating)
+        one.store.begin()
+        opens = one.map(term=9)
+        shard = msgspec.structs.replace(opens.shards[0], clock_floor=before + (1 << 32))
+        one.epoch = 9
+        await one.store.partitions.restore(msgspec.structs.replace(opens, shards=[shard, *opens.shards[1:]]))
+        await one.put("b").answer()
+        assert one.store.clock.version > before + (1 << 32)
+
+
 async def test_a_store_whose_term_has_ended_answers_nothing_more_and_closes(tmp_path: Path) -> None:
     async with primary(tmp_path) as one:
         await one.make_copy("n2")

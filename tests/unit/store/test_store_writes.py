@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from kvstore.protocol import Acquire, Attempt, IdempotencyKey, Put, Transact, TxnOp
+from kvstore.model import Attempt, IdempotencyKey, TxnOp
+from kvstore.protocol import Acquire, Put, Transact
 from kvstore.store.batch import Batch
 from kvstore.store.ops import Expire
 from tests.unit.store.harness import until

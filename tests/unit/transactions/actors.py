@@ -16,7 +16,8 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.errors import KvError, OutcomeUnknown, Unavailable
-from kvstore.protocol import Attempt, IdempotencyKey, Reply
+from kvstore.model import Attempt, IdempotencyKey
+from kvstore.protocol import Reply
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.participants import Result, Transaction
 from kvstore.shard.recovery import Recovery

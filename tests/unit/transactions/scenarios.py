@@ -6,7 +6,8 @@ key that it names: its store is asked last, and decides.
 
 from __future__ import annotations
 
-from kvstore.protocol import Acquire, Condition, Delete, Get, IdempotencyKey, Preconditions, Put, Release, TxnOp
+from kvstore.model import Condition, IdempotencyKey, Preconditions, TxnOp
+from kvstore.protocol import Acquire, Delete, Get, Put, Release
 from kvstore.router.participants import Transaction
 from tests.unit.transactions.cluster import Scenario
 from tests.unit.transactions.serial import Txn

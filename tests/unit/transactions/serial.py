@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from kvstore.protocol import Acquire, Delete, Get, IdempotencyKey, Put, Release
+from kvstore.model import IdempotencyKey
+from kvstore.protocol import Acquire, Delete, Get, Put, Release
 from kvstore.router.participants import Transaction
 
 

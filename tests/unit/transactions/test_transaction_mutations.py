@@ -31,11 +31,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from kvstore.errors import KvError, OutcomeUnknown, Unavailable
+from kvstore.model import Attempt
 from kvstore.protocol import (
     Acquire,
     Answer,
     ApplyIntents,
-    Attempt,
     DecideCommit,
     Outcome,
     Prepare,

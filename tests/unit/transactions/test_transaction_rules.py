@@ -21,22 +21,8 @@ from kvstore.errors import (
     WrongOwner,
     all_errors,
 )
-from kvstore.protocol import (
-    Acquire,
-    Answer,
-    Attempt,
-    Condition,
-    Delete,
-    Get,
-    IdempotencyKey,
-    Outcome,
-    Preconditions,
-    Put,
-    Read,
-    Release,
-    TxnOp,
-    Vote,
-)
+from kvstore.model import Attempt, Condition, IdempotencyKey, Preconditions, Read, TxnOp
+from kvstore.protocol import Acquire, Answer, Delete, Get, Outcome, Put, Release, Vote
 from kvstore.router.participants import Transaction
 from kvstore.transactions.attempts import Stamps, may_wait
 from kvstore.transactions.coordination import Prepared, Rejected, Retry, judge, judge_refusal

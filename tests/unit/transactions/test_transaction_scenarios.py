@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from kvstore.protocol import Abort, Answer, ApplyIntents, Attempt, DecideCommit, IdempotencyKey, Prepare, Reply, Vote
+from kvstore.model import Attempt, IdempotencyKey
+from kvstore.protocol import Abort, Answer, ApplyIntents, DecideCommit, Prepare, Reply, Vote
 from kvstore.store.ops import WriteOp
 from tests.unit.transactions.cluster import Scenario
 from tests.unit.transactions.explorer import explore

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from kvstore.model import Attempt
 from kvstore.placement.ring import partition_of
-from kvstore.protocol import Attempt, Reply
+from kvstore.protocol import Reply
 from kvstore.storage.rows import DECISION, LEASE, REPLY, VALUE, Clock, Row
 from kvstore.store.batch import Batch
 from kvstore.store.ops import EndReads, Expire, ExpireLease, Locks, WriteOp

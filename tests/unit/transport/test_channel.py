@@ -19,9 +19,9 @@ from aiohttp.test_utils import TestServer
 
 from kvstore.config import Limits
 from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable
+from kvstore.model import Attempt
 from kvstore.protocol import (
     Answer,
-    Attempt,
     Delete,
     Get,
     GetTxn,

@@ -1,0 +1,58 @@
+"""loadtest.chaos.copies: disks are lost and copies rot only where a good one is left."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from kvstore.placement.cluster_map import ClusterMap, Home, Node, Primary, Replica, Shard, map_of
+from loadtest.chaos.copies import files_of, flip, may_lose, may_rot
+
+
+def with_copies(state: str = "in-sync") -> ClusterMap:
+    """s1 on n1 with a copy on n2, s2 on n2 with copies on n1 and n3."""
+
+    def home(shard_id: str, node: str, copies: list[str]) -> Home:
+        replicas = [Replica(node=each, copy_id=f"{shard_id}-{each}", state=state, joined=1) for each in copies]  # type: ignore[arg-type]
+        primary = Primary(node=node, copy_id=f"{shard_id}-{node}")
+        shard = Shard(id=shard_id, store_id=shard_id, primary=primary, term=1, replicas=replicas)
+        return Home(Node(id=node, url=f"http://{node}"), shard)
+
+    homes = [home("s1", "n1", ["n2"]), home("s2", "n2", ["n1", "n3"])]
+    return map_of(homes, cluster_id="c", epoch=1, partitions=2, owners=[0, 1], moves=[])
+
+
+def test_a_disk_is_lost_only_where_each_of_its_shards_has_another_good_copy_in_sync() -> None:
+    healthy = with_copies()
+    assert all(may_lose(healthy, node, set()) for node in ("n1", "n2", "n3"))
+    assert not may_lose(healthy, "n1", {"s1-n2"})
+    assert may_lose(healthy, "n2", {"s2-n1"})
+    assert not may_lose(healthy, "n2", {"s2-n1", "s2-n3"})
+    joining = with_copies("joining")
+    assert [may_lose(joining, node, set()) for node in ("n1", "n2", "n3")] == [False, False, True]
+
+
+def test_a_copy_rots_only_beside_a_good_one_and_primaries_do_not() -> None:
+    healthy = with_copies()
+    assert may_rot(healthy, set()) == {("s1", "n2", "s1-n2"), ("s2", "n1", "s2-n1"), ("s2", "n3", "s2-n3")}
+    assert may_rot(healthy, {"s1-n1", "s2-n2", "s2-n1"}) == {("s2", "n1", "s2-n1")}
+    assert may_rot(with_copies("joining"), set()) == set()
+
+
+def test_the_files_of_a_node_are_its_own_shards_and_its_copies_of_others(tmp_path: Path) -> None:
+    own = ["shard-s1.db", "shard-s1.db-wal", "shard-s1.id", "shard-s1.log.1", "shard-s2.copy-s1.db"]
+    for name in [*own, "shard-s1.copy-s2.db", "shard-s2.db", "shard-s10.db", "shard-s2.copy-s10.id"]:
+        (tmp_path / name).touch()
+    assert [path.name for path in files_of(tmp_path, "s1")] == own
+
+
+def test_one_bit_of_what_was_written_is_changed(tmp_path: Path) -> None:
+    path, before = tmp_path / "log", bytes(range(1, 100)) + b"\0" * 100
+    path.write_bytes(before)
+    at = flip(path, random.Random(1))
+    differs = [
+        number for number, (one, other) in enumerate(zip(before, path.read_bytes(), strict=True)) if one != other
+    ]
+    assert differs == [at]
+    assert at < 99
+    assert (before[at] ^ path.read_bytes()[at]).bit_count() == 1
