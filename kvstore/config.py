@@ -26,6 +26,7 @@ from kvstore.errors import ConfigError
 PARTITIONS_MIN = 64
 PARTITIONS_MAX = 65_536
 WEIGHT_MAX = 1000
+DEMO_AWAY_S_MAX = 60.0  # for which the page may have a node killed
 REPLICAS_MAX = 5
 VALUE_BYTES_MAX = 256 * 1024 * 1024
 CONFIG_VARIABLE = "KVSTORE_UP_CONFIG"  # of the environment: the configuration that `kvstore up` read

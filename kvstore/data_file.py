@@ -158,7 +158,9 @@ def opening_error(path: Path, error: sqlite3.Error, what: str) -> KvError | OSEr
         return OSError(errno.EIO, str(error), str(path))
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
         return ConfigError(f"{path} cannot be opened: {error}; check data_dir, its permissions and the disk.")
-    return ForeignData(f"{path} cannot be opened as {what}: {error}.")
+    found = ForeignData(f"{path} cannot be opened as {what}: {error}.")
+    found.is_damage = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+    return found
 
 
 def _is_full(path: Path) -> bool:

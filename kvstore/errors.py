@@ -276,6 +276,9 @@ class DataInUse(ConfigError):
 
 
 class ForeignData(KvError):
+    """`is_damage`: it could be this store's data, which something has happened to."""
+
+    is_damage: bool = False
     status, code, title = 409, "foreign-data", "The data file belongs to another store, cluster or version"
     next_step = "Point data_dir at the right data, or move the file away."
 
@@ -293,5 +296,15 @@ class StoreBehind(ForeignData):
 class LogDamaged(KvError):
     """`number`: the first record that is lost or damaged; `file` and `offset`: where it lies, or should lie."""
 
+    @property
+    def number(self) -> int:
+        """0 where it is not known."""
+        return int(self.members.get("number", 0))
+
     status, code, title = 500, "log-damaged", "The log of the store has lost or damaged records that were durable"
     next_step = "Restore this copy of the store from another one; the files are left as they are for examination."
+
+
+def is_damage(error: KvError) -> bool:
+    """Whether it says that the files of a store are not what was written: another copy can take their place."""
+    return isinstance(error, DataCorrupt | LogDamaged) or (isinstance(error, ForeignData) and error.is_damage)

@@ -24,7 +24,7 @@ import msgspec
 
 from kvstore.addresses import address_text, is_any_address, listen_address, on_this_host
 from kvstore.config import CONFIG_VARIABLE, ClusterConfig, encode_config, load_config
-from kvstore.demo import check_demo, with_demo
+from kvstore.demo import DemoDoor, check_demo, with_demo
 from kvstore.errors import ConfigError, KvError
 from kvstore.premises import claim, is_taken, ports_in_use
 from kvstore.process import EXIT_REFUSED, raise_open_files_limit, refusal, stop_signals
@@ -56,7 +56,7 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
     `announce` gets one line, "ready: URL", when the first router is ready; at the first start of a cluster with copies
     once these are in sync. `restart` False: the first child that dies
     ends everything with 1. A second signal does not wait for the children any longer, it kills them. `demo`: with a
-    second router for the play-throughs of the page.
+    second router for the play-throughs of the page, and a door through which it kills nodes.
     """
     raise_open_files_limit()  # a few for each child, and whatever the shell left us may be less than those
     with ExitStack() as held:
@@ -81,9 +81,11 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
         log = Log(as_json=as_json)
         try:
             children = cluster_children(first, config_path.absolute())
-            if demo:
-                children = with_demo(children, partial(router_child, first, config_path.absolute()))
-            return await _run(config, config_path.absolute(), children, restart, announce, log, not files.data)
+            door = DemoDoor() if demo else None
+            if door is not None:
+                held.callback(door.close)
+                children = with_demo(children, partial(router_child, first, config_path.absolute()), door)
+            return await _run(config, config_path.absolute(), children, restart, announce, log, not files.data, door)
         finally:
             await asyncio.to_thread(log.close)
 
@@ -96,6 +98,7 @@ async def _run(
     announce: Callable[[str], None],
     log: Log,
     is_first_start: bool,
+    door: DemoDoor | None,
 ) -> int:
     start = _Start(children, log)
     supervisor = start.supervisor = Supervisor(config.limits, restart=restart, log=log, on_refusal=start.note_refusal)
@@ -105,14 +108,15 @@ async def _run(
     stop_asked = asyncio.create_task(supervisor.stop_asked.wait())
     ready = start.ready = asyncio.create_task(_announce_ready(config, is_first_start, announce, log))
     shards = asyncio.create_task(ShardReconciler(config, config_path, supervisor, log).follow())
+    doors = [asyncio.create_task(door.serve(supervisor))] if door is not None else []
     try:
         await asyncio.wait({stop_asked, shards}, return_when=asyncio.FIRST_COMPLETED)
         if shards.done():
             shards.result()
     finally:
-        for task in (stop_asked, ready, shards):
+        for task in (stop_asked, ready, shards, *doors):
             task.cancel()
-        await asyncio.gather(ready, shards, return_exceptions=True)
+        await asyncio.gather(ready, shards, *doors, return_exceptions=True)
         await supervisor.stop()
     if start.refused:
         return EXIT_REFUSED

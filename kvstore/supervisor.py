@@ -2,7 +2,8 @@
 
 Owns: starting and stopping children, the pause before one that keeps dying is started again, the launcher's log.
 Promises: a child that dies is started again until it is removed, but for one that says (exit code 78) that only a
-person can mend what is wrong: that one is started again when a person has asked for it. No child outlives this process,
+person can mend what is wrong: that one is started again when a person has asked for it; and one that was killed for a
+time on purpose is started again after that time. No child outlives this process,
 not even after kill -9 (each child's standard input is a pipe that only this process holds open).
 Leaves to others: which children there are (`launcher`, `roster`), what they do.
 
@@ -96,6 +97,13 @@ class Supervisor:
         """The children of that role, those that are being stopped included."""
         return [kept.child.id for kept in self._kept.values() if kept.child.role == role]
 
+    def kill_for(self, name: str, away_s: float) -> int:
+        """SIGKILL to that child, which is not started again before `away_s` seconds; the pid that it had.
+
+        Raises KeyError if there is no such child, ValueError if it does not run now.
+        """
+        return self._kept[name].kill_for(away_s)
+
     async def remove(self, name: str) -> None:
         """Stop the child (SIGTERM, later SIGKILL) and forget it; returns when it has ended. Raises KeyError."""
         kept = self._kept[name]
@@ -158,6 +166,7 @@ class _Kept:
         self._on_end = on_end
         self._again = again
         self._stopping = asyncio.Event()
+        self._away_s = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self.task = asyncio.create_task(self._keep_running())
 
@@ -168,6 +177,14 @@ class _Kept:
     def kill(self) -> None:
         self._stopping.set()
         self._signal(signal.SIGKILL)
+
+    def kill_for(self, away_s: float) -> int:
+        """As `Supervisor.kill_for`."""
+        if self._process is None or self._process.returncode is not None or self._stopping.is_set():
+            raise ValueError(f"{self.child.name} does not run")
+        self._away_s = away_s
+        self._signal(signal.SIGKILL)
+        return self._process.pid
 
     def retry(self) -> bool:
         """Start it again if it was set aside, which is told."""
@@ -192,6 +209,11 @@ class _Kept:
             how, code = await self._run_once()
             if self._stopping.is_set():
                 return
+            if self._away_s:
+                wait_s, self._away_s = self._away_s, 0.0
+                await self._start_again(how, wait_s)
+                wait_s = 0.0
+                continue
             if code == EXIT_NEEDS_A_PERSON and self._on_refusal is not None and self._on_refusal(self.child, how):
                 return
             if self._on_end is not None:
@@ -203,11 +225,15 @@ class _Kept:
                 wait_s = 0.0
                 continue
             wait_s = next_wait_s(clock.time() - started_s, wait_s, self._wait_s_max)
-            after = f" in {wait_s:.1f} s" if wait_s else ""
-            self._log.write("up", f"{self.child.name} {how}: starting it again{after}")
-            await SYSTEM.wait_for(self._stopping.wait(), wait_s)
-            if self._again is not None and not self._stopping.is_set():
-                self.child = self._again(self.child)
+            await self._start_again(how, wait_s)
+
+    async def _start_again(self, how: str, wait_s: float) -> None:
+        """Wait for so long, and make out what to start; unless it is to stop."""
+        after = f" in {wait_s:.1f} s" if wait_s else ""
+        self._log.write("up", f"{self.child.name} {how}: starting it again{after}")
+        await SYSTEM.wait_for(self._stopping.wait(), wait_s)
+        if self._again is not None and not self._stopping.is_set():
+            self.child = self._again(self.child)
 
     async def _set_aside(self, how: str) -> None:
         """Until a person asks for it again, or it is to stop."""

@@ -12,6 +12,7 @@ import click
 
 from kvstore.cli.frame import checked_url
 from kvstore.cli.serve_options import join_option, read_config, serve_options
+from kvstore.demo import DOOR_VARIABLE
 from kvstore.process import run_process
 from kvstore.router.serve import serve as serve_router
 
@@ -24,6 +25,7 @@ def _checked_url(context: click.Context, parameter: click.Parameter, url: str | 
 @serve_options
 @join_option
 @click.option("--demo-url", metavar="URL", callback=_checked_url, hidden=True, help="The router that plays through.")
+@click.option("--demo-door", metavar="PLACE", envvar=DOOR_VARIABLE, hidden=True, help="Where nodes are killed.")
 @click.option("--demo-coordinator", is_flag=True, hidden=True, help="Be the router that plays through.")
 def serve(
     process_id: str,
@@ -34,6 +36,7 @@ def serve(
     supervised: bool,
     json_log: bool,
     demo_url: str | None,
+    demo_door: str | None,
     demo_coordinator: bool,
 ) -> None:
     """Serve router ID on this host until SIGTERM or Ctrl-C. It keeps no data.
@@ -57,6 +60,7 @@ def serve(
             config=config,
             stop=stop,
             demo_url=demo_url,
+            demo_door=demo_door,
             is_demo_coordinator=demo_coordinator,
         ),
     )

@@ -33,7 +33,8 @@ def up(config: Path, no_restart: bool, demo: bool, as_json: bool) -> None:
 
     Prints one line, `ready: http://127.0.0.1:8080`, on standard output once the cluster serves; the processes' logs
     go to standard error. A process that dies is started again. Ctrl-C (or SIGTERM) stops all of them cleanly.
-    A browser that opens that address sees the cluster; with --demo it can also kill the coordinator of a transfer.
+    A browser that opens that address sees the cluster; with --demo it can also kill the coordinator of a transfer,
+    and a node, whose shard a copy takes over.
 
     \b
     Example:

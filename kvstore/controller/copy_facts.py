@@ -26,7 +26,8 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
     `unserved`: shards whose primary does not answer; `missing`: by shard, nodes whose copy is not in sync;
     `stranded`: shards that only their silent primary's node can serve; `lacking_nodes`: so many more are asked for;
     `one_zone`: shards whose copies share a zone or host; `holds_still`: so many nodes are silent that nothing moves;
-    `given_up_in_s`: until the first of them is given up, None if none will be; `failovers`: the last, newest first."""
+    `given_up_in_s`: until the first of them is given up, None if none will be; `failovers`: the last, newest
+    first; `positions`: what each node told last of its copies, by shard."""
     cluster_map, heard, now = places.cluster_map, places.heard, places.now
     configs = [c for shard in cluster_map.shards if (c := configuration_of(cluster_map, shard.id)) is not None]
     holds_still = too_many_silent(cluster_map, heard, now)
@@ -45,6 +46,7 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
         "holds_still": holds_still,
         "given_up_in_s": None if holds_still else _given_up_in_s(places),
         "failovers": [_failover(c) for c in reversed(known) if c.kind == "failover"][:FAILOVERS_SHOWN_MAX],
+        "positions": {config.shard: _positions(config, heard, now) for config in configs},
     }
 
 
@@ -58,6 +60,19 @@ def _copy(config: Configuration, copy: Replica, heard: Heard) -> dict[str, Any]:
     if (rows := report.snapshots.get(copy.copy_id)) is not None:
         facts |= {"rows_done": rows[0], "rows_total": rows[1]}
     return facts
+
+
+def _positions(config: Configuration, heard: Heard, now: float) -> list[dict[str, Any]]:
+    """The end of each log, primary first; `told_s`: how old that word is, `silent_s`: since its primary was heard."""
+    places = [(config.primary.node, config.primary.copy_id), *((copy.node, copy.copy_id) for copy in config.replicas)]
+    found = []
+    for node, copy_id in places:
+        report = heard.report(node, config.shard, copy_id)
+        if report is not None:
+            facts = {"node": node, "role": report.role, "serves": report.serves}
+            facts |= {"term": report.term, "number": report.number, "silent_s": round(report.silent_s, 2)}
+            found.append(facts | {"told_s": round(now - heard.told_at(node), 2)})
+    return found
 
 
 def _is_stranded(config: Configuration, places: Places) -> bool:

@@ -200,7 +200,7 @@ class CopyKeeper:
     def _note(self, step: Step, epoch: int, now: float) -> None:
         before, after = step.before, step.after
         shard, node = after.shard, after.primary.node
-        if step.why == "silent":
+        if step.why in ("silent", "damaged"):
             self._damping[shard] = failover.failed_over(
                 self._damping.get(shard, Damping()), now, self._limits.failover_after_s, PAUSE_MAX_S
             )

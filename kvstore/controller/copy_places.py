@@ -95,7 +95,8 @@ class Places:
         return any(
             copy.state == "joining"
             and self.heard.is_here(copy.node, self.now)
-            and self.heard.report(copy.node, config.shard, copy.copy_id) is not None
+            and (report := self.heard.report(copy.node, config.shard, copy.copy_id)) is not None
+            and report.role != "damaged"
             for copy in config.replicas
         )
 
@@ -142,7 +143,7 @@ class Places:
         return [
             Drop(shard=report.shard, copy_id=report.copy_id)
             for report in beat.copies
-            if report.role in ("copy", "filling") and self._is_left_over(node, report.shard, report.copy_id)
+            if report.role in ("copy", "filling", "damaged") and self._is_left_over(node, report.shard, report.copy_id)
         ]
 
     def _is_left_over(self, node: str, shard_id: str, copy_id: str) -> bool:

@@ -89,6 +89,10 @@ class Heard:
         """The node's last beat."""
         return self._nodes.get(node, NodeHeard()).beat
 
+    def told_at(self, node: str) -> float:
+        """When its last beat came, whether it echoes or not."""
+        return self._nodes.get(node, NodeHeard()).at
+
     def heard_at(self, node: str) -> float:
         """When the node was heard last; the time from which this process counts if it never was since."""
         heard_at = self._nodes.get(node, NodeHeard()).heard_at
@@ -126,11 +130,16 @@ class Heard:
         return self._synced.get((shard, copy_id, joined))
 
     def reports_of(self, shard: str) -> Iterator[failover.Report]:
-        """What all nodes told last of their copies of that shard."""
+        """What all nodes told last of their copies of that shard; of damaged ones nothing."""
         for node, heard in self._nodes.items():
             for told in heard.beat.copies if heard.beat is not None else ():
-                if told.shard == shard:
+                if told.shard == shard and told.role != "damaged":
                     yield failover.Report(node, told.copy_id, heard.at, told.silent_s, told.term, told.number)
+
+    def damaged(self, node: str, shard: str, now: float) -> CopyReport | None:
+        """What the node, which is near, tells of its copy of that shard, if that is damaged."""
+        report = self.report(node, shard)
+        return report if report is not None and report.role == "damaged" and self.is_near(node, now) else None
 
     def is_near(self, node: str, now: float) -> bool:
         """What it asks for in its last beat still holds: it was heard with that beat, and not long ago."""

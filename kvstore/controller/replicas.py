@@ -6,9 +6,11 @@ change. All that is due at one moment is one map. Every change of a shard's copi
 Leaves to others: the rules themselves (`replication.failover`), places (`copy_places`), storing (`copy_keeper`).
 
     primary silent, or its copy gone      an in-sync copy that has not heard it either is promoted, in a new term
+    primary's copy damaged                an in-sync copy is promoted at once
     primary cannot open in its term       a new term for the same copy
     lease given back for a planned change the copy that it was given to is promoted; if that cannot be, a new term
     primary opens, a copy's node is dead  that copy is out at once
+    primary is there, a copy is damaged   that copy is out at once
     requests of the primary               in sync, or out
     else                                  one more copy joins, or one that is not wanted goes
 """
@@ -35,7 +37,7 @@ from kvstore.replication.failover import Damping
 SETTLED_S = 10.0  # for so long a copy is in sync before its shard's primary goes home
 PAUSE_MAX_S = 60.0  # between two failovers of a shard that keeps failing over
 
-Why = Literal["silent", "planned", "reopened", "out", "in-sync", "places"]
+Why = Literal["silent", "damaged", "planned", "reopened", "out", "in-sync", "places"]
 
 
 class Step(NamedTuple):
@@ -101,6 +103,7 @@ class Decider:
         yield self._planned(config)
         yield self._reopened(config)
         yield self._promoted(config)
+        yield self._promoted_for_damaged(config)
         yield self._requested(config)
         yield self._without_the_dead(config)
         after = self._places.next_step(config, self._epoch, may_join=may_join)
@@ -139,6 +142,20 @@ class Decider:
         cause = "was silent" if self._heard.is_silent(config.primary.node, self._now) else "came without its copy"
         return Step("silent", config, after, since, cause) if after is not None else None
 
+    def _promoted_for_damaged(self, config: Configuration) -> Step | None:
+        """The node of the primary has found its copy damaged, and serves it no more."""
+        node = config.primary.node
+        if self._heard.damaged(node, config.shard, self._now) is None:
+            return None
+        if not failover.may_fail_over(self._damping.get(config.shard, Damping()), self._now):
+            return None
+        reports = self._heard.reports_of(config.shard)
+        best = failover.successor(config, reports, self._now, self._limits.failover_after_s)
+        if best is None:
+            return None
+        after = failover.promoted(config, best.node, best.copy_id, self._epoch)
+        return Step("damaged", config, after, self._now, "found its copy damaged") if after is not None else None
+
     def _requested(self, config: Configuration) -> Step | None:
         """What its primary asks for now. Takings-out first: all that are asked at once are one map."""
         beat = self._heard.beat_of(config.primary.node)
@@ -155,14 +172,16 @@ class Decider:
         return Step("in-sync", config, after) if after is not config else None
 
     def _without_the_dead(self, config: Configuration) -> Step | None:
-        """While a shard is opened, a copy in sync whose node is dead is out without being waited for."""
+        """A copy in sync that is damaged is out without being waited for, and while the shard is opened one whose node
+        is dead. If the primary is not there the copy stays: nothing could take its place."""
         node, copy_id = config.primary
         report = self._heard.report(node, config.shard, copy_id)
-        if report is None or report.role != "opening" or not self._heard.is_near(node, self._now):
+        if report is None or report.role == "damaged" or not self._heard.is_near(node, self._now):
             return None
         after = config
         for copy in config.in_sync:
-            if self._heard.is_silent(copy.node, self._now):
+            is_dead = report.role == "opening" and self._heard.is_silent(copy.node, self._now)
+            if is_dead or self._heard.damaged(copy.node, config.shard, self._now) is not None:
                 request = Request("out", config.shard, config.term, copy_id, copy.copy_id, copy.joined)
                 after = failover.taken_out(after, request, self._epoch) or after
         return Step("out", config, after) if after is not config else None

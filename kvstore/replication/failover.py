@@ -12,7 +12,7 @@ the same document by compare-and-swap, and every node acts on a map that it foll
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from kvstore.replication.configuration import Configuration, Primary, Replica, Request
@@ -162,14 +162,31 @@ def candidate(
     """
     may = [
         report
-        for report in reports
-        if (copy := config.copy_on(report.node)) is not None
-        and (copy.copy_id, copy.state) == (report.copy_id, "in-sync")
-        and report.at >= silent_since
-        and now - report.at < failover_after_s
-        and report.silent_s + (now - report.at) >= failover_after_s
+        for report in _of_living(config, reports, now, failover_after_s)
+        if report.at >= silent_since and report.silent_s + (now - report.at) >= failover_after_s
     ]
-    return max(may, key=lambda report: (report.term, report.number, report.node), default=None)
+    return _longest(may)
+
+
+def successor(config: Configuration, reports: Iterable[Report], now: float, failover_after_s: float) -> Report | None:
+    """The copy in sync with the highest position that takes over from a primary whose own node has told that its copy
+    is damaged; None if none is heard. It needs no silence: no process serves that copy any more."""
+    return _longest(_of_living(config, reports, now, failover_after_s))
+
+
+def _of_living(
+    config: Configuration, reports: Iterable[Report], now: float, failover_after_s: float
+) -> Iterator[Report]:
+    """Those of copies in sync whose node is not held for dead."""
+    for report in reports:
+        copy = config.copy_on(report.node)
+        is_meant = copy is not None and (copy.copy_id, copy.state) == (report.copy_id, "in-sync")
+        if is_meant and now - report.at < failover_after_s:
+            yield report
+
+
+def _longest(reports: Iterable[Report]) -> Report | None:
+    return max(reports, key=lambda report: (report.term, report.number, report.node), default=None)
 
 
 class Damping(NamedTuple):

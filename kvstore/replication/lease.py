@@ -52,12 +52,17 @@ def may_answer(grants: Grants, awaited: Iterable[Session], now: float) -> bool:
 
     `awaited` are the sessions of all copies that are waited for; without any no lease is needed.
     """
-    return not grants.given_back and all(grants.of(session) > now for session in awaited)
+    return until(grants, awaited) > now
 
 
-def beacon_due(sent_at: float, now: float, lease_s: float) -> bool:
-    """Whether a beacon must go, because none went along with a record for an eighth of the lease."""
-    return now - sent_at >= lease_s / 8
+def until(grants: Grants, awaited: Iterable[Session]) -> float:
+    """Until when the primary may answer, unless grants or sessions change: the earliest end of the grants it needs."""
+    return float("-inf") if grants.given_back else min(map(grants.of, awaited), default=float("inf"))
+
+
+def beacon_every_s(lease_s: float) -> float:
+    """The time between two beacons."""
+    return lease_s / 8
 
 
 def may_ask(needed_since: float | None, now: float, failover_after_s: float) -> bool:

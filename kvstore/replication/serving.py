@@ -1,9 +1,9 @@
 """The copy's end of a connection: one session, from its hello to the loss of the connection.
 
 Owns: the order in which a copy's messages are answered.
-Promises: records are appended in the order in which they came, and one sync covers all that came during the one
-before. A beacon is answered at once, also while a sync is under way. With the loss of the connection nothing more is
-taken from it.
+Promises: records are appended in the order in which they came. Where they can be synced on this thread they are
+acknowledged before the next message is looked at: no task, no queue. Else one sync covers all that came during the one
+before, and a beacon is answered at once beside it. With the loss of the connection nothing more is taken from it.
 Leaves to others: what a message does (`copy`), sockets (shard).
 """
 
@@ -16,6 +16,7 @@ from itertools import takewhile
 from typing import Any
 
 from kvstore.environment import Environment
+from kvstore.errors import DataCorrupt
 from kvstore.replication import copy as copies
 from kvstore.replication import messages
 from kvstore.replication.chain import some_entries
@@ -72,6 +73,7 @@ class _Serving:
         self._environment = environment
         self._queue: deque[Any] = deque()
         self._came = asyncio.Event()
+        self._is_working = False
         self._acknowledged = -1  # the highest number
 
     async def run(self) -> None:
@@ -90,7 +92,10 @@ class _Serving:
     async def _listen(self) -> None:
         while True:
             message = await self._wire.receive()
-            if isinstance(message, messages.Beacon):
+            if isinstance(message, messages.Records) and self._is_free and self._copy.takes_at_once(message.entries):
+                taken = self._copy.records_now(self._session, message.entries, message.committed)
+                await self._acknowledge(taken)
+            elif isinstance(message, messages.Beacon):
                 number = self._copy.committed(self._session, message.committed)
                 if number is None or number > self._acknowledged:  # deposed, or a snapshot became good
                     await self._acknowledge(number)
@@ -104,10 +109,17 @@ class _Serving:
                 self._queue.append(message)
                 self._came.set()
 
+    @property
+    def _is_free(self) -> bool:
+        """Nothing that came before is still to be done."""
+        return not self._queue and not self._is_working
+
     async def _work(self) -> None:
         while True:
+            self._is_working = False
             await self._came.wait()
             self._came.clear()
+            self._is_working = True
             while self._queue:
                 if isinstance(self._queue[0], messages.Records):
                     await self._records()
@@ -163,6 +175,9 @@ class _Serving:
 
 
 def _row(copied: CopiedRow) -> Row:
-    """Raises DataCorrupt."""
+    """Raises WireLost: what came is not what the primary read, and it is read again."""
     kind, key, partition, version, expires_at_ms, body, intent, checksum = copied
-    return checked(Row(kind, key, partition, 0, version, expires_at_ms, body, intent), checksum)
+    try:
+        return checked(Row(kind, key, partition, 0, version, expires_at_ms, body, intent), checksum)
+    except DataCorrupt as error:
+        raise WireLost(error.detail) from None

@@ -20,10 +20,11 @@ def advice(document: Document) -> dict[str, str]:
     shards: Sequence[Document] = document["shards"]
     given_up = [lost["shard"] for lost in document.get("lost", ()) if not lost["opened"]]
     down = [shard["id"] for shard in shards if shard["state"] == "down"]
+    facts: Document = document.get("copies") or {}
     if given_up:
         return _said("warning", _given_up(given_up, [shard_id for shard_id in down if shard_id not in given_up]))
     if down:
-        return _said("warning", _down(down, shards, document.get("copies") or {}))
+        return _said("warning", _down(down, shards, facts))
     if full := [shard["id"] for shard in shards if shard.get("disk_full")]:
         return _said(
             "warning",
@@ -38,7 +39,7 @@ def advice(document: Document) -> dict[str, str]:
         )
     if document["wanted"] is None:
         return _said("warning", "The controller does not answer: all keys are served, but no shard can join or leave.")
-    if sentence := _copies(document.get("copies") or {}):
+    if sentence := _copies(facts):
         return _said("warning", sentence)
     if document["moves"]:
         return _moving(document["moves"])
@@ -46,7 +47,10 @@ def advice(document: Document) -> dict[str, str]:
         return _said("busy", f"Shard {_names(document['wanted'])} is being started; then its partitions move to it.")
     if not shards:
         return _said("warning", "The cluster has no shards yet: start them, and they announce themselves.")
-    return _said("ok", f"All is well: {_count(len(shards), 'shard')} up, every partition has an owner, nothing moves.")
+    copies = min(1 + len(shard.get("copies", ())) for shard in shards)
+    in_sync = f", {copies} copies of every key are in sync" if copies > 1 else ""
+    owned = f"{_count(len(shards), 'shard')} up, every partition has an owner{in_sync}, nothing moves"
+    return _said("ok", f"All is well: {owned}.")
 
 
 def _copies(facts: Document) -> str:

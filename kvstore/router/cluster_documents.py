@@ -31,7 +31,7 @@ def cluster(
         "epoch": cluster_map.epoch,
         "partitions": cluster_map.partitions,
         "replicas": cluster_map.replicas,
-        "nodes": _nodes(cluster_map, {shard_id for shard_id, known in stats.items() if known is not None}),
+        "nodes": nodes_of(cluster_map, {shard_id for shard_id, known in stats.items() if known is not None}),
         "shards": [
             _shard(cluster_map, shard, count, stats.get(shard.id), last_stats.get(shard.id))
             for shard, count in zip(cluster_map.shards, partitions, strict=True)
@@ -44,7 +44,7 @@ def cluster(
 
 
 def with_copies(document: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """With what the controller has heard of nodes and copies."""
+    """The document, whose `nodes` and `shards` stand, with what the controller has heard of nodes and copies."""
     copies: Mapping[str, list[dict[str, Any]]] = facts["copies"]
     nodes = [node | ({"state": "down"} if node["id"] in facts["silent"] else {}) for node in document["nodes"]]
     shards = [shard | {"copies": copies.get(shard["id"], shard["copies"])} for shard in document["shards"]]
@@ -123,11 +123,16 @@ def _shard(
         "bytes": known.bytes,
         "primary": shard.primary.node,
         "term": shard.term,
-        "copies": [{"node": copy.node, "state": copy.state, "lag": None} for copy in shard.replicas],
+        "copies": copies_of(shard),
     }
 
 
-def _nodes(cluster_map: ClusterMap, answering: Set[str]) -> list[dict[str, Any]]:
+def copies_of(shard: Shard) -> list[dict[str, Any]]:
+    """Those beside its primary, as the map has them."""
+    return [{"node": copy.node, "state": copy.state, "lag": None} for copy in shard.replicas]
+
+
+def nodes_of(cluster_map: ClusterMap, answering: Set[str]) -> list[dict[str, Any]]:
     """Each node of the map; `down` while no shard whose primary is there answers."""
     down = {shard.primary.node for shard in cluster_map.shards} - {
         shard.primary.node for shard in cluster_map.shards if shard.id in answering

@@ -1,4 +1,4 @@
-"""The documents of the events: the map with its ring, the shards, locks and transactions, put together from answers.
+"""The documents of the events: the map with its ring, shards and copies, locks and transactions, put together.
 
 Owns: the shape of `map`, `cluster`, `changes`, `locks` and `transactions`, as the OpenAPI document describes them.
 Promises: pure. Runs of partitions with the same owner are told as one, so a map is a few kilobytes.
@@ -17,7 +17,8 @@ import msgspec
 from kvstore.metrics import Histogram, ShardStats
 from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.placement.ring import VIRTUAL_NODES_PER_WEIGHT, ShardWeight, virtual_nodes
+from kvstore.placement.ring import VIRTUAL_NODES_PER_WEIGHT, ShardWeight, key_hash, virtual_nodes
+from kvstore.router.cluster_documents import copies_of
 from kvstore.router.rates import percentile_ms
 
 LIVE_MAX = 50  # locks, and attempts, that a shard is asked to list
@@ -36,14 +37,26 @@ class Sample(msgspec.Struct):
 
 
 def map_document(cluster_map: ClusterMap) -> dict[str, Any]:
-    """`owners`: runs of [index in members, partitions]; `virtual_nodes`: [top 32 bits of the point, index]."""
+    """`owners`: runs of [index in members, partitions]; `virtual_nodes`: [top 32 bits of the point, index];
+    `nodes`: each with the top 32 bits of its point on the circle of nodes, where copies find their places."""
     shards = cluster_map.shards
     index = {shard.id: i for i, shard in enumerate(shards)}
     points = _points(tuple(ShardWeight(shard.id, shard.weight) for shard in shards))
     return {
         "epoch": cluster_map.epoch,
         "partitions": cluster_map.partitions,
-        "members": [{"id": s.id, "weight": s.weight, "state": s.state} for s in shards],
+        "replicas": cluster_map.replicas,
+        "members": [
+            {
+                "id": s.id,
+                "weight": s.weight,
+                "state": s.state,
+                "primary": s.primary.node,
+                "copies": [copy.node for copy in s.replicas],
+            }
+            for s in shards
+        ],
+        "nodes": [{"id": node.id, "point": key_hash(node.id.encode()) >> 32} for node in cluster_map.nodes],
         "owners": [[owner, len(list(run))] for owner, run in groupby(cluster_map.owners)],
         "virtual_nodes": [[point >> 32, index[shard]] for point, shard in points],
         "moves": [
@@ -103,6 +116,9 @@ def shard_documents(
                 "state": shard.state if sample is not None else "down",
                 "weight": shard.weight,
                 "partitions": partitions,
+                "primary": shard.primary.node,
+                "term": shard.term,
+                "copies": copies_of(shard),
                 **numbers,
                 **_work(sample, last),
             }
@@ -115,7 +131,8 @@ def _numbers(stats: ShardStats) -> dict[str, Any]:
         "keys": stats.keys,
         "bytes": stats.bytes,
         "file_bytes": stats.file_bytes,
-        "log_bytes": stats.wal_bytes,
+        "log_bytes": stats.log_bytes,
+        "unapplied_rows": stats.unapplied_rows,
         "waiting_writes": stats.write_queue_ops,
         "disk_full": stats.disk_full,
     }

@@ -27,6 +27,7 @@ from kvstore.metrics import RequestStats, ShardStats
 from kvstore.placement.cluster_map import Shard
 from kvstore.protocol import Info, Stats
 from kvstore.router.advice import advice
+from kvstore.router.cluster_documents import nodes_of, with_copies
 from kvstore.router.controller_client import Controller
 from kvstore.router.event_documents import (
     LIVE_MAX,
@@ -60,6 +61,7 @@ _RATES_S = 1.0
 _ANSWER_S = 1.0
 _FIRST_S = 1.5  # that a snapshot waits for the first look at everything
 _IDLE_CHANGES_S = 2.0
+_IDLE_COPIES_S = 1.0  # with copies, whose lag is known to the controller only
 _COMMENT_S = 15.0
 _COMMENT = b": nothing new\n\n"
 
@@ -76,6 +78,7 @@ class Events:
         self._limits = limits
         self._rates = Rates()
         self._told: dict[str, Any] | None = dict(_NOTHING_TOLD)  # by the controller; None: it does not answer
+        self._copies: dict[str, Any] | None = None  # what it has heard of nodes and copies, if there are any
         self._live: dict[str, dict[str, Any]] = {}
         self._epoch = 0
         self._changed = asyncio.Event()
@@ -181,13 +184,15 @@ class Events:
             self.feed.keep("history", list(self._rates.history))
 
     async def _watch_changes(self) -> None:
-        """The controller's word on changes and their moves: often while there are any, now and then else."""
+        """The controller's word on changes, moves and copies: often while there are any, now and then else."""
         waited_s, is_running = _IDLE_CHANGES_S, False
         while True:
-            cluster_map = self._service.cluster_map
-            is_busy = is_running or bool(cluster_map is not None and cluster_map.moves)
-            if waited_s >= _IDLE_CHANGES_S or is_busy:
-                self._told, items = await asyncio.gather(self._controller.moves(), self._controller.changes())
+            idle_s = _IDLE_CHANGES_S if self._copies is None else _IDLE_COPIES_S
+            if waited_s >= idle_s or is_running or self._is_busy():
+                asked = self._controller.moves(copies=True), self._controller.changes()
+                told, items = await asyncio.gather(*asked)
+                self._copies = told.pop("copies", None) if told is not None else None
+                self._told = told
                 waited_s = 0.0
                 is_running = any(item["state"] == "running" for item in items or ())
                 changes = changes_document(items)
@@ -195,6 +200,16 @@ class Events:
                 self.feed.offer("changes", changes, changes_identity(changes))
             await asyncio.sleep(_LOOK_S)
             waited_s += _LOOK_S
+
+    def _is_busy(self) -> bool:
+        """Partitions move, or copies are not all as they should be."""
+        cluster_map = self._service.cluster_map
+        if cluster_map is not None and cluster_map.moves:
+            return True
+        if self._told and (self._told["wanted"] or self._told["moves"]):
+            return True
+        copies = self._copies or {}
+        return any(copies.get(name) for name in ("silent", "unserved", "missing"))
 
     def _moves(self) -> dict[str, Any]:
         if self._told is None:
@@ -216,7 +231,8 @@ class Events:
                 self._offer_live(cluster_map.shards, now, loop.time())
                 shards = shard_documents(cluster_map, now, seen)
                 seen = self._kept(seen, now, loop.time())
-                self._offer_cluster(shards, int(loop.time()))
+                answering = {shard for shard, sample in now.items() if sample is not None}
+                self._offer_cluster(shards, nodes_of(cluster_map, answering), int(loop.time()))
                 if not self._looked.is_set():  # what the first snapshot shows is told with it
                     self.feed.release(loop.time())
                     self._looked.set()
@@ -257,7 +273,7 @@ class Events:
         identity = transactions_identity(transactions)
         self.feed.offer("transactions", {"at_ms": at_ms, **transactions}, identity)
 
-    def _offer_cluster(self, shards: list[dict[str, Any]], second: int) -> None:
+    def _offer_cluster(self, shards: list[dict[str, Any]], nodes: list[dict[str, Any]], second: int) -> None:
         cluster_map = self._service.cluster_map
         assert cluster_map is not None
         moves = self._moves()
@@ -266,13 +282,24 @@ class Events:
             "epoch": cluster_map.epoch,
             "partitions": cluster_map.partitions,
             "replicas": cluster_map.replicas,
+            "nodes": nodes,
             "shards": shards,
             "in_doubt": in_doubt(transactions_document(self._live)["items"]),
         }
+        if self._copies is not None:
+            document = with_copies(document, self._copies)
         lost = lost_documents(cluster_map)
-        word = advice({**document, "moves": moves["moves"], "wanted": moves["wanted"], "lost": lost})
-        states = [(shard["id"], shard["state"], shard["partitions"]) for shard in shards]
-        self.feed.offer("cluster", {**document, "advice": word}, (second, states, word))
+        about = {"moves": moves["moves"], "wanted": moves["wanted"], "lost": lost, "copies": self._copies}
+        word = advice({**document, **about})
+        self.feed.offer("cluster", {**document, "advice": word}, (second, _states(document), word))
+
+
+def _states(document: dict[str, Any]) -> list[Any]:
+    """What is told at once when it changes: figures wait for the next second."""
+    return [(node["id"], node["state"]) for node in document["nodes"]] + [
+        (s["id"], s["state"], s["partitions"], s["primary"], [(copy["node"], copy["state"]) for copy in s["copies"]])
+        for s in document["shards"]
+    ]
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -21,8 +21,9 @@ from kvstore.router.app import RouterApp
 from kvstore.router.controller_client import Controller
 from kvstore.router.demo import Demo
 from kvstore.router.demo_coordinator import DemoCoordinator
+from kvstore.router.demo_failover import DemoFailover
 from kvstore.router.memory import return_large_buffers
-from kvstore.router.routes.demo import COORDINATE_ROUTES, TRANSFER_ROUTES
+from kvstore.router.routes.demo import COORDINATE_ROUTES, KILL_ROUTES, TRANSFER_ROUTES
 from kvstore.router.service import RouterService
 from kvstore.transport.http.server import Server, start_server, warn_if_exposed
 from kvstore.transport.map_follower import MapFollower
@@ -40,27 +41,34 @@ async def serve(
     stop: asyncio.Event,
     advertise: str | None = None,
     demo_url: str | None = None,
+    demo_door: str | None = None,
     is_demo_coordinator: bool = False,
 ) -> None:
     """Run the router until `stop` is set. Raises OSError when the port is taken, ConfigError.
 
     `advertise` (HOST:PORT): the name of this host in the requests of clients. `demo_url`: play transfers through,
-    coordinated by the router there. `is_demo_coordinator`: be that router. Both on loopback only.
+    coordinated by the router there, and have nodes killed through `demo_door`. `is_demo_coordinator`: be that router.
+    Both on loopback only.
     """
     own = [listen_address(listen)[0], *([advertised_host(listen, advertise)] if advertise else [])]
     config = msgspec.structs.replace(config, allowed_hosts=[*config.allowed_hosts, *own])
-    if (demo_url is not None or is_demo_coordinator) and not is_loopback(listen):
+    if (demo_url is not None or demo_door is not None or is_demo_coordinator) and not is_loopback(listen):
         raise ConfigError(f"a demo is for this machine only: let it listen on 127.0.0.1, not on {listen}.")
     return_large_buffers()
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session, contextlib.AsyncExitStack() as at_the_end:
         cluster = ClusterSession()
         service = RouterService(config.limits, session, cluster=cluster)
-        app = RouterApp(router_id, service, config, Controller(session, join, config.limits))
+        controller = Controller(session, join, config.limits)
+        app = RouterApp(router_id, service, config, controller)
         if demo_url is not None:
             demo = Demo(demo_url, session, service, app.events.feed, config.limits)
             at_the_end.push_async_callback(demo.close)
             app.add(demo, TRANSFER_ROUTES)
+        if demo_door is not None:
+            failover = DemoFailover(demo_door, service, controller, app.events.feed, config.limits)
+            at_the_end.push_async_callback(failover.close)
+            app.add(failover, KILL_ROUTES)
         if is_demo_coordinator:
             app.add(DemoCoordinator(service, config.limits), COORDINATE_ROUTES)
         follower = MapFollower(session, join, config.limits, cluster=cluster)

@@ -7,6 +7,8 @@ Leaves to others: the files themselves (`store.opening`, `store.copy_place`), wh
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -15,9 +17,13 @@ from typing import Protocol
 
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
+from kvstore.errors import ForeignData
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
+from kvstore.replication.promise import Identity
 from kvstore.storage import sqlite_file
+from kvstore.storage.disk import OsDisk
+from kvstore.store.copy_file import copy_path
 from kvstore.store.copy_place import (
     CopyFiles,
     as_copy,
@@ -27,7 +33,10 @@ from kvstore.store.copy_place import (
     open_filling,
     set_copy_aside,
 )
-from kvstore.store.opening import Opened, ToldBefore, ToldNumber, open_unapplied, store_path, untold
+from kvstore.store.damaged_files import Salvaged, salvage, set_damaged_aside, spare_room
+from kvstore.store.opening import Opened, ToldBefore, ToldNumber, lock, open_unapplied, store_path, untold
+
+log = logging.getLogger(__name__)
 
 
 class Folder(Protocol):
@@ -50,6 +59,15 @@ class Folder(Protocol):
 
     async def set_aside(self, shard_id: str) -> None:
         """Rename the files of a copy, which are closed. Raises OSError."""
+
+    async def salvage(self, shard_id: str, known: ClusterMap | None) -> Salvaged | None:
+        """What is known of a copy whose files are damaged; `known`: a map. None if no map names another copy of it."""
+
+    async def make_anew(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
+        """Set the damaged files aside, which are closed, and make an empty copy that is to be filled.
+
+        `was`: what is known of them. Raises DataInUse, OSError.
+        """
 
 
 class FileFolder:
@@ -89,13 +107,46 @@ class FileFolder:
         return await as_copy(unapplied, shard_id, limits, SYSTEM)
 
     async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
-        return await make_copy_files(self._path(shard_id), shard_id, store_id, partitions, self._limits, SYSTEM)
+        path = self._path(shard_id)
+        is_whole = path.exists() and copy_path(path).exists()
+        try:
+            return await make_copy_files(path, shard_id, store_id, partitions, self._limits, SYSTEM)
+        except ForeignData:
+            if is_whole:
+                raise
+        # There are records of a log that has lost its file, or its id.
+        await SYSTEM.in_thread(
+            partial(_set_damaged_aside, path, Identity(store_id, SYSTEM.random_hex(16), filling=True))
+        )
+        return await open_filling(path, shard_id, partitions, self._limits, SYSTEM)
 
     async def set_aside(self, shard_id: str) -> None:
         await SYSTEM.in_thread(partial(set_copy_aside, self._path(shard_id)))
 
+    async def salvage(self, shard_id: str, known: ClusterMap | None) -> Salvaged | None:
+        others = [self._path(each) for each in self.copies()] if shard_id == self._node_id else []
+        path, node_id = self._path(shard_id), self._node_id
+        return await SYSTEM.in_thread(partial(salvage, path, shard_id, node_id, known, others))
+
+    async def make_anew(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
+        path, limits = self._path(shard_id), self._limits
+        fresh = Identity(was.store_id, SYSTEM.random_hex(16), was.promised, filling=True)
+        if not await SYSTEM.in_thread(partial(is_filling, path)):  # else a full disk has broken it off
+            await SYSTEM.in_thread(partial(_set_damaged_aside, path, fresh))
+        return await open_filling(path, shard_id, partitions, limits, SYSTEM)
+
     def _path(self, shard_id: str) -> Path:
         return store_path(self._data_dir, shard_id, self._node_id)
+
+
+def _set_damaged_aside(path: Path, fresh: Identity) -> None:
+    lock_fd = lock(path)
+    try:
+        aside = set_damaged_aside(OsDisk(), path.parent, path.stem, fresh)
+    finally:
+        os.close(lock_fd)
+    log.warning("the damaged files of %s are kept as %s, with log and id beside it", path, path.with_name(aside))
+    spare_room(path.parent, aside)
 
 
 def may_serve_alone(logged: ClusterMap | None, shard_id: str, node_id: str) -> bool:

@@ -100,11 +100,13 @@ class Node:
         if session_id and store_id == identity.store_id:
             await self._hellos.refusal(session_id, peer)  # which says so if that is a stranger
         ids = {"store_id": identity.store_id, "copy_id": home.copy_id, "session": self._cluster.id}
-        facts = {**ids, "cluster_id": identity.cluster_id, "partitions": identity.partitions}
+        facts: dict[str, Any] = {**ids, "cluster_id": identity.cluster_id, "partitions": identity.partitions}
         if home.hosted is not None and not home.hosted.told.is_verified:
             facts["unverified"] = True  # the controller has not confirmed that this is no older copy
         if home.hosted is not None and (missing := home.hosted.store.partitions.missing):
             facts["missing"] = partition_set.as_text(missing)  # no move has brought them, or not surely all of them
+        if damage := self.stores.damage:
+            facts["damaged"] = damage  # by shard; other copies take the place of these
         return {"status": "alive", "shard": self.node_id, **facts}
 
     def newest_map(self) -> dict[str, Any]:

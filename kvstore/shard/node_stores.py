@@ -40,7 +40,8 @@ class NodeStores:
     async def begin(self, partitions: int) -> None:
         """Open all that lies here. Raises what `Resident.begin` raises, of the node's own store.
 
-        A copy whose files cannot be opened is left alone: another one is made when its files are out of the way.
+        A copy whose files cannot be opened, and are not damaged, is left alone: another one is made when its files are
+        out of the way.
         """
         await self.home.begin(partitions)
         identity = self.home.identity
@@ -48,7 +49,7 @@ class NodeStores:
         for shard_id in self._around.folder.copies():
             resident = Resident(shard_id, self._around)
             try:
-                await resident.begin(identity.partitions)
+                await resident.begin(identity.partitions, self.newest_map)
             except KvError as error:
                 log.error("the copy of shard %s is left alone: %s", shard_id, error.detail)
             else:
@@ -115,7 +116,12 @@ class NodeStores:
     @property
     def keeps_copies(self) -> bool:
         """Whether files of a store lie here that is not served here: the controller says what becomes of them."""
-        return any(each.copy is not None for each in self.by_shard.values())
+        return any(each.copy is not None or each.damage for each in self.by_shard.values())
+
+    @property
+    def damage(self) -> dict[str, str]:
+        """What is wrong with files here, by shard."""
+        return {each.shard_id: each.damage for each in self.by_shard.values() if each.damage}
 
     def logs_with_copies(self) -> list[Log]:
         """The logs here of stores that another node could serve, or serves; to be asked by any thread."""

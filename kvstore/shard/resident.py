@@ -3,14 +3,16 @@
 Owns: the change from the one to the other and back, by the map that is followed; the order of it.
 Promises: a store that has copies is served only in a term that begins here, by a map that names this very copy. One
 whose term has ended answers nothing more, and becomes a copy again, under the same id. Its files never change hands
-without their lock. What it cannot survive ends the process.
+without their lock. A copy whose files are damaged, or lost, is closed, told of, and made anew under another id when
+the map allows it. What it cannot survive otherwise ends the process.
 Leaves to others: the steps of an opening (`term_opening`), what a served store is made of (`hosted`), the other stores
 of this node (`node_stores`), telling the controller (`beats`).
 
     files ──── their map names no copy ────────────────────────────> served
       └─ copies are named ─> copy ── primary in a new term ─> opening ──┘ │
                               ^  ^── the term is over before it begins ──┘ │
-                              └────────── the term has ended ──────────────┘
+                              ├────────── the term has ended ──────────────┘
+      any ── damage is found ─> damaged ── out, and another is the primary ──> empty copy, to be filled
 """
 
 from __future__ import annotations
@@ -20,22 +22,26 @@ import logging
 from contextlib import AsyncExitStack
 
 from kvstore.environment import until_one_ends
-from kvstore.errors import KvError, Unavailable
+from kvstore.errors import DataCorrupt, KvError, Unavailable, is_damage
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.protocol import Answer, Request
 from kvstore.replication.beats import Asked, CopyReport, Drop, GiveBack, Make
 from kvstore.replication.configuration import Configuration, configuration_of
 from kvstore.replication.copy import StoreCopy
+from kvstore.replication.promise import Identity as CopyIdentity
 from kvstore.replication.serving import serve_copy
 from kvstore.replication.wire import Wire
+from kvstore.shard.damaged import DamagedCopy, fate
 from kvstore.shard.hosted import HostedStore, Surroundings, host
+from kvstore.shard.reports import report_of_copy, report_of_store
 from kvstore.shard.term_opening import TermOpening
 from kvstore.shard.told import ToldNumbers
 from kvstore.storage.disk import FULL_ERRNOS
 from kvstore.storage.engine import Identity, TryLater
 from kvstore.storage.log import Log, LogFailed
 from kvstore.store.copy_place import CopyFiles
+from kvstore.store.damaged_files import Salvaged, salvaged_by
 from kvstore.store.opening import Opened
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
@@ -55,6 +61,8 @@ class Resident:
         self.hosted: HostedStore | None = None
         self._around = around
         self._files: CopyFiles | None = None
+        self._damaged: DamagedCopy | None = None
+        self._harm: KvError | None = None  # damage that a session with the copy has found
         self._opening: TermOpening | None = None
         self._at_the_end = AsyncExitStack()  # of what is served
         self._map: ClusterMap | None = None
@@ -66,15 +74,22 @@ class Resident:
 
     # --- beginning and end
 
-    async def begin(self, partitions: int) -> None:
-        """Open what lies here, or make a store. Raises what `Store.open` raises."""
+    async def begin(self, partitions: int, known: ClusterMap | None = None) -> None:
+        """Open what lies here, or make a store. Raises what `Store.open` raises, but for damage to one of several
+        copies. `known`: a map that was found in other files."""
         around = self._around
         told = ToldNumbers(around.session, around.controller_url, around.limits)
-        opened = await around.folder.open(self.shard_id, partitions, told.at_opening)
-        if isinstance(opened, CopyFiles):
-            self._files = opened
-        else:
-            await self._serve_opened(opened, told)
+        try:
+            opened = await around.folder.open(self.shard_id, partitions, told.at_opening)
+            if isinstance(opened, CopyFiles):
+                self._files = opened
+            else:
+                await self._serve_opened(opened, told)
+        except KvError as error:
+            salvaged = await around.folder.salvage(self.shard_id, known) if is_damage(error) else None
+            if salvaged is None:
+                raise
+            self._note_damaged(error, salvaged)
 
     async def make(self, order: Make) -> None:
         """Make an empty copy. Raises DataInUse, ForeignData, ConfigError, OSError."""
@@ -117,13 +132,22 @@ class Resident:
         """Of the store whose rows are here; None while the files change hands."""
         if self.hosted is not None:
             return self.hosted.store.identity
+        if self._damaged is not None:
+            return self._damaged.identity
         return self._files.copy.engine.identity if self._files is not None else None
 
     @property
+    def damage(self) -> str:
+        """What is wrong with the files here; empty if nothing is known to be."""
+        return self._damaged.error.detail if self._damaged is not None else ""
+
+    @property
     def copy_id(self) -> str:
-        """Empty while the files change hands."""
+        """Empty while the files change hands, and where it is lost."""
         if self.hosted is not None:
             return self.hosted.store.copy_id
+        if self._damaged is not None:
+            return self._damaged.salvaged.copy_id
         return self._files.copy.identity.copy_id if self._files is not None else ""
 
     @property
@@ -131,6 +155,8 @@ class Resident:
         """The newest in its file."""
         if self.hosted is not None:
             return self.hosted.store.cluster_map
+        if self._damaged is not None:
+            return self._damaged.salvaged.newest_map
         encoded = self._files.copy.engine.applied.cluster_map if self._files is not None else None
         return decode_map(encoded) if encoded is not None else None
 
@@ -169,6 +195,9 @@ class Resident:
             log.warning("a session with the copy of shard %s ends: %s", self.shard_id, error.detail)
         except KvError as error:  # what came cannot be taken: only this connection ends
             log.error("a session with the copy of shard %s ends: %s", self.shard_id, error.detail)
+            if is_damage(error):
+                self._harm = error
+                self._changed.set()
         except (LogFailed, OSError) as error:
             if isinstance(error, OSError) and error.errno in FULL_ERRNOS:  # nothing was changed: it comes again
                 log.warning("a session with the copy of shard %s ends: %s", self.shard_id, error)
@@ -188,7 +217,7 @@ class Resident:
         self._map = cluster_map
         if self._opening is not None:
             self._opening.hear(configuration_of(cluster_map, self.shard_id))
-        if self.hosted is not None and not self._has_left:
+        if self.hosted is not None and not self._has_left and not self._is_lost:
             self.hosted.maps.put(cluster_map)
         self._changed.set()
 
@@ -199,7 +228,8 @@ class Resident:
         """
         config = self._config
         named = {config.primary.copy_id, *(each.copy_id for each in config.replicas)} if config is not None else set()
-        if self.copy is not None and order.copy_id == self.copy_id and order.copy_id not in named:
+        is_copy = self.copy is not None or self._damaged is not None
+        if is_copy and order.copy_id == self.copy_id and order.copy_id not in named:
             self._is_dropped = True
             self._changed.set()
 
@@ -216,42 +246,16 @@ class Resident:
     def report(self) -> CopyReport | None:
         """What the controller is told; None while the files change hands."""
         if self.hosted is not None:
-            return self._report_of(self.hosted)
+            return report_of_store(self.shard_id, self.hosted, self._given_back)
+        if self._damaged is not None:
+            return self._damaged.report()
         if self._files is None:
             return None
-        copy, config = self._files.copy, self._config
-        end = copy.log.synced
-        is_opening = self._opening is not None
-        may_open = copy.may_open(config, self._around.node_id) if config is not None else "no"
-        return CopyReport(
-            shard=self.shard_id,
-            store_id=copy.identity.store_id,
-            copy_id=copy.identity.copy_id,
-            role="opening" if is_opening else "filling" if copy.is_filling else "copy",
-            promised=copy.identity.promised,
-            term=end.term,
-            number=end.number,
-            needs_term=may_open == "stale" and not is_opening,
-            silent_s=copy.silent_s,
-        )
+        return report_of_copy(self.shard_id, self._files.copy, self._config, self._around.node_id, self._is_opening)
 
-    def _report_of(self, hosted: HostedStore) -> CopyReport:
-        store = hosted.store
-        sender, end = store.tables.sender, store.tables.log.synced
-        serves = hosted.is_open and (sender is None or sender.serves)
-        return CopyReport(
-            shard=self.shard_id,
-            store_id=store.identity.store_id,
-            copy_id=store.copy_id,
-            role="primary" if hosted.is_open else "opening",
-            promised=sender.shipping.config.term if sender is not None else 0,
-            term=end.term,
-            number=end.number,
-            serves=serves,
-            given_back=self._given_back,
-            behind=sender.behind() if sender is not None else {},
-            snapshots=sender.snapshots() if sender is not None else {},
-        )
+    @property
+    def _is_opening(self) -> bool:
+        return self._opening is not None
 
     def requests(self) -> list[Asked]:
         """What the controller is asked for now."""
@@ -297,28 +301,42 @@ class Resident:
 
     async def run(self) -> None:
         """Be what the map says. Returns once the copy is dropped. Raises what ends the process."""
-        while True:
-            if self.hosted is not None:
-                await until_one_ends(*self.hosted.works(), self._until_term_ends())
-                await self._become_copy()
-            elif self._files is not None:
-                work = asyncio.ensure_future(self._files.copy.run())
-                try:
-                    await until_one_ends(self._until_named(), _forward(work))
-                    if self._is_dropped:
-                        break
-                    await self._open_term(work)
-                finally:
-                    work.cancel()
-                    await asyncio.gather(work, return_exceptions=True)
+        while not self._is_dropped:
+            salvaged = self._salvaged()  # before the files change hands
+            try:
+                await self._be()
+            except KvError as error:
+                if self._damaged is not None or salvaged is None or not is_damage(error):
+                    raise
+                await self._close_damaged(error, salvaged)
         await self.close()
         await self._around.folder.set_aside(self.shard_id)
         log.info("the copy of shard %s is set aside", self.shard_id)
 
+    async def _be(self) -> None:
+        """What it is now, until it is to be something else."""
+        if self._damaged is not None:
+            await self._make_anew(self._damaged)
+        elif self.hosted is not None:
+            await until_one_ends(*self.hosted.works(), self._until_term_ends())
+            if self._is_lost:
+                await self._become_lost()
+            else:
+                await self._become_copy()
+        elif self._files is not None:
+            work = asyncio.ensure_future(self._files.copy.run())
+            try:
+                await until_one_ends(self._until_named(), _forward(work))
+                if not self._is_dropped:
+                    await self._open_term(work)
+            finally:
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+
     async def _until_term_ends(self) -> None:
         while True:
             hosted = self.hosted
-            if hosted is None or self._has_left:
+            if hosted is None or self._has_left or self._is_lost:
                 return
             if not hosted.is_open and self._map is not None:
                 hosted.service.hear(self._map)  # the opening may wait for a copy that is out by now
@@ -332,6 +350,9 @@ class Resident:
         """Until the map names this copy primary in a term that it may open, or it is dropped."""
         was_stale = False
         while not self._is_dropped:
+            if self._harm is not None:
+                harm, self._harm = self._harm, None
+                raise harm
             copy, config = self.copy, self._config
             assert copy is not None
             may_open = copy.may_open(config, self._around.node_id) if config is not None else "no"
@@ -404,6 +425,72 @@ class Resident:
         self.hosted = None
         await self._at_the_end.aclose()
         self._files = await self._around.folder.open_copy(self.shard_id, partitions)
+        self._around.on_news()
+
+    # --- damage
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether the store that is served here was made because there were no files, and the cluster knows of some."""
+        hosted, config = self.hosted, self._config
+        if hosted is None or config is None or hosted.store.identity.cluster_id is not None:
+            return False
+        return hosted.store.identity.store_id != config.store_id and fate(config, self._around.node_id) != "refuse"
+
+    def _salvaged(self) -> Salvaged | None:
+        """What would be known if the files were found to be damaged; None if there is no other copy by the newest map
+        here, or the files change hands."""
+        identity = self.identity
+        if identity is None:
+            return None
+        maps = [each for each in (self._map, self.logged_map) if each is not None]
+        newest = max(maps, key=lambda each: each.epoch, default=None)
+        promised = self._files.copy.identity.promised if self._files is not None else self._term
+        here = CopyIdentity(identity.store_id, self.copy_id, promised)
+        return salvaged_by(newest, self.shard_id, self._around.node_id, here)
+
+    def _note_damaged(self, error: KvError, salvaged: Salvaged) -> None:
+        self._damaged = DamagedCopy(self.shard_id, error, salvaged)
+        log.error("the copy of shard %s here is damaged, and is not used any more: %s", self.shard_id, error.detail)
+        self._around.on_news()
+
+    async def _close_damaged(self, error: KvError, salvaged: Salvaged) -> None:
+        self._note_damaged(error, salvaged)
+        self._harm = None
+        await self.close()
+        self._hands_over = False
+
+    async def _become_lost(self) -> None:
+        """The files that were here are lost: what was made in their place was never the cluster's."""
+        assert self._map is not None
+        salvaged = salvaged_by(self._map, self.shard_id, self._around.node_id, None)
+        assert salvaged is not None
+        detail = f"The files of shard {self.shard_id} that lay on node {self._around.node_id} are lost."
+        await self._close_damaged(DataCorrupt(detail), salvaged)
+
+    async def _make_anew(self, damaged: DamagedCopy) -> None:
+        """Set the files aside, and have an empty copy in their place, when the map allows it.
+
+        Raises what is wrong with them if they are the home's and no other copy can take their place.
+        """
+        node_id, environment = self._around.node_id, self._around.environment
+        while (found := fate(self._config, node_id)) != "make anew":
+            if self._is_dropped:
+                return
+            if found == "refuse" and self.shard_id == node_id:
+                raise damaged.error
+            self._changed.clear()
+            await environment.wait_for(self._changed.wait(), 1.0)
+        try:
+            files = await self._around.folder.make_anew(self.shard_id, damaged.salvaged, damaged.identity.partitions)
+        except OSError as error:
+            if error.errno not in FULL_ERRNOS:
+                raise
+            log.warning("the copy of shard %s cannot be made anew yet: %s", self.shard_id, error)
+            await environment.sleep(_FULL_RETRY_S)
+            return
+        self._files, self._damaged = files, None
+        log.warning("the copy of shard %s is made anew, and will be filled by its primary", self.shard_id)
         self._around.on_news()
 
 

@@ -391,7 +391,9 @@ def _remove_empty(disk: Disk, path: Path) -> None:
     finally:
         file.close()
     if used > DATA_OFFSET:
-        raise ForeignData(f"{path} holds records of an earlier log. Move the files of that log away.")
+        error = ForeignData(f"{path} holds records of an earlier log. Move the files of that log away.")
+        error.is_damage = True  # of a store whose file is lost
+        raise error
     disk.unlink(path)
 
 

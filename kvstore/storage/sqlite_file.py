@@ -34,12 +34,18 @@ def format_of(path: Path, *, write: bool = True) -> int:
     try:
         with closing(_connect(path, write)) as connection:
             found = schema.format_of(connection)
+            is_known = found is None or found in map(str, (*schema.OLDER_FORMATS, schema.FORMAT))
+            verified = {} if is_known else schema.read_meta(connection)[0]
     except sqlite3.DatabaseError as error:
         raise opening_error(path, error, "a store of kvstore") from error
     if found is None:
         return 0
-    if found not in map(str, (*schema.OLDER_FORMATS, schema.FORMAT)):
-        raise ForeignData(f"{path} has format {found or 'unknown'}; this program reads formats 1 to {schema.FORMAT}.")
+    if not is_known:
+        foreign = ForeignData(
+            f"{path} has format {found or 'unknown'}; this program reads formats 1 to {schema.FORMAT}."
+        )
+        foreign.is_damage = "format" not in verified and "store_id" in verified
+        raise foreign
     return int(found)
 
 

@@ -86,12 +86,12 @@ def rename_store(db: Path, store_id: str) -> None:
 def _stand_in(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | None, why: str) -> Identity:
     shard = durable_map.shard(shard_id) if durable_map is not None else None
     if shard is not None and shard.replicas:
-        raise ForeignData(
+        raise _lost(
             f"{copy_path(db)} {why}, so what this copy has promised is not known: it must not serve. Put the file "
             "back, or move this copy's files away: another copy takes their place."
         )
     if shard is None and ".copy-" in db.stem:
-        raise ForeignData(
+        raise _lost(
             f"{copy_path(db)} {why}, so which copy this is is not known: move its files away, and another is made."
         )
     if shard is None:  # of a program that knew of no copies, or of a cluster that it has not joined yet
@@ -99,6 +99,12 @@ def _stand_in(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
     if shard.primary.copy_id != store_id:
         log.warning("%s %s: it is made again from the map, which names no other copy", copy_path(db), why)
     return Identity(store_id, shard.primary.copy_id, shard.term)
+
+
+def _lost(detail: str) -> ForeignData:
+    error = ForeignData(detail)
+    error.is_damage = True
+    return error
 
 
 def _written(disk: Disk, db: Path, identity: Identity) -> Identity:

@@ -129,7 +129,14 @@ def names_copies(logged: ClusterMap | None, shard_id: str) -> bool:
 
 def times_of(limits: Limits) -> Times:
     """Those of cluster.yaml."""
-    return Times(limits.lease_s, limits.disk_stall_s, limits.replica_timeout_s, limits.failover_after_s)
+    return Times(
+        limits.lease_s,
+        limits.disk_stall_s,
+        limits.replica_timeout_s,
+        limits.failover_after_s,
+        limits.sync_inline_ms_max,
+        limits.apply_delay_s,
+    )
 
 
 def _place(

@@ -236,7 +236,8 @@ class Nemesis:
         disk.capacity = None
 
     async def _flip(self, rng: random.Random) -> None:
-        """A bit of a log is wrong while its node starts: it must refuse, or not mind; then the disk is mended."""
+        """A bit of a log is wrong while its node starts: it must refuse, or not mind; then the disk is mended. Or
+        another copy takes the place of the damaged one, which is made anew."""
         node = self._node(rng)
         if not node.folder.engines or node.process is None:
             return
@@ -247,8 +248,10 @@ class Nemesis:
             return
         node.disk.flip(path, bit)
         node.is_damaged = True
-        while node.node is None and node.is_damaged and not node.refused:  # noqa: ASYNC110 (it is polled for)
+        while node.is_damaged and not node.refused:
             await asyncio.sleep(0.05)
+            if node.node is not None and not node.node.stores.damage:
+                break
         if node.refused:
             node.disk.flip(path, bit)
         node.is_damaged = node.refused = False

@@ -12,7 +12,7 @@ import asyncio
 import errno
 import random
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,10 +21,12 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.errors import DataCorrupt, ForeignData, LogDamaged
+from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.replication import files
 from kvstore.replication.messages import decode_from_primary
 from kvstore.replication.places import Place
+from kvstore.replication.promise import Identity as CopyIdentity
 from kvstore.replication.promise import read_identity
 from kvstore.shard.copy_wires import SocketWire, connect
 from kvstore.shard.folder import copies_in, may_serve_alone
@@ -37,6 +39,7 @@ from kvstore.storage.record import newest_map
 from kvstore.storage.replay import replay
 from kvstore.store.copy_file import make_copy, open_copy
 from kvstore.store.copy_place import CopyFiles, times_of
+from kvstore.store.damaged_files import Salvaged, salvaged_by, set_damaged_aside
 from kvstore.store.opening import Opened, ToldNumber, store_path
 from kvstore.transport.channel import Connection
 from kvstore.transport.sessions import PARAMETER, ClusterSession
@@ -107,6 +110,24 @@ class SimulatedFolder:
         for name in self._disk.names(FOLDER):
             if name.startswith((f"{path.stem}.log.", f"{path.stem}.id")):
                 self._disk.unlink(FOLDER / name)
+
+    async def salvage(self, shard_id: str, known: ClusterMap | None) -> Salvaged | None:
+        path = self._path(shard_id)
+        found = [self.engines[each].applied.cluster_map for each in self.engines if each == path or known is None]
+        maps = [known, *(decode_map(each) for each in found if each is not None)]
+        having = [each for each in maps if each is not None and each.shard(shard_id) is not None]
+        identity = None
+        with suppress(DataCorrupt):
+            identity = read_identity(self._disk, FOLDER, path.stem)
+        return salvaged_by(max(having, key=lambda each: each.epoch, default=None), shard_id, self._node_id, identity)
+
+    async def make_anew(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
+        path = self._path(shard_id)
+        fresh = CopyIdentity(was.store_id, self.environment.random_hex(16), was.promised, filling=True)
+        set_damaged_aside(self._disk, FOLDER, path.stem, fresh)
+        place = self._place(path, Identity(was.store_id, None, shard_id, partitions))
+        copy = await files.open_copy(place, fresh, self.environment, times_of(self._limits))
+        return CopyFiles(path, copy, None, self._disk)
 
     def _path(self, shard_id: str) -> Path:
         return store_path(FOLDER, shard_id, self._node_id)

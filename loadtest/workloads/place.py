@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from loadtest.histories.history import AnyOperation
-from loadtest.workloads.answers import NO_ANSWER, Reply
+from loadtest.workloads.answers import NO_ANSWER, REFUSED, Reply
 from loadtest.workloads.calls import Call, Pause, Steps
 
 _NUMBERS_OF_A_PROCESS = 1_000_000_000_000
@@ -130,7 +130,7 @@ def numbers_of(process: int) -> Iterator[int]:
 
 def _same_again(call: Call, first: Reply) -> Call:
     def check(reply: Reply) -> str | None:
-        same = (reply.status, reply.version) == (first.status, first.version)
+        same = reply.status in REFUSED or (reply.status, reply.version) == (first.status, first.version)
         return None if same else "not the answer that the same Idempotency-Key got before"
 
     statuses = call.expected | {first.status}

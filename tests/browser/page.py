@@ -15,7 +15,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
-VIEWS = ("overview", "ring", "locks", "transactions", "keys")
+VIEWS = ("overview", "ring", "locks", "transactions", "failover", "keys")
 WAIT_S = 30.0
 _POLL_S = 0.05
 

@@ -17,6 +17,7 @@ SAYS = {
     "ring": ("The way of a key", "Change the cluster", "What moves"),
     "locks": ("Held now", "Two clients, one lock", "Alice", "Bob"),
     "transactions": ("At work and in doubt", "A transfer, step by step", "Transfer 10"),
+    "failover": ("Who answers, and who could", "one copy of every key", "Kill a node"),
     "keys": ("Browse", "prefix", "Choose a key"),
 }
 
@@ -130,7 +131,8 @@ def test_names_and_roles_are_there_for_screen_readers(page: Page) -> None:
         page.open(view)
         page.until_says(*SAYS[view][:1])
         nameless = page.run(
-            "return [...document.querySelectorAll('input, textarea, button, a, svg[role], meter, progress, dialog')]"
+            "return [...document.querySelectorAll("
+            "'input, select, textarea, button, a, svg[role], meter, progress, dialog')]"
             ".map((element) => [element.outerHTML.slice(0, 120), element])"
         )
         assert not [text for text, element in nameless if not element.accessible_name]
@@ -158,7 +160,7 @@ def test_the_tour_leads_through_all_views_in_ten_steps(page: Page) -> None:
         assert "See it:" in page.text_of(".tour")
         if number < 10:
             page.click("Next")
-    assert seen == sorted(seen, key=["overview", "ring", "keys", "locks", "transactions"].index)
+    assert seen == sorted(seen, key=["overview", "ring", "keys", "locks", "transactions", "failover"].index)
     assert set(seen) == set(VIEWS)
     page.click("End")
     page.until(lambda: not page.all(".tour"))

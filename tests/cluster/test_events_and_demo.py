@@ -104,7 +104,7 @@ def test_a_listener_goes_on_after_its_last_event(cluster: Cluster) -> None:
 
 
 def test_without_demo_there_is_nothing_to_play(cluster: Cluster) -> None:
-    for path in ("/v1/demo/transfer", "/v1/demo/coordinate"):
+    for path in ("/v1/demo/transfer", "/v1/demo/coordinate", "/v1/demo/kill"):
         assert requests.post(f"{cluster.url}{path}", json={}, timeout=WAIT_S).status_code == 404
         assert path not in requests.get(f"{cluster.url}/openapi.json", timeout=WAIT_S).json()["paths"]
 
@@ -162,9 +162,29 @@ def test_a_play_that_cannot_be_is_refused(demo: Cluster, body: bytes, status: in
     assert (answer.status_code, answer.json()["code"]) == (status, "bad-body")
 
 
-def test_a_foreign_page_cannot_begin_a_play(demo: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"node": "s1"}, 409, "change-refused"),  # there is one copy of everything
+        ({"node": "s9"}, 404, "not-found"),
+        ({"node": "s1", "away_s": 1}, 400, "bad-body"),
+        ({"node": "s1", "away_s": 3600}, 400, "bad-body"),
+        ({}, 400, "bad-body"),
+    ],
+)
+def test_a_node_that_none_could_take_over_from_is_not_killed(
+    demo: Cluster, body: dict[str, Any], status: int, code: str
+) -> None:
+    pid = demo.pid("shard-s1")
+    answer = requests.post(f"{demo.url}/v1/demo/kill", json=body, timeout=WAIT_S)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert demo.pid("shard-s1") == pid
+
+
+@pytest.mark.parametrize("path", ["/v1/demo/transfer", "/v1/demo/kill"])
+def test_a_foreign_page_cannot_begin_a_play(demo: Cluster, path: str) -> None:
     foreign = {"Origin": "http://elsewhere.example"}
-    answer = requests.post(f"{demo.url}/v1/demo/transfer", json={}, headers=foreign, timeout=WAIT_S)
+    answer = requests.post(f"{demo.url}{path}", json={"node": "s1"}, headers=foreign, timeout=WAIT_S)
     assert answer.status_code == 403
 
 

@@ -19,7 +19,7 @@ import pytest
 from kvstore import launcher
 from kvstore.addresses import is_loopback
 from kvstore.config import CONFIG_VARIABLE, Limits, RouterConfig, decode_config, default_config
-from kvstore.demo import check_demo, with_demo
+from kvstore.demo import DOOR_VARIABLE, DemoDoor, check_demo, with_demo
 from kvstore.errors import ConfigError
 from kvstore.launcher import cluster_children, router_child, shard_child, up, url_of
 from kvstore.readiness import http_get
@@ -45,8 +45,16 @@ def test_every_process_of_the_file_becomes_a_child() -> None:
 
 def test_a_demo_has_a_second_router_that_the_others_know() -> None:
     config = default_config()
-    children = with_demo(cluster_children(config, Path("/c.yaml")), partial(router_child, config, Path("/c.yaml")))
+    door = DemoDoor()
+    children = with_demo(
+        cluster_children(config, Path("/c.yaml")), partial(router_child, config, Path("/c.yaml")), door
+    )
     by_name = {one.name: one.argv for one in children}
+    told = {one.name for one in children if DOOR_VARIABLE in one.environment}
+    assert told == {"router-0"}  # the word is in no command line, which every user of the machine can read
+    word = door.place.partition("/")[2]
+    door.close()
+    assert not any(word in argument for argv in by_name.values() for argument in argv)
     assert [name for name in by_name if name.startswith("router")] == ["router-0", "router-demo"]
     assert "--demo-coordinator" in by_name["router-demo"]
     listen = by_name["router-demo"][by_name["router-demo"].index("--listen") + 1]

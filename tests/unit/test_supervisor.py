@@ -123,6 +123,35 @@ async def test_a_killed_child_is_started_again(make: Make, lines: Lines) -> None
     assert await lines.pid("shard-s1") != first
 
 
+async def test_a_child_that_is_killed_for_a_time_comes_back_after_it_even_where_deaths_end_everything(
+    make: Make, lines: Lines
+) -> None:
+    supervisor = make(restart=False)
+    supervisor.add(child("shard-s1"))
+    first = await lines.pid("shard-s1")
+    clock = asyncio.get_running_loop()
+    killed_s = clock.time()
+    assert supervisor.kill_for("shard-s1", 0.4) == first
+    assert "ended by SIGKILL: starting it again in 0.4 s" in await lines.until("[up]")
+    assert await lines.pid("shard-s1") != first
+    assert clock.time() - killed_s >= 0.4
+    assert not supervisor.gave_up
+
+
+async def test_a_child_that_is_away_is_not_killed_again_and_does_not_hold_up_a_stop(make: Make, lines: Lines) -> None:
+    supervisor = make()
+    supervisor.add(child("shard-s1"))
+    await lines.pid("shard-s1")
+    supervisor.kill_for("shard-s1", 600.0)
+    await lines.until("starting it again in 600.0 s")
+    with pytest.raises(ValueError, match="does not run"):
+        supervisor.kill_for("shard-s1", 1.0)
+    with pytest.raises(KeyError):
+        supervisor.kill_for("shard-s9", 1.0)
+    async with asyncio.timeout(30):
+        await supervisor.stop()
+
+
 async def test_a_child_that_refuses_to_start_is_tried_for_ever_and_its_message_is_seen(
     make: Make, lines: Lines
 ) -> None:

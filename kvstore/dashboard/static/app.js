@@ -1,6 +1,7 @@
 // The frame: navigation, theme, connection, tour; which view is shown stands in the address, after the #.
 
 import { html, render, useEffect, useErrorBoundary, useState } from "./lib/preact-htm.js";
+import { Failover } from "./failover.js";
 import { Keys } from "./keys.js";
 import { Locks } from "./locks.js";
 import { Overview } from "./overview.js";
@@ -14,6 +15,7 @@ const VIEWS = {
   ring: ["Ring", RingView],
   locks: ["Locks", Locks],
   transactions: ["Transactions", Transactions],
+  failover: ["Failover", Failover],
   keys: ["Keys", Keys],
 };
 const THEMES = ["auto", "light", "dark"];

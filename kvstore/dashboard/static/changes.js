@@ -1,7 +1,8 @@
-// Changes of the cluster: each is asked for with ?plan=true first, shown, and done only when it is confirmed.
+// Changes of the cluster: each is planned first (?plan=true, or `shown`), and done only when it is confirmed.
 
 import { html, useState } from "./lib/preact-htm.js";
 import { beginChange, call } from "./api.js";
+import { CopyChanges } from "./copies.js";
 import { bytes, count, milliseconds, plural, seconds } from "./format.js";
 import { useLive } from "./live.js";
 import { Answer, Dialog, Field, Plan, Shard } from "./widgets.js";
@@ -28,13 +29,14 @@ function weighing(id, weight) {
 const REBALANCE = { title: "Rebalance", confirm: "Rebalance", method: "POST", path: "/v1/moves", line: "kvstore shard rebalance" };
 const CANCEL = { title: "Cancel what has not moved yet", confirm: "Cancel the moves", isDangerous: true, method: "DELETE", path: "/v1/moves", line: "kvstore shard cancel", note: "What has moved stays where it is. A shard that was joining and has nothing yet is no member any more; one that was leaving stays." };
 
-/** Ask for the plan, show it, and do it if it is wanted. */
-function Change({ change, onDone, onClose }) {
+/** Ask for the plan, show it, and do it if it is wanted. `shown`: of a change without one, what it does. */
+export function Change({ change, onDone, onClose }) {
   const [plan, setPlan] = useState(null);
   const [problem, setProblem] = useState(null);
   const [isBusy, setBusy] = useState(false);
+  const hasPlan = change !== CANCEL && !change.shown;
   useState(() => {
-    if (change === CANCEL) return;
+    if (!hasPlan) return;
     call(change.method, `${change.path}?plan=true`, change.body).then(setPlan, setProblem);
   });
   const go = async () => {
@@ -46,7 +48,7 @@ function Change({ change, onDone, onClose }) {
       setBusy(false);
     }
   };
-  const isReady = change === CANCEL || (plan && !problem);
+  const isReady = !hasPlan || (plan && !problem);
   return html`<${Dialog}
     title=${change.title}
     confirm=${isReady ? change.confirm : null}
@@ -55,8 +57,9 @@ function Change({ change, onDone, onClose }) {
     onConfirm=${go}
     onClose=${onClose}
   >
-    ${!plan && !problem && change !== CANCEL && html`<p role="status">Asking what would move…</p>`}
+    ${!plan && !problem && hasPlan && html`<p role="status">Asking what would move…</p>`}
     ${plan && html`<${Plan} plan=${plan} />`}
+    ${change.shown}
     ${change.note && html`<p>${change.note}</p>`}
     <p class="muted"><code>${change.line}</code></p>
     <${Answer} answer=${problem && { problem }} />
@@ -146,7 +149,7 @@ export function Changes({ map, cluster, changes }) {
     </form>
     <${Begun} id=${begun} items=${changes?.items ?? []} />
     <${Members} map=${map} cluster=${cluster} onChange=${begin} />
-    <p class="muted">Promoting a copy comes with copies, which this version does not have.</p>
+    <${CopyChanges} cluster=${cluster} onChange=${begin} />
     ${change &&
     html`<${Change}
       change=${change}

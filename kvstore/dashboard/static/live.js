@@ -19,6 +19,7 @@ export const live = {
   locks: null,
   transactions: null,
   play: null,
+  failover: null,
   history: [],
   arrivals: [], // what has changed hands of late: {epoch, from, to, partitions, runs, at}
   seenAt: {}, // performance.now() of the newest document of each kind
@@ -79,7 +80,7 @@ function take(kind, document) {
   if (map) noteArrivals(live.map, map);
   if (kind === "snapshot") {
     const { history, rates, ...known } = document;
-    Object.assign(live, { demo: false, play: null, ...known });
+    Object.assign(live, { demo: false, play: null, failover: null, ...known });
     live.history = history ?? [];
     for (const name of Object.keys(known)) live.seenAt[name] = now;
   } else if (kind === "rates") {

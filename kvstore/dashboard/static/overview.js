@@ -2,6 +2,7 @@
 
 import { html } from "./lib/preact-htm.js";
 import { Chart } from "./chart.js";
+import { CopyState } from "./copies.js";
 import { bytes, count, milliseconds, plural, rate, seconds } from "./format.js";
 import { useLive } from "./live.js";
 import { Shard, Terminal } from "./widgets.js";
@@ -47,6 +48,7 @@ function Figures({ cluster, locks }) {
     ["keys", count(sum("keys"))],
     ["of keys and values", bytes(sum("bytes"))],
     ["shards", count(cluster.shards.length)],
+    ["copies of every key", count(cluster.replicas)],
     ["epoch of the map", count(cluster.epoch)],
     ["locks held", count(locks?.count)],
     ["transactions at work or in doubt", count(cluster.in_doubt.count)],
@@ -61,30 +63,62 @@ function Row({ shard }) {
   return html`<tr class=${shard.state === "down" ? "down" : ""}>
     <th scope="row" data-label="shard"><${Shard} id=${shard.id} /></th>
     ${cell("state", html`<span class="badge ${STATES[shard.state]}">${shard.state}</span>`, "")}
+    ${cell("primary", shard.primary, "")}
+    ${cell("copies", shard.copies.length ? html`<span>${shard.copies.map((copy, i) => html`${i ? ", " : ""}<${CopyState} copy=${copy} isBrief=${true} />`)}</span>` : html`<span class="muted">none</span>`, "")}
     ${cell("partitions", count(shard.partitions))} ${cell("keys", count(shard.keys))} ${cell("bytes", bytes(shard.bytes))}
     ${cell("reads/s", rate(shard.reads_per_s))} ${cell("writes/s", rate(shard.writes_per_s))}
     ${cell("commit p99", milliseconds(shard.commit_p99_ms))} ${cell("waiting writes", count(shard.waiting_writes))}
-    ${cell("file", bytes(shard.file_bytes))} ${cell("log not yet in the file", bytes(shard.log_bytes))}
+    ${cell("file", bytes(shard.file_bytes))} ${cell("log", bytes(shard.log_bytes))} ${cell("rows not yet in the file", count(shard.unapplied_rows))}
     ${cell("weight", count(shard.weight))}
   </tr>`;
 }
 
 function Shards({ cluster }) {
-  const heads = ["shard", "state", "partitions", "keys", "bytes", "reads/s", "writes/s", "commit p99", "waiting writes", "file", "log", "weight"];
+  const heads = ["shard", "state", "primary", "copies", "partitions", "keys", "bytes", "reads/s", "writes/s", "commit p99", "waiting", "file", "log", "unapplied", "weight"];
   return html`<section aria-labelledby="shards-title">
     <h2 id="shards-title">Shards</h2>
     <div class="wide">
       <table class="cards">
         <thead>
-          <tr>${heads.map((head, i) => html`<th scope="col" class=${i > 1 ? "number" : ""}>${head}</th>`)}</tr>
+          <tr>${heads.map((head, i) => html`<th scope="col" class=${i > 3 ? "number" : ""}>${head}</th>`)}</tr>
         </thead>
         <tbody>${cluster.shards.map((shard) => html`<${Row} key=${shard.id} shard=${shard} />`)}</tbody>
       </table>
     </div>
     <p class="muted">
-      There is one copy of every key (replicas: ${cluster.replicas}): while a shard is down its keys wait for it, and no
-      other shard can take over. Failover comes with copies, which this version does not have.
+      A shard is a part of the keys; its primary is the node that answers for it.${" "}
+      ${cluster.replicas > 1
+        ? html`Its copies lie on other nodes, one of which takes over when the primary’s node dies: <a href="#failover">see it</a>.`
+        : html`There is one copy of every key: while its node is down a shard’s keys wait for it. <a href="#failover">Two copies</a> end that.`}
     </p>
+  </section>`;
+}
+
+function NodeRow({ node, shards }) {
+  const led = shards.filter((shard) => shard.primary === node.id);
+  const kept = shards.filter((shard) => shard.copies.some((copy) => copy.node === node.id));
+  const list = (found) => (found.length ? found.map((shard, i) => html`${i ? ", " : ""}<${Shard} id=${shard.id} />`) : html`<span class="muted">none</span>`);
+  return html`<tr class=${node.state === "down" ? "down" : ""}>
+    <th scope="row" data-label="node">${node.id}</th>
+    <td data-label="state"><span class="badge ${STATES[node.state]}">${node.state}</span></td>
+    <td data-label="answers for"><span>${list(led)}</span></td>
+    <td data-label="keeps copies of"><span>${list(kept)}</span></td>
+    <td data-label="address"><code>${node.url}</code></td>
+    ${node.zone || node.host ? html`<td data-label="place">${[node.zone, node.host].filter(Boolean).join(", ")}</td>` : html`<td data-label="place" class="muted">–</td>`}
+  </tr>`;
+}
+
+function Nodes({ cluster }) {
+  const heads = ["node", "state", "answers for", "keeps copies of", "address", "zone, host"];
+  return html`<section aria-labelledby="nodes-title">
+    <h2 id="nodes-title">Nodes</h2>
+    <div class="wide">
+      <table class="cards">
+        <thead><tr>${heads.map((head) => html`<th scope="col">${head}</th>`)}</tr></thead>
+        <tbody>${cluster.nodes.map((node) => html`<${NodeRow} key=${node.id} node=${node} shards=${cluster.shards} />`)}</tbody>
+      </table>
+    </div>
+    <p class="muted">A node is a process that keeps data. At first each shard is on the node of its own name.</p>
   </section>`;
 }
 
@@ -109,7 +143,7 @@ export function Overview() {
         <${Chart} title="Errors" unit="a second" history=${history} lines=${ERRORS} format=${rate} />
       </div>
     </section>
-    ${cluster && html`<${Shards} cluster=${cluster} />`}
+    ${cluster && html`<${Shards} cluster=${cluster} /><${Nodes} cluster=${cluster} />`}
     <${Terminal}
       lines=${[
         ["all of this, once", `curl ${location.origin}/v1/cluster`],

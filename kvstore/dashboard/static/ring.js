@@ -26,7 +26,11 @@ function Way({ way, map }) {
       ${way.lock && html`; locked by <${Text} text=${way.lock.owner || "(no name)"} /> with token ${way.lock.token}`}
       ${way.intent && html`; an intent of transaction <code>${way.intent.txn}</code>`}
     </li>
-    <li><b>copies</b> none besides: there is one copy of every key</li>
+    <li>
+      <b>copies</b> ${way.copies.length
+        ? html`the primary is node ${way.primary}; ${way.copies.length === 1 ? "a copy is" : "copies are"} on ${way.copies.map((node, i) => html`${i ? ", " : ""}node <${Shard} id=${node} />`)}, clockwise on the outer circle from the node named ${way.owner}`
+        : "none besides: there is one copy of every key"}
+    </li>
   </ol>`;
 }
 
@@ -92,6 +96,7 @@ export function RingView() {
           <p class="muted">
             Outer band: partitions by owner. Ticks inside: ${count(map.virtual_nodes.length)} virtual nodes. Outermost, when
             there are any: partitions on their way, or just arrived, in the colour of where they go.
+            ${map.replicas > 1 && " The circle around all: each node at the hash of its name; a shard’s copies go to the next nodes clockwise."}
           </p>
         </section>
         <${Moves} />

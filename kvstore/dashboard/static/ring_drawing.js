@@ -1,4 +1,4 @@
-// The ring as it is: partitions coloured by owner, virtual nodes, partitions that move, and the walk of a key.
+// The ring as it is: partitions coloured by owner, virtual nodes, what moves, the walk of a key, the circle of nodes.
 
 import { html } from "./lib/preact-htm.js";
 import { count, plural } from "./format.js";
@@ -9,6 +9,8 @@ const BAND = [222, 264]; // inner and outer radius of the partitions
 const MOVING = [269, 282];
 const TICKS = [192, 214];
 const WALK = 172;
+const NODES = 306; // the second circle, on which each node stands once
+const MARGIN = 44; // for it and its names
 const INWARD = 24; // from one stop of a walk to the next
 const POINTS = 4294967296; // of the ring, as the top 32 bits
 
@@ -109,7 +111,7 @@ function spiral(points) {
   const parts = [];
   for (let i = 1; i < points.length; i += 1) {
     const [from, to] = [points[i - 1], points[i]];
-    const length = (to.turn - from.turn + 1) % 1;
+    const length = (to.turn - from.turn + 2) % 1;
     for (let step = 0; step <= 24; step += 1) {
       const share = step / 24;
       parts.push(at(from.turn + length * share, from.radius + (to.radius - from.radius) * share));
@@ -139,6 +141,31 @@ function Walk({ map, way }) {
   </g>`;
 }
 
+/** The nodes at their hashes; from the home of the key's owner clockwise to the nodes with its copies. */
+function Nodes({ map, way }) {
+  const place = new Map(map.nodes.map((node) => [node.id, node.point / POINTS]));
+  const kept = way?.hash ? [way.primary, ...way.copies] : [];
+  const home = way?.hash ? place.get(way.owner) : undefined;
+  const last = kept.filter((id) => place.has(id)).map((id) => (place.get(id) - home + 1) % 1);
+  const far = home === undefined ? 0 : Math.max(0, ...last);
+  return html`<g class="nodes">
+    <circle class="circle" cx=${MIDDLE} cy=${MIDDLE} r=${NODES} />
+    ${far > 0 && html`<path class="copies" d=${spiral([{ turn: home, radius: NODES }, { turn: home + far, radius: NODES }])} />`}
+    ${map.nodes.map(({ id }) => {
+      const turn = place.get(id);
+      const [x, y] = at(turn, NODES);
+      const [tx, ty] = at(turn, NODES + 24);
+      const index = map.members.findIndex((member) => member.id === id);
+      const role = kept[0] === id ? "primary" : kept.includes(id) ? "copy" : "";
+      const says = { primary: ": the primary", copy: ": a copy" }[role] ?? "";
+      return html`<g class=${role}>
+        <rect class=${index < 0 ? "none" : `o${index % 12}`} x=${x - 8} y=${y - 8} width="16" height="16" rx="3"><title>node ${id}${says}</title></rect>
+        <text x=${tx} y=${Number(ty) + 5}>${id}</text>
+      </g>`;
+    })}
+  </g>`;
+}
+
 function summary(map) {
   const partitions = map.members.map((member, i) => {
     const owned = map.owners.reduce((sum, [owner, run]) => sum + (owner === i ? run : 0), 0);
@@ -150,7 +177,10 @@ function summary(map) {
 
 /** `way`: what GET /v1/explain says of a key, or null. `steps`: of the moves, in their order. `arrivals`: of late. */
 export function Ring({ map, way, steps, arrivals }) {
-  return html`<svg class="ring" viewBox="0 0 ${SIZE} ${SIZE}" role="img" aria-label=${summary(map)}>
+  const margin = map.replicas > 1 ? MARGIN : 0;
+  const box = `${-margin} ${-margin} ${SIZE + 2 * margin} ${SIZE + 2 * margin}`;
+  return html`<svg class="ring" viewBox=${box} role="img" aria-label=${summary(map)}>
+    ${margin > 0 && html`<${Nodes} map=${map} way=${way} />`}
     <${Band} map=${map} />
     <${Ticks} map=${map} />
     <${Moving} map=${map} steps=${steps} arrivals=${arrivals} />

@@ -6,14 +6,8 @@ export const STEPS = [
   {
     view: "overview",
     title: "A cluster at a glance",
-    text: "Keys live on shards; a router stands before them and knows who owns what. The sentence on top says how all of it is.",
-    look: "Find the four shards in the table: each has about a quarter of the 4,096 partitions.",
-  },
-  {
-    view: "overview",
-    title: "Calls, as they are answered",
-    text: "The curves show what this router answered in each second. Half of the reads are faster than p50; one in a hundred is slower than p99.",
-    look: "In a terminal: kvstore put greeting hello, then kvstore get greeting. Both appear within a second.",
+    text: "Keys live on shards, shards on nodes; a router stands before them and knows who owns what. The sentence on top says how all of it is; the curves show what this router answers in each second.",
+    look: "Find the shards in the table, each with its share of the 4,096 partitions. In a terminal: kvstore put greeting hello. It appears within a second.",
   },
   {
     view: "ring",
@@ -62,6 +56,12 @@ export const STEPS = [
     title: "The coordinator dies",
     text: "Between vote and decision nobody may touch the prepared key: it is in doubt. Whoever finds it asks the anchor, and the answer is final, whichever it is.",
     look: "Kill the coordinator before it decides, then after. The first transfer is aborted, the second committed; the sum stays the same.",
+  },
+  {
+    view: "failover",
+    title: "A node dies",
+    text: "Every record of a shard is on the disks of its primary and its copies before anybody is answered. So a copy may take over: once the lease that it granted is over, in a new term, with all that was acknowledged.",
+    look: "Kill a node, and follow the line of time: lease, silence, promotion, the first write. (This needs kvstore up --demo, and two copies.)",
   },
 ];
 

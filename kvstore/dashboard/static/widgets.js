@@ -9,7 +9,7 @@ export function Text({ text, most = 200 }) {
   return html`<bdi class="text" title=${printable(text)}>${printable(text, most)}</bdi>`;
 }
 
-/** The index of the shard's colour: its place in the map. */
+/** The index of the colour of a shard, which its home, the node of its name, has too: its place in the map. */
 export function colourOf(shard) {
   const members = live.map?.members ?? [];
   const index = members.findIndex((member) => member.id === shard);

@@ -1,8 +1,8 @@
-"""The calls of `kvstore up --demo`: play a transfer through, and run its transaction step by step.
+"""The calls of `kvstore up --demo`: play a transfer through, run its transaction step by step, kill a node.
 
 Owns: their entries. They exist where a router is given them, on loopback, and are documented there and nowhere else.
 Promises: plain data.
-Leaves to others: what they do (`router.demo`, `router.demo_coordinator`).
+Leaves to others: what they do (`router.demo`, `router.demo_coordinator`, `router.demo_failover`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Annotated
 
 from msgspec import Struct
 
-from kvstore.errors import BadBody, BodyTooLarge, ChangeRefused, Conflict
+from kvstore.errors import BadBody, BodyTooLarge, ChangeRefused, Conflict, NotFound
 from kvstore.router.demo import Demo, TransferBody
 from kvstore.router.demo_coordinator import NDJSON, CoordinateBody, DemoCoordinator
+from kvstore.router.demo_failover import DemoFailover, KillBody
 from kvstore.router.routes.words import BODY
 from kvstore.transport.http.routes import Body, Content, Keys, Right, Route, Success, Touches, example
 from kvstore.transport.http.schema import about
@@ -21,6 +22,12 @@ from kvstore.transport.http.schema import about
 
 class TransferTaken(Struct):
     """It has begun."""
+
+    play: Annotated[int, about("Its number.", minimum=1)]
+
+
+class KillTaken(Struct):
+    """The failover has begun."""
 
     play: Annotated[int, about("Its number.", minimum=1)]
 
@@ -46,6 +53,23 @@ TRANSFER_ROUTES = (
         ),
         answers=(Success(202, "It has begun.", Content(TransferTaken, example({"play": 1}))),),
         errors=(BadBody, BodyTooLarge, *BODY, Conflict, ChangeRefused),
+    ),
+)
+KILL_ROUTES = (
+    Route(
+        "POST",
+        "/v1/demo/kill",
+        DemoFailover.kill,
+        Touches(Right.ADMIN, Keys.NONE),
+        id="killNode",
+        tag="page",
+        summary="Kill a node, and show the failover",
+        description="SIGKILL to the process of the node, which `kvstore up` starts again after `away_s`. Refused with "
+        "409 unless every shard whose primary is there has a copy in sync elsewhere. The event `failover` tells each "
+        "step. Only with `kvstore up --demo`, on loopback.",
+        body=Body(Content(KillBody, example({"node": "s1", "away_s": 8}, "all fields")), 1024),
+        answers=(Success(202, "It has begun.", Content(KillTaken, example({"play": 1}))),),
+        errors=(BadBody, BodyTooLarge, *BODY, Conflict, ChangeRefused, NotFound),
     ),
 )
 COORDINATE_ROUTES = (

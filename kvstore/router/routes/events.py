@@ -2,8 +2,8 @@
 
 Owns: the shape of the data of every kind of event; the entry.
 Promises: the names in `EVENTS` are the kinds that a listener can meet, and each has its document.
-Leaves to others: listeners (`router.events`), what the documents hold (`event_documents`, `rates`, `demo`), when they
-are told (`feed`).
+Leaves to others: listeners (`router.events`), what the documents hold (`event_documents`, `rates`, `demo`,
+`demo_failover`), when they are told (`feed`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from msgspec import UNSET, Struct, UnsetType, defstruct
 from kvstore.errors import TooManyRequests
 from kvstore.router.events import EVENT_STREAM, Events
 from kvstore.router.rates import NAMES
-from kvstore.router.routes.changes import Change, Moves
-from kvstore.router.routes.cluster import InDoubt
-from kvstore.router.routes.words import Count, Epoch, Key, LeaseLeft, Owner, Partitions, Seconds, ShardId, Token
+from kvstore.router.routes.cluster import Copy, InDoubt, Node
+from kvstore.router.routes.words import Epoch, Key, LeaseLeft, Owner, Partitions, Seconds, Token
+from kvstore.transport.change_documents import Change, Count, Moves, ShardId
 from kvstore.transport.http.routes import Content, Keys, Parameter, Right, Route, Success, Touches, example
 from kvstore.transport.http.schema import about
 
@@ -32,6 +32,15 @@ class EventMember(Struct):
     id: ShardId
     weight: Annotated[int, about(minimum=1)]
     state: Annotated[str, about(enum=["joining", "up", "leaving"])]
+    primary: Annotated[str, about("The node that answers for it.")]
+    copies: Annotated[list[ShardId], about("The nodes with copies of it.")]
+
+
+class EventNode(Struct):
+    """A node on the circle of nodes, from which the places of copies follow."""
+
+    id: ShardId
+    point: Annotated[int, about("Top 32 bits of its hash.", minimum=0)]
 
 
 class EventWay(Struct, rename={"source": "from"}):
@@ -56,7 +65,9 @@ class MapEvent(Struct):
 
     epoch: Epoch
     partitions: Partitions
+    replicas: Annotated[int, about("How often every key is to be kept.", minimum=1)]
     members: list[EventMember]
+    nodes: Annotated[list[EventNode], about("A shard's copies go to the next ones clockwise of the node of its name.")]
     owners: Annotated[list[Pair], about("Runs of partitions from 0 on: an index in `members`, and how many.")]
     virtual_nodes: Annotated[
         list[Pair], about("Top 32 bits of a point on the ring, and an index in `members`; empty if there are too many.")
@@ -73,10 +84,14 @@ class ShardEvent(Struct):
     state: Annotated[str, about(enum=["joining", "up", "leaving", "down"])]
     weight: Annotated[int, about(minimum=1)]
     partitions: Count
+    primary: Annotated[str, about("The node that answers for it.")]
+    term: Annotated[int, about("The epoch of the map that named its primary.", minimum=0)]
+    copies: Annotated[list[Copy], about("Those on other nodes.")]
     keys: Count
     bytes: Count
     file_bytes: Count
-    log_bytes: Count
+    log_bytes: Annotated[int, about("Of the log's segments.", minimum=0)]
+    unapplied_rows: Annotated[int, about("Committed in the log, and not yet in the file.", minimum=0)]
     waiting_writes: Count
     disk_full: bool
     reads_per_s: Rate
@@ -98,6 +113,7 @@ class ClusterEvent(Struct):
     epoch: Epoch
     partitions: Partitions
     replicas: Annotated[int, about(minimum=1)]
+    nodes: Annotated[list[Node], about("The processes that serve shards.")]
     shards: Annotated[list[ShardEvent], about("In the order of joining.")]
     in_doubt: InDoubt
     advice: Advice
@@ -204,6 +220,57 @@ class PlayEvent(Struct, rename={"source": "from"}):
     says: str
 
 
+class FailoverStep(Struct):
+    """One thing that was seen."""
+
+    at_ms: Annotated[float, about("Since the first write.", minimum=0)]
+    kind: Annotated[
+        str,
+        about(
+            "`lease`: that which a copy had granted is over; `out`: a copy that is not waited for any more; `home`: "
+            "its primary is where it was before.",
+            enum=[
+                "killed", "silent", "lease", "promoted", "serves", "acknowledged", "out", "back", "in-sync", "home",
+            ],
+        ),
+    ]  # fmt: skip
+    says: str
+    shard: Annotated[ShardId | None, about("Null: it is about the node.")]
+
+
+class LogPosition(Struct):
+    """The end of a copy's log, as its node told last."""
+
+    node: ShardId
+    role: Annotated[str, about(enum=["primary", "opening", "copy", "filling"])]
+    serves: bool
+    term: Count
+    number: Annotated[int, about("Of its last record.", minimum=0)]
+    silent_s: Annotated[float, about("For how long it had not heard its primary then.", minimum=0)]
+    told_s: Annotated[float, about("How old that word is.", minimum=0)]
+
+
+class FailoverEvent(Struct):
+    """A node that was killed from the page, and what followed, as far as it is."""
+
+    number: Annotated[int, about(minimum=1)]
+    state: Annotated[str, about(enum=["running", "done", "failed"])]
+    node: ShardId
+    away_s: Annotated[float, about("How long it stays dead.", minimum=0)]
+    lease_s: Annotated[float, about("How long a copy's grant lasts.", minimum=0)]
+    failover_after_s: Annotated[float, about("After what silence a primary is replaced.", minimum=0)]
+    now_ms: Annotated[float, about("When this was told, since the first write.", minimum=0)]
+    killed_ms: Annotated[float | None, about("Null: not yet.", minimum=0)]
+    led: Annotated[list[ShardId], about("The shards whose primary was there.")]
+    steps: list[FailoverStep]
+    positions: Annotated[dict[str, list[LogPosition]], about("By shard, the primary's first.")]
+    writes: Annotated[
+        list[tuple[float, float, str]],
+        about("Of one key, one after the other: when it began, how long it took, `ok`, `unknown` (504) or `failed`."),
+    ]
+    says: str
+
+
 class Snapshot(Struct):
     """Everything that is known. A kind of which nothing is known yet is missing."""
 
@@ -216,6 +283,7 @@ class Snapshot(Struct):
     transactions: TransactionsEvent | UnsetType = UNSET
     rates: RatesEvent | UnsetType = UNSET  # type: ignore[valid-type]
     play: PlayEvent | UnsetType = UNSET
+    failover: FailoverEvent | UnsetType = UNSET
     history: Annotated[list[RatesEvent], about("What was told of rates before, the oldest first.")] | UnsetType = (  # type: ignore[valid-type]
         UNSET
     )
@@ -231,6 +299,7 @@ EVENTS: dict[str, type] = {
     "transactions": TransactionsEvent,
     "rates": RatesEvent,
     "play": PlayEvent,
+    "failover": FailoverEvent,
 }
 EVENT_DOCUMENTS: tuple[type, ...] = (Snapshot, *EVENTS.values())
 

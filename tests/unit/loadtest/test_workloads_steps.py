@@ -377,6 +377,9 @@ def test_a_key_that_gets_another_answer_the_second_time_is_a_failure() -> None:
     assert failure(again, Reply(204, version=8)) == (
         "204 wrong answer: not the answer that the same Idempotency-Key got before"
     )
+    again = _same_again(calls.transaction("write", {}), Reply(200, version=7))
+    assert failure(again, Reply(409)) is None  # nothing was done by this try, which says nothing of the first one
+    assert failure(again, Reply(200, version=8)) is not None
 
 
 def test_a_key_that_expires_is_noted_with_a_deletion_that_nobody_asked_for() -> None:

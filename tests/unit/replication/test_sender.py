@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from kvstore.environment import Environment
-from kvstore.replication import messages, shipping
+from kvstore.replication import messages, serving, shipping
 from kvstore.replication.configuration import Configuration, Primary, Replica
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.copy_link import Surroundings
@@ -22,11 +22,12 @@ from kvstore.replication.serving import serve_copy
 from kvstore.replication.session import Session
 from kvstore.replication.wire import Refused, Wire, WireLost, fetch, greet
 from kvstore.storage.engine import Identity
-from kvstore.storage.log import Log
+from kvstore.storage.log import Log, NotNext
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.replay import replay
 from kvstore.storage.rows import VALUE, Clock, Row
+from kvstore.storage.segments import DATA_OFFSET, HEADER_BYTES
 from loadtest.simulate.disk import SimulatedDisk
 from tests.unit.replication.test_copy import FOLDER, STORE_ID, Node, rows_of
 
@@ -44,7 +45,12 @@ async def until(condition: Callable[[], Any]) -> None:
 class Inline(Environment):
     """The machine, but without threads, since a simulated disk is for one."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.hops = 0
+
     async def in_thread(self, function: Callable[[], T]) -> T:
+        self.hops += 1
         await asyncio.sleep(0)
         return function()
 
@@ -83,8 +89,10 @@ class QueueWire:
 class Cluster:
     """A primary's log and engine, its sender, and nodes with copies."""
 
-    def __init__(self, *nodes: str, segment_bytes: int = 1 << 20) -> None:
+    def __init__(self, *nodes: str, segment_bytes: int = 1 << 20, times: Times = TIMES) -> None:
+        """`times`: of the copies."""
         self.environment = Inline()
+        self._times = times
         self.log = Log.create(SimulatedDisk(), FOLDER, "shard-s1", STORE_ID, segment_bytes=segment_bytes)
         self.engine = MemoryEngine(Identity(STORE_ID, None, "s1", 64))
         self.copies: dict[str, StoreCopy] = {}
@@ -149,7 +157,7 @@ class Cluster:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Cluster]:
         for name, node in self.nodes.items():
-            self.copies[name] = await make_copy(node.place, STORE_ID, self.environment, TIMES)
+            self.copies[name] = await make_copy(node.place, STORE_ID, self.environment, self._times)
         opening = self.log.append(CommitRecord(Clock()).encode(), 1)
         self.log.sync()
         state = shipping.opened(self.config, "n1", "start", opening, opening)
@@ -227,8 +235,34 @@ async def test_a_copy_whose_records_are_kept_no_more_gets_a_snapshot_and_then_re
         assert cluster.sender.keeps is None
 
 
-async def test_after_a_lost_connection_the_session_begins_anew_and_nothing_is_missing() -> None:
-    async with Cluster("n2", "n3").running() as cluster:
+async def test_a_record_that_is_appended_when_the_term_is_over_holds_nothing_up() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        await until(lambda: cluster.copies["n2"].log.synced == cluster.log.last)
+        cluster.sender.hear(cluster.config._replace(epoch=9, term=9))
+        number = cluster.put("late")
+        await asyncio.sleep(0.05)
+        assert cluster.copies["n2"].log.last.number == number - 1
+
+
+async def test_where_the_disk_of_a_copy_is_quick_no_record_takes_a_hop_to_a_thread() -> None:
+    times = TIMES._replace(sync_inline_ms_max=1e6, apply_delay_s=WAIT_S)
+    async with Cluster("n2", times=times).running() as cluster:
+        await cluster.in_sync("n2")
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        hops = cluster.environment.hops
+        for number in range(20):
+            last = cluster.put(f"key-{number}")
+            await until(lambda last=last: cluster.sender.shipping.committed == last)
+        assert cluster.environment.hops == hops
+        assert cluster.copies["n2"].log.synced == cluster.log.last
+
+
+@pytest.mark.parametrize("sync_inline_ms_max", [0.0, 1e6], ids=["slow disks", "quick disks"])
+async def test_after_a_lost_connection_the_session_begins_anew_and_nothing_is_missing(
+    sync_inline_ms_max: float,
+) -> None:
+    async with Cluster("n2", "n3", times=TIMES._replace(sync_inline_ms_max=sync_inline_ms_max)).running() as cluster:
         await cluster.in_sync("n2", "n3")
         generator = random.Random(5)
         for number in range(300):
@@ -395,3 +429,41 @@ async def test_nothing_is_sent_before_the_map_that_names_the_copy_is_durable() -
         cluster.log.sync()
         cluster.sender.synced(number)
         await until(lambda: cluster.copies["n2"].log.synced.number == number)
+
+
+async def test_a_copy_that_needs_records_which_cannot_be_read_back_gets_a_snapshot() -> None:
+    async with Cluster("n2").running() as cluster:
+        for number in range(50):
+            cluster.put(f"key-{number}", b"x" * 4000)
+        await cluster.apply()
+        disk = cluster.log._disk
+        assert isinstance(disk, SimulatedDisk)
+        segment = next(path for path in disk.files if path.name.endswith(".log.000001"))
+        disk.flip(segment, 8 * (DATA_OFFSET + HEADER_BYTES + 1))  # the payload of the first record
+        await cluster.in_sync("n2")
+        last = cluster.put("afterwards")
+        await until(lambda: cluster.sender.shipping.committed == last)
+        await cluster.apply()
+        await until(lambda: rows_of(cluster.copies["n2"].engine) == rows_of(cluster.engine))
+
+
+async def test_a_row_of_a_snapshot_that_does_not_match_its_checksum_is_not_taken() -> None:
+    copied = (VALUE, "key", 1, 5, 0, b"value", None, 12345)
+    with pytest.raises(WireLost, match="checksum"):
+        serving._row(copied)
+
+
+async def test_a_record_that_does_not_match_its_checksum_or_its_predecessor_is_not_taken_from_an_opening() -> None:
+    """Nor is anything that follows it."""
+    primary = Cluster()
+    async with primary.running():
+        for number in range(3):
+            primary.put(f"key-{number}")
+        entries = list(primary.log.entries(0))
+    node = Node()
+    copy = await make_copy(node.place, STORE_ID, Inline(), TIMES)
+    for wrong in (entries[1]._replace(payload=entries[2].payload), entries[1]._replace(previous=7)):
+        with pytest.raises(NotNext):
+            await copy.extend([entries[0], wrong, *entries[2:]] if copy.log.last.number == 0 else [wrong])
+        assert copy.log.last.number == 1
+    assert (await copy.extend(entries[1:])).number == entries[-1].number

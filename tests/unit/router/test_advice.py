@@ -11,6 +11,8 @@ from kvstore.router.advice import advice
 UP = {"id": "s1", "state": "up"}
 MOVE = {"from": "s1", "to": "s2", "partitions": 7, "step": "copy", "detail": ""}
 DOWN = {"id": "s2", "state": "down"}
+COPIED = {**UP, "copies": [{"node": "s2", "state": "in-sync", "lag": 0}]}
+HEARD: dict[str, Any] = {"silent": {}, "missing": {}, "holds_still": False}
 COPY = {"node": "s3", "state": "in-sync", "lag": 0}
 STRANDED = {"nodes": ["s2"], "other": "s3"}
 ALONE = {"nodes": ["s2", "s4"], "other": None}
@@ -39,6 +41,8 @@ WELL: dict[str, Any] = {
         ({"in_doubt": {"count": 1, "oldest_s": 0.2}}, "ok", "All is well"),
         ({"shards": []}, "warning", "no shards yet"),
         ({"copies": None}, "ok", "All is well"),
+        ({"shards": [COPIED], "replicas": 2, "copies": HEARD}, "ok", "2 copies of every key are in sync"),
+        ({"shards": [{**COPIED, "state": "down"}], "copies": HEARD}, "warning", "the copy on node s2 takes over"),
         ({"copies": {"silent": {"s1": 3.0}, "missing": {"s2": ["s1"]}}}, "warning", "Node s1 is silent"),
         ({"copies": {"silent": {}, "missing": {"s2": ["s1"]}}}, "warning", "Shard s2 has no copy in sync on node s1"),
         ({"copies": {"silent": {"s2": 1, "s1": 2}, "holds_still": True}}, "warning", "Nodes s1, s2 are silent, too"),

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from kvstore.metrics import ShardStats
-from kvstore.placement.cluster_map import Move, Strike, at_home, first_map, map_of
+from kvstore.placement.cluster_map import Move, Replica, Strike, at_home, first_map, map_of
+from kvstore.placement.ring import key_hash
 from kvstore.router.event_documents import (
     CHANGES_ENDED_MAX,
     Sample,
@@ -47,6 +48,23 @@ def test_the_owners_of_a_map_come_back_from_their_runs() -> None:
     assert len(document["virtual_nodes"]) == 128
     assert all(0 <= point < 2**32 and owner in (0, 1) for point, owner in document["virtual_nodes"])
     assert document["virtual_nodes"] == sorted(document["virtual_nodes"])
+
+
+def test_the_map_tells_where_each_node_stands_and_which_keep_copies() -> None:
+    replica = Replica(node="s2", copy_id="b", state="in-sync", joined=1)
+    first = msgspec.structs.replace(MAP.shards[0], replicas=[replica])
+    document = map_document(msgspec.structs.replace(MAP, shards=[first, MAP.shards[1]], replicas=2))
+    assert [(m["primary"], m["copies"]) for m in document["members"]] == [("s1", ["s2"]), ("s2", [])]
+    assert [node["id"] for node in document["nodes"]] == ["s1", "s2"]
+    points = {node["id"]: node["point"] for node in document["nodes"]}
+    assert points == {name: key_hash(name.encode()) >> 32 for name in ("s1", "s2")}
+    shard, _ = shard_documents(MAP, {}, {})
+    assert (shard["primary"], shard["copies"]) == ("s1", [])
+
+
+def test_the_log_and_what_of_it_is_not_in_the_file_yet_are_told() -> None:
+    first, _ = shard_documents(MAP, {"s1": sample(2.0, log_bytes=4096, unapplied_rows=7, wal_bytes=1)}, {})
+    assert (first["log_bytes"], first["unapplied_rows"]) == (4096, 7)
 
 
 def test_partitions_are_told_as_runs() -> None:

@@ -31,14 +31,16 @@ class FakeController:
 
     def __init__(self) -> None:
         self.is_away = False
+        self.copies: dict[str, Any] | None = None
         self.asked = 0
         self.known: list[dict[str, Any]] = []
 
-    async def moves(self) -> dict[str, Any] | None:
+    async def moves(self, *, copies: bool = False) -> dict[str, Any] | None:
         self.asked += 1
         if self.is_away:
             return None
-        return {"epoch": 1, "moves": [], "wanted": [], "ending": [], "last": None}
+        told = {"epoch": 1, "moves": [], "wanted": [], "ending": [], "last": None}
+        return told | ({"copies": self.copies} if copies and self.copies is not None else {})
 
     async def changes(self) -> list[dict[str, Any]] | None:
         return None if self.is_away else self.known
@@ -262,3 +264,21 @@ async def test_the_stream_ends_when_the_router_stops(router: Router) -> None:
             while await stream.answer.content.readline():
                 pass
     assert router.events.listeners == 0
+
+
+async def test_what_the_controller_has_heard_of_copies_is_told_with_the_nodes(router: Router) -> None:
+    copy = {"node": "s2", "state": "in-sync", "lag": 3}
+    heard = {"silent": {}, "missing": {}, "unserved": [], "holds_still": False, "positions": {}, "failovers": []}
+    router.controller.copies = heard | {"copies": {"s1": [copy]}}
+    async with router.listening() as stream:
+        _, snapshot = await stream.next("snapshot")
+        assert [node["id"] for node in snapshot["cluster"]["nodes"]] == ["s1", "s2"]
+        assert "copies" not in snapshot["moves"]
+        cluster = snapshot["cluster"]
+        while not cluster["shards"][0]["copies"]:
+            _, cluster = await stream.next("cluster")
+        assert cluster["shards"][0]["copies"] == [copy]
+        router.controller.copies = heard | {"copies": {"s1": [copy]}, "silent": {"s2": 2.5}}
+        while "Node s2 is silent" not in cluster["advice"]["sentence"]:
+            _, cluster = await stream.next("cluster")
+        assert [node["state"] for node in cluster["nodes"]] == ["up", "down"]

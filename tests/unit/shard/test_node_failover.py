@@ -86,8 +86,9 @@ class Cluster:
                         return shard
                 except (aiohttp.ClientError, msgspec.DecodeError):
                     pass
-                for task, _ in self._running.values():
+                for name, (task, _) in list(self._running.items()):
                     if task.done():
+                        del self._running[name]
                         task.result()
                 await asyncio.sleep(0.05)
 

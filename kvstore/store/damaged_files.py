@@ -1,0 +1,141 @@
+"""The damaged files of a store that has copies: what is still known of them, and putting them out of the way.
+
+Owns: `salvage`, `set_damaged_aside`, the names of what is set aside: `….db.damaged` and its log and id, then
+`….db.damaged.1`, and so on.
+Promises: nothing is deleted or written over. After a crash at any line what is left has an id and no whole store, or
+the id of a copy that is empty: it is never taken for a new store, nor for what was there.
+Leaves to others: whether another copy takes its place (the controller), and filling that (`replication`).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from kvstore.data_file import make_sparse
+from kvstore.errors import KvError
+from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.map_format import decode_map
+from kvstore.replication.promise import Identity, identity_path, read_identity, write_identity
+from kvstore.storage import schema
+from kvstore.storage.disk import Disk, OsDisk
+from kvstore.storage.log_check import read_log
+from kvstore.storage.record import decode_record
+from kvstore.storage.sqlite_file import uri_path
+
+_BESIDE = ("-wal", "-shm", "")  # the file itself goes last
+
+
+class Salvaged(NamedTuple):
+    """What is known of a copy whose files are damaged. `copy_id`: empty if it is not known. `newest_map`: one that is
+    known here, and has the shard."""
+
+    store_id: str
+    copy_id: str
+    promised: int
+    newest_map: ClusterMap
+
+
+def salvage(
+    path: Path, shard_id: str, node_id: str, known: ClusterMap | None, others: Iterable[Path]
+) -> Salvaged | None:
+    """What is known of the damaged store whose file is `path`; None if no map says that it lies on other nodes, too.
+
+    `known`: a map that is known already. `others`: files of other stores on this node, which are not open.
+    """
+    identity: Identity | None = None
+    with suppress(KvError, OSError):
+        identity = read_identity(OsDisk(), path.parent, path.stem)
+    found = [known, *(_map_in(each) for each in (path, *others))]
+    maps = [each for each in found if each is not None and each.shard(shard_id) is not None]
+    newest = max(maps or list(_maps_logged(path)), key=lambda each: each.epoch, default=None)
+    return salvaged_by(newest, shard_id, node_id, identity)
+
+
+def salvaged_by(newest: ClusterMap | None, shard_id: str, node_id: str, identity: Identity | None) -> Salvaged | None:
+    """What the map says, and the copy's id, if that can be read; None if there is no other copy by that map."""
+    shard = newest.shard(shard_id) if newest is not None else None
+    if newest is None or shard is None or not set(shard.nodes) - {node_id}:
+        return None
+    if identity is None or identity.store_id != shard.store_id:
+        return Salvaged(shard.store_id, "", 0, newest)
+    return Salvaged(shard.store_id, identity.copy_id, identity.promised, newest)
+
+
+def _map_in(path: Path) -> ClusterMap | None:
+    """That of the file's own entries, if it verifies."""
+    with suppress(sqlite3.Error, KvError, msgspec.DecodeError, UnicodeDecodeError, OSError):
+        uri = f"file:{uri_path(path)}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            encoded = schema.read_meta(connection)[0].get("cluster_map")
+        return decode_map(encoded.encode()) if encoded is not None else None
+    return None
+
+
+def _maps_logged(path: Path) -> Iterator[ClusterMap]:
+    """Those in the records of the log that verify, up to the first that does not."""
+    with suppress(KvError, msgspec.DecodeError, UnicodeDecodeError, OSError):
+        for logged in read_log(OsDisk(), path.parent, path.stem):
+            encoded = decode_record(logged.entry.payload).cluster_map
+            if encoded is not None:
+                yield decode_map(encoded)
+
+
+def set_damaged_aside(disk: Disk, folder: Path, store: str, fresh: Identity) -> str:
+    """Rename the files of the store, none of which is open, and leave the id `fresh`, of a copy that is to be filled.
+
+    Returns what the file of the rows is called now, or would be. Raises OSError.
+    """
+    names = disk.names(folder)
+    aside = next(name for name in _names_for(store) if not _is_taken(name, names))
+    for name in names:
+        if name.startswith(f"{store}.log."):
+            disk.rename(folder / name, folder / f"{aside}{name.removeprefix(store)}")
+    for suffix in _BESIDE:
+        if (name := f"{store}.db{suffix}") in names:
+            disk.rename(folder / name, folder / f"{aside}{suffix}")
+    disk.sync_folder(folder)  # before an id says that all that lies here may be made anew
+    _keep(disk, identity_path(folder, store), folder / f"{aside}.id")
+    write_identity(disk, folder, store, fresh)
+    return aside
+
+
+def spare_room(folder: Path, aside: str) -> None:
+    """Give back the room that was made for records that never came. Raises OSError."""
+    for path in folder.glob(f"{aside}.log.*"):
+        make_sparse(path)
+
+
+def _names_for(store: str) -> Iterator[str]:
+    first = f"{store}.db.damaged"
+    yield first
+    for number in count(1):
+        yield f"{first}.{number}"
+
+
+def _is_taken(aside: str, names: Iterable[str]) -> bool:
+    taken = (f"{aside}.id", f"{aside}.log.", f"{aside}-")
+    return any(name == aside or name.startswith(taken) for name in names)
+
+
+def _keep(disk: Disk, path: Path, copy: Path) -> None:
+    """Copy a small file, durably once its folder is synced; nothing if there is none."""
+    if path.name not in disk.names(path.parent):
+        return
+    source = disk.open(path, write=False)
+    try:
+        data = source.pread(source.size(), 0)
+    finally:
+        source.close()
+    kept = disk.open(copy, create=True)
+    try:
+        kept.pwrite(data, 0)
+        kept.sync()
+    finally:
+        kept.close()

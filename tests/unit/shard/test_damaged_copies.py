@@ -1,0 +1,288 @@
+"""Copies whose files are damaged, on real files: another one takes their place, and they are made anew.
+
+The nodes of most of these run in this process, with their controller; a node that serves is stopped, its files are
+damaged, and it starts again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import pytest
+
+from kvstore.errors import KvError, is_damage
+from kvstore.placement.cluster_map import ClusterMap, Primary, Shard
+from kvstore.replication.promise import Identity, read_identity, write_identity
+from kvstore.storage.disk import OsDisk, OsFile
+from kvstore.storage.engine import Application
+from kvstore.storage.record import CommitRecord
+from kvstore.storage.rows import VALUE, Clock, Row
+from kvstore.store.copy_place import CopyFiles
+from kvstore.store.damaged_files import set_damaged_aside
+from kvstore.store.opening import untold
+from tests.unit.shard.test_copy_folders import PARTITIONS, STORE_ID, close, folder_of, named
+from tests.unit.shard.test_node_failover import Cluster, cluster_in, replicated
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0x55]))
+
+
+def in_header_of_file(stem: Path) -> None:
+    flip(stem.with_name(f"{stem.name}.db"), 3)
+
+
+def gone(stem: Path) -> None:
+    stem.with_name(f"{stem.name}.db").unlink()
+
+
+def in_id(stem: Path) -> None:
+    flip(stem.with_name(f"{stem.name}.id"), 30)
+
+
+def in_header_of_segment(stem: Path) -> None:
+    flip(min(stem.parent.glob(f"{stem.name}.log.0*")), 5)
+
+
+def in_first_record(stem: Path) -> None:
+    flip(min(stem.parent.glob(f"{stem.name}.log.0*")), 4096 + 100)
+
+
+def in_clock(stem: Path) -> None:
+    """Another number, and the checksum as it was."""
+    with closing(sqlite3.connect(stem.with_name(f"{stem.name}.db"))) as connection:
+        connection.execute("UPDATE clock SET version = version + 1")
+        connection.commit()
+
+
+def in_format(stem: Path) -> None:
+    with closing(sqlite3.connect(stem.with_name(f"{stem.name}.db"))) as connection:
+        connection.execute("UPDATE meta SET value = '5' WHERE name = 'format'")
+        connection.commit()
+
+
+def without_id(stem: Path) -> None:
+    stem.with_name(f"{stem.name}.id").unlink()
+
+
+def in_note(stem: Path) -> None:
+    for offset in (0, 4096):
+        flip(stem.with_name(f"{stem.name}.log.note"), offset)
+
+
+DAMAGES: list[Callable[[Path], None]] = [
+    in_header_of_file, gone, in_clock, in_format, in_id, without_id, in_header_of_segment, in_first_record, in_note,
+]  # fmt: skip
+
+
+async def put_keys(http: aiohttp.ClientSession, cluster: Cluster, count: int = 40) -> None:
+    for number in range(count):
+        await http.put(f"{cluster.url}/v1/kv/k{number}", data=f"v{number}")
+
+
+async def check_keys(http: aiohttp.ClientSession, cluster: Cluster, count: int = 40) -> None:
+    for number in range(count):
+        async with http.get(f"{cluster.url}/v1/kv/k{number}") as answer:
+            assert await answer.text() == f"v{number}"
+
+
+def has_copy(copy_id: str) -> Callable[[Shard], bool]:
+    return lambda shard: copy_id in (shard.primary.copy_id, *(copy.copy_id for copy in shard.replicas))
+
+
+@pytest.mark.parametrize("damage", [in_header_of_file, in_id])
+async def test_a_primary_whose_files_are_damaged_is_replaced_and_made_anew(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        for each in ("s1", "s2", "s3"):
+            await cluster.until(each, replicated)
+        await put_keys(http, cluster)
+        before = await cluster.shard("s1")
+        await cluster.end("s1")
+        damage(tmp_path / "s1" / "shard-s1")
+        cluster.start_node("s1")
+        lost = has_copy(before.primary.copy_id)
+        await cluster.until("s1", lambda shard: replicated(shard) and not lost(shard))
+        await check_keys(http, cluster)
+        assert list((tmp_path / "s1").glob("shard-s1.db.damaged*"))
+
+
+async def test_a_copy_whose_log_is_damaged_is_made_anew_from_its_primary(tmp_path: Path) -> None:
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        for each in ("s1", "s2", "s3"):
+            await cluster.until(each, replicated)
+        await put_keys(http, cluster)
+        (copy,) = (await cluster.shard("s1")).replicas
+        await cluster.end(copy.node)
+        in_first_record(tmp_path / copy.node / f"shard-s1.copy-{copy.node}")
+        cluster.start_node(copy.node)
+        lost = has_copy(copy.copy_id)
+        await cluster.until("s1", lambda shard: replicated(shard) and not lost(shard))
+        for each in ("s2", "s3"):
+            await cluster.until(each, replicated)
+        await cluster.end("s1")  # so the copy that was made anew is asked
+        await check_keys(http, cluster)
+
+
+async def test_a_home_whose_folder_is_empty_gets_its_shard_back_from_a_copy(tmp_path: Path) -> None:
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        for each in ("s1", "s2", "s3"):
+            await cluster.until(each, replicated)
+        await put_keys(http, cluster)
+        before = await cluster.shard("s1")
+        await cluster.end("s1")
+        shutil.rmtree(tmp_path / "s1")
+        cluster.start_node("s1")
+        lost = has_copy(before.primary.copy_id)
+        after = await cluster.until("s1", lambda shard: replicated(shard) and not lost(shard))
+        assert after.store_id == before.store_id
+        for each in ("s2", "s3"):
+            await cluster.until(each, replicated)
+        await check_keys(http, cluster)
+
+
+async def test_a_damaged_primary_without_a_copy_in_sync_is_refused_and_its_files_are_left_as_they_are(
+    tmp_path: Path,
+) -> None:
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        for each in ("s1", "s2", "s3"):
+            await cluster.until(each, replicated)
+        await put_keys(http, cluster)
+        (copy,) = (await cluster.shard("s1")).replicas
+        await cluster.end(copy.node)
+        await cluster.until("s1", lambda shard: not replicated(shard))
+        await cluster.end("s1")
+        in_header_of_file(tmp_path / "s1" / "shard-s1")
+        before = (tmp_path / "s1" / "shard-s1.db").read_bytes()
+        cluster.start_node("s1")
+        with pytest.raises(KvError, match="cannot be opened as a store"):
+            await cluster.until("s1", lambda shard: False)
+        assert (tmp_path / "s1" / "shard-s1.db").read_bytes() == before
+
+
+# --- one folder
+
+
+def a_map(copy_id: str, epoch: int = 3) -> ClusterMap:
+    """Shard s1 of node s1, whose copy has that id; a copy in sync lies on node s2."""
+    found = named("another")
+    shard = msgspec.structs.replace(found.shards[0], primary=Primary(node="s1", copy_id=copy_id), term=1)
+    return msgspec.structs.replace(found, epoch=epoch, shards=[shard])
+
+
+async def a_store_with_copies(path: Path) -> str:
+    """The home of shard s1, with some records in log and file, and the map that names its copy; its copy's id."""
+    files = await folder_of(path, "s1").make_copy("s1", STORE_ID, PARTITIONS)
+    copy, rows = files.copy, [Row(VALUE, f"k{number}", 1, 1, 1, 0, b"v") for number in range(50)]
+    copy_id = copy.identity.copy_id
+    encoded = msgspec.json.encode(a_map(copy_id))
+    copy.log.append(CommitRecord(Clock(1, 1), rows, encoded).encode())
+    copy.log.append(CommitRecord(Clock(2, 2), []).encode())
+    copy.log.sync()
+    await copy.engine.apply(Application(rows, copy.log.last, Clock(2, 2), encoded))
+    copy.log.append(CommitRecord(Clock(3, 3), []).encode())
+    copy.log.sync()
+    copy.log.note_durable()
+    await files.close()
+    identity = read_identity(OsDisk(), path, "shard-s1")
+    assert identity is not None
+    write_identity(OsDisk(), path, "shard-s1", identity._replace(promised=2))
+    return copy_id
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_each_kind_of_damage_is_found_at_the_opening_and_all_that_was_there_is_kept(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    copy_id = await a_store_with_copies(tmp_path)
+    damage(tmp_path / "shard-s1")
+    there = {path.name: path.read_bytes().rstrip(b"\0") for path in tmp_path.glob("shard-s1.*")}
+    folder = folder_of(tmp_path, "s1")
+    with pytest.raises(KvError) as found:
+        await folder.open("s1", PARTITIONS, untold)
+    assert is_damage(found.value)
+    salvaged = await folder.salvage("s1", a_map(copy_id, 2))
+    assert salvaged is not None
+    knows_id = damage not in (in_id, without_id)
+    assert (salvaged.store_id, salvaged.copy_id) == (STORE_ID, copy_id if knows_id else "")
+    files = await folder.make_anew("s1", salvaged, PARTITIONS)
+    assert files.copy.is_filling
+    assert files.copy.identity.copy_id != copy_id
+    assert files.copy.identity.promised == (2 if knows_id else 0)
+    assert files.copy.log.last.number == 0
+    await files.close()
+    kept = {path.name: path.read_bytes().rstrip(b"\0") for path in tmp_path.glob("shard-s1.db.damaged*")}
+    for name in set(there) - {"shard-s1.lock", "shard-s1.db-wal", "shard-s1.db-shm"}:
+        aside = "shard-s1.db.damaged" + name.removeprefix("shard-s1").removeprefix(".db")
+        assert aside in kept
+        if name not in ("shard-s1.db", "shard-s1.log.note"):  # which an opening may add to before it finds out
+            assert kept[aside] == there[name], name
+
+
+async def test_files_without_another_copy_by_any_map_are_refused_as_with_one_copy(tmp_path: Path) -> None:
+    await a_store_with_copies(tmp_path)
+    in_header_of_file(tmp_path / "shard-s1")
+    folder = folder_of(tmp_path, "s1")
+    alone = msgspec.structs.replace(named(None), epoch=9)
+    assert await folder.salvage("s1", alone) is None
+    assert await folder.salvage("s1", None) is not None, "a record of its log has a map"
+
+
+@pytest.mark.parametrize("broken_off_at", range(9))
+async def test_a_crash_while_damaged_files_are_set_aside_never_leaves_what_is_served(
+    tmp_path: Path, broken_off_at: int
+) -> None:
+    copy_id = await a_store_with_copies(tmp_path)
+    in_header_of_file(tmp_path / "shard-s1")
+    disk = BrokenOff(broken_off_at)
+    with suppress(OSError):
+        set_damaged_aside(disk, tmp_path, "shard-s1", Identity(STORE_ID, "fresh", 2, filling=True))
+    folder = folder_of(tmp_path, "s1")
+    found: KvError | None = None
+    try:
+        opened = await folder.open("s1", PARTITIONS, untold)
+    except KvError as error:
+        found = error
+    if found is not None:
+        assert is_damage(found)
+        return
+    if isinstance(opened, CopyFiles):
+        assert opened.copy.identity.copy_id == "fresh"
+        assert opened.copy.is_filling
+    else:
+        assert opened.engine.identity.store_id != STORE_ID, "a new store, which the cluster refuses"
+        assert opened.copy_file is not None
+        assert opened.copy_file.identity.copy_id != copy_id
+    await close(opened)
+
+
+class BrokenOff(OsDisk):
+    """The process dies at the call of that number that changes a name or makes a file."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise OSError(5, "the process dies here")
+
+    def rename(self, old: Path, new: Path) -> None:
+        self._count()
+        super().rename(old, new)
+
+    def open(self, path: Path, *, create: bool = False, write: bool = True) -> OsFile:
+        if create:
+            self._count()
+        return super().open(path, create=create, write=write)
