@@ -143,6 +143,12 @@ def arm(text: str) -> None:
         _hits.clear()
 
 
+def hit_steps(steps: list[str], side: str) -> None:
+    """The process is before, or after, the commit of a batch with these steps."""
+    if _points or _file is not None or _watcher is not None:
+        hit(*(f"{step}-{side}-commit" for step in steps))
+
+
 def hit(*names: str) -> None:
     """The process has come to the points `names`."""
     if _watcher is not None:

@@ -58,8 +58,11 @@ def may_answer(grants: Grants, awaited: Iterable[Session], now: float) -> bool:
 
 def until(grants: Grants, awaited: Iterable[Session]) -> float:
     """Until when the primary may answer, unless grants or sessions change: the earliest end of the grants it needs."""
-    needed = () if failpoints.planted("answer-without-lease") else awaited
-    return float("-inf") if grants.given_back else min(map(grants.of, needed), default=float("inf"))
+    if grants.given_back:
+        return float("-inf")
+    if failpoints.planted("answer-without-lease"):
+        return float("inf")
+    return min(map(grants.of, awaited), default=float("inf"))
 
 
 def beacon_every_s(lease_s: float) -> float:

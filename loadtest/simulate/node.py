@@ -80,6 +80,10 @@ class SimulatedFolder:
         engine = self.engines.get(path)
         if engine is None:
             return self._make(path, shard_id, partitions)
+        with suppress(DataCorrupt):
+            identity = read_identity(self._disk, FOLDER, path.stem)
+            if identity is not None and identity.filling:
+                return await self.open_copy(shard_id, partitions)
         logged = engine.applied.cluster_map
         cluster_map = decode_map(logged) if logged is not None else None
         if not may_serve_alone(cluster_map, shard_id, self._node_id):
