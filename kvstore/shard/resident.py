@@ -113,11 +113,6 @@ class Resident:
         return self._files.copy if self._files is not None and not self._hands_over else None
 
     @property
-    def opens(self) -> Configuration | None:
-        """The configuration in whose term it is being opened; None if it is not."""
-        return self._opening.config if self._opening is not None else None
-
-    @property
     def log_with_copies(self) -> Log | None:
         """The log, if the store lies on other nodes, too."""
         hosted, files = self.hosted, self._files  # another thread may ask

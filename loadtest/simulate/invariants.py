@@ -149,7 +149,7 @@ class Invariants:
         """Which node opens that store in a higher term."""
         for name in self._nodes:
             resident = self._resident(name, shard_id)
-            config = resident.opens if resident is not None else None
+            config = resident._opening.config if resident is not None and resident._opening is not None else None
             copy = resident.copy if resident is not None else None
             if config is None or copy is None or config.store_id != store_id:
                 continue
