@@ -21,7 +21,9 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
+from kvstore import failpoints
 from kvstore.environment import Environment, to_its_end
+from kvstore.errors import DataCorrupt
 from kvstore.replication import chain, lease, opening, session
 from kvstore.replication.configuration import Configuration
 from kvstore.replication.copy_log import CopyLog
@@ -88,6 +90,7 @@ class StoreCopy:
         self._applying = asyncio.Lock()  # held by what changes the engine
         self._learned = asyncio.Event()
         self._cleaned_floor = 0  # no tombstone up to that sequence is left in the file
+        self._examined: Engine | None = None  # that was found to be whole
         self._filled_to = 0  # the snapshot is whole, and good once records up to this one are applied
 
     # --- what others ask of it
@@ -128,6 +131,8 @@ class StoreCopy:
         """
         while True:
             try:
+                if self.engine.applied.position.number < self.log.last.number:
+                    await self._examine()
                 async with self._log.turn, self._applying:
                     await self._log.sync()
                     while (applied := self.engine.applied.position.number) < self.log.last.number:
@@ -308,8 +313,24 @@ class StoreCopy:
                 await self._environment.sleep(_RETRY_S)  # the file could not be made durable, or records are to come
                 self._learned.set()
 
+    @property
+    def is_examined(self) -> bool:
+        """Whether the file was found to be whole, so that more may be written into it."""
+        return self._examined is self.engine
+
+    async def _examine(self) -> None:
+        """Once, before anything is applied. Raises DataCorrupt: what is written into a damaged file damages more."""
+        engine = self.engine
+        if self._examined is engine:
+            return
+        if wrong := (await engine.verify(None)).faults:
+            raise DataCorrupt(f"The file of this copy is damaged ({wrong[0].detail}).")
+        self._examined = engine
+
     async def apply_some(self) -> int:
-        """Apply some records that are committed; how many."""
+        """Apply some records that are committed; how many. Raises DataCorrupt, LogDamaged, OSError."""
+        if session.may_apply(self._following) > self.engine.applied.position.number:
+            await self._examine()
         async with self._applying:
             applied = self.engine.applied.position.number
             if self.is_filling and not self._filled_to:
@@ -354,7 +375,7 @@ class StoreCopy:
     async def _replace_all(self, of: Applied) -> None:
         await self._log.change(lambda: self.log.restart(of.position))
         await self.engine.close()
-        self.engine = await self._place.renew()
+        self.engine = self._examined = await self._place.renew()
         await self.engine.apply(Application([], of.position, of.clock, of.cluster_map, of.freezes, dict(of.drops)))
 
     async def snapshot_page(self, named: Session, at: Position, rows: Sequence[Row]) -> bool:
@@ -364,7 +385,8 @@ class StoreCopy:
         """
         async with self._applying:
             applied = self.engine.applied
-            if not self._is_of_snapshot(named, at) or applied.position != at:
+            is_stale = not self._is_of_snapshot(named, at) or applied.position != at
+            if is_stale and not (self.is_filling and failpoints.planted("stale-snapshot-page")):
                 return False
             stamped = [row._replace(sequence=applied.clock.sequence) for row in rows]
             await self.engine.apply(Application(stamped, at, applied.clock))
@@ -398,6 +420,7 @@ class StoreCopy:
         place = self._place
         write = partial(write_identity, place.disk, place.folder, place.store, identity)
         with room_may_come():
-            await self._environment.in_thread(write)
+            if identity.filling != self._identity.filling or not failpoints.planted("promise-not-durable"):
+                await self._environment.in_thread(write)
         self._identity = identity
         self._following = session.promise(self._following, identity.promised)

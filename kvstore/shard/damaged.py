@@ -1,6 +1,6 @@
 """A copy whose files are damaged, and what the map says is to become of it.
 
-Owns: what is still known of such a copy; when it may be made anew.
+Owns: finding damage in a copy that is open; what is still known of a damaged one; when it may be made anew.
 Promises: it grants nothing, promises nothing, and no other copy is fed from it. It is made anew only by a map by which
 another node is the primary and this copy is not in sync: until then its files may be needed, by a person.
 Leaves to others: the files (`folder`), the change itself (`resident`), who takes its place (the controller).
@@ -8,13 +8,19 @@ Leaves to others: the files (`folder`), the change itself (`resident`), who take
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal, NamedTuple
 
-from kvstore.errors import KvError
+from kvstore.errors import DataCorrupt, KvError
 from kvstore.replication.beats import CopyReport
 from kvstore.replication.configuration import Configuration
+from kvstore.replication.copy import StoreCopy
+from kvstore.shard.hosted import Surroundings
 from kvstore.storage.engine import Identity
 from kvstore.store.damaged_files import Salvaged
+from kvstore.store.verification import Verification
+
+_LOOK_S = 0.5
 
 Fate = Literal["wait", "make anew", "refuse"]
 
@@ -55,3 +61,19 @@ def fate(config: Configuration | None, node_id: str) -> Fate:
         return "wait" if config.in_sync else "refuse"
     here = config.copy_on(node_id)
     return "wait" if here is not None and here.state == "in-sync" else "make anew"
+
+
+async def until_damaged(copy: StoreCopy, around: Surroundings) -> None:
+    """Verify the file of a copy in the background, for ever. Raises DataCorrupt with the first damage."""
+    while True:
+        engine = copy.engine
+        verification = Verification(around.environment, around.limits, engine, engine.identity.partitions, False)
+        work = around.environment.spawn(verification.run())
+        try:
+            while copy.engine is engine and not verification.damage:  # a snapshot begins with another one
+                await around.environment.sleep(_LOOK_S)
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+        if copy.engine is engine:
+            raise DataCorrupt(verification.damage)

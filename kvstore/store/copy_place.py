@@ -53,7 +53,8 @@ class CopyFiles(NamedTuple):
 
     def as_opened(self, identity: Identity) -> Opened:
         """For a store, which has them from now on; the engine has every record that the log has."""
-        return Opened(self.copy.engine, self.copy.log, self.lock_fd, copy_file=CopyFile(self.path, identity, self.disk))
+        copy, copy_file = self.copy, CopyFile(self.path, identity, self.disk)
+        return Opened(copy.engine, copy.log, self.lock_fd, copy.is_examined, copy_file)
 
 
 async def make_copy_files(

@@ -165,6 +165,7 @@ class Reads:
             cache.finish(op.key, ticket, None)
             sink.send(self._wrong_owner(op.id, partition))
         elif isinstance(found, DataCorrupt):
+            self._tables.verification.found(found)
             cache.finish(op.key, ticket, None)
             log.error("%s", found)
             sink.send(refusal(op.id, found))

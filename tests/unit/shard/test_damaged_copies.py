@@ -6,6 +6,7 @@ damaged, and it starts again.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from kvstore.store.copy_place import CopyFiles
 from kvstore.store.damaged_files import set_damaged_aside
 from kvstore.store.opening import untold
 from tests.unit.shard.test_copy_folders import PARTITIONS, STORE_ID, close, folder_of, named
-from tests.unit.shard.test_node_failover import Cluster, cluster_in, replicated
+from tests.unit.shard.test_node_failover import PATIENCE_S, Cluster, cluster_in, replicated
 
 
 def flip(path: Path, offset: int) -> None:
@@ -116,6 +117,22 @@ async def test_a_primary_whose_files_are_damaged_is_replaced_and_made_anew(
         await cluster.until("s1", lambda shard: replicated(shard) and not lost(shard))
         await check_keys(http, cluster)
         assert list((tmp_path / "s1").glob("shard-s1.db.damaged*"))
+        await until_told(http, cluster, "s1")
+
+
+async def until_told(http: aiohttp.ClientSession, cluster: Cluster, node: str) -> None:
+    """That the copy was damaged, and made anew."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            async with http.get(f"{cluster.url}/v1/changes") as answer:
+                found = [each for each in (await answer.json())["items"] if each["kind"] == "rebuild"]
+            if found:
+                break
+            await asyncio.sleep(0.05)
+    assert (found[0]["shard"], found[0]["to"], found[0]["state"]) == ("s1", node, "done")
+    assert "made anew" in found[0]["detail"]
+    async with http.get(f"http://{cluster.config.controllers[0].listen}/metrics") as answer:
+        assert "kvstore_copies_rebuilt_total 1.0" in await answer.text()
 
 
 async def test_a_copy_whose_log_is_damaged_is_made_anew_from_its_primary(tmp_path: Path) -> None:
@@ -133,6 +150,36 @@ async def test_a_copy_whose_log_is_damaged_is_made_anew_from_its_primary(tmp_pat
             await cluster.until(each, replicated)
         await cluster.end("s1")  # so the copy that was made anew is asked
         await check_keys(http, cluster)
+
+
+def in_a_row(stem: Path) -> None:
+    """In the value of a key, at a place that no opening looks at."""
+    path = stem.with_name(f"{stem.name}.db")
+    place = path.read_bytes().find(b"value-of-")
+    assert place > 0
+    flip(path, place)
+
+
+@pytest.mark.parametrize("is_primary", [True, False])
+async def test_a_row_that_the_verification_finds_damaged_costs_nothing_where_there_is_a_copy(
+    tmp_path: Path, is_primary: bool
+) -> None:
+    """A primary hands its shard on; a copy is taken out. Both are made anew."""
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        for each in ("s1", "s2", "s3"):
+            before = await cluster.until(each, replicated)
+        before = await cluster.shard("s1")
+        for number in range(40):
+            await http.put(f"{cluster.url}/v1/kv/k{number}", data=f"value-of-{number}")
+        found = before.primary if is_primary else before.replicas[0]
+        await cluster.end(found.node)
+        in_a_row(tmp_path / found.node / ("shard-s1" if is_primary else f"shard-s1.copy-{found.node}"))
+        cluster.start_node(found.node)
+        damaged = has_copy(found.copy_id)
+        await cluster.until("s1", lambda shard: replicated(shard) and not damaged(shard))
+        for number in range(40):
+            async with http.get(f"{cluster.url}/v1/kv/k{number}") as answer:
+                assert await answer.text() == f"value-of-{number}"
 
 
 async def test_a_home_whose_folder_is_empty_gets_its_shard_back_from_a_copy(tmp_path: Path) -> None:
