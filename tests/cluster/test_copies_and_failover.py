@@ -71,6 +71,11 @@ class Nodes:
             found: dict[str, Any] = json.load(answer)
         return found
 
+    def changes(self) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(f"{self.url}/v1/changes", timeout=30) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["items"]
+        return found
+
     def primaries(self) -> dict[str, str]:
         return {shard["id"]: shard["primary"] for shard in self.document()["shards"]}
 
@@ -235,3 +240,40 @@ def _kvstore(nodes: Nodes, *arguments: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_damaged_node_is_made_anew_from_the_others_and_every_key_is_there(nodes: Nodes) -> None:
+    """The id of its home's copy and the log of the copy that it has of another shard are not what they were."""
+    keys = [f"kept/{number}" for number in range(60)]
+    asyncio.run(_put_all(nodes.url, keys))
+    nodes.kill("s1")
+    folder = nodes.folder / "s1"
+    (copy,) = folder.glob("shard-s?.copy-s1.db")
+    _flip(folder / "shard-s1.id", 30)
+    _flip(min(folder.glob(f"{copy.stem}.log.0*")), 4096 + 100)
+    nodes.start("s1")
+    nodes.until(lambda: len([*folder.glob("*.db.damaged")]) == 2)
+    nodes.until(nodes.are_in_sync)
+    asyncio.run(_check_all(nodes.url, keys))
+    damaged = {"s1", copy.name.removeprefix("shard-").split(".")[0]}
+    nodes.until(lambda: {each["shard"] for each in nodes.changes() if each["kind"] == "rebuild"} == damaged)
+
+
+def _flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 0x41]))
+
+
+async def _put_all(url: str, keys: list[str]) -> None:
+    async with Client(url) as kv:
+        for key in keys:
+            await kv.put(key, key.encode())
+
+
+async def _check_all(url: str, keys: list[str]) -> None:
+    async with Client(url) as kv:
+        for key in keys:
+            assert (await kv.get(key)).value == key.encode()
