@@ -240,8 +240,10 @@ async def test_a_record_that_is_appended_when_the_term_is_over_holds_nothing_up(
         await cluster.in_sync("n2")
         await until(lambda: cluster.copies["n2"].log.synced == cluster.log.last)
         cluster.sender.hear(cluster.config._replace(epoch=9, term=9))
+        began_s = cluster.environment.monotonic_s()
         number = cluster.put("late")
         await asyncio.sleep(0.05)
+        assert cluster.environment.monotonic_s() - began_s < WAIT_S, "a link that turns in circles stops the loop"
         assert cluster.copies["n2"].log.last.number == number - 1
 
 
