@@ -24,7 +24,7 @@ from kvstore.controller.damage import DamageSeen
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.heard import Heard
 from kvstore.controller.membership import ClusterState, formed_map
-from kvstore.controller.replicas import PAUSE_MAX_S, Decided, Decider, Step, to_give_back
+from kvstore.controller.replicas import PAUSE_MAX_S, Decided, Decider, Step, to_give_back, too_many_silent
 from kvstore.controller.store import Told
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import BadBody, Conflict, KvError, Unavailable
@@ -276,6 +276,10 @@ class CopyKeeper:
     def is_dead(self, node: str) -> bool:
         """It is held for dead."""
         return self._heard.is_silent(node, self._now_s())
+
+    def holds_still(self, cluster_map: ClusterMap) -> bool:
+        """So many nodes are silent at once that nothing moves and none is given up."""
+        return beats(cluster_map) and too_many_silent(cluster_map, self._heard, self._now_s())
 
     def unserved(self, cluster_map: ClusterMap) -> list[str]:
         """The shards whose primary does not answer, as far as nodes tell; none where they do not beat."""

@@ -21,6 +21,7 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
+from kvstore import failpoints
 from kvstore.environment import Environment, to_its_end
 from kvstore.errors import DataCorrupt
 from kvstore.replication import chain, lease, opening, session
@@ -384,7 +385,8 @@ class StoreCopy:
         """
         async with self._applying:
             applied = self.engine.applied
-            if not self._is_of_snapshot(named, at) or applied.position != at:
+            is_stale = not self._is_of_snapshot(named, at) or applied.position != at
+            if is_stale and not (self.is_filling and failpoints.planted("stale-snapshot-page")):
                 return False
             stamped = [row._replace(sequence=applied.clock.sequence) for row in rows]
             await self.engine.apply(Application(stamped, at, applied.clock))
@@ -418,6 +420,7 @@ class StoreCopy:
         place = self._place
         write = partial(write_identity, place.disk, place.folder, place.store, identity)
         with room_may_come():
-            await self._environment.in_thread(write)
+            if identity.filling != self._identity.filling or not failpoints.planted("promise-not-durable"):
+                await self._environment.in_thread(write)
         self._identity = identity
         self._following = session.promise(self._following, identity.promised)

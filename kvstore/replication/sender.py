@@ -117,6 +117,11 @@ class Sender:
             self._around.environment.spawn(link.tell_returned())
 
     @property
+    def grants(self) -> lease.Grants:
+        """What it holds of the lease."""
+        return self._grants
+
+    @property
     def serves(self) -> bool:
         """Whether the term is open, and not given back."""
         return self.shipping.serves and not self._grants.given_back

@@ -58,7 +58,10 @@ class NodeRoutes:
         )
         if isinstance(resident, Refused):
             return _refusal(resident)
-        socket = await accept_socket(request, self._limits.frame_read_bytes_max)
+        try:
+            socket = await accept_socket(request, self._limits.frame_read_bytes_max)
+        except ConnectionError:  # it has left in the meantime, as after a pause of this process
+            return Response(_UNAVAILABLE)
         with self._open(socket):
             await Connection(self._limits).serve(socket, resident.handle, self._node.stores.handle_of)
         return socket
@@ -71,7 +74,7 @@ class NodeRoutes:
             return _refusal(refused)
         try:
             socket, wire = await accept(request)
-        except ConnectionError:  # it has left in the meantime, as after a pause of this process
+        except ConnectionError:  # as above
             return Response(_UNAVAILABLE)
         with self._open(socket):
             await self._node.stores.serve_session(asked.get("store", ""), wire)

@@ -33,6 +33,7 @@ from kvstore.storage.sqlite import SqliteEngine
 from kvstore.store.copy_file import CopyFile, open_copy
 from kvstore.store.opening import Opened, Unapplied, lock
 
+_COPY_LEISURE = 4  # nobody reads a copy's file: it is written in larger pieces than a primary's
 _BESIDE = ("", "-wal", "-shm")
 _OS = OsDisk()
 
@@ -137,7 +138,7 @@ def times_of(limits: Limits) -> Times:
         limits.replica_timeout_s,
         limits.failover_after_s,
         limits.sync_inline_ms_max,
-        limits.apply_delay_s,
+        _COPY_LEISURE * limits.apply_delay_s,
     )
 
 

@@ -329,7 +329,7 @@ class Pipeline:
             self._answer_early(batch, record, pinned)
             return
         if _passes_points(batch, record):
-            failpoints.hit(*(f"{step}-before-commit" for step in batch.steps))
+            failpoints.hit_steps(batch.steps, "before")
         if record is not None:
             self.writer.append(record)
             tables.clock = record.clock
@@ -361,7 +361,7 @@ class Pipeline:
         batch, position, record, started_s, pinned = decided
         tables = self._tables
         if _passes_points(batch, record):
-            failpoints.hit(*(f"{step}-after-commit" for step in batch.steps))
+            failpoints.hit_steps(batch.steps, "after")
         if record is not None:
             tables.visible = record.clock
             if not failpoints.planted("applied-before-durable"):

@@ -30,8 +30,8 @@ SHARDS = ("s1", "s2", "s3")
 class Nodes:
     """A controller, a router and three nodes. `down` are those that were killed."""
 
-    def __init__(self, folder: Path, at_the_end: ExitStack, replicas: int = 2) -> None:
-        self.config = write_config(folder, shards=3, partitions=64, replicas=replicas)
+    def __init__(self, folder: Path, at_the_end: ExitStack, replicas: int = 2, **limits: float) -> None:
+        self.config = write_config(folder, shards=3, partitions=64, replicas=replicas, limits=limits)
         self.folder = folder
         self._at_the_end = at_the_end
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -61,6 +61,10 @@ class Nodes:
     def kill(self, node: str) -> None:
         self._processes[node].kill()
         self._processes[node].wait()
+
+    def wait(self, node: str) -> int:
+        """Its exit code, once it has ended by itself."""
+        return self._processes[node].wait(WAIT_S)
 
     def document(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.url}/v1/cluster", timeout=30) as answer:
@@ -193,6 +197,26 @@ def test_the_disaster_exit_goes_on_with_an_older_copy_and_the_node_that_returns_
     nodes.until(lambda: nodes.primaries()["s1"] == "s1")
     assert _kvstore(nodes, "get", key) == "early"
     assert int(_kvstore(nodes, "put", key, "new", "--json").split('"version":')[1].rstrip("}\n ")) > late + 2**31
+
+
+def test_the_keys_of_a_node_that_is_given_up_move_to_the_others_and_it_is_refused_when_it_returns(
+    tmp_path: Path,
+) -> None:
+    with ExitStack() as at_the_end:
+        nodes = Nodes(tmp_path, at_the_end, down_out_s=3.0)
+        nodes.until(nodes.are_in_sync)
+        keys = {nodes.key_of(shard): shard for shard in SHARDS}
+        for key, shard in keys.items():
+            _kvstore(nodes, "put", key, f"of {shard}")
+        nodes.kill("s1")
+        nodes.until(lambda: set(nodes.primaries()) == {"s2", "s3"} and nodes.are_in_sync())
+        nodes.until(lambda: [node["id"] for node in nodes.document()["nodes"]] == ["s2", "s3"])
+        for key, shard in keys.items():
+            assert _kvstore(nodes, "get", key) == f"of {shard}"
+        assert nodes.document()["advice"].startswith("All is well")
+        nodes.start("s1")
+        assert nodes.wait("s1") == 78
+        assert "given up because its node was silent for too long" in (tmp_path / "shard-s1.log").read_text()
 
 
 def test_copies_are_made_and_dropped_while_the_cluster_runs(tmp_path: Path) -> None:

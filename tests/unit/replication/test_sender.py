@@ -240,8 +240,10 @@ async def test_a_record_that_is_appended_when_the_term_is_over_holds_nothing_up(
         await cluster.in_sync("n2")
         await until(lambda: cluster.copies["n2"].log.synced == cluster.log.last)
         cluster.sender.hear(cluster.config._replace(epoch=9, term=9))
+        began_s = cluster.environment.monotonic_s()
         number = cluster.put("late")
         await asyncio.sleep(0.05)
+        assert cluster.environment.monotonic_s() - began_s < WAIT_S, "a link that turns in circles stops the loop"
         assert cluster.copies["n2"].log.last.number == number - 1
 
 
@@ -364,6 +366,21 @@ async def test_a_copy_that_has_promised_a_higher_term_ends_the_primarys() -> Non
         assert cluster.sender.shipping.committed < number
         assert cluster.sender.requests() == ()
         assert cluster.news > 0
+
+
+async def test_a_deposed_primary_that_has_more_records_than_its_copy_leaves_the_loop_to_others() -> None:
+    """It may not send them; a loop that never waits would stop the whole node, which has other stores."""
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        cluster.put("a", sync=False)
+        cluster.sender.hear_promise(7)
+        turns = 0
+        async with asyncio.timeout(WAIT_S):
+            while turns < 100:
+                await asyncio.sleep(0.001)
+                turns += 1
+        assert cluster.sender.shipping.deposed
 
 
 async def test_once_the_lease_is_given_back_nothing_is_answered_and_the_copy_may_be_promoted() -> None:

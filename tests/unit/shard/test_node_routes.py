@@ -149,3 +149,15 @@ async def test_a_socket_whose_client_half_closes_ends() -> None:
         transport.shutdown(1)
         async with asyncio.timeout(60):
             await ended.wait()
+
+
+async def test_a_router_that_has_left_when_its_channel_is_accepted_is_no_error(
+    node: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def accept(*_: Any) -> Any:  # as aiohttp does, when a pause of this process lies before it
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr("kvstore.shard.routes.accept_socket", accept)
+    async with aiohttp.ClientSession() as http, http.get(f"{node}/channel?shard=s1&session={SESSION}") as answer:
+        assert answer.status == 503
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
