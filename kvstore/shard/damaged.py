@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 from typing import Literal, NamedTuple
 
+from kvstore.config import Limits
+from kvstore.environment import Environment
 from kvstore.errors import DataCorrupt, KvError
 from kvstore.replication.beats import CopyReport
 from kvstore.replication.configuration import Configuration
 from kvstore.replication.copy import StoreCopy
-from kvstore.shard.hosted import Surroundings
 from kvstore.storage.engine import Identity
 from kvstore.store.damaged_files import Salvaged
 from kvstore.store.verification import Verification
@@ -63,17 +64,20 @@ def fate(config: Configuration | None, node_id: str) -> Fate:
     return "wait" if here is not None and here.state == "in-sync" else "make anew"
 
 
-async def until_damaged(copy: StoreCopy, around: Surroundings) -> None:
-    """Verify the file of a copy in the background, for ever. Raises DataCorrupt with the first damage."""
+async def until_damaged(copy: StoreCopy, environment: Environment, limits: Limits) -> None:
+    """Verify the file of a copy in the background, for ever. Raises DataCorrupt with the first damage.
+
+    Not while its primary is silent: the copy may be all that there is, and most of it can be read.
+    """
     while True:
         engine = copy.engine
-        verification = Verification(around.environment, around.limits, engine, engine.identity.partitions, False)
-        work = around.environment.spawn(verification.run())
+        verification = Verification(environment, limits, engine, engine.identity.partitions, False)
+        work = environment.spawn(verification.run())
         try:
-            while copy.engine is engine and not verification.damage:  # a snapshot begins with another one
-                await around.environment.sleep(_LOOK_S)
+            while copy.engine is engine:  # a snapshot begins with another one
+                if verification.damage and copy.silent_s < limits.failover_after_s:
+                    raise DataCorrupt(verification.damage)
+                await environment.sleep(_LOOK_S)
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
-        if copy.engine is engine:
-            raise DataCorrupt(verification.damage)

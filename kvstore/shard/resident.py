@@ -324,7 +324,7 @@ class Resident:
         elif self._files is not None:
             work = asyncio.ensure_future(self._files.copy.run())
             try:
-                verifying = until_damaged(self._files.copy, self._around)
+                verifying = until_damaged(self._files.copy, self._around.environment, self._around.limits)
                 await until_one_ends(self._until_named(), _forward(work), verifying)
                 if not self._is_dropped:
                     await self._open_term(work)

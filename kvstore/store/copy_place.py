@@ -10,6 +10,7 @@ Leaves to others: when a copy becomes a primary (shard), what a copy does (`repl
 from __future__ import annotations
 
 import os
+import sqlite3
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 from kvstore import set_aside
 from kvstore.config import Limits
-from kvstore.data_file import prepare_data_file
+from kvstore.data_file import opening_error, prepare_data_file
 from kvstore.environment import Environment
 from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.placement.cluster_map import ClusterMap
@@ -149,7 +150,10 @@ def _place(
 
     async def renewed() -> SqliteEngine:
         meta = {"store_id": store_id, "shard_id": shard_id, "partitions": str(partitions)}
-        await environment.in_thread(partial(_renew, path, meta))
+        try:
+            await environment.in_thread(partial(_renew, path, meta))
+        except sqlite3.Error as error:
+            raise opening_error(path, error, "the file of a copy") from error
         return await opened()
 
     return Place(OsDisk(), path.parent, path.stem, opened, renewed, limits.log_segment_bytes)

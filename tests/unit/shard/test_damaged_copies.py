@@ -17,9 +17,13 @@ import aiohttp
 import msgspec
 import pytest
 
-from kvstore.errors import KvError, is_damage
+from kvstore.environment import SYSTEM
+from kvstore.errors import DataCorrupt, KvError, is_damage
 from kvstore.placement.cluster_map import ClusterMap, Primary, Shard
+from kvstore.placement.ring import partition_of
+from kvstore.replication.copy import StoreCopy
 from kvstore.replication.promise import Identity, read_identity, write_identity
+from kvstore.shard.damaged import until_damaged
 from kvstore.storage.disk import OsDisk, OsFile
 from kvstore.storage.engine import Application
 from kvstore.storage.record import CommitRecord
@@ -27,7 +31,7 @@ from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.damaged_files import set_damaged_aside
 from kvstore.store.opening import untold
-from tests.unit.shard.test_copy_folders import PARTITIONS, STORE_ID, close, folder_of, named
+from tests.unit.shard.test_copy_folders import LIMITS, PARTITIONS, STORE_ID, close, folder_of, named
 from tests.unit.shard.test_node_failover import PATIENCE_S, Cluster, cluster_in, replicated
 
 
@@ -228,10 +232,15 @@ def a_map(copy_id: str, epoch: int = 3) -> ClusterMap:
     return msgspec.structs.replace(found, epoch=epoch, shards=[shard])
 
 
+def _row(number: int) -> Row:
+    key = f"k{number}"
+    return Row(VALUE, key, partition_of(key.encode(), PARTITIONS), 1, 1, 0, b"v")
+
+
 async def a_store_with_copies(path: Path) -> str:
     """The home of shard s1, with some records in log and file, and the map that names its copy; its copy's id."""
     files = await folder_of(path, "s1").make_copy("s1", STORE_ID, PARTITIONS)
-    copy, rows = files.copy, [Row(VALUE, f"k{number}", 1, 1, 1, 0, b"v") for number in range(50)]
+    copy, rows = files.copy, [_row(number) for number in range(50)]
     copy_id = copy.identity.copy_id
     encoded = msgspec.json.encode(a_map(copy_id))
     copy.log.append(CommitRecord(Clock(1, 1), rows, encoded).encode())
@@ -275,6 +284,30 @@ async def test_each_kind_of_damage_is_found_at_the_opening_and_all_that_was_ther
         assert aside in kept
         if name not in ("shard-s1.db", "shard-s1.log.note"):  # which an opening may add to before it finds out
             assert kept[aside] == there[name], name
+
+
+async def test_damage_to_a_row_of_a_copy_counts_only_while_its_primary_is_heard(tmp_path: Path) -> None:
+    await a_store_with_copies(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "shard-s1.db")) as connection:
+        connection.execute("UPDATE rows SET body = 'w' WHERE key = 'k3'")
+        connection.commit()
+    files = await folder_of(tmp_path, "s1").open("s1", PARTITIONS, untold)
+    assert isinstance(files, CopyFiles)
+    files.copy._heard_at -= 1000
+    verifying = asyncio.create_task(until_damaged(files.copy, SYSTEM, LIMITS))
+    await asyncio.wait([verifying], timeout=1.5)
+    assert not verifying.done()
+    patient = asyncio.create_task(_heard_again_and_again(files.copy))
+    with pytest.raises(DataCorrupt, match="k3"):
+        await asyncio.wait_for(verifying, PATIENCE_S)
+    patient.cancel()
+    await files.close()
+
+
+async def _heard_again_and_again(copy: StoreCopy) -> None:
+    while True:
+        copy._heard_at = SYSTEM.boottime_s()
+        await asyncio.sleep(0.01)
 
 
 async def test_files_without_another_copy_by_any_map_are_refused_as_with_one_copy(tmp_path: Path) -> None:
