@@ -176,8 +176,12 @@ async def test_a_row_that_the_verification_finds_damaged_costs_nothing_where_the
         for number in range(40):
             await http.put(f"{cluster.url}/v1/kv/k{number}", data=f"value-of-{number}")
         found = before.primary if is_primary else before.replicas[0]
+        stem = tmp_path / found.node / ("shard-s1" if is_primary else f"shard-s1.copy-{found.node}")
+        async with asyncio.timeout(PATIENCE_S):
+            while not any(b"value-of-" in path.read_bytes() for path in stem.parent.glob(f"{stem.name}.db*")):
+                await asyncio.sleep(0.05)  # a copy applies what it has a moment later
         await cluster.end(found.node)
-        in_a_row(tmp_path / found.node / ("shard-s1" if is_primary else f"shard-s1.copy-{found.node}"))
+        in_a_row(stem)
         cluster.start_node(found.node)
         damaged = has_copy(found.copy_id)
         await cluster.until("s1", lambda shard: replicated(shard) and not damaged(shard))
