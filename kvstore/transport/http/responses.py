@@ -82,6 +82,7 @@ class Response:
             if protocol._paused:
                 await protocol.answers.drain(protocol)
         finally:
+            self.body = b""  # the connection keeps this answer until it has made the next one
             if self.reserved:
                 protocol.answers.release(self.reserved)
                 self.reserved = 0

@@ -29,6 +29,7 @@ class Site:
         self.begun = 0
         self.written = 0
         self.port = 0
+        self.last: Response | None = None
         self.server = Server(self._handle, limits, self.account)
         self._sockets: list[socket.socket] = []
 
@@ -42,7 +43,7 @@ class Site:
                 self.written += SMALL_BYTES
             await stream.end()
             return stream
-        response = Response(200, bytes(int(size)), BINARY)
+        response = self.last = Response(200, bytes(int(size)), BINARY)
         try:
             await self.account.reserve(int(size))
         except KvError as error:
@@ -132,6 +133,20 @@ async def test_requests_sent_ahead_wait_until_the_answers_before_them_are_taken(
     assert site.buffered() <= 2 * SMALL_BYTES + size
     sending.cancel()
     await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_an_answer_that_was_taken_is_not_kept_by_a_connection_that_stays_open(
+    make_site: Callable[..., Any],
+) -> None:
+    site = await make_site()
+    connection = await site.connect(receive_bytes=1_048_576)
+    await site.send(connection, GET % b"value/1000000")
+    size = 0
+    while size < 1_000_000:
+        size += len(await asyncio.get_running_loop().sock_recv(connection, 262_144))
+    await until(lambda: site.account.under_way_bytes == 0)
+    assert site.server.connections
+    assert site.last.body == b""
 
 
 async def test_a_stream_goes_on_only_as_far_as_its_client_reads_and_counts_as_unread(
