@@ -30,6 +30,7 @@ DEMO_AWAY_S_MAX = 60.0  # for which the page may have a node killed
 REPLICAS_MAX = 5
 VALUE_BYTES_MAX = 256 * 1024 * 1024
 CONFIG_VARIABLE = "KVSTORE_UP_CONFIG"  # of the environment: the configuration that `kvstore up` read
+PLACE_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}
@@ -147,9 +148,13 @@ class ControllerConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ShardConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """`host`, `zone`: what its node shares with others that may fail together with it; a zone counts before a host."""
+
     id: str
     listen: str
     weight: int = 1
+    host: str = ""
+    zone: str = ""
 
 
 class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -315,6 +320,9 @@ def _check(reader: _Reader, config: ClusterConfig) -> None:
     for i, shard in enumerate(config.shards):
         if not 1 <= shard.weight <= WEIGHT_MAX:
             raise reader.error(f"shards[{i}].weight", f"must be 1 to {WEIGHT_MAX}; 1 is the usual weight")
+        for name in ("host", "zone"):
+            if getattr(shard, name) and not PLACE_PATTERN.fullmatch(getattr(shard, name)):
+                raise reader.error(f"shards[{i}].{name}", "must be 1 to 64 of letters, digits, . _ and -; rename it")
     for name, limit in msgspec.structs.asdict(config.limits).items():
         if not math.isfinite(limit) or limit < 0 or (limit == 0 and name not in _MAY_BE_0):
             sentence = f"must be above 0 and finite, not {limit}; leave it out for the default"

@@ -6,7 +6,8 @@ there is one, and the file is taken away, so that the successor of a dead proces
 Promises: without the variable `hit` does nothing. `kill` ends the process as SIGKILL does, at the n-th time with
 `@n`; `stop` lets it stand still as SIGSTOP does, until SIGCONT comes, also with `@n`; `pause:MS` sleeps that
 many milliseconds in the calling thread, each time. `bug` plants the bug of that name, for as long as the process runs:
-`planted` says so where the code has a promise to break, so that the checkers can be seen to find it.
+`planted` says so where the code has a promise to break, so that the checkers can be seen to find it. Those of
+`OF_COPIES` do nothing without copies.
 A simulation is told of every point that is hit (`watch`), and does what it likes.
 `POINTS` lists every point, by who comes to it (`transactions`, `source` and `destination` of a move are shards).
 Leaves to others: where the points are: grep for `failpoints.hit` and `failpoints.planted`.
@@ -49,6 +50,18 @@ POINTS = {
         "move-before-void",
     ),
 }
+OF_COPIES = {
+    "answer-before-copies": "a write is answered before the copies that are waited for have it",
+    "answer-without-lease": "a primary answers reads though no copy grants it the lease",
+    "grant-after-promise": "a copy grants the lease to a primary of a lower term than it has promised",
+    "in-sync-too-early": "a primary asks to count a copy as in sync which lacks records",
+    "old-term-taken": "a copy goes on to take records in the session of a term that is over",
+    "open-own-log": "an opening takes its own log for the truth, though another copy's is longer",
+    "promise-forgotten": "a copy follows a primary of a lower term than it has promised",
+    "promise-not-durable": "a promise is told before it is on the disk",
+    "promote-not-in-sync": "a copy that is joining takes over from a dead primary",
+    "stale-snapshot-page": "a copy takes a page of a snapshot that another session has begun",
+}
 BUGS = {
     "early-answer": "a write is answered, and seen by reads, before it is in the log",
     "applied-before-durable": "the file gets rows before the log is synced",
@@ -60,6 +73,7 @@ BUGS = {
     "decision-dropped-early": "a decision goes before all who hold keys of its attempt have finished",
     "expiry-by-reader": "a reader decides by its own clock that a key has expired, before the store has",
     "move-without-last-pull": "a move is called complete without what changed between its last pull and the freeze",
+    **OF_COPIES,
 }
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
@@ -127,6 +141,12 @@ def arm(text: str) -> None:
     with _taking:
         _points, active = _parse(text), bool(text)
         _hits.clear()
+
+
+def hit_steps(steps: list[str], side: str) -> None:
+    """The process is before, or after, the commit of a batch with these steps."""
+    if _points or _file is not None or _watcher is not None:
+        hit(*(f"{step}-{side}-commit" for step in steps))
 
 
 def hit(*names: str) -> None:

@@ -166,6 +166,8 @@ class CopyStats(msgspec.Struct):
 
     failovers: int = 0
     taken_out: int = 0
+    damaged: int = 0
+    rebuilt: int = 0
     last_failover_s: float = 0.0
 
 
@@ -176,6 +178,9 @@ def copy_families(stats: CopyStats, copies_by_state: dict[str, float], silent_no
     yield CounterMetricFamily("kvstore_failovers", "Copies that took over from a silent primary", value=stats.failovers)
     text = "Copies whose primary went on without them"
     yield CounterMetricFamily("kvstore_copies_taken_out", text, value=stats.taken_out)
+    yield CounterMetricFamily("kvstore_copies_damaged", "Copies that nodes found damaged or lost", value=stats.damaged)
+    text = "Damaged copies in whose place another one is in sync"
+    yield CounterMetricFamily("kvstore_copies_rebuilt", text, value=stats.rebuilt)
     text = "Seconds from the last sign of the primary until another one served, at the last failover"
     yield GaugeMetricFamily("kvstore_failover_last_seconds", text, value=stats.last_failover_s)
 

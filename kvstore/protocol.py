@@ -11,6 +11,9 @@ What a field can never hold is said by its type, and refused when a message is d
 bounds: those that are only compared, and those of `Attempt`, `TxnOp` and `Read`, which lie in the file, too. What is
 stored must be able to be read, whatever was allowed when it was written: of these `shard.admission` looks at what comes
 in, as at all limits that can be configured.
+
+What kind a message is, is asked by `type(message)`: where the answer is no, `isinstance` takes as long as all else that
+is done to look at a message, because a struct's class has a class of its own.
 """
 
 from __future__ import annotations
@@ -318,7 +321,9 @@ Request = (
     | Transact | Prepare | DecideCommit | ApplyIntents | Abort | ResolveTxn | GetTxn | ReadLock | ReadUnlock | Forget
     | Follow | Receive | Pull | Freeze | Names | ForStore
 )  # fmt: skip
-WRITES = (Put, Delete, Acquire, Renew, Release, Transact, Prepare, DecideCommit, ApplyIntents, Abort, ResolveTxn)
+WRITES = frozenset(
+    {Put, Delete, Acquire, Renew, Release, Transact, Prepare, DecideCommit, ApplyIntents, Abort, ResolveTxn}
+)
 
 
 class Answer(Message, tag=101):

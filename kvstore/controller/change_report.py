@@ -18,7 +18,7 @@ from kvstore.placement.cluster_map import Move
 
 _SLOW_START_MS = 15_000
 _WAITING_SHOWN_MAX = 3
-_MOVES_NOTHING = ("remove-lost", "promote", "replicas", "failover")
+_MOVES_NOTHING = ("remove-lost", "promote", "replicas", "failover", "rebuild")
 
 
 class Doing(NamedTuple):

@@ -29,7 +29,7 @@ from kvstore.placement.cluster_map import ClusterMap, Move, Shard
 
 Kind = Literal[
     "add", "remove", "remove-lost", "weight", "rebalance", "cancel", "accept-old", "recover",
-    "promote", "replicas", "failover",
+    "promote", "replicas", "failover", "rebuild",
 ]  # fmt: skip
 State = Literal["running", "done", "cancelled", "superseded"]
 
@@ -201,6 +201,7 @@ def named(change: Change) -> str:
     words: list[object] = [change.kind, *([change.shard] if change.shard else [])]
     goal: dict[str, list[object]] = {
         "weight": [change.weight], "promote": ["to", change.to], "failover": ["to", change.to],
+        "rebuild": ["on", change.to],
         "replicas": [change.replicas],
     }  # fmt: skip
     return " ".join(map(str, [*words, *goal.get(change.kind, [])]))

@@ -12,6 +12,7 @@ from typing import Any
 
 from kvstore.controller.changes import Change
 from kvstore.controller.copy_places import Places
+from kvstore.controller.damage import reported
 from kvstore.controller.heard import Heard
 from kvstore.controller.replicas import too_many_silent
 from kvstore.environment import utc_text
@@ -26,6 +27,7 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
     `unserved`: shards whose primary does not answer; `missing`: by shard, nodes whose copy is not in sync;
     `stranded`: shards that only their silent primary's node can serve; `lacking_nodes`: so many more are asked for;
     `one_zone`: shards whose copies share a zone or host; `holds_still`: so many nodes are silent that nothing moves;
+    `damaged`: by shard and node, what is wrong with the copy's files;
     `given_up_in_s`: until the first of them is given up, None if none will be; `failovers`: the last, newest
     first; `positions`: what each node told last of its copies, by shard."""
     cluster_map, heard, now = places.cluster_map, places.heard, places.now
@@ -44,6 +46,7 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
         "lacking_nodes": max(0, cluster_map.replicas - sum(not node.given_up for node in cluster_map.nodes)),
         "one_zone": [config.shard for config in configs if _shares_zone(config, places)],
         "holds_still": holds_still,
+        "damaged": reported(configs, heard),
         "given_up_in_s": None if holds_still else _given_up_in_s(places),
         "failovers": [_failover(c) for c in reversed(known) if c.kind == "failover"][:FAILOVERS_SHOWN_MAX],
         "positions": {config.shard: _positions(config, heard, now) for config in configs},

@@ -20,10 +20,11 @@ from kvstore.config import Limits
 from kvstore.controller import change_steps, changes, copy_facts, copy_loss
 from kvstore.controller.changes import Change
 from kvstore.controller.copy_places import Places
+from kvstore.controller.damage import DamageSeen
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.heard import Heard
 from kvstore.controller.membership import ClusterState, formed_map
-from kvstore.controller.replicas import PAUSE_MAX_S, Decided, Decider, Step, to_give_back
+from kvstore.controller.replicas import PAUSE_MAX_S, Decided, Decider, Step, to_give_back, too_many_silent
 from kvstore.controller.store import Told
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import BadBody, Conflict, KvError, Unavailable
@@ -65,6 +66,7 @@ class CopyKeeper:
         self._served_by: dict[str, Step] = {}  # failovers whose new primary does not serve yet, by shard
         self._state = ClusterState()
         self._due = asyncio.Event()
+        self._damage = DamageSeen()
         self.stats = CopyStats()
 
     async def run(self) -> None:
@@ -174,6 +176,7 @@ class CopyKeeper:
         if found.state is not self._state:
             await self._store(now)
         await self._note_served(now)
+        await self._note_damage(now)
 
     def _decided(self, state: ClusterState, now: float) -> Decided:
         if state.map is None:
@@ -245,11 +248,38 @@ class CopyKeeper:
         _log.warning("shard %s is served by %s again after %.1f s", step.after.shard, new, took_s)
         await self._document.change(lambda state: change_steps.noted(state, change, self._limits.changes_kept_max))
 
+    async def _note_damage(self, now: float) -> None:
+        """Damage that a node tells of is said once; that a copy was made anew is written down."""
+        cluster_map = self._state.map
+        if cluster_map is None:
+            return
+        configs = [c for shard in cluster_map.shards if (c := configuration_of(cluster_map, shard.id)) is not None]
+        new, mended = self._damage.look(configs, self._heard, now)
+        for found in new:
+            self.stats.damaged += 1
+            _log.error("the copy of shard %s on node %s is damaged: %s", found.shard, found.node, found.detail)
+        for found in mended:
+            self.stats.rebuilt += 1
+            seconds = now - found.since
+            _log.warning("shard %s has a copy in sync on node %s again, after %.1f s", found.shard, found.node, seconds)
+            now_ms = self._environment.now_ms()
+            began_ms = now_ms - round(seconds * 1000)
+            change = Change(id=self._new_id(), kind="rebuild", shard=found.shard, to=found.node, began_ms=began_ms)
+            detail = f"The copy on node {found.node} was damaged ({found.detail.rstrip('.')}), and was made anew."
+            await self._write_change(changes.done(change, now_ms, detail))
+
+    async def _write_change(self, change: Change) -> None:
+        await self._document.change(lambda state: change_steps.noted(state, change, self._limits.changes_kept_max))
+
     # --- people
 
     def is_dead(self, node: str) -> bool:
         """It is held for dead."""
         return self._heard.is_silent(node, self._now_s())
+
+    def holds_still(self, cluster_map: ClusterMap) -> bool:
+        """So many nodes are silent at once that nothing moves and none is given up."""
+        return beats(cluster_map) and too_many_silent(cluster_map, self._heard, self._now_s())
 
     def unserved(self, cluster_map: ClusterMap) -> list[str]:
         """The shards whose primary does not answer, as far as nodes tell; none where they do not beat."""

@@ -40,9 +40,12 @@ class Places:
         return self._walks[shard_id]
 
     def wanted(self, config: Configuration) -> list[str]:
-        """The nodes that keep it beside its primary's. Of a shard that leaves, those that do now."""
-        shard = self.cluster_map.shard(config.shard)
-        if not _stays(shard):
+        """The nodes that keep it beside its primary's. Of a shard that leaves, those that do now.
+
+        But where it leaves because its home is given up, what did not move yet must not lie on one disk meanwhile.
+        """
+        home = self.cluster_map.node(config.shard)
+        if not _stays(self.cluster_map.shard(config.shard)) and not (home is not None and home.given_up):
             return [copy.node for copy in config.replicas]
         return [node for node in self.walk(config.shard) if node != config.primary.node]
 

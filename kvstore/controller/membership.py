@@ -32,11 +32,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from kvstore.addresses import is_any_address
-from kvstore.config import ID_PATTERN, WEIGHT_MAX
+from kvstore.config import ID_PATTERN, PLACE_PATTERN, WEIGHT_MAX
 from kvstore.controller.changes import Change
 from kvstore.errors import BadBody, ChangeRefused, Conflict, ControllerBehind, ForeignData, NotFound, Unavailable
 from kvstore.placement import moves
-from kvstore.placement.cluster_map import ClusterMap, Home, Shard, at_home, first_map, with_node_url
+from kvstore.placement.cluster_map import ClusterMap, Home, Shard, at_home, first_map, with_node
 
 _URL = re.compile(r"https?://[^\s/?#@]+/?")
 
@@ -49,7 +49,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `cluster_id` is None until the shard has seen a map. `join`: it wants to become a member if it is none; then
     `weight` counts. That of the first members is the one in cluster.yaml. `partitions`: of how many its file is.
     `epoch`: that of the map that it follows, 0 without one. `clock`: the highest version that it has given or seen.
-    `copy_id`: that of its copy of the store; a program that knew none has left it out.
+    `copy_id`: that of its copy of the store; a program that knew none has left it out. `host`, `zone`: of its node.
     """
 
     id: str
@@ -62,6 +62,8 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     epoch: int = 0
     clock: int = 0
     copy_id: str = ""
+    host: str = ""
+    zone: str = ""
 
 
 class ClusterState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +100,9 @@ def check(announcement: Announcement) -> None:
     if not announcement.store_id or announcement.cluster_id == "":
         raise BadBody("store_id and cluster_id must not be empty; leave cluster_id out while there is none.")
     check_weight(announcement.weight)
+    for name, place in (("host", announcement.host), ("zone", announcement.zone)):
+        if place and not PLACE_PATTERN.fullmatch(place):
+            raise BadBody(f"{name} {place[:100]!r} is none: it must match {PLACE_PATTERN.pattern}.")
 
 
 def check_id(shard_id: str) -> None:
@@ -180,9 +185,10 @@ def _decide_formed(
         return _decide_newcomer(state, announcement, plan)
     if shard is not None:
         _check_copy(shard, announcement)
-    if node is None or node.url == announcement.url:
+    if node is None:
         return state
-    return msgspec.structs.replace(state, map=with_node_url(cluster_map, announcement.id, announcement.url))
+    here = msgspec.structs.replace(node, url=announcement.url, host=announcement.host, zone=announcement.zone)
+    return msgspec.structs.replace(state, map=with_node(cluster_map, here)) if here != node else state
 
 
 def _check_copy(shard: Shard, announcement: Announcement) -> None:
@@ -206,9 +212,9 @@ def _check_copy(shard: Shard, announcement: Announcement) -> None:
 
 
 def _home(announcement: Announcement, weight: int) -> Home:
-    return at_home(
-        announcement.id, announcement.url, announcement.store_id, copy_id=announcement.copy_id, weight=weight
-    )
+    store_id, copy_id = announcement.store_id, announcement.copy_id
+    home = at_home(announcement.id, announcement.url, store_id, copy_id=copy_id, weight=weight, zone=announcement.zone)
+    return home._replace(node=msgspec.structs.replace(home.node, host=announcement.host))
 
 
 def _decide_newcomer(state: ClusterState, announcement: Announcement, plan: Plan) -> ClusterState:
@@ -240,8 +246,8 @@ def _check_partitions(shard_id: str, partitions: int | None, wanted: int) -> Non
 
 def _was_removed(shard_id: str) -> ForeignData:
     return ForeignData(
-        f"shard {shard_id} was removed from this cluster, and its file is out of date: "
-        "move its file away to join again."
+        f"shard {shard_id} was removed from this cluster, or given up because its node was silent for too long, and "
+        "its file is out of date: all that it had is with the others; move its file away to join again, as a new shard."
     )
 
 

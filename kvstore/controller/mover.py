@@ -134,6 +134,7 @@ class Mover:
     ) -> None:
         self.record = Record()
         self.is_dead: Callable[[str], bool] = lambda node: False  # whether a node is held for dead
+        self.holds_still: Callable[[ClusterMap], bool] = lambda cluster_map: False  # too many nodes are silent
         self._environment = environment
         self._new_id = partial(new_move_id, environment)
         self._document = document
@@ -283,7 +284,7 @@ class Mover:
         """Both shards follow a map in which the try stands; if the tries before failed, not too soon after them."""
         assert self._map is not None
         epoch, wait_s = self._map.epoch, _FIRST_WAIT_S
-        while missing := await self._bring(current.move, epoch) or lacks_copies(self._map, current.move, self.is_dead):
+        while missing := self._held() or await self._bring(current.move, epoch) or self._lacks(current.move):
             current.note("waiting", missing)
             await asyncio.sleep(wait_s)
             wait_s = self._longer(wait_s)
@@ -295,6 +296,14 @@ class Mover:
             )
         current.terms = terms_of(self._map, current.move)
         current.note("queued")
+
+    def _held(self) -> str:
+        """Why nothing moves at all; empty if that is not so."""
+        is_held = self._map is not None and self.holds_still(self._map)
+        return "too many nodes are silent at once, so nothing moves until they are back or given up" if is_held else ""
+
+    def _lacks(self, move: Move) -> str:
+        return lacks_copies(self._map, move, self.is_dead) if self._map is not None else ""
 
     async def _bring(self, move: Move, epoch: int, *, again: bool = False) -> str:
         """Bring both shards to that epoch; says who could not be brought, empty if none."""
@@ -366,7 +375,7 @@ class Mover:
 
             def commit(state: ClusterState) -> ClusterState:
                 after = change_steps.committed(state, move.id, *done, pause_ms, ended_max)
-                if why := refusal(formed_map(state), move, current.terms, self.is_dead):
+                if why := self._held() or refusal(formed_map(state), move, current.terms, self.is_dead):
                     raise _Refused(why)
                 return after
 

@@ -15,6 +15,7 @@ from kvstore.config import ClusterConfig
 from kvstore.controller.closer import ChangeCloser
 from kvstore.controller.copy_keeper import CopyKeeper
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.given_up import Retirer
 from kvstore.controller.lost import Reopener
 from kvstore.controller.mover import Mover, new_move_id
 from kvstore.controller.service import ClusterService
@@ -30,10 +31,12 @@ class Parts(NamedTuple):
     reopener: Reopener
     keeper: CopyKeeper
     closer: ChangeCloser
+    retirer: Retirer
 
     def works(self) -> list[Coroutine[Any, Any, Any]]:
         """What goes on for ever; an error of one ends the process, which starts again from the document."""
-        return [self.mover.run(), self.reopener.run(), self.closer.run(), self.keeper.run()]
+        parts = (self.mover, self.reopener, self.closer, self.keeper, self.retirer)
+        return [part.run() for part in parts]
 
 
 def assemble(
@@ -51,6 +54,6 @@ def assemble(
     new_id = partial(new_move_id, environment)
     keeper = CopyKeeper(document, limits, session_id, service.hear, new_id, environment)
     closer = ChangeCloser(document, mover, service.may_run, limits, environment, unserved=keeper.unserved)
-    mover.is_dead = keeper.is_dead
+    mover.is_dead, mover.holds_still = keeper.is_dead, keeper.holds_still
     service.on_clock, service.on_announced = reopener.tell, keeper.announced
-    return Parts(service, mover, reopener, keeper, closer)
+    return Parts(service, mover, reopener, keeper, closer, Retirer(document, service.remove))

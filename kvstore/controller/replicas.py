@@ -225,6 +225,9 @@ class Decider:
         for config in configs:
             if config.shard in busy or not self._places.serves(config):
                 continue
+            if (place := self._away_from_damage(config)) is not None:
+                yield Change(id=new_id(), kind="promote", shard=config.shard, to=place, began_ms=now_ms)
+                continue
             home = self._home_of(config)
             copy = config.copy_on(home)
             if copy is None:
@@ -232,6 +235,13 @@ class Decider:
             since = self._heard.in_sync_since(config.shard, copy.copy_id, copy.joined)
             if failover.goes_home(config, home, since, self._now, SETTLED_S):
                 yield Change(id=new_id(), kind="promote", shard=config.shard, to=home, began_ms=now_ms)
+
+    def _away_from_damage(self, config: Configuration) -> str | None:
+        """The node of a copy in sync, if the primary has found damage in its own, which is made anew after that."""
+        report = self._heard.report(config.primary.node, config.shard, config.primary.copy_id)
+        if report is None or not report.damage:
+            return None
+        return next((copy.node for copy in config.in_sync if self._heard.is_near(copy.node, self._now)), None)
 
     def _home_of(self, config: Configuration) -> str:
         """Where its primary belongs: where a person wants it, at home, or on the first node that may keep it."""

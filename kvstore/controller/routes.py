@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from kvstore.config import ID_PATTERN, Limits
-from kvstore.controller.bodies import Confirmation, NewPrimary, NewReplicas, NewShard, NewTold, NewWeight, Recover
+from kvstore.controller.bodies import NewTold, Recover
 from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.copy_asks import with_primary, with_replicas
 from kvstore.controller.copy_keeper import CopyKeeper, check_beat
@@ -40,6 +40,7 @@ from kvstore.metrics import exposition, move_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication.beats import Beat, BeatAnswer
 from kvstore.transport.bodies import BodyReader
+from kvstore.transport.change_documents import AcceptOld, NewPrimary, NewReplicas, NewShard, ShardChange
 from kvstore.transport.http.responses import Response, json_response
 from kvstore.transport.http.routes import (
     Body,
@@ -365,7 +366,7 @@ CHANGE_ROUTES = (
     ),
     _entry(
         "PATCH", _SHARD, ChangeRoutes.patch_shard, _CHANGES, "Change a shard's weight", _PLANNED, _IS_TAKEN,
-        parameters=(_ID, _PLAN), body=_body(NewWeight, {"weight": 2}), errors=(*_BODY, *_REFUSED, NotFound),
+        parameters=(_ID, _PLAN), body=_body(ShardChange, {"weight": 2}), errors=(*_BODY, *_REFUSED, NotFound),
     ),
     _entry(
         "DELETE", _SHARD, ChangeRoutes.delete_shard, _CHANGES,
@@ -378,7 +379,7 @@ CHANGE_ROUTES = (
     _entry(
         "POST", f"{_SHARD}/accept-old", ChangeRoutes.post_accept_old, _CHANGES,
         "Let a shard start with less than it told", _IS_TAKEN,
-        parameters=(_ID,), body=_body(Confirmation, {"confirm": "s5"}), errors=(*_BODY, *_REFUSED, NotFound),
+        parameters=(_ID,), body=_body(AcceptOld, {"confirm": "s5"}), errors=(*_BODY, *_REFUSED, NotFound),
     ),
     _entry(
         "POST", f"{_SHARD}/promote", ChangeRoutes.post_promote, _CHANGES, "Make another copy the primary", _IS_TAKEN,

@@ -1,6 +1,7 @@
 """The page's files: what a router serves at `/` to a browser and below `/page/`, from this package.
 
-Owns: the files in `static`, their media types and entity tags; the policy that a browser applies to the page.
+Owns: the files in `static`, the two documents that the page links to, their media types and entity tags; the policy
+that a browser applies to the page.
 Promises: read once, at the first request; no name leaves the folder, because only names that were found are known.
 The libraries in `static/lib` are whole files of their releases, as `static/lib/manifest.json` names them.
 Leaves to others: HTTP (`router.routes.page`), what the scripts call (the router's public API, nothing else).
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 STATIC = Path(__file__).parent / "static"
+DOCUMENTS = {f"docs/{name}": STATIC.parent.parent / name for name in ("API.md", "DESIGN.md")}
 INDEX = "index.html"
 BYTES_MAX = 300_000  # of all files together
 
@@ -31,6 +33,7 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".json": "application/json",
     ".LICENSE": "text/plain; charset=utf-8",
+    ".md": "text/plain; charset=utf-8",  # which browsers show, and do not save
 }
 
 
@@ -44,12 +47,12 @@ class StaticFile(NamedTuple):
 
 @functools.cache
 def static_files() -> dict[str, StaticFile]:
-    """By name, such as `app.js` and `lib/uplot.js`."""
+    """By name, such as `app.js`, `lib/uplot.js` and `docs/API.md`."""
+    paths = {path.relative_to(STATIC).as_posix(): path for path in sorted(STATIC.rglob("*")) if path.is_file()}
     found = {}
-    for path in sorted(STATIC.rglob("*")):
-        media_type = _TYPES.get(path.suffix)
-        if media_type is not None and path.is_file():
+    for name, path in (paths | DOCUMENTS).items():
+        if media_type := _TYPES.get(path.suffix):
             body = path.read_bytes()
             etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-            found[path.relative_to(STATIC).as_posix()] = StaticFile(body, media_type, etag)
+            found[name] = StaticFile(body, media_type, etag)
     return found

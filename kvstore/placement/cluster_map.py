@@ -214,5 +214,11 @@ def checked_map(cluster_map: ClusterMap) -> ClusterMap:
 
 def with_node_url(cluster_map: ClusterMap, node_id: str, url: str) -> ClusterMap:
     """The next map, in which that node is reached at another address."""
-    nodes = [msgspec.structs.replace(node, url=url) if node.id == node_id else node for node in cluster_map.nodes]
+    return with_node(cluster_map, *(msgspec.structs.replace(n, url=url) for n in cluster_map.nodes if n.id == node_id))
+
+
+def with_node(cluster_map: ClusterMap, *changed: Node) -> ClusterMap:
+    """The next map, in which these nodes of it are so."""
+    by_id = {node.id: node for node in changed}
+    nodes = [by_id.get(node.id, node) for node in cluster_map.nodes]
     return msgspec.structs.replace(cluster_map, epoch=cluster_map.epoch + 1, nodes=nodes)

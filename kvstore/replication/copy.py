@@ -6,8 +6,8 @@ number; a promise is durable before it is answered. A copy whose file a snapshot
 after a crash in between it begins again with an empty file.
 Leaves to others: the rules (`session`, `lease`), the messages and their connections (shard), the primary (`store`).
 
-    records ─> take: append to the log ─> sync in a thread ─> Ack     one sync covers all that was appended before it
-                                             └─> committed ─> apply, in bulk ─> checkpoint ─> old segments go
+    records ─> take: append to the log ─> sync ─> Ack           `copy_log` says where the sync runs
+                                          └─> committed ─> apply, in bulk ─> checkpoint ─> old segments go
 
 An error of the disk under the log ends the process, as in a store: what is on the disk is not known any more.
 """
@@ -16,19 +16,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
+from kvstore import failpoints
 from kvstore.environment import Environment, to_its_end
+from kvstore.errors import DataCorrupt
 from kvstore.replication import chain, lease, opening, session
 from kvstore.replication.configuration import Configuration
+from kvstore.replication.copy_log import CopyLog
 from kvstore.replication.places import Place, Times
 from kvstore.replication.promise import Identity, room_may_come, write_identity
 from kvstore.replication.session import Following, Join, Session
 from kvstore.storage.engine import Application, Applied, Engine, TryLater
-from kvstore.storage.log import Log, NotNext
+from kvstore.storage.log import Log
 from kvstore.storage.replay import replay
 from kvstore.storage.rows import Row
 from kvstore.storage.segments import BEGINNING, Entry, Position
@@ -76,7 +79,7 @@ class StoreCopy:
     ) -> None:
         self._place = place
         self._identity = identity
-        self.log = log
+        self._log = CopyLog(log, environment, times.sync_inline_ms_max)
         self.engine = engine
         self._environment = environment
         self._times = times
@@ -84,15 +87,17 @@ class StoreCopy:
         now = environment.boottime_s()
         self._given = lease.granted_at_start(logged, identity.copy_id, identity.promised, now, times.lease_s)
         self._heard_at = now
-        self._sync_since: float | None = None
-        self._is_changing = False
-        self._turn = asyncio.Lock()  # held by what cuts, syncs or replaces the log
         self._applying = asyncio.Lock()  # held by what changes the engine
         self._learned = asyncio.Event()
         self._cleaned_floor = 0  # no tombstone up to that sequence is left in the file
+        self._examined: Engine | None = None  # that was found to be whole
         self._filled_to = 0  # the snapshot is whole, and good once records up to this one are applied
 
     # --- what others ask of it
+
+    @property
+    def log(self) -> Log:
+        return self._log.log
 
     @property
     def following(self) -> Following:
@@ -126,8 +131,10 @@ class StoreCopy:
         """
         while True:
             try:
-                async with self._turn, self._applying:
-                    await self._sync()
+                if self.engine.applied.position.number < self.log.last.number:
+                    await self._examine()
+                async with self._log.turn, self._applying:
+                    await self._log.sync()
                     while (applied := self.engine.applied.position.number) < self.log.last.number:
                         read = partial(chain.some_entries, self.log, applied, _APPLIED_BYTES_MAX)
                         await replay(self.engine, await self._environment.in_thread(read))
@@ -151,7 +158,7 @@ class StoreCopy:
 
         Raises Deposed, TryLater, LogFailed, OSError.
         """
-        async with self._turn:
+        async with self._log.turn:
             said = session.on_hello(self._following, hello)
             if said == "promise":
                 await self._write(self._identity._replace(promised=hello.term))
@@ -161,7 +168,7 @@ class StoreCopy:
             if said == "foreign":
                 return None
             while (position := session.position_to_tell(self.log.last, self.log.synced)) is None:
-                await self._sync()
+                await self._log.sync()
             self._heard_at = self._environment.boottime_s()
             return Told(hello, position, self.engine.applied.position.number, chain.known(self.log), self.is_filling)
 
@@ -170,7 +177,7 @@ class StoreCopy:
 
         Raises TryLater, OSError.
         """
-        async with self._turn:
+        async with self._log.turn:
             if term <= self._following.promised:
                 return False
             await self._write(self._identity._replace(promised=term))
@@ -178,17 +185,16 @@ class StoreCopy:
 
     async def position(self) -> Position:
         """Where the log ends, synced. Raises LogFailed."""
-        async with self._turn:
+        async with self._log.turn:
             while self.log.synced != self.log.last:
-                await self._sync()
+                await self._log.sync()
             return self.log.last
 
     async def extend(self, entries: Sequence[Entry]) -> Position:
         """Append what the longest log of an opening has more, and sync it. Raises NotNext, LogFailed, OSError."""
         for entry in entries:
-            while self.log.room(frees=True) < len(entry.payload):
-                if not await to_its_end(self._environment, self._environment.in_thread(self.log.prepare_segment)):
-                    await self._environment.sleep(_RETRY_S)  # the disk is full
+            while not await self._log.has_room(entry):
+                await self._environment.sleep(_RETRY_S)  # the disk is full
             self.log.extend(entry)
         return await self.position()
 
@@ -201,27 +207,19 @@ class StoreCopy:
 
         Raises LogFailed, OSError.
         """
-        async with self._turn, self._applying:
+        async with self._log.turn, self._applying:
             if not session.begins(self._following, named, told, self.log.last):
                 return None
             if join.snapshot:
                 await self._write(self._identity._replace(filling=True))
-                await self._change_log(lambda: self.log.restart(BEGINNING))
+                await self._log.change(lambda: self.log.restart(BEGINNING))
                 self._filled_to = 0
             elif self.is_filling:
                 return None  # records are of no use to a file that is not whole
             elif join.common < self.log.last.number:
-                await self._change_log(lambda: self.log.cut(join.common))
+                await self._log.change(lambda: self.log.cut(join.common))
             self._following = session.begun(self._following, named)
             return self._acknowledged(named)
-
-    async def _change_log(self, change: Callable[[], None]) -> None:
-        """Cut or replace the log, in a thread; nothing is appended meanwhile."""
-        self._is_changing = True
-        try:
-            await to_its_end(self._environment, self._environment.in_thread(change))
-        finally:
-            self._is_changing = False
 
     # --- records
 
@@ -231,29 +229,41 @@ class StoreCopy:
         Raises LogFailed, OSError.
         """
         for entry in entries:
-            if not await self._append(named, entry):
+            if not await self._until_room(named, entry) or not self._append(named, entry):
                 break
         self.committed(named, committed)
-        while self.log.synced.number < self.log.last.number and session.is_current(self._following, named):
-            async with self._turn:
-                await self._sync()
+        while not self._log.is_synced and session.is_current(self._following, named):
+            async with self._log.turn:
+                await self._log.sync()
         self._learned.set()
         return self._acknowledged(named)
 
-    async def _append(self, named: Session, entry: Entry) -> bool:
-        while self.log.room(frees=True) < len(entry.payload):
+    async def _until_room(self, named: Session, entry: Entry) -> bool:
+        """False: the session has ended."""
+        while not await self._log.has_room(entry):
+            await self._environment.sleep(_RETRY_S)  # the disk is full; the primary does not wait for ever
             if not session.is_current(self._following, named):
                 return False
-            if not await to_its_end(self._environment, self._environment.in_thread(self.log.prepare_segment)):
-                await self._environment.sleep(_RETRY_S)  # the disk is full; the primary does not wait for ever
-        follows = session.takes(self._following, named, entry.number, entry.previous, self.log.last)
-        if self._is_changing or not follows:
-            return False
-        try:
-            self.log.extend(entry)
-        except NotNext:
-            return False
         return True
+
+    def takes_at_once(self, entries: Sequence[Entry]) -> bool:
+        """Whether `records_now` may be called."""
+        return self._log.takes_at_once(entries)
+
+    def records_now(self, named: Session, entries: Sequence[Entry], committed: int) -> int | None:
+        """As `records`, on this thread. Raises LogFailed."""
+        for entry in entries:
+            if not self._append(named, entry):
+                break
+        self.committed(named, committed)
+        if session.is_current(self._following, named):
+            self._log.sync_now()
+        self._learned.set()
+        return self._acknowledged(named)
+
+    def _append(self, named: Session, entry: Entry) -> bool:
+        follows = session.takes(self._following, named, entry.number, entry.previous, self.log.last)
+        return follows and self._log.append(entry)
 
     def committed(self, named: Session, number: int) -> int | None:
         """Learn up to which number records are committed; the number to acknowledge."""
@@ -268,21 +278,12 @@ class StoreCopy:
             return None if self._filled_to else session.acknowledged(self._following, named, 0)
         return session.acknowledged(self._following, named, self.log.synced.number)
 
-    async def _sync(self) -> None:
-        """Make durable what was appended before; only with the turn, since nothing may be cut off meanwhile."""
-        if self.log.synced.number < self.log.last.number:
-            self._sync_since = self._environment.boottime_s()
-            try:
-                await to_its_end(self._environment, self._environment.in_thread(self.log.sync))
-            finally:
-                self._sync_since = None
-
     # --- the lease
 
     def beacon(self, named: Session) -> bool:
         """Grant the primary its lease; False: the beacon is not answered."""
         now = self._environment.boottime_s()
-        if not lease.grants(self._following, named, self._sync_since, now, self._times.disk_stall_s):
+        if not lease.grants(self._following, named, self._log.sync_since, now, self._times.disk_stall_s):
             return False
         self._heard_at = now
         self._given = lease.granted(self._given, now, self._times.lease_s)
@@ -298,7 +299,9 @@ class StoreCopy:
         """Apply what is committed, for ever. Raises DataCorrupt, LogDamaged, OSError."""
         while True:
             await self._learned.wait()
+            await self._environment.sleep(self._times.apply_delay_s)  # what comes until then is applied with it
             self._learned.clear()
+            await self._log.keep_spare()
             try:
                 while await self.apply_some() or await self.clean_some():
                     pass
@@ -310,8 +313,24 @@ class StoreCopy:
                 await self._environment.sleep(_RETRY_S)  # the file could not be made durable, or records are to come
                 self._learned.set()
 
+    @property
+    def is_examined(self) -> bool:
+        """Whether the file was found to be whole, so that more may be written into it."""
+        return self._examined is self.engine
+
+    async def _examine(self) -> None:
+        """Once, before anything is applied. Raises DataCorrupt: what is written into a damaged file damages more."""
+        engine = self.engine
+        if self._examined is engine:
+            return
+        if wrong := (await engine.verify(None)).faults:
+            raise DataCorrupt(f"The file of this copy is damaged ({wrong[0].detail}).")
+        self._examined = engine
+
     async def apply_some(self) -> int:
-        """Apply some records that are committed; how many."""
+        """Apply some records that are committed; how many. Raises DataCorrupt, LogDamaged, OSError."""
+        if session.may_apply(self._following) > self.engine.applied.position.number:
+            await self._examine()
         async with self._applying:
             applied = self.engine.applied.position.number
             if self.is_filling and not self._filled_to:
@@ -347,16 +366,16 @@ class StoreCopy:
 
         `of`: what the primary's engine stood for when it began to read. Raises LogFailed, OSError.
         """
-        async with self._turn, self._applying:
+        async with self._log.turn, self._applying:
             if not self.is_filling or not session.takes_snapshot(self._following, named, of.position, self.log.last):
                 return False
             await to_its_end(self._environment, self._replace_all(of))
             return True
 
     async def _replace_all(self, of: Applied) -> None:
-        await self._change_log(lambda: self.log.restart(of.position))
+        await self._log.change(lambda: self.log.restart(of.position))
         await self.engine.close()
-        self.engine = await self._place.renew()
+        self.engine = self._examined = await self._place.renew()
         await self.engine.apply(Application([], of.position, of.clock, of.cluster_map, of.freezes, dict(of.drops)))
 
     async def snapshot_page(self, named: Session, at: Position, rows: Sequence[Row]) -> bool:
@@ -366,7 +385,8 @@ class StoreCopy:
         """
         async with self._applying:
             applied = self.engine.applied
-            if not self._is_of_snapshot(named, at) or applied.position != at:
+            is_stale = not self._is_of_snapshot(named, at) or applied.position != at
+            if is_stale and not (self.is_filling and failpoints.planted("stale-snapshot-page")):
                 return False
             stamped = [row._replace(sequence=applied.clock.sequence) for row in rows]
             await self.engine.apply(Application(stamped, at, applied.clock))
@@ -400,6 +420,7 @@ class StoreCopy:
         place = self._place
         write = partial(write_identity, place.disk, place.folder, place.store, identity)
         with room_may_come():
-            await self._environment.in_thread(write)
+            if identity.filling != self._identity.filling or not failpoints.planted("promise-not-durable"):
+                await self._environment.in_thread(write)
         self._identity = identity
         self._following = session.promise(self._following, identity.promised)

@@ -93,9 +93,9 @@ class CopyLink:
         self._sender = sender
         self._around = around
         self._sent = 0
-        self._under_way: deque[tuple[int, int]] = deque()
+        self._under_way: deque[tuple[int, int]] = deque()  # of each frame: its last number, its bytes
+        self._bytes_under_way = 0
         self._beacons: dict[int, float] = {}
-        self._beacon_sent_s = float("-inf")
         self._beacon = 0
         self._wire: Wire | None = None  # while the stream goes on
         self._has_streamed = False
@@ -196,11 +196,12 @@ class CopyLink:
 
     async def _stream(self, wire: Wire, named: Session) -> None:
         self._under_way.clear()
+        self._bytes_under_way = 0
         self._beacons.clear()
-        self._beacon_sent_s = float("-inf")
         self._wire = wire
         self._has_streamed = True
-        works = [self._around.environment.spawn(work) for work in (self._write(wire, named), self._read(wire, named))]
+        streams = self._write(wire, named), self._beat(wire, named), self._read(wire, named)
+        works = [self._around.environment.spawn(work) for work in streams]
         try:
             await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -213,35 +214,37 @@ class CopyLink:
                 work.result()
 
     async def _write(self, wire: Wire, named: Session) -> None:
-        sender, environment = self._sender, self._around.environment
-        every_s = self._around.times.lease_s / 8
-        while (link := shipping.find(sender.shipping, named)) is not None:
-            self.wake.clear()
-            now = environment.boottime_s()
-            if shipping.may_send(sender.shipping, link):
+        """Send what is appended, in the turn of the loop in which this is woken."""
+        while (link := shipping.find(self._sender.shipping, named)) is not None:
+            if self._has_more() and shipping.may_send(self._sender.shipping, link):
                 await self._send_records(wire)
-                if lease.beacon_due(self._beacon_sent_s, now, self._around.times.lease_s) and sender.may_ask():
-                    await self._send_beacon(wire, now)
-            if self._has_more():
-                continue
-            await environment.wait_for(self.wake.wait(), max(0.001, self._beacon_sent_s + every_s - now))
+            else:
+                self.wake.clear()
+                await self.wake.wait()
+        raise WireLost("the copy is out")
+
+    async def _beat(self, wire: Wire, named: Session) -> None:
+        """Send beacons as long as they may be sent."""
+        sender, environment = self._sender, self._around.environment
+        every_s = lease.beacon_every_s(self._around.times.lease_s)
+        while (link := shipping.find(sender.shipping, named)) is not None:
+            if shipping.may_send(sender.shipping, link) and sender.may_ask():
+                await self._send_beacon(wire, environment.boottime_s())
+            await environment.sleep(every_s)
         raise WireLost("the copy is out")
 
     def _has_more(self) -> bool:
-        """Whether records can be sent at once."""
-        return self._sent < self._sender.shipping.last and self._bytes_under_way() < _UNDER_WAY_BYTES
-
-    def _bytes_under_way(self) -> int:
-        return sum(size for _, size in self._under_way)
+        """Whether there are records that the copy has room for."""
+        return self._sent < self._sender.shipping.last and self._bytes_under_way < _UNDER_WAY_BYTES
 
     async def _send_records(self, wire: Wire) -> None:
-        if not self._has_more():
-            return
         entries = self._sender.tail.after(self._sent, _FRAME_BYTES) or await self._read_back()
         if not entries:
-            return
+            raise WireLost(f"the records behind {self._sent} cannot be read back")
+        size = sum(len(entry.payload) for entry in entries)
         self._sent = entries[-1].number
-        self._under_way.append((self._sent, sum(len(entry.payload) for entry in entries)))
+        self._under_way.append((self._sent, size))
+        self._bytes_under_way += size
         self.patience = patience.owes(self.patience, self._around.environment.boottime_s())
         await wire.send(messages.Records(entries, self._sender.shipping.committed))
 
@@ -251,7 +254,7 @@ class CopyLink:
 
     async def _send_beacon(self, wire: Wire, now: float) -> None:
         self._beacon += 1
-        self._beacon_sent_s = self._beacons[self._beacon] = now
+        self._beacons[self._beacon] = now
         self.patience = patience.owes(self.patience, now)
         await wire.send(messages.Beacon(self._beacon, self._sender.shipping.committed))
 
@@ -263,7 +266,8 @@ class CopyLink:
                 case messages.Ack():
                     self._note_ack(message.number)
                     sender.take_ack(named, message.number)
-                    self.wake.set()
+                    if self._has_more():
+                        self.wake.set()
                 case messages.Granted():
                     asked_s = self._beacons.pop(message.number, None)
                     if asked_s is None:
@@ -281,7 +285,7 @@ class CopyLink:
         """The copy has records up to that number; one that says so again and again owes the others all the same."""
         owed = len(self._under_way)
         while self._under_way and self._under_way[0][0] <= number:
-            self._under_way.popleft()
+            self._bytes_under_way -= self._under_way.popleft()[1]
         if not owed or len(self._under_way) < owed:
             self._answered()
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from kvstore import failpoints
 from kvstore.replication.configuration import Configuration, Primary, Replica, Request
 
 # --- changes of the configuration: each returns the one of the map `epoch`, or None if nothing is to change
@@ -71,11 +72,15 @@ def promoted(config: Configuration, node: str, copy_id: str, epoch: int) -> Conf
     would lose the shard. If it does not answer the opening, it is taken out in the new term.
     """
     copy = config.copy_on(node)
-    if copy is None or copy.copy_id != copy_id or copy.state != "in-sync":
+    if copy is None or copy.copy_id != copy_id or not _may_take_over(copy):
         return None
     old = Replica(*config.primary, "in-sync", epoch)
     copies = tuple(old if each == copy else each for each in config.replicas)
     return config._replace(epoch=epoch, term=epoch, primary=Primary(node, copy_id), replicas=copies)
+
+
+def _may_take_over(copy: Replica) -> bool:
+    return copy.state == "in-sync" or failpoints.planted("promote-not-in-sync")
 
 
 def promoted_with_loss(config: Configuration, node: str, copy_id: str, epoch: int) -> Configuration | None:
@@ -180,7 +185,7 @@ def _of_living(
     """Those of copies in sync whose node is not held for dead."""
     for report in reports:
         copy = config.copy_on(report.node)
-        is_meant = copy is not None and (copy.copy_id, copy.state) == (report.copy_id, "in-sync")
+        is_meant = copy is not None and copy.copy_id == report.copy_id and _may_take_over(copy)
         if is_meant and now - report.at < failover_after_s:
             yield report
 

@@ -26,9 +26,15 @@ class Place(NamedTuple):
 
 
 class Times(NamedTuple):
-    """In seconds; see `lease`, and `patience` for what the primary's side uses."""
+    """In seconds; see `lease`, and `patience` for what the primary's side uses.
+
+    `sync_inline_ms_max`: a disk that syncs slower is synced in a thread. `apply_delay_s`: how long a copy's record that
+    is committed waits until it is applied.
+    """
 
     lease_s: float
     disk_stall_s: float
     replica_timeout_s: float = 0.8
     failover_after_s: float = 2.0
+    sync_inline_ms_max: float = 0.0
+    apply_delay_s: float = 0.0

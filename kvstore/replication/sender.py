@@ -42,6 +42,7 @@ class Sender:
         self._tasks: dict[LinkKey, asyncio.Task[None]] = {}
         self._retries: dict[str, patience.Retry] = {}
         self._grants = lease.Grants()
+        self._lease_until: float | None = None  # None: to be computed again
         self._controller_needed_s: float | None = None
         self._told: tuple[Request, ...] = ()
 
@@ -111,8 +112,14 @@ class Sender:
     def give_back(self) -> None:
         """Give the lease back for a planned change: nothing more is answered in this term."""
         self._grants = lease.give_back(self._grants)
+        self._lease_until = None
         for link in self._links.values():
             self._around.environment.spawn(link.tell_returned())
+
+    @property
+    def grants(self) -> lease.Grants:
+        """What it holds of the lease."""
+        return self._grants
 
     @property
     def serves(self) -> bool:
@@ -121,8 +128,15 @@ class Sender:
 
     def may_answer(self) -> bool:
         """Whether what no record of the store's own carries may be answered: to be asked behind the look at it."""
-        awaited = [link.session for link in shipping.awaited(self.shipping)]
-        return self.serves and lease.may_answer(self._grants, awaited, self._around.environment.boottime_s())
+        if self._lease_until is None:
+            awaited = [link.session for link in shipping.awaited(self.shipping)]
+            self._lease_until = lease.until(self._grants, awaited) if self.serves else float("-inf")
+        return self._lease_until > self._around.environment.boottime_s()
+
+    @property
+    def waits(self) -> bool:
+        """Whether what is appended now waits for a copy."""
+        return any(link.waited for link in self.shipping.links)
 
     # --- what the controller hears
 
@@ -194,6 +208,7 @@ class Sender:
         link = self.link(key)
         assert link is not None
         self.shipping = shipping.greet(self.shipping, link)
+        self._lease_until = None
         greeted = self.link(key)
         assert greeted is not None
         return greeted
@@ -211,15 +226,19 @@ class Sender:
         """The copy has all records up to that number on its disk."""
         state = shipping.acked(self.shipping, named, number)
         link = shipping.find(state, named)
-        if link is not None and shipping.is_nearly_there(state, link, _LAG_MAX):
+        if link is None:
+            return
+        if shipping.is_nearly_there(state, link, _LAG_MAX):
             state = shipping.wait_from(state, named)
         self._become(state)
-        self._tell_news()
+        if self._told or not link.in_sync:
+            self._tell_news()
 
     def take_grant(self, named: Session, asked_s: float) -> None:
         """The copy grants the lease, counted from when it was asked."""
         if shipping.find(self.shipping, named) is not None:
             self._grants = lease.held(self._grants, named, asked_s, self._around.times.lease_s)
+            self._lease_until = None
 
     def hear_promise(self, term: int) -> None:
         """Some copy has promised that term."""
@@ -227,9 +246,11 @@ class Sender:
 
     def _become(self, state: Shipping) -> None:
         before, self.shipping = self.shipping, state
-        if state.synced > before.synced:
-            for link in self._links.values():
-                link.wake.set()
+        if state.links is not before.links or state.serves != before.serves:
+            self._lease_until = None
+        for link in state.links:
+            if before.synced < link.named <= state.synced and (at := self._links.get(_key(link))) is not None:
+                at.wake.set()  # the map that names the copy is durable: it may be greeted
         if state.committed > before.committed:
             self._around.on_committed(state.committed)
         if state.deposed and not before.deposed:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from kvstore import failpoints
 from kvstore.storage.segments import Position
 
 
@@ -60,16 +61,21 @@ def on_hello(following: Following, hello: Session) -> HelloAnswer:
     """
     if (hello.store_id, hello.copy_id) != (following.store_id, following.copy_id):
         return "foreign"
-    if hello.term < following.promised:
+    if _is_below(hello.term, following.promised):
         return "deposed"
-    return "promise" if hello.term > following.promised else "tell"
+    return "promise" if hello.term != following.promised else "tell"
 
 
 def promise(following: Following, term: int) -> Following:
     """The state once `term` is durable as the promise: no session of an older term goes on."""
-    if term <= following.promised:
+    if term == following.promised or _is_below(term, following.promised):
         return following
-    return following._replace(promised=term, session=None, committed=0)
+    session = following.session if failpoints.planted("old-term-taken") else None
+    return following._replace(promised=term, session=session, committed=0)
+
+
+def _is_below(term: int, promised: int) -> bool:
+    return term < promised and not failpoints.planted("promise-forgotten")
 
 
 def position_to_tell(last: Position, synced: Position) -> Position | None:
@@ -92,7 +98,8 @@ def begun(following: Following, session: Session) -> Following:
 
 def is_current(following: Following, session: Session) -> bool:
     """Whether what names this session concerns the copy: the session has begun, in the term that it has promised."""
-    return following.session == session and following.promised == session.term
+    in_term = following.promised == session.term or failpoints.planted("old-term-taken")
+    return in_term and following.session == session
 
 
 def takes(following: Following, session: Session, number: int, previous: int, last: Position) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kvstore import failpoints
 from kvstore.replication.configuration import Configuration, Replica, Request, RequestKind
 from kvstore.replication.session import Session
 
@@ -193,7 +194,8 @@ def awaited(shipping: Shipping) -> tuple[Link, ...]:
 
 def request_in_sync(shipping: Shipping, link: Link) -> Request | None:
     """The request to count the copy as in sync: it is waited for, and has everything before that on its disk."""
-    if link.in_sync or not link.waited or link.acked < link.waited - 1 or shipping.deposed:
+    is_there = link.acked >= link.waited - 1 or failpoints.planted("in-sync-too-early")
+    if link.in_sync or not link.waited or not is_there or shipping.deposed:
         return None
     return _request(shipping, link, "in-sync")
 
@@ -221,4 +223,6 @@ def _with(shipping: Shipping, link: Link) -> Shipping:
 def _counted(shipping: Shipping) -> Shipping:
     """With the committed number that follows from the syncs; it never falls when the set grows."""
     held = [held for link in shipping.links if (held := link.holds_back) is not None]
+    if failpoints.planted("answer-before-copies"):
+        held = []
     return shipping._replace(committed=max(shipping.committed, min([shipping.synced, *held])))

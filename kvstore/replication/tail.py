@@ -9,7 +9,6 @@ Leaves to others: the log (`storage.log`).
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
 
 from kvstore.storage.segments import Entry
 
@@ -41,9 +40,9 @@ class Tail:
             return []
         found: list[Entry] = []
         size = 0
-        for entry in islice(entries, number + 1 - entries[0].number, None):
-            found.append(entry)
-            size += len(entry.payload)
+        for back in range(entries[-1].number - number, 0, -1):  # a deque finds quickly what lies near its end
+            found.append(entries[-back])
+            size += len(found[-1].payload)
             if size >= bytes_max:
                 break
         return found

@@ -62,6 +62,12 @@ def _copies(facts: Document) -> str:
             f"Nodes {_names(sorted(silent))} are silent, too many at once: every shard with a copy in sync is served, "
             "but nothing moves and no node is given up. Start them again."
         )
+    if damaged := facts.get("damaged"):
+        shard, on = sorted(damaged.items())[0]
+        return (
+            f"The copy of shard {shard} on node {_names(sorted(on))} is damaged: one in sync takes its place, and it "
+            "is made anew from that. The node's log says what is wrong."
+        )
     if silent:
         return _silent(sorted(silent), facts.get("given_up_in_s"))
     if missing:

@@ -17,6 +17,7 @@ from kvstore.addresses import listen_address
 from kvstore.config import ClusterConfig
 from kvstore.errors import KvError, TooManyRequests
 from kvstore.metrics import RequestStats
+from kvstore.router.cluster_views import ClusterViews
 from kvstore.router.controller_client import Controller
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.events import Events
@@ -54,11 +55,12 @@ class RouterApp:
         table.add(self._locks, LOCK_ROUTES)
         table.add(TxnRoutes(Coordinator(service, limits), limits), TXN_ROUTES)
         table.add(BatchRoutes(service, limits, self.answers), BATCH_ROUTES)
-        table.add(ClusterRoutes(service, controller), CLUSTER_ROUTES)
+        views = ClusterViews(service)
+        table.add(ClusterRoutes(service, views, controller), CLUSTER_ROUTES)
         table.add(ChangeRoutes(controller), CHANGE_ROUTES)
         table.add(self.events, EVENT_ROUTES)
         table.add(PageRoutes(), PAGE_ROUTES)
-        process = ProcessRoutes(router_id, service, table, self._stats, limits, lambda: self._under_way)
+        process = ProcessRoutes(router_id, service, views, table, self._stats, limits, lambda: self._under_way)
         table.add(process, PROCESS_ROUTES)
 
     def add(self, owner: object, routes: Iterable[Route]) -> None:

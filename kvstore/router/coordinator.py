@@ -23,6 +23,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
@@ -133,7 +135,7 @@ class Coordinator:
         if once is None and contended:
             # Its part must be prepared, and first; the anchor's is not. A reply would be kept with the first key named.
             chosen = next((key for part in parts if contended not in part.keys for key in part.keys), "")
-            transaction = transaction._replace(chosen_anchor=chosen)
+            transaction = msgspec.structs.replace(transaction, chosen_anchor=chosen)
         return await self._two_phases(parts, transaction, attempt, once, deadline, contended)
 
     # --- one store ----------------------------------------------------------------------------------------------------
@@ -145,7 +147,7 @@ class Coordinator:
         request = Transact(0, anchor, attempt, part.conditions, part.then, part.otherwise, once)
         try:
             reply: Reply = await part.channel.request(request)
-            if isinstance(reply, Answer) and isinstance(lost := from_problem(reply.problem), OutcomeUnknown):
+            if type(reply) is Answer and isinstance(lost := from_problem(reply.problem), OutcomeUnknown):
                 raise lost  # the primary was deposed before it knew
         except OutcomeUnknown as error:
             if self._service.may_ask_again(request, error, part.channel):

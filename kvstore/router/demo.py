@@ -21,6 +21,7 @@ from kvstore.config import Limits
 from kvstore.errors import BadBody, ChangeRefused, Conflict, KvError, Unavailable, from_problem
 from kvstore.model import Preconditions
 from kvstore.protocol import Get, Put
+from kvstore.router.cluster_views import ClusterViews
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.feed import Feed
 from kvstore.router.service import RouterService
@@ -67,6 +68,7 @@ class Demo:
         self._url = url
         self._session = session
         self._service = service
+        self._views = ClusterViews(service)
         self._feed = feed
         self._coordinator = Coordinator(service, limits)
         self._number = 0
@@ -188,7 +190,7 @@ class Demo:
         until_s = time.monotonic() + _RESOLVED_S
         while time.monotonic() < until_s:
             for account in play.accounts:
-                told = await self._service.explain(account.key)
+                told = await self._views.explain(account.key)
                 has_intent = told.get("intent") is not None
                 if has_intent != seen.get(account.key, False):
                     play.saw_intent(account, has_intent)

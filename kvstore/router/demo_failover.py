@@ -233,9 +233,8 @@ class _Show:
     def wrote(self, began_ms: float, state: str, cluster_map: ClusterMap | None) -> None:
         """A write that began then has its answer now; the router follows that map."""
         now_ms = self.now_ms()
-        if (
-            self._story is not None and cluster_map is not None
-        ):  # the promotion is told before the write that it lets in
+        if self._story is not None and cluster_map is not None:
+            # A promotion is told before the write that it lets in.
             self._steps = [*self._steps, *self._story.look(Look(now_ms, cluster_map, None))][:_STEPS_MAX]
         if len(self._writes) < WRITES_MAX:
             self._writes.append((began_ms, round(now_ms - began_ms, 1), state))

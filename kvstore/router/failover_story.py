@@ -51,7 +51,7 @@ class FailoverStory:
         self.positions: dict[str, Sequence[Position]] = {}
         self._killed_ms = killed_ms
         self._lease_s = lease_s
-        self._seen: set[tuple[Kind, str | None]] = set()
+        self._seen: dict[tuple[Kind, str | None], None] = {}
         self._in_sync_ms: float | None = None
 
     def look(self, look: Look) -> list[Step]:
@@ -72,7 +72,7 @@ class FailoverStory:
 
     def _note(self, found: list[Step], look: Look, kind: Kind, says: str, shard: str | None = None) -> None:
         if (kind, shard) not in self._seen:
-            self._seen.add((kind, shard))
+            self._seen[kind, shard] = None
             found.append(Step(look.at_ms, kind, says, shard))
 
     def _after_s(self, look: Look) -> str:

@@ -24,7 +24,8 @@ from kvstore.errors import (
     Unavailable,
 )
 from kvstore.router.routes.events import EVENT_DOCUMENTS
-from kvstore.router.routes.words import ANY_ROUTE, Count, Problem, ShardId, Token
+from kvstore.router.routes.words import ANY_ROUTE, Problem, Token
+from kvstore.transport.change_documents import Count, ShardId
 from kvstore.transport.http.openapi import About, openapi_document
 from kvstore.transport.http.routes import Route
 from kvstore.transport.http.schema import about

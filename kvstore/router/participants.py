@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from kvstore.model import Condition, Read, TxnOp
 from kvstore.protocol import Vote
 from kvstore.transport.channel import Channel
 
 
-class Transaction(NamedTuple):
+class Transaction(msgspec.Struct, frozen=True):
     """What a client asks for: if all conditions hold, `then`, else `otherwise`.
 
     `chosen_anchor`: a key of it that is to be the anchor instead of the first that it names.

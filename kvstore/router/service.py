@@ -1,10 +1,10 @@
 """What a router does: find the shard of a key in the cached map, ask it, follow the map when the answer is 421.
 
-Owns: the cached cluster map, a channel per member, what is told of the cluster and of a key.
+Owns: the cached cluster map, a channel per member.
 Promises: holds no state worth keeping. A write is sent once; only a shard's 421 (nothing was executed) sends it on to
 another.
 Leaves to others: HTTP (`app`), bounds and lost connections (`transport.channel`), the last word on ownership (the
-shard), listings and counts (`all_shards`).
+shard), listings and counts (`all_shards`), what is told of the cluster and of a key (`cluster_views`).
 
 No call fails because a partition moves. While it changes hands no shard answers for it: the shards say 421, and what
 was asked waits here for a newer map, or is sent again now and then, for up to `reroute_timeout_s`. A new member's
@@ -19,19 +19,15 @@ OutcomeUnknown as soon as the map names another primary.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import aiohttp
-import msgspec
 
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError, OutcomeUnknown, Unavailable, WrongOwner, from_problem
-from kvstore.metrics import ShardStats, StoreLabels
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
@@ -39,7 +35,6 @@ from kvstore.protocol import (
     Answer,
     CancelWait,
     Delete,
-    Explain,
     Get,
     GetLock,
     Info,
@@ -50,7 +45,6 @@ from kvstore.protocol import (
     Request,
     Stats,
 )
-from kvstore.router import cluster_documents
 from kvstore.router.all_shards import AllShards
 from kvstore.router.unserved import unserved
 from kvstore.transport.channel import Channel
@@ -64,7 +58,6 @@ _FENCED_WAIT_S = 0.2
 _PRIMARY_WAIT_S = 0.05
 _DEPOSED_S = 0.1
 _CONNECT_WAIT_S = 1.0
-_STATS_WAIT_S = 1.0
 _LINGER_S = 2.0
 
 KeyRequest = Get | Put | Delete | Acquire | Renew | Release | CancelWait | GetLock
@@ -103,9 +96,7 @@ class RouterService:
         self._was_ready = False
         self._next_map: ClusterMap | None = None
         self._background: dict[asyncio.Task[None], None] = {}
-        self._last_stats: dict[str, ShardStats] = {}
         self.floor = 0  # the highest of any store, as far as it was heard of
-        self._in_doubt: dict[str, dict[str, float]] = {}
 
     # --- the map ------------------------------------------------------------------------------------------------------
 
@@ -212,7 +203,7 @@ class RouterService:
         await asyncio.gather(*self._background, return_exceptions=True)
         await asyncio.gather(*(each.close() for each in [*self.channels.values(), *self._successors.values()]))
 
-    def _note_floor(self, floor: int) -> None:
+    def note_floor(self, floor: int) -> None:
         """A store's floor of attempts: stamps (microseconds of Unix time) of decisions that are long gone."""
         if floor > self.floor and (ahead_s := (floor - self._environment.now_us()) / 1e6) > 0:
             log.warning(
@@ -247,7 +238,7 @@ class RouterService:
 
     def _see_floor(self, future: asyncio.Future[Any]) -> None:
         if not future.cancelled() and future.exception() is None and isinstance(future.result(), Info):
-            self._note_floor(future.result().facts.get("attempts_floor", 0))
+            self.note_floor(future.result().facts.get("attempts_floor", 0))
 
     # --- one key ------------------------------------------------------------------------------------------------------
 
@@ -336,6 +327,11 @@ class RouterService:
         """As of the cached map."""
         return self._owners[partition] is channel
 
+    async def await_map(self, epoch: int) -> None:
+        """Wait until the cached map, if there is one, is of that epoch or a later one."""
+        while self.cluster_map is not None and self.cluster_map.epoch < epoch:
+            await self._map_changed.wait()
+
     def is_moving(self, partition: int) -> bool:
         """It may change hands soon, as of the cached map."""
         return partition in self._moving
@@ -405,80 +401,6 @@ class RouterService:
                 await self.await_primary()
             else:
                 return reply
-
-    # --- for people ---------------------------------------------------------------------------------------------------
-
-    async def shard_stats(self, epoch: int = 0) -> dict[str, ShardStats | None]:
-        """What each shard counts, as of now; None for one that does not answer.
-
-        One that is behind that epoch has a moment to follow.
-        """
-        deadline_s = asyncio.get_running_loop().time() + _STATS_WAIT_S
-
-        async def one(channel: Channel) -> ShardStats | None:
-            try:
-                reply = await self._stats_of(channel)
-                while reply.epoch < epoch and asyncio.get_running_loop().time() < deadline_s:
-                    await asyncio.sleep(_STALE_SHARD_WAIT_S)
-                    reply = await self._stats_of(channel)
-                stats = msgspec.convert(reply.facts, ShardStats)
-            except (KvError, TimeoutError):
-                return None
-            self._last_stats[channel.shard_id] = stats
-            self._note_floor(reply.facts.get("attempts_floor", 0))
-            self._in_doubt[channel.shard_id] = reply.facts.get("attempts", {})
-            return stats
-
-        channels = list(self.channels.values())
-        return dict(zip((c.shard_id for c in channels), await asyncio.gather(*map(one, channels)), strict=True))
-
-    async def _stats_of(self, channel: Channel) -> Info:
-        """Raises KvError, also for a node that does not serve that store now; TimeoutError."""
-        reply: Reply = await asyncio.wait_for(channel.request(Stats(0)), _STATS_WAIT_S)
-        if not isinstance(reply, Info):
-            raise from_problem(reply.problem if isinstance(reply, Answer) else None)
-        return reply
-
-    def labelled(self, stats: Mapping[str, ShardStats | None]) -> dict[StoreLabels, ShardStats]:
-        """These numbers with the labels of their primaries; without shards that do not answer, or have left."""
-        shards = self.cluster_map.shards if self.cluster_map is not None else []
-        return {
-            StoreLabels(shard.primary.node, shard.id, "primary"): known
-            for shard in shards
-            if (known := stats.get(shard.id)) is not None
-        }
-
-    async def cluster(self, epoch: int = 0) -> dict[str, Any]:
-        """The document of GET /v1/cluster, as of that epoch or a later one, if that comes within a second.
-
-        Who is told that a move has ended finds it in these numbers. A shard that does not answer is `down`, with its
-        last known numbers. Raises Unavailable.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STATS_WAIT_S):
-                while self.cluster_map is not None and self.cluster_map.epoch < epoch:
-                    await self._map_changed.wait()
-        cluster_map = self.cluster_map
-        if cluster_map is None:
-            raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
-        stats = await self.shard_stats(cluster_map.epoch)
-        return cluster_documents.cluster(cluster_map, stats, self._last_stats, self._in_doubt)
-
-    async def explain(self, key: str) -> dict[str, Any]:
-        """The way of a key: hash, partition, ring walk, owner, and what the owner knows of it."""
-        if not self._owners:
-            raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
-        partition = self.partition_of(key)
-        facts: dict[str, Any]
-        try:
-            reply = await self.ask_owner(partition, Explain(0, key))
-            if not isinstance(reply, Info):
-                raise from_problem(reply.problem if isinstance(reply, Answer) else None)
-            facts = {"owner_state": "up", **reply.facts}
-        except KvError as error:
-            facts = {"owner_state": "down" if isinstance(error, Unavailable) else "up", "detail": error.detail}
-        assert self.cluster_map is not None
-        return cluster_documents.way(self.cluster_map, key, partition, self._owners[partition].url) | facts
 
 
 def _leads(channel: Channel) -> tuple[str, str]:

@@ -80,8 +80,8 @@ class Admission:
         if len(op.owner.encode()) > limits.owner_bytes_max:
             raise BadRequest(f"owner has more than {limits.owner_bytes_max} bytes")
 
-    def _transaction(self, op: Transact | DecideCommit | Prepare) -> None:
-        self._key(op.anchor if isinstance(op, Prepare) else op.key)
+    def _transaction(self, op: Any) -> None:
+        self._key(op.anchor if type(op) is Prepare else op.key)
         self._attempt(op.attempt)
         self._once(op)
         for condition in op.conditions:

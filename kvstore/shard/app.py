@@ -19,7 +19,7 @@ import aiohttp
 import msgspec
 
 from kvstore.addresses import address_text, advertised, advertised_host, listen_address
-from kvstore.config import ClusterConfig
+from kvstore.config import ClusterConfig, ShardConfig
 from kvstore.environment import SYSTEM
 from kvstore.shard import disk_watch
 from kvstore.shard.copy_wires import connect
@@ -88,7 +88,7 @@ async def _serve(
 ) -> None:
     """Raises OtherPartitions, with their number, if that is what is wrong with a new file."""
     limits = config.limits
-    weight = next((shard.weight for shard in config.shards if shard.id == shard_id), 1)
+    home = next((shard for shard in config.shards if shard.id == shard_id), ShardConfig(shard_id, listen))
     async with AsyncExitStack() as at_the_end:
         session = await at_the_end.enter_async_context(aiohttp.ClientSession())
         folder, cluster = FileFolder(data_dir, shard_id, limits), ClusterSession()
@@ -111,4 +111,4 @@ async def _serve(
             bound = address_text(*runner.addresses[0][:2])
             log.info("shard %s listens on %s and is reached at %s", shard_id, bound, url)
         warn_if_exposed(listen, "read and write its keys")
-        await node.run(url, weight, may_join, stop)
+        await node.run(url, home.weight, may_join, stop, home.host, home.zone)

@@ -35,6 +35,19 @@ class SocketWire:
     def __init__(self, socket: _Socket, decode: Callable[[bytes], Any]) -> None:
         self._socket = socket
         self._decode = decode
+        self._has_heard = True
+        self._watch = self._look_again()
+
+    def _look_again(self) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(_SILENCE_S, self._end_if_silent)
+
+    def _end_if_silent(self) -> None:
+        """One timer for all messages: each of them would pay for one of its own."""
+        if self._has_heard:
+            self._has_heard = False
+            self._watch = self._look_again()
+        else:
+            self._begin_to_close()
 
     async def send(self, message: Any) -> None:
         """Raises WireLost."""
@@ -46,10 +59,10 @@ class SocketWire:
     async def receive(self) -> Any:
         """Raises WireLost."""
         try:
-            async with asyncio.timeout(_SILENCE_S):
-                frame = await self._socket.receive()
-        except (TimeoutError, ConnectionError, RuntimeError, aiohttp.ClientError) as error:
+            frame = await self._socket.receive()
+        except (ConnectionError, RuntimeError, aiohttp.ClientError) as error:
             raise WireLost(str(error) or type(error).__name__) from error
+        self._has_heard = True
         if frame.type is not aiohttp.WSMsgType.BINARY:
             raise WireLost("the connection is closed")
         try:
@@ -59,6 +72,10 @@ class SocketWire:
 
     async def close(self) -> None:
         """Returns at once: the other end may be one that does not answer any more."""
+        self._watch.cancel()
+        self._begin_to_close()
+
+    def _begin_to_close(self) -> None:
         closing = asyncio.ensure_future(self._socket.close())
         _closing[closing] = None
         closing.add_done_callback(_note_closed)

@@ -1,6 +1,6 @@
 """A copy whose files are damaged, and what the map says is to become of it.
 
-Owns: what is still known of such a copy; when it may be made anew.
+Owns: finding damage in a copy that is open; what is still known of a damaged one; when it may be made anew.
 Promises: it grants nothing, promises nothing, and no other copy is fed from it. It is made anew only by a map by which
 another node is the primary and this copy is not in sync: until then its files may be needed, by a person.
 Leaves to others: the files (`folder`), the change itself (`resident`), who takes its place (the controller).
@@ -8,13 +8,20 @@ Leaves to others: the files (`folder`), the change itself (`resident`), who take
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal, NamedTuple
 
-from kvstore.errors import KvError
+from kvstore.config import Limits
+from kvstore.environment import Environment
+from kvstore.errors import DataCorrupt, KvError
 from kvstore.replication.beats import CopyReport
 from kvstore.replication.configuration import Configuration
+from kvstore.replication.copy import StoreCopy
 from kvstore.storage.engine import Identity
 from kvstore.store.damaged_files import Salvaged
+from kvstore.store.verification import Verification
+
+_LOOK_S = 0.5
 
 Fate = Literal["wait", "make anew", "refuse"]
 
@@ -55,3 +62,22 @@ def fate(config: Configuration | None, node_id: str) -> Fate:
         return "wait" if config.in_sync else "refuse"
     here = config.copy_on(node_id)
     return "wait" if here is not None and here.state == "in-sync" else "make anew"
+
+
+async def until_damaged(copy: StoreCopy, environment: Environment, limits: Limits) -> None:
+    """Verify the file of a copy in the background, for ever. Raises DataCorrupt with the first damage.
+
+    Not while its primary is silent: the copy may be all that there is, and most of it can be read.
+    """
+    while True:
+        engine = copy.engine
+        verification = Verification(environment, limits, engine, engine.identity.partitions, False)
+        work = environment.spawn(verification.run())
+        try:
+            while copy.engine is engine:  # a snapshot begins with another one
+                if verification.damage and copy.silent_s < limits.failover_after_s:
+                    raise DataCorrupt(verification.damage)
+                await environment.sleep(_LOOK_S)
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)

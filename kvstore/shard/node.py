@@ -122,16 +122,18 @@ class Node:
 
     # --- in the cluster
 
-    async def run(self, url: str, weight: int, may_join: bool, stop: asyncio.Event) -> None:
+    async def run(
+        self, url: str, weight: int, may_join: bool, stop: asyncio.Event, host: str = "", zone: str = ""
+    ) -> None:
         """Serve at that address until `stop` is set. Raises OtherPartitions, ForeignData, StoreBehind.
 
-        `may_join`: if it is no member, it asks to become one, with that weight.
+        `may_join`: if it is no member, it asks to become one, with that weight. `host`, `zone`: of this node.
         """
         go_on_with_last_session(self._hellos, self._cluster, self.stores.newest_map, self.node_id, url)
-        part = self._take_part(url, weight, may_join)
+        part = self._take_part(url, weight, may_join, host, zone)
         await until_one_ends(part, self.stores.run(), self._beats.run(), self._stopped(stop))
 
-    async def _take_part(self, url: str, weight: int, may_join: bool) -> None:
+    async def _take_part(self, url: str, weight: int, may_join: bool, host: str, zone: str) -> None:
         """Announce the node, then follow the map for ever."""
         stores, identity, newest = self.stores, self.stores.identity, self.stores.newest_map
         epoch = newest.epoch if newest is not None else 0
@@ -147,6 +149,8 @@ class Node:
                 epoch=epoch,
                 clock=stores.clock,
                 copy_id=stores.home.copy_id,
+                host=host,
+                zone=zone,
             )
         except ForeignData as refused:
             wanted = refused.members.get("partitions")

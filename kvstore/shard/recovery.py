@@ -65,7 +65,8 @@ class Recovery:
 
     def _begin_round(self) -> None:
         finished, unfinished = self._store.undecided.old_decisions(_DROPPED_MAX)
-        self._drop(finished)
+        if finished:
+            self._store.tell(DropDecisions(finished))
         due: dict[Attempt, Callable[[], Coroutine[Any, Any, None]]] = {
             attempt: partial(self._finish, attempt) for attempt in unfinished
         }
@@ -117,13 +118,6 @@ class Recovery:
             if not isinstance(reply, Answer) or reply.status != 200:
                 return
         self._store.undecided.acknowledge([attempt])
-
-    def _drop(self, finished: list[tuple[Attempt, int]]) -> None:
-        by_partition: dict[int, list[Attempt]] = {}
-        for attempt, partition in finished:
-            by_partition.setdefault(partition, []).append(attempt)
-        for partition, attempts in by_partition.items():
-            self._store.tell(DropDecisions(attempts, partition))
 
     async def _ask(self, key: str, request: ResolveTxn | ApplyIntents) -> Reply:
         """The reply of the key's owner, who may be this very store. Raises Unavailable and other KvErrors."""

@@ -47,6 +47,7 @@ def report_of_store(shard_id: str, hosted: HostedStore, given_back: int) -> Copy
         number=end.number,
         serves=serves,
         given_back=given_back,
+        damage=store.tables.verification.damage,
         behind=sender.behind() if sender is not None else {},
         snapshots=sender.snapshots() if sender is not None else {},
     )

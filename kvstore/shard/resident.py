@@ -3,8 +3,7 @@
 Owns: the change from the one to the other and back, by the map that is followed; the order of it.
 Promises: a store that has copies is served only in a term that begins here, by a map that names this very copy. One
 whose term has ended answers nothing more, and becomes a copy again, under the same id. Its files never change hands
-without their lock. A copy whose files are damaged, or lost, is closed, told of, and made anew under another id when
-the map allows it. What it cannot survive otherwise ends the process.
+without their lock. Damaged or lost files are told of, and a copy is made anew under another id when the map allows it.
 Leaves to others: the steps of an opening (`term_opening`), what a served store is made of (`hosted`), the other stores
 of this node (`node_stores`), telling the controller (`beats`).
 
@@ -32,7 +31,7 @@ from kvstore.replication.copy import StoreCopy
 from kvstore.replication.promise import Identity as CopyIdentity
 from kvstore.replication.serving import serve_copy
 from kvstore.replication.wire import Wire
-from kvstore.shard.damaged import DamagedCopy, fate
+from kvstore.shard.damaged import DamagedCopy, fate, until_damaged
 from kvstore.shard.hosted import HostedStore, Surroundings, host
 from kvstore.shard.reports import report_of_copy, report_of_store
 from kvstore.shard.term_opening import TermOpening
@@ -251,11 +250,8 @@ class Resident:
             return self._damaged.report()
         if self._files is None:
             return None
-        return report_of_copy(self.shard_id, self._files.copy, self._config, self._around.node_id, self._is_opening)
-
-    @property
-    def _is_opening(self) -> bool:
-        return self._opening is not None
+        is_opening = self._opening is not None
+        return report_of_copy(self.shard_id, self._files.copy, self._config, self._around.node_id, is_opening)
 
     def requests(self) -> list[Asked]:
         """What the controller is asked for now."""
@@ -321,12 +317,15 @@ class Resident:
             await until_one_ends(*self.hosted.works(), self._until_term_ends())
             if self._is_lost:
                 await self._become_lost()
+            elif damage := self.hosted.store.tables.verification.damage:
+                raise DataCorrupt(damage)
             else:
                 await self._become_copy()
         elif self._files is not None:
             work = asyncio.ensure_future(self._files.copy.run())
             try:
-                await until_one_ends(self._until_named(), _forward(work))
+                verifying = until_damaged(self._files.copy, self._around.environment, self._around.limits)
+                await until_one_ends(self._until_named(), _forward(work), verifying)
                 if not self._is_dropped:
                     await self._open_term(work)
             finally:
@@ -462,22 +461,18 @@ class Resident:
 
     async def _become_lost(self) -> None:
         """The files that were here are lost: what was made in their place was never the cluster's."""
-        assert self._map is not None
-        salvaged = salvaged_by(self._map, self.shard_id, self._around.node_id, None)
+        salvaged = salvaged_by(self._map, self.shard_id, self._around.node_id, None) if self._map is not None else None
         assert salvaged is not None
         detail = f"The files of shard {self.shard_id} that lay on node {self._around.node_id} are lost."
         await self._close_damaged(DataCorrupt(detail), salvaged)
 
     async def _make_anew(self, damaged: DamagedCopy) -> None:
-        """Set the files aside, and have an empty copy in their place, when the map allows it.
-
-        Raises what is wrong with them if they are the home's and no other copy can take their place.
-        """
-        node_id, environment = self._around.node_id, self._around.environment
-        while (found := fate(self._config, node_id)) != "make anew":
+        """Have an empty copy instead when the map allows it. Raises the damage of a home that no copy replaces."""
+        environment = self._around.environment
+        while (found := fate(self._config, self._around.node_id)) != "make anew":
             if self._is_dropped:
                 return
-            if found == "refuse" and self.shard_id == node_id:
+            if found == "refuse" and self.shard_id == self._around.node_id:
                 raise damaged.error
             self._changed.clear()
             await environment.wait_for(self._changed.wait(), 1.0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -51,7 +51,8 @@ _QUIET_S = 0.5
 _FAREWELL_S_MAX = 3.0
 
 _Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | Freeze
-_OF_ANY_STRIKE = (Follow, Stats)  # the first brings it, the second is of the process
+_SLOW = frozenset(get_args(_Slow))
+_OF_ANY_STRIKE = frozenset({Follow, Stats})  # the first brings it, the second is of the process
 
 
 class ShardService:
@@ -142,20 +143,21 @@ class ShardService:
         except Exception as error:
             sink.send(fault(request, error))
 
-    def _begin(self, request: Request, sink: Sink) -> None:
+    def _begin(self, request: Any, sink: Sink) -> None:
         """Raises WrongOwner if one of both has not heard of the last strike."""
-        if getattr(sink, "strike", 0) != self.store.strike and not isinstance(request, _OF_ANY_STRIKE):
+        kind: type = type(request)
+        if getattr(sink, "strike", 0) != self.store.strike and kind not in _OF_ANY_STRIKE:
             raise WrongOwner("a shard was given up, and one of us has not heard of it", epoch=self.store.served.epoch)
-        if isinstance(request, Get):
+        if kind is Get:
             self.store.get(request, sink)
-        elif isinstance(request, _Slow):
+        elif kind in _SLOW:
             task = asyncio.create_task(self._answer_slowly(request, sink))
             self._slow.add(task)
             task.add_done_callback(self._slow.discard)
-        elif isinstance(request, Forget):
+        elif kind is Forget:
             self.store.undecided.acknowledge(request.attempts)
             sink.send(Answer(request.id, 200))
-        elif not isinstance(request, Names | ForStore):
+        elif kind is not Names and kind is not ForStore:
             self.store.write(request, sink)
 
     async def _answer_slowly(self, request: _Slow, sink: Sink) -> None:

@@ -83,7 +83,8 @@ from kvstore.transactions.intents import PreparedTxns
 from kvstore.transactions.locks import Died, Identity
 
 _PASSES_LOCKS = frozenset({GetLock, CancelWait, EndWait})
-_WAITS_FOR_LOCKS = frozenset({Transact, Prepare, DecideCommit, ReadLock})
+_GATHERS = frozenset({Prepare, DecideCommit, ReadLock})
+_WAITS_FOR_LOCKS = _GATHERS | {Transact}
 
 
 class Extras:
@@ -275,26 +276,14 @@ class Batch:
 
     def _at_once(self, op: Any) -> Reply:
         """What waits for no lock, because its attempt has them, or because it needs none."""
-        part = self.part
-        match op:
-            case ApplyIntents():
-                return part.finish(op)
-            case Abort():
-                self.waits.cancel(op)
-                return part.abort(op)
-            case ResolveTxn():
-                return self.outcomes.ask(op)
-            case GetTxn():
-                return self.outcomes.look(op)
-            case ReadUnlock():
-                return self.reads.unlock(op)
-            case DropDecisions():
-                return self.outcomes.drop(op)
-            case EndReads():
-                return self.reads.end(op)
-            case EndLockWaits():
-                return self.waits.end(op)
-        raise TypeError(f"no operation of a batch: {type(op).__name__}")
+        rule = _AT_ONCE.get(type(op))
+        if rule is None:
+            raise TypeError(f"no operation of a batch: {type(op).__name__}")
+        return rule(self, op)
+
+    def _abort(self, op: Abort) -> Reply:
+        self.waits.cancel(op)
+        return self.part.abort(op)
 
     # --- going on -----------------------------------------------------------------------------------------------------
 
@@ -307,11 +296,11 @@ class Batch:
                 self.changes.answer(sink, self.ownership.refuse(op, foreign))
             self._ready.unlock(key, identity)
             self.waits.release(queued)
-        elif isinstance(op, Prepare | DecideCommit | ReadLock):
+        elif type(op) in _GATHERS:
             self._locks.undo.note_item(queued.gathered, key)
             queued.gathered[key] = identity
             self._gather(queued)
-        elif isinstance(op, Transact):
+        elif type(op) is Transact:
             self._try_transact(queued, key)
             self._ready.unlock(key, identity)
         else:
@@ -338,7 +327,7 @@ class Batch:
         if type(op) is DecideCommit and not queued.gathered and all(map(self._locks.is_free, queued.keys)):
             self._finish_gathering(queued)  # it is over before anything else can ask for them
             return
-        mode: Any = "shared" if isinstance(op, ReadLock) else "exclusive"
+        mode: Any = "shared" if type(op) is ReadLock else "exclusive"
         for key in queued.keys:
             if key in queued.gathered or waits.is_prepared(op, key):
                 continue
@@ -367,9 +356,10 @@ class Batch:
 
     def _with_locks(self, queued: Queued) -> Reply:
         """It has all its locks. Those of a prepare and of reads stay."""
-        if isinstance(queued.op, Prepare):
+        kind = type(queued.op)
+        if kind is Prepare:
             return self.part.prepare(queued.op, queued.gathered, queued.sink)
-        if isinstance(queued.op, ReadLock):
+        if kind is ReadLock:
             return self.reads.read(queued.op, queued.gathered, queued.sink)
         outcome = self.part.commit(queued.op)
         self.waits.release(queued)
@@ -420,6 +410,16 @@ _PLAIN: dict[type, PlainRule] = {
     EndWait: _of_queues(LeaseQueues.end_wait),
 }
 _REPEATABLE = frozenset({Put, Delete, Acquire, Renew, Release})
+_AT_ONCE: dict[type, Callable[[Batch, Any], Reply]] = {
+    ApplyIntents: lambda batch, op: batch.part.finish(op),
+    Abort: Batch._abort,
+    ResolveTxn: lambda batch, op: batch.outcomes.ask(op),
+    GetTxn: lambda batch, op: batch.outcomes.look(op),
+    ReadUnlock: lambda batch, op: batch.reads.unlock(op),
+    DropDecisions: lambda batch, op: batch.outcomes.drop(op),
+    EndReads: lambda batch, op: batch.reads.end(op),
+    EndLockWaits: lambda batch, op: batch.waits.end(op),
+}
 _STEPS: dict[type, str] = {
     Transact: "transact",
     Prepare: "prepare",

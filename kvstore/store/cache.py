@@ -41,7 +41,8 @@ ABSENT = Entry(None, 0, 0)
 
 def entry_of(row: Row) -> Entry:
     """The visible state that a value's row says."""
-    return Entry(row.body, row.version, row.expires_at_ms, row.intent is not None)
+    _, _, _, _, version, expires_at_ms, body, intent = row
+    return Entry(body, version, expires_at_ms, intent is not None)
 
 
 _OVERHEAD_BYTES = 250  # of a dictionary slot, the key, the tuple and its integers, as measured with sys.getsizeof

@@ -10,6 +10,7 @@ Leaves to others: when a copy becomes a primary (shard), what a copy does (`repl
 from __future__ import annotations
 
 import os
+import sqlite3
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 from kvstore import set_aside
 from kvstore.config import Limits
-from kvstore.data_file import prepare_data_file
+from kvstore.data_file import opening_error, prepare_data_file
 from kvstore.environment import Environment
 from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.placement.cluster_map import ClusterMap
@@ -32,6 +33,7 @@ from kvstore.storage.sqlite import SqliteEngine
 from kvstore.store.copy_file import CopyFile, open_copy
 from kvstore.store.opening import Opened, Unapplied, lock
 
+_COPY_LEISURE = 4  # nobody reads a copy's file: it is written in larger pieces than a primary's
 _BESIDE = ("", "-wal", "-shm")
 _OS = OsDisk()
 
@@ -53,7 +55,8 @@ class CopyFiles(NamedTuple):
 
     def as_opened(self, identity: Identity) -> Opened:
         """For a store, which has them from now on; the engine has every record that the log has."""
-        return Opened(self.copy.engine, self.copy.log, self.lock_fd, copy_file=CopyFile(self.path, identity, self.disk))
+        copy, copy_file = self.copy, CopyFile(self.path, identity, self.disk)
+        return Opened(copy.engine, copy.log, self.lock_fd, copy.is_examined, copy_file)
 
 
 async def make_copy_files(
@@ -129,7 +132,14 @@ def names_copies(logged: ClusterMap | None, shard_id: str) -> bool:
 
 def times_of(limits: Limits) -> Times:
     """Those of cluster.yaml."""
-    return Times(limits.lease_s, limits.disk_stall_s, limits.replica_timeout_s, limits.failover_after_s)
+    return Times(
+        limits.lease_s,
+        limits.disk_stall_s,
+        limits.replica_timeout_s,
+        limits.failover_after_s,
+        limits.sync_inline_ms_max,
+        _COPY_LEISURE * limits.apply_delay_s,
+    )
 
 
 def _place(
@@ -140,7 +150,10 @@ def _place(
 
     async def renewed() -> SqliteEngine:
         meta = {"store_id": store_id, "shard_id": shard_id, "partitions": str(partitions)}
-        await environment.in_thread(partial(_renew, path, meta))
+        try:
+            await environment.in_thread(partial(_renew, path, meta))
+        except sqlite3.Error as error:
+            raise opening_error(path, error, "the file of a copy") from error
         return await opened()
 
     return Place(OsDisk(), path.parent, path.stem, opened, renewed, limits.log_segment_bytes)

@@ -48,12 +48,12 @@ class DecisionTable:
             if kept is not None:
                 kept.acknowledged = True
 
-    def old(self, arrivals: Sequence[int], finished_max: int) -> tuple[list[tuple[Attempt, int]], list[Attempt]]:
+    def old(self, arrivals: Sequence[int], finished_max: int) -> tuple[list[Attempt], list[Attempt]]:
         """Those that have been kept long enough, of partitions that have an arrival: the finished ones, which may go,
-        each with its partition, at most so many; and those that no router has acknowledged yet, all of them: some may
-        have to wait for a shard that is away, and must not stand before others."""
+        at most so many; and those that no router has acknowledged yet, all of them: some may have to wait for a shard
+        that is away, and must not stand before others."""
         horizon_s = self._environment.monotonic_s() - self._kept_s
-        finished: list[tuple[Attempt, int]] = []
+        finished: list[Attempt] = []
         unfinished: list[Attempt] = []
         is_early = failpoints.planted("decision-dropped-early")
         for attempt, kept in self._of.items():
@@ -64,5 +64,5 @@ class DecisionTable:
             if not kept.acknowledged and not is_early:
                 unfinished.append(attempt)
             elif len(finished) < finished_max:
-                finished.append((attempt, kept.partition))
+                finished.append(attempt)
         return finished, unfinished

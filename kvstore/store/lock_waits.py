@@ -48,12 +48,12 @@ class LockWaits:
     def is_first(self, queued: Queued, key: str) -> bool:
         """The attempt asks for its very first lock."""
         op = queued.op
-        return isinstance(op, Prepare) and op.first == key and not queued.gathered and not self._holds.of(op.attempt)
+        return type(op) is Prepare and op.first == key and not queued.gathered and not self._holds.of(op.attempt)
 
     def is_prepared(self, op: Prepare | DecideCommit | ReadLock, key: str) -> bool:
         """The key carries an intent of this very attempt already."""
         hold = self._holds.on(key)
-        return hold is not None and isinstance(op, Prepare) and hold.attempt == op.attempt
+        return hold is not None and type(op) is Prepare and hold.attempt == op.attempt
 
     def conflict(self, op: Any, key: str) -> Conflict:
         """The error of an operation in whose way another transaction stands.

@@ -1,9 +1,9 @@
 """Writing the log: a record is appended, leaves for the copies, and is synced.
 
 Owns: the position of the last record, the syncs, and where they run.
-Promises: a record leaves for the copies before the own sync begins. Where the disk is quick, and no copy is to have the
-record first, the sync runs on the event loop's thread: no hop. Where it is not, it runs in a thread, and one sync
-covers all that was appended before it began.
+Promises: a record leaves for the copies before the own sync begins. Where the disk is quick the sync runs on the event
+loop's thread, at once if no copy is to have the record first, else in the turn behind the one in which it has left.
+Where it is not quick, it runs in a thread, and one sync covers all that was appended before it began.
 Leaves to others: what is decided and answered (`pipeline`), the files (`storage.log`), shipping (`replication.sender`).
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.segments import Entry
+from kvstore.storage.sync_pace import SyncPace
 from kvstore.store.applier import Applier
-from kvstore.store.pacing import SyncPace
 from kvstore.store.tables import Tables
 
 _LOOK_S = 0.001
@@ -47,7 +47,7 @@ class LogWriter:
 
     @property
     def is_inline(self) -> bool:
-        """Whether the next sync runs on this thread: never where the record has to leave for a copy before."""
+        """Whether the caller is to sync itself: never where the record has to leave for a copy before."""
         sender = self._tables.sender
         return self.pace.is_inline and not self._is_syncing and (sender is None or not sender.shipping.links)
 
@@ -60,11 +60,17 @@ class LogWriter:
         self._is_due.set()
 
     async def run(self) -> None:
-        """Sync in a thread whatever this thread does not sync itself, for ever. Raises LogFailed."""
+        """Sync whatever the caller does not sync itself, for ever. Raises LogFailed."""
         records = self._tables.log
         while True:
             await self._is_due.wait()
             self._is_due.clear()
+            if self.pace.is_inline:
+                await asyncio.sleep(0)  # the links were woken first; what they write leaves at the end of their turn
+                if self.position.number > records.durable:
+                    self.sync_now()
+                self._on_synced(records.durable)
+                continue
             self._is_syncing = True
             number = self.position.number
             if number > records.durable:

@@ -44,20 +44,19 @@ LookBefore = Callable[[str, str], RowMeta | None]
 
 def rows_needed(op: Any) -> Iterator[RowKey]:
     """The rows that the operation may look at, apart from those that are always in memory."""
-    match op:
-        case Put() | Delete():
-            yield VALUE, op.key
-        case Expire():
-            yield op.kind, op.key
-        case Transact() | Prepare() | DecideCommit():
-            for key in keys_of(op):
-                yield VALUE, key
-            if isinstance(op.once, IdempotencyKey):
-                yield REPLY, row_key("Txn", op.key, op.once)
-        case ApplyIntents() | Abort() | ReadLock():
-            for key in op.keys:
-                yield VALUE, key
     kind = type(op)
+    if kind is Put or kind is Delete:
+        yield VALUE, op.key
+    elif kind is Expire:
+        yield op.kind, op.key
+    elif kind is Transact or kind is Prepare or kind is DecideCommit:
+        for key in keys_of(op):
+            yield VALUE, key
+        if op.once is not None and kind is not Prepare:
+            yield REPLY, row_key("Txn", op.key, op.once)
+    elif kind is ApplyIntents or kind is Abort or kind is ReadLock:
+        for key in op.keys:
+            yield VALUE, key
     if kind in _REPEATABLE and op.once is not None:
         yield REPLY, row_key(kind.__name__, op.key, op.once)
     elif kind is Release and op.withdraw is not None:
@@ -87,6 +86,7 @@ def if_whole(before: LookBefore, kind: str, key: str) -> RowMeta | None:
         return None
 
 
+_OF_VALUES = frozenset({Prepare, ApplyIntents, Abort})
 _DECIDED = RowMeta(0, 0, 0, True)
 
 
@@ -103,10 +103,15 @@ class Lookup:
             if op.once is None:
                 key = (VALUE, op.key)
                 return [] if self.is_at_hand(key) else [key]
-        elif kind is Prepare or kind is ApplyIntents or kind is Abort:
-            values = [(VALUE, key) for key in (keys_of(op) if kind is Prepare else op.keys)]
-            return [key for key in values if not self.is_at_hand(key)]
+        elif kind in _OF_VALUES or (kind is DecideCommit and op.once is None and not self._is_decided(op)):
+            peek = self._tables.cache.peek
+            names = keys_of(op) if kind is Prepare or kind is DecideCommit else op.keys
+            far = [(VALUE, name) for name in names if peek(name) is None]
+            return [key for key in far if not self.is_at_hand(key)] if far else far
         return [key for key in rows_needed(op) if not self.is_at_hand(key)]
+
+    def _is_decided(self, op: DecideCommit) -> bool:
+        return op.attempt.name in self._tables.holds.decided
 
     def is_at_hand(self, key: RowKey) -> bool:
         """It can be looked at without the file. A decision that is not in the table of decisions is not there."""

@@ -73,15 +73,19 @@ class Memtable:
     def publish(self, rows: Iterable[Row]) -> None:
         """These become visible."""
         unapplied, executed, fetched = self._unapplied, self._executed, self._fetched
+        size = 0
         for row in rows:
-            key = (row.kind, row.key)
-            before = unapplied.get(key)
+            kind, name, _, _, _, _, body, intent = row
+            key = (kind, name)
+            if (before := unapplied.get(key)) is not None:
+                size -= _size(before)
             unapplied[key] = row
-            self.bytes += _size(row) if before is None else _size(row) - _size(before)
+            size += len(name) + len(body or b"") + len(intent or b"") + _ROW_BYTES
             if executed and executed.get(key) is row:
                 del executed[key]
             if fetched and (pinned := fetched.get(key)) is not None:
                 pinned.is_known, pinned.row = True, row
+        self.bytes += size
 
     def drop(self, partitions: Set[int], sequence: int) -> None:
         """The rows of these partitions up to that sequence are gone. Those being applied go with the drop itself."""

@@ -71,10 +71,9 @@ class EndLockWaits(msgspec.Struct):
 
 
 class DropDecisions(msgspec.Struct):
-    """These attempts' decisions may go. All are anchored in `partition`."""
+    """These attempts' decisions may go, as far as they are kept here."""
 
     attempts: list[Attempt]
-    partition: int
     id: int = 0
 
 

@@ -122,8 +122,9 @@ class Outcomes:
     def drop(self, op: DropDecisions) -> Answer:
         """These decisions go, and the low-water mark of stamps rises."""
         for attempt in op.attempts:
-            if self.is_decided(attempt):
-                self._changes.write(DECISION, attempt.name, op.partition, None)
+            kept = self._holds.decided.get(attempt.name)
+            if kept is not None:
+                self._changes.write(DECISION, attempt.name, kept[1], None)
                 if attempt.stamp <= STAMP_MAX:  # what lies beyond is refused at the door: it cannot be asked for later
                     self._changes.raise_floor(attempt.stamp)
             self._forget(attempt)

@@ -13,7 +13,7 @@ from typing import Any
 
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Answer, GetTxn, Prepare
-from kvstore.store.ops import DropDecisions, Expire
+from kvstore.store.ops import Expire
 from kvstore.store.refusals import refusal, wrong_owner
 from kvstore.store.write_set import Context
 
@@ -42,7 +42,7 @@ class Ownership:
     def foreign(self, op: Any, keys: list[str]) -> int | None:
         """A partition of the operation that is not served; None if all are."""
         kind, generations = type(op), self.generations
-        if kind is GetTxn or kind is DropDecisions:
+        if kind is GetTxn:
             return op.partition if op.partition >= 0 and not generations[op.partition] else None
         if kind is Expire:
             partition = self.partition(op)

@@ -10,7 +10,9 @@ Promises:
     the own sync begins. What no record carries is answered only while the lease is held.
   - A failed append or sync ends the process: its outcome is unknown, so nothing may be answered any more.
   - Where the disk is quick the sync runs on this thread: no hop, and what arrives during it makes the next batch
-    fuller. Where it is not, it runs in a thread, and the next batch is decided meanwhile on what was executed.
+    fuller. Where it is not, it runs in a thread, and the next batch is decided meanwhile on what was executed. While a
+    record is on its way to copies, no other batch is decided, and where several clients work at once a moment more is
+    waited for those who were just answered: what arrives makes the next batch fuller.
 Leaves to others: what an operation does (`batch`), the log (`storage.log`), the file (`applier`).
 
     write ─> at hand? ──> queue ─> decide ─> append ─> sync ─> publish ─> answers, in order
@@ -24,12 +26,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from kvstore import failpoints
+from kvstore.environment import Environment
 from kvstore.errors import KvError, OutcomeUnknown, ReadTooLarge, TooManyRequests
 from kvstore.message_sizes import message_bytes
 from kvstore.storage.engine import RowKey
@@ -55,6 +59,7 @@ OnVisible = Callable[[Batch], None]
 
 _SMALL_BYTES = 1 << 20
 _EARLY_S = 0.1
+_GATHER_S = 0.001
 _STEP_BYTES = 2 << 20  # a map and freezes of the largest cluster
 
 
@@ -99,6 +104,7 @@ class Pipeline:
         self._queued_bytes = 0
         self.fetcher = Fetcher(tables, self._enter)
         self._undurable: deque[_Decided] = deque()
+        self._last_count = 0  # operations that the last batch took
         self._events = _Events()
 
     def __len__(self) -> int:
@@ -136,7 +142,7 @@ class Pipeline:
             self.fetcher.add(op, sink, missing)
         else:
             self._queue.append((op, sink, _NONE, size))
-            self._events.queued.set()
+            self._events.note_queued(len(self._queue))
 
     async def step(self, decide: Decide[T], *, urgent: bool = False, record_bytes: int = _STEP_BYTES) -> T:
         """Decide alone, and return when that is durable and visible. Raises what `decide` raises, a KvError.
@@ -146,12 +152,14 @@ class Pipeline:
         step = _Step(decide, asyncio.get_running_loop().create_future(), record_bytes)
         (self._urgent if urgent else self._queue).append(step)
         self._events.queued.set()
+        if urgent:
+            self._events.settled.set()
         return await step.future  # type: ignore[no-any-return]
 
     def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey]) -> None:
         """Its rows are in memory, the fetched ones pinned."""
         self._queue.append((op, sink, keys, message_bytes(op)))
-        self._events.queued.set()
+        self._events.note_queued(len(self._queue))
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
@@ -163,9 +171,8 @@ class Pipeline:
                 await events.queued.wait()
             if not has_room.is_set():
                 await has_room.wait()
-            if len(self._undurable) >= self._tables.limits.undurable_batches_max:
-                events.settled.clear()
-                await events.settled.wait()
+            if self._undurable:
+                await self._until_settled()
             if self._urgent:
                 await self._wait_for_room(self._urgent[0].record_bytes)
                 self._run_step(self._urgent.popleft())
@@ -185,6 +192,15 @@ class Pipeline:
                 events.queued.clear()
                 continue
             await asyncio.sleep(0)
+
+    async def _until_settled(self) -> None:
+        """Until another batch may be decided; where several clients work at once, a moment longer."""
+        events = self._events
+        while len(self._undurable) >= _undurable_max(self._tables, is_urgent=bool(self._urgent)):
+            events.settled.clear()
+            await events.settled.wait()
+        if len(self) and _undurable_max(self._tables, is_urgent=bool(self._urgent)) == 1:
+            await events.gather(self._tables.environment, len(self) + self._last_count)
 
     def _next_record_bytes(self) -> int:
         tables = self._tables
@@ -282,6 +298,7 @@ class Pipeline:
             if not sink.closed:
                 count += 1
                 batch.decide(op, sink)
+        self._last_count = count
         self._tables.stats.batch_ops.observe(count)
         self._tables.stats.operations += count
         self._commit(batch, started_s, pinned)
@@ -312,7 +329,7 @@ class Pipeline:
             self._answer_early(batch, record, pinned)
             return
         if _passes_points(batch, record):
-            failpoints.hit(*(f"{step}-before-commit" for step in batch.steps))
+            failpoints.hit_steps(batch.steps, "before")
         if record is not None:
             self.writer.append(record)
             tables.clock = record.clock
@@ -344,7 +361,7 @@ class Pipeline:
         batch, position, record, started_s, pinned = decided
         tables = self._tables
         if _passes_points(batch, record):
-            failpoints.hit(*(f"{step}-after-commit" for step in batch.steps))
+            failpoints.hit_steps(batch.steps, "after")
         if record is not None:
             tables.visible = record.clock
             if not failpoints.planted("applied-before-durable"):
@@ -388,6 +405,29 @@ class _Events:
         self.queued = asyncio.Event()
         self.settled = asyncio.Event()
         self.closing = False
+        self._gathered = asyncio.Event()
+        self._enough = sys.maxsize  # operations in the queue
+
+    def note_queued(self, count: int) -> None:
+        """An operation is queued; so many are now."""
+        self.queued.set()
+        if count >= self._enough:
+            self._gathered.set()
+
+    async def gather(self, environment: Environment, enough: int) -> None:
+        """A record has reached the copies: wait a moment for the next operations of those who are answered now, until
+        so many are queued. One client that works alone does not come here."""
+        self._enough = enough
+        self._gathered.clear()
+        await environment.wait_for(self._gathered.wait(), _GATHER_S)
+        self._enough = sys.maxsize
+
+
+def _undurable_max(tables: Tables, *, is_urgent: bool) -> int:
+    """How many batches may be on their way to the disks; one where copies are waited for: what comes until it has
+    arrived makes the next one fuller, and so saves each of them a record."""
+    waits = tables.sender is not None and tables.sender.waits and not is_urgent
+    return 1 if waits else tables.limits.undurable_batches_max
 
 
 def _unknown(kind: str, key: str) -> None:

@@ -165,6 +165,7 @@ class Reads:
             cache.finish(op.key, ticket, None)
             sink.send(self._wrong_owner(op.id, partition))
         elif isinstance(found, DataCorrupt):
+            self._tables.verification.found(found)
             cache.finish(op.key, ticket, None)
             log.error("%s", found)
             sink.send(refusal(op.id, found))
@@ -194,10 +195,10 @@ class Reads:
         """The changes of the batch are visible: reads that waited for them go on."""
         cache, blocked, generations = self._tables.cache, self._blocked, self._tables.served.generations
         decided: list[Row] = []
-        for row in batch.changes.rows.values():
-            if row.kind == VALUE and generations[row.partition]:
-                cache.publish(row.key, entry_of(row))
-                if blocked and row.key in blocked:
+        for (kind, key), row in batch.changes.rows.items():
+            if kind == VALUE and generations[row.partition]:
+                cache.publish(key, entry_of(row))
+                if blocked and key in blocked:
                     decided.append(row)
         for row in decided:
             self._unblock(row)

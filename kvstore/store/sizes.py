@@ -41,13 +41,12 @@ _PARTS = frozenset({Prepare, Transact, DecideCommit})
 
 def _keys_bytes(op: Any, kind: type, before: Callable[[str, str], RowMeta | None]) -> int:
     """An intent holds its writes as base64, and its row the value that stays until it is applied."""
-    keys = keys_of(op)
-    size = len(keys) * _KEY_ROWS
-    if kind is Prepare:
-        for key in keys:
-            found = before(VALUE, key)
-            if found is not None:
-                size += found.size
+    if kind is not Prepare:
+        return (len(op.conditions) + len(op.then) + len(op.otherwise)) * _KEY_ROWS
+    size = 0
+    for key in keys_of(op):
+        found = before(VALUE, key)
+        size += _KEY_ROWS if found is None else _KEY_ROWS + found.size
     return size
 
 

@@ -35,7 +35,7 @@ class Undecided:
         """The routers say that these are finished everywhere."""
         self._tables.decisions.acknowledge(attempts)
 
-    def old_decisions(self, finished_max: int) -> tuple[list[tuple[Attempt, int]], list[Attempt]]:
+    def old_decisions(self, finished_max: int) -> tuple[list[Attempt], list[Attempt]]:
         """Of served partitions: see `DecisionTable.old`."""
         return self._tables.decisions.old(self._tables.served.generations, finished_max)
 

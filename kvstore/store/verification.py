@@ -53,7 +53,7 @@ def home_in(partitions: int) -> HomeOf:
 
 class Verification:
     """`rounds` counts how often the whole file was looked at since the opening. `file_damage`: why nothing more is
-    written into it."""
+    written into it. `damage`: the first fault that was found; empty without one."""
 
     def __init__(
         self, environment: Environment, limits: Limits, engine: Engine, partitions: int, is_examined: bool
@@ -72,6 +72,7 @@ class Verification:
         self._is_examined = is_examined or is_new
         self._examining = asyncio.Lock()
         self.file_damage: DataCorrupt | None = None
+        self.damage = ""
 
     def is_verified(self, partition: int) -> bool:
         """A miss in this partition is one."""
@@ -125,6 +126,7 @@ class Verification:
 
     def stop_writing(self, damage: DataCorrupt) -> None:
         """Nothing more is written: clients are told so, and what the file lacks stays in the log."""
+        self.found(damage)
         if self.file_damage is None:
             log.error("nothing more is written into %s: %s", self._engine.path, damage.detail)
             next_step = "Restore file and log from a copy; `kvstore store check FILE` names what is damaged."
@@ -188,7 +190,12 @@ class Verification:
                 return
             await self._environment.wait_for(self._asked.wait(), left_s)
 
+    def found(self, damage: DataCorrupt) -> None:
+        """A reader has met it."""
+        self.damage = self.damage or damage.detail
+
     def _note(self, fault: Fault) -> None:
+        self.damage = self.damage or f"{fault.detail[:1].upper()}{fault.detail[1:]}."
         if self._faults_logged < _FAULTS_LOGGED_MAX:
             self._faults_logged += 1
             log.error("damage in %s: %s", self._engine.path, fault.detail)

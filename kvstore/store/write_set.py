@@ -13,7 +13,9 @@ Leaves to others: what an operation does (`batch`, `leases`, `replies`, `partici
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+import msgspec
 
 from kvstore.errors import DataCorrupt, DiskFull
 from kvstore.protocol import Reply
@@ -32,7 +34,7 @@ class Sink(Protocol):
     def send(self, reply: Reply, /) -> None: ...
 
 
-class RowMeta(NamedTuple):
+class RowMeta(msgspec.Struct, frozen=True, gc=False):
     """What a batch must know of a key's row; `size` is that of its body, a tombstone is not `live`."""
 
     version: int
@@ -49,7 +51,7 @@ class Committed(Protocol):
     def state(self, kind: str, key: str) -> State | None: ...
 
 
-class Context(NamedTuple):
+class Context(msgspec.Struct, frozen=True):
     """What holds for the whole batch. `generations[p]` is 0 where the store does not serve partition p (see `served`):
     because it does not own it, or because it is `frozen`."""
 
@@ -208,12 +210,12 @@ class WriteSet:
         return after
 
     def _set_row(self, row: Row) -> None:
-        name = row.kind, row.key
+        kind, key, _, self._sequence, _, _, body, intent = row
+        name = kind, key
         self.undo.note_item(self.rows, name)
         self.undo.note_item(self._seen, name)
-        self._sequence = row.sequence
         self.rows[name] = row
-        self.bytes += len(row.key) + len(row.body or b"") + len(row.intent or b"") + _ROW_BYTES
+        self.bytes += len(key) + len(body or b"") + len(intent or b"") + _ROW_BYTES
 
     def write_new(self, kind: str, key: str, partition: int, body: bytes) -> None:
         """A row that is known not to be there; it takes no step of the version clock."""

@@ -72,9 +72,9 @@ class Connection:
                     log.error("a router's connection ends: %s", message.data)  # too large a frame, for example
                     break
                 for request in self._requests(message.data):
-                    if isinstance(request, Names):
+                    if type(request) is Names:
                         self.strike = request.strike
-                    elif isinstance(request, ForStore):
+                    elif type(request) is ForStore:
                         handle = (store_of(request.store_id) if store_of is not None else None) or _refuse
                     else:
                         handle(request, self)

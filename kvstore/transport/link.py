@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import errno
 import logging
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import aiohttp
 import msgspec
@@ -42,7 +42,7 @@ class Addressee(Protocol):
     answered: bool
 
 
-class _Pending(NamedTuple):
+class _Pending(msgspec.Struct, frozen=True):
     future: asyncio.Future[Any]
     is_write: bool
     size: int
@@ -183,9 +183,9 @@ class NodeLink:
         self._next_id += 1
         request.id = self._next_id
         future = self._loop.create_future()
-        wait_s = request.wait_ms / 1000 if isinstance(request, Acquire) else 0.0
+        wait_s = request.wait_ms / 1000 if type(request) is Acquire else 0.0
         deadline_s = self._loop.time() + wait_s + limits.request_timeout_s
-        self._pending[request.id] = _Pending(future, isinstance(request, WRITES), size, deadline_s, channel)
+        self._pending[request.id] = _Pending(future, type(request) in WRITES, size, deadline_s, channel)
         self.bytes_under_way += size
         if at_leisure:
             self._outbox.put_at_leisure(request)

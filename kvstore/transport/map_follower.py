@@ -74,12 +74,14 @@ class MapFollower:
         epoch: int = 0,
         clock: int = 0,
         copy_id: str = "",
+        host: str = "",
+        zone: str = "",
     ) -> None:
         """Tell the controller that this shard is there, until it has heard it. Raises ForeignData if it is refused.
 
         `join`: make it a member, with this weight, if it is none. `partitions`: of how many its file is.
         `epoch`: of the map that it follows; `clock`: the highest version that it has given or seen.
-        `copy_id`: of its copy of the store.
+        `copy_id`: of its copy of the store. `host`, `zone`: of the node, empty if they are not named.
         """
         body: dict[str, Any] = {
             "id": shard_id,
@@ -89,6 +91,7 @@ class MapFollower:
             "weight": weight,
             "copy_id": copy_id,
         }
+        body |= {name: value for name, value in (("host", host), ("zone", zone)) if value}
         if join:
             body["join"] = True
         if partitions is not None:

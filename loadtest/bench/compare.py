@@ -48,6 +48,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     works: list[str]
     shards: list[int]
     routers: list[int]
+    replicas: int
     keys: int
     json_file: Path | None
     html_file: Path | None
@@ -113,6 +114,13 @@ def _numbers(most: int) -> Callable[[click.Context, click.Parameter, str], list[
     show_default=True,
     help="Routers of each of these; several, as in 1,2.",
 )
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 5),
+    default=1,
+    show_default=True,
+    help="Copies of every key; etcd runs on as many nodes as bear the same losses: 2 copies, 3 nodes.",
+)
 @click.option("--keys", type=click.IntRange(1), default=20_000, show_default=True, help="Keys of 100-byte values.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there.")
 @click.option(
@@ -170,8 +178,8 @@ async def _compare(options: Options) -> str:
 def _installed(options: Options) -> list[System]:
     """The systems asked for that can be started here; the rest is told, with the mend."""
     known: dict[str, Callable[[], list[System]]] = {
-        "kvstore": lambda: _clusters(options.shapes),
-        "etcd": lambda: [EtcdSystem()],
+        "kvstore": lambda: _clusters(options.shapes, options.replicas),
+        "etcd": lambda: [EtcdSystem(nodes=2 * options.replicas - 1)],
         "redis": lambda: [RedisSystem()],
         "bare": lambda: [BareSystem()],
     }
@@ -184,11 +192,11 @@ def _installed(options: Options) -> list[System]:
     return found
 
 
-def _clusters(shapes: Sequence[Shape]) -> list[System]:
+def _clusters(shapes: Sequence[Shape], replicas: int = 1) -> list[System]:
     """One that is alone is called `kvstore`; several are called by their shapes."""
     if len(shapes) == 1:
-        return [KvstoreSystem(shapes[0])]
-    return [KvstoreSystem(shape, shape.name) for shape in shapes]
+        return [KvstoreSystem(shapes[0], replicas=replicas)]
+    return [KvstoreSystem(shape, shape.name, replicas) for shape in shapes]
 
 
 async def _start(system: System, folder: Path) -> SystemFacts:

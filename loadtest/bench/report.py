@@ -188,7 +188,7 @@ def targets(cells: Sequence[Cell], facts: Sequence[SystemFacts]) -> list[Target]
         share = mine.p99_ms / theirs.p99_ms if mine and theirs and theirs.p99_ms else None
         result.append(at_most(f"PUT at {connections} connections: p99 ≤ 1 × etcd's", share, 1.0))
     fact = next((fact for fact in facts if fact.system == subject(facts)), None)
-    result.append(at_most("idle memory (PSS) ≤ 350 MB", fact.idle_pss_mb if fact else None, 350))
+    result.append(at_most("idle memory (PSS) ≤ 300 MB", fact.idle_pss_mb if fact else None, 300))
     result.append(at_most("ready in ≤ 3 s", fact.ready_s if fact else None, 3))
     return result
 
@@ -199,11 +199,11 @@ _RATE_TARGETS = (
     ("get", 32, "bare", 0.5),
     ("get", 128, "bare", 0.5),
     ("put", 32, "etcd", 1.3),
-    ("put", 128, "etcd", 1.5),
-    ("cas", 32, "etcd", 1.7),
-    ("cas", 128, "etcd", 1.7),
+    ("put", 128, "etcd", 1.7),
+    ("cas", 32, "etcd", 2.0),
+    ("cas", 128, "etcd", 2.5),
     ("txn4", 32, "etcd", 0.9),
-    ("txn4", 128, "etcd", 1.0),
+    ("txn4", 128, "etcd", 1.2),
     ("txn1", 32, "etcd", 1.5),
     ("txn1", 128, "etcd", 1.5),
 )

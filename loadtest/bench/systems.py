@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -110,9 +111,10 @@ class System(ABC):
 class KvstoreSystem(System):
     dialect = dialects.Kvstore()
 
-    def __init__(self, shape: Shape, name: str = "") -> None:
+    def __init__(self, shape: Shape, name: str = "", replicas: int = 1) -> None:
         super().__init__(name)
         self.shape: Shape = shape
+        self._replicas = replicas
         self._cluster: LocalCluster | None = None
 
     @property
@@ -121,10 +123,12 @@ class KvstoreSystem(System):
 
     def version(self) -> str:
         commit = output("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty")
-        return f"kvstore ({commit or 'no commit'})"
+        copies = f", replicas: {self._replicas}" if self._replicas > 1 else ""
+        return f"kvstore ({commit or 'no commit'}{copies})"
 
     async def start(self, folder: Path) -> None:
-        self._cluster = LocalCluster(folder, shards=self.shape.shards, routers=self.shape.routers)
+        shards, routers = self.shape
+        self._cluster = LocalCluster(folder, shards, routers=routers, replicas=self._replicas)
         began = time.monotonic()
         await self._cluster.start()
         assert self._cluster.up is not None
@@ -153,27 +157,59 @@ def read_batches(metrics: str) -> Batches:
 
 
 class EtcdSystem(System):
+    """One that runs on several nodes is asked where its leader is: the quickest way to it, as no node passes on."""
+
     dialect = dialects.Etcd()
     programs = (("etcd", "etcd-server"),)
 
+    def __init__(self, name: str = "", nodes: int = 1) -> None:
+        super().__init__(name)
+        self._nodes = nodes
+
     def version(self) -> str:
         lines = output("etcd", "--version").splitlines()
-        return f"etcd {lines[0].rpartition(' ')[2]}" if lines else "etcd"
+        nodes = f" on {self._nodes} nodes" if self._nodes > 1 else ""
+        return f"etcd {lines[0].rpartition(' ')[2]}{nodes}" if lines else "etcd"
 
     async def start(self, folder: Path) -> None:
-        client, peer = (f"http://127.0.0.1:{port}" for port in processes.free_ports(2))
-        self.urls, log = [client], folder / "etcd.log"
-        command = [
-            *("etcd", "--data-dir", str(folder / "data"), "--logger", "zap", "--log-level", "warn"),
-            *("--listen-client-urls", client, "--advertise-client-urls", client),
-            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-            *("--initial-cluster", f"default={peer}"),
-            *("--quota-backend-bytes", str(8 << 30)),  # it keeps every version: a long run would pass the 2 GiB
-        ]
+        ports = processes.free_ports(2 * self._nodes)
+        clients, peers = ([f"http://127.0.0.1:{port}" for port in half] for half in (ports[::2], ports[1::2]))
+        self.urls = clients
         began = time.monotonic()
-        self._running.append(await processes.start(command, log))
-        await self._wait_for(Request("GET", "/health"), log, self._running[-1])
+        for number in range(self._nodes):
+            command = etcd_command(folder, number, clients[number], peers)
+            self._running.append(await processes.start(command, folder / f"etcd-{number}.log"))
+        await self._wait_for(Request("GET", "/health"), folder / "etcd-0.log", self._running[0])
+        if self._nodes > 1:
+            self.urls = [await self._leader()]
         self.ready_s = time.monotonic() - began
+
+    async def _leader(self) -> str:
+        """Raises RuntimeError."""
+        for url in self.urls:
+            answer = await ask(url, Request("POST", "/v3/maintenance/status", b"{}"))
+            if answer.status == 200 and is_leader(answer.body):
+                return url
+        raise RuntimeError("no node of etcd says that it is the leader")
+
+
+def etcd_command(folder: Path, number: int, client: str, peers: Sequence[str]) -> list[str]:
+    """What starts the node of that number. `peers`: the addresses at which the nodes talk, by number."""
+    members = ",".join(f"node-{each}={peer}" for each, peer in enumerate(peers))
+    return [
+        *("etcd", "--name", f"node-{number}", "--data-dir", str(folder / f"data-{number}")),
+        *("--logger", "zap", "--log-level", "warn"),
+        *("--listen-client-urls", client, "--advertise-client-urls", client),
+        *("--listen-peer-urls", peers[number], "--initial-advertise-peer-urls", peers[number]),
+        *("--initial-cluster", members),
+        *("--quota-backend-bytes", str(8 << 30)),  # it keeps every version: a long run would pass the 2 GiB
+    ]
+
+
+def is_leader(status: bytes) -> bool:
+    """Whether the node of etcd that answered so is the leader."""
+    told = json.loads(status)
+    return "leader" in told and told["leader"] == told["header"]["member_id"]
 
 
 class RedisSystem(System):

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 from kvstore.errors import KvError
 from kvstore.model import Attempt, Condition, IdempotencyKey, Preconditions, Read, TxnOp
-from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
     Abort,
     Acquire,
@@ -294,8 +293,7 @@ class Client:
         self._note(group, "write", begin_s, outcome, value=_short(value.encode()), version=told.version or None)
         self._stamp = max(self._stamp, told.floor)
         if self._rng.random() < 0.7:
-            partition = partition_of(keys[0].encode(), PARTITIONS)
-            await self._insist(DropDecisions([attempt], partition))
+            await self._insist(DropDecisions([attempt]))
 
     # --- sets ---------------------------------------------------------------------------------------------------------
 

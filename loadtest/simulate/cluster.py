@@ -1,9 +1,10 @@
-"""A simulated cluster: routers, nodes, a controller, their network, and what must hold after each of their events.
+"""A simulated cluster: routers, nodes, a controller, and their network.
 
-Owns: which servers there are, starting each again when it has ended, the invariants that are cheap to look at.
+Owns: which servers there are, starting each again when it has ended.
 Promises: every server draws from a generator of random numbers of its own, so that one fault more or less does not
 change what the others draw.
-Leaves to others: the servers (`servers`), faults (`cluster_faults`), clients (`cluster_clients`).
+Leaves to others: the servers (`servers`), what must hold after each event (`invariants`), faults (`cluster_faults`),
+clients (`cluster_clients`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.controller.membership import ClusterState
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.store.store import Store
+from loadtest.simulate.invariants import Invariants
 from loadtest.simulate.loop import Killed, Process, SimulatedLoop, running_process
 from loadtest.simulate.machine import Violation
 from loadtest.simulate.network import Network
@@ -54,8 +55,6 @@ LIMITS = Limits(
 _RESTART_S = (0.01, 0.6)
 _LOOK_S = 0.2
 
-Copy = tuple[str, str]  # node and shard
-
 
 class Cluster:
     """`faults`: how often each kind came; `points`: how often each failpoint was hit."""
@@ -68,16 +67,16 @@ class Cluster:
         self.points: Counter[str] = Counter()
         self.failed: asyncio.Future[None] = loop.create_future()
         self._made = 0
+        self._lost = 0  # disks, since all was copied
         self.kill_at: dict[str, int] = {}  # at the n-th time of that failpoint
         first = [f"s{number}" for number in range(1, SHARDS + 1)]
+        self._document: bytes | None = None
+        self._map: ClusterMap | None = None  # that is in the document
         self.controller = ControllerServer(self.network, self.random("controller"), LIMITS, self.found, first, replicas)
         self.routers = [self._router(f"r{number}") for number in range(1, ROUTERS + 1)]
         self.nodes = {name: self._node(name) for name in first}
         self._members: dict[str, None] = {}
-        self._serving: dict[int, Copy] = {}
-        self._looked_at: dict[Copy, object] = {}
-        self._terms: dict[tuple[str, int], str] = {}  # the copy that served a store in that term
-        self._floors: dict[Copy, tuple[int, int, int]] = {}  # what each copy's clocks have shown
+        self.invariants = Invariants(self.nodes, lambda: self.stored_map)
 
     def random(self, name: str) -> random.Random:
         """A generator of its own for each name."""
@@ -126,14 +125,51 @@ class Cluster:
                 return
             await asyncio.sleep(rng.uniform(*_RESTART_S))
             if server.wanted and server.gone.is_set():
-                self._unserve(server.name)
+                self.invariants.process_ended(server.name)
                 server.start()
 
     @property
     def stored_map(self) -> ClusterMap | None:
         """As the controller's store has it now."""
         document = self.controller.register.stored.document
-        return msgspec.json.decode(document, type=ClusterState).map if document is not None else None
+        if document is not self._document:
+            self._document = document
+            self._map = msgspec.json.decode(document, type=ClusterState).map if document is not None else None
+        return self._map
+
+    def may_lose_a_disk(self) -> bool:
+        """Whether fewer disks than there are copies would be lost since all was copied."""
+        return self.disks_lost() < self.controller.config.replicas - 1 and (self._lost > 0 or self._is_whole())
+
+    def disks_lost(self) -> int:
+        """Since all was copied."""
+        self._lost *= not self._is_whole()
+        return self._lost
+
+    def lose_disk(self, node: NodeServer) -> None:
+        self._lost += 1
+        node.lose_disk()
+        self.invariants.disk_gone(node.name)
+
+    def _is_whole(self) -> bool:
+        """Whether as many copies of each shard as there are to be are in sync, and on disks of processes that run."""
+        cluster_map = self.stored_map
+        if cluster_map is None:
+            return False
+        wanted = min(cluster_map.replicas, len(cluster_map.nodes))
+        for shard in cluster_map.shards:
+            in_sync = [(each.node, each.copy_id) for each in shard.replicas if each.state == "in-sync"]
+            places = [(shard.primary.node, shard.primary.copy_id), *in_sync]
+            if len(places) < wanted or not all(self._has(node, shard.id, copy_id) for node, copy_id in places):
+                return False
+        return True
+
+    def _has(self, node: str, shard_id: str, copy_id: str) -> bool:
+        server = self.nodes.get(node)
+        if server is None or server.node is None:
+            return False
+        resident = server.node.stores.by_shard.get(shard_id)
+        return resident is not None and resident.copy_id == copy_id
 
     def add_shard(self) -> str | None:
         """A new one, with an empty disk, which asks to join; None if there are enough."""
@@ -169,10 +205,8 @@ class Cluster:
             node.stop()
         if self.nodes.get(name) is not node:
             return  # it was ended twice
-        self._unserve(name)
+        self.invariants.disk_gone(name)
         del self.nodes[name]
-        for copy in [copy for copy in self._floors if copy[0] == name]:
-            del self._floors[copy]
         self.loop.note(f"{name} has left")
 
     # --- what must always hold ----------------------------------------------------------------------------------------
@@ -197,65 +231,12 @@ class Cluster:
 
     def check(self, process: Process) -> None:
         """After every event of a process. Raises Violation."""
-        server = self.nodes.get(process.name)
-        if server is None or server.node is None or server.process is not process:
+        if process.name == self.controller.name:
+            self.invariants.check_map()
             return
-        for hosted in server.node.stores.served:
-            copy = server.name, hosted.shard_id
-            self._check_store(copy, hosted.store)
-            served = hosted.store.served
-            if hosted.is_open and served is not self._looked_at.get(copy) and hosted.store.tables.may_answer():
-                self._looked_at[copy] = served
-                self._note_served(copy, hosted.store)
-
-    def _check_store(self, copy: Copy, store: Store) -> None:
-        log = store.tables.log
-        applied, visible = store.tables.engine.applied.position.number, store.applier.visible
-        if not applied <= visible <= log.durable <= log.last.number:
-            order = f"applied {applied}, visible {visible}, durable {log.durable}, last {log.last.number}"
-            raise Violation(f"{' of '.join(copy)}: {order}")
-        clock = store.clock
-        now, before = (clock.version, clock.sequence, clock.attempts_floor), self._floors.get(copy)
-        if now != before:
-            if before is not None and any(after < early for after, early in zip(now, before, strict=True)):
-                raise Violation(f"{' of '.join(copy)}: version, sequence, floor went from {before} to {now}")
-            self._floors[copy] = now
-
-    def note_term(self, store_id: str, term: int, copy_id: str) -> None:
-        """That copy serves in that term: no other one ever did. Raises Violation."""
-        first = self._terms.setdefault((store_id, term), copy_id)
-        if first != copy_id:
-            raise Violation(f"copy {copy_id} of store {store_id} serves in term {term}, in which copy {first} has")
-
-    def _note_served(self, copy: Copy, store: Store) -> None:
-        """One owner per partition, one primary per term, of those that may answer. Raises Violation."""
-        shard = store.cluster_map.shard(copy[1]) if store.cluster_map is not None else None
-        if shard is not None:
-            self.note_term(store.identity.store_id, shard.term, store.copy_id)
-        self._serving = {partition: owner for partition, owner in self._serving.items() if owner != copy}
-        for partition, generation in enumerate(store.served.generations):
-            if not generation or partition in store.served.frozen:
-                continue
-            other = self._serving.setdefault(partition, copy)
-            if other != copy:
-                if self._answers(other):
-                    both = f"{' of '.join(other)} and by {' of '.join(copy)}"
-                    raise Violation(f"partition {partition} is served by {both}")
-                self._looked_at.pop(other, None)  # it is looked at once more if it may answer again
-            self._serving[partition] = copy
-
-    def _answers(self, copy: Copy) -> bool:
-        """Whether that copy may answer now: it is a primary that holds its lease."""
-        server = self.nodes[copy[0]]
-        if not server.is_alive or server.node is None:
-            return False
-        found = [each for each in server.node.stores.served if each.shard_id == copy[1]]
-        return any(each.is_open and each.store.tables.may_answer() for each in found)
-
-    def _unserve(self, name: str) -> None:
-        """The process of that node has ended."""
-        self._serving = {partition: owner for partition, owner in self._serving.items() if owner[0] != name}
-        self._looked_at = {copy: served for copy, served in self._looked_at.items() if copy[0] != name}
+        server = self.nodes.get(process.name)
+        if server is not None and server.node is not None and server.process is process:
+            self.invariants.check(server)
 
 
 class Errors(logging.Handler):

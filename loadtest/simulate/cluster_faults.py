@@ -29,13 +29,14 @@ NEMESES: dict[str, tuple[str, ...]] = {
     "pause": ("stand still", "sleep"),
     "network": ("cut", "cut one way", "isolate", "reset", "slow link", "messages come twice"),
     "disk": ("sync fails", "slow disk", "disk full", "flip a bit"),
+    "lose": ("lose a disk",),
     "clock": ("wall clock jumps",),
-    "store": ("map store away",),
+    "store": ("map store away", "lose the record"),
     "change": ("add a shard", "remove a shard", "weigh a shard", "plan again", "cancel the moves", "leave behind"),
 }
 _WEIGHTS = {
     "kill at a failpoint": 4, "reset": 2, "wall clock jumps": 2, "add a shard": 2, "remove a shard": 2,
-    "weigh a shard": 2, "leave behind": 2,
+    "weigh a shard": 2, "leave behind": 2, "lose a disk": 2,
 }  # fmt: skip
 _PAUSE_S = 0.9  # between two faults, in the mean
 _SYNC_S = 0.0001
@@ -79,7 +80,8 @@ class Nemesis:
             "disk full": self._fill, "flip a bit": self._flip, "wall clock jumps": self._jump,
             "map store away": self._take_store_away, "add a shard": self._add, "remove a shard": self._remove,
             "weigh a shard": self._weigh, "plan again": self._plan, "leave behind": self._leave_behind,
-            "messages come twice": self._double,
+            "messages come twice": self._double, "lose a disk": self._lose_disk,
+            "lose the record": self._lose_record,
             "cancel the moves": self._cancel,
         }  # fmt: skip
 
@@ -256,6 +258,15 @@ class Nemesis:
             node.disk.flip(path, bit)
         node.is_damaged = node.refused = False
 
+    async def _lose_disk(self, rng: random.Random) -> None:
+        """Never the last copy of anything: so nothing may be lost by it."""
+        node = self._node(rng)
+        cluster_map = self._cluster.stored_map
+        is_member = cluster_map is not None and cluster_map.node(node.name) is not None
+        if is_member and not node.is_damaged and self._cluster.may_lose_a_disk():
+            self._cluster.loop.note(f"{node.name} loses its disk")
+            self._cluster.lose_disk(node)
+
     async def _jump(self, rng: random.Random) -> None:
         """Once, or to and fro for a while, as under a daemon that does not find the time."""
         most_ms = rng.choice((300, 3_000, 30_000))
@@ -271,6 +282,26 @@ class Nemesis:
         register.away = True
         await asyncio.sleep(rng.choice((0.2, 2.0, 6.0)) * rng.random())
         register.away = False
+
+    async def _lose_record(self, rng: random.Random) -> None:
+        """The controller's file is lost; a person has it recovered from the nodes, as soon as all members answer.
+
+        Not beside the disk of a node: what the file alone knows then may be which copy has all.
+        """
+        cluster, controller = self._cluster, self._cluster.controller
+        if cluster.stored_map is None or cluster.disks_lost():
+            return
+        if controller.process is not None:
+            controller.process.kill()
+        controller.register.lose()
+        while cluster.stored_map is None:
+            await asyncio.sleep(rng.uniform(0.3, 2.0))
+            await self._ask(self._recover)
+
+    async def _recover(self, service: ClusterService) -> None:
+        found = await service.recovery()
+        ended = [shard for shard in found["silent"] if shard not in self._cluster.nodes]
+        await service.recover(found["cluster_id"], found["epoch"], ended)
 
     # --- changes of the cluster ---------------------------------------------------------------------------------------
 

@@ -167,6 +167,12 @@ class SimulatedDisk:
         for stored in (self._content(path).cached, self._content(path).durable):
             del stored[size:]
 
+    def wipe(self) -> None:
+        """The disk is lost, and an empty one is in its place."""
+        self._files.clear()
+        self._durable_files.clear()
+        self._changes.clear()
+
     def remove(self, path: Path) -> None:
         """Damage the folder: the file is gone."""
         del self._files[path]

@@ -22,11 +22,15 @@ class Register:
     """What survives the controller's process."""
 
     def __init__(self) -> None:
+        self.away = False
+        self.lose()
+
+    def lose(self) -> None:
+        """Begin with nothing, as in an empty file."""
         self.stored = Stored(0, None)
         self.told: dict[str, Told] = {}
         self.clock_floors: dict[str, int] = {}
         self.kept: dict[str, bytes] = {}
-        self.away = False
 
 
 class SimulatedMapStore:

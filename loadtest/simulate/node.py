@@ -73,9 +73,17 @@ class SimulatedFolder:
 
     async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Opened | CopyFiles:
         path = self._path(shard_id)
+        with suppress(DataCorrupt):
+            identity = read_identity(self._disk, FOLDER, path.stem)
+            if identity is not None and identity.filling:
+                return await self.open_copy(shard_id, partitions)
         engine = self.engines.get(path)
         if engine is None:
             return self._make(path, shard_id, partitions)
+        with suppress(DataCorrupt):
+            identity = read_identity(self._disk, FOLDER, path.stem)
+            if identity is not None and identity.filling:
+                return await self.open_copy(shard_id, partitions)
         logged = engine.applied.cluster_map
         cluster_map = decode_map(logged) if logged is not None else None
         if not may_serve_alone(cluster_map, shard_id, self._node_id):
@@ -92,9 +100,9 @@ class SimulatedFolder:
 
     async def open_copy(self, shard_id: str, partitions: int) -> CopyFiles:
         path = self._path(shard_id)
-        place = self._place(path, self.engines[path].identity)
         identity = read_identity(self._disk, FOLDER, path.stem)
         assert identity is not None
+        place = self._place(path, Identity(identity.store_id, None, shard_id, partitions))
         copy = await files.open_copy(place, identity, self.environment, times_of(self._limits))
         return CopyFiles(path, copy, None, self._disk)
 
@@ -252,6 +260,14 @@ class NodeServer(Server):
         """The process ends, and what survives is up to `fate`."""
         self.fate = fate
         self.lose_power()
+
+    def lose_disk(self) -> None:
+        """The process ends, and the next one finds an empty folder."""
+        if self.process is not None:
+            self.process.kill()
+        self.disk.wipe()
+        self.folder.engines.clear()
+        self._last_session = ""
 
     def start(self) -> None:
         if not self.host.has_power:

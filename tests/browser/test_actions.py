@@ -222,12 +222,12 @@ def test_hostile_owners_and_locks_are_text_and_a_hostile_key_has_a_way(page: Pag
 def test_a_plan_that_cannot_be_is_said_and_nothing_is_done(page: Page, demo: Cluster) -> None:
     page.refusals = {400, 409}
     page.open("ring")
-    page.type(".row input", "S 9")
+    page.type("input[maxlength]", "S 9")
     page.click("Add a shard")
     page.until(lambda: "400 bad-body" in page.text_of("dialog"))
     page.click("Close")
     page.until(lambda: not page.all("dialog"))
-    page.type(".row input", "s1")
+    page.type("input[maxlength]", "s1")
     page.click("Add a shard")
     page.until(lambda: "409 change-refused" in page.text_of("dialog"))
     assert not [button for button in page.all("dialog button") if button.text.startswith("Add")]

@@ -30,8 +30,8 @@ SHARDS = ("s1", "s2", "s3")
 class Nodes:
     """A controller, a router and three nodes. `down` are those that were killed."""
 
-    def __init__(self, folder: Path, at_the_end: ExitStack, replicas: int = 2) -> None:
-        self.config = write_config(folder, shards=3, partitions=64, replicas=replicas)
+    def __init__(self, folder: Path, at_the_end: ExitStack, replicas: int = 2, **limits: float) -> None:
+        self.config = write_config(folder, shards=3, partitions=64, replicas=replicas, limits=limits)
         self.folder = folder
         self._at_the_end = at_the_end
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -62,9 +62,18 @@ class Nodes:
         self._processes[node].kill()
         self._processes[node].wait()
 
+    def wait(self, node: str) -> int:
+        """Its exit code, once it has ended by itself."""
+        return self._processes[node].wait(WAIT_S)
+
     def document(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.url}/v1/cluster", timeout=30) as answer:
             found: dict[str, Any] = json.load(answer)
+        return found
+
+    def changes(self) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(f"{self.url}/v1/changes", timeout=30) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["items"]
         return found
 
     def primaries(self) -> dict[str, str]:
@@ -190,6 +199,26 @@ def test_the_disaster_exit_goes_on_with_an_older_copy_and_the_node_that_returns_
     assert int(_kvstore(nodes, "put", key, "new", "--json").split('"version":')[1].rstrip("}\n ")) > late + 2**31
 
 
+def test_the_keys_of_a_node_that_is_given_up_move_to_the_others_and_it_is_refused_when_it_returns(
+    tmp_path: Path,
+) -> None:
+    with ExitStack() as at_the_end:
+        nodes = Nodes(tmp_path, at_the_end, down_out_s=3.0)
+        nodes.until(nodes.are_in_sync)
+        keys = {nodes.key_of(shard): shard for shard in SHARDS}
+        for key, shard in keys.items():
+            _kvstore(nodes, "put", key, f"of {shard}")
+        nodes.kill("s1")
+        nodes.until(lambda: set(nodes.primaries()) == {"s2", "s3"} and nodes.are_in_sync())
+        nodes.until(lambda: [node["id"] for node in nodes.document()["nodes"]] == ["s2", "s3"])
+        for key, shard in keys.items():
+            assert _kvstore(nodes, "get", key) == f"of {shard}"
+        assert nodes.document()["advice"].startswith("All is well")
+        nodes.start("s1")
+        assert nodes.wait("s1") == 78
+        assert "given up because its node was silent for too long" in (tmp_path / "shard-s1.log").read_text()
+
+
 def test_copies_are_made_and_dropped_while_the_cluster_runs(tmp_path: Path) -> None:
     with ExitStack() as at_the_end:
         nodes = Nodes(tmp_path, at_the_end, replicas=1)
@@ -211,3 +240,40 @@ def _kvstore(nodes: Nodes, *arguments: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_damaged_node_is_made_anew_from_the_others_and_every_key_is_there(nodes: Nodes) -> None:
+    """The id of its home's copy and the log of the copy that it has of another shard are not what they were."""
+    keys = [f"kept/{number}" for number in range(60)]
+    asyncio.run(_put_all(nodes.url, keys))
+    nodes.kill("s1")
+    folder = nodes.folder / "s1"
+    (copy,) = folder.glob("shard-s?.copy-s1.db")
+    _flip(folder / "shard-s1.id", 30)
+    _flip(min(folder.glob(f"{copy.stem}.log.0*")), 4096 + 100)
+    nodes.start("s1")
+    nodes.until(lambda: len([*folder.glob("*.db.damaged")]) == 2)
+    nodes.until(nodes.are_in_sync)
+    asyncio.run(_check_all(nodes.url, keys))
+    damaged = {"s1", copy.name.removeprefix("shard-").split(".")[0]}
+    nodes.until(lambda: {each["shard"] for each in nodes.changes() if each["kind"] == "rebuild"} == damaged)
+
+
+def _flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 0x41]))
+
+
+async def _put_all(url: str, keys: list[str]) -> None:
+    async with Client(url) as kv:
+        for key in keys:
+            await kv.put(key, key.encode())
+
+
+async def _check_all(url: str, keys: list[str]) -> None:
+    async with Client(url) as kv:
+        for key in keys:
+            assert (await kv.get(key)).value == key.encode()

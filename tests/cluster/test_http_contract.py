@@ -395,7 +395,7 @@ async def test_the_cluster_document_names_its_shards_in_order_with_what_they_hol
     await api.batch([{"op": "put", "key": f"{prefix}{n}", "value": "x" * 100} for n in range(100)])
     document = await api.json("GET", "/v1/cluster")
     first = {"cluster_id", "epoch", "partitions", "replicas", "nodes", "shards", "moves", "in_doubt"}
-    assert document.keys() == first | {"wanted", "ending", "last_change", "advice"}
+    assert document.keys() == first | {"wanted", "ending", "last_change", "advice", "under_replicated", "failovers"}
     assert document["advice"] == "All is well: 4 shards up, every partition has an owner, nothing moves."
     assert (document["wanted"], document["ending"]) == ([], [])
     assert document["cluster_id"]

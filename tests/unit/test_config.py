@@ -53,6 +53,22 @@ def refusal(tmp_path: Path, text: str) -> str:
     return caught.value.detail.removeprefix(f"{tmp_path}/")
 
 
+def test_a_shard_may_name_the_zone_and_host_of_its_node(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    text = """
+routers: [{id: "0", listen: "127.0.0.1:1"}]
+controllers: [{id: "0", listen: "127.0.0.1:2"}]
+shards:
+  - {id: s1, listen: "127.0.0.1:3", zone: a, host: h1}
+  - {id: s2, listen: "127.0.0.1:4"}
+"""
+    path.write_text(text)
+    assert [(shard.zone, shard.host) for shard in load_config(path).shards] == [("a", "h1"), ("", "")]
+    path.write_text(text.replace("zone: a", "zone: a b"))
+    with pytest.raises(ConfigError, match=r":5: shards\[0\]\.zone must be 1 to 64"):
+        load_config(path)
+
+
 def test_a_good_file_is_read_with_its_values_and_the_defaults_of_the_rest(tmp_path: Path) -> None:
     config = load(tmp_path, GOOD)
     assert [(shard.id, shard.weight) for shard in config.shards] == [("s1", 2), ("s2", 1)]

@@ -101,7 +101,7 @@ def test_the_list_of_points_is_that_of_the_code() -> None:
     found |= set(re.findall(r'"(txn-[a-z-]+-sent)"', source))  # one is passed on to where it is hit
     steps = set(re.findall(r'\.steps\.append\("([a-z]+)"\)', source))
     steps |= set(batch._STEPS.values())
-    assert source.count('-commit" for step in batch.steps') == 2
+    assert source.count("failpoints.hit_steps(batch.steps, ") == 2
     found |= {f"{step}-{side}-commit" for step in steps for side in ("before", "after")}
     listed = [point for points in failpoints.POINTS.values() for point in points]
     assert len(listed) == len(set(listed))

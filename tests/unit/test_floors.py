@@ -27,6 +27,7 @@ FLOORS = {
     "launcher": 5, "demo": 5, "cli": 5, "__main__": 5,
 }  # fmt: skip
 METHODS_MAX = 20
+LINES_MAX = 500
 ATTRIBUTES_MAX = 15
 SAME_FLOOR_MAY = {
     0,
@@ -162,6 +163,13 @@ def test_no_class_of_the_store_has_grown_too_large() -> None:
                     if len(methods) > METHODS_MAX or len(attributes) > ATTRIBUTES_MAX:
                         large.append(f"{part}/{path.name}: {node.name}: {len(methods)}, {len(attributes)}")
     assert large == []
+
+
+def test_no_file_has_grown_too_long() -> None:
+    files = [path for folder in (PACKAGE, PACKAGE.parent / "loadtest") for path in sorted(folder.rglob("*.py"))]
+    lines = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert len(lines) > 300
+    assert {path: count for path, count in lines.items() if count > LINES_MAX} == {}
 
 
 def test_every_part_of_the_package_has_a_floor() -> None:

@@ -100,6 +100,7 @@ const NAMES = {
   promote: "Promote a copy of",
   replicas: "Copies",
   failover: "Failover of",
+  rebuild: "Damaged copy made anew of",
 };
 
 function nameOf(change) {

@@ -183,7 +183,7 @@ export function Failover() {
         ["this play-through", `curl -X POST ${location.origin}/v1/demo/kill -d '{"node":"s1"}'`],
       ]}
       read=${[
-        ["kvstore/DESIGN.md", "copies, and one failover step by step"],
+        ["DESIGN.md", "One failover"],
         ["kvstore/replication/failover.py", "who takes over, and when"],
       ]}
     />`;

@@ -209,6 +209,9 @@ export function Keys() {
         ["write only if unchanged", `curl -i -X PUT ${location.origin}/v1/kv/${encodeURIComponent(name ?? "users/1")} -H 'If-Match: "41"' -d hello`],
         ["on the command line", `kvstore list ${shellWord(prefix || "users/")}; kvstore get ${shell}; kvstore put ${shell} hello --if-version 41`],
       ]}
-      read=${[["README.md", "keys, versions and compare-and-set"]]}
+      read=${[
+        ["API.md", "Keys and values"],
+        ["API.md", "Compare-and-set"],
+      ]}
     />`;
 }

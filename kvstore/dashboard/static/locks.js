@@ -153,7 +153,8 @@ export function Locks() {
         ["run a command under it", `kvstore lock ${shellWord(printable(lock))} --wait 30 -- ./report.sh`],
       ]}
       read=${[
-        ["README.md", "locks and leader election"],
+        ["API.md", "Locks"],
+        ["DESIGN.md", "4. The lock table"],
         ["kvstore/transactions/locks.py", "what a textbook lock gets wrong"],
       ]}
     />`;

@@ -151,6 +151,9 @@ export function Overview() {
         ["for a dashboard of your own", `curl ${location.origin}/metrics`],
         ["on the command line", `kvstore status --watch --url ${location.origin}`],
       ]}
-      read=${[["README.md", "the cluster and its figures"]]}
+      read=${[
+        ["API.md", "The cluster"],
+        ["DESIGN.md", "What is promised"],
+      ]}
     />`;
 }

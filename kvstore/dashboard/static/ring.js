@@ -115,7 +115,8 @@ export function RingView() {
         ["add it, with progress", "kvstore shard add s9"],
       ]}
       read=${[
-        ["README.md", "adding and removing shards"],
+        ["DESIGN.md", "1. The ring"],
+        ["DESIGN.md", "6. Moves"],
         ["kvstore/placement/ring.py", "how the ring works, and why"],
       ]}
     />`;

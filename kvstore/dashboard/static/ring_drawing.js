@@ -112,8 +112,8 @@ function spiral(points) {
   for (let i = 1; i < points.length; i += 1) {
     const [from, to] = [points[i - 1], points[i]];
     const length = (to.turn - from.turn + 2) % 1;
-    for (let step = 0; step <= 24; step += 1) {
-      const share = step / 24;
+    for (let step = 0; step <= 72; step += 1) {
+      const share = step / 72;
       parts.push(at(from.turn + length * share, from.radius + (to.radius - from.radius) * share));
     }
   }

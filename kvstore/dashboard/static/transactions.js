@@ -117,7 +117,8 @@ export function Transactions() {
         ["this play-through", `curl -X POST ${location.origin}/v1/demo/transfer -d '{"stop":"before-decision"}'`],
       ]}
       read=${[
-        ["README.md", "transactions"],
+        ["API.md", "Transactions"],
+        ["DESIGN.md", "5. Transactions"],
         ["kvstore/router/coordinator.py", "the order of the messages, and where it may die"],
       ]}
     />`;

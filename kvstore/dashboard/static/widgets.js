@@ -50,7 +50,11 @@ function Copy({ line }) {
   </button>`;
 }
 
-/** What does or asks the same from a terminal, and where to read on. `lines`: [what it does, command]. */
+/** A document that this router serves, at a heading of it. */
+const heading = (file, title) => `/page/docs/${file}#:~:text=${encodeURIComponent(`# ${title}`)}`;
+
+/** What does or asks the same from a terminal, and where to read on. `lines`: [what it does, command]; `read`: a
+ * document and a heading of it, or a file of the repository and what it tells. */
 export function Terminal({ lines, read }) {
   return html`<section class="terminal" aria-labelledby="terminal-title">
     <h2 id="terminal-title">The same from a terminal</h2>
@@ -64,8 +68,13 @@ export function Terminal({ lines, read }) {
       )}
     </dl>
     <p class="muted">
-      Read on in the repository: ${read.map(([file, about], i) => html`${i ? "; " : ""}<code>${file}</code>, ${about}`)}.${" "}
-      <a href="/openapi.json">Every call of this router</a>.
+      Read on:${" "}
+      ${read.map(([file, about]) =>
+        file.endsWith(".md")
+          ? html`<a href=${heading(file, about)}>${about}</a>${", "}`
+          : html`${about}: <code>${file}</code>${", "}`,
+      )}
+      <a href="/openapi.json">every call of this router</a>.
     </p>
   </section>`;
 }

@@ -2,7 +2,7 @@
 
 Owns: `/v1/cluster` and `/v1/explain`.
 Promises: GET /v1/cluster waits for the controller for a second at most, and says so when it did not answer.
-Leaves to others: the numbers (`service`), what the controller tells (`controller_client`).
+Leaves to others: the numbers (`cluster_views`), what the controller tells (`controller_client`).
 """
 
 from __future__ import annotations
@@ -13,28 +13,27 @@ from msgspec import UNSET, Struct, UnsetType
 
 from kvstore.router.advice import advice
 from kvstore.router.cluster_documents import with_copies
+from kvstore.router.cluster_views import ClusterViews
 from kvstore.router.controller_client import Controller
 from kvstore.router.event_documents import lost_documents
-from kvstore.router.routes.changes import EXAMPLE_CHANGE, EXAMPLE_MOVE, Ending, LastChange, MoveUnderWay, Wanted
+from kvstore.router.routes.changes import EXAMPLE_CHANGE, EXAMPLE_MOVE
 from kvstore.router.routes.words import (
     KEY,
     KEY_IN_PATH,
     OF_THE_CLUSTER,
     READS_KEY,
-    Count,
     Epoch,
     Key,
     LeaseLeft,
     Owner,
     Partition,
     Partitions,
-    ShardId,
     Token,
     Url,
     Version,
-    Weight,
 )
 from kvstore.router.service import RouterService
+from kvstore.transport.change_documents import Count, Ending, LastChange, MoveUnderWay, ShardId, Wanted, Weight
 from kvstore.transport.http.responses import Response, json_response
 from kvstore.transport.http.routes import (
     Call,
@@ -47,21 +46,22 @@ from kvstore.transport.http.schema import about, having, refined
 
 
 class ClusterRoutes:
-    def __init__(self, service: RouterService, controller: Controller) -> None:
+    def __init__(self, service: RouterService, views: ClusterViews, controller: Controller) -> None:
         self._service = service
+        self._views = views
         self._controller = controller
 
     async def cluster(self, call: Call) -> Response:
         changes = await self._controller.described(self._service.cluster_map)
         facts = changes.pop("copies", None)
-        document = await self._service.cluster(changes.pop("epoch")) | changes
+        document = await self._views.cluster(changes.pop("epoch")) | changes
         if facts is not None:
             document = with_copies(document, facts)
         lost = lost_documents(cluster_map) if (cluster_map := self._service.cluster_map) is not None else []
         return json_response(200, document | {"advice": advice(document | {"lost": lost, "copies": facts})["sentence"]})
 
     async def explain(self, call: Call) -> Response:
-        return json_response(200, await self._service.explain(call.argument))
+        return json_response(200, await self._views.explain(call.argument))
 
 
 # --- documents --------------------------------------------------------------------------------------------------------

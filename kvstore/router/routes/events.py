@@ -15,9 +15,9 @@ from msgspec import UNSET, Struct, UnsetType, defstruct
 from kvstore.errors import TooManyRequests
 from kvstore.router.events import EVENT_STREAM, Events
 from kvstore.router.rates import NAMES
-from kvstore.router.routes.changes import Change, Moves
 from kvstore.router.routes.cluster import Copy, InDoubt, Node
-from kvstore.router.routes.words import Count, Epoch, Key, LeaseLeft, Owner, Partitions, Seconds, ShardId, Token
+from kvstore.router.routes.words import Epoch, Key, LeaseLeft, Owner, Partitions, Seconds, Token
+from kvstore.transport.change_documents import Change, Count, Moves, ShardId
 from kvstore.transport.http.routes import Content, Keys, Parameter, Right, Route, Success, Touches, example
 from kvstore.transport.http.schema import about
 

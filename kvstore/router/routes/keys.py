@@ -43,7 +43,6 @@ from kvstore.router.routes.words import (
     READS_PREFIX,
     WRITE,
     WRITES_KEY,
-    Count,
     Key,
     Missing,
     Next,
@@ -57,6 +56,7 @@ from kvstore.router.routes.words import (
 )
 from kvstore.router.service import Routed, RouterService
 from kvstore.transport.answers import LARGE_BYTES, AnswerAccount, Room
+from kvstore.transport.change_documents import Count
 from kvstore.transport.http.responses import BINARY, JSON, Response, json_response, problem_response
 from kvstore.transport.http.routes import Body, Call, Content, Errors, Parameter, Route, Success, example, flag
 from kvstore.transport.http.schema import about, having, one_of, refined

@@ -15,6 +15,7 @@ from msgspec import Struct
 from kvstore.config import Limits
 from kvstore.errors import Unavailable
 from kvstore.metrics import RequestStats, exposition, gauge_family, shard_families
+from kvstore.router.cluster_views import ClusterViews
 from kvstore.router.openapi import openapi_json
 from kvstore.router.routes.page import HTML, index_page, wants_page
 from kvstore.router.routes.words import OF_ANYONE, OF_THE_CLUSTER
@@ -33,6 +34,7 @@ class ProcessRoutes:
         self,
         router_id: str,
         service: RouterService,
+        views: ClusterViews,
         table: RouteTable,
         stats: RequestStats,
         limits: Limits,
@@ -40,6 +42,7 @@ class ProcessRoutes:
     ) -> None:
         self._router_id = router_id
         self._service = service
+        self._views = views
         self._table = table
         self._stats = stats
         self._limits = limits
@@ -56,11 +59,11 @@ class ProcessRoutes:
         return json_response(200, Ready("ready", self._router_id))
 
     async def metrics(self, call: Call) -> Response:
-        stats = await self._service.shard_stats()
+        stats = await self._views.shard_stats()
         channels = self._service.channels
         text = exposition(
             self._stats.families(),
-            shard_families(self._service.labelled(stats)),
+            shard_families(self._views.labelled(stats)),
             [
                 gauge_family(
                     "kvstore_channel_ops",

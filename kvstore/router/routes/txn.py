@@ -39,7 +39,7 @@ from kvstore.errors import (
 from kvstore.model import VERSION_MAX, Condition, Read, TxnOp
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.decode import decode_once, ttl_to_ms
-from kvstore.router.json_ops import DeleteOp, GetOp, Op, check_value_size, decode_value, encode_value
+from kvstore.router.json_ops import GetOp, Op, PutOp, check_value_size, decode_value, encode_value
 from kvstore.router.participants import Result, Transaction
 from kvstore.router.routes.words import (
     BODY,
@@ -186,10 +186,8 @@ def _branch(branch: str, ops: Iterable[Op], limits: Limits) -> list[TxnOp]:
 
 def _step(op: Op, limits: Limits) -> TxnOp:
     check_key(op.key, limits.key_bytes_max)
-    if isinstance(op, GetOp):
-        return TxnOp("get", op.key)
-    if isinstance(op, DeleteOp):
-        return TxnOp("delete", op.key)
+    if type(op) is not PutOp:
+        return TxnOp("get" if type(op) is GetOp else "delete", op.key)
     value = decode_value(op.value, op.value_base64, "it")
     check_value_size(len(value), limits)
     return TxnOp("put", op.key, value, 0 if op.ttl is UNSET else ttl_to_ms(op.ttl, limits))

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Struct, UnsetType
 
-from kvstore.config import PARTITIONS_MAX, PARTITIONS_MIN, WEIGHT_MAX, Limits
+from kvstore.config import PARTITIONS_MAX, PARTITIONS_MIN, Limits
 from kvstore.errors import (
     BadParameter,
     BadRequest,
@@ -37,6 +37,7 @@ from kvstore.errors import (
 )
 from kvstore.model import VERSION_MAX
 from kvstore.router.decode import decode_cursor
+from kvstore.transport.change_documents import ShardId
 from kvstore.transport.http.requests import decode_key
 from kvstore.transport.http.routes import Errors, Keys, Parameter, Right, Touches, example, flag, integer, text
 from kvstore.transport.http.schema import about
@@ -56,7 +57,6 @@ EXAMPLE_CURSOR = "a3VzZXJzLzI"
 
 # --- members ----------------------------------------------------------------------------------------------------------
 
-Count = Annotated[int, about(minimum=0)]
 Seconds = Annotated[float, about(minimum=0)]
 Key = Annotated[str, about("1 to {key_bytes_max:,} bytes of UTF-8.", examples=["users/1"])]
 Version = Annotated[
@@ -98,12 +98,10 @@ Missing = Annotated[
     list[Annotated[int, about(minimum=0, maximum=PARTITIONS_MAX - 1)]],
     about("With partial=true: the partitions whose keys may lack, since their shards are down."),
 ]
-ShardId = Annotated[str, about("The id of a shard.", pattern="^[a-z0-9][a-z0-9-]{0,31}$", examples=["s1"])]
 Partitions = Annotated[
     int, about("Their number, a power of two; fixed.", minimum=PARTITIONS_MIN, maximum=PARTITIONS_MAX)
 ]
 Epoch = Annotated[int, about("Number of the cluster map; rises with every change of it.", minimum=1)]
-Weight = Annotated[int, about("Its share is in proportion to this.", minimum=1, maximum=WEIGHT_MAX)]
 Url = Annotated[str, about(format="uri")]
 TxnId = Annotated[str, about("The transaction, for GET /v1/txn/{id}.")]
 

@@ -280,6 +280,17 @@ async def test_a_stored_state_of_another_shape_is_refused_at_the_start(serve: Se
     assert await store.read() == Stored(1, b'{"from_the_future": 1}')
 
 
+def test_the_zone_and_host_of_a_node_are_those_that_it_announced_last() -> None:
+    said = announcement("s1", cluster_id="c1", zone="a", host="h1")
+    named = decide(FORMED, said, FIRST, "c1", PLAN)
+    node = the_map(named).node("s1")
+    assert node is not None
+    assert (node.zone, node.host, the_map(named).epoch) == ("a", "h1", the_map(FORMED).epoch + 1)
+    assert decide(named, said, FIRST, "c1", PLAN) == named
+    with pytest.raises(BadBody, match="zone"):
+        check(msgspec.structs.replace(said, zone="no zone"))
+
+
 def with_copies(state: ClusterState = FORMED) -> ClusterState:
     """Shard s1 is served by node s2, and has a copy at home."""
     shard = the_map(state).shards[0]

@@ -18,6 +18,7 @@ from kvstore.config import Limits, default_config
 from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.closer import ChangeCloser
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.given_up import Retirer, retiring
 from kvstore.controller.membership import Announcement, ClusterState
 from kvstore.controller.mover import Mover, new_move_id
 from kvstore.controller.service import ClusterService
@@ -26,7 +27,7 @@ from kvstore.controller.store import MapStore, Stored
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import Unavailable
 from kvstore.placement import moves
-from kvstore.placement.cluster_map import ClusterMap, Replica, at_home, first_map
+from kvstore.placement.cluster_map import ClusterMap, Primary, Replica, at_home, first_map
 from tests.unit.controller.far_shards import FarShard, far_shards
 
 WAIT_S = 20.0
@@ -337,6 +338,71 @@ async def test_a_destination_waits_for_its_copies_before_keys_are_its_own(
     assert loads(await controller.map())["s4"] < 16
     await controller.document.change(partial(with_copies, ["s4"]))
     assert loads(await controller.settled())["s4"] == 16
+
+
+async def test_while_too_many_nodes_are_silent_nothing_moves(controller: Controller, far: dict[str, FarShard]) -> None:
+    held = True
+    controller.mover.holds_still = lambda cluster_map: held
+    await controller.service.add("s4", far["s4"].url, 1)
+    async with asyncio.timeout(WAIT_S):
+        while not any("too many nodes are silent" in move["detail"] for move in await controller.moves()):
+            await asyncio.sleep(0.01)
+    assert loads(await controller.map())["s4"] == 0
+    assert not far["s4"].received
+    held = False
+    assert loads(await controller.settled())["s4"] == 16
+
+
+async def test_a_move_that_is_done_when_too_many_fall_silent_is_not_committed(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    held = False
+    controller.mover.holds_still = lambda cluster_map: held
+    far["s4"].gates["fence"].clear()
+    await controller.service.add("s4", far["s4"].url, 1)
+    await until(lambda: far["s4"].fences or any(shard.fences for shard in far.values()) or far["s4"].received)
+    held = True
+    far["s4"].gates["fence"].set()
+    await until(lambda: controller.mover.record.stats.voided)
+    assert loads(await controller.map())["s4"] == 0
+    held = False
+    assert loads(await controller.settled())["s4"] == 16
+
+
+async def test_the_shard_of_a_node_that_was_given_up_leaves_and_its_partitions_are_the_others(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    def given_up(state: ClusterState) -> ClusterState:
+        assert state.map is not None
+        nodes = [msgspec.structs.replace(node, given_up=node.id == "s1") for node in state.map.nodes]
+        heir = Primary(node="s2", copy_id="c")
+        shards = [msgspec.structs.replace(s, primary=heir) if s.id == "s1" else s for s in state.map.shards]
+        changed = msgspec.structs.replace(state.map, epoch=state.map.epoch + 1, nodes=nodes, shards=shards)
+        return msgspec.structs.replace(state, map=changed)
+
+    retirer = Retirer(controller.document, controller.service.remove)
+    controller.running.append(asyncio.create_task(retirer.run()))
+    await asyncio.sleep(0.05)
+    assert states(await controller.map()) == dict.fromkeys(("s1", "s2", "s3"), "up")
+    await controller.document.change(given_up)
+    async with asyncio.timeout(WAIT_S):
+        while states(await controller.map())["s1"] != "leaving":
+            await asyncio.sleep(0.01)
+    asked = [change for change in (await controller.document.read()).changes if change.kind == "remove"]
+    assert [change.shard for change in asked] == ["s1"]
+    await controller.service.cancel()
+    await asyncio.sleep(0.05)
+    assert states(await controller.map())["s1"] == "up"  # a person wants it so
+
+
+@pytest.mark.parametrize(("primary", "state"), [("s1", "up"), ("s2", "leaving")])
+def test_a_shard_stays_that_its_own_node_serves_and_one_that_leaves_is_not_asked_again(
+    primary: str, state: Any
+) -> None:
+    home = at_home("s1", "http://s1", "a")
+    shard = msgspec.structs.replace(home.shard, primary=Primary(node=primary, copy_id="c"), state=state)
+    node = msgspec.structs.replace(home.node, given_up=True)
+    assert retiring(first_map("c", 64, [home._replace(node=node, shard=shard), at_home("s2", "http://s2", "b")])) == []
 
 
 async def test_a_destination_that_says_nothing_is_taken_to_have_fenced(

@@ -19,7 +19,7 @@ from loadtest.bench.dialects import Kvstore
 from loadtest.bench.drive import Plan, Step, run_wrk
 from loadtest.bench.http1 import Request, write_replay
 from loadtest.bench.stateful import Cas, LockCycles, Template, write_sections
-from loadtest.bench.systems import EtcdSystem, KvstoreSystem, Shape
+from loadtest.bench.systems import EtcdSystem, KvstoreSystem, Shape, System, etcd_command, is_leader
 from loadtest.bench.transactions import SCRIPT as TRANSACTIONS
 from loadtest.bench.workloads import WORKLOADS
 from tests.unit.loadtest.small_servers import serving
@@ -55,10 +55,38 @@ def test_other_numbers_are_refused_before_anything_is_started(arguments: list[st
 def test_every_combination_is_a_system_of_its_own() -> None:
     options = compare.Options(
         rounds=1, seconds=1, connections=[1], systems=["kvstore"], works=["get"], shards=[1, 4], routers=[1, 2],
-        keys=1, json_file=None, html_file=None, folder=Path(),
+        replicas=1, keys=1, json_file=None, html_file=None, folder=Path(),
     )  # fmt: skip
     assert options.shapes == [(1, 1), (1, 2), (4, 1), (4, 2)]
     assert [system.name for system in compare._installed(options)] == [shape.name for shape in options.shapes]
+
+
+def test_a_cluster_with_copies_is_compared_with_as_many_nodes_of_etcd_as_bear_the_same_losses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(System, "missing", lambda self: None)
+    options = compare.Options(
+        rounds=1, seconds=1, connections=[1], systems=["kvstore", "etcd"], works=["get"], shards=[4], routers=[1],
+        replicas=2, keys=1, json_file=None, html_file=None, folder=Path(),
+    )  # fmt: skip
+    ours, etcd = compare._installed(options)
+    assert isinstance(ours, KvstoreSystem)
+    assert isinstance(etcd, EtcdSystem)
+    assert (ours._replicas, etcd._nodes) == (2, 3)
+
+
+def test_each_node_of_etcd_knows_the_addresses_of_all() -> None:
+    command = etcd_command(Path("/x"), 1, "http://c", ["http://p0", "http://p1", "http://p2"])
+    settings = dict(zip(command[1::2], command[2::2], strict=True))
+    assert settings["--name"] == "node-1"
+    assert settings["--listen-peer-urls"] == "http://p1"
+    assert settings["--initial-cluster"] == "node-0=http://p0,node-1=http://p1,node-2=http://p2"
+
+
+def test_the_leader_of_etcd_is_found_by_what_its_nodes_say() -> None:
+    assert is_leader(b'{"header":{"member_id":"7"},"leader":"7"}')
+    assert not is_leader(b'{"header":{"member_id":"7"},"leader":"8"}')
+    assert not is_leader(b'{"header":{"member_id":"7"}}'), "there is none yet"
 
 
 def test_only_the_places_of_keys_depend_on_the_number_of_shards() -> None:

@@ -17,9 +17,10 @@ from kvstore.store.pipeline import Pipeline
 from loadtest.simulate.__main__ import main
 from loadtest.simulate.cluster_faults import NEMESES
 from loadtest.simulate.cluster_run import Cut, scheduled, simulate_cluster
+from loadtest.simulate.plan import Plan
 from loadtest.simulate.shrink import shrink
 
-SEEDS, SECONDS = 6, 8
+SEEDS, SECONDS = 3, 8
 
 
 def run_command(hash_seed: str, *args: str) -> dict[str, Any]:
@@ -31,18 +32,21 @@ def run_command(hash_seed: str, *args: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_clusters_hold_under_faults_and_the_same_seeds_give_the_same_events_in_processes_with_other_hashes() -> None:
-    args = "--seeds", str(SEEDS), "--seconds", str(SECONDS)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_clusters_hold_under_faults_and_the_same_seeds_give_the_same_events_in_processes_with_other_hashes(
+    replicas: int,
+) -> None:
+    args = "--seeds", str(SEEDS), "--seconds", str(SECONDS), "--replicas", str(replicas)
     first, second = (run_command(hash_seed, *args) for hash_seed in ("1", "2"))
     assert first["digest"] == second["digest"]
     assert (first["seeds"], first["failed"]) == (SEEDS, [])
-    assert first["total"]["calls"] > 1000
+    assert first["total"]["calls"] > 500
     assert len(first["total"]["faults"]) > 8
 
 
 @pytest.mark.parametrize("nemesis", NEMESES)
 def test_a_cluster_holds_under_each_kind_of_fault_alone(nemesis: str) -> None:
-    result = simulate_cluster(3, 6.0, nemeses=[nemesis])
+    result = simulate_cluster(3, 6.0, nemeses=[nemesis], replicas=2)
     assert result.ok, result.verdict
     assert set(result.faults) <= {*NEMESES[nemesis], "killed at a failpoint"}
 
@@ -106,6 +110,20 @@ def test_a_planted_bug_is_found_and_shown_with_its_replay_and_a_smaller_one_that
     again = CliRunner().invoke(main, [*smaller[:-1], "--json"])
     assert again.exit_code == 1
     assert json.loads(again.stdout.splitlines()[-1])["total"]["calls"] < document["total"]["calls"] / 4
+
+
+@pytest.mark.parametrize("bug", ["answer-before-copies", "old-term-taken", "promise-not-durable"])
+def test_a_rule_of_copies_that_is_taken_out_is_found_and_made_smaller_with_its_copies(bug: str) -> None:
+    plan = Plan("cluster", 6.0, bug=bug, replicas=2)
+    failed = next((ran for ran in map(plan.run, range(6)) if not ran.ok), None)
+    assert failed is not None
+    assert failed.verdict.startswith("violation")
+    assert f"--replicas 2 --bug {bug} --log" in plan.command(failed.seed)
+    if bug == "answer-before-copies":
+        smaller = plan.smaller(failed)
+        assert smaller.replicas == 2
+        assert len(smaller.cut.clients) == 9
+        assert not smaller.run(failed.seed).ok
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,6 @@ def test_a_simulated_node_serves_all_stores_of_which_it_is_primary_also_after_a_
 def test_a_second_primary_in_a_term_is_a_violation(loop: SimulatedLoop) -> None:
     cluster = Cluster(loop, 1)
     for term, copy_id in ((5, "one"), (5, "one"), (6, "other"), (7, "one")):
-        cluster.note_term("the store", term, copy_id)
+        cluster.invariants.note_term("the store", term, copy_id)
     with pytest.raises(Violation, match="term 5"):
-        cluster.note_term("the store", 5, "other")
+        cluster.invariants.note_term("the store", 5, "other")

@@ -270,7 +270,7 @@ async def test_a_copy_that_does_not_sync_for_too_long_answers_no_beacon() -> Non
     await primary.put("a", b"1")
     node.machine.gate = asyncio.Event()
     shipping = asyncio.create_task(primary.ship(copy))
-    while copy.log.last.number == 0 or copy._sync_since is None:
+    while copy.log.last.number == 0 or copy._log.sync_since is None:
         await asyncio.sleep(0)
     assert copy.committed(primary.session(copy), 0) == 0, "what is not synced is not acknowledged"
     node.machine.now_s += 1.9
@@ -280,6 +280,44 @@ async def test_a_copy_that_does_not_sync_for_too_long_answers_no_beacon() -> Non
     node.machine.gate.set()
     assert await shipping == 1
     assert copy.beacon(primary.session(copy))
+
+
+async def test_where_the_disk_is_quick_a_record_is_durable_when_the_call_returns() -> None:
+    node, primary = Node(), Primary()
+    copy = await make_copy(node.place, STORE_ID, node.machine, TIMES._replace(sync_inline_ms_max=1e6))
+    await primary.join(copy)
+    entries = [await primary.put(key, b"1") for key in ("a", "b")]
+    assert copy.takes_at_once(entries)
+    assert copy.records_now(primary.session(copy), entries, 1) == 2
+    assert copy.records_now(primary.session(copy)._replace(round=9), [await primary.put("c", b"1")], 3) is None
+    assert await copy.apply_some() == 1, "of another session nothing is learned"
+    assert (await node.restart()).log.last.number == 2
+
+
+async def test_nothing_is_taken_at_once_while_the_log_is_in_use_elsewhere_or_lacks_room() -> None:
+    node, primary = Node(), Primary()
+    copy = await make_copy(node.place, STORE_ID, node.machine, TIMES._replace(sync_inline_ms_max=1e6))
+    await primary.join(copy)
+    entry = await primary.put("a", b"1")
+    async with copy._log.turn:
+        assert not copy.takes_at_once([entry])
+    assert not copy.takes_at_once([entry._replace(payload=bytes(copy.log.room(frees=True)))] * 2)
+    assert copy.takes_at_once([entry])
+    slow = await Node().make()
+    assert not slow.takes_at_once([entry]), "its disk is synced in a thread"
+
+
+async def test_a_copy_makes_its_next_segment_ahead_of_need() -> None:
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    await primary.join(copy)
+    await primary.put("a", b"1")
+    await primary.ship(copy, committed=1)
+    assert copy.log.wants_segment
+    work = asyncio.create_task(copy.run())
+    while copy.log.wants_segment:
+        await asyncio.sleep(0)
+    work.cancel()
 
 
 class Threads(Machine):
@@ -394,7 +432,7 @@ async def test_records_that_come_while_the_log_is_cut_are_not_appended() -> None
     late = await first.put("c", b"1")
     node.machine.gate = asyncio.Event()
     begins = asyncio.create_task(copy.begin(second.session(copy), told.position, join))
-    while not copy._is_changing:
+    while not copy._log.is_changing:
         await asyncio.sleep(0)
     shipped = asyncio.create_task(copy.records(first.session(copy), [late], 0))
     for _ in range(5):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+
+import pytest
 
 from kvstore.replication.copy import StoreCopy
-from kvstore.storage.engine import TryLater
-from tests.unit.replication.test_copy import Node, Primary, rows_of
+from kvstore.replication.session import Join
+from kvstore.storage.engine import Engine, TryLater
+from tests.unit.replication.test_copy import Node, Primary, _pages, _to_fill, rows_of
 
 
 class FullFile:
@@ -55,3 +59,36 @@ async def test_a_copy_is_handed_over_when_its_file_takes_rows_again() -> None:
     await copy.hand_over()
     assert "a" in rows_of(copy.engine)
     assert full.left == 0
+
+
+@pytest.mark.parametrize("fails_at", ["renewing", "the first row"])
+async def test_a_snapshot_that_finds_no_room_to_begin_is_taken_from_its_beginning_in_the_next_session(
+    fails_at: str,
+) -> None:
+    """Meanwhile the log is behind that position, and the file is nothing: it must not be taken for a copy."""
+    node, primary = Node(), Primary()
+    copy = await _to_fill(node, primary)
+    renew = node.place.renew
+
+    async def full() -> Engine:
+        if fails_at == "renewing":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        engine = await renew()
+        FullFile(node, 1)
+        return engine
+
+    copy._place = node.place._replace(renew=full)
+    with pytest.raises((TryLater, OSError)):
+        await copy.snapshot_begins(primary.session(copy), primary.engine.applied)
+    assert copy.is_filling
+    copy._place = node.place
+    told, join = await primary.greet(copy, first_kept=21)
+    assert join == Join(0, snapshot=True)
+    assert await copy.begin(primary.session(copy), told.position, join) == 0
+    named, of = primary.session(copy), primary.engine.applied
+    assert await copy.snapshot_begins(named, of)
+    for page in await _pages(primary, 6):
+        assert await copy.snapshot_page(named, of.position, page)
+    assert await copy.snapshot_ends(named, of.position, of.position.number)
+    assert not copy.is_filling
+    assert rows_of(copy.engine) == rows_of(primary.engine)

@@ -43,9 +43,8 @@ def test_a_primary_that_gave_its_lease_back_answers_nothing_more_whatever_is_gra
     assert not lease.may_answer(grants, [ONE], 10.2)
 
 
-def test_a_beacon_goes_at_least_every_eighth_of_the_lease() -> None:
-    assert not lease.beacon_due(10.0, 10.9, 8.0)
-    assert lease.beacon_due(10.0, 11.0, 8.0)
+def test_a_beacon_goes_every_eighth_of_the_lease() -> None:
+    assert lease.beacon_every_s(8.0) == 1.0
 
 
 def test_a_primary_that_has_needed_the_controller_in_vain_lets_its_beacons_end() -> None:

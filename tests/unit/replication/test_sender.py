@@ -45,7 +45,12 @@ async def until(condition: Callable[[], Any]) -> None:
 class Inline(Environment):
     """The machine, but without threads, since a simulated disk is for one."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.hops = 0
+
     async def in_thread(self, function: Callable[[], T]) -> T:
+        self.hops += 1
         await asyncio.sleep(0)
         return function()
 
@@ -84,8 +89,10 @@ class QueueWire:
 class Cluster:
     """A primary's log and engine, its sender, and nodes with copies."""
 
-    def __init__(self, *nodes: str, segment_bytes: int = 1 << 20) -> None:
+    def __init__(self, *nodes: str, segment_bytes: int = 1 << 20, times: Times = TIMES) -> None:
+        """`times`: of the copies."""
         self.environment = Inline()
+        self._times = times
         self.log = Log.create(SimulatedDisk(), FOLDER, "shard-s1", STORE_ID, segment_bytes=segment_bytes)
         self.engine = MemoryEngine(Identity(STORE_ID, None, "s1", 64))
         self.copies: dict[str, StoreCopy] = {}
@@ -150,7 +157,7 @@ class Cluster:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Cluster]:
         for name, node in self.nodes.items():
-            self.copies[name] = await make_copy(node.place, STORE_ID, self.environment, TIMES)
+            self.copies[name] = await make_copy(node.place, STORE_ID, self.environment, self._times)
         opening = self.log.append(CommitRecord(Clock()).encode(), 1)
         self.log.sync()
         state = shipping.opened(self.config, "n1", "start", opening, opening)
@@ -228,8 +235,36 @@ async def test_a_copy_whose_records_are_kept_no_more_gets_a_snapshot_and_then_re
         assert cluster.sender.keeps is None
 
 
-async def test_after_a_lost_connection_the_session_begins_anew_and_nothing_is_missing() -> None:
-    async with Cluster("n2", "n3").running() as cluster:
+async def test_a_record_that_is_appended_when_the_term_is_over_holds_nothing_up() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        await until(lambda: cluster.copies["n2"].log.synced == cluster.log.last)
+        cluster.sender.hear(cluster.config._replace(epoch=9, term=9))
+        began_s = cluster.environment.monotonic_s()
+        number = cluster.put("late")
+        await asyncio.sleep(0.05)
+        assert cluster.environment.monotonic_s() - began_s < WAIT_S, "a link that turns in circles stops the loop"
+        assert cluster.copies["n2"].log.last.number == number - 1
+
+
+async def test_where_the_disk_of_a_copy_is_quick_no_record_takes_a_hop_to_a_thread() -> None:
+    times = TIMES._replace(sync_inline_ms_max=1e6, apply_delay_s=WAIT_S)
+    async with Cluster("n2", times=times).running() as cluster:
+        await cluster.in_sync("n2")
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        hops = cluster.environment.hops
+        for number in range(20):
+            last = cluster.put(f"key-{number}")
+            await until(lambda last=last: cluster.sender.shipping.committed == last)
+        assert cluster.environment.hops == hops
+        assert cluster.copies["n2"].log.synced == cluster.log.last
+
+
+@pytest.mark.parametrize("sync_inline_ms_max", [0.0, 1e6], ids=["slow disks", "quick disks"])
+async def test_after_a_lost_connection_the_session_begins_anew_and_nothing_is_missing(
+    sync_inline_ms_max: float,
+) -> None:
+    async with Cluster("n2", "n3", times=TIMES._replace(sync_inline_ms_max=sync_inline_ms_max)).running() as cluster:
         await cluster.in_sync("n2", "n3")
         generator = random.Random(5)
         for number in range(300):
@@ -331,6 +366,21 @@ async def test_a_copy_that_has_promised_a_higher_term_ends_the_primarys() -> Non
         assert cluster.sender.shipping.committed < number
         assert cluster.sender.requests() == ()
         assert cluster.news > 0
+
+
+async def test_a_deposed_primary_that_has_more_records_than_its_copy_leaves_the_loop_to_others() -> None:
+    """It may not send them; a loop that never waits would stop the whole node, which has other stores."""
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        cluster.put("a", sync=False)
+        cluster.sender.hear_promise(7)
+        turns = 0
+        async with asyncio.timeout(WAIT_S):
+            while turns < 100:
+                await asyncio.sleep(0.001)
+                turns += 1
+        assert cluster.sender.shipping.deposed
 
 
 async def test_once_the_lease_is_given_back_nothing_is_answered_and_the_copy_may_be_promoted() -> None:

@@ -18,6 +18,7 @@ from kvstore.placement import partition_set
 from kvstore.placement.cluster_map import ClusterMap, Primary
 from kvstore.placement.ring import key_hash, partition_of
 from kvstore.protocol import Answer, Delete, Get, Put, Stats
+from kvstore.router.cluster_views import ClusterViews
 from kvstore.router.service import RouterService
 from tests.unit.router.fake_shards import (
     PARTITIONS,
@@ -52,8 +53,8 @@ async def test_without_a_map_everything_is_unavailable() -> None:
         service.ask(Get(0, "a")),
         service.all_shards.page("", "", 10, False),
         service.all_shards.count(""),
-        service.cluster(),
-        service.explain("a"),
+        ClusterViews(service).cluster(),
+        ClusterViews(service).explain("a"),
     ):
         with pytest.raises(Unavailable) as refused:
             await call
@@ -650,14 +651,15 @@ async def test_the_cluster_is_described_with_a_silent_shard_as_down_and_its_last
     service: RouterService,
 ) -> None:
     shards["s2"].data = {"a": b"1", "b": b"2"}
-    document = await service.cluster()
+    views = ClusterViews(service)
+    document = await views.cluster()
     assert (document["epoch"], document["partitions"], document["replicas"]) == (1, PARTITIONS, 1)
     assert [(s["id"], s["state"], s["keys"], s["partitions"]) for s in document["shards"]] == [
         ("s1", "up", 0, 32),
         ("s2", "up", 2, 32),
     ]
     service.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
-    document = await service.cluster()
+    document = await views.cluster()
     assert [(s["id"], s["state"], s["keys"]) for s in document["shards"]] == [("s1", "up", 0), ("s2", "down", 2)]
 
 
@@ -673,13 +675,13 @@ async def test_a_node_that_does_not_serve_its_store_now_is_described_as_down(
         return future
 
     monkeypatch.setattr(service.channels["s2"], "request", request)
-    document = await service.cluster()
+    document = await ClusterViews(service).cluster()
     assert [(s["id"], s["state"]) for s in document["shards"]] == [("s1", "up"), ("s2", "down")]
 
 
 async def test_the_cluster_is_described_as_of_the_epoch_that_is_asked_for(service: RouterService) -> None:
     shards["s2"].data = {"a": b"1"}
-    described = asyncio.create_task(service.cluster(2))
+    described = asyncio.create_task(ClusterViews(service).cluster(2))
     await asyncio.sleep(0.05)
     service.follow(all_on(2, "s2"))
     shards["s1"].map = all_on(2, "s2")
@@ -690,13 +692,13 @@ async def test_the_cluster_is_described_as_of_the_epoch_that_is_asked_for(servic
     assert (document["epoch"], [s["partitions"] for s in document["shards"]]) == (2, [0, 64])
     assert document["shards"][1]["keys"] == 2
     async with asyncio.timeout(60):
-        assert (await service.cluster(3))["epoch"] == 2  # it did not come in time
+        assert (await ClusterViews(service).cluster(3))["epoch"] == 2  # it did not come in time
 
 
 async def test_a_shard_that_hangs_does_not_hang_the_description(service: RouterService) -> None:
     service.channels["s2"].is_silent = True  # type: ignore[attr-defined]
     async with asyncio.timeout(60):
-        stats = await service.shard_stats()
+        stats = await ClusterViews(service).shard_stats()
     assert stats["s1"] is not None
     assert stats["s2"] is None
 
@@ -716,37 +718,40 @@ async def test_a_shard_is_asked_and_shown_where_its_primary_is(service: RouterSe
     service.follow(moved)
     await asyncio.sleep(0)
     assert [service.channels[shard].url for shard in ("s1", "s2")] == ["http://s1", "http://s1"]
-    document = await service.cluster()
+    document = await ClusterViews(service).cluster()
     assert [(node["id"], node["url"], node["state"]) for node in document["nodes"]] == [
         ("s1", "http://s1", "up"), ("s2", "http://s2", "up"),
     ]  # fmt: skip
     shown = [(shard["id"], shard["primary"], shard["term"], shard["url"]) for shard in document["shards"]]
     assert shown == [("s1", "s1", 1, "http://s1"), ("s2", "s1", service.cluster_map.epoch, "http://s1")]
-    explained = await service.explain(key_of("s2"))
+    explained = await ClusterViews(service).explain(key_of("s2"))
     assert (explained["owner"], explained["primary"], explained["owner_url"], explained["copies"]) == (
         "s2", "s1", "http://s1", [],
     )  # fmt: skip
-    stats = await service.shard_stats()
-    assert set(service.labelled(stats)) == {StoreLabels("s1", "s1", "primary"), StoreLabels("s1", "s2", "primary")}
+    stats = await ClusterViews(service).shard_stats()
+    assert set(ClusterViews(service).labelled(stats)) == {
+        StoreLabels("s1", "s1", "primary"),
+        StoreLabels("s1", "s2", "primary"),
+    }
 
 
 async def test_a_node_is_down_while_no_shard_of_its_own_answers(service: RouterService) -> None:
     service.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
-    states = {node["id"]: node["state"] for node in (await service.cluster())["nodes"]}
+    states = {node["id"]: node["state"] for node in (await ClusterViews(service).cluster())["nodes"]}
     assert states == {"s1": "up", "s2": "down"}
 
 
 async def test_explain_shows_the_way_of_a_key(service: RouterService) -> None:
     key = key_of("s2")
     shards["s2"].data = {key: b"1"}
-    shown = await service.explain(key)
+    shown = await ClusterViews(service).explain(key)
     assert shown["hash"] == f"{key_hash(key.encode()):016x}"
     assert (shown["owner"], shown["owner_url"], shown["owner_state"]) == ("s2", "http://s2", "up")
     assert shown["partition"] == partition_of(key.encode(), PARTITIONS)
     assert sorted(shown["walk"]) == ["s1", "s2"]
     assert shown["row"] == "value"
     service.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
-    shown = await service.explain(key)
+    shown = await ClusterViews(service).explain(key)
     assert (shown["owner"], shown["owner_state"], shown["detail"]) == ("s2", "down", "away")
 
 
@@ -755,10 +760,10 @@ async def test_a_clock_that_runs_ahead_of_this_routers_is_told_once(
 ) -> None:
     now_us = time.time_ns() // 1000
     shards["s1"].attempts_floor = now_us - 10_000_000  # as it is while all clocks agree
-    await service.shard_stats()
+    await ClusterViews(service).shard_stats()
     assert "clock" not in caplog.text
     shards["s2"].attempts_floor = now_us + 60_000_000
-    await service.shard_stats()
-    await service.shard_stats()
+    await ClusterViews(service).shard_stats()
+    await ClusterViews(service).shard_stats()
     assert service.floor == now_us + 60_000_000
     assert caplog.text.count("let all hosts keep the same time") == 1

@@ -6,6 +6,7 @@ damaged, and it starts again.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -16,9 +17,13 @@ import aiohttp
 import msgspec
 import pytest
 
-from kvstore.errors import KvError, is_damage
+from kvstore.environment import SYSTEM
+from kvstore.errors import DataCorrupt, KvError, is_damage
 from kvstore.placement.cluster_map import ClusterMap, Primary, Shard
+from kvstore.placement.ring import partition_of
+from kvstore.replication.copy import StoreCopy
 from kvstore.replication.promise import Identity, read_identity, write_identity
+from kvstore.shard.damaged import until_damaged
 from kvstore.storage.disk import OsDisk, OsFile
 from kvstore.storage.engine import Application
 from kvstore.storage.record import CommitRecord
@@ -26,8 +31,8 @@ from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.damaged_files import set_damaged_aside
 from kvstore.store.opening import untold
-from tests.unit.shard.test_copy_folders import PARTITIONS, STORE_ID, close, folder_of, named
-from tests.unit.shard.test_node_failover import Cluster, cluster_in, replicated
+from tests.unit.shard.test_copy_folders import LIMITS, PARTITIONS, STORE_ID, close, folder_of, named
+from tests.unit.shard.test_node_failover import PATIENCE_S, Cluster, cluster_in, replicated
 
 
 def flip(path: Path, offset: int) -> None:
@@ -116,6 +121,22 @@ async def test_a_primary_whose_files_are_damaged_is_replaced_and_made_anew(
         await cluster.until("s1", lambda shard: replicated(shard) and not lost(shard))
         await check_keys(http, cluster)
         assert list((tmp_path / "s1").glob("shard-s1.db.damaged*"))
+        await until_told(http, cluster, "s1")
+
+
+async def until_told(http: aiohttp.ClientSession, cluster: Cluster, node: str) -> None:
+    """That the copy was damaged, and made anew."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            async with http.get(f"{cluster.url}/v1/changes") as answer:
+                found = [each for each in (await answer.json())["items"] if each["kind"] == "rebuild"]
+            if found:
+                break
+            await asyncio.sleep(0.05)
+    assert (found[0]["shard"], found[0]["to"], found[0]["state"]) == ("s1", node, "done")
+    assert "made anew" in found[0]["detail"]
+    async with http.get(f"http://{cluster.config.controllers[0].listen}/metrics") as answer:
+        assert "kvstore_copies_rebuilt_total 1.0" in await answer.text()
 
 
 async def test_a_copy_whose_log_is_damaged_is_made_anew_from_its_primary(tmp_path: Path) -> None:
@@ -133,6 +154,36 @@ async def test_a_copy_whose_log_is_damaged_is_made_anew_from_its_primary(tmp_pat
             await cluster.until(each, replicated)
         await cluster.end("s1")  # so the copy that was made anew is asked
         await check_keys(http, cluster)
+
+
+def in_a_row(stem: Path) -> None:
+    """In the value of a key, at a place that no opening looks at."""
+    path = stem.with_name(f"{stem.name}.db")
+    place = path.read_bytes().find(b"value-of-")
+    assert place > 0
+    flip(path, place)
+
+
+@pytest.mark.parametrize("is_primary", [True, False])
+async def test_a_row_that_the_verification_finds_damaged_costs_nothing_where_there_is_a_copy(
+    tmp_path: Path, is_primary: bool
+) -> None:
+    """A primary hands its shard on; a copy is taken out. Both are made anew."""
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        for each in ("s1", "s2", "s3"):
+            before = await cluster.until(each, replicated)
+        before = await cluster.shard("s1")
+        for number in range(40):
+            await http.put(f"{cluster.url}/v1/kv/k{number}", data=f"value-of-{number}")
+        found = before.primary if is_primary else before.replicas[0]
+        await cluster.end(found.node)
+        in_a_row(tmp_path / found.node / ("shard-s1" if is_primary else f"shard-s1.copy-{found.node}"))
+        cluster.start_node(found.node)
+        damaged = has_copy(found.copy_id)
+        await cluster.until("s1", lambda shard: replicated(shard) and not damaged(shard))
+        for number in range(40):
+            async with http.get(f"{cluster.url}/v1/kv/k{number}") as answer:
+                assert await answer.text() == f"value-of-{number}"
 
 
 async def test_a_home_whose_folder_is_empty_gets_its_shard_back_from_a_copy(tmp_path: Path) -> None:
@@ -181,10 +232,15 @@ def a_map(copy_id: str, epoch: int = 3) -> ClusterMap:
     return msgspec.structs.replace(found, epoch=epoch, shards=[shard])
 
 
+def _row(number: int) -> Row:
+    key = f"k{number}"
+    return Row(VALUE, key, partition_of(key.encode(), PARTITIONS), 1, 1, 0, b"v")
+
+
 async def a_store_with_copies(path: Path) -> str:
     """The home of shard s1, with some records in log and file, and the map that names its copy; its copy's id."""
     files = await folder_of(path, "s1").make_copy("s1", STORE_ID, PARTITIONS)
-    copy, rows = files.copy, [Row(VALUE, f"k{number}", 1, 1, 1, 0, b"v") for number in range(50)]
+    copy, rows = files.copy, [_row(number) for number in range(50)]
     copy_id = copy.identity.copy_id
     encoded = msgspec.json.encode(a_map(copy_id))
     copy.log.append(CommitRecord(Clock(1, 1), rows, encoded).encode())
@@ -228,6 +284,30 @@ async def test_each_kind_of_damage_is_found_at_the_opening_and_all_that_was_ther
         assert aside in kept
         if name not in ("shard-s1.db", "shard-s1.log.note"):  # which an opening may add to before it finds out
             assert kept[aside] == there[name], name
+
+
+async def test_damage_to_a_row_of_a_copy_counts_only_while_its_primary_is_heard(tmp_path: Path) -> None:
+    await a_store_with_copies(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "shard-s1.db")) as connection:
+        connection.execute("UPDATE rows SET body = 'w' WHERE key = 'k3'")
+        connection.commit()
+    files = await folder_of(tmp_path, "s1").open("s1", PARTITIONS, untold)
+    assert isinstance(files, CopyFiles)
+    files.copy._heard_at -= 1000
+    verifying = asyncio.create_task(until_damaged(files.copy, SYSTEM, LIMITS))
+    await asyncio.wait([verifying], timeout=1.5)
+    assert not verifying.done()
+    patient = asyncio.create_task(_heard_again_and_again(files.copy))
+    with pytest.raises(DataCorrupt, match="k3"):
+        await asyncio.wait_for(verifying, PATIENCE_S)
+    patient.cancel()
+    await files.close()
+
+
+async def _heard_again_and_again(copy: StoreCopy) -> None:
+    while True:
+        copy._heard_at = SYSTEM.boottime_s()
+        await asyncio.sleep(0.01)
 
 
 async def test_files_without_another_copy_by_any_map_are_refused_as_with_one_copy(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ async def test_intents_and_decisions_go_along_and_the_transaction_is_finished_wh
 async def test_an_attempt_below_the_sources_floor_is_gone_at_the_destination(cluster: Cluster):
     asked = await cluster.ask("s1", ResolveTxn(1, "a", SECOND))
     assert asked.state == "aborted"
-    await cluster.stores["s1"].ask(DropDecisions([SECOND], at("a")))
+    await cluster.stores["s1"].ask(DropDecisions([SECOND]))
     await cluster.move("a")
     late = DecideCommit(2, "a", SECOND, [], [TxnOp("put", "a", b"x")], [], 1, True, None, None, ["b"])
     assert (await cluster.ask("s2", late)).state == "gone"
@@ -489,7 +489,7 @@ async def test_a_map_that_is_older_changes_nothing(cluster: Cluster):
 async def test_a_decision_that_was_dropped_elsewhere_is_not_remembered_here(cluster: Cluster):
     assert (await cluster.ask("s1", ResolveTxn(1, "a", SECOND))).state == "aborted"
     await cluster.move("a")
-    await cluster.stores["s2"].ask(DropDecisions([SECOND], at("a")))
+    await cluster.stores["s2"].ask(DropDecisions([SECOND]))
     await cluster.move("a", to="s1")
     assert (await cluster.ask("s1", ResolveTxn(2, "a", SECOND))).state == "gone"
     assert cluster.stores["s1"].inspection.snapshot().decisions == 0

@@ -18,7 +18,7 @@ from kvstore.placement.cluster_map import ClusterMap, Move, at_home, map_of
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import Answer, Count, Delete, Get, Put, Scan
 from kvstore.storage.engine import FeedPage, FeedQuery
-from kvstore.store.pacing import SyncPace
+from kvstore.storage.sync_pace import SyncPace
 from kvstore.store.store import Store
 
 PARTITIONS = 64

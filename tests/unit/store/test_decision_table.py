@@ -22,7 +22,7 @@ def test_what_nobody_acknowledges_does_not_keep_others_from_going() -> None:
     decisions = kept(*stuck, *done)
     decisions.acknowledge(done)
     finished, unfinished = decisions.old([1], 2000)
-    assert finished == [(attempt, 0) for attempt in done]
+    assert finished == done
     assert unfinished == stuck
 
 
@@ -30,7 +30,7 @@ def test_no_more_may_go_at_a_time_than_were_asked_for() -> None:
     done = attempts(30, "router01")
     decisions = kept(*done)
     decisions.acknowledge(done)
-    assert decisions.old([1], 20) == ([(attempt, 0) for attempt in done[:20]], [])
+    assert decisions.old([1], 20) == (done[:20], [])
 
 
 def test_those_of_partitions_that_are_elsewhere_are_left_alone() -> None:
@@ -41,7 +41,7 @@ def test_an_aborted_attempt_has_nobody_to_wait_for() -> None:
     decisions = DecisionTable(SYSTEM, -1.0)
     (attempt,) = attempts(1, "router01")
     decisions.note([(attempt, 0, False)], [])
-    assert decisions.old([1], 20) == ([(attempt, 0)], [])
+    assert decisions.old([1], 20) == ([attempt], [])
 
 
 def test_a_young_one_stays() -> None:

@@ -109,7 +109,7 @@ FAILING: list[WriteOp] = [
     ApplyIntents(50, OLD, ["p", "q"], 90, True, 5),
     Abort(50, OLD, ["p", "q"]),
     ResolveTxn(50, "v", OTHER),
-    DropDecisions([Attempt(2, 2, "r")], 1, 50),
+    DropDecisions([Attempt(2, 2, "r")], 50),
     EndLockWaits(5000.0, 5000.0, 50),
 ]
 

@@ -145,11 +145,20 @@ async def test_a_decision_survives_a_restart_and_answers_a_repeated_commit(tmp_p
 async def test_a_dropped_decision_raises_the_floor_for_good(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await tell(store, commit(put("anchor")))
-        await tell(store, DropDecisions([FIRST], 0))
+        await tell(store, DropDecisions([FIRST]))
     async with opened(tmp_path) as store:
         assert store.clock.attempts_floor == FIRST.stamp
         assert (await tell(store, commit(put("anchor")))).state == "gone"
         assert (await tell(store, ResolveTxn(1, "anchor", FIRST))).state == "gone"
+        assert (await tell(store, commit(put("anchor"), attempt=SECOND))).state == "committed"
+
+
+async def test_decisions_go_together_and_one_that_is_not_kept_here_raises_no_floor(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await tell(store, commit(put("anchor")))
+        await tell(store, DropDecisions([FIRST, SECOND]))
+        assert store.clock.attempts_floor == FIRST.stamp < SECOND.stamp
+        assert store.inspection.snapshot().decisions == 0
         assert (await tell(store, commit(put("anchor"), attempt=SECOND))).state == "committed"
 
 

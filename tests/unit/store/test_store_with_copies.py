@@ -25,8 +25,9 @@ from kvstore.replication.wire import Wire, WireLost
 from kvstore.shard.service import ShardService
 from kvstore.storage.engine import Engine, Identity
 from kvstore.storage.memory import MemoryEngine
+from kvstore.storage.sync_pace import SyncPace
+from kvstore.store import pipeline
 from kvstore.store.opening import open_files
-from kvstore.store.pacing import SyncPace
 from kvstore.store.replicas import Replicating
 from kvstore.store.store import Store
 from loadtest.simulate.disk import SimulatedDisk
@@ -200,7 +201,7 @@ async def test_records_leave_for_the_copies_before_the_own_sync(tmp_path: Path) 
         copy = await one.make_copy("n2")
         await one.in_sync("n2")
         writer: Any = one.store.pipeline.writer
-        assert not writer.is_inline
+        writer.pace = SyncPace(0)  # in a thread
         writer._sync_in_thread = gate = Gate(writer._sync_in_thread, before=True)
         number = one.store.tables.log.last.number + 1
         written = one.put("a")
@@ -209,6 +210,72 @@ async def test_records_leave_for_the_copies_before_the_own_sync(tmp_path: Path) 
         assert written.replies == []
         gate.open()
         assert (await written.answer()).status == 201
+
+
+async def test_where_the_disk_is_quick_a_record_leaves_and_is_then_synced_on_the_loop(
+    tmp_path: Path,
+) -> None:
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        await one.in_sync("n2")
+        writer: Any = one.store.pipeline.writer
+        writer.pace = SyncPace(1e6)  # whatever the machine does: quick
+        wire: Any = one.wires[-1]
+        done: list[str] = []
+        sync_now, send = writer.sync_now, wire.send
+
+        def noted_sync() -> None:
+            done.append("synced")
+            sync_now()
+
+        async def noted_send(message: Any) -> None:
+            if isinstance(message, messages.Records):
+                done.append("left")
+            await send(message)
+
+        writer.sync_now, wire.send = noted_sync, noted_send
+        assert (await one.put("a").answer()).status == 201
+        assert done == ["left", "synced"]
+
+
+async def test_what_comes_while_a_record_is_on_its_way_to_copies_is_one_batch(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        await one.in_sync("n2")
+        gate = one.hold_up()
+        first = one.put("a")
+        number = one.store.tables.log.last.number + 1
+        await until(lambda: one.store.tables.log.durable == number)
+        others = []
+        for key in ("b", "c", "d"):
+            others.append(one.put(key))
+            await asyncio.sleep(0.01)
+        assert one.store.tables.log.last.number == number
+        gate.set()
+        assert [(await each.answer()).status for each in (first, *others)] == [201] * 4
+        assert one.store.tables.log.last.number == number + 1
+
+
+async def test_clients_that_work_at_once_are_waited_for_a_moment_and_share_the_next_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_GATHER_S", 60.0)  # ends before, when as many have come as there were
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        await one.in_sync("n2")
+        gate = one.hold_up()
+        first = one.put("a")
+        number = one.store.tables.log.last.number + 1
+        await until(lambda: one.store.tables.log.durable == number)
+        second = one.put("b")
+        gate.set()
+        assert (await first.answer()).status == 201
+        await asyncio.sleep(0.05)
+        assert one.store.tables.log.last.number == number, "the first client's next operation is waited for"
+        third = one.put("c")
+        assert [(await each.answer()).status for each in (second, third)] == [201, 201]
+        assert one.store.tables.log.last.number == number + 1
+        assert (await one.put("d").answer()).status == 201, "one that works alone waits for nobody"
 
 
 async def test_nothing_is_sent_to_a_copy_before_the_map_that_names_it_is_durable(tmp_path: Path) -> None:
@@ -275,10 +342,10 @@ async def test_a_copy_that_is_out_is_waited_for_no_more_though_an_earlier_map_st
         await one.make_copy("n2")
         replicas = await one.in_sync("n2")
         one.hold_up()
-        written = one.put("a")
         earlier = asyncio.create_task(one.store.partitions.adopt(one.map(*replicas)))
+        await until(lambda: one.store.tables.log.durable >= one.store.tables.sender.shipping.committed + 1)  # type: ignore[union-attr]
+        written = one.put("a")
         later = one.map()
-        await until(lambda: one.store.tables.log.durable >= one.store.tables.sender.shipping.committed + 2)  # type: ignore[union-attr]
         adopted = asyncio.create_task(one.store.partitions.adopt(later))
         await asyncio.sleep(0.05)
         assert written.replies == []

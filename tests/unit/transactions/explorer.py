@@ -170,7 +170,7 @@ class Explorer:
                     finishing = Finishing(store, attempt, decision.encode())
                     yield ("finish", *address[1:]), cluster.begin_actor(position.spend("finish"), address, finishing)
                 if "drop" in left and may_drop(noted):
-                    drop = Message(store, cluster.request(DropDecisions([attempt], noted.partition)), None)
+                    drop = Message(store, cluster.request(DropDecisions([attempt])), None)
                     yield ("drop", *address[1:]), cluster.deliver(position.spend("drop"), drop)
 
     def _failing(self, position: Position, left: set[str]) -> Iterator[_Step]:

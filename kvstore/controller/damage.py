@@ -1,0 +1,80 @@
+"""Which copies are damaged, from the first word of it until another copy in sync stands in the same place.
+
+Owns: the memory of them, in one controller process; what is written down of one that was made anew.
+Promises: pure but for that memory. A copy that came in sync again was told of once.
+Leaves to others: what was heard (`heard`), what follows (`replicas`), writing it down (`copy_keeper`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kvstore.controller.heard import Heard
+from kvstore.replication.configuration import Configuration
+
+
+class Damaged(NamedTuple):
+    """`copy_id`: by the map. `since`: when the node told of it first."""
+
+    shard: str
+    node: str
+    copy_id: str
+    detail: str
+    since: float
+
+
+def reported(configs: Sequence[Configuration], heard: Heard) -> dict[str, dict[str, str]]:
+    """What nodes tell now of damage: by shard and node, what is wrong."""
+    found: dict[str, dict[str, str]] = {}
+    shards = {config.shard for config in configs}
+    for node, beat in heard.beats.items():
+        for report in beat.copies:
+            if report.damage and report.shard in shards:
+                found.setdefault(report.shard, {})[node] = report.damage
+    return found
+
+
+class DamageSeen:
+    """`look` as often as something was heard."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], Damaged] = {}
+
+    def look(self, configs: Sequence[Configuration], heard: Heard, now: float) -> tuple[list[Damaged], list[Damaged]]:
+        """Those that are damaged and were not before; those whose place another copy in sync has taken."""
+        now_damaged = reported(configs, heard)
+        new = []
+        for shard, nodes in now_damaged.items():
+            for node, detail in nodes.items():
+                if (shard, node) not in self._seen:
+                    damaged = Damaged(shard, node, _named_on(node, shard, configs), detail, now)
+                    self._seen[shard, node] = damaged
+                    new.append(damaged)
+        mended = [
+            damaged
+            for damaged in self._seen.values()
+            if damaged.node not in now_damaged.get(damaged.shard, {}) and _is_mended(damaged, configs)
+        ]
+        for damaged in mended:
+            del self._seen[damaged.shard, damaged.node]
+        return new, mended
+
+
+def _named_on(node: str, shard: str, configs: Sequence[Configuration]) -> str:
+    """The id of the copy that the map names there; empty if it names none."""
+    config = next(each for each in configs if each.shard == shard)
+    if config.primary.node == node:
+        return config.primary.copy_id
+    copy = config.copy_on(node)
+    return copy.copy_id if copy is not None else ""
+
+
+def _is_mended(damaged: Damaged, configs: Sequence[Configuration]) -> bool:
+    config = next((each for each in configs if each.shard == damaged.shard), None)
+    if config is None:
+        return True  # the shard has left
+    copy = config.copy_on(damaged.node)
+    if config.primary.node == damaged.node:
+        return config.primary.copy_id != damaged.copy_id
+    return copy is None or (copy.state == "in-sync" and copy.copy_id != damaged.copy_id)

@@ -1,0 +1,103 @@
+"""A copy's log: what a primary sends is appended, and synced where that is quickest.
+
+Owns: the log's turn, which is held by whatever syncs, cuts or replaces it beside the event loop; where syncs run; the
+spare segment.
+Promises: as a primary's log (`kvstore.store.log_writer`): where the disk is quick the sync runs on the event loop's
+thread, where it is not in a thread, one sync for all that was appended before it. Nothing is appended while the log is
+cut or replaced.
+Leaves to others: which records follow (`session`), what is acknowledged (`copy`), the files (`storage.log`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from kvstore.environment import Environment, to_its_end
+from kvstore.storage.log import Log, NotNext
+from kvstore.storage.segments import HEADER_BYTES, Entry
+from kvstore.storage.sync_pace import SyncPace
+
+
+class CopyLog:
+    """`sync_since`: when the sync began that is under way in a thread."""
+
+    def __init__(self, log: Log, environment: Environment, inline_ms_max: float) -> None:
+        self.log = log
+        self.turn = asyncio.Lock()
+        self.is_changing = False
+        self.sync_since: float | None = None
+        self._environment = environment
+        self._pace = SyncPace(inline_ms_max)
+
+    # --- appending
+
+    def takes_at_once(self, entries: Sequence[Entry]) -> bool:
+        """Whether these can be appended and synced on this thread: the disk is quick, and nothing is in the way."""
+        if not self._pace.is_inline or self.turn.locked():
+            return False
+        return self.log.room(frees=True) >= sum(len(entry.payload) + HEADER_BYTES for entry in entries)
+
+    async def has_room(self, entry: Entry) -> bool:
+        """Make a segment for it if none has room; False: the disk is full."""
+        while self.log.room(frees=True) < len(entry.payload):
+            if not await self._make_segment():
+                return False
+        return True
+
+    def append(self, entry: Entry) -> bool:
+        """False: it is not the next record, or the log is being changed."""
+        if self.is_changing:
+            return False
+        try:
+            self.log.extend(entry)
+        except NotNext:
+            return False
+        return True
+
+    async def keep_spare(self) -> None:
+        """Make the next segment ahead of need; on a full disk not before it is needed."""
+        while self.log.wants_segment and not self.log.full:
+            await self._make_segment()
+
+    async def _make_segment(self) -> bool:
+        return await to_its_end(self._environment, self._environment.in_thread(self.log.prepare_segment))
+
+    # --- syncing
+
+    @property
+    def is_synced(self) -> bool:
+        return self.log.synced.number >= self.log.last.number
+
+    def sync_now(self) -> None:
+        """Sync on this thread; nothing may hold the turn. Raises LogFailed."""
+        if not self.is_synced:
+            self._pace.observe(self._timed_sync())
+
+    async def sync(self) -> None:
+        """Make durable what was appended before; only with the turn, since nothing may be cut off meanwhile."""
+        if self._pace.is_inline:
+            self.sync_now()
+        elif not self.is_synced:
+            self.sync_since = self._environment.boottime_s()
+            try:
+                seconds = await to_its_end(self._environment, self._environment.in_thread(self._timed_sync))
+            finally:
+                self.sync_since = None
+            self._pace.observe(seconds)
+
+    def _timed_sync(self) -> float:
+        """How many seconds the disk took."""
+        started_s = self._environment.monotonic_s()
+        self.log.sync()
+        return self._environment.monotonic_s() - started_s
+
+    # --- cutting
+
+    async def change(self, change: Callable[[], None]) -> None:
+        """Cut or replace the log, in a thread; nothing is appended meanwhile. Only with the turn."""
+        self.is_changing = True
+        try:
+            await to_its_end(self._environment, self._environment.in_thread(change))
+        finally:
+            self.is_changing = False

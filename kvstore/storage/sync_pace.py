@@ -1,0 +1,37 @@
+"""Where the syncs of a log run: on the event loop's thread, or in a thread.
+
+Owns: the choice, by how long the last syncs took.
+Promises: pure: durations are arguments.
+Leaves to others: syncing (`kvstore.store.log_writer`, `kvstore.replication.copy`).
+"""
+
+from __future__ import annotations
+
+from statistics import median
+
+_SAMPLES = 31
+_STALL_FACTOR = 50  # one sync that took so many times the bound speaks for itself
+
+
+class SyncPace:
+    """Whether the disk is quick enough to sync on the event loop's thread: by the median of the last ones.
+
+    The way back needs half the bound, so that a disk at the bound does not make it swing.
+    """
+
+    def __init__(self, inline_ms_max: float) -> None:
+        self.is_inline = inline_ms_max > 0
+        self._inline_ms_max = inline_ms_max
+        self._samples_ms: list[float] = []
+
+    def observe(self, seconds: float) -> None:
+        """A sync took that long."""
+        sample_ms = seconds * 1000
+        self._samples_ms.append(sample_ms)
+        if self.is_inline and sample_ms > _STALL_FACTOR * self._inline_ms_max:
+            self.is_inline = False
+            self._samples_ms.clear()
+        elif len(self._samples_ms) == _SAMPLES:
+            typical_ms = median(self._samples_ms)
+            self.is_inline = typical_ms <= (self._inline_ms_max if self.is_inline else self._inline_ms_max / 2)
+            self._samples_ms.clear()

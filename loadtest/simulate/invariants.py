@@ -1,0 +1,211 @@
+"""What must hold after each event of a simulated cluster, as far as that is cheap to look at.
+
+Owns: what was seen of stores, copies and maps so far, and what contradicts it.
+Promises: looks at more than numbers only when something has changed that bears on it.
+Leaves to others: whose event it was (`cluster`), what clients see (`loadtest.histories`).
+
+    a store        applied <= visible <= durable, visible <= committed; versions, sequences, floors never fall
+    partitions     one owner that may answer; a store is served in a term by one process of one copy
+    copies         have promised what they follow, and never less than before
+    configuration  terms rise; only a copy in sync is promoted; each one in sync has all that is committed
+    lease          while another copy opens a higher term, no primary may answer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from kvstore.placement.cluster_map import ClusterMap, Shard
+from kvstore.replication.copy import StoreCopy
+from kvstore.shard.resident import Resident
+from kvstore.store.store import Store
+from loadtest.simulate.machine import Violation
+from loadtest.simulate.node import NodeServer
+
+Place = tuple[str, str]  # node and shard
+
+
+class Invariants:
+    """`nodes`: by their names. `stored_map`: as the controller's store has it now."""
+
+    def __init__(self, nodes: Mapping[str, NodeServer], stored_map: Callable[[], ClusterMap | None]) -> None:
+        self._nodes = nodes
+        self._stored_map = stored_map
+        self._map: ClusterMap | None = None  # that was looked at last
+        self._serving: dict[int, Place] = {}
+        self._looked_at: dict[Place, object] = {}
+        self._terms: dict[tuple[str, int], str] = {}  # who served a store in that term
+        self._floors: dict[Place, tuple[int, int, int]] = {}  # what the clocks have shown
+        self._promised: dict[str, int] = {}  # by copy
+        self._committed: dict[str, int] = {}  # by copy of a primary
+        self._granted: dict[str, object] = {}
+
+    def process_ended(self, node: str) -> None:
+        """Nothing is served there."""
+        self._serving = {partition: owner for partition, owner in self._serving.items() if owner[0] != node}
+        self._looked_at = {place: served for place, served in self._looked_at.items() if place[0] != node}
+
+    def disk_gone(self, node: str) -> None:
+        """What comes there is not what was."""
+        self.process_ended(node)
+        self._floors = {place: floors for place, floors in self._floors.items() if place[0] != node}
+
+    # --- after each event
+
+    def check(self, server: NodeServer) -> None:
+        """After an event of that node. Raises Violation."""
+        assert server.node is not None
+        for shard_id, resident in server.node.stores.by_shard.items():
+            hosted = resident.hosted
+            if hosted is None:
+                if (copy := resident.copy) is not None:
+                    self._check_copy(shard_id, copy)
+                continue
+            place, store = (server.name, shard_id), hosted.store
+            self._check_store(place, store)
+            may_answer = hosted.is_open and store.tables.may_answer()
+            if may_answer and store.served is not self._looked_at.get(place):
+                self._looked_at[place] = store.served
+                self._note_served(place, store)
+            if hosted.is_open and store.tables.sender is not None:
+                self._check_primary(shard_id, store, may_answer=may_answer)
+
+    def _check_store(self, place: Place, store: Store) -> None:
+        log = store.tables.log
+        applied, visible = store.tables.engine.applied.position.number, store.applier.visible
+        if not applied <= visible <= log.durable <= log.last.number:
+            order = f"applied {applied}, visible {visible}, durable {log.durable}, last {log.last.number}"
+            raise Violation(f"{' of '.join(place)}: {order}")
+        clock = store.clock
+        now, before = (clock.version, clock.sequence, clock.attempts_floor), self._floors.get(place)
+        if now != before:
+            if before is not None and any(after < early for after, early in zip(now, before, strict=True)):
+                raise Violation(f"{' of '.join(place)}: version, sequence, floor went from {before} to {now}")
+            self._floors[place] = now
+
+    def _check_copy(self, shard_id: str, copy: StoreCopy) -> None:
+        following = copy.following
+        copy_id, promised = following.copy_id, following.promised
+        if promised < self._promised.get(copy_id, 0):
+            raise Violation(f"copy {copy_id} of {shard_id} has promised {self._promised[copy_id]}, and now {promised}")
+        self._promised[copy_id] = promised
+        if following.session is not None and following.session.term != promised:
+            raise Violation(f"copy {copy_id} of {shard_id} follows term {following.session.term}, promised {promised}")
+
+    # --- primaries
+
+    def note_term(self, store_id: str, term: int, who: str) -> None:
+        """That process serves that copy in that term: no other one ever did. Raises Violation."""
+        first = self._terms.setdefault((store_id, term), who)
+        if first != who:
+            raise Violation(f"{who} serves store {store_id} in term {term}, in which {first} has")
+
+    def _note_served(self, place: Place, store: Store) -> None:
+        shard = store.cluster_map.shard(place[1]) if store.cluster_map is not None else None
+        sender = store.tables.sender
+        if shard is not None:
+            # A store without copies is opened without a new term, since nothing can take its place.
+            start = sender.shipping.start if sender is not None and sender.shipping.links else ""
+            if start:
+                self.note_term(f"{store.identity.store_id} with copies", shard.term, f"start {start}")
+            self.note_term(store.identity.store_id, shard.term, f"copy {store.copy_id}")
+        self._serving = {partition: owner for partition, owner in self._serving.items() if owner != place}
+        for partition, generation in enumerate(store.served.generations):
+            if not generation or partition in store.served.frozen:
+                continue
+            other = self._serving.setdefault(partition, place)
+            if other != place:
+                if self._answers(other):
+                    both = f"{' of '.join(other)} and by {' of '.join(place)}"
+                    raise Violation(f"partition {partition} is served by {both}")
+                self._looked_at.pop(other, None)  # it is looked at once more if it may answer again
+            self._serving[partition] = place
+
+    def _answers(self, place: Place) -> bool:
+        """Whether that one may answer now: it is a primary that holds its lease."""
+        resident = self._resident(*place)
+        hosted = resident.hosted if resident is not None else None
+        return hosted is not None and hosted.is_open and hosted.store.tables.may_answer()
+
+    def _check_primary(self, shard_id: str, store: Store, *, may_answer: bool) -> None:
+        sender, copy_id = store.tables.sender, store.copy_id
+        assert sender is not None
+        shipping = sender.shipping
+        if shipping.committed != self._committed.get(copy_id):
+            self._committed[copy_id] = shipping.committed
+            if store.applier.visible > shipping.committed:
+                raise Violation(f"record {store.applier.visible} of {shard_id} is visible, not committed")
+            cluster_map = self._stored_map()
+            shard = cluster_map.shard(shard_id) if cluster_map is not None else None
+            if shard is not None:
+                self._check_in_sync(shard)
+        if sender.grants is not self._granted.get(copy_id):
+            self._granted[copy_id] = sender.grants
+            opening = may_answer and self._opened_beside(shard_id, store.identity.store_id, shipping.config.term)
+            if opening:
+                raise Violation(f"{shard_id} may be answered in term {shipping.config.term} while {opening}")
+
+    def _opened_beside(self, shard_id: str, store_id: str, term: int) -> str:
+        """Which node opens that store in a higher term."""
+        for name in self._nodes:
+            resident = self._resident(name, shard_id)
+            config = resident._opening.config if resident is not None and resident._opening is not None else None
+            copy = resident.copy if resident is not None else None
+            if config is None or copy is None or config.store_id != store_id:
+                continue
+            if term < config.term == copy.following.promised:
+                return f"{name} opens term {config.term}"
+        return ""
+
+    # --- maps
+
+    def check_map(self) -> None:
+        """After an event of the controller. Raises Violation."""
+        after = self._stored_map()
+        if after is None or after is self._map:
+            return
+        before, self._map = self._map, after
+        for shard in after.shards:
+            old = before.shard(shard.id) if before is not None else None
+            if old is not None and old.store_id == shard.store_id and old != shard:
+                _check_change(old, shard)
+                self._check_in_sync(shard)
+
+    def _check_in_sync(self, shard: Shard) -> None:
+        """Each copy in sync has all that is committed in this term, as far as processes can be asked."""
+        resident = self._resident(shard.primary.node, shard.id)
+        sender = resident.hosted.store.tables.sender if resident is not None and resident.hosted is not None else None
+        if sender is None or (sender.shipping.config.term, sender.shipping.config.store_id) != (
+            shard.term,
+            shard.store_id,
+        ):
+            return
+        for replica in shard.replicas:
+            guest = self._resident(replica.node, shard.id)
+            copy = guest.copy if guest is not None else None
+            if replica.state != "in-sync" or copy is None or copy.following.copy_id != replica.copy_id:
+                continue
+            if copy.following.promised <= shard.term and copy.log.last.number < sender.shipping.committed:
+                raise Violation(
+                    f"the copy of {shard.id} on {replica.node} is in sync with {copy.log.last.number} of "
+                    f"{sender.shipping.committed} committed records"
+                )
+
+    def _resident(self, node: str, shard_id: str) -> Resident | None:
+        """Of a process that runs."""
+        server = self._nodes.get(node)
+        if server is None or server.node is None or not server.is_alive:
+            return None
+        return server.node.stores.by_shard.get(shard_id)
+
+
+def _check_change(before: Shard, after: Shard) -> None:
+    if after.term < before.term:
+        raise Violation(f"the term of shard {after.id} went from {before.term} to {after.term}")
+    if after.primary == before.primary:
+        return
+    if after.term == before.term:
+        raise Violation(f"shard {after.id} has another primary in the same term {after.term}")
+    in_sync = [(each.node, each.copy_id) for each in before.replicas if each.state == "in-sync"]
+    if (after.primary.node, after.primary.copy_id) not in in_sync:
+        raise Violation(f"shard {after.id} has a primary on {after.primary.node} which was not in sync")
