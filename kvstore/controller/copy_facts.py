@@ -17,7 +17,7 @@ from kvstore.controller.heard import Heard
 from kvstore.controller.replicas import too_many_silent
 from kvstore.environment import utc_text
 from kvstore.placement.copies import zone_of
-from kvstore.replication.configuration import Configuration, Replica, configuration_of
+from kvstore.replication.configuration import Configuration, Replica, configurations
 
 FAILOVERS_SHOWN_MAX = 5
 
@@ -31,7 +31,7 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
     `given_up_in_s`: until the first of them is given up, None if none will be; `failovers`: the last, newest
     first; `positions`: what each node told last of its copies, by shard."""
     cluster_map, heard, now = places.cluster_map, places.heard, places.now
-    configs = [c for shard in cluster_map.shards if (c := configuration_of(cluster_map, shard.id)) is not None]
+    configs = configurations(cluster_map)
     holds_still = too_many_silent(cluster_map, heard, now)
     return {
         "silent": {

@@ -18,7 +18,7 @@ from prometheus_client.metrics_core import Metric
 
 from kvstore.config import Limits
 from kvstore.controller import change_steps, changes, copy_facts, copy_loss
-from kvstore.controller.changes import Change
+from kvstore.controller.changes import Change, Kind
 from kvstore.controller.copy_places import Places
 from kvstore.controller.damage import DamageSeen
 from kvstore.controller.document import ClusterDocument
@@ -32,7 +32,7 @@ from kvstore.metrics import CopyStats, copy_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication import failover
 from kvstore.replication.beats import Beat, BeatAnswer, beat_every_s, beats
-from kvstore.replication.configuration import configuration_of
+from kvstore.replication.configuration import configuration_of, configurations
 from kvstore.replication.failover import Damping
 
 _SHORTEST_S = 0.01  # between two decisions
@@ -236,24 +236,17 @@ class CopyKeeper:
             del self._served_by[shard]
             took_s = now - step.since
             self.stats.last_failover_s = took_s
-            await self._write_down(step, took_s)
-
-    async def _write_down(self, step: Step, took_s: float) -> None:
-        now_ms = self._environment.now_ms()
-        old, new = step.before.primary.node, step.after.primary.node
-        detail = f"Node {old} {step.cause}; node {new} took over and served after {took_s:.1f} s."
-        began_ms = now_ms - round(took_s * 1000)
-        change = Change(id=self._new_id(), kind="failover", shard=step.after.shard, to=new, began_ms=began_ms)
-        change = changes.done(change, now_ms, detail)
-        _log.warning("shard %s is served by %s again after %.1f s", step.after.shard, new, took_s)
-        await self._document.change(lambda state: change_steps.noted(state, change, self._limits.changes_kept_max))
+            old, new = step.before.primary.node, step.after.primary.node
+            _log.warning("shard %s is served by %s again after %.1f s", shard, new, took_s)
+            detail = f"Node {old} {step.cause}; node {new} took over and served after {took_s:.1f} s."
+            await self._write_down("failover", shard, new, took_s, detail)
 
     async def _note_damage(self, now: float) -> None:
         """Damage that a node tells of is said once; that a copy was made anew is written down."""
         cluster_map = self._state.map
         if cluster_map is None:
             return
-        configs = [c for shard in cluster_map.shards if (c := configuration_of(cluster_map, shard.id)) is not None]
+        configs = configurations(cluster_map)
         new, mended = self._damage.look(configs, self._heard, now)
         for found in new:
             self.stats.damaged += 1
@@ -262,13 +255,14 @@ class CopyKeeper:
             self.stats.rebuilt += 1
             seconds = now - found.since
             _log.warning("shard %s has a copy in sync on node %s again, after %.1f s", found.shard, found.node, seconds)
-            now_ms = self._environment.now_ms()
-            began_ms = now_ms - round(seconds * 1000)
-            change = Change(id=self._new_id(), kind="rebuild", shard=found.shard, to=found.node, began_ms=began_ms)
             detail = f"The copy on node {found.node} was damaged ({found.detail.rstrip('.')}), and was made anew."
-            await self._write_change(changes.done(change, now_ms, detail))
+            await self._write_down("rebuild", found.shard, found.node, seconds, detail)
 
-    async def _write_change(self, change: Change) -> None:
+    async def _write_down(self, kind: Kind, shard: str, to: str, seconds: float, detail: str) -> None:
+        """A change that no person asked for, and that is over now."""
+        now_ms = self._environment.now_ms()
+        change = Change(id=self._new_id(), kind=kind, shard=shard, to=to, began_ms=now_ms - round(seconds * 1000))
+        change = changes.done(change, now_ms, detail)
         await self._document.change(lambda state: change_steps.noted(state, change, self._limits.changes_kept_max))
 
     # --- people

@@ -31,7 +31,13 @@ from kvstore.controller.membership import ClusterState
 from kvstore.placement.cluster_map import ClusterMap, Node
 from kvstore.replication import failover
 from kvstore.replication.beats import GiveBack
-from kvstore.replication.configuration import Configuration, Request, configuration_of, with_configuration
+from kvstore.replication.configuration import (
+    Configuration,
+    Request,
+    configuration_of,
+    configurations,
+    with_configuration,
+)
 from kvstore.replication.failover import Damping
 
 SETTLED_S = 10.0  # for so long a copy is in sync before its shard's primary goes home
@@ -78,7 +84,7 @@ class Decider:
 
     def decide(self, new_id: Callable[[], str], now_ms: int) -> Decided:
         """The next state. `new_id` and `now_ms`: for the changes that begin by themselves."""
-        configs = [found for shard in self._map.shards if (found := configuration_of(self._map, shard.id)) is not None]
+        configs = configurations(self._map)
         steps: list[Step] = []
         joining = sum(self._places.is_joining(config) for config in configs)
         for config in configs:

@@ -41,7 +41,7 @@ from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication.beats import Beat, BeatAnswer
 from kvstore.transport.bodies import BodyReader
 from kvstore.transport.change_documents import AcceptOld, NewPrimary, NewReplicas, NewShard, ShardChange
-from kvstore.transport.http.responses import Response, json_response
+from kvstore.transport.http.responses import TEXT, Response, json_response
 from kvstore.transport.http.routes import (
     Body,
     Call,
@@ -63,8 +63,6 @@ from kvstore.transport.sessions import PARAMETER
 _BODY_BYTES_MAX = 64 * 1024
 _BEAT_BYTES_MAX = 1024 * 1024
 _Result = TypeVar("_Result")
-
-METRICS_TEXT = "text/plain; charset=utf-8"
 
 
 # --- documents --------------------------------------------------------------------------------------------------------
@@ -237,7 +235,7 @@ class ChangeRoutes:
         steps = self._mover.steps(state.map) if state.map is not None else {}
         epoch = state.map.epoch if state.map is not None else 0
         moves = move_families(self._mover.record.stats, steps, epoch)
-        return Response(200, exposition(moves, self._keeper.families(state.map)), METRICS_TEXT)
+        return Response(200, exposition(moves, self._keeper.families(state.map)), TEXT)
 
     async def get_health(self, call: Call) -> Response:
         return json_response(200, Health("ok"))
@@ -415,7 +413,7 @@ CHANGE_ROUTES = (
     ),
     _entry(
         "GET", "/metrics", ChangeRoutes.get_metrics, _SEES, "Metrics",
-        Success(200, "Prometheus text format.", Content(str, {}, METRICS_TEXT)),
+        Success(200, "Prometheus text format.", Content(str, {}, TEXT)),
     ),
 )  # fmt: skip
 

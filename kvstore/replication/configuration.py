@@ -81,6 +81,11 @@ def configuration_of(cluster_map: maps.ClusterMap, shard_id: str) -> Configurati
     return Configuration(shard.id, shard.store_id, cluster_map.epoch, shard.term, primary, replicas)
 
 
+def configurations(cluster_map: maps.ClusterMap) -> list[Configuration]:
+    """Those of all shards, in the order of the map."""
+    return [found for shard in cluster_map.shards if (found := configuration_of(cluster_map, shard.id)) is not None]
+
+
 def with_configuration(cluster_map: maps.ClusterMap, config: Configuration) -> maps.ClusterMap:
     """The next map, in which that shard's copies are as `config` says.
 

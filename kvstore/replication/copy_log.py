@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from kvstore.environment import Environment, to_its_end
 from kvstore.storage.log import Log, NotNext
 from kvstore.storage.segments import HEADER_BYTES, Entry
-from kvstore.storage.sync_pace import SyncPace
+from kvstore.storage.sync_pace import SyncPace, timed_sync
 
 
 class CopyLog:
@@ -87,10 +87,7 @@ class CopyLog:
             self._pace.observe(seconds)
 
     def _timed_sync(self) -> float:
-        """How many seconds the disk took."""
-        started_s = self._environment.monotonic_s()
-        self.log.sync()
-        return self._environment.monotonic_s() - started_s
+        return timed_sync(self.log, self._environment.monotonic_s)[1]
 
     # --- cutting
 

@@ -22,7 +22,7 @@ from kvstore.shard.copy_wires import accept
 from kvstore.shard.node import Node, Refused
 from kvstore.transport.bodies import BodyReader
 from kvstore.transport.channel import Connection
-from kvstore.transport.http.responses import Response, json_response
+from kvstore.transport.http.responses import TEXT, Response, json_response
 from kvstore.transport.http.routes import (
     Call,
     Content,
@@ -39,7 +39,6 @@ from kvstore.transport.http.server import accept_socket
 from kvstore.transport.sessions import PARAMETER
 
 _UNAVAILABLE = 503
-_TEXT = "text/plain; charset=utf-8"
 
 
 class NodeRoutes:
@@ -98,7 +97,7 @@ class NodeRoutes:
         return json_response(200, self._node.newest_map())
 
     async def get_metrics(self, call: Call) -> Response:
-        return Response(200, exposition(shard_families(self._node.stats())), _TEXT)
+        return Response(200, exposition(shard_families(self._node.stats())), TEXT)
 
     async def close(self) -> None:
         """End the channels."""
@@ -107,7 +106,7 @@ class NodeRoutes:
 
 
 def _refusal(refused: Refused) -> Response:
-    return Response(refused.status, f"{refused.why}\n".encode(), _TEXT)
+    return Response(refused.status, f"{refused.why}\n".encode(), TEXT)
 
 
 # --- the entries ------------------------------------------------------------------------------------------------------
@@ -141,7 +140,7 @@ ROUTES = (
     _entry("/map", NodeRoutes.get_map, Right.PEER, "The newest map of its stores", Success(200, "It.", _DOCUMENT)),
     _entry(
         "/metrics", NodeRoutes.get_metrics, Right.READ, "Metrics",
-        Success(200, "Prometheus text format.", Content(str, {}, _TEXT)),
+        Success(200, "Prometheus text format.", Content(str, {}, TEXT)),
     ),
 )  # fmt: skip
 

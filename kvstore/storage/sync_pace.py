@@ -1,13 +1,16 @@
 """Where the syncs of a log run: on the event loop's thread, or in a thread.
 
-Owns: the choice, by how long the last syncs took.
-Promises: pure: durations are arguments.
-Leaves to others: syncing (`kvstore.store.log_writer`, `kvstore.replication.copy`).
+Owns: the choice, by how long the last syncs took; the measure of that.
+Promises: the choice is pure: durations are arguments.
+Leaves to others: when there is a sync (`kvstore.store.log_writer`, `kvstore.replication.copy_log`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import median
+
+from kvstore.storage.log import Log
 
 _SAMPLES = 31
 _STALL_FACTOR = 50  # one sync that took so many times the bound speaks for itself
@@ -35,3 +38,13 @@ class SyncPace:
             typical_ms = median(self._samples_ms)
             self.is_inline = typical_ms <= (self._inline_ms_max if self.is_inline else self._inline_ms_max / 2)
             self._samples_ms.clear()
+
+
+def timed_sync(log: Log, monotonic_s: Callable[[], float]) -> tuple[int, float]:
+    """Sync: up to which number the log is durable, and how many seconds the disk took. Raises LogFailed.
+
+    To be called on the thread of the sync: the hops to a thread and back do not count.
+    """
+    started_s = monotonic_s()
+    number = log.sync()
+    return number, monotonic_s() - started_s

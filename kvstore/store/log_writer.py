@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.segments import Entry
-from kvstore.storage.sync_pace import SyncPace
+from kvstore.storage.sync_pace import SyncPace, timed_sync
 from kvstore.store.applier import Applier
 from kvstore.store.tables import Tables
 
@@ -85,11 +85,7 @@ class LogWriter:
         self._note(*await self._tables.environment.in_thread(self._timed_sync))
 
     def _timed_sync(self) -> tuple[int, float]:
-        """Up to which number the log is durable, and how many seconds the disk took: the hops to a thread and back do
-        not count."""
-        started_s = self._tables.environment.monotonic_s()
-        number = self._tables.log.sync()
-        return number, self._tables.environment.monotonic_s() - started_s
+        return timed_sync(self._tables.log, self._tables.environment.monotonic_s)
 
     def _note(self, number: int, seconds: float) -> None:
         self.pace.observe(seconds)

@@ -25,6 +25,7 @@ from kvstore.transport.answers import LARGE_BYTES
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
 BINARY = "application/octet-stream"
+TEXT = "text/plain; charset=utf-8"
 
 _PIECE_BYTES = 256 * 1024
 _FEW_PARTS = 8  # are written one by one, more are joined

@@ -110,8 +110,7 @@ async def test_a_primary_whose_files_are_damaged_is_replaced_and_made_anew(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
-        for each in ("s1", "s2", "s3"):
-            await cluster.until(each, replicated)
+        await cluster.until_replicated()
         await put_keys(http, cluster)
         before = await cluster.shard("s1")
         await cluster.end("s1")
@@ -141,8 +140,7 @@ async def until_told(http: aiohttp.ClientSession, cluster: Cluster, node: str) -
 
 async def test_a_copy_whose_log_is_damaged_is_made_anew_from_its_primary(tmp_path: Path) -> None:
     async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
-        for each in ("s1", "s2", "s3"):
-            await cluster.until(each, replicated)
+        await cluster.until_replicated()
         await put_keys(http, cluster)
         (copy,) = (await cluster.shard("s1")).replicas
         await cluster.end(copy.node)
@@ -170,8 +168,7 @@ async def test_a_row_that_the_verification_finds_damaged_costs_nothing_where_the
 ) -> None:
     """A primary hands its shard on; a copy is taken out. Both are made anew."""
     async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
-        for each in ("s1", "s2", "s3"):
-            before = await cluster.until(each, replicated)
+        await cluster.until_replicated()
         before = await cluster.shard("s1")
         for number in range(40):
             await http.put(f"{cluster.url}/v1/kv/k{number}", data=f"value-of-{number}")
@@ -192,8 +189,7 @@ async def test_a_row_that_the_verification_finds_damaged_costs_nothing_where_the
 
 async def test_a_home_whose_folder_is_empty_gets_its_shard_back_from_a_copy(tmp_path: Path) -> None:
     async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
-        for each in ("s1", "s2", "s3"):
-            await cluster.until(each, replicated)
+        await cluster.until_replicated()
         await put_keys(http, cluster)
         before = await cluster.shard("s1")
         await cluster.end("s1")
@@ -211,8 +207,7 @@ async def test_a_damaged_primary_without_a_copy_in_sync_is_refused_and_its_files
     tmp_path: Path,
 ) -> None:
     async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
-        for each in ("s1", "s2", "s3"):
-            await cluster.until(each, replicated)
+        await cluster.until_replicated()
         await put_keys(http, cluster)
         (copy,) = (await cluster.shard("s1")).replicas
         await cluster.end(copy.node)

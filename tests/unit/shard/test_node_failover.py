@@ -92,6 +92,10 @@ class Cluster:
                         task.result()
                 await asyncio.sleep(0.05)
 
+    async def until_replicated(self) -> None:
+        for shard_id in ("s1", "s2", "s3"):
+            await self.until(shard_id, replicated)
+
 
 @asynccontextmanager
 async def cluster_in(folder: Path) -> AsyncIterator[Cluster]:
@@ -118,8 +122,7 @@ def replicated(shard: Shard) -> bool:
 
 async def test_a_node_goes_and_its_shard_is_served_elsewhere_with_all_that_was_acknowledged(tmp_path: Path) -> None:
     async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
-        for each in ("s1", "s2", "s3"):
-            before = await cluster.until(each, replicated)
+        await cluster.until_replicated()
         before = await cluster.shard("s1")
         for number in range(60):
             await http.put(f"{cluster.url}/v1/kv/k{number}", data=f"v{number}")
@@ -142,8 +145,7 @@ async def test_a_node_goes_and_its_shard_is_served_elsewhere_with_all_that_was_a
 async def test_copies_are_set_aside_when_the_number_of_replicas_is_lowered(tmp_path: Path) -> None:
     """The last map names no copy: the nodes go on beating until nothing lies there that is not served."""
     async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
-        for each in ("s1", "s2", "s3"):
-            await cluster.until(each, replicated)
+        await cluster.until_replicated()
         await http.patch(f"{cluster.url}/v1/cluster", json={"replicas": 1})
         for each in ("s1", "s2", "s3"):
             await cluster.until(each, lambda shard: not shard.replicas)

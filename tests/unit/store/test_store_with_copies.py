@@ -238,14 +238,20 @@ async def test_where_the_disk_is_quick_a_record_leaves_and_is_then_synced_on_the
         assert done == ["left", "synced"]
 
 
+async def on_its_way(one: Any) -> tuple[asyncio.Event, Any, int]:
+    """A write whose record is on the own disk, and comes to no copy before the event is set; the record's number."""
+    gate = one.hold_up()
+    first = one.put("a")
+    number = one.store.tables.log.last.number + 1
+    await until(lambda: one.store.tables.log.durable == number)
+    return gate, first, number
+
+
 async def test_what_comes_while_a_record_is_on_its_way_to_copies_is_one_batch(tmp_path: Path) -> None:
     async with primary(tmp_path) as one:
         await one.make_copy("n2")
         await one.in_sync("n2")
-        gate = one.hold_up()
-        first = one.put("a")
-        number = one.store.tables.log.last.number + 1
-        await until(lambda: one.store.tables.log.durable == number)
+        gate, first, number = await on_its_way(one)
         others = []
         for key in ("b", "c", "d"):
             others.append(one.put(key))
@@ -263,10 +269,7 @@ async def test_clients_that_work_at_once_are_waited_for_a_moment_and_share_the_n
     async with primary(tmp_path) as one:
         await one.make_copy("n2")
         await one.in_sync("n2")
-        gate = one.hold_up()
-        first = one.put("a")
-        number = one.store.tables.log.last.number + 1
-        await until(lambda: one.store.tables.log.durable == number)
+        gate, first, number = await on_its_way(one)
         second = one.put("b")
         gate.set()
         assert (await first.answer()).status == 201
