@@ -54,17 +54,6 @@ class MemoryEngine:
         self._rows, self._places = dict(rows), dict(places)
         self._history = survived
 
-    def twin(self) -> MemoryEngine:
-        """Another one with what this one has now."""
-        twin = MemoryEngine(self.identity, self.path)
-        twin._applied, twin._rows, twin._places = self._applied, dict(self._rows), dict(self._places)
-        twin._count = itertools.count(max(self._places.values(), default=0) + 1)
-        return twin
-
-    def rows(self) -> list[Row]:
-        """All that are there, tombstones too."""
-        return list(self._all())
-
     async def close(self) -> None:
         return None
 

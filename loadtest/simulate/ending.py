@@ -14,10 +14,10 @@ from kvstore.placement.cluster_map import Shard
 from kvstore.shard.resident import Resident
 from kvstore.storage.engine import Engine, RowKey
 from kvstore.storage.log import Log
-from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.replay import replay
 from kvstore.storage.rows import Row
 from loadtest.simulate.cluster import Cluster
+from loadtest.simulate.engine import SimulatedEngine
 from loadtest.simulate.machine import Violation
 
 _SHOWN_MAX = 3
@@ -68,11 +68,11 @@ def _file_and_log(resident: Resident) -> tuple[Engine, Log] | None:
 
 async def held(engine: Engine, log: Log, number: int) -> dict[RowKey, Row]:
     """The rows as of that record, without what is stamped differently on each copy."""
-    assert isinstance(engine, MemoryEngine)
-    whole = engine.twin()
+    assert isinstance(engine, SimulatedEngine)
+    whole = engine.copied()
     entries = takewhile(lambda entry: entry.number <= number, log.entries(engine.applied.position.number))
     await replay(whole, list(entries))
-    return {(row.kind, row.key): row._replace(sequence=0) for row in whole.rows() if not row.is_tombstone}
+    return {(row.kind, row.key): row._replace(sequence=0) for row in whole._all() if not row.is_tombstone}
 
 
 def differences(expected: dict[RowKey, Row], found: dict[RowKey, Row]) -> str:
