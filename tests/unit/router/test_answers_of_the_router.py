@@ -12,6 +12,7 @@ from kvstore.config import Limits, default_config
 from kvstore.protocol import Get
 from kvstore.router.app import RouterApp
 from kvstore.router.controller_client import Controller
+from kvstore.router.large_values import LargeValues
 from kvstore.router.listing import Listing
 from kvstore.router.page_json import encode_page
 from kvstore.router.routes.keys import KEY_ROUTES, KeyRoutes
@@ -62,7 +63,9 @@ class Values:
         everybody_follows(self.service, all_on(1, "s1"))
         limits = Limits(answer_bytes_in_flight_max=room_bytes, answer_wait_s=60.0)
         self.account = AnswerAccount(limits)
-        self._routes = KeyRoutes(self.service, AnswerAccount(limits), self.account, cast(Any, None))
+        self._routes = KeyRoutes(
+            self.service, AnswerAccount(limits), self.account, cast(Any, None), LargeValues(self.service)
+        )
         shards["s1"].data |= {f"k{number}": bytes(SIZE) for number in range(8)}
 
     @property
