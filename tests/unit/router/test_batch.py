@@ -7,6 +7,7 @@ import base64
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,7 +153,7 @@ def test_a_ttl_is_rounded_up_to_milliseconds_so_that_it_never_ends_early(ttl: fl
 
 @given(st.binary(max_size=40))
 def test_any_bytes_survive_their_way_through_json(value: bytes) -> None:
-    document = json.loads(json.dumps(encode_value(value)))
+    document = json.loads(msgspec.json.encode(encode_value(value)))
     (name,) = document
     assert name == ("value" if _is_utf8(value) else "value_base64")
     (step,) = parse({"op": "put", "key": "a", **document})
