@@ -54,9 +54,7 @@ class ClusterRoutes:
     async def cluster(self, call: Call) -> Response:
         changes = await self._controller.described(self._service.cluster_map)
         facts = changes.pop("copies", None)
-        document = await self._views.cluster(changes.pop("epoch")) | changes
-        if facts is not None:
-            document = with_copies(document, facts)
+        document = with_copies(await self._views.cluster(changes.pop("epoch")) | changes, facts)
         lost = lost_documents(cluster_map) if (cluster_map := self._service.cluster_map) is not None else []
         return json_response(200, document | {"advice": advice(document | {"lost": lost, "copies": facts})["sentence"]})
 
