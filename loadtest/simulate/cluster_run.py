@@ -63,6 +63,7 @@ def simulate_cluster(
     failpoints.watch(cluster.hit)
     failpoints.active, was_active = simulation.at_points, failpoints.active
     gc.disable()
+    gc.freeze()  # what was there before is not looked at in the end
     try:
         verdict = simulation.run()
     finally:
@@ -74,6 +75,7 @@ def simulate_cluster(
         loop.end()
         gc.enable()
         gc.collect()
+        gc.unfreeze()
     return Result(
         seed, digest, verdict, loop.events, simulation.history.calls, loop.now_s, time.process_time() - began_s,
         dict(cluster.faults), dict(cluster.points), last if verdict else [],

@@ -36,6 +36,8 @@ class Invariants:
         self._looked_at: dict[Place, object] = {}
         self._terms: dict[tuple[str, int], str] = {}  # who served a store in that term
         self._floors: dict[Place, tuple[int, int, int]] = {}  # what the clocks have shown
+        self._seen: dict[Place, object] = {}  # of stores, when they were looked at last
+        self._followed: dict[str, object] = {}  # by copy, when it was looked at last
         self._promised: dict[str, int] = {}  # by copy
         self._committed: dict[str, int] = {}  # by copy of a primary
         self._granted: dict[str, object] = {}
@@ -49,6 +51,7 @@ class Invariants:
         """What comes there is not what was."""
         self.process_ended(node)
         self._floors = {place: floors for place, floors in self._floors.items() if place[0] != node}
+        self._seen = {place: seen for place, seen in self._seen.items() if place[0] != node}
 
     # --- after each event
 
@@ -63,18 +66,24 @@ class Invariants:
                 continue
             place, store = (server.name, shard_id), hosted.store
             self._check_store(place, store)
-            may_answer = hosted.is_open and store.tables.may_answer()
-            if may_answer and store.served is not self._looked_at.get(place):
-                self._looked_at[place] = store.served
+            if not hosted.is_open:
+                continue
+            tables = store.tables
+            if tables.served is not self._looked_at.get(place) and tables.may_answer():
+                self._looked_at[place] = tables.served
                 self._note_served(place, store)
-            if hosted.is_open and store.tables.sender is not None:
-                self._check_primary(shard_id, store, may_answer=may_answer)
+            if tables.sender is not None:
+                self._check_primary(shard_id, store)
 
     def _check_store(self, place: Place, store: Store) -> None:
         log = store.tables.log
-        applied, visible = store.tables.engine.applied.position.number, store.applier.visible
-        if not applied <= visible <= log.durable <= log.last.number:
-            order = f"applied {applied}, visible {visible}, durable {log.durable}, last {log.last.number}"
+        applied, visible = store.tables.engine.applied.position, store.applier.visible
+        seen = (applied, visible, log.synced, log.last, store.tables.visible)
+        if seen == self._seen.get(place):
+            return
+        self._seen[place] = seen
+        if not applied.number <= visible <= log.durable <= log.last.number:
+            order = f"applied {applied.number}, visible {visible}, durable {log.durable}, last {log.last.number}"
             raise Violation(f"{' of '.join(place)}: {order}")
         clock = store.clock
         now, before = (clock.version, clock.sequence, clock.attempts_floor), self._floors.get(place)
@@ -85,6 +94,9 @@ class Invariants:
 
     def _check_copy(self, shard_id: str, copy: StoreCopy) -> None:
         following = copy.following
+        if following is self._followed.get(following.copy_id):
+            return
+        self._followed[following.copy_id] = following
         copy_id, promised = following.copy_id, following.promised
         if promised < self._promised.get(copy_id, 0):
             raise Violation(f"copy {copy_id} of {shard_id} has promised {self._promised[copy_id]}, and now {promised}")
@@ -127,7 +139,7 @@ class Invariants:
         hosted = resident.hosted if resident is not None else None
         return hosted is not None and hosted.is_open and hosted.store.tables.may_answer()
 
-    def _check_primary(self, shard_id: str, store: Store, *, may_answer: bool) -> None:
+    def _check_primary(self, shard_id: str, store: Store) -> None:
         sender, copy_id = store.tables.sender, store.copy_id
         assert sender is not None
         shipping = sender.shipping
@@ -141,8 +153,8 @@ class Invariants:
                 self._check_in_sync(shard)
         if sender.grants is not self._granted.get(copy_id):
             self._granted[copy_id] = sender.grants
-            opening = may_answer and self._opened_beside(shard_id, store.identity.store_id, shipping.config.term)
-            if opening:
+            opening = self._opened_beside(shard_id, store.identity.store_id, shipping.config.term)
+            if opening and store.tables.may_answer():
                 raise Violation(f"{shard_id} may be answered in term {shipping.config.term} while {opening}")
 
     def _opened_beside(self, shard_id: str, store_id: str, term: int) -> str:
