@@ -2,7 +2,7 @@
 
 Owns: when that may be, what is said to be lost, the state after it.
 Promises: pure. It is refused while the primary or a copy in sync is heard, unless the shard's id was typed again, and
-for a copy that has nothing. Every other copy joins anew, the old primary's included, so what only they have is cut off
+for a copy that has nothing. Every other copy joins again, the old primary's included, so what only they have is cut off
 when they return; versions go on above all that was told.
 Leaves to others: forgetting what the store had told (`document`), storing, the opening on the node (shard).
 """

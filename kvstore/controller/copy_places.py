@@ -42,7 +42,7 @@ class Places:
     def wanted(self, config: Configuration) -> list[str]:
         """The nodes that keep it beside its primary's. Of a shard that leaves, those that do now.
 
-        But where it leaves because its home is given up, what did not move yet must not lie on one disk meanwhile.
+        But where it leaves because its home is given up, what did not move yet must not lie on one disk until then.
         """
         home = self.cluster_map.node(config.shard)
         if not _stays(self.cluster_map.shard(config.shard)) and not (home is not None and home.given_up):

@@ -7,7 +7,7 @@ away, also after a restart of this shard.
 Leaves to others: sessions (`transport.sessions`), asking the controller (`transport.map_follower`), HTTP (`app`).
 
 A hello that names an unknown session may be early: the controller has started again, and the other end heard of it
-first. So the controller is asked before anybody is called a stranger.
+first. So the controller is asked before any node is called a stranger.
 
 The last session is kept in `shard-<id>.session` beside the store. A copy of that file does no harm: it lets in who
 names that session, and the processes of the copy name one of their own.

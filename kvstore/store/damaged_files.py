@@ -100,7 +100,7 @@ def set_damaged_aside(disk: Disk, folder: Path, store: str, fresh: Identity) -> 
     for suffix in _BESIDE:
         if (name := f"{store}.db{suffix}") in names:
             disk.rename(folder / name, folder / f"{aside}{suffix}")
-    disk.sync_folder(folder)  # before an id says that all that lies here may be made anew
+    disk.sync_folder(folder)  # before an id says that all that lies here may be rebuilt
     _keep(disk, identity_path(folder, store), folder / f"{aside}.id")
     write_identity(disk, folder, store, fresh)
     return aside

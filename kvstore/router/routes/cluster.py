@@ -213,7 +213,7 @@ class Explanation(Struct):
     bytes: Annotated[int, about("Size of the value.", minimum=0)] | UnsetType = UNSET
     expires_at_ms: Annotated[int | None, about("Unix time in milliseconds; null: never.")] | UnsetType = UNSET
     cached: Annotated[bool, about("Whether the owner has it in memory.")] | UnsetType = UNSET
-    lock: Annotated[LockOfKey | None, about("Who may write the key; null: everybody.")] | UnsetType = UNSET
+    lock: Annotated[LockOfKey | None, about("Who may write the key; null: every client.")] | UnsetType = UNSET
     intent: (
         Annotated[Intent | None, about("What a transaction that is not finished here has left on the key.")] | UnsetType
     ) = UNSET

@@ -16,8 +16,8 @@ from kvstore.protocol import Answer
 from kvstore.router.service import RouterService
 from tests.unit.router.fake_shards import (
     PARTITIONS,
+    all_follow,
     all_on,
-    everybody_follows,
     halves,
     make_map,
     make_service,
@@ -50,7 +50,7 @@ async def test_pages_over_all_shards_are_the_sorted_keys_cut_at_the_limit(
     values: bool,
 ) -> None:
     service = make_service()
-    everybody_follows(service, make_map(1, lambda partition: partition % 3, "s1", "s2", "s3"))
+    all_follow(service, make_map(1, lambda partition: partition % 3, "s1", "s2", "s3"))
     for (_, shard), rows in zip(sorted(shards.items()), page_rows, strict=True):
         shard.page_rows_max = rows
         shard.data = {key: key.encode() for key in keys - ghosts if shard.owns(key)}
@@ -136,9 +136,9 @@ async def test_a_partial_listing_of_a_whole_cluster_misses_nothing(service: Rout
     assert await service.all_shards.count("", partial=True) == (len(KEYS), 0)
 
 
-async def test_a_partial_listing_does_not_wait_for_a_shard_that_hangs_nor_for_a_partition_that_nobody_has() -> None:
+async def test_a_partial_listing_does_not_wait_for_a_shard_that_hangs_nor_for_a_partition_without_an_owner() -> None:
     service = make_service(reroute_timeout_s=0.1)
-    everybody_follows(service, halves())
+    all_follow(service, halves())
     fill("s1", "s2")
     shards["s1"].fenced = {0}
     service.channels["s2"].is_silent = True  # type: ignore[attr-defined]
@@ -195,7 +195,7 @@ KEYS = [f"key-{number}" for number in range(100)]
 
 
 def fill(*shard_ids: str) -> None:
-    """All keys are in the files of these shards, whoever owns them."""
+    """All keys are in the files of these shards, whichever shard owns them."""
     for shard_id in shard_ids:
         shards[shard_id].data = dict.fromkeys(KEYS, b"1")
 
@@ -206,7 +206,7 @@ async def test_what_moved_after_one_was_asked_and_before_the_other_is_listed_onc
 ) -> None:
     fill("s1", "s2")
     newer = all_on(2, "s2")
-    shards["s2"].before_answer.append(lambda: everybody_follows(service, newer))
+    shards["s2"].before_answer.append(lambda: all_follow(service, newer))
     assert await listed(service, call) == len(KEYS)
 
 
@@ -216,7 +216,7 @@ async def test_what_moved_away_before_its_new_owner_was_asked_is_asked_for_again
 ) -> None:
     fill("s1", "s2")
     shards["s1"].before_answer.append(lambda: setattr(shards["s1"], "map", all_on(2, "s2")))
-    shards["s2"].before_answer += [lambda: None, lambda: everybody_follows(service, all_on(2, "s2"))]
+    shards["s2"].before_answer += [lambda: None, lambda: all_follow(service, all_on(2, "s2"))]
     assert await listed(service, call) == len(KEYS)
     again: Any = shards["s2"].asked[-1]
     assert partition_set.decode(again.wanted) == sum(1 << partition for partition in range(0, PARTITIONS, 2))
@@ -240,7 +240,7 @@ async def test_a_partition_that_is_fenced_is_waited_for_and_the_others_are_not_a
 
 async def test_what_is_asked_for_again_is_asked_for_up_to_where_the_others_ended() -> None:
     service = make_service()
-    everybody_follows(service, halves())
+    all_follow(service, halves())
     fill("s1", "s2")
     shards["s2"].page_rows_max = 10
     shards["s1"].fenced = {0}
@@ -257,8 +257,8 @@ async def test_a_member_that_joined_while_the_others_were_asked_is_not_left_out(
 ) -> None:
     fill("s1", "s3")
 
-    def a_third_takes_all() -> None:  # before anybody answers
-        everybody_follows(service, make_map(2, lambda _: 2, "s1", "s2", "s3"))
+    def a_third_takes_all() -> None:  # before any shard answers
+        all_follow(service, make_map(2, lambda _: 2, "s1", "s2", "s3"))
 
     shards["s1"].before_answer.append(a_third_takes_all)
     assert await listed(service, call) == len(KEYS)
@@ -267,7 +267,7 @@ async def test_a_member_that_joined_while_the_others_were_asked_is_not_left_out(
 @both_calls
 async def test_a_listing_waits_for_a_shard_that_is_behind(service: RouterService, call: str) -> None:
     fill("s1", "s2")
-    everybody_follows(service, all_on(2, "s1"))
+    all_follow(service, all_on(2, "s1"))
     service.follow(halves(3))
     shards["s1"].map = halves(3)
     listing = asyncio.create_task(listed(service, call))
@@ -278,9 +278,9 @@ async def test_a_listing_waits_for_a_shard_that_is_behind(service: RouterService
 
 
 @both_calls
-async def test_what_nobody_ever_shows_makes_a_listing_unavailable(call: str) -> None:
+async def test_what_no_shard_ever_shows_makes_a_listing_unavailable(call: str) -> None:
     service = make_service(reroute_timeout_s=0.05)
-    everybody_follows(service, halves())
+    all_follow(service, halves())
     shards["s2"].fenced = {1}
     with pytest.raises(Unavailable):
         await listed(service, call)
@@ -289,7 +289,7 @@ async def test_what_nobody_ever_shows_makes_a_listing_unavailable(call: str) -> 
 @both_calls
 async def test_a_member_that_is_down_and_owns_nothing_is_not_missed(service: RouterService, call: str) -> None:
     fill("s1", "s2")
-    everybody_follows(service, make_map(2, lambda partition: partition % 2, "s1", "s2", "s3"))
+    all_follow(service, make_map(2, lambda partition: partition % 2, "s1", "s2", "s3"))
     for error in ("error", "fails_with"):
         setattr(service.channels["s3"], error, Unavailable("away"))
         assert await listed(service, call) == len(KEYS)
@@ -298,7 +298,7 @@ async def test_a_member_that_is_down_and_owns_nothing_is_not_missed(service: Rou
 @both_calls
 async def test_a_member_that_hangs_and_owns_nothing_is_not_waited_for(service: RouterService, call: str) -> None:
     fill("s1", "s2")
-    everybody_follows(service, make_map(2, lambda partition: partition % 2, "s1", "s2", "s3"))
+    all_follow(service, make_map(2, lambda partition: partition % 2, "s1", "s2", "s3"))
     service.channels["s3"].is_silent = True  # type: ignore[attr-defined]
     async with asyncio.timeout(60):
         assert await listed(service, call) == len(KEYS)

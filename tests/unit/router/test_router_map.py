@@ -12,7 +12,7 @@ from kvstore.protocol import Get, Stats
 from kvstore.router.service import RouterService
 from tests.unit.router.fake_shards import (
     FakeChannel,
-    everybody_follows,
+    all_follow,
     halves,
     make_map,
     make_service,
@@ -59,7 +59,7 @@ async def test_a_member_that_left_is_listened_to_until_all_that_was_asked_there_
 @pytest.mark.usefixtures("no_lingering")
 async def test_a_member_that_left_and_never_answers_is_not_listened_to_for_ever() -> None:
     service = make_service(request_timeout_s=0.05)
-    everybody_follows(service, halves())
+    all_follow(service, halves())
     before: Any = service.channels["s2"]
     before.ops_under_way = 1
     service.follow(make_map(2, lambda _: 0, "s1"))

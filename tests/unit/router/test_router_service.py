@@ -15,8 +15,8 @@ from kvstore.router.cluster_views import ClusterViews
 from kvstore.router.service import RouterService
 from tests.unit.router.fake_shards import (
     PARTITIONS,
+    all_follow,
     all_on,
-    everybody_follows,
     halves,
     key_of,
     make_map,
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("fake_channels")
 
 
 @pytest.mark.parametrize("shard_id", ["s1", "s2"])
-async def test_a_request_goes_to_the_owner_of_its_key_and_to_nobody_else(service: RouterService, shard_id: str) -> None:
+async def test_a_request_goes_to_the_owner_of_its_key_and_to_no_other(service: RouterService, shard_id: str) -> None:
     key = key_of(shard_id)
     routed = await service.ask(Put(0, key, b"1"))
     assert (routed.answer.status, routed.shard_id) == (201, shard_id)
@@ -78,7 +78,7 @@ async def test_a_shard_that_is_behind_the_routers_map_is_asked_again_until_it_ha
     assert list(shards["s2"].data) == [key]
 
 
-async def test_a_key_that_nobody_owns_is_unavailable_in_the_end() -> None:
+async def test_a_key_without_an_owner_is_unavailable_in_the_end() -> None:
     service = make_service(reroute_timeout_s=0.05)
     service.follow(halves())
     with pytest.raises(Unavailable, match=r"shard s[12] does not answer for its keys now"):
@@ -91,7 +91,7 @@ async def test_a_key_that_is_fenced_is_asked_for_with_the_next_map_and_not_befor
     asking = asyncio.create_task(service.ask(Put(0, key, b"1")))
     await asyncio.sleep(0.1)
     assert (len(shards["s1"].asked), asking.done()) == (1, False)
-    everybody_follows(service, all_on(2, "s2"))
+    all_follow(service, all_on(2, "s2"))
     routed = await asking
     assert (routed.answer.status, routed.shard_id) == (201, "s2")
     assert (len(shards["s1"].asked), len(shards["s2"].asked)) == (1, 1)
@@ -112,7 +112,7 @@ async def test_a_map_that_was_there_before_the_refusal_is_not_waited_for() -> No
     service.follow(halves())
     key = key_of("s1")
     newer = all_on(2, "s2")
-    shards["s1"].before_answer.append(lambda: everybody_follows(service, newer))
+    shards["s1"].before_answer.append(lambda: all_follow(service, newer))
     async with asyncio.timeout(60):
         assert (await service.ask(Put(0, key, b"1"))).shard_id == "s2"
 
@@ -123,7 +123,7 @@ async def test_what_was_not_done_because_its_shard_left_is_asked_of_the_new_owne
     original = channel._settle
 
     def settle(future: Any, request: Any) -> None:
-        everybody_follows(service, make_map(2, lambda _: 0, "s2"))
+        all_follow(service, make_map(2, lambda _: 0, "s2"))
         original(future, request)
 
     channel.fails_with, channel._settle = Unavailable("closed the connection"), settle
@@ -139,7 +139,7 @@ async def test_whatever_is_asked_of_a_partitions_owner_follows_it(service: Route
     asking = asyncio.create_task(service.ask_owner(partition, Get(0, key)))
     await asyncio.sleep(0.05)
     assert not asking.done()
-    everybody_follows(service, all_on(2, "s2"))
+    all_follow(service, all_on(2, "s2"))
     assert (await asking).status == 200  # type: ignore[union-attr]
 
 

@@ -59,7 +59,7 @@ async def test_who_heard_first_that_the_controller_has_started_again_is_let_in(t
     assert controller.asked == 1
 
 
-async def test_while_the_controller_is_away_only_known_sessions_are_let_in_and_nobody_is_called_a_stranger(
+async def test_while_the_controller_is_away_only_known_sessions_are_let_in_and_no_node_is_called_a_stranger(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     controller = Controller("ours")
@@ -91,7 +91,7 @@ async def test_a_session_that_cannot_be_kept_ends_nothing(tmp_path: Path, caplog
     assert "cannot be kept" in caplog.text
 
 
-async def test_a_damaged_memory_lets_nobody_in(tmp_path: Path) -> None:
+async def test_a_damaged_memory_lets_no_session_in(tmp_path: Path) -> None:
     (tmp_path / "shard-s1.session").write_bytes(b"\xff\n")
     hellos = Controller(None).hellos(tmp_path, is_announced=False)
     assert await hellos.refusal("ours", "peer") == IS_UNSURE

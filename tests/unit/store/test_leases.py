@@ -58,7 +58,7 @@ def test_an_expiry_is_a_tombstone_among_the_rows_and_a_step_of_the_clock():
     bench = Bench()
     granted = bench.acquire("k", 10)
     bench.now_s += 10
-    assert bench.lease("k").token == granted  # nobody has looked, so it stands
+    assert bench.lease("k").token == granted  # no reader has looked, so it stands
     bench.run(ExpireLease("k"))
     row = bench.rows.rows[LEASE, "k"]
     assert row.body is None
@@ -131,7 +131,7 @@ def test_waiters_who_have_left_are_passed_over():
     assert [op.id for op, _ in bench.locks.waiting_for_lease("k")] == [3]
 
 
-def test_whoever_leaves_is_answered_and_only_by_its_own_connection():
+def test_a_client_that_leaves_is_answered_and_only_by_its_own_connection():
     bench = Bench()
     bench.acquire("k")
     mine, other = Sink(), Sink()
@@ -213,7 +213,7 @@ def test_a_full_queue_refuses_the_next_waiter_with_429():
     assert [(answer.id, code(answer)) for answer in answers] == [(3, "too-many-requests")]
 
 
-def test_on_a_full_disk_nobody_is_granted_anything_and_releases_go_on():
+def test_on_a_full_disk_no_client_is_granted_anything_and_releases_go_on():
     bench = Bench()
     mine = bench.acquire("k")
     bench.run(acquire("k", wait_s=60, op_id=1), acquire("k", wait_s=60, op_id=2))

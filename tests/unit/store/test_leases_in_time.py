@@ -247,7 +247,7 @@ async def test_a_lease_that_ended_before_the_crash_does_not_come_back(tmp_path: 
 
 
 async def test_a_damaged_lease_keeps_the_store_from_opening_and_nothing_from_ending(tmp_path: Path):
-    """Whoever held it would write as if it still did; and a process that cannot open its store must be able to end."""
+    """Its holder would write as if it still did; and a process that cannot open its store must be able to end."""
     async with opened(tmp_path) as store:
         await ask(store, acquire("k", 60))
     with closing(sqlite3.connect(tmp_path / "store.db")) as file, file:

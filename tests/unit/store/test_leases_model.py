@@ -317,7 +317,7 @@ class BatchesOnAFile(RuleBasedStateMachine):
         assert rows == {name: state.lease.token for name, state in self.model.names.items() if state.lease}
 
     @invariant()
-    def nobody_was_answered_twice(self) -> None:
+    def no_client_was_answered_twice(self) -> None:
         for op_id, sink in self.sinks.items():
             assert len([reply for reply in sink.replies if reply.id == op_id]) <= 1
 
