@@ -121,6 +121,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     replica_timeout_s: float = 0.8
     disk_stall_s: float = 2.0
     down_out_s: float = 600.0
+    hand_on_timeout_s: float = 2.0
 
     # the controller and the launcher
     changes_kept_max: int = 100
