@@ -287,7 +287,8 @@ class CopyKeeper:
         copies = [copy for each in facts["copies"].values() for copy in each] if facts is not None else []
         by_state = Counter({"in-sync": 0, "joining": 0}) + Counter(str(copy["state"]) for copy in copies)
         silent = len(facts["silent"]) if facts is not None else 0
-        return copy_families(self.stats, dict(by_state), silent)
+        rows_left = sum(copy["rows_total"] - copy["rows_done"] for copy in copies if "rows_total" in copy)
+        return copy_families(self.stats, dict(by_state), silent, rows_left)
 
     def facts(self, cluster_map: ClusterMap, known: Sequence[Change] = ()) -> dict[str, Any] | None:
         """What is known of nodes and copies; None while there is one copy of everything and is to be one."""

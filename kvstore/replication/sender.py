@@ -166,7 +166,7 @@ class Sender:
 
     def snapshots(self) -> dict[str, tuple[int, int]]:
         """Of each that is under way: rows sent, and rows there are."""
-        return {key[0]: link.progress for key, link in self._links.items() if link.progress != (0, 0)}
+        return {key[0]: found for key, link in self._links.items() if (found := link.progress) is not None}
 
     @property
     def keeps(self) -> int | None:

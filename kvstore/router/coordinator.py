@@ -31,6 +31,7 @@ from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import (
     BadParameter,
     Conflict,
+    IdempotencyKeyReused,
     KvError,
     OutcomeUnknown,
     TooManyRequests,
@@ -86,12 +87,21 @@ class Coordinator:
         attempt = self._stamps.draw(self._environment.now_us(), epoch=self._service.epoch)
         wait_ms = 1.0
         contended = ""
+        open_attempt: Attempt | None = None  # which may have been done, or may be yet
         while True:
-            result = await self._try(transaction, attempt, once, deadline, contended)
+            try:
+                result = await self._try(transaction, attempt, once, deadline, contended)
+            except KvError as error:
+                if open_attempt is None or isinstance(error, OutcomeUnknown | IdempotencyKeyReused):
+                    raise
+                raise self._unknown(
+                    f"it may have been done before: {error.detail}", transaction, open_attempt
+                ) from None
             if isinstance(result, Result):
                 return result
+            open_attempt = attempt if result.same_request else open_attempt
             if deadline.is_over():
-                raise self._in_the_way(result, transaction, attempt)
+                raise self._in_the_way(result, transaction, open_attempt)
             if result.epoch:
                 await deadline.await_epoch(result.epoch, result.fenced)
             elif once is not None or not result.key or result.key == contended:
@@ -100,10 +110,10 @@ class Coordinator:
             contended = result.key
             attempt = self._stamps.draw(self._environment.now_us(), attempt.start, self._service.epoch)
 
-    def _in_the_way(self, again: Retry, transaction: Transaction, attempt: Attempt) -> KvError:
-        if again.same_request:
+    def _in_the_way(self, again: Retry, transaction: Transaction, open_attempt: Attempt | None) -> KvError:
+        if open_attempt is not None:
             return self._unknown(
-                "the same request is under way, and its outcome is not known yet", transaction, attempt
+                "the same request is under way, and its outcome is not known yet", transaction, open_attempt
             )
         if again.epoch:
             return unserved(self._service.owner_of(key).shard_id for key in transaction.keys)

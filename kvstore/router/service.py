@@ -27,7 +27,7 @@ import aiohttp
 
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM, Environment
-from kvstore.errors import KvError, OutcomeUnknown, Unavailable, WrongOwner, from_problem
+from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable, WrongOwner, from_problem
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import partition_of
 from kvstore.protocol import (
@@ -295,8 +295,10 @@ class RouterService:
                 outcome = await _outcome(channel.request(request))
             except Unavailable as error:
                 outcome = error
+            except TooManyRequests as error:
+                raise unknown or error from None
             if self._is_final(request, outcome, channel, partition):
-                if unknown is not None and isinstance(outcome, KvError):
+                if unknown is not None and _is_unheard(outcome):
                     raise unknown
                 return _routed(outcome, channel, partition)
             unknown = outcome if isinstance(outcome, OutcomeUnknown) else unknown
@@ -414,6 +416,11 @@ async def _outcome(future: asyncio.Future[Any]) -> Answer | KvError:
         return answer
     except (Unavailable, OutcomeUnknown) as error:
         return error
+
+
+def _is_unheard(outcome: Answer | KvError) -> bool:
+    """The store did not look whether the same request, which was sent before, has been done."""
+    return isinstance(outcome, KvError) or outcome.status in (TooManyRequests.status, Unavailable.status)
 
 
 def _routed(outcome: Answer | KvError, channel: Channel, partition: int) -> Routed:

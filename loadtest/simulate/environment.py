@@ -8,7 +8,6 @@ Leaves to others: time itself (`loop`), files (`disk`, `engine`).
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -69,9 +68,9 @@ class SimulatedEnvironment(Environment):
         return max(0, self._disk.capacity - self._disk.used_bytes)
 
     async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        await self._loop.sleep(seconds)
 
-    def call_later(self, delay_s: float, function: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
+    def call_later(self, delay_s: float, function: Callable[..., None], *args: Any) -> Any:
         return self._loop.call_later(delay_s, function, *args)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
@@ -87,7 +86,7 @@ class SimulatedEnvironment(Environment):
     async def pause(self, least_s: float = 0.0) -> None:
         """For as long as another thread takes."""
         more_s = self._rng.uniform(0, SLOW_S) if self._rng.random() < SLOW_SHARE else 0.0
-        await asyncio.sleep(least_s + self._rng.uniform(*THREAD_S) + more_s)
+        await self._loop.sleep(least_s + self._rng.uniform(*THREAD_S) + more_s)
 
     def note_sync(self) -> None:
         """The disk syncs: the loop's thread waits for it; another one is waited for where it was begun."""

@@ -7,7 +7,7 @@ Leaves to others: whose event it was (`cluster`), what clients see (`loadtest.hi
     a store        applied <= visible <= durable, visible <= committed; versions, sequences, floors never fall
     partitions     one owner that may answer; a store is served in a term by one process of one copy
     copies         have promised what they follow, and never less than before
-    configuration  terms rise; only a copy in sync is promoted; each one in sync has all that is committed
+    configuration  terms rise; only a copy in sync is promoted; each one in sync has on disk all that is committed
     lease          while another copy opens a higher term, no primary may answer
 """
 
@@ -35,7 +35,11 @@ class Invariants:
         self._serving: dict[int, Place] = {}
         self._looked_at: dict[Place, object] = {}
         self._terms: dict[tuple[str, int], str] = {}  # who served a store in that term
+        self._starts: dict[str, None] = {}  # of processes that have served a store with copies
+        self._without_copies: dict[tuple[str, int], None] = {}  # stores and terms in which some map named no copy
         self._floors: dict[Place, tuple[int, int, int]] = {}  # what the clocks have shown
+        self._seen: dict[Place, object] = {}  # of stores, when they were looked at last
+        self._followed: dict[str, object] = {}  # by copy, when it was looked at last
         self._promised: dict[str, int] = {}  # by copy
         self._committed: dict[str, int] = {}  # by copy of a primary
         self._granted: dict[str, object] = {}
@@ -49,6 +53,7 @@ class Invariants:
         """What comes there is not what was."""
         self.process_ended(node)
         self._floors = {place: floors for place, floors in self._floors.items() if place[0] != node}
+        self._seen = {place: seen for place, seen in self._seen.items() if place[0] != node}
 
     # --- after each event
 
@@ -63,18 +68,24 @@ class Invariants:
                 continue
             place, store = (server.name, shard_id), hosted.store
             self._check_store(place, store)
-            may_answer = hosted.is_open and store.tables.may_answer()
-            if may_answer and store.served is not self._looked_at.get(place):
-                self._looked_at[place] = store.served
+            if not hosted.is_open:
+                continue
+            tables = store.tables
+            if tables.served is not self._looked_at.get(place) and tables.may_answer():
+                self._looked_at[place] = tables.served
                 self._note_served(place, store)
-            if hosted.is_open and store.tables.sender is not None:
-                self._check_primary(shard_id, store, may_answer=may_answer)
+            if tables.sender is not None:
+                self._check_primary(shard_id, store)
 
     def _check_store(self, place: Place, store: Store) -> None:
         log = store.tables.log
-        applied, visible = store.tables.engine.applied.position.number, store.applier.visible
-        if not applied <= visible <= log.durable <= log.last.number:
-            order = f"applied {applied}, visible {visible}, durable {log.durable}, last {log.last.number}"
+        applied, visible = store.tables.engine.applied.position, store.applier.visible
+        seen = (applied, visible, log.synced, log.last, store.tables.visible)
+        if seen == self._seen.get(place):
+            return
+        self._seen[place] = seen
+        if not applied.number <= visible <= log.durable <= log.last.number:
+            order = f"applied {applied.number}, visible {visible}, durable {log.durable}, last {log.last.number}"
             raise Violation(f"{' of '.join(place)}: {order}")
         clock = store.clock
         now, before = (clock.version, clock.sequence, clock.attempts_floor), self._floors.get(place)
@@ -85,6 +96,9 @@ class Invariants:
 
     def _check_copy(self, shard_id: str, copy: StoreCopy) -> None:
         following = copy.following
+        if following is self._followed.get(following.copy_id):
+            return
+        self._followed[following.copy_id] = following
         copy_id, promised = following.copy_id, following.promised
         if promised < self._promised.get(copy_id, 0):
             raise Violation(f"copy {copy_id} of {shard_id} has promised {self._promised[copy_id]}, and now {promised}")
@@ -100,6 +114,16 @@ class Invariants:
         if first != who:
             raise Violation(f"{who} serves store {store_id} in term {term}, in which {first} has")
 
+    def _note_start(self, store_id: str, term: int, start: str) -> None:
+        """As `note_term`, of a process whose store has copies. Raises Violation.
+
+        Once a map names none, the store may be opened again in that term, and get copies again.
+        """
+        if (store_id, term) in self._without_copies and start not in self._starts:
+            self._terms.pop((f"{store_id} with copies", term), None)
+        self._starts[start] = None
+        self.note_term(f"{store_id} with copies", term, f"start {start}")
+
     def _note_served(self, place: Place, store: Store) -> None:
         shard = store.cluster_map.shard(place[1]) if store.cluster_map is not None else None
         sender = store.tables.sender
@@ -107,7 +131,7 @@ class Invariants:
             # A store without copies is opened without a new term, since nothing can take its place.
             start = sender.shipping.start if sender is not None and sender.shipping.links else ""
             if start:
-                self.note_term(f"{store.identity.store_id} with copies", shard.term, f"start {start}")
+                self._note_start(store.identity.store_id, shard.term, start)
             self.note_term(store.identity.store_id, shard.term, f"copy {store.copy_id}")
         self._serving = {partition: owner for partition, owner in self._serving.items() if owner != place}
         for partition, generation in enumerate(store.served.generations):
@@ -123,11 +147,11 @@ class Invariants:
 
     def _answers(self, place: Place) -> bool:
         """Whether that one may answer now: it is a primary that holds its lease."""
-        resident = self._resident(*place)
+        resident = self.resident(*place)
         hosted = resident.hosted if resident is not None else None
         return hosted is not None and hosted.is_open and hosted.store.tables.may_answer()
 
-    def _check_primary(self, shard_id: str, store: Store, *, may_answer: bool) -> None:
+    def _check_primary(self, shard_id: str, store: Store) -> None:
         sender, copy_id = store.tables.sender, store.copy_id
         assert sender is not None
         shipping = sender.shipping
@@ -141,14 +165,14 @@ class Invariants:
                 self._check_in_sync(shard)
         if sender.grants is not self._granted.get(copy_id):
             self._granted[copy_id] = sender.grants
-            opening = may_answer and self._opened_beside(shard_id, store.identity.store_id, shipping.config.term)
-            if opening:
+            opening = self._opened_beside(shard_id, store.identity.store_id, shipping.config.term)
+            if opening and store.tables.may_answer():
                 raise Violation(f"{shard_id} may be answered in term {shipping.config.term} while {opening}")
 
     def _opened_beside(self, shard_id: str, store_id: str, term: int) -> str:
         """Which node opens that store in a higher term."""
         for name in self._nodes:
-            resident = self._resident(name, shard_id)
+            resident = self.resident(name, shard_id)
             config = resident._opening.config if resident is not None and resident._opening is not None else None
             copy = resident.copy if resident is not None else None
             if config is None or copy is None or config.store_id != store_id:
@@ -166,6 +190,8 @@ class Invariants:
             return
         before, self._map = self._map, after
         for shard in after.shards:
+            if not shard.replicas:
+                self._without_copies[shard.store_id, shard.term] = None
             old = before.shard(shard.id) if before is not None else None
             if old is not None and old.store_id == shard.store_id and old != shard:
                 _check_change(old, shard)
@@ -173,7 +199,7 @@ class Invariants:
 
     def _check_in_sync(self, shard: Shard) -> None:
         """Each copy in sync has all that is committed in this term, as far as processes can be asked."""
-        resident = self._resident(shard.primary.node, shard.id)
+        resident = self.resident(shard.primary.node, shard.id)
         sender = resident.hosted.store.tables.sender if resident is not None and resident.hosted is not None else None
         if sender is None or (sender.shipping.config.term, sender.shipping.config.store_id) != (
             shard.term,
@@ -181,17 +207,17 @@ class Invariants:
         ):
             return
         for replica in shard.replicas:
-            guest = self._resident(replica.node, shard.id)
+            guest = self.resident(replica.node, shard.id)
             copy = guest.copy if guest is not None else None
             if replica.state != "in-sync" or copy is None or copy.following.copy_id != replica.copy_id:
                 continue
-            if copy.following.promised <= shard.term and copy.log.last.number < sender.shipping.committed:
+            if copy.following.promised <= shard.term and copy.log.synced.number < sender.shipping.committed:
                 raise Violation(
-                    f"the copy of {shard.id} on {replica.node} is in sync with {copy.log.last.number} of "
-                    f"{sender.shipping.committed} committed records"
+                    f"the copy of {shard.id} on {replica.node} is in sync with {copy.log.synced.number} of "
+                    f"{sender.shipping.committed} committed records on its disk"
                 )
 
-    def _resident(self, node: str, shard_id: str) -> Resident | None:
+    def resident(self, node: str, shard_id: str) -> Resident | None:
         """Of a process that runs."""
         server = self._nodes.get(node)
         if server is None or server.node is None or not server.is_alive:

@@ -54,11 +54,16 @@ class Process:
         self.alive = True
         self.stands_still = False
         self.dies_after: int | None = None  # so many events
-        self.held: list[asyncio.Handle] = []
+        self.held: list[Event] = []
         self.tasks: list[asyncio.Task[Any]] = []
         self.context: Context = copy_context()
         self.context.run(_process.set, self)
         self._on_death = on_death
+
+    @property
+    def is_undisturbed(self) -> bool:
+        """Whether its next event comes, for certain."""
+        return self.alive and not self.stands_still and self.dies_after is None
 
     def kill(self) -> None:
         """No event of it comes any more."""
@@ -68,15 +73,36 @@ class Process:
             self._on_death()
 
 
+class Event:
+    """A callback that is to come, as a handle of asyncio. `when_s`: of a timer, in virtual time."""
+
+    __slots__ = ("args", "callback", "context", "is_cancelled", "when_s")
+
+    def __init__(self, callback: Any, args: tuple[Any, ...], context: Context, when_s: float | None) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context
+        self.is_cancelled = False
+        self.when_s = when_s
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+        self.callback, self.args = None, ()
+
+    def cancelled(self) -> bool:
+        return self.is_cancelled
+
+
 class SimulatedLoop(asyncio.BaseEventLoop):
     """`after_event` is called after each event of a process. `trace`: is called with each line of the full log."""
 
-    _ready: deque[asyncio.Handle]
-    _scheduled: list[asyncio.TimerHandle]
+    _ready: deque[Event]
 
     def __init__(self) -> None:
         super().__init__()
         self._now_s = 0.0
+        self._timers: list[tuple[float, int, Event]] = []  # those of one time in the order in which they were begun
+        self._timers_begun = 0
         self._digest = xxhash.xxh3_64()
         self._idle_events = 0
         self._tasks: list[asyncio.Task[Any]] = []  # what is pending must not be collected as garbage
@@ -103,15 +129,38 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> Event:
         process = _process.get()
         if process is not None:
             when = when / process.rate + process.stood_s
-        return super().call_at(when, callback, *args, context=context)
+        return self._begin_timer(when, callback, args, copy_context() if context is None else context)
 
-    def schedule(self, delay_s: float, callback: Any, *args: Any, context: Context) -> asyncio.TimerHandle:
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> Event:
+        return self.call_at(self.time() + delay, callback, *args, context=context)
+
+    def schedule(self, delay_s: float, callback: Any, *args: Any, context: Context) -> Event:
         """As `call_later`, by no process's clock."""
-        return super().call_at(self._now_s + delay_s, callback, *args, context=context)
+        return self._begin_timer(self._now_s + delay_s, callback, args, context)
+
+    def _begin_timer(self, when_s: float, callback: Any, args: tuple[Any, ...], context: Context) -> Event:
+        timer = Event(callback, args, context, when_s)
+        self._push(timer, when_s)
+        return timer
+
+    def _push(self, timer: Event, when_s: float) -> None:
+        self._timers_begun += 1
+        heapq.heappush(self._timers, (when_s, self._timers_begun, timer))
+
+    async def sleep(self, seconds: float) -> None:
+        """As `asyncio.sleep`."""
+        over = self.create_future()
+        timer = self.call_at(self.time() + seconds, _settle, over)
+        try:
+            await over
+        finally:
+            timer.cancel()
 
     def block(self, seconds: float) -> None:
         """The running event takes that long."""
@@ -133,50 +182,54 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """One turn: timers that are due, then all that was ready when it began. Raises Hang."""
-        if not self._ready:
+        ready, timers = self._ready, self._timers
+        if not ready:
             self._jump()
-        self._take_due()
-        for _ in range(len(self._ready)):
-            handle = self._ready.popleft()
-            if not handle.cancelled():
-                self._run_event(handle)
+        while timers and timers[0][0] <= self._now_s:
+            timer = heapq.heappop(timers)[2]
+            if not timer.is_cancelled:
+                ready.append(timer)
+        for _ in range(len(ready)):
+            event = ready.popleft()
+            if not event.is_cancelled:
+                self._run_event(event)
 
     def _jump(self) -> None:
-        while self._scheduled and self._scheduled[0].cancelled():
-            heapq.heappop(self._scheduled)._scheduled = False  # type: ignore[attr-defined]
-        if not self._scheduled:
+        timers = self._timers
+        while timers and timers[0][2].is_cancelled:
+            heapq.heappop(timers)
+        if not timers:
             raise Hang("nothing is ready, and no timer runs: what is waited for will never come")
-        self._now_s = max(self._now_s, self._scheduled[0].when())
+        self._now_s = max(self._now_s, timers[0][0])
 
-    def _take_due(self) -> None:
-        while self._scheduled and self._scheduled[0].when() <= self._now_s:
-            handle = heapq.heappop(self._scheduled)
-            handle._scheduled = False  # type: ignore[attr-defined]
-            if not handle.cancelled():
-                self._ready.append(handle)
-
-    def _run_event(self, handle: asyncio.Handle) -> None:
-        process: Process | None = handle._context.get(_process)  # type: ignore[attr-defined]
-        if process is not None and not self._goes_on(process, handle):
+    def _run_event(self, event: Event) -> None:
+        context = event.context
+        process = context.get(_process)
+        if process is not None and not process.is_undisturbed and not self._goes_on(process, event):
             return
         self.events += 1
         self._idle_events += 1
         if self._idle_events > EVENTS_MAX:
             raise Hang(f"{EVENTS_MAX:,} events have brought nothing forward")
         self._now_s += EVENT_S
-        name = _name_of(handle)
+        name = _name_of(event.callback)
         self._digest.update(f"{self._now_s:.6f} {name}".encode())
         if self.trace is not None:
             self.trace(f"{self._now_s:.6f}   {process.name if process else '-'} {name}")
-        handle._run()
+        try:
+            context.run(event.callback, *event.args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # as that of a handle of asyncio
+            self.call_exception_handler({"message": f"exception in {name}", "exception": error, "handle": event})
         if process is not None and process.alive:
             self.after_event(process)
 
-    def _goes_on(self, process: Process, handle: asyncio.Handle) -> bool:
+    def _goes_on(self, process: Process, event: Event) -> bool:
         if not process.alive:
             return False
         if process.stands_still:
-            process.held.append(handle)
+            process.held.append(event)
             return False
         if process.dies_after is not None:
             process.dies_after -= 1
@@ -195,15 +248,16 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def wake(self, process: Process, slept_s: float) -> None:
         """It stood still for that long, and its clock with it: its timers have as long to go as before."""
         process.stood_s += slept_s
-        timers = [each for each in process.held if isinstance(each, asyncio.TimerHandle)]
-        process.held = [each for each in process.held if not isinstance(each, asyncio.TimerHandle)]
-        for handle in [*timers, *self._scheduled]:
-            if handle._context.get(_process) is process:  # type: ignore[attr-defined]
-                handle._when += slept_s  # type: ignore[attr-defined]
-        for handle in timers:
-            handle._scheduled = True  # type: ignore[attr-defined]
-        self._scheduled.extend(timers)
-        heapq.heapify(self._scheduled)
+        held, process.held = process.held, []
+        waiting = [each for each in self._timers if each[2].context.get(_process) is process]
+        self._timers = [each for each in self._timers if each[2].context.get(_process) is not process]
+        heapq.heapify(self._timers)
+        for event in [*held, *(event for _, _, event in sorted(waiting, key=lambda each: each[:2]))]:
+            if event.when_s is None:
+                process.held.append(event)
+            else:
+                event.when_s += slept_s
+                self._push(event, event.when_s)
         self.go_on(process)
 
     # --- what a loop needs beside that
@@ -215,7 +269,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """There are no other threads."""
 
     def _make_task(self, loop: Any, work: Coroutine[Any, Any, Any], context: Context | None = None) -> Any:
-        task = asyncio.Task(work, loop=self, context=context)
+        task = asyncio.Task(work, loop=self, context=context, name=getattr(work, "__qualname__", ""))
         self._tasks.append(task)
         if len(self._tasks) >= self._tasks_max:
             self._tasks = [each for each in self._tasks if not each.done()]
@@ -243,7 +297,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                     task.exception()
             self._tasks.clear()
             self._ready.clear()
-            self._scheduled.clear()
+            self._timers.clear()
             self.close()
         logging.disable(disabled)
 
@@ -251,10 +305,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def call_soon(  # type: ignore[override]
         self, callback: Any, *args: Any, context: Context | None = None
-    ) -> asyncio.Handle:
-        if self._over:
-            return asyncio.Handle(callback, args, self, context)
-        return super().call_soon(callback, *args, context=context)
+    ) -> Event:
+        event = Event(callback, args, copy_context() if context is None else context, None)
+        if not self._over:
+            self._ready.append(event)
+        return event
 
 
 def running_process() -> Process | None:
@@ -262,10 +317,14 @@ def running_process() -> Process | None:
     return _process.get()
 
 
-def _name_of(handle: asyncio.Handle) -> str:
-    callback = handle._callback  # type: ignore[attr-defined]
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _name_of(callback: Any) -> str:
     owner = getattr(callback, "__self__", None)
-    if isinstance(owner, asyncio.Task):
-        return str(owner.get_coro().__qualname__)  # type: ignore[union-attr]
+    if type(owner) is asyncio.Task:
+        return owner.get_name()  # that of its coroutine, by `_make_task`
     callback = getattr(callback, "func", callback)
     return str(getattr(callback, "__qualname__", type(callback).__name__))

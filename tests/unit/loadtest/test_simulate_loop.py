@@ -123,6 +123,24 @@ def test_a_process_that_stands_still_does_everything_later_and_nothing_twice(loo
     assert [round(at_s) for at_s in seen] == [1, 10, 11]
 
 
+def test_timers_of_a_host_that_sleeps_have_as_long_to_go_as_before_and_come_in_the_order_of_their_times(
+    loop: SimulatedLoop,
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    async def work(name: str, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        seen.append((name, round(loop.now_s)))
+
+    sleeper, other = Process("p"), Process("q")
+    for process, name, seconds in ((sleeper, "late", 6), (sleeper, "due", 4), (other, "other", 9)):
+        begin(loop, process, work(name, seconds))
+    loop.call_later(3, setattr, sleeper, "stands_still", True)
+    loop.call_later(5, loop.wake, sleeper, 2.0)
+    loop.run_until_complete(asyncio.sleep(20))
+    assert seen == [("due", 6), ("late", 8), ("other", 9)]
+
+
 def test_works_that_wait_for_their_own_end_are_closed_in_silence(caplog: pytest.LogCaptureFixture) -> None:
     """As a link that logs what ends its session: at the end of a run that is nobody's error."""
     loop = SimulatedLoop()

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from kvstore.config import Limits
-from kvstore.errors import KvError, OutcomeUnknown, Unavailable
+from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable
 from kvstore.model import IdempotencyKey, TxnOp
 from kvstore.placement.cluster_map import ClusterMap, Primary, Replica
 from kvstore.protocol import Answer, DecideCommit, Get, Outcome, Put, Vote
@@ -37,6 +37,7 @@ pytestmark = pytest.mark.usefixtures("fake_channels")
 
 KEY = key_of("s1")
 ONCE = IdempotencyKey("k", "same")
+WRITE = Transaction([], [TxnOp("put", KEY, b"1")], [])
 
 
 def replicated(epoch: int = 1, primary: str = "s1") -> ClusterMap:
@@ -137,6 +138,42 @@ async def test_its_outcome_stays_unknown_if_no_primary_comes(service: RouterServ
         await asked
 
 
+def not_at_all(channel: FakeChannel) -> None:
+    channel.error = TooManyRequests("too much is under way to shard s1")
+
+
+@pytest.mark.parametrize("then", [not_connected, not_the_primary, not_at_all])
+async def test_what_the_next_primary_does_not_look_at_leaves_unknown_what_was_sent_before(
+    service: RouterService, then: Callable[[FakeChannel], None]
+) -> None:
+    """No refusal may say that nothing was done: the first time it may have been."""
+    made = make_service(reroute_timeout_s=0.3)
+    everybody_follows(made, replicated())
+    for call in (made.ask(Put(0, KEY, b"v", once=ONCE)), Coordinator(made, Limits(txn_timeout_s=0.3)).run(WRITE, ONCE)):
+        channel = channel_of(made)
+        channel.error = None
+        UNKNOWN(channel)
+        asked = asyncio.create_task(call)
+        await asyncio.sleep(0.05)
+        channel.fails_with = None
+        then(channel)
+        with pytest.raises(OutcomeUnknown):
+            await asked
+
+
+async def test_a_shard_that_refuses_when_it_has_no_copies_any_more_leaves_unknown_what_was_sent_before(
+    service: RouterService,
+) -> None:
+    UNKNOWN(channel_of(service))
+    asked = asyncio.create_task(service.ask(Put(0, KEY, b"v", once=ONCE)))
+    await asyncio.sleep(0.02)
+    channel_of(service).fails_with = None
+    not_the_primary(channel_of(service))
+    everybody_follows(service, halves(2))
+    with pytest.raises(OutcomeUnknown):
+        await asked
+
+
 async def test_a_node_that_does_not_serve_the_shard_yet_is_asked_again(service: RouterService) -> None:
     shard, answer = shards["s1"], shards["s1"].answer
     not_the_primary(channel_of(service))
@@ -226,7 +263,6 @@ async def test_a_router_stays_awake_while_a_new_owner_is_not_connected(service: 
             await asked
 
 
-WRITE = Transaction([], [TxnOp("put", KEY, b"1")], [])
 DEPOSED = Answer(0, 504, problem=OutcomeUnknown("the shard has got another primary").problem())
 BOTH = Transaction([], [TxnOp("put", key_of("s2"), b"1"), TxnOp("put", KEY, b"1")], [])
 
