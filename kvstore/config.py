@@ -174,12 +174,13 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def default_config() -> ClusterConfig:
-    """One router, one controller and four shards on this machine, with their data in ./data."""
+    """What the shipped cluster.yaml says: one router, one controller, four shards, two copies of every key."""
     return ClusterConfig(
         routers=[RouterConfig(id="0", listen="127.0.0.1:8080")],
         controllers=[ControllerConfig(id="0", listen="127.0.0.1:8090")],
         shards=[ShardConfig(id=f"s{n}", listen=f"127.0.0.1:{9100 + n}") for n in range(1, 5)],
         data_dir=str(Path("data").absolute()),
+        replicas=2,
     )
 
 
