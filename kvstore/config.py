@@ -123,6 +123,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     replica_timeout_s: float = 0.8
     disk_stall_s: float = 2.0
     down_out_s: float = 600.0
+    hand_on_timeout_s: float = 2.0
 
     # the controller and the launcher
     changes_kept_max: int = 100
@@ -173,12 +174,13 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def default_config() -> ClusterConfig:
-    """One router, one controller and four shards on this machine, with their data in ./data."""
+    """What the shipped cluster.yaml says: one router, one controller, four shards, two copies of every key."""
     return ClusterConfig(
         routers=[RouterConfig(id="0", listen="127.0.0.1:8080")],
         controllers=[ControllerConfig(id="0", listen="127.0.0.1:8090")],
         shards=[ShardConfig(id=f"s{n}", listen=f"127.0.0.1:{9100 + n}") for n in range(1, 5)],
         data_dir=str(Path("data").absolute()),
+        replicas=2,
     )
 
 

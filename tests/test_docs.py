@@ -51,8 +51,8 @@ by_name = {"ids": lambda value: value.name if isinstance(value, Document) else N
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Four new shards for all that the documents do, in their order."""
-    with running(write_config(tmp_path_factory.mktemp("docs"))) as cluster:
+    """Four new shards, as the shipped file has them, for all that the documents do, in their order."""
+    with running(write_config(tmp_path_factory.mktemp("docs"), replicas=default_config().replicas)) as cluster:
         (cluster.folder / "DIR").mkdir()
         (cluster.folder / "DIR" / "a.txt").write_text("a file")
         (cluster.folder / "loadtest").symlink_to(REPOSITORY / "loadtest")

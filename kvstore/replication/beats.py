@@ -64,7 +64,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 class Beat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a node tells. `start`: a random id of its process; `epoch`: of the map that it follows.
 
-    `clock`: the highest version that any of its stores has given or seen.
+    `clock`: the highest version that any of its stores has given or seen. `stops`: its process was told to stop, and
+    waits for a moment until others have taken over what it serves.
     """
 
     node: str
@@ -72,6 +73,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     cluster_id: str
     epoch: int
     clock: int = 0
+    stops: bool = False
     echo: Echo = Echo()
     copies: list[CopyReport] = []
     requests: list[Asked] = []
@@ -104,12 +106,15 @@ class GiveBack(msgspec.Struct, frozen=True, kw_only=True):
 class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What the controller answers. `start`: the id of its process; `beat`: the number to be echoed; `epoch`: its map's.
 
+    `may_stop`: nothing is left of the node that others could take over, if it stops.
+
     Orders are repeated in every answer until the node's reports or the map show that they were carried out.
     """
 
     start: str
     beat: int
     epoch: int
+    may_stop: bool = False
     make: list[Make] = []
     drop: list[Drop] = []
     give_back: list[GiveBack] = []

@@ -214,7 +214,10 @@ class Sender:
         return greeted
 
     def may_ask(self) -> bool:
-        """Whether beacons may be sent: not once the controller was needed for long in vain."""
+        """Whether beacons may be sent: not once the controller was needed for long in vain, nor the lease given back,
+        since each answer would keep the copy that is to take over from it for `lease_s` more."""
+        if self._grants.given_back:
+            return False
         times = self._around.times
         return lease.may_ask(self._controller_needed_s, self._around.environment.boottime_s(), times.failover_after_s)
 

@@ -69,6 +69,11 @@ class NodeStores:
         for resident in reversed(list(self.by_shard.values())):
             await resident.close()
 
+    def note_stop(self) -> None:
+        """The process is about to end, once others have taken over."""
+        for resident in self.by_shard.values():
+            resident.stops = True
+
     async def end(self) -> None:
         """What served stores do before the process ends."""
         await asyncio.gather(*(hosted.end() for hosted in self.served if hosted.is_open))
@@ -122,6 +127,11 @@ class NodeStores:
     def damage(self) -> dict[str, str]:
         """What is wrong with files here, by shard."""
         return {each.shard_id: each.damage for each in self.by_shard.values() if each.damage}
+
+    @property
+    def refused_s(self) -> float:
+        """When something was asked of this node last that another one serves."""
+        return max(each.refused_s for each in self.by_shard.values())
 
     def logs_with_copies(self) -> list[Log]:
         """The logs here of stores that another node could serve, or serves; to be asked by any thread."""

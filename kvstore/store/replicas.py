@@ -25,7 +25,7 @@ from kvstore.replication.sender import Sender
 from kvstore.replication.shipping import Shipping
 from kvstore.replication.wire import Connect
 from kvstore.store.pipeline import Pipeline
-from kvstore.store.refusals import no_lease
+from kvstore.store.refusals import no_lease, refusal
 from kvstore.store.tables import Tables
 
 _LOOK_S = 0.002
@@ -137,4 +137,13 @@ class Replicas:
                 return False
             await environment.sleep(_LOOK_S)
         sender.give_back()
+        self._refuse_waiting()
         return True
+
+    def _refuse_waiting(self) -> None:
+        """What waits for a lock here was not executed, and never will be in this term: it may be asked again."""
+        locks = self._tables.locks
+        waiting = [(queued.op, queued.sink) for _, queued in locks.all_waiting()]
+        waiting += [each for lease in locks.leases() for each in locks.waiting_for_lease(lease.name)]
+        for op, sink in waiting:
+            sink.send(refusal(op.id, no_lease()))

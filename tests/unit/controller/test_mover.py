@@ -55,7 +55,9 @@ class Controller:
         self.shards = ShardClients(limits, session)
         self.mover = Mover(self.document, self.shards, limits)
         self.service = ClusterService(
-            self.document, msgspec.structs.replace(default_config(), partitions=PARTITIONS, limits=limits), self.shards
+            self.document,
+            msgspec.structs.replace(default_config(), partitions=PARTITIONS, replicas=1, limits=limits),
+            self.shards,
         )
         self.views = ChangeViews(self.service, self.mover, lambda: "")
         closer = ChangeCloser(self.document, self.mover, self.service.may_run, limits)
