@@ -23,6 +23,7 @@ from kvstore.addresses import address_text, advertised_host, listen_address
 from kvstore.config import ClusterConfig
 from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.launch_place import LaunchPlace
 from kvstore.controller.parts import assemble
 from kvstore.controller.routes import make_table
 from kvstore.controller.shards import ShardClients
@@ -58,7 +59,8 @@ async def serve(
     store = await open_sqlite(data_dir / f"controller-{controller_id}.db")
     try:
         async with aiohttp.ClientSession() as session:
-            await _serve(store, session, listen, config, stop, f"controller {controller_id}")
+            place = LaunchPlace(data_dir, config.limits)
+            await _serve(store, session, listen, config, stop, f"controller {controller_id}", place)
     finally:
         await store.close()
     _log.info("controller %s has stopped", controller_id)
@@ -71,12 +73,14 @@ async def _serve(
     config: ClusterConfig,
     stop: asyncio.Event,
     name: str,
+    launch_place: LaunchPlace,
 ) -> None:
     document = ClusterDocument(store, config.limits.map_write_tries_max)
     cluster = ClusterSession(SYSTEM.random_hex(_SESSION_BYTES))
     shards = ShardClients(config.limits, session, cluster)
     parts = assemble(document, config, shards, cluster.id)
     service, mover = parts.service, parts.mover
+    service.launch_place = launch_place
     views = ChangeViews(service, mover, lambda: parts.reopener.waits_for)
     await service.report_start()
     table = make_table(service, mover, parts.keeper, views, config.limits, stop, cluster.id)
