@@ -89,6 +89,20 @@ def why_not_run(command: Command) -> str | None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, **by_name)
+def test_comments_to_paste_come_after_what_makes_zsh_take_them(document: Document) -> None:
+    commented = [block for block in document.blocks("sh") if re.search(r"^[^#\n]+ # ", block, re.M)]
+    if commented:
+        assert "`setopt interactivecomments`" in document.text[: document.text.index(commented[0])]
+
+
+def test_the_page_of_locust_is_for_this_machine_only() -> None:
+    commands = [command.text for document in DOCUMENTS for command in commands_of(document)]
+    pages = [text for text in commands if text.startswith("locust ") and " --headless" not in text]
+    assert pages
+    assert all(" --web-host 127.0.0.1" in text for text in pages)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, **by_name)
 def test_every_command_does_what_its_comment_says(cluster: Cluster, document: Document) -> None:
     run = [command for command in commands_of(document) if why_not_run(command) is None]
     output = cluster.folder / ".documents"
