@@ -21,6 +21,7 @@ import msgspec
 from kvstore.config import Limits
 from kvstore.controller.membership import ClusterState
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.shard.resident import Resident
 from loadtest.simulate.invariants import Invariants
 from loadtest.simulate.loop import Killed, Process, SimulatedLoop, running_process
 from loadtest.simulate.machine import Violation
@@ -95,7 +96,7 @@ class Cluster:
 
     def _is_removed(self, name: str) -> bool:
         cluster_map = self.stored_map
-        return cluster_map is not None and cluster_map.shard(name) is None
+        return cluster_map is not None and cluster_map.node(name) is None
 
     @property
     def servers(self) -> Iterator[Server]:
@@ -141,11 +142,11 @@ class Cluster:
 
     def may_lose_a_disk(self) -> bool:
         """Whether fewer disks than there are copies would be lost since all was copied."""
-        return self.disks_lost() < self.controller.config.replicas - 1 and (self._lost > 0 or self._is_whole())
+        return self.disks_lost() < self.controller.config.replicas - 1 and (self._lost > 0 or self.is_whole())
 
     def disks_lost(self) -> int:
         """Since all was copied."""
-        self._lost *= not self._is_whole()
+        self._lost *= not self.is_whole()
         return self._lost
 
     def lose_disk(self, node: NodeServer) -> None:
@@ -153,7 +154,7 @@ class Cluster:
         node.lose_disk()
         self.invariants.disk_gone(node.name)
 
-    def _is_whole(self) -> bool:
+    def is_whole(self) -> bool:
         """Whether as many copies of each shard as there are to be are in sync, and on disks of processes that run."""
         cluster_map = self.stored_map
         if cluster_map is None:
@@ -167,11 +168,12 @@ class Cluster:
         return True
 
     def _has(self, node: str, shard_id: str, copy_id: str) -> bool:
-        server = self.nodes.get(node)
-        if server is None or server.node is None:
-            return False
-        resident = server.node.stores.by_shard.get(shard_id)
+        resident = self.resident(node, shard_id)
         return resident is not None and resident.copy_id == copy_id
+
+    def resident(self, node: str, shard_id: str) -> Resident | None:
+        """The store of that shard in the process of that node, if it runs and has it."""
+        return self.invariants.resident(node, shard_id)
 
     def add_shard(self) -> str | None:
         """A new one, with an empty disk, which asks to join; None if there are enough."""
@@ -185,13 +187,13 @@ class Cluster:
         return None
 
     async def _end_removed(self) -> None:
-        """What a launcher does with those that are members no more."""
+        """What a launcher does with nodes that are members no more: one without a shard may keep copies of others."""
         while True:
             await asyncio.sleep(_LOOK_S)
             cluster_map = self.stored_map
             if cluster_map is None:
                 continue
-            present = {shard.id: None for shard in cluster_map.shards}
+            present = {node.id: None for node in cluster_map.nodes}
             for name in [name for name in self._members if name not in present]:
                 self.loop.create_task(self._end(name))
             self._members = present

@@ -239,7 +239,7 @@ class Nemesis:
 
     async def _flip(self, rng: random.Random) -> None:
         """A bit of a log is wrong while its node starts: it must refuse, or not mind; then the disk is mended. Or
-        another copy takes the place of the damaged one, which is made anew."""
+        another copy takes the place of the damaged one, which is made anew; if there is none, the disk is mended."""
         node = self._node(rng)
         if not node.folder.engines or node.process is None:
             return
@@ -254,9 +254,22 @@ class Nemesis:
             await asyncio.sleep(0.05)
             if node.node is not None and not node.node.stores.damage:
                 break
-        if node.refused:
+            if node.process is not None and self._damage_stays(node):
+                node.refused = True
+                node.process.kill()
+        if node.refused and path in node.disk.files:
             node.disk.flip(path, bit)
         node.is_damaged = node.refused = False
+
+    def _damage_stays(self, node: NodeServer) -> bool:
+        """Whether it is the primary of a damaged store that no other copy can take over, by the newest map."""
+        cluster_map = self._cluster.stored_map
+        for shard_id in node.node.stores.damage if node.node is not None else ():
+            shard = cluster_map.shard(shard_id) if cluster_map is not None else None
+            is_primary = shard is not None and shard.primary.node == node.name
+            if shard is not None and is_primary and not any(each.state == "in-sync" for each in shard.replicas):
+                return True
+        return False
 
     async def _lose_disk(self, rng: random.Random) -> None:
         """Never the last copy of anything: so nothing may be lost by it."""

@@ -1,6 +1,6 @@
 """One run of a whole simulated cluster from one seed, and its verdict.
 
-Owns: the order of a run (form, open, faults and clients, heal, close, judge), its end.
+Owns: the order of a run (form, open, faults and clients, heal, close, compare, judge), its end.
 Promises: a run is a function of its seed and settings: `Result.digest` covers all of its events. It never hangs: that
 is a verdict, too. What is taken out of a run (`Cut`) leaves the rest of its faults and clients as they were.
 Leaves to others: the cluster (`cluster`), faults (`cluster_faults`), clients (`cluster_clients`).
@@ -22,6 +22,7 @@ from loadtest.histories.verdict import CLOSING, OPENING, judge
 from loadtest.simulate.cluster import Cluster, Errors
 from loadtest.simulate.cluster_clients import CLIENTS, Client, History
 from loadtest.simulate.cluster_faults import NEMESES, Fault, Nemesis, draw
+from loadtest.simulate.ending import check_copies, is_replicated
 from loadtest.simulate.loop import Hang, SimulatedLoop
 from loadtest.simulate.machine import Violation
 from loadtest.simulate.run import Result
@@ -130,6 +131,7 @@ class _Simulation:
         works = [client.run(until_s) for client in self._clients]
         await self._all(works, [running, faults], self._seconds + _END_S, "clients have no answer without any fault")
         await self._all([self._close()], [running], _END_S, "the last reads have no answer without any fault")
+        await self._all([self._end()], [running], _END_S, "not all copies are in sync without any fault")
         running.cancel()
 
     async def _all(self, works: list[Any], beside: list[asyncio.Task[None]], seconds: float, hang: str) -> None:
@@ -160,6 +162,12 @@ class _Simulation:
         closer = Client(CLOSING, self.cluster, self.history)
         while await closer.do(closing(closer.place, Judged)):  # noqa: ASYNC110 (it asks again)
             await asyncio.sleep(0.1)
+
+    async def _end(self) -> None:
+        while not is_replicated(self.cluster):  # noqa: ASYNC110 (it asks again)
+            await asyncio.sleep(0.1)
+        await check_copies(self.cluster)
+        self._loop.note("all copies are in sync, and alike")
 
     def _judge(self) -> str:
         verdict = judge(self.history.operations)

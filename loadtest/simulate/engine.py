@@ -7,6 +7,7 @@ Leaves to others: when it fails (`fail`), what survives a power cut (`crash`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence, Set
 
 from kvstore.errors import DataCorrupt
@@ -23,6 +24,13 @@ class SimulatedEngine(MemoryEngine):
 
     def __init__(self, identity: Identity) -> None:
         super().__init__(identity)
+
+    def copied(self) -> MemoryEngine:
+        """Another one, with all that this one has now."""
+        other = MemoryEngine(self.identity, self.path)
+        other._applied, other._rows, other._places = self._applied, dict(self._rows), dict(self._places)
+        other._count = itertools.count(max(self._places.values(), default=0) + 1)
+        return other
 
     async def apply(self, application: Application) -> None:
         await self.environment.pause()

@@ -7,7 +7,7 @@ Leaves to others: whose event it was (`cluster`), what clients see (`loadtest.hi
     a store        applied <= visible <= durable, visible <= committed; versions, sequences, floors never fall
     partitions     one owner that may answer; a store is served in a term by one process of one copy
     copies         have promised what they follow, and never less than before
-    configuration  terms rise; only a copy in sync is promoted; each one in sync has all that is committed
+    configuration  terms rise; only a copy in sync is promoted; each one in sync has on disk all that is committed
     lease          while another copy opens a higher term, no primary may answer
 """
 
@@ -35,6 +35,8 @@ class Invariants:
         self._serving: dict[int, Place] = {}
         self._looked_at: dict[Place, object] = {}
         self._terms: dict[tuple[str, int], str] = {}  # who served a store in that term
+        self._starts: dict[str, None] = {}  # of processes that have served a store with copies
+        self._without_copies: dict[tuple[str, int], None] = {}  # stores and terms in which some map named no copy
         self._floors: dict[Place, tuple[int, int, int]] = {}  # what the clocks have shown
         self._seen: dict[Place, object] = {}  # of stores, when they were looked at last
         self._followed: dict[str, object] = {}  # by copy, when it was looked at last
@@ -112,6 +114,16 @@ class Invariants:
         if first != who:
             raise Violation(f"{who} serves store {store_id} in term {term}, in which {first} has")
 
+    def _note_start(self, store_id: str, term: int, start: str) -> None:
+        """As `note_term`, of a process whose store has copies. Raises Violation.
+
+        Once a map names none, the store may be opened again in that term, and get copies again.
+        """
+        if (store_id, term) in self._without_copies and start not in self._starts:
+            self._terms.pop((f"{store_id} with copies", term), None)
+        self._starts[start] = None
+        self.note_term(f"{store_id} with copies", term, f"start {start}")
+
     def _note_served(self, place: Place, store: Store) -> None:
         shard = store.cluster_map.shard(place[1]) if store.cluster_map is not None else None
         sender = store.tables.sender
@@ -119,7 +131,7 @@ class Invariants:
             # A store without copies is opened without a new term, since nothing can take its place.
             start = sender.shipping.start if sender is not None and sender.shipping.links else ""
             if start:
-                self.note_term(f"{store.identity.store_id} with copies", shard.term, f"start {start}")
+                self._note_start(store.identity.store_id, shard.term, start)
             self.note_term(store.identity.store_id, shard.term, f"copy {store.copy_id}")
         self._serving = {partition: owner for partition, owner in self._serving.items() if owner != place}
         for partition, generation in enumerate(store.served.generations):
@@ -135,7 +147,7 @@ class Invariants:
 
     def _answers(self, place: Place) -> bool:
         """Whether that one may answer now: it is a primary that holds its lease."""
-        resident = self._resident(*place)
+        resident = self.resident(*place)
         hosted = resident.hosted if resident is not None else None
         return hosted is not None and hosted.is_open and hosted.store.tables.may_answer()
 
@@ -160,7 +172,7 @@ class Invariants:
     def _opened_beside(self, shard_id: str, store_id: str, term: int) -> str:
         """Which node opens that store in a higher term."""
         for name in self._nodes:
-            resident = self._resident(name, shard_id)
+            resident = self.resident(name, shard_id)
             config = resident._opening.config if resident is not None and resident._opening is not None else None
             copy = resident.copy if resident is not None else None
             if config is None or copy is None or config.store_id != store_id:
@@ -178,6 +190,8 @@ class Invariants:
             return
         before, self._map = self._map, after
         for shard in after.shards:
+            if not shard.replicas:
+                self._without_copies[shard.store_id, shard.term] = None
             old = before.shard(shard.id) if before is not None else None
             if old is not None and old.store_id == shard.store_id and old != shard:
                 _check_change(old, shard)
@@ -185,7 +199,7 @@ class Invariants:
 
     def _check_in_sync(self, shard: Shard) -> None:
         """Each copy in sync has all that is committed in this term, as far as processes can be asked."""
-        resident = self._resident(shard.primary.node, shard.id)
+        resident = self.resident(shard.primary.node, shard.id)
         sender = resident.hosted.store.tables.sender if resident is not None and resident.hosted is not None else None
         if sender is None or (sender.shipping.config.term, sender.shipping.config.store_id) != (
             shard.term,
@@ -193,17 +207,17 @@ class Invariants:
         ):
             return
         for replica in shard.replicas:
-            guest = self._resident(replica.node, shard.id)
+            guest = self.resident(replica.node, shard.id)
             copy = guest.copy if guest is not None else None
             if replica.state != "in-sync" or copy is None or copy.following.copy_id != replica.copy_id:
                 continue
-            if copy.following.promised <= shard.term and copy.log.last.number < sender.shipping.committed:
+            if copy.following.promised <= shard.term and copy.log.synced.number < sender.shipping.committed:
                 raise Violation(
-                    f"the copy of {shard.id} on {replica.node} is in sync with {copy.log.last.number} of "
-                    f"{sender.shipping.committed} committed records"
+                    f"the copy of {shard.id} on {replica.node} is in sync with {copy.log.synced.number} of "
+                    f"{sender.shipping.committed} committed records on its disk"
                 )
 
-    def _resident(self, node: str, shard_id: str) -> Resident | None:
+    def resident(self, node: str, shard_id: str) -> Resident | None:
         """Of a process that runs."""
         server = self._nodes.get(node)
         if server is None or server.node is None or not server.is_alive:

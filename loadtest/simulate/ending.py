@@ -1,0 +1,82 @@
+"""What all copies hold at the end of a run: as many as there are to be, and the rows of their primaries.
+
+Owns: when all copies are there, what each of them holds as of the last committed record, how they differ.
+Promises: rows of the file and of records that are not applied yet count alike. Changes nothing.
+Leaves to others: when that is looked at (`cluster_run`), what the rows should be (`loadtest.histories`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import takewhile
+
+from kvstore.placement.cluster_map import Shard
+from kvstore.shard.resident import Resident
+from kvstore.storage.engine import Engine, RowKey
+from kvstore.storage.log import Log
+from kvstore.storage.replay import replay
+from kvstore.storage.rows import Row
+from loadtest.simulate.cluster import Cluster
+from loadtest.simulate.engine import SimulatedEngine
+from loadtest.simulate.machine import Violation
+
+_SHOWN_MAX = 3
+
+
+def is_replicated(cluster: Cluster) -> bool:
+    """Whether all copies are in sync, and have all that their primaries have."""
+    return cluster.is_whole() and all(_is_even(cluster, shard) for shard in _shards(cluster))
+
+
+async def check_copies(cluster: Cluster) -> None:
+    """All rows of each copy in sync, beside those of its primary. Raises Violation."""
+    for shard in _shards(cluster):
+        (_, primary, log), *copies = list(_places(cluster, shard))
+        number = log.last.number
+        expected = await held(primary, log, number)
+        for node, engine, copied in copies:
+            if wrong := differences(expected, await held(engine, copied, number)):
+                raise Violation(f"the copy of {shard.id} on {node} differs, as of record {number}: {wrong}")
+
+
+def _shards(cluster: Cluster) -> list[Shard]:
+    return cluster.stored_map.shards if cluster.stored_map is not None else []
+
+
+def _is_even(cluster: Cluster, shard: Shard) -> bool:
+    resident = cluster.resident(shard.primary.node, shard.id)
+    sender = resident.hosted.store.tables.sender if resident is not None and resident.hosted is not None else None
+    committed = {sender.shipping.committed} if sender is not None else set()
+    lasts = {log.last for _, _, log in _places(cluster, shard)}
+    return len(lasts) == 1 and {last.number for last in lasts} | committed == {last.number for last in lasts}
+
+
+def _places(cluster: Cluster, shard: Shard) -> Iterator[tuple[str, Engine, Log]]:
+    """Node, file and log of the primary, then of the copies in sync."""
+    for node in (shard.primary.node, *(each.node for each in shard.replicas if each.state == "in-sync")):
+        resident = cluster.resident(node, shard.id)
+        if resident is not None and (found := _file_and_log(resident)) is not None:
+            yield (node, *found)
+
+
+def _file_and_log(resident: Resident) -> tuple[Engine, Log] | None:
+    if resident.hosted is not None:
+        tables = resident.hosted.store.tables
+        return tables.engine, tables.log
+    return (resident.copy.engine, resident.copy.log) if resident.copy is not None else None
+
+
+async def held(engine: Engine, log: Log, number: int) -> dict[RowKey, Row]:
+    """The rows as of that record, without what is stamped differently on each copy."""
+    assert isinstance(engine, SimulatedEngine)
+    whole = engine.copied()
+    entries = takewhile(lambda entry: entry.number <= number, log.entries(engine.applied.position.number))
+    await replay(whole, list(entries))
+    return {(row.kind, row.key): row._replace(sequence=0) for row in whole._all() if not row.is_tombstone}
+
+
+def differences(expected: dict[RowKey, Row], found: dict[RowKey, Row]) -> str:
+    """Empty if there are none."""
+    wrong = [key for key in sorted(expected.keys() | found.keys()) if expected.get(key) != found.get(key)]
+    shown = "; ".join(f"{found.get(key)} instead of {expected.get(key)}" for key in wrong[:_SHOWN_MAX])
+    return f"{len(wrong)} rows: {shown}" if wrong else ""

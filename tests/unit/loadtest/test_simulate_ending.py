@@ -1,0 +1,181 @@
+"""At the end of a simulated run all copies are compared, and between events what must hold of them is looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from kvstore.controller.membership import ClusterState
+from kvstore.placement.cluster_map import ClusterMap, Node, Shard, at_home, first_map
+from kvstore.replication.copy import StoreCopy
+from kvstore.storage.memory import MemoryEngine
+from loadtest.simulate.cluster import Cluster
+from loadtest.simulate.cluster_clients import Client, History
+from loadtest.simulate.cluster_faults import Fault, Nemesis
+from loadtest.simulate.ending import check_copies, is_replicated
+from loadtest.simulate.invariants import Invariants
+from loadtest.simulate.loop import SimulatedLoop
+from loadtest.simulate.machine import Violation
+from loadtest.simulate.node import NodeServer
+from loadtest.workloads.calls import Call
+
+KEYS = 12
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    loop = SimulatedLoop()
+    made = Cluster(loop, 5, replicas=2)
+    loop.after_event = made.check
+    yield made
+    loop.end()
+
+
+def run(cluster: Cluster, work: Callable[[], Awaitable[None]]) -> None:
+    """Do it once the cluster has some keys, and all their copies."""
+
+    async def scenario() -> None:
+        running = cluster.loop.create_task(cluster.run())
+        client = Client("c1", cluster, History(cluster))
+        for number in range(KEYS):
+            call = Call("key", "PUT", f"/v1/kv/k{number}", b"v")
+            while (await client.ask(call)).status not in (200, 201, 204):
+                await asyncio.sleep(0.2)
+        await replicated(cluster)
+        await work()
+        running.cancel()
+
+    cluster.loop.run_until_complete(asyncio.wait_for(scenario(), 300))
+
+
+async def replicated(cluster: Cluster) -> None:
+    while not is_replicated(cluster):
+        await asyncio.sleep(0.1)
+
+
+def a_shard(cluster: Cluster) -> Shard:
+    """With rows."""
+    found = cluster.stored_map
+    assert found is not None
+    return found.owner_of(b"k0")
+
+
+def copy_of(cluster: Cluster, shard: Shard) -> StoreCopy:
+    resident = cluster.resident(shard.replicas[0].node, shard.id)
+    assert resident is not None
+    assert resident.copy is not None
+    return resident.copy
+
+
+def a_row(copy: StoreCopy) -> tuple[MemoryEngine, tuple[str, str]]:
+    engine = copy.engine
+    assert isinstance(engine, MemoryEngine)
+    return engine, next((kind, key) for kind, key in engine._rows if kind == "value")
+
+
+def test_rows_of_copies_that_are_applied_or_not_are_those_of_their_primaries(cluster: Cluster) -> None:
+    async def work() -> None:
+        await check_copies(cluster)
+        assert any(
+            copy_of(cluster, shard).engine.applied.position != copy_of(cluster, shard).log.last
+            for shard in (cluster.stored_map.shards if cluster.stored_map is not None else ())
+        )
+
+    run(cluster, work)
+
+
+@pytest.mark.parametrize("body", [b"another value", None])
+def test_a_copy_that_has_another_value_or_lacks_a_key_is_found(cluster: Cluster, body: bytes | None) -> None:
+    async def work() -> None:
+        await asyncio.sleep(5)  # until all is applied
+        shard = a_shard(cluster)
+        engine, key = a_row(copy_of(cluster, shard))
+        engine._rows[key] = engine._rows[key]._replace(body=body)
+        with pytest.raises(Violation, match=f"the copy of {shard.id} on {shard.replicas[0].node} differs"):
+            await check_copies(cluster)
+
+    run(cluster, work)
+
+
+def test_a_copy_in_sync_that_lacks_a_committed_record_on_its_disk_is_found(cluster: Cluster) -> None:
+    async def work() -> None:
+        shard = a_shard(cluster)
+        log = copy_of(cluster, shard).log
+        cluster.invariants._check_in_sync(shard)
+        log.synced = log.synced._replace(number=log.synced.number - 1)
+        with pytest.raises(Violation, match="committed records on its disk"):
+            cluster.invariants._check_in_sync(shard)
+
+    run(cluster, work)
+
+
+# --- what is no violation
+
+
+def a_map(epoch: int) -> ClusterMap:
+    """Shards s1 and s2 without copies."""
+    homes = [at_home(shard, f"http://{shard}", f"store-{shard}") for shard in ("s1", "s2")]
+    return msgspec.structs.replace(first_map("c", 64, homes), epoch=epoch)
+
+
+def test_a_store_is_opened_again_in_its_term_only_if_a_map_named_no_copy_of_it() -> None:
+    maps: list[ClusterMap] = []
+    invariants = Invariants({}, lambda: maps[-1] if maps else None)
+    invariants._note_start("store-s1", 1, "first")
+    with pytest.raises(Violation, match="in which start first has"):
+        invariants._note_start("store-s1", 1, "second")
+    maps.append(a_map(2))
+    invariants.check_map()
+    invariants._note_start("store-s1", 1, "third")
+    with pytest.raises(Violation, match="in which start third has"):
+        invariants._note_start("store-s1", 1, "first")
+
+
+def test_a_node_without_a_shard_is_no_removed_one_while_the_map_names_it(cluster: Cluster) -> None:
+    def store(nodes: Sequence[Node]) -> None:
+        state = ClusterState(map=msgspec.structs.replace(a_map(2), nodes=list(nodes)))
+        register = cluster.controller.register
+        register.stored = register.stored._replace(document=msgspec.json.encode(state))
+
+    members = a_map(2).nodes
+    store([*members, Node(id="s3", url="http://s3")])
+    assert not cluster._is_removed("s3")
+    store(members)
+    assert cluster._is_removed("s3")
+
+
+class Chooses(random.Random):
+    """That node, and the file in which its copy of the shard keeps who it is."""
+
+    def __init__(self, node: NodeServer, shard_id: str) -> None:
+        super().__init__(0)
+        self._node = node
+        self._name = f"shard-{shard_id}.copy-{node.name}.id"
+
+    def choice(self, found: Sequence[Any]) -> Any:
+        return self._node if self._node in found else next(path for path in found if path.name == self._name)
+
+    def randrange(self, *_: Any) -> int:
+        return 60  # in the first word of the document
+
+
+def test_damage_to_the_only_copy_in_sync_is_mended_so_that_it_serves_again(cluster: Cluster) -> None:
+    async def work() -> None:
+        home = cluster.nodes[a_shard(cluster).id]
+        home.wanted = False
+        assert home.process is not None
+        home.process.kill()
+        while (shard := a_shard(cluster)).primary.node == home.name or "in-sync" in {e.state for e in shard.replicas}:
+            await asyncio.sleep(0.1)
+        nemesis = Nemesis(cluster, [Fault(0.0, "flip a bit", 1)])
+        await nemesis._flip(Chooses(cluster.nodes[shard.primary.node], shard.id))
+        home.wanted = True
+        home.start()
+        await replicated(cluster)
+
+    run(cluster, work)
