@@ -20,6 +20,7 @@ from kvstore.protocol import Answer, DecideCommit, Get, Outcome, Put, Vote
 from kvstore.router.batch import BatchBody, parse_batch, run_batch
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.json_ops import GetOp, PutOp
+from kvstore.router.large_values import LargeValues
 from kvstore.router.participants import Transaction
 from kvstore.router.service import RouterService
 from kvstore.transport.answers import AnswerAccount, Room
@@ -242,7 +243,8 @@ async def test_writes_of_a_batch_to_one_key_stay_in_order(service: RouterService
 
     async def run() -> list[Any]:
         async with Room(AnswerAccount(limits)) as room:
-            return [msgspec.json.decode(result) async for result in run_batch(service, steps, limits, room)]
+            results = run_batch(service, steps, limits, room, LargeValues(service))
+            return [msgspec.json.decode(result) async for result in results]
 
     results = await failing_over(service, run())
     assert [result["status"] for result in results] == [201, 201, 200]
