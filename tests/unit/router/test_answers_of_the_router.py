@@ -21,7 +21,7 @@ from kvstore.transport.answers import LARGE_BYTES, AnswerAccount, Turns
 from kvstore.transport.http.requests import Head
 from kvstore.transport.http.responses import BINARY, Response
 from tests.unit.router import calls
-from tests.unit.router.fake_shards import all_on, everybody_follows, make_service, shards
+from tests.unit.router.fake_shards import all_follow, all_on, make_service, shards
 
 SIZE = 100_000
 
@@ -60,7 +60,7 @@ class Values:
 
     def __init__(self, room_bytes: int) -> None:
         self.service = make_service()
-        everybody_follows(self.service, all_on(1, "s1"))
+        all_follow(self.service, all_on(1, "s1"))
         limits = Limits(answer_bytes_in_flight_max=room_bytes, answer_wait_s=60.0)
         self.account = AnswerAccount(limits)
         self._routes = KeyRoutes(

@@ -22,7 +22,7 @@ from kvstore.router.large_values import LargeValues
 from kvstore.router.service import Routed, RouterService
 from kvstore.transport.answers import LARGE_BYTES, AnswerAccount, Room
 from tests.unit.router.calls import decoded
-from tests.unit.router.fake_shards import all_on, everybody_follows, halves, key_of, shards, with_move
+from tests.unit.router.fake_shards import all_follow, all_on, halves, key_of, shards, with_move
 
 LIMITS = Limits(key_bytes_max=10, value_bytes_max=100, ttl_s_max=1000)
 
@@ -417,7 +417,7 @@ async def test_every_operation_of_a_batch_follows_its_key(service: RouterService
     shards["s1"].fence(*(op["key"] for op in ops))
     doing = asyncio.create_task(run(service, *ops))  # type: ignore[arg-type]
     await asyncio.sleep(0.05)
-    everybody_follows(service, all_on(2, "s2"))
+    all_follow(service, all_on(2, "s2"))
     assert [result["status"] for result in await doing] == [201] * 50
     assert len(shards["s2"].data) == 50
 
@@ -431,7 +431,7 @@ async def test_writes_to_one_key_are_done_in_their_order_while_it_moves(
 
     def moves() -> None:
         shards["s1"].map = all_on(2, "s2")
-        asyncio.get_running_loop().call_soon(everybody_follows, service, all_on(2, "s2"))
+        asyncio.get_running_loop().call_soon(all_follow, service, all_on(2, "s2"))
 
     shards["s1"].before_answer = [lambda: None] * moves_before + [moves]
     await run(service, *puts(8), batch_window_ops=window)  # type: ignore[arg-type]
@@ -443,7 +443,7 @@ async def test_writes_to_one_key_are_done_in_their_order_while_it_moves(
 async def test_while_its_partition_may_move_at_any_time_a_write_waits_for_the_one_before(
     service: RouterService,
 ) -> None:
-    everybody_follows(service, with_move(halves(2), KEY))
+    all_follow(service, with_move(halves(2), KEY))
     shards["s1"].before_answer = [lambda: shards["s1"].fence(KEY), shards["s1"].fenced.clear]
     results = await run(service, *puts(3), {"op": "put", "key": key_of("s2"), "value": "x"})  # type: ignore[arg-type]
     assert [result["status"] for result in results] == [201] * 4
