@@ -112,7 +112,7 @@ _SHARD_COUNTERS = {
     "inline_reads": "Rows read from the file on the event loop's thread",
     "operations": "Operations decided in batches",
     "compared_rounds": "How often all partitions of the copies were compared with the primary's",
-    "copies_differed": "Copies made anew because rows differed from the primary's, though both verify",
+    "copies_differed": "Copies rebuilt because rows differed from the primary's, though both verify",
 }
 _SHARD_HISTOGRAMS = {
     "batch_ops": "Operations per batch",

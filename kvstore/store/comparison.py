@@ -2,7 +2,7 @@
 
 Owns: when and how fast partitions are compared; what follows where rows differ though both sides verify.
 Promises: both digests are of the state as of one record, so writes that go on are no difference. A round begins every
-`compare_every_s`, and takes at most `verify_share` of the time. A copy that differs is told so, and is made anew: what
+`compare_every_s`, and takes at most `verify_share` of the time. A copy that differs is told so, and is rebuilt: what
 the primary has is what clients were answered. But where the primary's own rows do not verify it is the one that is
 damaged; and where two or more copies agree with one another, and not with the primary, nothing is changed: a majority
 is no proof, a person decides.
@@ -11,7 +11,7 @@ not used any more (shard, controller).
 
     apply all that is visible ─> digest as of record n ──Compare(n, partitions)──> applies up to n ─> digest
                                           equal? <───────────Compared(digest)────────────┘
-         many partitions differ ─> one by one ─> own rows verify? ─> Differs(n, partition) ──> set aside, made anew
+         many partitions differ ─> one by one ─> own rows verify? ─> Differs(n, partition) ──> set aside, rebuilt
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Comparison:
         for link in found.wrong:
             log.error(
                 "partition %d of the copy on node %s is not what it is here, as of record %d, though both verify: that "
-                "copy is made anew", partition, link.node, found.number,
+                "copy is rebuilt", partition, link.node, found.number,
             )  # fmt: skip
             tables.stats.copies_differed += 1
             await link.tell_it_differs(found.number, partition)

@@ -155,7 +155,7 @@ async def test_a_copy_whose_log_is_damaged_is_rebuilt_from_its_primary(tmp_path:
         await check_keys(http, cluster)
 
 
-async def test_a_copy_that_verifies_and_differs_is_found_by_comparison_set_aside_and_made_anew(
+async def test_a_copy_that_verifies_and_differs_is_found_by_comparison_set_aside_and_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     often = msgspec.structs.replace(test_node_failover.LIMITS, compare_every_s=0.5)
@@ -175,7 +175,7 @@ async def test_a_copy_that_verifies_and_differs_is_found_by_comparison_set_aside
         assert list(stem.parent.glob("shard-s1.copy-*.db.damaged"))
         for each in ("s2", "s3"):
             await cluster.until(each, replicated)
-        await cluster.end("s1")  # so the copy that was made anew is asked
+        await cluster.end("s1")  # so the copy that was rebuilt is asked
         await check_keys(http, cluster)
 
 
