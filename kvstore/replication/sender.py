@@ -189,6 +189,13 @@ class Sender:
             self._told = standing
             self._around.on_news()
 
+    def in_sync_links(self) -> list[CopyLink]:
+        """Those to copies in sync which are connected."""
+        streaming = {link for link in self.shipping.links if link.in_sync and link.begun}
+        return [
+            at for link in self.shipping.links if link in streaming and (at := self._links[_key(link)]).is_streaming
+        ]
+
     # --- what the links ask and say
 
     def link(self, key: LinkKey) -> Link | None:

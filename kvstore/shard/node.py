@@ -113,6 +113,8 @@ class Node:
             facts["missing"] = partition_set.as_text(missing)  # no move has brought them, or not surely all of them
         if damage := self.stores.damage:
             facts["damaged"] = damage  # by shard; other copies take the place of these
+        if disputed := self.stores.disputed:
+            facts["disputed"] = disputed  # by shard; a person decides
         return {"status": "alive", "shard": self.node_id, **facts}
 
     def newest_map(self) -> dict[str, Any]:

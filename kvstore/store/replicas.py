@@ -24,6 +24,8 @@ from kvstore.replication.places import Times
 from kvstore.replication.sender import Sender
 from kvstore.replication.shipping import Shipping
 from kvstore.replication.wire import Connect
+from kvstore.store.applier import Applier
+from kvstore.store.comparison import Comparison
 from kvstore.store.pipeline import Pipeline
 from kvstore.store.refusals import no_lease, refusal
 from kvstore.store.tables import Tables
@@ -47,12 +49,15 @@ class Replicating(NamedTuple):
 class Replicas:
     """`replicating` None: the store has no copies, and follows no map that names some."""
 
-    def __init__(self, shard_id: str, tables: Tables, pipeline: Pipeline, replicating: Replicating | None) -> None:
+    def __init__(
+        self, shard_id: str, tables: Tables, pipeline: Pipeline, applier: Applier, replicating: Replicating | None
+    ) -> None:
         self._shard_id = shard_id
         self._tables = tables
         self._pipeline = pipeline
         self._replicating = replicating
         self._is_there = asyncio.Event()
+        self.comparison = Comparison(tables, applier)
 
     async def run(self) -> None:
         """Ship what is appended, once there are copies, for ever."""
