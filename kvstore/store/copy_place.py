@@ -140,6 +140,7 @@ def times_of(limits: Limits) -> Times:
         limits.sync_inline_ms_max,
         _COPY_LEISURE * limits.apply_delay_s,
         limits.snapshot_share,
+        limits.snapshot_page_rows_max,
     )
 
 

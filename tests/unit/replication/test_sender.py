@@ -164,7 +164,13 @@ class Cluster:
         self.sender = Sender(
             state,
             Surroundings(
-                self.log, self.engine, self.environment, self.connect, TIMES, self.committed.append, self._note_news
+                self.log,
+                self.engine,
+                self.environment,
+                self.connect,
+                self._times,
+                self.committed.append,
+                self._note_news,
             ),
         )
         works = [asyncio.create_task(work) for work in (self.sender.run(), *(c.run() for c in self.copies.values()))]
