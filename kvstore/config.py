@@ -89,7 +89,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     sync_inline_ms_max: float = 2.0
     undurable_batches_max: int = 2
     apply_delay_s: float = 0.05
-    apply_rows: int = 2000
+    apply_rows: int = 3000
     unapplied_rows_max: int = 20_000
     unapplied_bytes_max: int = 64 * 1024 * 1024
     disk_reserve_bytes: int = 64 * 1024 * 1024
