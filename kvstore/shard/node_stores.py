@@ -131,7 +131,7 @@ class NodeStores:
     @property
     def refused_s(self) -> float:
         """When something was asked of this node last that another one serves."""
-        return max(each.refused_s for each in self.by_shard.values())
+        return max(each.early.refused_s for each in self.by_shard.values())
 
     def logs_with_copies(self) -> list[Log]:
         """The logs here of stores that another node could serve, or serves; to be asked by any thread."""
