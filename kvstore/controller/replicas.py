@@ -251,7 +251,7 @@ class Decider:
 
     def _away(self, config: Configuration) -> str | None:
         """The node of a copy in sync that takes over: from a primary whose node stops, or that has found damage in its
-        own copy, which is made anew after that."""
+        own copy, which is rebuilt after that."""
         report = self._heard.report(config.primary.node, config.shard, config.primary.copy_id)
         is_damaged = report is not None and bool(report.damage)
         if not is_damaged and not self._heard.stops(config.primary.node):

@@ -63,6 +63,7 @@ def test_numbers_are_consecutive_and_begin_behind_the_position_of_the_start() ->
 def test_a_record_that_ends_with_zeros_is_found_again_before_the_zeros_of_its_segment(records: list[bytes]) -> None:
     bench = Bench()
     bench.append(*records)
+    bench.log.sync()
     assert payloads(bench.reopen()) == records
 
 
@@ -448,7 +449,7 @@ def test_a_snapshot_begins_in_new_segments() -> None:
 # --- making and opening
 
 
-def test_a_log_with_records_is_never_made_anew() -> None:
+def test_a_log_with_records_is_never_rebuilt() -> None:
     bench = Bench()
     bench.fill(1)
     with pytest.raises(ForeignData, match="holds records"):
