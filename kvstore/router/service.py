@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 _STALE_SHARD_WAIT_S = 0.02
 _FENCED_WAIT_S = 0.2
-_PRIMARY_WAIT_S = 0.05
+_PRIMARY_FIRST_WAIT_S, _PRIMARY_WAIT_S = 0.01, 0.05
 _DEPOSED_S = 0.1
 _CONNECT_WAIT_S = 1.0
 _LINGER_S = 2.0
@@ -285,11 +285,14 @@ class RouterService:
         """`outcome`: what was heard of `channel`, which was asked last."""
         deadline_s = asyncio.get_running_loop().time() + self._limits.reroute_timeout_s
         unknown = outcome if isinstance(outcome, OutcomeUnknown) else None
+        asked = None  # the channel to which it was sent last from here
         while asyncio.get_running_loop().time() < deadline_s:
             if isinstance(outcome, Answer) and outcome.status == WrongOwner.status:
                 await self.await_other_owner(channel, partition, outcome)
             elif self.is_owner(channel, partition):
-                await self.await_primary()
+                # A node that is the primary from now on may hear of it a moment later than this router.
+                await self.await_primary(_PRIMARY_WAIT_S if asked is channel else _PRIMARY_FIRST_WAIT_S)
+                asked = channel
             channel = self._owners[partition]
             try:
                 outcome = await _outcome(channel.request(request))
@@ -321,9 +324,9 @@ class RouterService:
         is_refused = isinstance(outcome, Answer) and outcome.status == Unavailable.status
         return (is_refused or isinstance(outcome, OutcomeUnknown | Unavailable)) and self.fails_over(channel.shard_id)
 
-    async def await_primary(self) -> None:
+    async def await_primary(self, wait_s: float = _PRIMARY_WAIT_S) -> None:
         """A moment, or until there is a newer map."""
-        await self._environment.wait_for(self._map_changed.wait(), _PRIMARY_WAIT_S)
+        await self._environment.wait_for(self._map_changed.wait(), wait_s)
 
     def is_owner(self, channel: Channel, partition: int) -> bool:
         """As of the cached map."""

@@ -132,7 +132,7 @@ class NodeStores:
     @property
     def refused_s(self) -> float:
         """When something was asked of this node last that another one serves."""
-        return max((each.refused_s for each in self.by_shard.values()), default=0.0)
+        return max((each.early.refused_s for each in self.by_shard.values()), default=0.0)
 
     @property
     def disputed(self) -> dict[str, str]:

@@ -21,10 +21,10 @@ import logging
 from contextlib import AsyncExitStack
 
 from kvstore.environment import until_one_ends
-from kvstore.errors import DataCorrupt, KvError, Unavailable, is_damage
+from kvstore.errors import DataCorrupt, KvError, is_damage
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
-from kvstore.protocol import Answer, Request
+from kvstore.protocol import Request
 from kvstore.replication.beats import Asked, CopyReport, Drop, GiveBack, Make
 from kvstore.replication.configuration import Configuration, configuration_of
 from kvstore.replication.copy import StoreCopy
@@ -33,6 +33,7 @@ from kvstore.replication.serving import serve_copy
 from kvstore.replication.session import Session
 from kvstore.replication.wire import Wire
 from kvstore.shard.damaged import DamagedCopy, fate, until_damaged
+from kvstore.shard.early import EarlyRequests
 from kvstore.shard.hosted import HostedStore, Surroundings, host
 from kvstore.shard.reports import report_of_copy, report_of_store
 from kvstore.shard.term_opening import TermOpening
@@ -60,7 +61,7 @@ class Resident:
         self.shard_id = shard_id
         self.hosted: HostedStore | None = None
         self.stops = False  # the node's process is about to end
-        self.refused_s = float("-inf")  # when something was asked here last that another node serves
+        self.early = EarlyRequests(shard_id, around.environment)
         self._around = around
         self._files: CopyFiles | None = None
         self._damaged: DamagedCopy | None = None
@@ -170,13 +171,11 @@ class Resident:
         return self._files.copy.engine.applied.clock.version if self._files is not None else 0
 
     def handle(self, request: Request, connection: Connection) -> None:
-        """Begin the request, if this is the primary."""
+        """Begin the request, if this is the primary, or about to be."""
         if self.hosted is not None and self.hosted.is_open:
             self.hosted.service.handle(request, connection)
         else:
-            self.refused_s = self._around.environment.monotonic_s()
-            refusal = Unavailable(f"this node does not serve shard {self.shard_id} now", retry_after_ms=100)
-            connection.send(Answer(request.id, refusal.status, problem=refusal.problem()))
+            self.early.take(request, connection)
 
     async def serve_session(self, wire: Wire) -> None:
         """Serve a primary's session with the copy here, until the connection is lost."""
@@ -333,9 +332,11 @@ class Resident:
             try:
                 verifying = until_damaged(self._files.copy, self._around.environment, self._around.limits)
                 await until_one_ends(self._until_named(), _forward(work), verifying)
+                self.early.opens = True
                 if not self._is_dropped:
                     await self._open_term(work)
             finally:
+                self.early.opens = False
                 work.cancel()
                 await asyncio.gather(work, return_exceptions=True)
 
@@ -375,8 +376,7 @@ class Resident:
         files, config, around = self._files, self._config, self._around
         assert files is not None
         assert config is not None
-        start = around.environment.random_hex(8)
-        self._opening = TermOpening(files.copy, config, start, around)
+        self._opening = TermOpening(files.copy, config, start := around.environment.random_hex(8), around)
         around.on_news()
         try:
             try:
@@ -407,9 +407,8 @@ class Resident:
         """Serve these files; `opens`: in the term that this map begins."""
         self._given_back = 0
         around = self._around._replace(on_news=self._on_news)
-        self.hosted = await host(
-            opened, self.shard_id, around, told, self._at_the_end, start or self._around.environment.random_hex(8)
-        )
+        start = start or around.environment.random_hex(8)
+        self.hosted = await host(opened, self.shard_id, around, told, self._at_the_end, start)
         try:
             await until_one_ends(self.hosted.open(opens), self._until_term_ends())
         except BaseException:
@@ -417,6 +416,7 @@ class Resident:
             self.hosted = None
             raise
         if opens is not None and self.hosted.is_open:
+            self.early.begin(self.hosted.service.handle)
             log.info("shard %s is served here, in term %d", self.shard_id, self._term)
             around.on_news()
 

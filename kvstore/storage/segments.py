@@ -296,6 +296,18 @@ def read_whole(segment: Segment) -> bytes:
     return segment.file.pread(segment.bytes, 0)
 
 
+def read_used(segment: Segment) -> bytes:
+    """As `read_whole`, without the zeros at its end, of which most segments are made: reading them takes longest."""
+    end = segment.bytes
+    while end:
+        start = max(0, end - _CHUNK)
+        chunk = segment.file.pread(end - start, start)
+        if chunk != _ZEROS[: len(chunk)]:
+            return segment.file.pread(start + used_bytes(chunk), 0)
+        end = start
+    return b""
+
+
 def used_bytes(data: bytes) -> int:
     """Behind there are only zeros."""
     end = len(data)

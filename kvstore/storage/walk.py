@@ -21,6 +21,7 @@ from kvstore.storage.segments import (
     entry_at,
     header_at,
     headers_in,
+    read_used,
     read_whole,
     records_in,
     used_bytes,
@@ -69,17 +70,23 @@ class Walk:
         for at in range(self._start, len(self._segments)):
             segment = self._segments[at]
             segment.empty()
-            data = read_whole(segment)
+            data = read_used(segment)
             if not self.last and at > self._start and self._begins_behind(data):
                 self._search(self._start)
                 return
-            for offset, header in records_in(data, DATA_OFFSET, self._seed, self.last and self.last.position):
-                self.last = header
-                segment.added(header.number, HEADER_BYTES + header.length)
-                yield Found(at, offset, header, data)
-            if used_bytes(data) > segment.end:
-                self._search(at)
-                return
+            yield from self._records(at, data, DATA_OFFSET)
+            if len(data) > segment.end:  # the next record is damaged, or ends with zeros
+                data = read_whole(segment)
+                yield from self._records(at, data, segment.end)
+                if used_bytes(data) > segment.end:
+                    self._search(at)
+                    return
+
+    def _records(self, at: int, data: bytes, offset: int) -> Iterator[Found]:
+        for place, header in records_in(data, offset, self._seed, self.last and self.last.position):
+            self.last = header
+            self._segments[at].added(header.number, HEADER_BYTES + header.length)
+            yield Found(at, place, header, data)
 
     def _begins_behind(self, data: bytes) -> bool:
         """Whether the segment begins with a later record than is wanted: what lay before it, the disk has not kept."""

@@ -59,6 +59,14 @@ def test_numbers_are_consecutive_and_begin_behind_the_position_of_the_start() ->
     assert bench.log.last == Position(703, entries[-1].checksum, 0)
 
 
+@pytest.mark.parametrize("records", [[bytes(50)], [b"a", b"b" + bytes(3)], [bytes(9), b"c", bytes(9)], [b"d", b""]])
+def test_a_record_that_ends_with_zeros_is_found_again_before_the_zeros_of_its_segment(records: list[bytes]) -> None:
+    bench = Bench()
+    bench.append(*records)
+    bench.log.sync()
+    assert payloads(bench.reopen()) == records
+
+
 def test_a_record_is_one_write_and_its_sync_is_one_sync() -> None:
     bench = Bench()
     calls = fail(bench, "none")
