@@ -158,7 +158,7 @@ class CopyLink:
         """All rows; the number of the record behind which the stream goes on."""
         engine, environment = self._around.engine, self._around.environment
         self.keeps = engine.applied.position.number
-        return await snapshot.send_snapshot(wire, engine, environment, self._progress)
+        return await snapshot.send_snapshot(wire, engine, environment, self._progress, self._around.times.page_rows)
 
     def _progress(self, sent: int, total: int) -> None:
         self.progress = sent, total

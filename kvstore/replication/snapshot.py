@@ -19,7 +19,6 @@ from kvstore.replication import messages
 from kvstore.replication.wire import Wire, WireLost, expect
 from kvstore.storage.engine import Engine, FeedQuery
 
-_PAGE_ROWS = 2000
 _PAGE_BYTES = 1 << 20
 _PAUSE_SHARE = 0.5  # of the time that a page takes, for others
 
@@ -27,14 +26,16 @@ Progress = Callable[[int, int], None]
 """Rows that were sent, and how many there are."""
 
 
-async def send_snapshot(wire: Wire, engine: Engine, environment: Environment, progress: Progress) -> int:
+async def send_snapshot(
+    wire: Wire, engine: Engine, environment: Environment, progress: Progress, page_rows: int
+) -> int:
     """Send all rows; the number of the record that the snapshot began with. Raises WireLost, Refused."""
     begun = engine.applied
     clock = begun.clock._replace(tombstones_floor=begun.clock.sequence)  # a snapshot has no tombstones
     at, sent = begun.position, 0
     await _take(wire, messages.SnapshotBegins(at, clock, begun.cluster_map, dict(begun.freezes), dict(begun.drops)))
     left = list(range(engine.identity.partitions))
-    query = FeedQuery(left, 0, 0, _PAGE_ROWS, _PAGE_BYTES)
+    query = FeedQuery(left, 0, 0, page_rows, _PAGE_BYTES)
     total = 0
     while True:
         started_s = environment.monotonic_s()

@@ -139,6 +139,7 @@ def times_of(limits: Limits) -> Times:
         limits.failover_after_s,
         limits.sync_inline_ms_max,
         _COPY_LEISURE * limits.apply_delay_s,
+        2 * limits.move_page_rows_max,
     )
 
 
