@@ -125,7 +125,7 @@ class Invariants:
         copy_id, now = copy.identity.copy_id, (copy.engine, copy.following.session, copy.engine.applied.position)
         before = self._files.get(copy_id)
         self._files[copy_id] = now
-        if before is None or before[0] is not now[0] or before[1] is not now[1]:
+        if before is None or now[1] is None or before[0] is not now[0] or before[1] is not now[1]:
             return
         if now[2].number < before[2].number:
             raise Violation(
