@@ -171,9 +171,13 @@ class CopyStats(msgspec.Struct):
     last_failover_s: float = 0.0
 
 
-def copy_families(stats: CopyStats, copies_by_state: dict[str, float], silent_nodes: int) -> Iterator[Metric]:
+def copy_families(
+    stats: CopyStats, copies_by_state: dict[str, float], silent_nodes: int, rows_left: int
+) -> Iterator[Metric]:
     """The metric families of copies, for the controller."""
     yield gauge_family("kvstore_copies", "Copies beside the primaries", copies_by_state, "state")
+    text = "Rows that snapshots, which fill copies, have still to bring"
+    yield GaugeMetricFamily("kvstore_snapshot_rows_left", text, value=rows_left)
     yield GaugeMetricFamily("kvstore_nodes_silent", "Nodes that are held for dead", value=silent_nodes)
     yield CounterMetricFamily("kvstore_failovers", "Copies that took over from a silent primary", value=stats.failovers)
     text = "Copies whose primary went on without them"

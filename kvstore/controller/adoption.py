@@ -86,6 +86,8 @@ class Adoption:
         for shard in self.cluster_map.shards:
             await adopt_store(self._path(shard.id), shard.store_id, cluster_id, self._limits)
             self._path(shard.id, "session").unlink(missing_ok=True)
+        for sessions in self._data_dir.glob("controller-*.sessions"):
+            sessions.unlink()
         document = ClusterDocument(self._store, _TRIES_MAX)
         await document.convert()
         await document.change(lambda state: _adopted(state, cluster_id))

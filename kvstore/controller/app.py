@@ -23,6 +23,7 @@ from kvstore.addresses import address_text, advertised_host, listen_address
 from kvstore.config import ClusterConfig
 from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.earlier_sessions import begin_session, sessions_path
 from kvstore.controller.parts import assemble
 from kvstore.controller.routes import make_table
 from kvstore.controller.shards import ShardClients
@@ -31,7 +32,7 @@ from kvstore.environment import SYSTEM
 from kvstore.transport.http.requests import HostGuard
 from kvstore.transport.http.routes import RouteTable, answer_call
 from kvstore.transport.http.server import Server, start_server, warn_if_exposed
-from kvstore.transport.sessions import HEADER, ClusterSession
+from kvstore.transport.sessions import EARLIER_HEADER, HEADER, ClusterSession
 
 _SHUTDOWN_TIMEOUT_S = 2.0
 _SESSION_BYTES = 8
@@ -56,9 +57,11 @@ async def serve(
     own = [advertised_host(listen, advertise)] if advertise else []
     config = msgspec.structs.replace(config, allowed_hosts=[*config.allowed_hosts, *own])
     store = await open_sqlite(data_dir / f"controller-{controller_id}.db")
+    cluster = ClusterSession(SYSTEM.random_hex(_SESSION_BYTES))
+    earlier = begin_session(sessions_path(data_dir, controller_id), cluster.id)
     try:
         async with aiohttp.ClientSession() as session:
-            await _serve(store, session, listen, config, stop, f"controller {controller_id}")
+            await _serve(store, session, listen, config, stop, f"controller {controller_id}", cluster, earlier)
     finally:
         await store.close()
     _log.info("controller %s has stopped", controller_id)
@@ -71,16 +74,17 @@ async def _serve(
     config: ClusterConfig,
     stop: asyncio.Event,
     name: str,
+    cluster: ClusterSession,
+    earlier: list[str],
 ) -> None:
     document = ClusterDocument(store, config.limits.map_write_tries_max)
-    cluster = ClusterSession(SYSTEM.random_hex(_SESSION_BYTES))
     shards = ShardClients(config.limits, session, cluster)
     parts = assemble(document, config, shards, cluster.id)
     service, mover = parts.service, parts.mover
     views = ChangeViews(service, mover, lambda: parts.reopener.waits_for)
     await service.report_start()
     table = make_table(service, mover, parts.keeper, views, config.limits, stop, cluster.id)
-    server = Server(_handler(table, config, cluster.id), config.limits)
+    server = Server(_handler(table, config, cluster.id, earlier), config.limits)
     runner = None
     working = [asyncio.create_task(work) for work in parts.works()]
     stopping = asyncio.create_task(stop.wait())
@@ -104,13 +108,17 @@ async def _serve(
         await shards.close()
 
 
-def _handler(table: RouteTable, config: ClusterConfig, session: str) -> Callable[[web.BaseRequest], Awaitable[Any]]:
+def _handler(
+    table: RouteTable, config: ClusterConfig, session: str, earlier: list[str]
+) -> Callable[[web.BaseRequest], Awaitable[Any]]:
     own = [listen_address(controller.listen)[0] for controller in config.controllers]
     guard = HostGuard([*own, *config.allowed_hosts], takes_pages=False)
 
     async def handle(request: web.BaseRequest) -> Any:
         reply = await answer_call(table, guard, request)
         reply.lines += f"{HEADER}: {session}\r\n"
+        if request.path == "/healthz" and earlier:
+            reply.lines += f"{EARLIER_HEADER}: {','.join(earlier)}\r\n"
         return reply
 
     return handle

@@ -242,7 +242,7 @@ class CopyKeeper:
             await self._write_down("failover", shard, new, took_s, detail)
 
     async def _note_damage(self, now: float) -> None:
-        """Damage that a node tells of is said once; that a copy was made anew is written down."""
+        """Damage that a node tells of is said once; that a copy was rebuilt is written down."""
         cluster_map = self._state.map
         if cluster_map is None:
             return
@@ -255,7 +255,7 @@ class CopyKeeper:
             self.stats.rebuilt += 1
             seconds = now - found.since
             _log.warning("shard %s has a copy in sync on node %s again, after %.1f s", found.shard, found.node, seconds)
-            detail = f"The copy on node {found.node} was damaged ({found.detail.rstrip('.')}), and was made anew."
+            detail = f"The copy on node {found.node} was damaged ({found.detail.rstrip('.')}), and was rebuilt."
             await self._write_down("rebuild", found.shard, found.node, seconds, detail)
 
     async def _write_down(self, kind: Kind, shard: str, to: str, seconds: float, detail: str) -> None:
@@ -286,7 +286,8 @@ class CopyKeeper:
         copies = [copy for each in facts["copies"].values() for copy in each] if facts is not None else []
         by_state = Counter({"in-sync": 0, "joining": 0}) + Counter(str(copy["state"]) for copy in copies)
         silent = len(facts["silent"]) if facts is not None else 0
-        return copy_families(self.stats, dict(by_state), silent)
+        rows_left = sum(copy["rows_total"] - copy["rows_done"] for copy in copies if "rows_total" in copy)
+        return copy_families(self.stats, dict(by_state), silent, rows_left)
 
     def facts(self, cluster_map: ClusterMap, known: Sequence[Change] = ()) -> dict[str, Any] | None:
         """What is known of nodes and copies; None while there is one copy of everything and is to be one."""

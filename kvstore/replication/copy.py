@@ -2,8 +2,9 @@
 
 Owns: one copy's log, engine and promise, and the order of what is done to them; the grant that it gave.
 Promises: nothing is acknowledged before it is durable in this copy's log; nothing is applied beyond the committed
-number; a promise is durable before it is answered. A copy whose file a snapshot is filling acknowledges nothing, and
-after a crash in between it begins again with an empty file.
+number; a promise is durable before it is answered. A copy whose file a snapshot is filling acknowledges nothing. Each
+page changes the file together with the note of how far the snapshot has come, so after a lost connection or a crash it
+goes on behind the last page that the file has, or begins again with an empty file.
 Leaves to others: the rules (`session`, `lease`), the messages and their connections (shard), the primary (`store`).
 
     records ─> take: append to the log ─> sync ─> Ack           `copy_log` says where the sync runs
@@ -30,7 +31,7 @@ from kvstore.replication.copy_log import CopyLog
 from kvstore.replication.places import Place, Times
 from kvstore.replication.promise import Identity, room_may_come, write_identity
 from kvstore.replication.session import Following, Join, Session
-from kvstore.storage.engine import Application, Applied, Engine, TryLater
+from kvstore.storage.engine import Application, Applied, Engine, SnapshotProgress, TryLater
 from kvstore.storage.log import Log
 from kvstore.storage.replay import replay
 from kvstore.storage.rows import Row
@@ -47,13 +48,14 @@ _RETRY_S = 0.5
 class Told(NamedTuple):
     """A copy's answer to a hello: where its log ends, and up to where its file is applied. `known`: the first and the
     last number whose checksum it can tell, for the comparison of the chains. `filling`: whatever lies there is not
-    whole, so the two logs have no number in common."""
+    whole, so the two logs have no number in common; `snapshot`: unless that one goes on."""
 
     session: Session
     position: Position
     applied: int
     known: tuple[int, int]
     filling: bool = False
+    snapshot: SnapshotProgress | None = None
 
 
 class Deposed(Exception):
@@ -91,7 +93,6 @@ class StoreCopy:
         self._learned = asyncio.Event()
         self._cleaned_floor = 0  # no tombstone up to that sequence is left in the file
         self._examined: Engine | None = None  # that was found to be whole
-        self._filled_to = 0  # the snapshot is whole, and good once records up to this one are applied
 
     # --- what others ask of it
 
@@ -113,6 +114,19 @@ class StoreCopy:
     def is_filling(self) -> bool:
         """Whether a snapshot is on its way, so that the file is nothing yet."""
         return self._identity.filling
+
+    @property
+    def snapshot(self) -> SnapshotProgress | None:
+        """How far the snapshot has come that is filling the file; None: nothing in it is of use."""
+        known, applied = self.engine.applied.snapshot, self.engine.applied.position.number
+        first, last = chain.known(self.log)
+        return known if self.is_filling and known is not None and first <= applied <= last else None
+
+    @property
+    def _filled_to(self) -> int:
+        """Once the snapshot is whole: it is good when the records up to this one are applied; 0 before."""
+        snapshot = self.snapshot
+        return snapshot.filled_to if snapshot is not None else 0
 
     @property
     def identity(self) -> Identity:
@@ -170,7 +184,8 @@ class StoreCopy:
             while (position := session.position_to_tell(self.log.last, self.log.synced)) is None:
                 await self._log.sync()
             self._heard_at = self._environment.boottime_s()
-            return Told(hello, position, self.engine.applied.position.number, chain.known(self.log), self.is_filling)
+            applied, known = self.engine.applied.position.number, chain.known(self.log)
+            return Told(hello, position, applied, known, self.is_filling, self.snapshot)
 
     async def promise(self, term: int) -> bool:
         """Promise the term for an opening of this very copy; False if one at least as high is promised.
@@ -202,24 +217,30 @@ class StoreCopy:
         """The checksums of these records, and of the one before the first that is kept; others are left out."""
         return await self._environment.in_thread(lambda: chain.checksums(self.log, numbers))
 
-    async def begin(self, named: Session, told: Position, join: Join) -> int | None:
+    async def begin(
+        self, named: Session, told: Position, join: Join, resumes: SnapshotProgress | None = None
+    ) -> int | None:
         """Cut off what differs, and begin the session; the number to acknowledge, None if nothing is begun.
 
-        Raises LogFailed, OSError.
+        `resumes`: the snapshot that goes on with the session. Raises LogFailed, OSError.
         """
         async with self._log.turn, self._applying:
             if not session.begins(self._following, named, told, self.log.last):
                 return None
-            if join.snapshot:
+            if join.snapshot and resumes is None:
                 await self._write(self._identity._replace(filling=True))
                 await self._log.change(lambda: self.log.restart(BEGINNING))
-                self._filled_to = 0
-            elif self.is_filling:
-                return None  # records are of no use to a file that is not whole
-            elif join.common < self.log.last.number:
+            elif resumes != self.snapshot or (self.is_filling and not self._goes_on_by(join)):
+                return None  # pages have come since, or records are of no use to a file that is not whole
+            elif not join.snapshot and join.common < self.log.last.number:
                 await self._log.change(lambda: self.log.cut(join.common))
             self._following = session.begun(self._following, named)
-            return self._acknowledged(named)
+            return 0 if self.is_filling else self._acknowledged(named)
+
+    def _goes_on_by(self, join: Join) -> bool:
+        """Pages follow until the file has all of them, and records afterwards."""
+        snapshot = self.snapshot
+        return snapshot is not None and join.snapshot == (not snapshot.filled_to)
 
     # --- records
 
@@ -376,34 +397,43 @@ class StoreCopy:
         await self._log.change(lambda: self.log.restart(of.position))
         await self.engine.close()
         self.engine = self._examined = await self._place.renew()
-        await self.engine.apply(Application([], of.position, of.clock, of.cluster_map, of.freezes, dict(of.drops)))
+        begun = SnapshotProgress(of.position, of.position)
+        application = Application([], of.position, of.clock, of.cluster_map, of.freezes, dict(of.drops), snapshot=begun)
+        await self.engine.apply(application)
 
-    async def snapshot_page(self, named: Session, at: Position, rows: Sequence[Row]) -> bool:
+    async def snapshot_page(
+        self, named: Session, at: Position, rows: Sequence[Row], progress: SnapshotProgress | None = None
+    ) -> bool:
         """Take rows of the snapshot that began at that position; False: they are of another one. Raises OSError.
 
-        A row may be newer than the position. What the records behind it do to it again gives the same row.
+        A row may be newer than the position. What the records behind it do to it again gives the same row. `progress`
+        is kept with the rows.
         """
         async with self._applying:
             applied = self.engine.applied
-            is_stale = not self._is_of_snapshot(named, at) or applied.position != at
+            is_stale = not self._is_of_snapshot(named, at)
             if is_stale and not (self.is_filling and failpoints.planted("stale-snapshot-page")):
                 return False
             stamped = [row._replace(sequence=applied.clock.sequence) for row in rows]
-            await self.engine.apply(Application(stamped, at, applied.clock))
+            await self.engine.apply(Application(stamped, applied.position, applied.clock, snapshot=progress))
             return True
 
     async def snapshot_ends(self, named: Session, at: Position, highest: int) -> bool:
         """The snapshot has all its rows; it is good once the records up to `highest` are applied. Raises OSError."""
         async with self._applying:
-            if not self._is_of_snapshot(named, at):
+            snapshot, applied = self.snapshot, self.engine.applied
+            if not self._is_of_snapshot(named, at) or snapshot is None:
                 return False
-            self._filled_to = max(highest, at.number)
+            whole = snapshot._replace(filled_to=max(highest, at.number))
+            await self.engine.apply(Application([], applied.position, applied.clock, snapshot=whole))
             await self._is_filled()
         self._learned.set()
         return True
 
     def _is_of_snapshot(self, named: Session, at: Position) -> bool:
-        return self.is_filling and not self._filled_to and session.is_current(self._following, named) and at.number > 0
+        snapshot = self.snapshot
+        is_open = snapshot is not None and not snapshot.filled_to and snapshot.at == at
+        return is_open and session.is_current(self._following, named)
 
     async def _is_filled(self) -> None:
         """Note, durably, that the file is whole, if it is; all that it has is made durable first."""

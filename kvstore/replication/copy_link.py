@@ -18,14 +18,15 @@ from typing import NamedTuple, Protocol
 
 from kvstore.environment import Environment
 from kvstore.errors import LogDamaged
-from kvstore.replication import chain, lease, messages, patience, session, shipping, snapshot
+from kvstore.replication import chain, lease, messages, patience, session, shipping
 from kvstore.replication.messages import Told
 from kvstore.replication.places import Times
 from kvstore.replication.session import FellBehind, Forked, Join, Session
 from kvstore.replication.shipping import Link, Shipping
+from kvstore.replication.snapshot import Snapshot
 from kvstore.replication.tail import Tail
 from kvstore.replication.wire import Connect, Refused, Wire, WireLost, expect, greet
-from kvstore.storage.engine import Engine
+from kvstore.storage.engine import Engine, SnapshotProgress
 from kvstore.storage.log import Log, Released
 from kvstore.storage.segments import Entry
 
@@ -87,8 +88,7 @@ class CopyLink:
         self.node = node
         self.key = copy_id, joined
         self.patience = patience.Patience()
-        self.progress = (0, 0)  # of a snapshot: rows sent, rows there are
-        self.keeps: int | None = None  # records behind that number are needed in this session
+        self.keeps: int | None = None  # records behind that number are needed
         self.wake = asyncio.Event()
         self._sender = sender
         self._around = around
@@ -99,6 +99,7 @@ class CopyLink:
         self._beacon = 0
         self._wire: Wire | None = None  # while the stream goes on
         self._has_streamed = False
+        self._snapshot: Snapshot | None = None  # until the copy has acknowledged a record behind it
         self._readable_from = 0  # records before that number cannot be read back
 
     async def run(self) -> None:
@@ -124,8 +125,8 @@ class CopyLink:
             except Exception:  # such as a record that cannot be read back; the copy is out when it has waited for long
                 log.exception("shipping to the copy on node %s failed; it is tried again", self.node)
             finally:
-                self.keeps = None
-                self.progress = (0, 0)
+                if self._snapshot is None:  # else it goes on, as long as the records from its beginning on are kept
+                    self.keeps = None
             pause_s = _PAUSE_MIN_S if self._has_streamed else min(2 * pause_s, _PAUSE_MAX_S)
             await self._around.environment.sleep(pause_s)
 
@@ -142,37 +143,61 @@ class CopyLink:
         try:
             async with asyncio.timeout(_CONNECT_S):
                 told = await greet(wire, link.session)
-                join = await self._compare(wire, told)
-                await wire.send(messages.Begin(told.position, join))
+                join, resumes = await self._compare(wire, told)
+                await wire.send(messages.Begin(told.position, join, resumes))
             ack = await expect(wire, messages.Ack)  # a long log takes a while to cut
             if join.snapshot:
-                self._sent = await self._send_snapshot(wire)
+                self._sent = await self._send_snapshot(wire, resumes)
             else:
                 self._sent = self.keeps = join.common
+                if resumes is None:
+                    self._snapshot = None
             sender.begin(link.session, min(ack.number, self._sent))
             await self._stream(wire, link.session)
         finally:
             await wire.close()
 
-    async def _send_snapshot(self, wire: Wire) -> int:
-        """All rows; the number of the record behind which the stream goes on."""
+    async def _send_snapshot(self, wire: Wire, resumes: SnapshotProgress | None) -> int:
+        """All rows that it lacks; the number of the record behind which the stream goes on."""
         engine, environment = self._around.engine, self._around.environment
-        self.keeps = engine.applied.position.number
-        return await snapshot.send_snapshot(wire, engine, environment, self._progress, self._around.times.page_rows)
+        times = self._around.times
+        self._snapshot = Snapshot(wire, engine, environment, lambda at: at + 1 >= self._first_kept, times, resumes)
+        self.keeps = self._snapshot.progress.at.number
+        await self._snapshot.send()
+        return self.keeps
 
-    def _progress(self, sent: int, total: int) -> None:
-        self.progress = sent, total
+    @property
+    def progress(self) -> tuple[int, int] | None:
+        """Of a snapshot: rows sent, and rows there are."""
+        return (self._snapshot.progress.rows, self._snapshot.progress.total) if self._snapshot is not None else None
 
-    async def _compare(self, wire: Wire, told: Told) -> Join:
-        """How the copy gets what it lacks. Raises Forked, FellBehind, WireLost, Refused."""
-        sender = self._sender
-        common = None if told.filling else await self._common(wire, told)
-        link = sender.link(self.key)
+    async def _compare(self, wire: Wire, told: Told) -> tuple[Join, SnapshotProgress | None]:
+        """How the copy gets what it lacks, and the snapshot that goes on. Raises Forked, FellBehind, WireLost,
+        Refused."""
+        resumes = await self._goes_on(told)
+        common = None
+        if not told.filling or (resumes is not None and resumes.filled_to):
+            common = await self._common(wire, told)
+        link = self._sender.link(self.key)
         if link is None:
             raise WireLost("the copy is out")
-        return session.how_to_join(
+        if resumes is not None and not resumes.filled_to and not link.waited:
+            said = "the snapshot for the copy of shard %s on node %s goes on: %d of %d rows are there"
+            log.info(said, self._sender.shipping.config.shard, self.node, resumes.rows, resumes.total)
+            return Join(resumes.at.number, snapshot=True), resumes
+        join = session.how_to_join(
             common, told.position.number, told.applied, awaited=link.waited > 0, first_kept=self._first_kept
         )
+        return join, None if join.snapshot else resumes
+
+    async def _goes_on(self, told: Told) -> SnapshotProgress | None:
+        """The snapshot that broke off before, if it goes on."""
+        if told.snapshot is None:
+            return None
+        read = partial(chain.checksums, self._around.log, [told.snapshot.seen.number])
+        ours = await self._around.environment.in_thread(read)
+        applied = self._around.engine.applied.position.number
+        return session.goes_on(told.snapshot, ours, applied, self._first_kept)
 
     @property
     def _first_kept(self) -> int:
@@ -288,6 +313,8 @@ class CopyLink:
             self._bytes_under_way -= self._under_way.popleft()[1]
         if not owed or len(self._under_way) < owed:
             self._answered()
+        if number:  # a copy that is being filled acknowledges nothing
+            self._snapshot = None
 
     def _answered(self) -> None:
         owes_more = bool(self._under_way or self._beacons)

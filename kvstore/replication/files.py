@@ -2,25 +2,29 @@
 
 Owns: the order in which a copy's log, engine and identity come to be, and what is done with what a crash has left.
 Promises: a copy has an id only once its log is durable and its engine is there. A file that a snapshot was filling is
-never used: such a copy opens with an empty log and an empty engine. Nothing is applied, since what is committed is not
-known.
+used only to go on with that snapshot, and only where file and log fit together: else such a copy opens with an empty
+log and an empty engine. Nothing is applied, since what is committed is not known.
 Leaves to others: what the copy does then (`copy`), recovery of the log (`storage.recovery`).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from kvstore.environment import Environment
+from kvstore.errors import KvError
 from kvstore.placement.map_format import decode_map
 from kvstore.replication.configuration import Configuration, configuration_of
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.places import Place, Times
 from kvstore.replication.promise import Identity, write_identity
-from kvstore.storage.engine import Applied
+from kvstore.storage.engine import Applied, Engine
 from kvstore.storage.log import Log
 from kvstore.storage.record import newest_map
 from kvstore.storage.segments import BEGINNING, Entry, indices_of, segment_path
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Place", "Times", "make_copy", "open_copy"]
 
@@ -40,17 +44,36 @@ async def open_copy(place: Place, identity: Identity, environment: Environment, 
     Raises LogDamaged, ForeignData, DataCorrupt, OSError.
     """
     if identity.filling:
+        if (found := await _half_filled(place, identity, environment)) is not None:
+            return StoreCopy(place, identity, *found, None, environment, times)
         log = await environment.in_thread(lambda: _emptied_log(place, identity.store_id))
         return StoreCopy(place, identity, log, await place.renew(), None, environment, times)
     engine = await place.open()
-    applied = engine.applied
+    log, entries = await environment.in_thread(lambda: _open_log(place, identity, engine.applied))
+    return StoreCopy(place, identity, log, engine, _logged(entries, engine.applied, identity), environment, times)
 
-    def opened() -> tuple[Log, list[Entry]]:
-        disk, folder, store = place.disk, place.folder, place.store
-        return Log.open(disk, folder, store, identity.store_id, applied.position, 0, place.segment_bytes)
 
-    log, entries = await environment.in_thread(opened)
-    return StoreCopy(place, identity, log, engine, _logged(entries, applied, identity), environment, times)
+async def _half_filled(place: Place, identity: Identity, environment: Environment) -> tuple[Log, Engine] | None:
+    """Log and file of a snapshot that broke off, if it can go on. Raises OSError."""
+    try:
+        engine = await place.open()
+    except KvError as error:
+        log.info("nothing of a snapshot is left: %s", error.detail)
+        return None
+    try:
+        snapshot = engine.applied.snapshot
+        if snapshot is not None and not (await engine.verify(None)).faults:
+            records, _ = await environment.in_thread(lambda: _open_log(place, identity, engine.applied))
+            return records, engine
+    except KvError as error:
+        log.info("a snapshot cannot go on: %s", error.detail)
+    await engine.close()
+    return None
+
+
+def _open_log(place: Place, identity: Identity, applied: Applied) -> tuple[Log, list[Entry]]:
+    disk, folder, store = place.disk, place.folder, place.store
+    return Log.open(disk, folder, store, identity.store_id, applied.position, 0, place.segment_bytes)
 
 
 def _new_log(place: Place, store_id: str) -> Log:

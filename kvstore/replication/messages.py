@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from kvstore.replication.session import Join, Session
-from kvstore.storage.engine import CopiedRow
+from kvstore.storage.engine import CopiedRow, SnapshotProgress
 from kvstore.storage.rows import Clock
 from kvstore.storage.segments import Entry, Position
 
@@ -35,10 +35,14 @@ class Probe(_Message, tag=2):
 
 
 class Begin(_Message, tag=3):
-    """Cut off what differs; computed from the position `told`. Answered with `Ack`, or not at all."""
+    """Cut off what differs; computed from the position `told`. Answered with `Ack`, or not at all.
+
+    `resumes`: a snapshot that broke off, as the copy has told of it, goes on, or the records behind it follow.
+    """
 
     told: Position
     join: Join
+    resumes: SnapshotProgress | None = None
 
 
 class Records(_Message, tag=4):
@@ -70,10 +74,11 @@ class SnapshotBegins(_Message, tag=7):
 
 
 class SnapshotPage(_Message, tag=8):
-    """Rows of the snapshot as of `at`."""
+    """Rows of the snapshot as of `at`. `progress`: how far it has come with them."""
 
     at: Position
     rows: list[CopiedRow]
+    progress: SnapshotProgress | None = None
 
 
 class SnapshotEnds(_Message, tag=9):
@@ -100,6 +105,7 @@ class Told(_Message, tag=20):
     applied: int
     known: tuple[int, int]
     filling: bool
+    snapshot: SnapshotProgress | None = None
 
 
 class Deposed(_Message, tag=21):

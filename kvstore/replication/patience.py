@@ -47,17 +47,28 @@ def stall(expected_at: float, now: float, slack_s: float) -> float:
 
 
 class Retry(NamedTuple):
-    """When a copy that fell out may join again."""
+    """When a copy that fell out may join again. `pause_s`: the pause after it was connected and owed an answer last."""
 
     not_before: float = float("-inf")
     pause_s: float = 0.0
 
 
 def fell_out(retry: Retry, now: float, pause_min_s: float, pause_max_s: float) -> Retry:
-    """The state once a copy fell out at `now`: the pause doubles each time, and begins again after a long quiet."""
-    quiet = now - retry.not_before >= 2 * pause_max_s
+    """The state once a copy that was connected fell out at `now`, for it owed an answer for too long.
+
+    The pause doubles each time, and begins again once the copy was no trouble for as long as the longest one.
+    """
+    quiet = now - retry.not_before >= pause_max_s
     pause = pause_min_s if quiet else min(pause_max_s, max(pause_min_s, 2 * retry.pause_s))
     return Retry(now + pause, pause)
+
+
+def lost(retry: Retry, now: float, pause_min_s: float) -> Retry:
+    """The state once a copy fell out that was not connected: its node was gone, or cut off.
+
+    Nothing waits for it until it is reached again, so the shortest pause is enough, and nothing doubles.
+    """
+    return Retry(now + pause_min_s, retry.pause_s)
 
 
 def may_join(retry: Retry, now: float) -> bool:

@@ -28,7 +28,7 @@ from kvstore.storage.segments import Entry
 _TAIL_BYTES = 16 << 20
 _LAG_MAX = 64  # records that a joining copy may lack when the primary begins to wait for it
 _STALL_SLACK_S = 0.05
-_PAUSE_MIN_S, _PAUSE_MAX_S = 1.0, 60.0
+_PAUSE_MIN_S, _PAUSE_MAX_S = 1.0, 30.0
 
 
 class Sender:
@@ -105,7 +105,7 @@ class Sender:
             self._tasks.pop(key).cancel()
             gone = self._links.pop(key)
             if any(link.node == gone.node for link in self.shipping.links):
-                self._note_fall(gone.node)
+                self._note_fall(gone)
         self._open_links()
         self._tell_news()
 
@@ -166,7 +166,7 @@ class Sender:
 
     def snapshots(self) -> dict[str, tuple[int, int]]:
         """Of each that is under way: rows sent, and rows there are."""
-        return {key[0]: link.progress for key, link in self._links.items() if link.progress != (0, 0)}
+        return {key[0]: found for key, link in self._links.items() if (found := link.progress) is not None}
 
     @property
     def keeps(self) -> int | None:
@@ -262,10 +262,13 @@ class Sender:
                 self._links[key] = copy_link = CopyLink(self, self._around, link.node, *key)
                 self._tasks[key] = self._around.environment.spawn(copy_link.run())
 
-    def _note_fall(self, node: str) -> None:
-        retry = self._retries.get(node, patience.Retry())
+    def _note_fall(self, gone: CopyLink) -> None:
+        retry = self._retries.get(gone.node, patience.Retry())
         now = self._around.environment.boottime_s()
-        self._retries[node] = patience.fell_out(retry, now, _PAUSE_MIN_S, _PAUSE_MAX_S)
+        if gone.is_streaming:
+            self._retries[gone.node] = patience.fell_out(retry, now, _PAUSE_MIN_S, _PAUSE_MAX_S)
+        else:
+            self._retries[gone.node] = patience.lost(retry, now, _PAUSE_MIN_S)
 
 
 def _key(link: Link) -> LinkKey:

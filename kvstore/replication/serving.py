@@ -60,7 +60,7 @@ async def _greeted(wire: Wire, session: Session, copy_of: CopyOf) -> StoreCopy |
     if told is None:
         await wire.send(messages.Foreign())
         return None
-    await wire.send(messages.Told(told.position, told.applied, told.known, told.filling))
+    await wire.send(messages.Told(told.position, told.applied, told.known, told.filling, told.snapshot))
     return copy
 
 
@@ -153,13 +153,15 @@ class _Serving:
             case messages.Probe():
                 await self._wire.send(messages.Checksums(await copy.checksums(message.numbers)))
             case messages.Begin():
-                await self._acknowledge(await copy.begin(session, message.told, message.join), ends=True)
+                begun = await copy.begin(session, message.told, message.join, message.resumes)
+                await self._acknowledge(begun, ends=True)
             case messages.SnapshotBegins():
                 of = Applied(message.at, message.clock, message.cluster_map, message.freezes, message.drops)
                 await self._wire.send(messages.Taken(await copy.snapshot_begins(session, of)))
             case messages.SnapshotPage():
                 rows = [_row(copied) for copied in message.rows]
-                await self._wire.send(messages.Taken(await copy.snapshot_page(session, message.at, rows)))
+                taken = await copy.snapshot_page(session, message.at, rows, message.progress)
+                await self._wire.send(messages.Taken(taken))
             case messages.SnapshotEnds():
                 taken = await copy.snapshot_ends(session, message.at, message.highest)
                 await self._wire.send(messages.Taken(taken))

@@ -25,6 +25,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from kvstore import failpoints
+from kvstore.storage.engine import SnapshotProgress
 from kvstore.storage.segments import Position
 
 
@@ -178,6 +179,21 @@ class Join(NamedTuple):
 
     common: int
     snapshot: bool
+
+
+def goes_on(
+    snapshot: SnapshotProgress | None, ours: dict[int, int], applied: int, first_kept: int
+) -> SnapshotProgress | None:
+    """The snapshot that broke off, if it goes on from this primary, whose file has applied up to `applied`.
+
+    Its pages are of several moments, and perhaps of several primaries. They fit together if the records from its
+    beginning on follow, so those must be kept, and if all that the pages show is in this primary's chain: `ours` are
+    some of its checksums, by number.
+    """
+    if snapshot is None or ours.get(snapshot.seen.number) != snapshot.seen.checksum:
+        return None
+    is_kept = snapshot.at.number + 1 >= first_kept
+    return snapshot if is_kept and applied >= snapshot.seen.number else None
 
 
 class Forked(Exception):

@@ -66,13 +66,14 @@ def _copies(facts: Document) -> str:
         shard, on = sorted(damaged.items())[0]
         return (
             f"The copy of shard {shard} on node {_names(sorted(on))} is damaged: one in sync takes its place, and it "
-            "is made anew from that. The node's log says what is wrong."
+            "is rebuilt from that. The node's log says what is wrong."
         )
     if silent:
         return _silent(sorted(silent), facts.get("given_up_in_s"))
     if missing:
         shard, nodes = sorted(missing.items())[0]
-        return f"Shard {shard} has no copy in sync on node {_names(nodes)} yet: that ends by itself."
+        filled = _filled(facts, shard)
+        return f"Shard {shard} has no copy in sync on node {_names(nodes)} yet: {filled}that ends by itself."
     if lacking := facts.get("lacking_nodes"):
         more = "another one" if lacking == 1 else f"{lacking} more"
         return f"There are fewer nodes than copies of every key are asked for: add {more} with `kvstore shard add`."
@@ -81,6 +82,14 @@ def _copies(facts: Document) -> str:
             f"Copies of shard {shared[0]} lie in one zone, which may fail as a whole: there are too few zones. Add a "
             "node in another one."
         )
+    return ""
+
+
+def _filled(facts: Document, shard: str) -> str:
+    """How far the snapshot for its copy has come, if there is one."""
+    for copy in facts.get("copies", {}).get(shard, ()):
+        if copy["state"] != "in-sync" and copy.get("rows_total"):
+            return f"{copy['rows_done']:,} of {copy['rows_total']:,} rows are there, and "
     return ""
 
 

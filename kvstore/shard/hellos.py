@@ -7,7 +7,8 @@ away, also after a restart of this shard.
 Leaves to others: sessions (`transport.sessions`), asking the controller (`transport.map_follower`), HTTP (`app`).
 
 A hello that names an unknown session may be early: the controller has started again, and the other end heard of it
-first. So the controller is asked before anybody is called a stranger.
+first. Or this shard was away for as long as that session lasted. So the controller, which tells its earlier sessions,
+too, is asked before a node is called a stranger.
 
 The last session is kept in `shard-<id>.session` beside the store. A copy of that file does no harm: it lets in who
 names that session, and the processes of the copy name one of their own.
@@ -61,7 +62,8 @@ class SessionFile:
 
 
 class Hellos:
-    """`ask`: has the session enter what the controller is in now; returns whether it answered."""
+    """`ask`: has the session enter what the controller is in now, and know its earlier ones; returns whether it
+    answered."""
 
     def __init__(
         self, shard_id: str, session: ClusterSession, ask: Callable[[], Awaitable[bool]], memory: Memory

@@ -39,22 +39,42 @@ class Identity(NamedTuple):
     partitions: int
 
 
+class SnapshotProgress(NamedTuple):
+    """How far an engine has come that the rows of another one fill.
+
+    `at`: where the other one stood when it began; `partitions`: so many, the first ones, have all their rows; `seen`:
+    where the other one stood at the latest page; `rows` of about `total` have come. `filled_to`: once all have come,
+    the number of the record up to which more must be applied before the rows fit together; 0 before.
+    """
+
+    at: Position
+    seen: Position
+    partitions: int = 0
+    rows: int = 0
+    total: int = 0
+    filled_to: int = 0
+
+
 class Applied(NamedTuple):
-    """What an engine stands for, beside its rows. `drops`: rows of these partitions up to that sequence are gone."""
+    """What an engine stands for, beside its rows. `drops`: rows of these partitions up to that sequence are gone.
+
+    `snapshot`: how it was filled with the rows of another engine, if it was.
+    """
 
     position: Position = BEGINNING
     clock: Clock = Clock()
     cluster_map: bytes | None = None
     freezes: Freezes = {}
     drops: dict[int, int] = {}
+    snapshot: SnapshotProgress | None = None
 
 
 class Application(NamedTuple):
     """What one application changes: `rows` are the newest states of all rows that changed.
 
-    `cluster_map`, `freezes`: None where they did not change. `drops`: new ones. `kept`: partitions whose deletions are
-    kept as tombstones even where the engine has no such row, because a copy of them is under way and has to hear of
-    every deletion.
+    `cluster_map`, `freezes`, `snapshot`: None where they did not change. `drops`: new ones. `kept`: partitions whose
+    deletions are kept as tombstones even where the engine has no such row, because a copy of them is under way and has
+    to hear of every deletion.
     """
 
     rows: Sequence[Row]
@@ -64,6 +84,7 @@ class Application(NamedTuple):
     freezes: Freezes | None = None
     drops: dict[int, int] = {}
     kept: Set[int] = frozenset()
+    snapshot: SnapshotProgress | None = None
 
 
 class ScanQuery(NamedTuple):
@@ -116,6 +137,7 @@ class FeedPage(NamedTuple):
     """`sequence`: a copy's beginning, or the last change in the page. `done`: leading partitions that are complete.
 
     `floor`: tombstones up to that sequence were trimmed. `total`: rows of these partitions, in a copy's first page.
+    `position`: what the engine stood for, without its term.
     """
 
     rows: list[CopiedRow]
@@ -125,6 +147,7 @@ class FeedPage(NamedTuple):
     done: int
     floor: int
     total: int
+    position: Position = BEGINNING
 
 
 class Digest(NamedTuple):

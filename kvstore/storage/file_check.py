@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 from kvstore.errors import DataCorrupt
 from kvstore.storage import schema
+from kvstore.storage.schema import SIGNED
 from kvstore.storage.segments import Position
 from kvstore.storage.sqlite_file import uri_path
-from kvstore.storage.sqlite_writer import SIGNED, drops_of
+from kvstore.storage.sqlite_writer import drops_of
 from kvstore.storage.verification import HomeOf, VerifyQuery, verify
 
 _ROWS_MAX = 1000

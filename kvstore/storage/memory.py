@@ -76,6 +76,7 @@ class MemoryEngine:
             application.cluster_map if application.cluster_map is not None else before.cluster_map,
             application.freezes if application.freezes is not None else before.freezes,
             {**before.drops, **application.drops},
+            application.snapshot or before.snapshot,
         )
         if application.cluster_map is not None:
             self.identity = self.identity._replace(cluster_id=json.loads(application.cluster_map)["cluster_id"])
@@ -160,8 +161,8 @@ class MemoryEngine:
             page.append(_copied(row))
             size += len(row.body or b"") + len(row.intent or b"") + 64
             if len(page) == query.rows_max or size >= query.bytes_max:
-                return FeedPage(page, True, row.sequence, -1, 0, clock.tombstones_floor, 0)
-        return FeedPage(page, False, clock.sequence, -1, 0, clock.tombstones_floor, 0)
+                return FeedPage(page, True, row.sequence, -1, 0, clock.tombstones_floor, 0, self._applied.position)
+        return FeedPage(page, False, clock.sequence, -1, 0, clock.tombstones_floor, 0, self._applied.position)
 
     async def kept_in_memory(self, partitions: Set[int]) -> list[Row]:
         def is_kept(row: Row) -> bool:
@@ -199,7 +200,7 @@ class MemoryEngine:
 
 
 def _copy_page(engine: MemoryEngine, query: FeedQuery) -> FeedPage:
-    clock = engine._applied.clock
+    clock, position = engine._applied.clock, engine._applied.position
     begun = query.sequence or clock.sequence
     total_rows = 0 if query.sequence else sum(row.partition in query.partitions for row in engine._rows.values())
     page: list[tuple[str, str, int, int, int, bytes | None, bytes | None, int]] = []
@@ -214,10 +215,10 @@ def _copy_page(engine: MemoryEngine, query: FeedQuery) -> FeedPage:
             after_row = place
             size += len(row.body or b"") + len(row.intent or b"") + 64
             if len(page) == query.rows_max or size >= query.bytes_max:
-                return FeedPage(page, True, begun, after_row, done, clock.tombstones_floor, total_rows)
+                return FeedPage(page, True, begun, after_row, done, clock.tombstones_floor, total_rows, position)
         done += 1
         after_row = 0
-    return FeedPage(page, False, begun, after_row, done, clock.tombstones_floor, total_rows)
+    return FeedPage(page, False, begun, after_row, done, clock.tombstones_floor, total_rows, position)
 
 
 def _checksum(row: Row) -> int:

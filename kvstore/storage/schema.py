@@ -26,7 +26,8 @@ FORMAT = 4
 
 _META = """
 CREATE TABLE meta (
-    name      TEXT PRIMARY KEY,   -- format, store_id, shard_id, partitions, cluster_id, cluster_map, freezes, drops
+    name      TEXT PRIMARY KEY,   -- format, store_id, shard_id, partitions, cluster_id, cluster_map, freezes, drops,
+                                  -- and snapshot while the rows of another file come, and afterwards
     value     TEXT NOT NULL,
     checksum  INTEGER NOT NULL    -- of name and value
 ) WITHOUT ROWID;
@@ -112,7 +113,7 @@ _UPSERTS = [_UPSERT.format(", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?)"] * count)) f
 _BURY = """UPDATE rows SET sequence = ?, version = ?, expires_at_ms = NULL, checksum = ?, body = NULL, intent = NULL
     WHERE kind = ? AND key = ?"""
 
-_signed = 1 << 63
+SIGNED = 1 << 63  # SQLite's integers are signed
 
 # Without an adapter `sqlite3` looks at each blob and NULL for one of their own, in vain, at ten times the cost.
 sqlite3.register_adapter(bytes, bytes)
@@ -144,7 +145,7 @@ def bury(connection: sqlite3.Connection, tombstones: Iterable[Row]) -> None:
 
 def meta_checksum(name: str, value: str) -> int:
     """xxh3-64 of name and value, as a signed 64-bit integer."""
-    return xxhash.xxh3_64_intdigest(f"{name}\0{value}".encode()) - _signed
+    return xxhash.xxh3_64_intdigest(f"{name}\0{value}".encode()) - SIGNED
 
 
 def set_meta(connection: sqlite3.Connection, values: dict[str, str]) -> None:
@@ -168,7 +169,7 @@ def read_meta(connection: sqlite3.Connection) -> tuple[dict[str, str], set[str]]
 
 def clock_checksum(values: tuple[int, ...]) -> int:
     """xxh3-64 of the clock's numbers and the position of the log, as a signed 64-bit integer."""
-    return xxhash.xxh3_64_intdigest(json.dumps(values).encode()) - _signed
+    return xxhash.xxh3_64_intdigest(json.dumps(values).encode()) - SIGNED
 
 
 def set_clock(connection: sqlite3.Connection, values: tuple[int, ...]) -> None:
@@ -227,4 +228,4 @@ def create(connection: sqlite3.Connection, meta: dict[str, str]) -> None:
     """Lay out an empty file. The caller has begun a transaction, and commits it."""
     _run(connection, SCHEMA)
     set_meta(connection, meta | {"format": str(FORMAT), "freezes": "{}", "drops": "{}"})
-    set_clock(connection, (0,) * 7 + (-_signed,))  # of the beginning, whose checksum is 0
+    set_clock(connection, (0,) * 7 + (-SIGNED,))  # of the beginning, whose checksum is 0

@@ -15,8 +15,9 @@ from pathlib import Path
 from kvstore.data_file import opening_error
 from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.storage import schema
+from kvstore.storage.schema import SIGNED
 from kvstore.storage.segments import Position
-from kvstore.storage.sqlite_writer import SIGNED, transaction
+from kvstore.storage.sqlite_writer import transaction
 
 
 def uri_path(path: Path) -> str:

@@ -18,7 +18,8 @@ from kvstore.errors import DataCorrupt
 from kvstore.storage.digests import Digests
 from kvstore.storage.engine import Digest, FeedPage, FeedQuery, RowKey, ScanPage, ScanQuery
 from kvstore.storage.rows import Row, checked
-from kvstore.storage.schema import COLUMNS
+from kvstore.storage.schema import COLUMNS, SIGNED
+from kvstore.storage.segments import Position
 from kvstore.storage.verification import Fault, Verified, VerifyQuery, verify
 
 Drops = Callable[[], dict[int, int]]
@@ -33,6 +34,7 @@ _CHANGED = """SELECT sequence, kind, rows.key, partition, version, coalesce(expi
     WHERE sequence > ? ORDER BY sequence"""
 _COUNT = """SELECT count(*) FROM json_each(?) AS wanted CROSS JOIN rows INDEXED BY rows_partition
     ON rows.partition = wanted.value"""  # tombstones, too: it is for a progress bar, and reads the index only
+_STATE = "SELECT sequence, tombstones_floor, log_number, log_checksum FROM clock"
 _DUE = """SELECT kind, key, partition, sequence FROM rows INDEXED BY rows_expiry
     WHERE expires_at_ms IS NOT NULL AND expires_at_ms <= ? AND intent IS NULL ORDER BY expires_at_ms"""
 _TOMBSTONES = """SELECT sequence FROM rows INDEXED BY rows_tombstones
@@ -131,18 +133,19 @@ def scan(connection: sqlite3.Connection, query: ScanQuery, drops: Drops) -> Scan
 def feed(connection: sqlite3.Connection, query: FeedQuery, digests: Digests, drops: Drops) -> FeedPage:
     """Raises DataCorrupt."""
     with snapshot(connection, f"rows of partitions {list(query.partitions[:3])}…", drops) as dropped:
-        sequence, floor = connection.execute("SELECT sequence, tombstones_floor FROM clock").fetchone()
+        sequence, floor, number, check = connection.execute(_STATE).fetchone()
+        position = Position(number, check + SIGNED)
         if query.after_row < 0:
-            return _changes(connection, query, digests, sequence, floor, dropped)
+            return _changes(connection, query, digests, sequence, floor, dropped)._replace(position=position)
         total = 0
         if query.sequence == 0:
             total = connection.execute(_COUNT, _array(query.partitions)).fetchone()[0]
         begun = sequence if query.sequence == 0 else query.sequence
-        return _copy(connection, query, dropped)._replace(sequence=begun, floor=floor, total=total)
+        return _copy(connection, query, dropped)._replace(sequence=begun, floor=floor, total=total, position=position)
 
 
 def _copy(connection: sqlite3.Connection, query: FeedQuery, dropped: dict[int, int]) -> FeedPage:
-    """One partition after the other, each in the order of rowids: a row that changes meanwhile keeps its own."""
+    """One partition after the other, each in the order of rowids: a row that changes during it keeps its own."""
     rows: list[Any] = []
     size, after_row, done = 0, query.after_row, 0
     for partition in query.partitions:

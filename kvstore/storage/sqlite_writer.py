@@ -19,14 +19,14 @@ from pathlib import Path
 from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.storage import schema
 from kvstore.storage.digests import Digests
-from kvstore.storage.engine import Application, Applied, Identity, TryLater
+from kvstore.storage.engine import Application, Applied, Identity, SnapshotProgress, TryLater
 from kvstore.storage.rows import Clock
+from kvstore.storage.schema import SIGNED
 from kvstore.storage.segments import Position
 
 log = logging.getLogger(__name__)
 
 _BEGIN_TRIES = 20  # each waits for busy_timeout
-SIGNED = 1 << 63  # SQLite's integers are signed
 _PAGE_BYTES = 4096
 _PAGES_PER_REMOVAL = 2  # that the removal of a row dirties: its own, and a share of those of the indexes
 _TRUNCATION_S = 10.0  # between two tries to truncate the WAL beside a reader that does not end
@@ -62,7 +62,7 @@ class SqliteWriter:
             connection.execute(f"PRAGMA {pragma}")
         meta, damaged = schema.read_meta(connection)
         missing = {"store_id", "shard_id", "partitions", "freezes", "drops"} - meta.keys()
-        if damaged - {"cluster_map"} or missing:  # a damaged name may stand for any of them
+        if damaged - {"cluster_map", "snapshot"} or missing:  # a damaged name may stand for any of them
             names = ", ".join(sorted(damaged | missing))
             raise DataCorrupt(f"{self._path}: the entries {names} of meta are missing or do not match their checksums.")
         if "cluster_map" in damaged:
@@ -81,6 +81,7 @@ class SqliteWriter:
             cluster_map.encode() if cluster_map is not None else None,
             {move: frozenset(partitions) for move, partitions in json.loads(meta["freezes"]).items()},
             drops_of(meta),
+            _snapshot_of(meta),
         )
         self.digests = Digests(self.identity.partitions, self.applied.clock.sequence)
 
@@ -115,6 +116,7 @@ class SqliteWriter:
             before.cluster_map if application.cluster_map is None else application.cluster_map,
             before.freezes if application.freezes is None else application.freezes,
             {**before.drops, **application.drops} if application.drops else before.drops,
+            application.snapshot or before.snapshot,
         )
 
     def checkpoint(self, connection: sqlite3.Connection) -> int:
@@ -170,6 +172,8 @@ def _set_state(connection: sqlite3.Connection, before: Applied, after: Applied) 
         changed["freezes"] = json.dumps({move: sorted(partitions) for move, partitions in after.freezes.items()})
     if after.drops != before.drops:
         changed["drops"] = json.dumps(after.drops)
+    if after.snapshot is not None and after.snapshot != before.snapshot:
+        changed["snapshot"] = json.dumps(after.snapshot)
     schema.set_meta(connection, changed)
     schema.set_clock(connection, (*after.clock, after.position.number, after.position.checksum - SIGNED))
 
@@ -177,6 +181,13 @@ def _set_state(connection: sqlite3.Connection, before: Applied, after: Applied) 
 def drops_of(meta: dict[str, str]) -> dict[int, int]:
     """The drops that the entries of `meta` say; none if their entry is missing."""
     return {int(partition): sequence for partition, sequence in json.loads(meta.get("drops", "{}")).items()}
+
+
+def _snapshot_of(meta: dict[str, str]) -> SnapshotProgress | None:
+    if "snapshot" not in meta:
+        return None
+    at, seen, *counts = json.loads(meta["snapshot"])
+    return SnapshotProgress(Position(*at), Position(*seen), *counts)
 
 
 def _cluster_id(cluster_map: bytes) -> str:

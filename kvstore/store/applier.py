@@ -1,10 +1,11 @@
 """The applier: what is visible goes into the file, in bulk, and the log behind it may go.
 
 Owns: when an application begins, checkpoints, the release of log segments, the removal of rows that drops cover.
-Promises: only what is visible is applied. An idle store has applied everything within `apply_delay_s`, so that a person
-with the `sqlite3` shell sees what was just written. What waits is bounded: past `unapplied_rows_max` or
-`unapplied_bytes_max` the pipeline waits (`has_room`). The log goes only up to what a completed checkpoint has made
-durable in the file.
+Promises: only what is visible is applied. A store to which little is written has applied everything within
+`apply_delay_s`, so that a person with the `sqlite3` shell sees what was just written. Under load it takes a second, or
+`apply_rows`: twenty times the rows are written at half the cost of each. What waits is bounded: past
+`unapplied_rows_max` or `unapplied_bytes_max` the pipeline waits (`has_room`). The log goes only up to what a completed
+checkpoint has made durable in the file.
 Leaves to others: what is written (`storage.engine`), durability of commits (`storage.log`).
 
 A crash here means nothing: the file stands at some application, and the log has the records behind it. A disk that is
@@ -31,6 +32,8 @@ _RETRY_S = 0.5
 _NOTE_S = 1.0
 _CLEANED_ROWS_MAX = 2000
 _BUSY_SHARE = 8
+_DELAYS_MAX = 20  # so long rows gather while many come
+_MANY_ROWS = 20  # within one delay
 
 
 class _Pending:
@@ -98,11 +101,11 @@ class Applier:
 
     async def run(self) -> None:
         """Apply for ever. Raises OSError when the disk goes on failing."""
-        environment, limits = self._tables.environment, self._tables.limits
+        environment = self._tables.environment
         errors = 0
         while True:
             await self._something.wait()
-            await environment.wait_for(self._hurry.wait(), limits.apply_delay_s)
+            await self._gather()
             self._something.clear()
             self._hurry.clear()
             try:
@@ -124,6 +127,15 @@ class Applier:
                 log.exception("applying to the file failed; it is tried again")
                 self._something.set()
                 await environment.sleep(_RETRY_S)
+
+    async def _gather(self) -> None:
+        """Wait while many rows come, since a row costs less the more are applied together."""
+        environment, memtable = self._tables.environment, self._tables.memtable
+        for _ in range(_DELAYS_MAX):
+            before = memtable.unapplied_count
+            is_hurried = await environment.wait_for(self._hurry.wait(), self._tables.limits.apply_delay_s)
+            if is_hurried or memtable.unapplied_count - before < _MANY_ROWS:
+                return
 
     async def _apply(self) -> None:
         tables, pending = self._tables, self._pending

@@ -49,7 +49,7 @@ class Migration:
         await self._applier.flush()
         query = FeedQuery(pull.partitions, pull.sequence, pull.after_row, pull.rows_max, bytes_max)
         page = await self._tables.engine.feed(query)
-        return Rows(pull.id, *page, is_busy)
+        return Rows(pull.id, *page[:7], is_busy)
 
     # --- at the destination -------------------------------------------------------------------------------------------
 

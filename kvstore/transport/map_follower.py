@@ -23,7 +23,7 @@ from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import ControllerBehind, ForeignData, from_problem
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
-from kvstore.transport.sessions import HEADER, PARAMETER, ClusterSession
+from kvstore.transport.sessions import EARLIER_HEADER, HEADER, PARAMETER, ClusterSession
 
 log = logging.getLogger(__name__)
 
@@ -171,11 +171,12 @@ class MapFollower:
                 self._announced_in = self._cluster.id
 
     async def ask_session(self) -> bool:
-        """Have the session be the one that the controller is in now; returns whether it answered in a second."""
+        """Have the session be the one that the controller is in now, with the earlier ones known; returns whether it
+        answered in a second."""
         timeout = aiohttp.ClientTimeout(total=_ASK_TIMEOUT_S)
         try:
             async with self._session.get(f"{self._url}/healthz", timeout=timeout) as answer:
-                self._cluster.enter(answer.headers.get(HEADER))
+                self._cluster.enter(answer.headers.get(HEADER), answer.headers.get(EARLIER_HEADER, ""))
                 return HEADER in answer.headers
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False

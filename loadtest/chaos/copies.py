@@ -76,6 +76,9 @@ class CopyFaults:
                 path = store_path(self._cluster.data_dir, shard_id, node)
                 if step.kind.startswith("log"):
                     path = rng.choice(sorted(path.parent.glob(f"{path.stem}.log.*")) or [path])
+                if not path.exists():
+                    fault.note = f"{path.name} has been taken away since the map named it"
+                    return
                 self.spoilt.add(copy_id)
                 fault.note = f"{path.name}, byte {flip(path, rng)}"
                 if step.kind.endswith("dead node"):

@@ -26,7 +26,7 @@ from loadtest.cluster.armed import ArmedCluster
 
 _BACK_TIMEOUT_S = 30.0
 _SETTLE_TIMEOUT_S = 40.0
-_IN_SYNC_TIMEOUT_S = 90.0  # a copy that fell out again and again is tried again after a minute
+_IN_SYNC_TIMEOUT_S = 90.0  # a copy that fell out again and again is tried again after half a minute
 _IDLE_TIMEOUT_S = 30.0
 _DOUBTS_TIMEOUT_S = 2 * LIMITS["txn_timeout_s"] + 1.0  # as promised, and what a busy machine needs to look
 _FILES_TIMEOUT_S = 15.0

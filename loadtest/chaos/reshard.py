@@ -22,6 +22,7 @@ from loadtest.workloads.answers import Reply
 _INSIST_S = 4.0
 _MOVE_S = 2.0
 _POLL_S = 0.1
+_FORWARD_MAX = 4
 _MORE_SHARDS_MAX = 2
 _FEWER_SHARDS_MAX = 1
 _WEIGHT_MAX = 4
@@ -140,9 +141,9 @@ class Reshard:
     # --- afterwards --------------------------------------------------------------------------------------------------
 
     async def settle(self, timeout_s: float) -> str:
-        """Wait until no change runs any more: a sentence if that takes too long, or if one of them has not come about.
-        What was cancelled is planned again."""
-        deadline_s = time.monotonic() + timeout_s
+        """Wait until no change runs any more: a sentence if none comes forward for that long, or if one of them has
+        not come about. What was cancelled is planned again."""
+        began_s, deadline = time.monotonic(), Forward(time.monotonic(), timeout_s)
         while True:
             if self._left_over:
                 self._left_over = (await self._insist("POST", "/v1/moves", None)).status != 202
@@ -151,9 +152,10 @@ class Reshard:
             running = [change for change in known or [] if change["state"] == "running"]
             if document and known is not None and not running and not self._left_over and is_settled(document):
                 return self._judge(document, known)
-            if time.monotonic() > deadline_s:
+            if deadline.is_over(time.monotonic(), sum(change["partitions_done"] or 0 for change in known or [])):
                 shown = {name: document.get(name) for name in ("epoch", "shards", "nodes", "moves", "ending", "wanted")}
-                return f"{timeout_s:g} s after all faults were over, there are changes that run: {running}, {shown}"
+                waited_s = time.monotonic() - began_s
+                return f"{waited_s:.0f} s after all faults were over, there are changes that run: {running}, {shown}"
             await asyncio.sleep(_POLL_S)
 
     def _judge(self, document: dict[str, Any], known: list[dict[str, Any]]) -> str:
@@ -176,6 +178,26 @@ class Reshard:
         if state == "superseded":
             return any(other is not change and other.shard == change.shard for other in self._asked)
         return state == "done" or (state == "cancelled" and self._cancelled)
+
+
+class Forward:
+    """A deadline that lies `timeout_s` behind the last partition that moved, but not behind `_FORWARD_MAX` times that.
+
+    On a machine that is busy with something else moves take their time; those that begin again for ever do not come
+    forward.
+    """
+
+    def __init__(self, now_s: float, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._until_s, self._until_max_s = now_s + timeout_s, now_s + _FORWARD_MAX * timeout_s
+        self._done = 0
+
+    def is_over(self, now_s: float, done: int) -> bool:
+        """`done`: how many partitions have moved by now."""
+        if done > self._done:
+            self._done = done
+            self._until_s = min(now_s + self._timeout_s, self._until_max_s)
+        return now_s > self._until_s
 
 
 def is_settled(document: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -242,7 +243,7 @@ def _kvstore(nodes: Nodes, *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_damaged_node_is_made_anew_from_the_others_and_every_key_is_there(nodes: Nodes) -> None:
+def test_a_damaged_node_is_rebuilt_from_the_others_and_every_key_is_there(nodes: Nodes) -> None:
     """The id of its home's copy and the log of the copy that it has of another shard are not what they were."""
     keys = [f"kept/{number}" for number in range(60)]
     asyncio.run(_put_all(nodes.url, keys))
@@ -259,6 +260,49 @@ def test_a_damaged_node_is_made_anew_from_the_others_and_every_key_is_there(node
     nodes.until(lambda: {each["shard"] for each in nodes.changes() if each["kind"] == "rebuild"} == damaged)
 
 
+def test_a_snapshot_that_a_killed_process_breaks_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    """First the copy's process is killed, then the primary's; in the end the copy takes over."""
+    with ExitStack() as at_the_end:
+        nodes = Nodes(tmp_path, at_the_end, snapshot_share=0.05)
+        nodes.until(nodes.are_in_sync)
+        (copy,) = next(shard["copies"] for shard in nodes.document()["shards"] if shard["id"] == "s1")
+        keys = [f"large/{number}" for number in range(900)]
+        asyncio.run(_put_all(nodes.url, keys, LARGE))
+        nodes.kill(copy["node"])
+        _flip(tmp_path / copy["node"] / f"shard-s1.copy-{copy['node']}.id", 30)  # so the copy is rebuilt
+        nodes.start(copy["node"])
+        done: list[int] = []
+        for killed in (copy["node"], "s1"):
+            nodes.until(lambda: _rows_done(nodes) > max([60, *done]))
+            done.append(_rows_done(nodes))
+            nodes.kill(killed)
+            nodes.start(killed)
+            nodes.until(lambda: len(_went_on(tmp_path)) == len(done))
+        assert all(rows >= before - ROWS_OF_A_PAGE for rows, before in zip(_went_on(tmp_path), done, strict=True))
+        nodes.until(nodes.are_in_sync)
+        nodes.kill("s1")
+        asyncio.run(_check_all(nodes.url, keys, LARGE))
+
+
+LARGE = b"x" * 40_000
+ROWS_OF_A_PAGE = (1 << 20) // len(LARGE) + 1
+
+
+def _rows_done(nodes: Nodes) -> int:
+    """Of the snapshot for the copy of s1, as far as is told."""
+    return sum(
+        copy.get("rows_done", 0)
+        for shard in nodes.document()["shards"]
+        if shard["id"] == "s1"
+        for copy in shard["copies"]
+    )
+
+
+def _went_on(folder: Path) -> list[int]:
+    """With how many rows each snapshot for the copy of s1 went on, as its primary says."""
+    return [int(rows) for rows in re.findall(r"goes on: (\d+) of", (folder / "shard-s1.log").read_text())]
+
+
 def _flip(path: Path, offset: int) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
@@ -267,13 +311,13 @@ def _flip(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 0x41]))
 
 
-async def _put_all(url: str, keys: list[str]) -> None:
+async def _put_all(url: str, keys: list[str], value: bytes = b"") -> None:
     async with Client(url) as kv:
         for key in keys:
-            await kv.put(key, key.encode())
+            await kv.put(key, value or key.encode())
 
 
-async def _check_all(url: str, keys: list[str]) -> None:
+async def _check_all(url: str, keys: list[str], value: bytes = b"") -> None:
     async with Client(url) as kv:
         for key in keys:
-            assert (await kv.get(key)).value == key.encode()
+            assert (await kv.get(key)).value == (value or key.encode())

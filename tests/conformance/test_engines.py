@@ -12,9 +12,10 @@ import pytest
 
 from kvstore.errors import DataCorrupt
 from kvstore.storage import sqlite_file
-from kvstore.storage.engine import Engine, FeedQuery, Identity
+from kvstore.storage.engine import Application, Engine, FeedQuery, Identity, SnapshotProgress
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.rows import DECISION, LEASE, VALUE
+from kvstore.storage.segments import Position
 from kvstore.storage.sqlite import SqliteEngine
 from tests.unit.storage.hands import EVERY, PARTITIONS, Hands
 
@@ -66,6 +67,26 @@ async def test_trimming_takes_the_oldest_first_and_no_more_than_it_was_told(hand
     assert [row[1] for row in (await hands.changes()).rows] == [KEYS[2], KEYS[3], KEYS[4]]
     assert await hands.trim(100, 100) == 8, "a key that lives again is not trimmed"
     assert [row[1] for row in (await hands.changes()).rows] == [KEYS[4]]
+
+
+async def test_how_far_a_snapshot_has_come_is_kept_with_its_rows_and_pages_tell_what_the_engine_stood_for(
+    hands: Hands,
+) -> None:
+    await hands.put("a")
+    applied = hands.engine.applied
+    assert applied.snapshot is None
+    at = Position(7, (1 << 64) - 1, 3)
+    progress = SnapshotProgress(at, at, partitions=2, rows=5, total=9)
+    await hands.engine.apply(Application([], at, applied.clock, snapshot=progress))
+    await hands.engine.apply(Application([], at, applied.clock))
+    assert hands.engine.applied.snapshot == progress
+    if isinstance(hands.engine, SqliteEngine):
+        opened = await SqliteEngine.open(hands.engine.path, "s1", PARTITIONS, 1 << 20)
+        assert opened.applied.snapshot == progress
+        await opened.close()
+    for after_row in (0, -1):
+        page = await hands.engine.feed(FeedQuery([*EVERY], 0, after_row, 10, 1 << 20))
+        assert page.position[:2] == at[:2]
 
 
 async def step(chance: random.Random, both: list[Hands]) -> None:

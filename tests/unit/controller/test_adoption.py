@@ -56,6 +56,7 @@ async def folder(tmp_path: Path) -> Path:
     await controller.tell(members[0].shard.store_id, Told(5, 5))
     await controller.close()
     (tmp_path / "shard-s1.session").write_text("x")
+    (tmp_path / "controller-0.sessions").write_text("x")
     return tmp_path
 
 
@@ -87,6 +88,7 @@ async def assert_adopted(folder: Path, cluster_id: str) -> None:
     await controller.close()
     assert not (folder / "adopting.json").exists()
     assert not (folder / "shard-s1.session").exists()
+    assert not (folder / "controller-0.sessions").exists()
 
 
 async def test_everything_has_new_ids_and_the_same_keys(folder: Path) -> None:

@@ -15,8 +15,10 @@ import pytest
 
 from kvstore.config import ClusterConfig, Limits, ShardConfig, default_config
 from kvstore.controller.app import serve
+from kvstore.controller.earlier_sessions import begin_session
 from kvstore.errors import ConfigError, ForeignData
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.transport.sessions import EARLIER_HEADER, HEADER
 
 CONFIG = msgspec.structs.replace(
     default_config(),
@@ -211,3 +213,26 @@ async def test_a_taken_port_ends_the_start_and_closes_the_file(tmp_path: Path) -
             await serve(controller_id="0", listen=listen, data_dir=tmp_path, config=CONFIG, stop=asyncio.Event())
     async with running(tmp_path) as controller:
         assert await controller.call("GET", "/healthz") == (200, {"status": "ok"})
+
+
+async def test_a_controller_tells_the_sessions_of_its_last_processes(tmp_path: Path) -> None:
+    told: list[tuple[str, str]] = []
+    for _ in range(3):
+        async with running(tmp_path) as controller, controller.session.get(f"{controller.url}/healthz") as answer:
+            told.append((answer.headers[HEADER], answer.headers.get(EARLIER_HEADER, "")))
+    (first, _), (second, _), _ = told
+    assert [earlier for _, earlier in told] == ["", first, f"{first},{second}"]
+
+
+def test_the_last_sixteen_sessions_are_kept_and_what_is_no_id_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "controller-0.sessions"
+    path.write_bytes(b"\xff,a b,")
+    assert [begin_session(path, f"{n}") for n in range(20)] == [
+        [f"{earlier}" for earlier in range(max(0, n - 16), n)] for n in range(20)
+    ]
+
+
+def test_sessions_that_cannot_be_kept_end_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "controller-0.sessions").mkdir()
+    assert begin_session(tmp_path / "controller-0.sessions", "a") == []
+    assert "cannot be kept" in caplog.text

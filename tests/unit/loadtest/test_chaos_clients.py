@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 
 from loadtest.chaos.clients import compared
 from loadtest.chaos.meter import Meter
-from loadtest.chaos.reshard import Reshard, is_settled
+from loadtest.chaos.reshard import Forward, Reshard, is_settled
 from loadtest.drivers.aio import Wire
 from loadtest.histories.history import Account, Balances, Count, Lists, Register
 from loadtest.workloads.answers import Reply
@@ -142,7 +142,7 @@ async def test_a_change_may_be_cancelled_only_if_something_was() -> None:
     assert sentence == ""
 
 
-def test_while_the_controller_is_away_nobody_knows_whether_anything_moves() -> None:
+def test_while_the_controller_is_away_it_is_not_known_whether_anything_moves() -> None:
     shard = {"state": "up", "copies": [{"state": "in-sync"}]}
     at_rest = {"replicas": 2, "nodes": [{}, {}], "shards": [shard], "moves": [], "ending": [], "wanted": []}
     assert is_settled(at_rest)
@@ -151,3 +151,12 @@ def test_while_the_controller_is_away_nobody_knows_whether_anything_moves() -> N
     assert not is_settled(at_rest | {"shards": [shard | {"state": "down"}]})
     assert not is_settled(at_rest | {"shards": [shard | {"copies": []}]})
     assert not is_settled(at_rest | {"shards": [shard | {"copies": [{"state": "joining"}]}]})
+
+
+def test_the_end_of_changes_is_waited_for_as_long_as_they_come_forward_but_not_for_ever() -> None:
+    deadline = Forward(100.0, 10.0)
+    assert [deadline.is_over(now, done) for now, done in ((109, 0), (110, 1), (119, 1), (120.5, 1))] == [
+        False, False, False, True,
+    ]  # fmt: skip
+    deadline = Forward(100.0, 10.0)
+    assert [deadline.is_over(100.0 + n, n) for n in (9, 18, 27, 36, 41)] == [False, False, False, False, True]

@@ -321,7 +321,7 @@ async def test_a_copy_makes_its_next_segment_ahead_of_need() -> None:
 
 
 class Threads(Machine):
-    """Real threads, which nobody can end; `let_go`, once set, lets the work of one begin."""
+    """Real threads, which cannot be ended; `let_go`, once set, lets the work of one begin."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -382,7 +382,7 @@ async def test_a_connection_that_is_lost_during_a_sync_does_not_stop_the_answers
     assert copy.beacon(primary.session(copy))
 
 
-async def test_a_promise_whose_connection_is_lost_meanwhile_is_kept_all_the_same() -> None:
+async def test_a_promise_whose_connection_is_lost_is_kept_all_the_same() -> None:
     """Else the next one, of a term in between, would take the place of the higher one on the disk."""
     node, primary = Node(), Primary(term=7)
     node.machine = machine = Threads()
@@ -533,7 +533,8 @@ async def test_a_snapshot_with_the_records_behind_it_makes_an_equal_file_while_t
     assert await primary.join(again) == highest + 1
 
 
-async def test_a_power_cut_within_a_snapshot_begins_again_with_an_empty_copy() -> None:
+async def test_after_a_power_cut_within_a_snapshot_it_goes_on_or_begins_again_with_an_empty_copy() -> None:
+    went_on = 0
     for at in range(1, 30):
         node, primary = Node(), Primary()
         copy = await _to_fill(node, primary)
@@ -552,11 +553,13 @@ async def test_a_power_cut_within_a_snapshot_begins_again_with_an_empty_copy() -
         again = await node.restart(keep_all if at % 2 else lose_all)
         told, join = await primary.greet(again)
         if told.filling:
-            assert rows_of(again.engine) == {}
+            assert (rows_of(again.engine) == {}) or (told.snapshot is not None and told.snapshot.at == of.position)
+            went_on += told.snapshot is not None
             assert join.snapshot
         else:
             assert rows_of(again.engine) == rows_of(primary.engine)
             assert not join.snapshot
+    assert went_on
 
 
 async def test_pages_and_ends_of_another_snapshot_or_session_are_thrown_away() -> None:

@@ -164,7 +164,13 @@ class Cluster:
         self.sender = Sender(
             state,
             Surroundings(
-                self.log, self.engine, self.environment, self.connect, TIMES, self.committed.append, self._note_news
+                self.log,
+                self.engine,
+                self.environment,
+                self.connect,
+                self._times,
+                self.committed.append,
+                self._note_news,
             ),
         )
         works = [asyncio.create_task(work) for work in (self.sender.run(), *(c.run() for c in self.copies.values()))]
@@ -261,7 +267,7 @@ async def test_where_the_disk_of_a_copy_is_quick_no_record_takes_a_hop_to_a_thre
 
 
 @pytest.mark.parametrize("sync_inline_ms_max", [0.0, 1e6], ids=["slow disks", "quick disks"])
-async def test_after_a_lost_connection_the_session_begins_anew_and_nothing_is_missing(
+async def test_after_a_lost_connection_the_session_begins_again_and_nothing_is_missing(
     sync_inline_ms_max: float,
 ) -> None:
     async with Cluster("n2", "n3", times=TIMES._replace(sync_inline_ms_max=sync_inline_ms_max)).running() as cluster:
@@ -341,6 +347,25 @@ async def test_a_copy_that_fell_out_is_not_tried_again_at_once() -> None:
         fallen = cluster.replica("n2", joined=cluster.config.epoch + 1)
         cluster.follow(fallen)
         assert not cluster.sender.may_greet((fallen.copy_id, fallen.joined))
+
+
+async def test_a_copy_whose_node_was_gone_is_tried_soon_however_often_it_fell_out() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        pauses = []
+        for is_gone in (False, False, True, True):
+            await until(lambda: [link.is_streaming for link in cluster.sender._links.values()] == [True])
+            if is_gone:
+                cluster.is_down.add("n2")
+                await cluster.cut("n2")
+                await until(lambda: not any(link.is_streaming for link in cluster.sender._links.values()))
+            cluster.follow(cluster.replica("n2", joined=cluster.config.epoch + 1))
+            retry = cluster.sender._retries["n2"]
+            assert not is_gone or retry.not_before <= cluster.environment.boottime_s() + 1.0
+            pauses.append(retry.pause_s)
+            cluster.sender._retries["n2"] = retry._replace(not_before=retry.not_before - retry.pause_s)
+            cluster.is_down.clear()
+        assert pauses == [1.0, 2.0, 2.0, 2.0]
 
 
 async def test_nothing_is_answered_without_the_lease_of_every_copy_that_is_waited_for() -> None:

@@ -14,6 +14,7 @@ DOWN = {"id": "s2", "state": "down"}
 COPIED = {**UP, "copies": [{"node": "s2", "state": "in-sync", "lag": 0}]}
 HEARD: dict[str, Any] = {"silent": {}, "missing": {}, "holds_still": False}
 COPY = {"node": "s3", "state": "in-sync", "lag": 0}
+FILLED = {"node": "s1", "state": "joining", "lag": None, "rows_done": 1200, "rows_total": 5000}
 STRANDED = {"nodes": ["s2"], "other": "s3"}
 ALONE = {"nodes": ["s2", "s4"], "other": None}
 LOST = {"shard": "s2", "epoch": 8, "partitions": 16}
@@ -45,6 +46,11 @@ WELL: dict[str, Any] = {
         ({"shards": [{**COPIED, "state": "down"}], "copies": HEARD}, "warning", "the copy on node s2 takes over"),
         ({"copies": {"silent": {"s1": 3.0}, "missing": {"s2": ["s1"]}}}, "warning", "Node s1 is silent"),
         ({"copies": {"silent": {}, "missing": {"s2": ["s1"]}}}, "warning", "Shard s2 has no copy in sync on node s1"),
+        (
+            {"copies": {"missing": {"s2": ["s1"]}, "copies": {"s2": [FILLED]}}},
+            "warning",
+            "yet: 1,200 of 5,000 rows are",
+        ),
         ({"copies": {"silent": {"s2": 1, "s1": 2}, "holds_still": True}}, "warning", "Nodes s1, s2 are silent, too"),
         ({"copies": {"silent": {"s1": 3.0}, "given_up_in_s": 540.0}}, "warning", "In 540 s it is given up"),
         ({"copies": {"lacking_nodes": 1}}, "warning", "add another one with `kvstore shard add`"),

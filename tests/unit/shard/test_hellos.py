@@ -17,6 +17,7 @@ class Controller:
     def __init__(self, session: str | None) -> None:
         self.session = session
         self.asked = 0
+        self.earlier: list[str] = []
 
     def hellos(self, folder: Path, *, is_announced: bool = True) -> Hellos:
         """Those of a shard that starts now."""
@@ -24,7 +25,7 @@ class Controller:
 
         async def ask() -> bool:
             self.asked += 1
-            cluster.enter(self.session)
+            cluster.enter(self.session, ",".join(self.earlier))
             return self.session is not None
 
         hellos = Hellos("s1", cluster, ask, SessionFile(folder, "s1"))
@@ -59,7 +60,19 @@ async def test_who_heard_first_that_the_controller_has_started_again_is_let_in(t
     assert controller.asked == 1
 
 
-async def test_while_the_controller_is_away_only_known_sessions_are_let_in_and_nobody_is_called_a_stranger(
+async def test_who_is_cut_off_since_before_the_controllers_last_start_is_let_in_by_a_shard_that_was_away_then(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Controller("first").hellos(tmp_path)
+    controller = Controller("third")
+    controller.earlier = ["first", "second"]
+    hellos = controller.hellos(tmp_path)
+    assert await hellos.refusal("second", "peer") is None
+    assert await hellos.refusal("fourth", "peer") == IS_STRANGER
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+async def test_while_the_controller_is_away_only_known_sessions_are_let_in_and_no_node_is_called_a_stranger(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     controller = Controller("ours")
@@ -91,7 +104,7 @@ async def test_a_session_that_cannot_be_kept_ends_nothing(tmp_path: Path, caplog
     assert "cannot be kept" in caplog.text
 
 
-async def test_a_damaged_memory_lets_nobody_in(tmp_path: Path) -> None:
+async def test_a_damaged_memory_lets_no_session_in(tmp_path: Path) -> None:
     (tmp_path / "shard-s1.session").write_bytes(b"\xff\n")
     hellos = Controller(None).hellos(tmp_path, is_announced=False)
     assert await hellos.refusal("ours", "peer") == IS_UNSURE

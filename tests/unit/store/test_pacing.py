@@ -1,13 +1,16 @@
-"""Where syncs run: on the event loop's thread, or in another one."""
+"""Where syncs run: on the event loop's thread, or in another one. When rows are applied to the file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kvstore.environment import Environment
 from kvstore.protocol import Put
+from kvstore.storage.engine import Application
+from kvstore.store.store import Store
 from tests.unit.store.harness import ask, opened
 
 T = TypeVar("T")
@@ -39,3 +42,46 @@ async def test_a_quick_disk_is_synced_on_the_loop_again_however_slow_the_threads
             if store.pipeline.writer.pace.is_inline:
                 return
     raise AssertionError("200 syncs that took no time were still not taken for quick")
+
+
+class Windows(Environment):
+    """Each wait of the applier ends at once, after so many rows as the next entry of `coming` says were written."""
+
+    def __init__(self, coming: list[int]) -> None:
+        super().__init__()
+        self.coming = coming
+        self.store: Store | None = None
+        self.is_over = asyncio.Event()
+        self._number = 0
+
+    async def wait_for(self, event: Awaitable[Any], seconds: float) -> bool:
+        if self.store is None or seconds != self.store.tables.limits.apply_delay_s:
+            return await super().wait_for(event, seconds)
+        if not self.coming:
+            self.is_over.set()
+            return await super().wait_for(event, 3600)
+        asyncio.ensure_future(event).cancel()
+        for _ in range(self.coming.pop(0)):
+            self._number += 1
+            await ask(self.store, Put(self._number, f"key-{self._number}", b""))
+        return False
+
+
+async def test_rows_gather_while_many_come_and_are_applied_at_once_when_few_do(tmp_path: Path) -> None:
+    environment, applied = Windows([30, 30, 30, 1, 2, 3]), list[int]()
+    async with opened(tmp_path, environment) as store:
+        engine = store.tables.engine
+        apply = engine.apply
+
+        async def counted(application: Application) -> None:
+            applied.append(len(application.rows))
+            await apply(application)
+
+        engine.apply = counted  # type: ignore[method-assign]
+        environment.store = store
+        await ask(store, Put(0, "key-0", b""))
+        async with asyncio.timeout(60):
+            await environment.is_over.wait()
+    gathered = [rows for rows in applied if rows > 1]  # the first row may have been applied before
+    assert gathered[0] in (91, 92)
+    assert gathered[1:3] == [2, 3]

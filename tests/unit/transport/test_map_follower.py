@@ -17,7 +17,7 @@ from kvstore.config import Limits
 from kvstore.errors import ControllerBehind, ForeignData, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, at_home, map_of
 from kvstore.transport.map_follower import MapFollower
-from kvstore.transport.sessions import HEADER, PARAMETER, ClusterSession
+from kvstore.transport.sessions import EARLIER_HEADER, HEADER, PARAMETER, ClusterSession
 
 
 def make_map(epoch: int) -> ClusterMap:
@@ -238,7 +238,7 @@ class Sessions:
         return web.Response(status=204, headers={HEADER: self.id})
 
     async def health(self, request: web.Request) -> web.Response:
-        return web.json_response({}, headers={HEADER: self.id})
+        return web.json_response({}, headers={HEADER: self.id, EARLIER_HEADER: "before,earlier, , no id"})
 
 
 @pytest.fixture
@@ -290,6 +290,8 @@ async def test_the_session_can_be_asked_for(sessions: tuple[Sessions, MapFollowe
     _, follower, cluster = sessions
     assert await follower.ask_session()
     assert cluster.id == "first"
+    known = [named for named in ("first", "before", "earlier", "", "no id", "second") if cluster.knows(named)]
+    assert known == ["first", "before", "earlier"]
     async with aiohttp.ClientSession() as session:
         assert not await MapFollower(session, "http://127.0.0.1:9", Limits(), cluster=cluster).ask_session()
     assert cluster.id == "first"
