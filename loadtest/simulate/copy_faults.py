@@ -81,7 +81,7 @@ async def interrupt(cluster: Cluster, rng: random.Random) -> None:
     cluster.network.slow.update(dict.fromkeys(slowed, _PAGE_S))
     _heal(cluster, beside, rng.choice((0.0, 1.0)))
     await _until(lambda: _fills(cluster, shard.id, node, shard.term, before), _FILLING_S)
-    await asyncio.sleep(rng.uniform(0.0, 3 * _PAGE_S))
+    await asyncio.sleep(rng.uniform(0.0, 12 * _PAGE_S))
     _heal(cluster, [page], 0.0)
     await asyncio.sleep(rng.uniform(0.1, 2.0))
     for link in slowed:
