@@ -89,7 +89,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     sync_inline_ms_max: float = 2.0
     undurable_batches_max: int = 2
     apply_delay_s: float = 0.05
-    apply_rows: int = 2000
+    apply_rows: int = 3000
     unapplied_rows_max: int = 20_000
     unapplied_bytes_max: int = 64 * 1024 * 1024
     disk_reserve_bytes: int = 64 * 1024 * 1024
@@ -99,6 +99,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     snapshot_share: float = 0.67
     snapshot_page_rows_max: int = 2000
     verify_every_s: float = 86_400.0
+    compare_every_s: float = 86_400.0
     tombstone_kept_s: float = 600.0
     lock_waiters_max: int = 1024
     expiry_sweep_s: float = 0.5
@@ -123,6 +124,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     replica_timeout_s: float = 0.8
     disk_stall_s: float = 2.0
     down_out_s: float = 600.0
+    hand_on_timeout_s: float = 2.0
 
     # the controller and the launcher
     changes_kept_max: int = 100
@@ -173,12 +175,13 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def default_config() -> ClusterConfig:
-    """One router, one controller and four shards on this machine, with their data in ./data."""
+    """What the shipped cluster.yaml says: one router, one controller, four shards, two copies of every key."""
     return ClusterConfig(
         routers=[RouterConfig(id="0", listen="127.0.0.1:8080")],
         controllers=[ControllerConfig(id="0", listen="127.0.0.1:8090")],
         shards=[ShardConfig(id=f"s{n}", listen=f"127.0.0.1:{9100 + n}") for n in range(1, 5)],
         data_dir=str(Path("data").absolute()),
+        replicas=2,
     )
 
 

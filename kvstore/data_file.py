@@ -29,11 +29,16 @@ def prepare_data_file(path: Path) -> None:
     Raises ConfigError with the mend; OSError, which names the file, where the system refuses to create one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_data_file(path)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+
+
+def check_data_file(path: Path) -> None:
+    """Raises ConfigError with the mend if it cannot be opened, or created where it is not there; changes nothing."""
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"{path} cannot be opened: {_rights(path.parent)}")
     for part in (Path(f"{path}{suffix}") for suffix in _BESIDE):
         _check(part)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
 
 def _check(path: Path) -> None:

@@ -89,6 +89,25 @@ class Environment:
         return True
 
 
+class StopAsked(asyncio.Event):
+    """Set when a process is to stop in order. `at_once`: without handing on first what it serves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_once = asyncio.Event()
+
+    def ask(self) -> None:
+        """To stop; asked a second time, at once."""
+        if self.is_set():
+            self.at_once.set()
+        self.set()
+
+    def ask_at_once(self) -> None:
+        """To stop: nothing else goes on, or who asks does not want to wait."""
+        self.at_once.set()
+        self.set()
+
+
 async def until_one_ends(*works: Coroutine[Any, Any, Any]) -> None:
     """Do all of it side by side, until one ends; then the others are cancelled. Raises what that one raised."""
     tasks = [asyncio.get_running_loop().create_task(work) for work in works]

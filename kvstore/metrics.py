@@ -78,6 +78,9 @@ class ShardStats(msgspec.Struct):
     unapplied_bytes: int = 0
     inline_reads: int = 0
     operations: int = 0
+    compared_rounds: int = 0
+    copies_differed: int = 0
+    disputed_partitions: int = 0
     sync_inline: bool = True
     batch_ops: Histogram = msgspec.field(default_factory=_sizes)
     commit_s: Histogram = msgspec.field(default_factory=_latencies)
@@ -96,6 +99,7 @@ _SHARD_GAUGES = {
     "in_doubt_oldest_s": "Seconds since the oldest of them came",
     "decisions": "Decisions of transactions that are kept",
     "damaged_partitions": "Partitions in which a key that is not found may be a lost one",
+    "disputed_partitions": "Partitions that are the same in all copies, and not at the primary, though all verify",
     "log_bytes": "Size of the log's segments",
     "unapplied_rows": "Rows that are committed in the log and not yet in the database file",
     "unapplied_bytes": "Bytes of these rows",
@@ -107,6 +111,8 @@ _SHARD_COUNTERS = {
     "expired": "Keys expired",
     "inline_reads": "Rows read from the file on the event loop's thread",
     "operations": "Operations decided in batches",
+    "compared_rounds": "How often all partitions of the copies were compared with the primary's",
+    "copies_differed": "Copies rebuilt because rows differed from the primary's, though both verify",
 }
 _SHARD_HISTOGRAMS = {
     "batch_ops": "Operations per batch",

@@ -35,6 +35,7 @@ from typing import NamedTuple
 import uvloop
 
 from kvstore.data_file import Reserve, is_full
+from kvstore.environment import StopAsked
 from kvstore.errors import ConfigError, DataCorrupt, DataInUse, ForeignData, KvError, LogDamaged
 
 EXIT_REFUSED = 2
@@ -71,16 +72,16 @@ def run_process(
     data_dir: Path | None,
     supervised: bool,
     json_log: bool = False,
-    main: Callable[[asyncio.Event], Awaitable[None]],
+    main: Callable[[StopAsked], Awaitable[None]],
 ) -> int:
     """Run `main(stop)` to its end and return the exit code: 0 orderly, 1 a bug (with traceback), 2 refused for now.
 
     74: the disk failed. 78: refused until a person has mended the configuration or the data.
 
-    `stop` is set by SIGINT, SIGTERM, SIGHUP (unless `nohup` had it ignored) and, if `supervised`, by the end of
-    standard input (which must be a pipe then). `data_dir` None: no pid file. `json_log`, or KVSTORE_LOG=json in the
-    environment: the log, and why a start was refused, as JSON lines. KVSTORE_LOOP=asyncio in the environment: instead
-    of uvloop.
+    `stop` is asked for by SIGTERM, and at once by SIGINT, SIGHUP (unless `nohup` had it ignored) and, if `supervised`,
+    by the end of standard input (which must be a pipe then). `data_dir` None: no pid file. `json_log`, or
+    KVSTORE_LOG=json in the environment: the log, and why a start was refused, as JSON lines. KVSTORE_LOOP=asyncio in
+    the environment: instead of uvloop.
     """
     json_log = json_log or os.environ.get("KVSTORE_LOG") == "json"
     configure_log(f"{role}-{process_id}", json_log)
@@ -143,11 +144,11 @@ def stop_signals() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
-async def _serve(main: Callable[[asyncio.Event], Awaitable[None]], supervised: bool) -> None:
+async def _serve(main: Callable[[StopAsked], Awaitable[None]], supervised: bool) -> None:
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    stop = StopAsked()
     for signal_number in stop_signals():
-        loop.add_signal_handler(signal_number, stop.set)
+        loop.add_signal_handler(signal_number, stop.ask if signal_number is signal.SIGTERM else stop.ask_at_once)
     if supervised:
         _stop_at_end_of_stdin(loop, stop)
     # All that lives until now (modules, classes, routes) lives for ever: no collection need look at it again.
@@ -158,8 +159,9 @@ async def _serve(main: Callable[[asyncio.Event], Awaitable[None]], supervised: b
     await main(stop)
 
 
-def _stop_at_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    """The supervisor holds the other end; when it dies, by kill -9 too, the kernel closes that."""
+def _stop_at_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: StopAsked) -> None:
+    """The supervisor holds the other end, and closes it when everything stops; when it dies, by kill -9 too, the kernel
+    does."""
     mode = os.fstat(_STDIN).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         raise ConfigError("--supervised needs a pipe as standard input; leave it out when starting by hand.")
@@ -167,7 +169,7 @@ def _stop_at_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) 
     def readable() -> None:
         if not os.read(_STDIN, 4096):
             loop.remove_reader(_STDIN)
-            stop.set()
+            stop.ask_at_once()
 
     loop.add_reader(_STDIN, readable)
 

@@ -114,12 +114,16 @@ class Supervisor:
         self._kept.pop(name, None)
 
     async def stop(self) -> None:
-        """Stop all children, role by role, within stop_timeout_s; then kill those that are left."""
+        """Stop all children, role by role, within stop_timeout_s; then kill those that are left.
+
+        They are told that all ends by the end of their standard input, beside SIGTERM.
+        """
         self.stop_asked.set()
         clock = asyncio.get_running_loop()
         deadline = clock.time() + self._limits.stop_timeout_s
         for role in (*STOP_ORDER, None):
             group = [kept for kept in self._kept.values() if role in (kept.child.role, None)]
+            await asyncio.gather(*(kept.let_go() for kept in group))
             for kept in group:
                 kept.terminate()
             # A role that hangs must not use up the time of the next: the last round waits for all that are left.
@@ -169,6 +173,14 @@ class _Kept:
         self._away_s = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self.task = asyncio.create_task(self._keep_running())
+
+    async def let_go(self) -> None:
+        """Close its standard input: all ends, so that it need not hand on first what it serves."""
+        self._stopping.set()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            with suppress(OSError):
+                await self._process.stdin.wait_closed()
 
     def terminate(self) -> None:
         self._stopping.set()

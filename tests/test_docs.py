@@ -51,8 +51,8 @@ by_name = {"ids": lambda value: value.name if isinstance(value, Document) else N
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Four new shards for all that the documents do, in their order."""
-    with running(write_config(tmp_path_factory.mktemp("docs"))) as cluster:
+    """Four new shards, as the shipped file has them, for all that the documents do, in their order."""
+    with running(write_config(tmp_path_factory.mktemp("docs"), replicas=default_config().replicas)) as cluster:
         (cluster.folder / "DIR").mkdir()
         (cluster.folder / "DIR" / "a.txt").write_text("a file")
         (cluster.folder / "loadtest").symlink_to(REPOSITORY / "loadtest")
@@ -86,6 +86,20 @@ def release_all(cluster: Cluster) -> None:
 
 def why_not_run(command: Command) -> str | None:
     return next((reason for start, reason in NOT_RUN.items() if command.text.startswith(start)), None)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, **by_name)
+def test_comments_to_paste_come_after_what_makes_zsh_take_them(document: Document) -> None:
+    commented = [block for block in document.blocks("sh") if re.search(r"^[^#\n]+ # ", block, re.M)]
+    if commented:
+        assert "`setopt interactivecomments`" in document.text[: document.text.index(commented[0])]
+
+
+def test_the_page_of_locust_is_for_this_machine_only() -> None:
+    commands = [command.text for document in DOCUMENTS for command in commands_of(document)]
+    pages = [text for text in commands if text.startswith("locust ") and " --headless" not in text]
+    assert pages
+    assert all(" --web-host 127.0.0.1" in text for text in pages)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, **by_name)

@@ -62,6 +62,7 @@ _shard = LazyGroup(
         "rebalance": LazyCommand("kvstore.cli.shards:rebalance", "Move keys to where they belong."),
         "cancel": LazyCommand("kvstore.cli.shards:cancel", "Stop what is moving."),
         "accept-old": LazyCommand("kvstore.cli.accept_old:accept_old", "Let a shard start with an older copy."),
+        "restart": LazyCommand("kvstore.cli.restart:restart", "Restart shards one after the other."),
         "promote": LazyCommand("kvstore.cli.copies:promote", "Make another copy of a shard its primary."),
         "list": LazyCommand("kvstore.cli.shards:list_shards", "List the shards."),
         "serve": LazyCommand("kvstore.cli.shard_serve:serve", "Serve one shard on this host."),

@@ -24,6 +24,7 @@ from kvstore.config import ClusterConfig
 from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.earlier_sessions import begin_session, sessions_path
+from kvstore.controller.launch_place import LaunchPlace
 from kvstore.controller.parts import assemble
 from kvstore.controller.routes import make_table
 from kvstore.controller.shards import ShardClients
@@ -61,7 +62,8 @@ async def serve(
     earlier = begin_session(sessions_path(data_dir, controller_id), cluster.id)
     try:
         async with aiohttp.ClientSession() as session:
-            await _serve(store, session, listen, config, stop, f"controller {controller_id}", cluster, earlier)
+            place = LaunchPlace(data_dir, config.limits)
+            await _serve(store, session, listen, config, stop, f"controller {controller_id}", cluster, earlier, place)
     finally:
         await store.close()
     _log.info("controller %s has stopped", controller_id)
@@ -76,11 +78,13 @@ async def _serve(
     name: str,
     cluster: ClusterSession,
     earlier: list[str],
+    launch_place: LaunchPlace,
 ) -> None:
     document = ClusterDocument(store, config.limits.map_write_tries_max)
     shards = ShardClients(config.limits, session, cluster)
     parts = assemble(document, config, shards, cluster.id)
     service, mover = parts.service, parts.mover
+    service.launch_place = launch_place
     views = ChangeViews(service, mover, lambda: parts.reopener.waits_for)
     await service.report_start()
     table = make_table(service, mover, parts.keeper, views, config.limits, stop, cluster.id)

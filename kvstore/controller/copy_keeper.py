@@ -17,7 +17,7 @@ from typing import Any
 from prometheus_client.metrics_core import Metric
 
 from kvstore.config import Limits
-from kvstore.controller import change_steps, changes, copy_facts, copy_loss
+from kvstore.controller import change_steps, changes, copy_facts, copy_loss, handing_on
 from kvstore.controller.changes import Change, Kind
 from kvstore.controller.copy_places import Places
 from kvstore.controller.damage import DamageSeen
@@ -130,6 +130,7 @@ class CopyKeeper:
             start=self._heard.start,
             beat=number,
             epoch=cluster_map.epoch,
+            may_stop=beat.stops and handing_on.may_stop(cluster_map, beat.node, self._heard, now),
             make=places.to_make(beat.node),
             drop=places.to_drop(beat.node),
             give_back=to_give_back(self._state, beat.node),

@@ -36,7 +36,7 @@ class Heard:
     def __init__(self, start: str, limits: Limits, now: float) -> None:
         self.start = start
         self.counts_from = now
-        self._failover_after_s = limits.failover_after_s
+        self.failover_after_s = limits.failover_after_s
         self._turned_at = now
         self._nodes: dict[str, NodeHeard] = {}
         self._lacking: dict[tuple[str, str], float] = {}  # (node, copy id of a primary): since when it is not reported
@@ -47,7 +47,7 @@ class Heard:
 
     def turn(self, now: float) -> None:
         """This process is awake. To be called often: what it did not hear while it stood still was not silence."""
-        if now - self._turned_at >= self._failover_after_s * _STALLED_SHARE:
+        if now - self._turned_at >= self.failover_after_s * _STALLED_SHARE:
             self.counts_from = now
         self._turned_at = now
 
@@ -89,6 +89,11 @@ class Heard:
         """The node's last beat."""
         return self._nodes.get(node, NodeHeard()).beat
 
+    def stops(self, node: str) -> bool:
+        """It told last that its process is about to end; not so any more once it has announced itself."""
+        beat = self.beat_of(node)
+        return beat is not None and beat.stops
+
     def told_at(self, node: str) -> float:
         """When its last beat came, whether it echoes or not."""
         return self._nodes.get(node, NodeHeard()).at
@@ -101,7 +106,7 @@ class Heard:
     def is_silent(self, node: str, now: float) -> bool:
         """It is held for dead."""
         heard_at = self._nodes.get(node, NodeHeard()).heard_at
-        return failover.silent(heard_at, self.counts_from, now, self._failover_after_s)
+        return failover.silent(heard_at, self.counts_from, now, self.failover_after_s)
 
     def silent_for(self, node: str, now: float) -> float:
         """Since it was heard last, as far as this process knows."""
@@ -123,7 +128,7 @@ class Heard:
         if self.is_silent(node, now):
             return self.heard_at(node)
         lacking = self._lacking.get((node, copy_id))
-        return lacking if lacking is not None and now - lacking >= self._failover_after_s else None
+        return lacking if lacking is not None and now - lacking >= self.failover_after_s else None
 
     def in_sync_since(self, shard: str, copy_id: str, joined: int) -> float | None:
         """Since when that copy is in sync and its node is heard."""
@@ -146,7 +151,7 @@ class Heard:
         heard = self._nodes.get(node, NodeHeard())
         if heard.heard_at is None:
             return False
-        return failover.hears_sender(heard.at, heard.heard_at, now, self._failover_after_s)
+        return failover.hears_sender(heard.at, heard.heard_at, now, self.failover_after_s)
 
     @property
     def beats(self) -> Mapping[str, Beat]:

@@ -10,6 +10,7 @@ Leaves to others: the rules themselves (`replication.failover`), places (`copy_p
     primary cannot open in its term       a new term for the same copy
     lease given back for a planned change the copy that it was given to is promoted; if that cannot be, a new term
     primary opens, a copy's node is dead  that copy is out at once
+    primary is there, a copy's node stops that copy is out at once
     primary is there, a copy is damaged   that copy is out at once
     requests of the primary               in sync, or out
     else                                  one more copy joins, or one that is not wanted goes
@@ -23,7 +24,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.controller import changes
+from kvstore.controller import changes, handing_on
 from kvstore.controller.changes import Change
 from kvstore.controller.copy_places import Places, without_empty_nodes
 from kvstore.controller.heard import Heard
@@ -111,7 +112,7 @@ class Decider:
         yield self._promoted(config)
         yield self._promoted_for_damaged(config)
         yield self._requested(config)
-        yield self._without_the_dead(config)
+        yield self._without_the_gone(config)
         after = self._places.next_step(config, self._epoch, may_join=may_join)
         yield Step("places", config, after) if after is not None else None
 
@@ -168,6 +169,7 @@ class Decider:
         if beat is None or not self._heard.is_near(config.primary.node, self._now):
             return None
         asked = [Request(*msgspec.structs.astuple(each)) for each in beat.requests if each.shard == config.shard]
+        asked = handing_on.without_leaving(config, asked, self._heard)
         after = config
         for request in asked:
             after = failover.taken_out(after, request, self._epoch) or after
@@ -177,9 +179,9 @@ class Decider:
             after = failover.in_sync(after, request, self._epoch) or after
         return Step("in-sync", config, after) if after is not config else None
 
-    def _without_the_dead(self, config: Configuration) -> Step | None:
-        """A copy in sync that is damaged is out without being waited for, and while the shard is opened one whose node
-        is dead. If the primary is not there the copy stays: nothing could take its place."""
+    def _without_the_gone(self, config: Configuration) -> Step | None:
+        """A copy in sync that is damaged is out without being waited for, one whose node stops, and while the shard is
+        opened one whose node is dead. If the primary is not there the copy stays: nothing could take its place."""
         node, copy_id = config.primary
         report = self._heard.report(node, config.shard, copy_id)
         if report is None or report.role == "damaged" or not self._heard.is_near(node, self._now):
@@ -187,7 +189,8 @@ class Decider:
         after = config
         for copy in config.in_sync:
             is_dead = report.role == "opening" and self._heard.is_silent(copy.node, self._now)
-            if is_dead or self._heard.damaged(copy.node, config.shard, self._now) is not None:
+            is_damaged = self._heard.damaged(copy.node, config.shard, self._now) is not None
+            if is_dead or is_damaged or handing_on.is_leaving(copy, config, self._heard, self._now):
                 request = Request("out", config.shard, config.term, copy_id, copy.copy_id, copy.joined)
                 after = failover.taken_out(after, request, self._epoch) or after
         return Step("out", config, after) if after is not config else None
@@ -219,7 +222,11 @@ class Decider:
         config = configuration_of(cluster_map, change.shard or "")
         if config is None:
             return changes.ended_early(change, now_ms, f"Shard {change.shard} has left.")
-        if config.primary.node == change.to or failover.plan_change(config, change.to or "") is not None:
+        if config.primary.node == change.to:
+            return change
+        if self._heard.stops(change.to or ""):
+            return changes.ended_early(change, now_ms, f"Node {change.to} is about to stop.")
+        if failover.plan_change(config, change.to or "") is not None:
             return change
         return changes.ended_early(change, now_ms, f"The copy on node {change.to} is not in sync any more.")
 
@@ -231,23 +238,25 @@ class Decider:
         for config in configs:
             if config.shard in busy or not self._places.serves(config):
                 continue
-            if (place := self._away_from_damage(config)) is not None:
+            if (place := self._away(config)) is not None:
                 yield Change(id=new_id(), kind="promote", shard=config.shard, to=place, began_ms=now_ms)
                 continue
             home = self._home_of(config)
             copy = config.copy_on(home)
-            if copy is None:
+            if copy is None or self._heard.stops(home):
                 continue
             since = self._heard.in_sync_since(config.shard, copy.copy_id, copy.joined)
             if failover.goes_home(config, home, since, self._now, SETTLED_S):
                 yield Change(id=new_id(), kind="promote", shard=config.shard, to=home, began_ms=now_ms)
 
-    def _away_from_damage(self, config: Configuration) -> str | None:
-        """The node of a copy in sync, if the primary has found damage in its own, which is rebuilt after that."""
+    def _away(self, config: Configuration) -> str | None:
+        """The node of a copy in sync that takes over: from a primary whose node stops, or that has found damage in its
+        own copy, which is rebuilt after that."""
         report = self._heard.report(config.primary.node, config.shard, config.primary.copy_id)
-        if report is None or not report.damage:
+        is_damaged = report is not None and bool(report.damage)
+        if not is_damaged and not self._heard.stops(config.primary.node):
             return None
-        return next((copy.node for copy in config.in_sync if self._heard.is_near(copy.node, self._now)), None)
+        return handing_on.heir(config, self._heard, self._now)
 
     def _home_of(self, config: Configuration) -> str:
         """Where its primary belongs: where a person wants it, at home, or on the first node that may keep it."""

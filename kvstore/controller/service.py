@@ -20,6 +20,7 @@ from kvstore.config import ClusterConfig
 from kvstore.controller import change_steps, changes, membership
 from kvstore.controller.changes import Change, Kind
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.launch_place import LaunchPlace
 from kvstore.controller.launches import Launcher
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers, Plan
 from kvstore.controller.mover import new_move_id
@@ -80,6 +81,7 @@ class ClusterService:
         self._look_if_behind = asyncio.Event()
         self.on_clock: Callable[[int], None] = lambda clock: None  # a store has told its own
         self.on_announced: Callable[[str], None] = lambda node: None
+        self.launch_place: LaunchPlace | None = None  # where a launcher starts shards
         shards.on_epoch = self.hear
         self._launcher = Launcher(config.limits.map_poll_s, environment)
         self._began_ms = environment.now_ms()
@@ -251,14 +253,27 @@ class ClusterService:
             asked = self._new_change("add", shard_id, weight)
             return await self._ask(asked, lambda state, plan: membership.with_joining(state, newcomer, plan))
         _check_shard(shard_id, weight)
-        membership.check_newcomer(await self._read(), shard_id)
+        state = await self._read()
+        membership.check_newcomer(state, shard_id)
         if not await self._launcher.comes():
             raise ChangeRefused(
                 f"no `kvstore up` is there to start shard {shard_id}: start it yourself with `kvstore shard serve "
                 f"{shard_id} --join URL --listen HOST:PORT --data-dir DIR`, or name a running one with --shard-url."
             )
+        await self._check_place(state, shard_id, weight)
         asked = self._new_change("add", shard_id, weight)
         return await self._ask(asked, lambda state, _: membership.with_wanted(state, shard_id, weight))
+
+    async def _check_place(self, state: ClusterState, shard_id: str, weight: int) -> None:
+        """Where a launcher would start it. Raises ChangeRefused, with figures where what would move has no room."""
+        if (place := self.launch_place) is None:
+            return
+        cluster_id = membership.formed_map(state).cluster_id
+        spare_bytes = await self._environment.in_thread(lambda: place.spare_bytes(shard_id, cluster_id))
+        sizes = {**await self._measured(state), shard_id: Size(0, 0, disk_spare_bytes=spare_bytes)}
+        newcomer = at_home(shard_id, "", "", weight=weight)
+        after = membership.with_joining(state, newcomer, self._plan(sizes, ""))
+        check_room(state.map, membership.formed_map(after), sizes)
 
     async def plan_add(self, shard_id: str, url: str | None, weight: int) -> dict[str, Any]:
         """What `add` would move. Raises as it does, but asks for no launcher."""

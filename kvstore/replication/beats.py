@@ -30,7 +30,8 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
     `needs_term`: the map names it primary, in a term that is not above `promised`. `silent_s`: since it has heard its
     primary; a copy that has not heard it in its process's life counts from its start. `given_back`: the term whose
     lease it has given back for a planned change, 0 for none. `damage`: what is wrong with its files; a copy in the role
-    `damaged` is nothing, and has no id if that is lost. Of a primary, by copy id: `behind`, how many records each copy
+    `damaged` is nothing, and has no id if that is lost. `disputed`: partitions of a primary that are otherwise in all
+    its copies. Of a primary, by copy id: `behind`, how many records each copy
     lacks; `snapshots`, the rows sent and the rows there are, of each snapshot that is under way.
     """
 
@@ -46,6 +47,7 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
     silent_s: float = 0.0
     given_back: int = 0
     damage: str = ""
+    disputed: int = 0
     behind: dict[str, int] = {}
     snapshots: dict[str, tuple[int, int]] = {}
 
@@ -64,7 +66,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 class Beat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a node tells. `start`: a random id of its process; `epoch`: of the map that it follows.
 
-    `clock`: the highest version that any of its stores has given or seen.
+    `clock`: the highest version that any of its stores has given or seen. `stops`: its process was told to stop, and
+    waits for a moment until others have taken over what it serves.
     """
 
     node: str
@@ -72,6 +75,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     cluster_id: str
     epoch: int
     clock: int = 0
+    stops: bool = False
     echo: Echo = Echo()
     copies: list[CopyReport] = []
     requests: list[Asked] = []
@@ -104,12 +108,15 @@ class GiveBack(msgspec.Struct, frozen=True, kw_only=True):
 class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What the controller answers. `start`: the id of its process; `beat`: the number to be echoed; `epoch`: its map's.
 
+    `may_stop`: nothing is left of the node that others could take over, if it stops.
+
     Orders are repeated in every answer until the node's reports or the map show that they were carried out.
     """
 
     start: str
     beat: int
     epoch: int
+    may_stop: bool = False
     make: list[Make] = []
     drop: list[Drop] = []
     give_back: list[GiveBack] = []

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from kvstore.replication.copy_log import CopyLog
 from kvstore.replication.places import Place, Times
 from kvstore.replication.promise import Identity, room_may_come, write_identity
 from kvstore.replication.session import Following, Join, Session
-from kvstore.storage.engine import Application, Applied, Engine, SnapshotProgress, TryLater
+from kvstore.storage.engine import Application, Applied, Digest, Engine, SnapshotProgress, TryLater
 from kvstore.storage.log import Log
 from kvstore.storage.replay import replay
 from kvstore.storage.rows import Row
@@ -362,21 +362,39 @@ class StoreCopy:
         if session.may_apply(self._following) > self.engine.applied.position.number:
             await self._examine()
         async with self._applying:
-            applied = self.engine.applied.position.number
-            if self.is_filling and not self._filled_to:
-                return 0
-            durable = self.log.synced.number  # a copy that is not waited for may hear of more as committed
-            count = min(min(session.may_apply(self._following), durable) - applied, _APPLIED_RECORDS_MAX)
-            if count <= 0:
-                await self._is_filled()
-                return 0
-            entries = await self._environment.in_thread(lambda: list(islice(self.log.entries(applied), count)))
-            await replay(self.engine, entries)
+            return await self._apply_up_to(session.may_apply(self._following))
+
+    async def _apply_up_to(self, number: int) -> int:
+        applied = self.engine.applied.position.number
+        if self.is_filling and not self._filled_to:
+            return 0
+        durable = self.log.synced.number  # a copy that is not waited for may hear of more as committed
+        count = min(min(number, durable) - applied, _APPLIED_RECORDS_MAX)
+        if count <= 0:
             await self._is_filled()
-            durable = await self.engine.checkpoint(only_if_due=True)
-            if durable:
-                await self._environment.in_thread(lambda: self.log.release(durable))
-            return len(entries)
+            return 0
+        entries = await self._environment.in_thread(lambda: list(islice(self.log.entries(applied), count)))
+        await replay(self.engine, entries)
+        await self._is_filled()
+        durable = await self.engine.checkpoint(only_if_due=True)
+        if durable:
+            await self._environment.in_thread(lambda: self.log.release(durable))
+        return len(entries)
+
+    async def digest_at(self, named: Session, number: int, partitions: Set[int]) -> Digest | None:
+        """Of these partitions as of that record, up to which is applied now; None if more is, or that is not possible.
+
+        `number`: it is committed. Raises DataCorrupt, LogDamaged, OSError.
+        """
+        self.committed(named, number)
+        await self._examine()
+        async with self._applying:
+            if self.is_filling or not session.is_current(self._following, named):
+                return None
+            while self.engine.applied.position.number < number and await self._apply_up_to(number):
+                pass
+            at, digest = await self.engine.digest(partitions)
+            return digest if at == number else None
 
     async def clean_some(self) -> int:
         """Remove some rows that drops or the tombstones' floor cover, as the primary does in its file; how many."""

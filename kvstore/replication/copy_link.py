@@ -26,7 +26,7 @@ from kvstore.replication.shipping import Link, Shipping
 from kvstore.replication.snapshot import Snapshot
 from kvstore.replication.tail import Tail
 from kvstore.replication.wire import Connect, Refused, Wire, WireLost, expect, greet
-from kvstore.storage.engine import Engine, SnapshotProgress
+from kvstore.storage.engine import Digest, Engine, SnapshotProgress
 from kvstore.storage.log import Log, Released
 from kvstore.storage.segments import Entry
 
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 _FRAME_BYTES = 1 << 20
 _UNDER_WAY_BYTES = 8 << 20
 _CONNECT_S = 2.0
+_COMPARE_S = 10.0
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 0.5
 
 
@@ -99,6 +100,8 @@ class CopyLink:
         self._beacon = 0
         self._wire: Wire | None = None  # while the stream goes on
         self._has_streamed = False
+        self._compared: asyncio.Future[Digest | None] | None = None  # what the copy will tell
+        self._asked = 0
         self._snapshot: Snapshot | None = None  # until the copy has acknowledged a record behind it
         self._readable_from = 0  # records before that number cannot be read back
 
@@ -231,6 +234,8 @@ class CopyLink:
             await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._wire = None
+            if self._compared is not None and not self._compared.done():
+                self._compared.set_result(None)
             for work in works:
                 work.cancel()
             await asyncio.gather(*works, return_exceptions=True)
@@ -301,6 +306,10 @@ class CopyLink:
                     if not self._under_way:  # else the lease is granted, and a record is owed all the same
                         self._answered()
                     sender.take_grant(named, asked_s)
+                case messages.Compared():
+                    is_awaited = self._compared is not None and not self._compared.done()
+                    if self._compared is not None and is_awaited and message.asked == self._asked:
+                        self._compared.set_result(message.digest)
                 case messages.Deposed():
                     raise Refused(message.promised)
                 case _:
@@ -324,6 +333,26 @@ class CopyLink:
     def is_streaming(self) -> bool:
         """Records and beacons reach the copy, as far as is known."""
         return self._wire is not None
+
+    async def compare(self, number: int, partitions: list[int]) -> Digest | None:
+        """The copy's digest of these partitions as of that record; None if it has none to tell."""
+        if self._wire is None or self._compared is not None:
+            return None
+        self._compared = told = asyncio.get_running_loop().create_future()
+        self._asked += 1
+        try:
+            await self._wire.send(messages.Compare(self._asked, number, partitions))
+            return told.result() if await self._around.environment.wait_for(told, _COMPARE_S) else None
+        except WireLost:
+            return None
+        finally:
+            self._compared = None
+
+    async def tell_it_differs(self, number: int, partition: int) -> None:
+        """The copy is not to be used any more. If that is lost, it is found another time."""
+        if self._wire is not None:
+            with contextlib.suppress(WireLost):
+                await self._wire.send(messages.Differs(number, partition))
 
     async def tell_returned(self) -> None:
         """Tell the copy that the lease is given back. If that is lost, the copy waits until it has run out."""

@@ -115,19 +115,6 @@ def _without(config: Configuration, old: Replica, epoch: int) -> Configuration:
     return config._replace(epoch=epoch, replicas=tuple(each for each in config.replicas if each != old))
 
 
-def next_to_drop(config: Configuration, walk: Iterable[str], replicas: int) -> str | None:
-    """The node whose copy goes next when there are more than `replicas` - 1: joining ones first, then from the end of
-    the walk around the circle of nodes. None if there are not too many."""
-    if len(config.replicas) <= max(0, replicas - 1):
-        return None
-    order = {node: at for at, node in enumerate(walk)}
-
-    def last(copy: Replica) -> tuple[bool, int]:
-        return copy.state == "joining", order.get(copy.node, len(order))
-
-    return max(config.replicas, key=last).node
-
-
 # --- who is dead, and who takes over
 
 
@@ -283,14 +270,6 @@ def changed(config: Configuration, change: Change, given_back: int, epoch: int) 
     if not config.term == change.term == given_back or config.shard != change.shard:
         return None
     return promoted(config, change.to, change.copy_id, epoch)
-
-
-def must_hold_still(epoch: int, heard: Iterable[int]) -> bool:
-    """Whether a controller changes nothing more: it has heard of an epoch or a promised term above its own map's.
-
-    Its store was restored from an older state, and would give terms and joining numbers a second time.
-    """
-    return any(number > epoch for number in heard)
 
 
 def hears_sender(request_at: float, sender_heard_at: float, now: float, failover_after_s: float) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from kvstore.replication.session import Join, Session
-from kvstore.storage.engine import CopiedRow, SnapshotProgress
+from kvstore.storage.engine import CopiedRow, Digest, SnapshotProgress
 from kvstore.storage.rows import Clock
 from kvstore.storage.segments import Entry, Position
 
@@ -95,6 +95,22 @@ class Fetch(_Message, tag=10):
     bytes_max: int
 
 
+class Compare(_Message, tag=11):
+    """Ask for the digest of these partitions as of record `number`, which is committed: `Compared`, which has the same
+    `asked`."""
+
+    asked: int
+    number: int
+    partitions: list[int]
+
+
+class Differs(_Message, tag=12):
+    """That partition is not what it is at the primary, whose rows verify: the copy is to be rebuilt. Not answered."""
+
+    number: int
+    partition: int
+
+
 # --- from the copy
 
 
@@ -148,8 +164,16 @@ class Fetched(_Message, tag=27):
     entries: list[Entry]
 
 
-FromPrimary = Hello | Probe | Begin | Records | Beacon | Returned | SnapshotBegins | SnapshotPage | SnapshotEnds | Fetch
-FromCopy = Told | Deposed | Foreign | Checksums | Ack | Granted | Taken | Fetched
+class Compared(_Message, tag=28):
+    """The digest that was asked for; None: the copy is not at that record, and may be beyond it."""
+
+    asked: int
+    digest: Digest | None
+
+
+_Snapshot = SnapshotBegins | SnapshotPage | SnapshotEnds
+FromPrimary = Hello | Probe | Begin | Records | Beacon | Returned | _Snapshot | Fetch | Compare | Differs
+FromCopy = Told | Deposed | Foreign | Checksums | Ack | Granted | Taken | Fetched | Compared
 
 _encoder = msgspec.msgpack.Encoder()
 _from_primary: msgspec.msgpack.Decoder[FromPrimary] = msgspec.msgpack.Decoder(FromPrimary)

@@ -189,6 +189,13 @@ class Sender:
             self._told = standing
             self._around.on_news()
 
+    def in_sync_links(self) -> list[CopyLink]:
+        """Those to copies in sync which are connected."""
+        streaming = {link for link in self.shipping.links if link.in_sync and link.begun}
+        return [
+            at for link in self.shipping.links if link in streaming and (at := self._links[_key(link)]).is_streaming
+        ]
+
     # --- what the links ask and say
 
     def link(self, key: LinkKey) -> Link | None:
@@ -214,7 +221,10 @@ class Sender:
         return greeted
 
     def may_ask(self) -> bool:
-        """Whether beacons may be sent: not once the controller was needed for long in vain."""
+        """Whether beacons may be sent: not once the controller was needed for long in vain, nor the lease given back,
+        since each answer would keep the copy that is to take over from it for `lease_s` more."""
+        if self._grants.given_back:
+            return False
         times = self._around.times
         return lease.may_ask(self._controller_needed_s, self._around.environment.boottime_s(), times.failover_after_s)
 

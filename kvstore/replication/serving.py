@@ -12,17 +12,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
 from kvstore import failpoints
 from kvstore.environment import Environment
-from kvstore.errors import DataCorrupt
+from kvstore.errors import DataCorrupt, KvError
 from kvstore.replication import copy as copies
 from kvstore.replication import messages
 from kvstore.replication.chain import some_entries
 from kvstore.replication.copy import StoreCopy
-from kvstore.replication.session import Session
+from kvstore.replication.session import Session, is_current
 from kvstore.replication.wire import Wire, WireLost
 from kvstore.storage.engine import Applied, CopiedRow
 from kvstore.storage.log import Released
@@ -76,6 +77,7 @@ class _Serving:
         self._came = asyncio.Event()
         self._is_working = False
         self._acknowledged = -1  # the highest number
+        self._comparing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         work = self._environment.spawn(self._work())
@@ -83,9 +85,10 @@ class _Serving:
         try:
             await asyncio.wait((work, listening), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (work, listening):
+            works = [task for task in (work, listening, self._comparing) if task is not None]
+            for task in works:
                 task.cancel()
-            await asyncio.gather(work, listening, return_exceptions=True)
+            await asyncio.gather(*works, return_exceptions=True)
         for task in (work, listening):
             if not task.cancelled():
                 task.result()
@@ -165,10 +168,25 @@ class _Serving:
             case messages.SnapshotEnds():
                 taken = await copy.snapshot_ends(session, message.at, message.highest)
                 await self._wire.send(messages.Taken(taken))
+            case messages.Compare():
+                self._comparing = self._environment.spawn(self._compare(message))  # records do not wait for it
+            case messages.Differs() if is_current(copy.following, session):
+                raise DataCorrupt(
+                    f"Partition {message.partition} was not what it is at the primary, as of record {message.number}, "
+                    "though both verify."
+                )
             case messages.Fetch():
                 await self._wire.send(messages.Fetched(await self._fetched(message)))
             case _:
                 raise WireLost(f"a primary does not send {type(message).__name__}")
+
+    async def _compare(self, asked: messages.Compare) -> None:
+        """What goes wrong is met again, and told of, by those who apply to the file and verify it."""
+        digest = None
+        with suppress(KvError, OSError):
+            digest = await self._copy.digest_at(self._session, asked.number, frozenset(asked.partitions))
+        with suppress(WireLost):
+            await self._wire.send(messages.Compared(asked.asked, digest))
 
     async def _fetched(self, asked: messages.Fetch) -> list[Entry]:
         """Raises WireLost if those records are kept no more."""

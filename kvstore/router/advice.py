@@ -68,6 +68,13 @@ def _copies(facts: Document) -> str:
             f"The copy of shard {shard} on node {_names(sorted(on))} is damaged: one in sync takes its place, and it "
             "is rebuilt from that. The node's log says what is wrong."
         )
+    if disputed := facts.get("disputed"):
+        shard, count = sorted(disputed.items())[0]
+        return (
+            f"{_count(count, 'partition')} of shard {shard}: all copies have the same rows, and the primary others, "
+            f"though all verify. Nothing is changed by itself: `kvstore shard promote {shard} --to NODE` goes on with "
+            "what the copies have."
+        )
     if silent:
         return _silent(sorted(silent), facts.get("given_up_in_s"))
     if missing:

@@ -7,7 +7,6 @@ Leaves to others: its calls (`routes`), the node itself (`node`), each of its st
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from contextlib import AsyncExitStack
@@ -20,7 +19,7 @@ import msgspec
 
 from kvstore.addresses import address_text, advertised, advertised_host, listen_address
 from kvstore.config import ClusterConfig, ShardConfig
-from kvstore.environment import SYSTEM
+from kvstore.environment import SYSTEM, StopAsked
 from kvstore.shard import disk_watch
 from kvstore.shard.copy_wires import connect
 from kvstore.shard.disk_watch import DiskWatch
@@ -54,11 +53,13 @@ async def serve(
     join: str,
     data_dir: Path,
     config: ClusterConfig,
-    stop: asyncio.Event,
+    stop: StopAsked,
     may_join: bool = False,
     advertise: str | None = None,
 ) -> None:
-    """Run the shard until `stop` is set. Raises ForeignData, ConfigError, OSError (the port is taken).
+    """Run the shard until `stop` is asked for, and others have taken over from it.
+
+    Raises ForeignData, ConfigError, OSError (the port is taken).
 
     `advertise` (HOST:PORT): where routers and other shards reach it, if that is not `listen`. `may_join`: if it is no
     member, it asks to become one.
@@ -82,7 +83,7 @@ async def _serve(
     join: str,
     data_dir: Path,
     config: ClusterConfig,
-    stop: asyncio.Event,
+    stop: StopAsked,
     may_join: bool,
     advertise: str | None,
 ) -> None:

@@ -1,6 +1,7 @@
 """The node's beats: telling the controller of all copies here, and carrying out what it orders.
 
-Owns: when a beat is sent, its echo, what of the answer is done.
+Owns: when a beat is sent, its echo, what of the answer is done; how long a node that stops waits for others to take
+over.
 Promises: without copies nothing is sent. Requests are those that stand when the beat leaves. Nothing is done by an
 answer but making and setting aside copies that no map names, and giving back a lease; roles follow the map alone.
 Leaves to others: the form of beats (`replication.beats`), the copies (`node_stores`).
@@ -18,6 +19,8 @@ import msgspec
 from kvstore.environment import Environment
 from kvstore.replication.beats import Beat, BeatAnswer, Echo, beat_every_s, beats
 from kvstore.shard.node_stores import NodeStores
+
+_STOPPING_EVERY_S = 0.02
 
 _decode = msgspec.json.Decoder(BeatAnswer).decode
 
@@ -44,6 +47,8 @@ class Beats:
         self._every_s = beat_every_s(failover_after_s)
         self._echo = Echo()
         self._news = asyncio.Event()
+        self._stops = False
+        self._may_stop = asyncio.Event()
         self._orders: dict[asyncio.Task[None], None] = {}
 
     def hurry(self) -> None:
@@ -53,11 +58,26 @@ class Beats:
     async def run(self) -> None:
         """Beat, for ever."""
         while True:
-            cluster_map = self._stores.cluster_map
-            if cluster_map is not None and beats(cluster_map, self._stores.keeps_copies):
+            if self.has_to_tell:
                 await self._beat()
             self._news.clear()
-            await self._environment.wait_for(self._news.wait(), self._every_s)
+            every_s = _STOPPING_EVERY_S if self._stops else self._every_s
+            await self._environment.wait_for(self._news.wait(), every_s)
+
+    @property
+    def has_to_tell(self) -> bool:
+        """Whether there are copies, by the newest map or in the files here."""
+        cluster_map = self._stores.cluster_map
+        return cluster_map is not None and beats(cluster_map, self._stores.keeps_copies)
+
+    async def hand_on(self, timeout_s: float) -> bool:
+        """Tell that this node stops, until others have taken over all that they can; False if they have not in time."""
+        cluster_map = self._stores.cluster_map
+        if cluster_map is None or cluster_map.node(self._node_id) is None:
+            return True
+        self._stops = True
+        self._news.set()
+        return await self._environment.wait_for(self._may_stop.wait(), timeout_s)
 
     async def close(self) -> None:
         """End what was ordered."""
@@ -75,6 +95,7 @@ class Beats:
             cluster_id=cluster_map.cluster_id,
             epoch=cluster_map.epoch,
             clock=self._stores.clock,
+            stops=self._stops,
             echo=self._echo,
             copies=[report for each in residents if (report := each.report()) is not None],
             requests=[request for each in residents for request in each.requests()],
@@ -90,6 +111,8 @@ class Beats:
         self._echo = Echo(start=ordered.start, beat=ordered.beat)
         for each in residents:
             each.controller_heard()
+        if ordered.may_stop:
+            self._may_stop.set()
         for drop in ordered.drop:
             self._stores.drop(drop)
         for make in ordered.make:

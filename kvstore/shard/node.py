@@ -9,10 +9,11 @@ Leaves to others: HTTP (`app`), each of its stores (`hosted`), requests (`servic
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
-from kvstore.environment import until_one_ends
+from kvstore.environment import StopAsked, until_one_ends
 from kvstore.errors import ForeignData
 from kvstore.metrics import StoreLabels
 from kvstore.placement import partition_set
@@ -25,7 +26,10 @@ from kvstore.shard.resident import Resident
 from kvstore.transport.map_follower import MapFollower
 from kvstore.transport.sessions import ClusterSession
 
+log = logging.getLogger(__name__)
+
 _NOT_FOUND, _CONFLICT = 404, 409
+_QUIET_S, _QUIET_S_MAX = 0.3, 1.5
 
 
 class OtherPartitions(Exception):
@@ -55,6 +59,8 @@ class Node:
         self._follower = follower
         self._beats = beats
         self._cluster = around.cluster
+        self._limits = around.limits
+        self._environment = around.environment
 
     @classmethod
     async def open(cls, around: Surroundings, partitions: int, memory: Memory, at_the_end: AsyncExitStack) -> Node:
@@ -107,6 +113,8 @@ class Node:
             facts["missing"] = partition_set.as_text(missing)  # no move has brought them, or not surely all of them
         if damage := self.stores.damage:
             facts["damaged"] = damage  # by shard; other copies take the place of these
+        if disputed := self.stores.disputed:
+            facts["disputed"] = disputed  # by shard; a person decides
         return {"status": "alive", "shard": self.node_id, **facts}
 
     def newest_map(self) -> dict[str, Any]:
@@ -122,9 +130,7 @@ class Node:
 
     # --- in the cluster
 
-    async def run(
-        self, url: str, weight: int, may_join: bool, stop: asyncio.Event, host: str = "", zone: str = ""
-    ) -> None:
+    async def run(self, url: str, weight: int, may_join: bool, stop: StopAsked, host: str = "", zone: str = "") -> None:
         """Serve at that address until `stop` is set. Raises OtherPartitions, ForeignData, StoreBehind.
 
         `may_join`: if it is no member, it asks to become one, with that weight. `host`, `zone`: of this node.
@@ -160,9 +166,32 @@ class Node:
         cluster_id = stores.identity.cluster_id
         await self._follower.follow(max(epoch - 1, 0), stores.hear, cluster_id, lambda: stores.clock)
 
-    async def _stopped(self, stop: asyncio.Event) -> None:
+    async def _stopped(self, stop: StopAsked) -> None:
         await stop.wait()
+        if not stop.at_once.is_set():
+            await until_one_ends(self._hand_on(), _until(stop.at_once))
         await self.stores.end()
+
+    async def _hand_on(self) -> None:
+        """Have others take over what this node serves, and refuse for a moment what routers still ask here.
+
+        A router whose map is a moment behind is told that nothing was done. If it lost the connection instead, it could
+        not know.
+        """
+        if not self._beats.has_to_tell:
+            return
+        self.stores.note_stop()
+        if not await self._beats.hand_on(self._limits.hand_on_timeout_s):
+            log.warning("not all that is served here could be handed on: the process ends all the same")
+        clock_s = self._environment.monotonic_s
+        began_s = now_s = clock_s()
+        while now_s < (until_s := min(max(began_s, self.stores.refused_s) + _QUIET_S, began_s + _QUIET_S_MAX)):
+            await self._environment.sleep(until_s - now_s)
+            now_s = clock_s()
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 class _News:

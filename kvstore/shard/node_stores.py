@@ -12,6 +12,7 @@ import logging
 
 from kvstore.errors import KvError
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.partition_set import as_text
 from kvstore.replication.beats import Drop, GiveBack, Make
 from kvstore.replication.session import Session
 from kvstore.replication.wire import Wire, WireLost
@@ -69,6 +70,11 @@ class NodeStores:
         for resident in reversed(list(self.by_shard.values())):
             await resident.close()
 
+    def note_stop(self) -> None:
+        """The process is about to end, once others have taken over."""
+        for resident in self.by_shard.values():
+            resident.stops = True
+
     async def end(self) -> None:
         """What served stores do before the process ends."""
         await asyncio.gather(*(hosted.end() for hosted in self.served if hosted.is_open))
@@ -122,6 +128,17 @@ class NodeStores:
     def damage(self) -> dict[str, str]:
         """What is wrong with files here, by shard."""
         return {each.shard_id: each.damage for each in self.by_shard.values() if each.damage}
+
+    @property
+    def refused_s(self) -> float:
+        """When something was asked of this node last that another one serves."""
+        return max((each.refused_s for each in self.by_shard.values()), default=0.0)
+
+    @property
+    def disputed(self) -> dict[str, str]:
+        """By shard that is served here: the partitions that are otherwise in all its copies, which agree."""
+        found = {each.shard_id: each.store.replicas.comparison.disputed for each in self.served}
+        return {shard: as_text(partitions) for shard, partitions in found.items() if partitions}
 
     def logs_with_copies(self) -> list[Log]:
         """The logs here of stores that another node could serve, or serves; to be asked by any thread."""

@@ -48,6 +48,7 @@ def report_of_store(shard_id: str, hosted: HostedStore, given_back: int) -> Copy
         serves=serves,
         given_back=given_back,
         damage=store.tables.verification.damage,
+        disputed=len(store.replicas.comparison.disputed),
         behind=sender.behind() if sender is not None else {},
         snapshots=sender.snapshots() if sender is not None else {},
     )

@@ -30,6 +30,7 @@ from kvstore.replication.configuration import Configuration, configuration_of
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.promise import Identity as CopyIdentity
 from kvstore.replication.serving import serve_copy
+from kvstore.replication.session import Session
 from kvstore.replication.wire import Wire
 from kvstore.shard.damaged import DamagedCopy, fate, until_damaged
 from kvstore.shard.hosted import HostedStore, Surroundings, host
@@ -58,6 +59,8 @@ class Resident:
     def __init__(self, shard_id: str, around: Surroundings) -> None:
         self.shard_id = shard_id
         self.hosted: HostedStore | None = None
+        self.stops = False  # the node's process is about to end
+        self.refused_s = float("-inf")  # when something was asked here last that another node serves
         self._around = around
         self._files: CopyFiles | None = None
         self._damaged: DamagedCopy | None = None
@@ -115,8 +118,8 @@ class Resident:
     @property
     def log_with_copies(self) -> Log | None:
         """The log, if the store lies on other nodes, too."""
-        hosted, files = self.hosted, self._files  # another thread may ask
-        if hosted is None:
+        files = self._files  # another thread may ask
+        if (hosted := self.hosted) is None:
             return files.copy.log if files is not None else None
         sender = hosted.store.tables.sender
         return hosted.store.tables.log if sender is not None and sender.shipping.links else None
@@ -171,6 +174,7 @@ class Resident:
         if self.hosted is not None and self.hosted.is_open:
             self.hosted.service.handle(request, connection)
         else:
+            self.refused_s = self._around.environment.monotonic_s()
             refusal = Unavailable(f"this node does not serve shard {self.shard_id} now", retry_after_ms=100)
             connection.send(Answer(request.id, refusal.status, problem=refusal.problem()))
 
@@ -189,7 +193,7 @@ class Resident:
 
     async def _serve_copy(self, wire: Wire) -> None:
         try:
-            await serve_copy(wire, lambda session: self.copy, self._around.environment)
+            await serve_copy(wire, self._copy_for, self._around.environment)
         except TryLater as error:
             log.warning("a session with the copy of shard %s ends: %s", self.shard_id, error.detail)
         except KvError as error:  # what came cannot be taken: only this connection ends
@@ -202,6 +206,12 @@ class Resident:
                 log.warning("a session with the copy of shard %s ends: %s", self.shard_id, error)
             else:  # what is on the disk is not known any more
                 self._around.on_fatal(error)
+
+    def _copy_for(self, session: Session) -> StoreCopy | None:
+        """None also for one that joins when the node stops: no primary is to begin to wait for it."""
+        here = self._config.copy_on(self._around.node_id) if self._config is not None else None
+        is_synced = here is not None and (here.state, here.joined) == ("in-sync", session.joined)
+        return None if self.stops and not is_synced else self.copy
 
     async def _end_sessions(self) -> None:
         sessions = list(self._sessions)
@@ -234,8 +244,7 @@ class Resident:
 
     async def give_back(self, order: GiveBack) -> None:
         """Give back the lease of that term, once the copy that is to take over has all."""
-        store = self.store
-        sender = store.tables.sender if store is not None else None
+        sender = store.tables.sender if (store := self.store) is not None else None
         if store is None or sender is None or sender.shipping.config.term != order.term:
             return
         if await store.replicas.give_back(order.copy_id, _GIVE_BACK_S):
@@ -256,15 +265,13 @@ class Resident:
     def requests(self) -> list[Asked]:
         """What the controller is asked for now."""
         asked = list(self._opening.requests()) if self._opening is not None else []
-        store = self.store
-        if store is not None and store.tables.sender is not None:
+        if (store := self.store) is not None and store.tables.sender is not None:
             asked += store.tables.sender.requests()
         return [Asked(**each._asdict()) for each in asked]
 
     def controller_heard(self) -> None:
         """It has answered a beat."""
-        store = self.store
-        if store is not None and store.tables.sender is not None:
+        if (store := self.store) is not None and store.tables.sender is not None:
             store.tables.sender.controller_heard()
 
     @property

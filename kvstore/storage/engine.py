@@ -237,8 +237,8 @@ class Engine(Protocol):
         """Rows past their deadline without an intent, oldest first: (kind, key, partition). Raises DataCorrupt."""
         ...
 
-    async def digest(self, partitions: Set[int]) -> Digest:
-        """Of all these partitions together. Raises DataCorrupt."""
+    async def digest(self, partitions: Set[int]) -> tuple[int, Digest]:
+        """Of all these partitions together, and the last record that is applied in it. Raises DataCorrupt."""
         ...
 
     async def occupied(self) -> set[int]:

@@ -179,9 +179,9 @@ class MemoryEngine:
         rows.sort(key=lambda row: row.expires_at_ms)
         return [(row.kind, row.key, row.partition) for row in rows[:count_max]]
 
-    async def digest(self, partitions: Set[int]) -> Digest:
+    async def digest(self, partitions: Set[int]) -> tuple[int, Digest]:
         rows = [row for row in self._all() if row.partition in partitions and not row.is_tombstone]
-        return total(map(_digest, rows))
+        return self._applied.position.number, total(map(_digest, rows))
 
     async def occupied(self) -> set[int]:
         return {

@@ -142,7 +142,7 @@ class SqliteEngine:
     async def due(self, now_ms: int, generations: Sequence[int], count_max: int) -> list[tuple[str, str, int]]:
         return await in_thread(self._scan_reader, sqlite_reads.due, now_ms, generations, count_max, self._drops)
 
-    async def digest(self, partitions: Set[int]) -> Digest:
+    async def digest(self, partitions: Set[int]) -> tuple[int, Digest]:
         return await in_thread(self._scan_reader, sqlite_reads.digest, partitions, self._writer.digests, self._drops)
 
     async def occupied(self) -> set[int]:

@@ -191,11 +191,11 @@ def _bytes(row: Sequence[Any]) -> int:
 # --- the rest ---------------------------------------------------------------------------------------------------------
 
 
-def digest(connection: sqlite3.Connection, partitions: Set[int], digests: Digests, drops: Drops) -> Digest:
+def digest(connection: sqlite3.Connection, partitions: Set[int], digests: Digests, drops: Drops) -> tuple[int, Digest]:
     """Raises DataCorrupt."""
     with snapshot(connection, "rows of some partitions", drops) as dropped:
-        (sequence,) = connection.execute("SELECT sequence FROM clock").fetchone()
-        return digests.of(connection, sorted(partitions), sequence, dropped)
+        sequence, number = connection.execute("SELECT sequence, log_number FROM clock").fetchone()
+        return number, digests.of(connection, sorted(partitions), sequence, dropped)
 
 
 def kept_in_memory(connection: sqlite3.Connection, partitions: Set[int], of_all: int, drops: Drops) -> list[Row]:

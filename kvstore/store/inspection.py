@@ -14,6 +14,7 @@ from kvstore.metrics import ShardStats
 from kvstore.model import txn_id
 from kvstore.placement.ring import partition_of
 from kvstore.storage.rows import VALUE, Row
+from kvstore.store.comparison import Comparison
 from kvstore.store.live import live_facts
 from kvstore.store.pipeline import Pipeline
 from kvstore.store.reads import Reads
@@ -24,10 +25,11 @@ _IN_DOUBT_MAX = 1000
 
 
 class Inspection:
-    def __init__(self, tables: Tables, pipeline: Pipeline, reads: Reads) -> None:
+    def __init__(self, tables: Tables, pipeline: Pipeline, reads: Reads, comparison: Comparison) -> None:
         self._tables = tables
         self._pipeline = pipeline
         self._reads = reads
+        self._comparison = comparison
 
     async def explain(self, key: str) -> dict[str, Any]:
         """The visible row of the key: kind of row, version, sequence, size, deadline; or that it is damaged.
@@ -106,4 +108,5 @@ class Inspection:
         stats.in_doubt_oldest_s = max((now_s - hold.since_s for hold in holds), default=0.0)
         stats.decisions = len(tables.decisions)
         stats.damaged_partitions = len(tables.verification.damaged)
+        stats.disputed_partitions = len(self._comparison.disputed)
         return stats

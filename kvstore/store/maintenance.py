@@ -79,12 +79,11 @@ class Maintenance:
     async def _expire_due(self) -> None:
         tables = self._tables
         count_max = tables.limits.expiry_ops_max
-        more = True
-        while more:
-            await self._applier.flush()  # or what was just expired would be found again
-            found = await tables.engine.due(tables.environment.now_ms(), tables.served.generations, count_max)
-            more = len(found) == count_max
+        while found := await tables.engine.due(tables.environment.now_ms(), tables.served.generations, count_max):
             await self.expire([Expire(key, kind, partition) for kind, key, partition in found])
+            await self._applier.flush()  # or what was just expired would be found again
+            if len(found) < count_max:
+                return
 
     async def sweep(self) -> None:
         """Expire what is due, at whatever rate that is, for ever."""

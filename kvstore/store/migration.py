@@ -107,7 +107,7 @@ class Migration:
         """
         await self.take(move, rows)
         await self._applier.flush()
-        here = await self._tables.engine.digest(self._receiving(move))
+        _, here = await self._tables.engine.digest(self._receiving(move))
         is_whole = (here.rows, here.low, here.high) == (fenced.rows, *fenced.digest)
         if not is_whole and not failpoints.planted("move-without-last-pull"):
             raise Conflict(f"The copy of move {move} differs from its source: {here.rows} rows, there {fenced.rows}.")

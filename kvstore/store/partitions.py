@@ -156,8 +156,8 @@ class Partitions:
         came = view.owned - before.owned - opened
         await self._applier.flush()
         rows = await engine.kept_in_memory(view.served - served - opened)
-        more = await engine.digest(came) if came else Digest()
-        less = await engine.digest(left) if left else Digest()
+        _, more = await engine.digest(came)
+        _, less = await engine.digest(left)
         return rows, Digest(keys=more.keys - less.keys, bytes=more.bytes - less.bytes)
 
     def _adopt(self, batch: Batch, cluster_map: ClusterMap, view: View, rows: list[Row], counted: Digest) -> None:
@@ -192,7 +192,7 @@ class Partitions:
             self._refuse_damaged(self.view.leaving.get(move, frozenset()))
             partitions, clock = await self._pipeline.step(lambda batch: self._freeze(batch, move), urgent=True)
             await self._applier.flush()
-            digest = await self._tables.engine.digest(partitions)
+            _, digest = await self._tables.engine.digest(partitions)
         return Frozen(0, clock[0], clock[1], digest.rows, (digest.low, digest.high))
 
     def _refuse_damaged(self, partitions: Set[int]) -> None:

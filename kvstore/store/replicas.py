@@ -24,8 +24,10 @@ from kvstore.replication.places import Times
 from kvstore.replication.sender import Sender
 from kvstore.replication.shipping import Shipping
 from kvstore.replication.wire import Connect
+from kvstore.store.applier import Applier
+from kvstore.store.comparison import Comparison
 from kvstore.store.pipeline import Pipeline
-from kvstore.store.refusals import no_lease
+from kvstore.store.refusals import no_lease, refusal
 from kvstore.store.tables import Tables
 
 _LOOK_S = 0.002
@@ -47,12 +49,15 @@ class Replicating(NamedTuple):
 class Replicas:
     """`replicating` None: the store has no copies, and follows no map that names some."""
 
-    def __init__(self, shard_id: str, tables: Tables, pipeline: Pipeline, replicating: Replicating | None) -> None:
+    def __init__(
+        self, shard_id: str, tables: Tables, pipeline: Pipeline, applier: Applier, replicating: Replicating | None
+    ) -> None:
         self._shard_id = shard_id
         self._tables = tables
         self._pipeline = pipeline
         self._replicating = replicating
         self._is_there = asyncio.Event()
+        self.comparison = Comparison(tables, applier)
 
     async def run(self) -> None:
         """Ship what is appended, once there are copies, for ever."""
@@ -137,4 +142,13 @@ class Replicas:
                 return False
             await environment.sleep(_LOOK_S)
         sender.give_back()
+        self._refuse_waiting()
         return True
+
+    def _refuse_waiting(self) -> None:
+        """What waits for a lock here was not executed, and never will be in this term: it may be asked again."""
+        locks = self._tables.locks
+        waiting = [(queued.op, queued.sink) for _, queued in locks.all_waiting()]
+        waiting += [each for lease in locks.leases() for each in locks.waiting_for_lease(lease.name)]
+        for op, sink in waiting:
+            sink.send(refusal(op.id, no_lease()))

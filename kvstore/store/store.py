@@ -90,14 +90,14 @@ class Store:
         self.recovery_due = asyncio.Event()
         self.applier = Applier(tables)
         self.pipeline = Pipeline(tables, self.applier, self._publish)
-        self.replicas = Replicas(shard_id, tables, self.pipeline, replicating)
+        self.replicas = Replicas(shard_id, tables, self.pipeline, self.applier, replicating)
         self.partitions = Partitions(shard_id, tables, self.pipeline, self.applier, self.replicas, is_older_copy)
         self.migration = Migration(tables, self.pipeline, self.applier, self.partitions)
         self.reads = Reads(tables, self.pipeline, self.recovery_due)
         self.maintenance = Maintenance(tables, self.pipeline, self.applier)
         self.scans = Scans(tables, self.reads, self.maintenance, self.applier)
         self.undecided = Undecided(tables)
-        self.inspection = Inspection(tables, self.pipeline, self.reads)
+        self.inspection = Inspection(tables, self.pipeline, self.reads, self.replicas.comparison)
         self._on_fatal = on_fatal
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -160,6 +160,7 @@ class Store:
             "trim": self.maintenance.trim(),
             "waits": self.maintenance.end_waits(),
             "verify": self.tables.verification.run(),
+            "compare": self.replicas.comparison.run(),
             "orphans": self.partitions.drop_orphans(),
             "ship": self.replicas.run(),
         }

@@ -29,6 +29,8 @@ SMALL_BYTES = 16_384
 LARGE_BYTES = 65_536  # from here on in pieces, each in its turn
 _WAITERS_MAX = 256
 _LOOK_S = 0.2
+_CUT_AT_ONCE = 2  # what each held is freed, and given to others, in the same turn of the event loop
+_CUT_PAUSE_S = 0.01
 _PAUSE_S_MIN = 0.001  # the event loop's timers know no less
 
 
@@ -209,21 +211,26 @@ class AnswerAccount:
         if protocol.transport is None:
             raise ConnectionResetError("the client has left")
 
-    def _look_at_readers(self) -> None:
+    def _look_at_readers(self, after_s: float = _LOOK_S) -> None:
         if self._look is None:
-            self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._cut_stalled)
+            self._look = asyncio.get_running_loop().call_later(after_s, self._cut_stalled)
 
     def _cut_stalled(self) -> None:
-        """While requests wait for room: end the connections of clients that take nothing."""
+        """While requests wait for room: end the connections of clients that take nothing, a few at a time."""
         self._look = None
         if not self._is_waited_for:
             return
         now_s = asyncio.get_running_loop().time()
+        stalled: list[_Reader] = []
         for reader in self._readers:
             reader.note(now_s)
             if now_s - reader.since_s >= self._stall_s and reader.protocol.transport is not None:
-                reader.protocol.transport.abort()
-        self._look_at_readers()
+                stalled.append(reader)
+        stalled.sort(key=lambda reader: reader.since_s)
+        for reader in stalled[:_CUT_AT_ONCE]:
+            reader.protocol.transport.abort()
+            self._readers.discard(reader)
+        self._look_at_readers(_CUT_PAUSE_S if len(stalled) > _CUT_AT_ONCE else _LOOK_S)
 
 
 class Room:

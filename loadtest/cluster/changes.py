@@ -100,11 +100,6 @@ async def _is_there(wire: Wire, shard: str) -> bool:
     return shard in [*(each["id"] for each in document.get("shards", [])), *(document.get("wanted") or [])]
 
 
-async def until_moving(wire: Wire, members: Mapping[str, int]) -> None:
-    """Something moves; or all has moved already, between two looks. Raises ChangeError."""
-    await _until(wire, lambda document: bool(document["moves"]) or _is_settled(document, members), "begin")
-
-
 async def until_settled(wire: Wire, members: Mapping[str, int]) -> dict[str, Any]:
     """Nothing moves, and the members are these, with these weights; /v1/cluster as it is then. Raises ChangeError."""
     return await _until(wire, lambda document: _is_settled(document, members), "end")

@@ -79,7 +79,7 @@ class SimulatedEngine(MemoryEngine):
         await self.environment.pause()
         return found
 
-    async def digest(self, partitions: Set[int]) -> Digest:
+    async def digest(self, partitions: Set[int]) -> tuple[int, Digest]:
         await self.environment.pause()
         found = await super().digest(partitions)
         await self.environment.pause()

@@ -196,6 +196,8 @@ class Invariants:
     def _check_primary(self, shard_id: str, store: Store) -> None:
         sender, copy_id = store.tables.sender, store.copy_id
         assert sender is not None
+        if store.tables.stats.copies_differed or store.replicas.comparison.disputed:
+            raise Violation(f"rows of {shard_id} are not the same in its copies, as of one record")
         shipping = sender.shipping
         if shipping.committed != self._committed.get(copy_id):
             self._committed[copy_id] = shipping.committed

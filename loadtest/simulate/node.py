@@ -8,7 +8,6 @@ Leaves to others: what a node does (`kvstore.shard.node`), when it dies (`cluste
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import random
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from kvstore.config import Limits
+from kvstore.environment import StopAsked
 from kvstore.errors import DataCorrupt, ForeignData, LogDamaged
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
@@ -215,7 +215,7 @@ class NodeServer(Server):
         for hosted in node.stores.served:
             store = hosted.store
             self.loop.note(f"{self.name} serves {hosted.shard_id} at {store.clock.version}, record {store.durable}")
-        self._stop = asyncio.Event()
+        self._stop = StopAsked()
         await node.run(f"http://{self.name}", self.weight, self.may_join, self._stop)
         for end in list(self._channels):
             end.close()
@@ -231,9 +231,9 @@ class NodeServer(Server):
         return on_fatal
 
     def stop(self) -> None:
-        """In order, as SIGTERM does."""
+        """In order, as SIGTERM does: others take over first, if they can."""
         if self.node is not None and self.process is not None:
-            self.loop.call_soon(self._stop.set, context=self.process.context)
+            self.loop.call_soon(self._stop.ask, context=self.process.context)
 
     def read(self) -> str:
         """The session that its file has kept."""

@@ -43,10 +43,11 @@ class Cluster:
 
 
 def write_config(folder: Path, shards: int = 4, **settings: object) -> Path:
-    """A cluster.yaml with free ports; `settings` are added to it (limits, data_dir, …)."""
+    """A cluster.yaml with free ports and one copy of every key; `settings` are added (replicas, limits, …)."""
     ports = free_ports(shards + 2)
     config = {
         "data_dir": "./data",
+        "replicas": 1,
         "routers": [{"id": "0", "listen": f"127.0.0.1:{ports[0]}"}],
         "controllers": [{"id": "0", "listen": f"127.0.0.1:{ports[1]}"}],
         "shards": [{"id": f"s{n}", "listen": f"127.0.0.1:{ports[n + 1]}"} for n in range(1, shards + 1)],

@@ -31,6 +31,7 @@ from tests.cluster.conftest import Cluster, running, write_config
 pytestmark = pytest.mark.timeout(180)
 
 MIB = 1024 * 1024
+SPARE_MIB = 40
 VALUE = os.urandom(200_000)
 
 
@@ -69,7 +70,8 @@ def full(tmp_path: Path) -> Iterator[tuple[Cluster, set[str], Path]]:
     """A cluster of two shards on a disk that its clients have filled, what is stored, and the disk."""
     limits = {"disk_reserve_bytes": 16 * MIB, "wal_bytes_max": MIB, "batch_bytes_max": MIB, "request_timeout_s": 2.0}
     limits |= {"log_segment_bytes": 4 * MIB, "body_bytes_max": 2 * MIB}
-    with small_disk(tmp_path / "data", mib=120) as disk:
+    with small_disk(tmp_path / "data", mib=120 + SPARE_MIB) as disk:
+        (disk / "spare").write_bytes(bytes(SPARE_MIB * MIB))
         config = write_config(tmp_path, shards=2, limits=limits)
         with running(config) as cluster:
             yield cluster, filled(cluster), disk
@@ -86,8 +88,15 @@ def test_a_shard_is_added_cancelled_and_removed_on_a_full_disk_and_everything_st
     assert refused.json["bytes_needed"]["s1"] > refused.json["bytes_free"]["s1"]
     assert f"s1 needs {refused.json['bytes_needed']['s1']:,} bytes" in refused.json["detail"]
 
+    before = sorted(path.name for path in disk.iterdir())
+    refused = ask(cluster.url, "POST", "/v1/shards", b'{"id":"s5"}')
+    assert (refused.status, refused.json["code"]) == (409, "change-refused")
+    assert "s5" in refused.json["bytes_free"]
+    assert sorted(path.name for path in disk.iterdir()) == before
+    (disk / "spare").unlink()
     added = ask(cluster.url, "POST", "/v1/shards", b'{"id":"s5"}')
-    assert added.status == 202
+    (disk / "spare").write_bytes(bytes(SPARE_MIB * MIB))  # gone again before the new process has begun
+    assert added.status == 202, added.json
     location = added.headers["location"]
     waits = wait_until(
         lambda: (

@@ -139,7 +139,7 @@ async def view(hands: Hands, chance: random.Random) -> dict[str, Any]:
         "copy": (sorted(copy.rows, key=lambda row: row[:2]), copy.sequence, copy.floor, copy.done),
         "due": sorted(due),
         "kept": sorted(map(repr, await engine.kept_in_memory(wanted))),
-        "digest": await engine.digest(wanted),
+        "digest": (await engine.digest(wanted))[1],
         "occupied": await engine.occupied(),
         "tombstones": await engine.old_tombstones(after, 3),
         "applied": (engine.applied.position, engine.applied.clock, engine.applied.freezes),

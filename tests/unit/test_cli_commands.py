@@ -41,7 +41,7 @@ def test_there_is_every_command_that_was_promised() -> None:
         "shard add", "shard remove", "shard weight", "shard rebalance", "shard cancel", "shard list",
         "shard serve", "router serve", "controller serve", "controller recover", "deploy",
         "shard accept-old", "store check", "store log", "store cut", "cluster adopt",
-        "cluster replicas", "shard promote",
+        "cluster replicas", "shard promote", "shard restart",
     }  # fmt: skip
 
 

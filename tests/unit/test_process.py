@@ -101,6 +101,26 @@ def test_a_signal_ends_it_in_order_and_removes_the_pid_file(start: Start, number
     assert list(start.pid_file.parent.iterdir()) == []
 
 
+ASKED = (
+    'print("up", flush=True); await stop.wait(); print(stop.at_once.is_set(), flush=True); await stop.at_once.wait(); '
+    'print("at once", flush=True)'
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_only_sigterm_leaves_time_for_others_to_take_over(start: Start, number: signal.Signals) -> None:
+    process = start(ASKED)
+    assert first_line(process) == "up"
+    process.send_signal(number)
+    assert end_of(process)[:2] == (0, "True\nat once")
+    process = start(ASKED)
+    assert first_line(process) == "up"
+    process.terminate()
+    assert first_line(process) == "False"
+    process.terminate()  # a second time: whoever asks does not want to wait
+    assert end_of(process)[:2] == (0, "at once")
+
+
 def test_what_nohup_ignores_stays_ignored_and_what_a_shell_ignores_for_its_background_does_not(start: Start) -> None:
     process = start(prefix=("sh", "-c", 'trap "" HUP INT QUIT; exec "$@"', "sh"))
     assert first_line(process) == "up uvloop"

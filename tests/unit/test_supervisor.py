@@ -28,6 +28,16 @@ print("pid", os.getpid(), flush=True)
 sys.stdin.read()
 go()
 """
+# One that says on SIGTERM whether its standard input has ended by then.
+TOLD = """
+import os, select, signal, sys, time
+def go(*_):
+    print("all ends" if select.select([0], [], [], 0)[0] else "it ends alone", flush=True)
+    os._exit(0)
+signal.signal(signal.SIGTERM, go)
+print("pid", os.getpid(), flush=True)
+time.sleep(600)
+"""
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
 
 
@@ -364,3 +374,14 @@ async def test_a_log_whose_reader_is_gone_stops_no_process() -> None:
         log.write("up", "hello")
     await asyncio.to_thread(log.close)
     os.close(writing)
+
+
+async def test_children_that_are_stopped_know_whether_all_end_or_they_alone(lines: Lines) -> None:
+    supervisor = Supervisor(LIMITS, restart=True, log=lines)
+    for name in ("shard-s1", "shard-s2"):
+        supervisor.add(child(name, TOLD))
+        await lines.pid(name)
+    await supervisor.remove("shard-s1")
+    await lines.until("[shard-s1] it ends alone")
+    await supervisor.stop()
+    await lines.until("[shard-s2] all ends")

@@ -13,6 +13,7 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.controller.copy_places import Places
+from kvstore.controller.handing_on import may_stop
 from kvstore.controller.heard import Heard
 from kvstore.controller.membership import ClusterState
 from kvstore.controller.replicas import Decided, Decider, Step, to_give_back
@@ -41,6 +42,7 @@ class ModelNode:
     copies: dict[str, ModelCopy] = field(default_factory=dict)
     is_up: bool = True
     hears_controller: bool = True  # else its beats arrive, and the answers do not
+    stops: bool = False  # its process is about to end
     echo: Echo = field(default_factory=Echo)
 
 
@@ -80,7 +82,7 @@ class Model:
 
     def up(self, name: str) -> None:
         node = self.nodes[name]
-        node.is_up, node.echo = True, Echo()
+        node.is_up, node.stops, node.echo = True, False, Echo()
         for copy in node.copies.values():
             copy.opened, copy.given_back, copy.heard_primary_at = 0, 0, self.now
         self.heard.announced(name, self.now)
@@ -114,6 +116,9 @@ class Model:
                 before = self.damping.get(step.after.shard, failover.Damping())
                 self.damping[step.after.shard] = failover.failed_over(before, self.now, 2.0, 60.0)
         self.state = decided.state
+
+    def may_stop(self, name: str) -> bool:
+        return may_stop(self.map, name, self.heard, self.now)
 
     # --- a node
 
@@ -174,6 +179,7 @@ class Model:
             start="x",
             cluster_id="k",
             epoch=self.map.epoch,
+            stops=node.stops,
             echo=node.echo,
             copies=[self._report(node, shard, copy) for shard, copy in node.copies.items()],
             requests=self._requests(node),

@@ -23,6 +23,7 @@ from kvstore.transport.sessions import EARLIER_HEADER, HEADER
 CONFIG = msgspec.structs.replace(
     default_config(),
     partitions=64,
+    replicas=1,
     shards=[ShardConfig("s1", "127.0.0.1:1"), ShardConfig("s2", "127.0.0.1:2")],
     allowed_hosts=["kv.example"],
 )

@@ -26,6 +26,7 @@ LIMITS = Limits(reconnect_wait_s_max=0.05, map_poll_s=0.2, move_fence_timeout_s=
 CONFIG = msgspec.structs.replace(
     default_config(),
     partitions=64,
+    replicas=1,
     shards=[ShardConfig("s1", "127.0.0.1:1"), ShardConfig("s2", "127.0.0.1:2")],
     limits=LIMITS,
 )

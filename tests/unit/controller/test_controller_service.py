@@ -27,7 +27,10 @@ from kvstore.placement.moves import planned
 FIRST = FirstMembers(weights={"s1": 1, "s2": 3}, partitions=64, replicas=1)
 PLAN = partial(planned, group_partitions=lambda source: 8, new_id=partial(secrets.token_hex, 8))
 CONFIG = msgspec.structs.replace(
-    default_config(), partitions=64, shards=[ShardConfig("s1", "127.0.0.1:1"), ShardConfig("s2", "127.0.0.1:2", 3)]
+    default_config(),
+    partitions=64,
+    replicas=1,
+    shards=[ShardConfig("s1", "127.0.0.1:1"), ShardConfig("s2", "127.0.0.1:2", 3)],
 )
 
 

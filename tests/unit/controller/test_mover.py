@@ -55,7 +55,9 @@ class Controller:
         self.shards = ShardClients(limits, session)
         self.mover = Mover(self.document, self.shards, limits)
         self.service = ClusterService(
-            self.document, msgspec.structs.replace(default_config(), partitions=PARTITIONS, limits=limits), self.shards
+            self.document,
+            msgspec.structs.replace(default_config(), partitions=PARTITIONS, replicas=1, limits=limits),
+            self.shards,
         )
         self.views = ChangeViews(self.service, self.mover, lambda: "")
         closer = ChangeCloser(self.document, self.mover, self.service.may_run, limits)
@@ -181,11 +183,15 @@ async def test_no_more_moves_are_at_work_than_allowed_and_one_of_each_pair(
         await controller.service.add("s4", far["s4"].url, 1)
         await controller.service.add("s5", far["s5"].url, 1)
         await until(lambda: len(far["s4"].begun) + len(far["s5"].begun) >= 3)
-        await asyncio.sleep(0.1)
-        moves = await controller.moves()
-        at_work = [(move["from"], move["to"]) for move in moves if move["step"] == "copy"]
-        assert len(at_work) == len(set(at_work)) == 3
-        assert {move["step"] for move in moves} == {"copy", "queued"}
+        at_work: list[tuple[str, str]] = []
+        async with asyncio.timeout(60):
+            while len(at_work) < 3:
+                await asyncio.sleep(0.1)
+                moves = await controller.moves()
+                at_work = [(move["from"], move["to"]) for move in moves if move["step"] == "copy"]
+                assert len(at_work) == len(set(at_work)) <= 3
+        steps = {move["step"] for move in moves} - {"waiting"}  # on a machine that stands still a shard may be silent
+        assert steps == {"copy", "queued"}
         for name in ("s4", "s5"):
             far[name].gates["copy"].set()
         assert max(loads(await controller.settled()).values()) == 13
@@ -275,10 +281,14 @@ async def test_a_move_that_fails_again_and_again_is_tried_ever_more_slowly(
     far["s4"].fails = 1000
     async with controlled(store, reconnect_wait_s_max=0.4) as controller:
         await controller.service.add("s4", far["s4"].url, 1)
-        await asyncio.sleep(1.5)
-        assert 3 <= controller.mover.record.stats.voided <= 18
-        waiting = [move["detail"] for move in await controller.moves() if move["step"] == "waiting"]
-        assert any("times so far: the digests differ" in detail for detail in waiting)
+        loop = asyncio.get_running_loop()
+        stats, began_s, is_told = controller.mover.record.stats, loop.time(), False
+        while loop.time() < began_s + 1.5 or stats.voided < 3 or not is_told:
+            assert loop.time() < began_s + 60
+            await asyncio.sleep(0.1)
+            details = [move["detail"] for move in await controller.moves() if move["step"] == "waiting"]
+            is_told = is_told or any("times so far: the digests differ" in each for each in details)
+        assert stats.voided <= 12 * (loop.time() - began_s)
         far["s4"].fails = 0
         assert loads(await controller.settled())["s4"] == 16
 

@@ -103,6 +103,49 @@ def test_a_restart_gives_the_primary_a_new_term_and_changes_nothing_else() -> No
     assert after.term > before.term
 
 
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_a_node_that_stops_hands_on_what_it_serves_and_its_copies_are_out_before_it_may_end(replicas: int) -> None:
+    model = replicated(4, replicas)
+    model.nodes["s2"].stops = True
+    model.turn()
+    assert not model.may_stop("s2")
+    model.run(5)
+    assert model.may_stop("s2")
+    assert all(shard.primary.node != "s2" for shard in model.map.shards)
+    assert all("s2" not in model.copy_nodes(shard.id) for shard in model.map.shards), "no primary waits for it"
+    assert {step.why for step in model.steps} <= {"planned", "out", "in-sync"}
+    model.run(30)
+    assert all(shard.primary.node != "s2" for shard in model.map.shards), "nothing is given to it"
+    model.state = msgspec.structs.replace(model.state, changes=[])  # they are done
+    model.down("s2")
+    model.up("s2")
+    model.run(30)
+    assert model.config("s2").primary.node == "s2"
+    assert all(len(model.copy_nodes(shard.id)) == replicas - 1 for shard in model.map.shards)
+
+
+def test_when_all_nodes_stop_at_once_nothing_changes_and_all_may_end() -> None:
+    model = replicated()
+    before = model.map.epoch
+    for node in model.nodes.values():
+        node.stops = True
+    model.run(5)
+    assert model.map.epoch == before
+    assert all(model.may_stop(node) for node in model.nodes)
+
+
+def test_a_planned_change_to_a_node_that_stops_is_over() -> None:
+    model = replicated(3, 3)
+    first, second = sorted(model.copy_nodes("s1"))
+    model.state = msgspec.structs.replace(
+        model.state, changes=[Change(id="x", kind="promote", shard="s1", to=first, began_ms=0)]
+    )
+    model.nodes["s1"].stops = model.nodes[first].stops = True
+    model.run(5)
+    assert model.config("s1").primary.node == second
+    assert (model.state.changes[0].to, model.state.changes[0].state) == (first, "cancelled")
+
+
 def test_a_primary_whose_disk_is_lost_is_replaced_though_its_node_is_back_at_once() -> None:
     model = replicated()
     (heir,) = model.copy_nodes("s1")

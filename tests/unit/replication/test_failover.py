@@ -98,18 +98,6 @@ def test_a_primary_that_announces_itself_gets_a_new_term_and_another_copy_does_n
     assert failover.reopened(CONFIG, "n2", "c2", 8) is None
 
 
-def test_copies_too_many_go_joining_ones_first_then_from_the_end_of_the_walk() -> None:
-    last = Replica("n4", "c4", "in-sync", 2)
-    config = CONFIG._replace(replicas=(SYNCED, last, JOINING))
-    walk = ["n2", "n3", "n4"]
-    assert failover.next_to_drop(config, walk, 4) is None
-    assert failover.next_to_drop(config, walk, 3) == "n3"
-    without = failover.dropped(config, "n3", 8)
-    assert without is not None
-    assert failover.next_to_drop(without, walk, 2) == "n4"
-    assert failover.next_to_drop(CONFIG._replace(replicas=()), walk, 1) is None
-
-
 # --- silence
 
 
@@ -237,12 +225,6 @@ def test_a_primary_goes_home_once_the_homes_copy_has_been_in_sync_for_a_while() 
     assert not failover.goes_home(CONFIG, "n3", 100.0, 110.0, 10.0)
     assert not failover.goes_home(CONFIG, "n1", 100.0, 110.0, 10.0)
     assert not failover.goes_home(CONFIG, "n2", None, 110.0, 10.0)
-
-
-def test_a_controller_that_hears_of_a_higher_epoch_or_term_changes_nothing() -> None:
-    assert not failover.must_hold_still(7, [])
-    assert not failover.must_hold_still(7, [5, 7])
-    assert failover.must_hold_still(7, [5, 8])
 
 
 def test_a_request_to_take_out_holds_only_while_its_sender_is_heard() -> None:

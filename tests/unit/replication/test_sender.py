@@ -421,6 +421,16 @@ async def test_once_the_lease_is_given_back_nothing_is_answered_and_the_copy_may
         await until(cluster.copies["n2"].may_be_promoted)
 
 
+async def test_a_primary_that_gave_its_lease_back_asks_for_none_any_more() -> None:
+    """An answer would keep the copy that is to take over from it until that lease has run out."""
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        await until(cluster.sender.may_answer)
+        assert cluster.sender.may_ask()
+        cluster.sender.give_back()
+        assert not cluster.sender.may_ask()
+
+
 async def test_a_primary_that_needs_the_controller_in_vain_lets_its_beacons_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -223,6 +223,7 @@ class FakeChannel:
         self.ops_under_way = 0
         self.error: KvError | None = None
         self.fails_with: KvError | None = None
+        self.failed = asyncio.Event()  # a request with that
         self.is_silent = False
         self.closed = False
         self.shard = shards[shard_id]
@@ -244,6 +245,7 @@ class FakeChannel:
     def _settle(self, future: asyncio.Future[Any], request: Request) -> None:
         if self.fails_with is not None:
             future.set_exception(self.fails_with)
+            self.failed.set()
         elif not future.done():
             self.answered = True
             reply = self.shard.answer(request, self, future)

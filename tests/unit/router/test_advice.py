@@ -51,6 +51,7 @@ WELL: dict[str, Any] = {
             "warning",
             "yet: 1,200 of 5,000 rows are",
         ),
+        ({"copies": {"disputed": {"s2": 3}}}, "warning", "3 partitions of shard s2: all copies have the same rows"),
         ({"copies": {"silent": {"s2": 1, "s1": 2}, "holds_still": True}}, "warning", "Nodes s1, s2 are silent, too"),
         ({"copies": {"silent": {"s1": 3.0}, "given_up_in_s": 540.0}}, "warning", "In 540 s it is given up"),
         ({"copies": {"lacking_nodes": 1}}, "warning", "add another one with `kvstore shard add`"),

@@ -133,7 +133,7 @@ async def test_its_outcome_stays_unknown_if_no_primary_comes(service: RouterServ
     all_follow(made, replicated())
     UNKNOWN(channel_of(made))
     asked = asyncio.create_task(made.ask(Put(0, KEY, b"v", once=ONCE)))
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(channel_of(made).failed.wait(), 60)
     not_connected(channel_of(made))
     with pytest.raises(OutcomeUnknown):
         await asked
@@ -154,8 +154,9 @@ async def test_what_the_next_primary_does_not_look_at_leaves_unknown_what_was_se
         channel = channel_of(made)
         channel.error = None
         UNKNOWN(channel)
+        channel.failed.clear()
         asked = asyncio.create_task(call)
-        await asyncio.sleep(0.05)
+        await asyncio.wait_for(channel.failed.wait(), 60)
         channel.fails_with = None
         then(channel)
         with pytest.raises(OutcomeUnknown):
@@ -167,7 +168,7 @@ async def test_a_shard_that_refuses_when_it_has_no_copies_any_more_leaves_unknow
 ) -> None:
     UNKNOWN(channel_of(service))
     asked = asyncio.create_task(service.ask(Put(0, KEY, b"v", once=ONCE)))
-    await asyncio.sleep(0.02)
+    await asyncio.wait_for(channel_of(service).failed.wait(), 60)
     channel_of(service).fails_with = None
     not_the_primary(channel_of(service))
     all_follow(service, halves(2))

@@ -31,6 +31,7 @@ from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.damaged_files import set_damaged_aside
 from kvstore.store.opening import untold
+from tests.unit.shard import test_node_failover
 from tests.unit.shard.test_copy_folders import LIMITS, PARTITIONS, STORE_ID, close, folder_of, named
 from tests.unit.shard.test_node_failover import PATIENCE_S, Cluster, cluster_in, replicated
 
@@ -148,6 +149,30 @@ async def test_a_copy_whose_log_is_damaged_is_rebuilt_from_its_primary(tmp_path:
         cluster.start_node(copy.node)
         lost = has_copy(copy.copy_id)
         await cluster.until("s1", lambda shard: replicated(shard) and not lost(shard))
+        for each in ("s2", "s3"):
+            await cluster.until(each, replicated)
+        await cluster.end("s1")  # so the copy that was rebuilt is asked
+        await check_keys(http, cluster)
+
+
+async def test_a_copy_that_verifies_and_differs_is_found_by_comparison_set_aside_and_rebuilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = msgspec.structs.replace(test_node_failover.LIMITS, compare_every_s=0.5)
+    monkeypatch.setattr(test_node_failover, "LIMITS", often)
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        await cluster.until_replicated()
+        await put_keys(http, cluster)
+        (copy,) = (await cluster.shard("s1")).replicas
+        await cluster.end(copy.node)
+        stem = tmp_path / copy.node / f"shard-s1.copy-{copy.node}"
+        with closing(sqlite3.connect(f"{stem}.db")) as connection:
+            assert connection.execute("DELETE FROM rows WHERE kind = 'value'").rowcount
+            connection.commit()
+        cluster.start_node(copy.node)
+        lost = has_copy(copy.copy_id)
+        await cluster.until("s1", lambda shard: replicated(shard) and not lost(shard))
+        assert list(stem.parent.glob("shard-s1.copy-*.db.damaged"))
         for each in ("s2", "s3"):
             await cluster.until(each, replicated)
         await cluster.end("s1")  # so the copy that was rebuilt is asked

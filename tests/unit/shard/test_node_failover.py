@@ -14,6 +14,7 @@ import msgspec
 
 from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig, ShardConfig
 from kvstore.controller import app as controller_app
+from kvstore.environment import StopAsked
 from kvstore.placement.cluster_map import ClusterMap, Shard
 from kvstore.placement.map_format import decode_map
 from kvstore.router import serve as router_process
@@ -40,7 +41,7 @@ class Cluster:
         self.url, self._join = f"http://127.0.0.1:{router}", f"http://127.0.0.1:{controller}"
         self.folder = folder
         self._http = http
-        self._running: dict[str, tuple[asyncio.Task[None], asyncio.Event]] = {}
+        self._running: dict[str, tuple[asyncio.Task[None], StopAsked]] = {}
 
     def start(self) -> None:
         listen = self.config.controllers[0].listen
@@ -58,13 +59,16 @@ class Cluster:
         self._begin(node, partial(shard_app.serve, shard_id=node, listen=listen, **kept))
 
     def _begin(self, name: str, serve: Callable[..., Coroutine[Any, Any, None]]) -> None:
-        stop = asyncio.Event()
+        stop = StopAsked()
         self._running[name] = asyncio.create_task(serve(stop=stop)), stop
 
-    async def end(self, name: str) -> None:
-        """Raises what the process part raised."""
+    async def end(self, name: str, *, at_once: bool = True) -> None:
+        """Raises what the process part raised. `at_once`: without having others take over first."""
         task, stop = self._running.pop(name)
-        stop.set()
+        if at_once:
+            stop.ask_at_once()
+        else:
+            stop.ask()
         await task
 
     async def end_all(self) -> None:
@@ -140,6 +144,40 @@ async def test_a_node_goes_and_its_shard_is_served_elsewhere_with_all_that_was_a
         assert before.primary.copy_id in (again.replicas[0].copy_id, again.primary.copy_id), "the files it had"
         async with http.get(f"{cluster.url}/v1/kv/k0") as answer:
             assert await answer.text() == "newer"
+
+
+async def test_a_node_that_is_to_stop_has_handed_on_what_it_serves_when_it_ends(tmp_path: Path) -> None:
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        await cluster.until_replicated()
+        names = ["a", "b", "c", "d", "e", "f"]  # of locks, some of them of each shard
+        held = [await _acquired(http, cluster, name) for name in names]
+        waiting = [asyncio.create_task(_acquired(http, cluster, name, wait=30)) for name in names]
+        async with asyncio.timeout(PATIENCE_S):
+            while not all([await _waiting(http, cluster, name) for name in names]):
+                await asyncio.sleep(0.02)
+        async with asyncio.timeout(PATIENCE_S):
+            await cluster.end("s1", at_once=False)
+        for each in ("s1", "s2", "s3"):
+            shard = await cluster.shard(each)
+            assert shard.primary.node != "s1"
+            assert ("s1", "in-sync") not in [(copy.node, copy.state) for copy in shard.replicas]
+        async with http.get(f"{cluster.url}/v1/changes") as answer:
+            assert {change["kind"] for change in (await answer.json())["items"]} == {"promote"}
+        for name, token in zip(names, held, strict=True):
+            url = f"{cluster.url}/v1/locks/{name}"
+            async with http.delete(url, headers={"Lock-Token": str(token)}):
+                pass
+        assert all(later > token for later, token in zip(await asyncio.gather(*waiting), held, strict=True))
+
+
+async def _acquired(http: aiohttp.ClientSession, cluster: Cluster, name: str, wait: int = 0) -> int:
+    async with http.post(f"{cluster.url}/v1/locks/{name}", json={"ttl": 600, "wait": wait}) as answer:
+        return int((await answer.json())["token"])
+
+
+async def _waiting(http: aiohttp.ClientSession, cluster: Cluster, name: str) -> int:
+    async with http.get(f"{cluster.url}/v1/locks/{name}") as answer:
+        return int((await answer.json())["waiting"])
 
 
 async def test_copies_are_set_aside_when_the_number_of_replicas_is_lowered(tmp_path: Path) -> None:

@@ -47,41 +47,62 @@ async def test_a_quick_disk_is_synced_on_the_loop_again_however_slow_the_threads
 class Windows(Environment):
     """Each wait of the applier ends at once, after so many rows as the next entry of `coming` says were written."""
 
-    def __init__(self, coming: list[int]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.coming = coming
+        self.coming: list[int] = []
         self.store: Store | None = None
-        self.is_over = asyncio.Event()
         self._number = 0
 
     async def wait_for(self, event: Awaitable[Any], seconds: float) -> bool:
-        if self.store is None or seconds != self.store.tables.limits.apply_delay_s:
+        if not self.coming or seconds != 0.05:
             return await super().wait_for(event, seconds)
-        if not self.coming:
-            self.is_over.set()
-            return await super().wait_for(event, 3600)
         asyncio.ensure_future(event).cancel()
         for _ in range(self.coming.pop(0)):
-            self._number += 1
-            await ask(self.store, Put(self._number, f"key-{self._number}", b""))
+            await self.write_row()
         return False
+
+    async def write_row(self) -> None:
+        assert self.store is not None
+        self._number += 1
+        await ask(self.store, Put(self._number, f"key-{self._number}", b""))
 
 
 async def test_rows_gather_while_many_come_and_are_applied_at_once_when_few_do(tmp_path: Path) -> None:
-    environment, applied = Windows([30, 30, 30, 1, 2, 3]), list[int]()
-    async with opened(tmp_path, environment) as store:
-        engine = store.tables.engine
-        apply = engine.apply
+    environment, applied = Windows(), asyncio.Queue[int]()
+    async with opened(tmp_path, environment, apply_delay_s=0.05) as store:
+        environment.store, apply = store, store.tables.engine.apply
+        await store.applier.flush()
 
         async def counted(application: Application) -> None:
-            applied.append(len(application.rows))
+            applied.put_nowait(len(application.rows))
             await apply(application)
 
-        engine.apply = counted  # type: ignore[method-assign]
-        environment.store = store
-        await ask(store, Put(0, "key-0", b""))
+        store.tables.engine.apply = counted  # type: ignore[method-assign]
+        for coming in ([30, 30, 30, 1], [2]):
+            environment.coming = [*coming]
+            await environment.write_row()
+            rows = 0
+            async with asyncio.timeout(60):
+                while rows < sum(coming):
+                    rows = await applied.get()
+            assert rows in (sum(coming), sum(coming) + 1), "the first row may have been applied before"
+
+
+async def test_a_sweep_that_finds_nothing_leaves_rows_to_gather(tmp_path: Path) -> None:
+    swept = asyncio.Event()
+    async with opened(tmp_path, apply_delay_s=3600.0, expiry_sweep_s=0.01) as store:
+        due, sweeps = store.tables.engine.due, 0
+
+        async def counted(*args: Any) -> Any:
+            nonlocal sweeps
+            sweeps += 1
+            if sweeps >= 3:
+                swept.set()
+            return await due(*args)
+
+        await store.applier.flush()
+        await ask(store, Put(1, "key", b""))
+        store.tables.engine.due = counted  # type: ignore[method-assign]
         async with asyncio.timeout(60):
-            await environment.is_over.wait()
-    gathered = [rows for rows in applied if rows > 1]  # the first row may have been applied before
-    assert gathered[0] in (91, 92)
-    assert gathered[1:3] == [2, 3]
+            await swept.wait()
+        assert store.tables.memtable.unapplied_count == 1

@@ -58,7 +58,7 @@ class Primary:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "shard-s1.db"
         self.environment = Turned()
-        self.limits = Limits(disk_reserve_bytes=1, log_segment_bytes=4 << 20)
+        self.limits = Limits(disk_reserve_bytes=1, log_segment_bytes=4 << 20, verify_share=1.0)
         self.copies: dict[str, StoreCopy] = {}
         self.wires: list[QueueWire] = []
         self.sessions: list[Session] = []

@@ -183,6 +183,24 @@ async def test_a_client_that_takes_nothing_has_to_go_when_others_wait_for_room(m
     assert await read_all(other) > 6 * MIB
 
 
+async def test_of_many_clients_that_take_nothing_few_are_cut_off_in_one_turn(make_site: Callable[..., Any]) -> None:
+    """Else all that they held is freed, and given to all who wait, before anybody else has a turn."""
+    site = await make_site(answer_bytes_in_flight_max=100 * MIB, answer_stall_s=0.3, answer_wait_s=WAIT_S)
+    for _ in range(10):
+        await site.send(await site.connect(), GET % (b"value/%d" % (8 * MIB)))
+    await until(lambda: site.account.under_way_bytes == 80 * MIB and len(site.server.connections) == 10)
+    waiting = asyncio.create_task(site.account.reserve(90 * MIB))
+    lost, before = [], 10
+    async with asyncio.timeout(WAIT_S):
+        while not waiting.done():
+            await asyncio.sleep(0)
+            lost.append(before - len(site.server.connections))
+            before -= lost[-1]
+    site.account.release(90 * MIB)
+    assert sum(lost) >= 8
+    assert max(lost) <= 2
+
+
 async def test_a_request_that_finds_no_room_in_time_is_429(make_site: Callable[..., Any]) -> None:
     site = await make_site(answer_bytes_in_flight_max=24 * MIB, answer_stall_s=60.0, answer_wait_s=0.1)
     idle = await site.connect()

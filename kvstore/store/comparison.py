@@ -1,0 +1,150 @@
+"""The rows of a store's copies, compared with its own in the background.
+
+Owns: when and how fast partitions are compared; what follows where rows differ though both sides verify.
+Promises: both digests are of the state as of one record, so writes that go on are no difference. A round begins every
+`compare_every_s`, and takes at most `verify_share` of the time. A copy that differs is told so, and is rebuilt: what
+the primary has is what clients were answered. But where the primary's own rows do not verify it is the one that is
+damaged; and where two or more copies agree with one another, and not with the primary, nothing is changed: a majority
+is no proof, a person decides.
+Leaves to others: digests (`storage.digests`), the copy's side (`replication.serving`), what becomes of a copy that is
+not used any more (shard, controller).
+
+    apply all that is visible ─> digest as of record n ──Compare(n, partitions)──> applies up to n ─> digest
+                                          equal? <───────────Compared(digest)────────────┘
+         many partitions differ ─> one by one ─> own rows verify? ─> Differs(n, partition) ──> set aside, rebuilt
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import NamedTuple
+
+from kvstore.errors import DataCorrupt, KvError
+from kvstore.replication.copy_link import CopyLink
+from kvstore.storage.engine import Digest
+from kvstore.storage.verification import VerifyQuery
+from kvstore.store.applier import Applier
+from kvstore.store.pacing import pause_s
+from kvstore.store.tables import Tables
+from kvstore.store.verification import home_in
+
+log = logging.getLogger(__name__)
+
+_GROUP = 64  # partitions that are compared at once
+_ROWS_MAX = 250
+_TRIES = 3
+_RETRY_S = 0.2
+
+
+class _Compared(NamedTuple):
+    """As of record `number`: the primary's digest, and that of each copy that told one."""
+
+    number: int
+    ours: Digest
+    theirs: dict[CopyLink, Digest]
+
+    @property
+    def wrong(self) -> list[CopyLink]:
+        return [link for link, digest in self.theirs.items() if digest != self.ours]
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether all copies, two at least, agree with one another and not with the primary."""
+        told = list(self.theirs.values())
+        return len(told) > 1 and told.count(told[0]) == len(told) and told[0] != self.ours
+
+
+class Comparison:
+    """`disputed`: partitions that are the same in all copies, and not at the primary, as the last round found."""
+
+    def __init__(self, tables: Tables, applier: Applier) -> None:
+        self._tables = tables
+        self._applier = applier
+        self.disputed: frozenset[int] = frozenset()
+
+    async def run(self) -> None:
+        """Compare round after round, for ever."""
+        tables = self._tables
+        while True:
+            await tables.environment.sleep(tables.limits.compare_every_s)
+            try:
+                await self.round()
+            except DataCorrupt as damage:
+                tables.verification.found(damage)
+            except KvError as error:  # such as a full disk
+                log.info("the copies are compared another time: %s", error.detail)
+
+    async def round(self) -> None:
+        """Compare all partitions once. Raises DataCorrupt where the own rows cannot be read, TryLater."""
+        tables = self._tables
+        count, disputed = len(tables.served.generations), set[int]()
+        for first in range(0, count, _GROUP):
+            if not self._links():
+                return
+            started_s = tables.environment.monotonic_s()
+            disputed |= await self._look(range(first, min(first + _GROUP, count)))
+            took_s = tables.environment.monotonic_s() - started_s
+            await tables.environment.sleep(pause_s(took_s, tables.limits.verify_share))
+        self.disputed = frozenset(disputed)
+        tables.stats.compared_rounds += 1
+
+    def _links(self) -> list[CopyLink]:
+        sender = self._tables.sender
+        return sender.in_sync_links() if sender is not None and sender.serves else []
+
+    async def _look(self, partitions: range) -> set[int]:
+        """Those of them that are disputed."""
+        found = await self._compare(partitions)
+        if not found.wrong:
+            return set()
+        if len(partitions) == 1:
+            return await self._judge(partitions[0], found)
+        disputed = set[int]()
+        for partition in partitions:
+            disputed |= await self._look(range(partition, partition + 1))
+        return disputed
+
+    async def _compare(self, partitions: range) -> _Compared:
+        tables = self._tables
+        for _ in range(_TRIES):
+            links = self._links()
+            await self._applier.flush()
+            number, ours = await tables.engine.digest(frozenset(partitions))
+            told = await asyncio.gather(*(link.compare(number, list(partitions)) for link in links))
+            theirs = {link: digest for link, digest in zip(links, told, strict=True) if digest is not None}
+            if len(theirs) == len(links):
+                break
+            await tables.environment.sleep(_RETRY_S)  # a copy was beyond that record, or its connection was lost
+        return _Compared(number, ours, theirs)
+
+    async def _judge(self, partition: int, found: _Compared) -> set[int]:
+        tables = self._tables
+        if (fault := await self._own_fault(partition)) is not None:
+            tables.verification.found(DataCorrupt(f"{fault[:1].upper()}{fault[1:]}."))
+            return set()
+        if found.is_disputed:
+            log.error(
+                "partition %d is the same in all copies, and not here, as of record %d, though all verify: nothing is "
+                "changed, a person decides", partition, found.number,
+            )  # fmt: skip
+            return {partition}
+        for link in found.wrong:
+            log.error(
+                "partition %d of the copy on node %s is not what it is here, as of record %d, though both verify: that "
+                "copy is rebuilt", partition, link.node, found.number,
+            )  # fmt: skip
+            tables.stats.copies_differed += 1
+            await link.tell_it_differs(found.number, partition)
+        return set()
+
+    async def _own_fault(self, partition: int) -> str | None:
+        """What is wrong with the rows here."""
+        after, more = 0, True
+        while more:
+            query = VerifyQuery(partition, after, _ROWS_MAX, home_in(len(self._tables.served.generations)))
+            page = await self._tables.engine.verify(query)
+            if page.faults:
+                return page.faults[0].detail
+            after, more = page.after, page.more
+        return None
