@@ -89,6 +89,7 @@ class StoreCopy:
         now = environment.boottime_s()
         self._given = lease.granted_at_start(logged, identity.copy_id, identity.promised, now, times.lease_s)
         self._heard_at = now
+        self._is_promising = False  # for its own opening
         self._applying = asyncio.Lock()  # held by what changes the engine
         self._learned = asyncio.Event()
         self._cleaned_floor = 0  # no tombstone up to that sequence is left in the file
@@ -188,14 +189,20 @@ class StoreCopy:
             return Told(hello, position, applied, known, self.is_filling, self.snapshot)
 
     async def promise(self, term: int) -> bool:
-        """Promise the term for an opening of this very copy; False if one at least as high is promised.
+        """Promise the term for an opening of this very copy; False if one at least as high is promised, or what it has
+        granted has not run out.
 
-        Raises TryLater, OSError.
+        While the promise is written the old primary's session goes on: it is granted nothing more. Raises TryLater,
+        OSError.
         """
         async with self._log.turn:
-            if term <= self._following.promised:
+            if term <= self._following.promised or not self.may_be_promoted():
                 return False
-            await self._write(self._identity._replace(promised=term))
+            self._is_promising = True
+            try:
+                await self._write(self._identity._replace(promised=term))
+            finally:
+                self._is_promising = False
             return True
 
     async def position(self) -> Position:
@@ -304,7 +311,9 @@ class StoreCopy:
     def beacon(self, named: Session) -> bool:
         """Grant the primary its lease; False: the beacon is not answered."""
         now = self._environment.boottime_s()
-        if not lease.grants(self._following, named, self._log.sync_since, now, self._times.disk_stall_s):
+        if self._is_promising or not lease.grants(
+            self._following, named, self._log.sync_since, now, self._times.disk_stall_s
+        ):
             return False
         self._heard_at = now
         self._given = lease.granted(self._given, now, self._times.lease_s)

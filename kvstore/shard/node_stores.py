@@ -31,6 +31,7 @@ class NodeStores:
     def __init__(self, around: Surroundings) -> None:
         self._around = around = around._replace(connect=self._connect)
         self.home = Resident(around.node_id, self._around)
+        self._identity: Identity | None = None
         self.by_shard: dict[str, Resident] = {around.node_id: self.home}
         self.cluster_map: ClusterMap | None = None
         self._tasks: dict[asyncio.Task[None], str] = {}
@@ -45,8 +46,7 @@ class NodeStores:
         out of the way.
         """
         await self.home.begin(partitions)
-        identity = self.home.identity
-        assert identity is not None
+        identity = self.identity
         for shard_id in self._around.folder.copies():
             resident = Resident(shard_id, self._around)
             try:
@@ -102,11 +102,11 @@ class NodeStores:
 
     @property
     def identity(self) -> Identity:
-        """Of the node's own store. Raises RuntimeError while its files change hands, for a moment."""
-        identity = self.home.identity
-        if identity is None:
-            raise RuntimeError("the files of the node's own store change hands")
-        return identity
+        """Of the node's own store; that which it had last, while its files change hands or once it was set aside."""
+        self._identity = self.home.identity or self._identity
+        if self._identity is None:
+            raise RuntimeError("the node's own store was not opened")
+        return self._identity
 
     @property
     def newest_map(self) -> ClusterMap | None:

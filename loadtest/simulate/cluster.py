@@ -32,7 +32,7 @@ from loadtest.simulate.servers import ControllerServer, RouterServer, Server
 SHARDS, ROUTERS = 4, 2
 SHARDS_MAX = 6
 LIMITS = Limits(
-    log_segment_bytes=160 * 1024,
+    log_segment_bytes=48 * 1024,
     disk_reserve_bytes=200 * 1024,
     cache_bytes_max=4000,
     page_bytes_max=4000,
@@ -55,6 +55,7 @@ LIMITS = Limits(
     snapshot_share=0.1,
     snapshot_page_rows_max=5,
     expiry_sweep_s=1.5,
+    down_out_s=4.0,
 )
 _RESTART_S = (0.01, 0.6)
 _LOOK_S = 0.2
@@ -160,21 +161,27 @@ class Cluster:
         cluster_map = self.stored_map
         if cluster_map is None:
             return False
-        wanted = min(cluster_map.replicas, len(cluster_map.nodes))
+        wanted = min(cluster_map.replicas, sum(not node.given_up for node in cluster_map.nodes))
         for shard in cluster_map.shards:
             in_sync = [(each.node, each.copy_id) for each in shard.replicas if each.state == "in-sync"]
             places = [(shard.primary.node, shard.primary.copy_id), *in_sync]
-            if len(places) < wanted or not all(self._has(node, shard.id, copy_id) for node, copy_id in places):
+            if len(places) < wanted or not all(self.has(node, shard.id, copy_id) for node, copy_id in places):
                 return False
         return True
 
-    def _has(self, node: str, shard_id: str, copy_id: str) -> bool:
+    def has(self, node: str, shard_id: str, copy_id: str) -> bool:
+        """Whether the process of that node runs, and has that copy."""
         resident = self.resident(node, shard_id)
         return resident is not None and resident.copy_id == copy_id
 
     def resident(self, node: str, shard_id: str) -> Resident | None:
         """The store of that shard in the process of that node, if it runs and has it."""
         return self.invariants.resident(node, shard_id)
+
+    def bring_back(self, node: NodeServer) -> None:
+        """It was to stay dead, and is to run again."""
+        node.wanted = True
+        self.loop.create_task(self._keep(node))
 
     def add_shard(self) -> str | None:
         """A new one, with an empty disk, which asks to join; None if there are enough."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from kvstore import failpoints
 from kvstore.controller.service import ClusterService
 from kvstore.errors import KvError
 from loadtest.simulate.cluster import SHARDS_MAX, Cluster
+from loadtest.simulate.copy_faults import depose, die, interrupt
 from loadtest.simulate.disk import keep_all, lose_all
 from loadtest.simulate.node import NodeServer
 from loadtest.simulate.servers import Server
@@ -30,11 +32,14 @@ NEMESES: dict[str, tuple[str, ...]] = {
     "network": ("cut", "cut one way", "isolate", "reset", "slow link", "messages come twice"),
     "disk": ("sync fails", "slow disk", "disk full", "flip a bit"),
     "lose": ("lose a disk",),
+    "copies": ("depose", "interrupt a snapshot", "die"),
     "clock": ("wall clock jumps",),
     "store": ("map store away", "lose the record"),
     "change": ("add a shard", "remove a shard", "weigh a shard", "plan again", "cancel the moves", "leave behind"),
 }
+ONLY_WITH_COPIES = ("copies",)
 _WEIGHTS = {
+    "depose": 3, "interrupt a snapshot": 2, "die": 2,
     "kill at a failpoint": 4, "reset": 2, "wall clock jumps": 2, "add a shard": 2, "remove a shard": 2,
     "weigh a shard": 2, "leave behind": 2, "lose a disk": 2,
 }  # fmt: skip
@@ -82,7 +87,8 @@ class Nemesis:
             "weigh a shard": self._weigh, "plan again": self._plan, "leave behind": self._leave_behind,
             "messages come twice": self._double, "lose a disk": self._lose_disk,
             "lose the record": self._lose_record,
-            "cancel the moves": self._cancel,
+            "cancel the moves": self._cancel, "depose": partial(depose, cluster),
+            "interrupt a snapshot": partial(interrupt, cluster), "die": partial(die, cluster),
         }  # fmt: skip
 
     async def run(self, begin_s: float) -> None:
@@ -225,10 +231,13 @@ class Nemesis:
         self._node(rng).sync_fails = True
 
     async def _slow_disk(self, rng: random.Random) -> None:
-        environment = self._node(rng).environment
-        environment.sync_s = rng.choice((0.005, 0.02, 0.1))
+        """At the end, often, the power is cut while something is not synced that others have."""
+        node = self._node(rng)
+        node.environment.sync_s = rng.choice((0.005, 0.02, 0.1))
         await asyncio.sleep(rng.uniform(0.1, 3.0))
-        environment.sync_s = _SYNC_S
+        if rng.random() < 0.5:
+            node.cut_power(_fate(rng))
+        node.environment.sync_s = _SYNC_S
 
     async def _fill(self, rng: random.Random) -> None:
         node = self._node(rng)

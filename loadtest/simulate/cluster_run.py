@@ -21,7 +21,7 @@ from kvstore import failpoints
 from loadtest.histories.verdict import CLOSING, OPENING, judge
 from loadtest.simulate.cluster import Cluster, Errors
 from loadtest.simulate.cluster_clients import CLIENTS, Client, History
-from loadtest.simulate.cluster_faults import NEMESES, Fault, Nemesis, draw
+from loadtest.simulate.cluster_faults import NEMESES, ONLY_WITH_COPIES, Fault, Nemesis, draw
 from loadtest.simulate.ending import check_copies, is_replicated
 from loadtest.simulate.loop import Hang, SimulatedLoop
 from loadtest.simulate.machine import Violation
@@ -55,7 +55,7 @@ def simulate_cluster(
     began_s = time.process_time()
     loop = SimulatedLoop()
     loop.trace = trace
-    simulation = _Simulation(Cluster(loop, seed, replicas), seconds, list(nemeses), cut)
+    simulation = _Simulation(Cluster(loop, seed, replicas), seconds, possible(nemeses, replicas), cut)
     cluster, errors = simulation.cluster, Errors(simulation.cluster)
     log = logging.getLogger("kvstore")
     before = log.propagate, log.level
@@ -83,9 +83,14 @@ def simulate_cluster(
     )  # fmt: skip
 
 
-def scheduled(seed: int, seconds: float, nemeses: Iterable[str]) -> int:
+def possible(nemeses: Iterable[str], replicas: int) -> list[str]:
+    """Those of them that do anything with so many copies."""
+    return [each for each in nemeses if replicas > 1 or each not in ONLY_WITH_COPIES]
+
+
+def scheduled(seed: int, seconds: float, nemeses: Iterable[str], replicas: int = 1) -> int:
     """How many faults the schedule of that seed has."""
-    return len(_schedule(seed, seconds, nemeses)[1])
+    return len(_schedule(seed, seconds, possible(nemeses, replicas))[1])
 
 
 def _schedule(seed: int, seconds: float, nemeses: Iterable[str]) -> tuple[bool, list[Fault]]:
@@ -166,7 +171,7 @@ class _Simulation:
     async def _end(self) -> None:
         while not is_replicated(self.cluster):  # noqa: ASYNC110 (it asks again)
             await asyncio.sleep(0.1)
-        await check_copies(self.cluster)
+        check_copies(self.cluster)
         self._loop.note("all copies are in sync, and alike")
 
     def _judge(self) -> str:

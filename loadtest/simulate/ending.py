@@ -8,19 +8,14 @@ Leaves to others: when that is looked at (`cluster_run`), what the rows should b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import takewhile
 
 from kvstore.placement.cluster_map import Shard
 from kvstore.shard.resident import Resident
-from kvstore.storage.engine import Engine, RowKey
+from kvstore.storage.engine import Engine
 from kvstore.storage.log import Log
-from kvstore.storage.replay import replay
-from kvstore.storage.rows import Row
 from loadtest.simulate.cluster import Cluster
-from loadtest.simulate.engine import SimulatedEngine
+from loadtest.simulate.held_rows import differences, held
 from loadtest.simulate.machine import Violation
-
-_SHOWN_MAX = 3
 
 
 def is_replicated(cluster: Cluster) -> bool:
@@ -28,14 +23,14 @@ def is_replicated(cluster: Cluster) -> bool:
     return cluster.is_whole() and all(_is_even(cluster, shard) for shard in _shards(cluster))
 
 
-async def check_copies(cluster: Cluster) -> None:
+def check_copies(cluster: Cluster) -> None:
     """All rows of each copy in sync, beside those of its primary. Raises Violation."""
     for shard in _shards(cluster):
         (_, primary, log), *copies = list(_places(cluster, shard))
         number = log.last.number
-        expected = await held(primary, log, number)
+        expected = held(primary, log, number)
         for node, engine, copied in copies:
-            if wrong := differences(expected, await held(engine, copied, number)):
+            if wrong := differences(expected, held(engine, copied, number)):
                 raise Violation(f"the copy of {shard.id} on {node} differs, as of record {number}: {wrong}")
 
 
@@ -64,19 +59,3 @@ def _file_and_log(resident: Resident) -> tuple[Engine, Log] | None:
         tables = resident.hosted.store.tables
         return tables.engine, tables.log
     return (resident.copy.engine, resident.copy.log) if resident.copy is not None else None
-
-
-async def held(engine: Engine, log: Log, number: int) -> dict[RowKey, Row]:
-    """The rows as of that record, without what is stamped differently on each copy."""
-    assert isinstance(engine, SimulatedEngine)
-    whole = engine.copied()
-    entries = takewhile(lambda entry: entry.number <= number, log.entries(engine.applied.position.number))
-    await replay(whole, list(entries))
-    return {(row.kind, row.key): row._replace(sequence=0) for row in whole._all() if not row.is_tombstone}
-
-
-def differences(expected: dict[RowKey, Row], found: dict[RowKey, Row]) -> str:
-    """Empty if there are none."""
-    wrong = [key for key in sorted(expected.keys() | found.keys()) if expected.get(key) != found.get(key)]
-    shown = "; ".join(f"{found.get(key)} instead of {expected.get(key)}" for key in wrong[:_SHOWN_MAX])
-    return f"{len(wrong)} rows: {shown}" if wrong else ""

@@ -6,8 +6,9 @@ Leaves to others: whose event it was (`cluster`), what clients see (`loadtest.hi
 
     a store        applied <= visible <= durable, visible <= committed; versions, sequences, floors never fall
     partitions     one owner that may answer; a store is served in a term by one process of one copy
-    copies         have promised what they follow, and never less than before
-    configuration  terms rise; only a copy in sync is promoted; each one in sync has on disk all that is committed
+    copies         have promised what they follow, and never less than before; a snapshot ends with the primary's rows
+    configuration  terms rise; only a copy in sync is promoted; each one in sync has on disk all that is committed;
+                   a term begins with all records of each copy in sync
     lease          while another copy opens a higher term, no primary may answer
 """
 
@@ -17,8 +18,11 @@ from collections.abc import Callable, Mapping
 
 from kvstore.placement.cluster_map import ClusterMap, Shard
 from kvstore.replication.copy import StoreCopy
+from kvstore.replication.shipping import Shipping
 from kvstore.shard.resident import Resident
+from kvstore.storage.segments import Position
 from kvstore.store.store import Store
+from loadtest.simulate.held_rows import differences, held
 from loadtest.simulate.machine import Violation
 from loadtest.simulate.node import NodeServer
 
@@ -39,6 +43,8 @@ class Invariants:
         self._without_copies: dict[tuple[str, int], None] = {}  # stores and terms in which some map named no copy
         self._floors: dict[tuple[Place, str], tuple[int, int, int]] = {}  # what the clocks of a store there have shown
         self._seen: dict[Place, object] = {}  # of stores, when they were looked at last
+        self._files: dict[str, tuple[object, object, Position]] = {}  # by copy: its file, the session, the record
+        self._filling: dict[str, None] = {}  # copies that get a snapshot
         self._followed: dict[str, object] = {}  # by copy, when it was looked at last
         self._promised: dict[str, int] = {}  # by copy
         self._committed: dict[str, int] = {}  # by copy of a primary
@@ -68,9 +74,11 @@ class Invariants:
                 continue
             place, store = (server.name, shard_id), hosted.store
             self._check_store(place, store)
-            if not hosted.is_open:
-                continue
             tables = store.tables
+            if not hosted.is_open:
+                if tables.sender is not None:
+                    self._check_opening(shard_id, tables.sender.shipping)
+                continue
             if tables.served is not self._looked_at.get(place) and tables.may_answer():
                 self._looked_at[place] = tables.served
                 self._note_served(place, store)
@@ -96,6 +104,11 @@ class Invariants:
             self._floors[of] = now
 
     def _check_copy(self, shard_id: str, copy: StoreCopy) -> None:
+        if copy.is_filling:
+            self._filling[copy.identity.copy_id] = None
+        elif self._filling.pop(copy.identity.copy_id, self) is None:
+            self._check_filled(shard_id, copy)
+        self._check_file(shard_id, copy)
         following = copy.following
         if following is self._followed.get(following.copy_id):
             return
@@ -106,6 +119,34 @@ class Invariants:
         self._promised[copy_id] = promised
         if following.session is not None and following.session.term != promised:
             raise Violation(f"copy {copy_id} of {shard_id} follows term {following.session.term}, promised {promised}")
+
+    def _check_file(self, shard_id: str, copy: StoreCopy) -> None:
+        """In one session, the file of a copy goes from record to record, and never back."""
+        copy_id, now = copy.identity.copy_id, (copy.engine, copy.following.session, copy.engine.applied.position)
+        before = self._files.get(copy_id)
+        self._files[copy_id] = now
+        if before is None or now[1] is None or before[0] is not now[0] or before[1] is not now[1]:
+            return
+        if now[2].number < before[2].number:
+            raise Violation(
+                f"the file of copy {copy_id} of {shard_id} went from record {before[2].number} back to {now[2].number}"
+            )
+
+    def _check_filled(self, shard_id: str, copy: StoreCopy) -> None:
+        """A snapshot has become good: the copy has the rows of its primary, as of a record that both have."""
+        cluster_map, named = self._stored_map(), copy.following.session
+        shard = cluster_map.shard(shard_id) if cluster_map is not None else None
+        resident = self.resident(shard.primary.node, shard_id) if shard is not None else None
+        tables = resident.hosted.store.tables if resident is not None and resident.hosted is not None else None
+        if named is None or tables is None or tables.sender is None or tables.sender.shipping.start != named.start:
+            return
+        number = min(copy.log.last.number, tables.log.last.number)
+        if number < max(copy.engine.applied.position.number, tables.engine.applied.position.number):
+            return
+        if wrong := differences(held(tables.engine, tables.log, number), held(copy.engine, copy.log, number)):
+            raise Violation(
+                f"the copy {copy.identity.copy_id} of {shard_id} is filled, and has, as of {number}, {wrong}"
+            )
 
     # --- primaries
 
@@ -171,6 +212,23 @@ class Invariants:
             opening = self._opened_beside(shard_id, store.identity.store_id, shipping.config.term)
             if opening and store.tables.may_answer():
                 raise Violation(f"{shard_id} may be answered in term {shipping.config.term} while {opening}")
+
+    def _check_opening(self, shard_id: str, shipping: Shipping) -> None:
+        """No copy in sync that has promised the term has a record of an older one which the new term is without."""
+        for replica in shipping.config.in_sync:
+            guest = self.resident(replica.node, shard_id)
+            copy = guest.copy if guest is not None else None
+            if copy is None or (copy.following.copy_id, copy.following.promised) != (
+                replica.copy_id,
+                shipping.config.term,
+            ):
+                continue
+            last = copy.log.last
+            if last.number >= shipping.opening and last.term < shipping.config.term:
+                raise Violation(
+                    f"term {shipping.config.term} of {shard_id} is opened by record {shipping.opening}, and the copy in"
+                    f" sync on {replica.node} has record {last.number} of term {last.term}"
+                )
 
     def _opened_beside(self, shard_id: str, store_id: str, term: int) -> str:
         """Which node opens that store in a higher term."""

@@ -142,7 +142,9 @@ class SimulatedFolder:
 
     def _place(self, path: Path, identity: Identity) -> Place:
         async def opened() -> SimulatedEngine:
-            engine = self.engines[path]
+            engine = self.engines.get(path)
+            if engine is None:
+                raise DataCorrupt(f"{path} is not there")
             engine.environment = self.environment
             return engine
 

@@ -57,7 +57,7 @@ class Plan(NamedTuple):
         def fails(cut: Cut) -> bool:
             return way_of(self._replace(cut=cut).run(failed.seed)) == way
 
-        count = scheduled(failed.seed, self.seconds, self.nemeses)
+        count = scheduled(failed.seed, self.seconds, self.nemeses, self.replicas)
         return self._replace(cut=shrink(fails, count, CLIENTS, _SHRINK_RUNS_MAX))
 
     def command(self, seed: int) -> str:

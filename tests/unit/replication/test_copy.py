@@ -240,6 +240,7 @@ async def test_a_promise_is_durable_before_the_hello_is_answered() -> None:
     with pytest.raises(Deposed) as error:
         await Primary(term=6).greet(again)
     assert error.value.promised == 7
+    node.machine.now_s += 2.0  # until what it may have granted has run out
     assert await again.promise(8)
     assert not await again.promise(8)
     assert (await node.restart()).following.promised == 8
@@ -415,6 +416,32 @@ async def test_a_copy_that_granted_takes_no_promotion_until_that_has_run_out() -
     node.machine.now_s += 0.1
     assert again.may_be_promoted()
     assert again.silent_s == pytest.approx(1.1)
+
+
+async def test_a_copy_promises_nothing_to_itself_once_it_has_granted_after_it_was_asked() -> None:
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    await primary.join(copy)
+    assert copy.may_be_promoted()
+    assert copy.beacon(primary.session(copy))
+    assert not await copy.promise(8)
+    node.machine.now_s += 2.0
+    assert await copy.promise(8)
+
+
+async def test_a_copy_grants_nothing_while_a_promise_to_itself_is_written() -> None:
+    """Its primary could answer reads while the copy opens a higher term."""
+    node, primary = Node(), Primary()
+    node.machine = machine = Threads()
+    copy = await node.make()
+    await primary.join(copy)
+    machine.let_go.clear()
+    promising = asyncio.ensure_future(copy.promise(8))
+    await asyncio.sleep(0.01)
+    assert copy.following.promised < 8
+    assert not copy.beacon(primary.session(copy))
+    machine.let_go.set()
+    assert await promising
 
 
 async def test_records_that_come_while_the_log_is_cut_are_not_appended() -> None:

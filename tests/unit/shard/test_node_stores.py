@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.shard.hosted import Surroundings
 from kvstore.shard.node_stores import NodeStores
+from kvstore.storage.engine import Identity
+
+
+def some_stores() -> NodeStores:
+    nothing = cast(Any, None)
+    return NodeStores(Surroundings("s1", nothing, Limits(), nothing, nothing, "", nothing, SYSTEM, nothing))
+
+
+async def test_a_node_says_whose_its_own_store_is_also_while_the_files_change_hands_and_once_it_was_set_aside() -> None:
+    stores = some_stores()
+    own = Identity("store", "c", "s1", 64)
+    stores.home = cast(Any, SimpleNamespace(identity=own))
+    assert stores.identity == own
+    stores.home = cast(Any, SimpleNamespace(identity=None))
+    assert stores.identity == own
 
 
 async def test_a_node_whose_last_store_has_gone_goes_on_telling_its_clock() -> None:
     """Its shard was given up while it was away, and no copy of another one has come here yet."""
-    nothing = cast(Any, None)
-    stores = NodeStores(
-        Surroundings("s1", nothing, Limits(), nothing, nothing, "", nothing, SYSTEM, nothing, lambda: None)
-    )
+    stores = some_stores()
     stores.by_shard.clear()
     assert stores.clock == 0
     assert stores.newest_map is None

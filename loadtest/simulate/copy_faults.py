@@ -1,0 +1,177 @@
+"""Faults that only a cluster with copies has: a primary that is deposed and does not know, a snapshot that another one
+begins anew, a node that stays dead.
+
+Owns: what happens in which order, watched for in the cluster, so that rules of copies are needed by it.
+Promises: each ends by itself, and leaves no link cut.
+Leaves to others: when they come (`cluster_faults`), what must hold (`invariants`, `ending`).
+
+    depose      the primary stands still, or is cut from the controller and its copies, until one is promoted; as soon
+                as that one has promised its term it is reached again, but the controller later; or both at once
+    interrupt   a page of a snapshot is held up on its way until another primary sends its own snapshot to that copy
+    die         a node is away for longer than `down_out_s`: it is given up, and comes back
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from kvstore.placement.cluster_map import Replica, Shard
+from kvstore.replication.copy import StoreCopy
+from kvstore.storage.engine import Engine
+from loadtest.simulate.cluster import Cluster
+from loadtest.simulate.network import Link
+
+T = TypeVar("T")
+
+_LOOK_S = 0.01
+_PROMOTED_S = 6.0
+_FILLING_S = 5.0
+_PAGE_S = 0.03  # what a page of the second snapshot takes
+
+
+async def depose(cluster: Cluster, rng: random.Random) -> None:
+    """The primary of some shard, as described above."""
+    shards = [shard for shard in _shards(cluster) if _in_sync(shard)]
+    if not shards:
+        return
+    shard = rng.choice(shards)
+    primary, own = shard.primary.node, cluster.controller.name
+    to_copies = _both_ways(primary, (each.node for each in shard.replicas))
+    to_controller = _both_ways(primary, [own])
+    stale = rng.choice(cluster.routers).name  # which does not hear of it, either
+    to_router = _both_ways(stale, [own]) if rng.random() < 0.5 else []
+    links = [*to_copies, *to_controller, *to_router]
+    slowed = [(each.node, own) for each in _in_sync(shard)]  # so that an opening takes a while
+    cluster.network.slow.update(dict.fromkeys(slowed, rng.uniform(0.05, 0.3)))
+    process = cluster.nodes[primary].process if primary in cluster.nodes else None
+    how = rng.choice(("stops", "returns", "is a copy at once"))
+    _cut(cluster, [*to_controller, *to_router] if how == "stops" else links)
+    if how == "is a copy at once":
+        await _until(lambda: _has_other_primary(cluster, shard), _PROMOTED_S)
+    else:
+        if how == "stops" and process is not None:
+            process.stands_still = True
+        await _until(lambda: _is_opened_elsewhere(cluster, shard), _PROMOTED_S)
+        if how == "stops" and process is not None:
+            cluster.loop.go_on(process)
+        _heal(cluster, to_copies, rng.choice((0.0, 1.0)))
+        await asyncio.sleep(rng.uniform(0.5, 3.0))
+    for link in slowed:
+        cluster.network.slow.pop(link, None)
+    _heal(cluster, links, rng.choice((0.0, 0.5, 1.0)))
+
+
+async def interrupt(cluster: Cluster, rng: random.Random) -> None:
+    """The snapshot that begins next where another copy can take over. That one serves for a while before it sends its
+    own, so that the page held up is of an older state."""
+    found = await _until(lambda: _filling(cluster), _FILLING_S)
+    if not found:
+        return
+    shard, node, before = found
+    primary, heirs = shard.primary.node, [each.node for each in _in_sync(shard)]
+    page, beside = (primary, node), _both_ways(node, heirs)
+    others = _both_ways(primary, [cluster.controller.name, *heirs])
+    _cut(cluster, [page, *others, *beside])
+    if await _until(lambda: _has_other_primary(cluster, shard), _PROMOTED_S):
+        await asyncio.sleep(rng.uniform(1.0, 3.0))
+    slowed = [(heir, node) for heir in heirs]
+    cluster.network.slow.update(dict.fromkeys(slowed, _PAGE_S))
+    _heal(cluster, beside, rng.choice((0.0, 1.0)))
+    await _until(lambda: _fills(cluster, shard.id, node, shard.term, before), _FILLING_S)
+    await asyncio.sleep(rng.uniform(0.0, 12 * _PAGE_S))
+    _heal(cluster, [page], 0.0)
+    await asyncio.sleep(rng.uniform(0.1, 2.0))
+    for link in slowed:
+        cluster.network.slow.pop(link, None)
+    _heal(cluster, others, rng.choice((0.0, 0.5, 1.0)))
+
+
+async def die(cluster: Cluster, rng: random.Random) -> None:
+    """Some node, unless that leaves a store without a copy in sync on a node that runs."""
+    names = [name for name, node in cluster.nodes.items() if node.is_alive and node.wanted]
+    if not names:
+        return
+    name = rng.choice(names)
+    if not all(_lives_without(cluster, shard, name) for shard in _shards(cluster)):
+        return
+    node = cluster.nodes[name]
+    assert node.process is not None
+    node.wanted = False
+    node.process.kill()
+    cluster.loop.note(f"{name} stays dead")
+    await asyncio.sleep(rng.choice((1.0, 1.5)) * node.limits.down_out_s)
+    if cluster.nodes.get(name) is node:
+        cluster.bring_back(node)
+
+
+def _shards(cluster: Cluster) -> list[Shard]:
+    return cluster.stored_map.shards if cluster.stored_map is not None else []
+
+
+def _in_sync(shard: Shard) -> list[Replica]:
+    return [each for each in shard.replicas if each.state == "in-sync"]
+
+
+def _has_other_primary(cluster: Cluster, shard: Shard) -> bool:
+    """Or it has left."""
+    now = cluster.stored_map.shard(shard.id) if cluster.stored_map is not None else None
+    return now is None or now.primary.node != shard.primary.node
+
+
+def _is_opened_elsewhere(cluster: Cluster, shard: Shard) -> bool:
+    """A copy has promised a higher term, most likely to itself."""
+    copies = (_copy(cluster, each.node, shard.id) for each in shard.replicas)
+    return any(copy is not None and copy.following.promised > shard.term for copy in copies)
+
+
+def _copy(cluster: Cluster, node: str, shard_id: str) -> StoreCopy | None:
+    resident = cluster.resident(node, shard_id)
+    return resident.copy if resident is not None else None
+
+
+def _filling(cluster: Cluster) -> tuple[Shard, str, Engine] | None:
+    """A shard with a copy that gets a snapshot, its node and file; another copy can take over."""
+    for shard in _shards(cluster):
+        for replica in shard.replicas:
+            copy = _copy(cluster, replica.node, shard.id)
+            if copy is not None and _in_sync(shard) and _fills(cluster, shard.id, replica.node):
+                return shard, replica.node, copy.engine
+    return None
+
+
+def _fills(cluster: Cluster, shard_id: str, node: str, above_term: int = 0, not_into: Engine | None = None) -> bool:
+    """Whether a snapshot of a higher term than that is on its way there, and into another file than that."""
+    copy = _copy(cluster, node, shard_id)
+    named = copy.following.session if copy is not None and copy.is_filling else None
+    return named is not None and named.term > above_term and copy is not None and copy.engine is not not_into
+
+
+def _lives_without(cluster: Cluster, shard: Shard, name: str) -> bool:
+    places = [(shard.primary.node, shard.primary.copy_id), *((each.node, each.copy_id) for each in _in_sync(shard))]
+    return any(node != name and cluster.has(node, shard.id, copy_id) for node, copy_id in places)
+
+
+def _both_ways(one: str, others: Iterable[str]) -> list[Link]:
+    return [link for other in others for link in ((one, other), (other, one))]
+
+
+def _cut(cluster: Cluster, links: list[Link]) -> None:
+    for link in links:
+        cluster.network.cut_link(link)
+
+
+def _heal(cluster: Cluster, links: list[Link], reset_share: float) -> None:
+    for link in links:
+        cluster.network.heal_link(link, reset_share)
+
+
+async def _until(look: Callable[[], T], seconds: float) -> T:
+    """What it finds, as soon as that is true, or in the end."""
+    left = int(seconds / _LOOK_S)
+    while not (found := look()) and left:
+        left -= 1
+        await asyncio.sleep(_LOOK_S)
+    return found
