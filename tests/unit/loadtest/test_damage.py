@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from loadtest.cluster.local import REPOSITORY
-from loadtest.damage.inject import PLACES, SHAPES, damage
 from loadtest.damage.clusters import damages
+from loadtest.damage.inject import PLACES, SHAPES, damage
 from loadtest.damage.verdicts import CORRUPT, EQUAL, LOST, VIOLATIONS, WRONG, Finding, Tally, table
 
 
@@ -48,10 +48,10 @@ def test_one_copy_of_a_shard_always_stays_whole_and_other_shards_are_left_alone(
 ) -> None:
     stems = ["shard-s1", "shard-s1.copy-s2", "shard-s1.copy-s3"][:replicas]
     found = set()
-    for number in range(60):
-        for stem in (*stems, "shard-s10", "shard-s2.copy-s1"):
+    for number in range(25):
+        for stem in (*stems, "shard-s10"):
             for name in ("db", "db-wal", "log.000001", "log.note", "id"):
-                (tmp_path / f"{stem}.{name}").write_bytes(b"\n" * 9000)
+                (tmp_path / f"{stem}.{name}").write_bytes(b"\n" * 5000)
         done = damages(tmp_path, "s1", replicas, random.Random(number))
         assert {each.file.partition(".db")[0].partition(".log")[0].removesuffix(".id") for each in done} <= {*stems}
         found.add(len({each.file for each in done}))
