@@ -114,7 +114,7 @@ async def to_its_end(environment: Environment, work: Coroutine[Any, Any, T]) -> 
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait((task,))
         if not task.cancelled():
-            task.exception()  # what went wrong concerns nobody any more
+            task.exception()  # what went wrong concerns no caller any more
         raise
 
 

@@ -15,7 +15,7 @@ _BY_CODE: dict[str, type[KvError]] = {}
 
 
 class KvError(Exception):
-    """Base of all errors. `detail` says what happened to whom; `members` is what a program needs to react.
+    """Base of all errors. `detail` says what happened to what; `members` is what a program needs to react.
 
     Class attributes: `status` (HTTP), `code` (stable, kebab-case), `title`, `retryable`, `next_step`.
     """

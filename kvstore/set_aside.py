@@ -59,11 +59,18 @@ def finish(path: Path) -> Path | None:
     return removed
 
 
+def names_for(first: str) -> Iterator[str]:
+    """The names for what is set aside, one after the other: the first, then the same with `.1`, `.2`, and so on."""
+    yield first
+    for number in itertools.count(1):
+        yield f"{first}.{number}"
+
+
 def _make_room(removed: Path) -> None:
     """What has that name gets the next number that is free."""
-    if not removed.exists():
+    free = next(path for name in names_for(removed.name) if not (path := removed.with_name(name)).exists())
+    if free == removed:
         return
-    free = next(path for n in itertools.count(1) if not (path := removed.with_name(f"{removed.name}.{n}")).exists())
     for beside in _belonging(removed.parent, removed.name):
         beside.rename(removed.with_name(free.name + beside.name.removeprefix(removed.name)))
     for suffix in (*_BESIDE, ""):

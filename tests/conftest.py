@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 import signal
+import tempfile
 
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says something about the machine, and nothing about the code.
 settings.register_profile("kvstore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kvstore")
+
+
+def _keep_compiled_modules() -> None:
+    """Where Python is not to write beside its modules, each of the many processes that are started would compile them
+    all again. They share a folder of this run instead, and so do its workers, which inherit the variable.
+    """
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", "") and "PYTHONPYCACHEPREFIX" not in os.environ:
+        os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="kvstore-compiled-")
+        atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 
 
 def _catch_what_is_ignored() -> None:
@@ -21,4 +34,5 @@ def _catch_what_is_ignored() -> None:
             signal.signal(number, lambda *_: None)
 
 
+_keep_compiled_modules()
 _catch_what_is_ignored()

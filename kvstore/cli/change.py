@@ -1,6 +1,6 @@
 """Following a change of the cluster to its end, by GET /v1/changes/{id}.
 
-Owns: asking again and again; what is said meanwhile about what it waits for.
+Owns: asking again and again; what is said about what it waits for.
 Promises: a router or controller that is away for a moment is waited for; nothing is asked of the cluster here that
 changes it.
 Leaves to others: asking for the change and telling its end (`shards`), drawing (`move_progress`), how far it is and

@@ -36,7 +36,7 @@ def adopt(config: Path, confirm: str | None, as_json: bool) -> None:
     """Make the data directory of FILE, a copy of another one, a cluster of its own.
 
     A copy has all the ids of its original. Its processes leave those of the
-    original alone, and say so; but whoever looks at both cannot tell them
+    original alone, and say so; but a client of both cannot tell them
     apart. This gives the copy a new cluster id and new store ids; keys,
     versions, locks and owners stay as they are. Run it on the copy, not on the
     original, while nothing runs on the copy. Interrupted, it goes on when it is

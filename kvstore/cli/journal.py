@@ -57,7 +57,7 @@ class Journal:
         """Note these as done. Raises OSError if it cannot be written."""
         if self._file is None:
             mode = "r+b" if self.path.exists() else "w+b"
-            # Keys stand in it: it is nobody else's to read, whatever the source or the destination is.
+            # Keys stand in it: no other user may read it, whatever the source or the destination is.
             self._file = open(self.path, mode, opener=partial(os.open, mode=0o600))  # noqa: SIM115
             self._file.truncate(self._valid_bytes)
             self._file.seek(self._valid_bytes)

@@ -80,7 +80,7 @@ class ClusterChange(NamedTuple):
 def add(shard_id: str, shard_url: str | None, weight: int, plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
     """Add shard ID to the running cluster, and wait until its share of the keys has moved to it.
 
-    No call of any client fails meanwhile. Ctrl-C leaves the moves running; `kvstore status` shows them and
+    No call of any client fails during it. Ctrl-C leaves the moves running; `kvstore status` shows them and
     `kvstore shard cancel` stops them, and the same command again waits for them. Without --shard-url the running
     `kvstore up` starts its process.
 
@@ -118,7 +118,7 @@ def add(shard_id: str, shard_url: str | None, weight: int, plan: bool, no_wait: 
 def remove(shard_id: str, lost: bool, confirm: str | None, plan: bool, no_wait: bool, url: str, as_json: bool) -> None:
     """Move all that shard ID has to the others, take it out of the cluster and end its process.
 
-    No call of any client fails meanwhile. Its file is kept as shard-ID.db.removed beside where it was. A process that
+    No call of any client fails during it. Its file is kept as shard-ID.db.removed beside where it was. A process that
     `kvstore up` did not start goes on, without keys: end it yourself. The last shard cannot be removed.
 
     With --lost the shard's disk is taken for lost, and you are asked for its id again. Its partitions are reopened,

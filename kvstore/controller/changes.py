@@ -26,6 +26,7 @@ from typing import Literal
 import msgspec
 
 from kvstore.placement.cluster_map import ClusterMap, Move, Shard
+from kvstore.placement.copies import copies_that_fit
 
 Kind = Literal[
     "add", "remove", "remove-lost", "weight", "rebalance", "cancel", "accept-old", "recover",
@@ -182,10 +183,9 @@ def is_reached(change: Change, cluster_map: ClusterMap, wanted: Collection[str])
 
 def _has_copies(cluster_map: ClusterMap, shard: Shard) -> bool:
     """It has as many copies as it is to have, and they are in sync, as are those on the node that is its home."""
-    nodes = sum(not node.given_up for node in cluster_map.nodes)
     here = [copy for other in cluster_map.shards for copy in other.replicas if copy.node == shard.id]
     is_in_sync = all(copy.state == "in-sync" for copy in (*shard.replicas, *here))
-    return is_in_sync and len(shard.replicas) == min(cluster_map.replicas, nodes) - 1
+    return is_in_sync and len(shard.replicas) == copies_that_fit(cluster_map)
 
 
 def standing(moves: Sequence[Move]) -> dict[str, int]:

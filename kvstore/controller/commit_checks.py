@@ -2,7 +2,7 @@
 
 Owns: both rules, and what is said while one of them is not met.
 Promises: pure. What is committed is known to the primaries that are named in that map, and afterwards no key is on
-fewer disks than the cluster asks for, or than it was on before.
+fewer disks than the cluster asks for, or than it was on before; unless too few nodes stay for that.
 Leaves to others: which nodes are held for dead (`heard`), the commit (`placement.moves`), trying again (`mover`).
 
 A primary that acknowledged a fence, or that all is received, may have been replaced since: then nothing is known of
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kvstore.placement.cluster_map import ClusterMap, Move, Shard
+from kvstore.placement.copies import copies_that_fit
 
 
 class Terms(NamedTuple):
@@ -36,8 +37,7 @@ def lacks_copies(cluster_map: ClusterMap, move: Move, is_dead: Callable[[str], b
     source, to = cluster_map.shard(move.source), cluster_map.shard(move.to)
     if source is None or to is None:
         return ""
-    nodes = sum(not node.given_up for node in cluster_map.nodes)
-    wanted = min(min(cluster_map.replicas, nodes) - 1, _had(source, is_dead))
+    wanted = min(copies_that_fit(cluster_map), _had(source, is_dead))
     found = sum(copy.state == "in-sync" for copy in to.replicas)
     if found >= wanted:
         return ""

@@ -80,21 +80,12 @@ def _positions(config: Configuration, heard: Heard, now: float) -> list[dict[str
 
 def _is_stranded(config: Configuration, places: Places) -> bool:
     """Its primary is silent, and no copy in sync is on a node that is heard."""
-    if places.heard.primary_silent_since(*config.primary, places.now) is None:
-        return False
-    return not any(places.heard.is_here(copy.node, places.now) for copy in config.in_sync)
+    return places.is_primary_silent(config) and not places.in_sync_here(config)
 
 
 def _stranded(config: Configuration, places: Places) -> dict[str, Any]:
     """The node that is waited for, and another one whose copy has something, if one is heard."""
-    here = [
-        copy.node
-        for copy in config.replicas
-        if places.heard.is_here(copy.node, places.now)
-        and (report := places.heard.report(copy.node, config.shard, copy.copy_id)) is not None
-        and report.number
-        and report.role == "copy"
-    ]
+    here = [copy.node for copy in config.replicas if places.complete(config, copy) is not None]
     waits_for = [config.primary.node, *(copy.node for copy in config.in_sync)]
     return {"nodes": waits_for, "other": here[0] if here else None}
 

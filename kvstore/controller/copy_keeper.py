@@ -242,7 +242,7 @@ class CopyKeeper:
             await self._write_down("failover", shard, new, took_s, detail)
 
     async def _note_damage(self, now: float) -> None:
-        """Damage that a node tells of is said once; that a copy was made anew is written down."""
+        """Damage that a node tells of is said once; that a copy was rebuilt is written down."""
         cluster_map = self._state.map
         if cluster_map is None:
             return
@@ -255,7 +255,7 @@ class CopyKeeper:
             self.stats.rebuilt += 1
             seconds = now - found.since
             _log.warning("shard %s has a copy in sync on node %s again, after %.1f s", found.shard, found.node, seconds)
-            detail = f"The copy on node {found.node} was damaged ({found.detail.rstrip('.')}), and was made anew."
+            detail = f"The copy on node {found.node} was damaged ({found.detail.rstrip('.')}), and was rebuilt."
             await self._write_down("rebuild", found.shard, found.node, seconds, detail)
 
     async def _write_down(self, kind: Kind, shard: str, to: str, seconds: float, detail: str) -> None:

@@ -2,7 +2,7 @@
 
 Owns: when that may be, what is said to be lost, the state after it.
 Promises: pure. It is refused while the primary or a copy in sync is heard, unless the shard's id was typed again, and
-for a copy that has nothing. Every other copy joins anew, the old primary's included, so what only they have is cut off
+for a copy that has nothing. Every other copy joins again, the old primary's included, so what only they have is cut off
 when they return; versions go on above all that was told.
 Leaves to others: forgetting what the store had told (`document`), storing, the opening on the node (shard).
 """
@@ -42,13 +42,12 @@ def judged(places: Places, shard_id: str, to: str) -> Loss:
     assert config is not None
     _refuse_while_served(config, places)
     copy = config.copy_on(to)
-    report = places.heard.report(to, shard_id, copy.copy_id) if copy is not None else None
-    if copy is None or report is None or not places.heard.is_here(to, places.now):
+    if copy is None or places.report(to, shard_id, copy.copy_id) is None:
         raise ChangeRefused(
             f"node {to} has no copy of shard {shard_id} that the cluster knows, or is silent: start it, or name "
             "another node."
         )
-    if report.role != "copy" or not report.number:
+    if (report := places.complete(config, copy)) is None:
         raise ChangeRefused(
             f"the copy of shard {shard_id} on node {to} was never complete: it cannot be gone on with. `kvstore shard "
             f"remove {shard_id} --lost` gives up the shard's keys."
@@ -57,12 +56,12 @@ def judged(places: Places, shard_id: str, to: str) -> Loss:
 
 
 def _refuse_while_served(config: Configuration, places: Places) -> None:
-    if places.heard.primary_silent_since(*config.primary, places.now) is None:
+    if not places.is_primary_silent(config):
         raise ChangeRefused(
             f"the primary of shard {config.shard} on node {config.primary.node} is heard: nothing has to be lost. "
             "Leave out accept_loss, or wait until it answers."
         )
-    if alive := [copy.node for copy in config.in_sync if places.heard.is_here(copy.node, places.now)]:
+    if alive := places.in_sync_here(config):
         raise ChangeRefused(
             f"the copy of shard {config.shard} on node {alive[0]} is in sync, and takes over by itself: nothing has to "
             "be lost."

@@ -18,7 +18,7 @@ from kvstore.controller.heard import Heard
 from kvstore.placement.cluster_map import ClusterMap, Node, Shard
 from kvstore.placement.copies import copy_nodes
 from kvstore.replication import failover
-from kvstore.replication.beats import Drop, Make
+from kvstore.replication.beats import CopyReport, Drop, Make
 from kvstore.replication.configuration import Configuration, Replica, configuration_of
 
 
@@ -42,7 +42,7 @@ class Places:
     def wanted(self, config: Configuration) -> list[str]:
         """The nodes that keep it beside its primary's. Of a shard that leaves, those that do now.
 
-        But where it leaves because its home is given up, what did not move yet must not lie on one disk meanwhile.
+        But where it leaves because its home is given up, what did not move yet must not lie on one disk until then.
         """
         home = self.cluster_map.node(config.shard)
         if not _stays(self.cluster_map.shard(config.shard)) and not (home is not None and home.given_up):
@@ -59,10 +59,25 @@ class Places:
 
     def serves(self, config: Configuration) -> bool:
         """Its primary answers, as far as its node says."""
-        if not self.heard.is_here(config.primary.node, self.now):
-            return False
-        report = self.heard.report(config.primary.node, config.shard, config.primary.copy_id)
+        report = self.report(config.primary.node, config.shard, config.primary.copy_id)
         return report is not None and report.serves
+
+    def report(self, node: str, shard: str, copy_id: str | None = None) -> CopyReport | None:
+        """What the node tells of its copy, under that id if one is given; None of a node that is silent."""
+        return self.heard.report(node, shard, copy_id) if self.heard.is_here(node, self.now) else None
+
+    def complete(self, config: Configuration, copy: Replica) -> CopyReport | None:
+        """What its node tells of a copy that was filled once, so that it could be gone on with; None of others."""
+        report = self.report(copy.node, config.shard, copy.copy_id)
+        return report if report is not None and report.role == "copy" and report.number else None
+
+    def is_primary_silent(self, config: Configuration) -> bool:
+        """The primary was not heard for so long that it is replaced."""
+        return self.heard.primary_silent_since(*config.primary, self.now) is not None
+
+    def in_sync_here(self, config: Configuration) -> list[str]:
+        """The nodes that are heard and have a copy in sync, one of which takes over from a silent primary."""
+        return [copy.node for copy in config.in_sync if self.heard.is_here(copy.node, self.now)]
 
     def missing(self, config: Configuration) -> list[str]:
         """The nodes whose copy is not in sync yet, or not there."""
@@ -97,8 +112,7 @@ class Places:
         """A copy that is named and whose node is here is not in sync yet."""
         return any(
             copy.state == "joining"
-            and self.heard.is_here(copy.node, self.now)
-            and (report := self.heard.report(copy.node, config.shard, copy.copy_id)) is not None
+            and (report := self.report(copy.node, config.shard, copy.copy_id)) is not None
             and report.role != "damaged"
             for copy in config.replicas
         )
@@ -109,7 +123,7 @@ class Places:
             return None
         for node in self.wanted(config):
             there = config.copy_on(node)
-            report = self.heard.report(node, config.shard) if self.heard.is_here(node, self.now) else None
+            report = self.report(node, config.shard)
             if report is None or report.store_id != config.store_id or report.role not in ("copy", "filling"):
                 continue
             if there is None or there.copy_id != report.copy_id:

@@ -1,6 +1,6 @@
 """Which copies are damaged, from the first word of it until another copy in sync stands in the same place.
 
-Owns: the memory of them, in one controller process; what is written down of one that was made anew.
+Owns: the memory of them, in one controller process; what is written down of one that was rebuilt.
 Promises: pure but for that memory. A copy that came in sync again was told of once.
 Leaves to others: what was heard (`heard`), what follows (`replicas`), writing it down (`copy_keeper`).
 """

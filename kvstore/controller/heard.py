@@ -17,7 +17,7 @@ from kvstore.replication import beats, failover
 from kvstore.replication.beats import Beat, CopyReport
 
 _ECHOES_MAX = 16  # of so many answers one may still be on its way
-_STALLED_SHARE = 0.5  # of `failover_after_s`: a controller that was away for so long begins to count anew
+_STALLED_SHARE = 0.5  # of `failover_after_s`: a controller that was away for so long begins to count again
 
 
 class NodeHeard(NamedTuple):

@@ -88,7 +88,7 @@ class Reopener:
 
         def decide(state: ClusterState) -> ClusterState:
             if state.map is None or state.map.last_strike != cluster_map.last_strike:
-                return state  # another one was struck meanwhile: all must follow that, too
+                return state  # another one was struck by then: all must follow that, too
             clock = max(told, state.clock) + CLOCK_STEP
             return msgspec.structs.replace(state, map=moves.opened(state.map, clock), clock=clock)
 
@@ -96,7 +96,7 @@ class Reopener:
         if after.map is not None and all(strike.opened for strike in after.map.strikes):
             _log.warning("epoch %d: the partitions of lost shards are open, empty", after.map.epoch)
             return ""
-        return "another shard was given up meanwhile"
+        return "another shard was given up by then"
 
     async def _keep(self) -> None:
         while True:

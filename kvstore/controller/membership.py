@@ -13,7 +13,7 @@ epoch 1 with all partitions placed. That is one document, so there is no moment 
 half: a crash before the swap leaves an announcement missing, which its shard repeats; a crash after it leaves
 a whole cluster, of which the shards learn when they ask again. A shard whose file already belongs to a
 cluster is refused while none is formed here: its controller's data were lost, and a new placement would hide
-the keys it has. It goes on by its own map meanwhile (see `recovery`).
+the keys it has. It goes on by its own map until then (see `recovery`).
 
 How a shard joins later
 -----------------------
@@ -195,7 +195,7 @@ def _check_copy(shard: Shard, announcement: Announcement) -> None:
     """Raises ForeignData unless the shard's home may start with that file.
 
     While there are other copies, or the primary is elsewhere, it may start with any: it serves only what the map names,
-    and an empty or lost one is made anew.
+    and an empty or lost one is rebuilt.
     """
     if shard.replicas or shard.primary.node != announcement.id:
         return
@@ -370,7 +370,7 @@ def reweighed(state: ClusterState, shard_id: str, weight: int, plan: Plan) -> Cl
     return msgspec.structs.replace(state, map=_one_step(cluster_map, plan(weighed)))
 
 
-def planned_anew(state: ClusterState, plan: Plan) -> ClusterState:
+def replanned(state: ClusterState, plan: Plan) -> ClusterState:
     """With the moves that the present members and weights ask for. Raises Unavailable."""
     cluster_map = formed_map(state)
     refuse_while_struck(cluster_map)

@@ -243,7 +243,7 @@ class Decider:
                 yield Change(id=new_id(), kind="promote", shard=config.shard, to=home, began_ms=now_ms)
 
     def _away_from_damage(self, config: Configuration) -> str | None:
-        """The node of a copy in sync, if the primary has found damage in its own, which is made anew after that."""
+        """The node of a copy in sync, if the primary has found damage in its own, which is rebuilt after that."""
         report = self._heard.report(config.primary.node, config.shard, config.primary.copy_id)
         if report is None or not report.damage:
             return None

@@ -219,7 +219,7 @@ class ChangeRoutes:
     async def post_moves(self, call: Call) -> Response:
         if call.get("plan"):
             return json_response(200, await self._service.plan_plan())
-        return _replanned(await self._service.plan_anew())
+        return _replanned(await self._service.replan())
 
     async def delete_moves(self, call: Call) -> Response:
         return _replanned(await self._service.cancel())

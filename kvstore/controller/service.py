@@ -312,14 +312,14 @@ class ClusterService:
         change = self._new_change(kind, shard, **goal)
         return await self._change(change, lambda state, _: rule(state), moves=False)
 
-    async def plan_anew(self) -> Replanned:
+    async def replan(self) -> Replanned:
         """Plan what the present members and weights ask for. Raises Unavailable."""
-        after, change_id = await self._change(self._new_change("rebalance"), membership.planned_anew)
+        after, change_id = await self._change(self._new_change("rebalance"), membership.replanned)
         return Replanned(membership.formed_map(after), change_id)
 
     async def plan_plan(self) -> dict[str, Any]:
-        """What `plan_anew` would move."""
-        return await self._estimate(membership.planned_anew)
+        """What `replan` would move."""
+        return await self._estimate(membership.replanned)
 
     async def cancel(self) -> Replanned:
         """Give up all moves that are not committed, and the changes that they belong to. Raises Unavailable."""

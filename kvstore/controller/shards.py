@@ -1,7 +1,7 @@
 """The controller's ways to the shards: a channel to each member, and a question to one that is none yet.
 
 Owns: the channels, as the newest map names the members; how far each shard is known to follow the map.
-Promises: one map at a time is on its way to a shard, and who asks for it meanwhile waits for the next one together.
+Promises: one map at a time is on its way to a shard, and a request for it during that waits for the next one together.
 Leaves to others: what moves (`mover`), who may become a member (`membership`).
 """
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvstore.placement.cluster_map import Node
+from kvstore.placement.cluster_map import ClusterMap, Node
 from kvstore.placement.ring import key_hash
 
 
@@ -35,6 +35,16 @@ def copy_nodes(home: str, nodes: Sequence[Node], replicas: int) -> list[str]:
         clockwise.remove(next_node)
         chosen.append(next_node)
     return [node.id for node in chosen]
+
+
+def copies_that_fit(cluster_map: ClusterMap) -> int:
+    """How many copies beside its primary a shard is to have, on nodes that are not given up and whose shard stays.
+
+    Fewer than are asked for where too few stay: what leaves must not wait for a copy that has no place.
+    """
+    stay = {shard.id for shard in cluster_map.shards if shard.state != "leaving"}
+    places = sum(node.id in stay and not node.given_up for node in cluster_map.nodes)
+    return max(0, min(cluster_map.replicas, places) - 1)
 
 
 def zone_of(node: Node) -> tuple[str, str]:

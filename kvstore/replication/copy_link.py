@@ -160,8 +160,8 @@ class CopyLink:
     async def _send_snapshot(self, wire: Wire, resumes: SnapshotProgress | None) -> int:
         """All rows that it lacks; the number of the record behind which the stream goes on."""
         engine, environment = self._around.engine, self._around.environment
-        share = self._around.times.snapshot_share
-        self._snapshot = Snapshot(wire, engine, environment, lambda at: at + 1 >= self._first_kept, share, resumes)
+        times = self._around.times
+        self._snapshot = Snapshot(wire, engine, environment, lambda at: at + 1 >= self._first_kept, times, resumes)
         self.keeps = self._snapshot.progress.at.number
         await self._snapshot.send()
         return self.keeps

@@ -75,7 +75,7 @@ class CopyLog:
             self._pace.observe(self._timed_sync())
 
     async def sync(self) -> None:
-        """Make durable what was appended before; only with the turn, since nothing may be cut off meanwhile."""
+        """Make durable what was appended before; only with the turn, since nothing may be cut off during it."""
         if self._pace.is_inline:
             self.sync_now()
         elif not self.is_synced:
@@ -92,7 +92,7 @@ class CopyLog:
     # --- cutting
 
     async def change(self, change: Callable[[], None]) -> None:
-        """Cut or replace the log, in a thread; nothing is appended meanwhile. Only with the turn."""
+        """Cut or replace the log, in a thread; nothing is appended during it. Only with the turn."""
         self.is_changing = True
         try:
             await to_its_end(self._environment, self._environment.in_thread(change))

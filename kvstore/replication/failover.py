@@ -84,7 +84,7 @@ def _may_take_over(copy: Replica) -> bool:
 
 
 def promoted_with_loss(config: Configuration, node: str, copy_id: str, epoch: int) -> Configuration | None:
-    """With that copy, which is not in sync, as the primary of a new term, and all others joining anew.
+    """With that copy, which is not in sync, as the primary of a new term, and all others joining again.
 
     What it lacks is lost, since nothing that the others have more is fetched. Only a person may ask for it. None unless
     it is such a copy.
@@ -146,7 +146,7 @@ class Report(NamedTuple):
 def is_echo(echoed: tuple[str, int], start: str, beat: int, beats_max: int) -> bool:
     """Whether a node hears this controller: it echoes the id of its start, and one of its last beats.
 
-    A link that works one way only would otherwise leave a shard unserved, with nobody held for dead.
+    A link that works one way only would otherwise leave a shard unserved, with no node held for dead.
     """
     return echoed[0] == start and beat - beats_max <= echoed[1] <= beat
 
@@ -163,7 +163,7 @@ def candidate(
 
     Each must itself have reported, under the id of the map, since the primary fell silent and within the time after
     which a node is held for dead, that it has not heard the primary for that time either: a controller that is cut off
-    promotes nobody.
+    promotes no copy.
     """
     may = [
         report

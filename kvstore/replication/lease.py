@@ -2,7 +2,7 @@
 
 Owns: the grants that a primary holds, the grant that a copy has given, the margin between the two.
 Promises: no answer that carries no record leaves a primary that may have been replaced. The copies that are waited for
-grant it, not the controller, which may be away without anybody noticing.
+grant it, not the controller, which may be away unnoticed.
 Leaves to others: which copies are waited for (`shipping`), promotion (`opening`), the clock: CLOCK_BOOTTIME, which goes
 on while the machine sleeps.
 

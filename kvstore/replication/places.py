@@ -29,7 +29,8 @@ class Times(NamedTuple):
     """In seconds; see `lease`, and `patience` for what the primary's side uses.
 
     `sync_inline_ms_max`: a disk that syncs slower is synced in a thread. `apply_delay_s`: how long a copy's record that
-    is committed waits until it is applied. `snapshot_share`: of the time in which a snapshot is under way, for it.
+    is committed waits until it is applied. `snapshot_share`: of the time in which a snapshot is under way, for it; a
+    page of it has up to `snapshot_page_rows_max` rows.
     """
 
     lease_s: float
@@ -39,3 +40,4 @@ class Times(NamedTuple):
     sync_inline_ms_max: float = 0.0
     apply_delay_s: float = 0.0
     snapshot_share: float = 2 / 3
+    snapshot_page_rows_max: int = 2000

@@ -17,17 +17,17 @@ from collections.abc import Callable
 
 from kvstore.environment import Environment
 from kvstore.replication import messages
+from kvstore.replication.places import Times
 from kvstore.replication.session import FellBehind
 from kvstore.replication.wire import Wire, WireLost, expect
 from kvstore.storage.engine import Applied, Engine, FeedPage, FeedQuery, SnapshotProgress
 
-_PAGE_ROWS = 2000
 _PAGE_BYTES = 1 << 20
 
 
 class Snapshot:
     """A snapshot on its way to a copy. `resumes`: one that broke off, which goes on. `is_kept`: whether the records
-    behind a number are kept still. `share`: of the time, for the snapshot."""
+    behind a number are kept still."""
 
     def __init__(
         self,
@@ -35,14 +35,14 @@ class Snapshot:
         engine: Engine,
         environment: Environment,
         is_kept: Callable[[int], bool],
-        share: float,
+        times: Times,
         resumes: SnapshotProgress | None = None,
     ) -> None:
         self._wire = wire
         self._engine = engine
         self._environment = environment
         self._is_kept = is_kept
-        self._share = share
+        self._times = times
         self._begun = engine.applied
         self._resumes = resumes is not None
         self.progress = resumes or SnapshotProgress(self._begun.position, self._begun.position)
@@ -53,7 +53,8 @@ class Snapshot:
         if not self._resumes:
             await _take(self._wire, _beginning(self._begun))
         first = self.progress.partitions
-        query = FeedQuery(range(first, self._engine.identity.partitions), 0, 0, _PAGE_ROWS, _PAGE_BYTES)
+        rows_max = self._times.snapshot_page_rows_max
+        query = FeedQuery(range(first, self._engine.identity.partitions), 0, 0, rows_max, _PAGE_BYTES)
         more = True
         while more:
             started_s = self._environment.monotonic_s()
@@ -67,7 +68,7 @@ class Snapshot:
             query = query._replace(partitions=left, sequence=page.sequence, after_row=page.after_row)
             if more := page.more:
                 took_s = self._environment.monotonic_s() - started_s
-                await self._environment.sleep(took_s * max(0.0, 1 / self._share - 1))
+                await self._environment.sleep(took_s * max(0.0, 1 / self._times.snapshot_share - 1))
         await _take(self._wire, messages.SnapshotEnds(at, self.progress.seen.number))
 
     def _note(self, page: FeedPage, left: int) -> None:

@@ -66,7 +66,7 @@ def _copies(facts: Document) -> str:
         shard, on = sorted(damaged.items())[0]
         return (
             f"The copy of shard {shard} on node {_names(sorted(on))} is damaged: one in sync takes its place, and it "
-            "is made anew from that. The node's log says what is wrong."
+            "is rebuilt from that. The node's log says what is wrong."
         )
     if silent:
         return _silent(sorted(silent), facts.get("given_up_in_s"))

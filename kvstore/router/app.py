@@ -21,6 +21,7 @@ from kvstore.router.cluster_views import ClusterViews
 from kvstore.router.controller_client import Controller
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.events import Events
+from kvstore.router.large_values import LargeValues
 from kvstore.router.routes.batch import BATCH_ROUTES, BatchRoutes
 from kvstore.router.routes.changes import CHANGE_ROUTES, ChangeRoutes
 from kvstore.router.routes.cluster import CLUSTER_ROUTES, ClusterRoutes
@@ -51,10 +52,11 @@ class RouterApp:
         self.events = Events(router_id, service, controller, self._stats, limits)
         self.table = table = RouteTable(limits, self._bodies)
         pages = AnswerAccount(limits, 0.5)  # while they are made
-        table.add(KeyRoutes(service, pages, self.answers, self._admit_answer), KEY_ROUTES)
+        large = LargeValues(service)
+        table.add(KeyRoutes(service, pages, self.answers, self._admit_answer, large), KEY_ROUTES)
         table.add(self._locks, LOCK_ROUTES)
         table.add(TxnRoutes(Coordinator(service, limits), limits), TXN_ROUTES)
-        table.add(BatchRoutes(service, limits, self.answers), BATCH_ROUTES)
+        table.add(BatchRoutes(service, limits, self.answers, large), BATCH_ROUTES)
         views = ClusterViews(service)
         table.add(ClusterRoutes(service, views, controller), CLUSTER_ROUTES)
         table.add(ChangeRoutes(controller), CHANGE_ROUTES)

@@ -3,9 +3,10 @@
 Owns: the shape of the body, which errors refuse it whole and which fail one operation, the window of operations under
 way.
 Promises: a body that is not well formed is refused whole, before anything is done. However many operations there are,
-only a window of them is under way, bounded in count and in bytes, gets counting as a value of the largest size. What
-gets may bring is on the account of answers before they are asked, and what they brought until it is written. Writes to
-one key are done in their order: while its partition may change hands, each waits for the one before.
+only a window of them is under way, bounded in count and in bytes. What gets may bring is on the account of answers
+before they are asked, and what they brought until it is written; a large value is asked for when its result is due
+(`large_values`). What is asked of one key is done in its order: a write waits for the gets before it, and while its
+partition may change hands, for the write before.
 Leaves to others: the form of an operation (`json_ops`), each operation (`service`), HTTP (`routes.batch`).
 """
 
@@ -24,8 +25,9 @@ from kvstore.errors import BadBody, KvError, NotFound, Unavailable, WrongOwner, 
 from kvstore.protocol import Answer, Delete, Get, Put
 from kvstore.router.decode import ttl_to_ms
 from kvstore.router.json_ops import DeleteOp, GetOp, Op, PutOp, check_value_size, decode_value, encode_value
+from kvstore.router.large_values import LargeValues
 from kvstore.router.service import KeyRequest, RouterService
-from kvstore.transport.answers import LARGE_BYTES, Room, Turns
+from kvstore.transport.answers import LARGE_BYTES, Room
 from kvstore.transport.channel import Channel
 from kvstore.transport.http.requests import check_key
 from kvstore.transport.http.schema import about
@@ -54,7 +56,7 @@ class _UnderWay(NamedTuple):
 
 
 class _Share:
-    """What one get has in the room of its batch: the largest size until it is answered, then that of its value."""
+    """What one get has in the room of its batch: until it is answered what that may bring, then what it brought."""
 
     __slots__ = ("bytes", "room")
 
@@ -86,7 +88,7 @@ def _parse_op(op: Op, number: int, limits: Limits) -> _Step:
     try:
         key = check_key(op.key, limits.key_bytes_max)
         if isinstance(op, GetOp):
-            return _Step(key, Get(0, key), None, limits.value_bytes_max, is_get=True)
+            return _Step(key, Get(0, key, LARGE_BYTES), None, min(limits.value_bytes_max, LARGE_BYTES), is_get=True)
         if isinstance(op, DeleteOp):
             return _Step(key, Delete(0, key), None, 64)
         ttl_ms = 0 if op.ttl is UNSET else ttl_to_ms(op.ttl, limits)
@@ -96,7 +98,9 @@ def _parse_op(op: Op, number: int, limits: Limits) -> _Step:
         return _Step(op.key, None, error, 0)
 
 
-async def run_batch(service: RouterService, steps: list[_Step], limits: Limits, room: Room) -> AsyncIterator[bytes]:
+async def run_batch(
+    service: RouterService, steps: list[_Step], limits: Limits, room: Room, large: LargeValues
+) -> AsyncIterator[bytes]:
     """Do them, a window at a time; yields the JSON of each result, in order. Its bytes are left in `room`."""
     under_way: deque[_UnderWay] = deque()
     last: dict[str, _UnderWay] = {}  # of each key, as far as it is under way
@@ -105,11 +109,11 @@ async def run_batch(service: RouterService, steps: list[_Step], limits: Limits, 
         while under_way and (
             len(under_way) >= limits.batch_window_ops
             or window_bytes + step.bytes > limits.batch_window_bytes
-            or _may_overtake(service, last.get(step.key))
-            or (step.is_get and not room.account.has_room(step.bytes))
+            or _may_overtake(service, step, last.get(step.key))
+            or (step.is_get and not room.has_room(step.bytes))
         ):
             first = under_way.popleft()
-            yield await _result(service, first)
+            yield await _result(service, first, large)
             window_bytes -= first.step.bytes
             if last[first.step.key] is first:
                 del last[first.step.key]
@@ -117,13 +121,16 @@ async def run_batch(service: RouterService, steps: list[_Step], limits: Limits, 
         under_way.append(begun)
         window_bytes += step.bytes
     while under_way:
-        yield await _result(service, under_way.popleft())
+        yield await _result(service, under_way.popleft(), large)
 
 
-def _may_overtake(service: RouterService, before: _UnderWay | None) -> bool:
-    """What is sent now might be done before that one on the same key, which was sent to another shard, or bounced."""
+def _may_overtake(service: RouterService, step: _Step, before: _UnderWay | None) -> bool:
+    """What is sent now might be done before that one on the same key: a get, which may ask again, or what
+    was sent to another shard, or bounced."""
     if before is None:
         return False
+    if before.step.is_get and not step.is_get:
+        return True
     if isinstance(before.sent, KvError):
         return isinstance(before.sent, Unavailable)
     future, channel, partition = before.sent
@@ -154,23 +161,17 @@ async def _begin(service: RouterService, step: _Step, room: Room) -> _UnderWay:
     return _UnderWay(step, sent, share)
 
 
-async def _result(service: RouterService, under_way: _UnderWay) -> bytes:
-    result = await _encoded_result(service, under_way.step, under_way.sent, under_way.share.room.account.turns)
+async def _result(service: RouterService, under_way: _UnderWay, large: LargeValues) -> bytes:
+    result = await _encoded_result(service, under_way, large)
     under_way.share.become(len(result))
     under_way.share.bytes = 0  # no longer its own: the room keeps it until it is written
     return result
 
 
-async def _encoded_result(
-    service: RouterService, step: _Step, sent: tuple[asyncio.Future[Any], Channel, int] | KvError, turns: Turns
-) -> bytes:
+async def _encoded_result(service: RouterService, under_way: _UnderWay, large: LargeValues) -> bytes:
+    step, share = under_way.step, under_way.share
     try:
-        if isinstance(sent, Unavailable) and step.request is not None:
-            answer = (await service.ask(step.request)).answer  # nothing was sent
-        elif isinstance(sent, KvError) or step.request is None:
-            raise sent if isinstance(sent, KvError) else KvError()
-        else:
-            answer = (await service.settle(step.request, *sent)).answer
+        answer = await _answer(service, under_way, large)
         if answer.problem is not None:
             raise from_problem(answer.problem)
         if answer.status == 404:
@@ -180,8 +181,29 @@ async def _encoded_result(
         return msgspec.json.encode(document | error.members)
     if answer.value is None or len(answer.value) < LARGE_BYTES:
         return _encoded_answer(step.key, answer)
-    async with turns:
+    async with share.room.account.turns:
         return _encoded_answer(step.key, answer)
+
+
+async def _answer(service: RouterService, under_way: _UnderWay, large: LargeValues) -> Answer:
+    """Of its shard. Raises what became of it instead."""
+    step, sent, share = under_way
+    if isinstance(sent, Unavailable) and step.request is not None:
+        routed = await service.ask(step.request)  # nothing was sent
+    elif isinstance(sent, KvError) or step.request is None:
+        raise sent if isinstance(sent, KvError) else KvError()
+    else:
+        routed = await service.settle(step.request, *sent)
+    if (size := routed.answer.left_out_bytes) and step.is_get:
+        share.become(0)
+        size = _base64_bytes(size)  # as what it becomes: what exceeds its room takes that of others
+        routed = await large.get(step.key, size, routed.shard_id, share.room)
+        share.bytes = size
+    return routed.answer
+
+
+def _base64_bytes(size: int) -> int:
+    return 4 * -(-size // 3)
 
 
 def _encoded_answer(key: str, answer: Answer) -> bytes:

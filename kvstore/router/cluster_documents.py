@@ -26,7 +26,7 @@ def cluster(
     partitions = [0] * len(cluster_map.shards)
     for owner in cluster_map.owners:
         partitions[owner] += 1
-    document = {
+    return {
         "cluster_id": cluster_map.cluster_id,
         "epoch": cluster_map.epoch,
         "partitions": cluster_map.partitions,
@@ -40,11 +40,15 @@ def cluster(
         "failovers": [],
         "in_doubt": _transactions_in_doubt(cluster_map, in_doubt),
     }
-    return document | {"under_replicated": under_replicated(document)}
 
 
-def with_copies(document: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The document, whose `nodes` and `shards` stand, with what the controller has heard of nodes and copies."""
+def with_copies(document: dict[str, Any], facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The document, whose `nodes` and `shards` stand, with what the controller has heard of nodes and copies.
+
+    `facts`: None if it does not answer. Which shards are under-replicated is added either way.
+    """
+    if facts is None:
+        return document | {"under_replicated": under_replicated(document)}
     copies: Mapping[str, list[dict[str, Any]]] = facts["copies"]
     nodes = [node | ({"state": "down"} if node["id"] in facts["silent"] else {}) for node in document["nodes"]]
     shards = [shard | {"copies": copies.get(shard["id"], shard["copies"])} for shard in document["shards"]]

@@ -71,7 +71,7 @@ class Controller:
             answer = await self.ask("GET", path, None, _TOLD_TIMEOUT_S)
         except Unavailable:
             return None
-        return msgspec.json.decode(answer.body, type=dict[str, Any]) if answer.status == 200 else None
+        return msgspec.json.decode(bytes(answer.body), type=dict[str, Any]) if answer.status == 200 else None
 
     async def described(self, cluster_map: ClusterMap | None) -> dict[str, Any]:
         """What the controller has to say in GET /v1/cluster, and as of which `epoch`.

@@ -63,12 +63,12 @@ def decode_value(text: str | UnsetType, encoded: str | UnsetType, where: str) ->
         raise BadBody(f"{where}: value_base64 is not base64: {error}") from None
 
 
-def encode_value(value: bytes) -> dict[str, str]:
-    """`{"value": text}` where the bytes are UTF-8, else `{"value_base64": …}`."""
+def encode_value(value: bytes) -> dict[str, str | bytes]:
+    """`{"value": text}` where the bytes are UTF-8, else `{"value_base64": bytes}`, which msgspec writes as base64."""
     try:
         return {"value": value.decode()}
     except UnicodeDecodeError:
-        return {"value_base64": base64.b64encode(value).decode()}
+        return {"value_base64": value}
 
 
 def check_value_size(size: int, limits: Limits) -> None:

@@ -2,7 +2,8 @@
 
 Owns: its form.
 Promises: however many bytes the values have, and however many pages are made at once, a turn of the event loop makes
-no more than a piece of one page: `_PIECE_BYTES` or a single item.
+no more than a piece of one page: `_PIECE_BYTES` or a single item. The pieces are never joined: to copy a page of
+several MiB takes longer than to make a piece of it.
 Leaves to others: which items are on the page (`listing`), how much memory pages take (`app`).
 """
 
@@ -18,27 +19,29 @@ from kvstore.router.decode import encode_cursor
 from kvstore.router.json_ops import encode_value
 from kvstore.router.listing import Item, Listing
 from kvstore.transport.answers import Turns
+from kvstore.transport.http.responses import Pieces
 
 _PIECE_BYTES = 65_536
 _PIECE_ITEMS = 500
 
 
-async def encode_page(listing: Listing, values: bool, partial: bool, turns: Turns) -> bytes:
+async def encode_page(listing: Listing, values: bool, partial: bool, turns: Turns) -> Pieces:
     """`{"items":[{"key","version"[,"value"|"value_base64"][,"ttl"]}…],"next"[,"missing"]}`.
 
     The optional members of an item with `values` only, `missing` with `partial` only.
     """
-    pieces: list[bytes] = []
+    pieces = [b'{"items":[']
     items = iter(listing.items)
     while True:
         async with turns:
             piece = _encode_piece(items, values)
         if not piece:
             break
-        pieces.append(piece)
-    async with turns:
-        end = _encode({"next": encode_cursor(listing.last), **missing_members(listing.missing, partial)})
-        return b'{"items":[' + b",".join(pieces) + b"]," + end.removeprefix(b"{") + b"\n"
+        pieces += (piece, b",")
+    if len(pieces) > 1:
+        pieces.pop()
+    end = _encode({"next": encode_cursor(listing.last), **missing_members(listing.missing, partial)})
+    return Pieces([*pieces, b"]," + end.removeprefix(b"{") + b"\n"])
 
 
 def missing_members(partitions: int, partial: bool) -> dict[str, list[int]]:

@@ -1,7 +1,7 @@
 """A copy whose files are damaged, and what the map says is to become of it.
 
-Owns: finding damage in a copy that is open; what is still known of a damaged one; when it may be made anew.
-Promises: it grants nothing, promises nothing, and no other copy is fed from it. It is made anew only by a map by which
+Owns: finding damage in a copy that is open; what is still known of a damaged one; when it may be rebuilt.
+Promises: it grants nothing, promises nothing, and no other copy is fed from it. It is rebuilt only by a map by which
 another node is the primary and this copy is not in sync: until then its files may be needed, by a person.
 Leaves to others: the files (`folder`), the change itself (`resident`), who takes its place (the controller).
 """
@@ -23,7 +23,7 @@ from kvstore.store.verification import Verification
 
 _LOOK_S = 0.5
 
-Fate = Literal["wait", "make anew", "refuse"]
+Fate = Literal["wait", "rebuild", "refuse"]
 
 
 class DamagedCopy(NamedTuple):
@@ -61,7 +61,7 @@ def fate(config: Configuration | None, node_id: str) -> Fate:
     if config.primary.node == node_id:
         return "wait" if config.in_sync else "refuse"
     here = config.copy_on(node_id)
-    return "wait" if here is not None and here.state == "in-sync" else "make anew"
+    return "wait" if here is not None and here.state == "in-sync" else "rebuild"
 
 
 async def until_damaged(copy: StoreCopy, environment: Environment, limits: Limits) -> None:

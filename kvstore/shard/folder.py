@@ -63,7 +63,7 @@ class Folder(Protocol):
     async def salvage(self, shard_id: str, known: ClusterMap | None) -> Salvaged | None:
         """What is known of a copy whose files are damaged; `known`: a map. None if no map names another copy of it."""
 
-    async def make_anew(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
+    async def rebuild(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
         """Set the damaged files aside, which are closed, and make an empty copy that is to be filled.
 
         `was`: what is known of them. Raises DataInUse, OSError.
@@ -79,7 +79,7 @@ class FileFolder:
         self._limits = limits
 
     def copies(self) -> list[str]:
-        """Only those that have an id: others were being made when the process died, and are made anew."""
+        """Only those that have an id: others were being made when the process died, and are rebuilt."""
         names = {path.name for path in self._data_dir.iterdir()}
         made = [name for name in names if f"{name.removesuffix('.db')}.id" in names]
         return copies_in(made, self._node_id)
@@ -128,7 +128,7 @@ class FileFolder:
         path, node_id = self._path(shard_id), self._node_id
         return await SYSTEM.in_thread(partial(salvage, path, shard_id, node_id, known, others))
 
-    async def make_anew(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
+    async def rebuild(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
         path, limits = self._path(shard_id), self._limits
         fresh = Identity(was.store_id, SYSTEM.random_hex(16), was.promised, filling=True)
         if not await SYSTEM.in_thread(partial(is_filling, path)):  # else a full disk has broken it off

@@ -8,7 +8,7 @@ Leaves to others: sessions (`transport.sessions`), asking the controller (`trans
 
 A hello that names an unknown session may be early: the controller has started again, and the other end heard of it
 first. Or this shard was away for as long as that session lasted. So the controller, which tells its earlier sessions,
-too, is asked before a process is called a stranger.
+too, is asked before a node is called a stranger.
 
 The last session is kept in `shard-<id>.session` beside the store. A copy of that file does no harm: it lets in who
 names that session, and the processes of the copy name one of their own.

@@ -45,7 +45,7 @@ Dial = Callable[[str, Session], Awaitable[Wire]]
 
 
 def _nothing() -> None:
-    """Nobody is to hear."""
+    """The answer is discarded."""
 
 
 async def _nowhere(node_id: str, session: Session) -> Wire:

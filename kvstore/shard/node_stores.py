@@ -111,7 +111,7 @@ class NodeStores:
     @property
     def clock(self) -> int:
         """The highest version that a store here has given or seen."""
-        return max(each.clock for each in self.by_shard.values())
+        return max((each.clock for each in self.by_shard.values()), default=0)  # none, once the last has gone
 
     @property
     def keeps_copies(self) -> bool:

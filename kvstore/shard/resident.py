@@ -3,7 +3,7 @@
 Owns: the change from the one to the other and back, by the map that is followed; the order of it.
 Promises: a store that has copies is served only in a term that begins here, by a map that names this very copy. One
 whose term has ended answers nothing more, and becomes a copy again, under the same id. Its files never change hands
-without their lock. Damaged or lost files are told of, and a copy is made anew under another id when the map allows it.
+without their lock. Damaged or lost files are told of, and a copy is rebuilt under another id when the map allows it.
 Leaves to others: the steps of an opening (`term_opening`), what a served store is made of (`hosted`), the other stores
 of this node (`node_stores`), telling the controller (`beats`).
 
@@ -312,7 +312,7 @@ class Resident:
     async def _be(self) -> None:
         """What it is now, until it is to be something else."""
         if self._damaged is not None:
-            await self._make_anew(self._damaged)
+            await self._rebuild(self._damaged)
         elif self.hosted is not None:
             await until_one_ends(*self.hosted.works(), self._until_term_ends())
             if self._is_lost:
@@ -466,10 +466,10 @@ class Resident:
         detail = f"The files of shard {self.shard_id} that lay on node {self._around.node_id} are lost."
         await self._close_damaged(DataCorrupt(detail), salvaged)
 
-    async def _make_anew(self, damaged: DamagedCopy) -> None:
+    async def _rebuild(self, damaged: DamagedCopy) -> None:
         """Have an empty copy instead when the map allows it. Raises the damage of a home that no copy replaces."""
         environment = self._around.environment
-        while (found := fate(self._config, self._around.node_id)) != "make anew":
+        while (found := fate(self._config, self._around.node_id)) != "rebuild":
             if self._is_dropped:
                 return
             if found == "refuse" and self.shard_id == self._around.node_id:
@@ -477,15 +477,15 @@ class Resident:
             self._changed.clear()
             await environment.wait_for(self._changed.wait(), 1.0)
         try:
-            files = await self._around.folder.make_anew(self.shard_id, damaged.salvaged, damaged.identity.partitions)
+            files = await self._around.folder.rebuild(self.shard_id, damaged.salvaged, damaged.identity.partitions)
         except OSError as error:
             if error.errno not in FULL_ERRNOS:
                 raise
-            log.warning("the copy of shard %s cannot be made anew yet: %s", self.shard_id, error)
+            log.warning("the copy of shard %s cannot be rebuilt yet: %s", self.shard_id, error)
             await environment.sleep(_FULL_RETRY_S)
             return
         self._files, self._damaged = files, None
-        log.warning("the copy of shard %s is made anew, and will be filled by its primary", self.shard_id)
+        log.warning("the copy of shard %s is rebuilt, and will be filled by its primary", self.shard_id)
         self._around.on_news()
 
 

@@ -122,7 +122,7 @@ class TermOpening:
             return
 
     async def _fetch(self, now: Opening) -> None:
-        """Some of what the longest log has more. A copy that is lost meanwhile has to tell again, or to be out."""
+        """Some of what the longest log has more. A copy that is lost by then has to tell again, or to be out."""
         found = opening.truth(now)
         assert found is not None
         assert found.copy_id is not None

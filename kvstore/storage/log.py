@@ -405,7 +405,7 @@ def _parts_from(used: list[Segment], number: int) -> list[_Part]:
 
 
 def _read(disk: Disk, place: Place, part: _Part) -> Iterator[Entry]:
-    """The records of the part, through a file of its own: the segment may be released meanwhile."""
+    """The records of the part, through a file of its own: the segment may be released during that."""
     try:
         file = disk.open(place.segment(part.segment), write=False)
     except FileNotFoundError:

@@ -145,7 +145,7 @@ def feed(connection: sqlite3.Connection, query: FeedQuery, digests: Digests, dro
 
 
 def _copy(connection: sqlite3.Connection, query: FeedQuery, dropped: dict[int, int]) -> FeedPage:
-    """One partition after the other, each in the order of rowids: a row that changes meanwhile keeps its own."""
+    """One partition after the other, each in the order of rowids: a row that changes during it keeps its own."""
     rows: list[Any] = []
     size, after_row, done = 0, query.after_row, 0
     for partition in query.partitions:

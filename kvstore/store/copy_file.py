@@ -6,7 +6,7 @@ is never taken for this one's.
 Leaves to others: the form of the file (`replication.promise`), terms (`placement.cluster_map`), the lock under which it
 is read and written (`opening`).
 
-A copy without replicas can do without its file: nobody else can have been named primary, so the durable map says which
+A copy without replicas can do without its file: no other can have been named primary, so the durable map says which
 copy this is. With replicas a lost promise is no promise, and the copy is refused.
 """
 

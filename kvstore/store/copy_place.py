@@ -33,7 +33,7 @@ from kvstore.storage.sqlite import SqliteEngine
 from kvstore.store.copy_file import CopyFile, open_copy
 from kvstore.store.opening import Opened, Unapplied, lock
 
-_COPY_LEISURE = 4  # nobody reads a copy's file: it is written in larger pieces than a primary's
+_COPY_LEISURE = 4  # clients do not read a copy's file: it is written in larger pieces than a primary's
 _BESIDE = ("", "-wal", "-shm")
 _OS = OsDisk()
 
@@ -95,7 +95,7 @@ async def open_filling(
     try:
         identity = await environment.in_thread(partial(read_identity, _OS, path.parent, path.stem))
         if identity is None:
-            raise ForeignData(f"{path} has lost its id meanwhile. Start the node again.")
+            raise ForeignData(f"{path} has lost its id. Start the node again.")
         place = _place(path, shard_id, identity.store_id, partitions, limits, environment)
         copy = await files.open_copy(place, identity, environment, times_of(limits))
     except BaseException:
@@ -140,6 +140,7 @@ def times_of(limits: Limits) -> Times:
         limits.sync_inline_ms_max,
         _COPY_LEISURE * limits.apply_delay_s,
         limits.snapshot_share,
+        limits.snapshot_page_rows_max,
     )
 
 

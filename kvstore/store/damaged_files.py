@@ -12,7 +12,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from kvstore.errors import KvError
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.replication.promise import Identity, identity_path, read_identity, write_identity
+from kvstore.set_aside import names_for
 from kvstore.storage import schema
 from kvstore.storage.disk import Disk, OsDisk
 from kvstore.storage.log_check import read_log
@@ -93,14 +93,14 @@ def set_damaged_aside(disk: Disk, folder: Path, store: str, fresh: Identity) -> 
     Returns what the file of the rows is called now, or would be. Raises OSError.
     """
     names = disk.names(folder)
-    aside = next(name for name in _names_for(store) if not _is_taken(name, names))
+    aside = next(name for name in names_for(f"{store}.db.damaged") if not _is_taken(name, names))
     for name in names:
         if name.startswith(f"{store}.log."):
             disk.rename(folder / name, folder / f"{aside}{name.removeprefix(store)}")
     for suffix in _BESIDE:
         if (name := f"{store}.db{suffix}") in names:
             disk.rename(folder / name, folder / f"{aside}{suffix}")
-    disk.sync_folder(folder)  # before an id says that all that lies here may be made anew
+    disk.sync_folder(folder)  # before an id says that all that lies here may be rebuilt
     _keep(disk, identity_path(folder, store), folder / f"{aside}.id")
     write_identity(disk, folder, store, fresh)
     return aside
@@ -110,13 +110,6 @@ def spare_room(folder: Path, aside: str) -> None:
     """Give back the room that was made for records that never came. Raises OSError."""
     for path in folder.glob(f"{aside}.log.*"):
         make_sparse(path)
-
-
-def _names_for(store: str) -> Iterator[str]:
-    first = f"{store}.db.damaged"
-    yield first
-    for number in count(1):
-        yield f"{first}.{number}"
 
 
 def _is_taken(aside: str, names: Iterable[str]) -> bool:

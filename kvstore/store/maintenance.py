@@ -21,7 +21,7 @@ from kvstore.store.batch import Batch
 from kvstore.store.lease_timers import RETRY_S, LeaseTimers
 from kvstore.store.ops import EndLockWaits, EndReads, EndWait, Expire, ExpireLease
 from kvstore.store.pipeline import Pipeline, settle
-from kvstore.store.sinks import NOBODY, Then
+from kvstore.store.sinks import DISCARD, Then
 from kvstore.store.tables import Tables
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Maintenance:
         self._pipeline = pipeline
         self._applier = applier
         self._lease_timers = LeaseTimers(
-            tables.locks, tables.environment, lambda name: pipeline.write(ExpireLease(name), NOBODY)
+            tables.locks, tables.environment, lambda name: pipeline.write(ExpireLease(name), DISCARD)
         )
 
     def close(self) -> None:
@@ -133,7 +133,7 @@ class Maintenance:
         since_s = now_s - limits.txn_timeout_s
         if not tables.locks.is_idle:
             plain_s = min(2 * limits.txn_timeout_s, 0.8 * limits.request_timeout_s)  # the router must hear of it
-            self._pipeline.write(EndLockWaits(since_s, now_s - plain_s), NOBODY)
+            self._pipeline.write(EndLockWaits(since_s, now_s - plain_s), DISCARD)
         readers = list(tables.holds.readers.items())
         if over := [number for number, hold in readers if hold.since_s <= since_s or hold.sink.closed]:
-            self._pipeline.write(EndReads(over), NOBODY)
+            self._pipeline.write(EndReads(over), DISCARD)

@@ -10,9 +10,9 @@ Promises:
     the own sync begins. What no record carries is answered only while the lease is held.
   - A failed append or sync ends the process: its outcome is unknown, so nothing may be answered any more.
   - Where the disk is quick the sync runs on this thread: no hop, and what arrives during it makes the next batch
-    fuller. Where it is not, it runs in a thread, and the next batch is decided meanwhile on what was executed. While a
-    record is on its way to copies, no other batch is decided, and where several clients work at once a moment more is
-    waited for those who were just answered: what arrives makes the next batch fuller.
+    fuller. Where it is not, it runs in a thread, and the next batch is decided at the same time on what was executed.
+    While a record is on its way to copies, no other batch is decided, and where several clients work at once a moment
+    more is waited for those who were just answered: what arrives makes the next batch fuller.
 Leaves to others: what an operation does (`batch`), the log (`storage.log`), the file (`applier`).
 
     write ─> at hand? ──> queue ─> decide ─> append ─> sync ─> publish ─> answers, in order

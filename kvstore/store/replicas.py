@@ -3,7 +3,7 @@
 Owns: how its sender comes to be, and what of a cluster map reaches it; giving the lease back.
 Promises: nothing is sent to a copy before the map that names it is durable here. A copy that is out is waited for no
 more as soon as that map is heard of, also while the store's own record of it, or of an older map, waits for that very
-copy: whoever is out by the controller's map can be promoted no more. A map of another term ends this one at once.
+copy: a copy that is out by the controller's map can be promoted no more. A map of another term ends this one at once.
 Leaves to others: shipping (`replication.sender`), waiting for copies before anything is answered (`pipeline`), the
 opening of a term and what becomes of a store whose term has ended (shard).
 
@@ -123,7 +123,7 @@ class Replicas:
     async def give_back(self, copy_id: str, timeout_s: float) -> bool:
         """Give the lease back once that copy has all records; False, and go on, if it has not in that time.
 
-        Operations that come meanwhile are refused, unexecuted. Afterwards nothing is answered in this term.
+        Operations that come during it are refused, unexecuted. Afterwards nothing is answered in this term.
         """
         tables, environment = self._tables, self._tables.environment
         sender = tables.sender

@@ -116,7 +116,7 @@ class Scans:
     async def count(self, op: Count) -> Page:
         """How many visible live values whose key starts with the prefix are in partitions that were owned throughout.
 
-        Counted for each partition, since which of them leave meanwhile is known only at the end. Raises DataCorrupt.
+        Counted for each partition, since which of them leave is known only at its end. Raises DataCorrupt.
         """
         generations = self._asked_for(op.wanted)
         partitions = len(generations)

@@ -28,4 +28,4 @@ class Then:
         return self._behind is not None and self._behind.closed
 
 
-NOBODY = Then(lambda _: None)
+DISCARD = Then(lambda _: None)

@@ -44,7 +44,7 @@ from kvstore.store.ready import Ready
 from kvstore.store.replicas import Replicas, Replicating
 from kvstore.store.scans import Scans
 from kvstore.store.served import Served
-from kvstore.store.sinks import NOBODY, Then
+from kvstore.store.sinks import DISCARD, Then
 from kvstore.store.tables import OnFatal, Tables
 from kvstore.store.undecided import Undecided
 from kvstore.store.verification import Verification
@@ -260,7 +260,7 @@ class Store:
 
     def tell(self, op: WriteOp) -> None:
         """Queue an operation of this process's own whose answer no client needs."""
-        self.pipeline.write(op, NOBODY)
+        self.pipeline.write(op, DISCARD)
 
     async def ask(self, op: WriteOp) -> Reply:
         """The answer to an operation of this process's own."""

@@ -6,7 +6,7 @@ Leaves to others: what an attempt does (`intents`, `decisions`, `coordination`).
 
 The retry of a transaction is a new attempt: a message of the old one that arrives late must not be taken for one of
 the new. It keeps the start of the first, which is its age. Wait-die (Rosenkrantz, Stearns and Lewis, 1978): who asks
-for a lock may wait only if it is older than everybody with an age that holds it or stands before it in the queue,
+for a lock may wait only if it is older than every attempt with an age that holds it or stands before it in the queue,
 conflicting or not; else it gives up all it has ("dies") and tries again, as old as before. So every wait is of an
 older for a younger: no circle can close, also not one over several stores, which none of them could see; and who
 grows older and older has its turn in the end.

@@ -10,7 +10,7 @@ there never will be one. Both are rows of the anchor's partition and move with i
 
 The anchor's store is asked last (the "last agent" of Lindsay et al., Notes on Distributed Databases, 1979, and of
 Gray and Reuter), and is not asked twice: when all others have voted it does its own part and decides in one batch,
-without an intent of its own. That saves a message and a batch, and the anchor's keys are not locked meanwhile.
+without an intent of its own. That saves a message and a batch, and the anchor's keys are not locked for that time.
 
     router          anchor's store                        other stores
       ├─ prepare ─────────────────────────────────────────> intents, vote 9

@@ -9,8 +9,8 @@ Leaves to others: leases (`lease_table`), rows (`store.batch`), timers (`store.m
 (`store.pipeline`).
 
 The problem. The textbook lock asks whether a key is free and then sets it: two clients can both be told yes. It lets
-anybody release it, cannot wait, and gives the holder nothing to show: a holder that slept through its lease writes as
-if it still held it. Checking a token is commonly left to the resource that is written to; here the store itself is
+any client release it, cannot wait, and gives the holder nothing to show: a holder that slept through its lease writes
+as if it still held it. Checking a token is commonly left to the resource that is written to; here the store itself is
 written to, so it checks.
 
 The invariants.

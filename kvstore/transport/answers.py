@@ -6,7 +6,7 @@ Promises:
     connection has taken them. Connections hold at most twice that besides.
   - A request that finds no room waits, in order of arrival and for at most `answer_wait_s`; then it is 429. An eighth
     of the room is kept for answers of at most a 128th of it, which have a line of their own: single values do not wait
-    behind pages.
+    behind pages, nor behind batches, which are many small ones in one.
   - A client that does not take what was written to it within `transfer_timeout_s` loses its connection. While others
     wait for room, so does one that took nothing at all for `answer_stall_s`.
 Leaves to others: what an answer costs (`transport.http`, `router`), requests and connections (`transport.http`).
@@ -115,29 +115,29 @@ class AnswerAccount:
 
     # --- room ---------------------------------------------------------------------------------------------------------
 
-    def try_reserve(self, size: int) -> bool:
-        """Take `size` bytes if there is room and no earlier request waits for it."""
-        if not self.has_room(size):
+    def try_reserve(self, size: int, *, is_part: bool = False) -> bool:
+        """Take `size` bytes if there is room and no earlier request waits for it; `is_part` of a large answer."""
+        if not self.has_room(size, is_part=is_part):
             return False
         self.under_way_bytes += size
         return True
 
-    def has_room(self, size: int) -> bool:
-        line = self._line_of(size)
+    def has_room(self, size: int, *, is_part: bool = False) -> bool:
+        line = self._line_of(size, is_part)
         return not line.waiters and line.fits(size, self.under_way_bytes)
 
-    def _line_of(self, size: int) -> _Line:
-        return self._small if size <= self.bytes_max >> 7 else self._large
+    def _line_of(self, size: int, is_part: bool) -> _Line:
+        return self._small if size <= self.bytes_max >> 7 and not is_part else self._large
 
     @property
     def _is_waited_for(self) -> bool:
         return bool(self._small.waiters or self._large.waiters)
 
-    async def reserve(self, size: int) -> None:
+    async def reserve(self, size: int, *, is_part: bool = False) -> None:
         """Take `size` bytes as soon as there is room. Raises TooManyRequests."""
-        if self.try_reserve(size):
+        if self.try_reserve(size, is_part=is_part):
             return
-        waiters = self._line_of(size).waiters
+        waiters = self._line_of(size, is_part).waiters
         if len(waiters) >= _WAITERS_MAX:
             raise no_room()
         waiter = _Waiter(size, asyncio.get_running_loop().create_future())
@@ -147,17 +147,17 @@ class AnswerAccount:
             async with asyncio.timeout(self._wait_s):
                 await waiter.granted
         except TimeoutError:
-            self._withdraw(waiter)
+            self._withdraw(waiter, waiters)
             raise no_room() from None
         except BaseException:
-            self._withdraw(waiter)
+            self._withdraw(waiter, waiters)
             raise
 
-    def _withdraw(self, waiter: _Waiter) -> None:
+    def _withdraw(self, waiter: _Waiter, waiters: deque[_Waiter]) -> None:
         if waiter.granted.done() and not waiter.granted.cancelled():
             self.release(waiter.size)
         else:
-            self._line_of(waiter.size).waiters.remove(waiter)
+            waiters.remove(waiter)
             self._grant()
 
     def charge(self, size: int) -> None:
@@ -229,8 +229,10 @@ class AnswerAccount:
 class Room:
     """What one request has on the account; `async with Room(account) as room:` gives back what is left of it."""
 
-    def __init__(self, account: AnswerAccount) -> None:
+    def __init__(self, account: AnswerAccount, *, is_parts: bool = False) -> None:
+        """`is_parts`: what is added are parts of an answer that may be large, however small they are."""
         self.account = account
+        self._is_parts = is_parts
         self.bytes = 0
         self._closed = False
         self._was_refused = False
@@ -241,12 +243,15 @@ class Room:
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
+    def has_room(self, size: int) -> bool:
+        return self.account.has_room(size, is_part=self._is_parts)
+
     async def add(self, size: int) -> None:
         """Take more, and wait for it if need be, until that was in vain once. Raises TooManyRequests."""
-        if self._was_refused and not self.account.has_room(size):
+        if self._was_refused and not self.has_room(size):
             raise no_room()
         try:
-            await self.account.reserve(size)
+            await self.account.reserve(size, is_part=self._is_parts)
         except TooManyRequests:
             self._was_refused = True
             raise

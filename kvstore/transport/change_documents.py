@@ -173,7 +173,7 @@ class Change(Struct):
         about(
             "`remove-lost`: a shard whose disk is lost is given up; `rebalance`: moves are planned again; `recover`: "
             "the map was taken from the nodes; `promote`: a planned change of a primary; `failover`: a copy took over "
-            "from a primary that was silent; `rebuild`: a damaged copy was made anew.",
+            "from a primary that was silent; `rebuild`: a damaged copy was rebuilt.",
             enum=[
                 "add",
                 "remove",

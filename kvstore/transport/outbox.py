@@ -2,7 +2,7 @@
 
 Owns: the order of messages, when a frame leaves and how large it is.
 Promises: messages leave in the order in which they were put. No timer is involved but for what can wait.
-Leaves to others: what is under way and what its loss means (`link`), who is to stop meanwhile (`channel`).
+Leaves to others: what is under way and what its loss means (`link`), what is to stop until then (`channel`).
 """
 
 from __future__ import annotations

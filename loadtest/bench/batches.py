@@ -87,7 +87,7 @@ async def check_pages(url: str, dialect: Dialect, data: Data) -> None:
             raise RuntimeError(f"{dialect.name} does not list the {PAGE_KEYS} keys behind {data.keys[number]}")
         for (key, value), stored, written in zip(found, data.stored[behind], data.written[behind], strict=True):
             if value not in (stored, written):
-                raise RuntimeError(f"{dialect.name} lists a value of {key} that nobody wrote")
+                raise RuntimeError(f"{dialect.name} lists a value of {key} that no client wrote")
 
 
 async def _done(url: str, dialect: Dialect, request: Request) -> Answer:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,14 +22,13 @@ from typing import Any
 import click
 import msgspec
 
-from loadtest.bench import page, report, scaling
+from loadtest.bench import command, page, report, scaling
 from loadtest.bench.data import SHARDS, make_data
 from loadtest.bench.drive import SETTLE_S, WARM_UP_S, Plan, Run
 from loadtest.bench.report import SystemFacts
 from loadtest.bench.systems import BareSystem, EtcdSystem, KvstoreSystem, RedisSystem, Shape, System
 from loadtest.bench.workloads import WORKLOADS
 from loadtest.cluster import processes
-from loadtest.cluster.local import REPOSITORY
 
 SYSTEMS = ("kvstore", "etcd", "redis", "bare")
 _MB = 1_000_000
@@ -59,57 +57,31 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return [Shape(shards, routers) for shards in self.shards for routers in self.routers]
 
 
-def _names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    def check(_context: click.Context, _option: click.Parameter, text: str) -> list[str]:
-        names = [name.strip() for name in text.split(",") if name.strip()]
-        for name in names:
-            if name not in known:
-                raise click.BadParameter(f"{name!r} is unknown; there are {', '.join(known)}")
-        if not names:
-            raise click.BadParameter(f"name at least one of {', '.join(known)}")
-        return list(dict.fromkeys(names))
-
-    return check
-
-
-def _numbers(most: int) -> Callable[[click.Context, click.Parameter, str], list[int]]:
-    def check(_context: click.Context, _option: click.Parameter, text: str) -> list[int]:
-        try:
-            numbers = [int(part) for part in text.split(",")]
-        except ValueError:
-            raise click.BadParameter(f"{text!r} is not a list of numbers, as in 1,2,4") from None
-        if not all(1 <= number <= most for number in numbers):
-            raise click.BadParameter(f"each is a number from 1 to {most}")
-        return list(dict.fromkeys(numbers))
-
-    return check
-
-
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds; figures are medians.")
 @click.option(
     "--seconds", type=click.IntRange(1), default=5, show_default=True, help="Length of one run (txn-zipf: 10 or more)."
 )
-@click.option("--connections", callback=_numbers(10_000), default="1,32,128", show_default=True)
-@click.option("--systems", callback=_names(SYSTEMS), default=",".join(SYSTEMS), show_default=True)
+@click.option("--connections", callback=command.numbers(10_000), default="1,32,128", show_default=True)
+@click.option("--systems", callback=command.names(SYSTEMS), default=",".join(SYSTEMS), show_default=True)
 @click.option(
     "--work",
     "works",
-    callback=_names(tuple(WORKLOADS)),
+    callback=command.names(tuple(WORKLOADS)),
     default="get,put",
     show_default=True,
     help=f"Some of {', '.join(WORKLOADS)}.",
 )
 @click.option(
     "--shards",
-    callback=_numbers(64),
+    callback=command.numbers(64),
     default=str(SHARDS),
     show_default=True,
     help="Shards of this cluster; several, as in 1,2,4, are clusters of their own.",
 )
 @click.option(
     "--routers",
-    callback=_numbers(8),
+    callback=command.numbers(8),
     default="1",
     show_default=True,
     help="Routers of each of these; several, as in 1,2.",
@@ -122,38 +94,18 @@ def _numbers(most: int) -> Callable[[click.Context, click.Parameter, str], list[
     help="Copies of every key; etcd runs on as many nodes as bear the same losses: 2 copies, 3 nodes.",
 )
 @click.option("--keys", type=click.IntRange(1), default=20_000, show_default=True, help="Keys of 100-byte values.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there.")
-@click.option(
-    "--html",
-    "html_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a page with tables and charts there.",
-)
-@click.option(
-    "--tmp",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=REPOSITORY / "loadtest" / "out",
-    help="Data of all systems go into a folder below this one, on its disk.  [default: loadtest/out]",
-)
+@command.json_file
+@click.option("--html", "html_file", type=command.file, help="Write a page with tables and charts there.")
+@command.folder
 def main(**options: Any) -> None:
     asked = Options(**options)
     if shutil.which("wrk") is None:
         raise click.ClickException("wrk, the load generator, is not installed: apt-get install wrk")
-    try:
-        text = asyncio.run(_compare(asked))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        raise click.ClickException("interrupted; everything that was started has been ended") from None
-    except (OSError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(text)
+    click.echo(command.run(_compare(asked)))
 
 
 async def _compare(options: Options) -> str:
     """Everything from start to end; the report."""
-    task = asyncio.current_task()
-    if task is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     options.folder.mkdir(parents=True, exist_ok=True)
     data = make_data(options.keys, _SEED, options.shapes[0].shards)
     async with contextlib.AsyncExitStack() as stack:
@@ -165,7 +117,7 @@ async def _compare(options: Options) -> str:
             stack.push_async_callback(system.stop)
             facts.append(await _start(system, folder / system.name))
         for system in systems:
-            _tell(f"storing {len(data.keys):,} keys in {system.name}")
+            command.tell(f"storing {len(data.keys):,} keys in {system.name}")
             await plan.prepare(system)
         runs = await _run_all(plan, options)
         facts = [
@@ -186,7 +138,7 @@ def _installed(options: Options) -> list[System]:
     found = []
     for system in (system for name in options.systems for system in known[name]()):
         if (mend := system.missing()) is not None:
-            _tell(f"{system.name} is left out: it is not installed. Install it with: {mend}")
+            command.tell(f"{system.name} is left out: it is not installed. Install it with: {mend}")
         else:
             found.append(system)
     return found
@@ -201,13 +153,13 @@ def _clusters(shapes: Sequence[Shape], replicas: int = 1) -> list[System]:
 
 async def _start(system: System, folder: Path) -> SystemFacts:
     """Start one system, let it come to rest, and take its memory before the next one starts."""
-    _tell(f"starting {system.name}")
+    command.tell(f"starting {system.name}")
     folder.mkdir()
     version = await asyncio.to_thread(system.version)
     await system.start(folder)
     await asyncio.sleep(_IDLE_WAIT_S)
     idle_mb = processes.pss_bytes(system.roots) / _MB
-    _tell(f"{system.name} is ready after {system.ready_s:.2f} s and takes {idle_mb:.0f} MB at rest")
+    command.tell(f"{system.name} is ready after {system.ready_s:.2f} s and takes {idle_mb:.0f} MB at rest")
     shards, routers = system.shape or (0, 0)
     return SystemFacts(
         system=system.name,
@@ -223,7 +175,7 @@ async def _run_all(plan: Plan, options: Options) -> list[Run]:
     steps = plan.steps(options.rounds, options.connections)
     warm_ups = len({(step.system.name, step.workload.name) for step in steps})
     expected_s = sum(step.seconds(options.seconds) + SETTLE_S for step in steps) + warm_ups * (WARM_UP_S + SETTLE_S)
-    _tell(f"{len(steps)} runs of {options.seconds} s: about {expected_s / 60:.1f} minutes")
+    command.tell(f"{len(steps)} runs of {options.seconds} s: about {expected_s / 60:.1f} minutes")
     work_width = max(8, *(len(step.workload.name) for step in steps))
     system_width = max(8, *(len(step.system.name) for step in steps))
     began = time.monotonic()
@@ -232,7 +184,7 @@ async def _run_all(plan: Plan, options: Options) -> list[Run]:
         runs.append(run)
         left_s = (time.monotonic() - began) / len(runs) * (len(steps) - len(runs))
         errors = f"  ERRORS {run.errors}" if run.failed else ""
-        _tell(
+        command.tell(
             f"[{len(runs):>3}/{len(steps)}] round {run.round} {run.work:<{work_width}} {run.connections:>4}"
             f" {run.system:<{system_width}}"
             f" {run.per_s:>9,.0f}/s  p99 {run.p99_ms:>7.2f} ms  {run.cpu_us_per_op:>5.0f} µs CPU/op"
@@ -242,9 +194,9 @@ async def _run_all(plan: Plan, options: Options) -> list[Run]:
 
 
 def _report(options: Options, runs: Sequence[Run], facts: Sequence[SystemFacts]) -> str:
-    command = " ".join(["python -m loadtest.compare", *sys.argv[1:]])
+    asked = " ".join(["python -m loadtest.compare", *sys.argv[1:]])
     wrk = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout.split()
-    header = report.machine([" ".join(wrk[:2]), *dict.fromkeys(fact.version for fact in facts)], command)
+    header = report.machine([" ".join(wrk[:2]), *dict.fromkeys(fact.version for fact in facts)], asked)
     header.append(
         f"{options.keys:,} keys, values of 100 bytes, {options.rounds} rounds of {options.seconds} s, medians; "
         "wrk on the same machine, with 1 thread for each router, among which the connections are shared "
@@ -254,9 +206,8 @@ def _report(options: Options, runs: Sequence[Run], facts: Sequence[SystemFacts])
     header += _longer(options)
     header.append(report.quietness(runs))
     cells, growths = report.summarize(runs), scaling.growths(runs, facts)
-    if options.json_file is not None:
-        document = {"header": header, "systems": facts, "cells": cells, "growths": growths, "runs": runs}
-        options.json_file.write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+    document = {"header": header, "systems": facts, "cells": cells, "growths": growths, "runs": runs}
+    command.write_json(options.json_file, document)
     if options.html_file is not None:
         options.html_file.write_text(page.render(cells, facts, header, growths), encoding="utf-8")
     return report.render(cells, facts, header, scaling.sections(growths), scaling.targets(growths))
@@ -267,7 +218,3 @@ def _longer(options: Options) -> list[str]:
     works = [WORKLOADS[name] for name in options.works]
     texts = [f"{work.name}: {work.seconds_min} s" for work in works if work.seconds_min > options.seconds]
     return [f"runs that have to be longer: {', '.join(texts)}"] if texts else []
-
-
-def _tell(line: str) -> None:
-    click.echo(line, err=True)

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from loadtest.bench.command import in_turn
 from loadtest.bench.conditions import CONDITIONS
 from loadtest.bench.data import Data, placed
 from loadtest.bench.dialects import Unsupported
@@ -160,7 +161,7 @@ class Plan:
             for number in range(1, rounds + 1)
             for workload in self.workloads
             for count in (workload.stateful and workload.stateful.connections) or connections
-            for system in self._in_turn(number)
+            for system in in_turn(self.systems, number)
             if self.request_file(system, workload).exists()
         ]
 
@@ -172,11 +173,6 @@ class Plan:
                 warm.add((step.system.name, step.workload.name))
                 await self._one(step, WARM_UP_S)
             yield await self._one(step, step.seconds(seconds))
-
-    def _in_turn(self, number: int) -> list[System]:
-        """Another system goes first in each round: none always follows the same one."""
-        first = (number - 1) % len(self.systems)
-        return [*self.systems[first:], *self.systems[:first]]
 
     async def _one(self, step: Step, seconds: int) -> Run:
         workload, system = step.workload, step.system

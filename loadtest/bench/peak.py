@@ -26,6 +26,7 @@ from typing import Any
 import click
 import msgspec
 
+from loadtest.bench import command
 from loadtest.cluster import processes
 from loadtest.cluster.local import REPOSITORY, LocalCluster
 
@@ -89,12 +90,7 @@ def main(
 ) -> None:
     climb_s = users // 100 + 1
     phases = [Phase("before", few, around), Phase("peak", users, seconds + climb_s), Phase("after", few, around)]
-    try:
-        peak = asyncio.run(_measure(phases, shards, workers, classes))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        raise click.ClickException("interrupted; everything that was started has been ended") from None
-    except (OSError, RuntimeError, TimeoutError) as error:
-        raise click.ClickException(str(error) or "it took too long") from error
+    peak = command.run(_measure(phases, shards, workers, classes))
     if as_json:
         document = {**msgspec.to_builtins(peak), "complaints": peak.complaints}
         click.echo(json.dumps(document, indent=2))

@@ -239,11 +239,17 @@ def render(
 ) -> str:
     """The whole report as Markdown whose tables also line up on a terminal; `more` stands before the aims."""
     tables = [fact_table(facts), rate_table(cells)]
-    parts = [*header, *(f"\n{table(*each, left=LEFT)}" for each in tables), *(f"\n{each}" for each in more), "\nAims:"]
-    for target in (*targets(cells, facts), *more_targets):
+    parts = [*header, *(f"\n{table(*each, left=LEFT)}" for each in tables), *(f"\n{each}" for each in more)]
+    return "\n".join([*parts, *aims_told([*targets(cells, facts), *more_targets])])
+
+
+def aims_told(found: Sequence[Target]) -> list[str]:
+    """A line for each."""
+    lines = ["\nAims:"]
+    for target in found:
         figure = "" if target.figure is None else f" ({target.figure:.2f})"
-        parts.append(f"- {target.text}: {MARKS[target.reached]}{figure}")
-    return "\n".join(parts)
+        lines.append(f"- {target.text}: {MARKS[target.reached]}{figure}")
+    return lines
 
 
 def rate_table(cells: Sequence[Cell]) -> Rows:

@@ -2,7 +2,7 @@
 
 Owns: what has to be right before such a workload is measured and after each run, and the file its wrk script reads.
 Promises: a run is counted only if the system did what it is measured for: a stale comparison is refused, a held lock is
-granted to nobody else, and a counter holds as many increments as were acknowledged (and, at the most, one more for
+granted to no other client, and a counter holds as many increments as were acknowledged (and, at the most, one more for
 every connection that was cut off while it waited for an answer).
 Leaves to others: the requests (conditions.py), the order of runs (drive.py).
 
@@ -147,7 +147,7 @@ class HotCas(Stateful):
 
 
 class LockCycles(Stateful):
-    """Each connection takes and releases locks with names of its own: nobody waits for anybody."""
+    """Each connection takes and releases locks with names of its own: none waits for another."""
 
     script = _HERE / "lock.lua"
 

@@ -101,7 +101,7 @@ class ArmedCluster(LocalCluster):
         self.ready_s = time.monotonic() - began
 
     def dressed(self, child: Child) -> Child:
-        """The child as it is to be started: whoever needs another command for it says so here."""
+        """The child as it is to be started: an override may use another command."""
         return child
 
     async def stop(self) -> None:
@@ -137,7 +137,7 @@ class ArmedCluster(LocalCluster):
         return found
 
     def members(self) -> set[str]:
-        """The names that `pids` has when every process runs, also shards that were added meanwhile."""
+        """The names that `pids` has when every process runs, also shards that were added later."""
         if self._supervisor is None:
             return super().members()
         return {f"{role}-{each}" for role in STOP_ORDER for each in self._supervisor.ids(role)}

@@ -206,7 +206,7 @@ async def read_line(process: asyncio.subprocess.Process, prefix: str, timeout_s:
 
 
 def free_ports(number: int) -> list[int]:
-    """Port numbers of 127.0.0.1 that no client listens on now (somebody else may take one before it is used).
+    """Port numbers of 127.0.0.1 that no client listens on now (another client may take one before it is used).
 
     Below the range from which the kernel numbers outgoing connections: otherwise one of those could sit on the
     port of a process that is down for a moment, or even connect to itself there, and keep it from coming back.

@@ -162,7 +162,7 @@ class End(asyncio.Protocol):
         fault = network.fault_of(self.route) if network.faults else None
         due_s = 0.0
         if fault is not None:
-            is_open = self.other.was_opened  # before that nothing is on its way: it is still with whoever sends it
+            is_open = self.other.was_opened  # before that nothing is on its way: it is still with its sender
             if is_open and (fault.is_cut or (fault.is_stalled and chunk is _RESET)):
                 network.counts.bytes_cut += len(chunk or b"")
                 self.has_lost = True
@@ -221,7 +221,7 @@ class End(asyncio.Protocol):
 
     def write_eof(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
-            with contextlib.suppress(OSError):  # it was reset meanwhile, of which we hear next
+            with contextlib.suppress(OSError):  # it was reset by then, of which we hear next
                 self.transport.write_eof()
 
     def close(self) -> None:

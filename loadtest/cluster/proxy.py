@@ -3,12 +3,12 @@
 Owns: what is wrong with which link (cut, stalled, slow, lossy, repeating), connecting through the proxy, and the
 addresses at which clients reach routers.
 Promises: without a fault bytes pass as they come. A fault is of one direction between two processes, by their names,
-and holds for the connections that there are and for those to come, whoever opened them; `heal` ends it.
+and holds for the connections that there are and for those to come, whichever side opened them; `heal` ends it.
 Leaves to others: one connection and its bytes (`proxied`), finding requests to repeat (`duplicates`), making processes
 connect through here (`child`), which fault comes when (`schedule`).
 
 A link is closed while one of its directions is cut or stalled: a new connection then hangs, as a TCP handshake does,
-until the link is healed or whoever connects has had enough. A destination that refuses the connection refuses it
+until the link is healed or the client gives up. A destination that refuses the connection refuses it
 here, too: the greeting of a child is answered only when its destination has accepted.
 
     child ──"shard-s1 127.0.0.1:9102\\n"──> proxy ──connect──> 127.0.0.1:9102
@@ -138,7 +138,7 @@ class Proxy:
             self.heal(source, destination)
 
     def reset(self, source: str, destination: str) -> int:
-        """End all connections between the two at once, whoever opened them; how many."""
+        """End all connections between the two at once, whichever side opened them; how many."""
         between = [near for near in self._connections if set(self._named(near.route)) == {source, destination}]
         for near in between:
             near.reset()

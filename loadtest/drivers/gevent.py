@@ -90,7 +90,7 @@ def send(http: FastHttpSession, call: Call, begin_s: float) -> Reply:
 
 
 def drive(http: FastHttpSession, steps: Steps[Result]) -> Result:
-    """Send what these steps ask for. A user who is ended meanwhile does not know the outcome of what it sent."""
+    """Send what these steps ask for. Of what was sent by a user that is ended the outcome is unknown."""
     reply = NOTHING
     try:
         asked = next(steps)

@@ -95,7 +95,7 @@ class OnceClient:
         if self._socket is not None:
             self._socket.settimeout(0.0)
             try:
-                self._socket.recv(1, socket.MSG_PEEK)  # the end of it, or bytes that nobody asked for
+                self._socket.recv(1, socket.MSG_PEEK)  # the end of it, or bytes that were not asked for
                 self.close()
             except BlockingIOError:
                 self._socket.settimeout(REQUEST_TIMEOUT_S)

@@ -51,6 +51,8 @@ LIMITS = Limits(
     move_group_keys_max=40,
     move_page_rows_max=20,
     move_fence_timeout_s=1.0,
+    snapshot_share=0.1,
+    snapshot_page_rows_max=5,
     expiry_sweep_s=1.5,
 )
 _RESTART_S = (0.01, 0.6)

@@ -356,7 +356,7 @@ class Nemesis:
         return []
 
     async def _plan(self, rng: random.Random) -> None:
-        await self._ask(lambda service: service.plan_anew())
+        await self._ask(lambda service: service.replan())
 
     async def _cancel(self, rng: random.Random) -> None:
         await self._ask(lambda service: service.cancel())

@@ -37,7 +37,7 @@ class Invariants:
         self._terms: dict[tuple[str, int], str] = {}  # who served a store in that term
         self._starts: dict[str, None] = {}  # of processes that have served a store with copies
         self._without_copies: dict[tuple[str, int], None] = {}  # stores and terms in which some map named no copy
-        self._floors: dict[Place, tuple[int, int, int]] = {}  # what the clocks have shown
+        self._floors: dict[tuple[Place, str], tuple[int, int, int]] = {}  # what the clocks of a store there have shown
         self._seen: dict[Place, object] = {}  # of stores, when they were looked at last
         self._followed: dict[str, object] = {}  # by copy, when it was looked at last
         self._promised: dict[str, int] = {}  # by copy
@@ -52,7 +52,7 @@ class Invariants:
     def disk_gone(self, node: str) -> None:
         """What comes there is not what was."""
         self.process_ended(node)
-        self._floors = {place: floors for place, floors in self._floors.items() if place[0] != node}
+        self._floors = {of: floors for of, floors in self._floors.items() if of[0][0] != node}
         self._seen = {place: seen for place, seen in self._seen.items() if place[0] != node}
 
     # --- after each event
@@ -88,11 +88,12 @@ class Invariants:
             order = f"applied {applied.number}, visible {visible}, durable {log.durable}, last {log.last.number}"
             raise Violation(f"{' of '.join(place)}: {order}")
         clock = store.clock
-        now, before = (clock.version, clock.sequence, clock.attempts_floor), self._floors.get(place)
+        of = place, store.identity.store_id  # a node whose shard has left begins another store of that name
+        now, before = (clock.version, clock.sequence, clock.attempts_floor), self._floors.get(of)
         if now != before:
             if before is not None and any(after < early for after, early in zip(now, before, strict=True)):
                 raise Violation(f"{' of '.join(place)}: version, sequence, floor went from {before} to {now}")
-            self._floors[place] = now
+            self._floors[of] = now
 
     def _check_copy(self, shard_id: str, copy: StoreCopy) -> None:
         following = copy.following

@@ -129,7 +129,7 @@ class SimulatedFolder:
             identity = read_identity(self._disk, FOLDER, path.stem)
         return salvaged_by(max(having, key=lambda each: each.epoch, default=None), shard_id, self._node_id, identity)
 
-    async def make_anew(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
+    async def rebuild(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
         path = self._path(shard_id)
         fresh = CopyIdentity(was.store_id, self.environment.random_hex(16), was.promised, filling=True)
         set_damaged_aside(self._disk, FOLDER, path.stem, fresh)

@@ -1,7 +1,7 @@
 """Which key comes next: the distributions of YCSB.
 
 Owns: zipfian, latest and uniform choice, and names for keys.
-Promises: pure; the same generator of random numbers, the same keys. Keys that are added meanwhile are chosen, too.
+Promises: pure; the same generator of random numbers, the same keys. Keys that are added later are chosen, too.
 Leaves to others: what is done to a key (ycsb).
 
 The zipfian generator is that of Gray et al., "Quickly generating billion-record synthetic databases" (SIGMOD 1994), as

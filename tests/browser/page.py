@@ -38,7 +38,7 @@ class Page:
     # --- looking ------------------------------------------------------------------------------------------------------
 
     def open(self, view: str) -> Page:
-        """Load the page anew at that view, and wait until it is live."""
+        """Load the page again at that view, and wait until it is live."""
         self.driver.get("about:blank")
         self.driver.get(f"{self.url}/#{view}")
         self.until(lambda: "live" in self.text_of(".connection"))

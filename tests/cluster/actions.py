@@ -147,7 +147,7 @@ def children(cluster: Cluster, name: str) -> list[int]:
 
 @contextmanager
 def down(cluster: Cluster, name: str) -> Iterator[None]:
-    """The process is dead (SIGKILL) until the block ends: `up` stands still meanwhile, so it cannot start it again."""
+    """The process is dead (SIGKILL) until the block ends: `up` stands still during it, so it cannot start it again."""
     with stopped(cluster.up.pid):
         victims = children(cluster, name)
         for pid in victims:

@@ -223,20 +223,20 @@ def answers_with_423(shell: Shell) -> float:
 
 
 @pytest.mark.parametrize("command", [("put", "v"), ("delete",)])
-def test_a_write_to_a_key_that_somebody_has_locked_is_refused_at_once_with_its_holder(
+def test_a_write_to_a_key_that_another_client_has_locked_is_refused_at_once_with_its_holder(
     shell: Shell, command: tuple[str, ...]
 ) -> None:
     key = shell.prefix + "leased"
 
     async def while_held() -> subprocess.CompletedProcess[bytes]:
-        async with Client(shell.url) as kv, kv.lock(key, owner="somebody else", ttl=60):
+        async with Client(shell.url) as kv, kv.lock(key, owner="another client", ttl=60):
             return await asyncio.to_thread(shell.run, command[0], key, *command[1:])
 
     before = answers_with_423(shell)
     refused = asyncio.run(while_held())
     assert answers_with_423(shell) == before + 1  # it is not asked again
     assert refused.returncode == 1
-    assert b"somebody else" in refused.stderr
+    assert b"another client" in refused.stderr
     assert refused.stderr.count(b"\n") == 1
 
 
@@ -252,7 +252,7 @@ def test_the_address_of_a_shard_or_a_controller_is_said_to_be_one(shell: Shell, 
     assert b"does not speak TLS" in told.stderr
 
 
-def test_a_transaction_on_a_key_that_somebody_has_locked_is_1(shell: Shell) -> None:
+def test_a_transaction_on_a_key_that_another_client_has_locked_is_1(shell: Shell) -> None:
     key = shell.prefix + "locked"
     body = json.dumps({"then": [{"op": "put", "key": key, "value": "1"}]}).encode()
     command = (sys.executable, "-m", "kvstore", "txn", "-")

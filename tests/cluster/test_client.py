@@ -176,7 +176,7 @@ async def test_a_batch_answers_in_order_and_each_operation_for_itself(kv: Client
     assert await kv.get(prefix + "there") is None
 
 
-async def test_an_empty_batch_asks_nobody() -> None:
+async def test_an_empty_batch_asks_no_shard() -> None:
     async with Client("http://127.0.0.1:1") as kv:
         assert await kv.batch([]) == []
 
@@ -303,10 +303,10 @@ async def test_the_cluster_tells_its_shards_and_the_way_of_a_key(kv: Client) -> 
     assert (await kv.explain("a"))["owner"] in shards
 
 
-async def test_ready_is_true_for_a_cluster_and_false_where_nobody_listens(kv: Client) -> None:
+async def test_ready_is_true_for_a_cluster_and_false_where_no_process_listens(kv: Client) -> None:
     assert await kv.ready() is True
-    async with Client("http://127.0.0.1:1") as nobody:
-        assert await nobody.ready() is False
+    async with Client("http://127.0.0.1:1") as unbound:
+        assert await unbound.ready() is False
 
 
 # --- connections that break ----------------------------------------------------------------------------------

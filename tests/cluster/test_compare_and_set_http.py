@@ -138,7 +138,7 @@ async def test_a_deleted_key_is_absent_and_an_old_version_of_it_is_no_version(ca
 async def test_a_key_past_its_deadline_is_absent(calls: Calls, key: str):
     reply = await calls.ask("PUT", f"/v1/kv/{key}?ttl=0.2", b"v")
     version = reply.headers["etag"]
-    await asyncio.sleep(0.21)  # that is what is tested: nobody has looked since
+    await asyncio.sleep(0.21)  # that is what is tested: no reader has looked since
     assert failed(await calls.put(key, b"w", if_match=version), None)
     await calls.ask("PUT", f"/v1/kv/{key}/2?ttl=0.2", b"v")
     await asyncio.sleep(0.21)

@@ -243,7 +243,7 @@ def _kvstore(nodes: Nodes, *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_damaged_node_is_made_anew_from_the_others_and_every_key_is_there(nodes: Nodes) -> None:
+def test_a_damaged_node_is_rebuilt_from_the_others_and_every_key_is_there(nodes: Nodes) -> None:
     """The id of its home's copy and the log of the copy that it has of another shard are not what they were."""
     keys = [f"kept/{number}" for number in range(60)]
     asyncio.run(_put_all(nodes.url, keys))
@@ -269,7 +269,7 @@ def test_a_snapshot_that_a_killed_process_breaks_off_goes_on_where_it_was(tmp_pa
         keys = [f"large/{number}" for number in range(900)]
         asyncio.run(_put_all(nodes.url, keys, LARGE))
         nodes.kill(copy["node"])
-        _flip(tmp_path / copy["node"] / f"shard-s1.copy-{copy['node']}.id", 30)  # so the copy is made anew
+        _flip(tmp_path / copy["node"] / f"shard-s1.copy-{copy['node']}.id", 30)  # so the copy is rebuilt
         nodes.start(copy["node"])
         done: list[int] = []
         for killed in (copy["node"], "s1"):

@@ -173,7 +173,7 @@ def test_a_router_killed_under_load_gives_whole_answers_or_none_and_loses_nothin
                     response = connection.getresponse()
                     body = response.read()  # raises IncompleteRead for a half one
                 except http.client.IncompleteRead:
-                    return  # it is told by Content-Length: nobody takes it for the value
+                    return  # it is told by Content-Length: it is not taken for the value
                 except (OSError, http.client.HTTPException):
                     assert killed.is_set()
                     return
@@ -204,7 +204,7 @@ def test_a_router_killed_under_load_gives_whole_answers_or_none_and_loses_nothin
 
 
 @pytest.mark.parametrize(("failpoint", "is_there"), [("batch-before-commit", False), ("batch-after-commit", True)])
-def test_a_batch_is_done_as_a_whole_or_not_at_all_and_a_shard_that_dies_in_it_answers_nobody(
+def test_a_batch_is_done_as_a_whole_or_not_at_all_and_a_shard_that_dies_in_it_answers_no_client(
     tmp_path: Path, failpoint: str, is_there: bool
 ) -> None:
     env = {**os.environ, "KVSTORE_FAILPOINTS": f"{failpoint}=kill@3"}
@@ -351,7 +351,7 @@ def test_a_full_disk_refuses_puts_with_507_lets_deletes_through_and_recovers_by_
             wait_until(lambda: put(cluster, "after-deletes", value).status == 201, "there is room again")
             acknowledged.add("after-deletes")
 
-            # Somebody else takes all that is left, to the last byte.
+            # Another client takes all that is left, to the last byte.
             take_all_room(disk / "hog")
             for number in range(8):
                 assert put(cluster, f"refused-{number}", value).status == 507

@@ -296,7 +296,7 @@ async def test_a_prefix_chooses_keys_by_their_bytes(api: Api, prefix: str) -> No
         assert await api.json("GET", f"/v1/kv?prefix={encoded}&count=true") == {"count": len(expected)}
 
 
-async def test_a_listing_goes_on_after_a_key_that_was_deleted_meanwhile(api: Api, prefix: str) -> None:
+async def test_a_listing_goes_on_after_a_key_that_was_deleted(api: Api, prefix: str) -> None:
     await api.batch([{"op": "put", "key": f"{prefix}{n}", "value": ""} for n in range(6)])
     page = await api.json("GET", f"/v1/kv?prefix={prefix}&limit=3")
     await api.batch([{"op": "delete", "key": f"{prefix}{n}"} for n in (2, 3)])

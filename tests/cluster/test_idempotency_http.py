@@ -47,9 +47,9 @@ async def test_a_repeated_put_gives_the_first_answer_and_writes_nothing(calls: C
     assert first.status == 201
     assert same(await calls.put(key, b"v", idempotency_key="K"), first)
     assert (await calls.get(key)).headers["etag"] == first.headers["etag"]
-    await calls.put(key, b"somebody else's")
+    await calls.put(key, b"another client's")
     assert same(await calls.put(key, b"v", idempotency_key="K"), first)
-    assert (await calls.get(key)).body == b"somebody else's"
+    assert (await calls.get(key)).body == b"another client's"
 
 
 async def test_a_repeated_delete_gives_the_first_answer(calls: Calls, key: str):
@@ -88,7 +88,7 @@ async def test_a_repeated_acquire_renews_what_still_stands_and_is_lock_lost_afte
     assert (await calls.inspect(key)).status == 404
 
 
-async def test_a_repeated_acquire_begins_the_ttl_anew(calls: Calls, key: str):
+async def test_a_repeated_acquire_begins_the_ttl_again(calls: Calls, key: str):
     body = {"ttl": 60}
     first = await calls.acquire(key, body, idempotency_key="K")
     for _ in range(2):

@@ -176,7 +176,7 @@ def test_a_signal_ends_the_command_and_frees_the_lock(
 
 
 def lose_the_lease(cluster: Cluster, name: str, holder: subprocess.Popen[str]) -> None:
-    """Stop the process that renews until somebody else has got the lock."""
+    """Stop the process that renews until another client has got the lock."""
     holder.send_signal(signal.SIGSTOP)
     assert kvstore(cluster, "lock", name, "--wait", "20", "--", "true").returncode == 0
     holder.send_signal(signal.SIGCONT)

@@ -236,7 +236,9 @@ async def test_after_a_pause_of_the_shard_longer_than_the_lease_no_two_holders_c
     assert (await calls.get(name)).body == b"mine"
 
 
-async def test_a_pause_of_the_shard_shorter_than_the_lease_costs_nobody_anything(own: Cluster, calls: Calls, name: str):
+async def test_a_pause_of_the_shard_shorter_than_the_lease_costs_no_client_anything(
+    own: Cluster, calls: Calls, name: str
+):
     token = await calls.granted(name, 20)
     with stopped(own.pid(await owner(calls, name))):
         renewal = asyncio.create_task(calls.renew(name, token))
@@ -278,7 +280,7 @@ async def test_a_lease_survives_kill_9_with_its_token_and_all_of_its_time(own: C
     assert 6.0 - (time.monotonic() - asked_s) + 1.4 < held["ttl_left"] <= 6.0
     assert (await calls.put(name, b"mine", lock_token=token)).status == 201
     assert code(await calls.put(name, b"not mine")) == (423, "locked")
-    ended = asyncio.create_task(calls.acquire(name, {"wait": 30}))  # nobody renews it: it ends by itself
+    ended = asyncio.create_task(calls.acquire(name, {"wait": 30}))  # it is not renewed: it ends by itself
     assert (await ended).json["token"] > token
     assert code(await calls.put(name, b"late", lock_token=token)) == (412, "lock-lost")
 
@@ -301,7 +303,7 @@ async def test_tokens_rise_across_kill_9_also_when_nothing_is_left_of_the_lease(
     assert tokens == sorted(set(tokens))
 
 
-async def test_whoever_waited_when_the_shard_died_learns_that_and_can_ask_again(own: Cluster, calls: Calls, name: str):
+async def test_a_waiter_whose_shard_died_learns_that_and_can_ask_again(own: Cluster, calls: Calls, name: str):
     token = await calls.granted(name, 60)
     body = {"ttl": 60, "wait": 60}
     waiters = [asyncio.create_task(calls.acquire(name, body, idempotency_key=f"K{number}")) for number in range(3)]

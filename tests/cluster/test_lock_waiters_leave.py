@@ -1,4 +1,4 @@
-"""Those who stop to wait for a lock, in real processes: nothing is left granted to nobody.
+"""Those who stop to wait for a lock, in real processes: nothing is left granted to a client that is gone.
 
 Also behind a proxy that keeps its connection to the router open when its client has gone.
 """

@@ -294,7 +294,7 @@ async def test_a_short_lease_after_a_long_one_ends_in_its_own_time(calls: Calls,
 # --- waiting ----------------------------------------------------------------------------------------------------------
 
 
-async def test_whoever_waited_long_enough_is_answered_423(calls: Calls, name: str):
+async def test_a_waiter_whose_time_is_over_is_answered_423(calls: Calls, name: str):
     await calls.granted(name, owner="me")
     began = time.monotonic()
     reply = await calls.acquire(name, {"wait": 0.5})
@@ -372,7 +372,7 @@ async def test_a_waiter_that_goes_away_leaves_the_queue(
 async def test_what_was_granted_to_a_waiter_that_had_gone_is_given_back(
     cluster: Cluster, calls: Calls, name: str, how: str
 ):
-    """The release comes right behind the going: the shard does not know yet that nobody waits."""
+    """The release comes right behind the going: the shard does not know yet that the waiter is gone."""
     for _ in range(5):
         token = await calls.granted(name)
         waiter = RawWaiter(cluster, name)

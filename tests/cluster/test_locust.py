@@ -1,6 +1,6 @@
 """Locust as its users start it: the mix and every workload against a cluster of real processes, and the verdict.
 
-Each run is a process of its own: importing locust replaces the sockets of whoever does so.
+Each run is a process of its own: importing locust replaces the sockets of the process that does so.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def test_while_a_shard_is_killed_failures_are_counted_by_their_code_and_the_hist
 
 
 def test_a_cluster_that_is_not_there_ends_the_run_with_a_sentence_and_exit_code_1(tmp_path: Path) -> None:
-    ended = locust("http://127.0.0.1:1", tmp_path / "nobody", "-t", "2s")
+    ended = locust("http://127.0.0.1:1", tmp_path / "unbound", "-t", "2s")
     assert ended.code == 1
     assert "never sent: ConnectionRefusedError" in ended.output
     assert "kvstore up" in ended.output

@@ -285,7 +285,7 @@ async def test_a_cancelled_change_leaves_no_trace(trio: Scene) -> None:
         assert (await trio.map()).owners == owners
 
 
-async def test_what_has_moved_stays_when_the_rest_is_cancelled_and_planned_anew(trio: Scene) -> None:
+async def test_what_has_moved_stays_when_the_rest_is_cancelled_and_planned_again(trio: Scene) -> None:
     async with under_load(trio):
         trio.cluster.arm("shard-s4", "complete-before-commit=pause:250")
         await trio.change(Change("add", "s4"))

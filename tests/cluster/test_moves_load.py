@@ -1,4 +1,4 @@
-"""Shards come and go under a mixed load: four become five, six, and three. Nobody who uses the cluster notices.
+"""Shards come and go under a mixed load: four become five, six, and three. No client notices.
 
 Every user here calls without any repetition, so a call that fails because something moves is seen, and fails the test.
 """
@@ -220,7 +220,7 @@ async def changed(client: Client, shard_ids: set[str]) -> dict[str, Any]:
             await asyncio.sleep(0.2)
 
 
-async def test_four_shards_become_five_six_and_three_and_nobody_notices(cluster: Cluster) -> None:
+async def test_four_shards_become_five_six_and_three_and_no_client_notices(cluster: Cluster) -> None:
     async with connected(cluster.url) as client, connected(cluster.url) as admin:
         await prepare(client)
         users = Users(client)

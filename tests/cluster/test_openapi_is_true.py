@@ -39,7 +39,7 @@ KEPT = {"openapi/kept": b"1", "openapi/kept for a while": b"2"}
 KEYS = {"openapi/text": b"Ada", "openapi/bytes": b"\xff\x00", "openapi/empty": b"", "openapi/ü ?": b"{}"}
 HELD, USED = "openapi/held", "openapi/used"  # locks: one stays held, the token of the other is shown
 LARGE_PUT = b'{"then":[{"op":"put","key":"k","value":"%s"}]}' % (b"v" * (1024 * 1024 + 1))
-WAIT_S_MAX = 0.02  # nobody releases what is waited for here
+WAIT_S_MAX = 0.02  # what is waited for is not released here
 CONFIG = {
     "checks": {
         "positive_data_acceptance": {"expected-statuses": ["2xx", "304", "404", "409", "412", "422", "423"]},

@@ -173,7 +173,7 @@ async def test_more_requests_at_a_time_than_it_takes_get_429(
     assert counts.total() > counts[429]
 
 
-def test_clients_that_never_finish_their_request_stop_nobody_and_are_dropped(small: Cluster) -> None:
+def test_clients_that_never_finish_their_request_stop_no_other_client_and_are_dropped(small: Cluster) -> None:
     heads = [
         b"",
         b"GET /v1",
@@ -191,7 +191,7 @@ def test_clients_that_never_finish_their_request_stop_nobody_and_are_dropped(sma
             assert connection.recv(1) == b""  # after keepalive_timeout_s
 
 
-def test_clients_that_trickle_their_bodies_stop_nobody(small: Cluster) -> None:
+def test_clients_that_trickle_their_bodies_stop_no_other_client(small: Cluster) -> None:
     head = b"PUT /v1/kv/trickle-%d HTTP/1.1\r\nHost: localhost\r\nContent-Length: 600000\r\n\r\n"
     with ExitStack() as stack:
         slow = [stack.enter_context(socket.create_connection(("127.0.0.1", small.port))) for _ in range(4)]

@@ -331,7 +331,9 @@ def test_a_shard_that_is_given_up_leaves_its_partitions_empty_and_open_and_all_o
         assert get(cluster, lost[0]).status == 503
         unconfirmed = ask(cluster.url, "DELETE", "/v1/shards/s1?lost=true")
         assert (unconfirmed.status, unconfirmed.json["code"]) == (409, "change-refused")
-        asked = kvstore("shard", "remove", "s1", "--lost", "--url", cluster.url)  # nobody is there to type the id
+        asked = kvstore(
+            "shard", "remove", "s1", "--lost", "--url", cluster.url
+        )  # there is no terminal to type the id at
         assert asked.returncode != 0
         assert "partitions of shard s1 would be reopened, empty" in asked.stderr
         assert "0 undecided transactions" in asked.stderr

@@ -1,7 +1,7 @@
 """Answers as clients know them: status, code, members and header fields of a fixed list of requests, compared with a
 recording (`recorded_answers.json`).
 
-Texts and numbers may change, the names and types may not. `KVSTORE_RECORD=1 pytest …` writes the recording anew.
+Texts and numbers may change, the names and types may not. `KVSTORE_RECORD=1 pytest …` writes a new recording.
 """
 
 from __future__ import annotations

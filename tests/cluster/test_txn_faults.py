@@ -89,7 +89,7 @@ class Scene:
         await until(written, "the anchor's shard has decided")
 
     async def until_nothing_in_doubt(self) -> None:
-        """Whoever began what is in doubt now has no part in it: it is dead, or stands still."""
+        """The router that began what is in doubt has no part in it: it is dead, or stands still."""
 
         async def none() -> bool:
             return bool((await self.in_doubt())["count"] == 0)
@@ -97,7 +97,7 @@ class Scene:
         await until(none, "nothing is in doubt")
 
     async def wake(self, slept: asyncio.Task[Reply]) -> Reply:
-        """Let the router that stands still go on; its answer, which nobody had before."""
+        """Let the router that stands still go on; its answer, which no client had before."""
         assert not slept.done()
         self.cluster.wake("router-0")
         return await slept
@@ -167,7 +167,9 @@ async def test_a_router_that_slept_before_its_decision_finds_that_others_went_on
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_router_that_slept_behind_its_decision_has_committed_and_nobody_sees_half(pair: ArmedCluster) -> None:
+async def test_a_router_that_slept_behind_its_decision_has_committed_and_no_reader_sees_half(
+    pair: ArmedCluster,
+) -> None:
     async with scene(pair, "txn-after-decided=stop") as it:
         versions = await it.write_both("first")
         slept = asyncio.create_task(it.ill.txn(guarded(it, versions, "slept")))
@@ -240,7 +242,7 @@ async def test_the_intents_of_a_dead_router_go_as_soon_as_the_anchors_shard_answ
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_id_in_a_504_tells_what_became_of_it(pair: ArmedCluster) -> None:
-    """The anchor's shard dies behind the commit of the decision, before anybody heard of it."""
+    """The anchor's shard dies behind the commit of the decision, before any other heard of it."""
     async with scene(pair, "none=pause:1") as it:
         versions = await it.write_both("first")
         pair.arm(f"shard-{it.a_shard}", "decide-after-commit=kill@1")

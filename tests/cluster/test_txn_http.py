@@ -279,7 +279,7 @@ async def test_a_transaction_that_only_reads_heeds_its_conditions(calls: Calls, 
         assert result == result | found
 
 
-async def test_nobody_reads_half_of_a_transaction(calls: Calls, keys: list[str]):
+async def test_no_reader_sees_half_of_a_transaction(calls: Calls, keys: list[str]):
     """Writers set all keys to one value; who reads them all finds one value and one version."""
     await done(calls, *(put(key, "0") for key in keys))
     stop = asyncio.Event()
@@ -334,7 +334,7 @@ async def test_all_of_many_at_once_on_the_same_keys_are_done(calls: Calls, keys:
 # --- locks ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_key_leased_by_somebody_else_is_423_and_nothing_is_written(calls: Calls, keys: list[str]):
+async def test_a_key_leased_by_another_client_is_423_and_nothing_is_written(calls: Calls, keys: list[str]):
     a, b, leased = keys[:3]
     await calls.granted(leased, 20, owner="me")
     for write in (put(leased), delete(leased)):
@@ -348,7 +348,7 @@ async def test_a_key_leased_by_somebody_else_is_423_and_nothing_is_written(calls
     assert (await calls.put(a, b"v")).status == 201  # no lock is left behind
 
 
-async def test_a_lease_does_not_keep_anybody_from_reading_and_testing(calls: Calls, keys: list[str]):
+async def test_a_lease_does_not_keep_others_from_reading_and_testing(calls: Calls, keys: list[str]):
     a, leased = keys[:2]
     version = (await done(calls, put(leased, "1")))["version"]
     await calls.granted(leased)
@@ -447,11 +447,11 @@ async def test_a_repeat_gives_the_first_answer_and_writes_nothing(calls: Calls, 
     assert (first.status, first.json["succeeded"]) == (200, True)
     assert same(await calls.txn(body, idempotency_key="K"), first)
     assert await version_of(calls, a) == await version_of(calls, b) == first.json["version"]
-    await calls.put(a, b"somebody else's")
+    await calls.put(a, b"another client's")
     await calls.delete(b)
     await calls.put(c, b"new")
     assert same(await calls.txn(body, idempotency_key='"K"'), first)
-    assert await values_of(calls, [a, b, c]) == [b"somebody else's", None, b"new"]
+    assert await values_of(calls, [a, b, c]) == [b"another client's", None, b"new"]
     assert (await calls.txn(body, idempotency_key="another")).json["succeeded"] is False
 
 

@@ -24,7 +24,7 @@ class Wire:
         self._file = file
 
     def send(self, request: bytes) -> None:
-        """Send all of it; a server that has closed meanwhile may still have answered, so that is no error here."""
+        """Send all of it; a server that has closed by then may still have answered, so that is no error here."""
         try:
             self._connection.sendall(request)
         except ConnectionError:

@@ -205,7 +205,7 @@ async def test_the_highest_numbers_that_a_store_has_told_are_kept(store: MapStor
     assert await again.read() == Stored(0, None)  # it is no change of the document
 
 
-async def test_a_store_that_was_forgotten_begins_anew(store: MapStore) -> None:
+async def test_a_store_that_was_forgotten_begins_again(store: MapStore) -> None:
     await store.tell("a", Told(5, 50))
     assert await store.forget("a") == Told(5, 50)
     assert await store.forget("a") == Told()

@@ -1,4 +1,4 @@
-"""`kvstore deploy`: the files that come with the package, written without replacing anybody's own."""
+"""`kvstore deploy`: the files that come with the package, written without replacing a file of one's own."""
 
 from __future__ import annotations
 

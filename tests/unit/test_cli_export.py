@@ -170,7 +170,7 @@ def test_a_full_device_is_told(listing: Listing, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o400, 0o664])
-def test_a_file_keeps_its_mode_and_no_other_sees_more_meanwhile(listing: Listing, output: Path, mode: int) -> None:
+def test_a_file_keeps_its_mode_and_no_other_sees_more(listing: Listing, output: Path, mode: int) -> None:
     output.write_bytes(b"earlier")
     output.chmod(mode)
     part = output.with_name("all.ndjson.part")
@@ -195,7 +195,7 @@ def test_a_file_keeps_its_owner(listing: Listing, output: Path) -> None:
 # --- a cursor that is of no use any more ------------------------------------------------------------------------------
 
 
-def test_a_cursor_that_the_cluster_does_not_know_any_more_begins_anew(listing: Listing, output: Path) -> None:
+def test_a_cursor_that_the_cluster_does_not_know_any_more_begins_again(listing: Listing, output: Path) -> None:
     listing.ends_at = "after-c"
     assert run(output) == 2
     listing.ends_at, listing.asked, listing.unknown_once = None, [], "after-c"

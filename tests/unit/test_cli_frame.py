@@ -41,8 +41,8 @@ def test_a_program_gets_the_problem_as_it_was_sent(capsys: pytest.CaptureFixture
 
 
 def test_an_error_that_brings_its_own_mend_keeps_it(capsys: pytest.CaptureFixture[str]) -> None:
-    report(PreconditionFailed("no", next_step="Ask somebody."), as_json=False)
-    assert capsys.readouterr().err == "kvstore: no. Ask somebody.\n"
+    report(PreconditionFailed("no", next_step="Ask again."), as_json=False)
+    assert capsys.readouterr().err == "kvstore: no. Ask again.\n"
 
 
 def test_an_address_that_is_no_routers_is_no_answer_about_a_key() -> None:

@@ -68,7 +68,7 @@ def test_a_last_line_that_was_cut_short_does_not_count_and_does_not_spoil_the_ne
     assert Journal(path, WORK).entries() == [[1], [2], [4]]
 
 
-def test_forget_begins_anew(path: Path) -> None:
+def test_forget_begins_again(path: Path) -> None:
     written(path, [1], [2], [3])
     journal = Journal(path, WORK)
     journal.entries()

@@ -179,7 +179,7 @@ def test_a_held_lock_ends_with_1_and_tells_who_holds_it(
 
 
 def test_an_unreachable_store_ends_with_2_and_the_command_does_not_run(store: Store, tmp_path: Path) -> None:
-    store.answers["acquire"] = [Unavailable("nobody there")]
+    store.answers["acquire"] = [Unavailable("no answer")]
     assert run_python(f"open({str(tmp_path / 'ran')!r}, 'w')") == 2
     assert not (tmp_path / "ran").exists()
 
@@ -210,7 +210,7 @@ def test_a_program_whose_interpreter_is_missing_ends_with_127_and_the_lock_is_re
 def test_a_failed_release_is_told_and_the_exit_code_stays_the_commands(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store.answers["release"] = [Unavailable("nobody there")]
+    store.answers["release"] = [Unavailable("no answer")]
     assert run_python("raise SystemExit(3)") == 3
     assert "could not be released" in capsys.readouterr().err
 
@@ -294,7 +294,7 @@ def fifo(path: Path) -> Path:
 
 
 async def opened(path: Path) -> None:
-    """Until somebody has opened the fifo for writing and closed it."""
+    """Until a process has opened the fifo for writing and closed it."""
     await asyncio.to_thread(path.read_bytes)
 
 

@@ -120,7 +120,7 @@ def test_a_bug_is_planted_by_its_name_and_stays_when_other_points_are_taken() ->
     assert (done.returncode, done.stdout) == (0, "True False\n")
 
 
-def test_a_bug_that_nobody_has_prepared_is_refused() -> None:
+def test_a_bug_that_is_not_prepared_is_refused() -> None:
     done = run("here=bug", "print('alive')")
     assert done.returncode == 1
     assert "no bug is called 'here'" in done.stderr

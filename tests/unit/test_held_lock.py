@@ -96,7 +96,7 @@ async def test_the_lock_renews_itself_past_its_ttl_and_is_given_back(calls: Call
     assert calls.renewals == seen
 
 
-async def test_a_lock_that_somebody_else_holds_raises_locked_on_entering(calls: Calls):
+async def test_a_lock_that_another_client_holds_raises_locked_on_entering(calls: Calls):
     calls.holder = calls.tokens = 7
     with pytest.raises(Locked):
         async with held(calls):
@@ -270,7 +270,9 @@ async def test_an_acquire_whose_outcome_stays_unknown_is_withdrawn(
     assert calls.withdrawn == ["key"]
 
 
-async def test_a_withdrawal_that_fails_or_hangs_keeps_nobody(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_withdrawal_that_fails_or_hangs_keeps_no_caller_waiting(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(held_lock, "_WITHDRAW_S", 0.01)
     hang = asyncio.Event()
 

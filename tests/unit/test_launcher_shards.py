@@ -79,7 +79,7 @@ class PidLines(Lines):
 
 
 class Host:
-    """A host with shards s1 and s2 of cluster.yaml, and a launcher that may begin anew."""
+    """A host with shards s1 and s2 of cluster.yaml, and a launcher that may begin again."""
 
     def __init__(self, folder: Path, config: ClusterConfig) -> None:
         self.folder, self.config = folder, config
@@ -228,7 +228,7 @@ async def test_a_removal_that_a_crash_cut_short_is_finished_at_the_next_start(
     assert host.files() == {"shard-s1.db": "opened;", "shard-s2.db": "opened;", "shard-s2.db.removed": "s2;"}
 
 
-async def test_a_shard_that_somebody_else_runs_is_started_when_that_one_has_ended(
+async def test_a_shard_that_another_process_runs_is_started_when_that_one_has_ended(
     host: Host, controller: Controller
 ) -> None:
     (host.folder / "shard-s5.db").touch()

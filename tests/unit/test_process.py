@@ -230,7 +230,7 @@ def test_a_taken_port_is_named_with_the_process_that_holds_it(start: Start, loop
     assert err.count("\n") == 1
 
 
-def test_a_port_that_nobody_holds_has_no_holder() -> None:
+def test_a_port_that_is_free_has_no_holder() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         holder = port_holder(port)

@@ -81,7 +81,7 @@ def test_shards_that_a_lost_map_names_are_started_where_their_files_lie() -> Non
     assert list(here_too.start) == ["s7"]
 
 
-def test_before_the_cluster_is_formed_nobody_is_stopped() -> None:
+def test_before_the_cluster_is_formed_no_shard_is_stopped() -> None:
     assert steps(launch("", formed=False), files(), [*FIRST, "s9"], "s9") == NOTHING
 
 

@@ -310,7 +310,7 @@ def read_all(descriptor: int) -> bytes:
     return b"".join(chunks)
 
 
-async def test_a_log_that_nobody_reads_stops_nobody_and_tells_what_it_dropped() -> None:
+async def test_a_log_that_is_not_read_stops_no_process_and_tells_what_it_dropped() -> None:
     reading, writing = os.pipe()
     log = Log(writing)
     for i in range(20_000):
@@ -356,7 +356,7 @@ async def test_a_log_on_a_disk_that_was_full_goes_on_when_there_is_room_and_tell
     assert lines == ["[up] 3 lines were lost: No space left on device", "[shard-s1] four"]
 
 
-async def test_a_log_whose_reader_is_gone_stops_nobody() -> None:
+async def test_a_log_whose_reader_is_gone_stops_no_process() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     log = Log(writing)

@@ -7,7 +7,7 @@ Leaves to others: what the document says (`controller.service`), where its bytes
 Beside the document it keeps what each store has last told of its log. That changes all the time and decides nothing
 about others, so it is no part of the document, whose every change wakes all who watch it.
 
-One document instead of a tree of keys: whoever swaps it has seen all of it, so no reader ever meets half a
+One document instead of a tree of keys: a process that swaps it has seen all of it, so no reader ever meets half a
 change and no rule has to span two writes. It is small (some 10 kB for 4,096 partitions) and changes rarely.
 """
 

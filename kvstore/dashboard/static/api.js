@@ -1,4 +1,4 @@
-// The router's public API, as anybody may call it.
+// The router's public API, as any program may call it.
 
 export class Problem extends Error {
   /** `document`: the RFC 9457 problem of the answer. */

@@ -100,7 +100,7 @@ const NAMES = {
   promote: "Promote a copy of",
   replicas: "Copies",
   failover: "Failover of",
-  rebuild: "Damaged copy made anew of",
+  rebuild: "Damaged copy rebuilt of",
 };
 
 function nameOf(change) {
@@ -170,7 +170,7 @@ const MEANING = {
   waiting: "waits",
   copy: "copies the rows",
   tail: "catches up with what was written since",
-  fence: "frozen: nobody answers for these partitions, for some milliseconds",
+  fence: "frozen: no shard answers for these partitions, for some milliseconds",
   done: "compared and equal: commits",
   failed: "failed: it is begun again",
   unknown: "the controller does not answer",

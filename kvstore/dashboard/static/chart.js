@@ -39,7 +39,7 @@ function options(width, lines, format) {
   };
 }
 
-/** Times and values; a second in which nobody listened is a gap. */
+/** Times and values; a second without a listener is a gap. */
 function columns(history, lines) {
   const end = history.length ? history[history.length - 1].at_ms : Date.now();
   const shown = history.filter((sample) => sample.at_ms > end - SHOWN_S * 1000);

@@ -61,7 +61,7 @@ function Replication({ number, cluster }) {
     <p>
       ${then > 1
         ? `While all are in sync, ${plural(then - 1, "disk")} may be lost and nothing that was acknowledged is lost with ${then > 2 ? "them" : "it"}; a write waits for all copies in sync.`
-        : "Then nobody can take over from a node that dies: its keys wait for it."}
+        : "Then no copy can take over from a node that dies: its keys wait for it."}
       ${" "}No call fails because of the change.
     </p>`;
 }
@@ -129,7 +129,7 @@ export function CopyTable({ cluster }) {
             <th scope="row" data-label="shard"><${Shard} id=${shard.id} /></th>
             <td data-label="primary"><span>node <b>${shard.primary}</b>${shard.primary === shard.id ? "" : html`<span class="muted"> (away from home)</span>`}</span></td>
             <td class="number" data-label="term">${shard.term}</td>
-            <td data-label="copies"><span>${shard.copies.length ? shard.copies.map((copy, i) => html`${i ? ", " : ""}<${CopyState} copy=${copy} />`) : html`<span class="muted">none: nobody could take over</span>`}</span></td>
+            <td data-label="copies"><span>${shard.copies.length ? shard.copies.map((copy, i) => html`${i ? ", " : ""}<${CopyState} copy=${copy} />`) : html`<span class="muted">none: nothing could take over</span>`}</span></td>
           </tr>`,
         )}
       </tbody>

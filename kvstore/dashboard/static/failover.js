@@ -123,7 +123,7 @@ function Show({ failover }) {
 
 function OneCopy({ cluster, onChange }) {
   return html`<p class="said busy">
-      There is one copy of every key now: while a node is down its keys wait for it, and nobody can take over. Two copies
+      There is one copy of every key now: while a node is down its keys wait for it, and no copy can take over. Two copies
       are made while everything is served. Start with <code>replicas: 2</code> in cluster.yaml, run
       ${" "}<code>kvstore cluster replicas 2</code>, or press:
     </p>

@@ -37,7 +37,7 @@ function primaryBars(failover, shard, end) {
   const promoted = failover.steps.find((step) => step.kind === "promoted" && step.shard === shard);
   const home = at(failover, "home", shard);
   const bars = [{ from: 0, to: failover.killed_ms, node: failover.node }];
-  bars.push({ from: failover.killed_ms, to: promoted?.at_ms ?? end, kind: "dead", label: "nobody" });
+  bars.push({ from: failover.killed_ms, to: promoted?.at_ms ?? end, kind: "dead", label: "no primary" });
   if (promoted) bars.push({ from: promoted.at_ms, to: home ?? end, node: nodeIn(promoted) });
   if (home !== null) bars.push({ from: home, to: end, node: failover.node });
   return bars;

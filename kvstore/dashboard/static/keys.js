@@ -49,7 +49,7 @@ function Facts({ found }) {
   </dl>`;
 }
 
-/** Write it: plainly, or only if nobody else has meanwhile. */
+/** Write it: plainly, or only if no other client has since. */
 function Editor({ name, found, onWritten }) {
   const text = found ? textOf(found.value) : "";
   // A text field would make every end of line the same, and write more than was changed.
@@ -84,8 +84,8 @@ function Editor({ name, found, onWritten }) {
     <${Answer} answer=${answer} />
     ${answer?.problem?.status === 412 &&
     html`<p class="conflict">
-      <b>Conflict.</b> You saw ${found ? `version ${found.version}` : "no such key"}; now it is ${versionNow ? `version ${versionNow}` : "not there"}. Somebody
-      else wrote it in between, and your write was refused instead of undoing theirs.${" "}
+      <b>Conflict.</b> You saw ${found ? `version ${found.version}` : "no such key"}; now it is ${versionNow ? `version ${versionNow}` : "not there"}. Another client
+      wrote it in between, and your write was refused instead of undoing theirs.${" "}
       <button type="button" class="quiet small" onClick=${onWritten}>Look again</button>
     </p>`}
     ${isAsking &&
@@ -99,7 +99,7 @@ function Editor({ name, found, onWritten }) {
         run(() => deleteKey(name, { version: found.version }), () => "Deleted.");
       }}
     >
-      <p><${Text} text=${name} />, version ${found.version}. If somebody else has written it since, it stays.</p>
+      <p><${Text} text=${name} />, version ${found.version}. If another client has written it since, it stays.</p>
     <//>`}
   </form>`;
 }
@@ -173,8 +173,8 @@ export function Keys() {
   const shell = shellWord(name ?? "users/1");
   return html`<h1>Keys</h1>
     <p class="lead">
-      Keys are texts, values are bytes. Every change of a key gives it a higher version, so a write can ask that nobody
-      else has changed it since it was read.
+      Keys are texts, values are bytes. Every change of a key gives it a higher version, so a write can ask that no other
+      client has changed it since it was read.
     </p>
     <div class="halves keys">
       <section aria-labelledby="list-title">

@@ -138,7 +138,7 @@ async function listenOnce(controller) {
 
 async function listen() {
   for (;;) {
-    // A page that nobody looks at does not listen: a browser has only six connections to a router.
+    // A page that is not looked at does not listen: a browser has only six connections to a router.
     while (document.hidden) await new Promise((resolve) => addEventListener("visibilitychange", resolve, { once: true }));
     current = new AbortController();
     try {

@@ -21,7 +21,7 @@ function useTicking() {
 function Held({ locks }) {
   useTicking();
   if (!locks) return html`<p role="status">Waiting for the shards…</p>`;
-  if (!locks.items.length) return html`<p class="muted">Nobody holds a lock now.</p>`;
+  if (!locks.items.length) return html`<p class="muted">No lock is held now.</p>`;
   const age = ageOf("locks");
   return html`<div class="wide">
       <table class="cards">
@@ -37,7 +37,7 @@ function Held({ locks }) {
               <td class="number" data-label="token">${lock.token}</td>
               <td data-label="time left"><meter min="0" max=${lock.ttl} value=${left} aria-label="time left"></meter> ${seconds(left)} of ${seconds(lock.ttl)}</td>
               <td data-label="who waits">
-                ${lock.waiting ? html`<ol class="waiters">${lock.waiters.map((owner) => html`<li><${Text} text=${owner || "(no name)"} most=${40} /></li>`)}</ol>` : "nobody"}
+                ${lock.waiting ? html`<ol class="waiters">${lock.waiters.map((owner) => html`<li><${Text} text=${owner || "(no name)"} most=${40} /></li>`)}</ol>` : "none"}
                 ${lock.waiting > lock.waiters.length && html`<span class="muted">and ${count(lock.waiting - lock.waiters.length)} more</span>`}
               </td>
               <td data-label="at"><${Shard} id=${lock.shard} /></td>

@@ -134,7 +134,7 @@ export function Overview() {
       <h2 id="curves-title">What router ${router ?? ""} answers</h2>
       ${last && !history.some((sample) => sample.reads + sample.writes + others(sample)) &&
       html`<p class="muted">
-        Nobody has asked it for anything in the last minutes. Try <code>kvstore put greeting hello</code>, or the views
+        It was not asked for anything in the last minutes. Try <code>kvstore put greeting hello</code>, or the views
         above: what you do there shows here.
       </p>`}
       <div class="charts">

@@ -30,7 +30,7 @@ export const STEPS = [
   {
     view: "keys",
     title: "A key, its version, a conflict",
-    text: "Every change of a key gets a higher version. “Put only if still version N” refuses to undo what somebody else wrote in between.",
+    text: "Every change of a key gets a higher version. “Put only if still version N” refuses to undo what another client wrote in between.",
     look: "Open a key here and in a second window. Write it there, then use “Put only if…” here: 412, and nothing is lost.",
   },
   {
@@ -54,13 +54,13 @@ export const STEPS = [
   {
     view: "transactions",
     title: "The coordinator dies",
-    text: "Between vote and decision nobody may touch the prepared key: it is in doubt. Whoever finds it asks the anchor, and the answer is final, whichever it is.",
+    text: "Between vote and decision no other may touch the prepared key: it is in doubt. What finds it asks the anchor, and the answer is final, whichever it is.",
     look: "Kill the coordinator before it decides, then after. The first transfer is aborted, the second committed; the sum stays the same.",
   },
   {
     view: "failover",
     title: "A node dies",
-    text: "Every record of a shard is on the disks of its primary and its copies before anybody is answered. So a copy may take over: once the lease that it granted is over, in a new term, with all that was acknowledged.",
+    text: "Every record of a shard is on the disks of its primary and its copies before a client is answered. So a copy may take over: once the lease that it granted is over, in a new term, with all that was acknowledged.",
     look: "Kill a node, and follow the line of time: lease, silence, promotion, the first write. (This needs kvstore up --demo, and two copies.)",
   },
 ];

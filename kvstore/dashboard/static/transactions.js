@@ -11,7 +11,7 @@ const SHOWN_FOR_MS = 8000;
 const ROWS_MAX = 20;
 const OVER_MAX = 3;
 
-/** Most transactions are over before anybody could see them: those that were there stay for a while, greyed. */
+/** Most transactions are over before they could be seen: those that were there stay for a while, greyed. */
 function useRecent(transactions) {
   const [kept, setKept] = useState(new Map());
   useEffect(() => {

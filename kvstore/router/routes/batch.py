@@ -33,6 +33,7 @@ from kvstore.errors import (
     ValueTooLarge,
 )
 from kvstore.router.batch import BatchBody, parse_batch, run_batch
+from kvstore.router.large_values import LargeValues
 from kvstore.router.routes.words import BODY, Key, ProblemMembers, TtlLeft, ValueBase64, ValueText, Version
 from kvstore.router.service import RouterService
 from kvstore.transport.answers import AnswerAccount, Room
@@ -49,16 +50,18 @@ OPERATION_ERRORS: tuple[type[KvError], ...] = (
 
 
 class BatchRoutes:
-    def __init__(self, service: RouterService, limits: Limits, answers: AnswerAccount) -> None:
+    def __init__(self, service: RouterService, limits: Limits, answers: AnswerAccount, large: LargeValues) -> None:
         self._service = service
         self._limits = limits
         self._answers = answers
+        self._large = large
 
     async def run(self, call: Call) -> Reply:
         steps = parse_batch(call.body, self._limits)
         call.raw, call.body = b"", None  # or they stay in memory until the last result is sent
-        async with Room(self._answers) as room:
-            return await _stream_results(call.request, run_batch(self._service, steps, self._limits, room), room)
+        async with Room(self._answers, is_parts=True) as room:
+            results = run_batch(self._service, steps, self._limits, room, self._large)
+            return await _stream_results(call.request, results, room)
 
 
 async def _stream_results(request: web.BaseRequest, results: AsyncIterator[bytes], room: Room) -> Reply:

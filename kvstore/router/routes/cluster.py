@@ -54,9 +54,7 @@ class ClusterRoutes:
     async def cluster(self, call: Call) -> Response:
         changes = await self._controller.described(self._service.cluster_map)
         facts = changes.pop("copies", None)
-        document = await self._views.cluster(changes.pop("epoch")) | changes
-        if facts is not None:
-            document = with_copies(document, facts)
+        document = with_copies(await self._views.cluster(changes.pop("epoch")) | changes, facts)
         lost = lost_documents(cluster_map) if (cluster_map := self._service.cluster_map) is not None else []
         return json_response(200, document | {"advice": advice(document | {"lost": lost, "copies": facts})["sentence"]})
 
@@ -215,7 +213,7 @@ class Explanation(Struct):
     bytes: Annotated[int, about("Size of the value.", minimum=0)] | UnsetType = UNSET
     expires_at_ms: Annotated[int | None, about("Unix time in milliseconds; null: never.")] | UnsetType = UNSET
     cached: Annotated[bool, about("Whether the owner has it in memory.")] | UnsetType = UNSET
-    lock: Annotated[LockOfKey | None, about("Who may write the key; null: everybody.")] | UnsetType = UNSET
+    lock: Annotated[LockOfKey | None, about("Who may write the key; null: every client.")] | UnsetType = UNSET
     intent: (
         Annotated[Intent | None, about("What a transaction that is not finished here has left on the key.")] | UnsetType
     ) = UNSET

@@ -9,7 +9,6 @@ Leaves to others: the syntax of conditions (`decode`), a page's JSON (`page_json
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import Annotated, Any
@@ -32,6 +31,7 @@ from kvstore.errors import (
 )
 from kvstore.protocol import Delete, Get, Put
 from kvstore.router.decode import decode_guard, decode_once, decode_tags, decode_ttl
+from kvstore.router.large_values import LargeValues
 from kvstore.router.page_json import encode_page, missing_members
 from kvstore.router.routes.words import (
     BODY,
@@ -61,7 +61,6 @@ from kvstore.transport.http.responses import BINARY, JSON, Response, json_respon
 from kvstore.transport.http.routes import Body, Call, Content, Errors, Parameter, Route, Success, example, flag
 from kvstore.transport.http.schema import about, having, one_of, refined
 
-_LARGE_AT_ONCE = 2
 _NOT_ASKED: list[int] | None = []
 
 
@@ -74,12 +73,13 @@ class KeyRoutes:
         pages: AnswerAccount,
         answers: AnswerAccount,
         admit_answer: Callable[[Response], Awaitable[Response]],
+        large: LargeValues,
     ) -> None:
         self._service = service
         self._pages = pages
         self._answers = answers
         self._admit_answer = admit_answer
-        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)  # values on their way from the shards
+        self._large = large
 
     async def get(self, call: Call) -> Response:
         key, fields = call.argument, call.head.fields
@@ -89,9 +89,7 @@ class KeyRoutes:
         if not routed.answer.left_out_bytes:
             return _shown(routed, key, match, none_match)
         async with Room(self._answers) as room:
-            await room.add(routed.answer.left_out_bytes)
-            async with self._large:
-                routed = await self._service.ask(Get(0, key))
+            routed = await self._large.get(key, routed.answer.left_out_bytes, routed.shard_id, room)
             response = _shown(routed, key, match, none_match)
             response.reserved = len(response.body)
             room.take(response.reserved)

@@ -11,6 +11,7 @@ Both classes implement what aiohttp asks of a response: `prepare`, `write_eof`, 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, cast
@@ -33,6 +34,22 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _STATUS_LINES = {code: f"HTTP/1.1 {code} {phrase}\r\n" for code, phrase in _REASONS.items()}
 
 
+class Pieces:
+    """A body whose pieces are written one after the other, and not joined."""
+
+    __slots__ = ("_size", "pieces")
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.pieces = pieces
+        self._size = sum(map(len, pieces))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.pieces)
+
+
 class Response:
     """A whole answer: a status, header lines that end in CRLF each, a body.
 
@@ -44,7 +61,13 @@ class Response:
     __slots__ = ("body", "content_type", "has_to_go", "head_only", "keep_alive", "lines", "reserved", "status")
 
     def __init__(
-        self, status: int, body: bytes = b"", content_type: str = "", lines: str = "", *, head_only: bool = False
+        self,
+        status: int,
+        body: bytes | Pieces = b"",
+        content_type: str = "",
+        lines: str = "",
+        *,
+        head_only: bool = False,
     ) -> None:
         self.status = status
         self.body = body
@@ -76,7 +99,7 @@ class Response:
         writer = cast(StreamWriter, request.writer)
         try:
             if len(body) < LARGE_BYTES:
-                await writer.write(head + body, drain=False)
+                await writer.write(head + bytes(body), drain=False)
             else:
                 await writer.write(head, drain=False)
                 await _write_in_pieces(writer, body, protocol)
@@ -92,15 +115,23 @@ class Response:
         """Nothing is left to do."""
 
 
-async def _write_in_pieces(writer: StreamWriter, body: bytes, protocol: Any) -> None:
+async def _write_in_pieces(writer: StreamWriter, body: bytes | Pieces, protocol: Any) -> None:
     """Each once the client has taken the ones before, within the time that an answer has in all."""
-    whole, answers = memoryview(body), protocol.answers
+    answers = protocol.answers
     deadline_s = answers.deadline_s()
-    for at in range(0, len(body), _PIECE_BYTES):
+    for piece in _pieces_of(body):
         async with answers.turns:
-            await writer.write(whole[at : at + _PIECE_BYTES], drain=False)
+            await writer.write(piece, drain=False)
         if protocol._paused:
             await answers.drain(protocol, deadline_s)
+
+
+def _pieces_of(body: bytes | Pieces) -> Iterator[memoryview]:
+    """None is larger than `_PIECE_BYTES`."""
+    for part in [body] if isinstance(body, bytes) else body.pieces:
+        whole = memoryview(part)
+        for at in range(0, len(part), _PIECE_BYTES):
+            yield whole[at : at + _PIECE_BYTES]
 
 
 class StreamedResponse:

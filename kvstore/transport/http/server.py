@@ -11,8 +11,9 @@ on connections), the request factory and the response protocol (`prepare`, `writ
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, cast
 
 import msgspec
@@ -39,6 +40,22 @@ _HEAD_TOO_LARGE = "The header as a whole is too large"
 Handler = Callable[[web.BaseRequest], Awaitable[Any]]
 
 
+class _InlineRequests:
+    """The event loop as a connection sees it: what is to run as a task of its own is awaited as it is.
+
+    Before Python 3.12, aiohttp makes a task of each request and awaits it at once, which takes two more turns of the
+    loop. It does so that no request sees the context variables of the one before it, and there are none here.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.create_future = loop.create_future
+        self.time = loop.time
+        self.call_at, self.call_later = loop.call_at, loop.call_later
+
+    def create_task(self, request: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        return request
+
+
 class _Protocol(RequestHandler):
     __slots__ = ("_head_bytes", "_last_body", "_seen_requests", "answers", "half_closed")
 
@@ -55,6 +72,12 @@ class _Protocol(RequestHandler):
             self._force_close = True
             return
         super().connection_made(transport)
+        self._loop = cast(asyncio.AbstractEventLoop, _InlineRequests(self._loop))  # from now on there are only requests
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """aiohttp calls this for each body that is taken, and parses again: only what has paused has anything left."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
 
     def data_received(self, data: bytes) -> None:
         if self._payload_parser is not None:  # a WebSocket: no request follows on this connection

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from kvstore.placement.cluster_map import ClusterMap
-from loadtest.bench.report import Ratio, table
+from loadtest.bench.report import Ratio, Target, aims_told, at_least, at_most, show_ratio, table
 
 IDLE = "none"
 KEYS_PER_S_RATIO_MIN = 2.0
@@ -205,36 +205,25 @@ def _most(figures: Sequence[float | None]) -> float | None:
     return max((figure for figure in figures if figure is not None), default=None)
 
 
-class Aim(NamedTuple):
-    """`figure` None: not measured."""
-
-    text: str
-    figure: float | None
-    reached: bool | None
-
-
-def aims(cells: Sequence[Cell]) -> list[Aim]:
+def aims(cells: Sequence[Cell]) -> list[Target]:
     """What this cluster aims at, and what it does."""
     ours = [cell for cell in cells if cell.system == "kvstore"]
     idle = [cell for cell in ours if cell.load == IDLE]
     loaded = [cell for cell in ours if cell.load != IDLE]
     ratio = idle[0].to_redis.median if idle and idle[0].to_redis else None
+    pauses = [cell.write_pause_ms_p99 for cell in ours]
+    most = (
+        ("p99 under load during the move, × before", _most([cell.p99_ratio for cell in loaded]), P99_RATIO_MAX),
+        ("partitions moved, × the least", _most([cell.moved_ratio for cell in ours]), MOVED_RATIO_MAX),
+        ("keys of the fullest shard, × the mean", _most([cell.peak_to_mean for cell in ours]), PEAK_TO_MEAN_MAX),
+        ("write pause at p99, ms", _most(pauses), WRITE_PAUSE_P99_MS_MAX),
+        ("failed calls", float(sum(cell.failed for cell in loaded)) if loaded else None, 0.0),
+    )
+    least = KEYS_PER_S_RATIO_MIN
     return [
-        _at_least("keys/s when idle, × Redis Cluster", ratio, KEYS_PER_S_RATIO_MIN),
-        _at_most("p99 under load during the move, × before", _most([c.p99_ratio for c in loaded]), P99_RATIO_MAX),
-        _at_most("partitions moved, × the least", _most([cell.moved_ratio for cell in ours]), MOVED_RATIO_MAX),
-        _at_most("keys of the fullest shard, × the mean", _most([c.peak_to_mean for c in ours]), PEAK_TO_MEAN_MAX),
-        _at_most("write pause at p99, ms", _most([c.write_pause_ms_p99 for c in ours]), WRITE_PAUSE_P99_MS_MAX),
-        _at_most("failed calls", float(sum(cell.failed for cell in loaded)) if loaded else None, 0.0),
+        at_least(f"keys/s when idle, × Redis Cluster ≥ {least:g}", ratio, least),
+        *(at_most(f"{text} ≤ {bound:g}", figure, bound) for text, figure, bound in most),
     ]
-
-
-def _at_least(text: str, figure: float | None, bound: float) -> Aim:
-    return Aim(f"{text} ≥ {bound:g}", figure, None if figure is None else figure >= bound)
-
-
-def _at_most(text: str, figure: float | None, bound: float) -> Aim:
-    return Aim(f"{text} ≤ {bound:g}", figure, None if figure is None else figure <= bound)
 
 
 # --- for people -------------------------------------------------------------------------------------------------------
@@ -242,12 +231,7 @@ def _at_most(text: str, figure: float | None, bound: float) -> Aim:
 
 def render(cells: Sequence[Cell], header: Sequence[str]) -> str:
     """The report as Markdown whose table also lines up on a terminal."""
-    marks = {True: "reached", False: "MISSED", None: "not measured"}
-    lines = [*header, "", _table(cells), "", "Aims:"]
-    for aim in aims(cells):
-        figure = "" if aim.figure is None else f" ({aim.figure:.2f})"
-        lines.append(f"- {aim.text}: {marks[aim.reached]}{figure}")
-    return "\n".join(lines)
+    return "\n".join([*header, "", _table(cells), *aims_told(aims(cells))])
 
 
 def _table(cells: Sequence[Cell]) -> str:
@@ -263,7 +247,7 @@ def _row(cell: Cell) -> list[str]:
         f"{cell.keys_moved:,.0f}",
         f"{cell.seconds:.2f}",
         f"{cell.keys_per_s:,.0f}",
-        _show_ratio(cell.to_redis),
+        show_ratio(cell.to_redis),
         f"{cell.moved_ratio:.3f}",
         f"{cell.peak_to_mean:.3f}",
         _pair(cell.write_pause_ms_p99, cell.write_pause_ms_max),
@@ -272,10 +256,6 @@ def _row(cell: Cell) -> list[str]:
         "–" if cell.p99_ratio is None else f"{cell.p99_ratio:.2f}",
         str(cell.failed),
     ]
-
-
-def _show_ratio(ratio: Ratio | None) -> str:
-    return "–" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
 
 
 def _pair(first: float | None, second: float | None) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import sys
 import tempfile
 import time
@@ -21,12 +20,11 @@ from typing import Any
 import click
 import msgspec
 
-from loadtest.bench import report
+from loadtest.bench import command, report
 from loadtest.bench.data import Data, make_data
 from loadtest.bench.reshard.figures import IDLE, Run, document, latency, render, summarize
 from loadtest.bench.reshard.foreground import Foreground
 from loadtest.bench.reshard.systems import Growing, KvstoreGrowing, RedisGrowing
-from loadtest.cluster.local import REPOSITORY
 
 LOADS = {IDLE: 0.0, "get": 0.0, "put": 1.0, "mixed": 0.5}  # the share of writes
 _SEED = 5
@@ -50,24 +48,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path
 
 
-def _names(known: list[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    def check(_context: click.Context, _option: click.Parameter, text: str) -> list[str]:
-        names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-        if not names or any(name not in known for name in names):
-            raise click.BadParameter(f"name some of {', '.join(known)}")
-        return names
-
-    return check
-
-
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--keys", type=click.IntRange(1), default=150_000, show_default=True, help="Keys of 100-byte values.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds; figures are medians.")
-@click.option("--systems", callback=_names(["kvstore", "redis"]), default="kvstore,redis", show_default=True)
+@command.rounds
+@click.option("--systems", callback=command.names(["kvstore", "redis"]), default="kvstore,redis", show_default=True)
 @click.option(
     "--load",
     "loads",
-    callback=_names(list(LOADS)),
+    callback=command.names(list(LOADS)),
     default=f"{IDLE},mixed",
     show_default=True,
     help=f"What goes on in the foreground: some of {', '.join(LOADS)}.",
@@ -82,39 +70,23 @@ def _names(known: list[str]) -> Callable[[click.Context, click.Parameter, str], 
     show_default=True,
     help="Redis's appendfsync; everysec spares it the disk, but a crash loses a second.",
 )
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there.")
-@click.option(
-    "--tmp",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=REPOSITORY / "loadtest" / "out",
-    help="Data of all systems go into a folder below this one, on its disk.  [default: loadtest/out]",
-)
+@command.json_file
+@command.folder
 def main(**options: Any) -> None:
-    asked = Options(**options)
-    try:
-        text = asyncio.run(_measure(asked))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        raise click.ClickException("interrupted; everything that was started has been ended") from None
-    except (OSError, RuntimeError, TimeoutError) as error:
-        raise click.ClickException(str(error) or "it took too long") from error
-    click.echo(text)
+    click.echo(command.run(_measure(Options(**options))))
 
 
 async def _measure(options: Options) -> str:
     """Everything from start to end; the report."""
-    task = asyncio.current_task()
-    if task is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     options.folder.mkdir(parents=True, exist_ok=True)
     data = make_data(options.keys, _SEED)
     makers = _installed(options)
     runs: list[Run] = []
     for number in range(1, options.rounds + 1):
         for load in options.loads:
-            for make in _in_turn(makers, number):
+            for make in command.in_turn(makers, number):
                 runs.append(await _run(make(), number, load, data, options))
-                _tell(_line(runs[-1], options.rounds))
+                command.tell(_line(runs[-1], options.rounds))
     versions = [make().version() for make in makers]
     header = report.machine(versions, " ".join(["python -m loadtest.reshard", *sys.argv[1:]]))
     header.append(
@@ -122,9 +94,7 @@ async def _measure(options: Options) -> str:
         f"{options.rate:,} calls per second over {options.connections} connections from the same machine"
     )
     cells = summarize(runs)
-    if options.json_file is not None:
-        content = msgspec.json.format(msgspec.json.encode(document(header, cells, runs)))
-        options.json_file.write_bytes(content + b"\n")
+    command.write_json(options.json_file, document(header, cells, runs))
     return render(cells, header)
 
 
@@ -135,16 +105,10 @@ def _installed(options: Options) -> list[Callable[[], Growing]]:
         makers.append(KvstoreGrowing)
     if "redis" in options.systems:
         if (mend := RedisGrowing.missing()) is not None:
-            _tell(f"redis is left out: it is not installed. Install it with: {mend}")
+            command.tell(f"redis is left out: it is not installed. Install it with: {mend}")
         else:
             makers.append(lambda: RedisGrowing(options.fsync))
     return makers
-
-
-def _in_turn(makers: list[Callable[[], Growing]], number: int) -> list[Callable[[], Growing]]:
-    """Another system goes first in each round."""
-    first = (number - 1) % len(makers) if makers else 0
-    return [*makers[first:], *makers[:first]]
 
 
 async def _run(system: Growing, number: int, load: str, data: Data, options: Options) -> Run:
@@ -177,10 +141,12 @@ async def _run_loaded(system: Growing, number: int, load: str, data: Data, optio
     finally:
         await foreground.stop()
     for error in list(dict.fromkeys(foreground.errors))[:3]:
-        _tell(f"a call failed: {error}")
+        command.tell(f"a call failed: {error}")
     before = latency(foreground.samples, began_s, ended_s)
     if before is not None and before.p50_ms > _OVERLOADED_MS:
-        _tell(f"{system.name} cannot keep that pace here, so its latencies say nothing: lower --rate {options.rate}")
+        command.tell(
+            f"{system.name} cannot keep that pace here, so its latencies say nothing: lower --rate {options.rate}"
+        )
     return Run(
         round=number,
         system=system.name,
@@ -202,7 +168,3 @@ def _line(run: Run, rounds: int) -> str:
     if run.before is not None and run.during is not None:
         line += f", p99 {run.before.p99_ms:.1f} → {run.during.p99_ms:.1f} ms, {run.during.failed} calls failed"
     return line
-
-
-def _tell(line: str) -> None:
-    click.echo(line, err=True)

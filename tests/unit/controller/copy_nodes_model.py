@@ -188,8 +188,8 @@ class Model:
         for dropped in places.to_drop(node.name):
             assert node.copies.pop(dropped.shard).copy_id == dropped.copy_id
         for back in to_give_back(self.state, node.name):
-            own = node.copies[back.shard]
-            if own.opened == back.term:
+            own = node.copies.get(back.shard)
+            if own is not None and own.opened == back.term:
                 own.given_back = back.term
 
 

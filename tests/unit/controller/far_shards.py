@@ -1,4 +1,4 @@
-"""Shards over real channels whose data are nobody's business: they follow maps, and move as a test says."""
+"""Shards over real channels whose data do not matter: they follow maps, and move as a test says."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class FarShard:
             self._moving.pop(move_id).cancel()
 
     def _check_arrivals(self, cluster_map: ClusterMap) -> None:
-        """What comes here must have been moved here, and nobody else may answer for it by now."""
+        """What comes here must have been moved here, and no other shard may answer for it by now."""
         if self.map is None:
             return
         arrived = set(cluster_map.owned_by(self.id)) - set(self.map.owned_by(self.id))

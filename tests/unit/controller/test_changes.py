@@ -115,7 +115,7 @@ def test_another_weight_supersedes_the_first_and_takes_over_what_still_has_to_mo
 
 
 def test_taking_over_moves_makes_another_map(world: World) -> None:
-    """Two maps of one epoch are equal, for whoever compares them after the controller's file was lost."""
+    """Two maps of one epoch are equal, for all that compare them after the controller's file was lost."""
     world.take(change("a", "weight", "s1", 2), moves.with_weight(FORMED, "s1", 2))
     before = world.map
     planned = msgspec.structs.replace(world.state, map=before)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from kvstore.controller.commit_checks import Terms, lacks_copies, refusal, terms_of
-from kvstore.placement.cluster_map import ClusterMap, Move, Replica, Shard, at_home, first_map
+from kvstore.placement.cluster_map import ClusterMap, Move, Node, Replica, Shard, at_home, first_map
 
 MOVE = Move(id="m", source="s1", to="s2", partitions=[0])
 
@@ -58,6 +58,17 @@ def test_a_copy_of_the_source_that_is_out_does_not_count_once_its_node_is_dead()
 def test_where_there_are_fewer_nodes_than_copies_all_of_them_are_enough() -> None:
     source, to = {"s2": "in-sync"}, {"s1": "in-sync"}
     assert not lacks_copies(cluster_map(source, to, replicas=5, nodes=2), MOVE, all_live)
+
+
+@pytest.mark.parametrize(("leaving", "waits"), [(["s1"], True), (["s1", "s3"], False)])
+def test_what_leaves_does_not_wait_for_copies_that_have_no_place_once_it_has_left(
+    leaving: list[str], waits: bool
+) -> None:
+    """No copy is made on a node whose shard leaves, or has left: here one stays, and would never get a copy."""
+    found = cluster_map(SYNCED, {}, nodes=3)
+    shards = [msgspec.structs.replace(s, state="leaving") if s.id in leaving else s for s in found.shards]
+    left = msgspec.structs.replace(found, shards=shards, nodes=[*found.nodes, Node(id="s9", url="http://s9")])
+    assert bool(lacks_copies(left, MOVE, all_live)) is waits
 
 
 @pytest.mark.parametrize("changed", [Terms(9, 1), Terms(1, 9)])

@@ -145,7 +145,7 @@ async def test_killed_again_and_again_it_comes_to_the_end(tmp_path: Path) -> Non
         assert sorted(loads(await controller.settled()).values()) == [21, 21, 22]
 
 
-async def test_killed_before_it_voids_a_failed_move_it_begins_it_anew(tmp_path: Path) -> None:
+async def test_killed_before_it_voids_a_failed_move_it_begins_it_again(tmp_path: Path) -> None:
     async with formed(tmp_path) as (controller, far):
         far["s3"].fails = 1
         await controller.start("move-before-void=kill")

@@ -52,7 +52,7 @@ def test_a_member_is_silent_until_its_own_file_was_heard_of() -> None:
 
 
 @pytest.mark.parametrize("heard", [0, 7])
-def test_the_map_that_is_gone_on_with_is_far_above_all_that_was_heard_of_and_begins_its_moves_anew(heard: int) -> None:
+def test_the_map_that_is_gone_on_with_is_far_above_all_that_was_heard_of_and_begins_its_moves_again(heard: int) -> None:
     move = Move(id="m", source="s1", to="s2", partitions=FIRST.owned_by("s1")[:1])
     found = msgspec.structs.replace(FIRST, moves=[move])
     numbers: Iterator[int] = count()

@@ -179,7 +179,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 
 class Interfering:
-    """A store in which somebody else always swaps first, `times` times."""
+    """A store in which another client always swaps first, `times` times."""
 
     def __init__(self, store: MapStore, times: int) -> None:
         self._store = store
@@ -208,7 +208,7 @@ async def test_who_is_waited_for_is_told(serve: Serve, store: MapStore) -> None:
     assert await serve(store, CONFIG).announce(announcement("s2")) == Waiting(["s1"])
 
 
-async def test_a_lost_race_is_decided_anew(serve: Serve, store: MapStore) -> None:
+async def test_a_lost_race_is_decided_again(serve: Serve, store: MapStore) -> None:
     service = serve(Interfering(store, 3), CONFIG)
     assert await service.announce(announcement("s1")) == Waiting(["s2"])
     assert isinstance(await service.announce(announcement("s2")), ClusterMap)

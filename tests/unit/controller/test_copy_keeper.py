@@ -76,7 +76,7 @@ class Nodes:
         await self.follow()
 
     async def until(self, condition: Any) -> None:
-        async with asyncio.timeout(60):  # a machine that stands still now and then makes the controller count anew
+        async with asyncio.timeout(60):  # a machine that stands still now and then makes the controller count again
             while True:
                 await self.beats()
                 if condition():

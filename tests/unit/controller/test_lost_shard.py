@@ -1,4 +1,4 @@
-"""Giving up a shard: who must follow the strike before anything is opened, what is refused meanwhile, the clock."""
+"""Giving up a shard: who must follow the strike before anything is opened, what is refused until then, the clock."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_nothing_is_opened_before_every_other_shard_follows_the_strike(
         await until(lambda: before.epoch + 1 in far["s1"].followed)
         await asyncio.sleep(0.1)
         assert [strike.opened for strike in (await controller.map()).strikes] == [0]
-        for change in (controller.service.cancel(), controller.service.plan_anew(), controller.service.remove("s2")):
+        for change in (controller.service.cancel(), controller.service.replan(), controller.service.remove("s2")):
             with pytest.raises(ChangeRefused, match="is being given up"):
                 await change
         far["s2"].gates["follow"].set()
@@ -82,7 +82,7 @@ async def test_nothing_is_opened_before_every_other_shard_follows_the_strike(
         assert [member.id for member in after.shards] == ["s1", "s2"]
         assert after.strikes[0].clock == 1000 + CLOCK_STEP
         assert (await controller.service.state()).clock == after.strikes[0].clock
-        await controller.service.plan_anew()
+        await controller.service.replan()
 
 
 async def test_the_confirmation_lists_the_transactions_whose_first_key_is_lost(
@@ -94,7 +94,7 @@ async def test_the_confirmation_lists_the_transactions_whose_first_key_is_lost(
         for owner in ("s3", "s2")
     )
     async with controlled(store) as controller:
-        await controller.service.plan_anew()
+        await controller.service.replan()
         await far["s3"].kill()
         far["s1"].attempts = [{"id": "1-a", "anchor": theirs}, {"id": "2-b", "anchor": other}]
         far["s2"].attempts = [{"id": "1-a", "anchor": theirs}]

@@ -18,7 +18,7 @@ from kvstore.controller.membership import (
     check_weight,
     decide,
     may_join,
-    planned_anew,
+    replanned,
     reweighed,
     with_joining,
     with_wanted,
@@ -196,12 +196,12 @@ def test_a_cancel_forgets_all_that_is_not_done() -> None:
     assert states(stopped) == {"s1": "up", "s2": "up"}
     assert stopped.wanted == {}
     assert the_map(stopped).moves == []
-    assert the_map(planned_anew(stopped, plan)) == the_map(stopped)
+    assert the_map(replanned(stopped, plan)) == the_map(stopped)
 
 
-def test_a_plan_anew_goes_on_after_a_cancel() -> None:
+def test_a_new_plan_goes_on_after_a_cancel() -> None:
     stopped = without_moves(reweighed(FORMED, "s1", 3, plan))
-    again = planned_anew(stopped, plan)
+    again = replanned(stopped, plan)
     assert the_map(again).epoch == the_map(stopped).epoch + 1
     assert len(the_map(commit_all(again)).owned_by("s1")) == 48
 
@@ -223,7 +223,7 @@ def test_an_unknown_shard_is_not_found_and_the_known_ones_are_named(ask: Callabl
         lambda state: with_wanted(state, "s9", 1),
         lambda state: without(state, "s1", plan),
         lambda state: reweighed(state, "s1", 2, plan),
-        lambda state: planned_anew(state, plan),
+        lambda state: replanned(state, plan),
         without_moves,
     ],
 )
@@ -252,7 +252,7 @@ def test_every_refusal_says_what_to_do() -> None:
         lambda: check_newcomer(FORMED, "s3", "c"),
         lambda: without(without(FORMED, "s1", plan), "s2", plan),
         lambda: without(FORMED, "s9", plan),
-        lambda: planned_anew(ClusterState(), plan),
+        lambda: replanned(ClusterState(), plan),
     ):
         with pytest.raises(KvError) as caught:
             ask()

@@ -1,4 +1,4 @@
-"""The mover on a real store and real channels: what stands in the map is done, whoever dies, hangs or comes late."""
+"""The mover on a real store and real channels: what stands in the map is done, whatever dies, hangs or comes late."""
 
 from __future__ import annotations
 
@@ -254,7 +254,9 @@ async def test_progress_is_reported_while_it_goes_on_and_summed_up_after(
 # --- voiding ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_move_that_fails_begins_anew_under_another_id(controller: Controller, far: dict[str, FarShard]) -> None:
+async def test_a_move_that_fails_begins_again_under_another_id(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
     far["s4"].fails = 3
     await controller.service.add("s4", far["s4"].url, 1)
     done = await controller.settled()
@@ -281,7 +283,7 @@ async def test_a_move_that_fails_again_and_again_is_tried_ever_more_slowly(
         assert loads(await controller.settled())["s4"] == 16
 
 
-async def test_a_fence_that_lasts_too_long_ends_and_the_move_begins_anew(
+async def test_a_fence_that_lasts_too_long_ends_and_the_move_begins_again(
     store: SqliteMapStore, far: dict[str, FarShard]
 ) -> None:
     await form(store, far, "s1", "s2", "s3")
@@ -297,7 +299,7 @@ async def test_a_fence_that_lasts_too_long_ends_and_the_move_begins_anew(
 
 
 @pytest.mark.parametrize("replaced", ["s1", "s4"])
-async def test_a_move_whose_source_or_destination_has_another_primary_by_then_begins_anew(
+async def test_a_move_whose_source_or_destination_has_another_primary_by_then_begins_again(
     controller: Controller, far: dict[str, FarShard], replaced: str
 ) -> None:
     far["s4"].gates["fence"].clear()
@@ -554,7 +556,7 @@ class Troubled:
     async def read(self) -> Stored:
         if self.unreadable:
             self.unreadable = False
-            raise Unavailable("nobody can tell")
+            raise Unavailable("no answer")
         return await self._store.read()
 
     async def compare_and_swap(self, revision: int, document: bytes) -> int | None:
@@ -569,7 +571,7 @@ class Troubled:
         if self.untold or self.unread:
             self.unreadable = self.unread > 0
             self.untold, self.unread = max(0, self.untold - 1), max(0, self.unread - 1)
-            raise Unavailable("nobody knows")
+            raise Unavailable("no answer")
         return outcome
 
 
@@ -626,7 +628,7 @@ async def test_a_store_that_cannot_be_read_for_a_while_is_waited_for(
         assert loads(await controller.settled())["s4"] == 16
 
 
-# --- other plans meanwhile -------------------------------------------------------------------------------------------
+# --- other plans during it -------------------------------------------------------------------------------------------
 
 
 async def test_cancelling_ends_the_moves_under_way_and_their_fences(
@@ -689,7 +691,7 @@ async def _is_commit(controller: Controller, decide: Any) -> bool:
     return bool(after.map.owners != state.map.owners)
 
 
-async def test_after_a_cancel_the_rest_is_planned_anew_when_asked_for(
+async def test_after_a_cancel_the_rest_is_planned_again_when_asked_for(
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
     far["s4"].gates["copy"].clear()
@@ -697,7 +699,7 @@ async def test_after_a_cancel_the_rest_is_planned_anew_when_asked_for(
     await controller.service.reweigh("s1", 2)
     stopped = (await controller.service.cancel()).map
     assert stopped.moves == []
-    planned = (await controller.service.plan_anew()).map
+    planned = (await controller.service.replan()).map
     assert planned.moves or loads(planned)["s1"] == 32
     assert loads(await controller.settled())["s1"] == 32
 

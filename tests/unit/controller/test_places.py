@@ -1,4 +1,4 @@
-"""Places for moves: never too many, never lost, and nobody waits for ever."""
+"""Places for moves: never too many, never lost, and no move waits for ever."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_never_too_many_and_all_come_to_their_end(
 
 
 async def test_places_are_not_lost_when_who_works_and_who_waits_are_cancelled_at_once() -> None:
-    """As a cancelled change does: whoever waited must not be given the place of whoever worked."""
+    """As a cancelled change does: a waiter must not be given the place of a worker."""
     places = MoveSlots(1, 9)
     workers = await start(places, ("a", "x"), ("b", "y"), ("c", "z"))
     for worker in workers[:2]:

@@ -59,14 +59,14 @@ def test_a_silent_primary_is_replaced_by_its_copy_in_a_new_term_and_taken_out() 
     assert model.copy_nodes("s1", "joining") == {"s1"}
 
 
-def test_nobody_is_promoted_while_the_copies_still_hear_the_primary() -> None:
+def test_no_copy_is_promoted_while_the_copies_still_hear_the_primary() -> None:
     model = replicated()
     model.nodes["s1"].hears_controller = False
     model.run(10)
     assert model.config("s1").primary.node == "s1"
 
 
-def test_a_controller_that_stood_still_promotes_nobody() -> None:
+def test_a_controller_that_stood_still_promotes_no_copy() -> None:
     model = replicated()
     before = model.map.epoch
     model.now += 3600

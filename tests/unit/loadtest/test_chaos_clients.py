@@ -144,7 +144,7 @@ async def test_a_change_may_be_cancelled_only_if_something_was() -> None:
     assert sentence == ""
 
 
-def test_while_the_controller_is_away_nobody_knows_whether_anything_moves() -> None:
+def test_while_the_controller_is_away_it_is_not_known_whether_anything_moves() -> None:
     shard = {"state": "up", "copies": [{"state": "in-sync"}]}
     at_rest = {"replicas": 2, "nodes": [{}, {}], "shards": [shard], "moves": [], "ending": [], "wanted": []}
     assert is_settled(at_rest)

@@ -1,4 +1,4 @@
-"""loadtest.chaos.schedule: a seed is a schedule, everybody has a turn, and in the end it is calm."""
+"""loadtest.chaos.schedule: a seed is a schedule, every nemesis has a turn, and in the end it is calm."""
 
 from __future__ import annotations
 

@@ -166,8 +166,8 @@ async def test_a_reset_is_passed_on_as_a_reset(scene: Scene, by: str) -> None:
 
 
 async def test_a_destination_that_refuses_looks_like_one(scene: Scene) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        port = nobody.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as unbound:
+        port = unbound.getsockname()[1]
     near = await scene.greet(address=f"127.0.0.1:{port}")
     assert await near.is_reset()
     assert scene.proxy.counts.refused == 1
@@ -261,11 +261,11 @@ async def test_answers_can_be_cut_while_questions_arrive(scene: Scene) -> None:
     assert near.reader._buffer == b""  # type: ignore[attr-defined]
 
 
-async def test_a_cut_is_between_two_processes_whoever_connected(scene: Scene) -> None:
+async def test_a_cut_is_between_two_processes_whichever_connected(scene: Scene) -> None:
     near, far = await scene.connect("c")
     scene.proxy.cut("a", "b")
-    near.writer.write(b"from somebody else")
-    assert await far.read(18) == b"from somebody else"
+    near.writer.write(b"from another client")
+    assert await far.read(19) == b"from another client"
 
 
 async def test_a_healed_link_ends_connections_that_lost_something_and_no_others(scene: Scene) -> None:
@@ -291,7 +291,7 @@ async def test_the_end_of_a_process_is_not_heard_through_a_cut_but_when_it_heals
     else:
         near.reset()
     await scene.until_quiet()
-    far.writer.write(b"is anybody there?")
+    far.writer.write(b"is any one there?")
     await scene.until_quiet()
     assert not far.reader.at_eof()
     assert scene.proxy.open_connections == 1

@@ -164,7 +164,7 @@ async def test_a_store_that_does_what_is_asked_is_measured(check: Any) -> None:
         (batches.check_puts, "forgets", "does not show what a batch wrote"),
         (batches.check_gets, "forgets", "in a batch of gets"),
         (batches.check_pages, "forgets", "does not list the 100 keys behind key-00000000"),
-        (batches.check_pages, "invents", "a value of key-00000001 that nobody wrote"),
+        (batches.check_pages, "invents", "a value of key-00000001 that no client wrote"),
         (batches.check_puts, "refuses", "refuses /v1/batch: 503"),
         (batches.check_gets, "refuses", "refuses /v1/batch: 503"),
         (batches.check_pages, "refuses", "refuses /v1/kv: 503"),

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner
 
-from loadtest.bench import compare
+from loadtest.bench import command, compare
 from loadtest.bench.data import make_data, placed
 from loadtest.bench.dialects import Kvstore
 from loadtest.bench.drive import Plan, Step, run_wrk
@@ -42,7 +42,7 @@ def test_several_are_called_by_their_shapes() -> None:
 @pytest.mark.parametrize(("text", "numbers"), [("4", [4]), ("1,2, 4,2", [1, 2, 4])])
 def test_lists_of_numbers_are_read_without_what_is_said_twice(text: str, numbers: list[int]) -> None:
     option = click.Option(["--shards"])
-    assert compare._numbers(64)(click.Context(compare.main), option, text) == numbers
+    assert command.numbers(64)(click.Context(compare.main), option, text) == numbers
 
 
 @pytest.mark.parametrize("arguments", [["--shards", "0"], ["--shards", "1,65"], ["--routers", "two"], ["--shards", ""]])

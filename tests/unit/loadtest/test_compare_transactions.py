@@ -65,7 +65,7 @@ def test_keys_of_one_store_never_lie_in_two_and_every_store_has_its_share() -> N
 
 def test_zipf_draws_a_key_in_inverse_proportion_to_about_its_rank() -> None:
     owners = ["s1"] * 20_000
-    first = Counter(numbers[0] for numbers in drawn(transactions.zipf, owners))  # before anything is drawn anew
+    first = Counter(numbers[0] for numbers in drawn(transactions.zipf, owners))  # before anything is drawn again
     share = 1 / sum(rank**-0.99 for rank in range(1, len(owners) + 1))
     for rank in (1, 2, 10):
         expected = len(owners) * share * rank**-0.99

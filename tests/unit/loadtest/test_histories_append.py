@@ -69,7 +69,7 @@ def test_a_read_shows_the_state_before_the_appends_of_its_own_transaction() -> N
 # --- lists by themselves -----------------------------------------------------------------------------------------
 
 
-def test_a_value_that_nobody_appended_is_found() -> None:
+def test_a_value_that_no_client_appended_is_found() -> None:
     assert kinds(txn(0, 1, x=1), txn(2, 3, ("x", [1, 7]))) == {Kind.FOREIGN}
     assert kinds(txn(0, 1, y=7), txn(2, 3, ("x", [7]))) == {Kind.FOREIGN}
 
@@ -124,7 +124,7 @@ def test_g_single_half_a_transaction_that_was_seen_is_found() -> None:
 
 
 def test_g_single_a_lost_update_is_found() -> None:
-    """Both read nothing and appended; whoever is second has overlooked the first."""
+    """Both read nothing and appended; the second has overlooked the first."""
     assert kinds(txn(0, 9, ("x", []), x=1), txn(0, 9, ("x", []), x=2), txn(10, 11, ("x", [1, 2]))) == {"G-single"}
 
 

@@ -120,7 +120,7 @@ def test_a_transfer_of_which_only_half_was_done_is_found() -> None:
         assert kinds(OPENING, [ONE], half, markers(ONE)) >= {Kind.NOT_ONCE, Kind.TOTAL, Kind.TORN}
 
 
-def test_a_marker_that_nobody_wrote_or_that_holds_something_else_is_found() -> None:
+def test_a_marker_that_no_client_wrote_or_that_holds_something_else_is_found() -> None:
     assert kinds(OPENING, [], OPENING, {"m": "0 to 1: 10"}) == {Kind.FOREIGN}
     assert kinds(OPENING, [ONE], AFTER_ONE, {ONE.marker: "3 to 2: 7"}) == {Kind.FOREIGN}
 

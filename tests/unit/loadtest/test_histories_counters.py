@@ -82,12 +82,12 @@ def test_a_read_with_more_than_had_begun_is_found() -> None:
 
 
 def test_a_repeat_that_counted_twice_is_found() -> None:
-    """Sent twice with one Idempotency-Key, it raised twice: whoever reads next shows a value too many."""
+    """Sent twice with one Idempotency-Key, it raised twice: the next read shows a value too many."""
     assert kinds(up(0, 1, 1), up(2, 3, 3), up(4, 5, 4)) == {Kind.FROM_NOWHERE}
     assert kinds(up(0, 1, 1), up(0, None, 1), read(2, 3, 2)) == {Kind.FROM_NOWHERE}
 
 
-def test_a_value_that_an_unknown_raise_found_and_nobody_made_is_found() -> None:
+def test_a_value_that_an_unknown_raise_found_and_no_client_made_is_found() -> None:
     assert kinds(up(0, 1, 1), up(2, None, 3)) == {Kind.FROM_NOWHERE}
     assert kinds(up(0, 1, 2), up(2, 3, 1)) >= {Kind.FROM_NOWHERE}
 

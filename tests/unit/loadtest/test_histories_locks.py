@@ -71,7 +71,7 @@ def test_a_grant_whose_answer_was_late_may_have_been_over_before_the_next_one() 
     assert kinds(acquire(0, 20, 1, ttl_s=1.0), acquire(5, 6, 2), write(14, 15, 2, 1)) == set()
 
 
-def test_unknown_ones_prove_nothing_against_anybody() -> None:
+def test_unknown_ones_prove_nothing_against_any_client() -> None:
     assert kinds(ONE, renew(2, None, 1), acquire(10, 11, 2)) == set()
     assert kinds(acquire(0, None, None), acquire(1, 2, 2), acquire(3, None, None)) == set()
     assert kinds(ONE, write(2, None, 1, 1), acquire(10, 11, 2), write(12, 13, 2, 1)) == set()
@@ -130,7 +130,7 @@ def test_a_token_that_is_granted_twice_is_found() -> None:
     assert Kind.TOKEN_TWICE in kinds(acquire(0, 15, 5), acquire(12, 13, 5))
 
 
-def test_a_token_that_nobody_was_granted_is_found() -> None:
+def test_a_token_that_was_never_granted_is_found() -> None:
     assert kinds(ONE, release(2, 3, 1), write(2, 3, 7, 1)) == {Kind.FOREIGN_TOKEN}
 
 
@@ -168,7 +168,7 @@ def test_a_guarded_write_over_a_newer_value_is_found() -> None:
     assert kinds(ONE, write(2, None, 1, 1), write(4, 5, 1, 2), write(6, 7, 1, 1)) == {Kind.LOST_UPDATE}
 
 
-def test_a_guarded_value_that_nobody_can_have_written_is_found() -> None:
+def test_a_guarded_value_that_no_client_can_have_written_is_found() -> None:
     assert kinds(ONE, write(2, 3, 1, 1), write(4, 5, 1, 3)) == {Kind.SKIPPED}
     assert kinds(ONE, write(2, 3, 1, 1), write(4, None, 1, 3)) == {Kind.SKIPPED}
     assert kinds(ONE, write(2, 3, 1, 1, outcome="refused"), write(4, 5, 1, 2)) == {Kind.SKIPPED}

@@ -80,7 +80,7 @@ def test_what_is_unknown_is_done_at_any_time_after_its_begin_or_never() -> None:
     assert is_right(write(0, 1, "a"), read(2, None, None), read(3, 4, "a"))
 
 
-def test_an_unknown_change_that_nobody_saw_can_be_why_a_swap_was_refused() -> None:
+def test_an_unknown_change_that_no_client_saw_can_be_why_a_swap_was_refused() -> None:
     refused = swap(4, 5, "a", "c", met=False)
     for unknown in (write(2, None, "b"), delete(2, None), swap(2, None, "a", "b")):
         assert is_right(write(0, 1, "a"), unknown, refused)
@@ -109,7 +109,7 @@ def test_what_was_refused_and_never_shows_is_right() -> None:
 # --- values ------------------------------------------------------------------------------------------------------
 
 
-def test_a_value_that_nobody_wrote_to_this_key_is_found() -> None:
+def test_a_value_that_no_client_wrote_to_this_key_is_found() -> None:
     assert kinds(read(0, 1, "a")) == {Kind.FOREIGN}
     assert kinds(write(0, 1, "a"), read(2, 3, "a", key="other")) == {Kind.FOREIGN}
     assert kinds(swap(0, 1, "a", "b")) == {Kind.FOREIGN}
@@ -189,7 +189,7 @@ def test_a_value_that_was_held_and_what_contradicts_it_are_shown() -> None:
     assert violation.detail.endswith("and in between: the write of 'b' [c, 3.0000 to 4.0000]")
 
 
-def test_a_search_that_is_given_up_is_named_and_accuses_nobody() -> None:
+def test_a_search_that_is_given_up_is_named_and_accuses_no_client() -> None:
     hard = [delete(0, 200) for _ in range(14)] + [write(50, 100, "a"), read(120, 130, None)]
     hard.append(swap(140, 150, None, "b", met=False))
     found = check(hard, steps_max=50)

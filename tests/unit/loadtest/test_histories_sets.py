@@ -105,7 +105,7 @@ def test_a_refused_add_that_shows_is_found() -> None:
     assert kinds(add(0, 1, outcome="refused"), listing(2, 3, "x")) == {Kind.REFUSED}
 
 
-def test_an_element_that_nobody_added_is_found() -> None:
+def test_an_element_that_no_client_added_is_found() -> None:
     assert kinds(listing(2, 3, "x")) == {Kind.FOREIGN}
     assert kinds(remove(0, 1), listing(2, 3, "x")) == {Kind.FOREIGN}
 

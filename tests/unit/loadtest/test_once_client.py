@@ -1,6 +1,6 @@
 """The connection of Locust's users, against a server that ends connections: every request arrives once.
 
-The client runs in a process of its own: importing locust replaces the sockets of whoever does so.
+The client runs in a process of its own: importing locust replaces the sockets of the process that does so.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def test_a_write_on_a_connection_that_was_kept_and_ends_under_it_arrives_once(se
 
 def test_after_an_idle_connection_was_closed_the_next_request_takes_a_new_one(server: EndingServer) -> None:
     replies = replies_to(server.url, *[("PUT", "/kept-once")] * 3)
-    # the end of the connection may come just after the next request was sent: then nobody knows whether it has arrived,
-    # and nobody repeats it
+    # the end of the connection may come just after the next request was sent: then it is not known whether that has
+    # arrived, and it is not repeated
     assert {status for status, _, _ in replies} <= {204, NO_ANSWER}
     assert replies[0][0] == 204
     assert [status for status, _, _ in replies].count(204) <= server.arrived["PUT /kept-once"] <= 3
@@ -143,8 +143,8 @@ def test_a_redirect_is_an_answer_and_is_not_followed(server: EndingServer) -> No
     assert server.arrived == {"PUT /moved": 1}
 
 
-def test_a_request_that_finds_nobody_was_never_sent() -> None:
+def test_a_request_that_finds_no_server_was_never_sent() -> None:
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused, and nobody else takes it
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused, and no other process takes it
         replies = replies_to(f"http://127.0.0.1:{unused.getsockname()[1]}", ("PUT", "/kept"))
     assert replies == [(NEVER_SENT, "ConnectionRefusedError", "")]

@@ -194,7 +194,7 @@ async def test_what_a_pause_holds_back_is_in_the_figures() -> None:
     await load.stop()
     assert caller.closed
     late = [sample for sample in load.samples if sample.latency_s > 0.1]
-    assert len(late) > 20, "not only the call that was slow, but all that were due meanwhile"
+    assert len(late) > 20, "not only the call that was slow, but all that were due during it"
     assert load.errors == []
 
 

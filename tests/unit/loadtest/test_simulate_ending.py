@@ -136,6 +136,28 @@ def test_a_store_is_opened_again_in_its_term_only_if_a_map_named_no_copy_of_it()
         invariants._note_start("store-s1", 1, "first")
 
 
+def test_clocks_of_a_store_never_fall_but_another_store_of_that_name_begins_anew(cluster: Cluster) -> None:
+    async def work() -> None:
+        shard = a_shard(cluster)
+        resident = cluster.resident(shard.id, shard.id)
+        assert resident is not None
+        assert resident.store is not None
+        store, place = resident.store, (shard.id, shard.id)
+        tables, engine = store.tables, store.tables.engine
+        assert isinstance(engine, MemoryEngine)
+        identity, visible = engine.identity, tables.visible
+        tables.visible = visible._replace(version=0)
+        engine.identity = identity._replace(store_id="another")
+        cluster.invariants._check_store(place, store)
+        engine.identity = identity
+        tables.visible = visible._replace(version=1)
+        with pytest.raises(Violation, match="version, sequence, floor went from"):
+            cluster.invariants._check_store(place, store)
+        tables.visible = visible
+
+    run(cluster, work)
+
+
 def test_a_node_without_a_shard_is_no_removed_one_while_the_map_names_it(cluster: Cluster) -> None:
     def store(nodes: Sequence[Node]) -> None:
         state = ClusterState(map=msgspec.structs.replace(a_map(2), nodes=list(nodes)))

@@ -142,7 +142,7 @@ def test_timers_of_a_host_that_sleeps_have_as_long_to_go_as_before_and_come_in_t
 
 
 def test_works_that_wait_for_their_own_end_are_closed_in_silence(caplog: pytest.LogCaptureFixture) -> None:
-    """As a link that logs what ends its session: at the end of a run that is nobody's error."""
+    """As a link that logs what ends its session: at the end of a run that is no error."""
     loop = SimulatedLoop()
 
     async def work() -> None:
@@ -172,7 +172,7 @@ def test_the_digest_tells_runs_apart() -> None:
     assert digest(1) != digest(1.001)
 
 
-def test_a_thread_ends_later_than_it_works_and_others_go_on_meanwhile(loop: SimulatedLoop) -> None:
+def test_a_thread_ends_later_than_it_works_and_others_go_on(loop: SimulatedLoop) -> None:
     environment = SimulatedEnvironment(loop, random.Random(1), SimulatedDisk())
     times: list[float] = []
 
@@ -190,7 +190,7 @@ def test_a_thread_ends_later_than_it_works_and_others_go_on_meanwhile(loop: Simu
     assert sum(spent) > loop.time() - began_s
 
 
-def test_clocks_drift_jump_and_begin_anew(loop: SimulatedLoop) -> None:
+def test_clocks_drift_jump_and_begin_again(loop: SimulatedLoop) -> None:
     environment = SimulatedEnvironment(loop, random.Random(1), SimulatedDisk())
     before_s, before_ms = environment.monotonic_s(), environment.now_ms()
     loop.run_until_complete(asyncio.sleep(100))

@@ -382,7 +382,7 @@ def test_a_key_that_gets_another_answer_the_second_time_is_a_failure() -> None:
     assert failure(again, Reply(200, version=8)) is not None
 
 
-def test_a_key_that_expires_is_noted_with_a_deletion_that_nobody_asked_for() -> None:
+def test_a_key_that_expires_is_noted_with_a_deletion_that_no_client_asked_for() -> None:
     noted: list[AnyOperation] = []
     store, client = Store(), Expiring(place(noted))
     while not any(isinstance(each, Register) and each.action == "swap" for each in noted):

@@ -205,9 +205,9 @@ def test_a_voided_move_has_the_same_partitions_and_another_id() -> None:
     after = voided(standing, before.id, "fresh")
     assert after.moves[1] == msgspec.structs.replace(before, id="fresh")
     assert len(after.moves) == len(standing.moves)
-    anew = all_voided(standing, iter("abcdefghijklmnopqrstuvwxyz").__next__)
-    assert not {move.id for move in anew.moves} & {move.id for move in standing.moves}
-    assert [move.partitions for move in anew.moves] == [move.partitions for move in standing.moves]
+    again = all_voided(standing, iter("abcdefghijklmnopqrstuvwxyz").__next__)
+    assert not {move.id for move in again.moves} & {move.id for move in standing.moves}
+    assert [move.partitions for move in again.moves] == [move.partitions for move in standing.moves]
 
 
 def test_a_joining_shard_without_room_is_up_at_once() -> None:
@@ -472,7 +472,7 @@ def test_two_lost_shards_are_opened_at_once_and_none_gives_to_the_other() -> Non
         with_struck(after, "s1")
 
 
-def test_what_is_asked_for_meanwhile_moves_nothing_to_a_lost_shard() -> None:
+def test_what_is_asked_for_after_the_loss_moves_nothing_to_a_lost_shard() -> None:
     struck = msgspec.structs.replace(with_struck(cluster("s1", "s2", "s3"), "s3"))
     shards = [msgspec.structs.replace(shard, state="up") for shard in struck.shards]
     after = opened(msgspec.structs.replace(struck, shards=shards), 1)

@@ -321,7 +321,7 @@ async def test_a_copy_makes_its_next_segment_ahead_of_need() -> None:
 
 
 class Threads(Machine):
-    """Real threads, which nobody can end; `let_go`, once set, lets the work of one begin."""
+    """Real threads, which cannot be ended; `let_go`, once set, lets the work of one begin."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -382,7 +382,7 @@ async def test_a_connection_that_is_lost_during_a_sync_does_not_stop_the_answers
     assert copy.beacon(primary.session(copy))
 
 
-async def test_a_promise_whose_connection_is_lost_meanwhile_is_kept_all_the_same() -> None:
+async def test_a_promise_whose_connection_is_lost_is_kept_all_the_same() -> None:
     """Else the next one, of a term in between, would take the place of the higher one on the disk."""
     node, primary = Node(), Primary(term=7)
     node.machine = machine = Threads()

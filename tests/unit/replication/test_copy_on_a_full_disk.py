@@ -65,7 +65,7 @@ async def test_a_copy_is_handed_over_when_its_file_takes_rows_again() -> None:
 async def test_a_snapshot_that_finds_no_room_to_begin_is_taken_from_its_beginning_in_the_next_session(
     fails_at: str,
 ) -> None:
-    """Meanwhile the log is behind that position, and the file is nothing: it must not be taken for a copy."""
+    """Until then the log is behind that position, and the file is nothing: it must not be taken for a copy."""
     node, primary = Node(), Primary()
     copy = await _to_fill(node, primary)
     renew = node.place.renew

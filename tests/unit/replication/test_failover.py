@@ -79,7 +79,7 @@ def test_only_a_copy_in_sync_under_its_own_id_is_promoted(node: str, copy_id: st
     assert failover.promoted(CONFIG, node, copy_id, 8) is None
 
 
-def test_a_promotion_with_loss_is_of_a_copy_that_is_not_in_sync_and_all_others_join_anew() -> None:
+def test_a_promotion_with_loss_is_of_a_copy_that_is_not_in_sync_and_all_others_join_again() -> None:
     after = failover.promoted_with_loss(CONFIG, "n3", "c3", 8)
     assert after is not None
     assert (after.term, after.primary) == (8, Primary("n3", "c3"))
@@ -154,7 +154,7 @@ def test_no_other_one_takes_over(changes: dict[str, object]) -> None:
     assert _candidate(_report(**changes)) is None
 
 
-def test_a_controller_that_was_cut_off_promotes_nobody_from_old_reports() -> None:
+def test_a_controller_that_was_cut_off_promotes_no_copy_from_old_reports() -> None:
     report = _report(at=10.5)
     assert failover.candidate(CONFIG, [report], silent_since=10.0, now=12.6, failover_after_s=2.0) is None
 

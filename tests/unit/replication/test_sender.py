@@ -164,7 +164,13 @@ class Cluster:
         self.sender = Sender(
             state,
             Surroundings(
-                self.log, self.engine, self.environment, self.connect, TIMES, self.committed.append, self._note_news
+                self.log,
+                self.engine,
+                self.environment,
+                self.connect,
+                self._times,
+                self.committed.append,
+                self._note_news,
             ),
         )
         works = [asyncio.create_task(work) for work in (self.sender.run(), *(c.run() for c in self.copies.values()))]
@@ -261,7 +267,7 @@ async def test_where_the_disk_of_a_copy_is_quick_no_record_takes_a_hop_to_a_thre
 
 
 @pytest.mark.parametrize("sync_inline_ms_max", [0.0, 1e6], ids=["slow disks", "quick disks"])
-async def test_after_a_lost_connection_the_session_begins_anew_and_nothing_is_missing(
+async def test_after_a_lost_connection_the_session_begins_again_and_nothing_is_missing(
     sync_inline_ms_max: float,
 ) -> None:
     async with Cluster("n2", "n3", times=TIMES._replace(sync_inline_ms_max=sync_inline_ms_max)).running() as cluster:

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from kvstore.replication import shipping, snapshot
+from kvstore.replication import shipping
 from kvstore.replication.copy_link import Surroundings
 from kvstore.replication.files import open_copy
 from kvstore.replication.promise import read_identity
@@ -26,13 +26,8 @@ from tests.unit.replication.test_copy import FOLDER, STORE, STORE_ID, rows_of
 from tests.unit.replication.test_sender import TIMES, Cluster, until
 
 SEGMENT_BYTES = 8192
-PAGE_ROWS = 7
+SMALL_PAGES = TIMES._replace(snapshot_page_rows_max=7)
 PARTITIONS = 64
-
-
-@pytest.fixture(autouse=True)
-def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "_PAGE_ROWS", PAGE_ROWS)
 
 
 class Source(MemoryEngine):
@@ -56,7 +51,7 @@ class Moving(Cluster):
     """A cluster whose copy, primary and connections come and go. `rows`: what was written, as a dictionary."""
 
     def __init__(self) -> None:
-        super().__init__("n2", segment_bytes=SEGMENT_BYTES)
+        super().__init__("n2", segment_bytes=SEGMENT_BYTES, times=SMALL_PAGES)
         self.engine: Source = Source()
         self.rows: dict[str, bytes] = {}
         self._works: list[asyncio.Task[None]] = []
@@ -125,7 +120,7 @@ class Moving(Cluster):
         state = shipping.opened(self.config, "n1", f"start-{self.config.term}", number, number)
         on_news = self._note_news
         around = Surroundings(
-            self.log, self.engine, self.environment, self.connect, TIMES, self.committed.append, on_news
+            self.log, self.engine, self.environment, self.connect, SMALL_PAGES, self.committed.append, on_news
         )
         self.sender = Sender(state, around)
         self._works.append(asyncio.create_task(self.sender.run()))

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from kvstore.router.service import RouterService
-from tests.unit.router.fake_shards import FakeChannel, everybody_follows, halves, make_service
+from tests.unit.router.fake_shards import FakeChannel, all_follow, halves, make_service
 
 
 @pytest.fixture
@@ -21,5 +21,5 @@ def fake_channels() -> Iterator[None]:
 async def service(fake_channels: None) -> RouterService:
     """s1 owns the even partitions, s2 the odd ones."""
     service = make_service()
-    everybody_follows(service, halves())
+    all_follow(service, halves())
     return service

@@ -263,7 +263,7 @@ def make_service(**limits: Any) -> RouterService:
     return RouterService(Limits(**{"reroute_timeout_s": 2.0, **limits}), None)  # type: ignore[arg-type]
 
 
-def everybody_follows(service: RouterService, cluster_map: ClusterMap) -> None:
+def all_follow(service: RouterService, cluster_map: ClusterMap) -> None:
     service.follow(cluster_map)
     for shard in shards.values():
         shard.map = cluster_map

@@ -12,6 +12,7 @@ from kvstore.config import Limits, default_config
 from kvstore.protocol import Get
 from kvstore.router.app import RouterApp
 from kvstore.router.controller_client import Controller
+from kvstore.router.large_values import LargeValues
 from kvstore.router.listing import Listing
 from kvstore.router.page_json import encode_page
 from kvstore.router.routes.keys import KEY_ROUTES, KeyRoutes
@@ -20,7 +21,7 @@ from kvstore.transport.answers import LARGE_BYTES, AnswerAccount, Turns
 from kvstore.transport.http.requests import Head
 from kvstore.transport.http.responses import BINARY, Response
 from tests.unit.router import calls
-from tests.unit.router.fake_shards import all_on, everybody_follows, make_service, shards
+from tests.unit.router.fake_shards import all_follow, all_on, make_service, shards
 
 SIZE = 100_000
 
@@ -59,10 +60,12 @@ class Values:
 
     def __init__(self, room_bytes: int) -> None:
         self.service = make_service()
-        everybody_follows(self.service, all_on(1, "s1"))
+        all_follow(self.service, all_on(1, "s1"))
         limits = Limits(answer_bytes_in_flight_max=room_bytes, answer_wait_s=60.0)
         self.account = AnswerAccount(limits)
-        self._routes = KeyRoutes(self.service, AnswerAccount(limits), self.account, cast(Any, None))
+        self._routes = KeyRoutes(
+            self.service, AnswerAccount(limits), self.account, cast(Any, None), LargeValues(self.service)
+        )
         shards["s1"].data |= {f"k{number}": bytes(SIZE) for number in range(8)}
 
     @property
@@ -131,7 +134,7 @@ async def test_others_have_their_turn_while_a_large_page_is_made() -> None:
 
     beside = asyncio.create_task(other())
     page = Listing([(f"k{number:03}", number, bytes(100_000), 0) for number in range(40)], "k039")
-    document = json.loads(await encode_page(page, values=True, partial=False, turns=Turns()))
+    document = json.loads(bytes(await encode_page(page, values=True, partial=False, turns=Turns())))
     beside.cancel()
     assert turns >= 40
     assert [item["key"] for item in document["items"]] == [item[0] for item in page.items]
@@ -139,7 +142,7 @@ async def test_others_have_their_turn_while_a_large_page_is_made() -> None:
 
 async def test_a_page_has_what_was_asked_for() -> None:
     page = Listing([("a", 1, b"text", 1500), ("b", 2, b"\xff", 0)], None)
-    assert json.loads(await encode_page(page, values=True, partial=False, turns=Turns())) == {
+    assert json.loads(bytes(await encode_page(page, values=True, partial=False, turns=Turns()))) == {
         "items": [
             {"key": "a", "version": 1, "value": "text", "ttl": 1.5},
             {"key": "b", "version": 2, "value_base64": "/w=="},
@@ -147,9 +150,9 @@ async def test_a_page_has_what_was_asked_for() -> None:
         "next": None,
     }
     empty = await encode_page(Listing([], None), values=False, partial=False, turns=Turns())
-    assert json.loads(empty) == {"items": [], "next": None}
+    assert json.loads(bytes(empty)) == {"items": [], "next": None}
     gaps = await encode_page(Listing([], "b", 0b101), values=False, partial=True, turns=Turns())
-    assert {name: value for name, value in json.loads(gaps).items() if name != "next"} == {
+    assert {name: value for name, value in json.loads(bytes(gaps)).items() if name != "next"} == {
         "items": [],
         "missing": [0, 2],
     }

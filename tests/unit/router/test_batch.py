@@ -7,6 +7,7 @@ import base64
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,10 +18,11 @@ from kvstore.errors import BadBody, KvError, OutcomeUnknown, TooManyRequests, Un
 from kvstore.protocol import Answer, Delete, Get, Put
 from kvstore.router.batch import BatchBody, parse_batch, run_batch
 from kvstore.router.json_ops import check_value_size, decode_value, encode_value
+from kvstore.router.large_values import LargeValues
 from kvstore.router.service import Routed, RouterService
-from kvstore.transport.answers import AnswerAccount, Room
+from kvstore.transport.answers import LARGE_BYTES, AnswerAccount, Room
 from tests.unit.router.calls import decoded
-from tests.unit.router.fake_shards import all_on, everybody_follows, halves, key_of, shards, with_move
+from tests.unit.router.fake_shards import all_follow, all_on, halves, key_of, shards, with_move
 
 LIMITS = Limits(key_bytes_max=10, value_bytes_max=100, ttl_s_max=1000)
 
@@ -48,7 +50,7 @@ def test_each_operation_becomes_the_request_that_it_says() -> None:
         Put(0, "a", "ü".encode()),
         Put(0, "b", b"\xff\x00", 1500),
         Put(0, "c", b""),
-        Get(0, "d"),
+        Get(0, "d", LARGE_BYTES),
         Delete(0, "e/🔑"),
     ]
     assert [step.error for step in steps] == [None] * 5
@@ -136,8 +138,8 @@ def test_a_number_that_is_none_refuses_all(literal: bytes) -> None:
 def test_a_well_formed_operation_that_cannot_be_done_fails_alone(op: Any, code: str) -> None:
     first, bad, last = parse({"op": "get", "key": "a"}, op, {"op": "get", "key": "b"})
     assert (bad.request, bad.error.code, bad.key) == (None, code, op["key"])
-    assert first.request == Get(0, "a")
-    assert last.request == Get(0, "b")
+    assert first.request == Get(0, "a", LARGE_BYTES)
+    assert last.request == Get(0, "b", LARGE_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_a_ttl_is_rounded_up_to_milliseconds_so_that_it_never_ends_early(ttl: fl
 
 @given(st.binary(max_size=40))
 def test_any_bytes_survive_their_way_through_json(value: bytes) -> None:
-    document = json.loads(json.dumps(encode_value(value)))
+    document = json.loads(msgspec.json.encode(encode_value(value)))
     (name,) = document
     assert name == ("value" if _is_utf8(value) else "value_base64")
     (step,) = parse({"op": "put", "key": "a", **document})
@@ -225,6 +227,8 @@ class FakeService:
         if isinstance(request, Delete):
             return Answer(request.id, 204 if self.data.pop(request.key, None) is not None else 404, 6)
         value = self.data.get(request.key)
+        if value is not None and 0 < request.bytes_max < len(value):
+            return Answer(request.id, 200, 7, left_out_bytes=len(value))
         return Answer(request.id, 404) if value is None else Answer(request.id, 200, 7, value, 1500)
 
     def is_moving(self, partition: int) -> bool:
@@ -232,6 +236,9 @@ class FakeService:
 
     def is_owner(self, channel: Any, partition: int) -> bool:
         return True
+
+    async def ask(self, request: Any) -> Routed:
+        return await self.settle(request, *self.begin(request))
 
     async def settle(self, request: Any, future: asyncio.Future[Any], channel: Any, partition: int) -> Routed:
         try:
@@ -244,7 +251,7 @@ async def run(service: FakeService, *ops: Any, **limits: Any) -> list[Any]:
     settings = Limits(**{"value_bytes_max": 100, **limits})
     steps = parse_with(settings, *ops)
     async with Room(AnswerAccount(settings)) as room:
-        results = run_batch(service, steps, settings, room)  # type: ignore[arg-type]
+        results = run_batch(service, steps, settings, room, LargeValues(service))  # type: ignore[arg-type]
         return [json.loads(result) async for result in results]
 
 
@@ -326,7 +333,8 @@ async def test_a_batch_that_is_given_up_has_begun_no_more_than_its_window() -> N
         decoded(BatchBody, json.dumps({"ops": [{"op": "get", "key": str(n)} for n in range(100)]}).encode()), Limits()
     )
     room = Room(AnswerAccount(Limits()))
-    results = run_batch(service, steps, Limits(batch_window_ops=3), room)  # type: ignore[arg-type]
+    large = LargeValues(service)
+    results = run_batch(service, steps, Limits(batch_window_ops=3), room, large)  # type: ignore[arg-type]
     await anext(results)
     await results.aclose()
     assert len(service.begun) <= 4
@@ -340,7 +348,7 @@ async def test_gets_wait_for_room_and_leave_it_as_their_values_are_known() -> No
     )
     account = AnswerAccount(settings)
     async with Room(account) as room:
-        results = run_batch(service, steps, settings, room)  # type: ignore[arg-type]
+        results = run_batch(service, steps, settings, room, LargeValues(service))  # type: ignore[arg-type]
         first = asyncio.create_task(anext(results))  # type: ignore[arg-type]
         for _ in range(10):
             await asyncio.sleep(0)
@@ -355,6 +363,33 @@ async def test_gets_wait_for_room_and_leave_it_as_their_values_are_known() -> No
     assert account.under_way_bytes == 0
 
 
+async def test_a_large_value_is_asked_for_when_its_result_is_due_and_has_room_for_what_its_json_takes() -> None:
+    service = FakeService()
+    service.data = {str(n): b"\xff" * LARGE_BYTES * 2 for n in range(3)}
+    settings = Limits(answer_bytes_in_flight_max=4 * LARGE_BYTES)
+    steps = parse_with(settings, *({"op": "get", "key": str(n)} for n in range(3)))
+    account = AnswerAccount(settings)
+    async with asyncio.timeout(60), Room(account) as room:
+        results = run_batch(service, steps, settings, room, LargeValues(service))  # type: ignore[arg-type]
+        for number in range(3):
+            result = await anext(results)
+            assert base64.b64decode(json.loads(result)["value_base64"]) == service.data[str(number)]
+            whole = [request.key for request in service.begun if not request.bytes_max]
+            assert whole == [str(n) for n in range(number + 1)], "each after the ones before were taken"
+            assert len(result) <= account.under_way_bytes
+            room.change(-len(result))
+    assert account.under_way_bytes == 0
+
+
+async def test_a_write_waits_for_the_gets_of_its_key_before_it_which_may_ask_again() -> None:
+    service = FakeService()
+    service.data = {"a": b"\xff" * LARGE_BYTES * 2, "b": b""}
+    ops = [{"op": "get", "key": "a"}, {"op": "get", "key": "b"}, {"op": "put", "key": "a", "value": "new"}]
+    results = await run(service, *ops, value_bytes_max=LARGE_BYTES * 4)
+    assert "value_base64" in results[0], "not the value that was written after it"
+    assert service.data["a"] == b"new"
+
+
 async def test_a_get_without_room_fails_alone() -> None:
     service = FakeService()
     settings = Limits(value_bytes_max=100, answer_bytes_in_flight_max=50, answer_wait_s=1.0)
@@ -363,7 +398,8 @@ async def test_a_get_without_room_fails_alone() -> None:
     account = AnswerAccount(settings)
     account.charge(1)
     async with asyncio.timeout(10), Room(account) as room:  # they wait for room once, not each for itself
-        results = [json.loads(result) async for result in run_batch(service, steps, settings, room)]  # type: ignore[arg-type]
+        done = run_batch(service, steps, settings, room, LargeValues(service))  # type: ignore[arg-type]
+        results = [json.loads(result) async for result in done]
     assert [result["status"] for result in results] == [429] * 20 + [201]
 
 
@@ -381,7 +417,7 @@ async def test_every_operation_of_a_batch_follows_its_key(service: RouterService
     shards["s1"].fence(*(op["key"] for op in ops))
     doing = asyncio.create_task(run(service, *ops))  # type: ignore[arg-type]
     await asyncio.sleep(0.05)
-    everybody_follows(service, all_on(2, "s2"))
+    all_follow(service, all_on(2, "s2"))
     assert [result["status"] for result in await doing] == [201] * 50
     assert len(shards["s2"].data) == 50
 
@@ -395,7 +431,7 @@ async def test_writes_to_one_key_are_done_in_their_order_while_it_moves(
 
     def moves() -> None:
         shards["s1"].map = all_on(2, "s2")
-        asyncio.get_running_loop().call_soon(everybody_follows, service, all_on(2, "s2"))
+        asyncio.get_running_loop().call_soon(all_follow, service, all_on(2, "s2"))
 
     shards["s1"].before_answer = [lambda: None] * moves_before + [moves]
     await run(service, *puts(8), batch_window_ops=window)  # type: ignore[arg-type]
@@ -407,7 +443,7 @@ async def test_writes_to_one_key_are_done_in_their_order_while_it_moves(
 async def test_while_its_partition_may_move_at_any_time_a_write_waits_for_the_one_before(
     service: RouterService,
 ) -> None:
-    everybody_follows(service, with_move(halves(2), KEY))
+    all_follow(service, with_move(halves(2), KEY))
     shards["s1"].before_answer = [lambda: shards["s1"].fence(KEY), shards["s1"].fenced.clear]
     results = await run(service, *puts(3), {"op": "put", "key": key_of("s2"), "value": "x"})  # type: ignore[arg-type]
     assert [result["status"] for result in results] == [201] * 4

@@ -109,7 +109,7 @@ def test_every_list_of_versions_is_read_as_it_was_written(tags: list[tuple[bool,
 
 @given(st.text("\"W/*, 7a\t'", max_size=12))
 def test_what_is_no_condition_never_passes_for_one(field: str):
-    """Read the other way round: what is accepted, written out anew, is what was given."""
+    """Read the other way round: what is accepted, written out again, is what was given."""
     try:
         versions = decode_tags(field, weak=True)
     except BadCondition:

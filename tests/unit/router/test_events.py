@@ -21,7 +21,7 @@ from kvstore.router.controller_client import Controller
 from kvstore.router.events import Events
 from kvstore.router.service import RouterService
 from kvstore.transport.http.server import Server, start_server
-from tests.unit.router.fake_shards import all_on, everybody_follows, shards
+from tests.unit.router.fake_shards import all_follow, all_on, shards
 
 WAIT_S = 20.0
 
@@ -90,7 +90,7 @@ class Router(msgspec.Struct):
             assert answer.status == 200
             yield Stream(answer)
 
-    async def until_nobody_listens(self) -> None:
+    async def until_no_client_listens(self) -> None:
         async with asyncio.timeout(WAIT_S):
             while self.events.listeners:
                 await asyncio.sleep(0.02)
@@ -121,7 +121,7 @@ async def test_a_snapshot_comes_first_then_changes(router: Router) -> None:
         assert [member["id"] for member in snapshot["map"]["members"]] == ["s1", "s2"]
         assert [shard["state"] for shard in snapshot["cluster"]["shards"]] == ["up", "up"]
         assert "demo" not in snapshot
-        everybody_follows(router.service, all_on(2, "s1"))
+        all_follow(router.service, all_on(2, "s1"))
         _, changed = await stream.next("map")
         assert (changed["epoch"], changed["owners"]) == (2, [[0, 64]])
 
@@ -135,28 +135,28 @@ async def test_the_headers_keep_proxies_and_caches_from_holding_events_back(rout
         assert "Content-Encoding" not in headers
 
 
-async def test_a_listener_that_comes_back_goes_on_and_one_of_another_start_begins_anew(router: Router) -> None:
+async def test_a_listener_that_comes_back_goes_on_and_one_of_another_start_begins_again(router: Router) -> None:
     async with router.listening() as stream, router.listening() as second:
         await stream.next("snapshot")
         await second.next("snapshot")
         last_id = stream.last_id
         stream.answer.close()
-        everybody_follows(router.service, all_on(2, "s1"))
+        all_follow(router.service, all_on(2, "s1"))
         await second.next("map")
         async with router.listening(last_id) as again:
             kind, _ = await again.next("snapshot", "map")
             assert kind == "map"
-    await router.until_nobody_listens()
+    await router.until_no_client_listens()
     for unknown in ("0123456789abcdef-1", "nonsense"):
         async with router.listening(unknown) as other:
             assert (await other.next())[0] == "snapshot"
 
 
-async def test_nothing_is_looked_at_while_nobody_listens(router: Router) -> None:
+async def test_nothing_is_looked_at_while_no_client_listens(router: Router) -> None:
     async with router.listening() as stream:
         await stream.next("snapshot")
         await stream.next("rates")
-    await router.until_nobody_listens()
+    await router.until_no_client_listens()
     asked, moves = len(shards["s1"].asked), router.controller.asked
     assert any(isinstance(request, Stats) for request in shards["s1"].asked)
     await asyncio.sleep(0.6)
@@ -172,7 +172,7 @@ async def test_there_are_only_so_many_listeners_and_a_place_that_is_left_is_free
                 assert refused.status == 429
                 problem = await refused.json()
                 assert (problem["code"], problem["retry_after_ms"]) == ("too-many-requests", 5000)
-        await router.until_nobody_listens()
+        await router.until_no_client_listens()
         async with router.listening() as third:
             await third.next("snapshot")
 

@@ -20,13 +20,14 @@ from kvstore.protocol import Answer, DecideCommit, Get, Outcome, Put, Vote
 from kvstore.router.batch import BatchBody, parse_batch, run_batch
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.json_ops import GetOp, PutOp
+from kvstore.router.large_values import LargeValues
 from kvstore.router.participants import Transaction
 from kvstore.router.service import RouterService
 from kvstore.transport.answers import AnswerAccount, Room
 from tests.unit.router.fake_shards import (
     PARTITIONS,
     FakeChannel,
-    everybody_follows,
+    all_follow,
     halves,
     key_of,
     make_service,
@@ -55,7 +56,7 @@ def replicated(epoch: int = 1, primary: str = "s1") -> ClusterMap:
 @pytest.fixture
 async def service() -> RouterService:
     made = make_service()
-    everybody_follows(made, replicated())
+    all_follow(made, replicated())
     return made
 
 
@@ -67,7 +68,7 @@ def channel_of(service: RouterService) -> FakeChannel:
 async def is_taken_over(service: RouterService, epoch: int = 2) -> None:
     """After a moment, node s2 is the primary."""
     await asyncio.sleep(0.02)
-    everybody_follows(service, replicated(epoch, "s2"))
+    all_follow(service, replicated(epoch, "s2"))
 
 
 async def failing_over(service: RouterService, call: Any) -> Any:
@@ -129,7 +130,7 @@ async def test_a_write_with_an_idempotency_key_is_sent_again_to_the_next_primary
 
 async def test_its_outcome_stays_unknown_if_no_primary_comes(service: RouterService) -> None:
     made = make_service(reroute_timeout_s=0.2)
-    everybody_follows(made, replicated())
+    all_follow(made, replicated())
     UNKNOWN(channel_of(made))
     asked = asyncio.create_task(made.ask(Put(0, KEY, b"v", once=ONCE)))
     await asyncio.sleep(0.05)
@@ -148,7 +149,7 @@ async def test_what_the_next_primary_does_not_look_at_leaves_unknown_what_was_se
 ) -> None:
     """No refusal may say that nothing was done: the first time it may have been."""
     made = make_service(reroute_timeout_s=0.3)
-    everybody_follows(made, replicated())
+    all_follow(made, replicated())
     for call in (made.ask(Put(0, KEY, b"v", once=ONCE)), Coordinator(made, Limits(txn_timeout_s=0.3)).run(WRITE, ONCE)):
         channel = channel_of(made)
         channel.error = None
@@ -169,7 +170,7 @@ async def test_a_shard_that_refuses_when_it_has_no_copies_any_more_leaves_unknow
     await asyncio.sleep(0.02)
     channel_of(service).fails_with = None
     not_the_primary(channel_of(service))
-    everybody_follows(service, halves(2))
+    all_follow(service, halves(2))
     with pytest.raises(OutcomeUnknown):
         await asked
 
@@ -185,7 +186,7 @@ async def test_a_node_that_does_not_serve_the_shard_yet_is_asked_again(service: 
 
 async def test_without_a_primary_for_long_it_is_unavailable() -> None:
     made = make_service(reroute_timeout_s=0.2)
-    everybody_follows(made, replicated())
+    all_follow(made, replicated())
     not_connected(channel_of(made))
     with pytest.raises(Unavailable) as refused:
         await made.ask(Put(0, KEY, b"v"))
@@ -194,7 +195,7 @@ async def test_without_a_primary_for_long_it_is_unavailable() -> None:
 
 async def test_every_call_names_the_shard_without_a_primary_in_the_same_words() -> None:
     made = make_service(reroute_timeout_s=0.1)
-    everybody_follows(made, replicated())
+    all_follow(made, replicated())
     shards["s1"].fenced = set(range(PARTITIONS))
     transaction = Coordinator(made, Limits(txn_timeout_s=0.1)).run(WRITE, None)
     for call in (made.ask(Put(0, KEY, b"v")), transaction, made.all_shards.count("")):
@@ -204,7 +205,7 @@ async def test_every_call_names_the_shard_without_a_primary_in_the_same_words() 
 
 async def test_what_waits_at_a_deposed_primary_ends_soon(service: RouterService) -> None:
     old = channel_of(service)
-    everybody_follows(service, replicated(2, "s2"))
+    all_follow(service, replicated(2, "s2"))
     assert channel_of(service) is not old
     while not old.closed:
         await asyncio.sleep(0.01)
@@ -242,7 +243,8 @@ async def test_writes_of_a_batch_to_one_key_stay_in_order(service: RouterService
 
     async def run() -> list[Any]:
         async with Room(AnswerAccount(limits)) as room:
-            return [msgspec.json.decode(result) async for result in run_batch(service, steps, limits, room)]
+            results = run_batch(service, steps, limits, room, LargeValues(service))
+            return [msgspec.json.decode(result) async for result in results]
 
     results = await failing_over(service, run())
     assert [result["status"] for result in results] == [201, 201, 200]
@@ -255,7 +257,7 @@ async def test_a_router_stays_awake_while_a_new_owner_is_not_connected(service: 
     CLOSED(channel)
     asked = asyncio.create_task(service.ask(Get(0, KEY)))
     await asyncio.sleep(0)
-    everybody_follows(service, msgspec.structs.replace(halves(2), owners=[1] * PARTITIONS))
+    all_follow(service, msgspec.structs.replace(halves(2), owners=[1] * PARTITIONS))
     other: Any = service.channels["s2"]
     other.error = Unavailable("shard s2 is not connected", shard="s2")
     with pytest.raises(Unavailable, match="not connected"):

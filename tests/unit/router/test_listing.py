@@ -1,7 +1,7 @@
 """Putting together what shards say while partitions change hands, against a cluster that is nothing but who owns what.
 
 What shards show is made from the same keys by the plainest means. Between any two replies partitions leave a shard,
-belong to nobody, and arrive at another; the merge knows nothing of it but what the replies say.
+belong to no shard, and arrive at another; the merge knows nothing of it but what the replies say.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kvstore.router.listing import Listing, Merge, Tally, share
 PARTITIONS = 64
 GROUPS = 8  # partition p is of group p % GROUPS; a group changes hands together
 SHARDS = 3
-NOBODY = SHARDS
+NO_OWNER = SHARDS
 ROUNDS_MAX = 4  # after so many nothing moves any more
 
 
@@ -43,7 +43,7 @@ class World:
         self.owners[group] = owner
 
     def settle(self) -> None:
-        self.owners = [owner if owner != NOBODY else 0 for owner in self.owners]
+        self.owners = [owner if owner != NO_OWNER else 0 for owner in self.owners]
 
     def page(self, shard: int, after: str, until: str, limit: int, wanted: int, *, moves: bool) -> Page:
         """What the shard shows; something moves before it looks and, with `moves`, while it does."""
@@ -70,8 +70,8 @@ def _is_in(key: str, bits: int) -> bool:
 
 
 names = st.text("ab/ü🔑", min_size=1, max_size=3)
-owners_lists = st.lists(st.integers(0, NOBODY), min_size=GROUPS, max_size=GROUPS)
-moves_lists = st.lists(st.tuples(st.integers(0, GROUPS - 1), st.integers(0, NOBODY)), max_size=30)
+owners_lists = st.lists(st.integers(0, NO_OWNER), min_size=GROUPS, max_size=GROUPS)
+moves_lists = st.lists(st.tuples(st.integers(0, GROUPS - 1), st.integers(0, NO_OWNER)), max_size=30)
 orders = st.lists(st.permutations(range(SHARDS)), min_size=3, max_size=3)
 
 
@@ -210,7 +210,7 @@ def test_a_number_that_is_partly_known_is_not_taken() -> None:
     assert (tally.missing, tally.count) == (0, 12)
 
 
-def test_before_anybody_has_shown_anything_all_is_missing() -> None:
+def test_before_any_shard_has_shown_anything_all_is_missing() -> None:
     assert Merge(64).missing == Tally(64).missing == all_of(64) == decode(b"\xff" * 8)
 
 

@@ -404,7 +404,7 @@ async def test_unknown_parameters_are_refused() -> None:
     assert told.asked == []
 
 
-async def test_a_bad_body_and_a_bad_idempotency_key_reach_nobody() -> None:
+async def test_a_bad_body_and_a_bad_idempotency_key_reach_no_shard() -> None:
     told = Told(None)
     with pytest.raises(BadBody):
         await run(told, {"then": []})

@@ -16,7 +16,7 @@ from kvstore.router.service import RouterService
 from kvstore.transport.http.requests import Head
 from kvstore.transport.http.responses import Response
 from tests.unit.router.calls import answer
-from tests.unit.router.fake_shards import PARTITIONS, all_on, everybody_follows, key_of, make_service, shards
+from tests.unit.router.fake_shards import PARTITIONS, all_follow, all_on, key_of, make_service, shards
 
 NAME = key_of("s1")
 
@@ -42,7 +42,7 @@ async def until(condition: Any) -> None:
 
 
 def held(*shard_ids: str) -> None:
-    """Somebody else has the lock, wherever it is."""
+    """Another client has the lock, wherever it is."""
     for shard_id in shard_ids:
         shards[shard_id].holders[NAME] = 1
 
@@ -59,7 +59,7 @@ async def test_a_waiter_goes_on_waiting_at_the_new_owner_for_what_is_left_of_its
     shards["s1"].fence(NAME)
     await asyncio.sleep(0.05)
     assert not shards["s2"].asked
-    everybody_follows(service, all_on(2, "s2"))
+    all_follow(service, all_on(2, "s2"))
     await until(lambda: shards["s2"].waiting)
     assert 2000 < shards["s2"].waiting[0].request.wait_ms <= 9700
     shards["s2"].release(NAME)
@@ -72,7 +72,7 @@ async def test_a_waiter_whose_time_ran_out_on_the_way_asks_once_more_without_wai
     await until(lambda: shards["s1"].waiting)
     shards["s1"].fence(NAME)
     await asyncio.sleep(0.3)
-    everybody_follows(service, all_on(2, "s2"))
+    all_follow(service, all_on(2, "s2"))
     with pytest.raises(Locked, match="held"):
         await waiting
     assert [request.wait_ms for request in asked("s2")] == [0]
@@ -98,7 +98,7 @@ async def test_a_waiter_that_hangs_up_leaves_the_line_in_which_it_stands_now(ser
     for key in ("x", "y"):  # so that the channels count differently
         await service.ask(CancelWait(0, key, 0))
     shards["s1"].fence(NAME)
-    everybody_follows(service, all_on(2, "s2"))
+    all_follow(service, all_on(2, "s2"))
     await until(lambda: shards["s2"].waiting)
     client.left = True
     with pytest.raises(Locked, match="left"):
@@ -107,7 +107,7 @@ async def test_a_waiter_that_hangs_up_leaves_the_line_in_which_it_stands_now(ser
     assert client.routes.waiting == 0
 
 
-async def test_a_waiter_that_hung_up_while_nobody_owned_the_lock_does_not_stand_in_line_again(
+async def test_a_waiter_that_hung_up_while_the_lock_had_no_owner_does_not_stand_in_line_again(
     service: RouterService,
 ) -> None:
     held("s1", "s2")
@@ -118,7 +118,7 @@ async def test_a_waiter_that_hung_up_while_nobody_owned_the_lock_does_not_stand_
     shards["s1"].fence(NAME)
     with pytest.raises(Locked, match="left"):
         await waiting
-    everybody_follows(service, all_on(2, "s2"))
+    all_follow(service, all_on(2, "s2"))
     assert asked("s2") == []
 
 
@@ -131,7 +131,7 @@ async def test_what_is_granted_by_the_new_owner_to_a_waiter_that_hung_up_is_give
     waiting = client.acquire(10)
     await until(lambda: shards["s1"].waiting)
     shards["s1"].fence(NAME)
-    everybody_follows(service, all_on(2, "s2"))
+    all_follow(service, all_on(2, "s2"))
     await until(lambda: shards["s2"].waiting)
     client.left = True
     shards["s2"].release(NAME)
@@ -140,10 +140,10 @@ async def test_what_is_granted_by_the_new_owner_to_a_waiter_that_hung_up_is_give
     assert NAME not in shards["s2"].holders
 
 
-async def test_a_lock_that_nobody_owns_for_too_long_is_unavailable(fake_channels: None) -> None:
+async def test_a_lock_without_an_owner_for_too_long_is_unavailable(fake_channels: None) -> None:
     limits = Limits(reroute_timeout_s=0.3)
     service = make_service(reroute_timeout_s=0.3)
-    everybody_follows(service, all_on(1, "s1"))
+    all_follow(service, all_on(1, "s1"))
     shards["s1"].fenced = set(range(PARTITIONS))
     with pytest.raises(Unavailable, match="shard s1 does not answer for its keys now"):
         await Client(service, limits).acquire(10)
@@ -152,7 +152,7 @@ async def test_a_lock_that_nobody_owns_for_too_long_is_unavailable(fake_channels
 async def test_however_often_it_moves_a_waiter_stands_in_line_until_its_time_is_over(fake_channels: None) -> None:
     limits = Limits(reroute_timeout_s=1.5)
     service = make_service(reroute_timeout_s=1.5)
-    everybody_follows(service, all_on(1, "s1"))
+    all_follow(service, all_on(1, "s1"))
     held("s1", "s2")
     waiting = Client(service, limits).acquire(10)
     for epoch in range(2, 7):
@@ -162,7 +162,7 @@ async def test_however_often_it_moves_a_waiter_stands_in_line_until_its_time_is_
         shards[owner].fence(NAME)
         await asyncio.sleep(0.35)  # five times that is more than it may take once
         shards[owner].fenced.clear()
-        everybody_follows(service, all_on(epoch, other))
+        all_follow(service, all_on(epoch, other))
     await until(lambda: shards["s2"].waiting)
     shards["s2"].release(NAME)
     assert (await waiting).status == 201

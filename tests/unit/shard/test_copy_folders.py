@@ -80,9 +80,9 @@ async def test_a_node_without_a_folder_makes_its_own_store(tmp_path: Path) -> No
     await close(opened)
 
 
-@pytest.mark.parametrize("has_begun_anew", [False, True])
+@pytest.mark.parametrize("has_begun_again", [False, True])
 async def test_a_home_that_a_snapshot_was_filling_opens_as_an_empty_copy_and_does_not_serve(
-    tmp_path: Path, has_begun_anew: bool
+    tmp_path: Path, has_begun_again: bool
 ) -> None:
     """Its file knows no map, as that of a new store, which would serve."""
     folder = folder_of(tmp_path, "s1")
@@ -90,7 +90,7 @@ async def test_a_home_that_a_snapshot_was_filling_opens_as_an_empty_copy_and_doe
     assert isinstance(new, Opened)
     new.log.append(b"of the time before")
     new.log.sync()
-    if has_begun_anew:  # the process died between the log's new beginning and that of the file
+    if has_begun_again:  # the process died between the log's new beginning and that of the file
         new.log.restart(new.log.last)
     await close(new)
     identity = read_identity(OsDisk(), tmp_path, "shard-s1")
@@ -104,7 +104,7 @@ async def test_a_home_that_a_snapshot_was_filling_opens_as_an_empty_copy_and_doe
     await opened.close()
 
 
-async def test_what_a_crash_left_of_a_copy_that_was_being_made_is_made_anew(tmp_path: Path) -> None:
+async def test_what_a_crash_left_of_a_copy_that_was_being_made_is_rebuilt(tmp_path: Path) -> None:
     """Without an id it would stand under the store's own, which the primary's copy may have."""
     made = await made_copy(tmp_path)
     (tmp_path / "shard-s1.copy-n2.id").unlink()

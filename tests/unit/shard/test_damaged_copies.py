@@ -1,4 +1,4 @@
-"""Copies whose files are damaged, on real files: another one takes their place, and they are made anew.
+"""Copies whose files are damaged, on real files: another one takes their place, and they are rebuilt.
 
 The nodes of most of these run in this process, with their controller; a node that serves is stopped, its files are
 damaged, and it starts again.
@@ -106,7 +106,7 @@ def has_copy(copy_id: str) -> Callable[[Shard], bool]:
 
 
 @pytest.mark.parametrize("damage", [in_header_of_file, in_id])
-async def test_a_primary_whose_files_are_damaged_is_replaced_and_made_anew(
+async def test_a_primary_whose_files_are_damaged_is_replaced_and_rebuilt(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
@@ -124,7 +124,7 @@ async def test_a_primary_whose_files_are_damaged_is_replaced_and_made_anew(
 
 
 async def until_told(http: aiohttp.ClientSession, cluster: Cluster, node: str) -> None:
-    """That the copy was damaged, and made anew."""
+    """That the copy was damaged, and rebuilt."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             async with http.get(f"{cluster.url}/v1/changes") as answer:
@@ -133,12 +133,12 @@ async def until_told(http: aiohttp.ClientSession, cluster: Cluster, node: str) -
                 break
             await asyncio.sleep(0.05)
     assert (found[0]["shard"], found[0]["to"], found[0]["state"]) == ("s1", node, "done")
-    assert "made anew" in found[0]["detail"]
+    assert "rebuilt" in found[0]["detail"]
     async with http.get(f"http://{cluster.config.controllers[0].listen}/metrics") as answer:
         assert "kvstore_copies_rebuilt_total 1.0" in await answer.text()
 
 
-async def test_a_copy_whose_log_is_damaged_is_made_anew_from_its_primary(tmp_path: Path) -> None:
+async def test_a_copy_whose_log_is_damaged_is_rebuilt_from_its_primary(tmp_path: Path) -> None:
     async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
         await cluster.until_replicated()
         await put_keys(http, cluster)
@@ -150,7 +150,7 @@ async def test_a_copy_whose_log_is_damaged_is_made_anew_from_its_primary(tmp_pat
         await cluster.until("s1", lambda shard: replicated(shard) and not lost(shard))
         for each in ("s2", "s3"):
             await cluster.until(each, replicated)
-        await cluster.end("s1")  # so the copy that was made anew is asked
+        await cluster.end("s1")  # so the copy that was rebuilt is asked
         await check_keys(http, cluster)
 
 
@@ -166,7 +166,7 @@ def in_a_row(stem: Path) -> None:
 async def test_a_row_that_the_verification_finds_damaged_costs_nothing_where_there_is_a_copy(
     tmp_path: Path, is_primary: bool
 ) -> None:
-    """A primary hands its shard on; a copy is taken out. Both are made anew."""
+    """A primary hands its shard on; a copy is taken out. Both are rebuilt."""
     async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
         await cluster.until_replicated()
         before = await cluster.shard("s1")
@@ -271,7 +271,7 @@ async def test_each_kind_of_damage_is_found_at_the_opening_and_all_that_was_ther
     assert salvaged is not None
     knows_id = damage not in (in_id, without_id)
     assert (salvaged.store_id, salvaged.copy_id) == (STORE_ID, copy_id if knows_id else "")
-    files = await folder.make_anew("s1", salvaged, PARTITIONS)
+    files = await folder.rebuild("s1", salvaged, PARTITIONS)
     assert files.copy.is_filling
     assert files.copy.identity.copy_id != copy_id
     assert files.copy.identity.promised == (2 if knows_id else 0)

@@ -72,7 +72,7 @@ async def test_who_is_cut_off_since_before_the_controllers_last_start_is_let_in_
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
-async def test_while_the_controller_is_away_only_known_sessions_are_let_in_and_nobody_is_called_a_stranger(
+async def test_while_the_controller_is_away_only_known_sessions_are_let_in_and_no_node_is_called_a_stranger(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     controller = Controller("ours")
@@ -104,7 +104,7 @@ async def test_a_session_that_cannot_be_kept_ends_nothing(tmp_path: Path, caplog
     assert "cannot be kept" in caplog.text
 
 
-async def test_a_damaged_memory_lets_nobody_in(tmp_path: Path) -> None:
+async def test_a_damaged_memory_lets_no_session_in(tmp_path: Path) -> None:
     (tmp_path / "shard-s1.session").write_bytes(b"\xff\n")
     hellos = Controller(None).hellos(tmp_path, is_announced=False)
     assert await hellos.refusal("ours", "peer") == IS_UNSURE

@@ -1,4 +1,4 @@
-"""Moves between two stores on real files: every row arrives, once, and nobody answers for what is under way."""
+"""Moves between two stores on real files: every row arrives, once, and no shard answers for what is under way."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ async def _ignore(_: Any) -> None:
     """Nothing more happens."""
 
 
-async def test_from_the_fence_to_the_commit_nobody_answers_reads_and_the_release_of_read_locks_included(
+async def test_from_the_fence_to_the_commit_no_shard_answers_reads_and_the_release_of_read_locks_included(
     cluster: Cluster,
 ):
     await cluster.ask("s1", Put(1, "a", b"1"))
@@ -193,7 +193,7 @@ async def test_from_the_fence_to_the_commit_nobody_answers_reads_and_the_release
     assert await cluster.value("s1", "a") == 421
 
 
-async def test_a_fence_bounces_whoever_waits_and_nothing_of_it_is_done(cluster: Cluster):
+async def test_a_fence_bounces_all_that_wait_and_nothing_of_it_is_done(cluster: Cluster):
     await cluster.ask("s1", Acquire(1, "leased", 60_000, 0, "me"))
     await cluster.ask("s1", Prepare(2, "elsewhere", FIRST, [], [TxnOp("put", "held", b"x")], []))
     waiting = [
@@ -533,7 +533,7 @@ async def test_whatever_happens_between_the_steps_the_shards_say_what_a_dictiona
                 request = choose.choice([Put(1, key, value), Delete(1, key), Put(1, key, value, 3_600_000)])
                 answer = await cluster.ask(cluster.owner(key), request)
                 if answer.status == 421:
-                    continue  # fenced: nobody answers for it
+                    continue  # fenced: no shard answers for it
                 if isinstance(request, Put):
                     model[key] = value
                 else:

@@ -160,7 +160,7 @@ async def test_a_key_of_another_shard_is_refused_with_the_epoch_that_says_so(sha
     assert (await shard.ask(Put(2, "a", b"1"))).status == 201
 
 
-async def test_a_shard_that_has_left_answers_until_nobody_asks_and_a_member_ends_at_once(
+async def test_a_shard_that_has_left_answers_until_no_router_asks_and_a_member_ends_at_once(
     shard: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = asyncio.get_running_loop()

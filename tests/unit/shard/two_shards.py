@@ -114,7 +114,7 @@ class Cluster:
         await self.stores.pop(shard_id).close()
 
     async def restart(self, shard_id: str) -> None:
-        """An orderly end: what a killed process leaves in its file is the same, or less by what nobody was told."""
+        """An orderly end: what a killed process leaves in its file is the same, or less by what no client was told."""
         await self.stop(shard_id)
         await self.start(shard_id)
 
@@ -135,7 +135,7 @@ class Cluster:
             await self._services[shard_id].follow(self.map)
 
     def plan(self, *keys: str, to: str = "s2", spare: Iterable[int] = ()) -> str:
-        """A move of the partitions of these keys, in the next map, that nobody has yet; its id."""
+        """A move of the partitions of these keys, in the next map, that no process has yet; its id."""
         self._count += 1
         source = next(shard_id for shard_id in IDS if shard_id != to)
         partitions = sorted({*map(at, keys), *spare})

@@ -441,7 +441,7 @@ def test_a_snapshot_begins_in_new_segments() -> None:
 # --- making and opening
 
 
-def test_a_log_with_records_is_never_made_anew() -> None:
+def test_a_log_with_records_is_never_rebuilt() -> None:
     bench = Bench()
     bench.fill(1)
     with pytest.raises(ForeignData, match="holds records"):

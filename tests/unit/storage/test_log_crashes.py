@@ -136,7 +136,7 @@ class World:
         assert self.log.durable == last
 
     def survive(self, cuts: list[int], fate: Fate) -> None:
-        """Switch on after a power cut and open the log, with more power cuts meanwhile; then all must be there."""
+        """Switch on after a power cut and open the log, with more power cuts during it; then all must be there."""
         for cut in cuts:
             self.disk.restart(fate)
             self.disk.power_cut_at = cut

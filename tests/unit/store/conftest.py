@@ -240,7 +240,7 @@ class Machine(Environment):
 
 
 async def open_store(path: Path, fatal: list[BaseException], environment: Environment = SYSTEM, **limits: Any) -> Store:
-    # the sweep sleeps unless a test is about it: what it does is then seen to have been done by somebody else
+    # the sweep sleeps unless a test is about it: what it does is then seen to have been done by another client
     settings = Limits(**{"expiry_sweep_s": 3600.0, "log_segment_bytes": SEGMENT_BYTES, **limits})
     return await Store.open(path, settings, "s1", PARTITIONS, fatal.append, environment)  # type: ignore[arg-type]
 

@@ -81,7 +81,7 @@ class Bench:
         self.open()
 
     def open(self) -> None:
-        """Begin anew with nothing but the rows, as after a restart."""
+        """Begin again with nothing but the rows, as after a restart."""
         self.openings += 1
         self.holds = PreparedTxns()
         self.locks: Locks = LockTable(f"opening {self.openings}", self.waiters_max)
@@ -215,7 +215,7 @@ async def opened(folder: Path, environment: Environment = SYSTEM, **limits: floa
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for what nobody is told of."""
+    """Wait for what is not told."""
     async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)

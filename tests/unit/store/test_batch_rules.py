@@ -22,8 +22,8 @@ KEYS = ["a", "b", "c", "schlüssel", "🔑", "nul\0inside"]
 ALL_OWNED = [1] * PARTITIONS
 
 
-class Nobody:
-    """A sink that nobody listens to."""
+class NoListener:
+    """A sink without a listener."""
 
     closed = False
 
@@ -68,7 +68,7 @@ class File:
             self.clock, Context(now_ms, 0.0, arrivals, 7, frees_only, 0, 1 << 24), locks, PreparedTxns(), self
         )
         for op in ops:
-            batch.decide(op, Nobody())
+            batch.decide(op, NoListener())
         changed = {key: row for (_, key), row in batch.changes.rows.items()}
         self.rows |= changed
         self.clock = batch.changes.clock

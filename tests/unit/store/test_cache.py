@@ -45,12 +45,12 @@ class CacheMachine(RuleBasedStateMachine):
             self.cache.finish(key, ticket, seen if found else None)
 
     @rule(key=st.sampled_from(KEYS))
-    def somebody_asks(self, key: str) -> None:
+    def a_client_asks(self, key: str) -> None:
         assert self.cache.get(key) in (None, self.visible.get(key, ABSENT))
 
     @rule()
     def a_partition_comes_or_goes(self) -> None:
-        """Whoever has it in between may change all keys."""
+        """The owner in between may change all keys."""
         self.cache.clear()
         for key in self.visible:
             self.version += 1
@@ -85,7 +85,7 @@ def test_a_readers_find_enters() -> None:
     assert cache.get("a") == ABSENT
 
 
-def test_a_reader_that_is_late_does_not_overwrite_what_became_visible_meanwhile() -> None:
+def test_a_reader_that_is_late_does_not_overwrite_what_became_visible_since() -> None:
     cache = Cache(BYTES_MAX)
     ticket = cache.begin("a")
     cache.publish("a", entry(2))

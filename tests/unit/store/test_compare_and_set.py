@@ -115,7 +115,7 @@ def test_a_version_is_not_given_again_after_its_tombstone_is_trimmed():
     assert bench.one(Put(3, "k", b"A")).version > first + 1
 
 
-def test_a_key_past_its_deadline_is_expired_first_whoever_meets_it():
+def test_a_key_past_its_deadline_is_expired_first_whatever_meets_it():
     for guard, status in (
         (Preconditions(absent=True), 201),
         (Preconditions(present=True), 412),

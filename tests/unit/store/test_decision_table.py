@@ -1,4 +1,4 @@
-"""Which kept decisions may go, and which somebody must still see to."""
+"""Which kept decisions may go, and which must still be seen to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def kept(*committed: Attempt) -> DecisionTable:
     return decisions
 
 
-def test_what_nobody_acknowledges_does_not_keep_others_from_going() -> None:
+def test_what_is_never_acknowledged_does_not_keep_others_from_going() -> None:
     stuck, done = attempts(3000, "router01"), attempts(50, "router02")
     decisions = kept(*stuck, *done)
     decisions.acknowledge(done)
@@ -37,7 +37,7 @@ def test_those_of_partitions_that_are_elsewhere_are_left_alone() -> None:
     assert kept(*attempts(3, "router01")).old([0], 20) == ([], [])
 
 
-def test_an_aborted_attempt_has_nobody_to_wait_for() -> None:
+def test_an_aborted_attempt_has_no_store_to_wait_for() -> None:
     decisions = DecisionTable(SYSTEM, -1.0)
     (attempt,) = attempts(1, "router01")
     decisions.note([(attempt, 0, False)], [])

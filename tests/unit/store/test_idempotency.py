@@ -32,9 +32,9 @@ def test_a_repeated_put_gives_the_first_answer_again_and_writes_nothing():
     again = bench.one(Put(2, "k", b"v", 0, None, K))
     assert shown(again) == shown(first) == (201, first.version, None, 0, None)
     assert bench.clock == clock
-    bench.one(Put(3, "k", b"somebody else's"))
+    bench.one(Put(3, "k", b"another client's"))
     assert shown(bench.one(Put(4, "k", b"v", 0, None, K))) == shown(first)
-    assert bench.value("k") == b"somebody else's"
+    assert bench.value("k") == b"another client's"
 
 
 def test_a_repeated_delete_gives_the_first_answer_again():
@@ -148,7 +148,7 @@ def test_a_repeated_acquire_whose_grant_stands_renews_it():
     assert bench.lease("k").deadline_s == bench.now_s + 10
 
 
-@pytest.mark.parametrize("ending", ["released", "expired", "past its deadline", "somebody else's"])
+@pytest.mark.parametrize("ending", ["released", "expired", "past its deadline", "another client's"])
 def test_a_repeated_acquire_whose_grant_is_over_answers_lock_lost(ending: str):
     bench = Bench()
     first = bench.one(acquire("k", 10, once=K))
@@ -156,7 +156,7 @@ def test_a_repeated_acquire_whose_grant_is_over_answers_lock_lost(ending: str):
         bench.now_s += 10
     else:
         bench.run(Release(1, "k", first.version))
-    if ending == "somebody else's":
+    if ending == "another client's":
         bench.acquire("k")
     writes = None
     for _ in range(3):
@@ -224,7 +224,7 @@ def test_a_repeated_renewal_gives_the_first_answer_again_all_of_it():
     assert shown(bench.one(Renew(4, "k", mine, K))) == shown(first)
 
 
-def test_a_repeated_release_gives_the_first_answer_again_and_ends_nobody_elses_lease():
+def test_a_repeated_release_gives_the_first_answer_again_and_ends_no_other_lease():
     bench = Bench()
     mine = bench.acquire("k")
     first = bench.one(Release(1, "k", mine, K))

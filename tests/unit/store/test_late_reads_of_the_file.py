@@ -1,4 +1,4 @@
-"""A read of the file that was asked for early and is done late never stands before what became visible meanwhile."""
+"""A read of the file that was asked for early and is done late never stands before what became visible since."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvstore.store.memtable import Memtable
 from tests.unit.store.harness import Sink, ask, next_id, opened
 
 
-async def test_a_read_that_was_queued_behind_another_shows_the_change_that_came_meanwhile(tmp_path: Path) -> None:
+async def test_a_read_that_was_queued_behind_another_shows_the_change_that_came_since(tmp_path: Path) -> None:
     async with opened(tmp_path, apply_delay_s=60.0) as store, asyncio.timeout(60):
         for key in ("slow", "key"):
             await ask(store, Put(next_id(), key, b"old"))

@@ -1,4 +1,4 @@
-"""Expiry is a change like any other: made once, by the owner, and waited for by whoever meets it."""
+"""Expiry is a change like any other: made once, by the owner, and waited for by all that meet it."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ async def test_a_sweep_that_cannot_read_what_is_due_leaves_the_store_at_work(
     harness.store.tables.engine.due = due
     clock.pass_s(5)
     await until(lambda: len(rounds) >= 3)
-    assert (await harness.get("due")).status == 404, "whoever meets a due key has it expired all the same"
+    assert (await harness.get("due")).status == 404, "a read of a due key expires it all the same"
 
 
 async def test_the_sweep_trims_tombstones_that_were_kept_long_enough_and_raises_the_floor(open_harness: Opener) -> None:

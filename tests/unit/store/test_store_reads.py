@@ -149,12 +149,10 @@ async def test_a_reader_that_is_late_does_not_bring_back_a_deleted_key(harness: 
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1500, 1 << 20])
-async def test_whoever_asks_never_sees_less_than_was_already_answered_to_anybody(
-    open_harness: Opener, cache_bytes: int
-) -> None:
+async def test_a_reader_never_sees_less_than_was_already_answered(open_harness: Opener, cache_bytes: int) -> None:
     harness = await open_harness(cache_bytes_max=cache_bytes, apply_delay_s=0.001)
     keys = [f"key-{number}" for number in range(6)]
-    answered = dict.fromkeys(keys, 0)  # the highest version that somebody was told of
+    answered = dict.fromkeys(keys, 0)  # the highest version that a client was told of
     chance = random.Random(7)
 
     async def client() -> None:
@@ -195,7 +193,7 @@ async def test_a_read_whose_partition_leaves_while_its_reader_is_away_is_answere
     assert (answer.status, answer.problem["epoch"]) == (421, 2)
 
 
-async def test_a_read_whose_partition_left_and_came_back_meanwhile_is_answered_421_and_not_cached(harness: Any) -> None:
+async def test_a_read_whose_partition_left_and_came_back_is_answered_421_and_not_cached(harness: Any) -> None:
     await harness.put("a", b"old")
     await harness.flush()
     harness.forget_cache()
@@ -203,7 +201,7 @@ async def test_a_read_whose_partition_left_and_came_back_meanwhile_is_answered_4
     read = harness.get("a")
     await gate.arrived.wait()
     await harness.leave("a")
-    await harness.sql("UPDATE rows SET body = x'ff'")  # somebody else had the partition in between
+    await harness.sql("UPDATE rows SET body = x'ff'")  # another client had the partition in between
     await harness.arrive("a")
     gate.open()
     assert (await read).status == 421
@@ -214,7 +212,7 @@ async def test_what_was_cached_of_a_partition_is_forgotten_when_it_leaves(harnes
     await harness.put("a")
     await harness.get("absent")
     await harness.leave("a", "absent")
-    await harness.sql("DELETE FROM rows")  # whoever had it in between deleted the key
+    await harness.sql("DELETE FROM rows")  # the owner in between deleted the key
     await harness.arrive("a", "absent")
     assert not harness.get("absent").done
     assert (await harness.get("a")).status == 404
@@ -226,7 +224,7 @@ async def test_what_is_decided_before_a_return_is_visible_sees_nothing_cached_be
     await harness.put("a", b"old")
     assert (await harness.get("a")).value == b"old"
     await harness.leave("a")
-    await harness.sql("DELETE FROM rows")  # whoever had it in between deleted the key
+    await harness.sql("DELETE FROM rows")  # the owner in between deleted the key
     gate = harness.hold("commit", once=True)
     coming_back = asyncio.create_task(harness.arrive("a"))
     await gate.arrived.wait()  # the return is decided, and not visible yet

@@ -114,7 +114,7 @@ async def test_intents_survive_a_restart_and_hold_their_keys(tmp_path: Path) -> 
         await tell(store, Put(1, "k", b"old"))
         vote = await tell(store, prepare(put("k"), put("absent")))
     async with opened(tmp_path) as store:
-        (hold,) = store.undecided.old_holds()  # at once: nobody knows whether its router is there
+        (hold,) = store.undecided.old_holds()  # at once: it is not known whether its router is there
         assert (hold.attempt, sorted(hold.intents)) == (FIRST, ["absent", "k"])
         write = began(store, Put(2, "k", b"later"))
         read = began(store, Get(3, "absent"))
@@ -172,7 +172,7 @@ async def test_an_attempt_that_was_asked_about_is_never_committed(tmp_path: Path
 
 async def test_a_commit_that_was_refused_is_refused_for_good(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
-        await tell(store, Acquire(1, "anchor", 10_000, 0, "somebody"))
+        await tell(store, Acquire(1, "anchor", 10_000, 0, "another"))
         refused = await tell(store, commit(put("anchor")))
         assert refused.status == 423
         assert (await tell(store, commit(put("other")))).state == "aborted"  # a doubled message comes late
@@ -244,7 +244,7 @@ async def test_locks_for_reads_end_with_their_connection(tmp_path: Path) -> None
         assert (await tell(store, ReadUnlock(1, ["k"], reads.lock))).status == 409
 
 
-async def test_nobody_waits_for_a_lock_longer_than_a_transaction_may_take(tmp_path: Path) -> None:
+async def test_no_client_waits_for_a_lock_longer_than_a_transaction_may_take(tmp_path: Path) -> None:
     async with opened(tmp_path, expiry_sweep_s=0.05, txn_timeout_s=0.3) as store:
         await tell(store, prepare(put("k")))
         refused = await began(store, Put(2, "k", b"new")).answer()
@@ -264,7 +264,7 @@ async def test_a_younger_prepare_dies_and_an_older_one_waits(tmp_path: Path) -> 
         assert isinstance(older.replies[0], Vote)
 
 
-async def test_who_holds_nothing_may_wait_behind_anybody(tmp_path: Path) -> None:
+async def test_a_client_that_holds_nothing_may_wait_behind_any_other(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await tell(store, prepare(put("k"), attempt=FIRST))
         younger = began(store, prepare(put("a"), put("k"), attempt=SECOND, first="k"))
@@ -345,7 +345,7 @@ async def test_a_prepare_that_is_repeated_late_does_not_undo_what_was_written_si
         await tell(store, Put(2, "k", b"since"))
         late = await tell(store, op)
         assert isinstance(late, Vote)
-        if order[0] == "finish":  # whoever finds the intent is told "committed at that version"
+        if order[0] == "finish":  # a reader of the intent is told "committed at that version"
             await tell(store, ApplyIntents(1, FIRST, ["k"], version, True, 0))
         else:
             await tell(store, Abort(1, FIRST, ["k"]))
@@ -399,7 +399,7 @@ async def test_a_read_whose_intent_is_gone_when_its_find_is_looked_at_is_answere
 
 
 async def test_a_key_that_is_due_under_a_dead_readers_lock_is_let_go_in_time(tmp_path: Path) -> None:
-    """Its expiry waits for the lock, and whoever ends such waits must not wait for the expiry."""
+    """Its expiry waits for the lock, and what ends such waits must not wait for the expiry."""
     async with opened(tmp_path, expiry_sweep_s=0.05, txn_timeout_s=0.3, request_timeout_s=2.0) as store:
         await tell(store, Put(1, "k", b"v", 150))
         reader = began(store, ReadLock(2, FIRST, ["k"]))

@@ -278,7 +278,7 @@ async def test_clients_that_work_at_once_are_waited_for_a_moment_and_share_the_n
         third = one.put("c")
         assert [(await each.answer()).status for each in (second, third)] == [201, 201]
         assert one.store.tables.log.last.number == number + 1
-        assert (await one.put("d").answer()).status == 201, "one that works alone waits for nobody"
+        assert (await one.put("d").answer()).status == 201, "one that works alone waits for no other"
 
 
 async def test_nothing_is_sent_to_a_copy_before_the_map_that_names_it_is_durable(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ async def test_a_batch_is_bounded_in_bytes_but_takes_at_least_one_operation(open
 
 
 @pytest.mark.parametrize("inline", [True, False])
-async def test_a_commit_that_fails_ends_the_process_and_answers_nobody(open_harness: Opener, inline: bool) -> None:
+async def test_a_commit_that_fails_ends_the_process_and_answers_no_client(open_harness: Opener, inline: bool) -> None:
     harness = await open_harness(may_fail=True, sync_inline_ms_max=1000.0 if inline else 0.0)
 
     def fail() -> None:
@@ -358,7 +358,7 @@ async def test_hundreds_of_clients_at_once_lose_nothing_and_get_different_versio
 
 
 async def test_a_batch_that_is_done_is_freed_without_the_garbage_collector(harness: Any) -> None:
-    """Circles pile up until the collector comes, which then holds up everybody for some tens of milliseconds."""
+    """Circles pile up until the collector comes, which then holds up every client for some tens of milliseconds."""
     gc.collect()
     gc.disable()
     try:

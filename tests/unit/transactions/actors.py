@@ -28,7 +28,7 @@ from tests.unit.transactions.world import PARTITIONS, at
 
 Owners = tuple[tuple[str, int], ...]  # of each key the store that owns it, by number
 
-_TIMEOUT_S = 1000.0  # so long that nobody reaches it who does not make the time pass
+_TIMEOUT_S = 1000.0  # so long that only tests that make the time pass reach it
 
 LOST = "lost"  # it may have been executed, or may yet be
 UNSENT = "unsent"  # it never left
@@ -130,7 +130,7 @@ class Loop(asyncio.BaseEventLoop):
             self._run_once()
 
     def _end_all(self) -> None:
-        """Whoever is not finished never will be."""
+        """What is not finished never will be."""
         for task in self._begun:
             if not task.done():
                 task._log_destroy_pending = False
@@ -304,7 +304,7 @@ class Resolving(NamedTuple):
 
 
 class Finishing(NamedTuple):
-    """A store has a decision finished that nobody has acknowledged."""
+    """A store has a decision finished that was never acknowledged."""
 
     store: int
     attempt: Attempt

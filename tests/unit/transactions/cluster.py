@@ -72,7 +72,7 @@ FAULTS = (
 
 
 class Message(NamedTuple):
-    """Under way to a store. `address` None: nobody waits for the reply (any more). `op`: its number."""
+    """Under way to a store. `address` None: the reply is not waited for (any more). `op`: its number."""
 
     store: int
     op: int
@@ -264,7 +264,7 @@ class Cluster:
         return self._send(position._replace(actors=actors), address, 0, sent)
 
     def tell(self, position: Position, address: Address, reply: Any) -> Position:
-        """Somebody has a reply: its number, or LOST, or UNSENT. Raises Violation if it has had one."""
+        """A client has a reply: its number, or LOST, or UNSENT. Raises Violation if it has had one."""
         assert address is not None
         who, request = address
         if who[0] == "client":
@@ -302,7 +302,7 @@ class Cluster:
         return after, first, tuple(played.sent[first:]), played.result, tuple(played.acknowledged)
 
     def _send(self, position: Position, who: Any, first: int, sent: Any) -> Position:
-        """What nobody would ever notice is not sent; the reply that nobody looks at has no address."""
+        """What would never be noticed is not sent; a reply that is not looked at has no address."""
         drops = self.scenario.budget.get("drop", 0)
         for number, (store, op) in enumerate(sent, first):
             if isinstance(op, Forget) and not drops:
@@ -408,7 +408,7 @@ class Cluster:
         return position._replace(actors=actors, net=tuple(sorted(net)))
 
     def hang_up(self, position: Position, who: Any) -> Position:
-        """The stores see that somebody's connection has ended."""
+        """The stores see that a router's connection has ended."""
 
         def close(store: Store) -> None:
             for _, queued in store.locks.all_waiting():

@@ -1,13 +1,13 @@
 """All that can happen in a small cluster, one message after the other, in every order.
 
 An exhaustive search, depth first, over all positions that a scenario can reach: messages are delivered in any order,
-late, twice, or never; stores and routers die; partitions move; whoever finds an intent too old asks; decisions are
+late, twice, or never; stores and routers die; partitions move; what finds an intent too old asks; decisions are
 dropped. How often each of these faults happens is the scenario's budget; all else happens as often as it can.
 
 Every position is also looked at as an end: all routers die in it, and all that is under way is lost. Then the stores
 bring to an end whatever is left, by themselves, and what clients were told must be explained by some order of their
-operations (`serial`). So it is checked at every step what would become of everybody if nothing else happened any more.
-Where nothing went wrong, everybody must have been answered when nothing more can happen.
+operations (`serial`). So it is checked at every step what would become of each if nothing more happened.
+Where nothing went wrong, every request must have been answered when nothing more can happen.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.unit.transactions.world import Address, Noted, Store, Violation
 
 _Label = tuple[Any, ...]
 _Step = tuple[_Label, Position]
-_SETTLING: Address = (("nobody",), 0)
+_SETTLING: Address = (("unused",), 0)
 _ROUNDS_MAX = 20
 
 
@@ -260,7 +260,7 @@ class Explorer:
         return done
 
     def _settle(self, stores: list[int], owners: Owners) -> Any:
-        """The stores as they are when nobody else does anything any more; and who was answered on the way."""
+        """The stores as they are when nothing else happens any more; and who was answered on the way."""
         cluster = self._cluster
         owner_of = dict(owners)
         answered: list[tuple[Address, int]] = []
@@ -288,9 +288,9 @@ class Explorer:
             if not holders and not readers:
                 break
         else:
-            raise Violation("intents are left, however often somebody asks")
+            raise Violation("intents are left, however often they are asked for")
         if any(cluster.shots[shot].has_waiting for shot in stores):
-            raise Violation("somebody waits for a lock that nobody holds")
+            raise Violation("a transaction waits for a lock that is free")
         return tuple(stores), tuple(answered)
 
     # --- for people ---------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ SCENARIOS: dict[str, Scenario] = {
     "two transactions over two keys in opposite order": Scenario(
         TWO, [[txn("a b", value=b"1")], [txn("b a", value=b"2")]], BOTH, budget={"double": 1}, attempts=3
     ),
-    "two transactions over two keys in opposite order, and somebody asks": Scenario(
+    "two transactions over two keys in opposite order, and another one asks": Scenario(
         TWO, [[txn("a b", value=b"1")], [txn("b a", value=b"2")]], BOTH, budget={"resolve": 1}
     ),
     "two transactions over two keys in opposite order, and messages are late": Scenario(
@@ -91,7 +91,7 @@ SCENARIOS: dict[str, Scenario] = {
     "a doubled prepare after finish and a later put": Scenario(
         TWO, [[txn("a b", value=b"1")], [put("b", b"2")]], budget={"double": 2, "resolve": 1}
     ),
-    "somebody asks before the commit has arrived": Scenario(
+    "another one asks before the commit has arrived": Scenario(
         TWO, [[txn("a b", value=b"1")], [put("b", b"2")]], budget={"resolve": 2, "timeout": 1, "death": 1}
     ),
     "a commit after its tombstone was dropped": Scenario(
@@ -103,7 +103,7 @@ SCENARIOS: dict[str, Scenario] = {
     "a commit repeated after its decision was dropped, and a late duplicate asked about": Scenario(
         TWO, [[txn("a b", value=b"1")]], budget={"timeout": 1, "finish": 1, "drop": 1, "double": 1, "resolve": 1}
     ),
-    "who waits behind somebody older": Scenario(
+    "a transaction waits behind an older one": Scenario(
         {"a": 0, "b": 1, "x": 1}, [[txn("b a", value=b"1")], [txn("a b", value=b"2")], [txn("x a", value=b"3")]]
     ),
     "readers behind plain writes that wait for readers": Scenario(
@@ -120,7 +120,7 @@ SCENARIOS: dict[str, Scenario] = {
         [[txn("a b", value=b"1", once="K"), txn("a b", value=b"1", once="K")], [put("a", b"2")]],
         budget={"death": 1, "later": 1},
     ),
-    "a commit waits for a lock and somebody asks": Scenario(
+    "a commit waits for a lock and another one asks": Scenario(
         {"a": 0, "b": 1, "x": 1},
         [[txn("a b", value=b"1")], [txn("x a", value=b"3")]],
         budget={"resolve": 1},
@@ -178,7 +178,7 @@ SCENARIOS: dict[str, Scenario] = {
         [[txn("a b", value=b"1", once="K")], [txn("a b", value=b"1", once="K")], [put("a", b"2")]],
         budget={"death": 1},
     ),
-    "the same request again after nobody knew": Scenario(
+    "the same request again after its outcome was unknown": Scenario(
         TWO,
         [[txn("a b", value=b"1", once="K"), txn("a b", value=b"1", once="K")], [put("b", b"2")]],
         budget={"death": 1, "finish": 1, "drop": 1},

@@ -5,7 +5,7 @@ one was begun comes first), and in which each finds what it was answered. What w
 may have been done, at any time since it was begun, or not at all. And what lies in the stores at the end is what that
 order leaves.
 
-A version that nobody was told is None: it is none of those that have been named so far.
+A version that was never told is None: it is none of those that have been named so far.
 """
 
 from __future__ import annotations

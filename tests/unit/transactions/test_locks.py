@@ -16,7 +16,7 @@ NAMES = st.sampled_from(["a", "b"])
 
 
 class Waiter:
-    """Somebody; equal to nobody else."""
+    """An owner; equal to no other."""
 
 
 class Entry:
@@ -31,7 +31,7 @@ class Entry:
 class LocksAgainstOneLine(RuleBasedStateMachine):
     """The model of a name is one line of all who asked, in order of arrival.
 
-    Somebody holds the lock if nobody before him is in his way.
+    An attempt holds the lock if none before it is in its way.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class LocksAgainstOneLine(RuleBasedStateMachine):
             assert self.table.leave(name, Waiter()) == []
 
     @invariant()
-    def holders_hold_and_nobody_else(self) -> None:
+    def only_holders_hold(self) -> None:
         for name, line in self.lines.items():
             assert self.table.is_free(name) == (not line)
             for entry in line:
@@ -178,7 +178,7 @@ class LeasesAgainstAList(RuleBasedStateMachine):
             lease = self.table.lease(name)
             assert (lease.token if lease else None) == self.leased.get(name)
             assert self.table.waiting_for_lease(name) == tuple(queue)
-            assert self.table.is_free(name)  # a queue of its own: it is in nobody's way
+            assert self.table.is_free(name)  # a queue of its own: it is in no other's way
 
 
 TestLocksAgainstOneLine = LocksAgainstOneLine.TestCase
@@ -223,7 +223,7 @@ def test_a_leases_time_runs_from_when_it_became_visible_and_stands_still_while_i
     assert lease.deadline_s == 118.0
 
 
-def test_nobody_sees_a_lease_end_by_looking_at_it():
+def test_no_reader_sees_a_lease_end_by_looking_at_it():
     table: LockTable[str, str] = LockTable("opening", 10)
     table.start(table.grant("k", "me", 1, 10.0), 0.0)
     lease = table.lease("k")

@@ -186,7 +186,7 @@ def _on_commit_sees(patch: pytest.MonkeyPatch, sees: Callable[[Any, int], tuple[
     _patched(patch, outcomes, "on_commit", change)
 
 
-@shown_by("somebody asks before the commit has arrived")
+@shown_by("another one asks before the commit has arrived")
 def a_commit_ignores_a_tombstone(patch: pytest.MonkeyPatch) -> None:
     _on_commit_sees(patch, lambda decision, floor: (_unless(decision, "aborted"), floor))
 
@@ -200,7 +200,7 @@ def _unless(decision: Any, outcome: str) -> Any:
     return None if decision is not None and decision.outcome == outcome else decision
 
 
-@shown_by("a commit waits for a lock and somebody asks")
+@shown_by("a commit waits for a lock and another one asks")
 def a_commit_that_waited_does_not_look_for_a_tombstone_again(patch: pytest.MonkeyPatch) -> None:
     def change(commit: Any) -> Any:
         def changed(self: Any, op: DecideCommit) -> Any:
@@ -240,7 +240,7 @@ def a_commit_that_is_answered_with_a_kept_reply_leaves_no_tombstone(patch: pytes
 # --- "Once it may have been sent, the router passes on only what the anchor answers" ----------------------------------
 
 
-@shown_by("somebody asks before the commit has arrived")
+@shown_by("another one asks before the commit has arrived")
 def a_commit_that_may_be_lost_is_given_up(patch: pytest.MonkeyPatch) -> None:
     async def commit(self: Any, op: DecideCommit, transaction: Any, deadline_s: float) -> Any:
         try:
@@ -253,7 +253,7 @@ def a_commit_that_may_be_lost_is_given_up(patch: pytest.MonkeyPatch) -> None:
 
 
 @shown_by("a key of the anchor's store moves")
-def a_commit_that_has_met_no_owner_is_tried_anew(patch: pytest.MonkeyPatch) -> None:
+def a_commit_that_has_met_no_owner_is_tried_again(patch: pytest.MonkeyPatch) -> None:
     async def commit(self: Any, op: DecideCommit, transaction: Any, deadline_s: float) -> Any:
         while True:
             try:
@@ -287,7 +287,7 @@ def a_router_says_forget_before_all_have_finished(patch: pytest.MonkeyPatch) -> 
     _patched(patch, IntentResolver, "finish", change)
 
 
-def _is_done_by_anybody(patch: pytest.MonkeyPatch, kind: type) -> None:
+def _is_done_by_any_attempt(patch: pytest.MonkeyPatch, kind: type) -> None:
     def change(foreign: Any) -> Any:
         return lambda self, op, keys: None if isinstance(op, kind) else foreign(self, op, keys)
 
@@ -296,13 +296,13 @@ def _is_done_by_anybody(patch: pytest.MonkeyPatch, kind: type) -> None:
 
 @shown_by("a key of the anchor's store moves")
 def a_store_acknowledges_what_it_does_not_own(patch: pytest.MonkeyPatch) -> None:
-    _is_done_by_anybody(patch, ApplyIntents)
+    _is_done_by_any_attempt(patch, ApplyIntents)
 
 
 # --- Recovery: "writes a tombstone, also when it has never heard of the attempt"; "only the present owner may answer" -
 
 
-@shown_by("somebody asks before the commit has arrived")
+@shown_by("another one asks before the commit has arrived")
 def who_asks_is_told_aborted_without_a_tombstone(patch: pytest.MonkeyPatch) -> None:
     def change(on_ask: Any) -> Any:
         return lambda *known: "aborted" if on_ask(*known) == "abort" else on_ask(*known)
@@ -311,18 +311,18 @@ def who_asks_is_told_aborted_without_a_tombstone(patch: pytest.MonkeyPatch) -> N
 
 
 @shown_by("a key moves while its transaction runs")
-def who_asks_is_answered_by_anybody(patch: pytest.MonkeyPatch) -> None:
-    _is_done_by_anybody(patch, ResolveTxn)
+def who_asks_is_answered_by_any_attempt(patch: pytest.MonkeyPatch) -> None:
+    _is_done_by_any_attempt(patch, ResolveTxn)
 
 
 @shown_by("a key moves while its transaction runs")
-def a_key_is_prepared_by_anybody(patch: pytest.MonkeyPatch) -> None:
-    _is_done_by_anybody(patch, Prepare)
+def a_key_is_prepared_by_any_attempt(patch: pytest.MonkeyPatch) -> None:
+    _is_done_by_any_attempt(patch, Prepare)
 
 
 @shown_by("a key moves while its transaction runs")
-def a_commit_is_done_by_anybody(patch: pytest.MonkeyPatch) -> None:
-    _is_done_by_anybody(patch, DecideCommit)
+def a_commit_is_done_by_any_attempt(patch: pytest.MonkeyPatch) -> None:
+    _is_done_by_any_attempt(patch, DecideCommit)
 
 
 # --- "The floor" ------------------------------------------------------------------------------------------------------
@@ -391,11 +391,11 @@ def a_retry_has_the_id_of_the_first_try(patch: pytest.MonkeyPatch) -> None:
 
 
 @shown_by("two transactions over three keys of three stores in opposite order")
-def everybody_waits(patch: pytest.MonkeyPatch) -> None:
+def every_attempt_waits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(locks, "may_wait", lambda age, ahead: True)
 
 
-@shown_by("who waits behind somebody older")
+@shown_by("a transaction waits behind an older one")
 def who_waits_ahead_does_not_count(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(locks._Lock, "ages", lambda self: (age for _, age in self.holders.values()))
 
@@ -425,7 +425,7 @@ def only_those_in_conflict_count(patch: pytest.MonkeyPatch) -> None:
 
 
 @shown_by("two transactions over three keys of three stores in opposite order")
-def also_who_holds_something_may_wait_behind_anybody(patch: pytest.MonkeyPatch) -> None:
+def also_a_holder_may_wait_behind_any_other(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         LockWaits, "is_first", lambda self, queued, key: isinstance(queued.op, Prepare) and not queued.gathered
     )
@@ -447,7 +447,7 @@ def the_release_of_read_locks_is_always_confirmed(patch: pytest.MonkeyPatch) -> 
 
 
 @shown_by("a reading transaction while a key moves")
-def the_release_of_read_locks_is_confirmed_by_anybody(patch: pytest.MonkeyPatch) -> None:
+def the_release_of_read_locks_is_confirmed_by_any_attempt(patch: pytest.MonkeyPatch) -> None:
     def change(enter: Any) -> Any:
         def changed(self: Any, op: Any, sink: Any) -> None:
             if isinstance(op, ReadUnlock) and self.ownership.foreign(op, op.keys) is not None:

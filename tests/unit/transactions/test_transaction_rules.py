@@ -242,7 +242,7 @@ IF_HELD = Txn(Transaction([Condition("L", token=3)], [TxnOp("put", "b", b"t")], 
         ([(BOTH, _ok(4), set())], Cell(b"t", 4), False),  # half: b is missing
         ([(ONCE, _ok(4), set()), (PUT_2, _ok(5), {0}), (ONCE, _ok(4), {1})], Cell(b"2", 5), True),
         ([(ONCE, _ok(4), set()), (PUT_2, _ok(5), {0}), (ONCE, _ok(6), {1})], Cell(b"t", 6), False),  # done twice
-        ([(Put(0, "L", b"1"), _ok(4), set())], Cell(None), False),  # through somebody's lease
+        ([(Put(0, "L", b"1"), _ok(4), set())], Cell(None), False),  # through another's lease
         ([(Acquire(0, "L", 1, 0, ""), _ok(4), set())], Cell(None), False),
         ([(Release(0, "L", 3), _ok(4), set()), (IF_HELD, _ok(0, succeeded=False), {0})], Cell(None), True),
         ([(Release(0, "L", 3), _ok(4), set()), (IF_HELD, _ok(5), {0})], Cell(None), False),

@@ -2,7 +2,7 @@
 
 A store here is what `storage.store` and `storage.sqlite` make of a batch, without time and disk: rows in memory, and
 the real Batch, LockTable and Holds. Each `run` is one batch, durable and visible at once. It can die and be opened
-anew from its rows, and a partition can move to another one, as kvstore/DESIGN.md, section 6, says.
+again from its rows, and a partition can move to another one, as kvstore/DESIGN.md, section 6, says.
 
 A store is a plain object that can be pickled, so that an explorer may go back to an earlier one. `canonical` says
 which two are the same: what they can never show, such as sequences and the numbers of identities, does not count.
@@ -41,7 +41,7 @@ class Violation(AssertionError):
 
 
 class Sink:
-    """Knows who waits for the answer; nobody if `address` is None."""
+    """Knows who waits for the answer; none if `address` is None."""
 
     __slots__ = ("address", "closed")
 
@@ -166,7 +166,7 @@ class Store:
     # --- death and restart --------------------------------------------------------------------------------------------
 
     def crash(self) -> list[Address]:
-        """Die, and be opened anew; those whose answers are lost."""
+        """Die, and be opened again; those whose answers are lost."""
         lost = [queued.sink.address for _, queued in self.locks.all_waiting()]
         lost += [sink.address for name in self._lease_queues() for _, sink in self.locks.waiting_for_lease(name)]
         self.open()

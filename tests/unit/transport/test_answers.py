@@ -243,6 +243,22 @@ async def test_single_values_do_not_wait_behind_pages() -> None:
     await asyncio.wait_for(page, WAIT_S)
 
 
+async def test_parts_of_a_large_answer_take_none_of_the_room_for_single_values_however_small_they_are() -> None:
+    account = AnswerAccount(Limits(answer_bytes_in_flight_max=1024))
+    async with asyncio.timeout(60), Room(account, is_parts=True) as batch:
+        for _ in range(112):
+            await batch.add(8)
+        assert not batch.has_room(8)
+        assert account.has_room(8)
+        another = asyncio.create_task(Room(account, is_parts=True).add(8))
+        await asyncio.sleep(0)
+        assert account.try_reserve(8), "it does not wait behind that one"
+        account.release(8)
+        assert not another.done()
+        batch.change(-8)
+        await another
+
+
 async def test_one_that_is_larger_than_the_bound_gets_room_alone() -> None:
     account = AnswerAccount(Limits(answer_bytes_in_flight_max=100, answer_wait_s=0.05))
     assert account.try_reserve(500)

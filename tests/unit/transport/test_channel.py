@@ -193,7 +193,7 @@ async def test_a_value_larger_than_a_frame_still_leaves(far: Any, connect: Any) 
     assert len(far.requests[0].value) == MIB
 
 
-async def test_an_answer_that_nobody_waits_for_is_dropped(far: Any, channel: Channel) -> None:
+async def test_an_answer_that_is_not_waited_for_is_dropped(far: Any, channel: Channel) -> None:
     await far.send(Answer(4711, 200))
     future = channel.request(Get(0, "a"))
     await until(lambda: far.requests)
@@ -390,7 +390,7 @@ async def test_a_frame_that_is_none_costs_the_connection_and_not_the_channel(far
     await until(lambda: len(far.requests) == 2)
 
 
-async def test_operations_that_fail_while_nobody_awaits_them_are_no_cause_for_complaint(
+async def test_operations_that_fail_while_they_are_not_awaited_are_no_cause_for_complaint(
     far: Any, channel: Channel
 ) -> None:
     complaints: list[Any] = []
@@ -405,7 +405,7 @@ async def test_operations_that_fail_while_nobody_awaits_them_are_no_cause_for_co
     assert complaints == []
 
 
-async def test_who_stops_waiting_disturbs_nobody(far: Any, channel: Channel) -> None:
+async def test_a_caller_that_stops_waiting_disturbs_no_other(far: Any, channel: Channel) -> None:
     gone, kept = channel.request(Get(0, "gone")), channel.request(Get(0, "kept"))
     await until(lambda: len(far.requests) == 2)
     gone.cancel()
@@ -622,7 +622,7 @@ async def test_answers_too_large_for_one_frame_are_spread_over_several(door: Any
     assert frames >= 4
 
 
-async def test_a_connection_knows_that_its_router_has_gone_and_takes_answers_for_nobody(door: Any) -> None:
+async def test_a_connection_knows_that_its_router_has_gone_and_takes_answers_for_no_client(door: Any) -> None:
     shard, socket = door
     shard.handle = lambda *_: None
     await socket.send_bytes(encode_frame([Get(1, "a")]))

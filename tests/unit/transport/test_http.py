@@ -554,8 +554,8 @@ async def test_bodies_under_way_are_bounded_together_and_the_bound_frees_itself(
     one_more.send(put(b"Content-Length: 1000"))
     got = await one_more.answer()
     assert (got.status, got.problem["code"], got.fields["retry-after"]) == (429, "too-many-requests", "1")
-    small_ones_meanwhile = await site.ask(put(b"Content-Length: 3") + b"abc")
-    assert small_ones_meanwhile.body == b"abc", "it came whole and need not be waited for"
+    small_ones_beside_it = await site.ask(put(b"Content-Length: 3") + b"abc")
+    assert small_ones_beside_it.body == b"abc", "it came whole and need not be waited for"
     for wire in slow:
         wire.send(b"v" * 995)
         assert (await wire.answer()).status == 200
@@ -716,7 +716,7 @@ async def eventually_served(site: Site) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_refused_connection_that_speaks_on_disturbs_nobody(
+async def test_a_refused_connection_that_speaks_on_disturbs_no_other(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     wires = [await site.connect() for _ in range(20)]

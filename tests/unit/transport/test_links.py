@@ -164,7 +164,7 @@ async def test_a_store_that_is_not_served_there_is_unavailable_and_nothing_is_do
     assert node.keys == [("one", "k"), ("two", "k")]
 
 
-async def test_after_a_reconnection_the_stores_are_named_anew(node: Node, channels: dict[str, Channel]) -> None:
+async def test_after_a_reconnection_the_stores_are_named_again(node: Node, channels: dict[str, Channel]) -> None:
     await channels["two"].request(Get(0, "before"))
     await node.sockets[-1].close()
     await until(lambda: len(node.sockets) == 2 and channels["one"].connected)

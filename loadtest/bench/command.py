@@ -1,0 +1,97 @@
+"""What the command lines of the benchmarks share: options, how a run is ended early, what is written where.
+
+Promises: what was started is ended by Ctrl-C and SIGTERM, too; what goes wrong is one line for people.
+Leaves to others: what is measured (compare.py, reshard/run.py, peak.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from loadtest.cluster.local import REPOSITORY
+
+Result = TypeVar("Result")
+Check = Callable[[click.Context, click.Parameter, str], list[Any]]
+
+
+def names(known: Sequence[str]) -> Check:
+    """The callback of an option that is a list of these, each once."""
+
+    def check(_context: click.Context, _option: click.Parameter, text: str) -> list[str]:
+        found = [name.strip() for name in text.split(",") if name.strip()]
+        if not found:
+            raise click.BadParameter(f"name at least one of {', '.join(known)}")
+        for name in found:
+            if name not in known:
+                raise click.BadParameter(f"{name!r} is unknown; there are {', '.join(known)}")
+        return list(dict.fromkeys(found))
+
+    return check
+
+
+def numbers(most: int) -> Check:
+    """The callback of an option that is a list of numbers from 1 to `most`, each once."""
+
+    def check(_context: click.Context, _option: click.Parameter, text: str) -> list[int]:
+        try:
+            found = [int(part) for part in text.split(",")]
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not a list of numbers, as in 1,2,4") from None
+        if not all(1 <= number <= most for number in found):
+            raise click.BadParameter(f"each is a number from 1 to {most}")
+        return list(dict.fromkeys(found))
+
+    return check
+
+
+file = click.Path(dir_okay=False, path_type=Path)
+rounds = click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Figures are medians.")
+json_file = click.option("--json", "json_file", type=file, help="Write all figures there.")
+folder = click.option(
+    "--tmp",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=REPOSITORY / "loadtest" / "out",
+    help="Data of all systems go into a folder below this one, on its disk.  [default: loadtest/out]",
+)
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run it to its end. Raises ClickException for what goes wrong, and when it is interrupted."""
+
+    async def ended_by_signals() -> Result:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(ended_by_signals())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise click.ClickException("interrupted; everything that was started has been ended") from None
+    except (OSError, RuntimeError, TimeoutError) as error:
+        raise click.ClickException(str(error) or "it took too long") from error
+
+
+def in_turn(systems: Sequence[Result], number: int) -> list[Result]:
+    """Another one goes first in each round: none always follows the same one."""
+    first = (number - 1) % len(systems) if systems else 0
+    return [*systems[first:], *systems[:first]]
+
+
+def write_json(path: Path | None, document: dict[str, Any]) -> None:
+    """Write all figures there, if a file was named."""
+    if path is not None:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+
+
+def tell(line: str) -> None:
+    """How far it is, beside the report."""
+    click.echo(line, err=True)
