@@ -1,7 +1,7 @@
 """Damage to the files of one store: where, and of which shape.
 
-Owns: the places (log, its note, file, its WAL, its indexes, its map) and the shapes (flipped bits, zeroed sectors and
-pages, cut files, a missing file).
+Owns: the places (log, its note, file, its WAL, its indexes, its map, its id) and the shapes (flipped bits,
+zeroed sectors and pages, cut files, a missing file).
 Promises: the random generator alone decides, and each damage changes at least one byte, or says that it could not.
 Leaves to others: which store, and what becomes of it.
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 SECTOR = 512
 PAGE = 4096
-PLACES = ("log", "note", "file", "wal", "index", "map")
+PLACES = ("log", "note", "file", "wal", "index", "map", "id")
 SHAPES = ("bit", "bits", "sector", "page", "cut", "missing")
 _SHAPE_WEIGHTS = (8, 3, 4, 3, 3, 1)
 _INDEX_PAGES = frozenset({0x02, 0x0A})
@@ -60,6 +60,10 @@ def _offset_in(path: Path, place: str, rng: random.Random) -> tuple[Path, int] |
     if place == "wal":
         size = wal.stat().st_size if wal.exists() else 0
         return (wal, rng.randrange(size)) if size else None
+    if place == "id":
+        own = path.with_suffix(".id")
+        size = own.stat().st_size if own.exists() else 0
+        return (own, rng.randrange(size)) if size else None
     data = path.read_bytes()
     if place == "file":
         return path, rng.randrange(len(data))

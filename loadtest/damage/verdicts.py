@@ -14,10 +14,12 @@ import msgspec
 
 EQUAL, CORRUPT, REFUSED, DOWN = "equal", "data-corrupt", "refused", "down"
 ENDED = "ended"  # the process gave up in order, after it had opened
+SICK = "not mended"  # each key is there, but not all copies come back
 UNCLEAN = "unclean"  # refused with a traceback
 WRONG, LOST = "WRONG VALUE", "LOST"
-VERDICTS = (EQUAL, CORRUPT, REFUSED, DOWN, ENDED, UNCLEAN, WRONG, LOST)
+VERDICTS = (EQUAL, SICK, CORRUPT, REFUSED, DOWN, ENDED, UNCLEAN, WRONG, LOST)
 VIOLATIONS = frozenset({WRONG, LOST, UNCLEAN})
+WITH_COPIES = frozenset(VERDICTS) - {EQUAL}  # violations where another copy is whole
 
 Acknowledged = Mapping[str, frozenset[bytes | None]]
 """For each key what it may hold: what was acknowledged last, and what was under way when the process died."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -13,6 +14,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from loadtest.chaos import doubts
 from loadtest.chaos.clients import compared
 from loadtest.chaos.meter import Meter
 from loadtest.chaos.reshard import Forward, Reshard, is_settled
@@ -160,3 +162,19 @@ def test_the_end_of_changes_is_waited_for_as_long_as_they_come_forward_but_not_f
     ]  # fmt: skip
     deadline = Forward(100.0, 10.0)
     assert [deadline.is_over(100.0 + n, n) for n in (9, 18, 27, 36, 41)] == [False, False, False, False, True]
+
+
+async def test_doubts_count_from_when_all_shards_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is seen to be in doubt for too long stays a fault."""
+    now = iter(float(n) for n in range(1000))
+    monkeypatch.setattr(doubts, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(doubts, "_POLL_S", 0.0)
+    for seen, none_left in (([-1] * 9 + [1, 1, 0], True), ([-1] * 9 + [1] * 9, False), ([-1] * 99, False)):
+        async with aiohttp.ClientSession() as session:
+            found, looks = doubts.Doubts(session, []), iter(seen)
+
+            async def look(found: doubts.Doubts = found, looks: Iterator[int] = looks) -> None:
+                found.count = next(looks)
+
+            monkeypatch.setattr(found, "look", look)
+            assert await found.none_left(4.0) is none_left

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.cluster.local import REPOSITORY
+from loadtest.damage.clusters import damages
 from loadtest.damage.inject import PLACES, SHAPES, damage
 from loadtest.damage.verdicts import CORRUPT, EQUAL, LOST, VIOLATIONS, WRONG, Finding, Tally, table
 
@@ -30,7 +31,7 @@ def test_every_place_and_shape_changes_a_file(tmp_path: Path) -> None:
     seen = set()
     for number in range(600):
         path.write_bytes(bytes([10]) * 8192 + b'"cluster_id"' + bytes([7]) * 500)
-        for name in (f"{path.name}-wal", "shard-s1.log.000001", "shard-s1.log.note"):
+        for name in (f"{path.name}-wal", "shard-s1.log.000001", "shard-s1.log.note", "shard-s1.id"):
             (tmp_path / name).write_bytes(bytes([9]) * 9000)
         found = damage(path, random.Random(number))
         assert found is not None
@@ -39,6 +40,22 @@ def test_every_place_and_shape_changes_a_file(tmp_path: Path) -> None:
         assert (found.offset == -1) == (not file.exists())
     assert {place for place, _ in seen} == set(PLACES)
     assert {shape for _, shape in seen} == set(SHAPES)
+
+
+@pytest.mark.parametrize(("replicas", "numbers"), [(1, {1}), (2, {1}), (3, {1, 2})])
+def test_one_copy_of_a_shard_always_stays_whole_and_other_shards_are_left_alone(
+    tmp_path: Path, replicas: int, numbers: set[int]
+) -> None:
+    stems = ["shard-s1", "shard-s1.copy-s2", "shard-s1.copy-s3"][:replicas]
+    found = set()
+    for number in range(25):
+        for stem in (*stems, "shard-s10"):
+            for name in ("db", "db-wal", "log.000001", "log.note", "id"):
+                (tmp_path / f"{stem}.{name}").write_bytes(b"\n" * 5000)
+        done = damages(tmp_path, "s1", replicas, random.Random(number))
+        assert {each.file.partition(".db")[0].partition(".log")[0].removesuffix(".id") for each in done} <= {*stems}
+        found.add(len({each.file for each in done}))
+    assert found - {0} == numbers, "none: what was drawn was not there"
 
 
 @pytest.mark.parametrize(
