@@ -92,18 +92,21 @@ class Places:
 
     def ends_early(self, config: Configuration) -> bool:
         """Neither its primary nor a copy in sync whose node is heard has all that was committed."""
-        places = (config.primary, *config.in_sync)
-        reports = [r for each in places if (r := self.report(each.node, config.shard, each.copy_id)) is not None]
-        return all(report.number < self.heard.committed(config.store_id) for report in reports)
+        committed = self.heard.committed(config.store_id)
+        return all(report.number < committed for report in self._of_all_in_sync(config))
 
     def older(self, config: Configuration) -> CopyReport | None:
         """Of a shard that is not served since all that is here of it is too old: the one with the longest log."""
         may_go_on = self.is_opened(config) or self.is_primary_silent(config)
         if self.serves(config) or not may_go_on or not self.ends_early(config):
             return None
+        return max(self._of_all_in_sync(config), key=lambda report: report.number, default=None)
+
+    def _of_all_in_sync(self, config: Configuration) -> list[CopyReport]:
+        """What nodes that are heard tell of its primary's copy and of those in sync; of damaged ones nothing."""
         places = (config.primary, *config.in_sync)
-        reports = [r for each in places if (r := self.report(each.node, config.shard, each.copy_id)) is not None]
-        return max(reports, key=lambda report: report.number, default=None)
+        reports = [self.report(each.node, config.shard, each.copy_id) for each in places]
+        return [report for report in reports if report is not None and report.role != "damaged"]
 
     def missing(self, config: Configuration) -> list[str]:
         """The nodes whose copy is not in sync yet, or not there."""

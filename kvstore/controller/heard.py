@@ -31,7 +31,7 @@ class NodeHeard(NamedTuple):
 
 
 class Heard:
-    """`start`: the id of this process, which nodes echo. `told`: by store id, the number of a record that was committed.
+    """`start`: the id of this process, which nodes echo. `told`: by store id, the number of a committed record.
 
     Every copy in sync has that record, so one that ends below it is an older copy of its files.
     """

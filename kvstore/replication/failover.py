@@ -157,7 +157,7 @@ def candidate(
 
     Each must itself have reported, under the id of the map, since the primary fell silent and within the time after
     which a node is held for dead, that it has not heard the primary for that time either: a controller that is cut off
-    promotes no copy. `committed`: the number of a record that is known to be committed; what ends below it has lost some.
+    promotes no copy. `committed`: the number of a record that is known to be committed; what ends below it is older.
     """
     may = [
         report

@@ -1,7 +1,4 @@
-"""Files where they do not belong, in a running cluster with copies: old ones put back, another shard's, another cluster's.
-
-What was acknowledged is there all the same, and what was put there changes nothing of the others.
-"""
+"""Old folders that are put back in a running cluster with copies: what was acknowledged is there all the same."""
 
 from __future__ import annotations
 
@@ -10,10 +7,8 @@ import shutil
 from pathlib import Path
 
 import aiohttp
-import pytest
 
-from kvstore.errors import KvError
-from tests.unit.shard.test_node_failover import Cluster, cluster_in, replicated, until_answered
+from tests.unit.shard.test_node_failover import Cluster, cluster_in
 
 KEYS = 30
 
