@@ -104,7 +104,7 @@ class Places:
 
     def _of_all_in_sync(self, config: Configuration) -> list[CopyReport]:
         """What nodes that are heard tell of its primary's copy and of those in sync; of damaged ones nothing."""
-        places = (config.primary, *config.in_sync)
+        places: list[Primary | Replica] = [config.primary, *config.in_sync]
         reports = [self.report(each.node, config.shard, each.copy_id) for each in places]
         return [report for report in reports if report is not None and report.role != "damaged"]
 
