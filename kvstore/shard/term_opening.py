@@ -25,7 +25,6 @@ from kvstore.store.copy_place import times_of
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.02
-_OLDER_RETRY_S = 2.0  # between two looks whether a person has accepted it
 
 
 class TermOpening:
@@ -38,7 +37,9 @@ class TermOpening:
         self._times = times_of(around.limits)
         self._on_news = around.on_news
         self._numbers = ToldNumbers(around.session, around.controller_url, around.limits)
+        self._told_timeout_s = around.limits.told_timeout_s
         self._is_whole = False  # the controller was asked, and knows of no record above the own log's last
+        self.clock_floor = 0  # above that version the store goes on: a person has accepted an older copy of it
         self._opening: Opening | None = Opening(config, start, copy.log.last)
         self._late: dict[str, Replica] = {}  # by copy id, those that have not answered for too long
         self._wires: dict[str, Wire] = {}
@@ -133,9 +134,10 @@ class TermOpening:
         """The own log has all that the store has told, as far as the controller can be asked; else after a while."""
         told, last = await self._numbers.at_opening(self._copy.identity.store_id), self._copy.log.last
         if told.number <= last.number:
+            self.clock_floor = told.clock_floor
             return True
         log.error("%s It is not opened: put the newer files back.", behind(last.number, told.number).detail)
-        await self._environment.sleep(_OLDER_RETRY_S)
+        await self._environment.sleep(self._told_timeout_s)
         return False
 
     async def _fetch(self, now: Opening) -> None:

@@ -68,7 +68,7 @@ async def test_an_old_folder_of_a_copy_is_never_served_while_its_primary_is_away
         put_back(cluster, copy.node, kept)
         cluster.start_node(copy.node)
         served = asyncio.create_task(_values(http, cluster))
-        done, _ = await asyncio.wait({served}, timeout=8)
+        done, _ = await asyncio.wait({served}, timeout=4)
         if done:
             assert set(served.result()) <= {f"new{number}" for number in range(KEYS)} | {"503", "504"}
         cluster.start_node("s1")
