@@ -25,7 +25,8 @@ FAILOVERS_SHOWN_MAX = 5
 def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
     """`silent`: for how many seconds each node that is held for dead was silent; `copies`: those of each shard;
     `unserved`: shards whose primary does not answer; `missing`: by shard, nodes whose copy is not in sync;
-    `stranded`: shards that only their silent primary's node can serve; `lacking_nodes`: so many more are asked for;
+    `stranded`: shards that only their silent primary's node can serve; `older`: shards that are not served since all
+    that is here of them is older than it should be; `lacking_nodes`: so many more are asked for;
     `one_zone`: shards whose copies share a zone or host; `holds_still`: so many nodes are silent that nothing moves;
     `damaged`: by shard and node, what is wrong with the copy's files;
     `given_up_in_s`: until the first of them is given up, None if none will be; `failovers`: the last, newest
@@ -43,6 +44,7 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
         "unserved": [config.shard for config in configs if not places.serves(config)],
         "missing": {config.shard: missing for config in configs if (missing := places.missing(config))},
         "stranded": {config.shard: _stranded(config, places) for config in configs if _is_stranded(config, places)},
+        "older": {config.shard: found for config in configs if (found := _older(config, places)) is not None},
         "lacking_nodes": max(0, cluster_map.replicas - sum(not node.given_up for node in cluster_map.nodes)),
         "one_zone": [config.shard for config in configs if _shares_zone(config, places)],
         "holds_still": holds_still,
@@ -97,6 +99,12 @@ def _stranded(config: Configuration, places: Places) -> dict[str, Any]:
     here = [copy.node for copy in config.replicas if places.complete(config, copy) is not None]
     waits_for = [config.primary.node, *(copy.node for copy in config.in_sync)]
     return {"nodes": waits_for, "other": here[0] if here else None}
+
+
+def _older(config: Configuration, places: Places) -> dict[str, int] | None:
+    """The end of the longest log that is here, and the number of a record that was committed."""
+    report = places.older(config)
+    return {"number": report.number, "told": places.heard.committed(config.store_id)} if report is not None else None
 
 
 def _shares_zone(config: Configuration, places: Places) -> bool:

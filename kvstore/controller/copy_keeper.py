@@ -61,11 +61,13 @@ class CopyKeeper:
         self._new_id = new_id
         self._environment = environment
         self._now_s = environment.boottime_s
-        self._heard = Heard(start, limits, self._now_s())
+        self._heard = Heard(start, limits, self._now_s(), document.told_numbers)
         self._damping: dict[str, Damping] = {}
         self._served_by: dict[str, Step] = {}  # failovers whose new primary does not serve yet, by shard
         self._state = ClusterState()
         self._due = asyncio.Event()
+        self._deciding = asyncio.Lock()
+        self._older_said: set[str] = set()  # shards that are not served since all that is here is too old
         self._damage = DamageSeen()
         self.stats = CopyStats()
 
@@ -76,7 +78,8 @@ class CopyKeeper:
             while True:
                 await self._wait()
                 try:
-                    await self._decide()
+                    async with self._deciding:
+                        await self._decide()
                 except KvError as error:
                     _log.warning("the copies stay as they are: %s", error)
                     await asyncio.sleep(_RETRY_S)
@@ -137,7 +140,14 @@ class CopyKeeper:
         )
 
     async def promote_with_loss(self, shard_id: str, to: str, confirmed: str | None) -> dict[str, Any]:
-        """A copy that is not in sync becomes the primary: what that loses. Raises as `copy_loss` does; Unavailable."""
+        """A copy that is not in sync, or is older than it should be, becomes the primary: what that loses.
+
+        Raises as `copy_loss` does; Unavailable.
+        """
+        async with self._deciding:  # what was told is forgotten only with the map that goes on without it
+            return await self._promote_with_loss(shard_id, to, confirmed)
+
+    async def _promote_with_loss(self, shard_id: str, to: str, confirmed: str | None) -> dict[str, Any]:
         state = await self._document.read()
         places = Places(formed_map(state), self._heard, self._limits, self._now_s())
         loss = copy_loss.judged(places, shard_id, to)
@@ -173,9 +183,11 @@ class CopyKeeper:
         self._heard.follow(self._state.map, now)
         if not beats(self._state.map) and not any(self._heard.beats):
             return
+        await self._document.know_told(shard.store_id for shard in self._state.map.shards)
         found = self._decided(self._state, now)
         if found.state is not self._state:
             await self._store(now)
+        self._note_older(now)
         await self._note_served(now)
         await self._note_damage(now)
 
@@ -258,6 +270,20 @@ class CopyKeeper:
             _log.warning("shard %s has a copy in sync on node %s again, after %.1f s", found.shard, found.node, seconds)
             detail = f"The copy on node {found.node} was damaged ({found.detail.rstrip('.')}), and was rebuilt."
             await self._write_down("rebuild", found.shard, found.node, seconds, detail)
+
+    def _note_older(self, now: float) -> None:
+        """That a shard waits, since its copies that are here are old, is said once."""
+        if self._state.map is None:
+            return
+        places = Places(self._state.map, self._heard, self._limits, now)
+        older = {config.shard: found for config in configurations(self._state.map) if (found := places.older(config))}
+        for shard in older.keys() - self._older_said:
+            _log.error(
+                "shard %s is not served: what is here of it ends with record %d, and record %d was committed, so these "
+                "files are an older copy; start the node with the newer files, or put them back",
+                shard, older[shard].number, self._heard.committed(older[shard].store_id),
+            )  # fmt: skip
+        self._older_said = set(older)
 
     async def _write_down(self, kind: Kind, shard: str, to: str, seconds: float, detail: str) -> None:
         """A change that no person asked for, and that is over now."""

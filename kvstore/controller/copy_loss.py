@@ -24,13 +24,15 @@ from kvstore.replication.configuration import Configuration, configuration_of, w
 
 
 class Loss(NamedTuple):
-    """What would be gone on with: the copy on node `to`, whose log ends with record `number`."""
+    """What would be gone on with: the copy on node `to`, whose log ends with record `number`. `is_older`: it counts as
+    in sync, and its files are older than what was committed."""
 
     shard: str
     store_id: str
     to: str
     copy_id: str
     number: int
+    is_older: bool = False
 
 
 def judged(places: Places, shard_id: str, to: str) -> Loss:
@@ -52,7 +54,8 @@ def judged(places: Places, shard_id: str, to: str) -> Loss:
             f"the copy of shard {shard_id} on node {to} was never complete: it cannot be gone on with. `kvstore shard "
             f"remove {shard_id} --lost` gives up the shard's keys."
         )
-    return Loss(shard_id, config.store_id, to, copy.copy_id, report.number)
+    is_older = places.is_older(config, copy)
+    return Loss(shard_id, config.store_id, to, copy.copy_id, report.number, is_older)
 
 
 def _refuse_while_served(config: Configuration, places: Places) -> None:
@@ -95,7 +98,10 @@ def with_loss(state: ClusterState, loss: Loss, clock_floor: int, change: Change,
     """The state in which that copy is the primary; raises ChangeRefused if it is no such copy any more."""
     cluster_map = formed_map(state)
     config = configuration_of(cluster_map, loss.shard)
-    after = failover.promoted_with_loss(config, loss.to, loss.copy_id, cluster_map.epoch + 1) if config else None
+    epoch = cluster_map.epoch + 1
+    after = None
+    if config is not None:
+        after = failover.promoted_with_loss(config, loss.to, loss.copy_id, epoch, is_older=loss.is_older)
     if after is None:
         raise ChangeRefused(f"the copies of shard {loss.shard} have changed: nothing was done. Look, and ask again.")
     following = with_configuration(cluster_map, after)

@@ -19,7 +19,7 @@ from kvstore.placement.cluster_map import ClusterMap, Node, Shard
 from kvstore.placement.copies import copy_nodes
 from kvstore.replication import failover
 from kvstore.replication.beats import CopyReport, Drop, Make
-from kvstore.replication.configuration import Configuration, Replica, configuration_of
+from kvstore.replication.configuration import Configuration, Primary, Replica, configuration_of
 
 
 class Places:
@@ -77,7 +77,36 @@ class Places:
 
     def in_sync_here(self, config: Configuration) -> list[str]:
         """The nodes that are heard and have a copy in sync, one of which takes over from a silent primary."""
-        return [copy.node for copy in config.in_sync if self.heard.is_here(copy.node, self.now)]
+        here = [copy for copy in config.in_sync if self.heard.is_here(copy.node, self.now)]
+        return [copy.node for copy in here if not self.is_older(config, copy)]
+
+    def is_older(self, config: Configuration, copy: Primary | Replica) -> bool:
+        """It ends below what was committed, so its node has an older copy of its files, if it is in sync."""
+        report = self.report(copy.node, config.shard, copy.copy_id)
+        return report is not None and report.number < self.heard.committed(config.store_id)
+
+    def is_opened(self, config: Configuration) -> bool:
+        """Its primary is about to serve it, with the longest log of all copies in sync."""
+        report = self.report(config.primary.node, config.shard, config.primary.copy_id)
+        return report is not None and report.role == "opening"
+
+    def ends_early(self, config: Configuration) -> bool:
+        """Neither its primary nor a copy in sync whose node is heard has all that was committed."""
+        committed = self.heard.committed(config.store_id)
+        return all(report.number < committed for report in self._of_all_in_sync(config))
+
+    def older(self, config: Configuration) -> CopyReport | None:
+        """Of a shard that is not served since all that is here of it is too old: the one with the longest log."""
+        may_go_on = self.is_opened(config) or self.is_primary_silent(config)
+        if self.serves(config) or not may_go_on or not self.ends_early(config):
+            return None
+        return max(self._of_all_in_sync(config), key=lambda report: report.number, default=None)
+
+    def _of_all_in_sync(self, config: Configuration) -> list[CopyReport]:
+        """What nodes that are heard tell of its primary's copy and of those in sync; of damaged ones nothing."""
+        places: list[Primary | Replica] = [config.primary, *config.in_sync]
+        reports = [self.report(each.node, config.shard, each.copy_id) for each in places]
+        return [report for report in reports if report is not None and report.role != "damaged"]
 
     def missing(self, config: Configuration) -> list[str]:
         """The nodes whose copy is not in sync yet, or not there."""

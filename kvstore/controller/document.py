@@ -5,11 +5,13 @@ Promises: a change is decided on the state that it replaces, however many others
 reads again and decides again. A change whose outcome cannot be told at first is looked up. Who has heard of an epoch
 above the stored one has lost changes (its file is an old copy), and changes nothing.
 Leaves to others: what to change (`membership`, `placement.moves`), atomicity and durability (`store`).
+
+`told_numbers` is what this process, the only controller, knows of the told numbers that the store keeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -43,6 +45,7 @@ class ClusterDocument:
         self._store = store
         self._tries_max = tries_max
         self._heard: dict[str, int] = {}
+        self.told_numbers: dict[str, int] = {}  # by store id, of those that were told or asked for
 
     def hear(self, cluster_id: str, epoch: int) -> None:
         """A shard or router follows a map of that epoch."""
@@ -117,7 +120,15 @@ class ClusterDocument:
 
     async def tell(self, store_id: str, told: Told) -> Told:
         """Keep what a store has told of its log; returns the highest that it has told. Raises Unavailable."""
-        return await self._store.tell(store_id, told)
+        kept = await self._store.tell(store_id, told)
+        self.told_numbers[store_id] = kept.number
+        return kept
+
+    async def know_told(self, store_ids: Iterable[str]) -> None:
+        """`told_numbers` has those stores from now on. Raises Unavailable."""
+        for store_id in store_ids:
+            if store_id not in self.told_numbers:
+                await self.tell(store_id, Told())
 
     async def accept_old(self, store_id: str) -> Told:
         """The store may start with less than it has told, with versions above all that it gave; returns what it told.
@@ -126,7 +137,9 @@ class ClusterDocument:
         """
         told, state = await self._store.tell(store_id, Told()), await self.read()
         given = min(max(told.version, told.clock_floor, state.clock), CLOCK_MAX)
-        return await self._store.forget(store_id, given + CLOCK_STEP)
+        forgotten = await self._store.forget(store_id, given + CLOCK_STEP)
+        self.told_numbers[store_id] = 0
+        return forgotten
 
     async def _swap(self, revision: int, document: bytes) -> bool:
         try:

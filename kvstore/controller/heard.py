@@ -31,10 +31,14 @@ class NodeHeard(NamedTuple):
 
 
 class Heard:
-    """`start`: the id of this process, which nodes echo."""
+    """`start`: the id of this process, which nodes echo. `told`: by store id, the number of a committed record.
 
-    def __init__(self, start: str, limits: Limits, now: float) -> None:
+    Every copy in sync has that record, so one that ends below it is an older copy of its files.
+    """
+
+    def __init__(self, start: str, limits: Limits, now: float, told: Mapping[str, int] | None = None) -> None:
         self.start = start
+        self._told: Mapping[str, int] = told if told is not None else {}
         self.counts_from = now
         self.failover_after_s = limits.failover_after_s
         self._turned_at = now
@@ -140,6 +144,10 @@ class Heard:
             for told in heard.beat.copies if heard.beat is not None else ():
                 if told.shard == shard and told.role != "damaged":
                     yield failover.Report(node, told.copy_id, heard.at, told.silent_s, told.term, told.number)
+
+    def committed(self, store_id: str) -> int:
+        """The number of a record that was committed, as its primaries told; 0 if nothing was told."""
+        return self._told.get(store_id, 0)
 
     def damaged(self, node: str, shard: str, now: float) -> CopyReport | None:
         """What the node, which is near, tells of its copy of that shard, if that is damaged."""

@@ -5,11 +5,12 @@ Promises: pure: from the state, what was heard, and the time, to the next state,
 change. All that is due at one moment is one map. Every change of a shard's copies is one of `replication.failover`.
 Leaves to others: the rules themselves (`replication.failover`), places (`copy_places`), storing (`copy_keeper`).
 
-    primary silent, or its copy gone      an in-sync copy that has not heard it either is promoted, in a new term
+    primary silent, or its copy gone      an in-sync copy that has not heard it either, and has all that is known to be
+                                          committed, is promoted, in a new term
     primary's copy damaged                an in-sync copy is promoted at once
     primary cannot open in its term       a new term for the same copy
     lease given back for a planned change the copy that it was given to is promoted; if that cannot be, a new term
-    primary opens, a copy's node is dead  that copy is out at once
+    primary opens, a copy's node is dead  that copy is out at once, unless what is left has less than was committed
     primary is there, a copy's node stops that copy is out at once
     primary is there, a copy is damaged   that copy is out at once
     requests of the primary               in sync, or out
@@ -141,7 +142,12 @@ class Decider:
         if since is None or not failover.may_fail_over(self._damping.get(config.shard, Damping()), self._now):
             return None
         best = failover.candidate(
-            config, self._heard.reports_of(config.shard), since, self._now, self._limits.failover_after_s
+            config,
+            self._heard.reports_of(config.shard),
+            since,
+            self._now,
+            self._limits.failover_after_s,
+            self._heard.committed(config.store_id),
         )
         if best is None:
             return None
@@ -156,8 +162,8 @@ class Decider:
             return None
         if not failover.may_fail_over(self._damping.get(config.shard, Damping()), self._now):
             return None
-        reports = self._heard.reports_of(config.shard)
-        best = failover.successor(config, reports, self._now, self._limits.failover_after_s)
+        reports, committed = self._heard.reports_of(config.shard), self._heard.committed(config.store_id)
+        best = failover.successor(config, reports, self._now, self._limits.failover_after_s, committed)
         if best is None:
             return None
         after = failover.promoted(config, best.node, best.copy_id, self._epoch)
@@ -172,7 +178,7 @@ class Decider:
         asked = handing_on.without_leaving(config, asked, self._heard)
         after = config
         for request in asked:
-            after = failover.taken_out(after, request, self._epoch) or after
+            after = self._taken_out(after, request)
         if after is not config:
             return Step("out", config, after)
         for request in asked:
@@ -192,8 +198,19 @@ class Decider:
             is_damaged = self._heard.damaged(copy.node, config.shard, self._now) is not None
             if is_dead or is_damaged or handing_on.is_leaving(copy, config, self._heard, self._now):
                 request = Request("out", config.shard, config.term, copy_id, copy.copy_id, copy.joined)
-                after = failover.taken_out(after, request, self._epoch) or after
+                after = self._taken_out(after, request)
         return Step("out", config, after) if after is not config else None
+
+    def _taken_out(self, config: Configuration, request: Request) -> Configuration:
+        """Without that copy; the same one if it may have what the shard is opened with.
+
+        A shard is opened with what its copies in sync have. If all that would be left are older copies of their files,
+        the one that is gone is waited for.
+        """
+        after = failover.taken_out(config, request, self._epoch)
+        if after is None or (self._places.is_opened(config) and self._places.ends_early(after)):
+            return config
+        return after
 
     # --- nodes
 

@@ -83,14 +83,16 @@ def _may_take_over(copy: Replica) -> bool:
     return copy.state == "in-sync" or failpoints.planted("promote-not-in-sync")
 
 
-def promoted_with_loss(config: Configuration, node: str, copy_id: str, epoch: int) -> Configuration | None:
+def promoted_with_loss(
+    config: Configuration, node: str, copy_id: str, epoch: int, *, is_older: bool = False
+) -> Configuration | None:
     """With that copy, which is not in sync, as the primary of a new term, and all others joining again.
 
     What it lacks is lost, since nothing that the others have more is fetched. Only a person may ask for it. None unless
-    it is such a copy.
+    it is such a copy. `is_older`: it counts as in sync, and is known to lack what was committed.
     """
     copy = config.copy_on(node)
-    if copy is None or copy.copy_id != copy_id or copy.state == "in-sync":
+    if copy is None or copy.copy_id != copy_id or (copy.state == "in-sync" and not is_older):
         return None
     others = [each for each in config.replicas if each != copy]
     ids = [config.primary, *(Primary(each.node, each.copy_id) for each in others)]
@@ -144,26 +146,33 @@ def silent(heard_at: float | None, started_at: float, now: float, failover_after
 
 
 def candidate(
-    config: Configuration, reports: Iterable[Report], silent_since: float, now: float, failover_after_s: float
+    config: Configuration,
+    reports: Iterable[Report],
+    silent_since: float,
+    now: float,
+    failover_after_s: float,
+    committed: int = 0,
 ) -> Report | None:
     """The copy in sync with the highest position that takes over from a silent primary; None if none may.
 
     Each must itself have reported, under the id of the map, since the primary fell silent and within the time after
     which a node is held for dead, that it has not heard the primary for that time either: a controller that is cut off
-    promotes no copy.
+    promotes no copy. `committed`: the number of a record that is known to be committed; what ends below it is older.
     """
     may = [
         report
         for report in _of_living(config, reports, now, failover_after_s)
         if report.at >= silent_since and report.silent_s + (now - report.at) >= failover_after_s
     ]
-    return _longest(may)
+    return _longest(may, committed)
 
 
-def successor(config: Configuration, reports: Iterable[Report], now: float, failover_after_s: float) -> Report | None:
+def successor(
+    config: Configuration, reports: Iterable[Report], now: float, failover_after_s: float, committed: int = 0
+) -> Report | None:
     """The copy in sync with the highest position that takes over from a primary whose own node has told that its copy
     is damaged; None if none is heard. It needs no silence: no process serves that copy any more."""
-    return _longest(_of_living(config, reports, now, failover_after_s))
+    return _longest(_of_living(config, reports, now, failover_after_s), committed)
 
 
 def _of_living(
@@ -177,8 +186,10 @@ def _of_living(
             yield report
 
 
-def _longest(reports: Iterable[Report]) -> Report | None:
-    return max(reports, key=lambda report: (report.term, report.number, report.node), default=None)
+def _longest(reports: Iterable[Report], committed: int) -> Report | None:
+    """The longest log of those that have all that is known to be committed: a copy in sync has it, an old one not."""
+    whole = (report for report in reports if report.number >= committed)
+    return max(whole, key=lambda report: (report.term, report.number, report.node), default=None)
 
 
 class Damping(NamedTuple):

@@ -124,6 +124,9 @@ def _moving(moves: Sequence[Document]) -> dict[str, str]:
 
 
 def _down(down: list[str], shards: Sequence[Document], facts: Document) -> str:
+    for shard_id, older in sorted(facts.get("older", {}).items()):
+        if shard_id in down:
+            return _older(shard_id, older, facts.get("stranded", {}).get(shard_id, {}).get("other"))
     for shard_id, stranded in sorted(facts.get("stranded", {}).items()):
         if shard_id in down:
             return _stranded(shard_id, stranded)
@@ -149,6 +152,16 @@ def _stranded(shard_id: str, facts: Document) -> str:
     return (
         f"{said}. If that disk is lost, `kvstore shard promote {shard_id} --to {other} --accept-loss` goes on with the "
         "older copy there."
+    )
+
+
+def _older(shard_id: str, facts: Document, other: str | None) -> str:
+    """`other`: where a copy could be gone on with, if the primary's node is silent."""
+    accept = f"promote {shard_id} --to {other} --accept-loss" if other else f"accept-old {shard_id}"
+    return (
+        f"Shard {shard_id} is not served: what is here of it ends with record {facts['number']:,}, and record "
+        f"{facts['told']:,} was acknowledged, so an old folder was put back. Start the node with the newer files, or "
+        f"put them back. If they are lost, `kvstore shard {accept}` goes on with what is there."
     )
 
 

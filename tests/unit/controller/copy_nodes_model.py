@@ -31,6 +31,7 @@ class ModelCopy:
     store_id: str
     copy_id: str
     promised: int = 0
+    number: int = 0  # of its log's last record
     opened: int = 0  # the term in which it serves
     given_back: int = 0
     heard_primary_at: float = 0.0
@@ -58,7 +59,8 @@ class Model:
             self.nodes[home.node.id].copies[home.shard.id] = ModelCopy(
                 home.shard.store_id, home.shard.primary.copy_id, opened=1, promised=1
             )
-        self.heard = Heard("controller", limits, self.now)
+        self.told: dict[str, int] = {}  # by store id, what was committed
+        self.heard = Heard("controller", limits, self.now, self.told)
         self.damping: dict[str, failover.Damping] = {}
         self.steps: list[Step] = []
 
@@ -167,6 +169,7 @@ class Model:
             copy_id=copy.copy_id,
             role=("primary" if synced else "opening") if is_primary else "copy",
             promised=copy.promised,
+            number=copy.number,
             serves=is_primary and copy.opened > 0 and synced,
             needs_term=is_primary and not copy.opened,
             silent_s=self.now - copy.heard_primary_at,

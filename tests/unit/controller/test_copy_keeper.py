@@ -219,6 +219,29 @@ async def test_a_copy_that_is_not_in_sync_is_promoted_only_with_the_shards_id_an
     assert shard.clock_floor > 4000
 
 
+async def test_an_old_folder_of_a_copy_in_sync_is_told_and_gone_on_with_only_by_a_person(nodes: Nodes) -> None:
+    await in_sync(nodes)
+    copy = next(each for each in nodes.copies["s2"] if each.shard == "s1")
+    nodes.copies["s2"].remove(copy)
+    nodes.copies["s2"].append(msgspec.structs.replace(copy, number=7, term=1, promised=1, silent_s=9.0))
+    told = {"store_id": copy.store_id, "number": 12, "version": 4000}
+    assert (await nodes.controller.call("POST", "/v1/told", json=told))[0] == 200
+    nodes.dead.add("s1")
+    async with asyncio.timeout(60):
+        while True:
+            await nodes.beats()
+            _, said = await nodes.controller.call("GET", "/v1/moves?copies=true")
+            if said["copies"]["older"] == {"s1": {"number": 7, "told": 12}}:
+                break
+    assert nodes.config().primary.node == "s1"
+    status, said = await lossy_while_heard(nodes, None)
+    assert (status, said["number"], said["told"]) == (409, 7, 12)
+    assert (await lossy_while_heard(nodes, "s1"))[0] == 202
+    await nodes.follow()
+    assert nodes.config().primary.node == "s2"
+    assert [(each.node, each.state) for each in nodes.config().replicas] == [("s1", "joining")]
+
+
 async def test_nothing_is_given_up_while_the_primary_is_heard_or_for_a_copy_that_has_nothing(nodes: Nodes) -> None:
     await in_sync(nodes)
     for confirm in (None, "s1"):

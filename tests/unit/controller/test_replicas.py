@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.controller.changes import Change, is_reached
+from kvstore.controller.copy_places import Places
 from kvstore.controller.replicas import too_many_silent
 from kvstore.placement.moves import with_leaving
 from tests.unit.controller.copy_nodes_model import LIMITS, Model
@@ -57,6 +58,54 @@ def test_a_silent_primary_is_replaced_by_its_copy_in_a_new_term_and_taken_out() 
     assert after.term > before.term
     assert [step.why for step in model.steps if step.after.shard == "s1"][:2] == ["silent", "out"]
     assert model.copy_nodes("s1", "joining") == {"s1"}
+
+
+def with_old_folder(model: Model, node: str, others: int = 10) -> None:
+    """All copies of s1 have records up to `others`, which is committed, and that node's old folder is put back."""
+    for each in model.nodes.values():
+        if "s1" in each.copies:
+            each.copies["s1"].number = others if each.name != node else 5
+    model.told[model.config("s1").store_id] = 10
+
+
+def test_an_old_folder_is_not_promoted_and_the_shard_is_served_when_the_newer_one_is_back() -> None:
+    model = replicated()
+    (copy,) = model.copy_nodes("s1")
+    with_old_folder(model, copy)
+    before = model.config("s1")
+    model.down("s1")
+    model.run(20)
+    assert model.config("s1") == before._replace(epoch=model.map.epoch)
+    older = Places(model.map, model.heard, LIMITS, model.now).older(before)
+    assert older is not None
+    assert older.number == 5
+    model.up("s1")
+    model.run(5)
+    assert model.config("s1").primary.node == "s1"
+    assert model.copy_nodes("s1") == {copy}
+
+
+def test_of_two_copies_the_old_folder_is_passed_over() -> None:
+    model = replicated(3, 3)
+    with_old_folder(model, "s2")
+    model.down("s1")
+    model.run(5)
+    assert model.config("s1").primary.node == "s3"
+
+
+def test_an_old_folder_is_not_opened_without_the_copy_that_has_what_it_lacks() -> None:
+    model = replicated()
+    (copy,) = model.copy_nodes("s1")
+    model.down("s1")
+    model.down(copy)
+    with_old_folder(model, "s1")
+    model.up("s1")
+    model.run(20)
+    assert model.copy_nodes("s1") == {copy}, "it may not be out"
+    assert Places(model.map, model.heard, LIMITS, model.now).older(model.config("s1")) is not None
+    model.up(copy)
+    model.run(5)
+    assert Places(model.map, model.heard, LIMITS, model.now).serves(model.config("s1"))
 
 
 def test_no_copy_is_promoted_while_the_copies_still_hear_the_primary() -> None:

@@ -155,6 +155,22 @@ def test_of_several_the_highest_term_and_then_the_highest_number_takes_over() ->
     assert _candidate(first, newer, config=both) == newer
 
 
+def test_an_older_copy_that_ends_below_what_was_committed_never_takes_over() -> None:
+    both = CONFIG._replace(replicas=(SYNCED, JOINING._replace(state="in-sync")))
+    older, whole = _report(term=6, number=11), _report(node="n3", copy_id="c3", number=12)
+    for reports, heir in (([older, whole], whole), ([older], None), ([whole], whole)):
+        assert failover.candidate(both, reports, 10.0, 12.0, 2.0, committed=12) == heir
+        assert failover.successor(both, reports, 12.0, 2.0, committed=12) == heir
+
+
+def test_an_older_copy_that_counts_as_in_sync_is_gone_on_with_where_a_person_accepts_the_loss() -> None:
+    after = failover.promoted_with_loss(CONFIG, "n2", "c2", 8, is_older=True)
+    assert after is not None
+    assert after.primary == Primary("n2", "c2")
+    assert {copy.state for copy in after.replicas} == {"joining"}
+    assert failover.promoted_with_loss(CONFIG, "n2", "emptied", 8, is_older=True) is None
+
+
 def test_failovers_that_follow_soon_on_one_another_are_damped() -> None:
     damping, now, pauses = Damping(), 100.0, []
     for _ in range(6):

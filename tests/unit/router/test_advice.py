@@ -17,6 +17,7 @@ COPY = {"node": "s3", "state": "in-sync", "lag": 0}
 FILLED = {"node": "s1", "state": "joining", "lag": None, "rows_done": 1200, "rows_total": 5000}
 STRANDED = {"nodes": ["s2"], "other": "s3"}
 ALONE = {"nodes": ["s2", "s4"], "other": None}
+OLDER: dict[str, Any] = {"older": {"s2": {"number": 7, "told": 1200}}}
 LOST = {"shard": "s2", "epoch": 8, "partitions": 16}
 WELL: dict[str, Any] = {
     "shards": [UP, {"id": "s2", "state": "up"}],
@@ -59,6 +60,12 @@ WELL: dict[str, Any] = {
         ({"shards": [{**DOWN, "copies": [COPY]}], "copies": {"silent": {}}}, "warning", "copy on node s3 takes"),
         ({"shards": [DOWN], "copies": {"stranded": {"s2": STRANDED}}}, "warning", "promote s2 --to s3 --accept-loss"),
         ({"shards": [DOWN], "copies": {"stranded": {"s2": ALONE}}}, "warning", "when node s2 is back, or s4. If its"),
+        (
+            {"shards": [DOWN], "copies": OLDER | {"stranded": {"s2": STRANDED}}},
+            "warning",
+            "promote s2 --to s3 --accept",
+        ),
+        ({"shards": [DOWN], "copies": OLDER}, "warning", "with record 7, and record 1,200 was acknowledged"),
         ({"lost": [{**LOST, "opened": 0}], "shards": [UP, DOWN]}, "warning", "Shard s2 is given up as lost"),
         ({"lost": [{**LOST, "opened": 0}], "shards": [{**UP, "state": "down"}, DOWN]}, "warning", "start s1, or give"),
         ({"lost": [{**LOST, "opened": 9}]}, "ok", "All is well"),

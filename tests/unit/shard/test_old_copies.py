@@ -1,0 +1,85 @@
+"""Old folders that are put back in a running cluster with copies: what was acknowledged is there all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import aiohttp
+
+from tests.unit.shard.test_node_failover import Cluster, cluster_in
+
+KEYS = 30
+
+
+async def put_all(http: aiohttp.ClientSession, cluster: Cluster, value: str) -> None:
+    for number in range(KEYS):
+        await http.put(f"{cluster.url}/v1/kv/k{number}", data=f"{value}{number}")
+
+
+async def check_all(http: aiohttp.ClientSession, cluster: Cluster, value: str) -> None:
+    for number in range(KEYS):
+        async with http.get(f"{cluster.url}/v1/kv/k{number}") as answer:
+            assert await answer.text() == f"{value}{number}"
+
+
+async def backed_up(cluster: Cluster, http: aiohttp.ClientSession, node: str) -> Path:
+    """A copy of that node's folder, made while the node was stopped."""
+    await put_all(http, cluster, "old")
+    await cluster.end(node)
+    kept = cluster.folder / f"backup-of-{node}"
+    shutil.copytree(cluster.folder / node, kept)
+    cluster.start_node(node)
+    await cluster.until_replicated()
+    await put_all(http, cluster, "new")
+    return kept
+
+
+def put_back(cluster: Cluster, node: str, kept: Path) -> None:
+    shutil.rmtree(cluster.folder / node)
+    shutil.copytree(kept, cluster.folder / node)
+
+
+async def test_an_old_folder_of_a_node_that_is_put_back_gets_what_it_lacks_and_loses_nothing(tmp_path: Path) -> None:
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        await cluster.until_replicated()
+        kept = await backed_up(cluster, http, "s1")
+        await cluster.end("s1")
+        put_back(cluster, "s1", kept)
+        cluster.start_node("s1")
+        await cluster.until_replicated()
+        await check_all(http, cluster, "new")
+        copy_of_s3 = (await cluster.shard("s1")).replicas[0].node
+        await cluster.end(copy_of_s3)
+        await check_all(http, cluster, "new")
+        cluster.start_node(copy_of_s3)
+        await cluster.until_replicated()
+
+
+async def test_an_old_folder_of_a_copy_is_never_served_while_its_primary_is_away(tmp_path: Path) -> None:
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession() as http:
+        await cluster.until_replicated()
+        shard = await cluster.shard("s1")
+        (copy,) = shard.replicas
+        kept = await backed_up(cluster, http, copy.node)
+        await cluster.end(copy.node)
+        await cluster.end("s1")
+        put_back(cluster, copy.node, kept)
+        cluster.start_node(copy.node)
+        served = asyncio.create_task(_values(http, cluster))
+        done, _ = await asyncio.wait({served}, timeout=8)
+        if done:
+            assert set(served.result()) <= {f"new{number}" for number in range(KEYS)} | {"503", "504"}
+        cluster.start_node("s1")
+        await cluster.until_replicated()
+        served.cancel()
+        await check_all(http, cluster, "new")
+
+
+async def _values(http: aiohttp.ClientSession, cluster: Cluster) -> list[str]:
+    found = []
+    for number in range(KEYS):
+        async with http.get(f"{cluster.url}/v1/kv/k{number}") as answer:
+            found.append(await answer.text() if answer.status == 200 else f"{answer.status}")
+    return found
