@@ -5,8 +5,8 @@ way.
 Promises: a body that is not well formed is refused whole, before anything is done. However many operations there are,
 only a window of them is under way, bounded in count and in bytes. What gets may bring is on the account of answers
 before they are asked, and what they brought until it is written; a large value is asked for when its result is due
-(`large_values`). What is asked of one key is done in its order: a write waits for the gets before it, and while its
-partition may change hands, for the write before.
+(`large_values`). What is asked of one key is done in its order: a write waits for the gets before it, a get for the
+writes before it, and while the partition may change hands, a write for the write before.
 Leaves to others: the form of an operation (`json_ops`), each operation (`service`), HTTP (`routes.batch`).
 """
 
@@ -125,11 +125,11 @@ async def run_batch(
 
 
 def _may_overtake(service: RouterService, step: _Step, before: _UnderWay | None) -> bool:
-    """What is sent now might be done before that one on the same key: a get, which may ask again, or what
-    was sent to another shard, or bounced."""
+    """What is sent now might be done before that one on the same key: a write before a get, which may ask again; a get
+    before a write, which no reader sees until it is durable; or what was sent to another shard, or bounced."""
     if before is None:
         return False
-    if before.step.is_get and not step.is_get:
+    if before.step.is_get != step.is_get:
         return True
     if isinstance(before.sent, KvError):
         return isinstance(before.sent, Unavailable)

@@ -16,6 +16,7 @@ import pytest
 from kvstore.addresses import address_text, advertised, advertised_host, is_any_address, on_this_host
 from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig, ShardConfig
 from kvstore.controller import app as controller_app
+from kvstore.environment import StopAsked
 from kvstore.errors import ConfigError
 from kvstore.router import serve as router_process
 from kvstore.shard import app as shard_app
@@ -63,13 +64,13 @@ def test_all_addresses_cannot_be_advertised_either(advertise: str) -> None:
 
 
 @asynccontextmanager
-async def serving(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> AsyncIterator[asyncio.Task[None]]:
-    stop = asyncio.Event()
+async def serving(serve: Callable[[StopAsked], Coroutine[Any, Any, None]]) -> AsyncIterator[asyncio.Task[None]]:
+    stop = StopAsked()
     task = asyncio.create_task(serve(stop))
     try:
         yield task
     finally:
-        stop.set()
+        stop.ask_at_once()
         async with asyncio.timeout(60):
             await task
 
@@ -122,13 +123,13 @@ async def test_a_controller_and_a_router_serve_at_any_address_and_know_their_adv
     controller_port, router_port = free_ports(2)
     settings = config(f"127.0.0.1:{controller_port}")
 
-    def controller(stop: asyncio.Event) -> Coroutine[Any, Any, None]:
+    def controller(stop: StopAsked) -> Coroutine[Any, Any, None]:
         return controller_app.serve(
             controller_id="0", listen=f"{listen}:{controller_port}", data_dir=tmp_path, config=settings, stop=stop,
             advertise="ctl.example:0",
         )  # fmt: skip
 
-    def router(stop: asyncio.Event) -> Coroutine[Any, Any, None]:
+    def router(stop: StopAsked) -> Coroutine[Any, Any, None]:
         return router_process.serve(
             router_id="0", listen=f"{listen}:{router_port}", join=f"http://{reached}:{controller_port}",
             config=settings, stop=stop, advertise="kv.example:0",
@@ -146,12 +147,12 @@ async def test_a_shard_is_announced_where_it_is_reached_and_not_where_it_listens
     (port,) = free_ports(1)
     settings = config(f"127.0.0.1:{port}")
 
-    def controller(stop: asyncio.Event) -> Coroutine[Any, Any, None]:
+    def controller(stop: StopAsked) -> Coroutine[Any, Any, None]:
         return controller_app.serve(
             controller_id="0", listen=f"127.0.0.1:{port}", data_dir=tmp_path, config=settings, stop=stop
         )
 
-    def shard(stop: asyncio.Event) -> Coroutine[Any, Any, None]:
+    def shard(stop: StopAsked) -> Coroutine[Any, Any, None]:
         return shard_app.serve(
             shard_id="s1", listen="0.0.0.0:0", advertise="127.0.0.1:0", join=f"http://127.0.0.1:{port}",
             data_dir=tmp_path, config=settings, stop=stop,
@@ -175,6 +176,6 @@ async def test_a_shard_that_cannot_say_where_it_is_reached_is_refused_before_it_
     with pytest.raises(ConfigError, match=r"--listen 0\.0\.0\.0:0 is no address"):
         await shard_app.serve(
             shard_id="s1", listen="0.0.0.0:0", join="http://127.0.0.1:1", data_dir=tmp_path,
-            config=config("127.0.0.1:1"), stop=asyncio.Event(),
+            config=config("127.0.0.1:1"), stop=StopAsked(),
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []

@@ -50,12 +50,6 @@ def test_a_link_to_nothing_refuses(tmp_path: Path) -> None:
     assert "a link to" in refusal(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_the_right_to_write_refuses(tmp_path: Path) -> None:
-    tmp_path.chmod(0o555)
-    assert "give it the right to read and write" in refusal(tmp_path)
-
-
 def test_a_file_of_another_cluster_refuses_and_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "shard-s5.db"
     store_file(path, "theirs")

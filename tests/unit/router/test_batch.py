@@ -390,6 +390,21 @@ async def test_a_write_waits_for_the_gets_of_its_key_before_it_which_may_ask_aga
     assert service.data["a"] == b"new"
 
 
+async def test_a_get_waits_for_the_writes_of_its_key_before_it_which_no_reader_sees_until_they_are_durable() -> None:
+    service = FakeService(at_once=False)
+    ops = [{"op": "put", "key": "a", "value": "1"}, {"op": "get", "key": "b"}, {"op": "get", "key": "a"}]
+    running = asyncio.create_task(run(service, *ops))
+    await asyncio.sleep(0.01)
+    assert [request.key for request in service.begun] == ["a", "b"]
+    service.answer(0)
+    async with asyncio.timeout(60):
+        while len(service.begun) < 3:
+            await asyncio.sleep(0)
+    service.answer(1)
+    service.answer(2)
+    assert (await running)[2]["value"] == "1"
+
+
 async def test_a_get_without_room_fails_alone() -> None:
     service = FakeService()
     settings = Limits(value_bytes_max=100, answer_bytes_in_flight_max=50, answer_wait_s=1.0)

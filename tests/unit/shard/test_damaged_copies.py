@@ -102,6 +102,16 @@ async def check_keys(http: aiohttp.ClientSession, cluster: Cluster, count: int =
             assert await answer.text() == f"v{number}"
 
 
+async def until_rows_are_in(path: Path) -> None:
+    """The file follows the log in bulk."""
+    async with asyncio.timeout(60):
+        while True:
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+                if connection.execute("SELECT 1 FROM rows WHERE kind = 'value' LIMIT 1").fetchone():
+                    return
+            await asyncio.sleep(0.02)
+
+
 def has_copy(copy_id: str) -> Callable[[Shard], bool]:
     return lambda shard: copy_id in (shard.primary.copy_id, *(copy.copy_id for copy in shard.replicas))
 
@@ -164,8 +174,9 @@ async def test_a_copy_that_verifies_and_differs_is_found_by_comparison_set_aside
         await cluster.until_replicated()
         await put_keys(http, cluster)
         (copy,) = (await cluster.shard("s1")).replicas
-        await cluster.end(copy.node)
         stem = tmp_path / copy.node / f"shard-s1.copy-{copy.node}"
+        await until_rows_are_in(Path(f"{stem}.db"))
+        await cluster.end(copy.node)
         with closing(sqlite3.connect(f"{stem}.db")) as connection:
             assert connection.execute("DELETE FROM rows WHERE kind = 'value'").rowcount
             connection.commit()

@@ -18,6 +18,7 @@ from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import ClusterState
 from kvstore.controller.recovery import Told
 from kvstore.controller.store.sqlite import open_sqlite
+from kvstore.environment import StopAsked
 from kvstore.placement.cluster_map import ClusterMap, Primary, at_home, first_map
 from kvstore.router import serve as router_process
 from kvstore.shard import app as shard_app
@@ -58,14 +59,14 @@ async def make_stores(folder: Path, url: str) -> ClusterMap:
 
 
 @asynccontextmanager
-async def serving(*serves: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+async def serving(*serves: Callable[[StopAsked], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """Each until the block ends; what one raises is raised."""
-    stop = asyncio.Event()
+    stop = StopAsked()
     tasks = [asyncio.create_task(serve(stop)) for serve in serves]
     try:
         yield
     finally:
-        stop.set()
+        stop.ask_at_once()
         await asyncio.gather(*tasks)
 
 
