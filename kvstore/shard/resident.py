@@ -392,14 +392,14 @@ class Resident:
             if identity.promised != config.term or self._opening.config is None:
                 return
             assert self._map is not None
-            opens = self._map
+            opens, floor = self._map, self._opening.clock_floor
             work.cancel()
             self._files = None
         finally:
             self._opening = None
             self._hands_over = False
         told = ToldNumbers(around.session, around.controller_url, around.limits)
-        await self._serve_opened(files.as_opened(identity), told, opens, start)
+        await self._serve_opened(files.as_opened(identity, floor), told, opens, start)
 
     async def _serve_opened(
         self, opened: Opened, told: ToldNumbers, opens: ClusterMap | None = None, start: str = ""

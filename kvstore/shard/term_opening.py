@@ -2,7 +2,8 @@
 
 Owns: asking all copies in sync, fetching what the longest log has more, asking the controller to take out the silent.
 Promises: the term is promised on this disk before anything else is done in it. Nothing that a copy in sync has is cut
-off. It ends, and nothing was served, as soon as a map of another term is heard of, or a higher term promised.
+off. It ends, and nothing was served, as soon as a map of another term is heard of, or a higher term promised. A log
+that no copy in sync could complete is not opened while it ends below what the store has told: it is an older copy.
 Leaves to others: the rules (`replication.opening`), the record that opens the term (`store.partitions`).
 """
 
@@ -18,6 +19,7 @@ from kvstore.replication.copy import StoreCopy
 from kvstore.replication.opening import Opening
 from kvstore.replication.wire import Refused, Wire, WireLost, fetch, greet
 from kvstore.shard.hosted import Surroundings
+from kvstore.shard.told import ToldNumbers, behind
 from kvstore.store.copy_place import times_of
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,10 @@ class TermOpening:
         self._connect = around.connect
         self._times = times_of(around.limits)
         self._on_news = around.on_news
+        self._numbers = ToldNumbers(around.session, around.controller_url, around.limits)
+        self._told_timeout_s = around.limits.told_timeout_s
+        self._is_whole = False  # the controller was asked, and knows of no record above the own log's last
+        self.clock_floor = 0  # above that version the store goes on: a person has accepted an older copy of it
         self._opening: Opening | None = Opening(config, start, copy.log.last)
         self._late: dict[str, Replica] = {}  # by copy id, those that have not answered for too long
         self._wires: dict[str, Wire] = {}
@@ -76,9 +82,12 @@ class TermOpening:
                     if copy.copy_id not in asking or asking[copy.copy_id].done():
                         asking[copy.copy_id] = self._environment.spawn(self._ask(copy))
                 if opening.truth(now) is not None:
-                    if opening.may_begin_term(now):
+                    if not opening.may_begin_term(now):
+                        await self._fetch(now)
+                    elif now.config.in_sync or self._is_whole:
                         return True
-                    await self._fetch(now)
+                    else:
+                        self._is_whole = await self._has_all_told()
                     continue
                 self._note_late(now, began_s)
                 self._changed.clear()
@@ -120,6 +129,16 @@ class TermOpening:
                 self._opening = opening.answered(self._opening, hello, told.position)
             self._changed.set()
             return
+
+    async def _has_all_told(self) -> bool:
+        """The own log has all that the store has told, as far as the controller can be asked; else after a while."""
+        told, last = await self._numbers.at_opening(self._copy.identity.store_id), self._copy.log.last
+        if told.number <= last.number:
+            self.clock_floor = told.clock_floor
+            return True
+        log.error("%s It is not opened: put the newer files back.", behind(last.number, told.number).detail)
+        await self._environment.sleep(self._told_timeout_s)
+        return False
 
     async def _fetch(self, now: Opening) -> None:
         """Some of what the longest log has more. A copy that is lost by then has to tell again, or to be out."""

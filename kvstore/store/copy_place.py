@@ -53,10 +53,10 @@ class CopyFiles(NamedTuple):
         if self.lock_fd is not None:
             os.close(self.lock_fd)
 
-    def as_opened(self, identity: Identity) -> Opened:
+    def as_opened(self, identity: Identity, clock_floor: int = 0) -> Opened:
         """For a store, which has them from now on; the engine has every record that the log has."""
         copy, copy_file = self.copy, CopyFile(self.path, identity, self.disk)
-        return Opened(copy.engine, copy.log, self.lock_fd, copy.is_examined, copy_file)
+        return Opened(copy.engine, copy.log, self.lock_fd, copy.is_examined, copy_file, clock_floor)
 
 
 async def make_copy_files(

@@ -68,13 +68,39 @@ async def test_an_old_folder_of_a_copy_is_never_served_while_its_primary_is_away
         put_back(cluster, copy.node, kept)
         cluster.start_node(copy.node)
         served = asyncio.create_task(_values(http, cluster))
-        done, _ = await asyncio.wait({served}, timeout=8)
+        done, _ = await asyncio.wait({served}, timeout=4)
         if done:
             assert set(served.result()) <= {f"new{number}" for number in range(KEYS)} | {"503", "504"}
         cluster.start_node("s1")
         await cluster.until_replicated()
         served.cancel()
         await check_all(http, cluster, "new")
+
+
+async def test_an_old_folder_of_a_primary_without_a_copy_in_sync_is_not_opened(tmp_path: Path) -> None:
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession() as http:
+        await cluster.until_replicated()
+        (copy,) = (await cluster.shard("s1")).replicas
+        kept = await backed_up(cluster, http, "s1")
+        await cluster.until("s1", lambda shard: shard.primary.node == "s1")
+        await cluster.end(copy.node)
+        await cluster.until("s1", lambda shard: all(each.state == "joining" for each in shard.replicas))
+        await put_all(http, cluster, "newest")
+        await cluster.end("s1")
+        shutil.copytree(cluster.folder / "s1", newest := cluster.folder / "newest-of-s1")
+        put_back(cluster, "s1", kept)
+        cluster.start_node("s1")
+        served = asyncio.create_task(_values(http, cluster))
+        done, _ = await asyncio.wait({served}, timeout=4)
+        if done:
+            assert set(served.result()) <= {f"newest{number}" for number in range(KEYS)} | {"503", "504"}
+        await cluster.end("s1")
+        put_back(cluster, "s1", newest)
+        cluster.start_node("s1")
+        cluster.start_node(copy.node)
+        await cluster.until_replicated()
+        served.cancel()
+        await check_all(http, cluster, "newest")
 
 
 async def _values(http: aiohttp.ClientSession, cluster: Cluster) -> list[str]:

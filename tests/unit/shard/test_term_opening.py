@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
@@ -34,7 +36,7 @@ from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.store.copy_place import CopyFiles
 from kvstore.transport.sessions import ClusterSession
 
-LIMITS = Limits(log_segment_bytes=1 << 20, replica_timeout_s=0.2, lease_s=0.5, failover_after_s=1.0)
+LIMITS = Limits(log_segment_bytes=1 << 20, replica_timeout_s=0.2, lease_s=0.5, failover_after_s=1.0, told_timeout_s=0.1)
 STORE_ID = "0123456789abcdef0123456789abcdef"
 TERM = 9
 
@@ -95,6 +97,9 @@ class Nodes:
 
     def opening(self, config: Configuration) -> TermOpening:
         return TermOpening(self.files["n1"].copy, config, "start", self._around)
+
+    def ask_controller_at(self, url: str) -> None:
+        self._around = self._around._replace(controller_url=url)
 
     async def connect(self, node: str, session: Session) -> Wire:
         self.asked.append(node)
@@ -239,3 +244,26 @@ async def test_a_copy_that_is_lost_while_its_records_are_fetched_has_to_tell_aga
         assert await asyncio.wait_for(nodes.opening(nodes.config("n2", "n3")).run(), 60)
         assert nodes.asked.count("n2") == 2
         assert nodes.files["n1"].copy.log.last.number == 4
+
+
+async def test_a_log_that_ends_below_what_was_told_and_that_no_copy_completes_waits_for_a_person(
+    tmp_path: Path,
+) -> None:
+    told, asked = {"number": 9, "clock_floor": 0}, 0
+
+    async def tell(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += (await request.json())["store_id"] == STORE_ID
+        return web.json_response(told)
+
+    app = web.Application()
+    app.router.add_post("/v1/told", tell)
+    async with three(tmp_path, 5, 9, 5) as nodes, TestServer(app) as server:
+        nodes.ask_controller_at(str(server.make_url("/")))
+        opening = nodes.opening(nodes.config())
+        running = asyncio.create_task(opening.run())
+        await until(lambda: asked >= 2)
+        assert not running.done()
+        told.update(number=0, clock_floor=700)
+        assert await asyncio.wait_for(running, 60)
+        assert opening.clock_floor == 700
