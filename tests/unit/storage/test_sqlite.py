@@ -249,11 +249,10 @@ async def main(path):
 
 
 @pytest.mark.parametrize("opening", LEFT_OPEN.values(), ids=LEFT_OPEN)
-async def test_a_file_that_an_error_has_left_open_does_not_keep_the_process_from_ending(
-    opening: str, tmp_path: Path
-) -> None:
-    await open_and_close(tmp_path / "one.db")
-    script = f"import asyncio, sys\nfrom pathlib import Path\nkept = []\n{opening}\nasyncio.run(main(sys.argv[1]))\n1 / 0"
+def test_a_file_that_an_error_has_left_open_does_not_keep_the_process_from_ending(opening: str, tmp_path: Path) -> None:
+    asyncio.run(open_and_close(tmp_path / "one.db"))
+    begin, fail = "import asyncio, sys\nfrom pathlib import Path\nkept = []\n", "asyncio.run(main(sys.argv[1]))\n1 / 0"
+    script = f"{begin}{opening}\n{fail}"
     command = [sys.executable, "-c", script, str(tmp_path / "one.db"), str(PARTITIONS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
