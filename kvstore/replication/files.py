@@ -49,7 +49,11 @@ async def open_copy(place: Place, identity: Identity, environment: Environment, 
         log = await environment.in_thread(lambda: _emptied_log(place, identity.store_id))
         return StoreCopy(place, identity, log, await place.renew(), None, environment, times)
     engine = await place.open()
-    log, entries = await environment.in_thread(lambda: _open_log(place, identity, engine.applied))
+    try:
+        log, entries = await environment.in_thread(lambda: _open_log(place, identity, engine.applied))
+    except BaseException:
+        await engine.close()
+        raise
     return StoreCopy(place, identity, log, engine, _logged(entries, engine.applied, identity), environment, times)
 
 
@@ -67,6 +71,9 @@ async def _half_filled(place: Place, identity: Identity, environment: Environmen
             return records, engine
     except KvError as error:
         log.info("a snapshot cannot go on: %s", error.detail)
+    except BaseException:
+        await engine.close()
+        raise
     await engine.close()
     return None
 

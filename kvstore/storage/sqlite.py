@@ -11,15 +11,17 @@ A crash before or in COMMIT means: the file stands where it stood, and the log h
 number of the newest applications, together with the positions that they stand for.
 
 aiosqlite runs one thread per connection and one hop per call. Its `_execute` is private but is the only way to run a
-whole function in that thread; it is used in one place here, and a contract test fails when a release changes it.
+whole function in that thread; so is its `_thread`, which would keep a process from ending while a connection is left
+open. Each is used in one place here, and a contract test fails when a release changes it.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence, Set
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import aiosqlite
 
@@ -64,7 +66,7 @@ class SqliteEngine:
 
         `partitions`: their number as long as the file is of no cluster; afterwards it keeps its own.
         """
-        writing = await aiosqlite.connect(path, isolation_level=None, cached_statements=128)
+        writing = await connect(path, isolation_level=None, cached_statements=128)
         engine = cls(path, writing, SqliteWriter(path, partitions, wal_bytes_max))
         try:
             try:
@@ -79,11 +81,12 @@ class SqliteEngine:
         return engine
 
     async def close(self) -> None:
-        """Close the readers, then the writer, which copies the WAL into the file."""
-        if self._inline is not None:
-            self._inline.close()
-        for connection in dict.fromkeys((self._point_reader, self._scan_reader, self._writing)):
-            await connection.close()
+        """Close the readers, then the writer, which copies the WAL into the file; all, whichever of them fails."""
+        async with AsyncExitStack() as closing:
+            for connection in dict.fromkeys((self._writing, self._scan_reader, self._point_reader)):
+                closing.push_async_callback(connection.close)
+            if self._inline is not None:
+                self._inline.close()
 
     @property
     def identity(self) -> Identity:
@@ -168,8 +171,22 @@ async def in_thread(
     return result
 
 
+async def connect(database: Path | str, **options: Any) -> aiosqlite.Connection:
+    """As `aiosqlite.connect`, but a connection that was left open does not keep the process from ending.
+
+    An error or a cancellation at a bad moment may leave one: then the process is to end, and to be started again.
+    """
+    connection = aiosqlite.connect(database, **options)
+    connection._thread.daemon = True
+    return await connection
+
+
 async def _reader(path: Path) -> aiosqlite.Connection:
-    connection = await aiosqlite.connect(f"file:{uri_path(path)}?mode=ro", uri=True, isolation_level=None)
-    await connection.execute("PRAGMA cache_size = -4096")
-    await connection.execute("PRAGMA busy_timeout = 2000")
+    connection = await connect(f"file:{uri_path(path)}?mode=ro", uri=True, isolation_level=None)
+    try:
+        await connection.execute("PRAGMA cache_size = -4096")
+        await connection.execute("PRAGMA busy_timeout = 2000")
+    except BaseException:
+        await connection.close()
+        raise
     return connection

@@ -25,6 +25,7 @@ import aiosqlite
 from kvstore.controller.store import Stored, Told
 from kvstore.data_file import Reserve, opening_error, prepare_data_file, write_durably
 from kvstore.errors import ForeignData, Unavailable
+from kvstore.storage.sqlite import connect
 
 APPLICATION_ID = 0x6B76_6374  # "kvct" in the header of the file; shards write another
 FORMAT = 1
@@ -59,7 +60,7 @@ async def open_sqlite(path: Path) -> SqliteMapStore:
     """
     # Looked at first: where its connect fails, aiosqlite leaves a thread behind that still uses the event loop.
     prepare_data_file(path)
-    connection = await aiosqlite.connect(path, isolation_level=None, timeout=1.0)
+    connection = await connect(path, isolation_level=None, timeout=1.0)
     try:
         await _prepare(connection, path)
     except sqlite3.Error as error:

@@ -7,6 +7,7 @@ import os
 import random
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -231,6 +232,44 @@ async def test_who_stops_waiting_for_aiosqlite_does_not_stop_the_function(tmp_pa
         may_end.set()
         await connection._execute(lambda: None)
         assert ended == [True]
+
+
+LEFT_OPEN = {
+    "a store": """
+from kvstore.storage.sqlite import SqliteEngine
+async def main(path):
+    kept.append(await SqliteEngine.open(Path(path), "s1", int(sys.argv[2]), 1 << 20))
+""",
+    "a controller": """
+from kvstore.controller.store.sqlite import open_sqlite
+async def main(path):
+    kept.append(await open_sqlite(Path(path + ".controller")))
+""",
+}
+
+
+@pytest.mark.parametrize("opening", LEFT_OPEN.values(), ids=LEFT_OPEN)
+def test_a_file_that_an_error_has_left_open_does_not_keep_the_process_from_ending(opening: str, tmp_path: Path) -> None:
+    asyncio.run(open_and_close(tmp_path / "one.db"))
+    begin, fail = "import asyncio, sys\nfrom pathlib import Path\nkept = []\n", "asyncio.run(main(sys.argv[1]))\n1 / 0"
+    script = f"{begin}{opening}\n{fail}"
+    command = [sys.executable, "-c", script, str(tmp_path / "one.db"), str(PARTITIONS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+async def test_all_connections_are_closed_although_closing_is_cancelled(tmp_path: Path) -> None:
+    await open_and_close(tmp_path / "one.db")
+    engine = await SqliteEngine.open(tmp_path / "one.db", "s1", PARTITIONS, 1 << 20)
+    threads = [each._thread for each in (engine._point_reader, engine._scan_reader, engine._writing)]
+    closing = asyncio.create_task(engine.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 60)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 # --- how large it grows -----------------------------------------------------------------------------------------------
