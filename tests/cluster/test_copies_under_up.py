@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kvstore.client import Client
-from kvstore.errors import KvError
+from kvstore.errors import Conflict, KvError
 from tests.cluster.conftest import REPOSITORY, Cluster, running, write_config
 
 WAIT_S = 60.0
@@ -93,7 +93,8 @@ async def _counts(url: str, key: str, stop: asyncio.Event, errors: list[KvError]
 
 
 async def _writes_all(url: str, stop: asyncio.Event, errors: list[KvError]) -> int:
-    """Writes the same to keys of all shards at once, and reads all of them. How often."""
+    """Writes the same to keys of all shards at once, and reads all of them; again, if it is told (409) that another
+    transaction was in the way, and nothing was done. How often."""
     number, keys = 0, [f"all/{n}" for n in range(6)]
     async with Client(url, retries=0, timeout_s=WAIT_S) as kv:
         while not stop.is_set():
@@ -104,6 +105,8 @@ async def _writes_all(url: str, stop: asyncio.Event, errors: list[KvError]) -> i
                 read = await kv.txn_json(json.dumps({"then": gets}).encode())
                 assert [each["value"] for each in read["results"]] == [str(number)] * len(keys)
                 number += 1
+            except Conflict:
+                continue  # what the transaction before it left on a node that ended is settled late on a busy machine
             except KvError as error:
                 errors.append(error)
     return number

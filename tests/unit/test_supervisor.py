@@ -21,7 +21,8 @@ LIMITS = Limits(stop_timeout_s=30.0, restart_wait_s_max=0.05)
 SERVE = """
 import os, signal, sys
 def go(*_):
-    print("going", flush=True)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.write(1, b"going\\n")
     os._exit(0)
 signal.signal(signal.SIGTERM, go)
 print("pid", os.getpid(), flush=True)
@@ -372,6 +373,7 @@ async def test_a_log_whose_reader_is_gone_stops_no_process() -> None:
     log = Log(writing)
     for _ in range(20_000):
         log.write("up", "hello")
+    await until(log._lines.empty)  # what is left would go to the next file with this number
     await asyncio.to_thread(log.close)
     os.close(writing)
 
