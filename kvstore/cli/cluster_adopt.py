@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from kvstore.cli.frame import EXIT_NO_DECISION, EXIT_STORE_SAID_NO, complain, emit, report, reporting
+from kvstore.cli.frame import EXIT_NO_DECISION, EXIT_STORE_SAID_NO, complain, emit, report, reporting, takes_config
 from kvstore.config import load_config
 from kvstore.controller.adoption import Adoption, opened
 from kvstore.errors import KvError
@@ -22,14 +22,7 @@ _ID_CHARS_MIN = 8
 
 
 @click.command()
-@click.option(
-    "--config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("cluster.yaml"),
-    show_default=True,
-    metavar="FILE",
-    help="That of the copy: its data_dir is adopted.",
-)
+@takes_config("That of the copy: its data_dir is adopted.")
 @click.option("--confirm", metavar="ID", help="The id of the copied cluster, instead of being asked for it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def adopt(config: Path, confirm: str | None, as_json: bool) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -73,6 +74,18 @@ def talks_to_cluster(command: F) -> F:
         help="Print JSON for programs; an error is then a JSON line (problem document) on standard error.",
     )
     return url(as_json(command))
+
+
+def takes_config(about: str) -> Callable[[F], F]:
+    """The option --config of commands that read the cluster.yaml of this host; `about`: what its help says."""
+    return click.option(
+        "--config",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=Path("cluster.yaml"),
+        show_default=True,
+        metavar="FILE",
+        help=about,
+    )
 
 
 def call(url: str, as_json: bool, work: Callable[[Client], Awaitable[T]]) -> T:

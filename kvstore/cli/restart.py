@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from kvstore.cli.frame import call, emit, printable, talks_to_cluster
+from kvstore.cli.frame import call, emit, printable, takes_config, talks_to_cluster
 from kvstore.client import Client
 from kvstore.config import load_config
 from kvstore.errors import ChangeRefused, KvError, NotFound
@@ -32,14 +32,7 @@ _LOOK_S = 0.05
 @click.command()
 @click.argument("shard_ids", metavar="[ID]...", nargs=-1)
 @click.option("--all", "all_of_them", is_flag=True, help="All shards of the cluster that run on this host.")
-@click.option(
-    "--config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("cluster.yaml"),
-    show_default=True,
-    metavar="FILE",
-    help="The cluster.yaml of the `kvstore up` that runs here.",
-)
+@takes_config("The cluster.yaml of the `kvstore up` that runs here.")
 @talks_to_cluster
 def restart(shard_ids: Sequence[str], all_of_them: bool, config: Path, url: str, as_json: bool) -> None:
     """Restart the processes of these shards, which `kvstore up` runs on this host, one after the other.

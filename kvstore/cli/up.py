@@ -12,19 +12,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from kvstore.cli.frame import reporting
+from kvstore.cli.frame import reporting, takes_config
 from kvstore.launcher import up as launch
 
 
 @click.command()
-@click.option(
-    "--config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("cluster.yaml"),
-    show_default=True,
-    metavar="FILE",
-    help="The cluster: its processes, their ports, its limits.",
-)
+@takes_config("The cluster: its processes, their ports, its limits.")
 @click.option("--no-restart", is_flag=True, help="Do not start a process again that has died.")
 @click.option("--demo", is_flag=True, help="With what the page's play-throughs need; on this machine only.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"ready": ADDRESS} instead of `ready: ADDRESS`.')

@@ -8,7 +8,6 @@ Leaves to others: HTTP (`app`), each of its stores (`hosted`), requests (`servic
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
@@ -169,7 +168,7 @@ class Node:
     async def _stopped(self, stop: StopAsked) -> None:
         await stop.wait()
         if not stop.at_once.is_set():
-            await until_one_ends(self._hand_on(), _until(stop.at_once))
+            await until_one_ends(self._hand_on(), stop.at_once.wait())
         await self.stores.end()
 
     async def _hand_on(self) -> None:
@@ -188,10 +187,6 @@ class Node:
         while now_s < (until_s := min(max(began_s, self.stores.refused_s) + _QUIET_S, began_s + _QUIET_S_MAX)):
             await self._environment.sleep(until_s - now_s)
             now_s = clock_s()
-
-
-async def _until(event: asyncio.Event) -> None:
-    await event.wait()
 
 
 class _News:

@@ -166,16 +166,21 @@ async def test_a_promotion_to_a_node_without_a_copy_in_sync_is_refused(nodes: No
     assert "in sync: none" in said["detail"]
 
 
-async def stranded(nodes: Nodes, number: int = 7) -> dict[str, Any]:
-    """The copy of s1 on s2 joins and has some records; then s1 falls silent. What is told of shards in that state."""
-    await raised(nodes)
-    await nodes.until(lambda: nodes.config("s1").replicas)
+async def left_alone(nodes: Nodes, number: int) -> None:
+    """Twelve records of s1 were committed, its copy on s2 ends with record `number`, and s1 falls silent."""
     copy = next(each for each in nodes.copies["s2"] if each.shard == "s1")
     nodes.copies["s2"].remove(copy)
     nodes.copies["s2"].append(msgspec.structs.replace(copy, number=number, term=1, promised=1, silent_s=9.0))
     told = {"store_id": copy.store_id, "number": 12, "version": 4000}
     assert (await nodes.controller.call("POST", "/v1/told", json=told))[0] == 200
     nodes.dead.add("s1")
+
+
+async def stranded(nodes: Nodes, number: int = 7) -> dict[str, Any]:
+    """The copy of s1 on s2 joins and has some records; then s1 falls silent. What is told of shards in that state."""
+    await raised(nodes)
+    await nodes.until(lambda: nodes.config("s1").replicas)
+    await left_alone(nodes, number)
     async with asyncio.timeout(60):
         while True:
             await nodes.beats()
@@ -221,12 +226,7 @@ async def test_a_copy_that_is_not_in_sync_is_promoted_only_with_the_shards_id_an
 
 async def test_an_old_folder_of_a_copy_in_sync_is_told_and_gone_on_with_only_by_a_person(nodes: Nodes) -> None:
     await in_sync(nodes)
-    copy = next(each for each in nodes.copies["s2"] if each.shard == "s1")
-    nodes.copies["s2"].remove(copy)
-    nodes.copies["s2"].append(msgspec.structs.replace(copy, number=7, term=1, promised=1, silent_s=9.0))
-    told = {"store_id": copy.store_id, "number": 12, "version": 4000}
-    assert (await nodes.controller.call("POST", "/v1/told", json=told))[0] == 200
-    nodes.dead.add("s1")
+    await left_alone(nodes, number=7)
     async with asyncio.timeout(60):
         while True:
             await nodes.beats()
