@@ -104,6 +104,11 @@ class Supervisor:
         """
         return self._kept[name].kill_for(away_s)
 
+    def pid(self, name: str) -> int | None:
+        """Of the process that runs as that child, from its very start on; None while there is none."""
+        kept = self._kept.get(name)
+        return kept.pid if kept is not None else None
+
     async def remove(self, name: str) -> None:
         """Stop the child (SIGTERM, later SIGKILL) and forget it; returns when it has ended. Raises KeyError."""
         kept = self._kept[name]
@@ -173,6 +178,12 @@ class _Kept:
         self._away_s = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self.task = asyncio.create_task(self._keep_running())
+
+    @property
+    def pid(self) -> int | None:
+        """None while no process runs."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
 
     async def let_go(self) -> None:
         """Close its standard input: all ends, so that it need not hand on first what it serves."""

@@ -192,7 +192,7 @@ class Coordinator:
     async def _read(self, parts: list[TxnShare], transaction: Transaction, attempt: Attempt) -> Result | Retry:
         def let_go(part: TxnShare, reply: Any) -> None:
             if isinstance(reply, Reads):
-                self._after.send(part.channel, ReadUnlock(0, list(part.keys), reply.lock))
+                self._after.let_go(part.channel, ReadUnlock(0, list(part.keys), reply.lock))
             elif reply is None:
                 self._after.abort(attempt, list(part.keys), part.channel)
 
@@ -204,7 +204,7 @@ class Coordinator:
             return self._refused(replies, transaction)
         confirmed = await asyncio.gather(
             *[
-                self._confirm(part.channel, ReadUnlock(0, list(part.keys), reply.lock))
+                self._after.is_let_go(part.channel, ReadUnlock(0, list(part.keys), reply.lock))
                 for part, reply in zip(parts, replies, strict=True)
             ]
         )
@@ -218,14 +218,6 @@ class Coordinator:
         succeeded = all(holds(condition, found[condition.key]) for condition in transaction.conditions)
         branch = transaction.then if succeeded else transaction.otherwise
         return Result(self._id(transaction, attempt), succeeded, None, [found[step.key] for step in branch])
-
-    async def _confirm(self, channel: Channel, unlock: ReadUnlock) -> bool:
-        """The locks were held until now."""
-        try:
-            reply: Answer = await channel.request(unlock)
-        except KvError:
-            return False
-        return reply.status == 200
 
     # --- several stores -----------------------------------------------------------------------------------------------
 

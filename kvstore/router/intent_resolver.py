@@ -1,4 +1,4 @@
-"""What follows a decision: finishes, aborts, and the word that an attempt may be forgotten.
+"""What follows a decision: finishes, aborts, and the word that an attempt may be forgotten; the end of locks of reads.
 
 Owns: telling the stores, some tries more where that fails.
 Promises: nothing rests on it: a store that hears nothing finds out by itself (`shard.recovery`), only later.
@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from kvstore import failpoints
-from kvstore.errors import KvError, WrongOwner
+from kvstore.errors import KvError, TooManyRequests, Unavailable, WrongOwner
 from kvstore.model import Attempt
-from kvstore.protocol import Abort, Answer, ApplyIntents, Forget, Outcome, Reply, Request
+from kvstore.protocol import Abort, Answer, ApplyIntents, Forget, Outcome, ReadUnlock, Reply, Request
 from kvstore.router.participants import TxnShare
 from kvstore.router.service import RouterService, epoch_of
 from kvstore.transport.channel import Channel
@@ -23,6 +25,7 @@ from kvstore.transport.channel import Channel
 _FORGET_EVERY_S = 1.0
 _TELL_FOR_S = 10.0
 _TELL_WAIT_S_MAX = 1.0
+_NOT_TAKEN_IN = frozenset({TooManyRequests.status, Unavailable.status})
 
 Keys = list[str]
 
@@ -117,7 +120,49 @@ class IntentResolver:
             try:
                 each.request(make(its_keys)).add_done_callback(partial(on_reply, its_keys))
             except KvError:
-                pass
+                self._spawn(self._tell(make, its_keys))
+
+    def let_go(self, channel: Channel, unlock: ReadUnlock) -> asyncio.Future[Any] | None:
+        """Have the shared locks of reads let go; the future brings the first reply, None: it was not sent.
+
+        It is told again where the store takes nothing in for a moment: its primary may go on, and so would the locks.
+        """
+        try:
+            future = channel.request(unlock)
+        except KvError as error:  # the locks end with the connection
+            if isinstance(error, TooManyRequests):
+                self._spawn(self._let_go_later(channel, unlock))
+            return None
+
+        def on_reply(future: asyncio.Future[Any]) -> None:
+            if not future.cancelled() and future.exception() is None and future.result().status in _NOT_TAKEN_IN:
+                self._spawn(self._let_go_later(channel, unlock))
+
+        future.add_done_callback(on_reply)
+        return future
+
+    async def is_let_go(self, channel: Channel, unlock: ReadUnlock) -> bool:
+        """Whether they were held until now; see `let_go`."""
+        future = self.let_go(channel, unlock)
+        try:
+            return future is not None and (await future).status == 200
+        except KvError:
+            return False
+
+    async def _let_go_later(self, channel: Channel, unlock: ReadUnlock) -> None:
+        loop = asyncio.get_running_loop()
+        deadline_s, wait_s, status = loop.time() + _TELL_FOR_S, 0.05, Unavailable.status
+        while status in _NOT_TAKEN_IN and loop.time() < deadline_s:
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _TELL_WAIT_S_MAX)
+            if all(each is not channel for each in self._service.all_channels):
+                return  # another node is the primary, and has none of them
+            try:
+                status = (await channel.request(msgspec.structs.replace(unlock))).status
+            except TooManyRequests:
+                continue
+            except KvError:
+                return
 
     def _by_owner(self, keys: Iterable[str]) -> dict[Channel, Keys]:
         by_owner: dict[Channel, Keys] = {}

@@ -134,5 +134,5 @@ class Maintenance:
             plain_s = min(2 * limits.txn_timeout_s, 0.8 * limits.request_timeout_s)  # the router must hear of it
             self._pipeline.write(EndLockWaits(since_s, now_s - plain_s), DISCARD)
         readers = list(tables.holds.readers.items())
-        if over := [number for number, hold in readers if hold.since_s <= since_s or hold.sink.closed]:
+        if over := [number for number, hold in readers if hold.is_over(since_s)]:
             self._pipeline.write(EndReads(over), DISCARD)

@@ -375,6 +375,8 @@ class Pipeline:
         for then in batch.extras.when_visible:
             then()
         for sink, answer in batch.changes.answers:
+            if refuses:
+                batch.reads.refuse(answer)
             sink.send(refusal(answer.id, no_lease()) if refuses else answer)
         self.fetcher.unpin(pinned)
 

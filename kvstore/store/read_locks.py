@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kvstore.protocol import Answer, ReadLock, Reads, ReadUnlock
+from kvstore.protocol import Answer, ReadLock, Reads, ReadUnlock, Reply
 from kvstore.storage.rows import VALUE
 from kvstore.store.ops import EndReads
 from kvstore.store.ready import Ready
@@ -50,6 +50,13 @@ class ReadLocks:
             return Answer(op.id, 409)
         self._let_go(number, hold)
         return Answer(op.id, 200)
+
+    def refuse(self, reply: Reply) -> None:
+        """The router is told of a refusal instead of that reply: if it brings reads, their locks end at the next
+        sweep."""
+        hold = self._holds.readers.get(reply.lock[1]) if isinstance(reply, Reads) else None
+        if hold is not None:
+            hold.refused = True
 
     def end(self, op: EndReads) -> Answer:
         """Let go what these reads hold."""

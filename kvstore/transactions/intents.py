@@ -106,14 +106,22 @@ class PreparedTxn:
 
 
 class ReadHold:
-    """The shared locks of a read-only transaction; they end with its connection, or when they are too old."""
+    """The shared locks of a read-only transaction; they end with its connection, or when they are too old.
 
-    __slots__ = ("keys", "since_s", "sink")
+    `refused`: the router was not told of them, and will not let them go.
+    """
+
+    __slots__ = ("keys", "refused", "since_s", "sink")
 
     def __init__(self, keys: dict[str, Identity], since_s: float, sink: Any) -> None:
         self.keys = keys
         self.since_s = since_s
         self.sink = sink
+        self.refused = False
+
+    def is_over(self, since_s: float) -> bool:
+        """Taken by that time, or by a router that does not let them go."""
+        return self.refused or self.since_s <= since_s or bool(self.sink.closed)
 
 
 class PreparedTxns:

@@ -203,8 +203,11 @@ class ArmedCluster(LocalCluster):
         return True
 
     def kill(self, name: str) -> Pid | None:
-        """SIGKILL; None when it is not running. The supervisor starts it again."""
-        process = self.pids().get(name)
+        """SIGKILL, also to one that is just being started, or does not come to its end; None when there is none.
+
+        The supervisor starts it again.
+        """
+        process = self._child(name)
         if process is not None:
             processes.send_signal(process, signal.SIGKILL)
         return process
@@ -221,6 +224,11 @@ class ArmedCluster(LocalCluster):
         """SIGKILL, and it does not come back before `let_come_back`."""
         self._held(name).touch()
         return self.kill(name)
+
+    def _child(self, name: str) -> Pid | None:
+        """The process as the supervisor knows it: one that starts or ends has no pid file."""
+        pid = self._supervisor.pid(name) if self._supervisor is not None else None
+        return processes.identify(pid) if pid is not None else None
 
     def let_come_back(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):

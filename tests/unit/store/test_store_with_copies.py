@@ -13,8 +13,9 @@ import pytest
 
 from kvstore.config import Limits
 from kvstore.errors import ForeignData, OutcomeUnknown, Unavailable
+from kvstore.model import Attempt
 from kvstore.placement.cluster_map import ClusterMap, Replica, at_home, map_of
-from kvstore.protocol import Delete, Get, Pull, Put, Scan
+from kvstore.protocol import Delete, Get, Pull, Put, ReadLock, Scan
 from kvstore.replication import messages
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.files import Place, make_copy
@@ -515,3 +516,18 @@ async def test_pages_of_a_move_are_given_only_with_the_lease(tmp_path: Path) -> 
         service.handle(Pull(7, [1], 0, 0, 10), sink := Sink())
         answer = await sink.answer()
         assert (answer.id, answer.status) == (7, 503)
+
+
+async def test_locks_of_reads_that_were_refused_without_the_lease_keep_no_writer_out(tmp_path: Path) -> None:
+    """The router was not told of the locks, so it cannot let them go, and its connection goes on."""
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        await one.in_sync("n2")
+        one.store.tables.limits = msgspec.structs.replace(one.limits, txn_timeout_s=600, request_timeout_s=600)
+        gate = one.hold_up()
+        one.environment.lease_step_s += TIMES.lease_s
+        refused = asked(one.store, ReadLock(next_id(), Attempt(100, 100, "router01"), ["k"]))
+        assert (await refused.answer()).status == 503
+        gate.set()
+        await until(one.store.tables.may_answer)
+        assert (await one.put("k").answer()).status == 201
