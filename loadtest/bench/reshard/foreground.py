@@ -24,7 +24,7 @@ class Caller(Protocol):
 
     async def put(self, key: str, value: bytes) -> bool: ...
 
-    def close(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 class Foreground:
@@ -53,7 +53,7 @@ class Foreground:
             if isinstance(result, Exception):
                 self.errors.append(repr(result))
         for caller in self._callers:
-            caller.close()
+            await caller.close()
 
     async def _call(self, caller: Caller) -> None:
         while True:
