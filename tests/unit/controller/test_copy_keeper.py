@@ -350,6 +350,14 @@ async def test_a_controller_that_hears_of_a_promised_term_above_its_epoch_change
     assert (status, said["code"]) == (503, "controller-behind")
 
 
+async def test_what_a_copy_of_another_store_has_promised_says_nothing_about_this_cluster(nodes: Nodes) -> None:
+    foreign = {"store_id": "of-another-cluster", "copy_id": "x", "role": "copy", "promised": 99, "term": 98}
+    nodes.copies["s1"] += [CopyReport(shard=shard, **foreign) for shard in ("s2", "s9")]  # type: ignore[arg-type]
+    await nodes.beat("s1")
+    status, said = await nodes.controller.call("PATCH", "/v1/cluster", json={"replicas": 2})
+    assert (status, said["replicas"]) == (202, 2)
+
+
 async def test_a_beat_of_another_cluster_and_of_a_node_that_is_not_in_the_map_are_refused(nodes: Nodes) -> None:
     for node, cluster in (("s1", "another"), ("s9", nodes.map.cluster_id)):
         beat = Beat(node=node, start="x", cluster_id=cluster, epoch=1)
