@@ -282,7 +282,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self.errors.append(f"{context['message']}: {error!r}")
 
     def end(self) -> None:
-        """Let go of whatever still waits, silently: a work may not like to be closed where it waits for its end."""
+        """Let go of whatever still waits, silently.
+        A work may not like to be closed where it waits for its end."""
         self._over = True
         disabled = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
