@@ -19,11 +19,12 @@ import aiohttp
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable
+from kvstore.errors import KvError, OtherProtocol, OutcomeUnknown, TooManyRequests, Unavailable
 from kvstore.message_sizes import message_bytes
 from kvstore.protocol import WRITES, Acquire, Answer, ForStore, Get, Names, Request, Scan, decode_replies
 from kvstore.transport.outbox import Outbox
 from kvstore.transport.sessions import ADOPT, IS_STRANGER, PARAMETER, ClusterSession
+from kvstore.transport.versions import refused_by
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,9 @@ class _Outage:
         if getattr(error, "status", None) == IS_STRANGER:
             self._say_stranger()
             return
+        if (refused := refused_by(self._url, getattr(error, "headers", None))) is not None:
+            self._say_other_protocol(refused)
+            return
         reason = str(error) or type(error).__name__
         is_own_fault = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
         if reason != self._told and (is_own_fault or now_s - self._began_s >= _OUTAGE_TOLD_S):
@@ -83,6 +87,11 @@ class _Outage:
                 self._url,
                 ADOPT,
             )
+
+    def _say_other_protocol(self, refused: OtherProtocol) -> None:
+        if refused.detail != self._told:
+            self._told = refused.detail
+            log.error("shard %s cannot be asked: %s", self._shard_id, refused.sentences)
 
     def is_over(self) -> None:
         if self._told:
