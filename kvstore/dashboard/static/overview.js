@@ -149,7 +149,7 @@ export function Overview() {
         ["all of this, once", `curl ${location.origin}/v1/cluster`],
         ["as it changes", `curl -N ${location.origin}/v1/events`],
         ["for a dashboard of your own", `curl ${location.origin}/metrics`],
-        ["on the command line", `kvstore status --watch --url ${location.origin}`],
+        ["on the command line", "kvstore status --watch"],
       ]}
       read=${[
         ["API.md", "The cluster"],
