@@ -246,7 +246,8 @@ class TooManyRequests(KvError):
 
 
 class DataCorrupt(KvError):
-    """`damaged_row`: the row as it was found, if that is all that is damaged, so that it can be written again."""
+    """Stored bytes do not match their checksum.
+    `damaged_row`: the row as it was found, if that is all that is damaged, so that it can be written again."""
 
     damaged_row: Any = None
     status, code, title = 500, "data-corrupt", "A stored row does not match its checksum"

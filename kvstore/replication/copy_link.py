@@ -325,7 +325,8 @@ class CopyLink:
                     raise WireLost(f"{type(message).__name__} came in the stream")
 
     def _note_ack(self, number: int) -> None:
-        """The copy has records up to that number; one that says so again and again owes the others all the same."""
+        """The copy has records up to that number.
+        One that says so again and again owes the others all the same."""
         owed = len(self._under_way)
         while self._under_way and self._under_way[0][0] <= number:
             self._bytes_under_way -= self._under_way.popleft()[1]
@@ -364,7 +365,8 @@ class CopyLink:
                 await self._wire.send(messages.Differs(number, partition))
 
     async def tell_returned(self) -> None:
-        """Tell the copy that the lease is given back. If that is lost, the copy waits until it has run out."""
+        """Tell the copy that the lease is given back.
+        If that is lost, the copy waits until it has run out."""
         if self._wire is not None:
             with contextlib.suppress(WireLost):
                 await self._wire.send(messages.Returned())

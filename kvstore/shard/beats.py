@@ -78,7 +78,8 @@ class Beats:
         return cluster_map is not None and beats(cluster_map, self._stores.keeps_copies)
 
     async def hand_on(self, timeout_s: float) -> bool:
-        """Tell that this node stops, until others have taken over all that they can; False if they have not in time."""
+        """Tell that this node stops, until others have taken over all that they can.
+        False if they have not in time."""
         cluster_map = self._stores.cluster_map
         if cluster_map is None or cluster_map.node(self._node_id) is None:
             return True

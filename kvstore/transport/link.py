@@ -52,7 +52,8 @@ class _Pending(msgspec.Struct, frozen=True):
 
 
 class _Outage:
-    """Says once in the log, and not at every try, that a shard cannot be reached, why, and when it can be again."""
+    """Log lines on a shard that cannot be reached.
+    One says that and why, another one that it can be reached again; none comes at every try."""
 
     def __init__(self, shard_id: str, url: str) -> None:
         self._shard_id = shard_id
@@ -227,7 +228,8 @@ class NodeLink:
             wait_s = await self._pause(wait_s)
 
     async def _pause(self, wait_s: float) -> float:
-        """Wait before the next try to connect, unless there is news of the node; how long to wait after that one."""
+        """Wait before the next try to connect, unless there is news of the node.
+        How long to wait after that one."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._try_now.wait()

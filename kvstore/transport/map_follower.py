@@ -166,7 +166,8 @@ class MapFollower:
             log.error("%s", why)
 
     async def _announce_again(self, cluster_id: str | None, epoch: int) -> None:
-        """Once, as what it is by now: a controller that has just started, or lost its file, does not know it yet."""
+        """Once, as what it is by now.
+        A controller that has just started, or lost its file, does not know it yet."""
         if self._announced is not None:
             self._announced |= {"cluster_id": cluster_id, "epoch": epoch}
             url, body = f"{self._url}/v1/members", self._announced

@@ -102,7 +102,8 @@ class Content(NamedTuple):
 
 
 class Body(NamedTuple):
-    """What a call takes. `bytes_max`: a number, or the name of a limit. `content.kind`: a Struct, or bytes as they are.
+    """What a call takes. `bytes_max`: a number, or the name of a limit.
+    `content.kind`: a Struct, or bytes as they are.
 
     Without `content` it must be blank. What need not be there is as if it had no members.
     """
