@@ -206,8 +206,7 @@ class Places:
         ]
 
     def _is_left_over(self, node: str, report: CopyReport) -> bool:
-        """One of another store than the shard's, such as that of an earlier shard of its name, takes the place of its
-        copy."""
+        """One of another store, such as that of an earlier shard of that name, is in the way of the copy."""
         config = configuration_of(self.cluster_map, report.shard)
         if config is None:
             return True

@@ -238,8 +238,6 @@ class Resident:
         named = {config.primary.copy_id, *(each.copy_id for each in config.replicas)} if config is not None else set()
         is_copy = self.copy is not None or self._damaged is not None
         if is_copy and order.copy_id == self.copy_id and order.copy_id not in named:
-            if config is not None and self.identity is not None and self.identity.store_id != config.store_id:
-                log.warning("the copy of shard %s here is of another store than the cluster's", self.shard_id)
             self._is_dropped = True
             self._changed.set()
 
