@@ -206,7 +206,7 @@ class Places:
         ]
 
     def _is_left_over(self, node: str, report: CopyReport) -> bool:
-        """One of another store, such as that of an earlier shard of that name, is in the way of the copy."""
+        """One of another store, such as that of an earlier shard of that name, is in the way."""
         config = configuration_of(self.cluster_map, report.shard)
         if config is None:
             return True
