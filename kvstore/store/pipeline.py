@@ -337,11 +337,11 @@ class Pipeline:
             tables.executed = batch.served
             tables.cache.come_back(batch.served.generations)
         if record is not None and failpoints.planted("applied-before-durable"):
-            self._applier.publish(record, self.writer.position)
+            self._applier.publish(record, batch.changes, self.writer.position)
         self._undurable.append(_Decided(batch, self.writer.position, record, started_s, pinned))
         if not self.writer.is_inline:
             if record is not None:
-                tables.memtable.execute(record.rows)
+                tables.memtable.execute(batch.changes.rows)
             self.writer.sync_soon()
             return
         if record is not None:
@@ -365,7 +365,7 @@ class Pipeline:
         if record is not None:
             tables.visible = record.clock
             if not failpoints.planted("applied-before-durable"):
-                self._applier.publish(record, position)
+                self._applier.publish(record, batch.changes, position)
             tables.stats.commit_s.observe(tables.environment.monotonic_s() - started_s)
         self._answer(batch, pinned, refuses=record is None and tables.sender is not None and not tables.may_answer())
 
@@ -384,7 +384,7 @@ class Pipeline:
         """The planted bug of that name: the record is appended when the answers have long left."""
         tables = self._tables
         tables.clock = tables.visible = record.clock
-        tables.memtable.execute(record.rows)
+        tables.memtable.execute(batch.changes.rows)
         if batch.served is not None:
             tables.executed = batch.served
             tables.cache.come_back(batch.served.generations)
@@ -394,7 +394,7 @@ class Pipeline:
             tables.log.append(record.encode(), frees=True)
             tables.log.sync()
             self.writer.position = tables.log.last
-            self._applier.publish(record, self.writer.position)
+            self._applier.publish(record, batch.changes, self.writer.position)
             self._applier.segment_wanted.set()
 
         tables.environment.call_later(_EARLY_S, append)
