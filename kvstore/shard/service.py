@@ -48,10 +48,11 @@ from kvstore.store.write_set import Sink
 log = logging.getLogger(__name__)
 
 _QUIET_S = 0.5
-_FAREWELL_S_MAX = 3.0
+_FAREWELLS_MAX = 6
 
 _Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | Freeze
 _SLOW = frozenset(get_args(_Slow))
+_IN_BATCHES = frozenset(get_args(Request)) - _SLOW - {Get, Forget, Names, ForStore}  # decided in batches
 _OF_ANY_STRIKE = frozenset({Follow, Stats})  # the first brings it, the second is of the process
 
 
@@ -67,7 +68,7 @@ class ShardService:
         self._receiver = receiver
         self._admission = Admission(limits, len(store.served.generations))
         self._slow: set[asyncio.Task[None]] = set()
-        self._asked_s = 0.0
+        self._asked = 0  # how many requests came
 
     def hear(self, cluster_map: ClusterMap) -> bool:
         """A newer map has come, to be followed when those before it are: whether this store's term goes on in it."""
@@ -119,7 +120,7 @@ class ShardService:
 
     async def farewell(self) -> None:
         """Before the process ends: if the shard leaves the cluster, go on until no router has asked it for half a
-        second.
+        second, at most three seconds.
 
         A router whose map is a moment behind is sent on with 421. If it lost the connection instead, it could not know
         whether a write was done.
@@ -128,15 +129,15 @@ class ShardService:
         shard = cluster_map.shard(self.shard_id) if cluster_map is not None else None
         if cluster_map is None or (shard is not None and shard.state != "leaving"):
             return
-        clock_s = self.store.tables.environment.monotonic_s
-        began_s = now_s = clock_s()
-        while now_s < (until_s := min(max(began_s, self._asked_s) + _QUIET_S, began_s + _FAREWELL_S_MAX)):
-            await asyncio.sleep(until_s - now_s)
-            now_s = clock_s()
+        for _ in range(_FAREWELLS_MAX):
+            asked = self._asked
+            await asyncio.sleep(_QUIET_S)
+            if asked == self._asked:
+                return
 
     def handle(self, request: Request, sink: Sink) -> None:
         """Begin the request; its answer goes to `sink`. Raises nothing: one that fails, fails alone."""
-        self._asked_s = self.store.tables.environment.monotonic_s()
+        self._asked += 1
         try:
             self._admission.check(request)
             self._begin(request, sink)
@@ -145,20 +146,20 @@ class ShardService:
 
     def _begin(self, request: Any, sink: Sink) -> None:
         """Raises WrongOwner if one of both has not heard of the last strike."""
-        kind: type = type(request)
-        if getattr(sink, "strike", 0) != self.store.strike and kind not in _OF_ANY_STRIKE:
-            raise WrongOwner("a shard was given up, and one of us has not heard of it", epoch=self.store.served.epoch)
+        kind, store = type(request), self.store
+        if getattr(sink, "strike", 0) != store.tables.openings.last and kind not in _OF_ANY_STRIKE:
+            raise WrongOwner("a shard was given up, and one of us has not heard of it", epoch=store.served.epoch)
         if kind is Get:
-            self.store.get(request, sink)
+            store.get(request, sink)
+        elif kind in _IN_BATCHES:
+            store.write(request, sink)
         elif kind in _SLOW:
             task = asyncio.create_task(self._answer_slowly(request, sink))
             self._slow.add(task)
             task.add_done_callback(self._slow.discard)
         elif kind is Forget:
-            self.store.undecided.acknowledge(request.attempts)
+            store.undecided.acknowledge(request.attempts)
             sink.send(Answer(request.id, 200))
-        elif kind is not Names and kind is not ForStore:
-            self.store.write(request, sink)
 
     async def _answer_slowly(self, request: _Slow, sink: Sink) -> None:
         try:

@@ -14,7 +14,7 @@ and what was used within the last half of the cache's bytes is always kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 
 from kvstore import failpoints
 from kvstore.storage.rows import Row
@@ -47,18 +47,28 @@ class Cache:
             return state
         state = self._old.pop(key, None)
         if state is not None:
-            self._add(key, state)
+            self._add(((key, state),))
         return state
 
     def peek(self, key: str) -> State | None:
         """As `get`, without counting as use; safe to call from another thread."""
         return self._young.get(key) or self._old.get(key)
 
+    def unknown(self, keys: Iterable[str]) -> list[str]:
+        """Those of which it knows nothing."""
+        young, old = self._young, self._old
+        return [key for key in keys if key not in young and key not in old]
+
     def publish(self, key: str, state: State) -> None:
         """A change of the key becomes visible."""
-        if self._reads:
-            self._reads.pop(key, None)
-        self._add(key, state)
+        self.publish_all(((key, state),))
+
+    def publish_all(self, changes: Sequence[tuple[str, State]]) -> None:
+        """These changes of keys become visible."""
+        if reads := self._reads:
+            for key, _ in changes:
+                reads.pop(key, None)
+        self._add(changes)
 
     def begin(self, key: str) -> int:
         """A reader sets out for the key; the ticket goes to `finish`."""
@@ -73,7 +83,7 @@ class Cache:
             return False
         self._reads.pop(key, None)
         if state is not None:
-            self._add(key, state)
+            self._add(((key, state),))
         return True
 
     def leave(self, partitions: Set[int]) -> None:
@@ -94,18 +104,21 @@ class Cache:
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
-    def _add(self, key: str, state: State) -> None:
-        if self._old:
-            self._old.pop(key, None)
-        young, overhead = self._young, len(key) + _OVERHEAD_BYTES
-        if (before := young.get(key)) is not None:
-            self._young_bytes -= len(before.body or b"") + overhead
-        size = len(state.body or b"") + overhead
-        if size > self._half_bytes:
-            young.pop(key, None)
-            return
-        young[key] = state
-        self._young_bytes = size = self._young_bytes + size
-        if size > self._half_bytes:
-            self._old = self._young
-            self._young, self._young_bytes = {}, 0
+    def _add(self, states: Iterable[tuple[str, State]]) -> None:
+        young, old, half_bytes = self._young, self._old, self._half_bytes
+        for key, state in states:
+            if old:
+                old.pop(key, None)
+            overhead = len(key) + _OVERHEAD_BYTES
+            size = len(state.body or b"") + overhead
+            if (before := young.get(key)) is not None:
+                self._young_bytes -= len(before.body or b"") + overhead
+            if size > half_bytes:
+                young.pop(key, None)
+                continue
+            young[key] = state
+            self._young_bytes = size = self._young_bytes + size
+            if size > half_bytes:
+                self._old = old = young
+                self._young = young = {}
+                self._young_bytes = 0

@@ -87,6 +87,7 @@ def if_whole(before: LookBefore, kind: str, key: str) -> State | None:
 
 
 _OF_VALUES = frozenset({Prepare, ApplyIntents, Abort})
+_NONE: list[RowKey] = []
 _DECIDED = State(0, 0, b"")
 
 
@@ -97,17 +98,15 @@ class Lookup:
         self._tables = tables
 
     def missing(self, op: Any) -> list[RowKey]:
-        """The rows that must be fetched before the operation is decided."""
+        """The rows that must be fetched before the operation is decided; not to be changed."""
         kind = type(op)
         if kind is Put or kind is Delete:
             if op.once is None:
                 key = (VALUE, op.key)
-                return [] if self.is_at_hand(key) else [key]
+                return _NONE if self.is_at_hand(key) else [key]
         elif kind in _OF_VALUES or (kind is DecideCommit and op.once is None and not self._is_decided(op)):
-            peek = self._tables.cache.peek
-            names = keys_of(op) if kind is Prepare or kind is DecideCommit else op.keys
-            far = [(VALUE, name) for name in names if peek(name) is None]
-            return [key for key in far if not self.is_at_hand(key)] if far else far
+            far = self._tables.cache.unknown(keys_of(op) if kind is Prepare or kind is DecideCommit else op.keys)
+            return [key for name in far if not self.is_at_hand(key := (VALUE, name))] if far else _NONE
         return [key for key in rows_needed(op) if not self.is_at_hand(key)]
 
     def _is_decided(self, op: DecideCommit) -> bool:
@@ -133,11 +132,12 @@ class Lookup:
 
     def state(self, kind: str, key: str) -> State | None:
         """Raises DataCorrupt, TooManyRequests."""
-        row = self._tables.memtable.executed((kind, key))
+        name, memtable = (kind, key), self._tables.memtable
+        row = memtable.undurable.get(name)
+        if row is None and kind == VALUE and (state := self._tables.cache.peek(key)) is not None:
+            return state  # as new as what is visible
         if row is None:
-            if kind == VALUE and (state := self._tables.cache.peek(key)) is not None:
-                return state
-            row = self._from_file((kind, key))
+            row = memtable.visible(name) or self._from_file(name)
         return state_of(row) if row is not None else None
 
     def _from_file(self, key: RowKey) -> Row | None:

@@ -38,7 +38,7 @@ class Memtable:
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._executed: dict[RowKey, Row] = {}
+        self.undurable: dict[RowKey, Row] = {}  # executed
         self._unapplied: dict[RowKey, Row] = {}
         self._applying: dict[RowKey, Row] = {}
         self._applying_bytes = 0
@@ -61,17 +61,17 @@ class Memtable:
 
     def executed(self, key: RowKey) -> Row | None:
         """The row as the next batch sees it, if it is not applied yet."""
-        return self._executed.get(key) or self._unapplied.get(key) or self._applying.get(key)
+        return self.undurable.get(key) or self._unapplied.get(key) or self._applying.get(key)
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
     def execute(self, rows: Mapping[RowKey, Row]) -> None:
         """A batch has decided these; they are not durable yet."""
-        self._executed.update(rows)
+        self.undurable.update(rows)
 
     def publish(self, rows: Mapping[RowKey, Row], size: int) -> None:
         """These become visible. `size`: the sum of their `row_bytes`."""
-        unapplied, executed, fetched = self._unapplied, self._executed, self._fetched
+        unapplied, executed, fetched = self._unapplied, self.undurable, self._fetched
         size -= sum(map(row_bytes, filter(None, map(unapplied.get, rows))))
         unapplied.update(rows)
         self.bytes += size

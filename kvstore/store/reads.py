@@ -193,16 +193,13 @@ class Reads:
 
     def publish(self, batch: Batch) -> None:
         """The changes of the batch are visible: reads that waited for them go on."""
-        cache, blocked, generations = self._tables.cache, self._blocked, self._tables.served.generations
-        decided: list[Row] = []
-        states = batch.changes.states
-        for name, row in batch.changes.rows.items():
-            if name[0] == VALUE and generations[row[2]]:
-                cache.publish(name[1], states[name])
-                if blocked and name[1] in blocked:
-                    decided.append(row)
-        for row in decided:
-            self._unblock(row)
+        tables, blocked, changes = self._tables, self._blocked, batch.changes
+        generations, states = tables.served.generations, changes.states
+        rows = [row for name, row in changes.rows.items() if name[0] == VALUE and generations[row[2]]]
+        tables.cache.publish_all([(row[1], states[VALUE, row[1]]) for row in rows])
+        if blocked:
+            for row in [row for row in rows if row.key in blocked]:
+                self._unblock(row)
 
     def _unblock(self, row: Row) -> None:
         """The intent that readers of the key met is decided: as long as it stands nothing else changes the row.

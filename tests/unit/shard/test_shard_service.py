@@ -167,7 +167,6 @@ async def test_a_shard_that_has_left_answers_until_no_router_asks_and_a_member_e
     await shard.service.follow(all_mine(1))
     with monkeypatch.context() as patched:
         patched.setattr(service_module, "_QUIET_S", 3600.0)
-        patched.setattr(service_module, "_FAREWELL_S_MAX", 3600.0)
         async with asyncio.timeout(60):
             await shard.service.farewell()
     gone = make_map(2, lambda _: 0)
