@@ -16,6 +16,7 @@ from typing import Any, get_args
 import msgspec
 
 from kvstore.config import Limits
+from kvstore.environment import until_quiet
 from kvstore.errors import BadRequest, ForeignData, WrongOwner
 from kvstore.placement.cluster_map import ClusterMap, checked_map
 from kvstore.placement.map_format import decode_map
@@ -47,9 +48,6 @@ from kvstore.store.write_set import Sink
 
 log = logging.getLogger(__name__)
 
-_QUIET_S = 0.5
-_FAREWELLS_MAX = 6
-
 _Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | Freeze
 _SLOW = frozenset(get_args(_Slow))
 _IN_BATCHES = frozenset(get_args(Request)) - _SLOW - {Get, Forget, Names, ForStore}  # decided in batches
@@ -66,9 +64,10 @@ class ShardService:
         self.shard_id = shard_id
         self.store = store
         self._receiver = receiver
+        self._limits = limits
         self._admission = Admission(limits, len(store.served.generations))
         self._slow: set[asyncio.Task[None]] = set()
-        self._asked = 0  # how many requests came
+        self._asked_s = 0.0
 
     def hear(self, cluster_map: ClusterMap) -> bool:
         """A newer map has come, to be followed when those before it are: whether this store's term goes on in it."""
@@ -119,8 +118,7 @@ class ShardService:
             await self._told.confirm(self.store)
 
     async def farewell(self) -> None:
-        """Before the process ends: if the shard leaves the cluster, go on until no router has asked it for half a
-        second, at most three seconds.
+        """Before the process ends: if the shard leaves the cluster, go on until no router has asked it for a moment.
 
         A router whose map is a moment behind is sent on with 421. If it lost the connection instead, it could not know
         whether a write was done.
@@ -129,15 +127,12 @@ class ShardService:
         shard = cluster_map.shard(self.shard_id) if cluster_map is not None else None
         if cluster_map is None or (shard is not None and shard.state != "leaving"):
             return
-        for _ in range(_FAREWELLS_MAX):
-            asked = self._asked
-            await asyncio.sleep(_QUIET_S)
-            if asked == self._asked:
-                return
+        quiet_s, quiet_s_max = self._limits.farewell_quiet_s, self._limits.farewell_quiet_s_max
+        await until_quiet(self.store.tables.environment, lambda: self._asked_s, quiet_s, quiet_s_max)
 
     def handle(self, request: Request, sink: Sink) -> None:
         """Begin the request; its answer goes to `sink`. Raises nothing: one that fails, fails alone."""
-        self._asked += 1
+        self._asked_s = self.store.tables.environment.monotonic_s()
         try:
             self._admission.check(request)
             self._begin(request, sink)
