@@ -269,6 +269,7 @@ class Scan(Message, tag=4):
 
     `wanted`: of these partitions only (see `Page.owned`); empty: of all. `until`: none beyond this one, if it is given.
     `bytes_max`: the page ends with the item that reaches it; 0: `page_bytes_max`, which holds in any case.
+    `value_bytes_max`: of larger values only the sizes are brought, and count as so many bytes; 0: all values are.
     """
 
     prefix: str
@@ -278,6 +279,7 @@ class Scan(Message, tag=4):
     wanted: PartitionSet = b""
     until: str = ""
     bytes_max: int = 0
+    value_bytes_max: Annotated[int, Meta(ge=0, le=_SIGNED)] = 0
 
 
 class Count(Message, tag=5):
@@ -346,6 +348,8 @@ class Page(Message, tag=102):
 
     `owned`: a bit for each partition, that of partition p being bit p % 8 of byte p // 8: it was wanted, and owned by
     the shard from before the page was read until after. Only those are shown, and they are shown wholly.
+
+    `left_out`: the sizes of values that were not brought, by key.
     """
 
     owned: bytes
@@ -353,6 +357,7 @@ class Page(Message, tag=102):
     last: str
     items: list[tuple[str, int, bytes | None, int]]
     count: int = 0
+    left_out: dict[str, int] = {}
 
 
 class Info(Message, tag=103):

@@ -35,9 +35,11 @@ def stays(node: str, heard: Heard, now: float) -> bool:
 def is_leaving(copy: Replica, config: Configuration, heard: Heard, now: float) -> bool:
     """Whether the copy is about to be gone, and its shard is better without it: its primary serves, and stays.
 
-    Else each write would wait for `replica_timeout_s` once the node has ended.
+    Else each write would wait for `replica_timeout_s` once the node has ended. The primary must have been heard since
+    the node told that it stops: one that has just died may have lost its disk, and then this copy is all that is left.
     """
-    if not heard.stops(copy.node) or not stays(config.primary.node, heard, now):
+    primary = config.primary.node
+    if not heard.told_since_stop(primary, copy.node) or not stays(primary, heard, now):
         return False
     report = heard.report(config.primary.node, config.shard, config.primary.copy_id)
     return report is not None and report.serves

@@ -22,12 +22,13 @@ _STALLED_SHARE = 0.5  # of `failover_after_s`: a controller that was away for so
 
 class NodeHeard(NamedTuple):
     """A node: its last beat and when it came; when it last echoed or announced itself; the number of the last answer
-    to it."""
+    to it; when the first beat came by which its process stops."""
 
     beat: Beat | None = None
     at: float = float("-inf")
     heard_at: float | None = None
     number: int = 0
+    stops_at: float | None = None
 
 
 class Heard:
@@ -60,7 +61,8 @@ class Heard:
         before = self._nodes.get(beat.node, NodeHeard())
         echoes = failover.is_echo((beat.echo.start, beat.echo.beat), self.start, before.number, _ECHOES_MAX)
         heard_at = now if echoes else before.heard_at
-        self._nodes[beat.node] = NodeHeard(beat, now, heard_at, before.number + 1)
+        stops_at = (now if before.stops_at is None else before.stops_at) if beat.stops else None
+        self._nodes[beat.node] = NodeHeard(beat, now, heard_at, before.number + 1, stops_at)
         return before.number + 1
 
     def announced(self, node: str, now: float) -> None:
@@ -97,6 +99,11 @@ class Heard:
         """It told last that its process is about to end; not so any more once it has announced itself."""
         beat = self.beat_of(node)
         return beat is not None and beat.stops
+
+    def told_since_stop(self, node: str, stopping: str) -> bool:
+        """Whether a beat of the node came after the first one by which the other node's process stops."""
+        stops_at = self._nodes.get(stopping, NodeHeard()).stops_at
+        return stops_at is not None and self.told_at(node) > stops_at
 
     def told_at(self, node: str) -> float:
         """When its last beat came, whether it echoes or not."""

@@ -21,6 +21,7 @@ from kvstore.errors import ForeignData
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.replication.promise import Identity
+from kvstore.set_aside import has_begun
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import OsDisk
 from kvstore.store.copy_file import copy_path
@@ -87,6 +88,8 @@ class FileFolder:
     async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Opened | CopyFiles:
         path, limits = self._path(shard_id), self._limits
         is_home = shard_id == self._node_id
+        if is_home and await SYSTEM.in_thread(partial(has_begun, path)):  # a crash has broken it off
+            await self.set_aside(shard_id)
         if await SYSTEM.in_thread(partial(is_filling, path)):
             return await open_filling(path, shard_id, partitions, limits, SYSTEM)
 

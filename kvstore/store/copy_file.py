@@ -24,6 +24,7 @@ from kvstore.storage.disk import Disk, OsDisk
 log = logging.getLogger(__name__)
 
 _OS = OsDisk()
+_DAMAGED = "is damaged"
 
 
 class CopyFile:
@@ -67,7 +68,7 @@ def open_copy(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
         found: Identity | None = read_identity(disk, db.parent, db.stem)
         why = "is missing"
     except DataCorrupt:
-        found, why = None, "is damaged"
+        found, why = None, _DAMAGED
     if found is not None and found.store_id != store_id:
         why = f"is of store {found.store_id}, and the files beside it are of store {store_id}"
         found = None
@@ -93,6 +94,11 @@ def _stand_in(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
     if shard is None and ".copy-" in db.stem:
         raise _lost(
             f"{copy_path(db)} {why}, so which copy this is is not known: move its files away, and another is made."
+        )
+    if shard is None and why == _DAMAGED:
+        raise _lost(
+            f"{copy_path(db)} {why}, and no map here names this copy: put the file back, or, if this shard has never "
+            "joined its cluster, move its files away."
         )
     if shard is None:  # of a program that knew of no copies, or of a cluster that it has not joined yet
         return Identity(store_id, store_id)

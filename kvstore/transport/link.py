@@ -174,7 +174,7 @@ class NodeLink:
         else:
             size = message_bytes(request)
             if type(request) is Scan and request.values:
-                item_bytes_max = limits.value_bytes_max + limits.key_bytes_max
+                item_bytes_max = (request.value_bytes_max or limits.value_bytes_max) + limits.key_bytes_max
                 size += min(request.limit * item_bytes_max, request.bytes_max or limits.page_bytes_max)
         if len(self._pending) >= limits.channel_ops_max or self.bytes_under_way + size > limits.channel_bytes_max:
             raise TooManyRequests(f"too many operations wait for shard {channel.shard_id}", retry_after_ms=100)

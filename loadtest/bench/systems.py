@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.bench import dialects
@@ -99,7 +100,7 @@ class System(ABC):
         """Until the probe is answered with 200 wherever the system is asked, or the process has ended."""
         deadline, waiting = time.monotonic() + READY_TIMEOUT_S, list(self.urls)
         while time.monotonic() < deadline and process.returncode is None:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            with contextlib.suppress(aiohttp.ClientError, OSError):
                 while waiting and (await ask(waiting[0], probe)).status == 200:
                     waiting.pop(0)
                 if not waiting:

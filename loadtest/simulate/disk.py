@@ -101,7 +101,7 @@ class SimulatedDisk:
         return [path.name for path in self._files if path.parent == folder]
 
     def open(self, path: Path, *, create: bool = False, write: bool = True) -> SimulatedFile:
-        self._before("open", path, changes=create)
+        self._before("create" if create else "open", path, changes=create)
         if create and path in self._files:
             raise FileExistsError(errno.EEXIST, "File exists", str(path))
         if create:
