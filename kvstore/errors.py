@@ -34,6 +34,12 @@ class KvError(Exception):
         self.detail = detail or self.title
         self.members = members
 
+    @property
+    def sentences(self) -> str:
+        """What happened and what to do next, on one line."""
+        end = "" if self.detail.endswith((".", "?", "!")) else "."
+        return f"{self.detail}{end} {self.members.get('next_step', self.next_step)}".rstrip()
+
     def problem(self) -> dict[str, Any]:
         """The RFC 9457 members of this error, `type` and `status` included."""
         return {
@@ -268,6 +274,10 @@ class DiskFull(KvError):
 class ConfigError(KvError):
     status, code, title = 500, "config-error", "The configuration is wrong"
     next_step = "Mend the line that `detail` names."
+
+    @property
+    def sentences(self) -> str:
+        return self.detail  # which names the mend itself
 
 
 class DataInUse(ConfigError):

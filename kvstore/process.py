@@ -90,7 +90,7 @@ def run_process(
         with pid_file(data_dir, role, process_id):
             asyncio_run(_serve(main, supervised))
     except KvError as error:
-        return _refuse(f"{role} {process_id}", refusal(error), json_log, refusal_code(error))
+        return _refuse(f"{role} {process_id}", error.sentences, json_log, refusal_code(error))
     except OSError as error:
         code = _CODES.get(error.errno or 0)
         if code is None:
@@ -115,12 +115,6 @@ def refusal_code(error: KvError) -> int:
     """78 for configuration or data that stay wrong until a person mends them; 2 for what another start may not find."""
     lasts = isinstance(error, ConfigError | ForeignData | DataCorrupt | LogDamaged) and not isinstance(error, DataInUse)
     return EXIT_NEEDS_A_PERSON if lasts else EXIT_REFUSED
-
-
-def refusal(error: KvError) -> str:
-    """What stands between a person and a running process, and the mend, on one line."""
-    # The detail of a ConfigError names the mend itself.
-    return error.detail if isinstance(error, ConfigError) else f"{error.detail} {error.next_step}"
 
 
 def asyncio_run(main: Awaitable[None]) -> None:

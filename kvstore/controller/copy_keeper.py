@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client.metrics_core import Metric
@@ -31,7 +31,7 @@ from kvstore.errors import BadBody, Conflict, KvError, Unavailable
 from kvstore.metrics import CopyStats, copy_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication import failover
-from kvstore.replication.beats import Beat, BeatAnswer, beat_every_s, beats
+from kvstore.replication.beats import Beat, BeatAnswer, CopyReport, beat_every_s, beats
 from kvstore.replication.configuration import configuration_of, configurations
 from kvstore.replication.failover import Damping
 
@@ -187,7 +187,7 @@ class CopyKeeper:
         found = self._decided(self._state, now)
         if found.state is not self._state:
             await self._store(now)
-        self._note_older(now)
+        self._note_older(found.older)
         await self._note_served(now)
         await self._note_damage(now)
 
@@ -271,12 +271,8 @@ class CopyKeeper:
             detail = f"The copy on node {found.node} was damaged ({found.detail.rstrip('.')}), and was rebuilt."
             await self._write_down("rebuild", found.shard, found.node, seconds, detail)
 
-    def _note_older(self, now: float) -> None:
+    def _note_older(self, older: Mapping[str, CopyReport]) -> None:
         """That a shard waits, since its copies that are here are old, is said once."""
-        if self._state.map is None:
-            return
-        places = Places(self._state.map, self._heard, self._limits, now)
-        older = {config.shard: found for config in configurations(self._state.map) if (found := places.older(config))}
         for shard in older.keys() - self._older_said:
             _log.error(
                 "shard %s is not served: what is here of it ends with record %d, and record %d was committed, so these "

@@ -51,7 +51,7 @@ class Retirer:
             try:
                 await self._remove(shard_id)
             except (ChangeRefused, ForeignData) as error:
-                _log.warning("node %s is given up, and its shard stays where it is: %s", shard_id, error.detail)
+                _log.warning("node %s is given up, and its shard stays where it is: %s", shard_id, error.sentences)
             self._asked.add(shard_id)
 
 

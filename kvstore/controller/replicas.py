@@ -19,7 +19,7 @@ Leaves to others: the rules themselves (`replication.failover`), places (`copy_p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -32,7 +32,7 @@ from kvstore.controller.heard import Heard
 from kvstore.controller.membership import ClusterState
 from kvstore.placement.cluster_map import ClusterMap, Node
 from kvstore.replication import failover
-from kvstore.replication.beats import GiveBack
+from kvstore.replication.beats import CopyReport, GiveBack
 from kvstore.replication.configuration import (
     Configuration,
     Request,
@@ -60,11 +60,13 @@ class Step(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """The next state, and what is new in it."""
+    """The next state, and what is new in it. `older`: of each shard that waits since all that is here of it is too old,
+    the longest log."""
 
     state: ClusterState
     steps: tuple[Step, ...] = ()
     given_up: tuple[str, ...] = ()
+    older: Mapping[str, CopyReport] = {}
 
 
 class Decider:
@@ -99,10 +101,11 @@ class Decider:
         cluster_map = _applied(self._map, steps, nodes)
         known = self._settled(self._state.changes, cluster_map, now_ms)
         known = [*known, *self._homeward(configs, known, new_id, now_ms)]
+        older = {config.shard: found for config in configs if (found := self._places.older(config)) is not None}
         if cluster_map is self._map and known == self._state.changes:
-            return Decided(self._state)
+            return Decided(self._state, older=older)
         state = msgspec.structs.replace(self._state, map=cluster_map, changes=known)
-        return Decided(state, tuple(steps), given_up)
+        return Decided(state, tuple(steps), given_up, older)
 
     # --- one shard
 

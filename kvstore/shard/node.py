@@ -12,7 +12,7 @@ import logging
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
-from kvstore.environment import StopAsked, until_one_ends
+from kvstore.environment import StopAsked, until_one_ends, until_quiet
 from kvstore.errors import ForeignData
 from kvstore.metrics import StoreLabels
 from kvstore.placement import partition_set
@@ -28,7 +28,6 @@ from kvstore.transport.sessions import ClusterSession
 log = logging.getLogger(__name__)
 
 _NOT_FOUND, _CONFLICT = 404, 409
-_QUIET_S, _QUIET_S_MAX = 0.3, 1.5
 
 
 class OtherPartitions(Exception):
@@ -182,11 +181,8 @@ class Node:
         self.stores.note_stop()
         if not await self._beats.hand_on(self._limits.hand_on_timeout_s):
             log.warning("not all that is served here could be handed on: the process ends all the same")
-        clock_s = self._environment.monotonic_s
-        began_s = now_s = clock_s()
-        while now_s < (until_s := min(max(began_s, self.stores.refused_s) + _QUIET_S, began_s + _QUIET_S_MAX)):
-            await self._environment.sleep(until_s - now_s)
-            now_s = clock_s()
+        quiet_s, quiet_s_max = self._limits.hand_on_quiet_s, self._limits.hand_on_quiet_s_max
+        await until_quiet(self._environment, lambda: self.stores.refused_s, quiet_s, quiet_s_max)
 
 
 class _News:

@@ -61,7 +61,7 @@ class Resident:
         self.shard_id = shard_id
         self.hosted: HostedStore | None = None
         self.stops = False  # the node's process is about to end
-        self.early = EarlyRequests(shard_id, around.environment)
+        self.early = EarlyRequests(shard_id, around.limits, around.environment)
         self._around = around
         self._files: CopyFiles | None = None
         self._damaged: DamagedCopy | None = None

@@ -51,9 +51,10 @@ def numbers(most: int) -> Check:
     return check
 
 
-file = click.Path(dir_okay=False, path_type=Path)
 rounds = click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Figures are medians.")
-json_file = click.option("--json", "json_file", type=file, help="Write all figures there.")
+json_file = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there."
+)
 folder = click.option(
     "--tmp",
     "folder",

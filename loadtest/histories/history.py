@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import msgspec
 
@@ -197,8 +197,3 @@ def read(path: Path) -> list[AnyOperation]:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}:{number}: not an operation: {error}") from None
     return operations
-
-
-def as_document(operation: AnyOperation) -> Any:
-    """The operation as it stands in the file, as plain dicts and lists."""
-    return msgspec.to_builtins(operation)

@@ -3,7 +3,7 @@
 Owns: escaping, the colours of light and dark, and what all reports look like.
 Promises: nothing is fetched from anywhere and no script runs; what `text` has been given can never become markup; a
 page is well-formed XML, too, so that a mistake in it is found by a parser. Pure.
-Leaves to others: charts (charts.py), what a report says (chaos/page.py, compare/page.py).
+Leaves to others: charts (charts.py), what a report says (chaos/page.py).
 """
 
 from __future__ import annotations

@@ -298,3 +298,16 @@ async def test_an_answer_of_an_unknown_form_is_refused_rather_than_guessed(
     reader.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: " + coding + b"\r\n\r\n" + body)
     with pytest.raises(ValueError, match=complaint):
         await read_answer(reader)
+
+
+def test_the_chart_has_a_bar_for_each_rate_beside_etcd_as_long_as_its_ratio() -> None:
+    runs = [run("kvstore", 300), run("etcd", 100), run("bare", 900), run("kvstore", 50, work="put")]
+    runs.append(run("etcd", 100, work="put"))
+    text = render(summarize(runs), FACTS, [])
+    bars = {line[:8].split()[0]: line.count("█") for line in text.splitlines() if "kvstore █" in line}
+    assert bars == {"get": 60, "put": 10}
+    assert not any("bare" in line for line in text.splitlines() if "█" in line)
+
+
+def test_without_etcd_there_is_no_chart() -> None:
+    assert "█" not in render(summarize([run("kvstore", 300)]), FACTS[:1], [])
