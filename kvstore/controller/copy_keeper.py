@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client.metrics_core import Metric
@@ -127,6 +128,7 @@ class CopyKeeper:
         self._on_heard(beat.cluster_id, max([beat.epoch, *terms]))
         now = self._now_s()
         number = self._heard.take(beat, now)
+        self._note_committed(beat, cluster_map)
         self._due.set()
         places = Places(cluster_map, self._heard, self._limits, now)
         return BeatAnswer(
@@ -138,6 +140,13 @@ class CopyKeeper:
             drop=places.to_drop(beat.node),
             give_back=to_give_back(self._state, beat.node),
         )
+
+    def _note_committed(self, beat: Beat, cluster_map: ClusterMap) -> None:
+        """What primaries in the present terms tell; one of an earlier term may tell of what a person has given up."""
+        for report in beat.copies:
+            config = configuration_of(cluster_map, report.shard) if report.committed else None
+            if config is not None and config.primary == (beat.node, report.copy_id) and config.term == report.promised:
+                self._document.note_committed(report.store_id, report.committed)
 
     async def promote_with_loss(self, shard_id: str, to: str, confirmed: str | None) -> dict[str, Any]:
         """A copy that is not in sync, or is older than it should be, becomes the primary: what that loses.
@@ -184,12 +193,20 @@ class CopyKeeper:
         if not beats(self._state.map) and not any(self._heard.beats):
             return
         await self._document.know_told(shard.store_id for shard in self._state.map.shards)
+        await self._keep_committed(self._state.map, now)
         found = self._decided(self._state, now)
         if found.state is not self._state:
             await self._store(now)
         self._note_older(found.older)
         await self._note_served(now)
         await self._note_damage(now)
+
+    async def _keep_committed(self, cluster_map: ClusterMap, now: float) -> None:
+        """What primaries that are silent by now have told last must outlive this process."""
+        for config in configurations(cluster_map):
+            if self._heard.primary_silent_since(*config.primary, now) is not None:
+                with suppress(Unavailable):  # a full disk, for example, keeps no copy from taking over
+                    await self._document.keep_committed(config.store_id)
 
     def _decided(self, state: ClusterState, now: float) -> Decided:
         if state.map is None:
