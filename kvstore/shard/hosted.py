@@ -86,6 +86,12 @@ class HostedStore:
     def shard_id(self) -> str:
         return self.service.shard_id
 
+    @property
+    def is_sound(self) -> bool:
+        """Its file was found to be whole."""
+        verification = self.store.tables.verification
+        return verification.is_examined and not verification.damage
+
     def labels(self, node_id: str) -> StoreLabels:
         """Of its metrics."""
         return StoreLabels(node_id, self.shard_id, "primary")

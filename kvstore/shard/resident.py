@@ -264,8 +264,9 @@ class Resident:
     def requests(self) -> list[Asked]:
         """What the controller is asked for now."""
         asked = list(self._opening.requests()) if self._opening is not None else []
-        if (store := self.store) is not None and store.tables.sender is not None:
-            asked += store.tables.sender.requests()
+        if (hosted := self.hosted) is not None and (sender := hosted.store.tables.sender) is not None:
+            may_take_out = hosted.is_open or hosted.is_sound
+            asked += [each for each in sender.requests() if may_take_out or each.kind != "out"]
         return [Asked(**each._asdict()) for each in asked]
 
     def controller_heard(self) -> None:

@@ -60,6 +60,19 @@ def test_a_silent_primary_is_replaced_by_its_copy_in_a_new_term_and_taken_out() 
     assert model.copy_nodes("s1", "joining") == {"s1"}
 
 
+def test_a_dead_copy_in_sync_stays_until_the_file_of_the_one_that_opens_is_found_to_be_whole() -> None:
+    model = replicated()
+    (heir,) = model.copy_nodes("s1")
+    model.nodes[heir].copies["s1"].is_examined = False
+    model.down("s1")
+    model.run(5)
+    assert model.config("s1").primary.node == heir
+    assert model.copy_nodes("s1") == {"s1"}, "the old primary is still one of those in sync"
+    model.nodes[heir].copies["s1"].is_examined = True
+    model.run(1)
+    assert model.copy_nodes("s1") == set()
+
+
 def with_old_folder(model: Model, node: str, others: int = 10) -> None:
     """All copies of s1 have records up to `others`, which is committed, and that node's old folder is put back."""
     for each in model.nodes.values():
