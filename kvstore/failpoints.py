@@ -1,4 +1,5 @@
-"""Named points at which a test makes a real process die or stand still; off, and nearly free, in normal runs.
+"""Named points at which a test makes a real process die or stand still.
+Off, and nearly free, in normal runs.
 
 Owns: the environment variable KVSTORE_FAILPOINTS, for example
 `batch-after-commit=kill@3;batch-before-commit=pause:200`, or `@FILE`: then the points are taken from that file whenever
@@ -105,7 +106,8 @@ def plant(name: str) -> None:
 
 @contextmanager
 def planting(name: str) -> Iterator[None]:
-    """That bug is there within the block; none if the name is empty. Raises ValueError for one that is not in BUGS."""
+    """That bug is there within the block; none if the name is empty.
+    Raises ValueError for one that is not in BUGS."""
     before = set(_planted)
     if name:
         plant(name)

@@ -173,7 +173,8 @@ class Mover:
             log.warning("the map cannot be read or changed, so no move goes on: %s", error)
 
     def _begun_again(self, state: ClusterState) -> ClusterState:
-        """As a controller finds it at its start: each try is another one, and each move is part of a change."""
+        """As a controller finds it at its start.
+        Each try is another one, and each move is part of a change."""
         voided = _with_map(state, lambda cluster_map: moves.all_voided(cluster_map, self._new_id))
         now_ms = self._environment.now_ms()
         return change_steps.adopted(voided, Change(id=self._new_id(), kind="rebalance", began_ms=now_ms))
@@ -181,7 +182,8 @@ class Mover:
     # --- what people see ---------------------------------------------------------------------------------------------
 
     async def caught_up(self, cluster_map: ClusterMap) -> None:
-        """Returns when `last` counts all that map shows as done: a try hears of its swap a little later than others."""
+        """Returns when `last` counts all that map shows as done.
+        A try hears of its swap a little later than others."""
         standing = {move.id for move in cluster_map.moves}
         for each in list(self._tries.values()):
             if each.deciding and each.move.id not in standing:

@@ -1,4 +1,5 @@
-"""What has come of the moves since this process began: totals for the metrics, and the write pauses of each change.
+"""What has come of the moves since this process began.
+Totals for the metrics, and the write pauses of each change.
 
 Owns: sums; pauses that have not ended yet.
 Promises: pure; times are arguments, in seconds of any one clock.

@@ -158,7 +158,8 @@ class Receiver:
         return page.rows
 
     async def _until_there_is_room(self, move: Move, state: _State) -> None:
-        """Nothing is copied to a disk that has no room for it beside its reserve: the move waits, and says so."""
+        """Nothing is copied to a disk that has no room for it beside its reserve.
+        The move waits, and says so."""
         while (spare_bytes := self._store.migration.spare_bytes()) < (needed_bytes := await self._needed(move, state)):
             state.detail = self._room_wanted(needed_bytes, spare_bytes)
             await asyncio.sleep(_PAUSE_S_MAX)
@@ -265,7 +266,7 @@ class Receiver:
         return rows
 
     async def _pause(self, started_s: float) -> None:
-        """Leave the stores to others for so long that what began then takes no more than its share of the time."""
+        """Pause so that the work since `started_s` takes no more than its share of the time."""
         spent_s = self._environment.monotonic_s() - started_s
         await asyncio.sleep(min(pause_s(spent_s, self._limits.move_busy_share), _PAUSE_S_MAX))
 

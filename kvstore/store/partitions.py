@@ -247,7 +247,8 @@ def _clock_floor(shard_id: str, cluster_map: ClusterMap) -> int:
 
 
 def _opened(cluster_map: ClusterMap, before: View, view: View) -> tuple[frozenset[int], int]:
-    """The partitions that this map opens again here, after their shard was lost, and a version above all that it gave.
+    """The partitions that this map opens again here, after their shard was lost.
+    With them a version above all that it gave.
 
     They have no rows, whatever lies here of an earlier time. What came by a move after that came with a map that knew
     of it.

@@ -43,7 +43,8 @@ _UNVERIFIED, _VERIFIED, _DAMAGED = range(3)
 
 
 def home_in(partitions: int) -> HomeOf:
-    """The partition to which a value or a lease belongs, of so many; what other rows belong to is not in their keys."""
+    """The partition to which a value or a lease belongs, of so many.
+    What other rows belong to is not in their keys."""
 
     def home_of(kind: str, key: str) -> int:
         return partition_of(key.encode(), partitions) if kind in (VALUE, LEASE) else -1
@@ -52,8 +53,8 @@ def home_in(partitions: int) -> HomeOf:
 
 
 class Verification:
-    """`rounds` counts how often the whole file was looked at since the opening. `is_examined`: it was, as a
-    whole. `file_damage`: why nothing more is written into it. `damage`: the first fault that was found; empty without one."""
+    """`rounds` counts how often the whole file was looked at since the opening. `is_examined`: it was, as a whole.
+    `file_damage`: why nothing more is written into it. `damage`: the first fault that was found; empty without one."""
 
     def __init__(
         self, environment: Environment, limits: Limits, engine: Engine, partitions: int, is_examined: bool

@@ -1,4 +1,5 @@
-"""Documents of changes of the cluster: what a client sends to a router, and a router passes on to the controller.
+"""Documents of changes of the cluster.
+What a client sends to a router, and a router passes on to the controller.
 
 Owns: the members of these bodies and answers, with their bounds, as the OpenAPI document has them.
 Promises: an unknown member of a body is refused, by the router and by the controller alike.

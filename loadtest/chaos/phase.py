@@ -53,8 +53,10 @@ class Stage(NamedTuple):
     hurry: asyncio.Event
 
     async def play(self, phase: Phase, steps: Sequence[Step]) -> Closing | None:
-        """None: it could not be brought to its end, and calls are still under way. What is wrong goes into the phase,
-        and what did not come to its end."""
+        """None: it could not be brought to its end, and calls are still under way.
+
+        What is wrong goes into the phase, and what did not come to its end.
+        """
         try:
             return await self._play(phase, steps)
         except (GivenUp, ReadsError) as error:
@@ -97,7 +99,7 @@ class Stage(NamedTuple):
         phase.unfinished.append(f"{sentence}\n{processes.tail(self.cluster.log, _LOG_LINES)}")
 
     async def _so_far(self) -> Closing | None:
-        """What was done in a phase that is given up: without the reads at its end, of which some checks need some."""
+        """What was done in a phase that is given up: without the reads at its end, which some checks need."""
         try:
             await self._rest()
         except GivenUp:
@@ -165,7 +167,8 @@ class Stage(NamedTuple):
 
 
 async def audited(cluster: ArmedCluster, clients: Clients) -> list[str]:
-    """What is listed lies in the file of its owner, and nowhere else, and is counted; sentences on what is not so.
+    """What is listed lies in the file of its owner, and nowhere else, and is counted.
+    Sentences on what is not so.
 
     What an expiry or an application has still to do is waited for, longer while it comes forward. Raises ReadsError.
     """

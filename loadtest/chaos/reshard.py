@@ -130,7 +130,8 @@ class Reshard:
         return [change.shard], f"{change}: {reply.words}"
 
     async def _insist(self, method: str, path: str, body: bytes | None) -> Reply:
-        """Until it is taken down, or there is no such shard, or for some time in vain: a 409 may be for the moment."""
+        """Until it is taken down, or there is no such shard, or for some time in vain.
+        A 409 may be for the moment."""
         deadline_s = time.monotonic() + _INSIST_S
         while True:
             reply = await self._wire.ask(method, path, body)
@@ -141,8 +142,8 @@ class Reshard:
     # --- afterwards --------------------------------------------------------------------------------------------------
 
     async def settle(self, timeout_s: float) -> str:
-        """Wait until no change runs any more: a sentence if one of them has not come about. What was cancelled is
-        planned again. Raises NotSettled if nothing comes forward for that long."""
+        """Wait until no change runs any more: a sentence if one of them has not come about.
+        What was cancelled is planned again. Raises NotSettled if nothing comes forward for that long."""
         began_s, deadline = time.monotonic(), Forward(time.monotonic(), timeout_s)
         while True:
             if self._left_over:

@@ -1,4 +1,5 @@
-"""A move of partitions as its source sees it: copied, followed, frozen, compared; then it is given up, and they return.
+"""A move of partitions as its source sees it: copied, followed, frozen, compared.
+Then it is given up, and they return.
 
 Owns: what a destination asks of a source, the copy that it makes, and what must be equal in the end.
 Promises: goes on where it was when the source's process ends and comes back, and always lets the partitions return.

@@ -196,6 +196,22 @@ def test_when_all_nodes_stop_at_once_nothing_changes_and_all_may_end() -> None:
     assert all(model.may_stop(node) for node in model.nodes)
 
 
+def test_a_node_that_stops_keeps_the_last_copy_of_a_primary_that_has_just_died_and_lost_its_disk() -> None:
+    model = replicated()
+    (last,) = model.copy_nodes("s1")
+    model.down("s1")
+    model.wipe("s1")
+    model.nodes[last].stops = True
+    model.turn()
+    assert model.copy_nodes("s1") == {last}
+    model.down(last)
+    model.run(1)
+    model.up("s1")
+    model.up(last)
+    model.run(6)
+    assert model.config("s1").primary.node == last
+
+
 def test_a_planned_change_to_a_node_that_stops_is_over() -> None:
     model = replicated(3, 3)
     first, second = sorted(model.copy_nodes("s1"))
@@ -330,6 +346,22 @@ def test_a_primary_moves_where_a_person_wants_it_and_stays_there() -> None:
     assert after.term > before.term
     assert model.copy_nodes("s1") == {"s1"}
     assert [step.why for step in model.steps if step.after.shard == "s1"] == ["planned"]
+
+
+def test_a_primary_that_a_person_keeps_where_no_copy_would_lie_has_no_copy_more_than_others() -> None:
+    model = replicated(4, 3)
+    to = Places(model.map, model.heard, LIMITS, model.now).walk("s1")[2]
+    change = Change(id="x", kind="promote", shard="s1", to=to, began_ms=0)
+    model.state = msgspec.structs.replace(model.state, changes=[change], preferred={"s1": to})
+    model.run(20)
+    model.state = msgspec.structs.replace(
+        model.state, map=msgspec.structs.replace(model.map, replicas=2, epoch=model.map.epoch + 1)
+    )
+    model.run(30)
+    assert to not in Places(model.map, model.heard, LIMITS, model.now).walk("s1")
+    assert model.config("s1").primary.node == to
+    assert model.copy_nodes("s1") == {"s1"}
+    assert model.copy_nodes("s1", "joining") == set()
 
 
 def test_a_planned_change_to_a_copy_that_falls_out_is_over_and_its_primary_opens_again() -> None:
