@@ -264,9 +264,8 @@ class Resident:
     def requests(self) -> list[Asked]:
         """What the controller is asked for now."""
         asked = list(self._opening.requests()) if self._opening is not None else []
-        if (hosted := self.hosted) is not None and (sender := hosted.store.tables.sender) is not None:
-            may_take_out = hosted.is_open or hosted.is_sound
-            asked += [each for each in sender.requests() if may_take_out or each.kind != "out"]
+        if self.hosted is not None:
+            asked += self.hosted.requests()
         return [Asked(**each._asdict()) for each in asked]
 
     def controller_heard(self) -> None:
