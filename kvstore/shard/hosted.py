@@ -95,7 +95,10 @@ class HostedStore:
         return verification.is_examined and not verification.damage
 
     def requests(self) -> list[Request]:
-        """What the controller is asked for. None is taken out for a term that begins on a file that may be damaged."""
+        """What the controller is asked for.
+
+        No copy is to be taken out for a term that begins on a file that may be damaged.
+        """
         sender, may_take_out = self.store.tables.sender, self.is_open or self.is_sound
         found = sender.requests() if sender is not None else ()
         return [each for each in found if may_take_out or each.kind != "out"]
