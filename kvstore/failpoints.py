@@ -37,17 +37,17 @@ POINTS = {
         for step in ("batch", "transact", "prepare", "decide", "finish", "abort", "ask", "forget")
         for side in _SIDES
     ),
-    "source": tuple(f"{step}-{side}-commit" for step in ("fence", "adopt", "trim") for side in _SIDES),
+    "source": tuple(f"{step}-{side}-commit" for step in ("freeze", "adopt", "trim") for side in _SIDES),
     "destination": (
         *(f"{step}-{side}-commit" for step in ("clear", "take", "complete") for side in _SIDES),
-        *(f"move-{side}-{what}" for what in ("copy", "fence") for side in _SIDES),
+        *(f"move-{side}-{what}" for what in ("copy", "freeze") for side in _SIDES),
         "move-after-last-pull",
         "move-after-complete",
     ),
     "controller": (
         *(f"controller-{side}-plan" for side in _SIDES),
         *(f"move-{side}-commit" for side in _SIDES),
-        "move-after-fence-seen",
+        "move-after-freeze-seen",
         "move-before-void",
     ),
 }

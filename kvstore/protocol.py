@@ -260,7 +260,7 @@ class Pull(Message, tag=26):
 
 
 class Freeze(Message, tag=27):
-    """From destination to source: answer for the partitions of that move no more. Answer: Fenced, when that is durable.
+    """From destination to source: answer for the partitions of that move no more. Answer: Frozen, when that is durable.
     409: the move does not stand (any more)."""
 
     move: str
@@ -409,7 +409,7 @@ class Reads(Message, tag=106):
 
 
 class Progress(Message, tag=107):
-    """How far a move is. `step`: copy, tail, fence (the source may have stopped to answer for the partitions), done
+    """How far a move is. `step`: copy, tail, freeze (the source may have stopped to answer for the partitions), done
     (all is here, compared and durable: it may be committed) or failed (`detail`; it must be voided). While it waits for
     the source `detail` says so."""
 
@@ -444,7 +444,7 @@ class Rows(Message, tag=108):
 
 
 class Frozen(Message, tag=109):
-    """The source's version clock and floor of attempts as of the fence, or later; how many rows the partitions have,
+    """The source's version clock and floor of attempts as of the freeze, or later; how many rows the partitions have,
     and their digest, without tombstones."""
 
     version: Stored

@@ -206,7 +206,7 @@ class Partitions:
         partitions = self.view.leaving.get(move)
         if partitions is None:
             raise Conflict(f"The move {move} from shard {self.shard_id} does not stand.", retry_after_ms=100)
-        batch.steps.append("fence")
+        batch.steps.append("freeze")
         if move not in self.view.freezes:
             self.view = self.view._replace(freezes=self.view.freezes | {move: partitions})
             batch.extras.freezes = self.view.freezes

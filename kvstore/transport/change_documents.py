@@ -128,8 +128,8 @@ class MoveUnderWay(Struct, rename={"source": "from"}):
         str,
         about(
             "`queued`: not begun; `waiting`: for a shard that is down, or after a try that failed, as `detail` says; "
-            "`fence`: no shard answers for these partitions; `unknown`: the controller does not answer.",
-            enum=["queued", "waiting", "copy", "tail", "fence", "done", "failed", "unknown"],
+            "`freeze`: no shard answers for these partitions; `unknown`: the controller does not answer.",
+            enum=["queued", "waiting", "copy", "tail", "freeze", "done", "failed", "unknown"],
         ),
     ]
     keys_done: Count

@@ -94,7 +94,7 @@ class Reshard:
         deadline_s = time.monotonic() + _MOVE_S
         while time.monotonic() < deadline_s:
             document = await changes.cluster(self._wire)
-            begun = [move for move in document.get("moves") or [] if move["step"] in ("copy", "tail", "fence")]
+            begun = [move for move in document.get("moves") or [] if move["step"] in ("copy", "tail", "freeze")]
             if begun:
                 return Move(begun[0]["from"], begun[0]["to"])
             await asyncio.sleep(_POLL_S / 5)
