@@ -43,11 +43,15 @@ class Places:
         """The nodes that keep it beside its primary's. Of a shard that leaves, those that do now.
 
         But where it leaves because its home is given up, what did not move yet must not lie on one disk until then.
+        A primary that stays outside of the walk, where a person wants it, is one of the copies all the same.
         """
         home = self.cluster_map.node(config.shard)
         if not _stays(self.cluster_map.shard(config.shard)) and not (home is not None and home.given_up):
             return [copy.node for copy in config.replicas]
-        return [node for node in self.walk(config.shard) if node != config.primary.node]
+        others = [node for node in self.walk(config.shard) if node != config.primary.node]
+        if not self.may_keep(config.primary.node):
+            return others
+        return others[: max(1, self.cluster_map.replicas - 1)]  # the first is where the primary belongs
 
     def node(self, node_id: str) -> Node | None:
         """The node of the map."""
