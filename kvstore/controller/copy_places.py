@@ -172,6 +172,8 @@ class Places:
             report = self.report(node, config.shard)
             if report is None or report.store_id != config.store_id or report.role not in ("copy", "filling"):
                 continue
+            if self.heard.stops(node):
+                continue
             if there is None or there.copy_id != report.copy_id:
                 return node, report.copy_id
         return None
@@ -192,7 +194,7 @@ class Places:
         if not self.serves(config) or self.is_joining(config):
             return None
         for node in self.wanted(config):
-            if self.heard.is_here(node, self.now):
+            if self.heard.is_here(node, self.now) and not self.heard.stops(node):
                 report = self.heard.report(node, config.shard)
                 if report is None or report.store_id != config.store_id:
                     return node

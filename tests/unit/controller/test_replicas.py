@@ -37,6 +37,18 @@ def test_with_one_copy_of_everything_nothing_is_ever_decided() -> None:
     assert model.map.epoch == 1
 
 
+def test_a_node_that_stops_is_given_no_copy() -> None:
+    model = Model(3, 2)
+    model.nodes["s2"].stops = True
+    model.run(5)
+    assert set(model.nodes["s2"].copies) == {"s2"}
+    there = [shard.id for shard in model.map.shards if shard.id != "s2" and "s2" in shard.nodes]
+    model.nodes["s2"].stops = False
+    model.run(10)
+    assert there == []
+    assert all(len(model.copy_nodes(shard.id)) == 1 for shard in model.map.shards)
+
+
 def test_of_each_shard_one_copy_joins_at_a_time() -> None:
     model = Model(4, 4)
     for _ in range(20):
