@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import aiohttp
 import click
 import msgspec
 
@@ -77,7 +78,7 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run(ended_by_signals())
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise click.ClickException("interrupted; everything that was started has been ended") from None
-    except (OSError, RuntimeError, TimeoutError) as error:
+    except (aiohttp.ClientError, OSError, RuntimeError, TimeoutError) as error:
         raise click.ClickException(str(error) or "it took too long") from error
 
 

@@ -45,7 +45,8 @@ Handler = Callable[[web.BaseRequest], Awaitable[Any]]
 
 
 class _InlineRequests:
-    """The event loop as a connection sees it: what is to run as a task of its own is awaited as it is.
+    """The event loop as a connection sees it.
+    What is to run as a task of its own is awaited as it is.
 
     Before Python 3.12, aiohttp makes a task of each request and awaits it at once, which takes two more turns of the
     loop. It does so that no request sees the context variables of the one before it, and there are none here.
