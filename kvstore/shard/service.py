@@ -144,7 +144,10 @@ class ShardService:
         """Raises WrongOwner if one of both has not heard of the last strike."""
         kind: type = type(request)
         if getattr(sink, "strike", 0) != self.store.strike and kind not in _OF_ANY_STRIKE:
-            raise WrongOwner("a shard was given up, and one of us has not heard of it", epoch=self.store.served.epoch)
+            raise WrongOwner(
+                "A shard was given up, and this shard or the sender has not heard of it: ask again with the next map.",
+                epoch=self.store.served.epoch,
+            )
         if kind is Get:
             self.store.get(request, sink)
         elif kind in _SLOW:

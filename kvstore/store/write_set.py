@@ -71,7 +71,7 @@ _ROW_BYTES = 64  # of a row in a commit record, beside its key, body and intent
 Savepoint = tuple[tuple[int, ...], int, int, int, int]
 """A moment between two operations, or within one: clock, `expired`, answers, bytes, notes of undo."""
 NUMBER_MAX = 2**63 - 1  # in the file
-_SEEN_MAX = 2**62  # of versions that others gave: above it there are steps enough of our own
+_SEEN_MAX = 2**62  # of versions that others gave: above it there are steps enough of its own
 _NEVER = RowMeta(0, 0, 0, False)
 _NEVER_STATE = State(0, 0, None)
 

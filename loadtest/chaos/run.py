@@ -4,7 +4,7 @@ Owns: the order of phases, their histories and judgements, the summary.
 Promises: all processes end with the run, however it ends, and every fault is taken back. The first phase in which
 anything is wrong ends the run. What was settled in a phase is looked at once more at the end.
 Leaves to others: what a phase is (phase), faults (schedule, nemeses, reshard), clients (clients), processes (cluster),
-judging (judge), pages (page), what is shown meanwhile (progress).
+judging (judge), pages (page), what is shown while it runs (progress).
 
 A phase has new keys, and its history can be judged on its own: while the next one is under way.
 """
