@@ -91,7 +91,7 @@ async def _watch(url: str, as_json: bool) -> None:
     from rich.text import Text
 
     async with Client(url, retries=0) as kv:
-        with Live(auto_refresh=False, screen=True) as live:
+        with Live(auto_refresh=False, screen=True, redirect_stdout=False) as live:  # a stand-in has no encoding
             while True:
                 try:
                     lines = _status(await kv.cluster(), *_terminal())

@@ -24,6 +24,7 @@ from kvstore.storage.record import CommitRecord
 from kvstore.storage.segments import Position
 from kvstore.store.pacing import LoadMeter, pause_s
 from kvstore.store.tables import Tables
+from kvstore.store.write_set import WriteSet
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ class Applier:
         self.segment_wanted = asyncio.Event()
         self.segment_made = asyncio.Event()
 
-    def publish(self, record: CommitRecord, position: Position) -> None:
-        """The record is visible: it is to be applied."""
+    def publish(self, record: CommitRecord, changes: WriteSet, position: Position) -> None:
+        """The record, which carries these changes, is visible: it is to be applied."""
         pending, memtable = self._pending, self._tables.memtable
         pending.position = position
         if record.dropped:
@@ -75,8 +76,8 @@ class Applier:
             pending.cluster_map = record.cluster_map
         if record.freezes is not None:
             pending.freezes = record.freezes
-        if record.rows:
-            memtable.publish(record.rows)
+        if changes.rows:
+            memtable.publish(changes.rows, changes.bytes)
         self._something.set()
         limits = self._tables.limits
         if memtable.unapplied_count >= limits.apply_rows or memtable.bytes >= limits.wal_bytes_max // 4:
