@@ -43,7 +43,7 @@ class Doubts:
     async def none_left(self, timeout_s: float) -> bool:
         """Look until nothing is in doubt at all, that long at most; whether nothing is.
 
-        The time begins again with a look that does not count, for half a minute: on a machine that stands still at times
+        The time begins again with a look that does not count, for half a minute: on a slow machine
         not all shards are seen at once.
         """
         began_s = time.monotonic()
