@@ -266,7 +266,8 @@ class ShardReconciler:
             await asyncio.gather(*self._ending.values(), return_exceptions=True)
 
     async def _news(self, timeout_s: float | None) -> None:
-        """Until the controller says something new, or a child that was to end has ended: it is told so at once."""
+        """Until the controller says something new, or a child that was to end has ended.
+        It is told so at once."""
         self._changed.clear()
         asking = asyncio.create_task(self._ask())
         changed = asyncio.create_task(self._changed.wait())

@@ -84,7 +84,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Make(msgspec.Struct, frozen=True, kw_only=True):
-    """Make an empty copy of that shard's store, and report its id; one that is there is left as it is."""
+    """Make an empty copy of that shard's store, and report its id.
+    One that is there is left as it is."""
 
     shard: str
     store_id: str
@@ -99,7 +100,8 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GiveBack(msgspec.Struct, frozen=True, kw_only=True):
-    """Give back the lease of that term, once the copy on that node has all, so that it becomes the primary."""
+    """Give back the lease of that term to the copy on that node.
+    Once that has all records, so that it becomes the primary."""
 
     shard: str
     term: int
@@ -125,7 +127,8 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def beats(cluster_map: ClusterMap, keeps_copies: bool = False) -> bool:
-    """Whether a node that follows this map beats: not while every store has one copy, at home, and is to have one.
+    """Whether a node that follows this map beats.
+    Not while every store has one copy, at home, and is to have one.
 
     `keeps_copies`: the node has files of stores of which it is not the primary, and waits to be told to drop them.
     """

@@ -61,7 +61,8 @@ class AllShards:
         return len(self._router.channels) * of_shard + 2 * min(limit * item_bytes, self._limits.page_bytes_max)
 
     def _slice_bytes(self) -> int:
-        """How many bytes to ask of one shard at once: beyond the mean, since the hash decides where the keys are."""
+        """How many bytes to ask of one shard at once.
+        Beyond the mean, since the hash decides where the keys are."""
         share_bytes = int(self._limits.page_bytes_max * min(1.0, _SHARE_BEYOND_MEAN * self._router.largest_part))
         return min(share_bytes, _SLICE_BYTES)
 

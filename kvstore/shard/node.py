@@ -1,4 +1,5 @@
-"""A node apart from its HTTP: its stores, who may open channels to them, and how the node takes part in the cluster.
+"""A node apart from its HTTP.
+Its stores, who may open channels to them, and how the node takes part in the cluster.
 
 Owns: opening and closing in the right order; following the map and announcing the node; what is told at its door.
 Promises: serves only with a map; a restarted shard starts from its own durable map, so it does not need the
@@ -199,7 +200,8 @@ class _News:
 def go_on_with_last_session(
     hellos: Hellos, cluster: ClusterSession, cluster_map: ClusterMap | None, shard_id: str, url: str
 ) -> None:
-    """Name it to other shards while the controller is away, if this is where their map says that this shard is.
+    """Name this node's address to other shards while the controller is away.
+    Only if this is where their map says that this shard is.
 
     At another address this may be a copy of the data directory, which must not disturb the original.
     """

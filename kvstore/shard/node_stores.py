@@ -105,7 +105,8 @@ class NodeStores:
 
     @property
     def identity(self) -> Identity:
-        """Of the node's own store; that which it had last, while its files change hands or once it was set aside."""
+        """Of the node's own store.
+        That which it had last, while its files change hands or once it was set aside."""
         self._identity = self.home.identity or self._identity
         if self._identity is None:
             raise RuntimeError("the node's own store was not opened")

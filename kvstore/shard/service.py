@@ -70,7 +70,8 @@ class ShardService:
         self._asked_s = 0.0
 
     def hear(self, cluster_map: ClusterMap) -> bool:
-        """A newer map has come, to be followed when those before it are: whether this store's term goes on in it."""
+        """A newer map has come, to be followed when those before it are.
+        Whether this store's term goes on in it."""
         identity, shard = self.store.identity, cluster_map.shard(self.shard_id)
         is_ours = identity.cluster_id in (None, cluster_map.cluster_id)
         if is_ours and shard is not None and shard.store_id == identity.store_id:
@@ -118,7 +119,8 @@ class ShardService:
             await self._told.confirm(self.store)
 
     async def farewell(self) -> None:
-        """Before the process ends: if the shard leaves the cluster, go on until no router has asked it for a moment.
+        """Before the process ends.
+        If the shard leaves the cluster, go on until no router has asked it for a moment.
 
         A router whose map is a moment behind is sent on with 421. If it lost the connection instead, it could not know
         whether a write was done.

@@ -234,7 +234,8 @@ def _put_row_back(changes: WriteSet, name: tuple[str, str], before: tuple[Row | 
 
 
 def _before_damage(error: DataCorrupt) -> State:
-    """What a damaged row says of its version is not believed: the clock's is none lower. Raises it if there is none."""
+    """What a damaged row says of its version is not believed: the clock's is none lower.
+    Raises it if there is none."""
     row: Row | None = error.damaged_row
     if row is None:
         raise error
