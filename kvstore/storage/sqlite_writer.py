@@ -104,8 +104,7 @@ class SqliteWriter:
         self.applied = after
 
     def _sorted(self, application: Application) -> tuple[list[Row], list[Row], int]:
-        """The rows to write, the tombstones of which a row that the file never had needs no trace, and what writing
-        them puts into the WAL, about; with their sequences noted."""
+        """Note the sequences; the rows to write, tombstones that replace only what is there, bytes for the WAL."""
         changed, kept, size = self.digests.changed, application.kept, 0
         written: list[Row] = []
         traceless: list[Row] = []
