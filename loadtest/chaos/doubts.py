@@ -25,7 +25,7 @@ class Doubts:
     """Looks at `in_doubt` of /v1/cluster again and again, by any router that answers."""
 
     def __init__(self, http: aiohttp.ClientSession, urls: Sequence[str]) -> None:
-        self.count = -1  # of the last look; -1: nobody answered, or one that does not see every shard
+        self.count = -1  # of the last look; -1: no answer came, or one of a router that does not see every shard
         self.oldest_s = 0.0
         self._wire = Wire(http, urls, seed=0)
 
@@ -44,8 +44,8 @@ class Doubts:
     async def none_left(self, timeout_s: float) -> bool:
         """Look until nothing is in doubt at all, that long at most; whether nothing is.
 
-        It begins anew with a look that does not count, and whenever there are fewer than ever: on a machine that stands
-        still at times not all shards are seen at once, and all takes its time. That ends after a minute and a half.
+        The time begins again with a look that does not count, and whenever there are fewer than ever, for a minute
+        and a half: on a slow machine not all shards are seen at once.
         """
         began_s, fewest = time.monotonic(), sys.maxsize
         deadline_s = began_s + timeout_s

@@ -302,14 +302,14 @@ class Nemeses:
 
 def victims(kind: str, members: set[str], rng: random.Random) -> list[str]:
     """On which processes a kill or a pause falls."""
-    everyone = sorted(members)
-    of_role = [name for name in everyone if name.startswith(f"{kind}-")]
+    running = sorted(members)
+    of_role = [name for name in running if name.startswith(f"{kind}-")]
     if kind == "all":
-        return everyone
+        return running
     if kind == "several":
-        return rng.sample(everyone, k=rng.randint(2, max(2, len(everyone) - 1)))
+        return rng.sample(running, k=rng.randint(2, max(2, len(running) - 1)))
     if kind == "for some time":
-        return rng.sample(everyone, k=rng.choice((1, 1, 2)))
+        return rng.sample(running, k=rng.choice((1, 1, 2)))
     if kind in ("one node", "two nodes"):
         return rng.sample(_shards(members), k=1 if kind == "one node" else 2)
     if kind == "node and controller":

@@ -214,4 +214,4 @@ def is_settled(document: dict[str, Any]) -> bool:
         shard["state"] == "up" and [copy["state"] for copy in shard["copies"]] == ["in-sync"] * copies
         for shard in document["shards"]
     )
-    return is_up and document["moves"] == document["ending"] == document["wanted"] == []  # null: nobody knows
+    return is_up and document["moves"] == document["ending"] == document["wanted"] == []  # null: not known

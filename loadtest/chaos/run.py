@@ -5,7 +5,7 @@ Promises: all processes end with the run, however it ends, and every fault is ta
 anything is wrong, or that does not come to its end, ends the run; also then all that was done is judged. What was
 settled in a phase is looked at once more at the end.
 Leaves to others: what a phase is (phase), faults (schedule, nemeses, reshard), clients (clients), processes (cluster),
-judging (judge), pages (page), what is shown meanwhile (progress).
+judging (judge), pages (page), what is shown while it runs (progress).
 
 A phase has new keys, and its history can be judged on its own: while the next one is under way.
 """
