@@ -8,6 +8,7 @@ Leaves to others: when a fault is over (loadtest.chaos.phase).
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ import msgspec
 from loadtest.drivers.aio import Wire
 
 _POLL_S = 0.05
-_UNSEEN_MAX_S = 30.0
+_ANEW_MAX_S = 90.0
 
 
 class Doubts:
@@ -43,18 +44,20 @@ class Doubts:
     async def none_left(self, timeout_s: float) -> bool:
         """Look until nothing is in doubt at all, that long at most; whether nothing is.
 
-        The time begins again with a look that does not count, for half a minute: on a slow machine
-        not all shards are seen at once.
+        The time begins again with a look that does not count, and whenever there are fewer than ever, for a minute
+        and a half: on a slow machine not all shards are seen at once.
         """
-        began_s = time.monotonic()
+        began_s, fewest = time.monotonic(), sys.maxsize
         deadline_s = began_s + timeout_s
         while True:
             await self.look()
             now_s = time.monotonic()
             if self.count == 0:
                 return True
-            if self.count < 0 and now_s - began_s <= _UNSEEN_MAX_S:
+            if self.count < fewest and now_s - began_s <= _ANEW_MAX_S:
                 deadline_s = now_s + timeout_s
+            if self.count > 0:
+                fewest = min(fewest, self.count)
             if now_s > deadline_s:
                 return False
             await asyncio.sleep(_POLL_S)
