@@ -24,9 +24,9 @@ from kvstore.controller.copy_places import Places
 from kvstore.controller.damage import DamageSeen
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.heard import Heard
+from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import ClusterState, formed_map
 from kvstore.controller.replicas import PAUSE_MAX_S, Decided, Decider, Step, to_give_back, too_many_silent
-from kvstore.controller.store import Told
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import BadBody, Conflict, KvError, Unavailable
 from kvstore.metrics import CopyStats, copy_families
