@@ -117,6 +117,8 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     move_page_rows_max: int = 1000
     move_fence_timeout_s: float = 2.0
     move_busy_share: float = 0.25
+    farewell_quiet_s: float = 0.5
+    farewell_quiet_s_max: float = 3.0
 
     # copies of a shard, and who takes over from a node that is silent
     failover_after_s: float = 2.0
@@ -125,6 +127,10 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     disk_stall_s: float = 2.0
     down_out_s: float = 600.0
     hand_on_timeout_s: float = 2.0
+    hand_on_quiet_s: float = 0.3
+    hand_on_quiet_s_max: float = 1.5
+    early_wait_s: float = 0.25
+    early_requests_max: int = 1024
 
     # the controller and the launcher
     changes_kept_max: int = 100
@@ -135,8 +141,9 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
 
     @property
     def frame_read_bytes_max(self) -> int:
-        """No frame of the channel is larger. It is filled up to `frame_bytes_max`, and the last message of it may be a
-        page with one row too many, with what a transaction does to that, or a transaction with all that it read."""
+        """No frame of the channel is larger.
+        It is filled up to `frame_bytes_max`, and the last message of it may be a page with one row too many,
+        with what a transaction does to that, or a transaction with all that it read."""
         message = self.page_bytes_max + 5 * self.value_bytes_max + self.body_bytes_max + 2 * self.txn_read_bytes_max
         return 2 * self.frame_bytes_max + message + 1024 * 1024
 

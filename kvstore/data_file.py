@@ -1,4 +1,5 @@
-"""The place of a data file, looked at before it is opened: what a person has to mend is said in a person's words.
+"""The place of a data file, looked at before it is opened.
+What a person has to mend is said in a person's words.
 
 Owns: which things in the place of a file, and which errors at its opening, mean what; how a small file is
 replaced; room that is kept for those who must write although the disk is full.
@@ -77,14 +78,20 @@ def _user(uid: int) -> str:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Make `path` a file with that content: after a crash it is this one, or what was there before. Raises OSError."""
+    """Make `path` a file with that content: after a crash it is this one, or what was there before.
+    Raises OSError."""
     temporary = path.with_name(f".{path.name}.new")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in that folder durable. Raises OSError."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
     finally:
@@ -110,7 +117,8 @@ def make_sparse(path: Path) -> None:
 
 
 class Reserve:
-    """A file that does nothing but take room, which is given back when something must be written on a full disk."""
+    """A file that only takes room.
+    It is given back when something must be written on a full disk."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._path = path

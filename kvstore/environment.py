@@ -122,9 +122,23 @@ async def until_one_ends(*works: Coroutine[Any, Any, Any]) -> None:
             task.result()
 
 
+async def until_quiet(
+    environment: Environment, asked_s: Callable[[], float], quiet_s: float, quiet_s_max: float
+) -> None:
+    """Until nothing was asked for `quiet_s`, `quiet_s_max` from now at the latest.
+
+    `asked_s`: when something was asked last, on the monotonic clock.
+    """
+    began_s = now_s = environment.monotonic_s()
+    while now_s < (until_s := min(max(began_s, asked_s()) + quiet_s, began_s + quiet_s_max)):
+        await environment.sleep(until_s - now_s)
+        now_s = environment.monotonic_s()
+
+
 async def to_its_end(environment: Environment, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work, in a task of its own. A caller that is cancelled waits for its end before it goes on: a thread
-    cannot be ended, and what the caller holds is in use until then."""
+    """Do the work, in a task of its own.
+    A caller that is cancelled waits for its end before it goes on: a thread cannot be ended, and what the caller
+    holds is in use until then."""
     task = environment.spawn(work)
     try:
         return await asyncio.shield(task)

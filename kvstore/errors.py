@@ -34,6 +34,12 @@ class KvError(Exception):
         self.detail = detail or self.title
         self.members = members
 
+    @property
+    def sentences(self) -> str:
+        """What happened and what to do next, on one line."""
+        end = "" if self.detail.endswith((".", "?", "!")) else "."
+        return f"{self.detail}{end} {self.members.get('next_step', self.next_step)}".rstrip()
+
     def problem(self) -> dict[str, Any]:
         """The RFC 9457 members of this error, `type` and `status` included."""
         return {
@@ -151,6 +157,16 @@ class ChangeRefused(KvError):
     next_step = "Do first what `detail` says; nothing was changed."
 
 
+class OtherProtocol(KvError):
+    """`protocol`: the number that the process speaks which refuses."""
+
+    status, code, title = 409, "other-protocol", "The two processes are of versions that do not understand each other"
+    next_step = (
+        "Start both with the same version of kvstore, or with two releases that follow each other; upgrade a cluster "
+        "from one release to the next."
+    )
+
+
 class PreconditionFailed(KvError):
     status, code, title = 412, "precondition-failed", "The condition does not hold"
     next_step = "Read the key again, decide again, and send the version from its ETag."
@@ -230,7 +246,8 @@ class TooManyRequests(KvError):
 
 
 class DataCorrupt(KvError):
-    """`damaged_row`: the row as it was found, if that is all that is damaged, so that it can be written again."""
+    """Stored bytes do not match their checksum.
+    `damaged_row`: the row as it was found, if that is all that is damaged, so that it can be written again."""
 
     damaged_row: Any = None
     status, code, title = 500, "data-corrupt", "A stored row does not match its checksum"
@@ -268,6 +285,10 @@ class DiskFull(KvError):
 class ConfigError(KvError):
     status, code, title = 500, "config-error", "The configuration is wrong"
     next_step = "Mend the line that `detail` names."
+
+    @property
+    def sentences(self) -> str:
+        return self.detail  # which names the mend itself
 
 
 class DataInUse(ConfigError):

@@ -27,7 +27,7 @@ from kvstore.config import CONFIG_VARIABLE, ClusterConfig, encode_config, load_c
 from kvstore.demo import DemoDoor, check_demo, with_demo
 from kvstore.errors import ConfigError, KvError
 from kvstore.premises import claim, is_taken, ports_in_use
-from kvstore.process import EXIT_REFUSED, raise_open_files_limit, refusal, stop_signals
+from kvstore.process import EXIT_REFUSED, raise_open_files_limit, stop_signals
 from kvstore.readiness import http_ask, until_copied, until_ready
 from kvstore.roster import (
     DesiredShards,
@@ -72,7 +72,7 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
             if not refusals:
                 held.enter_context(await claim(data_dir))
         except KvError as error:
-            refusals = [refusal(error)]
+            refusals = [error.sentences]
         as_json = os.environ.get("KVSTORE_LOG") == "json"
         for line in refusals:
             print(json_line("up", line) if as_json else f"kvstore up: {line}", file=sys.stderr, flush=True)
@@ -266,7 +266,8 @@ class ShardReconciler:
             await asyncio.gather(*self._ending.values(), return_exceptions=True)
 
     async def _news(self, timeout_s: float | None) -> None:
-        """Until the controller says something new, or a child that was to end has ended: it is told so at once."""
+        """Until the controller says something new, or a child that was to end has ended.
+        It is told so at once."""
         self._changed.clear()
         asking = asyncio.create_task(self._ask())
         changed = asyncio.create_task(self._changed.wait())

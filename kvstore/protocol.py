@@ -83,9 +83,10 @@ class Renew(Message, tag=9):
 
 
 class Release(Message, tag=10):
-    """Give a lease back. `acquire`: only if it was granted to the Acquire with that id on this connection, and to
-    no other client that repeated its Idempotency-Key; that answer was not taken, so it is forgotten. `withdraw`: no
-    matter which token, all that came or may yet come of an Acquire with that Idempotency-Key ends."""
+    """Give a lease back.
+    `acquire`: only if it was granted to the Acquire with that id on this connection, and to no other client that
+    repeated its Idempotency-Key; that answer was not taken, so it is forgotten. `withdraw`: no matter which token,
+    all that came or may yet come of an Acquire with that Idempotency-Key ends."""
 
     key: str
     token: int
@@ -229,8 +230,9 @@ class Forget(Message, tag=23):
 
 
 class Follow(Message, tag=24):
-    """Take over this map (ClusterMap as JSON), if it is newer. Answered with 200 when it, or a newer one, is durable
-    and in force; the answer's `version` is the epoch of that one."""
+    """Take over this map (ClusterMap as JSON), if it is newer.
+    Answered with 200 when it, or a newer one, is durable and in force; the answer's `version` is the epoch of that
+    one."""
 
     cluster_map: bytes
 
@@ -258,7 +260,7 @@ class Pull(Message, tag=26):
 
 
 class Freeze(Message, tag=27):
-    """From destination to source: answer for the partitions of that move no more. Answer: Fenced, when that is durable.
+    """From destination to source: answer for the partitions of that move no more. Answer: Frozen, when that is durable.
     409: the move does not stand (any more)."""
 
     move: str
@@ -269,6 +271,7 @@ class Scan(Message, tag=4):
 
     `wanted`: of these partitions only (see `Page.owned`); empty: of all. `until`: none beyond this one, if it is given.
     `bytes_max`: the page ends with the item that reaches it; 0: `page_bytes_max`, which holds in any case.
+    `value_bytes_max`: of larger values only the sizes are brought, and count as so many bytes; 0: all values are.
     """
 
     prefix: str
@@ -278,6 +281,7 @@ class Scan(Message, tag=4):
     wanted: PartitionSet = b""
     until: str = ""
     bytes_max: int = 0
+    value_bytes_max: Annotated[int, Meta(ge=0, le=_SIGNED)] = 0
 
 
 class Count(Message, tag=5):
@@ -303,15 +307,16 @@ class Stats(Message, tag=7):
 
 
 class Names(Message, tag=28):
-    """The last strike that the sender's map has: what comes behind it is meant for a shard that follows the same one,
-    and is answered 421 by others. It has no answer itself."""
+    """The last strike that the sender's map has.
+    What comes behind it is meant for a shard that follows the same one, and is answered 421 by others. It has no
+    answer itself."""
 
     strike: int = 0
 
 
 class ForStore(Message, tag=29):
-    """What comes behind it on this connection is meant for the store with that id, until another one is named. Until
-    the first one that is the store of the hello. It has no answer itself."""
+    """What comes behind it on this connection is meant for the store with that id, until another one is named.
+    Until the first one that is the store of the hello. It has no answer itself."""
 
     store_id: Annotated[str, Meta(max_length=64)]
 
@@ -346,6 +351,8 @@ class Page(Message, tag=102):
 
     `owned`: a bit for each partition, that of partition p being bit p % 8 of byte p // 8: it was wanted, and owned by
     the shard from before the page was read until after. Only those are shown, and they are shown wholly.
+
+    `left_out`: the sizes of values that were not brought, by key.
     """
 
     owned: bytes
@@ -353,6 +360,7 @@ class Page(Message, tag=102):
     last: str
     items: list[tuple[str, int, bytes | None, int]]
     count: int = 0
+    left_out: dict[str, int] = {}
 
 
 class Info(Message, tag=103):
@@ -401,7 +409,7 @@ class Reads(Message, tag=106):
 
 
 class Progress(Message, tag=107):
-    """How far a move is. `step`: copy, tail, fence (the source may have stopped to answer for the partitions), done
+    """How far a move is. `step`: copy, tail, freeze (the source may have stopped to answer for the partitions), done
     (all is here, compared and durable: it may be committed) or failed (`detail`; it must be voided). While it waits for
     the source `detail` says so."""
 
@@ -417,8 +425,9 @@ MovedRow = tuple[str, str, Partition, Stored, Stored, bytes | None, bytes | None
 
 
 class Rows(Message, tag=108):
-    """A page of a Pull. `more`: there is another one. Where it goes on: after `sequence`; in a copy, without the first
-    `done` partitions, which are complete, and behind `after_row`.
+    """A page of a Pull. `more`: there is another one.
+    Where it goes on: after `sequence`; in a copy, without the first `done` partitions, which are complete, and
+    behind `after_row`.
 
     `floor`: tombstones up to that sequence have been trimmed. `total`: how many rows these partitions have, in the
     first page of a copy. `busy`: others than moves are at work in this store.
@@ -435,7 +444,7 @@ class Rows(Message, tag=108):
 
 
 class Frozen(Message, tag=109):
-    """The source's version clock and floor of attempts as of the fence, or later; how many rows the partitions have,
+    """The source's version clock and floor of attempts as of the freeze, or later; how many rows the partitions have,
     and their digest, without tombstones."""
 
     version: Stored

@@ -1,9 +1,10 @@
-"""Setting the files of a store, or of a copy of one, aside under other names, so that nothing opens them again.
+"""Setting the files of a store, or of a copy of one, aside.
+They get other names, so that nothing opens them again.
 
 Owns: the names of what is kept, `<file>.removed` with log and id beside it; the order of the renaming.
 Promises: nothing that was set aside before is lost: the older `….removed` becomes `….removed.1`, `.2`, and so on, the
-newest last. Setting aside may be repeated after a crash at any line. What a crash leaves without an id is never opened
-as a copy.
+newest last. Setting aside may be repeated after a crash at any line, or a power cut: id, log and file are gone from the
+disk in that order. What a crash leaves without an id is never opened as a copy.
 Leaves to others: when (`roster`, `store.copy_place`); no process may have the files open at the end.
 
 The second name is given to the file first, while a process may still have it (a link, nothing is renamed under SQLite),
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from kvstore.data_file import make_sparse
+from kvstore.data_file import make_sparse, sync_folder
 
 REMOVED = ".removed"
 _BESIDE = ("-wal", "-shm")  # what SQLite keeps beside a file, after kill -9
@@ -45,10 +46,12 @@ def finish(path: Path) -> Path | None:
         return None
     begin(path)
     removed = _removed(path)
-    for beside in _belonging(path.parent, path.stem):
-        set_aside = beside.rename(path.with_name(removed.name + beside.name.removeprefix(path.stem)))
-        with suppress(OSError):  # the room that was made for records to come
-            make_sparse(set_aside)
+    for beside in (_id_of, _log_of):
+        for each in beside(path.parent, path.stem):
+            set_aside = each.rename(path.with_name(removed.name + each.name.removeprefix(path.stem)))
+            with suppress(OSError):  # the room that was made for records to come
+                make_sparse(set_aside)
+        sync_folder(path.parent)  # a log without its file would be taken for damage
     for suffix in _BESIDE:
         with suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(removed.with_name(removed.name + suffix))
@@ -60,7 +63,8 @@ def finish(path: Path) -> Path | None:
 
 
 def names_for(first: str) -> Iterator[str]:
-    """The names for what is set aside, one after the other: the first, then the same with `.1`, `.2`, and so on."""
+    """The names for what is set aside, one after the other.
+    The first, then the same with `.1`, `.2`, and so on."""
     yield first
     for number in itertools.count(1):
         yield f"{first}.{number}"
@@ -71,16 +75,19 @@ def _make_room(removed: Path) -> None:
     free = next(path for name in names_for(removed.name) if not (path := removed.with_name(name)).exists())
     if free == removed:
         return
-    for beside in _belonging(removed.parent, removed.name):
+    for beside in (*_id_of(removed.parent, removed.name), *_log_of(removed.parent, removed.name)):
         beside.rename(removed.with_name(free.name + beside.name.removeprefix(removed.name)))
     for suffix in (*_BESIDE, ""):
         with suppress(FileNotFoundError):
             removed.with_name(removed.name + suffix).rename(free.with_name(free.name + suffix))
 
 
-def _belonging(folder: Path, name: str) -> Iterator[Path]:
-    """The id, without which nothing is opened as a copy, and the log of what has that name."""
+def _id_of(folder: Path, name: str) -> Iterator[Path]:
+    """The id of what has that name, without which nothing is opened as a copy."""
     yield from folder.glob(f"{name}.id")
+
+
+def _log_of(folder: Path, name: str) -> Iterator[Path]:
     yield from sorted(folder.glob(f"{name}.log.*"))
 
 

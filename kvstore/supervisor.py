@@ -35,6 +35,8 @@ _QUICK_DEATH_S = 1.0
 _FIRST_WAIT_S = 0.1
 _LINE_BYTES_MAX = 64 * 1024
 _LOG_LINES_MAX = 10_000
+_LAST_WORDS_S = 1.0
+_STDIN, _STDOUT = 0, 1
 
 
 class Child(NamedTuple):
@@ -176,22 +178,23 @@ class _Kept:
         self._again = again
         self._stopping = asyncio.Event()
         self._away_s = 0.0
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.SubprocessTransport | None = None
+        self._output: _Output | None = None
         self.task = asyncio.create_task(self._keep_running())
 
     @property
     def pid(self) -> int | None:
         """None while no process runs."""
         process = self._process
-        return process.pid if process is not None and process.returncode is None else None
+        return process.get_pid() if process is not None and process.get_returncode() is None else None
 
     async def let_go(self) -> None:
         """Close its standard input: all ends, so that it need not hand on first what it serves."""
         self._stopping.set()
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            with suppress(OSError):
-                await self._process.stdin.wait_closed()
+        if self._process is not None and self._output is not None:
+            if (pipe := self._process.get_pipe_transport(_STDIN)) is not None:
+                pipe.close()
+            await self._output.closed[_STDIN].wait()
 
     def terminate(self) -> None:
         self._stopping.set()
@@ -203,11 +206,11 @@ class _Kept:
 
     def kill_for(self, away_s: float) -> int:
         """As `Supervisor.kill_for`."""
-        if self._process is None or self._process.returncode is not None or self._stopping.is_set():
+        if (pid := self.pid) is None or self._stopping.is_set():
             raise ValueError(f"{self.child.name} does not run")
         self._away_s = away_s
         self._signal(signal.SIGKILL)
-        return self._process.pid
+        return pid
 
     def retry(self) -> bool:
         """Start it again if it was set aside, which is told."""
@@ -220,7 +223,7 @@ class _Kept:
         await asyncio.wait([self.task])  # who waits may be cancelled, the task must not be
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None and self._process.get_returncode() is None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
@@ -276,9 +279,11 @@ class _Kept:
 
     async def _run_once(self) -> tuple[str, int | None]:
         """From start to end of one process; how it ended, and its exit code if it was started."""
+        output = _Output(self.child.name, self._log)
         try:
             # A session of its own: Ctrl-C in the terminal reaches the launcher only, which stops all in order.
-            process = await asyncio.create_subprocess_exec(
+            process, _ = await asyncio.get_running_loop().subprocess_exec(
+                lambda: output,
                 *self.child.argv,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -288,18 +293,18 @@ class _Kept:
             )
         except OSError as error:
             return f"could not be started ({error})", None
-        self._process = process
+        self._process, self._output = process, output
         if self._stopping.is_set():
             self._signal(signal.SIGTERM)  # asked to stop while it was being started
-        assert process.stdout is not None
-        forwarding = asyncio.create_task(_forward(process.stdout, self.child.name, self._log))
-        code = await process.wait()
+        await output.ended.wait()
         # What it printed last is in the pipe; but a stray process of its own may hold the pipe open for ever.
-        await asyncio.wait([forwarding], timeout=1.0)
-        forwarding.cancel()
-        self._process = None
+        await SYSTEM.wait_for(output.closed[_STDOUT].wait(), _LAST_WORDS_S)
+        pid, code = process.get_pid(), process.get_returncode()
+        assert code is not None
+        self._process = self._output = None
+        process.close()
         way = f"by {_signal_name(-code)}" if code < 0 else f"with exit code {code}"
-        return f"(pid {process.pid}) ended {way}", code
+        return f"(pid {pid}) ended {way}", code
 
 
 def _signal_name(number: int) -> str:
@@ -309,17 +314,35 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-async def _forward(stream: asyncio.StreamReader, name: str, log: Log) -> None:
-    """Line by line; a line without end is cut, so that no child can fill our memory."""
-    rest = b""
-    while chunk := await stream.read(_LINE_BYTES_MAX):
-        *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) >= _LINE_BYTES_MAX:
-            lines, rest = [*lines, rest], b""
+class _Output(asyncio.SubprocessProtocol):
+    """Of one process: what it prints goes to the log line by line.
+    `ended`: it has; `closed`: its pipes, by number.
+
+    Its end is heard of by itself, and not by that of its pipes, which a stray process of its own may hold open. A line
+    without end is cut, so that no child can fill our memory.
+    """
+
+    def __init__(self, name: str, log: Log) -> None:
+        self.ended = asyncio.Event()
+        self.closed = {_STDIN: asyncio.Event(), _STDOUT: asyncio.Event()}
+        self._name = name
+        self._log = log
+        self._rest = b""
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) >= _LINE_BYTES_MAX:
+            lines, self._rest = [*lines, self._rest], b""
         for line in lines:
-            log.write(name, line.decode(errors="replace"))
-    if rest:
-        log.write(name, rest.decode(errors="replace"))
+            self._log.write(self._name, line.decode(errors="replace"))
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == _STDOUT and self._rest:
+            self.pipe_data_received(fd, b"\n")
+        self.closed[fd].set()
+
+    def process_exited(self) -> None:
+        self.ended.set()
 
 
 def text_line(source: str, line: str) -> str:
@@ -328,7 +351,8 @@ def text_line(source: str, line: str) -> str:
 
 
 def json_line(source: str, line: str) -> str:
-    """What a child logged as JSON, as it is but for the name of its process; or an object around any other line."""
+    """What a child logged as JSON, as it is but for the name of its process.
+    Or an object around any other line."""
     try:
         document = json.loads(line)
     except (ValueError, RecursionError):

@@ -32,7 +32,7 @@ from kvstore.client import Client
 from kvstore.config import Limits
 from kvstore.errors import KvError
 from loadtest.cluster.local import LocalCluster
-from loadtest.hostile_shapes import BIG_BYTES, BIG_KEYS, CONTROL, MID_BYTES, SHAPES, Hostile, Shape
+from loadtest.hostile_shapes import BIG_BYTES, BIG_KEYS, CONTROL, MID_BYTES, MID_KEYS, SHAPES, Hostile, Shape
 
 P99_RATIO_MAX = 3.0
 _FAILED_SHARE_MAX = 0.01
@@ -62,8 +62,8 @@ class Figures(msgspec.Struct):
 
 
 class Round(msgspec.Struct):
-    """A shape, and what the other client saw before it began: how busy the machine is changes. Of several rounds: the
-    median of each time, the sum of each count, the most memory."""
+    """A shape, and what the other client saw before it began: how busy the machine is changes.
+    Of several rounds: the median of each time, the sum of each count, the most memory."""
 
     undisturbed: Figures
     shape: Figures
@@ -191,6 +191,8 @@ def stated_bound(undisturbed_bytes: int, shards: int) -> int:
 async def _fill(kv: Client) -> None:
     for number in range(BIG_KEYS):
         await kv.put(f"big-{number}", os.urandom(BIG_BYTES))
+    for number in range(MID_KEYS):
+        await kv.put(f"mid-{number}", os.urandom(MID_BYTES))
     await kv.put("mid", os.urandom(MID_BYTES))
     for number in range(10):
         await kv.put(f"small-{number}", b"value")

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 BIG_KEYS = 64
 BIG_BYTES = 1024 * 1024
+MID_KEYS = 256
 MID_BYTES = 60_000
 _REOPEN_S = 0.25
 _RECEIVE_BYTES = 16_384
@@ -58,6 +59,7 @@ def _batch() -> bytes:
 
 
 _LISTING = get("/v1/kv?prefix=big-&values=true&limit=10000")
+_MID_LISTING = get("/v1/kv?prefix=mid-&values=true&limit=10000")
 _PUT = b"PUT /v1/kv/hostile HTTP/1.1\r\n" + _HOST
 
 
@@ -106,6 +108,11 @@ async def unread_batches(wire: Wire) -> None:
 async def unread_listings(wire: Wire) -> None:
     """Pages of values that are not read."""
     await _forever(wire, _LISTING * 4)
+
+
+async def unread_mid_listings(wire: Wire) -> None:
+    """The same of values just below 64 KiB, which shards send with their pages."""
+    await _forever(wire, _MID_LISTING * 4)
 
 
 async def listings(wire: Wire) -> None:
@@ -191,6 +198,7 @@ SHAPES = [
     Shape(unread_big_values, 100),
     Shape(unread_batches, 110),
     Shape(unread_listings, 80),
+    Shape(unread_mid_listings, 80),
     Shape(listings, 80),
     Shape(unsent_bodies, 1500),
     Shape(unsent_chunks, 1500),

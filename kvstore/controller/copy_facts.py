@@ -49,7 +49,7 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
         "one_zone": [config.shard for config in configs if _shares_zone(config, places)],
         "holds_still": holds_still,
         "damaged": reported(configs, heard),
-        "disputed": _disputed(configs, heard),
+        "disputed": _disputed(configs, places),
         "given_up_in_s": None if holds_still else _given_up_in_s(places),
         "failovers": [_failover(c) for c in reversed(known) if c.kind == "failover"][:FAILOVERS_SHOWN_MAX],
         "positions": {config.shard: _positions(config, heard, now) for config in configs},
@@ -81,10 +81,10 @@ def _positions(config: Configuration, heard: Heard, now: float) -> list[dict[str
     return found
 
 
-def _disputed(configs: Sequence[Configuration], heard: Heard) -> dict[str, int]:
+def _disputed(configs: Sequence[Configuration], places: Places) -> dict[str, int]:
     """By shard: how many partitions are the same in all copies, and not at the primary."""
     reports = {
-        config.shard: heard.report(config.primary.node, config.shard, config.primary.copy_id) for config in configs
+        config.shard: places.report(config.primary.node, config.shard, config.primary.copy_id) for config in configs
     }
     return {shard: report.disputed for shard, report in reports.items() if report is not None and report.disputed}
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client.metrics_core import Metric
@@ -31,7 +32,7 @@ from kvstore.errors import BadBody, Conflict, KvError, Unavailable
 from kvstore.metrics import CopyStats, copy_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication import failover
-from kvstore.replication.beats import Beat, BeatAnswer, beat_every_s, beats
+from kvstore.replication.beats import Beat, BeatAnswer, CopyReport, beat_every_s, beats
 from kvstore.replication.configuration import configuration_of, configurations
 from kvstore.replication.failover import Damping
 
@@ -119,7 +120,8 @@ class CopyKeeper:
     # --- nodes
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        """What a node has told is taken in, and what it is to do. Raises Conflict for a node that is not of the map."""
+        """What a node has told is taken in, and what it is to do.
+        Raises Conflict for a node that is not of the map."""
         if self._state.map is None or self._state.map.epoch < beat.epoch:
             self._take(await self._document.read())  # it has not come by itself yet
         cluster_map = self._state.map
@@ -129,6 +131,7 @@ class CopyKeeper:
         self._on_heard(beat.cluster_id, max([beat.epoch, *terms]))
         now = self._now_s()
         number = self._heard.take(beat, now)
+        self._note_committed(beat, cluster_map)
         self._due.set()
         if any(copy.given_back and copy.given_back == _term(cluster_map, copy.shard) for copy in beat.copies):
             self._is_urgent.set()
@@ -142,6 +145,14 @@ class CopyKeeper:
             drop=places.to_drop(beat.node),
             give_back=to_give_back(self._state, beat.node),
         )
+
+    def _note_committed(self, beat: Beat, cluster_map: ClusterMap) -> None:
+        """What primaries in the present terms tell.
+        One of an earlier term may tell of what a person has given up."""
+        for report in beat.copies:
+            config = configuration_of(cluster_map, report.shard) if report.committed else None
+            if config is not None and config.primary == (beat.node, report.copy_id) and config.term == report.promised:
+                self._document.note_committed(report.store_id, report.committed)
 
     async def promote_with_loss(self, shard_id: str, to: str, confirmed: str | None) -> dict[str, Any]:
         """A copy that is not in sync, or is older than it should be, becomes the primary: what that loses.
@@ -188,12 +199,20 @@ class CopyKeeper:
         if not beats(self._state.map) and not any(self._heard.beats):
             return
         await self._document.know_told(shard.store_id for shard in self._state.map.shards)
+        await self._keep_committed(self._state.map, now)
         found = self._decided(self._state, now)
         if found.state is not self._state:
             await self._store(now)
-        self._note_older(now)
+        self._note_older(found.older)
         await self._note_served(now)
         await self._note_damage(now)
+
+    async def _keep_committed(self, cluster_map: ClusterMap, now: float) -> None:
+        """What primaries that are silent by now have told last must outlive this process."""
+        for config in configurations(cluster_map):
+            if self._heard.primary_silent_since(*config.primary, now) is not None:
+                with suppress(Unavailable):  # a full disk, for example, keeps no copy from taking over
+                    await self._document.keep_committed(config.store_id)
 
     def _decided(self, state: ClusterState, now: float) -> Decided:
         if state.map is None:
@@ -275,12 +294,8 @@ class CopyKeeper:
             detail = f"The copy on node {found.node} was damaged ({found.detail.rstrip('.')}), and was rebuilt."
             await self._write_down("rebuild", found.shard, found.node, seconds, detail)
 
-    def _note_older(self, now: float) -> None:
+    def _note_older(self, older: Mapping[str, CopyReport]) -> None:
         """That a shard waits, since its copies that are here are old, is said once."""
-        if self._state.map is None:
-            return
-        places = Places(self._state.map, self._heard, self._limits, now)
-        older = {config.shard: found for config in configurations(self._state.map) if (found := places.older(config))}
         for shard in older.keys() - self._older_said:
             _log.error(
                 "shard %s is not served: what is here of it ends with record %d, and record %d was committed, so these "

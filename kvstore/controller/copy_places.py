@@ -63,11 +63,13 @@ class Places:
         return report is not None and report.serves
 
     def report(self, node: str, shard: str, copy_id: str | None = None) -> CopyReport | None:
-        """What the node tells of its copy, under that id if one is given; None of a node that is silent."""
+        """What the node tells of its copy, under that id if one is given.
+        None of a node that is silent."""
         return self.heard.report(node, shard, copy_id) if self.heard.is_here(node, self.now) else None
 
     def complete(self, config: Configuration, copy: Replica) -> CopyReport | None:
-        """What its node tells of a copy that was filled once, so that it could be gone on with; None of others."""
+        """What its node tells of a copy that was filled once, so that it could be gone on with.
+        None of others."""
         report = self.report(copy.node, config.shard, copy.copy_id)
         return report if report is not None and report.role == "copy" and report.number else None
 
@@ -81,9 +83,10 @@ class Places:
         return [copy.node for copy in here if not self.is_older(config, copy)]
 
     def is_older(self, config: Configuration, copy: Primary | Replica) -> bool:
-        """It ends below what was committed, so its node has an older copy of its files, if it is in sync."""
+        """Whether the copy ends below what was committed.
+        If it is in sync, its node has an older copy of its files then."""
         report = self.report(copy.node, config.shard, copy.copy_id)
-        return report is not None and report.number < self.heard.committed(config.store_id)
+        return report is not None and self._is_below(report, config)
 
     def is_opened(self, config: Configuration) -> bool:
         """Its primary is about to serve it, with the longest log of all copies in sync."""
@@ -92,21 +95,31 @@ class Places:
 
     def ends_early(self, config: Configuration) -> bool:
         """Neither its primary nor a copy in sync whose node is heard has all that was committed."""
-        committed = self.heard.committed(config.store_id)
-        return all(report.number < committed for report in self._of_all_in_sync(config))
+        longest = self._longest(config)
+        return longest is None or self._is_below(longest, config)
 
     def older(self, config: Configuration) -> CopyReport | None:
-        """Of a shard that is not served since all that is here of it is too old: the one with the longest log."""
+        """Of a shard that is not served since all that is here of it is too old.
+        The one with the longest log."""
         may_go_on = self.is_opened(config) or self.is_primary_silent(config)
-        if self.serves(config) or not may_go_on or not self.ends_early(config):
+        if self.serves(config) or not may_go_on:
             return None
-        return max(self._of_all_in_sync(config), key=lambda report: report.number, default=None)
+        longest = self._longest(config)
+        return longest if longest is not None and self._is_below(longest, config) else None
 
-    def _of_all_in_sync(self, config: Configuration) -> list[CopyReport]:
-        """What nodes that are heard tell of its primary's copy and of those in sync; of damaged ones nothing."""
+    def _longest(self, config: Configuration) -> CopyReport | None:
+        """Of its primary's copy and those in sync, as far as their nodes are heard.
+        The one whose log ends last.
+
+        Damaged ones do not count.
+        """
         places: list[Primary | Replica] = [config.primary, *config.in_sync]
         reports = [self.report(each.node, config.shard, each.copy_id) for each in places]
-        return [report for report in reports if report is not None and report.role != "damaged"]
+        whole = [report for report in reports if report is not None and report.role != "damaged"]
+        return max(whole, key=lambda report: report.number, default=None)
+
+    def _is_below(self, report: CopyReport, config: Configuration) -> bool:
+        return report.number < self.heard.committed(config.store_id)
 
     def missing(self, config: Configuration) -> list[str]:
         """The nodes whose copy is not in sync yet, or not there."""
@@ -201,7 +214,7 @@ class Places:
 
 
 def without_empty_nodes(cluster_map: ClusterMap) -> list[Node]:
-    """The nodes of the map, without those that have neither a shard of their own nor a copy of another one."""
+    """The nodes of the map that have a shard of their own or a copy of another one."""
     homes = {shard.id for shard in cluster_map.shards}
     needed = {node for shard in cluster_map.shards for node in shard.nodes}
     return [node for node in cluster_map.nodes if node.id in homes or node.id in needed]

@@ -6,7 +6,8 @@ reads again and decides again. A change whose outcome cannot be told at first is
 above the stored one has lost changes (its file is an old copy), and changes nothing.
 Leaves to others: what to change (`membership`, `placement.moves`), atomicity and durability (`store`).
 
-`told_numbers` is what this process, the only controller, knows of the told numbers that the store keeps.
+`told_numbers` is what this process, the only controller, knows of the numbers that stores have told: what the store of
+the map keeps, and what beats have brought since, which is kept when it may be needed.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class ClusterDocument:
         self._tries_max = tries_max
         self._heard: dict[str, int] = {}
         self.told_numbers: dict[str, int] = {}  # by store id, of those that were told or asked for
+        self._beaten: dict[str, int] = {}  # by store id, what beats have brought beyond what is kept
 
     def hear(self, cluster_id: str, epoch: int) -> None:
         """A shard or router follows a map of that epoch."""
@@ -100,7 +102,8 @@ class ClusterDocument:
         raise Unavailable(f"{self._tries_max} writes of the map lost their race.", retry_after_ms=1000)
 
     async def convert(self) -> int | None:
-        """Bring a map of an older format to the present one, in one swap; returns the format that it had, if any.
+        """Bring a map of an older format to the present one, in one swap.
+        Returns the format that it had, if any.
 
         The old document is kept beside the new one first. To be called before anything else is read. Raises
         ForeignData for a format that is not known, Unavailable.
@@ -121,8 +124,23 @@ class ClusterDocument:
     async def tell(self, store_id: str, told: Told) -> Told:
         """Keep what a store has told of its log; returns the highest that it has told. Raises Unavailable."""
         kept = await self._store.tell(store_id, told)
+        kept = kept._replace(number=max(kept.number, self._beaten.get(store_id, 0)))
         self.told_numbers[store_id] = kept.number
         return kept
+
+    def note_committed(self, store_id: str, number: int) -> None:
+        """A beat of the store's primary has told that number. To be kept when the primary falls silent."""
+        if number > max(self._beaten.get(store_id, 0), self.told_numbers.get(store_id, 0)):
+            self._beaten[store_id] = number
+            if store_id in self.told_numbers:
+                self.told_numbers[store_id] = number
+
+    async def keep_committed(self, store_id: str) -> None:
+        """Keep what beats have told of that store, if that is news. Raises Unavailable."""
+        if number := self._beaten.get(store_id, 0):
+            await self.tell(store_id, Told(number))
+            if self._beaten.get(store_id) == number:
+                del self._beaten[store_id]
 
     async def know_told(self, store_ids: Iterable[str]) -> None:
         """`told_numbers` has those stores from now on. Raises Unavailable."""
@@ -131,7 +149,8 @@ class ClusterDocument:
                 await self.tell(store_id, Told())
 
     async def accept_old(self, store_id: str) -> Told:
-        """The store may start with less than it has told, with versions above all that it gave; returns what it told.
+        """The store may start with less than it has told, with versions above all that it gave.
+        Returns what it told.
 
         Raises Unavailable.
         """
@@ -139,7 +158,8 @@ class ClusterDocument:
         given = min(max(told.version, told.clock_floor, state.clock), CLOCK_MAX)
         forgotten = await self._store.forget(store_id, given + CLOCK_STEP)
         self.told_numbers[store_id] = 0
-        return forgotten
+        beaten = self._beaten.pop(store_id, 0)
+        return forgotten._replace(number=max(forgotten.number, beaten))
 
     async def _swap(self, revision: int, document: bytes) -> bool:
         try:

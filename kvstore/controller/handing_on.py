@@ -1,4 +1,5 @@
-"""What becomes of the copies of a node that is told to stop: its primaries are handed on before it ends.
+"""What becomes of the copies of a node that is told to stop.
+Its primaries are handed on before it ends.
 
 Owns: who takes over from a node that stops, which of its copies are out before it is gone, and when it may end.
 Promises: pure. A node that stops is given nothing more. Nothing is taken from a shard whose primary stops, too: when
@@ -20,8 +21,8 @@ from kvstore.replication.configuration import Configuration, Replica, Request, c
 
 
 def heir(config: Configuration, heard: Heard, now: float) -> str | None:
-    """The node of the copy in sync with the highest position that takes over from a primary whose node stops; None if
-    no living one stays."""
+    """The node of the copy in sync with the highest position that takes over from a primary whose node stops.
+    None if no living one stays."""
     staying = (each for each in heard.reports_of(config.shard) if stays(each.node, heard, now))
     best = failover.successor(config, staying, now, heard.failover_after_s)
     return best.node if best is not None else None
@@ -35,9 +36,11 @@ def stays(node: str, heard: Heard, now: float) -> bool:
 def is_leaving(copy: Replica, config: Configuration, heard: Heard, now: float) -> bool:
     """Whether the copy is about to be gone, and its shard is better without it: its primary serves, and stays.
 
-    Else each write would wait for `replica_timeout_s` once the node has ended.
+    Else each write would wait for `replica_timeout_s` once the node has ended. The primary must have been heard since
+    the node told that it stops: one that has just died may have lost its disk, and then this copy is all that is left.
     """
-    if not heard.stops(copy.node) or not stays(config.primary.node, heard, now):
+    primary = config.primary.node
+    if not heard.told_since_stop(primary, copy.node) or not stays(primary, heard, now):
         return False
     report = heard.report(config.primary.node, config.shard, config.primary.copy_id)
     return report is not None and report.serves

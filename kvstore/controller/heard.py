@@ -21,13 +21,15 @@ _STALLED_SHARE = 0.5  # of `failover_after_s`: a controller that was away for so
 
 
 class NodeHeard(NamedTuple):
-    """A node: its last beat and when it came; when it last echoed or announced itself; the number of the last answer
-    to it."""
+    """A node: its last beat and when it came.
+    When it last echoed or announced itself; the number of the last answer to it; when the first beat came by which
+    its process stops."""
 
     beat: Beat | None = None
     at: float = float("-inf")
     heard_at: float | None = None
     number: int = 0
+    stops_at: float | None = None
 
 
 class Heard:
@@ -60,7 +62,8 @@ class Heard:
         before = self._nodes.get(beat.node, NodeHeard())
         echoes = failover.is_echo((beat.echo.start, beat.echo.beat), self.start, before.number, _ECHOES_MAX)
         heard_at = now if echoes else before.heard_at
-        self._nodes[beat.node] = NodeHeard(beat, now, heard_at, before.number + 1)
+        stops_at = (now if before.stops_at is None else before.stops_at) if beat.stops else None
+        self._nodes[beat.node] = NodeHeard(beat, now, heard_at, before.number + 1, stops_at)
         return before.number + 1
 
     def announced(self, node: str, now: float) -> None:
@@ -98,6 +101,11 @@ class Heard:
         beat = self.beat_of(node)
         return beat is not None and beat.stops
 
+    def told_since_stop(self, node: str, stopping: str) -> bool:
+        """Whether a beat of the node came after the first one by which the other node's process stops."""
+        stops_at = self._nodes.get(stopping, NodeHeard()).stops_at
+        return stops_at is not None and self.told_at(node) > stops_at
+
     def told_at(self, node: str) -> float:
         """When its last beat came, whether it echoes or not."""
         return self._nodes.get(node, NodeHeard()).at
@@ -127,8 +135,8 @@ class Heard:
         return next((r for r in reports if r.shard == shard and copy_id in (None, r.copy_id)), None)
 
     def primary_silent_since(self, node: str, copy_id: str, now: float) -> float | None:
-        """Since when the primary is not heard, if for so long that it is replaced: its node is silent, or has another
-        copy than that one."""
+        """Since when the primary is not heard, if for so long that it is replaced.
+        Its node is silent, or has another copy than that one."""
         if self.is_silent(node, now):
             return self.heard_at(node)
         lacking = self._lacking.get((node, copy_id))

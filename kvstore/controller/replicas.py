@@ -1,4 +1,5 @@
-"""The next map of the copies: who is promoted, who gets a new term, which request is granted, what moves where.
+"""The next map of the copies.
+Who is promoted, who gets a new term, which request is granted, what moves where.
 
 Owns: the order of these decisions, and that of each shard one is taken at a time.
 Promises: pure: from the state, what was heard, and the time, to the next state, or the same one if nothing is to
@@ -19,7 +20,7 @@ Leaves to others: the rules themselves (`replication.failover`), places (`copy_p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -32,7 +33,7 @@ from kvstore.controller.heard import Heard
 from kvstore.controller.membership import ClusterState
 from kvstore.placement.cluster_map import ClusterMap, Node
 from kvstore.replication import failover
-from kvstore.replication.beats import GiveBack
+from kvstore.replication.beats import CopyReport, GiveBack
 from kvstore.replication.configuration import (
     Configuration,
     Request,
@@ -49,8 +50,8 @@ Why = Literal["silent", "damaged", "planned", "reopened", "out", "in-sync", "pla
 
 
 class Step(NamedTuple):
-    """What was decided of one shard. `since`, `cause`: for a failover, when its primary was heard last, and what of it
-    was found then."""
+    """What was decided of one shard.
+    `since`, `cause`: for a failover, when its primary was heard last, and what of it was found then."""
 
     why: Why
     before: Configuration
@@ -60,11 +61,13 @@ class Step(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """The next state, and what is new in it."""
+    """The next state, and what is new in it.
+    `older`: of each shard that waits since all that is here of it is too old, the longest log."""
 
     state: ClusterState
     steps: tuple[Step, ...] = ()
     given_up: tuple[str, ...] = ()
+    older: Mapping[str, CopyReport] = {}
 
 
 class Decider:
@@ -99,10 +102,11 @@ class Decider:
         cluster_map = _applied(self._map, steps, nodes)
         known = self._settled(self._state.changes, cluster_map, now_ms)
         known = [*known, *self._homeward(configs, known, new_id, now_ms)]
+        older = {config.shard: found for config in configs if (found := self._places.older(config)) is not None}
         if cluster_map is self._map and known == self._state.changes:
-            return Decided(self._state)
+            return Decided(self._state, older=older)
         state = msgspec.structs.replace(self._state, map=cluster_map, changes=known)
-        return Decided(state, tuple(steps), given_up)
+        return Decided(state, tuple(steps), given_up, older)
 
     # --- one shard
 
@@ -186,8 +190,9 @@ class Decider:
         return Step("in-sync", config, after) if after is not config else None
 
     def _without_the_gone(self, config: Configuration) -> Step | None:
-        """A copy in sync that is damaged is out without being waited for, one whose node stops, and while the shard is
-        opened one whose node is dead. If the primary is not there the copy stays: nothing could take its place."""
+        """Whether a copy in sync is taken out without being waited for.
+        So is one that is damaged, one whose node stops, and while the shard is opened one whose node is dead.
+        If the primary is not there the copy stays: nothing could take its place."""
         node, copy_id = config.primary
         report = self._heard.report(node, config.shard, copy_id)
         if report is None or report.role == "damaged" or not self._heard.is_near(node, self._now):
@@ -267,8 +272,8 @@ class Decider:
                 yield Change(id=new_id(), kind="promote", shard=config.shard, to=home, began_ms=now_ms)
 
     def _away(self, config: Configuration) -> str | None:
-        """The node of a copy in sync that takes over: from a primary whose node stops, or that has found damage in its
-        own copy, which is rebuilt after that."""
+        """The node of a copy in sync that takes over.
+        The primary's node stops, or it has found damage in its own copy, which is rebuilt after that."""
         report = self._heard.report(config.primary.node, config.shard, config.primary.copy_id)
         is_damaged = report is not None and bool(report.damage)
         if not is_damaged and not self._heard.stops(config.primary.node):

@@ -164,7 +164,8 @@ class ClusterService:
         return await self._document.tell(store_id, told)
 
     async def accept_old(self, shard_id: str, confirm: str) -> dict[str, Any]:
-        """The shard may start with an older copy of its file than it has told of; returns what it had told.
+        """The shard may start with an older copy of its file than it has told of.
+        Returns what it had told.
 
         `change`: the id of the change that it is. Raises NotFound, ChangeRefused if `confirm` is not the shard's id,
         Unavailable.
@@ -424,7 +425,8 @@ class ClusterService:
     # --- the launcher ------------------------------------------------------------------------------------------------
 
     async def launch_after(self, revision: int, running: frozenset[str]) -> dict[str, Any]:
-        """What a launcher is to run, as soon as the state has a higher revision; waits for ever if none comes.
+        """What a launcher is to run, as soon as the state has a higher revision.
+        Waits for ever if none comes.
 
         `running`: the shards that it runs now.
         """

@@ -31,8 +31,9 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
     primary; a copy that has not heard it in its process's life counts from its start. `given_back`: the term whose
     lease it has given back for a planned change, 0 for none. `damage`: what is wrong with its files; a copy in the role
     `damaged` is nothing, and has no id if that is lost. `disputed`: partitions of a primary that are otherwise in all
-    its copies. Of a primary, by copy id: `behind`, how many records each copy
-    lacks; `snapshots`, the rows sent and the rows there are, of each snapshot that is under way.
+    its copies. Of a primary that serves: `committed`, the number of its last committed record; by copy id `behind`, how
+    many records each copy lacks, and `snapshots`, the rows sent and the rows there are, of each snapshot that is under
+    way.
     """
 
     shard: str
@@ -48,6 +49,7 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
     given_back: int = 0
     damage: str = ""
     disputed: int = 0
+    committed: int = 0
     behind: dict[str, int] = {}
     snapshots: dict[str, tuple[int, int]] = {}
 
@@ -82,7 +84,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Make(msgspec.Struct, frozen=True, kw_only=True):
-    """Make an empty copy of that shard's store, and report its id; one that is there is left as it is."""
+    """Make an empty copy of that shard's store, and report its id.
+    One that is there is left as it is."""
 
     shard: str
     store_id: str
@@ -97,7 +100,8 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GiveBack(msgspec.Struct, frozen=True, kw_only=True):
-    """Give back the lease of that term, once the copy on that node has all, so that it becomes the primary."""
+    """Give back the lease of that term to the copy on that node.
+    Once that has all records, so that it becomes the primary."""
 
     shard: str
     term: int
@@ -123,7 +127,8 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def beats(cluster_map: ClusterMap, keeps_copies: bool = False) -> bool:
-    """Whether a node that follows this map beats: not while every store has one copy, at home, and is to have one.
+    """Whether a node that follows this map beats.
+    Not while every store has one copy, at home, and is to have one.
 
     `keeps_copies`: the node has files of stores of which it is not the primary, and waits to be told to drop them.
     """

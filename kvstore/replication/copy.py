@@ -1,4 +1,5 @@
-"""A copy of a store: it takes a primary's records into its own log, syncs them, and applies what is committed.
+"""A copy of a store.
+It takes a primary's records into its own log, syncs them, and applies what is committed.
 
 Owns: one copy's log, engine and promise, and the order of what is done to them; the grant that it gave.
 Promises: nothing is acknowledged before it is durable in this copy's log; nothing is applied beyond the committed
@@ -46,9 +47,9 @@ _RETRY_S = 0.5
 
 
 class Told(NamedTuple):
-    """A copy's answer to a hello: where its log ends, and up to where its file is applied. `known`: the first and the
-    last number whose checksum it can tell, for the comparison of the chains. `filling`: whatever lies there is not
-    whole, so the two logs have no number in common; `snapshot`: unless that one goes on."""
+    """A copy's answer to a hello: where its log ends, and up to where its file is applied.
+    `known`: the first and the last number whose checksum it can tell, for the comparison of the chains. `filling`:
+    whatever lies there is not whole, so the two logs have no number in common; `snapshot`: unless that one goes on."""
 
     session: Session
     position: Position
@@ -195,8 +196,8 @@ class StoreCopy:
             return Told(hello, position, applied, known, self.is_filling, self.snapshot)
 
     async def promise(self, term: int) -> bool:
-        """Promise the term for an opening of this very copy; False if one at least as high is promised, or what it has
-        granted has not run out.
+        """Promise the term for an opening of this very copy.
+        False if one at least as high is promised, or what it has granted has not run out.
 
         While the promise is written the old primary's session goes on: it is granted nothing more. Raises TryLater,
         OSError.
@@ -388,7 +389,8 @@ class StoreCopy:
         return len(entries)
 
     async def digest_at(self, named: Session, number: int, partitions: Set[int]) -> Digest | None:
-        """Of these partitions as of that record, up to which is applied now; None if more is, or that is not possible.
+        """Of these partitions as of that record, up to which is applied now.
+        None if more is, or that is not possible.
 
         `number`: it is committed. Raises DataCorrupt, LogDamaged, OSError.
         """
@@ -416,7 +418,8 @@ class StoreCopy:
     # --- a snapshot
 
     async def snapshot_begins(self, named: Session, of: Applied) -> bool:
-        """Replace log and file by an empty store as of that position; pages of rows follow. False: it is not taken.
+        """Replace log and file by an empty store as of that position; pages of rows follow.
+        False: it is not taken.
 
         `of`: what the primary's engine stood for when it began to read. Raises LogFailed, OSError.
         """

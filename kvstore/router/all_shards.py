@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,9 +20,11 @@ from kvstore.placement.cluster_map import ClusterMap
 from kvstore.protocol import Count, Page, Scan, ScanLeases
 from kvstore.router.listing import Counted, Item, Listing, Merge, Tally, share
 from kvstore.router.unserved import unserved
+from kvstore.transport.answers import LARGE_BYTES, Turns
 from kvstore.transport.channel import Channel
 
 _SHARE_BEYOND_MEAN = 1.5
+_SLICE_BYTES = 524_288  # of one shard: small answers come behind it on the same connection
 
 
 class Routing(Protocol):
@@ -50,21 +53,38 @@ class AllShards:
 
     def page_bytes(self, limit: int, values: bool) -> int:
         """What a page takes of memory while it is made, at most: what all shards send, and its JSON."""
-        item_bytes = self._limits.key_bytes_max + (self._limits.value_bytes_max if values else 0)
-        of_shard = min(share(limit, self._router.largest_part) * item_bytes, self._share_bytes() + item_bytes)
+        brought_bytes = item_bytes = self._limits.key_bytes_max
+        if values:
+            brought_bytes += LARGE_BYTES
+            item_bytes += self._limits.value_bytes_max
+        of_shard = min(share(limit, self._router.largest_part) * brought_bytes, self._slice_bytes() + brought_bytes)
         return len(self._router.channels) * of_shard + 2 * min(limit * item_bytes, self._limits.page_bytes_max)
 
-    def _share_bytes(self) -> int:
-        """How many bytes to ask of one shard for a page: beyond the mean, since the hash decides where the keys are."""
-        return int(self._limits.page_bytes_max * min(1.0, _SHARE_BEYOND_MEAN * self._router.largest_part))
+    def _slice_bytes(self) -> int:
+        """How many bytes to ask of one shard at once.
+        Beyond the mean, since the hash decides where the keys are."""
+        share_bytes = int(self._limits.page_bytes_max * min(1.0, _SHARE_BEYOND_MEAN * self._router.largest_part))
+        return min(share_bytes, _SLICE_BYTES)
 
-    async def page(self, prefix: str, after: str, limit: int, values: bool, *, partial: bool = False) -> Listing:
-        """A page of keys over all shards, in byte order. Raises Unavailable when a shard is down: a gap is worse."""
+    async def page(
+        self,
+        prefix: str,
+        after: str,
+        limit: int,
+        values: bool,
+        *,
+        partial: bool = False,
+        turns: Turns | None = None,
+    ) -> Listing:
+        """A page of keys over all shards, in byte order, without values of more than `LARGE_BYTES`.
+
+        Shards are asked in `turns`. Raises Unavailable when one is down: a gap is worse.
+        """
 
         def make(limit: int, after: str, wanted: bytes, until: str) -> Scan:
-            return Scan(0, prefix, after, limit, values, wanted, until, self._share_bytes())
+            return Scan(0, prefix, after, limit, values, wanted, until, self._slice_bytes(), LARGE_BYTES)
 
-        return await self._merged(after, limit, make, partial)
+        return await self._merged(after, limit, make, partial, turns)
 
     async def leases(self, prefix: str, after: str, limit: int, *, partial: bool = False) -> Listing:
         """A page of leases over all shards, by name: (name, token, owner, milliseconds left). Raises Unavailable."""
@@ -75,22 +95,29 @@ class AllShards:
         return await self._merged(after, limit, make, partial)
 
     async def _merged(
-        self, after: str, limit: int, make: Callable[[int, str, bytes, str], Scan | ScanLeases], is_partial: bool
+        self,
+        after: str,
+        limit: int,
+        make: Callable[[int, str, bytes, str], Scan | ScanLeases],
+        is_partial: bool,
+        turns: Turns | None = None,
     ) -> Listing:
         """Full, unless there are no more, or it has at least half as many bytes as a page may have."""
         items: list[Item] = []
+        left_out: dict[str, int] = {}
         size = missing = 0
         while True:
             left = limit - len(items)
             merge = Merge(self._router.partitions)
-            missing |= await self._cover(
-                merge, partial(make, share(left, self._router.largest_part), after), is_partial
-            )
-            listing, added = merge.listing(left).cut(self._limits.page_bytes_max - size)
+            asked = partial(make, share(left, self._router.largest_part), after)
+            async with turns or nullcontext():
+                missing |= await self._cover(merge, asked, is_partial)
+                listing, added = merge.listing(left).cut(self._limits.page_bytes_max - size)
             items += listing.items
+            left_out |= listing.left_out
             size += added
             if listing.last is None or len(items) == limit or size >= self._limits.page_bytes_max // 2:
-                return Listing(items, listing.last, missing)
+                return Listing(items, listing.last, missing, left_out)
             after = listing.last
 
     async def count(self, prefix: str, *, partial: bool = False) -> Counted:

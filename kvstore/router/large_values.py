@@ -6,7 +6,8 @@ what others ask of that shard does not come behind a row of them, and the router
 than a few. A shard that does not answer delays those of no other.
 Leaves to others: asking (`service`), room (`transport.answers`).
 
-A get asks for what is smaller in any case, and says how large the value is if it is not (`left_out_bytes`).
+A get asks for what is smaller in any case, and says how large the value is if it is not (`left_out_bytes`); a page of
+a listing does, too (`left_out`).
 """
 
 from __future__ import annotations
@@ -36,5 +37,9 @@ class LargeValues:
     async def get(self, key: str, size: int, shard_id: str, room: Room) -> Routed:
         """The value, of which that shard said that it has about `size` bytes. Raises TooManyRequests, and as `ask`."""
         await room.add(size)
+        return await self.bring(key, shard_id)
+
+    async def bring(self, key: str, shard_id: str) -> Routed:
+        """The same, where there is room for it already."""
         async with self._turns[shard_id]:
             return await self._service.ask(Get(0, key))

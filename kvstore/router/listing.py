@@ -21,6 +21,8 @@ early, and the rest of the page is asked for.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kvstore.placement.partition_set import all_of, decode
@@ -31,20 +33,22 @@ Item = tuple[str, int, bytes | None, int]
 
 
 class Listing(NamedTuple):
-    """A page over all shards, in key order; `last` is where the next one goes on, None at the end. `missing`: the set
-    of partitions that were left out, of which keys may lack."""
+    """A page over all shards, in key order; `last` is where the next one goes on, None at the end.
+    `missing`: the set of partitions that were left out, of which keys may lack. `left_out`: the sizes of values
+    that are still to be asked for, by key."""
 
     items: list[Item]
     last: str | None
     missing: int = 0
+    left_out: Mapping[str, int] = MappingProxyType({})
 
     def cut(self, bytes_max: int) -> tuple[Listing, int]:
         """The items up to the one with which they have `bytes_max` bytes of keys and values; their bytes."""
         size = 0
         for count, item in enumerate(self.items, start=1):
-            size += len(item[0]) + len(item[2] or b"")
+            size += len(item[0]) + (self.left_out.get(item[0], 0) if item[2] is None else len(item[2]))
             if size >= bytes_max and count < len(self.items):
-                return Listing(self.items[:count], item[0], self.missing), size
+                return self._replace(items=self.items[:count], last=item[0]), size
         return self, size
 
 
@@ -56,8 +60,9 @@ class Counted(NamedTuple):
 
 
 def share(limit: int, part: float) -> int:
-    """How many keys to ask of a shard with that part of all partitions, so that of the next `limit` keys it has more in
-    one case of a thousand: three standard deviations above the mean of the binomial distribution."""
+    """How many keys to ask of a shard with that part of all partitions.
+    Of the next `limit` keys it has more in one case of a thousand: three standard deviations above the mean of the
+    binomial distribution."""
     mean = limit * part
     return min(limit, math.ceil(mean + 3 * math.sqrt(mean * (1 - part))))
 
@@ -71,6 +76,7 @@ class Merge:
         self.horizon: str | None = None
         self._partitions = partitions
         self._items: list[Item] = []
+        self._left_out: dict[str, int] = {}
 
     def take(self, page: Page) -> None:
         """What a shard has shown, as far as it is news."""
@@ -85,14 +91,15 @@ class Merge:
             self._items += page.items
         else:
             self._items += [item for item in page.items if news >> partition_of(item[0].encode(), self._partitions) & 1]
+        self._left_out |= page.left_out
 
     def listing(self, limit: int) -> Listing:
         """The page, once nothing is missing. It may be empty without being the last."""
         horizon = self.horizon
         items = sorted(item for item in self._items if horizon is None or item[0] <= horizon)
         if len(items) > limit:
-            return Listing(items[:limit], items[limit - 1][0])
-        return Listing(items, horizon)
+            return Listing(items[:limit], items[limit - 1][0], left_out=self._left_out)
+        return Listing(items, horizon, left_out=self._left_out)
 
 
 class Tally:
@@ -104,8 +111,8 @@ class Tally:
         self.count = 0
 
     def take(self, page: Page) -> None:
-        """A number cannot be split: one that is partly known already is not taken at all, and what is missing of it
-        will be asked for alone."""
+        """A number cannot be split.
+        One that is partly known already is not taken at all, and what is missing of it will be asked for alone."""
         owned = decode(page.owned)
         if not owned & ~self.missing:
             self.missing &= ~owned

@@ -3,13 +3,14 @@
 Owns: its form.
 Promises: however many bytes the values have, and however many pages are made at once, a turn of the event loop makes
 no more than a piece of one page: `_PIECE_BYTES` or a single item. The pieces are never joined: to copy a page of
-several MiB takes longer than to make a piece of it.
+several MiB takes longer than to make a piece of it. A value that is still to be asked for is brought when it is due.
 Leaves to others: which items are on the page (`listing`), how much memory pages take (`app`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -25,23 +26,41 @@ _PIECE_BYTES = 65_536
 _PIECE_ITEMS = 500
 
 
-async def encode_page(listing: Listing, values: bool, partial: bool, turns: Turns) -> Pieces:
+Bring = Callable[[str], Awaitable[tuple[Item | None, int]]]
+
+
+async def encode_page(
+    listing: Listing, values: bool, partial: bool, turns: Turns, bring: Bring | None = None
+) -> Pieces:
     """`{"items":[{"key","version"[,"value"|"value_base64"][,"ttl"]}…],"next"[,"missing"]}`.
 
-    The optional members of an item with `values` only, `missing` with `partial` only.
+    The optional members of an item with `values` only, `missing` with `partial` only. `bring`: the item of a key whose
+    value was left out, None if it is gone, and the set of partitions that are missing because of it.
     """
     pieces = [b'{"items":[']
-    items = iter(listing.items)
+    missing = listing.missing
+    for is_left_out, run in groupby(listing.items, lambda item: item[2] is None and item[0] in listing.left_out):
+        if not is_left_out or bring is None:
+            await _encode_run(run, values, turns, pieces)
+            continue
+        for key, *_ in run:
+            brought, gap = await bring(key)
+            missing |= gap
+            if brought is not None:
+                await _encode_run(iter((brought,)), values, turns, pieces)
+    if len(pieces) > 1:
+        pieces.pop()
+    end = _encode({"next": encode_cursor(listing.last), **missing_members(missing, partial)})
+    return Pieces([*pieces, b"]," + end.removeprefix(b"{") + b"\n"])
+
+
+async def _encode_run(items: Iterator[Item], values: bool, turns: Turns, pieces: list[bytes]) -> None:
     while True:
         async with turns:
             piece = _encode_piece(items, values)
         if not piece:
-            break
+            return
         pieces += (piece, b",")
-    if len(pieces) > 1:
-        pieces.pop()
-    end = _encode({"next": encode_cursor(listing.last), **missing_members(listing.missing, partial)})
-    return Pieces([*pieces, b"]," + end.removeprefix(b"{") + b"\n"])
 
 
 def missing_members(partitions: int, partial: bool) -> dict[str, list[int]]:

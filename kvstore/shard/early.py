@@ -13,32 +13,31 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from kvstore.config import Limits
 from kvstore.environment import Environment
 from kvstore.errors import Unavailable
 from kvstore.protocol import Answer, Request
 from kvstore.transport.channel import Connection
 
-_KEPT_S = 0.25
-_KEPT_MAX = 1024
-
 
 class EarlyRequests:
     """Of one shard. `refused_s`: when something was refused last. `opens`: a term is being opened here."""
 
-    def __init__(self, shard_id: str, environment: Environment) -> None:
+    def __init__(self, shard_id: str, limits: Limits, environment: Environment) -> None:
         self.refused_s = float("-inf")
         self.opens = False
         self._shard_id = shard_id
         self._environment = environment
+        self._wait_s, self._requests_max = limits.early_wait_s, limits.early_requests_max
         self._kept: deque[tuple[Request, Connection]] = deque()
 
     def take(self, request: Request, connection: Connection) -> None:
         """Keep it until the term is open, or refuse it."""
-        if not self.opens or len(self._kept) >= _KEPT_MAX:
+        if not self.opens or len(self._kept) >= self._requests_max:
             self._refuse(request, connection)
             return
         if not self._kept:
-            self._environment.call_later(_KEPT_S, self._refuse_all)
+            self._environment.call_later(self._wait_s, self._refuse_all)
         self._kept.append((request, connection))
 
     def begin(self, handle: Callable[[Request, Connection], None]) -> None:

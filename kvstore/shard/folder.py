@@ -21,6 +21,7 @@ from kvstore.errors import ForeignData
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.replication.promise import Identity
+from kvstore.set_aside import has_begun
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import OsDisk
 from kvstore.store.copy_file import copy_path
@@ -63,7 +64,8 @@ class Folder(Protocol):
         """Rename the files of a copy, which are closed. Raises OSError."""
 
     async def salvage(self, shard_id: str, known: ClusterMap | None) -> Salvaged | None:
-        """What is known of a copy whose files are damaged; `known`: a map. None if no map names another copy of it."""
+        """What is known of a copy whose files are damaged; `known`: a map.
+        None if no map names another copy of it."""
 
     async def rebuild(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
         """Set the damaged files aside, which are closed, and make an empty copy that is to be filled.
@@ -89,6 +91,8 @@ class FileFolder:
     async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Opened | CopyFiles:
         path, limits = self._path(shard_id), self._limits
         is_home = shard_id == self._node_id
+        if is_home and await SYSTEM.in_thread(partial(has_begun, path)):  # a crash has broken it off
+            await self.set_aside(shard_id)
         if await SYSTEM.in_thread(partial(is_filling, path)):
             return await open_filling(path, shard_id, partitions, limits, SYSTEM)
 
@@ -160,7 +164,8 @@ def may_serve_alone(logged: ClusterMap | None, shard_id: str, node_id: str) -> b
 
 
 def copies_in(names: Iterable[str], node_id: str) -> list[str]:
-    """The shards of other homes of which one of the files with these names is a copy of that node's, in order."""
+    """The shards of other homes of which this node has a copy, in order.
+    One of the files with these names is that copy's."""
     begin, end = "shard-", f".copy-{node_id}.db"
     found = [name for name in names if name.startswith(begin) and name.endswith(end)]
     return sorted(name.removeprefix(begin).removesuffix(end) for name in found)

@@ -1,4 +1,5 @@
-"""A store that a node serves: its own shard's, or that of a shard whose primary it is for another home.
+"""A store that a node serves.
+Its own shard's, or that of a shard whose primary it is for another home.
 
 Owns: one store with all that belongs to it: peers, moves, recovery, the number that it has told, the maps that it
 follows.

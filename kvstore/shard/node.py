@@ -1,4 +1,5 @@
-"""A node apart from its HTTP: its stores, who may open channels to them, and how the node takes part in the cluster.
+"""A node apart from its HTTP.
+Its stores, who may open channels to them, and how the node takes part in the cluster.
 
 Owns: opening and closing in the right order; following the map and announcing the node; what is told at its door.
 Promises: serves only with a map; a restarted shard starts from its own durable map, so it does not need the
@@ -12,7 +13,7 @@ import logging
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
-from kvstore.environment import StopAsked, until_one_ends
+from kvstore.environment import StopAsked, until_one_ends, until_quiet
 from kvstore.errors import ForeignData
 from kvstore.metrics import StoreLabels
 from kvstore.placement import partition_set
@@ -28,7 +29,6 @@ from kvstore.transport.sessions import ClusterSession
 log = logging.getLogger(__name__)
 
 _NOT_FOUND, _CONFLICT = 404, 409
-_QUIET_S, _QUIET_S_MAX = 0.3, 1.5
 
 
 class OtherPartitions(Exception):
@@ -182,11 +182,8 @@ class Node:
         self.stores.note_stop()
         if not await self._beats.hand_on(self._limits.hand_on_timeout_s):
             log.warning("not all that is served here could be handed on: the process ends all the same")
-        clock_s = self._environment.monotonic_s
-        began_s = now_s = clock_s()
-        while now_s < (until_s := min(max(began_s, self.stores.refused_s) + _QUIET_S, began_s + _QUIET_S_MAX)):
-            await self._environment.sleep(until_s - now_s)
-            now_s = clock_s()
+        quiet_s, quiet_s_max = self._limits.hand_on_quiet_s, self._limits.hand_on_quiet_s_max
+        await until_quiet(self._environment, lambda: self.stores.refused_s, quiet_s, quiet_s_max)
 
 
 class _News:
@@ -203,7 +200,8 @@ class _News:
 def go_on_with_last_session(
     hellos: Hellos, cluster: ClusterSession, cluster_map: ClusterMap | None, shard_id: str, url: str
 ) -> None:
-    """Name it to other shards while the controller is away, if this is where their map says that this shard is.
+    """Name this node's address to other shards while the controller is away.
+    Only if this is where their map says that this shard is.
 
     At another address this may be a copy of the data directory, which must not disturb the original.
     """

@@ -52,7 +52,10 @@ class NodeStores:
             try:
                 await resident.begin(identity.partitions, self.newest_map)
             except KvError as error:
-                log.error("the copy of shard %s is left alone: %s", shard_id, error.detail)
+                log.error(
+                    "the copy of shard %s here is not used: %s Another one is made once its files are out of the way.",
+                    shard_id, error.sentences,
+                )  # fmt: skip
             else:
                 self.by_shard[shard_id] = resident
 
@@ -102,7 +105,8 @@ class NodeStores:
 
     @property
     def identity(self) -> Identity:
-        """Of the node's own store; that which it had last, while its files change hands or once it was set aside."""
+        """Of the node's own store.
+        That which it had last, while its files change hands or once it was set aside."""
         self._identity = self.home.identity or self._identity
         if self._identity is None:
             raise RuntimeError("the node's own store was not opened")
@@ -178,9 +182,10 @@ class NodeStores:
         try:
             await resident.make(order)
         except (KvError, OSError) as error:
-            if self._refused.get(order.shard) != str(error):  # the order comes again and again
-                log.warning("a copy of shard %s cannot be made: %s", order.shard, error)
-            self._refused[order.shard] = str(error)
+            why = error.sentences if isinstance(error, KvError) else str(error)
+            if self._refused.get(order.shard) != why:  # the order comes again and again
+                log.warning("a copy of shard %s cannot be made: %s", order.shard, why)
+            self._refused[order.shard] = why
         else:
             self._refused.pop(order.shard, None)
             self.by_shard[order.shard] = resident

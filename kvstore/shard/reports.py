@@ -46,6 +46,7 @@ def report_of_store(shard_id: str, hosted: HostedStore, given_back: int) -> Copy
         term=end.term,
         number=end.number,
         serves=serves,
+        committed=store.durable if serves else 0,
         given_back=given_back,
         damage=store.tables.verification.damage,
         disputed=len(store.replicas.comparison.disputed),

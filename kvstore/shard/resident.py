@@ -1,4 +1,4 @@
-"""One store that lies on this node, and what the node is to it: its primary, or a copy that follows the primary.
+"""One store that lies on this node, and what the node is to it: primary, or copy of the primary.
 
 Owns: the change from the one to the other and back, by the map that is followed; the order of it.
 Promises: a store that has copies is served only in a term that begins here, by a map that names this very copy. One
@@ -59,7 +59,7 @@ class Resident:
         self.shard_id = shard_id
         self.hosted: HostedStore | None = None
         self.stops = False  # the node's process is about to end
-        self.early = EarlyRequests(shard_id, around.environment)
+        self.early = EarlyRequests(shard_id, around.limits, around.environment)
         self._around = around
         self._files: CopyFiles | None = None
         self._damaged: DamagedCopy | None = None
@@ -113,7 +113,7 @@ class Resident:
 
     @property
     def copy(self) -> StoreCopy | None:
-        """As long as it is no primary, nor about to be: a session must not change what a store is to have."""
+        """As long as it is no primary, nor about to be: a session must not change such a store."""
         return self._files.copy if self._files is not None and not self._hands_over else None
 
     @property
@@ -200,7 +200,7 @@ class Resident:
         self._changed.set()
 
     def drop(self, order: Drop) -> None:
-        """Set the copy aside, if it is still that one, no primary, and not named by the map that is followed here.
+        """Set the copy aside if it is still that one, no primary, and not in the map followed here.
 
         An answer that comes late may be of a time before the map named it.
         """
@@ -250,7 +250,7 @@ class Resident:
 
     @property
     def _has_left(self) -> bool:
-        """Whether the newest map has no more the shard that is served here for another home, or another store of it.
+        """Whether the newest map has no more the shard served here for another home, or this store.
 
         A home that has left answers until no router asks any more, and its process ends.
         """
@@ -420,8 +420,8 @@ class Resident:
         return hosted.store.identity.store_id != config.store_id and fate(config, self._around.node_id) != "refuse"
 
     def _salvaged(self) -> Salvaged | None:
-        """What would be known if the files were found to be damaged; None if there is no other copy by the newest map
-        here, or the files change hands."""
+        """What would be known if the files were found to be damaged.
+        None if there is no other copy by the newest map here, or the files change hands."""
         identity = self.identity
         if identity is None:
             return None

@@ -16,6 +16,7 @@ from typing import Any, get_args
 import msgspec
 
 from kvstore.config import Limits
+from kvstore.environment import until_quiet
 from kvstore.errors import BadRequest, ForeignData, WrongOwner
 from kvstore.placement.cluster_map import ClusterMap, checked_map
 from kvstore.placement.map_format import decode_map
@@ -47,9 +48,6 @@ from kvstore.store.write_set import Sink
 
 log = logging.getLogger(__name__)
 
-_QUIET_S = 0.5
-_FAREWELL_S_MAX = 3.0
-
 _Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | Freeze
 _SLOW = frozenset(get_args(_Slow))
 _OF_ANY_STRIKE = frozenset({Follow, Stats})  # the first brings it, the second is of the process
@@ -65,12 +63,14 @@ class ShardService:
         self.shard_id = shard_id
         self.store = store
         self._receiver = receiver
+        self._limits = limits
         self._admission = Admission(limits, len(store.served.generations))
         self._slow: set[asyncio.Task[None]] = set()
         self._asked_s = 0.0
 
     def hear(self, cluster_map: ClusterMap) -> bool:
-        """A newer map has come, to be followed when those before it are: whether this store's term goes on in it."""
+        """A newer map has come, to be followed when those before it are.
+        Whether this store's term goes on in it."""
         identity, shard = self.store.identity, cluster_map.shard(self.shard_id)
         is_ours = identity.cluster_id in (None, cluster_map.cluster_id)
         if is_ours and shard is not None and shard.store_id == identity.store_id:
@@ -118,8 +118,8 @@ class ShardService:
             await self._told.confirm(self.store)
 
     async def farewell(self) -> None:
-        """Before the process ends: if the shard leaves the cluster, go on until no router has asked it for half a
-        second.
+        """Before the process ends.
+        If the shard leaves the cluster, go on until no router has asked it for a moment.
 
         A router whose map is a moment behind is sent on with 421. If it lost the connection instead, it could not know
         whether a write was done.
@@ -128,11 +128,8 @@ class ShardService:
         shard = cluster_map.shard(self.shard_id) if cluster_map is not None else None
         if cluster_map is None or (shard is not None and shard.state != "leaving"):
             return
-        clock_s = self.store.tables.environment.monotonic_s
-        began_s = now_s = clock_s()
-        while now_s < (until_s := min(max(began_s, self._asked_s) + _QUIET_S, began_s + _FAREWELL_S_MAX)):
-            await asyncio.sleep(until_s - now_s)
-            now_s = clock_s()
+        quiet_s, quiet_s_max = self._limits.farewell_quiet_s, self._limits.farewell_quiet_s_max
+        await until_quiet(self.store.tables.environment, lambda: self._asked_s, quiet_s, quiet_s_max)
 
     def handle(self, request: Request, sink: Sink) -> None:
         """Begin the request; its answer goes to `sink`. Raises nothing: one that fails, fails alone."""

@@ -131,7 +131,8 @@ class TermOpening:
             return
 
     async def _has_all_told(self) -> bool:
-        """The own log has all that the store has told, as far as the controller can be asked; else after a while."""
+        """The own log has all that the store has told, as far as the controller can be asked.
+        Else after a while."""
         told, last = await self._numbers.at_opening(self._copy.identity.store_id), self._copy.log.last
         if told.number <= last.number:
             self.clock_floor = told.clock_floor
@@ -141,7 +142,8 @@ class TermOpening:
         return False
 
     async def _fetch(self, now: Opening) -> None:
-        """Some of what the longest log has more. A copy that is lost by then has to tell again, or to be out."""
+        """Some of what the longest log has more.
+        A copy that is lost by then has to tell again, or to be out."""
         found = opening.truth(now)
         assert found is not None
         assert found.copy_id is not None

@@ -90,7 +90,8 @@ class Application(NamedTuple):
 class ScanQuery(NamedTuple):
     """Rows of `kind` whose key starts with `prefix` and sorts after `after`, not beyond `until` if it is given.
 
-    Of partitions that have an ownership generation above 0 in `generations`; `values`: with their bodies.
+    Of partitions that have an ownership generation above 0 in `generations`; `values`: with their bodies, but of those
+    larger than `value_bytes_max`, if it is above 0, only the size.
     """
 
     kind: str
@@ -102,19 +103,21 @@ class ScanQuery(NamedTuple):
     generations: Sequence[int]
     bytes_max: int
     until: str = ""
+    value_bytes_max: int = 0
 
 
 class ScanPage(NamedTuple):
     """Live rows in key order, (key, version, body or None, milliseconds left or 0), and the partition of each.
 
     `due`: keys past their deadline; `locked`: keys that carry an intent, so whether and how they exist is undecided.
-    `more`: there may be further rows after `last`.
+    `left_out`: the sizes of bodies that were too large, by key. `more`: there may be further rows after `last`.
     """
 
     rows: list[tuple[str, int, bytes | None, int]]
     partitions: list[int]
     due: list[str]
     locked: list[str]
+    left_out: dict[str, int]
     last: str
     more: bool
 

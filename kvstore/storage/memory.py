@@ -124,7 +124,7 @@ class MemoryEngine:
         return row if row is not None and self._is_there(row) else None
 
     async def scan(self, query: ScanQuery) -> ScanPage:
-        page = ScanPage([], [], [], [], query.after, False)
+        page = ScanPage([], [], [], [], {}, query.after, False)
         last, size = query.after, 0
         for row in sorted(self._all(), key=lambda row: row.key.encode()):
             key = row.key
@@ -143,9 +143,12 @@ class MemoryEngine:
                 page.due.append(key)
             else:
                 left_ms = row.expires_at_ms - query.now_ms if row.expires_at_ms else 0
-                page.rows.append((key, row.version, row.body if query.values else None, left_ms))
+                body = row.body if query.values else None
+                if body is not None and 0 < query.value_bytes_max < len(body):
+                    page.left_out[key], body = len(body), None
+                page.rows.append((key, row.version, body, left_ms))
                 page.partitions.append(row.partition)
-                size += len(key) + len((row.body if query.values else None) or b"") + 32
+                size += len(key) + (query.value_bytes_max if key in page.left_out else len(body or b"")) + 32
         return page._replace(last=last)
 
     async def feed(self, query: FeedQuery) -> FeedPage:

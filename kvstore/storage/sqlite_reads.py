@@ -92,18 +92,19 @@ def read_rows(connection: sqlite3.Connection, keys: list[RowKey], drops: Drops) 
 
 def scan(connection: sqlite3.Connection, query: ScanQuery, drops: Drops) -> ScanPage:
     """Raises DataCorrupt."""
-    kind, prefix, after, limit, values, now_ms, generations, bytes_max, until = query
-    body = "body, checksum" if values else "NULL, 0"
+    kind, prefix, after, limit, values, now_ms, generations, bytes_max, until, value_bytes_max = query
+    body = "iif(length(body) <= ?, body, NULL), checksum, length(body)" if values else "NULL, 0, 0"
+    largest = (value_bytes_max or SIGNED - 1,) if values else ()
     comparison, start = (">", after) if after >= prefix else (">=", prefix)
     bound, ends = (" AND key <= ?", (until,)) if until else ("", ())
     statement = f"""SELECT key, partition, sequence, version, coalesce(expires_at_ms, 0), intent IS NOT NULL, {body}
         FROM rows WHERE kind = ? AND key {comparison} ?{bound} AND (body IS NOT NULL OR intent IS NOT NULL)
         ORDER BY key"""
-    page = ScanPage([], [], [], [], after, False)
+    page = ScanPage([], [], [], [], {}, after, False)
     last, size, more = after, 0, False
     with snapshot(connection, f"rows after key {after!r}", drops) as dropped:
-        for key, partition, sequence, version, expires_at_ms, has_intent, value, check in connection.execute(
-            statement, (kind, start, *ends)
+        for key, partition, sequence, version, expires_at_ms, has_intent, value, check, length in connection.execute(
+            statement, (*largest, kind, start, *ends)
         ):
             if not key.startswith(prefix):
                 break
@@ -116,14 +117,17 @@ def scan(connection: sqlite3.Connection, query: ScanQuery, drops: Drops) -> Scan
             if has_intent:
                 page.locked.append(key)
                 continue
-            if values:
+            is_left_out = values and value is None
+            if values and not is_left_out:
                 checked(Row(kind, key, partition, 0, version, expires_at_ms, value), check)
             if 0 < expires_at_ms <= now_ms:
                 page.due.append(key)
                 continue
             page.rows.append((key, version, value, expires_at_ms - now_ms if expires_at_ms else 0))
             page.partitions.append(partition)
-            size += len(key) + len(value or b"") + 32
+            if is_left_out:
+                page.left_out[key] = length
+            size += len(key) + (value_bytes_max if is_left_out else len(value or b"")) + 32
     return page._replace(last=last, more=more)
 
 

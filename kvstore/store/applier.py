@@ -183,7 +183,8 @@ class Applier:
         return tables.log.durable if kept is None or tables.log.bytes > tables.limits.log_bytes_max else kept
 
     async def make_segments(self) -> None:
-        """Keep one segment of the log ready beyond the open one, and one more if a large record needs it, for ever."""
+        """Keep one segment of the log ready beyond the open one, for ever.
+        And one more if a large record needs it."""
         environment, records = self._tables.environment, self._tables.log
         while True:
             while records.wants_segment or records.room() < self.room_wanted:
@@ -196,8 +197,9 @@ class Applier:
             await self.segment_wanted.wait()
 
     async def keep_log(self) -> None:
-        """Once a second: note up to where the log is durable, so that rot of its last record is seen; on a full disk
-        release what the file has, since applications, which do it otherwise, may not come any more."""
+        """Once a second: note up to where the log is durable, so that rot of its last record is seen.
+        On a full disk release what the file has, since applications, which do it otherwise, may not come any
+        more."""
         environment, records = self._tables.environment, self._tables.log
         noted = 0
         while True:

@@ -182,7 +182,8 @@ class Batch:
                 self._fail(queued.op, queued.sink, error)
 
     def _fail(self, op: Any, sink: Sink, error: Exception) -> None:
-        """All that it did is undone. Of a commit no client may find out later that it was done after all."""
+        """All that it did is undone.
+        Of a commit no client may find out later that it was done after all."""
         reply: Reply = failure(op, error)
         if isinstance(op, DecideCommit):
             if self.outcomes.is_decided(op.attempt):  # but how cannot be read
@@ -308,7 +309,8 @@ class Batch:
             self._ready.unlock(key, identity)
 
     def _try_transact(self, queued: Queued, held: str | None = None) -> None:
-        """Do it if all its keys are free, one of which it may hold; else wait for the first that is not."""
+        """Do it if all its keys are free, one of which it may hold.
+        Else wait for the first that is not."""
         op = queued.op
         blind = failpoints.planted("ignore-intent") and all(step.op == "get" for step in (*op.then, *op.otherwise))
         for key in queued.keys:
@@ -322,7 +324,8 @@ class Batch:
         self.changes.answer(queued.sink, reply)
 
     def _gather(self, queued: Queued) -> None:
-        """Take the locks that are missing, in their order; wait, or die, at the first that is not to be had."""
+        """Take the locks that are missing, in their order.
+        Wait, or die, at the first that is not to be had."""
         op, waits = queued.op, self.waits
         if type(op) is DecideCommit and not queued.gathered and all(map(self._locks.is_free, queued.keys)):
             self._finish_gathering(queued)  # it is over before anything else can ask for them

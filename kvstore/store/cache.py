@@ -102,8 +102,9 @@ class Cache:
         self._left |= partitions
 
     def come_back(self, generations: Sequence[int]) -> None:
-        """It is decided which partitions are served from now on. What is known of one that had left must not be seen by
-        the next operation that is decided, which may be before the arrival is visible: forget everything."""
+        """It is decided which partitions are served from now on.
+        What is known of one that had left must not be seen by the next operation that is decided, which may be
+        before the arrival is visible: forget everything."""
         if any(generations[partition] for partition in self._left):
             self.clear()
 

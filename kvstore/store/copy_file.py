@@ -1,4 +1,5 @@
-"""Which copy of its store a folder has, as its store opens it: `shard-<id>.id`, when it is made, and what replaces it.
+"""Which copy of its store a folder has, as its store opens it.
+`shard-<id>.id`, when it is made, and what replaces it.
 
 Owns: the making of that file with a store; what stands for it where it is lost; promises to serve a term.
 Promises: what was promised is durable before anything is done in that term, and never falls. The file of another store
@@ -24,6 +25,7 @@ from kvstore.storage.disk import Disk, OsDisk
 log = logging.getLogger(__name__)
 
 _OS = OsDisk()
+_DAMAGED = "is damaged"
 
 
 class CopyFile:
@@ -63,7 +65,8 @@ def make_copy(db: Path, store_id: str, copy_id: str, disk: Disk = _OS) -> CopyFi
 
 
 def open_copy(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | None, disk: Disk = _OS) -> CopyFile:
-    """The file of a copy that was there before; made where an earlier program had none, or the map stands for it.
+    """The file of a copy that was there before.
+    Made where an earlier program had none, or the map stands for it.
 
     One of another store, which was there before these files were put in their place, is as good as lost. Raises
     ForeignData where it is lost and cannot be done without; OSError.
@@ -72,7 +75,7 @@ def open_copy(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
         found: Identity | None = read_identity(disk, db.parent, db.stem)
         why = "is missing"
     except DataCorrupt:
-        found, why = None, "is damaged"
+        found, why = None, _DAMAGED
     if found is not None and found.store_id != store_id:
         why = f"is of store {found.store_id}, and the files beside it are of store {store_id}"
         found = None
@@ -98,6 +101,11 @@ def _stand_in(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
     if shard is None and ".copy-" in db.stem:
         raise _lost(
             f"{copy_path(db)} {why}, so which copy this is is not known: move its files away, and another is made."
+        )
+    if shard is None and why == _DAMAGED:
+        raise _lost(
+            f"{copy_path(db)} {why}, and no map here names this copy: put the file back, or, if this shard has never "
+            "joined its cluster, move its files away."
         )
     if shard is None:  # of a program that knew of no copies, or of a cluster that it has not joined yet
         return Identity(store_id, store_id)

@@ -114,7 +114,8 @@ class Lookup:
         return op.attempt.name in self._tables.holds.decided
 
     def is_at_hand(self, key: RowKey) -> bool:
-        """It can be looked at without the file. A decision that is not in the table of decisions is not there."""
+        """It can be looked at without the file.
+        A decision that is not in the table of decisions is not there."""
         tables = self._tables
         if key[0] == VALUE:
             if tables.cache.peek(key[1]) is not None:

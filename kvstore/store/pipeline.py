@@ -426,8 +426,9 @@ class _Events:
 
 
 def _undurable_max(tables: Tables, *, is_urgent: bool) -> int:
-    """How many batches may be on their way to the disks; one where copies are waited for: what comes until it has
-    arrived makes the next one fuller, and so saves each of them a record."""
+    """How many batches may be on their way to the disks.
+    One where copies are waited for: what comes until it has arrived makes the next one fuller, and so saves each of
+    them a record."""
     waits = tables.sender is not None and tables.sender.waits and not is_urgent
     return 1 if waits else tables.limits.undurable_batches_max
 

@@ -76,10 +76,10 @@ class Reads:
             self._queue.append((op, sink, partition, generation))
             self._queued.set()
 
-    def read(self, key: str) -> asyncio.Future[Reply]:
+    def read(self, key: str, bytes_max: int = 0) -> asyncio.Future[Reply]:
         """The answer to a get of the store's own."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self.get(Get(0, key), Then(partial(settle, future)))
+        self.get(Get(0, key, bytes_max), Then(partial(settle, future)))
         return future
 
     def _in_memory(self, key: str) -> Entry | None:

@@ -1,4 +1,5 @@
-"""Listings and counts of a store: pages in key order, of what is served all the time that it takes to read them.
+"""Listings and counts of a store.
+Pages in key order, of what is served all the time that it takes to read them.
 
 Owns: pages of values and of leases; counts.
 Promises: a page shows visible live rows of partitions that were served, under the same generation, from before it was
@@ -49,10 +50,13 @@ class Scans:
         if not any(generations):
             return Page(op.id, b"", False, op.after, [])
         read = values or not self._tables.verification.rounds  # rows not yet verified are, by being read whole
-        bytes_max = self._tables.limits.page_bytes_max
-        if isinstance(op, Scan) and op.bytes_max > 0:
-            bytes_max = min(bytes_max, op.bytes_max)
-        query = ScanQuery(kind, op.prefix, op.after, op.limit, read, 0, generations, bytes_max, op.until)
+        bytes_max, value_bytes_max = self._tables.limits.page_bytes_max, 0
+        if isinstance(op, Scan):
+            bytes_max = min(bytes_max, op.bytes_max or bytes_max)
+            value_bytes_max = op.value_bytes_max if values else 0
+        query = ScanQuery(
+            kind, op.prefix, op.after, op.limit, read, 0, generations, bytes_max, op.until, value_bytes_max
+        )
         page, undecided = await self._read_page(query)
         rows = sorted(page.rows + undecided) if undecided else page.rows
         if read and not values:
@@ -61,7 +65,7 @@ class Scans:
         owned = self._owned_since(generations)
         if owned != generations:
             rows = [row for row in rows if owned[partition_of(row[0].encode(), partitions)]]
-        return Page(op.id, self._as_set(owned), page.more, page.last, rows)
+        return Page(op.id, self._as_set(owned), page.more, page.last, rows, left_out=page.left_out)
 
     def _asked_for(self, wanted: bytes) -> list[int]:
         """The generations as they are now, but 0 for partitions that are not wanted."""
@@ -82,7 +86,8 @@ class Scans:
         return partition_set.encode(partition_set.from_flags(generations), len(generations))
 
     async def _read_page(self, query: ScanQuery) -> tuple[ScanPage, list[tuple[str, int, bytes | None, int]]]:
-        """A page all of which is visible, its expiries made; and the rows of it that were undecided, as they are now.
+        """A page all of which is visible, its expiries made.
+        And the rows of it that were undecided, as they are now.
 
         Raises DataCorrupt, TooManyRequests.
         """
@@ -91,7 +96,7 @@ class Scans:
         page = await self._tables.engine.scan(query._replace(now_ms=self._tables.environment.now_ms()))
         if page.due:
             await self._maintenance.expire([Expire(key) for key in page.due])
-        return page, await self._undecided(page.locked, query.values) if page.locked else []
+        return page, await self._undecided(page, query) if page.locked else []
 
     def _check(self, generations: Sequence[int]) -> None:
         """Raises DataCorrupt if rows of these partitions may be missing."""
@@ -100,15 +105,17 @@ class Scans:
             if generations[partition] and (damage := verification.miss_in(partition)) is not None:
                 raise damage
 
-    async def _undecided(self, keys: list[str], values: bool) -> list[tuple[str, int, bytes | None, int]]:
+    async def _undecided(self, page: ScanPage, query: ScanQuery) -> list[tuple[str, int, bytes | None, int]]:
         """The rows of keys that carried an intent, as they are when it is gone; each for itself."""
-        asked = [(key, self._reads.read(key)) for key in keys]
+        asked = [(key, self._reads.read(key, query.value_bytes_max)) for key in page.locked]
         rows: list[tuple[str, int, bytes | None, int]] = []
         for key, future in asked:
             answer = await future
             assert isinstance(answer, Answer)
             if answer.status == 200:
-                rows.append((key, answer.version, answer.value if values else None, answer.ttl_left_ms))
+                if answer.left_out_bytes:
+                    page.left_out[key] = answer.left_out_bytes
+                rows.append((key, answer.version, answer.value if query.values else None, answer.ttl_left_ms))
             elif answer.status not in (404, WrongOwner.status):
                 raise from_problem(answer.problem)
         return rows

@@ -43,7 +43,8 @@ _UNVERIFIED, _VERIFIED, _DAMAGED = range(3)
 
 
 def home_in(partitions: int) -> HomeOf:
-    """The partition to which a value or a lease belongs, of so many; what other rows belong to is not in their keys."""
+    """The partition to which a value or a lease belongs, of so many.
+    What other rows belong to is not in their keys."""
 
     def home_of(kind: str, key: str) -> int:
         return partition_of(key.encode(), partitions) if kind in (VALUE, LEASE) else -1

@@ -237,7 +237,8 @@ class WriteSet:
 
 
 def _before_damage(error: DataCorrupt) -> RowMeta:
-    """What a damaged row says of its version is not believed: the clock's is none lower. Raises it if there is none."""
+    """What a damaged row says of its version is not believed: the clock's is none lower.
+    Raises it if there is none."""
     row: Row | None = error.damaged_row
     if row is None:
         raise error

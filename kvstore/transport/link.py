@@ -19,11 +19,12 @@ import aiohttp
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.errors import KvError, OutcomeUnknown, TooManyRequests, Unavailable
+from kvstore.errors import KvError, OtherProtocol, OutcomeUnknown, TooManyRequests, Unavailable
 from kvstore.message_sizes import message_bytes
 from kvstore.protocol import WRITES, Acquire, Answer, ForStore, Get, Names, Request, Scan, decode_replies
 from kvstore.transport.outbox import Outbox
 from kvstore.transport.sessions import ADOPT, IS_STRANGER, PARAMETER, ClusterSession
+from kvstore.transport.versions import refused_by
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ class _Pending(msgspec.Struct, frozen=True):
 
 
 class _Outage:
-    """Says once in the log, and not at every try, that a shard cannot be reached, why, and when it can be again."""
+    """Log lines on a shard that cannot be reached.
+    One says that and why, another one that it can be reached again; none comes at every try."""
 
     def __init__(self, shard_id: str, url: str) -> None:
         self._shard_id = shard_id
@@ -63,6 +65,9 @@ class _Outage:
         self._began_s = now_s if self._began_s is None else self._began_s
         if getattr(error, "status", None) == IS_STRANGER:
             self._say_stranger()
+            return
+        if (refused := refused_by(self._url, getattr(error, "headers", None))) is not None:
+            self._say_other_protocol(refused)
             return
         reason = str(error) or type(error).__name__
         is_own_fault = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
@@ -82,6 +87,11 @@ class _Outage:
                 self._url,
                 ADOPT,
             )
+
+    def _say_other_protocol(self, refused: OtherProtocol) -> None:
+        if refused.detail != self._told:
+            self._told = refused.detail
+            log.error("shard %s cannot be asked: %s", self._shard_id, refused.sentences)
 
     def is_over(self) -> None:
         if self._told:
@@ -174,7 +184,7 @@ class NodeLink:
         else:
             size = message_bytes(request)
             if type(request) is Scan and request.values:
-                item_bytes_max = limits.value_bytes_max + limits.key_bytes_max
+                item_bytes_max = (request.value_bytes_max or limits.value_bytes_max) + limits.key_bytes_max
                 size += min(request.limit * item_bytes_max, request.bytes_max or limits.page_bytes_max)
         if len(self._pending) >= limits.channel_ops_max or self.bytes_under_way + size > limits.channel_bytes_max:
             raise TooManyRequests(f"too many operations wait for shard {channel.shard_id}", retry_after_ms=100)
@@ -218,7 +228,8 @@ class NodeLink:
             wait_s = await self._pause(wait_s)
 
     async def _pause(self, wait_s: float) -> float:
-        """Wait before the next try to connect, unless there is news of the node; how long to wait after that one."""
+        """Wait before the next try to connect, unless there is news of the node.
+        How long to wait after that one."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._try_now.wait()

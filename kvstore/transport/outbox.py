@@ -91,7 +91,8 @@ class Outbox:
                 await socket.send_bytes(frame)
 
     def _frames(self, messages: list[Any]) -> Iterator[bytes]:
-        """One, as a rule; what counts little but is large (many long keys) goes in halves that the far end reads."""
+        """The frames of these messages: one, as a rule.
+        What counts little but is large (many long keys) goes in halves that the far end reads."""
         frame = encode_frame(messages)
         if len(frame) <= 2 * self._frame_bytes_max or len(messages) == 1:
             yield frame

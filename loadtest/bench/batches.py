@@ -14,7 +14,7 @@ from pathlib import Path
 
 from loadtest.bench.data import Data
 from loadtest.bench.dialects import Dialect
-from loadtest.bench.http1 import Answer, Request, ask
+from loadtest.bench.http1 import Request, ask, ask_done
 
 SCRIPT = Path(__file__).with_name("batches.lua")
 OPERATIONS = 100
@@ -64,7 +64,7 @@ async def check_puts(url: str, dialect: Dialect, data: Data) -> None:
     """Each key is written twice: what is shown at last has not been there before."""
     for numbers in drawn(data)[:_CHECKED]:
         for values in (data.stored, data.written):
-            await _done(url, dialect, dialect.put_batch(_puts(data, values, numbers)))
+            await ask_done(url, dialect.put_batch(_puts(data, values, numbers)))
             for number in numbers:
                 answer = await ask(url, dialect.get(data.keys[number]))
                 if not dialect.shows(answer.body, values[number]):
@@ -73,7 +73,7 @@ async def check_puts(url: str, dialect: Dialect, data: Data) -> None:
 
 async def check_gets(url: str, dialect: Dialect, data: Data) -> None:
     for numbers in drawn(data)[:_CHECKED]:
-        answer = await _done(url, dialect, dialect.get_batch([data.keys[number] for number in numbers]))
+        answer = await ask_done(url, dialect.get_batch([data.keys[number] for number in numbers]))
         for number in numbers:
             if not any(dialect.shows(answer.body, values[number]) for values in (data.stored, data.written)):
                 raise RuntimeError(f"{dialect.name} does not show {data.keys[number]} in a batch of gets")
@@ -81,18 +81,10 @@ async def check_gets(url: str, dialect: Dialect, data: Data) -> None:
 
 async def check_pages(url: str, dialect: Dialect, data: Data) -> None:
     for number in (0, len(data.keys) - PAGE_KEYS - 1):
-        answer = await _done(url, dialect, dialect.page(_prefix(data), data.keys[number], PAGE_KEYS))
+        answer = await ask_done(url, dialect.page(_prefix(data), data.keys[number], PAGE_KEYS))
         found, behind = dialect.listed(answer.body), slice(number + 1, number + 1 + PAGE_KEYS)
         if [key for key, _ in found] != list(data.keys[behind]):
             raise RuntimeError(f"{dialect.name} does not list the {PAGE_KEYS} keys behind {data.keys[number]}")
         for (key, value), stored, written in zip(found, data.stored[behind], data.written[behind], strict=True):
             if value not in (stored, written):
                 raise RuntimeError(f"{dialect.name} lists a value of {key} that no client wrote")
-
-
-async def _done(url: str, dialect: Dialect, request: Request) -> Answer:
-    answer = await ask(url, request)
-    if not 200 <= answer.status < 300:
-        target = request.target.partition("?")[0]
-        raise RuntimeError(f"{dialect.name} refuses {target}: {answer.status} {answer.body[:300]!r}")
-    return answer

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import aiohttp
 import click
 import msgspec
 
@@ -51,9 +52,10 @@ def numbers(most: int) -> Check:
     return check
 
 
-file = click.Path(dir_okay=False, path_type=Path)
 rounds = click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Figures are medians.")
-json_file = click.option("--json", "json_file", type=file, help="Write all figures there.")
+json_file = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there."
+)
 folder = click.option(
     "--tmp",
     "folder",
@@ -76,7 +78,7 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run(ended_by_signals())
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise click.ClickException("interrupted; everything that was started has been ended") from None
-    except (OSError, RuntimeError, TimeoutError) as error:
+    except (aiohttp.ClientError, OSError, RuntimeError, TimeoutError) as error:
         raise click.ClickException(str(error) or "it took too long") from error
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import click
 import msgspec
 
-from loadtest.bench import command, page, report, scaling
+from loadtest.bench import command, report, scaling
 from loadtest.bench.data import SHARDS, make_data
 from loadtest.bench.drive import SETTLE_S, WARM_UP_S, Plan, Run
 from loadtest.bench.report import SystemFacts
@@ -49,7 +49,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int
     keys: int
     json_file: Path | None
-    html_file: Path | None
     folder: Path
 
     @property
@@ -95,7 +94,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 )
 @click.option("--keys", type=click.IntRange(1), default=20_000, show_default=True, help="Keys of 100-byte values.")
 @command.json_file
-@click.option("--html", "html_file", type=command.file, help="Write a page with tables and charts there.")
 @command.folder
 def main(**options: Any) -> None:
     asked = Options(**options)
@@ -208,8 +206,6 @@ def _report(options: Options, runs: Sequence[Run], facts: Sequence[SystemFacts])
     cells, growths = report.summarize(runs), scaling.growths(runs, facts)
     document = {"header": header, "systems": facts, "cells": cells, "growths": growths, "runs": runs}
     command.write_json(options.json_file, document)
-    if options.html_file is not None:
-        options.html_file.write_text(page.render(cells, facts, header, growths), encoding="utf-8")
     return report.render(cells, facts, header, scaling.sections(growths), scaling.targets(growths))
 
 

@@ -16,9 +16,9 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from loadtest.bench.http1 import Request
+from loadtest.bench.http1 import Answer, Request
 
 COUNTER_DIGITS = 12
 LOCK_TTL_S = 60
@@ -27,17 +27,6 @@ LOCK_TTL_S = 60
 _INTEGER_WIDTH = 24
 _LOCK_KEY_WIDTH = 64
 _SLOT = re.compile(rb"@{8,}")
-
-
-class Reply(NamedTuple):
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def document(self) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(self.body or b"{}")
-        return document
 
 
 class Listed(NamedTuple):
@@ -59,7 +48,7 @@ class Conditions(ABC):
         """Ask for the versions of all keys with that prefix."""
 
     @abstractmethod
-    def listed(self, reply: Reply, prefix: str) -> Listed: ...
+    def listed(self, answer: Answer, prefix: str) -> Listed: ...
 
     @abstractmethod
     def cas(self, key: str, value: bytes) -> Request:
@@ -74,11 +63,11 @@ class Conditions(ABC):
         """What goes into the slot for the value."""
 
     @abstractmethod
-    def was_set(self, reply: Reply) -> bool:
+    def was_set(self, answer: Answer) -> bool:
         """Whether `cas` has written; False: the comparison failed. Raises RuntimeError for any other answer."""
 
     @abstractmethod
-    def number(self, reply: Reply) -> int:
+    def number(self, answer: Answer) -> int:
         """The counter that the answer to a `get` holds."""
 
     # --- locks --------------------------------------------------------------------------------------------------------
@@ -87,7 +76,7 @@ class Conditions(ABC):
     def session(self) -> Request | None:
         """What a connection asks for once, before it takes locks; None: nothing."""
 
-    def session_id(self, reply: Reply) -> str:
+    def session_id(self, answer: Answer) -> str:
         """Of the session that `session` asked for."""
         return ""
 
@@ -96,7 +85,7 @@ class Conditions(ABC):
         """Slot: that of the session, if there is one."""
 
     @abstractmethod
-    def token(self, reply: Reply) -> str | None:
+    def token(self, answer: Answer) -> str | None:
         """What `release` needs; None: not granted."""
 
     @abstractmethod
@@ -108,7 +97,7 @@ class Conditions(ABC):
         """Ask for what runs that were cut off have left behind."""
 
     @abstractmethod
-    def free(self, reply: Reply) -> list[Request]:
+    def free(self, answer: Answer) -> list[Request]:
         """The requests that let go of all that the answer to `held` lists."""
 
 
@@ -118,10 +107,10 @@ class KvstoreConditions(Conditions):
     def versions(self, prefix: str, after: str = "") -> Request:
         return Request("GET", f"/v1/kv?prefix={prefix}&limit=10000{after}")
 
-    def listed(self, reply: Reply, prefix: str) -> Listed:
-        cursor = reply.document["next"]
+    def listed(self, answer: Answer, prefix: str) -> Listed:
+        cursor = answer.document["next"]
         more = self.versions(prefix, f"&after={cursor}") if cursor else None
-        return Listed({item["key"]: f'"{item["version"]}"' for item in reply.document["items"]}, more)
+        return Listed({item["key"]: f'"{item["version"]}"' for item in answer.document["items"]}, more)
 
     def cas(self, key: str, value: bytes) -> Request:
         return Request("PUT", f"/v1/kv/{key}", value, (f"If-Match: {_slot(_INTEGER_WIDTH)}",))
@@ -132,11 +121,11 @@ class KvstoreConditions(Conditions):
     def counter(self, number: int) -> str:
         return f"{number:0{COUNTER_DIGITS}}"
 
-    def was_set(self, reply: Reply) -> bool:
-        return _told(reply, {201: True, 204: True, 412: False})
+    def was_set(self, answer: Answer) -> bool:
+        return _told(answer, {201: True, 204: True, 412: False})
 
-    def number(self, reply: Reply) -> int:
-        return int(reply.body)
+    def number(self, answer: Answer) -> int:
+        return int(answer.body)
 
     def session(self) -> None:
         return None
@@ -144,8 +133,8 @@ class KvstoreConditions(Conditions):
     def acquire(self, name: str) -> Request:
         return Request("POST", f"/v1/locks/{name}", b'{"ttl":%d}' % LOCK_TTL_S)
 
-    def token(self, reply: Reply) -> str | None:
-        return reply.headers["Lock-Token"] if _told(reply, {201: True, 423: False}) else None
+    def token(self, answer: Answer) -> str | None:
+        return answer.headers["Lock-Token"] if _told(answer, {201: True, 423: False}) else None
 
     def release(self, name: str) -> Request:
         return Request("DELETE", f"/v1/locks/{name}", headers=(f"Lock-Token: {_slot(_INTEGER_WIDTH)}",))
@@ -153,8 +142,8 @@ class KvstoreConditions(Conditions):
     def held(self, prefix: str) -> Request:
         return Request("GET", f"/v1/locks?prefix={prefix}&limit=10000")
 
-    def free(self, reply: Reply) -> list[Request]:
-        return [fill(self.release(item["name"]), str(item["token"])) for item in reply.document["items"]]
+    def free(self, answer: Answer) -> list[Request]:
+        return [fill(self.release(item["name"]), str(item["token"])) for item in answer.document["items"]]
 
 
 class EtcdConditions(Conditions):
@@ -166,8 +155,8 @@ class EtcdConditions(Conditions):
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
         return _post("/v3/kv/range", {"key": _base64(prefix), "range_end": _base64(end), "keys_only": True})
 
-    def listed(self, reply: Reply, prefix: str) -> Listed:
-        items = reply.document.get("kvs", [])
+    def listed(self, answer: Answer, prefix: str) -> Listed:
+        items = answer.document.get("kvs", [])
         return Listed({base64.b64decode(item["key"]).decode(): item["mod_revision"] for item in items}, None)
 
     def cas(self, key: str, value: bytes) -> Request:
@@ -189,24 +178,24 @@ class EtcdConditions(Conditions):
     def counter(self, number: int) -> str:
         return json.dumps(_base64(f"{number:0{COUNTER_DIGITS}}"))
 
-    def was_set(self, reply: Reply) -> bool:
-        return _told(reply, {200: bool(reply.document.get("succeeded"))})
+    def was_set(self, answer: Answer) -> bool:
+        return _told(answer, {200: bool(answer.document.get("succeeded"))})
 
-    def number(self, reply: Reply) -> int:
-        return int(base64.b64decode(reply.document["kvs"][0]["value"]))
+    def number(self, answer: Answer) -> int:
+        return int(base64.b64decode(answer.document["kvs"][0]["value"]))
 
     def session(self) -> Request:
         return _post("/v3/lease/grant", {"TTL": LOCK_TTL_S})
 
-    def session_id(self, reply: Reply) -> str:
-        return str(reply.document["ID"])
+    def session_id(self, answer: Answer) -> str:
+        return str(answer.document["ID"])
 
     def acquire(self, name: str) -> Request:
         body = _compact({"name": _base64(name), "lease": "LEASE"}).replace('"LEASE"', _slot(_INTEGER_WIDTH))
         return Request("POST", "/v3/lock/lock", body.encode())
 
-    def token(self, reply: Reply) -> str | None:
-        return json.dumps(reply.document["key"]) if _told(reply, {200: True}) else None
+    def token(self, answer: Answer) -> str | None:
+        return json.dumps(answer.document["key"]) if _told(answer, {200: True}) else None
 
     def release(self, name: str) -> Request:
         body = _compact({"key": "KEY"}).replace('"KEY"', _slot(_LOCK_KEY_WIDTH))
@@ -215,8 +204,8 @@ class EtcdConditions(Conditions):
     def held(self, prefix: str) -> Request:
         return _post("/v3/lease/leases", {})
 
-    def free(self, reply: Reply) -> list[Request]:
-        return [_post("/v3/lease/revoke", {"ID": lease["ID"]}) for lease in reply.document.get("leases", [])]
+    def free(self, answer: Answer) -> list[Request]:
+        return [_post("/v3/lease/revoke", {"ID": lease["ID"]}) for lease in answer.document.get("leases", [])]
 
 
 CONDITIONS: dict[str, Conditions] = {each.name: each for each in (KvstoreConditions(), EtcdConditions())}
@@ -245,10 +234,10 @@ def _slot(width: int) -> str:
     return "@" * width
 
 
-def _told(reply: Reply, meaning: Mapping[int, bool]) -> bool:
-    if reply.status not in meaning:
-        raise RuntimeError(f"an answer that was not expected: {reply.status} {reply.body[:300]!r}")
-    return meaning[reply.status]
+def _told(answer: Answer, meaning: Mapping[int, bool]) -> bool:
+    if answer.status not in meaning:
+        raise RuntimeError(f"an answer that was not expected: {answer.status} {answer.body[:300]!r}")
+    return meaning[answer.status]
 
 
 def _post(target: str, body: object) -> Request:

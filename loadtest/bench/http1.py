@@ -1,21 +1,27 @@
-"""HTTP/1.1 as bytes: requests written out whole, and answers read back.
+"""HTTP/1.1 as wrk sends it, and the same requests by aiohttp where answers matter.
 
 Owns: the one form in which all systems are asked, by wrk as by the preloading.
-Promises: an answer that it cannot read is an error, never a guess.
-Leaves to others: what is asked (dialects.py).
-
-Not a client for general use: no redirects, no TLS, no trailers.
+Promises: every request is sent once; an answer is whole or an error (aiohttp's).
+Leaves to others: what is asked (dialects.py, conditions.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+import aiohttp
+from yarl import URL
+
+from loadtest.drivers.aio import session
 
 
 class Request(NamedTuple):
+    """`headers`: whole lines, `Name: text`."""
+
     method: str
     target: str
     body: bytes = b""
@@ -30,68 +36,62 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Names of headers are in lower case."""
+    """Headers are found by their names in any case, if they come from `send`."""
 
     status: int
-    body: bytes
-    headers: Mapping[str, str]
+    body: bytes = b""
+    headers: Mapping[str, str] = {}
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The body as JSON."""
+        found: dict[str, Any] = json.loads(self.body or b"{}")
+        return found
 
 
-async def read_answer(reader: asyncio.StreamReader) -> Answer:
-    """The next answer. Raises asyncio.IncompleteReadError when the connection ends, ValueError for an unknown form."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    status = int(head[0].split()[1])
-    fields = (line.partition(":") for line in head[1:] if line)
-    headers = {name.lower(): value.strip() for name, _, value in fields}
-    if (coding := headers.get("transfer-encoding")) is not None:
-        if coding.lower() != "chunked":
-            raise ValueError(f"the answer is coded in a way that is not known here: {coding}")
-        return Answer(status, await _read_chunks(reader), headers)
-    length = 0 if status in (204, 304) else int(headers.get("content-length", 0))
-    return Answer(status, await reader.readexactly(length), headers)
+async def send(http: aiohttp.ClientSession, url: str, request: Request) -> Answer:
+    """One request. Raises aiohttp.ClientError, TimeoutError."""
+    headers = {name: text.strip() for name, _, text in (line.partition(":") for line in request.headers)}
+    async with http.request(
+        request.method,
+        URL(url + request.target, encoded=True),
+        data=request.body or None,
+        headers=headers,
+        skip_auto_headers=("Accept-Encoding", "Content-Type", "User-Agent"),
+    ) as response:
+        return Answer(response.status, await response.read(), response.headers)
 
 
-async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
-    """RFC 9112, 7.1. Raises ValueError for trailers."""
-    parts = []
-    while length := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
-        part = await reader.readexactly(length + 2)
-        if not part.endswith(b"\r\n"):
-            raise ValueError("a chunk is longer than it says")
-        parts.append(part[:-2])
-    if (end := await reader.readuntil(b"\r\n")) != b"\r\n":
-        raise ValueError(f"the answer has a trailer: {end[:100]!r}")
-    return b"".join(parts)
+async def done(http: aiohttp.ClientSession, url: str, request: Request) -> Answer:
+    """As `send`. Raises RuntimeError when the answer is not 2xx."""
+    answer = await send(http, url, request)
+    if not 200 <= answer.status < 300:
+        target = request.target.partition("?")[0]
+        raise RuntimeError(f"{request.method} {target}: {answer.status} {answer.body[:300]!r}")
+    return answer
 
 
 async def ask(url: str, request: Request) -> Answer:
-    """One request on a connection of its own. Raises OSError when no client listens."""
-    parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    try:
-        writer.write(request.render(parts.netloc))
-        return await read_answer(reader)
-    finally:
-        writer.close()
+    """One request on a connection of its own. Raises as `send` does."""
+    async with session() as http:
+        return await send(http, url, request)
+
+
+async def ask_done(url: str, request: Request) -> Answer:
+    """As `ask`. Raises RuntimeError when the answer is not 2xx."""
+    async with session() as http:
+        return await done(http, url, request)
 
 
 async def ask_all(url: str, requests: Iterable[Request], connections: int) -> None:
     """Every request once, over that many connections. Raises RuntimeError at the first answer that is not 2xx."""
-    parts = urlsplit(url)
     waiting = iter(requests)
+    async with session() as http, asyncio.TaskGroup() as group:
 
-    async def one_connection() -> None:
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-        try:
+        async def one_connection() -> None:
             for request in waiting:
-                writer.write(request.render(parts.netloc))
-                answer = await read_answer(reader)
-                if not 200 <= answer.status < 300:
-                    raise RuntimeError(f"{request.method} {request.target}: {answer.status} {answer.body[:300]!r}")
-        finally:
-            writer.close()
+                await done(http, url, request)
 
-    async with asyncio.TaskGroup() as group:
         for _ in range(connections):
             group.create_task(one_connection())
 

@@ -25,12 +25,13 @@ from loadtest.bench.workloads import WORKLOADS
 
 _PEERS = ("etcd", "bare")
 _SEVERAL_IN_ONE = tuple(workload.name for workload in WORKLOADS.values() if workload.operations > 1)
+_BAR_CHARACTERS = 60
 REFERENCE_SHAPE = (4, 1)  # shards and routers of the cluster that the aims are for
 
 
 class SystemFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What one system is and costs when nothing is asked. Memory is the sum of PSS over all its processes; `shards` and
-    `routers` are 0 for what is no cluster of ours."""
+    """What one system is and costs when nothing is asked.
+    Memory is the sum of PSS over all its processes; `shards` and `routers` are 0 for what is no cluster of ours."""
 
     system: str
     version: str
@@ -239,8 +240,23 @@ def render(
 ) -> str:
     """The whole report as Markdown whose tables also line up on a terminal; `more` stands before the aims."""
     tables = [fact_table(facts), rate_table(cells)]
-    parts = [*header, *(f"\n{table(*each, left=LEFT)}" for each in tables), *(f"\n{each}" for each in more)]
+    drawn = [f"\n{chart(cells)}"] if any("etcd" in cell.to for cell in cells) else []
+    parts = [*header, *(f"\n{table(*each, left=LEFT)}" for each in tables), *drawn, *(f"\n{each}" for each in more)]
     return "\n".join([*parts, *aims_told([*targets(cells, facts), *more_targets])])
+
+
+def chart(cells: Sequence[Cell]) -> str:
+    """Rates beside etcd's as bars: a block of Markdown, a line for each cell with a ratio.
+    etcd itself is 1."""
+    shown = [cell for cell in side_by_side(cells) if "etcd" in cell.to and cell.system != "bare"]
+    labels = [f"{cell.work} {cell.connections:>4} {cell.system}" for cell in shown]
+    width = max(map(len, labels))
+    unit = _BAR_CHARACTERS / max(cell.to["etcd"].median for cell in shown)
+    lines = [
+        f"{label:<{width}} {'█' * max(1, round(ratio.median * unit))} {ratio.median:.2f}"
+        for label, ratio in zip(labels, (cell.to["etcd"] for cell in shown), strict=True)
+    ]
+    return "\n".join(["Rates beside etcd's of the same round:\n\n```", *lines, "```"])
 
 
 def aims_told(found: Sequence[Target]) -> list[str]:

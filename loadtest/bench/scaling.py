@@ -3,7 +3,7 @@
 Owns: which clusters are compared with which, the aim for them, and in which parts of the system the difference lies.
 Promises: clusters of as many routers are compared, at the same workload and number of connections; a ratio is the
 median of the ratios within each round (report.py). Pure.
-Leaves to others: the runs (drive.py), other tables (report.py), the page (page.py).
+Leaves to others: the runs (drive.py), other tables (report.py).
 """
 
 from __future__ import annotations

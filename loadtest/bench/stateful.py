@@ -20,11 +20,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import aiohttp
-
-from loadtest.bench.conditions import Conditions, Reply, fill, split
+from loadtest.bench import http1
+from loadtest.bench.conditions import Conditions, fill, split
 from loadtest.bench.dialects import Dialect
-from loadtest.bench.http1 import Request
+from loadtest.bench.http1 import Answer, Request
+from loadtest.drivers.aio import session
 
 _HERE = Path(__file__).parent
 _HOT_KEY = "hot-counter"
@@ -36,35 +36,24 @@ class Talk:
     """One system, asked one request at a time, with answers of any form. `async with Talk(…) as talk:`"""
 
     def __init__(self, url: str, dialect: Dialect, conditions: Conditions) -> None:
-        self.url = url
         self.dialect = dialect
         self.conditions = conditions
-        self._http: aiohttp.ClientSession | None = None
+        self.url = url
+        self._http = session()
 
     async def __aenter__(self) -> Talk:
-        self._http = aiohttp.ClientSession()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._http is not None:
-            await self._http.close()
+        await self._http.close()
 
-    async def ask(self, request: Request) -> Reply:
-        """Raises OSError (aiohttp's) when the system does not answer."""
-        assert self._http is not None
-        headers = {name: text.strip() for name, _, text in (header.partition(":") for header in request.headers)}
-        body = request.body or None
-        async with self._http.request(
-            request.method, self.url + request.target, data=body, headers=headers
-        ) as response:
-            return Reply(response.status, response.headers, await response.read())
+    async def ask(self, request: Request) -> Answer:
+        """Raises aiohttp.ClientError when the system does not answer."""
+        return await http1.send(self._http, self.url, request)
 
-    async def done(self, request: Request) -> Reply:
+    async def done(self, request: Request) -> Answer:
         """Raises RuntimeError when the answer is not 2xx."""
-        reply = await self.ask(request)
-        if not 200 <= reply.status < 300:
-            raise RuntimeError(f"{request.method} {request.target}: {reply.status} {reply.body[:300]!r}")
-        return reply
+        return await http1.done(self._http, self.url, request)
 
     async def versions(self, prefix: str) -> dict[str, str]:
         """Of all keys with that prefix, in the form that the slot for a version takes."""

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.bench import dialects
@@ -52,8 +53,9 @@ class Batches(NamedTuple):
 
 
 class System(ABC):
-    """One system in a folder of its own. After `start`: `urls` (where it is asked; `url` is the first), `roots` (pids
-    of its top processes), `ready_s`. `shape` is None for what is no cluster of ours."""
+    """One system in a folder of its own.
+    After `start`: `urls` (where it is asked; `url` is the first), `roots` (pids of its top processes), `ready_s`.
+    `shape` is None for what is no cluster of ours."""
 
     dialect: Dialect
     programs: tuple[tuple[str, str], ...] = ()  # what must be installed: program and Debian package
@@ -99,7 +101,7 @@ class System(ABC):
         """Until the probe is answered with 200 wherever the system is asked, or the process has ended."""
         deadline, waiting = time.monotonic() + READY_TIMEOUT_S, list(self.urls)
         while time.monotonic() < deadline and process.returncode is None:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            with contextlib.suppress(aiohttp.ClientError, OSError):
                 while waiting and (await ask(waiting[0], probe)).status == 200:
                     waiting.pop(0)
                 if not waiting:
@@ -157,7 +159,8 @@ def read_batches(metrics: str) -> Batches:
 
 
 class EtcdSystem(System):
-    """One that runs on several nodes is asked where its leader is: the quickest way to it, as no node passes on."""
+    """One that runs on several nodes is asked where its leader is.
+    The quickest way to it, as no node passes on."""
 
     dialect = dialects.Etcd()
     programs = (("etcd", "etcd-server"),)

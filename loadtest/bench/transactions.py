@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from loadtest.bench.data import Data
 from loadtest.bench.dialects import Dialect
-from loadtest.bench.http1 import Request, ask
+from loadtest.bench.http1 import Request, ask, ask_done
 
 SCRIPT = Path(__file__).with_name("transactions.lua")
 PUTS = 4
@@ -41,9 +41,7 @@ class Transactions(NamedTuple):
         """Carry a few out. Raises RuntimeError if their keys are not written, or lie elsewhere than `data` says."""
         checked = self._drawn(data)[:_CHECKED]
         for numbers in checked:
-            answer = await ask(url, dialect.put_all(_puts(data, numbers)))
-            if not 200 <= answer.status < 300:
-                raise RuntimeError(f"{dialect.name} refuses a transaction: {answer.status} {answer.body[:300]!r}")
+            await ask_done(url, dialect.put_all(_puts(data, numbers)))
         for number in (number for numbers in checked for number in numbers):
             key, owner = data.keys[number], data.owners[number]
             answer = await ask(url, dialect.get(key))

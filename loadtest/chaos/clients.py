@@ -66,7 +66,8 @@ class Failure(NamedTuple):
 
 
 class Client:
-    """One client. `run` goes on until it is cancelled; `gate` lets it pass or holds it; `idle` is set while held."""
+    """One client. `run` goes on until it is cancelled.
+    `gate` lets it pass or holds it; `idle` is set while held."""
 
     def __init__(self, name: str, kind: Judged, wire: Wire) -> None:
         self.name = name

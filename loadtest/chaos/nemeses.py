@@ -148,7 +148,8 @@ class Nemeses:
     async def _at_a_point(
         self, action: Literal["kill", "stop"], for_s: float, rng: random.Random, fault: Fault
     ) -> None:
-        """A process dies or stands still when it comes to a named point of its code, if it does in this time."""
+        """A process dies or stands still at a named point of its code.
+        If it comes there in this time."""
         end_s = time.monotonic() + for_s
         name, point = some_point(self._cluster.members(), rng)
         fault.targets = [name]

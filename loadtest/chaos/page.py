@@ -177,8 +177,8 @@ def _by_name(points: Sequence[Point], rates: Rates) -> list[Series]:
 
 
 def thin(points: Sequence[Point]) -> tuple[list[Point], int]:
-    """At most `_POINTS_MAX` points, and how many of the given ones each stands for: the mean of their rates, the median
-    of their p50 and the highest p99. Its time is that of the first."""
+    """At most `_POINTS_MAX` points, and how many of the given ones each stands for.
+    The mean of their rates, the median of their p50 and the highest p99. Its time is that of the first."""
     count = -(-len(points) // _POINTS_MAX) or 1
     return [_one_for(points[begin : begin + count]) for begin in range(0, len(points), count)], count
 

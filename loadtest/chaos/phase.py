@@ -148,7 +148,8 @@ class Stage(NamedTuple):
 
 
 async def audited(cluster: ArmedCluster, clients: Clients) -> list[str]:
-    """What is listed lies in the file of its owner, and nowhere else, and is counted; sentences on what is not so.
+    """What is listed lies in the file of its owner, and nowhere else, and is counted.
+    Sentences on what is not so.
 
     What an expiry or an application has still to do is waited for. Raises ReadsError.
     """

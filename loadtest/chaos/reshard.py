@@ -94,7 +94,7 @@ class Reshard:
         deadline_s = time.monotonic() + _MOVE_S
         while time.monotonic() < deadline_s:
             document = await changes.cluster(self._wire)
-            begun = [move for move in document.get("moves") or [] if move["step"] in ("copy", "tail", "fence")]
+            begun = [move for move in document.get("moves") or [] if move["step"] in ("copy", "tail", "freeze")]
             if begun:
                 return Move(begun[0]["from"], begun[0]["to"])
             await asyncio.sleep(_POLL_S / 5)
@@ -130,7 +130,8 @@ class Reshard:
         return [change.shard], f"{change}: {reply.words}"
 
     async def _insist(self, method: str, path: str, body: bytes | None) -> Reply:
-        """Until it is taken down, or there is no such shard, or for some time in vain: a 409 may be for the moment."""
+        """Until it is taken down, or there is no such shard, or for some time in vain.
+        A 409 may be for the moment."""
         deadline_s = time.monotonic() + _INSIST_S
         while True:
             reply = await self._wire.ask(method, path, body)
@@ -141,8 +142,9 @@ class Reshard:
     # --- afterwards --------------------------------------------------------------------------------------------------
 
     async def settle(self, timeout_s: float) -> str:
-        """Wait until no change runs any more: a sentence if none comes forward for that long, or if one of them has
-        not come about. What was cancelled is planned again."""
+        """Wait until no change runs any more.
+        A sentence if none comes forward for that long, or if one of them has not come about. What was cancelled
+        is planned again."""
         began_s, deadline = time.monotonic(), Forward(time.monotonic(), timeout_s)
         while True:
             if self._left_over:

@@ -124,7 +124,8 @@ class Run:
         return any(phase.complaints or phase.violations for phase in self.summary.phases)
 
     async def run(self) -> RunSummary:
-        """All of it. Cancelling it once ends it early: load and faults end at once, and the phase so far is judged.
+        """All of it.
+        Cancelling it once ends it early: load and faults end at once, and the phase so far is judged.
 
         Raises RuntimeError if the cluster does not start.
         """
@@ -162,7 +163,8 @@ class Run:
             self._judging.append(asyncio.create_task(self._judge(phase, path)))
 
     async def _watch(self, playing: Coroutine[None, None, None], workers: Sequence[asyncio.Task[None]]) -> None:
-        """To the end of the phase; or until the judgement on an earlier one makes it pointless, or a client fails."""
+        """To the end of the phase.
+        Or until the judgement on an earlier one makes it pointless, or a client fails."""
         task = asyncio.create_task(playing)
         self._hurry.clear()
         try:

@@ -15,7 +15,8 @@ from loadtest.histories.verdict import Check
 
 
 class Fault(msgspec.Struct):
-    """One fault as it was done. `for_s`: how long it lasted; 0 for one that is over at once, such as a kill.
+    """One fault as it was done.
+    `for_s`: how long it lasted; 0 for one that is over at once, such as a kill.
 
     `nemesis`: one of loadtest.chaos.schedule; `kind`: what exactly it did. `targets`: names of processes, or of
     links as `source → destination`. `note`: what else there is to say, such as that its target was gone already.

@@ -1,4 +1,5 @@
-"""A cluster of real processes of which any one can be told to die at a named point of its code, once.
+"""A cluster of real processes that can be told to die at a named point of their code.
+Any one of them, once.
 
 Owns: starting all processes of a cluster.yaml under a supervisor in this process, arming some of them, stopping them
 and keeping them from coming back.
@@ -203,7 +204,8 @@ class ArmedCluster(LocalCluster):
         return True
 
     def kill(self, name: str) -> Pid | None:
-        """SIGKILL, also to one that is just being started, or does not come to its end; None when there is none.
+        """SIGKILL, also to one that is just being started, or does not come to its end.
+        None when there is none.
 
         The supervisor starts it again.
         """

@@ -144,7 +144,7 @@ class Cluster:
 
     def may_lose_a_disk(self) -> bool:
         """Whether fewer disks than there are copies would be lost since all was copied."""
-        return self.disks_lost() < self.controller.config.replicas - 1 and (self._lost > 0 or self.is_whole())
+        return self.disks_lost() < self._wanted() - 1 and (self._lost > 0 or self.is_whole())
 
     def disks_lost(self) -> int:
         """Since all was copied."""
@@ -157,17 +157,23 @@ class Cluster:
         self.invariants.disk_gone(node.name)
 
     def is_whole(self) -> bool:
-        """Whether as many copies of each shard as there are to be are in sync, and on disks of processes that run."""
-        cluster_map = self.stored_map
+        """Whether each shard has as many copies in sync as it is to have.
+        On disks of processes that run."""
+        cluster_map, wanted = self.stored_map, self._wanted()
         if cluster_map is None:
             return False
-        wanted = min(cluster_map.replicas, sum(not node.given_up for node in cluster_map.nodes))
         for shard in cluster_map.shards:
             in_sync = [(each.node, each.copy_id) for each in shard.replicas if each.state == "in-sync"]
             places = [(shard.primary.node, shard.primary.copy_id), *in_sync]
             if len(places) < wanted or not all(self.has(node, shard.id, copy_id) for node, copy_id in places):
                 return False
         return True
+
+    def _wanted(self) -> int:
+        """How many copies of each shard there are to be, on the nodes that there are."""
+        cluster_map = self.stored_map
+        nodes = cluster_map.nodes if cluster_map is not None else []
+        return min(self.controller.config.replicas, sum(not node.given_up for node in nodes))
 
     def has(self, node: str, shard_id: str, copy_id: str) -> bool:
         """Whether the process of that node runs, and has that copy."""

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from kvstore import failpoints
+from kvstore.shard import copy_wires
+from kvstore.store import refusals
 from loadtest.histories.verdict import CLOSING, OPENING, judge
 from loadtest.simulate.cluster import Cluster, Errors
 from loadtest.simulate.cluster_clients import CLIENTS, Client, History
@@ -74,6 +76,7 @@ def simulate_cluster(
         log.propagate, log.level = before
         digest, last = loop.digest, list(loop.last)
         loop.end()
+        forget()
         gc.enable()
         gc.collect()
         gc.unfreeze()
@@ -81,6 +84,12 @@ def simulate_cluster(
         seed, digest, verdict, loop.events, simulation.history.calls, loop.now_s, time.process_time() - began_s,
         dict(cluster.faults), dict(cluster.points), last if verdict else [],
     )  # fmt: skip
+
+
+def forget() -> None:
+    """What modules of `kvstore` remember for as long as a process runs: the next run is another process."""
+    copy_wires._closing.clear()
+    refusals._faults_told.clear()
 
 
 def possible(nemeses: Iterable[str], replicas: int) -> list[str]:

@@ -101,7 +101,7 @@ class SimulatedDisk:
         return [path.name for path in self._files if path.parent == folder]
 
     def open(self, path: Path, *, create: bool = False, write: bool = True) -> SimulatedFile:
-        self._before("open", path, changes=create)
+        self._before("create" if create else "open", path, changes=create)
         if create and path in self._files:
             raise FileExistsError(errno.EEXIST, "File exists", str(path))
         if create:
@@ -137,7 +137,8 @@ class SimulatedDisk:
         self.calls = self.power_cut_at = 0
 
     def forget_dirty(self, path: Path) -> None:
-        """What was not synced looks written, but no later sync brings it to the disk: so a failed sync leaves it."""
+        """What was not synced looks written, but no later sync brings it to the disk.
+        So a failed sync leaves it."""
         self._content(path).versions.clear()
 
     @property

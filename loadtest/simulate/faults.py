@@ -21,7 +21,7 @@ POINTS = (
     "batch-before-commit", "batch-after-commit",
     *(
         f"{step}-{side}-commit"
-        for step in ("transact", "prepare", "decide", "finish", "abort", "ask", "forget", "adopt", "fence")
+        for step in ("transact", "prepare", "decide", "finish", "abort", "ask", "forget", "adopt", "freeze")
         for side in ("before", "after")
     ),
 )  # fmt: skip

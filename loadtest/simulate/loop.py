@@ -282,22 +282,21 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self.errors.append(f"{context['message']}: {error!r}")
 
     def end(self) -> None:
-        """Let go of whatever still waits, silently: a work may not like to be closed where it waits for its end."""
+        """Let go of whatever still waits, silently.
+        A work may not like to be closed where it waits for its end."""
         self._over = True
         disabled = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
+        asyncio._set_running_loop(self)  # else what is begun at an end would wait in a loop that is never run
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # works that were to be begun by what never began
-            for task in self._tasks:
-                if not task.done():
-                    task._log_destroy_pending = False  # type: ignore[attr-defined]
-                    with contextlib.suppress(BaseException):
-                        task.get_coro().close()
-                elif not task.cancelled():
-                    task.exception()
-            self._tasks.clear()
+            while self._tasks:
+                tasks, self._tasks = self._tasks, []
+                for task in tasks:
+                    _let_go(task)
             self._ready.clear()
             self._timers.clear()
+            asyncio._set_running_loop(None)
             self.close()
         logging.disable(disabled)
 
@@ -320,6 +319,15 @@ def running_process() -> Process | None:
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _let_go(task: asyncio.Task[Any]) -> None:
+    if not task.done():
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        with contextlib.suppress(BaseException):
+            task.get_coro().close()
+    elif not task.cancelled():
+        task.exception()
 
 
 def _name_of(callback: Any) -> str:

@@ -103,7 +103,8 @@ class End:
             self._taken.set_result(None)
 
     def abort(self) -> None:
-        """At once, and without a word to the other end, which is told by its own kernel when it next sends."""
+        """End it at once, and without a word to the other end.
+        That is told by its own kernel when it next sends."""
         self._connection.reset()
 
     def _wake(self) -> None:
@@ -158,8 +159,8 @@ class Network:
     # --- connections --------------------------------------------------------------------------------------------------
 
     async def connect(self, caller: Process | None, source: str, target: str, greeting: Any) -> End:
-        """The near end of a connection to the process that runs at the target now. Raises OSError; the caller has to
-        bound the time."""
+        """The near end of a connection to the process that runs at the target now.
+        Raises OSError; the caller has to bound the time."""
         answer: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self._reach(caller, source, target, greeting, answer)
         return await answer

@@ -20,7 +20,7 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.environment import StopAsked
-from kvstore.errors import DataCorrupt, ForeignData, LogDamaged
+from kvstore.errors import DataCorrupt, ForeignData, KvError, is_damage
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.replication import files
@@ -61,6 +61,7 @@ class SimulatedFolder:
 
     def __init__(self, node_id: str, disk: SimulatedDisk, limits: Limits) -> None:
         self.engines: dict[Path, SimulatedEngine] = {}
+        self._leaving: dict[Path, None] = {}  # files that have their second name
         self._node_id = node_id
         self._disk = disk
         self._limits = limits
@@ -73,10 +74,8 @@ class SimulatedFolder:
 
     async def open(self, shard_id: str, partitions: int, told: ToldNumber) -> Opened | CopyFiles:
         path = self._path(shard_id)
-        with suppress(DataCorrupt):
-            identity = read_identity(self._disk, FOLDER, path.stem)
-            if identity is not None and identity.filling:
-                return await self._open_copy(shard_id, partitions)
+        if path in self._leaving:
+            await self.set_aside(shard_id)
         engine = self.engines.get(path)
         if engine is None:
             return self._make(path, shard_id, partitions)
@@ -85,17 +84,17 @@ class SimulatedFolder:
             if identity is not None and identity.filling:
                 return await self._open_copy(shard_id, partitions)
         logged = engine.applied.cluster_map
-        cluster_map = decode_map(logged) if logged is not None else None
-        if not may_serve_alone(cluster_map, shard_id, self._node_id):
+        if not may_serve_alone(decode_map(logged) if logged is not None else None, shard_id, self._node_id):
             return await self._open_copy(shard_id, partitions)
         before = await told(engine.identity.store_id)
         log, entries = self._open_log(path, engine, before.number)
         newest = newest_map(entries) or logged
-        if not may_serve_alone(decode_map(newest) if newest else None, shard_id, self._node_id):
+        durable = decode_map(newest) if newest is not None else None
+        if not may_serve_alone(durable, shard_id, self._node_id):
             log.close()
             return await self._open_copy(shard_id, partitions)
         await replay(engine, entries)
-        copy_file = open_copy(path, shard_id, engine.identity.store_id, cluster_map, self._disk)
+        copy_file = open_copy(path, shard_id, engine.identity.store_id, durable, self._disk)
         return Opened(engine, log, None, copy_file=copy_file, clock_floor=before.clock_floor)
 
     async def as_copy(self, shard_id: str, opened: Opened, logged: ClusterMap | None) -> CopyFiles:
@@ -115,15 +114,25 @@ class SimulatedFolder:
     async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
         path = self._path(shard_id)
         place = self._place(path, Identity(store_id, None, shard_id, partitions))
-        copy = await files.make_copy(place, store_id, self.environment, times_of(self._limits))
+        is_whole = path in self.engines and f"{path.stem}.id" in self._disk.names(FOLDER)
+        try:
+            copy = await files.make_copy(place, store_id, self.environment, times_of(self._limits))
+        except ForeignData:
+            if is_whole:
+                raise
+            return await self._begin_anew(shard_id, store_id, 0, partitions)
         return CopyFiles(path, copy, None, self._disk)
 
     async def set_aside(self, shard_id: str) -> None:
         path = self._path(shard_id)
+        self._leaving[path] = None
+        for ending in (".id", ".log."):
+            for name in self._disk.names(FOLDER):
+                if name.startswith(f"{path.stem}{ending}"):
+                    self._disk.unlink(FOLDER / name)
+            self._disk.sync_folder(FOLDER)
         self.engines.pop(path)
-        for name in self._disk.names(FOLDER):
-            if name.startswith((f"{path.stem}.log.", f"{path.stem}.id")):
-                self._disk.unlink(FOLDER / name)
+        del self._leaving[path]
 
     async def salvage(self, shard_id: str, known: ClusterMap | None) -> Salvaged | None:
         path = self._path(shard_id)
@@ -136,10 +145,13 @@ class SimulatedFolder:
         return salvaged_by(max(having, key=lambda each: each.epoch, default=None), shard_id, self._node_id, identity)
 
     async def rebuild(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
+        return await self._begin_anew(shard_id, was.store_id, was.promised, partitions)
+
+    async def _begin_anew(self, shard_id: str, store_id: str, promised: int, partitions: int) -> CopyFiles:
         path = self._path(shard_id)
-        fresh = CopyIdentity(was.store_id, self.environment.random_hex(16), was.promised, filling=True)
+        fresh = CopyIdentity(store_id, self.environment.random_hex(16), promised, filling=True)
         set_damaged_aside(self._disk, FOLDER, path.stem, fresh)
-        place = self._place(path, Identity(was.store_id, None, shard_id, partitions))
+        place = self._place(path, Identity(store_id, None, shard_id, partitions))
         copy = await files.open_copy(place, fresh, self.environment, times_of(self._limits))
         return CopyFiles(path, copy, None, self._disk)
 
@@ -255,7 +267,7 @@ class NodeServer(Server):
         if isinstance(error, ForeignData) and (not self.wanted or self.is_removed()):
             self.is_over = True
             return True
-        if self.is_damaged and isinstance(error, DataCorrupt | LogDamaged):
+        if self.is_damaged and isinstance(error, KvError) and is_damage(error):
             self.refused = True
             return True
         return super().may_end_by(error) or (self.is_excused and isinstance(error, LogFailed | OSError))

@@ -1,4 +1,5 @@
-"""The processes of a simulated cluster, each on a host of its own: what all of them have, routers, a controller.
+"""The processes of a simulated cluster, each on a host of its own.
+What all of them have, routers, a controller.
 
 Owns: putting the real services together as their processes do, from start to death; what each answers over HTTP.
 Promises: a process that ends has ended by a fault that was made, or that is a finding. What a node's disk has kept and

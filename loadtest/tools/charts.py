@@ -1,4 +1,4 @@
-"""Charts as SVG: lines and areas over time, lanes of what lasted how long, horizontal bars.
+"""Charts as SVG: lines and areas over time, lanes of what lasted how long.
 
 Owns: scales, ticks, and where everything is drawn.
 Promises: the ticks of an axis of values enclose all values, and nothing is drawn outside its frame; labels of ticks do
@@ -21,8 +21,6 @@ WIDTH = 960
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 18, 26, 40
 _LINES_HEIGHT = 250
 _LANE_HEIGHT, _LANE_BAR = 34, 12
-_BAR_ROW, _BAR_THICKNESS, _BAR_TITLE = 22, 14, 26
-_BARS_WIDTH_MIN = 360
 _CHARACTER_PX = 6.8  # a generous mean for the 12 px of a label
 _TICKS = 5
 _TIME_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
@@ -55,19 +53,6 @@ class Mark(NamedTuple):
 class Lane(NamedTuple):
     label: str
     bands: Sequence[Band]
-
-
-class Bar(NamedTuple):
-    """`note` stands behind the bar; bars of one `label` have one colour."""
-
-    label: str
-    value: float
-    note: str
-
-
-class BarGroup(NamedTuple):
-    title: str
-    bars: Sequence[Bar]
 
 
 # --- scales ----------------------------------------------------------------------------------------------------------
@@ -167,7 +152,8 @@ def lines(
     marks: Sequence[Mark] = (),
     logarithmic: bool = False,
 ) -> str:
-    """Values, none below 0, over time from 0 to `span_s`. On a logarithmic axis a value of 0 is a gap."""
+    """Values, none below 0, over time from 0 to `span_s`.
+    On a logarithmic axis a value of 0 is a gap."""
     series = [_drawable(each, logarithmic) for each in series]
     values = [value for each in series for _, value in each.points if value is not None]
     across = _time_scale(span_s)
@@ -176,7 +162,7 @@ def lines(
     for number, each in enumerate(series):
         parts += _line(each, number, across, down)
     legend = [(each.name, _sample_line(number)) for number, each in enumerate(series)]
-    return _figure(name, title, description, legend, WIDTH, _LINES_HEIGHT, parts, empty=not values)
+    return _figure(name, title, description, legend, _LINES_HEIGHT, parts, empty=not values)
 
 
 def areas(
@@ -190,8 +176,8 @@ def areas(
     bands: Sequence[Band] = (),
     marks: Sequence[Mark] = (),
 ) -> str:
-    """The same as areas that stand on one another, so that the upper edge is the sum. All series name the same times;
-    where there is no value it counts as 0."""
+    """The same as areas that stand on one another, so that the upper edge is the sum.
+    All series name the same times; where there is no value it counts as 0."""
     across = _time_scale(span_s)
     edges = [[0.0] * len(series[0].points)] if series else []
     for each in series:
@@ -207,7 +193,7 @@ def areas(
         outline = " ".join([*upper, *reversed(lower)])
         parts.append(f'<polygon class="area series-{number % SERIES}" points="{outline}"/>')
     legend = [(each.name, _sample_bar(number)) for number, each in enumerate(series)]
-    return _figure(name, title, description, legend, WIDTH, _LINES_HEIGHT, parts, empty=not any(edges))
+    return _figure(name, title, description, legend, _LINES_HEIGHT, parts, empty=not any(edges))
 
 
 def _frame(across: Scale, down: Scale, unit: str, bands: Sequence[Band], marks: Sequence[Mark]) -> list[str]:
@@ -284,52 +270,7 @@ def lanes(
             colour = f"bar series-{groups.index(band.group) % SERIES}"
             parts.append(_band(band, across, top + _LANE_HEIGHT - _LANE_BAR - 4, _LANE_BAR, colour))
     legend = [(group, _sample_bar(number)) for number, group in enumerate(groups) if group]
-    return _figure(name, title, description, legend, WIDTH, bottom + _BOTTOM, parts, empty=not rows)
-
-
-# --- bars ------------------------------------------------------------------------------------------------------------
-
-
-def bars(name: str, title: str, description: str, groups: Sequence[BarGroup], unit: str) -> str:
-    """Horizontal bars from 0 on, groups of them with a common axis. Values are not below 0."""
-    every = [bar for group in groups for bar in group.bars]
-    labels = list(dict.fromkeys(bar.label for bar in every))
-    left = 12 + _CHARACTER_PX * max((len(label) for label in labels), default=0)
-    right = 16 + _CHARACTER_PX * max((len(bar.note) for bar in every), default=0)
-    width = max(WIDTH, left + _BARS_WIDTH_MIN + right)
-    across = _value_scale([bar.value for bar in every if math.isfinite(bar.value)], False, left, width - right)
-    bottom = _TOP + sum(_BAR_TITLE + _BAR_ROW * len(group.bars) for group in groups)
-    parts = _bar_axis(across, bottom, unit)
-    top = 4.0
-    for group in groups:
-        parts.append(_label(left, top + 18, group.title, "title"))
-        top += _BAR_TITLE
-        for bar in group.bars:
-            parts += _bar(bar, labels.index(bar.label), across, top)
-            top += _BAR_ROW
-    return _figure(name, title, description, [], width, bottom + _BOTTOM, parts, empty=not every)
-
-
-def _bar(bar: Bar, number: int, across: Scale, top: float) -> list[str]:
-    value = bar.value if math.isfinite(bar.value) else 0.0
-    length = across.at(value) - across.low_px
-    base = top + _BAR_THICKNESS - 2
-    return [
-        _label(across.low_px - 8, base, bar.label, "end strong"),
-        f'<rect class="bar series-{number % SERIES}" x="{across.low_px:g}" y="{top:g}" width="{length:.1f}" '
-        f'height="{_BAR_THICKNESS}"/>',
-        _label(across.low_px + length + 8, base, bar.note, "strong"),
-    ]
-
-
-def _bar_axis(across: Scale, bottom: float, unit: str) -> list[str]:
-    parts = []
-    for value in across.ticks:
-        x = across.at(value)
-        parts.append(f'<line class="rule" x1="{x:g}" x2="{x:g}" y1="4" y2="{bottom:g}"/>')
-        parts.append(_label(x, bottom + 16, show_number(value), "middle"))
-    parts.append(_label((across.low_px + across.high_px) / 2, bottom + 33, unit, "middle"))
-    return parts
+    return _figure(name, title, description, legend, bottom + _BOTTOM, parts, empty=not rows)
 
 
 # --- what they share -------------------------------------------------------------------------------------------------
@@ -340,18 +281,17 @@ def _figure(
     title: str,
     description: str,
     legend: Sequence[tuple[str, str]],
-    width: float,
     height: float,
     parts: Sequence[str],
     empty: bool,
 ) -> str:
     entries = "".join(f"<li>{sample}{text(label)}</li>" for label, sample in legend)
     names = f'<ul class="legend">{entries}</ul>' if len(legend) > 1 else ""
-    nothing = [_label(width / 2, _TOP + 20, "nothing to show", "middle")] if empty else []
+    nothing = [_label(WIDTH / 2, _TOP + 20, "nothing to show", "middle")] if empty else []
     drawing = "\n".join([*parts, *nothing])
     return (
         f'<figure id="{text(name)}"><figcaption>{text(title)}<span>{text(description)}</span></figcaption>{names}'
-        f'<div class="chart"><svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'<div class="chart"><svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" role="img" '
         f'aria-labelledby="{text(name)}-title {text(name)}-desc">\n<title id="{text(name)}-title">{text(title)}</title>'
         f'<desc id="{text(name)}-desc">{text(description)}</desc>\n{drawing}\n</svg></div></figure>'
     )

@@ -3,7 +3,7 @@
 Owns: escaping, the colours of light and dark, and what all reports look like.
 Promises: nothing is fetched from anywhere and no script runs; what `text` has been given can never become markup; a
 page is well-formed XML, too, so that a mistake in it is found by a parser. Pure.
-Leaves to others: charts (charts.py), what a report says (chaos/page.py, compare/page.py).
+Leaves to others: charts (charts.py), what a report says (chaos/page.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _NO_TEXT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def text(content: object) -> str:
-    """Any content as text of a page or of an attribute. Characters that no page may hold are shown as U+FFFD."""
+    """Any content as text of a page or of an attribute.
+    Characters that no page may hold are shown as U+FFFD."""
     return escape(_NO_TEXT.sub("\ufffd", str(content)), quote=True)
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from kvstore.config import Limits
 from kvstore.supervisor import Child, Log, Supervisor, json_line, next_wait_s
@@ -39,6 +40,13 @@ signal.signal(signal.SIGTERM, go)
 print("pid", os.getpid(), flush=True)
 time.sleep(600)
 """
+# One that leaves behind a process of its own, which holds its standard input and output; its end is the test's.
+LITTERS = """
+import subprocess, sys
+left = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], stdin=0)
+print("left", left.pid, flush=True)
+sys.stdin.read()
+"""
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
 
 
@@ -63,8 +71,8 @@ class Lines(Log):
                 pass
             return line
 
-    async def pid(self, name: str) -> int:
-        return int((await self.until(f"[{name}] pid")).rpartition(" ")[2])
+    async def pid(self, name: str, word: str = "pid") -> int:
+        return int((await self.until(f"[{name}] {word}")).rpartition(" ")[2])
 
 
 @pytest.fixture
@@ -132,6 +140,32 @@ async def test_a_killed_child_is_started_again(make: Make, lines: Lines) -> None
     os.kill(first, signal.SIGKILL)
     assert f"shard-s1 (pid {first}) ended by SIGKILL: starting it again" in await lines.until("[up]")
     assert await lines.pid("shard-s1") != first
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_child_whose_own_process_outlives_it_and_holds_its_output_is_started_again_and_stopped(
+    lines: Lines, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def play() -> None:
+        supervisor = Supervisor(LIMITS, restart=True, log=lines)
+        supervisor.add(child("shard-s1", LITTERS))
+        left.append(await lines.pid("shard-s1", "left"))
+        first = supervisor.pid("shard-s1")
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        assert f"shard-s1 (pid {first}) ended by SIGKILL: starting it again" in await lines.until("[up]")
+        left.append(await lines.pid("shard-s1", "left"))
+        async with asyncio.timeout(60):
+            await supervisor.stop()
+
+    left: list[int] = []
+    try:
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(play())
+        assert all(is_running(pid) for pid in left)
+    finally:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
 
 
 async def test_a_child_that_is_killed_for_a_time_comes_back_after_it_even_where_deaths_end_everything(

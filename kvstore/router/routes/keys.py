@@ -10,7 +10,6 @@ Leaves to others: the syntax of conditions (`decode`), a page's JSON (`page_json
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
 from typing import Annotated, Any
 
 from msgspec import UNSET, Struct, UnsetType
@@ -26,12 +25,14 @@ from kvstore.errors import (
     NotFound,
     PreconditionFailed,
     TooManyRequests,
+    Unavailable,
     ValueTooLarge,
     from_problem,
 )
 from kvstore.protocol import Delete, Get, Put
 from kvstore.router.decode import decode_guard, decode_once, decode_tags, decode_ttl
 from kvstore.router.large_values import LargeValues
+from kvstore.router.listing import Item as ListedItem
 from kvstore.router.page_json import encode_page, missing_members
 from kvstore.router.routes.words import (
     BODY,
@@ -115,11 +116,30 @@ class KeyRoutes:
         limit, values = call.get("limit"), call.get("values")
         async with Room(self._pages) as room:
             await room.add(self._service.all_shards.page_bytes(limit, values))
-            async with self._pages.turns if values else nullcontext():
-                listing = await self._service.all_shards.page(prefix, call.get("after"), limit, values, partial=partial)
-            body = await encode_page(listing, values, partial, self._answers.turns)
+            turns = self._pages.turns if values else None
+            listing = await self._service.all_shards.page(
+                prefix, call.get("after"), limit, values, partial=partial, turns=turns
+            )
+            body = await encode_page(
+                listing, values, partial, self._answers.turns, lambda key: self._bring(key, partial)
+            )
             del listing
             return await self._admit_answer(Response(200, body, JSON, head_only=call.head.method == "HEAD"))
+
+    async def _bring(self, key: str, partial: bool) -> tuple[ListedItem | None, int]:
+        """The item of a key on a page, whose value is large.
+        As it is now, None if it is gone, or with `partial` if its shard is down; then with the partition that
+        is missing."""
+        try:
+            async with self._pages.turns:
+                answer = (await self._large.bring(key, self._service.owner_of(key).shard_id)).answer
+            if answer.problem is not None:
+                raise from_problem(answer.problem)
+        except Unavailable:
+            if partial:
+                return None, 1 << self._service.partition_of(key)
+            raise
+        return None if answer.status == 404 else (key, answer.version, answer.value or b"", answer.ttl_left_ms), 0
 
 
 def _shown(routed: Routed, key: str, match: list[int] | None, none_match: list[int] | None) -> Response:

@@ -24,7 +24,7 @@ class Caller(Protocol):
 
     async def put(self, key: str, value: bytes) -> bool: ...
 
-    def close(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 class Foreground:
@@ -40,6 +40,7 @@ class Foreground:
         self._chance = random.Random(seed)
         self._number = 0
         self._began_s = 0.0
+        self._is_over = False  # a client's library may swallow a cancellation
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -47,16 +48,17 @@ class Foreground:
         self._tasks = [asyncio.create_task(self._call(caller)) for caller in self._callers]
 
     async def stop(self) -> None:
+        self._is_over = True
         for task in self._tasks:
             task.cancel()
         for result in await asyncio.gather(*self._tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 self.errors.append(repr(result))
         for caller in self._callers:
-            caller.close()
+            await caller.close()
 
     async def _call(self, caller: Caller) -> None:
-        while True:
+        while not self._is_over:
             due_s = self._began_s + self._number / self._per_s
             self._number += 1
             await asyncio.sleep(due_s - time.monotonic())

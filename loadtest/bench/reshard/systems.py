@@ -13,27 +13,29 @@ import contextlib
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import yaml
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import RedisError
 
 from kvstore.client import Client, Put
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from loadtest.bench.data import Data
-from loadtest.bench.http1 import Request, read_answer
+from loadtest.bench.http1 import Request, send
 from loadtest.bench.reshard.figures import Growth, least_to_move, moved, peak_to_mean
 from loadtest.bench.reshard.foreground import Caller
-from loadtest.bench.reshard.resp import SLOTS, ClusterClient, Node, RedisError, slot_of
 from loadtest.bench.systems import output
 from loadtest.cluster import processes
 from loadtest.cluster.local import READY_TIMEOUT_S, LocalCluster
+from loadtest.drivers.aio import session
 
 MEMBERS = 3
+_HOST = "127.0.0.1"
+_SLOTS = 16_384
 _GROW_TIMEOUT_S = 600.0
 _POLL_S = 0.02
 _CLEAR_TIMEOUT_S = 60.0
@@ -200,32 +202,17 @@ class _HttpCaller:
     """One kept connection to a router; reopened after whatever went wrong."""
 
     def __init__(self, url: str) -> None:
-        self._parts = urlsplit(url)
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._url = url
+        self._http = session()
 
     async def get(self, key: str) -> bool:
-        return await self._ask(Request("GET", f"/v1/kv/{key}")) == 200
+        return (await send(self._http, self._url, Request("GET", f"/v1/kv/{key}"))).status == 200
 
     async def put(self, key: str, value: bytes) -> bool:
-        return await self._ask(Request("PUT", f"/v1/kv/{key}", value)) in (201, 204)
+        return (await send(self._http, self._url, Request("PUT", f"/v1/kv/{key}", value))).status in (201, 204)
 
-    async def _ask(self, request: Request) -> int:
-        streams, self._streams = self._streams, None
-        if streams is None:
-            streams = await asyncio.open_connection(self._parts.hostname, self._parts.port)
-        reader, writer = streams
-        try:
-            writer.write(request.render(self._parts.netloc))
-            status = (await read_answer(reader)).status
-        except BaseException:
-            writer.close()
-            raise
-        self._streams = streams
-        return status
-
-    def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
+    async def close(self) -> None:
+        await self._http.close()
 
 
 # --- Redis Cluster ----------------------------------------------------------------------------------------------------
@@ -274,8 +261,8 @@ class RedisGrowing(Growing):
         self._ports.append(port)
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError, RedisError, asyncio.IncompleteReadError):
-                await _ask_one(port, b"PING")
+            with contextlib.suppress(RedisError):
+                await _ask_one(port, "PING")
                 return port
             await asyncio.sleep(_POLL_S)
         raise RuntimeError(f"redis-server did not get ready\n{processes.tail(folder / 'redis.log')}")
@@ -302,32 +289,25 @@ class RedisGrowing(Growing):
 
     async def _until_all_agree(self) -> None:
         """Every server knows all others and says that the cluster is whole."""
-        wanted = (b"cluster_state:ok", b"cluster_known_nodes:%d\r\n" % len(self._ports))
+        wanted = {"cluster_state": "ok", "cluster_known_nodes": str(len(self._ports))}
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
-            infos = [await _ask_one(port, b"CLUSTER", b"INFO") for port in self._ports]
-            if all(word in info for info in infos for word in wanted):
+            infos = [await _ask_one(port, "CLUSTER INFO") for port in self._ports]
+            if all(wanted.items() <= info.items() for info in infos):
                 return
             await asyncio.sleep(_POLL_S)
         raise RuntimeError("the servers of Redis Cluster do not agree")
 
     async def store(self, data: Data) -> None:
-        owners = await self._slots()
-        of_port: dict[int, list[Sequence[bytes]]] = {port: [] for port in self._ports}
-        for key, value in zip(data.keys, data.stored, strict=True):
-            of_port[owners[slot_of(key.encode())]].append((b"SET", key.encode(), value))
-        for port, commands in of_port.items():
-            node = await Node.open(port)
-            for start in range(0, len(commands), _BATCH_OPS):
-                for reply in await node.ask_many(commands[start : start + _BATCH_OPS]):
-                    if isinstance(reply, RedisError):
-                        raise RuntimeError(f"a key could not be stored: {reply}")
-            node.close()
+        async with RedisCluster(host=_HOST, port=self._ports[0]) as redis:
+            for start in range(0, len(data.keys), _BATCH_OPS):
+                some = slice(start, start + _BATCH_OPS)
+                await redis.mset_nonatomic(dict(zip(data.keys[some], data.stored[some], strict=True)))
 
     async def _slots(self) -> list[int]:
         """The port of the owner of each slot, as the first server sees it."""
-        slots = [0] * SLOTS
-        for first, last, (_, port, *_), *_ in await _ask_one(self._ports[0], b"CLUSTER", b"SLOTS"):
+        slots = [0] * _SLOTS
+        for first, last, (_, port, *_), *_ in await _ask_one(self._ports[0], "CLUSTER SLOTS"):
             slots[first : last + 1] = [port] * (last + 1 - first)
         return slots
 
@@ -341,18 +321,18 @@ class RedisGrowing(Growing):
         await self._cli("rebalance", first, "--cluster-use-empty-masters")
         ended_s = time.monotonic()
         after = await self._slots()
-        sizes = [await _ask_one(port, b"DBSIZE") for port in self._ports]
+        sizes = [await _ask_one(port, "DBSIZE") for port in self._ports]
         return Growth(
             began_s=began_s,
             ended_s=ended_s,
             keys_moved=sizes[-1],
             partitions_moved=sum(then != now for then, now in zip(before, after, strict=True)),
-            partitions_minimum=SLOTS // len(self._ports),
+            partitions_minimum=_SLOTS // len(self._ports),
             peak_to_mean=peak_to_mean(sizes),
         )
 
     async def check(self, data: Data) -> None:
-        count = sum([await _ask_one(port, b"DBSIZE") for port in self._ports])
+        count = sum([await _ask_one(port, "DBSIZE") for port in self._ports])
         if count != len(data.keys):
             raise RuntimeError(f"{count:,} of {len(data.keys):,} keys are left")
 
@@ -367,21 +347,19 @@ class RedisGrowing(Growing):
 
 class _RedisCaller:
     def __init__(self, port: int) -> None:
-        self._client = ClusterClient(port)
+        self._redis = RedisCluster(host=_HOST, port=port)
 
     async def get(self, key: str) -> bool:
-        return await self._client.ask(b"GET", key.encode()) is not None
+        return await self._redis.get(key) is not None
 
     async def put(self, key: str, value: bytes) -> bool:
-        return bool(await self._client.ask(b"SET", key.encode(), value) == b"OK")
+        return bool(await self._redis.set(key, value))
 
-    def close(self) -> None:
-        self._client.close()
+    async def close(self) -> None:
+        await self._redis.aclose()
 
 
-async def _ask_one(port: int, *words: bytes) -> Any:
-    node = await Node.open(port)
-    try:
-        return await node.ask(*words)
-    finally:
-        node.close()
+async def _ask_one(port: int, command: str) -> Any:
+    """What one server answers. Raises RedisError."""
+    async with Redis(host=_HOST, port=port) as redis:
+        return await redis.execute_command(command)  # type: ignore[no-untyped-call]

@@ -167,14 +167,37 @@ async def test_a_promotion_to_a_node_without_a_copy_in_sync_is_refused(nodes: No
     assert "in sync: none" in said["detail"]
 
 
-async def left_alone(nodes: Nodes, number: int) -> None:
-    """Twelve records of s1 were committed, its copy on s2 ends with record `number`, and s1 falls silent."""
+async def has_old_folder(nodes: Nodes, number: int) -> str:
+    """The copy of s1 on s2 ends with record `number`, and has not heard its primary; the id of its store."""
     copy = next(each for each in nodes.copies["s2"] if each.shard == "s1")
     nodes.copies["s2"].remove(copy)
     nodes.copies["s2"].append(msgspec.structs.replace(copy, number=number, term=1, promised=1, silent_s=9.0))
-    told = {"store_id": copy.store_id, "number": 12, "version": 4000}
+    return copy.store_id
+
+
+async def beats_that_tell(nodes: Nodes, committed: int, promised: int) -> None:
+    """The primary of s1 says, by a beat alone, that so many records are committed."""
+    (primary,) = (each for each in nodes.copies["s1"] if each.shard == "s1")
+    nodes.copies["s1"].remove(primary)
+    nodes.copies["s1"].append(msgspec.structs.replace(primary, committed=committed, promised=promised))
+    await nodes.beat("s1")
+
+
+async def left_alone(nodes: Nodes, number: int) -> None:
+    """Twelve records of s1 were committed, its copy on s2 ends with record `number`, and s1 falls silent."""
+    told = {"store_id": await has_old_folder(nodes, number), "number": 12, "version": 4000}
     assert (await nodes.controller.call("POST", "/v1/told", json=told))[0] == 200
     nodes.dead.add("s1")
+
+
+async def until_older(nodes: Nodes, number: int, told: int) -> None:
+    """What is here of s1 is told to be older than what was committed."""
+    async with asyncio.timeout(60):
+        while True:
+            await nodes.beats()
+            _, said = await nodes.controller.call("GET", "/v1/moves?copies=true")
+            if said["copies"]["older"] == {"s1": {"number": number, "told": told}}:
+                return
 
 
 async def stranded(nodes: Nodes, number: int = 7) -> dict[str, Any]:
@@ -228,12 +251,7 @@ async def test_a_copy_that_is_not_in_sync_is_promoted_only_with_the_shards_id_an
 async def test_an_old_folder_of_a_copy_in_sync_is_told_and_gone_on_with_only_by_a_person(nodes: Nodes) -> None:
     await in_sync(nodes)
     await left_alone(nodes, number=7)
-    async with asyncio.timeout(60):
-        while True:
-            await nodes.beats()
-            _, said = await nodes.controller.call("GET", "/v1/moves?copies=true")
-            if said["copies"]["older"] == {"s1": {"number": 7, "told": 12}}:
-                break
+    await until_older(nodes, number=7, told=12)
     assert nodes.config().primary.node == "s1"
     status, said = await lossy_while_heard(nodes, None)
     assert (status, said["number"], said["told"]) == (409, 7, 12)
@@ -241,6 +259,39 @@ async def test_an_old_folder_of_a_copy_in_sync_is_told_and_gone_on_with_only_by_
     await nodes.follow()
     assert nodes.config().primary.node == "s2"
     assert [(each.node, each.state) for each in nodes.config().replicas] == [("s1", "joining")]
+
+
+async def test_what_a_primary_has_committed_is_known_by_its_beats_and_outlives_the_controllers_process(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, QUICK) as controller:
+        nodes = Nodes(controller, await controller.form())
+        await in_sync(nodes)
+        store_id = await has_old_folder(nodes, number=7)
+        asked = {"store_id": store_id, "number": 0, "version": 0}
+        await beats_that_tell(nodes, committed=9, promised=nodes.config().term + 1)  # not of the present term
+        assert (await controller.call("POST", "/v1/told", json=asked))[1]["number"] == 0
+        await beats_that_tell(nodes, committed=12, promised=nodes.config().term)
+        assert (await controller.call("POST", "/v1/told", json=asked))[1]["number"] == 12
+        nodes.dead.add("s1")
+        await until_older(nodes, number=7, told=12)
+        assert nodes.config().primary.node == "s1"
+    async with running(tmp_path, QUICK) as controller:
+        assert (await controller.call("POST", "/v1/told", json=asked))[1]["number"] == 12
+
+
+async def test_what_beats_have_told_is_forgotten_when_a_person_goes_on_with_an_older_copy(nodes: Nodes) -> None:
+    await in_sync(nodes)
+    await has_old_folder(nodes, number=7)
+    await beats_that_tell(nodes, committed=12, promised=nodes.config().term)
+    nodes.dead.add("s1")
+    await until_older(nodes, number=7, told=12)
+    status, said = await lossy_while_heard(nodes, "s1")
+    assert (status, said["number"], said["told"]) == (202, 7, 12)
+    shard = nodes.map.shard("s1")
+    assert shard is not None
+    asked = {"store_id": shard.store_id, "number": 0, "version": 0}
+    assert (await nodes.controller.call("POST", "/v1/told", json=asked))[1]["number"] == 0
 
 
 async def test_nothing_is_given_up_while_the_primary_is_heard_or_for_a_copy_that_has_nothing(nodes: Nodes) -> None:

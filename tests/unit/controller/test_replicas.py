@@ -183,6 +183,22 @@ def test_when_all_nodes_stop_at_once_nothing_changes_and_all_may_end() -> None:
     assert all(model.may_stop(node) for node in model.nodes)
 
 
+def test_a_node_that_stops_keeps_the_last_copy_of_a_primary_that_has_just_died_and_lost_its_disk() -> None:
+    model = replicated()
+    (last,) = model.copy_nodes("s1")
+    model.down("s1")
+    model.wipe("s1")
+    model.nodes[last].stops = True
+    model.turn()
+    assert model.copy_nodes("s1") == {last}
+    model.down(last)
+    model.run(1)
+    model.up("s1")
+    model.up(last)
+    model.run(6)
+    assert model.config("s1").primary.node == last
+
+
 def test_a_planned_change_to_a_node_that_stops_is_over() -> None:
     model = replicated(3, 3)
     first, second = sorted(model.copy_nodes("s1"))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.tools import charts
-from loadtest.tools.charts import Band, Bar, BarGroup, Lane, Mark, Scale, Series
+from loadtest.tools.charts import Band, Lane, Mark, Scale, Series
 from loadtest.tools.web_page import text
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -158,20 +158,6 @@ def test_lanes_stay_within_their_frame(rows: list[Lane], span_s: float):
     assert_within_frame(drawing(charts.lanes("chart", "title", "told", rows, span_s)))
 
 
-bar_groups = st.builds(BarGroup, names, st.lists(st.builds(Bar, names, amounts, names), max_size=5))
-
-
-@given(st.lists(bar_groups, max_size=4))
-def test_bars_stay_within_their_frame_however_long_their_labels_are(groups: list[BarGroup]):
-    assert_within_frame(drawing(charts.bars("chart", "title", "told", groups, "per s")))
-
-
-def test_a_bar_is_as_long_as_its_value():
-    svg = drawing(charts.bars("chart", "", "", [BarGroup("", [Bar("one", 10, ""), Bar("two", 20, "")])], "per s"))
-    one, two = (float(bar.attrib["width"]) for bar in svg.iter(f"{SVG}rect"))
-    assert two == pytest.approx(2 * one, abs=0.2)
-
-
 def test_areas_stand_on_one_another():
     series = [Series("below", [(0, 1.0), (10, 1.0)]), Series("above", [(0, 3.0), (10, None)])]
     svg = drawing(charts.areas("chart", "", "", series, "per s", 10))
@@ -210,7 +196,6 @@ def test_labels_of_marks_that_would_overlap_are_left_out():
         charts.lines("chart", "title", "told", [Series("p50", [(0, None)])], "ms", 0),
         charts.areas("chart", "title", "told", [], "ms", 0),
         charts.lanes("chart", "title", "told", [], 0),
-        charts.bars("chart", "title", "told", [], "ms"),
     ],
 )
 def test_a_chart_of_nothing_says_so(figure: str):

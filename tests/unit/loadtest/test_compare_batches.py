@@ -165,9 +165,9 @@ async def test_a_store_that_does_what_is_asked_is_measured(check: Any) -> None:
         (batches.check_gets, "forgets", "in a batch of gets"),
         (batches.check_pages, "forgets", "does not list the 100 keys behind key-00000000"),
         (batches.check_pages, "invents", "a value of key-00000001 that no client wrote"),
-        (batches.check_puts, "refuses", "refuses /v1/batch: 503"),
-        (batches.check_gets, "refuses", "refuses /v1/batch: 503"),
-        (batches.check_pages, "refuses", "refuses /v1/kv: 503"),
+        (batches.check_puts, "refuses", "/v1/batch: 503"),
+        (batches.check_gets, "refuses", "/v1/batch: 503"),
+        (batches.check_pages, "refuses", "/v1/kv: 503"),
     ],
 )
 async def test_a_store_that_does_not_is_not_measured(check: Any, flaw: str, complaint: str) -> None:

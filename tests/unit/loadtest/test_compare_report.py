@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 
@@ -11,7 +10,7 @@ import pytest
 from loadtest.bench import dialects
 from loadtest.bench.data import make_data
 from loadtest.bench.drive import Run, read_result
-from loadtest.bench.http1 import Request, read_answer, write_replay
+from loadtest.bench.http1 import Request, write_replay
 from loadtest.bench.report import SystemFacts, render, shapes, summarize, targets
 from loadtest.bench.workloads import WORKLOADS, preload
 
@@ -259,42 +258,14 @@ def test_a_replay_file_holds_each_request_after_its_length() -> None:
     assert content == b"".join(b"%d\n" % len(data) + data for data in (request.render("h:1") for request in requests))
 
 
-@pytest.mark.parametrize(
-    ("wire", "answer"),
-    [
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc", (200, b"abc", {"content-length": "3"})),
-        (b"HTTP/1.1 204 No Content\r\nKv-Shard: s1\r\n\r\n", (204, b"", {"kv-shard": "s1"})),
-        (b"HTTP/1.1 404 Not found\r\nContent-Length: 0\r\n\r\n", (404, b"", {"content-length": "0"})),
-    ],
-)
-async def test_answers_are_read_to_their_end(wire: bytes, answer: tuple[int, bytes, dict[str, str]]) -> None:
-    reader = asyncio.StreamReader()
-    reader.feed_data(wire + b"HTTP/1.1 500 next\r\n\r\n")
-    assert await read_answer(reader) == answer
-    assert (await reader.readline()) == b"HTTP/1.1 500 next\r\n"
+def test_the_chart_has_a_bar_for_each_rate_beside_etcd_as_long_as_its_ratio() -> None:
+    runs = [run("kvstore", 300), run("etcd", 100), run("bare", 900), run("kvstore", 50, work="put")]
+    runs.append(run("etcd", 100, work="put"))
+    text = render(summarize(runs), FACTS, [])
+    bars = {line[:8].split()[0]: line.count("█") for line in text.splitlines() if "kvstore █" in line}
+    assert bars == {"get": 60, "put": 10}
+    assert not any("bare" in line for line in text.splitlines() if "█" in line)
 
 
-@pytest.mark.parametrize("chunks", [b"3\r\nabc\r\n0\r\n\r\n", b"1;x=y\r\na\r\n02\r\nbc\r\n0\r\n\r\n"])
-async def test_an_answer_in_chunks_is_put_together(chunks: bytes) -> None:
-    reader = asyncio.StreamReader()
-    reader.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"HTTP/1.1 500 next\r\n\r\n")
-    assert (await read_answer(reader)).body == b"abc"
-    assert (await reader.readline()) == b"HTTP/1.1 500 next\r\n"
-
-
-@pytest.mark.parametrize(
-    ("coding", "body", "complaint"),
-    [
-        (b"gzip", b"", "not known here: gzip"),
-        (b"chunked", b"no number\r\n", "invalid literal"),
-        (b"chunked", b"1\r\nabc\r\n", "longer than it says"),
-        (b"chunked", b"0\r\nDigest: 1\r\n\r\n", "trailer: b'Digest"),
-    ],
-)
-async def test_an_answer_of_an_unknown_form_is_refused_rather_than_guessed(
-    coding: bytes, body: bytes, complaint: str
-) -> None:
-    reader = asyncio.StreamReader()
-    reader.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: " + coding + b"\r\n\r\n" + body)
-    with pytest.raises(ValueError, match=complaint):
-        await read_answer(reader)
+def test_without_etcd_there_is_no_chart() -> None:
+    assert "█" not in render(summarize([run("kvstore", 300)]), FACTS[:1], [])

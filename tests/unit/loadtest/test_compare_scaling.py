@@ -1,20 +1,14 @@
-"""loadtest.compare: what more shards bring and cost, and the page with everything on it."""
+"""loadtest.compare: what more shards bring and cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from xml.etree import ElementTree
-
 import pytest
 
-from loadtest.bench import page, report, scaling
+from loadtest.bench import report
 from loadtest.bench.drive import Run, mean_size
 from loadtest.bench.report import SystemFacts, summarize
 from loadtest.bench.scaling import explain, growths, rows, sections, targets
 from loadtest.bench.systems import Batches, read_batches
-
-SVG = "{http://www.w3.org/2000/svg}"
-HOSTILE = "</pre><script>alert('x')</script> & \"quoted\""
 
 
 def facts(*shapes: tuple[int, int]) -> list[SystemFacts]:
@@ -178,75 +172,3 @@ def test_the_mean_size_is_that_of_the_batches_between_two_looks() -> None:
     assert mean_size(before, Batches(30.0, 150.0)) == 2.5
     assert mean_size(before, before) is None
     assert mean_size(None, None) is None
-
-
-# --- the page --------------------------------------------------------------------------------------------------------
-
-
-def parsed(
-    runs: Sequence[Run], shown: Sequence[SystemFacts], header: Sequence[str] = ("2 cores",)
-) -> ElementTree.Element:
-    """The page as a tree; ParseError when it is not well-formed."""
-    return ElementTree.fromstring(page.render(summarize(runs), shown, header, growths(runs, shown)))
-
-
-def figures(tree: ElementTree.Element) -> dict[str, str]:
-    """The text of each chart, by its id."""
-    return {figure.get("id", ""): " ".join(figure.itertext()) for figure in tree.iter("figure")}
-
-
-def words(tree: ElementTree.Element) -> str:
-    return " ".join(" ".join(tree.itertext()).split())
-
-
-def test_each_workload_has_a_chart_of_ratios_and_one_of_cpu_time_for_every_system() -> None:
-    found = figures(parsed([*RUNS, run("kvstore-1s-1r", 500, 200, work="get")], facts((1, 1), (8, 1))))
-    assert set(found) == {"ratio-put", "cpu-put", "rate-get", "cpu-get", "shards-rate-put", "shards-cpu-put"}
-    assert "kvstore-8s-1r" in found["ratio-put"]
-    assert "0.89 (0.89–0.89), 800/s" in found["ratio-put"]
-    assert "480: shard 270, router 210" in found["cpu-put"]
-    assert "1.60 (1.60–1.60), 480 µs" in found["shards-cpu-put"]
-
-
-def test_without_etcd_rates_are_drawn() -> None:
-    found = figures(parsed([run("kvstore", 500, 200)], [fact("kvstore", 4, 1)]))
-    assert set(found) == {"rate-put", "cpu-put"}
-    assert "500/s" in found["rate-put"]
-
-
-def test_what_stores_nothing_is_no_measure_of_rates_but_of_cpu_time() -> None:
-    found = figures(parsed([*RUNS, run("bare", 9000, 50)], [*facts((1, 1), (8, 1)), fact("bare")]))
-    assert "bare" not in found["ratio-put"]
-    assert "bare" in found["cpu-put"]
-
-
-def test_a_bar_is_as_long_as_its_figure_on_the_axis_of_its_chart() -> None:
-    tree = parsed(RUNS, facts((1, 1), (8, 1)))
-    (chart,) = [figure for figure in tree.iter("figure") if figure.get("id") == "cpu-put"]
-    widths = [float(bar.get("width", "")) for bar in chart.iter(f"{SVG}rect") if "bar" in bar.get("class", "")]
-    assert widths == pytest.approx([widths[0], widths[0] * 1.6, widths[0] * 350 / 300], abs=0.2)
-
-
-def test_every_figure_of_a_chart_is_in_a_table_too_with_the_aims() -> None:
-    told = words(parsed(RUNS, facts((1, 1), (8, 1))))
-    for expected in (
-        "put: PUT of a random key",
-        "0.89 (0.89–0.89)",
-        "shard 270, router 210",
-        "operations in a batch: 20.0, then 2.5",
-        scaling.WHY,
-        "PUT: CPU per operation at 8 shards ≤ 1.5 × that at 1 MISSED 1.60",
-        "GET at 32 connections ≥ 3 × etcd not measured –",
-    ):
-        assert expected in told
-
-
-def test_one_number_of_shards_has_no_part_about_more() -> None:
-    assert "More shards" not in words(parsed([run("kvstore", 500, 200)], [fact("kvstore", 4, 1)]))
-
-
-def test_nothing_of_a_run_becomes_markup() -> None:
-    shown = [fact(HOSTILE, 1, 1), fact("kvstore", 8, 1), fact("etcd")]
-    tree = parsed([run(HOSTILE, 1, 1, parts={HOSTILE: 1.0}), run("kvstore", 1, 1)], shown, [HOSTILE])
-    assert not list(tree.iter("script"))
-    assert HOSTILE in "".join(tree.itertext())

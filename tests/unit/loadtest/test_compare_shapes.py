@@ -55,7 +55,7 @@ def test_other_numbers_are_refused_before_anything_is_started(arguments: list[st
 def test_every_combination_is_a_system_of_its_own() -> None:
     options = compare.Options(
         rounds=1, seconds=1, connections=[1], systems=["kvstore"], works=["get"], shards=[1, 4], routers=[1, 2],
-        replicas=1, keys=1, json_file=None, html_file=None, folder=Path(),
+        replicas=1, keys=1, json_file=None, folder=Path(),
     )  # fmt: skip
     assert options.shapes == [(1, 1), (1, 2), (4, 1), (4, 2)]
     assert [system.name for system in compare._installed(options)] == [shape.name for shape in options.shapes]
@@ -67,7 +67,7 @@ def test_a_cluster_with_copies_is_compared_with_as_many_nodes_of_etcd_as_bear_th
     monkeypatch.setattr(System, "missing", lambda self: None)
     options = compare.Options(
         rounds=1, seconds=1, connections=[1], systems=["kvstore", "etcd"], works=["get"], shards=[4], routers=[1],
-        replicas=2, keys=1, json_file=None, html_file=None, folder=Path(),
+        replicas=2, keys=1, json_file=None, folder=Path(),
     )  # fmt: skip
     ours, etcd = compare._installed(options)
     assert isinstance(ours, KvstoreSystem)

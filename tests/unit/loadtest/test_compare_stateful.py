@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from loadtest.bench.conditions import CONDITIONS, Conditions, Reply, fill, split
+from loadtest.bench.conditions import CONDITIONS, Conditions, fill, split
 from loadtest.bench.dialects import Kvstore
 from loadtest.bench.drive import run_wrk
-from loadtest.bench.http1 import Request
+from loadtest.bench.http1 import Answer, Request
 from loadtest.bench.stateful import Cas, HotCas, LockCycles, Talk, Template, write_sections
 
 KVSTORE, ETCD = CONDITIONS["kvstore"], CONDITIONS["etcd"]
 
 
-def reply(status: int, document: object = None, **headers: str) -> Reply:
+def reply(status: int, document: object = None, **headers: str) -> Answer:
     body = b"" if document is None else json.dumps(document).encode()
-    return Reply(status, {name.replace("_", "-"): text for name, text in headers.items()}, body)
+    return Answer(status, body, {name.replace("_", "-"): text for name, text in headers.items()})
 
 
 # --- slots -----------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_the_file_holds_each_connections_templates_where_its_table_says() -> Non
     ],
 )
 def test_a_comparison_is_done_or_refused_and_anything_else_is_an_error(
-    conditions: Conditions, done: Reply, refused: Reply
+    conditions: Conditions, done: Answer, refused: Answer
 ) -> None:
     assert conditions.was_set(done) is True
     assert conditions.was_set(refused) is False

@@ -180,7 +180,7 @@ async def test_a_store_that_writes_half_of_a_transaction_is_not_measured() -> No
 
 async def test_a_store_that_refuses_transactions_is_not_measured() -> None:
     async with serving(SmallStore(DATA, conflict_every=1).answer) as url:
-        with pytest.raises(RuntimeError, match="refuses a transaction: 409"):
+        with pytest.raises(RuntimeError, match="/v1/txn: 409"):
             await Transactions(transactions.over_all_stores).check(url, dialects.Kvstore(), DATA)
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from loadtest.histories.benchmark import Plan, simulate
 from loadtest.histories.history import Register
 from loadtest.histories.registers import Kind, check
+from tests.unit.loadtest.simulated_registers import Plan, simulate
 
 VERSION_KINDS = {Kind.TWO_VALUES, Kind.TWO_VERSIONS, Kind.VERSION_USED, Kind.VERSION_BACK, Kind.WRONG_412}
 

@@ -1,10 +1,9 @@
-"""loadtest.reshard: figures from runs, the pace of the foreground load, and how Redis Cluster is spoken to."""
+"""loadtest.reshard: figures from runs, and the pace of the foreground load."""
 
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -24,7 +23,6 @@ from loadtest.bench.reshard.figures import (
     summarize,
 )
 from loadtest.bench.reshard.foreground import Foreground
-from loadtest.bench.reshard.resp import Node, RedisError, command, read_reply, redirection, slot_of
 from loadtest.bench.reshard.run import LOADS
 
 
@@ -180,7 +178,7 @@ class SlowOnce:
     async def put(self, key: str, value: bytes) -> bool:
         raise OSError("gone")
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.closed = True
 
 
@@ -207,39 +205,3 @@ async def test_a_call_that_fails_is_counted_and_the_next_one_is_made() -> None:
     await load.stop()
     assert not any(sample.ok for sample in load.samples)
     assert len(load.errors) == len(load.samples)
-
-
-# --- Redis Cluster ----------------------------------------------------------------------------------------------------
-
-
-def test_slots_are_those_of_the_specification() -> None:
-    assert slot_of(b"123456789") == 0x31C3
-    assert slot_of(b"") == 0
-
-
-def test_a_command_on_the_wire() -> None:
-    assert command(b"SET", b"k", b"\r\n") == b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$2\r\n\r\n\r\n"
-
-
-async def test_replies_of_every_kind_are_read() -> None:
-    reader = asyncio.StreamReader()
-    reader.feed_data(b"+OK\r\n:7\r\n$-1\r\n$4\r\na\r\nb\r\n*2\r\n:1\r\n*1\r\n$1\r\nx\r\n-ERR no\r\n")
-    assert [await read_reply(reader) for _ in range(5)] == [b"OK", 7, None, b"a\r\nb", [1, [b"x"]]]
-    with pytest.raises(RedisError, match="ERR no"):
-        await read_reply(reader)
-
-
-def test_redirections_are_told_from_errors() -> None:
-    assert redirection(RedisError("MOVED 3999 127.0.0.1:6381")) == (False, 6381)
-    assert redirection(RedisError("ASK 3999 ::1:6382")) == (True, 6382)
-    with pytest.raises(RedisError, match="CLUSTERDOWN"):
-        redirection(RedisError("CLUSTERDOWN the cluster is down"))
-
-
-async def test_an_error_among_many_replies_takes_none_of_the_others_places() -> None:
-    reader, sent = asyncio.StreamReader(), bytearray()
-    reader.feed_data(b"+OK\r\n-ERR no\r\n:3\r\n")
-    node = Node(reader, cast(asyncio.StreamWriter, SimpleNamespace(write=sent.extend)))
-    first, second, third = await node.ask_many([[b"SET"], [b"SET"], [b"GET"]])
-    assert (first, str(second), third) == (b"OK", "ERR no", 3)
-    assert sent.count(b"*1\r\n") == 3

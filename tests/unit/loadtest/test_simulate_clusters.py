@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from kvstore.router.service import RouterService
 from kvstore.store.pipeline import Pipeline
 from loadtest.simulate.__main__ import main
+from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.cluster_faults import NEMESES
 from loadtest.simulate.cluster_run import Cut, scheduled, simulate_cluster
 from loadtest.simulate.plan import Plan
@@ -60,6 +62,14 @@ def test_what_is_taken_out_leaves_the_other_faults_as_they_were() -> None:
     faults = [[line.split(" ", 1)[1] for line in log if " fault: " in line] for log in (lines, whole)]
     assert faults[0] == faults[1][:1]
     assert not any(" c2: " in line for line in lines)
+
+
+def test_nothing_of_a_run_that_is_over_stays_in_memory() -> None:
+    """So that thousands of seeds fit into one process."""
+    before = sum(isinstance(each, Cluster) for each in gc.get_objects())
+    assert simulate_cluster(1, 4.0, replicas=2).ok
+    gc.collect()
+    assert sum(isinstance(each, Cluster) for each in gc.get_objects()) <= before
 
 
 def test_an_exception_in_a_process_is_a_finding_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,20 @@ def test_a_copy_in_sync_that_lacks_a_committed_record_on_its_disk_is_found(clust
     run(cluster, work)
 
 
+def test_no_disk_is_lost_while_one_node_is_left_whose_store_is_the_only_one(cluster: Cluster) -> None:
+    async def work() -> None:
+        assert cluster.may_lose_a_disk()
+        whole, shard = cluster.stored_map, a_shard(cluster)
+        assert whole is not None
+        (node,) = (each for each in whole.nodes if each.id == shard.primary.node)
+        alone = msgspec.structs.replace(whole, nodes=[node], shards=[msgspec.structs.replace(shard, replicas=[])])
+        cluster._map = alone
+        assert cluster.is_whole()
+        assert not cluster.may_lose_a_disk()
+
+    run(cluster, work)
+
+
 # --- what is no violation
 
 

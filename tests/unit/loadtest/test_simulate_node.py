@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import msgspec
@@ -12,6 +13,7 @@ import pytest
 
 from kvstore.placement.cluster_map import Primary, at_home, first_map
 from kvstore.protocol import Answer, Put
+from kvstore.replication.promise import read_identity
 from kvstore.shard.node import Refused
 from kvstore.store.opening import Opened, untold
 from kvstore.store.store import Store
@@ -19,7 +21,8 @@ from kvstore.transport.channel import Channel
 from kvstore.transport.link import Links
 from kvstore.transport.sessions import ClusterSession
 from loadtest.simulate.cluster import LIMITS, Cluster
-from loadtest.simulate.disk import lose_all
+from loadtest.simulate.disk import PowerCut, lose_all
+from loadtest.simulate.engine import SimulatedEngine
 from loadtest.simulate.loop import Process, SimulatedLoop
 from loadtest.simulate.machine import Violation
 from loadtest.simulate.network import Network
@@ -140,6 +143,53 @@ def test_a_simulated_node_serves_all_stores_of_which_it_is_primary_also_after_a_
     assert isinstance(absent, Refused)
     assert absent.status == 404
     assert not found
+
+
+def test_a_node_whose_power_is_cut_in_any_call_of_its_disk_starts_again(loop: SimulatedLoop) -> None:
+    async def ended(server: NodeServer) -> None:
+        await server.gone.wait()
+
+    found: list[BaseException] = []
+    network = Network(loop, random.Random(1))
+    for number in range(1, 16):
+        server = NodeServer(f"s{number}", network, random.Random(2), LIMITS, found.append)
+        server.disk.power_cut_at = number
+        server.start()
+        run(loop, ended(server))
+        server.start()
+        assert run(loop, serving(server)) == [server.name], number
+    assert not found
+
+
+def test_the_map_that_is_in_the_log_only_stands_for_a_lost_id_as_in_real_files(loop: SimulatedLoop) -> None:
+    server = NodeServer("s1", Network(loop, random.Random(1)), random.Random(2), LIMITS, fatal)
+    run(loop, make_stores(server))
+    path, engine = next((path, each) for path, each in server.folder.engines.items() if path.stem == "shard-s1")
+    server.folder.engines[path] = SimulatedEngine(engine.identity)  # nothing of the log is applied yet
+    before = read_identity(server.disk, path.parent, path.stem)
+    server.disk.unlink(path.with_suffix(".id"))
+    opened = run(loop, server.folder.open("s1", PARTITIONS, untold))
+    assert isinstance(opened, Opened)
+    assert opened.copy_file is not None
+    assert before is not None
+    assert opened.copy_file.identity.copy_id == before.copy_id
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_a_store_whose_setting_aside_a_power_cut_breaks_off_is_made_anew(loop: SimulatedLoop, number: int) -> None:
+    server = NodeServer("s1", Network(loop, random.Random(1)), random.Random(2), LIMITS, fatal)
+    run(loop, make_stores(server))
+    folder, disk = server.folder, server.disk
+    for shard in ("s1", "s2"):
+        disk.power_cut_at = disk.calls + number
+        with suppress(PowerCut):
+            run(loop, folder.set_aside(shard))
+        disk.restart(lambda newest: newest if server.rng.random() < 0.5 else 0)
+    own = run(loop, folder.open("s1", PARTITIONS, untold))
+    assert isinstance(own, Opened)
+    assert own.engine.applied.position.number == own.log.last.number == 0
+    if "s2" not in folder.copies():
+        assert run(loop, folder.make_copy("s2", own.engine.identity.store_id, PARTITIONS)).copy.log.last.number == 0
 
 
 def test_a_second_primary_in_a_term_is_a_violation(loop: SimulatedLoop) -> None:

@@ -195,14 +195,13 @@ class FakeShard:
         owned = self.owned(scan.wanted)
         keys = [key for key in keys if not scan.until or key <= scan.until]
         taken = keys[: min(scan.limit, self.page_rows_max)]
-        items = [
-            (key, 1, self.data[key] if scan.values else None, 0)
-            for key in taken
-            if key not in self.ghosts and is_in(key, owned)
-        ]
+        shown = [key for key in taken if key not in self.ghosts and is_in(key, owned)]
+        sizes = {key: len(self.data[key]) for key in shown if scan.values}
+        left_out = {key: size for key, size in sizes.items() if 0 < scan.value_bytes_max < size}
+        items = [(key, 1, self.data[key] if scan.values and key not in left_out else None, 0) for key in shown]
         more = len(taken) < len(keys)
         last = taken[-1] if taken else scan.after
-        return Page(scan.id, partition_set.encode(owned, PARTITIONS), more, last, items)
+        return Page(scan.id, partition_set.encode(owned, PARTITIONS), more, last, items, left_out=left_out)
 
 
 def is_in(key: str, bits: int) -> bool:

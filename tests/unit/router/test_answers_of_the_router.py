@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
 from kvstore.config import Limits, default_config
+from kvstore.errors import Unavailable
 from kvstore.protocol import Get
 from kvstore.router.app import RouterApp
 from kvstore.router.controller_client import Controller
@@ -16,7 +18,7 @@ from kvstore.router.large_values import LargeValues
 from kvstore.router.listing import Listing
 from kvstore.router.page_json import encode_page
 from kvstore.router.routes.keys import KEY_ROUTES, KeyRoutes
-from kvstore.router.service import RouterService
+from kvstore.router.service import Routed, RouterService
 from kvstore.transport.answers import LARGE_BYTES, AnswerAccount, Turns
 from kvstore.transport.http.requests import Head
 from kvstore.transport.http.responses import BINARY, Response
@@ -55,6 +57,29 @@ async def test_an_answer_waits_for_room() -> None:
     assert (await asyncio.wait_for(waiting, 60)).reserved == SIZE
 
 
+class Counted(LargeValues):
+    """Knows how many large values of pages were on their way at once, and does `before` each."""
+
+    def __init__(self, service: RouterService) -> None:
+        super().__init__(service)
+        self.under_way = self.most = 0
+        self.before: Callable[[], None] = lambda: None
+
+    async def bring(self, key: str, shard_id: str) -> Routed:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        self.before()
+        try:
+            await asyncio.sleep(0.001)
+            return await super().bring(key, shard_id)
+        finally:
+            self.under_way -= 1
+
+
+async def _as_it_is(response: Response) -> Response:
+    return response
+
+
 class Values:
     """Large values of one shard, and `GET`s of them that count how often they are brought."""
 
@@ -63,9 +88,8 @@ class Values:
         all_follow(self.service, all_on(1, "s1"))
         limits = Limits(answer_bytes_in_flight_max=room_bytes, answer_wait_s=60.0)
         self.account = AnswerAccount(limits)
-        self._routes = KeyRoutes(
-            self.service, AnswerAccount(limits), self.account, cast(Any, None), LargeValues(self.service)
-        )
+        self.large = Counted(self.service)
+        self._routes = KeyRoutes(self.service, AnswerAccount(Limits()), self.account, _as_it_is, self.large)
         shards["s1"].data |= {f"k{number}": bytes(SIZE) for number in range(8)}
 
     @property
@@ -76,6 +100,56 @@ class Values:
     def get(self, key: str, **fields: str) -> asyncio.Task[Any]:
         head = Head("GET", f"/v1/kv/{key}", "", fields)
         return asyncio.create_task(calls.answer(self._routes, KEY_ROUTES, head, limits=Limits()))
+
+    async def page(self, query: str) -> dict[str, Any]:
+        response = await calls.answer(
+            self._routes, KEY_ROUTES, Head("GET", "/v1/kv", f"values=true&{query}", {}), limits=Limits()
+        )
+        document: dict[str, Any] = json.loads(bytes(response.body))
+        return document
+
+
+@pytest.mark.usefixtures("fake_channels")
+async def test_large_values_of_pages_are_brought_one_at_a_time_and_smaller_ones_with_their_page() -> None:
+    values = Values(room_bytes=100 * SIZE)
+    shards["s1"].data["k2"] = b"small"
+    pages = await asyncio.wait_for(asyncio.gather(*(values.page("prefix=k") for _ in range(3))), 60)
+    for page in pages:
+        assert [(item["key"], len(item["value"])) for item in page["items"]] == [
+            (f"k{number}", 5 if number == 2 else SIZE) for number in range(8)
+        ]
+    assert "k2" not in values.brought
+    assert values.large.most == 1
+
+
+@pytest.mark.usefixtures("fake_channels")
+async def test_a_large_value_of_a_page_is_as_it_is_when_it_is_brought_and_left_out_when_it_is_gone() -> None:
+    values = Values(room_bytes=100 * SIZE)
+
+    def change() -> None:
+        shards["s1"].data["k1"] = b"another"
+        shards["s1"].data.pop("k3", None)
+
+    values.large.before = change
+    items = (await values.page("prefix=k"))["items"]
+    assert [item["key"] for item in items] == ["k0", "k1", "k2", "k4", "k5", "k6", "k7"]
+    assert items[1]["value"] == "another"
+
+
+@pytest.mark.usefixtures("fake_channels")
+async def test_a_partial_page_names_the_partition_of_a_large_value_whose_shard_went_down_meanwhile() -> None:
+    values = Values(room_bytes=100 * SIZE)
+
+    def go_down() -> None:
+        values.service.channels["s1"].error = Unavailable("away")  # type: ignore[attr-defined]
+
+    values.large.before = go_down
+    page = await values.page("prefix=k&partial=true")
+    assert page["items"] == []
+    assert page["missing"] == sorted({values.service.partition_of(f"k{number}") for number in range(8)})
+    values.service.channels["s1"].error = None  # type: ignore[attr-defined]
+    with pytest.raises(Unavailable):
+        await values.page("prefix=k")
 
 
 @pytest.mark.usefixtures("fake_channels")

@@ -198,7 +198,7 @@ def test_a_page_of_nothing_new_does_not_bring_the_end_nearer() -> None:
     merge.take(shown(EVEN | ODD, KEYS, 99))
     merge.take(shown(EVEN, HERE, 1))
     merge.take(Page(0, b"", True, "", []))
-    assert merge.listing(99) == ([(key, 1, None, 0) for key in KEYS], None, 0)
+    assert merge.listing(99) == Listing([(key, 1, None, 0) for key in KEYS], None)
 
 
 def test_a_number_that_is_partly_known_is_not_taken() -> None:

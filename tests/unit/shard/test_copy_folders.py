@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from kvstore import set_aside
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import ForeignData
@@ -142,6 +143,38 @@ async def test_a_copy_whose_setting_aside_was_broken_off_at_any_file_is_never_op
     await folder.set_aside("s1")
     assert not (tmp_path / "shard-s1.copy-n2.db").exists()
     assert await made_copy(tmp_path) != made
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+async def test_a_home_whose_setting_aside_was_broken_off_is_set_aside_at_the_next_start_which_makes_a_store(
+    tmp_path: Path, done: int
+) -> None:
+    folder = folder_of(tmp_path, "s1")
+    old = await folder.open("s1", PARTITIONS, untold)
+    assert isinstance(old, Opened)
+    old.log.append(b"of the time before")
+    old.log.sync()
+    await close(old)
+    synced: list[Path] = []
+
+    def break_off(path: Path) -> None:
+        synced.append(path)
+        if len(synced) > done:
+            raise OSError(5, "the power goes")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(set_aside, "sync_folder", break_off)
+        if done < 2:
+            with pytest.raises(OSError, match="the power goes"):
+                await folder.set_aside("s1")
+            assert (tmp_path / "shard-s1.db").exists(), "the file goes last"
+        else:
+            set_aside.begin(tmp_path / "shard-s1.db")
+    new = await folder.open("s1", PARTITIONS, untold)
+    assert isinstance(new, Opened)
+    assert new.log.last.number == 0
+    assert (tmp_path / "shard-s1.db.removed.log.000001").exists()
+    await close(new)
 
 
 async def test_a_copy_that_is_set_aside_takes_the_place_of_none_that_was_set_aside_before(tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.protocol import Get, Request
-from kvstore.shard.early import _KEPT_MAX, EarlyRequests
+from kvstore.shard.early import EarlyRequests
 from kvstore.transport.channel import Connection
+
+LIMITS = Limits(early_requests_max=8)
 
 
 class Answers:
@@ -27,7 +30,7 @@ def _come(early: EarlyRequests, answers: Answers, *numbers: int) -> None:
 
 
 async def test_what_comes_while_a_term_opens_is_begun_in_order_once_it_is_open() -> None:
-    early, answers, begun = EarlyRequests("s1", SYSTEM), Answers(), list[int]()
+    early, answers, begun = EarlyRequests("s1", LIMITS, SYSTEM), Answers(), list[int]()
     early.opens = True
     _come(early, answers, 1, 2, 3)
     assert not answers.sent
@@ -42,7 +45,7 @@ async def test_what_comes_while_a_term_opens_is_begun_in_order_once_it_is_open()
 
 
 async def test_what_is_kept_for_too_long_is_refused_unexecuted() -> None:
-    early, answers = EarlyRequests("s1", SYSTEM), Answers()
+    early, answers = EarlyRequests("s1", LIMITS, SYSTEM), Answers()
     early.opens = True
     _come(early, answers, 1, 2)
     async with asyncio.timeout(60):
@@ -54,9 +57,9 @@ async def test_what_is_kept_for_too_long_is_refused_unexecuted() -> None:
 
 
 async def test_where_no_term_opens_and_beyond_the_bound_it_is_refused_at_once() -> None:
-    early, answers = EarlyRequests("s1", SYSTEM), Answers()
+    early, answers = EarlyRequests("s1", LIMITS, SYSTEM), Answers()
     _come(early, answers, 1)
     assert [(answer.id, answer.status) for answer in answers.sent] == [(1, 503)]
     early.opens = True
-    _come(early, answers, *range(2, _KEPT_MAX + 3))
-    assert [answer.id for answer in answers.sent] == [1, _KEPT_MAX + 2]
+    _come(early, answers, *range(2, LIMITS.early_requests_max + 3))
+    assert [answer.id for answer in answers.sent] == [1, LIMITS.early_requests_max + 2]

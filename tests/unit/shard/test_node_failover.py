@@ -23,8 +23,9 @@ from loadtest.cluster.processes import free_ports
 
 PATIENCE_S = 90.0
 LIMITS = Limits(
-    body_bytes_max=1 << 20, log_segment_bytes=1 << 20, failover_after_s=1.0, lease_s=0.7, reroute_timeout_s=60.0
-)
+    body_bytes_max=1 << 20, log_segment_bytes=1 << 20, failover_after_s=1.0, lease_s=0.7, reroute_timeout_s=60.0,
+    told_every_s=3600.0,
+)  # fmt: skip
 
 
 class Cluster:
@@ -70,6 +71,12 @@ class Cluster:
         else:
             stop.ask()
         await task
+
+    async def kill(self, name: str) -> None:
+        """It does nothing more, and tells nothing."""
+        task, _ = self._running.pop(name)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     async def end_all(self) -> None:
         for name in ("router", *(each for each in list(self._running) if each != "router")):

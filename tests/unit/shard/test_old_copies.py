@@ -36,6 +36,22 @@ async def backed_up(cluster: Cluster, http: aiohttp.ClientSession, node: str) ->
     return kept
 
 
+async def until_beats_have_told(cluster: Cluster, http: aiohttp.ClientSession) -> None:
+    """The controller knows that all puts are committed, which no store has told it by itself since."""
+    async with asyncio.timeout(60):
+        while await _told_in_sum(cluster, http) < 2 * KEYS:
+            await asyncio.sleep(0.05)
+
+
+async def _told_in_sum(cluster: Cluster, http: aiohttp.ClientSession) -> int:
+    url, found = f"http://{cluster.config.controllers[0].listen}/v1/told", 0
+    for shard_id in ("s1", "s2", "s3"):
+        body = {"store_id": (await cluster.shard(shard_id)).store_id, "number": 0, "version": 0}
+        async with http.post(url, json=body) as answer:
+            found += (await answer.json())["number"]
+    return found
+
+
 def put_back(cluster: Cluster, node: str, kept: Path) -> None:
     shutil.rmtree(cluster.folder / node)
     shutil.copytree(kept, cluster.folder / node)
@@ -63,8 +79,9 @@ async def test_an_old_folder_of_a_copy_is_never_served_while_its_primary_is_away
         shard = await cluster.shard("s1")
         (copy,) = shard.replicas
         kept = await backed_up(cluster, http, copy.node)
-        await cluster.end(copy.node)
-        await cluster.end("s1")
+        await until_beats_have_told(cluster, http)
+        await cluster.kill("s1")
+        await cluster.kill(copy.node)
         put_back(cluster, copy.node, kept)
         cluster.start_node(copy.node)
         served = asyncio.create_task(_values(http, cluster))

@@ -32,7 +32,6 @@ from kvstore.protocol import (
     Scan,
     Stats,
 )
-from kvstore.shard import service as service_module
 from kvstore.shard.peers import Peers
 from kvstore.shard.receiver import Receiver
 from kvstore.shard.service import ShardService
@@ -166,8 +165,7 @@ async def test_a_shard_that_has_left_answers_until_no_router_asks_and_a_member_e
     loop = asyncio.get_running_loop()
     await shard.service.follow(all_mine(1))
     with monkeypatch.context() as patched:
-        patched.setattr(service_module, "_QUIET_S", 3600.0)
-        patched.setattr(service_module, "_FAREWELL_S_MAX", 3600.0)
+        patched.setattr(shard.service, "_limits", Limits(farewell_quiet_s=3600.0, farewell_quiet_s_max=3600.0))
         async with asyncio.timeout(60):
             await shard.service.farewell()
     gone = make_map(2, lambda _: 0)

@@ -216,7 +216,7 @@ def test_the_last_spare_segment_is_kept_for_what_frees_room() -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-@pytest.mark.parametrize("call", ["open", "pwrite", "sync", "rename", "sync_folder"])
+@pytest.mark.parametrize("call", ["create", "pwrite", "sync", "rename", "sync_folder"])
 def test_a_full_disk_leaves_no_half_segment_and_the_next_try_succeeds(call: str, code: int) -> None:
     bench = Bench()
     names = set(bench.disk.names(FOLDER))

@@ -87,6 +87,16 @@ def test_a_store_of_an_earlier_program_is_the_copy_that_the_converted_map_names(
         assert copy_path(tmp_path / "shard-s1.db").exists()
 
 
+def test_a_damaged_file_that_no_map_stands_for_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    """The cluster may know the copy by its id already: another one would be refused for ever."""
+    db = tmp_path / "shard-s1.db"
+    make_copy(db, STORE, "mine")
+    copy_path(db).write_bytes(b"{}")
+    with pytest.raises(ForeignData, match="no map here names this copy: put the file back"):
+        open_copy(db, "s1", STORE, None)
+    assert copy_path(db).read_bytes() == b"{}"
+
+
 def test_a_file_of_another_store_is_as_good_as_lost(tmp_path: Path) -> None:
     db = tmp_path / "shard-s1.db"
     make_copy(db, "another", "theirs").promise(9)

@@ -556,6 +556,20 @@ async def test_a_page_is_bounded_in_bytes_and_holds_at_least_one_item(open_harne
     assert max(pages) == 3
 
 
+async def test_of_values_above_a_bound_a_page_brings_the_sizes_and_counts_them_as_that_bound(harness: Any) -> None:
+    sizes = {"a": 100, "b": 101, "c": 0, "d": 5000, "e": 100}
+    for name, size in sizes.items():
+        await harness.put(name, bytes(size))
+    page = await harness.store.scans.scan(Scan(1, "", "", 10, True, value_bytes_max=100))
+    assert [(key, None if value is None else len(value)) for key, _, value, _ in page.items] == [
+        ("a", 100), ("b", None), ("c", 0), ("d", None), ("e", 100),
+    ]  # fmt: skip
+    assert page.left_out == {"b": 101, "d": 5000}
+    page = await harness.store.scans.scan(Scan(1, "", "", 10, True, bytes_max=4 * 140, value_bytes_max=100))
+    assert [item[0] for item in page.items] == list(sizes), "the value of 5000 bytes does not end the page"
+    assert not (await harness.store.scans.scan(Scan(1, "", "", 10, value_bytes_max=100))).left_out
+
+
 async def test_counting_counts_live_owned_keys_with_the_prefix(harness: Any) -> None:
     for name in ("a1", "a2", "a3", "b1"):
         await harness.put(name)

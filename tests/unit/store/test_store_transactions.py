@@ -201,12 +201,15 @@ async def test_a_listing_waits_for_intents_in_its_range_and_shows_what_they_beco
         vote = await tell(store, prepare(put("b"), TxnOp("delete", "c"), put("d")))
         listing = asyncio.create_task(store.scans.scan(Scan(1, "", "", 10, True)))
         counting = asyncio.create_task(store.scans.count(Count(1, "")))
+        sizes = asyncio.create_task(store.scans.scan(Scan(1, "", "", 10, True, value_bytes_max=2)))
         await settle()
         assert not listing.done()
         await tell(store, ApplyIntents(1, FIRST, ["b", "c", "d"], vote.vote + 1, True, 0))
         items = [(key, value) for key, _, value, _ in (await listing).items]
         assert items == [("a", b"old"), ("b", b"new"), ("d", b"new")]
         assert (await counting).count == 3
+        page = await sizes
+        assert ([item[2] for item in page.items], page.left_out) == ([None] * 3, {"a": 3, "b": 3, "d": 3})
 
 
 async def test_reads_under_shared_locks_keep_writers_out_until_they_are_let_go(tmp_path: Path) -> None:

@@ -1,22 +1,13 @@
-"""How long it takes to judge registers: `python -m loadtest.histories.benchmark`.
-
-Owns: histories of a simulated store that is right, of any size, and the figures of judging them.
-Promises: the same seed makes the same history. A store that is right is judged right, or the command fails.
-Leaves to others: real stores.
-"""
+"""Histories of a simulated store that is right, of any size; the same seed makes the same history."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 import random
-import time
-from collections import Counter
 
-import click
 import msgspec
 
-from loadtest.histories import registers
 from loadtest.histories.history import Register
 
 
@@ -106,32 +97,3 @@ class _Simulation:
         if self._plan.versions and operation.outcome == "done":
             gone = operation.action != "delete" and self._state.get(operation.key, (None, 0))[0] is None
             operation.version = None if gone else version
-
-
-@click.command(help=(__doc__ or "").partition("\n")[0])
-@click.option("--operations", type=click.IntRange(1), default=100_000, show_default=True)
-@click.option("--keys", type=click.IntRange(1), default=1_000, show_default=True)
-@click.option("--clients", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--unknown", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share without answer.")
-@click.option("--seed", type=int, default=1, show_default=True)
-def main(operations: int, keys: int, clients: int, unknown: float, seed: int) -> None:
-    for skew, versions in itertools.product((0.0, 0.99), (True, False)):
-        plan = Plan(
-            operations=operations, keys=keys, clients=clients, skew=skew, versions=versions, unknown=unknown, seed=seed
-        )
-        history = simulate(plan)
-        hottest = Counter(operation.key for operation in history).most_common(1)[0][1]
-        began_s = time.perf_counter()
-        found = registers.check(history)
-        took_s = time.perf_counter() - began_s
-        print(
-            f"{operations} operations, {keys} keys, skew {skew}, the hottest has {hottest},"
-            f" {'with' if versions else 'without'} versions: {took_s:.1f} s",
-            flush=True,
-        )
-        if found.violations or found.undecided:
-            raise SystemExit("\n".join([*map(str, found.violations), *found.undecided]))
-
-
-if __name__ == "__main__":
-    main()
