@@ -55,7 +55,10 @@ class Folder(Protocol):
         """
 
     async def as_copy(self, shard_id: str, opened: Opened, logged: ClusterMap | None) -> CopyFiles:
-        """The open files of a store that was served until now, as a copy's. `logged`: the newest map in its log."""
+        """The open files of a store that was served until now, as a copy's.
+
+        `logged`: the newest map in its log.
+        """
 
     async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
         """Make an empty copy. Raises DataInUse, ForeignData, ConfigError, OSError."""

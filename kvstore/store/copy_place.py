@@ -40,7 +40,10 @@ _OS = OsDisk()
 
 
 class CopyFiles(NamedTuple):
-    """The files of an open copy of that shard's store. `logged`: the newest map in its log when it was opened."""
+    """The files of an open copy of that shard's store.
+
+    `logged`: the newest map in its log when it was opened.
+    """
 
     path: Path
     copy: StoreCopy
@@ -136,9 +139,9 @@ async def as_copy(unapplied: Unapplied, shard_id: str, limits: Limits, environme
 async def as_copy_again(
     opened: Opened, logged: ClusterMap | None, place: Place, limits: Limits, environment: Environment
 ) -> CopyFiles:
-    """The open files of a store whose term has ended, as those of a copy: nothing is closed, read again or applied.
+    """The open files of a store whose term has ended, as those of a copy.
 
-    `logged`: the newest map in its log.
+    Nothing is closed, read again or applied. `logged`: the newest map in its log.
     """
     engine, log, lock_fd, is_examined, copy_file, _ = opened
     assert copy_file is not None

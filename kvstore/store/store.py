@@ -284,8 +284,10 @@ class Store:
 
 
 async def _end(tasks: dict[str, asyncio.Task[None]], applier: Applier) -> None:
-    """At once, before one of them hears that its step was given up; but what is under way in the file is waited for,
-    since its thread cannot be ended."""
+    """End the tasks at once, before one of them hears that its step was given up.
+
+    But what is under way in the file is waited for, since its thread cannot be ended.
+    """
     of_file = [tasks[name] for name in _OF_FILE]
     for task in tasks.values():
         if task not in of_file:
