@@ -37,6 +37,7 @@ class NodeStores:
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ordered: set[str] = set()
+        self._stops = False  # the process is about to end
         self._refused: dict[str, str] = {}  # why a copy could not be made, as it was said last
 
     async def begin(self, partitions: int) -> None:
@@ -77,6 +78,7 @@ class NodeStores:
 
     def note_stop(self) -> None:
         """The process is about to end, once others have taken over."""
+        self._stops = True
         for resident in self.by_shard.values():
             resident.stops = True
 
@@ -156,11 +158,7 @@ class NodeStores:
 
     def of_store(self, store_id: str) -> Resident | None:
         """Where that store lies here."""
-        for resident in self.by_shard.values():
-            identity = resident.identity
-            if identity is not None and identity.store_id == store_id:
-                return resident
-        return None
+        return next((each for each in self.by_shard.values() if each.store_id == store_id), None)
 
     def handle_of(self, store_id: str) -> Handle | None:
         """What begins a request for that store; None if it does not lie here."""
@@ -173,7 +171,7 @@ class NodeStores:
         if resident is None:
             await wire.close()
         else:
-            await resident.serve_session(wire)
+            await resident.sessions.serve(wire)
 
     # --- maps and orders
 
@@ -199,6 +197,7 @@ class NodeStores:
         else:
             self._refused.pop(order.shard, None)
             self.by_shard[order.shard] = resident
+            resident.stops = self._stops
             if self.cluster_map is not None:
                 resident.hear(self.cluster_map)
             self._spawn(resident)

@@ -62,8 +62,9 @@ class End:
             raise ConnectionResetError("the connection is closed")
         self._connection.network.carry(self, message)
         while self.under_way > UNTAKEN_MAX and not self.closed:
-            self._taken = asyncio.get_running_loop().create_future()
-            await self._taken
+            if self._taken is None or self._taken.done():  # several tasks may wait
+                self._taken = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._taken,))
 
     async def receive(self) -> Any:
         """The next message; None when the connection is over."""
@@ -142,7 +143,7 @@ class Network:
         self.doubles = False
         self._rng = rng
         self._connections: dict[Connection, None] = {}
-        self._nobody = copy_context()
+        self._of_no_process = copy_context()
 
     def host(self, name: str) -> Host:
         return self.hosts.setdefault(name, Host(name))
@@ -153,7 +154,7 @@ class Network:
 
     def schedule(self, delay_s: float, function: Callable[..., None], *args: Any) -> None:
         """In the name of no process: what wakes up does so in that of its own."""
-        self.loop.schedule(delay_s, function, *args, context=self._nobody)
+        self.loop.schedule(delay_s, function, *args, context=self._of_no_process)
 
     # --- connections --------------------------------------------------------------------------------------------------
 
