@@ -24,7 +24,7 @@ import pytest
 import requests
 import yaml
 
-from kvstore.cli import root
+from kvstore.cli.commands import root
 from kvstore.cli.deploy import FILES
 from kvstore.client import Client
 from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig, ShardConfig, default_config
