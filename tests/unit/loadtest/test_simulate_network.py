@@ -155,3 +155,21 @@ def test_a_sender_waits_while_its_peer_takes_nothing(pair: Pair) -> None:
     pair.run(for_a_while())
     assert len(sent) < 100
     assert pair.received(pair.far) == [*range(200)]
+
+
+def test_several_senders_of_one_end_go_on_as_soon_as_its_peer_takes_something(pair: Pair) -> None:
+    """A primary's records and its beacons: one that was never woken would leave the copy behind for ever."""
+
+    async def send_many(number: int) -> None:
+        for _ in range(100):
+            await pair.near.send(number)
+
+    async def both() -> None:
+        works = [asyncio.ensure_future(send_many(number)) for number in (1, 2)]
+        await asyncio.sleep(1.0)
+        taken = [await pair.far.receive() for _ in range(200)]
+        assert sorted(taken) == [1] * 100 + [2] * 100
+        async with asyncio.timeout(5.0):
+            await asyncio.gather(*works)
+
+    pair.run(both())
