@@ -141,8 +141,9 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
 
     @property
     def frame_read_bytes_max(self) -> int:
-        """No frame of the channel is larger. It is filled up to `frame_bytes_max`, and the last message of it may be a
-        page with one row too many, with what a transaction does to that, or a transaction with all that it read."""
+        """No frame of the channel is larger.
+        It is filled up to `frame_bytes_max`, and the last message of it may be a page with one row too many,
+        with what a transaction does to that, or a transaction with all that it read."""
         message = self.page_bytes_max + 5 * self.value_bytes_max + self.body_bytes_max + 2 * self.txn_read_bytes_max
         return 2 * self.frame_bytes_max + message + 1024 * 1024
 

@@ -1,4 +1,5 @@
-"""The place of a data file, looked at before it is opened: what a person has to mend is said in a person's words.
+"""The place of a data file, looked at before it is opened.
+What a person has to mend is said in a person's words.
 
 Owns: which things in the place of a file, and which errors at its opening, mean what; how a small file is
 replaced; room that is kept for those who must write although the disk is full.
@@ -77,7 +78,8 @@ def _user(uid: int) -> str:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Make `path` a file with that content: after a crash it is this one, or what was there before. Raises OSError."""
+    """Make `path` a file with that content: after a crash it is this one, or what was there before.
+    Raises OSError."""
     temporary = path.with_name(f".{path.name}.new")
     with temporary.open("wb") as file:
         file.write(content)
@@ -115,7 +117,8 @@ def make_sparse(path: Path) -> None:
 
 
 class Reserve:
-    """A file that does nothing but take room, which is given back when something must be written on a full disk."""
+    """A file that only takes room.
+    It is given back when something must be written on a full disk."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._path = path

@@ -1,4 +1,5 @@
-"""`kvstore up --demo`: what the page may do to processes: a second router to kill, a door through which to kill nodes.
+"""What the page of `kvstore up --demo` may do to processes.
+A second router to kill, a door through which to kill nodes.
 
 Owns: that router's id and its place among the children of the launcher; the door; where a demo is refused.
 Promises: both listen on loopback. The door takes one order, from a process that knows its word, which only this

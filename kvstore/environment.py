@@ -136,8 +136,9 @@ async def until_quiet(
 
 
 async def to_its_end(environment: Environment, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work, in a task of its own. A caller that is cancelled waits for its end before it goes on: a thread
-    cannot be ended, and what the caller holds is in use until then."""
+    """Do the work, in a task of its own.
+    A caller that is cancelled waits for its end before it goes on: a thread cannot be ended, and what the caller
+    holds is in use until then."""
     task = environment.spawn(work)
     try:
         return await asyncio.shield(task)

@@ -157,6 +157,16 @@ class ChangeRefused(KvError):
     next_step = "Do first what `detail` says; nothing was changed."
 
 
+class OtherProtocol(KvError):
+    """`protocol`: the number that the process speaks which refuses."""
+
+    status, code, title = 409, "other-protocol", "The two processes are of versions that do not understand each other"
+    next_step = (
+        "Start both with the same version of kvstore, or with two releases that follow each other; upgrade a cluster "
+        "from one release to the next."
+    )
+
+
 class PreconditionFailed(KvError):
     status, code, title = 412, "precondition-failed", "The condition does not hold"
     next_step = "Read the key again, decide again, and send the version from its ETag."
@@ -236,7 +246,8 @@ class TooManyRequests(KvError):
 
 
 class DataCorrupt(KvError):
-    """`damaged_row`: the row as it was found, if that is all that is damaged, so that it can be written again."""
+    """Stored bytes do not match their checksum.
+    `damaged_row`: the row as it was found, if that is all that is damaged, so that it can be written again."""
 
     damaged_row: Any = None
     status, code, title = 500, "data-corrupt", "A stored row does not match its checksum"

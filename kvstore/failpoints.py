@@ -1,4 +1,5 @@
-"""Named points at which a test makes a real process die or stand still; off, and nearly free, in normal runs.
+"""Named points at which a test makes a real process die or stand still.
+Off, and nearly free, in normal runs.
 
 Owns: the environment variable KVSTORE_FAILPOINTS, for example
 `batch-after-commit=kill@3;batch-before-commit=pause:200`, or `@FILE`: then the points are taken from that file whenever
@@ -36,17 +37,17 @@ POINTS = {
         for step in ("batch", "transact", "prepare", "decide", "finish", "abort", "ask", "forget")
         for side in _SIDES
     ),
-    "source": tuple(f"{step}-{side}-commit" for step in ("fence", "adopt", "trim") for side in _SIDES),
+    "source": tuple(f"{step}-{side}-commit" for step in ("freeze", "adopt", "trim") for side in _SIDES),
     "destination": (
         *(f"{step}-{side}-commit" for step in ("clear", "take", "complete") for side in _SIDES),
-        *(f"move-{side}-{what}" for what in ("copy", "fence") for side in _SIDES),
+        *(f"move-{side}-{what}" for what in ("copy", "freeze") for side in _SIDES),
         "move-after-last-pull",
         "move-after-complete",
     ),
     "controller": (
         *(f"controller-{side}-plan" for side in _SIDES),
         *(f"move-{side}-commit" for side in _SIDES),
-        "move-after-fence-seen",
+        "move-after-freeze-seen",
         "move-before-void",
     ),
 }
@@ -109,7 +110,8 @@ def plant(name: str) -> None:
 
 @contextmanager
 def planting(name: str) -> Iterator[None]:
-    """That bug is there within the block; none if the name is empty. Raises ValueError for one that is not in BUGS."""
+    """That bug is there within the block; none if the name is empty.
+    Raises ValueError for one that is not in BUGS."""
     before = set(_planted)
     if name:
         plant(name)

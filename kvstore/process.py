@@ -74,7 +74,8 @@ def run_process(
     json_log: bool = False,
     main: Callable[[StopAsked], Awaitable[None]],
 ) -> int:
-    """Run `main(stop)` to its end and return the exit code: 0 orderly, 1 a bug (with traceback), 2 refused for now.
+    """Run `main(stop)` to its end and return the exit code.
+    0 orderly, 1 a bug (with traceback), 2 refused for now.
 
     74: the disk failed. 78: refused until a person has mended the configuration or the data.
 
@@ -112,7 +113,8 @@ def _refuse(name: str, why: str, json_log: bool, code: int) -> int:
 
 
 def refusal_code(error: KvError) -> int:
-    """78 for configuration or data that stay wrong until a person mends them; 2 for what another start may not find."""
+    """78 for configuration or data that stay wrong until a person mends them.
+    2 for what another start may not find."""
     lasts = isinstance(error, ConfigError | ForeignData | DataCorrupt | LogDamaged) and not isinstance(error, DataInUse)
     return EXIT_NEEDS_A_PERSON if lasts else EXIT_REFUSED
 
@@ -154,8 +156,8 @@ async def _serve(main: Callable[[StopAsked], Awaitable[None]], supervised: bool)
 
 
 def _stop_at_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: StopAsked) -> None:
-    """The supervisor holds the other end, and closes it when everything stops; when it dies, by kill -9 too, the kernel
-    does."""
+    """The supervisor holds the other end, and closes it when everything stops.
+    When it dies, by kill -9 too, the kernel does."""
     mode = os.fstat(_STDIN).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         raise ConfigError("--supervised needs a pipe as standard input; leave it out when starting by hand.")
@@ -192,7 +194,8 @@ def pid_file(data_dir: Path | None, role: str, process_id: str) -> Iterator[None
 
 
 def _claim_although_full(path: Path, reserve: Reserve) -> int:
-    """As `_claim`; on a full disk with the room that is kept for it, or else over what an earlier process left."""
+    """As `_claim`, also on a full disk.
+    There it takes the room that is kept for it, or writes over what an earlier process left."""
     try:
         return _claim(path)
     except OSError as error:
@@ -243,7 +246,8 @@ def _refuse_if_held(path: Path, name: str) -> None:
 
 
 def pid_file_holder(path: Path) -> str | None:
-    """The pid in the file, if its process lives; None if there is no such file or it was left behind."""
+    """The pid in the file, if its process lives.
+    None if there is no such file or it was left behind."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -258,7 +262,7 @@ def pid_file_holder(path: Path) -> str | None:
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:
-    """A successor may have put its own file in our place: that one is not ours to delete."""
+    """A successor may have put its own file in this place: that one is left."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -290,7 +294,8 @@ def port_holder(port: int) -> Holder | None:
 
 
 def parent_of(pid: int) -> int | None:
-    """The process that started it, 1 if that has ended; None if there is no such process, or it cannot be told."""
+    """The process that started it, 1 if that has ended.
+    None if there is no such process, or it cannot be told."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return next((int(line.split()[1]) for line in lines if line.startswith("PPid:")), None)

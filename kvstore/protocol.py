@@ -83,9 +83,10 @@ class Renew(Message, tag=9):
 
 
 class Release(Message, tag=10):
-    """Give a lease back. `acquire`: only if it was granted to the Acquire with that id on this connection, and to
-    no other client that repeated its Idempotency-Key; that answer was not taken, so it is forgotten. `withdraw`: no
-    matter which token, all that came or may yet come of an Acquire with that Idempotency-Key ends."""
+    """Give a lease back.
+    `acquire`: only if it was granted to the Acquire with that id on this connection, and to no other client that
+    repeated its Idempotency-Key; that answer was not taken, so it is forgotten. `withdraw`: no matter which token,
+    all that came or may yet come of an Acquire with that Idempotency-Key ends."""
 
     key: str
     token: int
@@ -229,8 +230,9 @@ class Forget(Message, tag=23):
 
 
 class Follow(Message, tag=24):
-    """Take over this map (ClusterMap as JSON), if it is newer. Answered with 200 when it, or a newer one, is durable
-    and in force; the answer's `version` is the epoch of that one."""
+    """Take over this map (ClusterMap as JSON), if it is newer.
+    Answered with 200 when it, or a newer one, is durable and in force; the answer's `version` is the epoch of that
+    one."""
 
     cluster_map: bytes
 
@@ -258,7 +260,7 @@ class Pull(Message, tag=26):
 
 
 class Freeze(Message, tag=27):
-    """From destination to source: answer for the partitions of that move no more. Answer: Fenced, when that is durable.
+    """From destination to source: answer for the partitions of that move no more. Answer: Frozen, when that is durable.
     409: the move does not stand (any more)."""
 
     move: str
@@ -305,15 +307,16 @@ class Stats(Message, tag=7):
 
 
 class Names(Message, tag=28):
-    """The last strike that the sender's map has: what comes behind it is meant for a shard that follows the same one,
-    and is answered 421 by others. It has no answer itself."""
+    """The last strike that the sender's map has.
+    What comes behind it is meant for a shard that follows the same one, and is answered 421 by others. It has no
+    answer itself."""
 
     strike: int = 0
 
 
 class ForStore(Message, tag=29):
-    """What comes behind it on this connection is meant for the store with that id, until another one is named. Until
-    the first one that is the store of the hello. It has no answer itself."""
+    """What comes behind it on this connection is meant for the store with that id, until another one is named.
+    Until the first one that is the store of the hello. It has no answer itself."""
 
     store_id: Annotated[str, Meta(max_length=64)]
 
@@ -406,7 +409,7 @@ class Reads(Message, tag=106):
 
 
 class Progress(Message, tag=107):
-    """How far a move is. `step`: copy, tail, fence (the source may have stopped to answer for the partitions), done
+    """How far a move is. `step`: copy, tail, freeze (the source may have stopped to answer for the partitions), done
     (all is here, compared and durable: it may be committed) or failed (`detail`; it must be voided). While it waits for
     the source `detail` says so."""
 
@@ -422,8 +425,9 @@ MovedRow = tuple[str, str, Partition, Stored, Stored, bytes | None, bytes | None
 
 
 class Rows(Message, tag=108):
-    """A page of a Pull. `more`: there is another one. Where it goes on: after `sequence`; in a copy, without the first
-    `done` partitions, which are complete, and behind `after_row`.
+    """A page of a Pull. `more`: there is another one.
+    Where it goes on: after `sequence`; in a copy, without the first `done` partitions, which are complete, and
+    behind `after_row`.
 
     `floor`: tombstones up to that sequence have been trimmed. `total`: how many rows these partitions have, in the
     first page of a copy. `busy`: others than moves are at work in this store.
@@ -440,7 +444,7 @@ class Rows(Message, tag=108):
 
 
 class Frozen(Message, tag=109):
-    """The source's version clock and floor of attempts as of the fence, or later; how many rows the partitions have,
+    """The source's version clock and floor of attempts as of the freeze, or later; how many rows the partitions have,
     and their digest, without tombstones."""
 
     version: Stored

@@ -41,7 +41,8 @@ async def until_ready(listen: str, say: Say) -> None:
 
 
 async def until_copied(listen: str, say: Say, wait_s: float = COPIES_WAIT_S) -> None:
-    """Until every shard has as many copies in sync as it can have, for so long at most; say how far they are."""
+    """Until every shard has as many copies in sync as it can have, for so long at most.
+    Say how far they are."""
     host, port = on_this_host(listen)
     clock = asyncio.get_running_loop()
     end_s = clock.time() + wait_s

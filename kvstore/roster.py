@@ -1,4 +1,5 @@
-"""Which shards `kvstore up` runs on this host: what to start, to stop and to set aside as the cluster changes.
+"""Which shards `kvstore up` runs on this host.
+What to start, to stop and to set aside as the cluster changes.
 
 Owns: what the controller tells a launcher, the rules, the names of a shard's files.
 Promises: a member is never stopped. A file is set aside only when its shard left the cluster while this launcher
@@ -72,7 +73,8 @@ class Files(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What to do, by id. `start`: with HOST:PORT, or None for any free port. `remove`: stop, then set the file aside.
+    """What to do, by id. `start`: with HOST:PORT, or None for any free port.
+    `remove`: stop, then set the file aside.
 
     `later`: what would have to start, but another process has its file open.
     """
@@ -167,7 +169,8 @@ def look(data_dir: Path) -> Files:
 
 
 def is_out_of_date(data_dir: Path, shard_id: str, launch: DesiredShards) -> bool:
-    """Whether the file is of a former member of this cluster: of the same one as a member's file beside it."""
+    """Whether the file is of a former member of this cluster.
+    Of the same one as a member's file beside it."""
     if any(node.id == shard_id for node in launch.nodes):
         return False
     cluster_id = _cluster_of(data_dir, shard_id)
@@ -190,7 +193,8 @@ def begin_removal(data_dir: Path, shard_id: str) -> None:
 
 
 def finish_removal(data_dir: Path, shard_id: str) -> Path | None:
-    """Set the file aside, now that its process has ended; what it is called then, None without a file. Raises OSError.
+    """Set the file aside, now that its process has ended; what it is called then, None without a file.
+    Raises OSError.
 
     May be repeated after a crash at any line.
     """

@@ -1,4 +1,5 @@
-"""Setting the files of a store, or of a copy of one, aside under other names, so that nothing opens them again.
+"""Setting the files of a store, or of a copy of one, aside.
+They get other names, so that nothing opens them again.
 
 Owns: the names of what is kept, `<file>.removed` with log and id beside it; the order of the renaming.
 Promises: nothing that was set aside before is lost: the older `….removed` becomes `….removed.1`, `.2`, and so on, the
@@ -62,7 +63,8 @@ def finish(path: Path) -> Path | None:
 
 
 def names_for(first: str) -> Iterator[str]:
-    """The names for what is set aside, one after the other: the first, then the same with `.1`, `.2`, and so on."""
+    """The names for what is set aside, one after the other.
+    The first, then the same with `.1`, `.2`, and so on."""
     yield first
     for number in itertools.count(1):
         yield f"{first}.{number}"

@@ -315,10 +315,11 @@ def _signal_name(number: int) -> str:
 
 
 class _Output(asyncio.SubprocessProtocol):
-    """Of one process: what it prints goes to the log line by line. `ended`: it has; `closed`: its pipes, by number.
+    """Of one process: what it prints goes to the log line by line.
+    `ended`: it has; `closed`: its pipes, by number.
 
     Its end is heard of by itself, and not by that of its pipes, which a stray process of its own may hold open. A line
-    without end is cut, so that no child can fill our memory.
+    without end is cut, so that no child can fill the memory of this process.
     """
 
     def __init__(self, name: str, log: Log) -> None:
@@ -350,7 +351,8 @@ def text_line(source: str, line: str) -> str:
 
 
 def json_line(source: str, line: str) -> str:
-    """What a child logged as JSON, as it is but for the name of its process; or an object around any other line."""
+    """What a child logged as JSON, as it is but for the name of its process.
+    Or an object around any other line."""
     try:
         document = json.loads(line)
     except (ValueError, RecursionError):

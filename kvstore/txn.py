@@ -93,8 +93,8 @@ def delete(key: str) -> Delete:
 
 
 def if_version(key: str, version: int | None) -> IfVersion | IfExists:
-    """Only if the key has this version, as a `get` of it has found; None, which that finds for none: only if there is
-    no such key."""
+    """Only if the key has this version, as a `get` of it has found.
+    None, which that finds for none: only if there is no such key."""
     return IfExists(key, False) if version is None else IfVersion(key, version)
 
 

@@ -62,8 +62,8 @@ class Figures(msgspec.Struct):
 
 
 class Round(msgspec.Struct):
-    """A shape, and what the other client saw before it began: how busy the machine is changes. Of several rounds: the
-    median of each time, the sum of each count, the most memory."""
+    """A shape, and what the other client saw before it began: how busy the machine is changes.
+    Of several rounds: the median of each time, the sum of each count, the most memory."""
 
     undisturbed: Figures
     shape: Figures

@@ -123,7 +123,7 @@ root = LazyGroup(
         "status": LazyCommand("kvstore.cli.cluster:status", "Show the shards and what they hold."),
         "ring": LazyCommand("kvstore.cli.cluster:ring", "Show how evenly keys are spread."),
         "explain": LazyCommand("kvstore.cli.cluster:explain", "Show the way of a key to its shard."),
-        "deploy": LazyCommand("kvstore.cli.deploy:deploy", "Write files for monitoring."),
+        "deploy": LazyCommand("kvstore.cli.deploy:deploy", "Write files for proxies and monitoring."),
         "shard": _shard,
         "store": _store,
         "cluster": _cluster,

@@ -91,7 +91,7 @@ async def _watch(url: str, as_json: bool) -> None:
     from rich.text import Text
 
     async with Client(url, retries=0) as kv:
-        with Live(auto_refresh=False, screen=True) as live:
+        with Live(auto_refresh=False, screen=True, redirect_stdout=False) as live:  # a stand-in has no encoding
             while True:
                 try:
                     lines = _status(await kv.cluster(), *_terminal())
@@ -102,7 +102,8 @@ async def _watch(url: str, as_json: bool) -> None:
 
 
 async def _show_once(kv: Client, as_json: bool) -> None:
-    """One round of a watch: an error is shown and the watch goes on, for it is there to see the recovery, too."""
+    """One round of a watch.
+    An error is shown and the watch goes on, for it is there to see the recovery, too."""
     try:
         document = await kv.cluster()
     except KvError as error:
@@ -215,7 +216,8 @@ def _grouped(count: float) -> str:
 
 
 def held(shard: Document, name: str, form: Callable[[Any], str] = _grouped) -> str:
-    """A figure of a shard; in parentheses if it is the last one known of a shard that is down now."""
+    """A figure of a shard.
+    In parentheses if it is the last one known of a shard that is down now."""
     figure = known(shard.get(name), form)
     return f"({figure})" if shard["state"] == "down" and figure != "?" else figure
 
@@ -327,7 +329,8 @@ def spread(document: Document) -> dict[str, Any]:
 
 
 def _peak_to_mean(shards: Sequence[Document], name: str) -> float | None:
-    """The most loaded shard in relation to its fair part (by weight); None if there is nothing, or not all is known."""
+    """The most loaded shard in relation to its fair part (by weight).
+    None if there is nothing, or not all is known."""
     if any(shard[name] is None for shard in shards):
         return None
     total = sum(shard[name] for shard in shards)
@@ -371,8 +374,9 @@ def _ring_table(document: Document, width: int | None) -> list[str]:
 @click.argument("key")
 @talks_to_cluster
 def explain(key: str, url: str, as_json: bool) -> None:
-    """Show the way of KEY: its hash, its partition, the walk over the ring, its owner, what is stored there, who holds
-    its lock, and which unfinished transaction is about to write it or has read it (intent).
+    """Show the way of KEY: its hash, partition, walk over the ring, owner, value, lock and intent.
+
+    An intent is that of an unfinished transaction which is about to write the key or has read it.
 
     With --json: GET /v1/explain/KEY as it is. A key that is not there has a way, too.
 

@@ -171,7 +171,8 @@ class _Import:
     # --- the source and its journal ------------------------------------------------------------------------------
 
     async def _open(self, kv: Client, journal_path: Path | None) -> tuple[Iterator[Entry], int | None, int]:
-        """The entries still to be stored, the size of the source in bytes, and how much of it was done before."""
+        """What is still to be stored.
+        The entries, the size of the source in bytes, and how much of it was done before."""
         cluster_id = (await kv.cluster())["cluster_id"]  # also: fail now, not after a long scan
         if self.source is None:
             return ndjson_records(await self._open_stream()), None, 0

@@ -113,7 +113,7 @@ def default_owner() -> str:
 
 
 def _cannot_run(program: str) -> int | None:
-    """The exit code if it is plain before the lock is asked for that there is no such program, having said so."""
+    """The exit code if there is no such program, having said so before the lock is asked for; else None."""
     if which(program) is not None:
         return None
     if os.sep in program and Path(program).exists():

@@ -1,4 +1,5 @@
-"""A command as a child process: started, handed the signals that are meant for it, ended with all that it started.
+"""A command as a child process.
+Started, handed the signals that are meant for it, ended with all that it started.
 
 Owns: its process group, the signal handlers of this process while it runs, its exit code in the words of a shell.
 Promises: when the block is left, the command has ended.
@@ -102,7 +103,8 @@ class LockedCommand:
             self._stop_handling()
 
     async def ended(self) -> int:
-        """Wait for its end; its exit code, 128 + N if signal N ended it. May be cancelled, and called again."""
+        """Wait for its end; its exit code, 128 + N if signal N ended it.
+        May be cancelled, and called again."""
         if self._process is None:
             return self._failed
         code = await self._process.wait()

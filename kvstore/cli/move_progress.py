@@ -1,4 +1,5 @@
-"""How far a change of the cluster is, on standard error: a bar on a terminal, else a line every few seconds.
+"""How far a change of the cluster is, on standard error.
+A bar on a terminal, else a line every few seconds.
 
 Owns: rate, time left, the form of both.
 Promises: standard output is never touched.

@@ -1,4 +1,5 @@
-"""How far a long command is, on standard error: a bar on a terminal, else a plain line every few seconds.
+"""How far a long command is, on standard error.
+A bar on a terminal, else a plain line every few seconds.
 
 Owns: the rate, the time left, the form of both.
 Promises: costs a fraction of a millisecond per update; standard output is never touched.

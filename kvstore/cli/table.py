@@ -1,4 +1,5 @@
-"""Tables of text that lose nothing: as wide as their content, and where a terminal is narrower, one block a row.
+"""Tables of text that lose nothing.
+As wide as their content, and where a terminal is narrower, one block a row.
 
 Owns: the widths of columns, the rules between header, rows and sums, the colours of cells.
 Promises: every character of every cell is shown, whatever the width. (Tables that shorten their cells to fit cut the

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 
-_PLAIN = str.maketrans({"→": "->", "…": "...", "─": "-", "█": "#"})  # our own; what users stored is escaped
+_PLAIN = str.maketrans({"→": "->", "…": "...", "─": "-", "█": "#"})  # of this program; what users stored is escaped
 _STEERING = re.compile("[\x7f-\x9f]")  # what JSON leaves of the control characters
 _DESCRIPTORS = (0, 1, 2)
 
@@ -45,14 +45,16 @@ def drop_output() -> None:
 
 
 def encoded(line: str, on_terminal: bool, encoding: str) -> bytes:
-    """A line for people: UTF-8, or what the terminal can show of it. Bytes of the command line stay what they were."""
+    """A line for people: UTF-8, or what the terminal can show of it.
+    Bytes of the command line stay what they were."""
     if not on_terminal or is_utf8(encoding):
         return line.encode("utf-8", "surrogateescape")
     return line.translate(_PLAIN).encode(encoding, "backslashreplace")
 
 
 def encoded_json(document: bytes, on_terminal: bool, encoding: str) -> bytes:
-    """JSON in UTF-8; on a terminal with escapes, which say the same, for what it cannot show or what would steer it."""
+    """JSON in UTF-8.
+    On a terminal with escapes, which say the same, for what it cannot show or what would steer it."""
     if not on_terminal:
         return document
     text = document.decode()

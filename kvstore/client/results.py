@@ -43,7 +43,8 @@ class ListedItem:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A lock that is held: by whom, with which token, for how many seconds at most, and how many wait for it."""
+    """A lock that is held.
+    By whom, with which token, for how many seconds at most, and how many wait for it."""
 
     name: str
     owner: str
@@ -144,7 +145,8 @@ def listed_from(item: dict[str, Any]) -> ListedItem:
 
 
 def taken_of(answer: Answer) -> dict[str, Any]:
-    """The document of the answer; with `change`, the id of the change of the cluster that it names, if it does."""
+    """The document of the answer.
+    With `change`, the id of the change of the cluster that it names, if it does."""
     path, _, change_id = answer.headers.get("Location", "").rpartition("/")
     return document_of(answer) | ({"change": change_id} if path == "/v1/changes" else {})
 

@@ -34,6 +34,7 @@ from kvstore.transport.http.requests import HostGuard
 from kvstore.transport.http.routes import RouteTable, answer_call
 from kvstore.transport.http.server import Server, start_server, warn_if_exposed
 from kvstore.transport.sessions import EARLIER_HEADER, HEADER, ClusterSession
+from kvstore.transport.versions import FIELDS
 
 _SHUTDOWN_TIMEOUT_S = 2.0
 _SESSION_BYTES = 8
@@ -61,7 +62,7 @@ async def serve(
     cluster = ClusterSession(SYSTEM.random_hex(_SESSION_BYTES))
     earlier = begin_session(sessions_path(data_dir, controller_id), cluster.id)
     try:
-        async with aiohttp.ClientSession() as session:
+        async with aiohttp.ClientSession(headers=FIELDS) as session:
             place = LaunchPlace(data_dir, config.limits)
             await _serve(store, session, listen, config, stop, f"controller {controller_id}", cluster, earlier, place)
     finally:

@@ -22,7 +22,8 @@ _MOVES_NOTHING = ("remove-lost", "promote", "replicas", "failover", "rebuild")
 
 
 class Doing(NamedTuple):
-    """What is under way of a change; `partitions`: those of its moves as far as they are copied, so 0.5 is half of one.
+    """What is under way of a change.
+    `partitions`: those of its moves as far as they are copied, so 0.5 is half of one.
 
     `waiting`: what its moves wait for, each thing once; `at_work`: how many of them do not.
     """
@@ -48,9 +49,10 @@ class Doing(NamedTuple):
 
 
 class Around(NamedTuple):
-    """What is known of a change beside the state. `opening`: why partitions of a lost shard are not opened yet, "" if
-    nothing is in the way; `unanswered`: partitions of a move that is committed are not answered for yet; `ending`: the
-    process of the shard that was removed still runs.
+    """What is known of a change beside the state.
+    `opening`: why partitions of a lost shard are not opened yet, "" if nothing is in the way; `unanswered`:
+    partitions of a move that is committed are not answered for yet; `ending`: the process of the shard that was
+    removed still runs.
     """
 
     doing: Doing = Doing()

@@ -103,7 +103,8 @@ def _owned(cluster_map: ClusterMap | None, known: list[Change], change_id: str) 
 
 
 def _stepped(before: ClusterMap | None, after: ClusterMap | None) -> ClusterMap | None:
-    """The map, with an epoch of its own: two maps of one epoch are equal, down to whose a move is."""
+    """The map, with an epoch of its own.
+    Two maps of one epoch are equal, down to whose a move is."""
     if before is None or after is None or after == before or after.epoch > before.epoch:
         return after
     return msgspec.structs.replace(after, epoch=before.epoch + 1)

@@ -1,4 +1,5 @@
-"""What the controller can tell of changes at a moment: its document, and what is under way in memory, as of one map.
+"""What the controller can tell of changes at a moment.
+Its document, and what is under way in memory, as of one map.
 
 Owns: putting both together.
 Promises: nothing of a change that the document shows as moved is missing from its figures.

@@ -182,7 +182,8 @@ def is_reached(change: Change, cluster_map: ClusterMap, wanted: Collection[str])
 
 
 def _has_copies(cluster_map: ClusterMap, shard: Shard) -> bool:
-    """It has as many copies as it is to have, and they are in sync, as are those on the node that is its home."""
+    """Whether the shard has as many copies as it is to have, all in sync.
+    Those on the node that is its home count, too."""
     here = [copy for other in cluster_map.shards for copy in other.replicas if copy.node == shard.id]
     is_in_sync = all(copy.state == "in-sync" for copy in (*shard.replicas, *here))
     return is_in_sync and len(shard.replicas) == copies_that_fit(cluster_map)

@@ -5,7 +5,7 @@ Promises: pure. What is committed is known to the primaries that are named in th
 fewer disks than the cluster asks for, or than it was on before; unless too few nodes stay for that.
 Leaves to others: which nodes are held for dead (`heard`), the commit (`placement.moves`), trying again (`mover`).
 
-A primary that acknowledged a fence, or that all is received, may have been replaced since: then nothing is known of
+A primary that acknowledged a freeze, or that all is received, may have been replaced since: then nothing is known of
 what its successor has. Copies of the source that are out or joining count for it while their nodes live, since they had
 the rows, or would have them: else adding a shard could leave acknowledged data on one disk.
 """

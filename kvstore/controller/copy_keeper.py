@@ -118,7 +118,8 @@ class CopyKeeper:
     # --- nodes
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        """What a node has told is taken in, and what it is to do. Raises Conflict for a node that is not of the map."""
+        """What a node has told is taken in, and what it is to do.
+        Raises Conflict for a node that is not of the map."""
         if self._state.map is None or self._state.map.epoch < beat.epoch:
             self._take(await self._document.read())  # it has not come by itself yet
         cluster_map = self._state.map
@@ -142,7 +143,8 @@ class CopyKeeper:
         )
 
     def _note_committed(self, beat: Beat, cluster_map: ClusterMap) -> None:
-        """What primaries in the present terms tell; one of an earlier term may tell of what a person has given up."""
+        """What primaries in the present terms tell.
+        One of an earlier term may tell of what a person has given up."""
         for report in beat.copies:
             config = configuration_of(cluster_map, report.shard) if report.committed else None
             if config is not None and config.primary == (beat.node, report.copy_id) and config.term == report.promised:

@@ -1,4 +1,5 @@
-"""The disaster exit for a shard that only lost disks could serve: a copy that is not in sync becomes its primary.
+"""The disaster exit for a shard that only lost disks could serve.
+A copy that is not in sync becomes its primary.
 
 Owns: when that may be, what is said to be lost, the state after it.
 Promises: pure. It is refused while the primary or a copy in sync is heard, unless the shard's id was typed again, and
@@ -24,8 +25,8 @@ from kvstore.replication.configuration import Configuration, configuration_of, w
 
 
 class Loss(NamedTuple):
-    """What would be gone on with: the copy on node `to`, whose log ends with record `number`. `is_older`: it counts as
-    in sync, and its files are older than what was committed."""
+    """What would be gone on with: the copy on node `to`, whose log ends with record `number`.
+    `is_older`: it counts as in sync, and its files are older than what was committed."""
 
     shard: str
     store_id: str

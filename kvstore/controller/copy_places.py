@@ -43,11 +43,15 @@ class Places:
         """The nodes that keep it beside its primary's. Of a shard that leaves, those that do now.
 
         But where it leaves because its home is given up, what did not move yet must not lie on one disk until then.
+        A primary that stays outside of the walk, where a person wants it, is one of the copies all the same.
         """
         home = self.cluster_map.node(config.shard)
         if not _stays(self.cluster_map.shard(config.shard)) and not (home is not None and home.given_up):
             return [copy.node for copy in config.replicas]
-        return [node for node in self.walk(config.shard) if node != config.primary.node]
+        others = [node for node in self.walk(config.shard) if node != config.primary.node]
+        if not self.may_keep(config.primary.node):
+            return others
+        return others[: max(1, self.cluster_map.replicas - 1)]  # the first is where the primary belongs
 
     def node(self, node_id: str) -> Node | None:
         """The node of the map."""
@@ -63,11 +67,13 @@ class Places:
         return report is not None and report.serves
 
     def report(self, node: str, shard: str, copy_id: str | None = None) -> CopyReport | None:
-        """What the node tells of its copy, under that id if one is given; None of a node that is silent."""
+        """What the node tells of its copy, under that id if one is given.
+        None of a node that is silent."""
         return self.heard.report(node, shard, copy_id) if self.heard.is_here(node, self.now) else None
 
     def complete(self, config: Configuration, copy: Replica) -> CopyReport | None:
-        """What its node tells of a copy that was filled once, so that it could be gone on with; None of others."""
+        """What its node tells of a copy that was filled once, so that it could be gone on with.
+        None of others."""
         report = self.report(copy.node, config.shard, copy.copy_id)
         return report if report is not None and report.role == "copy" and report.number else None
 
@@ -81,7 +87,8 @@ class Places:
         return [copy.node for copy in here if not self.is_older(config, copy)]
 
     def is_older(self, config: Configuration, copy: Primary | Replica) -> bool:
-        """It ends below what was committed, so its node has an older copy of its files, if it is in sync."""
+        """Whether the copy ends below what was committed.
+        If it is in sync, its node has an older copy of its files then."""
         report = self.report(copy.node, config.shard, copy.copy_id)
         return report is not None and self._is_below(report, config)
 
@@ -96,7 +103,8 @@ class Places:
         return longest is None or self._is_below(longest, config)
 
     def older(self, config: Configuration) -> CopyReport | None:
-        """Of a shard that is not served since all that is here of it is too old: the one with the longest log."""
+        """Of a shard that is not served since all that is here of it is too old.
+        The one with the longest log."""
         may_go_on = self.is_opened(config) or self.is_primary_silent(config)
         if self.serves(config) or not may_go_on:
             return None
@@ -104,7 +112,8 @@ class Places:
         return longest if longest is not None and self._is_below(longest, config) else None
 
     def _longest(self, config: Configuration) -> CopyReport | None:
-        """Of its primary's copy and those in sync, as far as their nodes are heard: the one whose log ends last.
+        """Of its primary's copy and those in sync, as far as their nodes are heard.
+        The one whose log ends last.
 
         Damaged ones do not count.
         """
@@ -163,6 +172,8 @@ class Places:
             report = self.report(node, config.shard)
             if report is None or report.store_id != config.store_id or report.role not in ("copy", "filling"):
                 continue
+            if self.heard.stops(node):
+                continue
             if there is None or there.copy_id != report.copy_id:
                 return node, report.copy_id
         return None
@@ -183,7 +194,7 @@ class Places:
         if not self.serves(config) or self.is_joining(config):
             return None
         for node in self.wanted(config):
-            if self.heard.is_here(node, self.now):
+            if self.heard.is_here(node, self.now) and not self.heard.stops(node):
                 report = self.heard.report(node, config.shard)
                 if report is None or report.store_id != config.store_id:
                     return node
@@ -209,7 +220,7 @@ class Places:
 
 
 def without_empty_nodes(cluster_map: ClusterMap) -> list[Node]:
-    """The nodes of the map, without those that have neither a shard of their own nor a copy of another one."""
+    """The nodes of the map that have a shard of their own or a copy of another one."""
     homes = {shard.id for shard in cluster_map.shards}
     needed = {node for shard in cluster_map.shards for node in shard.nodes}
     return [node for node in cluster_map.nodes if node.id in homes or node.id in needed]

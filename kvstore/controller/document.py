@@ -76,7 +76,7 @@ class ClusterDocument:
         )
 
     async def read(self) -> ClusterState:
-        """Raises Unavailable, ForeignData if the stored document is none of ours."""
+        """Raises Unavailable, ForeignData if the stored document is no cluster map of this program."""
         return _decode_state((await self._store.read()).document)
 
     async def after(self, revision: int) -> tuple[int, ClusterState]:
@@ -102,7 +102,8 @@ class ClusterDocument:
         raise Unavailable(f"{self._tries_max} writes of the map lost their race.", retry_after_ms=1000)
 
     async def convert(self) -> int | None:
-        """Bring a map of an older format to the present one, in one swap; returns the format that it had, if any.
+        """Bring a map of an older format to the present one, in one swap.
+        Returns the format that it had, if any.
 
         The old document is kept beside the new one first. To be called before anything else is read. Raises
         ForeignData for a format that is not known, Unavailable.
@@ -148,7 +149,8 @@ class ClusterDocument:
                 await self.tell(store_id, Told())
 
     async def accept_old(self, store_id: str) -> Told:
-        """The store may start with less than it has told, with versions above all that it gave; returns what it told.
+        """The store may start with less than it has told, with versions above all that it gave.
+        Returns what it told.
 
         Raises Unavailable.
         """

@@ -1,4 +1,5 @@
-"""A node that was given up: the keys of its own shard move to the other shards, and the shard leaves the map.
+"""A node that was given up.
+The keys of its own shard move to the other shards, and the shard leaves the map.
 
 Owns: when the shard of such a node is to leave.
 Promises: it leaves as by `kvstore shard remove`, a change that a person can cancel; it is asked for once, each time a

@@ -1,4 +1,5 @@
-"""What becomes of the copies of a node that is told to stop: its primaries are handed on before it ends.
+"""What becomes of the copies of a node that is told to stop.
+Its primaries are handed on before it ends.
 
 Owns: who takes over from a node that stops, which of its copies are out before it is gone, and when it may end.
 Promises: pure. A node that stops is given nothing more. Nothing is taken from a shard whose primary stops, too: when
@@ -20,8 +21,8 @@ from kvstore.replication.configuration import Configuration, Replica, Request, c
 
 
 def heir(config: Configuration, heard: Heard, now: float) -> str | None:
-    """The node of the copy in sync with the highest position that takes over from a primary whose node stops; None if
-    no living one stays."""
+    """The node of the copy in sync with the highest position that takes over from a primary whose node stops.
+    None if no living one stays."""
     staying = (each for each in heard.reports_of(config.shard) if stays(each.node, heard, now))
     best = failover.successor(config, staying, now, heard.failover_after_s)
     return best.node if best is not None else None

@@ -21,8 +21,9 @@ _STALLED_SHARE = 0.5  # of `failover_after_s`: a controller that was away for so
 
 
 class NodeHeard(NamedTuple):
-    """A node: its last beat and when it came; when it last echoed or announced itself; the number of the last answer
-    to it; when the first beat came by which its process stops."""
+    """A node: its last beat and when it came.
+    When it last echoed or announced itself; the number of the last answer to it; when the first beat came by which
+    its process stops."""
 
     beat: Beat | None = None
     at: float = float("-inf")
@@ -134,8 +135,8 @@ class Heard:
         return next((r for r in reports if r.shard == shard and copy_id in (None, r.copy_id)), None)
 
     def primary_silent_since(self, node: str, copy_id: str, now: float) -> float | None:
-        """Since when the primary is not heard, if for so long that it is replaced: its node is silent, or has another
-        copy than that one."""
+        """Since when the primary is not heard, if for so long that it is replaced.
+        Its node is silent, or has another copy than that one."""
         if self.is_silent(node, now):
             return self.heard_at(node)
         lacking = self._lacking.get((node, copy_id))

@@ -57,7 +57,8 @@ class LaunchPlace:
 
 
 def _check_file(path: Path, shard_id: str, cluster_id: str) -> None:
-    """One of a former member of this cluster is set aside as the shard starts; one that never joined is used."""
+    """One of a former member of this cluster is set aside as the shard starts.
+    One that never joined is used."""
     if not path.exists() or not path.stat().st_size:
         return
     try:

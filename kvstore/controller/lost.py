@@ -1,4 +1,5 @@
-"""Giving up a shard whose disk is lost: between the map that strikes it and the map that opens its partitions again.
+"""Giving up a shard whose disk is lost.
+What happens between the map that strikes it and the map that opens its partitions again.
 
 Owns: when the second map may be stored, and the clock that it names; the highest version clock that any store told.
 Promises: partitions are opened only when every other member follows the strike, durably. The clock is above every

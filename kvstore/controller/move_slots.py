@@ -6,7 +6,7 @@ whatever happens to the move.
 Leaves to others: what a move does with its place (`mover`).
 
 Each shard has one writer, which all moves to it and from it share. More moves of a shard at the same time make none of
-them faster, but the fence of each longer: what ends it waits behind the copying of the others.
+them faster, but the freeze of each longer: what ends it waits behind the copying of the others.
 """
 
 from __future__ import annotations

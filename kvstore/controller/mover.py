@@ -4,7 +4,7 @@ Owns: the tries under way and how far they are, both in memory only; beginning, 
 Promises:
   - A move is committed only when its destination has said that this very try is done, and only while it stands; where
     shards have copies, only as `commit_checks` says.
-  - A try that may have fenced its source and cannot be committed is voided: its id goes from the map, so the fence
+  - A try that may have frozen partitions and cannot be committed is voided: its id goes from the map, so the freeze
     ends as soon as the source follows. The same partitions are then tried under a new id, from the start.
   - So many tries at most are at work at once, in all and of each shard (`move_slots`), and one for each pair of source
     and destination. One that waits for a shard which is away takes none of these places.
@@ -14,17 +14,17 @@ A try, from the controller's side
 ---------------------------------
     reach     bring source and destination to a map in which the try stands (Follow); wait for them as long as it takes
     queue     for a place
-    receive   ask the destination again and again: copy, tail, fence, done
+    receive   ask the destination again and again: copy, tail, freeze, done
     commit    one swap: the partitions are the destination's, the try is gone; then Follow to both
 
 The map is all there is. A controller that dies leaves tries whose progress is not known: at its start it
-gives all of them new ids, in one swap and before anything else, so that no fence of an earlier time can stand and no
+gives all of them new ids, in one swap and before anything else, so that no freeze of an earlier time can stand and no
 answer of an earlier time can be taken for one of now. If it dies before the commit's swap, that is what happens to the
 move; if it dies after it, the shards learn of the commit when they ask for the next map.
 
-Why every error after the first Receive voids: from then on the destination works by itself and may fence the source
-at any time, and we would not hear of it. Voiding costs a copy; not voiding could leave partitions without a shard that
-answers for them. An error before that, when nothing was sent, costs nothing and only waits.
+Why every error after the first Receive voids: from then on the destination works by itself and may freeze partitions
+at the source at any time, without a word to the mover. Voiding costs a copy; not voiding could leave partitions without
+a shard that answers for them. An error before that, when nothing was sent, costs nothing and only waits.
 
 Why a task may be cancelled: `_take` cancels the try whose id no longer stands (a new plan, or a cancellation).
 It never does from the moment at which the try begins its own swap, the only step whose end must be known.
@@ -101,7 +101,7 @@ class _Try:
         self.keys_done = 0
         self.keys_total = 0
         self.bytes_done = 0
-        self.fenced_s: float | None = None
+        self.frozen_s: float | None = None
         self.terms: Terms | None = None  # in which it began
         self.waits_since_s: float | None = None
 
@@ -118,12 +118,13 @@ class _Try:
             self.waits_since_s = None
         elif self.waits_since_s is None:
             self.waits_since_s = now_s
-        self.note(progress.step if self.waits_since_s is None else "waiting", progress.detail)
+        step = "freeze" if progress.step == "fence" else progress.step  # so nodes of earlier versions call it
+        self.note(step if self.waits_since_s is None else "waiting", progress.detail)
         self.keys_done, self.keys_total = progress.rows_done, progress.rows_total
         self.bytes_done = progress.bytes_done
-        if self.fenced_s is None and progress.step in ("fence", "done"):
-            self.fenced_s = now_s if progress.step == "fence" else asked_s
-            failpoints.hit("move-after-fence-seen")
+        if self.frozen_s is None and step in ("freeze", "done"):
+            self.frozen_s = now_s if step == "freeze" else asked_s
+            failpoints.hit("move-after-freeze-seen")
 
 
 class Mover:
@@ -173,7 +174,8 @@ class Mover:
             log.warning("the map cannot be read or changed, so no move goes on: %s", error)
 
     def _begun_again(self, state: ClusterState) -> ClusterState:
-        """As a controller finds it at its start: each try is another one, and each move is part of a change."""
+        """As a controller finds it at its start.
+        Each try is another one, and each move is part of a change."""
         voided = _with_map(state, lambda cluster_map: moves.all_voided(cluster_map, self._new_id))
         now_ms = self._environment.now_ms()
         return change_steps.adopted(voided, Change(id=self._new_id(), kind="rebalance", began_ms=now_ms))
@@ -181,7 +183,8 @@ class Mover:
     # --- what people see ---------------------------------------------------------------------------------------------
 
     async def caught_up(self, cluster_map: ClusterMap) -> None:
-        """Returns when `last` counts all that map shows as done: a try hears of its swap a little later than others."""
+        """Returns when `last` counts all that map shows as done.
+        A try hears of its swap a little later than others."""
         standing = {move.id for move in cluster_map.moves}
         for each in list(self._tries.values()):
             if each.deciding and each.move.id not in standing:
@@ -208,7 +211,7 @@ class Mover:
         """The write pauses of that change so far, as far as this process knows."""
         standing = {move.id for move in cluster_map.moves if move.change == change_id}
         tries = [t for t in self._tries.values() if t.move.id in standing]
-        return self.record.pauses(change_id, _now_s(), [t.fenced_s for t in tries if t.fenced_s is not None])
+        return self.record.pauses(change_id, _now_s(), [t.frozen_s for t in tries if t.frozen_s is not None])
 
     # --- which tries are under way -----------------------------------------------------------------------------------
 
@@ -350,27 +353,27 @@ class Mover:
             await self._bring(move, 0, again=True)
 
     def _patience_s(self, current: _Try) -> float:
-        """How long the next answer may take: no longer than a fence that we have not heard of may last."""
-        if current.fenced_s is None:
+        """How long the next answer may take: no longer than a freeze that is not heard of may last."""
+        if current.frozen_s is None:
             return _ANSWER_S + self._limits.move_fence_timeout_s
-        return max(0.0, current.fenced_s + self._limits.move_fence_timeout_s - _now_s())
+        return max(0.0, current.frozen_s + self._limits.move_fence_timeout_s - _now_s())
 
     def _impatience(self, current: _Try) -> str:
-        if current.fenced_s is None:
+        if current.frozen_s is None:
             return f"shard {current.move.to} did not say in time how far it is"
-        return f"the fence lasted longer than {self._limits.move_fence_timeout_s:g} s"
+        return f"the freeze lasted longer than {self._limits.move_fence_timeout_s:g} s"
 
     # --- the end of a try --------------------------------------------------------------------------------------------
 
     async def _commit(self, current: _Try) -> bool:
         """Whether the partitions are the destination's now; not if the move no longer stood."""
         move = current.move
-        assert current.fenced_s is not None
+        assert current.frozen_s is not None
         done = current.keys_done, current.bytes_done
         current.note("done")
         failpoints.hit("move-before-commit")
         try:
-            pause_ms = milliseconds(_now_s() - current.fenced_s)
+            pause_ms = milliseconds(_now_s() - current.frozen_s)
             ended_max = self._limits.changes_kept_max
 
             def commit(state: ClusterState) -> ClusterState:
@@ -384,14 +387,14 @@ class Mover:
             await self._void(current, str(refused))
             return False
         except KeyError:
-            # A swap of ours whose outcome could not be looked up at first may have been the one that removed it.
+            # A swap of this try whose outcome could not be looked up at first may have been the one that removed it.
             cluster_map = await self._insist(lambda state: state, current)
             if not _is_done(cluster_map, move):
                 log.info("the move %s of %s to %s was done, but no longer stood", move.id, *current.pair)
                 self._take(cluster_map)
                 return False
         failpoints.hit("move-after-commit")
-        self.record.note_commit(current.move, *done, current.fenced_s)
+        self.record.note_commit(current.move, *done, current.frozen_s)
         self._troubles.pop(current.pair, None)
         log.info(
             "epoch %d: %d partitions of %s are %s's now (%d rows)",
@@ -417,13 +420,13 @@ class Mover:
 
     async def _tell_of_commit(self, current: _Try) -> None:
         """The write pause ends when the destination knows; the source learns at the same time."""
-        assert current.fenced_s is not None
+        assert current.frozen_s is not None
         self._start(self._tell(current.move.source))
         wait_s = _FIRST_WAIT_S
         while not await self._knows(current.move.to):
             await asyncio.sleep(wait_s)
             wait_s = self._longer(wait_s)
-        self.record.note_answering(current.move, current.fenced_s, _now_s())
+        self.record.note_answering(current.move, current.frozen_s, _now_s())
 
     async def _tell(self, shard_id: str) -> None:
         """Once, to make it quick: who cannot be reached now will ask for the newest map."""
@@ -471,7 +474,7 @@ def _is_done(cluster_map: ClusterMap, move: Move) -> bool:
 
 
 def _report(move: Move, current: _Try | None, now_s: float) -> dict[str, Any]:
-    pause_s = now_s - current.fenced_s if current is not None and current.fenced_s is not None else 0.0
+    pause_s = now_s - current.frozen_s if current is not None and current.frozen_s is not None else 0.0
     return {
         "from": move.source,
         "to": move.to,

@@ -1,4 +1,5 @@
-"""What has come of the moves since this process began: totals for the metrics, and the write pauses of each change.
+"""What has come of the moves since this process began.
+Totals for the metrics, and the write pauses of each change.
 
 Owns: sums; pauses that have not ended yet.
 Promises: pure; times are arguments, in seconds of any one clock.
@@ -29,20 +30,20 @@ class Record:
         self.stats = MoveStats()
         self._pauses: dict[str, _Pauses] = {}
 
-    def note_commit(self, move: Move, keys: int, size_bytes: int, fenced_s: float) -> None:
-        """The move is done, and no shard has answered for its partitions since `fenced_s`."""
+    def note_commit(self, move: Move, keys: int, size_bytes: int, frozen_s: float) -> None:
+        """The move is done, and no shard has answered for its partitions since `frozen_s`."""
         self.stats.partitions += len(move.partitions)
         self.stats.keys += keys
         self.stats.bytes += size_bytes
         self.stats.groups += 1
-        self._pauses.setdefault(move.change, _Pauses()).open_s.append(fenced_s)
+        self._pauses.setdefault(move.change, _Pauses()).open_s.append(frozen_s)
 
-    def note_answering(self, move: Move, fenced_s: float, now_s: float) -> None:
+    def note_answering(self, move: Move, frozen_s: float, now_s: float) -> None:
         """The pause of a committed move has ended."""
-        self.stats.write_pause_s.observe(now_s - fenced_s)
-        if (pauses := self._pauses.get(move.change)) is not None and fenced_s in pauses.open_s:
-            pauses.open_s.remove(fenced_s)
-            pauses.ended_s.append(now_s - fenced_s)
+        self.stats.write_pause_s.observe(now_s - frozen_s)
+        if (pauses := self._pauses.get(move.change)) is not None and frozen_s in pauses.open_s:
+            pauses.open_s.remove(frozen_s)
+            pauses.ended_s.append(now_s - frozen_s)
 
     def note_void(self) -> None:
         self.stats.voided += 1

@@ -1,4 +1,5 @@
-"""A controller whose file was lost, or restored from an old backup: the newest map that the nodes have, taken again.
+"""A controller whose file was lost, or restored from an old backup.
+The newest map that the nodes have, taken again.
 
 Owns: who has announced a cluster that this controller does not know; which map is the newest; the rules of taking it.
 Promises: `newest`, `silent` and `recovered` are pure. Nothing is taken that was not shown, and nothing while a member
@@ -39,7 +40,8 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class Found(NamedTuple):
-    """The newest map that was found, which shards have it or an older one, and which of its members are silent."""
+    """The newest map that was found.
+    With it, which shards have it or an older one, and which of its members are silent."""
 
     map: ClusterMap
     told: list[str]
@@ -112,8 +114,8 @@ def silent(cluster_map: ClusterMap, told: Iterable[Told]) -> list[str]:
 
 
 def recovered(cluster_map: ClusterMap, heard: int, new_id: Callable[[], str]) -> ClusterMap:
-    """The map that the controller goes on with. No move of it may be finished by who has begun it: each begins
-    again."""
+    """The map that the controller goes on with.
+    No move of it may be finished by who has begun it: each begins again."""
     voided = moves.all_voided(cluster_map, new_id)
     return msgspec.structs.replace(voided, epoch=max(cluster_map.epoch, heard) + EPOCH_STEP)
 

@@ -1,4 +1,5 @@
-"""The next map of the copies: who is promoted, who gets a new term, which request is granted, what moves where.
+"""The next map of the copies.
+Who is promoted, who gets a new term, which request is granted, what moves where.
 
 Owns: the order of these decisions, and that of each shard one is taken at a time.
 Promises: pure: from the state, what was heard, and the time, to the next state, or the same one if nothing is to
@@ -49,8 +50,8 @@ Why = Literal["silent", "damaged", "planned", "reopened", "out", "in-sync", "pla
 
 
 class Step(NamedTuple):
-    """What was decided of one shard. `since`, `cause`: for a failover, when its primary was heard last, and what of it
-    was found then."""
+    """What was decided of one shard.
+    `since`, `cause`: for a failover, when its primary was heard last, and what of it was found then."""
 
     why: Why
     before: Configuration
@@ -60,8 +61,8 @@ class Step(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """The next state, and what is new in it. `older`: of each shard that waits since all that is here of it is too old,
-    the longest log."""
+    """The next state, and what is new in it.
+    `older`: of each shard that waits since all that is here of it is too old, the longest log."""
 
     state: ClusterState
     steps: tuple[Step, ...] = ()
@@ -189,15 +190,17 @@ class Decider:
         return Step("in-sync", config, after) if after is not config else None
 
     def _without_the_gone(self, config: Configuration) -> Step | None:
-        """A copy in sync that is damaged is out without being waited for, one whose node stops, and while the shard is
-        opened one whose node is dead. If the primary is not there the copy stays: nothing could take its place."""
+        """Whether a copy in sync is taken out without being waited for.
+        So is one that is damaged, one whose node stops, and while the shard is opened one whose node is dead.
+        If the primary is not there the copy stays: nothing could take its place."""
         node, copy_id = config.primary
         report = self._heard.report(node, config.shard, copy_id)
         if report is None or report.role == "damaged" or not self._heard.is_near(node, self._now):
             return None
         after = config
+        is_sound = report.role == "opening" and report.examined  # else the copy that is dead may be the only good one
         for copy in config.in_sync:
-            is_dead = report.role == "opening" and self._heard.is_silent(copy.node, self._now)
+            is_dead = is_sound and self._heard.is_silent(copy.node, self._now)
             is_damaged = self._heard.damaged(copy.node, config.shard, self._now) is not None
             if is_dead or is_damaged or handing_on.is_leaving(copy, config, self._heard, self._now):
                 request = Request("out", config.shard, config.term, copy_id, copy.copy_id, copy.joined)
@@ -270,8 +273,8 @@ class Decider:
                 yield Change(id=new_id(), kind="promote", shard=config.shard, to=home, began_ms=now_ms)
 
     def _away(self, config: Configuration) -> str | None:
-        """The node of a copy in sync that takes over: from a primary whose node stops, or that has found damage in its
-        own copy, which is rebuilt after that."""
+        """The node of a copy in sync that takes over.
+        The primary's node stops, or it has found damage in its own copy, which is rebuilt after that."""
         report = self._heard.report(config.primary.node, config.shard, config.primary.copy_id)
         is_damaged = report is not None and bool(report.damage)
         if not is_damaged and not self._heard.stops(config.primary.node):

@@ -35,6 +35,7 @@ from kvstore.errors import (
     ControllerBehind,
     ForeignData,
     NotFound,
+    OtherProtocol,
 )
 from kvstore.metrics import exposition, move_families
 from kvstore.placement.cluster_map import ClusterMap
@@ -319,9 +320,14 @@ def _entry(
     parameters: tuple[Parameter, ...] = (),
     body: Body | None = None,
     errors: Errors = (),
+    is_hello: bool = False,
 ) -> Route:
     name = handler.__name__.replace("_", "-")
-    return Route(method, path, handler, touches, name, "controller", summary, answers, "", parameters, body, errors)
+    errors = (*errors, OtherProtocol) if is_hello else errors
+    return Route(
+        method, path, handler, touches, name, "controller", summary, answers, "", parameters, body, errors,
+        is_hello=is_hello,
+    )  # fmt: skip
 
 
 MEMBER_ROUTES = (
@@ -333,6 +339,7 @@ MEMBER_ROUTES = (
         "POST", "/v1/members", MemberRoutes.post_member, _PEER, "A shard announces itself",
         Success(200, "The map.", _MAP), Success(202, "The first map waits for others.", Content(Wait, {})),
         body=_body(Announcement, _ANNOUNCED), errors=(*_BODY, Conflict, ForeignData),
+        is_hello=True,
     ),
     _entry(
         "POST", "/v1/told", MemberRoutes.post_told, _PEER, "Keep what a log has made durable",
@@ -343,6 +350,7 @@ MEMBER_ROUTES = (
         "POST", "/v1/nodes/{id}/beat", MemberRoutes.post_beat, _PEER, "A node tells of its copies",
         Success(200, "What to do.", Content(BeatAnswer, {})),
         parameters=(_NODE_ID,), body=_body(Beat, _BEAT, _BEAT_BYTES_MAX), errors=(*_BODY, Conflict),
+        is_hello=True,
     ),
     _entry(
         "GET", "/v1/launch", MemberRoutes.get_launch, _PEER, "What a launcher is to run, once that changes",

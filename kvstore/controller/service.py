@@ -164,7 +164,8 @@ class ClusterService:
         return await self._document.tell(store_id, told)
 
     async def accept_old(self, shard_id: str, confirm: str) -> dict[str, Any]:
-        """The shard may start with an older copy of its file than it has told of; returns what it had told.
+        """The shard may start with an older copy of its file than it has told of.
+        Returns what it had told.
 
         `change`: the id of the change that it is. Raises NotFound, ChangeRefused if `confirm` is not the shard's id,
         Unavailable.
@@ -424,7 +425,8 @@ class ClusterService:
     # --- the launcher ------------------------------------------------------------------------------------------------
 
     async def launch_after(self, revision: int, running: frozenset[str]) -> dict[str, Any]:
-        """What a launcher is to run, as soon as the state has a higher revision; waits for ever if none comes.
+        """What a launcher is to run, as soon as the state has a higher revision.
+        Waits for ever if none comes.
 
         `running`: the shards that it runs now.
         """
@@ -468,7 +470,8 @@ def what_is_lost(shard_id: str, partitions: int, transactions: int) -> str:
     return (
         f"{partitions} partitions of shard {shard_id} would be reopened, empty: all that only it had is lost for "
         f"good. {transactions} undecided transactions have their first key there, and may be done in part; "
-        "Idempotency-Keys that it kept run again; its locks end early; should its files come back, they are set aside."
+        "Idempotency-Keys that it kept run again; its locks end early; should its files come back, they are set aside. "
+        "If its process may still run, end it first: what is written there by routers that are cut off is lost, too."
     )
 
 

@@ -105,7 +105,8 @@ class ShardClients:
         self._links.clear()
 
     async def bring(self, shard_id: str, epoch: int, *, again: bool = False) -> None:
-        """Return when the shard follows a map of that epoch or a later one, durably. `again`: even if it did before.
+        """Return when the shard follows a map of that epoch or a later one, durably.
+        `again`: even if it did before.
 
         Raises Unavailable if it does not answer, and the shard's error if it refuses.
         """

@@ -20,7 +20,8 @@ _UNMEASURED_GROUPS = 64  # into so many groups at least the partitions of a shar
 
 
 def expected_keys(cluster_map: ClusterMap, sizes: Mapping[str, Size]) -> Callable[[str, int], int | None]:
-    """A function of a source and a number of its partitions: how many keys those have; None if it was not measured."""
+    """A function of a source and a number of its partitions: how many keys those have.
+    None if it was not measured."""
     owned = {shard_id: len(cluster_map.owned_by(shard_id)) for shard_id in sizes}
 
     def expect(source: str, partitions: int) -> int | None:
@@ -39,7 +40,8 @@ def group_partitions(cluster_map: ClusterMap, source: str, size: Size | None, li
 
 
 def estimate(cluster_map: ClusterMap, sizes: Mapping[str, Size]) -> dict[str, Any]:
-    """What the moves of the map carry, per source and destination and in sum; None where a source was not measured."""
+    """What the moves of the map carry, per source and destination and in sum.
+    None where a source was not measured."""
     partitions: defaultdict[tuple[str, str], int] = defaultdict(int)
     for move in cluster_map.moves:
         partitions[move.source, move.to] += len(move.partitions)

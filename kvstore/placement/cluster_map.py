@@ -55,7 +55,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the keys. `store_id` is the random id of its store: an empty or foreign file is no owner.
+    """A part of the keys.
+    `store_id` is the random id of its store: an empty or foreign file is no owner.
 
     `term`: the epoch of the map that gave it. `replicas`: all copies but the primary. `clock_floor`: an older copy was
     made the primary, and gives versions above that one.
@@ -107,7 +108,8 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Strike(msgspec.Struct, frozen=True, kw_only=True):
-    """A shard that was given up with all that it had, as of `epoch`: its file is refused for ever, under any name.
+    """A shard that was given up with all that it had, as of `epoch`.
+    Its file is refused for ever, under any name.
 
     No shard answers for its `partitions` until they are `opened`, empty, by the map of that epoch (0: not yet). Every
     version given there since is above `clock`.

@@ -20,7 +20,8 @@ from kvstore.placement.ring import key_hash
 
 
 def copy_nodes(home: str, nodes: Sequence[Node], replicas: int) -> list[str]:
-    """The ids of the nodes that keep the shard of that home: the home first, then its copies in order of the walk.
+    """The ids of the nodes that keep the shard of that home.
+    The home first, then its copies in order of the walk.
 
     `replicas`: how many, 1 or more; fewer where there are not so many nodes. A home that is not among `nodes`, or was
     given up, keeps none, and is where the walk begins.
@@ -38,7 +39,8 @@ def copy_nodes(home: str, nodes: Sequence[Node], replicas: int) -> list[str]:
 
 
 def copies_that_fit(cluster_map: ClusterMap) -> int:
-    """How many copies beside its primary a shard is to have, on nodes that are not given up and whose shard stays.
+    """How many copies beside its primary a shard is to have.
+    They lie on nodes that are not given up and whose shard stays.
 
     Fewer than are asked for where too few stay: what leaves must not wait for a copy that has no place.
     """

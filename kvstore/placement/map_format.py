@@ -1,4 +1,5 @@
-"""The forms of the stored cluster map: which of them are read, and how an older one becomes the present one.
+"""The forms of the stored cluster map.
+Which of them are read, and how an older one becomes the present one.
 
 Owns: decoding a map of any format that this program knows; format 3, which had no `format` and no nodes.
 Promises: pure. A map of a format that is not known is refused, never guessed. What is read of format 3 has the same

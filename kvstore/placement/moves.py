@@ -60,9 +60,9 @@ def with_leaving(cluster_map: ClusterMap, shard_id: str) -> ClusterMap:
 
 
 def with_struck(cluster_map: ClusterMap, shard_id: str) -> ClusterMap:
-    """The shard is lost with all that it had: its file is struck, moves from and to it are void, and no shard answers
-    for its partitions until they are `opened`. Raises KeyError if it is not there, ValueError if no other one would
-    stay.
+    """The shard is lost with all that it had.
+    Its file is struck, moves from and to it are void, and no shard answers for its partitions until they are
+    `opened`. Raises KeyError if it is not there, ValueError if no other one would stay.
     """
     lost = _shard(cluster_map, shard_id)
     if cluster_map.is_struck(lost.store_id):
@@ -157,7 +157,8 @@ def all_voided(cluster_map: ClusterMap, new_id: Callable[[], str]) -> ClusterMap
 
 
 def cancelled(cluster_map: ClusterMap) -> ClusterMap:
-    """No move stands any more, and no shard joins or leaves: a shard that joined and owns nothing yet is gone."""
+    """No move stands any more, and no shard joins or leaves.
+    A shard that joined and owns nothing yet is gone."""
     owning = set(cluster_map.owners)
     shards = [
         msgspec.structs.replace(shard, state="up" if i in owning or shard.state != "joining" else "leaving")
@@ -254,7 +255,8 @@ def _cut(partitions: list[int], size_max: int) -> list[list[int]]:
 
 
 def _settled(cluster_map: ClusterMap, shards: list[Shard], owners: list[int], moves: list[Move]) -> ClusterMap:
-    """With these, and in order: who joins and is to get nothing more is up, who leaves and owns nothing is gone."""
+    """With these, and in order.
+    Who joins and is to get nothing more is up, who leaves and owns nothing is gone."""
     getting = {move.to for move in moves}
     shards = [
         msgspec.structs.replace(shard, state="up") if shard.state == "joining" and shard.id not in getting else shard

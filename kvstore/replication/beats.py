@@ -29,11 +29,11 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `needs_term`: the map names it primary, in a term that is not above `promised`. `silent_s`: since it has heard its
     primary; a copy that has not heard it in its process's life counts from its start. `given_back`: the term whose
-    lease it has given back for a planned change, 0 for none. `damage`: what is wrong with its files; a copy in the role
-    `damaged` is nothing, and has no id if that is lost. `disputed`: partitions of a primary that are otherwise in all
-    its copies. Of a primary that serves: `committed`, the number of its last committed record; by copy id `behind`, how
-    many records each copy lacks, and `snapshots`, the rows sent and the rows there are, of each snapshot that is under
-    way.
+    lease it has given back for a planned change, 0 for none. `examined`: its file was found to be whole. `damage`: what
+    is wrong with its files; a copy in the role `damaged` is nothing, and has no id if that is lost. `disputed`:
+    partitions of a primary that are otherwise in all its copies. Of a primary that serves: `committed`, the number of
+    its last committed record; by copy id `behind`, how many records each copy lacks, and `snapshots`, the rows sent and
+    the rows there are, of each snapshot that is under way.
     """
 
     shard: str
@@ -47,6 +47,7 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
     needs_term: bool = False
     silent_s: float = 0.0
     given_back: int = 0
+    examined: bool = True
     damage: str = ""
     disputed: int = 0
     committed: int = 0
@@ -84,7 +85,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Make(msgspec.Struct, frozen=True, kw_only=True):
-    """Make an empty copy of that shard's store, and report its id; one that is there is left as it is."""
+    """Make an empty copy of that shard's store, and report its id.
+    One that is there is left as it is."""
 
     shard: str
     store_id: str
@@ -99,7 +101,8 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GiveBack(msgspec.Struct, frozen=True, kw_only=True):
-    """Give back the lease of that term, once the copy on that node has all, so that it becomes the primary."""
+    """Give back the lease of that term to the copy on that node.
+    Once that has all records, so that it becomes the primary."""
 
     shard: str
     term: int
@@ -125,7 +128,8 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def beats(cluster_map: ClusterMap, keeps_copies: bool = False) -> bool:
-    """Whether a node that follows this map beats: not while every store has one copy, at home, and is to have one.
+    """Whether a node that follows this map beats.
+    Not while every store has one copy, at home, and is to have one.
 
     `keeps_copies`: the node has files of stores of which it is not the primary, and waits to be told to drop them.
     """

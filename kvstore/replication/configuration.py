@@ -51,7 +51,8 @@ class Configuration(NamedTuple):
         return next((copy for copy in self.replicas if copy.node == node), None)
 
     def names(self, copy_id: str, joined: int) -> bool:
-        """Whether that very copy is still one: it is out when it is gone, or there with a higher joining number."""
+        """Whether that very copy is still one.
+        It is out when it is gone, or there with a higher joining number."""
         return any(copy.copy_id == copy_id and copy.joined == joined for copy in self.replicas)
 
     @property

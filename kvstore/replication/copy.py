@@ -1,4 +1,5 @@
-"""A copy of a store: it takes a primary's records into its own log, syncs them, and applies what is committed.
+"""A copy of a store.
+It takes a primary's records into its own log, syncs them, and applies what is committed.
 
 Owns: one copy's log, engine and promise, and the order of what is done to them; the grant that it gave.
 Promises: nothing is acknowledged before it is durable in this copy's log; nothing is applied beyond the committed
@@ -46,9 +47,9 @@ _RETRY_S = 0.5
 
 
 class Told(NamedTuple):
-    """A copy's answer to a hello: where its log ends, and up to where its file is applied. `known`: the first and the
-    last number whose checksum it can tell, for the comparison of the chains. `filling`: whatever lies there is not
-    whole, so the two logs have no number in common; `snapshot`: unless that one goes on."""
+    """A copy's answer to a hello: where its log ends, and up to where its file is applied.
+    `known`: the first and the last number whose checksum it can tell, for the comparison of the chains. `filling`:
+    whatever lies there is not whole, so the two logs have no number in common; `snapshot`: unless that one goes on."""
 
     session: Session
     position: Position
@@ -147,7 +148,7 @@ class StoreCopy:
         while True:
             try:
                 if self.engine.applied.position.number < self.log.last.number:
-                    await self._examine()
+                    await self.examine()
                 async with self._log.turn, self._applying:
                     await self._log.sync()
                     while (applied := self.engine.applied.position.number) < self.log.last.number:
@@ -189,8 +190,8 @@ class StoreCopy:
             return Told(hello, position, applied, known, self.is_filling, self.snapshot)
 
     async def promise(self, term: int) -> bool:
-        """Promise the term for an opening of this very copy; False if one at least as high is promised, or what it has
-        granted has not run out.
+        """Promise the term for an opening of this very copy.
+        False if one at least as high is promised, or what it has granted has not run out.
 
         While the promise is written the old primary's session goes on: it is granted nothing more. Raises TryLater,
         OSError.
@@ -348,8 +349,11 @@ class StoreCopy:
         """Whether the file was found to be whole, so that more may be written into it."""
         return self._examined is self.engine
 
-    async def _examine(self) -> None:
-        """Once, before anything is applied. Raises DataCorrupt: what is written into a damaged file damages more."""
+    async def examine(self) -> None:
+        """Once, before anything is applied, or others are taken out for what this copy has.
+
+        Raises DataCorrupt: what is written into a damaged file damages more.
+        """
         engine = self.engine
         if self._examined is engine:
             return
@@ -360,7 +364,7 @@ class StoreCopy:
     async def apply_some(self) -> int:
         """Apply some records that are committed; how many. Raises DataCorrupt, LogDamaged, OSError."""
         if session.may_apply(self._following) > self.engine.applied.position.number:
-            await self._examine()
+            await self.examine()
         async with self._applying:
             return await self._apply_up_to(session.may_apply(self._following))
 
@@ -382,12 +386,13 @@ class StoreCopy:
         return len(entries)
 
     async def digest_at(self, named: Session, number: int, partitions: Set[int]) -> Digest | None:
-        """Of these partitions as of that record, up to which is applied now; None if more is, or that is not possible.
+        """Of these partitions as of that record, up to which is applied now.
+        None if more is, or that is not possible.
 
         `number`: it is committed. Raises DataCorrupt, LogDamaged, OSError.
         """
         self.committed(named, number)
-        await self._examine()
+        await self.examine()
         async with self._applying:
             if self.is_filling or not session.is_current(self._following, named):
                 return None
@@ -410,7 +415,8 @@ class StoreCopy:
     # --- a snapshot
 
     async def snapshot_begins(self, named: Session, of: Applied) -> bool:
-        """Replace log and file by an empty store as of that position; pages of rows follow. False: it is not taken.
+        """Replace log and file by an empty store as of that position; pages of rows follow.
+        False: it is not taken.
 
         `of`: what the primary's engine stood for when it began to read. Raises LogFailed, OSError.
         """

@@ -25,7 +25,7 @@ from kvstore.replication.session import FellBehind, Forked, Join, Session
 from kvstore.replication.shipping import Link, Shipping
 from kvstore.replication.snapshot import Snapshot
 from kvstore.replication.tail import Tail
-from kvstore.replication.wire import Connect, Refused, Wire, WireLost, expect, greet
+from kvstore.replication.wire import Connect, Refused, Wire, WireLost, WireRefused, expect, greet
 from kvstore.storage.engine import Digest, Engine, SnapshotProgress
 from kvstore.storage.log import Log, Released
 from kvstore.storage.segments import Entry
@@ -103,6 +103,7 @@ class CopyLink:
         self._compared: asyncio.Future[Digest | None] | None = None  # what the copy will tell
         self._asked = 0
         self._snapshot: Snapshot | None = None  # until the copy has acknowledged a record behind it
+        self._said = ""
         self._readable_from = 0  # records before that number cannot be read back
 
     async def run(self) -> None:
@@ -116,6 +117,8 @@ class CopyLink:
             except Refused as refused:
                 if refused.promised:
                     self._sender.hear_promise(refused.promised)
+            except WireRefused as refused:
+                self._say(str(refused))
             except (WireLost, TimeoutError, Released) as lost:
                 log.debug("the copy on node %s: %s", self.node, lost)
             except (Forked, FellBehind) as trouble:
@@ -132,6 +135,12 @@ class CopyLink:
                     self.keeps = None
             pause_s = _PAUSE_MIN_S if self._has_streamed else min(2 * pause_s, _PAUSE_MAX_S)
             await self._around.environment.sleep(pause_s)
+
+    def _say(self, why: str) -> None:
+        """Once, and not at every try."""
+        if why != self._said:
+            self._said = why
+            log.error("the copy of shard %s on node %s: %s", self._sender.shipping.config.shard, self.node, why)
 
     async def _until_it_may_greet(self) -> None:
         while not self._sender.may_greet(self.key):
@@ -316,7 +325,8 @@ class CopyLink:
                     raise WireLost(f"{type(message).__name__} came in the stream")
 
     def _note_ack(self, number: int) -> None:
-        """The copy has records up to that number; one that says so again and again owes the others all the same."""
+        """The copy has records up to that number.
+        One that says so again and again owes the others all the same."""
         owed = len(self._under_way)
         while self._under_way and self._under_way[0][0] <= number:
             self._bytes_under_way -= self._under_way.popleft()[1]
@@ -355,7 +365,8 @@ class CopyLink:
                 await self._wire.send(messages.Differs(number, partition))
 
     async def tell_returned(self) -> None:
-        """Tell the copy that the lease is given back. If that is lost, the copy waits until it has run out."""
+        """Tell the copy that the lease is given back.
+        If that is lost, the copy waits until it has run out."""
         if self._wire is not None:
             with contextlib.suppress(WireLost):
                 await self._wire.send(messages.Returned())

@@ -22,7 +22,8 @@ from kvstore.replication.configuration import Configuration, Primary, Replica, R
 
 
 def named(config: Configuration, node: str, copy_id: str, epoch: int) -> Configuration | None:
-    """With a copy on that node, joining; one that lay there under another id is out by that. None: it is there."""
+    """With a copy on that node, joining; one that lay there under another id is out by that.
+    None: it is there."""
     there = config.copy_on(node)
     if node == config.primary.node or (there is not None and there.copy_id == copy_id):
         return None
@@ -39,7 +40,8 @@ def dropped(config: Configuration, node: str, epoch: int) -> Configuration | Non
 
 
 def in_sync(config: Configuration, request: Request, epoch: int) -> Configuration | None:
-    """With the copy that the request names counted as in sync; None if what it names does not stand any more."""
+    """With the copy that the request names counted as in sync.
+    None if what it names does not stand any more."""
     copy = _meant(config, request)
     if request.kind != "in-sync" or copy is None or copy.state == "in-sync":
         return None
@@ -121,8 +123,9 @@ def _without(config: Configuration, old: Replica, epoch: int) -> Configuration:
 
 
 class Report(NamedTuple):
-    """What a node told last of its copy of a shard. `at`: when it came, by the controller's clock; `silent_s`: for how
-    long the copy had not heard its primary; `term` and `number`: the end of its log."""
+    """What a node told last of its copy of a shard.
+    `at`: when it came, by the controller's clock; `silent_s`: for how long the copy had not heard its primary;
+    `term` and `number`: the end of its log."""
 
     node: str
     copy_id: str
@@ -170,8 +173,9 @@ def candidate(
 def successor(
     config: Configuration, reports: Iterable[Report], now: float, failover_after_s: float, committed: int = 0
 ) -> Report | None:
-    """The copy in sync with the highest position that takes over from a primary whose own node has told that its copy
-    is damaged; None if none is heard. It needs no silence: no process serves that copy any more."""
+    """The copy that takes over from a primary whose own node has told that it is damaged.
+    The one in sync with the highest position; None if none is heard. It needs no silence: no process serves the
+    damaged copy any more."""
     return _longest(_of_living(config, reports, now, failover_after_s), committed)
 
 
@@ -187,7 +191,8 @@ def _of_living(
 
 
 def _longest(reports: Iterable[Report], committed: int) -> Report | None:
-    """The longest log of those that have all that is known to be committed: a copy in sync has it, an old one not."""
+    """The longest log of those that have all that is known to be committed.
+    A copy in sync has it, an old one not."""
     whole = (report for report in reports if report.number >= committed)
     return max(whole, key=lambda report: (report.term, report.number, report.node), default=None)
 
@@ -252,7 +257,8 @@ def may_give_up(
 
 
 def goes_home(config: Configuration, home: str, in_sync_since: float | None, now: float, settled_s: float) -> bool:
-    """Whether the shard's primary goes back to its home by a planned change: the home's copy is in sync for a while."""
+    """Whether the shard's primary goes back to its home by a planned change.
+    The home's copy is in sync for a while."""
     copy = config.copy_on(home)
     if copy is None or copy.state != "in-sync" or in_sync_since is None:
         return False
@@ -284,5 +290,6 @@ def changed(config: Configuration, change: Change, given_back: int, epoch: int) 
 
 
 def hears_sender(request_at: float, sender_heard_at: float, now: float, failover_after_s: float) -> bool:
-    """Whether a request to take a copy out still holds: its sender has been heard since it came, and not long ago."""
+    """Whether a request to take a copy out still holds.
+    Its sender has been heard since it came, and not long ago."""
     return sender_heard_at >= request_at and now - sender_heard_at < failover_after_s

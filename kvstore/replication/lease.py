@@ -1,4 +1,5 @@
-"""The lease: as long as it lasts, no other node has been promoted, so a primary may answer what it knows.
+"""The lease of a primary.
+As long as it lasts, no other node has been promoted, so a primary may answer what it knows.
 
 Owns: the grants that a primary holds, the grant that a copy has given, the margin between the two.
 Promises: no answer that carries no record leaves a primary that may have been replaced. The copies that are waited for
@@ -49,7 +50,8 @@ def give_back(grants: Grants) -> Grants:
 
 
 def may_answer(grants: Grants, awaited: Iterable[Session], now: float) -> bool:
-    """Whether the primary may answer what no record of its own carries. To be asked after the read, before the answer.
+    """Whether the primary may answer what no record of its own carries.
+    To be asked after the read, before the answer.
 
     `awaited` are the sessions of all copies that are waited for; without any no lease is needed.
     """

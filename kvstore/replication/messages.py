@@ -105,7 +105,8 @@ class Compare(_Message, tag=11):
 
 
 class Differs(_Message, tag=12):
-    """That partition is not what it is at the primary, whose rows verify: the copy is to be rebuilt. Not answered."""
+    """That partition is not what it is at the primary, whose rows verify: the copy is to be rebuilt.
+    Not answered."""
 
     number: int
     partition: int

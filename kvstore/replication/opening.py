@@ -6,7 +6,7 @@ sync, the old primary included, has promised the term or is out by a map of that
 taken for the truth; nothing that a copy in sync has is cut off.
 Leaves to others: taking out what does not answer (`failover`), fetching (the shell), shipping to all (`shipping`).
 
-    map names us in T -> promise T, durably -> hello to all in sync -> all told, or out -> fetch up to the longest
+    map names it in T -> promise T, durably -> hello to all in sync -> all told, or out -> fetch up to the longest
       -> append the record that opens T and carries that map -> every copy in sync has it -> serve
 
 A crash anywhere here leaves T promised, so the next opening needs a new term from the controller.
@@ -42,7 +42,8 @@ def may_open(config: Configuration, node: str, copy_id: str, promised: int, give
 
 
 def starts_alone(logged: Configuration | None, node: str, copy_id: str, promised: int) -> bool:
-    """Whether a store serves before it has heard the controller: the last map in its own log names no copy at all.
+    """Whether a store serves before it has heard the controller.
+    The last map in its own log names no copy at all.
 
     A copy that is only joining counts, too: it may be in sync, and promoted, by a map that has not come here.
     """
@@ -76,7 +77,8 @@ def asked(opening: Opening) -> tuple[Replica, ...]:
 
 
 def answered(opening: Opening, hello: Session, position: Position) -> Opening:
-    """The state after a copy has promised the term and told the end of its log; other answers are thrown away."""
+    """The state after a copy has promised the term and told the end of its log.
+    Other answers are thrown away."""
     meant = any(hello == hello_to(opening, copy) for copy in opening.config.in_sync)
     if not meant:
         return opening
@@ -85,7 +87,8 @@ def answered(opening: Opening, hello: Session, position: Position) -> Opening:
 
 
 def follow(opening: Opening, config: Configuration) -> Opening | None:
-    """The state once a newer map is followed; None if the opening is over, because the term is not this one's any more.
+    """The state once a newer map is followed.
+    None if the opening is over, because the term is not this one's any more.
 
     What a copy told that is out counts no more.
     """
@@ -116,7 +119,8 @@ def truth(opening: Opening) -> Truth | None:
 
 
 def fetched(opening: Opening, own: Position) -> Opening:
-    """The state once the own log was extended, and synced, up to `own`. Raises Forked if records were lost by it."""
+    """The state once the own log was extended, and synced, up to `own`.
+    Raises Forked if records were lost by it."""
     if own.number < opening.own.number:
         raise Forked(f"the log ends with record {own.number}, and ended with {opening.own.number} before")
     return opening._replace(own=own)

@@ -1,4 +1,5 @@
-"""How long a primary waits for a copy before it asks to take it out, and how soon one that fell out is tried again.
+"""How long a primary waits for a copy before it asks to take it out.
+Also how soon a copy that fell out is tried again.
 
 Owns: the time that an awaited copy has owed an acknowledgement, the doubling pause.
 Promises: time in which the primary's own loop or disk stood still does not count, so one stall of a disk that several
@@ -12,7 +13,8 @@ from typing import NamedTuple
 
 
 class Patience(NamedTuple):
-    """`since`: when the copy began to owe an answer, None if it owes none; `stood_still_s`: what of that is not its."""
+    """`since`: when the copy began to owe an answer, None if it owes none.
+    `stood_still_s`: what of that is not its."""
 
     since: float | None = None
     stood_still_s: float = 0.0
@@ -47,7 +49,8 @@ def stall(expected_at: float, now: float, slack_s: float) -> float:
 
 
 class Retry(NamedTuple):
-    """When a copy that fell out may join again. `pause_s`: the pause after it was connected and owed an answer last."""
+    """When a copy that fell out may join again.
+    `pause_s`: the pause after it was connected and owed an answer last."""
 
     not_before: float = float("-inf")
     pause_s: float = 0.0

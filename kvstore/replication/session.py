@@ -85,8 +85,9 @@ def position_to_tell(last: Position, synced: Position) -> Position | None:
 
 
 def begins(following: Following, session: Session, told: Position, last: Position) -> bool:
-    """Whether a Begin is taken: for this copy, in the promised term, computed from the log as it is now, and no older
-    than the session that has begun."""
+    """Whether a Begin is taken.
+    For this copy, in the promised term, computed from the log as it is now, and no older than the session that has
+    begun."""
     now = following.session
     is_late = now is not None and now._replace(round=session.round) == session and now.round >= session.round
     return on_hello(following, session) == "tell" and told == last and not is_late
@@ -109,7 +110,8 @@ def takes(following: Following, session: Session, number: int, previous: int, la
 
 
 def takes_snapshot(following: Following, session: Session, at: Position, last: Position) -> bool:
-    """Whether a snapshot of the state at that position replaces file and log: only where it is ahead of the log."""
+    """Whether a snapshot of the state at that position replaces file and log.
+    Only where it is ahead of the log."""
     return is_current(following, session) and at.number > last.number
 
 
@@ -197,11 +199,13 @@ def goes_on(
 
 
 class Forked(Exception):
-    """A copy that is waited for has records that the primary lacks: nothing of it is cut off, and the session ends."""
+    """A copy that is waited for has records that the primary lacks.
+    Nothing of it is cut off, and the session ends."""
 
 
 class FellBehind(Exception):
-    """A copy that is waited for lacks records that the primary keeps no more: it has to be taken out and join again."""
+    """A copy that is waited for lacks records that the primary keeps no more.
+    It has to be taken out and join again."""
 
 
 def how_to_join(common: int | None, told: int, applied: int, *, awaited: bool, first_kept: int) -> Join:

@@ -79,7 +79,8 @@ def opened(config: Configuration, node: str, start: str, opening: int, synced: i
 
 
 def hear(shipping: Shipping, config: Configuration) -> Shipping:
-    """The state once a newer map has come, before the own log carries it: copies that are out in it count no more.
+    """The state once a newer map has come, before the own log carries it.
+    Copies that are out in it count no more.
 
     Else the record of that map, or of one before it, would wait for the very copy that is out. What is new in the map
     has to wait for `follow`.
@@ -193,7 +194,8 @@ def awaited(shipping: Shipping) -> tuple[Link, ...]:
 
 
 def request_in_sync(shipping: Shipping, link: Link) -> Request | None:
-    """The request to count the copy as in sync: it is waited for, and has everything before that on its disk."""
+    """The request to count the copy as in sync.
+    It is waited for, and has everything before that on its disk."""
     is_there = link.acked >= link.waited - 1 or failpoints.planted("in-sync-too-early")
     if link.in_sync or not link.waited or not is_there or shipping.deposed:
         return None
@@ -201,7 +203,8 @@ def request_in_sync(shipping: Shipping, link: Link) -> Request | None:
 
 
 def request_out(shipping: Shipping, link: Link) -> Request | None:
-    """The request to take out a copy that is waited for. Until a map without it is followed nothing changes here."""
+    """The request to take out a copy that is waited for.
+    Until a map without it is followed nothing changes here."""
     return _request(shipping, link, "out") if link.waited and not shipping.deposed else None
 
 

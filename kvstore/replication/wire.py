@@ -22,6 +22,10 @@ class WireLost(Exception):
     """The connection is lost, or the other end said what it must not."""
 
 
+class WireRefused(WireLost):
+    """The other end's process takes no connection of this one's, and will not before a person has done something."""
+
+
 class Wire(Protocol):
     """One end."""
 

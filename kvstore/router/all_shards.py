@@ -61,7 +61,8 @@ class AllShards:
         return len(self._router.channels) * of_shard + 2 * min(limit * item_bytes, self._limits.page_bytes_max)
 
     def _slice_bytes(self) -> int:
-        """How many bytes to ask of one shard at once: beyond the mean, since the hash decides where the keys are."""
+        """How many bytes to ask of one shard at once.
+        Beyond the mean, since the hash decides where the keys are."""
         share_bytes = int(self._limits.page_bytes_max * min(1.0, _SHARE_BEYOND_MEAN * self._router.largest_part))
         return min(share_bytes, _SLICE_BYTES)
 
@@ -165,7 +166,7 @@ class AllShards:
         for shard_id, error in failed.items():
             theirs = sum(1 << partition for partition in self._router.cluster_map.owned_by(shard_id)) & missing
             if isinstance(error, WrongOwner):
-                continue  # one of us has not heard of the last strike: soon it has
+                continue  # router or shard has not heard of the last strike: soon it has
             if isinstance(error, Unavailable) and not is_late and not is_partial and self._router.fails_over(shard_id):
                 continue
             if theirs and not (is_partial and isinstance(error, Unavailable)):

@@ -56,7 +56,8 @@ class _UnderWay(NamedTuple):
 
 
 class _Share:
-    """What one get has in the room of its batch: until it is answered what that may bring, then what it brought."""
+    """What one get has in the room of its batch.
+    Until it is answered what that may bring, then what it brought."""
 
     __slots__ = ("bytes", "room")
 
@@ -101,7 +102,8 @@ def _parse_op(op: Op, number: int, limits: Limits) -> _Step:
 async def run_batch(
     service: RouterService, steps: list[_Step], limits: Limits, room: Room, large: LargeValues
 ) -> AsyncIterator[bytes]:
-    """Do them, a window at a time; yields the JSON of each result, in order. Its bytes are left in `room`."""
+    """Do them, a window at a time; yields the JSON of each result, in order.
+    Its bytes are left in `room`."""
     under_way: deque[_UnderWay] = deque()
     last: dict[str, _UnderWay] = {}  # of each key, as far as it is under way
     window_bytes = 0
@@ -125,8 +127,9 @@ async def run_batch(
 
 
 def _may_overtake(service: RouterService, step: _Step, before: _UnderWay | None) -> bool:
-    """What is sent now might be done before that one on the same key: a write before a get, which may ask again; a get
-    before a write, which no reader sees until it is durable; or what was sent to another shard, or bounced."""
+    """What is sent now might be done before that one on the same key.
+    A write before a get, which may ask again; a get before a write, which no reader sees until it is durable; or
+    what was sent to another shard, or bounced."""
     if before is None:
         return False
     if before.step.is_get != step.is_get:

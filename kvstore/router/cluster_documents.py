@@ -1,4 +1,5 @@
-"""What a router tells of the cluster and of a key's way, from its map and from what the shards count.
+"""What a router tells of the cluster and of a key's way.
+It is made from its map and from what the shards count.
 
 Owns: the form of GET /v1/cluster and of the map's part of GET /v1/explain.
 Promises: pure.

@@ -1,4 +1,5 @@
-"""What a router can tell of the cluster and of a key at a moment: its map, and what it asks the shards for that.
+"""What a router can tell of the cluster and of a key at a moment.
+Its map, and what it asks the shards for that.
 
 Owns: the last numbers of each shard, which are told while it does not answer.
 Promises: a shard that does not answer holds nothing up for longer than a second.

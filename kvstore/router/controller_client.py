@@ -28,7 +28,8 @@ _IS_AWAY = "the controller does not answer"
 
 
 class Controller:
-    """One question at a time on a connection of its own, so that none is sent on one that is dead by now."""
+    """One question at a time, on a connection of its own.
+    So none is sent on a connection that is dead by now."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, limits: Limits) -> None:
         session._retry_connection = False  # aiohttp would send a DELETE again when the connection breaks

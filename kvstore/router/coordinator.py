@@ -364,9 +364,9 @@ class Coordinator:
         raise Unavailable(f"{error.detail}; nothing was decided", retry_after_ms=500)
 
     def _says_nothing(self, error: KvError, may_have_arrived: bool) -> bool:
-        """A refusal that leaves open what became of a commit: the store did not look at it. That it is not to be had
-        now is final for a commit that was sent once, where no other primary may answer. Nor does a primary know that
-        was deposed while it committed."""
+        """A refusal that leaves open what became of a commit: the store did not look at it.
+        That it is not to be had now is final for a commit that was sent once, where no other primary may
+        answer. Nor does a primary know that was deposed while it committed."""
         if isinstance(error, Unavailable):
             return may_have_arrived or self._service.any_fails_over
         return isinstance(error, WrongOwner | TooManyRequests | OutcomeUnknown)
@@ -396,8 +396,8 @@ class Coordinator:
 
 
 class _Deadline:
-    """Until when a transaction is tried. Time in which it waits for a newer map is not its own: up to
-    `reroute_timeout_s` of it does not count."""
+    """Until when a transaction is tried.
+    Time in which it waits for a newer map is not its own: up to `reroute_timeout_s` of it does not count."""
 
     def __init__(self, service: RouterService, limits: Limits) -> None:
         self._service = service

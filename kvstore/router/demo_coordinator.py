@@ -1,4 +1,5 @@
-"""The second router of `kvstore up --demo`: runs one transaction, tells each message of it, and dies where it is asked.
+"""The second router of `kvstore up --demo`.
+Runs one transaction, tells each message of it, and dies where it is asked.
 
 Owns: what POST /v1/demo/coordinate does; the failpoints that a play-through may name; how a message is told.
 Promises: the messages are those of the real coordinator on real channels: it is handed channels that tell what passes

@@ -1,4 +1,5 @@
-"""The failover of `kvstore up --demo`: a node is killed from the page, and what follows is told as it happens.
+"""The failover of `kvstore up --demo`.
+A node is killed from the page, and what follows is told as it happens.
 
 Owns: what POST /v1/demo/kill does; the writes that go on all the while; the document `failover` among the events.
 Promises: all of it is real: the process is ended by SIGKILL, and `kvstore up` starts it again after a stated time; the

@@ -1,4 +1,5 @@
-"""What is seen of one failover from outside: looks at the map and at what nodes told, put into words as they change.
+"""What is seen of one failover from outside.
+Looks at the map and at what nodes told, put into words as they change.
 
 Owns: the order in which things are noticed, and the words; when it is over.
 Promises: pure. Every step is one that was seen in a map that the router follows, or that the controller has told; how

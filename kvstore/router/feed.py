@@ -1,4 +1,5 @@
-"""The feed behind GET /v1/events: what is known now, what of it has changed, and who has seen how much of it.
+"""The feed behind GET /v1/events.
+What is known now, what of it has changed, and who has seen how much of it.
 
 Owns: the newest document of each kind, the numbers of events, the bound on how often a kind is told.
 Promises: pure: `now_s` is an argument. A kind is told at most once in `gap_s`; the last change of a burst is never
@@ -66,7 +67,8 @@ class Feed:
         self._kinds.setdefault(kind, _Kind()).document = document
 
     def offer(self, kind: str, document: Any, identity: Any = None) -> None:
-        """The newest document of the kind; it is told unless it or its `identity` (by default: it) is as last told."""
+        """The newest document of the kind.
+        It is told unless it or its `identity` (by default: it) is as last told."""
         known = self._kinds.setdefault(kind, _Kind())
         known.document, known.identity = document, document if identity is None else identity
 

@@ -1,4 +1,5 @@
-"""What follows a decision: finishes, aborts, and the word that an attempt may be forgotten; the end of locks of reads.
+"""What follows a decision: finishes, aborts, and the word that an attempt may be forgotten.
+The end of locks of reads.
 
 Owns: telling the stores, some tries more where that fails.
 Promises: nothing rests on it: a store that hears nothing finds out by itself (`shard.recovery`), only later.

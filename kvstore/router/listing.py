@@ -33,9 +33,9 @@ Item = tuple[str, int, bytes | None, int]
 
 
 class Listing(NamedTuple):
-    """A page over all shards, in key order; `last` is where the next one goes on, None at the end. `missing`: the set
-    of partitions that were left out, of which keys may lack. `left_out`: the sizes of values that are still to be
-    asked for, by key."""
+    """A page over all shards, in key order; `last` is where the next one goes on, None at the end.
+    `missing`: the set of partitions that were left out, of which keys may lack. `left_out`: the sizes of values
+    that are still to be asked for, by key."""
 
     items: list[Item]
     last: str | None
@@ -60,8 +60,9 @@ class Counted(NamedTuple):
 
 
 def share(limit: int, part: float) -> int:
-    """How many keys to ask of a shard with that part of all partitions, so that of the next `limit` keys it has more in
-    one case of a thousand: three standard deviations above the mean of the binomial distribution."""
+    """How many keys to ask of a shard with that part of all partitions.
+    Of the next `limit` keys it has more in one case of a thousand: three standard deviations above the mean of the
+    binomial distribution."""
     mean = limit * part
     return min(limit, math.ceil(mean + 3 * math.sqrt(mean * (1 - part))))
 
@@ -110,8 +111,8 @@ class Tally:
         self.count = 0
 
     def take(self, page: Page) -> None:
-        """A number cannot be split: one that is partly known already is not taken at all, and what is missing of it
-        will be asked for alone."""
+        """A number cannot be split.
+        One that is partly known already is not taken at all, and what is missing of it will be asked for alone."""
         owned = decode(page.owned)
         if not owned & ~self.missing:
             self.missing &= ~owned

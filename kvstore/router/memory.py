@@ -14,7 +14,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
 
 
 def return_large_buffers() -> None:
-    """Have glibc give buffers from 1 MiB on back to the system as they are freed, not keep them in a fragmented heap.
+    """Have glibc give large buffers (1 MiB or more) back to the system when they are freed.
+    Else it keeps them in a fragmented heap.
 
     It would raise that size to 32 MiB by itself as soon as it sees such buffers.
     """

@@ -28,6 +28,7 @@ from kvstore.router.service import RouterService
 from kvstore.transport.http.server import Server, start_server, warn_if_exposed
 from kvstore.transport.map_follower import MapFollower
 from kvstore.transport.sessions import ClusterSession
+from kvstore.transport.versions import FIELDS
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ async def serve(
         raise ConfigError(f"a demo is for this machine only: let it listen on 127.0.0.1, not on {listen}.")
     return_large_buffers()
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session, contextlib.AsyncExitStack() as at_the_end:
+    async with contextlib.AsyncExitStack() as at_the_end:
+        session = await at_the_end.enter_async_context(aiohttp.ClientSession(connector=connector, headers=FIELDS))
         cluster = ClusterSession()
         service = RouterService(config.limits, session, cluster=cluster)
         controller = Controller(session, join, config.limits)

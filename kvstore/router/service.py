@@ -1,4 +1,5 @@
-"""What a router does: find the shard of a key in the cached map, ask it, follow the map when the answer is 421.
+"""What a router does.
+Find the shard of a key in the cached map, ask it, follow the map when the answer is 421.
 
 Owns: the cached cluster map, a channel per member.
 Promises: holds no state worth keeping. A write is sent once; only a shard's 421 (nothing was executed) sends it on to
@@ -184,7 +185,8 @@ class RouterService:
             await channel.close()
 
     async def _depose(self, channel: Channel) -> None:
-        """Another node is the primary: what the old one was asked last has a moment, then all that waits there ends."""
+        """Another node is the primary.
+        What the old one was asked last has a moment, then all that waits there ends."""
         try:
             await asyncio.sleep(_DEPOSED_S)
         finally:
@@ -347,7 +349,8 @@ class RouterService:
             await self.await_epoch(*epoch_of(refusal))
 
     async def await_epoch(self, epoch: int, fenced: bool = False) -> None:
-        """Wait for a map of at least that epoch; if it is the shard that is behind, give it a moment.
+        """Wait for a map of at least that epoch.
+        If it is the shard that is behind, give it a moment.
 
         `fenced`: the shard has stopped to answer for the partition, as of that epoch: wait for a map beyond it, but not
         for long, since the move may be given up.

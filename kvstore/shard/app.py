@@ -32,6 +32,7 @@ from kvstore.transport.http.requests import HostGuard
 from kvstore.transport.http.routes import answer_call
 from kvstore.transport.http.server import Server, start_server, warn_if_exposed
 from kvstore.transport.sessions import ClusterSession
+from kvstore.transport.versions import FIELDS
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ async def _serve(
     limits = config.limits
     home = next((shard for shard in config.shards if shard.id == shard_id), ShardConfig(shard_id, listen))
     async with AsyncExitStack() as at_the_end:
-        session = await at_the_end.enter_async_context(aiohttp.ClientSession())
+        session = await at_the_end.enter_async_context(aiohttp.ClientSession(headers=FIELDS))
         folder, cluster = FileFolder(data_dir, shard_id, limits), ClusterSession()
         dial = partial(connect, session, cluster)
         around = Surroundings(shard_id, folder, limits, session, cluster, join, _end_process, SYSTEM, dial)

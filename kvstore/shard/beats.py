@@ -10,6 +10,7 @@ Leaves to others: the form of beats (`replication.beats`), the copies (`node_sto
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any
 
@@ -17,8 +18,12 @@ import aiohttp
 import msgspec
 
 from kvstore.environment import Environment
+from kvstore.errors import OtherProtocol
 from kvstore.replication.beats import Beat, BeatAnswer, Echo, beat_every_s, beats
 from kvstore.shard.node_stores import NodeStores
+from kvstore.transport.versions import refused_by
+
+log = logging.getLogger(__name__)
 
 _STOPPING_EVERY_S = 0.02
 
@@ -42,7 +47,9 @@ class Beats:
         self._start = environment.random_hex(8)
         self._stores = stores
         self._session = session
-        self._url = f"{controller_url.rstrip('/')}/v1/nodes/{node_id}/beat"
+        self._controller_url = controller_url.rstrip("/")
+        self._url = f"{self._controller_url}/v1/nodes/{node_id}/beat"
+        self._said = ""  # why it takes none
         self._timeout = aiohttp.ClientTimeout(total=failover_after_s / 2)
         self._every_s = beat_every_s(failover_after_s)
         self._echo = Echo()
@@ -71,7 +78,8 @@ class Beats:
         return cluster_map is not None and beats(cluster_map, self._stores.keeps_copies)
 
     async def hand_on(self, timeout_s: float) -> bool:
-        """Tell that this node stops, until others have taken over all that they can; False if they have not in time."""
+        """Tell that this node stops, until others have taken over all that they can.
+        False if they have not in time."""
         cluster_map = self._stores.cluster_map
         if cluster_map is None or cluster_map.node(self._node_id) is None:
             return True
@@ -104,6 +112,7 @@ class Beats:
             body = msgspec.json.encode(told)
             async with self._session.post(self._url, data=body, timeout=self._timeout) as answer:
                 if answer.status != 200:
+                    self._say_refused(refused_by(self._controller_url, answer.headers))
                     return
                 ordered = _decode(await answer.read())
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError):
@@ -119,6 +128,13 @@ class Beats:
             self._order(self._stores.make(make))
         for give_back in ordered.give_back:
             self._order(self._stores.give_back(give_back))
+
+    def _say_refused(self, refused: OtherProtocol | None) -> None:
+        why = refused.sentences if refused is not None else ""
+        if why != self._said:
+            self._said = why
+            if why:
+                log.error("the controller takes no beats of this node: %s", why)
 
     def _order(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -17,10 +17,11 @@ from aiohttp import web
 
 from kvstore.replication import messages
 from kvstore.replication.session import Session
-from kvstore.replication.wire import Wire, WireLost
+from kvstore.replication.wire import Wire, WireLost, WireRefused
 from kvstore.storage.segments import SEGMENT_BYTES
 from kvstore.transport.http.server import accept_socket
 from kvstore.transport.sessions import PARAMETER, ClusterSession
+from kvstore.transport.versions import refused_by
 
 _FRAME_BYTES_MAX = 2 * SEGMENT_BYTES  # the largest record, or a frame of several
 _SILENCE_S = 30.0
@@ -99,6 +100,9 @@ async def connect(http: aiohttp.ClientSession, cluster: ClusterSession, url: str
             compress=0,
             timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
         )
+    except aiohttp.WSServerHandshakeError as error:
+        refused = refused_by(url, error.headers)
+        raise WireRefused(refused.sentences) if refused is not None else WireLost(str(error)) from error
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise WireLost(str(error) or type(error).__name__) from error
     return SocketWire(socket, messages.decode_from_copy)

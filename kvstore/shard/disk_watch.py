@@ -1,4 +1,5 @@
-"""A watch over the disk of a node: a process whose disk neither fails nor answers ends, instead of holding its shards.
+"""A watch over the disk of a node.
+A process whose disk neither fails nor answers ends, instead of holding its shards.
 
 Owns: one thread, which looks whether a sync of a log is still the one that was under way when it looked last.
 Promises: only time counts in which the thread itself had its turns, so a process that was stopped, or a machine that
@@ -34,8 +35,8 @@ class Watched(Protocol):
 
 
 class DiskWatch:
-    """`stall_s`: how long a sync may take. `watched` says what is looked at; it is asked, and `on_hung` is called once,
-    in the watch's own thread."""
+    """`stall_s`: how long a sync may take.
+    `watched` says what is looked at; it is asked, and `on_hung` is called once, in the watch's own thread."""
 
     def __init__(
         self, stall_s: float, watched: Callable[[], Iterable[Watched]], on_hung: Callable[[float], None]

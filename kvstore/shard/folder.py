@@ -63,7 +63,8 @@ class Folder(Protocol):
         """Rename the files of a copy, which are closed. Raises OSError."""
 
     async def salvage(self, shard_id: str, known: ClusterMap | None) -> Salvaged | None:
-        """What is known of a copy whose files are damaged; `known`: a map. None if no map names another copy of it."""
+        """What is known of a copy whose files are damaged; `known`: a map.
+        None if no map names another copy of it."""
 
     async def rebuild(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
         """Set the damaged files aside, which are closed, and make an empty copy that is to be filled.
@@ -163,7 +164,8 @@ def may_serve_alone(logged: ClusterMap | None, shard_id: str, node_id: str) -> b
 
 
 def copies_in(names: Iterable[str], node_id: str) -> list[str]:
-    """The shards of other homes of which one of the files with these names is a copy of that node's, in order."""
+    """The shards of other homes of which this node has a copy, in order.
+    One of the files with these names is that copy's."""
     begin, end = "shard-", f".copy-{node_id}.db"
     found = [name for name in names if name.startswith(begin) and name.endswith(end)]
     return sorted(name.removeprefix(begin).removesuffix(end) for name in found)

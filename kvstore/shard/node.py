@@ -1,4 +1,5 @@
-"""A node apart from its HTTP: its stores, who may open channels to them, and how the node takes part in the cluster.
+"""A node apart from its HTTP.
+Its stores, who may open channels to them, and how the node takes part in the cluster.
 
 Owns: opening and closing in the right order; following the map and announcing the node; what is told at its door.
 Promises: serves only with a map; a restarted shard starts from its own durable map, so it does not need the
@@ -88,7 +89,7 @@ class Node:
         if resident is None or identity is None:
             return Refused(_NOT_FOUND, f"this is shard {self.node_id}")
         # An empty or foreign file has a map and partitions of its own, or none: to the router's cluster it is not this
-        # shard, also while the controller, which refuses it, is away. Else a key of ours would be "not there".
+        # shard, also while the controller, which refuses it, is away. Else a key of this shard would be "not there".
         if store_id not in (None, "", identity.store_id):
             return Refused(_CONFLICT, f"shard {shard} serves another data file")
         return await self.admit_process(session_id, peer) or resident
@@ -199,7 +200,8 @@ class _News:
 def go_on_with_last_session(
     hellos: Hellos, cluster: ClusterSession, cluster_map: ClusterMap | None, shard_id: str, url: str
 ) -> None:
-    """Name it to other shards while the controller is away, if this is where their map says that this shard is.
+    """Name this node's address to other shards while the controller is away.
+    Only if this is where their map says that this shard is.
 
     At another address this may be a copy of the data directory, which must not disturb the original.
     """

@@ -1,4 +1,4 @@
-"""The destination's part in a move: copy, tail, fence, last pull, compare.
+"""The destination's part in a move: copy, tail, freeze, last pull, compare.
 
 Owns: one task for each move to this shard that the controller has asked for; its pace.
 Promises: nothing of a move is answered for here before it is committed; a move that stands no more ends at once. Each
@@ -9,7 +9,7 @@ controller).
     source                                     destination: waits until its disk has room for it
       │ <─ pull: rows, page by page ─────────── copy: first it removes what lies here, then takes what comes
       │ <─ pull: what has changed since ─────── tail: until little does
-      │ <─ fence ────────────────────────────── from now on no shard answers for the partitions
+      │ <─ freeze ───────────────────────────── from now on no shard answers for the partitions
       │ ── clock, floor, rows, digest ────────> and no row of theirs changes:
       │ <─ pull: what has changed since ─────── the last of it; then the digests are compared, and clock and
       │                                         floor are as high as the source's, durably
@@ -49,7 +49,7 @@ _TAIL_ROUNDS_MAX = 20
 _BUSY_PAGE_SHARE = 8
 _RETRY_S = 0.02
 _PAUSE_S_MAX = 1.0
-_FENCE_TRIES_MAX = 50  # of a source whose map is behind
+_FREEZE_TRIES_MAX = 50  # of a source whose map is behind
 
 _COPIES = 2  # of a row: one in the log, one in the file
 _ROW_BYTES = 128  # what a row takes beside its key and value, about
@@ -129,13 +129,13 @@ class Receiver:
                 count, sequence = await self._take_changes(move, state, sequence)
                 if count <= _LAG_ROWS:
                     break
-            state.go_on("fence")
-            failpoints.hit("move-before-fence")
-            fenced = await self._fence(move, state)
-            failpoints.hit("move-after-fence")
+            state.go_on("freeze")
+            failpoints.hit("move-before-freeze")
+            frozen = await self._freeze(move, state)
+            failpoints.hit("move-after-freeze")
             last = await self._last_pull(move, state, sequence)
             failpoints.hit("move-after-last-pull")
-            await self._store.migration.complete(move.id, fenced, last)
+            await self._store.migration.complete(move.id, frozen, last)
             failpoints.hit("move-after-complete")
             state.go_on("done")
         except KvError as error:
@@ -158,7 +158,8 @@ class Receiver:
         return page.rows
 
     async def _until_there_is_room(self, move: Move, state: _State) -> None:
-        """Nothing is copied to a disk that has no room for it beside its reserve: the move waits, and says so."""
+        """Nothing is copied to a disk that has no room for it beside its reserve.
+        The move waits, and says so."""
         while (spare_bytes := self._store.migration.spare_bytes()) < (needed_bytes := await self._needed(move, state)):
             state.detail = self._room_wanted(needed_bytes, spare_bytes)
             await asyncio.sleep(_PAUSE_S_MAX)
@@ -201,7 +202,7 @@ class Receiver:
 
     async def _first_page(self, move: Move, state: _State) -> Rows:
         """The source may not have the map yet that this shard has. Raises what it refuses with."""
-        for _ in range(_FENCE_TRIES_MAX):
+        for _ in range(_FREEZE_TRIES_MAX):
             try:
                 return await self._pull(move, state, Pull(0, move.partitions, 0, 0, self._page_rows(state)))
             except Conflict as error:
@@ -242,7 +243,7 @@ class Receiver:
             done += len(some)
             if state.step == "copy":
                 state.rows_done += len(some)
-            if state.step != "fence" and self._is_busy(state):
+            if state.step != "freeze" and self._is_busy(state):
                 await self._pause(started_s)
 
     async def _take_when_there_is_room(self, move: Move, state: _State, rows: list[MovedRow]) -> int:
@@ -265,7 +266,7 @@ class Receiver:
         return rows
 
     async def _pause(self, started_s: float) -> None:
-        """Leave the stores to others for so long that what began then takes no more than its share of the time."""
+        """Pause so that the work since `started_s` takes no more than its share of the time."""
         spent_s = self._environment.monotonic_s() - started_s
         await asyncio.sleep(min(pause_s(spent_s, self._limits.move_busy_share), _PAUSE_S_MAX))
 
@@ -277,8 +278,8 @@ class Receiver:
         rows = self._limits.move_page_rows_max
         return max(1, rows // _BUSY_PAGE_SHARE) if self._is_busy(state) else rows
 
-    async def _fence(self, move: Move, state: _State) -> Frozen:
-        for _ in range(_FENCE_TRIES_MAX):
+    async def _freeze(self, move: Move, state: _State) -> Frozen:
+        for _ in range(_FREEZE_TRIES_MAX):
             try:
                 return await self._ask(move, state, Freeze(0, move.id), Frozen)
             except Conflict as error:  # the source may not have the map yet that this shard has

@@ -1,4 +1,5 @@
-"""Recovery: what a dead, slow or lost router left behind is brought to its end by any process that finds it.
+"""Recovery of what a dead, slow or lost router left behind.
+Any process that finds it brings it to its end.
 
 Owns: asking about intents that are too old, finishing decisions that no router has acknowledged, dropping those that
 are finished.

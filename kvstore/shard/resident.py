@@ -1,4 +1,4 @@
-"""One store that lies on this node, and what the node is to it: its primary, or a copy that follows the primary.
+"""One store that lies on this node, and what the node is to it: primary, or copy of the primary.
 
 Owns: the change from the one to the other and back, by the map that is followed; the order of it.
 Promises: a store that has copies is served only in a term that begins here, by a map that names this very copy. One
@@ -113,7 +113,7 @@ class Resident:
 
     @property
     def copy(self) -> StoreCopy | None:
-        """As long as it is no primary, nor about to be: a session must not change what a store is to have."""
+        """As long as it is no primary, nor about to be: a session must not change such a store."""
         return self._files.copy if self._files is not None and not self._hands_over else None
 
     @property
@@ -230,7 +230,7 @@ class Resident:
         self._changed.set()
 
     def drop(self, order: Drop) -> None:
-        """Set the copy aside, if it is still that one, no primary, and not named by the map that is followed here.
+        """Set the copy aside if it is still that one, no primary, and not in the map followed here.
 
         An answer that comes late may be of a time before the map named it.
         """
@@ -264,8 +264,8 @@ class Resident:
     def requests(self) -> list[Asked]:
         """What the controller is asked for now."""
         asked = list(self._opening.requests()) if self._opening is not None else []
-        if (store := self.store) is not None and store.tables.sender is not None:
-            asked += store.tables.sender.requests()
+        if self.hosted is not None:
+            asked += self.hosted.requests()
         return [Asked(**each._asdict()) for each in asked]
 
     def controller_heard(self) -> None:
@@ -280,7 +280,7 @@ class Resident:
 
     @property
     def _has_left(self) -> bool:
-        """Whether the newest map has no more the shard that is served here for another home, or another store of it.
+        """Whether the newest map has no more the shard served here for another home, or this store.
 
         A home that has left answers until no router asks any more, and its process ends.
         """
@@ -444,8 +444,8 @@ class Resident:
         return hosted.store.identity.store_id != config.store_id and fate(config, self._around.node_id) != "refuse"
 
     def _salvaged(self) -> Salvaged | None:
-        """What would be known if the files were found to be damaged; None if there is no other copy by the newest map
-        here, or the files change hands."""
+        """What would be known if the files were found to be damaged.
+        None if there is no other copy by the newest map here, or the files change hands."""
         identity = self.identity
         if identity is None:
             return None

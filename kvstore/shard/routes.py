@@ -16,7 +16,7 @@ import aiohttp
 from aiohttp import web
 
 from kvstore.config import Limits
-from kvstore.errors import NoSuchRoute
+from kvstore.errors import NoSuchRoute, OtherProtocol
 from kvstore.metrics import exposition, shard_families
 from kvstore.shard.copy_wires import accept
 from kvstore.shard.node import Node, Refused
@@ -117,21 +117,32 @@ _DOCUMENT = Content(dict[str, Any], {})
 
 
 def _entry(
-    path: str, handler: Any, right: Right, summary: str, answer: Success, parameters: tuple[Parameter, ...] = ()
+    path: str,
+    handler: Any,
+    right: Right,
+    summary: str,
+    answer: Success,
+    parameters: tuple[Parameter, ...] = (),
+    *,
+    is_hello: bool = False,
 ) -> Route:
     keys = Keys.ALL if right is Right.PEER else Keys.NONE
     name = handler.__name__.replace("_", "-")
-    return Route("GET", path, handler, Touches(right, keys), name, "node", summary, (answer,), "", parameters)
+    touches, errors = Touches(right, keys), (OtherProtocol,) if is_hello else ()
+    return Route(
+        "GET", path, handler, touches, name, "node", summary, (answer,), "", parameters, None, errors, is_hello=is_hello
+    )
 
 
 ROUTES = (
     _entry(
         "/channel", NodeRoutes.get_channel, Right.PEER, "A channel for the requests of a router",
         Success(101, "It is open, as a WebSocket."), (text("shard", str, "s1", "The shard."), _STORE, _SESSION),
+        is_hello=True,
     ),
     _entry(
         "/copies", NodeRoutes.get_copies, Right.PEER, "A primary's connection to the copy of its store",
-        Success(101, "It is open, as a WebSocket."), (_STORE, _SESSION),
+        Success(101, "It is open, as a WebSocket."), (_STORE, _SESSION), is_hello=True,
     ),
     _entry(
         "/healthz", NodeRoutes.get_health, Right.NONE, "Whether the process is alive, and what it serves",

@@ -50,7 +50,8 @@ __all__ = ["BEGINNING", "Entry", "Log", "LogFailed", "LogFull", "NotNext", "Posi
 
 
 class LogFailed(Exception):
-    """A write or a sync failed: what is on the disk is not known, so the process ends and opens the log again."""
+    """A write or a sync failed.
+    What is on the disk is not known, so the process ends and opens the log again."""
 
 
 class LogFull(Exception):
@@ -297,8 +298,8 @@ class Log:
     # --- taking away
 
     def release(self, number: int) -> None:
-        """Delete the segments all of whose records are at most that number, apart from those that are open or that a
-        sync still has to cover. Raises OSError."""
+        """Delete the segments all of whose records are at most that number.
+        Those that are open, or that a sync still has to cover, stay. Raises OSError."""
         with self._background:
             with self._lists:
                 used = self._used
@@ -373,7 +374,8 @@ class Log:
 
 
 def _segment_for(size: int, opened: Segment, spare: list[Segment], frees: bool, full: bool) -> Segment | None:
-    """Where a record of that size goes; what frees no room leaves one spare segment behind it on a full disk.
+    """Where a record of that size goes.
+    What frees no room leaves one spare segment behind it on a full disk.
 
     A copy of `spare` is not needed: only the thread that appends takes from its front.
     """

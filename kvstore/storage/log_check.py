@@ -33,7 +33,8 @@ from kvstore.storage.walk import Broken, Found, Walk
 
 
 class LogReport(NamedTuple):
-    """What a log holds; all is empty if it cannot be read at all. `first` is 0 in a log without records.
+    """What a log holds; all is empty if it cannot be read at all.
+    `first` is 0 in a log without records.
 
     `proven`: up to which number something shows it was durable. `torn`: where the next opening cuts off a torn end.
     `cut_to`: behind that number it finishes a cut. `damage`: which record is lost or damaged, where, what to do.

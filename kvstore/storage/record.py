@@ -1,4 +1,5 @@
-"""The commit record: all that one batch changes, as one value and as the bytes of one record of the log.
+"""The commit record.
+All that one batch changes, as one value and as the bytes of one record of the log.
 
 Owns: what a commit consists of, and its encoding.
 Promises: a record says everything that changes what the store holds: rows, the clock, a cluster map, freezes, dropped

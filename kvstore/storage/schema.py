@@ -197,7 +197,8 @@ def format_of(connection: sqlite3.Connection) -> str | None:
 
 
 def convert(connection: sqlite3.Connection, older: int, log_number: int, log_checksum: int) -> None:
-    """Bring a file of format 1, 2 or 3 to this one. The caller has begun a transaction, and commits it."""
+    """Bring a file of format 1, 2 or 3 to this one.
+    The caller has begun a transaction, and commits it."""
     if older == 1:
         _run(connection, _FROM_1)
     if older <= 2:

@@ -58,14 +58,16 @@ class VerifyQuery(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """`partitions`: in these a key that is not found may be a lost one; None: in all. Empty: the row guards itself."""
+    """`partitions`: in these a key that is not found may be a lost one; None: in all.
+    Empty: the row guards itself."""
 
     detail: str
     partitions: frozenset[int] | None
 
 
 class Verified(NamedTuple):
-    """How many rows were looked at, up to which rowid, whether there may be more, and what is wrong with them."""
+    """What a look at some rows has found.
+    How many rows were looked at, up to which rowid, whether there may be more, and what is wrong with them."""
 
     rows: int
     after: int

@@ -117,7 +117,8 @@ def first_headers(segments: Sequence[Segment], seed: int) -> list[Header | None]
 
 
 def end_of(segments: Sequence[Segment], seed: int, number: int) -> tuple[int, int, Position | None] | None:
-    """Where record `number` ends (place of the segment, offset), and its position; None if it is not where it must be.
+    """Where record `number` ends (place of the segment, offset), and its position.
+    None if it is not where it must be.
 
     If all records have higher numbers, this is the beginning of the log, without a position.
     """

@@ -24,6 +24,7 @@ from kvstore.storage.record import CommitRecord
 from kvstore.storage.segments import Position
 from kvstore.store.pacing import LoadMeter, pause_s
 from kvstore.store.tables import Tables
+from kvstore.store.write_set import WriteSet
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ class Applier:
         self.segment_wanted = asyncio.Event()
         self.segment_made = asyncio.Event()
 
-    def publish(self, record: CommitRecord, position: Position) -> None:
-        """The record is visible: it is to be applied."""
+    def publish(self, record: CommitRecord, changes: WriteSet, position: Position) -> None:
+        """The record, which carries these changes, is visible: it is to be applied."""
         pending, memtable = self._pending, self._tables.memtable
         pending.position = position
         if record.dropped:
@@ -75,8 +76,8 @@ class Applier:
             pending.cluster_map = record.cluster_map
         if record.freezes is not None:
             pending.freezes = record.freezes
-        if record.rows:
-            memtable.publish(record.rows)
+        if changes.rows:
+            memtable.publish(changes.rows, changes.bytes)
         self._something.set()
         limits = self._tables.limits
         if memtable.unapplied_count >= limits.apply_rows or memtable.bytes >= limits.wal_bytes_max // 4:
@@ -183,7 +184,8 @@ class Applier:
         return tables.log.durable if kept is None or tables.log.bytes > tables.limits.log_bytes_max else kept
 
     async def make_segments(self) -> None:
-        """Keep one segment of the log ready beyond the open one, and one more if a large record needs it, for ever."""
+        """Keep one segment of the log ready beyond the open one, for ever.
+        And one more if a large record needs it."""
         environment, records = self._tables.environment, self._tables.log
         while True:
             while records.wants_segment or records.room() < self.room_wanted:
@@ -196,8 +198,9 @@ class Applier:
             await self.segment_wanted.wait()
 
     async def keep_log(self) -> None:
-        """Once a second: note up to where the log is durable, so that rot of its last record is seen; on a full disk
-        release what the file has, since applications, which do it otherwise, may not come any more."""
+        """Once a second: note up to where the log is durable, so that rot of its last record is seen.
+        On a full disk release what the file has, since applications, which do it otherwise, may not come any
+        more."""
         environment, records = self._tables.environment, self._tables.log
         noted = 0
         while True:

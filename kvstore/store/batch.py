@@ -154,7 +154,7 @@ class Batch:
 
     def decide(self, op: WriteOp, sink: Sink) -> None:
         """Do the operation, and what it lets go on: append changes, if any, and answers, unless they wait."""
-        savepoint = self.changes.savepoint()
+        savepoint, steps = self.changes.savepoint(), len(self.steps)
         try:
             if type(op) in _PLAIN:
                 self._enter(op, sink)
@@ -162,6 +162,7 @@ class Batch:
                 self._enter_transaction(op, sink)
         except Exception as error:
             self.changes.back_to(savepoint)
+            del self.steps[steps:]
             self._fail(op, sink, error)
         if self._ready.granted:
             self.go_on()
@@ -182,7 +183,8 @@ class Batch:
                 self._fail(queued.op, queued.sink, error)
 
     def _fail(self, op: Any, sink: Sink, error: Exception) -> None:
-        """All that it did is undone. Of a commit no client may find out later that it was done after all."""
+        """All that it did is undone.
+        Of a commit no client may find out later that it was done after all."""
         reply: Reply = failure(op, error)
         if isinstance(op, DecideCommit):
             if self.outcomes.is_decided(op.attempt):  # but how cannot be read
@@ -257,9 +259,7 @@ class Batch:
         if kind is Prepare and (reopened := self.ownership.reopened(op, keys)) is not None:
             self.changes.answer(sink, self.ownership.refuse(op, reopened))
             return
-        step = _STEPS.get(kind)
-        if step is not None:
-            self._locks.undo.note_length(self.steps)
+        if (step := _STEPS.get(kind)) is not None:
             self.steps.append(step)
         if kind not in _WAITS_FOR_LOCKS:
             self.changes.answer(sink, self._at_once(op))
@@ -267,11 +267,21 @@ class Batch:
         queued = Queued(op, sink, self.changes.context.now_s, keys)
         if kind is Transact:
             self._try_transact(queued)
-        elif kind is DecideCommit and (settled := self.outcomes.settled(op)) is not None:
-            self.changes.answer(sink, settled)
+        elif kind is DecideCommit:
+            self._decide_commit(queued)
         else:
             if kind is Prepare and op.first:
                 keys.sort(key=lambda key: key != op.first)
+            self._gather(queued)
+
+    def _decide_commit(self, queued: Queued) -> None:
+        """What is decided already waits for no lock."""
+        is_new = not self.outcomes.is_decided(queued.op.attempt)
+        if is_new and all(map(self._locks.is_free, queued.keys)):
+            self._finish_gathering(queued)  # it is over before anything else can ask for them
+        elif (settled := self.outcomes.settled(queued.op)) is not None:
+            self.changes.answer(queued.sink, settled)
+        else:
             self._gather(queued)
 
     def _at_once(self, op: Any) -> Reply:
@@ -308,7 +318,8 @@ class Batch:
             self._ready.unlock(key, identity)
 
     def _try_transact(self, queued: Queued, held: str | None = None) -> None:
-        """Do it if all its keys are free, one of which it may hold; else wait for the first that is not."""
+        """Do it if all its keys are free, one of which it may hold.
+        Else wait for the first that is not."""
         op = queued.op
         blind = failpoints.planted("ignore-intent") and all(step.op == "get" for step in (*op.then, *op.otherwise))
         for key in queued.keys:
@@ -322,11 +333,9 @@ class Batch:
         self.changes.answer(queued.sink, reply)
 
     def _gather(self, queued: Queued) -> None:
-        """Take the locks that are missing, in their order; wait, or die, at the first that is not to be had."""
+        """Take the locks that are missing, in their order.
+        Wait, or die, at the first that is not to be had."""
         op, waits = queued.op, self.waits
-        if type(op) is DecideCommit and not queued.gathered and all(map(self._locks.is_free, queued.keys)):
-            self._finish_gathering(queued)  # it is over before anything else can ask for them
-            return
         mode: Any = "shared" if type(op) is ReadLock else "exclusive"
         for key in queued.keys:
             if key in queued.gathered or waits.is_prepared(op, key):
@@ -362,7 +371,8 @@ class Batch:
         if kind is ReadLock:
             return self.reads.read(queued.op, queued.gathered, queued.sink)
         outcome = self.part.commit(queued.op)
-        self.waits.release(queued)
+        if queued.gathered:
+            self.waits.release(queued)
         return outcome
 
     def _run(self, op: Any, partition: int, sink: Sink) -> None:

@@ -1,4 +1,5 @@
-"""Which copy of its store a folder has, as its store opens it: `shard-<id>.id`, when it is made, and what replaces it.
+"""Which copy of its store a folder has, as its store opens it.
+`shard-<id>.id`, when it is made, and what replaces it.
 
 Owns: the making of that file with a store; what stands for it where it is lost; promises to serve a term.
 Promises: what was promised is durable before anything is done in that term, and never falls. The file of another store
@@ -59,7 +60,8 @@ def make_copy(db: Path, store_id: str, copy_id: str, disk: Disk = _OS) -> CopyFi
 
 
 def open_copy(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | None, disk: Disk = _OS) -> CopyFile:
-    """The file of a copy that was there before; made where an earlier program had none, or the map stands for it.
+    """The file of a copy that was there before.
+    Made where an earlier program had none, or the map stands for it.
 
     One of another store, which was there before these files were put in their place, is as good as lost. Raises
     ForeignData where it is lost and cannot be done without; OSError.

@@ -125,7 +125,8 @@ async def as_copy(unapplied: Unapplied, shard_id: str, limits: Limits, environme
 
 
 def names_copies(logged: ClusterMap | None, shard_id: str) -> bool:
-    """Whether the newest map in a store's own files names a copy of it, so that it must not open by itself."""
+    """Whether the newest map in a store's own files names a copy of it.
+    Then it must not open by itself."""
     shard = logged.shard(shard_id) if logged is not None else None
     return shard is not None and bool(shard.replicas)
 

@@ -1,4 +1,5 @@
-"""The damaged files of a store that has copies: what is still known of them, and putting them out of the way.
+"""The damaged files of a store that has copies.
+What is still known of them, and putting them out of the way.
 
 Owns: `salvage`, `set_damaged_aside`, the names of what is set aside: `….db.damaged` and its log and id, then
 `….db.damaged.1`, and so on.
@@ -33,8 +34,8 @@ _BESIDE = ("-wal", "-shm", "")  # the file itself goes last
 
 
 class Salvaged(NamedTuple):
-    """What is known of a copy whose files are damaged. `copy_id`: empty if it is not known. `newest_map`: one that is
-    known here, and has the shard."""
+    """What is known of a copy whose files are damaged. `copy_id`: empty if it is not known.
+    `newest_map`: one that is known here, and has the shard."""
 
     store_id: str
     copy_id: str
@@ -45,7 +46,8 @@ class Salvaged(NamedTuple):
 def salvage(
     path: Path, shard_id: str, node_id: str, known: ClusterMap | None, others: Iterable[Path]
 ) -> Salvaged | None:
-    """What is known of the damaged store whose file is `path`; None if no map says that it lies on other nodes, too.
+    """What is known of the damaged store whose file is `path`.
+    None if no map says that it lies on other nodes, too.
 
     `known`: a map that is known already. `others`: files of other stores on this node, which are not open.
     """
@@ -59,7 +61,8 @@ def salvage(
 
 
 def salvaged_by(newest: ClusterMap | None, shard_id: str, node_id: str, identity: Identity | None) -> Salvaged | None:
-    """What the map says, and the copy's id, if that can be read; None if there is no other copy by that map."""
+    """What the map says, and the copy's id, if that can be read.
+    None if there is no other copy by that map."""
     shard = newest.shard(shard_id) if newest is not None else None
     if newest is None or shard is None or not set(shard.nodes) - {node_id}:
         return None
@@ -88,7 +91,8 @@ def _maps_logged(path: Path) -> Iterator[ClusterMap]:
 
 
 def set_damaged_aside(disk: Disk, folder: Path, store: str, fresh: Identity) -> str:
-    """Rename the files of the store, none of which is open, and leave the id `fresh`, of a copy that is to be filled.
+    """Rename the files of the store, none of which is open.
+    Leaves the id `fresh`, of a copy that is to be filled.
 
     Returns what the file of the rows is called now, or would be. Raises OSError.
     """

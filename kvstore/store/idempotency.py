@@ -150,7 +150,8 @@ class Idempotency:
 
 
 def row_key(request: str, key: str, once: IdempotencyKey) -> str:
-    """An Idempotency-Key belongs to its target: kind of request and key. It holds no line feed: no two share a row."""
+    """An Idempotency-Key belongs to its target: kind of request and key.
+    It holds no line feed: no two share a row."""
     return f"{once.key}\n{request}\n{key}"
 
 

@@ -1,4 +1,5 @@
-"""What a store does by itself: expiry, the trimming of tombstones, the end of waits and leases that take too long.
+"""What a store does by itself.
+Expiry, the trimming of tombstones, the end of waits and leases that take too long.
 
 Owns: the sweeps and their rates; the timers of leases and of waiters.
 Promises: expiry is a change, made by an operation of its own, never by a look at a clock. No operation waits for a
@@ -50,7 +51,8 @@ class Maintenance:
             self._tables.environment.call_later(op.wait_ms / 1000, self._end_wait, op)
 
     def _end_wait(self, op: Acquire) -> None:
-        """If the queue of writes is full, again soon: else the waiter would stay, and be granted a lease in vain."""
+        """If the queue of writes is full, again soon.
+        Else the waiter would stay, and be granted a lease in vain."""
 
         def look(reply: Reply) -> None:
             if isinstance(reply, Answer) and reply.status == TooManyRequests.status:

@@ -100,7 +100,7 @@ class Migration:
         batch.changes.take(taken)
         return size
 
-    async def complete(self, move: str, fenced: Frozen, rows: Sequence[MovedRow]) -> None:
+    async def complete(self, move: str, frozen: Frozen, rows: Sequence[MovedRow]) -> None:
         """With these rows all has come: compare, and bring clock and floor as high as the source's, durably.
 
         Raises Conflict if something is missing, DataCorrupt, TryLater.
@@ -108,14 +108,14 @@ class Migration:
         await self.take(move, rows)
         await self._applier.flush()
         _, here = await self._tables.engine.digest(self._receiving(move))
-        is_whole = (here.rows, here.low, here.high) == (fenced.rows, *fenced.digest)
+        is_whole = (here.rows, here.low, here.high) == (frozen.rows, *frozen.digest)
         if not is_whole and not failpoints.planted("move-without-last-pull"):
-            raise Conflict(f"The copy of move {move} differs from its source: {here.rows} rows, there {fenced.rows}.")
+            raise Conflict(f"The copy of move {move} differs from its source: {here.rows} rows, there {frozen.rows}.")
 
         def see(batch: Batch) -> None:
             self._receiving(move)
             batch.steps.append("complete")
-            batch.changes.see(fenced.version)
-            batch.changes.raise_floor(fenced.attempts_floor)
+            batch.changes.see(frozen.version)
+            batch.changes.raise_floor(frozen.attempts_floor)
 
         await self._pipeline.step(see, urgent=True)

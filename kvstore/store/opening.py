@@ -65,7 +65,8 @@ class Opened(NamedTuple):
 
 
 def store_path(data_dir: Path, shard_id: str, node_id: str) -> Path:
-    """The file with the rows of that node's copy of the shard. Its log, lock and id lie beside it, with other ends."""
+    """The file with the rows of that node's copy of the shard.
+    Its log, lock and id lie beside it, with other ends."""
     copy = "" if node_id == shard_id else f".copy-{node_id}"
     return data_dir / f"shard-{shard_id}{copy}.db"
 

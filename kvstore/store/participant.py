@@ -193,7 +193,8 @@ class Participant:
     # --- partitions come and go ---------------------------------------------------------------------------------------
 
     def restore(self, row: Row, hold: Callable[[str, tuple[int, str]], Identity]) -> None:
-        """A key that arrives with its intent, which is old: no router is known to be there that may decide it."""
+        """A key that arrives with its intent, which is old.
+        No router is known to be there that may decide it."""
         assert row.intent is not None
         intent = decode_intent(row.intent)
         state = State(row.version, row.expires_at_ms, row.body)

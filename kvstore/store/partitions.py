@@ -206,7 +206,7 @@ class Partitions:
         partitions = self.view.leaving.get(move)
         if partitions is None:
             raise Conflict(f"The move {move} from shard {self.shard_id} does not stand.", retry_after_ms=100)
-        batch.steps.append("fence")
+        batch.steps.append("freeze")
         if move not in self.view.freezes:
             self.view = self.view._replace(freezes=self.view.freezes | {move: partitions})
             batch.extras.freezes = self.view.freezes
@@ -247,7 +247,8 @@ def _clock_floor(shard_id: str, cluster_map: ClusterMap) -> int:
 
 
 def _opened(cluster_map: ClusterMap, before: View, view: View) -> tuple[frozenset[int], int]:
-    """The partitions that this map opens again here, after their shard was lost, and a version above all that it gave.
+    """The partitions that this map opens again here, after their shard was lost.
+    With them a version above all that it gave.
 
     They have no rows, whatever lies here of an earlier time. What came by a move after that came with a map that knew
     of it.

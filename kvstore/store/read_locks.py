@@ -52,8 +52,8 @@ class ReadLocks:
         return Answer(op.id, 200)
 
     def refuse(self, reply: Reply) -> None:
-        """The router is told of a refusal instead of that reply: if it brings reads, their locks end at the next
-        sweep."""
+        """The router is told of a refusal instead of that reply.
+        If it brings reads, their locks end at the next sweep."""
         hold = self._holds.readers.get(reply.lock[1]) if isinstance(reply, Reads) else None
         if hold is not None:
             hold.refused = True

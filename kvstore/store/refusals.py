@@ -37,7 +37,8 @@ def failure(op: Any, error: Exception) -> Answer:
 
 
 def fault(op: Any, error: Exception) -> Answer:
-    """The answer to an operation that failed by a fault of this program or the disk; says in the log which."""
+    """The answer to an operation that failed by a fault of this program or the disk.
+    Says in the log which."""
     if isinstance(error, KvError):
         return refusal(op.id, error)
     what = f"an operation failed: {type(op).__name__}"

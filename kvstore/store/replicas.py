@@ -1,4 +1,5 @@
-"""The copies of a store, as the store itself sees them: when its records are shipped, and when it may answer.
+"""The copies of a store, as the store itself sees them.
+When its records are shipped, and when it may answer.
 
 Owns: how its sender comes to be, and what of a cluster map reaches it; giving the lease back.
 Promises: nothing is sent to a copy before the map that names it is durable here. A copy that is out is waited for no
@@ -34,7 +35,8 @@ _LOOK_S = 0.002
 
 
 class Replicating(NamedTuple):
-    """What a store needs to have copies. `node`: where it is served; `start`: a random id of this opening of it.
+    """What a store needs to have copies.
+    `node`: where it is served; `start`: a random id of this opening of it.
 
     `on_news`: a request to the controller has come up or has gone, or the term has ended.
     """
@@ -79,7 +81,8 @@ class Replicas:
         return sender is None or not sender.shipping.deposed
 
     def prepare(self, cluster_map: ClusterMap, *, opens: bool) -> None:
-        """The next record carries that map. `opens`: and opens the term, so it has to be on every copy in sync."""
+        """The next record carries that map.
+        `opens`: and opens the term, so it has to be on every copy in sync."""
         config = configuration_of(cluster_map, self._shard_id)
         if config is None or not config.replicas or self._tables.sender is not None:
             return
@@ -126,7 +129,8 @@ class Replicas:
             raise no_lease()
 
     async def give_back(self, copy_id: str, timeout_s: float) -> bool:
-        """Give the lease back once that copy has all records; False, and go on, if it has not in that time.
+        """Give the lease back once that copy has all records.
+        False, and go on, if it has not in that time.
 
         Operations that come during it are refused, unexecuted. Afterwards nothing is answered in this term.
         """
@@ -146,7 +150,8 @@ class Replicas:
         return True
 
     def _refuse_waiting(self) -> None:
-        """What waits for a lock here was not executed, and never will be in this term: it may be asked again."""
+        """What waits for a lock here was not executed, and never will be in this term.
+        It may be asked again."""
         locks = self._tables.locks
         waiting = [(queued.op, queued.sink) for _, queued in locks.all_waiting()]
         waiting += [each for lease in locks.leases() for each in locks.waiting_for_lease(lease.name)]

@@ -1,4 +1,5 @@
-"""Listings and counts of a store: pages in key order, of what is served all the time that it takes to read them.
+"""Listings and counts of a store.
+Pages in key order, of what is served all the time that it takes to read them.
 
 Owns: pages of values and of leases; counts.
 Promises: a page shows visible live rows of partitions that were served, under the same generation, from before it was
@@ -85,7 +86,8 @@ class Scans:
         return partition_set.encode(partition_set.from_flags(generations), len(generations))
 
     async def _read_page(self, query: ScanQuery) -> tuple[ScanPage, list[tuple[str, int, bytes | None, int]]]:
-        """A page all of which is visible, its expiries made; and the rows of it that were undecided, as they are now.
+        """A page all of which is visible, its expiries made.
+        And the rows of it that were undecided, as they are now.
 
         Raises DataCorrupt, TooManyRequests.
         """

@@ -43,6 +43,7 @@ class Stamps:
         self._last = max(self._last, floor)
 
     def draw(self, now_us: int, start: int = 0, epoch: int = 0) -> Attempt:
-        """A new attempt by the map of that epoch; `start` is that of the first one when this is a retry."""
+        """A new attempt by the map of that epoch.
+        `start` is that of the first one when this is a retry."""
         self._last = max(self._last + 1, now_us)
         return Attempt(start or self._last, self._last, self._router, epoch)

@@ -61,7 +61,8 @@ class LeaseTable(Generic[W]):
         return Identity(self._opening, self._count)
 
     def lease(self, name: str) -> Lease | None:
-        """Who holds the name, past its deadline or not: expiry is a change, made by `end`, never a look at a clock."""
+        """Who holds the name, past its deadline or not.
+        Expiry is a change, made by `end`, never a look at a clock."""
         return self._leases.get(name)
 
     def leases(self) -> Iterator[Lease]:

@@ -107,8 +107,9 @@ class LockTable(LeaseTable[W], Generic[Q, W]):
         return identity
 
     def is_free(self, name: str) -> bool:
-        """No client holds the name's lock nor waits for it: a write may run at once, and need not take it at all, since
-        it is over before any other operation can ask."""
+        """No client holds the name's lock nor waits for it.
+        A write may run at once, and need not take it at all, since it is over before any other operation can
+        ask."""
         return name not in self._locks
 
     def lock(

@@ -3,8 +3,8 @@
 Owns: the list of inverse steps, in the order in which the steps were done.
 Promises: pure. After `back_to(mark)` every container and attribute that was noted since that mark is as it was then;
 marks nest.
-Leaves to others: what is noted (`locks`, `intents`, `storage.changes`, `storage.participant`), and when an operation
-has failed (`storage.batch`).
+Leaves to others: what is noted (`locks`, `intents`, `store.write_set`, `store.outcomes`), and when an operation has
+failed (`store.batch`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ class Undo:
     def mark(self) -> int:
         """The present moment."""
         return len(self._steps)
+
+    def note(self, step: Callable[[Any, Any, Any], None], owner: Any, name: Any, before: Any) -> None:
+        """`step(owner, name, before)` takes back what is about to be done."""
+        self._steps.append((step, owner, name, before))
 
     def note_item(self, mapping: dict[Any, Any], key: Any) -> None:
         """`mapping[key]` is about to be set, replaced or removed."""
@@ -58,6 +62,14 @@ class Undo:
 
 def _put_back(mapping: dict[Any, Any], key: Any, before: Any) -> None:
     if before is _ABSENT:
+        mapping.pop(key, None)
+    else:
+        mapping[key] = before
+
+
+def put_back(mapping: dict[Any, Any], key: Any, before: Any) -> None:
+    """`mapping[key]` is what it was; None: there was none."""
+    if before is None:
         mapping.pop(key, None)
     else:
         mapping[key] = before

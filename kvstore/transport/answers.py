@@ -74,7 +74,8 @@ def no_room() -> TooManyRequests:
 
 
 class Turns:
-    """`async with turns:` one piece of heavy work at a time, in order of arrival, and for half of the time at most.
+    """`async with turns:` runs one piece of heavy work at a time, in order of arrival.
+    For half of the time at most.
 
     Without it, all that became ready at once would be done in one turn of the event loop, and everything else, whose
     way takes several turns, would wait for as much in each of them.
@@ -187,7 +188,8 @@ class AnswerAccount:
         return asyncio.get_running_loop().time() + self._transfer_timeout_s
 
     async def drain(self, protocol: Any, deadline_s: float = 0.0) -> None:
-        """Wait until the client has taken what was written to it, but for a little; 0: from now on as long as it may.
+        """Wait until the client has taken what was written to it, but for a little.
+        0: from now on as long as it may.
 
         `protocol`: aiohttp's, of the connection. Raises ConnectionResetError when it does not, and is cut off, or left.
         """

@@ -1,4 +1,5 @@
-"""Documents of changes of the cluster: what a client sends to a router, and a router passes on to the controller.
+"""Documents of changes of the cluster.
+What a client sends to a router, and a router passes on to the controller.
 
 Owns: the members of these bodies and answers, with their bounds, as the OpenAPI document has them.
 Promises: an unknown member of a body is refused, by the router and by the controller alike.
@@ -127,8 +128,8 @@ class MoveUnderWay(Struct, rename={"source": "from"}):
         str,
         about(
             "`queued`: not begun; `waiting`: for a shard that is down, or after a try that failed, as `detail` says; "
-            "`fence`: no shard answers for these partitions; `unknown`: the controller does not answer.",
-            enum=["queued", "waiting", "copy", "tail", "fence", "done", "failed", "unknown"],
+            "`freeze`: no shard answers for these partitions; `unknown`: the controller does not answer.",
+            enum=["queued", "waiting", "copy", "tail", "freeze", "done", "failed", "unknown"],
         ),
     ]
     keys_done: Count

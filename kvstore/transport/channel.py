@@ -1,5 +1,5 @@
-"""The channel between a router and a shard: one WebSocket per node, many operations to a frame, an answer to each as it
-is done.
+"""The channel between a router and a shard.
+One WebSocket per node, many operations to a frame, an answer to each as it is done.
 
 Owns: the router's view of one shard's store, and the shard's end of a connection. (The connection of the router's end
 is the `link`'s, which all channels to one node share; frames are the `outbox`'s.)

@@ -24,6 +24,7 @@ from kvstore.errors import ControllerBehind, ForeignData, from_problem
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.transport.sessions import EARLIER_HEADER, HEADER, PARAMETER, ClusterSession
+from kvstore.transport.versions import refused_by
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,10 @@ class MapFollower:
                     problem = from_problem(await answer.json(content_type=None))
                     if isinstance(problem, ForeignData):
                         raise problem
-                    self._note(problem)
+                    if (refused := refused_by(self._url, answer.headers)) is not None:
+                        self._refuse(f"the controller refuses this node: {refused.sentences}")
+                    else:
+                        self._note(problem)
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 self._note(error)
             await self._wait()
@@ -150,19 +154,20 @@ class MapFollower:
                     if isinstance(problem, ControllerBehind) and cluster_id:
                         await self._announce_again(cluster_id, epoch)
             except ForeignData as error:
-                self._refuse(error)
+                self._refuse(f"{error.detail} The last map stays in force.")
             except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError) as error:
                 self._note(error)
             await self._wait()
 
-    def _refuse(self, error: ForeignData) -> None:
-        """The controller's map is of a format that is not known here: say so once, and keep the last map."""
-        if error.detail != self._refused:
-            self._refused = error.detail
-            log.error("%s The last map stays in force.", error.detail)
+    def _refuse(self, why: str) -> None:
+        """Controller and this process are of versions that do not understand each other: say so once."""
+        if why != self._refused:
+            self._refused = why
+            log.error("%s", why)
 
     async def _announce_again(self, cluster_id: str | None, epoch: int) -> None:
-        """Once, as what it is by now: a controller that has just started, or lost its file, does not know it yet."""
+        """Once, as what it is by now.
+        A controller that has just started, or lost its file, does not know it yet."""
         if self._announced is not None:
             self._announced |= {"cluster_id": cluster_id, "epoch": epoch}
             url, body = f"{self._url}/v1/members", self._announced

@@ -21,7 +21,8 @@ _ALPHABET = string.ascii_letters + string.digits
 
 
 class Data(NamedTuple):
-    """The keys and, for each, the value stored before the first run, the one that the runs write, and its shard."""
+    """The keys and what belongs to each.
+    The value stored before the first run, the one that the runs write, and its shard."""
 
     keys: Sequence[str]
     stored: Sequence[bytes]

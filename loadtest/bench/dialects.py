@@ -93,7 +93,8 @@ class Kvstore(Dialect):
 
 
 class Bare(Kvstore):
-    """The handler that stores nothing is asked exactly as kvstore is, but for what it would need a store to answer."""
+    """The handler that stores nothing, asked as kvstore is.
+    But for what it would need a store to answer."""
 
     name = "bare"
 
@@ -146,7 +147,8 @@ class Etcd(Dialect):
 
 
 class Webdis(Dialect):
-    """webdis in front of Redis: the command in the path, its last argument in the body; `.bin` asks for raw bytes.
+    """webdis in front of Redis: the command in the path, its last argument in the body.
+    `.bin` asks for raw bytes.
 
     A command that is too long for a path is the body of a POST. Redis does not keep keys in order: it has no pages.
     """

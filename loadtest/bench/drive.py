@@ -241,7 +241,8 @@ def mean_size(before: Batches | None, after: Batches | None) -> float | None:
 
 
 async def _settle(system: System) -> None:
-    """Until it has come to rest: what it does after its last answer is its own, and not the next one's noise.
+    """Until it has come to rest.
+    What it does after its last answer is its own, and not the next one's noise.
 
     wrk leaves requests behind that wait for one another: a system may work at those for seconds.
     """

@@ -37,8 +37,9 @@ _END_TIMEOUT_S = 120.0
 
 
 class Phase(msgspec.Struct):
-    """What held at its end. Memory is the most that was seen in it (sum of PSS), `others` the share of the machine's
-    CPU time that went to programs besides cluster and Locust."""
+    """What held at its end.
+    Memory is the most that was seen in it (sum of PSS), `others` the share of the machine's CPU time that went to
+    programs besides cluster and Locust."""
 
     name: str
     users: int

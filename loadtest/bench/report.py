@@ -30,8 +30,8 @@ REFERENCE_SHAPE = (4, 1)  # shards and routers of the cluster that the aims are 
 
 
 class SystemFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What one system is and costs when nothing is asked. Memory is the sum of PSS over all its processes; `shards` and
-    `routers` are 0 for what is no cluster of ours."""
+    """What one system is and costs when nothing is asked.
+    Memory is the sum of PSS over all its processes; `shards` and `routers` are 0 for what is no cluster of ours."""
 
     system: str
     version: str
@@ -246,7 +246,8 @@ def render(
 
 
 def chart(cells: Sequence[Cell]) -> str:
-    """Rates beside etcd's as bars: a block of Markdown, a line for each cell with a ratio; etcd itself is 1."""
+    """Rates beside etcd's as bars: a block of Markdown, a line for each cell with a ratio.
+    etcd itself is 1."""
     shown = [cell for cell in side_by_side(cells) if "etcd" in cell.to and cell.system != "bare"]
     labels = [f"{cell.work} {cell.connections:>4} {cell.system}" for cell in shown]
     width = max(map(len, labels))

@@ -53,8 +53,9 @@ class Batches(NamedTuple):
 
 
 class System(ABC):
-    """One system in a folder of its own. After `start`: `urls` (where it is asked; `url` is the first), `roots` (pids
-    of its top processes), `ready_s`. `shape` is None for what is no cluster of ours."""
+    """One system in a folder of its own.
+    After `start`: `urls` (where it is asked; `url` is the first), `roots` (pids of its top processes), `ready_s`.
+    `shape` is None for what is no cluster of ours."""
 
     dialect: Dialect
     programs: tuple[tuple[str, str], ...] = ()  # what must be installed: program and Debian package
@@ -158,7 +159,8 @@ def read_batches(metrics: str) -> Batches:
 
 
 class EtcdSystem(System):
-    """One that runs on several nodes is asked where its leader is: the quickest way to it, as no node passes on."""
+    """One that runs on several nodes is asked where its leader is.
+    The quickest way to it, as no node passes on."""
 
     dialect = dialects.Etcd()
     programs = (("etcd", "etcd-server"),)

@@ -39,7 +39,8 @@ _THIS_MACHINE = "127."
 
 
 def command(name: str, proxy: str, argv: Sequence[str], bug: str = "", slow: str = "") -> tuple[str, ...]:
-    """The command that runs `argv`, which is PYTHON -m kvstore …, as the child `name`. Raises ValueError if it is not.
+    """The command that runs `argv`, which is PYTHON -m kvstore …, as the child `name`.
+    Raises ValueError if it is not.
 
     `proxy`: the proxy's HOST:PORT; empty: none. `slow`: while that file is there, a shard's disk is slow.
     """

@@ -1,4 +1,5 @@
-"""What is shown while a chaos run goes on: one line that is kept up to date, or a line now and then.
+"""What is shown while a chaos run goes on.
+One line that is kept up to date, or a line now and then.
 
 Owns: the words of that line.
 Leaves to others: what is going on (run).

@@ -64,7 +64,8 @@ _LONGEST_S = 7.0  # longer than any time-out in loadtest.chaos.cluster.LIMITS
 
 
 class Step(NamedTuple):
-    """A fault: when it begins, counted from the beginning of its phase, and for how long it lasts (0: a moment).
+    """A fault of the schedule.
+    When it begins, counted from the beginning of its phase, and for how long it lasts (0: a moment).
 
     `draw` is the seed of all choices that are left.
     """

@@ -1,4 +1,5 @@
-"""What the surroundings of a shard do to it in a chaos run: a disk that forgets and is slow, messages that come twice.
+"""What the surroundings of a shard do to it in a chaos run.
+A disk that forgets and is slow, messages that come twice.
 
 Owns: `ForgetfulDisk`, below the log of a shard; reads of the file that take long; prepares that arrive again, late.
 Promises: what was not synced is in the memory of the process only, so `kill -9` loses it as a power cut would. The disk
@@ -42,7 +43,7 @@ class Slowness:
 
 
 class Unsynced:
-    """What was written to one file and not synced, whoever in this process has it open."""
+    """What was written to one file and not synced, by all that have it open in this process."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

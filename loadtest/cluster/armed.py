@@ -1,4 +1,5 @@
-"""A cluster of real processes of which any one can be told to die at a named point of its code, once.
+"""A cluster of real processes that can be told to die at a named point of their code.
+Any one of them, once.
 
 Owns: starting all processes of a cluster.yaml under a supervisor in this process, arming some of them, stopping them
 and keeping them from coming back.
@@ -195,7 +196,7 @@ class ArmedCluster(LocalCluster):
             processes.send_signal(process, signal.SIGCONT)
 
     def stands_still(self, process: Pid) -> bool:
-        """Whether it was stopped by SIGSTOP, by whomever."""
+        """Whether it was stopped by SIGSTOP, whatever sent that."""
         stat = processes.read_stat(process.pid)
         if stat is None or stat.started_ticks != process.started_ticks or stat.state != "T":
             return False
@@ -203,7 +204,8 @@ class ArmedCluster(LocalCluster):
         return True
 
     def kill(self, name: str) -> Pid | None:
-        """SIGKILL, also to one that is just being started, or does not come to its end; None when there is none.
+        """SIGKILL, also to one that is just being started, or does not come to its end.
+        None when there is none.
 
         The supervisor starts it again.
         """

@@ -26,8 +26,9 @@ class ChangeError(Exception):
 
 
 class Change(NamedTuple):
-    """What is asked for: add or remove the shard, give it a weight, or cancel what has not moved and plan it again
-    (only while no shard joins or leaves)."""
+    """What is asked for.
+    Add or remove the shard, give it a weight, or cancel what has not moved and plan it again (only while no shard
+    joins or leaves)."""
 
     verb: Literal["add", "remove", "weigh", "replan"]
     shard: str = ""

@@ -62,7 +62,8 @@ async def killed_store(folder: Path, seed: int, writes: int) -> Acknowledged:
 
 
 async def damaged_store(kept: Path, folder: Path, acknowledged: Acknowledged, rng: random.Random) -> Finding | None:
-    """Damage a copy of the killed store, open it, and judge all that it answers; None if nothing could be damaged."""
+    """Damage a copy of the killed store, open it, and judge all that it answers.
+    None if nothing could be damaged."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(kept, folder, ignore=shutil.ignore_patterns("*.lock", "*-shm"))
     found = damage(folder / FILE, rng)

@@ -116,8 +116,9 @@ class OnceClient:
 
 @functools.cache
 def _resolve(host: str, port: int) -> tuple[int, Any]:
-    """Family and address, asked for once in a process: gevent's resolver is a pool of threads, in which hundreds of new
-    users wait for seconds while the users that are there keep the process busy."""
+    """Family and address, asked for once in a process.
+    gevent's resolver is a pool of threads, in which hundreds of new users wait for seconds while the users that are
+    there keep the process busy."""
     family, _, _, _, address = gevent.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     return family, address
 

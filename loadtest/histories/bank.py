@@ -181,8 +181,8 @@ class _Check:
                 self._blame(Kind.NEGATIVE, f"{_name(read)} has {account.balance} in account {number}")
 
     def _check_halves(self) -> None:
-        """A client that shows what a transfer wrote to one account shows what it (or a later one) wrote to the
-        other."""
+        """A read that shows what a transfer wrote to one account shows the other account, too.
+        As the transfer (or a later one) wrote it."""
         wrote = {
             (number, transfer.version): (transfer, other)
             for transfer in self._done

@@ -41,7 +41,8 @@ class Operation(msgspec.Struct, kw_only=True, tag_field="call"):
 
 
 class Lists(Operation, tag="lists"):
-    """A transaction on lists: it reads some (each as it was before the appends) and appends to some, all at once.
+    """A transaction on lists.
+    It reads some (each as it was before the appends) and appends to some, all at once.
 
     A value is appended once in a whole history. `reads` are those of the answer, so there are none unless it was done.
     """
@@ -101,7 +102,8 @@ class Register(Operation, tag="register"):
 
 
 class Count(Operation, tag="count"):
-    """A counter in a key: read it, or raise it from `value` - 1 to `value` by compare-and-set. None: not there (0)."""
+    """A counter in a key: read it, or raise it from `value` - 1 to `value` by compare-and-set.
+    None: not there (0)."""
 
     key: str
     action: Literal["read", "raise"]
@@ -109,7 +111,8 @@ class Count(Operation, tag="count"):
 
 
 class Element(Operation, tag="element"):
-    """One element of a set, a key of its own below the prefix `set`. It is added once, and removed once at most."""
+    """One element of a set, a key of its own below the prefix `set`.
+    It is added once, and removed once at most."""
 
     set: str
     element: str
@@ -134,8 +137,9 @@ class Lease(Operation, tag="lease"):
 
 
 class Guarded(Operation, tag="guarded"):
-    """In a critical section, under the lock `lock` held with `token`: `key` was read as `value` - 1, and written as
-    `value`. Refused: the store said that the token is no longer the holder's, or that the key was not its own."""
+    """In a critical section, under the lock `lock` held with `token`.
+    `key` was read as `value` - 1, and written as `value`. Refused: the store said that the token is no longer the
+    holder's, or that the key was not its own."""
 
     lock: str
     token: int
@@ -152,7 +156,8 @@ _decoder = msgspec.json.Decoder(AnyOperation)
 
 
 class History:
-    """Operations in the order in which they ended; also written to `path` if there is one. Use it in a `with` block."""
+    """Operations in the order in which they ended; also written to `path` if there is one.
+    Use it in a `with` block."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.operations: list[AnyOperation] = []

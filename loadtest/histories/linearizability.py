@@ -85,8 +85,8 @@ class Stuck(NamedTuple, Generic[Op, State]):
 
 
 class Outcome(NamedTuple, Generic[Op, State]):
-    """`stuck` is None if there is an order. `decided`: False if the search was given up; `stuck` is then as far as it
-    came."""
+    """`stuck` is None if there is an order.
+    `decided`: False if the search was given up; `stuck` is then as far as it came."""
 
     decided: bool
     stuck: Stuck[Op, State] | None
@@ -105,7 +105,8 @@ def search(model: Model[Op, State], entries: Sequence[Entry[Op]], steps_max: int
 
 
 class _Node:
-    """A call or a return in the list of those that are not placed. `place` is that of the entry; -1 at both ends."""
+    """A call or a return in the list of those that are not placed.
+    `place` is that of the entry; -1 at both ends."""
 
     __slots__ = ("after", "before", "is_return", "partner", "place")
 
@@ -256,8 +257,8 @@ class _Search(Generic[Op, State]):
     # --- instants at which all orders meet -----------------------------------------------------------------------
 
     def _find_cuts(self) -> set[int]:
-        """Numbers of entries after which nothing is under way and the state is the same in every order: it was, and
-        there was one change at most since; or the only change fixes it."""
+        """Numbers of entries after which nothing is under way and the state is the same in every order.
+        It was, and there was one change at most since; or the only change fixes it."""
         optional_from_s = min((group[0].begin_s for group in self._groups), default=float("inf"))
         cuts: set[int] = set()
         changes: list[Op] = []

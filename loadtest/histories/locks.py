@@ -1,4 +1,5 @@
-"""Locks that are leases, their tokens, and what is written under them: is there one holder at a time, and the last one?
+"""Locks that are leases, their tokens, and what is written under them.
+Is there one holder at a time, and the last one?
 
 Owns: the rules for leases, fencing tokens, and counters that are raised in critical sections.
 Promises: pure. What it reports is wrong with certainty: of an unknown acquire no client knows the token, so that no
@@ -147,7 +148,8 @@ class _Lock:
 
 
 class _GuardedKey:
-    """A key that is read as `value` - 1 and written as `value`, in critical sections only. It is absent at first: 0."""
+    """A key that is read as `value` - 1 and written as `value`, in critical sections only.
+    It is absent at first: 0."""
 
     def __init__(self, key: str, writes: Sequence[Guarded], reads: Sequence[Count], findings: Findings) -> None:
         self._key = key

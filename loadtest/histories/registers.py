@@ -88,8 +88,9 @@ ABSENT = _Holds(None, 0)
 
 
 class _RegisterModel:
-    """A register of whose values is known how often each is read, and by whom it is swapped away: as long as a client
-    has to see a value, nothing may overwrite it, for it never comes back. (A key that is absent may become so again.)
+    """A register of whose values is known how often each is read, and by whom it is swapped away.
+    As long as a client has to see a value, nothing may overwrite it, for it never comes back. (A key that is absent
+    may become so again.)
 
     The answers of an operation are part of it; an optional one is a change that may have been made.
     """
@@ -256,7 +257,8 @@ class _Key:
         return entries
 
     def _narrowest_ends(self) -> dict[str, float]:
-        """Until when each value was written that was seen. A chain of swaps is gone through from its last one on."""
+        """Until when each value was written that was seen.
+        A chain of swaps is gone through from its last one on."""
         into = {value: seer.value for value, seers in self._seers.items() for seer in seers if seer.action == "swap"}
         ends_s: dict[str, float] = {}
         for start in self._seers:
@@ -340,7 +342,8 @@ def _end_s(operation: Register) -> float:
 
 
 def _saw(operation: Register) -> str | None:
-    """The value that was there if the operation was done as it was answered; None: none, or it does not say."""
+    """The value that was there if the operation was done as it was answered.
+    None: none, or it does not say."""
     if operation.action == "swap" and operation.met:
         return operation.expected
     return operation.value if operation.action == "read" else None

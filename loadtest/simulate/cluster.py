@@ -157,7 +157,8 @@ class Cluster:
         self.invariants.disk_gone(node.name)
 
     def is_whole(self) -> bool:
-        """Whether as many copies of each shard as there are to be are in sync, and on disks of processes that run."""
+        """Whether each shard has as many copies in sync as it is to have.
+        On disks of processes that run."""
         cluster_map, wanted = self.stored_map, self._wanted()
         if cluster_map is None:
             return False

@@ -1,5 +1,5 @@
-"""Faults that only a cluster with copies has: a primary that is deposed and does not know, a snapshot that another one
-begins anew, a node that stays dead.
+"""Faults that only a cluster with copies has.
+A primary that is deposed and does not know, a snapshot that another one begins again, a node that stays dead.
 
 Owns: what happens in which order, watched for in the cluster, so that rules of copies are needed by it.
 Promises: each ends by itself, and leaves no link cut.
@@ -67,8 +67,8 @@ async def depose(cluster: Cluster, rng: random.Random) -> None:
 
 
 async def interrupt(cluster: Cluster, rng: random.Random) -> None:
-    """The snapshot that begins next where another copy can take over. That one serves for a while before it sends its
-    own, so that the page held up is of an older state."""
+    """The snapshot that begins next where another copy can take over.
+    That one serves for a while before it sends its own, so that the page held up is of an older state."""
     found = await _until(lambda: _filling(cluster), _FILLING_S)
     if not found:
         return

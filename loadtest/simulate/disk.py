@@ -137,7 +137,8 @@ class SimulatedDisk:
         self.calls = self.power_cut_at = 0
 
     def forget_dirty(self, path: Path) -> None:
-        """What was not synced looks written, but no later sync brings it to the disk: so a failed sync leaves it."""
+        """What was not synced looks written, but no later sync brings it to the disk.
+        So a failed sync leaves it."""
         self._content(path).versions.clear()
 
     @property

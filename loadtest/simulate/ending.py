@@ -1,4 +1,5 @@
-"""What all copies hold at the end of a run: as many as there are to be, and the rows of their primaries.
+"""What all copies hold at the end of a run.
+As many as there are to be, and the rows of their primaries.
 
 Owns: when all copies are there, what each of them holds as of the last committed record, how they differ.
 Promises: rows of the file and of records that are not applied yet count alike. Changes nothing.

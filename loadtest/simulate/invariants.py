@@ -214,7 +214,8 @@ class Invariants:
                 raise Violation(f"{shard_id} may be answered in term {shipping.config.term} while {opening}")
 
     def _check_opening(self, shard_id: str, shipping: Shipping) -> None:
-        """No copy in sync that has promised the term has a record of an older one which the new term is without."""
+        """No copy in sync that has promised the term has a record that the new term is without.
+        Of an older term, that is."""
         for replica in shipping.config.in_sync:
             guest = self.resident(replica.node, shard_id)
             copy = guest.copy if guest is not None else None

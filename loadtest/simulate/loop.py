@@ -240,7 +240,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return True
 
     def go_on(self, process: Process) -> None:
-        """It stood still; what it should have done meanwhile comes now."""
+        """It stood still; what it should have done in that time comes now."""
         process.stands_still = False
         self._ready.extend(process.held)
         process.held.clear()
@@ -282,7 +282,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self.errors.append(f"{context['message']}: {error!r}")
 
     def end(self) -> None:
-        """Let go of whatever still waits, silently: a work may not like to be closed where it waits for its end."""
+        """Let go of whatever still waits, silently.
+        A work may not like to be closed where it waits for its end."""
         self._over = True
         disabled = logging.root.manager.disable
         logging.disable(logging.CRITICAL)

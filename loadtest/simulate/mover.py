@@ -1,4 +1,5 @@
-"""A move of partitions as its source sees it: copied, followed, frozen, compared; then it is given up, and they return.
+"""A move of partitions as its source sees it: copied, followed, frozen, compared.
+Then it is given up, and they return.
 
 Owns: what a destination asks of a source, the copy that it makes, and what must be equal in the end.
 Promises: goes on where it was when the source's process ends and comes back, and always lets the partitions return.
@@ -48,12 +49,12 @@ class Mover:
         for _ in range(self._rng.randrange(4)):
             await asyncio.sleep(self._rng.expovariate(3.0))
             sequence = await self._follow(move, sequence)
-        fenced: Frozen = await self._insist(lambda store: store.partitions.freeze(move.id))
+        frozen: Frozen = await self._insist(lambda store: store.partitions.freeze(move.id))
         await self._follow(move, sequence)
         checks = [row[7] for row in self._copy.values()]
         digest = sum(check & 0xFFFFFFFF for check in checks), sum(check >> 32 for check in checks)
-        if (len(checks), digest) != (fenced.rows, tuple(fenced.digest)):
-            raise Violation(f"{move.id} copied {len(checks)} rows, of which the source has {fenced.rows}, or others")
+        if (len(checks), digest) != (frozen.rows, tuple(frozen.digest)):
+            raise Violation(f"{move.id} copied {len(checks)} rows, of which the source has {frozen.rows}, or others")
         self._machine.loop.note(f"{move.id} has copied {len(checks)} rows")
         self._machine.faults["moved, compared and back"] += 1
         await asyncio.sleep(self._rng.uniform(0, 0.5))

@@ -107,7 +107,8 @@ class End:
         self._let_send()
 
     def abort(self) -> None:
-        """At once, and without a word to the other end, which is told by its own kernel when it next sends."""
+        """End it at once, and without a word to the other end.
+        That is told by its own kernel when it next sends."""
         self._connection.reset()
 
     def _wake(self) -> None:
@@ -146,7 +147,7 @@ class Network:
         self.doubles = False
         self._rng = rng
         self._connections: dict[Connection, None] = {}
-        self._nobody = copy_context()
+        self._of_no_process = copy_context()
 
     def host(self, name: str) -> Host:
         return self.hosts.setdefault(name, Host(name))
@@ -157,13 +158,13 @@ class Network:
 
     def schedule(self, delay_s: float, function: Callable[..., None], *args: Any) -> None:
         """In the name of no process: what wakes up does so in that of its own."""
-        self.loop.schedule(delay_s, function, *args, context=self._nobody)
+        self.loop.schedule(delay_s, function, *args, context=self._of_no_process)
 
     # --- connections --------------------------------------------------------------------------------------------------
 
     async def connect(self, caller: Process | None, source: str, target: str, greeting: Any) -> End:
-        """The near end of a connection to the process that runs at the target now. Raises OSError; the caller has to
-        bound the time."""
+        """The near end of a connection to the process that runs at the target now.
+        Raises OSError; the caller has to bound the time."""
         answer: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self._reach(caller, source, target, greeting, answer)
         return await answer

@@ -1,4 +1,5 @@
-"""What one call of the command simulates: a cluster or a store, for how long, with which faults, wrong in which way.
+"""What one call of the command simulates.
+A cluster or a store, for how long, with which faults, wrong in which way.
 
 Owns: `Plan`: one run of it, making a failed one smaller, the command that replays one.
 Promises: the replay command names everything that the run depends on.

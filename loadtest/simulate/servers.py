@@ -1,4 +1,5 @@
-"""The processes of a simulated cluster, each on a host of its own: what all of them have, routers, a controller.
+"""The processes of a simulated cluster, each on a host of its own.
+What all of them have, routers, a controller.
 
 Owns: putting the real services together as their processes do, from start to death; what each answers over HTTP.
 Promises: a process that ends has ended by a fault that was made, or that is a finding. What a node's disk has kept and
@@ -117,7 +118,7 @@ class Server:
         """What was in memory is lost."""
 
     def lose_power(self) -> None:
-        """No word of it reaches anybody."""
+        """No word of it reaches another process."""
         self.host.has_power = False
         if self.process is not None:
             self.process.kill()

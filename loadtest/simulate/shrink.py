@@ -13,7 +13,7 @@ from loadtest.simulate.cluster_run import Cut
 
 
 def shrink(fails: Callable[[Cut], bool], faults: int, clients: int, runs_max: int) -> Cut:
-    """What can be taken out of a run with so many faults and clients that fails, so that it still does."""
+    """The faults and clients that can be left out of a run that fails, so that it still fails."""
     left = runs_max
 
     def still_fails(cut: Cut) -> bool:

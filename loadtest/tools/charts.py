@@ -152,7 +152,8 @@ def lines(
     marks: Sequence[Mark] = (),
     logarithmic: bool = False,
 ) -> str:
-    """Values, none below 0, over time from 0 to `span_s`. On a logarithmic axis a value of 0 is a gap."""
+    """Values, none below 0, over time from 0 to `span_s`.
+    On a logarithmic axis a value of 0 is a gap."""
     series = [_drawable(each, logarithmic) for each in series]
     values = [value for each in series for _, value in each.points if value is not None]
     across = _time_scale(span_s)
@@ -175,8 +176,8 @@ def areas(
     bands: Sequence[Band] = (),
     marks: Sequence[Mark] = (),
 ) -> str:
-    """The same as areas that stand on one another, so that the upper edge is the sum. All series name the same times;
-    where there is no value it counts as 0."""
+    """The same as areas that stand on one another, so that the upper edge is the sum.
+    All series name the same times; where there is no value it counts as 0."""
     across = _time_scale(span_s)
     edges = [[0.0] * len(series[0].points)] if series else []
     for each in series:

@@ -93,7 +93,8 @@ def folder_values(folder: Path) -> Iterator[Expected]:
 
 
 def ndjson_values(file: Path) -> Iterator[Expected]:
-    """The last line of each key: the one that an import leaves. Raises SourceError at a line that is no record."""
+    """The last line of each key: the one that an import leaves.
+    Raises SourceError at a line that is no record."""
     offsets: dict[str, int] = {}
     with file.open("rb") as lines:
         offset = 0

@@ -18,7 +18,8 @@ _NO_TEXT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def text(content: object) -> str:
-    """Any content as text of a page or of an attribute. Characters that no page may hold are shown as U+FFFD."""
+    """Any content as text of a page or of an attribute.
+    Characters that no page may hold are shown as U+FFFD."""
     return escape(_NO_TEXT.sub("\ufffd", str(content)), quote=True)
 
 

@@ -1,4 +1,5 @@
-"""Where a client of a judged workload is: below which keys, under which name, and to whom it tells what it was told.
+"""Where a client of a judged workload is.
+Below which keys, under which name, and to whom it tells what it was told.
 
 Owns: the prefix of a run, names of clients, numbers that are never used twice in a history.
 Promises: pure.

@@ -45,11 +45,17 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 
 
 @pytest.fixture
-def page(driver: webdriver.Chrome, demo: Cluster, tmp_path: Path) -> Iterator[Page]:
+def url(demo: Cluster) -> str:
+    """Where the browser finds the page."""
+    return demo.url
+
+
+@pytest.fixture
+def page(driver: webdriver.Chrome, url: str, tmp_path: Path) -> Iterator[Page]:
     """A new page on the cluster; at the end it must have met no error, and asked no other host for anything."""
     folder = Path(os.environ.get("KVSTORE_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
-    page = Page(driver, demo.url, folder)
+    page = Page(driver, url, folder)
     yield page
     page.check()
     page.forget()

@@ -35,13 +35,27 @@ def test_a_view_shows_the_live_cluster_and_how_to_do_the_same_in_a_terminal(page
     page.keep(f"{view}-light")
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_a_view_fits_a_narrow_screen(page: Page, view: str) -> None:
+def _narrow(page: Page) -> None:
     metrics = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_fits_a_narrow_screen(page: Page, view: str) -> None:
+    _narrow(page)
     page.open(view)
     page.until_says(SAYS[view][0] if view != "overview" else "Shards")
     assert page.run("return document.documentElement.scrollWidth") <= 360
+    cut = page.run(
+        "return [...document.querySelectorAll('nav a')].filter((a) => a.getBoundingClientRect().right > innerWidth)"
+        ".map((a) => a.textContent)"
+    )
+    assert not cut  # the name of every view is seen, that of this one among them
+    letters = page.run(
+        "return [...document.querySelectorAll('svg text')]"
+        ".map((text) => [text.textContent, text.getBoundingClientRect().height])"
+    )
+    assert not [text for text, height in letters if text and height < 9]
     page.keep(f"{view}-narrow")
 
 
@@ -124,7 +138,7 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
     page.press(Keys.TAB)
     page.press(Keys.ESCAPE)
     page.until(lambda: not page.all("dialog"))
-    assert page.run("return document.querySelectorAll(':focus-visible, :focus').length") <= 2
+    page.until(lambda: page.focus.startswith("Add a shard"), "the focus, back where it was")
 
 
 def test_names_and_roles_are_there_for_screen_readers(page: Page) -> None:
@@ -165,6 +179,37 @@ def test_the_tour_leads_through_all_views_in_ten_steps(page: Page) -> None:
     assert set(seen) == set(VIEWS)
     page.click("End")
     page.until(lambda: not page.all(".tour"))
+
+
+def test_the_tour_covers_nothing_that_has_the_focus_and_not_the_end_of_the_page(page: Page) -> None:
+    _narrow(page)
+    page.open("ring/tour-4")
+    page.until_says("Add a shard…")
+    page.keep("tour-narrow")
+    for number in range(len(page.all("main button:enabled, main input, main a"))):
+        bottom, top = page.run(
+            "const one = document.querySelectorAll('main button:enabled, main input, main a')[arguments[0]];"
+            "one.focus();"
+            "return [one.getBoundingClientRect().bottom, document.querySelector('.tour').getBoundingClientRect().top]",
+            number,
+        )
+        assert bottom <= top, number
+    page.run("scrollTo(0, document.documentElement.scrollHeight)")
+    bottom, top = page.run(
+        "return ['main', '.tour'].map((name) => document.querySelector(name)).map((one, i) =>"
+        " i ? one.getBoundingClientRect().top : one.lastElementChild.getBoundingClientRect().bottom)"
+    )
+    assert bottom <= top
+
+
+def test_a_time_in_which_no_page_was_open_is_a_gap_in_every_curve(page: Page) -> None:
+    page.open("overview")
+    columns = page.driver.execute_async_script(
+        "const done = arguments[0]; const at = (at_ms) => ({at_ms, one: 1, other: 2});"
+        "import('/page/chart.js').then(({columns}) => done(columns([at(1000), at(2000), at(9000)],"
+        " [{value: (sample) => sample.one}, {value: (sample) => sample.one + sample.other}]).map(String)));"
+    )
+    assert columns == ["1,2,3,9", "1,1,,1", "3,3,,3"]
 
 
 def test_a_reload_in_the_middle_shows_the_same_view_and_goes_on(page: Page) -> None:

@@ -502,6 +502,23 @@ def test_a_watch_shows_the_cluster_again_and_again_until_ctrl_c(shell: Shell) ->
     assert shown[0]["cluster_id"] == shown[1]["cluster_id"]
 
 
+def test_a_watch_on_a_terminal_draws_the_table_again_and_again_until_ctrl_c(shell: Shell) -> None:
+    reader, terminal = pty.openpty()
+    with shell.start("status", "--watch", stdout=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        while shown.count(b"every partition has an owner") < 2:
+            try:
+                shown += os.read(reader, 65_536)
+            except OSError:
+                break  # it has ended
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    os.close(reader)
+    assert (process.returncode, errors) == (0, b"")
+    assert shown.count(b"127.0.0.1") >= 8  # four shards, twice
+
+
 def test_ring_tells_how_even_the_partitions_are(shell: Shell) -> None:
     document = shell.json("ring")
     assert sum(shard["partitions"] for shard in document["shards"]) == document["partitions"]

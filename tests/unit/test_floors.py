@@ -29,6 +29,7 @@ FLOORS = {
 METHODS_MAX = 20
 LINES_MAX = 500
 ATTRIBUTES_MAX = 15
+FIRST_LINE_WORDS_MAX = 20
 SAME_FLOOR_MAY = {
     0,
     5,
@@ -175,6 +176,17 @@ def test_no_file_has_grown_too_long() -> None:
 def test_every_part_of_the_package_has_a_floor() -> None:
     parts = {part_of(module) for module in module_files(PACKAGE)} - {""}
     assert parts <= FLOORS.keys()
+
+
+def test_the_first_line_of_a_docstring_has_at_most_20_words() -> None:
+    found = []
+    for path in (each for folder in (PACKAGE, PACKAGE.parent / "loadtest") for each in sorted(folder.rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                words = (ast.get_docstring(node) or "").partition("\n")[0].split()
+                if len(words) > FIRST_LINE_WORDS_MAX:
+                    found.append(f"{path}:{getattr(node, 'lineno', 1)}: {len(words)} words: {' '.join(words)}")
+    assert found == []
 
 
 # --- the checker itself

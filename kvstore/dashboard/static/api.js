@@ -1,5 +1,7 @@
 // The router's public API, as any program may call it.
 
+import { send } from "./access.js";
+
 export class Problem extends Error {
   /** `document`: the RFC 9457 problem of the answer. */
   constructor(document) {
@@ -18,6 +20,17 @@ const UNREACHED = {
   next_step: "Is `kvstore up` still running? This page goes on by itself when it is back.",
 };
 
+/** Of an answer that is none of the router's, nor a problem document, only the status is known. */
+export async function problemOf(answer) {
+  const { status } = answer;
+  try {
+    const document = await answer.json();
+    return new Problem({ ...document, status });
+  } catch {
+    return new Problem({ status, detail: `The router, or a proxy before it, answered ${status} and did not say why.` });
+  }
+}
+
 /** A path with the key in it. A lone surrogate is no Unicode text, and refused. */
 export function pathOf(prefix, key) {
   try {
@@ -30,19 +43,13 @@ export function pathOf(prefix, key) {
 async function ask(method, path, { body, headers, signal } = {}) {
   let answer;
   try {
-    answer = await fetch(path, { method, body, headers, signal, cache: "no-store", redirect: "error" });
+    answer = await send(path, { method, body, headers, signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(UNREACHED);
   }
   if (answer.ok || answer.status === 304) return answer;
-  let document;
-  try {
-    document = await answer.json();
-  } catch {
-    document = { status: answer.status, detail: `The router answered ${answer.status}.` };
-  }
-  throw new Problem(document);
+  throw await problemOf(answer);
 }
 
 /** JSON in, JSON out (or null). Raises Problem. */

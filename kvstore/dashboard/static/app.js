@@ -1,6 +1,7 @@
 // The frame: navigation, theme, connection, tour; which view is shown stands in the address, after the #.
 
 import { html, render, useEffect, useErrorBoundary, useState } from "./lib/preact-htm.js";
+import { CHANGED, askForToken, question } from "./access.js";
 import { Failover } from "./failover.js";
 import { Keys } from "./keys.js";
 import { Locks } from "./locks.js";
@@ -9,6 +10,7 @@ import { RingView } from "./ring.js";
 import { STEPS, Tour } from "./tour.js";
 import { Transactions } from "./transactions.js";
 import { useLive } from "./live.js";
+import { Answer, Dialog, Field } from "./widgets.js";
 
 const VIEWS = {
   overview: ["Overview", Overview],
@@ -80,6 +82,43 @@ function Header({ view, connection, onTour }) {
   </header>`;
 }
 
+function TokenQuestion() {
+  const [asked, setAsked] = useState(question());
+  const [token, setToken] = useState("");
+  useEffect(() => {
+    const follow = () => {
+      setToken("");
+      setAsked(question());
+    };
+    addEventListener(CHANGED, follow);
+    follow();
+    return () => removeEventListener(CHANGED, follow);
+  }, []);
+  if (!asked) return null;
+  const text = token.trim();
+  const isToken = /^[\x21-\x7e]+$/.test(text); // what a header can carry
+  const give = () => isToken && asked.answer(text);
+  return html`<${Dialog} key=${asked} title="Access token" confirm="Use it" isBusy=${!isToken} onConfirm=${give} onClose=${() => asked.answer(null)}>
+    <p>
+      ${asked.isRefused ? html`<b>That token is not taken here.</b>` : "What stands before this cluster lets in only who has a token."}${" "}
+      This page keeps it in memory, sends it with each of its calls, and forgets it when it is closed or loaded again.
+    </p>
+    <form onSubmit=${(event) => (event.preventDefault(), give())}>
+      <${Field} label="token"><input type="password" autocomplete="off" value=${token} onInput=${(event) => setToken(event.target.value)} /><//>
+    </form>
+  <//>`;
+}
+
+/** Why nothing is told of the cluster, when the answer says so. */
+function Refusal({ refusal }) {
+  if (!refusal) return null;
+  const isOfTokens = refusal.status === 401 || Boolean(refusal.document.right);
+  return html`<div class="refusal">
+    <${Answer} answer=${{ problem: refusal }} />
+    ${isOfTokens && html`<button type="button" onClick=${askForToken}>Enter a token…</button>`}
+  </div>`;
+}
+
 function Safe({ children }) {
   const [error] = useErrorBoundary((thrown) => console.error(thrown));
   return error ? html`<p class="said warning" role="alert">This view met an error of its own. Reload the page.</p>` : children;
@@ -87,7 +126,7 @@ function Safe({ children }) {
 
 function App() {
   const { view, tour } = usePlace();
-  const { connection } = useLive();
+  const { connection, refusal } = useLive();
   const [title, View] = VIEWS[view];
   useEffect(() => {
     document.title = `${title} – kvstore`;
@@ -97,7 +136,8 @@ function App() {
     location.hash = number === null ? view : `${STEPS[number].view}/tour-${number + 1}`;
   };
   return html`<${Header} view=${view} connection=${connection} onTour=${() => go(tour ?? 0)} />
-    <main id="main" tabindex="-1"><${Safe} key=${view}><${View} /><//></main>
+    <main id="main" tabindex="-1"><${Refusal} refusal=${refusal} /><${Safe} key=${view}><${View} /><//></main>
+    <${TokenQuestion} />
     ${tour !== null && html`<${Tour} number=${tour} onStep=${go} onClose=${() => go(null)} />`}`;
 }
 

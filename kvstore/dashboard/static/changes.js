@@ -164,22 +164,22 @@ export function Changes({ map, cluster, changes }) {
   </section>`;
 }
 
-const STEPS = ["queued", "copy", "tail", "fence", "commit"];
+const STEPS = ["queued", "copy", "tail", "freeze", "commit"];
 const MEANING = {
   queued: "not begun",
   waiting: "waits",
   copy: "copies the rows",
   tail: "catches up with what was written since",
-  fence: "frozen: no shard answers for these partitions, for some milliseconds",
+  freeze: "frozen: no shard answers for these partitions, for some milliseconds",
   done: "compared and equal: commits",
   failed: "failed: it is begun again",
   unknown: "the controller does not answer",
 };
 
 function Steps({ step }) {
-  const place = STEPS.indexOf(step === "done" ? "commit" : step === "fence" ? "fence" : step);
+  const place = STEPS.indexOf(step === "done" ? "commit" : step);
   return html`<ol class="steps" aria-hidden="true">
-    ${STEPS.map((name, i) => html`<li class=${i < place ? "past" : i === place ? "now" : ""}>${name === "fence" ? "freeze" : name}</li>`)}
+    ${STEPS.map((name, i) => html`<li class=${i < place ? "past" : i === place ? "now" : ""}>${name}</li>`)}
   </ol>`;
 }
 

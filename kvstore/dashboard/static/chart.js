@@ -40,15 +40,15 @@ function options(width, lines, format) {
 }
 
 /** Times and values; a second without a listener is a gap. */
-function columns(history, lines) {
+export function columns(history, lines) {
   const end = history.length ? history[history.length - 1].at_ms : Date.now();
   const shown = history.filter((sample) => sample.at_ms > end - SHOWN_S * 1000);
   const rows = [];
   for (const [i, sample] of shown.entries()) {
-    if (i && sample.at_ms - shown[i - 1].at_ms > 2500) rows.push({ at_ms: shown[i - 1].at_ms + 1000 });
+    if (i && sample.at_ms - shown[i - 1].at_ms > 2500) rows.push({ at_ms: shown[i - 1].at_ms + 1000, isGap: true });
     rows.push(sample);
   }
-  return [rows.map((row) => row.at_ms / 1000), ...lines.map((line) => rows.map((row) => line.value(row) ?? null))];
+  return [rows.map((row) => row.at_ms / 1000), ...lines.map((line) => rows.map((row) => (row.isGap ? null : line.value(row))))];
 }
 
 /** `lines`: {name, colour, value(sample)}. `format`: of a number. */

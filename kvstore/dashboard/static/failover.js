@@ -180,6 +180,7 @@ export function Failover() {
         ["what has happened", `curl ${location.origin}/v1/changes`],
         ["two copies of every key", "kvstore cluster replicas 2"],
         ["another primary, on purpose", "kvstore shard promote s1 --to s2"],
+        ["a node restarted: no call fails", "kvstore shard restart s1"],
         ["this play-through", `curl -X POST ${location.origin}/v1/demo/kill -d '{"node":"s1"}'`],
       ]}
       read=${[

@@ -137,13 +137,13 @@ function Detail({ name, onChanged }) {
 }
 
 function useListing(prefix, round) {
-  const [pages, setPages] = useState({ items: [], next: null });
+  const [pages, setPages] = useState({ items: [], next: null, isKnown: false });
   const [problem, setProblem] = useState(null);
   const load = async (after, items, signal) => {
     const query = new URLSearchParams({ prefix, limit: String(PAGE), ...(after ? { after } : {}) });
     try {
       const page = await call("GET", `/v1/kv?${query}`, undefined, {}, signal);
-      setPages({ items: [...items, ...page.items], next: page.next });
+      setPages({ items: [...items, ...page.items], next: page.next, isKnown: true });
       setProblem(null);
     } catch (error) {
       if (error.name !== "AbortError") setProblem(error);
@@ -193,7 +193,7 @@ export function Keys() {
             </li>`,
           )}
         </ul>
-        ${!listing.items.length && !listing.problem && html`<p class="muted" role="status">No key begins with that.</p>`}
+        ${listing.isKnown && !listing.items.length && !listing.problem && html`<p class="muted" role="status">${prefix ? "No key begins with that." : "There is no key yet."}</p>`}
         ${listing.next && html`<button type="button" class="quiet" onClick=${listing.more}>More</button>`}
         <form class="row" onSubmit=${open}>
           <${Field} label="open or make a key"><input value=${wanted} onInput=${(event) => setWanted(event.target.value)} placeholder="greeting" /><//>

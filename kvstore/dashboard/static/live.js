@@ -1,6 +1,8 @@
 // What the router tells of the cluster, kept up to date: one stream of server-sent events for the whole page.
 
 import { useEffect, useState } from "./lib/preact-htm.js";
+import { send } from "./access.js";
+import { problemOf } from "./api.js";
 
 const HISTORY_MAX = 300;
 const ARRIVED_MS = 60000;
@@ -10,6 +12,7 @@ const WAIT_MS_MAX = 5000;
 
 export const live = {
   connection: "connecting", // connecting, live, lost
+  refusal: null, // Problem: why the router, or a proxy before it, tells nothing
   router: null,
   demo: false,
   map: null,
@@ -115,8 +118,9 @@ function parse(block) {
 async function listenOnce(controller) {
   const headers = { Accept: "text/event-stream" };
   if (lastId !== null) headers["Last-Event-ID"] = lastId;
-  const answer = await fetch("/v1/events", { headers, cache: "no-store", signal: controller.signal });
-  if (!answer.ok) throw new Error(`the router answered ${answer.status}`);
+  const answer = await send("/v1/events", { headers, signal: controller.signal, isBackground: true });
+  live.refusal = answer.ok ? null : await problemOf(answer);
+  if (!answer.ok) throw live.refusal;
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
@@ -144,7 +148,7 @@ async function listen() {
     try {
       await listenOnce(current);
     } catch {
-      // The connection broke, the router is away, or the page was hidden: try again.
+      // The connection broke, the router is away or refuses, or the page was hidden: try again.
     }
     if (!document.hidden) {
       live.connection = "lost";

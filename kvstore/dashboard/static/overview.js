@@ -90,6 +90,8 @@ function Shards({ cluster }) {
       ${cluster.replicas > 1
         ? html`Its copies lie on other nodes, one of which takes over when the primary’s node dies: <a href="#failover">see it</a>.`
         : html`There is one copy of every key: while its node is down a shard’s keys wait for it. <a href="#failover">Two copies</a> end that.`}
+      ${" "}A write is acknowledged when it is in the log; rows that the file does not have yet are unapplied. Waiting are
+      the writes that are not acknowledged yet.
     </p>
   </section>`;
 }
@@ -134,8 +136,8 @@ export function Overview() {
       <h2 id="curves-title">What router ${router ?? ""} answers</h2>
       ${last && !history.some((sample) => sample.reads + sample.writes + others(sample)) &&
       html`<p class="muted">
-        It was not asked for anything in the last minutes. Try <code>kvstore put greeting hello</code>, or the views
-        above: what you do there shows here.
+        It has not been asked for anything while it was watched. Try <code>kvstore put greeting hello</code>, or the
+        views above: what you do there shows here.
       </p>`}
       <div class="charts">
         <${Chart} title="Calls" unit="a second" history=${history} lines=${RATES} format=${rate} />
@@ -149,7 +151,7 @@ export function Overview() {
         ["all of this, once", `curl ${location.origin}/v1/cluster`],
         ["as it changes", `curl -N ${location.origin}/v1/events`],
         ["for a dashboard of your own", `curl ${location.origin}/metrics`],
-        ["on the command line", `kvstore status --watch --url ${location.origin}`],
+        ["on the command line", "kvstore status --watch"],
       ]}
       read=${[
         ["API.md", "The cluster"],

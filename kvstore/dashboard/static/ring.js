@@ -3,7 +3,7 @@
 import { html, useEffect, useState } from "./lib/preact-htm.js";
 import { call, pathOf } from "./api.js";
 import { Changes, Moves } from "./changes.js";
-import { count, shellWord } from "./format.js";
+import { count, plural, shellWord } from "./format.js";
 import { useLive } from "./live.js";
 import { Ring, stops } from "./ring_drawing.js";
 import { Answer, Field, Shard, Terminal, Text } from "./widgets.js";
@@ -22,7 +22,7 @@ function Way({ way, map }) {
     </li>
     <li><b>owner</b> <${Shard} id=${way.owner} />, which is ${way.owner_state}</li>
     <li>
-      <b>there</b> ${way.row === "value" ? html`version ${way.version}, ${count(way.bytes)} bytes${way.cached ? ", in memory" : ""}` : way.row ?? way.detail}
+      <b>there</b> ${way.row === "value" ? html`version ${way.version}, ${plural(way.bytes, "byte")}${way.cached ? ", in memory" : ""}` : way.row ?? way.detail}
       ${way.lock && html`; locked by <${Text} text=${way.lock.owner || "(no name)"} /> with token ${way.lock.token}`}
       ${way.intent && html`; an intent of transaction <code>${way.intent.txn}</code>`}
     </li>

@@ -84,7 +84,7 @@ export function Sequence({ play }) {
   const shown = useSlowMotion(play);
   const isShown = shown >= play.steps.length && play.says;
   return html`<div class="played" data-state=${isShown ? play.state : "running"}>
-    <${Drawing} play=${play} shown=${shown} />
+    <div class="wide"><${Drawing} play=${play} shown=${shown} /></div>
     <div aria-live="polite" role="status">
       ${isShown && html`<p class="said ${ENDS[play.state] ?? "busy"}"><b>${play.state}</b> ${play.says}</p>`}
     </div>

@@ -25,6 +25,13 @@ export function Said({ level = "ok", children }) {
   return html`<p class="said ${level}" role="status" aria-live="polite">${children}</p>`;
 }
 
+/** The right that a call lacks, as the answer of a router or proxy that knows rights names it. */
+function MissingRight({ document }) {
+  if (!document?.right) return null;
+  const keys = document.prefix ? html` for keys that begin with <${Text} text=${document.prefix} />` : "";
+  return html`The right <b><${Text} text=${document.right} /></b>${keys} is missing.${" "}`;
+}
+
 /** The answer to something that was done here: null, {ok: text} or {problem: Problem}. */
 export function Answer({ answer }) {
   return html`<div role="status" aria-live="polite" class="answer">
@@ -32,6 +39,7 @@ export function Answer({ answer }) {
     ${answer?.problem &&
     html`<p class="said ${answer.isWanted ? "wanted" : "warning"}">
       <b>${answer.problem.status || ""} ${answer.problem.code ?? ""}</b> ${printable(answer.problem.message)}${" "}
+      <${MissingRight} document=${answer.problem.document} />
       <span class="muted">${printable(answer.problem.document?.next_step ?? "")}</span>
     </p>`}
   </div>`;
@@ -53,13 +61,19 @@ function Copy({ line }) {
 /** A document that this router serves, at a heading of it. */
 const heading = (file, title) => `/page/docs/${file}#:~:text=${encodeURIComponent(`# ${title}`)}`;
 
+/** The command line asks the usual address, unless it is told another one. */
+function elsewhere() {
+  const isUsual = ["http://127.0.0.1:8080", "http://localhost:8080"].includes(location.origin);
+  return isUsual ? [] : [["once, for the kvstore lines", `export KVSTORE_URL=${location.origin}`]];
+}
+
 /** What does or asks the same from a terminal, and where to read on. `lines`: [what it does, command]; `read`: a
  * document and a heading of it, or a file of the repository and what it tells. */
 export function Terminal({ lines, read }) {
   return html`<section class="terminal" aria-labelledby="terminal-title">
     <h2 id="terminal-title">The same from a terminal</h2>
     <dl>
-      ${lines.map(
+      ${[...elsewhere(), ...lines].map(
         ([what, line]) =>
           html`<div>
             <dt>${what}</dt>

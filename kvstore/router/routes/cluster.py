@@ -99,7 +99,8 @@ class Copy(Struct):
 
 
 class Shard(Struct):
-    """`keys` and `bytes` (of keys and values) are at most 1 s old; of a shard that is down, the last known."""
+    """`keys` and `bytes` (of keys and values) are at most 1 s old.
+    Of a shard that is down, the last known."""
 
     id: ShardId
     url: Url

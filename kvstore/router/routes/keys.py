@@ -127,8 +127,9 @@ class KeyRoutes:
             return await self._admit_answer(Response(200, body, JSON, head_only=call.head.method == "HEAD"))
 
     async def _bring(self, key: str, partial: bool) -> tuple[ListedItem | None, int]:
-        """The item of a key on a page, whose value is large: as it is now, None if it is gone, or with `partial` if its
-        shard is down; then with the partition that is missing."""
+        """The item of a key on a page, whose value is large.
+        As it is now, None if it is gone, or with `partial` if its shard is down; then with the partition that
+        is missing."""
         try:
             async with self._pages.turns:
                 answer = (await self._large.bring(key, self._service.owner_of(key).shard_id)).answer

@@ -130,7 +130,8 @@ class LockRoutes:
         return answer
 
     async def _wait_in_line(self, ask: Acquire, request: web.BaseRequest) -> Answer:
-        """The line is that of the name's owner: where the partition goes, who waits goes to the end of the new one."""
+        """The line is that of the name's owner.
+        Where the partition goes, who waits goes to the end of the new one."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + ask.wait_ms / 1000
         patience_s = self._limits.reroute_timeout_s

@@ -89,10 +89,10 @@ class ConditionEntry(Struct, forbid_unknown_fields=True):
 
 
 class TxnBody(Struct, forbid_unknown_fields=True, rename={"conditions": "if", "otherwise": "else"}):
-    """`then` is done if all of `if` holds, else `else`: all of the branch, or nothing. A branch writes a key at most
-    once. Keys have 1 to {key_bytes_max:,} bytes, a ttl is above 0 and at most {ttl_s_max:,} s, a value has at most
-    {value_bytes_max:,} bytes; what is not so refuses all of it. A condition that shows a lock's token also opens the
-    key of that name to the transaction."""
+    """`then` is done if all of `if` holds, else `else`: all of the branch, or nothing.
+    A branch writes a key at most once. Keys have 1 to {key_bytes_max:,} bytes, a ttl is above 0 and at most
+    {ttl_s_max:,} s, a value has at most {value_bytes_max:,} bytes; what is not so refuses all of it. A condition
+    that shows a lock's token also opens the key of that name to the transaction."""
 
     then: Annotated[list[Op], about(minItems=1)]
     conditions: list[ConditionEntry] = []
@@ -189,7 +189,8 @@ def _step(op: Op, limits: Limits) -> TxnOp:
     if type(op) is not PutOp:
         return TxnOp("get" if type(op) is GetOp else "delete", op.key)
     value = decode_value(op.value, op.value_base64, "it")
-    check_value_size(len(value), limits)
+    if len(value) > limits.value_bytes_max:
+        check_value_size(len(value), limits)
     return TxnOp("put", op.key, value, 0 if op.ttl is UNSET else ttl_to_ms(op.ttl, limits))
 
 

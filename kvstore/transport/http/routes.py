@@ -27,10 +27,12 @@ from kvstore.errors import (
     KvError,
     MethodNotAllowed,
     NoSuchRoute,
+    OtherProtocol,
     PreconditionFailed,
     ValueTooLarge,
 )
 from kvstore.strict_json import decode_strictly
+from kvstore.transport import versions
 from kvstore.transport.bodies import BodyReader
 from kvstore.transport.http.requests import Head, HostGuard, decode_query, read_head
 from kvstore.transport.http.responses import JSON, Response, StreamedResponse, problem_response
@@ -100,7 +102,8 @@ class Content(NamedTuple):
 
 
 class Body(NamedTuple):
-    """What a call takes. `bytes_max`: a number, or the name of a limit. `content.kind`: a Struct, or bytes as they are.
+    """What a call takes. `bytes_max`: a number, or the name of a limit.
+    `content.kind`: a Struct, or bytes as they are.
 
     Without `content` it must be blank. What need not be there is as if it had no members.
     """
@@ -128,7 +131,7 @@ class Route(NamedTuple):
     """A call. `handler`: a method of the class whose instance the table is given with it, not bound yet.
 
     `body`: None if it is not looked at. `errors`: besides those of any route. `is_work`: it counts among the requests
-    under way, which are bounded.
+    under way, which are bounded. `is_hello`: a process that speaks another protocol is refused.
     """
 
     method: str
@@ -145,6 +148,7 @@ class Route(NamedTuple):
     errors: Errors = ()
     error_headers: Mapping[type[KvError], tuple[str, ...]] = {}
     is_work: bool = False
+    is_hello: bool = False
 
     def named(self, place: str) -> list[Parameter]:
         """The parameters in that place."""
@@ -309,7 +313,10 @@ async def answer_call(table: RouteTable, guard: HostGuard, request: web.BaseRequ
         head = read_head(request)
         guard.check(head.fields)
         entry, argument = table.find(head.path)
-        reply = await table.answer(entry.method(head.method), argument, request, head)
+        bound = entry.method(head.method)
+        if bound.route.is_hello:
+            versions.check_protocol(head.fields, request.remote)
+        reply = await table.answer(bound, argument, request, head)
     except KvError as error:
         reply = problem_response(error, error_lines(error))
     if isinstance(reply, Response):
@@ -321,6 +328,8 @@ def error_lines(error: KvError) -> str:
     """What an error says in header fields, too."""
     if isinstance(error, MethodNotAllowed):
         return f"Allow: {', '.join(error.members['allow'])}\r\n"
+    if isinstance(error, OtherProtocol):
+        return f"{versions.HEADER}: {versions.PROTOCOL}\r\n"
     if isinstance(error, PreconditionFailed) and "version" in error.members:
         return f'ETag: "{error.members["version"]}"\r\n'
     return ""

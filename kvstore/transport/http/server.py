@@ -2,7 +2,7 @@
 
 Owns: the bound on connections and on the bytes of a header; problem documents for aiohttp's own errors.
 Promises: a request is begun once the client has taken the answers before it, but for a little, so that one that does
-not read costs little memory (`transport.answers` has the sum).
+not read costs little memory (`transport.answers` has the sum), and little work.
 Leaves to others: what is served (`routes`), the form of requests and answers (`requests`, `responses`).
 
 aiohttp's low-level `web.Server` is used with three of its extension points: the request handler class (errors, bound
@@ -12,7 +12,9 @@ on connections), the request factory and the response protocol (`prepare`, `writ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, cast
 
@@ -35,13 +37,16 @@ HEAD_BYTES_MAX = 131_072
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _HALF_CLOSED_POLL_S = 0.02
+_UNSENT_BYTES = 2 * SMALL_BYTES
+_UNBOUND = (1 << 31) - 1
 _HEAD_TOO_LARGE = "The header as a whole is too large"
 
 Handler = Callable[[web.BaseRequest], Awaitable[Any]]
 
 
 class _InlineRequests:
-    """The event loop as a connection sees it: what is to run as a task of its own is awaited as it is.
+    """The event loop as a connection sees it.
+    What is to run as a task of its own is awaited as it is.
 
     Before Python 3.12, aiohttp makes a task of each request and awaits it at once, which takes two more turns of the
     loop. It does so that no request sees the context variables of the one before it, and there are none here.
@@ -66,6 +71,7 @@ class _Protocol(RequestHandler):
         server = cast(Server, self._manager)
         self.answers = server.answers
         transport.set_write_buffer_limits(high=SMALL_BYTES)  # beyond, `_paused` is set until it is a quarter of that
+        _bound_unsent(transport, _UNSENT_BYTES)
         if len(server.connections) >= server.connections_max:
             transport.write(_REFUSED_CONNECTION)
             transport.close()
@@ -105,7 +111,7 @@ class _Protocol(RequestHandler):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own contract: True keeps our side open
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own contract: True keeps this side open
         """A client that half-closes (`nc -N`) gets its answers; a body that it cut short is refused."""
         if self._payload_parser is not None or self._is_idle():
             return False
@@ -147,6 +153,14 @@ class _Protocol(RequestHandler):
         return cast(web.StreamResponse, response)
 
 
+def _bound_unsent(transport: Any, size: int) -> None:
+    """How much the system keeps for a client that does not read, which else is megabytes: as many small answers."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, AttributeError):  # another system has no such bound
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
+
+
 def _error_of(status: int, exc: BaseException | None, message: str | None, line_bytes_max: int) -> KvError:
     text = (message or str(exc or "")).split("\n", 1)[0].rstrip(":")
     if status < 500:
@@ -183,7 +197,7 @@ _REFUSED_CONNECTION = _REFUSED_CONNECTION % (len(_refused), _refused)
 
 
 class Server(web.Server):
-    """A `web.Server` with our limits and our errors."""
+    """A `web.Server` with the limits and errors of this project."""
 
     def __init__(self, handler: Handler, limits: Limits, answers: AnswerAccount | None = None) -> None:
         """`answers`: the account of the process, if its handler reserves room on it, too."""
@@ -215,6 +229,7 @@ async def accept_socket(
     socket = web.WebSocketResponse(compress=False, max_msg_size=frame_bytes_max, timeout=close_timeout_s)
     if request.transport is not None:
         request.transport.set_write_buffer_limits()
+        _bound_unsent(request.transport, _UNBOUND)
     try:
         await socket.prepare(request)
     except web.HTTPException:

@@ -15,7 +15,7 @@ from kvstore.placement.cluster_map import ClusterMap, Move
 from kvstore.protocol import Answer, Follow, Info, Progress, Receive, Reply, Request, Stats
 from kvstore.transport.channel import Connection
 
-STEPS = ("copy", "tail", "fence", "done")
+STEPS = ("copy", "tail", "freeze", "done")
 ANSWER_S = 0.05
 LIMITS = Limits()
 
@@ -35,8 +35,8 @@ class FarShard:
         self.received: list[str] = []
         self.seen: list[tuple[str, str]] = []
         self.begun: dict[str, str] = {}
-        self.fences: set[str] = set()
-        self.fenced_ever: set[str] = set()
+        self.freezes: set[str] = set()
+        self.frozen_ever: set[str] = set()
         self.finished: dict[str, frozenset[int]] = {}
         self.wrongs: list[str] = []
         self.gates = {step: asyncio.Event() for step in ("follow", *STEPS)}
@@ -65,7 +65,7 @@ class FarShard:
         self.url = f"http://127.0.0.1:{self._port}"
 
     async def kill(self) -> None:
-        """As kill -9: what was durable stays, the map and the fences."""
+        """As kill -9: what was durable stays, the map and the freezes."""
         for transport in self._transports:
             transport.abort()  # type: ignore[attr-defined]
         for task in (*self._tasks, *self._moving.values()):
@@ -127,7 +127,7 @@ class FarShard:
         self._check_arrivals(cluster_map)
         self.map = cluster_map
         standing = {move.id for move in cluster_map.moves}
-        self.fences &= standing
+        self.freezes &= standing
         for move_id in set(self._moving) - standing:
             self._moving.pop(move_id).cancel()
 
@@ -139,9 +139,9 @@ class FarShard:
         for move_id, partitions in reversed(self.finished.items()):  # the last one that brought it
             if not partitions & arrived:
                 continue
-            source = next(other for other in self._others.values() if move_id in other.fenced_ever)
+            source = next(other for other in self._others.values() if move_id in other.frozen_ever)
             owned = set(source.map.owned_by(source.id)) if source.map is not None else set()
-            if owned & partitions & arrived and move_id not in source.fences:
+            if owned & partitions & arrived and move_id not in source.freezes:
                 self.wrongs.append(f"{source.id} answers for {move_id}, which is committed to {self.id}")
             arrived -= partitions
         if arrived:
@@ -176,13 +176,13 @@ class FarShard:
                 self.fails -= 1
                 self.begun[move.id] = "failed"
                 return
-            if step == "fence":
+            if step == "freeze":
                 source = self._others[move.source]
                 if source.stands(move.id) is None:
                     self.begun[move.id] = "failed"
                     return
-                source.fences.add(move.id)
-                source.fenced_ever.add(move.id)
+                source.freezes.add(move.id)
+                source.frozen_ever.add(move.id)
             if step == "done":
                 self.finished[move.id] = frozenset(move.partitions)
             self.begun[move.id] = step

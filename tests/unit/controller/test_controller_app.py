@@ -18,6 +18,7 @@ from kvstore.controller.app import serve
 from kvstore.controller.earlier_sessions import begin_session
 from kvstore.errors import ConfigError, ForeignData
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.transport import versions
 from kvstore.transport.sessions import EARLIER_HEADER, HEADER
 
 CONFIG = msgspec.structs.replace(
@@ -237,3 +238,14 @@ def test_sessions_that_cannot_be_kept_end_nothing(tmp_path: Path, caplog: pytest
     (tmp_path / "controller-0.sessions").mkdir()
     assert begin_session(tmp_path / "controller-0.sessions", "a") == []
     assert "cannot be kept" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/v1/members", "/v1/nodes/s1/beat"])
+async def test_a_hello_of_another_version_is_refused_before_its_body_is_looked_at(
+    controller: Controller, path: str
+) -> None:
+    headers = {versions.HEADER: "7"}
+    status, problem = await controller.call("POST", path, data=b"what a later version says", headers=headers)
+    assert (status, problem["code"]) == (409, "other-protocol")
+    assert f"speaks protocol {versions.PROTOCOL}" in problem["detail"]
+    assert "'7'" in problem["detail"]

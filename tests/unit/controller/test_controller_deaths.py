@@ -118,7 +118,7 @@ def loads(cluster_map: ClusterMap) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("nth", [1, 2, 4])
-@pytest.mark.parametrize("point", ["move-after-fence-seen", "move-before-commit", "move-after-commit"])
+@pytest.mark.parametrize("point", ["move-after-freeze-seen", "move-before-commit", "move-after-commit"])
 async def test_killed_while_it_moves_it_goes_on_where_the_map_says(tmp_path: Path, point: str, nth: int) -> None:
     async with formed(tmp_path) as (controller, far):
         await controller.start(f"{point}=kill@{nth}")
@@ -130,14 +130,14 @@ async def test_killed_while_it_moves_it_goes_on_where_the_map_says(tmp_path: Pat
         assert {member.state for member in done.shards} == {"up"}
         for shard in far.values():
             shard.follow(done)  # a real one asks for it
-            assert not shard.fences
+            assert not shard.freezes
 
 
 async def test_killed_again_and_again_it_comes_to_the_end(tmp_path: Path) -> None:
     async with formed(tmp_path) as (controller, far):
         await controller.start("move-before-commit=kill")
         await controller.call("POST", "/v1/shards", {"id": "s3", "url": far["s3"].url})
-        for point in ("move-after-commit", "move-after-fence-seen", "move-after-commit"):
+        for point in ("move-after-commit", "move-after-freeze-seen", "move-after-commit"):
             assert await controller.died()
             await controller.start(f"{point}=kill")
         assert await controller.died()
@@ -184,17 +184,17 @@ async def test_killed_while_it_plans_it_has_planned_all_or_nothing(
             assert done == before
 
 
-async def test_a_fence_of_a_controller_that_died_ends_when_the_next_one_starts(tmp_path: Path) -> None:
+async def test_a_freeze_of_a_controller_that_died_ends_when_the_next_one_starts(tmp_path: Path) -> None:
     async with formed(tmp_path) as (controller, far):
-        far["s3"].gates["fence"].clear()
-        await controller.start("move-after-fence-seen=kill")
+        far["s3"].gates["freeze"].clear()
+        await controller.start("move-after-freeze-seen=kill")
         await controller.call("POST", "/v1/shards", {"id": "s3", "url": far["s3"].url})
         assert await controller.died()
-        old = far["s1"].fences | far["s2"].fences
+        old = far["s1"].freezes | far["s2"].freezes
         assert old
         await controller.start()
         async with asyncio.timeout(WAIT_S):
-            while old & (far["s1"].fences | far["s2"].fences):
+            while old & (far["s1"].freezes | far["s2"].freezes):
                 await asyncio.sleep(0.01)
-        far["s3"].gates["fence"].set()
+        far["s3"].gates["freeze"].set()
         assert sorted(loads(await controller.settled()).values()) == [21, 21, 22]

@@ -20,14 +20,15 @@ from kvstore.controller.closer import ChangeCloser
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.given_up import Retirer, retiring
 from kvstore.controller.membership import Announcement, ClusterState
-from kvstore.controller.mover import Mover, new_move_id
+from kvstore.controller.mover import Mover, _Try, new_move_id
 from kvstore.controller.service import ClusterService
 from kvstore.controller.shards import ShardClients
 from kvstore.controller.store import MapStore, Stored
 from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import Unavailable
 from kvstore.placement import moves
-from kvstore.placement.cluster_map import ClusterMap, Primary, Replica, at_home, first_map
+from kvstore.placement.cluster_map import ClusterMap, Move, Primary, Replica, at_home, first_map
+from kvstore.protocol import Progress
 from tests.unit.controller.far_shards import FarShard, far_shards
 
 WAIT_S = 20.0
@@ -148,7 +149,7 @@ async def test_a_shard_that_is_added_gets_its_share_and_is_up(controller: Contro
     assert loads(done) == {"s1": 16, "s2": 16, "s3": 16, "s4": 16}
     assert states(done)["s4"] == "up"
     assert far["s4"].map == done
-    assert not any(shard.fences for shard in far.values())
+    assert not any(shard.freezes for shard in far.values())
 
 
 async def test_a_shard_that_is_removed_gives_all_away_and_is_no_member(
@@ -232,20 +233,20 @@ async def test_progress_is_reported_while_it_goes_on_and_summed_up_after(
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
     assert await controller.views.all() == []
-    far["s4"].gates["fence"].clear()
+    far["s4"].gates["freeze"].clear()
     added = await controller.service.add("s4", far["s4"].url, 1)
-    await until(lambda: any(step == "fence" for _, step in far["s4"].seen))
+    await until(lambda: any(step == "freeze" for _, step in far["s4"].seen))
     await asyncio.sleep(0.02)
-    fenced = [move for move in await controller.moves() if move["step"] == "fence"]
-    assert fenced
-    assert fenced[0]["to"] == "s4"
-    assert fenced[0]["keys_done"] == fenced[0]["keys_total"] == 10 * fenced[0]["partitions"]
-    assert fenced[0]["write_pause_ms"] > 0
+    frozen = [move for move in await controller.moves() if move["step"] == "freeze"]
+    assert frozen
+    assert frozen[0]["to"] == "s4"
+    assert frozen[0]["keys_done"] == frozen[0]["keys_total"] == 10 * frozen[0]["partitions"]
+    assert frozen[0]["write_pause_ms"] > 0
     running = await controller.views.one(added.change)
     assert (running["state"], running["partitions_total"], running["ended_at"]) == ("running", 16, None)
     assert running["write_pause_ms_max"] > 0
     assert 0 < running["keys_done"] < 160
-    far["s4"].gates["fence"].set()
+    far["s4"].gates["freeze"].set()
     done = await controller.ended(added.change)
     assert (done["kind"], done["shard"], done["state"], done["waiting_for"]) == ("add", "s4", "done", None)
     assert (done["partitions_done"], done["keys_done"], done["keys_total"], done["progress"]) == (16, 160, 160, 1.0)
@@ -293,18 +294,18 @@ async def test_a_move_that_fails_again_and_again_is_tried_ever_more_slowly(
         assert loads(await controller.settled())["s4"] == 16
 
 
-async def test_a_fence_that_lasts_too_long_ends_and_the_move_begins_again(
+async def test_a_freeze_that_lasts_too_long_ends_and_the_move_begins_again(
     store: SqliteMapStore, far: dict[str, FarShard]
 ) -> None:
     await form(store, far, "s1", "s2", "s3")
-    far["s4"].gates["fence"].clear()
+    far["s4"].gates["freeze"].clear()
     async with controlled(store, move_fence_timeout_s=0.3) as controller:
         await controller.service.add("s4", far["s4"].url, 1)
-        await until(lambda: far["s1"].fences)
-        fenced = set(far["s1"].fences)
-        await until(lambda: not fenced & far["s1"].fences)
+        await until(lambda: far["s1"].freezes)
+        frozen = set(far["s1"].freezes)
+        await until(lambda: not frozen & far["s1"].freezes)
         await until(lambda: controller.mover.record.stats.voided > 0)
-        far["s4"].gates["fence"].set()
+        far["s4"].gates["freeze"].set()
         assert loads(await controller.settled())["s4"] == 16
 
 
@@ -312,9 +313,9 @@ async def test_a_fence_that_lasts_too_long_ends_and_the_move_begins_again(
 async def test_a_move_whose_source_or_destination_has_another_primary_by_then_begins_again(
     controller: Controller, far: dict[str, FarShard], replaced: str
 ) -> None:
-    far["s4"].gates["fence"].clear()
+    far["s4"].gates["freeze"].clear()
     await controller.service.add("s4", far["s4"].url, 1)
-    await until(lambda: far["s1"].fences)
+    await until(lambda: far["s1"].freezes)
 
     def in_new_term(state: ClusterState) -> ClusterState:
         assert state.map is not None
@@ -325,7 +326,7 @@ async def test_a_move_whose_source_or_destination_has_another_primary_by_then_be
         return msgspec.structs.replace(state, map=msgspec.structs.replace(state.map, epoch=epoch, shards=shards))
 
     await controller.document.change(in_new_term)
-    far["s4"].gates["fence"].set()
+    far["s4"].gates["freeze"].set()
     assert loads(await controller.settled())["s4"] == 16
     assert controller.mover.record.stats.voided > 0
 
@@ -370,11 +371,11 @@ async def test_a_move_that_is_done_when_too_many_fall_silent_is_not_committed(
 ) -> None:
     held = False
     controller.mover.holds_still = lambda cluster_map: held
-    far["s4"].gates["fence"].clear()
+    far["s4"].gates["freeze"].clear()
     await controller.service.add("s4", far["s4"].url, 1)
-    await until(lambda: far["s4"].fences or any(shard.fences for shard in far.values()) or far["s4"].received)
+    await until(lambda: far["s4"].freezes or any(shard.freezes for shard in far.values()) or far["s4"].received)
     held = True
-    far["s4"].gates["fence"].set()
+    far["s4"].gates["freeze"].set()
     await until(lambda: controller.mover.record.stats.voided)
     assert loads(await controller.map())["s4"] == 0
     held = False
@@ -417,7 +418,7 @@ def test_a_shard_stays_that_its_own_node_serves_and_one_that_leaves_is_not_asked
     assert retiring(first_map("c", 64, [home._replace(node=node, shard=shard), at_home("s2", "http://s2", "b")])) == []
 
 
-async def test_a_destination_that_says_nothing_is_taken_to_have_fenced(
+async def test_a_destination_that_says_nothing_is_taken_to_have_frozen_its_partitions(
     store: SqliteMapStore, far: dict[str, FarShard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def silence(request: Any) -> Any:
@@ -434,8 +435,8 @@ async def test_a_destination_that_says_nothing_is_taken_to_have_fenced(
         assert loads(await controller.settled())["s4"] == 16
 
 
-@pytest.mark.parametrize("step", ["copy", "tail", "fence"])
-async def test_a_lost_connection_voids_what_may_have_fenced(
+@pytest.mark.parametrize("step", ["copy", "tail", "freeze"])
+async def test_a_lost_connection_voids_what_may_be_frozen(
     controller: Controller, far: dict[str, FarShard], step: str
 ) -> None:
     far["s4"].gates[step].clear()
@@ -447,7 +448,7 @@ async def test_a_lost_connection_voids_what_may_have_fenced(
     done = await controller.settled()
     assert loads(done)["s4"] == 16
     assert controller.mover.record.stats.voided > 0
-    assert not any(shard.fences for shard in far.values())
+    assert not any(shard.freezes for shard in far.values())
     assert lost & {move_id for move_id, _ in far["s4"].seen}
 
 
@@ -492,12 +493,12 @@ async def test_a_destination_killed_in_each_step_does_not_stop_the_move(
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
     await controller.service.add("s4", far["s4"].url, 1)
-    for step in ("copy", "tail", "fence"):
+    for step in ("copy", "tail", "freeze"):
         far["s4"].gates[step].clear()
         await until(lambda step=step: step in far["s4"].begun.values())
-        fenced = {name: set(shard.fences) for name, shard in far.items()}
+        frozen = {name: set(shard.freezes) for name, shard in far.items()}
         await far["s4"].kill()
-        await until(lambda fenced=fenced: not any(fenced[name] & shard.fences for name, shard in far.items()))
+        await until(lambda frozen=frozen: not any(frozen[name] & shard.freezes for name, shard in far.items()))
         far["s4"].gates[step].set()
         await far["s4"].start()
     assert loads(await controller.settled())["s4"] == 16
@@ -522,7 +523,7 @@ async def test_a_destination_that_waits_for_its_source_for_long_makes_room(
 # --- the controller's own death --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["copy", "tail", "fence"])
+@pytest.mark.parametrize("step", ["copy", "tail", "freeze"])
 async def test_a_controller_that_starts_gives_all_moves_new_ids_before_anything_else(
     store: SqliteMapStore, far: dict[str, FarShard], step: str
 ) -> None:
@@ -538,7 +539,7 @@ async def test_a_controller_that_starts_gives_all_moves_new_ids_before_anything_
         done = await controller.settled()
     assert loads(done) == {"s1": 16, "s2": 16, "s3": 16, "s4": 16}
     assert not old & set(far["s4"].received[received:])
-    assert not any(shard.fences for shard in far.values())
+    assert not any(shard.freezes for shard in far.values())
 
 
 async def test_a_controller_without_moves_writes_nothing_at_its_start(
@@ -591,13 +592,13 @@ async def test_swaps_that_fail_or_are_overtaken_or_untold_change_nothing_in_the_
 ) -> None:
     await form(store, far, "s1", "s2", "s3")
     troubled = Troubled(store)
-    far["s4"].gates["fence"].clear()
+    far["s4"].gates["freeze"].clear()
     far["s4"].fails = 1
     async with controlled(troubled) as controller:
         added = await controller.service.add("s4", far["s4"].url, 1)
-        await until(lambda: any(shard.fences for shard in far.values()))
+        await until(lambda: any(shard.freezes for shard in far.values()))
         setattr(troubled, trouble, 12)
-        far["s4"].gates["fence"].set()
+        far["s4"].gates["freeze"].set()
         assert loads(await controller.settled()) == {"s1": 16, "s2": 16, "s3": 16, "s4": 16}
         assert (await controller.ended(added.change))["partitions_done"] == 16, "each commit is counted once"
     assert getattr(troubled, trouble) < 12
@@ -641,16 +642,16 @@ async def test_a_store_that_cannot_be_read_for_a_while_is_waited_for(
 # --- other plans during it -------------------------------------------------------------------------------------------
 
 
-async def test_cancelling_ends_the_moves_under_way_and_their_fences(
+async def test_cancelling_ends_the_moves_under_way_and_their_freezes(
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
     before = await controller.map()
-    far["s4"].gates["fence"].clear()
+    far["s4"].gates["freeze"].clear()
     await controller.service.add("s4", far["s4"].url, 1)
-    await until(lambda: far["s1"].fences)
+    await until(lambda: far["s1"].freezes)
     after = (await controller.service.cancel()).map
     assert (after.shards, after.owners, after.moves) == (before.shards, before.owners, [])
-    await until(lambda: not any(shard.fences for shard in far.values()))
+    await until(lambda: not any(shard.freezes for shard in far.values()))
     assert await controller.settled() == after
 
 
@@ -753,3 +754,9 @@ async def test_moves_are_counted_by_step(controller: Controller, far: dict[str, 
     assert Counter(move["step"] for move in await controller.moves()) == steps
     far["s4"].gates["copy"].set()
     await controller.settled()
+
+
+def test_what_a_node_of_an_earlier_version_calls_a_fence_is_a_freeze() -> None:
+    current = _Try(Move(id="m1", source="s1", to="s2", partitions=[0]))
+    current.take(Progress(1, "fence", 10, 10, 1000), 1.0, 2.0)
+    assert (current.step, current.frozen_s) == ("freeze", 2.0)

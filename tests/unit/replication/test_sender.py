@@ -20,7 +20,7 @@ from kvstore.replication.places import Times
 from kvstore.replication.sender import Sender
 from kvstore.replication.serving import serve_copy
 from kvstore.replication.session import Session
-from kvstore.replication.wire import Refused, Wire, WireLost, fetch, greet
+from kvstore.replication.wire import Refused, Wire, WireLost, WireRefused, fetch, greet
 from kvstore.storage.engine import Identity
 from kvstore.storage.log import Log, NotNext
 from kvstore.storage.memory import MemoryEngine
@@ -209,6 +209,23 @@ async def test_a_copy_joins_by_records_and_from_then_on_nothing_is_committed_wit
         gate.set()
         await until(lambda: cluster.committed[-1] == number)
         await until(lambda: "held up" in rows_of(cluster.copies["n2"].engine))
+
+
+async def test_a_copy_whose_node_takes_no_connection_is_tried_again_and_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cluster, tries = Cluster("n2"), list[str]()
+
+    async def refuse(node: str, session: Session) -> Wire:
+        tries.append(node)
+        raise WireRefused("it is of another version. Start both with the same one.")
+
+    cluster.connect = refuse  # type: ignore[method-assign]
+    async with cluster.running():
+        cluster.follow(cluster.replica("n2"))
+        await until(lambda: len(tries) > 2)
+    (record,) = (each for each in caplog.records if each.levelname == "ERROR")
+    assert record.getMessage().endswith("on node n2: it is of another version. Start both with the same one.")
 
 
 async def test_records_leave_before_the_own_sync() -> None:

@@ -172,7 +172,7 @@ async def _ignore(_: Any) -> None:
     """Nothing more happens."""
 
 
-async def test_from_the_fence_to_the_commit_no_shard_answers_reads_and_the_release_of_read_locks_included(
+async def test_from_the_freeze_to_the_commit_no_shard_answers_reads_and_the_release_of_read_locks_included(
     cluster: Cluster,
 ):
     await cluster.ask("s1", Put(1, "a", b"1"))
@@ -193,7 +193,7 @@ async def test_from_the_fence_to_the_commit_no_shard_answers_reads_and_the_relea
     assert await cluster.value("s1", "a") == 421
 
 
-async def test_a_fence_bounces_all_that_wait_and_nothing_of_it_is_done(cluster: Cluster):
+async def test_a_freeze_bounces_all_that_wait_and_nothing_of_it_is_done(cluster: Cluster):
     await cluster.ask("s1", Acquire(1, "leased", 60_000, 0, "me"))
     await cluster.ask("s1", Prepare(2, "elsewhere", FIRST, [], [TxnOp("put", "held", b"x")], []))
     waiting = [
@@ -267,7 +267,7 @@ async def test_a_read_that_waits_for_its_thread_while_the_partition_goes_is_answ
 # --- restarts, late messages, ways back -------------------------------------------------------------------------------
 
 
-async def test_a_fence_survives_a_restart_and_ends_with_a_map_without_its_move(cluster: Cluster):
+async def test_a_freeze_survives_a_restart_and_ends_with_a_map_without_its_move(cluster: Cluster):
     await cluster.ask("s1", Put(1, "a", b"1"))
     move_id = cluster.plan("a")
     await cluster.spread()
@@ -294,7 +294,7 @@ async def test_a_destination_that_starts_again_between_the_last_pull_and_the_com
     assert (await cluster.ask("s2", Renew(3, "a", lease))).status == 200
 
 
-async def test_a_fence_that_comes_when_its_move_is_given_up_is_refused(cluster: Cluster):
+async def test_a_freeze_that_comes_when_its_move_is_given_up_is_refused(cluster: Cluster):
     await cluster.ask("s1", Put(1, "a", b"1"))
     move_id = cluster.plan("a")
     await cluster.spread()

@@ -24,6 +24,7 @@ from kvstore.transport.http.requests import HostGuard
 from kvstore.transport.http.routes import answer_call
 from kvstore.transport.http.server import HEAD_BYTES_MAX, Server, accept_socket, start_server
 from kvstore.transport.sessions import ClusterSession
+from kvstore.transport.versions import HEADER, PROTOCOL
 
 LIMITS = Limits()
 SESSION = "0f3b2a917c5d4e68"
@@ -71,6 +72,8 @@ async def node(tmp_path: Path) -> AsyncIterator[str]:
         ("GET", "/copies?store=x", {"Origin": "http://127.0.0.1"}, (403, "foreign-origin")),
         ("GET", "/channel?shard=s1", {"Host": "evil.example"}, (403, "foreign-origin")),
         ("GET", "/metrics", {"Host": "evil.example"}, (403, "foreign-origin")),
+        ("GET", "/channel?shard=s1", {HEADER: "7"}, (409, "other-protocol")),
+        ("GET", "/copies?no=such&parameter", {HEADER: "7"}, (409, "other-protocol")),
     ],
 )
 async def test_a_node_refuses_what_no_call_of_it_takes(
@@ -82,6 +85,7 @@ async def test_a_node_refuses_what_no_call_of_it_takes(
     ):
         problem = await answer.json(content_type="application/problem+json")
     assert (answer.status, problem["code"]) == expected
+    assert answer.headers.get(HEADER) == (str(PROTOCOL) if expected[1] == "other-protocol" else None)
     if answer.status == 404:
         assert problem["detail"].startswith("this is shard s1, which answers routers only")
 

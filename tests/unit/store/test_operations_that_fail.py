@@ -58,7 +58,7 @@ class Faulty:
 
         self._left = -1
         patch.setattr(Batch, "decide", decide_one)
-        for name in ("note_item", "note_copy", "note_attribute", "note_length"):
+        for name in ("note", "note_item", "note_copy", "note_attribute", "note_length"):
             patch.setattr(Undo, name, self._counting(getattr(Undo, name)))
 
     def _counting(self, note: Any) -> Any:

@@ -130,6 +130,7 @@ async def test_requests_sent_ahead_wait_until_the_answers_before_them_are_taken(
     sending = asyncio.create_task(site.send(connection, GET % (b"value/%d" % size) * count))
     begun = await standing_still(lambda: site.begun)
     assert 0 < begun < count
+    assert begun * size <= MIB // 2, "the system would keep several MiB: the work of thousands of small answers"
     assert site.buffered() <= 2 * SMALL_BYTES + size
     sending.cancel()
     await asyncio.gather(sending, return_exceptions=True)
