@@ -62,8 +62,9 @@ class End:
             raise ConnectionResetError("the connection is closed")
         self._connection.network.carry(self, message)
         while self.under_way > UNTAKEN_MAX and not self.closed:
-            self._taken = asyncio.get_running_loop().create_future()
-            await self._taken
+            if self._taken is None or self._taken.done():  # several tasks may wait
+                self._taken = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._taken,))
 
     async def receive(self) -> Any:
         """The next message; None when the connection is over."""
