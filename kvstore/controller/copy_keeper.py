@@ -67,6 +67,7 @@ class CopyKeeper:
         self._served_by: dict[str, Step] = {}  # failovers whose new primary does not serve yet, by shard
         self._state = ClusterState()
         self._due = asyncio.Event()
+        self._is_urgent = asyncio.Event()  # a shard answers nothing until it is decided
         self._deciding = asyncio.Lock()
         self._older_said: set[str] = set()  # shards that are not served since all that is here is too old
         self._damage = DamageSeen()
@@ -78,13 +79,14 @@ class CopyKeeper:
         try:
             while True:
                 await self._wait()
+                self._is_urgent.clear()
                 try:
                     async with self._deciding:
                         await self._decide()
                 except KvError as error:
                     _log.warning("the copies stay as they are: %s", error)
                     await asyncio.sleep(_RETRY_S)
-                await asyncio.sleep(_SHORTEST_S)
+                await self._environment.wait_for(self._is_urgent.wait(), _SHORTEST_S)
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
@@ -130,6 +132,8 @@ class CopyKeeper:
         number = self._heard.take(beat, now)
         self._note_committed(beat, cluster_map)
         self._due.set()
+        if any(copy.given_back and copy.given_back == _term(cluster_map, copy.shard) for copy in beat.copies):
+            self._is_urgent.set()
         places = Places(cluster_map, self._heard, self._limits, now)
         return BeatAnswer(
             start=self._heard.start,
@@ -343,6 +347,11 @@ def _terms(beat: Beat, cluster_map: ClusterMap) -> Iterator[int]:
         shard = cluster_map.shard(copy.shard)
         if shard is not None and shard.store_id == copy.store_id:
             yield from (copy.promised, copy.term)
+
+
+def _term(cluster_map: ClusterMap, shard: str) -> int:
+    config = configuration_of(cluster_map, shard)
+    return config.term if config is not None else 0
 
 
 def check_beat(node_id: str, beat: Beat) -> None:

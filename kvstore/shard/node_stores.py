@@ -158,11 +158,7 @@ class NodeStores:
 
     def of_store(self, store_id: str) -> Resident | None:
         """Where that store lies here."""
-        for resident in self.by_shard.values():
-            identity = resident.identity
-            if identity is not None and identity.store_id == store_id:
-                return resident
-        return None
+        return next((each for each in self.by_shard.values() if each.store_id == store_id), None)
 
     def handle_of(self, store_id: str) -> Handle | None:
         """What begins a request for that store; None if it does not lie here."""
@@ -175,7 +171,7 @@ class NodeStores:
         if resident is None:
             await wire.close()
         else:
-            await resident.serve_session(wire)
+            await resident.sessions.serve(wire)
 
     # --- maps and orders
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from kvstore.config import Limits
+from kvstore.controller import copy_keeper
 from kvstore.controller.copy_asks import with_replicas
 from kvstore.controller.membership import ClusterState
 from kvstore.placement.cluster_map import ClusterMap
@@ -325,6 +326,20 @@ async def test_the_primary_changes_to_the_copy_that_the_lease_was_given_back_to(
     assert (asked[0].shard, asked[0].to, asked[0].term) == ("s1", "s2", nodes.config("s1").term)
     given = msgspec.structs.replace(nodes.copies["s1"][0], given_back=asked[0].term)
     nodes.copies["s1"][0] = given
+    await nodes.until(lambda: nodes.config("s1").primary.node == "s2")
+
+
+async def test_a_lease_that_was_given_back_does_not_wait_for_the_pause_between_two_decisions(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients of that shard wait meanwhile."""
+    await in_sync(nodes)
+    assert (await nodes.controller.call("POST", "/v1/shards/s1/promote", json={"to": "s2"}))[0] == 202
+    while not (asked := (await nodes.beat("s1")).give_back):
+        pass
+    monkeypatch.setattr(copy_keeper, "_SHORTEST_S", 1e6)
+    await asyncio.sleep(0.05)  # the next decision is made, by the beat before, and the pause begins
+    nodes.copies["s1"][0] = msgspec.structs.replace(nodes.copies["s1"][0], given_back=asked[0].term)
     await nodes.until(lambda: nodes.config("s1").primary.node == "s2")
 
 
