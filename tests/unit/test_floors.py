@@ -178,16 +178,6 @@ def test_every_part_of_the_package_has_a_floor() -> None:
     assert parts <= FLOORS.keys()
 
 
-def test_each_folder_says_in_a_line_and_three_more_what_it_is_for_and_has_no_code_of_its_own() -> None:
-    found = []
-    for path in (each for folder in (PACKAGE, PACKAGE.parent / "loadtest") for each in folder.rglob("__init__.py")):
-        module = ast.parse(path.read_text(encoding="utf-8"))
-        lines = [line for line in (ast.get_docstring(module) or "").splitlines() if line.strip()]
-        if not 2 <= len(lines) <= 4 or (len(module.body) > 1 and path.parent != PACKAGE / "client"):
-            found.append(str(path))
-    assert found == []
-
-
 def test_the_first_line_of_a_docstring_has_at_most_20_words() -> None:
     found = []
     for path in (each for folder in (PACKAGE, PACKAGE.parent / "loadtest") for each in sorted(folder.rglob("*.py"))):
