@@ -79,7 +79,11 @@ class StoreCopy:
         logged: Configuration | None,
         environment: Environment,
         times: Times,
+        *,
+        was_served: bool = False,
+        is_examined: bool = False,
     ) -> None:
+        """`was_served`: by this process, until now, so what it had granted before had run out."""
         self._place = place
         self._identity = identity
         self._log = CopyLog(log, environment, times.sync_inline_ms_max)
@@ -89,12 +93,14 @@ class StoreCopy:
         self._following = Following(identity.store_id, identity.copy_id, identity.promised)
         now = environment.boottime_s()
         self._given = lease.granted_at_start(logged, identity.copy_id, identity.promised, now, times.lease_s)
+        if was_served:
+            self._given = lease.Granted(now)
         self._heard_at = now
         self._is_promising = False  # for its own opening
         self._applying = asyncio.Lock()  # held by what changes the engine
         self._learned = asyncio.Event()
         self._cleaned_floor = 0  # no tombstone up to that sequence is left in the file
-        self._examined: Engine | None = None  # that was found to be whole
+        self._examined = engine if is_examined else None  # that was found to be whole
 
     # --- what others ask of it
 
@@ -148,7 +154,7 @@ class StoreCopy:
         while True:
             try:
                 if self.engine.applied.position.number < self.log.last.number:
-                    await self._examine()
+                    await self.examine()
                 async with self._log.turn, self._applying:
                     await self._log.sync()
                     while (applied := self.engine.applied.position.number) < self.log.last.number:
@@ -312,9 +318,9 @@ class StoreCopy:
     def beacon(self, named: Session) -> bool:
         """Grant the primary its lease; False: the beacon is not answered."""
         now = self._environment.boottime_s()
-        if self._is_promising or not lease.grants(
-            self._following, named, self._log.sync_since, now, self._times.disk_stall_s
-        ):
+        if self._is_promising and not failpoints.planted("grant-while-promising"):
+            return False
+        if not lease.grants(self._following, named, self._log.sync_since, now, self._times.disk_stall_s):
             return False
         self._heard_at = now
         self._given = lease.granted(self._given, now, self._times.lease_s)
@@ -349,8 +355,11 @@ class StoreCopy:
         """Whether the file was found to be whole, so that more may be written into it."""
         return self._examined is self.engine
 
-    async def _examine(self) -> None:
-        """Once, before anything is applied. Raises DataCorrupt: what is written into a damaged file damages more."""
+    async def examine(self) -> None:
+        """Once, before anything is applied, or others are taken out for what this copy has.
+
+        Raises DataCorrupt: what is written into a damaged file damages more.
+        """
         engine = self.engine
         if self._examined is engine:
             return
@@ -361,7 +370,7 @@ class StoreCopy:
     async def apply_some(self) -> int:
         """Apply some records that are committed; how many. Raises DataCorrupt, LogDamaged, OSError."""
         if session.may_apply(self._following) > self.engine.applied.position.number:
-            await self._examine()
+            await self.examine()
         async with self._applying:
             return await self._apply_up_to(session.may_apply(self._following))
 
@@ -389,7 +398,7 @@ class StoreCopy:
         `number`: it is committed. Raises DataCorrupt, LogDamaged, OSError.
         """
         self.committed(named, number)
-        await self._examine()
+        await self.examine()
         async with self._applying:
             if self.is_filling or not session.is_current(self._following, named):
                 return None
@@ -441,9 +450,10 @@ class StoreCopy:
         """
         async with self._applying:
             applied = self.engine.applied
-            is_stale = not self._is_of_snapshot(named, at)
-            if is_stale and not (self.is_filling and failpoints.planted("stale-snapshot-page")):
-                return False
+            if not self._is_of_snapshot(named, at):
+                if not failpoints.planted("stale-snapshot-page"):
+                    return False
+                progress = None
             stamped = [row._replace(sequence=applied.clock.sequence) for row in rows]
             await self.engine.apply(Application(stamped, applied.position, applied.clock, snapshot=progress))
             return True
