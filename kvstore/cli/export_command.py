@@ -214,7 +214,7 @@ class _ToFile:
         try:
             os.fchown(file.fileno(), facts.st_uid, facts.st_gid)
         except PermissionError:
-            mode &= ~stat.S_IRWXG  # the rights of its group are no rights of ours
+            mode &= ~stat.S_IRWXG  # the rights of its group are not for the new file
         os.fchmod(file.fileno(), mode)
         return file
 

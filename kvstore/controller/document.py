@@ -76,7 +76,7 @@ class ClusterDocument:
         )
 
     async def read(self) -> ClusterState:
-        """Raises Unavailable, ForeignData if the stored document is none of ours."""
+        """Raises Unavailable, ForeignData if the stored document is no cluster map of this program."""
         return _decode_state((await self._store.read()).document)
 
     async def after(self, revision: int) -> tuple[int, ClusterState]:

@@ -387,7 +387,7 @@ class Mover:
             await self._void(current, str(refused))
             return False
         except KeyError:
-            # A swap of ours whose outcome could not be looked up at first may have been the one that removed it.
+            # A swap of this try whose outcome could not be looked up at first may have been the one that removed it.
             cluster_map = await self._insist(lambda state: state, current)
             if not _is_done(cluster_map, move):
                 log.info("the move %s of %s to %s was done, but no longer stood", move.id, *current.pair)

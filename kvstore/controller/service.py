@@ -470,7 +470,8 @@ def what_is_lost(shard_id: str, partitions: int, transactions: int) -> str:
     return (
         f"{partitions} partitions of shard {shard_id} would be reopened, empty: all that only it had is lost for "
         f"good. {transactions} undecided transactions have their first key there, and may be done in part; "
-        "Idempotency-Keys that it kept run again; its locks end early; should its files come back, they are set aside."
+        "Idempotency-Keys that it kept run again; its locks end early; should its files come back, they are set aside. "
+        "If its process may still run, end it first: what is written there by routers that are cut off is lost, too."
     )
 
 

@@ -148,7 +148,7 @@ class StoreCopy:
         while True:
             try:
                 if self.engine.applied.position.number < self.log.last.number:
-                    await self._examine()
+                    await self.examine()
                 async with self._log.turn, self._applying:
                     await self._log.sync()
                     while (applied := self.engine.applied.position.number) < self.log.last.number:
@@ -349,8 +349,11 @@ class StoreCopy:
         """Whether the file was found to be whole, so that more may be written into it."""
         return self._examined is self.engine
 
-    async def _examine(self) -> None:
-        """Once, before anything is applied. Raises DataCorrupt: what is written into a damaged file damages more."""
+    async def examine(self) -> None:
+        """Once, before anything is applied, or others are taken out for what this copy has.
+
+        Raises DataCorrupt: what is written into a damaged file damages more.
+        """
         engine = self.engine
         if self._examined is engine:
             return
@@ -361,7 +364,7 @@ class StoreCopy:
     async def apply_some(self) -> int:
         """Apply some records that are committed; how many. Raises DataCorrupt, LogDamaged, OSError."""
         if session.may_apply(self._following) > self.engine.applied.position.number:
-            await self._examine()
+            await self.examine()
         async with self._applying:
             return await self._apply_up_to(session.may_apply(self._following))
 
@@ -389,7 +392,7 @@ class StoreCopy:
         `number`: it is committed. Raises DataCorrupt, LogDamaged, OSError.
         """
         self.committed(named, number)
-        await self._examine()
+        await self.examine()
         async with self._applying:
             if self.is_filling or not session.is_current(self._following, named):
                 return None

@@ -89,7 +89,7 @@ class Node:
         if resident is None or identity is None:
             return Refused(_NOT_FOUND, f"this is shard {self.node_id}")
         # An empty or foreign file has a map and partitions of its own, or none: to the router's cluster it is not this
-        # shard, also while the controller, which refuses it, is away. Else a key of ours would be "not there".
+        # shard, also while the controller, which refuses it, is away. Else a key of this shard would be "not there".
         if store_id not in (None, "", identity.store_id):
             return Refused(_CONFLICT, f"shard {shard} serves another data file")
         return await self.admit_process(session_id, peer) or resident

@@ -37,6 +37,7 @@ class NodeStores:
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ordered: set[str] = set()
+        self._stops = False  # the process is about to end
         self._refused: dict[str, str] = {}  # why a copy could not be made, as it was said last
 
     async def begin(self, partitions: int) -> None:
@@ -75,6 +76,7 @@ class NodeStores:
 
     def note_stop(self) -> None:
         """The process is about to end, once others have taken over."""
+        self._stops = True
         for resident in self.by_shard.values():
             resident.stops = True
 
@@ -193,6 +195,7 @@ class NodeStores:
         else:
             self._refused.pop(order.shard, None)
             self.by_shard[order.shard] = resident
+            resident.stops = self._stops
             if self.cluster_map is not None:
                 resident.hear(self.cluster_map)
             self._spawn(resident)

@@ -145,7 +145,10 @@ class ShardService:
         """Raises WrongOwner if one of both has not heard of the last strike."""
         kind, store = type(request), self.store
         if getattr(sink, "strike", 0) != store.tables.openings.last and kind not in _OF_ANY_STRIKE:
-            raise WrongOwner("a shard was given up, and one of us has not heard of it", epoch=store.served.epoch)
+            raise WrongOwner(
+                "A shard was given up, and this shard or the sender has not heard of it: ask again with the next map.",
+                epoch=store.served.epoch,
+            )
         if kind is Get:
             store.get(request, sink)
         elif kind in _IN_BATCHES:

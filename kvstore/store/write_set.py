@@ -63,7 +63,7 @@ class Context(msgspec.Struct, frozen=True):
 Savepoint = tuple[tuple[int, ...], int, int, int, int]
 """A moment between two operations, or within one: clock, `expired`, answers, bytes, notes of undo."""
 NUMBER_MAX = 2**63 - 1  # in the file
-_SEEN_MAX = 2**62  # of versions that others gave: above it there are steps enough of our own
+_SEEN_MAX = 2**62  # of versions that others gave: above it there are steps enough of its own
 _WHOLE = frozenset({VALUE, REPLY})  # kinds of rows of which `before` brings the body, too
 _new_row = partial(tuple.__new__, Row)  # from all of its fields; without the call in Python of a named tuple
 

@@ -248,7 +248,7 @@ class Nemesis:
 
     async def _flip(self, rng: random.Random) -> None:
         """A bit of a log is wrong while its node starts: it must refuse, or not mind.
-        Then the disk is mended. Or another copy takes the place of the damaged one, which is made anew; if
+        Then the disk is mended. Or another copy takes the place of the damaged one, which is rebuilt; if
         there is none, the disk is mended."""
         node = self._node(rng)
         if not node.folder.engines or node.process is None:

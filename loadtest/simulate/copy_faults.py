@@ -1,5 +1,5 @@
 """Faults that only a cluster with copies has.
-A primary that is deposed and does not know, a snapshot that another one begins anew, a node that stays dead.
+A primary that is deposed and does not know, a snapshot that another one begins again, a node that stays dead.
 
 Owns: what happens in which order, watched for in the cluster, so that rules of copies are needed by it.
 Promises: each ends by itself, and leaves no link cut.

@@ -1,4 +1,5 @@
-"""The engine in memory as its store sees a file: each call takes a while, and others go on meanwhile.
+"""The engine in memory as its store sees a file.
+Each call takes a while, and others go on during that time.
 
 Owns: `SimulatedEngine`.
 Promises: what a call does or finds is of one moment between its begin and its end. It keeps what `MemoryEngine` does.

@@ -142,7 +142,7 @@ class Network:
         self.doubles = False
         self._rng = rng
         self._connections: dict[Connection, None] = {}
-        self._nobody = copy_context()
+        self._of_no_process = copy_context()
 
     def host(self, name: str) -> Host:
         return self.hosts.setdefault(name, Host(name))
@@ -153,7 +153,7 @@ class Network:
 
     def schedule(self, delay_s: float, function: Callable[..., None], *args: Any) -> None:
         """In the name of no process: what wakes up does so in that of its own."""
-        self.loop.schedule(delay_s, function, *args, context=self._nobody)
+        self.loop.schedule(delay_s, function, *args, context=self._of_no_process)
 
     # --- connections --------------------------------------------------------------------------------------------------
 

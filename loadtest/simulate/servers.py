@@ -118,7 +118,7 @@ class Server:
         """What was in memory is lost."""
 
     def lose_power(self) -> None:
-        """No word of it reaches anybody."""
+        """No word of it reaches another process."""
         self.host.has_power = False
         if self.process is not None:
             self.process.kill()

@@ -73,6 +73,21 @@ def test_the_summaries_in_the_overview_are_not_empty(group: LazyGroup) -> None:
         assert command.summary if isinstance(command, LazyCommand) else command.get_short_help_str(), name
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["statsu"], "No such command 'statsu'. Did you mean 'status'?"),
+        (["shard", "promot", "s1"], "No such command 'promot'. Did you mean 'promote'?"),
+        (["qqq"], "No such command 'qqq'.\n"),
+    ],
+)
+def test_a_misspelt_command_is_answered_with_the_nearest_one(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
 def imported_by(*arguments: str) -> set[str]:
     """The modules that one run of the command line imports."""
     script = (

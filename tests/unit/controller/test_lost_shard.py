@@ -101,7 +101,7 @@ async def test_the_confirmation_lists_the_transactions_whose_first_key_is_lost(
         lost = [{"id": "1-a", "anchor": theirs}]
         with pytest.raises(ChangeRefused, match="1 undecided transactions") as refused:
             await controller.service.give_up("s3", None)
-        for word in ("Idempotency-Keys", "locks end early", "set aside"):
+        for word in ("Idempotency-Keys", "locks end early", "set aside", "If its process may still run, end it first"):
             assert word in refused.value.detail
         assert refused.value.members["transactions"] == lost
         assert (await controller.service.give_up("s3", "s3"))["transactions"] == lost

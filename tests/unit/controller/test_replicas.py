@@ -37,6 +37,18 @@ def test_with_one_copy_of_everything_nothing_is_ever_decided() -> None:
     assert model.map.epoch == 1
 
 
+def test_a_node_that_stops_is_given_no_copy() -> None:
+    model = Model(3, 2)
+    model.nodes["s2"].stops = True
+    model.run(5)
+    assert set(model.nodes["s2"].copies) == {"s2"}
+    there = [shard.id for shard in model.map.shards if shard.id != "s2" and "s2" in shard.nodes]
+    model.nodes["s2"].stops = False
+    model.run(10)
+    assert there == []
+    assert all(len(model.copy_nodes(shard.id)) == 1 for shard in model.map.shards)
+
+
 def test_of_each_shard_one_copy_joins_at_a_time() -> None:
     model = Model(4, 4)
     for _ in range(20):
@@ -58,6 +70,19 @@ def test_a_silent_primary_is_replaced_by_its_copy_in_a_new_term_and_taken_out() 
     assert after.term > before.term
     assert [step.why for step in model.steps if step.after.shard == "s1"][:2] == ["silent", "out"]
     assert model.copy_nodes("s1", "joining") == {"s1"}
+
+
+def test_a_dead_copy_in_sync_stays_until_the_file_of_the_one_that_opens_is_found_to_be_whole() -> None:
+    model = replicated()
+    (heir,) = model.copy_nodes("s1")
+    model.nodes[heir].copies["s1"].is_examined = False
+    model.down("s1")
+    model.run(5)
+    assert model.config("s1").primary.node == heir
+    assert model.copy_nodes("s1") == {"s1"}, "the old primary is still one of those in sync"
+    model.nodes[heir].copies["s1"].is_examined = True
+    model.run(1)
+    assert model.copy_nodes("s1") == set()
 
 
 def with_old_folder(model: Model, node: str, others: int = 10) -> None:
@@ -333,6 +358,22 @@ def test_a_primary_moves_where_a_person_wants_it_and_stays_there() -> None:
     assert after.term > before.term
     assert model.copy_nodes("s1") == {"s1"}
     assert [step.why for step in model.steps if step.after.shard == "s1"] == ["planned"]
+
+
+def test_a_primary_that_a_person_keeps_where_no_copy_would_lie_has_no_copy_more_than_others() -> None:
+    model = replicated(4, 3)
+    to = Places(model.map, model.heard, LIMITS, model.now).walk("s1")[2]
+    change = Change(id="x", kind="promote", shard="s1", to=to, began_ms=0)
+    model.state = msgspec.structs.replace(model.state, changes=[change], preferred={"s1": to})
+    model.run(20)
+    model.state = msgspec.structs.replace(
+        model.state, map=msgspec.structs.replace(model.map, replicas=2, epoch=model.map.epoch + 1)
+    )
+    model.run(30)
+    assert to not in Places(model.map, model.heard, LIMITS, model.now).walk("s1")
+    assert model.config("s1").primary.node == to
+    assert model.copy_nodes("s1") == {"s1"}
+    assert model.copy_nodes("s1", "joining") == set()
 
 
 def test_a_planned_change_to_a_copy_that_falls_out_is_over_and_its_primary_opens_again() -> None:

@@ -19,6 +19,7 @@ from aiohttp.test_utils import TestServer
 
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
+from kvstore.errors import DataCorrupt
 from kvstore.replication import messages
 from kvstore.replication.configuration import Configuration, Primary, Replica
 from kvstore.replication.copy import StoreCopy
@@ -31,10 +32,12 @@ from kvstore.shard.folder import FileFolder
 from kvstore.shard.hosted import Surroundings
 from kvstore.shard.term_opening import TermOpening
 from kvstore.storage.disk import OsDisk
+from kvstore.storage.engine import Application
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.store.copy_place import CopyFiles
 from kvstore.transport.sessions import ClusterSession
+from tests.unit.store.real_files import hide_from_unique_index
 
 LIMITS = Limits(log_segment_bytes=1 << 20, replica_timeout_s=0.2, lease_s=0.5, failover_after_s=1.0, told_timeout_s=0.1)
 STORE_ID = "0123456789abcdef0123456789abcdef"
@@ -89,6 +92,15 @@ class Nodes:
         if promised:
             await files.copy.promise(promised)
         return files.copy
+
+    async def damage_own_file(self) -> None:
+        """n1 is there with all its records applied, and the unique index of its file does not lead to one of them."""
+        copy = self.files["n1"].copy
+        rows = [Row(VALUE, f"k{number}", 1, number, number, 0, b"value") for number in range(1, 4)]
+        await copy.engine.apply(Application(rows, copy.log.last, Clock(3, 3)))
+        await self.files["n1"].close()
+        hide_from_unique_index(self.files["n1"].path, "k2")
+        self.files["n1"] = await FileFolder(self.folder, "n1", LIMITS).open_copy("s1", 64)
 
     def config(self, *others: str, epoch: int = TERM, term: int = TERM) -> Configuration:
         copies = tuple(Replica(node, self.files[node].copy.identity.copy_id, "in-sync", 2) for node in others)
@@ -182,6 +194,23 @@ async def test_a_copy_in_sync_that_does_not_answer_is_waited_for_until_a_map_has
         opening.hear(nodes.config("n3", epoch=TERM + 1))
         assert await asyncio.wait_for(running, 60)
         assert nodes.files["n1"].copy.log.last.number == 3
+
+
+async def test_a_copy_that_does_not_answer_is_not_taken_out_for_one_whose_own_file_is_damaged(tmp_path: Path) -> None:
+    """It may be the only good one."""
+    async with three(tmp_path, 3, 3, 3) as nodes:
+        await nodes.damage_own_file()
+        nodes.cut_off = {"n2"}
+        opening = nodes.opening(nodes.config("n2", "n3"))
+        running = asyncio.create_task(opening.run())
+        asked = []
+        async with asyncio.timeout(60):
+            while not running.done():
+                asked += opening.requests()
+                await asyncio.sleep(0.01)
+        with pytest.raises(DataCorrupt, match="damaged"):
+            await running
+        assert asked == []
 
 
 async def test_a_copy_that_answers_late_is_asked_to_be_out_no_more(tmp_path: Path) -> None:
