@@ -78,7 +78,11 @@ class StoreCopy:
         logged: Configuration | None,
         environment: Environment,
         times: Times,
+        *,
+        was_served: bool = False,
+        is_examined: bool = False,
     ) -> None:
+        """`was_served`: by this process, until now, so what it had granted before had run out."""
         self._place = place
         self._identity = identity
         self._log = CopyLog(log, environment, times.sync_inline_ms_max)
@@ -88,12 +92,14 @@ class StoreCopy:
         self._following = Following(identity.store_id, identity.copy_id, identity.promised)
         now = environment.boottime_s()
         self._given = lease.granted_at_start(logged, identity.copy_id, identity.promised, now, times.lease_s)
+        if was_served:
+            self._given = lease.Granted(now)
         self._heard_at = now
         self._is_promising = False  # for its own opening
         self._applying = asyncio.Lock()  # held by what changes the engine
         self._learned = asyncio.Event()
         self._cleaned_floor = 0  # no tombstone up to that sequence is left in the file
-        self._examined: Engine | None = None  # that was found to be whole
+        self._examined = engine if is_examined else None  # that was found to be whole
 
     # --- what others ask of it
 
@@ -311,9 +317,9 @@ class StoreCopy:
     def beacon(self, named: Session) -> bool:
         """Grant the primary its lease; False: the beacon is not answered."""
         now = self._environment.boottime_s()
-        if self._is_promising or not lease.grants(
-            self._following, named, self._log.sync_since, now, self._times.disk_stall_s
-        ):
+        if self._is_promising and not failpoints.planted("grant-while-promising"):
+            return False
+        if not lease.grants(self._following, named, self._log.sync_since, now, self._times.disk_stall_s):
             return False
         self._heard_at = now
         self._given = lease.granted(self._given, now, self._times.lease_s)
@@ -444,9 +450,10 @@ class StoreCopy:
         """
         async with self._applying:
             applied = self.engine.applied
-            is_stale = not self._is_of_snapshot(named, at)
-            if is_stale and not (self.is_filling and failpoints.planted("stale-snapshot-page")):
-                return False
+            if not self._is_of_snapshot(named, at):
+                if not failpoints.planted("stale-snapshot-page"):
+                    return False
+                progress = None
             stamped = [row._replace(sequence=applied.clock.sequence) for row in rows]
             await self.engine.apply(Application(stamped, applied.position, applied.clock, snapshot=progress))
             return True

@@ -7,7 +7,8 @@ Leaves to others: when they come (`cluster_faults`), what must hold (`invariants
 
     depose      the primary stands still, or is cut from the controller and its copies, until one is promoted; as soon
                 as that one has promised its term it is reached again, but the controller later; or both at once
-    interrupt   a page of a snapshot is held up on its way until another primary sends its own snapshot to that copy
+    interrupt   a page of a snapshot is held up on its way until another primary sends its own snapshot to that copy, or
+                has sent all of it
     die         a node is away for longer than `down_out_s`: it is given up, and comes back
 """
 
@@ -29,6 +30,7 @@ T = TypeVar("T")
 _LOOK_S = 0.01
 _PROMOTED_S = 6.0
 _FILLING_S = 5.0
+_FILLED_S = 4.0  # then the second one is whole, mostly
 _PAGE_S = 0.03  # what a page of the second snapshot takes
 
 
@@ -81,7 +83,7 @@ async def interrupt(cluster: Cluster, rng: random.Random) -> None:
     cluster.network.slow.update(dict.fromkeys(slowed, _PAGE_S))
     _heal(cluster, beside, rng.choice((0.0, 1.0)))
     await _until(lambda: _fills(cluster, shard.id, node, shard.term, before), _FILLING_S)
-    await asyncio.sleep(rng.uniform(0.0, 12 * _PAGE_S))
+    await asyncio.sleep(rng.choice((rng.uniform(0.0, 12 * _PAGE_S), rng.uniform(1.0, _FILLED_S))))
     _heal(cluster, [page], 0.0)
     await asyncio.sleep(rng.uniform(0.1, 2.0))
     for link in slowed:

@@ -54,7 +54,7 @@ class End:
         self.under_way = 0
         self.held: deque[Any] = deque()  # what it has sent into a cut link
         self._arrived: asyncio.Future[None] | None = None
-        self._taken: asyncio.Future[None] | None = None
+        self._waiting: list[asyncio.Future[None]] = []  # senders, for the peer to take something
 
     async def send(self, message: Any) -> None:
         """Raises ConnectionResetError."""
@@ -62,8 +62,9 @@ class End:
             raise ConnectionResetError("the connection is closed")
         self._connection.network.carry(self, message)
         while self.under_way > UNTAKEN_MAX and not self.closed:
-            self._taken = asyncio.get_running_loop().create_future()
-            await self._taken
+            taken = asyncio.get_running_loop().create_future()
+            self._waiting.append(taken)
+            await taken
 
     async def receive(self) -> Any:
         """The next message; None when the connection is over."""
@@ -83,8 +84,13 @@ class End:
 
     def note_taken(self) -> None:
         self.under_way -= 1
-        if self._taken is not None and not self._taken.done():
-            self._taken.set_result(None)
+        self._let_send()
+
+    def _let_send(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for taken in waiting:
+            if not taken.done():
+                taken.set_result(None)
 
     def take(self, message: Any) -> None:
         """It has arrived."""
@@ -98,8 +104,7 @@ class End:
         """The connection is over for this end."""
         self.closed = self.over = True
         self._wake()
-        if self._taken is not None and not self._taken.done():
-            self._taken.set_result(None)
+        self._let_send()
 
     def abort(self) -> None:
         """End it at once, and without a word to the other end.

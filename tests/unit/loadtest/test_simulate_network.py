@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loadtest.simulate.loop import Process, SimulatedLoop
-from loadtest.simulate.network import End, Network
+from loadtest.simulate.network import UNTAKEN_MAX, End, Network
 
 
 @pytest.fixture
@@ -155,3 +155,23 @@ def test_a_sender_waits_while_its_peer_takes_nothing(pair: Pair) -> None:
     pair.run(for_a_while())
     assert len(sent) < 100
     assert pair.received(pair.far) == [*range(200)]
+
+
+def test_all_tasks_that_wait_to_send_go_on_when_messages_are_taken(loop: SimulatedLoop) -> None:
+    """A primary's records and its beacons leave by one connection."""
+    pair = Pair(loop)
+
+    async def both() -> None:
+        for _ in range(UNTAKEN_MAX):
+            await pair.near.send("full")
+        senders = [asyncio.ensure_future(pair.near.send(name)) for name in ("records", "beacon")]
+        await asyncio.wait(senders, timeout=1.0)
+        assert not any(sender.done() for sender in senders)
+        senders[1].cancel()  # one that is given up takes no other along
+        senders[1] = asyncio.ensure_future(pair.near.send("another beacon"))
+        for _ in range(UNTAKEN_MAX):
+            await pair.far.receive()
+        done, _ = await asyncio.wait(senders, timeout=1.0)
+        assert len(done) == 2
+
+    pair.run(both())
