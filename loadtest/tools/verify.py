@@ -50,7 +50,8 @@ def folder_values(folder: Path) -> Iterator[Expected]:
 
 
 def ndjson_values(file: Path) -> Iterator[Expected]:
-    """The last line of each key: the one that an import leaves. Raises ValueError at a line that is no record."""
+    """The last line of each key: the one that an import leaves.
+    Raises ValueError at a line that is no record."""
     offsets: dict[str, int] = {}
     with file.open("rb") as lines:
         offset = 0
@@ -82,7 +83,8 @@ def _read_record(line: bytes, where: str) -> tuple[str, bytes]:
 
 
 def difference(expected: bytes, found: bytes | None, value_bytes_max: int) -> str | None:
-    """What is wrong with a value, in words; None if it is as it should be. Too large ones are not stored."""
+    """What is wrong with a value, in words; None if it is as it should be.
+    Too large ones are not stored."""
     if len(expected) > value_bytes_max:
         return None if found is None else f"has {len(found):,} bytes, more than a value may have"
     if found is None:
