@@ -58,7 +58,7 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
     ends everything with 1. A second signal does not wait for the children any longer, it kills them. `demo`: with a
     second router for the play-throughs of the page, and a door through which it kills nodes.
     """
-    raise_open_files_limit()  # a few for each child, and whatever the shell left us may be less than those
+    raise_open_files_limit()  # a few for each child, and whatever the shell left may be less than those
     with ExitStack() as held:
         try:
             config = load_config(config_path)

@@ -262,7 +262,7 @@ def pid_file_holder(path: Path) -> str | None:
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:
-    """A successor may have put its own file in our place: that one is not ours to delete."""
+    """A successor may have put its own file in this place: that one is left."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

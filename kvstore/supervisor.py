@@ -319,7 +319,7 @@ class _Output(asyncio.SubprocessProtocol):
     `ended`: it has; `closed`: its pipes, by number.
 
     Its end is heard of by itself, and not by that of its pipes, which a stray process of its own may hold open. A line
-    without end is cut, so that no child can fill our memory.
+    without end is cut, so that no child can fill the memory of this process.
     """
 
     def __init__(self, name: str, log: Log) -> None:

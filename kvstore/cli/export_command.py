@@ -23,7 +23,7 @@ from typing import BinaryIO
 import click
 import msgspec
 
-from kvstore.cli import EXIT_INTERRUPTED
+from kvstore.cli.commands import EXIT_INTERRUPTED
 from kvstore.cli.data import end_with_missing, listed_members, skip_down_option
 from kvstore.cli.frame import complain, emit, human_bytes, reporting, talks_to_cluster, write_json
 from kvstore.cli.importer import in_thread
@@ -214,7 +214,7 @@ class _ToFile:
         try:
             os.fchown(file.fileno(), facts.st_uid, facts.st_gid)
         except PermissionError:
-            mode &= ~stat.S_IRWXG  # the rights of its group are no rights of ours
+            mode &= ~stat.S_IRWXG  # the rights of its group are not for the new file
         os.fchmod(file.fileno(), mode)
         return file
 

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 
-_PLAIN = str.maketrans({"→": "->", "…": "...", "─": "-", "█": "#"})  # our own; what users stored is escaped
+_PLAIN = str.maketrans({"→": "->", "…": "...", "─": "-", "█": "#"})  # of this program; what users stored is escaped
 _STEERING = re.compile("[\x7f-\x9f]")  # what JSON leaves of the control characters
 _DESCRIPTORS = (0, 1, 2)
 

@@ -24,9 +24,9 @@ from kvstore.controller.copy_places import Places
 from kvstore.controller.damage import DamageSeen
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.heard import Heard
+from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import ClusterState, formed_map
 from kvstore.controller.replicas import PAUSE_MAX_S, Decided, Decider, Step, to_give_back, too_many_silent
-from kvstore.controller.store import Told
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import BadBody, Conflict, KvError, Unavailable
 from kvstore.metrics import CopyStats, copy_families
@@ -127,8 +127,7 @@ class CopyKeeper:
         cluster_map = self._state.map
         if cluster_map is None or cluster_map.cluster_id != beat.cluster_id or cluster_map.node(beat.node) is None:
             raise Conflict(f"node {beat.node} is not in this controller's map: announce it first.", retry_after_ms=1000)
-        terms = [number for copy in beat.copies for number in (copy.promised, copy.term)]
-        self._on_heard(beat.cluster_id, max([beat.epoch, *terms]))
+        self._on_heard(beat.cluster_id, max([beat.epoch, *_terms(beat, cluster_map)]))
         now = self._now_s()
         number = self._heard.take(beat, now)
         self._note_committed(beat, cluster_map)
@@ -340,6 +339,14 @@ class CopyKeeper:
         if not beats(cluster_map):
             return None
         return copy_facts.described(Places(cluster_map, self._heard, self._limits, self._now_s()), known)
+
+
+def _terms(beat: Beat, cluster_map: ClusterMap) -> Iterator[int]:
+    """Those that the node's copies have promised, or have records of; what another store has means nothing here."""
+    for copy in beat.copies:
+        shard = cluster_map.shard(copy.shard)
+        if shard is not None and shard.store_id == copy.store_id:
+            yield from (copy.promised, copy.term)
 
 
 def _term(cluster_map: ClusterMap, shard: str) -> int:

@@ -43,11 +43,15 @@ class Places:
         """The nodes that keep it beside its primary's. Of a shard that leaves, those that do now.
 
         But where it leaves because its home is given up, what did not move yet must not lie on one disk until then.
+        A primary that stays outside of the walk, where a person wants it, is one of the copies all the same.
         """
         home = self.cluster_map.node(config.shard)
         if not _stays(self.cluster_map.shard(config.shard)) and not (home is not None and home.given_up):
             return [copy.node for copy in config.replicas]
-        return [node for node in self.walk(config.shard) if node != config.primary.node]
+        others = [node for node in self.walk(config.shard) if node != config.primary.node]
+        if not self.may_keep(config.primary.node):
+            return others
+        return others[: max(1, self.cluster_map.replicas - 1)]  # the first is where the primary belongs
 
     def node(self, node_id: str) -> Node | None:
         """The node of the map."""
@@ -168,6 +172,8 @@ class Places:
             report = self.report(node, config.shard)
             if report is None or report.store_id != config.store_id or report.role not in ("copy", "filling"):
                 continue
+            if self.heard.stops(node):
+                continue
             if there is None or there.copy_id != report.copy_id:
                 return node, report.copy_id
         return None
@@ -188,7 +194,7 @@ class Places:
         if not self.serves(config) or self.is_joining(config):
             return None
         for node in self.wanted(config):
-            if self.heard.is_here(node, self.now):
+            if self.heard.is_here(node, self.now) and not self.heard.stops(node):
                 report = self.heard.report(node, config.shard)
                 if report is None or report.store_id != config.store_id:
                     return node
@@ -202,15 +208,17 @@ class Places:
         return [
             Drop(shard=report.shard, copy_id=report.copy_id)
             for report in beat.copies
-            if report.role in ("copy", "filling", "damaged") and self._is_left_over(node, report.shard, report.copy_id)
+            if report.role in ("copy", "filling", "damaged") and self._is_left_over(node, report)
         ]
 
-    def _is_left_over(self, node: str, shard_id: str, copy_id: str) -> bool:
-        config = configuration_of(self.cluster_map, shard_id)
+    def _is_left_over(self, node: str, report: CopyReport) -> bool:
+        """One of another store, such as that of an earlier shard of that name, is in the way."""
+        config = configuration_of(self.cluster_map, report.shard)
         if config is None:
             return True
         named = {config.primary.copy_id, *(copy.copy_id for copy in config.replicas)}
-        return copy_id not in named and node not in self.wanted(config) and self.serves(config)
+        is_needed = node in self.wanted(config) and report.store_id == config.store_id
+        return report.copy_id not in named and not is_needed and self.serves(config)
 
 
 def without_empty_nodes(cluster_map: ClusterMap) -> list[Node]:

@@ -1,8 +1,8 @@
 """The sessions that a controller had before this one.
 
 Owns: `controller-<id>.sessions` beside the controller's file: the ids of its last processes, the oldest first.
-Promises: this process's id is in the file before anybody hears of it. A file that cannot be read or written ends
-nothing: then a process that has missed a restart of the controller waits until it has heard of this session itself.
+Promises: this process's id is in the file before another process hears of it. A file that cannot be read or written
+ends nothing: a process that has missed a restart of the controller then waits until it hears of this session itself.
 Leaves to others: drawing the id and telling the earlier ones (`app`), what they allow (`transport.sessions`).
 """
 

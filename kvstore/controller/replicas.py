@@ -198,8 +198,9 @@ class Decider:
         if report is None or report.role == "damaged" or not self._heard.is_near(node, self._now):
             return None
         after = config
+        is_sound = report.role == "opening" and report.examined  # else the copy that is dead may be the only good one
         for copy in config.in_sync:
-            is_dead = report.role == "opening" and self._heard.is_silent(copy.node, self._now)
+            is_dead = is_sound and self._heard.is_silent(copy.node, self._now)
             is_damaged = self._heard.damaged(copy.node, config.shard, self._now) is not None
             if is_dead or is_damaged or handing_on.is_leaving(copy, config, self._heard, self._now):
                 request = Request("out", config.shard, config.term, copy_id, copy.copy_id, copy.joined)

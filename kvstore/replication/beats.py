@@ -29,11 +29,11 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `needs_term`: the map names it primary, in a term that is not above `promised`. `silent_s`: since it has heard its
     primary; a copy that has not heard it in its process's life counts from its start. `given_back`: the term whose
-    lease it has given back for a planned change, 0 for none. `damage`: what is wrong with its files; a copy in the role
-    `damaged` is nothing, and has no id if that is lost. `disputed`: partitions of a primary that are otherwise in all
-    its copies. Of a primary that serves: `committed`, the number of its last committed record; by copy id `behind`, how
-    many records each copy lacks, and `snapshots`, the rows sent and the rows there are, of each snapshot that is under
-    way.
+    lease it has given back for a planned change, 0 for none. `examined`: its file was found to be whole. `damage`: what
+    is wrong with its files; a copy in the role `damaged` is nothing, and has no id if that is lost. `disputed`:
+    partitions of a primary that are otherwise in all its copies. Of a primary that serves: `committed`, the number of
+    its last committed record; by copy id `behind`, how many records each copy lacks, and `snapshots`, the rows sent and
+    the rows there are, of each snapshot that is under way.
     """
 
     shard: str
@@ -47,6 +47,7 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
     needs_term: bool = False
     silent_s: float = 0.0
     given_back: int = 0
+    examined: bool = True
     damage: str = ""
     disputed: int = 0
     committed: int = 0

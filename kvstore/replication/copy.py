@@ -20,7 +20,6 @@ import asyncio
 import logging
 from collections.abc import Sequence, Set
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 from kvstore import failpoints
@@ -154,7 +153,7 @@ class StoreCopy:
         while True:
             try:
                 if self.engine.applied.position.number < self.log.last.number:
-                    await self._examine()
+                    await self.examine()
                 async with self._log.turn, self._applying:
                     await self._log.sync()
                     while (applied := self.engine.applied.position.number) < self.log.last.number:
@@ -318,9 +317,9 @@ class StoreCopy:
     def beacon(self, named: Session) -> bool:
         """Grant the primary its lease; False: the beacon is not answered."""
         now = self._environment.boottime_s()
-        if self._is_promising or not lease.grants(
-            self._following, named, self._log.sync_since, now, self._times.disk_stall_s
-        ):
+        if self._is_promising and not failpoints.planted("grant-while-promising"):
+            return False
+        if not lease.grants(self._following, named, self._log.sync_since, now, self._times.disk_stall_s):
             return False
         self._heard_at = now
         self._given = lease.granted(self._given, now, self._times.lease_s)
@@ -336,7 +335,7 @@ class StoreCopy:
         """Apply what is committed, for ever. Raises DataCorrupt, LogDamaged, OSError."""
         while True:
             await self._learned.wait()
-            await self._environment.sleep(self._times.apply_delay_s)  # what comes until then is applied with it
+            await self._log.gather(self._times.apply_delay_s, _APPLIED_BYTES_MAX)
             self._learned.clear()
             await self._log.keep_spare()
             try:
@@ -355,8 +354,11 @@ class StoreCopy:
         """Whether the file was found to be whole, so that more may be written into it."""
         return self._examined is self.engine
 
-    async def _examine(self) -> None:
-        """Once, before anything is applied. Raises DataCorrupt: what is written into a damaged file damages more."""
+    async def examine(self) -> None:
+        """Once, before anything is applied, or others are taken out for what this copy has.
+
+        Raises DataCorrupt: what is written into a damaged file damages more.
+        """
         engine = self.engine
         if self._examined is engine:
             return
@@ -367,7 +369,7 @@ class StoreCopy:
     async def apply_some(self) -> int:
         """Apply some records that are committed; how many. Raises DataCorrupt, LogDamaged, OSError."""
         if session.may_apply(self._following) > self.engine.applied.position.number:
-            await self._examine()
+            await self.examine()
         async with self._applying:
             return await self._apply_up_to(session.may_apply(self._following))
 
@@ -376,11 +378,12 @@ class StoreCopy:
         if self.is_filling and not self._filled_to:
             return 0
         durable = self.log.synced.number  # a copy that is not waited for may hear of more as committed
-        count = min(min(number, durable) - applied, _APPLIED_RECORDS_MAX)
-        if count <= 0:
+        last = min(number, durable, applied + _APPLIED_RECORDS_MAX)
+        if last <= applied:
             await self._is_filled()
             return 0
-        entries = await self._environment.in_thread(lambda: list(islice(self.log.entries(applied), count)))
+        read = partial(chain.some_entries, self.log, applied, _APPLIED_BYTES_MAX)
+        entries = [entry for entry in await self._environment.in_thread(read) if entry.number <= last]
         await replay(self.engine, entries)
         await self._is_filled()
         durable = await self.engine.checkpoint(only_if_due=True)
@@ -395,7 +398,7 @@ class StoreCopy:
         `number`: it is committed. Raises DataCorrupt, LogDamaged, OSError.
         """
         self.committed(named, number)
-        await self._examine()
+        await self.examine()
         async with self._applying:
             if self.is_filling or not session.is_current(self._following, named):
                 return None
@@ -447,9 +450,10 @@ class StoreCopy:
         """
         async with self._applying:
             applied = self.engine.applied
-            is_stale = not self._is_of_snapshot(named, at)
-            if is_stale and not (self.is_filling and failpoints.planted("stale-snapshot-page")):
-                return False
+            if not self._is_of_snapshot(named, at):
+                if not failpoints.planted("stale-snapshot-page"):
+                    return False
+                progress = None
             stamped = [row._replace(sequence=applied.clock.sequence) for row in rows]
             await self.engine.apply(Application(stamped, applied.position, applied.clock, snapshot=progress))
             return True

@@ -6,7 +6,7 @@ sync, the old primary included, has promised the term or is out by a map of that
 taken for the truth; nothing that a copy in sync has is cut off.
 Leaves to others: taking out what does not answer (`failover`), fetching (the shell), shipping to all (`shipping`).
 
-    map names us in T -> promise T, durably -> hello to all in sync -> all told, or out -> fetch up to the longest
+    map names it in T -> promise T, durably -> hello to all in sync -> all told, or out -> fetch up to the longest
       -> append the record that opens T and carries that map -> every copy in sync has it -> serve
 
 A crash anywhere here leaves T promised, so the next opening needs a new term from the controller.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+from kvstore import failpoints
 from kvstore.replication import lease, patience, shipping
 from kvstore.replication.configuration import Configuration, Request
 from kvstore.replication.copy_link import CopyLink, LinkKey, Surroundings
@@ -150,6 +151,8 @@ class Sender:
             at = self._links.get(_key(link))
             if at is not None and patience.is_over(at.patience, now, timeout_s):
                 asked = shipping.request_out(self.shipping, link)
+                if failpoints.planted("time-out-ends-waiting"):
+                    self.shipping = shipping.acked(self.shipping, link.session, self.shipping.last)
             else:
                 asked = shipping.request_in_sync(self.shipping, link)
             if asked is not None:

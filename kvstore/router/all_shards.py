@@ -166,7 +166,7 @@ class AllShards:
         for shard_id, error in failed.items():
             theirs = sum(1 << partition for partition in self._router.cluster_map.owned_by(shard_id)) & missing
             if isinstance(error, WrongOwner):
-                continue  # one of us has not heard of the last strike: soon it has
+                continue  # router or shard has not heard of the last strike: soon it has
             if isinstance(error, Unavailable) and not is_late and not is_partial and self._router.fails_over(shard_id):
                 continue
             if theirs and not (is_partial and isinstance(error, Unavailable)):

@@ -47,7 +47,7 @@ def decode_ttl(text: str, limits: Limits) -> int:
 def decode_tags(field: str, *, weak: bool) -> list[int] | None:
     """The versions that a condition names, None for `*` (RFC 9110, 13.1); weak tags count only if `weak`.
 
-    A tag that is no version of ours can never match and is left out. Raises BadCondition.
+    A tag that is no version of this store can never match and is left out. Raises BadCondition.
     """
     if field.strip() == "*":
         return None

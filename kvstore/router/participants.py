@@ -40,6 +40,15 @@ class Transaction(msgspec.Struct, frozen=True):
         return [*(each.key for each in self.conditions), *(step.key for step in (*self.then, *self.otherwise))]
 
     @property
+    def writes_only(self) -> bool:
+        """It has no get."""
+        for branch in (self.then, self.otherwise):
+            for step in branch:
+                if step.op == "get":
+                    return False
+        return True
+
+    @property
     def reads_only(self) -> bool:
         """It writes nothing, and all that it asks can be told by the values of its keys."""
         steps = (*self.then, *self.otherwise)
@@ -114,6 +123,8 @@ def reads_of_others(
     others: list[TxnShare], votes: list[Vote], transaction: Transaction
 ) -> tuple[list[Read | None], list[Read | None]]:
     """What the gets of each branch found, in its order; None for those of the anchor's store."""
+    if transaction.writes_only:
+        return [], []
     branches: list[list[Read | None]] = [
         [None] * sum(step.op == "get" for step in branch) for branch in (transaction.then, transaction.otherwise)
     ]

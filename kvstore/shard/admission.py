@@ -17,7 +17,7 @@ from typing import Any
 
 from kvstore.config import Limits
 from kvstore.errors import BadRequest, BadTtl, KeyEmpty, KeyTooLong, ValueTooLarge
-from kvstore.model import STAMP_MAX, Attempt, Condition, IdempotencyKey, TxnOp
+from kvstore.model import STAMP_MAX, Attempt, IdempotencyKey, TxnOp
 from kvstore.protocol import (
     Acquire,
     DecideCommit,
@@ -43,6 +43,7 @@ class Admission:
     def __init__(self, limits: Limits, partitions: int) -> None:
         self._limits = limits
         self._partitions = partitions
+        self._key_chars = limits.key_bytes_max // 4  # with so many it is short enough, whatever they are
         self._checks: dict[type, Callable[[Any], None]] = {
             Put: self._put,
             Acquire: self._acquire,
@@ -52,7 +53,7 @@ class Admission:
             Transact: self._transaction,
             Prepare: self._prepare,
             DecideCommit: self._transaction,
-            ReadLock: lambda op: self._attempt(op.attempt),
+            ReadLock: self._attempt,
             GetTxn: self._look,
             Pull: self._pull,
         }
@@ -82,20 +83,25 @@ class Admission:
 
     def _transaction(self, op: Any) -> None:
         self._key(op.anchor if type(op) is Prepare else op.key)
-        self._attempt(op.attempt)
-        self._once(op)
+        self._attempt(op)
+        if op.once is not None:
+            self._once(op)
         for condition in op.conditions:
-            self._condition(condition)
-        for step in (*op.then, *op.otherwise):
-            self._step(step)
+            self._key(condition.key)
+        self._steps(op.then)
+        if op.otherwise:
+            self._steps(op.otherwise)
 
     def _prepare(self, op: Prepare) -> None:
         if not (op.conditions or op.then or op.otherwise):
             raise BadRequest("a prepare names at least one key")
         self._transaction(op)
 
-    def _condition(self, condition: Condition) -> None:
-        self._key(condition.key)
+    def _steps(self, steps: list[TxnOp]) -> None:
+        chars, value_bytes_max = self._key_chars, self._limits.value_bytes_max
+        for step in steps:
+            if step.ttl_ms or len(step.value) > value_bytes_max or not 0 < len(step.key) <= chars:
+                self._step(step)
 
     def _step(self, step: TxnOp) -> None:
         self._key(step.key)
@@ -103,7 +109,8 @@ class Admission:
             raise BadTtl(f"a ttl of {step.ttl_ms} ms is below 0", ttl_s_max=self._limits.ttl_s_max)
         self._value(step.value, step.ttl_ms)
 
-    def _attempt(self, attempt: Attempt) -> None:
+    def _attempt(self, op: Any) -> None:
+        attempt: Attempt = op.attempt
         if not (0 <= attempt.stamp <= STAMP_MAX and 0 <= attempt.start <= STAMP_MAX):
             raise BadRequest("the stamp of an attempt is the time in microseconds")
         if len(attempt.router) > _ROUTER_CHARS_MAX:
@@ -112,8 +119,10 @@ class Admission:
     def _key(self, key: str) -> None:
         if not key:
             raise KeyEmpty()
+        if len(key) <= self._key_chars:
+            return
         bytes_max = self._limits.key_bytes_max
-        if len(key) * 4 > bytes_max and (size := len(key.encode())) > bytes_max:
+        if (size := len(key.encode())) > bytes_max:
             raise KeyTooLong(f"the key has {size} bytes; the limit is {bytes_max}", key_bytes_max=bytes_max)
 
     def _value(self, value: bytes, ttl_ms: int) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import ForeignData
@@ -163,7 +164,8 @@ def may_serve_alone(logged: ClusterMap | None, shard_id: str, node_id: str) -> b
     shard = logged.shard(shard_id) if logged is not None else None
     if shard is None:
         return shard_id == node_id
-    return not names_copies(logged, shard_id) and shard.primary.node == node_id
+    is_alone = not names_copies(logged, shard_id) or failpoints.planted("serve-alone")
+    return is_alone and shard.primary.node == node_id
 
 
 def copies_in(names: Iterable[str], node_id: str) -> list[str]:

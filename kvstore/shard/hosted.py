@@ -21,7 +21,7 @@ from kvstore.config import Limits
 from kvstore.environment import Environment
 from kvstore.metrics import StoreLabels
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.replication.configuration import Configuration
+from kvstore.replication.configuration import Configuration, Request
 from kvstore.replication.session import Session
 from kvstore.replication.wire import Connect, Wire, WireLost
 from kvstore.shard.folder import Folder
@@ -101,6 +101,21 @@ class HostedStore:
     @property
     def shard_id(self) -> str:
         return self.service.shard_id
+
+    @property
+    def is_sound(self) -> bool:
+        """Its file was found to be whole."""
+        verification = self.store.tables.verification
+        return verification.is_examined and not verification.damage
+
+    def requests(self) -> list[Request]:
+        """What the controller is asked for.
+
+        No copy is to be taken out for a term that begins on a file that may be damaged.
+        """
+        sender, may_take_out = self.store.tables.sender, self.is_open or self.is_sound
+        found = sender.requests() if sender is not None else ()
+        return [each for each in found if may_take_out or each.kind != "out"]
 
     def labels(self, node_id: str) -> StoreLabels:
         """Of its metrics."""

@@ -89,7 +89,7 @@ class Node:
         if resident is None or identity is None:
             return Refused(_NOT_FOUND, f"this is shard {self.node_id}")
         # An empty or foreign file has a map and partitions of its own, or none: to the router's cluster it is not this
-        # shard, also while the controller, which refuses it, is away. Else a key of ours would be "not there".
+        # shard, also while the controller, which refuses it, is away. Else a key of this shard would be "not there".
         if store_id not in (None, "", identity.store_id):
             return Refused(_CONFLICT, f"shard {shard} serves another data file")
         return await self.admit_process(session_id, peer) or resident
@@ -141,7 +141,7 @@ class Node:
     async def _take_part(self, url: str, weight: int, may_join: bool, host: str, zone: str) -> None:
         """Announce the node, then follow the map for ever."""
         stores, identity, newest = self.stores, self.stores.identity, self.stores.newest_map
-        epoch = newest.epoch if newest is not None else 0
+        epoch = newest.epoch if newest is not None and identity.cluster_id is not None else 0
         try:
             await self._follower.announce(
                 self.node_id,

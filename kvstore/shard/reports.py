@@ -29,6 +29,7 @@ def report_of_copy(
         number=end.number,
         needs_term=may_open == "stale" and not is_opening,
         silent_s=copy.silent_s,
+        examined=copy.is_examined,
     )
 
 
@@ -48,6 +49,7 @@ def report_of_store(shard_id: str, hosted: HostedStore, given_back: int) -> Copy
         serves=serves,
         committed=store.durable if serves else 0,
         given_back=given_back,
+        examined=hosted.is_sound,
         damage=store.tables.verification.damage,
         disputed=len(store.replicas.comparison.disputed),
         behind=sender.behind() if sender is not None else {},

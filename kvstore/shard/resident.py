@@ -234,8 +234,8 @@ class Resident:
     def requests(self) -> list[Asked]:
         """What the controller is asked for now."""
         asked = list(self._opening.requests()) if self._opening is not None else []
-        if (store := self.store) is not None and store.tables.sender is not None:
-            asked += store.tables.sender.requests()
+        if self.hosted is not None:
+            asked += self.hosted.requests()
         return [Asked(**each._asdict()) for each in asked]
 
     def controller_heard(self) -> None:

@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 _Slow = Scan | ScanLeases | Count | Explain | Stats | Follow | Receive | Pull | Freeze
 _SLOW = frozenset(get_args(_Slow))
+_IN_BATCHES = frozenset(get_args(Request)) - _SLOW - {Get, Forget, Names, ForStore}  # decided in batches
 _OF_ANY_STRIKE = frozenset({Follow, Stats})  # the first brings it, the second is of the process
 
 
@@ -142,20 +143,23 @@ class ShardService:
 
     def _begin(self, request: Any, sink: Sink) -> None:
         """Raises WrongOwner if one of both has not heard of the last strike."""
-        kind: type = type(request)
-        if getattr(sink, "strike", 0) != self.store.strike and kind not in _OF_ANY_STRIKE:
-            raise WrongOwner("a shard was given up, and one of us has not heard of it", epoch=self.store.served.epoch)
+        kind, store = type(request), self.store
+        if getattr(sink, "strike", 0) != store.tables.openings.last and kind not in _OF_ANY_STRIKE:
+            raise WrongOwner(
+                "A shard was given up, and this shard or the sender has not heard of it: ask again with the next map.",
+                epoch=store.served.epoch,
+            )
         if kind is Get:
-            self.store.get(request, sink)
+            store.get(request, sink)
+        elif kind in _IN_BATCHES:
+            store.write(request, sink)
         elif kind in _SLOW:
             task = asyncio.create_task(self._answer_slowly(request, sink))
             self._slow.add(task)
             task.add_done_callback(self._slow.discard)
         elif kind is Forget:
-            self.store.undecided.acknowledge(request.attempts)
+            store.undecided.acknowledge(request.attempts)
             sink.send(Answer(request.id, 200))
-        elif kind is not Names and kind is not ForStore:
-            self.store.write(request, sink)
 
     async def _answer_slowly(self, request: _Slow, sink: Sink) -> None:
         try:

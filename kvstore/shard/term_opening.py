@@ -4,6 +4,7 @@ Owns: asking all copies in sync, fetching what the longest log has more, asking 
 Promises: the term is promised on this disk before anything else is done in it. Nothing that a copy in sync has is cut
 off. It ends, and nothing was served, as soon as a map of another term is heard of, or a higher term promised. A log
 that no copy in sync could complete is not opened while it ends below what the store has told: it is an older copy.
+None that does not answer is taken out before the own file was found to be whole: it may be the only good one.
 Leaves to others: the rules (`replication.opening`), the record that opens the term (`store.partitions`).
 """
 
@@ -44,6 +45,7 @@ class TermOpening:
         self._late: dict[str, Replica] = {}  # by copy id, those that have not answered for too long
         self._wires: dict[str, Wire] = {}
         self._changed = asyncio.Event()
+        self._examining: asyncio.Task[None] | None = None
 
     @property
     def config(self) -> Configuration | None:
@@ -59,14 +61,14 @@ class TermOpening:
     def requests(self) -> list[Request]:
         """What the controller is asked for now."""
         now = self._opening
-        return (
-            [] if now is None else [opening.request_out(now, c) for c in opening.asked(now) if c.copy_id in self._late]
-        )
+        if now is None or not self._copy.is_examined:
+            return []
+        return [opening.request_out(now, copy) for copy in opening.asked(now) if copy.copy_id in self._late]
 
     async def run(self) -> bool:
         """Bring the own log up to the longest; False if the opening is over.
 
-        Raises TryLater if the disk is full, NotNext, LogFailed, OSError.
+        Raises TryLater if the disk is full, DataCorrupt, NotNext, LogFailed, OSError.
         """
         assert self._opening is not None
         term, began_s = self._opening.config.term, self._environment.boottime_s()
@@ -78,6 +80,7 @@ class TermOpening:
         asking: dict[str, asyncio.Task[None]] = {}
         try:
             while (now := self._opening) is not None and self._copy.following.promised == term:
+                self._check_examined()
                 for copy in opening.asked(now):
                     if copy.copy_id not in asking or asking[copy.copy_id].done():
                         asking[copy.copy_id] = self._environment.spawn(self._ask(copy))
@@ -94,12 +97,27 @@ class TermOpening:
                 await self._environment.wait_for(self._changed.wait(), self._times.replica_timeout_s / 8)
             return False
         finally:
-            for task in asking.values():
-                task.cancel()
-            await asyncio.gather(*asking.values(), return_exceptions=True)
-            for wire in self._wires.values():
-                await wire.close()
+            await self._end([*asking.values(), *([self._examining] if self._examining is not None else [])])
+
+    async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for wire in self._wires.values():
+            await wire.close()
+        self._on_news()
+
+    async def _examine(self) -> None:
+        try:
+            await self._copy.examine()
+        finally:
+            self._changed.set()
             self._on_news()
+
+    def _check_examined(self) -> None:
+        """Raises what the examination has raised."""
+        if self._examining is not None and self._examining.done():
+            self._examining.result()
 
     def _note_late(self, now: Opening, began_s: float) -> None:
         if self._environment.boottime_s() - began_s < self._times.replica_timeout_s:
@@ -122,8 +140,14 @@ class TermOpening:
                 log.debug("the copy on node %s: %s", copy.node, error)
                 if wire is not None:
                     await wire.close()
+                if self._examining is None:
+                    self._examining = self._environment.spawn(self._examine())
                 await self._environment.sleep(_RETRY_S)
                 continue
+            except asyncio.CancelledError:
+                if wire is not None:
+                    await wire.close()
+                raise
             self._wires[copy.copy_id] = wire
             if self._opening is not None:
                 self._opening = opening.answered(self._opening, hello, told.position)

@@ -19,8 +19,9 @@ from pathlib import Path
 from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.storage import schema
 from kvstore.storage.digests import Digests
-from kvstore.storage.engine import Application, Applied, Identity, SnapshotProgress, TryLater
-from kvstore.storage.rows import Clock
+from kvstore.storage.disk import may_not_grow
+from kvstore.storage.engine import Application, Applied, Identity, NoRoom, SnapshotProgress, TryLater
+from kvstore.storage.rows import Clock, Row
 from kvstore.storage.schema import SIGNED
 from kvstore.storage.segments import Position
 
@@ -87,26 +88,35 @@ class SqliteWriter:
 
     def apply(self, connection: sqlite3.Connection, application: Application) -> None:
         """Apply all of it, or nothing. Raises TryLater, OSError."""
-        rows = sorted(application.rows)
+        rows, traceless, size = self._sorted(application)
         changed = self.digests.changed
-        for row in rows:
-            if row.sequence > changed[row.partition]:
-                changed[row.partition] = row.sequence
         before, after = self.applied, self._after(application)
         self.applied = before._replace(drops=after.drops)  # see sqlite_reads.snapshot
         for partition, sequence in application.drops.items():
             changed[partition] = max(changed[partition], sequence)
-        kept = application.kept
-        traceless = [row for row in rows if row.is_tombstone and row.partition not in kept]
         with transaction(connection):
-            schema.upsert(connection, (row for row in rows if not row.is_tombstone or row.partition in kept))
+            schema.upsert(connection, rows)
             schema.bury(connection, traceless)
             _set_state(connection, before, after)
         self.free_bytes = connection.execute("PRAGMA freelist_count").fetchone()[0] * _PAGE_BYTES
-        self._unsettled_bytes += sum(_PAGE_BYTES + row.payload_bytes + len(row.intent or b"") for row in rows)
+        self._unsettled_bytes += size
         if after.cluster_map is not None and after.cluster_map != before.cluster_map:
             self.identity = self.identity._replace(cluster_id=_cluster_id(after.cluster_map))
         self.applied = after
+
+    def _sorted(self, application: Application) -> tuple[list[Row], list[Row], int]:
+        """Note the sequences; the rows to write, tombstones that replace only what is there, bytes for the WAL."""
+        changed, kept, size = self.digests.changed, application.kept, 0
+        written: list[Row] = []
+        traceless: list[Row] = []
+        for row in sorted(application.rows):
+            _, key, partition, sequence, _, _, body, intent = row
+            if sequence > changed[partition]:
+                changed[partition] = sequence
+            size += _PAGE_BYTES + len(key) + len(body or b"") + len(intent or b"")
+            is_traceless = body is None and intent is None and partition not in kept
+            (traceless if is_traceless else written).append(row)
+        return written, traceless, size
 
     def _after(self, application: Application) -> Applied:
         before = self.applied
@@ -122,7 +132,7 @@ class SqliteWriter:
     def checkpoint(self, connection: sqlite3.Connection) -> int:
         """The number up to which the file is durable; 0 where a reader stood in the way. Raises TryLater, OSError."""
         number = self.applied.position.number
-        with _disk_errors():
+        with _disk_errors(connection):
             busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if frames * _PAGE_BYTES > self._wal_bytes_max and time.monotonic() >= self._next_truncation_s:
                 self._truncate_wal(connection)
@@ -197,7 +207,7 @@ def _cluster_id(cluster_map: bytes) -> str:
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """All of the block or none of it. Raises TryLater if nothing changed and may yet; OSError."""
-    with _disk_errors():
+    with _disk_errors(connection):
         _begin(connection)
         try:
             yield
@@ -222,14 +232,22 @@ def _begin(connection: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def _disk_errors() -> Iterator[None]:
-    """SQLite's errors as what they mean to the applier."""
+def _disk_errors(connection: sqlite3.Connection) -> Iterator[None]:
+    """SQLite's errors as what they mean to the applier.
+
+    It says that a disk is full, and of a quota or a limit of the system nothing but that writing failed.
+    """
     try:
         yield
     except sqlite3.OperationalError as error:
         code = error.sqlite_errorcode & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL):
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise TryLater(str(error)) from error
+        if code == sqlite3.SQLITE_FULL:
+            raise NoRoom(str(error)) from error
+        path = Path(connection.execute("PRAGMA database_list").fetchone()[2])
+        if code == sqlite3.SQLITE_IOERR and (why := may_not_grow([path, Path(f"{path}-wal"), Path(f"{path}-shm")])):
+            raise NoRoom(why) from error
         raise OSError(f"SQLite: {error} ({error.sqlite_errorname})") from error
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):

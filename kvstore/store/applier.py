@@ -19,11 +19,12 @@ import asyncio
 import logging
 
 from kvstore.errors import DataCorrupt
-from kvstore.storage.engine import Application, Freezes, TryLater
+from kvstore.storage.engine import Application, Freezes, NoRoom, TryLater
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.segments import Position
 from kvstore.store.pacing import LoadMeter, pause_s
 from kvstore.store.tables import Tables
+from kvstore.store.write_set import WriteSet
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ class Applier:
         self.segment_wanted = asyncio.Event()
         self.segment_made = asyncio.Event()
 
-    def publish(self, record: CommitRecord, position: Position) -> None:
-        """The record is visible: it is to be applied."""
+    def publish(self, record: CommitRecord, changes: WriteSet, position: Position) -> None:
+        """The record, which carries these changes, is visible: it is to be applied."""
         pending, memtable = self._pending, self._tables.memtable
         pending.position = position
         if record.dropped:
@@ -75,8 +76,8 @@ class Applier:
             pending.cluster_map = record.cluster_map
         if record.freezes is not None:
             pending.freezes = record.freezes
-        if record.rows:
-            memtable.publish(record.rows)
+        if changes.rows:
+            memtable.publish(changes.rows, changes.bytes)
         self._something.set()
         limits = self._tables.limits
         if memtable.unapplied_count >= limits.apply_rows or memtable.bytes >= limits.wal_bytes_max // 4:
@@ -112,12 +113,14 @@ class Applier:
                 async with self.turn:
                     await self._apply()
                     await self._checkpoint_if_due()
-                errors = 0
+                errors, self._tables.file_full = 0, False
             except DataCorrupt as error:
                 self._tables.verification.stop_writing(error)  # the log has what is not applied
                 return
             except TryLater as error:
-                log.warning("applying to the file waits: %s", error)
+                if not (self._tables.file_full and isinstance(error, NoRoom)):  # else it was told already
+                    log.warning("applying to the file waits: %s", error)
+                self._tables.file_full = isinstance(error, NoRoom)
                 self._something.set()
                 await environment.sleep(_RETRY_S)
             except OSError:
@@ -215,7 +218,8 @@ class Applier:
             async with self.turn:
                 await self._checkpoint()
         except (TryLater, OSError) as error:
-            log.warning("releasing segments of the log waits: %s", error)
+            if not self._tables.file_full:  # which was told already
+                log.warning("releasing segments of the log waits: %s", error)
 
     # --- what drops cover ---------------------------------------------------------------------------------------------
 

@@ -154,7 +154,7 @@ class Batch:
 
     def decide(self, op: WriteOp, sink: Sink) -> None:
         """Do the operation, and what it lets go on: append changes, if any, and answers, unless they wait."""
-        savepoint = self.changes.savepoint()
+        savepoint, steps = self.changes.savepoint(), len(self.steps)
         try:
             if type(op) in _PLAIN:
                 self._enter(op, sink)
@@ -162,6 +162,7 @@ class Batch:
                 self._enter_transaction(op, sink)
         except Exception as error:
             self.changes.back_to(savepoint)
+            del self.steps[steps:]
             self._fail(op, sink, error)
         if self._ready.granted:
             self.go_on()
@@ -258,9 +259,7 @@ class Batch:
         if kind is Prepare and (reopened := self.ownership.reopened(op, keys)) is not None:
             self.changes.answer(sink, self.ownership.refuse(op, reopened))
             return
-        step = _STEPS.get(kind)
-        if step is not None:
-            self._locks.undo.note_length(self.steps)
+        if (step := _STEPS.get(kind)) is not None:
             self.steps.append(step)
         if kind not in _WAITS_FOR_LOCKS:
             self.changes.answer(sink, self._at_once(op))
@@ -268,11 +267,21 @@ class Batch:
         queued = Queued(op, sink, self.changes.context.now_s, keys)
         if kind is Transact:
             self._try_transact(queued)
-        elif kind is DecideCommit and (settled := self.outcomes.settled(op)) is not None:
-            self.changes.answer(sink, settled)
+        elif kind is DecideCommit:
+            self._decide_commit(queued)
         else:
             if kind is Prepare and op.first:
                 keys.sort(key=lambda key: key != op.first)
+            self._gather(queued)
+
+    def _decide_commit(self, queued: Queued) -> None:
+        """What is decided already waits for no lock."""
+        is_new = not self.outcomes.is_decided(queued.op.attempt)
+        if is_new and all(map(self._locks.is_free, queued.keys)):
+            self._finish_gathering(queued)  # it is over before anything else can ask for them
+        elif (settled := self.outcomes.settled(queued.op)) is not None:
+            self.changes.answer(queued.sink, settled)
+        else:
             self._gather(queued)
 
     def _at_once(self, op: Any) -> Reply:
@@ -327,9 +336,6 @@ class Batch:
         """Take the locks that are missing, in their order.
         Wait, or die, at the first that is not to be had."""
         op, waits = queued.op, self.waits
-        if type(op) is DecideCommit and not queued.gathered and all(map(self._locks.is_free, queued.keys)):
-            self._finish_gathering(queued)  # it is over before anything else can ask for them
-            return
         mode: Any = "shared" if type(op) is ReadLock else "exclusive"
         for key in queued.keys:
             if key in queued.gathered or waits.is_prepared(op, key):
@@ -365,7 +371,8 @@ class Batch:
         if kind is ReadLock:
             return self.reads.read(queued.op, queued.gathered, queued.sink)
         outcome = self.part.commit(queued.op)
-        self.waits.release(queued)
+        if queued.gathered:
+            self.waits.release(queued)
         return outcome
 
     def _run(self, op: Any, partition: int, sink: Sink) -> None:

@@ -14,35 +14,17 @@ and what was used within the last half of the cache's bytes is always kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-
-import msgspec
+from collections.abc import Iterable, Sequence, Set
 
 from kvstore import failpoints
 from kvstore.storage.rows import Row
+from kvstore.transactions.intents import State
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    """The visible state of a key: `value` None means there is none. `expires_at_ms` 0 means never. `has_intent`: a
-    transaction that may be committed any moment will change it, or not.
-
-    Not tracked by the garbage collector, which would otherwise walk a full cache again and again: it took a quarter of
-    a shard's time.
-    """
-
-    value: bytes | None
-    version: int
-    expires_at_ms: int
-    has_intent: bool = False
-
-
-ABSENT = Entry(None, 0, 0)
-
-
-def entry_of(row: Row) -> Entry:
-    """The visible state that a value's row says."""
+def state_of(row: Row) -> State:
+    """What the row says."""
     _, _, _, _, version, expires_at_ms, body, intent = row
-    return Entry(body, version, expires_at_ms, intent is not None)
+    return State(version, expires_at_ms, body, intent is not None)
 
 
 _OVERHEAD_BYTES = 250  # of a dictionary slot, the key, the tuple and its integers, as measured with sys.getsizeof
@@ -51,34 +33,42 @@ _OVERHEAD_BYTES = 250  # of a dictionary slot, the key, the tuple and its intege
 class Cache:
     def __init__(self, bytes_max: int) -> None:
         self._half_bytes = bytes_max // 2
-        self._young: dict[str, Entry] = {}
-        self._old: dict[str, Entry] = {}
+        self._young: dict[str, State] = {}
+        self._old: dict[str, State] = {}
         self._young_bytes = 0
         self._reads: dict[str, int] = {}
         self._read_count = 0
         self._left: set[int] = set()
 
-    def get(self, key: str) -> Entry | None:
+    def get(self, key: str) -> State | None:
         """The visible state of the key, or None if the cache does not know it."""
-        entry = self._young.get(key)
-        if entry is not None:
-            return entry
-        entry = self._old.pop(key, None)
-        if entry is not None:
-            self._add(key, entry)
-        return entry
+        state = self._young.get(key)
+        if state is not None:
+            return state
+        state = self._old.pop(key, None)
+        if state is not None:
+            self._add(((key, state),))
+        return state
 
-    def peek(self, key: str) -> Entry | None:
+    def peek(self, key: str) -> State | None:
         """As `get`, without counting as use; safe to call from another thread."""
         return self._young.get(key) or self._old.get(key)
 
-    def publish(self, key: str, entry: Entry) -> None:
+    def unknown(self, keys: Iterable[str]) -> list[str]:
+        """Those of which it knows nothing."""
+        young, old = self._young, self._old
+        return [key for key in keys if key not in young and key not in old]
+
+    def publish(self, key: str, state: State) -> None:
         """A change of the key becomes visible."""
-        if self._reads:
-            self._reads.pop(key, None)
-        if self._old:
-            self._old.pop(key, None)
-        self._add(key, entry)
+        self.publish_all(((key, state),))
+
+    def publish_all(self, changes: Sequence[tuple[str, State]]) -> None:
+        """These changes of keys become visible."""
+        if reads := self._reads:
+            for key, _ in changes:
+                reads.pop(key, None)
+        self._add(changes)
 
     def begin(self, key: str) -> int:
         """A reader sets out for the key; the ticket goes to `finish`."""
@@ -86,15 +76,14 @@ class Cache:
         self._reads[key] = self._read_count
         return self._read_count
 
-    def finish(self, key: str, ticket: int, entry: Entry | None) -> bool:
+    def finish(self, key: str, ticket: int, state: State | None) -> bool:
         """The reader is back; None gives the ticket back without a find. Whether nothing has happened to the key since
         it set out: no change, and no later reader."""
         if self._reads.get(key) != ticket and not failpoints.planted("late-cache-fill"):
             return False
         self._reads.pop(key, None)
-        if entry is not None:
-            self._old.pop(key, None)
-            self._add(key, entry)
+        if state is not None:
+            self._add(((key, state),))
         return True
 
     def leave(self, partitions: Set[int]) -> None:
@@ -116,17 +105,21 @@ class Cache:
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
-    def _add(self, key: str, entry: Entry) -> None:
-        young = self._young
-        size = len(key) + len(entry.value or b"") + _OVERHEAD_BYTES
-        before = young.get(key)
-        if before is not None:
-            self._young_bytes -= len(key) + len(before.value or b"") + _OVERHEAD_BYTES
-        if size > self._half_bytes:
-            young.pop(key, None)
-            return
-        young[key] = entry
-        self._young_bytes += size
-        if self._young_bytes > self._half_bytes:
-            self._old = self._young
-            self._young, self._young_bytes = {}, 0
+    def _add(self, states: Iterable[tuple[str, State]]) -> None:
+        young, old, half_bytes = self._young, self._old, self._half_bytes
+        for key, state in states:
+            if old:
+                old.pop(key, None)
+            overhead = len(key) + _OVERHEAD_BYTES
+            size = len(state.body or b"") + overhead
+            if (before := young.get(key)) is not None:
+                self._young_bytes -= len(before.body or b"") + overhead
+            if size > half_bytes:
+                young.pop(key, None)
+                continue
+            young[key] = state
+            self._young_bytes = size = self._young_bytes + size
+            if size > half_bytes:
+                self._old = old = young
+                self._young = young = {}
+                self._young_bytes = 0

@@ -35,30 +35,28 @@ class _Waiting(NamedTuple):
 
 
 class Fetcher:
-    """`go_on` is called with each operation whose rows are known, in the order in which they came."""
+    """`go_on` is called with each operation whose rows are known, in the order in which they came. `waiting` counts
+    those that wait, those included whose rows are being read now."""
 
     def __init__(self, tables: Tables, go_on: Callable[[WriteOp, Sink, list[RowKey]], None]) -> None:
         self._tables = tables
         self._go_on = go_on
         self._queue: deque[_Waiting] = deque()
         self._queued = asyncio.Event()
-        self._away = 0
+        self.waiting = 0
         self._names: Counter[str] = Counter()
-
-    def __len__(self) -> int:
-        """How many operations wait, those included whose rows are being read now."""
-        return len(self._queue) + self._away
 
     def add(self, op: WriteOp, sink: Sink, keys: list[RowKey]) -> None:
         """The operation needs these rows, which are not in memory; or none, and must not overtake (`has_before`)."""
         self._names.update(_names(op))
         self._queue.append(_Waiting(op, sink, keys))
+        self.waiting += 1
         self._queued.set()
 
     def has_before(self, op: WriteOp) -> bool:
         """An operation that waits here names one of its keys, so it must wait, too."""
         names = self._names
-        return bool(names) and any(name in names for name in _names(op))
+        return any(name in names for name in _names(op))
 
     def unpin(self, keys: list[RowKey]) -> None:
         """The operation that needed them is decided, or refused."""
@@ -80,9 +78,8 @@ class Fetcher:
         while self._queue and len(wanted) < _KEYS_MAX:
             waiting.append(self._queue.popleft())
             wanted |= dict.fromkeys(key for key in waiting[-1].keys if memtable.pin(key))
-        self._away = len(waiting)
         found = await self._read(waiting, list(wanted))
-        self._away = 0
+        self.waiting -= len(waiting)
         for key, row in found.items():
             if isinstance(row, DataCorrupt):
                 log.error("%s", row.detail)

@@ -101,7 +101,7 @@ class Leases:
     def _grant(self, op: Acquire, partition: int, sink: Sink) -> Answer:
         self._changes.need_room()
         body = msgspec.json.encode(LeaseBody(op.owner, op.ttl_ms))
-        token = self._changes.write(LEASE, op.key, partition, body).version
+        token = self._changes.write(LEASE, op.key, partition, body)
         lease = self._locks.grant(op.key, op.owner, token, op.ttl_ms / 1000)
         lease.granted_to = op, sink
         self._start(lease)

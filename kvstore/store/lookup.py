@@ -33,13 +33,13 @@ from kvstore.protocol import (
 )
 from kvstore.storage.engine import RowKey
 from kvstore.storage.rows import DECISION, LEASE, REPLY, VALUE, Row
+from kvstore.store.cache import state_of
 from kvstore.store.idempotency import attempt_row_key, row_key
 from kvstore.store.ops import Expire, keys_of
 from kvstore.store.tables import Tables
-from kvstore.store.write_set import RowMeta
 from kvstore.transactions.intents import State
 
-LookBefore = Callable[[str, str], RowMeta | None]
+LookBefore = Callable[[str, str], State | None]
 
 
 def rows_needed(op: Any) -> Iterator[RowKey]:
@@ -78,7 +78,7 @@ def home_of(op: Any, key: RowKey, partitions: int) -> int:
     return partition_of((key[1] if key[0] == VALUE else op.key).encode(), partitions)
 
 
-def if_whole(before: LookBefore, kind: str, key: str) -> RowMeta | None:
+def if_whole(before: LookBefore, kind: str, key: str) -> State | None:
     """What `before` finds; None also for what cannot be told, because the operation that looks at it is refused."""
     try:
         return before(kind, key)
@@ -87,7 +87,8 @@ def if_whole(before: LookBefore, kind: str, key: str) -> RowMeta | None:
 
 
 _OF_VALUES = frozenset({Prepare, ApplyIntents, Abort})
-_DECIDED = RowMeta(0, 0, 0, True)
+_NONE: list[RowKey] = []
+_DECIDED = State(0, 0, b"")
 
 
 class Lookup:
@@ -97,17 +98,15 @@ class Lookup:
         self._tables = tables
 
     def missing(self, op: Any) -> list[RowKey]:
-        """The rows that must be fetched before the operation is decided."""
+        """The rows that must be fetched before the operation is decided; not to be changed."""
         kind = type(op)
         if kind is Put or kind is Delete:
             if op.once is None:
                 key = (VALUE, op.key)
-                return [] if self.is_at_hand(key) else [key]
+                return _NONE if self.is_at_hand(key) else [key]
         elif kind in _OF_VALUES or (kind is DecideCommit and op.once is None and not self._is_decided(op)):
-            peek = self._tables.cache.peek
-            names = keys_of(op) if kind is Prepare or kind is DecideCommit else op.keys
-            far = [(VALUE, name) for name in names if peek(name) is None]
-            return [key for key in far if not self.is_at_hand(key)] if far else far
+            far = self._tables.cache.unknown(keys_of(op) if kind is Prepare or kind is DecideCommit else op.keys)
+            return [key for name in far if not self.is_at_hand(key := (VALUE, name))] if far else _NONE
         return [key for key in rows_needed(op) if not self.is_at_hand(key)]
 
     def _is_decided(self, op: DecideCommit) -> bool:
@@ -124,33 +123,23 @@ class Lookup:
             return True
         return tables.memtable.executed(key) is not None or tables.memtable.fetched(key)[0]
 
-    def before(self, kind: str, key: str) -> RowMeta | None:
+    def before(self, kind: str, key: str) -> State | None:
         """Raises DataCorrupt, TooManyRequests."""
         if kind == DECISION:
             return _DECIDED if key in self._tables.holds.decided else None
         if kind == LEASE:
             return None  # what is there is in the lock table, and no version was ever above the clock's
-        row = self._tables.memtable.executed((kind, key))
-        if row is None and kind == VALUE:
-            entry = self._tables.cache.peek(key)
-            if entry is not None:
-                value = entry.value
-                return RowMeta(entry.version, entry.expires_at_ms, len(value or b""), value is not None)
-        if row is None:
-            row = self._from_file((kind, key))
-        if row is None:
-            return None
-        return RowMeta(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
+        return self.state(kind, key)
 
     def state(self, kind: str, key: str) -> State | None:
-        row = self._tables.memtable.executed((kind, key))
-        if row is None and kind == VALUE:
-            entry = self._tables.cache.peek(key)
-            if entry is not None:
-                return State(entry.version, entry.expires_at_ms, entry.value)
+        """Raises DataCorrupt, TooManyRequests."""
+        name, memtable = (kind, key), self._tables.memtable
+        row = memtable.undurable.get(name)
+        if row is None and kind == VALUE and (state := self._tables.cache.peek(key)) is not None:
+            return state  # as new as what is visible
         if row is None:
-            row = self._from_file((kind, key))
-        return State(row.version, row.expires_at_ms, row.body) if row is not None else None
+            row = memtable.visible(name) or self._from_file(name)
+        return state_of(row) if row is not None else None
 
     def _from_file(self, key: RowKey) -> Row | None:
         is_known, row = self._tables.memtable.fetched(key)

@@ -15,13 +15,13 @@ meantime: a change that becomes visible replaces what was fetched, and also what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Mapping, Set
 
 from kvstore.errors import DataCorrupt
 from kvstore.storage.engine import RowKey
 from kvstore.storage.rows import Row
 
-_ROW_BYTES = 300  # of the objects of a row, beside its body
+ROW_BYTES = 300  # of the objects of a row, beside its body
 
 
 class _Fetched:
@@ -38,7 +38,7 @@ class Memtable:
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._executed: dict[RowKey, Row] = {}
+        self.undurable: dict[RowKey, Row] = {}  # executed
         self._unapplied: dict[RowKey, Row] = {}
         self._applying: dict[RowKey, Row] = {}
         self._applying_bytes = 0
@@ -61,37 +61,34 @@ class Memtable:
 
     def executed(self, key: RowKey) -> Row | None:
         """The row as the next batch sees it, if it is not applied yet."""
-        return self._executed.get(key) or self._unapplied.get(key) or self._applying.get(key)
+        return self.undurable.get(key) or self._unapplied.get(key) or self._applying.get(key)
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
-    def execute(self, rows: Iterable[Row]) -> None:
+    def execute(self, rows: Mapping[RowKey, Row]) -> None:
         """A batch has decided these; they are not durable yet."""
-        for row in rows:
-            self._executed[row.kind, row.key] = row
+        self.undurable.update(rows)
 
-    def publish(self, rows: Iterable[Row]) -> None:
-        """These become visible."""
-        unapplied, executed, fetched = self._unapplied, self._executed, self._fetched
-        size = 0
-        for row in rows:
-            kind, name, _, _, _, _, body, intent = row
-            key = (kind, name)
-            if (before := unapplied.get(key)) is not None:
-                size -= _size(before)
-            unapplied[key] = row
-            size += len(name) + len(body or b"") + len(intent or b"") + _ROW_BYTES
-            if executed and executed.get(key) is row:
-                del executed[key]
-            if fetched and (pinned := fetched.get(key)) is not None:
-                pinned.is_known, pinned.row = True, row
+    def publish(self, rows: Mapping[RowKey, Row], size: int) -> None:
+        """These become visible. `size`: the sum of their `row_bytes`."""
+        unapplied, executed, fetched = self._unapplied, self.undurable, self._fetched
+        size -= sum(map(row_bytes, filter(None, map(unapplied.get, rows))))
+        unapplied.update(rows)
         self.bytes += size
+        if executed:
+            for key, row in rows.items():
+                if executed.get(key) is row:
+                    del executed[key]
+        if fetched:
+            for key, row in rows.items():
+                if (pinned := fetched.get(key)) is not None:
+                    pinned.is_known, pinned.row = True, row
 
     def drop(self, partitions: Set[int], sequence: int) -> None:
         """The rows of these partitions up to that sequence are gone. Those being applied go with the drop itself."""
         gone = [key for key, row in self._unapplied.items() if row.partition in partitions and row.sequence <= sequence]
         for key in gone:
-            self.bytes -= _size(self._unapplied.pop(key))
+            self.bytes -= row_bytes(self._unapplied.pop(key))
         self._applying = {
             key: row
             for key, row in self._applying.items()
@@ -144,6 +141,7 @@ class Memtable:
             del self._fetched[key]
 
 
-def _size(row: Row) -> int:
+def row_bytes(row: Row) -> int:
+    """What a row that is not in the file counts for: more than it takes in the log."""
     _, key, _, _, _, _, body, intent = row
-    return len(key) + len(body or b"") + len(intent or b"") + _ROW_BYTES
+    return len(key) + len(body or b"") + len(intent or b"") + ROW_BYTES

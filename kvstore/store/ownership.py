@@ -41,16 +41,17 @@ class Ownership:
 
     def foreign(self, op: Any, keys: list[str]) -> int | None:
         """A partition of the operation that is not served; None if all are."""
-        kind, generations = type(op), self.generations
+        generations = self.generations
+        for key in keys:
+            partition = partition_of(key.encode(), len(generations))
+            if not generations[partition]:
+                return partition
+        kind = type(op)
         if kind is GetTxn:
             return op.partition if op.partition >= 0 and not generations[op.partition] else None
         if kind is Expire:
             partition = self.partition(op)
             return None if generations[partition] else partition
-        for key in keys:
-            partition = partition_of(key.encode(), len(generations))
-            if not generations[partition]:
-                return partition
         return None
 
     def reopened(self, op: Prepare, keys: list[str]) -> int | None:

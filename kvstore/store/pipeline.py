@@ -109,40 +109,36 @@ class Pipeline:
 
     def __len__(self) -> int:
         """How many operations wait to be decided."""
-        return len(self._queue) + len(self.fetcher)
+        return len(self._queue) + self.fetcher.waiting
 
     # --- entering -----------------------------------------------------------------------------------------------------
 
     def write(self, op: WriteOp, sink: Sink) -> None:
         """Queue an operation; its answer goes to `sink` when all that it saw is durable."""
-        if (damage := self._tables.verification.file_damage) is not None:
+        tables, queue, fetcher = self._tables, self._queue, self.fetcher
+        if (damage := tables.verification.file_damage) is not None:
             sink.send(refusal(op.id, damage))
             return
-        if self._tables.sender is not None and not self._tables.takes_writes():
+        if tables.sender is not None and not tables.takes_writes():
             sink.send(refusal(op.id, no_lease()))
             return
-        size, limits = message_bytes(op), self._tables.limits
-        if (
-            len(self._queue) + len(self.fetcher) >= limits.queue_ops_max
-            or self._queued_bytes + size > limits.queue_bytes_max
-        ):
+        size, count, limits = message_bytes(op), len(queue) + fetcher.waiting, tables.limits
+        queued_bytes = self._queued_bytes + size
+        if count >= limits.queue_ops_max or queued_bytes > limits.queue_bytes_max:
             full = TooManyRequests("The shard's queue of writes is full; wait and try again.", retry_after_ms=100)
             sink.send(refusal(op.id, full))
             return
-        if (
-            size > _SMALL_BYTES
-            and record_bytes(op, size, self._tables.holds, _unknown) > self._tables.log.payload_bytes_max
-        ):
+        if size > _SMALL_BYTES and record_bytes(op, size, tables.holds, _unknown) > tables.log.payload_bytes_max:
             large = ReadTooLarge("The operation does not fit into one record of the log; send less at a time.")
             sink.send(refusal(op.id, large))
             return
-        self._queued_bytes += size
+        self._queued_bytes = queued_bytes
         missing = self._lookup.missing(op)
-        if missing or self.fetcher.has_before(op):
-            self.fetcher.add(op, sink, missing)
+        if missing or (fetcher.waiting and fetcher.has_before(op)):
+            fetcher.add(op, sink, missing)
         else:
-            self._queue.append((op, sink, _NONE, size))
-            self._events.note_queued(len(self._queue))
+            queue.append((op, sink, _NONE, size))
+            self._events.note_queued(len(queue))
 
     async def step(self, decide: Decide[T], *, urgent: bool = False, record_bytes: int = _STEP_BYTES) -> T:
         """Decide alone, and return when that is durable and visible. Raises what `decide` raises, a KvError.
@@ -337,11 +333,11 @@ class Pipeline:
             tables.executed = batch.served
             tables.cache.come_back(batch.served.generations)
         if record is not None and failpoints.planted("applied-before-durable"):
-            self._applier.publish(record, self.writer.position)
+            self._applier.publish(record, batch.changes, self.writer.position)
         self._undurable.append(_Decided(batch, self.writer.position, record, started_s, pinned))
         if not self.writer.is_inline:
             if record is not None:
-                tables.memtable.execute(record.rows)
+                tables.memtable.execute(batch.changes.rows)
             self.writer.sync_soon()
             return
         if record is not None:
@@ -365,7 +361,7 @@ class Pipeline:
         if record is not None:
             tables.visible = record.clock
             if not failpoints.planted("applied-before-durable"):
-                self._applier.publish(record, position)
+                self._applier.publish(record, batch.changes, position)
             tables.stats.commit_s.observe(tables.environment.monotonic_s() - started_s)
         self._answer(batch, pinned, refuses=record is None and tables.sender is not None and not tables.may_answer())
 
@@ -384,7 +380,7 @@ class Pipeline:
         """The planted bug of that name: the record is appended when the answers have long left."""
         tables = self._tables
         tables.clock = tables.visible = record.clock
-        tables.memtable.execute(record.rows)
+        tables.memtable.execute(batch.changes.rows)
         if batch.served is not None:
             tables.executed = batch.served
             tables.cache.come_back(batch.served.generations)
@@ -394,7 +390,7 @@ class Pipeline:
             tables.log.append(record.encode(), frees=True)
             tables.log.sync()
             self.writer.position = tables.log.last
-            self._applier.publish(record, self.writer.position)
+            self._applier.publish(record, batch.changes, self.writer.position)
             self._applier.segment_wanted.set()
 
         tables.environment.call_later(_EARLY_S, append)

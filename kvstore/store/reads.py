@@ -24,7 +24,7 @@ from kvstore.placement.ring import partition_of
 from kvstore.protocol import Answer, Get, Reply
 from kvstore.storage.rows import VALUE, Row
 from kvstore.store.batch import Batch
-from kvstore.store.cache import ABSENT, Entry, entry_of
+from kvstore.store.cache import state_of
 from kvstore.store.ops import Expire
 from kvstore.store.pipeline import Pipeline, settle
 from kvstore.store.refusals import no_lease, refusal, wrong_owner
@@ -32,7 +32,7 @@ from kvstore.store.served import Served
 from kvstore.store.sinks import Then
 from kvstore.store.tables import Tables
 from kvstore.store.write_set import Sink
-from kvstore.transactions.intents import PreparedTxn
+from kvstore.transactions.intents import ABSENT, PreparedTxn, State
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +64,10 @@ class Reads:
         if not generation and not _reads_frozen(tables.served, partition):
             sink.send(self._wrong_owner(op.id, partition))
             return
-        entry = self._in_memory(op.key)
-        if entry is not None:
+        state = self._in_memory(op.key)
+        if state is not None:
             tables.stats.cache_hits += 1
-            self._answer(op, sink, entry)
+            self._answer(op, sink, state)
         elif len(self._queue) >= tables.limits.read_queue_ops_max:
             full = TooManyRequests("The shard's queue of reads is full; wait and try again.", retry_after_ms=100)
             sink.send(refusal(op.id, full))
@@ -82,19 +82,19 @@ class Reads:
         self.get(Get(0, key, bytes_max), Then(partial(settle, future)))
         return future
 
-    def _in_memory(self, key: str) -> Entry | None:
+    def _in_memory(self, key: str) -> State | None:
         tables = self._tables
-        entry = tables.cache.get(key)
-        if entry is None and (row := tables.memtable.visible((VALUE, key))) is not None:
-            entry = entry_of(row)
-            tables.cache.publish(key, entry)
-        return entry
+        state = tables.cache.get(key)
+        if state is None and (row := tables.memtable.visible((VALUE, key))) is not None:
+            state = state_of(row)
+            tables.cache.publish(key, state)
+        return state
 
-    def _answer(self, op: Get, sink: Sink, entry: Entry) -> None:
-        value, version, expires_at_ms = entry.value, entry.version, entry.expires_at_ms
+    def _answer(self, op: Get, sink: Sink, state: State) -> None:
+        value, version, expires_at_ms = state.body, state.version, state.expires_at_ms
         if self._tables.sender is not None and not self._tables.may_answer():
             sink.send(refusal(op.id, no_lease()))
-        elif entry.has_intent and not failpoints.planted("ignore-intent"):
+        elif state.has_intent and not failpoints.planted("ignore-intent"):
             self._block(op, sink)
         elif value is None:
             sink.send(Answer(op.id, 404))
@@ -151,10 +151,10 @@ class Reads:
 
     def _is_answered(self, op: Get, sink: Sink, partition: int, generation: int) -> bool:
         """A change that became visible while the read was queued may not be in the file yet; memory has it."""
-        entry = self._in_memory(op.key)
-        if entry is None or self._tables.served.generations[partition] != generation:
+        state = self._in_memory(op.key)
+        if state is None or self._tables.served.generations[partition] != generation:
             return False
-        self._answer(op, sink, entry)
+        self._answer(op, sink, state)
         return True
 
     def _finish(
@@ -170,12 +170,12 @@ class Reads:
             log.error("%s", found)
             sink.send(refusal(op.id, found))
         else:
-            entry = ABSENT if found is None else entry_of(found)
-            is_newest = cache.finish(op.key, ticket, entry)
-            if entry.has_intent and not is_newest and not failpoints.planted("ignore-intent"):
+            state = ABSENT if found is None else state_of(found)
+            is_newest = cache.finish(op.key, ticket, state)
+            if state.has_intent and not is_newest and not failpoints.planted("ignore-intent"):
                 self.get(op, sink)  # that intent may be gone already, and nothing would tell this read again
             else:
-                self._answer(op, sink, entry)
+                self._answer(op, sink, state)
 
     # --- reads that wait for a transaction ----------------------------------------------------------------------------
 
@@ -193,15 +193,13 @@ class Reads:
 
     def publish(self, batch: Batch) -> None:
         """The changes of the batch are visible: reads that waited for them go on."""
-        cache, blocked, generations = self._tables.cache, self._blocked, self._tables.served.generations
-        decided: list[Row] = []
-        for (kind, key), row in batch.changes.rows.items():
-            if kind == VALUE and generations[row.partition]:
-                cache.publish(key, entry_of(row))
-                if blocked and key in blocked:
-                    decided.append(row)
-        for row in decided:
-            self._unblock(row)
+        tables, blocked, changes = self._tables, self._blocked, batch.changes
+        generations, states = tables.served.generations, changes.states
+        rows = [row for name, row in changes.rows.items() if name[0] == VALUE and generations[row[2]]]
+        tables.cache.publish_all([(row[1], states[VALUE, row[1]]) for row in rows])
+        if blocked:
+            for row in [row for row in rows if row.key in blocked]:
+                self._unblock(row)
 
     def _unblock(self, row: Row) -> None:
         """The intent that readers of the key met is decided: as long as it stands nothing else changes the row.
@@ -212,12 +210,12 @@ class Reads:
         """
         waiting = self._blocked.pop(row.key, [])
         self._blocked_count -= len(waiting)
-        entry = Entry(row.body, row.version, row.expires_at_ms)
+        state = State(row.version, row.expires_at_ms, row.body)
         for op, sink in waiting:
             if sink.closed:
                 continue
             if self._tables.served.generations[row.partition]:
-                self._answer(op, sink, entry)
+                self._answer(op, sink, state)
             else:
                 sink.send(self._wrong_owner(op.id, row.partition))
 

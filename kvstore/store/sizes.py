@@ -13,15 +13,14 @@ from typing import Any
 from kvstore.protocol import Abort, ApplyIntents, DecideCommit, Delete, Prepare, Put, Transact
 from kvstore.storage.rows import VALUE
 from kvstore.store.ops import DropDecisions, EndLockWaits, keys_of
-from kvstore.store.write_set import RowMeta
-from kvstore.transactions.intents import PreparedTxn, PreparedTxns
+from kvstore.transactions.intents import PreparedTxn, PreparedTxns, State
 
 _KEY_ROWS = 1100  # of a row whose key is not counted in the message
 _MANY_BYTES = 1 << 20  # of decisions that go, or of tombstones of attempts that end, a few thousand at most
 BASE_BYTES = 4096  # of two rows in a record: its own, and that of a kept reply
 
 
-def record_bytes(op: Any, size: int, holds: PreparedTxns, before: Callable[[str, str], RowMeta | None]) -> int:
+def record_bytes(op: Any, size: int, holds: PreparedTxns, before: Callable[[str, str], State | None]) -> int:
     """An upper bound. `size`: what the operation counts for as a message."""
     kind = type(op)
     if kind is Put or kind is Delete:  # most of what there is
@@ -39,7 +38,7 @@ def record_bytes(op: Any, size: int, holds: PreparedTxns, before: Callable[[str,
 _PARTS = frozenset({Prepare, Transact, DecideCommit})
 
 
-def _keys_bytes(op: Any, kind: type, before: Callable[[str, str], RowMeta | None]) -> int:
+def _keys_bytes(op: Any, kind: type, before: Callable[[str, str], State | None]) -> int:
     """An intent holds its writes as base64, and its row the value that stays until it is applied."""
     if kind is not Prepare:
         return (len(op.conditions) + len(op.then) + len(op.otherwise)) * _KEY_ROWS

@@ -213,10 +213,16 @@ class Store:
         return copy_file.identity.copy_id if copy_file is not None else self.identity.store_id
 
     async def promise(self, term: int) -> None:
-        """Agree to serve that term, durably. Raises ForeignData for one below what was promised; TryLater, OSError."""
+        """Agree to serve that term, durably. Raises ForeignData for one below what was promised; TryLater.
+
+        A disk that fails ends the process, whatever asked for the promise.
+        """
         if self.opened.copy_file is not None:
-            with room_may_come():
-                await self.tables.environment.in_thread(partial(self.opened.copy_file.promise, term))
+            try:
+                with room_may_come():
+                    await self.tables.environment.in_thread(partial(self.opened.copy_file.promise, term))
+            except OSError as error:
+                self._on_fatal(error)
 
     @property
     def path(self) -> Path:

@@ -13,16 +13,18 @@ Leaves to others: what an operation does (`batch`, `leases`, `replies`, `partici
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
+from functools import partial
 from typing import Protocol
 
 import msgspec
 
 from kvstore.errors import DataCorrupt, DiskFull
 from kvstore.protocol import Reply
-from kvstore.storage.rows import VALUE, Clock, Row
-from kvstore.transactions.intents import State
+from kvstore.storage.rows import REPLY, VALUE, Clock, Row
+from kvstore.store.memtable import ROW_BYTES, row_bytes
+from kvstore.transactions.intents import ABSENT, State
 from kvstore.transactions.openings import Openings
-from kvstore.transactions.undo import Undo
+from kvstore.transactions.undo import Undo, put_back
 
 
 class Sink(Protocol):
@@ -34,19 +36,10 @@ class Sink(Protocol):
     def send(self, reply: Reply, /) -> None: ...
 
 
-class RowMeta(msgspec.Struct, frozen=True, gc=False):
-    """What a batch must know of a key's row; `size` is that of its body, a tombstone is not `live`."""
-
-    version: int
-    expires_at_ms: int
-    size: int
-    live: bool
-
-
 class Committed(Protocol):
-    """The committed rows."""
+    """The committed rows. `before` is asked for leases and decisions, of which it says only whether there is one."""
 
-    def before(self, kind: str, key: str) -> RowMeta | None: ...
+    def before(self, kind: str, key: str) -> State | None: ...
 
     def state(self, kind: str, key: str) -> State | None: ...
 
@@ -67,17 +60,17 @@ class Context(msgspec.Struct, frozen=True):
     openings: Openings = Openings()
 
 
-_ROW_BYTES = 64  # of a row in a commit record, beside its key, body and intent
 Savepoint = tuple[tuple[int, ...], int, int, int, int]
 """A moment between two operations, or within one: clock, `expired`, answers, bytes, notes of undo."""
 NUMBER_MAX = 2**63 - 1  # in the file
-_SEEN_MAX = 2**62  # of versions that others gave: above it there are steps enough of our own
-_NEVER = RowMeta(0, 0, 0, False)
-_NEVER_STATE = State(0, 0, None)
+_SEEN_MAX = 2**62  # of versions that others gave: above it there are steps enough of its own
+_WHOLE = frozenset({VALUE, REPLY})  # kinds of rows of which `before` brings the body, too
+_new_row = partial(tuple.__new__, Row)  # from all of its fields; without the call in Python of a named tuple
 
 
 class WriteSet:
-    """`rows` are those to write; `answers`, in order, who gets which; `expired` counts the values that did."""
+    """`rows` are those to write, `bytes` their size; `states`: what is known of rows that were looked at or changed;
+    `answers`, in order, who gets which; `expired` counts the values that did."""
 
     def __init__(self, clock: Clock, context: Context, committed: Committed, undo: Undo) -> None:
         self.rows: dict[tuple[str, str], Row] = {}
@@ -87,8 +80,7 @@ class WriteSet:
         self.expired = 0
         self.bytes = 0
         self._committed = committed
-        self._seen: dict[tuple[str, str], RowMeta] = {}
-        self._states: dict[tuple[str, str], State] = {}
+        self.states: dict[tuple[str, str], State] = {}
         self._set_clock(clock)
 
     def _set_clock(self, clock: tuple[int, ...]) -> None:
@@ -120,23 +112,20 @@ class WriteSet:
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
-    def before(self, kind: str, key: str) -> RowMeta:
-        """The row as it is now. Raises DataCorrupt."""
-        known = self._seen.get((kind, key))
-        if known is None:
-            known = self._seen[kind, key] = self._committed.before(kind, key) or _NEVER
-        return known
+    def before(self, kind: str, key: str) -> State:
+        """The row as it is now; of a committed decision only whether there is one. Raises DataCorrupt."""
+        state = self.states.get((kind, key))
+        if state is None:
+            if kind not in _WHOLE:
+                return self._committed.before(kind, key) or ABSENT
+            state = self.states[kind, key] = self._committed.state(kind, key) or ABSENT
+        return state
 
     def state(self, kind: str, key: str) -> State:
-        """With the body. Raises DataCorrupt."""
-        row = self.rows.get((kind, key))
-        if row is not None:
-            return State(row.version, row.expires_at_ms, row.body)
-        state = self._states.get((kind, key))
+        """The row as it is now, with its body. Raises DataCorrupt."""
+        state = self.states.get((kind, key))
         if state is None:
-            state = self._states[kind, key] = self._committed.state(kind, key) or _NEVER_STATE
-            version, expires_at_ms, body = state
-            self._seen[kind, key] = RowMeta(version, expires_at_ms, len(body or b""), body is not None)
+            state = self.states[kind, key] = self._committed.state(kind, key) or ABSENT
         return state
 
     # --- changing -----------------------------------------------------------------------------------------------------
@@ -150,7 +139,8 @@ class WriteSet:
         """The clock of another store has come that far. Raises OverflowError if ours could not go on from there."""
         if version > _SEEN_MAX:
             raise OverflowError(f"the version {version} is beyond what a store can go on from")
-        self._rise_to(version)
+        if version > self._version:
+            self._version = version
 
     def _rise_to(self, version: int) -> None:
         if version > NUMBER_MAX:
@@ -165,7 +155,8 @@ class WriteSet:
     def take(self, rows: Iterable[Row]) -> None:
         """Rows of another store, which get sequences of this one. They are counted when their partition arrives."""
         for row in rows:
-            self._set_row(row._replace(sequence=self._sequence + 1))
+            kind, key, partition, _, version, expires_at_ms, body, intent = row
+            self._set_row(kind, key, partition, State(version, expires_at_ms, body, intent is not None), intent)
 
     def raise_floor(self, stamp: int, tombstones: int = 0) -> None:
         """Of attempts up to that stamp nothing may be known any more; tombstones up to that sequence are trimmed.
@@ -179,52 +170,53 @@ class WriteSet:
 
     def write(
         self, kind: str, key: str, partition: int, body: bytes | None, expires_at_ms: int = 0, version: int = 0
-    ) -> RowMeta:
-        """The row's new state, without an intent; `body` None deletes. `version` 0: the clock's next step.
+    ) -> int:
+        """Give the row a new state, without an intent, and return its version; `body` None deletes. `version` 0: the
+        clock's next step.
 
         A row that is damaged, and nothing but that row, is replaced, too. Raises DataCorrupt for other damage;
         OverflowError for a number that the file cannot hold.
         """
-        try:
-            before = self.before(kind, key)
-        except DataCorrupt as error:
-            before = _before_damage(error)
+        before = self.states.get((kind, key))
+        if before is None:
+            try:
+                before = self.before(kind, key)
+            except DataCorrupt as error:
+                before = _before_damage(error)
         if version:
             self.see(version)
         else:
-            self._rise_to(max(self._version, before.version) + 1)
-            version = self._version
-        if abs(expires_at_ms) > NUMBER_MAX:
+            version = max(self._version, before.version) + 1
+            self._rise_to(version)
+        if expires_at_ms and abs(expires_at_ms) > NUMBER_MAX:
             raise OverflowError(f"the deadline {expires_at_ms} is beyond what a store can hold")
-        self._set_row(Row(kind, key, partition, self._sequence + 1, version, expires_at_ms, body))
+        self._set_row(kind, key, partition, State(version, expires_at_ms, body))
         if kind == VALUE:
-            key_size = len(key.encode())
-            if before.live:
-                self._keys -= 1
-                self._bytes -= key_size + before.size
-            if body is not None:
-                self._keys += 1
-                self._bytes += key_size + len(body)
-        after = RowMeta(version, expires_at_ms, len(body or b""), body is not None)
-        self._seen[kind, key] = after
-        return after
+            self._bytes += len(body or b"") - len(before.body or b"")
+            if (body is None) != (before.body is None):
+                sign = 1 if before.body is None else -1
+                self.count(sign, sign * len(key.encode()))
+        return version
 
-    def _set_row(self, row: Row) -> None:
-        kind, key, _, self._sequence, _, _, body, intent = row
-        name = kind, key
-        self.undo.note_item(self.rows, name)
-        self.undo.note_item(self._seen, name)
-        self.rows[name] = row
-        self.bytes += len(key) + len(body or b"") + len(intent or b"") + _ROW_BYTES
+    def _set_row(self, kind: str, key: str, partition: int, state: State, intent: bytes | None = None) -> None:
+        name, rows, states, body = (kind, key), self.rows, self.states, state.body
+        before = rows.get(name)
+        self.undo.note((_put_row_back, self, name, (before, states.get(name))))
+        self._sequence = sequence = self._sequence + 1
+        rows[name] = _new_row((kind, key, partition, sequence, state.version, state.expires_at_ms, body, intent))
+        states[name] = state
+        self.bytes += len(key) + len(body or b"") + len(intent or b"") + ROW_BYTES
+        if before is not None:
+            self.bytes -= row_bytes(before)
 
     def write_new(self, kind: str, key: str, partition: int, body: bytes) -> None:
         """A row that is known not to be there; it takes no step of the version clock."""
-        self._set_row(Row(kind, key, partition, self._sequence + 1, self._version, 0, body))
-        self._seen[kind, key] = RowMeta(self._version, 0, len(body), True)
+        self._set_row(kind, key, partition, State(self._version, 0, body))
 
     def mark(self, key: str, partition: int, state: State, intent: bytes | None) -> None:
         """The key's value stays as it is, which is `state`, but carries the intent, or none any more."""
-        self._set_row(Row(VALUE, key, partition, self._sequence + 1, *state, intent))
+        marked = State(state.version, state.expires_at_ms, state.body, intent is not None)
+        self._set_row(VALUE, key, partition, marked, intent)
 
     def expire_if_due(self, kind: str, key: str, partition: int) -> bool:
         """If the row's deadline has passed, that becomes a fact."""
@@ -236,10 +228,15 @@ class WriteSet:
         return due
 
 
-def _before_damage(error: DataCorrupt) -> RowMeta:
+def _put_row_back(changes: WriteSet, name: tuple[str, str], before: tuple[Row | None, State | None]) -> None:
+    put_back(changes.rows, name, before[0])
+    put_back(changes.states, name, before[1])
+
+
+def _before_damage(error: DataCorrupt) -> State:
     """What a damaged row says of its version is not believed: the clock's is none lower.
     Raises it if there is none."""
     row: Row | None = error.damaged_row
     if row is None:
         raise error
-    return RowMeta(0, 0, len(row.body) if isinstance(row.body, bytes) else 0, row.body is not None)
+    return State(0, 0, row.body if row.body is None or isinstance(row.body, bytes) else b"")

@@ -16,9 +16,10 @@ from kvstore.storage.rows import REPLY, VALUE
 from kvstore.store.idempotency import Idempotency
 from kvstore.store.leases import Leases
 from kvstore.store.ops import Expire
-from kvstore.store.write_set import RowMeta, Sink, WriteSet
+from kvstore.store.write_set import Sink, WriteSet
+from kvstore.transactions.intents import State
 
-_DAMAGED = RowMeta(0, 0, 0, True)  # of a row that is to be replaced: there is, or was, something
+_DAMAGED = State(0, 0, b"")  # of a row that is to be replaced: there is, or was, something
 
 
 class Writes:
@@ -32,17 +33,17 @@ class Writes:
         before = self._admit(op.key, op.guard, partition)
         self._changes.need_room()
         expires_at_ms = self._changes.context.now_ms + op.ttl_ms if op.ttl_ms else 0
-        after = self._changes.write(VALUE, op.key, partition, op.value, expires_at_ms)
-        return Answer(op.id, 204 if before.live else 201, after.version)
+        version = self._changes.write(VALUE, op.key, partition, op.value, expires_at_ms)
+        return Answer(op.id, 204 if before.live else 201, version)
 
     def delete(self, op: Delete, partition: int, sink: Sink) -> Answer:
         """Raises Locked, LockLost, PreconditionFailed, DataCorrupt."""
         before = self._admit(op.key, op.guard, partition)
         if not before.live:
             return Answer(op.id, 404)
-        return Answer(op.id, 204, self._changes.write(VALUE, op.key, partition, None).version)
+        return Answer(op.id, 204, self._changes.write(VALUE, op.key, partition, None))
 
-    def _admit(self, key: str, guard: Preconditions | None, partition: int) -> RowMeta:
+    def _admit(self, key: str, guard: Preconditions | None, partition: int) -> State:
         """The state of the key as the write finds it. Raises Locked, LockLost, PreconditionFailed, DataCorrupt."""
         self._leases.fence(key, guard.token if guard is not None else None, partition)
         try:
@@ -72,7 +73,7 @@ def _has_condition(guard: Preconditions) -> bool:
     return guard.present or guard.absent or guard.versions is not None or guard.not_versions is not None
 
 
-def _condition_holds(guard: Preconditions, before: RowMeta) -> bool:
+def _condition_holds(guard: Preconditions, before: State) -> bool:
     """RFC 9110, 13.2.2: If-Match first, then If-None-Match; both must hold."""
     version = before.version if before.live else None
     return (

@@ -23,7 +23,7 @@ import msgspec
 
 from kvstore.model import Attempt, TxnOp
 from kvstore.transactions.locks import Identity
-from kvstore.transactions.undo import Undo
+from kvstore.transactions.undo import Undo, put_back
 
 
 class Intent(msgspec.Struct, omit_defaults=True):
@@ -58,12 +58,31 @@ def applies(vote: int, version: int) -> bool:
     return vote < version
 
 
-class State(NamedTuple):
-    """What a row says, with its body; None: a tombstone. `expires_at_ms` 0: never."""
+class State(msgspec.Struct, frozen=True, gc=False):
+    """What a row says: `body` None is a tombstone, `expires_at_ms` 0 never. `has_intent`: a transaction that may be
+    committed any moment will change it, or not.
+
+    One object serves the batch that makes it, the lock table and the cache. The garbage collector does not track it:
+    to walk a full cache again and again took a quarter of a shard's time.
+    """
 
     version: int
     expires_at_ms: int
     body: bytes | None
+    has_intent: bool = False
+
+    @property
+    def live(self) -> bool:
+        """There is a value."""
+        return self.body is not None
+
+    @property
+    def size(self) -> int:
+        """That of the body."""
+        return len(self.body or b"")
+
+
+ABSENT = State(0, 0, None)
 
 
 class PreparedKey(NamedTuple):
@@ -103,6 +122,10 @@ class PreparedTxn:
         """That of its intent on the key, 0 without one."""
         held = self.intents.get(key)
         return held.intent.vote if held else 0
+
+
+_Before = tuple[PreparedTxn | None, PreparedKey | None, PreparedTxn | None]
+"""What an attempt, it on the key, and the key had."""
 
 
 class ReadHold:
@@ -156,12 +179,11 @@ class PreparedTxns:
         """The key carries that intent now. `sink` None: it was found when the store was opened."""
         attempt = held.intent.attempt
         hold = self._of_attempt.get(attempt)
-        self.undo.note_item(self._of_attempt, attempt)
+        before = hold.intents.get(key) if hold is not None else None
+        self.undo.note((self._put_back, attempt, key, (hold, before, self._on_key.get(key))))
         if hold is None:
             hold = self._of_attempt[attempt] = PreparedTxn(attempt, held.intent.anchor, since_s, sink)
-        self.undo.note_item(hold.intents, key)
         hold.intents[key] = held
-        self.undo.note_item(self._on_key, key)
         self._on_key[key] = hold
 
     def take(self, attempt: Attempt, key: str) -> PreparedKey | None:
@@ -169,11 +191,16 @@ class PreparedTxns:
         hold = self._of_attempt.get(attempt)
         held = hold.intents.get(key) if hold else None
         if hold is not None and held is not None:
-            self.undo.note_item(hold.intents, key)
+            self.undo.note((self._put_back, attempt, key, (hold, held, self._on_key[key])))
             del hold.intents[key]
-            self.undo.note_item(self._on_key, key)
             del self._on_key[key]
             if not hold.intents:
-                self.undo.note_item(self._of_attempt, attempt)
                 del self._of_attempt[attempt]
         return held
+
+    def _put_back(self, attempt: Attempt, key: str, before: _Before) -> None:
+        hold, held, on_key = before
+        if hold is not None:
+            put_back(hold.intents, key, held)
+        put_back(self._of_attempt, attempt, hold)
+        put_back(self._on_key, key, on_key)

@@ -178,30 +178,35 @@ class NodeLink:
         """See `Channel.request`."""
         if not self.connected:
             raise _unavailable(channel, "is not connected")
-        limits = self._limits
-        if type(request) is Get:
+        kind, limits, pending = type(request), self._limits, self._pending
+        sent = size = message_bytes(request)
+        if kind is Get:
             size = _GET_BYTES + self._mean_value_bytes
-        else:
-            size = message_bytes(request)
-            if type(request) is Scan and request.values:
-                item_bytes_max = (request.value_bytes_max or limits.value_bytes_max) + limits.key_bytes_max
-                size += min(request.limit * item_bytes_max, request.bytes_max or limits.page_bytes_max)
-        if len(self._pending) >= limits.channel_ops_max or self.bytes_under_way + size > limits.channel_bytes_max:
+        elif kind is Scan:
+            size += self._page_bytes(request)
+        under_way = self.bytes_under_way + size
+        if len(pending) >= limits.channel_ops_max or under_way > limits.channel_bytes_max:
             raise TooManyRequests(f"too many operations wait for shard {channel.shard_id}", retry_after_ms=100)
         if channel is not self._addressed:
             self._address(channel)
-        self._next_id += 1
-        request.id = self._next_id
+        self._next_id = request.id = op_id = self._next_id + 1
         future = self._loop.create_future()
-        wait_s = request.wait_ms / 1000 if type(request) is Acquire else 0.0
-        deadline_s = self._loop.time() + wait_s + limits.request_timeout_s
-        self._pending[request.id] = _Pending(future, type(request) in WRITES, size, deadline_s, channel)
-        self.bytes_under_way += size
+        wait_s = limits.request_timeout_s if kind is not Acquire else _waits_s(request) + limits.request_timeout_s
+        pending[op_id] = _Pending(future, kind in WRITES, size, self._loop.time() + wait_s, channel)
+        self.bytes_under_way = under_way
         if at_leisure:
-            self._outbox.put_at_leisure(request)
+            self._outbox.put_at_leisure(request, sent)
         else:
-            self._outbox.put(request)
+            self._outbox.put(request, sent)
         return future
+
+    def _page_bytes(self, scan: Any) -> int:
+        """What its answer may bring."""
+        if not scan.values:
+            return 0
+        limits = self._limits
+        item_bytes_max = (scan.value_bytes_max or limits.value_bytes_max) + limits.key_bytes_max
+        return int(min(scan.limit * item_bytes_max, scan.bytes_max or limits.page_bytes_max))
 
     async def flushed(self) -> None:
         """All that was asked for until now has left, or the connection has ended. For failpoints."""
@@ -329,6 +334,11 @@ class NodeLink:
         transport = socket._response.connection and socket._response.connection.transport
         if transport is not None:
             transport.abort()
+
+
+def _waits_s(acquire: Any) -> float:
+    """For how long its client waits for the lock."""
+    return float(acquire.wait_ms / 1000)
 
 
 def _unavailable(channel: Addressee, what: str) -> Unavailable:

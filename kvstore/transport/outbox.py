@@ -16,7 +16,7 @@ from kvstore.protocol import encode_frame
 
 _GATHER_TURNS = 3  # of the loop before a frame is taken: what else it has in hand comes along, for fuller frames
 _LEISURE_S = 0.002
-_FEW = 16  # messages that are not worth counting the bytes of
+_FEW = 16  # messages, for which the other end is not waited for
 
 
 class Outbox:
@@ -24,6 +24,7 @@ class Outbox:
 
     def __init__(self, frame_bytes_max: int) -> None:
         self._messages: list[Any] = []
+        self._bytes = 0  # what they count for
         self._frame_bytes_max = frame_bytes_max
         self._wake: asyncio.Future[None] | None = None
         self._is_due = False
@@ -33,17 +34,20 @@ class Outbox:
 
     async def room_for_more(self, bytes_max: int) -> None:
         """While more than `bytes_max` wait for the other end to take them: until it has taken some, or has left."""
-        while len(self._messages) > _FEW and not self._ended and sum(map(message_bytes, self._messages)) > bytes_max:
+        while len(self._messages) > _FEW and not self._ended and self._bytes > bytes_max:
             self._taken = asyncio.Event()
             await self._taken.wait()
 
-    def put(self, message: Any) -> None:
+    def put(self, message: Any, size: int | None = None) -> None:
+        """`size`: what it counts for, where that is known."""
         self._messages.append(message)
+        self._bytes += message_bytes(message) if size is None else size
         self._set_out()
 
-    def put_at_leisure(self, message: Any) -> None:
+    def put_at_leisure(self, message: Any, size: int) -> None:
         """It leaves with the next message that is put, at the latest after `_LEISURE_S`."""
         self._messages.append(message)
+        self._bytes += size
         if not self._has_timer:
             self._has_timer = True
             asyncio.get_running_loop().call_later(_LEISURE_S, self._on_timer)
@@ -61,6 +65,7 @@ class Outbox:
     def drop(self, ids: set[int]) -> None:
         """Take back messages that have not left."""
         self._messages = [message for message in self._messages if message.id not in ids]
+        self._bytes = sum(map(message_bytes, self._messages))
 
     async def run(self, socket: Any, on_sent: Callable[[list[Any]], None] | None = None) -> None:
         try:
@@ -102,11 +107,15 @@ class Outbox:
             yield from self._frames(messages[half:])
 
     def _take_frame(self) -> list[Any]:
+        if self._bytes < self._frame_bytes_max:
+            messages, self._messages, self._bytes, self._is_due = self._messages, [], 0, False
+            return messages
         size = 0
         for count, message in enumerate(self._messages, start=1):
             size += message_bytes(message)
             if size >= self._frame_bytes_max:
                 messages, self._messages = self._messages[:count], self._messages[count:]
+                self._bytes -= size
                 return messages
-        messages, self._messages, self._is_due = self._messages, [], False
+        messages, self._messages, self._bytes, self._is_due = self._messages, [], 0, False
         return messages

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from kvstore.cli import EXIT_INTERRUPTED
+from kvstore.cli.commands import EXIT_INTERRUPTED
 from kvstore.failpoints import BUGS
 from loadtest.chaos import page
 from loadtest.chaos.child import PLANT_BUGS
@@ -164,7 +164,7 @@ def _print(summary: RunSummary, folder: Path) -> None:
     for phase in summary.phases:
         found = [f"{check.name}: {sentence}" for check in phase.checks for sentence in check.violations]
         found += [f"{check.name} is undecided: {check.note}" for check in phase.checks if check.note]
-        for sentence in [*phase.complaints, *found][:_SHOWN_MAX]:
+        for sentence in [*phase.complaints, *phase.unfinished, *found][:_SHOWN_MAX]:
             click.echo(f"phase {phase.number}: {sentence}")
     if summary.met or summary.unmet:
         unmet = f"; not met: {', '.join(summary.unmet)}" if summary.unmet else ""

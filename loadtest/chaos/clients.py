@@ -38,7 +38,7 @@ COUNTS: Mapping[Judged, int] = {
     Judged.EXPIRY: 4,
 }
 PACE_S = 0.02
-_READ_TIMEOUT_S = 20.0
+_READ_TIMEOUT_S = 60.0
 _POLL_S = 0.1
 _SHOWN_MAX = 5
 
@@ -166,13 +166,17 @@ class Clients:
 
     # --- the end of a phase ------------------------------------------------------------------------------------------
 
+    def so_far(self) -> Closing:
+        """All that was done, without the reads at the end, while the clients rest."""
+        return Closing(sorted(self._operations, key=lambda operation: operation.begin_s), {}, [])
+
     async def close(self) -> Closing:
         """Read all that was written, of a cluster at rest, and compare it with a listing. Raises ReadsError."""
         before = len(self._operations)
         await self._all(CLOSING, judged.closing)
         stored = await self.stored(self._prefix)
         wrong = compared(self._operations[before:], stored, self._prefix)
-        return Closing(sorted(self._operations, key=lambda operation: operation.begin_s), stored, wrong)
+        return self.so_far()._replace(stored=stored, wrong=wrong)
 
     async def stored(self, prefix: str) -> Stored:
         """All keys with this prefix, as they are listed. Raises ReadsError."""

@@ -2,7 +2,8 @@
 
 Owns: which copy may be lost now, deleting and damaging files, asking for a promotion.
 Promises: the last good copy in sync is never touched: beside a node whose files are deleted, and a copy in which a byte
-is flipped, every shard has another one, by the controller's map, of which nothing was lost.
+is flipped, every shard has another one, by the controller's map, of which nothing was lost. Damage is not known before
+it is met: as long as the copy counts as in sync, the node with the good one is left alone, and no primary goes to it.
 Leaves to others: nodes that die, stand still or are cut off (nemeses), when (schedule), whether copies are equal in the
 end (disk_audit).
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 import msgspec
@@ -30,18 +32,25 @@ _MAP_TIMEOUT_S = 3.0
 
 
 class CopyFaults:
-    """`spoilt`: the ids of copies that were deleted or damaged."""
+    """`spoilt`: the ids of copies that were deleted or damaged. `busy`: the processes that other faults touch now."""
 
     def __init__(self, cluster: ChaosCluster, proxy: Proxy | None, wire: Wire) -> None:
         self.spoilt: set[str] = set()
+        self.busy: Callable[[], Collection[str]] = tuple
+        self._guarded = ""
+        self._guarding: asyncio.Task[None] | None = None
         self._cluster = cluster
         self._proxy = proxy
         self._wire = wire
         self._one_by_one = asyncio.Lock()
 
+    def free(self) -> set[str]:
+        """The processes that may be touched."""
+        return self._cluster.members() - {self._guarded}
+
     async def lose_disk(self, step: Step, rng: random.Random, fault: Fault) -> None:
         """A node is killed, and comes back with nothing: soon, or when others have taken its place."""
-        name = rng.choice(sorted(name for name in self._cluster.members() if name.startswith("shard-")))
+        name = rng.choice(sorted(name for name in self.free() if name.startswith("shard-")))
         fault.targets = [name]
         async with self._one_by_one:
             try:
@@ -65,10 +74,11 @@ class CopyFaults:
         async with self._one_by_one:
             cluster_map = await self._map()
             found = [] if cluster_map is None else sorted(may_rot(cluster_map, self.spoilt))
+            found = [each for each in found if f"shard-{each.good}" not in self.busy()] if not self._guarded else []
             if not found:
-                fault.note = "no copy has another one beside its primary's that is good"
+                fault.note = "no copy has another one beside it that is good and is left alone now"
                 return
-            shard_id, node, copy_id = rng.choice(found)
+            shard_id, node, copy_id, good = rng.choice(found)
             fault.targets = [name := f"shard-{node}"]
             try:
                 if step.kind.endswith("dead node"):
@@ -80,6 +90,8 @@ class CopyFaults:
                     fault.note = f"{path.name} has been taken away since the map named it"
                     return
                 self.spoilt.add(copy_id)
+                self._guarded = f"shard-{good}"
+                self._guarding = asyncio.create_task(self._until_it_counts_no_more(shard_id, copy_id))
                 fault.note = f"{path.name}, byte {flip(path, rng)}"
                 if step.kind.endswith("dead node"):
                     await asyncio.sleep(step.for_s)
@@ -93,7 +105,7 @@ class CopyFaults:
             fault.note = "the controller does not answer"
             return
         shard = rng.choice(cluster_map.shards)
-        to = rng.choice([replica.node for replica in shard.replicas] or [shard.id])
+        to = rng.choice([each.node for each in shard.replicas if each.copy_id not in self.spoilt] or [shard.id])
         body = msgspec.json.encode({"to": to})
         reply = await self._wire.ask("POST", f"/v1/shards/{shard.id}/promote", body)
         fault.targets, fault.note = [shard.id], f"{shard.primary.node} to {to}: {reply.words}"
@@ -101,6 +113,18 @@ class CopyFaults:
     def is_repaired(self) -> None:
         """All copies are equal and verified: what was damaged and kept its id is as good as any."""
         self.spoilt.clear()
+        self._guarded = ""
+        if self._guarding is not None:
+            self._guarding.cancel()
+
+    async def _until_it_counts_no_more(self, shard_id: str, copy_id: str) -> None:
+        """Leave the node with the good copy alone as long as the damaged one is in sync by the map."""
+        while True:
+            await asyncio.sleep(_HEARD_S)
+            cluster_map = await self._map()
+            if cluster_map is not None and not counts(cluster_map, shard_id, copy_id):
+                break
+        self._guarded = ""
 
     async def _end(self, name: str) -> None:
         """The process is dead, also if it was just being started when its killing was asked for."""
@@ -134,14 +158,30 @@ def may_lose(cluster_map: ClusterMap, node: str, spoilt: Collection[str]) -> boo
     )
 
 
-def may_rot(cluster_map: ClusterMap, spoilt: Collection[str]) -> set[tuple[str, str, str]]:
-    """(shard, node, copy id) of copies in sync, but of primaries, beside which there is a good one."""
-    return {
-        (shard.id, node, copy_id)
-        for shard in cluster_map.shards
-        for node, copy_id in _in_sync(shard)[1:]
-        if any(other != copy_id and other not in spoilt for _, other in _in_sync(shard))
-    }
+class MayRot(NamedTuple):
+    """A copy in sync, but of no primary. `good`: the node of another one, the primary's if it is good."""
+
+    shard: str
+    node: str
+    copy_id: str
+    good: str
+
+
+def may_rot(cluster_map: ClusterMap, spoilt: Collection[str]) -> set[MayRot]:
+    """Copies in sync, but of primaries, beside which there is a good one."""
+    found = set()
+    for shard in cluster_map.shards:
+        for node, copy_id in _in_sync(shard)[1:]:
+            good = [where for where, other in _in_sync(shard) if other != copy_id and other not in spoilt]
+            if good:
+                found.add(MayRot(shard.id, node, copy_id, good[0]))
+    return found
+
+
+def counts(cluster_map: ClusterMap, shard_id: str, copy_id: str) -> bool:
+    """Whether that copy of the shard is in sync by the map."""
+    shard = cluster_map.shard(shard_id)
+    return shard is not None and copy_id in [found for _, found in _in_sync(shard)]
 
 
 def files_of(data_dir: Path, node: str) -> list[Path]:

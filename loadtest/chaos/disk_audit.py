@@ -47,7 +47,7 @@ class DiskAudit(NamedTuple):
 
 
 def look(data_dir: Path, cluster_map: ClusterMap) -> DiskAudit:
-    """The files of all members and their copies, one after the other, where nothing moves and nobody writes."""
+    """The files of all members and their copies, one after the other, where nothing moves and no client writes."""
     found = DiskAudit({}, [], [])
     for index, member in enumerate(cluster_map.shards):
         owned = {partition for partition, owner in enumerate(cluster_map.owners) if owner == index}

@@ -1,6 +1,6 @@
 """Judging the history of a phase in a process of its own, while the load goes on.
 
-Owns: that process: it has little priority, and ends when nobody waits for it any more.
+Owns: that process: it has little priority, and ends when its verdict is not waited for any more.
 Promises: whatever the judge cannot do is an error that says so, never a silent "held".
 Leaves to others: what is judged, and how (loadtest.histories).
 """

@@ -38,6 +38,7 @@ _CONTROLLER = "controller-0"
 _TURNS_MAX = 4
 _RESET_EVERY_S = 0.3
 _POLL_S = 0.05
+_COMES_BACK_S = 4.0  # so long after a fault a process may not be what it was
 
 
 class Nemeses:
@@ -53,6 +54,7 @@ class Nemeses:
         self._reshard = reshard
         self._began_s = began_s
         self.copies = copies
+        copies.busy = self._busy
         self.sweep = Sweep(cluster, reshard)
         self._doers: dict[str, Callable[[Step, random.Random, Fault], Awaitable[None]]] = {
             "kill": self._kill,
@@ -91,6 +93,12 @@ class Nemeses:
             if step.for_s or step.nemesis == "reshard":
                 fault.for_s = time.monotonic() - began_s
 
+    def _busy(self) -> set[str]:
+        """The processes that faults touch now, or have just touched."""
+        recent_s = time.monotonic() - self._began_s - _COMES_BACK_S
+        found = [each for each in self.faults if id(each) in self.now or each.at_s + each.for_s > recent_s]
+        return {name for each in found for target in each.targets for name in target.split(" → ")}
+
     def heal(self) -> None:
         """End all that still lasts."""
         for name in self._cluster.members():
@@ -106,7 +114,7 @@ class Nemeses:
         if step.kind == AT_A_POINT:
             await self._at_a_point("kill", step.for_s, rng, fault)
             return
-        names = victims(step.kind, self._cluster.members(), rng)
+        names = victims(step.kind, self.copies.free(), rng)
         fault.targets = names
         if not step.for_s:
             killed = self._cluster.kill_all(names)
@@ -129,7 +137,7 @@ class Nemeses:
             await self._slow_at_a_point(step.for_s, rng, fault)
             return
         end_s = time.monotonic() + step.for_s
-        fault.targets = victims(step.kind, self._cluster.members(), rng)
+        fault.targets = victims(step.kind, self.copies.free(), rng)
         paused: list[str] = []
         try:
             while len(paused) < len(fault.targets) and time.monotonic() < end_s:
@@ -151,7 +159,7 @@ class Nemeses:
         """A process dies or stands still at a named point of its code.
         If it comes there in this time."""
         end_s = time.monotonic() + for_s
-        name, point = some_point(self._cluster.members(), rng)
+        name, point = some_point(self.copies.free(), rng)
         fault.targets = [name]
         fault.note = f"did not come to {point}"
         armed = self._cluster.arm(name, f"{point}={action}@{rng.randint(1, _TURNS_MAX)}")
@@ -171,7 +179,7 @@ class Nemeses:
 
     async def _slow_at_a_point(self, for_s: float, rng: random.Random, fault: Fault) -> None:
         """A process sleeps whenever it comes to a named point; at the end it is killed, to be quick again."""
-        name, point = some_point(self._cluster.members(), rng)
+        name, point = some_point(self.copies.free(), rng)
         pause_ms = rng.choice((200, 800, 1600))
         fault.targets, fault.note = [name], f"{pause_ms} ms at {point}"
         self._cluster.arm(name, f"{point}=pause:{pause_ms}")
@@ -187,7 +195,7 @@ class Nemeses:
 
     async def _disk(self, step: Step, rng: random.Random, fault: Fault) -> None:
         """Syncs and reads of shards take long; at the end of some that, what was not synced is lost."""
-        shards = _shards(self._cluster.members())
+        shards = _shards(self.copies.free())
         fault.targets = shards if step.kind == "all slow" else [rng.choice(shards)]
         for name in fault.targets:
             self._cluster.slow_down(name)
@@ -211,7 +219,7 @@ class Nemeses:
 
     async def _keep_from_maps(self, proxy: Proxy, move: Move, for_s: float, rng: random.Random, fault: Fault) -> None:
         routers = [name for name in self._cluster.members() if name.startswith("router-")]
-        deaf = [f"shard-{move.source}", rng.choice(sorted(routers))]
+        deaf = [name for name in (f"shard-{move.source}", rng.choice(sorted(routers))) if name in self.copies.free()]
         ways = [way for name in deaf for way in ((name, _CONTROLLER), (_CONTROLLER, name))]
         fault.note += f"; {' and '.join(deaf)} hear of no newer map"
         for source, destination in ways:
@@ -243,7 +251,7 @@ class Nemeses:
 
     def _ways(self, kind: str, rng: random.Random) -> list[tuple[str, str]]:
         """Directions of links: source and destination."""
-        members = sorted(self._cluster.members())
+        members = sorted(self.copies.free())
         if kind.startswith("nodes"):
             nodes = _shards(members)
             pairs = rng.sample([(one, other) for one in nodes for other in nodes if one < other], k=rng.choice((1, 2)))
@@ -294,14 +302,14 @@ class Nemeses:
 
 def victims(kind: str, members: set[str], rng: random.Random) -> list[str]:
     """On which processes a kill or a pause falls."""
-    everyone = sorted(members)
-    of_role = [name for name in everyone if name.startswith(f"{kind}-")]
+    running = sorted(members)
+    of_role = [name for name in running if name.startswith(f"{kind}-")]
     if kind == "all":
-        return everyone
+        return running
     if kind == "several":
-        return rng.sample(everyone, k=rng.randint(2, max(2, len(everyone) - 1)))
+        return rng.sample(running, k=rng.randint(2, max(2, len(running) - 1)))
     if kind == "for some time":
-        return rng.sample(everyone, k=rng.choice((1, 1, 2)))
+        return rng.sample(running, k=rng.choice((1, 1, 2)))
     if kind in ("one node", "two nodes"):
         return rng.sample(_shards(members), k=1 if kind == "one node" else 2)
     if kind == "node and controller":

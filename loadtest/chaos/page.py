@@ -48,10 +48,7 @@ def sentence(run: RunSummary) -> str:
     """The verdict in one sentence, as plain text."""
     bad = [phase for phase in run.phases if not phase.ok]
     if run.ok:
-        return (
-            f"Passed: {run.totals.operations:,} operations in {len(run.phases)} {_s(run.phases, 'phase')} under "
-            f"{len(run.faults):,} {_s(run.faults, 'fault')}, nothing violated."
-        )
+        return f"Passed: {_extent(run)}, nothing violated."
     violated = [
         f"{check.name} in phase {phase.number} ({len(check.violations)} {_s(check.violations, 'violation')})"
         for phase in bad
@@ -63,10 +60,20 @@ def sentence(run: RunSummary) -> str:
     complaints = [f"{complaint.rstrip('.')} (phase {phase.number})" for phase in bad for complaint in phase.complaints]
     if complaints:
         return f"Failed: {'; '.join(complaints)}."
+    unfinished = [f"{each.rstrip('.')} (phase {phase.number})" for phase in bad for each in phase.unfinished]
+    if unfinished:
+        return f"Ended early, and nothing was violated until then ({_extent(run)}): {'; '.join(unfinished)}."
     undecided = [f"{check.name} in phase {phase.number}" for phase in bad for check in phase.checks if check.note]
     if undecided:
         return f"Undecided: {', '.join(undecided)}: no violation was found, and not all could be judged."
     return "No verdict: the run was over before all of it could be judged."
+
+
+def _extent(run: RunSummary) -> str:
+    return (
+        f"{run.totals.operations:,} operations in {len(run.phases)} {_s(run.phases, 'phase')} under "
+        f"{len(run.faults):,} {_s(run.faults, 'fault')}"
+    )
 
 
 def _top(run: RunSummary) -> str:
@@ -221,7 +228,7 @@ def _phases(phases: Sequence[Phase]) -> str:
         rows.append(
             [
                 str(phase.number),
-                "passed" if phase.ok else "violated" if phase.violations else "not passed",
+                _verdict(phase),
                 show_time(phase.began_s),
                 f"{phase.seconds:.0f}",
                 f"{sum(phase.operations.values()):,}",
@@ -231,6 +238,12 @@ def _phases(phases: Sequence[Phase]) -> str:
     caption = "Of each check: the operations judged, the seconds that it took, and what it found unless all held."
     titles = ["phase", "verdict", "began", "seconds", "operations", *names]
     return table(caption, titles, rows, numbers=("phase", "began", "seconds", "operations"))
+
+
+def _verdict(phase: Phase) -> str:
+    if phase.ok or phase.violations:
+        return "passed" if phase.ok else "violated"
+    return "ended early" if phase.unfinished and not phase.complaints else "not passed"
 
 
 def _show_check(check: Check) -> str:
@@ -244,7 +257,7 @@ def _findings(phases: Sequence[Phase]) -> list[str]:
     parts = []
     for phase in (phase for phase in phases if not phase.ok):
         parts.append(f"<h2>Phase {phase.number}: what was found</h2>")
-        parts += [f"<pre>{text(complaint)}</pre>" for complaint in phase.complaints]
+        parts += [f"<pre>{text(sentence)}</pre>" for sentence in [*phase.complaints, *phase.unfinished]]
         for check in phase.checks:
             parts += [f"<p>{text(check.name)}</p>"] if check.violations or check.note else []
             parts += [f"<pre>{text(violation)}</pre>" for violation in check.violations]

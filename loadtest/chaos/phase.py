@@ -2,7 +2,8 @@
 
 Owns: the order of things in a phase, and the checks that need no history: the cluster comes back, ends its moves,
 leaves nothing in doubt, can be read, lists what it shows, has it on disk, and keeps what was settled before.
-Promises: when a phase ends, or is given up, all its faults are over.
+Promises: when a phase ends, or is given up, all its faults are over. What was done in one that is given up is there to
+be judged, as far as it has ended.
 Leaves to others: which faults (schedule), the clients (clients), what the history proves (loadtest.histories).
 """
 
@@ -18,25 +19,26 @@ from loadtest.chaos.clients import Clients, Closing, ReadsError, Stored
 from loadtest.chaos.cluster import LIMITS, ChaosCluster
 from loadtest.chaos.doubts import Doubts
 from loadtest.chaos.nemeses import Nemeses
-from loadtest.chaos.reshard import Reshard
+from loadtest.chaos.reshard import NotSettled, Reshard
 from loadtest.chaos.schedule import CALM_S, Step
 from loadtest.chaos.summary import Phase
 from loadtest.cluster import processes
 from loadtest.cluster.armed import ArmedCluster
 
-_BACK_TIMEOUT_S = 30.0
-_SETTLE_TIMEOUT_S = 40.0
+# For a machine that is busy with something else; a cluster at rest needs a fraction of each.
+_BACK_TIMEOUT_S = 90.0
+_SETTLE_TIMEOUT_S = 60.0
 _IN_SYNC_TIMEOUT_S = 90.0  # a copy that fell out again and again is tried again after half a minute
-_IDLE_TIMEOUT_S = 30.0
+_IDLE_TIMEOUT_S = 60.0
 _DOUBTS_TIMEOUT_S = 2 * LIMITS["txn_timeout_s"] + 1.0  # as promised, and what a busy machine needs to look
-_FILES_TIMEOUT_S = 15.0
+_FILES_TIMEOUT_S, _FILES_TIMEOUT_S_MAX = 15.0, 60.0
 _POLL_S = 0.1
 _COMPLAINTS_MAX = 20
 _LOG_LINES = 30
 
 
 class GivenUp(Exception):
-    """The phase cannot go on; the message is a complaint."""
+    """The phase cannot go on; the message says why."""
 
 
 class Stage(NamedTuple):
@@ -51,12 +53,16 @@ class Stage(NamedTuple):
     hurry: asyncio.Event
 
     async def play(self, phase: Phase, steps: Sequence[Step]) -> Closing | None:
-        """None: it could not be brought to its end. Complaints go into the phase."""
+        """None: it could not be brought to its end, and calls are still under way.
+
+        What is wrong goes into the phase, and what did not come to its end.
+        """
         try:
             return await self._play(phase, steps)
         except (GivenUp, ReadsError) as error:
-            phase.complaints.append(f"{error}\n{processes.tail(self.cluster.log, _LOG_LINES)}")
-            return None
+            self._note_unfinished(phase, str(error))
+            self.nemeses.heal()
+            return await self._so_far()
         finally:
             phase.complaints += self.clients.take_complaints()[:_COMPLAINTS_MAX]
             self.nemeses.heal()
@@ -89,6 +95,17 @@ class Stage(NamedTuple):
             phase.complaints.append("nothing at all was done in this phase")
         return closing
 
+    def _note_unfinished(self, phase: Phase, sentence: str) -> None:
+        phase.unfinished.append(f"{sentence}\n{processes.tail(self.cluster.log, _LOG_LINES)}")
+
+    async def _so_far(self) -> Closing | None:
+        """What was done in a phase that is given up: without the reads at its end, which some checks need."""
+        try:
+            await self._rest()
+        except GivenUp:
+            return None
+        return self.clients.so_far()
+
     async def _unless_hurried(self, work: Coroutine[None, None, None]) -> None:
         """To its end, or until the run is to end early: then it is cancelled."""
         task, hurried = asyncio.ensure_future(work), asyncio.create_task(self.hurry.wait())
@@ -108,10 +125,12 @@ class Stage(NamedTuple):
             await self.cluster.wait_ready(_BACK_TIMEOUT_S)
         except RuntimeError as error:
             raise GivenUp(f"the cluster did not come back: {error}") from None
-        if sentence := await self.reshard.settle(
-            _SETTLE_TIMEOUT_S if self.cluster.replicas == 1 else _IN_SYNC_TIMEOUT_S
-        ):
-            phase.complaints.append(f"{sentence}\n{processes.tail(self.cluster.log, _LOG_LINES)}")
+        try:
+            timeout_s = _SETTLE_TIMEOUT_S if self.cluster.replicas == 1 else _IN_SYNC_TIMEOUT_S
+            if sentence := await self.reshard.settle(timeout_s):
+                phase.complaints.append(f"{sentence}\n{processes.tail(self.cluster.log, _LOG_LINES)}")
+        except NotSettled as error:
+            self._note_unfinished(phase, str(error))
 
     async def _rest(self) -> None:
         """Raises GivenUp."""
@@ -127,8 +146,8 @@ class Stage(NamedTuple):
             return
         count, oldest_s = self.doubts.count, self.doubts.oldest_s
         what = f"{count} transactions are in doubt" if count > 0 else "no router can tell what is in doubt"
-        sentence = f"{what} {_DOUBTS_TIMEOUT_S:g} s after the last call, the oldest for {oldest_s:g} s"
-        phase.complaints.append(sentence)
+        sentence = f"{what}, and nothing of that has changed for {_DOUBTS_TIMEOUT_S:g} s, the oldest for {oldest_s:g} s"
+        self._note_unfinished(phase, sentence)
 
     async def look_again(self, settled: Mapping[int, Stored]) -> dict[int, list[str]]:
         """What is not as it was when its phase ended, by phase. The cluster is at rest."""
@@ -151,9 +170,10 @@ async def audited(cluster: ArmedCluster, clients: Clients) -> list[str]:
     """What is listed lies in the file of its owner, and nowhere else, and is counted.
     Sentences on what is not so.
 
-    What an expiry or an application has still to do is waited for. Raises ReadsError.
+    What an expiry or an application has still to do is waited for, longer while it comes forward. Raises ReadsError.
     """
-    deadline_s = time.monotonic() + _FILES_TIMEOUT_S
+    began_s, before = time.monotonic(), list[str]()
+    deadline_s = began_s + _FILES_TIMEOUT_S
     while True:
         cluster_map = await cluster.cluster_map()
         found = await asyncio.to_thread(disk_audit.look, cluster.data_dir, cluster_map)
@@ -162,8 +182,10 @@ async def audited(cluster: ArmedCluster, clients: Clients) -> list[str]:
         counted = await clients.counted()
         if counted != len(listed):
             wrong.append(f"/v1/cluster counts {counted} keys, {len(listed)} are listed")
-        if not wrong or time.monotonic() > deadline_s:
+        if not wrong or (now_s := time.monotonic()) > deadline_s:
             return wrong[:_COMPLAINTS_MAX]
+        if wrong != before:
+            before, deadline_s = wrong, min(now_s + _FILES_TIMEOUT_S, began_s + _FILES_TIMEOUT_S_MAX)
         await asyncio.sleep(_POLL_S)
 
 

@@ -142,9 +142,8 @@ class Reshard:
     # --- afterwards --------------------------------------------------------------------------------------------------
 
     async def settle(self, timeout_s: float) -> str:
-        """Wait until no change runs any more.
-        A sentence if none comes forward for that long, or if one of them has not come about. What was cancelled
-        is planned again."""
+        """Wait until no change runs any more: a sentence if one of them has not come about.
+        What was cancelled is planned again. Raises NotSettled if nothing comes forward for that long."""
         began_s, deadline = time.monotonic(), Forward(time.monotonic(), timeout_s)
         while True:
             if self._left_over:
@@ -154,10 +153,13 @@ class Reshard:
             running = [change for change in known or [] if change["state"] == "running"]
             if document and known is not None and not running and not self._left_over and is_settled(document):
                 return self._judge(document, known)
-            if deadline.is_over(time.monotonic(), sum(change["partitions_done"] or 0 for change in known or [])):
+            if deadline.is_over(time.monotonic(), document.get("epoch") or 0):
                 shown = {name: document.get(name) for name in ("epoch", "shards", "nodes", "moves", "ending", "wanted")}
                 waited_s = time.monotonic() - began_s
-                return f"{waited_s:.0f} s after all faults were over, there are changes that run: {running}, {shown}"
+                raise NotSettled(
+                    f"{waited_s:.0f} s after all faults were over, there are changes that run, or copies that are not "
+                    f"in sync: {running}, {shown}"
+                )
             await asyncio.sleep(_POLL_S)
 
     def _judge(self, document: dict[str, Any], known: list[dict[str, Any]]) -> str:
@@ -182,11 +184,14 @@ class Reshard:
         return state == "done" or (state == "cancelled" and self._cancelled)
 
 
-class Forward:
-    """A deadline that lies `timeout_s` behind the last partition that moved, but not behind `_FORWARD_MAX` times that.
+class NotSettled(Exception):
+    """Changes or copies have not come to their end, as the message says."""
 
-    On a machine that is busy with something else moves take their time; those that begin again for ever do not come
-    forward.
+
+class Forward:
+    """A deadline that lies `timeout_s` behind the last change of the map, but not behind `_FORWARD_MAX` times that.
+
+    On a machine that is busy with something else moves and copies take their time; each step of theirs is a new epoch.
     """
 
     def __init__(self, now_s: float, timeout_s: float) -> None:
@@ -195,7 +200,7 @@ class Forward:
         self._done = 0
 
     def is_over(self, now_s: float, done: int) -> bool:
-        """`done`: how many partitions have moved by now."""
+        """`done`: the epoch by now."""
         if done > self._done:
             self._done = done
             self._until_s = min(now_s + self._timeout_s, self._until_max_s)
@@ -209,4 +214,4 @@ def is_settled(document: dict[str, Any]) -> bool:
         shard["state"] == "up" and [copy["state"] for copy in shard["copies"]] == ["in-sync"] * copies
         for shard in document["shards"]
     )
-    return is_up and document["moves"] == document["ending"] == document["wanted"] == []  # null: nobody knows
+    return is_up and document["moves"] == document["ending"] == document["wanted"] == []  # null: not known

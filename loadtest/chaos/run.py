@@ -2,9 +2,10 @@
 
 Owns: the order of phases, their histories and judgements, the summary.
 Promises: all processes end with the run, however it ends, and every fault is taken back. The first phase in which
-anything is wrong ends the run. What was settled in a phase is looked at once more at the end.
+anything is wrong, or that does not come to its end, ends the run; also then all that was done is judged. What was
+settled in a phase is looked at once more at the end.
 Leaves to others: what a phase is (phase), faults (schedule, nemeses, reshard), clients (clients), processes (cluster),
-judging (judge), pages (page), what is shown meanwhile (progress).
+judging (judge), pages (page), what is shown while it runs (progress).
 
 A phase has new keys, and its history can be judged on its own: while the next one is under way.
 """
@@ -120,8 +121,8 @@ class Run:
 
     @property
     def is_wrong(self) -> bool:
-        """Something was found already."""
-        return any(phase.complaints or phase.violations for phase in self.summary.phases)
+        """Something was found already, or did not come to its end."""
+        return any(phase.complaints or phase.unfinished or phase.violations for phase in self.summary.phases)
 
     async def run(self) -> RunSummary:
         """All of it.
@@ -260,7 +261,7 @@ class Run:
         if self._sweep is not None and SWEEP in self.settings.nemeses:
             summary.met, summary.unmet = sorted(self._sweep.met), self._sweep.left
         # one that was given up has nothing to show
-        summary.phases = [phase for phase in summary.phases if phase.checks or phase.complaints]
+        summary.phases = [phase for phase in summary.phases if phase.checks or phase.complaints or phase.unfinished]
         summary.ok = bool(summary.phases) and all(phase.ok for phase in summary.phases)
 
 

@@ -47,8 +47,9 @@ class Point(msgspec.Struct):
 class Phase(msgspec.Struct):
     """One part of the run, with keys of its own, judged by itself.
 
-    `operations`: how many its history holds, by workload. `complaints`: what went wrong outside the history, such as a
-    cluster that did not recover in time.
+    `operations`: how many its history holds, by workload. `complaints`: what is wrong outside the history, such as a
+    key that is listed otherwise than it was read. `unfinished`: what did not come to its end in time, such as the
+    recovery from the faults; nothing that was seen is wrong by it.
     """
 
     number: int
@@ -57,6 +58,7 @@ class Phase(msgspec.Struct):
     operations: dict[str, int]
     checks: list[Check]
     complaints: list[str] = []
+    unfinished: list[str] = []
 
     @property
     def violations(self) -> int:
@@ -64,8 +66,10 @@ class Phase(msgspec.Struct):
 
     @property
     def ok(self) -> bool:
-        """Nothing violated, nothing left undecided, no complaint."""
-        return not self.complaints and not any(check.violations or check.note for check in self.checks)
+        """Nothing violated, nothing left undecided, no complaint, and all came to its end."""
+        return not (self.complaints or self.unfinished) and not any(
+            check.violations or check.note for check in self.checks
+        )
 
 
 class Totals(msgspec.Struct):

@@ -5,7 +5,7 @@ Promises: a shard or router is armed for one point at a time. Points that were n
 Leaves to others: the points (kvstore.failpoints.POINTS), the changes of shards (reshard), when (schedule).
 
 A point that only recovery passes has to be provoked: what asks for the outcome of an attempt has found an intent that
-its router left behind, so meanwhile routers are killed. While the sweep lasts, shards come, go and change weight.
+its router left behind, so routers are killed then. While the sweep lasts, shards come, go and change weight.
 """
 
 from __future__ import annotations

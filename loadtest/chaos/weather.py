@@ -43,7 +43,7 @@ class Slowness:
 
 
 class Unsynced:
-    """What was written to one file and not synced, whoever in this process has it open."""
+    """What was written to one file and not synced, by all that have it open in this process."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

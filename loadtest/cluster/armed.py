@@ -196,7 +196,7 @@ class ArmedCluster(LocalCluster):
             processes.send_signal(process, signal.SIGCONT)
 
     def stands_still(self, process: Pid) -> bool:
-        """Whether it was stopped by SIGSTOP, by whomever."""
+        """Whether it was stopped by SIGSTOP, whatever sent that."""
         stat = processes.read_stat(process.pid)
         if stat is None or stat.started_ticks != process.started_ticks or stat.state != "T":
             return False

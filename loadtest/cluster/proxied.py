@@ -221,7 +221,7 @@ class End(asyncio.Protocol):
 
     def write_eof(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
-            with contextlib.suppress(OSError):  # it was reset by then, of which we hear next
+            with contextlib.suppress(OSError):  # it was reset by then, which is told next
                 self.transport.write_eof()
 
     def close(self) -> None:

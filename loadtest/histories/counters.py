@@ -73,7 +73,7 @@ class _Counter:
 
     def _check_makers(self) -> None:
         """Of each value up to the one that was found there is a raise that had begun.
-        (Not if a client raised to who knows what.)"""
+        (Not if a client raised to an unknown value.)"""
         if any(operation.value is None for operation in self._raises):
             return
         begun_s: dict[int, float] = {}

@@ -1,8 +1,8 @@
 """Keys that expire: what is gone stays gone.
 
 Owns: what a client does to the one key of its own that has a ttl, and what each read of it may find.
-Promises: nobody else writes the key, and a write of unknown outcome is the last one to it. That nothing expires early
-is left to stores alone: here the wall clocks of shards jump apart.
+Promises: no other client writes the key, and a write of unknown outcome is the last one to it. That nothing expires
+early is left to stores alone: here the wall clocks of shards jump apart.
 Leaves to others: sending (`cluster_clients`).
 """
 

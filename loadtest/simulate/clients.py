@@ -108,7 +108,7 @@ class Client:
         return f"v{number}" + "x" * (self._rng.randrange(20_000) if self._rng.random() < 0.15 else 0)
 
     async def _ask(self, op: Any, patience_s: float = _PATIENCE_S) -> Any:
-        """None if nobody knows what became of it."""
+        """None if it is not known what became of it."""
         try:
             reply = await self._machine.ask(op, patience_s)
         except Lost:
@@ -257,7 +257,7 @@ class Client:
         self._note(group, action, begin_s, outcome, value=_short(value.encode()), version=version, **more)
 
     async def _take_part(self) -> None:
-        """A transaction that is decided elsewhere: nobody but this client decides, and it never forgets."""
+        """A transaction that is decided elsewhere: only this client decides, and it never forgets."""
         group, value, begin_s, attempt = self._group(), self._value(), self._now_s, self._attempt()
         keys = _keys(group)
         reply = await self._ask(Prepare(self._id(), "elsewhere", attempt, [], _puts(keys, value), []))

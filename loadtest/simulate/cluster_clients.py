@@ -1,8 +1,8 @@
 """Clients of a simulated cluster: the workloads of `loadtest.workloads`, each call over the simulated network.
 
 Owns: how a call reaches a router, and what its fate means; repeating with an Idempotency-Key.
-Promises: a call is sent once, except by a client that gives it an Idempotency-Key: that one repeats it while nobody
-knows what became of it, and it is one operation of the history.
+Promises: a call is sent once, except by a client that gives it an Idempotency-Key: that one repeats it while
+it is not known what became of it, and it is one operation of the history.
 Leaves to others: what is called (`loadtest.workloads`), whether the history can be (`loadtest.histories`).
 """
 

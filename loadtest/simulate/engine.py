@@ -1,4 +1,5 @@
-"""The engine in memory as its store sees a file: each call takes a while, and others go on meanwhile.
+"""The engine in memory as its store sees a file.
+Each call takes a while, and others go on during that time.
 
 Owns: `SimulatedEngine`.
 Promises: what a call does or finds is of one moment between its begin and its end. It keeps what `MemoryEngine` does.
@@ -30,6 +31,15 @@ class SimulatedEngine(MemoryEngine):
         other = MemoryEngine(self.identity, self.path)
         other._applied, other._rows, other._places = self._applied, dict(self._rows), dict(self._places)
         other._count = itertools.count(max(self._places.values(), default=0) + 1)
+        return other
+
+    def backed_up(self) -> SimulatedEngine:
+        """Another one, with all that this one has now, which a later process opens."""
+        other = SimulatedEngine(self.identity)
+        other._applied, other._rows, other._places = self._applied, dict(self._rows), dict(self._places)
+        other._count = itertools.count(max(self._places.values(), default=0) + 1)
+        other._history = [(other._applied, dict(other._rows), other.identity, dict(other._places))]
+        other.fail = self.fail
         return other
 
     async def apply(self, application: Application) -> None:

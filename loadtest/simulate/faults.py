@@ -141,7 +141,7 @@ class Faults:
         self._machine.jump(self._rng.randrange(-30_000, 30_000))
 
     async def _move(self) -> None:
-        """Others go on meanwhile; one at a time."""
+        """Others go on during that time; one at a time."""
         if self.mover is None or self.mover.done():
             partitions = sorted(self._rng.sample(range(PARTITIONS), self._rng.choice((1, 16, PARTITIONS))))
             mover = Mover(self._machine, self._rng)

@@ -240,7 +240,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return True
 
     def go_on(self, process: Process) -> None:
-        """It stood still; what it should have done meanwhile comes now."""
+        """It stood still; what it should have done in that time comes now."""
         process.stands_still = False
         self._ready.extend(process.held)
         process.held.clear()

@@ -258,7 +258,7 @@ class Machine:
 
     def on_the_way(self, function: Callable[..., Any], *args: Any) -> None:
         """Call it, in no process's name, as late as the network takes."""
-        self.loop.call_later(self.rng.uniform(*_NETWORK_S), function, *args, context=_NOBODY)
+        self.loop.call_later(self.rng.uniform(*_NETWORK_S), function, *args, context=_OF_NO_PROCESS)
 
     async def ask(self, op: Any, patience_s: float = 0.0) -> Any:
         """The answer to the message, which may be a refusal. Raises Lost."""
@@ -332,4 +332,4 @@ class Machine:
             raise Violation(f"what was visible before the crash is gone: from {self._floors} to {now}")
 
 
-_NOBODY = copy_context()
+_OF_NO_PROCESS = copy_context()

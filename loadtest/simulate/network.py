@@ -54,7 +54,7 @@ class End:
         self.under_way = 0
         self.held: deque[Any] = deque()  # what it has sent into a cut link
         self._arrived: asyncio.Future[None] | None = None
-        self._taken: asyncio.Future[None] | None = None
+        self._waiting: list[asyncio.Future[None]] = []  # senders, for the peer to take something
 
     async def send(self, message: Any) -> None:
         """Raises ConnectionResetError."""
@@ -62,9 +62,9 @@ class End:
             raise ConnectionResetError("the connection is closed")
         self._connection.network.carry(self, message)
         while self.under_way > UNTAKEN_MAX and not self.closed:
-            if self._taken is None or self._taken.done():  # several tasks may wait
-                self._taken = asyncio.get_running_loop().create_future()
-            await asyncio.wait((self._taken,))
+            taken = asyncio.get_running_loop().create_future()
+            self._waiting.append(taken)
+            await taken
 
     async def receive(self) -> Any:
         """The next message; None when the connection is over."""
@@ -84,8 +84,13 @@ class End:
 
     def note_taken(self) -> None:
         self.under_way -= 1
-        if self._taken is not None and not self._taken.done():
-            self._taken.set_result(None)
+        self._let_send()
+
+    def _let_send(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for taken in waiting:
+            if not taken.done():
+                taken.set_result(None)
 
     def take(self, message: Any) -> None:
         """It has arrived."""
@@ -99,8 +104,7 @@ class End:
         """The connection is over for this end."""
         self.closed = self.over = True
         self._wake()
-        if self._taken is not None and not self._taken.done():
-            self._taken.set_result(None)
+        self._let_send()
 
     def abort(self) -> None:
         """End it at once, and without a word to the other end.
@@ -143,7 +147,7 @@ class Network:
         self.doubles = False
         self._rng = rng
         self._connections: dict[Connection, None] = {}
-        self._nobody = copy_context()
+        self._of_no_process = copy_context()
 
     def host(self, name: str) -> Host:
         return self.hosts.setdefault(name, Host(name))
@@ -154,7 +158,7 @@ class Network:
 
     def schedule(self, delay_s: float, function: Callable[..., None], *args: Any) -> None:
         """In the name of no process: what wakes up does so in that of its own."""
-        self.loop.schedule(delay_s, function, *args, context=self._nobody)
+        self.loop.schedule(delay_s, function, *args, context=self._of_no_process)
 
     # --- connections --------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -233,6 +235,32 @@ def test_a_plan_that_cannot_be_is_said_and_nothing_is_done(page: Page, demo: Clu
     assert not [button for button in page.all("dialog button") if button.text.startswith("Add")]
     page.click("Close")
     assert len(requests.get(f"{demo.url}/v1/cluster", timeout=30).json()["shards"]) == 4
+
+
+def test_what_has_not_moved_yet_is_cancelled_after_a_question(page: Page, demo: Cluster) -> None:
+    page.refusals = {503}
+    page.open("ring")
+    os.kill(demo.pid("shard-s3"), signal.SIGSTOP)  # what has to come from it waits
+    try:
+        page.type("input[aria-label='Weight of s1']", "2")
+        page.click("weigh")
+        page.click("Set weight 2")
+        page.until_says("Weight of s1 → 2")
+        page.click("Cancel moves")
+        page.until(lambda: "What has moved stays where it is" in page.text_of("dialog"))
+        assert "kvstore shard cancel" in page.text_of("dialog")
+        page.click("Cancel the moves", "dialog")
+        page.until(lambda: not _running(demo))
+    finally:
+        os.kill(demo.pid("shard-s3"), signal.SIGCONT)
+    page.until_says("Weight of s1 → 2, cancelled")
+    requests.patch(f"{demo.url}/v1/shards/s1", json={"weight": 1}, timeout=30).raise_for_status()
+    page.until(lambda: not _running(demo) and "s1 1,024" in " ".join(page.text_of(".members").split()))
+
+
+def _running(demo: Cluster) -> list[Any]:
+    changes = requests.get(f"{demo.url}/v1/changes", timeout=30).json()["items"]
+    return [change for change in changes if change["state"] == "running"]
 
 
 def test_a_weight_is_planned_set_and_set_back(page: Page, demo: Cluster) -> None:

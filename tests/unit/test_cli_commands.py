@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from kvstore.cli import main, root
+from kvstore.cli.commands import main, root
 from kvstore.cli.frame import exit_code, printable, report
 from kvstore.cli.lazy import LazyCommand, LazyGroup
 from kvstore.errors import KvError, all_errors
@@ -73,10 +73,25 @@ def test_the_summaries_in_the_overview_are_not_empty(group: LazyGroup) -> None:
         assert command.summary if isinstance(command, LazyCommand) else command.get_short_help_str(), name
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["statsu"], "No such command 'statsu'. Did you mean 'status'?"),
+        (["shard", "promot", "s1"], "No such command 'promot'. Did you mean 'promote'?"),
+        (["qqq"], "No such command 'qqq'.\n"),
+    ],
+)
+def test_a_misspelt_command_is_answered_with_the_nearest_one(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
 def imported_by(*arguments: str) -> set[str]:
     """The modules that one run of the command line imports."""
     script = (
-        f"import sys\nfrom kvstore.cli import main\nmain({list(arguments)!r})\n"
+        f"import sys\nfrom kvstore.cli.commands import main\nmain({list(arguments)!r})\n"
         "sys.stderr.write('\\n' + ' '.join(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

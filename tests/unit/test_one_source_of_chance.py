@@ -19,9 +19,9 @@ import kvstore.errors
 PACKAGE = Path(kvstore.errors.__file__).parent
 FOLDERS = ("store", "storage", "transactions")
 EXCEPT = {"storage/sqlite.py", "storage/sqlite_writer.py"}  # they have threads of their own, which are not simulated
-PROCESSES = ("placement", "shard", "router", "controller", "transport")
+PROCESSES = ("placement", "replication", "shard", "router", "controller", "transport")
 OF_REAL_PROCESSES = {
-    "controller/store/sqlite.py",
+    "controller/map_store/sqlite.py",
     "router/app.py",
     "router/events.py",
     "shard/disk_watch.py",

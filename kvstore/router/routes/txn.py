@@ -189,7 +189,8 @@ def _step(op: Op, limits: Limits) -> TxnOp:
     if type(op) is not PutOp:
         return TxnOp("get" if type(op) is GetOp else "delete", op.key)
     value = decode_value(op.value, op.value_base64, "it")
-    check_value_size(len(value), limits)
+    if len(value) > limits.value_bytes_max:
+        check_value_size(len(value), limits)
     return TxnOp("put", op.key, value, 0 if op.ttl is UNSET else ttl_to_ms(op.ttl, limits))
 
 

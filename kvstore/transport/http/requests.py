@@ -69,7 +69,8 @@ def check_key(key: str, bytes_max: int) -> str:
         size = len(key.encode())
     except UnicodeEncodeError:
         raise KeyNotUtf8("the key holds a lone surrogate, which is not Unicode text") from None
-    check_key_size(size, bytes_max)
+    if not 0 < size <= bytes_max:
+        check_key_size(size, bytes_max)
     return key
 
 

@@ -111,7 +111,7 @@ class _Protocol(RequestHandler):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own contract: True keeps our side open
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own contract: True keeps this side open
         """A client that half-closes (`nc -N`) gets its answers; a body that it cut short is refused."""
         if self._payload_parser is not None or self._is_idle():
             return False
@@ -197,7 +197,7 @@ _REFUSED_CONNECTION = _REFUSED_CONNECTION % (len(_refused), _refused)
 
 
 class Server(web.Server):
-    """A `web.Server` with our limits and our errors."""
+    """A `web.Server` with the limits and errors of this project."""
 
     def __init__(self, handler: Handler, limits: Limits, answers: AnswerAccount | None = None) -> None:
         """`answers`: the account of the process, if its handler reserves room on it, too."""

@@ -35,6 +35,7 @@ class ModelCopy:
     opened: int = 0  # the term in which it serves
     given_back: int = 0
     heard_primary_at: float = 0.0
+    is_examined: bool = True
 
 
 @dataclass
@@ -150,7 +151,7 @@ class Model:
             for copy in config.replicas:
                 there = self.nodes[copy.node].copies.get(shard) if self.nodes[copy.node].is_up else None
                 is_there = there is not None and there.copy_id == copy.copy_id
-                if is_there == (copy.state == "joining"):
+                if is_there == (copy.state == "joining") and (is_there or own.is_examined):
                     kind = "in-sync" if is_there else "out"
                     found.append(Asked(kind=kind, **_named(config), copy_id=copy.copy_id, joined=copy.joined))  # type: ignore[arg-type]
         return found
@@ -174,6 +175,7 @@ class Model:
             needs_term=is_primary and not copy.opened,
             silent_s=self.now - copy.heard_primary_at,
             given_back=copy.given_back,
+            examined=copy.is_examined,
         )
 
     def _beat(self, node: ModelNode) -> None:
@@ -192,10 +194,11 @@ class Model:
             return
         node.echo = Echo(start="controller", beat=number)
         places = Places(self.map, self.heard, self.limits, self.now)
-        for made in places.to_make(node.name):
-            node.copies[made.shard] = ModelCopy(made.store_id, self._new_id(), heard_primary_at=self.now)
         for dropped in places.to_drop(node.name):
             assert node.copies.pop(dropped.shard).copy_id == dropped.copy_id
+        for made in places.to_make(node.name):
+            if made.shard not in node.copies:
+                node.copies[made.shard] = ModelCopy(made.store_id, self._new_id(), heard_primary_at=self.now)
         for back in to_give_back(self.state, node.name):
             own = node.copies.get(back.shard)
             if own is not None and own.opened == back.term:

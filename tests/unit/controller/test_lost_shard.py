@@ -13,9 +13,9 @@ import pytest
 from kvstore.controller import membership
 from kvstore.controller.document import CLOCK_STEP
 from kvstore.controller.lost import Reopener
+from kvstore.controller.map_store.interface import MapStore
+from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers
-from kvstore.controller.store import MapStore
-from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.errors import ChangeRefused, ForeignData, NotFound
 from kvstore.placement.cluster_map import ClusterMap
 from tests.unit.controller.far_shards import LIMITS, FarShard, far_shards
@@ -101,7 +101,7 @@ async def test_the_confirmation_lists_the_transactions_whose_first_key_is_lost(
         lost = [{"id": "1-a", "anchor": theirs}]
         with pytest.raises(ChangeRefused, match="1 undecided transactions") as refused:
             await controller.service.give_up("s3", None)
-        for word in ("Idempotency-Keys", "locks end early", "set aside"):
+        for word in ("Idempotency-Keys", "locks end early", "set aside", "If its process may still run, end it first"):
             assert word in refused.value.detail
         assert refused.value.members["transactions"] == lost
         assert (await controller.service.give_up("s3", "s3"))["transactions"] == lost

@@ -19,12 +19,12 @@ from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.closer import ChangeCloser
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.given_up import Retirer, retiring
+from kvstore.controller.map_store.interface import MapStore, Stored
+from kvstore.controller.map_store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.controller.membership import Announcement, ClusterState
 from kvstore.controller.mover import Mover, _Try, new_move_id
 from kvstore.controller.service import ClusterService
 from kvstore.controller.shards import ShardClients
-from kvstore.controller.store import MapStore, Stored
-from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import Unavailable
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap, Move, Primary, Replica, at_home, first_map
@@ -48,6 +48,16 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.002)
 
 
+class Documents(ChangeViews):
+    """As clients see them: plain documents."""
+
+    async def all(self) -> Any:
+        return msgspec.to_builtins(await super().all())
+
+    async def one(self, change_id: str) -> Any:
+        return msgspec.to_builtins(await super().one(change_id))
+
+
 class Controller:
     """A mover and a service on one document, as in the controller's process."""
 
@@ -60,7 +70,7 @@ class Controller:
             msgspec.structs.replace(default_config(), partitions=PARTITIONS, replicas=1, limits=limits),
             self.shards,
         )
-        self.views = ChangeViews(self.service, self.mover, lambda: "")
+        self.views = Documents(self.service, self.mover, lambda: "")
         closer = ChangeCloser(self.document, self.mover, self.service.may_run, limits)
         self.running = [asyncio.create_task(self.mover.run()), asyncio.create_task(closer.run())]
 
@@ -70,7 +80,8 @@ class Controller:
         return state.map
 
     async def moves(self) -> list[dict[str, Any]]:
-        return self.mover.report(await self.map())
+        shown: list[dict[str, Any]] = msgspec.to_builtins(self.mover.report(await self.map()))
+        return shown
 
     async def settled(self) -> ClusterMap:
         """The map once no move stands in it and all are told."""

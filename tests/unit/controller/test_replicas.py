@@ -11,7 +11,7 @@ from kvstore.controller.changes import Change, is_reached
 from kvstore.controller.copy_places import Places
 from kvstore.controller.replicas import too_many_silent
 from kvstore.placement.moves import with_leaving
-from tests.unit.controller.copy_nodes_model import LIMITS, Model
+from tests.unit.controller.copy_nodes_model import LIMITS, Model, ModelCopy
 
 
 def replicated(nodes: int = 3, replicas: int = 2) -> Model:
@@ -37,6 +37,18 @@ def test_with_one_copy_of_everything_nothing_is_ever_decided() -> None:
     assert model.map.epoch == 1
 
 
+def test_a_node_that_stops_is_given_no_copy() -> None:
+    model = Model(3, 2)
+    model.nodes["s2"].stops = True
+    model.run(5)
+    assert set(model.nodes["s2"].copies) == {"s2"}
+    there = [shard.id for shard in model.map.shards if shard.id != "s2" and "s2" in shard.nodes]
+    model.nodes["s2"].stops = False
+    model.run(10)
+    assert there == []
+    assert all(len(model.copy_nodes(shard.id)) == 1 for shard in model.map.shards)
+
+
 def test_of_each_shard_one_copy_joins_at_a_time() -> None:
     model = Model(4, 4)
     for _ in range(20):
@@ -58,6 +70,19 @@ def test_a_silent_primary_is_replaced_by_its_copy_in_a_new_term_and_taken_out() 
     assert after.term > before.term
     assert [step.why for step in model.steps if step.after.shard == "s1"][:2] == ["silent", "out"]
     assert model.copy_nodes("s1", "joining") == {"s1"}
+
+
+def test_a_dead_copy_in_sync_stays_until_the_file_of_the_one_that_opens_is_found_to_be_whole() -> None:
+    model = replicated()
+    (heir,) = model.copy_nodes("s1")
+    model.nodes[heir].copies["s1"].is_examined = False
+    model.down("s1")
+    model.run(5)
+    assert model.config("s1").primary.node == heir
+    assert model.copy_nodes("s1") == {"s1"}, "the old primary is still one of those in sync"
+    model.nodes[heir].copies["s1"].is_examined = True
+    model.run(1)
+    assert model.copy_nodes("s1") == set()
 
 
 def with_old_folder(model: Model, node: str, others: int = 10) -> None:
@@ -235,6 +260,18 @@ def test_a_copy_whose_disk_is_lost_is_made_again() -> None:
     assert model.config("s1").in_sync[0].copy_id != old
 
 
+def test_a_copy_of_an_earlier_shard_of_that_name_is_dropped_and_one_of_this_is_made() -> None:
+    """Its node was away when the shard was given up, and added again."""
+    model = replicated()
+    (node,) = model.copy_nodes("s1")
+    model.down(node)
+    model.nodes[node].copies["s1"] = ModelCopy("an-earlier-store", "an-earlier-copy", promised=1, number=5)
+    model.up(node)
+    model.run(10)
+    assert model.copy_nodes("s1") == {node}
+    assert model.nodes[node].copies["s1"].store_id == model.config("s1").store_id
+
+
 def test_without_a_copy_in_sync_a_dead_primary_is_waited_for() -> None:
     model = replicated(2)
     model.down("s2")
@@ -278,6 +315,35 @@ def test_while_too_many_nodes_are_silent_none_is_given_up() -> None:
     model.run(LIMITS.down_out_s + 10)
     assert too_many_silent(model.map, model.heard, model.now)
     assert not any(node.given_up for node in model.map.nodes)
+
+
+def test_while_too_many_nodes_are_silent_missing_copies_are_still_made_one_shard_at_a_time() -> None:
+    model = replicated(8)
+    silent = ["s1", "s2", "s3", "s4"]
+    for name in silent:
+        model.down(name)
+    model.run(LIMITS.down_out_s - 1)
+    model.steps.clear()
+    model.run(60)
+    assert too_many_silent(model.map, model.heard, model.now)
+    made = [step.after.epoch for step in model.steps if len(step.after.replicas) > len(step.before.replicas)]
+    assert len(made) >= 2
+    assert len(set(made)) == len(made)
+    for config in map(model.config, ("s5", "s6", "s7", "s8")):
+        assert config.in_sync, "it is served, and there are nodes for its copy"
+
+
+def test_takings_out_of_one_moment_are_one_map() -> None:
+    """One stall of a shared disk, or one dead host, costs one map, not one for each copy of each shard."""
+    model = replicated(5, 3)
+    before = model.map.epoch
+    model.down("s4")
+    model.down("s5")
+    model.turn()
+    out = [step for step in model.steps if step.why == "out"]
+    assert len(out) >= 2
+    assert any(len(step.before.in_sync) - len(step.after.in_sync) == 2 for step in out), "two copies of one shard"
+    assert {step.after.epoch for step in out} == {before + 1} == {model.map.epoch}
 
 
 def test_never_is_a_node_given_up_with_down_out_s_0() -> None:
@@ -333,6 +399,22 @@ def test_a_primary_moves_where_a_person_wants_it_and_stays_there() -> None:
     assert after.term > before.term
     assert model.copy_nodes("s1") == {"s1"}
     assert [step.why for step in model.steps if step.after.shard == "s1"] == ["planned"]
+
+
+def test_a_primary_that_a_person_keeps_where_no_copy_would_lie_has_no_copy_more_than_others() -> None:
+    model = replicated(4, 3)
+    to = Places(model.map, model.heard, LIMITS, model.now).walk("s1")[2]
+    change = Change(id="x", kind="promote", shard="s1", to=to, began_ms=0)
+    model.state = msgspec.structs.replace(model.state, changes=[change], preferred={"s1": to})
+    model.run(20)
+    model.state = msgspec.structs.replace(
+        model.state, map=msgspec.structs.replace(model.map, replicas=2, epoch=model.map.epoch + 1)
+    )
+    model.run(30)
+    assert to not in Places(model.map, model.heard, LIMITS, model.now).walk("s1")
+    assert model.config("s1").primary.node == to
+    assert model.copy_nodes("s1") == {"s1"}
+    assert model.copy_nodes("s1", "joining") == set()
 
 
 def test_a_planned_change_to_a_copy_that_falls_out_is_over_and_its_primary_opens_again() -> None:

@@ -165,11 +165,14 @@ def test_the_end_of_changes_is_waited_for_as_long_as_they_come_forward_but_not_f
 
 
 async def test_doubts_count_from_when_all_shards_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what is seen to be in doubt for too long stays a fault."""
+    """And as long as there are fewer and fewer; what is seen to be in doubt for too long stays a fault."""
     now = iter(float(n) for n in range(1000))
     monkeypatch.setattr(doubts, "time", SimpleNamespace(monotonic=lambda: next(now)))
     monkeypatch.setattr(doubts, "_POLL_S", 0.0)
-    for seen, none_left in (([-1] * 9 + [1, 1, 0], True), ([-1] * 9 + [1] * 9, False), ([-1] * 99, False)):
+    falls = [5, 5, 5, 4, 4, 4, 2, 2, 2, 1, 1, 1, 0]
+    for seen, none_left in (
+        ([-1] * 9 + [1, 1, 0], True), ([-1] * 9 + [1] * 9, False), ([-1] * 99, False), (falls, True),
+    ):  # fmt: skip
         async with aiohttp.ClientSession() as session:
             found, looks = doubts.Doubts(session, []), iter(seen)
 

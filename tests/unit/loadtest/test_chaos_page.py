@@ -19,8 +19,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "</pre><script>alert('x')</script> & \"quoted\" \x00"
 
 
-def phase(number: int, *checks: Check, complaints: tuple[str, ...] = ()) -> Phase:
-    return Phase(number, 60.0 * (number - 1), 60.0, {"bank": 400, "register": 600}, list(checks), list(complaints))
+def phase(number: int, *checks: Check, complaints: tuple[str, ...] = (), unfinished: tuple[str, ...] = ()) -> Phase:
+    done = {"bank": 400, "register": 600}
+    return Phase(number, 60.0 * (number - 1), 60.0, done, list(checks), list(complaints), list(unfinished))
 
 
 def run(*phases: Phase, ok: bool = True, **more: object) -> RunSummary:
@@ -75,6 +76,19 @@ def test_a_complaint_is_the_reason_when_no_check_is():
     assert heading(summary) == "Failed: shard s2 did not come back within 60 s (phase 1)."
 
 
+def test_a_phase_that_did_not_come_to_its_end_is_told_apart_from_one_in_which_something_is_wrong():
+    late = phase(2, Check("bank", 400, [], 0.5, "the bank has no closing"), unfinished=("copies are not in sync",))
+    summary = run(phase(1), late, ok=False)
+    assert heading(summary) == (
+        "Ended early, and nothing was violated until then (2,000 operations in 2 phases under 2 faults): "
+        "copies are not in sync (phase 2)."
+    )
+    assert "ended early" in [words(cell) for cell in parsed(summary).iter("td")]
+    assert "copies are not in sync" in [words(element) for element in parsed(summary).iter("pre")]
+    violated = run(phase(1, Check("sets", 400, ["x"], 0.5), unfinished=("copies are not in sync",)), ok=False)
+    assert heading(violated) == "Violated: sets in phase 1 (1 violation)."
+
+
 def test_a_check_that_gave_up_leaves_the_run_undecided():
     summary = run(phase(1, Check("registers", 9_000, [], 60.0, "key r-4: given up after 60 s")), ok=False)
     assert heading(summary).startswith("Undecided: registers in phase 1")
@@ -92,6 +106,7 @@ def test_a_run_without_a_verdict_has_not_passed():
         (phase(1, Check("bank", 400, ["x"], 0.5)), False),
         (phase(1, Check("bank", 400, [], 0.5, "given up")), False),
         (phase(1, complaints=("it did not recover",)), False),
+        (phase(1, unfinished=("it did not recover in time",)), False),
     ],
 )
 def test_a_phase_passes_when_nothing_is_violated_undecided_or_complained_of(judged: Phase, ok: bool):

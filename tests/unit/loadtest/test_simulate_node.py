@@ -23,7 +23,7 @@ from kvstore.transport.sessions import ClusterSession
 from loadtest.simulate.cluster import LIMITS, Cluster
 from loadtest.simulate.disk import PowerCut, lose_all
 from loadtest.simulate.engine import SimulatedEngine
-from loadtest.simulate.loop import Process, SimulatedLoop
+from loadtest.simulate.loop import Killed, Process, SimulatedLoop
 from loadtest.simulate.machine import Violation
 from loadtest.simulate.network import Network
 from loadtest.simulate.node import NodeServer
@@ -113,6 +113,11 @@ def test_a_router_reaches_both_stores_of_a_simulated_node_over_its_one_connectio
     assert set(statuses.values()) == {201}
 
 
+async def ended(server: NodeServer) -> None:
+    async with asyncio.timeout(30):
+        await server.gone.wait()
+
+
 async def serving(server: NodeServer) -> list[str]:
     """The shards that it serves, once it does."""
     while server.node is None:
@@ -145,10 +150,23 @@ def test_a_simulated_node_serves_all_stores_of_which_it_is_primary_also_after_a_
     assert not found
 
 
-def test_a_node_whose_power_is_cut_in_any_call_of_its_disk_starts_again(loop: SimulatedLoop) -> None:
-    async def ended(server: NodeServer) -> None:
-        await server.gone.wait()
+def test_a_promise_that_the_disk_does_not_take_ends_the_process_whatever_asked_for_it(loop: SimulatedLoop) -> None:
+    server = NodeServer("s1", Network(loop, random.Random(1)), random.Random(2), LIMITS, fatal)
+    run(loop, make_stores(server))
+    server.start()
+    run(loop, serving(server))
+    assert server.node is not None
+    assert server.process is not None
+    hosted = server.node.stores.home.hosted
+    assert hosted is not None
+    server.sync_fails = True
+    asking = loop.create_task(hosted.store.promise(9), context=server.process.context)
+    run(loop, ended(server))
+    assert server.is_excused, "it is the sync that failed"
+    assert isinstance(asking.exception(), Killed)
 
+
+def test_a_node_whose_power_is_cut_in_any_call_of_its_disk_starts_again(loop: SimulatedLoop) -> None:
     found: list[BaseException] = []
     network = Network(loop, random.Random(1))
     for number in range(1, 16):

@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from kvstore.storage.log import Log
-from kvstore.store.cache import Cache, Entry
+from kvstore.store.cache import Cache
 from kvstore.store.log_writer import LogWriter
 from kvstore.store.pipeline import Pipeline
+from kvstore.transactions.intents import State
 from loadtest.simulate.__main__ import main
 from loadtest.simulate.run import simulate
 
@@ -52,9 +53,9 @@ def answer_at_once(pipeline: Pipeline, batch: Any, *args: Any) -> None:
     commit(pipeline, batch, *args)
 
 
-def cache_late(cache: Cache, key: str, ticket: int, entry: Entry | None) -> bool:
-    if not finish(cache, key, ticket, entry) and entry is not None:
-        cache.publish(key, entry)
+def cache_late(cache: Cache, key: str, ticket: int, state: State | None) -> bool:
+    if not finish(cache, key, ticket, state) and state is not None:
+        cache.publish(key, state)
     return True
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
+from kvstore.replication.beats import Make
+from kvstore.shard.folder import FileFolder
 from kvstore.shard.hosted import Surroundings
 from kvstore.shard.node_stores import NodeStores
 from kvstore.storage.engine import Identity
@@ -33,3 +36,14 @@ async def test_a_node_whose_last_store_has_gone_goes_on_telling_its_clock() -> N
     assert stores.clock == 0
     assert stores.newest_map is None
     assert not stores.keeps_copies
+
+
+async def test_a_copy_that_is_made_while_the_node_stops_is_joined_by_no_primary(tmp_path: Path) -> None:
+    """The order was on its way."""
+    nothing = cast(Any, None)
+    folder = FileFolder(tmp_path, "s1", Limits())
+    stores = NodeStores(Surroundings("s1", folder, Limits(), nothing, nothing, "", nothing, SYSTEM, nothing))
+    stores.note_stop()
+    await stores.make(Make(shard="s2", store_id="0123456789abcdef", partitions=64))
+    assert stores.by_shard["s2"].stops
+    await stores.close()

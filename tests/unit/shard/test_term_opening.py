@@ -19,6 +19,7 @@ from aiohttp.test_utils import TestServer
 
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
+from kvstore.errors import DataCorrupt
 from kvstore.replication import messages
 from kvstore.replication.configuration import Configuration, Primary, Replica
 from kvstore.replication.copy import StoreCopy
@@ -31,10 +32,13 @@ from kvstore.shard.folder import FileFolder
 from kvstore.shard.hosted import Surroundings
 from kvstore.shard.term_opening import TermOpening
 from kvstore.storage.disk import OsDisk
+from kvstore.storage.engine import Application
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.store.copy_place import CopyFiles
+from kvstore.store.opening import untold
 from kvstore.transport.sessions import ClusterSession
+from tests.unit.store.real_files import hide_from_unique_index
 
 LIMITS = Limits(log_segment_bytes=1 << 20, replica_timeout_s=0.2, lease_s=0.5, failover_after_s=1.0, told_timeout_s=0.1)
 STORE_ID = "0123456789abcdef0123456789abcdef"
@@ -69,6 +73,8 @@ class Nodes:
         self.folder = folder
         self.files: dict[str, CopyFiles] = {}
         self.cut_off: set[str] = set()
+        self.deaf: set[str] = set()  # what they are sent is not read
+        self.unheard: list[MemoryWire] = []
         self.asked: list[str] = []
         self.lost_fetches = 0
         self.news = asyncio.Event()
@@ -89,6 +95,17 @@ class Nodes:
         if promised:
             await files.copy.promise(promised)
         return files.copy
+
+    async def damage_own_file(self) -> None:
+        """n1 is there with all its records applied, and the unique index of its file does not lead to one of them."""
+        copy = self.files["n1"].copy
+        rows = [Row(VALUE, f"k{number}", 1, number, number, 0, b"value") for number in range(1, 4)]
+        await copy.engine.apply(Application(rows, copy.log.last, Clock(3, 3)))
+        await self.files["n1"].close()
+        hide_from_unique_index(self.files["n1"].path, "k2")
+        again = await FileFolder(self.folder, "n1", LIMITS).open("s1", 64, untold)
+        assert isinstance(again, CopyFiles)
+        self.files["n1"] = again
 
     def config(self, *others: str, epoch: int = TERM, term: int = TERM) -> Configuration:
         copies = tuple(Replica(node, self.files[node].copy.identity.copy_id, "in-sync", 2) for node in others)
@@ -111,6 +128,9 @@ class Nodes:
         ours: MemoryWire = _Ours(self)
         theirs = MemoryWire(messages.decode_from_primary)
         ours.other, theirs.other = theirs, ours
+        if node in self.deaf:
+            self.unheard.append(theirs)
+            return ours
         copy = self.files[node].copy
         self.serving.append(asyncio.create_task(serve_copy(theirs, lambda _: copy, SYSTEM)))
         return ours
@@ -184,6 +204,23 @@ async def test_a_copy_in_sync_that_does_not_answer_is_waited_for_until_a_map_has
         assert nodes.files["n1"].copy.log.last.number == 3
 
 
+async def test_a_copy_that_does_not_answer_is_not_taken_out_for_one_whose_own_file_is_damaged(tmp_path: Path) -> None:
+    """It may be the only good one."""
+    async with three(tmp_path, 3, 3, 3) as nodes:
+        await nodes.damage_own_file()
+        nodes.cut_off = {"n2"}
+        opening = nodes.opening(nodes.config("n2", "n3"))
+        running = asyncio.create_task(opening.run())
+        asked = []
+        async with asyncio.timeout(60):
+            while not running.done():
+                asked += opening.requests()
+                await asyncio.sleep(0.01)
+        with pytest.raises(DataCorrupt, match="damaged"):
+            await running
+        assert asked == []
+
+
 async def test_a_copy_that_answers_late_is_asked_to_be_out_no_more(tmp_path: Path) -> None:
     async with three(tmp_path, 3, 5, 3) as nodes:
         nodes.cut_off = {"n2"}
@@ -212,6 +249,19 @@ async def test_an_opening_ends_when_the_map_gives_another_term(tmp_path: Path) -
         await until(lambda: "n2" in nodes.asked)
         opening.hear(nodes.config("n2", "n3", epoch=TERM + 1, term=TERM + 1))
         assert not await asyncio.wait_for(running, 60)
+
+
+async def test_a_connection_to_a_copy_that_has_not_answered_ends_with_the_opening(tmp_path: Path) -> None:
+    async with three(tmp_path, 3, 3, 3) as nodes:
+        nodes.deaf = {"n2"}
+        opening = nodes.opening(nodes.config("n2", "n3"))
+        running = asyncio.create_task(opening.run())
+        await until(lambda: nodes.unheard and nodes.unheard[-1].inbox.qsize())
+        opening.hear(nodes.config("n2", "n3", epoch=TERM + 1, term=TERM + 1))
+        assert not await asyncio.wait_for(running, 60)
+        for wire in nodes.unheard:
+            frames = [wire.inbox.get_nowait() for _ in range(wire.inbox.qsize())]
+            assert frames[-1] is None, "it was closed"
 
 
 async def test_an_opening_ends_when_its_own_copy_promises_a_higher_term(tmp_path: Path) -> None:

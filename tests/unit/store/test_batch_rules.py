@@ -13,7 +13,7 @@ from kvstore.protocol import Answer, Delete, Put, Reply
 from kvstore.storage.rows import Clock, Row
 from kvstore.store.batch import Batch
 from kvstore.store.ops import Expire, Locks, WriteOp
-from kvstore.store.write_set import Context, RowMeta
+from kvstore.store.write_set import Context
 from kvstore.transactions.intents import PreparedTxns, State
 from kvstore.transactions.locks import LockTable
 
@@ -46,14 +46,10 @@ class File:
         self.clock = Clock()
 
     def state(self, kind: str, key: str) -> State | None:
-        row = self.rows[key]
-        return State(row.version, row.expires_at_ms, row.body)
-
-    def before(self, kind: str, key: str) -> RowMeta | None:
         row = self.rows.get(key)
-        if row is None:
-            return None
-        return RowMeta(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
+        return row and State(row.version, row.expires_at_ms, row.body)
+
+    before = state
 
     def run(
         self,
@@ -270,9 +266,9 @@ def test_each_committed_row_is_looked_up_once_however_often_a_batch_changes_it()
     looked_up = []
 
     class Watched(File):
-        def before(self, kind: str, key: str) -> RowMeta | None:
+        def state(self, kind: str, key: str) -> State | None:
             looked_up.append(key)
-            return super().before(kind, key)
+            return super().state(kind, key)
 
     Watched().run([Put(1, "a", b"1"), Delete(2, "a"), Put(3, "a", b"2")])
     assert looked_up == ["a"]

@@ -7,14 +7,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kvstore.store.cache import ABSENT, Cache, Entry
+from kvstore.store.cache import Cache
+from kvstore.transactions.intents import ABSENT, State
 
 KEYS = ["a", "b", "c", "d", "e"]
 BYTES_MAX = 2000
 
 
-def entry(version: int, size: int = 1) -> Entry:
-    return Entry(b"v" * size, version, 0)
+def entry(version: int, size: int = 1) -> State:
+    return State(version, 0, b"v" * size)
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -23,14 +24,14 @@ class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cache = Cache(BYTES_MAX)
-        self.visible: dict[str, Entry] = {}
-        self.away: list[tuple[str, int, Entry]] = []
+        self.visible: dict[str, State] = {}
+        self.away: list[tuple[str, int, State]] = []
         self.version = 0
 
     @rule(key=st.sampled_from(KEYS), size=st.sampled_from([0, 1, 100, 600, 900, 5000]), there=st.booleans())
     def a_change_becomes_visible(self, key: str, size: int, there: bool) -> None:
         self.version += 1
-        new = entry(self.version, size) if there else Entry(None, self.version, 0)
+        new = entry(self.version, size) if there else State(self.version, 0, None)
         self.visible[key] = new
         self.cache.publish(key, new)
 
@@ -64,7 +65,7 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def it_is_bounded(self) -> None:
         held = [self.cache.peek(key) for key in KEYS]
-        assert sum(len(e.value or b"") for e in held if e) <= BYTES_MAX
+        assert sum(len(e.body or b"") for e in held if e) <= BYTES_MAX
         assert len(self.cache) == sum(e is not None for e in held)
 
 

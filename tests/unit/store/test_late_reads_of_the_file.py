@@ -43,7 +43,7 @@ async def test_a_read_that_was_queued_behind_another_shows_the_change_that_came_
 def test_a_row_that_became_visible_before_it_was_fetched_is_not_fetched() -> None:
     table = Memtable()
     new = Row(VALUE, "key", 1, 7, 7, 0, b"new")
-    table.publish([new])
+    table.publish({(VALUE, "key"): new}, 0)
     assert not table.pin((VALUE, "key"))
     table.begin_application()
     table.end_application()

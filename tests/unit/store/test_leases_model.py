@@ -22,7 +22,7 @@ from kvstore.storage.sqlite import SqliteEngine
 from kvstore.store.batch import Batch
 from kvstore.store.leases import LeaseBody
 from kvstore.store.ops import EndWait, ExpireLease, Locks, WriteOp
-from kvstore.store.write_set import Context, RowMeta
+from kvstore.store.write_set import Context
 from kvstore.transactions.intents import PreparedTxns, State
 from kvstore.transactions.locks import LockTable
 from tests.unit.store.harness import (
@@ -161,13 +161,11 @@ class Applied:
     def __init__(self, engine: SqliteEngine) -> None:
         self._engine = engine
 
-    def before(self, kind: str, key: str) -> RowMeta | None:
-        row = self._engine.read_now((kind, key))
-        return row and RowMeta(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
-
     def state(self, kind: str, key: str) -> State | None:
         row = self._engine.read_now((kind, key))
         return row and State(row.version, row.expires_at_ms, row.body)
+
+    before = state
 
 
 class BatchesOnAFile(RuleBasedStateMachine):

@@ -22,7 +22,7 @@ from kvstore.protocol import Reply
 from kvstore.storage.rows import DECISION, LEASE, REPLY, VALUE, Clock, Row
 from kvstore.store.batch import Batch
 from kvstore.store.ops import EndReads, Expire, ExpireLease, Locks, WriteOp
-from kvstore.store.write_set import Context, RowMeta
+from kvstore.store.write_set import Context
 from kvstore.transactions.decisions import Decision, decode_decision
 from kvstore.transactions.intents import PreparedTxns, State
 from kvstore.transactions.locks import Identity, LockTable
@@ -89,13 +89,11 @@ class Store:
 
     # --- the committed rows -------------------------------------------------------------------------------------------
 
-    def before(self, kind: str, key: str) -> RowMeta | None:
-        row = self.rows.get((kind, key))
-        return row and RowMeta(row.version, row.expires_at_ms, len(row.body or b""), row.body is not None)
-
     def state(self, kind: str, key: str) -> State | None:
         row = self.rows.get((kind, key))
         return row and State(row.version, row.expires_at_ms, row.body)
+
+    before = state
 
     def seed(self, kind: str, key: str, body: bytes, version: int) -> None:
         """A row from before the story begins."""
@@ -239,9 +237,9 @@ def canonical(store: Store, exact: bool) -> Any:
 
 _SILENT = {
     "Hold": {"_sink"},
-    "Holds": {"undo"},
     "Lease": {"granted_to"},
     "LockTable": {"undo"},
+    "PreparedTxns": {"undo"},
     "ReadHold": {"sink"},
     "Store": {"arrived"},
 }
