@@ -18,7 +18,7 @@ def _leave_out_working_folder() -> None:
 def run() -> None:
     """Run the command line of this process, and end the process with its exit code."""
     try:
-        from kvstore.cli import main
+        from kvstore.cli.commands import main
 
         sys.exit(main())
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ What a person has to mend is said in a person's words.
 Owns: which things in the place of a file, and which errors at its opening, mean what; how a small file is
 replaced; room that is kept for those who must write although the disk is full.
 Promises: nothing that was there is changed; a file that does not exist yet is created, empty, where that is possible.
-Leaves to others: what is in the file (`storage`, `controller.store`), the exit codes (`process`).
+Leaves to others: what is in the file (`storage`, `controller.map_store`), the exit codes (`process`).
 
 SQLite says "unable to open database file" for all of this, or opens a file that it may not write as one to read only,
 and fails at the first write, when the process has long said that it serves.

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from kvstore.cli import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED
+from kvstore.cli.commands import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED
 from kvstore.cli.terminal import drop_output, encoded, encoded_json
 from kvstore.client import DEFAULT_URL, Client, base_url
 from kvstore.errors import KvError, NoSuchRoute

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import click
 import msgspec
 
-from kvstore.cli import EXIT_INTERRUPTED
+from kvstore.cli.commands import EXIT_INTERRUPTED
 from kvstore.cli.frame import (
     EXIT_NO_DECISION,
     EXIT_STORE_SAID_NO,

@@ -19,8 +19,8 @@ import msgspec
 
 from kvstore.config import ClusterConfig
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.map_store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.controller.membership import ClusterState, formed_map
-from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.environment import SYSTEM
 from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.placement.cluster_map import ClusterMap

@@ -25,10 +25,10 @@ from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.earlier_sessions import begin_session, sessions_path
 from kvstore.controller.launch_place import LaunchPlace
+from kvstore.controller.map_store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.controller.parts import assemble
 from kvstore.controller.routes import make_table
 from kvstore.controller.shards import ShardClients
-from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.environment import SYSTEM
 from kvstore.transport.http.requests import HostGuard
 from kvstore.transport.http.routes import RouteTable, answer_call

@@ -24,9 +24,9 @@ from kvstore.controller.copy_places import Places
 from kvstore.controller.damage import DamageSeen
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.heard import Heard
+from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import ClusterState, formed_map
 from kvstore.controller.replicas import PAUSE_MAX_S, Decided, Decider, Step, to_give_back, too_many_silent
-from kvstore.controller.store import Told
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import BadBody, Conflict, KvError, Unavailable
 from kvstore.metrics import CopyStats, copy_families
@@ -67,6 +67,7 @@ class CopyKeeper:
         self._served_by: dict[str, Step] = {}  # failovers whose new primary does not serve yet, by shard
         self._state = ClusterState()
         self._due = asyncio.Event()
+        self._is_urgent = asyncio.Event()  # a shard answers nothing until it is decided
         self._deciding = asyncio.Lock()
         self._older_said: set[str] = set()  # shards that are not served since all that is here is too old
         self._damage = DamageSeen()
@@ -78,13 +79,14 @@ class CopyKeeper:
         try:
             while True:
                 await self._wait()
+                self._is_urgent.clear()
                 try:
                     async with self._deciding:
                         await self._decide()
                 except KvError as error:
                     _log.warning("the copies stay as they are: %s", error)
                     await asyncio.sleep(_RETRY_S)
-                await asyncio.sleep(_SHORTEST_S)
+                await self._environment.wait_for(self._is_urgent.wait(), _SHORTEST_S)
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
@@ -125,12 +127,13 @@ class CopyKeeper:
         cluster_map = self._state.map
         if cluster_map is None or cluster_map.cluster_id != beat.cluster_id or cluster_map.node(beat.node) is None:
             raise Conflict(f"node {beat.node} is not in this controller's map: announce it first.", retry_after_ms=1000)
-        terms = [number for copy in beat.copies for number in (copy.promised, copy.term)]
-        self._on_heard(beat.cluster_id, max([beat.epoch, *terms]))
+        self._on_heard(beat.cluster_id, max([beat.epoch, *_terms(beat, cluster_map)]))
         now = self._now_s()
         number = self._heard.take(beat, now)
         self._note_committed(beat, cluster_map)
         self._due.set()
+        if any(copy.given_back and copy.given_back == _term(cluster_map, copy.shard) for copy in beat.copies):
+            self._is_urgent.set()
         places = Places(cluster_map, self._heard, self._limits, now)
         return BeatAnswer(
             start=self._heard.start,
@@ -336,6 +339,19 @@ class CopyKeeper:
         if not beats(cluster_map):
             return None
         return copy_facts.described(Places(cluster_map, self._heard, self._limits, self._now_s()), known)
+
+
+def _terms(beat: Beat, cluster_map: ClusterMap) -> Iterator[int]:
+    """Those that the node's copies have promised, or have records of; what another store has means nothing here."""
+    for copy in beat.copies:
+        shard = cluster_map.shard(copy.shard)
+        if shard is not None and shard.store_id == copy.store_id:
+            yield from (copy.promised, copy.term)
+
+
+def _term(cluster_map: ClusterMap, shard: str) -> int:
+    config = configuration_of(cluster_map, shard)
+    return config.term if config is not None else 0
 
 
 def check_beat(node_id: str, beat: Beat) -> None:

@@ -17,8 +17,8 @@ import msgspec
 from kvstore.controller import change_steps
 from kvstore.controller.changes import Change
 from kvstore.controller.copy_places import Places
+from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import ClusterState, checked_shard, formed_map, refuse_while_struck
-from kvstore.controller.store import Told
 from kvstore.errors import ChangeRefused
 from kvstore.replication import failover
 from kvstore.replication.configuration import Configuration, configuration_of, with_configuration

@@ -208,15 +208,17 @@ class Places:
         return [
             Drop(shard=report.shard, copy_id=report.copy_id)
             for report in beat.copies
-            if report.role in ("copy", "filling", "damaged") and self._is_left_over(node, report.shard, report.copy_id)
+            if report.role in ("copy", "filling", "damaged") and self._is_left_over(node, report)
         ]
 
-    def _is_left_over(self, node: str, shard_id: str, copy_id: str) -> bool:
-        config = configuration_of(self.cluster_map, shard_id)
+    def _is_left_over(self, node: str, report: CopyReport) -> bool:
+        """One of another store, such as that of an earlier shard of that name, is in the way."""
+        config = configuration_of(self.cluster_map, report.shard)
         if config is None:
             return True
         named = {config.primary.copy_id, *(copy.copy_id for copy in config.replicas)}
-        return copy_id not in named and node not in self.wanted(config) and self.serves(config)
+        is_needed = node in self.wanted(config) and report.store_id == config.store_id
+        return report.copy_id not in named and not is_needed and self.serves(config)
 
 
 def without_empty_nodes(cluster_map: ClusterMap) -> list[Node]:

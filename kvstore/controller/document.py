@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from kvstore.controller.map_store.interface import MapStore, Told
 from kvstore.controller.membership import ClusterState
-from kvstore.controller.store import MapStore, Told
 from kvstore.errors import ControllerBehind, ForeignData, Unavailable
 from kvstore.placement.cluster_map import MAP_FORMAT
 from kvstore.placement.map_format import decode_map, format_of

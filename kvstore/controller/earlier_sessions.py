@@ -2,7 +2,7 @@
 
 Owns: `controller-<id>.sessions` beside the controller's file: the ids of its last processes, the oldest first.
 Promises: this process's id is in the file before another process hears of it. A file that cannot be read or written
-ends nothing: a process that has missed a restart of the controller then waits until it has heard of this session itself.
+ends nothing: a process that has missed a restart of the controller then waits until it hears of this session itself.
 Leaves to others: drawing the id and telling the earlier ones (`app`), what they allow (`transport.sessions`).
 """
 

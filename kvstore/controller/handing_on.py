@@ -9,7 +9,7 @@ Leaves to others: making the changes (`replicas`), the node's wait, which is bou
     time ──>
     node     SIGTERM, beats "stops" ── gives the leases back ── follows as a copy ── is out ── ends
     heir                                                    └─ opens, serves ───────┘
-    clients                             waiting, some 0.1 s ─────┘
+    clients                             waiting, some 0.05 s ────┘
 """
 
 from __future__ import annotations

@@ -22,10 +22,10 @@ from kvstore.controller.bodies import NewTold, Recover
 from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.copy_asks import with_primary, with_replicas
 from kvstore.controller.copy_keeper import CopyKeeper, check_beat
+from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import Announcement, formed_map
 from kvstore.controller.mover import Mover
 from kvstore.controller.service import Asked, ClusterService, Replanned, Waiting
-from kvstore.controller.store import Told
 from kvstore.errors import (
     BadBody,
     BadParameter,

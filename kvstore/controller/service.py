@@ -22,12 +22,12 @@ from kvstore.controller.changes import Change, Kind
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.launch_place import LaunchPlace
 from kvstore.controller.launches import Launcher
+from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers, Plan
 from kvstore.controller.mover import new_move_id
 from kvstore.controller.recovery import Found, Recovery, check, described, recovered
 from kvstore.controller.shards import ShardClients, Size
 from kvstore.controller.sizes import check_room, estimate, expected_keys, group_partitions
-from kvstore.controller.store import Told
 from kvstore.controller.twins import Twins
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import ChangeRefused, ControllerBehind, NotFound, Unavailable

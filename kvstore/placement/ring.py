@@ -26,23 +26,23 @@ What we do
    arc, and one array, the cluster map's `owners`, names the arc's shard: a look-up is one hash and one array
    look-up. The ring is asked only when the shards change; it places some thousand partitions, never keys.
 2. *Bounded loads* (Mirrokni, Thorup, Zadimoghaddam 2016, "Consistent Hashing with Bounded Loads"). A shard
-   takes no more partitions than it has room for; from a full one a partition walks on to the next.
-3. *Room by Adams' divisor method.* The rooms add up to exactly all partitions. They are dealt out one at a
-   time, each to the shard with the most weight per room so far (no room yet is most of all; ties go by id).
+   takes no more partitions than its capacity; from a full one a partition walks on to the next.
+3. *Capacities by Adams' divisor method.* The capacities add up to exactly all partitions. They are dealt out one at a
+   time, each to the shard with the most weight per partition so far (none yet is most of all; ties go by id).
    So all claims stand in one order, a shard's k-th being worth weight / (k - 1), and the first are met.
-   - **No room is above the fair share rounded up.** Let the last claim that is met be worth d. A shard's
-     next claim is worth no more, weight / room <= d: so it has room for weight / d or more. Summed over all,
+   - **No capacity is above the fair share rounded up.** Let the last claim that is met be worth d. A shard's
+     next claim is worth no more, weight / capacity <= d: so its capacity is weight / d or more. Summed over all,
      weights / d <= partitions: so weight / d is at most the fair share. And its last claim that is met is
-     worth d or more: room - 1 <= weight / d <= the fair share. Were both equalities, the sum would be one as
-     well, hence every room exactly weight / d, and this one not one more.
+     worth d or more: capacity - 1 <= weight / d <= the fair share. Were both equalities, the sum would be one as
+     well, hence every capacity exactly weight / d, and this one not one more.
    - **A join moves partitions only to the newcomer, a departure only the leaver's.** A newcomer adds claims
      to the order: of the others' some are no longer met, none is met again. And so for the other changes.
-   - What moves is the newcomer's or leaver's own room: the minimum, to within one partition.
+   - What moves is the newcomer's or leaver's own capacity: the minimum, to within one partition.
    Rounding each share by its remainder, the obvious way, has no such order: there a join can enlarge the
-   room of a shard that has nothing to do with it.
-4. *Start from what is.* Only a partition that has no living owner, or is beyond its owner's room, is placed
+   capacity of a shard that has nothing to do with it.
+4. *Start from what is.* Only a partition that has no living owner, or is beyond its owner's capacity, is placed
    again. From a shard that has too many, those go whose walk passes fewest virtual nodes before one that has
-   room, at best none: the ring still decides.
+   free capacity, at best none: the ring still decides.
 
 The ring that many articles show asks whether the key's own hash is in the *set* of the virtual nodes'
 hashes. That tests for being equal where it should walk to the next point, so no ordinary key finds a shard;
@@ -85,38 +85,38 @@ def partition_of(key: bytes, partitions: int) -> int:
     return xxh3_64_intdigest(key) >> _SHIFT[partitions]
 
 
-def place(nodes: Sequence[ShardWeight], partitions: int, present: Sequence[str | None] | None = None) -> list[str]:
-    """The owner's id for each partition, as near to the `present` placement as room allows (None: fresh).
+def place(shards: Sequence[ShardWeight], partitions: int, present: Sequence[str | None] | None = None) -> list[str]:
+    """The owner's id for each partition, as near to the `present` placement as capacities allow (None: fresh).
 
-    An entry of `present` that is None or not among `nodes` has no owner any more: it is placed again.
-    How many partitions a node gets follows from the weights alone; which ones, from `present` and the ring.
+    An entry of `present` that is None or not among `shards` has no owner any more: it is placed again.
+    How many partitions a shard gets follows from the weights alone; which ones, from `present` and the ring.
 
-    Raises ValueError: no nodes, an id twice, a weight below 1, `partitions` no power of two from 64 to
+    Raises ValueError: no shards, an id twice, a weight below 1, `partitions` no power of two from 64 to
     65,536, or `present` of another length.
     """
-    _check(nodes, partitions)
+    _check(shards, partitions)
     if present is not None and len(present) != partitions:
         raise ValueError(f"the present placement has {len(present)} partitions, the cluster {partitions}")
-    room = _rooms(nodes, partitions)
-    owners = [owner if owner in room else None for owner in present or [None] * partitions]
-    room.subtract(owner for owner in owners if owner is not None)
+    free = _capacities(shards, partitions)
+    owners = [owner if owner in free else None for owner in present or [None] * partitions]
+    free.subtract(owner for owner in owners if owner is not None)
 
-    ring = _Ring(virtual_nodes(nodes))
-    for partition in _surplus(owners, room, ring):
+    ring = _Ring(virtual_nodes(shards))
+    for partition in _surplus(owners, free, ring):
         owners[partition] = None
-    return _fill(owners, room, ring)
+    return _fill(owners, free, ring)
 
 
-def walk(nodes: Sequence[ShardWeight], partition: int, partitions: int) -> list[str]:
+def walk(shards: Sequence[ShardWeight], partition: int, partitions: int) -> list[str]:
     """All shard ids, each once, in the order in which the walk from the partition's point meets them.
 
-    The first is where the partition lives while every shard has room. Raises ValueError as `place` does, and
+    The first is where the partition lives while every shard has free capacity. Raises ValueError as `place` does, and
     for a partition that does not exist.
     """
-    _check(nodes, partitions)
+    _check(shards, partitions)
     if not 0 <= partition < partitions:
         raise ValueError(f"there is no partition {partition}: they are 0 to {partitions - 1}")
-    ring = virtual_nodes(nodes)
+    ring = virtual_nodes(shards)
     start = bisect_left(ring, (partition << _SHIFT[partitions], ""))
     return list(dict.fromkeys(shard for _, shard in ring[start:] + ring[:start]))
 
@@ -132,88 +132,88 @@ class _Ring:
         """The index of the first virtual node clockwise from `point`."""
         return bisect_left(self.points, point) % len(self.points)
 
-    def with_room(self, room: Counter[str]) -> _Ring:
-        """The ring as a walk sees it that passes by the shards without room."""
-        return _Ring([node for node in zip(self.points, self.shards, strict=True) if room[node[1]] > 0])
+    def with_capacity(self, free: Counter[str]) -> _Ring:
+        """The ring as a walk sees it that passes by the shards without free capacity."""
+        return _Ring([node for node in zip(self.points, self.shards, strict=True) if free[node[1]] > 0])
 
-    def passed_by(self, room: Counter[str]) -> list[int]:
-        """For each virtual node, how many a walk from there passes before it meets a shard with room."""
+    def passed_by(self, free: Counter[str]) -> list[int]:
+        """For each virtual node, how many a walk from there passes before it meets a shard with free capacity."""
         passed, counts = 0, []
         for shard in reversed(self.shards * 2):  # twice around: the first lap finds where the second begins
-            passed = 0 if room[shard] > 0 else passed + 1
+            passed = 0 if free[shard] > 0 else passed + 1
             counts.append(passed)
         return counts[: -len(self.shards) - 1 : -1]
 
 
-def _check(nodes: Sequence[ShardWeight], partitions: int) -> None:
+def _check(shards: Sequence[ShardWeight], partitions: int) -> None:
     if partitions not in _SHIFT:
         raise ValueError(f"partitions must be a power of two from {min(_SHIFT)} to {max(_SHIFT)}, not {partitions}")
-    if not nodes:
-        raise ValueError("there are no nodes to place partitions on: name at least one")
-    for node, times in Counter(node.id for node in nodes).items():
+    if not shards:
+        raise ValueError("there are no shards to place partitions on: name at least one")
+    for shard_id, times in Counter(shard.id for shard in shards).items():
         if times > 1:
-            raise ValueError(f"node {node!r} is named {times} times: every id must be unique")
-    for shard, weight in nodes:
+            raise ValueError(f"shard {shard_id!r} is named {times} times: every id must be unique")
+    for shard_id, weight in shards:
         if weight < 1:
-            raise ValueError(f"node {shard!r} has weight {weight}: it must be 1 or more")
+            raise ValueError(f"shard {shard_id!r} has weight {weight}: it must be 1 or more")
 
 
-def virtual_nodes(nodes: Sequence[ShardWeight]) -> list[tuple[int, str]]:
+def virtual_nodes(shards: Sequence[ShardWeight]) -> list[tuple[int, str]]:
     """(point, shard id), clockwise from 0; in proportion to weight."""
-    wanted = sum(node.weight for node in nodes) * VIRTUAL_NODES_PER_WEIGHT
+    wanted = sum(shard.weight for shard in shards) * VIRTUAL_NODES_PER_WEIGHT
     # Halved until there are few enough: a weight may be 1, 2 or 3, but also a disk's size in gigabytes.
     halvings = ((wanted - 1) // _VIRTUAL_NODES_MAX).bit_length()
     return sorted(
-        (key_hash(f"{node.id}/{number}".encode()), node.id)
-        for node in nodes
-        for number in range(max(1, node.weight * VIRTUAL_NODES_PER_WEIGHT >> halvings))
+        (key_hash(f"{shard.id}/{number}".encode()), shard.id)
+        for shard in shards
+        for number in range(max(1, shard.weight * VIRTUAL_NODES_PER_WEIGHT >> halvings))
     )
 
 
-def _rooms(nodes: Sequence[ShardWeight], partitions: int) -> Counter[str]:
-    """How many partitions each node has room for, by Adams' divisor method (see the essay); in sum, all."""
-    # Begin where all claims worth more than weight_sum / (partitions - nodes) are met: quotients that add up
-    # to partitions - nodes, rounded up. That leaves at most one partition per node to deal out.
-    weight_sum = sum(node.weight for node in nodes)
-    dealt = max(0, partitions - len(nodes))
-    room = Counter({node.id: -(-node.weight * dealt // weight_sum) for node in nodes})
+def _capacities(shards: Sequence[ShardWeight], partitions: int) -> Counter[str]:
+    """How many partitions each shard may have, by Adams' divisor method (see the essay); in sum, all."""
+    # Begin where all claims worth more than weight_sum / (partitions - shards) are met: quotients that add up
+    # to partitions - shards, rounded up. That leaves at most one partition per shard to deal out.
+    weight_sum = sum(shard.weight for shard in shards)
+    dealt = max(0, partitions - len(shards))
+    capacity = Counter({shard.id: -(-shard.weight * dealt // weight_sum) for shard in shards})
 
-    def next_claim(node: ShardWeight) -> tuple[bool, Fraction, str]:
-        return room[node.id] == 0, Fraction(node.weight, max(1, room[node.id])), node.id
+    def next_claim(shard: ShardWeight) -> tuple[bool, Fraction, str]:
+        return capacity[shard.id] == 0, Fraction(shard.weight, max(1, capacity[shard.id])), shard.id
 
-    while room.total() < partitions:
-        room[max(nodes, key=next_claim).id] += 1
-    return room
+    while capacity.total() < partitions:
+        capacity[max(shards, key=next_claim).id] += 1
+    return capacity
 
 
-def _surplus(owners: Sequence[str | None], room: Counter[str], ring: _Ring) -> list[int]:
-    """The partitions that must leave: of each shard with negative room, those with the shortest walk.
+def _surplus(owners: Sequence[str | None], free: Counter[str], ring: _Ring) -> list[int]:
+    """The partitions that must leave: of each shard beyond its capacity, those with the shortest walk.
 
-    Counts them out of `room`, which is nowhere negative afterwards.
+    Counts them out of `free`, which is nowhere negative afterwards.
     """
-    crowded = {shard for shard in room if room[shard] < 0}
+    crowded = {shard for shard in free if free[shard] < 0}
     partitions = (partition for partition, owner in enumerate(owners) if owner in crowded)
     shift = _SHIFT[len(owners)]
-    passed = ring.passed_by(room)
+    passed = ring.passed_by(free)
     leaving = []
     for partition in sorted(partitions, key=lambda partition: passed[ring.at(partition << shift)]):
         owner = owners[partition]
-        if owner is not None and room[owner] < 0:
-            room[owner] += 1
+        if owner is not None and free[owner] < 0:
+            free[owner] += 1
             leaving.append(partition)
     return leaving
 
 
-def _fill(owners: Sequence[str | None], room: Counter[str], ring: _Ring) -> list[str]:
-    """`owners`, each None replaced by the first shard on the walk that has room; uses up `room`."""
-    ring = ring.with_room(room)
+def _fill(owners: Sequence[str | None], free: Counter[str], ring: _Ring) -> list[str]:
+    """`owners`, each None replaced by the first shard on the walk that has free capacity; uses up `free`."""
+    ring = ring.with_capacity(free)
     shift = _SHIFT[len(owners)]
     filled = []
     for partition, owner in enumerate(owners):
         if owner is None:
             owner = ring.shards[ring.at(partition << shift)]
-            room[owner] -= 1
-            if room[owner] == 0:
-                ring = ring.with_room(room)
+            free[owner] -= 1
+            if free[owner] == 0:
+                ring = ring.with_capacity(free)
         filled.append(owner)
     return filled

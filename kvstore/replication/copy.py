@@ -79,7 +79,11 @@ class StoreCopy:
         logged: Configuration | None,
         environment: Environment,
         times: Times,
+        *,
+        was_served: bool = False,
+        is_examined: bool = False,
     ) -> None:
+        """`was_served`: by this process, until now, so what it had granted before had run out."""
         self._place = place
         self._identity = identity
         self._log = CopyLog(log, environment, times.sync_inline_ms_max)
@@ -89,12 +93,14 @@ class StoreCopy:
         self._following = Following(identity.store_id, identity.copy_id, identity.promised)
         now = environment.boottime_s()
         self._given = lease.granted_at_start(logged, identity.copy_id, identity.promised, now, times.lease_s)
+        if was_served:
+            self._given = lease.Granted(now)
         self._heard_at = now
         self._is_promising = False  # for its own opening
         self._applying = asyncio.Lock()  # held by what changes the engine
         self._learned = asyncio.Event()
         self._cleaned_floor = 0  # no tombstone up to that sequence is left in the file
-        self._examined: Engine | None = None  # that was found to be whole
+        self._examined = engine if is_examined else None  # that was found to be whole
 
     # --- what others ask of it
 

@@ -37,6 +37,7 @@ _UNDER_WAY_BYTES = 8 << 20
 _CONNECT_S = 2.0
 _COMPARE_S = 10.0
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 0.5
+_PROBES = 16
 
 
 LinkKey = tuple[str, int]
@@ -219,8 +220,10 @@ class CopyLink:
     async def _common(self, wire: Wire, told: Told) -> int | None:
         first, last = chain.known(self._around.log)
         comparison = session.compare((max(first, self._readable_from - 1), last), told.known)
+        count = 1  # as a rule the shorter log is the beginning of the longer one, so its last record is enough
         while not comparison.done:
-            numbers = session.probes(comparison)
+            numbers = session.probes(comparison, count)
+            count = _PROBES
             await wire.send(messages.Probe(numbers))
             theirs = await expect(wire, messages.Checksums)
             ours = await self._around.environment.in_thread(partial(chain.checksums, self._around.log, numbers))

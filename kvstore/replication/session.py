@@ -157,7 +157,7 @@ def compare(ours: tuple[int, int], theirs: tuple[int, int]) -> Comparison:
     return Comparison(None, floor, max(floor, min(ours[1], theirs[1]) + 1))
 
 
-def probes(comparison: Comparison, count: int = 16) -> list[int]:
+def probes(comparison: Comparison, count: int) -> list[int]:
     """The numbers to compare next, ascending: the highest that is open, and others evenly below it."""
     begin = comparison.floor if comparison.agreed is None else comparison.agreed + 1
     open_ones = comparison.differs - begin

@@ -29,14 +29,16 @@ from kvstore.store.copy_file import copy_path
 from kvstore.store.copy_place import (
     CopyFiles,
     as_copy,
+    as_copy_again,
     is_filling,
     make_copy_files,
     names_copies,
     open_filling,
+    place_of,
     set_copy_aside,
 )
 from kvstore.store.damaged_files import Salvaged, salvage, set_damaged_aside, spare_room
-from kvstore.store.opening import Opened, ToldBefore, ToldNumber, lock, open_unapplied, store_path, untold
+from kvstore.store.opening import Opened, ToldBefore, ToldNumber, lock, open_unapplied, store_path
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +55,11 @@ class Folder(Protocol):
         Raises what `open_files` raises.
         """
 
-    async def open_copy(self, shard_id: str, partitions: int) -> CopyFiles:
-        """Open the files of a store that was served until now, as a copy's."""
+    async def as_copy(self, shard_id: str, opened: Opened, logged: ClusterMap | None) -> CopyFiles:
+        """The open files of a store that was served until now, as a copy's.
+
+        `logged`: the newest map in its log.
+        """
 
     async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
         """Make an empty copy. Raises DataInUse, ForeignData, ConfigError, OSError."""
@@ -106,10 +111,10 @@ class FileFolder:
             return await unapplied.apply(SYSTEM)
         return await as_copy(unapplied, shard_id, limits, SYSTEM)
 
-    async def open_copy(self, shard_id: str, partitions: int) -> CopyFiles:
-        path, limits = self._path(shard_id), self._limits
-        unapplied = await open_unapplied(path, shard_id, partitions, limits, SYSTEM, untold)
-        return await as_copy(unapplied, shard_id, limits, SYSTEM)
+    async def as_copy(self, shard_id: str, opened: Opened, logged: ClusterMap | None) -> CopyFiles:
+        path, (store_id, _, _, partitions) = self._path(shard_id), opened.engine.identity
+        place = place_of(path, shard_id, store_id, partitions, self._limits, SYSTEM)
+        return await as_copy_again(opened, logged, place, self._limits, SYSTEM)
 
     async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
         path = self._path(shard_id)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -21,7 +21,7 @@ from kvstore.config import Limits
 from kvstore.environment import Environment
 from kvstore.metrics import StoreLabels
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.replication.configuration import Request
+from kvstore.replication.configuration import Configuration, Request
 from kvstore.replication.session import Session
 from kvstore.replication.wire import Connect, Wire, WireLost
 from kvstore.shard.folder import Folder
@@ -31,7 +31,7 @@ from kvstore.shard.recovery import Recovery
 from kvstore.shard.service import ShardService
 from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import TryLater
-from kvstore.store.copy_place import times_of
+from kvstore.store.copy_place import CopyFiles, times_of
 from kvstore.store.opening import Opened
 from kvstore.store.replicas import Replicating
 from kvstore.store.store import Store
@@ -73,11 +73,25 @@ class Surroundings(NamedTuple):
     connect: Connect = _nowhere
 
 
+class StoreEnd:
+    """How a served store ends. `keeps_files`: they are left open, for a copy."""
+
+    def __init__(self, store: Store) -> None:
+        self.keeps_files = False
+        self._store = store
+
+    async def close(self) -> None:
+        await self._store.close(keeps_files=self.keeps_files)
+
+
 class HostedStore:
     """One store, served once `open` has returned."""
 
-    def __init__(self, store: Store, service: ShardService, told: ToldNumbers, recovery: Recovery, maps: Maps) -> None:
+    def __init__(
+        self, store: Store, end: StoreEnd, service: ShardService, told: ToldNumbers, recovery: Recovery, maps: Maps
+    ) -> None:
         self.store = store
+        self._end = end
         self.service = service
         self.told = told
         self.maps = maps
@@ -119,6 +133,34 @@ class HostedStore:
         """What goes on for ever while it is served."""
         return [self.told.run(self.store), self._recovery.run(), self.maps.follow()]
 
+    async def as_copy(self, at_the_end: AsyncExitStack, folder: Folder, config: Configuration | None) -> CopyFiles:
+        """End what `at_the_end` closes but for the files, which are a copy's from now on.
+
+        `config`: by which another one is the primary. It is about to ask for its term, which is promised meanwhile.
+        Raises OSError.
+        """
+        store = self.store
+        self._end.keeps_files = True
+        promising = store.tables.environment.spawn(self._promise(config))
+        try:
+            await at_the_end.aclose()
+            await promising
+            files = store.opened._replace(is_examined=store.tables.verification.is_examined)
+            return await folder.as_copy(self.shard_id, files, store.cluster_map)
+        except BaseException:
+            promising.cancel()
+            await store.opened.close()
+            raise
+
+    async def _promise(self, config: Configuration | None) -> None:
+        """On a disk without room, it is once the primary asks."""
+        store, copy_file = self.store, self.store.opened.copy_file
+        if config is None or copy_file is None or config.store_id != store.identity.store_id:
+            return
+        if config.term > copy_file.identity.promised:
+            with suppress(TryLater):
+                await store.promise(config.term)
+
     async def end(self) -> None:
         """In order, before the process does."""
         await self.service.farewell()
@@ -136,7 +178,8 @@ async def host(
     replicating = Replicating(around.node_id, start, around.connect, times_of(limits), around.on_news)
     store = Store(opened, limits, around.environment, around.on_fatal, replicating)
     store.begin()
-    at_the_end.push_async_callback(store.close)
+    end = StoreEnd(store)
+    at_the_end.push_async_callback(end.close)
     peers = Peers(store, limits, session, cluster)
     at_the_end.push_async_callback(peers.close)
     receiver = Receiver(shard_id, store, peers, limits)
@@ -144,7 +187,7 @@ async def host(
     recovery = Recovery(shard_id, store, peers, limits)
     at_the_end.push_async_callback(recovery.close)
     service = ShardService(shard_id, store, receiver, limits, told)
-    return HostedStore(store, service, told, recovery, Maps(service))
+    return HostedStore(store, end, service, told, recovery, Maps(service))
 
 
 class Maps:

@@ -141,7 +141,7 @@ class Node:
     async def _take_part(self, url: str, weight: int, may_join: bool, host: str, zone: str) -> None:
         """Announce the node, then follow the map for ever."""
         stores, identity, newest = self.stores, self.stores.identity, self.stores.newest_map
-        epoch = newest.epoch if newest is not None else 0
+        epoch = newest.epoch if newest is not None and identity.cluster_id is not None else 0
         try:
             await self._follower.announce(
                 self.node_id,

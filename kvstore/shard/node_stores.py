@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from kvstore.errors import KvError
+from kvstore.errors import ForeignData, KvError
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.partition_set import as_text
 from kvstore.replication.beats import Drop, GiveBack, Make
@@ -52,7 +52,9 @@ class NodeStores:
             resident = Resident(shard_id, self._around)
             try:
                 await resident.begin(identity.partitions, self.newest_map)
+                _check_cluster(resident, identity)
             except KvError as error:
+                await resident.close()
                 log.error(
                     "the copy of shard %s here is not used: %s Another one is made once its files are out of the way.",
                     shard_id, error.sentences,
@@ -116,9 +118,13 @@ class NodeStores:
 
     @property
     def newest_map(self) -> ClusterMap | None:
-        """That is followed, or lies here; None without any."""
+        """That is followed, or lies here, of the node's own cluster; None without any."""
+        home = self.home.identity or self._identity
+        known = [each.cluster_id for each in (home, self.cluster_map) if each is not None and each.cluster_id]
+        own = next(iter(known), None)
         maps = [self.cluster_map, *(each.logged_map for each in self.by_shard.values())]
-        return max((each for each in maps if each is not None), key=lambda each: each.epoch, default=None)
+        ours = (each for each in maps if each is not None and own in (None, each.cluster_id))
+        return max(ours, key=lambda each: each.epoch, default=None)
 
     @property
     def clock(self) -> int:
@@ -152,11 +158,7 @@ class NodeStores:
 
     def of_store(self, store_id: str) -> Resident | None:
         """Where that store lies here."""
-        for resident in self.by_shard.values():
-            identity = resident.identity
-            if identity is not None and identity.store_id == store_id:
-                return resident
-        return None
+        return next((each for each in self.by_shard.values() if each.store_id == store_id), None)
 
     def handle_of(self, store_id: str) -> Handle | None:
         """What begins a request for that store; None if it does not lie here."""
@@ -169,7 +171,7 @@ class NodeStores:
         if resident is None:
             await wire.close()
         else:
-            await resident.serve_session(wire)
+            await resident.sessions.serve(wire)
 
     # --- maps and orders
 
@@ -221,3 +223,12 @@ class NodeStores:
         if node is None:
             raise WireLost(f"no map names node {node_id}")
         return await self._around.dial(node.url, session)
+
+
+def _check_cluster(resident: Resident, home: Identity) -> None:
+    """Raises ForeignData for a copy of another cluster's shard, whose maps and promises mean nothing here."""
+    found = resident.logged_map
+    if found is not None and home.cluster_id not in (None, found.cluster_id):
+        raise ForeignData(
+            f"its files belong to cluster {found.cluster_id}, and those of this node's own shard to {home.cluster_id}"
+        )

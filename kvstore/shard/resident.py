@@ -23,15 +23,13 @@ from contextlib import AsyncExitStack
 from kvstore.environment import until_one_ends
 from kvstore.errors import DataCorrupt, KvError, is_damage
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.placement.map_format import decode_map
 from kvstore.protocol import Request
 from kvstore.replication.beats import Asked, CopyReport, Drop, GiveBack, Make
 from kvstore.replication.configuration import Configuration, configuration_of
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.promise import Identity as CopyIdentity
-from kvstore.replication.serving import serve_copy
 from kvstore.replication.session import Session
-from kvstore.replication.wire import Wire
+from kvstore.shard.copy_sessions import CopySessions
 from kvstore.shard.damaged import DamagedCopy, fate, until_damaged
 from kvstore.shard.early import EarlyRequests
 from kvstore.shard.hosted import HostedStore, Surroundings, host
@@ -40,7 +38,7 @@ from kvstore.shard.term_opening import TermOpening
 from kvstore.shard.told import ToldNumbers
 from kvstore.storage.disk import FULL_ERRNOS
 from kvstore.storage.engine import Identity, TryLater
-from kvstore.storage.log import Log, LogFailed
+from kvstore.storage.log import Log
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.damaged_files import Salvaged, salvaged_by
 from kvstore.store.opening import Opened
@@ -70,7 +68,8 @@ class Resident:
         self._at_the_end = AsyncExitStack()  # of what is served
         self._map: ClusterMap | None = None
         self._changed = asyncio.Event()
-        self._sessions: dict[asyncio.Task[None], None] = {}  # of primaries with this copy
+        self.sessions = CopySessions(shard_id, around, self._copy_for, self._note_harm)
+        self._store_id = ""
         self._given_back = 0
         self._is_dropped = False
         self._hands_over = False
@@ -102,7 +101,8 @@ class Resident:
     async def close(self) -> None:
         """Close what is open, as it is."""
         self._hands_over = True  # first: a session that comes now would have a log that is closed
-        await self._end_sessions()
+        self.sessions.begin()
+        await self.sessions.end()
         await self._at_the_end.aclose()
         self.hosted = None
         if self._files is not None:
@@ -140,6 +140,12 @@ class Resident:
         return self._files.copy.engine.identity if self._files is not None else None
 
     @property
+    def store_id(self) -> str:
+        """Of the store that lies here, also while its files change hands between primary and copy."""
+        identity = self.identity
+        return identity.store_id if identity is not None else self._store_id
+
+    @property
     def damage(self) -> str:
         """What is wrong with the files here; empty if nothing is known to be."""
         return self._damaged.error.detail if self._damaged is not None else ""
@@ -155,13 +161,12 @@ class Resident:
 
     @property
     def logged_map(self) -> ClusterMap | None:
-        """The newest in its file."""
+        """The newest in its files."""
         if self.hosted is not None:
             return self.hosted.store.cluster_map
         if self._damaged is not None:
             return self._damaged.salvaged.newest_map
-        encoded = self._files.copy.engine.applied.cluster_map if self._files is not None else None
-        return decode_map(encoded) if encoded is not None else None
+        return self._files.newest_map if self._files is not None else None
 
     @property
     def clock(self) -> int:
@@ -177,46 +182,11 @@ class Resident:
         else:
             self.early.take(request, connection)
 
-    async def serve_session(self, wire: Wire) -> None:
-        """Serve a primary's session with the copy here, until the connection is lost."""
-        task = asyncio.ensure_future(self._serve_copy(wire))
-        self._sessions[task] = None
-        try:
-            await task
-        except asyncio.CancelledError:
-            if not task.cancelled():
-                task.cancel()
-                raise
-        finally:
-            self._sessions.pop(task, None)
-
-    async def _serve_copy(self, wire: Wire) -> None:
-        try:
-            await serve_copy(wire, self._copy_for, self._around.environment)
-        except TryLater as error:
-            log.warning("a session with the copy of shard %s ends: %s", self.shard_id, error.detail)
-        except KvError as error:  # what came cannot be taken: only this connection ends
-            log.error("a session with the copy of shard %s ends: %s", self.shard_id, error.detail)
-            if is_damage(error):
-                self._harm = error
-                self._changed.set()
-        except (LogFailed, OSError) as error:
-            if isinstance(error, OSError) and error.errno in FULL_ERRNOS:  # nothing was changed: it comes again
-                log.warning("a session with the copy of shard %s ends: %s", self.shard_id, error)
-            else:  # what is on the disk is not known any more
-                self._around.on_fatal(error)
-
     def _copy_for(self, session: Session) -> StoreCopy | None:
         """None also for one that joins when the node stops: no primary is to begin to wait for it."""
         here = self._config.copy_on(self._around.node_id) if self._config is not None else None
         is_synced = here is not None and (here.state, here.joined) == ("in-sync", session.joined)
         return None if self.stops and not is_synced else self.copy
-
-    async def _end_sessions(self) -> None:
-        sessions = list(self._sessions)
-        for session in sessions:
-            session.cancel()
-        await asyncio.gather(*sessions, return_exceptions=True)
 
     # --- maps and orders
 
@@ -387,14 +357,14 @@ class Resident:
                 await around.environment.sleep(_FULL_RETRY_S)
                 return
             self._hands_over = True
-            await self._end_sessions()
+            await self.sessions.end()
             identity = await files.copy.hand_over()
             if identity.promised != config.term or self._opening.config is None:
                 return
             assert self._map is not None
             opens, floor = self._map, self._opening.clock_floor
             work.cancel()
-            self._files = None
+            self._files, self._store_id = None, identity.store_id
         finally:
             self._opening = None
             self._hands_over = False
@@ -409,6 +379,7 @@ class Resident:
         around = self._around._replace(on_news=self._on_news)
         start = start or around.environment.random_hex(8)
         self.hosted = await host(opened, self.shard_id, around, told, self._at_the_end, start)
+        self.sessions.keep()
         try:
             await until_one_ends(self.hosted.open(opens), self._until_term_ends())
         except BaseException:
@@ -425,15 +396,20 @@ class Resident:
         self._around.on_news()
 
     async def _become_copy(self) -> None:
-        """The term has ended: close the store, and open its files as a copy's."""
+        """The term has ended: end the store, whose open files are a copy's from now on."""
         log.warning("shard %s is served elsewhere: this node's copy follows from now on", self.shard_id)
-        partitions = self.hosted.store.identity.partitions if self.hosted is not None else 0
-        self.hosted = None
-        await self._at_the_end.aclose()
-        self._files = await self._around.folder.open_copy(self.shard_id, partitions)
+        assert self.hosted is not None
+        hosted, self.hosted = self.hosted, None
+        self._store_id = hosted.store.identity.store_id
+        self._files = await hosted.as_copy(self._at_the_end, self._around.folder, self._config)
+        self.sessions.begin()
         self._around.on_news()
 
     # --- damage
+
+    def _note_harm(self, error: KvError) -> None:
+        self._harm = error
+        self._changed.set()
 
     @property
     def _is_lost(self) -> bool:

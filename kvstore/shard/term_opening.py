@@ -144,6 +144,10 @@ class TermOpening:
                     self._examining = self._environment.spawn(self._examine())
                 await self._environment.sleep(_RETRY_S)
                 continue
+            except asyncio.CancelledError:
+                if wire is not None:
+                    await wire.close()
+                raise
             self._wires[copy.copy_id] = wire
             if self._opening is not None:
                 self._opening = opening.answered(self._opening, hello, told.position)

@@ -20,7 +20,7 @@ from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.storage import schema
 from kvstore.storage.digests import Digests
 from kvstore.storage.engine import Application, Applied, Identity, SnapshotProgress, TryLater
-from kvstore.storage.rows import Clock
+from kvstore.storage.rows import Clock, Row
 from kvstore.storage.schema import SIGNED
 from kvstore.storage.segments import Position
 
@@ -87,26 +87,35 @@ class SqliteWriter:
 
     def apply(self, connection: sqlite3.Connection, application: Application) -> None:
         """Apply all of it, or nothing. Raises TryLater, OSError."""
-        rows = sorted(application.rows)
+        rows, traceless, size = self._sorted(application)
         changed = self.digests.changed
-        for row in rows:
-            if row.sequence > changed[row.partition]:
-                changed[row.partition] = row.sequence
         before, after = self.applied, self._after(application)
         self.applied = before._replace(drops=after.drops)  # see sqlite_reads.snapshot
         for partition, sequence in application.drops.items():
             changed[partition] = max(changed[partition], sequence)
-        kept = application.kept
-        traceless = [row for row in rows if row.is_tombstone and row.partition not in kept]
         with transaction(connection):
-            schema.upsert(connection, (row for row in rows if not row.is_tombstone or row.partition in kept))
+            schema.upsert(connection, rows)
             schema.bury(connection, traceless)
             _set_state(connection, before, after)
         self.free_bytes = connection.execute("PRAGMA freelist_count").fetchone()[0] * _PAGE_BYTES
-        self._unsettled_bytes += sum(_PAGE_BYTES + row.payload_bytes + len(row.intent or b"") for row in rows)
+        self._unsettled_bytes += size
         if after.cluster_map is not None and after.cluster_map != before.cluster_map:
             self.identity = self.identity._replace(cluster_id=_cluster_id(after.cluster_map))
         self.applied = after
+
+    def _sorted(self, application: Application) -> tuple[list[Row], list[Row], int]:
+        """Note the sequences; the rows to write, tombstones that replace only what is there, bytes for the WAL."""
+        changed, kept, size = self.digests.changed, application.kept, 0
+        written: list[Row] = []
+        traceless: list[Row] = []
+        for row in sorted(application.rows):
+            _, key, partition, sequence, _, _, body, intent = row
+            if sequence > changed[partition]:
+                changed[partition] = sequence
+            size += _PAGE_BYTES + len(key) + len(body or b"") + len(intent or b"")
+            is_traceless = body is None and intent is None and partition not in kept
+            (traceless if is_traceless else written).append(row)
+        return written, traceless, size
 
     def _after(self, application: Application) -> Applied:
         before = self.applied

@@ -48,7 +48,7 @@ class _Pending:
 
 
 class Applier:
-    """`kept` names the partitions whose deletions a move has to hear of."""
+    """`kept` names the partitions whose deletions a move has to hear of. `turn`: held by what changes the file."""
 
     def __init__(self, tables: Tables) -> None:
         self.kept: frozenset[int] = frozenset()
@@ -56,7 +56,7 @@ class Applier:
         self.has_room.set()
         self._tables = tables
         self._pending = _Pending(tables.engine.applied.position)
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
         self._something = asyncio.Event()
         self._hurry = asyncio.Event()
         self._may_clean = asyncio.Event()
@@ -96,7 +96,7 @@ class Applier:
         self._hurry.set()
         self._something.set()
         while self._tables.engine.applied.position.number < number:
-            async with self._turn:
+            async with self.turn:
                 if self._tables.engine.applied.position.number < number:
                     await self._apply()
 
@@ -110,7 +110,7 @@ class Applier:
             self._something.clear()
             self._hurry.clear()
             try:
-                async with self._turn:
+                async with self.turn:
                     await self._apply()
                     await self._checkpoint_if_due()
                 errors = 0
@@ -213,7 +213,7 @@ class Applier:
 
     async def _release_early(self) -> None:
         try:
-            async with self._turn:
+            async with self.turn:
                 await self._checkpoint()
         except (TryLater, OSError) as error:
             log.warning("releasing segments of the log waits: %s", error)
@@ -242,7 +242,7 @@ class Applier:
         tables = self._tables
         started_s = tables.environment.monotonic_s()
         is_busy = self.is_busy
-        async with self._turn:
+        async with self.turn:
             await tables.verification.writable()
             removed = await tables.engine.clean(_CLEANED_ROWS_MAX // (_BUSY_SHARE if is_busy else 1))
             await self._checkpoint_if_due()
@@ -260,7 +260,7 @@ class Applier:
         """Apply everything, and make it durable in the file; what that fails for stays in the log."""
         try:
             await self.flush()
-            async with self._turn:
+            async with self.turn:
                 await self._checkpoint()
         except (TryLater, DataCorrupt, OSError) as error:
             log.warning("what the file lacks stays in the log: %s", error)

@@ -48,6 +48,11 @@ class CopyFile:
             if term > self.identity.promised:
                 self.identity = _written(self._disk, self._db, self.identity._replace(promised=term))
 
+    def settled(self) -> Identity:
+        """What is on the disk, once the promise that is being written is."""
+        with self._one_at_a_time:
+            return self.identity
+
 
 def copy_path(db: Path) -> Path:
     """The file of the copy whose rows are in the file `db`."""

@@ -22,6 +22,7 @@ from kvstore.data_file import opening_error, prepare_data_file
 from kvstore.environment import Environment
 from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.map_format import decode_map
 from kvstore.replication import files
 from kvstore.replication.configuration import configuration_of
 from kvstore.replication.copy import StoreCopy
@@ -39,12 +40,23 @@ _OS = OsDisk()
 
 
 class CopyFiles(NamedTuple):
-    """The files of an open copy of that shard's store."""
+    """The files of an open copy of that shard's store.
+
+    `logged`: the newest map in its log when it was opened.
+    """
 
     path: Path
     copy: StoreCopy
     lock_fd: int | None
     disk: Disk = _OS
+    logged: ClusterMap | None = None
+
+    @property
+    def newest_map(self) -> ClusterMap | None:
+        """Of those in its log, as far as they are known, and in its file."""
+        encoded = self.copy.engine.applied.cluster_map
+        maps = [self.logged, decode_map(encoded) if encoded is not None else None]
+        return max((each for each in maps if each is not None), key=lambda each: each.epoch, default=None)
 
     async def close(self) -> None:
         """Close all, and let the lock go. Nothing may use the copy any more."""
@@ -66,7 +78,7 @@ async def make_copy_files(
     prepare_data_file(path)
     lock_fd = lock(path)
     try:
-        place = _place(path, shard_id, store_id, partitions, limits, environment)
+        place = place_of(path, shard_id, store_id, partitions, limits, environment)
         copy = await files.make_copy(place, store_id, environment, times_of(limits))
     except BaseException:
         os.close(lock_fd)
@@ -96,7 +108,7 @@ async def open_filling(
         identity = await environment.in_thread(partial(read_identity, _OS, path.parent, path.stem))
         if identity is None:
             raise ForeignData(f"{path} has lost its id. Start the node again.")
-        place = _place(path, shard_id, identity.store_id, partitions, limits, environment)
+        place = place_of(path, shard_id, identity.store_id, partitions, limits, environment)
         copy = await files.open_copy(place, identity, environment, times_of(limits))
     except BaseException:
         os.close(lock_fd)
@@ -114,14 +126,30 @@ async def as_copy(unapplied: Unapplied, shard_id: str, limits: Limits, environme
         logged = unapplied.logged
         store_id, _, _, partitions = engine.identity
         identity = (await environment.in_thread(partial(open_copy, path, shard_id, store_id, logged))).identity
-        place = _place(path, shard_id, store_id, partitions, limits, environment)
+        place = place_of(path, shard_id, store_id, partitions, limits, environment)
         times = times_of(limits)
         config = configuration_of(logged, shard_id) if logged is not None else None
         copy = StoreCopy(place, identity, log, engine, config, environment, times)
     except BaseException:
         await unapplied.close()
         raise
-    return CopyFiles(path, copy, lock_fd)
+    return CopyFiles(path, copy, lock_fd, logged=logged)
+
+
+async def as_copy_again(
+    opened: Opened, logged: ClusterMap | None, place: Place, limits: Limits, environment: Environment
+) -> CopyFiles:
+    """The open files of a store whose term has ended, as those of a copy.
+
+    Nothing is closed, read again or applied. `logged`: the newest map in its log.
+    """
+    engine, log, lock_fd, is_examined, copy_file, _ = opened
+    assert copy_file is not None
+    identity = await environment.in_thread(copy_file.settled)
+    config = configuration_of(logged, engine.identity.shard_id) if logged is not None else None
+    times = times_of(limits)
+    copy = StoreCopy(place, identity, log, engine, config, environment, times, was_served=True, is_examined=is_examined)
+    return CopyFiles(place.folder / f"{place.store}.db", copy, lock_fd, place.disk, logged)
 
 
 def names_copies(logged: ClusterMap | None, shard_id: str) -> bool:
@@ -145,9 +173,11 @@ def times_of(limits: Limits) -> Times:
     )
 
 
-def _place(
+def place_of(
     path: Path, shard_id: str, store_id: str, partitions: int, limits: Limits, environment: Environment
 ) -> Place:
+    """Where the files of that copy lie."""
+
     async def opened() -> SqliteEngine:
         return await SqliteEngine.open(path, shard_id, partitions, limits.wal_bytes_max)
 

@@ -63,6 +63,13 @@ class Opened(NamedTuple):
     copy_file: CopyFile | None = None
     clock_floor: int = 0
 
+    async def close(self) -> None:
+        """Close all, and let the lock go. Nothing may use the store any more."""
+        await self.engine.close()
+        self.log.close()
+        if self.lock_fd is not None:
+            os.close(self.lock_fd)
+
 
 def store_path(data_dir: Path, shard_id: str, node_id: str) -> Path:
     """The file with the rows of that node's copy of the shard.

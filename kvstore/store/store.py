@@ -15,7 +15,6 @@ A store is an object, not a process: a process may serve more than one.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
@@ -52,10 +51,11 @@ from kvstore.store.write_set import Sink
 from kvstore.transactions.locks import LockTable
 
 _CLOSE_S = 3.0  # for copies to answer
+_OF_FILE = ("apply", "clean", "log")
 
 
 class Store:
-    """`recovery_due` is set when an operation was blocked by an attempt that is too old."""
+    """`recovery_due` is set when an operation was blocked by an attempt that is too old. `opened`: its files."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Store:
         on_fatal: OnFatal,
         replicating: Replicating | None = None,
     ) -> None:
-        self._opened = opened
+        self.opened = opened
         engine, log, _, is_examined, _, clock_floor = opened
         clock, (_, _, shard_id, partitions) = engine.applied.clock, engine.identity
         is_older_copy = clock.version < clock_floor
@@ -175,8 +175,10 @@ class Store:
         except BaseException as error:
             self._on_fatal(error)
 
-    async def close(self) -> None:
+    async def close(self, *, keeps_files: bool = False) -> None:
         """Commit and answer what is queued, apply everything, then close file and log.
+
+        `keeps_files`: those of `opened` stay open, as they are, and are the caller's.
 
         What cannot be committed, because copies do not answer or another node has taken over, is given up.
         """
@@ -188,16 +190,14 @@ class Store:
             commit.cancel()
             await asyncio.gather(commit, return_exceptions=True)
             await self.pipeline.abandon()
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if keeps_files:
+            await self.pipeline.writer.has_stopped()
+        await _end(self._tasks, self.applier)
         self.maintenance.close()
         self.tables.verification.close()
-        await self.applier.close()
-        await self.tables.engine.close()
-        self.tables.log.close()
-        if self._opened.lock_fd is not None:
-            os.close(self._opened.lock_fd)
+        if not keeps_files:
+            await self.applier.close()
+            await self.opened.close()
 
     # --- what the parts say -------------------------------------------------------------------------------------------
 
@@ -209,7 +209,7 @@ class Store:
     @property
     def copy_id(self) -> str:
         """Of all copies of this store, which one this is. One in memory has the id of the store."""
-        copy_file = self._opened.copy_file
+        copy_file = self.opened.copy_file
         return copy_file.identity.copy_id if copy_file is not None else self.identity.store_id
 
     async def promise(self, term: int) -> None:
@@ -217,10 +217,10 @@ class Store:
 
         A disk that fails ends the process, whatever asked for the promise.
         """
-        if self._opened.copy_file is not None:
+        if self.opened.copy_file is not None:
             try:
                 with room_may_come():
-                    await self.tables.environment.in_thread(partial(self._opened.copy_file.promise, term))
+                    await self.tables.environment.in_thread(partial(self.opened.copy_file.promise, term))
             except OSError as error:
                 self._on_fatal(error)
 
@@ -287,3 +287,18 @@ class Store:
         self.reads.publish(batch)
         if batch.waits.met and any(is_old(hold, tables) for hold in batch.waits.met):
             self.recovery_due.set()
+
+
+async def _end(tasks: dict[str, asyncio.Task[None]], applier: Applier) -> None:
+    """End the tasks at once, before one of them hears that its step was given up.
+
+    But what is under way in the file is waited for, since its thread cannot be ended.
+    """
+    of_file = [tasks[name] for name in _OF_FILE]
+    for task in tasks.values():
+        if task not in of_file:
+            task.cancel()
+    async with applier.turn:
+        for task in of_file:
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)

@@ -75,6 +75,11 @@ class Verification:
         self.file_damage: DataCorrupt | None = None
         self.damage = ""
 
+    @property
+    def is_examined(self) -> bool:
+        """The file as a whole was found to be whole."""
+        return self._is_examined and self.file_damage is None
+
     def is_verified(self, partition: int) -> bool:
         """A miss in this partition is one."""
         return self._states[partition] == _VERIFIED

@@ -37,7 +37,7 @@ class Sink(Protocol):
 
 
 class Committed(Protocol):
-    """The committed rows. `before`: of a decision it says only whether there is one."""
+    """The committed rows. `before` is asked for leases and decisions, of which it says only whether there is one."""
 
     def before(self, kind: str, key: str) -> State | None: ...
 
@@ -60,11 +60,11 @@ class Context(msgspec.Struct, frozen=True):
     openings: Openings = Openings()
 
 
-_KEPT = frozenset({VALUE, REPLY})  # kinds of rows of which `before` brings all
 Savepoint = tuple[tuple[int, ...], int, int, int, int]
 """A moment between two operations, or within one: clock, `expired`, answers, bytes, notes of undo."""
 NUMBER_MAX = 2**63 - 1  # in the file
 _SEEN_MAX = 2**62  # of versions that others gave: above it there are steps enough of its own
+_WHOLE = frozenset({VALUE, REPLY})  # kinds of rows of which `before` brings the body, too
 _new_row = partial(tuple.__new__, Row)  # from all of its fields; without the call in Python of a named tuple
 
 
@@ -116,9 +116,9 @@ class WriteSet:
         """The row as it is now; of a committed decision only whether there is one. Raises DataCorrupt."""
         state = self.states.get((kind, key))
         if state is None:
-            state = self._committed.before(kind, key) or ABSENT
-            if kind in _KEPT:
-                self.states[kind, key] = state
+            if kind not in _WHOLE:
+                return self._committed.before(kind, key) or ABSENT
+            state = self.states[kind, key] = self._committed.state(kind, key) or ABSENT
         return state
 
     def state(self, kind: str, key: str) -> State:
@@ -139,7 +139,8 @@ class WriteSet:
         """The clock of another store has come that far. Raises OverflowError if ours could not go on from there."""
         if version > _SEEN_MAX:
             raise OverflowError(f"the version {version} is beyond what a store can go on from")
-        self._rise_to(version)
+        if version > self._version:
+            self._version = version
 
     def _rise_to(self, version: int) -> None:
         if version > NUMBER_MAX:
@@ -200,7 +201,7 @@ class WriteSet:
     def _set_row(self, kind: str, key: str, partition: int, state: State, intent: bytes | None = None) -> None:
         name, rows, states, body = (kind, key), self.rows, self.states, state.body
         before = rows.get(name)
-        self.undo.note(_put_row_back, self, name, (before, states.get(name)))
+        self.undo.note((_put_row_back, self, name, (before, states.get(name))))
         self._sequence = sequence = self._sequence + 1
         rows[name] = _new_row((kind, key, partition, sequence, state.version, state.expires_at_ms, body, intent))
         states[name] = state

@@ -180,7 +180,7 @@ class PreparedTxns:
         attempt = held.intent.attempt
         hold = self._of_attempt.get(attempt)
         before = hold.intents.get(key) if hold is not None else None
-        self.undo.note(self._put_back, attempt, key, (hold, before, self._on_key.get(key)))
+        self.undo.note((self._put_back, attempt, key, (hold, before, self._on_key.get(key))))
         if hold is None:
             hold = self._of_attempt[attempt] = PreparedTxn(attempt, held.intent.anchor, since_s, sink)
         hold.intents[key] = held
@@ -191,7 +191,7 @@ class PreparedTxns:
         hold = self._of_attempt.get(attempt)
         held = hold.intents.get(key) if hold else None
         if hold is not None and held is not None:
-            self.undo.note(self._put_back, attempt, key, (hold, held, self._on_key[key]))
+            self.undo.note((self._put_back, attempt, key, (hold, held, self._on_key[key])))
             del hold.intents[key]
             del self._on_key[key]
             if not hold.intents:

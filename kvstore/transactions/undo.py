@@ -15,38 +15,39 @@ from typing import Any
 _ABSENT: Any = object()
 
 
-class Undo:
-    """Notes are taken before the change that they are about."""
+Step = tuple[Callable[[Any, Any, Any], None], Any, Any, Any]
+"""`step(owner, name, before)` takes back what is about to be done."""
 
-    __slots__ = ("_steps",)
+
+class Undo:
+    """Notes are taken before the change that they are about. `note`: of a step of any kind."""
+
+    __slots__ = ("_steps", "note")
 
     def __init__(self) -> None:
-        self._steps: list[tuple[Callable[[Any, Any, Any], None], Any, Any, Any]] = []
+        self._steps: list[Step] = []
+        self.note: Callable[[Step], None] = self._steps.append
 
     @property
     def mark(self) -> int:
         """The present moment."""
         return len(self._steps)
 
-    def note(self, step: Callable[[Any, Any, Any], None], owner: Any, name: Any, before: Any) -> None:
-        """`step(owner, name, before)` takes back what is about to be done."""
-        self._steps.append((step, owner, name, before))
-
     def note_item(self, mapping: dict[Any, Any], key: Any) -> None:
         """`mapping[key]` is about to be set, replaced or removed."""
-        self._steps.append((_put_back, mapping, key, mapping.get(key, _ABSENT)))
+        self.note((_put_back, mapping, key, mapping.get(key, _ABSENT)))
 
     def note_copy(self, mapping: dict[Any, Any], key: Any, copy: Any) -> None:
         """What `mapping[key]` refers to is about to be changed in place; `copy` is of its present state."""
-        self._steps.append((_put_back, mapping, key, copy))
+        self.note((_put_back, mapping, key, copy))
 
     def note_attribute(self, owner: object, name: str) -> None:
         """The attribute is about to be set."""
-        self._steps.append((setattr, owner, name, getattr(owner, name)))
+        self.note((setattr, owner, name, getattr(owner, name)))
 
     def note_length(self, items: Any) -> None:
         """Something is about to be appended to the list or deque."""
-        self._steps.append((_shorten, items, len(items), None))
+        self.note((_shorten, items, len(items), None))
 
     def back_to(self, mark: int) -> None:
         """Take back all that was noted since."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from kvstore.cli import EXIT_INTERRUPTED
+from kvstore.cli.commands import EXIT_INTERRUPTED
 from kvstore.failpoints import BUGS
 from loadtest.chaos import page
 from loadtest.chaos.child import PLANT_BUGS

@@ -28,7 +28,7 @@ import aiohappyeyeballs
 import aiohttp.connector
 
 from kvstore import failpoints
-from kvstore.cli import main
+from kvstore.cli.commands import main
 from loadtest.chaos import weather
 from loadtest.cluster.proxy import CONNECTED
 

@@ -20,7 +20,7 @@ import aiohttp
 import yaml
 
 from kvstore.controller.document import ClusterDocument
-from kvstore.controller.store.sqlite import open_sqlite
+from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.placement.cluster_map import ClusterMap
 from loadtest.cluster import processes
 from loadtest.cluster.local import LocalCluster

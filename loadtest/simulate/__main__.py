@@ -16,7 +16,7 @@ import click
 import msgspec
 from xxhash import xxh3_64_hexdigest
 
-from kvstore.cli import EXIT_INTERRUPTED
+from kvstore.cli.commands import EXIT_INTERRUPTED
 from kvstore.failpoints import BUGS
 from loadtest.simulate.cluster_faults import NEMESES
 from loadtest.simulate.cluster_run import Cut

@@ -1,8 +1,8 @@
 """The controller's store in a simulation: a durable register, whose answers are sometimes lost.
 
 Owns: `SimulatedMapStore`.
-Promises: what `kvstore.controller.store.MapStore` asks for. What was acknowledged is there after every restart. While
-it is `away`, a call ends in `Unavailable` after a while, and a swap among them was done or was not.
+Promises: what `kvstore.controller.map_store.interface.MapStore` asks for. What was acknowledged is there after every
+restart. While it is `away`, a call ends in `Unavailable` after a while, and a swap among them was done or was not.
 Leaves to others: when it is away (`cluster_faults`).
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from kvstore.controller.store import Stored, Told
+from kvstore.controller.map_store.interface import Stored, Told
 from kvstore.errors import Unavailable
 
 _LATENCY_S = (0.0002, 0.003)

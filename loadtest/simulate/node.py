@@ -38,7 +38,7 @@ from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
 from kvstore.storage.record import newest_map
 from kvstore.storage.replay import replay
 from kvstore.store.copy_file import make_copy, open_copy
-from kvstore.store.copy_place import CopyFiles, times_of
+from kvstore.store.copy_place import CopyFiles, as_copy_again, times_of
 from kvstore.store.damaged_files import Salvaged, salvaged_by, set_damaged_aside
 from kvstore.store.opening import Opened, ToldNumber, store_path
 from kvstore.transport.channel import Connection
@@ -82,28 +82,34 @@ class SimulatedFolder:
         with suppress(DataCorrupt):
             identity = read_identity(self._disk, FOLDER, path.stem)
             if identity is not None and identity.filling:
-                return await self.open_copy(shard_id, partitions)
+                return await self._open_copy(shard_id, partitions)
         logged = engine.applied.cluster_map
         if not may_serve_alone(decode_map(logged) if logged is not None else None, shard_id, self._node_id):
-            return await self.open_copy(shard_id, partitions)
+            return await self._open_copy(shard_id, partitions)
         before = await told(engine.identity.store_id)
         log, entries = self._open_log(path, engine, before.number)
         newest = newest_map(entries) or logged
         durable = decode_map(newest) if newest is not None else None
         if not may_serve_alone(durable, shard_id, self._node_id):
             log.close()
-            return await self.open_copy(shard_id, partitions)
+            return await self._open_copy(shard_id, partitions)
         await replay(engine, entries)
         copy_file = open_copy(path, shard_id, engine.identity.store_id, durable, self._disk)
         return Opened(engine, log, None, copy_file=copy_file, clock_floor=before.clock_floor)
 
-    async def open_copy(self, shard_id: str, partitions: int) -> CopyFiles:
+    async def as_copy(self, shard_id: str, opened: Opened, logged: ClusterMap | None) -> CopyFiles:
+        store_id, _, _, partitions = opened.engine.identity
+        place = self._place(self._path(shard_id), Identity(store_id, None, shard_id, partitions))
+        return await as_copy_again(opened, logged, place, self._limits, self.environment)
+
+    async def _open_copy(self, shard_id: str, partitions: int) -> CopyFiles:
         path = self._path(shard_id)
         identity = read_identity(self._disk, FOLDER, path.stem)
         assert identity is not None
         place = self._place(path, Identity(identity.store_id, None, shard_id, partitions))
         copy = await files.open_copy(place, identity, self.environment, times_of(self._limits))
-        return CopyFiles(path, copy, None, self._disk)
+        newest = newest_map(list(copy.log.entries(copy.engine.applied.position.number))) or None
+        return CopyFiles(path, copy, None, self._disk, decode_map(newest) if newest is not None else None)
 
     async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
         path = self._path(shard_id)

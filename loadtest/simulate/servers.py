@@ -20,11 +20,11 @@ import msgspec
 from kvstore.config import ClusterConfig, Limits, ShardConfig
 from kvstore.controller.copy_keeper import CopyKeeper, check_beat
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import Announcement
 from kvstore.controller.parts import assemble
 from kvstore.controller.service import ClusterService, Waiting
 from kvstore.controller.shards import ShardClients
-from kvstore.controller.store import Told
 from kvstore.errors import KvError
 from kvstore.replication.beats import Beat
 from kvstore.router.coordinator import Coordinator

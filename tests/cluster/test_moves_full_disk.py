@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kvstore.controller.store.sqlite import open_sqlite
+from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.process import pid_file
 from tests.cluster.actions import (
     Reply,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.controller.store import MapStore, Stored, Told
-from kvstore.controller.store.sqlite import open_sqlite
+from kvstore.controller.map_store.interface import MapStore, Stored, Told
+from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.errors import Unavailable
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from kvstore.cli import main, root
+from kvstore.cli.commands import main, root
 from kvstore.cli.frame import exit_code, printable, report
 from kvstore.cli.lazy import LazyCommand, LazyGroup
 from kvstore.errors import KvError, all_errors
@@ -91,7 +91,7 @@ def test_a_misspelt_command_is_answered_with_the_nearest_one(
 def imported_by(*arguments: str) -> set[str]:
     """The modules that one run of the command line imports."""
     script = (
-        f"import sys\nfrom kvstore.cli import main\nmain({list(arguments)!r})\n"
+        f"import sys\nfrom kvstore.cli.commands import main\nmain({list(arguments)!r})\n"
         "sys.stderr.write('\\n' + ' '.join(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

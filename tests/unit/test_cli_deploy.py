@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.cli import main
+from kvstore.cli.commands import main
 from kvstore.cli.deploy import FILES
 
 

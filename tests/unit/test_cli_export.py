@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from kvstore.cli import export_command, main
+from kvstore.cli import export_command
+from kvstore.cli.commands import main
 from kvstore.client import Counted, ListedItem, Page
 from kvstore.errors import BadCursor, Unavailable
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from kvstore.cli import lock as lock_module
-from kvstore.cli import locked_command, main
+from kvstore.cli import locked_command
+from kvstore.cli.commands import main
 from kvstore.cli.lock import default_owner
 from kvstore.cli.locked_command import LockedCommand
 from kvstore.client import Client, Holder

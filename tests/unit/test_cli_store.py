@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kvstore.cli import main
+from kvstore.cli.commands import main
 from tests.unit.store.real_files import filled, flip, hide_from_unique_index, killed, opened, place_in
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kvstore.cli import main
 from kvstore.cli import txn as txn_module
+from kvstore.cli.commands import main
 from kvstore.client import Client
 from kvstore.errors import BadBody, Conflict, IdempotencyKeyReused, KvError, Locked, OutcomeUnknown, Unavailable
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.config import Limits
-from kvstore.controller.store.sqlite import open_sqlite
+from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.data_file import Reserve, make_sparse, opening_error, prepare_data_file
 from kvstore.environment import SYSTEM
 from kvstore.errors import ConfigError, DataInUse, ForeignData

@@ -21,7 +21,7 @@ FOLDERS = ("store", "storage", "transactions")
 EXCEPT = {"storage/sqlite.py", "storage/sqlite_writer.py"}  # they have threads of their own, which are not simulated
 PROCESSES = ("placement", "replication", "shard", "router", "controller", "transport")
 OF_REAL_PROCESSES = {
-    "controller/store/sqlite.py",
+    "controller/map_store/sqlite.py",
     "router/app.py",
     "router/events.py",
     "shard/disk_watch.py",

@@ -194,10 +194,11 @@ class Model:
             return
         node.echo = Echo(start="controller", beat=number)
         places = Places(self.map, self.heard, self.limits, self.now)
-        for made in places.to_make(node.name):
-            node.copies[made.shard] = ModelCopy(made.store_id, self._new_id(), heard_primary_at=self.now)
         for dropped in places.to_drop(node.name):
             assert node.copies.pop(dropped.shard).copy_id == dropped.copy_id
+        for made in places.to_make(node.name):
+            if made.shard not in node.copies:
+                node.copies[made.shard] = ModelCopy(made.store_id, self._new_id(), heard_primary_at=self.now)
         for back in to_give_back(self.state, node.name):
             own = node.copies.get(back.shard)
             if own is not None and own.opened == back.term:

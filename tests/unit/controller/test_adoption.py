@@ -12,9 +12,9 @@ import pytest
 from kvstore.config import ClusterConfig, ControllerConfig, Limits, ShardConfig
 from kvstore.controller import adoption
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.map_store.interface import Told
+from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.controller.membership import ClusterState
-from kvstore.controller.store import Told
-from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.errors import DataInUse, ForeignData
 from kvstore.placement.cluster_map import ClusterMap, at_home, first_map
 from kvstore.store import adoption as of_stores
@@ -126,7 +126,7 @@ def before_document(patch: pytest.MonkeyPatch) -> None:
 
 
 def before_last_line(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("kvstore.controller.store.sqlite.SqliteMapStore.forget", _raise)
+    patch.setattr("kvstore.controller.map_store.sqlite.SqliteMapStore.forget", _raise)
 
 
 @pytest.mark.parametrize(

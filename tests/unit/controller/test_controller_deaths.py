@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 import kvstore
+from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.controller.membership import ClusterState
-from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.placement.cluster_map import ClusterMap, at_home, first_map
 from tests.unit.controller.far_shards import FarShard, far_shards
 

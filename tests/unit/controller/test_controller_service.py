@@ -15,11 +15,11 @@ import pytest
 
 from kvstore.config import ClusterConfig, Limits, ShardConfig, default_config
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.map_store.interface import MapStore, Stored
+from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers, check, decide, differences
 from kvstore.controller.service import ClusterService, Waiting
 from kvstore.controller.shards import ShardClients
-from kvstore.controller.store import MapStore, Stored
-from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.errors import BadBody, Conflict, ControllerBehind, ForeignData, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Primary, Replica
 from kvstore.placement.moves import planned

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from kvstore.config import Limits
+from kvstore.controller import copy_keeper
 from kvstore.controller.copy_asks import with_replicas
 from kvstore.controller.membership import ClusterState
 from kvstore.placement.cluster_map import ClusterMap
@@ -261,7 +262,7 @@ async def test_an_old_folder_of_a_copy_in_sync_is_told_and_gone_on_with_only_by_
 
 
 async def test_what_a_primary_has_committed_is_known_by_its_beats_and_outlives_the_controllers_process(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(tmp_path, QUICK) as controller:
         nodes = Nodes(controller, await controller.form())
@@ -273,7 +274,7 @@ async def test_what_a_primary_has_committed_is_known_by_its_beats_and_outlives_t
         await beats_that_tell(nodes, committed=12, promised=nodes.config().term)
         assert (await controller.call("POST", "/v1/told", json=asked))[1]["number"] == 12
         nodes.dead.add("s1")
-        await until_older(nodes, number=7, told=12)
+        await nodes.until(lambda: "what is here of it ends with record 7, and record 12 was committed" in caplog.text)
         assert nodes.config().primary.node == "s1"
     async with running(tmp_path, QUICK) as controller:
         assert (await controller.call("POST", "/v1/told", json=asked))[1]["number"] == 12
@@ -328,6 +329,20 @@ async def test_the_primary_changes_to_the_copy_that_the_lease_was_given_back_to(
     await nodes.until(lambda: nodes.config("s1").primary.node == "s2")
 
 
+async def test_a_lease_that_was_given_back_does_not_wait_for_the_pause_between_two_decisions(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients of that shard wait meanwhile."""
+    await in_sync(nodes)
+    assert (await nodes.controller.call("POST", "/v1/shards/s1/promote", json={"to": "s2"}))[0] == 202
+    while not (asked := (await nodes.beat("s1")).give_back):
+        pass
+    monkeypatch.setattr(copy_keeper, "_SHORTEST_S", 1e6)
+    await asyncio.sleep(0.05)  # the next decision is made, by the beat before, and the pause begins
+    nodes.copies["s1"][0] = msgspec.structs.replace(nodes.copies["s1"][0], given_back=asked[0].term)
+    await nodes.until(lambda: nodes.config("s1").primary.node == "s2")
+
+
 async def test_the_number_of_copies_is_not_lowered_while_a_shard_has_no_primary(nodes: Nodes) -> None:
     await in_sync(nodes)
     nodes.copies["s1"][0] = msgspec.structs.replace(nodes.copies["s1"][0], serves=False)
@@ -348,6 +363,14 @@ async def test_a_controller_that_hears_of_a_promised_term_above_its_epoch_change
     await nodes.beat("s1")
     status, said = await nodes.controller.call("PATCH", "/v1/cluster", json={"replicas": 2})
     assert (status, said["code"]) == (503, "controller-behind")
+
+
+async def test_what_a_copy_of_another_store_has_promised_says_nothing_about_this_cluster(nodes: Nodes) -> None:
+    foreign = {"store_id": "of-another-cluster", "copy_id": "x", "role": "copy", "promised": 99, "term": 98}
+    nodes.copies["s1"] += [CopyReport(shard=shard, **foreign) for shard in ("s2", "s9")]  # type: ignore[arg-type]
+    await nodes.beat("s1")
+    status, said = await nodes.controller.call("PATCH", "/v1/cluster", json={"replicas": 2})
+    assert (status, said["replicas"]) == (202, 2)
 
 
 async def test_a_beat_of_another_cluster_and_of_a_node_that_is_not_in_the_map_are_refused(nodes: Nodes) -> None:

@@ -13,9 +13,9 @@ import pytest
 from kvstore.controller import membership
 from kvstore.controller.document import CLOCK_STEP
 from kvstore.controller.lost import Reopener
+from kvstore.controller.map_store.interface import MapStore
+from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers
-from kvstore.controller.store import MapStore
-from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.errors import ChangeRefused, ForeignData, NotFound
 from kvstore.placement.cluster_map import ClusterMap
 from tests.unit.controller.far_shards import LIMITS, FarShard, far_shards

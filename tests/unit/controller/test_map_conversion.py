@@ -13,9 +13,9 @@ import pytest
 
 from kvstore.config import default_config
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.map_store.interface import MapStore, Stored
+from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.controller.membership import Announcement, ClusterState
-from kvstore.controller.store import MapStore, Stored
-from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.errors import ForeignData, Unavailable
 from kvstore.placement.map_format import decode_map
 from tests.old_data import state_of_format_3

@@ -19,12 +19,12 @@ from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.closer import ChangeCloser
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.given_up import Retirer, retiring
+from kvstore.controller.map_store.interface import MapStore, Stored
+from kvstore.controller.map_store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.controller.membership import Announcement, ClusterState
 from kvstore.controller.mover import Mover, _Try, new_move_id
 from kvstore.controller.service import ClusterService
 from kvstore.controller.shards import ShardClients
-from kvstore.controller.store import MapStore, Stored
-from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import Unavailable
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap, Move, Primary, Replica, at_home, first_map

@@ -11,7 +11,7 @@ from kvstore.controller.changes import Change, is_reached
 from kvstore.controller.copy_places import Places
 from kvstore.controller.replicas import too_many_silent
 from kvstore.placement.moves import with_leaving
-from tests.unit.controller.copy_nodes_model import LIMITS, Model
+from tests.unit.controller.copy_nodes_model import LIMITS, Model, ModelCopy
 
 
 def replicated(nodes: int = 3, replicas: int = 2) -> Model:
@@ -258,6 +258,18 @@ def test_a_copy_whose_disk_is_lost_is_made_again() -> None:
     model.run(8)
     assert model.copy_nodes("s1") == {keeper}
     assert model.config("s1").in_sync[0].copy_id != old
+
+
+def test_a_copy_of_an_earlier_shard_of_that_name_is_dropped_and_one_of_this_is_made() -> None:
+    """Its node was away when the shard was given up, and added again."""
+    model = replicated()
+    (node,) = model.copy_nodes("s1")
+    model.down(node)
+    model.nodes[node].copies["s1"] = ModelCopy("an-earlier-store", "an-earlier-copy", promised=1, number=5)
+    model.up(node)
+    model.run(10)
+    assert model.copy_nodes("s1") == {node}
+    assert model.nodes[node].copies["s1"].store_id == model.config("s1").store_id
 
 
 def test_without_a_copy_in_sync_a_dead_primary_is_waited_for() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.controller.store import Stored
-from kvstore.controller.store.sqlite import FORMAT, open_sqlite
+from kvstore.controller.map_store.interface import Stored
+from kvstore.controller.map_store.sqlite import FORMAT, open_sqlite
 from kvstore.errors import ConfigError, ForeignData
 
 
@@ -87,7 +87,7 @@ async def test_commits_are_synced_to_the_disk(tmp_path: Path) -> None:
 _KILLED = """
 import asyncio, sys
 from pathlib import Path
-from kvstore.controller.store.sqlite import open_sqlite
+from kvstore.controller.map_store.sqlite import open_sqlite
 
 async def main():
     store = await open_sqlite(Path(sys.argv[1]))

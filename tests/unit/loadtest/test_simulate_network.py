@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loadtest.simulate.loop import Process, SimulatedLoop
-from loadtest.simulate.network import End, Network
+from loadtest.simulate.network import UNTAKEN_MAX, End, Network
 
 
 @pytest.fixture
@@ -157,19 +157,21 @@ def test_a_sender_waits_while_its_peer_takes_nothing(pair: Pair) -> None:
     assert pair.received(pair.far) == [*range(200)]
 
 
-def test_several_senders_of_one_end_go_on_as_soon_as_its_peer_takes_something(pair: Pair) -> None:
-    """A primary's records and its beacons: one that was never woken would leave the copy behind for ever."""
-
-    async def send_many(number: int) -> None:
-        for _ in range(100):
-            await pair.near.send(number)
+def test_all_tasks_that_wait_to_send_go_on_when_messages_are_taken(loop: SimulatedLoop) -> None:
+    """A primary's records and its beacons leave by one connection."""
+    pair = Pair(loop)
 
     async def both() -> None:
-        works = [asyncio.ensure_future(send_many(number)) for number in (1, 2)]
-        await asyncio.sleep(1.0)
-        taken = [await pair.far.receive() for _ in range(200)]
-        assert sorted(taken) == [1] * 100 + [2] * 100
-        async with asyncio.timeout(5.0):
-            await asyncio.gather(*works)
+        for _ in range(UNTAKEN_MAX):
+            await pair.near.send("full")
+        senders = [asyncio.ensure_future(pair.near.send(name)) for name in ("records", "beacon")]
+        await asyncio.wait(senders, timeout=1.0)
+        assert not any(sender.done() for sender in senders)
+        senders[1].cancel()  # one that is given up takes no other along
+        senders[1] = asyncio.ensure_future(pair.near.send("another beacon"))
+        for _ in range(UNTAKEN_MAX):
+            await pair.far.receive()
+        done, _ = await asyncio.wait(senders, timeout=1.0)
+        assert len(done) == 2
 
     pair.run(both())

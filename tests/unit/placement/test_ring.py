@@ -249,7 +249,7 @@ def test_a_partition_is_the_top_bits_of_the_hash(key: bytes, partitions: int) ->
 @pytest.mark.parametrize(
     ("nodes", "partitions", "said"),
     [
-        ([], 64, "no nodes"),
+        ([], 64, "no shards"),
         ([ShardWeight("s1"), ShardWeight("s2"), ShardWeight("s1")], 64, "'s1' is named 2 times"),
         ([ShardWeight("s1", 0)], 64, "'s1' has weight 0"),
         ([ShardWeight("s1", -1)], 64, "weight -1"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -301,6 +301,31 @@ async def test_after_a_lost_connection_the_session_begins_again_and_nothing_is_m
         for copy in cluster.copies.values():
             assert copy.log.synced == cluster.log.last
             await until(lambda copy=copy: len(rows_of(copy.engine)) == 301)
+
+
+async def test_of_a_copy_whose_log_is_the_beginning_of_the_primarys_one_checksum_is_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each record further back would have to be read from the disk, and a new term is not open before."""
+    asked: list[list[int]] = []
+    checksums = StoreCopy.checksums
+
+    async def noted(copy: StoreCopy, numbers: Sequence[int]) -> dict[int, int]:
+        asked.append(list(numbers))
+        return await checksums(copy, numbers)
+
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        for number in range(50):
+            cluster.put(f"key-{number}")
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        last = cluster.log.last.number
+        monkeypatch.setattr(StoreCopy, "checksums", noted)
+        await cluster.cut("n2")
+        await until(lambda: bool(asked))
+        cluster.put("more")
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+    assert asked == [[last]]
 
 
 async def test_a_copy_that_does_not_answer_is_asked_out_and_nothing_goes_on_until_a_map_says_so() -> None:

@@ -138,7 +138,7 @@ def test_every_problem_code_of_an_answer_is_an_error_with_its_status() -> None:
 
 
 def test_every_error_is_documented_or_known_to_stay_inside() -> None:
-    inside = {"wrong-owner", "config-error", "data-in-use", "log-damaged", "store-behind"}
+    inside = {"wrong-owner", "config-error", "data-in-use", "log-damaged", "other-protocol", "store-behind"}
     shown = {code for _, response in refusals() for code in codes_of(response)}
     assert shown == {error.code for error in all_errors()} - inside
     assert set(DOCUMENT["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]) == shown | inside

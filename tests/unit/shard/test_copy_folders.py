@@ -25,6 +25,7 @@ from kvstore.replication.copy import StoreCopy
 from kvstore.replication.messages import Foreign, Hello, Told
 from kvstore.replication.promise import Identity, read_identity, write_identity
 from kvstore.replication.session import Session
+from kvstore.shard import copy_sessions
 from kvstore.shard.copy_wires import connect
 from kvstore.shard.folder import FileFolder
 from kvstore.shard.hosted import Surroundings
@@ -36,7 +37,7 @@ from kvstore.store.tables import OnFatal
 from kvstore.transport.sessions import ClusterSession
 
 PARTITIONS = 64
-LIMITS = Limits(log_segment_bytes=1 << 20)
+LIMITS = Limits(log_segment_bytes=1 << 20, told_timeout_s=0.2)
 STORE_ID = "0123456789abcdef0123456789abcdef"
 
 
@@ -265,7 +266,7 @@ async def test_a_copy_whose_disk_fails_in_a_session_ends_the_process(tmp_path: P
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(OsFile, "sync", fails)
             with pytest.raises(SystemExit):
-                await resident._serve_copy(Came(hello))
+                await resident.sessions.serve_here(Came(hello))
         await resident.close()
     assert [str(error) for error in failed] == ["[Errno 5] I/O error"]
 
@@ -275,13 +276,13 @@ async def test_a_session_that_comes_while_a_copy_is_closed_does_not_reach_it(
 ) -> None:
     async with resident_copy(tmp_path) as resident:
         came = Came(Hello(Session(STORE_ID, 3, "start", resident.copy_id, 1)))
-        end_sessions = resident._end_sessions
+        end_sessions = resident.sessions.end
 
         async def beset() -> None:
             await end_sessions()
-            await resident._serve_copy(came)
+            await resident.sessions.serve_here(came)
 
-        monkeypatch.setattr(resident, "_end_sessions", beset)
+        monkeypatch.setattr(resident.sessions, "end", beset)
         await resident.close()
     assert [type(answer) for answer in came.sent] == [Foreign]
 
@@ -297,10 +298,10 @@ async def test_a_copy_on_a_full_disk_ends_a_session_that_it_cannot_promise_for_a
         refused = Came(hello)
         with monkeypatch.context() as patched:
             patched.setattr(OsFile, "pwrite", full)
-            await resident._serve_copy(refused)
+            await resident.sessions.serve_here(refused)
         assert refused.sent == []
         taken = Came(hello)
-        serving = asyncio.create_task(resident._serve_copy(taken))
+        serving = asyncio.create_task(resident.sessions.serve_here(taken))
         async with asyncio.timeout(60):
             while not taken.sent:
                 await asyncio.sleep(0.01)
@@ -362,7 +363,7 @@ async def test_a_session_that_comes_while_a_copy_becomes_a_store_reaches_neither
 
         async def beset(copy: StoreCopy) -> Identity:
             came = Came(Hello(Session(STORE_ID, 99, "other", copy_id, 1)))
-            await resident._serve_copy(came)
+            await resident.sessions.serve_here(came)
             answers.extend(came.sent)
             return await hand_over(copy)
 
@@ -396,3 +397,93 @@ async def test_an_order_to_drop_a_copy_is_refused_while_the_map_names_it(tmp_pat
         await asyncio.wait_for(running, 30)
     assert folder_of(tmp_path, "n2").copies() == []
     assert (tmp_path / "shard-s1.copy-n2.db.removed").exists()
+
+
+def promoted_before_a_copy(copy_id: str) -> ClusterMap:
+    """As `promoted`; a copy of it on node s1 joins."""
+    found = promoted(copy_id)
+    joining = [Replica(node="s1", copy_id=STORE_ID, state="joining", joined=3)]
+    return msgspec.structs.replace(found, shards=[msgspec.structs.replace(found.shards[0], replicas=joining)])
+
+
+def replaced(copy_id: str) -> ClusterMap:
+    """The primary of shard s1 is on node s1 again, in term 9; that copy is one in sync."""
+    home = at_home("s1", "http://127.0.0.1:1", STORE_ID)
+    replicas = [Replica(node="n2", copy_id=copy_id, state="in-sync", joined=9)]
+    shard = Shard(id="s1", store_id=STORE_ID, primary=home.shard.primary, term=9, replicas=replicas)
+    return msgspec.structs.replace(promoted(copy_id), epoch=9, shards=[shard])
+
+
+@asynccontextmanager
+async def served_by(resident: Resident) -> AsyncIterator[asyncio.Task[None]]:
+    """The copy is promoted, and served."""
+    running = asyncio.create_task(resident.run())
+    try:
+        resident.hear(promoted_before_a_copy(resident.copy_id))
+        await until(running, lambda: is_served(resident))
+        yield running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await resident.close()
+
+
+async def test_a_primary_whose_term_ends_goes_on_as_a_copy_with_its_open_files_and_has_promised_the_next_term(
+    tmp_path: Path,
+) -> None:
+    """Else the node that takes over would wait until they are opened again, and then for the promise."""
+    async with resident_copy(tmp_path) as resident, served_by(resident) as running:
+        store, copy_id = resident.store, resident.copy_id
+        assert store is not None
+        resident.hear(replaced(copy_id))
+        await until(running, lambda: resident.copy is not None)
+        copy = resident.copy
+        assert copy is not None
+        assert copy.log is store.tables.log
+        assert copy.engine is store.tables.engine
+        assert copy.is_examined
+        assert (copy.identity.promised, copy.identity.copy_id) == (9, copy_id)
+        assert read_identity(OsDisk(), tmp_path, "shard-s1.copy-n2") == copy.identity
+        assert copy.may_be_promoted(), "it has granted nothing since it was promoted"
+
+
+async def test_a_session_of_the_next_primary_is_kept_until_the_map_that_names_it_has_come(tmp_path: Path) -> None:
+    """Refused, it would come again later, and clients wait meanwhile."""
+    async with resident_copy(tmp_path) as resident, served_by(resident) as running:
+        copy_id = resident.copy_id
+        came = Came(Hello(Session(STORE_ID, 9, "other", copy_id, 9)))
+        serving = asyncio.create_task(resident.sessions.serve(came))
+        await asyncio.sleep(0.05)
+        assert came.sent == []
+        resident.hear(replaced(copy_id))
+        await until(running, lambda: bool(came.sent))
+        assert [type(answer) for answer in came.sent] == [Told]
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_a_session_is_not_kept_for_ever_by_a_primary_that_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copy_sessions, "_KEPT_S", 0.01)
+    async with resident_copy(tmp_path) as resident, served_by(resident):
+        came = Came(Hello(Session(STORE_ID, 2, "other", resident.copy_id, 1)))
+        await resident.sessions.serve(came)
+        assert [type(answer) for answer in came.sent] == [Foreign]
+
+
+async def test_the_store_of_files_that_change_hands_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that comes meanwhile would find no store here, and come again later."""
+    as_copy = FileFolder.as_copy
+    found: list[str] = []
+
+    async def look(folder: FileFolder, shard_id: str, opened: Opened, logged: ClusterMap | None) -> CopyFiles:
+        assert resident.identity is None
+        found.append(resident.store_id)
+        return await as_copy(folder, shard_id, opened, logged)
+
+    monkeypatch.setattr(FileFolder, "as_copy", look)
+    async with resident_copy(tmp_path) as resident, served_by(resident) as running:
+        resident.hear(replaced(resident.copy_id))
+        await until(running, lambda: resident.copy is not None)
+    assert found == [STORE_ID]

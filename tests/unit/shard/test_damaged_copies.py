@@ -86,8 +86,29 @@ def in_note(stem: Path) -> None:
         flip(stem.with_name(f"{stem.name}.log.note"), offset)
 
 
+def _of_another_store(stem: Path, *patterns: str) -> None:
+    for pattern in patterns:
+        for path in stem.parent.glob(f"{stem.name}.{pattern}"):
+            path.unlink()
+        for path in (stem.parent / "another").glob(f"{stem.name}.{pattern}"):
+            shutil.copy(path, stem.parent)
+
+
+def with_the_log_of_another_store(stem: Path) -> None:
+    _of_another_store(stem, "log.*")
+
+
+def with_the_file_of_another_store(stem: Path) -> None:
+    _of_another_store(stem, "db", "db-wal", "db-shm")
+
+
+def with_the_id_of_another_store(stem: Path) -> None:
+    _of_another_store(stem, "id")
+
+
 DAMAGES: list[Callable[[Path], None]] = [
     in_header_of_file, gone, in_clock, in_format, in_id, without_id, in_header_of_segment, in_first_record, in_note,
+    with_the_log_of_another_store, with_the_file_of_another_store, with_the_id_of_another_store,
 ]  # fmt: skip
 
 
@@ -272,9 +293,9 @@ def _row(number: int) -> Row:
     return Row(VALUE, key, partition_of(key.encode(), PARTITIONS), 1, 1, 0, b"v")
 
 
-async def a_store_with_copies(path: Path) -> str:
+async def a_store_with_copies(path: Path, store_id: str = STORE_ID) -> str:
     """The home of shard s1, with some records in log and file, and the map that names its copy; its copy's id."""
-    files = await folder_of(path, "s1").make_copy("s1", STORE_ID, PARTITIONS)
+    files = await folder_of(path, "s1").make_copy("s1", store_id, PARTITIONS)
     copy, rows = files.copy, [_row(number) for number in range(50)]
     copy_id = copy.identity.copy_id
     encoded = msgspec.json.encode(a_map(copy_id))
@@ -297,6 +318,7 @@ async def test_each_kind_of_damage_is_found_at_the_opening_and_all_that_was_ther
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     copy_id = await a_store_with_copies(tmp_path)
+    await a_store_with_copies(tmp_path / "another", "another-store")
     damage(tmp_path / "shard-s1")
     there = {path.name: path.read_bytes().rstrip(b"\0") for path in tmp_path.glob("shard-s1.*")}
     folder = folder_of(tmp_path, "s1")
@@ -305,7 +327,7 @@ async def test_each_kind_of_damage_is_found_at_the_opening_and_all_that_was_ther
     assert is_damage(found.value)
     salvaged = await folder.salvage("s1", a_map(copy_id, 2))
     assert salvaged is not None
-    knows_id = damage not in (in_id, without_id)
+    knows_id = damage not in (in_id, without_id, with_the_id_of_another_store)
     assert (salvaged.store_id, salvaged.copy_id) == (STORE_ID, copy_id if knows_id else "")
     files = await folder.rebuild("s1", salvaged, PARTITIONS)
     assert files.copy.is_filling

@@ -15,9 +15,9 @@ import pytest
 from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig, ShardConfig
 from kvstore.controller import app as controller_app
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.controller.membership import ClusterState
 from kvstore.controller.recovery import Told
-from kvstore.controller.store.sqlite import open_sqlite
 from kvstore.environment import StopAsked
 from kvstore.placement.cluster_map import ClusterMap, Primary, at_home, first_map
 from kvstore.router import serve as router_process

@@ -84,7 +84,7 @@ async def test_an_old_folder_of_a_copy_is_never_served_while_its_primary_is_away
         await cluster.kill(copy.node)
         put_back(cluster, copy.node, kept)
         cluster.start_node(copy.node)
-        served = asyncio.create_task(_values(http, cluster))
+        served = asyncio.create_task(values(http, cluster))
         done, _ = await asyncio.wait({served}, timeout=4)
         if done:
             assert set(served.result()) <= {f"new{number}" for number in range(KEYS)} | {"503", "504"}
@@ -107,7 +107,7 @@ async def test_an_old_folder_of_a_primary_without_a_copy_in_sync_is_not_opened(t
         shutil.copytree(cluster.folder / "s1", newest := cluster.folder / "newest-of-s1")
         put_back(cluster, "s1", kept)
         cluster.start_node("s1")
-        served = asyncio.create_task(_values(http, cluster))
+        served = asyncio.create_task(values(http, cluster))
         done, _ = await asyncio.wait({served}, timeout=4)
         if done:
             assert set(served.result()) <= {f"newest{number}" for number in range(KEYS)} | {"503", "504"}
@@ -120,7 +120,7 @@ async def test_an_old_folder_of_a_primary_without_a_copy_in_sync_is_not_opened(t
         await check_all(http, cluster, "newest")
 
 
-async def _values(http: aiohttp.ClientSession, cluster: Cluster) -> list[str]:
+async def values(http: aiohttp.ClientSession, cluster: Cluster) -> list[str]:
     found = []
     for number in range(KEYS):
         async with http.get(f"{cluster.url}/v1/kv/k{number}") as answer:

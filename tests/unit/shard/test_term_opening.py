@@ -72,6 +72,8 @@ class Nodes:
         self.folder = folder
         self.files: dict[str, CopyFiles] = {}
         self.cut_off: set[str] = set()
+        self.deaf: set[str] = set()  # what they are sent is not read
+        self.unheard: list[MemoryWire] = []
         self.asked: list[str] = []
         self.lost_fetches = 0
         self.news = asyncio.Event()
@@ -123,6 +125,9 @@ class Nodes:
         ours: MemoryWire = _Ours(self)
         theirs = MemoryWire(messages.decode_from_primary)
         ours.other, theirs.other = theirs, ours
+        if node in self.deaf:
+            self.unheard.append(theirs)
+            return ours
         copy = self.files[node].copy
         self.serving.append(asyncio.create_task(serve_copy(theirs, lambda _: copy, SYSTEM)))
         return ours
@@ -241,6 +246,19 @@ async def test_an_opening_ends_when_the_map_gives_another_term(tmp_path: Path) -
         await until(lambda: "n2" in nodes.asked)
         opening.hear(nodes.config("n2", "n3", epoch=TERM + 1, term=TERM + 1))
         assert not await asyncio.wait_for(running, 60)
+
+
+async def test_a_connection_to_a_copy_that_has_not_answered_ends_with_the_opening(tmp_path: Path) -> None:
+    async with three(tmp_path, 3, 3, 3) as nodes:
+        nodes.deaf = {"n2"}
+        opening = nodes.opening(nodes.config("n2", "n3"))
+        running = asyncio.create_task(opening.run())
+        await until(lambda: nodes.unheard and nodes.unheard[-1].inbox.qsize())
+        opening.hear(nodes.config("n2", "n3", epoch=TERM + 1, term=TERM + 1))
+        assert not await asyncio.wait_for(running, 60)
+        for wire in nodes.unheard:
+            frames = [wire.inbox.get_nowait() for _ in range(wire.inbox.qsize())]
+            assert frames[-1] is None, "it was closed"
 
 
 async def test_an_opening_ends_when_its_own_copy_promises_a_higher_term(tmp_path: Path) -> None:

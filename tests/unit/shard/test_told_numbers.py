@@ -16,8 +16,8 @@ from aiohttp.test_utils import TestServer
 
 from kvstore.config import Limits
 from kvstore.controller.document import CLOCK_STEP, ClusterDocument
-from kvstore.controller.store import Told
-from kvstore.controller.store.sqlite import SqliteMapStore, open_sqlite
+from kvstore.controller.map_store.interface import Told
+from kvstore.controller.map_store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import LogDamaged, StoreBehind
 from kvstore.placement.cluster_map import ClusterMap, Move, Primary, at_home, map_of
 from kvstore.protocol import Progress, Receive

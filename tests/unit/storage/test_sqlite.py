@@ -241,7 +241,7 @@ async def main(path):
     kept.append(await SqliteEngine.open(Path(path), "s1", int(sys.argv[2]), 1 << 20))
 """,
     "a controller": """
-from kvstore.controller.store.sqlite import open_sqlite
+from kvstore.controller.map_store.sqlite import open_sqlite
 async def main(path):
     kept.append(await open_sqlite(Path(path + ".controller")))
 """,

@@ -266,9 +266,9 @@ def test_each_committed_row_is_looked_up_once_however_often_a_batch_changes_it()
     looked_up = []
 
     class Watched(File):
-        def before(self, kind: str, key: str) -> State | None:
+        def state(self, kind: str, key: str) -> State | None:
             looked_up.append(key)
-            return super().before(kind, key)
+            return super().state(kind, key)
 
     Watched().run([Put(1, "a", b"1"), Delete(2, "a"), Put(3, "a", b"2")])
     assert looked_up == ["a"]

@@ -58,12 +58,17 @@ class Faulty:
 
         self._left = -1
         patch.setattr(Batch, "decide", decide_one)
-        for name in ("note", "note_item", "note_copy", "note_attribute", "note_length"):
-            patch.setattr(Undo, name, self._counting(getattr(Undo, name)))
+        init = Undo.__init__
+
+        def begin(undo: Undo) -> None:
+            init(undo)
+            undo.note = self._counting(undo.note)
+
+        patch.setattr(Undo, "__init__", begin)
 
     def _counting(self, note: Any) -> Any:
-        def counted(undo: Undo, *args: Any) -> None:
-            note(undo, *args)
+        def counted(step: Any) -> None:
+            note(step)
             if self._left == 0:
                 self._left, self.reached = -1, True
                 raise Broken(f"at step {self._step}")
@@ -232,6 +237,6 @@ def test_a_commit_whose_decision_cannot_be_read_is_not_said_to_be_refused(monkey
 
 def test_an_error_of_the_file_is_not_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench()
-    monkeypatch.setattr(bench.rows, "before", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    monkeypatch.setattr(bench.rows, "state", lambda *_: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(OSError, match="disk"):
         bench.one(Put(1, "a", b"1"))

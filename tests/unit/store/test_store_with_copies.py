@@ -24,8 +24,9 @@ from kvstore.replication.serving import serve_copy
 from kvstore.replication.session import Session
 from kvstore.replication.wire import Wire, WireLost
 from kvstore.shard.service import ShardService
-from kvstore.storage.engine import Engine, Identity
+from kvstore.storage.engine import Application, Engine, Identity
 from kvstore.storage.memory import MemoryEngine
+from kvstore.storage.segments import Position
 from kvstore.storage.sync_pace import SyncPace
 from kvstore.store import pipeline
 from kvstore.store.opening import open_files
@@ -454,6 +455,65 @@ async def test_a_store_whose_term_has_ended_answers_nothing_more_and_closes(tmp_
         answer = await written.answer()
         assert answer.problem is not None
         assert answer.problem["code"] == OutcomeUnknown.code
+
+
+async def test_a_store_that_leaves_its_files_open_waits_for_what_is_under_way_in_them(tmp_path: Path) -> None:
+    """A thread cannot be ended, and what applies to the file from then on must see all that it did."""
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        replicas = await one.in_sync("n2")
+        engine: Any = one.store.tables.engine
+        apply, began, may_end = engine.apply, asyncio.Event(), asyncio.Event()
+        threads: list[asyncio.Task[None]] = []
+        positions: list[Position] = []
+
+        async def in_thread(application: Application) -> None:
+            began.set()
+            await may_end.wait()
+            await apply(application)
+            positions.append(application.position)
+
+        async def slow(application: Application) -> None:
+            threads.append(asyncio.create_task(in_thread(application)))
+            await asyncio.shield(threads[-1])
+
+        engine.apply = slow
+        await one.put("a", b"1").answer()
+        await began.wait()
+        assert not one.store.replicas.hear(one.map(*replicas, term=7))
+        closing = asyncio.create_task(one.store.close(keeps_files=True))
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        may_end.set()
+        await asyncio.wait_for(closing, 60)
+        assert all(thread.done() for thread in threads)
+        engine.apply = apply
+        files = one.store.opened
+        assert files.engine.applied.position == positions[-1]
+        assert await files.engine.occupied() is not None, "the file is open"
+        assert files.log.append(b"x") == files.log.last.number, "and so is the log"
+        await files.close()
+        one.is_closed = True
+
+
+async def test_a_work_whose_step_is_given_up_with_the_term_ends_no_process(tmp_path: Path) -> None:
+    async with primary(tmp_path) as one:
+        await one.make_copy("n2")
+        replicas = await one.in_sync("n2")
+        one.hold_up()
+        store, failed = one.store, list[BaseException]()
+        store._on_fatal = lambda error: failed.append(error)  # type: ignore[assignment,return-value]
+        version = store.clock.version
+        work = store._guard(store.pipeline.step(lambda batch: batch.changes.see(version + 1)))
+        store._tasks["work"] = asyncio.create_task(work)
+        await until(lambda: store.tables.log.durable > store.durable)
+        assert not store.replicas.hear(one.map(*replicas, term=7))
+        async with store.applier.turn:
+            closing = asyncio.create_task(store.close())
+            await asyncio.sleep(0.05)  # the end waits for the file
+        await asyncio.wait_for(closing, 60)
+        one.is_closed = True
+        assert failed == []
 
 
 async def test_a_lease_is_given_back_once_the_copy_has_all_and_then_nothing_is_answered(tmp_path: Path) -> None:

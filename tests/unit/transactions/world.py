@@ -237,9 +237,9 @@ def canonical(store: Store, exact: bool) -> Any:
 
 _SILENT = {
     "Hold": {"_sink"},
-    "Holds": {"undo"},
     "Lease": {"granted_to"},
     "LockTable": {"undo"},
+    "PreparedTxns": {"undo"},
     "ReadHold": {"sink"},
     "Store": {"arrived"},
 }

@@ -22,7 +22,7 @@ from typing import Any
 
 import aiosqlite
 
-from kvstore.controller.store import Stored, Told
+from kvstore.controller.map_store.interface import Stored, Told
 from kvstore.data_file import Reserve, opening_error, prepare_data_file, write_durably
 from kvstore.errors import ForeignData, Unavailable
 from kvstore.storage.sqlite import connect
