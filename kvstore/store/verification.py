@@ -53,8 +53,8 @@ def home_in(partitions: int) -> HomeOf:
 
 
 class Verification:
-    """`rounds` counts how often the whole file was looked at since the opening. `is_examined`: it was, as a whole.
-    `file_damage`: why nothing more is written into it. `damage`: the first fault that was found; empty without one."""
+    """`rounds` counts how often the whole file was looked at since the opening. `file_damage`: why nothing more is
+    written into it. `damage`: the first fault that was found; empty without one."""
 
     def __init__(
         self, environment: Environment, limits: Limits, engine: Engine, partitions: int, is_examined: bool
@@ -70,7 +70,7 @@ class Verification:
         self._waiting: dict[int, list[asyncio.Future[None]]] = {}
         self._faults_logged = 0
         self.rounds = int(is_new)
-        self.is_examined = is_examined or is_new
+        self._is_examined = is_examined or is_new
         self._examining = asyncio.Lock()
         self.file_damage: DataCorrupt | None = None
         self.damage = ""
@@ -122,9 +122,9 @@ class Verification:
     async def writable(self) -> None:
         """Return once the file was examined. Raises DataCorrupt if it must not be written to any more."""
         async with self._examining:
-            if not self.is_examined:
+            if not self._is_examined:
                 wrong = (await self._engine.verify(None)).faults
-                self.is_examined = True
+                self._is_examined = True
                 if wrong:
                     self.stop_writing(DataCorrupt(f"The shard's file is damaged ({wrong[0].detail})."))
         if self.file_damage is not None:
