@@ -20,7 +20,6 @@ import asyncio
 import logging
 from collections.abc import Sequence, Set
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 from kvstore import failpoints
@@ -336,7 +335,7 @@ class StoreCopy:
         """Apply what is committed, for ever. Raises DataCorrupt, LogDamaged, OSError."""
         while True:
             await self._learned.wait()
-            await self._environment.sleep(self._times.apply_delay_s)  # what comes until then is applied with it
+            await self._log.gather(self._times.apply_delay_s, _APPLIED_BYTES_MAX)
             self._learned.clear()
             await self._log.keep_spare()
             try:
@@ -379,11 +378,12 @@ class StoreCopy:
         if self.is_filling and not self._filled_to:
             return 0
         durable = self.log.synced.number  # a copy that is not waited for may hear of more as committed
-        count = min(min(number, durable) - applied, _APPLIED_RECORDS_MAX)
-        if count <= 0:
+        last = min(number, durable, applied + _APPLIED_RECORDS_MAX)
+        if last <= applied:
             await self._is_filled()
             return 0
-        entries = await self._environment.in_thread(lambda: list(islice(self.log.entries(applied), count)))
+        read = partial(chain.some_entries, self.log, applied, _APPLIED_BYTES_MAX)
+        entries = [entry for entry in await self._environment.in_thread(read) if entry.number <= last]
         await replay(self.engine, entries)
         await self._is_filled()
         durable = await self.engine.checkpoint(only_if_due=True)

@@ -1,7 +1,7 @@
 """A copy's log: what a primary sends is appended, and synced where that is quickest.
 
 Owns: the log's turn, which is held by whatever syncs, cuts or replaces it beside the event loop; where syncs run; the
-spare segment.
+spare segment; for how long records gather before they are applied.
 Promises: as a primary's log (`kvstore.store.log_writer`): where the disk is quick the sync runs on the event loop's
 thread, where it is not in a thread, one sync for all that was appended before it. Nothing is appended while the log is
 cut or replaced.
@@ -18,6 +18,9 @@ from kvstore.storage.log import Log, NotNext
 from kvstore.storage.segments import HEADER_BYTES, Entry
 from kvstore.storage.sync_pace import SyncPace, timed_sync
 
+_DELAYS_MAX = 20  # so long records gather while many come
+_MANY_RECORDS = 10  # within one delay
+
 
 class CopyLog:
     """`sync_since`: when the sync began that is under way in a thread."""
@@ -29,6 +32,7 @@ class CopyLog:
         self.sync_since: float | None = None
         self._environment = environment
         self._pace = SyncPace(inline_ms_max)
+        self._gathered_bytes = 0  # of records that came since they were last applied
 
     # --- appending
 
@@ -53,7 +57,17 @@ class CopyLog:
             self.log.extend(entry)
         except NotNext:
             return False
+        self._gathered_bytes += len(entry.payload)
         return True
+
+    async def gather(self, delay_s: float, bytes_max: int) -> None:
+        """Wait a while, longer while many records come: a row costs less the more are applied together."""
+        for _ in range(_DELAYS_MAX):
+            before = self.log.last.number
+            await self._environment.sleep(delay_s)
+            if self.log.last.number - before < _MANY_RECORDS or self._gathered_bytes >= bytes_max:
+                break
+        self._gathered_bytes = 0
 
     async def keep_spare(self) -> None:
         """Make the next segment ahead of need; on a full disk not before it is needed."""

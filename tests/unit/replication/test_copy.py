@@ -12,6 +12,7 @@ from typing import TypeVar
 import pytest
 
 from kvstore.environment import Environment
+from kvstore.replication import copy as copy_module
 from kvstore.replication import session
 from kvstore.replication.copy import Deposed, StoreCopy, Told
 from kvstore.replication.files import Place, Times, make_copy, open_copy
@@ -611,3 +612,58 @@ async def test_a_copy_that_is_whole_takes_no_snapshot() -> None:
     await primary.join(copy)
     assert not await copy.snapshot_begins(primary.session(copy), primary.engine.applied)
     assert await primary.ship(copy, committed=1) == 1
+
+
+class Delays(Machine):
+    """Its sleeps end when they are told to: one `turn` after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asleep = asyncio.Event()
+        self._turn = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        self.asleep.set()
+        await self._turn.wait()
+        self._turn.clear()
+
+    async def turn(self) -> None:
+        """Let the sleep that is under way end, and wait for the next one."""
+        self.asleep.clear()
+        self._turn.set()
+        await self.asleep.wait()
+
+
+async def test_while_many_records_come_a_copy_gathers_them_and_then_applies_all_at_once() -> None:
+    node, primary = Node(), Primary()
+    node.machine = delays = Delays()
+    copy = await node.make()
+    assert await primary.join(copy) == 0
+    running = asyncio.create_task(copy.run())
+    copy.committed(primary.session(copy), 0)  # there is something to learn
+    await asyncio.wait_for(delays.asleep.wait(), 60)
+    for _ in range(5):
+        for number in range(20):
+            await primary.put(f"key-{number}", b"value")
+        await primary.ship(copy, committed=len(primary.entries))
+        assert copy.engine.applied.position.number == 0
+        await asyncio.wait_for(delays.turn(), 60)
+    delays._turn.set()  # none came during the last delay
+    async with asyncio.timeout(60):
+        while copy.engine.applied.position.number < 100:
+            await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert len(rows_of(copy.engine)) == 20
+
+
+async def test_large_records_are_not_gathered_beyond_what_is_applied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copy_module, "_APPLIED_BYTES_MAX", 10_000)
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    assert await primary.join(copy) == 0
+    for number in range(12):
+        await primary.put(f"key-{number}", bytes(3000))
+    await primary.ship(copy, committed=12)
+    assert await copy.apply_some() == 4
+    assert await copy.apply_some() == 4
