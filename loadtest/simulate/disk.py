@@ -163,11 +163,6 @@ class SimulatedDisk:
         """Damage the file: this bit of it is the other one."""
         self.replace(path, bytes([self._content(path).cached[bit // 8] ^ 1 << bit % 8]), bit // 8)
 
-    def shorten(self, path: Path, size: int) -> None:
-        """Damage the file: it ends there."""
-        for stored in (self._content(path).cached, self._content(path).durable):
-            del stored[size:]
-
     def wipe(self) -> None:
         """The disk is lost, and an empty one is in its place."""
         self._files.clear()
