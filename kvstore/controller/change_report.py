@@ -8,13 +8,15 @@ Leaves to others: what is kept (`changes`), what is under way (`mover`), HTTP (`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kvstore.controller import changes
 from kvstore.controller.changes import Change, Pauses
 from kvstore.controller.membership import ClusterState
 from kvstore.environment import utc_text
 from kvstore.placement.cluster_map import Move
+from kvstore.transport.change_documents import Change as ChangeShown
+from kvstore.transport.change_documents import LastChange, MoveUnderWay
 
 _SLOW_START_MS = 15_000
 _WAITING_SHOWN_MAX = 3
@@ -34,16 +36,16 @@ class Doing(NamedTuple):
     at_work: int = 0
     waiting: tuple[str, ...] = ()
 
-    def plus(self, move: Move, report: Mapping[str, Any]) -> Doing:
+    def plus(self, move: Move, report: MoveUnderWay) -> Doing:
         """With that move, which is at that point."""
-        copied = min(report["keys_done"] / report["keys_total"], 1.0) if report["keys_total"] else 0.0
-        line = f"{move.source} to {move.to}: {report['detail']}"
-        is_waiting = report["step"] == "waiting"
+        copied = min(report.keys_done / report.keys_total, 1.0) if report.keys_total else 0.0
+        line = f"{move.source} to {move.to}: {report.detail}"
+        is_waiting = report.step == "waiting"
         return Doing(
             self.partitions + len(move.partitions) * copied,
-            self.keys + report["keys_done"],
-            self.bytes + report["bytes_done"],
-            self.at_work + (report["step"] not in ("waiting", "queued")),
+            self.keys + report.keys_done,
+            self.bytes + report.bytes_done,
+            self.at_work + (report.step not in ("waiting", "queued")),
             (*self.waiting, line) if is_waiting and line not in self.waiting else self.waiting,
         )
 
@@ -62,7 +64,7 @@ class Around(NamedTuple):
     ending: bool = False
 
 
-def described(change: Change, state: ClusterState, around: Around, now_ms: int) -> dict[str, Any]:
+def described(change: Change, state: ClusterState, around: Around, now_ms: int) -> ChangeShown:
     """The document of the change."""
     doing = around.doing if change.is_running else Doing()
     change = changes.with_pauses(change, around.pauses)
@@ -70,47 +72,47 @@ def described(change: Change, state: ClusterState, around: Around, now_ms: int) 
     keys = change.keys + doing.keys
     waiting = waiting_for(change, state, around, now_ms) if change.is_running else ""
     ended_ms = change.ended_ms if change.ended_ms is not None else now_ms
-    return {
-        "id": change.id,
-        "kind": change.kind,
-        "shard": change.shard,
-        "weight": change.weight,
-        "to": change.to,
-        "replicas": change.replicas,
-        "state": change.state,
-        "detail": change.detail or _detail(change, total, waiting),
-        "waiting_for": waiting or None,
-        "progress": _progress(change, total, doing),
-        "partitions_done": change.partitions,
-        "partitions_total": total,
-        "keys_done": keys,
-        "keys_total": _keys_total(change, keys),
-        "bytes_done": change.bytes + doing.bytes,
-        "groups_done": change.groups,
-        "started_at": utc_text(change.began_ms),
-        "ended_at": utc_text(change.ended_ms) if change.ended_ms is not None else None,
-        "seconds": max(0, ended_ms - change.began_ms) / 1000,
-        "write_pause_ms_max": change.pause_ms_max,
-        "write_pause_ms_p99": change.pause_ms_p99,
-    }
+    return ChangeShown(
+        id=change.id,
+        kind=change.kind,
+        shard=change.shard,
+        weight=change.weight,
+        to=change.to,
+        replicas=change.replicas,
+        state=change.state,
+        detail=change.detail or _detail(change, total, waiting),
+        waiting_for=waiting or None,
+        progress=_progress(change, total, doing),
+        partitions_done=change.partitions,
+        partitions_total=total,
+        keys_done=keys,
+        keys_total=_keys_total(change, keys),
+        bytes_done=change.bytes + doing.bytes,
+        groups_done=change.groups,
+        started_at=utc_text(change.began_ms),
+        ended_at=utc_text(change.ended_ms) if change.ended_ms is not None else None,
+        seconds=max(0, ended_ms - change.began_ms) / 1000,
+        write_pause_ms_max=change.pause_ms_max,
+        write_pause_ms_p99=change.pause_ms_p99,
+    )
 
 
-def last_change(known: Sequence[Change], pauses: Mapping[str, Pauses], now_ms: int) -> dict[str, Any] | None:
+def last_change(known: Sequence[Change], pauses: Mapping[str, Pauses], now_ms: int) -> LastChange | None:
     """`last` of GET /v1/moves: of the last change that has moved something, or is about to."""
     moving = [c for c in known if c.partitions or (c.is_running and c.kind not in _MOVES_NOTHING)]
     if not moving:
         return None
     change = changes.with_pauses(moving[-1], pauses.get(moving[-1].id, Pauses()))
     ended_ms = change.ended_ms if change.ended_ms is not None else now_ms
-    return {
-        "partitions": change.partitions,
-        "keys": change.keys,
-        "bytes": change.bytes,
-        "groups": change.groups,
-        "seconds": max(0, ended_ms - change.began_ms) / 1000,
-        "write_pause_ms_max": change.pause_ms_max,
-        "write_pause_ms_p99": change.pause_ms_p99,
-    }
+    return LastChange(
+        partitions=change.partitions,
+        keys=change.keys,
+        bytes=change.bytes,
+        groups=change.groups,
+        seconds=max(0, ended_ms - change.began_ms) / 1000,
+        write_pause_ms_max=change.pause_ms_max,
+        write_pause_ms_p99=change.pause_ms_p99,
+    )
 
 
 def waiting_for(change: Change, state: ClusterState, around: Around, now_ms: int) -> str:

@@ -9,7 +9,6 @@ Leaves to others: the form of what is told (`change_report`), HTTP (`app`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from kvstore.controller import change_report, changes
 from kvstore.controller.change_report import Around, Doing
@@ -19,6 +18,8 @@ from kvstore.controller.mover import Mover
 from kvstore.controller.service import ClusterService
 from kvstore.environment import SYSTEM
 from kvstore.errors import NotFound
+from kvstore.transport.change_documents import Change as ChangeShown
+from kvstore.transport.change_documents import LastChange
 
 
 class ChangeViews:
@@ -29,12 +30,12 @@ class ChangeViews:
         self._mover = mover
         self._opening = opening
 
-    async def all(self) -> list[dict[str, Any]]:
+    async def all(self) -> list[ChangeShown]:
         """All that are known, the newest first. Raises Unavailable."""
         state = await self._state()
         return [self._described(change, state) for change in reversed(state.changes)]
 
-    async def one(self, change_id: str) -> dict[str, Any]:
+    async def one(self, change_id: str) -> ChangeShown:
         """The change of that id. Raises NotFound, Unavailable."""
         state = await self._state()
         change = changes.find(state.changes, change_id)
@@ -46,7 +47,7 @@ class ChangeViews:
             )
         return self._described(change, state)
 
-    def last(self, state: ClusterState) -> dict[str, Any] | None:
+    def last(self, state: ClusterState) -> LastChange | None:
         """`last` of GET /v1/moves."""
         pauses = {}
         if state.map is not None:
@@ -59,7 +60,7 @@ class ChangeViews:
             await self._mover.caught_up(state.map)
         return state
 
-    def _described(self, change: Change, state: ClusterState) -> dict[str, Any]:
+    def _described(self, change: Change, state: ClusterState) -> ChangeShown:
         around = Around()
         if state.map is not None:
             around = Around(

@@ -57,6 +57,7 @@ from kvstore.errors import KvError, Unavailable, from_problem
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap, Move
 from kvstore.protocol import Progress
+from kvstore.transport.change_documents import MoveUnderWay
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ class Mover:
             if each.deciding and each.move.id not in standing:
                 await each.decided.wait()
 
-    def report(self, cluster_map: ClusterMap) -> list[dict[str, Any]]:
+    def report(self, cluster_map: ClusterMap) -> list[MoveUnderWay]:
         """The moves of that map, in order, and how far each is."""
         under_way = {each.move.id: each for each in self._tries.values()}
         now_s = _now_s()
@@ -198,7 +199,7 @@ class Mover:
 
     def steps(self, cluster_map: ClusterMap) -> dict[str, float]:
         """How many moves of that map are at each step."""
-        return dict(Counter(move["step"] for move in self.report(cluster_map)))
+        return dict(Counter(move.step for move in self.report(cluster_map)))
 
     def doing(self, cluster_map: ClusterMap) -> dict[str, Doing]:
         """What is under way of each change, by its id."""
@@ -473,19 +474,19 @@ def _is_done(cluster_map: ClusterMap, move: Move) -> bool:
     return set(move.partitions) <= set(cluster_map.owned_by(move.to))
 
 
-def _report(move: Move, current: _Try | None, now_s: float) -> dict[str, Any]:
+def _report(move: Move, current: _Try | None, now_s: float) -> MoveUnderWay:
     pause_s = now_s - current.frozen_s if current is not None and current.frozen_s is not None else 0.0
-    return {
-        "from": move.source,
-        "to": move.to,
-        "partitions": len(move.partitions),
-        "step": current.step if current is not None else "queued",
-        "keys_done": current.keys_done if current is not None else 0,
-        "keys_total": current.keys_total if current is not None else 0,
-        "bytes_done": current.bytes_done if current is not None else 0,
-        "write_pause_ms": milliseconds(pause_s),
-        "detail": current.detail if current is not None else "",
-    }
+    return MoveUnderWay(
+        source=move.source,
+        to=move.to,
+        partitions=len(move.partitions),
+        step=current.step if current is not None else "queued",
+        keys_done=current.keys_done if current is not None else 0,
+        keys_total=current.keys_total if current is not None else 0,
+        bytes_done=current.bytes_done if current is not None else 0,
+        write_pause_ms=milliseconds(pause_s),
+        detail=current.detail if current is not None else "",
+    )
 
 
 def _now_s() -> float:

@@ -33,6 +33,7 @@ from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import ChangeRefused, ControllerBehind, NotFound, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Home, Node, at_home
 from kvstore.placement.moves import planned
+from kvstore.transport.change_documents import Plan as PlanShown
 
 _LOST_PAUSE_S = 1.0
 _log = logging.getLogger(__name__)
@@ -276,7 +277,7 @@ class ClusterService:
         after = membership.with_joining(state, newcomer, self._plan(sizes, ""))
         check_room(state.map, membership.formed_map(after), sizes)
 
-    async def plan_add(self, shard_id: str, url: str | None, weight: int) -> dict[str, Any]:
+    async def plan_add(self, shard_id: str, url: str | None, weight: int) -> PlanShown:
         """What `add` would move. Raises as it does, but asks for no launcher."""
         if url is not None:
             newcomer = await self._newcomer(shard_id, url, weight)
@@ -306,7 +307,7 @@ class ClusterService:
         asked = await self._ask(change, lambda state, _: membership.lost(state, shard_id))
         return {**asked._asdict(), "partitions": owned, "transactions": anchored}
 
-    async def plan_remove(self, shard_id: str) -> dict[str, Any]:
+    async def plan_remove(self, shard_id: str) -> PlanShown:
         """What `remove` would move; raises as it does."""
         return await self._estimate(lambda state, plan: membership.without(state, shard_id, plan))
 
@@ -316,7 +317,7 @@ class ClusterService:
         asked = self._new_change("weight", shard_id, weight)
         return await self._ask(asked, lambda state, plan: membership.reweighed(state, shard_id, weight, plan))
 
-    async def plan_reweigh(self, shard_id: str, weight: int) -> dict[str, Any]:
+    async def plan_reweigh(self, shard_id: str, weight: int) -> PlanShown:
         """What `reweigh` would move; raises as it does."""
         membership.check_weight(weight)
         return await self._estimate(lambda state, plan: membership.reweighed(state, shard_id, weight, plan))
@@ -333,7 +334,7 @@ class ClusterService:
         after, change_id = await self._change(self._new_change("rebalance"), membership.replanned)
         return Replanned(membership.formed_map(after), change_id)
 
-    async def plan_plan(self) -> dict[str, Any]:
+    async def plan_plan(self) -> PlanShown:
         """What `replan` would move."""
         return await self._estimate(membership.replanned)
 
@@ -400,7 +401,7 @@ class ClusterService:
         expect = expected_keys(membership.formed_map(after), sizes)
         return change_steps.taken(before, after, change, expect, self._limits.changes_kept_max)
 
-    async def _estimate(self, decide: Rule) -> dict[str, Any]:
+    async def _estimate(self, decide: Rule) -> PlanShown:
         state = await self._read()
         sizes = await self._measured(state)
         after = decide(state, self._plan(sizes, ""))

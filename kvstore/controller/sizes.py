@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from kvstore.config import Limits
 from kvstore.controller.shards import Size
 from kvstore.errors import ChangeRefused
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.transport.change_documents import Plan, PlannedMove
 
 _UNMEASURED_GROUPS = 64  # into so many groups at least the partitions of a shard that is down are cut
 
@@ -39,21 +39,24 @@ def group_partitions(cluster_map: ClusterMap, source: str, size: Size | None, li
     return max(1, int(owned / groups))
 
 
-def estimate(cluster_map: ClusterMap, sizes: Mapping[str, Size]) -> dict[str, Any]:
+def estimate(cluster_map: ClusterMap, sizes: Mapping[str, Size]) -> Plan:
     """What the moves of the map carry, per source and destination and in sum.
     None where a source was not measured."""
     partitions: defaultdict[tuple[str, str], int] = defaultdict(int)
     for move in cluster_map.moves:
         partitions[move.source, move.to] += len(move.partitions)
-    entries: list[dict[str, Any]] = []
+    entries: list[PlannedMove] = []
     for (source, to), count in sorted(partitions.items()):
         size, owned = sizes.get(source), len(cluster_map.owned_by(source))
         keys = round(size.keys * count / owned) if size is not None else None
         size_bytes = round(size.bytes * count / owned) if size is not None else None
-        entries.append({"from": source, "to": to, "partitions": count, "keys": keys, "bytes": size_bytes})
-    return {name: _sum([entry[name] for entry in entries]) for name in ("partitions", "keys", "bytes")} | {
-        "moves": entries
-    }
+        entries.append(PlannedMove(source=source, to=to, partitions=count, keys=keys, bytes=size_bytes))
+    return Plan(
+        partitions=sum(entry.partitions for entry in entries),
+        keys=_sum([entry.keys for entry in entries]),
+        bytes=_sum([entry.bytes for entry in entries]),
+        moves=entries,
+    )
 
 
 def check_room(before: ClusterMap | None, after: ClusterMap, sizes: Mapping[str, Size]) -> None:

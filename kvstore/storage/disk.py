@@ -11,10 +11,35 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # room may come: worth another try later
+
+
+_PROBE_BYTES = 65_536
+
+
+def may_not_grow(paths: Sequence[Path]) -> str:
+    """Why files of one folder, of which one could not be written, may not grow; empty if they may."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            if limit != resource.RLIM_INFINITY and path.stat().st_size + _PROBE_BYTES > limit:
+                return (
+                    f"{path} has reached the largest size of a file, {limit} bytes: raise it (ulimit -f, LimitFSIZE=)"
+                )
+    try:
+        with tempfile.TemporaryFile(dir=paths[0].parent, buffering=0) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            os.fsync(probe.fileno())
+    except OSError as error:
+        if error.errno in FULL_ERRNOS:
+            return f"{paths[0].parent}: {error.strerror}: make room, or raise the quota"
+    return ""
 
 
 class DiskFile(Protocol):

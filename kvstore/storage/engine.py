@@ -178,6 +178,10 @@ class TryLater(Unavailable):
     """Nothing was applied, and a later try may succeed: the disk is full, or another program holds the file."""
 
 
+class NoRoom(TryLater):
+    """The files may not grow: the disk is full, or a quota or limit is reached."""
+
+
 class Engine(Protocol):
     """See the module. Methods that are not async run in the caller's thread and are quick."""
 

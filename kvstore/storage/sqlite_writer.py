@@ -19,7 +19,8 @@ from pathlib import Path
 from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.storage import schema
 from kvstore.storage.digests import Digests
-from kvstore.storage.engine import Application, Applied, Identity, SnapshotProgress, TryLater
+from kvstore.storage.disk import may_not_grow
+from kvstore.storage.engine import Application, Applied, Identity, NoRoom, SnapshotProgress, TryLater
 from kvstore.storage.rows import Clock, Row
 from kvstore.storage.schema import SIGNED
 from kvstore.storage.segments import Position
@@ -131,7 +132,7 @@ class SqliteWriter:
     def checkpoint(self, connection: sqlite3.Connection) -> int:
         """The number up to which the file is durable; 0 where a reader stood in the way. Raises TryLater, OSError."""
         number = self.applied.position.number
-        with _disk_errors():
+        with _disk_errors(connection):
             busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if frames * _PAGE_BYTES > self._wal_bytes_max and time.monotonic() >= self._next_truncation_s:
                 self._truncate_wal(connection)
@@ -206,7 +207,7 @@ def _cluster_id(cluster_map: bytes) -> str:
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """All of the block or none of it. Raises TryLater if nothing changed and may yet; OSError."""
-    with _disk_errors():
+    with _disk_errors(connection):
         _begin(connection)
         try:
             yield
@@ -231,14 +232,22 @@ def _begin(connection: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def _disk_errors() -> Iterator[None]:
-    """SQLite's errors as what they mean to the applier."""
+def _disk_errors(connection: sqlite3.Connection) -> Iterator[None]:
+    """SQLite's errors as what they mean to the applier.
+
+    It says that a disk is full, and of a quota or a limit of the system nothing but that writing failed.
+    """
     try:
         yield
     except sqlite3.OperationalError as error:
         code = error.sqlite_errorcode & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL):
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise TryLater(str(error)) from error
+        if code == sqlite3.SQLITE_FULL:
+            raise NoRoom(str(error)) from error
+        path = Path(connection.execute("PRAGMA database_list").fetchone()[2])
+        if code == sqlite3.SQLITE_IOERR and (why := may_not_grow([path, Path(f"{path}-wal"), Path(f"{path}-shm")])):
+            raise NoRoom(why) from error
         raise OSError(f"SQLite: {error} ({error.sqlite_errorname})") from error
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):

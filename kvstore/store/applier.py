@@ -19,7 +19,7 @@ import asyncio
 import logging
 
 from kvstore.errors import DataCorrupt
-from kvstore.storage.engine import Application, Freezes, TryLater
+from kvstore.storage.engine import Application, Freezes, NoRoom, TryLater
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.segments import Position
 from kvstore.store.pacing import LoadMeter, pause_s
@@ -113,12 +113,14 @@ class Applier:
                 async with self.turn:
                     await self._apply()
                     await self._checkpoint_if_due()
-                errors = 0
+                errors, self._tables.file_full = 0, False
             except DataCorrupt as error:
                 self._tables.verification.stop_writing(error)  # the log has what is not applied
                 return
             except TryLater as error:
-                log.warning("applying to the file waits: %s", error)
+                if not (self._tables.file_full and isinstance(error, NoRoom)):  # else it was told already
+                    log.warning("applying to the file waits: %s", error)
+                self._tables.file_full = isinstance(error, NoRoom)
                 self._something.set()
                 await environment.sleep(_RETRY_S)
             except OSError:
@@ -216,7 +218,8 @@ class Applier:
             async with self.turn:
                 await self._checkpoint()
         except (TryLater, OSError) as error:
-            log.warning("releasing segments of the log waits: %s", error)
+            if not self._tables.file_full:  # which was told already
+                log.warning("releasing segments of the log waits: %s", error)
 
     # --- what drops cover ---------------------------------------------------------------------------------------------
 

@@ -34,12 +34,13 @@ class DiskRoom:
         """Only what frees room may be done. Pages that are free inside the file count, down to half the reserve."""
         tables = self._tables
         now_s = tables.environment.monotonic_s()
+        is_full = tables.log.full or tables.file_full
         if now_s < self._ample_until_s:
-            return tables.log.full
+            return is_full
         free_bytes = free_of(tables)
         reserve_bytes = tables.limits.disk_reserve_bytes
         if free_bytes >= 2 * reserve_bytes:
             self._ample_until_s = now_s + _AMPLE_S
         if free_bytes >= reserve_bytes:
-            return tables.log.full
+            return is_full
         return free_bytes < reserve_bytes // 2 or free_bytes + tables.engine.sizes.free < reserve_bytes

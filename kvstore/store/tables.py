@@ -38,7 +38,8 @@ class Tables:
     """`clock`, `executed`: as of the newest decided batch; `visible`, `served`: of the newest visible one.
 
     `term`: of the records that are appended. `sender`: ships them to copies; None as long as no map has named one.
-    `is_sealed`: no more operations are taken, because another node is to take over.
+    `is_sealed`: no more operations are taken, because another node is to take over. `file_full`: the file could not
+    take what was to be applied to it, the last time that this was tried.
     """
 
     environment: Environment
@@ -61,6 +62,7 @@ class Tables:
     term: int = 0
     sender: Sender | None = None
     is_sealed: bool = False
+    file_full: bool = False
 
     def may_answer(self) -> bool:
         """Whether what no record carries may be answered now; to be asked behind the look at it."""

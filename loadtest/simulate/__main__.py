@@ -18,7 +18,7 @@ from xxhash import xxh3_64_hexdigest
 
 from kvstore.cli.commands import EXIT_INTERRUPTED
 from kvstore.failpoints import BUGS
-from loadtest.simulate.cluster_faults import NEMESES
+from loadtest.simulate.cluster_faults import NEMESES, USUAL
 from loadtest.simulate.cluster_run import Cut
 from loadtest.simulate.plan import WHAT, Plan
 from loadtest.simulate.run import Result, Sum
@@ -65,7 +65,7 @@ def _nemeses(_context: click.Context, _option: click.Parameter, text: str) -> li
 @click.option(
     "--nemesis",
     "nemeses",
-    default=",".join(NEMESES),
+    default=",".join(USUAL),
     show_default=True,
     callback=_nemeses,
     help="Kinds of faults and changes of a cluster; empty for none.",

@@ -19,7 +19,7 @@ from kvstore import failpoints
 from kvstore.controller.service import ClusterService
 from kvstore.errors import KvError
 from loadtest.simulate.cluster import SHARDS_MAX, Cluster
-from loadtest.simulate.copy_faults import depose, die, interrupt
+from loadtest.simulate.copy_faults import depose, die, interrupt, put_old_back
 from loadtest.simulate.disk import keep_all, lose_all
 from loadtest.simulate.node import NodeServer
 from loadtest.simulate.servers import Server
@@ -35,9 +35,12 @@ NEMESES: dict[str, tuple[str, ...]] = {
     "copies": ("depose", "interrupt a snapshot", "die"),
     "clock": ("wall clock jumps",),
     "store": ("map store away", "lose the record"),
+    "older": ("put an old copy back",),
     "change": ("add a shard", "remove a shard", "weigh a shard", "plan again", "cancel the moves", "leave behind"),
 }
-ONLY_WITH_COPIES = ("copies",)
+ONLY_WITH_COPIES = ("copies", "older")
+ALONE = ("older",)  # what it is about is lost by faults of the controller, too, if they come at the wrong moment
+USUAL = tuple(each for each in NEMESES if each not in ALONE)
 _WEIGHTS = {
     "depose": 3, "interrupt a snapshot": 2, "die": 2,
     "kill at a failpoint": 4, "reset": 2, "wall clock jumps": 2, "add a shard": 2, "remove a shard": 2,
@@ -89,6 +92,7 @@ class Nemesis:
             "lose the record": self._lose_record,
             "cancel the moves": self._cancel, "depose": partial(depose, cluster),
             "interrupt a snapshot": partial(interrupt, cluster), "die": partial(die, cluster),
+            "put an old copy back": partial(put_old_back, cluster),
         }  # fmt: skip
 
     async def run(self, begin_s: float) -> None:

@@ -23,7 +23,7 @@ from kvstore.store import refusals
 from loadtest.histories.verdict import CLOSING, OPENING, judge
 from loadtest.simulate.cluster import Cluster, Errors
 from loadtest.simulate.cluster_clients import CLIENTS, Client, History
-from loadtest.simulate.cluster_faults import NEMESES, ONLY_WITH_COPIES, Fault, Nemesis, draw
+from loadtest.simulate.cluster_faults import ONLY_WITH_COPIES, USUAL, Fault, Nemesis, draw
 from loadtest.simulate.ending import check_copies, is_replicated
 from loadtest.simulate.loop import Hang, SimulatedLoop
 from loadtest.simulate.machine import Violation
@@ -49,7 +49,7 @@ def simulate_cluster(
     seed: int,
     seconds: float,
     trace: Callable[[str], None] | None = None,
-    nemeses: Iterable[str] = tuple(NEMESES),
+    nemeses: Iterable[str] = USUAL,
     cut: Cut = WHOLE,
     replicas: int = 1,
 ) -> Result:

@@ -10,6 +10,7 @@ Leaves to others: when they come (`cluster_faults`), what must hold (`invariants
     interrupt   a page of a snapshot is held up on its way until another primary sends its own snapshot to that copy, or
                 has sent all of it
     die         a node is away for longer than `down_out_s`: it is given up, and comes back
+    put back    a primary and its copy end at once; the copy comes back first, with its files of some time ago
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ T = TypeVar("T")
 _LOOK_S = 0.01
 _PROMOTED_S = 6.0
 _FILLING_S = 5.0
+_BEATS_S = 0.6  # in which a node of a simulated cluster beats more than once
 _FILLED_S = 4.0  # then the second one is whole, mostly
 _PAGE_S = 0.03  # what a page of the second snapshot takes
 
@@ -107,6 +109,40 @@ async def die(cluster: Cluster, rng: random.Random) -> None:
     await asyncio.sleep(rng.choice((1.0, 1.5)) * node.limits.down_out_s)
     if cluster.nodes.get(name) is node:
         cluster.bring_back(node)
+
+
+async def put_old_back(cluster: Cluster, rng: random.Random) -> None:
+    """Of some shard, whose primary comes back later. What the files lack was committed well before its last beat."""
+    found = [(shard, copy) for shard in _shards(cluster) for copy in _in_sync(shard)]
+    if not found:
+        return
+    shard, copy = rng.choice(found)
+    node, primary = cluster.nodes.get(copy.node), cluster.nodes.get(shard.primary.node)
+    kept = node.back_up(shard.id) if node is not None else None
+    await asyncio.sleep(rng.uniform(0.5, 3.0))
+    committed = _committed(cluster, shard)
+    await asyncio.sleep(_BEATS_S)
+    if node is None or primary is None or kept is None or not (node.is_alive and primary.is_alive):
+        return
+    now = next((each for each in _shards(cluster) if each == shard), None)
+    if now is None or committed <= kept.number or not cluster.is_whole():
+        return
+    cluster.loop.note(f"{node.name} gets its copy of {shard.id} back as of record {kept.number} of {committed}")
+    for each in (primary, node):
+        each.wanted = False
+        if each.process is not None:
+            each.process.kill()
+    node.put_back(kept)
+    await asyncio.sleep(rng.uniform(0.0, 2.0))
+    cluster.bring_back(node)
+    await asyncio.sleep(rng.uniform(3.0, 6.0))
+    cluster.bring_back(primary)
+
+
+def _committed(cluster: Cluster, shard: Shard) -> int:
+    """The number of the last committed record, if its primary runs."""
+    resident = cluster.resident(shard.primary.node, shard.id)
+    return resident.hosted.store.durable if resident is not None and resident.hosted is not None else 0
 
 
 def _shards(cluster: Cluster) -> list[Shard]:

@@ -174,6 +174,11 @@ class SimulatedDisk:
         self._durable_files.clear()
         self._changes.clear()
 
+    def put_back(self, path: Path, data: bytes) -> None:
+        """A file with these bytes lies there, durably, in place of what did."""
+        self._files[path] = self._durable_files[path] = content = _Content()
+        content.cached, content.durable = bytearray(data), bytearray(data)
+
     def remove(self, path: Path) -> None:
         """Damage the folder: the file is gone."""
         del self._files[path]

@@ -33,6 +33,15 @@ class SimulatedEngine(MemoryEngine):
         other._count = itertools.count(max(self._places.values(), default=0) + 1)
         return other
 
+    def backed_up(self) -> SimulatedEngine:
+        """Another one, with all that this one has now, which a later process opens."""
+        other = SimulatedEngine(self.identity)
+        other._applied, other._rows, other._places = self._applied, dict(self._rows), dict(self._places)
+        other._count = itertools.count(max(self._places.values(), default=0) + 1)
+        other._history = [(other._applied, dict(other._rows), other.identity, dict(other._places))]
+        other.fail = self.fail
+        return other
+
     async def apply(self, application: Application) -> None:
         await self.environment.pause()
         await super().apply(application)

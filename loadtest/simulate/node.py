@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
@@ -191,6 +191,15 @@ class SimulatedFolder:
         return Log.open(self._disk, FOLDER, path.stem, store_id, position, told, segment_bytes=size)
 
 
+class Backup(NamedTuple):
+    """The files of a copy as they were at one moment. `number`: of the last record that was on disk."""
+
+    path: Path
+    files: dict[Path, bytes]
+    engine: SimulatedEngine
+    number: int
+
+
 class NodeServer(Server):
     """A host with a node. `weight` counts when it joins a cluster that is there already."""
 
@@ -288,6 +297,24 @@ class NodeServer(Server):
         self.disk.wipe()
         self.folder.engines.clear()
         self._last_session = ""
+
+    def back_up(self, shard_id: str) -> Backup | None:
+        """What lies here of that shard's copy, if the process runs and has it whole."""
+        resident = self.node.stores.by_shard.get(shard_id) if self.node is not None else None
+        copy, path = resident.copy if resident is not None else None, self.folder._path(shard_id)
+        if copy is None or copy.is_filling or path not in self.folder.engines:
+            return None
+        files = {each: self.disk.content(each) for each in self.disk.files if each.name.startswith(f"{path.stem}.")}
+        return Backup(path, files, self.folder.engines[path].backed_up(), copy.log.synced.number)
+
+    def put_back(self, kept: Backup) -> None:
+        """In place of what lies here of it by now; no process may run."""
+        for each in self.disk.files:
+            if each.name.startswith(f"{kept.path.stem}."):
+                self.disk.remove(each)
+        for path, data in kept.files.items():
+            self.disk.put_back(path, data)
+        self.folder.engines[kept.path] = kept.engine
 
     def start(self) -> None:
         if not self.host.has_power:

@@ -33,7 +33,7 @@ class Plan(NamedTuple):
 
     of: str
     seconds: float
-    nemeses: Sequence[str] = tuple(cluster_faults.NEMESES)
+    nemeses: Sequence[str] = cluster_faults.USUAL
     cut: Cut = WHOLE
     bug: str = ""
     replicas: int = 1
@@ -66,7 +66,7 @@ class Plan(NamedTuple):
         words = [f"python -m loadtest.simulate --seeds 1 --seed {seed} --seconds {self.seconds:g}"]
         if self.of != "cluster":
             words.append(f"--of {self.of}")
-        elif list(self.nemeses) != list(cluster_faults.NEMESES):
+        elif list(self.nemeses) != list(cluster_faults.USUAL):
             words.append("--nemesis " + shlex.quote(",".join(self.nemeses)))
         if self.replicas != 1:
             words.append(f"--replicas {self.replicas}")

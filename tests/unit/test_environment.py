@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
 from kvstore.environment import SYSTEM
+
+
+def test_the_clock_of_leases_is_the_one_that_goes_on_while_the_machine_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = {time.CLOCK_BOOTTIME: 2000.0, time.CLOCK_MONOTONIC: 1000.0}
+    monkeypatch.setattr(time, "clock_gettime", readings.__getitem__)
+    assert SYSTEM.boottime_s() == 2000.0
 
 
 @pytest.mark.parametrize("turns", range(5))

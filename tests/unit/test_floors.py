@@ -29,6 +29,31 @@ FLOORS = {
 METHODS_MAX = 20
 LINES_MAX = 500
 ATTRIBUTES_MAX = 15
+VALUES = {"NamedTuple", "Struct", "msgspec.Struct", "Message"}
+LARGER = {
+    "kvstore/client/client.py: Client",
+    "kvstore/controller/copy_keeper.py: CopyKeeper",
+    "kvstore/controller/copy_places.py: Places",
+    "kvstore/controller/heard.py: Heard",
+    "kvstore/controller/mover.py: Mover",
+    "kvstore/controller/service.py: ClusterService",
+    "kvstore/replication/copy.py: StoreCopy",
+    "kvstore/replication/copy_link.py: CopyLink",
+    "kvstore/replication/sender.py: Sender",
+    "kvstore/router/service.py: RouterService",
+    "kvstore/shard/node_stores.py: NodeStores",
+    "kvstore/shard/receiver.py: Receiver",
+    "kvstore/shard/resident.py: Resident",
+    "kvstore/transport/link.py: NodeLink",
+    "loadtest/cluster/proxied.py: End",
+    "loadtest/cluster/proxy.py: Proxy",
+    "loadtest/simulate/clients.py: Client",
+    "loadtest/simulate/cluster.py: Cluster",
+    "loadtest/simulate/cluster_faults.py: Nemesis",
+    "loadtest/simulate/invariants.py: Invariants",
+    "loadtest/simulate/loop.py: SimulatedLoop",
+    "loadtest/simulate/machine.py: Machine",
+}
 FIRST_LINE_WORDS_MAX = 20
 SAME_FLOOR_MAY = {
     0,
@@ -146,24 +171,26 @@ def test_storage_knows_rows_and_records_and_no_rule() -> None:
     assert {part_of(target) for target in inside} <= {"storage", "errors", "data_file"}
 
 
-def test_no_class_of_the_store_has_grown_too_large() -> None:
+def test_no_class_has_grown_too_large() -> None:
+    """Values with fields have no such bound, and those that are named are to be split: no other one joins them."""
     large = []
-    for part in ("storage", "store", "transactions"):
-        for path in (PACKAGE / part).glob("*.py"):
+    for root in (PACKAGE, PACKAGE.parent / "loadtest"):
+        for path in sorted(root.rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ClassDef):
-                    methods = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
-                    attributes = {
-                        each.attr
-                        for each in ast.walk(node)
-                        if isinstance(each, ast.Attribute)
-                        and isinstance(each.ctx, ast.Store)
-                        and isinstance(each.value, ast.Name)
-                        and each.value.id == "self"
-                    }
-                    if len(methods) > METHODS_MAX or len(attributes) > ATTRIBUTES_MAX:
-                        large.append(f"{part}/{path.name}: {node.name}: {len(methods)}, {len(attributes)}")
-    assert large == []
+                if not isinstance(node, ast.ClassDef) or VALUES & {ast.unparse(base) for base in node.bases}:
+                    continue
+                methods = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+                attributes = {
+                    each.attr
+                    for each in ast.walk(node)
+                    if isinstance(each, ast.Attribute)
+                    and isinstance(each.ctx, ast.Store)
+                    and isinstance(each.value, ast.Name)
+                    and each.value.id == "self"
+                }
+                if len(methods) > METHODS_MAX or len(attributes) > ATTRIBUTES_MAX:
+                    large.append(f"{path.relative_to(root.parent)}: {node.name}")
+    assert set(large) <= LARGER
 
 
 def test_no_file_has_grown_too_long() -> None:

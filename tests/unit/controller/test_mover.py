@@ -48,6 +48,16 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.002)
 
 
+class Documents(ChangeViews):
+    """As clients see them: plain documents."""
+
+    async def all(self) -> Any:
+        return msgspec.to_builtins(await super().all())
+
+    async def one(self, change_id: str) -> Any:
+        return msgspec.to_builtins(await super().one(change_id))
+
+
 class Controller:
     """A mover and a service on one document, as in the controller's process."""
 
@@ -60,7 +70,7 @@ class Controller:
             msgspec.structs.replace(default_config(), partitions=PARTITIONS, replicas=1, limits=limits),
             self.shards,
         )
-        self.views = ChangeViews(self.service, self.mover, lambda: "")
+        self.views = Documents(self.service, self.mover, lambda: "")
         closer = ChangeCloser(self.document, self.mover, self.service.may_run, limits)
         self.running = [asyncio.create_task(self.mover.run()), asyncio.create_task(closer.run())]
 
@@ -70,7 +80,8 @@ class Controller:
         return state.map
 
     async def moves(self) -> list[dict[str, Any]]:
-        return self.mover.report(await self.map())
+        shown: list[dict[str, Any]] = msgspec.to_builtins(self.mover.report(await self.map()))
+        return shown
 
     async def settled(self) -> ClusterMap:
         """The map once no move stands in it and all are told."""

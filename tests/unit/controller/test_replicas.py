@@ -317,6 +317,35 @@ def test_while_too_many_nodes_are_silent_none_is_given_up() -> None:
     assert not any(node.given_up for node in model.map.nodes)
 
 
+def test_while_too_many_nodes_are_silent_missing_copies_are_still_made_one_shard_at_a_time() -> None:
+    model = replicated(8)
+    silent = ["s1", "s2", "s3", "s4"]
+    for name in silent:
+        model.down(name)
+    model.run(LIMITS.down_out_s - 1)
+    model.steps.clear()
+    model.run(60)
+    assert too_many_silent(model.map, model.heard, model.now)
+    made = [step.after.epoch for step in model.steps if len(step.after.replicas) > len(step.before.replicas)]
+    assert len(made) >= 2
+    assert len(set(made)) == len(made)
+    for config in map(model.config, ("s5", "s6", "s7", "s8")):
+        assert config.in_sync, "it is served, and there are nodes for its copy"
+
+
+def test_takings_out_of_one_moment_are_one_map() -> None:
+    """One stall of a shared disk, or one dead host, costs one map, not one for each copy of each shard."""
+    model = replicated(5, 3)
+    before = model.map.epoch
+    model.down("s4")
+    model.down("s5")
+    model.turn()
+    out = [step for step in model.steps if step.why == "out"]
+    assert len(out) >= 2
+    assert any(len(step.before.in_sync) - len(step.after.in_sync) == 2 for step in out), "two copies of one shard"
+    assert {step.after.epoch for step in out} == {before + 1} == {model.map.epoch}
+
+
 def test_never_is_a_node_given_up_with_down_out_s_0() -> None:
     model = Model(3, 2, msgspec.structs.replace(LIMITS, down_out_s=0))
     model.run(5)

@@ -17,7 +17,7 @@ from kvstore.router.service import RouterService
 from kvstore.store.pipeline import Pipeline
 from loadtest.simulate.__main__ import main
 from loadtest.simulate.cluster import Cluster
-from loadtest.simulate.cluster_faults import NEMESES
+from loadtest.simulate.cluster_faults import NEMESES, USUAL
 from loadtest.simulate.cluster_run import Cut, scheduled, simulate_cluster
 from loadtest.simulate.plan import Plan
 from loadtest.simulate.shrink import shrink
@@ -54,7 +54,7 @@ def test_a_cluster_holds_under_each_kind_of_fault_alone(nemesis: str) -> None:
 
 
 def test_what_is_taken_out_leaves_the_other_faults_as_they_were() -> None:
-    count = scheduled(5, 8.0, NEMESES)
+    count = scheduled(5, 8.0, USUAL)
     lines: list[str] = []
     simulate_cluster(5, 8.0, lines.append, cut=Cut(frozenset(range(1, count)), frozenset(range(2, 11))))
     whole: list[str] = []

@@ -36,6 +36,7 @@ from kvstore.storage.engine import Application
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.store.copy_place import CopyFiles
+from kvstore.store.opening import untold
 from kvstore.transport.sessions import ClusterSession
 from tests.unit.store.real_files import hide_from_unique_index
 
@@ -102,7 +103,9 @@ class Nodes:
         await copy.engine.apply(Application(rows, copy.log.last, Clock(3, 3)))
         await self.files["n1"].close()
         hide_from_unique_index(self.files["n1"].path, "k2")
-        self.files["n1"] = await FileFolder(self.folder, "n1", LIMITS).open_copy("s1", 64)
+        again = await FileFolder(self.folder, "n1", LIMITS).open("s1", 64, untold)
+        assert isinstance(again, CopyFiles)
+        self.files["n1"] = again
 
     def config(self, *others: str, epoch: int = TERM, term: int = TERM) -> Configuration:
         copies = tuple(Replica(node, self.files[node].copy.identity.copy_id, "in-sync", 2) for node in others)

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import msgspec
@@ -21,6 +21,7 @@ from kvstore.controller.map_store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import LogDamaged, StoreBehind
 from kvstore.placement.cluster_map import ClusterMap, Move, Primary, at_home, map_of
 from kvstore.protocol import Progress, Receive
+from kvstore.shard.hosted import HostedStore
 from kvstore.shard.service import ShardService
 from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import TryLater
@@ -250,6 +251,20 @@ async def test_a_store_tells_what_is_durable_again_and_again(
         while await controller.store.tell(store.identity.store_id, Told()) != Told(store.durable, store.clock.version):
             await asyncio.sleep(0.01)
     running.cancel()
+    await store.close()
+
+
+async def test_a_store_that_is_stopped_in_order_tells_the_number_of_its_last_record(
+    path: Path, numbers: ToldNumbers, controller: Controller
+) -> None:
+    store = await open_store(path, numbers)
+    service = ShardService("s1", store, cast(Any, None), FAST, numbers)
+    nothing = cast(Any, None)
+    hosted = HostedStore(store, service, numbers, nothing, nothing)
+    await Hands(store).put("a", b"1")
+    assert await controller.store.tell(store.identity.store_id, Told()) != Told(store.durable, store.clock.version)
+    await hosted.end()
+    assert await controller.store.tell(store.identity.store_id, Told()) == Told(store.durable, store.clock.version)
     await store.close()
 
 

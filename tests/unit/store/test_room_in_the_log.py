@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import resource
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvstore.protocol import Delete, Put
-from kvstore.storage.disk import OsDisk, OsFile
+from kvstore.storage.disk import OsDisk, OsFile, may_not_grow
+from kvstore.store import applier
 from tests.unit.store.harness import ask, asked, next_id, opened, until
 
 SEGMENT_BYTES = 64 * 1024
@@ -55,3 +61,50 @@ async def test_a_log_without_room_for_segments_refuses_writes_and_goes_on_with_d
         records._disk = OsDisk()
         await until(lambda: not records.full)
         assert (await ask(store, Put(next_id(), "key", b"value"))).status == 201
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may become larger, as `ulimit -f` has it."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+
+async def test_a_limit_of_the_size_of_files_refuses_puts_with_507_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(applier, "_RETRY_S", 0.02)  # a disk that fails is given up after some tries
+    async with opened(tmp_path, log_segment_bytes=SEGMENT_BYTES) as store, asyncio.timeout(60):
+
+        async def put(number: int) -> int:
+            await asyncio.sleep(0.005)
+            return (await ask(store, Put(next_id(), f"key {number}", bytes(30_000)))).status
+
+        with largest_file(1 << 20):
+            number = refused = 0
+            while refused < 50:  # in a row: while the file still grows, the WAL begins anew
+                number += 1
+                refused = refused + 1 if (status := await put(number)) == 507 else 0
+                assert status in (201, 507)
+            assert getattr(await store.reads.read("key 1"), "status", 0) == 200
+            assert (await ask(store, Delete(next_id(), "key 1"))).status == 204
+        await until(lambda: not store.tables.file_full)
+        assert await put(number) == 201
+    assert "has reached the largest size of a file, 1048576 bytes" in caplog.text
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_quota_is_told_from_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    path = tmp_path / "one.db"
+    path.write_bytes(b"x")
+    assert not may_not_grow([path, tmp_path / "none"])
+
+    def refuse(**_: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert ("quota" in may_not_grow([path])) == (code != errno.EIO)
