@@ -50,7 +50,6 @@ LARGER = {
     "loadtest/simulate/clients.py: Client",
     "loadtest/simulate/cluster.py: Cluster",
     "loadtest/simulate/cluster_faults.py: Nemesis",
-    "loadtest/simulate/disk.py: SimulatedDisk",
     "loadtest/simulate/invariants.py: Invariants",
     "loadtest/simulate/loop.py: SimulatedLoop",
     "loadtest/simulate/machine.py: Machine",
