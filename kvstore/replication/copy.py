@@ -354,6 +354,10 @@ class StoreCopy:
         """Whether the file was found to be whole, so that more may be written into it."""
         return self._examined is self.engine
 
+    def note_examined(self) -> None:
+        """The file was found to be whole."""
+        self._examined = self.engine
+
     async def examine(self) -> None:
         """Once, before anything is applied, or others are taken out for what this copy has.
 

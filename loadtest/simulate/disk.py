@@ -169,11 +169,6 @@ class SimulatedDisk:
         self._durable_files.clear()
         self._changes.clear()
 
-    def put_back(self, path: Path, data: bytes) -> None:
-        """A file with these bytes lies there, durably, in place of what did."""
-        self._files[path] = self._durable_files[path] = content = _Content()
-        content.cached, content.durable = bytearray(data), bytearray(data)
-
     def remove(self, path: Path) -> None:
         """Damage the folder: the file is gone."""
         del self._files[path]
@@ -214,6 +209,12 @@ def _apply(change: _Change, files: dict[Path, _Content]) -> None:
         return  # the file was never there under its old name, so it does not come under the new one
     if change.new is not None:
         files[change.new] = change.content
+
+
+def put_back(disk: SimulatedDisk, path: Path, data: bytes) -> None:
+    """A file with these bytes lies there, durably, in place of what did."""
+    disk._files[path] = disk._durable_files[path] = content = _Content()
+    content.cached, content.durable = bytearray(data), bytearray(data)
 
 
 class SimulatedFile:
