@@ -64,6 +64,7 @@ def settled() -> Iterator[Settled]:
                 await asyncio.sleep(0.2)
         while not is_replicated(cluster):
             await asyncio.sleep(0.1)
+        await asyncio.sleep(5)  # until all is applied
 
     loop.run_until_complete(asyncio.wait_for(fill(), 300))
     found = cluster.stored_map
