@@ -55,7 +55,6 @@ OF_COPIES = {
     "answer-before-copies": "a write is answered before the copies that are waited for have it",
     "answer-without-lease": "a primary answers reads though no copy grants it the lease",
     "grant-after-promise": "a copy grants the lease to a primary of a lower term than it has promised",
-    "grant-while-promising": "a copy grants its primary the lease while it writes the promise of a higher term",
     "in-sync-too-early": "a primary asks to count a copy as in sync which lacks records",
     "old-term-taken": "a copy goes on to take records in the session of a term that is over",
     "open-own-log": "an opening takes its own log for the truth, though another copy's is longer",
@@ -64,7 +63,6 @@ OF_COPIES = {
     "promote-not-in-sync": "a copy that is joining takes over from a dead primary",
     "serve-alone": "a store that has copies is opened by its own map, without a new term",
     "stale-snapshot-page": "a copy takes a page of a snapshot that another session has begun, also once it is whole",
-    "start-without-grant": "a copy that starts does not count as having granted the lease",
     "time-out-ends-waiting": "a primary waits no more for a copy that is late, before a map says that it is out",
 }
 BUGS = {

@@ -317,9 +317,9 @@ class StoreCopy:
     def beacon(self, named: Session) -> bool:
         """Grant the primary its lease; False: the beacon is not answered."""
         now = self._environment.boottime_s()
-        if self._is_promising and not failpoints.planted("grant-while-promising"):
-            return False
-        if not lease.grants(self._following, named, self._log.sync_since, now, self._times.disk_stall_s):
+        if self._is_promising or not lease.grants(
+            self._following, named, self._log.sync_since, now, self._times.disk_stall_s
+        ):
             return False
         self._heard_at = now
         self._given = lease.granted(self._given, now, self._times.lease_s)
@@ -353,6 +353,10 @@ class StoreCopy:
     def is_examined(self) -> bool:
         """Whether the file was found to be whole, so that more may be written into it."""
         return self._examined is self.engine
+
+    def note_examined(self) -> None:
+        """The file was found to be whole."""
+        self._examined = self.engine
 
     async def examine(self) -> None:
         """Once, before anything is applied, or others are taken out for what this copy has.

@@ -99,8 +99,7 @@ def granted_at_start(
     if it has promised no higher one since. When it opened, what it had granted before had run out.
     """
     opened = logged is not None and (logged.primary.copy_id, logged.term) == (copy_id, promised)
-    free = opened or not promised or failpoints.planted("start-without-grant")
-    return Granted(now if free else now + lease_s * margin)
+    return Granted(now if opened or not promised else now + lease_s * margin)
 
 
 def grants(following: Following, session: Session, sync_since: float | None, now: float, disk_stall_s: float) -> bool:

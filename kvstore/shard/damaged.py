@@ -71,10 +71,12 @@ async def until_damaged(copy: StoreCopy, environment: Environment, limits: Limit
     """
     while True:
         engine = copy.engine
-        verification = Verification(environment, limits, engine, engine.identity.partitions, False)
+        verification = Verification(environment, limits, engine, engine.identity.partitions, copy.is_examined)
         work = environment.spawn(verification.run())
         try:
             while copy.engine is engine:  # a snapshot begins with another one
+                if verification.is_examined:
+                    copy.note_examined()
                 if verification.damage and copy.silent_s < limits.failover_after_s:
                     raise DataCorrupt(verification.damage)
                 await environment.sleep(_LOOK_S)

@@ -364,7 +364,7 @@ class Resident:
             assert self._map is not None
             opens, floor = self._map, self._opening.clock_floor
             work.cancel()
-            self._files, self._store_id = None, identity.store_id
+            self._files = None
         finally:
             self._opening = None
             self._hands_over = False

@@ -55,6 +55,8 @@ def simulate_cluster(
 ) -> Result:
     """Run that seed for so many simulated seconds, and judge it. `replicas`: as in cluster.yaml."""
     began_s = time.process_time()
+    gc.collect()  # the run before, which is not held any more
+    gc.disable()
     loop = SimulatedLoop()
     loop.trace = trace
     simulation = _Simulation(Cluster(loop, seed, replicas), seconds, possible(nemeses, replicas), cut)
@@ -65,8 +67,6 @@ def simulate_cluster(
     log.addHandler(errors)
     failpoints.watch(cluster.hit)
     failpoints.active, was_active = simulation.at_points, failpoints.active
-    gc.disable()
-    gc.freeze()  # what was there before is not looked at in the end
     try:
         verdict = simulation.run()
     finally:
@@ -78,8 +78,6 @@ def simulate_cluster(
         loop.end()
         forget()
         gc.enable()
-        gc.collect()
-        gc.unfreeze()
     return Result(
         seed, digest, verdict, loop.events, simulation.history.calls, loop.now_s, time.process_time() - began_s,
         dict(cluster.faults), dict(cluster.points), last if verdict else [],

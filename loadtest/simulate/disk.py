@@ -163,21 +163,11 @@ class SimulatedDisk:
         """Damage the file: this bit of it is the other one."""
         self.replace(path, bytes([self._content(path).cached[bit // 8] ^ 1 << bit % 8]), bit // 8)
 
-    def shorten(self, path: Path, size: int) -> None:
-        """Damage the file: it ends there."""
-        for stored in (self._content(path).cached, self._content(path).durable):
-            del stored[size:]
-
     def wipe(self) -> None:
         """The disk is lost, and an empty one is in its place."""
         self._files.clear()
         self._durable_files.clear()
         self._changes.clear()
-
-    def put_back(self, path: Path, data: bytes) -> None:
-        """A file with these bytes lies there, durably, in place of what did."""
-        self._files[path] = self._durable_files[path] = content = _Content()
-        content.cached, content.durable = bytearray(data), bytearray(data)
 
     def remove(self, path: Path) -> None:
         """Damage the folder: the file is gone."""
@@ -219,6 +209,12 @@ def _apply(change: _Change, files: dict[Path, _Content]) -> None:
         return  # the file was never there under its old name, so it does not come under the new one
     if change.new is not None:
         files[change.new] = change.content
+
+
+def put_back(disk: SimulatedDisk, path: Path, data: bytes) -> None:
+    """A file with these bytes lies there, durably, in place of what did."""
+    disk._files[path] = disk._durable_files[path] = content = _Content()
+    content.cached, content.durable = bytearray(data), bytearray(data)
 
 
 class SimulatedFile:

@@ -43,7 +43,7 @@ from kvstore.store.damaged_files import Salvaged, salvaged_by, set_damaged_aside
 from kvstore.store.opening import Opened, ToldNumber, store_path
 from kvstore.transport.channel import Connection
 from kvstore.transport.sessions import PARAMETER, ClusterSession
-from loadtest.simulate.disk import SimulatedDisk, keep_all
+from loadtest.simulate.disk import SimulatedDisk, keep_all, put_back
 from loadtest.simulate.engine import SimulatedEngine
 from loadtest.simulate.environment import SimulatedEnvironment
 from loadtest.simulate.loop import Killed, Process
@@ -313,7 +313,7 @@ class NodeServer(Server):
             if each.name.startswith(f"{kept.path.stem}."):
                 self.disk.remove(each)
         for path, data in kept.files.items():
-            self.disk.put_back(path, data)
+            put_back(self.disk, path, data)
         self.folder.engines[kept.path] = kept.engine
 
     def start(self) -> None:

@@ -31,6 +31,8 @@ from kvstore.shard.folder import FileFolder
 from kvstore.shard.hosted import Surroundings
 from kvstore.shard.resident import Resident
 from kvstore.storage.disk import OsDisk, OsFile
+from kvstore.storage.engine import Application, TryLater
+from kvstore.storage.sqlite import SqliteEngine
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.opening import Opened, untold
 from kvstore.store.tables import OnFatal
@@ -487,3 +489,26 @@ async def test_the_store_of_files_that_change_hands_is_found(tmp_path: Path, mon
         resident.hear(replaced(resident.copy_id))
         await until(running, lambda: resident.copy is not None)
     assert found == [STORE_ID]
+
+
+async def test_a_copy_that_starts_knows_the_newest_map_of_its_log_though_its_file_does_not_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is offered where the controller has lost its own."""
+
+    async def not_now(engine: SqliteEngine, application: Application) -> None:
+        raise TryLater("the disk is full")
+
+    monkeypatch.setattr(SqliteEngine, "apply", not_now)
+    async with resident_copy(tmp_path) as resident, served_by(resident) as running:
+        resident.hear(replaced(resident.copy_id))
+        await until(running, lambda: resident.copy is not None)
+        assert resident.logged_map is not None
+    around = resident._around
+    again = Resident("s1", around)
+    await again.begin(PARTITIONS)
+    assert again.copy is not None
+    assert again.copy.engine.applied.cluster_map is None
+    assert again.logged_map is not None
+    assert again.logged_map.epoch == 3
+    await again.close()

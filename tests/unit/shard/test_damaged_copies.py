@@ -361,6 +361,20 @@ async def test_damage_to_a_row_of_a_copy_counts_only_while_its_primary_is_heard(
     await files.close()
 
 
+async def test_a_copy_that_has_nothing_to_apply_is_examined_before_it_has_to_open_a_term(tmp_path: Path) -> None:
+    await a_store_with_copies(tmp_path)
+    files = await folder_of(tmp_path, "s1").open("s1", PARTITIONS, untold)
+    assert isinstance(files, CopyFiles)
+    assert not files.copy.is_examined
+    verifying = asyncio.create_task(until_damaged(files.copy, SYSTEM, LIMITS))
+    async with asyncio.timeout(PATIENCE_S):
+        while not files.copy.is_examined:
+            await asyncio.sleep(0.01)
+    verifying.cancel()
+    await asyncio.gather(verifying, return_exceptions=True)
+    await files.close()
+
+
 async def _heard_again_and_again(copy: StoreCopy) -> None:
     while True:
         copy._heard_at = SYSTEM.boottime_s()

@@ -21,8 +21,10 @@ import pytest
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import DataCorrupt, ForeignData
+from kvstore.storage import sqlite_writer
 from kvstore.storage.engine import Identity
 from kvstore.storage.sqlite import SqliteEngine, in_thread
+from kvstore.store import applier
 from kvstore.store.opening import open_files
 from tests.unit.storage.hands import PARTITIONS, Hands
 from tests.unit.store import real_files
@@ -400,3 +402,25 @@ async def test_a_person_who_writes_with_a_shell_holds_up_the_file_and_not_the_an
             person.execute("ROLLBACK")
             await hands.store.applier.flush()
             assert person.execute("SELECT key, value FROM kv").fetchall() == [("a", b"1")]
+
+
+async def test_a_person_who_writes_for_long_ends_nothing_and_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sqlite_writer, "_BEGIN_TRIES", 1)
+    monkeypatch.setattr(applier, "_RETRY_S", 0.01)
+    path = tmp_path / "one.db"
+    async with asyncio.timeout(60), real_files.opened(path) as hands:
+        await hands.store.applier.flush()
+        engine: Any = hands.store.tables.engine
+        await in_thread(engine._writing, lambda connection: connection.execute("PRAGMA busy_timeout = 1").close())
+        with closing(sqlite3.connect(path, isolation_level=None)) as person:
+            person.execute("BEGIN IMMEDIATE")
+            assert (await hands.put("a", b"1")).status == 201
+            while caplog.text.count("applying to the file waits") <= 2 * applier._DISK_ERRORS_MAX:
+                await asyncio.sleep(0.01)
+            assert (await hands.get("a")).value == b"1"
+            assert (await hands.put("b", b"2")).status == 201, "the disk is not full"
+            person.execute("ROLLBACK")
+            await hands.store.applier.flush()
+            assert person.execute("SELECT key FROM kv ORDER BY key").fetchall() == [("a",), ("b",)]
