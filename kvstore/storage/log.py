@@ -41,12 +41,16 @@ from kvstore.storage.segments import (
     checksum_of,
     encode_record,
     entry_at,
+    header_at,
     make_segment,
     records_in,
     used_bytes,
 )
 
 __all__ = ["BEGINNING", "Entry", "Log", "LogFailed", "LogFull", "NotNext", "Position", "RecordTooLarge", "Released"]
+
+
+_PIECE_BYTES = 1 << 18  # read at a time; a larger record is read alone
 
 
 class LogFailed(Exception):
@@ -407,17 +411,27 @@ def _parts_from(used: list[Segment], number: int) -> list[_Part]:
 
 
 def _read(disk: Disk, place: Place, part: _Part) -> Iterator[Entry]:
-    """The records of the part, through a file of its own: the segment may be released during that."""
+    """The records of the part, read in pieces as they are asked for.
+    Through a file of its own: the segment may be released during that."""
     try:
         file = disk.open(place.segment(part.segment), write=False)
     except FileNotFoundError:
         raise Released(f"segment {part.segment} of the log of {place.store} is no more") from None
     try:
-        data = file.pread(part.end - part.start, part.start)
+        start, size = part.start, _PIECE_BYTES
+        while start < part.end:
+            data = file.pread(min(size, part.end - start), start)
+            whole = 0
+            for offset, header in records_in(data, 0, place.seed, None):
+                whole = offset + HEADER_BYTES + header.length
+                yield entry_at(data, offset, header)
+            cut_off = None if whole else header_at(data, 0, place.seed)
+            needed = HEADER_BYTES + cut_off.length if cut_off else 0
+            if not whole and not len(data) < needed <= part.end - start:
+                return  # what lies there is no record
+            start, size = start + whole, max(needed, _PIECE_BYTES)
     finally:
         file.close()
-    for offset, header in records_in(data, 0, place.seed, None):
-        yield entry_at(data, offset, header)
 
 
 def _delete(disk: Disk, place: Place, segments: list[Segment]) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.errors import ForeignData, LogDamaged
+from kvstore.replication.chain import some_entries
 from kvstore.storage import segments
 from kvstore.storage.disk import OsDisk
 from kvstore.storage.log import (
@@ -23,7 +24,7 @@ from kvstore.storage.log import (
     RecordTooLarge,
     Released,
 )
-from loadtest.simulate.disk import lose_all
+from loadtest.simulate.disk import SimulatedFile, lose_all
 from tests.unit.storage.log_bench import FOLDER, SEGMENT_BYTES, STORE, STORE_ID, Bench, numbers, payloads
 
 WAIT_S = 20.0
@@ -307,6 +308,33 @@ def test_entries_are_read_from_any_number_on_across_segments() -> None:
     for after in (0, 1, 399, 700, 1499, 1500):
         assert numbers(list(bench.log.entries(after))) == list(range(after + 1, 1501))
     assert payloads(list(bench.log.entries(0))) == [bench.payloads[number] for number in range(1, 1501)]
+
+
+def test_of_a_segment_only_the_piece_with_the_records_that_are_asked_for_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(segment_bytes=4 << 20)
+    bench.fill(900, 4000)
+    read: list[int] = []
+    pread = SimulatedFile.pread
+
+    def counted(file: SimulatedFile, count: int, offset: int) -> bytes:
+        read.append(count)
+        return pread(file, count, offset)
+
+    monkeypatch.setattr(SimulatedFile, "pread", counted)
+    assert numbers(some_entries(bench.log, 100, 100_000)) == list(range(101, 126))
+    assert sum(read) <= 1 << 18  # and not the 3 MB that follow
+    assert numbers(list(bench.log.entries(0))) == list(range(1, 901))
+
+
+@pytest.mark.parametrize("size", [(1 << 18) - 57, (1 << 18) - 56, (1 << 18) - 55, 1 << 20])
+def test_a_record_that_is_larger_than_a_piece_is_read_whole(size: int) -> None:
+    bench = Bench(segment_bytes=8 << 20)
+    for each in (10, size, 10, size, size):
+        bench.append(bytes([each % 251]) * each)
+    assert payloads(list(bench.log.entries(0))) == list(bench.payloads.values())
+    assert payloads(list(bench.log.entries(3))) == list(bench.payloads.values())[3:]
 
 
 def test_a_reader_goes_on_in_a_segment_that_was_released_while_it_reads() -> None:
