@@ -16,12 +16,13 @@ _ENTRY_BYTES = 96
 
 
 class Tail:
-    """`bytes_max`: of all records together; older ones go first."""
+    """`bytes_max`: of all records together; older ones go first. `come_bytes`: of all that ever came."""
 
     def __init__(self, bytes_max: int) -> None:
         self._entries: deque[Entry] = deque()
         self._bytes = 0
         self._bytes_max = bytes_max
+        self.come_bytes = 0
 
     def add(self, entry: Entry) -> None:
         """The record behind the last one that was added."""
@@ -29,6 +30,7 @@ class Tail:
             self._entries.clear()
             self._bytes = 0
         self._entries.append(entry)
+        self.come_bytes += len(entry.payload)
         self._bytes += len(entry.payload) + _ENTRY_BYTES
         while self._bytes > self._bytes_max:
             self._bytes -= len(self._entries.popleft().payload) + _ENTRY_BYTES
