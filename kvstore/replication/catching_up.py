@@ -12,10 +12,12 @@ from __future__ import annotations
 ROOM_BYTES_MIN = 1 << 17
 ROOM_BYTES_MAX = 8 << 20
 _FRAME_BYTES_MAX = 1 << 20
+_APPLIED_BYTES_PER_S = 16 << 20  # about so fast a copy applies what it has acknowledged
 
 
 class CatchingUp:
-    """`share`: of the time in which records are under way, for them. `room_bytes`: that may be under way at once."""
+    """`share`: of the time in which records are under way, for them and for applying them. `room_bytes`: that may be
+    under way at once."""
 
     def __init__(self, share: float) -> None:
         self.room_bytes = ROOM_BYTES_MIN
@@ -41,7 +43,8 @@ class CatchingUp:
     def acknowledged(self, now: float) -> None:
         """The copy has some of what was sent on its disk."""
         if self._full_since is not None and self.room_bytes == ROOM_BYTES_MIN:
-            self._pause_s = (now - self._full_since) * self._rest
+            size = self._before[0] if self._before is not None else 0
+            self._pause_s = (now - self._full_since + size / _APPLIED_BYTES_PER_S) * self._rest
         self._full_since = None
 
     def take_pause(self) -> float:
