@@ -339,9 +339,8 @@ class StoreCopy:
             self._learned.clear()
             await self._log.keep_spare()
             try:
-                began_s = self._environment.monotonic_s()
                 while await self.apply_some() or await self.clean_some():
-                    began_s = await self._log.rest(began_s, self._times.snapshot_share, _APPLIED_BYTES_MAX)
+                    await self._log.rest(self._times.catch_up_share, _APPLIED_BYTES_MAX)
             except TryLater as error:
                 await self._wait_for_the_file(error)
                 self._learned.set()

@@ -25,7 +25,7 @@ from kvstore.replication.places import Times
 from kvstore.replication.session import FellBehind, Forked, Join, Session
 from kvstore.replication.shipping import Link, Shipping
 from kvstore.replication.snapshot import Snapshot
-from kvstore.replication.tail import Tail
+from kvstore.replication.tail import RECORD_BYTES, Tail, cost
 from kvstore.replication.wire import Connect, Refused, Wire, WireLost, WireRefused, expect, greet
 from kvstore.storage.engine import Digest, Engine, SnapshotProgress
 from kvstore.storage.log import Log, Released
@@ -258,7 +258,7 @@ class CopyLink:
 
     async def _write(self, wire: Wire, named: Session) -> None:
         """Send what is appended, in the turn of the loop in which this is woken."""
-        catching_up = CatchingUp(self._around.times.snapshot_share)
+        catching_up = CatchingUp(self._around.times.catch_up_share)
         while (link := shipping.find(self._sender.shipping, named)) is not None:
             self._catching_up = None if link.waited or self._snapshot is not None else catching_up
             if self._has_more() and shipping.may_send(self._sender.shipping, link):
@@ -295,7 +295,7 @@ class CopyLink:
         entries = self._sender.tail.after(self._sent, frame_bytes) or await self._read_back(frame_bytes)
         if not entries:
             raise WireLost(f"the records behind {self._sent} cannot be read back")
-        size = sum(len(entry.payload) for entry in entries)
+        size = sum(map(cost, entries))
         self._sent = entries[-1].number
         self._under_way.append((self._sent, size))
         self._bytes_under_way += size
@@ -306,7 +306,7 @@ class CopyLink:
         await wire.send(messages.Records(entries, self._sender.shipping.committed))
 
     async def _read_back(self, bytes_max: int) -> list[Entry]:
-        read = partial(chain.some_entries, self._around.log, self._sent, bytes_max)
+        read = partial(chain.some_entries, self._around.log, self._sent, bytes_max, RECORD_BYTES)
         return await self._around.environment.in_thread(read)
 
     async def _send_beacon(self, wire: Wire, now: float) -> None:

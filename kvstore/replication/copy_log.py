@@ -35,6 +35,7 @@ class CopyLog:
         self._pace = SyncPace(inline_ms_max)
         self._gathered_bytes = 0  # of records that came since they were last applied
         self._unsynced_bytes = 0
+        self._rested_s = 0.0  # when it last had rested, or gathered
 
     # --- appending
 
@@ -72,15 +73,17 @@ class CopyLog:
             if self.log.last.number - before < _MANY_RECORDS or self._gathered_bytes >= bytes_max:
                 break
         self._gathered_bytes = 0
+        self._rested_s = self._environment.monotonic_s()
 
-    async def rest(self, since_s: float, share: float, bytes_max: int) -> float:
-        """Behind some that were applied since then, pause for the rest of the time, unless much more has come; now.
+    async def rest(self, share: float, bytes_max: int) -> None:
+        """Pause for the rest of the time behind some that were applied, unless much more has come meanwhile.
 
         The node's other stores share its disk and its event loop.
         """
         if self._gathered_bytes < bytes_max:
-            await self._environment.sleep((self._environment.monotonic_s() - since_s) * max(0.0, 1 / share - 1))
-        return self._environment.monotonic_s()
+            took_s = self._environment.monotonic_s() - self._rested_s
+            await self._environment.sleep(took_s * max(0.0, 1 / share - 1))
+        self._rested_s = self._environment.monotonic_s()
 
     async def keep_spare(self) -> None:
         """Make the next segment ahead of need; on a full disk not before it is needed."""
