@@ -1,9 +1,10 @@
 """Making and opening the files of a copy.
 
 Owns: the order in which a copy's log, engine and identity come to be, and what is done with what a crash has left.
-Promises: a copy has an id only once its log is durable and its engine is there. A file that a snapshot was filling is
-used only to go on with that snapshot, and only where file and log fit together: else such a copy opens with an empty
-log and an empty engine. Nothing is applied, since what is committed is not known.
+Promises: a copy has an id only once its log is durable and its engine is there, or the id says that a snapshot is to
+fill them. A file that a snapshot was filling is used only to go on with that snapshot, and only where file and log fit
+together: else such a copy opens with an empty log and an empty engine. Nothing is applied, since what is committed is
+not known.
 Leaves to others: what the copy does then (`copy`), recovery of the log (`storage.recovery`).
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from kvstore.environment import Environment
 from kvstore.errors import KvError
@@ -29,12 +31,22 @@ log = logging.getLogger(__name__)
 __all__ = ["Place", "Times", "make_copy", "open_copy"]
 
 
-async def make_copy(place: Place, store_id: str, environment: Environment, times: Times) -> StoreCopy:
-    """Make an empty copy of that store, with an id of its own. Raises ForeignData, OSError."""
+async def make_copy(
+    place: Place, store_id: str, environment: Environment, times: Times, *, is_home: bool = False
+) -> StoreCopy:
+    """Make an empty copy of that store, with an id of its own. Raises ForeignData, OSError.
+
+    `is_home`: on the home of its shard, where log and file without a map would be those of a store that serves. Its id
+    says first that a snapshot is to fill them.
+    """
+    identity = Identity(store_id, environment.random_hex(16), filling=is_home)
+    write = partial(write_identity, place.disk, place.folder, place.store, identity)
     log = await environment.in_thread(lambda: _new_log(place, store_id))
+    if is_home:
+        await environment.in_thread(write)
     engine = await place.renew()
-    identity = Identity(store_id, environment.random_hex(16))
-    await environment.in_thread(lambda: write_identity(place.disk, place.folder, place.store, identity))
+    if not is_home:
+        await environment.in_thread(write)
     return StoreCopy(place, identity, log, engine, None, environment, times)
 
 

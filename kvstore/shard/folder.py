@@ -117,10 +117,10 @@ class FileFolder:
         return await as_copy_again(opened, logged, place, self._limits, SYSTEM)
 
     async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
-        path = self._path(shard_id)
+        path, is_home = self._path(shard_id), shard_id == self._node_id
         is_whole = path.exists() and copy_path(path).exists()
         try:
-            return await make_copy_files(path, shard_id, store_id, partitions, self._limits, SYSTEM)
+            return await make_copy_files(path, shard_id, store_id, partitions, self._limits, SYSTEM, is_home)
         except ForeignData:
             if is_whole:
                 raise

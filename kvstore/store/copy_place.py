@@ -72,14 +72,17 @@ class CopyFiles(NamedTuple):
 
 
 async def make_copy_files(
-    path: Path, shard_id: str, store_id: str, partitions: int, limits: Limits, environment: Environment
+    path: Path, shard_id: str, store_id: str, partitions: int, limits: Limits, environment: Environment, is_home: bool
 ) -> CopyFiles:
-    """Make an empty copy of that store. Raises DataInUse, ForeignData, ConfigError, OSError."""
+    """Make an empty copy of that store; `is_home`: on the shard's home.
+
+    Raises DataInUse, ForeignData, ConfigError, OSError.
+    """
     prepare_data_file(path)
     lock_fd = lock(path)
     try:
         place = place_of(path, shard_id, store_id, partitions, limits, environment)
-        copy = await files.make_copy(place, store_id, environment, times_of(limits))
+        copy = await files.make_copy(place, store_id, environment, times_of(limits), is_home=is_home)
     except BaseException:
         os.close(lock_fd)
         raise

@@ -340,9 +340,9 @@ class Pipeline:
                 tables.memtable.execute(batch.changes.rows)
             self.writer.sync_soon()
             return
-        if record is not None:
+        if self.writer.position.number > tables.log.durable:  # also when this batch itself has no record
             self.writer.sync_now()
-        self.settle_up_to(self.writer.position.number)
+        self.settle_up_to(tables.log.durable)
 
     def settle_up_to(self, durable: int) -> None:
         """Publish and answer the batches up to that number, in order, as far as the copies that count have them."""

@@ -8,7 +8,7 @@ Leaves to others: whose event it was (`cluster`), what clients see (`loadtest.hi
     partitions     one owner that may answer; a store is served in a term by one process of one copy
     copies         have promised what they follow, and never less than before; a snapshot ends with the primary's rows
     configuration  terms rise; only a copy in sync is promoted; each one in sync has on disk all that is committed;
-                   a term begins with all records of each copy in sync
+                   a term begins with all records of each copy in sync; a recovered map knows each term that was served
     lease          while another copy opens a higher term, no primary may answer
 """
 
@@ -36,6 +36,8 @@ class Invariants:
         self._nodes = nodes
         self._stored_map = stored_map
         self._map: ClusterMap | None = None  # that was looked at last
+        self._map_is_lost = False  # it was, and none is recovered yet
+        self._served: dict[str, int] = {}  # by store, the highest term in which it was
         self._serving: dict[int, Place] = {}
         self._looked_at: dict[Place, object] = {}
         self._terms: dict[tuple[str, int], str] = {}  # who served a store in that term
@@ -175,6 +177,7 @@ class Invariants:
             if start:
                 self._note_start(store.identity.store_id, shard.term, start)
             self.note_term(store.identity.store_id, shard.term, f"copy {store.copy_id}")
+            self._served[store.identity.store_id] = max(shard.term, self._served.get(store.identity.store_id, 0))
         self._serving = {partition: owner for partition, owner in self._serving.items() if owner != place}
         for partition, generation in enumerate(store.served.generations):
             if not generation or partition in store.served.frozen:
@@ -248,16 +251,32 @@ class Invariants:
     def check_map(self) -> None:
         """After an event of the controller. Raises Violation."""
         after = self._stored_map()
+        if after is None:
+            self._map_is_lost = self._map is not None
         if after is None or after is self._map:
             return
         before, self._map = self._map, after
+        is_recovered, self._map_is_lost = self._map_is_lost, False
         for shard in after.shards:
             if not shard.replicas:
                 self._without_copies[shard.store_id, shard.term] = None
             old = before.shard(shard.id) if before is not None else None
             if old is not None and old.store_id == shard.store_id and old != shard:
-                _check_change(old, shard)
+                if is_recovered and shard.term < old.term:
+                    self._check_recovered(shard)
+                else:
+                    _check_change(old, shard)
                 self._check_in_sync(shard)
+
+    def _check_recovered(self, shard: Shard) -> None:
+        """The newest map that nodes have is older than the one that was lost.
+
+        What was lost with it was served by no process: the record that opens a term carries its map, and is on the disk
+        of each copy in sync before the store is served. So a term that was given and never opened may be missing.
+        """
+        served = self._served.get(shard.store_id, 0)
+        if shard.term < served:
+            raise Violation(f"shard {shard.id} was served in term {served}, and the recovered map has {shard.term}")
 
     def _check_in_sync(self, shard: Shard) -> None:
         """Each copy in sync has all that is committed in this term, as far as processes can be asked."""

@@ -76,13 +76,13 @@ class SimulatedFolder:
         path = self._path(shard_id)
         if path in self._leaving:
             await self.set_aside(shard_id)
-        engine = self.engines.get(path)
-        if engine is None:
-            return self._make(path, shard_id, partitions)
         with suppress(DataCorrupt):
             identity = read_identity(self._disk, FOLDER, path.stem)
             if identity is not None and identity.filling:
                 return await self._open_copy(shard_id, partitions)
+        engine = self.engines.get(path)
+        if engine is None:
+            return self._make(path, shard_id, partitions)
         logged = engine.applied.cluster_map
         if not may_serve_alone(decode_map(logged) if logged is not None else None, shard_id, self._node_id):
             return await self._open_copy(shard_id, partitions)
@@ -116,7 +116,8 @@ class SimulatedFolder:
         place = self._place(path, Identity(store_id, None, shard_id, partitions))
         is_whole = path in self.engines and f"{path.stem}.id" in self._disk.names(FOLDER)
         try:
-            copy = await files.make_copy(place, store_id, self.environment, times_of(self._limits))
+            is_home, times = shard_id == self._node_id, times_of(self._limits)
+            copy = await files.make_copy(place, store_id, self.environment, times, is_home=is_home)
         except ForeignData:
             if is_whole:
                 raise

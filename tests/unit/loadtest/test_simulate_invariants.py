@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from kvstore.placement.cluster_map import Shard
+from kvstore.placement.cluster_map import ClusterMap, Shard
 from kvstore.replication.copy import StoreCopy
 from kvstore.shard.resident import Resident
 from kvstore.storage.memory import MemoryEngine
@@ -224,3 +224,23 @@ def test_the_primary_changes_in_a_higher_term_to_a_copy_in_sync(settled: Settled
     joining = msgspec.structs.replace(before, replicas=[msgspec.structs.replace(copy, state="joining")])
     with pytest.raises(Violation, match="which was not in sync"):
         _check_change(joining, msgspec.structs.replace(before, primary=heir, term=before.term + 1))
+
+
+def test_a_recovered_map_may_lack_a_term_that_no_process_has_served_and_no_other(settled: Settled) -> None:
+    found = settled.cluster.stored_map
+    assert found is not None
+
+    def in_term(term: int) -> ClusterMap:
+        others = [each for each in found.shards if each.id != settled.shard.id]
+        return msgspec.structs.replace(found, shards=[msgspec.structs.replace(settled.shard, term=term), *others])
+
+    stored: list[ClusterMap | None] = []
+    term = settled.shard.term
+    invariants = Invariants(settled.cluster.nodes, lambda: stored[-1])
+    invariants._note_served(settled.place, settled.store)
+    for each in (in_term(term + 1), None, found, None):
+        stored.append(each)
+        invariants.check_map()
+    stored.append(in_term(term - 1))
+    with pytest.raises(Violation, match=f"was served in term {term}, and the recovered map has {term - 1}"):
+        invariants.check_map()

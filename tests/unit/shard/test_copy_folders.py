@@ -34,7 +34,7 @@ from kvstore.storage.disk import OsDisk, OsFile
 from kvstore.storage.engine import Application, TryLater
 from kvstore.storage.sqlite import SqliteEngine
 from kvstore.store.copy_place import CopyFiles
-from kvstore.store.opening import Opened, untold
+from kvstore.store.opening import Opened, ToldBefore, untold
 from kvstore.store.tables import OnFatal
 from kvstore.transport.sessions import ClusterSession
 
@@ -106,6 +106,35 @@ async def test_a_home_that_a_snapshot_was_filling_opens_as_an_empty_copy_and_doe
     assert opened.copy.log.last.number == 0
     assert opened.copy.identity == identity._replace(promised=7, filling=True)
     await opened.close()
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+async def test_an_empty_copy_on_its_shards_home_is_a_copy_again_after_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_off: bool
+) -> None:
+    """No map is in its files yet; as a store that serves it would be behind what the primary elsewhere has told."""
+    folder = folder_of(tmp_path, "s1")
+
+    async def told(_: str) -> ToldBefore:
+        return ToldBefore(40)
+
+    if broken_off:  # its log is made, its file half
+        with monkeypatch.context() as patched:
+            patched.setattr(SqliteEngine, "open", _dies)
+            with pytest.raises(OSError, match="dies"):
+                await folder.make_copy("s1", STORE_ID, PARTITIONS)
+    else:
+        await (await folder.make_copy("s1", STORE_ID, PARTITIONS)).close()
+    made = read_identity(OsDisk(), tmp_path, "shard-s1")
+    opened = await folder.open("s1", PARTITIONS, told)
+    assert isinstance(opened, CopyFiles)
+    assert opened.copy.identity == made
+    assert opened.copy.engine.identity.store_id == STORE_ID
+    await opened.close()
+
+
+async def _dies(*_: object) -> NoReturn:
+    raise OSError(5, "the process dies here")
 
 
 async def test_what_a_crash_left_of_a_copy_that_was_being_made_is_rebuilt(tmp_path: Path) -> None:

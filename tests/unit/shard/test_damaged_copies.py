@@ -309,7 +309,7 @@ async def a_store_with_copies(path: Path, store_id: str = STORE_ID) -> str:
     await files.close()
     identity = read_identity(OsDisk(), path, "shard-s1")
     assert identity is not None
-    write_identity(OsDisk(), path, "shard-s1", identity._replace(promised=2))
+    write_identity(OsDisk(), path, "shard-s1", identity._replace(promised=2, filling=False))
     return copy_id
 
 

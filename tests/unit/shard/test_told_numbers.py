@@ -21,7 +21,7 @@ from kvstore.controller.map_store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.errors import LogDamaged, StoreBehind
 from kvstore.placement.cluster_map import ClusterMap, Move, Primary, at_home, map_of
 from kvstore.protocol import Progress, Receive
-from kvstore.shard.hosted import HostedStore
+from kvstore.shard.hosted import HostedStore, StoreEnd
 from kvstore.shard.service import ShardService
 from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import TryLater
@@ -260,7 +260,7 @@ async def test_a_store_that_is_stopped_in_order_tells_the_number_of_its_last_rec
     store = await open_store(path, numbers)
     service = ShardService("s1", store, cast(Any, None), FAST, numbers)
     nothing = cast(Any, None)
-    hosted = HostedStore(store, service, numbers, nothing, nothing)
+    hosted = HostedStore(store, StoreEnd(store), service, numbers, nothing, nothing)
     await Hands(store).put("a", b"1")
     assert await controller.store.tell(store.identity.store_id, Told()) != Told(store.durable, store.clock.version)
     await hosted.end()
