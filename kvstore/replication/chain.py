@@ -36,13 +36,14 @@ def _checksum(log: Log, number: int) -> int:
     return last.checksum if number == last.number else next(log.entries(number)).previous
 
 
-def some_entries(log: Log, after: int, bytes_max: int) -> list[Entry]:
-    """The records behind that number, about so many bytes, one at least. Raises Released, LogDamaged, OSError."""
+def some_entries(log: Log, after: int, bytes_max: int, each_bytes: int = 0) -> list[Entry]:
+    """The records behind that number, about so many bytes, one at least.
+    Each counts `each_bytes` more than it has. Raises Released, LogDamaged, OSError."""
     entries: list[Entry] = []
     size = 0
     for entry in log.entries(after):
         entries.append(entry)
-        size += len(entry.payload)
+        size += len(entry.payload) + each_bytes
         if size >= bytes_max:
             break
     return entries

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 _CLEANED_ROWS_MAX = 500  # in one step
 _APPLIED_RECORDS_MAX = 1000
-_APPLIED_BYTES_MAX = 8 << 20
+_APPLIED_BYTES_MAX, _PIECE_BYTES = 8 << 20, 1 << 20
 _RETRY_S = 0.5
 
 
@@ -340,7 +340,7 @@ class StoreCopy:
             await self._log.keep_spare()
             try:
                 while await self.apply_some() or await self.clean_some():
-                    pass
+                    await self._log.rest(self._times.catch_up_share, _APPLIED_BYTES_MAX)
             except TryLater as error:
                 await self._wait_for_the_file(error)
                 self._learned.set()
@@ -386,7 +386,7 @@ class StoreCopy:
         if last <= applied:
             await self._is_filled()
             return 0
-        read = partial(chain.some_entries, self.log, applied, _APPLIED_BYTES_MAX)
+        read = partial(chain.some_entries, self.log, applied, _PIECE_BYTES)
         entries = [entry for entry in await self._environment.in_thread(read) if entry.number <= last]
         await replay(self.engine, entries)
         await self._is_filled()

@@ -19,12 +19,13 @@ from typing import NamedTuple, Protocol
 from kvstore.environment import Environment
 from kvstore.errors import LogDamaged
 from kvstore.replication import chain, lease, messages, patience, session, shipping
+from kvstore.replication.catching_up import ROOM_BYTES_MAX, CatchingUp
 from kvstore.replication.messages import Told
 from kvstore.replication.places import Times
 from kvstore.replication.session import FellBehind, Forked, Join, Session
 from kvstore.replication.shipping import Link, Shipping
 from kvstore.replication.snapshot import Snapshot
-from kvstore.replication.tail import Tail
+from kvstore.replication.tail import RECORD_BYTES, Tail, cost
 from kvstore.replication.wire import Connect, Refused, Wire, WireLost, WireRefused, expect, greet
 from kvstore.storage.engine import Digest, Engine, SnapshotProgress
 from kvstore.storage.log import Log, Released
@@ -33,7 +34,6 @@ from kvstore.storage.segments import Entry
 log = logging.getLogger(__name__)
 
 _FRAME_BYTES = 1 << 20
-_UNDER_WAY_BYTES = 8 << 20
 _CONNECT_S = 2.0
 _COMPARE_S = 10.0
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 0.5
@@ -97,6 +97,7 @@ class CopyLink:
         self._sent = 0
         self._under_way: deque[tuple[int, int]] = deque()  # of each frame: its last number, its bytes
         self._bytes_under_way = 0
+        self._catching_up: CatchingUp | None = None  # while the copy is not waited for, and is not being filled
         self._beacons: dict[int, float] = {}
         self._beacon = 0
         self._wire: Wire | None = None  # while the stream goes on
@@ -257,8 +258,13 @@ class CopyLink:
 
     async def _write(self, wire: Wire, named: Session) -> None:
         """Send what is appended, in the turn of the loop in which this is woken."""
+        catching_up = CatchingUp(self._around.times.catch_up_share)
         while (link := shipping.find(self._sender.shipping, named)) is not None:
+            self._catching_up = None if link.waited or self._snapshot is not None else catching_up
             if self._has_more() and shipping.may_send(self._sender.shipping, link):
+                if self._catching_up is not None and (pause_s := catching_up.take_pause()):
+                    await self._around.environment.sleep(pause_s)
+                    continue
                 await self._send_records(wire)
             else:
                 self.wake.clear()
@@ -277,21 +283,30 @@ class CopyLink:
 
     def _has_more(self) -> bool:
         """Whether there are records that the copy has room for."""
-        return self._sent < self._sender.shipping.last and self._bytes_under_way < _UNDER_WAY_BYTES
+        return self._sent < self._sender.shipping.last and self._bytes_under_way < self.room_bytes
+
+    @property
+    def room_bytes(self) -> int:
+        """How many bytes may be under way; a copy that lacks no more of them is nearly there."""
+        return self._catching_up.room_bytes if self._catching_up is not None else ROOM_BYTES_MAX
 
     async def _send_records(self, wire: Wire) -> None:
-        entries = self._sender.tail.after(self._sent, _FRAME_BYTES) or await self._read_back()
+        frame_bytes = self._catching_up.frame_bytes if self._catching_up is not None else _FRAME_BYTES
+        entries = self._sender.tail.after(self._sent, frame_bytes) or await self._read_back(frame_bytes)
         if not entries:
             raise WireLost(f"the records behind {self._sent} cannot be read back")
-        size = sum(len(entry.payload) for entry in entries)
+        size = sum(map(cost, entries))
         self._sent = entries[-1].number
         self._under_way.append((self._sent, size))
         self._bytes_under_way += size
-        self.patience = patience.owes(self.patience, self._around.environment.boottime_s())
+        now = self._around.environment.boottime_s()
+        if self._catching_up is not None:
+            self._catching_up.sent(size, self._sender.tail.come_bytes, now)
+        self.patience = patience.owes(self.patience, now)
         await wire.send(messages.Records(entries, self._sender.shipping.committed))
 
-    async def _read_back(self) -> list[Entry]:
-        read = partial(chain.some_entries, self._around.log, self._sent, _FRAME_BYTES)
+    async def _read_back(self, bytes_max: int) -> list[Entry]:
+        read = partial(chain.some_entries, self._around.log, self._sent, bytes_max, RECORD_BYTES)
         return await self._around.environment.in_thread(read)
 
     async def _send_beacon(self, wire: Wire, now: float) -> None:
@@ -333,6 +348,8 @@ class CopyLink:
         owed = len(self._under_way)
         while self._under_way and self._under_way[0][0] <= number:
             self._bytes_under_way -= self._under_way.popleft()[1]
+            if self._catching_up is not None and not self._under_way:
+                self._catching_up.acknowledged(self._around.environment.boottime_s())
         if not owed or len(self._under_way) < owed:
             self._answered()
         if number:  # a copy that is being filled acknowledges nothing

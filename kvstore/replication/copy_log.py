@@ -20,6 +20,7 @@ from kvstore.storage.sync_pace import SyncPace, timed_sync
 
 _DELAYS_MAX = 20  # so long records gather while many come
 _MANY_RECORDS = 10  # within one delay
+_INLINE_BYTES_MAX = 1 << 16  # synced on the loop's thread; more takes longer, and others wait for that thread
 
 
 class CopyLog:
@@ -33,6 +34,8 @@ class CopyLog:
         self._environment = environment
         self._pace = SyncPace(inline_ms_max)
         self._gathered_bytes = 0  # of records that came since they were last applied
+        self._unsynced_bytes = 0
+        self._rested_s = 0.0  # when it last had rested, or gathered
 
     # --- appending
 
@@ -40,7 +43,8 @@ class CopyLog:
         """Whether these can be appended and synced on this thread: the disk is quick, and nothing is in the way."""
         if not self._pace.is_inline or self.turn.locked():
             return False
-        return self.log.room(frees=True) >= sum(len(entry.payload) + HEADER_BYTES for entry in entries)
+        size = sum(len(entry.payload) + HEADER_BYTES for entry in entries)
+        return self._unsynced_bytes + size <= _INLINE_BYTES_MAX and self.log.room(frees=True) >= size
 
     async def has_room(self, entry: Entry) -> bool:
         """Make a segment for it if none has room; False: the disk is full."""
@@ -58,6 +62,7 @@ class CopyLog:
         except NotNext:
             return False
         self._gathered_bytes += len(entry.payload)
+        self._unsynced_bytes += len(entry.payload)
         return True
 
     async def gather(self, delay_s: float, bytes_max: int) -> None:
@@ -68,6 +73,17 @@ class CopyLog:
             if self.log.last.number - before < _MANY_RECORDS or self._gathered_bytes >= bytes_max:
                 break
         self._gathered_bytes = 0
+        self._rested_s = self._environment.monotonic_s()
+
+    async def rest(self, share: float, bytes_max: int) -> None:
+        """Pause for the rest of the time behind some that were applied, unless much more has come meanwhile.
+
+        The node's other stores share its disk and its event loop.
+        """
+        if self._gathered_bytes < bytes_max:
+            took_s = self._environment.monotonic_s() - self._rested_s
+            await self._environment.sleep(took_s * max(0.0, 1 / share - 1))
+        self._rested_s = self._environment.monotonic_s()
 
     async def keep_spare(self) -> None:
         """Make the next segment ahead of need; on a full disk not before it is needed."""
@@ -86,19 +102,23 @@ class CopyLog:
     def sync_now(self) -> None:
         """Sync on this thread; nothing may hold the turn. Raises LogFailed."""
         if not self.is_synced:
+            self._unsynced_bytes = 0
             self._pace.observe(self._timed_sync())
 
     async def sync(self) -> None:
         """Make durable what was appended before; only with the turn, since nothing may be cut off during it."""
-        if self._pace.is_inline:
+        is_much = self._unsynced_bytes > _INLINE_BYTES_MAX
+        if self._pace.is_inline and not is_much:
             self.sync_now()
         elif not self.is_synced:
+            self._unsynced_bytes = 0
             self.sync_since = self._environment.boottime_s()
             try:
                 seconds = await to_its_end(self._environment, self._environment.in_thread(self._timed_sync))
             finally:
                 self.sync_since = None
-            self._pace.observe(seconds)
+            if not is_much:  # else it says little about the disk
+                self._pace.observe(seconds)
 
     def _timed_sync(self) -> float:
         return timed_sync(self.log, self._environment.monotonic_s)[1]

@@ -241,11 +241,17 @@ class Sender:
         link = shipping.find(state, named)
         if link is None:
             return
-        if shipping.is_nearly_there(state, link, _LAG_MAX):
+        if shipping.is_nearly_there(state, link, _LAG_MAX) and self._lacks_few_bytes(link):
             state = shipping.wait_from(state, named)
         self._become(state)
         if self._told or not link.in_sync:
             self._tell_news()
+
+    def _lacks_few_bytes(self, link: Link) -> bool:
+        """What comes waits until the copy has all before it: that must not take long."""
+        at, last = self._links[_key(link)], self.shipping.last
+        lacking = self.tail.after(link.acked, at.room_bytes)
+        return link.acked >= last or (bool(lacking) and lacking[-1].number >= last)
 
     def take_grant(self, named: Session, asked_s: float) -> None:
         """The copy grants the lease, counted from when it was asked."""

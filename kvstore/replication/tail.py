@@ -13,15 +13,23 @@ from collections import deque
 from kvstore.storage.segments import Entry
 
 _ENTRY_BYTES = 96
+RECORD_BYTES = 1024
+"""What a record costs its copy, however small it is, as bytes: sizes of frames count them."""
+
+
+def cost(entry: Entry) -> int:
+    """What the record costs the copy that takes it, as bytes."""
+    return len(entry.payload) + RECORD_BYTES
 
 
 class Tail:
-    """`bytes_max`: of all records together; older ones go first."""
+    """`bytes_max`: of all records together; older ones go first. `come_bytes`: what all that ever came cost."""
 
     def __init__(self, bytes_max: int) -> None:
         self._entries: deque[Entry] = deque()
         self._bytes = 0
         self._bytes_max = bytes_max
+        self.come_bytes = 0
 
     def add(self, entry: Entry) -> None:
         """The record behind the last one that was added."""
@@ -29,6 +37,7 @@ class Tail:
             self._entries.clear()
             self._bytes = 0
         self._entries.append(entry)
+        self.come_bytes += cost(entry)
         self._bytes += len(entry.payload) + _ENTRY_BYTES
         while self._bytes > self._bytes_max:
             self._bytes -= len(self._entries.popleft().payload) + _ENTRY_BYTES
@@ -42,7 +51,7 @@ class Tail:
         size = 0
         for back in range(entries[-1].number - number, 0, -1):  # a deque finds quickly what lies near its end
             found.append(entries[-back])
-            size += len(found[-1].payload)
+            size += cost(found[-1])
             if size >= bytes_max:
                 break
         return found

@@ -8,12 +8,15 @@ Leaves to others: which records those are (`log`), and whether they are visible 
 
 from __future__ import annotations
 
+import asyncio
+
 from kvstore.storage.engine import Application, Engine, Freezes
 from kvstore.storage.record import decode_record
 from kvstore.storage.rows import Row
 from kvstore.storage.segments import Entry, Position
 
 _REPLAYED_ROWS_MAX = 5000
+_DECODED_BYTES_MAX = 1 << 17  # before the event loop has its turn
 
 
 async def replay(engine: Engine, entries: list[Entry]) -> None:
@@ -22,8 +25,12 @@ async def replay(engine: Engine, entries: list[Entry]) -> None:
     cluster_map: bytes | None = None
     freezes: Freezes | None = None
     drops: dict[int, int] = {}
+    decoded = 0
     for at, entry in enumerate(entries):
         record = decode_record(entry.payload)
+        if (decoded := decoded + len(entry.payload)) >= _DECODED_BYTES_MAX:
+            decoded = 0
+            await asyncio.sleep(0)
         if record.dropped:
             gone = frozenset(record.dropped)
             rows = {key: row for key, row in rows.items() if row.partition not in gone}

@@ -231,6 +231,8 @@ def make_segment(disk: Disk, place: Place, index: int, size: int) -> Segment:
         zeros = bytes(min(size, _CHUNK))
         for offset in range(0, size, _CHUNK):
             file.pwrite(zeros[: size - offset], offset)
+            if offset + _CHUNK < size:
+                file.sync()  # piece by piece: other syncs of that disk would wait for all of it
         file.pwrite(segment_header(place, index, size), 0)
         file.sync()
         disk.rename(place.new, place.segment(index))

@@ -173,6 +173,7 @@ def times_of(limits: Limits) -> Times:
         _COPY_LEISURE * limits.apply_delay_s,
         limits.snapshot_share,
         limits.snapshot_page_rows_max,
+        limits.catch_up_share,
     )
 
 

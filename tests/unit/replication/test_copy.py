@@ -659,6 +659,7 @@ async def test_while_many_records_come_a_copy_gathers_them_and_then_applies_all_
 
 async def test_large_records_are_not_gathered_beyond_what_is_applied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copy_module, "_APPLIED_BYTES_MAX", 10_000)
+    monkeypatch.setattr(copy_module, "_PIECE_BYTES", 10_000)
     node, primary = Node(), Primary()
     copy = await node.make()
     assert await primary.join(copy) == 0

@@ -310,6 +310,14 @@ def test_entries_are_read_from_any_number_on_across_segments() -> None:
     assert payloads(list(bench.log.entries(0))) == [bench.payloads[number] for number in range(1, 1501)]
 
 
+def test_a_segment_is_made_in_pieces_so_that_no_other_sync_waits_for_all_of_it() -> None:
+    bench = Bench(segment_bytes=4 << 20)
+    calls = fail(bench, "none")
+    assert bench.log.prepare_segment()
+    written = [call for call in calls if call in ("pwrite", "sync")]
+    assert written == ["pwrite", "sync", "pwrite", "sync", "pwrite", "sync", "pwrite", "pwrite", "sync"]
+
+
 def test_of_a_segment_only_the_piece_with_the_records_that_are_asked_for_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

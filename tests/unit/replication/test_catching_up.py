@@ -1,0 +1,176 @@
+"""Records for a copy that is not waited for: how much is under way, and the pauses; a copy that applies many rests."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from kvstore.environment import Environment
+from kvstore.replication import messages
+from kvstore.replication.catching_up import ROOM_BYTES_MAX, ROOM_BYTES_MIN, CatchingUp
+from kvstore.replication.copy_log import CopyLog
+from kvstore.replication.tail import cost
+from kvstore.storage.engine import Identity
+from kvstore.storage.log import Log
+from kvstore.storage.memory import MemoryEngine
+from kvstore.storage.record import CommitRecord
+from kvstore.storage.replay import replay
+from kvstore.storage.rows import VALUE, Clock, Row
+from loadtest.simulate.disk import SimulatedDisk
+from tests.unit.replication.test_copy import FOLDER, STORE_ID
+from tests.unit.replication.test_sender import TIMES, Cluster, Inline, QueueWire, until
+
+
+def test_behind_a_full_frame_nothing_is_sent_for_the_rest_of_the_time() -> None:
+    pace = CatchingUp(0.25)
+    assert pace.take_pause() == 0
+    pace.sent(ROOM_BYTES_MIN, 0, now=10.0)
+    pace.acknowledged(now=10.5)
+    applying_s = ROOM_BYTES_MIN / (16 << 20)
+    assert pace.take_pause() == pytest.approx(3 * (0.5 + applying_s))
+    assert pace.take_pause() == 0, "once behind each frame"
+
+
+def test_a_copy_that_is_nearly_there_gets_what_comes_at_once() -> None:
+    pace = CatchingUp(0.25)
+    pace.sent(ROOM_BYTES_MIN - 1, 0, now=10.0)
+    pace.acknowledged(now=10.5)
+    assert pace.take_pause() == 0
+
+
+def test_where_as_much_comes_as_is_sent_more_and_more_is_under_way_without_pauses() -> None:
+    pace, come, rooms = CatchingUp(0.25), 0, []
+    for _ in range(9):
+        pace.sent(pace.room_bytes, come, now=10.0)
+        pace.acknowledged(now=10.5)
+        rooms.append(pace.room_bytes)
+        come += pace.frame_bytes
+        assert (pace.take_pause() == 0) == (pace.room_bytes > ROOM_BYTES_MIN)
+    assert rooms[:3] == [ROOM_BYTES_MIN, 2 * ROOM_BYTES_MIN, 4 * ROOM_BYTES_MIN]
+    assert pace.frame_bytes == 1 << 20
+
+
+def test_where_little_comes_the_room_stays_as_it_is() -> None:
+    pace = CatchingUp(0.25)
+    for number in range(9):
+        pace.sent(ROOM_BYTES_MIN, number * ROOM_BYTES_MIN // 3, now=10.0)
+    assert pace.room_bytes == ROOM_BYTES_MIN < ROOM_BYTES_MAX
+
+
+def with_room(cluster: Cluster) -> Cluster:
+    """The segments of its copies are large."""
+    for node in cluster.nodes.values():
+        node.place = node.place._replace(segment_bytes=1 << 20)
+    return cluster
+
+
+class StandingStill(Inline):
+    """Its clock stands still, and each sleep is noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slept: list[float] = []
+
+    def boottime_s(self) -> float:
+        return 1000.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.sleep(min(seconds, 0.002))
+
+
+@pytest.mark.parametrize("size", [0, 20_000], ids=["small records", "large records"])
+async def test_records_that_a_joining_copy_lacks_go_out_a_little_at_a_time_with_a_pause_behind_each(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = with_room(Cluster("n2", segment_bytes=4 << 20))
+    clock = cluster.environment = StandingStill()
+    frames: list[int] = []
+    send = QueueWire.send
+
+    async def noted(wire: QueueWire, message: Any) -> None:
+        if isinstance(message, messages.Records):
+            frames.append(sum(map(cost, message.entries)))
+        await send(wire, message)
+
+    monkeypatch.setattr(QueueWire, "send", noted)
+    async with cluster.running():
+        for number in range(60 if size else 600):
+            cluster.put(f"key-{number}", bytes(size))
+        await cluster.in_sync("n2")
+        await until(lambda: cluster.copies["n2"].log.synced == cluster.log.last)
+    full = [frame for frame in frames if frame >= ROOM_BYTES_MIN]
+    assert len(full) >= 4
+    assert max(frames) < ROOM_BYTES_MIN + size + 2000
+    pauses = [3 * frame / (16 << 20) for frame in full]
+    assert [pause for pause in clock.slept if pause in set(pauses)][: len(pauses) - 1] == pauses[:-1]
+
+
+async def test_what_takes_long_to_sync_is_synced_beside_the_event_loop_of_the_copy() -> None:
+    times = TIMES._replace(sync_inline_ms_max=1e6, apply_delay_s=60.0)
+    async with with_room(Cluster("n2", times=times)).running() as cluster:
+        await cluster.in_sync("n2")
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        hops = cluster.environment.hops
+        last = cluster.put("small", bytes(1000))
+        await until(lambda: cluster.sender.shipping.committed == last)
+        assert cluster.environment.hops == hops
+        last = cluster.put("large", bytes(100_000))
+        await until(lambda: cluster.sender.shipping.committed == last)
+        assert cluster.environment.hops == hops + 1
+        last = cluster.put("small", bytes(1000))
+        await until(lambda: cluster.sender.shipping.committed == last)
+        assert cluster.environment.hops == hops + 1
+
+
+class Moving(Environment):
+    """A clock that only the test and sleeps move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 50.0
+
+    def monotonic_s(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+async def test_a_copy_that_applies_many_rests_between_its_pieces_unless_much_more_has_come() -> None:
+    log = Log.create(SimulatedDisk(), FOLDER, "shard-s1", STORE_ID, segment_bytes=1 << 20)
+    other = Log.create(SimulatedDisk(), FOLDER, "shard-s1", STORE_ID, segment_bytes=1 << 20)
+    clock = Moving()
+    taking = CopyLog(log, clock, 0.0)
+    await taking.gather(0.0, 1000)
+    clock.now = 52.0
+    await taking.rest(0.25, 1000)
+    assert clock.now == 52.0 + 3 * 2.0
+    clock.now += 1.0
+    await taking.rest(0.25, 1000)
+    assert clock.now == 59.0 + 3 * 1.0
+    other.append(bytes(1000))
+    assert taking.append(next(other.entries(0)))
+    clock.now += 1.0
+    await taking.rest(0.25, 1000)
+    assert clock.now == 63.0
+
+
+async def test_while_many_records_are_decoded_the_event_loop_has_its_turns() -> None:
+    log = Log.create(SimulatedDisk(), FOLDER, "shard-s1", STORE_ID, segment_bytes=4 << 20)
+    for number in range(1, 41):
+        log.append(CommitRecord(Clock(number, number), [Row(VALUE, "k", 0, number, number, 0, bytes(50_000))]).encode())
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(others())
+    await replay(MemoryEngine(Identity(STORE_ID, None, "s1", 64)), list(log.entries(0)))
+    beside.cancel()
+    assert turns >= 10
