@@ -13,6 +13,7 @@ ROOM_BYTES_MIN = 1 << 17
 ROOM_BYTES_MAX = 8 << 20
 _FRAME_BYTES_MAX = 1 << 20
 _APPLIED_BYTES_PER_S = 16 << 20  # about so fast a copy applies what it has acknowledged
+PAUSE_S_MAX = 1.0  # a disk or a process that has stood still is not waited for many times as long
 
 
 class CatchingUp:
@@ -44,7 +45,8 @@ class CatchingUp:
         """The copy has some of what was sent on its disk."""
         if self._full_since is not None and self.room_bytes == ROOM_BYTES_MIN:
             size = self._before[0] if self._before is not None else 0
-            self._pause_s = (now - self._full_since + size / _APPLIED_BYTES_PER_S) * self._rest
+            busy_s = now - self._full_since + size / _APPLIED_BYTES_PER_S
+            self._pause_s = min(busy_s * self._rest, PAUSE_S_MAX)
         self._full_since = None
 
     def take_pause(self) -> float:

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from kvstore.environment import Environment, to_its_end
+from kvstore.replication.catching_up import PAUSE_S_MAX
 from kvstore.storage.log import Log, NotNext
 from kvstore.storage.segments import HEADER_BYTES, Entry
 from kvstore.storage.sync_pace import SyncPace, timed_sync
@@ -82,7 +83,7 @@ class CopyLog:
         """
         if self._gathered_bytes < bytes_max:
             took_s = self._environment.monotonic_s() - self._rested_s
-            await self._environment.sleep(took_s * max(0.0, 1 / share - 1))
+            await self._environment.sleep(min(took_s * max(0.0, 1 / share - 1), PAUSE_S_MAX))
         self._rested_s = self._environment.monotonic_s()
 
     async def keep_spare(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from kvstore.environment import Environment
 from kvstore.replication import messages
-from kvstore.replication.catching_up import ROOM_BYTES_MAX, ROOM_BYTES_MIN, CatchingUp
+from kvstore.replication.catching_up import PAUSE_S_MAX, ROOM_BYTES_MAX, ROOM_BYTES_MIN, CatchingUp
 from kvstore.replication.copy_log import CopyLog
 from kvstore.replication.tail import cost
 from kvstore.storage.engine import Identity
@@ -27,10 +27,13 @@ def test_behind_a_full_frame_nothing_is_sent_for_the_rest_of_the_time() -> None:
     pace = CatchingUp(0.25)
     assert pace.take_pause() == 0
     pace.sent(ROOM_BYTES_MIN, 0, now=10.0)
-    pace.acknowledged(now=10.5)
+    pace.acknowledged(now=10.25)
     applying_s = ROOM_BYTES_MIN / (16 << 20)
-    assert pace.take_pause() == pytest.approx(3 * (0.5 + applying_s))
+    assert pace.take_pause() == pytest.approx(3 * (0.25 + applying_s))
     assert pace.take_pause() == 0, "once behind each frame"
+    pace.sent(ROOM_BYTES_MIN, 0, now=11.0)
+    pace.acknowledged(now=21.0)
+    assert pace.take_pause() == PAUSE_S_MAX
 
 
 def test_a_copy_that_is_nearly_there_gets_what_comes_at_once() -> None:
@@ -145,17 +148,17 @@ async def test_a_copy_that_applies_many_rests_between_its_pieces_unless_much_mor
     clock = Moving()
     taking = CopyLog(log, clock, 0.0)
     await taking.gather(0.0, 1000)
-    clock.now = 52.0
+    clock.now = 50.25
     await taking.rest(0.25, 1000)
-    assert clock.now == 52.0 + 3 * 2.0
-    clock.now += 1.0
+    assert clock.now == 50.25 + 3 * 0.25
+    clock.now = 55.0
     await taking.rest(0.25, 1000)
-    assert clock.now == 59.0 + 3 * 1.0
+    assert clock.now == 55.0 + PAUSE_S_MAX
     other.append(bytes(1000))
     assert taking.append(next(other.entries(0)))
-    clock.now += 1.0
+    clock.now = 60.0
     await taking.rest(0.25, 1000)
-    assert clock.now == 63.0
+    assert clock.now == 60.0
 
 
 async def test_while_many_records_are_decoded_the_event_loop_has_its_turns() -> None:
