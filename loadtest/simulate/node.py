@@ -274,11 +274,11 @@ class NodeServer(Server):
         is_full = isinstance(error, TryLater) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
         if is_full and self.node is None and self.was_full:
             return True  # it opens as soon as there is room
+        if self.is_damaged and isinstance(error, KvError) and is_damage(error):
+            self.refused = True  # also if it is no member: its request to join may be under way
+            return True
         if isinstance(error, ForeignData) and (not self.wanted or self.is_removed()):
             self.is_over = True
-            return True
-        if self.is_damaged and isinstance(error, KvError) and is_damage(error):
-            self.refused = True
             return True
         return super().may_end_by(error) or (self.is_excused and isinstance(error, LogFailed | OSError))
 

@@ -193,6 +193,27 @@ def test_the_map_that_is_in_the_log_only_stands_for_a_lost_id_as_in_real_files(l
     assert opened.copy_file.identity.copy_id == before.copy_id
 
 
+def test_a_node_that_joins_and_refuses_a_damaged_disk_comes_back_once_the_disk_is_mended(loop: SimulatedLoop) -> None:
+    server = NodeServer("s5", Network(loop, random.Random(1)), random.Random(2), LIMITS, fatal)
+    server.is_removed = lambda: True  # its request to join is under way
+    server.start()
+    assert run(loop, serving(server)) == ["s5"]
+    assert server.process is not None
+    server.process.kill()
+    path = next(each for each in server.disk.files if each.suffix == ".id")
+    server.disk.flip(path, 100)
+    server.is_damaged = True
+    server.start()
+    run(loop, ended(server))
+    assert server.refused
+    assert not server.is_over
+
+    server.disk.flip(path, 100)
+    server.is_damaged = server.refused = False
+    server.start()
+    assert run(loop, serving(server)) == ["s5"]
+
+
 @pytest.mark.parametrize("number", range(1, 8))
 def test_a_store_whose_setting_aside_a_power_cut_breaks_off_is_made_anew(loop: SimulatedLoop, number: int) -> None:
     server = NodeServer("s1", Network(loop, random.Random(1)), random.Random(2), LIMITS, fatal)
