@@ -283,7 +283,8 @@ class CopyLink:
 
     def _has_more(self) -> bool:
         """Whether there are records that the copy has room for."""
-        return self._sent < self._sender.shipping.last and self._bytes_under_way < self.room_bytes
+        has_room = self._bytes_under_way < self.room_bytes or self._snapshot is not None  # which nothing acknowledges
+        return self._sent < self._sender.shipping.last and has_room
 
     @property
     def room_bytes(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvstore.environment import Environment
-from kvstore.replication import messages
+from kvstore.replication import copy_link, messages
 from kvstore.replication.catching_up import PAUSE_S_MAX, ROOM_BYTES_MAX, ROOM_BYTES_MIN, CatchingUp
 from kvstore.replication.copy_log import CopyLog
 from kvstore.replication.tail import cost
@@ -177,3 +177,31 @@ async def test_while_many_records_are_decoded_the_event_loop_has_its_turns() -> 
     await replay(MemoryEngine(Identity(STORE_ID, None, "s1", 64)), list(log.entries(0)))
     beside.cancel()
     assert turns >= 10
+
+
+async def test_records_that_a_snapshot_needs_to_be_whole_are_sent_however_many_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The copy acknowledges none before it is whole, so what may be under way must not bound them."""
+    monkeypatch.setattr(copy_link, "ROOM_BYTES_MAX", 20_000)
+    monkeypatch.setattr(copy_link, "_FRAME_BYTES", 5_000)
+    cluster = Cluster("n2", segment_bytes=8192, times=TIMES._replace(snapshot_page_rows_max=10))
+    send = QueueWire.send
+
+    async def busy(wire: QueueWire, message: Any) -> None:
+        if isinstance(message, messages.SnapshotPage):
+            for number in range(10):
+                cluster.put(f"late-{number}")
+                cluster.log.prepare_segment()
+            await cluster.apply()
+        await send(wire, message)
+
+    monkeypatch.setattr(QueueWire, "send", busy)
+    async with cluster.running():
+        for number in range(200):
+            cluster.put(f"key-{number % 50}", b"%05d" % number * 20)
+            cluster.log.prepare_segment()
+        await cluster.apply()
+        cluster.log.release(cluster.engine.applied.position.number)
+        await cluster.in_sync("n2")
+        assert not cluster.copies["n2"].is_filling
