@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import socket
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,8 @@ from typing import NamedTuple
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _STOP_TIMEOUT_S = 12.0
 _POLL_S = 0.05
+_CLAIMS_MAX = 100
+_claims: deque[int] = deque()  # file descriptors, of the sockets that stand for ports given
 
 
 class Pid(NamedTuple):
@@ -206,7 +209,7 @@ async def read_line(process: asyncio.subprocess.Process, prefix: str, timeout_s:
 
 
 def free_ports(number: int) -> list[int]:
-    """Port numbers of 127.0.0.1 that no client listens on now (another client may take one before it is used).
+    """Port numbers of 127.0.0.1 that no process listens on, and that no other call has lately given.
 
     Below the range from which the kernel numbers outgoing connections: otherwise one of those could sit on the
     port of a process that is down for a moment, or even connect to itself there, and keep it from coming back.
@@ -218,10 +221,23 @@ def free_ports(number: int) -> list[int]:
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", port))
+            _claim(port)
             found.append(port)
         if len(found) == number:
             return found
     raise RuntimeError(f"no {number} free ports below {lowest}")
+
+
+def _claim(port: int) -> None:
+    """Keep the port from other processes that look for free ones. Raises OSError if it is taken.
+
+    It is kept until this process ends. An address of an abstract socket lies on no disk and goes with its process (unix(7)).
+    """
+    with socket.socket(socket.AF_UNIX) as claim:
+        claim.bind(f"\0kvstore port {port}")
+        _claims.append(claim.detach())
+    while len(_claims) > _CLAIMS_MAX:
+        os.close(_claims.popleft())
 
 
 def tail(log: Path, lines: int = 12) -> str:
