@@ -231,7 +231,7 @@ def free_ports(number: int) -> list[int]:
 def _claim(port: int) -> None:
     """Keep the port from other processes that look for free ones. Raises OSError if it is taken.
 
-    It is kept until this process ends. An address of an abstract socket lies on no disk and goes with its process (unix(7)).
+    It is kept until this process ends: an address of an abstract socket lies on no disk and goes with it (unix(7)).
     """
     with socket.socket(socket.AF_UNIX) as claim:
         claim.bind(f"\0kvstore port {port}")
