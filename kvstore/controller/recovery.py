@@ -20,7 +20,7 @@ from kvstore.controller.membership import Announcement, ClusterState
 from kvstore.controller.shards import ShardClients
 from kvstore.errors import ChangeRefused
 from kvstore.placement import moves
-from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.cluster_map import ClusterMap, Shard
 
 # Maps that were lost with the file and reached no process that can be asked had epochs below that.
 EPOCH_STEP = 1_000_000
@@ -30,13 +30,15 @@ _OFFERS_MAX = 4096
 class Told(msgspec.Struct, frozen=True):
     """What a node says at /map: who it is, and the newest map that is durable there.
 
-    `beside`: shard and store id of each other store that it serves, by a map that is not newer.
+    `beside`: shard and store id of each other store that it serves, by a map that is not newer. `copies`: shard and
+    copy id of each copy that lies there whole and is not served.
     """
 
     shard: str
     store_id: str
     map: ClusterMap | None = None
     beside: list[tuple[str, str]] = []
+    copies: list[tuple[str, str]] = []
 
 
 class Found(NamedTuple):
@@ -109,8 +111,24 @@ def newest(maps: Sequence[ClusterMap]) -> ClusterMap:
 
 def silent(cluster_map: ClusterMap, told: Iterable[Told]) -> list[str]:
     """The members of the map of whom nothing was heard: they may have a newer one."""
-    heard = {store for each in told for store in ((each.shard, each.store_id), *each.beside)}
-    return [shard.id for shard in cluster_map.shards if (shard.id, shard.store_id) not in heard]
+    answers = list(told)
+    heard = {store for each in answers for store in ((each.shard, each.store_id), *each.beside)}
+    return [
+        shard.id
+        for shard in cluster_map.shards
+        if (shard.id, shard.store_id) not in heard and not _waits(shard, answers)
+    ]
+
+
+def _waits(shard: Shard, told: Sequence[Told]) -> bool:
+    """Whether its primary is a copy until a controller answers, and no copy has taken over by a newer map.
+
+    So it is after a primary's process began anew; its home may have no files. The node of a copy that has taken over
+    tells of the map by which it has.
+    """
+    nodes, copies = {each.shard for each in told}, {copy for each in told for copy in each.copies}
+    in_sync = {each.node for each in shard.replicas if each.state == "in-sync"}
+    return (shard.id, shard.primary.copy_id) in copies and in_sync <= nodes
 
 
 def recovered(cluster_map: ClusterMap, heard: int, new_id: Callable[[], str]) -> ClusterMap:

@@ -121,7 +121,7 @@ class Node:
         served = [(each.shard_id, each.store.identity.store_id) for each in self.stores.served]
         beside = [each for each in served if each[0] != self.node_id]
         ids = {"shard": self.node_id, "store_id": self.stores.identity.store_id}
-        return {**ids, "map": self.stores.newest_map, "beside": beside}
+        return {**ids, "map": self.stores.newest_map, "beside": beside, "copies": self.stores.whole_copies}
 
     def stats(self) -> dict[StoreLabels, Any]:
         """Of each store that is served, for the metrics."""

@@ -137,6 +137,12 @@ class NodeStores:
         return any(each.copy is not None or each.damage for each in self.by_shard.values())
 
     @property
+    def whole_copies(self) -> list[tuple[str, str]]:
+        """Shard and copy id of each copy here that no snapshot is filling."""
+        found = [(each.shard_id, each.copy) for each in self.by_shard.values()]
+        return [(shard, copy.identity.copy_id) for shard, copy in found if copy is not None and not copy.is_filling]
+
+    @property
     def damage(self) -> dict[str, str]:
         """What is wrong with files here, by shard."""
         return {each.shard_id: each.damage for each in self.by_shard.values() if each.damage}

@@ -16,7 +16,7 @@ from aiohttp import web
 from kvstore.config import Limits
 from kvstore.controller.recovery import EPOCH_STEP, Found, Told, check, newest, recovered, silent
 from kvstore.errors import ChangeRefused
-from kvstore.placement.cluster_map import ClusterMap, Move, at_home, first_map, with_node_url
+from kvstore.placement.cluster_map import ClusterMap, Move, Node, Primary, Replica, at_home, first_map, with_node_url
 from tests.unit.controller.test_controller_app import CONFIG, Controller, running
 
 MEMBERS = [at_home(shard, f"http://{shard}:1", f"store-{shard}") for shard in ("s1", "s2")]
@@ -49,6 +49,27 @@ def test_a_member_is_silent_until_its_own_file_was_heard_of() -> None:
     assert silent(FIRST, [Told("s1", "store-s1"), Told("s2", "another")]) == ["s2"]
     assert silent(FIRST, [Told("s1", "store-s1"), Told("s2", "store-s2")]) == []
     assert silent(FIRST, [Told("s1", "store-s1", beside=[("s2", "store-s2")])]) == [], "served by the same node"
+
+
+def test_a_shard_is_heard_of_where_its_primary_waits_as_a_copy_for_a_controller() -> None:
+    """Its home has new files, or none, and the primary's process began anew."""
+    s2 = FIRST.shards[1]
+    away = msgspec.structs.replace(s2, primary=Primary(node="s1", copy_id="copy-1"))
+    moved = msgspec.structs.replace(FIRST, shards=[FIRST.shards[0], away])
+    home = Told("s2", "made-anew")
+    assert silent(moved, [Told("s1", "store-s1", copies=[("s2", "copy-1")]), home]) == []
+    assert silent(moved, [Told("s1", "store-s1", copies=[("s2", "another")]), home]) == ["s2"], "no primary's copy"
+    assert silent(moved, [Told("s1", "store-s1"), home]) == ["s2"]
+
+
+def test_a_primary_that_waits_as_a_copy_is_not_heard_while_a_copy_that_may_have_taken_over_is_silent() -> None:
+    s2, other = FIRST.shards[1], Node(id="s3", url="http://s3:1")
+    synced = Replica(node="s3", copy_id="copy-3", state="in-sync", joined=1)
+    away = msgspec.structs.replace(s2, primary=Primary(node="s1", copy_id="copy-1"), replicas=[synced])
+    moved = msgspec.structs.replace(FIRST, shards=[FIRST.shards[0], away], nodes=[*FIRST.nodes, other])
+    waits = Told("s1", "store-s1", copies=[("s2", "copy-1")])
+    assert silent(moved, [waits, Told("s2", "made-anew")]) == ["s2"]
+    assert silent(moved, [waits, Told("s2", "made-anew"), Told("s3", "store-s3")]) == []
 
 
 @pytest.mark.parametrize("heard", [0, 7])

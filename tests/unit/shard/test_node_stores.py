@@ -6,11 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
+
 from kvstore.config import Limits
+from kvstore.controller.recovery import Told
 from kvstore.environment import SYSTEM
 from kvstore.replication.beats import Make
 from kvstore.shard.folder import FileFolder
 from kvstore.shard.hosted import Surroundings
+from kvstore.shard.node import Node
 from kvstore.shard.node_stores import NodeStores
 from kvstore.storage.engine import Identity
 
@@ -46,4 +50,23 @@ async def test_a_copy_that_is_made_while_the_node_stops_is_joined_by_no_primary(
     stores.note_stop()
     await stores.make(Make(shard="s2", store_id="0123456789abcdef", partitions=64))
     assert stores.by_shard["s2"].stops
+    await stores.close()
+
+
+async def test_a_node_tells_a_controller_of_each_copy_that_it_does_not_serve_unless_a_snapshot_fills_it(
+    tmp_path: Path,
+) -> None:
+    nothing = cast(Any, None)
+    around = Surroundings(
+        "s1", FileFolder(tmp_path, "s1", Limits()), Limits(), nothing, nothing, "", nothing, SYSTEM, nothing
+    )
+    stores = NodeStores(around)
+    stores.home = cast(Any, SimpleNamespace(identity=Identity("store", "c", "s1", 64)))
+    for shard_id in ("s1", "s2"):  # the home's own is to be filled from its beginning
+        await stores.make(Make(shard=shard_id, store_id=f"{shard_id}-of-that-store", partitions=64))
+    copy = stores.by_shard["s2"].copy
+    assert copy is not None
+    told = msgspec.convert(Node(around, stores, nothing, nothing, nothing).newest_map(), Told)
+    assert told.copies == [("s2", copy.identity.copy_id)]
+    assert told.beside == []
     await stores.close()
