@@ -32,7 +32,7 @@ from kvstore.storage import sqlite_file
 from kvstore.storage.disk import Disk, OsDisk, remove_if_there
 from kvstore.storage.sqlite import SqliteEngine
 from kvstore.store.copy_file import CopyFile, open_copy
-from kvstore.store.opening import Opened, Unapplied, lock
+from kvstore.store.opening import Opened, Unapplied, close_files, lock
 
 _COPY_LEISURE = 4  # clients do not read a copy's file: it is written in larger pieces than a primary's
 _BESIDE = ("", "-wal", "-shm")
@@ -60,10 +60,7 @@ class CopyFiles(NamedTuple):
 
     async def close(self) -> None:
         """Close all, and let the lock go. Nothing may use the copy any more."""
-        await self.copy.engine.close()
-        self.copy.log.close()
-        if self.lock_fd is not None:
-            os.close(self.lock_fd)
+        await close_files(self.copy.engine, self.copy.log, self.lock_fd)
 
     def as_opened(self, identity: Identity, clock_floor: int = 0) -> Opened:
         """For a store, which has them from now on; the engine has every record that the log has."""

@@ -49,6 +49,14 @@ class ToldBefore(NamedTuple):
 ToldNumber = Callable[[str], Awaitable[ToldBefore]]
 
 
+async def close_files(engine: Engine, log: Log, lock_fd: int | None) -> None:
+    """Close the files of a store or a copy, and let their lock go."""
+    await engine.close()
+    log.close()
+    if lock_fd is not None:
+        os.close(lock_fd)
+
+
 class Opened(NamedTuple):
     """`lock_fd` is held until the store is closed; None where nothing but this process can reach the files.
 
@@ -65,10 +73,7 @@ class Opened(NamedTuple):
 
     async def close(self) -> None:
         """Close all, and let the lock go. Nothing may use the store any more."""
-        await self.engine.close()
-        self.log.close()
-        if self.lock_fd is not None:
-            os.close(self.lock_fd)
+        await close_files(self.engine, self.log, self.lock_fd)
 
 
 def store_path(data_dir: Path, shard_id: str, node_id: str) -> Path:
@@ -105,9 +110,7 @@ class Unapplied(NamedTuple):
 
     async def close(self) -> None:
         """Close all, and let the lock go."""
-        await self.engine.close()
-        self.log.close()
-        os.close(self.lock_fd)
+        await close_files(self.engine, self.log, self.lock_fd)
 
     async def apply(self, environment: Environment) -> Opened:
         """Apply what the file lacks; closes all where that fails. Raises DataCorrupt, ForeignData, OSError."""

@@ -21,6 +21,7 @@ from kvstore.storage.rows import VALUE, Clock, Row
 from loadtest.simulate.disk import SimulatedDisk
 from tests.unit.replication.test_copy import FOLDER, STORE_ID
 from tests.unit.replication.test_sender import TIMES, Cluster, Inline, QueueWire, until
+from tests.unit.store.harness import turns_counted
 
 
 def test_behind_a_full_frame_nothing_is_sent_for_the_rest_of_the_time() -> None:
@@ -165,18 +166,9 @@ async def test_while_many_records_are_decoded_the_event_loop_has_its_turns() -> 
     log = Log.create(SimulatedDisk(), FOLDER, "shard-s1", STORE_ID, segment_bytes=4 << 20)
     for number in range(1, 41):
         log.append(CommitRecord(Clock(number, number), [Row(VALUE, "k", 0, number, number, 0, bytes(50_000))]).encode())
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    beside = asyncio.create_task(others())
-    await replay(MemoryEngine(Identity(STORE_ID, None, "s1", 64)), list(log.entries(0)))
-    beside.cancel()
-    assert turns >= 10
+    async with turns_counted() as turns:
+        await replay(MemoryEngine(Identity(STORE_ID, None, "s1", 64)), list(log.entries(0)))
+    assert len(turns) >= 10
 
 
 async def test_records_that_a_snapshot_needs_to_be_whole_are_sent_however_many_they_are(

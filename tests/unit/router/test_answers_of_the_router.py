@@ -24,6 +24,7 @@ from kvstore.transport.http.requests import Head
 from kvstore.transport.http.responses import BINARY, Response
 from tests.unit.router import calls
 from tests.unit.router.fake_shards import all_follow, all_on, make_service, shards
+from tests.unit.store.harness import turns_counted
 
 SIZE = 100_000
 
@@ -198,19 +199,10 @@ async def test_the_answer_to_a_head_request_takes_no_room() -> None:
 
 
 async def test_others_have_their_turn_while_a_large_page_is_made() -> None:
-    turns = 0
-
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    beside = asyncio.create_task(other())
     page = Listing([(f"k{number:03}", number, bytes(100_000), 0) for number in range(40)], "k039")
-    document = json.loads(bytes(await encode_page(page, values=True, partial=False, turns=Turns())))
-    beside.cancel()
-    assert turns >= 40
+    async with turns_counted() as turns:
+        document = json.loads(bytes(await encode_page(page, values=True, partial=False, turns=Turns())))
+    assert len(turns) >= 40
     assert [item["key"] for item in document["items"]] == [item[0] for item in page.items]
 
 

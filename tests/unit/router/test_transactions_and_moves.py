@@ -17,6 +17,7 @@ from kvstore.router.intent_resolver import IntentResolver
 from kvstore.router.participants import Transaction, TxnShare
 from kvstore.router.service import RouterService
 from tests.unit.router.fake_shards import all_follow, all_on, halves, key_of, make_map, make_service, shards
+from tests.unit.store.harness import until
 
 KEY, OTHER = key_of("s1"), key_of("s2")
 ATTEMPT = Attempt(1, 1, "r")
@@ -75,12 +76,6 @@ def part_of(service: RouterService, *keys: str) -> TxnShare:
     part.conditions = [Condition(key, exists=True) for key in keys]
     part.keys = dict.fromkeys(keys)
     return part
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_finish_follows_its_keys_to_all_their_owners(service: RouterService) -> None:

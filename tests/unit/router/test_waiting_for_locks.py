@@ -17,6 +17,7 @@ from kvstore.transport.http.requests import Head
 from kvstore.transport.http.responses import Response
 from tests.unit.router.calls import answer
 from tests.unit.router.fake_shards import PARTITIONS, all_follow, all_on, key_of, make_service, shards
+from tests.unit.store.harness import until
 
 NAME = key_of("s1")
 
@@ -33,12 +34,6 @@ class Client:
         request: Any = SimpleNamespace(transport=SimpleNamespace(is_closing=lambda: self.left), protocol=None)
         head, body = Head("POST", f"/v1/locks/{NAME}", "", {}), b'{"wait":%g}' % wait_s
         return asyncio.create_task(answer(self.routes, LOCK_ROUTES, head, body, limits=self._limits, request=request))
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def held(*shard_ids: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -51,14 +50,20 @@ def folder_of(path: Path, node_id: str) -> FileFolder:
     return FileFolder(path, node_id, LIMITS)
 
 
-async def close(opened: Opened | CopyFiles) -> None:
-    if isinstance(opened, CopyFiles):
-        await opened.close()
-    else:
-        await opened.engine.close()
-        opened.log.close()
-        assert opened.lock_fd is not None
-        os.close(opened.lock_fd)
+async def opened_home(folder: FileFolder) -> Opened:
+    """The store of shard s1 on its home."""
+    opened = await folder.open("s1", PARTITIONS, untold)
+    assert isinstance(opened, Opened)
+    assert opened.lock_fd is not None
+    return opened
+
+
+async def home_with_a_record(folder: FileFolder) -> Opened:
+    """The same, with a record in its log."""
+    opened = await opened_home(folder)
+    opened.log.append(b"of the time before")
+    opened.log.sync()
+    return opened
 
 
 async def made_copy(path: Path) -> str:
@@ -79,9 +84,8 @@ async def test_a_copy_keeps_its_id_and_is_never_served_by_itself(tmp_path: Path)
 
 
 async def test_a_node_without_a_folder_makes_its_own_store(tmp_path: Path) -> None:
-    opened = await folder_of(tmp_path / "new", "s1").open("s1", PARTITIONS, untold)
-    assert isinstance(opened, Opened)
-    await close(opened)
+    opened = await opened_home(folder_of(tmp_path / "new", "s1"))
+    await opened.close()
 
 
 @pytest.mark.parametrize("has_begun_again", [False, True])
@@ -90,13 +94,10 @@ async def test_a_home_that_a_snapshot_was_filling_opens_as_an_empty_copy_and_doe
 ) -> None:
     """Its file knows no map, as that of a new store, which would serve."""
     folder = folder_of(tmp_path, "s1")
-    new = await folder.open("s1", PARTITIONS, untold)
-    assert isinstance(new, Opened)
-    new.log.append(b"of the time before")
-    new.log.sync()
+    new = await home_with_a_record(folder)
     if has_begun_again:  # the process died between the log's new beginning and that of the file
         new.log.restart(new.log.last)
-    await close(new)
+    await new.close()
     identity = read_identity(OsDisk(), tmp_path, "shard-s1")
     assert identity is not None
     write_identity(OsDisk(), tmp_path, "shard-s1", identity._replace(promised=7, filling=True))
@@ -181,11 +182,7 @@ async def test_a_home_whose_setting_aside_was_broken_off_is_set_aside_at_the_nex
     tmp_path: Path, done: int
 ) -> None:
     folder = folder_of(tmp_path, "s1")
-    old = await folder.open("s1", PARTITIONS, untold)
-    assert isinstance(old, Opened)
-    old.log.append(b"of the time before")
-    old.log.sync()
-    await close(old)
+    await (await home_with_a_record(folder)).close()
     synced: list[Path] = []
 
     def break_off(path: Path) -> None:
@@ -201,11 +198,10 @@ async def test_a_home_whose_setting_aside_was_broken_off_is_set_aside_at_the_nex
             assert (tmp_path / "shard-s1.db").exists(), "the file goes last"
         else:
             set_aside.begin(tmp_path / "shard-s1.db")
-    new = await folder.open("s1", PARTITIONS, untold)
-    assert isinstance(new, Opened)
+    new = await opened_home(folder)
     assert new.log.last.number == 0
     assert (tmp_path / "shard-s1.db.removed.log.000001").exists()
-    await close(new)
+    await new.close()
 
 
 async def test_a_copy_that_is_set_aside_takes_the_place_of_none_that_was_set_aside_before(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -13,12 +12,7 @@ import pytest
 from kvstore.errors import ForeignData, KvError
 from tests.unit.shard.test_node_failover import Cluster, cluster_in, replicated
 from tests.unit.shard.test_old_copies import KEYS, check_all, put_all, put_back, values
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.02)
+from tests.unit.store.harness import until
 
 
 async def another_cluster(folder: Path, http: aiohttp.ClientSession) -> None:
@@ -42,6 +36,20 @@ def misplace(source: Path, stem: str, folder: Path, as_stem: str) -> None:
     take_away(folder, as_stem)
     for path in files_of(source, stem):
         shutil.copy(path, folder / f"{as_stem}{path.name.removeprefix(stem)}")
+
+
+async def copy_without_process(cluster: Cluster) -> tuple[str, Path, str]:
+    """End the node that has the copy of shard s1: its id, its folder, and how the names of the copy's files begin."""
+    node = (await cluster.shard("s1")).replicas[0].node
+    await cluster.end(node)
+    return node, cluster.folder / node, f"shard-s1.copy-{node}"
+
+
+async def check_another_is_made(http: aiohttp.ClientSession, cluster: Cluster, text: str) -> None:
+    """The new copy of shard s1 has every value, and takes over."""
+    await cluster.until_replicated()
+    await cluster.end("s1")
+    await check_all(http, cluster, text)
 
 
 async def refusal_of(cluster: Cluster, node: str) -> KvError:
@@ -82,9 +90,7 @@ async def test_files_of_another_shard_in_the_place_of_a_copy_are_refused_until_t
     async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
         await cluster.until_replicated()
         await put_all(http, cluster, "v")
-        node = (await cluster.shard("s1")).replicas[0].node
-        await cluster.end(node)
-        folder, stem = cluster.folder / node, f"shard-s1.copy-{node}"
+        node, folder, stem = await copy_without_process(cluster)
         misplace(folder, f"shard-{node}", folder, stem)
         before = {path.name: path.read_bytes() for path in files_of(folder, stem) if path.suffix in (".id", ".db")}
         cluster.start_node(node)
@@ -95,9 +101,7 @@ async def test_files_of_another_shard_in_the_place_of_a_copy_are_refused_until_t
         await check_all(http, cluster, "v")
         assert {path.name: path.read_bytes() for path in files_of(folder, stem) if path.name in before} == before
         take_away(folder, stem)
-        await cluster.until_replicated()
-        await cluster.end("s1")
-        await check_all(http, cluster, "v")
+        await check_another_is_made(http, cluster, "v")
 
 
 async def test_the_copy_of_another_clusters_shard_of_that_name_is_refused_until_it_is_moved_away(
@@ -108,9 +112,7 @@ async def test_the_copy_of_another_clusters_shard_of_that_name_is_refused_until_
         async with cluster_in(tmp_path / "own") as cluster:
             await cluster.until_replicated()
             await put_all(http, cluster, "own")
-            node = (await cluster.shard("s1")).replicas[0].node
-            await cluster.end(node)
-            folder, stem = cluster.folder / node, f"shard-s1.copy-{node}"
+            node, folder, stem = await copy_without_process(cluster)
             misplace(tmp_path / "other" / node, stem, folder, stem)
             before = {path.name: path.read_bytes() for path in files_of(folder, stem) if path.suffix == ".id"}
             cluster.start_node(node)
@@ -119,9 +121,7 @@ async def test_the_copy_of_another_clusters_shard_of_that_name_is_refused_until_
             await put_all(http, cluster, "new")
             assert {path.name: path.read_bytes() for path in files_of(folder, stem) if path.name in before} == before
             take_away(folder, stem)
-            await cluster.until_replicated()
-            await cluster.end("s1")
-            await check_all(http, cluster, "new")
+            await check_another_is_made(http, cluster, "new")
 
 
 async def test_nodes_whose_folders_are_exchanged_serve_nothing_of_the_shards_that_are_lost_by_that(

@@ -38,6 +38,7 @@ from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.opening import untold
 from kvstore.transport.sessions import ClusterSession
+from tests.unit.store.harness import until
 from tests.unit.store.real_files import hide_from_unique_index
 
 LIMITS = Limits(log_segment_bytes=1 << 20, replica_timeout_s=0.2, lease_s=0.5, failover_after_s=1.0, told_timeout_s=0.1)
@@ -167,12 +168,6 @@ async def three(folder: Path, *records: int) -> AsyncIterator[Nodes]:
         for node, count in zip(("n1", "n2", "n3"), records, strict=True):
             await nodes.make(node, count)
         yield nodes
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_the_longest_log_of_all_copies_in_sync_is_the_truth_and_nothing_of_it_is_cut_off(tmp_path: Path) -> None:

@@ -34,12 +34,10 @@ LIMITS = Limits(log_segment_bytes=1 << 16)
 
 async def open_and_close(path: Path, shard_id: str = "s1", partitions: int = PARTITIONS) -> Identity:
     """Open file and log as a store does; whose they are."""
-    engine, log, lock_fd, *_ = await open_files(path, shard_id, partitions, LIMITS, SYSTEM)
-    await engine.close()
-    log.close()
-    assert lock_fd is not None
-    os.close(lock_fd)
-    return engine.identity
+    opened = await open_files(path, shard_id, partitions, LIMITS, SYSTEM)
+    assert opened.lock_fd is not None
+    await opened.close()
+    return opened.engine.identity
 
 
 def shell(path: Path, command: str) -> str:

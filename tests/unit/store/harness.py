@@ -219,6 +219,23 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
+@asynccontextmanager
+async def turns_counted() -> AsyncIterator[list[None]]:
+    """One for each turn that the event loop has had for others."""
+    turns: list[None] = []
+
+    async def others() -> None:
+        while True:
+            turns.append(None)
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(others())
+    try:
+        yield turns
+    finally:
+        beside.cancel()
+
+
 def asked(store: Store, op: WriteOp) -> Sink:
     """Where the answer to the operation will be."""
     sink = Sink()
