@@ -32,7 +32,7 @@ from kvstore.store.copy_place import CopyFiles
 from kvstore.store.damaged_files import set_damaged_aside
 from kvstore.store.opening import untold
 from tests.unit.shard import test_node_failover
-from tests.unit.shard.test_copy_folders import LIMITS, PARTITIONS, STORE_ID, close, folder_of, named
+from tests.unit.shard.test_copy_folders import LIMITS, PARTITIONS, STORE_ID, folder_of, named
 from tests.unit.shard.test_node_failover import PATIENCE_S, Cluster, cluster_in, replicated
 
 
@@ -415,7 +415,7 @@ async def test_a_crash_while_damaged_files_are_set_aside_never_leaves_what_is_se
         assert opened.engine.identity.store_id != STORE_ID, "a new store, which the cluster refuses"
         assert opened.copy_file is not None
         assert opened.copy_file.identity.copy_id != copy_id
-    await close(opened)
+    await opened.close()
 
 
 class BrokenOff(OsDisk):
