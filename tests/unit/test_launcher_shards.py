@@ -251,17 +251,20 @@ async def test_the_end_of_the_launcher_in_the_middle_of_a_removal_leaves_nothing
 ) -> None:
     controller.tell("s1 s2")
     await host.begin("s1")
-    monkeypatch.setattr(
-        sys.modules[__name__], "SHARD", SHARD.replace("def go(*_):", "def go(*_):\n    import time; time.sleep(1)")
-    )
-    host.supervisor.add(child(host.config, Path(), "s2", f"127.0.0.1:{host.port(2)}"))
+    told = host.folder / "told-to-go"
+    waits = f"import time\ndef go(*_):\n    while not os.path.exists({str(told)!r}): time.sleep(0.01)"
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules[__name__], "SHARD", SHARD.replace("def go(*_):", waits))
+        host.supervisor.add(child(host.config, Path(), "s2", f"127.0.0.1:{host.port(2)}"))
     pid = int((await host.lines.until("[shard-s2] pid")).split()[2])
     await controller.until_running("s1", "s2")
     controller.tell("s1")
     await host.lines.until("shard-s2 has left the cluster")
-    await host.end()
+    ending = asyncio.create_task(host.end())
     assert await host.lines.until("going") == "[shard-s1] going"
+    told.touch()
     assert await host.lines.until("going") == "[shard-s2] going"  # in order, not by SIGKILL
+    await ending
     assert not is_running(pid)
     assert host.files().keys() == {"shard-s1.db", "shard-s2.db", "shard-s2.db.removed"}
     await host.begin("s1")
