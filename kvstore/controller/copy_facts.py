@@ -41,7 +41,7 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
             if heard.is_silent(node.id, now)
         },
         "copies": {config.shard: [_copy(config, copy, heard) for copy in config.replicas] for config in configs},
-        "unserved": [config.shard for config in configs if not places.serves(config)],
+        "unserved": [config.shard for config in configs if not places.copies.serves(config)],
         "missing": {config.shard: missing for config in configs if (missing := places.missing(config))},
         "stranded": {config.shard: _stranded(config, places) for config in configs if _is_stranded(config, places)},
         "older": {config.shard: found for config in configs if (found := _older(config, places)) is not None},
@@ -84,32 +84,37 @@ def _positions(config: Configuration, heard: Heard, now: float) -> list[dict[str
 def _disputed(configs: Sequence[Configuration], places: Places) -> dict[str, int]:
     """By shard: how many partitions are the same in all copies, and not at the primary."""
     reports = {
-        config.shard: places.report(config.primary.node, config.shard, config.primary.copy_id) for config in configs
+        config.shard: places.copies.report(config.primary.node, config.shard, config.primary.copy_id)
+        for config in configs
     }
     return {shard: report.disputed for shard, report in reports.items() if report is not None and report.disputed}
 
 
 def _is_stranded(config: Configuration, places: Places) -> bool:
     """Its primary is silent, and no copy in sync is on a node that is heard."""
-    return places.is_primary_silent(config) and not places.in_sync_here(config)
+    return places.copies.is_primary_silent(config) and not places.copies.in_sync_here(config)
 
 
 def _stranded(config: Configuration, places: Places) -> dict[str, Any]:
     """The node that is waited for, and another one whose copy has something, if one is heard."""
-    here = [copy.node for copy in config.replicas if places.complete(config, copy) is not None]
+    here = [copy.node for copy in config.replicas if places.copies.complete(config, copy) is not None]
     waits_for = [config.primary.node, *(copy.node for copy in config.in_sync)]
     return {"nodes": waits_for, "other": here[0] if here else None}
 
 
 def _older(config: Configuration, places: Places) -> dict[str, int] | None:
     """The end of the longest log that is here, and the number of a record that was committed."""
-    report = places.older(config)
+    report = places.copies.older(config)
     return {"number": report.number, "told": places.heard.committed(config.store_id)} if report is not None else None
 
 
 def _shares_zone(config: Configuration, places: Places) -> bool:
     """Where zones or hosts are named: two of its copies would fail together with one of them."""
-    nodes = [node for name in (config.primary.node, *(c.node for c in config.replicas)) if (node := places.node(name))]
+    nodes = [
+        node
+        for name in (config.primary.node, *(c.node for c in config.replicas))
+        if (node := places.cluster_map.node(name))
+    ]
     zones = [zone_of(node) for node in nodes]
     return len(set(zones)) < len(zones)
 

@@ -85,13 +85,14 @@ class Decider:
         self._now = now
         self._epoch = state.map.epoch + 1
         self._places = Places(state.map, heard, limits, now)
+        self._copies = self._places.copies
         self.holds_still = too_many_silent(state.map, heard, now)
 
     def decide(self, new_id: Callable[[], str], now_ms: int) -> Decided:
         """The next state. `new_id` and `now_ms`: for the changes that begin by themselves."""
         configs = configurations(self._map)
         steps: list[Step] = []
-        joining = sum(self._places.is_joining(config) for config in configs)
+        joining = sum(self._copies.is_joining(config) for config in configs)
         for config in configs:
             may_join = not self.holds_still or not joining
             step = next(filter(None, self._steps(config, may_join)), None)
@@ -102,7 +103,7 @@ class Decider:
         cluster_map = _applied(self._map, steps, nodes)
         known = self._settled(self._state.changes, cluster_map, now_ms)
         known = [*known, *self._homeward(configs, known, new_id, now_ms)]
-        older = {config.shard: found for config in configs if (found := self._places.older(config)) is not None}
+        older = {config.shard: found for config in configs if (found := self._copies.older(config)) is not None}
         if cluster_map is self._map and known == self._state.changes:
             return Decided(self._state, older=older)
         state = msgspec.structs.replace(self._state, map=cluster_map, changes=known)
@@ -214,7 +215,7 @@ class Decider:
         the one that is gone is waited for.
         """
         after = failover.taken_out(config, request, self._epoch)
-        if after is None or (self._places.is_opened(config) and self._places.ends_early(after)):
+        if after is None or (self._copies.is_opened(config) and self._copies.ends_early(after)):
             return config
         return after
 
@@ -259,7 +260,7 @@ class Decider:
         """A change for each shard whose primary is not where it belongs, and can go there."""
         busy = {change.shard for change in known if is_promotion(change)}
         for config in configs:
-            if config.shard in busy or not self._places.serves(config):
+            if config.shard in busy or not self._copies.serves(config):
                 continue
             if (place := self._away(config)) is not None:
                 yield Change(id=new_id(), kind="promote", shard=config.shard, to=place, began_ms=now_ms)
