@@ -36,9 +36,9 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
     holds_still = too_many_silent(cluster_map, heard, now)
     return {
         "silent": {
-            node.id: round(heard.silent_for(node.id, now), 1)
+            node.id: round(heard.detector.silent_for(node.id, now), 1)
             for node in cluster_map.nodes
-            if heard.is_silent(node.id, now)
+            if heard.detector.is_silent(node.id, now)
         },
         "copies": {config.shard: [_copy(config, copy, heard) for copy in config.replicas] for config in configs},
         "unserved": [config.shard for config in configs if not places.copies.serves(config)],
@@ -123,9 +123,9 @@ def _given_up_in_s(places: Places) -> float | None:
     if not places.limits.down_out_s or places.cluster_map.replicas < 2:
         return None
     left = [
-        places.limits.down_out_s - places.heard.silent_for(node.id, places.now)
+        places.limits.down_out_s - places.heard.detector.silent_for(node.id, places.now)
         for node in places.cluster_map.nodes
-        if not node.given_up and places.heard.is_silent(node.id, places.now)
+        if not node.given_up and places.heard.detector.is_silent(node.id, places.now)
     ]
     return max(0.0, round(min(left), 1)) if left else None
 

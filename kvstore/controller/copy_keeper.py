@@ -191,7 +191,7 @@ class CopyKeeper:
 
     async def _decide(self) -> None:
         now = self._now_s()
-        self._heard.turn(now)
+        self._heard.detector.turn(now)
         if self._state.map is None:
             return
         self._heard.follow(self._state.map, now)
@@ -314,7 +314,7 @@ class CopyKeeper:
 
     def is_dead(self, node: str) -> bool:
         """It is held for dead."""
-        return self._heard.is_silent(node, self._now_s())
+        return self._heard.detector.is_silent(node, self._now_s())
 
     def holds_still(self, cluster_map: ClusterMap) -> bool:
         """So many nodes are silent at once that nothing moves and none is given up."""

@@ -156,7 +156,7 @@ def without_empty_nodes(cluster_map: ClusterMap) -> list[Node]:
 def _as_place(cluster_map: ClusterMap, node: Node, heard: Heard, limits: Limits, now: float) -> Node:
     """The node, given up where no copy may lie."""
     home = cluster_map.shard(node.id)
-    is_out = bool(limits.down_out_s) and heard.silent_for(node.id, now) >= limits.down_out_s
+    is_out = bool(limits.down_out_s) and heard.detector.silent_for(node.id, now) >= limits.down_out_s
     return msgspec.structs.replace(node, given_up=node.given_up or is_out or not _stays(home))
 
 

@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.controller import changes, handing_on
+from kvstore.controller import changes, damage, handing_on
 from kvstore.controller.changes import Change
 from kvstore.controller.copy_places import Places, without_empty_nodes
 from kvstore.controller.heard import Heard
@@ -134,7 +134,7 @@ class Decider:
         """A primary that cannot open in its term, or has given it back in vain, gets a new one."""
         node, copy_id = config.primary
         report = self._heard.report(node, config.shard, copy_id)
-        if report is None or self._heard.is_silent(node, self._now):
+        if report is None or self._heard.detector.is_silent(node, self._now):
             return None
         in_vain = report.given_back == config.term and planned_change(config, self._state) is None
         if not in_vain and not (report.needs_term and report.promised >= config.term):
@@ -157,13 +157,15 @@ class Decider:
         if best is None:
             return None
         after = failover.promoted(config, best.node, best.copy_id, self._epoch)
-        cause = "was silent" if self._heard.is_silent(config.primary.node, self._now) else "came without its copy"
+        cause = (
+            "was silent" if self._heard.detector.is_silent(config.primary.node, self._now) else "came without its copy"
+        )
         return Step("silent", config, after, since, cause) if after is not None else None
 
     def _promoted_for_damaged(self, config: Configuration) -> Step | None:
         """The node of the primary has found its copy damaged, and serves it no more."""
         node = config.primary.node
-        if self._heard.damaged(node, config.shard, self._now) is None:
+        if damage.damaged(node, config.shard, self._heard, self._now) is None:
             return None
         if not failover.may_fail_over(self._damping.get(config.shard, Damping()), self._now):
             return None
@@ -201,8 +203,8 @@ class Decider:
         after = config
         is_sound = report.role == "opening" and report.examined  # else the copy that is dead may be the only good one
         for copy in config.in_sync:
-            is_dead = is_sound and self._heard.is_silent(copy.node, self._now)
-            is_damaged = self._heard.damaged(copy.node, config.shard, self._now) is not None
+            is_dead = is_sound and self._heard.detector.is_silent(copy.node, self._now)
+            is_damaged = damage.damaged(copy.node, config.shard, self._heard, self._now) is not None
             if is_dead or is_damaged or handing_on.is_leaving(copy, config, self._heard, self._now):
                 request = Request("out", config.shard, config.term, copy_id, copy.copy_id, copy.joined)
                 after = self._taken_out(after, request)
@@ -229,7 +231,7 @@ class Decider:
             if node.given_up and self._heard.is_here(node.id, self._now):
                 node = msgspec.structs.replace(node, given_up=False)
             elif not node.given_up and not self.holds_still and self._map.replicas > 1:
-                silent_for = self._heard.silent_for(node.id, self._now)
+                silent_for = self._heard.detector.silent_for(node.id, self._now)
                 if failover.may_give_up(node.id, silent_for, configs, homes, self._limits.down_out_s):
                     given_up.append(node.id)
                     node = msgspec.structs.replace(node, given_up=True)
@@ -322,7 +324,7 @@ def to_give_back(state: ClusterState, node: str) -> list[GiveBack]:
 def too_many_silent(cluster_map: ClusterMap, heard: Heard, now: float) -> bool:
     """Whether so many nodes are silent at once that nothing is given up."""
     standing = [
-        failover.Standing(node.id, node.host or None, heard.is_silent(node.id, now), node.given_up)
+        failover.Standing(node.id, node.host or None, heard.detector.is_silent(node.id, now), node.given_up)
         for node in cluster_map.nodes
     ]
     return failover.too_many_silent(standing, cluster_map.replicas)
