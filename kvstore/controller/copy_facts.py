@@ -7,8 +7,11 @@ Leaves to others: what was heard (`heard`), what is missing (`copy_places`), the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from prometheus_client.metrics_core import Metric
 
 from kvstore.controller.changes import Change
 from kvstore.controller.copy_places import Places
@@ -16,6 +19,7 @@ from kvstore.controller.damage import reported
 from kvstore.controller.heard import Heard
 from kvstore.controller.replicas import too_many_silent
 from kvstore.environment import utc_text
+from kvstore.metrics import CopyStats, copy_families
 from kvstore.placement.copies import zone_of
 from kvstore.replication.configuration import Configuration, Replica, configurations
 
@@ -54,6 +58,15 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
         "failovers": [_failover(c) for c in reversed(known) if c.kind == "failover"][:FAILOVERS_SHOWN_MAX],
         "positions": {config.shard: _positions(config, heard, now) for config in configs},
     }
+
+
+def families(stats: CopyStats, facts: dict[str, Any] | None) -> Iterator[Metric]:
+    """Metrics of copies. `facts`: as `described`; None where there is one copy of everything."""
+    copies = [copy for each in facts["copies"].values() for copy in each] if facts is not None else []
+    by_state = Counter({"in-sync": 0, "joining": 0}) + Counter(str(copy["state"]) for copy in copies)
+    silent = len(facts["silent"]) if facts is not None else 0
+    rows_left = sum(copy["rows_total"] - copy["rows_done"] for copy in copies if "rows_total" in copy)
+    return copy_families(stats, dict(by_state), silent, rows_left)
 
 
 def _copy(config: Configuration, copy: Replica, heard: Heard) -> dict[str, Any]:

@@ -59,6 +59,11 @@ class Step(NamedTuple):
     since: float = 0.0
     cause: str = ""
 
+    @property
+    def is_failover(self) -> bool:
+        """Another copy takes over that was not asked for."""
+        return self.why in ("silent", "damaged")
+
 
 class Decided(NamedTuple):
     """The next state, and what is new in it.
