@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 from kvstore.placement.cluster_map import Replica, Shard
 from kvstore.replication.copy import StoreCopy
 from kvstore.storage.engine import Engine
 from loadtest.simulate.cluster import Cluster
-from loadtest.simulate.network import Link
+from loadtest.simulate.network import both_ways
 
 T = TypeVar("T")
 
@@ -43,16 +43,16 @@ async def depose(cluster: Cluster, rng: random.Random) -> None:
         return
     shard = rng.choice(shards)
     primary, own = shard.primary.node, cluster.controller.name
-    to_copies = _both_ways(primary, (each.node for each in shard.replicas))
-    to_controller = _both_ways(primary, [own])
+    to_copies = both_ways(primary, (each.node for each in shard.replicas))
+    to_controller = both_ways(primary, [own])
     stale = rng.choice(cluster.routers).name  # which does not hear of it, either
-    to_router = _both_ways(stale, [own]) if rng.random() < 0.5 else []
+    to_router = both_ways(stale, [own]) if rng.random() < 0.5 else []
     links = [*to_copies, *to_controller, *to_router]
     slowed = [(each.node, own) for each in _in_sync(shard)]  # so that an opening takes a while
     cluster.network.slow.update(dict.fromkeys(slowed, rng.uniform(0.05, 0.3)))
     process = cluster.nodes[primary].process if primary in cluster.nodes else None
     how = rng.choice(("stops", "returns", "is a copy at once"))
-    _cut(cluster, [*to_controller, *to_router] if how == "stops" else links)
+    cluster.network.cut_links([*to_controller, *to_router] if how == "stops" else links)
     if how == "is a copy at once":
         await _until(lambda: _has_other_primary(cluster, shard), _PROMOTED_S)
     else:
@@ -61,11 +61,11 @@ async def depose(cluster: Cluster, rng: random.Random) -> None:
         await _until(lambda: _is_opened_elsewhere(cluster, shard), _PROMOTED_S)
         if how == "stops" and process is not None:
             cluster.loop.go_on(process)
-        _heal(cluster, to_copies, rng.choice((0.0, 1.0)))
+        cluster.network.heal_links(to_copies, rng.choice((0.0, 1.0)))
         await asyncio.sleep(rng.uniform(0.5, 3.0))
     for link in slowed:
         cluster.network.slow.pop(link, None)
-    _heal(cluster, links, rng.choice((0.0, 0.5, 1.0)))
+    cluster.network.heal_links(links, rng.choice((0.0, 0.5, 1.0)))
 
 
 async def interrupt(cluster: Cluster, rng: random.Random) -> None:
@@ -76,21 +76,21 @@ async def interrupt(cluster: Cluster, rng: random.Random) -> None:
         return
     shard, node, before = found
     primary, heirs = shard.primary.node, [each.node for each in _in_sync(shard)]
-    page, beside = (primary, node), _both_ways(node, heirs)
-    others = _both_ways(primary, [cluster.controller.name, *heirs])
-    _cut(cluster, [page, *others, *beside])
+    page, beside = (primary, node), both_ways(node, heirs)
+    others = both_ways(primary, [cluster.controller.name, *heirs])
+    cluster.network.cut_links([page, *others, *beside])
     if await _until(lambda: _has_other_primary(cluster, shard), _PROMOTED_S):
         await asyncio.sleep(rng.uniform(1.0, 3.0))
     slowed = [(heir, node) for heir in heirs]
     cluster.network.slow.update(dict.fromkeys(slowed, _PAGE_S))
-    _heal(cluster, beside, rng.choice((0.0, 1.0)))
+    cluster.network.heal_links(beside, rng.choice((0.0, 1.0)))
     await _until(lambda: _fills(cluster, shard.id, node, shard.term, before), _FILLING_S)
     await asyncio.sleep(rng.choice((rng.uniform(0.0, 12 * _PAGE_S), rng.uniform(1.0, _FILLED_S))))
-    _heal(cluster, [page], 0.0)
+    cluster.network.heal_links([page], 0.0)
     await asyncio.sleep(rng.uniform(0.1, 2.0))
     for link in slowed:
         cluster.network.slow.pop(link, None)
-    _heal(cluster, others, rng.choice((0.0, 0.5, 1.0)))
+    cluster.network.heal_links(others, rng.choice((0.0, 0.5, 1.0)))
 
 
 async def die(cluster: Cluster, rng: random.Random) -> None:
@@ -190,20 +190,6 @@ def _fills(cluster: Cluster, shard_id: str, node: str, above_term: int = 0, not_
 def _lives_without(cluster: Cluster, shard: Shard, name: str) -> bool:
     places = [(shard.primary.node, shard.primary.copy_id), *((each.node, each.copy_id) for each in _in_sync(shard))]
     return any(node != name and cluster.has(node, shard.id, copy_id) for node, copy_id in places)
-
-
-def _both_ways(one: str, others: Iterable[str]) -> list[Link]:
-    return [link for other in others for link in ((one, other), (other, one))]
-
-
-def _cut(cluster: Cluster, links: list[Link]) -> None:
-    for link in links:
-        cluster.network.cut_link(link)
-
-
-def _heal(cluster: Cluster, links: list[Link], reset_share: float) -> None:
-    for link in links:
-        cluster.network.heal_link(link, reset_share)
 
 
 async def _until(look: Callable[[], T], seconds: float) -> T:

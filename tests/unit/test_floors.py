@@ -46,7 +46,6 @@ LARGER = {
     "loadtest/cluster/proxy.py: Proxy",
     "loadtest/simulate/clients.py: Client",
     "loadtest/simulate/cluster.py: Cluster",
-    "loadtest/simulate/cluster_faults.py: Nemesis",
     "loadtest/simulate/invariants.py: Invariants",
     "loadtest/simulate/loop.py: SimulatedLoop",
     "loadtest/simulate/machine.py: Machine",

@@ -16,7 +16,7 @@ from kvstore.replication.copy import StoreCopy
 from kvstore.storage.memory import MemoryEngine
 from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.cluster_clients import Client, History
-from loadtest.simulate.cluster_faults import Fault, Nemesis
+from loadtest.simulate.disk_faults import flip_a_bit
 from loadtest.simulate.ending import check_copies, is_replicated
 from loadtest.simulate.invariants import Invariants
 from loadtest.simulate.loop import SimulatedLoop
@@ -208,8 +208,7 @@ def test_damage_to_the_only_copy_in_sync_is_mended_so_that_it_serves_again(clust
         home.process.kill()
         while (shard := a_shard(cluster)).primary.node == home.name or "in-sync" in {e.state for e in shard.replicas}:
             await asyncio.sleep(0.1)
-        nemesis = Nemesis(cluster, [Fault(0.0, "flip a bit", 1)])
-        await nemesis._flip(Chooses(cluster.nodes[shard.primary.node], shard.id))
+        await flip_a_bit(cluster, Chooses(cluster.nodes[shard.primary.node], shard.id))
         home.wanted = True
         home.start()
         await replicated(cluster)
