@@ -25,16 +25,14 @@ async def add_shard(cluster: Cluster, rng: random.Random) -> None:
 
 
 async def remove_shard(cluster: Cluster, rng: random.Random) -> None:
-    cluster_map = cluster.stored_map
-    if cluster_map is not None and len(cluster_map.shards) > SHARDS_MAX // 3:
-        name = rng.choice(cluster_map.shards).id
+    if len(cluster.view.shards) > SHARDS_MAX // 3:
+        name = rng.choice(cluster.view.shards).id
         await _ask(cluster, lambda service: service.remove(name))
 
 
 async def set_weight(cluster: Cluster, rng: random.Random) -> None:
-    cluster_map = cluster.stored_map
-    if cluster_map is not None:
-        name, weight = rng.choice(cluster_map.shards).id, rng.randint(1, 4)
+    if cluster.view.shards:
+        name, weight = rng.choice(cluster.view.shards).id, rng.randint(1, 4)
         await _ask(cluster, lambda service: service.reweigh(name, weight))
 
 
@@ -48,10 +46,9 @@ async def cancel_moves(cluster: Cluster, rng: random.Random) -> None:
 
 async def leave_behind(cluster: Cluster, rng: random.Random) -> None:
     """A router and the sources of some moves do not hear from the controller that the partitions have left."""
-    cluster_map = cluster.stored_map
-    if cluster_map is None:
+    if not cluster.view.shards:
         return
-    shard = rng.choice(cluster_map.shards)
+    shard = rng.choice(cluster.view.shards)
     await _ask(cluster, lambda service: service.reweigh(shard.id, 1 if shard.weight > 2 else 4))
     sources = await _sources(cluster)
     names = [rng.choice(cluster.routers).name, *(name for name in sources if rng.random() < 0.8)]
@@ -61,9 +58,9 @@ async def leave_behind(cluster: Cluster, rng: random.Random) -> None:
 async def _sources(cluster: Cluster) -> list[str]:
     """Those of the moves that the map names, as soon as there are any."""
     for _ in range(_LOOKS):
-        cluster_map = cluster.stored_map
-        if cluster_map is not None and cluster_map.moves:
-            return sorted({move.source for move in cluster_map.moves})
+        found = cluster.view.map
+        if found is not None and found.moves:
+            return sorted({move.source for move in found.moves})
         await asyncio.sleep(_LOOK_S)
     return []
 
@@ -81,7 +78,7 @@ async def lose_record(cluster: Cluster, rng: random.Random) -> None:
     Not beside the disk of a node: what the file alone knows then may be which copy has all.
     """
     controller = cluster.controller
-    if cluster.stored_map is None or cluster.disks_lost():
+    if cluster.view.map is None or cluster.lost_disks.count():
         return
     if controller.process is not None:
         controller.process.kill()
@@ -92,7 +89,7 @@ async def lose_record(cluster: Cluster, rng: random.Random) -> None:
         ended = [shard for shard in found["silent"] if shard not in cluster.nodes]
         await service.recover(found["cluster_id"], found["epoch"], ended)
 
-    while cluster.stored_map is None:
+    while cluster.view.map is None:
         await asyncio.sleep(rng.uniform(0.3, 2.0))
         await _ask(cluster, recover)
 

@@ -120,7 +120,7 @@ class Nemesis:
     def heal(self) -> None:
         """From now on there are no faults."""
         cluster = self._cluster
-        cluster.kill_at.clear()
+        cluster.kill_points.kill_at.clear()
         cluster.controller.register.away = False
         cluster.network.slow.clear()
         cluster.network.doubles = False

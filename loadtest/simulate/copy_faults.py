@@ -20,11 +20,11 @@ import random
 from collections.abc import Callable
 from typing import TypeVar
 
-from kvstore.placement.cluster_map import Replica, Shard
-from kvstore.replication.copy import StoreCopy
+from kvstore.placement.cluster_map import Shard
 from kvstore.storage.engine import Engine
 from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.network import both_ways
+from loadtest.simulate.view import good_copies, in_sync
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ _PAGE_S = 0.03  # what a page of the second snapshot takes
 
 async def depose(cluster: Cluster, rng: random.Random) -> None:
     """The primary of some shard, as described above."""
-    shards = [shard for shard in _shards(cluster) if _in_sync(shard)]
+    shards = [shard for shard in cluster.view.shards if in_sync(shard)]
     if not shards:
         return
     shard = rng.choice(shards)
@@ -48,7 +48,7 @@ async def depose(cluster: Cluster, rng: random.Random) -> None:
     stale = rng.choice(cluster.routers).name  # which does not hear of it, either
     to_router = both_ways(stale, [own]) if rng.random() < 0.5 else []
     links = [*to_copies, *to_controller, *to_router]
-    slowed = [(each.node, own) for each in _in_sync(shard)]  # so that an opening takes a while
+    slowed = [(each.node, own) for each in in_sync(shard)]  # so that an opening takes a while
     cluster.network.slow.update(dict.fromkeys(slowed, rng.uniform(0.05, 0.3)))
     process = cluster.nodes[primary].process if primary in cluster.nodes else None
     how = rng.choice(("stops", "returns", "is a copy at once"))
@@ -75,7 +75,7 @@ async def interrupt(cluster: Cluster, rng: random.Random) -> None:
     if not found:
         return
     shard, node, before = found
-    primary, heirs = shard.primary.node, [each.node for each in _in_sync(shard)]
+    primary, heirs = shard.primary.node, [each.node for each in in_sync(shard)]
     page, beside = (primary, node), both_ways(node, heirs)
     others = both_ways(primary, [cluster.controller.name, *heirs])
     cluster.network.cut_links([page, *others, *beside])
@@ -99,7 +99,7 @@ async def die(cluster: Cluster, rng: random.Random) -> None:
     if not names:
         return
     name = rng.choice(names)
-    if not all(_lives_without(cluster, shard, name) for shard in _shards(cluster)):
+    if not all(_lives_without(cluster, shard, name) for shard in cluster.view.shards):
         return
     node = cluster.nodes[name]
     assert node.process is not None
@@ -113,7 +113,7 @@ async def die(cluster: Cluster, rng: random.Random) -> None:
 
 async def put_old_back(cluster: Cluster, rng: random.Random) -> None:
     """Of some shard, whose primary comes back later. What the files lack was committed well before its last beat."""
-    found = [(shard, copy) for shard in _shards(cluster) for copy in _in_sync(shard)]
+    found = [(shard, copy) for shard in cluster.view.shards for copy in in_sync(shard)]
     if not found:
         return
     shard, copy = rng.choice(found)
@@ -124,8 +124,8 @@ async def put_old_back(cluster: Cluster, rng: random.Random) -> None:
     await asyncio.sleep(_BEATS_S)
     if node is None or primary is None or kept is None or not (node.is_alive and primary.is_alive):
         return
-    now = next((each for each in _shards(cluster) if each == shard), None)
-    if now is None or committed <= kept.number or not cluster.is_whole():
+    now = next((each for each in cluster.view.shards if each == shard), None)
+    if now is None or committed <= kept.number or not cluster.view.is_whole():
         return
     cluster.loop.note(f"{node.name} gets its copy of {shard.id} back as of record {kept.number} of {committed}")
     for each in (primary, node):
@@ -141,55 +141,41 @@ async def put_old_back(cluster: Cluster, rng: random.Random) -> None:
 
 def _committed(cluster: Cluster, shard: Shard) -> int:
     """The number of the last committed record, if its primary runs."""
-    resident = cluster.resident(shard.primary.node, shard.id)
-    return resident.hosted.store.durable if resident is not None and resident.hosted is not None else 0
-
-
-def _shards(cluster: Cluster) -> list[Shard]:
-    return cluster.stored_map.shards if cluster.stored_map is not None else []
-
-
-def _in_sync(shard: Shard) -> list[Replica]:
-    return [each for each in shard.replicas if each.state == "in-sync"]
+    store = cluster.view.store(shard.primary.node, shard.id)
+    return store.durable if store is not None else 0
 
 
 def _has_other_primary(cluster: Cluster, shard: Shard) -> bool:
     """Or it has left."""
-    now = cluster.stored_map.shard(shard.id) if cluster.stored_map is not None else None
+    now = cluster.view.shard(shard.id)
     return now is None or now.primary.node != shard.primary.node
 
 
 def _is_opened_elsewhere(cluster: Cluster, shard: Shard) -> bool:
     """A copy has promised a higher term, most likely to itself."""
-    copies = (_copy(cluster, each.node, shard.id) for each in shard.replicas)
+    copies = (cluster.view.copy(each.node, shard.id) for each in shard.replicas)
     return any(copy is not None and copy.following.promised > shard.term for copy in copies)
-
-
-def _copy(cluster: Cluster, node: str, shard_id: str) -> StoreCopy | None:
-    resident = cluster.resident(node, shard_id)
-    return resident.copy if resident is not None else None
 
 
 def _filling(cluster: Cluster) -> tuple[Shard, str, Engine] | None:
     """A shard with a copy that gets a snapshot, its node and file; another copy can take over."""
-    for shard in _shards(cluster):
+    for shard in cluster.view.shards:
         for replica in shard.replicas:
-            copy = _copy(cluster, replica.node, shard.id)
-            if copy is not None and _in_sync(shard) and _fills(cluster, shard.id, replica.node):
+            copy = cluster.view.copy(replica.node, shard.id)
+            if copy is not None and in_sync(shard) and _fills(cluster, shard.id, replica.node):
                 return shard, replica.node, copy.engine
     return None
 
 
 def _fills(cluster: Cluster, shard_id: str, node: str, above_term: int = 0, not_into: Engine | None = None) -> bool:
     """Whether a snapshot of a higher term than that is on its way there, and into another file than that."""
-    copy = _copy(cluster, node, shard_id)
+    copy = cluster.view.copy(node, shard_id)
     named = copy.following.session if copy is not None and copy.is_filling else None
     return named is not None and named.term > above_term and copy is not None and copy.engine is not not_into
 
 
 def _lives_without(cluster: Cluster, shard: Shard, name: str) -> bool:
-    places = [(shard.primary.node, shard.primary.copy_id), *((each.node, each.copy_id) for each in _in_sync(shard))]
-    return any(node != name and cluster.has(node, shard.id, copy_id) for node, copy_id in places)
+    return any(node != name and cluster.view.has(node, shard.id, each) for node, each in good_copies(shard))
 
 
 async def _until(look: Callable[[], T], seconds: float) -> T:

@@ -15,6 +15,7 @@ from loadtest.simulate.disk import any_fate
 from loadtest.simulate.environment import SYNC_S
 from loadtest.simulate.node import NodeServer
 from loadtest.simulate.victims import any_node, any_server
+from loadtest.simulate.view import in_sync
 
 
 async def fail_sync(cluster: Cluster, rng: random.Random) -> None:
@@ -67,21 +68,14 @@ async def flip_a_bit(cluster: Cluster, rng: random.Random) -> None:
 
 def _damage_stays(cluster: Cluster, node: NodeServer) -> bool:
     """Whether it is the primary of a damaged store that no other copy can take over, by the newest map."""
-    cluster_map = cluster.stored_map
-    for shard_id in node.node.stores.damage if node.node is not None else ():
-        shard = cluster_map.shard(shard_id) if cluster_map is not None else None
-        is_primary = shard is not None and shard.primary.node == node.name
-        if shard is not None and is_primary and not any(each.state == "in-sync" for each in shard.replicas):
-            return True
-    return False
+    shards = map(cluster.view.shard, node.node.stores.damage if node.node is not None else ())
+    return any(shard is not None and shard.primary.node == node.name and not in_sync(shard) for shard in shards)
 
 
 async def lose(cluster: Cluster, rng: random.Random) -> None:
     """Never the last copy of anything: so nothing may be lost by it."""
     node = any_node(cluster, rng)
-    cluster_map = cluster.stored_map
-    is_member = cluster_map is not None and cluster_map.node(node.name) is not None
-    if is_member and not node.is_damaged and cluster.may_lose_a_disk():
+    if cluster.view.is_member(node.name) and not node.is_damaged and cluster.lost_disks.may_be_more():
         cluster.loop.note(f"{node.name} loses its disk")
         cluster.lose_disk(node)
 

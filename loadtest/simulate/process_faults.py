@@ -30,7 +30,7 @@ async def kill(cluster: Cluster, rng: random.Random) -> None:
 
 
 async def kill_at_failpoint(cluster: Cluster, rng: random.Random) -> None:
-    cluster.kill_at[rng.choice(POINTS)] = rng.randint(1, 3)
+    cluster.kill_points.kill_at[rng.choice(POINTS)] = rng.randint(1, 3)
 
 
 async def stop_in_order(cluster: Cluster, rng: random.Random) -> None:
