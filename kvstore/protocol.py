@@ -300,7 +300,7 @@ class Explain(Message, tag=6):
 class Stats(Message, tag=7):
     """What the shard counts about itself: see `metrics.ShardStats`.
 
-    `live_max`: list so many of the locks held and of the attempts that hold keys, too (see `storage.live`).
+    `live_max`: list so many of the locks held and of the attempts that hold keys, too (see `store.live`).
     """
 
     live_max: int = 0

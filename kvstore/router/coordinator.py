@@ -4,7 +4,7 @@ Owns: splitting a transaction by owner, the order of prepare, commit and finish,
 Promises: the coordinator keeps nothing worth keeping: it may die at any line below, and any process that meets what it
 left finds out what became of it (`shard.recovery`). It says "done" only after the anchor's store said so, and "nothing
 was written" only while no commit can be under way.
-Leaves to others: the verdict on votes (`transactions.coordination`), what each store does (`storage.participant`).
+Leaves to others: the verdict on votes (`transactions.coordination`), what each store does (`store.participant`).
 
     all keys in one store          Transact ──> done
     only reads                     ReadLock ──> all stores;  ReadUnlock ──> all: were the locks held all the time?

@@ -51,7 +51,12 @@ class Row(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """The row of `clock`."""
+    """The row of `clock`: numbers of a store that only rise, and what it counts.
+
+    `version`: the highest given out or seen. `sequence`: that of the newest row. `tombstones_floor`: tombstones up to
+    that sequence are trimmed. `keys`, `bytes`: live values in owned partitions, and the bytes of those keys and values.
+    `attempts_floor`: decisions with stamps up to that may have been dropped.
+    """
 
     version: int = 0
     sequence: int = 0
