@@ -150,17 +150,24 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
 
 
 class RouterConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A router of the file: where it listens, as HOST:PORT."""
+
     id: str
     listen: str
 
 
 class ControllerConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A controller of the file: where it listens, as HOST:PORT."""
+
     id: str
     listen: str
 
 
 class ShardConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """`host`, `zone`: what its node shares with others that may fail together with it; a zone counts before a host."""
+    """A shard of the file, and the node of its name.
+
+    `host`, `zone`: what its node shares with others that may fail together with it; a zone counts before a host.
+    """
 
     id: str
     listen: str
@@ -194,7 +201,7 @@ def default_config() -> ClusterConfig:
 
 
 def encode_config(config: ClusterConfig) -> str:
-    """For `decode_config`."""
+    """The configuration as JSON, for `decode_config`."""
     return msgspec.json.encode(config).decode()
 
 

@@ -346,6 +346,10 @@ class ShardReconciler:
         return shard_child(self._config, self._config_path, shard_id, self._listens[shard_id])
 
     def is_taken(self, shard_id: str, listen: str) -> bool:
+        """Whether another process listens at that address of the shard, which is told in the log.
+
+        Raises ConfigError.
+        """
         taken = is_taken(*listen_address(listen))
         if taken:
             self._log.write("up", f"{listen}, the address of shard-{shard_id}, is in use: taking the next that is free")

@@ -64,7 +64,7 @@ def decode_key(raw: str, bytes_max: int) -> str:
 
 
 def check_key(key: str, bytes_max: int) -> str:
-    """A key that came as text (JSON). Raises KeyEmpty, KeyTooLong, KeyNotUtf8 (lone surrogates)."""
+    """The key, which came as text (JSON). Raises KeyEmpty, KeyTooLong, KeyNotUtf8 (lone surrogates)."""
     try:
         size = len(key.encode())
     except UnicodeEncodeError:
@@ -75,7 +75,7 @@ def check_key(key: str, bytes_max: int) -> str:
 
 
 def check_key_size(size: int, bytes_max: int) -> None:
-    """Raises KeyEmpty, KeyTooLong."""
+    """Refuse a key of that many bytes. Raises KeyEmpty, KeyTooLong."""
     if not size:
         raise KeyEmpty()
     if size > bytes_max:
@@ -117,7 +117,7 @@ class HostGuard:
         self._good: set[str] = set()
 
     def check(self, fields: dict[str, str]) -> None:
-        """Raises Foreign and BadRequest."""
+        """Refuse a request for a foreign host, or from a page of a foreign origin. Raises Foreign."""
         host = fields.get("host", "")
         if host not in self._good:
             name = re.sub(r":\d+$", "", host).lower()

@@ -250,6 +250,6 @@ async def start_server(server: Server, host: str, port: int, shutdown_timeout_s:
 
 
 def warn_if_exposed(listen: str, what_can_be_done: str) -> None:
-    """Say so in the log when `listen` (HOST:PORT) is more than this machine's own business."""
+    """Say so in the log when `listen` (HOST:PORT) is more than this machine's own business. Raises ConfigError."""
     if not is_loopback(listen):
         log.warning("every process that reaches %s can %s: there are no accounts yet", listen, what_can_be_done)
