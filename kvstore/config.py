@@ -210,7 +210,7 @@ def decode_config(encoded: str) -> ClusterConfig:
     try:
         return msgspec.json.decode(encoded, type=ClusterConfig)
     except (msgspec.DecodeError, UnicodeError) as error:
-        raise ConfigError(f"the configuration that was handed down cannot be read: {error}") from None
+        raise ConfigError(f"the configuration that was handed down cannot be read: {error}.") from None
 
 
 def load_config(path: Path) -> ClusterConfig:
@@ -218,9 +218,9 @@ def load_config(path: Path) -> ClusterConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); name another file with --config") from error
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); name another file with --config.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+        raise ConfigError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from error
     reader = _Reader(path, text)
     config = reader.read()
     _check(reader, config)
@@ -257,13 +257,13 @@ class _Reader:
         try:
             root = self._loader.get_single_node()
             if root is None:
-                raise ConfigError(f"{self._path}:1: the file is empty; start from the shipped cluster.yaml")
+                raise ConfigError(f"{self._path}:1: the file is empty; start from the shipped cluster.yaml.")
             return self._struct(ClusterConfig, root, "")
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise ConfigError(f"{self._path}:{line}: not valid YAML: {error.problem}; mend the line") from error
+            raise ConfigError(f"{self._path}:{line}: not valid YAML: {error.problem}; mend the line.") from error
         except yaml.YAMLError as error:
-            raise ConfigError(f"{self._path}:1: not valid YAML: {error}; mend the file") from error
+            raise ConfigError(f"{self._path}:1: not valid YAML: {error}; mend the file.") from error
 
     def has(self, name: str) -> bool:
         """It is written in the file."""
@@ -277,7 +277,8 @@ class _Reader:
         return self._error_at(self._nodes[place], f"{name or 'the file'} {sentence}")
 
     def _error_at(self, node: yaml.Node, sentence: str) -> ConfigError:
-        return ConfigError(f"{self._path}:{node.start_mark.line + 1}: {sentence}")
+        end = "" if sentence.endswith((".", "?")) else "."
+        return ConfigError(f"{self._path}:{node.start_mark.line + 1}: {sentence}{end}")
 
     def _value(self, kind: Any, node: yaml.Node, name: str) -> Any:
         self._nodes[name] = node

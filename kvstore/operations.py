@@ -77,7 +77,7 @@ def checked_key(key: str) -> str:
     try:
         key.encode()
     except UnicodeEncodeError as error:
-        raise KeyNotUtf8(f"the key {key!r} is not UTF-8 at character {error.start}") from None
+        raise KeyNotUtf8(f"the key {key!r} is not UTF-8 at character {error.start}.") from None
     return key
 
 
@@ -94,5 +94,5 @@ def finite(ttl: float) -> float:
     JSON has no NaN: sent as null, it would be a ttl lost silently.
     """
     if not math.isfinite(ttl):
-        raise BadTtl(f"ttl is {ttl}, which is no time")
+        raise BadTtl(f"ttl is {ttl}, which is no time.")
     return ttl

@@ -168,10 +168,10 @@ class Connection:
                 return Answer(response.status, response.headers, await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unavailable(
-                f"{self.url} cannot be reached: {_reason(error)}", next_step=_UNREACHABLE_NEXT_STEP
+                f"{self.url} cannot be reached: {_reason(error)}.", next_step=_UNREACHABLE_NEXT_STEP
             ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            broken = f"the answer of {self.url} did not arrive: {_reason(error)}"
+            broken = f"The answer of {self.url} did not arrive: {_reason(error)}."
             if writes:
                 raise OutcomeUnknown(broken) from error
             raise Unavailable(broken, retry_after_ms=RETRY_WAIT_MS_UNNAMED) from error

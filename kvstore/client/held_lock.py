@@ -178,7 +178,7 @@ class HeldLock:
         if self.lost:
             if self._block is not None:
                 self._block.uncancel()  # also if the block kept the cancellation to itself: it was ours
-            raise LockLost(f"the lease on {self.name!r} with token {self.token} ended before the block did") from error
+            raise LockLost(f"the lease on {self.name!r} with token {self.token} ended before the block did.") from error
         await self._release(quietly=kind is not None)
 
     async def _release(self, *, quietly: bool) -> None:

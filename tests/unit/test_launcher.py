@@ -339,7 +339,7 @@ async def test_a_wrong_file_ends_up_with_2_and_the_line(tmp_path: Path, capfd: p
     path = tmp_path / "cluster.yaml"
     path.write_text("routers: 1\n")
     assert await up(path, restart=True, announce=print) == 2
-    assert capfd.readouterr() == ("", f"kvstore up: {path}:1: routers must be a list; begin each entry with `- `\n")
+    assert capfd.readouterr() == ("", f"kvstore up: {path}:1: routers must be a list; begin each entry with `- `.\n")
 
 
 async def test_http_get_says_why_there_is_no_answer() -> None:
