@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -33,6 +33,7 @@ CONFIG_VARIABLE = "KVSTORE_UP_CONFIG"  # of the environment: the configuration t
 PLACE_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
+_RENAMED = {"limits.move_fence_timeout_s": "move_freeze_timeout_s"}  # by older name; still read
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -116,7 +117,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     move_group_keys_max: int = 8192
     move_group_bytes_max: int = 16 * 1024 * 1024
     move_page_rows_max: int = 1000
-    move_fence_timeout_s: float = 2.0
+    move_freeze_timeout_s: float = 2.0
     move_busy_share: float = 0.25
     farewell_quiet_s: float = 0.5
     farewell_quiet_s_max: float = 3.0
@@ -213,8 +214,11 @@ def decode_config(encoded: str) -> ClusterConfig:
         raise ConfigError(f"the configuration that was handed down cannot be read: {error}.") from None
 
 
-def load_config(path: Path) -> ClusterConfig:
-    """Read cluster.yaml. Raises ConfigError whose detail names file and line, what is wrong and the mend."""
+def load_config(path: Path, tell: Callable[[str], object] = lambda sentence: None) -> ClusterConfig:
+    """Read cluster.yaml. Raises ConfigError whose detail names file and line, what is wrong and the mend.
+
+    `tell` is called with a sentence for each setting that is read by an older name.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -224,6 +228,8 @@ def load_config(path: Path) -> ClusterConfig:
     reader = _Reader(path, text)
     config = reader.read()
     _check(reader, config)
+    for sentence in reader.renamed:
+        tell(sentence)
     return msgspec.structs.replace(config, data_dir=str(_data_dir(reader, path, config.data_dir)))
 
 
@@ -252,6 +258,7 @@ class _Reader:
         self._path = path
         self._loader = yaml.SafeLoader(text)
         self._nodes: dict[str, yaml.Node] = {}
+        self.renamed: list[str] = []
 
     def read(self) -> ClusterConfig:
         try:
@@ -304,7 +311,7 @@ class _Reader:
         fields = {field.name: field for field in msgspec.structs.fields(kind)}
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(key_node.value)
+            key = self._present_name(key_node, name)
             full_name = f"{name}.{key}" if name else key
             if key not in fields:
                 raise self._error_at(key_node, f"{full_name} is unknown; {_nearest(key, list(fields))}")
@@ -315,6 +322,16 @@ class _Reader:
             if field.required and field.name not in values:
                 raise self.error(f"{name}.{field.name}" if name else field.name, "is missing; add it")
         return kind(**values)
+
+    def _present_name(self, key_node: yaml.Node, inside: str) -> str:
+        """The name of the setting, which may be written by one that it had."""
+        written = str(key_node.value)
+        full_name = f"{inside}.{written}" if inside else written
+        if full_name not in _RENAMED:
+            return written
+        now = _RENAMED[full_name]
+        self.renamed.append(self._error_at(key_node, f"{full_name} is called {now} now; rename it").detail)
+        return now
 
 
 def _nearest(key: str, known: list[str]) -> str:

@@ -60,8 +60,9 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
     """
     raise_open_files_limit()  # a few for each child, and whatever the shell left may be less than those
     with ExitStack() as held:
+        told: list[str] = []
         try:
-            config = load_config(config_path)
+            config = load_config(config_path, told.append)
             data_dir = Path(config.data_dir)
             files = look(data_dir)
             ids = first_shards(config, files)
@@ -74,7 +75,7 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
         except KvError as error:
             refusals = [error.sentences]
         as_json = os.environ.get("KVSTORE_LOG") == "json"
-        for line in refusals:
+        for line in (*told, *refusals):
             print(json_line("up", line) if as_json else f"kvstore up: {line}", file=sys.stderr, flush=True)
         if refusals:
             return EXIT_REFUSED
