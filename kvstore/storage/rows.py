@@ -88,7 +88,7 @@ def checked(row: Row, stored_checksum: int) -> Row:
     are_blobs = all(blob is None or isinstance(blob, bytes) for blob in (row.body, row.intent))
     kind, key, _, _, version, expires_at_ms, body, intent = row
     if not are_blobs or checksum(kind, key, version, expires_at_ms, body, intent) != stored_checksum:
-        damage = DataCorrupt(f"the {row.kind} row of key {row.key!r} does not match its checksum")
+        damage = DataCorrupt(f"the {row.kind} row of key {row.key!r} does not match its checksum.")
         damage.damaged_row = row
         raise damage
     return row

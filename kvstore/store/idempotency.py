@@ -108,7 +108,7 @@ class Idempotency:
         if not self._left_ms(kept, before.expires_at_ms) and not self._must_stay(kept):
             return None
         if kept.digest not in (once.digest, ""):
-            raise IdempotencyKeyReused(f"the Idempotency-Key {once.key!r} came with another request before")
+            raise IdempotencyKeyReused(f"the Idempotency-Key {once.key!r} came with another request before.")
         return kept
 
     def keep(self, row_key: str, partition: int, kept: IdempotencyRecord) -> None:

@@ -55,6 +55,6 @@ class LeaseQueues:
         for waiter in self._locks.waiting_for_lease(op.key):
             if waiter[0].id == op.acquire and waiter[1] is sink:
                 self._locks.leave_lease_queue(op.key, waiter)
-                gone = Locked(f"the waiter for {op.key!r} has left the queue", retry_after_ms=100)
+                gone = Locked(f"the waiter for {op.key!r} has left the queue.", retry_after_ms=100)
                 self._changes.answer(sink, refusal(op.acquire, gone))
         return Answer(op.id, 200)

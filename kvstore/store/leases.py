@@ -77,7 +77,7 @@ class Leases:
         left_ms = round(lease.left_s(self._changes.context.now_s) * 1000)
         holder = f"by {lease.owner!r}" if lease.owner else "by a client without a name"
         return Locked(
-            f"the lock {lease.name!r} is held {holder} for another {left_ms / 1000:g} s at most",
+            f"the lock {lease.name!r} is held {holder} for another {left_ms / 1000:g} s at most.",
             owner=lease.owner,
             ttl_left=left_ms / 1000,
             retry_after_ms=min(max(left_ms, 50), 1000),
@@ -155,7 +155,7 @@ class Leases:
     def _withdraw(self, op: Release, key: str, partition: int) -> Answer:
         """The client no longer wants what was asked for with that Idempotency-Key: who waits leaves, what was granted
         ends, and what comes late is refused."""
-        over = LockLost(f"the acquire of {op.key!r} with this Idempotency-Key was withdrawn")
+        over = LockLost(f"the acquire of {op.key!r} with this Idempotency-Key was withdrawn.")
         for waiter in self._locks.waiting_for_lease(op.key):
             once = waiter[0].once
             if once is not None and once.key == key:
@@ -218,4 +218,4 @@ class Leases:
 
 
 def _lost(name: str, token: int) -> LockLost:
-    return LockLost(f"the lock {name!r} is not held with token {token}")
+    return LockLost(f"the lock {name!r} is not held with token {token}.")

@@ -96,7 +96,7 @@ class Partitions:
         elif cluster_map is not None:
             shard = cluster_map.shard(self.shard_id)
             if shard is not None and shard.replicas:
-                raise ForeignData(f"shard {self.shard_id} has copies: without a new term it must not be served")
+                raise ForeignData(f"shard {self.shard_id} has copies: without a new term it must not be served.")
             rows = await self._tables.engine.kept_in_memory(self.view.served)
             await self._pipeline.step(lambda batch: self._serve(batch, rows), urgent=True)
 

@@ -238,7 +238,7 @@ class Pipeline:
         await self.writer.has_stopped()
         undurable, self._undurable = self._undurable, deque()
         queue, self._urgent, self._queue = [*self._urgent, *self._queue], deque(), deque()
-        unknown = OutcomeUnknown("the shard has got another primary before this was on every copy")
+        unknown = OutcomeUnknown("the shard has got another primary before this was on every copy.")
         for decided in undurable:
             error = unknown if decided.record is not None else no_lease()
             for then in decided.batch.extras.when_lost:

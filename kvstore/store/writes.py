@@ -64,7 +64,7 @@ class Writes:
         if guard is not None and not _condition_holds(guard, before):
             state = f"has version {before.version}" if before.live else "does not exist"
             members = {"version": before.version} if before.live else {}
-            raise PreconditionFailed(f"key {key!r} {state}", **members)
+            raise PreconditionFailed(f"key {key!r} {state}.", **members)
         return before
 
     def expire(self, op: Expire, partition: int, sink: Sink) -> Answer:

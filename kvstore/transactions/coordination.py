@@ -72,10 +72,10 @@ def judge_refusal(reply: Answer | Outcome | KvError) -> Retry | Rejected | Outco
     if isinstance(error, Conflict):
         return Retry(key=str(error.members.get("key", "")), same_request=bool(error.members.get("same_request")))
     if isinstance(error, OutcomeUnknown):
-        return Rejected(Unavailable(f"{error.detail}; nothing was decided", retry_after_ms=500))
+        return Rejected(Unavailable(f"Nothing was decided: {error.detail}", retry_after_ms=500))
     return Rejected(error)
 
 
 def too_much_read(bytes_max: int) -> ReadTooLarge:
     """The ReadTooLarge of a transaction that reads more than `txn_read_bytes_max`."""
-    return ReadTooLarge(f"the values that it reads have more than {bytes_max:,} bytes", bytes_max=bytes_max)
+    return ReadTooLarge(f"the values that it reads have more than {bytes_max:,} bytes.", bytes_max=bytes_max)
