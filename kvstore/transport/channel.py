@@ -138,11 +138,11 @@ class Channel:
     @property
     def bytes_under_way(self) -> int:
         """To the node."""
-        return self._link.bytes_under_way
+        return self._link.under_way.bytes
 
     @property
     def ops_under_way(self) -> int:
-        return self._link.ops_under_way(self)
+        return self._link.under_way.count(self)
 
     def name_strike(self, strike: int) -> None:
         """What is asked from now on is asked by a map whose last strike is that one."""
