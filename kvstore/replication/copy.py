@@ -244,7 +244,7 @@ class StoreCopy:
                 await self._log.change(lambda: self.log.restart(BEGINNING))
             elif resumes != self.snapshot or (self.is_filling and not self._goes_on_by(join)):
                 return None  # pages have come since, or records are of no use to a file that is not whole
-            elif not join.snapshot and join.common < self.log.last.number:
+            elif join.common < self.log.last.number:  # also of a file that lost its last pages with the power
                 await self._log.change(lambda: self.log.cut(join.common))
             self._following = session.begun(self._following, named)
             return 0 if self.is_filling else self._acknowledged(named)
