@@ -47,7 +47,6 @@ LARGER = {
     "kvstore/transport/link.py: NodeLink",
     "loadtest/cluster/proxied.py: End",
     "loadtest/cluster/proxy.py: Proxy",
-    "loadtest/simulate/clients.py: Client",
     "loadtest/simulate/loop.py: SimulatedLoop",
     "loadtest/simulate/machine.py: Machine",
 }
