@@ -136,7 +136,7 @@ class AllShards:
         wanted = b""
         while True:
             if self._router.cluster_map is None:
-                raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
+                raise Unavailable("this router has no cluster map yet.", retry_after_ms=500)
             wait_s = max(0.0, deadline_s - asyncio.get_running_loop().time()) if is_partial else None
             failed = await self._gather(gathered, partial(make, wanted, gathered.horizon or ""), wait_s)
             is_late = asyncio.get_running_loop().time() > deadline_s
@@ -190,7 +190,7 @@ class AllShards:
         while pending and gathered.missing:
             done, pending = await asyncio.wait(pending, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if not done:
-                silent = Unavailable("the shard does not answer", retry_after_ms=1000)
+                silent = Unavailable("the shard does not answer.", retry_after_ms=1000)
                 return failed | {asked[future]: silent for future in asked if future in pending}
             for future in (each for each in asked if each in done):  # in the order of the questions
                 try:

@@ -83,7 +83,7 @@ class ClusterViews:
                 await self._service.await_map(epoch)
         cluster_map = self._service.cluster_map
         if cluster_map is None:
-            raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
+            raise Unavailable("this router has no cluster map yet.", retry_after_ms=500)
         stats = await self.shard_stats(cluster_map.epoch)
         return cluster_documents.cluster(cluster_map, stats, self._last, self._in_doubt)
 

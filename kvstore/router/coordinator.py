@@ -4,7 +4,7 @@ Owns: splitting a transaction by owner, the order of prepare, commit and finish,
 Promises: the coordinator keeps nothing worth keeping: it may die at any line below, and any process that meets what it
 left finds out what became of it (`shard.recovery`). It says "done" only after the anchor's store said so, and "nothing
 was written" only while no commit can be under way.
-Leaves to others: the verdict on votes (`transactions.coordination`), what each store does (`storage.participant`).
+Leaves to others: the verdict on votes (`transactions.coordination`), what each store does (`store.participant`).
 
     all keys in one store          Transact ──> done
     only reads                     ReadLock ──> all stores;  ReadUnlock ──> all: were the locks held all the time?
@@ -95,7 +95,7 @@ class Coordinator:
                 if open_attempt is None or isinstance(error, OutcomeUnknown | IdempotencyKeyReused):
                     raise
                 raise self._unknown(
-                    f"it may have been done before: {error.detail}", transaction, open_attempt
+                    f"It may have been done before: {error.detail}", transaction, open_attempt
                 ) from None
             if isinstance(result, Result):
                 return result
@@ -119,8 +119,8 @@ class Coordinator:
             return unserved(self._service.owner_of(key).shard_id for key in transaction.keys)
         tried_s = self._limits.txn_timeout_s
         if not again.key:
-            return Conflict(f"it was not done within {tried_s:g} s and was aborted", retry_after_ms=100)
-        return Conflict(f"other transactions were in the way for {tried_s:g} s", retry_after_ms=100, key=again.key)
+            return Conflict(f"it was not done within {tried_s:g} s and was aborted.", retry_after_ms=100)
+        return Conflict(f"other transactions were in the way for {tried_s:g} s.", retry_after_ms=100, key=again.key)
 
     def _unknown(self, detail: str, transaction: Transaction, attempt: Attempt) -> OutcomeUnknown:
         return OutcomeUnknown(detail, txn_id=self._id(transaction, attempt))
@@ -359,9 +359,9 @@ class Coordinator:
             else:
                 await asyncio.sleep(0.02)
         if may_have_arrived:
-            raise self._unknown(f"it may have been committed: {error.detail}", transaction, commit.attempt)
+            raise self._unknown(f"It may have been committed: {error.detail}", transaction, commit.attempt)
         self._after.abort(commit.attempt, commit.keys)
-        raise Unavailable(f"{error.detail}; nothing was decided", retry_after_ms=500)
+        raise Unavailable(f"Nothing was decided: {error.detail}", retry_after_ms=500)
 
     def _says_nothing(self, error: KvError, may_have_arrived: bool) -> bool:
         """A refusal that leaves open what became of a commit: the store did not look at it.
@@ -377,7 +377,7 @@ class Coordinator:
         """`committed`, `aborted` or `pending`; None if nothing is known of it. Raises BadParameter, Unavailable."""
         match = _ID.fullmatch(name)
         if match is None or int(match[1], 16) >= self._service.partitions:
-            raise BadParameter(f"{name[:100]!a} is no id of a transaction", parameter="id")
+            raise BadParameter(f"{name[:100]!a} is no id of a transaction.", parameter="id")
         partition = int(match[1], 16)
         reply = await self._service.ask_owner(partition, GetTxn(0, partition, match[2]))
         if isinstance(reply, Outcome):

@@ -38,7 +38,10 @@ class CopyFile:
         self.identity = identity
 
     def promise(self, term: int) -> None:
-        """Agree to serve that term, durably. Raises ForeignData for one below what was promised, OSError."""
+        """Agree to serve that term, durably. Raises ForeignData for one below what was promised, OSError.
+
+        Blocks the thread for a sync; may be called from several threads.
+        """
         with self._one_at_a_time:
             if term < self.identity.promised:
                 raise ForeignData(
@@ -49,7 +52,7 @@ class CopyFile:
                 self.identity = _written(self._disk, self._db, self.identity._replace(promised=term))
 
     def settled(self) -> Identity:
-        """What is on the disk, once the promise that is being written is."""
+        """What is on the disk, once the promise that is being written is. Blocks the thread until then."""
         with self._one_at_a_time:
             return self.identity
 

@@ -15,6 +15,9 @@ Promises:
 Leaves to others: what an operation does (`batch`), how long a batch waits to become fuller (`gathering`), the log
 (`storage.log`), the file (`applier`).
 
+That many operations share one sync is group commit (DeWitt et al., "Implementation Techniques for Main Memory Database
+Systems", 1984).
+
     write ─> at hand? ──> queue ─> decide ─> append ─> sync ─> publish ─> answers, in order
                └ no: fetched, many keys a hop ─┘          └ in a thread, if the disk is slow
 
@@ -112,7 +115,10 @@ class Pipeline:
     # --- entering -----------------------------------------------------------------------------------------------------
 
     def write(self, op: WriteOp, sink: Sink) -> None:
-        """Queue an operation; its answer goes to `sink` when all that it saw is durable."""
+        """Queue an operation; its answer goes to `sink` when all that it saw is durable.
+
+        Raises nothing: what is refused at the door, such as by a full queue, is answered at once.
+        """
         tables, queue, fetcher = self._tables, self._queue, self.fetcher
         if (damage := tables.verification.file_damage) is not None:
             sink.send(refusal(op.id, damage))
@@ -161,7 +167,7 @@ class Pipeline:
     # --- deciding -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Decide and commit what is queued until `close`. Raises OSError, which ends the process."""
+        """Decide and commit what is queued until `close`. Raises LogFailed, which ends the process."""
         events, has_room = self._events, self._applier.has_room
         while True:
             if not events.queued.is_set():
@@ -222,7 +228,7 @@ class Pipeline:
 
     @property
     def is_idle(self) -> bool:
-        """All that came is decided, durable and answered; what waits for a lock is not counted."""
+        """Whether all that came is decided, durable and answered; what waits for a lock is not counted."""
         return not (len(self) or self._undurable or self._urgent or self._tables.ready)
 
     async def abandon(self) -> None:
@@ -233,7 +239,7 @@ class Pipeline:
         await self.writer.has_stopped()
         undurable, self._undurable = self._undurable, deque()
         queue, self._urgent, self._queue = [*self._urgent, *self._queue], deque(), deque()
-        unknown = OutcomeUnknown("the shard has got another primary before this was on every copy")
+        unknown = OutcomeUnknown("the shard has got another primary before this was on every copy.")
         for decided in undurable:
             error = unknown if decided.record is not None else no_lease()
             for then in decided.batch.extras.when_lost:

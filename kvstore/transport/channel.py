@@ -101,7 +101,7 @@ class Connection:
 
 def _refuse(request: Request, connection: Connection) -> None:
     """It is meant for a store that is not served here."""
-    refusal = Unavailable("this node does not serve that store", retry_after_ms=1000)
+    refusal = Unavailable("this node does not serve that store.", retry_after_ms=1000)
     connection.send(Answer(request.id, refusal.status, problem=refusal.problem()))
 
 
