@@ -42,7 +42,8 @@ from kvstore.protocol import (
 )
 from kvstore.store.ops import DropDecisions
 from loadtest.histories.history import AnyOperation, Element, Guarded, Lease, Members, Register
-from loadtest.simulate.machine import PARTITIONS, Lost, Machine, Violation
+from loadtest.simulate.machine import PARTITIONS, Lost, Machine
+from loadtest.simulate.store_invariants import Violation
 
 REGISTERS, GROUPS, LOCKS = 3, 3, 2
 _REFUSED = frozenset({409, 413, 421, 423, 429, 503, 507})

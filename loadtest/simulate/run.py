@@ -24,7 +24,8 @@ from loadtest.histories.verdict import judge
 from loadtest.simulate.clients import GROUPS, REGISTERS, Client, History
 from loadtest.simulate.faults import Faults
 from loadtest.simulate.loop import Hang, SimulatedLoop
-from loadtest.simulate.machine import Machine, Violation
+from loadtest.simulate.machine import Machine
+from loadtest.simulate.store_invariants import Violation
 
 CLIENTS = 6
 _END_S = 120.0  # simulated, in which all must come to its end without faults

@@ -30,11 +30,8 @@ METHODS_MAX = 20
 LINES_MAX = 500
 ATTRIBUTES_MAX = 15
 VALUES = {"NamedTuple", "Struct", "msgspec.Struct", "Message"}
+MAY_BE_LARGE = {"kvstore/client/client.py: Client"}  # one method for each call of the API: what its users look for
 LARGER = {
-    "kvstore/client/client.py: Client",
-    "kvstore/controller/copy_keeper.py: CopyKeeper",
-    "kvstore/controller/copy_places.py: Places",
-    "kvstore/controller/heard.py: Heard",
     "kvstore/controller/mover.py: Mover",
     "kvstore/controller/service.py: ClusterService",
     "kvstore/replication/copy.py: StoreCopy",
@@ -48,9 +45,6 @@ LARGER = {
     "loadtest/cluster/proxied.py: End",
     "loadtest/cluster/proxy.py: Proxy",
     "loadtest/simulate/clients.py: Client",
-    "loadtest/simulate/cluster.py: Cluster",
-    "loadtest/simulate/cluster_faults.py: Nemesis",
-    "loadtest/simulate/invariants.py: Invariants",
     "loadtest/simulate/loop.py: SimulatedLoop",
     "loadtest/simulate/machine.py: Machine",
 }
@@ -190,7 +184,7 @@ def test_no_class_has_grown_too_large() -> None:
                 }
                 if len(methods) > METHODS_MAX or len(attributes) > ATTRIBUTES_MAX:
                     large.append(f"{path.relative_to(root.parent)}: {node.name}")
-    assert set(large) <= LARGER
+    assert set(large) - MAY_BE_LARGE <= LARGER
 
 
 def test_no_file_has_grown_too_long() -> None:
