@@ -138,7 +138,7 @@ class Channel:
 
     @property
     def bytes_under_way(self) -> int:
-        """What is under way to the node, of all channels to it, counts for."""
+        """What the operations under way to the node count for, in bytes, of all channels to it."""
         return self._link.under_way.bytes
 
     @property
