@@ -21,6 +21,7 @@ import aiohttp
 import msgspec
 import pytest
 import pytest_asyncio
+from psutil import Process
 
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import partition_of
@@ -33,7 +34,7 @@ from loadtest.cluster import changes
 from loadtest.cluster.armed import ArmedCluster
 from loadtest.cluster.changes import Change
 from loadtest.cluster.local import REPOSITORY
-from loadtest.cluster.processes import Pid, free_ports, wait_gone
+from loadtest.cluster.processes import free_ports, wait_gone
 from loadtest.drivers.aio import session
 from loadtest.histories.verdict import judge
 from tests.cluster import actions
@@ -150,7 +151,7 @@ class Scene:
         assert found
         return found
 
-    async def until_still(self, process: Pid) -> None:
+    async def until_still(self, process: Process) -> None:
         async def is_still() -> bool:
             return self.cluster.stands_still(process)
 
