@@ -42,7 +42,6 @@ LARGER = {
     "kvstore/shard/resident.py: Resident",
     "loadtest/cluster/proxied.py: End",
     "loadtest/cluster/proxy.py: Proxy",
-    "loadtest/simulate/clients.py: Client",
     "loadtest/simulate/loop.py: SimulatedLoop",
     "loadtest/simulate/machine.py: Machine",
 }
