@@ -3,8 +3,8 @@
 Owns: opening and closing in the right order.
 Promises: a long poll never outlives the stop of the process; every answer says in `Kv-Session` which session this
 process is (see `transport.sessions`).
-Leaves to others: its calls (`routes`), every rule (`membership`, `replicas`), the file (`store`), signals and the pid file
-(`kvstore.process`).
+Leaves to others: its calls (`routes`), every rule (`membership`, `replicas`), the file (`map_store`), signals and the
+pid file (`kvstore.process`).
 """
 
 from __future__ import annotations
