@@ -3,7 +3,7 @@
 Owns: opening and closing in the right order.
 Promises: a long poll never outlives the stop of the process; every answer says in `Kv-Session` which session this
 process is (see `transport.sessions`).
-Leaves to others: its calls (`routes`), every rule (`service`), the file (`store`), signals and the pid file
+Leaves to others: its calls (`routes`), every rule (`service`), the file (`map_store`), signals and the pid file
 (`kvstore.process`).
 """
 
