@@ -138,13 +138,13 @@ class Channel:
 
     @property
     def bytes_under_way(self) -> int:
-        """What is under way to the node, of all channels to it, counts for."""
-        return self._link.bytes_under_way
+        """What the operations under way to the node count for, in bytes, of all channels to it."""
+        return self._link.under_way.bytes
 
     @property
     def ops_under_way(self) -> int:
         """How many operations of this channel wait for their answers."""
-        return self._link.ops_under_way(self)
+        return self._link.under_way.count(self)
 
     def name_strike(self, strike: int) -> None:
         """What is asked from now on is asked by a map whose last strike is that one."""
