@@ -177,6 +177,7 @@ def times_of(limits: Limits) -> Times:
         limits.snapshot_share,
         limits.snapshot_page_rows_max,
         limits.catch_up_share,
+        limits.copy_apply_share,
     )
 
 
