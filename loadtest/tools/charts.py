@@ -55,7 +55,7 @@ class Lane(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """What is the same for all kinds: a `<figure>` of times from 0 to `span_s`, with a name unique within its page."""
+    """What all kinds have: a name unique within the page, and the times from 0 to `span_s`."""
 
     name: str
     title: str
