@@ -23,7 +23,7 @@ def listen_address(listen: str) -> tuple[str, int]:
     elif ":" in host:
         host = ""
     if not separator or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
-        raise ConfigError(f"{listen!r} is no address; write HOST:PORT, for example 127.0.0.1:8080")
+        raise ConfigError(f"{listen!r} is no address; write HOST:PORT, for example 127.0.0.1:8080.")
     return host, int(port)
 
 

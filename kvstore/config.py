@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -33,6 +33,7 @@ CONFIG_VARIABLE = "KVSTORE_UP_CONFIG"  # of the environment: the configuration t
 PLACE_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
+_RENAMED = {"limits.move_fence_timeout_s": "move_freeze_timeout_s"}  # by older name; still read
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -99,6 +100,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     snapshot_share: float = 0.67
     snapshot_page_rows_max: int = 2000
     catch_up_share: float = 0.25
+    copy_apply_share: float = 0.05
     verify_every_s: float = 86_400.0
     compare_every_s: float = 86_400.0
     tombstone_kept_s: float = 600.0
@@ -116,7 +118,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     move_group_keys_max: int = 8192
     move_group_bytes_max: int = 16 * 1024 * 1024
     move_page_rows_max: int = 1000
-    move_fence_timeout_s: float = 2.0
+    move_freeze_timeout_s: float = 2.0
     move_busy_share: float = 0.25
     farewell_quiet_s: float = 0.5
     farewell_quiet_s_max: float = 3.0
@@ -150,17 +152,24 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
 
 
 class RouterConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A router of the file: where it listens, as HOST:PORT."""
+
     id: str
     listen: str
 
 
 class ControllerConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A controller of the file: where it listens, as HOST:PORT."""
+
     id: str
     listen: str
 
 
 class ShardConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """`host`, `zone`: what its node shares with others that may fail together with it; a zone counts before a host."""
+    """A shard of the file, and the node of its name.
+
+    `host`, `zone`: what its node shares with others that may fail together with it; a zone counts before a host.
+    """
 
     id: str
     listen: str
@@ -194,7 +203,7 @@ def default_config() -> ClusterConfig:
 
 
 def encode_config(config: ClusterConfig) -> str:
-    """For `decode_config`."""
+    """The configuration as JSON, for `decode_config`."""
     return msgspec.json.encode(config).decode()
 
 
@@ -203,20 +212,25 @@ def decode_config(encoded: str) -> ClusterConfig:
     try:
         return msgspec.json.decode(encoded, type=ClusterConfig)
     except (msgspec.DecodeError, UnicodeError) as error:
-        raise ConfigError(f"the configuration that was handed down cannot be read: {error}") from None
+        raise ConfigError(f"the configuration that was handed down cannot be read: {error}.") from None
 
 
-def load_config(path: Path) -> ClusterConfig:
-    """Read cluster.yaml. Raises ConfigError whose detail names file and line, what is wrong and the mend."""
+def load_config(path: Path, tell: Callable[[str], object] = lambda sentence: None) -> ClusterConfig:
+    """Read cluster.yaml. Raises ConfigError whose detail names file and line, what is wrong and the mend.
+
+    `tell` is called with a sentence for each setting that is read by an older name.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); name another file with --config") from error
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); name another file with --config.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+        raise ConfigError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from error
     reader = _Reader(path, text)
     config = reader.read()
     _check(reader, config)
+    for sentence in reader.renamed:
+        tell(sentence)
     return msgspec.structs.replace(config, data_dir=str(_data_dir(reader, path, config.data_dir)))
 
 
@@ -245,18 +259,19 @@ class _Reader:
         self._path = path
         self._loader = yaml.SafeLoader(text)
         self._nodes: dict[str, yaml.Node] = {}
+        self.renamed: list[str] = []
 
     def read(self) -> ClusterConfig:
         try:
             root = self._loader.get_single_node()
             if root is None:
-                raise ConfigError(f"{self._path}:1: the file is empty; start from the shipped cluster.yaml")
+                raise ConfigError(f"{self._path}:1: the file is empty; start from the shipped cluster.yaml.")
             return self._struct(ClusterConfig, root, "")
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise ConfigError(f"{self._path}:{line}: not valid YAML: {error.problem}; mend the line") from error
+            raise ConfigError(f"{self._path}:{line}: not valid YAML: {error.problem}; mend the line.") from error
         except yaml.YAMLError as error:
-            raise ConfigError(f"{self._path}:1: not valid YAML: {error}; mend the file") from error
+            raise ConfigError(f"{self._path}:1: not valid YAML: {error}; mend the file.") from error
 
     def has(self, name: str) -> bool:
         """It is written in the file."""
@@ -270,7 +285,8 @@ class _Reader:
         return self._error_at(self._nodes[place], f"{name or 'the file'} {sentence}")
 
     def _error_at(self, node: yaml.Node, sentence: str) -> ConfigError:
-        return ConfigError(f"{self._path}:{node.start_mark.line + 1}: {sentence}")
+        end = "" if sentence.endswith((".", "?")) else "."
+        return ConfigError(f"{self._path}:{node.start_mark.line + 1}: {sentence}{end}")
 
     def _value(self, kind: Any, node: yaml.Node, name: str) -> Any:
         self._nodes[name] = node
@@ -296,7 +312,7 @@ class _Reader:
         fields = {field.name: field for field in msgspec.structs.fields(kind)}
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(key_node.value)
+            key = self._present_name(key_node, name)
             full_name = f"{name}.{key}" if name else key
             if key not in fields:
                 raise self._error_at(key_node, f"{full_name} is unknown; {_nearest(key, list(fields))}")
@@ -307,6 +323,16 @@ class _Reader:
             if field.required and field.name not in values:
                 raise self.error(f"{name}.{field.name}" if name else field.name, "is missing; add it")
         return kind(**values)
+
+    def _present_name(self, key_node: yaml.Node, inside: str) -> str:
+        """The name of the setting, which may be written by one that it had."""
+        written = str(key_node.value)
+        full_name = f"{inside}.{written}" if inside else written
+        if full_name not in _RENAMED:
+            return written
+        now = _RENAMED[full_name]
+        self.renamed.append(self._error_at(key_node, f"{full_name} is called {now} now; rename it").detail)
+        return now
 
 
 def _nearest(key: str, known: list[str]) -> str:

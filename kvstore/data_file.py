@@ -35,7 +35,10 @@ def prepare_data_file(path: Path) -> None:
 
 
 def check_data_file(path: Path) -> None:
-    """Raises ConfigError with the mend if it cannot be opened, or created where it is not there; changes nothing."""
+    """Look whether the file can be opened, or created where it is not there; changes nothing.
+
+    Raises ConfigError with the mend if it cannot.
+    """
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"{path} cannot be opened: {_rights(path.parent)}")
     for part in (Path(f"{path}{suffix}") for suffix in _BESIDE):
@@ -117,8 +120,10 @@ def make_sparse(path: Path) -> None:
 
 
 class Reserve:
-    """A file that only takes room.
-    It is given back when something must be written on a full disk."""
+    """A file that only takes room, `size_bytes` of it.
+
+    It is given back when something must be written on a full disk.
+    """
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._path = path
@@ -141,7 +146,7 @@ class Reserve:
             self.give()
 
     def give(self) -> bool:
-        """Give the room back; whether there was any."""
+        """Give the room back; returns whether there was any. Raises nothing."""
         try:
             size_bytes = self._path.stat().st_size
             os.truncate(self._path, 0)

@@ -33,7 +33,7 @@ _ORDER_S = 5.0
 
 
 def check_demo(config: ClusterConfig) -> None:
-    """Raises ConfigError unless all that is reached of a demo is reached from this machine only."""
+    """Check that all that is reached of a demo is reached from this machine only. Raises ConfigError."""
     for router in config.routers:
         if router.id == DEMO_ROUTER:
             raise ConfigError(f"--demo starts a router {DEMO_ROUTER!r} of its own; rename that one in cluster.yaml.")

@@ -42,7 +42,7 @@ class Environment:
         return time.clock_gettime(_BOOTTIME)
 
     def now_ms(self) -> int:
-        """Unix time."""
+        """Unix time in milliseconds."""
         return time.time_ns() // 1_000_000
 
     def now_us(self) -> int:
@@ -109,7 +109,10 @@ class StopAsked(asyncio.Event):
 
 
 async def until_one_ends(*works: Coroutine[Any, Any, Any]) -> None:
-    """Do all of it side by side, until one ends; then the others are cancelled. Raises what that one raised."""
+    """Do all of it side by side, until one ends; then the others are cancelled.
+
+    Raises what that one raised.
+    """
     tasks = [asyncio.get_running_loop().create_task(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

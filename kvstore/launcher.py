@@ -60,8 +60,9 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
     """
     raise_open_files_limit()  # a few for each child, and whatever the shell left may be less than those
     with ExitStack() as held:
+        told: list[str] = []
         try:
-            config = load_config(config_path)
+            config = load_config(config_path, told.append)
             data_dir = Path(config.data_dir)
             files = look(data_dir)
             ids = first_shards(config, files)
@@ -74,7 +75,7 @@ async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None
         except KvError as error:
             refusals = [error.sentences]
         as_json = os.environ.get("KVSTORE_LOG") == "json"
-        for line in refusals:
+        for line in (*told, *refusals):
             print(json_line("up", line) if as_json else f"kvstore up: {line}", file=sys.stderr, flush=True)
         if refusals:
             return EXIT_REFUSED
@@ -346,6 +347,10 @@ class ShardReconciler:
         return shard_child(self._config, self._config_path, shard_id, self._listens[shard_id])
 
     def is_taken(self, shard_id: str, listen: str) -> bool:
+        """Whether another process listens at that address of the shard, which is told in the log.
+
+        Raises ConfigError.
+        """
         taken = is_taken(*listen_address(listen))
         if taken:
             self._log.write("up", f"{listen}, the address of shard-{shard_id}, is in use: taking the next that is free")

@@ -82,5 +82,5 @@ _SIZES: dict[type, Callable[[Any], int]] = {
 
 
 def row_bytes(row: Sequence[Any]) -> int:
-    """About, of a MovedRow."""
+    """What a MovedRow counts for, roughly."""
     return len(row[5] or b"") + len(row[6] or b"") + 64

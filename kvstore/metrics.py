@@ -24,7 +24,10 @@ SIZE_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Histogram(msgspec.Struct):
-    """Counts per bucket; bucket i holds what is at most bounds[i], the last one the rest."""
+    """Counts per bucket; bucket i holds what is at most bounds[i], the last one the rest.
+
+    `total`: the sum of all values, in the unit of the bounds.
+    """
 
     bounds: tuple[float, ...]
     counts: list[int]
@@ -32,14 +35,16 @@ class Histogram(msgspec.Struct):
 
     @classmethod
     def of(cls, bounds: tuple[float, ...]) -> Histogram:
+        """One without values."""
         return cls(bounds, [0] * (len(bounds) + 1))
 
     def observe(self, value: float) -> None:
+        """Count the value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative counts, as Prometheus wants them."""
+        """(bound as text, cumulative count), as Prometheus wants them; the last bound is "+Inf"."""
         cumulative, running = [], 0
         for bound, count in zip((*(str(float(bound)) for bound in self.bounds), "+Inf"), self.counts, strict=True):
             running += count
@@ -196,7 +201,7 @@ def copy_families(
 
 
 def move_families(stats: MoveStats, moves_by_step: dict[str, float], epoch: int) -> Iterator[Metric]:
-    """The metric families of the controller."""
+    """The metric families of moves, for the controller."""
     yield GaugeMetricFamily("kvstore_cluster_epoch", "Epoch of the cluster map", value=epoch)
     yield gauge_family("kvstore_moves", "Groups of partitions that are to move", moves_by_step, "step")
     for name, (family, text) in _MOVE_COUNTERS.items():
@@ -217,6 +222,7 @@ class RequestStats:
         self._histograms: dict[tuple[str, str, int], Histogram] = {}
 
     def observe(self, route: str, method: str, status: int, elapsed_s: float) -> None:
+        """Count a request that took that many seconds."""
         key = (route, method, status)
         histogram = self._histograms.get(key)
         if histogram is None:
@@ -228,6 +234,7 @@ class RequestStats:
         return dict(self._histograms)
 
     def families(self) -> Iterator[Metric]:
+        """The metric family of these requests."""
         labels = ["route", "method", "status"]
         family = HistogramMetricFamily(
             "kvstore_request_seconds", "Seconds from a request's arrival to its answer", labels=labels

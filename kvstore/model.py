@@ -16,7 +16,7 @@ STAMP_MAX = 2**53 - 1  # in microseconds of Unix time: the year 2255
 
 
 class Preconditions(msgspec.Struct, array_like=True, gc=False):
-    """What must hold for a write to be done.
+    """What must hold for a write to be done: RFC 9110, section 13.1, and the token of a lock.
 
     `token`: that of the lease on the key. `present`, `absent`: the key exists, or does not. `versions`: it exists and
     has one of these. `not_versions`: it has none of these. None and False mean: not asked.
@@ -48,6 +48,7 @@ class Attempt(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     @property
     def name(self) -> str:
+        """Its stamp in hexadecimal digits, and its router: unique in the cluster."""
         return f"{self.stamp:x}-{self.router}"
 
     @property

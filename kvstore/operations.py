@@ -73,23 +73,26 @@ def value_of(document: Mapping[str, Any]) -> bytes | None:
 
 
 def checked_key(key: str) -> str:
-    """Raises KeyNotUtf8."""
+    """The key. Raises KeyNotUtf8."""
     try:
         key.encode()
     except UnicodeEncodeError as error:
-        raise KeyNotUtf8(f"the key {key!r} is not UTF-8 at character {error.start}") from None
+        raise KeyNotUtf8(f"the key {key!r} is not UTF-8 at character {error.start}.") from None
     return key
 
 
 def checked_value(value: bytes) -> bytes:
-    """Raises TypeError."""
+    """The value. Raises TypeError if it is not bytes."""
     if not isinstance(value, bytes):
         raise TypeError(f"a value is bytes, not {type(value).__name__}: encode text first")
     return value
 
 
 def finite(ttl: float) -> float:
-    """JSON has no NaN: sent as null, it would be a ttl lost silently. Raises BadTtl."""
+    """The number, unless it is infinite or none. Raises BadTtl.
+
+    JSON has no NaN: sent as null, it would be a ttl lost silently.
+    """
     if not math.isfinite(ttl):
-        raise BadTtl(f"ttl is {ttl}, which is no time")
+        raise BadTtl(f"ttl is {ttl}, which is no time.")
     return ttl

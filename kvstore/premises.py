@@ -98,7 +98,10 @@ def _refusals(taken: Sequence[int], our_children: set[int]) -> list[str]:
 
 
 def is_taken(host: str, port: int) -> bool:
-    """Raises ConfigError for an address that cannot be listened on for another reason."""
+    """Whether a process listens at that address.
+
+    Raises ConfigError for one that cannot be listened on for another reason.
+    """
     try:
         # Same options as the loops set when they listen: what succeeds here succeeds there.
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()

@@ -175,7 +175,10 @@ def _stop_at_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: StopAsked) -> N
 
 @contextmanager
 def pid_file(data_dir: Path | None, role: str, process_id: str) -> Iterator[None]:
-    """Raises DataInUse while another living process holds the file."""
+    """The pid file of this process, while the context lasts. Raises DataInUse while another living process holds it.
+
+    `data_dir` None: there is none. Raises OSError.
+    """
     if data_dir is None:
         yield
         return
@@ -280,7 +283,10 @@ class Holder(NamedTuple):
 
 
 def port_holder(port: int) -> Holder | None:
-    """Who listens on the TCP port, from /proc; None where that cannot be told (another user's, not Linux)."""
+    """The process that listens on the TCP port, from /proc.
+
+    None where that cannot be told (another user's, not Linux).
+    """
     sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     if not sockets:
         return None

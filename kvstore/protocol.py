@@ -4,8 +4,9 @@ Owns: the shape of every message of the channel, and their encoding.
 Promises: a message is a small array with a tag, so that encoding and decoding cost well under a microsecond each.
 Leaves to others: batching, order and loss (`transport.channel`), meaning (`shard.service`).
 
-Requests carry an `id`, unique per connection, and every request gets exactly one answer with that id, or the connection
-ends. `status` of an answer is the HTTP status that the router gives to its client, 421 excepted.
+Requests carry an `id`, unique per connection, and every request but `Names` and `ForStore` gets exactly one answer with
+that id, or the connection ends. `status` of an answer is the HTTP status that the router gives to its client, 421
+excepted.
 
 What a field can never hold is said by its type, and refused when a message is decoded. Two kinds of fields have no such
 bounds: those that are only compared, and those of `Attempt`, `TxnOp` and `Read`, which lie in the file, too. What is
@@ -40,6 +41,8 @@ LockShown = tuple[Annotated[str, Meta(max_length=64)], Annotated[int, Meta(ge=0,
 
 
 class Message(msgspec.Struct, array_like=True, gc=False):
+    """A message of the channel. `id`: unique among the requests of a connection; that of the request in its answer."""
+
     id: int
 
 
@@ -51,7 +54,10 @@ class Get(Message, tag=1):
 
 
 class Put(Message, tag=2):
-    """`ttl_ms` 0 means: never expires. The shard that executes it counts from its own clock."""
+    """Store the value. Answer: 201 for a new key, else 204, with its version.
+
+    `ttl_ms` 0 means: never expires. The shard that executes it counts from its own clock.
+    """
 
     key: str
     value: bytes
@@ -61,6 +67,8 @@ class Put(Message, tag=2):
 
 
 class Delete(Message, tag=3):
+    """Delete the key. Answer: 204 with the version of the deletion, or 404."""
+
     key: str
     guard: Preconditions | None = None
     once: IdempotencyKey | None = None
@@ -77,6 +85,8 @@ class Acquire(Message, tag=8):
 
 
 class Renew(Message, tag=9):
+    """Begin the time of the lease with that token again."""
+
     key: str
     token: int
     once: IdempotencyKey | None = None
@@ -300,7 +310,7 @@ class Explain(Message, tag=6):
 class Stats(Message, tag=7):
     """What the shard counts about itself: see `metrics.ShardStats`.
 
-    `live_max`: list so many of the locks held and of the attempts that hold keys, too (see `storage.live`).
+    `live_max`: list so many of the locks held and of the attempts that hold keys, too (see `store.live`).
     """
 
     live_max: int = 0
@@ -466,7 +476,7 @@ def encode_frame(messages: list[Any]) -> bytes:
 
 
 def decode_requests(frame: bytes) -> list[Request]:
-    """Raises msgspec.DecodeError for a frame of another shape."""
+    """The messages of a frame. Raises msgspec.DecodeError for a frame of another shape."""
     try:
         return _requests.decode(frame)
     except UnicodeDecodeError as error:
@@ -474,7 +484,7 @@ def decode_requests(frame: bytes) -> list[Request]:
 
 
 def decode_replies(frame: bytes) -> list[Reply]:
-    """Raises msgspec.DecodeError for a frame of another shape."""
+    """The messages of a frame. Raises msgspec.DecodeError for a frame of another shape."""
     try:
         return _replies.decode(frame)
     except UnicodeDecodeError as error:

@@ -41,8 +41,10 @@ async def until_ready(listen: str, say: Say) -> None:
 
 
 async def until_copied(listen: str, say: Say, wait_s: float = COPIES_WAIT_S) -> None:
-    """Until every shard has as many copies in sync as it can have, for so long at most.
-    Say how far they are."""
+    """Wait until every shard has as many copies in sync as it can have, for `wait_s` seconds at most.
+
+    Says how far they are.
+    """
     host, port = on_this_host(listen)
     clock = asyncio.get_running_loop()
     end_s = clock.time() + wait_s
@@ -62,7 +64,7 @@ async def until_copied(listen: str, say: Say, wait_s: float = COPIES_WAIT_S) -> 
 
 
 def copies_in(body: bytes) -> tuple[int, int]:
-    """Of a GET /v1/cluster: how many copies beside the primaries are in sync, and how many there can be."""
+    """(in sync, possible) copies beside the primaries, of a GET /v1/cluster."""
     document = json.loads(body)
     shards = document["shards"]
     in_sync = sum(copy["state"] == "in-sync" for shard in shards for copy in shard["copies"])

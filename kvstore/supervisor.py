@@ -49,13 +49,15 @@ class Child(NamedTuple):
 
     @property
     def name(self) -> str:
+        """ROLE-ID, by which it is known to the log."""
         return f"{self.role}-{self.id}"
 
 
 def next_wait_s(lived_s: float, waited_s: float, wait_s_max: float) -> float:
-    """How long to wait before a child that lived for `lived_s` is started again, having waited `waited_s` before.
+    """How many seconds to wait before a child that lived for `lived_s` is started again.
 
-    None at all, unless it died right after its start: then twice as long as the last time.
+    None at all, unless it died right after its start: then twice as long as the last time, `waited_s`, up to
+    `wait_s_max`.
     """
     if lived_s >= _QUICK_DEATH_S:
         return 0.0
@@ -100,7 +102,7 @@ class Supervisor:
         return [kept.child.id for kept in self._kept.values() if kept.child.role == role]
 
     def kill_for(self, name: str, away_s: float) -> int:
-        """SIGKILL to that child, which is not started again before `away_s` seconds; the pid that it had.
+        """SIGKILL to that child, which is not started again before `away_s` seconds; returns the pid that it had.
 
         Raises KeyError if there is no such child, ValueError if it does not run now.
         """

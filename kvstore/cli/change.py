@@ -62,7 +62,7 @@ class _Watch:
             if self._clock() - self._heard_s > _AWAY_S_MAX:
                 next_step = "The change goes on by itself; `kvstore status` shows how far it is, once it answers."
                 raise Unavailable(error.detail, next_step=next_step) from None
-            self._note_away(f"no news of the change ({error.detail})")
+            self._note_away(f"no news of the change: {error.detail}")
             return None
         self._heard_s = self._clock()
         self._note_away("")

@@ -60,7 +60,7 @@ def recover(url: str, without: tuple[str, ...], confirm: int | None, as_json: bo
             complain(_shown(found))
             confirm = click.prompt("Type the epoch to take this map", type=int, err=True)
         if confirm != found["epoch"]:
-            raise ChangeRefused(f"the newest map is that of epoch {found['epoch']}", next_step="Nothing was changed.")
+            raise ChangeRefused(f"the newest map is that of epoch {found['epoch']}.", next_step="Nothing was changed.")
         body = {"cluster_id": found["cluster_id"], "epoch": confirm, "without": list(without)}
         answer = asyncio.run(_ask(url, "POST", body))
         emit(as_json, answer, f"the controller goes on with that map, as epoch {answer['epoch']}")
@@ -90,13 +90,13 @@ async def _ask(url: str, method: str, body: dict[str, Any] | None) -> dict[str, 
             status = answer.status
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
         raise Unavailable(
-            f"no controller can be reached at {url}: {error}", next_step="Name it by --controller."
+            f"no controller can be reached at {url}: {error}.", next_step="Name it by --controller."
         ) from None
     except (aiohttp.ClientError, TimeoutError) as error:
         kind = OutcomeUnknown if method == "POST" else Unavailable
         raise kind(f"the controller at {url} did not answer: {error}", next_step="Ask again.") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise KvError(f"what answers at {url} is no controller", next_step="Name it by --controller.") from None
+        raise KvError(f"what answers at {url} is no controller.", next_step="Name it by --controller.") from None
     if status >= 300:
         refusal = from_problem(document)
         raise type(refusal)(refusal.detail, next_step="Nothing was changed.")

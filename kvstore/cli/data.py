@@ -241,9 +241,9 @@ def _from_stdin() -> bytes:
         complain("kvstore: reading the value from the terminal; Ctrl-D ends it.")
     content = sys.stdin.buffer.read(VALUE_BYTES_READ_MAX + 1)
     if len(content) > VALUE_BYTES_READ_MAX:
-        raise ValueTooLarge(f"standard input has more than {VALUE_BYTES_READ_MAX:,} bytes; no cluster takes that")
+        raise ValueTooLarge(f"standard input has more than {VALUE_BYTES_READ_MAX:,} bytes; no cluster takes that.")
     return content
 
 
 def _not_found(key: str) -> NotFound:
-    return NotFound(f"there is no key {key!r}", next_step="`kvstore list` shows what there is.", key=key)
+    return NotFound(f"there is no key {key!r}.", next_step="`kvstore list` shows what there is.", key=key)

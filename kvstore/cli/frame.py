@@ -137,7 +137,7 @@ def reporting(as_json: bool) -> Iterator[None]:
         raise click.exceptions.Exit(EXIT_BROKEN_PIPE) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        report(KvError(f"{where}{error.strerror or error}", next_step=""), as_json)
+        report(KvError(f"{where}{error.strerror or error}.", next_step=""), as_json)
         raise click.exceptions.Exit(EXIT_NO_DECISION) from None
 
 

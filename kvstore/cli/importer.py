@@ -57,6 +57,7 @@ class Batch:
     value_bytes: int = 0
 
     def takes(self, entry: Entry) -> bool:
+        """Whether the entry may join: there is room, and its key is not there yet."""
         if not self.entries:
             return True
         size = len(entry.value) if isinstance(entry, Record) else 0
@@ -64,6 +65,7 @@ class Batch:
         return fits and not (isinstance(entry, Record) and entry.key in self.keys)
 
     def add(self, entry: Entry) -> None:
+        """Append the entry."""
         self.entries.append(entry)
         if isinstance(entry, Record):
             self.keys.add(entry.key)

@@ -23,6 +23,7 @@ class LazyCommand(NamedTuple):
     summary: str
 
     def load(self) -> click.Command:
+        """Import the command. Raises TypeError if the target is none."""
         module, _, attribute = self.target.partition(":")
         command = getattr(importlib.import_module(module), attribute)
         if not isinstance(command, click.Command):
@@ -38,16 +39,18 @@ class LazyGroup(click.Group):
         self._lazy = lazy
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the commands, in the order of the help."""
         return list(self._lazy)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now; None if there is none."""
         command = self._lazy.get(cmd_name)
         return command.load() if isinstance(command, LazyCommand) else command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """A misspelt name is answered with the nearest one."""
+        """As click's; a misspelt name is answered with the nearest one. Raises click.UsageError."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -65,6 +68,7 @@ class LazyGroup(click.Group):
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the summaries, from the table."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, _summary(command)) for name, command in self._lazy.items()])
 

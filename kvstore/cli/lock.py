@@ -24,7 +24,17 @@ from typing import NamedTuple
 
 import click
 
-from kvstore.cli.frame import EXIT_STORE_SAID_NO, call, complain, printable, report, say, say_json, talks_to_cluster
+from kvstore.cli.frame import (
+    EXIT_STORE_SAID_NO,
+    call,
+    complain,
+    printable,
+    report,
+    say,
+    say_json,
+    sentence,
+    talks_to_cluster,
+)
 from kvstore.cli.locked_command import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, LockedCommand, dying_of_signals
 from kvstore.client import Client, Holder
 from kvstore.client.held_lock import HeldLock
@@ -146,7 +156,7 @@ async def _hold(kv: Client, wanted: _Wanted, as_json: bool) -> int:
     except KvError as error:
         if code is None:
             raise
-        complain(f"kvstore: the lock {printable(wanted.name)} could not be released ({printable(error.detail)}).")
+        complain(f"kvstore: the lock {printable(wanted.name)} could not be released: {sentence(error.detail)}")
     return code
 
 
@@ -171,7 +181,7 @@ async def _run(held: HeldLock, wanted: _Wanted, url: str, as_json: bool) -> int:
 
 def _lost(wanted: _Wanted, consequence: str) -> LockLost:
     return LockLost(
-        f"the lease on {wanted.name!r} was lost while {shlex.join(wanted.command)} ran. {consequence}",
+        f"the lease on {wanted.name!r} was lost while {shlex.join(wanted.command)} ran. {consequence}.",
         next_step="Another client may hold the lock by now.",
         name=wanted.name,
     )

@@ -32,6 +32,7 @@ class MoveProgress:
         self._printed_s = time.monotonic()
 
     def show(self, change: Document) -> None:
+        """Take the change's newest document, and print a line if it is time."""
         now_s = time.monotonic()
         self.note_moving(change)
         if now_s - self._printed_s >= _LINE_EVERY_S:

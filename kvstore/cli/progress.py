@@ -35,6 +35,7 @@ class Progress:
         self.steps = self._steps_before = steps
 
     def add(self, steps: int, records: int) -> None:
+        """So many steps and records more are done."""
         self.steps += steps
         self.records += records
         self.refresh()
@@ -53,6 +54,7 @@ class Progress:
         return max(self.total - self.steps, 0) * (time.monotonic() - self._began_s) / done
 
     def refresh(self) -> None:
+        """Print a line if it is time."""
         now_s = time.monotonic()
         if now_s - self._printed_s >= _LINE_EVERY_S:
             self._printed_s = now_s

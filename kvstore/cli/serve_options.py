@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from kvstore.addresses import listen_address
-from kvstore.cli.frame import checked_url, report
+from kvstore.cli.frame import checked_url, complain, report
 from kvstore.config import CONFIG_VARIABLE, ID_PATTERN, ClusterConfig, decode_config, default_config, load_config
 from kvstore.errors import ConfigError, KvError
 from kvstore.process import EXIT_NEEDS_A_PERSON
@@ -99,7 +99,7 @@ def read_config(path: Path | None, *, supervised: bool = False) -> ClusterConfig
         with suppress(ConfigError):  # of a kvstore that was replaced while `up` runs: then the file counts
             return decode_config(handed_down)
     try:
-        return default_config() if path is None else load_config(path)
+        return default_config() if path is None else load_config(path, lambda line: complain(f"kvstore: {line}"))
     except ConfigError as error:
         report(KvError(error.detail, next_step=""), as_json=False)
         raise click.exceptions.Exit(EXIT_NEEDS_A_PERSON) from None

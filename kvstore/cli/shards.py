@@ -173,7 +173,7 @@ async def _loss(kv: Client, shard_id: str) -> KvError:
         await kv.give_up_shard(shard_id, confirm="")
     except ChangeRefused as refused:
         return refused
-    raise NotFound(f"there is no shard {shard_id}", next_step="`kvstore shard list` shows them.")
+    raise NotFound(f"there is no shard {shard_id}.", next_step="`kvstore shard list` shows them.")
 
 
 def _tell_loss(refused: KvError) -> None:

@@ -64,4 +64,5 @@ def encoded_json(document: bytes, on_terminal: bool, encoding: str) -> bytes:
 
 
 def is_utf8(encoding: str) -> bool:
+    """Whether that is a name of UTF-8."""
     return encoding.lower().replace("_", "-") in {"utf-8", "utf8"}

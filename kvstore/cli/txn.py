@@ -111,7 +111,7 @@ def _from_file(path: Path) -> bytes:
 
 def _checked_size(body: bytes) -> bytes:
     if len(body) > VALUE_BYTES_READ_MAX:
-        raise BodyTooLarge(f"the transaction has more than {VALUE_BYTES_READ_MAX:,} bytes; no cluster takes that")
+        raise BodyTooLarge(f"the transaction has more than {VALUE_BYTES_READ_MAX:,} bytes; no cluster takes that.")
     return body.removeprefix(codecs.BOM_UTF8)  # with which some editors and shells begin a file
 
 

@@ -51,10 +51,13 @@ class Client(ClusterCalls):
         async with Client("http://127.0.0.1:8080") as kv:
             version = await kv.put("greeting", b"hello")
 
-    `retries`: how often a call is repeated of which surely nothing was done (see above); 0 turns that off.
-    Where the answer names a wait of more than 5 s, its error is raised at once. `timeout_s` bounds each try.
-    `retry_locked` False: Locked is raised at once. `on_wait` is told of the error and the seconds before each repeat.
-    Raises ValueError for a `url` that is no http(s) address. Calls raise the errors of `kvstore.errors`.
+    `retries`: how often a call is repeated of which surely nothing was done (see `connection`); 0 turns that off. Where
+    the answer names a wait of more than 5 s, its error is raised at once. `timeout_s` bounds each try, without the wait
+    for a lock. `retry_locked` False: Locked is raised at once. `on_wait` is told of the error and the seconds before
+    each repeat.
+
+    Raises ValueError for a `url` that is no http(s) address. Calls raise the errors of `kvstore.errors`; any of them
+    may raise Unavailable.
     """
 
     # --- keys and values ------------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ class Client(ClusterCalls):
 
         `change` gets None where there is no key, and may be called several times, after pauses that grow with the
         number of tries and are drawn at random. Returns the version written. Raises PreconditionFailed after
-        `tries_max` tries, OutcomeUnknown as `put`, and whatever `change` raises.
+        `tries_max` tries, OutcomeUnknown as `put`, ValueError if `tries_max` is below 1, and whatever `change` raises.
         """
         for number in range(1, tries_max + 1):
             item = await self.get(key)
@@ -120,9 +123,9 @@ class Client(ClusterCalls):
         token: int | None = None,
         idempotency_key: str | None = None,
     ) -> bool:
-        """Whether there was such a key; it is gone now. The conditions are those of `put`.
+        """Delete the key; returns whether there was one. The conditions are those of `put`.
 
-        Raises OutcomeUnknown when it cannot be told.
+        Raises PreconditionFailed, Locked, LockLost; OutcomeUnknown when it cannot be told.
         """
         headers = condition_headers(if_version, False, token, idempotency_key)
         try:
@@ -274,7 +277,7 @@ class Client(ClusterCalls):
         await self.ask("DELETE", path, writes=True, session=self._fresh)  # the acquire's may be dead without a sign
 
     async def holder(self, name: str) -> Holder | None:
-        """Who holds the lock, or None."""
+        """The client that holds the lock, or None."""
         try:
             document = document_of(await self.ask("GET", f"/v1/locks/{quoted(name)}"))
         except NotFound:

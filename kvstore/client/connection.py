@@ -112,7 +112,12 @@ class Connection:
         wait_s: float = 0.0,
         session: aiohttp.ClientSession | None = None,
     ) -> Answer:
-        """One call, repeated while the error names a wait; that it does only if nothing was done."""
+        """One call, repeated while the error names a wait; that it does only if nothing was done.
+
+        `writes`: a broken connection leaves its outcome unknown. `wait_s`: how long the router may hold it, on top of
+        `timeout_s`. `session`: other connections than the pooled ones. Returns an answer with a status below 300.
+        Raises the KvError of any other; OutcomeUnknown, Unavailable; RuntimeError if the client is not open.
+        """
         left = self._retries if retries is None else retries
         while True:
             try:
@@ -163,10 +168,10 @@ class Connection:
                 return Answer(response.status, response.headers, await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unavailable(
-                f"{self.url} cannot be reached: {_reason(error)}", next_step=_UNREACHABLE_NEXT_STEP
+                f"{self.url} cannot be reached: {_reason(error)}.", next_step=_UNREACHABLE_NEXT_STEP
             ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            broken = f"the answer of {self.url} did not arrive: {_reason(error)}"
+            broken = f"The answer of {self.url} did not arrive: {_reason(error)}."
             if writes:
                 raise OutcomeUnknown(broken) from error
             raise Unavailable(broken, retry_after_ms=RETRY_WAIT_MS_UNNAMED) from error

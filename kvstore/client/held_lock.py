@@ -30,22 +30,27 @@ _TRIES_IN_TIME_LEFT = 3
 class LockCalls(Protocol):
     """The calls of a client that holding a lock takes."""
 
-    async def acquire(self, name: str, *, ttl: float, wait: float, owner: str, idempotency_key: str | None) -> int: ...
+    async def acquire(self, name: str, *, ttl: float, wait: float, owner: str, idempotency_key: str | None) -> int:
+        """See `Client.acquire`."""
 
-    async def renew(self, name: str, token: int, *, new_connection: bool = False) -> None: ...
+    async def renew(self, name: str, token: int, *, new_connection: bool = False) -> None:
+        """See `Client.renew`."""
 
-    async def release(self, name: str, token: int, *, new_connection: bool = False) -> None: ...
+    async def release(self, name: str, token: int, *, new_connection: bool = False) -> None:
+        """See `Client.release`."""
 
-    async def withdraw(self, name: str, idempotency_key: str) -> None: ...
+    async def withdraw(self, name: str, idempotency_key: str) -> None:
+        """See `Client.withdraw`."""
 
 
 async def acquire_in_rounds(
     calls: LockCalls, name: str, *, ttl: float, wait: float, owner: str, idempotency_key: str, tries: int = _TRIES
 ) -> tuple[int, float]:
-    """The token, and when it was asked for in the end. A wait of more than `WAIT_ROUND_S` goes in rounds.
+    """The token, and when it was asked for in the end, by the event loop's clock, in seconds.
 
-    Each round has an Idempotency-Key of its own, the first one the given; the place in the queue is not kept from one
-    to the next. Raises what the last round raises.
+    A wait of more than `WAIT_ROUND_S` goes in rounds. Each round has an Idempotency-Key of its own, the first one the
+    given; the place in the queue is not kept from one to the next. Raises Locked, OutcomeUnknown, what else the last
+    round raises; ValueError if `tries` is below 1.
     """
     loop = asyncio.get_running_loop()
     until_s = loop.time() + wait
@@ -173,7 +178,7 @@ class HeldLock:
         if self.lost:
             if self._block is not None:
                 self._block.uncancel()  # also if the block kept the cancellation to itself: it was ours
-            raise LockLost(f"the lease on {self.name!r} with token {self.token} ended before the block did") from error
+            raise LockLost(f"the lease on {self.name!r} with token {self.token} ended before the block did.") from error
         await self._release(quietly=kind is not None)
 
     async def _release(self, *, quietly: bool) -> None:

@@ -90,7 +90,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Of a router: status, headers, body as it came."""
+    """The answer of a router: status, headers, body as it came."""
 
     status: int
     headers: Mapping[str, str]
@@ -101,13 +101,17 @@ class Answer:
 
 
 def quoted(key: str, in_path: bool = True) -> str:
-    """Percent-encode all but unreserved characters, so that no proxy takes a part of the key for syntax."""
+    """Percent-encode all but unreserved characters, so that no proxy takes a part of the key for syntax.
+
+    Raises KeyNotUtf8.
+    """
     text = quote(checked_key(key).encode(), safe="")
     # `.` and `..` alone would be segments with a meaning; as `/` is encoded, no other key has segments.
     return text.replace(".", "%2E") if in_path and text in {".", ".."} else text
 
 
 def condition_headers(if_version: int | None, if_absent: bool, token: int | None, once: str | None) -> dict[str, str]:
+    """The header fields of a condition, a lock's token and an Idempotency-Key, as far as they are given."""
     headers = {}
     if if_version is not None:
         headers["If-Match"] = f'"{if_version}"'
@@ -121,6 +125,7 @@ def condition_headers(if_version: int | None, if_absent: bool, token: int | None
 
 
 def ttl_text(ttl: float) -> str:
+    """A time to live as decimal seconds, never with an exponent. Raises BadTtl."""
     return format(Decimal(repr(finite(ttl))), "f")  # decimal seconds, never an exponent
 
 
@@ -128,6 +133,7 @@ def ttl_text(ttl: float) -> str:
 
 
 def result_from(entry: dict[str, Any]) -> Result:
+    """What an entry of a batch's answer says."""
     status = int(entry["status"])
     error = None if status < 400 else from_problem({name: entry[name] for name in entry if name != "key"})
     return Result(
@@ -141,17 +147,21 @@ def result_from(entry: dict[str, Any]) -> Result:
 
 
 def listed_from(item: dict[str, Any]) -> ListedItem:
+    """What an item of a listing says."""
     return ListedItem(item["key"], item["version"], value_of(item), item.get("ttl"))
 
 
 def taken_of(answer: Answer) -> dict[str, Any]:
-    """The document of the answer.
-    With `change`, the id of the change of the cluster that it names, if it does."""
+    """The document of an answer to a change. Raises KvError if it is no JSON object.
+
+    With `change`, the id of the change of the cluster that it names, if it does.
+    """
     path, _, change_id = answer.headers.get("Location", "").rpartition("/")
     return document_of(answer) | ({"change": change_id} if path == "/v1/changes" else {})
 
 
 def document_of(answer: Answer) -> dict[str, Any]:
+    """The document of the answer. Raises KvError if it is no JSON object."""
     try:
         return msgspec.json.decode(answer.body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -162,6 +172,7 @@ def document_of(answer: Answer) -> dict[str, Any]:
 
 
 def version_of(answer: Answer) -> int:
+    """The version in the answer's ETag. Raises KvError if there is none."""
     tag = answer.headers.get("ETag", "").strip('"')
     if not tag.isdecimal():
         raise KvError(

@@ -22,6 +22,7 @@ from kvstore.controller.mover import Mover
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.said_once import SaidOnce
 
 _RETRY_S = 0.05
 _log = logging.getLogger(__name__)
@@ -49,17 +50,16 @@ class ChangeCloser:
 
     async def run(self) -> None:
         """End what is done, for ever."""
-        revision, said = -1, ""
+        revision, said = -1, SaidOnce()
         while True:
             try:
                 revision, state = await self._document.after(revision)
                 while await self._close(state):
                     await asyncio.sleep(_RETRY_S)
                     state = await self._document.read()
-                said = ""
+                said.is_news("")
             except KvError as error:
-                if error.detail != said:
-                    said = error.detail
+                if said.is_news(error.detail):
                     _log.warning("changes that are done cannot be written down: %s", error)
                 await asyncio.sleep(1.0)
                 revision = -1

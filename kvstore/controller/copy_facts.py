@@ -7,8 +7,11 @@ Leaves to others: what was heard (`heard`), what is missing (`copy_places`), the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from prometheus_client.metrics_core import Metric
 
 from kvstore.controller.changes import Change
 from kvstore.controller.copy_places import Places
@@ -16,6 +19,7 @@ from kvstore.controller.damage import reported
 from kvstore.controller.heard import Heard
 from kvstore.controller.replicas import too_many_silent
 from kvstore.environment import utc_text
+from kvstore.metrics import CopyStats, copy_families
 from kvstore.placement.copies import zone_of
 from kvstore.replication.configuration import Configuration, Replica, configurations
 
@@ -36,12 +40,12 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
     holds_still = too_many_silent(cluster_map, heard, now)
     return {
         "silent": {
-            node.id: round(heard.silent_for(node.id, now), 1)
+            node.id: round(heard.detector.silent_for(node.id, now), 1)
             for node in cluster_map.nodes
-            if heard.is_silent(node.id, now)
+            if heard.detector.is_silent(node.id, now)
         },
         "copies": {config.shard: [_copy(config, copy, heard) for copy in config.replicas] for config in configs},
-        "unserved": [config.shard for config in configs if not places.serves(config)],
+        "unserved": [config.shard for config in configs if not places.copies.serves(config)],
         "missing": {config.shard: missing for config in configs if (missing := places.missing(config))},
         "stranded": {config.shard: _stranded(config, places) for config in configs if _is_stranded(config, places)},
         "older": {config.shard: found for config in configs if (found := _older(config, places)) is not None},
@@ -54,6 +58,15 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
         "failovers": [_failover(c) for c in reversed(known) if c.kind == "failover"][:FAILOVERS_SHOWN_MAX],
         "positions": {config.shard: _positions(config, heard, now) for config in configs},
     }
+
+
+def families(stats: CopyStats, facts: dict[str, Any] | None) -> Iterator[Metric]:
+    """Metrics of copies. `facts`: as `described`; None where there is one copy of everything."""
+    copies = [copy for each in facts["copies"].values() for copy in each] if facts is not None else []
+    by_state = Counter({"in-sync": 0, "joining": 0}) + Counter(str(copy["state"]) for copy in copies)
+    silent = len(facts["silent"]) if facts is not None else 0
+    rows_left = sum(copy["rows_total"] - copy["rows_done"] for copy in copies if "rows_total" in copy)
+    return copy_families(stats, dict(by_state), silent, rows_left)
 
 
 def _copy(config: Configuration, copy: Replica, heard: Heard) -> dict[str, Any]:
@@ -84,32 +97,37 @@ def _positions(config: Configuration, heard: Heard, now: float) -> list[dict[str
 def _disputed(configs: Sequence[Configuration], places: Places) -> dict[str, int]:
     """By shard: how many partitions are the same in all copies, and not at the primary."""
     reports = {
-        config.shard: places.report(config.primary.node, config.shard, config.primary.copy_id) for config in configs
+        config.shard: places.copies.report(config.primary.node, config.shard, config.primary.copy_id)
+        for config in configs
     }
     return {shard: report.disputed for shard, report in reports.items() if report is not None and report.disputed}
 
 
 def _is_stranded(config: Configuration, places: Places) -> bool:
     """Its primary is silent, and no copy in sync is on a node that is heard."""
-    return places.is_primary_silent(config) and not places.in_sync_here(config)
+    return places.copies.is_primary_silent(config) and not places.copies.in_sync_here(config)
 
 
 def _stranded(config: Configuration, places: Places) -> dict[str, Any]:
     """The node that is waited for, and another one whose copy has something, if one is heard."""
-    here = [copy.node for copy in config.replicas if places.complete(config, copy) is not None]
+    here = [copy.node for copy in config.replicas if places.copies.complete(config, copy) is not None]
     waits_for = [config.primary.node, *(copy.node for copy in config.in_sync)]
     return {"nodes": waits_for, "other": here[0] if here else None}
 
 
 def _older(config: Configuration, places: Places) -> dict[str, int] | None:
     """The end of the longest log that is here, and the number of a record that was committed."""
-    report = places.older(config)
+    report = places.copies.older(config)
     return {"number": report.number, "told": places.heard.committed(config.store_id)} if report is not None else None
 
 
 def _shares_zone(config: Configuration, places: Places) -> bool:
     """Where zones or hosts are named: two of its copies would fail together with one of them."""
-    nodes = [node for name in (config.primary.node, *(c.node for c in config.replicas)) if (node := places.node(name))]
+    nodes = [
+        node
+        for name in (config.primary.node, *(c.node for c in config.replicas))
+        if (node := places.cluster_map.node(name))
+    ]
     zones = [zone_of(node) for node in nodes]
     return len(set(zones)) < len(zones)
 
@@ -118,9 +136,9 @@ def _given_up_in_s(places: Places) -> float | None:
     if not places.limits.down_out_s or places.cluster_map.replicas < 2:
         return None
     left = [
-        places.limits.down_out_s - places.heard.silent_for(node.id, places.now)
+        places.limits.down_out_s - places.heard.detector.silent_for(node.id, places.now)
         for node in places.cluster_map.nodes
-        if not node.given_up and places.heard.is_silent(node.id, places.now)
+        if not node.given_up and places.heard.detector.is_silent(node.id, places.now)
     ]
     return max(0.0, round(min(left), 1)) if left else None
 

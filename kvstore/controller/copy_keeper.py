@@ -1,38 +1,38 @@
 """Keeps every shard served and copied: takes the nodes' beats, decides, stores the next map.
 
-Owns: when it is decided, what this process remembers of failovers, what nodes and people are told of copies.
+Owns: when it is decided, how often a shard may fail over, what nodes and people are told of copies.
 Promises: nothing is decided by an answer that a node may not have got: nodes act on maps. While the cluster has one
 copy of everything and is to have one, this does nothing but follow the map.
-Leaves to others: every decision (`replicas`), what was heard (`heard`), the document's races (`document`).
+Leaves to others: every decision (`replicas`), what was heard (`heard`), what is said of decisions (`copy_journal`), the
+document's races (`document`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from prometheus_client.metrics_core import Metric
 
 from kvstore.config import Limits
-from kvstore.controller import change_steps, changes, copy_facts, copy_loss, handing_on
-from kvstore.controller.changes import Change, Kind
+from kvstore.controller import change_steps, copy_facts, copy_loss, handing_on
+from kvstore.controller.changes import Change
+from kvstore.controller.copy_journal import CopyJournal
 from kvstore.controller.copy_places import Places
-from kvstore.controller.damage import DamageSeen
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.heard import Heard
 from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import ClusterState, formed_map
-from kvstore.controller.replicas import PAUSE_MAX_S, Decided, Decider, Step, to_give_back, too_many_silent
+from kvstore.controller.replicas import PAUSE_MAX_S, Decided, Decider, to_give_back, too_many_silent
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import BadBody, Conflict, KvError, Unavailable
-from kvstore.metrics import CopyStats, copy_families
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication import failover
-from kvstore.replication.beats import Beat, BeatAnswer, CopyReport, beat_every_s, beats
+from kvstore.replication.beats import Beat, BeatAnswer, beat_every_s, beats
 from kvstore.replication.configuration import configuration_of, configurations
 from kvstore.replication.failover import Damping
 
@@ -64,14 +64,11 @@ class CopyKeeper:
         self._now_s = environment.boottime_s
         self._heard = Heard(start, limits, self._now_s(), document.told_numbers)
         self._damping: dict[str, Damping] = {}
-        self._served_by: dict[str, Step] = {}  # failovers whose new primary does not serve yet, by shard
         self._state = ClusterState()
         self._due = asyncio.Event()
         self._is_urgent = asyncio.Event()  # a shard answers nothing until it is decided
         self._deciding = asyncio.Lock()
-        self._older_said: set[str] = set()  # shards that are not served since all that is here is too old
-        self._damage = DamageSeen()
-        self.stats = CopyStats()
+        self._journal = CopyJournal()
 
     async def run(self) -> None:
         """Decide whenever something was heard, and now and then, for ever."""
@@ -191,7 +188,7 @@ class CopyKeeper:
 
     async def _decide(self) -> None:
         now = self._now_s()
-        self._heard.turn(now)
+        self._heard.detector.turn(now)
         if self._state.map is None:
             return
         self._heard.follow(self._state.map, now)
@@ -202,9 +199,8 @@ class CopyKeeper:
         found = self._decided(self._state, now)
         if found.state is not self._state:
             await self._store(now)
-        self._note_older(found.older)
-        await self._note_served(now)
-        await self._note_damage(now)
+        self._journal.note_older(found.older, self._heard)
+        await self._write_down(now)
 
     async def _keep_committed(self, cluster_map: ClusterMap, now: float) -> None:
         """What primaries that are silent by now have told last must outlive this process."""
@@ -231,90 +227,28 @@ class CopyKeeper:
         self._take(after)
         epoch = formed_map(after).epoch
         for step in found.steps:
-            self._note(step, epoch, now)
+            if step.is_failover:
+                self._damping[step.after.shard] = failover.failed_over(
+                    self._damping.get(step.after.shard, Damping()), now, self._limits.failover_after_s, PAUSE_MAX_S
+                )
+            self._journal.note(step, epoch, now)
         for node in found.given_up:
             _log.warning("epoch %d: node %s is given up: its copies get places elsewhere", epoch, node)
 
-    def _note(self, step: Step, epoch: int, now: float) -> None:
-        before, after = step.before, step.after
-        shard, node = after.shard, after.primary.node
-        if step.why in ("silent", "damaged"):
-            self._damping[shard] = failover.failed_over(
-                self._damping.get(shard, Damping()), now, self._limits.failover_after_s, PAUSE_MAX_S
-            )
-            self._served_by[shard] = step
-            self.stats.failovers += 1
-            _log.warning(
-                "epoch %d: shard %s is %s's: its primary's node %s %s, for %.1f s",
-                epoch, shard, node, before.primary.node, step.cause, now - step.since,
-            )  # fmt: skip
-        elif step.why == "planned":
-            _log.info("epoch %d: shard %s is %s's, by a planned change", epoch, shard, node)
-        elif step.why == "reopened":
-            _log.info("epoch %d: shard %s has a new term", epoch, shard)
-        else:
-            if step.why == "out":
-                self.stats.taken_out += 1
-            copies = ", ".join(f"{copy.node} {copy.state}" for copy in after.replicas) or "none"
-            _log.info("epoch %d: copies of shard %s beside %s's: %s (%s)", epoch, shard, node, copies, step.why)
-
-    async def _note_served(self, now: float) -> None:
-        """Failovers whose new primary serves are written down."""
-        for shard, step in list(self._served_by.items()):
-            config = configuration_of(self._state.map, shard) if self._state.map is not None else None
-            if config is None or config.term != step.after.term:
-                del self._served_by[shard]  # another one took over from it
-                continue
-            report = self._heard.report(config.primary.node, shard, config.primary.copy_id)
-            if report is None or not report.serves or report.promised < config.term:
-                continue
-            del self._served_by[shard]
-            took_s = now - step.since
-            self.stats.last_failover_s = took_s
-            old, new = step.before.primary.node, step.after.primary.node
-            _log.warning("shard %s is served by %s again after %.1f s", shard, new, took_s)
-            detail = f"Node {old} {step.cause}; node {new} took over and served after {took_s:.1f} s."
-            await self._write_down("failover", shard, new, took_s, detail)
-
-    async def _note_damage(self, now: float) -> None:
-        """Damage that a node tells of is said once; that a copy was rebuilt is written down."""
-        cluster_map = self._state.map
-        if cluster_map is None:
+    async def _write_down(self, now: float) -> None:
+        """Changes that no person asked for, and that are over now."""
+        if self._state.map is None:
             return
-        configs = configurations(cluster_map)
-        new, mended = self._damage.look(configs, self._heard, now)
-        for found in new:
-            self.stats.damaged += 1
-            _log.error("the copy of shard %s on node %s is damaged: %s", found.shard, found.node, found.detail)
-        for found in mended:
-            self.stats.rebuilt += 1
-            seconds = now - found.since
-            _log.warning("shard %s has a copy in sync on node %s again, after %.1f s", found.shard, found.node, seconds)
-            detail = f"The copy on node {found.node} was damaged ({found.detail.rstrip('.')}), and was rebuilt."
-            await self._write_down("rebuild", found.shard, found.node, seconds, detail)
-
-    def _note_older(self, older: Mapping[str, CopyReport]) -> None:
-        """That a shard waits, since its copies that are here are old, is said once."""
-        for shard in older.keys() - self._older_said:
-            _log.error(
-                "shard %s is not served: what is here of it ends with record %d, and record %d was committed, so these "
-                "files are an older copy; start the node with the newer files, or put them back",
-                shard, older[shard].number, self._heard.committed(older[shard].store_id),
-            )  # fmt: skip
-        self._older_said = set(older)
-
-    async def _write_down(self, kind: Kind, shard: str, to: str, seconds: float, detail: str) -> None:
-        """A change that no person asked for, and that is over now."""
-        now_ms = self._environment.now_ms()
-        change = Change(id=self._new_id(), kind=kind, shard=shard, to=to, began_ms=now_ms - round(seconds * 1000))
-        change = changes.done(change, now_ms, detail)
-        await self._document.change(lambda state: change_steps.noted(state, change, self._limits.changes_kept_max))
+        ended_max = self._limits.changes_kept_max
+        for ended in self._journal.ended(self._state.map, self._heard, now):
+            change = ended.as_change(self._new_id(), self._environment.now_ms())
+            await self._document.change(partial(change_steps.noted, change=change, ended_max=ended_max))
 
     # --- people
 
     def is_dead(self, node: str) -> bool:
         """It is held for dead."""
-        return self._heard.is_silent(node, self._now_s())
+        return self._heard.detector.is_silent(node, self._now_s())
 
     def holds_still(self, cluster_map: ClusterMap) -> bool:
         """So many nodes are silent at once that nothing moves and none is given up."""
@@ -327,12 +261,7 @@ class CopyKeeper:
 
     def families(self, cluster_map: ClusterMap | None) -> Iterator[Metric]:
         """Metrics of copies."""
-        facts = self.facts(cluster_map) if cluster_map is not None else None
-        copies = [copy for each in facts["copies"].values() for copy in each] if facts is not None else []
-        by_state = Counter({"in-sync": 0, "joining": 0}) + Counter(str(copy["state"]) for copy in copies)
-        silent = len(facts["silent"]) if facts is not None else 0
-        rows_left = sum(copy["rows_total"] - copy["rows_done"] for copy in copies if "rows_total" in copy)
-        return copy_families(self.stats, dict(by_state), silent, rows_left)
+        return copy_facts.families(self._journal.stats, self.facts(cluster_map) if cluster_map is not None else None)
 
     def facts(self, cluster_map: ClusterMap, known: Sequence[Change] = ()) -> dict[str, Any] | None:
         """What is known of nodes and copies; None while there is one copy of everything and is to be one."""

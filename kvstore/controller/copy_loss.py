@@ -45,27 +45,27 @@ def judged(places: Places, shard_id: str, to: str) -> Loss:
     assert config is not None
     _refuse_while_served(config, places)
     copy = config.copy_on(to)
-    if copy is None or places.report(to, shard_id, copy.copy_id) is None:
+    if copy is None or places.copies.report(to, shard_id, copy.copy_id) is None:
         raise ChangeRefused(
             f"node {to} has no copy of shard {shard_id} that the cluster knows, or is silent: start it, or name "
             "another node."
         )
-    if (report := places.complete(config, copy)) is None:
+    if (report := places.copies.complete(config, copy)) is None:
         raise ChangeRefused(
             f"the copy of shard {shard_id} on node {to} was never complete: it cannot be gone on with. `kvstore shard "
             f"remove {shard_id} --lost` gives up the shard's keys."
         )
-    is_older = places.is_older(config, copy)
+    is_older = places.copies.is_older(config, copy)
     return Loss(shard_id, config.store_id, to, copy.copy_id, report.number, is_older)
 
 
 def _refuse_while_served(config: Configuration, places: Places) -> None:
-    if not places.is_primary_silent(config):
+    if not places.copies.is_primary_silent(config):
         raise ChangeRefused(
             f"the primary of shard {config.shard} on node {config.primary.node} is heard: nothing has to be lost. "
             "Leave out accept_loss, or wait until it answers."
         )
-    if alive := places.in_sync_here(config):
+    if alive := places.copies.in_sync_here(config):
         raise ChangeRefused(
             f"the copy of shard {config.shard} on node {alive[0]} is in sync, and takes over by itself: nothing has to "
             "be lost."

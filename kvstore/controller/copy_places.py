@@ -14,12 +14,13 @@ from __future__ import annotations
 import msgspec
 
 from kvstore.config import Limits
+from kvstore.controller.copies_heard import CopiesHeard
 from kvstore.controller.heard import Heard
 from kvstore.placement.cluster_map import ClusterMap, Node, Shard
 from kvstore.placement.copies import copy_nodes
 from kvstore.replication import failover
 from kvstore.replication.beats import CopyReport, Drop, Make
-from kvstore.replication.configuration import Configuration, Primary, Replica, configuration_of
+from kvstore.replication.configuration import Configuration, Replica, configuration_of
 
 
 class Places:
@@ -30,6 +31,7 @@ class Places:
         self.heard = heard
         self.now = now
         self.limits = limits
+        self.copies = CopiesHeard(heard, now)
         self._walks: dict[str, list[str]] = {}
         self._nodes = [_as_place(cluster_map, node, heard, limits, now) for node in cluster_map.nodes]
 
@@ -53,77 +55,9 @@ class Places:
             return others
         return others[: max(1, self.cluster_map.replicas - 1)]  # the first is where the primary belongs
 
-    def node(self, node_id: str) -> Node | None:
-        """The node of the map."""
-        return self.cluster_map.node(node_id)
-
     def may_keep(self, node: str) -> bool:
         """Copies may lie there."""
         return any(each.id == node and not each.given_up for each in self._nodes)
-
-    def serves(self, config: Configuration) -> bool:
-        """Its primary answers, as far as its node says."""
-        report = self.report(config.primary.node, config.shard, config.primary.copy_id)
-        return report is not None and report.serves
-
-    def report(self, node: str, shard: str, copy_id: str | None = None) -> CopyReport | None:
-        """What the node tells of its copy, under that id if one is given.
-        None of a node that is silent."""
-        return self.heard.report(node, shard, copy_id) if self.heard.is_here(node, self.now) else None
-
-    def complete(self, config: Configuration, copy: Replica) -> CopyReport | None:
-        """What its node tells of a copy that was filled once, so that it could be gone on with.
-        None of others."""
-        report = self.report(copy.node, config.shard, copy.copy_id)
-        return report if report is not None and report.role == "copy" and report.number else None
-
-    def is_primary_silent(self, config: Configuration) -> bool:
-        """The primary was not heard for so long that it is replaced."""
-        return self.heard.primary_silent_since(*config.primary, self.now) is not None
-
-    def in_sync_here(self, config: Configuration) -> list[str]:
-        """The nodes that are heard and have a copy in sync, one of which takes over from a silent primary."""
-        here = [copy for copy in config.in_sync if self.heard.is_here(copy.node, self.now)]
-        return [copy.node for copy in here if not self.is_older(config, copy)]
-
-    def is_older(self, config: Configuration, copy: Primary | Replica) -> bool:
-        """Whether the copy ends below what was committed.
-        If it is in sync, its node has an older copy of its files then."""
-        report = self.report(copy.node, config.shard, copy.copy_id)
-        return report is not None and self._is_below(report, config)
-
-    def is_opened(self, config: Configuration) -> bool:
-        """Its primary is about to serve it, with the longest log of all copies in sync."""
-        report = self.report(config.primary.node, config.shard, config.primary.copy_id)
-        return report is not None and report.role == "opening"
-
-    def ends_early(self, config: Configuration) -> bool:
-        """Neither its primary nor a copy in sync whose node is heard has all that was committed."""
-        longest = self._longest(config)
-        return longest is None or self._is_below(longest, config)
-
-    def older(self, config: Configuration) -> CopyReport | None:
-        """Of a shard that is not served since all that is here of it is too old.
-        The one with the longest log."""
-        may_go_on = self.is_opened(config) or self.is_primary_silent(config)
-        if self.serves(config) or not may_go_on:
-            return None
-        longest = self._longest(config)
-        return longest if longest is not None and self._is_below(longest, config) else None
-
-    def _longest(self, config: Configuration) -> CopyReport | None:
-        """Of its primary's copy and those in sync, as far as their nodes are heard.
-        The one whose log ends last.
-
-        Damaged ones do not count.
-        """
-        places: list[Primary | Replica] = [config.primary, *config.in_sync]
-        reports = [self.report(each.node, config.shard, each.copy_id) for each in places]
-        whole = [report for report in reports if report is not None and report.role != "damaged"]
-        return max(whole, key=lambda report: report.number, default=None)
-
-    def _is_below(self, report: CopyReport, config: Configuration) -> bool:
-        return report.number < self.heard.committed(config.store_id)
 
     def missing(self, config: Configuration) -> list[str]:
         """The nodes whose copy is not in sync yet, or not there."""
@@ -139,7 +73,7 @@ class Places:
 
     def next_step(self, config: Configuration, epoch: int, *, may_join: bool = True) -> Configuration | None:
         """With one more copy named, or without those that are not wanted; None if nothing is to change now."""
-        if not self.serves(config):
+        if not self.copies.serves(config):
             return None
         for copy in self.surplus(config):
             if copy.state == "joining":
@@ -154,22 +88,13 @@ class Places:
             after = failover.dropped(after, copy.node, epoch) or after
         return None if after is config else after
 
-    def is_joining(self, config: Configuration) -> bool:
-        """A copy that is named and whose node is here is not in sync yet."""
-        return any(
-            copy.state == "joining"
-            and (report := self.report(copy.node, config.shard, copy.copy_id)) is not None
-            and report.role != "damaged"
-            for copy in config.replicas
-        )
-
     def _newcomer(self, config: Configuration) -> tuple[str, str] | None:
         """The node, and the id of its copy, which the map is to name."""
-        if self.is_joining(config):
+        if self.copies.is_joining(config):
             return None
         for node in self.wanted(config):
             there = config.copy_on(node)
-            report = self.report(node, config.shard)
+            report = self.copies.report(node, config.shard)
             if report is None or report.store_id != config.store_id or report.role not in ("copy", "filling"):
                 continue
             if self.heard.stops(node):
@@ -191,7 +116,7 @@ class Places:
 
     def _lacks(self, config: Configuration) -> str | None:
         """The first node that is here and has no copy of the shard's store."""
-        if not self.serves(config) or self.is_joining(config):
+        if not self.copies.serves(config) or self.copies.is_joining(config):
             return None
         for node in self.wanted(config):
             if self.heard.is_here(node, self.now) and not self.heard.stops(node):
@@ -218,7 +143,7 @@ class Places:
             return True
         named = {config.primary.copy_id, *(copy.copy_id for copy in config.replicas)}
         is_needed = node in self.wanted(config) and report.store_id == config.store_id
-        return report.copy_id not in named and not is_needed and self.serves(config)
+        return report.copy_id not in named and not is_needed and self.copies.serves(config)
 
 
 def without_empty_nodes(cluster_map: ClusterMap) -> list[Node]:
@@ -231,7 +156,7 @@ def without_empty_nodes(cluster_map: ClusterMap) -> list[Node]:
 def _as_place(cluster_map: ClusterMap, node: Node, heard: Heard, limits: Limits, now: float) -> Node:
     """The node, given up where no copy may lie."""
     home = cluster_map.shard(node.id)
-    is_out = bool(limits.down_out_s) and heard.silent_for(node.id, now) >= limits.down_out_s
+    is_out = bool(limits.down_out_s) and heard.detector.silent_for(node.id, now) >= limits.down_out_s
     return msgspec.structs.replace(node, given_up=node.given_up or is_out or not _stays(home))
 
 

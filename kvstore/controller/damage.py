@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvstore.controller.heard import Heard
+from kvstore.replication.beats import CopyReport
 from kvstore.replication.configuration import Configuration
 
 
@@ -33,6 +34,12 @@ def reported(configs: Sequence[Configuration], heard: Heard) -> dict[str, dict[s
             if report.damage and report.shard in shards:
                 found.setdefault(report.shard, {})[node] = report.damage
     return found
+
+
+def damaged(node: str, shard: str, heard: Heard, now: float) -> CopyReport | None:
+    """What the node, which is near, tells of its copy of that shard, if that is damaged."""
+    report = heard.report(node, shard)
+    return report if report is not None and report.role == "damaged" and heard.is_near(node, now) else None
 
 
 class DamageSeen:

@@ -24,7 +24,7 @@ def heir(config: Configuration, heard: Heard, now: float) -> str | None:
     """The node of the copy in sync with the highest position that takes over from a primary whose node stops.
     None if no living one stays."""
     staying = (each for each in heard.reports_of(config.shard) if stays(each.node, heard, now))
-    best = failover.successor(config, staying, now, heard.failover_after_s)
+    best = failover.successor(config, staying, now, heard.detector.failover_after_s)
     return best.node if best is not None else None
 
 

@@ -1,9 +1,9 @@
-"""What the controller has heard of the nodes: their last beats, who echoes, who is silent and since when.
+"""What the controller has heard of the nodes: their last beats, who echoes, who stops.
 
 Owns: the memory of one controller process; nothing of it is stored.
-Promises: a node is heard only while it echoes this process's answers, or has just announced itself. Silence counts from
-the start of this process at the earliest, and from the end of any time in which this process itself stood still.
-Leaves to others: what follows from silence (`replicas`), where copies go (`copy_places`). Times are arguments.
+Promises: a node is heard only while it echoes this process's answers, or has just announced itself.
+Leaves to others: since when a node is silent (`failure_detector`), what follows from it (`replicas`), where copies go
+(`copy_places`). Times are arguments.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from kvstore.config import Limits
+from kvstore.controller.failure_detector import FailureDetector
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication import beats, failover
 from kvstore.replication.beats import Beat, CopyReport
 
 _ECHOES_MAX = 16  # of so many answers one may still be on its way
-_STALLED_SHARE = 0.5  # of `failover_after_s`: a controller that was away for so long begins to count again
 
 
 class NodeHeard(NamedTuple):
     """A node: its last beat and when it came.
-    When it last echoed or announced itself; the number of the last answer to it; when the first beat came by which
-    its process stops."""
+    The number of the last answer to it; when the first beat came by which its process stops."""
 
     beat: Beat | None = None
     at: float = float("-inf")
-    heard_at: float | None = None
     number: int = 0
     stops_at: float | None = None
 
@@ -41,9 +39,7 @@ class Heard:
     def __init__(self, start: str, limits: Limits, now: float, told: Mapping[str, int] | None = None) -> None:
         self.start = start
         self._told: Mapping[str, int] = told if told is not None else {}
-        self.counts_from = now
-        self.failover_after_s = limits.failover_after_s
-        self._turned_at = now
+        self.detector = FailureDetector(limits.failover_after_s, now)
         self._nodes: dict[str, NodeHeard] = {}
         self._lacking: dict[tuple[str, str], float] = {}  # (node, copy id of a primary): since when it is not reported
         self._synced: dict[tuple[str, str, int], float] = {}  # (shard, copy id, joined): since when it is in sync
@@ -51,31 +47,27 @@ class Heard:
 
     # --- what comes in
 
-    def turn(self, now: float) -> None:
-        """This process is awake. To be called often: what it did not hear while it stood still was not silence."""
-        if now - self._turned_at >= self.failover_after_s * _STALLED_SHARE:
-            self.counts_from = now
-        self._turned_at = now
-
     def take(self, beat: Beat, now: float) -> int:
         """A beat has come; the number of the answer, which the node is to echo."""
         before = self._nodes.get(beat.node, NodeHeard())
         echoes = failover.is_echo((beat.echo.start, beat.echo.beat), self.start, before.number, _ECHOES_MAX)
-        heard_at = now if echoes else before.heard_at
+        if echoes:
+            self.detector.note(beat.node, now)
         stops_at = (now if before.stops_at is None else before.stops_at) if beat.stops else None
-        self._nodes[beat.node] = NodeHeard(beat, now, heard_at, before.number + 1, stops_at)
+        self._nodes[beat.node] = NodeHeard(beat, now, before.number + 1, stops_at)
         return before.number + 1
 
     def announced(self, node: str, now: float) -> None:
         """The node has announced itself: it is heard without an echo, and what it told before its start is over."""
         number = self._nodes.get(node, NodeHeard()).number
-        self._nodes[node] = NodeHeard(heard_at=now, number=number)
+        self._nodes[node] = NodeHeard(number=number)
+        self.detector.note(node, now)
 
     def follow(self, cluster_map: ClusterMap, now: float) -> None:
         """Count by that map. From the first one on that asks for beats, silence counts."""
         asks = beats.beats(cluster_map)
         if asks and not self._asks_for_beats:
-            self.counts_from = now
+            self.detector.count_from(now)
         self._asks_for_beats = asks
         lacking, synced = self._lacking, self._synced
         self._lacking, self._synced = {}, {}
@@ -85,10 +77,11 @@ class Heard:
                 self._lacking[place] = lacking.get(place, now)
             for copy in shard.replicas:
                 name = shard.id, copy.copy_id, copy.joined
-                if copy.state == "in-sync" and not self.is_silent(copy.node, now):
+                if copy.state == "in-sync" and not self.detector.is_silent(copy.node, now):
                     self._synced[name] = synced.get(name, now)
         nodes = {node.id for node in cluster_map.nodes}
         self._nodes = {node: heard for node, heard in self._nodes.items() if node in nodes}
+        self.detector.keep(nodes)
 
     # --- what follows from it
 
@@ -110,23 +103,9 @@ class Heard:
         """When its last beat came, whether it echoes or not."""
         return self._nodes.get(node, NodeHeard()).at
 
-    def heard_at(self, node: str) -> float:
-        """When the node was heard last; the time from which this process counts if it never was since."""
-        heard_at = self._nodes.get(node, NodeHeard()).heard_at
-        return self.counts_from if heard_at is None else max(heard_at, self.counts_from)
-
-    def is_silent(self, node: str, now: float) -> bool:
-        """It is held for dead."""
-        heard_at = self._nodes.get(node, NodeHeard()).heard_at
-        return failover.silent(heard_at, self.counts_from, now, self.failover_after_s)
-
-    def silent_for(self, node: str, now: float) -> float:
-        """Since it was heard last, as far as this process knows."""
-        return now - self.heard_at(node)
-
     def is_here(self, node: str, now: float) -> bool:
         """It has told of its copies, and is not held for dead."""
-        return self.beat_of(node) is not None and not self.is_silent(node, now)
+        return self.beat_of(node) is not None and not self.detector.is_silent(node, now)
 
     def report(self, node: str, shard: str, copy_id: str | None = None) -> CopyReport | None:
         """What the node told last of its copy of that shard, under that id if one is given."""
@@ -137,10 +116,10 @@ class Heard:
     def primary_silent_since(self, node: str, copy_id: str, now: float) -> float | None:
         """Since when the primary is not heard, if for so long that it is replaced.
         Its node is silent, or has another copy than that one."""
-        if self.is_silent(node, now):
-            return self.heard_at(node)
+        if self.detector.is_silent(node, now):
+            return self.detector.heard_at(node)
         lacking = self._lacking.get((node, copy_id))
-        return lacking if lacking is not None and now - lacking >= self.failover_after_s else None
+        return lacking if lacking is not None and now - lacking >= self.detector.failover_after_s else None
 
     def in_sync_since(self, shard: str, copy_id: str, joined: int) -> float | None:
         """Since when that copy is in sync and its node is heard."""
@@ -157,17 +136,9 @@ class Heard:
         """The number of a record that was committed, as its primaries told; 0 if nothing was told."""
         return self._told.get(store_id, 0)
 
-    def damaged(self, node: str, shard: str, now: float) -> CopyReport | None:
-        """What the node, which is near, tells of its copy of that shard, if that is damaged."""
-        report = self.report(node, shard)
-        return report if report is not None and report.role == "damaged" and self.is_near(node, now) else None
-
     def is_near(self, node: str, now: float) -> bool:
         """What it asks for in its last beat still holds: it was heard with that beat, and not long ago."""
-        heard = self._nodes.get(node, NodeHeard())
-        if heard.heard_at is None:
-            return False
-        return failover.hears_sender(heard.at, heard.heard_at, now, self.failover_after_s)
+        return self.detector.is_near(node, self.told_at(node), now)
 
     @property
     def beats(self) -> Mapping[str, Beat]:

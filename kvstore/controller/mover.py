@@ -356,13 +356,13 @@ class Mover:
     def _patience_s(self, current: _Try) -> float:
         """How long the next answer may take: no longer than a freeze that is not heard of may last."""
         if current.frozen_s is None:
-            return _ANSWER_S + self._limits.move_fence_timeout_s
-        return max(0.0, current.frozen_s + self._limits.move_fence_timeout_s - _now_s())
+            return _ANSWER_S + self._limits.move_freeze_timeout_s
+        return max(0.0, current.frozen_s + self._limits.move_freeze_timeout_s - _now_s())
 
     def _impatience(self, current: _Try) -> str:
         if current.frozen_s is None:
             return f"shard {current.move.to} did not say in time how far it is"
-        return f"the freeze lasted longer than {self._limits.move_fence_timeout_s:g} s"
+        return f"the freeze lasted longer than {self._limits.move_freeze_timeout_s:g} s"
 
     # --- the end of a try --------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.controller import changes, handing_on
+from kvstore.controller import changes, damage, handing_on
 from kvstore.controller.changes import Change
 from kvstore.controller.copy_places import Places, without_empty_nodes
 from kvstore.controller.heard import Heard
@@ -59,6 +59,11 @@ class Step(NamedTuple):
     since: float = 0.0
     cause: str = ""
 
+    @property
+    def is_failover(self) -> bool:
+        """Another copy takes over that was not asked for."""
+        return self.why in ("silent", "damaged")
+
 
 class Decided(NamedTuple):
     """The next state, and what is new in it.
@@ -85,13 +90,14 @@ class Decider:
         self._now = now
         self._epoch = state.map.epoch + 1
         self._places = Places(state.map, heard, limits, now)
+        self._copies = self._places.copies
         self.holds_still = too_many_silent(state.map, heard, now)
 
     def decide(self, new_id: Callable[[], str], now_ms: int) -> Decided:
         """The next state. `new_id` and `now_ms`: for the changes that begin by themselves."""
         configs = configurations(self._map)
         steps: list[Step] = []
-        joining = sum(self._places.is_joining(config) for config in configs)
+        joining = sum(self._copies.is_joining(config) for config in configs)
         for config in configs:
             may_join = not self.holds_still or not joining
             step = next(filter(None, self._steps(config, may_join)), None)
@@ -102,7 +108,7 @@ class Decider:
         cluster_map = _applied(self._map, steps, nodes)
         known = self._settled(self._state.changes, cluster_map, now_ms)
         known = [*known, *self._homeward(configs, known, new_id, now_ms)]
-        older = {config.shard: found for config in configs if (found := self._places.older(config)) is not None}
+        older = {config.shard: found for config in configs if (found := self._copies.older(config)) is not None}
         if cluster_map is self._map and known == self._state.changes:
             return Decided(self._state, older=older)
         state = msgspec.structs.replace(self._state, map=cluster_map, changes=known)
@@ -133,7 +139,7 @@ class Decider:
         """A primary that cannot open in its term, or has given it back in vain, gets a new one."""
         node, copy_id = config.primary
         report = self._heard.report(node, config.shard, copy_id)
-        if report is None or self._heard.is_silent(node, self._now):
+        if report is None or self._heard.detector.is_silent(node, self._now):
             return None
         in_vain = report.given_back == config.term and planned_change(config, self._state) is None
         if not in_vain and not (report.needs_term and report.promised >= config.term):
@@ -156,13 +162,15 @@ class Decider:
         if best is None:
             return None
         after = failover.promoted(config, best.node, best.copy_id, self._epoch)
-        cause = "was silent" if self._heard.is_silent(config.primary.node, self._now) else "came without its copy"
+        cause = (
+            "was silent" if self._heard.detector.is_silent(config.primary.node, self._now) else "came without its copy"
+        )
         return Step("silent", config, after, since, cause) if after is not None else None
 
     def _promoted_for_damaged(self, config: Configuration) -> Step | None:
         """The node of the primary has found its copy damaged, and serves it no more."""
         node = config.primary.node
-        if self._heard.damaged(node, config.shard, self._now) is None:
+        if damage.damaged(node, config.shard, self._heard, self._now) is None:
             return None
         if not failover.may_fail_over(self._damping.get(config.shard, Damping()), self._now):
             return None
@@ -200,8 +208,8 @@ class Decider:
         after = config
         is_sound = report.role == "opening" and report.examined  # else the copy that is dead may be the only good one
         for copy in config.in_sync:
-            is_dead = is_sound and self._heard.is_silent(copy.node, self._now)
-            is_damaged = self._heard.damaged(copy.node, config.shard, self._now) is not None
+            is_dead = is_sound and self._heard.detector.is_silent(copy.node, self._now)
+            is_damaged = damage.damaged(copy.node, config.shard, self._heard, self._now) is not None
             if is_dead or is_damaged or handing_on.is_leaving(copy, config, self._heard, self._now):
                 request = Request("out", config.shard, config.term, copy_id, copy.copy_id, copy.joined)
                 after = self._taken_out(after, request)
@@ -214,7 +222,7 @@ class Decider:
         the one that is gone is waited for.
         """
         after = failover.taken_out(config, request, self._epoch)
-        if after is None or (self._places.is_opened(config) and self._places.ends_early(after)):
+        if after is None or (self._copies.is_opened(config) and self._copies.ends_early(after)):
             return config
         return after
 
@@ -228,7 +236,7 @@ class Decider:
             if node.given_up and self._heard.is_here(node.id, self._now):
                 node = msgspec.structs.replace(node, given_up=False)
             elif not node.given_up and not self.holds_still and self._map.replicas > 1:
-                silent_for = self._heard.silent_for(node.id, self._now)
+                silent_for = self._heard.detector.silent_for(node.id, self._now)
                 if failover.may_give_up(node.id, silent_for, configs, homes, self._limits.down_out_s):
                     given_up.append(node.id)
                     node = msgspec.structs.replace(node, given_up=True)
@@ -259,7 +267,7 @@ class Decider:
         """A change for each shard whose primary is not where it belongs, and can go there."""
         busy = {change.shard for change in known if is_promotion(change)}
         for config in configs:
-            if config.shard in busy or not self._places.serves(config):
+            if config.shard in busy or not self._copies.serves(config):
                 continue
             if (place := self._away(config)) is not None:
                 yield Change(id=new_id(), kind="promote", shard=config.shard, to=place, began_ms=now_ms)
@@ -321,7 +329,7 @@ def to_give_back(state: ClusterState, node: str) -> list[GiveBack]:
 def too_many_silent(cluster_map: ClusterMap, heard: Heard, now: float) -> bool:
     """Whether so many nodes are silent at once that nothing is given up."""
     standing = [
-        failover.Standing(node.id, node.host or None, heard.is_silent(node.id, now), node.given_up)
+        failover.Standing(node.id, node.host or None, heard.detector.is_silent(node.id, now), node.given_up)
         for node in cluster_map.nodes
     ]
     return failover.too_many_silent(standing, cluster_map.replicas)

@@ -33,6 +33,7 @@ from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import ChangeRefused, ControllerBehind, NotFound, Unavailable
 from kvstore.placement.cluster_map import ClusterMap, Home, Node, at_home
 from kvstore.placement.moves import planned
+from kvstore.said_once import SaidOnce
 from kvstore.transport.change_documents import Plan as PlanShown
 
 _LOST_PAUSE_S = 1.0
@@ -149,15 +150,14 @@ class ClusterService:
 
     async def watch_if_behind(self) -> None:
         """Say so in the log when this controller's file turns out to be an old copy, or lost. For ever."""
-        said = ""
+        said = SaidOnce()
         while True:
             await self._look_if_behind.wait()
             self._look_if_behind.clear()
             with suppress(Unavailable):
                 state = await self._document.read()
                 why = self._document.behind(state) or self._lost(state)
-                if why is not None and why.detail != said:
-                    said = why.detail
+                if why is not None and said.is_news(why.detail):
                     _log.error("%s: nothing is changed until then. %s", why.detail, why.next_step)
 
     async def tell(self, store_id: str, told: Told) -> Told:

@@ -150,7 +150,9 @@ class ClusterMap(msgspec.Struct, frozen=True, kw_only=True):
         return next((node for node in self.nodes if node.id == node_id), None)
 
     def url_of(self, shard: Shard) -> str:
-        """Where its primary is reached."""
+        """The address of the node with the shard's primary. Raises StopIteration for a shard whose primary's node is
+        not in the map, which `checked_map` refuses.
+        """
         return next(node.url for node in self.nodes if node.id == shard.primary.node)
 
     @property
@@ -163,7 +165,9 @@ class ClusterMap(msgspec.Struct, frozen=True, kw_only=True):
         return any(strike.store_id == store_id for strike in self.strikes)
 
     def openings(self) -> tuple[dict[int, int], dict[int, int], int]:
-        """By partition the epochs of its last strike and of its last opening; that of the last strike of all."""
+        """(struck, opened, last): by partition the epochs of its last strike and of its last opening; the epoch of the
+        last strike of all, 0 without any.
+        """
         struck = {partition: strike.epoch for strike in self.strikes for partition in strike.partitions}
         opened = {
             partition: strike.opened for strike in self.strikes for partition in strike.partitions if strike.opened
@@ -171,7 +175,9 @@ class ClusterMap(msgspec.Struct, frozen=True, kw_only=True):
         return struck, opened, self.last_strike
 
     def owner_of(self, key: bytes) -> Shard:
-        """The shard that owns `key` (its UTF-8 bytes)."""
+        """The shard that owns `key` (its UTF-8 bytes): one hash and one array look-up. Raises KeyError for a number of
+        partitions that `ring.place` refuses.
+        """
         return self.shards[self.owners[partition_of(key, self.partitions)]]
 
     def owned_by(self, shard_id: str) -> list[int]:
@@ -186,7 +192,9 @@ def map_of(homes: Sequence[Home], **rest: Any) -> ClusterMap:
 
 
 def first_map(cluster_id: str, partitions: int, homes: Sequence[Home]) -> ClusterMap:
-    """Epoch 1: all partitions placed on the first shards by the ring."""
+    """The map of epoch 1: all partitions placed on the first shards by the ring. Raises ValueError as `ring.place`
+    does.
+    """
     weights = [ShardWeight(shard.id, shard.weight) for _, shard in homes]
     index = {shard.id: i for i, (_, shard) in enumerate(homes)}
     owners = [index[owner] for owner in place(weights, partitions)]
@@ -215,12 +223,15 @@ def checked_map(cluster_map: ClusterMap) -> ClusterMap:
 
 
 def with_node_url(cluster_map: ClusterMap, node_id: str, url: str) -> ClusterMap:
-    """The next map, in which that node is reached at another address."""
+    """The next map, in which that node is reached at another address.
+
+    An id that is not there changes the epoch alone.
+    """
     return with_node(cluster_map, *(msgspec.structs.replace(n, url=url) for n in cluster_map.nodes if n.id == node_id))
 
 
 def with_node(cluster_map: ClusterMap, *changed: Node) -> ClusterMap:
-    """The next map, in which these nodes of it are so."""
+    """The next map, in which each of these nodes takes the place of the one of its id. Adds none."""
     by_id = {node.id: node for node in changed}
     nodes = [by_id.get(node.id, node) for node in cluster_map.nodes]
     return msgspec.structs.replace(cluster_map, epoch=cluster_map.epoch + 1, nodes=nodes)

@@ -51,7 +51,10 @@ _format_3 = msgspec.json.Decoder(_Map3).decode
 
 
 def decode_map(encoded: bytes) -> ClusterMap:
-    """The map that was stored or sent. Raises msgspec.DecodeError, ForeignData for a format that is not known."""
+    """The map that was stored or sent. Raises msgspec.DecodeError, and ForeignData for a format that is not known.
+
+    It is not checked for contradictions: see `cluster_map.checked_map`.
+    """
     found = format_of(encoded)
     if found == MAP_FORMAT:
         return _present(encoded)

@@ -80,7 +80,7 @@ def with_struck(cluster_map: ClusterMap, shard_id: str) -> ClusterMap:
 def opened(cluster_map: ClusterMap, clock: int) -> ClusterMap:
     """The partitions of all lost shards are opened, empty, by those that stay; `clock` as in `Strike`.
 
-    To be stored only when every other shard follows the strikes.
+    To be stored only when every other shard follows the strikes. Raises ValueError if no shard stays.
     """
     due = [strike for strike in cluster_map.strikes if not strike.opened]
     if not due:
@@ -101,7 +101,10 @@ def opened(cluster_map: ClusterMap, clock: int) -> ClusterMap:
 
 
 def with_weight(cluster_map: ClusterMap, shard_id: str, weight: int) -> ClusterMap:
-    """The shard's share becomes `weight` (1 or more) in proportion to the others'. Raises KeyError, ValueError."""
+    """The shard's share becomes `weight` in proportion to the others'.
+
+    Raises KeyError if it is not there, ValueError for a weight below 1.
+    """
     _shard(cluster_map, shard_id)
     if weight < 1:
         raise ValueError(f"weight {weight} of shard {shard_id} is below 1")
@@ -111,10 +114,10 @@ def with_weight(cluster_map: ClusterMap, shard_id: str, weight: int) -> ClusterM
 def planned(
     cluster_map: ClusterMap, group_partitions: Callable[[str], int], new_id: Callable[[], str], change: str = ""
 ) -> ClusterMap:
-    """With the moves that lead to the fair placement on the shards that stay; new ones belong to that change.
+    """The map with the moves that lead to the fair placement on the shards that stay.
 
-    `group_partitions` says how many partitions of a source are moved together at most; `new_id` makes an id that was
-    never used. Raises ValueError if no shard stays.
+    New moves belong to the change with the id `change`. `group_partitions` says how many partitions of a source are
+    moved together at most; `new_id` makes an id that was never used. Raises ValueError if no shard stays.
     """
     targets = _targets(cluster_map)
     kept = [move for move in cluster_map.moves if all(targets[partition] == move.to for partition in move.partitions)]
@@ -144,7 +147,10 @@ def committed(cluster_map: ClusterMap, move_id: str) -> ClusterMap:
 
 
 def voided(cluster_map: ClusterMap, move_id: str, new_id: str) -> ClusterMap:
-    """The try `move_id` is given up; the same partitions are to be moved again, as `new_id`. Raises KeyError."""
+    """The try `move_id` is given up; the same partitions are to be moved again, as `new_id`.
+
+    Raises KeyError if that move does not stand.
+    """
     _move(cluster_map, move_id)
     moves = [msgspec.structs.replace(move, id=new_id) if move.id == move_id else move for move in cluster_map.moves]
     return _next(cluster_map, moves=moves)

@@ -34,7 +34,7 @@ def listed(bits: int) -> list[int]:
 
 
 def encode(bits: int, partitions: int) -> bytes:
-    """The set as it travels."""
+    """The set as it travels: (`partitions` + 7) // 8 bytes. Raises OverflowError if it has a partition beyond them."""
     return bits.to_bytes((partitions + 7) // 8, "little")
 
 

@@ -159,7 +159,11 @@ def _check(shards: Sequence[ShardWeight], partitions: int) -> None:
 
 
 def virtual_nodes(shards: Sequence[ShardWeight]) -> list[tuple[int, str]]:
-    """(point, shard id), clockwise from 0; in proportion to weight."""
+    """(point, shard id) of every virtual node, clockwise from 0; in proportion to weight.
+
+    A shard has `VIRTUAL_NODES_PER_WEIGHT` of them per unit of weight, all shards together about 65,536 at most, and
+    each one at least one.
+    """
     wanted = sum(shard.weight for shard in shards) * VIRTUAL_NODES_PER_WEIGHT
     # Halved until there are few enough: a weight may be 1, 2 or 3, but also a disk's size in gigabytes.
     halvings = ((wanted - 1) // _VIRTUAL_NODES_MAX).bit_length()

@@ -78,7 +78,7 @@ class _Share:
 def parse_batch(body: BatchBody, limits: Limits) -> list[_Step]:
     """The operations of a body. Raises BadBody, which refuses it whole."""
     if not body.ops:
-        raise BadBody("the body has no operations")
+        raise BadBody("the body has no operations.")
     return [_parse_op(op, number, limits) for number, op in enumerate(body.ops)]
 
 
@@ -178,7 +178,7 @@ async def _encoded_result(service: RouterService, under_way: _UnderWay, large: L
         if answer.problem is not None:
             raise from_problem(answer.problem)
         if answer.status == 404:
-            raise NotFound(f"there is no key {step.key!r}")
+            raise NotFound(f"there is no key {step.key!r}.")
     except KvError as error:
         document = {"status": error.status, "key": step.key, "code": error.code, "detail": error.detail}
         return msgspec.json.encode(document | error.members)

@@ -27,6 +27,8 @@ _BEHIND_WAIT_S = 0.02
 
 
 class ClusterViews:
+    """Documents of the cluster as of now."""
+
     def __init__(self, service: RouterService) -> None:
         self._service = service
         self._last: dict[str, ShardStats] = {}
@@ -83,12 +85,15 @@ class ClusterViews:
                 await self._service.await_map(epoch)
         cluster_map = self._service.cluster_map
         if cluster_map is None:
-            raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
+            raise Unavailable("this router has no cluster map yet.", retry_after_ms=500)
         stats = await self.shard_stats(cluster_map.epoch)
         return cluster_documents.cluster(cluster_map, stats, self._last, self._in_doubt)
 
     async def explain(self, key: str) -> dict[str, Any]:
-        """The way of a key: hash, partition, ring walk, owner, and what the owner knows of it."""
+        """The way of a key: hash, partition, ring walk, owner, and what the owner knows of it.
+
+        A shard that does not answer is told as `owner_state`. Raises Unavailable without a map.
+        """
         self._service.owner_of(key)  # raises Unavailable without a map
         partition = self._service.partition_of(key)
         facts: dict[str, Any]

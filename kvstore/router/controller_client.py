@@ -3,7 +3,7 @@
 Owns: one question and its answer, passed on as it is; what the controller tells of moves and changes.
 Promises: a request is sent once. What the controller answers is answered: status, document, `Location`; when it does
 not, the error says whether anything may have been done.
-Leaves to others: every decision (the controller), the calls of clients (`routes.cluster`).
+Leaves to others: every decision (the controller), the calls of clients (`routes.changes`, `routes.cluster`).
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Controller:
                 location = answer.headers.get("Location", "")
                 return _passed_on(answer.status, answer.content_type, await _read(answer), location)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-            raise Unavailable(_IS_AWAY, retry_after_ms=_RETRY_AFTER_MS) from None
+            raise Unavailable(f"{_IS_AWAY}.", retry_after_ms=_RETRY_AFTER_MS) from None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             if method == "GET":
-                raise Unavailable(_IS_AWAY, retry_after_ms=_RETRY_AFTER_MS) from None
+                raise Unavailable(f"{_IS_AWAY}.", retry_after_ms=_RETRY_AFTER_MS) from None
             raise OutcomeUnknown(
-                f"{_IS_AWAY}: the change may or may not have been asked for",
+                f"{_IS_AWAY}: the change may or may not have been asked for.",
                 next_step="GET /v1/cluster shows whether it was; then ask again if need be.",
             ) from None
 

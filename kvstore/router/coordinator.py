@@ -4,12 +4,13 @@ Owns: splitting a transaction by owner, the order of prepare, commit and finish,
 Promises: the coordinator keeps nothing worth keeping: it may die at any line below, and any process that meets what it
 left finds out what became of it (`shard.recovery`). It says "done" only after the anchor's store said so, and "nothing
 was written" only while no commit can be under way.
-Leaves to others: the verdict on votes (`transactions.coordination`), what each store does (`storage.participant`).
+Leaves to others: the verdict on votes (`transactions.coordination`), what each store does (`store.participant`).
 
     all keys in one store          Transact ──> done
     only reads                     ReadLock ──> all stores;  ReadUnlock ──> all: were the locks held all the time?
-    else                           Prepare ──> all stores but the anchor's;  Commit ──> the anchor's;  the client is
-                                   answered;  Finish ──> the others;  Forget ──> the anchor's, later, many at once
+    else                           Prepare ──> all stores but the anchor's;  DecideCommit ──> the anchor's;  the client
+                                   is answered;  ApplyIntents ──> the others;  Forget ──> the anchor's, later, many at
+                                   once
 
 Where it may die: before the commit has reached the anchor's store: the intents are found too old, the attempt is
 aborted for good. After: it is committed, and the intents are applied by any process that finds them.
@@ -69,6 +70,8 @@ _ID = re.compile(r"([0-9a-f]{1,8})-([0-9a-f]{1,16}-[0-9a-f]{8})")
 
 
 class Coordinator:
+    """Drives transactions; any number may run beside one another."""
+
     def __init__(self, service: RouterService, limits: Limits, environment: Environment = SYSTEM) -> None:
         self._service = service
         self._limits = limits
@@ -79,8 +82,8 @@ class Coordinator:
     async def run(self, transaction: Transaction, once: IdempotencyKey | None) -> Result:
         """Do it, trying again for up to `txn_timeout_s` while others are in the way.
 
-        Raises Conflict, Locked, IdempotencyKeyReused, DiskFull, DataCorrupt, TooManyRequests, Unavailable: nothing was
-        written; OutcomeUnknown with `txn_id`.
+        Raises Conflict, Locked, IdempotencyKeyReused, DiskFull, DataCorrupt, ReadTooLarge, TooManyRequests,
+        Unavailable: nothing was written; OutcomeUnknown with `txn_id`.
         """
         deadline = _Deadline(self._service, self._limits)
         self._stamps.see(self._service.floor)
@@ -95,7 +98,7 @@ class Coordinator:
                 if open_attempt is None or isinstance(error, OutcomeUnknown | IdempotencyKeyReused):
                     raise
                 raise self._unknown(
-                    f"it may have been done before: {error.detail}", transaction, open_attempt
+                    f"It may have been done before: {error.detail}", transaction, open_attempt
                 ) from None
             if isinstance(result, Result):
                 return result
@@ -119,8 +122,8 @@ class Coordinator:
             return unserved(self._service.owner_of(key).shard_id for key in transaction.keys)
         tried_s = self._limits.txn_timeout_s
         if not again.key:
-            return Conflict(f"it was not done within {tried_s:g} s and was aborted", retry_after_ms=100)
-        return Conflict(f"other transactions were in the way for {tried_s:g} s", retry_after_ms=100, key=again.key)
+            return Conflict(f"it was not done within {tried_s:g} s and was aborted.", retry_after_ms=100)
+        return Conflict(f"other transactions were in the way for {tried_s:g} s.", retry_after_ms=100, key=again.key)
 
     def _unknown(self, detail: str, transaction: Transaction, attempt: Attempt) -> OutcomeUnknown:
         return OutcomeUnknown(detail, txn_id=self._id(transaction, attempt))
@@ -359,9 +362,9 @@ class Coordinator:
             else:
                 await asyncio.sleep(0.02)
         if may_have_arrived:
-            raise self._unknown(f"it may have been committed: {error.detail}", transaction, commit.attempt)
+            raise self._unknown(f"It may have been committed: {error.detail}", transaction, commit.attempt)
         self._after.abort(commit.attempt, commit.keys)
-        raise Unavailable(f"{error.detail}; nothing was decided", retry_after_ms=500)
+        raise Unavailable(f"Nothing was decided: {error.detail}", retry_after_ms=500)
 
     def _says_nothing(self, error: KvError, may_have_arrived: bool) -> bool:
         """A refusal that leaves open what became of a commit: the store did not look at it.
@@ -374,10 +377,13 @@ class Coordinator:
     # --- looking up ---------------------------------------------------------------------------------------------------
 
     async def look(self, name: str) -> str | None:
-        """`committed`, `aborted` or `pending`; None if nothing is known of it. Raises BadParameter, Unavailable."""
+        """`committed`, `aborted` or `pending`; None if nothing is known of it.
+
+        Raises BadParameter for what is no id; Unavailable, and what else its anchor's shard answers.
+        """
         match = _ID.fullmatch(name)
         if match is None or int(match[1], 16) >= self._service.partitions:
-            raise BadParameter(f"{name[:100]!a} is no id of a transaction", parameter="id")
+            raise BadParameter(f"{name[:100]!a} is no id of a transaction.", parameter="id")
         partition = int(match[1], 16)
         reply = await self._service.ask_owner(partition, GetTxn(0, partition, match[2]))
         if isinstance(reply, Outcome):

@@ -33,14 +33,14 @@ def seconds_to_ms(value_s: float) -> int:
 def ttl_to_ms(ttl_s: float, limits: Limits) -> int:
     """The ttl of a value in milliseconds. Raises BadTtl."""
     if not 0 < ttl_s <= limits.ttl_s_max:
-        raise BadTtl(f"a ttl of {ttl_s:g} s is not above 0 and at most {limits.ttl_s_max}", ttl_s_max=limits.ttl_s_max)
+        raise BadTtl(f"a ttl of {ttl_s:g} s is not above 0 and at most {limits.ttl_s_max}.", ttl_s_max=limits.ttl_s_max)
     return seconds_to_ms(ttl_s)
 
 
 def decode_ttl(text: str, limits: Limits) -> int:
     """The parameter `ttl` in milliseconds. Raises BadTtl."""
     if not _DECIMAL.fullmatch(text):
-        raise BadTtl(f"ttl={text!a} is not a number of seconds", ttl_s_max=limits.ttl_s_max)
+        raise BadTtl(f"ttl={text!a} is not a number of seconds.", ttl_s_max=limits.ttl_s_max)
     return ttl_to_ms(float(text), limits)
 
 
@@ -56,14 +56,14 @@ def decode_tags(field: str, *, weak: bool) -> list[int] | None:
         match = _ELEMENT.match(field, position)
         if match is None:
             item = field[position:].split(",")[0].strip()
-            raise BadCondition(f"{item!a} is neither * nor a quoted version")
+            raise BadCondition(f"{item!a} is neither * nor a quoted version.")
         weak_mark, tag = match.groups()
         tags += tag is not None
         if tag is not None and _VERSION.fullmatch(tag) and (weak or not weak_mark):
             versions.append(int(tag))
         position = match.end()
     if not tags:
-        raise BadCondition("the condition is empty")
+        raise BadCondition("the condition is empty.")
     return versions
 
 
@@ -73,7 +73,7 @@ def decode_token(fields: dict[str, str]) -> int | None:
     if text is None:
         return None
     if not _TOKEN.fullmatch(text) or int(text) > VERSION_MAX:
-        raise BadParameter(f"Lock-Token: {text!a} is no token; send the integer that the lock was granted with")
+        raise BadParameter(f"Lock-Token: {text!a} is no token; send the integer that the lock was granted with.")
     return int(text)
 
 
@@ -100,7 +100,7 @@ def decode_once(head: Head, body: bytes) -> IdempotencyKey | None:
     if len(key) >= 2 and key[0] == key[-1] == '"':
         key = key[1:-1]
     if not 1 <= len(key) <= 255 or not key.isprintable():
-        raise BadParameter("the Idempotency-Key has 1 to 255 printable characters; draw a random one, such as a UUID")
+        raise BadParameter("the Idempotency-Key has 1 to 255 printable characters; draw a random one, such as a UUID.")
     conditions = "\n".join(head.fields.get(name, "") for name in _CONDITION_FIELDS)
     request = f"{head.method}\n{head.path}\n{head.query}\n{conditions}\n".encode("utf-8", "surrogateescape")
     return IdempotencyKey(key, xxhash.xxh3_128_hexdigest(request + body))
@@ -119,7 +119,7 @@ def decode_cursor(cursor: str | None) -> str:
         decoded = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         last = decoded[1:].decode("utf-8", "strict")
     except (binascii.Error, ValueError):
-        raise BadCursor(f"after={cursor!a} is no cursor") from None
+        raise BadCursor(f"after={cursor!a} is no cursor.") from None
     if decoded[:1] != b"k" or not last or encode_cursor(last) != cursor:
-        raise BadCursor(f"after={cursor!a} is no cursor")
+        raise BadCursor(f"after={cursor!a} is no cursor.")
     return last

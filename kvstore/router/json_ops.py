@@ -52,15 +52,15 @@ Op = PutOp | GetOp | DeleteOp
 def decode_value(text: str | UnsetType, encoded: str | UnsetType, where: str) -> bytes:
     """The bytes of `value` or `value_base64`, exactly one of which is given. Raises BadBody."""
     if (text is UNSET) == (encoded is UNSET):
-        raise BadBody(f"{where} needs exactly one of value and value_base64")
+        raise BadBody(f"{where} needs exactly one of value and value_base64.")
     try:
         if encoded is not UNSET:
             return base64.b64decode(encoded, validate=True)
         return str(text).encode()
     except UnicodeEncodeError:
-        raise BadBody(f"{where}: value holds a lone surrogate; use value_base64 for bytes") from None
+        raise BadBody(f"{where}: value holds a lone surrogate; use value_base64 for bytes.") from None
     except ValueError as error:  # binascii.Error, or characters beyond ASCII
-        raise BadBody(f"{where}: value_base64 is not base64: {error}") from None
+        raise BadBody(f"{where}: value_base64 is not base64: {error}.") from None
 
 
 def encode_value(value: bytes) -> dict[str, str | bytes]:
@@ -72,8 +72,8 @@ def encode_value(value: bytes) -> dict[str, str | bytes]:
 
 
 def check_value_size(size: int, limits: Limits) -> None:
-    """Raises ValueTooLarge."""
+    """Refuse a value of that many bytes. Raises ValueTooLarge."""
     if size > limits.value_bytes_max:
         raise ValueTooLarge(
-            f"the value has {size} bytes; the limit is {limits.value_bytes_max}", bytes_max=limits.value_bytes_max
+            f"the value has {size} bytes; the limit is {limits.value_bytes_max}.", bytes_max=limits.value_bytes_max
         )

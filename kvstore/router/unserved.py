@@ -19,4 +19,4 @@ def unserved(shard_ids: Iterable[str]) -> Unavailable:
     It has no primary now, or a move has not ended."""
     names = sorted(set(shard_ids))
     who = f"shard {names[0]}" if len(names) == 1 else f"one of the shards {', '.join(names)}"
-    return Unavailable(f"{who} does not answer for its keys now", retry_after_ms=_RETRY_AFTER_MS)
+    return Unavailable(f"{who} does not answer for its keys now.", retry_after_ms=_RETRY_AFTER_MS)

@@ -18,14 +18,14 @@ from typing import Protocol
 from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
-from kvstore.errors import ForeignData
+from kvstore.errors import ForeignData, StoreBehind
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.replication.promise import Identity
 from kvstore.set_aside import has_begun
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import OsDisk
-from kvstore.store.copy_file import copy_path
+from kvstore.store.copy_file import check_readable, copy_path
 from kvstore.store.copy_place import (
     CopyFiles,
     as_copy,
@@ -106,7 +106,11 @@ class FileFolder:
                 return ToldBefore()
             return await told(store_id)
 
-        unapplied = await open_unapplied(path, shard_id, partitions, limits, SYSTEM, told_before)
+        try:
+            unapplied = await open_unapplied(path, shard_id, partitions, limits, SYSTEM, told_before)
+        except StoreBehind:
+            await SYSTEM.in_thread(partial(check_readable, path))
+            raise
         if may_serve_alone(unapplied.logged, shard_id, self._node_id):
             return await unapplied.apply(SYSTEM)
         return await as_copy(unapplied, shard_id, limits, SYSTEM)

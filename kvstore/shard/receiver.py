@@ -3,7 +3,7 @@
 Owns: one task for each move to this shard that the controller has asked for; its pace.
 Promises: nothing of a move is answered for here before it is committed; a move that stands no more ends at once. Each
 step may be broken off at any point: a move that was begun and not finished is begun again, under another id.
-Leaves to others: what each step does to the file (`storage.handover`), when a move is begun, given up or committed (the
+Leaves to others: what each step does to the file (`store.migration`), when a move is begun, given up or committed (the
 controller).
 
     source                                     destination: waits until its disk has room for it

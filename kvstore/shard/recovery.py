@@ -6,7 +6,7 @@ are finished.
 Promises: it never guesses. An intent is applied or dropped only on the word of its anchor's owner, a decision is
 dropped only when the owners of all its keys have said that no intent of it is left. Every step is idempotent, and
 tried again in the next round if it fails.
-Leaves to others: which intents are too old (`storage.store`), what is answered (`storage.participant`).
+Leaves to others: which intents are too old (`store.store`), what is answered (`store.participant`).
 
 It works for owned partitions only, in rounds: every `expiry_sweep_s`, and at once when an operation is blocked by an
 intent that is too old. Some attempts at a time, in turns: those that wait for a shard that is away do not stand before

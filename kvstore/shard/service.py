@@ -3,7 +3,7 @@
 Owns: the dispatch of requests to the store; which maps the shard follows.
 Promises: the shard has the last word on ownership, by its own map: what it does not own it answers with 421,
 unexecuted. One that has left the cluster says so until no router asks it any more.
-Leaves to others: queues, batches and visibility (`storage.store`), the wire (`transport.channel`), fetching the map
+Leaves to others: queues, batches and visibility (`store.store`), the wire (`transport.channel`), fetching the map
 (`app`).
 """
 

@@ -1,5 +1,5 @@
-"""What survives: one shard's rows, the batches that change them, and the file that they lie in.
+"""What survives: the records of a store's log, its rows, and the files that both lie in.
 
-It applies the rules of `transactions` and knows no network; the shard's process passes it operations.
+It knows rows and records, and neither rules nor the network: `kvstore.store` decides what is written.
 What is on disk is in kvstore/storage/README.md.
 """

@@ -45,7 +45,8 @@ def may_not_grow(paths: Sequence[Path]) -> str:
 class DiskFile(Protocol):
     """One open file. All calls raise OSError; offsets and sizes are in bytes."""
 
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """The size in bytes, including what is not synced yet."""
 
     def pread(self, length: int, offset: int) -> bytes:
         """Fewer than `length` bytes only where the file ends."""
@@ -56,7 +57,8 @@ class DiskFile(Protocol):
     def sync(self) -> None:
         """Make everything written so far durable, the file's size included. Not to be called again once it failed."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the file; no-op if it is closed."""
 
 
 class Disk(Protocol):
@@ -79,7 +81,7 @@ class Disk(Protocol):
 
 
 class OsFile:
-    """A file descriptor."""
+    """A file descriptor, as a `DiskFile`."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -111,7 +113,7 @@ class OsFile:
 
 
 class OsDisk:
-    """The operating system's file systems."""
+    """The operating system's file systems, as a `Disk`."""
 
     def names(self, folder: Path) -> list[str]:
         return [path.name for path in folder.iterdir()]

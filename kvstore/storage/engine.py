@@ -31,7 +31,10 @@ CopiedRow = tuple[str, str, int, int, int, bytes | None, bytes | None, int]
 
 
 class Identity(NamedTuple):
-    """Whose rows these are. `cluster_id` is None before the first cluster map; `partitions`: how many there are."""
+    """Whose rows these are.
+
+    `cluster_id` is None before the first cluster map; `partitions`: how many there are.
+    """
 
     store_id: str
     cluster_id: str | None
@@ -183,7 +186,11 @@ class NoRoom(TryLater):
 
 
 class Engine(Protocol):
-    """See the module. Methods that are not async run in the caller's thread and are quick."""
+    """What holds the rows: see the module.
+
+    Methods that are not async run in the caller's thread and are quick. Reads may run beside one another and beside
+    `apply`; `apply`, `checkpoint` and `clean` run one at a time.
+    """
 
     path: Path
 
@@ -221,7 +228,10 @@ class Engine(Protocol):
         ...
 
     async def read(self, keys: list[RowKey]) -> list[Row | DataCorrupt | None]:
-        """The row of each key; None where there is none."""
+        """The row of each key; None where there is none, DataCorrupt in the place of a row that is damaged.
+
+        Raises DataCorrupt where the file cannot be read at all.
+        """
         ...
 
     def read_now(self, key: RowKey) -> Row | None:
@@ -241,19 +251,26 @@ class Engine(Protocol):
         ...
 
     async def due(self, now_ms: int, generations: Sequence[int], count_max: int) -> list[tuple[str, str, int]]:
-        """Rows past their deadline without an intent, oldest first: (kind, key, partition). Raises DataCorrupt."""
+        """Rows past their deadline without an intent, oldest deadline first: (kind, key, partition). Raises
+        DataCorrupt.
+
+        `now_ms` is Unix time. Only partitions with a generation above 0 count; at most `count_max` rows.
+        """
         ...
 
     async def digest(self, partitions: Set[int]) -> tuple[int, Digest]:
-        """Of all these partitions together, and the last record that is applied in it. Raises DataCorrupt."""
+        """(number of the last record that is applied, digest of all these partitions together). Raises DataCorrupt."""
         ...
 
     async def occupied(self) -> set[int]:
-        """The partitions of which there are rows, tombstones included."""
+        """The partitions of which there are rows, tombstones included. Raises DataCorrupt."""
         ...
 
     async def old_tombstones(self, sequence: int, count_max: int) -> int:
-        """The sequence of the last of the `count_max` oldest tombstones up to `sequence`; 0 if there is none."""
+        """The sequence of the last of the `count_max` oldest tombstones up to `sequence`; 0 if there is none.
+
+        Raises DataCorrupt.
+        """
         ...
 
     async def verify(self, query: VerifyQuery | None) -> Verified:
@@ -263,4 +280,5 @@ class Engine(Protocol):
         """
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close the files; what was applied survives. Nothing may be called afterwards."""

@@ -42,9 +42,10 @@ class FileReport(NamedTuple):
 
 
 def check_file(path: Path, home_of: Callable[[int], HomeOf], progress: Progress) -> FileReport:
-    """`home_of` is called with the number of partitions; `progress` with rows done and about how many in all.
+    """Check the file at `path`, which no process has open for writing.
 
-    Raises sqlite3.Error where nothing at all can be read.
+    `home_of` is called with the number of partitions; `progress` with rows done and about how many in all. Raises
+    sqlite3.Error where nothing at all can be read.
     """
     with closing(sqlite3.connect(f"file:{uri_path(path)}?mode=ro", uri=True, isolation_level=None)) as connection:
         return _Check(connection, home_of, progress).report()

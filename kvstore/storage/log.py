@@ -199,7 +199,10 @@ class Log:
         return number
 
     def extend(self, entry: Entry) -> None:
-        """Append a record of another copy of this log. Raises NotNext, and what `append` raises."""
+        """Append a record of another copy of this log. Raises NotNext, and what `append` raises.
+
+        It may use the last spare segment.
+        """
         if entry.number != self.last.number + 1 or entry.previous != self.last.checksum:
             raise NotNext(f"record {entry.number} does not follow record {self.last.number} of this log")
         if checksum_of(self._place.seed, entry) != entry.checksum:
@@ -314,7 +317,10 @@ class Log:
             _delete(self._disk, self._place, released)
 
     def cut(self, number: int) -> None:
-        """Take away all records behind that number, durably. Raises ValueError, LogDamaged, LogFailed."""
+        """Take away all records behind that number, durably.
+
+        Raises ValueError for a number that is not in the log, LogDamaged, LogFailed, OSError.
+        """
         with self._background:
             self.sync()
             if not self.first - 1 <= number <= self.last.number:

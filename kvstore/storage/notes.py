@@ -31,6 +31,8 @@ _FORMAT = 1
 
 
 class Kind(IntEnum):
+    """What a note says of its position."""
+
     DURABLE = 1  # all up to the position was durable
     CUT = 2  # all behind the position is to be overwritten before anything is appended
 
@@ -95,6 +97,7 @@ class Notes:
             self.write(Note(Kind.DURABLE, position, self.newest.first_segment))
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

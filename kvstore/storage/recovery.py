@@ -76,7 +76,7 @@ class Recovered(NamedTuple):
 
 
 def recover(disk: Disk, place: Place, evidence: Evidence) -> Recovered:
-    """Open the log, mend its end, and make all of it durable. Raises LogDamaged, ForeignData, OSError."""
+    """Open the log, mend its end, and make all of it durable. Raises LogDamaged, StoreBehind, ForeignData, OSError."""
     notes, segments = open_all(disk, place)
     try:
         if notes.newest.kind is Kind.CUT:
@@ -120,6 +120,7 @@ def open_all(disk: Disk, place: Place, *, write: bool = True) -> tuple[Notes, li
 
 
 def close_all(segments: Sequence[Segment], notes: Notes) -> None:
+    """Close the files of all segments and of the note."""
     for segment in segments:
         segment.file.close()
     notes.close()
@@ -153,7 +154,7 @@ def zero_behind(segments: Sequence[Segment], at: int, offset: int) -> None:
 
 
 def finish_cut(segments: Sequence[Segment], place: Place, notes: Notes) -> None:
-    """Do what the note of a cut says, and note that it is done."""
+    """Do what the note of a cut says, and note that it is done. Raises LogDamaged, OSError."""
     position = notes.newest.position
     at, offset, _ = find_end(segments, place, position, position.number)
     zero_behind(segments, at, offset)

@@ -16,11 +16,14 @@ from kvstore.storage.rows import Row
 from kvstore.storage.segments import Entry, Position
 
 _REPLAYED_ROWS_MAX = 5000
-_DECODED_BYTES_MAX = 1 << 17  # before the event loop has its turn
+_DECODED_BYTES_MAX = 1 << 15  # before the event loop has its turn
 
 
 async def replay(engine: Engine, entries: list[Entry]) -> None:
-    """Apply the records, in order. Raises DataCorrupt for one that cannot be decoded."""
+    """Apply the records, in order.
+
+    Raises DataCorrupt for one that cannot be decoded, and what `Engine.apply` raises.
+    """
     rows: dict[tuple[str, str], Row] = {}
     cluster_map: bytes | None = None
     freezes: Freezes | None = None

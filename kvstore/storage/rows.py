@@ -51,7 +51,12 @@ class Row(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """The row of `clock`."""
+    """The row of `clock`: numbers of a store that only rise, and what it counts.
+
+    `version`: the highest given out or seen. `sequence`: that of the newest row. `tombstones_floor`: tombstones up to
+    that sequence are trimmed. `keys`, `bytes`: live values in owned partitions, and the bytes of those keys and values.
+    `attempts_floor`: decisions with stamps up to that may have been dropped.
+    """
 
     version: int = 0
     sequence: int = 0
@@ -83,7 +88,7 @@ def checked(row: Row, stored_checksum: int) -> Row:
     are_blobs = all(blob is None or isinstance(blob, bytes) for blob in (row.body, row.intent))
     kind, key, _, _, version, expires_at_ms, body, intent = row
     if not are_blobs or checksum(kind, key, version, expires_at_ms, body, intent) != stored_checksum:
-        damage = DataCorrupt(f"the {row.kind} row of key {row.key!r} does not match its checksum")
+        damage = DataCorrupt(f"the {row.kind} row of key {row.key!r} does not match its checksum.")
         damage.damaged_row = row
         raise damage
     return row

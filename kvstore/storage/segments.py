@@ -82,10 +82,12 @@ class Header(NamedTuple):
 
     @property
     def position(self) -> Position:
+        """Behind this record."""
         return Position(self.number, self.checksum, self.term)
 
 
 def segment_path(folder: Path, store: str, index: int) -> Path:
+    """The file of the segment: `<store>.log.<index>`, with six digits or more."""
     return folder / f"{store}.log.{index:06d}"
 
 
@@ -96,7 +98,10 @@ def indices_of(disk: Disk, folder: Path, store: str) -> list[int]:
 
 
 class Place:
-    """The names of a log's files: `<store>.log.000042`, `.log.note`, `.log.new` while one is made, `.log.torn-<n>`."""
+    """The names of a log's files. Raises ValueError for a store id that is not of 1 to 64 bytes.
+
+    `<store>.log.000042`, `.log.note`, `.log.new` while one is made, `.log.torn-<n>`.
+    """
 
     def __init__(self, folder: Path, store: str, store_id: str) -> None:
         self.folder = folder
@@ -111,9 +116,11 @@ class Place:
         self.torn_prefix = f"{store}.log.torn-"
 
     def segment(self, index: int) -> Path:
+        """The file of that segment."""
         return segment_path(self.folder, self.store, index)
 
     def torn(self, number: int) -> Path:
+        """The file that keeps a torn end which began with that record."""
         return self.folder / f"{self.torn_prefix}{number}"
 
     def indices(self, disk: Disk) -> list[int]:
@@ -140,6 +147,7 @@ class Segment:
         self.marks: list[tuple[int, int]] = []
 
     def fits(self, record_bytes: int) -> bool:
+        """Whether a record of that size has room behind the last one."""
         return self.end + record_bytes <= self.bytes
 
     def added(self, number: int, record_bytes: int) -> None:
@@ -218,6 +226,7 @@ def headers_in(data: bytes, offset: int, seed: int) -> Iterator[Header]:
 
 
 def segment_header(place: Place, index: int, size: int) -> bytes:
+    """The bytes that a segment of that size begins with; the checksum is their last 8."""
     head = _SEGMENT.pack(_MAGIC, FORMAT, size, index, place.id_bytes, 0)[: -_GUARD.size]
     return head + _GUARD.pack(xxh3(head))
 
@@ -295,6 +304,7 @@ def _segment_bytes(place: Place, index: int, data: bytes, found: int) -> int:
 
 
 def read_whole(segment: Segment) -> bytes:
+    """All bytes of the segment, the zeros at its end included. Raises OSError."""
     return segment.file.pread(segment.bytes, 0)
 
 

@@ -62,9 +62,12 @@ class SqliteEngine:
 
     @classmethod
     async def open(cls, path: Path, shard_id: str, partitions: int, wal_bytes_max: int) -> SqliteEngine:
-        """Open a file of the present format. Raises ForeignData, DataCorrupt (its clock, identity or freezes).
+        """Open a file of the present format.
 
-        `partitions`: their number as long as the file is of no cluster; afterwards it keeps its own.
+        Raises ForeignData, DataInUse (another program holds it), DataCorrupt (its clock, identity or freezes).
+
+        `partitions`: their number as long as the file is of no cluster; afterwards it keeps its own. `wal_bytes_max`:
+        beyond it the WAL is truncated, which waits for readers.
         """
         writing = await connect(path, isolation_level=None, cached_statements=128)
         engine = cls(path, writing, SqliteWriter(path, partitions, wal_bytes_max))

@@ -95,7 +95,10 @@ def convert_file(path: Path, older: int, position: Position) -> None:
 
 
 def set_identity(path: Path, meta: dict[str, str]) -> None:
-    """Write these entries of `meta`, in one transaction; all that the file has is durable when it returns."""
+    """Write these entries of `meta`, in one transaction; all that the file has is durable when it returns.
+
+    Raises sqlite3.Error, and what `sqlite_writer.transaction` raises.
+    """
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = FULL")
         with transaction(connection):

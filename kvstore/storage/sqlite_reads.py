@@ -68,7 +68,7 @@ def snapshot(connection: sqlite3.Connection, what: str, drops: Drops) -> Iterato
 
 
 def read_row(connection: sqlite3.Connection, row_key: RowKey, drops: dict[int, int]) -> Row | None:
-    """Raises DataCorrupt, sqlite3.DatabaseError."""
+    """The row that no drop covers, or None. Raises DataCorrupt, sqlite3.DatabaseError."""
     kind, key = row_key
     found = connection.execute(_ROW, row_key).fetchone()
     if found is None or (drops and found[1] <= drops.get(found[0], 0)):
@@ -77,7 +77,7 @@ def read_row(connection: sqlite3.Connection, row_key: RowKey, drops: dict[int, i
 
 
 def read_rows(connection: sqlite3.Connection, keys: list[RowKey], drops: Drops) -> list[Row | DataCorrupt | None]:
-    """The row of each key; one that is damaged is a DataCorrupt."""
+    """The row of each key; one that is damaged is a DataCorrupt. Raises DataCorrupt where no snapshot can be read."""
     rows: list[Row | DataCorrupt | None] = []
     with snapshot(connection, "rows of some keys", drops) as dropped:
         for kind, key in keys:
@@ -91,7 +91,7 @@ def read_rows(connection: sqlite3.Connection, keys: list[RowKey], drops: Drops) 
 
 
 def scan(connection: sqlite3.Connection, query: ScanQuery, drops: Drops) -> ScanPage:
-    """Raises DataCorrupt."""
+    """A page of live rows in key order: see `engine.Engine.scan`. Raises DataCorrupt."""
     kind, prefix, after, limit, values, now_ms, generations, bytes_max, until, value_bytes_max = query
     body = "iif(length(body) <= ?, body, NULL), checksum, length(body)" if values else "NULL, 0, 0"
     largest = (value_bytes_max or SIGNED - 1,) if values else ()
@@ -135,7 +135,7 @@ def scan(connection: sqlite3.Connection, query: ScanQuery, drops: Drops) -> Scan
 
 
 def feed(connection: sqlite3.Connection, query: FeedQuery, digests: Digests, drops: Drops) -> FeedPage:
-    """Raises DataCorrupt."""
+    """A page of rows for another store: see `engine.Engine.feed`. Raises DataCorrupt."""
     with snapshot(connection, f"rows of partitions {list(query.partitions[:3])}…", drops) as dropped:
         sequence, floor, number, check = connection.execute(_STATE).fetchone()
         position = Position(number, check + SIGNED)
@@ -196,14 +196,14 @@ def _bytes(row: Sequence[Any]) -> int:
 
 
 def digest(connection: sqlite3.Connection, partitions: Set[int], digests: Digests, drops: Drops) -> tuple[int, Digest]:
-    """Raises DataCorrupt."""
+    """The number applied, and the digest of these partitions: see `engine.Engine.digest`. Raises DataCorrupt."""
     with snapshot(connection, "rows of some partitions", drops) as dropped:
         sequence, number = connection.execute("SELECT sequence, log_number FROM clock").fetchone()
         return number, digests.of(connection, sorted(partitions), sequence, dropped)
 
 
 def kept_in_memory(connection: sqlite3.Connection, partitions: Set[int], of_all: int, drops: Drops) -> list[Row]:
-    """Raises DataCorrupt."""
+    """Leases, decisions and rows with an intent of these partitions, of `of_all` that there are. Raises DataCorrupt."""
     with snapshot(connection, "leases, decisions and intents", drops) as dropped:
         if len(partitions) * 4 < of_all:
             found = connection.execute(_IN_MEMORY_OF, _array(sorted(partitions))).fetchall()
@@ -217,7 +217,7 @@ def kept_in_memory(connection: sqlite3.Connection, partitions: Set[int], of_all:
 def due(
     connection: sqlite3.Connection, now_ms: int, generations: Sequence[int], count_max: int, drops: Drops
 ) -> list[tuple[str, str, int]]:
-    """Raises DataCorrupt."""
+    """Rows past their deadline: see `engine.Engine.due`. Raises DataCorrupt."""
 
     def is_ours(key: Any, partition: Any, sequence: int, dropped: dict[int, int]) -> bool:
         if not isinstance(key, str) or not isinstance(partition, int):  # damage can put anything into a column
@@ -232,7 +232,7 @@ def due(
 
 
 def occupied(connection: sqlite3.Connection, drops: Drops) -> set[int]:
-    """Raises DataCorrupt."""
+    """The partitions of which there are rows that no drop covers. Raises DataCorrupt."""
     with snapshot(connection, "partitions", drops) as dropped:
         found = {partition for (partition,) in connection.execute("SELECT DISTINCT partition FROM rows")}
         for partition in dropped.keys() & found:
@@ -246,7 +246,7 @@ def occupied(connection: sqlite3.Connection, drops: Drops) -> set[int]:
 
 
 def old_tombstones(connection: sqlite3.Connection, sequence: int, count_max: int, drops: Drops) -> int:
-    """Raises DataCorrupt."""
+    """The sequence of the last of the oldest tombstones: see `engine.Engine.old_tombstones`. Raises DataCorrupt."""
     with snapshot(connection, "tombstones", drops):
         (floor,) = connection.execute("SELECT tombstones_floor FROM clock").fetchone()
         found = connection.execute(_TOMBSTONES, (sequence, floor, count_max)).fetchall()
@@ -254,7 +254,7 @@ def old_tombstones(connection: sqlite3.Connection, sequence: int, count_max: int
 
 
 def verified(connection: sqlite3.Connection, query: VerifyQuery, drops: Drops) -> Verified:
-    """Damage is a fault, no error."""
+    """Look at some rows in a snapshot: see `verification.verify`. Damage is a fault, no error."""
     try:
         with snapshot(connection, "file", drops) as dropped:
             return verify(connection, query, dropped)

@@ -87,7 +87,7 @@ class SqliteWriter:
         self.digests = Digests(self.identity.partitions, self.applied.clock.sequence)
 
     def apply(self, connection: sqlite3.Connection, application: Application) -> None:
-        """Apply all of it, or nothing. Raises TryLater, OSError."""
+        """Apply all of it, or nothing. Raises TryLater, DataCorrupt, OSError."""
         rows, traceless, size = self._sorted(application)
         changed = self.digests.changed
         before, after = self.applied, self._after(application)
@@ -149,7 +149,10 @@ class SqliteWriter:
             log.warning("the WAL of %s grows: another program has been reading the file for long", self._path)
 
     def clean(self, connection: sqlite3.Connection, rows_max: int) -> int:
-        """Remove up to so many rows that drops or the tombstones' floor cover. Raises TryLater, OSError."""
+        """Remove up to so many rows that drops or the tombstones' floor cover; returns how many.
+
+        At least 1 as long as a drop stood, though it may have covered no row. Raises TryLater, DataCorrupt, OSError.
+        """
         applied = self.applied
         if applied.drops:
             left, removed = dict(applied.drops), 0
@@ -206,7 +209,7 @@ def _cluster_id(cluster_map: bytes) -> str:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All of the block or none of it. Raises TryLater if nothing changed and may yet; OSError."""
+    """All of the block or none of it. Raises TryLater if nothing changed and may yet; DataCorrupt, OSError."""
     with _disk_errors(connection):
         _begin(connection)
         try:

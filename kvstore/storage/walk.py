@@ -46,6 +46,7 @@ class Found(NamedTuple):
 
     @property
     def entry(self) -> Entry:
+        """The record."""
         return entry_at(self.data, self.offset, self.header)
 
 

@@ -31,12 +31,12 @@ from kvstore.store.opening import lock, open_files
 
 
 def new_store_id(cluster_id: str, store_id: str) -> str:
-    """That of a store in the new cluster: always the same, so that the whole may be repeated."""
+    """The id of a store in the new cluster: always the same, so that the whole may be repeated."""
     return hashlib.blake2b(f"{cluster_id}\0{store_id}".encode(), digest_size=16).hexdigest()
 
 
 def of_cluster(cluster_map: ClusterMap, cluster_id: str) -> ClusterMap:
-    """The map of the new cluster: the same shards with other store ids."""
+    """The map as the new cluster's: the same shards with other store ids."""
     shards = [
         msgspec.structs.replace(shard, store_id=new_store_id(cluster_id, shard.store_id))
         for shard in cluster_map.shards
@@ -45,8 +45,10 @@ def of_cluster(cluster_map: ClusterMap, cluster_id: str) -> ClusterMap:
 
 
 def check_store(path: Path, store_id: str, cluster_id: str) -> None:
-    """Raises ForeignData unless that is the store with that id, or what it becomes; DataInUse while a process has it;
-    DataCorrupt, OSError."""
+    """Check that this is the store with that id, or what it becomes.
+
+    Raises ForeignData if it is not, DataInUse while a process has it, sqlite3.Error, OSError.
+    """
     os.close(lock(path))
     meta = sqlite_file.meta_of(path)
     if meta.get("store_id") not in (store_id, new_store_id(cluster_id, store_id)):
@@ -101,5 +103,5 @@ def _is_there(disk: Disk, place: Place, position: Position, segment_bytes: int) 
 
 
 def is_store(path: Path) -> bool:
-    """There is a file of the present format."""
+    """Whether there is a file of the present format. Raises ForeignData."""
     return path.is_file() and sqlite_file.format_of(path, write=False) == FORMAT

@@ -48,7 +48,10 @@ class _Pending:
 
 
 class Applier:
-    """`kept` names the partitions whose deletions a move has to hear of. `turn`: held by what changes the file."""
+    """Applies visible changes to the file, in bulk.
+
+    `kept` names the partitions whose deletions a move has to hear of. `turn`: held by what changes the file.
+    """
 
     def __init__(self, tables: Tables) -> None:
         self.kept: frozenset[int] = frozenset()
@@ -91,7 +94,10 @@ class Applier:
         return self._pending.position.number
 
     async def flush(self) -> None:
-        """Apply all that is visible now. Raises TryLater while that is impossible, DataCorrupt where it is for ever."""
+        """Apply all that is visible now.
+
+        Raises TryLater while that is impossible, DataCorrupt where it is for ever, OSError.
+        """
         number = self._pending.position.number
         self._hurry.set()
         self._something.set()
@@ -186,8 +192,10 @@ class Applier:
         return tables.log.durable if kept is None or tables.log.bytes > tables.limits.log_bytes_max else kept
 
     async def make_segments(self) -> None:
-        """Keep one segment of the log ready beyond the open one, for ever.
-        And one more if a large record needs it."""
+        """Keep one segment of the log ready beyond the open one, for ever. Raises OSError.
+
+        And one more if a large record needs it.
+        """
         environment, records = self._tables.environment, self._tables.log
         while True:
             while records.wants_segment or records.room() < self.room_wanted:
@@ -200,9 +208,11 @@ class Applier:
             await self.segment_wanted.wait()
 
     async def keep_log(self) -> None:
-        """Once a second: note up to where the log is durable, so that rot of its last record is seen.
-        On a full disk release what the file has, since applications, which do it otherwise, may not come any
-        more."""
+        """Once a second, note up to where the log is durable. Raises LogFailed, OSError.
+
+        So rot of its last record is seen. On a full disk, release what the file has, since applications, which do it
+        otherwise, may not come any more.
+        """
         environment, records = self._tables.environment, self._tables.log
         noted = 0
         while True:
@@ -256,7 +266,7 @@ class Applier:
 
     @property
     def is_busy(self) -> bool:
-        """Clients are at work in this store."""
+        """Whether clients are at work in this store."""
         return self._load.is_busy(self._tables.environment.monotonic_s(), self._tables.stats.operations)
 
     async def close(self) -> None:

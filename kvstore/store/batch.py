@@ -88,8 +88,10 @@ _WAITS_FOR_LOCKS = _GATHERS | {Transact}
 
 
 class Extras:
-    """What a batch commits beside rows and clock (see `storage.record`); what is to be called when it is visible; and
-    whether an operation that is ready may go on in it."""
+    """What a batch commits beside rows and clock (see `storage.record`), and what is to be called when it is visible.
+
+    `may_begin`: whether an operation that is ready may go on in it.
+    """
 
     def __init__(self) -> None:
         self.when_visible: list[Callable[[], None]] = []
@@ -138,7 +140,7 @@ class Batch:
         return Served(list(ownership.generations), ownership.epoch, ownership.frozen) if ownership.changed else None
 
     def record(self, before: Clock) -> CommitRecord | None:
-        """What it commits; None if it changed nothing."""
+        """What it commits; None if it changed nothing since `before`, the clock at its beginning."""
         rows, clock, extras = list(self.changes.rows.values()), self.changes.clock, self.extras
         if (
             not rows
@@ -153,7 +155,11 @@ class Batch:
         return CommitRecord(clock, rows, extras.cluster_map, extras.freezes, extras.dropped)
 
     def decide(self, op: WriteOp, sink: Sink) -> None:
-        """Do the operation, and what it lets go on: append changes, if any, and answers, unless they wait."""
+        """Do the operation, and what it lets go on: append changes, if any, and answers, unless they wait.
+
+        Raises sqlite3.Error, OSError and MemoryError, after which what is committed cannot be relied on; of all other
+        failures the client is told.
+        """
         savepoint, steps = self.changes.savepoint(), len(self.steps)
         try:
             if type(op) in _PLAIN:
@@ -225,8 +231,10 @@ class Batch:
         self.outcomes.forget(partitions)
 
     def arrive(self, partitions: Set[int], rows: Iterable[Row]) -> None:
-        """Serve these from now on; `rows` are their leases, decisions and keys with intents. A lease has its full time
-        again: late is safe, early is not."""
+        """Serve these from now on; `rows` are their leases, decisions and keys with intents.
+
+        A lease has its full time again: late is safe, early is not.
+        """
         self.ownership.arrive(partitions)
         for row in rows:
             if row.kind == LEASE:

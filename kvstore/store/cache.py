@@ -31,6 +31,8 @@ _OVERHEAD_BYTES = 250  # of a dictionary slot, the key, the tuple and its intege
 
 
 class Cache:
+    """The newest visible states by key, in about `bytes_max` bytes. Of the event loop's thread, but for `peek`."""
+
     def __init__(self, bytes_max: int) -> None:
         self._half_bytes = bytes_max // 2
         self._young: dict[str, State] = {}
@@ -77,8 +79,10 @@ class Cache:
         return self._read_count
 
     def finish(self, key: str, ticket: int, state: State | None) -> bool:
-        """The reader is back; None gives the ticket back without a find. Whether nothing has happened to the key since
-        it set out: no change, and no later reader."""
+        """The reader is back; returns whether no change and no later reader of the key came since it set out.
+
+        `state` None gives the ticket back without a find.
+        """
         if self._reads.get(key) != ticket and not failpoints.planted("late-cache-fill"):
             return False
         self._reads.pop(key, None)

@@ -76,7 +76,10 @@ class Comparison:
                 log.info("the copies are compared another time: %s", error.detail)
 
     async def round(self) -> None:
-        """Compare all partitions once. Raises DataCorrupt where the own rows cannot be read, TryLater."""
+        """Compare all partitions once. Raises DataCorrupt where the own rows cannot be read, TryLater.
+
+        Returns before its end, without a verdict, if the last copy goes out of sync meanwhile.
+        """
         tables = self._tables
         count, disputed = len(tables.served.generations), set[int]()
         for first in range(0, count, _GROUP):

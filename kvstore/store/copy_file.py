@@ -38,7 +38,10 @@ class CopyFile:
         self.identity = identity
 
     def promise(self, term: int) -> None:
-        """Agree to serve that term, durably. Raises ForeignData for one below what was promised, OSError."""
+        """Agree to serve that term, durably. Raises ForeignData for one below what was promised, OSError.
+
+        Blocks the thread for a sync; may be called from several threads.
+        """
         with self._one_at_a_time:
             if term < self.identity.promised:
                 raise ForeignData(
@@ -49,7 +52,7 @@ class CopyFile:
                 self.identity = _written(self._disk, self._db, self.identity._replace(promised=term))
 
     def settled(self) -> Identity:
-        """What is on the disk, once the promise that is being written is."""
+        """What is on the disk, once the promise that is being written is. Blocks the thread until then."""
         with self._one_at_a_time:
             return self.identity
 
@@ -82,6 +85,20 @@ def open_copy(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
     if found is None:
         found = _written(disk, db, _stand_in(db, shard_id, store_id, durable_map, why))
     return CopyFile(db, found, disk)
+
+
+def check_readable(db: Path, disk: Disk = _OS) -> None:
+    """Refuse files that know of less than their store has told, once nothing says any more whether they are a copy.
+
+    An empty copy on its shard's home knows of nothing, too. Raises ForeignData if the file is damaged; OSError.
+    """
+    try:
+        read_identity(disk, db.parent, db.stem)
+    except DataCorrupt as error:
+        raise _lost(
+            f"{copy_path(db)} {_DAMAGED}, and the files beside it know of less than this shard has told: if another "
+            "node serves it, move them away, and they are copied from there. Else restore all of them."
+        ) from error
 
 
 def rename_store(db: Path, store_id: str) -> None:

@@ -53,7 +53,10 @@ class CopyFiles(NamedTuple):
 
     @property
     def newest_map(self) -> ClusterMap | None:
-        """Of those in its log, as far as they are known, and in its file."""
+        """The newest map in its log, as far as that is known, and in its file.
+
+        None without one. Raises ForeignData for one of another format.
+        """
         encoded = self.copy.engine.applied.cluster_map
         maps = [self.logged, decode_map(encoded) if encoded is not None else None]
         return max((each for each in maps if each is not None), key=lambda each: each.epoch, default=None)
@@ -87,7 +90,10 @@ async def make_copy_files(
 
 
 def is_filling(path: Path) -> bool:
-    """Whether a snapshot was on its way into that file when its process ended: file and log are nothing, then."""
+    """Whether a snapshot was on its way into that file when its process ended: file and log are nothing, then.
+
+    Raises OSError.
+    """
     if not identity_path(path.parent, path.stem).exists():
         return False
     with suppress(DataCorrupt):
@@ -160,7 +166,7 @@ def names_copies(logged: ClusterMap | None, shard_id: str) -> bool:
 
 
 def times_of(limits: Limits) -> Times:
-    """Those of cluster.yaml."""
+    """The times of a copy, as cluster.yaml gives them."""
     return Times(
         limits.lease_s,
         limits.disk_stall_s,
@@ -171,6 +177,7 @@ def times_of(limits: Limits) -> Times:
         limits.snapshot_share,
         limits.snapshot_page_rows_max,
         limits.catch_up_share,
+        limits.copy_apply_share,
     )
 
 

@@ -26,6 +26,8 @@ class _Kept(msgspec.Struct):
 
 
 class DecisionTable:
+    """The decisions that are kept, oldest first; `kept_s`: for how many seconds at least, by the monotonic clock."""
+
     def __init__(self, environment: Environment, kept_s: float) -> None:
         self._environment = environment
         self._kept_s = kept_s
@@ -49,9 +51,11 @@ class DecisionTable:
                 kept.acknowledged = True
 
     def old(self, arrivals: Sequence[int], finished_max: int) -> tuple[list[Attempt], list[Attempt]]:
-        """Those that have been kept long enough, of partitions that have an arrival: the finished ones, which may go,
-        at most so many; and those that no router has acknowledged yet, all of them: some may have to wait for a shard
-        that is away, and must not stand before others."""
+        """(finished, unfinished) decisions that have been kept long enough, of partitions that have an arrival.
+
+        The finished ones may go, at most `finished_max`. The others no router has acknowledged yet; all of them are
+        returned: some may have to wait for a shard that is away, and must not stand before others.
+        """
         horizon_s = self._environment.monotonic_s() - self._kept_s
         finished: list[Attempt] = []
         unfinished: list[Attempt] = []

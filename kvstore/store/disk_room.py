@@ -23,7 +23,7 @@ def spare_of(tables: Tables) -> int:
 
 
 class DiskRoom:
-    """Of the file system that the store lies on."""
+    """The room on the file system that the store lies on."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -31,7 +31,10 @@ class DiskRoom:
 
     @property
     def frees_only(self) -> bool:
-        """Only what frees room may be done. Pages that are free inside the file count, down to half the reserve."""
+        """Whether only what frees room may be done.
+
+        Pages that are free inside the file count, down to half the reserve.
+        """
         tables = self._tables
         now_s = tables.environment.monotonic_s()
         is_full = tables.log.full or tables.file_full

@@ -35,8 +35,11 @@ class _Waiting(NamedTuple):
 
 
 class Fetcher:
-    """`go_on` is called with each operation whose rows are known, in the order in which they came. `waiting` counts
-    those that wait, those included whose rows are being read now."""
+    """Reads rows for operations that wait.
+
+    `go_on` is called with each operation whose rows are known, in the order in which they came. `waiting` counts those
+    that wait, those included whose rows are being read now.
+    """
 
     def __init__(self, tables: Tables, go_on: Callable[[WriteOp, Sink, list[RowKey]], None]) -> None:
         self._tables = tables
@@ -54,7 +57,7 @@ class Fetcher:
         self._queued.set()
 
     def has_before(self, op: WriteOp) -> bool:
-        """An operation that waits here names one of its keys, so it must wait, too."""
+        """Whether an operation that waits here names one of its keys, so that it must wait, too."""
         names = self._names
         return any(name in names for name in _names(op))
 
@@ -64,7 +67,7 @@ class Fetcher:
             self._tables.memtable.unpin(key)
 
     async def run(self) -> None:
-        """Fetch for ever."""
+        """Fetch for ever. Raises DataCorrupt where the file cannot be read at all."""
         while True:
             await self._queued.wait()
             self._queued.clear()

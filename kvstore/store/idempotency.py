@@ -4,7 +4,10 @@ Owns: the form of kept replies and of the keys of their rows; when one is still 
 Promises: a reply is kept in the batch that has its effect, and looked for again in that very batch, so a request and
 its duplicate cannot both have an effect. A transaction's reply outlives its time until its decision is gone: a
 duplicate must not begin again while a part of the first is still on its way.
-Leaves to others: which answers decide something (`batch`, `participant`).
+Leaves to others: which operations may be repeated (`batch`), what a transaction's reply holds (`outcomes`).
+
+The header and its meaning are those of the IETF draft "The Idempotency-Key HTTP Header Field": the answer to a repeat
+is the first one's, and a key that comes with another request is refused (422).
 
 How long a reply is kept is a time since, not a time of day: a wall clock that is set 11 minutes ahead must not make all
 keys be forgotten at once. So the row says when it was written by the monotonic clock, too, which runs from the boot of
@@ -52,6 +55,8 @@ _DECIDED = frozenset({200, 201, 204, 404, 412})
 
 
 class Idempotency:
+    """The kept replies, as one batch sees and changes them."""
+
     def __init__(self, changes: WriteSet) -> None:
         self._changes = changes
 
@@ -62,7 +67,10 @@ class Idempotency:
         execute: Callable[[], Answer | None],
         repeated: Callable[[Any, IdempotencyRecord, int], Answer],
     ) -> Answer | None:
-        """Execute a plain operation, unless its Idempotency-Key was answered before; None if it waits."""
+        """Execute a plain operation, unless its Idempotency-Key was answered before; None if it waits.
+
+        A KvError of `execute` or `repeated` becomes the answer.
+        """
         once: IdempotencyKey | None = getattr(op, "once", None)
         if once is None:
             try:
@@ -89,7 +97,10 @@ class Idempotency:
         return reply
 
     def find(self, row_key: str, once: IdempotencyKey) -> IdempotencyRecord | None:
-        """The reply to the first request with this Idempotency-Key, if there was one. Raises IdempotencyKeyReused."""
+        """The reply to the first request with this Idempotency-Key, if there was one and its time is not over.
+
+        Raises IdempotencyKeyReused if that request was another one, DataCorrupt.
+        """
         before = self._changes.before(REPLY, row_key)
         if not before.live:
             return None
@@ -97,10 +108,11 @@ class Idempotency:
         if not self._left_ms(kept, before.expires_at_ms) and not self._must_stay(kept):
             return None
         if kept.digest not in (once.digest, ""):
-            raise IdempotencyKeyReused(f"the Idempotency-Key {once.key!r} came with another request before")
+            raise IdempotencyKeyReused(f"the Idempotency-Key {once.key!r} came with another request before.")
         return kept
 
     def keep(self, row_key: str, partition: int, kept: IdempotencyRecord) -> None:
+        """Write the reply's row, to be kept for `idempotency_kept_s` from now."""
         context = self._changes.context
         expires_at_ms = context.now_ms + context.reply_kept_ms
         kept = msgspec.structs.replace(kept, written_s=round(context.now_s, 3), boot=context.boot)
@@ -119,7 +131,7 @@ class Idempotency:
             self._changes.write(REPLY, row_key, partition, None)
 
     def committed(self, attempt: str) -> bool:
-        """There is a kept reply of that attempt."""
+        """Whether there is a kept reply of that attempt."""
         return self._changes.before(REPLY, attempt_row_key(attempt)).live
 
     def expire_if_due(self, row_key: str, partition: int) -> bool:

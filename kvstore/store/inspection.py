@@ -25,6 +25,8 @@ _IN_DOUBT_MAX = 1000
 
 
 class Inspection:
+    """What a store tells of itself; every call only looks."""
+
     def __init__(self, tables: Tables, pipeline: Pipeline, reads: Reads, comparison: Comparison) -> None:
         self._tables = tables
         self._pipeline = pipeline
@@ -34,7 +36,7 @@ class Inspection:
     async def explain(self, key: str) -> dict[str, Any]:
         """The visible row of the key: kind of row, version, sequence, size, deadline; or that it is damaged.
 
-        Raises WrongOwner.
+        `expires_at_ms` is Unix time. Raises WrongOwner where the partition is not served, or came or went meanwhile.
         """
         tables = self._tables
         partition = partition_of(key.encode(), len(tables.served.generations))

@@ -21,6 +21,8 @@ from kvstore.transactions.locks import Lease, LockTable
 
 
 class LeaseQueues:
+    """The operations on leases that look or leave, in one batch."""
+
     def __init__(self, changes: WriteSet, locks: LockTable[Any, Any], leases: Leases) -> None:
         self._changes = changes
         self._locks = locks
@@ -30,7 +32,7 @@ class LeaseQueues:
         return self._leases.on(name, partition) if self._locks.is_free(name) else self._locks.lease(name)
 
     def inspect(self, op: GetLock, partition: int, sink: Sink) -> Answer:
-        """Who holds the name; 404 if it is free."""
+        """Who holds the name, as JSON, with the token as version; 404 if it is free."""
         lease = self._look(op.key, partition)
         if lease is None:
             return Answer(op.id, 404)
@@ -49,10 +51,10 @@ class LeaseQueues:
         return Answer(op.id, 200)
 
     def leave(self, op: CancelWait, partition: int, sink: Sink) -> Answer:
-        """The waiter that asked over this connection waits no longer."""
+        """The waiter that asked over this connection waits no longer: it is answered with Locked."""
         for waiter in self._locks.waiting_for_lease(op.key):
             if waiter[0].id == op.acquire and waiter[1] is sink:
                 self._locks.leave_lease_queue(op.key, waiter)
-                gone = Locked(f"the waiter for {op.key!r} has left the queue", retry_after_ms=100)
+                gone = Locked(f"the waiter for {op.key!r} has left the queue.", retry_after_ms=100)
                 self._changes.answer(sink, refusal(op.acquire, gone))
         return Answer(op.id, 200)

@@ -19,7 +19,10 @@ RETRY_S = 0.1  # after which the end of a lease is tried again, should the queue
 
 
 class LeaseTimers:
-    """`expire` is called with a name whose lease should have ended."""
+    """One timer for each name with a lease.
+
+    `expire` is called with a name whose lease should have ended, again and again until it has.
+    """
 
     def __init__(self, locks: Locks, environment: Environment, expire: Callable[[str], None]) -> None:
         self._locks = locks
@@ -39,6 +42,7 @@ class LeaseTimers:
             self._watch(lease.name, lease.ttl_s)
 
     def close(self) -> None:
+        """Cancel all timers."""
         for _, timer in self._timers.values():
             timer.cancel()
 

@@ -4,7 +4,8 @@ Owns: the operations on leases, the form of a lease's row, the fence that other 
 Promises: a lease past its deadline is ended by whichever operation meets it, as a change of its own; when one ends,
 the next waiter who is still there has the next one in the same batch. Nothing of a lease changes while its name
 carries an intent: the operations that change it wait for that name's lock, and those that only look change nothing.
-Leaves to others: the table of leases and its queues (`transactions.locks`), timers (`store`), kept replies (`batch`).
+Leaves to others: the table of leases and its queues (`transactions.locks`), timers (`lease_timers`), kept replies
+(`idempotency`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ class LeaseBody(msgspec.Struct):
 
 
 class Leases:
-    """`started`: leases whose time runs from when the batch is visible. `parked`: who began to wait in it."""
+    """The leases, as one batch changes them.
+
+    `started`: leases whose time runs from when the batch is visible. `parked`: who began to wait in it.
+    """
 
     def __init__(self, changes: WriteSet, locks: LockTable[Any, Any], idempotency: Idempotency) -> None:
         self.started: list[Lease] = []
@@ -45,7 +49,10 @@ class Leases:
     # --- for all who write --------------------------------------------------------------------------------------------
 
     def on(self, name: str, partition: int) -> Lease | None:
-        """Who holds the name, after the expiry that was due. The name's lock must be free or the caller's."""
+        """The lease on the name, after the expiry that was due; None without one.
+
+        The name's lock must be free or the caller's.
+        """
         lease = self._locks.lease(name)
         if lease is not None and lease.deadline_s <= self._changes.context.now_s:
             self._end(name, partition)
@@ -53,7 +60,10 @@ class Leases:
         return lease
 
     def fence(self, name: str, token: int | None, partition: int) -> None:
-        """A write without a token, or with one, asks to pass. Raises Locked, LockLost."""
+        """Let a write of the name pass, or refuse it: the check of the fencing token.
+
+        Raises Locked if the name is leased and the write shows no token, LockLost if `token` is not that of the lease.
+        """
         lease = self.on(name, partition)
         if failpoints.planted("ignore-token"):
             return
@@ -67,7 +77,7 @@ class Leases:
         left_ms = round(lease.left_s(self._changes.context.now_s) * 1000)
         holder = f"by {lease.owner!r}" if lease.owner else "by a client without a name"
         return Locked(
-            f"the lock {lease.name!r} is held {holder} for another {left_ms / 1000:g} s at most",
+            f"the lock {lease.name!r} is held {holder} for another {left_ms / 1000:g} s at most.",
             owner=lease.owner,
             ttl_left=left_ms / 1000,
             retry_after_ms=min(max(left_ms, 50), 1000),
@@ -85,6 +95,10 @@ class Leases:
     # --- the operations -----------------------------------------------------------------------------------------------
 
     def acquire(self, op: Acquire, partition: int, sink: Sink) -> Answer | None:
+        """Grant the lease and answer 201 with its token; None where the client waits for it.
+
+        Raises Locked if the name is leased and `wait_ms` is 0, TooManyRequests if too many wait, DiskFull.
+        """
         lease = self.on(op.key, partition)
         if lease is None:
             return self._grant(op, partition, sink)
@@ -118,9 +132,14 @@ class Leases:
                 self._changes.answer(waiter[1], Answer(waiter[0].id, 201, lease.token))
 
     def renew(self, op: Renew, partition: int, sink: Sink) -> Answer:
+        """Begin the lease's time again. Raises LockLost if the token is not the holder's."""
         return self.restart(self._held(op, partition), op.id, 200)
 
     def release(self, op: Release, partition: int, sink: Sink) -> Answer:
+        """End the lease, or what an acquire may yet come to: see `protocol.Release`.
+
+        Raises LockLost if the token is not the holder's, or the grant was told to another client than that one.
+        """
         if op.withdraw is not None:
             return self._withdraw(op, op.withdraw, partition)
         lease = self._held(op, partition)
@@ -136,7 +155,7 @@ class Leases:
     def _withdraw(self, op: Release, key: str, partition: int) -> Answer:
         """The client no longer wants what was asked for with that Idempotency-Key: who waits leaves, what was granted
         ends, and what comes late is refused."""
-        over = LockLost(f"the acquire of {op.key!r} with this Idempotency-Key was withdrawn")
+        over = LockLost(f"the acquire of {op.key!r} with this Idempotency-Key was withdrawn.")
         for waiter in self._locks.waiting_for_lease(op.key):
             once = waiter[0].once
             if once is not None and once.key == key:
@@ -193,9 +212,10 @@ class Leases:
         return Answer(op.id, kept.status, kept.version, kept.owner.encode() or None, kept.ttl_ms, kept.problem)
 
     def expire(self, op: ExpireLease, partition: int, sink: Sink) -> Answer:
+        """End the lease if its time has passed; answers 200 in any case."""
         self.on(op.key, partition)
         return Answer(op.id, 200)
 
 
 def _lost(name: str, token: int) -> LockLost:
-    return LockLost(f"the lock {name!r} is not held with token {token}")
+    return LockLost(f"the lock {name!r} is not held with token {token}.")

@@ -24,7 +24,10 @@ _KEYS_MAX = 8  # that are named, of each attempt
 def live_facts(
     locks: LockTable[Any, Any], holds: PreparedTxns, partitions: int, live_max: int, now_s: float
 ) -> dict[str, Any]:
-    """At most `live_max` leases and as many attempts, and how many there are of each."""
+    """At most `live_max` leases and as many attempts, and how many there are of each, as a JSON document.
+
+    `now_s`: monotonic; times in the document are in seconds. May be called from any thread.
+    """
     live_max = min(max(live_max, 0), _LISTED_MAX)
     leases = list(islice(locks.leases(), live_max))
     held = holds.all()

@@ -65,7 +65,7 @@ class LockWaits:
         once_key = once.key if isinstance(once, IdempotencyKey) else once
         same_request = hold is not None and once_key is not None and hold.once == once_key
         members = {"same_request": True} if same_request else {}
-        return Conflict(f"another transaction works on key {key!r}", retry_after_ms=50, key=key, **members)
+        return Conflict(f"another transaction works on key {key!r}.", retry_after_ms=50, key=key, **members)
 
     # --- giving up ----------------------------------------------------------------------------------------------------
 
@@ -95,13 +95,13 @@ class LockWaits:
         for key in abort.keys:
             for queued in self._locks.waiting(key):
                 if isinstance(queued.op, Prepare | ReadLock) and queued.op.attempt == abort.attempt:
-                    self.leave_queue(key, queued, Conflict("the attempt was aborted", retry_after_ms=50))
+                    self.leave_queue(key, queued, Conflict("the attempt was aborted.", retry_after_ms=50))
 
     def leave(self, op: CancelWait, sink: Sink) -> None:
         """While a transaction is at work on the name, an acquire waits for its lock."""
         for queued in self._locks.waiting(op.key):
             if isinstance(queued.op, Acquire) and queued.op.id == op.acquire and queued.sink is sink:
-                error = Conflict(f"the waiter for {op.key!r} has left", retry_after_ms=100)
+                error = Conflict(f"the waiter for {op.key!r} has left.", retry_after_ms=100)
                 self.leave_queue(op.key, queued, error)
 
     def end(self, op: EndLockWaits) -> Answer:

@@ -34,7 +34,7 @@ class LogWriter:
         self._is_syncing = False
 
     def append(self, record: CommitRecord) -> None:
-        """Append the record, for which there is room, and send it to the copies."""
+        """Append the record, for which there is room, and send it to the copies. Raises LogFailed."""
         tables, records = self._tables, self._tables.log
         payload, previous = record.encode(), records.last.checksum
         records.append(payload, tables.term, frees=True)  # what is decided is not refused

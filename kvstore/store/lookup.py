@@ -113,8 +113,10 @@ class Lookup:
         return op.attempt.name in self._tables.holds.decided
 
     def is_at_hand(self, key: RowKey) -> bool:
-        """It can be looked at without the file.
-        A decision that is not in the table of decisions is not there."""
+        """Whether the row can be looked at without the file.
+
+        A decision that is not in the table of decisions is not there.
+        """
         tables = self._tables
         if key[0] == VALUE:
             if tables.cache.peek(key[1]) is not None:
@@ -124,7 +126,10 @@ class Lookup:
         return tables.memtable.executed(key) is not None or tables.memtable.fetched(key)[0]
 
     def before(self, kind: str, key: str) -> State | None:
-        """Raises DataCorrupt, TooManyRequests."""
+        """What `write_set.Committed.before` says.
+
+        Raises DataCorrupt, TooManyRequests (a miss that is being verified).
+        """
         if kind == DECISION:
             return _DECIDED if key in self._tables.holds.decided else None
         if kind == LEASE:
@@ -132,7 +137,11 @@ class Lookup:
         return self.state(kind, key)
 
     def state(self, kind: str, key: str) -> State | None:
-        """Raises DataCorrupt, TooManyRequests."""
+        """The newest executed row; None if there is none. Raises DataCorrupt, TooManyRequests (a miss that is being
+        verified).
+
+        Reads the file in the calling thread where the row is not at hand.
+        """
         name, memtable = (kind, key), self._tables.memtable
         row = memtable.undurable.get(name)
         if row is None and kind == VALUE and (state := self._tables.cache.peek(key)) is not None:

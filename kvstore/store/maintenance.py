@@ -31,6 +31,8 @@ _TRIM_ROWS_MAX = 500
 
 
 class Maintenance:
+    """The sweeps and timers of one store."""
+
     def __init__(self, tables: Tables, pipeline: Pipeline, applier: Applier) -> None:
         self._tables = tables
         self._pipeline = pipeline
@@ -63,7 +65,7 @@ class Maintenance:
     # --- expiry -------------------------------------------------------------------------------------------------------
 
     async def expire(self, ops: list[Expire]) -> None:
-        """Have these expiries made, and wait until they are visible. Raises TooManyRequests, DataCorrupt.
+        """Have these expiries made, and wait until they are visible. Raises TooManyRequests, DataCorrupt, as a KvError.
 
         A row whose partition has left is passed over: its new owner expires it.
         """
@@ -123,7 +125,10 @@ class Maintenance:
     # --- waits --------------------------------------------------------------------------------------------------------
 
     async def end_waits(self) -> None:
-        """Apart from the sweep, whose expiries may be among those that wait. For ever."""
+        """End waits for locks, and read-only transactions, that take too long or whose client is gone, for ever.
+
+        Apart from the sweep, whose expiries may be among those that wait.
+        """
         while True:
             await self._tables.environment.sleep(self._tables.limits.expiry_sweep_s)
             self._end_waits()

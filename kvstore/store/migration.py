@@ -28,6 +28,8 @@ _BUSY_SHARE = 8  # while clients are active a page is so many times smaller
 
 
 class Migration:
+    """The store's part in moves, as source and as destination."""
+
     def __init__(self, tables: Tables, pipeline: Pipeline, applier: Applier, partitions: Partitions) -> None:
         self._tables = tables
         self._pipeline = pipeline
@@ -37,7 +39,9 @@ class Migration:
     # --- at the source ------------------------------------------------------------------------------------------------
 
     async def pull(self, pull: Pull) -> Rows:
-        """A page for another store. Raises Conflict for partitions that no standing move takes away, DataCorrupt.
+        """A page for another store.
+
+        Raises Conflict for partitions that no standing move takes away, TryLater, DataCorrupt.
 
         Deletions are kept for it from the map on that names the move, so a copy begins no earlier.
         """
@@ -78,7 +82,10 @@ class Migration:
         return spare_of(self._tables)
 
     async def take(self, move: str, rows: Sequence[MovedRow]) -> int:
-        """Rows that the move brings; how many bytes they are. Raises Conflict, DataCorrupt, DiskFull."""
+        """Commit rows that the move brings; returns how many bytes they are.
+
+        Raises Conflict if the move does not stand, DataCorrupt for a row that is not what its source has, DiskFull.
+        """
         record_bytes = sum([row_bytes(row) + 8 * len(row[1]) for row in rows]) + _RECORD_BYTES
         return await self._pipeline.step(lambda batch: self._take(batch, move, rows), record_bytes=record_bytes)
 
@@ -103,7 +110,7 @@ class Migration:
     async def complete(self, move: str, frozen: Frozen, rows: Sequence[MovedRow]) -> None:
         """With these rows all has come: compare, and bring clock and floor as high as the source's, durably.
 
-        Raises Conflict if something is missing, DataCorrupt, TryLater.
+        Raises Conflict if something is missing or the move does not stand, DataCorrupt, DiskFull, TryLater.
         """
         await self.take(move, rows)
         await self._applier.flush()

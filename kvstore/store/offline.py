@@ -56,7 +56,11 @@ class Loss(NamedTuple):
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the store whose file is `path`. Raises NotFound, ForeignData (a process has it, or it is no such file)."""
+    """Hold the store whose file is `path`.
+
+    Raises NotFound if there is none, DataInUse while a process has it, ForeignData if it is no store of the present
+    format.
+    """
     if not path.is_file():
         raise NotFound(f"There is no file {path}.", next_step="Name the .db file of a store.")
     fd = lock(path)
@@ -102,7 +106,10 @@ def records(path: Path, after: int) -> Iterator[Logged]:
 
 
 def loss_of_cut(path: Path, after: int) -> Loss:
-    """What `cut` would take away. Raises BadRequest if the file has applied more; DataCorrupt, ForeignData, OSError."""
+    """What `cut` would take away.
+
+    Raises BadRequest if the log cannot end there; DataCorrupt, ForeignData, OSError.
+    """
     applied, store_id = sqlite_file.position_of(path, write=False)
     shard_id = sqlite_file.meta_of(path, write=False).get("shard_id", "")
     if after < applied.number:

@@ -155,7 +155,10 @@ async def open_unapplied(
     environment: Environment,
     told: ToldNumber = untold,
 ) -> Unapplied:
-    """As `open_files`, but nothing is applied: of a store that has copies it is not known what is committed."""
+    """As `open_files`, but nothing is applied: of a store that has copies it is not known what is committed.
+
+    Raises what `open_files` raises.
+    """
     prepare_data_file(path)
     lock_fd = lock(path)
     try:

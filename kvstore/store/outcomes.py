@@ -27,8 +27,11 @@ from kvstore.transactions.intents import PreparedTxns
 
 
 class Outcomes:
-    """`decided`: attempts that were decided in this batch, each with its anchor's partition, and if it is committed;
-    `dropped`: those whose decision went."""
+    """The decisions, as one batch sees and changes them.
+
+    `decided`: attempts that were decided in this batch, each with its anchor's partition, and if it is committed;
+    `dropped`: those whose decision went.
+    """
 
     def __init__(self, changes: WriteSet, holds: PreparedTxns, steps: TxnSteps, idempotency: Idempotency) -> None:
         self.decided: list[tuple[Attempt, int, bool]] = []
@@ -39,7 +42,7 @@ class Outcomes:
         self._idempotency = idempotency
 
     def is_decided(self, attempt: Attempt) -> bool:
-        """Its decision is kept here."""
+        """Whether its decision is kept here."""
         return attempt.name in self._holds.decided
 
     def decision(self, attempt: Attempt) -> Decision | None:
@@ -59,6 +62,7 @@ class Outcomes:
         self.decided.append((decision.attempt, partition, decision.outcome == "committed"))
 
     def outcome(self, op_id: int, attempt: Attempt, state: Any, decision: Decision | None) -> Outcome:
+        """The answer `state` about the attempt, with what was decided if that is "committed"."""
         floor = self._changes.floor
         if state != "committed" or decision is None:
             return Outcome(op_id, state, attempt.name, floor=floor)
@@ -66,6 +70,7 @@ class Outcomes:
         return Outcome(op_id, state, attempt.name, version, succeeded, decided_ms, decision.reads, floor)
 
     def repeated(self, op_id: int, anchor: str, once: IdempotencyKey | None) -> Outcome | None:
+        """The kept reply to the same request, None if it is new. Raises IdempotencyKeyReused, DataCorrupt."""
         kept = self._idempotency.find(row_key("Txn", anchor, once), once) if once is not None else None
         if kept is None:
             return None
@@ -74,6 +79,7 @@ class Outcomes:
     def keep(
         self, anchor: str, once: IdempotencyKey, attempt: Attempt, version: int, succeeded: bool, reads: list[Read]
     ) -> None:
+        """Keep the reply under its Idempotency-Key, and under the attempt's name."""
         kept = IdempotencyRecord(once.digest, 200, version, attempt=attempt.name, succeeded=succeeded, reads=reads)
         partition = self._steps.partition_of(anchor)
         self._idempotency.keep(row_key("Txn", anchor, once), partition, kept)

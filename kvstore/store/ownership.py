@@ -31,10 +31,11 @@ class Ownership:
         self._openings = context.openings
 
     def partition_of(self, key: str) -> int:
+        """The partition of the key."""
         return partition_of(key.encode(), len(self.generations))
 
     def partition(self, op: Any) -> int:
-        """That of a plain operation."""
+        """The partition of a plain operation."""
         if type(op) is Expire and op.partition >= 0:
             return int(op.partition)
         return partition_of(op.key.encode(), len(self.generations))

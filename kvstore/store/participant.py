@@ -31,6 +31,8 @@ from kvstore.transactions.locks import Identity
 
 
 class Participant:
+    """The intents of a store, as one batch changes them."""
+
     def __init__(
         self, changes: WriteSet, holds: PreparedTxns, steps: TxnSteps, outcomes: Outcomes, ready: Ready
     ) -> None:
@@ -43,7 +45,10 @@ class Participant:
     # --- in this store alone ------------------------------------------------------------------------------------------
 
     def transact(self, op: Transact) -> Outcome:
-        """All of it, in this batch. Raises Locked, DiskFull, ReadTooLarge, DataCorrupt, IdempotencyKeyReused."""
+        """Do all of a transaction that lies in this store, in this batch.
+
+        Raises Locked (`locked`), DiskFull, ReadTooLarge, DataCorrupt, IdempotencyKeyReused.
+        """
         repeated = self._outcomes.repeated(op.id, op.key, op.once)
         if repeated is not None:
             return repeated
@@ -67,9 +72,10 @@ class Participant:
     # --- prepare ------------------------------------------------------------------------------------------------------
 
     def prepare(self, op: Prepare, gathered: dict[str, Identity], sink: Sink) -> Vote:
-        """The locks in `gathered` are held; those of its other keys are this attempt's already, with their intents.
+        """Vote, and leave an intent on each key. Raises DiskFull, ReadTooLarge, DataCorrupt.
 
-        They stay. Raises DiskFull, ReadTooLarge, DataCorrupt.
+        The locks in `gathered` are held, and stay; those of its other keys are this attempt's already, with their
+        intents.
         """
         self._changes.need_room()
         for key in gathered:
@@ -108,9 +114,10 @@ class Participant:
     # --- commit, finish, abort ----------------------------------------------------------------------------------------
 
     def commit(self, op: DecideCommit) -> Outcome:
-        """At the anchor, with the locks of its keys: do this store's part and decide. The commit point.
+        """Do this store's part and decide, at the anchor, with the locks of its keys: the commit point.
 
-        Raises Locked, DiskFull, ReadTooLarge, DataCorrupt, IdempotencyKeyReused: then the caller must `abort_for_good`.
+        Raises Locked, DiskFull, ReadTooLarge, DataCorrupt, IdempotencyKeyReused, Conflict (a vote was lost with its
+        shard): then the caller must `abort_for_good`.
         """
         settled = self._outcomes.settled(op)
         if settled is not None:
@@ -160,7 +167,7 @@ class Participant:
             raise locked
 
     def finish(self, op: ApplyIntents) -> Answer:
-        """Apply the attempt's intents on these keys, as it was decided."""
+        """Apply the attempt's intents on these keys, as it was decided; no-op for keys without one."""
         self._apply(op.attempt, op.keys, op.version, op.succeeded, op.decided_ms)
         return Answer(op.id, 200)
 
@@ -179,7 +186,7 @@ class Participant:
             self._unlock(key, held.identity)
 
     def abort(self, op: Abort) -> Answer:
-        """Drop the attempt's intents on these keys."""
+        """Drop the attempt's intents on these keys; no-op for keys without one."""
         self._drop(op.attempt, op.keys)
         return Answer(op.id, 200)
 

@@ -96,12 +96,15 @@ class Partitions:
         elif cluster_map is not None:
             shard = cluster_map.shard(self.shard_id)
             if shard is not None and shard.replicas:
-                raise ForeignData(f"shard {self.shard_id} has copies: without a new term it must not be served")
+                raise ForeignData(f"shard {self.shard_id} has copies: without a new term it must not be served.")
             rows = await self._tables.engine.kept_in_memory(self.view.served)
             await self._pipeline.step(lambda batch: self._serve(batch, rows), urgent=True)
 
     async def adopt(self, cluster_map: ClusterMap) -> bool:
-        """Act by the map, once it is durable; False if it is not newer than the last. Raises DataCorrupt, TryLater."""
+        """Act by the map, once it is durable; False if it is not newer than the last.
+
+        Raises DataCorrupt, TryLater; ValueError if it names copies and the store cannot reach any.
+        """
         async with self._one_step:
             before = self.view
             if self.cluster_map is not None and cluster_map.epoch <= before.epoch:
@@ -187,7 +190,11 @@ class Partitions:
     # --- at the source of a move --------------------------------------------------------------------------------------
 
     async def freeze(self, move: str) -> Frozen:
-        """Serve the partitions of that move no more. Raises Conflict if it does not stand, DataCorrupt, TryLater."""
+        """Serve the partitions of that move no more; durable and visible when it returns.
+
+        Returns the clock, the digest and the count of what they hold. Raises Conflict if the move does not stand,
+        DataCorrupt, TryLater.
+        """
         async with self._one_step:
             self._refuse_damaged(self.view.leaving.get(move, frozenset()))
             partitions, clock = await self._pipeline.step(lambda batch: self._freeze(batch, move), urgent=True)

@@ -22,6 +22,8 @@ from kvstore.transactions.locks import Identity, LockTable
 
 
 class ReadLocks:
+    """The shared locks of read-only transactions, as one batch changes them."""
+
     def __init__(
         self, changes: WriteSet, locks: LockTable[Any, Any], holds: PreparedTxns, steps: TxnSteps, ready: Ready
     ) -> None:

@@ -5,7 +5,7 @@ Promises: a read shows visible changes only, and of a partition that was served,
 the read until its answer. What a reader thread found enters the cache only if no change of that key became visible
 since it set out. A read that meets an undecided intent waits; it never shows the old value after the commit was
 answered.
-Leaves to others: expiry as a change (`pipeline`), listings (`scans`).
+Leaves to others: expiry as a change (`writes`), listings (`scans`).
 
     get ──> cache ──> unapplied rows ──hit──────────────────────> answer
               └──miss──> queue ─> reader thread, many keys a hop ─> checked, cached ─> answer
@@ -56,7 +56,7 @@ class Reads:
         return len(self._queue)
 
     def get(self, op: Get, sink: Sink) -> None:
-        """Answer from memory now, or from the file soon."""
+        """Answer from memory now, or from the file soon. Raises nothing: errors are answers."""
         tables = self._tables
         generations = tables.served.generations
         partition = partition_of(op.key.encode(), len(generations))
@@ -122,7 +122,7 @@ class Reads:
     # --- from the file ------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Read what is queued, many keys a hop, for ever."""
+        """Read what is queued, many keys a hop, for ever. Raises DataCorrupt where the file cannot be read at all."""
         tables = self._tables
         while True:
             await self._queued.wait()
@@ -238,7 +238,7 @@ class Reads:
 
 
 def is_old(hold: PreparedTxn, tables: Tables) -> bool:
-    """No router known to be there will decide the attempt soon."""
+    """Whether no router known to be there will decide the attempt soon."""
     age_s = tables.environment.monotonic_s() - hold.since_s
     return hold.closed or age_s > tables.limits.txn_timeout_s
 

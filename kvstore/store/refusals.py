@@ -29,7 +29,7 @@ def refusal(op_id: int, error: KvError) -> Answer:
 def failure(op: Any, error: Exception) -> Answer:
     """The answer to an operation of a batch that failed; see `fault`.
 
-    Raises the error if it is one of the disk or of memory: then what is committed cannot be relied on.
+    Raises the error itself if it is one of the disk or of memory: then what is committed cannot be relied on.
     """
     if isinstance(error, sqlite3.Error | OSError | MemoryError):
         raise error
@@ -53,16 +53,22 @@ def fault(op: Any, error: Exception) -> Answer:
 
 
 def wrong_owner(partition: int, epoch: int, frozen: Set[int]) -> WrongOwner:
-    """`frozen`: only a map with a higher epoch than this one changes that."""
+    """The WrongOwner of an operation on a partition that is not served by the map of `epoch`.
+
+    In `frozen` it is marked as fenced: only a map with a higher epoch than this one changes that.
+    """
     members = {"fenced": True} if partition in frozen else {}
     return WrongOwner(f"This shard does not serve partition {partition}.", epoch=epoch, **members)
 
 
 def no_lease() -> Unavailable:
-    """Another node may serve the shard by now: nothing is answered that was only looked at here."""
+    """The Unavailable of a node without the lease of the shard.
+
+    Another node may serve it by now: nothing is answered that was only looked at here.
+    """
     return Unavailable("This node does not hold the lease of the shard now: send it again.", retry_after_ms=50)
 
 
 def queue_full(name: str) -> TooManyRequests:
-    """Of a queue for a lock or a lease."""
+    """The TooManyRequests of a full queue for a lock or a lease."""
     return TooManyRequests(f"Too many operations wait for {name!r}; try again.", retry_after_ms=500)

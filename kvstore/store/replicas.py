@@ -81,8 +81,10 @@ class Replicas:
         return sender is None or not sender.shipping.deposed
 
     def prepare(self, cluster_map: ClusterMap, *, opens: bool) -> None:
-        """The next record carries that map.
-        `opens`: and opens the term, so it has to be on every copy in sync."""
+        """Follow that map, which the next record carries. Raises ValueError if it names copies that cannot be reached.
+
+        `opens`: the record opens the term, so it has to be on every copy in sync.
+        """
         config = configuration_of(cluster_map, self._shard_id)
         if config is None or not config.replicas or self._tables.sender is not None:
             return
@@ -124,7 +126,10 @@ class Replicas:
     # --- the lease
 
     def check(self) -> None:
-        """Raises Unavailable if what no record carries must not be answered; to be asked behind the look at it."""
+        """Refuse to answer what no record carries, without the lease; to be asked behind the look at it.
+
+        Raises Unavailable (`no_lease`).
+        """
         if not self._tables.may_answer():
             raise no_lease()
 

@@ -34,6 +34,8 @@ _COUNT_KEYS_MAX = 20_000
 
 
 class Scans:
+    """The listings of one store."""
+
     def __init__(self, tables: Tables, reads: Reads, maintenance: Maintenance, applier: Applier) -> None:
         self._tables = tables
         self._reads = reads

@@ -21,10 +21,12 @@ class Then:
         self._behind = behind
 
     def send(self, reply: Reply, /) -> None:
+        """Call the function with the reply."""
         self._function(reply)
 
     @property
     def closed(self) -> bool:
+        """Whether the sink behind it is."""
         return self._behind is not None and self._behind.closed
 
 

@@ -213,7 +213,7 @@ class Store:
         return copy_file.identity.copy_id if copy_file is not None else self.identity.store_id
 
     async def promise(self, term: int) -> None:
-        """Agree to serve that term, durably. Raises ForeignData for one below what was promised; TryLater.
+        """Agree to serve that term, durably. Raises ForeignData for one below what was promised; NoRoom on a full disk.
 
         A disk that fails ends the process, whatever asked for the promise.
         """
@@ -270,7 +270,7 @@ class Store:
         self.pipeline.write(op, DISCARD)
 
     async def ask(self, op: WriteOp) -> Reply:
-        """The answer to an operation of this process's own."""
+        """The answer to an operation of this process's own; an error is an Answer with a problem."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.pipeline.write(op, Then(partial(settle, future)))
         return await future

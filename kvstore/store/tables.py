@@ -65,7 +65,9 @@ class Tables:
     file_full: bool = False
 
     def may_answer(self) -> bool:
-        """Whether what no record carries may be answered now; to be asked behind the look at it."""
+        """Whether what no record carries may be answered now; to be asked behind the look at it, without an await
+        between.
+        """
         return self.sender is None or self.sender.may_answer()
 
     def takes_writes(self) -> bool:

@@ -22,6 +22,8 @@ from kvstore.transactions.locks import LockTable
 
 
 class TxnSteps:
+    """The steps of transactions, as one batch does them."""
+
     def __init__(self, changes: WriteSet, locks: LockTable[Any, Any], leases: Leases) -> None:
         self._changes = changes
         self._locks = locks
@@ -66,12 +68,12 @@ class TxnSteps:
         return None
 
     def read(self, steps: Iterable[TxnOp]) -> list[Read]:
-        """What the gets among the steps find. Raises ReadTooLarge."""
+        """What the gets among the steps find. Raises ReadTooLarge, DataCorrupt."""
         keys = [step.key for step in steps if step.op == "get"]
         return self.read_keys(keys) if keys else []
 
     def read_keys(self, keys: Iterable[str]) -> list[Read]:
-        """Raises ReadTooLarge."""
+        """What gets of these keys find, in their order. Raises ReadTooLarge (`too_much_read`), DataCorrupt."""
         reads: list[Read] = []
         left = self._changes.context.read_bytes_max
         for key in keys:

@@ -18,6 +18,8 @@ from kvstore.transactions.intents import PreparedTxn
 
 
 class Undecided:
+    """Looks at the attempts and decisions of one store."""
+
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 

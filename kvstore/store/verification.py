@@ -77,11 +77,11 @@ class Verification:
 
     @property
     def is_examined(self) -> bool:
-        """The file as a whole was found to be whole."""
+        """Whether the file as a whole was found to be whole."""
         return self._is_examined and self.file_damage is None
 
     def is_verified(self, partition: int) -> bool:
-        """A miss in this partition is one."""
+        """Whether a key of this partition that the file does not find is not there."""
         return self._states[partition] == _VERIFIED
 
     @property
@@ -197,7 +197,7 @@ class Verification:
             await self._environment.wait_for(self._asked.wait(), left_s)
 
     def found(self, damage: DataCorrupt) -> None:
-        """A reader has met it."""
+        """Note damage that a reader has met; the first is kept."""
         self.damage = self.damage or damage.detail
 
     def _note(self, fault: Fault) -> None:

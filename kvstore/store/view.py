@@ -28,11 +28,12 @@ class View(NamedTuple):
 
     @property
     def frozen(self) -> frozenset[int]:
-        """Owned or not, they are not served."""
+        """The partitions that are frozen: owned or not, they are not served."""
         return frozenset().union(*self.freezes.values())
 
     @property
     def served(self) -> frozenset[int]:
+        """The partitions that are owned and not frozen."""
         return self.owned - self.frozen
 
     @property
@@ -47,7 +48,7 @@ class View(NamedTuple):
 
     @property
     def takes_part(self) -> bool:
-        """In a move that stands."""
+        """Whether it takes part in a move that stands."""
         return bool(self.leaving or self.receiving)
 
     def orphaned(self, partitions: Set[int]) -> frozenset[int]:

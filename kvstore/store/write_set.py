@@ -6,8 +6,7 @@ Promises: pure but for `Committed`, the look-up of committed rows that it is giv
 operations of the batch are decided; each sees what the earlier ones changed. What one has changed can be taken back
 alone (`savepoint`, `back_to`). No number becomes larger than the file can hold: the operation fails before. Every
 operation that changes something takes a step of the version clock, or brings a higher version along.
-Leaves to others: what an operation does (`batch`, `leases`, `replies`, `participant`), writing and the commit
-(`sqlite`).
+Leaves to others: what an operation does (`batch`, `writes`, `leases`, `participant`), the commit (`pipeline`).
 """
 
 from __future__ import annotations
@@ -31,22 +30,29 @@ class Sink(Protocol):
     """The receiver of an answer. When `closed`, an operation that has not begun is dropped."""
 
     @property
-    def closed(self) -> bool: ...
+    def closed(self) -> bool:
+        """Whether nothing is listening any more."""
 
-    def send(self, reply: Reply, /) -> None: ...
+    def send(self, reply: Reply, /) -> None:
+        """Give the answer; called once for each operation."""
 
 
 class Committed(Protocol):
     """The committed rows. `before` is asked for leases and decisions, of which it says only whether there is one."""
 
-    def before(self, kind: str, key: str) -> State | None: ...
+    def before(self, kind: str, key: str) -> State | None:
+        """The row, perhaps without its body; None if there is none. Raises DataCorrupt, TooManyRequests."""
 
-    def state(self, kind: str, key: str) -> State | None: ...
+    def state(self, kind: str, key: str) -> State | None:
+        """The row with its body; None if there is none. Raises DataCorrupt, TooManyRequests."""
 
 
 class Context(msgspec.Struct, frozen=True):
-    """What holds for the whole batch. `generations[p]` is 0 where the store does not serve partition p (see `served`):
-    because it does not own it, or because it is `frozen`."""
+    """What holds for the whole batch.
+
+    `now_ms`: Unix time; `now_s`: monotonic. `generations[p]` is 0 where the store does not serve partition p (see
+    `served`): because it does not own it, or because it is `frozen`.
+    """
 
     now_ms: int
     now_s: float
@@ -69,8 +75,11 @@ _new_row = partial(tuple.__new__, Row)  # from all of its fields; without the ca
 
 
 class WriteSet:
-    """`rows` are those to write, `bytes` their size; `states`: what is known of rows that were looked at or changed;
-    `answers`, in order, who gets which; `expired` counts the values that did."""
+    """The rows under decision in one batch.
+
+    `rows` are those to write, `bytes` their size; `states`: what is known of rows that were looked at or changed;
+    `answers`, in order, who gets which; `expired` counts the values that did.
+    """
 
     def __init__(self, clock: Clock, context: Context, committed: Committed, undo: Undo) -> None:
         self.rows: dict[tuple[str, str], Row] = {}
@@ -88,9 +97,11 @@ class WriteSet:
 
     @property
     def clock(self) -> Clock:
+        """The clock as it is now."""
         return Clock(self._version, self._sequence, self._tombstones_floor, self._keys, self._bytes, self.floor)
 
     def answer(self, sink: Sink, reply: Reply) -> None:
+        """Give the operation its answer once the batch is durable."""
         self.answers.append((sink, reply))
 
     def savepoint(self) -> Savepoint:
@@ -106,7 +117,7 @@ class WriteSet:
         del self.answers[answers:]
 
     def need_room(self) -> None:
-        """Raises DiskFull: only what frees is done."""
+        """Refuse what needs room on a full disk. Raises DiskFull."""
         if self.context.frees_only:
             raise DiskFull()
 
@@ -219,7 +230,7 @@ class WriteSet:
         self._set_row(VALUE, key, partition, marked, intent)
 
     def expire_if_due(self, kind: str, key: str, partition: int) -> bool:
-        """If the row's deadline has passed, that becomes a fact."""
+        """Make it a fact that the row's deadline has passed, if it has; returns whether. Raises DataCorrupt."""
         before = self.before(kind, key)
         due = before.live and 0 < before.expires_at_ms <= self.context.now_ms
         if due:

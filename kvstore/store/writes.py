@@ -23,13 +23,18 @@ _DAMAGED = State(0, 0, b"")  # of a row that is to be replaced: there is, or was
 
 
 class Writes:
+    """The plain writes, as one batch does them."""
+
     def __init__(self, changes: WriteSet, leases: Leases, idempotency: Idempotency) -> None:
         self._changes = changes
         self._leases = leases
         self._idempotency = idempotency
 
     def put(self, op: Put, partition: int, sink: Sink) -> Answer:
-        """Raises Locked, LockLost, PreconditionFailed, DiskFull, DataCorrupt."""
+        """Write the value: 204 if the key was there, else 201, with the new version.
+
+        Raises Locked, LockLost, PreconditionFailed, DiskFull, DataCorrupt.
+        """
         before = self._admit(op.key, op.guard, partition)
         self._changes.need_room()
         expires_at_ms = self._changes.context.now_ms + op.ttl_ms if op.ttl_ms else 0
@@ -37,7 +42,10 @@ class Writes:
         return Answer(op.id, 204 if before.live else 201, version)
 
     def delete(self, op: Delete, partition: int, sink: Sink) -> Answer:
-        """Raises Locked, LockLost, PreconditionFailed, DataCorrupt."""
+        """Delete the key: 204 with the version of the deletion, 404 if it was not there.
+
+        Raises Locked, LockLost, PreconditionFailed, DataCorrupt.
+        """
         before = self._admit(op.key, op.guard, partition)
         if not before.live:
             return Answer(op.id, 404)
@@ -56,11 +64,11 @@ class Writes:
         if guard is not None and not _condition_holds(guard, before):
             state = f"has version {before.version}" if before.live else "does not exist"
             members = {"version": before.version} if before.live else {}
-            raise PreconditionFailed(f"key {key!r} {state}", **members)
+            raise PreconditionFailed(f"key {key!r} {state}.", **members)
         return before
 
     def expire(self, op: Expire, partition: int, sink: Sink) -> Answer:
-        """410 if it has expired."""
+        """Make the row's expiry a fact if it is due: 410, else 200."""
         if op.kind == REPLY:
             gone = self._idempotency.expire_if_due(op.key, partition)
         else:

@@ -26,7 +26,10 @@ Age = tuple[int, str]
 
 
 def may_wait(age: Age, ahead: Iterable[Age | None]) -> bool:
-    """Wait-die. Those without an age hold nothing while they wait, so they close no circle."""
+    """Whether an attempt of that age may wait behind these: wait-die (Rosenkrantz, Stearns and Lewis, 1978).
+
+    Operations without an age hold nothing while they wait, so they close no circle.
+    """
     return all(other is None or age < other for other in ahead)
 
 
@@ -43,7 +46,9 @@ class Stamps:
         self._last = max(self._last, floor)
 
     def draw(self, now_us: int, start: int = 0, epoch: int = 0) -> Attempt:
-        """A new attempt by the map of that epoch.
-        `start` is that of the first one when this is a retry."""
+        """A new attempt by the map of epoch `epoch`; `now_us` is Unix time in microseconds.
+
+        `start` is the start of the first try when this is a retry; 0: this is the first.
+        """
         self._last = max(self._last + 1, now_us)
         return Attempt(start or self._last, self._last, self._router, epoch)

@@ -3,7 +3,7 @@
 Owns: the verdict on the votes.
 Promises: pure. The version of a committed transaction is above the highest vote and the clock of the anchor's store, so
 it is above every version that any of its keys ever had, and above the vote of every intent that is counted.
-Leaves to others: sending and waiting (`router.coordinator`), what each store does (`storage.participant`).
+Leaves to others: sending and waiting (`router.coordinator`), what each store does (`store.participant`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from kvstore.protocol import Answer, Outcome, Vote
 
 
 class Prepared(NamedTuple):
-    """All have voted: the anchor's store is to do its part and decide. See `protocol.Commit`."""
+    """All have voted: the anchor's store is to do its part and decide. See `protocol.DecideCommit`.
+
+    `vote`: the highest; `holds`: every condition does. `locked_then`, `locked_otherwise`: a problem document (RFC 9457)
+    of a lock in the way of that branch, None without one.
+    """
 
     vote: int
     holds: bool
@@ -45,7 +49,7 @@ class Rejected(NamedTuple):
 
 
 def judge(votes: Sequence[Vote]) -> Prepared:
-    """What the votes of all stores but the anchor's come to."""
+    """What the votes of all stores but the anchor's come to. Raises ValueError without any vote."""
     return Prepared(
         max(vote.vote for vote in votes),
         all(vote.holds for vote in votes),
@@ -68,10 +72,10 @@ def judge_refusal(reply: Answer | Outcome | KvError) -> Retry | Rejected | Outco
     if isinstance(error, Conflict):
         return Retry(key=str(error.members.get("key", "")), same_request=bool(error.members.get("same_request")))
     if isinstance(error, OutcomeUnknown):
-        return Rejected(Unavailable(f"{error.detail}; nothing was decided", retry_after_ms=500))
+        return Rejected(Unavailable(f"Nothing was decided: {error.detail}", retry_after_ms=500))
     return Rejected(error)
 
 
 def too_much_read(bytes_max: int) -> ReadTooLarge:
-    """The error of a transaction that reads more than `txn_read_bytes_max`."""
-    return ReadTooLarge(f"the values that it reads have more than {bytes_max:,} bytes", bytes_max=bytes_max)
+    """The ReadTooLarge of a transaction that reads more than `txn_read_bytes_max`."""
+    return ReadTooLarge(f"the values that it reads have more than {bytes_max:,} bytes.", bytes_max=bytes_max)

@@ -2,11 +2,13 @@
 
 Owns: the decision and its form; what the anchor's store does with a prepare, a decide, an ask and a look.
 Promises: pure functions of what lies in the rows; nothing rests on a time bound.
-Leaves to others: rows and locks (`storage.participant`), votes (`coordination`).
+Leaves to others: rows and locks (`store.participant`), votes (`coordination`).
 
 The first key that a transaction names is its anchor. The anchor's store alone decides: a row of outcome "committed"
 is the commit point of the whole transaction; one of outcome "aborted" (a tombstone for the attempt) makes sure that
 there never will be one. Both are rows of the anchor's partition and move with it.
+
+This is two-phase commit (Gray, Notes on Data Base Operating Systems, 1978) with two changes.
 
 The anchor's store is asked last (the "last agent" of Lindsay et al., Notes on Distributed Databases, 1979, and of
 Gray and Reuter), and is not asked twice: when all others have voted it does its own part and decides in one batch,
@@ -22,7 +24,8 @@ A router that dies between prepare and commit leaves intents behind. Any process
 anchor's store, which cannot know whether a commit is still under way. So it makes up its mind for good: it writes
 "aborted", durably, *also when it has never heard of the attempt*, and only then says so. It does the same when it
 refuses a commit (a lock, a lease, a condition of the disk): a doubled message must not commit later what the router
-has given up.
+has given up. (Presumed abort, of Mohan, Lindsay and Obermarck, 1986, writes nothing for an abort, because there the
+coordinator itself is asked; here it is gone, and its messages may still be on their way.)
 
 Rows cannot be kept for ever. When one is dropped the store's floor rises to the attempt's stamp, durably. For an
 attempt at or below the floor of which no row is left, nothing can be known: commits and asks are answered "gone". A
@@ -57,11 +60,12 @@ class Decision(msgspec.Struct, omit_defaults=True):
     reads: list[Read] = []
 
     def encode(self) -> bytes:
+        """The row's body."""
         return msgspec.json.encode(self)
 
 
 def decode_decision(body: bytes) -> Decision:
-    """Raises msgspec.DecodeError."""
+    """The decision of a row's body. Raises msgspec.DecodeError."""
     return msgspec.json.decode(body, type=Decision)
 
 
@@ -80,7 +84,10 @@ def on_commit(decision: Decision | None, stamp: int, floor: int, forgotten: bool
 
 
 def on_ask(decision: Decision | None, stamp: int, floor: int, forgotten: bool = False) -> OnAsk:
-    """What an ask does: abort the attempt for good; or what it is answered."""
+    """What a ResolveTxn does: abort the attempt for good; or what it is answered.
+
+    Looked at in the very batch that writes the decision.
+    """
     if decision is not None:
         return decision.outcome
     return "gone" if forgotten or stamp <= floor else "abort"

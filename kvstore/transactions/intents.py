@@ -3,7 +3,7 @@
 Owns: the intent and its form in the key's row; the rule by which it is applied; the table of attempts that hold keys.
 Promises: pure and in memory; the table is rebuilt from the rows. It changes with the batches, in the thread that
 commits; other threads may look at copies of its lists.
-Leaves to others: locks (`locks`), rows (`storage.participant`), what becomes of an attempt (`decisions`).
+Leaves to others: locks (`locks`), rows (`store.participant`), what becomes of an attempt (`decisions`).
 
 An intent is a lock that survives: it says that its attempt has voted, that no operation changes or reads the key until
 the attempt is decided, and what is to be done then, in either branch. Keys that a transaction only reads or compares
@@ -45,11 +45,12 @@ class Intent(msgspec.Struct, omit_defaults=True):
         return self.then if succeeded else self.otherwise
 
     def encode(self) -> bytes:
+        """What the column holds."""
         return msgspec.json.encode(self)
 
 
 def decode_intent(body: bytes) -> Intent:
-    """Raises msgspec.DecodeError."""
+    """The intent of a row's column. Raises msgspec.DecodeError."""
     return msgspec.json.decode(body, type=Intent)
 
 
@@ -111,6 +112,7 @@ class PreparedTxn:
 
     @property
     def closed(self) -> bool:
+        """Whether no router that could still decide it soon is known to be there."""
         return self._sink is None or bool(self._sink.closed)
 
     @property
@@ -169,6 +171,7 @@ class PreparedTxns:
         return list(self._of_attempt.values())
 
     def of(self, attempt: Attempt) -> PreparedTxn | None:
+        """What the attempt holds here, or None."""
         return self._of_attempt.get(attempt)
 
     def on(self, key: str) -> PreparedTxn | None:
@@ -187,7 +190,7 @@ class PreparedTxns:
         self._on_key[key] = hold
 
     def take(self, attempt: Attempt, key: str) -> PreparedKey | None:
-        """The key's intent goes, if it is that attempt's."""
+        """Remove and return the key's intent, if it is that attempt's; else None."""
         hold = self._of_attempt.get(attempt)
         held = hold.intents.get(key) if hold else None
         if hold is not None and held is not None:

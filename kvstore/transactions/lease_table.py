@@ -4,6 +4,10 @@ Owns: leases, the queue of each name, and the identities of locks and leases.
 Promises: pure: `now_s` is an argument, on a monotonic clock. Expiry is a change, made by `end`, never a look at a
 clock. No identity is used twice.
 Leaves to others: locks (`locks`, whose table extends this one), rows and tokens (`store.leases`).
+
+A lease (Gray and Cheriton, 1989) is a right that ends by itself after its time, so a holder that has died bars no one
+for ever. A holder that was only slow must be kept from writing as if it still held it: its token, which rises with
+every grant, is what Chubby calls the lock generation number of a sequencer (Burrows, 2006), and others a fencing token.
 """
 
 from __future__ import annotations
@@ -46,7 +50,10 @@ class Lease:
 
 
 class LeaseTable(Generic[W]):
-    """`opening` is random, drawn again at each opening of the store."""
+    """The leases and their queues. `opening` is random, drawn again at each opening of the store.
+
+    `waiters_max` bounds the queue of each name.
+    """
 
     def __init__(self, opening: str, waiters_max: int) -> None:
         self.undo = Undo()
@@ -61,11 +68,14 @@ class LeaseTable(Generic[W]):
         return Identity(self._opening, self._count)
 
     def lease(self, name: str) -> Lease | None:
-        """Who holds the name, past its deadline or not.
-        Expiry is a change, made by `end`, never a look at a clock."""
+        """The lease on the name, past its deadline or not; None without one.
+
+        Expiry is a change, made by `end`, never a look at a clock.
+        """
         return self._leases.get(name)
 
     def leases(self) -> Iterator[Lease]:
+        """All leases, past their deadline or not. The table must not be changed between two steps."""
         return iter(self._leases.values())
 
     @property
@@ -74,7 +84,7 @@ class LeaseTable(Generic[W]):
         return len(self._leases)
 
     def grant(self, name: str, owner: str, token: int, ttl_s: float) -> Lease:
-        """A new lease. Raises ValueError if the name has one."""
+        """A new lease, whose time does not run before `start`. Raises ValueError if the name has one."""
         if name in self._leases:
             raise ValueError(f"{name!r} is leased")
         self.undo.note_item(self._leases, name)
@@ -87,7 +97,10 @@ class LeaseTable(Generic[W]):
         del self._leases[name]
 
     def forget_lease(self, name: str) -> tuple[W, ...]:
-        """The name is another store's now, with its lease: those who waited for it here."""
+        """Drop the lease of a name that is another store's now; returns those who waited for it here.
+
+        Raises KeyError if there is none. It cannot be taken back by `undo`.
+        """
         del self._leases[name]
         return tuple(self._lease_queues.pop(name, ()))
 
@@ -97,11 +110,11 @@ class LeaseTable(Generic[W]):
         lease.deadline_s = math.inf
 
     def start(self, lease: Lease, now_s: float) -> None:
-        """The grant or renewal is visible: from now on the lease's time runs."""
+        """The grant or renewal is visible: from `now_s` on, monotonic, the lease's time runs."""
         lease.deadline_s = now_s + lease.ttl_s
 
     def queue_for_lease(self, name: str, waiter: W) -> None:
-        """Raises OverflowError when the queue is full."""
+        """Put the waiter at the end of the name's queue. Raises OverflowError when the queue is full."""
         queue = self._note_queue(name)
         if len(queue) >= self._waiters_max:
             raise OverflowError(name)
@@ -118,7 +131,7 @@ class LeaseTable(Generic[W]):
         return queue
 
     def next_for_lease(self, name: str) -> W | None:
-        """Take the first waiter out of the queue."""
+        """Take the first waiter out of the queue; None if it is empty."""
         queue = self._note_queue(name)
         if not queue:
             return None

@@ -82,7 +82,10 @@ class _Lock(Generic[Q]):
 
 
 class LockTable(LeaseTable[W], Generic[Q, W]):
-    """`opening` is random, drawn again at each opening of the store."""
+    """The locks, and the leases beside them. `opening` is random, drawn again at each opening of the store.
+
+    `waiters_max` bounds the queue of each lock, and that of each lease.
+    """
 
     def __init__(self, opening: str, waiters_max: int) -> None:
         super().__init__(opening, waiters_max)
@@ -155,7 +158,10 @@ class LockTable(LeaseTable[W], Generic[Q, W]):
         return name in self._locks and self._locks[name].holders.keys() == {identity}
 
     def unlock(self, name: str, identity: Identity) -> list[tuple[Identity, Q]]:
-        """Let the lock go, if it is still held; those who have it now, in order of arrival."""
+        """Let the lock go; returns those who have it now, in order of arrival.
+
+        No-op if it is held no more.
+        """
         lock = self._locks.get(name)
         if lock is None or identity not in lock.holders:
             return []
@@ -173,11 +179,11 @@ class LockTable(LeaseTable[W], Generic[Q, W]):
         return [waiter for _, _, waiter in lock.queue] if lock else []
 
     def all_waiting(self) -> list[tuple[str, Q]]:
-        """Who waits for which lock."""
+        """(name, waiter) of all that wait for a lock."""
         return [(name, waiter) for name, lock in self._locks.items() for _, _, waiter in lock.queue]
 
     def leave(self, name: str, waiter: Q) -> list[tuple[Identity, Q]]:
-        """The waiter gives up its place; those for whom that cleared the way."""
+        """The waiter gives up its place; returns those for whom that cleared the way, in order of arrival."""
         lock = self._note_lock(name)
         if lock is None:
             return []

@@ -3,7 +3,7 @@
 Owns: the rules of a struck and of a reopened partition.
 Promises: pure. A vote that lay on a lost disk commits nothing; what was decided on a lost disk is unknown for ever, and
 is never said to be aborted.
-Leaves to others: striking and opening (`placement.moves`, the controller), rows and answers (`storage.participant`).
+Leaves to others: striking and opening (`placement.moves`, the controller), rows and answers (`store.participant`).
 
 A shard is lost with all that it has: its rows, its intents, its decisions. The controller *strikes* it in one map,
 which every other store follows before the next map *opens* its partitions, empty, with new owners. An attempt names the

@@ -30,7 +30,7 @@ class Undo:
 
     @property
     def mark(self) -> int:
-        """The present moment."""
+        """The present moment, for `back_to`."""
         return len(self._steps)
 
     def note_item(self, mapping: dict[Any, Any], key: Any) -> None:

@@ -49,11 +49,13 @@ class BodyReader:
         BadRequest, NotImplementedYet, RequestTimeout and ExpectationFailed."""
         fields = head.fields
         if "content-encoding" in fields and fields["content-encoding"].lower() != "identity":
-            raise ContentEncodingRefused(f"Content-Encoding: {fields['content-encoding']!a} is not taken")
+            raise ContentEncodingRefused(f"Content-Encoding: {fields['content-encoding']!a} is not taken.")
         if "content-range" in fields:
-            raise BadRequest("Content-Range is not taken: a value is written whole")
+            raise BadRequest("Content-Range is not taken: a value is written whole.")
         if fields.get("transfer-encoding", "chunked").lower() != "chunked":  # the parser undoes chunks, nothing else
-            raise NotImplementedYet(f"Transfer-Encoding: {fields['transfer-encoding']!a} is not taken; only chunked is")
+            raise NotImplementedYet(
+                f"Transfer-Encoding: {fields['transfer-encoding']!a} is not taken; only chunked is."
+            )
         announced = int(fields.get("content-length", 0))
         if announced > bytes_max:
             raise too_large(f"the body has {announced} bytes; the limit is {bytes_max}", bytes_max=bytes_max)
@@ -91,19 +93,19 @@ class BodyReader:
                     timeout.reschedule(min(end_s, loop.time() + self._stall_s))
         except TimeoutError:
             if loop.time() >= end_s:
-                raise RequestTimeout(f"the body had not arrived after {self._transfer_timeout_s:g} s") from None
-            raise RequestTimeout(f"nothing more of the body arrived for {self._stall_s:g} s") from None
+                raise RequestTimeout(f"the body had not arrived after {self._transfer_timeout_s:g} s.") from None
+            raise RequestTimeout(f"nothing more of the body arrived for {self._stall_s:g} s.") from None
         return b"".join(chunks)
 
     def reserve(self, size: int) -> None:
-        """Raises TooManyRequests."""
+        """Count `size` bytes more as under way. Raises TooManyRequests."""
         if self.under_way_bytes + size > self._under_way_bytes_max:
-            raise TooManyRequests("too many bodies are under way", retry_after_ms=200)
+            raise TooManyRequests("too many bodies are under way.", retry_after_ms=200)
         self.under_way_bytes += size
 
     async def _answer_expect(self, request: web.BaseRequest, expectation: str) -> None:
         if expectation.lower() != "100-continue":
-            raise ExpectationFailed(f"Expect: {expectation!a} is unknown")
+            raise ExpectationFailed(f"Expect: {expectation!a} is unknown.")
         if request.version >= HttpVersion11:
             await request.writer.write(CONTINUE)
 

@@ -37,5 +37,5 @@ def _refusal(raw: msgspec.Raw, error: Exception) -> Answer:
         raise msgspec.DecodeError(f"what comes behind this message cannot be told: {error}")
     if len(parts) < 2:
         raise msgspec.DecodeError(f"a message without an id: {error}")
-    refused = BadRequest(f"a message of the channel is out of its bounds or not known here: {error}")
+    refused = BadRequest(f"a message of the channel is out of its bounds or not known here: {error}.")
     return Answer(_id.decode(parts[1]), refused.status, problem=refused.problem())

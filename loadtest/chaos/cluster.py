@@ -23,7 +23,7 @@ LIMITS: dict[str, Any] = {
     "reroute_timeout_s": 2.5,
     "reconnect_wait_s_max": 0.2,
     "txn_timeout_s": 1.5,
-    "move_fence_timeout_s": 1.5,
+    "move_freeze_timeout_s": 1.5,
     "move_group_keys_max": 100,
     "tombstone_kept_s": 3.0,
     "map_poll_s": 1.0,

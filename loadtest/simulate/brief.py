@@ -8,7 +8,7 @@ Leaves to others: sending (`cluster_clients`).
 
 from __future__ import annotations
 
-from loadtest.simulate.machine import Violation
+from loadtest.simulate.store_invariants import Violation
 from loadtest.workloads import calls
 from loadtest.workloads.calls import Call, Pause, Steps
 from loadtest.workloads.place import Place

@@ -16,18 +16,15 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 
-import msgspec
-
 from kvstore.config import Limits
-from kvstore.controller.membership import ClusterState
-from kvstore.placement.cluster_map import ClusterMap
-from kvstore.shard.resident import Resident
 from loadtest.simulate.invariants import Invariants
-from loadtest.simulate.loop import Killed, Process, SimulatedLoop, running_process
-from loadtest.simulate.machine import Violation
+from loadtest.simulate.kill_points import KillPoints
+from loadtest.simulate.loop import Killed, Process, SimulatedLoop
 from loadtest.simulate.network import Network
 from loadtest.simulate.node import NodeServer
 from loadtest.simulate.servers import ControllerServer, RouterServer, Server
+from loadtest.simulate.store_invariants import Violation
+from loadtest.simulate.view import LostDisks, View
 
 SHARDS, ROUTERS = 4, 2
 SHARDS_MAX = 6
@@ -50,7 +47,7 @@ LIMITS = Limits(
     told_timeout_s=1.0,
     move_group_keys_max=40,
     move_page_rows_max=20,
-    move_fence_timeout_s=1.0,
+    move_freeze_timeout_s=1.0,
     compare_every_s=3.0,
     snapshot_share=0.1,
     snapshot_page_rows_max=5,
@@ -62,26 +59,25 @@ _LOOK_S = 0.2
 
 
 class Cluster:
-    """`faults`: how often each kind came; `points`: how often each failpoint was hit."""
+    """`faults`: how often each kind came."""
 
     def __init__(self, loop: SimulatedLoop, seed: int, replicas: int = 1) -> None:
         self.loop = loop
         self.seed = seed
         self.network = Network(loop, self.random("network"))
         self.faults: Counter[str] = Counter()
-        self.points: Counter[str] = Counter()
+        self.kill_points = KillPoints(loop, self.faults)
         self.failed: asyncio.Future[None] = loop.create_future()
         self._made = 0
-        self._lost = 0  # disks, since all was copied
-        self.kill_at: dict[str, int] = {}  # at the n-th time of that failpoint
         first = [f"s{number}" for number in range(1, SHARDS + 1)]
-        self._document: bytes | None = None
-        self._map: ClusterMap | None = None  # that is in the document
         self.controller = ControllerServer(self.network, self.random("controller"), LIMITS, self.found, first, replicas)
         self.routers = [self._router(f"r{number}") for number in range(1, ROUTERS + 1)]
-        self.nodes = {name: self._node(name) for name in first}
-        self._members: dict[str, None] = {}
-        self.invariants = Invariants(self.nodes, lambda: self.stored_map)
+        self.nodes: dict[str, NodeServer] = {}
+        self.view = View(self.nodes, lambda: self.controller.register.stored.document, replicas)
+        self.lost_disks = LostDisks(self.view)
+        self.invariants = Invariants(self.view)
+        for name in first:
+            self._add_node(name)
 
     def random(self, name: str) -> random.Random:
         """A generator of its own for each name."""
@@ -90,15 +86,12 @@ class Cluster:
     def _router(self, name: str) -> RouterServer:
         return RouterServer(name, self.network, self.random(name), LIMITS, self.found)
 
-    def _node(self, name: str) -> NodeServer:
+    def _add_node(self, name: str) -> NodeServer:
         self._made += 1  # one that comes back with another disk is not who it was
         node = NodeServer(name, self.network, self.random(f"{name} {self._made}"), LIMITS, self.found)
-        node.is_removed = lambda: self._is_removed(name)
+        node.is_removed = lambda: self.view.map is not None and not self.view.is_member(name)
+        self.nodes[name] = node
         return node
-
-    def _is_removed(self, name: str) -> bool:
-        cluster_map = self.stored_map
-        return cluster_map is not None and cluster_map.node(name) is None
 
     @property
     def servers(self) -> Iterator[Server]:
@@ -130,59 +123,13 @@ class Cluster:
                 return
             await asyncio.sleep(rng.uniform(*_RESTART_S))
             if server.wanted and server.gone.is_set():
-                self.invariants.process_ended(server.name)
+                self.invariants.owners.process_ended(server.name)
                 server.start()
 
-    @property
-    def stored_map(self) -> ClusterMap | None:
-        """As the controller's store has it now."""
-        document = self.controller.register.stored.document
-        if document is not self._document:
-            self._document = document
-            self._map = msgspec.json.decode(document, type=ClusterState).map if document is not None else None
-        return self._map
-
-    def may_lose_a_disk(self) -> bool:
-        """Whether fewer disks than there are copies would be lost since all was copied."""
-        return self.disks_lost() < self._wanted() - 1 and (self._lost > 0 or self.is_whole())
-
-    def disks_lost(self) -> int:
-        """Since all was copied."""
-        self._lost *= not self.is_whole()
-        return self._lost
-
     def lose_disk(self, node: NodeServer) -> None:
-        self._lost += 1
+        self.lost_disks.add()
         node.lose_disk()
         self.invariants.disk_gone(node.name)
-
-    def is_whole(self) -> bool:
-        """Whether each shard has as many copies in sync as it is to have.
-        On disks of processes that run."""
-        cluster_map, wanted = self.stored_map, self._wanted()
-        if cluster_map is None:
-            return False
-        for shard in cluster_map.shards:
-            in_sync = [(each.node, each.copy_id) for each in shard.replicas if each.state == "in-sync"]
-            places = [(shard.primary.node, shard.primary.copy_id), *in_sync]
-            if len(places) < wanted or not all(self.has(node, shard.id, copy_id) for node, copy_id in places):
-                return False
-        return True
-
-    def _wanted(self) -> int:
-        """How many copies of each shard there are to be, on the nodes that there are."""
-        cluster_map = self.stored_map
-        nodes = cluster_map.nodes if cluster_map is not None else []
-        return min(self.controller.config.replicas, sum(not node.given_up for node in nodes))
-
-    def has(self, node: str, shard_id: str, copy_id: str) -> bool:
-        """Whether the process of that node runs, and has that copy."""
-        resident = self.resident(node, shard_id)
-        return resident is not None and resident.copy_id == copy_id
-
-    def resident(self, node: str, shard_id: str) -> Resident | None:
-        """The store of that shard in the process of that node, if it runs and has it."""
-        return self.invariants.resident(node, shard_id)
 
     def bring_back(self, node: NodeServer) -> None:
         """It was to stay dead, and is to run again."""
@@ -194,7 +141,7 @@ class Cluster:
         for number in range(1, SHARDS_MAX + 1):
             name = f"s{number}"
             if name not in self.nodes:
-                node = self.nodes[name] = self._node(name)
+                node = self._add_node(name)
                 node.may_join = True
                 self.loop.create_task(self._keep(node))
                 return name
@@ -202,15 +149,16 @@ class Cluster:
 
     async def _end_removed(self) -> None:
         """What a launcher does with nodes that are members no more: one without a shard may keep copies of others."""
+        members: list[str] = []
         while True:
             await asyncio.sleep(_LOOK_S)
-            cluster_map = self.stored_map
+            cluster_map = self.view.map
             if cluster_map is None:
                 continue
-            present = {node.id: None for node in cluster_map.nodes}
-            for name in [name for name in self._members if name not in present]:
-                self.loop.create_task(self._end(name))
-            self._members = present
+            for name in members:
+                if not self.view.is_member(name):
+                    self.loop.create_task(self._end(name))
+            members = [node.id for node in cluster_map.nodes]
 
     async def _end(self, name: str) -> None:
         node = self.nodes.get(name)
@@ -227,30 +175,10 @@ class Cluster:
         del self.nodes[name]
         self.loop.note(f"{name} has left")
 
-    # --- what must always hold ----------------------------------------------------------------------------------------
-
-    def hit(self, names: tuple[str, ...]) -> None:
-        """The running process is at these failpoints. Raises Killed."""
-        self.points.update(names)
-        if not self.kill_at:
-            return
-        process = running_process()
-        for name in names:
-            left = self.kill_at.get(name)
-            if left is None or process is None:
-                continue
-            self.kill_at[name] = left - 1
-            if left <= 1:
-                del self.kill_at[name]
-                self.faults["killed at a failpoint"] += 1
-                self.loop.note(f"{process.name} is killed at {name}")
-                process.kill()
-                raise Killed
-
     def check(self, process: Process) -> None:
         """After every event of a process. Raises Violation."""
         if process.name == self.controller.name:
-            self.invariants.check_map()
+            self.invariants.maps.check()
             return
         server = self.nodes.get(process.name)
         if server is not None and server.node is not None and server.process is process:

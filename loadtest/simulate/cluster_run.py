@@ -26,8 +26,8 @@ from loadtest.simulate.cluster_clients import CLIENTS, Client, History
 from loadtest.simulate.cluster_faults import ONLY_WITH_COPIES, USUAL, Fault, Nemesis, draw
 from loadtest.simulate.ending import check_copies, is_replicated
 from loadtest.simulate.loop import Hang, SimulatedLoop
-from loadtest.simulate.machine import Violation
 from loadtest.simulate.run import Result
+from loadtest.simulate.store_invariants import Violation
 from loadtest.workloads.judged import Judged, closing, opening
 
 _FORM_S = 60.0  # simulated, in which a cluster without faults must be there
@@ -65,7 +65,7 @@ def simulate_cluster(
     before = log.propagate, log.level
     log.propagate, log.level = False, logging.ERROR
     log.addHandler(errors)
-    failpoints.watch(cluster.hit)
+    failpoints.watch(cluster.kill_points.hit)
     failpoints.active, was_active = simulation.at_points, failpoints.active
     try:
         verdict = simulation.run()
@@ -80,7 +80,7 @@ def simulate_cluster(
         gc.enable()
     return Result(
         seed, digest, verdict, loop.events, simulation.history.calls, loop.now_s, time.process_time() - began_s,
-        dict(cluster.faults), dict(cluster.points), last if verdict else [],
+        dict(cluster.faults), dict(cluster.kill_points.hits), last if verdict else [],
     )  # fmt: skip
 
 
@@ -176,9 +176,9 @@ class _Simulation:
             await asyncio.sleep(0.1)
 
     async def _end(self) -> None:
-        while not is_replicated(self.cluster):  # noqa: ASYNC110 (it asks again)
+        while not is_replicated(self.cluster.view):  # noqa: ASYNC110 (it asks again)
             await asyncio.sleep(0.1)
-        check_copies(self.cluster)
+        check_copies(self.cluster.view)
         self._loop.note("all copies are in sync, and alike")
 
     def _judge(self) -> str:

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
-from kvstore.placement.cluster_map import Replica, Shard
-from kvstore.replication.copy import StoreCopy
+from kvstore.placement.cluster_map import Shard
 from kvstore.storage.engine import Engine
 from loadtest.simulate.cluster import Cluster
-from loadtest.simulate.network import Link
+from loadtest.simulate.network import both_ways
+from loadtest.simulate.view import good_copies, in_sync
 
 T = TypeVar("T")
 
@@ -38,21 +38,21 @@ _PAGE_S = 0.03  # what a page of the second snapshot takes
 
 async def depose(cluster: Cluster, rng: random.Random) -> None:
     """The primary of some shard, as described above."""
-    shards = [shard for shard in _shards(cluster) if _in_sync(shard)]
+    shards = [shard for shard in cluster.view.shards if in_sync(shard)]
     if not shards:
         return
     shard = rng.choice(shards)
     primary, own = shard.primary.node, cluster.controller.name
-    to_copies = _both_ways(primary, (each.node for each in shard.replicas))
-    to_controller = _both_ways(primary, [own])
+    to_copies = both_ways(primary, (each.node for each in shard.replicas))
+    to_controller = both_ways(primary, [own])
     stale = rng.choice(cluster.routers).name  # which does not hear of it, either
-    to_router = _both_ways(stale, [own]) if rng.random() < 0.5 else []
+    to_router = both_ways(stale, [own]) if rng.random() < 0.5 else []
     links = [*to_copies, *to_controller, *to_router]
-    slowed = [(each.node, own) for each in _in_sync(shard)]  # so that an opening takes a while
+    slowed = [(each.node, own) for each in in_sync(shard)]  # so that an opening takes a while
     cluster.network.slow.update(dict.fromkeys(slowed, rng.uniform(0.05, 0.3)))
     process = cluster.nodes[primary].process if primary in cluster.nodes else None
     how = rng.choice(("stops", "returns", "is a copy at once"))
-    _cut(cluster, [*to_controller, *to_router] if how == "stops" else links)
+    cluster.network.cut_links([*to_controller, *to_router] if how == "stops" else links)
     if how == "is a copy at once":
         await _until(lambda: _has_other_primary(cluster, shard), _PROMOTED_S)
     else:
@@ -61,11 +61,11 @@ async def depose(cluster: Cluster, rng: random.Random) -> None:
         await _until(lambda: _is_opened_elsewhere(cluster, shard), _PROMOTED_S)
         if how == "stops" and process is not None:
             cluster.loop.go_on(process)
-        _heal(cluster, to_copies, rng.choice((0.0, 1.0)))
+        cluster.network.heal_links(to_copies, rng.choice((0.0, 1.0)))
         await asyncio.sleep(rng.uniform(0.5, 3.0))
     for link in slowed:
         cluster.network.slow.pop(link, None)
-    _heal(cluster, links, rng.choice((0.0, 0.5, 1.0)))
+    cluster.network.heal_links(links, rng.choice((0.0, 0.5, 1.0)))
 
 
 async def interrupt(cluster: Cluster, rng: random.Random) -> None:
@@ -75,22 +75,22 @@ async def interrupt(cluster: Cluster, rng: random.Random) -> None:
     if not found:
         return
     shard, node, before = found
-    primary, heirs = shard.primary.node, [each.node for each in _in_sync(shard)]
-    page, beside = (primary, node), _both_ways(node, heirs)
-    others = _both_ways(primary, [cluster.controller.name, *heirs])
-    _cut(cluster, [page, *others, *beside])
+    primary, heirs = shard.primary.node, [each.node for each in in_sync(shard)]
+    page, beside = (primary, node), both_ways(node, heirs)
+    others = both_ways(primary, [cluster.controller.name, *heirs])
+    cluster.network.cut_links([page, *others, *beside])
     if await _until(lambda: _has_other_primary(cluster, shard), _PROMOTED_S):
         await asyncio.sleep(rng.uniform(1.0, 3.0))
     slowed = [(heir, node) for heir in heirs]
     cluster.network.slow.update(dict.fromkeys(slowed, _PAGE_S))
-    _heal(cluster, beside, rng.choice((0.0, 1.0)))
+    cluster.network.heal_links(beside, rng.choice((0.0, 1.0)))
     await _until(lambda: _fills(cluster, shard.id, node, shard.term, before), _FILLING_S)
     await asyncio.sleep(rng.choice((rng.uniform(0.0, 12 * _PAGE_S), rng.uniform(1.0, _FILLED_S))))
-    _heal(cluster, [page], 0.0)
+    cluster.network.heal_links([page], 0.0)
     await asyncio.sleep(rng.uniform(0.1, 2.0))
     for link in slowed:
         cluster.network.slow.pop(link, None)
-    _heal(cluster, others, rng.choice((0.0, 0.5, 1.0)))
+    cluster.network.heal_links(others, rng.choice((0.0, 0.5, 1.0)))
 
 
 async def die(cluster: Cluster, rng: random.Random) -> None:
@@ -99,7 +99,7 @@ async def die(cluster: Cluster, rng: random.Random) -> None:
     if not names:
         return
     name = rng.choice(names)
-    if not all(_lives_without(cluster, shard, name) for shard in _shards(cluster)):
+    if not all(_lives_without(cluster, shard, name) for shard in cluster.view.shards):
         return
     node = cluster.nodes[name]
     assert node.process is not None
@@ -113,7 +113,7 @@ async def die(cluster: Cluster, rng: random.Random) -> None:
 
 async def put_old_back(cluster: Cluster, rng: random.Random) -> None:
     """Of some shard, whose primary comes back later. What the files lack was committed well before its last beat."""
-    found = [(shard, copy) for shard in _shards(cluster) for copy in _in_sync(shard)]
+    found = [(shard, copy) for shard in cluster.view.shards for copy in in_sync(shard)]
     if not found:
         return
     shard, copy = rng.choice(found)
@@ -124,8 +124,8 @@ async def put_old_back(cluster: Cluster, rng: random.Random) -> None:
     await asyncio.sleep(_BEATS_S)
     if node is None or primary is None or kept is None or not (node.is_alive and primary.is_alive):
         return
-    now = next((each for each in _shards(cluster) if each == shard), None)
-    if now is None or committed <= kept.number or not cluster.is_whole():
+    now = next((each for each in cluster.view.shards if each == shard), None)
+    if now is None or committed <= kept.number or not cluster.view.is_whole():
         return
     cluster.loop.note(f"{node.name} gets its copy of {shard.id} back as of record {kept.number} of {committed}")
     for each in (primary, node):
@@ -141,69 +141,41 @@ async def put_old_back(cluster: Cluster, rng: random.Random) -> None:
 
 def _committed(cluster: Cluster, shard: Shard) -> int:
     """The number of the last committed record, if its primary runs."""
-    resident = cluster.resident(shard.primary.node, shard.id)
-    return resident.hosted.store.durable if resident is not None and resident.hosted is not None else 0
-
-
-def _shards(cluster: Cluster) -> list[Shard]:
-    return cluster.stored_map.shards if cluster.stored_map is not None else []
-
-
-def _in_sync(shard: Shard) -> list[Replica]:
-    return [each for each in shard.replicas if each.state == "in-sync"]
+    store = cluster.view.store(shard.primary.node, shard.id)
+    return store.durable if store is not None else 0
 
 
 def _has_other_primary(cluster: Cluster, shard: Shard) -> bool:
     """Or it has left."""
-    now = cluster.stored_map.shard(shard.id) if cluster.stored_map is not None else None
+    now = cluster.view.shard(shard.id)
     return now is None or now.primary.node != shard.primary.node
 
 
 def _is_opened_elsewhere(cluster: Cluster, shard: Shard) -> bool:
     """A copy has promised a higher term, most likely to itself."""
-    copies = (_copy(cluster, each.node, shard.id) for each in shard.replicas)
+    copies = (cluster.view.copy(each.node, shard.id) for each in shard.replicas)
     return any(copy is not None and copy.following.promised > shard.term for copy in copies)
-
-
-def _copy(cluster: Cluster, node: str, shard_id: str) -> StoreCopy | None:
-    resident = cluster.resident(node, shard_id)
-    return resident.copy if resident is not None else None
 
 
 def _filling(cluster: Cluster) -> tuple[Shard, str, Engine] | None:
     """A shard with a copy that gets a snapshot, its node and file; another copy can take over."""
-    for shard in _shards(cluster):
+    for shard in cluster.view.shards:
         for replica in shard.replicas:
-            copy = _copy(cluster, replica.node, shard.id)
-            if copy is not None and _in_sync(shard) and _fills(cluster, shard.id, replica.node):
+            copy = cluster.view.copy(replica.node, shard.id)
+            if copy is not None and in_sync(shard) and _fills(cluster, shard.id, replica.node):
                 return shard, replica.node, copy.engine
     return None
 
 
 def _fills(cluster: Cluster, shard_id: str, node: str, above_term: int = 0, not_into: Engine | None = None) -> bool:
     """Whether a snapshot of a higher term than that is on its way there, and into another file than that."""
-    copy = _copy(cluster, node, shard_id)
+    copy = cluster.view.copy(node, shard_id)
     named = copy.following.session if copy is not None and copy.is_filling else None
     return named is not None and named.term > above_term and copy is not None and copy.engine is not not_into
 
 
 def _lives_without(cluster: Cluster, shard: Shard, name: str) -> bool:
-    places = [(shard.primary.node, shard.primary.copy_id), *((each.node, each.copy_id) for each in _in_sync(shard))]
-    return any(node != name and cluster.has(node, shard.id, copy_id) for node, copy_id in places)
-
-
-def _both_ways(one: str, others: Iterable[str]) -> list[Link]:
-    return [link for other in others for link in ((one, other), (other, one))]
-
-
-def _cut(cluster: Cluster, links: list[Link]) -> None:
-    for link in links:
-        cluster.network.cut_link(link)
-
-
-def _heal(cluster: Cluster, links: list[Link], reset_share: float) -> None:
-    for link in links:
-        cluster.network.heal_link(link, reset_share)
+    return any(node != name and cluster.view.has(node, shard.id, each) for node, each in good_copies(shard))
 
 
 async def _until(look: Callable[[], T], seconds: float) -> T:

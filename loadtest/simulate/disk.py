@@ -10,6 +10,7 @@ Leaves to others: when the power is cut and which call fails (`power_cut_at`, `h
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,18 @@ def lose_all(_: int) -> int:
 def keep_all(newest: int) -> int:
     """What was written is there, synced or not."""
     return newest
+
+
+def any_fate(rng: random.Random) -> Fate:
+    """One of those two, or any of the contents of each sector, or all or nothing of each."""
+
+    def keep_any(newest: int) -> int:
+        return rng.randint(0, newest)
+
+    def keep_some(newest: int) -> int:
+        return newest if rng.random() < 0.5 else 0
+
+    return rng.choice((lose_all, keep_all, keep_any, keep_some))
 
 
 class PowerCut(BaseException):

@@ -14,20 +14,20 @@ from kvstore.placement.cluster_map import Shard
 from kvstore.shard.resident import Resident
 from kvstore.storage.engine import Engine
 from kvstore.storage.log import Log
-from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.held_rows import differences, held
-from loadtest.simulate.machine import Violation
+from loadtest.simulate.store_invariants import Violation
+from loadtest.simulate.view import View, good_copies
 
 
-def is_replicated(cluster: Cluster) -> bool:
+def is_replicated(view: View) -> bool:
     """Whether all copies are in sync, and have all that their primaries have."""
-    return cluster.is_whole() and all(_is_even(cluster, shard) for shard in _shards(cluster))
+    return view.is_whole() and all(_is_even(view, shard) for shard in view.shards)
 
 
-def check_copies(cluster: Cluster) -> None:
+def check_copies(view: View) -> None:
     """All rows of each copy in sync, beside those of its primary. Raises Violation."""
-    for shard in _shards(cluster):
-        (_, primary, log), *copies = list(_places(cluster, shard))
+    for shard in view.shards:
+        (_, primary, log), *copies = list(_places(view, shard))
         number = log.last.number
         expected = held(primary, log, number)
         for node, engine, copied in copies:
@@ -35,22 +35,18 @@ def check_copies(cluster: Cluster) -> None:
                 raise Violation(f"the copy of {shard.id} on {node} differs, as of record {number}: {wrong}")
 
 
-def _shards(cluster: Cluster) -> list[Shard]:
-    return cluster.stored_map.shards if cluster.stored_map is not None else []
-
-
-def _is_even(cluster: Cluster, shard: Shard) -> bool:
-    resident = cluster.resident(shard.primary.node, shard.id)
-    sender = resident.hosted.store.tables.sender if resident is not None and resident.hosted is not None else None
+def _is_even(view: View, shard: Shard) -> bool:
+    primary = view.primary(shard.id)
+    sender = primary.tables.sender if primary is not None else None
     committed = {sender.shipping.committed} if sender is not None else set()
-    lasts = {log.last for _, _, log in _places(cluster, shard)}
+    lasts = {log.last for _, _, log in _places(view, shard)}
     return len(lasts) == 1 and {last.number for last in lasts} | committed == {last.number for last in lasts}
 
 
-def _places(cluster: Cluster, shard: Shard) -> Iterator[tuple[str, Engine, Log]]:
+def _places(view: View, shard: Shard) -> Iterator[tuple[str, Engine, Log]]:
     """Node, file and log of the primary, then of the copies in sync."""
-    for node in (shard.primary.node, *(each.node for each in shard.replicas if each.state == "in-sync")):
-        resident = cluster.resident(node, shard.id)
+    for node, _ in good_copies(shard):
+        resident = view.resident(node, shard.id)
         if resident is not None and (found := _file_and_log(resident)) is not None:
             yield (node, *found)
 

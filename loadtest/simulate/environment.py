@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 BEGIN_MS = 1_800_000_000_000
 THREAD_S = (0.00002, 0.0003)
+SYNC_S = 0.0001  # of a disk without faults
 SLOW_SHARE, SLOW_S = 0.02, 0.3  # now and then a disk takes long
 
 
@@ -34,7 +35,7 @@ class SimulatedEnvironment(Environment):
         self.reboot()
         self.rate = rng.uniform(0.99, 1.01)
         self.jump_ms = 0
-        self.sync_s = 0.0001
+        self.sync_s = SYNC_S
         self._in_thread = False
         self._waited_s = 0.0
 

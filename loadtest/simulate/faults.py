@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 
 from kvstore.errors import KvError
 from kvstore.store.store import Store
-from loadtest.simulate.disk import keep_all, lose_all
+from loadtest.simulate.disk import any_fate
+from loadtest.simulate.environment import SYNC_S
 from loadtest.simulate.loop import Process
 from loadtest.simulate.machine import PARTITIONS, Lost, Machine
 from loadtest.simulate.mover import Mover
@@ -25,7 +26,6 @@ POINTS = (
         for side in ("before", "after")
     ),
 )  # fmt: skip
-_SYNC_S = 0.0001
 
 
 class Faults:
@@ -71,18 +71,11 @@ class Faults:
         while True:
             await machine.gone.wait()
             if machine.power_is_off or rng.random() < 0.4:
-                fate = rng.choice((lose_all, keep_all, self._keep_any, self._keep_some))
+                fate = any_fate(rng)
                 machine.loop.note("the power is off")
                 machine.cut_power(fate)
             await asyncio.sleep(rng.uniform(0.01, 0.5))
             machine.start()
-
-    def _keep_any(self, newest: int) -> int:
-        return self._rng.randint(0, newest)
-
-    def _keep_some(self, newest: int) -> int:
-        """All or nothing of each sector: records are whole or gone, in any subset."""
-        return newest if self._rng.random() < 0.5 else 0
 
     def heal(self) -> None:
         """From now on there are no faults."""
@@ -92,7 +85,7 @@ class Faults:
         machine.disk.power_cut_at = 0
         machine.kill_at = None
         machine.sync_fails = False
-        machine.environment.sync_s = _SYNC_S
+        machine.environment.sync_s = SYNC_S
         if machine.process is not None and machine.process.alive:
             machine.process.dies_after = None
             machine.loop.go_on(machine.process)
@@ -129,7 +122,7 @@ class Faults:
         await asyncio.sleep(self._rng.uniform(0.1, 3.0))
         if self._rng.random() < 0.5:
             await self._cut()
-        environment.sync_s = _SYNC_S
+        environment.sync_s = SYNC_S
 
     async def _fill(self) -> None:
         disk = self._machine.disk

@@ -30,6 +30,7 @@ from loadtest.simulate.disk import PowerCut, SimulatedDisk
 from loadtest.simulate.engine import SimulatedEngine
 from loadtest.simulate.environment import SimulatedEnvironment
 from loadtest.simulate.loop import Killed, Process, SimulatedLoop
+from loadtest.simulate.store_invariants import Violation
 
 PARTITIONS = 64
 FOLDER = Path("/data")
@@ -47,10 +48,6 @@ LIMITS = Limits(
     batch_ops_max=16,
 )
 _NETWORK_S = (0.0001, 0.003)
-
-
-class Violation(Exception):
-    """A promise was broken."""
 
 
 class Lost(Exception):

@@ -17,7 +17,8 @@ from kvstore.errors import Conflict, KvError
 from kvstore.placement.cluster_map import Move
 from kvstore.protocol import Frozen, Pull, Rows
 from kvstore.store.store import Store
-from loadtest.simulate.machine import SHARD, Lost, Machine, Violation
+from loadtest.simulate.machine import SHARD, Lost, Machine
+from loadtest.simulate.store_invariants import Violation
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from typing import Any
 
@@ -254,13 +254,16 @@ class Network:
                     else:
                         end.held.clear()
 
-    def cut_link(self, link: Link) -> None:
-        self.cut[link] = None
+    def cut_links(self, links: Iterable[Link]) -> None:
+        self.cut.update(dict.fromkeys(links))
 
-    def heal_link(self, link: Link, reset_share: float) -> None:
+    def heal_links(self, links: Iterable[Link], reset_share: float) -> None:
         """What was kept arrives now; or its connection is reset."""
-        if self.cut.pop(link, _OVER) is _OVER:
-            return
+        for link in links:
+            if self.cut.pop(link, _OVER) is not _OVER:
+                self._deliver_held(link, reset_share)
+
+    def _deliver_held(self, link: Link, reset_share: float) -> None:
         for connection in list(self._connections):
             for end in (connection.near, connection.far):
                 if (end.host, end.peer.host) != link or not end.held:
@@ -283,3 +286,8 @@ class Network:
 
 
 _OVER = object()
+
+
+def both_ways(one: str, others: Iterable[str]) -> list[Link]:
+    """The links between that host and each of the others."""
+    return [link for other in others for link in ((one, other), (other, one))]

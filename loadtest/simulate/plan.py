@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kvstore import failpoints
-from loadtest.simulate import cluster_faults, faults
+from loadtest.simulate import cluster_faults, faults, process_faults
 from loadtest.simulate.cluster_clients import CLIENTS
 from loadtest.simulate.cluster_run import WHOLE, Cut, scheduled, simulate_cluster
 from loadtest.simulate.run import Result, simulate
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     @property
     def points(self) -> Sequence[str]:
         """The failpoints that can be hit."""
-        return cluster_faults.POINTS if self.of == "cluster" else faults.POINTS
+        return process_faults.POINTS if self.of == "cluster" else faults.POINTS
 
     def run(self, seed: int, trace: Callable[[str], None] | None = None) -> Result:
         with failpoints.planting(self.bug):

@@ -48,7 +48,7 @@ LIMITS = {
     "reroute_timeout_s": 20.0,  # what is frozen while the controller is away waits for it: that is no reason to fail
     "reconnect_wait_s_max": 0.2,
     "tombstone_kept_s": 0.5,  # so soon that some go while their partition is copied
-    "move_fence_timeout_s": 10.0,  # so that a freeze stands while a process comes back
+    "move_freeze_timeout_s": 10.0,  # so that a freeze stands while a process comes back
 }
 
 

@@ -96,7 +96,7 @@ async def test_what_it_waits_for_next_is_said_too() -> None:
 
 async def test_a_router_or_controller_that_is_away_for_a_moment_is_waited_for() -> None:
     _, lines = await followed(503, 503, document(1, 10), DONE)
-    assert lines == ["waiting: no news of the change (no map yet)", "it answers again"]
+    assert lines == ["waiting: no news of the change: no map yet", "it answers again"]
 
 
 async def test_a_router_that_stays_away_is_an_error_that_says_that_the_change_goes_on(

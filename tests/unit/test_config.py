@@ -53,6 +53,19 @@ def refusal(tmp_path: Path, text: str) -> str:
     return caught.value.detail.removeprefix(f"{tmp_path}/")
 
 
+def test_a_setting_is_read_by_its_older_name_and_the_line_is_told(tmp_path: Path) -> None:
+    path, told = tmp_path / "cluster.yaml", list[str]()
+    text = SHIPPED.read_text().replace("move_freeze_timeout_s: 2.0 ", "move_fence_timeout_s: 3.5 ")
+    path.write_text(text)
+    assert load_config(path, told.append).limits.move_freeze_timeout_s == 3.5
+    line = text[: text.index("move_fence_timeout_s")].count("\n") + 1
+    assert told == [f"{path}:{line}: limits.move_fence_timeout_s is called move_freeze_timeout_s now; rename it."]
+    load_config(SHIPPED, told.append)
+    assert len(told) == 1
+    both = text.replace("  move_busy_share", "  move_freeze_timeout_s: 2.0\n  move_busy_share")
+    assert "limits.move_freeze_timeout_s stands here a second time; keep one of them." in refusal(tmp_path, both)
+
+
 def test_a_shard_may_name_the_zone_and_host_of_its_node(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     text = """

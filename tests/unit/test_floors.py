@@ -19,7 +19,7 @@ PACKAGE = Path(kvstore.errors.__file__).parent
 
 FLOORS = {
     "errors": 0, "config": 0, "addresses": 0, "environment": 0, "model": 0, "protocol": 0, "message_sizes": 0,
-    "metrics": 0, "failpoints": 0, "data_file": 0, "set_aside": 0, "strict_json": 0,
+    "metrics": 0, "failpoints": 0, "data_file": 0, "said_once": 0, "set_aside": 0, "strict_json": 0,
     "placement": 1, "transactions": 1, "dashboard": 1,
     "storage": 1, "replication": 2, "store": 3, "transport": 3,
     "shard": 4, "router": 4, "controller": 4,
@@ -30,11 +30,8 @@ METHODS_MAX = 20
 LINES_MAX = 500
 ATTRIBUTES_MAX = 15
 VALUES = {"NamedTuple", "Struct", "msgspec.Struct", "Message"}
+MAY_BE_LARGE = {"kvstore/client/client.py: Client"}  # one method for each call of the API: what its users look for
 LARGER = {
-    "kvstore/client/client.py: Client",
-    "kvstore/controller/copy_keeper.py: CopyKeeper",
-    "kvstore/controller/copy_places.py: Places",
-    "kvstore/controller/heard.py: Heard",
     "kvstore/controller/mover.py: Mover",
     "kvstore/controller/service.py: ClusterService",
     "kvstore/replication/copy.py: StoreCopy",
@@ -44,13 +41,8 @@ LARGER = {
     "kvstore/shard/node_stores.py: NodeStores",
     "kvstore/shard/receiver.py: Receiver",
     "kvstore/shard/resident.py: Resident",
-    "kvstore/transport/link.py: NodeLink",
     "loadtest/cluster/proxied.py: End",
     "loadtest/cluster/proxy.py: Proxy",
-    "loadtest/simulate/clients.py: Client",
-    "loadtest/simulate/cluster.py: Cluster",
-    "loadtest/simulate/cluster_faults.py: Nemesis",
-    "loadtest/simulate/invariants.py: Invariants",
     "loadtest/simulate/loop.py: SimulatedLoop",
     "loadtest/simulate/machine.py: Machine",
 }
@@ -190,7 +182,7 @@ def test_no_class_has_grown_too_large() -> None:
                 }
                 if len(methods) > METHODS_MAX or len(attributes) > ATTRIBUTES_MAX:
                     large.append(f"{path.relative_to(root.parent)}: {node.name}")
-    assert set(large) <= LARGER
+    assert set(large) - MAY_BE_LARGE <= LARGER
 
 
 def test_no_file_has_grown_too_long() -> None:

@@ -339,7 +339,19 @@ async def test_a_wrong_file_ends_up_with_2_and_the_line(tmp_path: Path, capfd: p
     path = tmp_path / "cluster.yaml"
     path.write_text("routers: 1\n")
     assert await up(path, restart=True, announce=print) == 2
-    assert capfd.readouterr() == ("", f"kvstore up: {path}:1: routers must be a list; begin each entry with `- `\n")
+    assert capfd.readouterr() == ("", f"kvstore up: {path}:1: routers must be a list; begin each entry with `- `.\n")
+
+
+async def test_a_setting_with_an_older_name_is_told_before_anything_is_started(
+    cluster_yaml: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = cluster_yaml.read_text().replace('{id: "0"', "{id: demo", 1) + "\nlimits: {move_fence_timeout_s: 2.0}\n"
+    assert text.count("limits:") == 1
+    cluster_yaml.write_text(text)
+    assert await up(cluster_yaml, restart=True, announce=print, demo=True) == 2
+    told, refused = capfd.readouterr().err.splitlines()
+    assert told.endswith("limits.move_fence_timeout_s is called move_freeze_timeout_s now; rename it.")
+    assert "--demo starts a router 'demo' of its own" in refused
 
 
 async def test_http_get_says_why_there_is_no_answer() -> None:

@@ -150,13 +150,13 @@ def _shown(routed: Routed, key: str, match: list[int] | None, none_match: list[i
     lines = f"Kv-Shard: {shard_id}\r\nKv-Partition: {partition}\r\n"
     if answer.status == 404:
         if match is not _NOT_ASKED:
-            raise PreconditionFailed(f"there is no key {key!r}")
-        return problem_response(NotFound(f"there is no key {key!r}"), lines)
+            raise PreconditionFailed(f"there is no key {key!r}.")
+        return problem_response(NotFound(f"there is no key {key!r}."), lines)
     lines = f'ETag: "{answer.version}"\r\n{lines}Cache-Control: no-cache\r\nX-Content-Type-Options: nosniff\r\n'
     if answer.ttl_left_ms:
         lines += f"Kv-Ttl: {answer.ttl_left_ms / 1000:.3f}\r\n"
     if match is not _NOT_ASKED and match is not None and answer.version not in match:
-        raise PreconditionFailed(f"key {key!r} has version {answer.version}", version=answer.version)
+        raise PreconditionFailed(f"key {key!r} has version {answer.version}.", version=answer.version)
     if none_match is not _NOT_ASKED and (none_match is None or answer.version in none_match):
         return Response(304, lines=lines)
     return Response(200, answer.value or b"", BINARY, lines)
@@ -168,7 +168,7 @@ def _written(routed: Routed, key: str, lines: str) -> Response:
         raise from_problem(answer.problem)
     place = f"Kv-Shard: {shard_id}\r\nKv-Partition: {partition}\r\n"
     if answer.status == 404:
-        return problem_response(NotFound(f"there is no key {key!r}"), place)
+        return problem_response(NotFound(f"there is no key {key!r}."), place)
     return Response(answer.status, lines=lines + place)
 
 

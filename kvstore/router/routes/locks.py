@@ -96,6 +96,8 @@ class _Bounced(NamedTuple):
 
 
 class LockRoutes:
+    """The calls on locks. `waiting`: requests that wait for one."""
+
     def __init__(self, service: RouterService, limits: Limits) -> None:
         self._service = service
         self._limits = limits
@@ -124,7 +126,7 @@ class LockRoutes:
             acquire = ask.id if ask.once is not None else 0
             await self._service.ask(Release(0, ask.key, answer.version, acquire=acquire))
             raise Locked(
-                "the connection was closed, at least on one side, while it waited: the lock was given back",
+                "the connection was closed, at least on one side, while it waited: the lock was given back.",
                 retry_after_ms=100,
             )
         return answer
@@ -142,7 +144,7 @@ class LockRoutes:
             if isinstance(refusal, Answer):
                 return refusal
             if client_has_left(request):
-                raise Locked(f"the waiter for {ask.key!r} has left the queue", retry_after_ms=100)
+                raise Locked(f"the waiter for {ask.key!r} has left the queue.", retry_after_ms=100)
             bounced_s = loop.time()
             if bounced_s - sent_s > _LOOK_S:  # it stood in a line
                 patience_s = self._limits.reroute_timeout_s

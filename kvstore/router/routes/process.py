@@ -55,7 +55,7 @@ class ProcessRoutes:
     async def readyz(self, call: Call) -> Response:
         reason = self._service.not_ready()
         if reason is not None:
-            raise Unavailable(reason, retry_after_ms=200)
+            raise Unavailable(f"{reason}.", retry_after_ms=200)
         return json_response(200, Ready("ready", self._router_id))
 
     async def metrics(self, call: Call) -> Response:

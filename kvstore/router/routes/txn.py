@@ -100,6 +100,8 @@ class TxnBody(Struct, forbid_unknown_fields=True, rename={"conditions": "if", "o
 
 
 class TxnRoutes:
+    """The calls on transactions."""
+
     def __init__(self, coordinator: Coordinator, limits: Limits) -> None:
         self._coordinator = coordinator
         self._limits = limits
@@ -140,7 +142,7 @@ def decode_txn_id(raw: str, limits: Limits) -> str:
 def parse_transaction(parsed: TxnBody, limits: Limits) -> Transaction:
     """Raises BadBody, KeyEmpty, KeyTooLong, KeyNotUtf8, BadTtl, ValueTooLarge: each refuses the request whole."""
     if not parsed.then:
-        raise BadBody("`then` has no operations; to test conditions only, let it get one of the keys")
+        raise BadBody("`then` has no operations; to test conditions only, let it get one of the keys.")
     return Transaction(
         [_condition(entry, number, limits) for number, entry in enumerate(parsed.conditions)],
         _branch("then", parsed.then, limits),
@@ -155,7 +157,7 @@ def _condition(entry: ConditionEntry, number: int, limits: Limits) -> Condition:
     given = {name for name in entry.__struct_fields__ if getattr(entry, name) is not UNSET}
     if given not in _FORMS:
         raise BadBody(
-            f'condition {number} of `if` is none of {{"key","version"}}, {{"key","exists"}} and {{"lock","token"}}'
+            f'condition {number} of `if` is none of {{"key","version"}}, {{"key","exists"}} and {{"lock","token"}}.'
         )
     try:
         key = check_key(_or_none(entry.key) or _or_none(entry.lock) or "", limits.key_bytes_max)
@@ -178,7 +180,7 @@ def _branch(branch: str, ops: Iterable[Op], limits: Limits) -> list[TxnOp]:
             raise _placed(error, f"operation {number} of `{branch}`") from None
         if step.op != "get":
             if step.key in written:
-                raise BadBody(f"operation {number} of `{branch}` writes the key {step.key!r} a second time")
+                raise BadBody(f"operation {number} of `{branch}` writes the key {step.key!r} a second time.")
             written.add(step.key)
         steps.append(step)
     return steps

@@ -39,7 +39,7 @@ def read_head(request: web.BaseRequest) -> Head:
         value = raw_value.decode("utf-8", "surrogateescape")
         if name in fields:
             if name in ("host", "content-length", "lock-token", "idempotency-key"):
-                raise BadRequest(f"the header {name} is given more than once")
+                raise BadRequest(f"the header {name} is given more than once.")
             value = f"{fields[name]}, {value}"
         fields[name] = value
     return Head(request.method, path, query, fields)
@@ -52,34 +52,34 @@ def decode_key(raw: str, bytes_max: int) -> str:
     else:
         encoded = raw.encode("utf-8", "surrogateescape")
         if _BROKEN_ESCAPE.search(encoded):
-            raise KeyNotUtf8("the key holds a % that is not followed by two hexadecimal digits")
+            raise KeyNotUtf8("the key holds a % that is not followed by two hexadecimal digits.")
         decoded = unquote_to_bytes(encoded)
         size = len(decoded)
         try:
             key = decoded.decode("utf-8", "strict")
         except UnicodeDecodeError as error:
-            raise KeyNotUtf8(f"byte {error.start} of the key is not UTF-8") from None
+            raise KeyNotUtf8(f"byte {error.start} of the key is not UTF-8.") from None
     check_key_size(size, bytes_max)
     return key
 
 
 def check_key(key: str, bytes_max: int) -> str:
-    """A key that came as text (JSON). Raises KeyEmpty, KeyTooLong, KeyNotUtf8 (lone surrogates)."""
+    """The key, which came as text (JSON). Raises KeyEmpty, KeyTooLong, KeyNotUtf8 (lone surrogates)."""
     try:
         size = len(key.encode())
     except UnicodeEncodeError:
-        raise KeyNotUtf8("the key holds a lone surrogate, which is not Unicode text") from None
+        raise KeyNotUtf8("the key holds a lone surrogate, which is not Unicode text.") from None
     if not 0 < size <= bytes_max:
         check_key_size(size, bytes_max)
     return key
 
 
 def check_key_size(size: int, bytes_max: int) -> None:
-    """Raises KeyEmpty, KeyTooLong."""
+    """Refuse a key of that many bytes. Raises KeyEmpty, KeyTooLong."""
     if not size:
         raise KeyEmpty()
     if size > bytes_max:
-        raise KeyTooLong(f"the key has {size} bytes; the limit is {bytes_max}", key_bytes_max=bytes_max)
+        raise KeyTooLong(f"the key has {size} bytes; the limit is {bytes_max}.", key_bytes_max=bytes_max)
 
 
 def decode_query(query: str, known: frozenset[str]) -> dict[str, str]:
@@ -90,9 +90,9 @@ def decode_query(query: str, known: frozenset[str]) -> dict[str, str]:
         name, value = _decode_component(raw_name), _decode_component(raw_value)
         if name not in known:
             offered = f"known are: {', '.join(sorted(known))}" if known else "this call takes none"
-            raise BadParameter(f"the query parameter {name!r} is unknown; {offered}", parameter=name)
+            raise BadParameter(f"the query parameter {name!r} is unknown; {offered}.", parameter=name)
         if name in parameters:
-            raise BadParameter(f"the query parameter {name!r} is given more than once", parameter=name)
+            raise BadParameter(f"the query parameter {name!r} is given more than once.", parameter=name)
         parameters[name] = value
     return parameters
 
@@ -100,11 +100,11 @@ def decode_query(query: str, known: frozenset[str]) -> dict[str, str]:
 def _decode_component(raw: str) -> str:
     encoded = raw.replace("+", " ").encode("utf-8", "surrogateescape")
     if _BROKEN_ESCAPE.search(encoded):
-        raise BadParameter(f"the query holds a broken escape in {raw!r}")
+        raise BadParameter(f"the query holds a broken escape in {raw!r}.")
     try:
         return unquote_to_bytes(encoded).decode("utf-8", "strict")
     except UnicodeDecodeError:
-        raise BadParameter(f"the query holds bytes that are not UTF-8 in {raw!a}") from None
+        raise BadParameter(f"the query holds bytes that are not UTF-8 in {raw!a}.") from None
 
 
 class HostGuard:
@@ -117,7 +117,7 @@ class HostGuard:
         self._good: set[str] = set()
 
     def check(self, fields: dict[str, str]) -> None:
-        """Raises Foreign and BadRequest."""
+        """Refuse a request for a foreign host, or from a page of a foreign origin. Raises Foreign."""
         host = fields.get("host", "")
         if host not in self._good:
             name = re.sub(r":\d+$", "", host).lower()

@@ -79,7 +79,7 @@ class Response:
         self.reserved = 0
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """Write all of it."""
+        """Write all of it. Raises ConnectionResetError where the client has left, or does not take it in time."""
         keep = self.keep_alive and request.keep_alive
         if self.status >= 400 and (request.content.exception() is not None or not request.content.is_eof()):
             keep = False  # the refused body may never come: what follows on the connection could be taken for it

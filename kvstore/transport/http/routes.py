@@ -213,6 +213,8 @@ def _nothing_at(path: str) -> NoSuchRoute:
 
 
 class RouteTable:
+    """The routes of a process, by path and method. HEAD is answered as GET."""
+
     def __init__(self, limits: Limits, bodies: BodyReader, missing: Callable[[str], NoSuchRoute] = _nothing_at) -> None:
         """`missing`: the error for a path that no entry has."""
         self._missing = missing
@@ -270,7 +272,7 @@ class RouteTable:
     # --- a request ----------------------------------------------------------------------------------------------------
 
     def find(self, path: str) -> tuple[_Path, str]:
-        """The entry of a path, and what stands there for its parameter, raw. Raises NoSuchRoute."""
+        """The entry of a path, and what stands there for its parameter, raw. Raises NoSuchRoute (`missing`)."""
         fixed = self._fixed.get(path)
         if fixed is not None:
             return fixed, ""
@@ -280,7 +282,11 @@ class RouteTable:
         raise self._missing(path)
 
     async def answer(self, bound: Bound, argument: str, request: web.BaseRequest, head: Head) -> Any:
-        """The handler's answer to the decoded call. Raises KvError."""
+        """The handler's answer to the decoded call.
+
+        Raises BadParameter for a header field or parameter that the route does not take, BadBody for a body that is not
+        as documented, and what else decoding and handler raise; all are a KvError.
+        """
         decode = bound.decode_argument
         call = Call(request, head, decode(argument, self._limits) if decode is not None else None, bound.defaults)
         if head.query:

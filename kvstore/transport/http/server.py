@@ -166,15 +166,15 @@ def _error_of(status: int, exc: BaseException | None, message: str | None, line_
     if status < 500:
         if isinstance(exc, LineTooLong):
             if exc.args[1] == line_bytes_max:
-                return UriTooLong("the request line is too long", bytes_max=line_bytes_max)
-            return HeadersTooLarge("a header is too long", bytes_max=exc.args[1])
+                return UriTooLong("the request line is too long.", bytes_max=line_bytes_max)
+            return HeadersTooLarge("a header is too long.", bytes_max=exc.args[1])
         if text == _HEAD_TOO_LARGE:
-            return HeadersTooLarge(f"the header is over {HEAD_BYTES_MAX} bytes", bytes_max=HEAD_BYTES_MAX)
+            return HeadersTooLarge(f"the header is over {HEAD_BYTES_MAX} bytes.", bytes_max=HEAD_BYTES_MAX)
         if text.startswith("Too many headers"):
-            return HeadersTooLarge("there are too many header fields")
+            return HeadersTooLarge("there are too many header fields.")
         if isinstance(exc, InvalidURLError):
-            return BadRequest("the request line holds bytes that must be percent-encoded")
-        return BadRequest(f"this is not HTTP as expected: {text}")
+            return BadRequest("the request line holds bytes that must be percent-encoded.")
+        return BadRequest(f"this is not HTTP as expected: {text}.")
     return KvError("the process failed to handle this request; its log says why.")
 
 
@@ -250,6 +250,6 @@ async def start_server(server: Server, host: str, port: int, shutdown_timeout_s:
 
 
 def warn_if_exposed(listen: str, what_can_be_done: str) -> None:
-    """Say so in the log when `listen` (HOST:PORT) is more than this machine's own business."""
+    """Say so in the log when `listen` (HOST:PORT) is more than this machine's own business. Raises ConfigError."""
     if not is_loopback(listen):
         log.warning("every process that reaches %s can %s: there are no accounts yet", listen, what_can_be_done)

@@ -100,7 +100,7 @@ class Model:
     def turn(self) -> None:
         """A beat of every node, and one decision."""
         self.now += BEAT_S
-        self.heard.turn(self.now)
+        self.heard.detector.turn(self.now)
         for node in self.nodes.values():
             if node.is_up:
                 self._follow(node)

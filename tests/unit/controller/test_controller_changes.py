@@ -22,7 +22,7 @@ from kvstore.placement.cluster_map import at_home, first_map
 from tests.unit.controller.far_shards import FarShard, far_shards
 
 WAIT_S = 20.0
-LIMITS = Limits(reconnect_wait_s_max=0.05, map_poll_s=0.2, move_fence_timeout_s=10.0)
+LIMITS = Limits(reconnect_wait_s_max=0.05, map_poll_s=0.2, move_freeze_timeout_s=10.0)
 CONFIG = msgspec.structs.replace(
     default_config(),
     partitions=64,

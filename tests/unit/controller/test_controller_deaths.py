@@ -47,7 +47,7 @@ class Process:
                     "routers": [{"id": "0", "listen": "127.0.0.1:1"}],
                     "controllers": [{"id": "0", "listen": f"127.0.0.1:{self._port}"}],
                     "shards": [{"id": name, "listen": f"127.0.0.1:{i + 2}"} for i, name in enumerate(("s1", "s2"))],
-                    "limits": {"reconnect_wait_s_max": 0.05, "move_group_keys_max": 200, "move_fence_timeout_s": 10.0},
+                    "limits": {"reconnect_wait_s_max": 0.05, "move_group_keys_max": 200, "move_freeze_timeout_s": 10.0},
                 }
             )
         )

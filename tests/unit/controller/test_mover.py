@@ -37,7 +37,7 @@ LIMITS = Limits(
     reconnect_wait_s_max=0.05,
     moves_of_shard_max=4,
     move_group_keys_max=250,
-    move_fence_timeout_s=10.0,
+    move_freeze_timeout_s=10.0,
     map_write_tries_max=50,
 )
 
@@ -310,7 +310,7 @@ async def test_a_freeze_that_lasts_too_long_ends_and_the_move_begins_again(
 ) -> None:
     await form(store, far, "s1", "s2", "s3")
     far["s4"].gates["freeze"].clear()
-    async with controlled(store, move_fence_timeout_s=0.3) as controller:
+    async with controlled(store, move_freeze_timeout_s=0.3) as controller:
         await controller.service.add("s4", far["s4"].url, 1)
         await until(lambda: far["s1"].freezes)
         frozen = set(far["s1"].freezes)
@@ -437,7 +437,7 @@ async def test_a_destination_that_says_nothing_is_taken_to_have_frozen_its_parti
 
     await form(store, far, "s1", "s2", "s3")
     monkeypatch.setattr(far["s4"], "_receive", silence)
-    async with controlled(store, move_fence_timeout_s=0.3) as controller:
+    async with controlled(store, move_freeze_timeout_s=0.3) as controller:
         await controller.service.add("s4", far["s4"].url, 1)
         before = {move.id for move in (await controller.map()).moves}
         await until(lambda: controller.mover.record.stats.voided >= 3)

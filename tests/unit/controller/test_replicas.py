@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.controller.changes import Change, is_reached
+from kvstore.controller.copies_heard import CopiesHeard
 from kvstore.controller.copy_places import Places
 from kvstore.controller.replicas import too_many_silent
 from kvstore.placement.moves import with_leaving
@@ -101,7 +102,7 @@ def test_an_old_folder_is_not_promoted_and_the_shard_is_served_when_the_newer_on
     model.down("s1")
     model.run(20)
     assert model.config("s1") == before._replace(epoch=model.map.epoch)
-    older = Places(model.map, model.heard, LIMITS, model.now).older(before)
+    older = CopiesHeard(model.heard, model.now).older(before)
     assert older is not None
     assert older.number == 5
     model.up("s1")
@@ -127,10 +128,10 @@ def test_an_old_folder_is_not_opened_without_the_copy_that_has_what_it_lacks() -
     model.up("s1")
     model.run(20)
     assert model.copy_nodes("s1") == {copy}, "it may not be out"
-    assert Places(model.map, model.heard, LIMITS, model.now).older(model.config("s1")) is not None
+    assert CopiesHeard(model.heard, model.now).older(model.config("s1")) is not None
     model.up(copy)
     model.run(5)
-    assert Places(model.map, model.heard, LIMITS, model.now).serves(model.config("s1"))
+    assert CopiesHeard(model.heard, model.now).serves(model.config("s1"))
 
 
 def test_no_copy_is_promoted_while_the_copies_still_hear_the_primary() -> None:

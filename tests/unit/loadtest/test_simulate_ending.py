@@ -16,12 +16,14 @@ from kvstore.replication.copy import StoreCopy
 from kvstore.storage.memory import MemoryEngine
 from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.cluster_clients import Client, History
-from loadtest.simulate.cluster_faults import Fault, Nemesis
+from loadtest.simulate.copy_invariants import check_in_sync
+from loadtest.simulate.disk_faults import flip_a_bit
 from loadtest.simulate.ending import check_copies, is_replicated
 from loadtest.simulate.invariants import Invariants
 from loadtest.simulate.loop import SimulatedLoop
-from loadtest.simulate.machine import Violation
 from loadtest.simulate.node import NodeServer
+from loadtest.simulate.store_invariants import Violation
+from loadtest.simulate.view import View
 from loadtest.workloads.calls import Call
 
 KEYS = 12
@@ -54,19 +56,19 @@ def run(cluster: Cluster, work: Callable[[], Awaitable[None]]) -> None:
 
 
 async def replicated(cluster: Cluster) -> None:
-    while not is_replicated(cluster):
+    while not is_replicated(cluster.view):
         await asyncio.sleep(0.1)
 
 
 def a_shard(cluster: Cluster) -> Shard:
     """With rows."""
-    found = cluster.stored_map
+    found = cluster.view.map
     assert found is not None
     return found.owner_of(b"k0")
 
 
 def copy_of(cluster: Cluster, shard: Shard) -> StoreCopy:
-    resident = cluster.resident(shard.replicas[0].node, shard.id)
+    resident = cluster.view.resident(shard.replicas[0].node, shard.id)
     assert resident is not None
     assert resident.copy is not None
     return resident.copy
@@ -80,10 +82,10 @@ def a_row(copy: StoreCopy) -> tuple[MemoryEngine, tuple[str, str]]:
 
 def test_rows_of_copies_that_are_applied_or_not_are_those_of_their_primaries(cluster: Cluster) -> None:
     async def work() -> None:
-        check_copies(cluster)
+        check_copies(cluster.view)
         assert any(
             copy_of(cluster, shard).engine.applied.position != copy_of(cluster, shard).log.last
-            for shard in (cluster.stored_map.shards if cluster.stored_map is not None else ())
+            for shard in (cluster.view.map.shards if cluster.view.map is not None else ())
         )
 
     run(cluster, work)
@@ -97,7 +99,7 @@ def test_a_copy_that_has_another_value_or_lacks_a_key_is_found(cluster: Cluster,
         engine, key = a_row(copy_of(cluster, shard))
         engine._rows[key] = engine._rows[key]._replace(body=body)
         with pytest.raises(Violation, match=f"the copy of {shard.id} on {shard.replicas[0].node} differs"):
-            check_copies(cluster)
+            check_copies(cluster.view)
 
     run(cluster, work)
 
@@ -106,26 +108,36 @@ def test_a_copy_in_sync_that_lacks_a_committed_record_on_its_disk_is_found(clust
     async def work() -> None:
         shard = a_shard(cluster)
         log = copy_of(cluster, shard).log
-        cluster.invariants._check_in_sync(shard)
+        check_in_sync(cluster.view, shard)
         log.synced = log.synced._replace(number=log.synced.number - 1)
         with pytest.raises(Violation, match="committed records on its disk"):
-            cluster.invariants._check_in_sync(shard)
+            check_in_sync(cluster.view, shard)
 
     run(cluster, work)
 
 
 def test_no_disk_is_lost_while_one_node_is_left_whose_store_is_the_only_one(cluster: Cluster) -> None:
     async def work() -> None:
-        assert cluster.may_lose_a_disk()
-        whole, shard = cluster.stored_map, a_shard(cluster)
+        assert cluster.lost_disks.may_be_more()
+        whole, shard = cluster.view.map, a_shard(cluster)
         assert whole is not None
         (node,) = (each for each in whole.nodes if each.id == shard.primary.node)
         alone = msgspec.structs.replace(whole, nodes=[node], shards=[msgspec.structs.replace(shard, replicas=[])])
-        cluster._map = alone
-        assert cluster.is_whole()
-        assert not cluster.may_lose_a_disk()
+        put(cluster, alone)
+        assert cluster.view.is_whole()
+        assert not cluster.lost_disks.may_be_more()
 
     run(cluster, work)
+
+
+def document(cluster_map: ClusterMap) -> bytes:
+    return msgspec.json.encode(ClusterState(map=cluster_map))
+
+
+def put(cluster: Cluster, cluster_map: ClusterMap) -> None:
+    """Into the controller's store."""
+    register = cluster.controller.register
+    register.stored = register.stored._replace(document=document(cluster_map))
 
 
 # --- what is no violation
@@ -138,22 +150,22 @@ def a_map(epoch: int) -> ClusterMap:
 
 
 def test_a_store_is_opened_again_in_its_term_only_if_a_map_named_no_copy_of_it() -> None:
-    maps: list[ClusterMap] = []
-    invariants = Invariants({}, lambda: maps[-1] if maps else None)
-    invariants._note_start("store-s1", 1, "first")
+    maps: list[bytes] = []
+    invariants = Invariants(View({}, lambda: maps[-1] if maps else None))
+    invariants.terms.note_start("store-s1", 1, "first")
     with pytest.raises(Violation, match="in which start first has"):
-        invariants._note_start("store-s1", 1, "second")
-    maps.append(a_map(2))
-    invariants.check_map()
-    invariants._note_start("store-s1", 1, "third")
+        invariants.terms.note_start("store-s1", 1, "second")
+    maps.append(document(a_map(2)))
+    invariants.maps.check()
+    invariants.terms.note_start("store-s1", 1, "third")
     with pytest.raises(Violation, match="in which start third has"):
-        invariants._note_start("store-s1", 1, "first")
+        invariants.terms.note_start("store-s1", 1, "first")
 
 
 def test_clocks_of_a_store_never_fall_but_another_store_of_that_name_begins_anew(cluster: Cluster) -> None:
     async def work() -> None:
         shard = a_shard(cluster)
-        resident = cluster.resident(shard.id, shard.id)
+        resident = cluster.view.resident(shard.id, shard.id)
         assert resident is not None
         assert resident.store is not None
         store, place = resident.store, (shard.id, shard.id)
@@ -162,11 +174,11 @@ def test_clocks_of_a_store_never_fall_but_another_store_of_that_name_begins_anew
         identity, visible = engine.identity, tables.visible
         tables.visible = visible._replace(version=0)
         engine.identity = identity._replace(store_id="another")
-        cluster.invariants._check_store(place, store)
+        cluster.invariants.stores.check(place, store)
         engine.identity = identity
         tables.visible = visible._replace(version=1)
         with pytest.raises(Violation, match="version, sequence, floor went from"):
-            cluster.invariants._check_store(place, store)
+            cluster.invariants.stores.check(place, store)
         tables.visible = visible
 
     run(cluster, work)
@@ -174,15 +186,13 @@ def test_clocks_of_a_store_never_fall_but_another_store_of_that_name_begins_anew
 
 def test_a_node_without_a_shard_is_no_removed_one_while_the_map_names_it(cluster: Cluster) -> None:
     def store(nodes: Sequence[Node]) -> None:
-        state = ClusterState(map=msgspec.structs.replace(a_map(2), nodes=list(nodes)))
-        register = cluster.controller.register
-        register.stored = register.stored._replace(document=msgspec.json.encode(state))
+        put(cluster, msgspec.structs.replace(a_map(2), nodes=list(nodes)))
 
     members = a_map(2).nodes
     store([*members, Node(id="s3", url="http://s3")])
-    assert not cluster._is_removed("s3")
+    assert not cluster.nodes["s3"].is_removed()
     store(members)
-    assert cluster._is_removed("s3")
+    assert cluster.nodes["s3"].is_removed()
 
 
 class Chooses(random.Random):
@@ -208,8 +218,7 @@ def test_damage_to_the_only_copy_in_sync_is_mended_so_that_it_serves_again(clust
         home.process.kill()
         while (shard := a_shard(cluster)).primary.node == home.name or "in-sync" in {e.state for e in shard.replicas}:
             await asyncio.sleep(0.1)
-        nemesis = Nemesis(cluster, [Fault(0.0, "flip a bit", 1)])
-        await nemesis._flip(Chooses(cluster.nodes[shard.primary.node], shard.id))
+        await flip_a_bit(cluster, Chooses(cluster.nodes[shard.primary.node], shard.id))
         home.wanted = True
         home.start()
         await replicated(cluster)

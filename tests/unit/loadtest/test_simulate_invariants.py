@@ -10,17 +10,21 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from kvstore.placement.cluster_map import ClusterMap, Shard
+from kvstore.controller.membership import ClusterState
+from kvstore.placement.cluster_map import Shard
 from kvstore.replication.copy import StoreCopy
 from kvstore.shard.resident import Resident
 from kvstore.storage.memory import MemoryEngine
 from kvstore.store.store import Store
 from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.cluster_clients import Client, History
+from loadtest.simulate.copy_invariants import check_opening
 from loadtest.simulate.ending import is_replicated
-from loadtest.simulate.invariants import Invariants, _check_change
+from loadtest.simulate.invariants import Invariants
 from loadtest.simulate.loop import SimulatedLoop
-from loadtest.simulate.machine import Violation
+from loadtest.simulate.store_invariants import Violation
+from loadtest.simulate.term_invariants import check_change
+from loadtest.simulate.view import View
 from loadtest.workloads.calls import Call
 
 KEYS = 12
@@ -46,7 +50,7 @@ class Settled(NamedTuple):
     @property
     def invariants(self) -> Invariants:
         """That have seen nothing yet."""
-        return Invariants(self.cluster.nodes, lambda: self.cluster.stored_map)
+        return Invariants(self.cluster.view)
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +66,18 @@ def settled() -> Iterator[Settled]:
             call = Call("key", "PUT", f"/v1/kv/k{number}", b"v")
             while (await client.ask(call)).status not in (200, 201, 204):
                 await asyncio.sleep(0.2)
-        while not is_replicated(cluster):
+        while not is_replicated(cluster.view):
             await asyncio.sleep(0.1)
         await asyncio.sleep(5)  # until all is applied
 
     loop.run_until_complete(asyncio.wait_for(fill(), 300))
-    found = cluster.stored_map
+    found = cluster.view.map
     assert found is not None
     shard = found.owner_of(b"k0")
-    primary, guest = cluster.resident(shard.primary.node, shard.id), cluster.resident(shard.replicas[0].node, shard.id)
+    primary, guest = (
+        cluster.view.resident(shard.primary.node, shard.id),
+        cluster.view.resident(shard.replicas[0].node, shard.id),
+    )
     assert primary is not None
     assert guest is not None
     assert guest.copy is not None
@@ -81,7 +88,7 @@ def settled() -> Iterator[Settled]:
 def test_in_a_cluster_at_rest_nothing_is_found(settled: Settled) -> None:
     invariants = settled.invariants
     for _ in range(2):
-        invariants.check_map()
+        invariants.maps.check()
         for node in settled.cluster.nodes.values():
             invariants.check(node)
 
@@ -93,10 +100,10 @@ def test_what_is_applied_is_visible_and_what_is_visible_durable(
     settled: Settled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = settled.store.tables.log
-    settled.invariants._check_store(settled.place, settled.store)
+    settled.invariants.stores.check(settled.place, settled.store)
     monkeypatch.setattr(log, "synced", log.synced._replace(number=settled.store.applier.visible - 1))
     with pytest.raises(Violation, match=r"applied \d+, visible \d+, durable"):
-        settled.invariants._check_store(settled.place, settled.store)
+        settled.invariants.stores.check(settled.place, settled.store)
 
 
 def test_what_is_visible_is_committed(settled: Settled, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +112,7 @@ def test_what_is_visible_is_committed(settled: Settled, monkeypatch: pytest.Monk
     below = sender.shipping._replace(committed=settled.store.applier.visible - 1)
     monkeypatch.setattr(sender, "shipping", below)
     with pytest.raises(Violation, match="is visible, not committed"):
-        settled.invariants._check_primary(settled.shard.id, settled.store)
+        settled.invariants.primaries.check(settled.shard.id, settled.store)
 
 
 def test_what_is_committed_is_on_the_disk_of_each_copy_in_sync(
@@ -114,13 +121,13 @@ def test_what_is_committed_is_on_the_disk_of_each_copy_in_sync(
     log = settled.copy.log
     monkeypatch.setattr(log, "synced", log.synced._replace(number=log.synced.number - 1))
     with pytest.raises(Violation, match="committed records on its disk"):
-        settled.invariants._check_primary(settled.shard.id, settled.store)
+        settled.invariants.primaries.check(settled.shard.id, settled.store)
 
 
 def test_rows_are_disputed_by_no_copy(settled: Settled, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settled.store.tables.stats, "copies_differed", 1)
     with pytest.raises(Violation, match="not the same in its copies"):
-        settled.invariants._check_primary(settled.shard.id, settled.store)
+        settled.invariants.primaries.check(settled.shard.id, settled.store)
 
 
 def test_a_partition_has_one_owner_that_may_answer(settled: Settled) -> None:
@@ -128,9 +135,11 @@ def test_a_partition_has_one_owner_that_may_answer(settled: Settled) -> None:
     others = [node for node in settled.cluster.nodes.values() if node.name != settled.shard.primary.node]
     for node in others:
         invariants.check(node)
-    invariants._serving = dict.fromkeys(range(len(settled.store.served.generations)), (others[0].name, others[0].name))
+    invariants.owners._serving = dict.fromkeys(
+        range(len(settled.store.served.generations)), (others[0].name, others[0].name)
+    )
     with pytest.raises(Violation, match="is served by"):
-        invariants._note_served(settled.place, settled.store)
+        invariants.owners._note(settled.place, settled.store)
 
 
 # --- a copy
@@ -138,24 +147,24 @@ def test_a_partition_has_one_owner_that_may_answer(settled: Settled) -> None:
 
 def test_a_promise_never_falls(settled: Settled) -> None:
     invariants, copy_id = settled.invariants, settled.copy.following.copy_id
-    invariants._promised[copy_id] = settled.copy.following.promised + 1
+    invariants.copies._promised[copy_id] = settled.copy.following.promised + 1
     with pytest.raises(Violation, match="has promised"):
-        invariants._check_copy(settled.shard.id, settled.copy)
+        invariants.copies.check(settled.shard.id, settled.copy)
 
 
 def test_a_copy_follows_the_term_that_it_has_promised(settled: Settled, monkeypatch: pytest.MonkeyPatch) -> None:
     following = settled.copy.following
     monkeypatch.setattr(settled.copy, "_following", following._replace(promised=following.promised + 1))
     with pytest.raises(Violation, match="follows term"):
-        settled.invariants._check_copy(settled.shard.id, settled.copy)
+        settled.invariants.copies.check(settled.shard.id, settled.copy)
 
 
 def test_in_one_session_the_file_of_a_copy_never_goes_back(settled: Settled) -> None:
     invariants, copy = settled.invariants, settled.copy
     ahead = copy.engine.applied.position._replace(number=copy.engine.applied.position.number + 1)
-    invariants._files[copy.identity.copy_id] = copy.engine, copy.following.session, ahead
+    invariants.copies._files[copy.identity.copy_id] = copy.engine, copy.following.session, ahead
     with pytest.raises(Violation, match="back to"):
-        invariants._check_copy(settled.shard.id, copy)
+        invariants.copies.check(settled.shard.id, copy)
 
 
 @pytest.mark.parametrize("lacks", [True, False])
@@ -171,12 +180,12 @@ def test_a_copy_that_a_snapshot_has_just_filled_has_the_rows_of_its_primary(
     else:
         rows[key] = rows[key]._replace(body=b"of another time")
     invariants = settled.invariants
-    invariants._filling[settled.copy.identity.copy_id] = None
-    invariants._check_copy(settled.shard.id, settled.copy)
-    invariants._filling[settled.copy.identity.copy_id] = None
+    invariants.copies._filling[settled.copy.identity.copy_id] = None
+    invariants.copies.check(settled.shard.id, settled.copy)
+    invariants.copies._filling[settled.copy.identity.copy_id] = None
     monkeypatch.setattr(engine, "_rows", rows)
     with pytest.raises(Violation, match="is filled, and has"):
-        invariants._check_copy(settled.shard.id, settled.copy)
+        invariants.copies.check(settled.shard.id, settled.copy)
 
 
 # --- terms and maps
@@ -186,61 +195,63 @@ def test_no_primary_may_answer_while_a_copy_opens_a_higher_term(
     settled: Settled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node, sender = settled.shard.replicas[0].node, settled.store.tables.sender
-    guest = settled.cluster.resident(node, settled.shard.id)
+    guest = settled.cluster.view.resident(node, settled.shard.id)
     assert sender is not None
-    settled.invariants._check_primary(settled.shard.id, settled.store)
+    settled.invariants.primaries.check(settled.shard.id, settled.store)
     next_term = sender.shipping.config.term + 1
     opening = SimpleNamespace(config=sender.shipping.config._replace(term=next_term))
     monkeypatch.setattr(guest, "_opening", opening)
-    settled.invariants._check_primary(settled.shard.id, settled.store)  # not as long as it is not promised
+    settled.invariants.primaries.check(settled.shard.id, settled.store)  # not as long as it is not promised
     monkeypatch.setattr(settled.copy, "_following", settled.copy.following._replace(promised=next_term))
     with pytest.raises(Violation, match=rf"may be answered in term \d+ while {node} opens term {next_term}"):
-        settled.invariants._check_primary(settled.shard.id, settled.store)
+        settled.invariants.primaries.check(settled.shard.id, settled.store)
 
 
 def test_a_term_begins_with_all_that_each_copy_in_sync_has(settled: Settled) -> None:
     sender = settled.store.tables.sender
     assert sender is not None
     shipping, last = sender.shipping, settled.copy.log.last
-    settled.invariants._check_opening(settled.shard.id, shipping)
+    check_opening(settled.cluster.view, settled.shard.id, shipping)
     above = settled.copy.following.promised
     config = shipping.config._replace(term=above)
     log_of_older_term = last._replace(term=above - 1)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(settled.copy.log, "last", log_of_older_term)
         with pytest.raises(Violation, match="has record"):
-            settled.invariants._check_opening(settled.shard.id, shipping._replace(config=config, opening=last.number))
+            check_opening(settled.cluster.view, settled.shard.id, shipping._replace(config=config, opening=last.number))
 
 
 def test_the_primary_changes_in_a_higher_term_to_a_copy_in_sync(settled: Settled) -> None:
     before = settled.shard
     copy = before.replicas[0]
     heir = msgspec.structs.replace(before.primary, node=copy.node, copy_id=copy.copy_id)
-    _check_change(before, msgspec.structs.replace(before, primary=heir, term=before.term + 1))
+    check_change(before, msgspec.structs.replace(before, primary=heir, term=before.term + 1))
     with pytest.raises(Violation, match="another primary in the same term"):
-        _check_change(before, msgspec.structs.replace(before, primary=heir))
+        check_change(before, msgspec.structs.replace(before, primary=heir))
     with pytest.raises(Violation, match="the term of shard"):
-        _check_change(before, msgspec.structs.replace(before, term=before.term - 1))
+        check_change(before, msgspec.structs.replace(before, term=before.term - 1))
     joining = msgspec.structs.replace(before, replicas=[msgspec.structs.replace(copy, state="joining")])
     with pytest.raises(Violation, match="which was not in sync"):
-        _check_change(joining, msgspec.structs.replace(before, primary=heir, term=before.term + 1))
+        check_change(joining, msgspec.structs.replace(before, primary=heir, term=before.term + 1))
 
 
 def test_a_recovered_map_may_lack_a_term_that_no_process_has_served_and_no_other(settled: Settled) -> None:
-    found = settled.cluster.stored_map
+    found = settled.cluster.view.map
     assert found is not None
 
-    def in_term(term: int) -> ClusterMap:
-        others = [each for each in found.shards if each.id != settled.shard.id]
-        return msgspec.structs.replace(found, shards=[msgspec.structs.replace(settled.shard, term=term), *others])
+    def in_term(term: int) -> bytes:
+        shards = [
+            msgspec.structs.replace(each, term=term) if each.id == settled.shard.id else each for each in found.shards
+        ]
+        return msgspec.json.encode(ClusterState(map=msgspec.structs.replace(found, shards=shards)))
 
-    stored: list[ClusterMap | None] = []
+    stored: list[bytes | None] = []
     term = settled.shard.term
-    invariants = Invariants(settled.cluster.nodes, lambda: stored[-1])
-    invariants._note_served(settled.place, settled.store)
-    for each in (in_term(term + 1), None, found, None):
+    invariants = Invariants(View(settled.cluster.nodes, lambda: stored[-1]))
+    invariants.owners._note(settled.place, settled.store)
+    for each in (in_term(term + 1), None, in_term(term), None):
         stored.append(each)
-        invariants.check_map()
+        invariants.maps.check()
     stored.append(in_term(term - 1))
     with pytest.raises(Violation, match=f"was served in term {term}, and the recovered map has {term - 1}"):
-        invariants.check_map()
+        invariants.maps.check()

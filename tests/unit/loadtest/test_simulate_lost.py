@@ -36,7 +36,7 @@ async def give_up(cluster: Cluster) -> None:
     assert controller is not None
     lost = cluster.loop.create_task(service.give_up(SHARD, SHARD), context=controller.context)
     assert (await lost)["partitions"] > 0
-    while (found := cluster.stored_map) is None or not all(strike.opened for strike in found.strikes):
+    while (found := cluster.view.map) is None or not all(strike.opened for strike in found.strikes):
         await asyncio.sleep(0.1)
     assert found.strikes
 
@@ -45,7 +45,7 @@ async def scenario(cluster: Cluster) -> tuple[dict[int, Any], dict[int, Any], di
     running = cluster.loop.create_task(cluster.run())
     client = Client("c1", cluster, History(cluster))
     await ask_all(client, "PUT", b"before")
-    owners = cluster.stored_map
+    owners = cluster.view.map
     assert owners is not None
     await give_up(cluster)
     found, again = await ask_all(client, "GET"), await ask_all(client, "PUT", b"after")

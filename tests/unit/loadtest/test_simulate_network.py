@@ -89,19 +89,19 @@ def test_connections_are_not_ordered_among_one_another(pair: Pair) -> None:
 
 
 def test_a_link_that_is_cut_one_way_carries_the_other_way_and_keeps_what_is_sent(pair: Pair) -> None:
-    pair.network.cut_link(("a", "b"))
+    pair.network.cut_links([("a", "b")])
     pair.send(pair.near, 1, 2)
     pair.send(pair.far, 3)
     assert pair.received(pair.near) == [3]
     assert pair.received(pair.far) == []
-    pair.network.heal_link(("a", "b"), reset_share=0.0)
+    pair.network.heal_links([("a", "b")], reset_share=0.0)
     assert pair.received(pair.far) == [1, 2]
 
 
 def test_a_reset_loses_what_is_under_way_and_both_ends_hear_of_it(pair: Pair) -> None:
-    pair.network.cut_link(("a", "b"))
+    pair.network.cut_links([("a", "b")])
     pair.send(pair.near, 1)
-    pair.network.heal_link(("a", "b"), reset_share=1.0)
+    pair.network.heal_links([("a", "b")], reset_share=1.0)
     assert pair.received(pair.far) == [None]
     assert pair.received(pair.near) == [None]
     with pytest.raises(ConnectionResetError):
@@ -136,7 +136,7 @@ def test_where_nothing_listens_a_connection_is_refused_and_where_nothing_is_hear
     process.kill()
     with pytest.raises(ConnectionRefusedError):
         pair.run(pair.connect())
-    pair.network.cut_link(("b", "a"))
+    pair.network.cut_links([("b", "a")])
     with pytest.raises(TimeoutError):
         pair.run(pair.connect())
 

@@ -24,11 +24,11 @@ from loadtest.simulate.cluster import LIMITS, Cluster
 from loadtest.simulate.disk import PowerCut, lose_all
 from loadtest.simulate.engine import SimulatedEngine
 from loadtest.simulate.loop import Killed, Process, SimulatedLoop
-from loadtest.simulate.machine import Violation
 from loadtest.simulate.network import Network
 from loadtest.simulate.node import NodeServer
 from loadtest.simulate.servers import PARTITIONS
 from loadtest.simulate.session import SimulatedSession
+from loadtest.simulate.store_invariants import Violation
 
 SESSION = "session-1"
 Owner = Callable[[str], str]
@@ -234,6 +234,6 @@ def test_a_store_whose_setting_aside_a_power_cut_breaks_off_is_made_anew(loop: S
 def test_a_second_primary_in_a_term_is_a_violation(loop: SimulatedLoop) -> None:
     cluster = Cluster(loop, 1)
     for term, copy_id in ((5, "one"), (5, "one"), (6, "other"), (7, "one")):
-        cluster.invariants.note_term("the store", term, copy_id)
+        cluster.invariants.terms.note("the store", term, copy_id)
     with pytest.raises(Violation, match="term 5"):
-        cluster.invariants.note_term("the store", 5, "other")
+        cluster.invariants.terms.note("the store", 5, "other")

@@ -1,0 +1,109 @@
+"""Changes of a simulated cluster, as operators ask for them, and faults of the controller's record.
+
+Owns: which shards come, go and change weight; the record that is away, or lost and recovered from the nodes.
+Promises: what the controller refuses is noted, and no finding.
+Leaves to others: when they come (`cluster_faults`), what a change does (`kvstore.controller`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+from kvstore.controller.service import ClusterService
+from kvstore.errors import KvError
+from loadtest.simulate.cluster import SHARDS_MAX, Cluster
+from loadtest.simulate.network import both_ways
+from loadtest.simulate.network_faults import cut_for
+
+_LOOK_S, _LOOKS = 0.02, 50
+
+
+async def add_shard(cluster: Cluster, rng: random.Random) -> None:
+    cluster.add_shard()
+
+
+async def remove_shard(cluster: Cluster, rng: random.Random) -> None:
+    if len(cluster.view.shards) > SHARDS_MAX // 3:
+        name = rng.choice(cluster.view.shards).id
+        await _ask(cluster, lambda service: service.remove(name))
+
+
+async def set_weight(cluster: Cluster, rng: random.Random) -> None:
+    if cluster.view.shards:
+        name, weight = rng.choice(cluster.view.shards).id, rng.randint(1, 4)
+        await _ask(cluster, lambda service: service.reweigh(name, weight))
+
+
+async def replan(cluster: Cluster, rng: random.Random) -> None:
+    await _ask(cluster, lambda service: service.replan())
+
+
+async def cancel_moves(cluster: Cluster, rng: random.Random) -> None:
+    await _ask(cluster, lambda service: service.cancel())
+
+
+async def leave_behind(cluster: Cluster, rng: random.Random) -> None:
+    """A router and the sources of some moves do not hear from the controller that the partitions have left."""
+    if not cluster.view.shards:
+        return
+    shard = rng.choice(cluster.view.shards)
+    await _ask(cluster, lambda service: service.reweigh(shard.id, 1 if shard.weight > 2 else 4))
+    sources = await _sources(cluster)
+    names = [rng.choice(cluster.routers).name, *(name for name in sources if rng.random() < 0.8)]
+    await cut_for(cluster, rng, both_ways(cluster.controller.name, names), rng.uniform(1.0, 6.0))
+
+
+async def _sources(cluster: Cluster) -> list[str]:
+    """Those of the moves that the map names, as soon as there are any."""
+    for _ in range(_LOOKS):
+        found = cluster.view.map
+        if found is not None and found.moves:
+            return sorted({move.source for move in found.moves})
+        await asyncio.sleep(_LOOK_S)
+    return []
+
+
+async def take_record_away(cluster: Cluster, rng: random.Random) -> None:
+    register = cluster.controller.register
+    register.away = True
+    await asyncio.sleep(rng.choice((0.2, 2.0, 6.0)) * rng.random())
+    register.away = False
+
+
+async def lose_record(cluster: Cluster, rng: random.Random) -> None:
+    """The controller's file is lost; an operator recovers it from the nodes, as soon as all members answer.
+
+    Not beside the disk of a node: what the file alone knows then may be which copy has all.
+    """
+    controller = cluster.controller
+    if cluster.view.map is None or cluster.lost_disks.count():
+        return
+    if controller.process is not None:
+        controller.process.kill()
+    controller.register.lose()
+
+    async def recover(service: ClusterService) -> None:
+        found = await service.recovery()
+        ended = [shard for shard in found["silent"] if shard not in cluster.nodes]
+        await service.recover(found["cluster_id"], found["epoch"], ended)
+
+    while cluster.view.map is None:
+        await asyncio.sleep(rng.uniform(0.3, 2.0))
+        await _ask(cluster, recover)
+
+
+async def _ask(cluster: Cluster, change: Callable[[ClusterService], Awaitable[object]]) -> None:
+    controller = cluster.controller
+    service = controller.service
+    if service is None:
+        return
+
+    async def run() -> None:
+        try:
+            await change(service)
+        except KvError as error:
+            cluster.loop.note(f"refused: {error.detail}")
+
+    controller.spawn(run())

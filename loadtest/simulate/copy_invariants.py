@@ -1,0 +1,151 @@
+"""What must hold of stores that lie on several nodes, after each event of a node that has a copy.
+
+Owns: `CopyInvariants`, `PrimaryInvariants`, and what a copy in sync has.
+Promises: looks at more than numbers only when something has changed that bears on it.
+Leaves to others: whose event it was (`cluster`), what holds of each store by itself (`store_invariants`).
+"""
+
+from __future__ import annotations
+
+from kvstore.placement.cluster_map import Shard
+from kvstore.replication.copy import StoreCopy
+from kvstore.replication.shipping import Shipping
+from kvstore.storage.segments import Position
+from kvstore.store.store import Store
+from loadtest.simulate.held_rows import differences, held
+from loadtest.simulate.store_invariants import Violation
+from loadtest.simulate.view import View, in_sync
+
+
+class CopyInvariants:
+    """What was seen of copies so far, by their ids."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._files: dict[str, tuple[object, object, Position]] = {}  # its file, the session, the record
+        self._filling: dict[str, None] = {}  # those that get a snapshot
+        self._followed: dict[str, object] = {}  # when it was looked at last
+        self._promised: dict[str, int] = {}
+
+    def check(self, shard_id: str, copy: StoreCopy) -> None:
+        """Raises Violation."""
+        if copy.is_filling:
+            self._filling[copy.identity.copy_id] = None
+        elif self._filling.pop(copy.identity.copy_id, self) is None:
+            self._check_filled(shard_id, copy)
+        self._check_file(shard_id, copy)
+        following = copy.following
+        if following is self._followed.get(following.copy_id):
+            return
+        self._followed[following.copy_id] = following
+        copy_id, promised = following.copy_id, following.promised
+        if promised < self._promised.get(copy_id, 0):
+            raise Violation(f"copy {copy_id} of {shard_id} has promised {self._promised[copy_id]}, and now {promised}")
+        self._promised[copy_id] = promised
+        if following.session is not None and following.session.term != promised:
+            raise Violation(f"copy {copy_id} of {shard_id} follows term {following.session.term}, promised {promised}")
+
+    def _check_file(self, shard_id: str, copy: StoreCopy) -> None:
+        """In one session, the file of a copy goes from record to record, and never back."""
+        copy_id, now = copy.identity.copy_id, (copy.engine, copy.following.session, copy.engine.applied.position)
+        before = self._files.get(copy_id)
+        self._files[copy_id] = now
+        if before is None or now[1] is None or before[0] is not now[0] or before[1] is not now[1]:
+            return
+        if now[2].number < before[2].number:
+            raise Violation(
+                f"the file of copy {copy_id} of {shard_id} went from record {before[2].number} back to {now[2].number}"
+            )
+
+    def _check_filled(self, shard_id: str, copy: StoreCopy) -> None:
+        """A snapshot has become good: the copy has the rows of its primary, as of a record that both have."""
+        named, primary = copy.following.session, self._view.primary(shard_id)
+        tables = primary.tables if primary is not None else None
+        if named is None or tables is None or tables.sender is None or tables.sender.shipping.start != named.start:
+            return
+        number = min(copy.log.last.number, tables.log.last.number)
+        if number < max(copy.engine.applied.position.number, tables.engine.applied.position.number):
+            return
+        if wrong := differences(held(tables.engine, tables.log, number), held(copy.engine, copy.log, number)):
+            raise Violation(
+                f"the copy {copy.identity.copy_id} of {shard_id} is filled, and has, as of {number}, {wrong}"
+            )
+
+
+class PrimaryInvariants:
+    """What was seen of stores that have copies so far, by the primary's own copy."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._committed: dict[str, int] = {}
+        self._granted: dict[str, object] = {}
+
+    def check(self, shard_id: str, store: Store) -> None:
+        """Raises Violation."""
+        sender, copy_id = store.tables.sender, store.copy_id
+        assert sender is not None
+        if store.tables.stats.copies_differed or store.replicas.comparison.disputed:
+            raise Violation(f"rows of {shard_id} are not the same in its copies, as of one record")
+        shipping = sender.shipping
+        if shipping.committed != self._committed.get(copy_id):
+            self._committed[copy_id] = shipping.committed
+            if store.applier.visible > shipping.committed:
+                raise Violation(f"record {store.applier.visible} of {shard_id} is visible, not committed")
+            if (shard := self._view.shard(shard_id)) is not None:
+                check_in_sync(self._view, shard)
+        if sender.grants is not self._granted.get(copy_id):
+            self._granted[copy_id] = sender.grants
+            opening = _opened_beside(self._view, shard_id, store.identity.store_id, shipping.config.term)
+            if opening and store.tables.may_answer():
+                raise Violation(f"{shard_id} may be answered in term {shipping.config.term} while {opening}")
+
+
+def check_in_sync(view: View, shard: Shard) -> None:
+    """Each copy in sync has all that is committed in this term, as far as processes can be asked.
+
+    Raises Violation.
+    """
+    primary = view.store(shard.primary.node, shard.id)
+    sender = primary.tables.sender if primary is not None else None
+    if sender is None or (sender.shipping.config.term, sender.shipping.config.store_id) != (shard.term, shard.store_id):
+        return
+    for replica in in_sync(shard):
+        copy = view.copy(replica.node, shard.id)
+        if copy is None or copy.following.copy_id != replica.copy_id or copy.following.promised > shard.term:
+            continue
+        if copy.log.synced.number < sender.shipping.committed:
+            raise Violation(
+                f"the copy of {shard.id} on {replica.node} is in sync with {copy.log.synced.number} of "
+                f"{sender.shipping.committed} committed records on its disk"
+            )
+
+
+def check_opening(view: View, shard_id: str, shipping: Shipping) -> None:
+    """No copy in sync that has promised the term has an older record that the term is without.
+
+    Raises Violation.
+    """
+    term = shipping.config.term
+    for replica in shipping.config.in_sync:
+        copy = view.copy(replica.node, shard_id)
+        if copy is None or (copy.following.copy_id, copy.following.promised) != (replica.copy_id, term):
+            continue
+        last = copy.log.last
+        if last.number >= shipping.opening and last.term < term:
+            raise Violation(
+                f"term {term} of {shard_id} is opened by record {shipping.opening}, and the copy in sync on"
+                f" {replica.node} has record {last.number} of term {last.term}"
+            )
+
+
+def _opened_beside(view: View, shard_id: str, store_id: str, term: int) -> str:
+    """Which node opens that store in a higher term."""
+    for name in view.nodes:
+        resident = view.resident(name, shard_id)
+        config = resident._opening.config if resident is not None and resident._opening is not None else None
+        copy = resident.copy if resident is not None else None
+        if config is None or copy is None or config.store_id != store_id:
+            continue
+        if term < config.term == copy.following.promised:
+            return f"{name} opens term {config.term}"
+    return ""

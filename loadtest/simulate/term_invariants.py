@@ -1,0 +1,153 @@
+"""What must hold of terms, of the partitions served in them, and of maps, after each event.
+
+Owns: `Terms`, `Owners`, `MapInvariants`.
+Promises: a partition's owners are looked at when one of them serves others than before, and a map when it has changed.
+Leaves to others: whose event it was (`cluster`), what a copy in sync has (`copy_invariants`).
+"""
+
+from __future__ import annotations
+
+from kvstore.placement.cluster_map import ClusterMap, Shard
+from kvstore.store.store import Store
+from loadtest.simulate.copy_invariants import check_in_sync
+from loadtest.simulate.store_invariants import Place, Violation
+from loadtest.simulate.view import View, good_copies
+
+
+class Terms:
+    """Who served each store in each term."""
+
+    def __init__(self) -> None:
+        self._servers: dict[tuple[str, int], str] = {}
+        self._starts: dict[str, None] = {}  # of processes that have served a store with copies
+        self._without_copies: dict[tuple[str, int], None] = {}  # stores and terms in which some map named no copy
+        self._highest: dict[str, int] = {}  # by store
+
+    def highest(self, store_id: str) -> int:
+        """The highest term in which that store was served."""
+        return self._highest.get(store_id, 0)
+
+    def note_store(self, store: Store, shard: Shard) -> None:
+        """It is served now, as that shard of its map. Raises Violation."""
+        store_id, sender = store.identity.store_id, store.tables.sender
+        # A store without copies is opened without a new term, since nothing can take its place.
+        if sender is not None and sender.shipping.links and sender.shipping.start:
+            self.note_start(store_id, shard.term, sender.shipping.start)
+        self.note(store_id, shard.term, f"copy {store.copy_id}")
+        self._highest[store_id] = max(shard.term, self.highest(store_id))
+
+    def note(self, store_id: str, term: int, who: str) -> None:
+        """That process serves that copy in that term: no other one ever did. Raises Violation."""
+        first = self._servers.setdefault((store_id, term), who)
+        if first != who:
+            raise Violation(f"{who} serves store {store_id} in term {term}, in which {first} has")
+
+    def note_start(self, store_id: str, term: int, start: str) -> None:
+        """As `note`, of a process whose store has copies. Raises Violation.
+
+        Once a map names none, the store may be opened again in that term, and get copies again.
+        """
+        if (store_id, term) in self._without_copies and start not in self._starts:
+            self._servers.pop((f"{store_id} with copies", term), None)
+        self._starts[start] = None
+        self.note(f"{store_id} with copies", term, f"start {start}")
+
+    def note_map(self, shard: Shard) -> None:
+        """A map has that shard."""
+        if not shard.replicas:
+            self._without_copies[shard.store_id, shard.term] = None
+
+
+class Owners:
+    """Which store serves each partition: one that may answer."""
+
+    def __init__(self, view: View, terms: Terms) -> None:
+        self._view = view
+        self._terms = terms
+        self._serving: dict[int, Place] = {}
+        self._looked_at: dict[Place, object] = {}
+
+    def process_ended(self, node: str) -> None:
+        """Nothing is served there."""
+        self._serving = {partition: owner for partition, owner in self._serving.items() if owner[0] != node}
+        self._looked_at = {place: served for place, served in self._looked_at.items() if place[0] != node}
+
+    def check(self, place: Place, store: Store) -> None:
+        """The store is open. Raises Violation."""
+        tables = store.tables
+        if tables.served is not self._looked_at.get(place) and tables.may_answer():
+            self._looked_at[place] = tables.served
+            self._note(place, store)
+
+    def _note(self, place: Place, store: Store) -> None:
+        shard = store.cluster_map.shard(place[1]) if store.cluster_map is not None else None
+        if shard is not None:
+            self._terms.note_store(store, shard)
+        self._serving = {partition: owner for partition, owner in self._serving.items() if owner != place}
+        for partition, generation in enumerate(store.served.generations):
+            if not generation or partition in store.served.frozen:
+                continue
+            other = self._serving.setdefault(partition, place)
+            if other != place:
+                if self._answers(other):
+                    both = f"{' of '.join(other)} and by {' of '.join(place)}"
+                    raise Violation(f"partition {partition} is served by {both}")
+                self._looked_at.pop(other, None)  # it is looked at once more if it may answer again
+            self._serving[partition] = place
+
+    def _answers(self, place: Place) -> bool:
+        """Whether that one may answer now: it is a primary that holds its lease."""
+        resident = self._view.resident(*place)
+        hosted = resident.hosted if resident is not None else None
+        return hosted is not None and hosted.is_open and hosted.store.tables.may_answer()
+
+
+class MapInvariants:
+    """What was seen of the cluster's maps so far."""
+
+    def __init__(self, view: View, terms: Terms) -> None:
+        self._view = view
+        self._terms = terms
+        self._map: ClusterMap | None = None  # that was looked at last
+        self._is_lost = False  # it was, and none is recovered yet
+
+    def check(self) -> None:
+        """Raises Violation."""
+        after = self._view.map
+        if after is None:
+            self._is_lost = self._map is not None
+        if after is None or after is self._map:
+            return
+        before, self._map = self._map, after
+        is_recovered, self._is_lost = self._is_lost, False
+        for shard in after.shards:
+            self._terms.note_map(shard)
+            old = before.shard(shard.id) if before is not None else None
+            if old is not None and old.store_id == shard.store_id and old != shard:
+                if is_recovered and shard.term < old.term:
+                    self._check_recovered(shard)
+                else:
+                    check_change(old, shard)
+                check_in_sync(self._view, shard)
+
+    def _check_recovered(self, shard: Shard) -> None:
+        """The newest map that nodes have is older than the one that was lost.
+
+        What was lost with it was served by no process: the record that opens a term carries its map, and is on the disk
+        of each copy in sync before the store is served. So a term that was given and never opened may be missing.
+        """
+        served = self._terms.highest(shard.store_id)
+        if shard.term < served:
+            raise Violation(f"shard {shard.id} was served in term {served}, and the recovered map has {shard.term}")
+
+
+def check_change(before: Shard, after: Shard) -> None:
+    """From a map to the next one. Raises Violation."""
+    if after.term < before.term:
+        raise Violation(f"the term of shard {after.id} went from {before.term} to {after.term}")
+    if after.primary == before.primary:
+        return
+    if after.term == before.term:
+        raise Violation(f"shard {after.id} has another primary in the same term {after.term}")
+    if (after.primary.node, after.primary.copy_id) not in good_copies(before)[1:]:
+        raise Violation(f"shard {after.id} has a primary on {after.primary.node} which was not in sync")

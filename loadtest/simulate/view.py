@@ -1,0 +1,122 @@
+"""A simulated cluster as an observer sees it who looks into all processes at once.
+
+Owns: the map that the controller's store has now, the stores and copies that running processes have.
+Promises: changes nothing.
+Leaves to others: what must hold of that (`invariants`, `ending`), which faults it allows (`disk_faults`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from kvstore.controller.membership import ClusterState
+from kvstore.placement.cluster_map import ClusterMap, Replica, Shard
+from kvstore.replication.copy import StoreCopy
+from kvstore.shard.resident import Resident
+from kvstore.store.store import Store
+from loadtest.simulate.node import NodeServer
+
+
+class View:
+    """`nodes`: by their names. `document`: as the controller's store has it now. `replicas`: as in cluster.yaml."""
+
+    def __init__(
+        self, nodes: Mapping[str, NodeServer], document: Callable[[], bytes | None], replicas: int = 1
+    ) -> None:
+        self.nodes = nodes
+        self._document = document
+        self._replicas = replicas
+        self._decoded: bytes | None = None
+        self._map: ClusterMap | None = None  # that is in it
+
+    @property
+    def map(self) -> ClusterMap | None:
+        """None as long as no cluster is formed, and while the controller's record is lost."""
+        document = self._document()
+        if document is not self._decoded:
+            self._decoded = document
+            self._map = msgspec.json.decode(document, type=ClusterState).map if document is not None else None
+        return self._map
+
+    @property
+    def shards(self) -> list[Shard]:
+        return found.shards if (found := self.map) is not None else []
+
+    def shard(self, shard_id: str) -> Shard | None:
+        return found.shard(shard_id) if (found := self.map) is not None else None
+
+    def is_member(self, node: str) -> bool:
+        return (found := self.map) is not None and found.node(node) is not None
+
+    # --- in processes that run
+
+    def resident(self, node: str, shard_id: str) -> Resident | None:
+        """What that node has of the shard."""
+        server = self.nodes.get(node)
+        if server is None or server.node is None or not server.is_alive:
+            return None
+        return server.node.stores.by_shard.get(shard_id)
+
+    def store(self, node: str, shard_id: str) -> Store | None:
+        """The shard's store, if that node has it as its primary."""
+        resident = self.resident(node, shard_id)
+        return resident.hosted.store if resident is not None and resident.hosted is not None else None
+
+    def primary(self, shard_id: str) -> Store | None:
+        """The shard's store on the node that the map names."""
+        shard = self.shard(shard_id)
+        return self.store(shard.primary.node, shard_id) if shard is not None else None
+
+    def copy(self, node: str, shard_id: str) -> StoreCopy | None:
+        """The shard's copy, if that node has it as no primary."""
+        resident = self.resident(node, shard_id)
+        return resident.copy if resident is not None else None
+
+    def has(self, node: str, shard_id: str, copy_id: str) -> bool:
+        resident = self.resident(node, shard_id)
+        return resident is not None and resident.copy_id == copy_id
+
+    # --- copies
+
+    def is_whole(self) -> bool:
+        """Whether each shard has as many copies in sync as it is to have, on disks of processes that run."""
+        return self.map is not None and all(map(self._has_copies, self.shards))
+
+    def _has_copies(self, shard: Shard) -> bool:
+        places = good_copies(shard)
+        return len(places) >= self.wanted_copies() and all(self.has(node, shard.id, each) for node, each in places)
+
+    def wanted_copies(self) -> int:
+        """How many of each shard there are to be, on the nodes that there are."""
+        nodes = found.nodes if (found := self.map) is not None else []
+        return min(self._replicas, sum(not node.given_up for node in nodes))
+
+
+class LostDisks:
+    """How many disks were lost since all was copied: fewer than there are copies, at most."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._count = 0
+
+    def add(self) -> None:
+        self._count += 1
+
+    def count(self) -> int:
+        """Since all was copied."""
+        self._count *= not self._view.is_whole()
+        return self._count
+
+    def may_be_more(self) -> bool:
+        return self.count() < self._view.wanted_copies() - 1 and (self._count > 0 or self._view.is_whole())
+
+
+def in_sync(shard: Shard) -> list[Replica]:
+    return [each for each in shard.replicas if each.state == "in-sync"]
+
+
+def good_copies(shard: Shard) -> list[tuple[str, str]]:
+    """Node and copy of the primary, then of the copies in sync."""
+    return [(shard.primary.node, shard.primary.copy_id), *((each.node, each.copy_id) for each in in_sync(shard))]
