@@ -35,8 +35,6 @@ LARGER = {
     "kvstore/controller/mover.py: Mover",
     "kvstore/controller/service.py: ClusterService",
     "kvstore/replication/copy.py: StoreCopy",
-    "kvstore/replication/copy_link.py: CopyLink",
-    "kvstore/replication/sender.py: Sender",
     "kvstore/router/service.py: RouterService",
     "kvstore/shard/node_stores.py: NodeStores",
     "kvstore/shard/receiver.py: Receiver",
