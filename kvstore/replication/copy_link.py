@@ -98,6 +98,7 @@ class CopyLink:
         self._under_way: deque[tuple[int, int]] = deque()  # of each frame: its last number, its bytes
         self._bytes_under_way = 0
         self._catching_up: CatchingUp | None = None  # while the copy is not waited for, and is not being filled
+        self._fills = False  # a snapshot is not whole, or not good yet: the copy acknowledges nothing
         self._beacons: dict[int, float] = {}
         self._beacon = 0
         self._wire: Wire | None = None  # while the stream goes on
@@ -159,6 +160,7 @@ class CopyLink:
                 told = await greet(wire, link.session)
                 join, resumes = await self._compare(wire, told)
                 await wire.send(messages.Begin(told.position, join, resumes))
+            self._fills = join.snapshot or resumes is not None
             ack = await expect(wire, messages.Ack)  # a long log takes a while to cut
             if join.snapshot:
                 self._sent = await self._send_snapshot(wire, resumes)
@@ -260,7 +262,7 @@ class CopyLink:
         """Send what is appended, in the turn of the loop in which this is woken."""
         catching_up = CatchingUp(self._around.times.catch_up_share)
         while (link := shipping.find(self._sender.shipping, named)) is not None:
-            self._catching_up = None if link.waited or self._snapshot is not None else catching_up
+            self._catching_up = None if link.waited or self._fills else catching_up
             if self._has_more() and shipping.may_send(self._sender.shipping, link):
                 if self._catching_up is not None and (pause_s := catching_up.take_pause()):
                     await self._around.environment.sleep(pause_s)
@@ -283,7 +285,7 @@ class CopyLink:
 
     def _has_more(self) -> bool:
         """Whether there are records that the copy has room for."""
-        has_room = self._bytes_under_way < self.room_bytes or self._snapshot is not None  # which nothing acknowledges
+        has_room = self._bytes_under_way < self.room_bytes or self._fills
         return self._sent < self._sender.shipping.last and has_room
 
     @property
@@ -354,7 +356,7 @@ class CopyLink:
         if not owed or len(self._under_way) < owed:
             self._answered()
         if number:  # a copy that is being filled acknowledges nothing
-            self._snapshot = None
+            self._snapshot, self._fills = None, False
 
     def _answered(self) -> None:
         owes_more = bool(self._under_way or self._beacons)

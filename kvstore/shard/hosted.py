@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from kvstore.config import Limits
-from kvstore.environment import Environment
+from kvstore.environment import Environment, to_its_end
 from kvstore.metrics import StoreLabels
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication.configuration import Configuration, Request
@@ -81,7 +81,8 @@ class StoreEnd:
         self._store = store
 
     async def close(self) -> None:
-        await self._store.close(keeps_files=self.keeps_files)
+        """Not to be broken off: until all work of the store has ended, it uses its files."""
+        await to_its_end(self._store.tables.environment, self._store.close(keeps_files=self.keeps_files))
 
 
 class HostedStore:

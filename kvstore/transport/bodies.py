@@ -98,7 +98,7 @@ class BodyReader:
         return b"".join(chunks)
 
     def reserve(self, size: int) -> None:
-        """Raises TooManyRequests."""
+        """Count `size` bytes more as under way. Raises TooManyRequests."""
         if self.under_way_bytes + size > self._under_way_bytes_max:
             raise TooManyRequests("too many bodies are under way.", retry_after_ms=200)
         self.under_way_bytes += size

@@ -12,8 +12,7 @@ from typing import TypeVar
 import pytest
 
 from kvstore.environment import Environment
-from kvstore.replication import copy as copy_module
-from kvstore.replication import session
+from kvstore.replication import applying, session
 from kvstore.replication.copy import Deposed, StoreCopy, Told
 from kvstore.replication.files import Place, Times, make_copy, open_copy
 from kvstore.replication.promise import read_identity
@@ -590,6 +589,33 @@ async def test_after_a_power_cut_within_a_snapshot_it_goes_on_or_begins_again_wi
     assert went_on
 
 
+async def test_records_are_taken_again_where_the_power_took_only_what_the_file_had_last() -> None:
+    node, primary = Node(), Primary()
+    copy = await _to_fill(node, primary)
+    named, of = primary.session(copy), primary.engine.applied
+    assert await copy.snapshot_begins(named, of)
+    for page in await _pages(primary, 6):
+        assert await copy.snapshot_page(named, of.position, page)
+    for at in range(3):
+        await primary.put(f"key-{at}", b"new")
+    assert await copy.snapshot_ends(named, of.position, 23)
+    await primary.ship(copy)
+    again = await node.restart(kept=len(node.engine._history) - 2)
+    assert again.log.last.number == 23
+    assert again.snapshot is not None
+    assert not again.snapshot.filled_to, "its end was in the file only"
+    told, _ = await primary.greet(again)
+    named = primary.session(again)
+    assert await again.begin(named, told.position, Join(20, snapshot=True), told.snapshot) == 0
+    await primary.put("last", b"new")
+    assert await again.snapshot_ends(named, of.position, 24)
+    await again.records(named, primary.entries[20:], committed=24)
+    while await again.apply_some():
+        pass
+    assert not again.is_filling
+    assert rows_of(again.engine) == rows_of(primary.engine)
+
+
 async def test_pages_and_ends_of_another_snapshot_or_session_are_thrown_away() -> None:
     node, primary = Node(), Primary()
     copy = await _to_fill(node, primary)
@@ -657,9 +683,8 @@ async def test_while_many_records_come_a_copy_gathers_them_and_then_applies_all_
     assert len(rows_of(copy.engine)) == 20
 
 
-async def test_large_records_are_not_gathered_beyond_what_is_applied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copy_module, "_APPLIED_BYTES_MAX", 10_000)
-    monkeypatch.setattr(copy_module, "_PIECE_BYTES", 10_000)
+async def test_of_large_records_few_are_applied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applying, "PIECE_BYTES_MIN", 10_000)
     node, primary = Node(), Primary()
     copy = await node.make()
     assert await primary.join(copy) == 0

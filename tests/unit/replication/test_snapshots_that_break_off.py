@@ -13,7 +13,7 @@ from kvstore.replication.copy_link import Surroundings
 from kvstore.replication.files import open_copy
 from kvstore.replication.promise import read_identity
 from kvstore.replication.sender import Sender
-from kvstore.replication.session import goes_on
+from kvstore.replication.session import Session, goes_on
 from kvstore.storage.engine import FeedPage, FeedQuery, Identity, SnapshotProgress
 from kvstore.storage.log import Log
 from kvstore.storage.memory import MemoryEngine
@@ -231,6 +231,34 @@ async def test_a_snapshot_goes_on_from_another_primary_that_has_all_which_was_se
         await cluster.filled()
         assert cluster.values() == cluster.rows
         assert min(cluster.engine.begun) > 10
+        await cluster.end()
+
+
+async def test_another_primary_sends_all_records_that_make_a_snapshot_good_though_the_copy_acknowledges_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Moving().running() as cluster:
+        await cluster.to_fill()
+        await cluster.pages(20)
+        for key in range(300):
+            cluster.write(key, b"second" * 150)
+        await cluster.apply()
+        ends = cluster.copies["n2"].snapshot_ends
+
+        async def ends_and_is_cut(named: Session, at: Position, highest: int) -> bool:
+            cluster.is_down.add("n2")
+            await cluster.cut("n2")
+            return await ends(named, at, highest)
+
+        monkeypatch.setattr(cluster.copies["n2"], "snapshot_ends", ends_and_is_cut)
+        await cluster.pages(1000)
+        found = cluster.copies["n2"].snapshot
+        assert found is not None
+        assert found.filled_to - cluster.copies["n2"].log.last.number == 300
+        await cluster.become_another_primary(random.Random(1))
+        cluster.is_down.clear()
+        await cluster.filled()
+        assert cluster.values() == cluster.rows
         await cluster.end()
 
 
