@@ -41,7 +41,6 @@ LARGER = {
     "loadtest/cluster/proxied.py: End",
     "loadtest/cluster/proxy.py: Proxy",
     "loadtest/simulate/loop.py: SimulatedLoop",
-    "loadtest/simulate/machine.py: Machine",
 }
 FIRST_LINE_WORDS_MAX = 20
 SAME_FLOOR_MAY = {
