@@ -2,7 +2,7 @@
 
 Owns: both rules, from one state to the next.
 Promises: pure; what cannot be done as things are is refused, with the mend.
-Leaves to others: doing it (`replicas`), storing what was asked for (`service`).
+Leaves to others: doing it (`replicas`), storing what was asked for (`planning`).
 """
 
 from __future__ import annotations
