@@ -100,6 +100,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     snapshot_share: float = 0.67
     snapshot_page_rows_max: int = 2000
     catch_up_share: float = 0.25
+    copy_apply_share: float = 0.05
     verify_every_s: float = 86_400.0
     compare_every_s: float = 86_400.0
     tombstone_kept_s: float = 600.0

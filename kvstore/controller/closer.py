@@ -4,7 +4,7 @@ Owns: when that is said.
 Promises: a change is done only when clients are answered for all that it has moved, and when the process of a shard
 that it removed has ended, if the launcher runs it. A controller that dies before it has said so finds that the goal is
 reached, and says it.
-Leaves to others: what the goal is (`changes`), moving (`mover`), what a launcher runs (`service`).
+Leaves to others: what the goal is (`changes`), moving (`mover`), what a launcher runs (`launches`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kvstore.controller.mover import Mover
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.said_once import SaidOnce
 
 _RETRY_S = 0.05
 _log = logging.getLogger(__name__)
@@ -49,17 +50,16 @@ class ChangeCloser:
 
     async def run(self) -> None:
         """End what is done, for ever."""
-        revision, said = -1, ""
+        revision, said = -1, SaidOnce()
         while True:
             try:
                 revision, state = await self._document.after(revision)
                 while await self._close(state):
                     await asyncio.sleep(_RETRY_S)
                     state = await self._document.read()
-                said = ""
+                said.is_news("")
             except KvError as error:
-                if error.detail != said:
-                    said = error.detail
+                if said.is_news(error.detail):
                     _log.warning("changes that are done cannot be written down: %s", error)
                 await asyncio.sleep(1.0)
                 revision = -1

@@ -40,8 +40,7 @@ from kvstore.storage.segments import BEGINNING, Entry, Position
 log = logging.getLogger(__name__)
 
 _CLEANED_ROWS_MAX = 500  # in one step
-_APPLIED_RECORDS_MAX = 1000
-_APPLIED_BYTES_MAX, _PIECE_BYTES = 8 << 20, 1 << 20
+_APPLIED_RECORDS_MAX, _HANDED_BYTES_MAX = 1000, 8 << 20
 _RETRY_S = 0.5
 
 
@@ -85,7 +84,7 @@ class StoreCopy:
         """`was_served`: by this process, until now, so what it had granted before had run out."""
         self._place = place
         self._identity = identity
-        self._log = CopyLog(log, environment, times.sync_inline_ms_max)
+        self._log = CopyLog(log, environment, times.sync_inline_ms_max, times.copy_apply_share)
         self.engine = engine
         self._environment = environment
         self._times = times
@@ -157,7 +156,7 @@ class StoreCopy:
                 async with self._log.turn, self._applying:
                     await self._log.sync()
                     while (applied := self.engine.applied.position.number) < self.log.last.number:
-                        read = partial(chain.some_entries, self.log, applied, _APPLIED_BYTES_MAX)
+                        read = partial(chain.some_entries, self.log, applied, _HANDED_BYTES_MAX)
                         await replay(self.engine, await self._environment.in_thread(read))
                     return self._identity
             except TryLater as error:
@@ -303,6 +302,7 @@ class StoreCopy:
         """Learn up to which number records are committed; the number to acknowledge."""
         if session.is_current(self._following, named):
             self._heard_at = self._environment.boottime_s()
+            self._log.applying.heard(lacks=number > self.log.last.number)
         self._following = session.learn_committed(self._following, named, number, self.log.last.number)
         self._learned.set()
         return self._acknowledged(named)
@@ -335,12 +335,12 @@ class StoreCopy:
         """Apply what is committed, for ever. Raises DataCorrupt, LogDamaged, OSError."""
         while True:
             await self._learned.wait()
-            await self._log.gather(self._times.apply_delay_s, _APPLIED_BYTES_MAX)
+            await self._log.gather(self._times.apply_delay_s)
             self._learned.clear()
             await self._log.keep_spare()
             try:
                 while await self.apply_some() or await self.clean_some():
-                    await self._log.rest(self._times.catch_up_share, _APPLIED_BYTES_MAX)
+                    await self._log.rest()
             except TryLater as error:
                 await self._wait_for_the_file(error)
                 self._learned.set()
@@ -381,14 +381,14 @@ class StoreCopy:
         applied = self.engine.applied.position.number
         if self.is_filling and not self._filled_to:
             return 0
-        durable = self.log.synced.number  # a copy that is not waited for may hear of more as committed
-        last = min(number, durable, applied + _APPLIED_RECORDS_MAX)
+        last = min(number, self.log.synced.number, applied + _APPLIED_RECORDS_MAX)  # more may be committed elsewhere
         if last <= applied:
             await self._is_filled()
             return 0
-        read = partial(chain.some_entries, self.log, applied, _PIECE_BYTES)
+        read = partial(chain.some_entries, self.log, applied, self._log.applying.piece_bytes)
         entries = [entry for entry in await self._environment.in_thread(read) if entry.number <= last]
         await replay(self.engine, entries)
+        self._log.applying.applied(sum(len(entry.payload) for entry in entries))
         await self._is_filled()
         durable = await self.engine.checkpoint(only_if_due=True)
         if durable:

@@ -5,7 +5,8 @@ spare segment; for how long records gather before they are applied.
 Promises: as a primary's log (`kvstore.store.log_writer`): where the disk is quick the sync runs on the event loop's
 thread, where it is not in a thread, one sync for all that was appended before it. Nothing is appended while the log is
 cut or replaced.
-Leaves to others: which records follow (`session`), what is acknowledged (`copy`), the files (`storage.log`).
+Leaves to others: which records follow (`session`), what is acknowledged (`copy`), the files (`storage.log`), how long
+the pauses are (`applying`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from kvstore.environment import Environment, to_its_end
-from kvstore.replication.catching_up import PAUSE_S_MAX
+from kvstore.replication.applying import WAITING_BYTES_MIN, ApplyPace
 from kvstore.storage.log import Log, NotNext
 from kvstore.storage.segments import HEADER_BYTES, Entry
 from kvstore.storage.sync_pace import SyncPace, timed_sync
@@ -25,16 +26,16 @@ _INLINE_BYTES_MAX = 1 << 16  # synced on the loop's thread; more takes longer, a
 
 
 class CopyLog:
-    """`sync_since`: when the sync began that is under way in a thread."""
+    """`sync_since`: when the sync began that is under way in a thread. `applying`: the pace of what applies."""
 
-    def __init__(self, log: Log, environment: Environment, inline_ms_max: float) -> None:
+    def __init__(self, log: Log, environment: Environment, inline_ms_max: float, apply_share: float) -> None:
         self.log = log
+        self.applying = ApplyPace(apply_share)
         self.turn = asyncio.Lock()
         self.is_changing = False
         self.sync_since: float | None = None
         self._environment = environment
         self._pace = SyncPace(inline_ms_max)
-        self._gathered_bytes = 0  # of records that came since they were last applied
         self._unsynced_bytes = 0
         self._rested_s = 0.0  # when it last had rested, or gathered
 
@@ -55,35 +56,29 @@ class CopyLog:
         return True
 
     def append(self, entry: Entry) -> bool:
-        """False: it is not the next record, or the log is being changed."""
+        """Append the record; False if it is not the next one, or the log is being changed. Raises LogFailed."""
         if self.is_changing:
             return False
         try:
             self.log.extend(entry)
         except NotNext:
             return False
-        self._gathered_bytes += len(entry.payload)
+        self.applying.come(len(entry.payload))
         self._unsynced_bytes += len(entry.payload)
         return True
 
-    async def gather(self, delay_s: float, bytes_max: int) -> None:
+    async def gather(self, delay_s: float) -> None:
         """Wait a while, longer while many records come: a row costs less the more are applied together."""
         for _ in range(_DELAYS_MAX):
             before = self.log.last.number
             await self._environment.sleep(delay_s)
-            if self.log.last.number - before < _MANY_RECORDS or self._gathered_bytes >= bytes_max:
+            if self.log.last.number - before < _MANY_RECORDS or self.applying.waiting_bytes >= WAITING_BYTES_MIN:
                 break
-        self._gathered_bytes = 0
         self._rested_s = self._environment.monotonic_s()
 
-    async def rest(self, share: float, bytes_max: int) -> None:
-        """Pause for the rest of the time behind some that were applied, unless much more has come meanwhile.
-
-        The node's other stores share its disk and its event loop.
-        """
-        if self._gathered_bytes < bytes_max:
-            took_s = self._environment.monotonic_s() - self._rested_s
-            await self._environment.sleep(min(took_s * max(0.0, 1 / share - 1), PAUSE_S_MAX))
+    async def rest(self) -> None:
+        """Pause behind some that were applied: the node's other stores share its disk and its processors."""
+        await self._environment.sleep(self.applying.pause_s(self._environment.monotonic_s() - self._rested_s))
         self._rested_s = self._environment.monotonic_s()
 
     async def keep_spare(self) -> None:
@@ -98,6 +93,7 @@ class CopyLog:
 
     @property
     def is_synced(self) -> bool:
+        """Whether all that was appended is durable."""
         return self.log.synced.number >= self.log.last.number
 
     def sync_now(self) -> None:
@@ -133,3 +129,4 @@ class CopyLog:
             await to_its_end(self._environment, self._environment.in_thread(change))
         finally:
             self.is_changing = False
+            self.applying.forget()

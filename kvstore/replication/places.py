@@ -31,7 +31,8 @@ class Times(NamedTuple):
     `sync_inline_ms_max`: a disk that syncs slower is synced in a thread. `apply_delay_s`: how long a copy's record that
     is committed waits until it is applied. `snapshot_share`: of the time in which a snapshot is under way, for it; a
     page of it has up to `snapshot_page_rows_max` rows. `catch_up_share`: of the time in which a copy that is not waited
-    for catches up by records, for sending them; of that in which a copy applies many, for that.
+    for catches up by records, for sending them. `copy_apply_share`: of that in which a copy has records to apply, for
+    applying them.
     """
 
     lease_s: float
@@ -43,3 +44,4 @@ class Times(NamedTuple):
     snapshot_share: float = 2 / 3
     snapshot_page_rows_max: int = 2000
     catch_up_share: float = 0.25
+    copy_apply_share: float = 0.05

@@ -2,7 +2,7 @@
 
 Owns: the order of importance, and the words.
 Promises: pure; the sentence speaks of the document that it was made from and of nothing else.
-Leaves to others: the document (`service`, `event_documents`).
+Leaves to others: the document (`cluster_views`, `event_documents`).
 """
 
 from __future__ import annotations

@@ -34,25 +34,32 @@ class Routing(Protocol):
     largest_part: float
 
     @property
-    def channels(self) -> Mapping[str, Channel]: ...
+    def channels(self) -> Mapping[str, Channel]:
+        """By shard id, the channel to the store of its primary."""
 
     @property
-    def partitions(self) -> int: ...
+    def partitions(self) -> int:
+        """How many there are."""
 
-    async def await_epoch(self, epoch: int, fenced: bool = False) -> None: ...
+    async def await_epoch(self, epoch: int, fenced: bool = False) -> None:
+        """Wait for a map of that epoch, or a newer one if `fenced`; for a little only."""
 
-    def fails_over(self, shard_id: str) -> bool: ...
+    def fails_over(self, shard_id: str) -> bool:
+        """Whether the shard has a copy that may take over."""
 
 
 class AllShards:
-    """`partial`: what is down is left out and named, instead of Unavailable."""
+    """What is asked of all shards. `partial`: what is down is left out and named, instead of Unavailable."""
 
     def __init__(self, router: Routing, limits: Limits) -> None:
         self._router = router
         self._limits = limits
 
     def page_bytes(self, limit: int, values: bool) -> int:
-        """What a page takes of memory while it is made, at most: what all shards send, and its JSON."""
+        """How many bytes a page takes of memory while it is made, at most.
+
+        What all shards send, and its JSON.
+        """
         brought_bytes = item_bytes = self._limits.key_bytes_max
         if values:
             brought_bytes += LARGE_BYTES

@@ -40,6 +40,8 @@ from kvstore.transport.http.routes import Reply, Route, RouteTable, error_lines
 
 
 class RouterApp:
+    """The router's HTTP: its routes, its account of answers, its counts."""
+
     def __init__(self, router_id: str, service: RouterService, config: ClusterConfig, controller: Controller) -> None:
         self.router_id = router_id
         self._limits = limits = config.limits

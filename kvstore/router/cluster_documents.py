@@ -3,7 +3,7 @@ It is made from its map and from what the shards count.
 
 Owns: the form of GET /v1/cluster and of the map's part of GET /v1/explain.
 Promises: pure.
-Leaves to others: asking the shards (`service`), what the controller adds (`controller_client`).
+Leaves to others: asking the shards (`cluster_views`), what the controller adds (`controller_client`).
 """
 
 from __future__ import annotations

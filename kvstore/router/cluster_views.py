@@ -27,6 +27,8 @@ _BEHIND_WAIT_S = 0.02
 
 
 class ClusterViews:
+    """Documents of the cluster as of now."""
+
     def __init__(self, service: RouterService) -> None:
         self._service = service
         self._last: dict[str, ShardStats] = {}
@@ -88,7 +90,10 @@ class ClusterViews:
         return cluster_documents.cluster(cluster_map, stats, self._last, self._in_doubt)
 
     async def explain(self, key: str) -> dict[str, Any]:
-        """The way of a key: hash, partition, ring walk, owner, and what the owner knows of it."""
+        """The way of a key: hash, partition, ring walk, owner, and what the owner knows of it.
+
+        A shard that does not answer is told as `owner_state`. Raises Unavailable without a map.
+        """
         self._service.owner_of(key)  # raises Unavailable without a map
         partition = self._service.partition_of(key)
         facts: dict[str, Any]

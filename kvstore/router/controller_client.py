@@ -3,7 +3,7 @@
 Owns: one question and its answer, passed on as it is; what the controller tells of moves and changes.
 Promises: a request is sent once. What the controller answers is answered: status, document, `Location`; when it does
 not, the error says whether anything may have been done.
-Leaves to others: every decision (the controller), the calls of clients (`routes.cluster`).
+Leaves to others: every decision (the controller), the calls of clients (`routes.changes`, `routes.cluster`).
 """
 
 from __future__ import annotations

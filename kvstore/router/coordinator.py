@@ -8,8 +8,9 @@ Leaves to others: the verdict on votes (`transactions.coordination`), what each 
 
     all keys in one store          Transact ──> done
     only reads                     ReadLock ──> all stores;  ReadUnlock ──> all: were the locks held all the time?
-    else                           Prepare ──> all stores but the anchor's;  Commit ──> the anchor's;  the client is
-                                   answered;  Finish ──> the others;  Forget ──> the anchor's, later, many at once
+    else                           Prepare ──> all stores but the anchor's;  DecideCommit ──> the anchor's;  the client
+                                   is answered;  ApplyIntents ──> the others;  Forget ──> the anchor's, later, many at
+                                   once
 
 Where it may die: before the commit has reached the anchor's store: the intents are found too old, the attempt is
 aborted for good. After: it is committed, and the intents are applied by any process that finds them.
@@ -69,6 +70,8 @@ _ID = re.compile(r"([0-9a-f]{1,8})-([0-9a-f]{1,16}-[0-9a-f]{8})")
 
 
 class Coordinator:
+    """Drives transactions; any number may run beside one another."""
+
     def __init__(self, service: RouterService, limits: Limits, environment: Environment = SYSTEM) -> None:
         self._service = service
         self._limits = limits
@@ -79,8 +82,8 @@ class Coordinator:
     async def run(self, transaction: Transaction, once: IdempotencyKey | None) -> Result:
         """Do it, trying again for up to `txn_timeout_s` while others are in the way.
 
-        Raises Conflict, Locked, IdempotencyKeyReused, DiskFull, DataCorrupt, TooManyRequests, Unavailable: nothing was
-        written; OutcomeUnknown with `txn_id`.
+        Raises Conflict, Locked, IdempotencyKeyReused, DiskFull, DataCorrupt, ReadTooLarge, TooManyRequests,
+        Unavailable: nothing was written; OutcomeUnknown with `txn_id`.
         """
         deadline = _Deadline(self._service, self._limits)
         self._stamps.see(self._service.floor)
@@ -374,7 +377,10 @@ class Coordinator:
     # --- looking up ---------------------------------------------------------------------------------------------------
 
     async def look(self, name: str) -> str | None:
-        """`committed`, `aborted` or `pending`; None if nothing is known of it. Raises BadParameter, Unavailable."""
+        """`committed`, `aborted` or `pending`; None if nothing is known of it.
+
+        Raises BadParameter for what is no id; Unavailable, and what else its anchor's shard answers.
+        """
         match = _ID.fullmatch(name)
         if match is None or int(match[1], 16) >= self._service.partitions:
             raise BadParameter(f"{name[:100]!a} is no id of a transaction.", parameter="id")

@@ -53,6 +53,8 @@ class TransferBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Account(msgspec.Struct):
+    """A key of the transfer, and the shard that has it."""
+
     key: str
     shard: str
     version: int = 0

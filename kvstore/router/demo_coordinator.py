@@ -65,6 +65,8 @@ class CoordinateBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class DemoCoordinator:
+    """The calls of the second router."""
+
     def __init__(self, service: RouterService, limits: Limits) -> None:
         self._service = service
         self._limits = limits
@@ -101,19 +103,23 @@ class Trace:
         self.asked: set[asyncio.Task[Any]] = set()
 
     def note(self, kind: str, **facts: Any) -> None:
+        """Put a line of that kind behind the others."""
         at_ms = round((time.perf_counter() - self._began_s) * 1000, 3)
         self._lines.append({"at_ms": at_ms, "kind": kind, **facts})
 
     def sent(self, shard: str, request: Request) -> None:
+        """Note a message to that shard."""
         facts: dict[str, Any] = {"shard": shard, "message": _WORDS.get(type(request), type(request).__name__.lower())}
         if isinstance(request, Prepare):
             facts["txn"] = txn_id(request.attempt, self._service.partition_of(request.anchor))
         self.note("sent", **facts)
 
     def answered(self, shard: str, request: Request, reply: Reply) -> None:
+        """Note a reply of that shard."""
         self.note("answered", shard=shard, message=_WORDS.get(type(request), ""), says=_says(reply))
 
     async def flush(self) -> None:
+        """Write what was noted, so that it has left this process."""
         lines, self._lines = self._lines, []
         if lines:
             await self._stream.write([msgspec.json.encode(line) + b"\n" for line in lines])
@@ -148,6 +154,7 @@ class TracedService:
         return getattr(self._service, name)
 
     def owner_of(self, key: str) -> Channel:
+        """The traced channel to the key's owner. Raises Unavailable without a map."""
         channel = self._service.owner_of(key)
         traced = self._channels.get(channel.shard_id)
         if traced is None or traced.inner is not channel:

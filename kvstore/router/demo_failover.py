@@ -155,7 +155,7 @@ class DemoFailover:
 
 
 def check_successors(cluster_map: ClusterMap, node: str) -> None:
-    """Raises ChangeRefused unless every shard that the node leads has a copy in sync elsewhere."""
+    """Check that every shard that the node leads has a copy in sync elsewhere. Raises ChangeRefused."""
     for shard in cluster_map.shards:
         if shard.primary.node == node and not any(copy.state == "in-sync" for copy in shard.replicas):
             raise ChangeRefused(

@@ -67,6 +67,8 @@ _COMMENT = b": nothing new\n\n"
 
 
 class Events:
+    """The listeners, and what is looked at for them."""
+
     def __init__(
         self, router_id: str, service: RouterService, controller: Controller, stats: RequestStats, limits: Limits
     ) -> None:

@@ -73,7 +73,10 @@ class Feed:
         known.document, known.identity = document, document if identity is None else identity
 
     def release(self, now_s: float) -> float | None:
-        """Tell what is due. Returns in how many seconds to call again; None: when something new was offered."""
+        """Tell what is due, by the monotonic clock.
+
+        Returns in how many seconds to call again; None: when something new was offered.
+        """
         wait_s = None
         for kind in self._kinds.values():
             if not kind.is_due():

@@ -32,6 +32,8 @@ Keys = list[str]
 
 
 class IntentResolver:
+    """Sends what follows a decision, in the background; nothing is raised."""
+
     def __init__(self, service: RouterService) -> None:
         self._service = service
         self._finished: dict[str, list[Attempt]] = {}
@@ -106,8 +108,11 @@ class IntentResolver:
             self.send(channel, Forget(0, [attempt for anchor in anchors for attempt in finished[anchor]]))
 
     def abort(self, attempt: Attempt, keys: Keys, channel: Channel | None = None) -> None:
-        """Of an attempt that never will be committed: its intents go. `channel`: to whom the keys belonged when it was
-        prepared, if that was one; it is told first, and others if the keys are theirs by now."""
+        """Have the intents of an attempt dropped that never will be committed.
+
+        `channel`: to whom the keys belonged when it was prepared, if that was one; it is told first, and others if the
+        keys are theirs by now.
+        """
 
         def make(keys: Keys) -> Abort:
             return Abort(0, attempt, keys)

@@ -72,7 +72,7 @@ def encode_value(value: bytes) -> dict[str, str | bytes]:
 
 
 def check_value_size(size: int, limits: Limits) -> None:
-    """Raises ValueTooLarge."""
+    """Refuse a value of that many bytes. Raises ValueTooLarge."""
     if size > limits.value_bytes_max:
         raise ValueTooLarge(
             f"the value has {size} bytes; the limit is {limits.value_bytes_max}.", bytes_max=limits.value_bytes_max

@@ -24,7 +24,8 @@ from kvstore.transport.answers import Room
 class Asking(Protocol):
     """What is needed of the service."""
 
-    async def ask(self, request: KeyRequest) -> Routed: ...
+    async def ask(self, request: KeyRequest) -> Routed:
+        """The answer of the key's owner. Raises as `RouterService.ask`."""
 
 
 class LargeValues:

@@ -4,7 +4,7 @@ Owns: which reply counts for which partition, and where a page ends.
 Promises: pure. Every partition is taken from exactly one reply, that of a shard that owned it all the time it was
 looking; nothing is finished while a partition is missing, unless it is left out on demand, and named. So a key that
 stays is listed exactly once, and counted exactly once, whatever moved while it was made.
-Leaves to others: asking, and asking again for what is missing (`service`).
+Leaves to others: asking, and asking again for what is missing (`all_shards`).
 
 Shards are not asked to agree on an epoch: while a cluster is growing it changes with every commit, and a listing would
 never end. A partition that moved between two replies is in both, or in neither. In both: the first is taken, the

@@ -4,7 +4,7 @@ Owns: its form.
 Promises: however many bytes the values have, and however many pages are made at once, a turn of the event loop makes
 no more than a piece of one page: `_PIECE_BYTES` or a single item. The pieces are never joined: to copy a page of
 several MiB takes longer than to make a piece of it. A value that is still to be asked for is brought when it is due.
-Leaves to others: which items are on the page (`listing`), how much memory pages take (`app`).
+Leaves to others: which items are on the page (`listing`), how much memory pages take (`all_shards`).
 """
 
 from __future__ import annotations

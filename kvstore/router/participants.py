@@ -2,7 +2,7 @@
 
 Owns: the transaction as decoded, its result, the split by owner, putting what the parts read together again.
 Promises: pure.
-Leaves to others: the JSON (`transactions`), sending (`coordinator`).
+Leaves to others: the JSON (`routes.txn`), sending (`coordinator`).
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ class Transaction(msgspec.Struct, frozen=True):
 
     @property
     def anchor(self) -> str:
+        """The key whose store decides."""
         if self.chosen_anchor:
             return self.chosen_anchor
         return self.conditions[0].key if self.conditions else self.then[0].key
 
     @property
     def keys(self) -> list[str]:
-        """Those of conditions, and of both branches."""
+        """The keys of conditions, and of both branches."""
         return [*(each.key for each in self.conditions), *(step.key for step in (*self.then, *self.otherwise))]
 
     @property
     def writes_only(self) -> bool:
-        """It has no get."""
+        """Whether it has no get."""
         for branch in (self.then, self.otherwise):
             for step in branch:
                 if step.op == "get":
@@ -50,7 +51,7 @@ class Transaction(msgspec.Struct, frozen=True):
 
     @property
     def reads_only(self) -> bool:
-        """It writes nothing, and all that it asks can be told by the values of its keys."""
+        """Whether it writes nothing, and all that it asks can be told by the values of its keys."""
         steps = (*self.then, *self.otherwise)
         return all(step.op == "get" for step in steps) and all(c.token is None for c in self.conditions)
 
@@ -79,6 +80,7 @@ class TxnShare:
         self.otherwise_gets: list[int] = []
 
     def add(self, steps: list[TxnOp], gets: list[int], step: TxnOp, place: int) -> None:
+        """Append the step; `place` is that of the get among all of its branch."""
         steps.append(step)
         self.keys[step.key] = None
         if step.op == "get":
@@ -114,6 +116,7 @@ def split(transaction: Transaction, owner_of: Callable[[str], Channel]) -> list[
 
 
 def holds(condition: Condition, read: Read) -> bool:
+    """Whether the condition holds for what was read of its key."""
     if condition.exists is not None:
         return (read.value is not None) == condition.exists
     return read.value is not None and read.version == condition.version

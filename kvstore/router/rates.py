@@ -80,7 +80,10 @@ class Rates:
 
 
 def percentile_ms(counts: list[int], bounds: tuple[float, ...], percent: int) -> float | None:
-    """About: within the bucket it is taken to be even. None when there is nothing to measure."""
+    """The percentile in milliseconds, about: within a bucket values are taken to be even.
+
+    `counts` are those of the buckets, whose `bounds` are in seconds. None when there is nothing to measure.
+    """
     total = sum(counts)
     if not total:
         return None

@@ -20,6 +20,7 @@ import msgspec
 from kvstore.environment import Environment
 from kvstore.errors import OtherProtocol
 from kvstore.replication.beats import Beat, BeatAnswer, Echo, beat_every_s, beats
+from kvstore.said_once import SaidOnce
 from kvstore.shard.node_stores import NodeStores
 from kvstore.transport.versions import refused_by
 
@@ -49,7 +50,7 @@ class Beats:
         self._session = session
         self._controller_url = controller_url.rstrip("/")
         self._url = f"{self._controller_url}/v1/nodes/{node_id}/beat"
-        self._said = ""  # why it takes none
+        self._refused = SaidOnce()  # why it takes none
         self._timeout = aiohttp.ClientTimeout(total=failover_after_s / 2)
         self._every_s = beat_every_s(failover_after_s)
         self._echo = Echo()
@@ -131,10 +132,8 @@ class Beats:
 
     def _say_refused(self, refused: OtherProtocol | None) -> None:
         why = refused.sentences if refused is not None else ""
-        if why != self._said:
-            self._said = why
-            if why:
-                log.error("the controller takes no beats of this node: %s", why)
+        if self._refused.is_news(why):
+            log.error("the controller takes no beats of this node: %s", why)
 
     def _order(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

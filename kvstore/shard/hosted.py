@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from kvstore.config import Limits
-from kvstore.environment import Environment
+from kvstore.environment import Environment, to_its_end
 from kvstore.metrics import StoreLabels
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication.configuration import Configuration, Request
@@ -81,7 +81,8 @@ class StoreEnd:
         self._store = store
 
     async def close(self) -> None:
-        await self._store.close(keeps_files=self.keeps_files)
+        """Not to be broken off: until all work of the store has ended, it uses its files."""
+        await to_its_end(self._store.tables.environment, self._store.close(keeps_files=self.keeps_files))
 
 
 class HostedStore:
@@ -100,11 +101,12 @@ class HostedStore:
 
     @property
     def shard_id(self) -> str:
+        """The shard whose store it is."""
         return self.service.shard_id
 
     @property
     def is_sound(self) -> bool:
-        """Its file was found to be whole."""
+        """Whether its file was found to be whole."""
         verification = self.store.tables.verification
         return verification.is_examined and not verification.damage
 
@@ -198,13 +200,14 @@ class Maps:
         self._newest: asyncio.Queue[ClusterMap] = asyncio.Queue(maxsize=1)
 
     def put(self, cluster_map: ClusterMap) -> None:
+        """A newer map has come: it is heard now, and followed when those before it are."""
         self._service.hear(cluster_map)  # now: the one before it may wait for a copy that is out by this one
         while not self._newest.empty():
             self._newest.get_nowait()
         self._newest.put_nowait(cluster_map)
 
     async def follow(self) -> None:
-        """Raises ForeignData: then this shard must not serve."""
+        """Follow the maps that come, for ever. Raises ForeignData: then this shard must not serve."""
         while True:
             cluster_map = await self._newest.get()
             try:

@@ -16,7 +16,7 @@ from kvstore.storage.rows import Row
 from kvstore.storage.segments import Entry, Position
 
 _REPLAYED_ROWS_MAX = 5000
-_DECODED_BYTES_MAX = 1 << 17  # before the event loop has its turn
+_DECODED_BYTES_MAX = 1 << 15  # before the event loop has its turn
 
 
 async def replay(engine: Engine, entries: list[Entry]) -> None:

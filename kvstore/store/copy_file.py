@@ -87,6 +87,20 @@ def open_copy(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
     return CopyFile(db, found, disk)
 
 
+def check_readable(db: Path, disk: Disk = _OS) -> None:
+    """Refuse files that are behind what their store has told, if nothing says whether they are a copy.
+
+    An empty copy on its shard's home is behind, too. Raises ForeignData if the file is damaged; OSError.
+    """
+    try:
+        read_identity(disk, db.parent, db.stem)
+    except DataCorrupt as error:
+        raise _lost(
+            f"{copy_path(db)} {_DAMAGED}, and the files beside it know of less than this shard has told: if another "
+            "node serves it, move them away, and they are copied from there. Else restore all of them."
+        ) from error
+
+
 def rename_store(db: Path, store_id: str) -> None:
     """The copy's store has another id from now on, as after `kvstore cluster adopt`. Raises DataCorrupt, OSError."""
     found = read_identity(_OS, db.parent, db.stem)

@@ -11,9 +11,9 @@ Promises:
   - A failed append or sync ends the process: its outcome is unknown, so nothing may be answered any more.
   - Where the disk is quick the sync runs on this thread: no hop, and what arrives during it makes the next batch
     fuller. Where it is not, it runs in a thread, and the next batch is decided at the same time on what was executed.
-    While a record is on its way to copies, no other batch is decided, and where several clients work at once a moment
-    more is waited for those who were just answered: what arrives makes the next batch fuller.
-Leaves to others: what an operation does (`batch`), the log (`storage.log`), the file (`applier`).
+    While a record is on its way to copies, no other batch is decided, and what arrives makes the next one fuller.
+Leaves to others: what an operation does (`batch`), how long a batch waits to become fuller (`gathering`), the log
+(`storage.log`), the file (`applier`).
 
 That many operations share one sync is group commit (DeWitt et al., "Implementation Techniques for Main Memory Database
 Systems", 1984).
@@ -29,14 +29,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from kvstore import failpoints
-from kvstore.environment import Environment
 from kvstore.errors import KvError, OutcomeUnknown, ReadTooLarge, TooManyRequests
 from kvstore.message_sizes import message_bytes
 from kvstore.storage.engine import RowKey
@@ -46,6 +44,7 @@ from kvstore.store.applier import Applier
 from kvstore.store.batch import Batch
 from kvstore.store.disk_room import DiskRoom
 from kvstore.store.fetcher import Fetcher
+from kvstore.store.gathering import Gathering
 from kvstore.store.log_writer import LogWriter
 from kvstore.store.lookup import Lookup, if_whole
 from kvstore.store.ops import WriteOp
@@ -62,7 +61,6 @@ OnVisible = Callable[[Batch], None]
 
 _SMALL_BYTES = 1 << 20
 _EARLY_S = 0.1
-_GATHER_S = 0.001
 _STEP_BYTES = 2 << 20  # a map and freezes of the largest cluster
 
 
@@ -107,8 +105,8 @@ class Pipeline:
         self._queued_bytes = 0
         self.fetcher = Fetcher(tables, self._enter)
         self._undurable: deque[_Decided] = deque()
-        self._last_count = 0  # operations that the last batch took
         self._events = _Events()
+        self._gathering = Gathering(tables.environment, self.__len__)
 
     def __len__(self) -> int:
         """How many operations wait to be decided."""
@@ -144,7 +142,8 @@ class Pipeline:
             fetcher.add(op, sink, missing)
         else:
             queue.append((op, sink, _NONE, size))
-            self._events.note_queued(len(queue))
+            self._events.queued.set()
+            self._gathering.note_queued(len(queue))
 
     async def step(self, decide: Decide[T], *, urgent: bool = False, record_bytes: int = _STEP_BYTES) -> T:
         """Decide alone, and return when that is durable and visible. Raises what `decide` raises, a KvError.
@@ -156,12 +155,14 @@ class Pipeline:
         self._events.queued.set()
         if urgent:
             self._events.settled.set()
+            self._gathering.stop()
         return await step.future  # type: ignore[no-any-return]
 
     def _enter(self, op: WriteOp, sink: Sink, keys: list[RowKey]) -> None:
         """Its rows are in memory, the fetched ones pinned."""
         self._queue.append((op, sink, keys, message_bytes(op)))
-        self._events.note_queued(len(self._queue))
+        self._events.queued.set()
+        self._gathering.note_queued(len(self._queue))
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
@@ -175,6 +176,8 @@ class Pipeline:
                 await has_room.wait()
             if self._undurable:
                 await self._until_settled()
+            if _waits_for_copies(self._tables) and len(self) and not self._urgent:
+                await self._gathering.wait()
             if self._urgent:
                 await self._wait_for_room(self._urgent[0].record_bytes)
                 self._run_step(self._urgent.popleft())
@@ -193,16 +196,15 @@ class Pipeline:
             else:
                 events.queued.clear()
                 continue
-            await asyncio.sleep(0)
+            if not (self._undurable and _waits_for_copies(self._tables)):  # else it waits until they are settled
+                await asyncio.sleep(0)
 
     async def _until_settled(self) -> None:
-        """Until another batch may be decided; where several clients work at once, a moment longer."""
-        events = self._events
-        while len(self._undurable) >= _undurable_max(self._tables, is_urgent=bool(self._urgent)):
+        """Until another batch may be decided."""
+        events, undurable_max = self._events, self._tables.limits.undurable_batches_max
+        while len(self._undurable) >= (1 if _waits_for_copies(self._tables) and not self._urgent else undurable_max):
             events.settled.clear()
             await events.settled.wait()
-        if len(self) and _undurable_max(self._tables, is_urgent=bool(self._urgent)) == 1:
-            await events.gather(self._tables.environment, len(self) + self._last_count)
 
     def _next_record_bytes(self) -> int:
         tables = self._tables
@@ -300,7 +302,7 @@ class Pipeline:
             if not sink.closed:
                 count += 1
                 batch.decide(op, sink)
-        self._last_count = count
+        self._gathering.note_decided(count)
         self._tables.stats.batch_ops.observe(count)
         self._tables.stats.operations += count
         self._commit(batch, started_s, pinned)
@@ -317,6 +319,7 @@ class Pipeline:
             return
         batch.extras.when_visible.append(lambda: settle(step.future, result))
         batch.extras.when_lost.append(partial(fail, step.future))
+        self._gathering.note_decided(0)
         self._commit(batch, started_s, [])
         for then in batch.extras.when_appended:
             then(self.writer.position.number)
@@ -355,8 +358,12 @@ class Pipeline:
         undurable = self._undurable
         if (sender := self._tables.sender) is not None:
             durable = min(durable, sender.shipping.committed) if sender.serves else 0
+        if not undurable or undurable[0].position.number > durable:
+            return
         while undurable and undurable[0].position.number <= durable:
             self._publish(undurable.popleft())
+        if sender is not None and not undurable:
+            self._gathering.begin(self._tables.limits.batch_ops_max)
         self._events.settled.set()
 
     def _publish(self, decided: _Decided) -> None:
@@ -368,7 +375,9 @@ class Pipeline:
             tables.visible = record.clock
             if not failpoints.planted("applied-before-durable"):
                 self._applier.publish(record, batch.changes, position)
-            tables.stats.commit_s.observe(tables.environment.monotonic_s() - started_s)
+            commit_s = tables.environment.monotonic_s() - started_s
+            tables.stats.commit_s.observe(commit_s)
+            self._gathering.note_commit(commit_s)
         self._answer(batch, pinned, refuses=record is None and tables.sender is not None and not tables.may_answer())
 
     def _answer(self, batch: Batch, pinned: list[RowKey], *, refuses: bool = False) -> None:
@@ -409,30 +418,12 @@ class _Events:
         self.queued = asyncio.Event()
         self.settled = asyncio.Event()
         self.closing = False
-        self._gathered = asyncio.Event()
-        self._enough = sys.maxsize  # operations in the queue
-
-    def note_queued(self, count: int) -> None:
-        """An operation is queued; so many are now."""
-        self.queued.set()
-        if count >= self._enough:
-            self._gathered.set()
-
-    async def gather(self, environment: Environment, enough: int) -> None:
-        """A record has reached the copies: wait a moment for the next operations of those who are answered now, until
-        so many are queued. One client that works alone does not come here."""
-        self._enough = enough
-        self._gathered.clear()
-        await environment.wait_for(self._gathered.wait(), _GATHER_S)
-        self._enough = sys.maxsize
 
 
-def _undurable_max(tables: Tables, *, is_urgent: bool) -> int:
-    """How many batches may be on their way to the disks.
-    One where copies are waited for: what comes until it has arrived makes the next one fuller, and so saves each of
-    them a record."""
-    waits = tables.sender is not None and tables.sender.waits and not is_urgent
-    return 1 if waits else tables.limits.undurable_batches_max
+def _waits_for_copies(tables: Tables) -> bool:
+    """Whether records go to copies one at a time.
+    What comes while one is on its way makes the next one fuller, and so saves each of them a record."""
+    return tables.sender is not None and tables.sender.waits
 
 
 def _unknown(kind: str, key: str) -> None:

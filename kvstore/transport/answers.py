@@ -69,7 +69,7 @@ class _Reader:
 
 
 def no_room() -> TooManyRequests:
-    """What a request is told for which there was no room in time."""
+    """The TooManyRequests of a request for which there was no room in time."""
     return TooManyRequests("too many large answers are under way; ask for less, or later.", retry_after_ms=500)
 
 
@@ -126,6 +126,7 @@ class AnswerAccount:
         return True
 
     def has_room(self, size: int, *, is_part: bool = False) -> bool:
+        """Whether `try_reserve` would take `size` bytes now."""
         line = self._line_of(size, is_part)
         return not line.waiters and line.fits(size, self.under_way_bytes)
 
@@ -137,7 +138,11 @@ class AnswerAccount:
         return bool(self._small.waiters or self._large.waiters)
 
     async def reserve(self, size: int, *, is_part: bool = False) -> None:
-        """Take `size` bytes as soon as there is room. Raises TooManyRequests."""
+        """Take `size` bytes as soon as there is room.
+
+        Raises TooManyRequests (`no_room`) after `answer_wait_s`, or at once if too many wait. The caller gives them
+        back by `release`.
+        """
         if self.try_reserve(size, is_part=is_part):
             return
         waiters = self._line_of(size, is_part).waiters
@@ -189,9 +194,9 @@ class AnswerAccount:
 
     async def drain(self, protocol: Any, deadline_s: float = 0.0) -> None:
         """Wait until the client has taken what was written to it, but for a little.
-        0: from now on as long as it may.
 
-        `protocol`: aiohttp's, of the connection. Raises ConnectionResetError when it does not, and is cut off, or left.
+        `deadline_s`: by the clock of the event loop; 0: from now on as long as it may. `protocol`: aiohttp's, of the
+        connection. Raises ConnectionResetError when it does not, and is cut off, or left.
         """
         transport = protocol.transport
         if transport is None:
@@ -253,10 +258,11 @@ class Room:
         self.close()
 
     def has_room(self, size: int) -> bool:
+        """Whether `add` would take `size` bytes without waiting."""
         return self.account.has_room(size, is_part=self._is_parts)
 
     async def add(self, size: int) -> None:
-        """Take more, and wait for it if need be, until that was in vain once. Raises TooManyRequests."""
+        """Take more, and wait for it if need be, until that was in vain once. Raises TooManyRequests (`no_room`)."""
         if self._was_refused and not self.has_room(size):
             raise no_room()
         try:

@@ -58,6 +58,7 @@ class Connection:
         self._bytes_max = limits.channel_bytes_max
 
     def send(self, reply: Reply) -> None:
+        """Queue an answer; no-op once the router is gone."""
         if not self.closed:
             self._outbox.put(reply)
 
@@ -132,17 +133,18 @@ class Channel:
 
     @property
     def connected(self) -> bool:
-        """The node is."""
+        """Whether the node is connected."""
         return self._link.connected
 
     @property
     def bytes_under_way(self) -> int:
-        """To the node."""
-        return self._link.bytes_under_way
+        """What the operations under way to the node count for, in bytes, of all channels to it."""
+        return self._link.under_way.bytes
 
     @property
     def ops_under_way(self) -> int:
-        return self._link.ops_under_way(self)
+        """How many operations of this channel wait for their answers."""
+        return self._link.under_way.count(self)
 
     def name_strike(self, strike: int) -> None:
         """What is asked from now on is asked by a map whose last strike is that one."""
@@ -153,9 +155,10 @@ class Channel:
         await self._links.detach(self, self._link)
 
     def request(self, request: Request, *, at_leisure: bool = False) -> asyncio.Future[Any]:
-        """Send it, `at_leisure` with the next frame that leaves; the future brings the Reply. Its `id` is set here.
+        """Send it; the future brings the Reply. Its `id` is set here.
 
-        Raises TooManyRequests and Unavailable at once; the future raises Unavailable or OutcomeUnknown.
+        `at_leisure`: with the next frame that leaves. Raises TooManyRequests and Unavailable at once; the future raises
+        Unavailable or OutcomeUnknown. A reply may be an Answer with a problem.
         """
         return self._link.request(self, request, at_leisure)
 

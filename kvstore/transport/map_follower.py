@@ -78,11 +78,12 @@ class MapFollower:
         host: str = "",
         zone: str = "",
     ) -> None:
-        """Tell the controller that this shard is there, until it has heard it. Raises ForeignData if it is refused.
+        """Tell the controller that this shard is there, until it has heard it. Raises ForeignData (the `problem`) if it
+        is refused.
 
-        `join`: make it a member, with this weight, if it is none. `partitions`: of how many its file is.
-        `epoch`: of the map that it follows; `clock`: the highest version that it has given or seen.
-        `copy_id`: of its copy of the store. `host`, `zone`: of the node, empty if they are not named.
+        `join`: make it a member, with this weight, if it is none. `partitions`: of how many its file is. `epoch`: of
+        the map that it follows; `clock`: the highest version that it has given or seen. `copy_id`: of its copy of the
+        store. `host`, `zone`: of the node, empty if they are not named.
         """
         body: dict[str, Any] = {
             "id": shard_id,
@@ -176,8 +177,10 @@ class MapFollower:
                 self._announced_in = self._cluster.id
 
     async def ask_session(self) -> bool:
-        """Have the session be the one that the controller is in now, with the earlier ones known; returns whether it
-        answered in a second."""
+        """Have the session be the one that the controller is in now, with the earlier ones known.
+
+        Returns whether it answered in a second.
+        """
         timeout = aiohttp.ClientTimeout(total=_ASK_TIMEOUT_S)
         try:
             async with self._session.get(f"{self._url}/healthz", timeout=timeout) as answer:

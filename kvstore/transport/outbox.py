@@ -33,13 +33,16 @@ class Outbox:
         self._taken: asyncio.Event | None = None
 
     async def room_for_more(self, bytes_max: int) -> None:
-        """While more than `bytes_max` wait for the other end to take them: until it has taken some, or has left."""
+        """Wait while more than `bytes_max` wait for the other end to take them.
+
+        Until it has taken some, or has left.
+        """
         while len(self._messages) > _FEW and not self._ended and self._bytes > bytes_max:
             self._taken = asyncio.Event()
             await self._taken.wait()
 
     def put(self, message: Any, size: int | None = None) -> None:
-        """`size`: what it counts for, where that is known."""
+        """Put the message behind those that wait. `size`: what it counts for, where that is known."""
         self._messages.append(message)
         self._bytes += message_bytes(message) if size is None else size
         self._set_out()
@@ -68,6 +71,10 @@ class Outbox:
         self._bytes = sum(map(message_bytes, self._messages))
 
     async def run(self, socket: Any, on_sent: Callable[[list[Any]], None] | None = None) -> None:
+        """Send what is put, until cancelled; `on_sent` is called with the messages of each frame before it leaves.
+
+        Raises what the socket raises once it has ended.
+        """
         try:
             while True:
                 await self._send_frame(socket, on_sent)

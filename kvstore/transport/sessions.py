@@ -52,10 +52,10 @@ class ClusterSession:
             self.on_enter(session_id)
 
     def recall(self, session_id: str) -> None:
-        """An earlier session of this very cluster."""
+        """Note an earlier session of this very cluster."""
         if session_id not in self._known:
             self._known.append(session_id)
 
     def knows(self, session_id: str) -> bool:
-        """It is the present one, or an earlier one of this cluster."""
+        """Whether it is the present session, or an earlier one of this cluster."""
         return session_id in self._known

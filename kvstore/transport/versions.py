@@ -33,7 +33,10 @@ _said: dict[str, None] = {}  # refused numbers that stand in the log already
 
 
 def check_protocol(fields: Mapping[str, str], peer: str | None) -> None:
-    """Raises OtherProtocol if a hello from that address is refused; `fields` are named in lower case."""
+    """Refuse a hello of another protocol from that address. Raises OtherProtocol, and says so in the log.
+
+    `fields` are named in lower case.
+    """
     named = fields.get(HEADER.lower(), "0")
     if _NUMBER.fullmatch(named) and abs(int(named) - PROTOCOL) <= 1:
         return

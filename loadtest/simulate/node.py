@@ -20,7 +20,7 @@ import msgspec
 
 from kvstore.config import Limits
 from kvstore.environment import StopAsked
-from kvstore.errors import DataCorrupt, ForeignData, KvError, is_damage
+from kvstore.errors import DataCorrupt, ForeignData, KvError, StoreBehind, is_damage
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
 from kvstore.replication import files
@@ -37,9 +37,9 @@ from kvstore.storage.engine import Identity, TryLater
 from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
 from kvstore.storage.record import newest_map
 from kvstore.storage.replay import replay
-from kvstore.store.copy_file import make_copy, open_copy
+from kvstore.store.copy_file import check_readable, make_copy, open_copy
 from kvstore.store.copy_place import CopyFiles, as_copy_again, times_of
-from kvstore.store.damaged_files import Salvaged, salvaged_by, set_damaged_aside
+from kvstore.store.damaged_files import Salvaged, finish_setting_aside, salvaged_by, set_damaged_aside
 from kvstore.store.opening import Opened, ToldNumber, store_path
 from kvstore.transport.channel import Connection
 from kvstore.transport.sessions import PARAMETER, ClusterSession
@@ -79,6 +79,7 @@ class SimulatedFolder:
         with suppress(DataCorrupt):
             identity = read_identity(self._disk, FOLDER, path.stem)
             if identity is not None and identity.filling:
+                finish_setting_aside(self._disk, FOLDER, path.stem)
                 return await self._open_copy(shard_id, partitions)
         engine = self.engines.get(path)
         if engine is None:
@@ -87,7 +88,11 @@ class SimulatedFolder:
         if not may_serve_alone(decode_map(logged) if logged is not None else None, shard_id, self._node_id):
             return await self._open_copy(shard_id, partitions)
         before = await told(engine.identity.store_id)
-        log, entries = self._open_log(path, engine, before.number)
+        try:
+            log, entries = self._open_log(path, engine, before.number)
+        except StoreBehind:
+            check_readable(path, self._disk)
+            raise
         newest = newest_map(entries) or logged
         durable = decode_map(newest) if newest is not None else None
         if not may_serve_alone(durable, shard_id, self._node_id):

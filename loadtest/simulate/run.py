@@ -15,17 +15,23 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from kvstore import failpoints
 from loadtest.histories.verdict import judge
-from loadtest.simulate.clients import GROUPS, REGISTERS, Client, History
+from loadtest.simulate import store_groups, store_registers, store_sets
 from loadtest.simulate.faults import Faults
 from loadtest.simulate.loop import Hang, SimulatedLoop
 from loadtest.simulate.machine import Machine
+from loadtest.simulate.store_clients import Client, History
+from loadtest.simulate.store_groups import GROUPS
 from loadtest.simulate.store_invariants import Violation
+from loadtest.simulate.store_leases import Brief, lock
+from loadtest.simulate.store_registers import REGISTERS
+from loadtest.simulate.store_sets import Sets
 
 CLIENTS = 6
 _END_S = 120.0  # simulated, in which all must come to its end without faults
@@ -104,7 +110,7 @@ class _Simulation:
         restarts = loop.create_task(self._faults.restart())
         machine.start()
         faults = loop.create_task(self._faults.run())
-        works: list[asyncio.Future[Any]] = [loop.create_task(client.run(seconds)) for client in self._clients]
+        works: list[asyncio.Future[Any]] = [loop.create_task(_work(client, seconds)) for client in self._clients]
         await self._all(works, [restarts, faults], seconds + _END_S, seconds)
         await self._all([loop.create_task(self._close())], [restarts], loop.time() + _END_S)
         restarts.cancel()
@@ -136,16 +142,36 @@ class _Simulation:
         """What everything holds at the end."""
         closing = Client("closing", self.machine, self.history, random.Random(0))
         for number in range(REGISTERS):
-            await _until(lambda key=f"register/{number}": closing.read(key))  # type: ignore[misc]
+            await _until(partial(store_registers.read, closing, f"register/{number}"))
         for number in range(GROUPS):
-            await _until(lambda group=f"group/{number}": closing.is_known(group))  # type: ignore[misc]
-        await _until(lambda: closing.list(1000))
+            await _until(partial(store_groups.is_known, closing, f"group/{number}"))
+        await _until(partial(store_sets.list_all, closing, 1000))
 
     def _judge(self) -> str:
         verdict = judge(self.history.operations)
         said = [f"{check.name}: {each}" for check in verdict.checks for each in check.violations]
         said += [f"{check.name} undecided: {check.note}" for check in verdict.checks if check.note]
         return "violation: " + "\n".join(said) if said else ""
+
+
+async def _work(client: Client, until_s: float) -> None:
+    """Do now one thing and now another."""
+    sets, brief = Sets(client), Brief(client)
+    acts: list[Callable[[], Awaitable[object]]] = [
+        *(
+            partial(act, client)
+            for act in (
+                store_registers.read_any, store_registers.read_any, store_registers.write, store_registers.write,
+                store_registers.delete, store_registers.swap, store_registers.write_twice,
+                store_groups.swap, store_groups.swap, store_groups.read_any, store_groups.prepare, store_groups.decide,
+            )
+        ),
+        sets.add_or_remove, sets.add_or_remove, partial(store_sets.list_any, client), partial(store_sets.count, client),
+        partial(lock, client), brief.write_or_read,
+    ]  # fmt: skip
+    while client.now_s < until_s:
+        await client.rng.choice(acts)()
+        await asyncio.sleep(client.rng.expovariate(16.0))
 
 
 async def _until(ask: Callable[[], Awaitable[object]]) -> None:

@@ -82,11 +82,6 @@ class Reply(NamedTuple):
         """The id of the change of the cluster that a 202 names."""
         return self.location.removeprefix("/v1/changes/")
 
-    @property
-    def ended_s(self) -> float | None:
-        """The end of the operation in a history: an unknown outcome has none."""
-        return None if self.outcome == "unknown" else self.end_s
-
 
 NOTHING = Reply(200)
 

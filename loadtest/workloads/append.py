@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from loadtest.histories.history import Lists, Outcome
+from loadtest.histories.history import Lists
 from loadtest.workloads import calls
 from loadtest.workloads.answers import Got, Reply
 from loadtest.workloads.calls import Steps
@@ -71,7 +71,7 @@ class Appends:
         if reply.status not in calls.GOT:
             return reply, {}
         found = {key: Held(msgspec.json.decode(reply.body), reply.version) if reply.status == 200 else Held([], None)}
-        _note(self._place, reply, "done", reads=[(key, found[key].values)])
+        self._place.record(Lists, reply, reads=[(key, found[key].values)])
         self._leave_the_full(found)
         return reply, found
 
@@ -108,10 +108,10 @@ class Appends:
             ran = zip(steps if answered.succeeded else gets, answered.results, strict=False)
             reads = [(each.key, held(each).values) for step, each in ran if step["op"] == "get"]
         if answered is None or answered.succeeded:
-            _note(self._place, reply, reply.outcome, appends, reads)
+            self._place.record(Lists, reply, appends=appends, reads=reads)
         else:  # two operations: the reads were done, the appends were refused
-            _note(self._place, reply, "refused", appends)
-            _note(self._place, reply, "done", reads=reads)
+            self._place.record(Lists, reply, "refused", appends=appends)
+            self._place.record(Lists, reply, reads=reads)
         return reply
 
     def _append_to_one(self, key: str) -> Steps[Reply]:
@@ -122,7 +122,7 @@ class Appends:
         values = self._values()
         value = msgspec.json.encode(found[key].values + values)
         reply = yield from self._place.write(calls.swap("list append", key, value, found[key].version))
-        _note(self._place, reply, "refused" if reply.status == 412 else reply.outcome, {key: values})
+        self._place.record(Lists, reply, "refused" if reply.status == 412 else reply.outcome, appends={key: values})
         return reply
 
     def _values(self) -> list[int]:
@@ -149,27 +149,8 @@ def note_reads(place: Place, reply: Reply) -> Found:
     if answered is None:
         return {}
     found = {each.key: held(each) for each in answered.results}
-    _note(place, reply, "done", reads=[(key, each.values) for key, each in found.items()])
+    place.record(Lists, reply, reads=[(key, each.values) for key, each in found.items()])
     return found
-
-
-def _note(
-    place: Place,
-    reply: Reply,
-    outcome: Outcome,
-    appends: dict[str, list[int]] | None = None,
-    reads: Reads | None = None,
-) -> None:
-    operation = Lists(
-        client=place.client,
-        begin_s=reply.begin_s,
-        end_s=None if outcome == "unknown" else reply.end_s,
-        outcome=outcome,
-        said=reply.said,
-        appends=appends or {},
-        reads=reads or [],
-    )
-    place.note(operation)
 
 
 def _unchanged(key: str, found: Held) -> dict[str, Any]:

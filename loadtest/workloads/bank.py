@@ -126,15 +126,7 @@ def read(place: Place, name: str, numbers: Sequence[int]) -> Steps[tuple[Reply, 
 
 def note_balances(place: Place, reply: Reply, numbers: Sequence[int], results: Sequence[Got]) -> dict[int, Account]:
     found = accounts_of(numbers, results)
-    balances = Balances(
-        client=place.client,
-        begin_s=reply.begin_s,
-        end_s=reply.end_s,
-        outcome="done",
-        accounts=found,
-        whole=len(numbers) == place.shape.accounts,
-    )
-    place.note(balances)
+    place.record(Balances, reply, accounts=found, whole=len(numbers) == place.shape.accounts)
     return found
 
 
@@ -170,22 +162,12 @@ def closing(place: Place) -> Steps[bool]:
     """All accounts and all markers at the end; False if they cannot be read."""
     if not (yield from _read_all(place)):
         return False
-    begin_s: float | None = None
-    texts: dict[str, str] = {}
     prefix = markers_prefix(place.prefix)
-    after: str | None = None
-    while True:
-        reply = yield from calls.insist(calls.page("bank markers", prefix, 1000, values=True, after=after))
-        found = calls.page_of(reply)
-        if found is None:
-            return False
-        begin_s = reply.begin_s if begin_s is None else begin_s
-        texts |= {item.key.removeprefix(prefix): item.value or "" for item in found.items}
-        after = found.next
-        if after is None:
-            break
-    markers = Markers(client=place.client, begin_s=begin_s, end_s=reply.end_s, outcome="done", markers=texts)
-    place.note(markers)
+    items, reply = yield from calls.listing("bank markers", prefix, values=True, ask=calls.insist)
+    if items is None:
+        return False
+    texts = {item.key.removeprefix(prefix): item.value or "" for item in items}
+    place.record(Markers, reply, markers=texts)
     yield from _look_up(place, texts)
     return True
 

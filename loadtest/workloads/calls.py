@@ -172,18 +172,32 @@ def page_of(reply: Reply) -> Page | None:
         return None
 
 
-def pages(name: str, prefix: str, values: bool = False, limit: int = 1000) -> Steps[list[Item] | None]:
-    """All keys below `prefix`, page by page; None if a page could not be had."""
+def once(call: Call) -> Steps[Reply]:
+    """The call by itself, as `insist` is one that is repeated."""
+    return (yield call)
+
+
+def listing(
+    name: str, prefix: str, values: bool = False, limit: int = 1000, ask: Callable[[Call], Steps[Reply]] = once
+) -> Steps[tuple[list[Item] | None, Reply]]:
+    """All keys below `prefix`, page by page; None if a page could not be had.
+
+    The reply is that of the last page; it begins with that of the first one."""
     items: list[Item] = []
-    after: str | None = None
-    while True:
-        found = page_of((yield page(name, prefix, limit, values, after)))
-        if found is None:
-            return None
+    reply = yield from ask(page(name, prefix, limit, values))
+    begin_s = reply.begin_s
+    while (found := page_of(reply)) is not None:
         items += found.items
-        after = found.next
-        if after is None:
-            return items
+        if found.next is None:
+            return items, reply._replace(begin_s=begin_s)
+        reply = yield from ask(page(name, prefix, limit, values, found.next))
+    return None, reply
+
+
+def pages(name: str, prefix: str, values: bool = False, limit: int = 1000) -> Steps[list[Item] | None]:
+    """The keys alone of a `listing`."""
+    items, _ = yield from listing(name, prefix, values, limit)
+    return items
 
 
 def insist(call: Call) -> Steps[Reply]:

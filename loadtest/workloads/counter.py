@@ -7,9 +7,7 @@ Leaves to others: whether the history can be (loadtest.histories).
 
 from __future__ import annotations
 
-from typing import Literal
-
-from loadtest.histories.history import Count, Outcome
+from loadtest.histories.history import Count
 from loadtest.workloads import calls
 from loadtest.workloads.calls import Reply, Steps
 from loadtest.workloads.place import Place
@@ -36,7 +34,8 @@ class Counters:
             value = (value_of(found) or 0) + 1
             reply = yield from self._place.write(calls.swap("counter raise", key, b"%d" % value, found.version))
             lost = reply.status in (409, 412)
-            _note(self._place, key, "raise", reply, "refused" if lost else reply.outcome, value)
+            outcome = "refused" if lost else reply.outcome
+            self._place.record(Count, reply, outcome, key=key, action="raise", value=value)
             if not lost:
                 yield from calls.rest(reply)
                 return
@@ -53,24 +52,7 @@ def value_of(reply: Reply) -> int | None:
 def note_read(place: Place, key: str, reply: Reply) -> None:
     """A read that was answered; any other one says nothing."""
     if reply.status in calls.GOT:
-        _note(place, key, "read", reply, "done", value_of(reply))
-
-
-def _note(
-    place: Place, key: str, action: Literal["read", "raise"], reply: Reply, outcome: Outcome, value: int | None
-) -> None:
-    place.note(
-        Count(
-            client=place.client,
-            begin_s=reply.begin_s,
-            end_s=None if outcome == "unknown" else reply.end_s,
-            outcome=outcome,
-            said=reply.said,
-            key=key,
-            action=action,
-            value=value,
-        )
-    )
+        place.record(Count, reply, key=key, action="read", value=value_of(reply))
 
 
 def closing(place: Place) -> Steps[bool]:

@@ -63,7 +63,8 @@ class Expiring:
         reply = yield calls.put_brief("brief write", key, value.encode(), _TTL_S)
         self._now_s = reply.end_s
         done = reply.outcome == "done"
-        self._note(reply, key, "write", value, version=reply.version if done else None)
+        version = reply.version if done else None
+        place.record(Register, reply, key=key, action="write", value=value, version=version)
         if reply.outcome == "refused":
             return reply
         expires_s = reply.begin_s + _TTL_S - _CLOCKS_S
@@ -75,22 +76,5 @@ class Expiring:
         other = f"{place.client}.{place.number()}"
         reply = yield calls.swap("brief swap", key, other.encode(), reply.version)
         self._now_s = reply.end_s
-        met = reply.status != 412
-        version = reply.version if reply.status in calls.PUT else None
-        self._note(reply, key, "swap", other, expected=value, met=met, version=version)
+        register.note_swap(place, reply, key, other, value)
         return (yield from register.read(place, key))
-
-    def _note(self, reply: Reply, key: str, action: str, value: str, **more: object) -> None:
-        self._place.note(
-            Register(
-                client=self._place.client,
-                begin_s=reply.begin_s,
-                end_s=reply.ended_s,
-                outcome=reply.outcome,
-                said=reply.said,
-                key=key,
-                action=action,  # type: ignore[arg-type]
-                value=value,
-                **more,  # type: ignore[arg-type]
-            )
-        )

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from loadtest.histories.history import AnyOperation
+from loadtest.histories.history import AnyOperation, Outcome
 from loadtest.workloads.answers import NO_ANSWER, REFUSED, Reply
 from loadtest.workloads.calls import Call, Pause, Steps
 
@@ -95,6 +95,15 @@ class Place:
     def number(self) -> int:
         """One that no other client of this history has."""
         return next(self._numbers)
+
+    def record(
+        self, kind: Callable[..., AnyOperation], reply: Reply, outcome: Outcome | None = None, **fields: Any
+    ) -> None:
+        """Note an operation of that kind with this reply. `outcome`: where the reply alone does not tell it."""
+        outcome = outcome or reply.outcome
+        end_s = None if outcome == "unknown" else reply.end_s
+        said = reply.said
+        self.note(kind(client=self.client, begin_s=reply.begin_s, end_s=end_s, outcome=outcome, said=said, **fields))
 
     def write(self, call: Call) -> Steps[Reply]:
         """Send it once; or, in the share `keyed` of the cases, with an Idempotency-Key until its outcome is known.

@@ -46,34 +46,13 @@ class Registers:
     def _write(self, key: str) -> Steps[Reply]:
         value = self._value()
         reply = yield from self._place.write(calls.put("register write", key, value.encode()))
-        self._place.note(
-            Register(
-                client=self._place.client,
-                begin_s=reply.begin_s,
-                end_s=reply.ended_s,
-                outcome=reply.outcome,
-                said=reply.said,
-                key=key,
-                action="write",
-                value=value,
-                version=reply.version if reply.outcome == "done" else None,
-            )
-        )
+        version = reply.version if reply.outcome == "done" else None
+        self._place.record(Register, reply, key=key, action="write", value=value, version=version)
         return reply
 
     def _delete(self, key: str) -> Steps[Reply]:
         reply = yield from self._place.write(calls.delete("register delete", key))
-        self._place.note(
-            Register(
-                client=self._place.client,
-                begin_s=reply.begin_s,
-                end_s=reply.ended_s,
-                outcome=reply.outcome,
-                said=reply.said,
-                key=key,
-                action="read" if reply.status == 404 else "delete",
-            )
-        )
+        self._place.record(Register, reply, key=key, action="read" if reply.status == 404 else "delete")
         return reply
 
     def _swap(self, key: str) -> Steps[Reply]:
@@ -82,21 +61,7 @@ class Registers:
             return found
         value = self._value()
         reply = yield from self._place.write(calls.swap("register swap", key, value.encode(), found.version))
-        self._place.note(
-            Register(
-                client=self._place.client,
-                begin_s=reply.begin_s,
-                end_s=reply.ended_s,
-                outcome=reply.outcome,
-                said=reply.said,
-                key=key,
-                action="swap",
-                value=value,
-                expected=text_of(found),
-                met=reply.status != 412,
-                version=reply.version if reply.status in calls.PUT else None,
-            )
-        )
+        note_swap(self._place, reply, key, value, text_of(found))
         return reply
 
 
@@ -118,19 +83,15 @@ def read(place: Place, key: str) -> Steps[Reply]:
 def note_read(place: Place, key: str, reply: Reply) -> None:
     """A read that was answered; any other one says nothing."""
     if reply.status in calls.GOT:
-        place.note(
-            Register(
-                client=place.client,
-                begin_s=reply.begin_s,
-                end_s=reply.end_s,
-                outcome="done",
-                said=reply.said,
-                key=key,
-                action="read",
-                value=text_of(reply),
-                version=reply.version if reply.status == 200 else None,
-            )
-        )
+        version = reply.version if reply.status == 200 else None
+        place.record(Register, reply, key=key, action="read", value=text_of(reply), version=version)
+
+
+def note_swap(place: Place, reply: Reply, key: str, value: str, expected: str | None) -> None:
+    """A compare-and-set of a key that was read as `expected`."""
+    version = reply.version if reply.status in calls.PUT else None
+    met = reply.status != 412
+    place.record(Register, reply, key=key, action="swap", value=value, expected=expected, met=met, version=version)
 
 
 def closing(place: Place) -> Steps[bool]:

@@ -61,7 +61,7 @@ class CriticalSections:
         )
         token = msgspec.json.decode(reply.body, type=_Granted).token if reply.status == 201 else None
         if token is not None or reply.outcome == "unknown":
-            self._note(lock, "acquire", token, reply, reply.outcome, ttl_s)
+            self._place.record(Lease, reply, lock=lock, action="acquire", token=token, ttl_s=ttl_s)
         return token, reply
 
     def _show(self, lock: str, token: int, action: Literal["renew", "release"], ttl_s: float) -> Steps[None]:
@@ -69,7 +69,7 @@ class CriticalSections:
         headers = {"Lock-Token": str(token)}
         reply = yield Call(f"lock {action}", method, f"/v1/locks/{lock}", None, headers, frozenset(expected))
         outcome: Outcome = "refused" if reply.status == 412 else reply.outcome
-        self._note(lock, action, token, reply, outcome, ttl_s)
+        self._place.record(Lease, reply, outcome, lock=lock, action=action, token=token, ttl_s=ttl_s)
 
     def _write(self, lock: str, token: int, value: int) -> Steps[Reply]:
         """The lock guards the key of its name: by a plain write with the token, or by a transaction."""
@@ -88,43 +88,8 @@ class CriticalSections:
             answered = calls.answer_of(reply)
             held = answered is None or answered.succeeded
         outcome: Outcome = reply.outcome if held else "refused"
-        self._place.note(
-            Guarded(
-                client=self._place.client,
-                begin_s=reply.begin_s,
-                end_s=None if outcome == "unknown" else reply.end_s,
-                outcome=outcome,
-                said=reply.said,
-                lock=lock,
-                token=token,
-                key=lock,
-                value=value,
-            )
-        )
+        self._place.record(Guarded, reply, outcome, lock=lock, token=token, key=lock, value=value)
         return reply
-
-    def _note(
-        self,
-        lock: str,
-        action: Literal["acquire", "renew", "release"],
-        token: int | None,
-        reply: Reply,
-        outcome: Outcome,
-        ttl_s: float,
-    ) -> None:
-        self._place.note(
-            Lease(
-                client=self._place.client,
-                begin_s=reply.begin_s,
-                end_s=None if outcome == "unknown" else reply.end_s,
-                outcome=outcome,
-                said=reply.said,
-                lock=lock,
-                action=action,
-                token=token,
-                ttl_s=ttl_s,
-            )
-        )
 
 
 def key_of(prefix: str, number: int) -> str:

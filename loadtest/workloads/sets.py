@@ -50,18 +50,7 @@ class Sets:
 
     def _note(self, name: str, element: str, action: Literal["add", "remove"], reply: Reply) -> None:
         outcome = "refused" if reply.status == 404 else reply.outcome
-        self._place.note(
-            Element(
-                client=self._place.client,
-                begin_s=reply.begin_s,
-                end_s=None if outcome == "unknown" else reply.end_s,
-                outcome=outcome,
-                said=reply.said,
-                set=name,
-                element=element,
-                action=action,
-            )
-        )
+        self._place.record(Element, reply, outcome, set=name, element=element, action=action)
 
 
 def prefix_of(prefix: str, number: int) -> str:
@@ -70,24 +59,11 @@ def prefix_of(prefix: str, number: int) -> str:
 
 def read(place: Place, name: str) -> Steps[bool]:
     """A whole set, page by page; False if a page could not be had."""
-    elements: list[str] = []
-    begin_s: float | None = None
-    after: str | None = None
-    while True:
-        reply = yield calls.page("set list", name, 1000, after=after)
-        begin_s = reply.begin_s if begin_s is None else begin_s
-        found = calls.page_of(reply)
-        if found is None:
-            yield from calls.rest(reply)
-            return False
-        elements += [item.key.removeprefix(name) for item in found.items]
-        after = found.next
-        if after is None:
-            break
-    members = Members(
-        client=place.client, begin_s=begin_s, end_s=reply.end_s, outcome="done", set=name, elements=elements
-    )
-    place.note(members)
+    items, reply = yield from calls.listing("set list", name)
+    if items is None:
+        yield from calls.rest(reply)
+        return False
+    place.record(Members, reply, set=name, elements=[item.key.removeprefix(name) for item in items])
     return True
 
 

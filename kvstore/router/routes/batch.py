@@ -50,6 +50,8 @@ OPERATION_ERRORS: tuple[type[KvError], ...] = (
 
 
 class BatchRoutes:
+    """The call for many independent operations."""
+
     def __init__(self, service: RouterService, limits: Limits, answers: AnswerAccount, large: LargeValues) -> None:
         self._service = service
         self._limits = limits

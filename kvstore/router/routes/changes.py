@@ -58,6 +58,8 @@ Json = dict[str, Any]
 
 
 class ChangeRoutes:
+    """The calls that change the cluster, passed on to the controller."""
+
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
 

@@ -46,6 +46,8 @@ from kvstore.transport.http.schema import about, having, refined
 
 
 class ClusterRoutes:
+    """The calls that tell of the cluster and of a key's way."""
+
     def __init__(self, service: RouterService, views: ClusterViews, controller: Controller) -> None:
         self._service = service
         self._views = views

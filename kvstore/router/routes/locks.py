@@ -96,6 +96,8 @@ class _Bounced(NamedTuple):
 
 
 class LockRoutes:
+    """The calls on locks. `waiting`: requests that wait for one."""
+
     def __init__(self, service: RouterService, limits: Limits) -> None:
         self._service = service
         self._limits = limits

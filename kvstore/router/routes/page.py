@@ -40,6 +40,8 @@ def index_page(head: Head) -> Response:
 
 
 class PageRoutes:
+    """The files of the page."""
+
     async def file(self, call: Call) -> Response:
         """A file below `/page/`. Raises NoSuchRoute."""
         found = static_files().get(call.argument)

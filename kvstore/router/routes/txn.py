@@ -100,6 +100,8 @@ class TxnBody(Struct, forbid_unknown_fields=True, rename={"conditions": "if", "o
 
 
 class TxnRoutes:
+    """The calls on transactions."""
+
     def __init__(self, coordinator: Coordinator, limits: Limits) -> None:
         self._coordinator = coordinator
         self._limits = limits

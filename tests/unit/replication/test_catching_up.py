@@ -1,4 +1,4 @@
-"""Records for a copy that is not waited for: how much is under way, and the pauses; a copy that applies many rests."""
+"""Records for a copy that is not waited for: how much is under way, and the pauses."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from kvstore.environment import Environment
 from kvstore.replication import copy_link, messages
 from kvstore.replication.catching_up import PAUSE_S_MAX, ROOM_BYTES_MAX, ROOM_BYTES_MIN, CatchingUp
-from kvstore.replication.copy_log import CopyLog
 from kvstore.replication.tail import cost
 from kvstore.storage.engine import Identity
 from kvstore.storage.log import Log
@@ -127,39 +125,6 @@ async def test_what_takes_long_to_sync_is_synced_beside_the_event_loop_of_the_co
         last = cluster.put("small", bytes(1000))
         await until(lambda: cluster.sender.shipping.committed == last)
         assert cluster.environment.hops == hops + 1
-
-
-class Moving(Environment):
-    """A clock that only the test and sleeps move."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 50.0
-
-    def monotonic_s(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-async def test_a_copy_that_applies_many_rests_between_its_pieces_unless_much_more_has_come() -> None:
-    log = Log.create(SimulatedDisk(), FOLDER, "shard-s1", STORE_ID, segment_bytes=1 << 20)
-    other = Log.create(SimulatedDisk(), FOLDER, "shard-s1", STORE_ID, segment_bytes=1 << 20)
-    clock = Moving()
-    taking = CopyLog(log, clock, 0.0)
-    await taking.gather(0.0, 1000)
-    clock.now = 50.25
-    await taking.rest(0.25, 1000)
-    assert clock.now == 50.25 + 3 * 0.25
-    clock.now = 55.0
-    await taking.rest(0.25, 1000)
-    assert clock.now == 55.0 + PAUSE_S_MAX
-    other.append(bytes(1000))
-    assert taking.append(next(other.entries(0)))
-    clock.now = 60.0
-    await taking.rest(0.25, 1000)
-    assert clock.now == 60.0
 
 
 async def test_while_many_records_are_decoded_the_event_loop_has_its_turns() -> None:

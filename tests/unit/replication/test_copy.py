@@ -12,8 +12,7 @@ from typing import TypeVar
 import pytest
 
 from kvstore.environment import Environment
-from kvstore.replication import copy as copy_module
-from kvstore.replication import session
+from kvstore.replication import applying, session
 from kvstore.replication.copy import Deposed, StoreCopy, Told
 from kvstore.replication.files import Place, Times, make_copy, open_copy
 from kvstore.replication.promise import read_identity
@@ -684,9 +683,8 @@ async def test_while_many_records_come_a_copy_gathers_them_and_then_applies_all_
     assert len(rows_of(copy.engine)) == 20
 
 
-async def test_large_records_are_not_gathered_beyond_what_is_applied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copy_module, "_APPLIED_BYTES_MAX", 10_000)
-    monkeypatch.setattr(copy_module, "_PIECE_BYTES", 10_000)
+async def test_of_large_records_few_are_applied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applying, "PIECE_BYTES_MIN", 10_000)
     node, primary = Node(), Primary()
     copy = await node.make()
     assert await primary.join(copy) == 0

@@ -17,7 +17,7 @@ import pytest
 from kvstore import set_aside
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
-from kvstore.errors import ForeignData
+from kvstore.errors import ForeignData, is_damage
 from kvstore.placement.cluster_map import ClusterMap, Node, Primary, Replica, Shard, at_home, first_map
 from kvstore.replication.beats import Drop, Make
 from kvstore.replication.copy import StoreCopy
@@ -132,6 +132,25 @@ async def test_an_empty_copy_on_its_shards_home_is_a_copy_again_after_a_crash(
     assert opened.copy.identity == made
     assert opened.copy.engine.identity.store_id == STORE_ID
     await opened.close()
+
+
+async def test_an_empty_copy_whose_id_is_damaged_is_refused_as_damaged_and_not_as_a_store_that_is_behind(
+    tmp_path: Path,
+) -> None:
+    """Who is told that it is behind would look for a newer backup; the copy needs none."""
+    folder = folder_of(tmp_path, "s1")
+    await (await folder.make_copy("s1", STORE_ID, PARTITIONS)).close()
+    path = tmp_path / "shard-s1.id"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+    async def told(_: str) -> ToldBefore:
+        return ToldBefore(40)
+
+    with pytest.raises(ForeignData, match="are copied from there") as refused:
+        await folder.open("s1", PARTITIONS, told)
+    assert is_damage(refused.value)
 
 
 async def _dies(*_: object) -> NoReturn:

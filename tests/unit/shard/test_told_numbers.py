@@ -268,6 +268,21 @@ async def test_a_store_that_is_stopped_in_order_tells_the_number_of_its_last_rec
     await store.close()
 
 
+@pytest.mark.parametrize("after_turns", range(1, 6))
+async def test_the_end_of_a_store_that_is_broken_off_leaves_no_work_that_uses_its_files(
+    path: Path, numbers: ToldNumbers, after_turns: int
+) -> None:
+    """Who ends it closes the files next."""
+    store = await open_store(path, numbers)
+    ending = asyncio.create_task(StoreEnd(store).close())
+    for _ in range(after_turns):
+        await asyncio.sleep(0)
+    ending.cancel()
+    await asyncio.gather(ending, return_exceptions=True)
+    names = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]
+    assert "Store._guard" not in names
+
+
 # --- what was never received ------------------------------------------------------------------------------------------
 
 

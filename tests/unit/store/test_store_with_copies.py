@@ -28,7 +28,7 @@ from kvstore.storage.engine import Application, Engine, Identity
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.segments import Position
 from kvstore.storage.sync_pace import SyncPace
-from kvstore.store import pipeline
+from kvstore.store import gathering
 from kvstore.store.opening import open_files
 from kvstore.store.replicas import Replicating
 from kvstore.store.store import Store
@@ -267,7 +267,8 @@ async def test_what_comes_while_a_record_is_on_its_way_to_copies_is_one_batch(tm
 async def test_clients_that_work_at_once_are_waited_for_a_moment_and_share_the_next_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_GATHER_S", 60.0)  # ends before, when as many have come as there were
+    for bound in ("_WINDOW_S_MAX", "_FIRST_COMMIT_S", "_QUIET_S"):
+        monkeypatch.setattr(gathering, bound, 60.0)  # ends before, when as many have come as there were
     async with primary(tmp_path) as one:
         await one.make_copy("n2")
         await one.in_sync("n2")
@@ -280,7 +281,9 @@ async def test_clients_that_work_at_once_are_waited_for_a_moment_and_share_the_n
         third = one.put("c")
         assert [(await each.answer()).status for each in (second, third)] == [201, 201]
         assert one.store.tables.log.last.number == number + 1
-        assert (await one.put("d").answer()).status == 201, "one that works alone waits for no other"
+        fourth, fifth = one.put("d"), one.put("e")
+        assert [(await each.answer()).status for each in (fourth, fifth)] == [201, 201]
+        assert one.store.tables.log.last.number == number + 2
 
 
 async def test_nothing_is_sent_to_a_copy_before_the_map_that_names_it_is_durable(tmp_path: Path) -> None:

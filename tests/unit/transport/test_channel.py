@@ -35,10 +35,8 @@ from kvstore.protocol import (
     decode_requests,
     encode_frame,
 )
-from kvstore.transport import link as link_module
 from kvstore.transport.channel import Channel, Connection
 from kvstore.transport.sessions import ADOPT, IS_STRANGER, ClusterSession
-from loadtest.cluster.processes import free_ports
 
 MIB = 1 << 20
 WAIT_S = 60.0
@@ -296,7 +294,7 @@ async def test_writes_that_never_left_are_unavailable_and_do_not_leave_later(far
     far.reads = False
     channel = await connect(frame_bytes_max=MIB)
     futures = [channel.request(Put(0, f"key-{number:02}", b"v" * MIB)) for number in range(40)]
-    await until(lambda: channel._link._sent_up_to > 1)
+    await until(lambda: channel._link.under_way.sent_up_to > 1)
     await asyncio.sleep(0.05)
     far.reads = True
     far.hang_up()
@@ -329,7 +327,7 @@ async def test_it_goes_on_trying_until_the_shard_is_there(far: Any) -> None:
         late = Channel("s1", "http://127.0.0.1:9", Limits(reconnect_wait_s_max=0.02), session)
         await asyncio.sleep(0.05)
         assert not late.connected
-        late._link.url = f"http://127.0.0.1:{port}"
+        late._link._dialer._url = f"http://127.0.0.1:{port}"
         await until(lambda: late.connected)
         await late.close()
 
@@ -430,7 +428,7 @@ def no_file_left() -> Iterator[None]:
 async def test_a_process_that_may_open_no_more_files_says_so_once_and_when_it_is_over(
     far: Any, connect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "kvstore.transport.link")
+    caplog.set_level(logging.INFO, "kvstore.transport.dialing")
     with no_file_left():
         channel = await connect(wait=False)
         await until(lambda: caplog.text)
@@ -441,19 +439,6 @@ async def test_a_process_that_may_open_no_more_files_says_so_once_and_when_it_is
     assert "Too many open files" in lost
     assert "raise the limit of open files" in lost
     assert found == f"shard s1 at {far.url} is reached again"
-
-
-async def test_an_outage_is_told_when_it_lasts_and_not_before(
-    far: Any, connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caplog.set_level(logging.INFO, "kvstore.transport.link")
-    far.url = f"http://127.0.0.1:{free_ports(1)[0]}"
-    await connect(wait=False)
-    await asyncio.sleep(0.2)
-    assert caplog.messages == []
-    monkeypatch.setattr(link_module, "_OUTAGE_TOLD_S", 0.0)
-    await until(lambda: caplog.messages)
-    assert caplog.messages[0].startswith(f"shard s1 at {far.url} cannot be reached: ")
 
 
 # --- time-outs --------------------------------------------------------------------------------------------------------

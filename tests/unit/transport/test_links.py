@@ -128,7 +128,7 @@ async def test_a_shard_that_was_at_the_address_before_does_not_keep_its_successo
 async def test_a_new_channel_to_an_address_that_was_tried_in_vain_is_not_kept_waiting(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvstore.transport.link._FIRST_PAUSE_S", 1000.0)
+    monkeypatch.setattr("kvstore.transport.dialing._FIRST_PAUSE_S", 1000.0)
     async with aiohttp.ClientSession() as session:
         links = Links(LIMITS, session, ClusterSession())
         former = Channel("s-none", node.url, LIMITS, session, "none", links=links)

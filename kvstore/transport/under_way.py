@@ -1,0 +1,107 @@
+"""Operations under way to one node: what they count for, and what becomes of each one that gets no answer.
+
+Owns: those that wait, by their ids, and their bytes.
+Promises: pure but for the futures. Every operation gets exactly one outcome. Without an answer a write that left is of
+unknown outcome; of anything else nothing was done.
+Leaves to others: bounds, ids and deadlines (`link`), messages on their way (`outbox`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from kvstore.config import Limits
+from kvstore.errors import KvError, OutcomeUnknown, Unavailable
+from kvstore.protocol import Answer, Reply
+
+GET_BYTES = 64
+_MEAN_SHIFT = 3  # each value counts for an eighth of the mean
+
+
+class Addressee(Protocol):
+    """A channel, as its link sees it. `store_id` empty: whichever store the node serves under that shard's id."""
+
+    shard_id: str
+    store_id: str
+    answered: bool
+
+
+class Pending(msgspec.Struct, frozen=True):
+    future: asyncio.Future[Any]
+    is_write: bool
+    size: int
+    deadline_s: float
+    channel: Addressee
+
+
+class UnderWay:
+    """The link adds to `ops` and `bytes` by itself: a call for each message would cost more than that."""
+
+    def __init__(self) -> None:
+        self.ops: dict[int, Pending] = {}
+        self.bytes = 0
+        self.mean_value_bytes = 0  # of the values that gets brought lately
+        self.sent_up_to = 0  # the last id that has left
+
+    def count(self, channel: Addressee) -> int:
+        """How many of that channel wait for their answers."""
+        return sum(waiting.channel is channel for waiting in self.ops.values())
+
+    def of(self, channel: Addressee) -> list[int]:
+        """The ids of that channel's."""
+        return [op_id for op_id, waiting in self.ops.items() if waiting.channel is channel]
+
+    def late(self, now_s: float) -> list[int]:
+        """The ids of those that should have been answered by now."""
+        return [op_id for op_id, waiting in self.ops.items() if waiting.deadline_s <= now_s]
+
+    def note_sent(self, messages: Sequence[Any]) -> None:
+        """These leave now, in the order of their ids."""
+        self.sent_up_to = messages[-1].id
+
+    def take(self, replies: Sequence[Reply]) -> None:
+        """The answers of one frame."""
+        ops, freed = self.ops, 0
+        for reply in replies:
+            waiting = ops.pop(reply.id, None)
+            if waiting is not None:
+                freed += waiting.size
+                waiting.channel.answered = True
+                if type(reply) is Answer and reply.value is not None:
+                    self.mean_value_bytes += (len(reply.value) - self.mean_value_bytes) >> _MEAN_SHIFT
+                if not waiting.future.done():
+                    waiting.future.set_result(reply)
+        self.bytes -= freed
+
+    def fail(self, op_ids: Collection[int], what: str) -> None:
+        """What became of their shard instead of an answer."""
+        for op_id in op_ids:
+            waiting = self.ops.pop(op_id)
+            self.bytes -= waiting.size
+            if not waiting.future.done():
+                waiting.future.set_exception(self._lost(op_id, waiting, what))
+                waiting.future.exception()  # looked at once here, else asyncio complains of those never awaited
+
+    def fail_all(self, what: str) -> None:
+        self.fail(list(self.ops), what)
+
+    def _lost(self, op_id: int, waiting: Pending, what: str) -> KvError:
+        if waiting.is_write and op_id <= self.sent_up_to:
+            return OutcomeUnknown(f"shard {waiting.channel.shard_id} {what} before it answered")
+        return unavailable(waiting.channel, what)
+
+
+def page_bytes(scan: Any, limits: Limits) -> int:
+    """What the page that a `Scan` asks for may bring."""
+    if not scan.values:
+        return 0
+    item_bytes_max = (scan.value_bytes_max or limits.value_bytes_max) + limits.key_bytes_max
+    return int(min(scan.limit * item_bytes_max, scan.bytes_max or limits.page_bytes_max))
+
+
+def unavailable(channel: Addressee, what: str) -> Unavailable:
+    return Unavailable(f"shard {channel.shard_id} {what}", shard=channel.shard_id, retry_after_ms=1000)
