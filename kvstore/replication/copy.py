@@ -427,7 +427,6 @@ class StoreCopy:
 
     async def snapshot_begins(self, named: Session, of: Applied) -> bool:
         """Replace log and file by an empty store as of that position; False: it is not taken.
-
         Pages of rows follow. `of`: what the primary's engine stood for when it began to read. Raises LogFailed,
         OSError.
         """
