@@ -3,7 +3,7 @@ Its document, and what is under way in memory, as of one map.
 
 Owns: putting both together.
 Promises: nothing of a change that the document shows as moved is missing from its figures.
-Leaves to others: the form of what is told (`change_report`), HTTP (`app`).
+Leaves to others: the form of what is told (`change_report`), HTTP (`routes`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The cached cluster map of a router: which channel leads to the owner of each partition; waiting for a newer one.
+"""The cached cluster map of a router: which channel leads to each partition's owner; waiting for a newer map.
 
 Owns: when a newer map is taken over.
 Promises: a new member's channel is open before its first partition is asked for there. Holds no state worth keeping.

@@ -35,7 +35,7 @@ class Gathering:
         self._enough = 0
         self._decided = 0
         self._awaited = sys.maxsize
-        self._is_enough = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None
 
     def note_commit(self, seconds: float) -> None:
         """From its batch on a record took that long until it was on every disk that is waited for."""
@@ -54,7 +54,7 @@ class Gathering:
     def note_queued(self, count: int) -> None:
         """An operation is queued; so many are now."""
         if count >= self._awaited:
-            self._is_enough.set()
+            _end(self._waiting)
 
     async def wait(self) -> None:
         """Until enough operations are queued, the time is over, or no more come."""
@@ -63,8 +63,12 @@ class Gathering:
             left_s = self._ends_s - self._environment.monotonic_s()
             if left_s <= 0:
                 break
-            self._is_enough.clear()
-            await self._environment.wait_for(self._is_enough.wait(), min(_QUIET_S, left_s))
+            self._waiting = waiting = asyncio.get_running_loop().create_future()
+            timer = self._environment.call_later(min(_QUIET_S, left_s), _end, waiting)
+            try:
+                await waiting
+            finally:
+                timer.cancel()
             if self._queued() == count:
                 break
         self._awaited = sys.maxsize
@@ -72,4 +76,9 @@ class Gathering:
     def stop(self) -> None:
         """Something has come that must not wait."""
         self._ends_s = 0.0
-        self._is_enough.set()
+        _end(self._waiting)
+
+
+def _end(waiting: asyncio.Future[None] | None) -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)

@@ -12,14 +12,13 @@ import asyncio
 import contextlib
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from psutil import Process
 
 from loadtest.cluster import processes
-from loadtest.cluster.processes import Pid
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 60.0
@@ -53,10 +52,9 @@ class LocalCluster:
         self.limits = limits or {}
         self.url = ""
         self.urls: list[str] = []
-        self.ready_s = 0.0
         self.up: asyncio.subprocess.Process | None = None
         self._drain: asyncio.Task[None] | None = None
-        self._seen: set[Pid] = set()
+        self._seen: set[Process] = set()
 
     async def __aenter__(self) -> Self:
         try:
@@ -70,12 +68,11 @@ class LocalCluster:
         await self.stop()
 
     async def start(self) -> None:
-        """Start `kvstore up` and wait for its `ready:` line, which tells of the first router; sets `url`, `urls`
-        and `ready_s`. Raises RuntimeError."""
+        """Start `kvstore up` and wait for its `ready:` line, which tells of the first router; sets `url` and `urls`.
+        Raises RuntimeError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.config.exists():
             self.config.write_text(self._yaml(), encoding="utf-8")
-        began = time.monotonic()
         command = [sys.executable, "-m", "kvstore", "up", "--config", str(self.config)]
         self.up = await processes.start(command, self.log, cwd=REPOSITORY, pipe=True)
         try:
@@ -84,7 +81,6 @@ class LocalCluster:
             raise RuntimeError(f"kvstore up: {error}\n{processes.tail(self.log)}") from None
         routers = yaml.safe_load(self.config.read_text(encoding="utf-8"))["routers"]
         self.urls = [f"http://{router['listen']}" for router in routers]
-        self.ready_s = time.monotonic() - began
         self._drain = asyncio.create_task(self._read_on(self.up))
 
     async def stop(self) -> None:
@@ -92,7 +88,7 @@ class LocalCluster:
         if self.up is not None:
             await processes.end(self.up)
             self.up = None
-        for process in await processes.wait_gone(sorted(self._seen), _ORPHANS_TIMEOUT_S):
+        for process in await processes.wait_gone(list(self._seen), _ORPHANS_TIMEOUT_S):
             processes.send_signal(process, signal.SIGKILL)
         self._seen.clear()
         if self._drain is not None:
@@ -101,10 +97,10 @@ class LocalCluster:
                 await self._drain
             self._drain = None
 
-    def pids(self) -> dict[str, Pid]:
+    def pids(self) -> dict[str, Process]:
         """The running processes by name (`router-0`, `controller-0`, `shard-s1`, …), from `<data_dir>/run/*.pid`."""
         family = {process.pid: process for process in self.family()}
-        found: dict[str, Pid] = {}
+        found: dict[str, Process] = {}
         for file in sorted((self.data_dir / "run").glob("*.pid")):
             with contextlib.suppress(OSError, ValueError):
                 pid = int(file.read_text(encoding="utf-8"))
@@ -112,7 +108,7 @@ class LocalCluster:
                     found[file.stem] = family[pid]
         return found
 
-    def family(self) -> list[Pid]:
+    def family(self) -> list[Process]:
         """`up` and all its descendants that run now, `up` first."""
         found = processes.tree(self.up.pid) if self.up is not None else []
         self._seen.update(found)

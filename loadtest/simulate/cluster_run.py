@@ -21,13 +21,14 @@ from kvstore import failpoints
 from kvstore.shard import copy_wires
 from kvstore.store import refusals
 from loadtest.histories.verdict import CLOSING, OPENING, judge
+from loadtest.simulate.changes import remove_gone
 from loadtest.simulate.cluster import Cluster, Errors
 from loadtest.simulate.cluster_clients import CLIENTS, Client, History
 from loadtest.simulate.cluster_faults import ONLY_WITH_COPIES, USUAL, Fault, Nemesis, draw
 from loadtest.simulate.ending import check_copies, is_replicated
 from loadtest.simulate.loop import Hang, SimulatedLoop
-from loadtest.simulate.run import Result
 from loadtest.simulate.store_invariants import Violation
+from loadtest.simulate.store_run import Result
 from loadtest.workloads.judged import Judged, closing, opening
 
 _FORM_S = 60.0  # simulated, in which a cluster without faults must be there
@@ -176,7 +177,8 @@ class _Simulation:
             await asyncio.sleep(0.1)
 
     async def _end(self) -> None:
-        while not is_replicated(self.cluster.view):  # noqa: ASYNC110 (it asks again)
+        while not is_replicated(self.cluster.view):
+            await remove_gone(self.cluster)
             await asyncio.sleep(0.1)
         check_copies(self.cluster.view)
         self._loop.note("all copies are in sync, and alike")

@@ -34,15 +34,10 @@ MAY_BE_LARGE = {"kvstore/client/client.py: Client"}  # one method for each call 
 LARGER = {
     "kvstore/controller/mover.py: Mover",
     "kvstore/replication/copy.py: StoreCopy",
-    "kvstore/replication/copy_link.py: CopyLink",
-    "kvstore/replication/sender.py: Sender",
     "kvstore/shard/node_stores.py: NodeStores",
     "kvstore/shard/receiver.py: Receiver",
     "kvstore/shard/resident.py: Resident",
-    "loadtest/cluster/proxied.py: End",
-    "loadtest/cluster/proxy.py: Proxy",
     "loadtest/simulate/loop.py: SimulatedLoop",
-    "loadtest/simulate/machine.py: Machine",
 }
 FIRST_LINE_WORDS_MAX = 20
 SAME_FLOOR_MAY = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,8 @@ from kvstore.store.gathering import Gathering
 class Clock(Environment):
     """Each wait that is not ended is over at once, and that much later; `comes` says what comes during it."""
 
+    gathering: Gathering
+
     def __init__(self) -> None:
         self.now_s = 100.0
         self.waited_s: list[float] = []
@@ -23,21 +27,16 @@ class Clock(Environment):
     def monotonic_s(self) -> float:
         return self.now_s
 
-    async def wait_for(self, event: object, seconds: float) -> bool:
-        waiting = asyncio.ensure_future(event)  # type: ignore[arg-type]
-        await asyncio.sleep(0)
+    def call_later(self, delay_s: float, function: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
+        """The wait that begins now."""
         for _ in range(self.comes.pop(0) if self.comes else 0):
             self.queue.append(0)
             self.gathering.note_queued(len(self.queue))
-        await asyncio.sleep(0)
-        came = waiting.done()
-        waiting.cancel()
-        if not came:
-            self.now_s += seconds
-            self.waited_s.append(seconds)
-        return came
-
-    gathering: Gathering
+        (waiting,) = args
+        if not waiting.done():
+            self.now_s += delay_s
+            self.waited_s.append(delay_s)
+        return super().call_later(0, function, *args)
 
 
 def gathering_with(queued: int, comes: list[int], commit_s: float = 1.0) -> tuple[Gathering, Clock]:
