@@ -79,6 +79,8 @@ class _State:
 
 
 class Receiver:
+    """The moves to this shard that the controller has asked for."""
+
     def __init__(self, shard_id: str, store: Store, peers: Peers, limits: Limits) -> None:
         self._shard_id = shard_id
         self._store = store
@@ -92,7 +94,7 @@ class Receiver:
         self.drop_what_is_over()
         move = next((move for move in self._peers.cluster_map.moves if move.id == request.move), None)
         if move is None or move.to != self._shard_id:
-            raise Conflict(f"the move {request.move} to shard {self._shard_id} does not stand", retry_after_ms=50)
+            raise Conflict(f"the move {request.move} to shard {self._shard_id} does not stand.", retry_after_ms=50)
         state = self._moves.get(move.id)
         if state is None:
             state = self._moves[move.id] = _State()
@@ -231,7 +233,7 @@ class Receiver:
         pull = Pull(0, move.partitions, sequence, -1, self._limits.move_page_rows_max)
         page = await self._ask(move, state, pull, Rows)
         if page.floor > sequence:
-            raise Conflict("deletions that the copy may have missed are forgotten: it begins again")
+            raise Conflict("deletions that the copy may have missed are forgotten: it begins again.")
         return page
 
     async def _take(self, move: Move, state: _State, rows: list[MovedRow]) -> None:
@@ -301,7 +303,7 @@ class Receiver:
                 if isinstance(reply, Rows):
                     state.source_is_busy = reply.busy
                 return reply
-            refusal = from_problem(reply.problem or {}) if isinstance(reply, Answer) else Conflict("an odd reply")
+            refusal = from_problem(reply.problem or {}) if isinstance(reply, Answer) else Conflict("an odd reply.")
             if not isinstance(refusal, TooManyRequests | Unavailable):
                 raise refusal
             await asyncio.sleep(_RETRY_S)
