@@ -22,12 +22,12 @@ from loadtest.cluster.local import REPOSITORY
 Result = TypeVar("Result")
 
 
-class Several(click.ParamType):
+class Several(click.ParamType):  # type: ignore[type-arg]
     """The type of an option that is a list of `kind`, separated by commas, each once."""
 
     name = "list"
 
-    def __init__(self, kind: click.ParamType) -> None:
+    def __init__(self, kind: click.ParamType[Any]) -> None:
         self._kind = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
